@@ -1,1 +1,38 @@
-//! octollm-core.
+//! The ideas of octollm, without I/O.
+pub mod contract;
+
+#[doc(hidden)]
+pub mod __private {
+    //! What the derive macros write against; not for people.
+    pub use garde;
+    pub use schemars;
+    pub use serde_json;
+
+    pub use crate::contract::{ContractSpec, NoChunk, TaskContract, Violations};
+
+    /// Chooses, for a contract without validation rules of its own, between its `Validate` and nothing at all.
+    #[derive(Debug)]
+    pub struct Checked<'a, T>(pub &'a T);
+
+    /// The choice for types that implement `Validate`.
+    pub trait CheckedByValidate {
+        fn octollm_check(&self) -> Result<(), Violations>;
+    }
+
+    /// The choice for all others.
+    pub trait Unchecked {
+        fn octollm_check(&self) -> Result<(), Violations>;
+    }
+
+    impl<T: garde::Validate<Context = ()>> CheckedByValidate for Checked<'_, T> {
+        fn octollm_check(&self) -> Result<(), Violations> {
+            self.0.validate().map_err(Violations::from)
+        }
+    }
+
+    impl<T> Unchecked for &Checked<'_, T> {
+        fn octollm_check(&self) -> Result<(), Violations> {
+            Ok(())
+        }
+    }
+}

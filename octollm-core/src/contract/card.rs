@@ -1,0 +1,135 @@
+//! What an arm tells about a contract it serves.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::{ContractRef, ContractSpec, NoChunk, TaskContract};
+
+/// A contract as an arm's card shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContractCard {
+    /// `code.validate`
+    pub name: String,
+    /// 1 unless told.
+    #[serde(default = "first_version")]
+    pub version: u32,
+    /// Changes when a schema changes: see [`fingerprint`]. Empty where the arm does not tell.
+    #[serde(default)]
+    pub fingerprint: String,
+    /// The route on the arm's server.
+    pub path: String,
+    /// The scope a caller's token needs.
+    #[serde(default)]
+    pub scope: String,
+    /// Whether running it twice does no more than running it once.
+    #[serde(default)]
+    pub idempotent: bool,
+    /// How long one execution may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// One sentence about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub summary: String,
+    /// JSON Schema of the input.
+    #[serde(default)]
+    pub input_schema: Value,
+    /// JSON Schema of the output.
+    #[serde(default)]
+    pub output_schema: Value,
+    /// JSON Schema of what is streamed; null where nothing is.
+    #[serde(default)]
+    pub chunk_schema: Value,
+}
+
+fn first_version() -> u32 {
+    1
+}
+
+impl ContractCard {
+    /// The card of `C`.
+    pub fn of<C: TaskContract>() -> Self {
+        let ContractSpec { name, version, path, scope, timeout, idempotent, summary } = C::SPEC;
+        let input_schema = closed(schemars::schema_for!(C).to_value());
+        let output_schema =
+            schemars::SchemaGenerator::new(schemars::generate::SchemaSettings::default().for_serialize())
+                .into_root_schema_for::<C::Output>()
+                .to_value();
+        let streams = std::any::TypeId::of::<C::Chunk>() != std::any::TypeId::of::<NoChunk>();
+        let chunk_schema = if streams { schemars::schema_for!(C::Chunk).to_value() } else { Value::Null };
+        Self {
+            name: name.into(),
+            version,
+            fingerprint: fingerprint(&[&input_schema, &output_schema, &chunk_schema]),
+            path: path.into(),
+            scope: scope.into(),
+            idempotent,
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            summary: summary.into(),
+            input_schema,
+            output_schema,
+            chunk_schema,
+        }
+    }
+
+    /// Name and version; `None` where a foreign card names no contract.
+    pub fn reference(&self) -> Option<ContractRef> {
+        ContractRef::new(&*self.name, self.version).ok()
+    }
+}
+
+/// Servers refuse fields that an input does not have; the schema says so.
+fn closed(mut schema: Value) -> Value {
+    if let Some(object) = schema.as_object_mut()
+        && object.contains_key("properties")
+        && !["additionalProperties", "allOf", "anyOf", "oneOf", "$ref"]
+            .iter()
+            .any(|key| object.contains_key(*key))
+    {
+        object.insert("additionalProperties".into(), Value::Bool(false));
+    }
+    schema
+}
+
+/// 32 hexadecimal digits that tell whether two parties mean the same schemas.
+///
+/// Taken from the schemas in canonical form, without titles and descriptions: better words are no drift. The first
+/// half of their SHA-256.
+pub fn fingerprint(schemas: &[&Value]) -> String {
+    let mut digest = Sha256::new();
+    for schema in schemas {
+        digest.update(canonical(schema, true).to_string());
+        digest.update([0]);
+    }
+    hex(&digest.finalize()[..16])
+}
+
+/// The same value with sorted keys, whatever map serde_json was built with.
+pub(crate) fn canonical(value: &Value, without_prose: bool) -> Value {
+    match value {
+        Value::Object(object) => {
+            let mut entries: Vec<_> = object
+                .iter()
+                .filter(|(key, value)| {
+                    !(without_prose
+                        && value.is_string()
+                        && matches!(key.as_str(), "title" | "description" | "$schema"))
+                })
+                .map(|(key, value)| (key.clone(), canonical(value, without_prose)))
+                .collect();
+            entries.sort_by(|a, b| a.0.cmp(&b.0));
+            Value::Object(entries.into_iter().collect::<Map<_, _>>())
+        }
+        Value::Array(items) => {
+            Value::Array(items.iter().map(|item| canonical(item, without_prose)).collect())
+        }
+        scalar => scalar.clone(),
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

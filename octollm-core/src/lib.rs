@@ -1,5 +1,21 @@
 //! The ideas of octollm, without I/O.
+// A module uses only what stands before it here.
+pub mod id;
+pub mod budget;
+pub mod deadline;
+pub mod trace;
 pub mod contract;
+pub mod card;
+pub mod error;
+pub mod json;
+pub mod update;
+pub mod parts;
+pub mod transport;
+pub mod context;
+pub mod arm;
+pub mod dispatcher;
+
+pub use self::{arm::Arm, context::Context};
 
 #[doc(hidden)]
 pub mod __private {

@@ -1,1 +1,3 @@
-//! octollm-http.
+//! The wire of octollm: servers and clients for task contracts over HTTP.
+// A module uses only what stands before it here; `client` and `server` never import each other.
+pub mod wire;

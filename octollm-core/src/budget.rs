@@ -1,0 +1,319 @@
+//! What a piece of work may use up, and what it did.
+
+use std::{
+    fmt,
+    str::FromStr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// An amount of money, exact to a billionth of a US dollar.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cost {
+    nano_dollars: u64,
+}
+
+const NANO: u64 = 1_000_000_000;
+
+impl Cost {
+    /// Nothing.
+    pub const ZERO: Self = Self { nano_dollars: 0 };
+
+    /// So many billionths of a dollar.
+    pub const fn from_nano_dollars(nano_dollars: u64) -> Self {
+        Self { nano_dollars }
+    }
+
+    /// So many dollars, rounded to the nearest billionth.
+    ///
+    /// # Errors
+    /// [`InvalidBudget`] for NaN, a negative amount, or more than 18 billion dollars.
+    pub fn from_dollars(dollars: f64) -> Result<Self, InvalidBudget> {
+        let nano_dollars = dollars * NANO as f64;
+        if !(0.0..1.8e19).contains(&nano_dollars) {
+            return Err(InvalidBudget);
+        }
+        Ok(Self { nano_dollars: nano_dollars.round() as u64 })
+    }
+
+    /// In dollars, for display and JSON.
+    pub fn dollars(self) -> f64 {
+        self.nano_dollars as f64 / NANO as f64
+    }
+
+    /// In billionths of a dollar.
+    pub const fn nano_dollars(self) -> u64 {
+        self.nano_dollars
+    }
+}
+
+/// Dollars with as many digits as needed: `0.25`.
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, part) = (self.nano_dollars / NANO, self.nano_dollars % NANO);
+        if part == 0 {
+            return write!(f, "{whole}");
+        }
+        write!(f, "{whole}.{}", format!("{part:09}").trim_end_matches('0'))
+    }
+}
+
+impl fmt::Debug for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "${self}")
+    }
+}
+
+impl FromStr for Cost {
+    type Err = InvalidBudget;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        if !digits(whole) || !digits(part) {
+            return Err(InvalidBudget);
+        }
+        // Digits beyond the ninth are below what is counted: a limit only shrinks by leaving them out.
+        let part = format!("{part:0<9}");
+        let whole: u64 = whole.parse().map_err(|_| InvalidBudget)?;
+        let part: u64 = part[..9].parse().map_err(|_| InvalidBudget)?;
+        whole
+            .checked_mul(NANO)
+            .and_then(|nano| nano.checked_add(part))
+            .map(Self::from_nano_dollars)
+            .ok_or(InvalidBudget)
+    }
+}
+
+impl Serialize for Cost {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.dollars())
+    }
+}
+
+impl<'de> Deserialize<'de> for Cost {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_dollars(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What was used up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens read and written by models.
+    pub tokens: u64,
+    /// What they cost.
+    pub cost: Cost,
+}
+
+impl Usage {
+    /// Tokens that cost nothing.
+    pub const fn tokens(tokens: u64) -> Self {
+        Self { tokens, cost: Cost::ZERO }
+    }
+
+    /// Both together; at the end of the range it stays there.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.saturating_add(other.tokens),
+            cost: Cost::from_nano_dollars(self.cost.nano_dollars.saturating_add(other.cost.nano_dollars)),
+        }
+    }
+}
+
+/// How much may still be used up. `None` is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Tokens left.
+    pub tokens: Option<u64>,
+    /// Money left.
+    pub cost: Option<Cost>,
+}
+
+impl Budget {
+    /// No limit at all.
+    pub const UNLIMITED: Self = Self { tokens: None, cost: None };
+
+    /// So many tokens, and any cost.
+    pub const fn tokens(tokens: u64) -> Self {
+        Self { tokens: Some(tokens), cost: None }
+    }
+
+    /// What is left after `usage`; never below zero.
+    #[must_use]
+    pub fn after(self, usage: Usage) -> Self {
+        let cost =
+            |left: Cost| Cost::from_nano_dollars(left.nano_dollars.saturating_sub(usage.cost.nano_dollars));
+        Self { tokens: self.tokens.map(|left| left.saturating_sub(usage.tokens)), cost: self.cost.map(cost) }
+    }
+
+    /// The narrower of both, each dimension for itself.
+    #[must_use]
+    pub fn within(self, other: Self) -> Self {
+        Self { tokens: narrower(self.tokens, other.tokens), cost: narrower(self.cost, other.cost) }
+    }
+
+    /// Whether a limit has been reached: nothing more may start.
+    pub fn is_exhausted(self) -> bool {
+        self.tokens == Some(0) || self.cost == Some(Cost::ZERO)
+    }
+
+    /// Whether nothing is limited.
+    pub fn is_unlimited(self) -> bool {
+        self == Self::UNLIMITED
+    }
+}
+
+fn narrower<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// The header form: `tokens=100;cost_usd=0.5`; empty without limits.
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.tokens, self.cost) {
+            (Some(tokens), Some(cost)) => write!(f, "tokens={tokens};cost_usd={cost}"),
+            (Some(tokens), None) => write!(f, "tokens={tokens}"),
+            (None, Some(cost)) => write!(f, "cost_usd={cost}"),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// Reads the header form. Names it does not know are passed over, so that later ones can be added.
+impl FromStr for Budget {
+    type Err = InvalidBudget;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut budget = Self::UNLIMITED;
+        for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+            let (name, value) = part.split_once('=').ok_or(InvalidBudget)?;
+            let twice = match name {
+                "tokens" => {
+                    if value.is_empty() || !value.bytes().all(|b| b.is_ascii_digit()) {
+                        return Err(InvalidBudget);
+                    }
+                    budget.tokens.replace(value.parse().map_err(|_| InvalidBudget)?).is_some()
+                }
+                "cost_usd" => budget.cost.replace(value.parse()?).is_some(),
+                _ => false,
+            };
+            if twice {
+                return Err(InvalidBudget);
+            }
+        }
+        Ok(budget)
+    }
+}
+
+/// An amount that is negative, not a number, out of range, or given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid budget, such as `tokens=1000;cost_usd=0.5`")]
+pub struct InvalidBudget;
+
+/// A spent budget: see [`Context::spend`](crate::Context::spend).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the budget is used up")]
+pub struct BudgetExhausted;
+
+/// Counts what one piece of work uses, from any number of threads.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    tokens: AtomicU64,
+    nano_dollars: AtomicU64,
+}
+
+impl Ledger {
+    pub(crate) fn add(&self, usage: Usage) {
+        let add = |counter: &AtomicU64, amount: u64| {
+            if amount > 0 {
+                let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sum| {
+                    Some(sum.saturating_add(amount))
+                });
+            }
+        };
+        add(&self.tokens, usage.tokens);
+        add(&self.nano_dollars, usage.cost.nano_dollars);
+    }
+
+    pub(crate) fn used(&self) -> Usage {
+        Usage {
+            tokens: self.tokens.load(Ordering::Relaxed),
+            cost: Cost::from_nano_dollars(self.nano_dollars.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn budgets() -> impl Strategy<Value = Budget> {
+        (any::<Option<u64>>(), any::<Option<u64>>())
+            .prop_map(|(tokens, nano)| Budget { tokens, cost: nano.map(Cost::from_nano_dollars) })
+    }
+
+    fn usages() -> impl Strategy<Value = Usage> {
+        (any::<u64>(), any::<u64>())
+            .prop_map(|(tokens, nano)| Usage { tokens, cost: Cost::from_nano_dollars(nano) })
+    }
+
+    /// No limit counts as more than any.
+    fn wider_or_equal(a: Budget, b: Budget) -> bool {
+        let key = |x: Option<u64>| x.map_or(u128::MAX, u128::from);
+        key(a.tokens) >= key(b.tokens)
+            && key(a.cost.map(Cost::nano_dollars)) >= key(b.cost.map(Cost::nano_dollars))
+    }
+
+    proptest! {
+        #[test]
+        fn header_form_round_trips(budget in budgets()) {
+            prop_assert_eq!(budget.to_string().parse::<Budget>().unwrap(), budget);
+        }
+
+        #[test]
+        fn a_budget_only_shrinks(budget in budgets(), other in budgets(), usage in usages()) {
+            prop_assert!(wider_or_equal(budget, budget.after(usage)));
+            prop_assert!(wider_or_equal(budget, budget.within(other)));
+            prop_assert_eq!(budget.within(other), other.within(budget));
+        }
+
+        #[test]
+        fn using_in_two_parts_is_using_at_once(budget in budgets(), a in usages(), b in usages()) {
+            prop_assert_eq!(budget.after(a).after(b), budget.after(a.plus(b)));
+        }
+
+        #[test]
+        fn any_header_is_read_or_refused(text in "\\PC{0,40}") {
+            let _ = text.parse::<Budget>();
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_amount() {
+        for text in [
+            "tokens=-1",
+            "tokens=",
+            "tokens=1e3",
+            "cost_usd=NaN",
+            "cost_usd=-0.1",
+            "cost_usd=1.",
+            "tokens",
+            "tokens=1;tokens=2",
+            "tokens=18446744073709551616",
+            "cost_usd=99999999999999",
+        ] {
+            assert!(text.parse::<Budget>().is_err(), "{text}");
+        }
+        for dollars in [f64::NAN, f64::INFINITY, -0.01, 1e300] {
+            assert!(Cost::from_dollars(dollars).is_err(), "{dollars}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What an arm tells about itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::contract::{ContractCard, ContractRef};
+
+/// An arm's card: who it is, and the contracts it serves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ArmCard {
+    /// `judge`
+    pub arm_id: String,
+    /// A name for people.
+    #[serde(default)]
+    pub name: String,
+    /// What it is for.
+    #[serde(default)]
+    pub description: String,
+    /// The arm's own version.
+    #[serde(default)]
+    pub version: String,
+    /// The contracts it serves, by name.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// 1 (cheap) to 5 (dear).
+    #[serde(default = "middle_tier")]
+    pub cost_tier: u8,
+    /// Where it can be reached, as far as it knows.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// How it is.
+    #[serde(default)]
+    pub status: ArmStatus,
+    /// The contracts it serves, in full.
+    #[serde(default)]
+    pub contracts: Vec<ContractCard>,
+}
+
+fn middle_tier() -> u8 {
+    3
+}
+
+impl ArmCard {
+    /// The card of an arm that serves nothing yet.
+    pub fn new(arm_id: impl Into<String>) -> Self {
+        let arm_id = arm_id.into();
+        let mut name = arm_id.clone();
+        if let Some(first) = name.get_mut(..1) {
+            first.make_ascii_uppercase();
+        }
+        Self {
+            arm_id,
+            name,
+            description: String::new(),
+            version: String::new(),
+            capabilities: Vec::new(),
+            cost_tier: middle_tier(),
+            endpoint: None,
+            status: ArmStatus::default(),
+            contracts: Vec::new(),
+        }
+    }
+
+    /// The card of one contract it serves.
+    pub fn contract(&self, contract: &ContractRef) -> Option<&ContractCard> {
+        self.contracts.iter().find(|card| card.name == contract.name() && card.version == contract.version())
+    }
+}
+
+/// How an arm is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ArmStatus {
+    /// All is well.
+    #[default]
+    Healthy,
+    /// It works, but not as it should.
+    Degraded,
+    /// It takes no work.
+    Unavailable,
+}

@@ -1,0 +1,257 @@
+//! One arm with all its contracts, ready to take calls from any transport.
+
+use std::{fmt, marker::PhantomData, panic::AssertUnwindSafe, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    arm::Arm,
+    budget::Usage,
+    card::ArmCard,
+    context::Context,
+    contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
+    deadline::{Deadline, earlier},
+    error::{ArmError, ErrorKind, Failure},
+    json,
+    parts::{ContextParts, spent},
+    transport::Transport,
+    update::UpdateSink,
+};
+
+/// An arm's identity and the contracts it serves, without their types: what a server or a mesh runs.
+///
+/// It reads and checks the input, keeps the time limit, catches panics, and writes the output.
+pub struct Dispatcher {
+    card: ArmCard,
+    routes: Vec<Route>,
+}
+
+/// One contract that a [`Dispatcher`] serves.
+pub struct Route {
+    spec: ContractSpec,
+    contract: ContractRef,
+    handler: Box<dyn Handler>,
+}
+
+/// What became of one execution.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The output's JSON, or why there is none.
+    pub result: Result<Bytes, ArmError>,
+    /// What was used up, either way.
+    pub usage: Usage,
+}
+
+/// What an execution runs with, beside its input.
+#[non_exhaustive]
+pub struct Surroundings {
+    /// What travelled with the call.
+    pub parts: ContextParts,
+    /// The arms it may call.
+    pub transport: Arc<dyn Transport>,
+    /// Cancels the work from outside.
+    pub cancellation: CancellationToken,
+    /// Where its updates go.
+    pub updates: Option<Arc<dyn UpdateSink>>,
+}
+
+impl Surroundings {
+    /// What travelled, and arms to call.
+    pub fn new(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
+        Self { parts, transport, cancellation: CancellationToken::new(), updates: None }
+    }
+}
+
+impl Dispatcher {
+    /// An arm that serves nothing yet.
+    pub fn new(arm_id: impl Into<String>) -> Self {
+        Self { card: ArmCard::new(arm_id), routes: Vec::new() }
+    }
+
+    /// Adds a contract. One that is served already is replaced.
+    pub fn serve<C: TaskContract>(&mut self, arm: impl Arm<C>) {
+        let (spec, contract) = (C::SPEC, C::SPEC.reference());
+        self.routes.retain(|route| route.contract != contract);
+        self.card.contracts.retain(|card| card.reference().as_ref() != Some(&contract));
+        self.card.contracts.push(ContractCard::of::<C>());
+        if !self.card.capabilities.iter().any(|name| name == spec.name) {
+            self.card.capabilities.push(spec.name.into());
+        }
+        let handler = Box::new(Typed { arm, contract: PhantomData::<fn(C)> });
+        self.routes.push(Route { spec, contract, handler });
+    }
+
+    /// What the arm tells about itself.
+    pub fn card(&self) -> &ArmCard {
+        &self.card
+    }
+
+    /// For what the card says beside the contracts.
+    pub fn card_mut(&mut self) -> &mut ArmCard {
+        &mut self.card
+    }
+
+    /// The contracts it serves.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The route of one contract.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContractNotOffered`], with the list of what is offered.
+    pub fn find(&self, contract: &ContractRef) -> Result<&Route, Failure> {
+        self.routes.iter().find(|route| route.contract == *contract).ok_or_else(|| {
+            let offered: Vec<_> = self.routes.iter().map(|route| route.contract.to_string()).collect();
+            not_offered(&self.card.arm_id, contract, &offered)
+        })
+    }
+}
+
+/// The failure of asking for a contract that an arm, or any arm of a group, does not serve.
+pub fn not_offered(by: &str, contract: &ContractRef, offered: &[String]) -> Failure {
+    let listed = if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") };
+    let message = format!("{contract} is not offered by {by}; offered: {listed}");
+    Failure {
+        details: Some(serde_json::json!({ "offered": offered })),
+        ..Failure::new(ErrorKind::ContractNotOffered, message)
+    }
+}
+
+impl Route {
+    /// The contract.
+    pub fn contract(&self) -> &ContractRef {
+        &self.contract
+    }
+
+    /// What it says of itself.
+    pub fn spec(&self) -> &ContractSpec {
+        &self.spec
+    }
+
+    /// Checks an input without running it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BadRequest`] or [`ErrorKind::ValidationFailed`].
+    pub fn check(&self, input: &[u8]) -> Result<(), Failure> {
+        self.handler.check(input)
+    }
+
+    /// Runs the arm once.
+    ///
+    /// The shorter of the caller's deadline and the contract's own limit holds; a deadline or a budget that is spent
+    /// already is answered without running the arm.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the arm's, and cancels its context.
+    pub async fn execute(&self, input: &[u8], around: Surroundings) -> Outcome {
+        let Surroundings { mut parts, transport, cancellation, updates } = around;
+        if let Some(failure) = spent(parts.deadline, parts.budget) {
+            return Outcome { result: Err(failure.into()), usage: Usage::default() };
+        }
+        parts.deadline = earlier(parts.deadline, Some(Deadline::after(self.spec.timeout)));
+        let limit = parts.deadline;
+        let guard = cancellation.clone().drop_guard();
+        let cx = Context::assemble(parts, transport, cancellation.clone(), updates);
+        let result = self.guarded(input, &cx, &cancellation, limit).await;
+        if result.is_ok() {
+            guard.disarm();
+        }
+        if let Err(error) = &result {
+            log(&self.contract, &cx, error);
+        }
+        Outcome { result, usage: cx.used() }
+    }
+
+    async fn guarded(
+        &self,
+        input: &[u8],
+        cx: &Context,
+        cancellation: &CancellationToken,
+        limit: Option<Deadline>,
+    ) -> Result<Bytes, ArmError> {
+        let work = AssertUnwindSafe(self.handler.run(input, cx)).catch_unwind();
+        let kind = tokio::select! {
+            biased;
+            answer = work => {
+                return answer.unwrap_or_else(|_| Err(ArmError::new(ErrorKind::ArmPanicked, "the arm failed")));
+            }
+            () = cancellation.cancelled() => ErrorKind::Cancelled,
+            () = until(limit) => ErrorKind::DeadlineExceeded,
+        };
+        cancellation.cancel();
+        Err(Failure::of(kind).into())
+    }
+}
+
+async fn until(limit: Option<Deadline>) {
+    match limit {
+        Some(deadline) => tokio::time::sleep_until(deadline.instant()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What the caller is not told.
+fn log(contract: &ContractRef, cx: &Context, error: &ArmError) {
+    let (request, kind) = (cx.request_id(), error.kind());
+    match error.source() {
+        Some(source) => {
+            let cause: &dyn std::error::Error = source;
+            tracing::warn!(%contract, %request, %kind, %error, cause, "arm failed");
+        }
+        None => tracing::debug!(%contract, %request, %kind, %error, "arm failed"),
+    }
+}
+
+#[async_trait]
+trait Handler: Send + Sync {
+    fn check(&self, input: &[u8]) -> Result<(), Failure>;
+    async fn run(&self, input: &[u8], cx: &Context) -> Result<Bytes, ArmError>;
+}
+
+struct Typed<C, A> {
+    arm: A,
+    contract: PhantomData<fn(C)>,
+}
+
+fn read<C: TaskContract>(input: &[u8]) -> Result<C, Failure> {
+    let task: C = json::read_input(input)?;
+    task.check().map_err(Failure::invalid)?;
+    Ok(task)
+}
+
+#[async_trait]
+impl<C: TaskContract, A: Arm<C>> Handler for Typed<C, A> {
+    fn check(&self, input: &[u8]) -> Result<(), Failure> {
+        read::<C>(input).map(drop)
+    }
+
+    async fn run(&self, input: &[u8], cx: &Context) -> Result<Bytes, ArmError> {
+        let task = read::<C>(input)?;
+        let output = self.arm.execute(task, cx).await?;
+        let bytes = serde_json::to_vec(&output)
+            .map_err(|error| ArmError::failed("the output cannot be written as JSON").with_source(error))?;
+        Ok(bytes.into())
+    }
+}
+
+impl fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dispatcher").field("arm_id", &self.card.arm_id).field("routes", &self.routes).finish()
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Route").field(&self.contract).finish()
+    }
+}
+
+impl fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Surroundings").field("parts", &self.parts).finish_non_exhaustive()
+    }
+}

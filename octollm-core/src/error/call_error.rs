@@ -1,0 +1,104 @@
+//! What a caller gets when a call fails.
+
+use std::{error::Error, fmt, time::Duration};
+
+use super::{ErrorKind, Failure};
+use crate::contract::ContractRef;
+
+/// Why a call failed, and where.
+#[derive(Debug)]
+pub struct CallError(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    contract: ContractRef,
+    failure: Failure,
+    arm: Option<String>,
+    endpoint: Option<String>,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl CallError {
+    /// A call of `contract` that failed before an arm was chosen, or as an arm told.
+    pub fn new(contract: ContractRef, failure: Failure) -> Self {
+        Self(Box::new(Inner { contract, failure, arm: None, endpoint: None, source: None }))
+    }
+
+    /// Adds which arm was called.
+    #[must_use]
+    pub fn with_arm(mut self, arm: impl Into<String>) -> Self {
+        self.0.arm = Some(arm.into());
+        self
+    }
+
+    /// Adds where it was called.
+    #[must_use]
+    pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.0.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Adds the cause on this side.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// The contract that was called.
+    pub fn contract(&self) -> &ContractRef {
+        &self.0.contract
+    }
+
+    /// The arm that was called, once one was chosen.
+    pub fn arm(&self) -> Option<&str> {
+        self.0.arm.as_deref()
+    }
+
+    /// Where it was called.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.0.endpoint.as_deref()
+    }
+
+    /// What happened.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.failure.kind
+    }
+
+    /// All that is known of the failure.
+    pub fn failure(&self) -> &Failure {
+        &self.0.failure
+    }
+
+    /// Whether the same call can succeed later.
+    pub fn retryable(&self) -> bool {
+        self.0.failure.retryable
+    }
+
+    /// How long to wait before that.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.failure.retry_after
+    }
+
+    /// Whether the arm may have done the work, wholly or in part.
+    pub fn may_have_executed(&self) -> bool {
+        self.0.failure.may_have_executed
+    }
+}
+
+/// `code.validate at judge: the deadline has passed`
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.contract)?;
+        if let Some(arm) = &self.0.arm {
+            write!(f, " at {arm}")?;
+        }
+        write!(f, ": {}", self.0.failure)
+    }
+}
+
+impl Error for CallError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}

@@ -1,0 +1,76 @@
+//! Failures: what kind, whether a retry can help, and whether the work may have run.
+//!
+//! A [`Failure`] is what is told about a failure, on the wire and off it. An [`ArmError`] is one that an arm returns,
+//! a [`CallError`] one that a caller gets; both add what only their side knows.
+
+mod arm_error;
+mod call_error;
+mod kind;
+
+use std::{fmt, time::Duration};
+
+pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind};
+use crate::contract::Violations;
+
+/// What is told about a failure.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Failure {
+    /// What happened.
+    pub kind: ErrorKind,
+    /// One line for people. It crosses the network: no secrets, nobody's inner text.
+    pub message: String,
+    /// The rules an input broke, where that was the failure.
+    pub violations: Violations,
+    /// More, for programs.
+    pub details: Option<serde_json::Value>,
+    /// Whether the same call can succeed later.
+    pub retryable: bool,
+    /// How long to wait before that.
+    pub retry_after: Option<Duration>,
+    /// Whether the work may have been done, wholly or in part.
+    pub may_have_executed: bool,
+}
+
+impl Failure {
+    /// A failure with what is usual for its kind.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            violations: Violations::default(),
+            details: None,
+            retryable: kind.usually_retryable(),
+            retry_after: None,
+            may_have_executed: kind.usually_executed(),
+        }
+    }
+
+    /// A failure whose kind says all there is to say.
+    pub fn of(kind: ErrorKind) -> Self {
+        Self::new(kind, kind.summary())
+    }
+
+    /// Says that the work was not begun.
+    #[must_use]
+    pub fn before_execution(mut self) -> Self {
+        self.may_have_executed = false;
+        self
+    }
+
+    /// An input that breaks its contract.
+    pub fn invalid(violations: Violations) -> Self {
+        Self {
+            violations: violations.clone(),
+            ..Self::new(ErrorKind::ValidationFailed, violations.to_string())
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}

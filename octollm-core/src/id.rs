@@ -1,0 +1,214 @@
+//! The names that follow a piece of work: request, correlation, task.
+
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A text that is not an id of the kind asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid {kind}")]
+pub struct InvalidId {
+    kind: &'static str,
+}
+
+/// Base 62 in ASCII order, so that what is encoded sorts as it did.
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+fn push_base62(mut value: u64, width: usize, text: &mut String) {
+    let mut digits = [b'0'; 11];
+    for digit in digits.iter_mut().rev() {
+        *digit = DIGITS[(value % 62) as usize];
+        value /= 62;
+    }
+    text.extend(digits[11 - width..].iter().map(|&digit| char::from(digit)));
+}
+
+/// Names one task: `task_` and 16 letters or digits, which sort by the time of their making.
+///
+/// The first eight encode milliseconds since 1970, the rest are a counter that starts anew from random bits each
+/// millisecond: within one process later ids are greater.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TaskId(Box<str>);
+
+impl TaskId {
+    /// A new id that sorts behind every earlier one of this process.
+    pub fn new() -> Self {
+        let bits = Uuid::now_v7().as_u128();
+        let milliseconds = (bits >> 80) as u64;
+        // 12 bits behind the version, 35 behind the variant: the part of a UUIDv7 that counts up.
+        let count = (((bits >> 64) as u64 & 0xfff) << 35) | ((bits as u64 & (u64::MAX >> 2)) >> 27);
+        let mut text = String::with_capacity(21);
+        text.push_str("task_");
+        push_base62(milliseconds, 8, &mut text);
+        push_base62(count, 8, &mut text);
+        Self(text.into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for TaskId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let valid = text
+            .strip_prefix("task_")
+            .is_some_and(|id| id.len() == 16 && id.bytes().all(|b| b.is_ascii_alphanumeric()));
+        if valid { Ok(Self(text.into())) } else { Err(InvalidId { kind: "task id" }) }
+    }
+}
+
+impl TryFrom<String> for TaskId {
+    type Error = InvalidId;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<TaskId> for String {
+    fn from(id: TaskId) -> Self {
+        id.0.into()
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names one request, or one piece of work over all its requests.
+///
+/// 1 to 128 characters of `[A-Za-z0-9._-]`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RequestId(Box<str>);
+
+impl RequestId {
+    /// A new id: random bits of this process, and a count.
+    pub fn new() -> Self {
+        static PROCESS: LazyLock<String> = LazyLock::new(|| {
+            let mut text = String::with_capacity(12);
+            push_base62(Uuid::now_v7().as_u128() as u64 & (u64::MAX >> 2), 11, &mut text);
+            text.push('-');
+            text
+        });
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let mut text = String::with_capacity(19);
+        text.push_str(&PROCESS);
+        push_base62(COUNT.fetch_add(1, Ordering::Relaxed), 7, &mut text);
+        Self(text.into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for RequestId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FromStr for RequestId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let valid = (1..=128).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if valid { Ok(Self(text.into())) } else { Err(InvalidId { kind: "request id" }) }
+    }
+}
+
+impl TryFrom<String> for RequestId {
+    type Error = InvalidId;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<RequestId> for String {
+    fn from(id: RequestId) -> Self {
+        id.0.into()
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn later_tasks_have_greater_ids() {
+        let ids: Vec<_> = (0..10_000).map(|_| TaskId::new()).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b));
+        assert!(ids.iter().all(|id| id.as_str().parse::<TaskId>().is_ok()));
+    }
+
+    #[test]
+    fn requests_are_told_apart() {
+        let ids: std::collections::HashSet<_> = (0..10_000).map(|_| RequestId::new()).collect();
+        assert_eq!(ids.len(), 10_000);
+    }
+
+    proptest! {
+        #[test]
+        fn base62_keeps_the_order(a in 0_u64..62_u64.pow(8), b in 0_u64..62_u64.pow(8)) {
+            let text = |value| { let mut text = String::new(); push_base62(value, 8, &mut text); text };
+            prop_assert_eq!(a.cmp(&b), text(a).cmp(&text(b)));
+        }
+
+        #[test]
+        fn only_task_ids_parse_as_task_ids(text in "(task_)?\\PC{14,18}") {
+            let expected = text.len() == 21 && text.starts_with("task_") && text[5..].chars().all(|c| c.is_ascii_alphanumeric());
+            prop_assert_eq!(text.parse::<TaskId>().is_ok(), expected);
+        }
+
+        #[test]
+        fn request_ids_hold_no_other_characters(text in "[A-Za-z0-9._\\-\r\n é]{0,140}") {
+            let expected = !text.is_empty() && text.len() <= 128 && !text.contains(['\r', '\n', ' ', 'é']);
+            prop_assert_eq!(text.parse::<RequestId>().is_ok(), expected);
+        }
+    }
+}

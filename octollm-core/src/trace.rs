@@ -1,0 +1,103 @@
+//! W3C Trace Context, as it travels.
+
+use std::{fmt, str::FromStr};
+
+/// A `traceparent` and its `tracestate`, passed on as they came.
+///
+/// Source: W3C Trace Context, level 1, sections 3.2 and 3.3.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceContext {
+    parent: Box<str>,
+    state: Option<Box<str>>,
+}
+
+impl TraceContext {
+    /// `version-traceid-parentid-flags`.
+    pub fn traceparent(&self) -> &str {
+        &self.parent
+    }
+
+    /// The vendors' own data, if any.
+    pub fn tracestate(&self) -> Option<&str> {
+        self.state.as_deref()
+    }
+
+    /// Adds the vendors' own data; anything beyond printable ASCII or 512 characters is left out.
+    #[must_use]
+    pub fn with_tracestate(mut self, state: &str) -> Self {
+        let fits =
+            !state.is_empty() && state.len() <= 512 && state.bytes().all(|b| (b' '..=b'~').contains(&b));
+        self.state = fits.then(|| state.into());
+        self
+    }
+
+    /// 32 hexadecimal digits.
+    pub fn trace_id(&self) -> &str {
+        self.parent.get(3..35).unwrap_or_default()
+    }
+}
+
+impl FromStr for TraceContext {
+    type Err = InvalidTraceparent;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.split('-');
+        let mut hex = |digits: usize| {
+            parts.next().filter(|part| {
+                part.len() == digits && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            })
+        };
+        let (version, trace, parent, flags) = (hex(2), hex(32), hex(16), hex(2));
+        let (Some(version), Some(trace), Some(parent), Some(_)) = (version, trace, parent, flags) else {
+            return Err(InvalidTraceparent);
+        };
+        let zero = |part: &str| part.bytes().all(|b| b == b'0');
+        // A later version may add parts; version 00 has exactly four.
+        let extra = parts.next().is_some();
+        if version == "ff" || (version == "00" && extra) || zero(trace) || zero(parent) || text.len() > 256 {
+            return Err(InvalidTraceparent);
+        }
+        Ok(Self { parent: text.into(), state: None })
+    }
+}
+
+impl fmt::Display for TraceContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.parent)
+    }
+}
+
+/// A text that is no `traceparent`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid traceparent")]
+pub struct InvalidTraceparent;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn reads_the_standards_own_example() {
+        let trace: TraceContext = GOOD.parse().unwrap();
+        assert_eq!(trace.trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(trace.to_string(), GOOD);
+    }
+
+    #[test]
+    fn refuses_what_is_malformed() {
+        for text in [
+            "",
+            "00",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+        ] {
+            assert!(text.parse::<TraceContext>().is_err(), "{text}");
+        }
+    }
+}

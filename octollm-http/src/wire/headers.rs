@@ -1,0 +1,185 @@
+//! What travels in the head of a request, and of its answer.
+
+use std::{str::FromStr, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use octollm_core::{
+    budget::{Budget, Cost, Usage},
+    deadline::Deadline,
+    error::{ErrorKind, Failure},
+    parts::ContextParts,
+    trace::TraceContext,
+};
+
+/// The names of the headers beyond HTTP's own.
+pub mod names {
+    use http::HeaderName;
+
+    /// One a request; always echoed.
+    pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+    /// The same over all hops of one piece of work.
+    pub const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+    /// W3C Trace Context.
+    pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+    /// W3C Trace Context, the vendors' part.
+    pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+    /// Milliseconds left.
+    pub const TIMEOUT: HeaderName = HeaderName::from_static("octollm-timeout");
+    /// Tokens and money left.
+    pub const BUDGET: HeaderName = HeaderName::from_static("octollm-budget");
+    /// 1 for the first try.
+    pub const ATTEMPT: HeaderName = HeaderName::from_static("octollm-attempt");
+    /// The task that the request belongs to.
+    pub const TASK_ID: HeaderName = HeaderName::from_static("octollm-task-id");
+    /// In an answer: what was used up.
+    pub const USAGE: HeaderName = HeaderName::from_static("octollm-usage");
+    /// Makes a request safe to repeat.
+    pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+}
+
+/// Reads what travels. Ids and traces that are malformed are replaced or ignored, limits that are malformed refused:
+/// a wrong id costs a log line its thread, a wrong limit could let work run for ever.
+///
+/// # Errors
+/// [`ErrorKind::BadRequest`], with the ids as far as they could be read.
+pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, (Failure, Box<ContextParts>)> {
+    let mut parts = ContextParts::new();
+    if let Some(id) = parsed(head, &names::REQUEST_ID) {
+        parts.request_id = id;
+    }
+    parts.correlation_id = parsed(head, &names::CORRELATION_ID).unwrap_or_else(|| parts.request_id.clone());
+    parts.task_id = parsed(head, &names::TASK_ID);
+    parts.trace = parsed::<TraceContext>(head, &names::TRACEPARENT)
+        .map(|trace| trace.with_tracestate(text(head, &names::TRACESTATE).unwrap_or_default()));
+    match read_limits(head, &mut parts) {
+        Ok(()) => Ok(parts),
+        Err(failure) => Err((failure, Box::new(parts))),
+    }
+}
+
+fn read_limits(head: &HeaderMap, parts: &mut ContextParts) -> Result<(), Failure> {
+    if let Some(milliseconds) = number(head, &names::TIMEOUT)? {
+        parts.deadline = Some(Deadline::after(Duration::from_millis(milliseconds)));
+    }
+    if let Some(value) = single(head, &names::BUDGET)? {
+        parts.budget = Budget::from_str(value).map_err(|_| malformed(&names::BUDGET))?;
+    }
+    if let Some(attempt) = number(head, &names::ATTEMPT)? {
+        parts.attempt =
+            u32::try_from(attempt).ok().filter(|n| *n > 0).ok_or_else(|| malformed(&names::ATTEMPT))?;
+    }
+    Ok(())
+}
+
+fn text<'h>(head: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    head.get(name)?.to_str().ok()
+}
+
+fn parsed<T: FromStr>(head: &HeaderMap, name: &HeaderName) -> Option<T> {
+    text(head, name)?.parse().ok()
+}
+
+/// The value of a header that may stand once.
+fn single<'h>(head: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, Failure> {
+    let mut values = head.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => value.to_str().map(Some).map_err(|_| malformed(name)),
+        (Some(_), Some(_)) => Err(malformed(name)),
+    }
+}
+
+fn number(head: &HeaderMap, name: &HeaderName) -> Result<Option<u64>, Failure> {
+    let Some(value) = single(head, name)? else { return Ok(None) };
+    let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+    value.parse().ok().filter(|_| digits).map(Some).ok_or_else(|| malformed(name))
+}
+
+fn malformed(name: &HeaderName) -> Failure {
+    Failure::new(ErrorKind::BadRequest, format!("malformed header {name}"))
+}
+
+/// Writes what travels: the deadline as the time that is left now.
+pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
+    put(head, names::REQUEST_ID, parts.request_id.as_str());
+    put(head, names::CORRELATION_ID, parts.correlation_id.as_str());
+    if let Some(task) = &parts.task_id {
+        put(head, names::TASK_ID, task.as_str());
+    }
+    if let Some(trace) = &parts.trace {
+        put(head, names::TRACEPARENT, trace.traceparent());
+        if let Some(state) = trace.tracestate() {
+            put(head, names::TRACESTATE, state);
+        }
+    }
+    if let Some(deadline) = parts.deadline {
+        let left = deadline.remaining().as_millis();
+        head.insert(names::TIMEOUT, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX)));
+    }
+    if !parts.budget.is_unlimited() {
+        put(head, names::BUDGET, &parts.budget.to_string());
+    }
+    head.insert(names::ATTEMPT, HeaderValue::from(parts.attempt));
+}
+
+/// Writes what was used up, unless it is nothing.
+pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
+    if usage != Usage::default() {
+        let text = Budget { tokens: Some(usage.tokens), cost: Some(usage.cost) }.to_string();
+        put(head, names::USAGE, &text);
+    }
+}
+
+/// Reads what was used up. A foreign arm that does not tell has used up nothing, as far as is known.
+pub(crate) fn read_usage(head: &HeaderMap) -> Usage {
+    let told: Budget = parsed(head, &names::USAGE).unwrap_or_default();
+    Usage { tokens: told.tokens.unwrap_or(0), cost: told.cost.unwrap_or(Cost::ZERO) }
+}
+
+fn put(head: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        head.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let field = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        fields.iter().map(field).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_written_is_read_again() {
+        let mut parts = ContextParts::new();
+        parts.deadline = Some(Deadline::after(Duration::from_millis(1500)));
+        parts.budget = "tokens=7;cost_usd=0.25".parse().unwrap();
+        parts.task_id = Some(octollm_core::id::TaskId::new());
+        parts.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
+        let mut head = HeaderMap::new();
+        write_parts(&parts, &mut head);
+        assert_eq!(format!("{parts:?}"), format!("{:?}", read_parts(&head).unwrap()));
+    }
+
+    #[test]
+    fn ids_are_replaced_and_limits_refused() {
+        let parts = read_parts(&head(&[("x-request-id", "not an id"), ("traceparent", "00-x")])).unwrap();
+        assert_ne!(parts.request_id.as_str(), "not an id");
+        assert!(parts.trace.is_none());
+        for (name, value) in [
+            ("octollm-timeout", "-1"),
+            ("octollm-timeout", "+1"),
+            ("octollm-timeout", ""),
+            ("octollm-timeout", "99999999999999999999999"),
+            ("octollm-budget", "tokens=-1"),
+            ("octollm-attempt", "0"),
+        ] {
+            let (failure, _) = read_parts(&head(&[(name, value)])).unwrap_err();
+            assert_eq!(failure.kind, ErrorKind::BadRequest, "{name}: {value}");
+        }
+    }
+}

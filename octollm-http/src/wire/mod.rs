@@ -1,0 +1,8 @@
+//! The forms that cross the network: see `docs/wire.md`.
+
+mod headers;
+mod problem;
+
+pub use self::headers::names;
+pub(crate) use self::headers::{read_parts, read_usage, write_parts, write_usage};
+pub use self::problem::Problem;

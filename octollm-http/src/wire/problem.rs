@@ -1,0 +1,119 @@
+//! `application/problem+json` (RFC 9457), with members of our own.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use octollm_core::{
+    contract::Violations,
+    error::{ErrorKind, Failure},
+    id::{RequestId, TaskId},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The body of every error answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Problem {
+    /// Always `about:blank`: the code tells the kind.
+    #[serde(rename = "type", default)]
+    pub type_uri: String,
+    /// The words of the status.
+    #[serde(default)]
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// One line for people.
+    #[serde(default)]
+    pub detail: String,
+    /// What happened, from a fixed list.
+    pub code: ErrorKind,
+    /// The same as `detail`, for clients that look for it.
+    #[serde(default)]
+    pub message: String,
+    /// Broken rules under `violations`, and whatever else a program can use.
+    #[serde(default)]
+    pub details: Map<String, Value>,
+    /// Whether the same request can succeed later.
+    #[serde(default)]
+    pub retryable: bool,
+    /// Seconds to wait before that.
+    #[serde(default)]
+    pub retry_after: Option<u64>,
+    /// Whether the work may have been done.
+    #[serde(default)]
+    pub may_have_executed: bool,
+    /// Names the request.
+    #[serde(default)]
+    pub request_id: Option<RequestId>,
+    /// Names the task, where there is one.
+    #[serde(default)]
+    pub task_id: Option<TaskId>,
+}
+
+impl Problem {
+    /// What `failure` looks like on the wire.
+    pub fn new(failure: &Failure, request_id: Option<RequestId>, task_id: Option<TaskId>) -> Self {
+        let status = failure.kind.status();
+        let title = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+        let mut details = match &failure.details {
+            Some(Value::Object(details)) => details.clone(),
+            Some(other) => Map::from_iter([("data".to_owned(), other.clone())]),
+            None => Map::new(),
+        };
+        if !failure.violations.is_empty()
+            && let Ok(violations) = serde_json::to_value(&failure.violations)
+        {
+            details.insert("violations".into(), violations);
+        }
+        Self {
+            type_uri: "about:blank".into(),
+            // RFC 9110 renamed it; the `http` crate keeps the older words.
+            title: if status == 422 { "Unprocessable Content" } else { title.unwrap_or("Error") }.into(),
+            status,
+            detail: failure.message.clone(),
+            code: failure.kind,
+            message: failure.message.clone(),
+            details,
+            retryable: failure.retryable,
+            retry_after: failure.retry_after.map(whole_seconds),
+            may_have_executed: failure.may_have_executed,
+            request_id,
+            task_id,
+        }
+    }
+
+    /// The failure that it tells of.
+    pub fn into_failure(mut self) -> Failure {
+        let violations = self.details.remove("violations");
+        let mut failure = Failure::new(self.code, self.detail);
+        failure.violations = violations
+            .and_then(|violations| serde_json::from_value::<Violations>(violations).ok())
+            .unwrap_or_default();
+        failure.details = (!self.details.is_empty()).then_some(Value::Object(self.details));
+        failure.retryable = self.retryable;
+        failure.retry_after = self.retry_after.map(Duration::from_secs);
+        failure.may_have_executed = self.may_have_executed;
+        failure
+    }
+}
+
+/// Rounded up: waiting less than was asked would be refused again.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_survives_the_wire() {
+        let mut failure = Failure::invalid(Violations::one("code", "length is lower than 1"));
+        failure.retry_after = Some(Duration::from_secs(3));
+        failure.details = Some(serde_json::json!({ "offered": ["a.b"] }));
+        let bytes = serde_json::to_vec(&Problem::new(&failure, Some(RequestId::new()), None)).unwrap();
+        let read: Problem = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(read.into_failure(), failure);
+    }
+}

@@ -124,7 +124,7 @@ impl Usage {
 }
 
 /// How much may still be used up. `None` is no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Budget {
     /// Tokens left.
     pub tokens: Option<u64>,

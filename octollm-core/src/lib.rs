@@ -14,6 +14,11 @@ pub mod transport;
 pub mod context;
 pub mod arm;
 pub mod dispatcher;
+pub mod clock;
+pub mod task;
+pub mod store;
+pub mod orchestrator;
+pub mod reflex;
 
 pub use self::{arm::Arm, context::Context};
 

@@ -9,11 +9,13 @@ mod kind;
 
 use std::{fmt, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind};
 use crate::contract::Violations;
 
 /// What is told about a failure.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Failure {
     /// What happened.

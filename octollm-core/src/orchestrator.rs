@@ -1,0 +1,263 @@
+//! The trait of whatever takes tasks.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context as Poll_, Poll},
+};
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    card::ArmCard,
+    context::Context,
+    error::{ErrorKind, Failure},
+    id::TaskId,
+    task::{Submission, Task, TaskError, TaskResult, TaskStatus},
+    update::Phase,
+};
+
+/// Takes tasks and keeps them: the brain is one, a client of a brain elsewhere another.
+///
+/// The context says who asks. A task belongs to who submitted it: to anyone else it is not found, unless they hold
+/// the scope `tasks:admin`.
+#[async_trait]
+pub trait Orchestrator: Send + Sync + 'static {
+    /// Queues a task.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContractNotOffered`], [`ErrorKind::ValidationFailed`], [`ErrorKind::Overloaded`].
+    async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure>;
+
+    /// A task as it stands.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TaskNotFound`]
+    async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure>;
+
+    /// The caller's tasks, newest first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the store is.
+    async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure>;
+
+    /// Cancels a task. One that is finished stays as it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TaskNotFound`]
+    async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure>;
+
+    /// What a task tells from now on, or behind update `after`; the last update is its final status.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TaskNotFound`]
+    async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure>;
+
+    /// The cards of the arms it knows.
+    async fn cards(&self) -> Vec<ArmCard>;
+}
+
+/// Which tasks to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TaskQuery {
+    /// Only those of this status.
+    pub status: Option<TaskStatus>,
+    /// Only those older than this one: the cursor.
+    pub after: Option<TaskId>,
+    /// So many at most; 1 to 100, and 20 unless told.
+    pub limit: Option<usize>,
+}
+
+impl TaskQuery {
+    /// How many are listed at most.
+    pub const MAX_LIMIT: usize = 100;
+
+    /// Only those of this status.
+    #[must_use]
+    pub fn status(mut self, status: TaskStatus) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Only those older than this one.
+    #[must_use]
+    pub fn after(mut self, id: TaskId) -> Self {
+        self.after = Some(id);
+        self
+    }
+
+    /// So many at most.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+}
+
+/// Some tasks, and where the next ones begin.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TaskPage {
+    /// Newest first.
+    pub tasks: Vec<Task>,
+    /// The cursor for the next page; `None` at the end.
+    pub next: Option<TaskId>,
+}
+
+impl TaskPage {
+    /// A page.
+    pub fn new(tasks: Vec<Task>, next: Option<TaskId>) -> Self {
+        Self { tasks, next }
+    }
+}
+
+/// One thing that a task tells, numbered from 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TaskUpdate {
+    /// How far it is.
+    Progress {
+        /// The task.
+        task_id: TaskId,
+        /// The number of this update.
+        seq: u64,
+        /// 0 to 100.
+        progress: u8,
+        /// Where it stands.
+        phase: Phase,
+        /// What it is doing.
+        message: String,
+    },
+    /// A part of the output.
+    Chunk {
+        /// The task.
+        task_id: TaskId,
+        /// The number of this update.
+        seq: u64,
+        /// The contract's chunk.
+        data: Value,
+    },
+    /// Its status changed; the last update when that is a final one.
+    Status {
+        /// The task.
+        task_id: TaskId,
+        /// The number of this update.
+        seq: u64,
+        /// Where it stands.
+        status: TaskStatus,
+        /// What came of it, once completed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        result: Option<TaskResult>,
+        /// Why it failed, if it did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<TaskError>,
+    },
+    /// Updates that are no longer kept.
+    Gap {
+        /// The task.
+        task_id: TaskId,
+        /// The number of the last one missed.
+        seq: u64,
+        /// How many were missed.
+        missed: u64,
+    },
+}
+
+impl TaskUpdate {
+    /// The number of this update.
+    pub fn seq(&self) -> u64 {
+        match self {
+            Self::Progress { seq, .. }
+            | Self::Chunk { seq, .. }
+            | Self::Status { seq, .. }
+            | Self::Gap { seq, .. } => *seq,
+        }
+    }
+
+    /// Whether nothing comes behind it.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Status { status, .. } if status.is_finished())
+    }
+}
+
+/// What a task tells, as it comes. Ends behind the final status.
+pub struct TaskUpdates(Pin<Box<dyn Stream<Item = TaskUpdate> + Send>>);
+
+impl TaskUpdates {
+    /// Updates from any stream.
+    pub fn new(updates: impl Stream<Item = TaskUpdate> + Send + 'static) -> Self {
+        Self(Box::pin(updates))
+    }
+
+    /// The next update; `None` behind the last.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<TaskUpdate> {
+        self.0.next().await
+    }
+}
+
+impl Stream for TaskUpdates {
+    type Item = TaskUpdate;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}
+
+impl fmt::Debug for TaskUpdates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TaskUpdates")
+    }
+}
+
+/// Waits until a task is finished, however long that takes.
+///
+/// # Errors
+/// As [`Orchestrator::watch`]; [`ErrorKind::ConnectionLost`] when the updates end before the task does.
+///
+/// # Cancel safety
+/// Dropping the future leaves the task as it is.
+pub async fn finished(orchestrator: &dyn Orchestrator, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
+    let mut updates = orchestrator.watch(id, None, cx).await?;
+    while let Some(update) = updates.next().await {
+        if update.is_last() {
+            return orchestrator.get(id, cx).await;
+        }
+    }
+    Err(Failure::new(ErrorKind::ConnectionLost, "the updates ended before the task did"))
+}
+
+#[async_trait]
+impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
+    async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
+        (**self).submit(submission, cx).await
+    }
+
+    async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
+        (**self).get(id, cx).await
+    }
+
+    async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure> {
+        (**self).list(query, cx).await
+    }
+
+    async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
+        (**self).cancel(id, cx).await
+    }
+
+    async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
+        (**self).watch(id, after, cx).await
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        (**self).cards().await
+    }
+}

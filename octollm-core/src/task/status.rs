@@ -1,0 +1,82 @@
+//! The states of a task, and the ways between them.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Where a task stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskStatus {
+    /// Waits for a brain. Becomes processing, or cancelled, or failed where it cannot be run at all.
+    Queued,
+    /// Is being run. Becomes completed, failed or cancelled; queued again where its brain let go of it.
+    Processing,
+    /// Has a result. Final.
+    Completed,
+    /// Has an error. Becomes queued when it is run again.
+    Failed,
+    /// Was given up on request. Final.
+    Cancelled,
+}
+
+impl TaskStatus {
+    /// Every status there is.
+    pub const ALL: [Self; 5] =
+        [Self::Queued, Self::Processing, Self::Completed, Self::Failed, Self::Cancelled];
+
+    /// Whether a task may go from here to there.
+    pub const fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Queued, Self::Processing | Self::Cancelled | Self::Failed)
+                | (Self::Processing, Self::Completed | Self::Failed | Self::Cancelled | Self::Queued)
+                | (Self::Failed, Self::Queued)
+        )
+    }
+
+    /// Whether the task is done with: completed, failed or cancelled.
+    pub const fn is_finished(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Processing => "processing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for TaskStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for TaskStatus {
+    type Err = UnknownStatus;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or(UnknownStatus)
+    }
+}
+
+/// A word that is no status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a task status")]
+pub struct UnknownStatus;
+
+/// A change of status that makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a {from} task does not become {to}")]
+pub struct IllegalTransition {
+    /// Where the task stands.
+    pub from: TaskStatus,
+    /// Where it was to go.
+    pub to: TaskStatus,
+}

@@ -1,1 +1,3 @@
 //! octollm-core.
+
+pub mod event;

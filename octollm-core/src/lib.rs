@@ -1,3 +1,4 @@
 //! octollm-core.
 
+pub mod bus;
 pub mod event;

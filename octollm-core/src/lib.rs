@@ -14,6 +14,8 @@ pub mod transport;
 pub mod context;
 pub mod arm;
 pub mod dispatcher;
+pub mod event;
+pub mod bus;
 pub mod clock;
 pub mod task;
 pub mod store;

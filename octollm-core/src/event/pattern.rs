@@ -1,0 +1,178 @@
+//! Which channels a listener hears.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::channel::{check_segment, split};
+use super::{Channel, ChannelError, Patterns};
+
+/// A [`Channel`] in which a whole segment may be `*`, which stands for any one segment.
+///
+/// Any other glob (`comp*`, `?`, `[ab]`) is refused rather than taken literally.
+///
+/// ```
+/// # use octollm_core::event::Pattern;
+/// let pattern: Pattern = "events:task:*".parse()?;
+/// assert!(pattern.matches(&"events:task:failed".parse()?));
+/// assert!("events:task:fail*".parse::<Pattern>().is_err());
+/// # Ok::<(), octollm_core::event::ChannelError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pattern(Box<str>);
+
+impl Pattern {
+    /// The pattern every channel matches, `*:*:*`.
+    pub fn all() -> Self {
+        Self("*:*:*".into())
+    }
+
+    /// Whether `channel` is one of those meant.
+    pub fn matches(&self, channel: &Channel) -> bool {
+        // An exact pattern is the common one, and one comparison answers it.
+        if self.is_exact() {
+            return *self.0 == *channel.as_str();
+        }
+        let segments = [channel.domain(), channel.entity(), channel.action()];
+        self.0.split(':').zip(segments).all(|(wanted, found)| wanted == WILDCARD || wanted == found)
+    }
+
+    /// Whether it means one channel only.
+    pub fn is_exact(&self) -> bool {
+        !self.0.contains(WILDCARD)
+    }
+
+    /// Both this one and `other`, in one subscription.
+    pub fn or(self, other: Pattern) -> Patterns {
+        Patterns::from(self).or(other)
+    }
+
+    /// The text it was made from.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = ChannelError;
+
+    fn from_str(text: &str) -> Result<Self, ChannelError> {
+        let segments: [&str; 3] = split(text, ':')?;
+        for (index, segment) in segments.into_iter().enumerate() {
+            if segment != WILDCARD {
+                check_segment(index + 1, segment)?;
+            }
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = ChannelError;
+
+    fn try_from(text: String) -> Result<Self, ChannelError> {
+        text.parse()
+    }
+}
+
+impl From<Channel> for Pattern {
+    /// The pattern that means exactly this channel.
+    fn from(channel: Channel) -> Self {
+        Self(channel.as_str().into())
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pattern").field(&self.0).finish()
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+const WILDCARD: &str = "*";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pattern(text: &str) -> Pattern {
+        text.parse().unwrap()
+    }
+
+    fn channel(text: &str) -> Channel {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_star_is_one_whole_segment() {
+        assert!(pattern("events:task:*").matches(&channel("events:task:completed")));
+        assert!(!pattern("events:task:*").matches(&channel("events:arm:completed")));
+        assert!(pattern("*:*:completed").matches(&channel("audit:task:completed")));
+        assert!(Pattern::all().matches(&channel("a:b:c")));
+        assert!(!pattern("events:task:complete").matches(&channel("events:task:completed")));
+    }
+
+    #[test]
+    fn a_glob_inside_a_segment_is_refused() {
+        for (text, position, found) in [
+            ("events:task:comp*", 3, '*'),
+            ("events:**:x", 2, '*'),
+            ("event?:task:x", 1, '?'),
+            ("events:[ab]:x", 2, '['),
+            ("events:a\\*:x", 2, '\\'),
+        ] {
+            assert_eq!(text.parse::<Pattern>(), Err(ChannelError::Glob { position, found }), "{text}");
+        }
+        assert!("*".parse::<Pattern>().is_err());
+        assert!("*:*".parse::<Pattern>().is_err());
+        assert!("*:*:*:*".parse::<Pattern>().is_err());
+    }
+
+    #[test]
+    fn an_exact_one_comes_from_a_channel() {
+        let exact = Pattern::from(channel("events:task:failed"));
+        assert!(exact.is_exact());
+        assert!(exact.matches(&channel("events:task:failed")));
+    }
+
+    /// Says by brute force what `matches` says by slices.
+    fn oracle(pattern: &str, channel: &str) -> bool {
+        let wanted: Vec<&str> = pattern.split(':').collect();
+        let found: Vec<&str> = channel.split(':').collect();
+        wanted.len() == found.len() && (0..wanted.len()).all(|i| wanted[i] == "*" || wanted[i] == found[i])
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_json_round_trip(text in "(\\*|[a-z0-9_-]{1,64}):(\\*|[a-z0-9_-]{1,64}):(\\*|[a-z0-9_-]{1,64})") {
+            let pattern: Pattern = text.parse().unwrap();
+            prop_assert_eq!(pattern.to_string(), text);
+            let json = serde_json::to_string(&pattern).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Pattern>(&json).unwrap(), pattern);
+        }
+
+        #[test]
+        fn verdicts_are_those_of_the_oracle(
+            wanted in "(\\*|[ab]{1,2}):(\\*|[ab]{1,2}):(\\*|[ab]{1,2})",
+            told in "[ab]{1,2}:[ab]{1,2}:[ab]{1,2}",
+        ) {
+            let verdict = wanted.parse::<Pattern>().unwrap().matches(&told.parse().unwrap());
+            prop_assert_eq!(verdict, oracle(&wanted, &told));
+        }
+    }
+}

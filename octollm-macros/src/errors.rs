@@ -27,8 +27,18 @@ impl Errors {
         result.map_err(|error| self.absorb(error)).ok()
     }
 
+    pub(crate) fn append(&mut self, others: Self) {
+        if let Some(others) = others.0 {
+            self.absorb(others);
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_none()
+    }
+
+    pub(crate) fn into_result(self) -> syn::Result<()> {
+        self.0.map_or(Ok(()), Err)
     }
 
     /// One `compile_error!` for each mistake; nothing where there is none.

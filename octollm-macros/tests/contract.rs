@@ -92,3 +92,54 @@ fn a_generic_contract_holds_for_the_types_that_json_can_tell() {
     assert!(same::<<Sort<u8> as TaskContract>::Chunk, u8>());
     assert_eq!(Sort { items: vec![2, 1] }.check(), Ok(()));
 }
+
+/// Counts lines.
+#[derive(Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+struct CountLines {
+    #[garde(length(min = 1, max = 3))]
+    text: String,
+    #[garde(dive)]
+    filters: Vec<Filter>,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Validate)]
+struct Filter {
+    #[garde(range(min = 1))]
+    length: u32,
+}
+
+/// Its rules are written by hand.
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+struct CountWords(Filter);
+
+impl Validate for CountWords {
+    type Context = ();
+
+    fn validate_into(&self, cx: &(), parent: &mut dyn FnMut() -> garde::Path, report: &mut garde::Report) {
+        self.0.validate_into(cx, parent, report);
+    }
+}
+
+#[test]
+fn the_check_runs_the_rules_of_the_fields() {
+    let task = CountLines { text: "four".into(), filters: vec![Filter { length: 1 }, Filter { length: 0 }] };
+    let violations = task.check().unwrap_err();
+    assert_eq!(violations.to_string(), "text: length is greater than 3; filters[1].length: lower than 1");
+    assert_eq!(CountLines { text: "abc".into(), filters: vec![] }.check(), Ok(()));
+}
+
+#[test]
+fn the_check_runs_rules_written_by_hand() {
+    assert_eq!(CountWords(Filter { length: 0 }).check().unwrap_err().to_string(), "length: lower than 1");
+}
+
+#[test]
+fn a_contract_without_rules_lets_everything_pass() {
+    assert_eq!(ValidateCode { code: String::new() }.check(), Ok(()));
+}
+
+#[test]
+fn the_schema_says_the_same_rules() {
+    let schema = schemars::schema_for!(CountLines).to_value();
+    assert_eq!(schema["properties"]["text"]["maxLength"], 3);
+}

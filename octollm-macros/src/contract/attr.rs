@@ -1,13 +1,12 @@
 //! Reads `#[task(..)]`.
 
-use proc_macro2::TokenTree;
-use syn::{
-    Attribute, Ident, Lit, LitBool, LitInt, LitStr, Meta, Token, Type,
-    ext::IdentExt,
-    parse::{Parse, ParseStream},
-};
+use syn::{Attribute, Ident, LitBool, LitInt, LitStr, Token, Type, ext::IdentExt, parse::ParseStream};
 
-use crate::{errors::Errors, nearest, reach};
+use crate::{
+    entries::{self, begin_value, set, value},
+    errors::Errors,
+    nearest, reach,
+};
 
 const KEYS: [&str; 10] =
     ["name", "version", "output", "chunk", "path", "scope", "timeout", "idempotent", "summary", "crate"];
@@ -32,27 +31,10 @@ impl Attrs {
     pub(crate) fn read(attrs: &[Attribute], errors: &mut Errors) -> Self {
         let mut read = Self::default();
         for attr in attrs.iter().filter(|attr| attr.path().is_ident("task")) {
-            if !matches!(attr.meta, Meta::List(_)) {
-                errors.at(attr, "`task` takes its keys in parentheses: `#[task(name = \"code.validate\")]`");
-                continue;
-            }
-            let done = attr.parse_args_with(|entries: ParseStream<'_>| read.entries(entries, errors));
-            errors.keep(done);
+            let example = "#[task(name = \"code.validate\")]";
+            entries::of(attr, example, errors, &mut |entry| read.entry(entry));
         }
         read
-    }
-
-    fn entries(&mut self, entries: ParseStream<'_>, errors: &mut Errors) -> syn::Result<()> {
-        while !entries.is_empty() {
-            let entry = self.entry(entries).and_then(|()| at_end(entries));
-            if errors.keep(entry).is_none() {
-                skip(entries)?;
-            }
-            if !entries.is_empty() {
-                entries.parse::<Token![,]>()?;
-            }
-        }
-        Ok(())
     }
 
     fn entry(&mut self, entry: ParseStream<'_>) -> syn::Result<()> {
@@ -68,7 +50,7 @@ impl Attrs {
             "idempotent" => set(&mut self.idempotent, &key, flag(entry, &key)?),
             "summary" => set(&mut self.summary, &key, text(entry, &key, "Checks code.")?),
             "crate" => {
-                begin(entry, &key, "octollm")?;
+                begin_value(entry, &key, "octollm")?;
                 set(&mut self.krate, &key, reach::crate_path(entry)?)
             }
             unknown => {
@@ -77,14 +59,6 @@ impl Attrs {
             }
         }
     }
-}
-
-fn set<T>(slot: &mut Option<T>, key: &Ident, value: T) -> syn::Result<()> {
-    if slot.is_some() {
-        return Err(syn::Error::new_spanned(key, format!("`{key}` is given twice")));
-    }
-    *slot = Some(value);
-    Ok(())
 }
 
 fn text(entry: ParseStream<'_>, key: &Ident, example: &str) -> syn::Result<LitStr> {
@@ -101,54 +75,6 @@ fn flag(entry: ParseStream<'_>, key: &Ident) -> syn::Result<bool> {
         return Ok(true);
     }
     value::<LitBool>(entry, key, "`true` or `false`", "true").map(|value| value.value)
-}
-
-/// `= value`
-fn value<T: Parse>(entry: ParseStream<'_>, key: &Ident, kind: &str, example: &str) -> syn::Result<T> {
-    begin(entry, key, example)?;
-    let at = entry.fork();
-    entry.parse().map_err(|error| {
-        let message = format!("`{key}` takes {kind}: `{key} = {example}`");
-        // A literal of the wrong kind is marked as it stands, in one piece.
-        match at.parse::<Lit>() {
-            Ok(literal) => syn::Error::new_spanned(literal, message),
-            Err(_) => syn::Error::new(error.span(), message),
-        }
-    })
-}
-
-/// `=`, and something after it.
-fn begin(entry: ParseStream<'_>, key: &Ident, example: &str) -> syn::Result<()> {
-    let equals = entry.parse::<Option<Token![=]>>()?;
-    if equals.is_none() || entry.is_empty() || entry.peek(Token![,]) {
-        return Err(syn::Error::new_spanned(key, format!("`{key}` needs a value: `{key} = {example}`")));
-    }
-    Ok(())
-}
-
-fn at_end(entries: ParseStream<'_>) -> syn::Result<()> {
-    if entries.is_empty() || entries.peek(Token![,]) {
-        return Ok(());
-    }
-    Err(entries.error("expected `,` before the next key"))
-}
-
-/// Goes on to the comma before the next entry: not to one inside a type's angle brackets.
-fn skip(entries: ParseStream<'_>) -> syn::Result<()> {
-    while !entries.is_empty() && !before_entry(entries) {
-        entries.parse::<TokenTree>()?;
-    }
-    Ok(())
-}
-
-fn before_entry(entries: ParseStream<'_>) -> bool {
-    let ahead = entries.fork();
-    if ahead.parse::<Token![,]>().is_err() {
-        return false;
-    }
-    ahead.is_empty()
-        || ahead.call(Ident::parse_any).is_ok()
-            && (ahead.is_empty() || ahead.peek(Token![=]) || ahead.peek(Token![,]))
 }
 
 #[cfg(test)]

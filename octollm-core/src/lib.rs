@@ -29,6 +29,7 @@ pub mod __private {
     //! What the derive macros write against; not for people.
     pub use garde;
     pub use schemars;
+    pub use serde;
     pub use serde_json;
 
     pub use crate::contract::{ContractSpec, NoChunk, TaskContract, Violations};
@@ -56,6 +57,24 @@ pub mod __private {
     impl<T> Unchecked for &Checked<'_, T> {
         fn octollm_check(&self) -> Result<(), Violations> {
             Ok(())
+        }
+    }
+
+    /// The check of a contract with `#[garde(..)]` rules, which ask for a `Validate` that runs them.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` has `#[garde(..)]` rules, but nothing checks them",
+        label = "derive `Validate` as well",
+        note = "without it the rules would stand in the schema and never be run"
+    )]
+    pub trait Ruled {
+        fn octollm_check(&self) -> Result<(), Violations>;
+    }
+
+    // Told as `Ruled`: that is what has the words above.
+    #[diagnostic::do_not_recommend]
+    impl<T: garde::Validate<Context: Default>> Ruled for T {
+        fn octollm_check(&self) -> Result<(), Violations> {
+            self.validate().map_err(Violations::from)
         }
     }
 }

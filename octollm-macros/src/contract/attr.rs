@@ -1,0 +1,153 @@
+//! Reads `#[task(..)]`.
+
+use syn::{Attribute, Ident, LitBool, LitInt, LitStr, Token, Type, ext::IdentExt, parse::ParseStream};
+
+use crate::{
+    entries::{self, begin_value, set, value},
+    errors::Errors,
+    nearest, reach,
+};
+
+const KEYS: [&str; 10] =
+    ["name", "version", "output", "chunk", "path", "scope", "timeout", "idempotent", "summary", "crate"];
+
+/// What the attribute says, as it is written.
+#[derive(Default)]
+pub(crate) struct Attrs {
+    pub(crate) name: Option<LitStr>,
+    pub(crate) version: Option<LitInt>,
+    pub(crate) output: Option<Type>,
+    pub(crate) chunk: Option<Type>,
+    pub(crate) path: Option<LitStr>,
+    pub(crate) scope: Option<LitStr>,
+    pub(crate) timeout: Option<LitStr>,
+    pub(crate) idempotent: Option<bool>,
+    pub(crate) summary: Option<LitStr>,
+    krate: Option<syn::Path>,
+}
+
+impl Attrs {
+    /// Reads every `#[task(..)]`; a mistake costs its own entry only.
+    pub(crate) fn read(attrs: &[Attribute], errors: &mut Errors) -> Self {
+        let mut read = Self::default();
+        for attr in attrs.iter().filter(|attr| attr.path().is_ident("task")) {
+            let example = "#[task(name = \"code.validate\")]";
+            entries::of(attr, example, errors, &mut |entry| read.entry(entry));
+        }
+        read
+    }
+
+    fn entry(&mut self, entry: ParseStream<'_>) -> syn::Result<()> {
+        let key = entry.call(Ident::parse_any)?;
+        match key.to_string().as_str() {
+            "name" => set(&mut self.name, &key, text(entry, &key, "code.validate")?),
+            "version" => set(&mut self.version, &key, value(entry, &key, "a whole number", "2")?),
+            "output" => set(&mut self.output, &key, a_type(entry, &key, "Verdict")?),
+            "chunk" => set(&mut self.chunk, &key, a_type(entry, &key, "Line")?),
+            "path" => set(&mut self.path, &key, text(entry, &key, "/validate")?),
+            "scope" => set(&mut self.scope, &key, text(entry, &key, "code:validate")?),
+            "timeout" => set(&mut self.timeout, &key, text(entry, &key, "10s")?),
+            "idempotent" => set(&mut self.idempotent, &key, flag(entry, &key)?),
+            "summary" => set(&mut self.summary, &key, text(entry, &key, "Checks code.")?),
+            "crate" => {
+                begin_value(entry, &key, "octollm")?;
+                set(&mut self.krate, &key, reach::crate_path(entry)?)
+            }
+            unknown => {
+                let hint = nearest::hint(unknown, &KEYS, "keys");
+                Err(syn::Error::new_spanned(&key, format!("unknown key `{unknown}`: {hint}")))
+            }
+        }
+    }
+}
+
+fn text(entry: ParseStream<'_>, key: &Ident, example: &str) -> syn::Result<LitStr> {
+    value(entry, key, "a text in quotes", &format!("\"{example}\""))
+}
+
+fn a_type(entry: ParseStream<'_>, key: &Ident, example: &str) -> syn::Result<Type> {
+    value(entry, key, "a type, without quotes", example)
+}
+
+/// `idempotent`, or `idempotent = true`.
+fn flag(entry: ParseStream<'_>, key: &Ident) -> syn::Result<bool> {
+    if !entry.peek(Token![=]) {
+        return Ok(true);
+    }
+    value::<LitBool>(entry, key, "`true` or `false`", "true").map(|value| value.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use quote::ToTokens;
+    use syn::{DeriveInput, parse_quote};
+
+    use super::*;
+
+    fn read(input: DeriveInput) -> (Attrs, Vec<String>) {
+        let mut errors = Errors::default();
+        let attrs = Attrs::read(&input.attrs, &mut errors);
+        (attrs, errors.messages())
+    }
+
+    #[test]
+    fn reads_every_key_over_several_attributes() {
+        let (attrs, errors) = read(parse_quote! {
+            #[task(name = "a.b", version = 2, output = HashMap<String, u8>, chunk = (), path = "/x",)]
+            #[task(scope = "a:b", timeout = "1s", idempotent = false, summary = "S", crate = "a::b")]
+            struct A;
+        });
+        assert_eq!(errors, [""; 0]);
+        assert_eq!(attrs.name.unwrap().value(), "a.b");
+        assert_eq!(attrs.version.unwrap().base10_digits(), "2");
+        assert_eq!(attrs.output.unwrap().to_token_stream().to_string(), "HashMap < String , u8 >");
+        assert_eq!(attrs.chunk.unwrap().to_token_stream().to_string(), "()");
+        assert_eq!(attrs.path.unwrap().value(), "/x");
+        assert_eq!(attrs.scope.unwrap().value(), "a:b");
+        assert_eq!(attrs.timeout.unwrap().value(), "1s");
+        assert_eq!(attrs.idempotent, Some(false));
+        assert_eq!(attrs.summary.unwrap().value(), "S");
+    }
+
+    #[test]
+    fn a_mistake_costs_its_own_entry_only() {
+        let (attrs, errors) = read(parse_quote! {
+            #[task(name = 5, output = "Verdict", retries = HashMap<String, u8>, timeout, idempotent, idempotent, path = "/x")]
+            struct A;
+        });
+        assert_eq!(
+            errors,
+            [
+                "`name` takes a text in quotes: `name = \"code.validate\"`",
+                "`output` takes a type, without quotes: `output = Verdict`",
+                "unknown key `retries`: the keys are `name`, `version`, `output`, `chunk`, `path`, `scope`, `timeout`, \
+                 `idempotent`, `summary`, `crate`",
+                "`timeout` needs a value: `timeout = \"10s\"`",
+                "`idempotent` is given twice",
+            ]
+        );
+        assert_eq!(attrs.path.unwrap().value(), "/x");
+    }
+
+    #[test]
+    fn survives_any_tokens() {
+        for tokens in [
+            "=",
+            ",",
+            "name = ,",
+            "name =",
+            "5",
+            "name \"a\"",
+            "output = Vec<, x",
+            "a b c, d",
+            "name = \"a\" \"b\"",
+        ] {
+            let tokens: proc_macro2::TokenStream = tokens.parse().unwrap();
+            let (_, errors) = read(parse_quote!(
+                #[task(#tokens)]
+                struct A;
+            ));
+            assert!(!errors.is_empty(), "{tokens}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The list of entries inside an attribute, read so that a mistake costs its own entry only.
+
+use proc_macro2::TokenTree;
+use syn::{
+    Attribute, Ident, Lit, Meta, Token, Type,
+    ext::IdentExt,
+    parse::{Parse, ParseStream},
+    token::Paren,
+};
+
+use crate::errors::Errors;
+
+/// Reads one entry; the comma after it is not its business.
+pub(crate) type Entry<'a> = dyn FnMut(ParseStream<'_>) -> syn::Result<()> + 'a;
+
+/// The entries of `#[attr(..)]`.
+pub(crate) fn of(attr: &Attribute, example: &str, errors: &mut Errors, entry: &mut Entry<'_>) {
+    if !matches!(attr.meta, Meta::List(_)) {
+        errors.at(attr, format!("this attribute takes its entries in parentheses: `{example}`"));
+        return;
+    }
+    errors.keep(attr.parse_args_with(|entries: ParseStream<'_>| each(entries, entry)));
+}
+
+/// Reads entries up to the end of the stream, and then tells all that is wrong with them.
+pub(crate) fn each(entries: ParseStream<'_>, entry: &mut Entry<'_>) -> syn::Result<()> {
+    let mut errors = Errors::default();
+    while !entries.is_empty() {
+        let done = entry(entries).and_then(|()| at_end(entries));
+        if errors.keep(done).is_none() {
+            skip(entries)?;
+        }
+        if !entries.is_empty() {
+            entries.parse::<Token![,]>()?;
+        }
+    }
+    errors.into_result()
+}
+
+/// Fills what was empty.
+pub(crate) fn set<T>(slot: &mut Option<T>, key: &Ident, value: T) -> syn::Result<()> {
+    if slot.is_some() {
+        return Err(syn::Error::new_spanned(key, format!("`{key}` is given twice")));
+    }
+    *slot = Some(value);
+    Ok(())
+}
+
+/// `= value`
+pub(crate) fn value<T: Parse>(
+    entry: ParseStream<'_>,
+    key: &Ident,
+    kind: &str,
+    example: &str,
+) -> syn::Result<T> {
+    begin_value(entry, key, example)?;
+    let at = entry.fork();
+    entry.parse().map_err(|error| {
+        let message = format!("`{key}` takes {kind}: `{key} = {example}`");
+        // A literal of the wrong kind is marked as it stands, in one piece.
+        match at.parse::<Lit>() {
+            Ok(literal) => syn::Error::new_spanned(literal, message),
+            Err(_) => syn::Error::new(error.span(), message),
+        }
+    })
+}
+
+/// `=`, and something after it.
+pub(crate) fn begin_value(entry: ParseStream<'_>, key: &Ident, example: &str) -> syn::Result<()> {
+    let equals = entry.parse::<Option<Token![=]>>()?;
+    if equals.is_none() || entry.is_empty() || entry.peek(Token![,]) {
+        return Err(syn::Error::new_spanned(key, format!("`{key}` needs a value: `{key} = {example}`")));
+    }
+    Ok(())
+}
+
+/// `(argument)`
+pub(crate) fn argument<T: Parse>(entry: ParseStream<'_>, key: &Ident, example: &str) -> syn::Result<T> {
+    in_parentheses(entry, key, example, |content| {
+        if content.is_empty() {
+            return Err(missing_arguments(key, example));
+        }
+        content.parse()
+    })
+}
+
+/// `(..)`, read to its end.
+pub(crate) fn in_parentheses<T>(
+    entry: ParseStream<'_>,
+    key: &Ident,
+    example: &str,
+    read: impl FnOnce(ParseStream<'_>) -> syn::Result<T>,
+) -> syn::Result<T> {
+    if !entry.peek(Paren) {
+        return Err(missing_arguments(key, example));
+    }
+    let content;
+    syn::parenthesized!(content in entry);
+    let value = read(&content)?;
+    if content.is_empty() {
+        return Ok(value);
+    }
+    Err(content.error(format!("`{key}` takes no more than `{key}({example})`")))
+}
+
+pub(crate) fn missing_arguments(key: &Ident, example: &str) -> syn::Error {
+    syn::Error::new_spanned(key, format!("`{key}` needs arguments: `{key}({example})`"))
+}
+
+fn at_end(entries: ParseStream<'_>) -> syn::Result<()> {
+    if entries.is_empty() || entries.peek(Token![,]) {
+        return Ok(());
+    }
+    Err(entries.error("expected `,` before the next entry"))
+}
+
+/// Goes on to the comma before the next entry: not to one inside a type's angle brackets.
+fn skip(entries: ParseStream<'_>) -> syn::Result<()> {
+    while !entries.is_empty() && !before_entry(entries) {
+        // A type in one piece where it is one, so that its commas are not taken for the list's.
+        let as_type = entries.fork();
+        if as_type.parse::<Type>().is_ok() {
+            entries.parse::<Type>()?;
+        } else {
+            entries.parse::<TokenTree>()?;
+        }
+    }
+    Ok(())
+}
+
+fn before_entry(entries: ParseStream<'_>) -> bool {
+    let ahead = entries.fork();
+    if ahead.parse::<Token![,]>().is_err() {
+        return false;
+    }
+    ahead.is_empty()
+        || ahead.call(Ident::parse_any).is_ok()
+            && (ahead.is_empty() || ahead.peek(Token![=]) || ahead.peek(Token![,]) || ahead.peek(Paren))
+}

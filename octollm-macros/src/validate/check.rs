@@ -1,0 +1,187 @@
+//! From what is written to what is checked, field by field.
+
+use std::collections::HashSet;
+
+use quote::ToTokens;
+use syn::{Attribute, Data, DeriveInput, Expr, Fields, Generics, Ident, Path, Type, ext::IdentExt};
+
+use super::attr::{self, Arguments, Kind, Options, Rule};
+use crate::errors::Errors;
+
+/// A type and its rules.
+pub(crate) struct Validated<'a> {
+    pub(crate) ident: &'a Ident,
+    pub(crate) generics: &'a Generics,
+    pub(crate) context: Option<(Type, Option<Ident>)>,
+    pub(crate) is_transparent: bool,
+    pub(crate) custom: Vec<Expr>,
+    pub(crate) shape: Shape<'a>,
+}
+
+pub(crate) enum Shape<'a> {
+    Struct(Variant<'a>),
+    Enum(Vec<(&'a Ident, Variant<'a>)>),
+}
+
+/// A struct, or a variant of an enum.
+pub(crate) struct Variant<'a> {
+    pub(crate) fields: &'a Fields,
+    /// As many as there are fields.
+    pub(crate) rules: Vec<FieldRules>,
+}
+
+/// The rules of one field: none where it is skipped.
+#[derive(Default)]
+pub(crate) struct FieldRules {
+    /// The module that stands in for `garde::rules`.
+    pub(crate) adapt: Option<Path>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+impl<'a> Validated<'a> {
+    /// Checks everything. After a mistake the result is only good for a fallback.
+    pub(crate) fn new(input: &'a DeriveInput, errors: &mut Errors) -> Self {
+        let options = Options::read(&input.attrs, errors);
+        let allows = options.allow_unvalidated.is_some();
+        let shape = match &input.data {
+            Data::Struct(data) => Shape::Struct(variant(&data.fields, allows, errors)),
+            Data::Enum(data) => {
+                let variants = data.variants.iter().map(|it| {
+                    refuse_rules(&it.attrs, errors);
+                    (&it.ident, variant(&it.fields, allows, errors))
+                });
+                Shape::Enum(variants.collect())
+            }
+            Data::Union(data) => {
+                errors.at(data.union_token, "a union has no rules: nobody knows which field it has");
+                Shape::Enum(Vec::new())
+            }
+        };
+        if let Some(at) = options.transparent.as_ref()
+            && errors.is_empty()
+            && !has_one_ruled_field(&shape)
+        {
+            errors.at(at, "only a struct with one field that is not skipped can be `transparent`");
+        }
+        Self {
+            ident: &input.ident,
+            generics: &input.generics,
+            context: options.context,
+            is_transparent: options.transparent.is_some(),
+            custom: options.custom,
+            shape,
+        }
+    }
+}
+
+fn refuse_rules(attrs: &[Attribute], errors: &mut Errors) {
+    for attr in attrs.iter().filter(|attr| attr.path().is_ident("garde")) {
+        errors.at(attr, "a variant has no rules of its own: they stand at its fields");
+    }
+}
+
+fn has_one_ruled_field(shape: &Shape<'_>) -> bool {
+    match shape {
+        Shape::Struct(variant) => variant.rules.iter().filter(|field| !field.rules.is_empty()).count() == 1,
+        Shape::Enum(_) => false,
+    }
+}
+
+fn variant<'a>(fields: &'a Fields, allows: bool, errors: &mut Errors) -> Variant<'a> {
+    let rules = fields.iter().map(|field| {
+        let mut found = Errors::default();
+        let rules = attr::rules(&field.attrs, &mut found);
+        if rules.is_empty() && found.is_empty() && !allows {
+            let message =
+                "this field has no rule: give it one, or `#[garde(skip)]` if anything may stand in it";
+            match &field.ident {
+                Some(ident) => found.at(ident, message),
+                None => found.at(&field.ty, message),
+            }
+        }
+        let rules = field_rules(rules, fields, &mut found);
+        errors.append(found);
+        rules
+    });
+    Variant { fields, rules: rules.collect() }
+}
+
+/// Takes out what is said about the field itself, and checks the rest.
+fn field_rules(written: Vec<Rule>, fields: &Fields, errors: &mut Errors) -> FieldRules {
+    let mut field = FieldRules::default();
+    let mut skip = None;
+    let only_one = written.len() == 1;
+    let has_inner = written.iter().any(|rule| has_inner(&rule.kind));
+    refuse_twice(&written, errors);
+    for rule in written {
+        match rule.kind {
+            Kind::Skip => skip = Some(rule.name),
+            Kind::Adapt(path) => field.adapt = Some(path),
+            Kind::Dive(_) if has_inner => {
+                errors.at(&rule.name, "`dive` does not stand beside `inner`: both speak of what is inside");
+            }
+            Kind::Inner(ref rules) | Kind::If(_, ref rules) => {
+                nested_rules(rules, fields, errors);
+                field.rules.push(rule);
+            }
+            _ => {
+                check_fields(&rule, fields, errors);
+                field.rules.push(rule);
+            }
+        }
+    }
+    if let Some(skip) = skip
+        && !only_one
+    {
+        errors.at(&skip, "`skip` does not stand beside other rules");
+    }
+    field
+}
+
+fn has_inner(kind: &Kind) -> bool {
+    match kind {
+        Kind::Inner(_) => true,
+        Kind::If(_, rules) => rules.iter().any(|rule| has_inner(&rule.kind)),
+        _ => false,
+    }
+}
+
+fn nested_rules(rules: &[Rule], fields: &Fields, errors: &mut Errors) {
+    refuse_twice(rules, errors);
+    for rule in rules {
+        match &rule.kind {
+            Kind::Skip | Kind::Adapt(_) | Kind::Dive(_) => {
+                errors.at(&rule.name, format!("`{}` stands at the field itself only", rule.name));
+            }
+            Kind::Inner(rules) | Kind::If(_, rules) => nested_rules(rules, fields, errors),
+            _ => check_fields(rule, fields, errors),
+        }
+    }
+}
+
+/// `custom` and `if` may stand as often as one likes.
+fn refuse_twice(rules: &[Rule], errors: &mut Errors) {
+    let mut seen = HashSet::new();
+    for rule in rules {
+        let key = match &rule.kind {
+            Kind::Custom(_) | Kind::If(..) => continue,
+            Kind::Call(call) => call.key.clone(),
+            _ => rule.name.to_string(),
+        };
+        if !seen.insert(key) {
+            errors.at(&rule.name, format!("`{}` is given twice", rule.name));
+        }
+    }
+}
+
+/// `matches` speaks of another field.
+fn check_fields(rule: &Rule, fields: &Fields, errors: &mut Errors) {
+    if let Kind::Call(call) = &rule.kind
+        && let Arguments::Field(other) = &call.arguments
+        && !fields
+            .iter()
+            .any(|field| field.ident.as_ref().is_some_and(|ident| ident.unraw() == other.unraw()))
+    {
+        errors.at(other.to_token_stream(), format!("there is no field `{other}` here"));
+    }
+}

@@ -1,0 +1,182 @@
+//! Writes `impl Validate`: garde's own trait, over garde's own rules.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::{Expr, Fields, Ident, ext::IdentExt};
+
+use super::{
+    attr::{Arguments, Call, Kind, Rule},
+    check::{FieldRules, Shape, Validated, Variant},
+};
+use crate::located;
+
+/// The impl that runs every rule, in the order in which they are written.
+pub(crate) fn validated(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
+    let writer = Writer { rt, is_transparent: validated.is_transparent };
+    let on_type = validated.custom.iter().map(|custom| writer.custom(custom, &quote!(self)));
+    let on_fields = match &validated.shape {
+        Shape::Struct(variant) => {
+            let pattern = pattern(variant.fields);
+            let rules = writer.variant(variant);
+            quote!(let Self #pattern = self; #rules)
+        }
+        // No value, no arm.
+        Shape::Enum(variants) if variants.is_empty() => TokenStream::new(),
+        Shape::Enum(variants) => {
+            let arms = variants.iter().map(|(ident, variant)| {
+                let pattern = pattern(variant.fields);
+                let rules = writer.variant(variant);
+                quote!(Self::#ident #pattern => { #rules })
+            });
+            quote!(match self { #(#arms)* })
+        }
+    };
+    implement(validated, &quote!(#(#on_type)* #on_fields), rt)
+}
+
+/// An impl that stands in after a mistake, so that the uses of the type are no mistakes too.
+pub(crate) fn fallback(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
+    implement(validated, &TokenStream::new(), rt)
+}
+
+fn implement(validated: &Validated<'_>, body: &TokenStream, rt: &TokenStream) -> TokenStream {
+    let ident = validated.ident;
+    let (impl_generics, type_generics, where_clause) = validated.generics.split_for_impl();
+    let (context, name) = match &validated.context {
+        Some((context, name)) => (context.to_token_stream(), name.clone()),
+        None => (quote!(()), None),
+    };
+    let name = name.unwrap_or_else(|| format_ident!("__octollm_given"));
+    quote! {
+        #[automatically_derived]
+        impl #impl_generics #rt::garde::validate::Validate for #ident #type_generics #where_clause {
+            type Context = #context;
+
+            #[allow(unused_mut, unused_variables)]
+            fn validate_into(
+                &self,
+                #name: &Self::Context,
+                mut __octollm_path: &mut dyn ::core::ops::FnMut() -> #rt::garde::error::Path,
+                __octollm_report: &mut #rt::garde::error::Report,
+            ) {
+                let __octollm_context = #name;
+                #body
+            }
+        }
+    }
+}
+
+/// Every field under its own name, for the expressions in rules; `_0` and so on where it has none.
+fn pattern(fields: &Fields) -> TokenStream {
+    let names = fields.iter().enumerate().map(|(index, field)| binding(field.ident.as_ref(), index));
+    match fields {
+        Fields::Named(_) => quote!({ #(#names,)* }),
+        Fields::Unnamed(_) => quote!(( #(#names,)* )),
+        Fields::Unit => TokenStream::new(),
+    }
+}
+
+fn binding(ident: Option<&Ident>, index: usize) -> Ident {
+    ident.cloned().unwrap_or_else(|| format_ident!("_{index}"))
+}
+
+struct Writer<'a> {
+    rt: &'a TokenStream,
+    is_transparent: bool,
+}
+
+impl Writer<'_> {
+    fn variant(&self, variant: &Variant<'_>) -> TokenStream {
+        let fields = variant.fields.iter().zip(&variant.rules).enumerate();
+        fields.map(|(index, (field, rules))| self.field(field.ident.as_ref(), index, rules)).collect()
+    }
+
+    fn field(&self, ident: Option<&Ident>, index: usize, field: &FieldRules) -> TokenStream {
+        if field.rules.is_empty() {
+            return TokenStream::new();
+        }
+        let rt = self.rt;
+        let value = binding(ident, index);
+        let key = ident.map_or_else(|| quote!(#index), |ident| ident.unraw().to_string().to_token_stream());
+        let path = (!self.is_transparent)
+            .then(|| quote!(let mut __octollm_path = #rt::garde::util::nested_path!(__octollm_path, #key);));
+        let module = match &field.adapt {
+            Some(path) => path.to_token_stream(),
+            None => quote!(#rt::garde::rules),
+        };
+        let rules = self.rules(&field.rules, &module);
+        quote!({ #path let __octollm_value = #value; #rules })
+    }
+
+    fn rules(&self, rules: &[Rule], module: &TokenStream) -> TokenStream {
+        rules.iter().map(|rule| self.rule(rule, module)).collect()
+    }
+
+    fn rule(&self, rule: &Rule, module: &TokenStream) -> TokenStream {
+        let rt = self.rt;
+        let at = located(rule.name.span());
+        match &rule.kind {
+            // Both are settled with the field.
+            Kind::Skip | Kind::Adapt(_) => TokenStream::new(),
+            Kind::Call(call) => self.call(call, module, at),
+            Kind::Custom(custom) => self.custom(custom, &quote!(__octollm_value)),
+            Kind::Dive(context) => {
+                let context =
+                    context.as_ref().map_or_else(|| quote!(__octollm_context), |context| quote!(&#context));
+                quote_spanned! {at=>
+                    #rt::garde::validate::Validate::validate_into(
+                        __octollm_value, #context, &mut __octollm_path, __octollm_report,
+                    );
+                }
+            }
+            Kind::Inner(rules) => {
+                let rules = self.rules(rules, module);
+                quote_spanned! {at=>
+                    #module::inner::apply(__octollm_value, |__octollm_value, __octollm_key| {
+                        let mut __octollm_path =
+                            #rt::garde::util::nested_path!(__octollm_path, __octollm_key);
+                        #rules
+                    });
+                }
+            }
+            Kind::If(condition, rules) => {
+                let rules = self.rules(rules, module);
+                quote!(if #condition { #rules })
+            }
+        }
+    }
+
+    fn call(&self, call: &Call, module: &TokenStream, at: Span) -> TokenStream {
+        let arguments = match &call.arguments {
+            Arguments::None => quote!(()),
+            Arguments::Ip(kind) => {
+                let kind = Ident::new(kind, Span::call_site());
+                quote!((#module::ip::IpKind::#kind,))
+            }
+            Arguments::Length(bounds) => bounds.of_length(),
+            Arguments::Range(bounds) => bounds.of_range(),
+            Arguments::Text(text) => quote!((&#text,)),
+            Arguments::Field(other) => {
+                let name = other.unraw().to_string();
+                quote!((#name, #other))
+            }
+        };
+        let rule = &call.module;
+        let check = quote_spanned!(at=> #module::#rule::apply(__octollm_value, #arguments));
+        quote! {
+            if let ::core::result::Result::Err(__octollm_error) = #check {
+                __octollm_report.append(__octollm_path(), __octollm_error);
+            }
+        }
+    }
+
+    /// A function of the user's: what it returns as an error has only to be printable.
+    fn custom(&self, custom: &Expr, value: &TokenStream) -> TokenStream {
+        let rt = self.rt;
+        quote! {
+            if let ::core::result::Result::Err(__octollm_error) = (#custom)(#value, __octollm_context) {
+                __octollm_report.append(__octollm_path(), #rt::garde::error::Error::new(__octollm_error));
+            }
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! temp
+mod lexer;
+fn main() {
+    println!("{:?}", lexer::lex("a"));
+}

@@ -20,6 +20,7 @@ pub mod clock;
 pub mod task;
 pub mod store;
 pub mod orchestrator;
+pub mod brain;
 pub mod reflex;
 
 pub use self::{arm::Arm, context::Context};

@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::{
     card::ArmCard,
     context::Context,
-    error::{ErrorKind, Failure},
+    error::Failure,
     id::TaskId,
     task::{Submission, Task, TaskError, TaskResult, TaskStatus},
     update::Phase,
@@ -30,31 +30,31 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Queues a task.
     ///
     /// # Errors
-    /// [`ErrorKind::ContractNotOffered`], [`ErrorKind::ValidationFailed`], [`ErrorKind::Overloaded`].
+    /// [`ContractNotOffered`](crate::error::ErrorKind::ContractNotOffered), [`ValidationFailed`](crate::error::ErrorKind::ValidationFailed), [`Overloaded`](crate::error::ErrorKind::Overloaded).
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure>;
 
     /// A task as it stands.
     ///
     /// # Errors
-    /// [`ErrorKind::TaskNotFound`]
+    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound)
     async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure>;
 
     /// The caller's tasks, newest first.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] when the store is.
+    /// [`Unavailable`](crate::error::ErrorKind::Unavailable) when the store is.
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure>;
 
     /// Cancels a task. One that is finished stays as it is.
     ///
     /// # Errors
-    /// [`ErrorKind::TaskNotFound`]
+    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound)
     async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure>;
 
     /// What a task tells from now on, or behind update `after`; the last update is its final status.
     ///
     /// # Errors
-    /// [`ErrorKind::TaskNotFound`]
+    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound)
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure>;
 
     /// The cards of the arms it knows.
@@ -221,19 +221,42 @@ impl fmt::Debug for TaskUpdates {
 /// Waits until a task is finished, however long that takes.
 ///
 /// # Errors
-/// As [`Orchestrator::watch`]; [`ErrorKind::ConnectionLost`] when the updates end before the task does.
+/// As [`Orchestrator::watch`].
 ///
 /// # Cancel safety
 /// Dropping the future leaves the task as it is.
 pub async fn finished(orchestrator: &dyn Orchestrator, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-    let mut updates = orchestrator.watch(id, None, cx).await?;
-    while let Some(update) = updates.next().await {
-        if update.is_last() {
-            return orchestrator.get(id, cx).await;
-        }
-    }
-    Err(Failure::new(ErrorKind::ConnectionLost, "the updates ended before the task did"))
+    follow(orchestrator, id, cx, |_| ()).await
 }
+
+/// Waits until a task is finished, and shows each update on the way.
+///
+/// # Errors
+/// As [`Orchestrator::watch`].
+///
+/// # Cancel safety
+/// Dropping the future leaves the task as it is.
+pub async fn follow(
+    orchestrator: &dyn Orchestrator,
+    id: &TaskId,
+    cx: &Context,
+    mut each: impl FnMut(&TaskUpdate) + Send,
+) -> Result<Task, Failure> {
+    loop {
+        let mut updates = orchestrator.watch(id, None, cx).await?;
+        while let Some(update) = updates.next().await {
+            each(&update);
+        }
+        let task = orchestrator.get(id, cx).await?;
+        if task.status.is_finished() {
+            return Ok(task);
+        }
+        // The updates ended before the task did: it has moved to another brain, which is asked in a moment.
+        tokio::time::sleep(FOLLOW_INTERVAL).await;
+    }
+}
+
+const FOLLOW_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
 
 #[async_trait]
 impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {

@@ -12,6 +12,7 @@ use std::{fmt, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub(crate) use self::card::{canonical, hex};
 pub use self::{
     card::{ContractCard, fingerprint},
     reference::{ContractRef, InvalidContractRef},

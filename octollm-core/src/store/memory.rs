@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 use super::{JournalEntry, StoreError, TaskFilter, TaskStore};
-use crate::{id::TaskId, task::TaskRecord};
+use crate::{contract::ContractRef, id::TaskId, task::TaskRecord};
 
 /// Keeps tasks in memory, and of the finished ones only the latest.
 #[derive(Debug)]
@@ -113,10 +113,15 @@ impl TaskStore for MemoryStore {
             .collect())
     }
 
-    async fn free(&self, now: Timestamp, limit: usize) -> Result<Vec<TaskRecord>, StoreError> {
+    async fn free(
+        &self,
+        contracts: &[ContractRef],
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<TaskRecord>, StoreError> {
         let tables = self.tables();
-        let free = tables.tasks.values().filter(|row| row.record.is_free(now));
-        Ok(free.take(limit).map(|row| row.record.clone()).collect())
+        let free = |record: &&TaskRecord| record.is_free(now) && contracts.contains(&record.contract);
+        Ok(tables.tasks.values().map(|row| &row.record).filter(free).take(limit).cloned().collect())
     }
 
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {

@@ -48,11 +48,16 @@ pub trait TaskStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`]
     async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError>;
 
-    /// Tasks that a brain may take at `now`: see [`TaskRecord::is_free`]. Oldest first.
+    /// Tasks of these contracts that a brain may take at `now`: see [`TaskRecord::is_free`]. Oldest first.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]
-    async fn free(&self, now: Timestamp, limit: usize) -> Result<Vec<TaskRecord>, StoreError>;
+    async fn free(
+        &self,
+        contracts: &[ContractRef],
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<TaskRecord>, StoreError>;
 
     /// The calls that a task has made, in the order in which they were answered.
     ///

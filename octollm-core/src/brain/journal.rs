@@ -1,0 +1,195 @@
+//! The journal: calls that were answered once are not made again.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::{Value, value::RawValue};
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use crate::{
+    budget::Budget,
+    card::ArmCard,
+    clock::Clock,
+    contract::{canonical, hex},
+    error::{CallError, ErrorKind, Failure},
+    id::TaskId,
+    store::{Answer, JournalEntry, TaskStore},
+    transport::{Call, Reply, StepKey, Transport, Trip},
+};
+
+/// Carries the calls of one run of a task: from its journal where they were answered before, else by the transport,
+/// and then into the journal.
+pub(super) struct Journal {
+    pub(super) task_id: TaskId,
+    pub(super) run: u32,
+    pub(super) store: Arc<dyn TaskStore>,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) clock: Clock,
+    pub(super) state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    /// Answers of earlier runs that this one has not come to yet.
+    recorded: HashMap<StepKey, JournalEntry>,
+    /// Steps that this run has taken.
+    taken: HashSet<StepKey>,
+    arms: Vec<String>,
+    mismatch: Option<Failure>,
+}
+
+impl State {
+    pub(super) fn of(journal: Vec<JournalEntry>) -> Self {
+        Self {
+            recorded: journal.into_iter().map(|entry| (entry.step.clone(), entry)).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The recorded answer of a step, if it is one to this very question.
+    fn recall(&mut self, call: &Call, digest: &str) -> Result<Option<JournalEntry>, Failure> {
+        if !self.taken.insert(call.step.clone()) {
+            return Err(mismatch(format!("step {} is called twice in one run", call.step)));
+        }
+        let Some(entry) = self.recorded.remove(&call.step) else { return Ok(None) };
+        if entry.contract != call.contract {
+            let (was, is) = (&entry.contract, &call.contract);
+            return Err(mismatch(format!("step {} was {was} and is now {is}", call.step)));
+        }
+        if entry.input_digest != digest {
+            let contract = &call.contract;
+            return Err(mismatch(format!(
+                "step {} asks {contract} with another input than it did",
+                call.step
+            )));
+        }
+        Ok(Some(entry))
+    }
+
+    fn used_arm(&mut self, arm: &str) {
+        if !arm.is_empty() && !self.arms.iter().any(|used| used == arm) {
+            self.arms.push(arm.to_owned());
+        }
+    }
+}
+
+fn mismatch(how: String) -> Failure {
+    Failure::new(ErrorKind::JournalMismatch, format!("the journal is of another program: {how}"))
+}
+
+impl Journal {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The arms that answered, in the order of their first answer.
+    pub(super) fn arms_used(&self) -> Vec<String> {
+        self.state().arms.clone()
+    }
+
+    /// Why this run does not fit its journal: a call that differed, or, once the run has ended well, an ordered step
+    /// that it no longer takes. Named steps may be left out: that is what names are for.
+    pub(super) fn mismatch(&self, ended_well: bool) -> Option<Failure> {
+        let state = self.state();
+        let left_out = || {
+            let ordered = |step: &&StepKey| matches!(step, StepKey::Order(_));
+            let step = state.recorded.keys().filter(ordered).min()?;
+            let contract = &state.recorded.get(step)?.contract;
+            Some(mismatch(format!("step {step} was {contract} and is no longer taken")))
+        };
+        state.mismatch.clone().or_else(|| if ended_well { left_out() } else { None })
+    }
+
+    async fn record(&self, entry: JournalEntry) -> Result<(), Failure> {
+        let written = self.store.append(&self.task_id, self.run, entry).await;
+        // What was done is not known to the next run then: it may do it again.
+        written.map_err(|error| Failure { may_have_executed: true, ..error.into() })
+    }
+}
+
+#[async_trait]
+impl Transport for Journal {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        let digest = digest(&call.input);
+        let recalled = {
+            let mut state = self.state();
+            let recalled = state.recall(&call, &digest);
+            if let Err(failure) = &recalled {
+                state.mismatch.get_or_insert_with(|| failure.clone());
+            }
+            recalled
+        };
+        let contract = call.contract.clone();
+        match recalled {
+            Err(failure) => return Err(CallError::new(contract, failure.before_execution())),
+            Ok(Some(entry)) => {
+                self.state().used_arm(&entry.trip.arm);
+                return replay(entry);
+            }
+            Ok(None) => {}
+        }
+        let blank = |answer, trip| JournalEntry {
+            step: call.step.clone(),
+            contract: contract.clone(),
+            input_digest: digest,
+            answer,
+            trip,
+            used: Budget::default(),
+            budget_left: call.parts.budget,
+            duration_ms: 0.0,
+            at: self.clock.now(),
+        };
+        let started = Instant::now();
+        let answer = self.transport.call(call.clone()).await;
+        let (recorded, trip, usage) = match &answer {
+            Ok(reply) => (output(reply, &call)?, reply.trip.clone(), reply.usage),
+            Err(error) if error.kind() == ErrorKind::Cancelled => return answer,
+            Err(error) => {
+                let trip = Trip::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
+                (Answer::Failure(Box::new(error.failure().clone())), trip, Default::default())
+            }
+        };
+        self.state().used_arm(&trip.arm);
+        let mut entry = blank(recorded, trip);
+        entry.used = Budget { tokens: Some(usage.tokens), cost: Some(usage.cost) };
+        entry.duration_ms = started.elapsed().as_secs_f64() * 1e3;
+        self.record(entry).await.map_err(|failure| CallError::new(contract.clone(), failure))?;
+        answer
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        self.transport.cards().await
+    }
+}
+
+fn output(reply: &Reply, call: &Call) -> Result<Answer, CallError> {
+    let text = std::str::from_utf8(&reply.output).ok();
+    let raw = text.and_then(|text| RawValue::from_string(text.to_owned()).ok());
+    raw.map(Answer::Output).ok_or_else(|| {
+        let failure = Failure::new(ErrorKind::BadResponse, "the output is not JSON");
+        CallError::new(call.contract.clone(), failure).with_arm(&*reply.trip.arm)
+    })
+}
+
+fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
+    let usage = entry.usage();
+    match entry.answer {
+        Answer::Output(output) => {
+            let output = Bytes::from(String::from(Box::<str>::from(output)));
+            Ok(Reply::new(output, entry.trip).with_usage(usage))
+        }
+        Answer::Failure(failure) => Err(CallError::new(entry.contract, *failure).with_arm(entry.trip.arm)),
+    }
+}
+
+/// The first half of the SHA-256 of the input in canonical form, in hexadecimal digits.
+fn digest(input: &[u8]) -> String {
+    let canonical = serde_json::from_slice::<Value>(input)
+        .map_or_else(|_| input.to_vec(), |value| canonical(&value, false).to_string().into_bytes());
+    hex(&Sha256::digest(canonical)[..16])
+}

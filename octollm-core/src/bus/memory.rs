@@ -78,6 +78,10 @@ impl MemoryBus {
             self.shared.replace(|listener| !listener.feed.is_closed());
         }
     }
+
+    pub(super) fn counters(&self) -> &Arc<Counters> {
+        &self.shared.counters
+    }
 }
 
 #[async_trait]

@@ -2,6 +2,7 @@
 //!
 //! An [`EventBus`] is publish and subscribe, at most once: who does not listen does not hear, and who listens too slowly
 //! is told how much was lost, never left to guess. What was lost is an item of the stream, beside the events.
+//! A [`DurableBus`] delivers at least once: to groups, until a member has settled what it got.
 //!
 //! ```
 //! use octollm_core::bus::{EventBus, MemoryBus, Overflow, Signal};
@@ -28,23 +29,37 @@
 //! ```
 
 mod capability;
+mod consume;
+mod consumer;
 mod counters;
+mod dead_letter;
+mod delivery;
+mod durable_bus;
 mod error;
 mod event_bus;
 mod expiry;
 mod feed;
+mod handler;
 mod memory;
+mod memory_durable;
 mod overflow;
 mod queue;
 mod signal;
 mod subscription;
 
 pub use capability::{Capabilities, Capability};
+pub use consume::{Backoff, ConsumeOptions, Start};
+pub use consumer::{Arrival, CloseConsumer, Consumer, ConsumerCloser, ConsumerEngine};
 pub use counters::{Counters, Counts};
+pub use dead_letter::{DeadLetter, DeadLetterBody};
+pub use delivery::{Delivery, Lease, Nack, Settlement};
+pub use durable_bus::{DurableBus, GroupStatus};
 pub use error::BusError;
 pub use event_bus::EventBus;
 pub use feed::Feed;
+pub use handler::Handler;
 pub use memory::{MemoryBus, MemoryBusConfig};
+pub use memory_durable::{MemoryDurableBus, MemoryDurableConfig};
 pub use overflow::Overflow;
 pub use signal::{Ended, Gap, GapReason, Signal};
 pub use subscription::Subscription;

@@ -10,7 +10,7 @@ use crate::lexer::{Kind, Lexed, Token};
 /// The most brackets that may be open at once.
 const BRACKETS: usize = 200;
 /// The most tokens that the expressions around a place may have had before it.
-pub(super) const TOKENS: usize = 6_000;
+pub(super) const TOKENS: usize = 3_000;
 
 /// A bracket that is open, or the file.
 #[derive(Default)]

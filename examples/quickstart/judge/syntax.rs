@@ -13,7 +13,7 @@ use crate::lexer::{Lexed, Position};
 
 /// The stack for one file. Only what is used of it is ever taken: this is what the deepest source that
 /// [`super::nesting`] lets through needs, twice.
-const STACK: usize = 256 << 20;
+const STACK: usize = 128 << 20;
 
 /// What the tree tells.
 #[derive(Debug, Default)]

@@ -1,4 +1,84 @@
-//! octollm.
+//! Systems of LLM agents made of services: typed task contracts over HTTP/JSON, an orchestrator whose work survives its
+//! process, events, and deadlines, budgets and cancellation that hold over any number of hops.
+//!
+//! ```no_run
+//! use octollm::prelude::*;
+//!
+//! /// Checks that a piece of code parses.
+//! #[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+//! #[task(name = "code.validate", output = Verdict, idempotent, timeout = "10s")]
+//! struct ValidateCode {
+//!     #[garde(length(min = 1, max = 65_536))]
+//!     code: String,
+//!     #[garde(skip)]
+//!     language: String,
+//! }
+//!
+//! #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+//! struct Verdict { is_valid: bool, issues: Vec<String> }
+//!
+//! struct Judge;
+//!
+//! #[async_trait]
+//! impl Arm<ValidateCode> for Judge {
+//!     async fn execute(&self, task: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
+//!         cx.progress(10, "parsing");
+//!         Ok(judge(&task))
+//!     }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), octollm::Error> {
+//!     ArmServer::new("judge").arm::<ValidateCode>(Judge).serve("127.0.0.1:8103").await
+//! }
+//! # fn judge(task: &ValidateCode) -> Verdict {
+//! #     let is_valid = task.code.contains("fn");
+//! #     Verdict { is_valid, issues: Vec::new() }
+//! # }
+//! ```
+//!
+//! | to | see |
+//! |---|---|
+//! | say what can be asked | [`contract::TaskContract`], derived by `#[derive(TaskContract)]` |
+//! | do it | [`Arm`], [`Context`] |
+//! | serve it | `http::ArmServer` |
+//! | call it | `http::Arms`, [`Context::call`] |
+//! | run work that survives the process | [`brain::Brain`] |
+//! | run steps given as data | [`plan`] |
+//! | screen what comes in | [`reflex`] |
+//! | tell and hear events | [`bus`] |
+//! | test a system without a network | `mesh::Mesh` |
+//!
+//! # Features
+//!
+//! `http` (the default) has the servers and clients, `mesh` (the default) the in-process mesh for tests, `events` the
+//! event encodings; `full` is all of them.
+
+pub use octollm_core::{
+    arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, event, id, json, orchestrator, plan,
+    reflex, store, task, trace, transport, update,
+};
+
+#[cfg(feature = "mesh")]
+pub use octollm_core::mesh;
+
+/// Servers and clients over HTTP.
+#[cfg(feature = "http")]
+pub use octollm_http as http;
+
+/// What the engines behind the buses share.
+#[cfg(feature = "events")]
+pub use octollm_events as events;
+
+/// Failures: what kind, whether a retry can help, and whether the work may have run.
+pub mod failure {
+    pub use octollm_core::error::*;
+}
+
+pub use octollm_core::{
+    Arm, Context,
+    error::{ArmError, CallError, Error, ErrorKind, Failure},
+};
 
 #[doc(hidden)]
 pub use octollm_core::__private;
@@ -9,9 +89,25 @@ pub mod prelude {
     pub use async_trait::async_trait;
     // By its module: where another crate turns on garde's own derive, `garde::Validate` is a macro too.
     pub use garde::validate::Validate;
-    pub use octollm_core::contract::TaskContract;
+    pub use octollm_core::{
+        Arm, Context,
+        brain::Brain,
+        bus::{DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
+        contract::TaskContract,
+        error::{ArmError, CallError, ErrorKind},
+        event::Event,
+        orchestrator::Orchestrator,
+        plan::Plan,
+        reflex::{Reaction, Reflex, ReflexChain},
+        task::{Submission, Task, TaskRequest, TaskResult, TaskStatus},
+    };
+    #[cfg(feature = "http")]
+    pub use octollm_http::{ArmServer, Arms, OrchestratorClient, OrchestratorServer, ReflexServer};
     pub use octollm_macros::{TaskContract, Validate};
     // `schemars` is there for its derive, which looks for a crate of that name.
     pub use schemars::{self, JsonSchema};
     pub use serde::{Deserialize, Serialize};
+
+    #[cfg(feature = "mesh")]
+    pub use octollm_core::mesh::{Fault, Mesh};
 }

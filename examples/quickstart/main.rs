@@ -1,48 +1,109 @@
-//! Reviews a Rust crate: `cargo run --example quickstart [PATH] [--json]`.
+//! Reviews a Rust crate with a whole system of arms, in one process: reflex server, orchestrator, planner, retriever,
+//! judge and guardian, each behind its own HTTP server.
+//!
+//! ```text
+//! cargo run --example quickstart [PATH] [--json] [--explain]
+//! ```
+//!
+//! PATH is the crate, by default this folder. `--json` prints the report as JSON and nothing else; `--explain` adds how
+//! each call travelled. Exit status: 0 when the review is done, 1 when it failed, 2 when there is nothing to review,
+//! 130 when it was interrupted.
 
+mod arms;
+mod client;
+mod contracts;
 mod finding;
 mod judge;
 mod lexer;
 mod report;
+mod review;
 mod secrets;
 mod source;
+mod system;
 
-use std::error::Error;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
+use octollm::prelude::*;
+
+use client::End;
 use report::Report;
 
-/// The largest source that is read, in bytes.
-const MAX_BYTES: u64 = 4 << 20;
+const USAGE: &str = "usage: quickstart [PATH] [--json] [--explain]";
 
-fn main() -> ExitCode {
-    let (options, paths): (Vec<_>, Vec<_>) =
-        std::env::args().skip(1).partition(|argument| argument == "--json");
-    let path = paths.first().map_or_else(|| PathBuf::from("."), PathBuf::from);
-    match review(&path).and_then(|report| show(&report, !options.is_empty())) {
-        Ok(page) => {
-            print!("{page}");
-            ExitCode::SUCCESS
+struct Options {
+    path: PathBuf,
+    json: bool,
+    explain: bool,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options { path: PathBuf::new(), json: false, explain: false };
+    let mut paths = Vec::new();
+    for argument in std::env::args_os().skip(1) {
+        match argument.to_str() {
+            Some("--json") => options.json = true,
+            Some("--explain") => options.explain = true,
+            Some(flag) if flag.starts_with('-') => return Err(format!("{flag} is not known; {USAGE}")),
+            _ => paths.push(PathBuf::from(argument)),
         }
+    }
+    if paths.len() > 1 {
+        return Err(format!("one PATH at a time; {USAGE}"));
+    }
+    options.path = paths.pop().unwrap_or_else(|| PathBuf::from("."));
+    Ok(options)
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = match options() {
+        Ok(options) => options,
+        Err(message) => return refuse(&message),
+    };
+    if let Err(error) = source::list(&options.path, arms::MAX_BYTES) {
+        return refuse(&error.to_string());
+    }
+    match run(&options).await {
+        Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("quickstart: {error:?}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn show(report: &Report, json: bool) -> Result<String, Box<dyn Error>> {
-    Ok(if json { serde_json::to_string_pretty(report)? + "\n" } else { report::render(report, false) })
+fn refuse(message: &str) -> ExitCode {
+    eprintln!("quickstart: {message}");
+    ExitCode::from(2)
 }
 
-fn review(root: &std::path::Path) -> Result<Report, Box<dyn Error>> {
-    let listing = source::list(root, MAX_BYTES)?;
-    let (mut judged, mut scanned) = (Vec::new(), Vec::new());
-    for file in &listing.files {
-        let text = source::read(root, &file.path, MAX_BYTES)?;
-        judged.push(judge::judge(&file.path, &text));
-        scanned.push(secrets::scan(&file.path, &text));
+async fn run(options: &Options) -> Result<ExitCode, octollm::Error> {
+    let system = system::start(options.path.clone()).await?;
+    let task = match client::review(&system.reflex_url).await? {
+        End::Finished(task) => task,
+        End::Interrupted => {
+            eprintln!("quickstart: interrupted, and the task cancelled");
+            return Ok(ExitCode::from(130));
+        }
+    };
+    let Some(result) = task.result else {
+        let why = task.error.map_or_else(|| task.status.to_string(), |error| error.message);
+        eprintln!("quickstart: the review failed: {why}");
+        return Ok(ExitCode::FAILURE);
+    };
+    let report: Report = serde_json::from_value(result.output)?;
+    print!("{}", page(&report, options.json)?);
+    if options.explain {
+        let journal = system.brain.journal(&task.task_id, &Context::detached()).await?;
+        let explained = client::explain(&journal);
+        if options.json { eprint!("{explained}") } else { print!("\n{explained}") }
     }
-    Ok(Report::new(judged, scanned, listing.skipped))
+    Ok(ExitCode::SUCCESS)
+}
+
+fn page(report: &Report, json: bool) -> Result<String, serde_json::Error> {
+    if json {
+        return Ok(serde_json::to_string_pretty(report)? + "\n");
+    }
+    Ok(report::render(report, std::io::stdout().is_terminal()))
 }

@@ -16,6 +16,7 @@ use crate::{
     card::ArmCard,
     clock::Clock,
     contract::{canonical, hex},
+    deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::TaskId,
     store::{Answer, JournalEntry, TaskStore},
@@ -133,6 +134,8 @@ impl Transport for Journal {
             }
             Ok(None) => {}
         }
+        let time_left = call.parts.deadline.map(Deadline::remaining);
+        let time_left_ms = time_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
         let blank = |answer, trip| JournalEntry {
             step: call.step.clone(),
             contract: contract.clone(),
@@ -141,6 +144,7 @@ impl Transport for Journal {
             trip,
             used: Budget::default(),
             budget_left: call.parts.budget,
+            time_left_ms,
             duration_ms: 0.0,
             at: self.clock.now(),
         };

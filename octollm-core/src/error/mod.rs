@@ -6,12 +6,13 @@
 mod arm_error;
 mod call_error;
 mod kind;
+mod program;
 
 use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind};
+pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind, program::Error};
 use crate::contract::Violations;
 
 /// What is told about a failure.

@@ -110,6 +110,8 @@ pub struct JournalEntry {
     pub used: Budget,
     /// What the task had left when the call was made.
     pub budget_left: Budget,
+    /// How long the task still had then, in milliseconds.
+    pub time_left_ms: Option<u64>,
     /// How long it took, in milliseconds.
     pub duration_ms: f64,
     /// When it was answered.

@@ -1,0 +1,43 @@
+//! An arm mounted into a web service that already exists: one line, below any path.
+//!
+//! ```text
+//! cargo run --example embed_in_axum [ADDRESS]
+//! curl localhost:3000/
+//! curl -d '{"text":"Ten arms, one brain."}' -H 'content-type: application/json' localhost:3000/arms/scribe/count
+//! curl localhost:3000/arms/scribe/capabilities
+//! ```
+
+use axum::{Router, routing::get};
+use octollm::prelude::*;
+
+/// Counts the words of a text.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "text.count", output = Count, idempotent)]
+struct CountWords {
+    text: String,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Count {
+    words: usize,
+}
+
+struct Scribe;
+
+#[async_trait]
+impl Arm<CountWords> for Scribe {
+    async fn execute(&self, task: CountWords, _: &Context) -> Result<Count, ArmError> {
+        Ok(Count { words: task.text.split_whitespace().count() })
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), octollm::Error> {
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".into());
+    let scribe = ArmServer::new("scribe").arm::<CountWords>(Scribe);
+    let app = Router::new()
+        .route("/", get(|| async { "the service that was here before" }))
+        .nest_service("/arms/scribe", scribe.into_service());
+    axum::serve(tokio::net::TcpListener::bind(address).await?, app).await?;
+    Ok(())
+}

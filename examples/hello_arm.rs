@@ -1,0 +1,53 @@
+//! An arm behind its own HTTP server: a contract, the work, one line to serve it.
+//!
+//! ```text
+//! cargo run --example hello_arm [ADDRESS]
+//! curl -d '{"code":"fn main() {}","language":"rust"}' -H 'content-type: application/json' localhost:8103/validate
+//! ```
+
+use octollm::prelude::*;
+
+/// Checks that a piece of code parses.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+#[task(name = "code.validate", output = Verdict, idempotent, timeout = "10s")]
+struct ValidateCode {
+    #[garde(length(min = 1, max = 65_536))]
+    code: String,
+    #[garde(skip)]
+    language: String,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Verdict {
+    is_valid: bool,
+    issues: Vec<String>,
+}
+
+struct Judge;
+
+#[async_trait]
+impl Arm<ValidateCode> for Judge {
+    async fn execute(&self, task: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
+        cx.progress(10, "parsing");
+        judge(&task)
+    }
+}
+
+fn judge(task: &ValidateCode) -> Result<Verdict, ArmError> {
+    if task.language != "rust" {
+        return Err(ArmError::invalid("language", "is not one that this judge reads: rust"));
+    }
+    Ok(match syn::parse_file(&task.code) {
+        Ok(_) => Verdict { is_valid: true, issues: Vec::new() },
+        Err(error) => {
+            let at = error.span().start();
+            Verdict { is_valid: false, issues: vec![format!("{}:{}: {error}", at.line, at.column + 1)] }
+        }
+    })
+}
+
+#[tokio::main]
+async fn main() -> Result<(), octollm::Error> {
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8103".into());
+    ArmServer::new("judge").arm::<ValidateCode>(Judge).serve(address).await
+}

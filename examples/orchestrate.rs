@@ -1,0 +1,68 @@
+//! An arm that calls arms, run by a brain: submitted as a task, journaled, cancellable.
+//!
+//! ```text
+//! cargo run --example orchestrate [ADDRESS]
+//! curl -d '{"goal":"ten arms, one brain"}' -H 'content-type: application/json' localhost:8000/tasks
+//! curl localhost:8000/tasks/TASK_ID
+//! ```
+
+use octollm::prelude::*;
+
+/// Splits a text into words.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "text.split", output = Vec<String>, idempotent)]
+struct SplitText {
+    text: String,
+}
+
+/// Writes a word in capitals.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "word.shout", output = String, idempotent)]
+struct ShoutWord {
+    word: String,
+}
+
+struct Splitter;
+
+#[async_trait]
+impl Arm<SplitText> for Splitter {
+    async fn execute(&self, task: SplitText, _: &Context) -> Result<Vec<String>, ArmError> {
+        Ok(task.text.split_whitespace().map(str::to_owned).collect())
+    }
+}
+
+struct Shouter;
+
+#[async_trait]
+impl Arm<ShoutWord> for Shouter {
+    async fn execute(&self, task: ShoutWord, _: &Context) -> Result<String, ArmError> {
+        Ok(task.word.to_uppercase())
+    }
+}
+
+/// What the brain runs for each task: plain code, whose calls are remembered.
+struct Headline;
+
+#[async_trait]
+impl Arm<TaskRequest> for Headline {
+    async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
+        let words = cx.call(SplitText { text: request.goal }).await?;
+        let loud = cx.call_all(words.into_iter().map(|word| ShoutWord { word })).await?; // bounded, ordered
+        Ok(TaskResult::new(loud.join(" ")))
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), octollm::Error> {
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
+
+    // Two arms, each behind a server of its own, on ports that the system gives out.
+    let splitter = ArmServer::new("splitter").arm::<SplitText>(Splitter).bind("127.0.0.1:0").await?;
+    let shouter = ArmServer::new("shouter").arm::<ShoutWord>(Shouter).bind("127.0.0.1:0").await?;
+    let arms = Arms::builder().arm("splitter", splitter.url()).arm("shouter", shouter.url()).build()?;
+    tokio::spawn(splitter.run());
+    tokio::spawn(shouter.run());
+
+    let brain = Brain::builder().task::<TaskRequest>(Headline).arms(arms).build();
+    OrchestratorServer::new(brain).serve(address).await
+}

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
+# and storm. Needs the Rust toolchain and nothing else.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+step() { printf '\n== %s\n' "$*"; }
+
+step format
+cargo fmt --all --check
+
+step lints
+cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+step "features: each crate by itself, and the facade without any"
+cargo check -q -p octollm-core --no-default-features
+cargo check -q -p octollm-http --no-default-features
+cargo check -q -p octollm --no-default-features
+
+step tests
+cargo test --workspace --all-features
+
+step docs
+RUSTDOCFLAGS="-D warnings" cargo doc -q --workspace --all-features --no-deps
+
+step packages
+scripts/packages.sh
+
+step "short forms of the benchmarks and storms"
+cargo run -q --example bench_call -- 8 400
+cargo run -q -p octollm-core --example bench_bus -- 20000
+cargo run -q --example soak -- 400 100
+
+step done

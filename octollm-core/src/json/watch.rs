@@ -1,0 +1,223 @@
+//! A deserializer that watches what a type takes from another one.
+//!
+//! For a plain struct of plain fields, serde and serde_json refuse on their own all that is to be refused: the watch
+//! then costs nothing but a flag, and no second look at the text is needed. It tells when one is.
+
+use std::{cell::Cell, fmt};
+
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
+
+/// What a type did with its input.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// It left something out: a field that it does not know.
+    pub(super) ignored: Cell<bool>,
+    /// It took something as it came: a map, any value, raw text or bytes. Keys may repeat in it.
+    pub(super) free: Cell<bool>,
+}
+
+/// Wraps a deserializer, and everything that it hands out.
+pub(super) struct Watch<'n, X> {
+    inner: X,
+    notes: &'n Notes,
+}
+
+impl<'n, X> Watch<'n, X> {
+    pub(super) fn new(inner: X, notes: &'n Notes) -> Self {
+        Self { inner, notes }
+    }
+}
+
+macro_rules! deserialize {
+    ($($method:ident($($arg:ident: $type:ty),*) $(=> $note:ident)?;)*) => {$(
+        fn $method<V: Visitor<'de>>(self, $($arg: $type,)* visitor: V) -> Result<V::Value, D::Error> {
+            $(self.notes.$note.set(true);)?
+            self.inner.$method($($arg,)* Watch::new(visitor, self.notes))
+        }
+    )*};
+}
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
+    type Error = D::Error;
+
+    deserialize! {
+        deserialize_any() => free;
+        deserialize_bool();
+        deserialize_i8();
+        deserialize_i16();
+        deserialize_i32();
+        deserialize_i64();
+        deserialize_i128();
+        deserialize_u8();
+        deserialize_u16();
+        deserialize_u32();
+        deserialize_u64();
+        deserialize_u128();
+        deserialize_f32();
+        deserialize_f64();
+        deserialize_char();
+        deserialize_str();
+        deserialize_string();
+        deserialize_bytes() => free;
+        deserialize_byte_buf() => free;
+        deserialize_option();
+        deserialize_unit();
+        deserialize_unit_struct(name: &'static str);
+        deserialize_seq();
+        deserialize_tuple(len: usize);
+        deserialize_tuple_struct(name: &'static str, len: usize);
+        deserialize_map() => free;
+        deserialize_struct(name: &'static str, fields: &'static [&'static str]);
+        deserialize_enum(name: &'static str, variants: &'static [&'static str]);
+        deserialize_identifier();
+        deserialize_ignored_any() => ignored;
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        // serde_json asks for raw text by a name of its own.
+        if name.starts_with('$') {
+            self.notes.free.set(true);
+        }
+        self.inner.deserialize_newtype_struct(name, Watch::new(visitor, self.notes))
+    }
+
+    fn is_human_readable(&self) -> bool {
+        self.inner.is_human_readable()
+    }
+}
+
+macro_rules! visit {
+    ($($method:ident($($value:ident: $type:ty)?);)*) => {$(
+        fn $method<E: serde::de::Error>(self, $($value: $type)?) -> Result<V::Value, E> {
+            self.inner.$method($($value)?)
+        }
+    )*};
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.expecting(f)
+    }
+
+    visit! {
+        visit_bool(value: bool);
+        visit_i8(value: i8);
+        visit_i16(value: i16);
+        visit_i32(value: i32);
+        visit_i64(value: i64);
+        visit_i128(value: i128);
+        visit_u8(value: u8);
+        visit_u16(value: u16);
+        visit_u32(value: u32);
+        visit_u64(value: u64);
+        visit_u128(value: u128);
+        visit_f32(value: f32);
+        visit_f64(value: f64);
+        visit_char(value: char);
+        visit_str(value: &str);
+        visit_borrowed_str(value: &'de str);
+        visit_string(value: String);
+        visit_bytes(value: &[u8]);
+        visit_borrowed_bytes(value: &'de [u8]);
+        visit_byte_buf(value: Vec<u8>);
+        visit_none();
+        visit_unit();
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
+        self.inner.visit_some(Watch::new(inner, self.notes))
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
+        self.inner.visit_newtype_struct(Watch::new(inner, self.notes))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<V::Value, A::Error> {
+        self.inner.visit_seq(Watch::new(items, self.notes))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
+        self.inner.visit_map(Watch::new(map, self.notes))
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, variant: A) -> Result<V::Value, A::Error> {
+        self.inner.visit_enum(Watch::new(variant, self.notes))
+    }
+}
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Watch<'_, S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
+        self.inner.deserialize(Watch::new(inner, self.notes))
+    }
+}
+
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Watch<'_, A> {
+    type Error = A::Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
+        self.inner.next_element_seed(Watch::new(seed, self.notes))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.inner.size_hint()
+    }
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Watch<'_, A> {
+    type Error = A::Error;
+
+    // Keys are text and have nothing to watch.
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
+        self.inner.next_key_seed(seed)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
+        self.inner.next_value_seed(Watch::new(seed, self.notes))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        self.inner.size_hint()
+    }
+}
+
+impl<'de, 'n, A: EnumAccess<'de>> EnumAccess<'de> for Watch<'n, A> {
+    type Error = A::Error;
+    type Variant = Watch<'n, A::Variant>;
+
+    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self::Variant), A::Error> {
+        let (name, variant) = self.inner.variant_seed(seed)?;
+        Ok((name, Watch::new(variant, self.notes)))
+    }
+}
+
+impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Watch<'_, A> {
+    type Error = A::Error;
+
+    fn unit_variant(self) -> Result<(), A::Error> {
+        self.inner.unit_variant()
+    }
+
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, A::Error> {
+        self.inner.newtype_variant_seed(Watch::new(seed, self.notes))
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
+        self.inner.tuple_variant(len, Watch::new(visitor, self.notes))
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, A::Error> {
+        self.inner.struct_variant(fields, Watch::new(visitor, self.notes))
+    }
+}

@@ -55,8 +55,8 @@
 //! event encodings; `full` is all of them.
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, event, id, json, orchestrator, plan,
-    reflex, store, task, trace, transport, update,
+    arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, event, id, json,
+    orchestrator, plan, reflex, store, task, trace, transport, update,
 };
 
 #[cfg(feature = "mesh")]

@@ -20,7 +20,8 @@ pub(crate) enum End {
 pub(crate) async fn review(reflex_url: &str) -> Result<End, octollm::Error> {
     let reflex = OrchestratorClient::new(reflex_url)?;
     let cx = Context::detached();
-    let budget = TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(300.0), max_cost_dollars: None };
+    let budget =
+        TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(300.0), max_cost_dollars: None };
     let request = TaskRequest { budget, ..TaskRequest::new("Review this crate, and look for secrets.") };
     let bar = bar();
     let task = reflex.submit(request.into(), &cx).await?;
@@ -62,7 +63,8 @@ pub(crate) fn explain(journal: &[JournalEntry]) -> String {
         "step", "contract", "arm", "endpoint", "tries", "ms", "budget left"
     )];
     for entry in journal {
-        let seconds = entry.time_left_ms.map_or_else(|| "no limit".into(), |ms| format!("{:.1} s", ms as f64 / 1e3));
+        let seconds =
+            entry.time_left_ms.map_or_else(|| "no limit".into(), |ms| format!("{:.1} s", ms as f64 / 1e3));
         lines.push(format!(
             "{:<12} {:<14} {:<10} {:<24} {:>5} {:>9.2}  {}, {seconds}",
             entry.step.to_string(),

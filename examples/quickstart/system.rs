@@ -48,7 +48,8 @@ pub(crate) async fn start(root: PathBuf) -> Result<System, octollm::Error> {
     let orchestrator_url = spawn(OrchestratorServer::new(brain.clone()).bind("127.0.0.1:0").await?);
 
     let orchestrator = OrchestratorClient::new(orchestrator_url)?;
-    let reflex = ReflexServer::new(ReflexChain::new().then(OneLine).then(NoTakeover)).orchestrator(orchestrator);
+    let reflex =
+        ReflexServer::new(ReflexChain::new().then(OneLine).then(NoTakeover)).orchestrator(orchestrator);
     let reflex_url = spawn(reflex.bind("127.0.0.1:0").await?);
     Ok(System { reflex_url, brain })
 }
@@ -75,7 +76,12 @@ struct NoTakeover;
 
 #[async_trait]
 impl Reflex for NoTakeover {
-    async fn react(&self, goal: &Stimulus, seen: &mut Observations, _: &Context) -> Result<Reaction, ArmError> {
+    async fn react(
+        &self,
+        goal: &Stimulus,
+        seen: &mut Observations,
+        _: &Context,
+    ) -> Result<Reaction, ArmError> {
         let text = goal.text.to_lowercase();
         if !(text.contains("ignore") && text.contains("previous instructions")) {
             return Ok(Reaction::Pass);

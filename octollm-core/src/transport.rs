@@ -110,6 +110,17 @@ pub trait Transport: Send + Sync + 'static {
     async fn cards(&self) -> Vec<ArmCard>;
 }
 
+#[async_trait]
+impl<T: Transport + ?Sized> Transport for std::sync::Arc<T> {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        (**self).call(call).await
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        (**self).cards().await
+    }
+}
+
 /// Knows no arms: every call fails with [`ErrorKind::ContractNotOffered`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoArms;

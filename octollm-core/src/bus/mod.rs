@@ -44,6 +44,7 @@ mod memory;
 mod memory_durable;
 mod overflow;
 mod queue;
+mod shared;
 mod signal;
 mod subscription;
 

@@ -55,7 +55,8 @@ mod tests {
     #[test]
     fn the_person_is_told_the_causes_too() {
         let failure = Failure::new(ErrorKind::Unreachable, "no connection");
-        let call = CallError::new("a.b".parse().unwrap(), failure).with_source(std::io::Error::other("refused"));
+        let call =
+            CallError::new("a.b".parse().unwrap(), failure).with_source(std::io::Error::other("refused"));
         let error = Error::from(call);
         assert_eq!(format!("{error:?}"), "a.b: no connection: refused");
         assert!(error.downcast_ref::<CallError>().is_some());

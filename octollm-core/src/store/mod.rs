@@ -78,6 +78,46 @@ pub trait TaskStore: Send + Sync + 'static {
     async fn forget_failures(&self, id: &TaskId) -> Result<(), StoreError>;
 }
 
+#[async_trait]
+impl<S: TaskStore + ?Sized> TaskStore for std::sync::Arc<S> {
+    async fn create(&self, record: TaskRecord) -> Result<(), StoreError> {
+        (**self).create(record).await
+    }
+
+    async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError> {
+        (**self).get(id).await
+    }
+
+    async fn update(&self, record: &mut TaskRecord) -> Result<(), StoreError> {
+        (**self).update(record).await
+    }
+
+    async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError> {
+        (**self).list(filter).await
+    }
+
+    async fn free(
+        &self,
+        contracts: &[ContractRef],
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<TaskRecord>, StoreError> {
+        (**self).free(contracts, now, limit).await
+    }
+
+    async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
+        (**self).journal(id).await
+    }
+
+    async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
+        (**self).append(id, run, entry).await
+    }
+
+    async fn forget_failures(&self, id: &TaskId) -> Result<(), StoreError> {
+        (**self).forget_failures(id).await
+    }
+}
+
 /// Which tasks to list.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]

@@ -1,0 +1,211 @@
+//! What was answered once is not asked again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use octollm_core::{
+    Arm, Context,
+    brain::Brain,
+    clock::Clock,
+    error::{ArmError, ErrorKind},
+    orchestrator::Orchestrator,
+    task::TaskStatus,
+};
+
+use crate::support::{
+    Compute, Computer, Double, Increment, Local, anyone, brain, brain_on, compute, end_of, run, shared_store,
+};
+
+#[tokio::test(start_paused = true)]
+async fn a_task_run_again_does_not_repeat_finished_steps() {
+    let arms = Local::new();
+    let brain = brain(&arms);
+    arms.fail("number.double");
+    let task = run(&brain, compute(4)).await;
+    assert_eq!(task.status, TaskStatus::Failed);
+    assert_eq!(task.error.as_ref().unwrap().kind, ErrorKind::Unavailable);
+    arms.heal();
+    brain.rerun(&task.task_id, &anyone()).await.unwrap();
+    let task = end_of(&brain, &task.task_id).await;
+    assert_eq!(task.result.unwrap().output, serde_json::json!(11));
+    assert_eq!(arms.calls(), ["number.increment", "number.double", "number.double", "number.increment"]);
+    // What the first run used up counts as well.
+    assert_eq!(task.metadata.tokens_used, 20);
+    let journal = brain.journal(&task.task_id, &anyone()).await.unwrap();
+    assert_eq!(journal.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_failed_task_is_run_again() {
+    let arms = Local::new();
+    let brain = brain(&arms);
+    let task = run(&brain, compute(4)).await;
+    assert_eq!(brain.rerun(&task.task_id, &anyone()).await.unwrap_err().kind, ErrorKind::Conflict);
+}
+
+/// Asks something else at the second step.
+struct Changed;
+
+#[async_trait]
+impl Arm<Compute> for Changed {
+    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = cx.call(Increment { number: task.number }).await?;
+        // The arm goes on as if nothing had happened: the task fails all the same.
+        Ok(cx.call(Increment { number }).await.unwrap_or(number))
+    }
+}
+
+/// Asks the same with another input.
+struct OtherInput;
+
+#[async_trait]
+impl Arm<Compute> for OtherInput {
+    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+        Ok(cx.call(Increment { number: task.number + 1 }).await?)
+    }
+}
+
+/// Takes fewer steps.
+struct Shorter;
+
+#[async_trait]
+impl Arm<Compute> for Shorter {
+    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+        Ok(cx.call(Increment { number: task.number }).await?)
+    }
+}
+
+async fn told_of_the_change(program: impl Arm<Compute>) -> String {
+    let (arms, store) = (Local::new(), shared_store());
+    // Two steps are answered, and then the program changes.
+    let before =
+        Brain::builder().task::<Compute>(StopsAfterTwo).arms(arms.clone()).store(store.clone()).build();
+    let id = run(&before, compute(4)).await.task_id;
+    let after = Brain::builder().task::<Compute>(program).arms(arms.clone()).store(store).build();
+    after.rerun(&id, &anyone()).await.unwrap();
+    let calls = arms.calls().len();
+    let error = end_of(&after, &id).await.error.unwrap();
+    assert_eq!(error.kind, ErrorKind::JournalMismatch);
+    assert_eq!(arms.calls().len(), calls, "nothing is called on a guess");
+    error.message
+}
+
+struct StopsAfterTwo;
+
+#[async_trait]
+impl Arm<Compute> for StopsAfterTwo {
+    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = cx.call(Increment { number: task.number }).await?;
+        cx.call(Double { number }).await?;
+        Err(ArmError::failed("half way"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_program_is_told_so() {
+    assert!(
+        told_of_the_change(Changed).await.contains("step 1 was number.double and is now number.increment")
+    );
+    assert!(told_of_the_change(OtherInput).await.contains("step 0 asks number.increment with another input"));
+    assert!(told_of_the_change(Shorter).await.contains("step 1 was number.double and is no longer taken"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_brain_goes_on_where_one_was_closed() {
+    let (arms, store) = (Local::new(), shared_store());
+    let one = brain_on(&arms, store.clone());
+    arms.hang("number.double");
+    let id = one.submit(compute(4), &anyone()).await.unwrap().task_id;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    one.close().await;
+    assert_eq!(one.get(&id, &anyone()).await.unwrap().status, TaskStatus::Queued);
+    assert_eq!(one.submit(compute(4), &anyone()).await.unwrap_err().kind, ErrorKind::Unavailable);
+    arms.heal();
+    let two = brain_on(&arms, store);
+    assert_eq!(two.recover().await.unwrap(), 1);
+    assert_eq!(end_of(&two, &id).await.result.unwrap().output, serde_json::json!(11));
+    assert_eq!(arms.calls(), ["number.increment", "number.double", "number.double", "number.increment"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_brain_that_dies_loses_its_lease_and_then_its_tasks() {
+    let (arms, store) = (Local::new(), shared_store());
+    arms.hang("number.double");
+    // A runtime of its own, so that it can die with all that runs on it.
+    let dying = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+    let one = Brain::builder()
+        .task::<Compute>(Computer)
+        .arms(arms.clone())
+        .store(store.clone())
+        .clock(Clock::runtime())
+        .build();
+    let (handle, submitter) = (dying.handle().clone(), one.clone());
+    let id = handle
+        .spawn(async move { submitter.submit(compute(4), &anyone()).await.unwrap().task_id })
+        .await
+        .unwrap();
+    while arms.calls().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    dying.shutdown_background();
+    arms.heal();
+    let two = brain_on(&arms, store);
+    assert_eq!(two.recover().await.unwrap(), 0, "it is still held");
+    let task = end_of(&two, &id).await;
+    assert_eq!(task.status, TaskStatus::Completed);
+    assert_eq!(arms.calls(), ["number.increment", "number.double", "number.double", "number.increment"]);
+}
+
+/// Names its steps, and so may reorder them.
+struct Named {
+    double_first: bool,
+}
+
+#[async_trait]
+impl Arm<Compute> for Named {
+    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = task.number;
+        let double = cx.step("double").call(Double { number });
+        let increment = cx.step("increment").call(Increment { number });
+        let (double, increment) = if self.double_first {
+            (double.await?, increment.await?)
+        } else {
+            let increment = increment.await?;
+            (double.await?, increment)
+        };
+        Ok(double + increment)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn named_steps_may_change_their_order() {
+    let (arms, store) = (Local::new(), shared_store());
+    let with = |arm| Brain::builder().task::<Compute>(arm).arms(arms.clone()).store(store.clone()).build();
+    arms.fail("number.double");
+    let task = run(&with(Named { double_first: false }), compute(3)).await;
+    assert_eq!(task.status, TaskStatus::Failed);
+    arms.heal();
+    let other = with(Named { double_first: true });
+    other.rerun(&task.task_id, &anyone()).await.unwrap();
+    assert_eq!(end_of(&other, &task.task_id).await.result.unwrap().output, serde_json::json!(10));
+    assert_eq!(arms.calls(), ["number.increment", "number.double", "number.double"]);
+}
+
+/// Takes one name twice.
+struct NamedTwice;
+
+#[async_trait]
+impl Arm<Compute> for NamedTwice {
+    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = cx.step("same").call(Increment { number: task.number }).await?;
+        Ok(cx.step("same").call(Increment { number }).await?)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_good_for_one_step() {
+    let brain = Brain::builder().task::<Compute>(NamedTwice).arms(Local::new()).build();
+    let error = run(&brain, compute(1)).await.error.unwrap();
+    assert_eq!(error.kind, ErrorKind::JournalMismatch);
+    assert!(error.message.contains("same is called twice"), "{}", error.message);
+}

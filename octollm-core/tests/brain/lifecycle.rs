@@ -1,0 +1,236 @@
+//! From submission to the last status.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use octollm_core::{
+    Arm, Context,
+    brain::{Brain, BrainConfig},
+    bus::{EventBus, MemoryBus, Overflow, Signal},
+    context::{Caller, ContextParts},
+    error::{ArmError, ErrorKind},
+    orchestrator::{Orchestrator, TaskQuery, TaskUpdate},
+    task::{Priority, TaskBudget, TaskRequest, TaskResult, TaskStatus},
+    transport::NoArms,
+};
+use serde_json::json;
+
+use crate::support::{Compute, Local, anyone, brain, compute, end_of, goal, run};
+
+#[tokio::test(start_paused = true)]
+async fn a_task_runs_to_its_result() {
+    let arms = Local::new();
+    let task = run(&brain(&arms), compute(4)).await;
+    assert_eq!(task.status, TaskStatus::Completed);
+    assert_eq!(task.result.unwrap().output, json!(11));
+    assert_eq!(task.metadata.arms_used, ["adder"]);
+    assert_eq!(task.metadata.tokens_used, 20);
+    assert_eq!(task.progress.percentage, 100);
+    assert!(task.completed_at.is_some());
+    assert_eq!(arms.calls(), ["number.increment", "number.double", "number.increment"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bus_is_told_each_transition() {
+    let arms = Local::new();
+    let bus = Arc::new(MemoryBus::new());
+    let mut events = bus.subscribe("events:task:*".parse().unwrap(), Overflow::DropOldest(64)).await.unwrap();
+    let brain =
+        Brain::builder().task::<Compute>(crate::support::Computer).arms(arms).bus(bus.clone()).build();
+    let task = run(&brain, compute(1)).await;
+    bus.close();
+    let mut seen = Vec::new();
+    while let Some(Signal::Event(event)) = events.next().await {
+        assert_eq!(event.subject(), Some(task.task_id.as_str()));
+        seen.push(event.event_type().to_owned());
+    }
+    seen.dedup();
+    assert_eq!(seen.first().map(String::as_str), Some("task.queued"));
+    assert_eq!(seen[1], "task.started");
+    assert_eq!(seen.last().map(String::as_str), Some("task.completed"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_watches_sees_every_update_once() {
+    let arms = Local::new();
+    arms.hang("number.double");
+    let brain = brain(&arms);
+    let id = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
+    let mut updates = brain.watch(&id, None, &anyone()).await.unwrap();
+    let started = updates.next().await.unwrap();
+    assert!(matches!(started, TaskUpdate::Status { status: TaskStatus::Processing, seq: 1, .. }));
+    assert!(matches!(updates.next().await.unwrap(), TaskUpdate::Progress { progress: 33, seq: 2, .. }));
+    assert_eq!(brain.get(&id, &anyone()).await.unwrap().progress.completed_steps, 1);
+    brain.cancel(&id, &anyone()).await.unwrap();
+    let last = updates.next().await.unwrap();
+    assert!(last.is_last() && last.seq() == 3);
+    assert!(updates.next().await.is_none());
+    // Who comes late is told the end.
+    let mut late = brain.watch(&id, None, &anyone()).await.unwrap();
+    assert!(late.next().await.unwrap().is_last());
+}
+
+struct Stuck(Arc<AtomicBool>);
+
+struct Dropped(Arc<AtomicBool>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Arm<TaskRequest> for Stuck {
+    async fn execute(&self, _: TaskRequest, _: &Context) -> Result<TaskResult, ArmError> {
+        let _dropped = Dropped(self.0.clone());
+        std::future::pending().await
+    }
+}
+
+fn stuck() -> (Brain, Arc<AtomicBool>) {
+    let dropped = Arc::new(AtomicBool::new(false));
+    (Brain::builder().task::<TaskRequest>(Stuck(dropped.clone())).build(), dropped)
+}
+
+async fn running(brain: &Brain, goal_text: &str) -> octollm_core::id::TaskId {
+    let id = brain.submit(goal(goal_text), &anyone()).await.unwrap().task_id;
+    let mut updates = brain.watch(&id, None, &anyone()).await.unwrap();
+    updates.next().await.unwrap();
+    id
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelling_drops_the_arm() {
+    let (brain, dropped) = stuck();
+    let id = running(&brain, "never ends").await;
+    let task = brain.cancel(&id, &anyone()).await.unwrap();
+    assert_eq!(task.status, TaskStatus::Cancelled);
+    assert!(dropped.load(Ordering::SeqCst));
+    assert_eq!(brain.cancel(&id, &anyone()).await.unwrap(), task);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_has_no_more_time_than_it_was_given() {
+    let (brain, dropped) = stuck();
+    let budget = TaskBudget { max_time_seconds: Some(5.0), ..TaskBudget::default() };
+    let started = tokio::time::Instant::now();
+    let task = run(&brain, goal("never ends").with_budget(budget)).await;
+    assert_eq!(task.error.unwrap().kind, ErrorKind::DeadlineExceeded);
+    assert!(dropped.load(Ordering::SeqCst));
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+}
+
+struct Panics;
+
+#[async_trait]
+impl Arm<TaskRequest> for Panics {
+    async fn execute(&self, _: TaskRequest, _: &Context) -> Result<TaskResult, ArmError> {
+        panic!("the secret is swordfish");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_a_failed_task_and_tells_nothing() {
+    let brain = Brain::builder().task::<TaskRequest>(Panics).build();
+    let task = run(&brain, goal("anything")).await;
+    let error = task.error.unwrap();
+    assert_eq!(error.kind, ErrorKind::ArmPanicked);
+    assert!(!error.message.contains("swordfish"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_breaks_its_contract_is_not_queued() {
+    let (brain, _) = stuck();
+    let refused = brain.submit(goal("  "), &anyone()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::ValidationFailed);
+    let refused = brain.submit(compute(1), &anyone()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::ContractNotOffered);
+    assert!(brain.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_urgent_go_first_and_the_queue_is_bounded() {
+    let arms = Local::new();
+    let config = BrainConfig { max_running: 1, max_queued: 2, ..BrainConfig::default() };
+    let brain = Brain::builder()
+        .task::<Compute>(crate::support::Computer)
+        .arms(arms.clone())
+        .build_with(config)
+        .unwrap();
+    arms.hang("number.increment");
+    let first = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
+    let low = brain.submit(compute(2).with_priority(Priority::Low), &anyone()).await.unwrap().task_id;
+    let high = brain.submit(compute(3).with_priority(Priority::Critical), &anyone()).await.unwrap().task_id;
+    let refused = brain.submit(compute(4), &anyone()).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Overloaded);
+    assert!(refused.retry_after.is_some() && !refused.may_have_executed);
+    arms.heal();
+    brain.cancel(&first, &anyone()).await.unwrap();
+    let (low, high) = (end_of(&brain, &low).await, end_of(&brain, &high).await);
+    assert!(high.completed_at.unwrap() <= low.completed_at.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_task_can_be_cancelled() {
+    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
+    let dropped = Arc::new(AtomicBool::new(false));
+    let brain = Brain::builder().task::<TaskRequest>(Stuck(dropped)).build_with(config).unwrap();
+    running(&brain, "first").await;
+    let second = brain.submit(goal("second"), &anyone()).await.unwrap().task_id;
+    let mut updates = brain.watch(&second, None, &anyone()).await.unwrap();
+    assert_eq!(brain.cancel(&second, &anyone()).await.unwrap().status, TaskStatus::Cancelled);
+    assert!(updates.next().await.unwrap().is_last());
+}
+
+fn caller(name: &str, scopes: &[&str]) -> Context {
+    let mut parts = ContextParts::new();
+    parts.caller = Some(Caller::new(name, scopes.iter().copied()));
+    Context::from_parts(parts, Arc::new(NoArms))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_belongs_to_who_submitted_it() {
+    let (brain, _) = stuck();
+    let (ann, bob, root) =
+        (caller("ann", &[]), caller("bob", &["tasks:read"]), caller("root", &["tasks:admin"]));
+    let id = brain.submit(goal("mine"), &ann).await.unwrap().task_id;
+    for stranger in [&bob, &anyone()] {
+        assert_eq!(brain.get(&id, stranger).await.unwrap_err().kind, ErrorKind::TaskNotFound);
+        assert_eq!(brain.cancel(&id, stranger).await.unwrap_err().kind, ErrorKind::TaskNotFound);
+        assert_eq!(brain.watch(&id, None, stranger).await.unwrap_err().kind, ErrorKind::TaskNotFound);
+        assert!(brain.list(TaskQuery::default(), stranger).await.unwrap().tasks.is_empty());
+    }
+    assert_eq!(brain.list(TaskQuery::default(), &ann).await.unwrap().tasks.len(), 1);
+    assert_eq!(brain.list(TaskQuery::default(), &root).await.unwrap().tasks.len(), 1);
+    assert_eq!(brain.cancel(&id, &root).await.unwrap().status, TaskStatus::Cancelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_show_each_task_once_and_newest_first() {
+    let arms = Local::new();
+    let brain = brain(&arms);
+    let mut ids = Vec::new();
+    for number in 0..25 {
+        ids.push(run(&brain, compute(number)).await.task_id);
+    }
+    ids.reverse();
+    let (mut seen, mut query) = (Vec::new(), TaskQuery::default().limit(10));
+    loop {
+        let page = brain.list(query.clone(), &anyone()).await.unwrap();
+        seen.extend(page.tasks.into_iter().map(|task| task.task_id));
+        match page.next {
+            Some(next) => query = query.after(next),
+            None => break,
+        }
+    }
+    assert_eq!(seen, ids);
+    let failed = TaskQuery::default().status(TaskStatus::Failed);
+    assert!(brain.list(failed, &anyone()).await.unwrap().tasks.is_empty());
+}

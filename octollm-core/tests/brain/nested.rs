@@ -1,0 +1,92 @@
+//! A brain as an arm of another brain.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use octollm_core::{
+    Arm, Context,
+    brain::Brain,
+    budget::{Budget, Usage},
+    clock::Clock,
+    dispatcher::Dispatcher,
+    error::{ArmError, ErrorKind},
+    orchestrator::{Orchestrator, TaskQuery},
+    task::{TaskBudget, TaskRequest, TaskResult, TaskStatus},
+};
+
+use crate::support::{Compute, Local, anyone, brain, end_of, goal, run};
+
+/// Has the inner brain compute.
+struct Outer;
+
+#[async_trait]
+impl Arm<TaskRequest> for Outer {
+    async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
+        let number = request.goal.parse()?;
+        Ok(TaskResult::new(cx.call(Compute { number }).await?))
+    }
+}
+
+/// The outer brain calls the inner one as an arm.
+fn nested(arms: &Local) -> (Brain, Brain) {
+    let inner = brain(arms);
+    let mut arm = Dispatcher::new("computer");
+    arm.serve::<Compute>(inner.clone());
+    let outer =
+        Brain::builder().task::<TaskRequest>(Outer).arms(Local::of(arm)).clock(Clock::runtime()).build();
+    (outer, inner)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_brain_is_an_arm() {
+    let arms = Local::new();
+    let (outer, inner) = nested(&arms);
+    let task = run(&outer, goal("4")).await;
+    assert_eq!(task.result.unwrap().output, serde_json::json!(11));
+    assert_eq!(task.metadata.tokens_used, 20, "what the inner task used counts here too");
+    let inner = inner.list(TaskQuery::default(), &anyone()).await.unwrap();
+    assert_eq!(inner.tasks[0].status, TaskStatus::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelling_the_outer_task_cancels_the_inner_one() {
+    let arms = Local::new();
+    arms.hang("number.double");
+    let (outer, inner) = nested(&arms);
+    let id = outer.submit(goal("4"), &anyone()).await.unwrap().task_id;
+    while arms.calls().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    outer.cancel(&id, &anyone()).await.unwrap();
+    let inner_id = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks[0].task_id.clone();
+    assert_eq!(end_of(&inner, &inner_id).await.status, TaskStatus::Cancelled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_inner_task_has_no_more_than_the_outer() {
+    let arms = Local::new();
+    let (outer, inner) = nested(&arms);
+    // The first call uses ten tokens, so that there is nothing left for the second.
+    let budget = TaskBudget { max_tokens: Some(10), ..TaskBudget::default() };
+    let task = run(&outer, goal("4").with_budget(budget)).await;
+    assert_eq!(task.error.unwrap().kind, ErrorKind::BudgetExhausted);
+    let inner = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.remove(0);
+    assert_eq!(inner.error.unwrap().kind, ErrorKind::BudgetExhausted);
+    assert_eq!(arms.calls(), ["number.increment"]);
+
+    arms.hang("number.double");
+    let (outer, inner) = nested(&arms);
+    let budget = TaskBudget { max_time_seconds: Some(2.0), ..TaskBudget::default() };
+    let started = tokio::time::Instant::now();
+    let task = run(&outer, goal("4").with_budget(budget)).await;
+    assert_eq!(task.error.unwrap().kind, ErrorKind::DeadlineExceeded);
+    let id = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks[0].task_id.clone();
+    assert!(end_of(&inner, &id).await.status.is_finished());
+    assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn a_child_gets_what_is_left() {
+    let budget = Budget::tokens(100).after(Usage::tokens(30));
+    assert_eq!(budget, Budget::tokens(70));
+}

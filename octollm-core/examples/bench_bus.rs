@@ -1,8 +1,10 @@
 //! How many events the in-memory bus carries from one publisher to one listener.
 //!
 //! ```sh
-//! cargo run --release -p octollm-core --example bench_bus -- 2000000
+//! cargo run --release -p octollm-core --example bench_bus -- 2000000 1
 //! ```
+//! The numbers are how many events, and on how many threads. On one thread the two take turns; on two they also pay for
+//! waking each other.
 
 use std::time::{Duration, Instant};
 
@@ -11,14 +13,13 @@ use octollm_core::event::Event;
 use serde_json::json;
 
 fn main() -> Result<(), BoxError> {
-    let events: u64 = std::env::args().nth(1).map_or(Ok(2_000_000), |count| count.parse())?;
-    // On one thread the two take turns; on two threads they also pay for waking each other.
-    for threads in [1, 2] {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).build()?;
-        let elapsed = runtime.block_on(async { tokio::spawn(carry(events)).await })??;
-        let rate = events as f64 / elapsed.as_secs_f64();
-        println!("memory-bus events={events} rate={rate:.0}/s threads={threads}");
-    }
+    let mut args = std::env::args().skip(1);
+    let events: u64 = args.next().map_or(Ok(2_000_000), |count| count.parse())?;
+    let threads: usize = args.next().map_or(Ok(1), |count| count.parse())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(1)).build()?;
+    let elapsed = runtime.block_on(async { tokio::spawn(carry(events)).await })??;
+    let rate = events as f64 / elapsed.as_secs_f64();
+    println!("memory-bus events={events} rate={rate:.0}/s");
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub struct ConsumerCloser(Arc<dyn CloseConsumer>);
 
 /// What a bus does for a [`Consumer`]. Dropping it leaves the group.
 #[async_trait]
-pub trait ConsumerEngine: Send {
+pub trait ConsumerEngine: Send + Sync {
     /// The next arrival, or `None` once it is closed. It must be cancel safe: dropped before it is done, it has taken
     /// nothing.
     async fn next(&mut self) -> Option<Arrival>;

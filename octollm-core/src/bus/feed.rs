@@ -192,3 +192,65 @@ impl Line {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::bus::GapReason;
+
+    fn pair(overflow: Overflow) -> (Feed, Subscription) {
+        Feed::new(overflow, Arc::default()).unwrap()
+    }
+
+    fn event() -> Arc<Event> {
+        Arc::new(Event::new("a.b", "s", 0).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_is_heard_where_it_was_told() {
+        let (feed, mut subscription) = pair(Overflow::DropOldest(4));
+        assert!(feed.send(&event()).await);
+        feed.gap(Gap::new(GapReason::ConnectionLost));
+        assert!(feed.send(&event()).await);
+        assert!(matches!(subscription.next().await, Some(Signal::Event(_))));
+        assert!(matches!(
+            subscription.next().await,
+            Some(Signal::Gap(Gap { reason: GapReason::ConnectionLost, .. }))
+        ));
+        assert!(matches!(subscription.next().await, Some(Signal::Event(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_ends_it_after_what_waits_and_stays_its_reason() {
+        let (feed, mut subscription) = pair(Overflow::DropOldest(4));
+        feed.send(&event()).await;
+        feed.end(Ended::Failed(Arc::new(BusError::Closed)));
+        assert!(!feed.send(&event()).await);
+        drop(feed);
+        assert!(matches!(subscription.next().await, Some(Signal::Event(_))));
+        assert!(subscription.next().await.is_none());
+        assert!(matches!(subscription.ended(), Some(Ended::Failed(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_feeds_hears_that_the_listener_went() {
+        let (feed, subscription) = pair(Overflow::DropOldest(4));
+        assert!(feed.closed().now_or_never().is_none());
+        let (_, ()) = tokio::join!(feed.closed(), async { drop(subscription) });
+        assert!(feed.is_closed());
+        assert!(!feed.send(&event()).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_publisher_that_waits_goes_on_when_the_subscription_ends() {
+        let (feed, subscription) = pair(Overflow::Block);
+        let event = event();
+        for _ in 0..Overflow::BLOCK_CAPACITY {
+            assert!(feed.send(&event).now_or_never().is_some());
+        }
+        let (sent, ()) = tokio::join!(feed.send(&event), async { drop(subscription) });
+        assert!(!sent);
+    }
+}

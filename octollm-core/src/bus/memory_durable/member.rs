@@ -62,7 +62,7 @@ impl MemoryConsumer {
             return Turn::Closed;
         }
         match store.slot(&self.membership.group) {
-            Ok(slot) => slot.take(self.membership.member, Instant::now()),
+            Ok(slot) => slot.group.take(self.membership.member, Instant::now()),
             Err(_) => Turn::Closed,
         }
     }
@@ -124,7 +124,10 @@ impl Lease for MemoryLease {
     async fn extend(&self, time: Duration) -> Result<(), BusError> {
         let mut store = self.shared.store();
         let slot = store.slot(&self.membership.group).map_err(|_| self.lost(Lost))?;
-        slot.group.extend(&self.claim, time, Instant::now()).map_err(|lost| self.lost(lost))
+        let extended = slot.group.extend(&self.claim, time, Instant::now());
+        // It may have been cut short, and the others sleep until it was to run out.
+        slot.changed.notify_waiters();
+        extended.map_err(|lost| self.lost(lost))
     }
 }
 

@@ -4,11 +4,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use super::MemoryDurableConfig;
 use super::delayed::Delayed;
-use super::group::{Group, Terms, Turn};
+use super::group::{Group, Terms};
 use super::lanes::Item;
 use crate::bus::{BusError, ConsumeOptions, Counters, Gap, GapReason, Start};
 use crate::event::Patterns;
@@ -142,17 +141,5 @@ impl Store {
             }
         }
         group
-    }
-}
-
-impl GroupSlot {
-    pub(super) fn take(&mut self, member: u64, now: Instant) -> Turn {
-        let before = self.group.next_due();
-        let turn = self.group.take(member, now);
-        // The others sleep until what was due next when they looked, or for ever.
-        if self.group.next_due().is_some_and(|due| before.is_none_or(|before| due < before)) {
-            self.changed.notify_waiters();
-        }
-        turn
     }
 }

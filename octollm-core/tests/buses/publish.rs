@@ -1,0 +1,134 @@
+//! What a publisher may ask for.
+
+use octollm_core::bus::{
+    BusError, Capability, Ended, EventBus, MemoryDurableBus, MemoryDurableConfig, Overflow,
+};
+use tokio::time::{Instant, advance};
+
+use crate::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn one_bad_of_a_hundred(bus: impl EventBus) {
+    let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
+    let mut batch: Vec<Event> = (0..100).map(event).collect();
+    batch[42] = Event::new("case.told", "suite", "x".repeat(bus.capabilities().max_event_bytes)).unwrap();
+    let outcomes = bus.publish_all(batch).await;
+    assert_eq!(outcomes.len(), 100);
+    for (index, outcome) in outcomes.iter().enumerate() {
+        match outcome {
+            Ok(()) => assert_eq!(number(&heard(&mut events).await), index),
+            Err(error) => assert!(index == 42 && matches!(error, BusError::TooLarge { .. })),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_answers_by_index() {
+    one_bad_of_a_hundred(pub_sub()).await;
+    one_bad_of_a_hundred(durable()).await;
+}
+
+/// Expires so long after the wall clock's now, which stands for the paused one's.
+fn expiring(number: usize, after: Duration) -> Event {
+    event(number).with_expires_at(jiff::Timestamp::now() + after)
+}
+
+async fn expired_is_counted(bus: impl EventBus) {
+    let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
+    bus.publish(event(0).with_expires_at("2000-01-01T00:00:00Z".parse().unwrap())).await.unwrap();
+    bus.publish(expiring(1, 60 * SECOND)).await.unwrap();
+    bus.publish(expiring(2, 600 * SECOND)).await.unwrap();
+    advance(120 * SECOND).await;
+    assert_eq!(number(&heard(&mut events).await), 2);
+    assert_eq!(bus.counts().expired, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expired_is_not_heard_but_counted() {
+    expired_is_counted(pub_sub()).await;
+    expired_is_counted(durable()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expired_is_not_consumed_but_counted() {
+    let bus = durable();
+    let mut consumer = consumer(&bus).await;
+    bus.publish(expiring(1, 60 * SECOND).with_partition_key("k")).await.unwrap();
+    bus.publish(event(2).with_partition_key("k")).await.unwrap();
+    advance(120 * SECOND).await;
+    assert_eq!(number(delivered(&mut consumer).await.event()), 2, "it does not hold its key up either");
+    assert_eq!((bus.counts().expired, owed(&bus).await), (1, (1, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn delayed_is_not_early_and_can_be_taken_back() {
+    let bus = durable();
+    assert!(bus.capabilities().claims(Capability::Delay));
+    let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
+    let mut consumer = consumer(&bus).await;
+    let (kept, taken_back) = (event(1), event(2));
+    let start = Instant::now();
+    bus.publish_after(kept, 10 * SECOND).await.unwrap();
+    bus.publish_after(taken_back.clone(), 5 * SECOND).await.unwrap();
+    assert!(bus.cancel_publish(taken_back.id()).await.unwrap());
+    assert!(!bus.cancel_publish(taken_back.id()).await.unwrap());
+    let delivery = delivered_within(&mut consumer, 11 * SECOND).await;
+    assert_eq!(number(delivery.event()), 1);
+    assert!(start.elapsed() >= 10 * SECOND && start.elapsed() < 11 * SECOND);
+    assert_eq!(number(&heard(&mut events).await), 1);
+    assert!(!bus.cancel_publish(delivery.event().id()).await.unwrap(), "it was told by then");
+}
+
+#[tokio::test(start_paused = true)]
+async fn delayed_events_are_bounded() {
+    let config = MemoryDurableConfig { max_delayed: 1, ..Default::default() };
+    let bus = MemoryDurableBus::with_config(config).unwrap();
+    bus.publish_after(event(0), SECOND).await.unwrap();
+    assert!(matches!(bus.publish_after(event(1), SECOND).await, Err(BusError::Full { limit: 1 })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_without_delays_says_so() {
+    let bus = pub_sub();
+    assert!(!bus.capabilities().claims(Capability::Delay));
+    let unsupported = |outcome: Option<BusError>| {
+        assert!(matches!(outcome, Some(BusError::Unsupported { capability: Capability::Delay })));
+    };
+    unsupported(bus.publish_after(event(0), SECOND).await.err());
+    unsupported(bus.cancel_publish("id").await.err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_bus_ends_its_listeners_and_refuses_publishers() {
+    let bus = pub_sub();
+    let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
+    bus.publish(event(1)).await.unwrap();
+    bus.close();
+    bus.close();
+    assert!(matches!(bus.publish(event(2)).await, Err(BusError::Closed)));
+    assert!(matches!(bus.subscribe(all(), Overflow::Block).await, Err(BusError::Closed)));
+    assert_eq!(number(&heard(&mut events).await), 1, "what waits is still delivered");
+    assert!(events.next().await.is_none());
+    assert!(matches!(events.ended(), Some(Ended::Closed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_durable_bus_that_goes_ends_its_consumers() {
+    let bus = durable();
+    let mut consumer = consumer(&bus).await;
+    let waiting = tokio::spawn(async move { consumer.next().await.is_none() });
+    tokio::task::yield_now().await;
+    bus.publish_after(event(1), SECOND).await.unwrap();
+    drop(bus);
+    assert!(waiting.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn buses_are_shared_as_trait_objects() {
+    let bus: std::sync::Arc<dyn DurableBus> = std::sync::Arc::new(durable());
+    let mut consumer = bus.consume(GROUP, all(), options()).await.unwrap();
+    let bus: std::sync::Arc<dyn EventBus> = bus;
+    bus.publish(event(1)).await.unwrap();
+    delivered(&mut consumer).await.ack().await.unwrap();
+}

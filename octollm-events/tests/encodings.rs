@@ -1,0 +1,159 @@
+//! The bytes of version 1, and what is no event.
+
+use octollm_core::event::{Event, EventError};
+use octollm_events::{DecodeError, Encoding};
+use serde_json::json;
+
+const BOTH: [Encoding; 2] = [Encoding::Native, Encoding::CloudEvents];
+
+/// An event that has every attribute.
+fn full() -> Event {
+    Event::on(
+        "audit:task:completed".parse().unwrap(),
+        "orchestrator",
+        json!({ "task_id": "task_3fK9aZ0qLw81bXyT", "text": "\u{0}\"é", "duration_ms": 1234, "list": [null, 1.5] }),
+    )
+    .unwrap()
+    .with_id("019a6d2f-9c00-7000-8000-000000000001")
+    .unwrap()
+    .with_timestamp("2025-11-10T10:30:00.123456789Z".parse().unwrap())
+    .with_subject("task_3fK9aZ0qLw81bXyT")
+    .with_correlation_id("req-1")
+    .with_causation_id("019a6d2f-9c00-7000-8000-000000000000")
+    .with_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    .with_partition_key("task_3fK9aZ0qLw81bXyT")
+    .with_expires_at("2025-11-11T00:00:00Z".parse().unwrap())
+}
+
+/// An event that has only what every event has.
+fn least() -> Event {
+    Event::new("task.completed", "orchestrator", json!({}))
+        .unwrap()
+        .with_id("019a6d2f-9c00-7000-8000-000000000001")
+        .unwrap()
+        .with_timestamp("2025-11-10T10:30:00Z".parse().unwrap())
+}
+
+fn golden(text: &'static str) -> &'static [u8] {
+    text.trim_end().as_bytes()
+}
+
+#[track_caller]
+fn assert_golden(encoding: Encoding, event: &Event, bytes: &[u8]) {
+    let written = encoding.encode(event).unwrap();
+    assert_eq!(String::from_utf8_lossy(&written), String::from_utf8_lossy(bytes));
+    assert_eq!(&encoding.decode(bytes).unwrap(), event);
+}
+
+#[test]
+fn bytes_of_version_1_stay_as_they_are() {
+    assert_golden(Encoding::Native, &full(), golden(include_str!("golden/native-full.json")));
+    assert_golden(Encoding::Native, &least(), golden(include_str!("golden/native-least.json")));
+    assert_golden(Encoding::CloudEvents, &full(), golden(include_str!("golden/cloudevents-full.json")));
+    assert_golden(Encoding::CloudEvents, &least(), golden(include_str!("golden/cloudevents-least.json")));
+}
+
+#[test]
+fn fields_of_version_1_stay_as_they_are() {
+    let goldens = [include_str!("golden/native-full.fields"), include_str!("golden/cloudevents-full.fields")];
+    for (encoding, text) in BOTH.into_iter().zip(goldens) {
+        let lines = || text.lines().map(|line| line.split_once('=').unwrap());
+        let written = encoding.to_fields(&full()).unwrap();
+        let written: Vec<_> =
+            written.iter().map(|(name, value)| (*name, std::str::from_utf8(value).unwrap())).collect();
+        assert_eq!(written, lines().collect::<Vec<_>>());
+        assert_eq!(encoding.from_fields(lines().rev()).unwrap(), full());
+    }
+}
+
+#[test]
+fn the_decision_records_own_json_is_read() {
+    let event = Encoding::Native.decode(golden(include_str!("golden/record.json"))).unwrap();
+    assert_eq!(event.channel().as_str(), "events:task:completed");
+    assert_eq!(event.source(), "orchestrator");
+    assert_eq!(event.timestamp().to_string(), "2025-11-10T10:30:00Z");
+    assert_eq!(event.data()["duration_ms"], 1234);
+    assert!(!event.id().is_empty());
+}
+
+#[test]
+fn a_cloud_event_of_others_is_read() {
+    let event =
+        Encoding::CloudEvents.decode(golden(include_str!("golden/cloudevents-foreign.json"))).unwrap();
+    assert_eq!(event.event_type(), "order.placed");
+    assert_eq!(event.data()["amount"], 3);
+}
+
+#[test]
+fn large_data_survives() {
+    let event =
+        Event::new("a.b", "s", json!({ "": "", "large": "\u{0}x\u{1F419}".repeat(16 * 1024) })).unwrap();
+    for encoding in BOTH {
+        assert_eq!(encoding.decode(&encoding.encode(&event).unwrap()).unwrap(), event);
+        assert_eq!(encoding.from_fields(encoding.to_fields(&event).unwrap()).unwrap(), event);
+    }
+}
+
+#[test]
+fn garbage_is_told_by_its_kind() {
+    for encoding in BOTH {
+        for bytes in [&b""[..], b"\0\xff", b"{", b"{} {}", b"nonsense"] {
+            let error = encoding.decode(bytes).unwrap_err();
+            assert!(matches!(error, DecodeError::NotJson { .. } | DecodeError::Shape { .. }), "{error:?}");
+        }
+        assert!(matches!(encoding.decode(b"{\"a\""), Err(DecodeError::NotJson { .. })));
+        assert!(matches!(encoding.decode(b"{}"), Err(DecodeError::Shape { .. })));
+    }
+}
+
+/// The full event's JSON with one attribute changed, and what reading it says.
+fn changed(encoding: Encoding, attribute: &str, value: serde_json::Value) -> DecodeError {
+    let mut json: serde_json::Value = serde_json::from_slice(&encoding.encode(&full()).unwrap()).unwrap();
+    json[attribute] = value;
+    encoding.decode(json.to_string().as_bytes()).unwrap_err()
+}
+
+#[test]
+fn a_bad_attribute_is_told_by_its_kind() {
+    for (encoding, kind, time) in
+        [(Encoding::Native, "event_type", "timestamp"), (Encoding::CloudEvents, "type", "time")]
+    {
+        let event_error = |error| match error {
+            DecodeError::Event { source } => source,
+            other => panic!("{other:?}"),
+        };
+        let error = event_error(changed(encoding, "specversion", json!("2.0")));
+        assert!(matches!(error, EventError::Version { found } if found == "2.0"));
+        let error = event_error(changed(encoding, time, json!("10 November")));
+        assert!(matches!(error, EventError::Timestamp { attribute: "timestamp", .. }));
+        let error = event_error(changed(encoding, kind, json!("com.example.order.placed")));
+        assert!(matches!(error, EventError::Channel { .. }));
+        assert!(matches!(changed(encoding, "source", json!(7)), DecodeError::Shape { .. }));
+    }
+}
+
+#[test]
+fn data_that_is_not_json_is_refused() {
+    let error = changed(Encoding::CloudEvents, "datacontenttype", json!("text/xml"));
+    assert!(matches!(error, DecodeError::ContentType { found } if found == "text/xml"));
+    let error = changed(Encoding::CloudEvents, "data_base64", json!("AA=="));
+    assert!(matches!(error, DecodeError::ContentType { .. }));
+}
+
+#[test]
+fn bad_fields_are_told_by_name() {
+    let native = |fields: &[(&str, &[u8])]| Encoding::Native.from_fields(fields.iter().copied()).unwrap_err();
+    let least: [(&str, &[u8]); 3] =
+        [("event_type", b"a.b"), ("timestamp", b"2025-11-10T10:30:00Z"), ("source", b"s")];
+    assert!(Encoding::Native.from_fields(least).is_ok());
+    assert!(matches!(native(&least[..2]), DecodeError::Missing { field: "source" }));
+    assert!(matches!(native(&[least[0], least[0]]), DecodeError::Repeated { field: "event_type" }));
+    assert!(matches!(native(&[("id", b"\xff")]), DecodeError::NotText { field: "id", .. }));
+    assert!(matches!(native(&[("data", b"{")]), DecodeError::NotJson { .. }));
+    let cloud: [(&str, &[u8]); 2] = [("type", b"a.b"), ("source", b"s")];
+    assert!(matches!(
+        Encoding::CloudEvents.from_fields([("datacontenttype", "text/plain")]),
+        Err(DecodeError::ContentType { .. })
+    ));
+    assert!(Encoding::CloudEvents.from_fields(cloud).is_ok(), "the time is optional there");
+}

@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 
-use quote::ToTokens;
 use syn::{Attribute, Data, DeriveInput, Expr, Fields, Generics, Ident, Path, Type, ext::IdentExt};
 
 use super::attr::{self, Arguments, Kind, Options, Rule};
-use crate::errors::Errors;
+use crate::{errors::Errors, nearest::nearest};
 
 /// A type and its rules.
 pub(crate) struct Validated<'a> {
@@ -176,12 +175,14 @@ fn refuse_twice(rules: &[Rule], errors: &mut Errors) {
 
 /// `matches` speaks of another field.
 fn check_fields(rule: &Rule, fields: &Fields, errors: &mut Errors) {
-    if let Kind::Call(call) = &rule.kind
-        && let Arguments::Field(other) = &call.arguments
-        && !fields
-            .iter()
-            .any(|field| field.ident.as_ref().is_some_and(|ident| ident.unraw() == other.unraw()))
-    {
-        errors.at(other.to_token_stream(), format!("there is no field `{other}` here"));
+    let Kind::Call(call) = &rule.kind else { return };
+    let Arguments::Field(other) = &call.arguments else { return };
+    let word = other.unraw().to_string();
+    let names: Vec<_> =
+        fields.iter().filter_map(|field| Some(field.ident.as_ref()?.unraw().to_string())).collect();
+    if !names.contains(&word) {
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let meant = nearest(&word, &names).map(|meant| format!(": did you mean `{meant}`?"));
+        errors.at(other, format!("there is no field `{word}` here{}", meant.unwrap_or_default()));
     }
 }

@@ -1,0 +1,66 @@
+// What is allowed, in every form in which it may be written.
+#![deny(warnings)]
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+
+use octollm::prelude::*;
+
+const MOST: usize = 9;
+
+/// One form for each key.
+#[derive(Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+#[task(name = "crate-files.list_all", version = 7u32, output = BTreeMap<String, Vec<(u8, Self)>>)]
+#[task(chunk = [u8; 4], path = "/v7/files/list-all", scope = "files:read", timeout = "500ms")]
+#[task(idempotent = true, summary = "Lists them.", crate = "::octollm",)]
+#[garde(allow_unvalidated)]
+struct EveryKey {
+    #[garde(length(min = 1, max = MOST))]
+    text: String,
+    any: u8,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task()]
+struct Ping;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+struct r#Match(u8);
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(output = Option<Self>)]
+enum ChooseOne {
+    First,
+    Second(u8),
+    Third { number: u8 },
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(output = Page<T>)]
+struct Page<T, const WIDTH: usize = 80> {
+    items: Vec<T>,
+}
+
+macro_rules! contract {
+    ($name:ident, $contract:literal, $output:ty, $timeout:expr) => {
+        #[derive(Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+        #[task(name = $contract, output = $output, timeout = $timeout)]
+        struct $name {
+            #[garde(ascii)]
+            text: String,
+        }
+    };
+}
+
+contract!(WrittenByAMacro, "macro.write", Vec<u8>, "1s");
+
+mod inner {
+    /// Nothing of the prelude is in sight here.
+    #[derive(octollm::prelude::Validate)]
+    pub struct Bare<'a> {
+        #[garde(dive)]
+        pub inside: Option<&'a Bare<'a>>,
+    }
+}
+
+fn main() {}

@@ -1,0 +1,34 @@
+use octollm::prelude::*;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "Validate Code", version = 0, path = "/v/", scope = "code", timeout = "10")]
+struct AllAtOnce;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(version = 5_000_000_000, path = "validate", timeout = "0s")]
+struct Numbers;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(path = "/../etc")]
+struct Upwards;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(path = "/a?b=c")]
+struct Query;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(path = "/{id}")]
+struct Template;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(path = "/tasks/mine")]
+struct Kept;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "plan.execute")]
+struct KeptByDefault;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+struct Prüfe;
+
+fn main() {}

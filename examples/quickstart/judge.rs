@@ -1,10 +1,10 @@
 //! The judge: reads one Rust source and says which rules it breaks.
 //!
-//! The figures count what is written, in the arguments of macros and in the bodies of `macro_rules!` as anywhere else;
-//! strings and comments are never code. Only where tests and public items are is asked of the syntax tree.
+//! The figures count what is written, in the arguments of macros and in the bodies of `macro_rules!` as anywhere
+//! else; strings and comments are never code. Only where tests and public items are is asked of the syntax tree.
 //!
-//! One file does not say whether another declares it under `#[cfg(test)]`: a [`FileReport`] names the modules that it
-//! declares so, and [`FileReport::spare`] takes such a file's findings back once all files are known.
+//! One file does not say whether another declares it under `#[cfg(test)]` or `#[doc(hidden)]`: a [`FileReport`]
+//! names the modules that it declares so, and the findings of these are taken back once all files are known.
 
 mod comments;
 mod docs;
@@ -37,6 +37,8 @@ pub(crate) struct FileReport {
     pub(crate) public_items: usize,
     /// The modules of tests that it declares and other files hold: their paths without `.rs`.
     pub(crate) test_modules: Vec<String>,
+    /// The modules that it hides from the documentation and other files hold: their paths without `.rs`.
+    pub(crate) hidden_modules: Vec<String>,
     /// What is wrong, by line.
     pub(crate) findings: Vec<Finding>,
 }
@@ -47,12 +49,18 @@ impl FileReport {
         self.findings.retain(|finding| !finding.rule.spares_tests());
         self.public_items = 0;
     }
+
+    /// Takes back what is no finding where nobody reads the documentation.
+    pub(crate) fn hide(&mut self) {
+        self.findings.retain(|finding| finding.rule != Rule::MissingDocs);
+        self.public_items = 0;
+    }
 }
 
 /// Judges a file. `path` is relative, with `/`; it tells tests and benchmarks from the rest.
 ///
-/// Any text can be judged, however hostile: one that is not Rust gets the finding that says so, and the rules that need
-/// no syntax.
+/// Any text can be judged, however hostile: one that is not Rust gets the finding that says so, and the rules
+/// that need no syntax.
 pub(crate) fn judge(path: &str, text: &str) -> FileReport {
     let lexed = lexer::lex(text);
     let mut report = FileReport {
@@ -61,6 +69,7 @@ pub(crate) fn judge(path: &str, text: &str) -> FileReport {
         functions: 0,
         public_items: 0,
         test_modules: Vec::new(),
+        hidden_modules: Vec::new(),
         findings: comments::check(&lexed),
     };
     match nesting::check(&lexed).and_then(|()| syntax::read(path, text, &lexed)) {
@@ -79,7 +88,8 @@ fn judge_code(report: &mut FileReport, lexed: &Lexed<'_>, syntax: Syntax) {
     let functions = functions::find(lexed);
     report.functions = functions.len();
     report.public_items = syntax.public_items;
-    report.test_modules = syntax.test_modules;
+    report.test_modules = syntax.modules.tests;
+    report.hidden_modules = syntax.modules.hidden;
     report.findings.extend(syntax.undocumented);
     report.findings.extend(functions.iter().filter_map(functions::Function::check));
     report.findings.extend(panics::check(lexed, &syntax.tests));

@@ -73,7 +73,8 @@ pub(crate) struct FileSecret {
 impl Report {
     /// Puts together what was found in each file; the order in which the files come does not matter.
     ///
-    /// A file that another one declares as a module of tests is judged as the test it is.
+    /// A file that another one declares as a module of tests is judged as the test it is; one that another one
+    /// hides needs no documentation.
     pub(crate) fn new(
         mut files: Vec<FileReport>,
         mut secrets: Vec<FileSecrets>,
@@ -82,7 +83,7 @@ impl Report {
         files.sort_by(|a, b| a.path.cmp(&b.path));
         secrets.sort_by(|a, b| a.path.cmp(&b.path));
         skipped.sort_by(|a, b| a.path.cmp(&b.path));
-        spare_tests(&mut files);
+        spare_modules(&mut files);
         let mut totals: BTreeMap<Rule, usize> = Rule::ALL.into_iter().map(|rule| (rule, 0)).collect();
         for finding in files.iter().flat_map(|file| &file.findings) {
             *totals.entry(finding.rule).or_default() += 1;
@@ -101,18 +102,24 @@ impl Report {
     }
 }
 
-/// A module of tests is the file of its name, or all of the folder of its name.
-fn spare_tests(files: &mut [FileReport]) {
-    let modules: Vec<String> = files.iter().flat_map(|file| file.test_modules.iter().cloned()).collect();
+/// Takes back what is no finding in a module that another file declares as one of tests, or hides.
+fn spare_modules(files: &mut [FileReport]) {
+    let tests: Vec<String> = files.iter().flat_map(|file| file.test_modules.iter().cloned()).collect();
+    let hidden: Vec<String> = files.iter().flat_map(|file| file.hidden_modules.iter().cloned()).collect();
     for file in files {
-        let path = file.path.trim_end_matches(".rs");
-        let within = |module: &String| {
-            path.strip_prefix(module.as_str()).is_some_and(|rest| matches!(rest.as_bytes(), [] | [b'/', ..]))
-        };
-        if modules.iter().any(within) {
+        if tests.iter().any(|module| is_in(&file.path, module)) {
             file.spare();
         }
+        if hidden.iter().any(|module| is_in(&file.path, module)) {
+            file.hide();
+        }
     }
+}
+
+/// A module is the file of its name, and all of the folder of its name.
+fn is_in(path: &str, module: &str) -> bool {
+    let rest = path.trim_end_matches(".rs").strip_prefix(module);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn worst(files: &[FileReport]) -> Vec<WorstFile> {

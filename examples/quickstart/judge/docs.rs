@@ -1,7 +1,8 @@
 //! The rule on public items without documentation.
 //!
-//! It asks what the compiler's `missing_docs` asks, of what one file shows: an item counts if it says `pub`, whether or
-//! not it can be reached from outside. `pub mod x;` does not count, as its documentation may be in the other file.
+//! It asks what the compiler's `missing_docs` asks, of what is written: an item counts if it says `pub`, whether
+//! or not the crate lets it be reached. `pub mod x;` does not count, as its documentation may be in the other
+//! file; the crate's own page does not either.
 
 use proc_macro2::Ident;
 use syn::punctuated::Punctuated;
@@ -208,7 +209,12 @@ fn is_public(vis: &Visibility) -> bool {
 
 /// Whether nobody reads the documentation of an item: it is hidden, or a test.
 fn is_exempt(attrs: &[Attribute]) -> bool {
-    test_code::is_test(attrs) || attrs.iter().any(|attribute| hides(&attribute.meta))
+    test_code::is_test(attrs) || is_hidden(attrs)
+}
+
+/// Whether `#[doc(hidden)]` is among them.
+pub(super) fn is_hidden(attrs: &[Attribute]) -> bool {
+    attrs.iter().any(|attribute| hides(&attribute.meta))
 }
 
 fn documents(meta: &Meta) -> bool {

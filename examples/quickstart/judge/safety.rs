@@ -1,8 +1,9 @@
 //! The rule on `unsafe` without a reason.
 //!
-//! An `unsafe` block and an `unsafe impl` make a promise, so each needs a comment with `SAFETY:` that keeps it: on its own
-//! lines, on those of the statement before it, or right above that statement, whose attributes are part of it. An
-//! `unsafe fn` asks for a promise instead, which is its documentation's to say.
+//! An `unsafe` block and an `unsafe impl` make a promise, so each needs a comment with `SAFETY:` that keeps it:
+//! on its line, on those of the statement before it, right above that statement, whose attributes are part of
+//! it, or as the first thing in the block. An `unsafe fn` asks for a promise instead, which is for its
+//! documentation to say.
 
 use std::collections::HashMap;
 
@@ -19,7 +20,7 @@ pub(super) fn check(lexed: &Lexed<'_>) -> Vec<Finding> {
         let lines = lines.get_or_insert_with(|| Lines::of(lexed));
         let start = statement(lexed, index).and_then(|start| lexed.tokens.get(start));
         let first = start.map_or(token.at.line, |start| start.at.line);
-        if !lines.explain(first, token.at.line) {
+        if !lines.explain(first, last_line(lexed, index)) {
             let message = format!("{what} without a `SAFETY:` comment");
             findings.push(finding(Rule::UnsafeWithoutSafety, token.at, message));
         }
@@ -33,6 +34,13 @@ fn what(lexed: &Lexed<'_>, index: usize) -> Option<&'static str> {
     }
     let block = lexed.is(index + 1, Kind::Open, "{").then_some("an `unsafe` block");
     block.or_else(|| lexed.is(index + 1, Kind::Ident, "impl").then_some("an `unsafe impl`"))
+}
+
+/// The last line that may give the reason: the last one before what is in the block.
+fn last_line(lexed: &Lexed<'_>, index: usize) -> usize {
+    let line = |index: usize| lexed.tokens.get(index).map_or(0, |token| token.at.line);
+    let inner = if lexed.is(index + 1, Kind::Open, "{") { line(index + 2).saturating_sub(1) } else { 0 };
+    inner.max(line(index))
 }
 
 /// The first token of the statement, the item, the arm or the field that holds a token.
@@ -146,6 +154,8 @@ mod tests {
         assert!(lines("{\n // SAFETY: a\n // b\n unsafe { c() }\n}").is_empty());
         assert!(lines("{ unsafe { c() } // safety: a\n}").is_empty());
         assert!(lines("/* Safety: a\n b */\nunsafe impl A for B {}").is_empty());
+        assert!(lines("unsafe {\n // SAFETY: a\n b() }").is_empty());
+        assert_eq!(lines("unsafe {\n b();\n // SAFETY: a\n c() }"), [1]);
         assert_eq!(lines("// SAFETY: a\nf();\nunsafe { b() }"), [3]);
         assert_eq!(lines("{ // SAFE: a\n unsafe { b() } }"), [2]);
         assert_eq!(lines("\"// SAFETY: a\";\nunsafe { b() }"), [2]);

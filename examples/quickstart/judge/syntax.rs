@@ -6,7 +6,7 @@ use proc_macro2::LineColumn;
 use syn::parse::ParseStream;
 use syn::{Item, ItemMacro};
 
-use super::test_code::TestCode;
+use super::test_code::{Modules, TestCode};
 use super::{docs, finding, test_code};
 use crate::finding::{Finding, Rule};
 use crate::lexer::{Lexed, Position};
@@ -24,8 +24,8 @@ pub(super) struct Syntax {
     pub(super) undocumented: Vec<Finding>,
     /// Where the tests are.
     pub(super) tests: TestCode,
-    /// The modules of tests in other files, without `.rs`.
-    pub(super) test_modules: Vec<String>,
+    /// The modules in other files that concern these.
+    pub(super) modules: Modules,
 }
 
 /// Parses a file, on a thread that has the stack for it; the spans of the file go with the thread.
@@ -47,8 +47,8 @@ fn parse(path: &str, text: &str, lexed: &Lexed<'_>) -> Result<Syntax, Finding> {
         finding(Rule::DoesNotParse, at, error.to_string())
     })?;
     let (public_items, undocumented) = docs::check(&file);
-    let (tests, test_modules) = test_code::find(path, &file, text, lexed);
-    Ok(Syntax { public_items, undocumented, tests, test_modules })
+    let (tests, modules) = test_code::find(path, &file, lexed, text);
+    Ok(Syntax { public_items, undocumented, tests, modules })
 }
 
 /// The parser counts columns from zero.

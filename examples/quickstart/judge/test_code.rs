@@ -1,5 +1,6 @@
 //! Where the tests of a file are.
 
+mod folder;
 mod walk;
 
 use syn::punctuated::Punctuated;
@@ -7,7 +8,7 @@ use syn::{Attribute, Meta, Token};
 
 use super::docs::conditional;
 use crate::lexer::Position;
-pub(super) use walk::find;
+pub(super) use walk::{Modules, find};
 
 /// The attributes that make a function a test, by the last name of their path: `#[tokio::test]` is one.
 const TESTS: [&str; 6] = ["test", "bench", "rstest", "test_case", "quickcheck", "wasm_bindgen_test"];
@@ -39,7 +40,7 @@ impl TestCode {
     }
 }
 
-/// Whether a file is a test or a benchmark by its path: in a folder `tests` or `benches`. An example is neither.
+/// Whether a file is a test or a benchmark by its path, in a folder `tests` or `benches`. An example is neither.
 pub(super) fn is_test_path(path: &str) -> bool {
     let folders = path.rsplit_once('/').map_or("", |(folders, _)| folders);
     folders.split('/').any(|folder| matches!(folder, "tests" | "benches"))

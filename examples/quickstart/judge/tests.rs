@@ -68,10 +68,14 @@ fn files_of_tests_may_panic_and_need_no_documentation() {
 
 #[test]
 fn modules_of_tests_in_other_files_are_named() {
-    let text = "#[cfg(test)] mod tests; mod b { #[cfg(test)] mod c; } #[cfg(test)] #[path = \"../x/d.rs\"] mod e; mod f;";
-    assert_eq!(judge("src/lib.rs", text).test_modules, ["src/tests", "src/b/c", "x/d"]);
-    assert_eq!(judge("src/a.rs", text).test_modules, ["src/a/tests", "src/a/b/c", "x/d"]);
-    assert_eq!(judge("src/a/mod.rs", text).test_modules, ["src/a/tests", "src/a/b/c", "src/x/d"]);
+    let text = "#[cfg(test)] mod tests; mod b { #[cfg(test)] mod c; } mod f; #[doc(hidden)] pub mod g; \
+        #[cfg(test)] #[path = \"../x/d.rs\"] mod e; #[cfg(test)] mod h { mod i; }";
+    let modules = |path| judge(path, text).test_modules;
+    assert_eq!(modules("src/lib.rs"), ["src/tests", "src/b/c", "x/d", "src/h/i"]);
+    assert_eq!(modules("src/a.rs"), ["src/a/tests", "src/a/b/c", "x/d", "src/a/h/i"]);
+    assert_eq!(modules("src/a/mod.rs"), ["src/a/tests", "src/a/b/c", "src/x/d", "src/a/h/i"]);
+    assert_eq!(judge("src/lib.rs", text).hidden_modules, ["src/g"]);
+    assert_eq!(judge("src/a.rs", "#![cfg(test)] mod b;").test_modules, ["src/a/b"]);
 }
 
 #[test]

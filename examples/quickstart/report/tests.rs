@@ -47,6 +47,14 @@ fn modules_of_tests_are_tests_once_all_is_known() {
 }
 
 #[test]
+fn modules_that_are_hidden_need_no_documentation() {
+    let files =
+        [("src/lib.rs", "#[doc(hidden)] pub mod inner;"), ("src/inner.rs", "pub fn a() { b.unwrap() }")];
+    let report = report(&files);
+    assert_eq!((report.findings.len(), report.public_items), (1, 0));
+}
+
+#[test]
 fn json_says_it_all_and_comes_back() {
     let report = report(&[("a.rs", "// TODO")]);
     let json = serde_json::to_value(&report).unwrap();

@@ -9,23 +9,32 @@ use syn::{
     TraitItem,
 };
 
+use super::folder::Folder;
 use super::{TestCode, is_test};
+use crate::judge::docs::is_hidden;
 use crate::judge::syntax::{position, wrapped_items};
 use crate::lexer::{Kind, Lexed, Position};
 
-/// Finds the tests of a file, and the modules of tests that it leaves to other files.
-pub(in crate::judge) fn find(
-    path: &str,
-    file: &File,
-    text: &str,
-    lexed: &Lexed<'_>,
-) -> (TestCode, Vec<String>) {
+/// The modules that a file leaves to other files and that concern these: their paths, without `.rs`.
+#[derive(Debug, Default)]
+pub(in crate::judge) struct Modules {
+    /// Those that only tests compile.
+    pub(in crate::judge) tests: Vec<String>,
+    /// Those that the documentation leaves out.
+    pub(in crate::judge) hidden: Vec<String>,
+}
+
+/// Finds the tests of a file, and such modules.
+pub(in crate::judge) fn find(path: &str, file: &File, lexed: &Lexed<'_>, text: &str) -> (TestCode, Modules) {
+    let (parts, modules) = (Vec::new(), Modules::default());
+    let mut walk = Walk { text, lexed, parts, modules, folder: Folder::of(path) };
     if is_test(&file.attrs) {
         let end = Position { line: usize::MAX, column: 1 };
-        return (TestCode::new(vec![(Position::START, end)]), Vec::new());
+        walk.parts.push((Position::START, end));
+        walk.test_modules(&file.items);
+    } else {
+        walk.visit_file(file);
     }
-    let mut walk = Walk { text, lexed, parts: Vec::new(), modules: Vec::new(), folder: Folder::of(path) };
-    walk.visit_file(file);
     (TestCode::new(walk.parts), walk.modules)
 }
 
@@ -33,7 +42,7 @@ struct Walk<'a> {
     text: &'a str,
     lexed: &'a Lexed<'a>,
     parts: Vec<(Position, Position)>,
-    modules: Vec<String>,
+    modules: Modules,
     folder: Folder,
 }
 
@@ -48,7 +57,7 @@ impl Walk<'_> {
         test
     }
 
-    /// Notes the tests among tokens that are no tree. What follows an attribute goes up to a semicolon or through a brace.
+    /// Notes the tests among tokens that are no tree. What an attribute is for ends with a semicolon or a brace.
     fn note_tokens(&mut self, open: Span, close: Span) {
         let tokens = &self.lexed.tokens;
         let (start, end) = (position(open.start()), position(close.start()));
@@ -94,14 +103,29 @@ impl Walk<'_> {
     }
 
     fn module(&mut self, item: &ItemMod, test: bool) {
-        let name = item.ident.to_string();
-        if item.content.is_none() && test {
-            let named = item.attrs.iter().find_map(path_of);
-            self.modules.push(self.folder.module(name.trim_start_matches("r#"), named.as_deref()));
-        } else if !test {
-            self.folder.modules.push(name);
+        let Some((_, items)) = &item.content else {
+            if test {
+                self.modules.tests.push(self.folder.module(item));
+            } else if is_hidden(&item.attrs) {
+                self.modules.hidden.push(self.folder.module(item));
+            }
+            return;
+        };
+        self.folder.enter(item);
+        if test {
+            self.test_modules(items);
+        } else {
             visit::visit_item_mod(self, item);
-            self.folder.modules.pop();
+        }
+        self.folder.leave();
+    }
+
+    /// Notes the modules of what is a test as a whole.
+    fn test_modules(&mut self, items: &[Item]) {
+        for item in items {
+            if let Item::Mod(item) = item {
+                self.module(item, true);
+            }
         }
     }
 
@@ -225,53 +249,5 @@ fn leading_attrs(expr: &Expr) -> &[Attribute] {
         Expr::Unsafe(expr) => &expr.attrs,
         Expr::While(expr) => &expr.attrs,
         _ => &[],
-    }
-}
-
-/// The file that `#[path = "…"]` names.
-fn path_of(attribute: &Attribute) -> Option<String> {
-    let named = attribute.meta.require_name_value().ok().filter(|named| named.path.is_ident("path"))?;
-    match &named.value {
-        Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(path), .. }) => Some(path.value()),
-        _ => None,
-    }
-}
-
-/// Where the modules of a file have their own files.
-struct Folder {
-    /// The folder of the file.
-    parent: String,
-    /// What the file adds to it: its name, unless it is the file of a folder.
-    stem: Option<String>,
-    /// The modules that are open.
-    modules: Vec<String>,
-}
-
-impl Folder {
-    fn of(path: &str) -> Self {
-        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let stem = name.trim_end_matches(".rs");
-        // The roots of a crate, which `tests/a.rs` and `src/bin/a.rs` are as well; those hold no such modules in practice.
-        let root = matches!(stem, "mod" | "lib" | "main" | "build");
-        Self { parent: parent.to_owned(), stem: (!root).then(|| stem.to_owned()), modules: Vec::new() }
-    }
-
-    /// The path of a module, without `.rs`.
-    fn module(&self, name: &str, named: Option<&str>) -> String {
-        let inner = self.modules.iter().map(String::as_str);
-        let mut parts: Vec<&str> = self.parent.split('/').collect();
-        // A named path starts at the folder of the file, unless the module is in another.
-        if named.is_none() || !self.modules.is_empty() {
-            parts.extend(self.stem.as_deref());
-            parts.extend(inner);
-        }
-        for part in named.map_or(name, |named| named.trim_end_matches(".rs")).split('/') {
-            match part {
-                ".." => drop(parts.pop()),
-                part => parts.push(part),
-            }
-        }
-        parts.retain(|part| !part.is_empty() && *part != ".");
-        parts.join("/").trim_end_matches("/mod").to_owned()
     }
 }

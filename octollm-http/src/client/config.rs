@@ -1,0 +1,105 @@
+//! How the client treats its connections.
+
+use std::time::Duration;
+
+use super::config_error::ConfigError;
+
+/// The limits of a client. Checked when the client is built.
+///
+/// ```
+/// use octollm_http::client::ClientConfig;
+/// let config = ClientConfig { max_connections: 10, ..ClientConfig::default() };
+/// # assert_eq!(config.max_idle, 20);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientConfig {
+    /// How long a connection may take to come about, name lookup included. 5 s.
+    pub connect_timeout: Duration,
+    /// How long a server may be silent while it owes an answer. 30 s.
+    pub read_idle: Duration,
+    /// How long a server may refuse to read while a request is sent. 10 s.
+    pub write_idle: Duration,
+    /// How long a call may wait for its turn when all connections are busy. 5 s.
+    pub pool_wait: Duration,
+    /// How many connections are open at a time, to all arms together. 100.
+    pub max_connections: usize,
+    /// How many of them are kept open without a call. 20.
+    pub max_idle: usize,
+    /// After how long without a call one is closed. 15 s: less than servers wait, so that we close first.
+    pub idle_timeout: Duration,
+    /// How long a connection is used again, give or take a tenth. 5 min.
+    pub max_age: Duration,
+    /// The largest answer that is read, in bytes. 8 MiB.
+    pub max_answer: usize,
+    /// How long an arm may take to tell what it offers. 5 s.
+    pub capabilities_timeout: Duration,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            read_idle: Duration::from_secs(30),
+            write_idle: Duration::from_secs(10),
+            pool_wait: Duration::from_secs(5),
+            max_connections: 100,
+            max_idle: 20,
+            idle_timeout: Duration::from_secs(15),
+            max_age: Duration::from_secs(300),
+            max_answer: 8 << 20,
+            capabilities_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl ClientConfig {
+    /// # Errors
+    /// [`ConfigError::OutOfRange`] for a limit of zero or, of times, beyond a day.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let times = [
+            ("connect_timeout", self.connect_timeout),
+            ("read_idle", self.read_idle),
+            ("write_idle", self.write_idle),
+            ("pool_wait", self.pool_wait),
+            ("idle_timeout", self.idle_timeout),
+            ("max_age", self.max_age),
+            ("capabilities_timeout", self.capabilities_timeout),
+        ];
+        for (field, value) in times {
+            if value.is_zero() || value > Duration::from_secs(24 * 3600) {
+                return Err(ConfigError::OutOfRange { field, allowed: "above zero and at most a day" });
+            }
+        }
+        if !(1..=100_000).contains(&self.max_connections) {
+            return Err(ConfigError::OutOfRange { field: "max_connections", allowed: "1 to 100000" });
+        }
+        if self.max_idle > self.max_connections {
+            return Err(ConfigError::OutOfRange { field: "max_idle", allowed: "at most max_connections" });
+        }
+        if self.max_answer == 0 {
+            return Err(ConfigError::OutOfRange { field: "max_answer", allowed: "above zero" });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_limits_that_make_no_sense() {
+        let good = ClientConfig::default();
+        assert_eq!(good.check(), Ok(()));
+        let zero = Duration::ZERO;
+        for bad in [
+            ClientConfig { connect_timeout: zero, ..good.clone() },
+            ClientConfig { read_idle: Duration::MAX, ..good.clone() },
+            ClientConfig { max_connections: 0, max_idle: 0, ..good.clone() },
+            ClientConfig { max_idle: 101, ..good.clone() },
+            ClientConfig { max_answer: 0, ..good.clone() },
+        ] {
+            assert!(matches!(bad.check(), Err(ConfigError::OutOfRange { .. })), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Which arm offers what: learned from the arms' own cards, when it is needed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use http::{HeaderValue, Request, StatusCode, header::ACCEPT};
+use octollm_core::{
+    card::ArmCard,
+    contract::ContractRef,
+    deadline::Deadline,
+    dispatcher::not_offered,
+    error::{ErrorKind, Failure},
+    parts::ContextParts,
+};
+use serde_json::json;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    endpoint::Endpoint,
+    exchange::{Exchanger, Target},
+    route::{self, Drift, Offer, Route},
+};
+use crate::wire;
+
+/// An arm as it was configured.
+#[derive(Debug)]
+pub(super) struct ConfiguredArm {
+    pub(super) id: Arc<str>,
+    /// At least one.
+    pub(super) endpoints: Vec<Endpoint>,
+    /// What it serves, for arms that have no card to show.
+    pub(super) card: Option<ArmCard>,
+}
+
+/// What is known of the arms. It asks them in rounds: at the first call, and when something is not as it was.
+pub(super) struct Directory {
+    arms: Vec<ConfiguredArm>,
+    exchanger: Exchanger,
+    time_limit: Duration,
+    known: RwLock<Known>,
+    round: watch::Sender<Round>,
+    fingerprints: Mutex<HashMap<ContractRef, String>>,
+    told_drifts: Mutex<HashSet<(ContractRef, Arc<str>)>>,
+}
+
+#[derive(Default)]
+struct Known {
+    routes: HashMap<ContractRef, Arc<Route>>,
+    /// The last card of each arm, and why it gave none the last time.
+    cards: Vec<(Option<ArmCard>, Option<String>)>,
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    running: bool,
+    ended: Option<Instant>,
+}
+
+/// So much time is between two rounds at least.
+const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
+
+impl Directory {
+    pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
+        let cards = arms.iter().map(|arm| (arm.card.clone(), None)).collect();
+        let mut known = Known { routes: HashMap::new(), cards };
+        known.routes = routes(&arms, &known.cards);
+        Self {
+            arms,
+            exchanger,
+            time_limit,
+            known: RwLock::new(known),
+            round: watch::Sender::default(),
+            fingerprints: Mutex::default(),
+            told_drifts: Mutex::default(),
+        }
+    }
+
+    /// What is known by now.
+    pub(super) fn route(&self, contract: &ContractRef) -> Option<Arc<Route>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).routes.get(contract).cloned()
+    }
+
+    /// The way to a contract; the arms are asked where it is not known. One that answers late holds up only calls
+    /// that no other can serve.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] where arms could not be asked.
+    pub(super) async fn find(self: &Arc<Self>, contract: &ContractRef) -> Result<Arc<Route>, Failure> {
+        let mut round = self.begin_round();
+        loop {
+            // In this order: what is learned behind the look at the routes is told as a change.
+            let running = round.borrow_and_update().running;
+            if let Some(route) = self.route(contract) {
+                return Ok(route);
+            }
+            if !running || round.changed().await.is_err() {
+                return Err(self.unknown(contract));
+            }
+        }
+    }
+
+    /// Asks all arms again, unless that was done a moment ago.
+    pub(super) async fn refresh(self: &Arc<Self>) {
+        // It cannot fail: the sender is ours.
+        let _ = self.begin_round().wait_for(|round| !round.running).await;
+    }
+
+    /// The cards of the arms that could be asked the last time.
+    pub(super) fn cards(&self) -> Vec<ArmCard> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known
+            .cards
+            .iter()
+            .filter(|(_, trouble)| trouble.is_none())
+            .filter_map(|(card, _)| card.clone())
+            .collect()
+    }
+
+    /// Whether caller and arm mean the same by a contract. Told once for each arm.
+    pub(super) fn drift<'o>(
+        &self,
+        contract: &ContractRef,
+        offer: &'o Offer,
+        own: fn() -> Option<String>,
+    ) -> Option<&'o Drift> {
+        if let Some(drift) = offer.drift.get() {
+            return drift.as_ref();
+        }
+        if offer.fingerprint.is_empty() {
+            return offer.drift.get_or_init(|| None).as_ref();
+        }
+        // A caller with JSON alone has no schemas: the next one may have.
+        let ours = self.own_fingerprint(contract, own)?;
+        let drift = offer.drift.get_or_init(|| {
+            (ours != offer.fingerprint).then(|| Drift { ours, theirs: offer.fingerprint.clone() })
+        });
+        if let Some(Drift { ours, theirs }) = drift {
+            let mut told = self.told_drifts.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.insert((contract.clone(), Arc::clone(&offer.arm))) {
+                tracing::warn!(%contract, arm = %offer.arm, ours, theirs, "the schemas of caller and arm differ");
+            }
+        }
+        drift.as_ref()
+    }
+
+    /// Written from the schemas only once: that takes a while.
+    fn own_fingerprint(&self, contract: &ContractRef, own: fn() -> Option<String>) -> Option<String> {
+        let mut fingerprints = self.fingerprints.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = fingerprints.get(contract) {
+            return Some(known.clone());
+        }
+        let ours = own()?;
+        fingerprints.insert(contract.clone(), ours.clone());
+        Some(ours)
+    }
+
+    fn begin_round(self: &Arc<Self>) -> watch::Receiver<Round> {
+        let receiver = self.round.subscribe();
+        let nobody_to_ask = self.arms.iter().all(|arm| arm.card.is_some());
+        let begun = self.round.send_if_modified(|round| {
+            let due = round.ended.is_none_or(|ended| ended.elapsed() >= BETWEEN_ROUNDS);
+            let begin = !nobody_to_ask && !round.running && due;
+            round.running |= begin;
+            begin
+        });
+        if begun {
+            tokio::spawn(ask_all(RunningRound(Arc::clone(self))));
+        }
+        receiver
+    }
+
+    fn learn(&self, arm: usize, answer: Result<ArmCard, String>) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.cards[arm] = match answer {
+            Ok(card) => (Some(card), None),
+            // What it offered it may still offer: calls will tell.
+            Err(trouble) => (known.cards[arm].0.take(), Some(trouble)),
+        };
+        known.routes = routes(&self.arms, &known.cards);
+        drop(known);
+        self.round.send_modify(|_| ());
+    }
+
+    /// Why there is no way to a contract.
+    fn unknown(&self, contract: &ContractRef) -> Failure {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let mut offered: Vec<_> = known.routes.keys().collect();
+        // Other versions first: that is what a caller is most likely to need.
+        offered.sort_by_key(|other| (other.name() != contract.name(), *other));
+        let offered: Vec<_> = offered.into_iter().map(ToString::to_string).collect();
+        let silent: Vec<_> = self
+            .arms
+            .iter()
+            .zip(&known.cards)
+            .filter_map(|(arm, (_, trouble))| Some((&*arm.id, trouble.as_deref()?)))
+            .collect();
+        let mut failure = not_offered("any arm", contract, &offered);
+        if !silent.is_empty() {
+            let named: Vec<_> = silent.iter().map(|(arm, trouble)| format!("{arm} ({trouble})")).collect();
+            let message =
+                format!("{}; these did not tell what they offer: {}", failure.message, named.join(", "));
+            let unreachable: Vec<_> =
+                silent.iter().map(|(arm, trouble)| json!({ "arm": arm, "reason": trouble })).collect();
+            failure = Failure::new(ErrorKind::Unreachable, message);
+            failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
+        }
+        failure
+    }
+}
+
+fn routes(
+    arms: &[ConfiguredArm],
+    cards: &[(Option<ArmCard>, Option<String>)],
+) -> HashMap<ContractRef, Arc<Route>> {
+    let known = arms.iter().zip(cards);
+    route::all(known.filter_map(|(arm, (card, _))| Some((&arm.id, &*arm.endpoints, card.as_ref()?))))
+}
+
+/// Ends the round however its task ends.
+struct RunningRound(Arc<Directory>);
+
+impl Drop for RunningRound {
+    fn drop(&mut self) {
+        self.0.round.send_modify(|round| *round = Round { running: false, ended: Some(Instant::now()) });
+    }
+}
+
+async fn ask_all(round: RunningRound) {
+    let directory = &round.0;
+    let mut answers: FuturesUnordered<_> = directory
+        .arms
+        .iter()
+        .enumerate()
+        .filter(|(_, arm)| arm.card.is_none())
+        .map(async |(position, arm)| (position, ask(directory, arm).await))
+        .collect();
+    while let Some((position, answer)) = answers.next().await {
+        if let Err(trouble) = &answer {
+            tracing::warn!(arm = %directory.arms[position].id, trouble, "the arm did not tell what it offers");
+        }
+        directory.learn(position, answer);
+    }
+}
+
+/// Asks the URLs of one arm in turn.
+async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, String> {
+    let limit = directory.time_limit;
+    let asking = async {
+        let mut trouble = String::new();
+        for endpoint in &arm.endpoints {
+            match ask_at(directory, arm, endpoint).await {
+                Ok(card) => return Ok(card),
+                Err(why) => trouble = why,
+            }
+        }
+        Err(trouble)
+    };
+    tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+}
+
+async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) -> Result<ArmCard, String> {
+    let mut request = Request::new(Bytes::new());
+    *request.uri_mut() = endpoint.route("/capabilities").ok_or("no such URL")?;
+    let mut parts = ContextParts::new();
+    parts.deadline = Some(Deadline::after(directory.time_limit));
+    wire::write_parts(&parts, request.headers_mut());
+    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let target = || Target {
+        arm: Arc::clone(&arm.id),
+        endpoint: endpoint.as_str().into(),
+        contract: None,
+        idempotent: true,
+        deadline: parts.deadline,
+    };
+    let answer =
+        directory.exchanger.send(request, parts.deadline, target).await.map_err(|error| error.to_string())?;
+    if answer.status() != StatusCode::OK {
+        return Err(format!("answered {}", answer.status().as_u16()));
+    }
+    serde_json::from_slice(answer.body()).map_err(|_| "its answer is no card of an arm".to_owned())
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory").field("arms", &self.arms).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,241 @@
+//! Failures as services tell of them: in our form, or in whatever form theirs has.
+
+use std::time::SystemTime;
+
+use http::{HeaderMap, StatusCode};
+use octollm_core::{
+    contract::Violations,
+    error::{ErrorKind, Failure},
+};
+use serde_json::Value;
+
+use super::retry_after;
+use crate::wire::Problem;
+
+/// The failure that an answer tells of.
+pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
+    let asked = retry_after::read(head, now);
+    let json: Option<Value> = serde_json::from_slice(body).ok();
+    if let Some(json) = &json
+        && let Ok(problem) = serde_json::from_value::<Problem>(json.clone())
+    {
+        let mut failure = problem.into_failure();
+        failure.retry_after = failure.retry_after.or(asked);
+        return failure;
+    }
+    let told = json.map(|json| read(&json)).unwrap_or_else(|| Told::text(body));
+    let message = told.message.filter(|message| !message.is_empty()).unwrap_or_else(|| in_words(status));
+    let mut failure = Failure::new(kind(status), message);
+    failure.violations = told.violations;
+    failure.details = told.code.map(|code| serde_json::json!({ "status": status.as_u16(), "code": code }));
+    failure.retry_after = asked;
+    failure.may_have_executed = may_have_executed(status);
+    failure
+}
+
+/// What an error body of another make tells.
+#[derive(Default)]
+struct Told {
+    message: Option<String>,
+    code: Option<Value>,
+    violations: Violations,
+}
+
+impl Told {
+    fn message(text: &str) -> Self {
+        Self { message: Some(one_line(text)), ..Self::default() }
+    }
+
+    /// A page is not worth quoting.
+    fn text(body: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(&body[..body.len().min(4096)]);
+        if text.trim_start().starts_with('<') { Self::default() } else { Self::message(&text) }
+    }
+}
+
+fn read(json: &Value) -> Told {
+    match json {
+        Value::String(text) => Told::message(text),
+        Value::Object(object) => {
+            let member = |name: &str| object.get(name).filter(|value| !value.is_null());
+            let found = ["error", "detail", "message", "title"].into_iter().find_map(member);
+            let mut told = found.map(told_by).unwrap_or_default();
+            told.code = told.code.or_else(|| member("code").cloned());
+            told
+        }
+        _ => Told::default(),
+    }
+}
+
+/// What one member tells: words, an object with a message, or a list of broken rules.
+fn told_by(value: &Value) -> Told {
+    match value {
+        Value::String(text) => Told::message(text),
+        Value::Object(object) => {
+            let message = ["message", "detail", "msg", "description", "reason"]
+                .into_iter()
+                .find_map(|name| object.get(name)?.as_str())
+                .map(one_line);
+            let code = ["code", "type", "status"].into_iter().find_map(|name| object.get(name)).cloned();
+            Told { message, code, ..Told::default() }
+        }
+        Value::Array(items) => {
+            let mut violations = Violations::default();
+            for item in items.iter().take(MOST_VIOLATIONS) {
+                let text =
+                    item.as_str().or_else(|| item.get("msg").or_else(|| item.get("message"))?.as_str());
+                violations.push(path(item.get("loc")), one_line(text.unwrap_or("is not valid")));
+            }
+            let message = (!violations.is_empty()).then(|| one_line(&violations.to_string()));
+            Told { message, violations, code: None }
+        }
+        _ => Told::default(),
+    }
+}
+
+const MOST_VIOLATIONS: usize = 100;
+
+/// `["body", "items", 2, "name"]` → `items[2].name`: FastAPI's own way to name a field.
+fn path(loc: Option<&Value>) -> String {
+    let Some(steps) = loc.and_then(Value::as_array) else {
+        return loc.and_then(Value::as_str).unwrap_or_default().to_owned();
+    };
+    let steps = if steps.first().and_then(Value::as_str) == Some("body") { &steps[1..] } else { &steps[..] };
+    let mut path = String::new();
+    for step in steps.iter().take(32) {
+        match step {
+            Value::String(name) => {
+                if !path.is_empty() {
+                    path.push('.');
+                }
+                path.push_str(name);
+            }
+            other => path.push_str(&format!("[{other}]")),
+        }
+    }
+    path
+}
+
+/// The first line that says something, 300 characters at most, without control characters.
+fn one_line(text: &str) -> String {
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    line.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+fn in_words(status: StatusCode) -> String {
+    if status.is_redirection() {
+        return format!("answered {}: redirects are not followed", status.as_u16());
+    }
+    match status.canonical_reason() {
+        Some(reason) => format!("answered {} {reason}", status.as_u16()),
+        None => format!("answered {}", status.as_u16()),
+    }
+}
+
+fn kind(status: StatusCode) -> ErrorKind {
+    match status.as_u16() {
+        401 | 407 => ErrorKind::Unauthenticated,
+        402 | 403 | 451 => ErrorKind::InsufficientScope,
+        404 | 410 => ErrorKind::NotFound,
+        405 => ErrorKind::MethodNotAllowed,
+        406 => ErrorKind::NotAcceptable,
+        408 => ErrorKind::RequestTimeout,
+        409 | 412 => ErrorKind::Conflict,
+        413 => ErrorKind::PayloadTooLarge,
+        414 => ErrorKind::UriTooLong,
+        415 => ErrorKind::UnsupportedMediaType,
+        417 => ErrorKind::ExpectationFailed,
+        422 => ErrorKind::ValidationFailed,
+        425 | 429 => ErrorKind::RateLimited,
+        431 => ErrorKind::HeadersTooLarge,
+        400..=499 => ErrorKind::BadRequest,
+        501 => ErrorKind::NotImplemented,
+        502 => ErrorKind::UpstreamFailed,
+        503 => ErrorKind::Unavailable,
+        504 => ErrorKind::DeadlineExceeded,
+        500..=599 => ErrorKind::ArmFailed,
+        _ => ErrorKind::BadResponse,
+    }
+}
+
+/// A refusal comes before the work. Who refuses by 503 has not begun either.
+fn may_have_executed(status: StatusCode) -> bool {
+    !status.is_client_error() && status != StatusCode::SERVICE_UNAVAILABLE
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn told(status: u16, body: impl AsRef<[u8]>) -> Failure {
+        let now = SystemTime::UNIX_EPOCH;
+        failure(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_ref(), now)
+    }
+
+    #[test]
+    fn reads_what_other_stacks_send() {
+        let page = "<!DOCTYPE html><html>…</html>";
+        let long = "x".repeat(1000);
+        let cases: &[(u16, &str, ErrorKind, &str)] = &[
+            (400, r#"{"error":"no code"}"#, ErrorKind::BadRequest, "no code"),
+            (500, r#"{"error":{"code":"E7","message":"it broke"}}"#, ErrorKind::ArmFailed, "it broke"),
+            (404, r#"{"detail":"Not Found"}"#, ErrorKind::NotFound, "Not Found"),
+            (429, r#"{"message":"slow down"}"#, ErrorKind::RateLimited, "slow down"),
+            (403, r#"{"title":"No","type":"x:y"}"#, ErrorKind::InsufficientScope, "No"),
+            (400, r#"{"error":null,"message":"so it is"}"#, ErrorKind::BadRequest, "so it is"),
+            (502, "\n  upstream down \nstack trace\n", ErrorKind::UpstreamFailed, "upstream down"),
+            (503, page, ErrorKind::Unavailable, "answered 503 Service Unavailable"),
+            (500, "", ErrorKind::ArmFailed, "answered 500 Internal Server Error"),
+            (500, "[1]", ErrorKind::ArmFailed, "answered 500 Internal Server Error"),
+            (500, "\"words\"", ErrorKind::ArmFailed, "words"),
+            (599, "{}", ErrorKind::ArmFailed, "answered 599"),
+            (418, "{", ErrorKind::BadRequest, "{"),
+            (302, "", ErrorKind::BadResponse, "answered 302: redirects are not followed"),
+            (500, &long, ErrorKind::ArmFailed, &long[..300]),
+        ];
+        for (status, body, kind, message) in cases {
+            let failure = told(*status, body);
+            assert_eq!((failure.kind, &*failure.message), (*kind, *message), "{status} {body}");
+        }
+        assert_eq!(told(500, [0xff, 0xfe]).message, "\u{fffd}\u{fffd}");
+        let coded = told(500, r#"{"error":{"code":"E7","message":"it broke"}}"#);
+        assert_eq!(coded.details, Some(json!({ "status": 500, "code": "E7" })));
+    }
+
+    #[test]
+    fn reads_the_broken_rules_of_fastapi() {
+        let body = json!({ "detail": [
+            { "loc": ["body", "items", 2, "name"], "msg": "field required", "type": "value_error.missing" },
+            { "loc": ["body"], "msg": "bad" },
+            "worse",
+        ] });
+        let failure = told(422, body.to_string());
+        assert_eq!(failure.kind, ErrorKind::ValidationFailed);
+        let read: Vec<_> = failure.violations.iter().map(|v| (&*v.path, &*v.message)).collect();
+        assert_eq!(read, [("items[2].name", "field required"), ("", "bad"), ("", "worse")]);
+        assert!(failure.message.starts_with("items[2].name: field required"));
+    }
+
+    #[test]
+    fn says_whether_the_work_may_have_run() {
+        let executed = [500, 501, 502, 504, 507, 302];
+        for status in 300..600 {
+            let expected = status >= 500 && status != 503 || status < 400;
+            assert_eq!(told(status, "").may_have_executed, expected, "{status}");
+        }
+        assert!(executed.into_iter().all(|status| told(status, "").may_have_executed));
+    }
+
+    #[test]
+    fn our_own_form_is_taken_at_its_word() {
+        let mut ours = Failure::new(ErrorKind::ArmFailed, "it failed").before_execution();
+        ours.details = Some(json!({ "offered": [] }));
+        let body = serde_json::to_vec(&Problem::new(&ours, None, None)).unwrap();
+        assert_eq!(told(500, &body), ours);
+        let head = HeaderMap::from_iter([(http::header::RETRY_AFTER, "3".parse().unwrap())]);
+        let read = failure(StatusCode::INTERNAL_SERVER_ERROR, &head, &body, SystemTime::UNIX_EPOCH);
+        assert_eq!(read.retry_after, Some(std::time::Duration::from_secs(3)));
+    }
+}

@@ -1,0 +1,219 @@
+//! One connection, driven by the call that uses it.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use http_body::Body;
+use http_body_util::Full;
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1},
+};
+use hyper_util::rt::TokioIo;
+use octollm_core::error::ErrorKind;
+use tokio::{net::TcpStream, task::unconstrained, time::Instant};
+
+use super::{
+    Slot,
+    meter::{Meter, Metered},
+    patience::{Idle, Patience},
+};
+use crate::client::exchange_error::ExchangeError;
+
+type Outgoing = Request<Full<Bytes>>;
+type Driver = http1::Connection<TokioIo<Metered>, Full<Bytes>>;
+
+/// An HTTP/1.1 connection without a task of its own: whoever makes a call over it drives it meanwhile. So a call that
+/// is dropped takes its socket along, and one that is answered wakes nobody.
+pub(super) struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    /// `None` once the connection is over.
+    driver: Option<Driver>,
+    meter: Arc<Meter>,
+    /// It is not used again after this moment.
+    retires: Instant,
+    /// Counts it as open. The last field: the socket is closed first.
+    _slot: Slot,
+}
+
+/// Why an exchange failed.
+pub(super) enum Lost {
+    /// Not a byte was written, and here is the request again.
+    Unsent(Box<Outgoing>),
+    /// Anything else.
+    Failed(ExchangeError),
+}
+
+impl Connection {
+    pub(super) async fn new(socket: TcpStream, retires: Instant, slot: Slot) -> Result<Self, ExchangeError> {
+        let (io, meter) = Metered::new(socket);
+        let (sender, driver) =
+            http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await.map_err(
+                |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").with_source(error),
+            )?;
+        Ok(Self { sender, driver: Some(driver), meter, retires, _slot: slot })
+    }
+
+    /// Whether the server has not closed it, as far as is known here.
+    pub(super) fn is_alive(&mut self, now: Instant) -> bool {
+        // Nobody waits for it yet: the task that used it last must not be woken any more.
+        now < self.retires && self.drive(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    /// Whether another request can be sent: the last answer has ended, and so has its request.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.driver.is_some() && self.sender.is_ready()
+    }
+
+    fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(driver) = &mut self.driver else { return Poll::Ready(()) };
+        let over = Pin::new(driver).poll(cx);
+        if over.is_ready() {
+            // What it was still to send comes back when it is dropped.
+            self.driver = None;
+        }
+        over.map(drop)
+    }
+
+    /// Sends a request and reads its answer whole.
+    pub(super) async fn exchange(
+        &mut self,
+        request: Outgoing,
+        max_answer: usize,
+        patience: &mut Patience,
+    ) -> Result<Response<Bytes>, Lost> {
+        let (head, body) = self.head(request, patience).await?.into_parts();
+        let body = self.body(body, max_answer, patience).await.map_err(Lost::Failed)?;
+        Ok(Response::from_parts(head, body))
+    }
+
+    async fn head(&mut self, request: Outgoing, patience: &mut Patience) -> Result<Response<Incoming>, Lost> {
+        let before = self.meter.written();
+        // Answers come from driving the connection, which is done right here: no waker is needed, and the budget of
+        // the task must not make an answer wait for one.
+        let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
+        poll_fn(|cx| {
+            let _ = self.drive(cx);
+            if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                return Poll::Ready(answer.map_err(|error| lost_head(error, self.meter.written() != before)));
+            }
+            patience.poll(&self.meter, cx).map(|idle| Err(Lost::Failed(timed_out(idle))))
+        })
+        .await
+    }
+
+    async fn body(
+        &mut self,
+        mut body: Incoming,
+        max: usize,
+        patience: &mut Patience,
+    ) -> Result<Bytes, ExchangeError> {
+        if body.size_hint().lower() > max as u64 {
+            return Err(too_large(max));
+        }
+        let mut whole = Gathered::None;
+        while !body.is_end_stream() {
+            let frame = poll_fn(|cx| {
+                if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
+                    return Poll::Ready(Ok(frame));
+                }
+                let _ = self.drive(cx);
+                if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
+                    return Poll::Ready(Ok(frame));
+                }
+                patience.poll(&self.meter, cx).map(|idle| Err(timed_out(idle)))
+            })
+            .await?;
+            let Some(frame) = frame else { break };
+            let frame = frame.map_err(|error| {
+                ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").with_source(error)
+            })?;
+            if let Ok(data) = frame.into_data() {
+                if whole.len() + data.len() > max {
+                    return Err(too_large(max));
+                }
+                whole.push(data);
+            }
+        }
+        if !self.is_reusable() {
+            // The end of the answer may still be on its way through the connection.
+            let _ = self.drive(&mut Context::from_waker(Waker::noop()));
+        }
+        Ok(whole.into_bytes())
+    }
+}
+
+/// The largest head of an answer, and the most that is read at once.
+const MAX_HEAD: usize = 64 << 10;
+
+fn timed_out(idle: Idle) -> ExchangeError {
+    let message = match idle {
+        Idle::Read => "the server owes an answer and is silent",
+        Idle::Write => "the server does not read the request",
+    };
+    ExchangeError::new(ErrorKind::Timeout, message)
+}
+
+fn too_large(max: usize) -> ExchangeError {
+    ExchangeError::new(ErrorKind::BadResponse, format!("the answer is larger than {max} bytes"))
+}
+
+fn lost_head(mut error: TrySendError<Outgoing>, written: bool) -> Lost {
+    if let Some(request) = error.take_message() {
+        return Lost::Unsent(Box::new(request));
+    }
+    let error = error.into_error();
+    let failure = if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
+        ExchangeError::new(ErrorKind::BadResponse, "the answer is not HTTP")
+    } else if written {
+        ExchangeError::new(ErrorKind::ConnectionLost, "the connection was lost before an answer came")
+    } else {
+        ExchangeError::new(ErrorKind::ConnectionLost, "the connection was lost before the request was sent")
+            .before_execution()
+    };
+    Lost::Failed(failure.with_source(error))
+}
+
+/// A body as it comes: one piece is kept as it is.
+enum Gathered {
+    None,
+    One(Bytes),
+    Many(BytesMut),
+}
+
+impl Gathered {
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One(bytes) => bytes.len(),
+            Self::Many(bytes) => bytes.len(),
+        }
+    }
+
+    fn push(&mut self, data: Bytes) {
+        match self {
+            Self::None => *self = Self::One(data),
+            Self::One(first) => {
+                let mut many = BytesMut::with_capacity((first.len() + data.len()) * 2);
+                many.extend_from_slice(first);
+                many.extend_from_slice(&data);
+                *self = Self::Many(many);
+            }
+            Self::Many(many) => many.extend_from_slice(&data),
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Self::None => Bytes::new(),
+            Self::One(bytes) => bytes,
+            Self::Many(many) => many.freeze(),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The ways to a contract.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Uri,
+    header::{ACCEPT, CONTENT_TYPE, HOST},
+};
+use octollm_core::{
+    card::ArmCard,
+    contract::{ContractCard, ContractRef},
+    error::{ErrorKind, Failure},
+    parts::ContextParts,
+};
+
+use super::{endpoint::Endpoint, exchange::Target};
+use crate::wire;
+
+/// Every arm that offers one contract, at each of its URLs.
+#[derive(Debug)]
+pub(super) struct Route {
+    offers: Vec<Offer>,
+    /// Whose turn it is.
+    turn: AtomicUsize,
+}
+
+/// One contract, at one URL of one arm.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) arm: Arc<str>,
+    pub(super) endpoint: Endpoint,
+    uri: Uri,
+    idempotent: bool,
+    /// Of the arm's schemas; empty where it does not tell.
+    pub(super) fingerprint: String,
+    /// Set at the first call that has schemas of its own.
+    pub(super) drift: OnceLock<Option<Drift>>,
+}
+
+/// Two ideas of one contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Drift {
+    pub(super) ours: String,
+    pub(super) theirs: String,
+}
+
+impl Route {
+    /// All offers, each once, beginning with the one whose turn it is.
+    pub(super) fn in_turn(&self) -> impl Iterator<Item = &Offer> {
+        let first = match self.offers.len() {
+            0 | 1 => 0,
+            many => self.turn.fetch_add(1, Ordering::Relaxed) % many,
+        };
+        let (later, sooner) = self.offers.split_at(first);
+        sooner.iter().chain(later)
+    }
+
+    /// Whether both lead to the same places.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let places = |route: &Self| {
+            route.offers.iter().map(|offer| (Arc::clone(&offer.arm), offer.uri.clone())).collect::<Vec<_>>()
+        };
+        places(self) == places(other)
+    }
+
+    pub(super) fn of_arm(&self, arm: &str) -> Option<&Offer> {
+        self.offers.iter().find(|offer| &*offer.arm == arm)
+    }
+}
+
+impl Offer {
+    /// The request of one call. What is left of the deadline is written now.
+    pub(super) fn request(&self, input: Bytes, parts: &ContextParts) -> Request<Bytes> {
+        let mut head = HeaderMap::with_capacity(HEADERS);
+        head.insert(HOST, self.endpoint.host());
+        head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        head.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        wire::write_parts(parts, &mut head);
+        let mut request = Request::new(input);
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = head;
+        request
+    }
+
+    pub(super) fn target(&self, contract: &ContractRef, parts: &ContextParts) -> Target {
+        Target {
+            arm: Arc::clone(&self.arm),
+            endpoint: self.endpoint.as_str().into(),
+            contract: Some(contract.clone()),
+            idempotent: self.idempotent,
+            deadline: parts.deadline,
+        }
+    }
+}
+
+/// As many as a call usually has, with room for a token.
+const HEADERS: usize = 12;
+
+impl Drift {
+    /// What to add to a failure that may come from it.
+    pub(super) fn explain(&self, failure: &mut Failure) {
+        if !matches!(failure.kind, ErrorKind::ValidationFailed | ErrorKind::BadResponse) {
+            return;
+        }
+        failure.message.push_str("; the schemas of caller and arm differ");
+        let schemas = serde_json::json!({ "caller": self.ours, "arm": self.theirs });
+        match &mut failure.details {
+            Some(serde_json::Value::Object(details)) => {
+                details.insert("schemas".into(), schemas);
+            }
+            details => *details = Some(serde_json::json!({ "schemas": schemas })),
+        }
+    }
+}
+
+/// The ways that the cards of these arms tell of.
+pub(super) fn all<'a>(
+    arms: impl Iterator<Item = (&'a Arc<str>, &'a [Endpoint], &'a ArmCard)>,
+) -> HashMap<ContractRef, Arc<Route>> {
+    let mut routes: HashMap<ContractRef, Vec<Offer>> = HashMap::new();
+    for (arm, endpoints, card) in arms {
+        for contract in &card.contracts {
+            let Some(reference) = contract.reference() else { continue };
+            let offers = endpoints.iter().filter_map(|endpoint| offer(arm, endpoint, contract));
+            routes.entry(reference).or_default().extend(offers);
+        }
+    }
+    let route = |offers| Arc::new(Route { offers, turn: AtomicUsize::new(0) });
+    routes
+        .into_iter()
+        .filter(|(_, offers)| !offers.is_empty())
+        .map(|(contract, offers)| (contract, route(offers)))
+        .collect()
+}
+
+/// `None` where the card's path is no path.
+fn offer(arm: &Arc<str>, endpoint: &Endpoint, contract: &ContractCard) -> Option<Offer> {
+    Some(Offer {
+        arm: Arc::clone(arm),
+        endpoint: endpoint.clone(),
+        uri: endpoint.route(&contract.path)?,
+        idempotent: contract.idempotent,
+        fingerprint: contract.fingerprint.clone(),
+        drift: OnceLock::new(),
+    })
+}

@@ -95,6 +95,25 @@ fn large_data_survives() {
 }
 
 #[test]
+fn numbers_survive_to_the_last_bit() {
+    let mut bits = 0x9E37_79B9_7F4A_7C15_u64;
+    let floats = (0..10_000).map(|_| {
+        // Xorshift: any spread of bits will do, the same ones each time.
+        bits ^= bits << 13;
+        bits ^= bits >> 7;
+        bits ^= bits << 17;
+        f64::from_bits(bits)
+    });
+    let floats: Vec<f64> =
+        floats.filter(|float| float.is_finite()).chain([0.1 + 0.2, f64::MIN_POSITIVE]).collect();
+    let event = Event::new("a.b", "s", json!([floats, u64::MAX, i64::MIN])).unwrap();
+    for encoding in BOTH {
+        assert_eq!(encoding.decode(&encoding.encode(&event).unwrap()).unwrap(), event);
+        assert_eq!(encoding.from_fields(encoding.to_fields(&event).unwrap()).unwrap(), event);
+    }
+}
+
+#[test]
 fn garbage_is_told_by_its_kind() {
     for encoding in BOTH {
         for bytes in [&b""[..], b"\0\xff", b"{", b"{} {}", b"nonsense"] {

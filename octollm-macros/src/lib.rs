@@ -1,4 +1,40 @@
-//! The derive macros of octollm.
+//! The derive macros of octollm: [`TaskContract`] and [`Validate`].
+//!
+//! Whoever uses `octollm` has both in its prelude, under the names of the traits that they implement. A library that is
+//! written against `octollm-core` alone takes them from here.
+//!
+//! ```
+//! use octollm::prelude::*;
+//!
+//! /// Checks that a piece of code parses.
+//! #[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+//! #[task(name = "code.validate", output = Verdict, idempotent, timeout = "10s")]
+//! struct ValidateCode {
+//!     #[garde(length(min = 1, max = 65_536))]
+//!     code: String,
+//!     #[garde(skip)]
+//!     language: String,
+//! }
+//!
+//! #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+//! struct Verdict {
+//!     is_valid: bool,
+//!     issues: Vec<String>,
+//! }
+//!
+//! assert_eq!(ValidateCode::SPEC.path, "/validate");
+//! assert_eq!(ValidateCode::SPEC.scope, "code:validate");
+//! assert_eq!(ValidateCode::SPEC.summary, "Checks that a piece of code parses.");
+//!
+//! let empty = ValidateCode { code: String::new(), language: "rust".into() };
+//! assert_eq!(empty.check().unwrap_err().to_string(), "code: length is lower than 1");
+//! ```
+//!
+//! # How the runtime crate is found
+//!
+//! Generated code reaches everything through `octollm-core` or `octollm`, whichever the manifest of the crate names, also
+//! under another name. Where it is reached by neither, such as through a crate of one's own that re-exports it,
+//! `crate = path` says where it is; in `#[task(..)]` or in `#[garde(..)]`, it serves both derives.
 
 mod contract;
 mod entries;
@@ -11,13 +47,139 @@ use proc_macro::TokenStream;
 use proc_macro2::Span;
 use syn::{DeriveInput, parse_macro_input};
 
-/// Makes a type a task contract.
+/// Makes a type a task contract: what can be asked of an arm, and what comes back.
+///
+/// The type is the input. It is a struct or an enum that owns its data and derives `Serialize`, `Deserialize` and
+/// `JsonSchema` too. All else is said in `#[task(..)]`, or follows:
+///
+/// | key | is | left out |
+/// |---|---|---|
+/// | `name = "code.validate"` | the entity and what is done to it, in lower case | from the type's name, see below |
+/// | `version = 2` | the version, 1 or more | 1 |
+/// | `output = Verdict` | what comes back, any type that JSON can tell | `()` |
+/// | `chunk = Line` | what may be streamed before that | nothing is streamed |
+/// | `path = "/validate"` | the route on the arm's server | the verb: `/validate`, or `/v2/validate` for version 2 |
+/// | `scope = "code:validate"` | the scope that a caller's token needs | the name, its last dot a colon |
+/// | `timeout = "10s"` | how long one execution may take: a whole number of `ms`, `s`, `m` or `h` | 30 s |
+/// | `idempotent`, `idempotent = true` | running it twice does no more than running it once, so a retry is safe | it is not |
+/// | `summary = "…"` | one sentence for catalogues and for a planner | the first paragraph of the doc comment |
+/// | `crate = path` | where octollm is | from the manifest |
+///
+/// Types are called by what they do, verb first, and contracts by what they do it to: `ValidateCode` is `code.validate`,
+/// `ListCrateFiles` is `crate-files.list`, and a single word, `Review`, is `review.run`.
+///
+/// A path is made of letters, digits, `-`, `.`, `_` and `~` between slashes. The routes that every server keeps for
+/// itself, such as `/health` and whatever is below `/tasks/`, are refused.
+///
+/// # Rules
+///
+/// `TaskContract::check` runs the rules of the input. Where the type or a field carries `#[garde(..)]`, the type must
+/// derive [`Validate`] as well: to forget it is an error. Where none does, a `Validate` written by hand is found, and
+/// without one everything passes.
+///
+/// # Generics
+///
+/// Type parameters are taken, and the contract holds for those with which input, output and chunk can be told in JSON.
+/// It has one name for all of them: an arm serves one. Lifetimes are refused, for a contract owns its data.
+///
+/// # Example
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use octollm::prelude::*;
+///
+/// /// Lists the files of a crate.
+/// ///
+/// /// Hidden files are left out.
+/// #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+/// #[task(version = 2, output = Vec<String>, timeout = "500ms", idempotent)]
+/// struct ListCrateFiles {
+///     name: String,
+/// }
+///
+/// let spec = ListCrateFiles::SPEC;
+/// assert_eq!(spec.to_string(), "crate-files.list@2");
+/// assert_eq!(spec.path, "/v2/list");
+/// assert_eq!(spec.scope, "crate-files:list");
+/// assert_eq!(spec.timeout, Duration::from_millis(500));
+/// assert!(spec.idempotent);
+/// assert_eq!(spec.summary, "Lists the files of a crate.");
+/// ```
 #[proc_macro_derive(TaskContract, attributes(task, garde))]
 pub fn derive_task_contract(input: TokenStream) -> TokenStream {
     contract::derive(&parse_macro_input!(input as DeriveInput)).into()
 }
 
-/// Makes the rules in `#[garde(..)]` checkable.
+/// Checks what stands in `#[garde(..)]`.
+///
+/// Implements garde's own `Validate` with garde's own rules, and reads the same words as garde's derive, without asking
+/// for `garde` among the dependencies. `JsonSchema` reads them too, so the schema tells what is checked.
+///
+/// Every field has a rule:
+///
+/// | rule | holds |
+/// |---|---|
+/// | `skip` | always |
+/// | `ascii`, `alphanumeric` | for text of such characters only |
+/// | `length(min = 1, max = 64)`, `length(equal = 8)` | for text, lists and maps of that length; for text in bytes, or as `length(chars, ..)` or `length(utf16, ..)` counts; `bytes` and `simple` are there too |
+/// | `range(min = 0, max = 9)`, `range(equal = 7)` | for numbers within, both ends included |
+/// | `contains("a")`, `prefix("a")`, `suffix("a")` | for text with that in it, before it, behind it |
+/// | `ip`, `ipv4`, `ipv6` | for text that is such an address |
+/// | `matches(other)` | for what equals another field |
+/// | `required` | for `Some` |
+/// | `dive` | when the field's own `Validate` does; `dive(context)` with another context |
+/// | `inner(..)` | when the rules within do for each item |
+/// | `custom(function)` | when `function(&field, &context)` is `Ok` |
+/// | `if(cond = expression, ..)` | when the rules within do, or the condition does not |
+///
+/// Rules apply to what is in an `Option`, if something is. Their arguments are expressions, in which `self` is the value
+/// and each field a reference under its own name. `adapt(module)` takes the rules of a field from another module. A function given to
+/// `custom` may return any error that can be printed, such as a `String`.
+///
+/// For the whole type:
+///
+/// | option | is |
+/// |---|---|
+/// | `allow_unvalidated` | fields without a rule are skipped |
+/// | `transparent` | the path of the one field is left out |
+/// | `custom(function)` | a rule over the whole value |
+/// | `context(Type as name)` | what functions are handed, and its name in expressions; `()` where none is named |
+/// | `crate = path` | where octollm is, if the manifest does not tell |
+///
+/// Rules that need a feature of garde (`email`, `url`, `pattern`, `credit_card`, `phone_number`, `length(graphemes)`)
+/// are refused: for those, add `garde` to the dependencies and derive `garde::Validate`, which octollm takes as well.
+///
+/// Broken rules are reported in the order of the fields, and of the rules at each field.
+///
+/// # Example
+///
+/// ```
+/// use octollm::prelude::*;
+///
+/// const LONGEST: usize = 8;
+///
+/// #[derive(Validate)]
+/// struct Order {
+///     #[garde(length(min = 1), inner(ascii, length(max = LONGEST)))]
+///     items: Vec<String>,
+///     #[garde(range(min = 1, max = 3))]
+///     priority: u8,
+///     #[garde(custom(known))]
+///     currency: String,
+/// }
+///
+/// fn known(currency: &str, _: &()) -> Result<(), &'static str> {
+///     if currency == "EUR" { Ok(()) } else { Err("unknown currency") }
+/// }
+///
+/// let order = Order { items: vec!["far too long".into()], priority: 0, currency: "XXX".into() };
+/// let report = order.validate().unwrap_err().to_string();
+/// assert_eq!(
+///     report,
+///     "items[0]: length is greater than 8\npriority: lower than 1\ncurrency: unknown currency\n"
+/// );
+/// ```
 #[proc_macro_derive(Validate, attributes(garde))]
 pub fn derive_validate(input: TokenStream) -> TokenStream {
     validate::derive(&parse_macro_input!(input as DeriveInput)).into()

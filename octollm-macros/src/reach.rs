@@ -48,11 +48,11 @@ fn given(input: &DeriveInput) -> Option<Path> {
 
 /// The value of `crate = …`: a path, or a path in quotes as serde takes it.
 pub(crate) fn crate_path(value: ParseStream<'_>) -> syn::Result<Path> {
-    if value.peek(LitStr) {
-        value.parse::<LitStr>()?.parse_with(Path::parse_mod_style)
-    } else {
-        value.call(Path::parse_mod_style)
-    }
+    let path = match value.parse::<Option<LitStr>>()? {
+        Some(quoted) => quoted.parse_with(Path::parse_mod_style),
+        None => value.call(Path::parse_mod_style),
+    };
+    path.map_err(|error| syn::Error::new(error.span(), "`crate` takes a path: `crate = octollm`"))
 }
 
 fn found(at: &Ident) -> syn::Result<Path> {

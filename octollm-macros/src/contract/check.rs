@@ -29,12 +29,12 @@ impl<'a> Contract<'a> {
     pub(crate) fn new(input: &'a DeriveInput, attrs: Attrs, errors: &mut Errors) -> Self {
         check_shape(input, errors);
         let name = a_name(&input.ident, attrs.name.as_ref(), errors);
-        let version = attrs.version.as_ref().map_or(Some(1), |version| match version.base10_parse() {
-            Ok(0) => {
-                errors.at(version, "versions begin with 1");
-                None
+        let version = attrs.version.as_ref().map_or(Some(1), |number| {
+            let version = number.base10_parse().ok().filter(|version| *version > 0);
+            if version.is_none() {
+                errors.at(number, format!("a version is a whole number from 1 to {}", u32::MAX));
             }
-            other => errors.keep(other),
+            version
         });
         let scope = match &attrs.scope {
             Some(scope) => checked(scope, name::check_scope, errors),

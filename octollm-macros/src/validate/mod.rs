@@ -27,3 +27,65 @@ pub(crate) fn derive(input: &DeriveInput) -> TokenStream {
     tokens.extend(implementation);
     tokens
 }
+
+#[cfg(test)]
+mod tests {
+    use proc_macro2::TokenStream;
+    use syn::parse_quote;
+
+    use super::*;
+
+    #[test]
+    fn survives_any_tokens() {
+        for tokens in [
+            "=",
+            ",",
+            "5",
+            "length",
+            "length(",
+            "length(min)",
+            "length(min =)",
+            "length(min = , max)",
+            "range(1..2)",
+            "inner",
+            "inner()",
+            "inner(inner())",
+            "if",
+            "if()",
+            "if(cond)",
+            "custom()",
+            "custom(,)",
+            "matches(5)",
+            "dive()",
+            "adapt",
+            "adapt(5)",
+            "skip skip",
+            "ascii ascii",
+            "ascii = 5",
+            "crate = 5",
+            "context",
+            "r#length",
+        ] {
+            let Ok(tokens) = tokens.parse::<TokenStream>() else { continue };
+            for input in [
+                parse_quote!(
+                    struct A {
+                        #[garde(#tokens)]
+                        a: String,
+                    }
+                ),
+                parse_quote!(
+                    #[garde(#tokens)]
+                    struct A {
+                        #[garde(skip)]
+                        a: String,
+                    }
+                ),
+            ] {
+                let mut errors = Errors::default();
+                Validated::new(&input, &mut errors);
+                assert!(!errors.is_empty(), "{tokens}");
+            }
+        }
+    }
+}

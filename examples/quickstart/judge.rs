@@ -1,10 +1,12 @@
 //! The judge: reads one Rust source and says which rules it breaks.
 //!
-//! The figures count what is written, in the arguments of macros and in the bodies of `macro_rules!` as anywhere
-//! else; strings and comments are never code. Only where tests and public items are is asked of the syntax tree.
+//! The figures count what is written, in the arguments of macros and in the bodies of `macro_rules!` as
+//! anywhere else; strings and comments are never code. Only where tests and public items are is asked of the
+//! syntax tree.
 //!
-//! One file does not say whether another declares it under `#[cfg(test)]` or `#[doc(hidden)]`: a [`FileReport`]
-//! names the modules that it declares so, and the findings of these are taken back once all files are known.
+//! One file does not say whether another declares it under `#[cfg(test)]` or `#[doc(hidden)]`: a
+//! [`FileReport`] names the modules that it declares so, and the findings of these are taken back once all
+//! files are known.
 
 mod comments;
 mod docs;

@@ -1,7 +1,8 @@
 //! Splits Rust source into tokens and comments, each with its place.
 //!
-//! The syntax tree keeps neither comments nor the inside of macro calls; the rules about those read this instead. Every
-//! text can be lexed: what is left open (a string, a comment, a bracket) ends where the text does.
+//! The syntax tree keeps neither comments nor the inside of macro calls; the rules about those read this
+//! instead. Every text can be lexed: what is left open (a string, a comment, a bracket) ends where the text
+//! does.
 
 mod scan;
 #[cfg(test)]

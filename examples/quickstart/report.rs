@@ -73,8 +73,8 @@ pub(crate) struct FileSecret {
 impl Report {
     /// Puts together what was found in each file; the order in which the files come does not matter.
     ///
-    /// A file that another one declares as a module of tests is judged as the test it is; one that another one
-    /// hides needs no documentation.
+    /// A file that another one declares as a module of tests is judged as the test it is; one that another
+    /// one hides needs no documentation.
     pub(crate) fn new(
         mut files: Vec<FileReport>,
         mut secrets: Vec<FileSecrets>,

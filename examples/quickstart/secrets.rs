@@ -1,10 +1,12 @@
 //! The guardian's eye: credentials left in a source.
 //!
-//! Only what has a form of its own is found, by prefix, alphabet and length; random-looking text is not guessed at. What
-//! the services' own documentation uses for an example (an AWS key id that ends in `EXAMPLE`, a URL with the password
-//! `password`) is no secret, nor is a place that a program fills in, `{password}` or `$PASSWORD`.
+//! Only what has a form of its own is found, by prefix, alphabet and length; random-looking text is not
+//! guessed at. What the services' own documentation uses for an example (an AWS key id that ends in
+//! `EXAMPLE`, a URL with the password `password`) is no secret, nor is a place that a program fills in,
+//! `{password}` or `$PASSWORD`.
 //!
-//! What is found is never shown: a [`Secret`] keeps at most a quarter of it, and never more than four characters.
+//! What is found is never shown: a [`Secret`] keeps at most a quarter of it, and never more than four
+//! characters.
 
 mod blocks;
 mod tokens;
@@ -84,7 +86,8 @@ impl SecretKind {
         }
     }
 
-    /// How many of the first characters may be shown: those of a token are its form, those of a password are its own.
+    /// How many of the first characters may be shown: those of a token are its form, those of a password are
+    /// its own.
     fn shown(self) -> usize {
         if self == Self::UrlPassword { 0 } else { 4 }
     }

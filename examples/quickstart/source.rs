@@ -1,7 +1,8 @@
 //! The Rust sources of a crate: which there are, and the text of each.
 //!
-//! A listing depends on the folder alone: `.gitignore` holds, in a git checkout and out of one, and no setting of the
-//! machine does. Hidden files, and folders that Cargo marks as a cache (`target` is one), are passed over.
+//! A listing depends on the folder alone: `.gitignore` holds, in a git checkout and out of one, and no
+//! setting of the machine does. Hidden files, and folders that Cargo marks as a cache (`target` is one), are
+//! passed over.
 
 #[cfg(test)]
 mod tests;
@@ -90,7 +91,8 @@ pub(crate) enum ReadError {
 
 /// Lists the Rust sources in a folder, or the one file that `root` is.
 ///
-/// A source that is larger than `max_bytes`, that is not UTF-8, that is a link or that cannot be read is skipped.
+/// A source that is larger than `max_bytes`, that is not UTF-8, that is a link or that cannot be read is
+/// skipped.
 pub(crate) fn list(root: &Path, max_bytes: u64) -> Result<Listing, ListError> {
     let metadata = fs::metadata(root).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => ListError::Missing(root.to_owned()),
@@ -111,7 +113,8 @@ pub(crate) fn list(root: &Path, max_bytes: u64) -> Result<Listing, ListError> {
     Ok(listing)
 }
 
-/// Reads a source by the path that [`list`] gave it. A path that leads out of the folder is refused, by a link as well.
+/// Reads a source by the path that [`list`] gave it. A path that leads out of the folder is refused, by a
+/// link as well.
 pub(crate) fn read(root: &Path, path: &str, max_bytes: u64) -> Result<String, ReadError> {
     let relative = Path::new(path);
     if !relative.components().all(|part| matches!(part, Component::Normal(_))) {

@@ -1,8 +1,8 @@
 //! The rule on public items without documentation.
 //!
-//! It asks what the compiler's `missing_docs` asks, of what is written: an item counts if it says `pub`, whether
-//! or not the crate lets it be reached. `pub mod x;` does not count, as its documentation may be in the other
-//! file; the crate's own page does not either.
+//! It asks what the compiler's `missing_docs` asks, of what is written: an item counts if it says `pub`,
+//! whether or not the crate lets it be reached. `pub mod x;` does not count, as its documentation may be in
+//! the other file; the crate's own page does not either.
 
 use proc_macro2::Ident;
 use syn::punctuated::Punctuated;

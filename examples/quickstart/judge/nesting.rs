@@ -1,7 +1,7 @@
 //! Refuses what would take a parser too deep.
 //!
-//! A parser that calls itself goes one level down for each open bracket, and at most a few for each token of an
-//! unfinished expression (`- - - x`, `a + b + c`, `A<A<A<…`). What is given to a macro it only groups.
+//! A parser that calls itself goes one level down for each open bracket, and at most a few for each token of
+//! an unfinished expression (`- - - x`, `a + b + c`, `A<A<A<…`). What is given to a macro it only groups.
 
 use super::finding;
 use crate::finding::{Finding, Rule};

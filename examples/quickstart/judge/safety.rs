@@ -1,9 +1,9 @@
 //! The rule on `unsafe` without a reason.
 //!
-//! An `unsafe` block and an `unsafe impl` make a promise, so each needs a comment with `SAFETY:` that keeps it:
-//! on its line, on those of the statement before it, right above that statement, whose attributes are part of
-//! it, or as the first thing in the block. An `unsafe fn` asks for a promise instead, which is for its
-//! documentation to say.
+//! An `unsafe` block and an `unsafe impl` make a promise, so each needs a comment with `SAFETY:` that keeps
+//! it: on its line, on those of the statement before it, right above that statement, whose attributes are
+//! part of it, or as the first thing in the block. An `unsafe fn` asks for a promise instead, which is for
+//! its documentation to say.
 
 use std::collections::HashMap;
 

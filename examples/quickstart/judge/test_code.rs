@@ -40,7 +40,8 @@ impl TestCode {
     }
 }
 
-/// Whether a file is a test or a benchmark by its path, in a folder `tests` or `benches`. An example is neither.
+/// Whether a file is a test or a benchmark by its path, in a folder `tests` or `benches`. An example is
+/// neither.
 pub(super) fn is_test_path(path: &str) -> bool {
     let folders = path.rsplit_once('/').map_or("", |(folders, _)| folders);
     folders.split('/').any(|folder| matches!(folder, "tests" | "benches"))

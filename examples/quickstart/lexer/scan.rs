@@ -128,7 +128,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A quote starts a character if an escape follows, or if the next but one is a quote as well; otherwise a lifetime.
+    /// A quote starts a character if an escape follows, or if the next but one is a quote as well; otherwise
+    /// a lifetime.
     fn quote(&mut self) -> Kind {
         self.bump();
         let mut ahead = self.rest().chars();

@@ -10,8 +10,8 @@ const RED: &str = "\x1b[31m";
 const YELLOW: &str = "\x1b[33m";
 const DIM: &str = "\x1b[2m";
 
-/// Renders a report, in colour if asked: the findings, the secrets and what was skipped first, the figures last, where a
-/// terminal leaves them in sight.
+/// Renders a report, in colour if asked: the findings, the secrets and what was skipped first, the figures
+/// last, where a terminal leaves them in sight.
 pub(crate) fn render(report: &Report, color: bool) -> String {
     let mut page = Page { text: String::new(), color };
     let findings = report.findings.iter().map(|at| {

@@ -134,7 +134,8 @@ fn has_numbers(body: &str) -> bool {
     body.bytes().filter(u8::is_ascii_digit).count() >= 6
 }
 
-/// Three parts, of which the first two are JSON objects; the `eyJ` of the first one is gone. The end of a sentence may follow.
+/// Three parts, of which the first two are JSON objects; the `eyJ` of the first one is gone. The end of a
+/// sentence may follow.
 fn is_signed(body: &str) -> bool {
     let parts: Vec<&str> = body.trim_end_matches('.').split('.').collect();
     let [header, payload, signature] = parts.as_slice() else { return false };

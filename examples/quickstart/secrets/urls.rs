@@ -29,7 +29,8 @@ fn ends_authority(character: char) -> bool {
         || matches!(character, '/' | '?' | '#' | '"' | '\'' | '`' | '<' | '>' | '\\' | '|' | ',')
 }
 
-/// Whether a password is none: the word for it, one character again and again, or a place that a program fills in.
+/// Whether a password is none: the word for it, one character again and again, or a place that a program
+/// fills in.
 fn is_example(password: &str) -> bool {
     let filled =
         password.starts_with(['$', '%']) || password.contains(['{', '}', '(', ')', '[', ']', '…', '*']);

@@ -16,7 +16,8 @@ impl Folder {
     pub(super) fn of(path: &str) -> Self {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         let stem = name.trim_end_matches(".rs");
-        // `tests/a.rs` and `src/bin/a.rs` are roots of crates as well, but hold no modules that concern anyone.
+        // `tests/a.rs` and `src/bin/a.rs` are roots of crates as well, but hold no modules that concern
+        // anyone.
         let root = matches!(stem, "mod" | "lib" | "main" | "build");
         Self { parent: parent.to_owned(), stem: (!root).then(|| stem.to_owned()), modules: Vec::new() }
     }

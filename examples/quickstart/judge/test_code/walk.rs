@@ -57,7 +57,8 @@ impl Walk<'_> {
         test
     }
 
-    /// Notes the tests among tokens that are no tree. What an attribute is for ends with a semicolon or a brace.
+    /// Notes the tests among tokens that are no tree. What an attribute is for ends with a semicolon or a
+    /// brace.
     fn note_tokens(&mut self, open: Span, close: Span) {
         let tokens = &self.lexed.tokens;
         let (start, end) = (position(open.start()), position(close.start()));

@@ -1,3 +1,6 @@
 //! The wire of octollm: servers and clients for task contracts over HTTP.
 // A module uses only what stands before it here; `client` and `server` never import each other.
 pub mod wire;
+pub mod server;
+
+pub use self::server::{ArmServer, ServeError, ServerConfig};

@@ -2,3 +2,9 @@
 // A module uses only what stands before it here; `client` and `server` never import each other.
 pub mod wire;
 pub mod client;
+pub mod server;
+
+pub use self::{
+    client::{Arms, ClientConfig, ConfigError},
+    server::{ArmServer, ServeError, ServerConfig},
+};

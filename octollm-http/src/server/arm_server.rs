@@ -1,0 +1,75 @@
+//! The server of one arm.
+
+use std::sync::Arc;
+
+use http::Method;
+use octollm_core::{Arm, contract::TaskContract};
+
+use super::{
+    endpoints::{ArmCapabilities, Contract, Execute, Health, Ready},
+    error::ServeError,
+    routes::RouteTable,
+    service::HttpService,
+    setup::{Setup, common_methods},
+    vitals::Vitals,
+};
+
+/// Serves the contracts of one arm over HTTP.
+///
+/// Each contract has a route of its own; beside them there are `POST /execute`, which picks the contract by its body, and
+/// `GET /capabilities`, `/health`, `/ready` and `/openapi.json`.
+#[derive(Debug)]
+pub struct ArmServer {
+    setup: Setup,
+}
+
+impl ArmServer {
+    /// A server for the arm of this id, which serves nothing yet.
+    pub fn new(arm_id: impl Into<String>) -> Self {
+        Self { setup: Setup::new(arm_id) }
+    }
+
+    /// Adds a contract, and the arm that serves it. One that is served already is replaced.
+    #[must_use]
+    pub fn arm<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
+        self.setup.dispatcher.serve::<C>(arm);
+        self
+    }
+
+    /// How dear it is to run, from 1 (cheap) to 5; 3 unless told.
+    #[must_use]
+    pub fn cost_tier(mut self, tier: u8) -> Self {
+        self.setup.dispatcher.card_mut().cost_tier = tier.clamp(1, 5);
+        self
+    }
+
+    /// Where others reach it, such as `http://judge-arm:8103`. Unless told, the card says what the caller used.
+    #[must_use]
+    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.setup.dispatcher.card_mut().endpoint = Some(endpoint.into());
+        self
+    }
+
+    common_methods!();
+
+    fn build(self) -> Result<(HttpService, Arc<Vitals>), ServeError> {
+        let Setup { dispatcher, transport, config, checks, .. } = self.setup;
+        config.check()?;
+        let vitals = Arc::new(Vitals::new(checks, config.check_timeout));
+        let dispatcher = Arc::new(dispatcher);
+        let mut routes = RouteTable::default();
+        let version = dispatcher.card().version.clone();
+        routes.add(Method::GET, "/health", Health { vitals: vitals.clone(), version })?;
+        routes.add(Method::GET, "/ready", Ready { vitals: vitals.clone() })?;
+        let capabilities = ArmCapabilities { dispatcher: dispatcher.clone(), vitals: vitals.clone() };
+        routes.add(Method::GET, "/capabilities", capabilities)?;
+        let execute = Execute { dispatcher: dispatcher.clone(), transport: transport.clone() };
+        routes.add(Method::POST, "/execute", execute)?;
+        for (position, route) in dispatcher.routes().iter().enumerate() {
+            let (contract, path) = (route.contract().clone(), route.spec().path);
+            let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
+            routes.contract(path, Contract { dispatcher, contract, position, transport })?;
+        }
+        Ok((HttpService::new(routes, config), vitals))
+    }
+}

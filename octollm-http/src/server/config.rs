@@ -1,0 +1,149 @@
+//! The limits of a server.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+
+/// What a server puts up with. Checked when the server is built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// From the first byte of a request to the end of its head, and from the opening of a connection to the end of its
+    /// first head.
+    pub head_timeout: Duration,
+    /// From the end of the head to the end of the body.
+    pub body_timeout: Duration,
+    /// How long a connection is kept open between two requests. A client should keep it for less.
+    pub idle_timeout: Duration,
+    /// How long a write may stand still because the caller does not read.
+    pub write_timeout: Duration,
+    /// Bytes of a body.
+    pub max_body: usize,
+    /// Bytes of a head, the request line included.
+    pub max_head: usize,
+    /// Header fields of a head.
+    pub max_headers: usize,
+    /// Bytes of a request target.
+    pub max_uri: usize,
+    /// Connections at a time. Those beyond wait in the system's queue.
+    pub max_connections: usize,
+    /// Requests that run at a time, health checks and other probes not counted. Those beyond are answered 503.
+    pub max_in_flight: usize,
+    /// HTTP/2 streams at a time on one connection.
+    pub max_streams: u32,
+    /// HTTP/2 flow control: bytes on the way on one stream.
+    pub stream_window: u32,
+    /// HTTP/2 flow control: bytes on the way on one connection.
+    pub connection_window: u32,
+    /// How long one readiness check may take before it counts as failed.
+    pub check_timeout: Duration,
+    /// After SIGTERM: how long the server goes on accepting while it already says that it is not ready.
+    pub drain_notice: Duration,
+    /// After that: how long requests that are running may go on.
+    pub drain_grace: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            max_body: 2 * KIB * KIB,
+            max_head: 16 * KIB,
+            max_headers: 100,
+            max_uri: 8 * KIB,
+            max_connections: 10_000,
+            max_in_flight: 1024,
+            max_streams: 100,
+            stream_window: 64 * 1024,
+            connection_window: 1024 * 1024,
+            check_timeout: Duration::from_secs(2),
+            drain_notice: Duration::from_secs(5),
+            drain_grace: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A limit that no server can keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("server limit `{field}` is {reason}")]
+#[non_exhaustive]
+pub struct InvalidConfig {
+    /// The field of [`ServerConfig`].
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+/// RFC 9113 §6.9.1.
+const MAX_WINDOW: u32 = (1 << 31) - 1;
+
+impl ServerConfig {
+    /// Checks every limit.
+    ///
+    /// # Errors
+    /// The first that is zero where that would let nothing through, or out of range.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let times = [
+            ("head_timeout", self.head_timeout, true),
+            ("body_timeout", self.body_timeout, true),
+            ("idle_timeout", self.idle_timeout, true),
+            ("write_timeout", self.write_timeout, true),
+            ("check_timeout", self.check_timeout, true),
+            ("drain_notice", self.drain_notice, false),
+            ("drain_grace", self.drain_grace, false),
+        ];
+        for (field, time, needed) in times {
+            within(field, u128::from(needed), time.as_nanos(), YEAR.as_nanos())?;
+        }
+        let counts = [
+            ("max_body", self.max_body, 1, u32::MAX as usize),
+            ("max_head", self.max_head, 256, 1024 * KIB),
+            ("max_headers", self.max_headers, 1, 4096),
+            ("max_uri", self.max_uri, 16, 64 * KIB),
+            ("max_connections", self.max_connections, 1, tokio::sync::Semaphore::MAX_PERMITS),
+            ("max_in_flight", self.max_in_flight, 1, tokio::sync::Semaphore::MAX_PERMITS),
+            ("max_streams", self.max_streams as usize, 1, u32::MAX as usize),
+            ("stream_window", self.stream_window as usize, 1, MAX_WINDOW as usize),
+            ("connection_window", self.connection_window as usize, 1, MAX_WINDOW as usize),
+        ];
+        for (field, count, least, most) in counts {
+            within(field, least as u128, count as u128, most as u128)?;
+        }
+        Ok(())
+    }
+}
+
+fn within(field: &'static str, least: u128, value: u128, most: u128) -> Result<(), InvalidConfig> {
+    match value {
+        _ if value < least => Err(InvalidConfig { field, reason: "too small" }),
+        _ if value > most => Err(InvalidConfig { field, reason: "too great" }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_hold() {
+        assert_eq!(ServerConfig::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn limits_that_let_nothing_through_are_refused() {
+        let default = ServerConfig::default;
+        for (field, config) in [
+            ("head_timeout", ServerConfig { head_timeout: Duration::ZERO, ..default() }),
+            ("idle_timeout", ServerConfig { idle_timeout: Duration::MAX, ..default() }),
+            ("max_body", ServerConfig { max_body: 0, ..default() }),
+            ("max_in_flight", ServerConfig { max_in_flight: usize::MAX, ..default() }),
+            ("stream_window", ServerConfig { stream_window: u32::MAX, ..default() }),
+        ] {
+            assert_eq!(config.check().unwrap_err().field, field);
+        }
+    }
+}

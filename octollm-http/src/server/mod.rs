@@ -1,0 +1,25 @@
+//! Servers for arms, orchestrators and reflexes.
+// A module uses only what stands before it here.
+mod config;
+mod error;
+mod body;
+mod media;
+mod intake;
+mod respond;
+mod routes;
+mod service;
+mod vitals;
+mod endpoints;
+mod connection;
+mod serve;
+mod setup;
+mod arm_server;
+
+pub use self::{
+    arm_server::ArmServer,
+    body::ResponseBody,
+    config::{InvalidConfig, ServerConfig},
+    error::ServeError,
+    serve::BoundServer,
+    service::{HttpService, ResponseFuture},
+};

@@ -1,0 +1,134 @@
+//! Which endpoint answers what.
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, Method, header, request::Parts};
+use octollm_core::{
+    error::{ErrorKind, Failure},
+    parts::ContextParts,
+};
+
+use super::{
+    error::ServeError,
+    respond::{Refusal, Reply},
+};
+
+/// A request that passed every check that does not depend on its endpoint.
+pub(crate) struct Inbound<'r> {
+    /// What travelled with it.
+    pub(crate) parts: ContextParts,
+    pub(crate) head: &'r Parts,
+    /// What stands in the path for `{id}`; empty in paths without.
+    pub(crate) id: &'r str,
+    /// The whole body; empty unless the endpoint takes one.
+    pub(crate) body: Bytes,
+}
+
+/// What a request needs before an endpoint sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Takes {
+    /// Nothing: it is answered at any load.
+    Probe,
+    /// A place among the requests that run.
+    Place,
+    /// A place, and a body of JSON.
+    Json,
+}
+
+/// Answers the requests of one route.
+#[async_trait]
+pub(crate) trait Endpoint: Send + Sync + 'static {
+    fn takes(&self) -> Takes;
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal>;
+}
+
+/// The routes of a server: paths as they stand, and paths with an `{id}` in them.
+#[derive(Default)]
+pub(crate) struct RouteTable {
+    exact: HashMap<String, Methods>,
+    patterns: matchit::Router<Methods>,
+}
+
+#[derive(Default)]
+struct Methods(Vec<(Method, Arc<dyn Endpoint>)>);
+
+impl RouteTable {
+    /// Adds a route of a contract, whose path is taken as it stands.
+    pub(crate) fn contract(&mut self, path: &str, endpoint: impl Endpoint) -> Result<(), ServeError> {
+        let odd = |c: char| c.is_control() || c.is_whitespace() || "{}%?#\\".contains(c) || !c.is_ascii();
+        let upwards = path.split('/').any(|segment| matches!(segment, "." | ".."));
+        if !path.starts_with('/') || path.contains(odd) || upwards {
+            return Err(ServeError::InvalidPath { path: path.to_owned() });
+        }
+        self.add(Method::POST, path, endpoint)
+    }
+
+    /// Adds a route.
+    pub(crate) fn add(
+        &mut self,
+        method: Method,
+        path: &str,
+        endpoint: impl Endpoint,
+    ) -> Result<(), ServeError> {
+        let methods = if path.contains('{') {
+            if self.patterns.at(path).is_err() {
+                let invalid = |_| ServeError::InvalidPath { path: path.to_owned() };
+                self.patterns.insert(path, Methods::default()).map_err(invalid)?;
+            }
+            self.patterns.at_mut(path).ok().map(|found| found.value)
+        } else {
+            Some(self.exact.entry(path.to_owned()).or_default())
+        };
+        match methods {
+            Some(methods) if methods.get(&method).is_none() => {
+                methods.0.push((method, Arc::new(endpoint)));
+                Ok(())
+            }
+            _ => Err(ServeError::RouteTaken { method, path: path.to_owned() }),
+        }
+    }
+
+    /// The endpoint of a request, and what stands for `{id}`.
+    ///
+    /// # Errors
+    /// No such route, or not for this method.
+    pub(crate) fn find<'p>(
+        &self,
+        method: &Method,
+        path: &'p str,
+    ) -> Result<(&Arc<dyn Endpoint>, &'p str), Refusal> {
+        let (methods, id) = match self.exact.get(path) {
+            Some(methods) => (methods, ""),
+            None => match self.patterns.at(path) {
+                Ok(found) => (found.value, found.params.get("id").unwrap_or_default()),
+                Err(_) => return Err(Failure::new(ErrorKind::NotFound, "there is no such route").into()),
+            },
+        };
+        // HEAD is GET without the body.
+        let asked = if method == Method::HEAD { &Method::GET } else { method };
+        methods.get(asked).map(|endpoint| (endpoint, id)).ok_or_else(|| methods.refusal())
+    }
+}
+
+impl Methods {
+    fn get(&self, method: &Method) -> Option<&Arc<dyn Endpoint>> {
+        self.0.iter().find(|(known, _)| known == method).map(|(_, endpoint)| endpoint)
+    }
+
+    fn refusal(&self) -> Refusal {
+        let mut allowed = Vec::new();
+        for (method, _) in &self.0 {
+            allowed.push(method.as_str());
+            if method == Method::GET {
+                allowed.push("HEAD");
+            }
+        }
+        let allowed = allowed.join(", ");
+        let refusal = Failure::new(ErrorKind::MethodNotAllowed, format!("this route takes {allowed}"));
+        let value = HeaderValue::try_from(allowed).unwrap_or(HeaderValue::from_static(""));
+        Refusal::from(refusal).header(header::ALLOW, value)
+    }
+}

@@ -1,0 +1,159 @@
+//! The arms that are served here.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use octollm_core::{Arm, Context, budget::Usage, error::ArmError};
+use octollm_http::server::{ArmServer, ServerConfig};
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::peer::Peer;
+
+/// Says a text back.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "text.echo", output = Said, idempotent, timeout = "5s")]
+pub(crate) struct Echo {
+    pub(crate) text: String,
+    #[serde(default)]
+    pub(crate) data: serde_json::Value,
+    #[serde(default)]
+    pub(crate) number: f64,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Said {
+    pub(crate) text: String,
+    pub(crate) caller: Option<Named>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Named {
+    pub(crate) name: String,
+}
+
+/// Waits, for so long or for ever.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "work.wait", output = (), timeout = "60s")]
+pub(crate) struct Wait {
+    #[serde(default)]
+    pub(crate) ms: Option<u64>,
+}
+
+/// Breaks.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "work.panic", version = 2, output = ())]
+pub(crate) struct Panic {}
+
+/// What the arms did.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    begun: AtomicUsize,
+    dropped: AtomicUsize,
+    changed: Notify,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Worker(pub(crate) Arc<Seen>);
+
+impl Seen {
+    fn count(&self, counter: &AtomicUsize) {
+        counter.fetch_add(1, Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    async fn reaches(&self, counter: &AtomicUsize, n: usize) {
+        let wait = async {
+            loop {
+                let changed = self.changed.notified();
+                if counter.load(Ordering::SeqCst) >= n {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("never happened");
+    }
+
+    /// Returns when so many waits have begun.
+    pub(crate) async fn begun(&self, n: usize) {
+        self.reaches(&self.begun, n).await;
+    }
+
+    /// Returns when so many waits were given up.
+    pub(crate) async fn dropped(&self, n: usize) {
+        self.reaches(&self.dropped, n).await;
+    }
+}
+
+struct CountDrop<'a>(&'a Seen);
+
+impl Drop for CountDrop<'_> {
+    fn drop(&mut self) {
+        self.0.count(&self.0.dropped);
+    }
+}
+
+#[async_trait]
+impl Arm<Echo> for Worker {
+    async fn execute(&self, task: Echo, cx: &Context) -> Result<Said, ArmError> {
+        cx.spend(Usage::tokens(3))?;
+        if task.text == "fail" {
+            return Err(std::io::Error::other("the password is swordfish").into());
+        }
+        Ok(Said { text: task.text, caller: None })
+    }
+}
+
+#[async_trait]
+impl Arm<Wait> for Worker {
+    async fn execute(&self, task: Wait, _: &Context) -> Result<(), ArmError> {
+        let drop = CountDrop(&self.0);
+        self.0.count(&self.0.begun);
+        match task.ms {
+            Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+            None => std::future::pending().await,
+        }
+        std::mem::forget(drop);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Arm<Panic> for Worker {
+    async fn execute(&self, _: Panic, _: &Context) -> Result<(), ArmError> {
+        panic!("the password is swordfish")
+    }
+}
+
+/// A server with all of them.
+pub(crate) fn server(worker: &Worker) -> ArmServer {
+    ArmServer::new("worker")
+        .description("Works.")
+        .version("1.2.3")
+        .arm::<Echo>(worker.clone())
+        .arm::<Wait>(worker.clone())
+        .arm::<Panic>(worker.clone())
+}
+
+/// Starts a server, and gives its peer.
+pub(crate) async fn start(server: ArmServer) -> Peer {
+    let bound = server.bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer(bound.local_addr());
+    tokio::spawn(bound.run());
+    peer
+}
+
+/// Starts a server with all arms and these limits.
+pub(crate) async fn start_with(config: ServerConfig) -> (Peer, Worker) {
+    let worker = Worker::default();
+    (start(server(&worker).config(config)).await, worker)
+}

@@ -1,0 +1,186 @@
+//! Bad input, and what is answered: every row is bytes as a caller sends them.
+
+use crate::{
+    arms::{Worker, server, start},
+    peer::{Peer, post},
+};
+
+async fn peer() -> Peer {
+    start(server(&Worker::default())).await
+}
+
+/// What is sent, what it is called, and the status and code of the answer.
+type Row = (&'static str, Vec<u8>, u16, &'static str);
+
+async fn all_are_answered(rows: Vec<Row>) {
+    let peer = peer().await;
+    for (name, bytes, status, code) in rows {
+        let answer = peer.send(&bytes).await;
+        assert_eq!((answer.status, name), (status, name), "{answer:?}");
+        answer.is_problem(status, code);
+    }
+    let answer = peer.post("/echo", "", r#"{"text":"still here"}"#).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+fn raw(text: &str) -> Vec<u8> {
+    text.as_bytes().to_vec()
+}
+
+const HEAD: &str = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
+
+fn head(fields: &str, body: &str) -> Vec<u8> {
+    format!("{HEAD}{fields}\r\n{body}").into_bytes()
+}
+
+fn get(target: &str, fields: &str) -> Vec<u8> {
+    format!("GET {target} HTTP/1.1\r\nHost: x\r\n{fields}\r\n").into_bytes()
+}
+
+fn field(fields: &str) -> Vec<u8> {
+    post("/echo", fields, r#"{"text":"hi"}"#)
+}
+
+fn body(body: impl AsRef<[u8]>) -> Vec<u8> {
+    post("/echo", "", body)
+}
+
+#[tokio::test]
+async fn framing() {
+    let chunks = "d\r\n{\"text\":\"hi\"}\r\n0\r\n\r\n";
+    all_are_answered(vec![
+        (
+            "length and coding",
+            head("Content-Length: 13\r\nTransfer-Encoding: chunked\r\n", chunks),
+            400,
+            "bad_request",
+        ),
+        (
+            "coding and length",
+            head("Transfer-Encoding: chunked\r\nContent-Length: 13\r\n", chunks),
+            400,
+            "bad_request",
+        ),
+        (
+            "coding and length 0",
+            head("Transfer-Encoding: chunked\r\nContent-Length: 0\r\n", chunks),
+            400,
+            "bad_request",
+        ),
+        ("differing lengths", head("Content-Length: 2\r\nContent-Length: 3\r\n", "{}"), 400, "bad_request"),
+        ("length with sign", head("Content-Length: +2\r\n", "{}"), 400, "bad_request"),
+        ("list of lengths", head("Content-Length: 2, 3\r\n", "{}"), 400, "bad_request"),
+        ("length out of range", head("Content-Length: 99999999999999999999\r\n", "{}"), 400, "bad_request"),
+        ("not chunked at the end", head("Transfer-Encoding: chunked, gzip\r\n", chunks), 400, "bad_request"),
+        ("not chunked at all", head("Transfer-Encoding: identity\r\n", chunks), 400, "bad_request"),
+        ("chunked behind gzip", head("Transfer-Encoding: gzip, chunked\r\n", chunks), 400, "bad_request"),
+        (
+            "bad chunk size",
+            head("Transfer-Encoding: chunked\r\n", "xyz\r\n{}\r\n0\r\n\r\n"),
+            400,
+            "bad_request",
+        ),
+        ("no host", raw("GET /health HTTP/1.1\r\n\r\n"), 400, "bad_request"),
+        ("two hosts", get("/health", "Host: y\r\n"), 400, "bad_request"),
+        ("folded field", get("/health", "X-A: 1\r\n  2\r\n"), 400, "bad_request"),
+        ("space before the colon", get("/health", "X-A : 1\r\n"), 400, "bad_request"),
+        ("field without a name", get("/health", ": 1\r\n"), 400, "bad_request"),
+        ("control in a field", get("/health", "X-A: \u{1}\r\n"), 400, "bad_request"),
+        ("no version", raw("GET /health\r\nHost: x\r\n\r\n"), 400, "bad_request"),
+        ("unknown version", raw("GET /health HTTP/3.7\r\nHost: x\r\n\r\n"), 400, "bad_request"),
+        ("no HTTP", raw("\u{16}\u{3}\u{1} hello\r\n\r\n"), 400, "bad_request"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn json() {
+    let nested =
+        |depth: usize| format!(r#"{{"text":"a","data":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
+    all_are_answered(vec![
+        ("truncated", body(r#"{"text":"hi""#), 400, "bad_request"),
+        ("key twice", body(r#"{"text":"a","text":"b"}"#), 400, "bad_request"),
+        ("key twice further down", body(r#"{"text":"a","data":{"b":[{"c":1,"c":2}]}}"#), 400, "bad_request"),
+        ("too deep", body(nested(129)), 400, "bad_request"),
+        ("far too deep", body(nested(100_000)), 400, "bad_request"),
+        ("NaN", body(r#"{"text":"a","number":NaN}"#), 400, "bad_request"),
+        ("beyond any number", body(r#"{"text":"a","number":1e999}"#), 400, "bad_request"),
+        ("not UTF-8", body(b"{\"text\":\"\xff\"}"), 400, "bad_request"),
+        ("half a surrogate pair", body(r#"{"text":"\ud800"}"#), 400, "bad_request"),
+        ("something behind", body(r#"{"text":"a"} x"#), 400, "bad_request"),
+        ("two values", body(r#"{"text":"a"}{"text":"b"}"#), 400, "bad_request"),
+        ("empty", body(""), 400, "bad_request"),
+        ("space", body("  "), 400, "bad_request"),
+        ("another type", body(r#"{"text":1}"#), 422, "validation_failed"),
+        ("a field missing", body("{}"), 422, "validation_failed"),
+        ("an unknown field", body(r#"{"text":"a","txet":"b"}"#), 422, "validation_failed"),
+        ("no object", body("[]"), 422, "validation_failed"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn heads_and_paths() {
+    let long = |n: usize| "a".repeat(n);
+    let key = |key: &str| field(&format!("Idempotency-Key: {key}\r\n"));
+    all_are_answered(vec![
+        ("NUL in the path", get("/a%00", ""), 400, "bad_request"),
+        ("a step upwards", get("/a/%2e%2e/health", ""), 400, "bad_request"),
+        ("half an escape", get("/a%2", ""), 400, "bad_request"),
+        ("no escape", get("/a%zz", ""), 400, "bad_request"),
+        ("who is it", field("Authorization: Bearer a\r\nAuthorization: Bearer b\r\n"), 400, "bad_request"),
+        ("key without quotes", key("abc"), 400, "bad_request"),
+        ("key without an end", key("\"abc"), 400, "bad_request"),
+        ("key without characters", key("\"\""), 400, "bad_request"),
+        ("key too long", key(&format!("\"{}\"", long(256))), 400, "bad_request"),
+        ("key twice", field("Idempotency-Key: \"a\"\r\nIdempotency-Key: \"a\"\r\n"), 400, "bad_request"),
+        ("negative time", field("Octollm-Timeout: -1\r\n"), 400, "bad_request"),
+        ("overflowing time", field("Octollm-Timeout: 99999999999999999999999\r\n"), 400, "bad_request"),
+        ("no time", field("Octollm-Timeout: soon\r\n"), 400, "bad_request"),
+        ("no budget", field("Octollm-Budget: tokens=-1\r\n"), 400, "bad_request"),
+        ("no time left", field("Octollm-Timeout: 0\r\n"), 504, "deadline_exceeded"),
+        ("no budget left", field("Octollm-Budget: tokens=0\r\n"), 429, "budget_exhausted"),
+        ("unknown route", get("/nowhere", ""), 404, "not_found"),
+        ("live updates are not there yet", get("/ws", ""), 404, "not_found"),
+        ("unknown method", raw("BREW /echo HTTP/1.1\r\nHost: x\r\n\r\n"), 501, "not_implemented"),
+        ("long target", get(&format!("/{}", long(8 * 1024)), ""), 414, "uri_too_long"),
+        ("very long target", get(&format!("/{}", long(20 * 1024)), ""), 414, "uri_too_long"),
+        ("endless target", get(&format!("/{}", long(100 * 1024)), ""), 414, "uri_too_long"),
+        ("too many fields", get("/health", &"a: b\r\n".repeat(101)), 431, "headers_too_large"),
+        ("long field", get("/health", &format!("a: {}\r\n", long(17 * 1024))), 431, "headers_too_large"),
+        ("other expectation", field("Expect: 200-ok\r\n"), 417, "expectation_failed"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn media() {
+    let typed = |value: &str| {
+        format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{value}\r\n{{}}").into_bytes()
+    };
+    all_are_answered(vec![
+        ("no type", typed(""), 415, "unsupported_media_type"),
+        ("text", typed("Content-Type: text/plain\r\n"), 415, "unsupported_media_type"),
+        (
+            "another charset",
+            typed("Content-Type: application/json; charset=latin1\r\n"),
+            415,
+            "unsupported_media_type",
+        ),
+        ("two types", field("Content-Type: application/json\r\n"), 415, "unsupported_media_type"),
+        ("coded", field("Content-Encoding: gzip\r\n"), 415, "unsupported_media_type"),
+        ("coded twice", field("Content-Encoding: identity, gzip\r\n"), 415, "unsupported_media_type"),
+        ("nothing acceptable", field("Accept: text/html\r\n"), 406, "not_acceptable"),
+        ("JSON not acceptable", get("/health", "Accept: application/json;q=0\r\n"), 406, "not_acceptable"),
+    ])
+    .await;
+    let peer = peer().await;
+    for field in [
+        "Accept: text/html, */*;q=0.1\r\n",
+        "Content-Encoding: identity\r\n",
+        "Idempotency-Key: \"a\\\"b\"\r\n",
+    ] {
+        let answer = peer.post("/echo", field, r#"{"text":"hi"}"#).await;
+        assert_eq!(answer.status, 200, "{field} {answer:?}");
+    }
+}

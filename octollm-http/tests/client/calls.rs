@@ -1,0 +1,168 @@
+//! Calls that go as they should, and what travels with them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request};
+use octollm_core::{budget::Cost, error::ErrorKind, parts::ContextParts};
+use octollm_http::client::{Arms, Target};
+use serde_json::json;
+use tower::util::MapRequestLayer;
+
+use crate::peer::{Answer, Check, Peer, Verdict, card, check, judge};
+
+#[tokio::test]
+async fn a_call_is_typed_both_ways() {
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let arms = judge(&peer.url);
+    assert_eq!(arms.call(check()).await.unwrap(), Verdict { is_valid: true });
+    let output = arms.call_json(&"code.validate".parse().unwrap(), &json!({ "code": "x" })).await.unwrap();
+    assert_eq!(output, json!({ "is_valid": true }));
+    let calls = peer.calls();
+    assert_eq!((&*calls[0].method, &*calls[0].path), ("POST", "/validate"));
+    assert_eq!(calls[0].body, br#"{"code":"fn main() {}"}"#);
+    assert_eq!(calls[1].body, br#"{"code":"x"}"#);
+    assert_eq!((peer.asked_for_card(), peer.accepted()), (1, 1));
+}
+
+#[tokio::test]
+async fn the_context_travels_in_the_head() {
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let mut parts = ContextParts::new();
+    parts.budget = "tokens=7;cost_usd=0.5".parse().unwrap();
+    parts.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
+    let cx = judge(&peer.url).context_of(parts);
+    cx.call(check()).await.unwrap();
+    let call = &peer.calls()[0];
+    let host = peer.url.strip_prefix("http://").unwrap();
+    for (name, value) in [
+        ("host", host),
+        ("content-type", "application/json"),
+        ("accept", "application/json"),
+        ("x-correlation-id", cx.correlation_id().as_str()),
+        ("octollm-budget", "tokens=7;cost_usd=0.5"),
+        ("octollm-attempt", "1"),
+        ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    ] {
+        assert_eq!(call.header(name), Some(value), "{name}");
+    }
+    assert_ne!(call.header("x-request-id").unwrap(), cx.request_id().as_str());
+    let left: u64 = call.header("octollm-timeout").unwrap().parse().unwrap();
+    assert!((25_000..=30_000).contains(&left), "{left}");
+}
+
+#[tokio::test]
+async fn the_deadline_of_a_piece_of_work_holds_for_its_calls() {
+    let peer = Peer::arm(|_| async { Answer::Silence }).await;
+    let arms = judge(&peer.url);
+    let error = arms.within(Duration::from_millis(150)).call(check()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    let left: u64 = peer.calls()[0].header("octollm-timeout").unwrap().parse().unwrap();
+    assert!(left <= 150, "{left}");
+    peer.until_open(0).await;
+}
+
+#[tokio::test]
+async fn what_was_used_up_comes_back() {
+    let peer = Peer::arm(|_| async {
+        Answer::Raw(
+            b"HTTP/1.1 200 OK\r\ncontent-length: 17\r\noctollm-usage: tokens=12;cost_usd=0.25\r\n\r\n{\"is_valid\":true}"
+                .to_vec(),
+        )
+    })
+    .await;
+    let cx = judge(&peer.url).context();
+    cx.call_all([check(), check()]).await.unwrap();
+    assert_eq!((cx.used().tokens, cx.used().cost), (24, Cost::from_dollars(0.5).unwrap()));
+}
+
+#[tokio::test]
+async fn an_arm_may_be_mounted_below_a_path_and_serve_without_a_card() {
+    let peer = Peer::start(|_| async { Answer::verdict() }).await;
+    let url = format!("{}/arms/judge/", peer.url);
+    let arms = Arms::builder().arm_serving::<Check>("judge", &url).build().unwrap();
+    arms.call(check()).await.unwrap();
+    assert_eq!(peer.calls()[0].path, "/arms/judge/validate");
+    assert_eq!(peer.asked_for_card(), 0);
+    assert_eq!(arms.cards().await[0].capabilities, ["code.validate"]);
+}
+
+#[tokio::test]
+async fn answers_come_in_pieces_and_may_be_large() {
+    let peer = Peer::arm(|_| async {
+        let padding = "x".repeat(300_000);
+        let chunk = format!("{{\"padding\":\"{padding}\",");
+        let last = "\"is_valid\":true}";
+        let body = format!("{:x}\r\n{chunk}\r\n{:x}\r\n{last}\r\n0\r\n\r\n", chunk.len(), last.len());
+        Answer::Raw(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{body}").into_bytes())
+    })
+    .await;
+    let arms = judge(&peer.url);
+    arms.call(check()).await.unwrap();
+    arms.call(check()).await.unwrap();
+    assert_eq!(peer.accepted(), 1);
+}
+
+#[tokio::test]
+async fn a_layer_sees_every_request_and_may_change_it() {
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&seen);
+    let layer = MapRequestLayer::new(move |mut request: Request<Bytes>| {
+        let target = request.extensions().get::<Target>().unwrap().clone();
+        assert_eq!(&*target.arm, "judge");
+        assert!(target.deadline.is_some());
+        if let Some(contract) = target.contract {
+            assert_eq!((contract.to_string().as_str(), target.idempotent), ("code.validate", false));
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer abc"));
+        request
+    });
+    let arms = Arms::builder().arm("judge", &peer.url).layer(layer).build().unwrap();
+    arms.clone().call(check()).await.unwrap();
+    arms.call(check()).await.unwrap();
+    assert_eq!(seen.load(Ordering::Relaxed), 2);
+    assert_eq!(peer.calls()[1].header("authorization"), Some("Bearer abc"));
+    assert_eq!(peer.accepted(), 1);
+}
+
+#[tokio::test]
+async fn a_layers_own_error_reaches_the_caller() {
+    let peer = Peer::start(|_| async { Answer::verdict() }).await;
+    let refuse = tower::layer::layer_fn(|_inner| {
+        tower::service_fn(|_: Request<Bytes>| async {
+            Err::<http::Response<Bytes>, tower::BoxError>("out of order".into())
+        })
+    });
+    let arms = Arms::builder().arm_serving::<Check>("judge", &peer.url).layer(refuse).build().unwrap();
+    let error = arms.call(check()).await.unwrap_err();
+    assert_eq!((error.kind(), error.arm()), (ErrorKind::Internal, Some("judge")));
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "out of order");
+}
+
+#[tokio::test]
+async fn schemas_that_differ_are_told_where_a_call_fails() {
+    let mut other = card("judge");
+    other.contracts[0].fingerprint = "feed".into();
+    let peer = Peer::with_card(other, |request| async move {
+        match request.connection {
+            _ if request.body == br#"{"code":"shape"}"# => Answer::Json(200, json!({ "ok": 1 })),
+            _ => Answer::Json(422, json!({ "detail": "no" })),
+        }
+    })
+    .await;
+    let arms = judge(&peer.url);
+    for (code, kind) in [("shape", ErrorKind::BadResponse), ("rule", ErrorKind::ValidationFailed)] {
+        let error = arms.call(Check { code: code.into() }).await.unwrap_err();
+        assert_eq!(error.kind(), kind);
+        assert!(error.to_string().ends_with("the schemas of caller and arm differ"), "{error}");
+        assert_eq!(error.failure().details.as_ref().unwrap()["schemas"]["arm"], "feed");
+    }
+}

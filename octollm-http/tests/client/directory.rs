@@ -1,0 +1,169 @@
+//! Learning which arm offers what.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use octollm_core::{
+    card::ArmCard,
+    contract::{ContractCard, ContractSpec, NoChunk, TaskContract},
+    error::ErrorKind,
+};
+use octollm_http::client::Arms;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::peer::{Answer, Peer, Verdict, card, check, judge, short};
+
+/// [`crate::peer::Check`], as it is to become.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct CheckTwo {}
+
+impl TaskContract for CheckTwo {
+    type Output = Verdict;
+    type Chunk = NoChunk;
+    const SPEC: ContractSpec = ContractSpec::new("code.validate", "/v2/validate", "code:validate").version(2);
+}
+
+/// A port that nobody listens on.
+async fn nobody() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+#[tokio::test]
+async fn many_first_calls_ask_once() {
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let arms = judge(&peer.url);
+    arms.context().call_all((0..50).map(|_| check())).await.unwrap();
+    assert_eq!(peer.asked_for_card(), 1);
+    assert_eq!(peer.calls().len(), 50);
+}
+
+#[tokio::test]
+async fn what_is_not_offered_is_told_with_what_is() {
+    let mut other = card("judge");
+    other.contracts.push(ContractCard { name: "a.first".into(), ..other.contracts[0].clone() });
+    let peer = Peer::with_card(other, |_| async { Answer::verdict() }).await;
+    let arms = judge(&peer.url);
+    for _ in 0..2 {
+        let error = arms.call(CheckTwo {}).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ContractNotOffered);
+        assert!(!error.may_have_executed() && !error.retryable());
+        let expected = "code.validate@2 is not offered by any arm; offered: code.validate, a.first";
+        assert_eq!(error.failure().message, expected);
+        assert_eq!(
+            error.failure().details.as_ref().unwrap(),
+            &json!({ "offered": ["code.validate", "a.first"] })
+        );
+    }
+    assert_eq!(peer.asked_for_card(), 1);
+    assert!(peer.calls().is_empty());
+}
+
+#[tokio::test]
+async fn an_arm_out_of_reach_may_be_the_one() {
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let arms = Arms::builder().arm("judge", &peer.url).arm("coder", &nobody().await).build().unwrap();
+    arms.call(check()).await.unwrap();
+    let error = arms.call(CheckTwo {}).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+    assert!(error.retryable() && !error.may_have_executed());
+    assert!(error.failure().message.contains("coder (no connection: connection refused)"), "{error}");
+    assert_eq!(error.failure().details.as_ref().unwrap()["unreachable"][0]["arm"], "coder");
+    let cards: Vec<_> = arms.cards().await.into_iter().map(|card| card.arm_id).collect();
+    assert_eq!(cards, ["judge"]);
+}
+
+#[tokio::test]
+async fn a_silent_arm_does_not_hold_up_the_others() {
+    let silent = Peer::start(|_| async { Answer::Silence }).await;
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let arms =
+        Arms::builder().arm("coder", &silent.url).arm("judge", &peer.url).config(short()).build().unwrap();
+    let began = Instant::now();
+    arms.call(check()).await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn an_arm_that_offers_more_later_is_asked_again() {
+    let later = Arc::new(AtomicBool::new(false));
+    let now = Arc::clone(&later);
+    let peer = Peer::start(move |request| {
+        let mut card = card("judge");
+        if now.load(Ordering::SeqCst) {
+            card.contracts.push(ContractCard::of::<CheckTwo>());
+        }
+        async move {
+            if request.path == "/capabilities" {
+                return Answer::Json(200, serde_json::to_value(card).unwrap());
+            }
+            Answer::verdict()
+        }
+    })
+    .await;
+    let arms = judge(&peer.url);
+    arms.call(check()).await.unwrap();
+    later.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    arms.call(CheckTwo {}).await.unwrap();
+    assert_eq!(peer.calls()[1].path, "/v2/validate");
+}
+
+#[tokio::test]
+async fn a_route_that_moved_is_followed_once_its_card_says_where() {
+    let moved = Arc::new(AtomicBool::new(false));
+    let now = Arc::clone(&moved);
+    let peer = Peer::start(move |request| {
+        let mut card: ArmCard = card("judge");
+        let there = if now.load(Ordering::SeqCst) { "/new" } else { "/validate" };
+        card.contracts[0].path = there.into();
+        async move {
+            match &*request.path {
+                "/capabilities" => Answer::Json(200, serde_json::to_value(card).unwrap()),
+                path if path == there => Answer::verdict(),
+                _ => Answer::Json(404, json!({ "detail": "Not Found" })),
+            }
+        }
+    })
+    .await;
+    let arms = judge(&peer.url);
+    arms.call(check()).await.unwrap();
+    moved.store(true, Ordering::SeqCst);
+    let error = arms.call(check()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "within a second of the last round none is begun");
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    arms.call(check()).await.unwrap();
+    arms.call(check()).await.unwrap();
+    let paths: Vec<_> = peer.calls().iter().map(|call| call.path.clone()).collect();
+    assert_eq!(paths, ["/validate", "/validate", "/validate", "/new", "/new"]);
+}
+
+#[tokio::test]
+async fn where_one_url_refuses_the_next_is_tried() {
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let arms = judge(&format!("{},{}", nobody().await, peer.url));
+    for _ in 0..4 {
+        arms.call(check()).await.unwrap();
+    }
+    assert_eq!(peer.calls().len(), 4);
+    let error = judge(&format!("{},{}", nobody().await, nobody().await)).call(check()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+}
+
+#[tokio::test]
+async fn calls_are_spread_over_the_urls_of_an_arm() {
+    let one = Peer::arm(|_| async { Answer::verdict() }).await;
+    let two = Peer::arm(|_| async { Answer::verdict() }).await;
+    let arms = judge(&format!("{},{}", one.url, two.url));
+    for _ in 0..10 {
+        arms.call(check()).await.unwrap();
+    }
+    assert_eq!((one.calls().len(), two.calls().len()), (5, 5));
+}

@@ -1,0 +1,204 @@
+//! Servers that break, each in its own way.
+
+use std::{collections::HashSet, sync::Mutex, time::Duration};
+
+use octollm_core::error::{CallError, ErrorKind};
+use octollm_http::client::{Arms, ClientConfig};
+use tokio::{io::AsyncReadExt, net::TcpListener};
+
+use crate::peer::{Answer, Check, Peer, card, check, json_answer, judge, judge_within, short, until};
+
+/// What a call gets that the server answers so.
+async fn fails(answer: Answer) -> CallError {
+    let peer = Peer::arm(move |_| {
+        let answer = answer.clone();
+        async move { answer }
+    })
+    .await;
+    let arms = judge(&peer.url);
+    let error = arms.call(check()).await.unwrap_err();
+    // A connection that failed is not used again.
+    peer.until_open(0).await;
+    assert_eq!(peer.calls().len(), 1);
+    assert_eq!(error.arm(), Some("judge"));
+    assert_eq!(error.endpoint(), Some(&*peer.url));
+    error
+}
+
+#[tokio::test]
+async fn lost_behind_the_request_the_work_may_have_run() {
+    for answer in [Answer::Last(vec![]), Answer::Reset(vec![]), Answer::Last(b"HTTP/1.1 200 O".to_vec())] {
+        let error = fails(answer.clone()).await;
+        assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{answer:?}");
+        assert!(error.may_have_executed() && error.retryable());
+    }
+}
+
+#[tokio::test]
+async fn a_body_cut_off_is_never_a_short_answer() {
+    let head =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 40\r\n\r\n{\"is_valid\":true}";
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n11\r\n{\"is_valid\":true}\r\n";
+    for bytes in [head, chunked] {
+        for answer in [Answer::Last(bytes.into()), Answer::Reset(bytes.into())] {
+            let error = fails(answer.clone()).await;
+            assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{answer:?}");
+            assert!(error.may_have_executed());
+        }
+    }
+}
+
+#[tokio::test]
+async fn silence_is_given_up_after_the_read_limit() {
+    let half = b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n{".to_vec();
+    for answer in [Answer::Silence, Answer::Raw(b"HTTP/1.1".to_vec()), Answer::Raw(half)] {
+        let error = fails(answer.clone()).await;
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{answer:?}");
+        assert!(error.may_have_executed());
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_an_answer_is_a_bad_response() {
+    for bytes in [
+        "SSH-2.0-OpenSSH\r\n\r\n",
+        "HTTP/1.1 abc\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>",
+        "HTTP/1.1 204 No Content\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 4\r\n\r\nnull",
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}",
+    ] {
+        let error = fails_then_closes(bytes.as_bytes().to_vec()).await;
+        assert_eq!(error.kind(), ErrorKind::BadResponse, "{bytes}");
+        assert!(error.may_have_executed() && !error.retryable(), "{bytes}");
+    }
+}
+
+async fn fails_then_closes(bytes: Vec<u8>) -> CallError {
+    fails(Answer::Last(bytes)).await
+}
+
+#[tokio::test]
+async fn an_answer_beyond_the_limit_is_refused_before_it_is_read() {
+    let config = ClientConfig { max_answer: 1000, ..short() };
+    for head in ["content-length: 5000000000", "transfer-encoding: chunked"] {
+        let chunk = format!("7d0\r\n{}\r\n", "x".repeat(2000));
+        let bytes = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{chunk}").into_bytes();
+        let peer = Peer::start(move |_| {
+            let bytes = bytes.clone();
+            async move { Answer::Raw(bytes) }
+        })
+        .await;
+        let arms =
+            Arms::builder().arm_serving::<Check>("judge", &peer.url).config(config.clone()).build().unwrap();
+        let error = arms.call(check()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadResponse, "{head}");
+        assert_eq!(error.failure().message, "the answer is larger than 1000 bytes");
+        peer.until_open(0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let elsewhere = Peer::start(|_| async { Answer::verdict() }).await;
+    let url = elsewhere.url.clone();
+    let peer = Peer::arm(move |_| {
+        let head = format!("HTTP/1.1 307 X\r\nlocation: {url}/validate\r\ncontent-length: 0\r\n\r\n");
+        async move { Answer::Raw(head.into_bytes()) }
+    })
+    .await;
+    let error = judge(&peer.url).call(check()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BadResponse);
+    assert_eq!(elsewhere.accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_stale_connection_costs_nothing_where_nothing_was_written() {
+    let peer =
+        Peer::arm(|_| async { Answer::Last(json_answer(200, &serde_json::json!({"is_valid": true}))) }).await;
+    let arms = judge(&peer.url);
+    for _ in 0..5 {
+        arms.call(check()).await.unwrap();
+        // The server has closed; the client has not looked since.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(peer.calls().len(), 5);
+}
+
+#[tokio::test]
+async fn a_stale_connection_with_the_request_written_is_an_error_for_a_call_and_none_for_a_question() {
+    // Each connection serves one request and dies by the second.
+    let used = Mutex::new(HashSet::new());
+    let peer = Peer::start(move |request| {
+        let first = used.lock().unwrap().insert(request.connection);
+        async move {
+            match &*request.path {
+                _ if !first => Answer::Last(vec![]),
+                "/capabilities" => Answer::Json(200, serde_json::to_value(card("judge")).unwrap()),
+                _ => Answer::verdict(),
+            }
+        }
+    })
+    .await;
+    let arms = judge(&peer.url);
+    // The card came over the first connection, which dies by the call.
+    let error = arms.call(check()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+    assert!(error.may_have_executed());
+    assert_eq!(peer.calls().len(), 1);
+    arms.call(check()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1050)).await;
+    // This one dies by the question for the card, which is put once more.
+    arms.call(check()).await.unwrap();
+    let asked = peer.asked_for_card();
+    assert_eq!(arms.cards().await.len(), 1);
+    assert_eq!(peer.asked_for_card(), asked + 2);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_read_is_given_up_after_the_write_limit() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let config = ClientConfig { read_idle: Duration::from_secs(20), ..short() };
+    let arms = Arms::builder().arm_serving::<Check>("judge", &url).config(config).build().unwrap();
+    let call = tokio::spawn({
+        let arms = arms.clone();
+        async move { arms.call(Check { code: "x".repeat(16 << 20) }).await }
+    });
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let error = call.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(error.failure().message, "the server does not read the request");
+    // The socket was closed with the call.
+    let mut rest = Vec::new();
+    let _ = socket.read_to_end(&mut rest).await;
+    assert!(rest.len() < 16 << 20);
+}
+
+#[tokio::test]
+async fn no_connection_means_nothing_was_done() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let refused = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    for url in [&*refused, "http://no-such-host.invalid:80"] {
+        let arms = Arms::builder().arm_serving::<Check>("judge", url).config(short()).build().unwrap();
+        let error = arms.call(check()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+        assert!(error.retryable() && !error.may_have_executed());
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_closes_its_connection() {
+    let peer = Peer::arm(|_| async { Answer::Silence }).await;
+    let arms = judge_within(&peer.url, ClientConfig::default());
+    arms.cards().await;
+    let call = tokio::spawn({
+        let arms = arms.clone();
+        async move { arms.call(check()).await }
+    });
+    until(|| peer.calls().len() == 1).await;
+    assert_eq!(peer.open(), 1);
+    call.abort();
+    peer.until_open(0).await;
+}

@@ -1,0 +1,8 @@
+//! The client against servers that do what it must survive: real sockets, real bytes.
+
+mod calls;
+mod config;
+mod directory;
+mod faults;
+mod peer;
+mod pool;

@@ -1,0 +1,107 @@
+//! How many connections there are, and what becomes of them.
+
+use std::time::Duration;
+
+use octollm_core::error::ErrorKind;
+use octollm_http::client::{Arms, ClientConfig};
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::peer::{Answer, Check, Peer, Verdict, check, judge_within, short, until};
+
+async fn slow(after: Duration) -> Peer {
+    Peer::arm(move |_| async move {
+        tokio::time::sleep(after).await;
+        Answer::verdict()
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_call_waits_for_its_turn_but_not_for_ever() {
+    let peer = slow(Duration::from_millis(150)).await;
+    let arms = judge_within(&peer.url, ClientConfig { max_connections: 2, max_idle: 2, ..short() });
+    arms.cards().await;
+    let results = arms.context().call_each((0..10).map(|_| check())).await;
+    let (served, waited): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    assert_eq!((served.len(), waited.len()), (4, 6));
+    for error in waited.into_iter().filter_map(Result::err) {
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert!(!error.may_have_executed() && error.retryable());
+        assert_eq!(error.failure().message, "all connections are busy");
+    }
+    assert_eq!((peer.most_open(), peer.calls().len()), (2, 4));
+}
+
+/// A contract of another arm.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.write", output = Verdict)]
+struct Write {}
+
+#[tokio::test]
+async fn the_limit_holds_over_all_arms_together() {
+    let (one, two) = (slow(Duration::from_millis(50)).await, slow(Duration::from_millis(50)).await);
+    let arms = Arms::builder()
+        .arm_serving::<Check>("judge", &one.url)
+        .arm_serving::<Write>("coder", &two.url)
+        .config(ClientConfig { max_connections: 3, max_idle: 3, ..ClientConfig::default() })
+        .build()
+        .unwrap();
+    arms.context().call_all((0..3).map(|_| check())).await.unwrap();
+    one.until_open(3).await;
+    // What rests at one arm makes room for the calls to the other.
+    let cx = arms.context();
+    let writing = cx.call_all((0..2).map(|_| Write {}));
+    let counting = async {
+        two.until_open(2).await;
+        one.until_open(1).await;
+    };
+    let (written, ()) = tokio::join!(writing, counting);
+    written.unwrap();
+    assert_eq!((one.most_open(), two.most_open()), (3, 2));
+}
+
+#[tokio::test]
+async fn what_rests_too_long_is_closed() {
+    let peer = slow(Duration::from_millis(20)).await;
+    let config = ClientConfig { idle_timeout: Duration::from_millis(200), max_idle: 4, ..short() };
+    let arms = judge_within(&peer.url, config);
+    arms.context().call_all((0..10).map(|_| check())).await.unwrap();
+    until(|| peer.open() <= 4).await;
+    assert!(peer.open() > 0);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(peer.open() > 0);
+    peer.until_open(0).await;
+    // And again, with a new reaper.
+    arms.call(check()).await.unwrap();
+    assert_eq!(peer.open(), 1);
+    peer.until_open(0).await;
+}
+
+#[tokio::test]
+async fn a_connection_retires_at_its_age() {
+    let peer = slow(Duration::ZERO).await;
+    let arms = judge_within(&peer.url, ClientConfig { max_age: Duration::from_millis(100), ..short() });
+    arms.call(check()).await.unwrap();
+    arms.call(check()).await.unwrap();
+    assert_eq!(peer.accepted(), 1);
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    arms.call(check()).await.unwrap();
+    assert_eq!(peer.accepted(), 2);
+}
+
+#[tokio::test]
+async fn calls_dropped_at_any_moment_give_back_what_they_held() {
+    let peer = slow(Duration::from_millis(2)).await;
+    let arms = judge_within(&peer.url, ClientConfig { max_connections: 4, max_idle: 4, ..short() });
+    arms.cards().await;
+    for round in 0..300_u64 {
+        let calls = (0..4).map(|_| arms.call(check()));
+        let limit = Duration::from_micros(round.wrapping_mul(7919) % 4000);
+        let _ = tokio::time::timeout(limit, futures_util::future::join_all(calls)).await;
+    }
+    arms.context().call_all((0..16).map(|_| check())).await.unwrap();
+    assert!(peer.most_open() <= 4 + 4, "the server may see an end later than the client");
+    peer.until_open(0).await;
+}

@@ -22,6 +22,7 @@ pub mod store;
 pub mod orchestrator;
 pub mod brain;
 pub mod reflex;
+pub mod plan;
 
 pub use self::{arm::Arm, context::Context};
 

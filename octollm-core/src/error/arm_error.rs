@@ -65,6 +65,12 @@ impl ArmError {
         self
     }
 
+    /// Says which step of a plan it was, before what the caller reads.
+    pub(crate) fn at_step(mut self, step: &str) -> Self {
+        self.failure.message = format!("step {step}: {}", self.failure.message);
+        self.with_details(serde_json::json!({ "step": step }))
+    }
+
     /// What happened.
     pub fn kind(&self) -> ErrorKind {
         self.failure.kind

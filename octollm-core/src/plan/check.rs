@@ -1,0 +1,159 @@
+//! What keeps a plan from running, found before it runs.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde_json::Value;
+
+use super::{
+    PlanStep, RunPlan,
+    order::Order,
+    template::{Reader, Template},
+};
+use crate::{
+    card::ArmCard,
+    contract::{ContractCard, ContractRef, Violations},
+};
+
+/// A plan in which nothing was found.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub(super) steps: Vec<CheckedStep>,
+    pub(super) order: Order,
+}
+
+/// A step whose references are known to lead somewhere.
+#[derive(Debug)]
+pub(super) struct CheckedStep {
+    pub(super) id: String,
+    pub(super) contract: ContractRef,
+    pub(super) input: Template,
+    pub(super) each: Option<Template>,
+}
+
+/// Looks at everything, and tells all that is wrong at once.
+pub(super) fn check(plan: &RunPlan, cards: &[ArmCard], max_steps: usize) -> Result<Checked, Violations> {
+    if plan.steps.is_empty() {
+        return Err(Violations::one("steps", "is empty"));
+    }
+    if plan.steps.len() > max_steps {
+        let count = plan.steps.len();
+        return Err(Violations::one("steps", format!("has {count} steps, and {max_steps} is the most")));
+    }
+    let mut violations = Violations::default();
+    let ids = ids(&plan.steps, &mut violations);
+    let offered = Offered::new(cards);
+    let (mut steps, mut needs) = (Vec::new(), Vec::new());
+    for (position, step) in plan.steps.iter().enumerate() {
+        let path = format!("steps[{position}]");
+        let card = offered.find(&step.contract, &path, &mut violations);
+        let (checked, needed) = references(step, &path, &ids, &mut violations);
+        if let Some(card) = card {
+            missing_fields(card, &checked.input, &path, &mut violations);
+        }
+        steps.push(checked);
+        needs.push(needed);
+    }
+    let order = Order::new(needs);
+    let circles = order.as_ref().err().into_iter().flatten();
+    for circle in circles {
+        let names = circle.iter().chain(circle.first()).map(|step| plan.steps[*step].id.as_str());
+        let way = names.collect::<Vec<_>>().join(" → ");
+        violations.push(format!("steps[{}]", circle[0]), format!("goes in a circle: {way}"));
+    }
+    match order {
+        Ok(order) if violations.is_empty() => Ok(Checked { steps, order }),
+        _ => Err(violations),
+    }
+}
+
+fn ids<'a>(steps: &'a [PlanStep], violations: &mut Violations) -> HashMap<&'a str, usize> {
+    let mut ids = HashMap::new();
+    for (position, step) in steps.iter().enumerate() {
+        let path = || format!("steps[{position}].id");
+        if !is_id(&step.id) {
+            violations.push(path(), "is not 1 to 64 of letters, digits, `_`, `.` and `-`");
+        }
+        if let Some(first) = ids.get(&*step.id) {
+            violations.push(path(), format!("`{}` is taken by steps[{first}]", step.id));
+        } else {
+            ids.insert(&*step.id, position);
+        }
+    }
+    ids
+}
+
+/// No brackets: those count the items of a step, in the names of its calls.
+fn is_id(id: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    (1..=64).contains(&id.len()) && id.bytes().all(allowed)
+}
+
+/// Reads what a step takes from others, and which those are.
+fn references(
+    step: &PlanStep,
+    path: &str,
+    ids: &HashMap<&str, usize>,
+    violations: &mut Violations,
+) -> (CheckedStep, BTreeSet<usize>) {
+    let mut reader = Reader { steps: ids, violations, needs: BTreeSet::new(), item: false };
+    let each = step.each.as_ref().map(|each| {
+        let template = reader.read(each, &format!("{path}.each"));
+        if matches!(&template, Template::Object(_))
+            || matches!(&template, Template::Literal(value) if !value.is_array())
+        {
+            reader.violations.push(format!("{path}.each"), "is neither a list nor stands for one");
+        }
+        template
+    });
+    reader.item = each.is_some();
+    let input = reader.read(&step.input, &format!("{path}.input"));
+    for (position, id) in step.after.iter().enumerate() {
+        reader.step(id, &format!("{path}.after[{position}]"));
+    }
+    let (id, contract) = (step.id.clone(), step.contract.clone());
+    (CheckedStep { id, contract, input, each }, reader.needs)
+}
+
+/// What the arms offer.
+struct Offered<'a> {
+    contracts: HashMap<ContractRef, &'a ContractCard>,
+}
+
+impl<'a> Offered<'a> {
+    fn new(cards: &'a [ArmCard]) -> Self {
+        let all = cards.iter().flat_map(|card| &card.contracts);
+        Self { contracts: all.filter_map(|card| Some((card.reference()?, card))).collect() }
+    }
+
+    fn find(
+        &self,
+        contract: &ContractRef,
+        path: &str,
+        violations: &mut Violations,
+    ) -> Option<&'a ContractCard> {
+        let card = self.contracts.get(contract).copied();
+        if card.is_none() {
+            let mut offered: Vec<_> = self.contracts.keys().map(ContractRef::to_string).collect();
+            offered.sort();
+            let offered = if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") };
+            let message = format!("{contract} is not offered; offered: {offered}");
+            violations.push(format!("{path}.contract"), message);
+        }
+        card
+    }
+}
+
+/// Fields that the contract requires, as far as card and plan tell.
+fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations: &mut Violations) {
+    let has = |field: &str| match input {
+        Template::Object(fields) => fields.iter().any(|(key, _)| key == field),
+        Template::Literal(Value::Object(fields)) => fields.contains_key(field),
+        // What another step or an item will bring is not known yet.
+        Template::Output { .. } | Template::Item { .. } => true,
+        Template::Literal(_) | Template::Array(_) => false,
+    };
+    let required = card.input_schema.get("required").and_then(Value::as_array);
+    for field in required.into_iter().flatten().filter_map(Value::as_str).filter(|field| !has(field)) {
+        violations.push(format!("{path}.input.{field}"), "missing field");
+    }
+}

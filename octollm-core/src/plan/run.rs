@@ -1,0 +1,165 @@
+//! The loop that runs a plan.
+
+use std::{collections::VecDeque, future::Future, pin::Pin};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use serde_json::Value;
+
+use super::{
+    PlanOutput,
+    check::{Checked, CheckedStep},
+    order::Done,
+    template::Missing,
+};
+use crate::{
+    context::Context,
+    error::{ArmError, CallError, ErrorKind},
+    update::Phase,
+};
+
+/// Runs a plan to its end, or to its first failure.
+pub(super) async fn run(plan: Checked, calls_at_once: usize, cx: &Context) -> Result<PlanOutput, ArmError> {
+    let mut run = Run::new(plan, cx);
+    cx.phase(Phase::Execution);
+    run.tell();
+    run.start_ready()?;
+    let mut calls = FuturesUnordered::new();
+    loop {
+        while calls.len() < calls_at_once
+            && let Some(place) = run.waiting.pop_front()
+        {
+            calls.push(run.call(place)?);
+        }
+        let Some((place, answer)) = calls.next().await else { break };
+        run.answered(place, answer)?;
+    }
+    Ok(run.output())
+}
+
+/// One call of a step.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    step: usize,
+    /// Which item it is for, where the step runs for each of a list.
+    item: Option<usize>,
+}
+
+type Calling = Pin<Box<dyn Future<Output = (Place, Result<Value, CallError>)> + Send>>;
+
+struct Run<'a> {
+    plan: Checked,
+    cx: &'a Context,
+    done: Done,
+    /// Calls that may be made now, in the order in which they became ready.
+    waiting: VecDeque<Place>,
+    /// By step: the items it runs for, and how many of their calls were not answered yet.
+    items: Vec<Vec<Value>>,
+    open: Vec<usize>,
+    /// By step: what it answered; null until then.
+    outputs: Vec<Value>,
+}
+
+impl<'a> Run<'a> {
+    fn new(plan: Checked, cx: &'a Context) -> Self {
+        let steps = plan.steps.len();
+        Self {
+            plan,
+            cx,
+            done: Done::default(),
+            waiting: VecDeque::new(),
+            items: vec![Vec::new(); steps],
+            open: vec![0; steps],
+            outputs: vec![Value::Null; steps],
+        }
+    }
+
+    fn tell(&self) {
+        self.cx.steps(self.done.count() as u64, self.plan.steps.len() as u64);
+    }
+
+    /// Queues the calls of all steps that may run now. A step for each of no items is done at once, and others may
+    /// become ready by that.
+    fn start_ready(&mut self) -> Result<(), ArmError> {
+        loop {
+            let ready = self.plan.order.start_ready(&mut self.done);
+            if ready.is_empty() {
+                return Ok(());
+            }
+            for step in ready {
+                self.start(step)?;
+            }
+        }
+    }
+
+    fn start(&mut self, step: usize) -> Result<(), ArmError> {
+        let Some(each) = &self.plan.steps[step].each else {
+            self.open[step] = 1;
+            self.waiting.push_back(Place { step, item: None });
+            return Ok(());
+        };
+        let id = &self.plan.steps[step].id;
+        let items = match each.fill(&self.outputs, None).map_err(|missing| unfit(id, missing))? {
+            Value::Array(items) => items,
+            _ => return Err(unfit(id, Missing("`each` stands for something that is no list".into()))),
+        };
+        self.open[step] = items.len();
+        self.outputs[step] = Value::Array(vec![Value::Null; items.len()]);
+        self.waiting.extend((0..items.len()).map(|item| Place { step, item: Some(item) }));
+        if items.is_empty() {
+            self.finished(step);
+        }
+        self.items[step] = items;
+        Ok(())
+    }
+
+    fn call(&self, place: Place) -> Result<Calling, ArmError> {
+        let CheckedStep { id, contract, input, .. } = &self.plan.steps[place.step];
+        let item = place.item.and_then(|item| self.items[place.step].get(item));
+        let name = name(id, place);
+        let input = input.fill(&self.outputs, item).map_err(|missing| unfit(&name, missing))?;
+        let call = self.cx.step(name).call_json(contract, &input);
+        Ok(Box::pin(async move { (place, call.await) }))
+    }
+
+    fn answered(&mut self, place: Place, answer: Result<Value, CallError>) -> Result<(), ArmError> {
+        let Place { step, item } = place;
+        let output = answer.map_err(|error| failed(&name(&self.plan.steps[step].id, place), error))?;
+        match item {
+            Some(item) => self.outputs[step][item] = output,
+            None => self.outputs[step] = output,
+        }
+        self.open[step] -= 1;
+        if self.open[step] == 0 {
+            self.finished(step);
+            self.start_ready()?;
+        }
+        Ok(())
+    }
+
+    fn finished(&mut self, step: usize) {
+        self.done.add(step);
+        self.tell();
+    }
+
+    fn output(self) -> PlanOutput {
+        let ran: Vec<_> = self.plan.steps.into_iter().map(|step| step.id).collect();
+        PlanOutput { outputs: ran.iter().cloned().zip(self.outputs).collect(), ran }
+    }
+}
+
+/// The same whatever the order in which calls are answered: the journal knows them by it.
+fn name(id: &str, place: Place) -> String {
+    match place.item {
+        Some(item) => format!("{id}[{item}]"),
+        None => id.to_owned(),
+    }
+}
+
+fn failed(step: &str, error: CallError) -> ArmError {
+    ArmError::from(error).at_step(step)
+}
+
+/// An answer was of another form than the plan takes it for.
+fn unfit(step: &str, Missing(what): Missing) -> ArmError {
+    ArmError::new(ErrorKind::BadResponse, what).at_step(step)
+}

@@ -1,0 +1,284 @@
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use proptest::prelude::*;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::*;
+use crate::{
+    card::ArmCard,
+    context::ContextParts,
+    contract::ContractCard,
+    dispatcher::{Dispatcher, Surroundings},
+    error::{CallError, ErrorKind},
+    transport::{Call, NoArms, Reply, Transport, Trip},
+    update::{Phase, Update, UpdateSink},
+};
+
+/// An arm for every contract `test.*`: answers what its input tells it to, and notes how it was called.
+#[derive(Default)]
+struct Script {
+    called: Mutex<Vec<(String, Value)>>,
+    running: AtomicUsize,
+    most: AtomicUsize,
+    dropped: AtomicUsize,
+}
+
+struct Running<'a>(&'a Script, bool);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.0.dropped.fetch_add(usize::from(!self.1), Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl Transport for Script {
+    /// Waits `ms`, fails with `fail`, answers `say`, or else the whole input.
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        let input: Value = serde_json::from_slice(&call.input).unwrap();
+        self.called.lock().unwrap().push((call.step.to_string(), input.clone()));
+        self.most.fetch_max(self.running.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let mut running = Running(self, false);
+        tokio::time::sleep(Duration::from_millis(input["ms"].as_u64().unwrap_or(0))).await;
+        running.1 = true;
+        if let Some(message) = input["fail"].as_str() {
+            let failure = Failure::new(ErrorKind::ArmFailed, message);
+            return Err(CallError::new(call.contract, failure));
+        }
+        let output = input.get("say").unwrap_or(&input).to_string();
+        Ok(Reply::new(output.into(), Trip::new("script", "here")))
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        let card = |name: &str, required: Value| -> ContractCard {
+            serde_json::from_value(json!({
+                "name": name, "path": "/", "timeout_ms": 1000,
+                "input_schema": { "type": "object", "required": required },
+            }))
+            .unwrap()
+        };
+        let mut arm = ArmCard::new("script");
+        arm.contracts = vec![card("test.any", json!([])), card("test.file", json!(["root", "file"]))];
+        vec![arm]
+    }
+}
+
+fn steps(steps: Value) -> RunPlan {
+    serde_json::from_value(json!({ "steps": steps })).unwrap()
+}
+
+async fn run(plan: Value) -> (Result<PlanOutput, ArmError>, Arc<Script>) {
+    let script = Arc::new(Script::default());
+    let cx = Context::root(script.clone());
+    (Plan::new().run(&steps(plan), &cx).await, script)
+}
+
+/// The faults of a plan, each as `path: message`.
+async fn faults(plan: Value) -> Vec<String> {
+    let (answer, script) = run(plan).await;
+    let error = answer.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ValidationFailed);
+    assert!(script.called.lock().unwrap().is_empty());
+    let violations = error.failure().violations.iter();
+    violations.map(|violation| format!("{}: {}", violation.path, violation.message)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn outputs_become_inputs_and_lists_fan_out_in_order() {
+    let (answer, script) = run(json!([
+        { "id": "join", "contract": "test.any", "input": { "reports": { "$output": "judge" } }, "after": ["guard"] },
+        { "id": "list", "contract": "test.any", "input": { "say": { "files": [
+            { "path": "a", "ms": 30 }, { "path": "b", "ms": 10 }, { "path": "c", "ms": 20 } ] } } },
+        { "id": "judge", "contract": "test.file", "each": { "$output": "list", "pointer": "/files" },
+          "input": { "root": ".", "file": { "$item": "/path" }, "ms": { "$item": "/ms" } } },
+        { "id": "guard", "contract": "test.any", "input": { "ms": 100 } },
+    ]))
+    .await;
+    let output = answer.unwrap();
+    assert_eq!(output.ran, ["join", "list", "judge", "guard"]);
+    let file = |path: &str, ms| json!({ "root": ".", "file": path, "ms": ms });
+    let judged = json!([file("a", 30), file("b", 10), file("c", 20)]);
+    assert_eq!(output.outputs["judge"], judged);
+    assert_eq!(output.outputs["join"], json!({ "reports": judged }));
+    let called: Vec<_> = script.called.lock().unwrap().iter().map(|(step, _)| step.clone()).collect();
+    assert_eq!(called, ["list", "guard", "judge[0]", "judge[1]", "judge[2]", "join"]);
+}
+
+#[tokio::test]
+async fn every_fault_is_told_before_the_first_call() {
+    assert_eq!(faults(json!([])).await, ["steps: is empty"]);
+    assert_eq!(
+        faults(json!([
+            { "id": "a", "contract": "test.any" },
+            { "id": "a b", "contract": "test.any" },
+            { "id": "a", "contract": "test.file", "input": { "root": { "$item": "" } } },
+            { "id": "b", "contract": "test.none", "input": [{ "$output": "nobody" }], "after": ["no"] },
+            { "id": "c", "contract": "test.any", "each": 7, "input": { "x": { "$item": "x" } } },
+            { "id": "d", "contract": "test.any", "input": { "$output": "f" } },
+            { "id": "e", "contract": "test.any", "after": ["d"] },
+            { "id": "f", "contract": "test.any", "each": [{ "$output": "e" }] },
+            { "id": "g", "contract": "test.any", "after": ["g"] },
+        ]))
+        .await,
+        [
+            "steps[1].id: is not 1 to 64 of letters, digits, `_`, `.` and `-`",
+            "steps[2].id: `a` is taken by steps[0]",
+            "steps[2].input.root: takes a part of an item where there is none",
+            "steps[2].input.file: missing field",
+            "steps[3].contract: test.none is not offered; offered: test.any, test.file",
+            "steps[3].input[0]: there is no step `nobody`",
+            "steps[3].after[0]: there is no step `no`",
+            "steps[4].each: is neither a list nor stands for one",
+            "steps[4].input.x.$item: is not a JSON pointer such as `/files/0`",
+            "steps[5]: goes in a circle: d → f → e → d",
+            "steps[8]: goes in a circle: g → g",
+        ]
+    );
+}
+
+#[test]
+fn limits_are_kept_and_must_make_sense() {
+    let config = PlanConfig { max_steps: 1, ..PlanConfig::default() };
+    let step = |id| json!({ "id": id, "contract": "test.any" });
+    let faults = Plan::with_config(config).unwrap().check(&steps(json!([step("a"), step("b")])), &[]);
+    assert_eq!(faults.unwrap_err().to_string(), "steps: has 2 steps, and 1 is the most");
+    for config in [
+        PlanConfig { max_steps: 0, ..PlanConfig::default() },
+        PlanConfig { calls_at_once: 0, ..PlanConfig::default() },
+    ] {
+        assert!(Plan::with_config(config).is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_output_that_lacks_what_is_taken_from_it_fails_the_step() {
+    let (answer, _) = run(json!([
+        { "id": "list", "contract": "test.any", "input": { "say": { "files": 3 } } },
+        { "id": "next", "contract": "test.any", "input": { "file": { "$output": "list", "pointer": "/path" } } },
+    ]))
+    .await;
+    let error = answer.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BadResponse);
+    assert_eq!(error.to_string(), "step next: the output of list has no `/path`");
+    let (answer, _) = run(json!([
+        { "id": "list", "contract": "test.any", "input": { "say": { "files": 3 } } },
+        { "id": "next", "contract": "test.any", "each": { "$output": "list", "pointer": "/files" } },
+    ]))
+    .await;
+    assert_eq!(answer.unwrap_err().to_string(), "step next: `each` stands for something that is no list");
+    let (answer, script) = run(json!([
+        { "id": "none", "contract": "test.any", "each": [] },
+        { "id": "last", "contract": "test.any", "each": { "$output": "none" } },
+    ]))
+    .await;
+    assert_eq!(answer.unwrap().outputs["last"], json!([]));
+    assert!(script.called.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_failure_gives_the_others_up() {
+    let started = Instant::now();
+    let (answer, script) = run(json!([
+        { "id": "slow", "contract": "test.any", "input": { "ms": 1000 } },
+        { "id": "bad", "contract": "test.any", "each": [5, 50, 70], "input": { "ms": { "$item": "" }, "fail": "no luck" } },
+        { "id": "never", "contract": "test.any", "after": ["bad"] },
+    ]))
+    .await;
+    let error = answer.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UpstreamFailed);
+    assert_eq!(error.to_string(), "step bad[0]: test.any: no luck");
+    assert_eq!(error.failure().details, Some(json!({ "step": "bad[0]" })));
+    assert_eq!(started.elapsed(), Duration::from_millis(5));
+    assert_eq!((script.dropped.load(Ordering::Relaxed), script.running.load(Ordering::Relaxed)), (3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn independent_calls_run_together_up_to_the_bound() {
+    let plan = steps(json!([
+        { "id": "a", "contract": "test.any", "each": [1, 2, 3, 4, 5], "input": { "ms": 10 } },
+        { "id": "b", "contract": "test.any", "each": [1, 2, 3, 4, 5], "input": { "ms": 10 } },
+    ]));
+    for (bound, takes) in [(1, 100), (4, 30), (16, 10)] {
+        let script = Arc::new(Script::default());
+        let config = PlanConfig { calls_at_once: bound, ..PlanConfig::default() };
+        let started = Instant::now();
+        let cx = Context::root(script.clone());
+        Plan::with_config(config).unwrap().run(&plan, &cx).await.unwrap();
+        assert_eq!(started.elapsed(), Duration::from_millis(takes));
+        assert_eq!(script.most.load(Ordering::Relaxed), bound.min(10));
+    }
+}
+
+#[tokio::test]
+async fn progress_is_told() {
+    #[derive(Default)]
+    struct Told(Mutex<Vec<Update>>);
+    impl UpdateSink for Told {
+        fn update(&self, update: Update) {
+            self.0.lock().unwrap().push(update);
+        }
+    }
+
+    let mut dispatcher = Dispatcher::new("plan");
+    dispatcher.serve::<RunPlan>(Plan::new());
+    let told = Arc::new(Told::default());
+    let mut around = Surroundings::new(ContextParts::new(), Arc::new(Script::default()));
+    around.updates = Some(told.clone());
+    let plan = json!({ "steps": [
+        { "id": "a", "contract": "test.any" }, { "id": "b", "contract": "test.any", "after": ["a"] } ] });
+    let route = dispatcher.find(&RunPlan::SPEC.reference()).unwrap();
+    let outcome = route.execute(plan.to_string().as_bytes(), around).await;
+    let output: PlanOutput = serde_json::from_slice(&outcome.result.unwrap()).unwrap();
+    assert_eq!(output.ran, ["a", "b"]);
+    let expected =
+        [Update::Phase(Phase::Execution), Update::Steps(0, 2), Update::Steps(1, 2), Update::Steps(2, 2)];
+    assert_eq!(*told.0.lock().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_plan_is_refused_where_there_are_no_arms() {
+    let plan = steps(json!([{ "id": "a", "contract": "test.any" }]));
+    let error = Plan::new().run(&plan, &Context::root(Arc::new(NoArms))).await.unwrap_err();
+    assert_eq!(error.to_string(), "steps[0].contract: test.any is not offered; offered: nothing");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_plan_without_circles_runs_each_step_once_behind_what_it_needs(
+        needs in prop::collection::vec((prop::collection::vec(any::<prop::sample::Index>(), 0..3), 0_u64..50), 1..20),
+        bound in 1_usize..6,
+    ) {
+        let plan = RunPlan::new(needs.iter().enumerate().map(|(position, (needs, ms))| {
+            let earlier: Vec<_> = needs.iter().filter(|_| position > 0).map(|need| need.index(position)).collect();
+            let after: Vec<_> = earlier.iter().map(|step| json!({ "$output": format!("s{step}"), "pointer": "/at" })).collect();
+            PlanStep::new(
+                format!("s{position}"),
+                "test.any".parse().unwrap(),
+                json!({ "at": position, "ms": ms, "after": after }),
+            )
+        }));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let script = Arc::new(Script::default());
+        let config = PlanConfig { calls_at_once: bound, ..PlanConfig::default() };
+        let cx = Context::root(script.clone());
+        let output = runtime.block_on(Plan::with_config(config).unwrap().run(&plan, &cx)).unwrap();
+        prop_assert_eq!(output.outputs.len(), needs.len());
+        prop_assert!(script.most.load(Ordering::Relaxed) <= bound);
+        let called = script.called.lock().unwrap();
+        prop_assert_eq!(called.len(), needs.len());
+        for (position, (_, input)) in called.iter().enumerate() {
+            for need in input["after"].as_array().unwrap() {
+                prop_assert!(called[..position].iter().any(|(_, input)| input["at"] == *need));
+            }
+        }
+    }
+}

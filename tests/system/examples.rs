@@ -1,0 +1,121 @@
+//! Each example, run as its comment says.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// An example program that `cargo test` has built.
+pub(crate) fn example(name: &str) -> Command {
+    let tests = std::env::current_exe().expect("this program has a path");
+    let target = tests.parent().and_then(|deps| deps.parent()).expect("it lies in target/PROFILE/deps");
+    let program: PathBuf = target.join("examples").join(name);
+    assert!(program.exists(), "{} is not built: run all of `cargo test`", program.display());
+    Command::new(program)
+}
+
+/// A program that is ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a server example on a free port and waits until it takes connections.
+fn serve(name: &str) -> (Running, SocketAddr) {
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a free port");
+    let child = example(name).arg(address.to_string()).stdout(Stdio::null()).spawn().expect("it starts");
+    let running = Running(child);
+    let until = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(address).is_err() {
+        assert!(Instant::now() < until, "{name} does not listen on {address}");
+        std::thread::yield_now();
+    }
+    (running, address)
+}
+
+/// What curl would do: one request, the status line and the body of the answer.
+fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut socket = TcpStream::connect(address).expect("it listens");
+    let length = body.len();
+    write!(
+        socket,
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+    .expect("it reads");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("it answers in UTF-8");
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line");
+    let body = answer.split_once("\r\n\r\n").expect("a head").1.to_owned();
+    (status, body)
+}
+
+fn text(output: &Output) -> (String, String) {
+    let read = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+    (read(&output.stdout), read(&output.stderr))
+}
+
+#[test]
+fn hello_arm_answers_curl() {
+    let (_server, address) = serve("hello_arm");
+    let (status, body) = request(address, "POST", "/validate", r#"{"code":"fn main() {}","language":"rust"}"#);
+    assert_eq!((status, body.as_str()), (200, r#"{"is_valid":true,"issues":[]}"#));
+    let (status, body) = request(address, "POST", "/validate", r#"{"code":"","language":"rust"}"#);
+    assert_eq!(status, 422);
+    assert!(body.contains(r#""path":"code""#), "{body}");
+}
+
+#[test]
+fn call_arm_calls_hello_arm() {
+    let (_server, address) = serve("hello_arm");
+    let run = |code: &str| {
+        let output = example("call_arm").arg(code).env("OCTOLLM_ARM_JUDGE", format!("http://{address}")).output();
+        text(&output.expect("it runs"))
+    };
+    assert_eq!(run("fn main() {}"), ("it parses\n".into(), String::new()));
+    let (told, _) = run("fn main() {");
+    assert!(told.starts_with("1:"), "{told}");
+    let alone = example("call_arm").env_remove("OCTOLLM_ARM_JUDGE").output().expect("it runs");
+    assert!(!alone.status.success());
+    assert!(text(&alone).1.contains("code.validate"), "{}", text(&alone).1);
+}
+
+#[test]
+fn orchestrate_runs_a_task() {
+    let (_server, address) = serve("orchestrate");
+    let (status, body) = request(address, "POST", "/tasks", r#"{"goal":"ten arms, one brain"}"#);
+    assert_eq!(status, 202, "{body}");
+    let task: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    let path = format!("/tasks/{}", task["task_id"].as_str().expect("an id"));
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (status, body) = request(address, "GET", &path, "");
+        assert_eq!(status, 200, "{body}");
+        let task: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+        if task["status"] == "completed" {
+            assert_eq!(task["result"]["output"], "TEN ARMS, ONE BRAIN");
+            assert_eq!(task["metadata"]["arms_used"], serde_json::json!(["splitter", "shouter"]));
+            return;
+        }
+        assert!(Instant::now() < until, "{task}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn embed_in_axum_serves_beside_what_was_there() {
+    let (_server, address) = serve("embed_in_axum");
+    assert_eq!(request(address, "GET", "/", "").1, "the service that was here before");
+    let count = request(address, "POST", "/arms/scribe/count", r#"{"text":"Ten arms, one brain."}"#);
+    assert_eq!(count, (200, r#"{"words":4}"#.into()));
+    let (status, card) = request(address, "GET", "/arms/scribe/capabilities", "");
+    assert_eq!(status, 200);
+    assert!(card.contains(r#""arm_id":"scribe""#), "{card}");
+}

@@ -1,0 +1,6 @@
+//! Whole systems over sockets, and the example programs as a user runs them.
+
+mod examples;
+mod hops;
+mod quickstart;
+mod tasks;

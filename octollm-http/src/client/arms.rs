@@ -3,6 +3,7 @@
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::TryFutureExt;
 use octollm_core::{
     Context,
     card::ArmCard,
@@ -60,8 +61,8 @@ impl Arms {
         &self,
         task: C,
     ) -> impl Future<Output = Result<C::Output, CallError>> + Send + use<C> {
-        let (call, carrier) = (self.context().call(task), Arc::clone(&self.0));
-        async move { call.await.map_err(|error| carrier.explained(error)) }
+        let carrier = Arc::clone(&self.0);
+        self.context().call(task).map_err(move |error| carrier.explained(error))
     }
 
     /// Calls an arm by a contract's name, with JSON in and JSON out.
@@ -105,7 +106,7 @@ impl Arms {
 #[async_trait]
 impl Transport for Arms {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        self.0.carry(call).await
+        self.0.carry(&call).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -116,7 +117,7 @@ impl Transport for Arms {
 #[async_trait]
 impl Transport for Carrier {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        self.carry(call).await
+        self.carry(&call).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -126,17 +127,17 @@ impl Transport for Carrier {
 }
 
 impl Carrier {
-    async fn carry(&self, call: Call) -> Result<Reply, CallError> {
+    async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
         let route = match self.directory.route(&call.contract) {
             Some(route) => route,
             None => self.find(&call.contract).await?,
         };
-        match self.along(&route, &call).await {
+        match self.along(&route, call).await {
             Err(error) if is_gone(&error) => {
                 // The arm has changed behind our back: where its card says so, what it refused is tried anew.
                 self.directory.refresh().await;
                 let now = self.find(&call.contract).await?;
-                if now.is_same(&route) { Err(error) } else { self.along(&now, &call).await }
+                if now.is_same(&route) { Err(error) } else { self.along(&now, call).await }
             }
             other => other,
         }

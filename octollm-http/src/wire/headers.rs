@@ -113,13 +113,31 @@ pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
         }
     }
     if let Some(deadline) = parts.deadline {
-        let left = deadline.remaining().as_millis();
-        head.insert(names::TIMEOUT, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX)));
+        let left = u64::try_from(deadline.remaining().as_millis()).unwrap_or(u64::MAX);
+        head.insert(names::TIMEOUT, decimal(left));
     }
     if !parts.budget.is_unlimited() {
         put(head, names::BUDGET, &parts.budget.to_string());
     }
-    head.insert(names::ATTEMPT, HeaderValue::from(parts.attempt));
+    head.insert(names::ATTEMPT, decimal(parts.attempt.into()));
+}
+
+/// Without the growing and shrinking of buffers that `HeaderValue::from` does.
+fn decimal(mut number: u64) -> HeaderValue {
+    if number == 1 {
+        return HeaderValue::from_static("1");
+    }
+    let mut digits = [b'0'; 20];
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    HeaderValue::from_bytes(&digits[first..]).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
 /// Writes what was used up, unless it is nothing.
@@ -163,6 +181,13 @@ mod tests {
         let mut head = HeaderMap::new();
         write_parts(&parts, &mut head);
         assert_eq!(format!("{parts:?}"), format!("{:?}", read_parts(&head).unwrap()));
+    }
+
+    #[test]
+    fn numbers_are_written_in_full() {
+        for number in [0, 1, 9, 10, 30_000, u64::MAX] {
+            assert_eq!(decimal(number), number.to_string());
+        }
     }
 
     #[test]

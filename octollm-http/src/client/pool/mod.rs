@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::Authority};
+use http::{HeaderValue, Request, Response, Uri, header::HOST};
 use http_body_util::Full;
 use octollm_core::{deadline::Deadline, error::ErrorKind};
 use tokio::{
@@ -26,7 +26,7 @@ use tokio::{
 
 use self::{
     connection::{Connection, Lost},
-    idle::IdleSet,
+    idle::{IdleSet, Origin},
     patience::Patience,
 };
 use super::{config::ClientConfig, exchange_error::ExchangeError};
@@ -45,7 +45,7 @@ struct Shared {
 }
 
 struct Idle {
-    set: IdleSet<Connection>,
+    set: IdleSet<Box<Connection>>,
     /// Whether a task is there that closes what rests too long.
     reaped: bool,
 }
@@ -123,7 +123,7 @@ impl Pool {
     }
 
     /// A connection that was used before and is still good.
-    async fn rested(&self, origin: &Authority) -> Option<Connection> {
+    async fn rested(&self, origin: &Origin) -> Option<Box<Connection>> {
         loop {
             let now = Instant::now();
             let (mut connection, rest) = self.idle().set.take(origin, now)?;
@@ -140,10 +140,11 @@ impl Pool {
         }
     }
 
-    async fn fresh(&self, origin: &Authority) -> Result<Connection, ExchangeError> {
+    async fn fresh(&self, origin: &Origin) -> Result<Box<Connection>, ExchangeError> {
         let slot = self.slot();
-        let socket = connect::connect(origin, self.0.config.connect_timeout).await?;
-        Connection::new(socket, Instant::now() + jittered(self.0.config.max_age), slot).await
+        let socket = connect::connect(&origin.0, self.0.config.connect_timeout).await?;
+        let retires = Instant::now() + jittered(self.0.config.max_age);
+        Connection::new(socket, retires, slot).await.map(Box::new)
     }
 
     /// Room for one more connection: an idle one goes where there would be too many.
@@ -157,7 +158,7 @@ impl Pool {
         slot
     }
 
-    fn done(&self, origin: Authority, connection: Connection, answer: Response<Bytes>) -> Response<Bytes> {
+    fn done(&self, origin: Origin, connection: Box<Connection>, answer: Response<Bytes>) -> Response<Bytes> {
         if connection.is_reusable() {
             let mut idle = self.idle();
             let surplus = idle.set.put(origin, connection, Instant::now());
@@ -183,7 +184,7 @@ impl Shared {
 }
 
 /// Splits the origin off, and names it in the head where the head does not.
-fn addressed(mut request: Request<Bytes>) -> Result<(Authority, Request<Full<Bytes>>), ExchangeError> {
+fn addressed(mut request: Request<Bytes>) -> Result<(Origin, Request<Full<Bytes>>), ExchangeError> {
     let unusable = || {
         ExchangeError::new(ErrorKind::BadRequest, "the request names no host to send it to")
             .before_execution()
@@ -195,7 +196,7 @@ fn addressed(mut request: Request<Bytes>) -> Result<(Authority, Request<Full<Byt
         let host = HeaderValue::from_str(origin.as_str()).map_err(|_| unusable())?;
         request.headers_mut().insert(HOST, host);
     }
-    Ok((origin, request.map(Full::new)))
+    Ok((Origin(origin), request.map(Full::new)))
 }
 
 /// Give or take a tenth, so that connections made together do not end together.

@@ -23,6 +23,8 @@ pub mod orchestrator;
 pub mod brain;
 pub mod reflex;
 pub mod plan;
+#[cfg(feature = "mesh")]
+pub mod mesh;
 
 pub use self::{arm::Arm, context::Context};
 

@@ -139,6 +139,23 @@ impl Brain {
         self.0.desk.idle().await;
     }
 
+    /// Another brain for the same tasks, on the same store.
+    #[cfg(feature = "mesh")]
+    pub(crate) fn successor(&self) -> Self {
+        let Inner { dispatcher, transport, bus, announcer, store, clock, config, .. } = &*self.0;
+        Self(Arc::new(Inner {
+            holder: format!("{}-{}", dispatcher.card().arm_id, crate::id::RequestId::new()),
+            dispatcher: dispatcher.clone(),
+            transport: transport.clone(),
+            bus: bus.clone(),
+            announcer: announcer.clone(),
+            store: store.clone(),
+            clock: *clock,
+            config: config.clone(),
+            desk: Desk::new(config),
+        }))
+    }
+
     /// A task that this caller may see.
     async fn visible(&self, id: &TaskId, cx: &Context) -> Result<TaskRecord, Failure> {
         let record = self.0.store.get(id).await?;

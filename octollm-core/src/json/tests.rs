@@ -152,6 +152,10 @@ fn types_that_buffer_their_input_work_as_ever() {
         read_input::<Tagged>(br#"{"name":"a","kind":"Item"}"#).unwrap(),
         Tagged::Item(Item { name: "a".into(), size: None })
     );
+    for twice in [r#"{"text":"a","text":"b"}"#, r#"{"kind":"Item","name":"a","n\u0061me":"b"}"#] {
+        assert_eq!(kind::<Either>(twice), Some(ErrorKind::BadRequest), "{twice}");
+        assert_eq!(kind::<Tagged>(twice), Some(ErrorKind::BadRequest), "{twice}");
+    }
     assert_eq!(told::<Closed>(r#"{"other":1}"#), "other: unknown field, expected `inner`");
     assert_eq!(read_input::<Plain>(br#""Unit""#).unwrap(), Plain::Unit);
     assert_eq!(read_input::<Plain>(br#"{"Pair":[1,2]}"#).unwrap(), Plain::Pair(1, 2));

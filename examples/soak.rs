@@ -43,8 +43,9 @@ async fn main() -> Result<(), octollm::Error> {
     let mut numbers = std::env::args().skip(1).map(|text| text.parse::<u64>());
     let total = numbers.next().transpose()?.unwrap_or(10_000);
     let at_once = numbers.next().transpose()?.unwrap_or(1_000).clamp(1, total);
-    let mesh =
-        std::sync::Arc::new(Mesh::builder().arm::<Increment>("adder", Adder).task::<TaskRequest>(PlusTwo).start().await);
+    let mesh = std::sync::Arc::new(
+        Mesh::builder().arm::<Increment>("adder", Adder).task::<TaskRequest>(PlusTwo).start().await,
+    );
 
     let started = Instant::now();
     let (mut running, mut wrong, mut resident) = (JoinSet::new(), 0_u64, Vec::new());
@@ -58,7 +59,7 @@ async fn main() -> Result<(), octollm::Error> {
             task.is_ok_and(|task| task.result.is_some_and(|result| result.output == number + 2))
         });
         if (number + 1) % (total / 10).max(1) == 0 {
-            mesh.calls().clear();
+            mesh.forget_calls();
             resident.push(resident_mib());
             println!("tasks={} resident_mib={:.1}", number + 1, resident_mib());
         }
@@ -78,6 +79,7 @@ async fn main() -> Result<(), octollm::Error> {
 fn resident_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")).and_then(|kib| kib.trim().parse::<f64>().ok());
+    let kib =
+        line.and_then(|line| line.trim().strip_suffix("kB")).and_then(|kib| kib.trim().parse::<f64>().ok());
     kib.unwrap_or_default() / 1024.0
 }

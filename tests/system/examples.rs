@@ -65,7 +65,8 @@ fn text(output: &Output) -> (String, String) {
 #[test]
 fn hello_arm_answers_curl() {
     let (_server, address) = serve("hello_arm");
-    let (status, body) = request(address, "POST", "/validate", r#"{"code":"fn main() {}","language":"rust"}"#);
+    let (status, body) =
+        request(address, "POST", "/validate", r#"{"code":"fn main() {}","language":"rust"}"#);
     assert_eq!((status, body.as_str()), (200, r#"{"is_valid":true,"issues":[]}"#));
     let (status, body) = request(address, "POST", "/validate", r#"{"code":"","language":"rust"}"#);
     assert_eq!(status, 422);
@@ -76,7 +77,8 @@ fn hello_arm_answers_curl() {
 fn call_arm_calls_hello_arm() {
     let (_server, address) = serve("hello_arm");
     let run = |code: &str| {
-        let output = example("call_arm").arg(code).env("OCTOLLM_ARM_JUDGE", format!("http://{address}")).output();
+        let output =
+            example("call_arm").arg(code).env("OCTOLLM_ARM_JUDGE", format!("http://{address}")).output();
         text(&output.expect("it runs"))
     };
     assert_eq!(run("fn main() {}"), ("it parses\n".into(), String::new()));

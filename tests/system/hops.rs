@@ -99,7 +99,10 @@ impl Hops {
 
     async fn reached(&mut self, count: usize) {
         let reached = self.under_way.wait_for(|now| *now == count);
-        timeout(Duration::from_secs(10), reached).await.expect("within ten seconds").expect("the leaf is there");
+        timeout(Duration::from_secs(10), reached)
+            .await
+            .expect("within ten seconds")
+            .expect("the leaf is there");
     }
 
     fn context(&self, parts: ContextParts) -> Context {

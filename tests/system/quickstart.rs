@@ -20,7 +20,11 @@ fn write(root: &Path, path: &str, text: impl AsRef<[u8]>) {
 fn sample() -> tempfile::TempDir {
     let root = tempfile::tempdir().expect("a temporary folder");
     let token = format!("ghp_{}", "a1B2".repeat(9));
-    write(root.path(), "src/lib.rs", "pub fn bare() {}\n// TODO: more\nfn risky() { None::<u8>.unwrap(); }\n");
+    write(
+        root.path(),
+        "src/lib.rs",
+        "pub fn bare() {}\n// TODO: more\nfn risky() { None::<u8>.unwrap(); }\n",
+    );
     write(root.path(), "src/leak.rs", format!("const TOKEN: &str = \"{token}\";\n"));
     write(root.path(), "src/broken.rs", "fn broken( {\n");
     write(root.path(), "src/latin.rs", b"// caf\xe9\n");

@@ -59,6 +59,7 @@ async fn a_thousand_tasks_at_once_over_sockets() {
         assert!(ids.insert(id.unwrap()), "answered twice");
     }
     assert_eq!(ids.len(), 1_000);
-    let page = client.list(TaskQuery::default().status(TaskStatus::Processing), &Context::detached()).await.unwrap();
+    let page =
+        client.list(TaskQuery::default().status(TaskStatus::Processing), &Context::detached()).await.unwrap();
     assert!(page.tasks.is_empty());
 }

@@ -1,6 +1,7 @@
 //! The record of every call.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -167,16 +168,27 @@ impl RecordedCall {
 #[derive(Debug)]
 pub(super) struct Recorder {
     started: Instant,
-    calls: Mutex<Vec<RecordedCall>>,
+    record: Mutex<Record>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    calls: BTreeMap<usize, RecordedCall>,
+    next: usize,
 }
 
 impl Recorder {
     pub(super) fn new() -> Self {
-        Self { started: Instant::now(), calls: Mutex::default() }
+        Self { started: Instant::now(), record: Mutex::default() }
     }
 
     pub(super) fn calls(&self) -> Calls {
-        Calls(self.record().clone())
+        Calls(self.record().calls.values().cloned().collect())
+    }
+
+    /// Takes the calls that have ended out of the record.
+    pub(super) fn forget(&self) {
+        self.record().calls.retain(|_, call| call.ending == Ending::Running);
     }
 
     /// A call begins. It was given up if the recording is dropped before it ends.
@@ -187,9 +199,10 @@ impl Recorder {
         from: Option<&str>,
         fault: Option<Fault>,
     ) -> Recording {
-        let mut calls = self.record();
-        let order = calls.len();
-        calls.push(RecordedCall {
+        let mut record = self.record();
+        let order = record.next;
+        record.next += 1;
+        let recorded = RecordedCall {
             order,
             arm: arm.to_owned(),
             from: from.map(str::to_owned),
@@ -204,12 +217,13 @@ impl Recorder {
             fault,
             ending: Ending::Running,
             input: call.input.clone(),
-        });
+        };
+        record.calls.insert(order, recorded);
         Recording { recorder: self.clone(), order, begun: Instant::now() }
     }
 
-    fn record(&self) -> MutexGuard<'_, Vec<RecordedCall>> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,7 +236,7 @@ pub(super) struct Recording {
 
 impl Recording {
     pub(super) fn end(&self, ending: Ending) {
-        if let Some(call) = self.recorder.record().get_mut(self.order)
+        if let Some(call) = self.recorder.record().calls.get_mut(&self.order)
             && call.ending == Ending::Running
         {
             call.ending = ending;

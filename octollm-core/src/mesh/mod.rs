@@ -150,6 +150,11 @@ impl Mesh {
         self.wires.calls()
     }
 
+    /// Forgets the calls that have ended: the record of a long test grows without it.
+    pub fn forget_calls(&self) {
+        self.wires.forget_calls();
+    }
+
     /// Submits a task to the brain and waits for its end, whatever that is.
     ///
     /// # Errors

@@ -57,6 +57,10 @@ impl Wires {
         self.shared.arms.iter().any(|arm| arm.card().arm_id == id)
     }
 
+    pub(super) fn forget_calls(&self) {
+        self.shared.recorder.forget();
+    }
+
     pub(super) fn calls(&self) -> Calls {
         self.shared.recorder.calls()
     }

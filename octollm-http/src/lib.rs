@@ -6,5 +6,5 @@ pub mod server;
 
 pub use self::{
     client::{Arms, ClientConfig, ConfigError},
-    server::{ArmServer, ServeError, ServerConfig},
+    server::{ArmServer, BoundServer, OrchestratorServer, ReflexServer, ServeError, ServerConfig},
 };

@@ -6,9 +6,9 @@ use http::Method;
 use octollm_core::{Arm, contract::TaskContract};
 
 use super::{
-    endpoints::{ArmCapabilities, Contract, Execute, Health, Ready},
+    endpoints::{ArmCapabilities, Written},
     error::ServeError,
-    routes::RouteTable,
+    openapi::Document,
     service::HttpService,
     setup::{Setup, common_methods},
     vitals::Vitals,
@@ -53,23 +53,11 @@ impl ArmServer {
     common_methods!();
 
     fn build(self) -> Result<(HttpService, Arc<Vitals>), ServeError> {
-        let Setup { dispatcher, transport, config, checks, .. } = self.setup;
-        config.check()?;
-        let vitals = Arc::new(Vitals::new(checks, config.check_timeout));
-        let dispatcher = Arc::new(dispatcher);
-        let mut routes = RouteTable::default();
-        let version = dispatcher.card().version.clone();
-        routes.add(Method::GET, "/health", Health { vitals: vitals.clone(), version })?;
-        routes.add(Method::GET, "/ready", Ready { vitals: vitals.clone() })?;
-        let capabilities = ArmCapabilities { dispatcher: dispatcher.clone(), vitals: vitals.clone() };
-        routes.add(Method::GET, "/capabilities", capabilities)?;
-        let execute = Execute { dispatcher: dispatcher.clone(), transport: transport.clone() };
-        routes.add(Method::POST, "/execute", execute)?;
-        for (position, route) in dispatcher.routes().iter().enumerate() {
-            let (contract, path) = (route.contract().clone(), route.spec().path);
-            let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
-            routes.contract(path, Contract { dispatcher, contract, position, transport })?;
-        }
-        Ok((HttpService::new(routes, config), vitals))
+        let mut parts = self.setup.into_parts()?;
+        let (dispatcher, vitals) = (parts.dispatcher.clone(), parts.vitals.clone());
+        let document = Document::of(dispatcher.card()).with_contracts(dispatcher.card()).write();
+        parts.routes.add(Method::GET, "/openapi.json", Written(document))?;
+        parts.routes.add(Method::GET, "/capabilities", ArmCapabilities { dispatcher, vitals })?;
+        Ok(parts.with_contracts()?.build())
     }
 }

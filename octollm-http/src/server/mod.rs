@@ -11,15 +11,20 @@ mod service;
 mod vitals;
 mod endpoints;
 mod connection;
+mod openapi;
 mod serve;
 mod setup;
 mod arm_server;
+mod orchestrator_server;
+mod reflex_server;
 
 pub use self::{
     arm_server::ArmServer,
     body::ResponseBody,
     config::{InvalidConfig, ServerConfig},
     error::ServeError,
+    orchestrator_server::OrchestratorServer,
+    reflex_server::ReflexServer,
     serve::BoundServer,
     service::{HttpService, ResponseFuture},
 };

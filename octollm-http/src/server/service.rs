@@ -5,6 +5,7 @@ use std::{
     error::Error,
     fmt,
     future::Future,
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Method, Request, Response, request::Parts};
 use http_body::Body;
 use octollm_core::{
@@ -139,7 +141,12 @@ impl Core {
             }
             Takes::Place | Takes::Probe => Bytes::new(),
         };
-        admitted.endpoint.call(Inbound { parts, head, id: admitted.id, body }).await
+        let call = admitted.endpoint.call(Inbound { parts, head, id: admitted.id, body });
+        // Arms catch their own panics; this is for orchestrators, reflexes and checks.
+        AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| {
+            tracing::error!(path = head.uri.path(), "endpoint panicked");
+            Err(Failure::of(ErrorKind::Internal).into())
+        })
     }
 
     /// All that is decided by the head.

@@ -2,12 +2,20 @@
 
 use std::{fmt, sync::Arc};
 
+use http::Method;
 use octollm_core::{
     dispatcher::Dispatcher,
     transport::{NoArms, Transport},
 };
 
-use super::{config::ServerConfig, vitals::Check};
+use super::{
+    config::ServerConfig,
+    endpoints::{Contract, Execute, Health, Ready},
+    error::ServeError,
+    routes::RouteTable,
+    service::HttpService,
+    vitals::{Check, Vitals},
+};
 
 /// What the three servers have in common before they are built.
 pub(crate) struct Setup {
@@ -27,6 +35,47 @@ impl Setup {
             checks: Vec::new(),
             open_to_all: false,
         }
+    }
+
+    /// Checks the limits, and makes the routes that every server has.
+    pub(crate) fn into_parts(self) -> Result<ServerParts, ServeError> {
+        let Self { dispatcher, transport, config, checks, .. } = self;
+        config.check()?;
+        let (dispatcher, vitals) =
+            (Arc::new(dispatcher), Arc::new(Vitals::new(checks, config.check_timeout)));
+        let mut routes = RouteTable::default();
+        let version = dispatcher.card().version.clone();
+        routes.add(Method::GET, "/health", Health { vitals: vitals.clone(), version })?;
+        routes.add(Method::GET, "/ready", Ready { vitals: vitals.clone() })?;
+        Ok(ServerParts { dispatcher, transport, config, vitals, routes })
+    }
+}
+
+/// A server whose own routes are still to come.
+pub(crate) struct ServerParts {
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) routes: RouteTable,
+    pub(crate) transport: Arc<dyn Transport>,
+    config: ServerConfig,
+}
+
+impl ServerParts {
+    /// Adds the routes of the contracts. The server's own come first, so that it is a contract's that is told to be
+    /// taken.
+    pub(crate) fn with_contracts(mut self) -> Result<Self, ServeError> {
+        let execute = Execute { dispatcher: self.dispatcher.clone(), transport: self.transport.clone() };
+        self.routes.add(Method::POST, "/execute", execute)?;
+        for (position, route) in self.dispatcher.routes().iter().enumerate() {
+            let (contract, path) = (route.contract().clone(), route.spec().path);
+            let (dispatcher, transport) = (self.dispatcher.clone(), self.transport.clone());
+            self.routes.contract(path, Contract { dispatcher, contract, position, transport })?;
+        }
+        Ok(self)
+    }
+
+    pub(crate) fn build(self) -> (HttpService, Arc<Vitals>) {
+        (HttpService::new(self.routes, self.config), self.vitals)
     }
 }
 

@@ -144,6 +144,11 @@ pub(crate) fn server(worker: &Worker) -> ArmServer {
         .arm::<Panic>(worker.clone())
 }
 
+/// The same, when nobody looks at the arms.
+pub(crate) fn worker() -> ArmServer {
+    server(&Worker::default())
+}
+
 /// Starts a server, and gives its peer.
 pub(crate) async fn start(server: ArmServer) -> Peer {
     let bound = server.bind("127.0.0.1:0").await.unwrap();

@@ -2,5 +2,10 @@
 
 mod arms;
 mod bad_input;
+mod lifecycle;
+mod limits;
+mod mounted;
+mod openapi;
 mod peer;
 mod routes;
+mod tasks;

@@ -67,6 +67,11 @@ impl Line {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
+    /// As far as the other side reads.
+    pub(crate) async fn try_write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
     /// The next answer; the whole of it.
     pub(crate) async fn answer(&mut self) -> Answer {
         timeout(PATIENCE, self.read_answer()).await.expect("no answer")

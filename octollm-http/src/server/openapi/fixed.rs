@@ -1,0 +1,266 @@
+//! The parts of a document that are the same for every server.
+
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use super::{codes, schema::reference};
+
+/// A route, and what the document says of it.
+pub(crate) type Operation = (Method, &'static str, Value);
+
+/// The routes of every server.
+pub(crate) fn operations() -> Vec<Operation> {
+    vec![
+        (Method::GET, "/capabilities", get("capabilities", "What is served here.", reference("Card"))),
+        (Method::GET, "/health", get("health", "Whether the process lives.", reference("Health"))),
+        (Method::GET, "/ready", ready()),
+        (Method::GET, "/openapi.json", get("openapi", "This document.", json!({ "type": "object" }))),
+    ]
+}
+
+/// The route of the envelope.
+pub(crate) fn execute() -> Operation {
+    let mut operation = with_body(reference("Execute"), reference("Executed"));
+    operation["operationId"] = "execute".into();
+    operation["summary"] = "Runs a contract that is picked by the body.".into();
+    (Method::POST, "/execute", operation)
+}
+
+/// The routes of tasks.
+pub(crate) fn task_operations() -> Vec<Operation> {
+    let id = json!({ "name": "id", "in": "path", "required": true, "schema": task_id() });
+    let mut submit = with_body(reference("Submission"), reference("Task"));
+    submit["operationId"] = "submitTask".into();
+    submit["summary"] = "Queues a task.".into();
+    let mut accepted = submit["responses"]["200"].take();
+    accepted["headers"]["Location"] =
+        json!({ "schema": { "type": "string" }, "description": "Where the task is." });
+    submit["responses"] = json!({ "202": accepted, "default": problem() });
+    let mut list = get("listTasks", "The caller's tasks, newest first.", reference("TaskPage"));
+    let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "schema": schema });
+    push_parameters(
+        &mut list,
+        [
+            query("status", json!({ "enum": STATUSES })),
+            query("after", task_id()),
+            query("limit", json!({ "type": "integer", "minimum": 1, "maximum": 100, "default": 20 })),
+        ],
+    );
+    let mut status = get("getTask", "A task as it stands.", reference("Task"));
+    push_parameters(&mut status, [id.clone()]);
+    let mut cancel =
+        get("cancelTask", "Cancels a task; one that is finished stays as it is.", reference("Task"));
+    push_parameters(&mut cancel, [id]);
+    vec![
+        (Method::POST, "/tasks", submit),
+        (Method::GET, "/tasks", list),
+        (Method::GET, "/tasks/{id}", status),
+        (Method::DELETE, "/tasks/{id}", cancel),
+    ]
+}
+
+/// The route of a reflex.
+pub(crate) fn preprocess() -> Operation {
+    let flag = || json!({ "type": "boolean", "default": true });
+    let input = json!({
+        "type": "object", "required": ["input_text"], "additionalProperties": false,
+        "properties": { "input_text": { "type": "string" }, "check_cache": flag(), "detect_pii": flag(), "detect_injection": flag() },
+    });
+    let output = json!({
+        "type": "object",
+        "properties": {
+            "cache_hit": { "type": "boolean" }, "cached_result": {}, "pii_detected": { "type": "boolean" },
+            "pii_types": { "type": "array", "items": { "type": "string" } },
+            "injection_detected": { "type": "boolean" },
+            "risk_score": { "type": "number", "minimum": 0, "maximum": 1 },
+            "sanitized_input": { "type": "string" }, "should_proceed": { "type": "boolean" },
+        },
+    });
+    let mut operation = with_body(input, output);
+    operation["operationId"] = "preprocess".into();
+    operation["summary"] = "Screens a text.".into();
+    (Method::POST, "/preprocess", operation)
+}
+
+/// An operation that takes JSON and answers JSON.
+pub(crate) fn with_body(input: Value, output: Value) -> Value {
+    let mut operation = get("", "", output);
+    operation["requestBody"] =
+        json!({ "required": true, "content": { "application/json": { "schema": input } } });
+    let more = ["Timeout", "Budget", "Attempt", "TaskId", "IdempotencyKey", "Traceparent", "Tracestate"];
+    push_parameters(
+        &mut operation,
+        more.map(|name| json!({ "$ref": format!("#/components/parameters/{name}") })),
+    );
+    operation["responses"]["200"]["headers"]["Octollm-Usage"] =
+        json!({ "$ref": "#/components/headers/Usage" });
+    if let Some(operation) = operation.as_object_mut() {
+        operation.remove("operationId");
+        operation.remove("summary");
+    }
+    operation
+}
+
+fn get(id: &str, summary: &str, output: Value) -> Value {
+    let parameters = ["RequestId", "CorrelationId"]
+        .map(|name| json!({ "$ref": format!("#/components/parameters/{name}") }));
+    json!({
+        "operationId": id, "summary": summary, "parameters": parameters,
+        "responses": { "200": answer(output), "default": problem() },
+    })
+}
+
+fn push_parameters<const N: usize>(operation: &mut Value, more: [Value; N]) {
+    if let Some(parameters) = operation["parameters"].as_array_mut() {
+        parameters.extend(more);
+    }
+}
+
+fn answer(schema: Value) -> Value {
+    json!({
+        "description": "The answer.",
+        "headers": {
+            "X-Request-ID": { "$ref": "#/components/headers/RequestId" },
+            "X-Correlation-ID": { "$ref": "#/components/headers/CorrelationId" },
+        },
+        "content": { "application/json": { "schema": schema } },
+    })
+}
+
+fn ready() -> Value {
+    let mut operation = get("ready", "Whether work may be sent here.", reference("Ready"));
+    operation["responses"]["503"] = answer(reference("Ready"));
+    operation
+}
+
+fn problem() -> Value {
+    json!({ "$ref": "#/components/responses/Problem" })
+}
+
+pub(crate) fn problem_response() -> Value {
+    let mut response = answer(Value::Null);
+    response["description"] = "What went wrong (RFC 9457).".into();
+    response["headers"]["Retry-After"] =
+        json!({ "schema": { "type": "integer" }, "description": "Seconds to wait before the next try." });
+    response["content"] = json!({ "application/problem+json": { "schema": reference("Problem") } });
+    response
+}
+
+pub(crate) fn parameters() -> Value {
+    let header = |name: &str, schema: Value, description: &str| json!({ "name": name, "in": "header", "schema": schema, "description": description });
+    let text = || json!({ "type": "string" });
+    json!({
+        "RequestId": header("X-Request-ID", id(), "Names the request; replaced if malformed, always echoed."),
+        "CorrelationId": header("X-Correlation-ID", id(), "The same over all hops of one piece of work."),
+        "Traceparent": header("traceparent", text(), "W3C Trace Context."),
+        "Tracestate": header("tracestate", text(), "W3C Trace Context, the vendors' part."),
+        "IdempotencyKey": header("Idempotency-Key", json!({ "type": "string", "pattern": "^\".{1,255}\"$" }), "Makes the request safe to repeat."),
+        "Timeout": header("Octollm-Timeout", json!({ "type": "integer", "minimum": 0 }), "Milliseconds left."),
+        "Budget": header("Octollm-Budget", text(), "What may be used up, such as tokens=1000;cost_usd=0.5."),
+        "Attempt": header("Octollm-Attempt", json!({ "type": "integer", "minimum": 1 }), "1 for the first try."),
+        "TaskId": header("Octollm-Task-Id", task_id(), "The task that the request belongs to."),
+    })
+}
+
+pub(crate) fn headers() -> Value {
+    let header = |schema: Value, description: &str| json!({ "schema": schema, "description": description });
+    json!({
+        "RequestId": header(id(), "Names the request."),
+        "CorrelationId": header(id(), "The same over all hops of one piece of work."),
+        "Usage": header(json!({ "type": "string" }), "What was used up, such as tokens=12;cost_usd=0.01."),
+    })
+}
+
+fn id() -> Value {
+    json!({ "type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$" })
+}
+
+fn task_id() -> Value {
+    json!({ "type": "string", "pattern": "^task_[a-zA-Z0-9]{16}$" })
+}
+
+fn time() -> Value {
+    json!({ "type": "string", "format": "date-time" })
+}
+
+const STATUSES: [&str; 5] = ["queued", "processing", "completed", "failed", "cancelled"];
+
+/// The schemas of every server's own bodies.
+pub(crate) fn schemas() -> Map<String, Value> {
+    let object = |required: &[&str], properties: Value| json!({ "type": "object", "required": required, "properties": properties });
+    let text = || json!({ "type": "string" });
+    let flag = || json!({ "type": "boolean" });
+    let count = || json!({ "type": "integer", "minimum": 0 });
+    let problem = object(
+        &["type", "title", "status", "detail", "code", "message", "retryable", "may_have_executed"],
+        json!({
+            "type": text(), "title": text(), "status": { "type": "integer" }, "detail": text(),
+            "code": { "enum": codes() }, "message": text(), "details": { "type": "object" }, "retryable": flag(),
+            "retry_after": { "type": ["integer", "null"] }, "may_have_executed": flag(),
+            "request_id": { "type": ["string", "null"] }, "task_id": { "type": ["string", "null"] },
+        }),
+    );
+    let mut execute =
+        object(&["contract", "input"], json!({ "task_id": task_id(), "contract": text(), "input": {} }));
+    execute["additionalProperties"] = false.into();
+    let provenance = object(
+        &["arm_id", "timestamp", "duration_ms"],
+        json!({ "arm_id": text(), "timestamp": time(), "duration_ms": count() }),
+    );
+    let executed = object(
+        &["task_id", "status", "output", "provenance"],
+        json!({ "task_id": task_id(), "status": { "const": "completed" }, "output": {}, "provenance": provenance }),
+    );
+    let health = object(
+        &["status", "version", "uptime_seconds"],
+        json!({ "status": { "enum": ["healthy", "degraded", "unavailable"] }, "version": text(), "uptime_seconds": count() }),
+    );
+    let ready = object(
+        &["ready", "checks", "timestamp"],
+        json!({ "ready": flag(), "checks": { "type": "object", "additionalProperties": flag() }, "timestamp": time() }),
+    );
+    let named = [
+        ("Problem", problem),
+        ("Execute", execute),
+        ("Executed", executed),
+        ("Health", health),
+        ("Ready", ready),
+    ];
+    let card = ("Card", json!({ "type": "object" }));
+    named.into_iter().chain([card]).map(|(name, schema)| (name.to_owned(), schema)).collect()
+}
+
+/// The schemas of tasks.
+pub(crate) fn task_schemas() -> Map<String, Value> {
+    let optional = |schema: Value| json!({ "anyOf": [schema, { "type": "null" }] });
+    let task = json!({
+        "type": "object", "required": ["task_id", "status", "progress", "created_at", "updated_at"],
+        "properties": {
+            "task_id": task_id(), "status": { "enum": STATUSES }, "goal": { "type": ["string", "null"] },
+            "progress": { "type": "object" }, "result": { "type": ["object", "null"] }, "error": { "type": ["object", "null"] },
+            "metadata": { "type": "object" }, "created_at": time(), "updated_at": time(),
+            "completed_at": optional(time()), "failed_at": optional(time()),
+        },
+    });
+    let page = json!({
+        "type": "object", "required": ["tasks"],
+        "properties": { "tasks": { "type": "array", "items": reference("Task") }, "next": optional(task_id()) },
+    });
+    let submission = json!({
+        "type": "object",
+        "properties": {
+            "goal": { "type": "string", "minLength": 1, "maxLength": 10_000 },
+            "constraints": { "type": "array", "items": { "type": "string" } },
+            "acceptance_criteria": { "type": "array", "items": { "type": "string" } },
+            "context": { "type": "object" }, "contract": { "type": "string" }, "input": {},
+            "priority": { "enum": ["low", "medium", "high", "critical"], "default": "medium" },
+            "budget": { "type": "object" }, "metadata": { "type": "object" },
+        },
+        "oneOf": [{ "required": ["goal"] }, { "required": ["contract"] }],
+        "additionalProperties": false,
+    });
+    [("Task", task), ("TaskPage", page), ("Submission", submission)]
+        .into_iter()
+        .map(|(name, schema)| (name.to_owned(), schema))
+        .collect()
+}

@@ -1,0 +1,190 @@
+//! Callers that go away, deadlines, and the end of a server.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use octollm_http::server::ServerConfig;
+use tokio::{net::TcpStream, sync::oneshot};
+
+use crate::{
+    arms::{Worker, server, start_with},
+    peer::{Peer, post},
+};
+
+type Http2 = http2::SendRequest<Full<Bytes>>;
+
+/// A connection, and a hand on its cable.
+async fn http2(peer: Peer) -> (Http2, std::net::TcpStream) {
+    let stream = TcpStream::connect(peer.0).await.unwrap().into_std().unwrap();
+    let cable = stream.try_clone().unwrap();
+    let io = TokioIo::new(TcpStream::from_std(stream).unwrap());
+    let (calls, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(async {
+        let _ = connection.await;
+    });
+    (calls, cable)
+}
+
+fn request(path: &str, body: &'static str) -> Request<Full<Bytes>> {
+    let request = Request::post(format!("http://x{path}")).header("content-type", "application/json");
+    request.body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap()
+}
+
+#[tokio::test]
+async fn an_http1_caller_that_goes_away_drops_the_arm() {
+    let (peer, worker) = start_with(ServerConfig::default()).await;
+    let mut line = peer.connect().await;
+    line.write(post("/wait", "", "{}")).await;
+    worker.0.begun(1).await;
+    drop(line);
+    worker.0.dropped(1).await;
+}
+
+#[tokio::test]
+async fn an_http2_caller_that_goes_away_drops_the_arm() {
+    let (peer, worker) = start_with(ServerConfig::default()).await;
+    let (mut calls, cable) = http2(peer).await;
+    let given_up = tokio::spawn(calls.send_request(request("/wait", "{}")));
+    worker.0.begun(1).await;
+    given_up.abort();
+    worker.0.dropped(1).await;
+    // The connection is none the worse for it.
+    let answer = calls.send_request(request("/echo", r#"{"text":"a"}"#)).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+
+    let lost = tokio::spawn(calls.send_request(request("/wait", "{}")));
+    worker.0.begun(2).await;
+    cable.shutdown(std::net::Shutdown::Both).unwrap();
+    worker.0.dropped(2).await;
+    assert!(lost.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn http2_answers_as_http1_does() {
+    let (peer, _) = start_with(ServerConfig::default()).await;
+    let (mut calls, _) = http2(peer).await;
+    let answer = calls.send_request(request("/echo", r#"{"text":"a"}"#)).await.unwrap();
+    assert_eq!(answer.headers()["octollm-usage"], "tokens=3;cost_usd=0");
+    assert!(answer.headers().contains_key("x-request-id"));
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, r#"{"text":"a","caller":null}"#);
+    for (path, body, status) in [("/nowhere", "{}", 404), ("/echo", "{", 400), ("/echo", "{}", 422)] {
+        let answer = calls.send_request(request(path, body)).await.unwrap();
+        assert_eq!(answer.status(), status);
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    }
+    let mut request = request("/health", "");
+    *request.method_mut() = http::Method::HEAD;
+    let answer = calls.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(answer.into_body().collect().await.unwrap().to_bytes().is_empty());
+}
+
+#[tokio::test]
+async fn the_callers_deadline_ends_the_work() {
+    let (peer, worker) = start_with(ServerConfig::default()).await;
+    let answer = peer.post("/wait", "Octollm-Timeout: 50\r\n", "{}").await;
+    let problem = answer.is_problem(504, "deadline_exceeded");
+    assert_eq!(problem["may_have_executed"], true);
+    worker.0.dropped(1).await;
+    let answer = peer.post("/wait", "Octollm-Timeout: 0\r\n", "{}").await;
+    assert_eq!(answer.is_problem(504, "deadline_exceeded")["may_have_executed"], false);
+    worker.0.dropped(1).await;
+}
+
+#[tokio::test]
+async fn requests_behind_each_other_are_answered_in_order() {
+    let (peer, _) = start_with(ServerConfig::default()).await;
+    let mut line = peer.connect().await;
+    let mut bytes = post("/wait", "", r#"{"ms":50}"#);
+    bytes.extend(post("/echo", "", r#"{"text":"a"}"#));
+    bytes.extend(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n");
+    bytes.extend(b"Transfer-Encoding: chunked\r\n\r\nc\r\n{\"text\":\"b\"}\r\n0\r\n\r\n");
+    bytes
+        .extend(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 3\r\n");
+    bytes.extend(b"Transfer-Encoding: chunked\r\n\r\nc\r\n{\"text\":\"c\"}\r\n0\r\n\r\n");
+    line.write(bytes).await;
+    assert_eq!(line.answer().await.body, "null");
+    assert_eq!(line.answer().await.json()["text"], "a");
+    assert_eq!(line.answer().await.json()["text"], "b");
+    let refused = line.answer().await;
+    refused.is_problem(400, "bad_request");
+    assert_eq!(refused.field("connection"), Some("close"));
+    assert_eq!(line.closed().await, b"");
+}
+
+#[tokio::test]
+async fn older_and_careful_callers_are_served() {
+    let (peer, _) = start_with(ServerConfig::default()).await;
+    assert_eq!(peer.send("GET /health HTTP/1.0\r\n\r\n").await.status, 200);
+    assert_eq!(peer.send("GET http://x/health HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 200);
+    let mut line = peer.connect().await;
+    let bytes = post("/echo", "Expect: 100-continue\r\n", r#"{"text":"a"}"#);
+    let (head, body) = bytes.split_at(bytes.len() - 12);
+    line.write(head).await;
+    assert_eq!(line.answer().await.status, 100);
+    line.write(body).await;
+    assert_eq!(line.answer().await.json()["text"], "a");
+}
+
+struct Running {
+    peer: Peer,
+    worker: Worker,
+    stop: oneshot::Sender<()>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+async fn running(config: ServerConfig) -> Running {
+    let worker = Worker::default();
+    let bound = server(&worker).config(config).bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer(bound.local_addr());
+    let (stop, stopped) = oneshot::channel();
+    let server = tokio::spawn(bound.run_until(async {
+        let _ = stopped.await;
+    }));
+    Running { peer, worker, stop, server }
+}
+
+#[tokio::test]
+async fn what_runs_is_answered_before_the_end() {
+    let Running { peer, worker, stop, server } = running(ServerConfig::default()).await;
+    let mut idle = peer.connect().await;
+    idle.write(post("/echo", "", r#"{"text":"a"}"#)).await;
+    assert_eq!(idle.answer().await.status, 200);
+    let silent = peer.connect().await;
+    let mut busy = peer.connect().await;
+    busy.write(post("/wait", "", r#"{"ms":300}"#)).await;
+    let (mut calls, _) = http2(peer).await;
+    let call = tokio::spawn(calls.send_request(request("/wait", r#"{"ms":300}"#)));
+    worker.0.begun(2).await;
+
+    stop.send(()).unwrap();
+    assert_eq!(idle.closed().await, b"");
+    assert_eq!(silent.closed().await, b"");
+    let answer = busy.answer().await;
+    assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+    assert_eq!(busy.closed().await, b"");
+    assert_eq!(call.await.unwrap().unwrap().status(), StatusCode::OK);
+    tokio::time::timeout(Duration::from_secs(5), server).await.expect("ends").unwrap();
+    assert!(TcpStream::connect(peer.0).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn what_does_not_end_is_dropped_after_the_grace() {
+    let grace = Duration::from_millis(100);
+    let config = ServerConfig { drain_grace: grace, ..ServerConfig::default() };
+    let Running { peer, worker, stop, server } = running(config).await;
+    let mut busy = peer.connect().await;
+    busy.write(post("/wait", "", "{}")).await;
+    let (mut calls, _) = http2(peer).await;
+    let call = tokio::spawn(calls.send_request(request("/wait", "{}")));
+    worker.0.begun(2).await;
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(5), server).await.expect("ends").unwrap();
+    worker.0.dropped(2).await;
+    assert!(call.await.unwrap().is_err());
+}

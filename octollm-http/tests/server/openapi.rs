@@ -1,0 +1,95 @@
+//! The OpenAPI documents.
+
+use octollm_http::{OrchestratorServer, ReflexServer};
+use serde_json::Value;
+
+use crate::{
+    arms::{Worker, server, start},
+    tasks::{Careful, brain},
+};
+
+/// Every `$ref` of a document.
+fn references<'v>(value: &'v Value, found: &mut Vec<&'v str>) {
+    match value {
+        Value::Object(object) => {
+            if let Some(Value::String(target)) = object.get("$ref") {
+                found.push(target);
+            }
+            object.values().for_each(|value| references(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+        _ => {}
+    }
+}
+
+#[track_caller]
+fn is_whole(document: &Value) {
+    assert_eq!(document["openapi"], "3.1.0");
+    let mut found = Vec::new();
+    references(document, &mut found);
+    assert!(found.len() > 10);
+    for target in found {
+        let pointer = target.strip_prefix('#').unwrap_or_else(|| panic!("{target} leads away"));
+        assert!(document.pointer(pointer).is_some(), "{target} leads nowhere");
+    }
+    let mut ids: Vec<_> = document["paths"]
+        .as_object()
+        .unwrap()
+        .values()
+        .flat_map(|item| item.as_object().unwrap().values())
+        .map(|operation| operation["operationId"].as_str().unwrap())
+        .collect();
+    let all = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), all, "an id twice");
+    for operation in
+        document["paths"].as_object().unwrap().values().flat_map(|item| item.as_object().unwrap())
+    {
+        assert_eq!(
+            operation.1["responses"]["default"]["$ref"], "#/components/responses/Problem",
+            "{operation:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_arms_document_has_its_contracts() {
+    let peer = start(server(&Worker::default())).await;
+    let answer = peer.get("/openapi.json").await;
+    assert_eq!(answer.field("content-type"), Some("application/json"));
+    let document = answer.json();
+    is_whole(&document);
+    assert_eq!(document["info"]["version"], "1.2.3");
+    let echo = &document["paths"]["/echo"]["post"];
+    assert_eq!(echo["operationId"], "text.echo");
+    assert_eq!(echo["x-octollm-idempotent"], true);
+    let schemas = &document["components"]["schemas"];
+    assert_eq!(schemas["text.echo.input"]["additionalProperties"], false);
+    // A definition has become a component, and is still found from where it is used.
+    let caller = &schemas["text.echo.output"]["properties"]["caller"];
+    let mut found = Vec::new();
+    references(caller, &mut found);
+    assert_eq!(found, ["#/components/schemas/text.echo.output.Named"]);
+    assert_eq!(document["paths"]["/v2/panic"]["post"]["x-octollm-contract"], "work.panic@2");
+    assert!(document["paths"].get("/tasks").is_none());
+}
+
+#[tokio::test]
+async fn the_other_servers_have_theirs() {
+    let server = OrchestratorServer::new(brain()).bind("127.0.0.1:0").await.unwrap();
+    let peer = crate::peer::Peer(server.local_addr());
+    tokio::spawn(server.run());
+    let document = peer.get("/openapi.json").await.json();
+    is_whole(&document);
+    assert!(document["paths"]["/tasks/{id}"]["delete"].is_object());
+    assert!(document["paths"]["/tasks"]["post"]["responses"]["202"].is_object());
+
+    let server = ReflexServer::new(Careful).orchestrator(brain()).bind("127.0.0.1:0").await.unwrap();
+    let peer = crate::peer::Peer(server.local_addr());
+    tokio::spawn(server.run());
+    let document = peer.get("/openapi.json").await.json();
+    is_whole(&document);
+    assert!(document["paths"]["/preprocess"]["post"].is_object());
+    assert!(document["paths"].get("/execute").is_none());
+}

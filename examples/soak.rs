@@ -53,9 +53,9 @@ async fn main() -> Result<(), octollm::Error> {
         if running.len() as u64 == at_once {
             wrong += u64::from(!matches!(running.join_next().await, Some(Ok(true))));
         }
-        let mesh = mesh.clone();
+        let system = mesh.clone();
         running.spawn(async move {
-            let task = mesh.run(TaskRequest::new(number.to_string())).await;
+            let task = system.run(TaskRequest::new(number.to_string())).await;
             task.is_ok_and(|task| task.result.is_some_and(|result| result.output == number + 2))
         });
         if (number + 1) % (total / 10).max(1) == 0 {

@@ -5,6 +5,6 @@ pub mod client;
 pub mod server;
 
 pub use self::{
-    client::{Arms, ClientConfig, ConfigError},
+    client::{Arms, ClientConfig, ConfigError, OrchestratorClient},
     server::{ArmServer, BoundServer, OrchestratorServer, ReflexServer, ServeError, ServerConfig},
 };

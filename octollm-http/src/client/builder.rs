@@ -12,14 +12,15 @@ use tower::{Layer, Service};
 
 use super::{
     arms::Arms,
+    assembly::Assembly,
     config::ClientConfig,
     config_error::{ConfigError, UrlProblem},
     directory::{ConfiguredArm, Directory},
     endpoint::Endpoint,
     env,
-    exchange::{Exchange, Exchanger},
+    exchange::Exchange,
     exchange_error::ExchangeError,
-    pool::Pool,
+    orchestrator_client::OrchestratorClient,
 };
 
 impl Arms {
@@ -50,14 +51,11 @@ impl Arms {
 
 /// Puts [`Arms`] together: see [`Arms::builder`]. Mistakes are told by [`build`](Self::build).
 #[must_use = "a builder does nothing until it builds"]
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct ArmsBuilder {
     arms: Vec<Named>,
-    config: ClientConfig,
-    layers: Vec<Wrap>,
+    assembly: Assembly,
 }
-
-type Wrap = Box<dyn FnOnce(Exchanger) -> Exchanger + Send>;
 
 /// An arm with the words that it was given in.
 struct Named {
@@ -70,21 +68,20 @@ struct Named {
 
 impl ArmsBuilder {
     /// Adds an arm: its id, and its URL, or several of them separated by commas. What it offers is asked of it.
-    pub fn arm(self, id: impl Into<String>, urls: &str) -> Self {
-        let urls = urls.split(',').map(|url| url.trim().to_owned()).collect();
-        self.named(id.into(), urls, None)
+    pub fn arm(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
+        self.named(id.into(), urls.as_ref(), None)
     }
 
     /// Adds an arm that serves `C` by its usual path, and is not asked: for services that know nothing of octollm.
     /// One that serves several contracts is added once for each, with the same URLs.
-    pub fn arm_serving<C: TaskContract>(self, id: impl Into<String>, urls: &str) -> Self {
+    pub fn arm_serving<C: TaskContract>(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
         // Its schemas are what it makes of them.
         let card = ContractCard { fingerprint: String::new(), ..ContractCard::of::<C>() };
-        let urls = urls.split(',').map(|url| url.trim().to_owned()).collect();
-        self.named(id.into(), urls, Some(card))
+        self.named(id.into(), urls.as_ref(), Some(card))
     }
 
-    fn named(mut self, id: String, urls: Vec<String>, serves: Option<ContractCard>) -> Self {
+    fn named(mut self, id: String, urls: &str, serves: Option<ContractCard>) -> Self {
+        let urls = urls.split(',').map(|url| url.trim().to_owned()).collect();
         self.arms.push(Named { name: id.clone(), id, urls, serves });
         self
     }
@@ -109,7 +106,7 @@ impl ArmsBuilder {
 
     /// Sets the limits.
     pub fn config(mut self, config: ClientConfig) -> Self {
-        self.config = config;
+        self.assembly.config = config;
         self
     }
 
@@ -121,7 +118,7 @@ impl ArmsBuilder {
         <L::Service as Service<Request<Bytes>>>::Error: Into<ExchangeError>,
         <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
     {
-        self.layers.push(Box::new(move |inner| inner.layer(&layer)));
+        self.assembly.layer(layer);
         self
     }
 
@@ -130,14 +127,12 @@ impl ArmsBuilder {
     /// # Errors
     /// A [`ConfigError`] that names what is wrong.
     pub fn build(self) -> Result<Arms, ConfigError> {
-        self.config.check()?;
+        let time_limit = self.assembly.config.capabilities_timeout;
+        let exchanger = self.assembly.build()?;
         let mut arms: Vec<ConfiguredArm> = Vec::new();
         for named in self.arms {
             add(&mut arms, named)?;
         }
-        let time_limit = self.config.capabilities_timeout;
-        let plain = Exchanger::Plain(Pool::new(self.config));
-        let exchanger = self.layers.into_iter().fold(plain, |inner, wrap| wrap(inner));
         let directory = Directory::new(arms, exchanger.clone(), time_limit);
         Ok(Arms::new(exchanger, Arc::new(directory)))
     }
@@ -176,13 +171,67 @@ fn with_contract(mut card: ArmCard, contract: ContractCard) -> ArmCard {
     card
 }
 
-impl fmt::Debug for ArmsBuilder {
+impl fmt::Debug for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ids: Vec<_> = self.arms.iter().map(|arm| &arm.id).collect();
-        f.debug_struct("ArmsBuilder")
-            .field("arms", &ids)
-            .field("config", &self.config)
-            .field("layers", &self.layers.len())
-            .finish()
+        // No URLs: nobody has looked yet whether they hold credentials.
+        f.write_str(&self.name)
+    }
+}
+
+impl OrchestratorClient {
+    /// A client of the orchestrator, or of the reflex server in front of it, at this URL.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] when the URL leads nowhere.
+    pub fn new(url: impl Into<String>) -> Result<Self, ConfigError> {
+        Self::builder(url).build()
+    }
+
+    /// The same, with limits and layers of its own.
+    pub fn builder(url: impl Into<String>) -> OrchestratorClientBuilder {
+        OrchestratorClientBuilder { url: url.into(), assembly: Assembly::default() }
+    }
+}
+
+/// Puts an [`OrchestratorClient`] together: see [`OrchestratorClient::builder`].
+#[must_use = "a builder does nothing until it builds"]
+pub struct OrchestratorClientBuilder {
+    url: String,
+    assembly: Assembly,
+}
+
+impl OrchestratorClientBuilder {
+    /// Sets the limits.
+    pub fn config(mut self, config: ClientConfig) -> Self {
+        self.assembly.config = config;
+        self
+    }
+
+    /// Puts a layer around the exchange of each request and its answer: the one added last is the outermost.
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<Exchange> + Send + 'static,
+        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<Bytes>>>::Error: Into<ExchangeError>,
+        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
+    {
+        self.assembly.layer(layer);
+        self
+    }
+
+    /// Builds the client. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names what is wrong.
+    pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
+        let bad = |problem| ConfigError::BadUrl { name: "orchestrator".into(), problem };
+        let endpoint = Endpoint::parse(&self.url).map_err(bad)?;
+        Ok(OrchestratorClient::assemble(endpoint, self.assembly.build()?))
+    }
+}
+
+impl fmt::Debug for OrchestratorClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrchestratorClientBuilder").field("assembly", &self.assembly).finish_non_exhaustive()
     }
 }

@@ -4,5 +4,6 @@ mod calls;
 mod config;
 mod directory;
 mod faults;
+mod orchestrator;
 mod peer;
 mod pool;

@@ -54,8 +54,7 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let options = match options() {
         Ok(options) => options,
         Err(message) => return refuse(&message),
@@ -63,13 +62,21 @@ async fn main() -> ExitCode {
     if let Err(error) = source::list(&options.path, arms::MAX_BYTES) {
         return refuse(&error.to_string());
     }
-    match run(&options).await {
+    match in_runtime(&options) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("quickstart: {error:?}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// As `#[tokio::main]`, but for its end: a file that is being judged at that moment is not waited for.
+fn in_runtime(options: &Options) -> Result<ExitCode, octollm::Error> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let code = runtime.block_on(run(options));
+    runtime.shutdown_background();
+    code
 }
 
 fn refuse(message: &str) -> ExitCode {

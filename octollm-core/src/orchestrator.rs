@@ -231,6 +231,8 @@ pub async fn finished(orchestrator: &dyn Orchestrator, id: &TaskId, cx: &Context
 
 /// Waits until a task is finished, and shows each update on the way.
 ///
+/// A failure that a retry can help is lived through, up to five in a row.
+///
 /// # Errors
 /// As [`Orchestrator::watch`].
 ///
@@ -242,21 +244,34 @@ pub async fn follow(
     cx: &Context,
     mut each: impl FnMut(&TaskUpdate) + Send,
 ) -> Result<Task, Failure> {
+    let mut failures = 0;
     loop {
-        let mut updates = orchestrator.watch(id, None, cx).await?;
-        while let Some(update) = updates.next().await {
-            each(&update);
+        match watch_to_the_end(orchestrator, id, cx, &mut each).await {
+            Ok(task) if task.status.is_finished() => return Ok(task),
+            // The updates ended before the task did: it has moved to another brain, which is asked in a moment.
+            Ok(_) => failures = 0,
+            Err(failure) if failure.retryable && failures < FOLLOW_FAILURES => failures += 1,
+            Err(failure) => return Err(failure),
         }
-        let task = orchestrator.get(id, cx).await?;
-        if task.status.is_finished() {
-            return Ok(task);
-        }
-        // The updates ended before the task did: it has moved to another brain, which is asked in a moment.
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
+        tokio::time::sleep(FOLLOW_INTERVAL * 2_u32.pow(failures)).await;
     }
 }
 
 const FOLLOW_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
+const FOLLOW_FAILURES: u32 = 5;
+
+async fn watch_to_the_end(
+    orchestrator: &dyn Orchestrator,
+    id: &TaskId,
+    cx: &Context,
+    each: &mut (dyn FnMut(&TaskUpdate) + Send),
+) -> Result<Task, Failure> {
+    let mut updates = orchestrator.watch(id, None, cx).await?;
+    while let Some(update) = updates.next().await {
+        each(&update);
+    }
+    orchestrator.get(id, cx).await
+}
 
 #[async_trait]
 impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {

@@ -1,8 +1,9 @@
 //! Many tasks at once: none lost, none answered twice.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use octollm::{
+    http::ClientConfig,
     orchestrator::{TaskQuery, finished},
     prelude::*,
 };
@@ -38,7 +39,9 @@ async fn a_thousand_tasks_at_once_over_sockets() {
     let arms = Arms::builder().arm("echo", echo.url()).build().unwrap();
     let brain = Brain::builder().task::<TaskRequest>(Through).arms(arms).build();
     let orchestrator = OrchestratorServer::new(brain).bind("127.0.0.1:0").await.unwrap();
-    let client = OrchestratorClient::new(orchestrator.url()).unwrap();
+    // A thousand that ask again and again share a hundred connections: each waits its turn.
+    let config = ClientConfig { pool_wait: Duration::from_secs(60), ..ClientConfig::default() };
+    let client = OrchestratorClient::builder(orchestrator.url()).config(config).build().unwrap();
     tokio::spawn(echo.run());
     tokio::spawn(orchestrator.run());
 

@@ -1,10 +1,10 @@
 //! The arms of the review: each behind a server of its own.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::LazyLock};
 
 use octollm::{plan::RunPlan, prelude::*};
 use serde_json::json;
-use tokio::task::spawn_blocking;
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
     contracts::{JudgeSource, ListSources, PlanReview, ReadSource, ScanSource},
@@ -40,6 +40,14 @@ impl Arm<ReadSource> for Retriever {
     }
 }
 
+/// Computes on as many threads as there are processors, so that the servers beside it are still heard.
+async fn compute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ArmError> {
+    static PROCESSORS: LazyLock<Semaphore> =
+        LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
+    let _place = PROCESSORS.acquire().await?;
+    Ok(spawn_blocking(work).await?)
+}
+
 /// Judges sources, which it asks the retriever for.
 pub(crate) struct Judge;
 
@@ -47,7 +55,7 @@ pub(crate) struct Judge;
 impl Arm<JudgeSource> for Judge {
     async fn execute(&self, task: JudgeSource, cx: &Context) -> Result<FileReport, ArmError> {
         let text = cx.call(ReadSource { path: task.path.clone() }).await?;
-        Ok(spawn_blocking(move || judge::judge(&task.path, &text)).await?)
+        compute(move || judge::judge(&task.path, &text)).await
     }
 }
 
@@ -58,7 +66,7 @@ pub(crate) struct Guardian;
 impl Arm<ScanSource> for Guardian {
     async fn execute(&self, task: ScanSource, cx: &Context) -> Result<FileSecrets, ArmError> {
         let text = cx.call(ReadSource { path: task.path.clone() }).await?;
-        Ok(spawn_blocking(move || secrets::scan(&task.path, &text)).await?)
+        compute(move || secrets::scan(&task.path, &text)).await
     }
 }
 

@@ -272,9 +272,10 @@ impl Context {
     ) -> impl Future<Output = Result<C::Output, CallError>> + Send + use<C> {
         let cx = self.clone();
         let contract = C::SPEC.reference();
-        let input = serde_json::to_vec(&task);
+        let mut input = Vec::with_capacity(USUAL_INPUT);
+        let written = serde_json::to_writer(&mut input, &task);
         async move {
-            let input = input.map_err(|error| unwritable(&contract, error))?;
+            written.map_err(|error| unwritable(&contract, error))?;
             let timeout = C::SPEC.timeout;
             let fingerprint = || Some(ContractCard::of::<C>().fingerprint);
             let reply = cx.send(contract.clone(), step, input.into(), timeout, fingerprint).await?;
@@ -315,7 +316,8 @@ impl Context {
         let call = Call { contract: contract.clone(), step, input, parts, fingerprint };
         let kind = tokio::select! {
             biased;
-            answer = self.0.transport.call(call) => {
+            // The transport's own: through that of the `Arc` around it, the future would be boxed twice.
+            answer = (*self.0.transport).call(call) => {
                 if let Ok(reply) = &answer {
                     self.0.ledger.add(reply.usage);
                 }
@@ -335,6 +337,9 @@ impl Context {
         spent(self.deadline(), budget)
     }
 }
+
+/// Most inputs fit without their buffer having to grow.
+const USUAL_INPUT: usize = 1024;
 
 async fn in_order<F, T>(calls: Vec<F>) -> Result<Vec<T>, CallError>
 where

@@ -1,0 +1,137 @@
+//! What one call costs: about 1 KiB of JSON in, 150 bytes out, over a kept-open loopback connection.
+//!
+//! ```text
+//! cargo run --release --example bench_call -- CONCURRENCY CALLS
+//! ```
+//!
+//! One server thread and one client thread, each with a runtime of its own. Prints one line; `cpu_us` is the CPU time of
+//! both ends for each call.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike,
+};
+use octollm::prelude::*;
+use tokio::{runtime, sync::oneshot, task::JoinSet};
+
+/// Checks a piece of code.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.validate", output = Verdict, idempotent, timeout = "10s")]
+struct ValidateCode {
+    task_id: String,
+    code: String,
+    language: String,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Verdict {
+    task_id: String,
+    is_valid: bool,
+    score: f64,
+    issues: Vec<String>,
+}
+
+fn task() -> ValidateCode {
+    let line = "def parse(path):\n    with open(path) as f:\n        return json.load(f)\n";
+    ValidateCode {
+        task_id: "task-550e8400-e29b-41d4-a716-446655440000".into(),
+        code: line.repeat(13),
+        language: "python".into(),
+    }
+}
+
+struct Judge;
+
+#[async_trait]
+impl Arm<ValidateCode> for Judge {
+    async fn execute(&self, task: ValidateCode, _: &Context) -> Result<Verdict, ArmError> {
+        let is_valid = task.code.len() > 10;
+        let issues = vec!["missing docstring".to_owned()];
+        Ok(Verdict { task_id: task.task_id, is_valid, score: 0.97, issues })
+    }
+}
+
+/// User and system time of this process so far.
+fn cpu() -> Result<(Duration, Duration), octollm::Error> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let time = |value: nix::sys::time::TimeVal| {
+        Duration::from_micros(u64::try_from(value.num_microseconds()).unwrap_or_default())
+    };
+    Ok((time(usage.user_time()), time(usage.system_time())))
+}
+
+/// Makes the calls, so many at a time, and tells how long each took.
+async fn run(arms: &Arms, concurrency: usize, calls: usize) -> Result<Vec<Duration>, octollm::Error> {
+    let mut callers = JoinSet::new();
+    for _ in 0..concurrency {
+        let arms = arms.clone();
+        callers.spawn(async move {
+            let mut times = Vec::with_capacity(calls / concurrency);
+            for _ in 0..calls / concurrency {
+                let began = Instant::now();
+                let verdict = arms.call(task()).await?;
+                assert!(verdict.is_valid);
+                times.push(began.elapsed());
+            }
+            Ok::<_, CallError>(times)
+        });
+    }
+    let mut times = Vec::with_capacity(calls);
+    while let Some(one) = callers.join_next().await {
+        times.extend(one??);
+    }
+    Ok(times)
+}
+
+async fn measure(url: String, concurrency: usize, calls: usize) -> Result<(), octollm::Error> {
+    let arms = Arms::builder().arm("judge", url).build()?;
+    // Connections, caches and the branch predictor warm up.
+    run(&arms, concurrency, (calls / 10).max(concurrency)).await?;
+    let (user_before, system_before) = cpu()?;
+    let began = Instant::now();
+    let mut times = run(&arms, concurrency, calls).await?;
+    let elapsed = began.elapsed();
+    let (user, system) = cpu()?;
+    times.sort_unstable();
+    let count = times.len();
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    let each = |time: Duration| micros(time) / count as f64;
+    let (user, system) = (each(user - user_before), each(system - system_before));
+    println!(
+        "octollm conc={concurrency} calls={count} rps={:.0} p50_us={:.1} p99_us={:.1} cpu_us={:.2} user_us={user:.2} sys_us={system:.2}",
+        count as f64 / elapsed.as_secs_f64(),
+        micros(times[count / 2]),
+        micros(times[count * 99 / 100]),
+        user + system,
+    );
+    Ok(())
+}
+
+/// Serves on a thread of its own, and tells where.
+fn serve() -> oneshot::Receiver<String> {
+    let (told, url) = oneshot::channel();
+    thread::spawn(move || {
+        let serving = async {
+            let server = ArmServer::new("judge").arm::<ValidateCode>(Judge).bind("127.0.0.1:0").await?;
+            let _ = told.send(server.url());
+            server.run().await;
+            Ok::<_, octollm::Error>(())
+        };
+        runtime::Builder::new_current_thread().enable_all().build()?.block_on(serving)
+    });
+    url
+}
+
+fn main() -> Result<(), octollm::Error> {
+    let mut numbers = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
+    let concurrency = numbers.next().transpose()?.unwrap_or(64).max(1);
+    let calls = numbers.next().transpose()?.unwrap_or(60_000).max(concurrency);
+    let url = serve();
+    let client = runtime::Builder::new_current_thread().enable_all().build()?;
+    client.block_on(async { measure(url.await?, concurrency, calls).await })
+}

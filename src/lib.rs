@@ -111,3 +111,28 @@ pub mod prelude {
     #[cfg(feature = "mesh")]
     pub use octollm_core::mesh::{Fault, Mesh};
 }
+
+/// The programs of the guide and of the README, compiled and run with the doc tests.
+#[cfg(all(doctest, feature = "http", feature = "mesh"))]
+mod guide {
+    #[doc = include_str!("../README.md")]
+    mod readme {}
+    #[doc = include_str!("../docs/guide/arms.md")]
+    mod arms {}
+    #[doc = include_str!("../docs/guide/calls.md")]
+    mod calls {}
+    #[doc = include_str!("../docs/guide/embedding.md")]
+    mod embedding {}
+    #[doc = include_str!("../docs/guide/events.md")]
+    mod events {}
+    #[doc = include_str!("../docs/guide/failure.md")]
+    mod failure {}
+    #[doc = include_str!("../docs/guide/orchestration.md")]
+    mod orchestration {}
+    #[doc = include_str!("../docs/guide/plans.md")]
+    mod plans {}
+    #[doc = include_str!("../docs/guide/reflexes.md")]
+    mod reflexes {}
+    #[doc = include_str!("../docs/guide/testing.md")]
+    mod testing {}
+}

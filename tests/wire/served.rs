@@ -38,7 +38,11 @@ impl Answer {
 
 /// An arm that serves what the examples ask.
 pub(crate) fn judge() -> HttpService {
-    ArmServer::new("judge").version("1.2.3").endpoint("http://judge-arm:8103").arm::<ValidateCode>(Judge).into_service()
+    ArmServer::new("judge")
+        .version("1.2.3")
+        .endpoint("http://judge-arm:8103")
+        .arm::<ValidateCode>(Judge)
+        .into_service()
 }
 
 pub(crate) async fn send(service: &HttpService, request: Request<Bytes>) -> Answer {
@@ -86,7 +90,8 @@ async fn a_contract_in_an_envelope() {
 #[tokio::test(start_paused = true)]
 async fn what_a_server_tells_of_itself() {
     ask(&judge(), "GET", "/health", "").await.is(200, JSON, "health.json");
-    let card: ArmCard = serde_json::from_slice(&ask(&judge(), "GET", "/capabilities", "").await.body).unwrap();
+    let card: ArmCard =
+        serde_json::from_slice(&ask(&judge(), "GET", "/capabilities", "").await.body).unwrap();
     assert_eq!(card.contracts, [ContractCard::of::<ValidateCode>()]);
     let keys = |json: Ordered| match json {
         Ordered::Object(members) => members.into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
@@ -117,8 +122,11 @@ async fn problems_are_those_of_the_files() {
     ask(&judge, "POST", "/validate", input("broken")).await.is(500, PROBLEM, "problem_arm_failed.json");
     let envelope = r#"{"contract":"code.validate@2","input":{}}"#;
     let answer = ask(&judge, "POST", "/execute", envelope).await;
-    Answer { body: pretty(&answer.json().fix("task_id", serde_json::Value::Null)).into(), ..answer }
-        .is(404, PROBLEM, "problem_contract_not_offered.json");
+    Answer { body: pretty(&answer.json().fix("task_id", serde_json::Value::Null)).into(), ..answer }.is(
+        404,
+        PROBLEM,
+        "problem_contract_not_offered.json",
+    );
 
     let busy = ask(&judge, "POST", "/validate", input("busy")).await;
     busy.is(503, PROBLEM, "problem_unavailable_answered.json");

@@ -134,6 +134,34 @@ fn from_call(error: CallError) -> ArmError {
     ArmError { failure: Box::new(told), source: Some(Box::new(error)) }
 }
 
+/// An [`ArmError`] where an [`Error`] is asked for.
+#[derive(Debug)]
+struct Standard(ArmError);
+
+impl fmt::Display for Standard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Standard {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<ArmError> for Box<dyn Error + Send + Sync> {
+    fn from(error: ArmError) -> Self {
+        Box::new(Standard(error))
+    }
+}
+
+impl From<ArmError> for Box<dyn Error> {
+    fn from(error: ArmError) -> Self {
+        Box::new(Standard(error))
+    }
+}
+
 impl fmt::Display for ArmError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.failure.message)

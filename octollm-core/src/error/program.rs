@@ -2,6 +2,8 @@
 
 use std::{error::Error as StdError, fmt};
 
+use super::ArmError;
+
 /// Whatever went wrong in a program: every error converts into it with `?`.
 ///
 /// It is for `main` and its like, not for deciding what to do next; [`downcast_ref`](Self::downcast_ref) finds the
@@ -20,6 +22,12 @@ impl Error {
 impl<E: StdError + Send + Sync + 'static> From<E> for Error {
     fn from(error: E) -> Self {
         Self(Box::new(error))
+    }
+}
+
+impl From<ArmError> for Error {
+    fn from(error: ArmError) -> Self {
+        Self(error.into())
     }
 }
 

@@ -34,8 +34,7 @@ async fn hold_next(events: &mut Subscription, event_type: &str, name: &str) {
 #[tokio::test(start_paused = true)]
 async fn of_a_task_that_succeeds_and_one_that_fails() {
     let bus = MemoryBus::new();
-    let mut events =
-        bus.subscribe("events:task:*".parse().unwrap(), Overflow::DropOldest(64)).await.unwrap();
+    let mut events = bus.subscribe("events:task:*".parse().unwrap(), Overflow::DropOldest(64)).await.unwrap();
     let brain = brain(bus);
     let done = submit(&brain, "src/lib.rs").await.task_id;
     finished(&brain, &done, &caller()).await.unwrap();
@@ -55,8 +54,7 @@ async fn of_a_task_that_succeeds_and_one_that_fails() {
 #[tokio::test(start_paused = true)]
 async fn of_a_task_that_is_cancelled() {
     let bus = MemoryBus::new();
-    let mut events =
-        bus.subscribe("events:task:*".parse().unwrap(), Overflow::DropOldest(64)).await.unwrap();
+    let mut events = bus.subscribe("events:task:*".parse().unwrap(), Overflow::DropOldest(64)).await.unwrap();
     let brain = brain(bus);
     let task = submit(&brain, "src/lib.rs").await.task_id;
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -48,7 +48,11 @@ fn arms(service: HttpService, heads: Heads) -> Arms {
             async move { Ok::<_, ExchangeError>(carry(service, heads, request).await) }
         })
     });
-    Arms::builder().arm_serving::<ValidateCode>("judge", "http://judge-arm:8103").layer(layer).build().unwrap()
+    Arms::builder()
+        .arm_serving::<ValidateCode>("judge", "http://judge-arm:8103")
+        .layer(layer)
+        .build()
+        .unwrap()
 }
 
 async fn carry(service: HttpService, heads: Heads, mut request: Request<Bytes>) -> Response<Bytes> {
@@ -69,7 +73,8 @@ struct Noting(Arc<Mutex<String>>);
 impl Arm<ValidateCode> for Noting {
     async fn execute(&self, task: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
         let mut note = String::new();
-        let trace = cx.trace().map(|trace| (trace.traceparent().to_owned(), trace.tracestate().map(str::to_owned)));
+        let trace =
+            cx.trace().map(|trace| (trace.traceparent().to_owned(), trace.tracestate().map(str::to_owned)));
         writeln!(note, "{} {:?} {trace:?}", cx.correlation_id(), cx.task_id())?;
         writeln!(note, "{:?} {} {}", cx.remaining(), cx.budget(), cx.attempt())?;
         *self.0.lock().unwrap() = note;
@@ -93,7 +98,8 @@ async fn everything_that_can_travel() {
     parts.task_id = Some(parsed(TASK));
     parts.deadline = Some(Deadline::after(Duration::from_millis(1500)));
     parts.budget = parsed("tokens=9000;cost_usd=0.25");
-    let trace: octollm::trace::TraceContext = parsed("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let trace: octollm::trace::TraceContext =
+        parsed("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
     parts.trace = Some(trace.with_tracestate("vendor=opaque"));
     let (heads, note, used) = call(parts).await;
     hold("head_request_full.txt", &heads[0]);
@@ -119,8 +125,11 @@ async fn what_always_travels() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_says_when_to_come_again() {
+async fn errors_have_heads_too() {
     let server = ArmServer::new("judge").arm::<ValidateCode>(Judge).into_service();
-    let answer = ask(&server, "POST", "/validate", r#"{"code":"busy","language":"rust"}"#).await;
-    hold("head_answer_unavailable.txt", &lines(&answer.status.to_string(), &answer.head));
+    for (code, name) in [("busy", "head_answer_unavailable.txt"), ("broken", "head_answer_failed.txt")] {
+        let answer =
+            ask(&server, "POST", "/validate", format!(r#"{{"code":"{code}","language":"rust"}}"#)).await;
+        hold(name, &lines(&answer.status.to_string(), &answer.head));
+    }
 }

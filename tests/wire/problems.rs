@@ -21,7 +21,8 @@ fn every_kind() {
     let mut table = String::from("code                   status retryable may_have_executed title\n");
     for kind in ErrorKind::ALL {
         let Problem { code, status, title, retryable, may_have_executed, .. } = problem(&Failure::of(*kind));
-        writeln!(table, "{:22} {status:<6} {retryable:<9} {may_have_executed:<17} {title}", code.code()).unwrap();
+        writeln!(table, "{:22} {status:<6} {retryable:<9} {may_have_executed:<17} {title}", code.code())
+            .unwrap();
     }
     hold("problem_kinds.txt", &table);
 }

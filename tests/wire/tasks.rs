@@ -21,11 +21,8 @@ fn request() -> TaskRequest {
     request.acceptance_criteria = vec!["Every finding names a line".into()];
     request.context.insert("root".into(), "./parser".into());
     request.priority = Priority::High;
-    request.budget = TaskBudget {
-        max_tokens: Some(10_000),
-        max_time_seconds: Some(60.0),
-        max_cost_dollars: Some(1.0),
-    };
+    request.budget =
+        TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(60.0), max_cost_dollars: Some(1.0) };
     request.metadata.insert("ticket".into(), 4711.into());
     request
 }
@@ -55,8 +52,7 @@ fn a_contract_by_name() {
 
 /// A task that waits.
 fn queued() -> TaskRecord {
-    let mut record =
-        TaskRecord::new(request().into(), Some("alice".into()), parsed("review-7"), parsed(NOW));
+    let mut record = TaskRecord::new(request().into(), Some("alice".into()), parsed("review-7"), parsed(NOW));
     record.task.task_id = parsed(TASK);
     record
 }

@@ -21,7 +21,8 @@ fn updates_of_each_kind() {
     hold_json("update_progress.json", &progress);
     let data = json!({ "text": "Once upon a time" });
     hold_json("update_chunk.json", &TaskUpdate::Chunk { task_id: task_id(), seq: 8, data });
-    let status = |status, result, error| TaskUpdate::Status { task_id: task_id(), seq: 9, status, result, error };
+    let status =
+        |status, result, error| TaskUpdate::Status { task_id: task_id(), seq: 9, status, result, error };
     hold_json("update_status.json", &status(TaskStatus::Processing, None, None));
     hold_json("update_completed.json", &status(TaskStatus::Completed, completed().result, None));
     hold_json("update_failed.json", &status(TaskStatus::Failed, None, failed().error));

@@ -16,8 +16,8 @@ fn the_card_of_a_contract() {
     hold_json("contract_card_with_chunk.json", &ContractCard::of::<WriteText>());
 }
 
-#[test]
-fn the_card_of_an_arm() {
+/// The card of an arm that is not all well.
+pub(crate) fn judge() -> ArmCard {
     let mut card = ArmCard::new("judge");
     card.description = "Reads code and finds fault with it.".into();
     card.version = "1.2.3".into();
@@ -26,7 +26,12 @@ fn the_card_of_an_arm() {
     card.endpoint = Some("http://judge-arm:8103".into());
     card.status = ArmStatus::Degraded;
     card.contracts = vec![ContractCard::of::<ValidateCode>()];
-    hold_json("arm_card.json", &card);
+    card
+}
+
+#[test]
+fn the_card_of_an_arm() {
+    hold_json("arm_card.json", &judge());
 }
 
 /// Of a card made elsewhere no more is needed than this.

@@ -125,8 +125,11 @@ async fn what_always_travels() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_says_when_to_come_again() {
+async fn errors_have_heads_too() {
     let server = ArmServer::new("judge").arm::<ValidateCode>(Judge).into_service();
-    let answer = ask(&server, "POST", "/validate", r#"{"code":"busy","language":"rust"}"#).await;
-    hold("head_answer_unavailable.txt", &lines(&answer.status.to_string(), &answer.head));
+    for (code, name) in [("busy", "head_answer_unavailable.txt"), ("broken", "head_answer_failed.txt")] {
+        let answer =
+            ask(&server, "POST", "/validate", format!(r#"{{"code":"{code}","language":"rust"}}"#)).await;
+        hold(name, &lines(&answer.status.to_string(), &answer.head));
+    }
 }

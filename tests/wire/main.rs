@@ -19,6 +19,8 @@ mod plans;
 mod problems;
 mod recorded;
 mod review;
+mod screened;
 mod served;
+mod submitted;
 mod tasks;
 mod updates;

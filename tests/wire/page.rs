@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use octollm::failure::{ErrorKind, Failure};
+use octollm::{
+    brain::BrainConfig,
+    failure::{ErrorKind, Failure},
+    http::{ClientConfig, ServerConfig},
+};
 
 use crate::golden::folder;
 
@@ -36,6 +40,26 @@ fn it_lists_every_kind_of_error_as_it_is() {
         .collect();
     assert_eq!(listed, expected);
     assert!(rows.iter().all(|row| !row[2].is_empty()), "each has a meaning");
+}
+
+#[test]
+fn its_limits_are_the_defaults() {
+    let (page, server) = (page(), ServerConfig::default());
+    let (brain, client) = (BrainConfig::default(), ClientConfig::default());
+    let (head, body) = (server.head_timeout, server.body_timeout);
+    for row in [
+        format!("| body of a request | {} MiB |", server.max_body >> 20),
+        format!("| head; fields in it | {} KiB; {} |", server.max_head >> 10, server.max_headers),
+        format!("| path and query | {} KiB |", server.max_uri >> 10),
+        format!("| a head, a body to arrive | {} s, {} s |", head.as_secs(), body.as_secs()),
+        format!("| a connection at rest | {} s |", server.idle_timeout.as_secs()),
+        format!("| requests running in one server | {} |", server.max_in_flight),
+        format!("| connections to one server | {} |", server.max_connections),
+        format!("| tasks running, waiting in a brain | {}, {} |", brain.max_running, brain.max_queued),
+        format!("| an answer that the client reads | {} MiB |", client.max_answer >> 20),
+    ] {
+        assert!(page.contains(&row), "{row}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use octollm::{
 
 use crate::{
     golden::{read, read_json},
+    screened,
     served::{ask, judge},
 };
 
@@ -30,5 +31,12 @@ fn its_card() {
 #[tokio::test(start_paused = true)]
 async fn its_envelope() {
     let answer = ask(&judge(), "POST", "/execute", read("decision_record_execute.json")).await;
+    assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_question_to_the_reflex() {
+    let body = read("decision_record_preprocess.json");
+    let answer = ask(&screened::server(), "POST", "/preprocess", body).await;
     assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.body);
 }

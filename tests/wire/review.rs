@@ -17,7 +17,7 @@ use octollm::{
     update::Phase,
 };
 
-use crate::{contracts::code, golden::parsed};
+use crate::{cards::judge, contracts::code, golden::parsed};
 
 /// Reviews a crate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -60,7 +60,7 @@ impl Transport for Judges {
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
-        Vec::new()
+        vec![judge()]
     }
 }
 

@@ -8,6 +8,7 @@ use octollm::{
     contract::ContractCard,
     http::{ArmServer, server::HttpService},
 };
+use serde_json::Value;
 use tower::ServiceExt;
 
 use crate::{
@@ -23,13 +24,21 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// With a fixed value in the place of each that differs each time.
+    #[track_caller]
+    pub(crate) fn fixed<V: Into<Value>>(self, values: impl IntoIterator<Item = (&'static str, V)>) -> Self {
+        let fix = |json: Ordered, (path, value): (&str, V)| json.fix(path, value);
+        let json = values.into_iter().fold(self.json(), fix);
+        Self { body: pretty(&json).into(), ..self }
+    }
+
     pub(crate) fn json(&self) -> Ordered {
         Ordered::parse(&self.body)
     }
 
     /// Its body is that of the file, and its media type says so.
     #[track_caller]
-    fn is(&self, status: u16, media_type: &str, name: &str) {
+    pub(crate) fn is(&self, status: u16, media_type: &str, name: &str) {
         assert_eq!(self.status, status, "{:?}", self.body);
         assert_eq!(self.head[header::CONTENT_TYPE], media_type);
         hold(name, &pretty(&self.json()));
@@ -62,8 +71,8 @@ pub(crate) async fn ask(service: &HttpService, method: &str, path: &str, body: i
     send(service, request.body(body.into()).unwrap()).await
 }
 
-const PROBLEM: &str = "application/problem+json";
-const JSON: &str = "application/json";
+pub(crate) const PROBLEM: &str = "application/problem+json";
+pub(crate) const JSON: &str = "application/json";
 
 #[tokio::test(start_paused = true)]
 async fn a_contract_by_its_route() {
@@ -76,9 +85,7 @@ async fn a_contract_by_its_route() {
 #[tokio::test(start_paused = true)]
 async fn a_contract_in_an_envelope() {
     let answer = ask(&judge(), "POST", "/execute", read("execute_request.json")).await;
-    let fixed = answer.json().fix("provenance.timestamp", NOW);
-    let answer = Answer { body: pretty(&fixed).into(), ..answer };
-    answer.is(200, JSON, "execute_answer.json");
+    answer.fixed([("provenance.timestamp", NOW)]).is(200, JSON, "execute_answer.json");
     // A body without a task gets one of its own.
     let input = r#"{"contract":"code.validate","input":{"code":"x","language":"rust"}}"#;
     let answer = ask(&judge(), "POST", "/execute", input).await;
@@ -90,6 +97,7 @@ async fn a_contract_in_an_envelope() {
 #[tokio::test(start_paused = true)]
 async fn what_a_server_tells_of_itself() {
     ask(&judge(), "GET", "/health", "").await.is(200, JSON, "health.json");
+    ask(&judge(), "GET", "/openapi.json", "").await.is(200, JSON, "openapi.json");
     let card: ArmCard =
         serde_json::from_slice(&ask(&judge(), "GET", "/capabilities", "").await.body).unwrap();
     assert_eq!(card.contracts, [ContractCard::of::<ValidateCode>()]);
@@ -109,8 +117,7 @@ async fn whether_it_is_ready() {
     };
     for (redis, status, name) in [(true, 200, "ready.json"), (false, 503, "not_ready.json")] {
         let answer = ask(&server(redis), "GET", "/ready", "").await;
-        let fixed = answer.json().fix("timestamp", NOW);
-        Answer { body: pretty(&fixed).into(), ..answer }.is(status, JSON, name);
+        answer.fixed([("timestamp", NOW)]).is(status, JSON, name);
     }
 }
 
@@ -122,14 +129,11 @@ async fn problems_are_those_of_the_files() {
     ask(&judge, "POST", "/validate", input("broken")).await.is(500, PROBLEM, "problem_arm_failed.json");
     let envelope = r#"{"contract":"code.validate@2","input":{}}"#;
     let answer = ask(&judge, "POST", "/execute", envelope).await;
-    Answer { body: pretty(&answer.json().fix("task_id", serde_json::Value::Null)).into(), ..answer }.is(
-        404,
-        PROBLEM,
-        "problem_contract_not_offered.json",
-    );
+    // The envelope named no task, and so it was given one.
+    answer.fixed([("task_id", Value::Null)]).is(404, PROBLEM, "problem_contract_not_offered.json");
 
     let busy = ask(&judge, "POST", "/validate", input("busy")).await;
-    busy.is(503, PROBLEM, "problem_unavailable_answered.json");
+    busy.is(503, PROBLEM, "problem_unavailable.json");
     assert_eq!(busy.head[header::RETRY_AFTER], "30");
     let wrong = ask(&judge, "GET", "/validate", "").await;
     wrong.is(405, PROBLEM, "problem_method_not_allowed.json");

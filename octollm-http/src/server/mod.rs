@@ -6,6 +6,7 @@ mod body;
 mod media;
 mod intake;
 mod respond;
+mod fields;
 mod routes;
 mod service;
 mod vitals;

@@ -1,10 +1,9 @@
 //! What every request is checked for, whatever its route.
 
-use http::{HeaderMap, Method, header, request::Parts};
+use http::{Method, request::Parts};
 use octollm_core::error::{ErrorKind, Failure};
 
 use super::config::ServerConfig;
-use crate::wire::names;
 
 /// Checks the head as far as it can be judged without a route.
 pub(crate) fn check_head(head: &Parts, config: &ServerConfig) -> Result<(), Failure> {
@@ -22,8 +21,7 @@ pub(crate) fn check_head(head: &Parts, config: &ServerConfig) -> Result<(), Fail
     if !is_known(&head.method) {
         return Err(Failure::new(ErrorKind::NotImplemented, "no route knows this method"));
     }
-    check_path(head.uri.path())?;
-    check_fields(&head.headers)
+    check_path(head.uri.path())
 }
 
 fn is_known(method: &Method) -> bool {
@@ -75,48 +73,6 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-fn check_fields(head: &HeaderMap) -> Result<(), Failure> {
-    let refused = |message: &str| Err(Failure::new(ErrorKind::BadRequest, message));
-    if head.get_all(header::AUTHORIZATION).iter().nth(1).is_some() {
-        return refused("Authorization stands twice");
-    }
-    let mut keys = head.get_all(names::IDEMPOTENCY_KEY).iter();
-    if let Some(key) = keys.next()
-        && (keys.next().is_some() || !is_quoted_string(key.as_bytes()))
-    {
-        return refused("malformed header idempotency-key: it is one quoted string of 1 to 255 characters");
-    }
-    if head
-        .get_all(header::EXPECT)
-        .iter()
-        .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
-        return Err(Failure::new(ErrorKind::ExpectationFailed, "only 100-continue can be expected"));
-    }
-    Ok(())
-}
-
-/// A string of RFC 8941 §3.3.3 that holds 1 to 255 characters.
-fn is_quoted_string(value: &[u8]) -> bool {
-    let Some(inner) = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")) else {
-        return false;
-    };
-    let mut characters = 0;
-    let mut bytes = inner.iter();
-    while let Some(byte) = bytes.next() {
-        let fits = match byte {
-            b'\\' => matches!(bytes.next(), Some(b'"' | b'\\')),
-            b'"' => false,
-            byte => (b' '..=b'~').contains(byte),
-        };
-        if !fits {
-            return false;
-        }
-        characters += 1;
-    }
-    (1..=255).contains(&characters)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,17 +86,6 @@ mod tests {
         }
         for path in ["/a", "/a%20b", "/%C3%A9", "/..a%2e.b"] {
             assert!(check_path(path).is_ok(), "{path}");
-        }
-    }
-
-    #[test]
-    fn a_key_is_one_quoted_string() {
-        let long = |n: usize| format!("\"{}\"", "k".repeat(n));
-        for key in ["\"a\"", "\"a b\"", r#""a\"b\\""#, &long(255)] {
-            assert!(is_quoted_string(key.as_bytes()), "{key}");
-        }
-        for key in ["", "a", "\"", "\"\"", "\"a", r#""a"b""#, r#""a\""#, r#""a\n""#, "\"é\"", &long(256)] {
-            assert!(!is_quoted_string(key.as_bytes()), "{key}");
         }
     }
 }

@@ -26,7 +26,8 @@ use super::{
     body::{self, BodyLimits, ResponseBody},
     config::ServerConfig,
     error::ServeError,
-    intake, media,
+    fields::{Arrival, Fields},
+    intake,
     respond::{Ids, Refusal, Reply, head_only},
     routes::{Endpoint, Inbound, RouteTable, Takes},
 };
@@ -64,7 +65,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         let core = self.0.clone();
-        Box::pin(async move { Ok(core.answer(request, None).await) })
+        Box::pin(async move { Ok(core.answer(request, Arrival::Mounted).await) })
     }
 }
 
@@ -99,11 +100,11 @@ impl HttpService {
 }
 
 impl Core {
-    /// Answers one request. `wire` is what the connection has against it already.
+    /// Answers one request.
     ///
     /// # Cancel safety
     /// Everything runs inside this future: dropping it drops the arm's.
-    pub(crate) async fn answer<B>(&self, request: Request<B>, wire: Option<Failure>) -> Response<ResponseBody>
+    pub(crate) async fn answer<B>(&self, request: Request<B>, arrival: Arrival) -> Response<ResponseBody>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -114,9 +115,9 @@ impl Core {
             Err((failure, parts)) => (*parts, Some(failure)),
         };
         let ids = Ids::of(&head.headers, &parts);
-        let result = match wire {
-            Some(failure) => Err(failure.into()),
-            None => self.reply(&head, body, parts, limits).await,
+        let result = match self.admit(&head, &parts, limits, arrival) {
+            Ok(admitted) => self.reply(&head, body, parts, admitted).await,
+            Err(refusal) => Err(refusal),
         };
         let response = ids.respond(result);
         if head.method == Method::HEAD { head_only(response) } else { response }
@@ -127,13 +128,12 @@ impl Core {
         head: &Parts,
         body: B,
         parts: ContextParts,
-        malformed: Option<Failure>,
+        admitted: Admitted<'_>,
     ) -> Result<Reply, Refusal>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let admitted = self.admit(head, &parts, malformed)?;
         let body = match admitted.endpoint.takes() {
             Takes::Json => {
                 let (bytes, time) = (self.config.max_body, self.config.body_timeout);
@@ -155,21 +155,25 @@ impl Core {
         head: &'a Parts,
         parts: &ContextParts,
         malformed: Option<Failure>,
+        arrival: Arrival,
     ) -> Result<Admitted<'a>, Refusal> {
         if self.broken {
             return Err(Failure::new(ErrorKind::Internal, "this server is misconfigured")
                 .before_execution()
                 .into());
         }
+        let fields = Fields::of(&head.headers);
+        fields.check_framing(arrival, head.version)?;
         intake::check_head(head, &self.config)?;
+        fields.check()?;
         if let Some(failure) = malformed {
             return Err(failure.into());
         }
         let (endpoint, id) = self.routes.find(&head.method, head.uri.path())?;
-        media::check_accept(&head.headers)?;
+        fields.check_accept()?;
         let takes = endpoint.takes();
         if takes == Takes::Json {
-            media::check_content(&head.headers)?;
+            fields.check_content()?;
         }
         let place = match takes {
             Takes::Probe => None,

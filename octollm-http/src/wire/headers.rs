@@ -43,56 +43,107 @@ pub mod names {
 /// # Errors
 /// [`ErrorKind::BadRequest`], with the ids as far as they could be read.
 pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, (Failure, Box<ContextParts>)> {
+    let fields = Fields::of(head);
     let mut parts = ContextParts::new();
-    if let Some(id) = parsed(head, &names::REQUEST_ID) {
+    if let Some(id) = parsed(fields.request_id) {
         parts.request_id = id;
     }
-    parts.correlation_id = parsed(head, &names::CORRELATION_ID).unwrap_or_else(|| parts.request_id.clone());
-    parts.task_id = parsed(head, &names::TASK_ID);
-    parts.trace = parsed::<TraceContext>(head, &names::TRACEPARENT)
-        .map(|trace| trace.with_tracestate(text(head, &names::TRACESTATE).unwrap_or_default()));
-    match read_limits(head, &mut parts) {
+    parts.correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| parts.request_id.clone());
+    parts.task_id = parsed(fields.task_id);
+    parts.trace = parsed::<TraceContext>(fields.traceparent)
+        .map(|trace| trace.with_tracestate(text(fields.tracestate).unwrap_or_default()));
+    match read_limits(&fields, &mut parts) {
         Ok(()) => Ok(parts),
         Err(failure) => Err((failure, Box::new(parts))),
     }
 }
 
-fn read_limits(head: &HeaderMap, parts: &mut ContextParts) -> Result<(), Failure> {
-    if let Some(milliseconds) = number(head, &names::TIMEOUT)? {
+/// The values that travel, found in one pass: most requests have few fields, and few of these.
+#[derive(Default)]
+struct Fields<'h> {
+    request_id: Option<&'h HeaderValue>,
+    correlation_id: Option<&'h HeaderValue>,
+    task_id: Option<&'h HeaderValue>,
+    traceparent: Option<&'h HeaderValue>,
+    tracestate: Option<&'h HeaderValue>,
+    timeout: Limit<'h>,
+    budget: Limit<'h>,
+    attempt: Limit<'h>,
+}
+
+/// The value of a field that may stand once.
+#[derive(Default, Clone, Copy)]
+enum Limit<'h> {
+    #[default]
+    None,
+    Once(&'h HeaderValue),
+    Twice,
+}
+
+impl<'h> Fields<'h> {
+    fn of(head: &'h HeaderMap) -> Self {
+        let mut fields = Self::default();
+        for (name, value) in head {
+            match name.as_str() {
+                "x-request-id" => first(&mut fields.request_id, value),
+                "x-correlation-id" => first(&mut fields.correlation_id, value),
+                "octollm-task-id" => first(&mut fields.task_id, value),
+                "traceparent" => first(&mut fields.traceparent, value),
+                "tracestate" => first(&mut fields.tracestate, value),
+                "octollm-timeout" => fields.timeout.add(value),
+                "octollm-budget" => fields.budget.add(value),
+                "octollm-attempt" => fields.attempt.add(value),
+                _ => {}
+            }
+        }
+        fields
+    }
+}
+
+fn first<'h>(field: &mut Option<&'h HeaderValue>, value: &'h HeaderValue) {
+    field.get_or_insert(value);
+}
+
+impl<'h> Limit<'h> {
+    fn add(&mut self, value: &'h HeaderValue) {
+        *self = if matches!(self, Self::None) { Self::Once(value) } else { Self::Twice };
+    }
+
+    fn text(self, name: &HeaderName) -> Result<Option<&'h str>, Failure> {
+        match self {
+            Self::None => Ok(None),
+            Self::Once(value) => value.to_str().map(Some).map_err(|_| malformed(name)),
+            Self::Twice => Err(malformed(name)),
+        }
+    }
+
+    fn number(self, name: &HeaderName) -> Result<Option<u64>, Failure> {
+        let Some(value) = self.text(name)? else { return Ok(None) };
+        let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+        value.parse().ok().filter(|_| digits).map(Some).ok_or_else(|| malformed(name))
+    }
+}
+
+fn read_limits(fields: &Fields<'_>, parts: &mut ContextParts) -> Result<(), Failure> {
+    if let Some(milliseconds) = fields.timeout.number(&names::TIMEOUT)? {
         parts.deadline = Some(Deadline::after(Duration::from_millis(milliseconds)));
     }
-    if let Some(value) = single(head, &names::BUDGET)? {
+    if let Some(value) = fields.budget.text(&names::BUDGET)? {
         parts.budget = Budget::from_str(value).map_err(|_| malformed(&names::BUDGET))?;
     }
-    if let Some(attempt) = number(head, &names::ATTEMPT)? {
+    if let Some(attempt) = fields.attempt.number(&names::ATTEMPT)? {
         parts.attempt =
             u32::try_from(attempt).ok().filter(|n| *n > 0).ok_or_else(|| malformed(&names::ATTEMPT))?;
     }
     Ok(())
 }
 
-fn text<'h>(head: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
-    head.get(name)?.to_str().ok()
+fn text(value: Option<&HeaderValue>) -> Option<&str> {
+    value?.to_str().ok()
 }
 
-fn parsed<T: FromStr>(head: &HeaderMap, name: &HeaderName) -> Option<T> {
-    text(head, name)?.parse().ok()
-}
-
-/// The value of a header that may stand once.
-fn single<'h>(head: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, Failure> {
-    let mut values = head.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (None, _) => Ok(None),
-        (Some(value), None) => value.to_str().map(Some).map_err(|_| malformed(name)),
-        (Some(_), Some(_)) => Err(malformed(name)),
-    }
-}
-
-fn number(head: &HeaderMap, name: &HeaderName) -> Result<Option<u64>, Failure> {
-    let Some(value) = single(head, name)? else { return Ok(None) };
-    let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
-    value.parse().ok().filter(|_| digits).map(Some).ok_or_else(|| malformed(name))
+fn parsed<T: FromStr>(value: Option<&HeaderValue>) -> Option<T> {
+    text(value)?.parse().ok()
 }
 
 fn malformed(name: &HeaderName) -> Failure {
@@ -150,7 +201,7 @@ pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
 
 /// Reads what was used up. A foreign arm that does not tell has used up nothing, as far as is known.
 pub(crate) fn read_usage(head: &HeaderMap) -> Usage {
-    let told: Budget = parsed(head, &names::USAGE).unwrap_or_default();
+    let told: Budget = parsed(head.get(&names::USAGE)).unwrap_or_default();
     Usage { tokens: told.tokens.unwrap_or(0), cost: told.cost.unwrap_or(Cost::ZERO) }
 }
 

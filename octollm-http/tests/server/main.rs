@@ -2,10 +2,12 @@
 
 mod arms;
 mod bad_input;
+mod floods;
 mod lifecycle;
 mod limits;
 mod mounted;
 mod openapi;
 mod peer;
+mod process;
 mod routes;
 mod tasks;

@@ -122,6 +122,13 @@ impl Line {
         }
     }
 
+    /// What the server sent before it closed the connection, in whatever way.
+    pub(crate) async fn rest(mut self) -> Vec<u8> {
+        let mut rest = std::mem::take(&mut self.read);
+        let _ = timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await.expect("stays open");
+        rest
+    }
+
     /// Returns when the server has closed the connection, with what it sent before.
     pub(crate) async fn closed(mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.read);

@@ -7,7 +7,7 @@ mod watch;
 
 use std::{convert::Infallible, fmt, pin::pin, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, Version, header};
+use http::{Request, Response};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -17,7 +17,6 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::graceful::GracefulConnection,
 };
-use octollm_core::error::{ErrorKind, Failure};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +24,7 @@ use self::{
     calls::Calls,
     io::{Protocol, Times, Watched},
 };
-use super::{body::ResponseBody, config::ServerConfig, service::Core};
+use super::{body::ResponseBody, config::ServerConfig, fields::Arrival, service::Core};
 
 /// Serves connections, each by itself.
 pub(crate) struct Connections {
@@ -116,44 +115,13 @@ async fn answer_http1(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let (number, _running) = calls.begin();
-    let refusal = framing(&request, calls.is_refused(number));
-    let close = refusal.is_some();
-    let mut response = core.answer(request, refusal).await;
-    if close {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    Ok(response)
+    let arrival = Arrival::Http1 { two_lengths: calls.is_refused(number) };
+    Ok(core.answer(request, arrival).await)
 }
 
 async fn answer_http2(
     core: Arc<Core>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let twice = request.headers().get_all(header::HOST).iter().nth(1).is_some();
-    let refusal = twice.then(|| refused("Host stands twice"));
-    Ok(core.answer(request, refusal).await)
-}
-
-/// What a server that reads the same bytes might take for another request.
-fn framing(request: &Request<Incoming>, two_lengths: bool) -> Option<Failure> {
-    let head = request.headers();
-    if two_lengths {
-        return Some(refused("Content-Length and Transfer-Encoding exclude each other"));
-    }
-    let mut codings = head.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next()
-        && (!coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
-    {
-        return Some(refused("the only transfer coding understood is chunked"));
-    }
-    match head.get_all(header::HOST).iter().count() {
-        1 => None,
-        0 if request.version() < Version::HTTP_11 => None,
-        0 => Some(refused("Host is missing")),
-        _ => Some(refused("Host stands twice")),
-    }
-}
-
-fn refused(message: &str) -> Failure {
-    Failure::new(ErrorKind::BadRequest, message)
+    Ok(core.answer(request, Arrival::Http2).await)
 }

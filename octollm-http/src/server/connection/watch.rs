@@ -124,6 +124,10 @@ impl Watch {
     }
 
     fn end_line(&mut self, line: &[u8]) {
+        let says_no_length = !matches!(line, [b'c' | b'C' | b't' | b'T' | b'\r' | b'\n', ..]);
+        if says_no_length && matches!(self.stage, Stage::Fields { .. }) {
+            return;
+        }
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         self.stage = match self.stage {

@@ -163,7 +163,10 @@ impl Route {
         if let Err(error) = &result {
             log(&self.contract, &cx, error);
         }
-        Outcome { result, usage: cx.used() }
+        let usage = cx.used();
+        // Whatever the arm says of itself: what was used up was used up by work.
+        let result = result.map_err(|error| if usage == Usage::default() { error } else { error.executed() });
+        Outcome { result, usage }
     }
 
     async fn guarded(

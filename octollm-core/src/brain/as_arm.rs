@@ -32,17 +32,14 @@ impl<C: TaskContract> Arm<C> for Brain {
     }
 }
 
+/// Here the caller waits, so that its deadline is the task's.
 fn narrowed(asked: TaskBudget, cx: &Context) -> TaskBudget {
-    let left = asked.budget().within(cx.budget());
     let seconds = cx.remaining().map(|left| left.as_secs_f64().max(1e-3));
-    TaskBudget {
-        max_tokens: left.tokens,
-        max_cost_dollars: left.cost.map(|cost| cost.dollars()),
-        max_time_seconds: match (asked.max_time_seconds, seconds) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        },
-    }
+    let max_time_seconds = match (asked.max_time_seconds, seconds) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    TaskBudget { max_time_seconds, ..asked }
 }
 
 /// The caller sees the task's progress as the arm's own.

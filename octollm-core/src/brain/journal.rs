@@ -155,7 +155,7 @@ impl Transport for Journal {
             Err(error) if error.kind() == ErrorKind::Cancelled => return answer,
             Err(error) => {
                 let trip = Trip::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
-                (Answer::Failure(Box::new(error.failure().clone())), trip, Default::default())
+                (Answer::Failure(Box::new(error.failure().clone())), trip, error.usage())
             }
         };
         self.state().used_arm(&trip.arm);
@@ -187,7 +187,9 @@ fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
             let output = Bytes::from(String::from(Box::<str>::from(output)));
             Ok(Reply::new(output, entry.trip).with_usage(usage))
         }
-        Answer::Failure(failure) => Err(CallError::new(entry.contract, *failure).with_arm(entry.trip.arm)),
+        Answer::Failure(failure) => {
+            Err(CallError::new(entry.contract, *failure).with_arm(entry.trip.arm).with_usage(usage))
+        }
     }
 }
 

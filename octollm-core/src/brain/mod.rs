@@ -38,7 +38,7 @@ use crate::{
     id::TaskId,
     orchestrator::{Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates},
     store::{JournalEntry, StoreError, TaskFilter, TaskStore},
-    task::{Submission, Task, TaskRecord},
+    task::{Submission, Task, TaskRecord, TaskStatus},
     transport::Transport,
 };
 
@@ -106,11 +106,15 @@ impl Brain {
     /// # Errors
     /// [`ErrorKind::TaskNotFound`]; [`ErrorKind::Conflict`] unless it has failed; [`ErrorKind::Overloaded`].
     pub async fn rerun(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-        let record = self.change(id, cx, |record, now| {
-            record.requeue(now).map_err(|error| Failure::new(ErrorKind::Conflict, error.to_string()))
-        });
-        let record = record.await?;
+        let mut record = self.visible(id, cx).await?;
+        if record.task.status != TaskStatus::Failed {
+            let status = record.task.status;
+            return Err(Failure::new(ErrorKind::Conflict, format!("a {status} task is not run again")));
+        }
+        // While it is failed nobody runs it: from the moment it is queued, somebody may.
         self.0.store.forget_failures(id).await?;
+        record.requeue(self.0.clock.now()).map_err(conflict)?;
+        self.0.store.update(&mut record).await?;
         self.0.announcer.status(&record, Duration::ZERO).await;
         self.enqueue(&record)?;
         Ok(record.task)
@@ -164,24 +168,6 @@ impl Brain {
             .ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))
     }
 
-    /// Changes a task in the store, again from the start where somebody else's change came first.
-    async fn change(
-        &self,
-        id: &TaskId,
-        cx: &Context,
-        change: impl Fn(&mut TaskRecord, jiff::Timestamp) -> Result<(), Failure> + Send + Sync,
-    ) -> Result<TaskRecord, Failure> {
-        loop {
-            let mut record = self.visible(id, cx).await?;
-            change(&mut record, self.0.clock.now())?;
-            match self.0.store.update(&mut record).await {
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(error.into()),
-                Ok(()) => return Ok(record),
-            }
-        }
-    }
-
     /// Puts a task in the queue, and starts what can be started.
     fn enqueue(&self, record: &TaskRecord) -> Result<(), Failure> {
         keeper::start(&self.0);
@@ -190,7 +176,9 @@ impl Brain {
         Ok(())
     }
 
-    async fn queue_new(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
+    async fn queue_new(&self, mut submission: Submission, cx: &Context) -> Result<Task, Failure> {
+        // Whoever submits cannot give what they do not have. Their deadline is for the submission, not for the task.
+        submission.budget = submission.budget.within(cx.budget());
         let route = self.0.dispatcher.find(&submission.contract)?;
         route.check(submission.input.to_string().as_bytes())?;
         submission.budget.check().map_err(Failure::invalid)?;
@@ -268,14 +256,22 @@ impl Orchestrator for Brain {
             while updates.next().await.is_some() {}
             return Ok(self.live(self.visible(id, cx).await?));
         }
-        let record = self
-            .change(id, cx, |record, now| {
-                // A finished task stays as it is.
-                if record.task.status.is_finished() { Ok(()) } else { record.cancel(now).map_err(conflict) }
-            })
-            .await?;
-        self.0.desk.forget(&record);
-        Ok(record.task)
+        loop {
+            let mut record = self.visible(id, cx).await?;
+            if record.task.status.is_finished() {
+                return Ok(record.task);
+            }
+            record.cancel(self.0.clock.now()).map_err(conflict)?;
+            match self.0.store.update(&mut record).await {
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+                Ok(()) => {
+                    self.0.announcer.status(&record, Duration::ZERO).await;
+                    self.0.desk.forget(&record);
+                    return Ok(record.task);
+                }
+            }
+        }
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {

@@ -23,6 +23,7 @@ use crate::{
     error::{ErrorKind, Failure},
     store::StoreError,
     task::{IllegalTransition, TaskRecord, TaskRequest, TaskResult},
+    update::Progress,
 };
 
 /// How many tasks are taken from the store at a time.
@@ -125,9 +126,10 @@ async fn execute(inner: &Inner, record: &TaskRecord, started: &Started) -> (Outc
     };
     let around = surroundings(inner, record, started, journal.clone());
     let input = record.input.to_string();
+    let told = started.log.progress();
     let mut outcome = tokio::select! {
         outcome = route.execute(input.as_bytes(), around) => outcome,
-        never = tell_progress(inner, record, &started.log) => match never {},
+        never = tell_progress(inner, record, &started.log, told) => match never {},
     };
     if let Some(failure) = journal.mismatch(outcome.result.is_ok()) {
         outcome.result = Err(failure.into());
@@ -168,8 +170,13 @@ fn surroundings(
 }
 
 /// Publishes progress as it comes, the latest where it comes faster than the bus takes it.
-async fn tell_progress(inner: &Inner, record: &TaskRecord, log: &UpdateLog) -> std::convert::Infallible {
-    let (mut seen, mut told) = (0, log.progress());
+async fn tell_progress(
+    inner: &Inner,
+    record: &TaskRecord,
+    log: &UpdateLog,
+    mut told: Progress,
+) -> std::convert::Infallible {
+    let mut seen = 0;
     loop {
         seen = log.changed(seen).await;
         let progress = log.progress();

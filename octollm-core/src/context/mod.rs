@@ -318,9 +318,7 @@ impl Context {
             biased;
             // The transport's own: through that of the `Arc` around it, the future would be boxed twice.
             answer = (*self.0.transport).call(call) => {
-                if let Ok(reply) = &answer {
-                    self.0.ledger.add(reply.usage);
-                }
+                self.0.ledger.add(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
                 return answer;
             }
             () = self.cancelled() => ErrorKind::Cancelled,

@@ -77,15 +77,22 @@ impl ContractCard {
     }
 }
 
-/// Servers refuse fields that an input does not have; the schema says so.
+/// Servers refuse fields that an input does not have, at any depth; the schema says so. Left alone is what is chosen
+/// among alternatives: there serde itself looks past unknown fields.
 fn closed(mut schema: Value) -> Value {
-    if let Some(object) = schema.as_object_mut()
-        && object.contains_key("properties")
-        && !["additionalProperties", "allOf", "anyOf", "oneOf", "$ref"]
-            .iter()
-            .any(|key| object.contains_key(*key))
-    {
+    const OPEN: [&str; 5] = ["additionalProperties", "allOf", "anyOf", "oneOf", "$ref"];
+    let Some(object) = schema.as_object_mut() else { return schema };
+    if object.contains_key("properties") && !OPEN.iter().any(|key| object.contains_key(*key)) {
         object.insert("additionalProperties".into(), Value::Bool(false));
+    }
+    for (key, inner) in object {
+        match (key.as_str(), inner) {
+            ("properties" | "$defs", Value::Object(schemas)) => {
+                schemas.values_mut().for_each(|schema| *schema = closed(schema.take()));
+            }
+            ("items" | "additionalProperties", inner @ Value::Object(_)) => *inner = closed(inner.take()),
+            _ => {}
+        }
     }
     schema
 }

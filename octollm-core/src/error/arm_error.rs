@@ -71,6 +71,12 @@ impl ArmError {
         self.with_details(serde_json::json!({ "step": step }))
     }
 
+    /// Says that the work was begun.
+    pub(crate) fn executed(mut self) -> Self {
+        self.failure.may_have_executed = true;
+        self
+    }
+
     /// What happened.
     pub fn kind(&self) -> ErrorKind {
         self.failure.kind

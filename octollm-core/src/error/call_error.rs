@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, time::Duration};
 
 use super::{ErrorKind, Failure};
-use crate::contract::ContractRef;
+use crate::{budget::Usage, contract::ContractRef};
 
 /// Why a call failed, and where.
 #[derive(Debug)]
@@ -15,13 +15,15 @@ struct Inner {
     failure: Failure,
     arm: Option<String>,
     endpoint: Option<String>,
+    usage: Usage,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl CallError {
     /// A call of `contract` that failed before an arm was chosen, or as an arm told.
     pub fn new(contract: ContractRef, failure: Failure) -> Self {
-        Self(Box::new(Inner { contract, failure, arm: None, endpoint: None, source: None }))
+        let (arm, endpoint, usage, source) = (None, None, Usage::default(), None);
+        Self(Box::new(Inner { contract, failure, arm, endpoint, usage, source }))
     }
 
     /// Adds which arm was called.
@@ -35,6 +37,13 @@ impl CallError {
     #[must_use]
     pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.0.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Adds what the arm used up before it failed.
+    #[must_use]
+    pub fn with_usage(mut self, usage: Usage) -> Self {
+        self.0.usage = usage;
         self
     }
 
@@ -58,6 +67,11 @@ impl CallError {
     /// Where it was called.
     pub fn endpoint(&self) -> Option<&str> {
         self.0.endpoint.as_deref()
+    }
+
+    /// What the arm used up before it failed, as far as it told.
+    pub fn usage(&self) -> Usage {
+        self.0.usage
     }
 
     /// What happened.

@@ -15,6 +15,7 @@ use super::{
     faults::Faults,
 };
 use crate::{
+    budget::Usage,
     card::ArmCard,
     deadline::Deadline,
     dispatcher::{Dispatcher, Outcome, Route, Surroundings, not_offered},
@@ -85,7 +86,7 @@ impl Wires {
         arm: &str,
         route: &Route,
         fault: Option<Fault>,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<Reply, (Failure, Usage)> {
         let trip = Trip { attempts: call.parts.attempt, ..Trip::new(arm, ENDPOINT) };
         let work = async {
             let around = Surroundings::new(call.parts, Arc::new(self.of(arm)));
@@ -93,13 +94,18 @@ impl Wires {
         };
         let outcome = match fault {
             None => work.await,
-            Some(fault) => suffer(fault, work, arm).await?,
+            Some(fault) => suffer(fault, work, arm).await.map_err(free)?,
         };
         match outcome.result {
             Ok(output) => Ok(Reply::new(output, trip).with_usage(outcome.usage)),
-            Err(error) => Err(error.into_failure()),
+            Err(error) => Err((error.into_failure(), outcome.usage)),
         }
     }
+}
+
+/// A failure that tells of no use.
+fn free(failure: Failure) -> (Failure, Usage) {
+    (failure, Usage::default())
 }
 
 /// Lets a fault have its way with the work.
@@ -127,13 +133,13 @@ async fn suffer(fault: Fault, work: impl Future<Output = Outcome>, arm: &str) ->
 /// After its deadline a caller waits no more, not even where nobody keeps it for them.
 async fn in_time<T>(
     deadline: Option<Deadline>,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
+    work: impl Future<Output = Result<T, (Failure, Usage)>>,
+) -> Result<T, (Failure, Usage)> {
     match deadline {
         None => work.await,
         Some(deadline) => tokio::time::timeout_at(deadline.instant(), work)
             .await
-            .unwrap_or_else(|_| Err(Failure::of(ErrorKind::DeadlineExceeded))),
+            .unwrap_or_else(|_| Err(free(Failure::of(ErrorKind::DeadlineExceeded)))),
     }
 }
 
@@ -147,9 +153,11 @@ impl Transport for Wires {
         let answer = in_time(call.parts.deadline, self.carry(call, arm, route, fault)).await;
         recording.end(match &answer {
             Ok(reply) => Ending::Output(reply.output.clone()),
-            Err(failure) => Ending::Failure(failure.clone()),
+            Err((failure, _)) => Ending::Failure(failure.clone()),
         });
-        answer.map_err(|failure| CallError::new(contract, failure).with_arm(arm).with_endpoint(ENDPOINT))
+        answer.map_err(|(failure, usage)| {
+            CallError::new(contract, failure).with_arm(arm).with_endpoint(ENDPOINT).with_usage(usage)
+        })
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

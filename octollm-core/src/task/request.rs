@@ -124,6 +124,13 @@ impl TaskBudget {
         Budget { tokens: self.max_tokens, cost }
     }
 
+    /// No more tokens and money than `left`.
+    #[must_use]
+    pub fn within(self, left: Budget) -> Self {
+        let Budget { tokens, cost } = self.budget().within(left);
+        Self { max_tokens: tokens, max_cost_dollars: cost.map(Cost::dollars), ..self }
+    }
+
     /// The time limit.
     pub fn time(&self) -> Option<Duration> {
         self.max_time_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())

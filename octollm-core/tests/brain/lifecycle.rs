@@ -189,6 +189,67 @@ async fn a_queued_task_can_be_cancelled() {
     assert!(updates.next().await.unwrap().is_last());
 }
 
+/// Tells how far it is before it first waits, and then waits for ever.
+struct Chatty;
+
+#[async_trait]
+impl Arm<TaskRequest> for Chatty {
+    async fn execute(&self, _: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
+        cx.progress(10, "begun");
+        std::future::pending().await
+    }
+}
+
+async fn heard(bus: &MemoryBus, pattern: &str) -> octollm_core::bus::Subscription {
+    bus.subscribe(pattern.parse().unwrap(), Overflow::DropOldest(64)).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_before_the_first_wait_is_told() {
+    for _ in 0..50 {
+        let bus = MemoryBus::new();
+        let mut events = heard(&bus, "events:task:progress").await;
+        let brain = Brain::builder().task::<TaskRequest>(Chatty).bus(bus).build();
+        brain.submit(goal("talk"), &anyone()).await.unwrap();
+        assert!(matches!(events.next().await, Some(Signal::Event(_))));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bus_is_told_of_a_task_that_is_cancelled_while_it_waits() {
+    let bus = MemoryBus::new();
+    let mut events = heard(&bus, "events:task:cancelled").await;
+    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
+    let stuck = Stuck(Arc::new(AtomicBool::new(false)));
+    let brain = Brain::builder().task::<TaskRequest>(stuck).bus(bus).build_with(config).unwrap();
+    running(&brain, "first").await;
+    let second = brain.submit(goal("second"), &anyone()).await.unwrap().task_id;
+    brain.cancel(&second, &anyone()).await.unwrap();
+    let Some(Signal::Event(event)) = events.next().await else { panic!("it is told") };
+    assert_eq!(event.subject(), Some(second.as_str()));
+}
+
+/// Spends and fails.
+struct Spends;
+
+#[async_trait]
+impl Arm<crate::support::Increment> for Spends {
+    async fn execute(&self, _: crate::support::Increment, cx: &Context) -> Result<u64, ArmError> {
+        cx.spend(octollm_core::budget::Usage::tokens(7))?;
+        Err(ArmError::unavailable("the model went away"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_call_used_up_is_used_up() {
+    let mut arm = octollm_core::dispatcher::Dispatcher::new("spender");
+    arm.serve::<crate::support::Increment>(Spends);
+    let brain = Brain::builder().task::<Compute>(crate::support::Computer).arms(Local::of(arm)).build();
+    let task = run(&brain, compute(1)).await;
+    assert_eq!(task.metadata.tokens_used, 7);
+    assert_eq!(task.error.unwrap().kind, ErrorKind::Unavailable);
+}
+
 fn caller(name: &str, scopes: &[&str]) -> Context {
     let mut parts = ContextParts::new();
     parts.caller = Some(Caller::new(name, scopes.iter().copied()));

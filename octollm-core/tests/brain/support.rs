@@ -122,7 +122,9 @@ impl Transport for Local {
         let trip = Trip::new("adder", "in-process");
         match outcome.result {
             Ok(output) => Ok(Reply::new(output, trip).with_usage(outcome.usage)),
-            Err(error) => Err(CallError::new(call.contract, error.into_failure()).with_arm("adder")),
+            Err(error) => Err(CallError::new(call.contract, error.into_failure())
+                .with_arm("adder")
+                .with_usage(outcome.usage)),
         }
     }
 

@@ -16,8 +16,13 @@ use serde::de::IgnoredAny;
 use super::foreign;
 use crate::wire;
 
-/// The output and what it took, or the failure that the arm told of.
-pub(super) fn read(response: Response<Bytes>) -> Result<(Bytes, Usage), Failure> {
+/// The output, or the failure that the arm told of; and what it took, either way.
+pub(super) fn read(response: Response<Bytes>) -> Result<(Bytes, Usage), (Failure, Usage)> {
+    let usage = wire::read_usage(response.headers());
+    output(response).map(|output| (output, usage)).map_err(|failure| (failure, usage))
+}
+
+fn output(response: Response<Bytes>) -> Result<Bytes, Failure> {
     let (head, body) = response.into_parts();
     if !head.status.is_success() {
         return Err(foreign::failure(head.status, &head.headers, &body, SystemTime::now()));
@@ -30,7 +35,7 @@ pub(super) fn read(response: Response<Bytes>) -> Result<(Bytes, Usage), Failure>
     if !is_declared_json(&head.headers) && serde_json::from_slice::<IgnoredAny>(&body).is_err() {
         return bad(format!("answered {} with what is not JSON", head.status.as_u16()));
     }
-    Ok((body, wire::read_usage(&head.headers)))
+    Ok(body)
 }
 
 /// Services that send JSON under another name are believed once their answer has been looked through.
@@ -52,7 +57,7 @@ mod tests {
     fn what_is_json_by_name_or_by_look_is_an_output() {
         let told = |media_type: &str, body: &'static str| {
             let response = Response::builder().header(CONTENT_TYPE, media_type);
-            read(response.body(Bytes::from(body)).unwrap()).map_err(|failure| failure.kind)
+            read(response.body(Bytes::from(body)).unwrap()).map_err(|(failure, _)| failure.kind)
         };
         for media_type in
             ["application/json", "application/JSON; charset=utf-8", "application/x+json", "text/plain"]
@@ -63,6 +68,6 @@ mod tests {
         assert_eq!(told("text/plain", ""), Err(ErrorKind::BadResponse));
         let packed =
             Response::builder().header(CONTENT_TYPE, "application/json").header(CONTENT_ENCODING, "gzip");
-        assert_eq!(read(packed.body(Bytes::new()).unwrap()).unwrap_err().kind, ErrorKind::BadResponse);
+        assert_eq!(read(packed.body(Bytes::new()).unwrap()).unwrap_err().0.kind, ErrorKind::BadResponse);
     }
 }

@@ -163,11 +163,11 @@ impl Carrier {
                         trip.attempts = attempts;
                         return Ok(Reply::new(output, trip).with_usage(usage));
                     }
-                    Err(mut failure) => {
+                    Err((mut failure, usage)) => {
                         if let Some(drift) = drift {
                             drift.explain(&mut failure);
                         }
-                        (failure, None)
+                        return Err(at(offer, &call.contract, (failure, None)).with_usage(usage));
                     }
                 },
                 Err(error) if is_elsewhere_worth_trying(&error) && offers.peek().is_some() => continue,

@@ -69,7 +69,7 @@ impl OrchestratorClient {
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
         let answer = within(deadline, self.exchange(method, path, body, &parts, deadline)).await?;
-        let (output, _) = answer::read(answer)?;
+        let (output, _) = answer::read(answer).map_err(|(failure, _)| failure)?;
         serde_json::from_slice(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
         })
@@ -109,7 +109,7 @@ impl OrchestratorClient {
     }
 }
 
-/// What travels: the context's own limits, and none where it has none, since they become those of the task.
+/// What travels: the context's own limits. The deadline is for the request, the budget for the task it submits.
 fn parts_of(cx: &Context) -> Result<ContextParts, Failure> {
     let mut parts = cx.parts().clone();
     parts.request_id = RequestId::new();

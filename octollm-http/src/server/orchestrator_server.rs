@@ -6,7 +6,7 @@ use http::Method;
 use octollm_core::{Arm, contract::TaskContract, orchestrator::Orchestrator};
 
 use super::{
-    endpoints::{Cancel, KnownArms, List, Status, Submit, Written},
+    endpoints::{ArmCapabilities, Cancel, KnownArms, List, Status, Submit, Written},
     error::ServeError,
     openapi::Document,
     service::HttpService,
@@ -46,9 +46,10 @@ impl OrchestratorServer {
         let mut parts = self.setup.into_parts()?;
         let card = parts.dispatcher.card();
         let document = Document::of(card).with_contracts(card).with_tasks().write();
+        let own = ArmCapabilities { dispatcher: parts.dispatcher.clone(), vitals: parts.vitals.clone() };
         let routes = &mut parts.routes;
         routes.add(Method::GET, "/openapi.json", Written(document))?;
-        routes.add(Method::GET, "/capabilities", KnownArms(orchestrator.clone()))?;
+        routes.add(Method::GET, "/capabilities", KnownArms { orchestrator: orchestrator.clone(), own })?;
         routes.add(Method::POST, "/tasks", Submit(orchestrator.clone()))?;
         routes.add(Method::GET, "/tasks", List(orchestrator.clone()))?;
         routes.add(Method::GET, "/tasks/{id}", Status(orchestrator.clone()))?;

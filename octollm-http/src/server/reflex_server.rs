@@ -52,14 +52,18 @@ impl ReflexServer {
         let mut parts = self.setup.into_parts()?;
         let screen = Screen { reflex, transport: parts.transport.clone() };
         let mut document = Document::of(parts.dispatcher.card()).with_reflex();
-        let (dispatcher, vitals) = (parts.dispatcher.clone(), parts.vitals.clone());
+        let own = ArmCapabilities { dispatcher: parts.dispatcher.clone(), vitals: parts.vitals.clone() };
         let routes = &mut parts.routes;
         routes.add(Method::POST, "/preprocess", Preprocess(screen.clone()))?;
         match orchestrator {
-            None => routes.add(Method::GET, "/capabilities", ArmCapabilities { dispatcher, vitals })?,
+            None => routes.add(Method::GET, "/capabilities", own)?,
             Some(orchestrator) => {
-                document = document.with_tasks();
-                routes.add(Method::GET, "/capabilities", KnownArms(orchestrator.clone()))?;
+                document = document.with_screened_tasks();
+                routes.add(
+                    Method::GET,
+                    "/capabilities",
+                    KnownArms { orchestrator: orchestrator.clone(), own },
+                )?;
                 let submit = ScreenedSubmit { screen, orchestrator: orchestrator.clone() };
                 routes.add(Method::POST, "/tasks", submit)?;
                 routes.add(Method::GET, "/tasks", List(orchestrator.clone()))?;

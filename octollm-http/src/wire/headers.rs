@@ -33,7 +33,7 @@ pub mod names {
     pub const TASK_ID: HeaderName = HeaderName::from_static("octollm-task-id");
     /// In an answer: what was used up.
     pub const USAGE: HeaderName = HeaderName::from_static("octollm-usage");
-    /// Makes a request safe to repeat.
+    /// Names a request that may be repeated. So far its form is checked, and nothing is replayed.
     pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 }
 

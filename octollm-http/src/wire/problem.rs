@@ -68,8 +68,13 @@ impl Problem {
         }
         Self {
             type_uri: "about:blank".into(),
-            // RFC 9110 renamed it; the `http` crate keeps the older words.
-            title: if status == 422 { "Unprocessable Content" } else { title.unwrap_or("Error") }.into(),
+            // RFC 9110 renamed two; the `http` crate keeps the older words.
+            title: match status {
+                413 => "Content Too Large",
+                422 => "Unprocessable Content",
+                _ => title.unwrap_or("Error"),
+            }
+            .into(),
             status,
             detail: failure.message.clone(),
             code: failure.kind,
@@ -86,7 +91,8 @@ impl Problem {
     /// The failure that it tells of.
     pub fn into_failure(mut self) -> Failure {
         let violations = self.details.remove("violations");
-        let mut failure = Failure::new(self.code, self.detail);
+        let words = if self.detail.is_empty() { self.message } else { self.detail };
+        let mut failure = Failure::new(self.code, words);
         failure.violations = violations
             .and_then(|violations| serde_json::from_value::<Violations>(violations).ok())
             .unwrap_or_default();

@@ -82,14 +82,21 @@ impl Endpoint for ArmCapabilities {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+        Reply::json(&self.card(inbound.head))
+    }
+}
+
+impl ArmCapabilities {
+    /// The card as it is now, for a caller who asked with this head.
+    pub(crate) fn card(&self, head: &Parts) -> ArmCard {
         let mut card: ArmCard = self.dispatcher.card().clone();
         if card.endpoint.is_none() {
-            card.endpoint = asked_at(inbound.head).map(|authority| format!("http://{authority}"));
+            card.endpoint = asked_at(head).map(|authority| format!("http://{authority}"));
         }
         if self.vitals.is_draining() {
             card.status = ArmStatus::Unavailable;
         }
-        Reply::json(&card)
+        card
     }
 }
 

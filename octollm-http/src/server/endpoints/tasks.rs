@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use http::{HeaderValue, StatusCode, header};
 use octollm_core::{
     Context,
+    card::ArmCard,
     deadline::Deadline,
     error::{ErrorKind, Failure},
     id::TaskId,
@@ -16,6 +17,7 @@ use octollm_core::{
 };
 use serde::Serialize;
 
+use super::probes::ArmCapabilities;
 use crate::server::{
     intake::percent_decoded,
     respond::{Refusal, Reply},
@@ -30,8 +32,12 @@ pub(crate) struct List(pub(crate) Arc<dyn Orchestrator>);
 pub(crate) struct Status(pub(crate) Arc<dyn Orchestrator>);
 /// `DELETE /tasks/{id}`
 pub(crate) struct Cancel(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /capabilities` of an orchestrator: the cards of the arms it knows.
-pub(crate) struct KnownArms(pub(crate) Arc<dyn Orchestrator>);
+/// `GET /capabilities` of an orchestrator: the cards of the arms it knows, and its own beside them where it serves
+/// contracts itself.
+pub(crate) struct KnownArms {
+    pub(crate) orchestrator: Arc<dyn Orchestrator>,
+    pub(crate) own: ArmCapabilities,
+}
 
 #[async_trait]
 impl Endpoint for Submit {
@@ -105,11 +111,14 @@ impl Endpoint for KnownArms {
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
         #[derive(Serialize)]
-        struct Arms<T> {
-            arms: T,
+        struct Arms {
+            #[serde(flatten)]
+            own: Option<ArmCard>,
+            arms: Vec<ArmCard>,
         }
-        let cards = async { Ok(self.0.cards().await) };
-        Reply::json(&Arms { arms: within(inbound.parts.deadline, cards).await? })
+        let own = Some(self.own.card(inbound.head)).filter(|card| !card.contracts.is_empty());
+        let cards = async { Ok(self.orchestrator.cards().await) };
+        Reply::json(&Arms { own, arms: within(inbound.parts.deadline, cards).await? })
     }
 }
 

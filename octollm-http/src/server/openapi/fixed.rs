@@ -154,7 +154,7 @@ pub(crate) fn parameters() -> Value {
         "CorrelationId": header("X-Correlation-ID", id(), "The same over all hops of one piece of work."),
         "Traceparent": header("traceparent", text(), "W3C Trace Context."),
         "Tracestate": header("tracestate", text(), "W3C Trace Context, the vendors' part."),
-        "IdempotencyKey": header("Idempotency-Key", json!({ "type": "string", "pattern": "^\".{1,255}\"$" }), "Makes the request safe to repeat."),
+        "IdempotencyKey": header("Idempotency-Key", json!({ "type": "string", "pattern": "^\".{1,255}\"$" }), "Names a request that may be repeated. So far its form is checked, and nothing is replayed."),
         "Timeout": header("Octollm-Timeout", json!({ "type": "integer", "minimum": 0 }), "Milliseconds left."),
         "Budget": header("Octollm-Budget", text(), "What may be used up, such as tokens=1000;cost_usd=0.5."),
         "Attempt": header("Octollm-Attempt", json!({ "type": "integer", "minimum": 1 }), "1 for the first try."),

@@ -53,6 +53,15 @@ impl Document {
         self
     }
 
+    /// A reflex may answer a task itself.
+    pub(crate) fn with_screened_tasks(self) -> Self {
+        let mut document = self.with_tasks();
+        let answers = &mut document.paths.entry("/tasks").or_insert(Value::Null)["post"]["responses"];
+        answers["200"] = answers["202"].clone();
+        answers["200"]["description"] = "The task was answered at once, and is not kept.".into();
+        document
+    }
+
     /// Adds the route of a reflex.
     pub(crate) fn with_reflex(mut self) -> Self {
         let (method, path, operation) = fixed::preprocess();

@@ -135,9 +135,13 @@ impl Carrier {
         match self.along(&route, call).await {
             Err(error) if is_gone(&error) => {
                 // The arm has changed behind our back: where its card says so, what it refused is tried anew.
-                self.directory.refresh().await;
-                let now = self.find(&call.contract).await?;
-                if now.is_same(&route) { Err(error) } else { self.along(&now, call).await }
+                self.directory.refresh_arm(error.arm().unwrap_or_default()).await;
+                match self.directory.route(&call.contract) {
+                    Some(now) if !now.is_same(&route) => self.along(&now, call).await,
+                    Some(_) => Err(error),
+                    // Nobody offers it any more, and the failure says what is offered.
+                    None => Err(self.find(&call.contract).await.err().unwrap_or(error)),
+                }
             }
             other => other,
         }

@@ -52,12 +52,23 @@ pub(super) struct Directory {
 #[derive(Default)]
 struct Known {
     routes: HashMap<ContractRef, Arc<Route>>,
-    /// The last card of each arm, and why it gave none the last time.
-    cards: Vec<(Option<ArmCard>, Option<String>)>,
+    cards: Vec<Learned>,
+}
+
+/// What is known of one arm.
+#[derive(Default)]
+struct Learned {
+    /// Its last card.
+    card: Option<ArmCard>,
+    /// Why it gave none the last time.
+    trouble: Option<String>,
+    /// The last round in which it was asked.
+    round: u64,
 }
 
 #[derive(Debug, Default)]
 struct Round {
+    number: u64,
     running: bool,
     ended: Option<Instant>,
 }
@@ -67,7 +78,7 @@ const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
 impl Directory {
     pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
-        let cards = arms.iter().map(|arm| (arm.card.clone(), None)).collect();
+        let cards = arms.iter().map(|arm| Learned { card: arm.card.clone(), ..Learned::default() }).collect();
         let mut known = Known { routes: HashMap::new(), cards };
         known.routes = routes(&arms, &known.cards);
         Self {
@@ -111,14 +122,27 @@ impl Directory {
         let _ = self.begin_round().wait_for(|round| !round.running).await;
     }
 
+    /// Asks all arms again, unless that was done a moment ago, and waits for the answer of this one.
+    pub(super) async fn refresh_arm(self: &Arc<Self>, arm: &str) {
+        let Some(position) = self.arms.iter().position(|known| &*known.id == arm) else { return };
+        let learned_in = || self.known.read().unwrap_or_else(PoisonError::into_inner).cards[position].round;
+        let mut receiver = self.begin_round();
+        loop {
+            let Round { number, running, .. } = *receiver.borrow_and_update();
+            if !running || learned_in() == number || receiver.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// The cards of the arms that could be asked the last time.
     pub(super) fn cards(&self) -> Vec<ArmCard> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known
             .cards
             .iter()
-            .filter(|(_, trouble)| trouble.is_none())
-            .filter_map(|(card, _)| card.clone())
+            .filter(|learned| learned.trouble.is_none())
+            .filter_map(|learned| learned.card.clone())
             .collect()
     }
 
@@ -166,7 +190,9 @@ impl Directory {
         let begun = self.round.send_if_modified(|round| {
             let due = round.ended.is_none_or(|ended| ended.elapsed() >= BETWEEN_ROUNDS);
             let begin = !nobody_to_ask && !round.running && due;
-            round.running |= begin;
+            if begin {
+                (round.number, round.running) = (round.number + 1, true);
+            }
             begin
         });
         if begun {
@@ -177,11 +203,13 @@ impl Directory {
 
     fn learn(&self, arm: usize, answer: Result<ArmCard, String>) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.cards[arm] = match answer {
-            Ok(card) => (Some(card), None),
+        let learned = &mut known.cards[arm];
+        learned.round = self.round.borrow().number;
+        match answer {
+            Ok(card) => (learned.card, learned.trouble) = (Some(card), None),
             // What it offered it may still offer: calls will tell.
-            Err(trouble) => (known.cards[arm].0.take(), Some(trouble)),
-        };
+            Err(trouble) => learned.trouble = Some(trouble),
+        }
         known.routes = routes(&self.arms, &known.cards);
         drop(known);
         self.round.send_modify(|_| ());
@@ -198,7 +226,7 @@ impl Directory {
             .arms
             .iter()
             .zip(&known.cards)
-            .filter_map(|(arm, (_, trouble))| Some((&*arm.id, trouble.as_deref()?)))
+            .filter_map(|(arm, learned)| Some((&*arm.id, learned.trouble.as_deref()?)))
             .collect();
         let mut failure = not_offered("any arm", contract, &offered);
         if !silent.is_empty() {
@@ -214,12 +242,9 @@ impl Directory {
     }
 }
 
-fn routes(
-    arms: &[ConfiguredArm],
-    cards: &[(Option<ArmCard>, Option<String>)],
-) -> HashMap<ContractRef, Arc<Route>> {
+fn routes(arms: &[ConfiguredArm], cards: &[Learned]) -> HashMap<ContractRef, Arc<Route>> {
     let known = arms.iter().zip(cards);
-    route::all(known.filter_map(|(arm, (card, _))| Some((&arm.id, &*arm.endpoints, card.as_ref()?))))
+    route::all(known.filter_map(|(arm, learned)| Some((&arm.id, &*arm.endpoints, learned.card.as_ref()?))))
 }
 
 /// Ends the round however its task ends.
@@ -227,7 +252,7 @@ struct RunningRound(Arc<Directory>);
 
 impl Drop for RunningRound {
     fn drop(&mut self) {
-        self.0.round.send_modify(|round| *round = Round { running: false, ended: Some(Instant::now()) });
+        self.0.round.send_modify(|round| (round.running, round.ended) = (false, Some(Instant::now())));
     }
 }
 

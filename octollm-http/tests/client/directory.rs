@@ -146,6 +146,17 @@ async fn a_route_that_moved_is_followed_once_its_card_says_where() {
 }
 
 #[tokio::test]
+async fn an_arms_own_404_does_not_wait_for_the_other_arms() {
+    let silent = Peer::start(|_| async { Answer::Silence }).await;
+    let peer = Peer::arm(|_| async { Answer::Json(404, json!({ "detail": "no such document" })) }).await;
+    let arms = Arms::builder().arm("coder", &silent.url).arm("judge", &peer.url).build().unwrap();
+    let began = Instant::now();
+    let error = arms.call(check()).await.unwrap_err();
+    assert_eq!((error.kind(), &*error.failure().message), (ErrorKind::NotFound, "no such document"));
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn where_one_url_refuses_the_next_is_tried() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let arms = judge(&format!("{},{}", nobody().await, peer.url));

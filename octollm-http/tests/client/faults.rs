@@ -4,7 +4,11 @@ use std::{collections::HashSet, sync::Mutex, time::Duration};
 
 use octollm_core::error::{CallError, ErrorKind};
 use octollm_http::client::{Arms, ClientConfig};
-use tokio::{io::AsyncReadExt, net::TcpListener};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::timeout,
+};
 
 use crate::peer::{Answer, Check, Peer, card, check, json_answer, judge, judge_within, short, until};
 
@@ -186,6 +190,25 @@ async fn no_connection_means_nothing_was_done() {
         assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
         assert!(error.retryable() && !error.may_have_executed());
     }
+}
+
+#[tokio::test]
+async fn a_black_hole_is_given_up_after_the_connect_limit() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    // Nobody accepts: once its queue is full, the system answers no more.
+    let mut queued = Vec::new();
+    while let Ok(Ok(socket)) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+        queued.push(socket);
+    }
+    let url = format!("http://{address}");
+    let arms = Arms::builder().arm_serving::<Check>("judge", &url).config(short()).build().unwrap();
+    let error = arms.call(check()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable);
+    assert_eq!(error.failure().message, "no connection within 300ms");
+    assert!(error.retryable() && !error.may_have_executed());
 }
 
 #[tokio::test]

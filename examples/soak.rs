@@ -56,7 +56,11 @@ async fn main() -> Result<(), octollm::Error> {
         let system = mesh.clone();
         running.spawn(async move {
             let task = system.run(TaskRequest::new(number.to_string())).await;
-            task.is_ok_and(|task| task.result.is_some_and(|result| result.output == number + 2))
+            let right = |task: &Task| task.result.as_ref().is_some_and(|result| result.output == number + 2);
+            if !task.as_ref().is_ok_and(right) {
+                eprintln!("task {number}: {task:?}");
+            }
+            task.as_ref().is_ok_and(right)
         });
         if (number + 1) % (total / 10).max(1) == 0 {
             mesh.forget_calls();

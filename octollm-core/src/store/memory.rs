@@ -33,8 +33,9 @@ struct Row {
 }
 
 impl MemoryStore {
-    /// How many finished tasks are kept unless told otherwise.
-    pub const FINISHED_KEPT: usize = 1_000;
+    /// How many finished tasks are kept unless told otherwise: so many may finish before whoever waits for one has asked
+    /// for its result.
+    pub const FINISHED_KEPT: usize = 10_000;
 
     /// An empty store.
     pub fn new() -> Self {

@@ -48,6 +48,8 @@ pub struct Outcome {
     pub result: Result<Bytes, ArmError>,
     /// What was used up, either way.
     pub usage: Usage,
+    /// How many calls the arm made, without those that it gave names.
+    pub calls: u32,
 }
 
 /// What an execution runs with, beside its input.
@@ -156,7 +158,7 @@ impl Route {
     pub async fn execute(&self, input: &[u8], around: Surroundings) -> Outcome {
         let Surroundings { mut parts, transport, cancellation, updates } = around;
         if let Some(failure) = spent(parts.deadline, parts.budget) {
-            return Outcome { result: Err(failure.into()), usage: Usage::default() };
+            return Outcome { result: Err(failure.into()), usage: Usage::default(), calls: 0 };
         }
         parts.deadline = earlier(parts.deadline, Some(Deadline::after(self.spec.timeout)));
         let limit = parts.deadline;
@@ -169,7 +171,7 @@ impl Route {
         if let Err(error) = &result {
             log(&self.contract, &cx, error);
         }
-        Outcome { result, usage: cx.used() }
+        Outcome { result, usage: cx.used(), calls: cx.ordered_calls() }
     }
 
     async fn guarded(

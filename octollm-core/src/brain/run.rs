@@ -129,7 +129,8 @@ async fn execute(inner: &Inner, record: &TaskRecord, started: &Started) -> (Outc
         outcome = route.execute(input.as_bytes(), around) => outcome,
         never = tell_progress(inner, record, &started.log) => match never {},
     };
-    if let Some(failure) = journal.mismatch(outcome.result.is_ok()) {
+    let ended_well = outcome.result.is_ok();
+    if let Some(failure) = journal.mismatch(ended_well.then_some(outcome.calls)) {
         outcome.result = Err(failure.into());
     }
     if let Ok(output) = &outcome.result
@@ -141,7 +142,7 @@ async fn execute(inner: &Inner, record: &TaskRecord, started: &Started) -> (Outc
 }
 
 fn failed(failure: Failure) -> Outcome {
-    Outcome { result: Err(failure.into()), usage: Default::default() }
+    Outcome { result: Err(failure.into()), usage: Default::default(), calls: 0 }
 }
 
 fn surroundings(

@@ -260,6 +260,11 @@ impl Context {
         self.0.transport.cards().await
     }
 
+    /// How many calls were made without a name of their own.
+    pub(crate) fn ordered_calls(&self) -> u32 {
+        self.0.steps.load(Ordering::Relaxed)
+    }
+
     fn next_step(&self) -> StepKey {
         StepKey::Order(self.0.steps.fetch_add(1, Ordering::Relaxed))
     }

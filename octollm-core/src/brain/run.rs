@@ -1,11 +1,13 @@
 //! Runs one task, from the queue to its last status.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::{
@@ -45,14 +47,32 @@ pub(super) async fn take_free(inner: &Arc<Inner>) -> Result<usize, Failure> {
 /// Starts tasks for as long as some wait and more may run.
 pub(super) fn start_waiting(inner: &Arc<Inner>) {
     while let Some(started) = inner.desk.next() {
-        let inner = inner.clone();
+        let in_hand = InHand { inner: inner.clone(), started };
         tokio::spawn(async move {
-            run(&inner, &started).await;
-            inner.desk.done(&started.id);
-            // Behind `done`, so that who watches on is told by the store.
-            started.log.close();
+            // Stores and buses are others' code.
+            let ran = AssertUnwindSafe(run(&in_hand.inner, &in_hand.started)).catch_unwind().await;
+            if ran.is_err() {
+                tracing::error!(task = %in_hand.started.id, "the run of a task panicked");
+            }
+            let inner = in_hand.inner.clone();
+            drop(in_hand);
             start_waiting(&inner);
         });
+    }
+}
+
+/// A task that has its place among those that run. Dropped, also with the runtime that it ran on, it gives the place
+/// back.
+struct InHand {
+    inner: Arc<Inner>,
+    started: Started,
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.inner.desk.done(&self.started.id);
+        // Behind `done`, so that who watches on is told by the store.
+        self.started.log.close();
     }
 }
 

@@ -38,7 +38,7 @@ use crate::{
     id::TaskId,
     orchestrator::{Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates},
     store::{JournalEntry, StoreError, TaskFilter, TaskStore},
-    task::{Submission, Task, TaskRecord},
+    task::{IllegalTransition, Submission, Task, TaskRecord, TaskStatus},
     transport::Transport,
 };
 
@@ -106,11 +106,20 @@ impl Brain {
     /// # Errors
     /// [`ErrorKind::TaskNotFound`]; [`ErrorKind::Conflict`] unless it has failed; [`ErrorKind::Overloaded`].
     pub async fn rerun(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-        let record = self.change(id, cx, |record, now| {
-            record.requeue(now).map_err(|error| Failure::new(ErrorKind::Conflict, error.to_string()))
-        });
-        let record = record.await?;
+        let failed = |record: &TaskRecord| match record.task.status {
+            TaskStatus::Failed => Ok(()),
+            from => Err(conflict(IllegalTransition { from, to: TaskStatus::Queued })),
+        };
+        failed(&self.visible(id, cx).await?)?;
+        self.0.desk.has_room()?;
+        // While nobody may take it: the next run would find what is to be forgotten.
         self.0.store.forget_failures(id).await?;
+        let record = self
+            .change(id, cx, |record, now| {
+                failed(record)?;
+                record.requeue(now).map_err(conflict)
+            })
+            .await?;
         self.0.announcer.status(&record, Duration::ZERO).await;
         self.enqueue(&record)?;
         Ok(record.task)
@@ -293,7 +302,7 @@ impl Orchestrator for Brain {
     }
 }
 
-fn conflict(error: crate::task::IllegalTransition) -> Failure {
+fn conflict(error: IllegalTransition) -> Failure {
     Failure::new(ErrorKind::Conflict, error.to_string())
 }
 

@@ -121,7 +121,8 @@ impl Brain {
             })
             .await?;
         self.0.announcer.status(&record, Duration::ZERO).await;
-        self.enqueue(&record)?;
+        keeper::start(&self.0);
+        self.enqueue(&record);
         Ok(record.task)
     }
 
@@ -191,12 +192,12 @@ impl Brain {
         }
     }
 
-    /// Puts a task in the queue, and starts what can be started.
-    fn enqueue(&self, record: &TaskRecord) -> Result<(), Failure> {
-        keeper::start(&self.0);
-        self.0.desk.enqueue(record.id(), record.priority)?;
-        run::start_waiting(&self.0);
-        Ok(())
+    /// Puts a task that the store has in the queue, and starts what can be started. Where the brain was closed
+    /// meanwhile, the task waits in the store for another one, like all that it leaves.
+    fn enqueue(&self, record: &TaskRecord) {
+        if self.0.desk.enqueue(record.id(), record.priority) {
+            run::start_waiting(&self.0);
+        }
     }
 
     async fn queue_new(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
@@ -204,12 +205,14 @@ impl Brain {
         route.check(submission.input.to_string().as_bytes())?;
         submission.budget.check().map_err(Failure::invalid)?;
         self.0.desk.has_room()?;
+        // Finds the task again should this be dropped half way.
+        keeper::start(&self.0);
         let owner = cx.caller().map(|caller| caller.subject.clone());
         let correlation = cx.correlation_id().clone();
         let record = TaskRecord::new(submission, owner, correlation, self.0.clock.now());
         self.0.store.create(record.clone()).await?;
         self.0.announcer.status(&record, Duration::ZERO).await;
-        self.enqueue(&record)?;
+        self.enqueue(&record);
         Ok(record.task)
     }
 

@@ -38,7 +38,7 @@ pub(super) async fn take_free(inner: &Arc<Inner>) -> Result<usize, Failure> {
         if inner.desk.has_room().is_err() {
             break;
         }
-        taken += usize::from(inner.desk.enqueue(record.id(), record.priority)?);
+        taken += usize::from(inner.desk.enqueue(record.id(), record.priority));
     }
     start_waiting(inner);
     Ok(taken)

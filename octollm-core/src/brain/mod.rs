@@ -278,7 +278,11 @@ impl Orchestrator for Brain {
         if let Some(log) = self.0.desk.stop(id, Stop::Cancel) {
             let mut updates = log.watch(None);
             while updates.next().await.is_some() {}
-            return Ok(self.live(self.visible(id, cx).await?));
+            let record = self.visible(id, cx).await?;
+            if record.task.status.is_finished() {
+                return Ok(record.task);
+            }
+            // It has stopped and its end was not written, or it was queued again: it is cancelled where it waits.
         }
         let record = self
             .change(id, cx, |record, now| {
@@ -287,6 +291,8 @@ impl Orchestrator for Brain {
             })
             .await?;
         self.0.desk.forget(&record);
+        // It may have been started since it was looked for.
+        self.0.desk.stop(id, Stop::Lost);
         Ok(record.task)
     }
 

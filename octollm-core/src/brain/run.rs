@@ -30,6 +30,10 @@ use crate::{
 /// How many tasks are taken from the store at a time.
 const TAKEN_AT_ONCE: usize = 256;
 
+/// The end of a task is written once more after so long, and each time after twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_millis(1_600);
+
 /// Takes up tasks from the store that this brain can run and nobody does.
 pub(super) async fn take_free(inner: &Arc<Inner>) -> Result<usize, Failure> {
     let mut taken = 0;
@@ -90,7 +94,18 @@ async fn run(inner: &Arc<Inner>, started: &Started) {
     inner.announcer.status(&record, Duration::ZERO).await;
     started.log.status(&record.task);
     let (outcome, arms) = execute(inner, &record, started).await;
-    let written = finish(inner, started, &record, outcome, arms, begun.elapsed()).await;
+    let took = begun.elapsed();
+    let mut pause = FIRST_PAUSE;
+    let written = loop {
+        match finish(inner, started, &record, &outcome, &arms, took).await {
+            Err(error) if pause <= LAST_PAUSE => {
+                tracing::warn!(task = %started.id, %error, "end of task not written yet");
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            written => break written,
+        }
+    };
     if let Err(error) = written {
         // The lease runs out, and another run finds the journal as it is.
         tracing::error!(task = %started.id, %error, "end of task not written");
@@ -206,8 +221,8 @@ async fn finish(
     inner: &Inner,
     started: &Started,
     record: &TaskRecord,
-    outcome: Outcome,
-    arms: Vec<String>,
+    outcome: &Outcome,
+    arms: &[String],
     took: Duration,
 ) -> Result<(), StoreError> {
     let stop = inner.desk.stopped(&started.id);
@@ -219,10 +234,10 @@ async fn finish(
             return Ok(());
         };
         let taken = &mut current.task.metadata;
-        (taken.arms_used, taken.tokens_used) = (arms.clone(), outcome.usage.tokens);
+        (taken.arms_used, taken.tokens_used) = (arms.to_vec(), outcome.usage.tokens);
         (taken.cost, taken.duration_seconds) = (outcome.usage.cost, took.as_secs_f64());
         current.task.progress = started.log.progress();
-        if end(inner, &mut current, &outcome, stop).is_err() {
+        if end(inner, &mut current, outcome, stop).is_err() {
             tell_as_stored(inner, started).await;
             return Ok(());
         }

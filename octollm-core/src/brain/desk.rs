@@ -42,6 +42,7 @@ struct State {
     running: HashMap<TaskId, Running>,
     closed: bool,
     keeper: bool,
+    more_is_free: bool,
 }
 
 struct Running {
@@ -193,6 +194,17 @@ impl Desk {
     pub(super) async fn idle(&self) {
         // The sender is ours: it cannot be gone.
         let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
+    }
+
+    /// The store had more tasks than were taken at a time.
+    pub(super) fn more_is_free(&self) {
+        self.state().more_is_free = true;
+    }
+
+    /// Whether no task waits here any more while the store may have some. Says so once.
+    pub(super) fn ran_dry(&self) -> bool {
+        let mut state = self.state();
+        !state.closed && state.queue.len() == 0 && std::mem::take(&mut state.more_is_free)
     }
 
     /// Whether this is the first to ask: a brain has one keeper.

@@ -89,7 +89,8 @@ impl Brain {
         &self.0.transport
     }
 
-    /// Takes up tasks in the store that this brain can run and nobody does, and says how many.
+    /// Takes up tasks in the store that this brain can run and nobody does, and says how many: 256 at most, and further
+    /// ones when those are done.
     ///
     /// A brain does so by itself, at a third of its lease, once it has been given its first task. A brain that is to go
     /// on where another stopped calls this when it starts.

@@ -38,7 +38,11 @@ const LAST_PAUSE: Duration = Duration::from_millis(1_600);
 pub(super) async fn take_free(inner: &Arc<Inner>) -> Result<usize, Failure> {
     let mut taken = 0;
     let contracts: Vec<_> = inner.dispatcher.routes().iter().map(|route| route.contract().clone()).collect();
-    for record in inner.store.free(&contracts, inner.clock.now(), TAKEN_AT_ONCE).await? {
+    let free = inner.store.free(&contracts, inner.clock.now(), TAKEN_AT_ONCE).await?;
+    if free.len() == TAKEN_AT_ONCE {
+        inner.desk.more_is_free();
+    }
+    for record in free {
         if inner.desk.has_room().is_err() {
             break;
         }
@@ -61,6 +65,11 @@ pub(super) fn start_waiting(inner: &Arc<Inner>) {
             let inner = in_hand.inner.clone();
             drop(in_hand);
             start_waiting(&inner);
+            if inner.desk.ran_dry()
+                && let Err(error) = take_free(&inner).await
+            {
+                tracing::warn!(%error, "tasks not looked for");
+            }
         });
     }
 }

@@ -31,7 +31,8 @@ impl Cost {
     /// [`InvalidBudget`] for NaN, a negative amount, or more than 18 billion dollars.
     pub fn from_dollars(dollars: f64) -> Result<Self, InvalidBudget> {
         let nano_dollars = dollars * NANO as f64;
-        if !(0.0..1.8e19).contains(&nano_dollars) {
+        // As many as there are, so that whatever was written as dollars is read again.
+        if !(0.0..=u64::MAX as f64).contains(&nano_dollars) {
             return Err(InvalidBudget);
         }
         Ok(Self { nano_dollars: nano_dollars.round() as u64 })
@@ -288,6 +289,13 @@ mod tests {
         #[test]
         fn using_in_two_parts_is_using_at_once(budget in budgets(), a in usages(), b in usages()) {
             prop_assert_eq!(budget.after(a).after(b), budget.after(a.plus(b)));
+        }
+
+        #[test]
+        fn whatever_is_written_as_json_is_read_again(nano in prop_oneof![any::<u64>(), Just(u64::MAX), (u64::MAX - 1_000_000_000)..u64::MAX]) {
+            let text = serde_json::to_string(&Cost::from_nano_dollars(nano)).unwrap();
+            let read: Cost = serde_json::from_str(&text).unwrap();
+            prop_assert!(read.nano_dollars.abs_diff(nano) <= nano >> 50, "{text}");
         }
 
         #[test]

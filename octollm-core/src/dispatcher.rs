@@ -1,6 +1,11 @@
 //! One arm with all its contracts, ready to take calls from any transport.
 
-use std::{fmt, marker::PhantomData, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    fmt,
+    marker::PhantomData,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -43,6 +48,8 @@ pub struct Outcome {
     pub result: Result<Bytes, ArmError>,
     /// What was used up, either way.
     pub usage: Usage,
+    /// How many calls the arm made, without those that it gave names.
+    pub calls: u32,
 }
 
 /// What an execution runs with, beside its input.
@@ -135,9 +142,10 @@ impl Route {
     /// Checks an input without running it.
     ///
     /// # Errors
-    /// [`ErrorKind::BadRequest`] or [`ErrorKind::ValidationFailed`].
+    /// [`ErrorKind::BadRequest`] or [`ErrorKind::ValidationFailed`]; [`ErrorKind::ArmPanicked`] where the contract's own
+    /// code did.
     pub fn check(&self, input: &[u8]) -> Result<(), Failure> {
-        self.handler.check(input)
+        catch_unwind(AssertUnwindSafe(|| self.handler.check(input))).unwrap_or_else(|_| Err(panicked()))
     }
 
     /// Runs the arm once.
@@ -150,7 +158,7 @@ impl Route {
     pub async fn execute(&self, input: &[u8], around: Surroundings) -> Outcome {
         let Surroundings { mut parts, transport, cancellation, updates } = around;
         if let Some(failure) = spent(parts.deadline, parts.budget) {
-            return Outcome { result: Err(failure.into()), usage: Usage::default() };
+            return Outcome { result: Err(failure.into()), usage: Usage::default(), calls: 0 };
         }
         parts.deadline = earlier(parts.deadline, Some(Deadline::after(self.spec.timeout)));
         let limit = parts.deadline;
@@ -166,7 +174,7 @@ impl Route {
         let usage = cx.used();
         // Whatever the arm says of itself: what was used up was used up by work.
         let result = result.map_err(|error| if usage == Usage::default() { error } else { error.executed() });
-        Outcome { result, usage }
+        Outcome { result, usage, calls: cx.ordered_calls() }
     }
 
     async fn guarded(
@@ -176,18 +184,26 @@ impl Route {
         cancellation: &CancellationToken,
         limit: Option<Deadline>,
     ) -> Result<Bytes, ArmError> {
-        let work = AssertUnwindSafe(self.handler.run(input, cx)).catch_unwind();
+        let mut work = AssertUnwindSafe(self.handler.run(input, cx)).catch_unwind();
         let kind = tokio::select! {
             biased;
-            answer = work => {
-                return answer.unwrap_or_else(|_| Err(ArmError::new(ErrorKind::ArmPanicked, "the arm failed")));
-            }
+            // Before the arm, which would see its calls fail and could answer with what it has.
             () = cancellation.cancelled() => ErrorKind::Cancelled,
+            answer = &mut work => return answer.unwrap_or_else(|_| Err(panicked().into())),
             () = until(limit) => ErrorKind::DeadlineExceeded,
         };
         cancellation.cancel();
+        // What the arm holds may panic as well, on its way out.
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(work)));
+        if dropped.is_err() {
+            tracing::error!(contract = %self.contract, "the arm panicked while it was dropped");
+        }
         Err(Failure::of(kind).into())
     }
+}
+
+fn panicked() -> Failure {
+    Failure::of(ErrorKind::ArmPanicked)
 }
 
 async fn until(limit: Option<Deadline>) {
@@ -256,5 +272,66 @@ impl fmt::Debug for Route {
 impl fmt::Debug for Surroundings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Surroundings").field("parts", &self.parts).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemars::JsonSchema;
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::{
+        contract::{NoChunk, Violations},
+        transport::NoArms,
+    };
+
+    /// A contract whose own code panics: where it is checked, and where its output is written.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    struct Panics {
+        in_check: bool,
+    }
+
+    #[derive(Deserialize, JsonSchema)]
+    struct Unwritable;
+
+    impl Serialize for Unwritable {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            panic!("while it is written")
+        }
+    }
+
+    impl TaskContract for Panics {
+        type Output = Unwritable;
+        type Chunk = NoChunk;
+        const SPEC: ContractSpec = ContractSpec::new("test.panics", "/panics", "test:panics");
+
+        fn check(&self) -> Result<(), Violations> {
+            assert!(!self.in_check, "while it is checked");
+            Ok(())
+        }
+    }
+
+    struct Arms;
+
+    #[async_trait]
+    impl Arm<Panics> for Arms {
+        async fn execute(&self, _: Panics, _: &Context) -> Result<Unwritable, ArmError> {
+            Ok(Unwritable)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_contract_itself_is_a_failure_too() {
+        let mut dispatcher = Dispatcher::new("test");
+        dispatcher.serve::<Panics>(Arms);
+        let route = &dispatcher.routes()[0];
+        let checked = route.check(br#"{"in_check":true}"#);
+        assert_eq!(checked.unwrap_err().kind, ErrorKind::ArmPanicked);
+        for input in ["{\"in_check\":true}", "{\"in_check\":false}"] {
+            let around = Surroundings::new(ContextParts::new(), Arc::new(NoArms));
+            let error = route.execute(input.as_bytes(), around).await.result.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ArmPanicked);
+        }
     }
 }

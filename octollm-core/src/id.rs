@@ -4,7 +4,7 @@ use std::{
     fmt,
     str::FromStr,
     sync::{
-        LazyLock,
+        LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -31,6 +31,14 @@ fn push_base62(mut value: u64, width: usize, text: &mut String) {
     text.extend(digits[11 - width..].iter().map(|&digit| char::from(digit)));
 }
 
+/// UUIDs that several threads make at once do not always count up.
+fn behind_the_last(milliseconds: u64, count: u64) -> (u64, u64) {
+    static LAST: Mutex<(u64, u64)> = Mutex::new((0, 0));
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    *last = (last.0, last.1 + 1).max((milliseconds, count));
+    *last
+}
+
 /// Names one task: `task_` and 16 letters or digits, which sort by the time of their making.
 ///
 /// The first eight encode milliseconds since 1970, the rest are a counter that starts anew from random bits each
@@ -46,6 +54,7 @@ impl TaskId {
         let milliseconds = (bits >> 80) as u64;
         // 12 bits behind the version, 35 behind the variant: the part of a UUIDv7 that counts up.
         let count = (((bits >> 64) as u64 & 0xfff) << 35) | ((bits as u64 & (u64::MAX >> 2)) >> 27);
+        let (milliseconds, count) = behind_the_last(milliseconds, count);
         let mut text = String::with_capacity(21);
         text.push_str("task_");
         push_base62(milliseconds, 8, &mut text);
@@ -184,6 +193,18 @@ mod tests {
         let ids: Vec<_> = (0..10_000).map(|_| TaskId::new()).collect();
         assert!(ids.is_sorted_by(|a, b| a < b));
         assert!(ids.iter().all(|id| id.as_str().parse::<TaskId>().is_ok()));
+    }
+
+    #[test]
+    fn each_thread_has_greater_ids_later_and_no_two_have_the_same() {
+        let make = || (0..50_000).map(|_| TaskId::new()).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(make)).collect();
+        let mut all = std::collections::HashSet::new();
+        for ids in threads.into_iter().map(|thread| thread.join().unwrap()) {
+            assert!(ids.is_sorted_by(|a, b| a < b));
+            all.extend(ids);
+        }
+        assert_eq!(all.len(), 400_000);
     }
 
     #[test]

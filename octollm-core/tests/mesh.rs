@@ -305,6 +305,16 @@ async fn deadline_and_budget_shrink_from_hop_to_hop() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_failure_in_time_ends_a_batch() {
+    let (mesh, adder) = mesh().await;
+    mesh.fault("adder", Fault::error(ErrorKind::Unavailable).once().after(1));
+    let begun = Instant::now();
+    let error = mesh.context().call_all([slow(9_000), add(1), slow(9_000)]).await.unwrap_err();
+    assert_eq!((error.kind(), begun.elapsed()), (ErrorKind::Unavailable, Duration::ZERO));
+    assert_eq!(adder.counts().1, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn ten_thousand_calls_and_none_is_lost() {
     let (mesh, adder) = mesh().await;
     mesh.fault("adder", Fault::Crash.times(10).after(500));

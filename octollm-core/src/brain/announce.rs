@@ -11,7 +11,10 @@ use crate::{
     update::Progress,
 };
 
-/// Publishes `task.*` events. A bus that takes none holds up no task: that is logged.
+/// How long a bus may take over one event.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Publishes `task.*` events. A bus that takes none, or not in time, holds up no task: that is logged.
 #[derive(Clone)]
 pub(super) struct Announcer {
     pub(super) bus: Arc<dyn EventBus>,
@@ -56,7 +59,10 @@ impl Announcer {
                     .with_subject(id)
                     .with_correlation_id(record.correlation_id.as_str())
                     .with_partition_key(id);
-                self.bus.publish(event).await.map_err(|error| error.to_string())
+                match tokio::time::timeout(PATIENCE, self.bus.publish(event)).await {
+                    Ok(published) => published.map_err(|error| error.to_string()),
+                    Err(_) => Err(format!("the bus did not take it within {PATIENCE:?}")),
+                }
             }
             Err(error) => Err(error.to_string()),
         };

@@ -64,7 +64,8 @@ impl BrainBuilder {
         self
     }
 
-    /// Sets the bus that is told what becomes of tasks.
+    /// Sets the bus that is told what becomes of tasks. It is given a second for each event; then the task goes on, and
+    /// whether the event is heard is open.
     #[must_use]
     pub fn bus(mut self, bus: impl EventBus) -> Self {
         self.bus = Arc::new(bus);

@@ -42,12 +42,22 @@ struct State {
     running: HashMap<TaskId, Running>,
     closed: bool,
     keeper: bool,
+    more_is_free: bool,
 }
 
 struct Running {
     log: Arc<UpdateLog>,
     cancellation: CancellationToken,
     stop: Option<Stop>,
+    /// It was queued again while it ran.
+    again: Option<Priority>,
+}
+
+impl State {
+    fn wait(&mut self, id: &TaskId, priority: Priority) {
+        self.queue.push(priority, id.clone());
+        self.waiting.insert(id.clone(), (priority, Arc::new(UpdateLog::new(id.clone()))));
+    }
 }
 
 /// A task that has just been taken from the queue to be run.
@@ -86,17 +96,18 @@ impl Desk {
 
     /// Puts a task in the queue, unless it is in hand already. Tasks that were let in before the queue filled up, or that
     /// the store kept, are never turned away here: they are known to the store and wait there.
-    pub(super) fn enqueue(&self, id: &TaskId, priority: Priority) -> Result<bool, Failure> {
+    /// One that still runs, because its end is being told, is queued once it is done.
+    pub(super) fn enqueue(&self, id: &TaskId, priority: Priority) -> bool {
         let mut state = self.state();
-        if state.closed {
-            return Err(Failure::new(ErrorKind::Unavailable, "the brain is closed"));
+        if state.closed || state.waiting.contains_key(id) {
+            return false;
         }
-        if state.waiting.contains_key(id) || state.running.contains_key(id) {
-            return Ok(false);
+        if let Some(running) = state.running.get_mut(id) {
+            running.again = Some(priority);
+            return false;
         }
-        state.queue.push(priority, id.clone());
-        state.waiting.insert(id.clone(), (priority, Arc::new(UpdateLog::new(id.clone()))));
-        Ok(true)
+        state.wait(id, priority);
+        true
     }
 
     /// Takes the next task from the queue, if one waits and may run.
@@ -108,7 +119,8 @@ impl Desk {
         let id = state.queue.pop()?;
         let (_, log) = state.waiting.remove(&id)?;
         let cancellation = CancellationToken::new();
-        let running = Running { log: log.clone(), cancellation: cancellation.clone(), stop: None };
+        let running =
+            Running { log: log.clone(), cancellation: cancellation.clone(), stop: None, again: None };
         state.running.insert(id.clone(), running);
         self.running.send_replace(state.running.len());
         Some(Started { id, log, cancellation })
@@ -117,7 +129,10 @@ impl Desk {
     /// A task no longer runs.
     pub(super) fn done(&self, id: &TaskId) {
         let mut state = self.state();
-        state.running.remove(id);
+        let again = state.running.remove(id).and_then(|running| running.again);
+        if let Some(priority) = again.filter(|_| !state.closed) {
+            state.wait(id, priority);
+        }
         self.running.send_replace(state.running.len());
     }
 
@@ -179,6 +194,17 @@ impl Desk {
     pub(super) async fn idle(&self) {
         // The sender is ours: it cannot be gone.
         let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
+    }
+
+    /// The store had more tasks than were taken at a time.
+    pub(super) fn more_is_free(&self) {
+        self.state().more_is_free = true;
+    }
+
+    /// Whether no task waits here any more while the store may have some. Says so once.
+    pub(super) fn ran_dry(&self) -> bool {
+        let mut state = self.state();
+        !state.closed && state.queue.len() == 0 && std::mem::take(&mut state.more_is_free)
     }
 
     /// Whether this is the first to ask: a brain has one keeper.

@@ -93,17 +93,18 @@ impl Journal {
         self.state().arms.clone()
     }
 
-    /// Why this run does not fit its journal: a call that differed, or, once the run has ended well, an ordered step
-    /// that it no longer takes. Named steps may be left out: that is what names are for.
-    pub(super) fn mismatch(&self, ended_well: bool) -> Option<Failure> {
+    /// Why this run does not fit its journal: a call that differed, or, once the run has ended well with so many ordered
+    /// `calls`, a step behind those. A call that was made and dropped before it was looked at, because another one had
+    /// failed, is none. Named steps may be left out: that is what names are for.
+    pub(super) fn mismatch(&self, calls: Option<u32>) -> Option<Failure> {
         let state = self.state();
-        let left_out = || {
-            let ordered = |step: &&StepKey| matches!(step, StepKey::Order(_));
-            let step = state.recorded.keys().filter(ordered).min()?;
+        let left_out = |calls: u32| {
+            let behind = |step: &&StepKey| matches!(step, StepKey::Order(order) if *order >= calls);
+            let step = state.recorded.keys().filter(behind).min()?;
             let contract = &state.recorded.get(step)?.contract;
             Some(mismatch(format!("step {step} was {contract} and is no longer taken")))
         };
-        state.mismatch.clone().or_else(|| if ended_well { left_out() } else { None })
+        state.mismatch.clone().or_else(|| calls.and_then(left_out))
     }
 
     async fn record(&self, entry: JournalEntry) -> Result<(), Failure> {

@@ -2,11 +2,13 @@
 
 use std::sync::{Arc, Weak};
 
+use futures_util::{StreamExt, stream};
+
 use super::{Inner, desk::Stop, run};
 use crate::{
     id::TaskId,
     store::StoreError,
-    task::{Lease, TaskRecord, TaskStatus},
+    task::{Lease, TaskRecord},
 };
 
 /// Starts the keeper of a brain, once. It ends with the brain.
@@ -23,14 +25,21 @@ async fn keep(brain: Weak<Inner>, every: std::time::Duration) {
         if inner.desk.is_closed() {
             return;
         }
-        for id in inner.desk.running() {
-            if let Err(error) = renew(&inner, &id).await {
-                tracing::warn!(task = %id, %error, "lease not renewed");
-            }
-        }
+        let renewals = inner.desk.running().into_iter().map(|id| renew_or_tell(&inner, id));
+        // One behind the other, leases would run out while a slow store is asked for the first of them.
+        stream::iter(renewals).for_each_concurrent(RENEWED_AT_ONCE, |renewal| renewal).await;
         if let Err(error) = run::take_free(&inner).await {
             tracing::warn!(%error, "tasks not looked for");
         }
+    }
+}
+
+/// How many leases are renewed at a time.
+const RENEWED_AT_ONCE: usize = 64;
+
+async fn renew_or_tell(inner: &Inner, id: TaskId) {
+    if let Err(error) = renew(inner, &id).await {
+        tracing::warn!(task = %id, %error, "lease not renewed");
     }
 }
 
@@ -43,7 +52,7 @@ async fn renew(inner: &Inner, id: &TaskId) -> Result<(), StoreError> {
         };
         if !is_ours(&record, &inner.holder) {
             // Between being taken from the queue and being started it is nobody's yet.
-            if record.task.status != TaskStatus::Queued {
+            if !record.is_free(inner.clock.now()) {
                 inner.desk.stop(id, Stop::Lost);
             }
             return Ok(());

@@ -38,7 +38,7 @@ use crate::{
     id::TaskId,
     orchestrator::{Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates},
     store::{JournalEntry, StoreError, TaskFilter, TaskStore},
-    task::{Submission, Task, TaskRecord, TaskStatus},
+    task::{IllegalTransition, Submission, Task, TaskRecord, TaskStatus},
     transport::Transport,
 };
 
@@ -89,7 +89,8 @@ impl Brain {
         &self.0.transport
     }
 
-    /// Takes up tasks in the store that this brain can run and nobody does, and says how many.
+    /// Takes up tasks in the store that this brain can run and nobody does, and says how many: 256 at most, and further
+    /// ones when those are done.
     ///
     /// A brain does so by itself, at a third of its lease, once it has been given its first task. A brain that is to go
     /// on where another stopped calls this when it starts.
@@ -106,17 +107,23 @@ impl Brain {
     /// # Errors
     /// [`ErrorKind::TaskNotFound`]; [`ErrorKind::Conflict`] unless it has failed; [`ErrorKind::Overloaded`].
     pub async fn rerun(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-        let mut record = self.visible(id, cx).await?;
-        if record.task.status != TaskStatus::Failed {
-            let status = record.task.status;
-            return Err(Failure::new(ErrorKind::Conflict, format!("a {status} task is not run again")));
-        }
-        // While it is failed nobody runs it: from the moment it is queued, somebody may.
+        let failed = |record: &TaskRecord| match record.task.status {
+            TaskStatus::Failed => Ok(()),
+            from => Err(conflict(IllegalTransition { from, to: TaskStatus::Queued })),
+        };
+        failed(&self.visible(id, cx).await?)?;
+        self.0.desk.has_room()?;
+        // While nobody may take it: the next run would find what is to be forgotten.
         self.0.store.forget_failures(id).await?;
-        record.requeue(self.0.clock.now()).map_err(conflict)?;
-        self.0.store.update(&mut record).await?;
+        let record = self
+            .change(id, cx, |record, now| {
+                failed(record)?;
+                record.requeue(now).map_err(conflict)
+            })
+            .await?;
         self.0.announcer.status(&record, Duration::ZERO).await;
-        self.enqueue(&record)?;
+        keeper::start(&self.0);
+        self.enqueue(&record);
         Ok(record.task)
     }
 
@@ -168,12 +175,30 @@ impl Brain {
             .ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))
     }
 
-    /// Puts a task in the queue, and starts what can be started.
-    fn enqueue(&self, record: &TaskRecord) -> Result<(), Failure> {
-        keeper::start(&self.0);
-        self.0.desk.enqueue(record.id(), record.priority)?;
-        run::start_waiting(&self.0);
-        Ok(())
+    /// Changes a task in the store, again from the start where somebody else's change came first.
+    async fn change(
+        &self,
+        id: &TaskId,
+        cx: &Context,
+        change: impl Fn(&mut TaskRecord, jiff::Timestamp) -> Result<(), Failure> + Send + Sync,
+    ) -> Result<TaskRecord, Failure> {
+        loop {
+            let mut record = self.visible(id, cx).await?;
+            change(&mut record, self.0.clock.now())?;
+            match self.0.store.update(&mut record).await {
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(error.into()),
+                Ok(()) => return Ok(record),
+            }
+        }
+    }
+
+    /// Puts a task that the store has in the queue, and starts what can be started. Where the brain was closed
+    /// meanwhile, the task waits in the store for another one, like all that it leaves.
+    fn enqueue(&self, record: &TaskRecord) {
+        if self.0.desk.enqueue(record.id(), record.priority) {
+            run::start_waiting(&self.0);
+        }
     }
 
     async fn queue_new(&self, mut submission: Submission, cx: &Context) -> Result<Task, Failure> {
@@ -183,12 +208,14 @@ impl Brain {
         route.check(submission.input.to_string().as_bytes())?;
         submission.budget.check().map_err(Failure::invalid)?;
         self.0.desk.has_room()?;
+        // Finds the task again should this be dropped half way.
+        keeper::start(&self.0);
         let owner = cx.caller().map(|caller| caller.subject.clone());
         let correlation = cx.correlation_id().clone();
         let record = TaskRecord::new(submission, owner, correlation, self.0.clock.now());
         self.0.store.create(record.clone()).await?;
         self.0.announcer.status(&record, Duration::ZERO).await;
-        self.enqueue(&record)?;
+        self.enqueue(&record);
         Ok(record.task)
     }
 
@@ -254,7 +281,11 @@ impl Orchestrator for Brain {
         if let Some(log) = self.0.desk.stop(id, Stop::Cancel) {
             let mut updates = log.watch(None);
             while updates.next().await.is_some() {}
-            return Ok(self.live(self.visible(id, cx).await?));
+            let record = self.visible(id, cx).await?;
+            if record.task.status.is_finished() {
+                return Ok(record.task);
+            }
+            // It has stopped and its end was not written, or it was queued again: it is cancelled where it waits.
         }
         loop {
             let mut record = self.visible(id, cx).await?;
@@ -268,6 +299,8 @@ impl Orchestrator for Brain {
                 Ok(()) => {
                     self.0.announcer.status(&record, Duration::ZERO).await;
                     self.0.desk.forget(&record);
+                    // It may have been started since it was looked for.
+                    self.0.desk.stop(id, Stop::Lost);
                     return Ok(record.task);
                 }
             }
@@ -289,7 +322,7 @@ impl Orchestrator for Brain {
     }
 }
 
-fn conflict(error: crate::task::IllegalTransition) -> Failure {
+fn conflict(error: IllegalTransition) -> Failure {
     Failure::new(ErrorKind::Conflict, error.to_string())
 }
 

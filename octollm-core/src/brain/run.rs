@@ -1,11 +1,13 @@
 //! Runs one task, from the queue to its last status.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::{
@@ -29,15 +31,23 @@ use crate::{
 /// How many tasks are taken from the store at a time.
 const TAKEN_AT_ONCE: usize = 256;
 
+/// The end of a task is written once more after so long, and each time after twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_millis(1_600);
+
 /// Takes up tasks from the store that this brain can run and nobody does.
 pub(super) async fn take_free(inner: &Arc<Inner>) -> Result<usize, Failure> {
     let mut taken = 0;
     let contracts: Vec<_> = inner.dispatcher.routes().iter().map(|route| route.contract().clone()).collect();
-    for record in inner.store.free(&contracts, inner.clock.now(), TAKEN_AT_ONCE).await? {
+    let free = inner.store.free(&contracts, inner.clock.now(), TAKEN_AT_ONCE).await?;
+    if free.len() == TAKEN_AT_ONCE {
+        inner.desk.more_is_free();
+    }
+    for record in free {
         if inner.desk.has_room().is_err() {
             break;
         }
-        taken += usize::from(inner.desk.enqueue(record.id(), record.priority)?);
+        taken += usize::from(inner.desk.enqueue(record.id(), record.priority));
     }
     start_waiting(inner);
     Ok(taken)
@@ -46,14 +56,37 @@ pub(super) async fn take_free(inner: &Arc<Inner>) -> Result<usize, Failure> {
 /// Starts tasks for as long as some wait and more may run.
 pub(super) fn start_waiting(inner: &Arc<Inner>) {
     while let Some(started) = inner.desk.next() {
-        let inner = inner.clone();
+        let in_hand = InHand { inner: inner.clone(), started };
         tokio::spawn(async move {
-            run(&inner, &started).await;
-            inner.desk.done(&started.id);
-            // Behind `done`, so that who watches on is told by the store.
-            started.log.close();
+            // Stores and buses are others' code.
+            let ran = AssertUnwindSafe(run(&in_hand.inner, &in_hand.started)).catch_unwind().await;
+            if ran.is_err() {
+                tracing::error!(task = %in_hand.started.id, "the run of a task panicked");
+            }
+            let inner = in_hand.inner.clone();
+            drop(in_hand);
             start_waiting(&inner);
+            if inner.desk.ran_dry()
+                && let Err(error) = take_free(&inner).await
+            {
+                tracing::warn!(%error, "tasks not looked for");
+            }
         });
+    }
+}
+
+/// A task that has its place among those that run. Dropped, also with the runtime that it ran on, it gives the place
+/// back.
+struct InHand {
+    inner: Arc<Inner>,
+    started: Started,
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.inner.desk.done(&self.started.id);
+        // Behind `done`, so that who watches on is told by the store.
+        self.started.log.close();
     }
 }
 
@@ -71,7 +104,18 @@ async fn run(inner: &Arc<Inner>, started: &Started) {
     inner.announcer.status(&record, Duration::ZERO).await;
     started.log.status(&record.task);
     let (outcome, arms) = execute(inner, &record, started).await;
-    let written = finish(inner, started, &record, outcome, arms, begun.elapsed()).await;
+    let took = begun.elapsed();
+    let mut pause = FIRST_PAUSE;
+    let written = loop {
+        match finish(inner, started, &record, &outcome, &arms, took).await {
+            Err(error) if pause <= LAST_PAUSE => {
+                tracing::warn!(task = %started.id, %error, "end of task not written yet");
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            written => break written,
+        }
+    };
     if let Err(error) = written {
         // The lease runs out, and another run finds the journal as it is.
         tracing::error!(task = %started.id, %error, "end of task not written");
@@ -131,7 +175,8 @@ async fn execute(inner: &Inner, record: &TaskRecord, started: &Started) -> (Outc
         outcome = route.execute(input.as_bytes(), around) => outcome,
         never = tell_progress(inner, record, &started.log, told) => match never {},
     };
-    if let Some(failure) = journal.mismatch(outcome.result.is_ok()) {
+    let ended_well = outcome.result.is_ok();
+    if let Some(failure) = journal.mismatch(ended_well.then_some(outcome.calls)) {
         outcome.result = Err(failure.into());
     }
     if let Ok(output) = &outcome.result
@@ -143,7 +188,7 @@ async fn execute(inner: &Inner, record: &TaskRecord, started: &Started) -> (Outc
 }
 
 fn failed(failure: Failure) -> Outcome {
-    Outcome { result: Err(failure.into()), usage: Default::default() }
+    Outcome { result: Err(failure.into()), usage: Default::default(), calls: 0 }
 }
 
 fn surroundings(
@@ -192,8 +237,8 @@ async fn finish(
     inner: &Inner,
     started: &Started,
     record: &TaskRecord,
-    outcome: Outcome,
-    arms: Vec<String>,
+    outcome: &Outcome,
+    arms: &[String],
     took: Duration,
 ) -> Result<(), StoreError> {
     let stop = inner.desk.stopped(&started.id);
@@ -205,10 +250,10 @@ async fn finish(
             return Ok(());
         };
         let taken = &mut current.task.metadata;
-        (taken.arms_used, taken.tokens_used) = (arms.clone(), outcome.usage.tokens);
+        (taken.arms_used, taken.tokens_used) = (arms.to_vec(), outcome.usage.tokens);
         (taken.cost, taken.duration_seconds) = (outcome.usage.cost, took.as_secs_f64());
         current.task.progress = started.log.progress();
-        if end(inner, &mut current, &outcome, stop).is_err() {
+        if end(inner, &mut current, outcome, stop).is_err() {
             tell_as_stored(inner, started).await;
             return Ok(());
         }

@@ -96,11 +96,14 @@ impl UpdateLog {
     }
 
     /// The updates kept behind `seen`, a gap before them where some are no longer kept.
-    fn since(&self, seen: u64) -> (Vec<TaskUpdate>, bool) {
+    fn since(&self, seen: &mut u64) -> (Vec<TaskUpdate>, bool) {
         let state = self.state();
         let oldest = state.kept.front().map_or(state.latest, TaskUpdate::seq);
-        // A cursor from an earlier run of the task: all of this one is news.
-        let seen = if seen > state.latest { 0 } else { seen };
+        // A cursor from an earlier run of the task: all of this one is news, also what is yet to come.
+        if *seen > state.latest {
+            *seen = 0;
+        }
+        let seen = *seen;
         let missed = (oldest.saturating_sub(1)).saturating_sub(seen);
         let gap = (missed > 0).then(|| TaskUpdate::Gap {
             task_id: self.task_id.clone(),
@@ -150,7 +153,7 @@ impl Cursor {
             if self.ended {
                 return None;
             }
-            let (news, finished) = self.log.since(self.seen);
+            let (news, finished) = self.log.since(&mut self.seen);
             self.ready.extend(news);
             if self.ready.is_empty() {
                 if finished {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -212,7 +212,7 @@ impl Context {
     /// Calls once for each task, [`CALLS_AT_ONCE`] at a time; the outputs are in the order of the tasks.
     ///
     /// # Errors
-    /// The first failure; the calls still running are given up then.
+    /// The failure that comes first in time; the calls still running are given up then.
     ///
     /// # Cancel safety
     /// Dropping the future gives all calls up.
@@ -258,6 +258,11 @@ impl Context {
     /// The cards of the arms that can be reached now.
     pub async fn cards(&self) -> Vec<ArmCard> {
         self.0.transport.cards().await
+    }
+
+    /// How many calls were made without a name of their own.
+    pub(crate) fn ordered_calls(&self) -> u32 {
+        self.0.steps.load(Ordering::Relaxed)
     }
 
     fn next_step(&self) -> StepKey {
@@ -344,7 +349,13 @@ where
     F: Future<Output = Result<T, CallError>> + Send,
     T: Send,
 {
-    stream::iter(calls).buffered(CALLS_AT_ONCE).try_collect().await
+    let mut answers: Vec<Option<T>> = calls.iter().map(|_| None).collect();
+    let calls = calls.into_iter().enumerate().map(|(place, call)| call.map(move |answer| (place, answer)));
+    let mut running = stream::iter(calls).buffer_unordered(CALLS_AT_ONCE);
+    while let Some((place, answer)) = running.next().await {
+        answers[place] = Some(answer?);
+    }
+    Ok(answers.into_iter().flatten().collect())
 }
 
 fn unwritable(contract: &ContractRef, error: serde_json::Error) -> CallError {

@@ -1,6 +1,10 @@
 //! The brain: tasks from submission to their end, through failures, restarts and other brains.
 
+mod adverse;
+mod interrupted;
 mod journal;
 mod lifecycle;
 mod nested;
+mod storm;
 mod support;
+mod trouble;

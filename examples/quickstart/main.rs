@@ -21,7 +21,11 @@ mod secrets;
 mod source;
 mod system;
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, ErrorKind, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use octollm::prelude::*;
 
@@ -34,15 +38,17 @@ struct Options {
     path: PathBuf,
     json: bool,
     explain: bool,
+    help: bool,
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { path: PathBuf::new(), json: false, explain: false };
+    let mut options = Options { path: PathBuf::new(), json: false, explain: false, help: false };
     let mut paths = Vec::new();
     for argument in std::env::args_os().skip(1) {
         match argument.to_str() {
             Some("--json") => options.json = true,
             Some("--explain") => options.explain = true,
+            Some("--help" | "-h") => options.help = true,
             Some(flag) if flag.starts_with('-') => return Err(format!("{flag} is not known; {USAGE}")),
             _ => paths.push(PathBuf::from(argument)),
         }
@@ -59,6 +65,12 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(message) => return refuse(&message),
     };
+    if options.help {
+        return match print(&format!("{USAGE}\n")) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     if let Err(error) = source::list(&options.path, arms::MAX_BYTES) {
         return refuse(&error.to_string());
     }
@@ -99,18 +111,40 @@ async fn run(options: &Options) -> Result<ExitCode, octollm::Error> {
         return Ok(ExitCode::FAILURE);
     };
     let report: Report = serde_json::from_value(result.output)?;
-    print!("{}", page(&report, options.json)?);
+    // Whoever reads the report may take long, and the signal is ours since it was first waited for.
+    tokio::spawn(async {
+        let _ = tokio::signal::ctrl_c().await;
+        std::process::exit(130);
+    });
+    let mut text = page(&report, options.json)?;
     if options.explain {
         let journal = system.brain.journal(&task.task_id, &Context::detached()).await?;
         let explained = client::explain(&journal);
-        if options.json { eprint!("{explained}") } else { print!("\n{explained}") }
+        if options.json { eprint!("{explained}") } else { text += &format!("\n{explained}") }
     }
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes to standard output. A reader that has seen enough, such as `head`, is no failure.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn page(report: &Report, json: bool) -> Result<String, serde_json::Error> {
     if json {
         return Ok(serde_json::to_string_pretty(report)? + "\n");
     }
-    Ok(report::render(report, std::io::stdout().is_terminal()))
+    Ok(report::render(report, takes_color()))
+}
+
+/// Standard output is a terminal, and nobody asked for plain text.
+fn takes_color() -> bool {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    io::stdout().is_terminal() && !plain
 }

@@ -53,7 +53,7 @@ pub(crate) enum ListError {
     #[error("{} does not exist", .0.display())]
     Missing(PathBuf),
     /// The path cannot be read.
-    #[error("{} cannot be read", .path.display())]
+    #[error("{} cannot be read: {source}", .path.display())]
     Unreadable {
         /// The path.
         path: PathBuf,
@@ -103,6 +103,10 @@ pub(crate) fn list(root: &Path, max_bytes: u64) -> Result<Listing, ListError> {
         fs::read_dir(root).map_err(|source| ListError::Unreadable { path: root.to_owned(), source })?;
         list_folder(root, max_bytes, &mut listing);
     } else if let Some(name) = root.file_name().filter(|_| is_rust(root)) {
+        // What is named by itself is not skipped. To open a pipe might never end.
+        if metadata.is_file() {
+            File::open(root).map_err(|source| ListError::Unreadable { path: root.to_owned(), source })?;
+        }
         listing.add(root, name.to_string_lossy().into_owned(), max_bytes);
     }
     listing.files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -162,6 +166,9 @@ impl Listing {
     }
 
     fn add_entry(&mut self, root: &Path, entry: &DirEntry, max_bytes: u64) {
+        if entry.depth() == 0 {
+            return; // the folder itself, which may be a link
+        }
         let kind = entry.file_type();
         let link = kind.is_some_and(|kind| kind.is_symlink());
         if !(is_rust(entry.path()) || link && entry.path().is_dir()) || kind.is_some_and(|kind| kind.is_dir())
@@ -206,7 +213,10 @@ fn failed_path(error: &ignore::Error) -> Option<&Path> {
 }
 
 fn io_reason(error: &ignore::Error) -> String {
-    error.io_error().map_or_else(|| error.to_string(), |error| format!("it cannot be read: {error}"))
+    let Some(error) = error.io_error() else { return error.to_string() };
+    // The walk wraps what the system said, to add the path, which stands beside the reason here.
+    let cause = error.get_ref().and_then(|wrapped| wrapped.source());
+    cause.map_or_else(|| format!("it cannot be read: {error}"), |cause| format!("it cannot be read: {cause}"))
 }
 
 fn is_rust(path: &Path) -> bool {

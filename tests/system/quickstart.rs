@@ -76,6 +76,28 @@ fn what_cannot_be_reviewed_is_told_in_one_line() {
 }
 
 #[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let root = sample();
+    let mut child = example("quickstart")
+        .arg(root.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    drop(child.stdout.take()); // as `head` does
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn help_is_no_mistake() {
+    let output = example("quickstart").arg("--help").output().expect("it runs");
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("usage: quickstart"));
+}
+
+#[test]
 fn ctrl_c_ends_it_within_a_second() {
     let root = tempfile::tempdir().expect("a temporary folder");
     // More than can be judged before it is interrupted.

@@ -82,6 +82,17 @@ fn links_are_skipped() {
     assert_eq!(skipped(&listing), [("a/c.rs", "it is a symbolic link"), ("a/loop", "it is a symbolic link")]);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_link_to_the_folder_is_the_folder() {
+    let folder = folder(&[("real/a.rs", b"")]);
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink("real", &link).unwrap();
+    let listing = list(&link, LIMIT).unwrap();
+    assert_eq!(paths(&listing), ["a.rs"]);
+    assert_eq!(skipped(&listing), []);
+}
+
 #[test]
 fn one_file_is_a_listing_of_its_own() {
     let folder = folder(&[(".gitignore", b"*\n"), ("a/b.rs", b"1"), ("a/c.rs", b"2"), ("a/d.txt", b"")]);

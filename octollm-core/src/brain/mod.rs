@@ -1,8 +1,8 @@
 //! The brain: the stock orchestrator, which runs arms as tasks.
 //!
-//! What a brain runs is an [`Arm`] like any other, whose calls are journaled. If the process dies, another brain on the
-//! same store takes the task and runs the arm again; calls that were answered return from the journal. So an arm is
-//! written as plain code, and what makes it durable is where it runs.
+//! What a brain runs is an [`Arm`](crate::Arm) like any other, whose calls are journaled. If the process dies, another
+//! brain on the same store takes the task and runs the arm again; calls that were answered return from the journal. So
+//! an arm is written as plain code, and what makes it durable is where it runs.
 
 mod announce;
 mod as_arm;

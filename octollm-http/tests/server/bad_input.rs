@@ -202,3 +202,12 @@ async fn odd_chunks_hide_no_second_length() {
         line.answer().await.is_problem(400, "bad_request");
     }
 }
+
+#[tokio::test]
+async fn many_mistakes_make_no_long_answer() {
+    let peer = peer().await;
+    let fields: Vec<_> = (0..50_000).map(|n| format!("\"{n}\":1")).collect();
+    let answer = peer.post("/echo", "", &format!("{{{}}}", fields.join(","))).await;
+    answer.is_problem(422, "validation_failed");
+    assert!(answer.body.len() < 20_000, "{}", answer.body.len());
+}

@@ -248,13 +248,24 @@ async fn ask_all(round: RunningRound) {
     }
 }
 
-/// Asks the URLs of one arm in turn.
+/// Asks the URLs of one arm: the next one as soon as one fails, or is silent for its share of the time limit, since
+/// one that leads nowhere must not hide the others.
 async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, String> {
     let limit = directory.time_limit;
+    let share = limit / u32::try_from(arm.endpoints.len()).unwrap_or(u32::MAX);
     let asking = async {
         let mut trouble = String::new();
+        let mut asked = FuturesUnordered::new();
         for endpoint in &arm.endpoints {
-            match ask_at(directory, arm, endpoint).await {
+            asked.push(ask_at(directory, arm, endpoint));
+            match tokio::time::timeout(share, asked.next()).await {
+                Ok(Some(Ok(card))) => return Ok(card),
+                Ok(Some(Err(why))) => trouble = why,
+                Ok(None) | Err(_) => {}
+            }
+        }
+        while let Some(answer) = asked.next().await {
+            match answer {
                 Ok(card) => return Ok(card),
                 Err(why) => trouble = why,
             }

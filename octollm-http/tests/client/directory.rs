@@ -167,3 +167,28 @@ async fn calls_are_spread_over_the_urls_of_an_arm() {
     }
     assert_eq!((one.calls().len(), two.calls().len()), (5, 5));
 }
+
+#[tokio::test]
+async fn a_url_that_is_silent_does_not_hide_the_next() {
+    // Connections come about, and nobody ever answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let config = octollm_http::client::ClientConfig { read_idle: Duration::from_secs(30), ..short() };
+    let urls = format!("http://{},{}", silent.local_addr().unwrap(), peer.url);
+    let arms = Arms::builder().arm("judge", urls).config(config).build().unwrap();
+    assert_eq!(arms.cards().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_card_leads_nowhere_above_its_url() {
+    for path in
+        ["/../admin", "/%2e%2e/admin", "/a/..%2fadmin", "//elsewhere/x", "http://elsewhere/x", "/a\r\nb: c"]
+    {
+        let mut lying = card("judge");
+        lying.contracts[0].path = path.into();
+        let peer = Peer::with_card(lying, |_| async { Answer::verdict() }).await;
+        let error = judge(&peer.url).call(check()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ContractNotOffered, "{path}");
+        assert_eq!(peer.calls().len(), 0, "{path}");
+    }
+}

@@ -135,7 +135,7 @@ impl Carrier {
         match self.along(&route, call).await {
             Err(error) if is_gone(&error) => {
                 // The arm has changed behind our back: where its card says so, what it refused is tried anew.
-                self.directory.refresh().await;
+                self.directory.refresh_arm(error.arm().unwrap_or_default()).await;
                 let now = self.find(&call.contract).await?;
                 if now.is_same(&route) { Err(error) } else { self.along(&now, call).await }
             }

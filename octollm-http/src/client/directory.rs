@@ -54,10 +54,14 @@ struct Known {
     routes: HashMap<ContractRef, Arc<Route>>,
     /// The last card of each arm, and why it gave none the last time.
     cards: Vec<(Option<ArmCard>, Option<String>)>,
+    /// The round in which each arm was asked last.
+    asked: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Round {
+    /// The how-manieth it is, from 1.
+    number: u64,
     running: bool,
     ended: Option<Instant>,
 }
@@ -65,10 +69,14 @@ struct Round {
 /// So much time is between two rounds at least.
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
+/// So many arms are asked at a time: questions to silent ones must leave connections to calls, and to each other.
+const ASKED_AT_ONCE: usize = 32;
+
 impl Directory {
     pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
         let cards = arms.iter().map(|arm| (arm.card.clone(), None)).collect();
-        let mut known = Known { routes: HashMap::new(), cards };
+        let asked = vec![0; arms.len()];
+        let mut known = Known { routes: HashMap::new(), cards, asked };
         known.routes = routes(&arms, &known.cards);
         Self {
             arms,
@@ -109,6 +117,19 @@ impl Directory {
     pub(super) async fn refresh(self: &Arc<Self>) {
         // It cannot fail: the sender is ours.
         let _ = self.begin_round().wait_for(|round| !round.running).await;
+    }
+
+    /// As [`refresh`](Self::refresh), but does not wait for other arms than this one.
+    pub(super) async fn refresh_arm(self: &Arc<Self>, arm: &str) {
+        let Some(position) = self.arms.iter().position(|known| &*known.id == arm) else { return };
+        let mut round = self.begin_round();
+        loop {
+            let Round { number, running, .. } = *round.borrow_and_update();
+            let asked = self.known.read().unwrap_or_else(PoisonError::into_inner).asked[position];
+            if !running || asked == number || round.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The cards of the arms that could be asked the last time.
@@ -167,6 +188,7 @@ impl Directory {
             let due = round.ended.is_none_or(|ended| ended.elapsed() >= BETWEEN_ROUNDS);
             let begin = !nobody_to_ask && !round.running && due;
             round.running |= begin;
+            round.number += u64::from(begin);
             begin
         });
         if begun {
@@ -176,7 +198,9 @@ impl Directory {
     }
 
     fn learn(&self, arm: usize, answer: Result<ArmCard, String>) {
+        let number = self.round.borrow().number;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.asked[arm] = number;
         known.cards[arm] = match answer {
             Ok(card) => (Some(card), None),
             // What it offered it may still offer: calls will tell.
@@ -227,24 +251,21 @@ struct RunningRound(Arc<Directory>);
 
 impl Drop for RunningRound {
     fn drop(&mut self) {
-        self.0.round.send_modify(|round| *round = Round { running: false, ended: Some(Instant::now()) });
+        self.0.round.send_modify(|round| (round.running, round.ended) = (false, Some(Instant::now())));
     }
 }
 
 async fn ask_all(round: RunningRound) {
     let directory = &round.0;
-    let mut answers: FuturesUnordered<_> = directory
-        .arms
-        .iter()
-        .enumerate()
-        .filter(|(_, arm)| arm.card.is_none())
-        .map(async |(position, arm)| (position, ask(directory, arm).await))
-        .collect();
+    let mut waiting = directory.arms.iter().enumerate().filter(|(_, arm)| arm.card.is_none());
+    let one = async |(position, arm)| (position, ask(directory, arm).await);
+    let mut answers: FuturesUnordered<_> = waiting.by_ref().take(ASKED_AT_ONCE).map(one).collect();
     while let Some((position, answer)) = answers.next().await {
         if let Err(trouble) = &answer {
             tracing::warn!(arm = %directory.arms[position].id, trouble, "the arm did not tell what it offers");
         }
         directory.learn(position, answer);
+        answers.extend(waiting.next().map(one));
     }
 }
 

@@ -192,3 +192,37 @@ async fn a_card_leads_nowhere_above_its_url() {
         assert_eq!(peer.calls().len(), 0, "{path}");
     }
 }
+
+#[tokio::test]
+async fn an_arm_that_finds_nothing_does_not_wait_for_a_silent_one() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer::arm(|_| async { Answer::Json(404, json!({ "detail": "no such file" })) }).await;
+    let arms = Arms::builder()
+        .arm("judge", &peer.url)
+        .arm("silent", format!("http://{}", silent.local_addr().unwrap()))
+        .build()
+        .unwrap();
+    for round in 1..3 {
+        let begun = Instant::now();
+        assert_eq!(arms.call(check()).await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert_eq!(peer.calls().len(), round);
+    }
+}
+
+#[tokio::test]
+async fn many_silent_arms_do_not_hide_one_that_answers() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let mut builder = Arms::builder();
+    for n in 0..120 {
+        builder = builder.arm(format!("silent{n}"), format!("http://{}", silent.local_addr().unwrap()));
+    }
+    let config = octollm_http::client::ClientConfig {
+        read_idle: Duration::from_secs(30),
+        pool_wait: Duration::from_secs(5),
+        ..short()
+    };
+    let arms = builder.arm("judge", &peer.url).config(config).build().unwrap();
+    arms.call(check()).await.unwrap();
+}

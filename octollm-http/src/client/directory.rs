@@ -76,6 +76,9 @@ struct Round {
 /// So much time is between two rounds at least.
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
+/// So many arms are asked at a time: questions to silent ones must leave connections to calls, and to each other.
+const ASKED_AT_ONCE: usize = 32;
+
 impl Directory {
     pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
         let cards = arms.iter().map(|arm| Learned { card: arm.card.clone(), ..Learned::default() }).collect();
@@ -258,28 +261,36 @@ impl Drop for RunningRound {
 
 async fn ask_all(round: RunningRound) {
     let directory = &round.0;
-    let mut answers: FuturesUnordered<_> = directory
-        .arms
-        .iter()
-        .enumerate()
-        .filter(|(_, arm)| arm.card.is_none())
-        .map(async |(position, arm)| (position, ask(directory, arm).await))
-        .collect();
+    let mut waiting = directory.arms.iter().enumerate().filter(|(_, arm)| arm.card.is_none());
+    let one = async |(position, arm)| (position, ask(directory, arm).await);
+    let mut answers: FuturesUnordered<_> = waiting.by_ref().take(ASKED_AT_ONCE).map(one).collect();
     while let Some((position, answer)) = answers.next().await {
         if let Err(trouble) = &answer {
             tracing::warn!(arm = %directory.arms[position].id, trouble, "the arm did not tell what it offers");
         }
         directory.learn(position, answer);
+        answers.extend(waiting.next().map(one));
     }
 }
 
-/// Asks the URLs of one arm in turn.
+/// Asks the URLs of one arm: the next one as soon as one fails, or is silent for its share of the time limit, since
+/// one that leads nowhere must not hide the others.
 async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, String> {
     let limit = directory.time_limit;
+    let share = limit / u32::try_from(arm.endpoints.len()).unwrap_or(u32::MAX);
     let asking = async {
         let mut trouble = String::new();
+        let mut asked = FuturesUnordered::new();
         for endpoint in &arm.endpoints {
-            match ask_at(directory, arm, endpoint).await {
+            asked.push(ask_at(directory, arm, endpoint));
+            match tokio::time::timeout(share, asked.next()).await {
+                Ok(Some(Ok(card))) => return Ok(card),
+                Ok(Some(Err(why))) => trouble = why,
+                Ok(None) | Err(_) => {}
+            }
+        }
+        while let Some(answer) = asked.next().await {
+            match answer {
                 Ok(card) => return Ok(card),
                 Err(why) => trouble = why,
             }

@@ -57,14 +57,22 @@ impl Endpoint {
         self.0.host.clone()
     }
 
-    /// The URI of a route, which begins with a slash. `None` where it could be read as anything but a path.
+    /// The URI of a route, which begins with a slash. `None` where it could be read as anything but a path below this
+    /// URL.
     pub(crate) fn route(&self, path: &str) -> Option<Uri> {
-        if !path.starts_with('/') || path.starts_with("//") {
+        if !path.starts_with('/') || path.starts_with("//") || leads_upwards(path) {
             return None;
         }
         path.parse::<PathAndQuery>().ok()?;
         format!("{}{path}", self.0.url).parse().ok()
     }
+}
+
+/// Whether a server, or a proxy before it, could take a segment for a step upwards. Escapes count for what they stand for.
+fn leads_upwards(path: &str) -> bool {
+    let path = path.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase();
+    let path = path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
+    path.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
 }
 
 impl fmt::Debug for Endpoint {
@@ -90,7 +98,21 @@ mod tests {
         let mounted = Endpoint::parse("http://host:1/arms/judge").unwrap();
         assert_eq!(mounted.route("/validate").unwrap(), "http://host:1/arms/judge/validate");
         assert_eq!(mounted.host(), "host:1");
-        for path in ["validate", "//elsewhere/x", "", "/with space", "@elsewhere"] {
+        assert_eq!(mounted.route("/tasks?after=x..").unwrap().query(), Some("after=x.."));
+        for path in ["validate", "//elsewhere/x", "", "/with space", "@elsewhere", "/a\r\nb: c"] {
+            assert_eq!(mounted.route(path), None, "{path}");
+        }
+        for path in [
+            "/../x",
+            "/a/..",
+            "/./x",
+            "/a/%2E%2e/x",
+            "/a%2f..%2Fx",
+            "/..\\x",
+            "/%2e%2e%5cx",
+            "/..?x",
+            "/..#x",
+        ] {
             assert_eq!(mounted.route(path), None, "{path}");
         }
     }

@@ -108,6 +108,7 @@ mod tests {
             &["text/html"][..],
             &["*/*, application/json;q=0"],
             &["*/*", "application/json;q=0"],
+            &["application/json;q=0", "*/*"],
             &["application/json;q=0.000"],
             &[""],
             &["text/*"],

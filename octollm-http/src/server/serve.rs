@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     net::{TcpListener, TcpStream, ToSocketAddrs, lookup_host},
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
+    task::{JoinSet, unconstrained},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -94,7 +95,7 @@ impl BoundServer {
         let config = &service.core().config;
         let (limit, grace) = (config.max_connections, config.drain_grace);
         let drain = CancellationToken::new();
-        let connections = Arc::new(Connections::new(service.core().clone()));
+        let connections = Arc::new(Connections::new(service.core().clone(), vitals.clone()));
         let mut acceptor = Acceptor { listener, places: Arc::new(Semaphore::new(limit)) };
         let mut running = JoinSet::new();
         let mut shutdown = pin!(shutdown);
@@ -106,13 +107,13 @@ impl BoundServer {
                 Some(_) = running.join_next() => continue,
                 accepted = acceptor.next() => accepted,
             };
-            let (connections, drain) = (connections.clone(), drain.child_token());
-            running.spawn(async move {
-                connections.serve(stream, drain).await;
-                drop(place);
-            });
+            running.spawn(serve_one(connections.clone(), stream, place, drain.child_token()));
         }
         vitals.drain();
+        // Who has connected by now has sent a request, or is about to.
+        while let Some((stream, place)) = unconstrained(acceptor.next()).now_or_never() {
+            running.spawn(serve_one(connections.clone(), stream, place, drain.child_token()));
+        }
         drop(acceptor);
         drain.cancel();
         tracing::info!(%address, connections = running.len(), "draining");
@@ -136,6 +137,16 @@ impl fmt::Debug for BoundServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BoundServer").field("address", &self.address).finish_non_exhaustive()
     }
+}
+
+async fn serve_one(
+    connections: Arc<Connections>,
+    stream: TcpStream,
+    place: Option<OwnedSemaphorePermit>,
+    drain: CancellationToken,
+) {
+    connections.serve(stream, drain).await;
+    drop(place);
 }
 
 struct Acceptor {

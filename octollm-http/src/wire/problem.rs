@@ -61,8 +61,13 @@ impl Problem {
             Some(other) => Map::from_iter([("data".to_owned(), other.clone())]),
             None => Map::new(),
         };
-        if !failure.violations.is_empty()
-            && let Ok(violations) = serde_json::to_value(&failure.violations)
+        let message = shortened(&failure.message, MAX_MESSAGE);
+        let mut violations = Violations::default();
+        for broken in failure.violations.iter().take(MOST_VIOLATIONS) {
+            violations.push(shortened(&broken.path, MAX_MESSAGE), shortened(&broken.message, MAX_MESSAGE));
+        }
+        if !violations.is_empty()
+            && let Ok(violations) = serde_json::to_value(&violations)
         {
             details.insert("violations".into(), violations);
         }
@@ -76,9 +81,9 @@ impl Problem {
             }
             .into(),
             status,
-            detail: failure.message.clone(),
+            detail: message.clone(),
             code: failure.kind,
-            message: failure.message.clone(),
+            message,
             details,
             retryable: failure.retryable,
             retry_after: failure.retry_after.map(whole_seconds),
@@ -104,6 +109,19 @@ impl Problem {
     }
 }
 
+/// What a caller sent comes back in these: without limits a body of many wrong fields made an answer many times as long.
+const MOST_VIOLATIONS: usize = 100;
+const MAX_MESSAGE: usize = 1024;
+
+/// At most so many bytes, and an ellipsis where something is missing.
+fn shortened(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let end = (0..=most).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    format!("{}…", &text[..end])
+}
+
 /// Rounded up: waiting less than was asked would be refused again.
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0))
@@ -112,6 +130,21 @@ fn whole_seconds(wait: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_long_is_told_in_short() {
+        let mut violations = Violations::default();
+        for n in 0..100_000 {
+            violations.push(format!("{n}{}", "é".repeat(n % 1000)), "unknown field");
+        }
+        let problem = Problem::new(&Failure::invalid(violations), None, None);
+        assert_eq!(problem.details["violations"].as_array().unwrap().len(), MOST_VIOLATIONS);
+        assert!(problem.message.ends_with('…') && problem.detail == problem.message);
+        let long = Failure::invalid(Violations::one("k".repeat(1 << 20), "unknown field"));
+        assert!(serde_json::to_vec(&Problem::new(&long, None, None)).unwrap().len() < 5 * MAX_MESSAGE);
+        assert_eq!(shortened("aé", 2), "a…");
+        assert_eq!(shortened("aé", 3), "aé");
+    }
 
     #[test]
     fn a_failure_survives_the_wire() {

@@ -178,3 +178,62 @@ async fn calls_are_spread_over_the_urls_of_an_arm() {
     }
     assert_eq!((one.calls().len(), two.calls().len()), (5, 5));
 }
+
+#[tokio::test]
+async fn a_url_that_is_silent_does_not_hide_the_next() {
+    // Connections come about, and nobody ever answers.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let config = octollm_http::client::ClientConfig { read_idle: Duration::from_secs(30), ..short() };
+    let urls = format!("http://{},{}", silent.local_addr().unwrap(), peer.url);
+    let arms = Arms::builder().arm("judge", urls).config(config).build().unwrap();
+    assert_eq!(arms.cards().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_card_leads_nowhere_above_its_url() {
+    for path in
+        ["/../admin", "/%2e%2e/admin", "/a/..%2fadmin", "//elsewhere/x", "http://elsewhere/x", "/a\r\nb: c"]
+    {
+        let mut lying = card("judge");
+        lying.contracts[0].path = path.into();
+        let peer = Peer::with_card(lying, |_| async { Answer::verdict() }).await;
+        let error = judge(&peer.url).call(check()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ContractNotOffered, "{path}");
+        assert_eq!(peer.calls().len(), 0, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_arm_that_finds_nothing_does_not_wait_for_a_silent_one() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer::arm(|_| async { Answer::Json(404, json!({ "detail": "no such file" })) }).await;
+    let arms = Arms::builder()
+        .arm("judge", &peer.url)
+        .arm("silent", format!("http://{}", silent.local_addr().unwrap()))
+        .build()
+        .unwrap();
+    for round in 1..3 {
+        let begun = Instant::now();
+        assert_eq!(arms.call(check()).await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert_eq!(peer.calls().len(), round);
+    }
+}
+
+#[tokio::test]
+async fn many_silent_arms_do_not_hide_one_that_answers() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer::arm(|_| async { Answer::verdict() }).await;
+    let mut builder = Arms::builder();
+    for n in 0..120 {
+        builder = builder.arm(format!("silent{n}"), format!("http://{}", silent.local_addr().unwrap()));
+    }
+    let config = octollm_http::client::ClientConfig {
+        read_idle: Duration::from_secs(30),
+        pool_wait: Duration::from_secs(5),
+        ..short()
+    };
+    let arms = builder.arm("judge", &peer.url).config(config).build().unwrap();
+    arms.call(check()).await.unwrap();
+}

@@ -184,3 +184,30 @@ async fn media() {
         assert_eq!(answer.status, 200, "{field} {answer:?}");
     }
 }
+
+#[tokio::test]
+async fn odd_chunks_hide_no_second_length() {
+    let peer = peer().await;
+    let head =
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
+    for chunks in [
+        &b"c;\xff\r\n{\"text\":\"a\"}\r\n0\r\n\r\n"[..],
+        b"c\r\n{\"text\":\"a\"}\r\n0\r\nA: b\n\r\nPOST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+    ] {
+        let mut line = peer.connect().await;
+        line.write(format!("{head}\r\n")).await;
+        line.write(chunks).await;
+        assert_eq!(line.answer().await.status, 200);
+        line.write(format!("{head}Content-Length: 3\r\n\r\nc\r\n{{\"text\":\"a\"}}\r\n0\r\n\r\n")).await;
+        line.answer().await.is_problem(400, "bad_request");
+    }
+}
+
+#[tokio::test]
+async fn many_mistakes_make_no_long_answer() {
+    let peer = peer().await;
+    let fields: Vec<_> = (0..50_000).map(|n| format!("\"{n}\":1")).collect();
+    let answer = peer.post("/echo", "", &format!("{{{}}}", fields.join(","))).await;
+    answer.is_problem(422, "validation_failed");
+    assert!(answer.body.len() < 20_000, "{}", answer.body.len());
+}

@@ -174,6 +174,31 @@ async fn what_runs_is_answered_before_the_end() {
 }
 
 #[tokio::test]
+async fn what_was_on_its_way_is_answered_before_the_end() {
+    let Running { peer, stop, server, .. } = running(ServerConfig::default()).await;
+    let mut lines = Vec::new();
+    for _ in 0..20 {
+        let mut line = peer.connect().await;
+        line.write(post("/echo", "", r#"{"text":"a"}"#)).await;
+        assert_eq!(line.answer().await.field("connection"), None);
+        lines.push(line);
+    }
+    let mut fresh = peer.connect().await;
+    stop.send(()).unwrap();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    fresh.write(post("/echo", "", r#"{"text":"a"}"#)).await;
+    for line in &mut lines {
+        line.write(post("/echo", "", r#"{"text":"a"}"#)).await;
+    }
+    for mut line in lines.into_iter().chain([fresh]) {
+        let answer = line.answer().await;
+        assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
+        assert_eq!(line.closed().await, b"");
+    }
+    tokio::time::timeout(Duration::from_secs(5), server).await.expect("ends").unwrap();
+}
+
+#[tokio::test]
 async fn what_does_not_end_is_dropped_after_the_grace() {
     let grace = Duration::from_millis(100);
     let config = ServerConfig { drain_grace: grace, ..ServerConfig::default() };

@@ -43,7 +43,10 @@ enum Stage {
     ChunkSize,
     ChunkData(u64),
     ChunkEnd,
-    Trailers,
+    /// `open`: what comes belongs to a line that has begun already.
+    Trailers {
+        open: bool,
+    },
     Unknown,
 }
 
@@ -128,6 +131,7 @@ impl Watch {
         if says_no_length && matches!(self.stage, Stage::Fields { .. }) {
             return;
         }
+        let crlf = line.ends_with(b"\r\n");
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         self.stage = match self.stage {
@@ -144,13 +148,15 @@ impl Watch {
                 None => self.stage,
             },
             Stage::ChunkSize => match chunk_size(line) {
-                Some(0) => Stage::Trailers,
+                Some(0) => Stage::Trailers { open: false },
                 Some(size) => Stage::ChunkData(size),
                 None => Stage::Unknown,
             },
             Stage::ChunkEnd if line.is_empty() => Stage::ChunkSize,
             Stage::ChunkEnd => Stage::Unknown,
-            Stage::Trailers if line.is_empty() => Stage::Start,
+            Stage::Trailers { open: false } if crlf && line.is_empty() => Stage::Start,
+            // To hyper a bare line feed is part of a trailer: what follows must not be taken for another message.
+            Stage::Trailers { .. } => Stage::Trailers { open: !crlf },
             other => other,
         };
     }
@@ -190,10 +196,10 @@ fn field(line: &[u8]) -> Option<Field> {
     }
 }
 
+/// What stands behind the digits may be any bytes.
 fn chunk_size(line: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(line).ok()?;
-    let digits = text.split([';', ' ', '\t']).next()?;
-    u64::from_str_radix(digits, 16).ok()
+    let digits = line.split(|byte| b"; \t".contains(byte)).next()?;
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
 #[cfg(test)]
@@ -243,6 +249,26 @@ mod tests {
         #[test]
         fn any_bytes_are_taken(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             Watch::new(10).take(&bytes);
+        }
+    }
+
+    #[test]
+    fn odd_chunks_end_where_hyper_ends_them() {
+        let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for (chunks, rest) in [
+            (&b"1;x=\xff\r\na\r\n0\r\n"[..], &b"\r\n"[..]),
+            (b"0;\xff\r\n", b"\r\n"),
+            (b"0\r\nA: b\n\r\nPOST / HTTP/1.1\r\nContent-Length: 9\r\n", b"\r\n"),
+            (b"0\r\n\n\r\n", b"\r\n"),
+        ] {
+            let mut watch = Watch::new(100);
+            watch.take(head.as_bytes());
+            watch.take(chunks);
+            assert_eq!((watch.phase(), watch.heads), (Phase::Body, 1), "{chunks:?}");
+            watch.take(rest);
+            assert_eq!(watch.phase(), Phase::Idle, "{chunks:?}");
+            watch.take(BOTH);
+            assert_eq!(watch.two_lengths(), Some(2), "{chunks:?}");
         }
     }
 

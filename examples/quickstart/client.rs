@@ -30,7 +30,7 @@ pub(crate) async fn review(reflex_url: &str) -> Result<End, octollm::Error> {
         task = followed => End::Finished(Box::new(task?)),
         _ = tokio::signal::ctrl_c() => {
             // What runs three hops away stops with the task.
-            let _ = tokio::time::timeout(Duration::from_millis(800), reflex.cancel(&task.task_id, &cx)).await;
+            let _ = tokio::time::timeout(Duration::from_millis(500), reflex.cancel(&task.task_id, &cx)).await;
             End::Interrupted
         }
     };

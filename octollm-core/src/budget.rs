@@ -186,7 +186,8 @@ impl fmt::Display for Budget {
     }
 }
 
-/// Reads the header form. Names it does not know are passed over, so that later ones can be added.
+/// Reads the header form. Names it does not know are passed over, so that later ones can be added; but one that it
+/// knows has to be there, or a misspelt limit would be none.
 impl FromStr for Budget {
     type Err = InvalidBudget;
 
@@ -208,7 +209,7 @@ impl FromStr for Budget {
                 return Err(InvalidBudget);
             }
         }
-        Ok(budget)
+        if budget.is_unlimited() { Err(InvalidBudget) } else { Ok(budget) }
     }
 }
 
@@ -276,7 +277,8 @@ mod tests {
     proptest! {
         #[test]
         fn header_form_round_trips(budget in budgets()) {
-            prop_assert_eq!(budget.to_string().parse::<Budget>().unwrap(), budget);
+            let read = budget.to_string().parse::<Budget>();
+            prop_assert_eq!(read, if budget.is_unlimited() { Err(InvalidBudget) } else { Ok(budget) });
         }
 
         #[test]
@@ -315,6 +317,9 @@ mod tests {
             "cost_usd=1.",
             "tokens",
             "tokens=1;tokens=2",
+            "",
+            ";",
+            "token=1",
             "tokens=18446744073709551616",
             "cost_usd=99999999999999",
         ] {

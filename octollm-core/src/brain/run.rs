@@ -102,6 +102,7 @@ async fn run(inner: &Arc<Inner>, started: &Started) {
         }
     };
     inner.announcer.status(&record, Duration::ZERO).await;
+    started.log.started();
     started.log.status(&record.task);
     let (outcome, arms) = execute(inner, &record, started).await;
     let took = begun.elapsed();

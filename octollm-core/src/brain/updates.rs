@@ -12,7 +12,7 @@ use crate::{
     id::TaskId,
     orchestrator::{TaskUpdate, TaskUpdates},
     task::Task,
-    update::{Progress, Update, UpdateSink},
+    update::{Phase, Progress, Update, UpdateSink},
 };
 
 /// How many updates of a task are kept for those who come late.
@@ -42,6 +42,11 @@ impl UpdateLog {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The task has been started: whatever it does from now on is execution, unless it says otherwise.
+    pub(super) fn started(&self) {
+        self.state().progress.current_step = Phase::Execution;
     }
 
     pub(super) fn progress(&self) -> Progress {

@@ -145,7 +145,8 @@ impl Context {
         if over { Err(BudgetExhausted) } else { Ok(()) }
     }
 
-    /// Resolves when the work is cancelled: the caller went away, the task was cancelled, or the deadline passed.
+    /// Resolves when the work that an arm was given is cancelled: the caller went away, the task was cancelled, or the
+    /// deadline passed. A context that was made by hand is not cancelled.
     ///
     /// An arm's own future is dropped then, without having to ask. This is for work that it handed elsewhere, such
     /// as a thread or a spawned task.

@@ -5,7 +5,10 @@ use std::fmt::Write;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment, Track};
 
-use super::{message, parser};
+use super::{
+    message, parser,
+    watch::{Notes, Watch},
+};
 use crate::contract::Violations;
 
 /// Reads once more, slowly, and notes where it fails and which fields the type does not know.
@@ -19,7 +22,8 @@ pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Violations> {
     let mut unknown = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| unknown.push(ignored(&path));
     let paths = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let value = T::deserialize(serde_ignored::Deserializer::new(paths, &mut note));
+    let notes = Notes::default();
+    let value = T::deserialize(Watch::new(serde_ignored::Deserializer::new(paths, &mut note), &notes));
     let mut violations = Violations::default();
     for path in unknown {
         violations.push(path, "unknown field");

@@ -295,3 +295,23 @@ proptest! {
         prop_assert_eq!(read_input::<Order>(&serde_json::to_vec(&order).unwrap()).unwrap(), order);
     }
 }
+
+#[test]
+fn a_struct_is_an_object_and_no_array() {
+    #[derive(Debug, serde::Deserialize)]
+    struct Inner {
+        #[allow(dead_code, reason = "only read")]
+        a: u8,
+    }
+    #[derive(Debug, serde::Deserialize)]
+    struct Outer {
+        #[allow(dead_code, reason = "only read")]
+        items: Vec<Inner>,
+    }
+    let kind = |text: &str| read_input::<Outer>(text.as_bytes()).map(drop).map_err(|failure| failure.kind);
+    assert_eq!(kind(r#"{"items":[{"a":1}]}"#), Ok(()));
+    assert_eq!(kind(r#"[[{"a":1}]]"#), Err(ErrorKind::ValidationFailed));
+    assert_eq!(kind(r#"{"items":[[1]]}"#), Err(ErrorKind::ValidationFailed));
+    let failure = read_input::<Outer>(br#"{"items":[{"a":1},[1]]}"#).unwrap_err();
+    assert_eq!(failure.violations.iter().next().unwrap().path, "items[1]");
+}

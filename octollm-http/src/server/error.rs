@@ -18,7 +18,9 @@ pub enum ServeError {
         path: String,
     },
     /// Two contracts have the same path, or one has that of a route of the server's own.
-    #[error("there are two routes `{method} {path}`")]
+    #[error(
+        "there are two routes `{method} {path}`: give one of the contracts another, as in `#[task(path = \"/other\")]`"
+    )]
     RouteTaken {
         /// The method.
         method: http::Method,
@@ -37,6 +39,11 @@ pub enum ServeError {
     #[error("the address to listen on was not found")]
     Resolve(#[source] io::Error),
     /// The system refused.
-    #[error("cannot listen")]
-    Listen(#[source] io::Error),
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address, or addresses.
+        address: String,
+        /// What the system says.
+        source: io::Error,
+    },
 }

@@ -45,8 +45,12 @@ impl BoundServer {
         {
             return Err(ServeError::BeyondLoopback { addr: *addr });
         }
-        let listener = TcpListener::bind(&*addresses).await.map_err(ServeError::Listen)?;
-        let address = listener.local_addr().map_err(ServeError::Listen)?;
+        let refused = |source| {
+            let named: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
+            ServeError::Listen { address: named.join(", "), source }
+        };
+        let listener = TcpListener::bind(&*addresses).await.map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
         Ok(Self { listener, address, service, vitals })
     }
 

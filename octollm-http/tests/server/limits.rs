@@ -148,5 +148,5 @@ async fn limits_are_checked_and_the_world_is_kept_out() {
     assert!(worker().open_to_all().bind("0.0.0.0:0").await.is_ok());
     assert!(matches!(worker().bind("nowhere.invalid:1").await, Err(ServeError::Resolve(_))));
     let taken = worker().bind("127.0.0.1:0").await.unwrap();
-    assert!(matches!(worker().bind(taken.local_addr()).await, Err(ServeError::Listen(_))));
+    assert!(matches!(worker().bind(taken.local_addr()).await, Err(ServeError::Listen { .. })));
 }

@@ -104,7 +104,7 @@ fn another_shape_is_told_by_the_path_of_its_field() {
         "x: unknown field; items[0].y: unknown field"
     );
     assert_eq!(told::<Order>(r#"{"x":1}"#), "x: unknown field; code: missing field");
-    assert_eq!(told::<Order>("[]"), "invalid length 0, expected struct Order with 3 elements");
+    assert_eq!(told::<Order>("[]"), "invalid type: sequence, expected struct Order");
     assert_eq!(
         told::<HashMap<String, Item>>(r#"{"a":{"name":1}}"#),
         "a.name: invalid type: integer `1`, expected a string"

@@ -1,4 +1,41 @@
-//! The ideas of octollm, without I/O.
+//! The ideas of octollm, without I/O: what can be asked, who does it, what travels along, and how work survives failure.
+//!
+//! ```
+//! use async_trait::async_trait;
+//! use octollm_core::{Arm, Context, error::ArmError};
+//! use octollm_macros::TaskContract;
+//! use schemars::JsonSchema;
+//! use serde::{Deserialize, Serialize};
+//!
+//! /// Counts the words of a text.
+//! #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+//! #[task(name = "text.count", output = usize, idempotent)]
+//! struct CountWords {
+//!     text: String,
+//! }
+//!
+//! struct Scribe;
+//!
+//! #[async_trait]
+//! impl Arm<CountWords> for Scribe {
+//!     async fn execute(&self, task: CountWords, _: &Context) -> Result<usize, ArmError> {
+//!         Ok(task.text.split_whitespace().count())
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let count = Scribe.execute(CountWords { text: "ten arms".into() }, &Context::detached()).await;
+//! assert_eq!(count.ok(), Some(2));
+//! # }
+//! ```
+//!
+//! Most programs depend on `octollm`, which brings this crate along. Read the modules in the order in which they stand: each
+//! uses only those before it.
+//!
+//! # Features
+//!
+//! `mesh` has the in-process mesh for tests; `full` is all there is.
 // A module uses only what stands before it here.
 pub mod id;
 pub mod budget;
@@ -29,56 +66,5 @@ pub mod mesh;
 pub use self::{arm::Arm, context::Context};
 
 #[doc(hidden)]
-pub mod __private {
-    //! What the derive macros write against; not for people.
-    pub use garde;
-    pub use schemars;
-    pub use serde;
-    pub use serde_json;
-
-    pub use crate::contract::{ContractSpec, NoChunk, TaskContract, Violations};
-
-    /// Chooses, for a contract without validation rules of its own, between its `Validate` and nothing at all.
-    #[derive(Debug)]
-    pub struct Checked<'a, T>(pub &'a T);
-
-    /// The choice for types that implement `Validate`.
-    pub trait CheckedByValidate {
-        fn octollm_check(&self) -> Result<(), Violations>;
-    }
-
-    /// The choice for all others.
-    pub trait Unchecked {
-        fn octollm_check(&self) -> Result<(), Violations>;
-    }
-
-    impl<T: garde::Validate<Context = ()>> CheckedByValidate for Checked<'_, T> {
-        fn octollm_check(&self) -> Result<(), Violations> {
-            self.0.validate().map_err(Violations::from)
-        }
-    }
-
-    impl<T> Unchecked for &Checked<'_, T> {
-        fn octollm_check(&self) -> Result<(), Violations> {
-            Ok(())
-        }
-    }
-
-    /// The check of a contract with `#[garde(..)]` rules, which ask for a `Validate` that runs them.
-    #[diagnostic::on_unimplemented(
-        message = "`{Self}` has `#[garde(..)]` rules, but nothing checks them",
-        label = "derive `Validate` as well",
-        note = "without it the rules would stand in the schema and never be run"
-    )]
-    pub trait Ruled {
-        fn octollm_check(&self) -> Result<(), Violations>;
-    }
-
-    // Told as `Ruled`: that is what has the words above.
-    #[diagnostic::do_not_recommend]
-    impl<T: garde::Validate<Context: Default>> Ruled for T {
-        fn octollm_check(&self) -> Result<(), Violations> {
-            self.validate().map_err(Violations::from)
-        }
-    }
-}
+#[path = "private.rs"]
+pub mod __private;

@@ -75,7 +75,10 @@ async fn routes_that_cannot_be_are_refused() {
     let worker = Worker::default();
     let server = || server(&worker);
     let taken = server().arm::<SameAsEcho>(worker.clone()).try_into_service().unwrap_err();
-    assert_eq!(taken.to_string(), "there are two routes `POST /echo`");
+    assert_eq!(
+        taken.to_string(),
+        "there are two routes `POST /echo`: give one of the contracts another, as in `#[task(path = \"/other\")]`"
+    );
     let taken = server().arm::<SameAsHealth>(worker.clone()).try_into_service().unwrap_err();
     assert!(matches!(taken, ServeError::RouteTaken { .. }), "{taken}");
     let odd = server().arm::<Braces>(worker.clone()).try_into_service().unwrap_err();

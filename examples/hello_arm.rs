@@ -37,13 +37,16 @@ fn judge(task: &ValidateCode) -> Result<Verdict, ArmError> {
     if task.language != "rust" {
         return Err(ArmError::invalid("language", "is not one that this judge reads: rust"));
     }
-    Ok(match syn::parse_file(&task.code) {
+    let verdict = match syn::parse_file(&task.code) {
         Ok(_) => Verdict { is_valid: true, issues: Vec::new() },
         Err(error) => {
             let at = error.span().start();
             Verdict { is_valid: false, issues: vec![format!("{}:{}: {error}", at.line, at.column + 1)] }
         }
-    })
+    };
+    // The parser keeps the text of all that it was given, for its spans, until it is told that none is left.
+    proc_macro2::extra::invalidate_current_thread_spans();
+    Ok(verdict)
 }
 
 #[tokio::main]

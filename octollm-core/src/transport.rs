@@ -108,6 +108,12 @@ pub trait Transport: Send + Sync + 'static {
 
     /// The cards of the arms that can be reached now.
     async fn cards(&self) -> Vec<ArmCard>;
+
+    /// Whether it ends a call at the deadline itself, and may have something left to do then, such as writing down that
+    /// it passed. Where it does not, as is usual, the caller's [`Context`](crate::Context) ends the call by dropping it.
+    fn keeps_deadlines(&self) -> bool {
+        false
+    }
 }
 
 #[async_trait]
@@ -118,6 +124,10 @@ impl<T: Transport + ?Sized> Transport for std::sync::Arc<T> {
 
     async fn cards(&self) -> Vec<ArmCard> {
         (**self).cards().await
+    }
+
+    fn keeps_deadlines(&self) -> bool {
+        (**self).keeps_deadlines()
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     budget::Budget,
@@ -19,7 +20,7 @@ use crate::{
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::TaskId,
-    store::{Answer, JournalEntry, TaskStore},
+    store::{Answer, JournalEntry, StoreError, TaskStore},
     transport::{Call, Reply, StepKey, Transport, Trip},
 };
 
@@ -31,6 +32,8 @@ pub(super) struct Journal {
     pub(super) store: Arc<dyn TaskStore>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) clock: Clock,
+    /// Ends the run.
+    pub(super) cancellation: CancellationToken,
     pub(super) state: Mutex<State>,
 }
 
@@ -107,8 +110,21 @@ impl Journal {
         state.mismatch.clone().or_else(|| calls.and_then(left_out))
     }
 
+    /// Makes the call, and ends it at its deadline: that it passed is an answer too, and is to be written down.
+    async fn carry(&self, call: Call) -> Result<Reply, CallError> {
+        let Some(deadline) = call.parts.deadline else { return self.transport.call(call).await };
+        let contract = call.contract.clone();
+        tokio::time::timeout_at(deadline.instant(), self.transport.call(call))
+            .await
+            .unwrap_or_else(|_| Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded))))
+    }
+
     async fn record(&self, entry: JournalEntry) -> Result<(), Failure> {
         let written = self.store.append(&self.task_id, self.run, entry).await;
+        if matches!(written, Err(StoreError::Conflict)) {
+            // Another run has the task: this one calls nothing any more.
+            self.cancellation.cancel();
+        }
         // What was done is not known to the next run then: it may do it again.
         written.map_err(|error| Failure { may_have_executed: true, ..error.into() })
     }
@@ -150,7 +166,7 @@ impl Transport for Journal {
             at: self.clock.now(),
         };
         let started = Instant::now();
-        let answer = self.transport.call(call.clone()).await;
+        let answer = self.carry(call.clone()).await;
         let (recorded, trip, usage) = match &answer {
             Ok(reply) => (output(reply, &call)?, reply.trip.clone(), reply.usage),
             Err(error) if error.kind() == ErrorKind::Cancelled => return answer,
@@ -169,6 +185,10 @@ impl Transport for Journal {
 
     async fn cards(&self) -> Vec<ArmCard> {
         self.transport.cards().await
+    }
+
+    fn keeps_deadlines(&self) -> bool {
+        true
     }
 }
 

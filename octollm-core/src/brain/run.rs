@@ -165,6 +165,7 @@ async fn execute(inner: &Inner, record: &TaskRecord, started: &Started) -> (Outc
             store: inner.store.clone(),
             transport: inner.transport.clone(),
             clock: inner.clock,
+            cancellation: started.cancellation.clone(),
             state: Mutex::new(journal::State::of(entries)),
         }),
         Err(error) => return (failed(error.into()), Vec::new()),

@@ -328,7 +328,9 @@ impl Context {
                 return answer;
             }
             () = self.cancelled() => ErrorKind::Cancelled,
-            () = tokio::time::sleep_until(deadline.instant()) => ErrorKind::DeadlineExceeded,
+            () = tokio::time::sleep_until(deadline.instant()), if !self.0.transport.keeps_deadlines() => {
+                ErrorKind::DeadlineExceeded
+            }
         };
         Err(CallError::new(contract, Failure::of(kind)))
     }

@@ -20,7 +20,11 @@ use crate::contract::Violations;
 pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Violations> {
     let (mut json, mut track) = (parser(text), Track::new());
     let mut unknown = Vec::new();
-    let mut note = |path: serde_ignored::Path<'_>| unknown.push(ignored(&path));
+    let mut note = |path: serde_ignored::Path<'_>| {
+        if unknown.len() < TOLD_AT_MOST {
+            unknown.push(ignored(&path));
+        }
+    };
     let paths = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let notes = Notes::default();
     let value = T::deserialize(Watch::new(serde_ignored::Deserializer::new(paths, &mut note), &notes));
@@ -38,6 +42,9 @@ pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Violations> {
         }
     }
 }
+
+/// So many unknown fields are named: whoever sends more learns nothing from the rest.
+const TOLD_AT_MOST: usize = 100;
 
 /// serde names a field that is missing in the message alone.
 fn located(path: String, message: &str) -> (String, String) {

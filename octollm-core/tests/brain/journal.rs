@@ -9,12 +9,14 @@ use octollm_core::{
     clock::Clock,
     error::{ArmError, ErrorKind},
     orchestrator::Orchestrator,
+    store::StoreError,
     task::TaskStatus,
 };
 
 use crate::support::{
     Compute, Computer, Double, Increment, Local, anyone, brain, brain_on, compute, end_of, run, shared_store,
 };
+use crate::trouble::Trouble;
 
 #[tokio::test(start_paused = true)]
 async fn a_task_run_again_does_not_repeat_finished_steps() {
@@ -208,4 +210,43 @@ async fn a_name_is_good_for_one_step() {
     let error = run(&brain, compute(1)).await.error.unwrap();
     assert_eq!(error.kind, ErrorKind::JournalMismatch);
     assert!(error.message.contains("same is called twice"), "{}", error.message);
+}
+
+/// Falls back on doubling when adding takes too long.
+struct FallsBack;
+
+#[async_trait]
+impl Arm<Compute> for FallsBack {
+    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = task.number;
+        let added = cx.call(Increment { number }).await;
+        let number = match added {
+            Ok(number) => number,
+            Err(_) => cx.call(Double { number }).await?,
+        };
+        Ok(cx.call(Double { number }).await?)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_ran_out_of_time_is_written_down_as_such() {
+    let (arms, store) = (Local::new(), Trouble::new());
+    store.slow(Duration::from_millis(5));
+    let brain = Brain::builder().task::<Compute>(FallsBack).arms(arms.clone()).store(store).build();
+    arms.hang("number.increment");
+    let task = run(&brain, compute(4)).await;
+    assert_eq!(task.result.unwrap().output, serde_json::json!(16));
+    let journal = brain.journal(&task.task_id, &anyone()).await.unwrap();
+    let steps: Vec<_> = journal.iter().map(|entry| entry.contract.to_string()).collect();
+    assert_eq!(steps, ["number.increment", "number.double", "number.double"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_has_lost_its_task_calls_nothing_any_more() {
+    let (arms, store) = (Local::new(), Trouble::new());
+    store.fails(|operation, _| (operation == "append").then_some(StoreError::Conflict));
+    let brain = Brain::builder().task::<Compute>(FallsBack).arms(arms.clone()).store(store).build();
+    let task = run(&brain, compute(4)).await;
+    assert_eq!(task.status, TaskStatus::Failed);
+    assert_eq!(arms.calls(), ["number.increment"]);
 }

@@ -110,6 +110,23 @@ impl Journal {
         state.mismatch.clone().or_else(|| calls.and_then(left_out))
     }
 
+    /// The recorded answer to this call, where there is one. A call that does not fit the journal fails the whole task,
+    /// whatever the arm makes of the failure.
+    fn recall(&self, call: &Call, digest: &str) -> Result<Option<JournalEntry>, CallError> {
+        let mut state = self.state();
+        match state.recall(call, digest) {
+            Ok(None) => Ok(None),
+            Ok(Some(entry)) => {
+                state.used_arm(&entry.trip.arm);
+                Ok(Some(entry))
+            }
+            Err(failure) => {
+                state.mismatch.get_or_insert_with(|| failure.clone());
+                Err(CallError::new(call.contract.clone(), failure.before_execution()))
+            }
+        }
+    }
+
     /// Makes the call, and ends it at its deadline: that it passed is an answer too, and is to be written down.
     async fn carry(&self, call: Call) -> Result<Reply, CallError> {
         let Some(deadline) = call.parts.deadline else { return self.transport.call(call).await };
@@ -134,37 +151,10 @@ impl Journal {
 impl Transport for Journal {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let digest = digest(&call.input);
-        let recalled = {
-            let mut state = self.state();
-            let recalled = state.recall(&call, &digest);
-            if let Err(failure) = &recalled {
-                state.mismatch.get_or_insert_with(|| failure.clone());
-            }
-            recalled
-        };
-        let contract = call.contract.clone();
-        match recalled {
-            Err(failure) => return Err(CallError::new(contract, failure.before_execution())),
-            Ok(Some(entry)) => {
-                self.state().used_arm(&entry.trip.arm);
-                return replay(entry);
-            }
-            Ok(None) => {}
+        if let Some(entry) = self.recall(&call, &digest)? {
+            return replay(entry);
         }
-        let time_left = call.parts.deadline.map(Deadline::remaining);
-        let time_left_ms = time_left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
-        let blank = |answer, trip| JournalEntry {
-            step: call.step.clone(),
-            contract: contract.clone(),
-            input_digest: digest,
-            answer,
-            trip,
-            used: Budget::default(),
-            budget_left: call.parts.budget,
-            time_left_ms,
-            duration_ms: 0.0,
-            at: self.clock.now(),
-        };
+        let left = call.parts.deadline.map(Deadline::remaining);
         let started = Instant::now();
         let answer = self.carry(call.clone()).await;
         let (recorded, trip, usage) = match &answer {
@@ -176,10 +166,20 @@ impl Transport for Journal {
             }
         };
         self.state().used_arm(&trip.arm);
-        let mut entry = blank(recorded, trip);
-        entry.used = Budget { tokens: Some(usage.tokens), cost: Some(usage.cost) };
-        entry.duration_ms = started.elapsed().as_secs_f64() * 1e3;
-        self.record(entry).await.map_err(|failure| CallError::new(contract.clone(), failure))?;
+        let contract = call.contract.clone();
+        let entry = JournalEntry {
+            step: call.step,
+            contract: call.contract,
+            input_digest: digest,
+            answer: recorded,
+            trip,
+            used: Budget { tokens: Some(usage.tokens), cost: Some(usage.cost) },
+            budget_left: call.parts.budget,
+            time_left_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            duration_ms: started.elapsed().as_secs_f64() * 1e3,
+            at: self.clock.now(),
+        };
+        self.record(entry).await.map_err(|failure| CallError::new(contract, failure))?;
         answer
     }
 

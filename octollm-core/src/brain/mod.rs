@@ -115,10 +115,10 @@ impl Brain {
         self.0.desk.has_room()?;
         // While nobody may take it: the next run would find what is to be forgotten.
         self.0.store.forget_failures(id).await?;
-        let record = self
+        let (record, _) = self
             .change(id, cx, |record, now| {
                 failed(record)?;
-                record.requeue(now).map_err(conflict)
+                record.requeue(now).map(|()| true).map_err(conflict)
             })
             .await?;
         self.0.announcer.status(&record, Duration::ZERO).await;
@@ -175,20 +175,23 @@ impl Brain {
             .ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))
     }
 
-    /// Changes a task in the store, again from the start where somebody else's change came first.
+    /// Changes a task in the store, again from the start where somebody else's change came first. `change` says whether
+    /// there is anything to keep; so does what comes back.
     async fn change(
         &self,
         id: &TaskId,
         cx: &Context,
-        change: impl Fn(&mut TaskRecord, jiff::Timestamp) -> Result<(), Failure> + Send + Sync,
-    ) -> Result<TaskRecord, Failure> {
+        change: impl Fn(&mut TaskRecord, jiff::Timestamp) -> Result<bool, Failure> + Send + Sync,
+    ) -> Result<(TaskRecord, bool), Failure> {
         loop {
             let mut record = self.visible(id, cx).await?;
-            change(&mut record, self.0.clock.now())?;
+            if !change(&mut record, self.0.clock.now())? {
+                return Ok((record, false));
+            }
             match self.0.store.update(&mut record).await {
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error.into()),
-                Ok(()) => return Ok(record),
+                Ok(()) => return Ok((record, true)),
             }
         }
     }
@@ -287,24 +290,22 @@ impl Orchestrator for Brain {
             }
             // It has stopped and its end was not written, or it was queued again: it is cancelled where it waits.
         }
-        loop {
-            let mut record = self.visible(id, cx).await?;
-            if record.task.status.is_finished() {
-                return Ok(record.task);
-            }
-            record.cancel(self.0.clock.now()).map_err(conflict)?;
-            match self.0.store.update(&mut record).await {
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(error.into()),
-                Ok(()) => {
-                    self.0.announcer.status(&record, Duration::ZERO).await;
-                    self.0.desk.forget(&record);
-                    // It may have been started since it was looked for.
-                    self.0.desk.stop(id, Stop::Lost);
-                    return Ok(record.task);
+        let (record, cancelled) = self
+            .change(id, cx, |record, now| {
+                // A finished task stays as it is.
+                if record.task.status.is_finished() {
+                    return Ok(false);
                 }
-            }
+                record.cancel(now).map(|()| true).map_err(conflict)
+            })
+            .await?;
+        if cancelled {
+            self.0.announcer.status(&record, Duration::ZERO).await;
+            self.0.desk.forget(&record);
+            // It may have been started since it was looked for.
+            self.0.desk.stop(id, Stop::Lost);
         }
+        Ok(record.task)
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {

@@ -63,10 +63,8 @@ impl Failure {
 
     /// An input that breaks its contract.
     pub fn invalid(violations: Violations) -> Self {
-        Self {
-            violations: violations.clone(),
-            ..Self::new(ErrorKind::ValidationFailed, violations.to_string())
-        }
+        let message = violations.to_string();
+        Self { violations, ..Self::new(ErrorKind::ValidationFailed, message) }
     }
 }
 

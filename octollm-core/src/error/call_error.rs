@@ -7,10 +7,14 @@ use crate::{budget::Usage, contract::ContractRef};
 
 /// Why a call failed, and where.
 #[derive(Debug)]
-pub struct CallError(Box<Inner>);
+pub struct CallError(Box<CallFacts>);
 
+/// What is known of a failed call.
+///
+/// It is the first source of the [`CallError`], so that it is found in a chain of sources also where a wrapper hides the
+/// type of the error that it holds.
 #[derive(Debug)]
-struct Inner {
+pub(super) struct CallFacts {
     contract: ContractRef,
     failure: Failure,
     arm: Option<String>,
@@ -20,10 +24,10 @@ struct Inner {
 }
 
 impl CallError {
-    /// A call of `contract` that failed before an arm was chosen, or as an arm told.
+    /// A call of `contract` that failed before an arm was chosen, or as an arm reported.
     pub fn new(contract: ContractRef, failure: Failure) -> Self {
         let (arm, endpoint, usage, source) = (None, None, Usage::default(), None);
-        Self(Box::new(Inner { contract, failure, arm, endpoint, usage, source }))
+        Self(Box::new(CallFacts { contract, failure, arm, endpoint, usage, source }))
     }
 
     /// Adds which arm was called.
@@ -40,7 +44,7 @@ impl CallError {
         self
     }
 
-    /// Adds what the arm used up before it failed.
+    /// Adds what the arm used before it failed.
     #[must_use]
     pub fn with_usage(mut self, usage: Usage) -> Self {
         self.0.usage = usage;
@@ -69,7 +73,7 @@ impl CallError {
         self.0.endpoint.as_deref()
     }
 
-    /// What the arm used up before it failed, as far as it told.
+    /// What the arm used before it failed, as far as it reported that.
     pub fn usage(&self) -> Usage {
         self.0.usage
     }
@@ -113,6 +117,29 @@ impl fmt::Display for CallError {
 
 impl Error for CallError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source.as_deref().map(|source| source as _)
+        Some(&*self.0)
+    }
+}
+
+impl CallFacts {
+    pub(super) fn contract(&self) -> &ContractRef {
+        &self.contract
+    }
+
+    pub(super) fn failure(&self) -> &Failure {
+        &self.failure
+    }
+}
+
+/// The code of what happened.
+impl fmt::Display for CallFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.kind.fmt(f)
+    }
+}
+
+impl Error for CallFacts {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
     }
 }

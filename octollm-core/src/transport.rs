@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use crate::id::StepKey;
 use crate::{
     budget::Usage,
     card::ArmCard,
@@ -14,25 +15,6 @@ use crate::{
     parts::ContextParts,
     update::{Handle, UpdateSink},
 };
-
-/// Names one call among those that a task makes: its order, or a name the user gave.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum StepKey {
-    /// The how-manieth call it is, from 0.
-    Order(u32),
-    /// The name it was given.
-    Name(String),
-}
-
-impl fmt::Display for StepKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Order(order) => write!(f, "{order}"),
-            Self::Name(name) => f.write_str(name),
-        }
-    }
-}
 
 /// Names one call for an arm that remembers what it answered: the same over every attempt and every recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -64,6 +46,8 @@ pub struct Call {
     pub spec: Option<Spec>,
     /// Which call of its maker this is.
     pub step: StepKey,
+    /// The first step of the batch that the call belongs to; `None` where it is made by itself.
+    pub batch: Option<StepKey>,
     /// Names the call for an arm that honours keys. A journal sets it.
     pub key: Option<IdempotencyKey>,
     /// The contract's JSON.
@@ -89,6 +73,7 @@ impl Call {
             contract,
             spec: None,
             step,
+            batch: None,
             key: None,
             input,
             parts,

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, time::Duration};
 
 use super::{ErrorKind, Failure};
-use crate::{budget::Usage, contract::ContractRef};
+use crate::{budget::Usage, contract::ContractRef, id::StepKey};
 
 /// Why a call failed, and where.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub(super) struct CallFacts {
     failure: Failure,
     arm: Option<String>,
     endpoint: Option<String>,
+    step: Option<StepKey>,
+    attempts: u32,
     usage: Usage,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -26,8 +28,8 @@ pub(super) struct CallFacts {
 impl CallError {
     /// A call of `contract` that failed before an arm was chosen, or as an arm reported.
     pub fn new(contract: ContractRef, failure: Failure) -> Self {
-        let (arm, endpoint, usage, source) = (None, None, Usage::default(), None);
-        Self(Box::new(CallFacts { contract, failure, arm, endpoint, usage, source }))
+        let (arm, endpoint, step, usage, source) = (None, None, None, Usage::default(), None);
+        Self(Box::new(CallFacts { contract, failure, arm, endpoint, step, attempts: 1, usage, source }))
     }
 
     /// Adds which arm was called.
@@ -41,6 +43,20 @@ impl CallError {
     #[must_use]
     pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.0.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Adds which call of its maker it was.
+    #[must_use]
+    pub fn with_step(mut self, step: StepKey) -> Self {
+        self.0.step = Some(step);
+        self
+    }
+
+    /// Sets how many attempts were made (default 1).
+    #[must_use]
+    pub fn with_attempts(mut self, attempts: u32) -> Self {
+        self.0.attempts = attempts;
         self
     }
 
@@ -71,6 +87,16 @@ impl CallError {
     /// Where it was called.
     pub fn endpoint(&self) -> Option<&str> {
         self.0.endpoint.as_deref()
+    }
+
+    /// Which call of its maker it was; `None` where it was made without a context.
+    pub fn step(&self) -> Option<&StepKey> {
+        self.0.step.as_ref()
+    }
+
+    /// How many attempts were made.
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
     }
 
     /// What the arm used before it failed, as far as it reported that.

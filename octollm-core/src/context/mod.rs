@@ -26,6 +26,7 @@ use crate::{
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::{RequestId, TaskId},
+    json,
     parts::spent,
     trace::TraceContext,
     transport::{Call, NoArms, Reply, StepKey, Transport},
@@ -278,10 +279,9 @@ impl Context {
     ) -> impl Future<Output = Result<C::Output, CallError>> + Send + use<C> {
         let cx = self.clone();
         let contract = C::SPEC.reference();
-        let mut input = Vec::with_capacity(USUAL_INPUT);
-        let written = serde_json::to_writer(&mut input, &task);
+        let written = json::write_input(&task);
         async move {
-            written.map_err(|error| unwritable(&contract, error))?;
+            let input = written.map_err(|error| unwritable(&contract, error))?;
             let timeout = C::SPEC.timeout;
             let mut call = Call::new(contract.clone(), step, input.into(), cx.parts().clone());
             call.spec = Some(Spec::Static(&C::SPEC));
@@ -335,9 +335,6 @@ impl Context {
     }
 }
 
-/// Most inputs fit without their buffer having to grow.
-const USUAL_INPUT: usize = 1024;
-
 async fn in_order<F, T>(calls: Vec<F>) -> Result<Vec<T>, CallError>
 where
     F: Future<Output = Result<T, CallError>> + Send,
@@ -352,8 +349,8 @@ where
     Ok(answers.into_iter().flatten().collect())
 }
 
-fn unwritable(contract: &ContractRef, error: serde_json::Error) -> CallError {
-    let failure = Failure::new(ErrorKind::BadRequest, "the input cannot be written as JSON");
+fn unwritable(contract: &ContractRef, error: json::Unwritable) -> CallError {
+    let failure = Failure::new(ErrorKind::BadRequest, format!("the input cannot be written: {error}"));
     CallError::new(contract.clone(), failure).with_source(error)
 }
 

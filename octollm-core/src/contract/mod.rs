@@ -5,18 +5,22 @@
 
 mod card;
 mod reference;
+mod schema;
 mod spec;
 mod violation;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub(crate) use self::card::{canonical, hex};
 pub use self::{
-    card::{ContractCard, Keys, fingerprint},
+    card::{ContractCard, InvalidContract, Keys, fingerprint},
     reference::{ContractRef, InvalidContractRef},
     spec::{ContractSpec, Effects, OwnedSpec, Spec},
     violation::{Violation, Violations},
+};
+pub(crate) use self::{
+    card::{canonical, hex},
+    schema::{input_of, referred},
 };
 
 /// A type that can be asked of an arm. Derive it with `#[derive(TaskContract)]`.

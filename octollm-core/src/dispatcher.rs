@@ -17,7 +17,7 @@ use crate::{
     budget::{Usage, narrower},
     card::ArmCard,
     context::Context,
-    contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
+    contract::{ContractCard, ContractRef, ContractSpec, InvalidContract, TaskContract},
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     json,
@@ -32,6 +32,7 @@ use crate::{
 pub struct Dispatcher {
     card: ArmCard,
     routes: Vec<Route>,
+    refused: Vec<InvalidContract>,
 }
 
 /// One contract that a [`Dispatcher`] serves.
@@ -75,15 +76,19 @@ impl Surroundings {
 impl Dispatcher {
     /// An arm that serves nothing yet.
     pub fn new(arm_id: impl Into<String>) -> Self {
-        Self { card: ArmCard::new(arm_id).started(), routes: Vec::new() }
+        Self { card: ArmCard::new(arm_id).started(), routes: Vec::new(), refused: Vec::new() }
     }
 
-    /// Adds a contract. One that is served already is replaced.
+    /// Adds a contract. One that is served already is replaced; one that cannot be served is [`refused`](Self::refused).
     pub fn serve<C: TaskContract>(&mut self, arm: impl Arm<C>) {
+        let card = match ContractCard::checked::<C>() {
+            Ok(card) => card,
+            Err(error) => return self.refused.push(error),
+        };
         let (spec, contract) = (C::SPEC, C::SPEC.reference());
         self.routes.retain(|route| route.contract != contract);
         self.card.contracts.retain(|card| card.reference().as_ref() != Some(&contract));
-        self.card.contracts.push(ContractCard::of::<C>());
+        self.card.contracts.push(card);
         if !self.card.capabilities.iter().any(|name| name == spec.name) {
             self.card.capabilities.push(spec.name.into());
         }
@@ -99,6 +104,12 @@ impl Dispatcher {
     /// For what the card says beside the contracts.
     pub fn card_mut(&mut self) -> &mut ArmCard {
         &mut self.card
+    }
+
+    /// Why contracts that were given to [`serve`](Self::serve) are not served. A server that starts without them would
+    /// answer that they are not offered, so check this first.
+    pub fn refused(&self) -> &[InvalidContract] {
+        &self.refused
     }
 
     /// The contracts it serves.

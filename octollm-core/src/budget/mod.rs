@@ -113,9 +113,18 @@ impl Budget {
     /// No limit at all.
     pub const UNLIMITED: Self = Self { tokens: None, cost: None };
 
-    /// So many tokens, and any cost.
+    /// Up to `tokens` tokens, and any cost.
     pub const fn tokens(tokens: u64) -> Self {
         Self { tokens: Some(tokens), cost: None }
+    }
+
+    /// Up to `dollars`, and any number of tokens.
+    ///
+    /// # Errors
+    /// [`InvalidBudget`] for NaN, a negative amount, or more than 18 billion dollars: what is no amount is no limit
+    /// either.
+    pub fn dollars(dollars: f64) -> Result<Self, InvalidBudget> {
+        Ok(Self { tokens: None, cost: Some(Cost::from_dollars(dollars)?) })
     }
 
     /// What is left after `usage`; never below zero.
@@ -276,6 +285,7 @@ mod tests {
         }
         for dollars in [f64::NAN, f64::INFINITY, -0.01, 1e300] {
             assert!(Cost::from_dollars(dollars).is_err(), "{dollars}");
+            assert_eq!(Budget::dollars(dollars), Err(InvalidBudget), "{dollars}");
         }
     }
 }

@@ -269,10 +269,6 @@ macro_rules! fields {
                 self.noted(written, || Some(key.to_owned()))
             }
 
-            fn skip_field(&mut self, key: &'static str) -> Result<(), X::Error> {
-                self.inner.skip_field(key)
-            }
-
             fn end(self) -> Result<X::Ok, X::Error> {
                 self.inner.end()
             }

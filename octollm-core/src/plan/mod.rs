@@ -44,7 +44,7 @@ use crate::{
     arm::Arm,
     card::ArmCard,
     context::{CALLS_AT_ONCE, Context},
-    contract::{ContractRef, ContractSpec, NoChunk, TaskContract, Violations},
+    contract::{ContractCard, ContractRef, ContractSpec, NoChunk, TaskContract, Violations},
     error::{ArmError, Failure},
 };
 
@@ -122,7 +122,8 @@ impl TaskContract for RunPlan {
     type Chunk = NoChunk;
     const SPEC: ContractSpec = ContractSpec::new("plan.run", "/plan", "plan:run")
         .timeout(Duration::from_secs(600))
-        .summary("Runs steps given as data: independent ones in parallel, each when what it needs is done.");
+        .summary("Runs steps given as data: independent ones in parallel, each when what it needs is done.")
+        .fingerprint(ContractCard::fingerprint_of::<Self>);
 }
 
 /// Runs plans: steps that need nothing from each other in parallel, each as soon as what it needs is done.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::TaskResult;
 use crate::{
     budget::{Budget, Cost},
-    contract::{ContractRef, ContractSpec, NoChunk, TaskContract, Violations},
+    contract::{ContractCard, ContractRef, ContractSpec, NoChunk, TaskContract, Violations},
     error::Failure,
     json,
 };
@@ -53,7 +53,8 @@ impl TaskContract for TaskRequest {
     type Chunk = NoChunk;
     const SPEC: ContractSpec = ContractSpec::new("task.run", "/run", "task:run")
         .timeout(Duration::from_secs(600))
-        .summary("Works towards a goal that is given in words.");
+        .summary("Works towards a goal that is given in words.")
+        .fingerprint(ContractCard::fingerprint_of::<Self>);
 
     fn check(&self) -> Result<(), Violations> {
         let mut violations = Violations::default();

@@ -1,10 +1,16 @@
 //! A contract seen from both ends: what its schema refuses, a server refuses, and what is written is read.
 
+#[cfg(feature = "mesh")]
+mod called;
+
 use std::collections::BTreeMap;
 
+use async_trait::async_trait;
 use octollm_core::{
+    Arm, Context,
     contract::{ContractCard, ContractSpec, InvalidContract, NoChunk, TaskContract},
-    error::{ErrorKind, Failure},
+    dispatcher::Dispatcher,
+    error::{ArmError, ErrorKind, Failure},
     json,
 };
 use octollm_macros::{TaskContract, Validate};
@@ -271,6 +277,15 @@ struct Transparent {
     items: Vec<u8>,
 }
 
+struct Nobody;
+
+#[async_trait]
+impl<C: TaskContract<Output = ()>> Arm<C> for Nobody {
+    async fn execute(&self, _: C, _: &Context) -> Result<(), ArmError> {
+        Ok(())
+    }
+}
+
 #[test]
 fn what_has_no_form_in_other_protocols_is_no_contract() {
     assert!(ContractCard::checked::<Everything>().is_ok());
@@ -285,6 +300,11 @@ fn what_has_no_form_in_other_protocols_is_no_contract() {
         ContractCard::checked::<Tagged>().unwrap_err(),
         ContractCard::checked::<Transparent>().unwrap_err(),
     ];
+    let mut dispatcher = Dispatcher::new("test");
+    dispatcher.serve::<Ping>(Nobody);
+    dispatcher.serve::<Transparent>(Nobody);
+    assert_eq!((dispatcher.routes().len(), dispatcher.card().contracts.len()), (1, 1));
+    assert_eq!(dispatcher.refused(), [ContractCard::checked::<Transparent>().unwrap_err()]);
     for error in errors {
         assert!(matches!(error, InvalidContract::Input { .. }), "{error}");
         assert!(error.to_string().ends_with("is not an object in JSON"));
@@ -320,73 +340,4 @@ fn an_input_that_json_cannot_tell_is_not_sent() {
     }
     let error = json::write_input(&Score { values: vec![1.0, f64::NAN] }).unwrap_err();
     assert_eq!(error.path(), Some("values[1]"));
-}
-
-#[cfg(feature = "mesh")]
-mod called {
-    use async_trait::async_trait;
-    use octollm_core::{Arm, Context, error::ArmError, mesh::Mesh};
-
-    use super::*;
-
-    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, TaskContract)]
-    #[task(name = "text.score", output = BTreeMap<String, Vec<f64>>)]
-    struct ScoreText {
-        weight: f64,
-    }
-
-    struct Scorer;
-
-    #[async_trait]
-    impl Arm<Ping> for Scorer {
-        async fn execute(&self, _: Ping, _: &Context) -> Result<(), ArmError> {
-            Ok(())
-        }
-    }
-
-    /// Divides 0 by 0 where the weight is 0.
-    #[async_trait]
-    impl Arm<ScoreText> for Scorer {
-        async fn execute(
-            &self,
-            input: ScoreText,
-            cx: &Context,
-        ) -> Result<BTreeMap<String, Vec<f64>>, ArmError> {
-            cx.call(Ping).await?;
-            Ok([("scores".to_owned(), vec![1.0, (2.0 * input.weight) / input.weight])].into())
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_input_without_members_is_called_like_any_other() {
-        let mesh = Mesh::builder().arm::<Ping>("scorer", Scorer).start().await;
-        mesh.context().call(Ping).await.unwrap();
-        let contract = Ping::SPEC.reference();
-        mesh.context().call_json(&contract, &json!({})).await.unwrap();
-        let error = mesh.context().call_json(&contract, &json!({ "x": 1 })).await.unwrap_err();
-        assert_eq!(error.failure().violations.to_string(), "x: unknown field");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_output_with_a_number_that_is_none_fails_and_is_named() {
-        let arms = Mesh::builder().arm::<Ping>("pinged", Scorer).arm::<ScoreText>("scorer", Scorer);
-        let mesh = arms.start().await;
-        let scores = mesh.context().call(ScoreText { weight: 2.0 }).await.unwrap();
-        assert_eq!(scores["scores"], [1.0, 2.0]);
-        let error = mesh.context().call(ScoreText { weight: 0.0 }).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ArmFailed);
-        let expected = "the output cannot be written: scores[1] is infinite or not a number";
-        assert_eq!(error.failure().message, expected);
-        assert!(error.may_have_executed());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_input_with_a_number_that_is_none_is_not_sent() {
-        let mesh = Mesh::builder().arm::<ScoreText>("scorer", Scorer).start().await;
-        let error = mesh.context().call(ScoreText { weight: f64::NAN }).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::BadRequest);
-        assert!(error.failure().message.contains("weight is infinite or not a number"), "{error}");
-        assert!(!error.may_have_executed());
-        assert_eq!(mesh.calls().count(), 0);
-    }
 }

@@ -6,6 +6,7 @@
 //! A plain struct is read once, watched: serde and serde_json refuse enough for it. Where a type takes maps or any
 //! values, one cheap scan follows. Only what is refused is read again, to say why.
 
+mod raw;
 mod scan;
 mod shape;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use self::{
     unique::Unique,
     watch::{Notes, Watch},
 };
+pub use self::raw::RawJson;
 use crate::error::{ErrorKind, Failure};
 
 /// Reads an input: every field known, each once, nothing behind the value.

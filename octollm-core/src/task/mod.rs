@@ -1,5 +1,6 @@
 //! Tasks: work that a brain was asked for, and what became of it.
 
+mod event;
 mod record;
 mod request;
 mod status;
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use self::{
+    event::{TaskChange, TaskEvent, TaskSpent},
     record::{Lease, TaskRecord},
     request::{InvalidSubmission, Priority, Submission, TaskBudget, TaskRequest},
     status::{IllegalTransition, TaskStatus},

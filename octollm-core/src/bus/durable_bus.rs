@@ -1,9 +1,12 @@
 //! Consume and settle.
 
-use async_trait::async_trait;
+use std::sync::Arc;
 
-use super::{BusError, ConsumeOptions, Consumer, DeadLetter, EventBus};
-use crate::event::{Pattern, Patterns};
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{BusError, ConsumeOptions, Consumer, EventBus};
+use crate::event::{Event, Pattern, Patterns};
 
 /// Delivers every event to every group at least once, until a member of the group has settled it.
 ///
@@ -100,4 +103,91 @@ pub struct GroupStatus {
     pub waiting: usize,
     /// Dead letters kept.
     pub dead_letters: usize,
+}
+
+/// An event that a group gave up. It stays until it is replayed or its group is removed.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The bus's own name for it, unique in its group.
+    pub entry: String,
+    /// What was to be delivered.
+    pub body: DeadLetterBody,
+    /// Why it was given up.
+    pub reason: String,
+    /// How often it was delivered.
+    pub attempts: u32,
+}
+
+/// The contents of a [`DeadLetter`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum DeadLetterBody {
+    /// An event.
+    Event(Arc<Event>),
+    /// Bytes that are no event, as they were found.
+    Undecodable(Bytes),
+}
+
+impl DeadLetter {
+    /// A dead letter that was an event.
+    pub fn of_event(
+        entry: impl Into<String>,
+        event: Arc<Event>,
+        reason: impl Into<String>,
+        attempts: u32,
+    ) -> Self {
+        Self { entry: entry.into(), body: DeadLetterBody::Event(event), reason: reason.into(), attempts }
+    }
+
+    /// A dead letter that never was an event.
+    pub fn undecodable(entry: impl Into<String>, bytes: Bytes, reason: impl Into<String>) -> Self {
+        Self {
+            entry: entry.into(),
+            body: DeadLetterBody::Undecodable(bytes),
+            reason: reason.into(),
+            attempts: 0,
+        }
+    }
+
+    /// The event, if it is one.
+    pub fn event(&self) -> Option<&Arc<Event>> {
+        match &self.body {
+            DeadLetterBody::Event(event) => Some(event),
+            DeadLetterBody::Undecodable(_) => None,
+        }
+    }
+}
+
+#[async_trait]
+impl<B: DurableBus + ?Sized> DurableBus for Arc<B> {
+    async fn consume_any(
+        &self,
+        group: &str,
+        patterns: Patterns,
+        options: ConsumeOptions,
+    ) -> Result<Consumer, BusError> {
+        (**self).consume_any(group, patterns, options).await
+    }
+
+    async fn group(&self, group: &str) -> Result<GroupStatus, BusError> {
+        (**self).group(group).await
+    }
+
+    async fn remove_group(&self, group: &str) -> Result<bool, BusError> {
+        (**self).remove_group(group).await
+    }
+
+    async fn dead_letters(
+        &self,
+        group: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, BusError> {
+        (**self).dead_letters(group, after, limit).await
+    }
+
+    async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError> {
+        (**self).replay(group, entry).await
+    }
 }

@@ -1,6 +1,6 @@
 //! What can go wrong on a bus.
 
-use super::Capability;
+use super::engine::Capability;
 
 /// A bus did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]

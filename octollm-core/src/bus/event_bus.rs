@@ -1,10 +1,12 @@
 //! Publish and subscribe.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{BusError, Capabilities, Capability, Counts, Overflow, Subscription};
+use super::engine::{Capabilities, Capability, Counts};
+use super::{BusError, Overflow, Subscription};
 use crate::event::{Event, Pattern, Patterns};
 
 /// Tells events to whoever listens, at most once.
@@ -74,5 +76,36 @@ pub trait EventBus: Send + Sync + 'static {
     async fn cancel_publish(&self, event_id: &str) -> Result<bool, BusError> {
         let _ = event_id;
         Err(BusError::Unsupported { capability: Capability::Delay })
+    }
+}
+
+#[async_trait]
+impl<B: EventBus + ?Sized> EventBus for Arc<B> {
+    async fn publish(&self, event: Event) -> Result<(), BusError> {
+        (**self).publish(event).await
+    }
+
+    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
+        (**self).subscribe_any(patterns, overflow).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn counts(&self) -> Counts {
+        (**self).counts()
+    }
+
+    async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<(), BusError>> {
+        (**self).publish_all(events).await
+    }
+
+    async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError> {
+        (**self).publish_after(event, delay).await
+    }
+
+    async fn cancel_publish(&self, event_id: &str) -> Result<bool, BusError> {
+        (**self).cancel_publish(event_id).await
     }
 }

@@ -5,9 +5,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 
-use super::expiry::Expiry;
+use super::engine::queue::Expiry;
 use super::{
-    BusError, Capabilities, Capability, Counters, Counts, Ended, EventBus, Feed, Overflow, Subscription,
+    BusError, Ended, EventBus, Overflow, Subscription,
+    engine::{Capabilities, Capability, Counters, Counts, Feed},
 };
 use crate::event::{Event, Patterns};
 

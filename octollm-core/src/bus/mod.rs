@@ -28,39 +28,23 @@
 //! # }
 //! ```
 
-mod capability;
-mod consume;
 mod consumer;
-mod counters;
-mod dead_letter;
 mod delivery;
 mod durable_bus;
+pub mod engine;
 mod error;
 mod event_bus;
-mod expiry;
-mod feed;
-mod handler;
 mod memory;
 mod memory_durable;
-mod overflow;
-mod queue;
-mod shared;
-mod signal;
 mod subscription;
 
-pub use capability::{Capabilities, Capability};
-pub use consume::{Backoff, ConsumeOptions, Start};
-pub use consumer::{Arrival, CloseConsumer, Consumer, ConsumerCloser, ConsumerEngine};
-pub use counters::{Counters, Counts};
-pub use dead_letter::{DeadLetter, DeadLetterBody};
-pub use delivery::{Delivery, Lease, Nack, Settlement};
-pub use durable_bus::{DurableBus, GroupStatus};
+pub use consumer::{
+    Arrival, Backoff, CloseConsumer, ConsumeOptions, Consumer, ConsumerCloser, ConsumerEngine, Start,
+};
+pub use delivery::{Delivery, Handler, Lease, Nack, Settlement};
+pub use durable_bus::{DeadLetter, DeadLetterBody, DurableBus, GroupStatus};
 pub use error::BusError;
 pub use event_bus::EventBus;
-pub use feed::Feed;
-pub use handler::Handler;
 pub use memory::{MemoryBus, MemoryBusConfig};
 pub use memory_durable::{MemoryDurableBus, MemoryDurableConfig};
-pub use overflow::Overflow;
-pub use signal::{Ended, Gap, GapReason, Signal};
-pub use subscription::Subscription;
+pub use subscription::{Ended, Gap, GapReason, Overflow, Signal, Subscription};

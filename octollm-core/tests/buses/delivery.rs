@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use octollm_core::bus::engine::Capability;
 use octollm_core::bus::{
-    BusError, Capability, EventBus, MemoryBus, MemoryBusConfig, MemoryDurableBus, MemoryDurableConfig,
-    Overflow,
+    BusError, EventBus, MemoryBus, MemoryBusConfig, MemoryDurableBus, MemoryDurableConfig, Overflow,
 };
 use octollm_core::event::{Event, Pattern};
 use serde_json::json;

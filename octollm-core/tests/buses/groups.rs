@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use octollm_core::bus::engine::Capability;
 use octollm_core::bus::{
-    BusError, Capability, ConsumeOptions, Consumer, EventBus, GapReason, MemoryDurableBus,
-    MemoryDurableConfig,
+    BusError, ConsumeOptions, Consumer, EventBus, GapReason, MemoryDurableBus, MemoryDurableConfig,
 };
 use octollm_core::event::Event;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};

@@ -1,8 +1,7 @@
 //! What a publisher may ask for.
 
-use octollm_core::bus::{
-    BusError, Capability, Ended, EventBus, MemoryDurableBus, MemoryDurableConfig, Overflow,
-};
+use octollm_core::bus::engine::Capability;
+use octollm_core::bus::{BusError, Ended, EventBus, MemoryDurableBus, MemoryDurableConfig, Overflow};
 use tokio::time::{Instant, advance};
 
 use crate::*;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::lanes::{Item, Lanes};
-use crate::bus::{Backoff, ConsumeOptions, Counters, DeadLetter, Gap, GroupStatus, Nack, Settlement};
+use crate::bus::engine::Counters;
+use crate::bus::{Backoff, ConsumeOptions, DeadLetter, Gap, GroupStatus, Nack, Settlement};
 use crate::event::{Event, Patterns};
 
 /// An item waits in `lanes`, from where it is let out to be `leased`; from there it leaves for good, goes back, or goes to
@@ -313,7 +314,7 @@ mod model;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::expiry::Expiry;
+    use crate::bus::engine::queue::Expiry;
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::bus::expiry::Expiry;
+use crate::bus::engine::queue::Expiry;
 use crate::event::Event;
 
 /// An event on its way through a group.

@@ -2,17 +2,18 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::expiry::Expiry;
-use super::{Ended, Gap, Overflow, Signal};
+use crate::bus::{Ended, Gap, Overflow, Signal};
 use crate::event::Event;
 
 /// Events and the marks of those missing, in order. At most as many events as the overflow has room for, and between two
 /// of them at most one mark of each kind.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(in crate::bus) struct Queue {
     overflow: Overflow,
     /// What is missing before the first entry.
     head: Missing,
@@ -23,7 +24,7 @@ pub(super) struct Queue {
 
 /// What became of an event offered.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Offered {
+pub(in crate::bus) enum Offered {
     /// It waits.
     Queued,
     /// It or an older one went; so many are missing now that were not before.
@@ -36,7 +37,7 @@ pub(super) enum Offered {
 
 /// What taking from a queue yields.
 #[derive(Debug)]
-pub(super) enum Taken {
+pub(in crate::bus) enum Taken {
     /// The next item.
     Signal(Signal),
     /// Nothing now.
@@ -58,12 +59,12 @@ struct Missing {
 }
 
 impl Queue {
-    pub(super) fn new(overflow: Overflow) -> Self {
+    pub(in crate::bus) fn new(overflow: Overflow) -> Self {
         Self { overflow, head: Missing::default(), entries: VecDeque::new(), events: 0, ended: None }
     }
 
     /// Takes an event in, or does what the overflow says.
-    pub(super) fn offer(&mut self, event: &Arc<Event>, expiry: Expiry) -> Offered {
+    pub(in crate::bus) fn offer(&mut self, event: &Arc<Event>, expiry: Expiry) -> Offered {
         if self.ended.is_some() {
             return Offered::Ended;
         }
@@ -91,7 +92,7 @@ impl Queue {
     }
 
     /// Marks a place where events may be missing.
-    pub(super) fn mark(&mut self, gap: Gap) {
+    pub(in crate::bus) fn mark(&mut self, gap: Gap) {
         if self.ended.is_some() {
             return;
         }
@@ -102,7 +103,7 @@ impl Queue {
     }
 
     /// The next item. `expired` is raised by the events left out because their time was over at `now`.
-    pub(super) fn take(&mut self, now: impl Fn() -> Instant, expired: &mut u64) -> Taken {
+    pub(in crate::bus) fn take(&mut self, now: impl Fn() -> Instant, expired: &mut u64) -> Taken {
         loop {
             if let Some(signal) = self.head.take() {
                 return Taken::Signal(signal);
@@ -124,16 +125,16 @@ impl Queue {
     }
 
     /// Takes nothing more in. What waits is still to be had. The first reason given holds.
-    pub(super) fn end(&mut self, reason: Ended) {
+    pub(in crate::bus) fn end(&mut self, reason: Ended) {
         self.ended.get_or_insert(reason);
     }
 
-    pub(super) fn ended(&self) -> Option<&Ended> {
+    pub(in crate::bus) fn ended(&self) -> Option<&Ended> {
         self.ended.as_ref()
     }
 
     /// Throws away what waits.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::bus) fn clear(&mut self) {
         self.head = Missing::default();
         self.entries = VecDeque::new();
         self.events = 0;
@@ -183,6 +184,40 @@ impl Missing {
         match (&mut self.gap, later.gap) {
             (Some(known), Some(more)) => known.event_ids.extend(more.event_ids),
             (none, more) => *none = none.take().or(more),
+        }
+    }
+}
+
+/// What `expires_at` means for a bus whose clock is monotonic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::bus) enum Expiry {
+    Never,
+    At(Instant),
+    Past,
+}
+
+impl Expiry {
+    /// Translates a point of the wall clock, which shows `wall` while the monotonic one shows `now`.
+    pub(in crate::bus) fn from_wall(expires_at: Timestamp, wall: Timestamp, now: Instant) -> Self {
+        // No difference of two timestamps overflows, and a negative one is no `Duration`.
+        match Duration::try_from(expires_at.duration_since(wall)) {
+            Ok(Duration::ZERO) | Err(_) => Self::Past,
+            // What lies beyond the clock's range is as good as never.
+            Ok(left) => now.checked_add(left).map_or(Self::Never, Self::At),
+        }
+    }
+
+    /// Reads the clocks, if there is anything to translate.
+    pub(in crate::bus) fn of(expires_at: Option<Timestamp>) -> Self {
+        expires_at.map_or(Self::Never, |at| Self::from_wall(at, Timestamp::now(), Instant::now()))
+    }
+
+    /// Whether it is over at `now`, which is asked for only if it matters.
+    pub(in crate::bus) fn is_over(self, now: impl FnOnce() -> Instant) -> bool {
+        match self {
+            Self::Never => false,
+            Self::At(at) => now() >= at,
+            Self::Past => true,
         }
     }
 }
@@ -300,5 +335,24 @@ mod tests {
             }
             prop_assert_eq!(accounted, offered as i64);
         }
+    }
+
+    #[test]
+    fn the_wall_clock_becomes_the_monotonic_one() {
+        let (wall, now) = (Timestamp::UNIX_EPOCH, Instant::now());
+        let second = Duration::from_secs(1);
+        assert_eq!(Expiry::from_wall(wall + second, wall, now), Expiry::At(now + second));
+        assert_eq!(Expiry::from_wall(wall, wall, now), Expiry::Past);
+        assert_eq!(Expiry::from_wall(wall - second, wall, now), Expiry::Past);
+        assert_ne!(Expiry::from_wall(Timestamp::MAX, Timestamp::MIN, now), Expiry::Past);
+    }
+
+    #[test]
+    fn it_is_over_from_the_very_moment() {
+        let now = Instant::now();
+        assert!(Expiry::At(now).is_over(|| now));
+        assert!(!Expiry::At(now + Duration::from_millis(1)).is_over(|| now));
+        assert!(Expiry::Past.is_over(|| now));
+        assert!(!Expiry::Never.is_over(|| now));
     }
 }

@@ -6,9 +6,9 @@ use std::task::{Context, Poll, Waker};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::expiry::Expiry;
-use super::queue::{Offered, Queue, Taken};
-use super::{BusError, Counters, Ended, Gap, Overflow, Signal, Subscription};
+use super::Counters;
+use super::queue::{Expiry, Offered, Queue, Taken};
+use crate::bus::{BusError, Ended, Gap, Overflow, Signal, Subscription};
 use crate::event::Event;
 
 /// Feeds one [`Subscription`]. Buses are built on it, and so overflow the same way everywhere.
@@ -21,7 +21,7 @@ pub struct Feed {
 
 /// What the two ends share.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(in crate::bus) struct Line {
     state: Mutex<State>,
     /// Told once for each event taken out, and at the end.
     room: Notify,
@@ -94,7 +94,7 @@ impl Feed {
         }
     }
 
-    pub(super) async fn send_until(&self, event: &Arc<Event>, expiry: Expiry) -> bool {
+    pub(in crate::bus) async fn send_until(&self, event: &Arc<Event>, expiry: Expiry) -> bool {
         loop {
             // Made before the look at the queue, or the room made in between would be missed.
             let room = self.line.blocks.then(|| self.line.room.notified());
@@ -117,7 +117,7 @@ impl Drop for Feed {
 }
 
 impl Line {
-    pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
+    pub(in crate::bus) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
         let mut expired = 0;
         let mut state = self.lock();
         let taken = state.queue.take(Instant::now, &mut expired);
@@ -142,12 +142,12 @@ impl Line {
         }
     }
 
-    pub(super) fn ended(&self) -> Option<Ended> {
+    pub(in crate::bus) fn ended(&self) -> Option<Ended> {
         self.lock().queue.ended().cloned()
     }
 
     /// The listener is gone.
-    pub(super) fn abandon(&self) {
+    pub(in crate::bus) fn abandon(&self) {
         let mut state = self.lock();
         state.abandoned = true;
         state.queue.end(Ended::Closed);

@@ -1,27 +1,27 @@
-//! A member of a group.
+//! A member of a group, and what it asks for.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
+use super::engine::{CloseConsumer, ConsumerEngine};
+use super::{BusError, Delivery, Ended, Gap};
 
-use super::{BusError, Delivery, Gap};
-
-/// Takes events from a group, one delivery at a time and as many at once as it was allowed.
+/// Receives events from a group, one delivery at a time, with as many unsettled at once as it may hold.
 ///
-/// Dropped, it leaves the group. What it handed out is still settled through the [`Delivery`], or comes again to another
-/// member when its lease runs out.
+/// Dropped, it leaves the group. What it handed out can still be settled through the [`Delivery`], or comes again to
+/// another member when its lease expires.
 #[must_use = "a consumer that is dropped leaves its group"]
 pub struct Consumer {
     engine: Box<dyn ConsumerEngine>,
     closer: ConsumerCloser,
+    ended: Option<Ended>,
 }
 
 /// What a consumer yields.
 #[derive(Debug)]
 pub enum Arrival {
-    /// An event to work off.
+    /// An event to handle.
     Delivery(Delivery),
     /// Something is missing here that will not come.
     Gap(Gap),
@@ -31,41 +31,35 @@ pub enum Arrival {
 #[derive(Clone)]
 pub struct ConsumerCloser(Arc<dyn CloseConsumer>);
 
-/// What a bus does for a [`Consumer`]. Dropping it leaves the group.
-#[async_trait]
-pub trait ConsumerEngine: Send + Sync {
-    /// The next arrival, or `None` once it is closed. It must be cancel safe: dropped before it is done, it has taken
-    /// nothing.
-    async fn next(&mut self) -> Option<Arrival>;
-}
-
-/// What a bus does to close a consumer.
-#[async_trait]
-pub trait CloseConsumer: Send + Sync {
-    /// Hands out nothing more, and waits until all that was handed out is settled or its lease has run out. Closing again
-    /// is `Ok`.
-    ///
-    /// # Errors
-    /// [`BusError::Unavailable`].
-    async fn close(&self) -> Result<(), BusError>;
-}
-
 impl Consumer {
     /// A consumer that an engine drives.
     pub fn new(engine: Box<dyn ConsumerEngine>, closer: Arc<dyn CloseConsumer>) -> Self {
-        Self { engine, closer: ConsumerCloser(closer) }
+        Self { engine, closer: ConsumerCloser(closer), ended: None }
     }
 
-    /// The next arrival, or `None` when the consumer or its bus was closed. It waits while as many deliveries as allowed
-    /// are unsettled.
+    /// The next arrival, or `None` when the consumer has ended. It waits while as many deliveries as allowed are unsettled.
     ///
     /// # Cancel safety
     /// Dropped before it is done, it has taken nothing.
     pub async fn next(&mut self) -> Option<Arrival> {
-        self.engine.next().await
+        if self.ended.is_some() {
+            return None;
+        }
+        match self.engine.next().await {
+            Ok(arrival) => Some(arrival),
+            Err(reason) => {
+                self.ended = Some(reason);
+                None
+            }
+        }
     }
 
-    /// What closes it from elsewhere, from a signal handler for one.
+    /// Why it has ended, once [`next`](Self::next) has returned `None`.
+    pub fn ended(&self) -> Option<&Ended> {
+        self.ended.as_ref()
+    }
+
+    /// What closes it from elsewhere, such as a signal handler.
     pub fn closer(&self) -> ConsumerCloser {
         self.closer.clone()
     }
@@ -83,14 +77,14 @@ impl Consumer {
 }
 
 impl ConsumerCloser {
-    /// Lets the consumer hand out nothing more, and waits until all that it handed out is settled or its lease has run
-    /// out. Closing again changes nothing and is `Ok`.
+    /// Lets the consumer hand out nothing more, and waits until all that it handed out is settled or its lease has
+    /// expired. Closing again changes nothing and is `Ok`.
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
     ///
     /// # Cancel safety
-    /// Dropped before it is done, nothing more is handed out all the same.
+    /// Dropped before it is done, nothing more is handed out.
     pub async fn close(&self) -> Result<(), BusError> {
         self.0.close().await
     }
@@ -98,7 +92,7 @@ impl ConsumerCloser {
 
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Consumer").finish_non_exhaustive()
+        f.debug_struct("Consumer").field("ended", &self.ended).finish_non_exhaustive()
     }
 }
 
@@ -111,28 +105,28 @@ impl fmt::Debug for ConsumerCloser {
 /// What a consumer asks of its group. Checked when the consumer is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumeOptions {
-    /// How many deliveries this consumer may hold unsettled at once. 16 unless told.
+    /// Deliveries that this consumer may hold unsettled at once, by default 16.
     pub max_in_flight: usize,
-    /// How long a delivery is this consumer's alone; after that another one gets it. 30 s unless told.
+    /// Time for which a delivery is this consumer's alone, by default 30 s; after that another one may receive it.
     pub lease: Duration,
-    /// After how many deliveries an event that was not settled well is a dead letter. 5 unless told.
+    /// Number of deliveries after which an unacknowledged event is a dead letter, by default 5.
     pub max_attempts: u32,
-    /// How long an event rests before it comes again, where its nack does not say.
+    /// Delay before an event comes again, where its nack names none.
     pub backoff: Backoff,
-    /// Where a group begins that this consumer is the first of. A group that exists goes on where it is.
+    /// Where the group starts if this consumer is its first. A group that exists goes on where it is.
     pub start: Start,
 }
 
-/// A rest that doubles with each attempt.
+/// A delay that doubles with each attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// The rest after the first attempt. 100 ms unless told.
+    /// The delay after the first attempt, by default 100 ms.
     pub first: Duration,
-    /// What it never exceeds. 30 s unless told.
+    /// The longest delay, by default 30 s.
     pub longest: Duration,
 }
 
-/// Where a new group begins.
+/// Where a new group starts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Start {
@@ -140,7 +134,7 @@ pub enum Start {
     #[default]
     Now,
     /// With the oldest event the bus still has. [`Unsupported`](BusError::Unsupported) by a bus that does not claim
-    /// [`Capability::History`](super::Capability::History).
+    /// [`Capability::History`](super::engine::Capability::History).
     Beginning,
 }
 
@@ -163,10 +157,10 @@ impl Default for Backoff {
 }
 
 impl ConsumeOptions {
-    /// Checks that they make sense; every bus does before it takes them.
+    /// Checks each setting. Every bus does so before it uses them.
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`] names the first that does not.
+    /// [`BusError::InvalidSetting`] names the first that is not valid.
     pub fn validate(&self) -> Result<(), BusError> {
         let invalid = |setting, problem| Err(BusError::InvalidSetting { setting, problem });
         if self.max_in_flight == 0 {
@@ -179,14 +173,14 @@ impl ConsumeOptions {
             return invalid("max_attempts", "is zero");
         }
         if self.backoff.first > self.backoff.longest {
-            return invalid("backoff", "begins with more than its longest rest");
+            return invalid("backoff", "begins with more than its longest delay");
         }
         Ok(())
     }
 }
 
 impl Backoff {
-    /// The rest after an attempt, counted from 1.
+    /// The delay after an attempt, counted from 1.
     pub fn after(&self, attempt: u32) -> Duration {
         let doublings = attempt.saturating_sub(1).min(31);
         self.first.saturating_mul(1 << doublings).min(self.longest)

@@ -1,5 +1,6 @@
 //! Consume and settle.
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -30,11 +31,11 @@ use crate::event::{Event, Pattern, Patterns};
 #[async_trait]
 pub trait DurableBus: EventBus {
     /// Joins a group, which is made if there is none of this name, to consume what is published on the channels that any
-    /// of the patterns means. It resolves when the bus has confirmed.
+    /// of the patterns matches. It resolves when the bus has confirmed.
     ///
     /// # Errors
     /// [`BusError::InvalidSetting`], [`BusError::OtherPatterns`] when the group was made with others,
-    /// [`BusError::Unsupported`] when it is to begin where the bus cannot, [`BusError::Unavailable`] and
+    /// [`BusError::Unsupported`] when the group is to start where the bus cannot, [`BusError::Unavailable`] and
     /// [`BusError::Closed`].
     ///
     /// # Cancel safety
@@ -46,23 +47,33 @@ pub trait DurableBus: EventBus {
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError>;
 
-    /// How a group stands.
+    /// The numbers of a group.
     ///
     /// # Errors
     /// [`BusError::UnknownGroup`], [`BusError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// It only reads.
     async fn group(&self, group: &str) -> Result<GroupStatus, BusError>;
 
-    /// Ends a group with all that waits in it and its dead letters; its members end. `false` when there is none.
+    /// Removes a group with all that waits in it and its dead letters; its consumers end with
+    /// [`Ended::GroupRemoved`](super::Ended::GroupRemoved). `false` when there is none.
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the group may or may not be removed.
     async fn remove_group(&self, group: &str) -> Result<bool, BusError>;
 
-    /// The dead letters of a group, oldest first: at most `limit`, and only those behind the entry `after`.
+    /// The dead letters of a group, oldest first: at most `limit`, and only those after the entry `after`.
     ///
     /// # Errors
     /// [`BusError::UnknownGroup`], [`BusError::UnknownDeadLetter`] when `after` is no entry's name,
     /// [`BusError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// It only reads.
     async fn dead_letters(
         &self,
         group: &str,
@@ -70,16 +81,23 @@ pub trait DurableBus: EventBus {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, BusError>;
 
-    /// Puts a dead letter back: the same event, at attempt 1, to this group alone.
+    /// Delivers a dead letter again: the same event, at attempt 1, to this group alone. Its expiry is lifted, so that an
+    /// event which has expired meanwhile is delivered too.
     ///
     /// # Errors
     /// [`BusError::UnknownGroup`], [`BusError::UnknownDeadLetter`] when there is none or it is no event,
-    /// [`BusError::Unavailable`].
+    /// [`BusError::Full`], [`BusError::Unavailable`]. Then it is still a dead letter.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, it is still a dead letter or it is delivered.
     async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError>;
 
     /// Joins a group, as [`consume_any`](Self::consume_any) does, for one pattern.
     ///
     /// # Errors
+    /// As [`consume_any`](Self::consume_any).
+    ///
+    /// # Cancel safety
     /// As [`consume_any`](Self::consume_any).
     async fn consume(
         &self,
@@ -91,31 +109,58 @@ pub trait DurableBus: EventBus {
     }
 }
 
-/// How a group stands.
+/// Room for events: at most this many, and at most this many bytes of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// Number of events.
+    pub events: usize,
+    /// Sum of their [`Event::size`]s.
+    pub bytes: usize,
+}
+
+impl Bound {
+    /// Room for this many events, of this many bytes in all.
+    pub const fn new(events: usize, bytes: usize) -> Self {
+        Self { events, bytes }
+    }
+
+    /// Whether there is room for as many.
+    pub const fn holds(self, events: usize, bytes: usize) -> bool {
+        events <= self.events && bytes <= self.bytes
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} events of {} bytes in all", self.events, self.bytes)
+    }
+}
+
+/// The numbers of a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupStatus {
-    /// Its members.
+    /// Its consumers.
     pub members: usize,
     /// Deliveries that are handed out and not settled.
     pub pending: usize,
     /// Events to be delivered, now or later.
     pub waiting: usize,
-    /// Dead letters kept.
+    /// Dead letters.
     pub dead_letters: usize,
 }
 
-/// An event that a group gave up. It stays until it is replayed or its group is removed.
+/// An event that a group has given up. It stays until it is replayed or its group is removed.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// The bus's own name for it, unique in its group.
+    /// The bus's name for it, unique in its group.
     pub entry: String,
     /// What was to be delivered.
     pub body: DeadLetterBody,
     /// Why it was given up.
     pub reason: String,
-    /// How often it was delivered.
+    /// Number of its deliveries.
     pub attempts: u32,
 }
 
@@ -124,7 +169,7 @@ pub struct DeadLetter {
 #[non_exhaustive]
 pub enum DeadLetterBody {
     /// An event.
-    Event(Arc<Event>),
+    Event(Event),
     /// Bytes that are no event, as they were found.
     Undecodable(Bytes),
 }
@@ -133,7 +178,7 @@ impl DeadLetter {
     /// A dead letter that was an event.
     pub fn of_event(
         entry: impl Into<String>,
-        event: Arc<Event>,
+        event: Event,
         reason: impl Into<String>,
         attempts: u32,
     ) -> Self {
@@ -151,7 +196,7 @@ impl DeadLetter {
     }
 
     /// The event, if it is one.
-    pub fn event(&self) -> Option<&Arc<Event>> {
+    pub fn event(&self) -> Option<&Event> {
         match &self.body {
             DeadLetterBody::Event(event) => Some(event),
             DeadLetterBody::Undecodable(_) => None,

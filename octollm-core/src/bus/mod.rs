@@ -1,8 +1,8 @@
-//! Telling events and hearing them.
+//! Publishing and receiving events.
 //!
-//! An [`EventBus`] is publish and subscribe, at most once: who does not listen does not hear, and who listens too slowly
-//! is told how much was lost, never left to guess. What was lost is an item of the stream, beside the events.
-//! A [`DurableBus`] delivers at least once: to groups, until a member has settled what it got.
+//! An [`EventBus`] is publish and subscribe, at most once: who has not subscribed receives nothing, and who is too slow
+//! receives the number of events lost, as an item of the stream. A [`DurableBus`] delivers at least once: to groups, until a
+//! consumer has settled what it received. A [`DelayBus`] can publish later. What authors of a bus need is in [`engine`].
 //!
 //! ```
 //! use octollm_core::bus::{EventBus, MemoryBus, Overflow, Signal};
@@ -10,7 +10,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let handle = |event: std::sync::Arc<Event>| assert_eq!(event.event_type(), "task.completed");
+//! # let handle = |event: Event| assert_eq!(event.event_type(), "task.completed");
 //! # let resync = |_| ();
 //! # let warn = |_| ();
 //! let bus = MemoryBus::new();
@@ -38,13 +38,11 @@ mod memory;
 mod memory_durable;
 mod subscription;
 
-pub use consumer::{
-    Arrival, Backoff, CloseConsumer, ConsumeOptions, Consumer, ConsumerCloser, ConsumerEngine, Start,
-};
-pub use delivery::{Delivery, Handler, Lease, Nack, Settlement};
-pub use durable_bus::{DeadLetter, DeadLetterBody, DurableBus, GroupStatus};
+pub use consumer::{Arrival, Backoff, ConsumeOptions, Consumer, ConsumerCloser, Start};
+pub use delivery::{Delivery, Handler, Nack};
+pub use durable_bus::{Bound, DeadLetter, DeadLetterBody, DurableBus, GroupStatus};
 pub use error::BusError;
-pub use event_bus::EventBus;
+pub use event_bus::{DelayBus, EventBus};
 pub use memory::{MemoryBus, MemoryBusConfig};
 pub use memory_durable::{MemoryDurableBus, MemoryDurableConfig};
 pub use subscription::{Ended, Gap, GapReason, Overflow, Signal, Subscription};

@@ -1,4 +1,4 @@
-//! The end of a subscription that a listener holds.
+//! What a subscriber receives, and what happens when it is too slow.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -11,9 +11,9 @@ use super::BusError;
 use super::engine::feed::Line;
 use crate::event::Event;
 
-/// What a listener hears: a stream of [`Signal`]s in the order they came. Dropping it ends it.
+/// A stream of [`Signal`]s in the order in which they came. Dropping it ends the subscription.
 #[derive(Debug)]
-#[must_use = "a subscription that is dropped hears nothing"]
+#[must_use = "a subscription that is dropped receives nothing"]
 pub struct Subscription {
     line: Arc<Line>,
 }
@@ -37,7 +37,7 @@ impl Subscription {
     }
 
     fn poll_signal(&mut self, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
-        // A listener that always finds something must still let others run.
+        // A subscriber that always finds something must still let others run.
         let budget = ready!(tokio::task::coop::poll_proceed(cx));
         let signal = ready!(self.line.poll_take(cx));
         budget.made_progress();
@@ -62,11 +62,11 @@ impl Drop for Subscription {
 /// One item of a [`Subscription`](super::Subscription): an event, or where some are missing.
 #[derive(Debug, Clone)]
 pub enum Signal {
-    /// An event. It is shared with the other listeners.
-    Event(Arc<Event>),
-    /// Something may be missing here; nobody knows how much.
+    /// An event. Its attributes are shared with the other subscribers.
+    Event(Event),
+    /// Something may be missing here; how much is not known.
     Gap(Gap),
-    /// The listener was too slow, and exactly so many events are missing here.
+    /// The subscriber was too slow, and exactly this many events are missing here.
     Lagged(u64),
 }
 
@@ -76,14 +76,25 @@ pub enum Signal {
 pub struct Gap {
     /// Why they may be missing.
     pub reason: GapReason,
-    /// The ids of those that are known to be missing. Mostly nobody knows, and it is empty.
+    /// The ids of events that are known to be missing, at most [`Gap::MAX_EVENT_IDS`]. Mostly none is known.
     pub event_ids: Vec<String>,
 }
 
 impl Gap {
+    /// Number of ids in one gap; more are left out.
+    pub const MAX_EVENT_IDS: usize = 1024;
+
     /// A gap of which no ids are known.
     pub fn new(reason: GapReason) -> Self {
         Self { reason, event_ids: Vec::new() }
+    }
+
+    /// Names the events that are missing.
+    #[must_use]
+    pub fn with_event_ids(mut self, mut ids: Vec<String>) -> Self {
+        ids.truncate(Self::MAX_EVENT_IDS);
+        self.event_ids = ids;
+        self
     }
 }
 
@@ -99,38 +110,44 @@ pub enum GapReason {
     GroupRecreated,
 }
 
-/// How a subscription or a consumer ended.
+/// Why a subscription or a consumer has ended.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Ended {
     /// The bus was closed, or nothing that could publish on it is left.
     Closed,
-    /// It was told to end rather than lose events, and it was too slow.
+    /// The consumer was closed.
+    ConsumerClosed,
+    /// The consumer's group was removed.
+    GroupRemoved,
+    /// The subscriber was too slow, under [`Overflow::Disconnect`].
     SlowConsumer,
-    /// The bus gave it up.
+    /// The bus has given up on it.
     Failed(Arc<BusError>),
 }
 
 /// What a subscription does with an event for which it has no room. It is always chosen; nothing waits without bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Overflow {
-    /// The publisher waits for room: nothing is lost, and a slow listener slows its publishers down, the other listeners
-    /// with them. There is room for [`Overflow::BLOCK_CAPACITY`] events.
+    /// The publisher waits for room, of which there is for [`Overflow::BLOCK_CAPACITY`] events, after the event has gone to
+    /// all other subscribers. It waits at most for the bus's block timeout (by default 5 s); then, or when it gives up
+    /// earlier, the loss is a [`Signal::Lagged`] of this subscription. A subscriber that has taken nothing for that time is
+    /// not waited for until it takes something.
     Block,
-    /// The oldest of so many events goes. The listener is told how many went, before what is left of them.
+    /// The oldest of this many events is dropped. The subscriber receives the number of those dropped before what is left.
     DropOldest(usize),
-    /// The new event goes once so many wait. The listener is told how many went, after those that waited.
+    /// The new event is dropped once this many wait. The subscriber receives the number of those dropped after what waited.
     DropNewest(usize),
-    /// The subscription ends with [`Ended::SlowConsumer`](super::Ended::SlowConsumer), once so many events wait and one
-    /// more comes. Those that waited are still delivered.
+    /// The subscription ends with [`Ended::SlowConsumer`] once this many events wait and one more comes. Those that waited
+    /// are still delivered.
     Disconnect(usize),
 }
 
 impl Overflow {
-    /// How many events wait under [`Overflow::Block`].
+    /// Number of events that wait under [`Overflow::Block`].
     pub const BLOCK_CAPACITY: usize = 1024;
 
-    /// How many events may wait.
+    /// Number of events that may wait.
     pub fn capacity(self) -> usize {
         match self {
             Self::Block => Self::BLOCK_CAPACITY,

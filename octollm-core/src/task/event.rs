@@ -25,7 +25,7 @@ use crate::{
 /// let mut events = bus.subscribe("events:task:*".parse()?, Overflow::DropOldest(1024)).await?;
 /// while let Some(signal) = events.next().await {
 ///     let Signal::Event(event) = signal else { continue };
-///     let TaskEvent { task_id, change, .. } = TaskEvent::try_from(&*event)?;
+///     let TaskEvent { task_id, change, .. } = TaskEvent::try_from(&event)?;
 ///     match change {
 ///         TaskChange::Progress(progress) => println!("{task_id}: {} %", progress.percentage),
 ///         TaskChange::Completed(spent) => println!("{task_id}: done, {:?}", spent.usage),

@@ -1,19 +1,17 @@
-//! What waits for one listener. It decides what goes when there is no room; it does not wait and knows no clock.
+//! What waits for one subscriber. It decides what is dropped when there is no room; it does not wait and reads no clock.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::Expiry;
 use crate::bus::{Ended, Gap, Overflow, Signal};
 use crate::event::Event;
 
 /// Events and the marks of those missing, in order. At most as many events as the overflow has room for, and between two
 /// of them at most one mark of each kind.
 #[derive(Debug)]
-pub(in crate::bus) struct Queue {
+pub(super) struct Queue {
     overflow: Overflow,
     /// What is missing before the first entry.
     head: Missing,
@@ -24,20 +22,18 @@ pub(in crate::bus) struct Queue {
 
 /// What became of an event offered.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::bus) enum Offered {
+pub(super) enum Offered {
     /// It waits.
     Queued,
-    /// It or an older one went; so many are missing now that were not before.
+    /// It or an older one was dropped: one more is missing.
     Dropped,
-    /// There is no room, and it is for the publisher to wait.
-    Full,
     /// The queue has ended.
     Ended,
 }
 
 /// What taking from a queue yields.
 #[derive(Debug)]
-pub(in crate::bus) enum Taken {
+pub(super) enum Taken {
     /// The next item.
     Signal(Signal),
     /// Nothing now.
@@ -48,7 +44,7 @@ pub(in crate::bus) enum Taken {
 
 #[derive(Debug)]
 enum Entry {
-    Event(Arc<Event>, Expiry),
+    Event(Event, Expiry),
     Missing(Missing),
 }
 
@@ -59,25 +55,25 @@ struct Missing {
 }
 
 impl Queue {
-    pub(in crate::bus) fn new(overflow: Overflow) -> Self {
+    pub(super) fn new(overflow: Overflow) -> Self {
         Self { overflow, head: Missing::default(), entries: VecDeque::new(), events: 0, ended: None }
     }
 
-    /// Takes an event in, or does what the overflow says.
-    pub(in crate::bus) fn offer(&mut self, event: &Arc<Event>, expiry: Expiry) -> Offered {
+    /// Takes an event in, or does what the overflow says. Under [`Overflow::Block`] its caller sees to the room.
+    pub(super) fn offer(&mut self, event: &Event, expiry: Expiry) -> Offered {
         if self.ended.is_some() {
             return Offered::Ended;
         }
         let mut outcome = Offered::Queued;
         if self.events >= self.overflow.capacity() {
             match self.overflow {
-                Overflow::Block => return Offered::Full,
+                Overflow::Block => {}
                 Overflow::Disconnect(_) => {
                     self.ended = Some(Ended::SlowConsumer);
                     return Offered::Ended;
                 }
                 Overflow::DropNewest(_) => {
-                    self.tail().lagged += 1;
+                    self.lose();
                     return Offered::Dropped;
                 }
                 Overflow::DropOldest(_) => {
@@ -86,24 +82,27 @@ impl Queue {
                 }
             }
         }
-        self.entries.push_back(Entry::Event(Arc::clone(event), expiry));
+        self.entries.push_back(Entry::Event(event.clone(), expiry));
         self.events += 1;
         outcome
     }
 
-    /// Marks a place where events may be missing.
-    pub(in crate::bus) fn mark(&mut self, gap: Gap) {
-        if self.ended.is_some() {
-            return;
+    /// One event is missing after what waits.
+    pub(super) fn lose(&mut self) {
+        if self.ended.is_none() {
+            self.tail().lagged += 1;
         }
-        match &mut self.tail().gap {
-            Some(known) => known.event_ids.extend(gap.event_ids),
-            none => *none = Some(gap),
+    }
+
+    /// Events may be missing after what waits.
+    pub(super) fn mark(&mut self, gap: Gap) {
+        if self.ended.is_none() {
+            self.tail().absorb(Missing { gap: Some(gap), lagged: 0 });
         }
     }
 
     /// The next item. `expired` is raised by the events left out because their time was over at `now`.
-    pub(in crate::bus) fn take(&mut self, now: impl Fn() -> Instant, expired: &mut u64) -> Taken {
+    pub(super) fn take(&mut self, now: impl Fn() -> Instant, expired: &mut usize) -> Taken {
         loop {
             if let Some(signal) = self.head.take() {
                 return Taken::Signal(signal);
@@ -125,16 +124,16 @@ impl Queue {
     }
 
     /// Takes nothing more in. What waits is still to be had. The first reason given holds.
-    pub(in crate::bus) fn end(&mut self, reason: Ended) {
+    pub(super) fn end(&mut self, reason: Ended) {
         self.ended.get_or_insert(reason);
     }
 
-    pub(in crate::bus) fn ended(&self) -> Option<&Ended> {
+    pub(super) fn ended(&self) -> Option<&Ended> {
         self.ended.as_ref()
     }
 
     /// Throws away what waits.
-    pub(in crate::bus) fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.head = Missing::default();
         self.entries = VecDeque::new();
         self.events = 0;
@@ -182,42 +181,11 @@ impl Missing {
     fn absorb(&mut self, later: Missing) {
         self.lagged += later.lagged;
         match (&mut self.gap, later.gap) {
-            (Some(known), Some(more)) => known.event_ids.extend(more.event_ids),
+            (Some(known), Some(more)) => {
+                let room = Gap::MAX_EVENT_IDS.saturating_sub(known.event_ids.len());
+                known.event_ids.extend(more.event_ids.into_iter().take(room));
+            }
             (none, more) => *none = none.take().or(more),
-        }
-    }
-}
-
-/// What `expires_at` means for a bus whose clock is monotonic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::bus) enum Expiry {
-    Never,
-    At(Instant),
-    Past,
-}
-
-impl Expiry {
-    /// Translates a point of the wall clock, which shows `wall` while the monotonic one shows `now`.
-    pub(in crate::bus) fn from_wall(expires_at: Timestamp, wall: Timestamp, now: Instant) -> Self {
-        // No difference of two timestamps overflows, and a negative one is no `Duration`.
-        match Duration::try_from(expires_at.duration_since(wall)) {
-            Ok(Duration::ZERO) | Err(_) => Self::Past,
-            // What lies beyond the clock's range is as good as never.
-            Ok(left) => now.checked_add(left).map_or(Self::Never, Self::At),
-        }
-    }
-
-    /// Reads the clocks, if there is anything to translate.
-    pub(in crate::bus) fn of(expires_at: Option<Timestamp>) -> Self {
-        expires_at.map_or(Self::Never, |at| Self::from_wall(at, Timestamp::now(), Instant::now()))
-    }
-
-    /// Whether it is over at `now`, which is asked for only if it matters.
-    pub(in crate::bus) fn is_over(self, now: impl FnOnce() -> Instant) -> bool {
-        match self {
-            Self::Never => false,
-            Self::At(at) => now() >= at,
-            Self::Past => true,
         }
     }
 }
@@ -229,8 +197,8 @@ mod tests {
     use super::*;
     use crate::bus::GapReason;
 
-    fn event(number: usize) -> Arc<Event> {
-        Arc::new(Event::new("a.b", "s", number).unwrap())
+    fn event(number: usize) -> Event {
+        Event::new("a.b", "s", number).unwrap()
     }
 
     fn fill(overflow: Overflow, count: usize) -> Queue {
@@ -276,13 +244,6 @@ mod tests {
     }
 
     #[test]
-    fn blocking_keeps_all() {
-        let mut queue = fill(Overflow::Block, Overflow::BLOCK_CAPACITY);
-        assert_eq!(queue.offer(&event(0), Expiry::Never), Offered::Full);
-        assert_eq!(queue.events, Overflow::BLOCK_CAPACITY);
-    }
-
-    #[test]
     fn marks_pile_up_to_one() {
         let mut queue = fill(Overflow::DropNewest(1), 1);
         for number in 0..100 {
@@ -290,6 +251,19 @@ mod tests {
             queue.mark(Gap::new(GapReason::ConnectionLost));
         }
         assert_eq!(drain(&mut queue), [0, i64::MIN, -100]);
+    }
+
+    #[test]
+    fn the_ids_of_a_gap_are_bounded() {
+        let mut queue = Queue::new(Overflow::DropNewest(1));
+        for _ in 0..3 {
+            let gap = Gap::new(GapReason::Trimmed).with_event_ids(vec!["id".to_owned(); 1000]);
+            queue.mark(gap);
+        }
+        let Taken::Signal(Signal::Gap(gap)) = queue.take(Instant::now, &mut 0) else {
+            panic!("it was marked")
+        };
+        assert_eq!(gap.event_ids.len(), Gap::MAX_EVENT_IDS);
     }
 
     #[test]
@@ -335,24 +309,5 @@ mod tests {
             }
             prop_assert_eq!(accounted, offered as i64);
         }
-    }
-
-    #[test]
-    fn the_wall_clock_becomes_the_monotonic_one() {
-        let (wall, now) = (Timestamp::UNIX_EPOCH, Instant::now());
-        let second = Duration::from_secs(1);
-        assert_eq!(Expiry::from_wall(wall + second, wall, now), Expiry::At(now + second));
-        assert_eq!(Expiry::from_wall(wall, wall, now), Expiry::Past);
-        assert_eq!(Expiry::from_wall(wall - second, wall, now), Expiry::Past);
-        assert_ne!(Expiry::from_wall(Timestamp::MAX, Timestamp::MIN, now), Expiry::Past);
-    }
-
-    #[test]
-    fn it_is_over_from_the_very_moment() {
-        let now = Instant::now();
-        assert!(Expiry::At(now).is_over(|| now));
-        assert!(!Expiry::At(now + Duration::from_millis(1)).is_over(|| now));
-        assert!(Expiry::Past.is_over(|| now));
-        assert!(!Expiry::Never.is_over(|| now));
     }
 }

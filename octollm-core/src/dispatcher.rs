@@ -5,6 +5,7 @@ use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -63,12 +64,14 @@ pub struct Surroundings {
     pub cancellation: CancellationToken,
     /// Where its updates go.
     pub updates: Option<Arc<dyn UpdateSink>>,
+    /// How long the work may take, in place of the contract's own limit.
+    pub time_limit: Option<Duration>,
 }
 
 impl Surroundings {
     /// What travelled, and arms to call.
     pub fn new(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
-        Self { parts, transport, cancellation: CancellationToken::new(), updates: None }
+        Self { parts, transport, cancellation: CancellationToken::new(), updates: None, time_limit: None }
     }
 }
 
@@ -164,12 +167,13 @@ impl Route {
     /// # Cancel safety
     /// Dropping the future drops the arm's, and cancels its context.
     pub async fn execute(&self, input: &[u8], around: Surroundings) -> Outcome {
-        let Surroundings { mut parts, transport, cancellation, updates } = around;
+        let Surroundings { mut parts, transport, cancellation, updates, time_limit } = around;
         let refused = self.admit(&parts.caller).err().or_else(|| spent(parts.deadline, parts.budget));
         if let Some(failure) = refused {
             return Outcome { result: Err(failure.into()), usage: Usage::default(), calls: 0 };
         }
-        parts.deadline = narrower(parts.deadline, Some(Deadline::after(self.spec.timeout)));
+        let limit = time_limit.unwrap_or(self.spec.timeout);
+        parts.deadline = narrower(parts.deadline, Some(Deadline::after(limit)));
         let limit = parts.deadline;
         let guard = cancellation.clone().drop_guard();
         let cx = Context::assemble(parts, transport, cancellation.clone(), updates);

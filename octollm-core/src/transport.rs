@@ -121,6 +121,17 @@ impl Reply {
         Self { output, usage: Usage::default(), trip }
     }
 
+    /// The failure of a caller that cannot decode the output.
+    pub(crate) fn unreadable(self, contract: ContractRef, error: serde_json::Error) -> CallError {
+        let failure = Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"));
+        CallError::new(contract, failure)
+            .with_arm(self.trip.arm)
+            .with_endpoint(self.trip.endpoint)
+            .with_attempts(self.trip.attempts)
+            .with_usage(self.usage)
+            .with_source(error)
+    }
+
     /// Sets what was used up.
     #[must_use]
     pub fn with_usage(mut self, usage: Usage) -> Self {

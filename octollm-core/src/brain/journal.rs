@@ -1,14 +1,14 @@
 //! The journal: calls that were answered once are not made again.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::watch,
@@ -20,7 +20,7 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     clock::Clock,
-    contract::{canonical, hex},
+    contract::hex,
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
@@ -60,6 +60,8 @@ struct State {
     taken: HashSet<StepKey>,
     sequence: Sequence,
     arms: Vec<String>,
+    /// Steps of this run that ended with a failure.
+    failed: HashSet<StepKey>,
     mismatch: Option<Failure>,
 }
 
@@ -102,6 +104,9 @@ impl State {
         }
         self.sequence.ask(entry.seq);
         self.used_arm(&entry.trip.arm);
+        if entry.recorded.failure().is_some() {
+            self.failed.insert(entry.step.clone());
+        }
         Ok(Known::Answer(Box::new(entry)))
     }
 
@@ -140,6 +145,11 @@ impl Journal {
     /// The arms that answered, in the order of their first answer.
     pub(super) fn arms_used(&self) -> Vec<String> {
         self.0.state().arms.clone()
+    }
+
+    /// Whether a step of this run ended with a failure.
+    pub(super) fn has_failed(&self, step: &StepKey) -> bool {
+        self.0.state().failed.contains(step)
     }
 
     /// Why this run does not fit its journal: a call that differed, or, once the run has ended well with so many ordered
@@ -253,14 +263,15 @@ impl Transport for Journal {
             Known::Nothing => {}
         }
         call.key = inner.record.idempotency_key(&call.step);
-        call.updates = Some(Arc::new(Handles { journal: self.clone(), draft: draft.clone(), to: call.updates.take() }));
+        call.updates =
+            Some(Arc::new(Handles { journal: self.clone(), draft: draft.clone(), to: call.updates.take() }));
         let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
         let answer = Deadline::run_until(deadline, inner.transport.call(call)).await.unwrap_or_else(|_| {
             Err(CallError::new(contract.clone(), Failure::of(ErrorKind::DeadlineExceeded)))
         });
         let answer = answer.and_then(|reply| match reads(&reply.output) {
             Ok(()) => Ok(reply),
-            Err(error) => Err(CallError::unreadable(contract, reply, error)),
+            Err(error) => Err(reply.unreadable(contract, error)),
         });
         match answer {
             // It is not known to have ended: whoever cancelled it is not waiting for an answer.
@@ -276,11 +287,7 @@ impl Transport for Journal {
 
 impl Journal {
     /// Records an answer, and returns it when it is its turn.
-    async fn answered(
-        &self,
-        draft: Draft,
-        answer: Result<Reply, CallError>,
-    ) -> Result<Reply, CallError> {
+    async fn answered(&self, draft: Draft, answer: Result<Reply, CallError>) -> Result<Reply, CallError> {
         let inner = &*self.0;
         let recorded = match &answer {
             Ok(reply) => match RawJson::from_slice(&reply.output) {
@@ -296,6 +303,9 @@ impl Journal {
         let placed = {
             let mut state = inner.state();
             state.used_arm(&trip.arm);
+            if answer.is_err() {
+                state.failed.insert(draft.step.clone());
+            }
             Placed(inner, state.sequence.enter())
         };
         let entry = JournalEntry { trip, usage, ..draft.entry(placed.1, recorded, inner.clock) };
@@ -420,9 +430,56 @@ fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
     }
 }
 
-/// The first half of the SHA-256 of the input in canonical form, in hexadecimal digits.
+/// The first half of the SHA-256 of the input with its keys sorted, in hexadecimal digits. Numbers keep every digit.
 fn digest(input: &[u8]) -> String {
-    let canonical = serde_json::from_slice::<Value>(input)
-        .map_or_else(|_| input.to_vec(), |value| canonical(&value, false).to_string().into_bytes());
-    hex(&Sha256::digest(canonical)[..16])
+    let mut text = String::with_capacity(input.len());
+    match serde_json::from_slice::<&RawValue>(input) {
+        Ok(value) => canonical(value, 0, &mut text),
+        Err(_) => text.push_str(&String::from_utf8_lossy(input)),
+    }
+    hex(&Sha256::digest(text)[..16])
+}
+
+/// Deeper than this the text counts as it stands.
+const SORTED_DEPTH: usize = 64;
+
+fn canonical(value: &RawValue, depth: usize, text: &mut String) {
+    let raw = value.get();
+    if depth < SORTED_DEPTH && raw.starts_with('{') {
+        if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(raw) {
+            text.push('{');
+            for (key, value) in fields {
+                text.push_str(&Value::String(key).to_string());
+                text.push(':');
+                canonical(value, depth + 1, text);
+                text.push(',');
+            }
+            return text.push('}');
+        }
+    }
+    if depth < SORTED_DEPTH && raw.starts_with('[') {
+        if let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(raw) {
+            text.push('[');
+            for item in items {
+                canonical(item, depth + 1, text);
+                text.push(',');
+            }
+            return text.push(']');
+        }
+    }
+    text.push_str(raw);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_knows_every_digit_and_no_order_of_keys() {
+        let of = |text: &str| digest(text.as_bytes());
+        assert_eq!(of(r#"{"a":1,"b":[{"c":2,"d":3}]}"#), of(r#"{ "b": [{"d":3, "c":2}], "a": 1 }"#));
+        assert_ne!(of("[18446744073709551617]"), of("[18446744073709551618]"));
+        assert_ne!(of(r#"{"a":"1"}"#), of(r#"{"a":1}"#));
+        assert_ne!(of(r#"["a,b"]"#), of(r#"["a","b"]"#));
+    }
 }

@@ -11,7 +11,7 @@ mod violation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub(crate) use self::card::{canonical, hex};
+pub(crate) use self::card::hex;
 pub use self::{
     card::{ContractCard, Keys, fingerprint},
     reference::{ContractRef, InvalidContractRef},

@@ -155,6 +155,10 @@ impl CallFacts {
     pub(super) fn failure(&self) -> &Failure {
         &self.failure
     }
+
+    pub(super) fn step(&self) -> Option<&StepKey> {
+        self.step.as_ref()
+    }
 }
 
 /// The code of what happened.

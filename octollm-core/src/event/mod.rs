@@ -21,12 +21,10 @@ mod channel;
 mod envelope;
 mod error;
 mod pattern;
-mod patterns;
 mod raw;
 
 pub use channel::Channel;
 pub use envelope::Event;
 pub use error::{ChannelError, EventError};
-pub use pattern::Pattern;
-pub use patterns::Patterns;
+pub use pattern::{Pattern, Patterns};
 pub use raw::RawEvent;

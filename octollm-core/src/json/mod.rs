@@ -17,12 +17,12 @@ mod watch;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Deserializer, de::StrRead};
 
+pub use self::raw::RawJson;
 use self::{
     scan::{Keys, scan},
     unique::Unique,
     watch::{Notes, Watch},
 };
-pub use self::raw::RawJson;
 use crate::error::{ErrorKind, Failure};
 
 /// Reads an input: every field known, each once, nothing behind the value.

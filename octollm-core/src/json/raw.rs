@@ -77,7 +77,8 @@ impl Default for RawJson {
 impl<T: Into<Value>> From<T> for RawJson {
     fn from(value: T) -> Self {
         // A `Value` is always written: its keys are strings, its numbers finite.
-        let raw = serde_json::value::to_raw_value(&value.into()).unwrap_or_else(|_| RawValue::NULL.to_owned());
+        let raw =
+            serde_json::value::to_raw_value(&value.into()).unwrap_or_else(|_| RawValue::NULL.to_owned());
         Self::raw(raw)
     }
 }

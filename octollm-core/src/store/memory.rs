@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    ChangeHub, Changes, Claim, Claimed, Effects, JournalEntry, Room, Run, StoreError, TaskFilter, TaskStore, Topic,
+    ChangeHub, Changes, Claim, Claimed, JournalEntry, Room, Run, SideEffects, StoreError, TaskFilter,
+    TaskStore, Topic,
 };
 use crate::{
     event::Event,
@@ -134,8 +135,8 @@ impl Row {
     }
 
     /// Applies all but the events.
-    fn apply(&mut self, effects: Effects, most: usize) -> Vec<Event> {
-        let Effects { events, updates, discarded, journal } = effects;
+    fn apply(&mut self, effects: SideEffects, most: usize) -> Vec<Event> {
+        let SideEffects { events, updates, discarded, journal } = effects;
         self.journal.retain(|entry| !discarded.contains(&entry.step));
         journal.into_iter().for_each(|entry| self.append(entry));
         self.add_updates(updates, most);
@@ -181,7 +182,7 @@ impl Tables {
     }
 
     /// Stores a record in place of the one that is there.
-    fn replace(&mut self, record: TaskRecord, effects: Effects, config: &MemoryStoreConfig) {
+    fn replace(&mut self, record: TaskRecord, effects: SideEffects, config: &MemoryStoreConfig) {
         let Some(row) = self.tasks.get_mut(record.id()) else { return };
         let events = row.apply(effects, config.updates);
         let before = std::mem::replace(&mut row.record, record.clone());
@@ -198,17 +199,24 @@ impl Tables {
     /// The most urgent free task of these contracts, and among those the oldest.
     fn next_free(&self, claim: &Claim<'_>, now: Timestamp) -> Option<TaskId> {
         let runs = |id: &TaskId| {
-            self.tasks.get(id).filter(|row| claim.contracts.contains(row.record.contract())).map(|row| &row.record)
+            self.tasks
+                .get(id)
+                .filter(|row| claim.contracts.contains(row.record.contract()))
+                .map(|row| &row.record)
         };
         let queued = self.queued.iter().find_map(|(_, id)| runs(id));
-        let expired = self.leased.iter().take_while(|(until, _)| *until <= now).filter_map(|(_, id)| runs(id));
-        expired.chain(queued).min_by_key(|record| (Reverse(record.priority()), record.id())).map(|record| record.id().clone())
+        let expired =
+            self.leased.iter().take_while(|(until, _)| *until <= now).filter_map(|(_, id)| runs(id));
+        expired
+            .chain(queued)
+            .min_by_key(|record| (Reverse(record.priority()), record.id()))
+            .map(|record| record.id().clone())
     }
 }
 
 #[async_trait]
 impl TaskStore for MemoryStore {
-    async fn create(&self, record: TaskRecord, effects: Effects, room: Room) -> Result<(), StoreError> {
+    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
         let (id, queued, events) =
             (record.id().clone(), record.status() == TaskStatus::Queued, !effects.events.is_empty());
         let mut tables = self.tables();
@@ -233,7 +241,7 @@ impl TaskStore for MemoryStore {
         Ok(self.tables().tasks.get(id).map(|row| row.record.clone()))
     }
 
-    async fn commit(&self, mut record: TaskRecord, effects: Effects) -> Result<TaskRecord, StoreError> {
+    async fn commit(&self, mut record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
         let (queued, events) = (record.status() == TaskStatus::Queued, !effects.events.is_empty());
         let mut tables = self.tables();
         let row = tables.tasks.get(record.id()).ok_or(StoreError::NotFound)?;

@@ -38,7 +38,7 @@ pub trait TaskStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Conflict`] when there is one by that id, [`StoreError::Full`] when as much waits as `room` allows,
     /// [`StoreError::Unavailable`] when it is not known whether the task was stored.
-    async fn create(&self, record: TaskRecord, effects: Effects, room: Room) -> Result<(), StoreError>;
+    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError>;
 
     /// The task by that id.
     ///
@@ -51,7 +51,7 @@ pub trait TaskStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Conflict`] when the task has changed since `record` was read, [`StoreError::NotFound`] when it
     /// is gone, [`StoreError::Unavailable`] when it is not known whether the change was stored.
-    async fn commit(&self, record: TaskRecord, effects: Effects) -> Result<TaskRecord, StoreError>;
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError>;
 
     /// Claims free tasks (see [`TaskRecord::is_free`]), the most urgent first and among those the oldest, and gives each
     /// to one brain alone.
@@ -125,7 +125,7 @@ pub trait TaskStore: Send + Sync + 'static {
 
 #[async_trait]
 impl<S: TaskStore + ?Sized> TaskStore for std::sync::Arc<S> {
-    async fn create(&self, record: TaskRecord, effects: Effects, room: Room) -> Result<(), StoreError> {
+    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
         (**self).create(record, effects, room).await
     }
 
@@ -133,7 +133,7 @@ impl<S: TaskStore + ?Sized> TaskStore for std::sync::Arc<S> {
         (**self).get(id).await
     }
 
-    async fn commit(&self, record: TaskRecord, effects: Effects) -> Result<TaskRecord, StoreError> {
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
         (**self).commit(record, effects).await
     }
 
@@ -186,7 +186,7 @@ impl<S: TaskStore + ?Sized> TaskStore for std::sync::Arc<S> {
 /// What a change of a task brings along. It is stored together with the change.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
-pub struct Effects {
+pub struct SideEffects {
     /// Events to be published, in this order.
     pub events: Vec<Event>,
     /// Live updates, which get their numbers from the store.
@@ -215,7 +215,7 @@ impl Room {
 }
 
 /// One run of a task: what a brain holds.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Run {
     /// The task.
@@ -243,7 +243,7 @@ pub struct Claim<'a> {
     /// At most so many tasks.
     pub limit: usize,
     /// What is stored with each claim: called with the claimed task.
-    pub effects: &'a (dyn Fn(&TaskRecord) -> Effects + Send + Sync),
+    pub effects: &'a (dyn Fn(&TaskRecord) -> SideEffects + Send + Sync),
 }
 
 /// A task that was claimed.

@@ -1,5 +1,6 @@
 //! Tasks: work that a brain was asked for, and what became of it.
 
+mod event;
 mod record;
 mod request;
 mod status;
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::{
-    record::{Lease, Origin, RunReport, TaskRecord},
+    event::{TaskChange, TaskEvent, TaskSpent},
+    record::{Lease, Origin, TaskRecord},
     request::{InvalidSubmission, Priority, Submission, TaskBudget, TaskRequest},
     status::{IllegalTransition, TaskStatus, UnknownStatus},
     update::TaskUpdate,

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     IllegalTransition, Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult,
-    TaskStatus,
+    TaskSpent, TaskStatus,
 };
 use crate::{
     contract::{ContractRef, hex},
@@ -288,11 +288,12 @@ impl TaskRecord {
     }
 
     /// Sets what its run used and how far it came.
-    pub fn report(&mut self, metadata: RunReport, progress: Progress) {
-        let RunReport { arms_used, tokens_used, cost, duration } = metadata;
+    pub fn report(&mut self, spent: &TaskSpent, progress: Progress) {
         let taken = &mut self.task.metadata;
-        (taken.arms_used, taken.tokens_used, taken.cost) = (arms_used, tokens_used, cost);
-        taken.duration_seconds = duration.as_secs_f64();
+        let usage = spent.usage.unwrap_or_default();
+        (taken.tokens_used, taken.cost) = (usage.tokens, usage.cost);
+        taken.arms_used.clone_from(&spent.arms_used);
+        taken.duration_seconds = spent.duration.unwrap_or_default().as_secs_f64();
         self.task.progress = progress;
     }
 
@@ -355,20 +356,6 @@ impl TaskRecord {
         self.generation = self.generation.saturating_add(u32::from(discarded));
         Ok(())
     }
-}
-
-/// What one run of a task used.
-#[derive(Debug, Clone, Default, PartialEq)]
-#[non_exhaustive]
-pub struct RunReport {
-    /// The arms that answered its calls, each once, in the order of their first answer.
-    pub arms_used: Vec<String>,
-    /// Tokens that models read and wrote.
-    pub tokens_used: u64,
-    /// What they cost.
-    pub cost: crate::budget::Cost,
-    /// How long it ran.
-    pub duration: Duration,
 }
 
 /// What the idempotency keys of a task are made with. Its text shows in no output but the stored record.

@@ -325,7 +325,8 @@ mod tests {
     #[test]
     fn what_is_set_on_a_submission_travels() {
         let budget = TaskBudget { max_tokens: Some(50), ..TaskBudget::default() };
-        let sent = Submission::from(TaskRequest::new("goal")).with_budget(budget).with_priority(Priority::High);
+        let sent =
+            Submission::from(TaskRequest::new("goal")).with_budget(budget).with_priority(Priority::High);
         let read = Submission::from_json(sent.to_json().as_str().as_bytes()).unwrap();
         assert_eq!((read.budget, read.priority), (budget, Priority::High));
         assert_eq!(read, sent);

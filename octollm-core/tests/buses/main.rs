@@ -10,7 +10,6 @@ mod publish;
 mod settling;
 
 use std::borrow::Borrow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use octollm_core::bus::{
@@ -52,12 +51,12 @@ fn number(event: &impl Borrow<Event>) -> usize {
     event.borrow().data_as().unwrap()
 }
 
-fn numbers(events: &[Arc<Event>]) -> Vec<usize> {
+fn numbers(events: &[Event]) -> Vec<usize> {
     events.iter().map(number).collect()
 }
 
 /// The next event, which must come without time passing much.
-async fn heard(subscription: &mut Subscription) -> Arc<Event> {
+async fn heard(subscription: &mut Subscription) -> Event {
     match timeout(Duration::from_secs(1), subscription.next()).await {
         Ok(Some(Signal::Event(event))) => event,
         other => panic!("no event but {other:?}"),

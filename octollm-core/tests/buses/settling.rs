@@ -199,7 +199,7 @@ struct Scripted {
 
 #[async_trait::async_trait]
 impl Handler for Scripted {
-    async fn handle(&self, event: Arc<Event>, attempt: u32) -> Result<(), Nack> {
+    async fn handle(&self, event: Event, attempt: u32) -> Result<(), Nack> {
         self.handled.fetch_add(1, Ordering::Relaxed);
         match event.subject() {
             Some("panics first") if attempt == 1 => panic!("as told"),

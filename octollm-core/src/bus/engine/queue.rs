@@ -1,12 +1,11 @@
-//! What waits for one listener. It decides what goes when there is no room; it does not wait and knows no clock.
+//! What waits for one subscriber. It decides what is dropped when there is no room; it does not wait and reads no clock.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::expiry::Expiry;
-use super::{Ended, Gap, Overflow, Signal};
+use super::Expiry;
+use crate::bus::{Ended, Gap, Overflow, Signal};
 use crate::event::Event;
 
 /// Events and the marks of those missing, in order. At most as many events as the overflow has room for, and between two
@@ -26,10 +25,8 @@ pub(super) struct Queue {
 pub(super) enum Offered {
     /// It waits.
     Queued,
-    /// It or an older one went; so many are missing now that were not before.
+    /// It or an older one was dropped: one more is missing.
     Dropped,
-    /// There is no room, and it is for the publisher to wait.
-    Full,
     /// The queue has ended.
     Ended,
 }
@@ -47,7 +44,7 @@ pub(super) enum Taken {
 
 #[derive(Debug)]
 enum Entry {
-    Event(Arc<Event>, Expiry),
+    Event(Event, Expiry),
     Missing(Missing),
 }
 
@@ -62,21 +59,21 @@ impl Queue {
         Self { overflow, head: Missing::default(), entries: VecDeque::new(), events: 0, ended: None }
     }
 
-    /// Takes an event in, or does what the overflow says.
-    pub(super) fn offer(&mut self, event: &Arc<Event>, expiry: Expiry) -> Offered {
+    /// Takes an event in, or does what the overflow says. Under [`Overflow::Block`] its caller sees to the room.
+    pub(super) fn offer(&mut self, event: &Event, expiry: Expiry) -> Offered {
         if self.ended.is_some() {
             return Offered::Ended;
         }
         let mut outcome = Offered::Queued;
         if self.events >= self.overflow.capacity() {
             match self.overflow {
-                Overflow::Block => return Offered::Full,
+                Overflow::Block => {}
                 Overflow::Disconnect(_) => {
                     self.ended = Some(Ended::SlowConsumer);
                     return Offered::Ended;
                 }
                 Overflow::DropNewest(_) => {
-                    self.tail().lagged += 1;
+                    self.lose();
                     return Offered::Dropped;
                 }
                 Overflow::DropOldest(_) => {
@@ -85,24 +82,27 @@ impl Queue {
                 }
             }
         }
-        self.entries.push_back(Entry::Event(Arc::clone(event), expiry));
+        self.entries.push_back(Entry::Event(event.clone(), expiry));
         self.events += 1;
         outcome
     }
 
-    /// Marks a place where events may be missing.
-    pub(super) fn mark(&mut self, gap: Gap) {
-        if self.ended.is_some() {
-            return;
+    /// One event is missing after what waits.
+    pub(super) fn lose(&mut self) {
+        if self.ended.is_none() {
+            self.tail().lagged += 1;
         }
-        match &mut self.tail().gap {
-            Some(known) => known.event_ids.extend(gap.event_ids),
-            none => *none = Some(gap),
+    }
+
+    /// Events may be missing after what waits.
+    pub(super) fn mark(&mut self, gap: Gap) {
+        if self.ended.is_none() {
+            self.tail().absorb(Missing { gap: Some(gap), lagged: 0 });
         }
     }
 
     /// The next item. `expired` is raised by the events left out because their time was over at `now`.
-    pub(super) fn take(&mut self, now: impl Fn() -> Instant, expired: &mut u64) -> Taken {
+    pub(super) fn take(&mut self, now: impl Fn() -> Instant, expired: &mut usize) -> Taken {
         loop {
             if let Some(signal) = self.head.take() {
                 return Taken::Signal(signal);
@@ -181,7 +181,10 @@ impl Missing {
     fn absorb(&mut self, later: Missing) {
         self.lagged += later.lagged;
         match (&mut self.gap, later.gap) {
-            (Some(known), Some(more)) => known.event_ids.extend(more.event_ids),
+            (Some(known), Some(more)) => {
+                let room = Gap::MAX_EVENT_IDS.saturating_sub(known.event_ids.len());
+                known.event_ids.extend(more.event_ids.into_iter().take(room));
+            }
             (none, more) => *none = none.take().or(more),
         }
     }
@@ -194,8 +197,8 @@ mod tests {
     use super::*;
     use crate::bus::GapReason;
 
-    fn event(number: usize) -> Arc<Event> {
-        Arc::new(Event::new("a.b", "s", number).unwrap())
+    fn event(number: usize) -> Event {
+        Event::new("a.b", "s", number).unwrap()
     }
 
     fn fill(overflow: Overflow, count: usize) -> Queue {
@@ -241,13 +244,6 @@ mod tests {
     }
 
     #[test]
-    fn blocking_keeps_all() {
-        let mut queue = fill(Overflow::Block, Overflow::BLOCK_CAPACITY);
-        assert_eq!(queue.offer(&event(0), Expiry::Never), Offered::Full);
-        assert_eq!(queue.events, Overflow::BLOCK_CAPACITY);
-    }
-
-    #[test]
     fn marks_pile_up_to_one() {
         let mut queue = fill(Overflow::DropNewest(1), 1);
         for number in 0..100 {
@@ -255,6 +251,19 @@ mod tests {
             queue.mark(Gap::new(GapReason::ConnectionLost));
         }
         assert_eq!(drain(&mut queue), [0, i64::MIN, -100]);
+    }
+
+    #[test]
+    fn the_ids_of_a_gap_are_bounded() {
+        let mut queue = Queue::new(Overflow::DropNewest(1));
+        for _ in 0..3 {
+            let gap = Gap::new(GapReason::Trimmed).with_event_ids(vec!["id".to_owned(); 1000]);
+            queue.mark(gap);
+        }
+        let Taken::Signal(Signal::Gap(gap)) = queue.take(Instant::now, &mut 0) else {
+            panic!("it was marked")
+        };
+        assert_eq!(gap.event_ids.len(), Gap::MAX_EVENT_IDS);
     }
 
     #[test]

@@ -63,6 +63,6 @@ async fn main() -> Result<(), octollm::Error> {
     tokio::spawn(splitter.run());
     tokio::spawn(shouter.run());
 
-    let brain = Brain::builder().task::<TaskRequest>(Headline).arms(arms).build();
+    let brain = Brain::builder().arm::<TaskRequest>(Headline).arms(arms).build();
     OrchestratorServer::new(brain).serve(address).await
 }

@@ -44,7 +44,7 @@ async fn main() -> Result<(), octollm::Error> {
     let total = numbers.next().transpose()?.unwrap_or(10_000);
     let at_once = numbers.next().transpose()?.unwrap_or(1_000).clamp(1, total);
     let mesh = std::sync::Arc::new(
-        Mesh::builder().arm::<Increment>("adder", Adder).task::<TaskRequest>(PlusTwo).start().await,
+        Mesh::builder().arm::<Increment>("adder", Adder).brain::<TaskRequest>(PlusTwo).start().await,
     );
 
     let started = Instant::now();

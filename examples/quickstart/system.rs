@@ -44,7 +44,7 @@ pub(crate) async fn start(root: PathBuf) -> Result<System, octollm::Error> {
         .arm("judge", judge_url)
         .arm("guardian", guardian_url)
         .build()?;
-    let brain = Brain::builder().task::<TaskRequest>(Review).arms(arms).build();
+    let brain = Brain::builder().arm::<TaskRequest>(Review).arms(arms).build();
     let orchestrator_url = spawn(OrchestratorServer::new(brain.clone()).bind("127.0.0.1:0").await?);
 
     let orchestrator = OrchestratorClient::new(orchestrator_url)?;

@@ -2,9 +2,12 @@
 
 use std::{
     fmt,
+    future::{Future, poll_fn},
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use crate::{
     card::ArmCard,
     context::Context,
     contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
-    deadline::Deadline,
+    deadline::{Deadline, DeadlinePassed},
     error::{ArmError, ErrorKind, Failure},
     json,
     parts::{Caller, ContextParts, spent},
@@ -198,12 +201,20 @@ impl Route {
         limit: Option<Deadline>,
     ) -> Result<Bytes, ArmError> {
         let mut work = AssertUnwindSafe(self.handler.run(input, cx)).catch_unwind();
-        let kind = tokio::select! {
-            biased;
-            // Before the arm, which would see its calls fail and could answer with what it has.
-            () = cancellation.cancelled() => ErrorKind::Cancelled,
-            answer = &mut work => return answer.unwrap_or_else(|_| Err(panicked().into())),
-            () = until(limit) => ErrorKind::DeadlineExceeded,
+        let mut cancelled = pin!(cancellation.cancelled());
+        // Cancellation comes before the arm, which would see its calls fail and could answer with what it has. Neither is
+        // polled within tokio's cooperative budget, which the arm may spend.
+        let ended = Deadline::run_until(
+            limit,
+            poll_fn(|task| match cancelled.as_mut().poll(task) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => work.poll_unpin(task).map(Some),
+            }),
+        );
+        let kind = match ended.await {
+            Ok(Some(answer)) => return answer.unwrap_or_else(|_| Err(panicked().into())),
+            Ok(None) => ErrorKind::Cancelled,
+            Err(DeadlinePassed) => ErrorKind::DeadlineExceeded,
         };
         cancellation.cancel();
         // What the arm holds may panic as well, on its way out.
@@ -217,13 +228,6 @@ impl Route {
 
 fn panicked() -> Failure {
     Failure::of(ErrorKind::ArmPanicked)
-}
-
-async fn until(limit: Option<Deadline>) {
-    match limit {
-        Some(deadline) => tokio::time::sleep_until(deadline.instant()).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// What the caller is not told.

@@ -174,6 +174,11 @@ pub trait Transport: Send + Sync + 'static {
 
     /// The cards of the arms that can be reached now.
     async fn cards(&self) -> Vec<ArmCard>;
+
+    /// Adds what the transport knows about an output that its caller could not decode, such as that the schemas differ.
+    fn explain(&self, error: CallError) -> CallError {
+        error
+    }
 }
 
 #[async_trait]
@@ -184,6 +189,10 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     async fn cards(&self) -> Vec<ArmCard> {
         (**self).cards().await
+    }
+
+    fn explain(&self, error: CallError) -> CallError {
+        (**self).explain(error)
     }
 }
 

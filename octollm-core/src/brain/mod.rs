@@ -253,7 +253,9 @@ impl Brain {
     /// Queues a task.
     async fn store(&self, record: TaskRecord) -> Result<Task, Failure> {
         scheduler::start(&self.0);
-        let (task, effects) = (record.task().clone(), self.effects(&record));
+        let task = record.task().clone();
+        // Who submits knows that it is queued: the live updates begin with its start.
+        let effects = SideEffects { updates: Vec::new(), ..self.effects(&record) };
         let room = Room::new(self.0.config.max_queued, self.0.config.max_queued_bytes);
         match self.0.store.create(record, effects, room).await {
             Ok(()) => Ok(task),

@@ -1,12 +1,16 @@
 //! Runs one task, from its claim to its last status.
 
 use std::{
+    convert::Infallible,
     sync::{Arc, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -25,6 +29,7 @@ use crate::{
     json::RawJson,
     store::{Claimed, Run, SideEffects, StoreError},
     task::{IllegalTransition, TaskError, TaskRecord, TaskRequest, TaskResult, TaskSpent},
+    update::Progress,
 };
 
 /// The end of a task is written once more after so long, and each time after twice as long, up to the last pause.
@@ -102,9 +107,11 @@ async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Op
                 outcome
             };
             let run = futures_util::future::join(work, started.log.write(&*inner.store, &started.run));
+            // From before the arm's first step.
+            let (version, progress) = (started.log.version(), started.log.progress());
             let outcome = tokio::select! {
                 (outcome, ()) = run => outcome,
-                never = publish_progress(inner, record, &started.log) => match never {},
+                never = publish_progress(inner, record, &started.log, version, progress) => match never {},
             };
             checked(outcome, route, &journal)
         }
@@ -151,8 +158,13 @@ fn surroundings(claimed: &Claimed, started: &Started, journal: Journal) -> Surro
 }
 
 /// Publishes progress as it comes, the latest where it comes faster than the bus takes it.
-async fn publish_progress(inner: &Inner, record: &TaskRecord, log: &UpdateLog) -> std::convert::Infallible {
-    let (mut version, mut published) = (log.version(), log.progress());
+async fn publish_progress(
+    inner: &Inner,
+    record: &TaskRecord,
+    log: &UpdateLog,
+    mut version: watch::Receiver<u64>,
+    mut published: Progress,
+) -> Infallible {
     loop {
         if version.changed().await.is_err() {
             return std::future::pending().await;

@@ -42,9 +42,9 @@ impl MeshBuilder {
         self
     }
 
-    /// Adds a contract that the brain takes as a task, and the arm that runs it.
-    pub fn task<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
-        self.brain = self.brain.task::<C>(arm);
+    /// Adds a contract that can be submitted to the brain as a task, and the arm that runs it.
+    pub fn brain<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
+        self.brain = self.brain.arm::<C>(arm);
         self
     }
 
@@ -64,7 +64,7 @@ impl MeshBuilder {
     pub async fn start(self) -> Mesh {
         let wires = Wires::new(self.arms);
         // The clock of the brain begins here: made earlier, it could be that of another runtime.
-        let brain = self.brain.clock(Clock::runtime()).arms(wires.of_brain()).build();
+        let brain = self.brain.clock(Clock::runtime()).arms(wires.of_brain()).assemble();
         Mesh { wires, brain: Mutex::new(brain) }
     }
 }

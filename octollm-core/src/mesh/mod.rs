@@ -41,7 +41,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mesh = Mesh::builder().arm::<ValidateCode>("judge", Judge).task::<TaskRequest>(Review).start().await;
+//! let mesh = Mesh::builder().arm::<ValidateCode>("judge", Judge).brain::<TaskRequest>(Review).start().await;
 //!
 //! mesh.fault("judge", Fault::Crash.once());
 //! let error = mesh.call(ValidateCode { code: "fn main() {}".into() }).await.unwrap_err();

@@ -338,6 +338,7 @@ impl TaskStore for MemoryStore {
     ) -> Result<Vec<TaskUpdate>, StoreError> {
         let tables = self.tables();
         let Some(row) = tables.tasks.get(id) else { return Ok(Vec::new()) };
+        let after = if after > row.latest { 0 } else { after };
         let oldest = row.updates.front().map_or(row.latest + 1, TaskUpdate::seq);
         let missed = oldest.saturating_sub(1).saturating_sub(after);
         let gap = (missed > 0).then(|| TaskUpdate::Gap { task_id: id.clone(), seq: oldest - 1, missed });

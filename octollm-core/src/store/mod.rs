@@ -95,7 +95,7 @@ pub trait TaskStore: Send + Sync + 'static {
     async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError>;
 
     /// At most `limit` updates of a task after number `after`, in order. Where some of them are no longer stored, a
-    /// [`TaskUpdate::Gap`] comes first.
+    /// [`TaskUpdate::Gap`] comes first. A number that no update has had yet is read as 0.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
@@ -244,6 +244,17 @@ pub struct Claim<'a> {
     pub limit: usize,
     /// What is stored with each claim: called with the claimed task.
     pub effects: &'a (dyn Fn(&TaskRecord) -> SideEffects + Send + Sync),
+}
+
+impl std::fmt::Debug for Claim<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Claim")
+            .field("holder", &self.holder)
+            .field("contracts", &self.contracts)
+            .field("lease", &self.lease)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A task that was claimed.

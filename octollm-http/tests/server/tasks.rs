@@ -26,7 +26,7 @@ impl Arm<TaskRequest> for Review {
 }
 
 pub(crate) fn brain() -> Brain {
-    Brain::builder().task::<TaskRequest>(Review).build()
+    Brain::builder().arm::<TaskRequest>(Review).build()
 }
 
 /// Refuses, rewrites, answers, fails and panics on demand.

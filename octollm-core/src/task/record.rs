@@ -118,6 +118,16 @@ impl TaskRecord {
         }
     }
 
+    /// A task that was answered before any brain saw it, as by a reflex: completed, and stored nowhere.
+    pub fn answered(submission: Submission, origin: Origin, result: TaskResult, now: Timestamp) -> Task {
+        let mut task = Self::new(submission, origin, Duration::ZERO, now).task;
+        task.status = TaskStatus::Completed;
+        task.progress.percentage = 100;
+        task.result = Some(result);
+        task.completed_at = Some(now);
+        task
+    }
+
     /// The task's id.
     pub fn id(&self) -> &TaskId {
         &self.task.task_id

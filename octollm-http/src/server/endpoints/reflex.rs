@@ -11,7 +11,7 @@ use octollm_core::{
     orchestrator::Orchestrator,
     parts::ContextParts,
     reflex::{Reaction, Reflex, Screening, Stimulus, screen},
-    task::{Lease, Submission, TaskRecord, TaskResult},
+    task::{Origin, Submission, TaskRecord, TaskResult},
     transport::Transport,
 };
 use serde::{Deserialize, Serialize};
@@ -137,24 +137,18 @@ impl Endpoint for ScreenedSubmit {
 
 /// A task that is finished before it began: no orchestrator knows of it.
 fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Result<Reply, Refusal> {
-    let now = Timestamp::now();
-    let mut record = TaskRecord::new(submission, parts.caller, parts.correlation_id, now);
-    let lease = Lease { holder: "reflex".into(), until: now };
-    record
-        .start(lease, now, now)
-        .and_then(|()| record.complete(TaskResult::new(answer), now))
-        .map_err(|_| Failure::of(ErrorKind::Internal))?;
-    Reply::json(&record.task)
+    let origin = Origin::new(parts.caller, parts.correlation_id);
+    Reply::json(&TaskRecord::answered(submission, origin, TaskResult::new(answer), Timestamp::now()))
 }
 
 /// The text of a goal is the goal; the text of any other task is its input.
 fn rewritten(submission: Submission, text: String) -> Result<Submission, Failure> {
     if submission.goal.is_some() {
-        let mut input = submission.input.clone();
+        let mut input = submission.input.to_value();
         if let Value::Object(fields) = &mut input {
             fields.insert("goal".into(), text.into());
         }
-        return Ok(submission.with_input(input));
+        return Ok(submission.with_input(input.into()));
     }
     match json::read_input(text.as_bytes()) {
         Ok(input) => Ok(submission.with_input(input)),

@@ -16,7 +16,8 @@ fn main() -> Result<(), BoxError> {
     let mut args = std::env::args().skip(1);
     let events: u64 = args.next().map_or(Ok(2_000_000), |count| count.parse())?;
     let threads: usize = args.next().map_or(Ok(1), |count| count.parse())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(1)).build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(1)).enable_time().build()?;
     let elapsed = runtime.block_on(async { tokio::spawn(carry(events)).await })??;
     let rate = events as f64 / elapsed.as_secs_f64();
     println!("memory-bus events={events} rate={rate:.0}/s");

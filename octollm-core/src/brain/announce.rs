@@ -2,12 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde_json::{Value, json};
-
 use crate::{
+    budget::Usage,
     bus::EventBus,
-    event::Event,
-    task::{TaskRecord, TaskStatus},
+    task::{TaskChange, TaskEvent, TaskRecord, TaskSpent, TaskStatus},
     update::Progress,
 };
 
@@ -24,41 +22,31 @@ pub(super) struct Announcer {
 impl Announcer {
     /// The task's status has changed.
     pub(super) async fn status(&self, record: &TaskRecord, took: Duration) {
-        let event_type = match record.task.status {
-            TaskStatus::Queued => "task.queued",
-            TaskStatus::Processing => "task.started",
-            TaskStatus::Completed => "task.completed",
-            TaskStatus::Failed => "task.failed",
-            TaskStatus::Cancelled => "task.cancelled",
+        let taken = &record.task.metadata;
+        let usage = Usage::tokens(taken.tokens_used).with_cost(taken.cost);
+        let spent = TaskSpent::new(usage, taken.arms_used.clone(), took);
+        let change = match (record.task.status, &record.task.error) {
+            (TaskStatus::Queued, _) => TaskChange::Queued,
+            (TaskStatus::Processing, _) => TaskChange::Started,
+            (TaskStatus::Completed, _) => TaskChange::Completed(spent),
+            (TaskStatus::Failed, Some(error)) => TaskChange::Failed(error.clone(), spent),
+            (TaskStatus::Failed, None) => return,
+            (TaskStatus::Cancelled, _) => TaskChange::Cancelled(spent),
         };
-        let mut data = json!({
-            "task_id": record.task.task_id,
-            "status": record.task.status,
-            "contract": record.contract,
-        });
-        if record.task.status.is_finished() {
-            data["duration_ms"] = json!(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-        }
-        if let Some(error) = &record.task.error {
-            data["error"] = json!(error);
-        }
-        self.publish(event_type, record, data).await;
+        self.publish(record, change).await;
     }
 
     /// The task is further than it was.
     pub(super) async fn progress(&self, record: &TaskRecord, progress: &Progress) {
-        let data = json!({ "task_id": record.task.task_id, "progress": progress });
-        self.publish("task.progress", record, data).await;
+        self.publish(record, TaskChange::Progress(progress.clone())).await;
     }
 
-    async fn publish(&self, event_type: &str, record: &TaskRecord, data: Value) {
-        let id = record.task.task_id.as_str();
-        let published = match Event::new(event_type, &*self.source, data) {
+    async fn publish(&self, record: &TaskRecord, change: TaskChange) {
+        let event_type = change.event_type();
+        let event = TaskEvent::new(record.task.task_id.clone(), record.contract.clone(), change);
+        let published = match event.to_event(&*self.source) {
             Ok(event) => {
-                let event = event
-                    .with_subject(id)
-                    .with_correlation_id(record.correlation_id.as_str())
-                    .with_partition_key(id);
+                let event = event.with_correlation_id(record.correlation_id.as_str());
                 match tokio::time::timeout(PATIENCE, self.bus.publish(event)).await {
                     Ok(published) => published.map_err(|error| error.to_string()),
                     Err(_) => Err(format!("the bus did not take it within {PATIENCE:?}")),
@@ -67,7 +55,7 @@ impl Announcer {
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = published {
-            tracing::warn!(event_type, task = id, error, "event not published");
+            tracing::warn!(event_type, task = record.task.task_id.as_str(), error, "event not published");
         }
     }
 }

@@ -13,6 +13,10 @@ use crate::event::{Event, Patterns};
 /// An [`EventBus`] within one process: at most once, nothing stored. Clones are the same bus.
 ///
 /// When the last clone is dropped, its subscriptions end after what waits was delivered.
+///
+/// # Panics
+/// A publisher that has to wait for a subscriber under [`Overflow::Block`] panics outside a tokio runtime with its timer
+/// enabled.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryBus {
     shared: Arc<Shared>,

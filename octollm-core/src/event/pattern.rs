@@ -1,4 +1,4 @@
-//! Which channels a listener hears.
+//! Which channels a subscription is for.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,27 +21,30 @@ use super::{Channel, ChannelError};
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Pattern(Box<str>);
+pub struct Pattern {
+    text: Box<str>,
+    /// Where the first two segments end.
+    ends: [u8; 2],
+}
 
 impl Pattern {
     /// The pattern every channel matches, `*:*:*`.
     pub fn all() -> Self {
-        Self("*:*:*".into())
+        Self::of([WILDCARD; 3])
     }
 
-    /// Whether `channel` is one of those meant.
+    /// Whether it matches `channel`.
     pub fn matches(&self, channel: &Channel) -> bool {
-        // An exact pattern is the common one, and one comparison answers it.
-        if self.is_exact() {
-            return *self.0 == *channel.as_str();
-        }
-        let segments = [channel.domain(), channel.entity(), channel.action()];
-        self.0.split(':').zip(segments).all(|(wanted, found)| wanted == WILDCARD || wanted == found)
+        let [domain, entity, action] = self.segments();
+        let matches = |wanted: &str, found: &str| wanted == WILDCARD || wanted == found;
+        matches(action, channel.action())
+            && matches(entity, channel.entity())
+            && matches(domain, channel.domain())
     }
 
-    /// Whether it means one channel only.
+    /// Whether it matches one channel only.
     pub fn is_exact(&self) -> bool {
-        !self.0.contains(WILDCARD)
+        !self.segments().contains(&WILDCARD)
     }
 
     /// Both this one and `other`, in one subscription.
@@ -51,7 +54,18 @@ impl Pattern {
 
     /// The text it was made from.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// A pattern of segments that were checked, of at most 64 bytes each.
+    fn of(segments: [&str; 3]) -> Self {
+        let [domain, entity, _] = segments.map(str::len);
+        Self { text: segments.join(":").into(), ends: [domain as u8, (domain + 1 + entity) as u8] }
+    }
+
+    fn segments(&self) -> [&str; 3] {
+        let [domain, entity] = self.ends.map(usize::from);
+        [&self.text[..domain], &self.text[domain + 1..entity], &self.text[entity + 1..]]
     }
 }
 
@@ -60,12 +74,12 @@ impl FromStr for Pattern {
 
     fn from_str(text: &str) -> Result<Self, ChannelError> {
         let segments: [&str; 3] = split(text, ':')?;
-        for (index, segment) in segments.into_iter().enumerate() {
-            if segment != WILDCARD {
+        for (index, segment) in segments.iter().enumerate() {
+            if *segment != WILDCARD {
                 check_segment(index + 1, segment)?;
             }
         }
-        Ok(Self(text.into()))
+        Ok(Self::of(segments))
     }
 }
 
@@ -78,27 +92,27 @@ impl TryFrom<String> for Pattern {
 }
 
 impl From<Channel> for Pattern {
-    /// The pattern that means exactly this channel.
+    /// The pattern that matches exactly this channel.
     fn from(channel: Channel) -> Self {
-        Self(channel.as_str().into())
+        Self::of([channel.domain(), channel.entity(), channel.action()])
     }
 }
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        f.pad(&self.text)
     }
 }
 
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pattern").field(&self.0).finish()
+        f.debug_tuple("Pattern").field(&self.text).finish()
     }
 }
 
 impl Serialize for Pattern {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
+        serializer.serialize_str(&self.text)
     }
 }
 

@@ -140,13 +140,21 @@ fn number_len(number: &Number) -> usize {
 }
 
 fn text_len(text: &str) -> usize {
-    let escaped = |byte: u8| match byte {
-        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 1,
-        0..0x20 => 5,
-        _ => 0,
-    };
-    2 + text.len() + text.bytes().map(escaped).sum::<usize>()
+    2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
 }
+
+/// By how much the escape of a byte is longer than the byte.
+const ESCAPE: [u8; 256] = {
+    let mut escape = [0; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        escape[byte] = if matches!(byte, 0x08 | 0x09 | 0x0a | 0x0c | 0x0d) { 1 } else { 5 };
+        byte += 1;
+    }
+    escape[b'"' as usize] = 1;
+    escape[b'\\' as usize] = 1;
+    escape
+};
 
 #[cfg(test)]
 mod tests {

@@ -96,14 +96,8 @@ impl TaskEvent {
     }
 
     fn from_data(data: Data, event_type: &str) -> Result<Self, &'static str> {
-        let usage = match (data.tokens_used, data.cost_dollars) {
-            (None, None) => None,
-            (tokens, cost) => {
-                Some(Usage { cost: cost.unwrap_or_default(), ..Usage::tokens(tokens.unwrap_or_default()) })
-            }
-        };
         let spent = TaskSpent {
-            usage,
+            usage: data.usage(),
             arms_used: data.arms_used.unwrap_or_default(),
             duration: data.duration_ms.map(Duration::from_millis),
         };
@@ -218,17 +212,44 @@ struct Data {
     tokens_used: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cost_dollars: Option<Cost>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    input_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    output_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    cached_tokens: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    unmetered_calls: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     arms_used: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     duration_ms: Option<u64>,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 impl Data {
+    /// `None` where neither the total nor the cost is there.
+    fn usage(&self) -> Option<Usage> {
+        if self.tokens_used.is_none() && self.cost_dollars.is_none() {
+            return None;
+        }
+        let mut usage = Usage::tokens(self.tokens_used.unwrap_or_default());
+        usage.cost = self.cost_dollars.unwrap_or_default();
+        (usage.input, usage.output, usage.cached) =
+            (self.input_tokens, self.output_tokens, self.cached_tokens);
+        usage.unmetered = self.unmetered_calls;
+        Some(usage)
+    }
+
     fn of(event: &TaskEvent) -> Self {
         let change = &event.change;
         let spent = change.spent();
         let usage = spent.and_then(|spent| spent.usage);
+        let Usage { input, output, cached, unmetered, .. } = usage.unwrap_or_default();
         let duration = spent.and_then(|spent| spent.duration);
         Self {
             task_id: event.task_id.clone(),
@@ -238,6 +259,10 @@ impl Data {
             error: if let TaskChange::Failed(error, _) = change { Some(error.clone()) } else { None },
             tokens_used: usage.map(|usage| usage.tokens),
             cost_dollars: usage.map(|usage| usage.cost),
+            input_tokens: input,
+            output_tokens: output,
+            cached_tokens: cached,
+            unmetered_calls: unmetered,
             arms_used: spent.map(|spent| spent.arms_used.clone()),
             duration_ms: duration.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         }
@@ -254,7 +279,9 @@ mod tests {
     const TASK: &str = "task_3fK9aZ0qLw81bXyT";
 
     fn spent() -> TaskSpent {
-        let usage = Usage { cost: Cost::from_nano_dollars(250_000_000), ..Usage::tokens(1200) };
+        let mut usage =
+            Usage::metered(1000, 200).with_cached(10).with_cost(Cost::from_nano_dollars(250_000_000));
+        usage.unmetered = 1;
         TaskSpent::new(usage, vec!["judge".to_owned()], Duration::from_millis(24))
     }
 
@@ -293,7 +320,15 @@ mod tests {
         let data = serde_json::to_value(event(TaskChange::Completed(spent()))).unwrap();
         let expected = json!({
             "task_id": TASK, "status": "completed", "contract": "crate.review", "duration_ms": 24,
-            "tokens_used": 1200, "cost_dollars": 0.25, "arms_used": ["judge"],
+            "tokens_used": 1200, "cost_dollars": 0.25, "input_tokens": 1000, "output_tokens": 200, "cached_tokens": 10,
+            "unmetered_calls": 1, "arms_used": ["judge"],
+        });
+        assert_eq!(data, expected);
+        let nothing = TaskSpent::new(Usage::ZERO, Vec::new(), Duration::ZERO);
+        let data = serde_json::to_value(event(TaskChange::Cancelled(nothing))).unwrap();
+        let expected = json!({
+            "task_id": TASK, "status": "cancelled", "contract": "crate.review", "duration_ms": 0, "tokens_used": 0,
+            "cost_dollars": 0.0, "arms_used": [],
         });
         assert_eq!(data, expected);
     }

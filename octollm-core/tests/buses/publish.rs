@@ -7,8 +7,6 @@ use tokio::time::{Instant, advance};
 
 use crate::*;
 
-const SECOND: Duration = Duration::from_secs(1);
-
 async fn one_bad_of_a_hundred(bus: impl EventBus) {
     let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
     let mut batch: Vec<Event> = (0..100).map(event).collect();

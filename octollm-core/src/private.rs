@@ -4,45 +4,74 @@ pub use schemars;
 pub use serde;
 pub use serde_json;
 
-pub use crate::contract::{ContractCard, ContractSpec, NoChunk, TaskContract, Violations};
+pub use crate::contract::{ContractCard, ContractSpec, Effects, NoChunk, TaskContract, Violations};
 
-/// Chooses, for a contract without validation rules of its own, between its `Validate` and nothing at all.
+/// Chooses between the `Validate` of a contract, where it has one, and the rules that its own derive has read.
 #[derive(Debug)]
 pub struct Checked<'a, T>(pub &'a T);
 
 /// The choice for types that implement `Validate`.
 pub trait CheckedByValidate {
-    fn octollm_check(&self) -> Result<(), Violations>;
+    fn octollm_check(&self) -> Option<Result<(), Violations>>;
 }
 
 /// The choice for all others.
-pub trait Unchecked {
-    fn octollm_check(&self) -> Result<(), Violations>;
+pub trait CheckedByItself {
+    fn octollm_check(&self) -> Option<Result<(), Violations>>;
 }
 
-impl<T: garde::Validate<Context = ()>> CheckedByValidate for Checked<'_, T> {
-    fn octollm_check(&self) -> Result<(), Violations> {
-        self.0.validate().map_err(Violations::from)
+impl<T: garde::Validate<Context: Default>> CheckedByValidate for Checked<'_, T> {
+    fn octollm_check(&self) -> Option<Result<(), Violations>> {
+        Some(self.0.validate().map_err(Violations::from))
     }
 }
 
-impl<T> Unchecked for &Checked<'_, T> {
-    fn octollm_check(&self) -> Result<(), Violations> {
-        Ok(())
+impl<T> CheckedByItself for &Checked<'_, T> {
+    fn octollm_check(&self) -> Option<Result<(), Violations>> {
+        None
     }
 }
 
-/// The check of a contract with `#[garde(..)]` rules, which ask for a `Validate` that runs them.
+/// What a report comes to.
+pub fn checked(report: garde::Report) -> Result<(), Violations> {
+    if report.is_empty() { Ok(()) } else { Err(report.into()) }
+}
+
+/// Chooses, for a field, between the rules of its type and nothing at all.
+#[derive(Debug)]
+pub struct OwnRules<'a, T: ?Sized>(pub &'a T);
+
+/// The choice for types that implement `Validate`.
+pub trait WithOwnRules {
+    fn octollm_run(&self, path: &mut dyn FnMut() -> garde::Path, report: &mut garde::Report);
+}
+
+/// The choice for all others.
+pub trait Unruled {
+    fn octollm_run(&self, path: &mut dyn FnMut() -> garde::Path, report: &mut garde::Report);
+}
+
+impl<T: garde::Validate<Context = ()> + ?Sized> WithOwnRules for OwnRules<'_, T> {
+    fn octollm_run(&self, path: &mut dyn FnMut() -> garde::Path, report: &mut garde::Report) {
+        self.0.validate_into(&(), path, report);
+    }
+}
+
+impl<T: ?Sized> Unruled for &OwnRules<'_, T> {
+    fn octollm_run(&self, _: &mut dyn FnMut() -> garde::Path, _: &mut garde::Report) {}
+}
+
+/// The check of a contract with rules that only garde's own derive can read.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` has `#[garde(..)]` rules, but nothing checks them",
-    label = "derive `Validate` as well",
-    note = "without it the rules would stand in the schema and never be run"
+    message = "`{Self}` has `#[garde(..)]` rules that need a feature of garde",
+    label = "add `garde` to the dependencies, and derive `garde::Validate` as well",
+    note = "without it the rules would be in the schema and never be run"
 )]
 pub trait Ruled {
     fn octollm_check(&self) -> Result<(), Violations>;
 }
 
-// Told as `Ruled`: that is what has the words above.
+// Reported as `Ruled`, which has the words above.
 #[diagnostic::do_not_recommend]
 impl<T: garde::Validate<Context: Default>> Ruled for T {
     fn octollm_check(&self) -> Result<(), Violations> {

@@ -33,6 +33,12 @@ impl Errors {
         }
     }
 
+    /// Whether one of the messages has these words.
+    pub(crate) fn mention(&self, words: &str) -> bool {
+        let errors = self.0.clone().into_iter().flatten();
+        errors.into_iter().any(|error| error.to_string().contains(words))
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_none()
     }

@@ -7,12 +7,11 @@
 //! use octollm::prelude::*;
 //!
 //! /// Checks that a piece of code parses.
-//! #[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+//! #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 //! #[task(name = "code.validate", output = Verdict, idempotent, timeout = "10s")]
 //! struct ValidateCode {
 //!     #[garde(length(min = 1, max = 65_536))]
 //!     code: String,
-//!     #[garde(skip)]
 //!     language: String,
 //! }
 //!
@@ -49,8 +48,9 @@ use syn::{DeriveInput, parse_macro_input};
 
 /// Makes a type a task contract: what can be asked of an arm, and what comes back.
 ///
-/// The type is the input. It is a struct or an enum that owns its data and derives `Serialize`, `Deserialize` and
-/// `JsonSchema` too. All else is said in `#[task(..)]`, or follows:
+/// The type is the input, which is an object in JSON: a struct with named fields, or without any (`struct Ping;` is
+/// `{}`). It owns its data, and derives `Serialize`, `Deserialize` and `JsonSchema` too. All else is said in
+/// `#[task(..)]`, or follows:
 ///
 /// | key | is | left out |
 /// |---|---|---|
@@ -61,21 +61,31 @@ use syn::{DeriveInput, parse_macro_input};
 /// | `path = "/validate"` | the route on the arm's server | the verb: `/validate`, or `/v2/validate` for version 2 |
 /// | `scope = "code:validate"` | the scope that a caller's token needs | the name, its last dot a colon |
 /// | `timeout = "10s"` | how long one execution may take: a whole number of `ms`, `s`, `m` or `h` | 30 s |
-/// | `idempotent`, `idempotent = true` | running it twice does no more than running it once, so a retry is safe | it is not |
+/// | `idempotent`, `idempotent = true` | running it twice has the same effect as running it once, so a retry is safe | it is not |
 /// | `summary = "…"` | one sentence for catalogues and for a planner | the first paragraph of the doc comment |
+/// | `title = "…"` | a name for people | none |
+/// | `tags = ["…"]` | words to find it by | none |
+/// | `examples = ["…"]` | requests in plain words that it serves | none |
+/// | `effects = "none"` | what it changes beyond its output: `none`, `additive` or `destructive` | not stated |
 /// | `crate = path` | where octollm is | from the manifest |
 ///
 /// Types are called by what they do, verb first, and contracts by what they do it to: `ValidateCode` is `code.validate`,
 /// `ListCrateFiles` is `crate-files.list`, and a single word, `Review`, is `review.run`.
 ///
-/// A path is made of letters, digits, `-`, `.`, `_` and `~` between slashes. The routes that every server keeps for
-/// itself, such as `/health` and whatever is below `/tasks/`, are refused.
+/// Each part of a name begins with a letter and ends in a letter or a digit, and has no `__`; the last part is not `v` and
+/// digits. So every contract has a name of its own where other protocols call it: `code.validate@2` is the MCP tool
+/// `code.validate.v2` and the function `code__validate__v2`, which has at most 64 characters.
+///
+/// A path is made of letters, digits, `-`, `.`, `_` and `~` between slashes. The routes that servers have for themselves,
+/// such as `/health` and whatever is below `/tasks/`, are refused.
 ///
 /// # Rules
 ///
-/// `TaskContract::check` runs the rules of the input. Where the type or a field carries `#[garde(..)]`, the type must
-/// derive [`Validate`] as well: to forget it is an error. Where none does, a `Validate` written by hand is found, and
-/// without one everything passes.
+/// `TaskContract::check` runs the rules in `#[garde(..)]`, which [`Validate`] explains, and those of the fields' own types:
+/// for these it takes `#[derive(Validate)]`, for the contract itself it does not. Where the contract has a `Validate` all
+/// the same, derived or written by hand, that is what runs. Rules that need a feature of garde ask for `garde::Validate`.
+///
+/// A broken rule is reported at the path that the field has in JSON: serde's renaming and flattening are followed.
 ///
 /// # Generics
 ///
@@ -111,16 +121,17 @@ pub fn derive_task_contract(input: TokenStream) -> TokenStream {
     contract::derive(&parse_macro_input!(input as DeriveInput)).into()
 }
 
-/// Checks what stands in `#[garde(..)]`.
+/// Checks what is in `#[garde(..)]`.
 ///
 /// Implements garde's own `Validate` with garde's own rules, and reads the same words as garde's derive, without asking
 /// for `garde` among the dependencies. `JsonSchema` reads them too, so the schema tells what is checked.
 ///
-/// Every field has a rule:
+/// A field may have rules. Those of its own type run as well, wherever that has a `Validate` (without a context), in
+/// lists, maps and options too; a type parameter has to be asked for by `dive`.
 ///
 /// | rule | holds |
 /// |---|---|
-/// | `skip` | always |
+/// | `skip` | always: not even the rules of its own type run |
 /// | `ascii`, `alphanumeric` | for text of such characters only |
 /// | `length(min = 1, max = 64)`, `length(equal = 8)` | for text, lists and maps of that length; for text in bytes, or as `length(chars, ..)` or `length(utf16, ..)` counts; `bytes` and `simple` are there too |
 /// | `range(min = 0, max = 9)`, `range(equal = 7)` | for numbers within, both ends included |
@@ -128,7 +139,7 @@ pub fn derive_task_contract(input: TokenStream) -> TokenStream {
 /// | `ip`, `ipv4`, `ipv6` | for text that is such an address |
 /// | `matches(other)` | for what equals another field |
 /// | `required` | for `Some` |
-/// | `dive` | when the field's own `Validate` does; `dive(context)` with another context |
+/// | `dive` | when the field's own `Validate` does, which then is required; `dive(context)` with another context |
 /// | `inner(..)` | when the rules within do for each item |
 /// | `custom(function)` | when `function(&field, &context)` is `Ok` |
 /// | `if(cond = expression, ..)` | when the rules within do, or the condition does not |
@@ -141,7 +152,7 @@ pub fn derive_task_contract(input: TokenStream) -> TokenStream {
 ///
 /// | option | is |
 /// |---|---|
-/// | `allow_unvalidated` | fields without a rule are skipped |
+/// | `allow_unvalidated` | fields without a rule are skipped, as with `skip` |
 /// | `transparent` | the path of the one field is left out |
 /// | `custom(function)` | a rule over the whole value |
 /// | `context(Type as name)` | what functions are handed, and its name in expressions; `()` where none is named |

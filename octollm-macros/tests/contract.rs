@@ -2,7 +2,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use octollm::{__private::NoChunk, prelude::*};
+use octollm::{
+    __private::NoChunk,
+    contract::{ContractCard, ContractRef, Effects, Spec},
+    prelude::*,
+};
 
 /// Checks that a piece of code
 /// parses.
@@ -30,12 +34,14 @@ struct Verdict {
     timeout = "2m",
     idempotent,
     summary = "Translates.",
+    title = "Translate a text",
+    tags = ["text", "rust"],
+    examples = ["Translate this into Rust."],
+    effects = "additive",
     crate = octollm,
 )]
-enum Translate {
-    Word(String),
-    Page { url: String },
-    Nothing,
+struct Translate {
+    text: String,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -74,15 +80,40 @@ fn what_is_given_stands() {
     assert_eq!(spec.timeout, Duration::from_secs(120));
     assert!(spec.idempotent);
     assert_eq!(spec.summary, "Translates.");
+    assert_eq!((spec.title, spec.tags), ("Translate a text", &["text", "rust"][..]));
+    assert_eq!((spec.examples, spec.effects), (&["Translate this into Rust."][..], Some(Effects::Additive)));
     assert!(same::<<Translate as TaskContract>::Output, HashMap<String, Vec<String>>>());
     assert!(same::<<Translate as TaskContract>::Chunk, String>());
 }
 
 #[test]
+fn what_is_for_people_is_on_the_card_and_not_in_the_fingerprint() {
+    #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+    #[task(name = "text.count")]
+    struct Plain {
+        text: String,
+    }
+    #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+    #[task(name = "text.count", title = "Count", tags = ["text"], examples = ["How long is it?"], effects = "none")]
+    struct Described {
+        text: String,
+    }
+    let (plain, described) = (ContractCard::of::<Plain>(), ContractCard::of::<Described>());
+    assert_eq!(plain.fingerprint, described.fingerprint);
+    assert_eq!(Spec::of::<Plain>().fingerprint(), Some(plain.fingerprint.clone()));
+    let json = serde_json::to_value(&described).unwrap();
+    assert_eq!((&json["title"], &json["effects"]), (&"Count".into(), &"none".into()));
+    assert_eq!((&json["tags"][0], &json["examples"][0]), (&"text".into(), &"How long is it?".into()));
+    let json = serde_json::to_value(&plain).unwrap();
+    for absent in ["title", "tags", "examples", "effects"] {
+        assert_eq!(json.get(absent), None);
+    }
+}
+
+#[test]
 fn the_runtime_agrees_with_every_name() {
     for spec in [ValidateCode::SPEC, Translate::SPEC, Sort::<u8>::SPEC] {
-        let reference = spec.reference();
-        assert_eq!(reference.to_string().parse(), Ok(reference));
+        assert_eq!(ContractRef::new(spec.name, spec.version), Ok(spec.reference()));
     }
 }
 
@@ -93,44 +124,125 @@ fn a_generic_contract_holds_for_the_types_that_json_can_tell() {
     assert_eq!(Sort { items: vec![2, 1] }.check(), Ok(()));
 }
 
-/// Counts lines.
-#[derive(Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+/// Counts lines. It derives no `Validate`, and only one of its fields has a rule.
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[serde(rename_all = "camelCase")]
 struct CountLines {
     #[garde(length(min = 1, max = 3))]
-    text: String,
-    #[garde(dive)]
+    whole_text: String,
     filters: Vec<Filter>,
+    #[garde(length(max = 2))]
+    more_filters: Option<Vec<Filter>>,
+    #[garde(skip)]
+    unchecked: Option<Filter>,
+    language: String,
+    #[serde(flatten)]
+    page: Page,
+}
+
+#[derive(Clone, Serialize, Deserialize, JsonSchema, Validate)]
+struct Filter {
+    #[garde(range(min = 1))]
+    #[serde(rename = "minLength")]
+    length: u32,
+    inner: Vec<Filter>,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Validate)]
-struct Filter {
-    #[garde(range(min = 1))]
-    length: u32,
+struct Page {
+    #[garde(range(max = 9))]
+    limit: u32,
 }
 
-/// Its rules are written by hand.
+fn filter(length: u32) -> Filter {
+    Filter { length, inner: Vec::new() }
+}
+
+/// Its rules are written by hand, and no others are run.
 #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
-struct CountWords(Filter);
+struct CountWords {
+    filter: Filter,
+}
 
 impl Validate for CountWords {
     type Context = ();
 
-    fn validate_into(&self, cx: &(), parent: &mut dyn FnMut() -> garde::Path, report: &mut garde::Report) {
-        self.0.validate_into(cx, parent, report);
+    fn validate_into(&self, _: &(), parent: &mut dyn FnMut() -> garde::Path, report: &mut garde::Report) {
+        report.append(parent(), garde::Error::new("by hand"));
+    }
+}
+
+/// With a `Validate` of its own, as it was written before.
+#[derive(Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+struct CountBoth {
+    #[garde(length(max = 3))]
+    text: String,
+}
+
+#[test]
+fn the_check_runs_the_rules_of_the_fields_and_of_their_types() {
+    let nested = Filter { length: 1, inner: vec![filter(1), filter(0)] };
+    let task = CountLines {
+        whole_text: "four".into(),
+        filters: vec![filter(1), filter(0)],
+        more_filters: Some(vec![nested.clone(), nested.clone(), nested]),
+        unchecked: Some(filter(0)),
+        language: String::new(),
+        page: Page { limit: 10 },
+    };
+    let violations = task.check().unwrap_err().to_string();
+    let expected = [
+        "wholeText: length is greater than 3",
+        "filters[1].minLength: lower than 1",
+        "moreFilters: length is greater than 2",
+        "moreFilters[0].inner[1].minLength: lower than 1",
+        "moreFilters[1].inner[1].minLength: lower than 1",
+        "moreFilters[2].inner[1].minLength: lower than 1",
+        "limit: greater than 9",
+    ];
+    assert_eq!(violations.split("; ").collect::<Vec<_>>(), expected);
+    let task = CountLines {
+        whole_text: "abc".into(),
+        filters: vec![filter(7)],
+        more_filters: None,
+        unchecked: None,
+        language: String::new(),
+        page: Page { limit: 9 },
+    };
+    assert_eq!(task.check(), Ok(()));
+}
+
+#[test]
+fn a_violation_is_at_the_path_that_json_has() {
+    let task = CountLines {
+        whole_text: "four".into(),
+        filters: vec![filter(0)],
+        more_filters: None,
+        unchecked: None,
+        language: String::new(),
+        page: Page { limit: 10 },
+    };
+    let json = serde_json::to_value(&task).unwrap();
+    for violation in task.check().unwrap_err().iter() {
+        let pointer = format!("/{}", violation.path.replace(['.', '['], "/").replace(']', ""));
+        assert!(json.pointer(&pointer).is_some(), "{pointer} in {json}");
     }
 }
 
 #[test]
-fn the_check_runs_the_rules_of_the_fields() {
-    let task = CountLines { text: "four".into(), filters: vec![Filter { length: 1 }, Filter { length: 0 }] };
-    let violations = task.check().unwrap_err();
-    assert_eq!(violations.to_string(), "text: length is greater than 3; filters[1].length: lower than 1");
-    assert_eq!(CountLines { text: "abc".into(), filters: vec![] }.check(), Ok(()));
+fn a_validate_of_ones_own_is_what_is_run() {
+    assert_eq!(CountWords { filter: filter(0) }.check().unwrap_err().to_string(), "by hand");
+    let twice = CountBoth { text: "four".into() }.check().unwrap_err();
+    assert_eq!(twice.to_string(), "text: length is greater than 3");
 }
 
+/// A unit struct is an input without members.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct Ping;
+
 #[test]
-fn the_check_runs_rules_written_by_hand() {
-    assert_eq!(CountWords(Filter { length: 0 }).check().unwrap_err().to_string(), "length: lower than 1");
+fn a_contract_without_fields_checks_nothing() {
+    assert_eq!((Ping::SPEC.name, Ping.check()), ("ping.run", Ok(())));
 }
 
 #[test]
@@ -141,5 +253,5 @@ fn a_contract_without_rules_lets_everything_pass() {
 #[test]
 fn the_schema_says_the_same_rules() {
     let schema = schemars::schema_for!(CountLines).to_value();
-    assert_eq!(schema["properties"]["text"]["maxLength"], 3);
+    assert_eq!(schema["properties"]["wholeText"]["maxLength"], 3);
 }

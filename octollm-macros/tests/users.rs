@@ -20,7 +20,7 @@ use serde_json::Value;
 const TOLD: [(&str, &[&str]); 2] = [
     (
         "fixture-forgotten",
-        &["`ValidateCode` has `#[garde(..)]` rules, but nothing checks them", "main.rs:5:8"],
+        &["`WriteTo` has `#[garde(..)]` rules that need a feature of garde", "main.rs:5:8"],
     ),
     ("fixture-without", &["this derive needs octollm: add `octollm` to the dependencies", "main.rs:3:8"]),
 ];

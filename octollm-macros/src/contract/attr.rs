@@ -1,6 +1,10 @@
 //! Reads `#[task(..)]`.
 
-use syn::{Attribute, Ident, LitBool, LitInt, LitStr, Token, Type, ext::IdentExt, parse::ParseStream};
+use syn::{
+    Attribute, Ident, LitBool, LitInt, LitStr, Token, Type,
+    ext::IdentExt,
+    parse::{Parse, ParseStream},
+};
 
 use crate::{
     entries::{self, begin_value, set, value},
@@ -8,8 +12,22 @@ use crate::{
     nearest, reach,
 };
 
-const KEYS: [&str; 10] =
-    ["name", "version", "output", "chunk", "path", "scope", "timeout", "idempotent", "summary", "crate"];
+const KEYS: [&str; 14] = [
+    "name",
+    "version",
+    "output",
+    "chunk",
+    "path",
+    "scope",
+    "timeout",
+    "idempotent",
+    "summary",
+    "title",
+    "tags",
+    "examples",
+    "effects",
+    "crate",
+];
 
 /// What the attribute says, as it is written.
 #[derive(Default)]
@@ -23,6 +41,10 @@ pub(crate) struct Attrs {
     pub(crate) timeout: Option<LitStr>,
     pub(crate) idempotent: Option<bool>,
     pub(crate) summary: Option<LitStr>,
+    pub(crate) title: Option<LitStr>,
+    pub(crate) tags: Option<Texts>,
+    pub(crate) examples: Option<Texts>,
+    pub(crate) effects: Option<LitStr>,
     krate: Option<syn::Path>,
 }
 
@@ -49,6 +71,10 @@ impl Attrs {
             "timeout" => set(&mut self.timeout, &key, text(entry, &key, "10s")?),
             "idempotent" => set(&mut self.idempotent, &key, flag(entry, &key)?),
             "summary" => set(&mut self.summary, &key, text(entry, &key, "Checks code.")?),
+            "title" => set(&mut self.title, &key, text(entry, &key, "Check code")?),
+            "tags" => set(&mut self.tags, &key, value(entry, &key, TEXTS, "[\"rust\", \"review\"]")?),
+            "examples" => set(&mut self.examples, &key, value(entry, &key, TEXTS, "[\"Is this Rust?\"]")?),
+            "effects" => set(&mut self.effects, &key, text(entry, &key, "none")?),
             "crate" => {
                 begin_value(entry, &key, "octollm")?;
                 set(&mut self.krate, &key, reach::crate_path(entry)?)
@@ -58,6 +84,21 @@ impl Attrs {
                 Err(syn::Error::new_spanned(&key, format!("unknown key `{unknown}`: {hint}")))
             }
         }
+    }
+}
+
+/// `["rust", "review"]`
+#[derive(Default)]
+pub(crate) struct Texts(pub(crate) Vec<LitStr>);
+
+const TEXTS: &str = "a list of texts in quotes";
+
+impl Parse for Texts {
+    fn parse(value: ParseStream<'_>) -> syn::Result<Self> {
+        let content;
+        syn::bracketed!(content in value);
+        let texts = content.parse_terminated(<LitStr as Parse>::parse, Token![,])?;
+        Ok(Self(texts.into_iter().collect()))
     }
 }
 
@@ -95,6 +136,7 @@ mod tests {
         let (attrs, errors) = read(parse_quote! {
             #[task(name = "a.b", version = 2, output = HashMap<String, u8>, chunk = (), path = "/x",)]
             #[task(scope = "a:b", timeout = "1s", idempotent = false, summary = "S", crate = "a::b")]
+            #[task(title = "T", tags = ["a", "b",], examples = [], effects = "additive")]
             struct A;
         });
         assert_eq!(errors, [""; 0]);
@@ -107,6 +149,11 @@ mod tests {
         assert_eq!(attrs.timeout.unwrap().value(), "1s");
         assert_eq!(attrs.idempotent, Some(false));
         assert_eq!(attrs.summary.unwrap().value(), "S");
+        assert_eq!(attrs.title.unwrap().value(), "T");
+        let tags: Vec<_> = attrs.tags.unwrap().0.iter().map(LitStr::value).collect();
+        assert_eq!(tags, ["a", "b"]);
+        assert!(attrs.examples.unwrap().0.is_empty());
+        assert_eq!(attrs.effects.unwrap().value(), "additive");
     }
 
     #[test]
@@ -121,7 +168,7 @@ mod tests {
                 "`name` takes a text in quotes: `name = \"code.validate\"`",
                 "`output` takes a type, without quotes: `output = Verdict`",
                 "unknown key `retries`: the keys are `name`, `version`, `output`, `chunk`, `path`, `scope`, `timeout`, \
-                 `idempotent`, `summary`, `crate`",
+                 `idempotent`, `summary`, `title`, `tags`, `examples`, `effects`, `crate`",
                 "`timeout` needs a value: `timeout = \"10s\"`",
                 "`idempotent` is given twice",
             ]
@@ -141,6 +188,9 @@ mod tests {
             "output = Vec<, x",
             "a b c, d",
             "name = \"a\" \"b\"",
+            "tags = [5]",
+            "tags = \"a\"",
+            "tags = [\"a\" \"b\"]",
         ] {
             let tokens: proc_macro2::TokenStream = tokens.parse().unwrap();
             let (_, errors) = read(parse_quote!(

@@ -1,10 +1,16 @@
 //! From what is written to what is meant, with every rule checked.
 
 use quote::ToTokens;
-use syn::{Attribute, Data, DeriveInput, Generics, Ident, LitStr, Type, ext::IdentExt, parse_quote};
+use syn::{Data, DeriveInput, Fields, Generics, Ident, LitStr, Type, ext::IdentExt, parse_quote};
 
-use super::{attr::Attrs, name, summary, timeout};
-use crate::errors::Errors;
+use super::{
+    attr::{Attrs, Texts},
+    name, summary, timeout,
+};
+use crate::{
+    errors::Errors,
+    validate::{NEEDS_GARDE, Validated},
+};
 
 /// A contract as it is written into the impl.
 pub(crate) struct Contract<'a> {
@@ -17,11 +23,16 @@ pub(crate) struct Contract<'a> {
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) idempotent: bool,
     pub(crate) summary: String,
+    pub(crate) title: Option<LitStr>,
+    pub(crate) tags: Texts,
+    pub(crate) examples: Texts,
+    /// The variant of `Effects`.
+    pub(crate) effects: Option<Ident>,
     pub(crate) output: Type,
     /// `None` where nothing is streamed.
     pub(crate) chunk: Option<Type>,
-    /// Whether there are `#[garde(..)]` rules that `check` must run.
-    pub(crate) has_rules: bool,
+    /// The rules that `check` runs; `None` where they need garde's own `Validate`.
+    pub(crate) rules: Option<Validated<'a>>,
 }
 
 impl<'a> Contract<'a> {
@@ -36,6 +47,7 @@ impl<'a> Contract<'a> {
             }
             version
         });
+        check_length(&input.ident, attrs.name.as_ref(), name.as_deref(), version, errors);
         let scope = match &attrs.scope {
             Some(scope) => checked(scope, name::check_scope, errors),
             None => name.as_deref().map(name::scope_of),
@@ -60,24 +72,86 @@ impl<'a> Contract<'a> {
             scope: scope.unwrap_or_default(),
             timeout_ms,
             idempotent: attrs.idempotent.unwrap_or(false),
-            summary: attrs.summary.map_or_else(|| summary::of(&input.attrs), |text| text.value()),
+            summary: match &attrs.summary {
+                Some(text) => text.value(),
+                None => errors.keep(summary::of(&input.attrs)).unwrap_or_default(),
+            },
+            title: attrs.title,
+            tags: attrs.tags.unwrap_or_default(),
+            examples: attrs.examples.unwrap_or_default(),
+            effects: attrs.effects.as_ref().and_then(|word| effects(word, errors)),
             output: attrs.output.unwrap_or_else(|| parse_quote!(())),
             chunk: attrs.chunk,
-            has_rules: has_rules(input),
+            rules: rules(input, errors),
         }
     }
 }
 
-/// A contract is an owned value that JSON can tell.
+/// A contract is an owned value that is an object in JSON.
 fn check_shape(input: &DeriveInput, errors: &mut Errors) {
-    if let Data::Union(union) = &input.data {
-        errors.at(union.union_token, "a union is no task contract: JSON cannot tell which field it has");
+    match &input.data {
+        Data::Struct(data) => {
+            if let Fields::Unnamed(fields) = &data.fields {
+                errors.at(fields, "the input of a contract is a JSON object: give the fields names");
+            }
+        }
+        Data::Enum(data) => errors.at(
+            data.enum_token,
+            "the input of a contract is a JSON object: make it a struct, with the choice in a field",
+        ),
+        Data::Union(data) => {
+            errors.at(data.union_token, "a union is no task contract: JSON cannot tell which field it has");
+        }
     }
     for lifetime in input.generics.lifetimes() {
         errors.at(
             lifetime,
             format!("a task contract owns its data, so it has no lifetimes: remove `{}`", lifetime.lifetime),
         );
+    }
+}
+
+/// The rules of the input.
+fn rules<'a>(input: &'a DeriveInput, errors: &mut Errors) -> Option<Validated<'a>> {
+    if matches!(input.data, Data::Union(_)) {
+        return None;
+    }
+    let mut found = Errors::default();
+    let rules = Validated::new(input, &mut found);
+    if found.mention(NEEDS_GARDE) {
+        return None;
+    }
+    errors.append(found);
+    Some(rules)
+}
+
+fn effects(word: &LitStr, errors: &mut Errors) -> Option<Ident> {
+    let variant = match &*word.value() {
+        "none" => "None",
+        "additive" => "Additive",
+        "destructive" => "Destructive",
+        other => {
+            let message = format!("`{other}` is no effect: it is `none`, `additive` or `destructive`");
+            errors.at(word, message);
+            return None;
+        }
+    };
+    Some(Ident::new(variant, proc_macro2::Span::call_site()))
+}
+
+/// Whether models can call it, told once where the name is wrong already.
+fn check_length(
+    ident: &Ident,
+    given: Option<&LitStr>,
+    name: Option<&str>,
+    version: Option<u32>,
+    errors: &mut Errors,
+) {
+    let (Some(name), Some(version)) = (name, version) else { return };
+    match (name::check_length(name, version), given) {
+        (Err(why), Some(given)) => errors.at(given, why),
+        (Err(why), None) => errors.at(ident, why),
+        _ => {}
     }
 }
 
@@ -124,19 +198,6 @@ fn checked(text: &LitStr, check: fn(&str) -> Result<(), String>, errors: &mut Er
     }
 }
 
-/// Whether the type or one of its fields carries `#[garde(..)]`.
-fn has_rules(input: &DeriveInput) -> bool {
-    let is_rule = |attrs: &[Attribute]| attrs.iter().any(|attr| attr.path().is_ident("garde"));
-    let on_fields = match &input.data {
-        Data::Struct(data) => data.fields.iter().any(|field| is_rule(&field.attrs)),
-        Data::Enum(data) => data.variants.iter().any(|variant| {
-            is_rule(&variant.attrs) || variant.fields.iter().any(|field| is_rule(&field.attrs))
-        }),
-        Data::Union(_) => false,
-    };
-    on_fields || is_rule(&input.attrs)
-}
-
 /// Whether a type speaks of the generic parameters of the contract, by name or as `Self`.
 pub(crate) fn mentions(ty: &Type, generics: &Generics) -> bool {
     fn any(tokens: proc_macro2::TokenStream, is_it: &dyn Fn(&Ident) -> bool) -> bool {
@@ -181,7 +242,7 @@ mod tests {
                 assert_eq!(contract.summary, "Checks code.");
                 assert_eq!(contract.output.to_token_stream().to_string(), "()");
                 assert!(contract.chunk.is_none());
-                assert!(!contract.has_rules);
+                assert!(contract.rules.is_some());
             },
         );
         assert_eq!(errors, [""; 0]);
@@ -225,7 +286,7 @@ mod tests {
         let (_, errors) = with_contract(
             parse_quote! {
                 #[task(name = "a", version = 0, path = "/a/", scope = "a", timeout = "0s")]
-                struct A<'a>(&'a str);
+                struct A<'a> { a: &'a str }
             },
             |_| (),
         );
@@ -233,46 +294,70 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_seen_on_types_fields_and_variants() {
-        for (input, expected) in [
-            (
-                parse_quote!(
-                    struct A {
-                        #[garde(skip)]
-                        a: u8,
-                    }
-                ),
-                true,
+    fn an_input_is_an_object() {
+        for input in [
+            parse_quote!(
+                struct A(u8);
             ),
-            (
-                parse_quote!(
-                    #[garde(allow_unvalidated)]
-                    struct A {
-                        a: u8,
-                    }
-                ),
-                true,
+            parse_quote!(
+                struct A();
             ),
-            (
-                parse_quote!(
-                    enum A {
-                        B,
-                        C(#[garde(skip)] u8),
-                    }
-                ),
-                true,
-            ),
-            (
-                parse_quote!(
-                    enum A {
-                        B,
-                        C(#[serde(skip)] u8),
-                    }
-                ),
-                false,
+            parse_quote!(
+                enum A {
+                    B { c: u8 },
+                }
             ),
         ] {
-            assert_eq!(with_contract(input, |contract| contract.has_rules).0, expected);
+            let (_, errors) = with_contract(input, |_| ());
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(errors[0].contains("is a JSON object"), "{errors:?}");
         }
+        for input in [
+            parse_quote!(
+                struct A;
+            ),
+            parse_quote!(
+                struct A {}
+            ),
+        ] {
+            assert_eq!(with_contract(input, |_| ()).1, [""; 0]);
+        }
+    }
+
+    #[test]
+    fn rules_that_need_garde_are_left_to_it() {
+        let (has_rules, errors) = with_contract(
+            parse_quote!(
+                struct A {
+                    #[garde(email)]
+                    a: String,
+                }
+            ),
+            |contract| contract.rules.is_some(),
+        );
+        assert_eq!((has_rules, errors.len()), (false, 0));
+        let (_, errors) = with_contract(
+            parse_quote!(
+                struct A {
+                    #[garde(lenght(min = 1))]
+                    a: String,
+                }
+            ),
+            |_| (),
+        );
+        assert_eq!(errors.len(), 1, "{errors:?}");
+    }
+
+    #[test]
+    fn a_name_is_short_enough_for_models() {
+        let (_, errors) = with_contract(
+            parse_quote!(
+                #[task(version = 12)]
+                struct ValidateAVeryLongNameThatGoesOnAndOnAndOnUntilItIsTooLongForIt;
+            ),
+            |_| (),
+        );
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("at most 64"), "{errors:?}");
     }
 }

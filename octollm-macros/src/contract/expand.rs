@@ -1,10 +1,14 @@
 //! Writes `impl TaskContract`.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::{quote, quote_spanned};
-use syn::{Generics, Type, parse_quote};
+use syn::{Generics, Ident, Type, parse_quote};
 
-use super::check::{Contract, mentions};
+use super::{
+    attr::Texts,
+    check::{Contract, mentions},
+};
+use crate::validate;
 
 /// The impl of a contract without mistakes.
 pub(crate) fn contract(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
@@ -12,6 +16,14 @@ pub(crate) fn contract(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream
     let timeout =
         contract.timeout_ms.map(|millis| quote!(.timeout(::core::time::Duration::from_millis(#millis))));
     let idempotent = contract.idempotent.then(|| quote!(.idempotent()));
+    let title = contract.title.as_ref().map(|title| quote!(.title(#title)));
+    let texts = |setter, texts: &Texts| {
+        let setter = Ident::new(setter, Span::call_site());
+        let texts = &texts.0;
+        (!texts.is_empty()).then(|| quote!(.#setter(&[#(#texts),*])))
+    };
+    let (tags, examples) = (texts("tags", &contract.tags), texts("examples", &contract.examples));
+    let effects = contract.effects.as_ref().map(|effects| quote!(.effects(#rt::Effects::#effects)));
     let spec = quote! {
         #rt::ContractSpec::new(#name, #path, #scope)
             .version(#version)
@@ -19,6 +31,10 @@ pub(crate) fn contract(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream
             .fingerprint(#rt::ContractCard::fingerprint_of::<Self>)
             #timeout
             #idempotent
+            #title
+            #tags
+            #examples
+            #effects
     };
     implement(contract, &spec, &check(contract, rt), rt)
 }
@@ -51,19 +67,28 @@ fn implement(
 }
 
 fn check(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
-    let run = if contract.has_rules {
+    let run = match &contract.rules {
         // At the type, where `Validate` is missing if it is.
-        let at = crate::located(contract.ident.span());
-        quote_spanned!(at=> <Self as #rt::Ruled>::octollm_check(self))
-    } else {
-        quote! {
-            #[allow(unused_imports)]
-            use #rt::{Checked, CheckedByValidate as _, Unchecked as _};
-            #[allow(clippy::needless_borrow)]
-            (&Checked(self)).octollm_check()
+        None => {
+            let at = crate::located(contract.ident.span());
+            quote_spanned!(at=> <Self as #rt::Ruled>::octollm_check(self))
+        }
+        Some(rules) => {
+            let report = validate::report(rules, rt);
+            quote! {
+                #[allow(unused_imports)]
+                use #rt::{CheckedByItself as _, CheckedByValidate as _};
+                #[allow(clippy::needless_borrow)]
+                let __octollm_validated = (&#rt::Checked(self)).octollm_check();
+                match __octollm_validated {
+                    ::core::option::Option::Some(__octollm_checked) => __octollm_checked,
+                    ::core::option::Option::None => #rt::checked(#report),
+                }
+            }
         }
     };
     quote! {
+        #[allow(unused_mut, unused_variables)]
         fn check(&self) -> ::core::result::Result<(), #rt::Violations> {
             #run
         }

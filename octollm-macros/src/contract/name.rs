@@ -1,11 +1,17 @@
 //! What a contract is called: the rules of names, scopes and routes, and what stands where none is given.
 
-/// Routes that every server keeps for itself.
-const RESERVED: [&str; 10] = [
+/// Routes that servers have for themselves, now or for other protocols.
+const RESERVED: [&str; 16] = [
+    "/a2a",
+    "/arms",
     "/capabilities",
     "/dashboard",
+    "/dead-letters",
+    "/events",
     "/execute",
     "/health",
+    "/hooks",
+    "/mcp",
     "/metrics",
     "/openapi.json",
     "/preprocess",
@@ -14,8 +20,12 @@ const RESERVED: [&str; 10] = [
     "/ws",
 ];
 
-/// Everything below these is kept too.
-const RESERVED_BELOW: [&str; 2] = ["/tasks/", "/ws/"];
+/// Everything below these is reserved too.
+const RESERVED_BELOW: [&str; 8] =
+    ["/.well-known/", "/a2a/", "/arms/", "/dead-letters/", "/hooks/", "/mcp/", "/tasks/", "/ws/"];
+
+/// The longest name that models take for a function, in characters.
+const FUNCTION_NAME: usize = 64;
 
 /// `ValidateCode` is `code.validate`: type names begin with the verb, contract names end with it.
 ///
@@ -49,18 +59,50 @@ fn words(ident: &str) -> Vec<String> {
     words
 }
 
-/// The rule that the runtime keeps for names read at run time.
+/// The rules that the runtime has for names read at run time: every name has a form in other protocols.
 pub(crate) fn check(name: &str) -> Result<(), String> {
-    if name.len() > 128 {
-        return Err("a contract name has 128 characters at most".into());
+    let Some((_, verb)) = name.rsplit_once('.') else {
+        return Err(not_a_name(name));
+    };
+    if !name.split('.').all(is_word) {
+        return Err(not_a_name(name));
     }
-    let is_name = name.contains('.') && name.split('.').all(is_word);
-    is_name.then_some(()).ok_or_else(|| {
-        format!(
-            "`{name}` is not a contract name: it takes `entity.verb`, such as `code.validate`, in lower-case letters, \
-             digits, `-` and `_`"
-        )
-    })
+    for part in name.split('.') {
+        if part.contains("__") {
+            return Err(format!(
+                "`{name}` has `__`, which joins the parts of a name where models call functions"
+            ));
+        }
+        if part.ends_with(['_', '-']) {
+            return Err(format!(
+                "`{part}` in `{name}` ends in `_` or `-`: a part ends in a letter or a digit"
+            ));
+        }
+    }
+    if verb.strip_prefix('v').is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+    {
+        return Err(format!("`{verb}` reads as a version at the end of `{name}`: give it by `version = ..`"));
+    }
+    Ok(())
+}
+
+/// Whether the name, with its version, is short enough for what models call.
+pub(crate) fn check_length(name: &str, version: u32) -> Result<(), String> {
+    let suffix = if version == 1 { String::new() } else { format!("__v{version}") };
+    let length = name.replace('.', "__").len() + suffix.len();
+    if length <= FUNCTION_NAME {
+        return Ok(());
+    }
+    Err(format!(
+        "`{name}` is too long: as the name of a function it has {length} characters, and at most {FUNCTION_NAME} are allowed"
+    ))
+}
+
+fn not_a_name(name: &str) -> String {
+    format!(
+        "`{name}` is not a contract name: it takes `entity.verb`, such as `code.validate`, in lower-case letters, \
+         digits, `-` and `_`"
+    )
 }
 
 fn is_word(word: &str) -> bool {
@@ -85,7 +127,7 @@ pub(crate) fn scope_of(name: &str) -> String {
     }
 }
 
-/// A route of plain segments, which no server and no proxy reads in another way, and which no server keeps for itself.
+/// A route of plain segments, which no server and no proxy reads in another way, and which no server has for itself.
 pub(crate) fn check_path(path: &str) -> Result<(), String> {
     let refuse = |why: &str| Err(format!("`{path}` is not the path of a contract: {why}"));
     let Some(segments) = path.strip_prefix('/') else {
@@ -105,7 +147,7 @@ pub(crate) fn check_path(path: &str) -> Result<(), String> {
         return refuse(&format!("`{}` is none of letters, digits, `-`, `.`, `_`, `~`", odd.escape_debug()));
     }
     if is_reserved(path) {
-        return Err(format!("`{path}` is a route that every server keeps for itself: choose another `path`"));
+        return Err(format!("`{path}` is a route that servers have for themselves: choose another `path`"));
     }
     Ok(())
 }
@@ -170,13 +212,32 @@ mod tests {
 
     #[test]
     fn refuses_what_names_nothing() {
-        let long = format!("a.{}", "b".repeat(127));
-        for name in ["", ".", "code", "code.", ".run", "Code.run", "a..b", "a.1b", "a.b c", "a:b", &long] {
+        for name in ["", ".", "code", "code.", ".run", "Code.run", "a..b", "a.1b", "a.b c", "a:b"] {
             assert!(check(name).is_err(), "{name}");
         }
         for scope in ["", ":", "code", "code:", ":run", "a:b:c", "a b:c", "A:b", "a..b:c", "ä:b"] {
             assert!(check_scope(scope).is_err(), "{scope}");
         }
+    }
+
+    #[test]
+    fn refuses_what_another_protocol_could_not_name() {
+        for (name, why) in [
+            ("a__b.c", "`__`"),
+            ("a_.c", "ends in"),
+            ("a.c-", "ends in"),
+            ("a.v2", "reads as a version"),
+            ("a.b.v10", "reads as a version"),
+        ] {
+            assert!(check(name).is_err_and(|told| told.contains(why)), "{name}");
+        }
+        for name in ["a_b.c-d", "v2.a", "a.v2.b", "a.v", "a.v2x", "a--b.c"] {
+            assert_eq!(check(name), Ok(()));
+        }
+        let longest = format!("a.{}", "b".repeat(61));
+        assert_eq!(check_length(&longest, 1), Ok(()));
+        assert!(check_length(&longest, 2).is_err());
+        assert!(check_length(&(longest + "b"), 1).is_err());
     }
 
     #[test]
@@ -195,9 +256,15 @@ mod tests {
     }
 
     #[test]
-    fn refuses_routes_that_servers_keep() {
-        for path in RESERVED.iter().copied().chain(["/tasks/1", "/tasks/1/events", "/ws/tasks/1"]) {
-            assert!(check_path(path).is_err_and(|why| why.contains("keeps for itself")), "{path}");
+    fn refuses_routes_that_servers_have() {
+        for path in RESERVED.iter().copied().chain([
+            "/tasks/1",
+            "/tasks/1/events",
+            "/ws/tasks/1",
+            "/mcp/x",
+            "/.well-known/jwks.json",
+        ]) {
+            assert!(check_path(path).is_err_and(|why| why.contains("have for themselves")), "{path}");
         }
     }
 }

@@ -3,24 +3,42 @@
 use syn::{Attribute, Expr, ExprLit, Lit, Meta};
 
 /// The first paragraph of the doc comment on one line, as rustdoc shows it in its lists.
-pub(crate) fn of(attrs: &[Attribute]) -> String {
+///
+/// # Errors
+/// Where the paragraph is what a macro such as `include_str!` returns, which no derive can read.
+pub(crate) fn of(attrs: &[Attribute]) -> syn::Result<String> {
     let mut text = String::new();
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("doc")) {
-        if let Meta::NameValue(doc) = &attr.meta
-            && let Expr::Lit(ExprLit { lit: Lit::Str(line), .. }) = &doc.value
-        {
-            text.push_str(&line.value());
-            text.push('\n');
+        let Meta::NameValue(doc) = &attr.meta else { continue };
+        match &doc.value {
+            Expr::Lit(ExprLit { lit: Lit::Str(line), .. }) => {
+                text.push_str(&line.value());
+                text.push('\n');
+            }
+            _ if is_whole(&text) => break,
+            other => {
+                let message = "a derive cannot read this text: give one sentence as `#[task(summary = \"..\")]`, or as a \
+                               doc comment before it that ends with an empty line";
+                return Err(syn::Error::new_spanned(other, message));
+            }
         }
     }
-    let paragraph: Vec<&str> = text
-        .lines()
+    Ok(paragraph(&text).join(" "))
+}
+
+/// Whether the first paragraph has ended.
+fn is_whole(text: &str) -> bool {
+    let lines = paragraph(text);
+    !lines.is_empty() && lines.len() < text.trim_start().lines().count()
+}
+
+fn paragraph(text: &str) -> Vec<&str> {
+    text.lines()
         // `/** … */` leaves the stars of its lines.
         .map(|line| line.trim().trim_start_matches("* ").trim_start_matches('#').trim())
         .skip_while(|line| line.is_empty() || *line == "*")
         .take_while(|line| !line.is_empty() && *line != "*")
-        .collect();
-    paragraph.join(" ")
+        .collect()
 }
 
 #[cfg(test)]
@@ -40,7 +58,7 @@ mod tests {
             #[doc(hidden)]
             struct A;
         };
-        assert_eq!(of(&input.attrs), "Checks that a piece of code parses.");
+        assert_eq!(of(&input.attrs).unwrap(), "Checks that a piece of code parses.");
     }
 
     #[test]
@@ -48,7 +66,7 @@ mod tests {
         let input: DeriveInput = parse_quote!(
             struct A;
         );
-        assert_eq!(of(&input.attrs), "");
+        assert_eq!(of(&input.attrs).unwrap(), "");
     }
 
     #[test]
@@ -62,6 +80,29 @@ mod tests {
              */
             struct A;
         };
-        assert_eq!(of(&input.attrs), "Checks code. Quickly.");
+        assert_eq!(of(&input.attrs).unwrap(), "Checks code. Quickly.");
+    }
+
+    #[test]
+    fn what_a_macro_returns_is_no_summary() {
+        let included: DeriveInput = parse_quote! {
+            #[doc = include_str!("validate.md")]
+            struct A;
+        };
+        let error = of(&included.attrs).unwrap_err().to_string();
+        assert!(error.contains("`#[task(summary = \"..\")]`"), "{error}");
+        let continued: DeriveInput = parse_quote! {
+            /// Checks code
+            #[doc = concat!("in ", "Rust.")]
+            struct A;
+        };
+        assert!(of(&continued.attrs).is_err());
+        let below: DeriveInput = parse_quote! {
+            /// Checks code.
+            ///
+            #[doc = include_str!("validate.md")]
+            struct A;
+        };
+        assert_eq!(of(&below.attrs).unwrap(), "Checks code.");
     }
 }

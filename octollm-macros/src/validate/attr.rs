@@ -227,13 +227,11 @@ fn unknown(name: &Ident) -> syn::Error {
     syn::Error::new_spanned(name, format!("unknown rule `{word}`: {hint}"))
 }
 
+/// What is reported of [`left_out`] rules, after the name.
+pub(crate) const NEEDS_GARDE: &str = "needs a feature of garde that octollm does without: \
+     add `garde` to your dependencies and derive `garde::Validate` instead";
+
 /// A rule that garde has only with one of its features.
 pub(crate) fn left_out(name: &Ident) -> syn::Error {
-    syn::Error::new_spanned(
-        name,
-        format!(
-            "`{name}` needs a feature of garde that octollm does without: \
-             add `garde` to your dependencies and derive `garde::Validate` instead"
-        ),
-    )
+    syn::Error::new_spanned(name, format!("`{name}` {NEEDS_GARDE}"))
 }

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use syn::{Attribute, Data, DeriveInput, Expr, Fields, Generics, Ident, Path, Type, ext::IdentExt};
 
-use super::attr::{self, Arguments, Kind, Options, Rule};
+use super::{
+    attr::{self, Arguments, Kind, Options, Rule},
+    wire::{self, Case},
+};
 use crate::{errors::Errors, nearest::nearest};
 
 /// A type and its rules.
@@ -29,12 +32,15 @@ pub(crate) struct Variant<'a> {
     pub(crate) rules: Vec<FieldRules>,
 }
 
-/// The rules of one field: none where it is skipped.
-#[derive(Default)]
+/// The rules of one field.
 pub(crate) struct FieldRules {
     /// The module that stands in for `garde::rules`.
     pub(crate) adapt: Option<Path>,
     pub(crate) rules: Vec<Rule>,
+    /// Nothing in it is checked, not even by rules of its own type.
+    pub(crate) is_skipped: bool,
+    /// What it is called in JSON; `None` where its own fields stand in its place.
+    pub(crate) wire: Option<String>,
 }
 
 impl<'a> Validated<'a> {
@@ -43,11 +49,15 @@ impl<'a> Validated<'a> {
         let options = Options::read(&input.attrs, errors);
         let allows = options.allow_unvalidated.is_some();
         let shape = match &input.data {
-            Data::Struct(data) => Shape::Struct(variant(&data.fields, allows, errors)),
+            Data::Struct(data) => {
+                Shape::Struct(variant(&data.fields, wire::rename_all(&input.attrs), allows, errors))
+            }
             Data::Enum(data) => {
+                let all = wire::rename_all_fields(&input.attrs);
                 let variants = data.variants.iter().map(|it| {
                     refuse_rules(&it.attrs, errors);
-                    (&it.ident, variant(&it.fields, allows, errors))
+                    let case = wire::rename_all(&it.attrs).or(all);
+                    (&it.ident, variant(&it.fields, case, allows, errors))
                 });
                 Shape::Enum(variants.collect())
             }
@@ -58,7 +68,7 @@ impl<'a> Validated<'a> {
         };
         if let Some(at) = options.transparent.as_ref()
             && errors.is_empty()
-            && !has_one_ruled_field(&shape)
+            && !has_one_checked_field(&shape)
         {
             errors.at(at, "only a struct with one field that is not skipped can be `transparent`");
         }
@@ -66,7 +76,7 @@ impl<'a> Validated<'a> {
             ident: &input.ident,
             generics: &input.generics,
             context: options.context,
-            is_transparent: options.transparent.is_some(),
+            is_transparent: options.transparent.is_some() || wire::is_transparent(&input.attrs),
             custom: options.custom,
             shape,
         }
@@ -79,26 +89,21 @@ fn refuse_rules(attrs: &[Attribute], errors: &mut Errors) {
     }
 }
 
-fn has_one_ruled_field(shape: &Shape<'_>) -> bool {
+fn has_one_checked_field(shape: &Shape<'_>) -> bool {
     match shape {
-        Shape::Struct(variant) => variant.rules.iter().filter(|field| !field.rules.is_empty()).count() == 1,
+        Shape::Struct(variant) => variant.rules.iter().filter(|field| !field.is_skipped).count() == 1,
         Shape::Enum(_) => false,
     }
 }
 
-fn variant<'a>(fields: &'a Fields, allows: bool, errors: &mut Errors) -> Variant<'a> {
+fn variant<'a>(fields: &'a Fields, case: Option<Case>, allows: bool, errors: &mut Errors) -> Variant<'a> {
     let rules = fields.iter().map(|field| {
         let mut found = Errors::default();
-        let rules = attr::rules(&field.attrs, &mut found);
-        if rules.is_empty() && found.is_empty() && !allows {
-            let message =
-                "this field has no rule: give it one, or `#[garde(skip)]` if anything may stand in it";
-            match &field.ident {
-                Some(ident) => found.at(ident, message),
-                None => found.at(&field.ty, message),
-            }
-        }
-        let rules = field_rules(rules, fields, &mut found);
+        let written = attr::rules(&field.attrs, &mut found);
+        let is_unruled = written.is_empty();
+        let mut rules = field_rules(written, fields, &mut found);
+        rules.is_skipped |= is_unruled && allows;
+        rules.wire = field.ident.as_ref().and_then(|ident| wire::name(ident, &field.attrs, case));
         errors.append(found);
         rules
     });
@@ -107,7 +112,7 @@ fn variant<'a>(fields: &'a Fields, allows: bool, errors: &mut Errors) -> Variant
 
 /// Takes out what is said about the field itself, and checks the rest.
 fn field_rules(written: Vec<Rule>, fields: &Fields, errors: &mut Errors) -> FieldRules {
-    let mut field = FieldRules::default();
+    let mut field = FieldRules { adapt: None, rules: Vec::new(), is_skipped: false, wire: None };
     let mut skip = None;
     let only_one = written.len() == 1;
     let has_inner = written.iter().any(|rule| has_inner(&rule.kind));
@@ -129,6 +134,7 @@ fn field_rules(written: Vec<Rule>, fields: &Fields, errors: &mut Errors) -> Fiel
             }
         }
     }
+    field.is_skipped = skip.is_some();
     if let Some(skip) = skip
         && !only_one
     {

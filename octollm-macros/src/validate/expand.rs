@@ -12,12 +12,39 @@ use crate::located;
 
 /// The impl that runs every rule, in the order in which they are written.
 pub(crate) fn validated(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
-    let writer = Writer { rt, is_transparent: validated.is_transparent };
-    let on_type = validated.custom.iter().map(|custom| writer.custom(custom, &quote!(self)));
+    implement(validated, &body(validated, rt), rt)
+}
+
+/// An expression that runs every rule and returns a report.
+pub(crate) fn report(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
+    let body = body(validated, rt);
+    let context =
+        validated.context.as_ref().map_or_else(|| quote!(()), |(context, _)| context.to_token_stream());
+    let name = name_of_context(validated);
+    quote! {{
+        let #name: &#context = &::core::default::Default::default();
+        let __octollm_context = #name;
+        let mut __octollm_path: &mut dyn ::core::ops::FnMut() -> #rt::garde::error::Path =
+            &mut #rt::garde::error::Path::empty;
+        let mut __octollm_given = #rt::garde::error::Report::new();
+        let __octollm_report = &mut __octollm_given;
+        #body
+        __octollm_given
+    }}
+}
+
+fn body(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
+    let writer = |variant| Writer {
+        rt,
+        variant,
+        is_transparent: validated.is_transparent,
+        has_context: validated.context.is_some(),
+    };
+    let on_type = validated.custom.iter().map(|expr| custom(rt, expr, &quote!(self)));
     let on_fields = match &validated.shape {
         Shape::Struct(variant) => {
             let pattern = pattern(variant.fields);
-            let rules = writer.variant(variant);
+            let rules = writer(variant).fields();
             quote!(let Self #pattern = self; #rules)
         }
         // No value, no arm.
@@ -25,13 +52,13 @@ pub(crate) fn validated(validated: &Validated<'_>, rt: &TokenStream) -> TokenStr
         Shape::Enum(variants) => {
             let arms = variants.iter().map(|(ident, variant)| {
                 let pattern = pattern(variant.fields);
-                let rules = writer.variant(variant);
+                let rules = writer(variant).fields();
                 quote!(Self::#ident #pattern => { #rules })
             });
             quote!(match self { #(#arms)* })
         }
     };
-    implement(validated, &quote!(#(#on_type)* #on_fields), rt)
+    quote!(#(#on_type)* #on_fields)
 }
 
 /// An impl that stands in after a mistake, so that the uses of the type are no mistakes too.
@@ -42,11 +69,9 @@ pub(crate) fn fallback(validated: &Validated<'_>, rt: &TokenStream) -> TokenStre
 fn implement(validated: &Validated<'_>, body: &TokenStream, rt: &TokenStream) -> TokenStream {
     let ident = validated.ident;
     let (impl_generics, type_generics, where_clause) = validated.generics.split_for_impl();
-    let (context, name) = match &validated.context {
-        Some((context, name)) => (context.to_token_stream(), name.clone()),
-        None => (quote!(()), None),
-    };
-    let name = name.unwrap_or_else(|| format_ident!("__octollm_given"));
+    let context =
+        validated.context.as_ref().map_or_else(|| quote!(()), |(context, _)| context.to_token_stream());
+    let name = name_of_context(validated);
     quote! {
         #[automatically_derived]
         impl #impl_generics #rt::garde::validate::Validate for #ident #type_generics #where_clause {
@@ -66,6 +91,12 @@ fn implement(validated: &Validated<'_>, body: &TokenStream, rt: &TokenStream) ->
     }
 }
 
+/// The name that the user gave the context.
+fn name_of_context(validated: &Validated<'_>) -> Ident {
+    let given = validated.context.as_ref().and_then(|(_, name)| name.clone());
+    given.unwrap_or_else(|| format_ident!("__octollm_own"))
+}
+
 /// Every field under its own name, for the expressions in rules; `_0` and so on where it has none.
 fn pattern(fields: &Fields) -> TokenStream {
     let names = fields.iter().enumerate().map(|(index, field)| binding(field.ident.as_ref(), index));
@@ -82,30 +113,51 @@ fn binding(ident: Option<&Ident>, index: usize) -> Ident {
 
 struct Writer<'a> {
     rt: &'a TokenStream,
+    variant: &'a Variant<'a>,
     is_transparent: bool,
+    has_context: bool,
 }
 
 impl Writer<'_> {
-    fn variant(&self, variant: &Variant<'_>) -> TokenStream {
-        let fields = variant.fields.iter().zip(&variant.rules).enumerate();
+    fn fields(&self) -> TokenStream {
+        let fields = self.variant.fields.iter().zip(&self.variant.rules).enumerate();
         fields.map(|(index, (field, rules))| self.field(field.ident.as_ref(), index, rules)).collect()
     }
 
     fn field(&self, ident: Option<&Ident>, index: usize, field: &FieldRules) -> TokenStream {
-        if field.rules.is_empty() {
+        if field.is_skipped {
             return TokenStream::new();
         }
         let rt = self.rt;
         let value = binding(ident, index);
-        let key = ident.map_or_else(|| quote!(#index), |ident| ident.unraw().to_string().to_token_stream());
-        let path = (!self.is_transparent)
-            .then(|| quote!(let mut __octollm_path = #rt::garde::util::nested_path!(__octollm_path, #key);));
+        let key = match ident {
+            Some(_) => field.wire.as_ref().map(ToTokens::to_token_stream),
+            None => Some(quote!(#index)),
+        };
+        let path = key.filter(|_| !self.is_transparent).map(
+            |key| quote!(let mut __octollm_path = #rt::garde::util::nested_path!(__octollm_path, #key);),
+        );
         let module = match &field.adapt {
             Some(path) => path.to_token_stream(),
             None => quote!(#rt::garde::rules),
         };
         let rules = self.rules(&field.rules, &module);
-        quote!({ #path let __octollm_value = #value; #rules })
+        let own = self.own(field);
+        quote!({ #path let __octollm_value = #value; #rules #own })
+    }
+
+    /// The rules of the field's own type, if it has some: what it would take to ask for them is nothing to forget.
+    fn own(&self, field: &FieldRules) -> Option<TokenStream> {
+        let dives = field.rules.iter().any(|rule| matches!(rule.kind, Kind::Dive(_)));
+        let rt = self.rt;
+        (!dives && !self.has_context).then(|| {
+            quote! {{
+                #[allow(unused_imports)]
+                use #rt::{Unruled as _, WithOwnRules as _};
+                #[allow(clippy::needless_borrow)]
+                (&#rt::OwnRules(__octollm_value)).octollm_run(&mut __octollm_path, __octollm_report);
+            }}
+        })
     }
 
     fn rules(&self, rules: &[Rule], module: &TokenStream) -> TokenStream {
@@ -119,7 +171,7 @@ impl Writer<'_> {
             // Both are settled with the field.
             Kind::Skip | Kind::Adapt(_) => TokenStream::new(),
             Kind::Call(call) => self.call(call, module, at),
-            Kind::Custom(custom) => self.custom(custom, &quote!(__octollm_value)),
+            Kind::Custom(expr) => custom(rt, expr, &quote!(__octollm_value)),
             Kind::Dive(context) => {
                 let context =
                     context.as_ref().map_or_else(|| quote!(__octollm_context), |context| quote!(&#context));
@@ -157,7 +209,7 @@ impl Writer<'_> {
             Arguments::Range(bounds) => bounds.of_range(),
             Arguments::Text(text) => quote!((&#text,)),
             Arguments::Field(other) => {
-                let name = other.unraw().to_string();
+                let name = self.wire_of(other);
                 quote!((#name, #other))
             }
         };
@@ -170,13 +222,21 @@ impl Writer<'_> {
         }
     }
 
-    /// A function of the user's: what it returns as an error has only to be printable.
-    fn custom(&self, custom: &Expr, value: &TokenStream) -> TokenStream {
-        let rt = self.rt;
-        quote! {
-            if let ::core::result::Result::Err(__octollm_error) = (#custom)(#value, __octollm_context) {
-                __octollm_report.append(__octollm_path(), #rt::garde::error::Error::new(__octollm_error));
-            }
+    /// What another field is called in JSON.
+    fn wire_of(&self, other: &Ident) -> String {
+        let mut fields = self.variant.fields.iter().zip(&self.variant.rules);
+        let wire = fields.find_map(|(field, rules)| {
+            field.ident.as_ref().filter(|ident| *ident == other).and(rules.wire.clone())
+        });
+        wire.unwrap_or_else(|| other.unraw().to_string())
+    }
+}
+
+/// A function of the user's: what it returns as an error has only to be printable.
+fn custom(rt: &TokenStream, custom: &Expr, value: &TokenStream) -> TokenStream {
+    quote! {
+        if let ::core::result::Result::Err(__octollm_error) = (#custom)(#value, __octollm_context) {
+            __octollm_report.append(__octollm_path(), #rt::garde::error::Error::new(__octollm_error));
         }
     }
 }

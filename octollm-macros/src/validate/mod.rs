@@ -7,11 +7,12 @@ mod attr;
 mod bounds;
 mod check;
 mod expand;
+mod wire;
 
 use proc_macro2::TokenStream;
 use syn::DeriveInput;
 
-use self::check::Validated;
+pub(crate) use self::{attr::NEEDS_GARDE, check::Validated, expand::report};
 use crate::{errors::Errors, reach};
 
 pub(crate) fn derive(input: &DeriveInput) -> TokenStream {

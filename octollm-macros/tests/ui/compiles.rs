@@ -25,14 +25,34 @@ struct EveryKey {
 struct Ping;
 
 #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
-struct r#Match(u8);
+struct r#Match {
+    r#type: u8,
+}
 
+/// Not all of it is read for the summary.
+///
+#[doc = concat!("More ", "of it.")]
 #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
-#[task(output = Option<Self>)]
-enum ChooseOne {
+#[task(title = "T", tags = [], examples = ["a", "b",], effects = "destructive", output = Option<Choice>)]
+struct ChooseOne {
+    #[garde(length(min = 1), custom(known))]
+    names: Vec<String>,
+    choice: Choice,
+}
+
+fn known(names: &[String], _: &()) -> Result<(), &'static str> {
+    if names.is_empty() { Err("none") } else { Ok(()) }
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Validate)]
+enum Choice {
     First,
     Second(u8),
-    Third { number: u8 },
+    Third {
+        #[garde(range(max = 3))]
+        number: u8,
+        next: Option<Box<Choice>>,
+    },
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]

@@ -23,6 +23,10 @@ struct WrongKinds;
 struct WrongForms;
 
 #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(tags = "code", examples = [1], title, effects = none)]
+struct WrongWords;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task]
 #[task = "code.validate"]
 struct NoList;

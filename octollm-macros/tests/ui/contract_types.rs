@@ -11,4 +11,15 @@ struct Borrowed<'a> {
     text: &'a str,
 }
 
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+enum Chosen {
+    One { number: u8 },
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+struct Newtype(String);
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+struct Pair(u8, u8);
+
 fn main() {}

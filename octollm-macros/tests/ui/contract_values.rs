@@ -31,4 +31,24 @@ struct KeptByDefault;
 #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
 struct Prüfe;
 
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code__check.run", effects = "some")]
+struct Joined;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.check_")]
+struct Trailing;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.v2")]
+struct Version;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "a-name-that-is-far-too-long-for-what-models-take-for-a-function.run")]
+struct Long;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[doc = concat!("A text that ", "no derive can read.")]
+struct Included;
+
 fn main() {}

@@ -36,12 +36,8 @@ struct Rules {
     renamed: String,
     #[garde]
     bare: String,
-    nothing: String,
     #[garde(skip)]
     password: String,
 }
-
-#[derive(Validate)]
-struct Tuple(String, #[garde(skip)] String);
 
 fn main() {}

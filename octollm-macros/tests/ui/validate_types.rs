@@ -18,7 +18,6 @@ struct Options(#[garde(ascii)] String);
 enum Kinds {
     #[garde(skip)]
     Text(#[garde(ascii)] String),
-    Number(u8),
 }
 
 fn main() {}

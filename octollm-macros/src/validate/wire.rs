@@ -1,0 +1,168 @@
+//! What a field is called in JSON: serde's renaming, as far as it concerns what is read.
+
+use syn::{Attribute, Expr, ExprLit, Ident, Lit, LitStr, Meta, Token, ext::IdentExt, punctuated::Punctuated};
+
+/// One of serde's cases for all fields of a type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Case {
+    Lower,
+    Upper,
+    Pascal,
+    Camel,
+    Snake,
+    ScreamingSnake,
+    Kebab,
+    ScreamingKebab,
+}
+
+/// `rename_all = ".."` of a struct, or of one variant.
+pub(crate) fn rename_all(attrs: &[Attribute]) -> Option<Case> {
+    text(attrs, "rename_all").and_then(|case| Case::parse(&case.value()))
+}
+
+/// `rename_all_fields = ".."` of an enum.
+pub(crate) fn rename_all_fields(attrs: &[Attribute]) -> Option<Case> {
+    text(attrs, "rename_all_fields").and_then(|case| Case::parse(&case.value()))
+}
+
+/// Whether the type stands for its one field.
+pub(crate) fn is_transparent(attrs: &[Attribute]) -> bool {
+    entries(attrs).iter().any(|entry| entry.path().is_ident("transparent"))
+}
+
+/// The name of a field; `None` where its own fields stand in its place.
+pub(crate) fn name(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Option<String> {
+    if entries(attrs).iter().any(|entry| entry.path().is_ident("flatten")) {
+        return None;
+    }
+    let own = || {
+        let name = ident.unraw().to_string();
+        all.map_or(name.clone(), |case| case.apply(&name))
+    };
+    Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
+}
+
+/// `key = ".."`, or `key(deserialize = "..")`.
+fn text(attrs: &[Attribute], key: &str) -> Option<LitStr> {
+    entries(attrs).iter().filter(|entry| entry.path().is_ident(key)).find_map(|entry| match entry {
+        Meta::NameValue(entry) => literal(&entry.value),
+        Meta::List(list) => {
+            let both = list.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated).ok()?;
+            both.iter().find_map(|side| match side {
+                Meta::NameValue(side) if side.path.is_ident("deserialize") => literal(&side.value),
+                _ => None,
+            })
+        }
+        Meta::Path(_) => None,
+    })
+}
+
+fn literal(expr: &Expr) -> Option<LitStr> {
+    match expr {
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// What stands in `#[serde(..)]`. Its mistakes are serde's to report.
+fn entries(attrs: &[Attribute]) -> Vec<Meta> {
+    let serde = attrs.iter().filter(|attr| attr.path().is_ident("serde"));
+    serde
+        .filter_map(|attr| attr.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated).ok())
+        .flatten()
+        .collect()
+}
+
+impl Case {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "lowercase" => Self::Lower,
+            "UPPERCASE" => Self::Upper,
+            "PascalCase" => Self::Pascal,
+            "camelCase" => Self::Camel,
+            "snake_case" => Self::Snake,
+            "SCREAMING_SNAKE_CASE" => Self::ScreamingSnake,
+            "kebab-case" => Self::Kebab,
+            "SCREAMING-KEBAB-CASE" => Self::ScreamingKebab,
+            _ => return None,
+        })
+    }
+
+    /// As serde does it to a field, which it takes to be in snake case.
+    fn apply(self, field: &str) -> String {
+        match self {
+            Self::Lower | Self::Snake => field.to_owned(),
+            Self::Upper | Self::ScreamingSnake => field.to_ascii_uppercase(),
+            Self::Pascal => pascal(field),
+            Self::Camel => {
+                let mut name = pascal(field);
+                if let Some(first) = name.get_mut(..1) {
+                    first.make_ascii_lowercase();
+                }
+                name
+            }
+            Self::Kebab => field.replace('_', "-"),
+            Self::ScreamingKebab => field.to_ascii_uppercase().replace('_', "-"),
+        }
+    }
+}
+
+fn pascal(field: &str) -> String {
+    let words = field.split('_').map(|word| {
+        let mut word = word.to_owned();
+        if let Some(first) = word.get_mut(..1) {
+            first.make_ascii_uppercase();
+        }
+        word
+    });
+    words.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use syn::{Data, DeriveInput, parse_quote};
+
+    use super::*;
+
+    fn names(input: DeriveInput) -> Vec<Option<String>> {
+        let all = rename_all(&input.attrs);
+        let Data::Struct(data) = &input.data else { panic!() };
+        data.fields.iter().map(|field| name(field.ident.as_ref().unwrap(), &field.attrs, all)).collect()
+    }
+
+    #[test]
+    fn a_field_is_called_as_serde_reads_it() {
+        let names = names(parse_quote! {
+            #[serde(default, rename_all(serialize = "lowercase", deserialize = "camelCase"), crate = "a::b")]
+            struct A {
+                first_name: u8,
+                #[serde(rename = "x-y", default = "zero")]
+                a: u8,
+                #[serde(rename(serialize = "in", deserialize = "out"))]
+                b: u8,
+                #[serde(rename(serialize = "in"))]
+                r#type: u8,
+                #[serde(flatten)]
+                rest: u8,
+            }
+        });
+        let expected = [Some("firstName"), Some("x-y"), Some("out"), Some("type"), None];
+        assert_eq!(names, expected.map(|name| name.map(str::to_owned)));
+    }
+
+    #[test]
+    fn every_case_is_serdes() {
+        for (case, expected) in [
+            ("lowercase", "very_tasty"),
+            ("UPPERCASE", "VERY_TASTY"),
+            ("PascalCase", "VeryTasty"),
+            ("camelCase", "veryTasty"),
+            ("snake_case", "very_tasty"),
+            ("SCREAMING_SNAKE_CASE", "VERY_TASTY"),
+            ("kebab-case", "very-tasty"),
+            ("SCREAMING-KEBAB-CASE", "VERY-TASTY"),
+        ] {
+            assert_eq!(Case::parse(case).unwrap().apply("very_tasty"), expected);
+        }
+    }
+}

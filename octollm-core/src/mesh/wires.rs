@@ -21,7 +21,7 @@ use crate::{
     card::ArmCard,
     deadline::{Deadline, DeadlinePassed},
     dispatcher::{Dispatcher, Outcome, Route, Surroundings, not_offered},
-    error::{CallError, ErrorKind, Failure},
+    error::{ArmError, CallError, ErrorKind, Failure},
     resilience::RetryLayer,
     transport::{Call, CallService, NoArms, Reply, ServiceTransport, Transport, Trip},
 };
@@ -154,43 +154,28 @@ impl Choice {
             shared.choose(&call).map_err(|failure| CallError::new(contract.clone(), failure))?;
         let fault = shared.faults().meet(&arm.id, &call);
         let recording = shared.recorder.begin(&call, &arm.id, fault.clone());
+        let deadline = call.parts.deadline;
+        let mut around = Surroundings::new(call.parts, self.calls_of(arm));
+        around.updates = call.updates;
+        let work = pin!(route.execute(&call.input, around));
         // Here as well as above the layers, for here is known which arm it was.
-        let answer = Deadline::run_until(call.parts.deadline, self.run(call, arm, route, fault)).await;
-        let answer =
-            answer.unwrap_or_else(|DeadlinePassed| Err(free(Failure::of(ErrorKind::DeadlineExceeded))));
-        recording.end(match &answer {
-            Ok(reply) => Ending::Output(reply.output.clone()),
-            Err((failure, _)) => Ending::Failure(failure.clone()),
+        let outcome = Deadline::run_until(deadline, suffer(fault, work, &arm.id)).await;
+        let outcome = outcome.unwrap_or_else(|DeadlinePassed| Err(Failure::of(ErrorKind::DeadlineExceeded)));
+        let (result, usage) = match outcome {
+            Ok(outcome) => (outcome.result.map_err(ArmError::into_failure), outcome.usage),
+            Err(failure) => (Err(failure), Usage::default()),
+        };
+        recording.end(match &result {
+            Ok(output) => Ending::Output(output.clone()),
+            Err(failure) => Ending::Failure(failure.clone()),
         });
-        answer.map_err(|(failure, usage)| {
-            CallError::new(contract, failure)
-                .with_arm(&*arm.id)
-                .with_endpoint(&*arm.endpoint)
-                .with_usage(usage)
-        })
-    }
-
-    async fn run(
-        &self,
-        call: Call,
-        arm: &MeshArm,
-        route: &Route,
-        fault: Option<Fault>,
-    ) -> Result<Reply, (Failure, Usage)> {
-        let work = async {
-            let mut around = Surroundings::new(call.parts, self.calls_of(arm));
-            around.updates = call.updates;
-            route.execute(&call.input, around).await
-        };
-        let outcome = match fault {
-            None => work.await,
-            Some(fault) => suffer(fault, work, &arm.id).await.map_err(free)?,
-        };
-        match outcome.result {
-            Ok(output) => {
-                Ok(Reply::new(output, Trip::new(&*arm.id, &*arm.endpoint)).with_usage(outcome.usage))
+        let trip = Trip::new(&*arm.id, &*arm.endpoint);
+        match result {
+            Ok(output) => Ok(Reply::new(output, trip).with_usage(usage)),
+            Err(failure) => {
+                let error = CallError::new(contract, failure).with_usage(usage);
+                Err(error.with_arm(trip.arm).with_endpoint(trip.endpoint))
             }
-            Err(error) => Err((error.into_failure(), outcome.usage)),
         }
     }
 
@@ -224,17 +209,16 @@ impl Shared {
     }
 }
 
-/// A failure that tells of no use.
-fn free(failure: Failure) -> (Failure, Usage) {
-    (failure, Usage::default())
-}
-
 /// Lets a fault have its way with the work.
-async fn suffer(fault: Fault, work: impl Future<Output = Outcome>, arm: &str) -> Result<Outcome, Failure> {
+async fn suffer(
+    fault: Option<Fault>,
+    mut work: Pin<&mut (impl Future<Output = Outcome> + Send)>,
+    arm: &str,
+) -> Result<Outcome, Failure> {
     let lost = || Failure::new(ErrorKind::ConnectionLost, format!("the connection to {arm} was lost"));
+    let Some(fault) = fault else { return Ok(work.await) };
     match fault {
         Fault::Crash => {
-            let mut work = pin!(work);
             poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_ready())).await;
             Err(lost())
         }

@@ -351,4 +351,38 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::ArmPanicked);
         }
     }
+
+    /// Never waits, and spends the cooperative budget of every turn.
+    struct Greedy;
+
+    #[async_trait]
+    impl Arm<Panics> for Greedy {
+        async fn execute(&self, _: Panics, _: &Context) -> Result<Unwritable, ArmError> {
+            loop {
+                // Time passes only where nothing waits: it is moved on by hand.
+                tokio::time::advance(std::time::Duration::from_millis(20)).await;
+                for _ in 0..1_000 {
+                    tokio::task::coop::consume_budget().await;
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_arm_that_never_waits_is_cancelled_all_the_same() {
+        let mut dispatcher = Dispatcher::new("test");
+        dispatcher.serve::<Panics>(Greedy);
+        let around = Surroundings::new(ContextParts::new(), Arc::new(NoArms));
+        let (cancellation, begun) = (around.cancellation.clone(), tokio::time::Instant::now());
+        let after_a_second = async move {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            cancellation.cancel();
+        };
+        let route = &dispatcher.routes()[0];
+        // In one task, where the arm is polled first and leaves the other nothing of the budget.
+        let work = route.execute(br#"{"in_check":false}"#, around);
+        let (outcome, ()) = tokio::join!(work, tokio::task::unconstrained(after_a_second));
+        assert_eq!(outcome.result.unwrap_err().kind(), ErrorKind::Cancelled);
+        assert!(begun.elapsed() < std::time::Duration::from_millis(1_200), "{:?}", begun.elapsed());
+    }
 }

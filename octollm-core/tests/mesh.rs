@@ -142,8 +142,8 @@ async fn mesh() -> (Mesh, Adder) {
     let mesh = Mesh::builder()
         .arm::<Increment>("adder", adder.clone())
         .arm::<Pass>("relay", Relay)
-        .brain::<TaskRequest>(Review)
-        .brain::<RunPlan>(Plan::new())
+        .brain(Review)
+        .brain(Plan::new())
         .start()
         .await;
     (mesh, adder)

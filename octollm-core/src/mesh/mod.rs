@@ -41,7 +41,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mesh = Mesh::builder().arm::<ValidateCode>("judge", Judge).brain::<TaskRequest>(Review).start().await;
+//! let mesh = Mesh::builder().arm::<ValidateCode>("judge", Judge).brain(Review).start().await;
 //!
 //! mesh.fault("judge", Fault::Crash.once());
 //! let error = mesh.call(ValidateCode { code: "fn main() {}".into() }).await.unwrap_err();
@@ -62,7 +62,6 @@ mod wires;
 
 use std::{
     fmt,
-    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -75,9 +74,9 @@ use self::{faults::Faults, wires::Wires};
 use crate::{
     brain::Brain,
     bus::EventBus,
-    context::Context,
+    context::{CallFuture, Context},
     contract::TaskContract,
-    error::{CallError, ErrorKind, Failure},
+    error::{ErrorKind, Failure},
     orchestrator::{Orchestrator, finished},
     task::{Submission, Task},
     transport::Transport,
@@ -85,8 +84,8 @@ use crate::{
 
 /// Arms, a brain and a bus in one process. Made by [`Mesh::builder`].
 ///
-/// A call is sent to the first arm that was added for its contract, and runs within its caller's own future: dropped
-/// there, it is dropped all the way down.
+/// A call is sent to the first arm that was added for its contract, a further attempt of it to the next one. It runs within its
+/// caller's own future: dropped there, it is dropped all the way down.
 pub struct Mesh {
     wires: Wires,
     brain: Mutex<Brain>,
@@ -98,18 +97,9 @@ impl Mesh {
         MeshBuilder::default()
     }
 
-    /// Calls an arm, as a program outside of the mesh would.
-    ///
-    /// # Errors
-    /// As [`Context::call`].
-    ///
-    /// # Cancel safety
-    /// Dropping the future drops the arm's, and what it was calling.
-    pub fn call<C: TaskContract>(
-        &self,
-        task: C,
-    ) -> impl Future<Output = Result<C::Output, CallError>> + Send + use<C> {
-        self.context().call(task)
+    /// Calls an arm, as a program outside of the mesh would: see [`Context::call`].
+    pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
+        self.context().call(input)
     }
 
     /// The beginning of a piece of work that calls the arms of the mesh.

@@ -20,6 +20,7 @@ use super::{
     directory::Directory,
     exchange::Exchanger,
     exchange_error::ExchangeError,
+    pool::Terms,
     route::{Offer, Route},
 };
 
@@ -165,8 +166,9 @@ impl Carrier {
             attempts += 1;
             let drift = self.directory.drift(&call.contract, offer, call.spec.as_ref());
             let request = offer.request(call.input.clone(), &call.parts);
+            let terms = Terms { deadline: call.parts.deadline, work: offer.timeout };
             let target = || offer.target(&call.contract, &call.parts);
-            let failure = match self.exchanger.send(request, call.parts.deadline, target).await {
+            let failure = match self.exchanger.send(request, &offer.arm, terms, target).await {
                 Ok(response) => match answer::read(response) {
                     Ok((output, usage)) => {
                         let mut trip = Trip::new(&*offer.arm, offer.endpoint.as_str());

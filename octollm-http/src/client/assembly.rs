@@ -1,6 +1,6 @@
 //! What all clients are put together from.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,11 +13,13 @@ use super::{
     exchange_error::ExchangeError,
     pool::Pool,
 };
+use crate::io::{Connector, Tcp};
 
 /// Limits, and layers from the innermost to the outermost.
 #[derive(Default)]
 pub(super) struct Assembly {
     pub(super) config: ClientConfig,
+    pub(super) connector: Option<Arc<dyn Connector>>,
     layers: Vec<Wrap>,
 }
 
@@ -34,9 +36,11 @@ impl Assembly {
         self.layers.push(Box::new(move |inner| inner.layer(&layer)));
     }
 
-    pub(super) fn build(self) -> Result<Exchanger, ConfigError> {
+    /// For a client of this number of arms.
+    pub(super) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
         self.config.check()?;
-        let plain = Exchanger::Plain(Pool::new(self.config));
+        let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
+        let plain = Exchanger::Plain(Pool::new(self.config, connector, arms));
         Ok(self.layers.into_iter().fold(plain, |inner, wrap| wrap(inner)))
     }
 }

@@ -1,6 +1,6 @@
 //! Putting a client together.
 
-use std::{ffi::OsStr, fmt, sync::Arc};
+use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -128,7 +128,8 @@ impl ArmsBuilder {
     /// A [`ConfigError`] that names what is wrong.
     pub fn build(self) -> Result<Arms, ConfigError> {
         let time_limit = self.assembly.config.capabilities_timeout;
-        let exchanger = self.assembly.build()?;
+        let count = self.arms.iter().map(|arm| &arm.id).collect::<HashSet<_>>().len();
+        let exchanger = self.assembly.build(count)?;
         let mut arms: Vec<ConfiguredArm> = Vec::new();
         for named in self.arms {
             add(&mut arms, named)?;
@@ -226,7 +227,7 @@ impl OrchestratorClientBuilder {
     pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
         let bad = |problem| ConfigError::BadUrl { name: "orchestrator".into(), problem };
         let endpoint = Endpoint::parse(&self.url).map_err(bad)?;
-        Ok(OrchestratorClient::assemble(endpoint, self.assembly.build()?))
+        Ok(OrchestratorClient::assemble(endpoint, self.assembly.build(1)?))
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     endpoint::Endpoint,
     exchange::{Exchanger, Target},
+    pool::Terms,
     route::{self, Drift, Offer, Route},
 };
 use crate::wire;
@@ -307,15 +308,17 @@ async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint)
     parts.deadline = Some(Deadline::after(directory.time_limit));
     wire::write_parts(&parts, request.headers_mut());
     request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let terms = Terms { deadline: parts.deadline, work: directory.time_limit };
     let target = || Target {
         arm: Arc::clone(&arm.id),
         endpoint: endpoint.as_str().into(),
         contract: None,
         idempotent: true,
         deadline: parts.deadline,
+        work: directory.time_limit,
     };
     let answer =
-        directory.exchanger.send(request, parts.deadline, target).await.map_err(|error| error.to_string())?;
+        directory.exchanger.send(request, &arm.id, terms, target).await.map_err(|error| error.to_string())?;
     if answer.status() != StatusCode::OK {
         return Err(format!("answered {}", answer.status().as_u16()));
     }

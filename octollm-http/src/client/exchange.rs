@@ -6,14 +6,18 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
-use octollm_core::{contract::ContractRef, deadline::Deadline};
+use octollm_core::{contract::ContractRef, deadline::Deadline, error::ErrorKind};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
-use super::{exchange_error::ExchangeError, pool::Pool};
+use super::{
+    exchange_error::ExchangeError,
+    pool::{Pool, Terms},
+};
 
 /// What carries requests: the pool of connections, and the layers around it. A layer wraps it and is one again.
 ///
@@ -35,6 +39,8 @@ pub struct Target {
     pub idempotent: bool,
     /// After this moment nobody waits any more.
     pub deadline: Option<Deadline>,
+    /// How long the server may work before it answers.
+    pub work: Duration,
 }
 
 /// The pool as it is, or within layers. Without layers nothing is boxed.
@@ -67,11 +73,12 @@ impl Exchanger {
     pub(super) async fn send(
         &self,
         mut request: Request<Bytes>,
-        deadline: Option<Deadline>,
+        arm: &Arc<str>,
+        terms: Terms,
         target: impl FnOnce() -> Target,
     ) -> Result<Response<Bytes>, ExchangeError> {
         match self {
-            Self::Plain(pool) => pool.exchange(request, deadline).await,
+            Self::Plain(pool) => pool.exchange(request, arm, terms).await,
             Self::Layered(service) => {
                 request.extensions_mut().insert(target());
                 service.clone().oneshot(request).await
@@ -103,9 +110,14 @@ impl Service<Request<Bytes>> for PoolService {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Bytes>) -> Self::Future {
         let pool = self.0.clone();
-        let deadline = request.extensions().get::<Target>().and_then(|target| target.deadline);
-        Box::pin(async move { pool.exchange(request, deadline).await })
+        Box::pin(async move {
+            let Some(target) = request.extensions_mut().remove::<Target>() else {
+                let error = ExchangeError::new(ErrorKind::Internal, "a layer has removed the target");
+                return Err(error.before_execution());
+            };
+            pool.exchange(request, &target.arm, Terms { deadline: target.deadline, work: target.work }).await
+        })
     }
 }

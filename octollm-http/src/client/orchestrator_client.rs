@@ -25,6 +25,7 @@ use super::{
     answer,
     endpoint::Endpoint,
     exchange::{Exchanger, Target},
+    pool::Terms,
     watch,
 };
 use crate::wire;
@@ -48,13 +49,14 @@ use crate::wire;
 pub struct OrchestratorClient(Arc<Inner>);
 
 struct Inner {
+    arm: Arc<str>,
     endpoint: Endpoint,
     exchanger: Exchanger,
 }
 
 impl OrchestratorClient {
     pub(super) fn assemble(endpoint: Endpoint, exchanger: Exchanger) -> Self {
-        Self(Arc::new(Inner { endpoint, exchanger }))
+        Self(Arc::new(Inner { arm: "orchestrator".into(), endpoint, exchanger }))
     }
 
     /// Sends one request and reads its answer as JSON.
@@ -83,7 +85,7 @@ impl OrchestratorClient {
         parts: &ContextParts,
         deadline: Deadline,
     ) -> Result<Response<Bytes>, Failure> {
-        let Inner { endpoint, exchanger } = &*self.0;
+        let Inner { arm, endpoint, exchanger } = &*self.0;
         let uri =
             endpoint.route(path).ok_or_else(|| Failure::of(ErrorKind::BadRequest).before_execution())?;
         let idempotent = method.is_idempotent();
@@ -98,14 +100,16 @@ impl OrchestratorClient {
             head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
         wire::write_parts(parts, head);
+        let terms = Terms { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
         let target = || Target {
-            arm: "orchestrator".into(),
+            arm: Arc::clone(arm),
             endpoint: endpoint.as_str().into(),
             contract: None,
             idempotent,
             deadline: Some(deadline),
+            work: ContractSpec::DEFAULT_TIMEOUT,
         };
-        Ok(exchanger.send(request, Some(deadline), target).await?)
+        Ok(exchanger.send(request, arm, terms, target).await?)
     }
 }
 

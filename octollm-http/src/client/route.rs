@@ -6,6 +6,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -38,6 +39,7 @@ pub(super) struct Offer {
     pub(super) endpoint: Endpoint,
     uri: Uri,
     idempotent: bool,
+    pub(super) timeout: Duration,
     /// Of the arm's schemas; empty where it does not tell.
     pub(super) fingerprint: String,
     /// Set at the first call that has schemas of its own.
@@ -97,6 +99,7 @@ impl Offer {
             contract: Some(contract.clone()),
             idempotent: self.idempotent,
             deadline: parts.deadline,
+            work: self.timeout,
         }
     }
 }
@@ -148,6 +151,7 @@ fn offer(arm: &Arc<str>, endpoint: &Endpoint, contract: &ContractCard) -> Option
         endpoint: endpoint.clone(),
         uri: endpoint.route(&contract.path)?,
         idempotent: contract.idempotent,
+        timeout: Duration::from_millis(contract.timeout_ms),
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),
     })

@@ -10,10 +10,9 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::io::BoxIo;
 
 /// What moved through a socket. Read by whoever drives it, so that relaxed counting does.
 #[derive(Debug, Default)]
@@ -21,6 +20,8 @@ pub(super) struct Meter {
     read: AtomicU64,
     written: AtomicU64,
     blocked: AtomicBool,
+    /// How much may be read before the head of an answer has come; 0 for any amount.
+    before_head: AtomicU64,
 }
 
 impl Meter {
@@ -39,6 +40,21 @@ impl Meter {
         self.blocked.load(Ordering::Relaxed)
     }
 
+    /// Allows this many bytes until the [head](Self::has_head) of an answer has come.
+    pub(super) fn awaits_head(&self, allowed: u64) {
+        self.before_head.store(self.read.load(Ordering::Relaxed).wrapping_add(allowed), Ordering::Relaxed);
+    }
+
+    pub(super) fn has_head(&self) {
+        self.before_head.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether more was read than any head is long.
+    pub(super) fn is_flooded(&self) -> bool {
+        let limit = self.before_head.load(Ordering::Relaxed);
+        limit > 0 && self.read.load(Ordering::Relaxed) >= limit
+    }
+
     /// Only one task at a time moves bytes: no read-modify-write is needed.
     fn add(counter: &AtomicU64, bytes: usize) {
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(bytes as u64), Ordering::Relaxed);
@@ -53,14 +69,13 @@ impl Meter {
 }
 
 /// A socket and its meter.
-#[derive(Debug)]
 pub(super) struct Metered {
-    socket: TcpStream,
+    socket: BoxIo,
     meter: Arc<Meter>,
 }
 
 impl Metered {
-    pub(super) fn new(socket: TcpStream) -> (Self, Arc<Meter>) {
+    pub(super) fn new(socket: BoxIo) -> (Self, Arc<Meter>) {
         let meter = Arc::<Meter>::default();
         (Self { socket, meter: Arc::clone(&meter) }, meter)
     }
@@ -72,6 +87,9 @@ impl AsyncRead for Metered {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.meter.is_flooded() {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
         Meter::add(&self.meter.read, buffer.filled().len() - before);

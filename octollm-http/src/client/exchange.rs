@@ -1,4 +1,4 @@
-//! One HTTP request and its answer, through whatever layers a user put in between.
+//! One HTTP request and its answer, through the layers that a user put in between.
 
 use std::{
     fmt,
@@ -25,7 +25,7 @@ use super::{
 /// that sends again never has to ask whether it still can.
 pub type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, ExchangeError>;
 
-/// What a layer may want to know of a request.
+/// What a layer may need to know of a request.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Target {
@@ -35,7 +35,7 @@ pub struct Target {
     pub endpoint: Arc<str>,
     /// The contract that is called; `None` for what is no call, such as asking for capabilities.
     pub contract: Option<ContractRef>,
-    /// Whether doing it twice does no more than doing it once.
+    /// Whether doing it twice does no more than doing it once, as far as the caller knows.
     pub idempotent: bool,
     /// After this moment nobody waits any more.
     pub deadline: Option<Deadline>,
@@ -66,7 +66,7 @@ impl Exchanger {
         Self::Layered(BoxCloneSyncService::new(layer.layer(inner).map_err(Into::into)))
     }
 
-    /// Sends a request and reads its answer.
+    /// Sends a request and reads its answer, until its deadline.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection: the server sees it.
@@ -81,7 +81,9 @@ impl Exchanger {
             Self::Plain(pool) => pool.exchange(request, arm, terms).await,
             Self::Layered(service) => {
                 request.extensions_mut().insert(target());
-                service.clone().oneshot(request).await
+                Deadline::run_until(terms.deadline, service.clone().oneshot(request)).await.unwrap_or_else(
+                    |passed| Err(ExchangeError::of(ErrorKind::DeadlineExceeded).with_source(passed)),
+                )
             }
         }
     }

@@ -125,7 +125,7 @@ async fn a_layer_sees_every_request_and_may_change_it() {
         request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer abc"));
         request
     });
-    let arms = Arms::builder().arm("judge", &peer.url).layer(layer).build().unwrap();
+    let arms = Arms::builder().arm("judge", &peer.url).request_layer(layer).build().unwrap();
     arms.clone().call(check()).await.unwrap();
     arms.call(check()).await.unwrap();
     assert_eq!(seen.load(Ordering::Relaxed), 2);
@@ -141,7 +141,8 @@ async fn a_layers_own_error_reaches_the_caller() {
             Err::<http::Response<Bytes>, tower::BoxError>("out of order".into())
         })
     });
-    let arms = Arms::builder().arm_serving::<Check>("judge", &peer.url).layer(refuse).build().unwrap();
+    let arms =
+        Arms::builder().arm_serving::<Check>("judge", &peer.url).request_layer(refuse).build().unwrap();
     let error = arms.call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.arm()), (ErrorKind::Internal, Some("judge")));
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "out of order");

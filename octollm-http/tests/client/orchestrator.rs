@@ -49,9 +49,9 @@ async fn each_route_is_asked_as_the_wire_says() {
     let cx = Context::from_parts(parts, std::sync::Arc::new(NoArms));
     let id: TaskId = ID.parse().unwrap();
 
-    let queued = client.submit(TaskRequest::new("do it").into(), &cx).await.unwrap();
+    let queued = Orchestrator::submit(&client, TaskRequest::new("do it").into(), &cx).await.unwrap();
     assert_eq!((queued.status, &queued.task_id), (TaskStatus::Queued, &id));
-    client.submit(Submission::of(&check()).unwrap(), &cx).await.unwrap();
+    Orchestrator::submit(&client, Submission::of(&check()).unwrap(), &cx).await.unwrap();
     let query = TaskQuery::default().status(TaskStatus::Failed).after(id.clone()).limit(3);
     assert_eq!(client.list(query, &cx).await.unwrap().next, Some(id.clone()));
     client.get(&id, &cx).await.unwrap();

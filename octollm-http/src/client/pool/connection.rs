@@ -19,10 +19,7 @@ use hyper_util::rt::TokioIo;
 use octollm_core::error::ErrorKind;
 use tokio::{task::unconstrained, time::Instant};
 
-use super::{
-    meter::{Meter, Metered},
-    patience::{Idle, Patience},
-};
+use super::meter::{Idle, Meter, Metered, Patience};
 use crate::{client::exchange_error::ExchangeError, io::BoxIo};
 
 type Outgoing = Request<Full<Bytes>>;

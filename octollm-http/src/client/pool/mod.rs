@@ -4,7 +4,6 @@ mod allot;
 mod connection;
 mod lease;
 mod meter;
-mod patience;
 
 use std::{
     collections::HashMap,
@@ -27,7 +26,7 @@ use self::{
     allot::{Allotment, LaneId, Limits, Turn},
     connection::{Connection, Lost},
     lease::Lease,
-    patience::Patience,
+    meter::Patience,
 };
 use super::{config::ClientConfig, exchange_error::ExchangeError};
 use crate::io::Connector;
@@ -82,7 +81,7 @@ impl Pool {
         Self(Arc::new(Shared { state: Mutex::new(State::new(limits)), limits, connector, config }))
     }
 
-    /// Sends a request to the origin that its URI names, and reads the answer whole.
+    /// Sends a request to the origin that its URI names, and reads the answer whole, until the deadline.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection.
@@ -92,6 +91,22 @@ impl Pool {
         arm: &Arc<str>,
         terms: Terms,
     ) -> Result<Response<Bytes>, ExchangeError> {
+        let mut is_sending = false;
+        let exchange = self.exchange_until_done(request, arm, terms, &mut is_sending);
+        let done = Deadline::run_until(terms.deadline, exchange).await;
+        done.unwrap_or_else(|passed| {
+            let error = ExchangeError::of(ErrorKind::DeadlineExceeded).with_source(passed);
+            Err(if is_sending { error } else { error.before_execution() })
+        })
+    }
+
+    async fn exchange_until_done(
+        &self,
+        request: Request<Bytes>,
+        arm: &Arc<str>,
+        terms: Terms,
+        is_sending: &mut bool,
+    ) -> Result<Response<Bytes>, ExchangeError> {
         let config = &self.0.config;
         let (origin, mut request) = addressed(request)?;
         // What may be done twice is sent once more if a connection that was used before dies under it.
@@ -100,6 +115,7 @@ impl Pool {
         let mut lease = Lease::new(&self.0, arm, &origin, terms.deadline).await?;
         loop {
             let (connection, used_before) = lease.connection(&origin).await?;
+            *is_sending = true;
             let lost = match connection.exchange(request, config.max_answer, &mut patience).await {
                 Ok(answer) => {
                     lease.keep();
@@ -109,7 +125,10 @@ impl Pool {
             };
             lease.discard();
             request = match lost {
-                Lost::Unsent(unsent) if used_before => *unsent,
+                Lost::Unsent(unsent) if used_before => {
+                    *is_sending = false;
+                    *unsent
+                }
                 Lost::Unsent(_) => return Err(closed_at_once()),
                 Lost::Failed(error) => match &again {
                     Some(again) if used_before && error.kind() == ErrorKind::ConnectionLost => again.clone(),

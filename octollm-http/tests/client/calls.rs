@@ -11,13 +11,13 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request};
 use octollm_core::{budget::Cost, error::ErrorKind, parts::ContextParts};
-use octollm_http::client::{Arms, Target};
+use octollm_http::client::Target;
 use serde_json::json;
 use tower::util::MapRequestLayer;
 
-use crate::peer::{Answer, Check, Peer, Verdict, card, check, judge};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, card, check, judge};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_is_typed_both_ways() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let arms = judge(&peer.url);
@@ -31,7 +31,7 @@ async fn a_call_is_typed_both_ways() {
     assert_eq!((peer.asked_for_card(), peer.accepted()), (1, 1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_context_travels_in_the_head() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let mut parts = ContextParts::new();
@@ -57,7 +57,7 @@ async fn the_context_travels_in_the_head() {
     assert!((25_000..=30_000).contains(&left), "{left}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_deadline_of_a_piece_of_work_holds_for_its_calls() {
     let peer = Peer::arm(|_| async { Answer::Silence }).await;
     let arms = judge(&peer.url);
@@ -68,7 +68,7 @@ async fn the_deadline_of_a_piece_of_work_holds_for_its_calls() {
     peer.until_open(0).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_was_used_up_comes_back() {
     let peer = Peer::arm(|_| async {
         Answer::Raw(
@@ -82,18 +82,18 @@ async fn what_was_used_up_comes_back() {
     assert_eq!((cx.used().tokens, cx.used().cost), (24, Cost::from_dollars(0.5).unwrap()));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_arm_may_be_mounted_below_a_path_and_serve_without_a_card() {
     let peer = Peer::start(|_| async { Answer::verdict() }).await;
     let url = format!("{}/arms/judge/", peer.url);
-    let arms = Arms::builder().arm_serving::<Check>("judge", &url).build().unwrap();
+    let arms = arms().arm_serving::<Check>("judge", &url).build().unwrap();
     arms.call(check()).await.unwrap();
     assert_eq!(peer.calls()[0].path, "/arms/judge/validate");
     assert_eq!(peer.asked_for_card(), 0);
     assert_eq!(arms.cards().await[0].capabilities, ["code.validate"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn answers_come_in_pieces_and_may_be_large() {
     let peer = Peer::arm(|_| async {
         let padding = "x".repeat(300_000);
@@ -109,7 +109,7 @@ async fn answers_come_in_pieces_and_may_be_large() {
     assert_eq!(peer.accepted(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_layer_sees_every_request_and_may_change_it() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let seen = Arc::new(AtomicUsize::new(0));
@@ -125,7 +125,7 @@ async fn a_layer_sees_every_request_and_may_change_it() {
         request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer abc"));
         request
     });
-    let arms = Arms::builder().arm("judge", &peer.url).request_layer(layer).build().unwrap();
+    let arms = arms().arm("judge", &peer.url).request_layer(layer).build().unwrap();
     arms.clone().call(check()).await.unwrap();
     arms.call(check()).await.unwrap();
     assert_eq!(seen.load(Ordering::Relaxed), 2);
@@ -133,7 +133,7 @@ async fn a_layer_sees_every_request_and_may_change_it() {
     assert_eq!(peer.accepted(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_layers_own_error_reaches_the_caller() {
     let peer = Peer::start(|_| async { Answer::verdict() }).await;
     let refuse = tower::layer::layer_fn(|_inner| {
@@ -141,14 +141,13 @@ async fn a_layers_own_error_reaches_the_caller() {
             Err::<http::Response<Bytes>, tower::BoxError>("out of order".into())
         })
     });
-    let arms =
-        Arms::builder().arm_serving::<Check>("judge", &peer.url).request_layer(refuse).build().unwrap();
+    let arms = arms().arm_serving::<Check>("judge", &peer.url).request_layer(refuse).build().unwrap();
     let error = arms.call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.arm()), (ErrorKind::Internal, Some("judge")));
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "out of order");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn schemas_that_differ_are_told_where_a_call_fails() {
     let mut other = card("judge");
     other.contracts[0].fingerprint = "feed".into();

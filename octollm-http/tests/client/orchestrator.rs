@@ -17,7 +17,7 @@ use octollm_core::{
 use octollm_http::client::OrchestratorClient;
 use serde_json::{Value, json};
 
-use crate::peer::{Answer, Peer, check};
+use crate::peer::{Answer, Peer, check, orchestrator};
 
 const ID: &str = "task_3fK9aZ0qLw81bXyT";
 
@@ -32,7 +32,7 @@ fn task(status: &str, percentage: u8) -> Value {
     })
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn each_route_is_asked_as_the_wire_says() {
     let peer = Peer::start(|request| async move {
         match (&*request.method, &*request.path) {
@@ -43,7 +43,7 @@ async fn each_route_is_asked_as_the_wire_says() {
         }
     })
     .await;
-    let client = OrchestratorClient::new(&peer.url).unwrap();
+    let client = orchestrator(&peer.url);
     let mut parts = ContextParts::new();
     parts.budget = "tokens=5".parse().unwrap();
     let cx = Context::from_parts(parts, std::sync::Arc::new(NoArms));
@@ -71,7 +71,7 @@ async fn each_route_is_asked_as_the_wire_says() {
     assert_eq!(submitted.header("octollm-timeout"), None, "a limit of ours would become the task's");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_task_is_followed_to_its_end() {
     let asked = AtomicUsize::new(0);
     let peer = Peer::start(move |_| {
@@ -86,7 +86,7 @@ async fn a_task_is_followed_to_its_end() {
         std::future::ready(Answer::Json(200, answer))
     })
     .await;
-    let client = OrchestratorClient::new(&peer.url).unwrap();
+    let client = orchestrator(&peer.url);
     let (id, cx) = (ID.parse().unwrap(), Context::detached());
     let mut updates = client.watch(&id, Some(10), &cx).await.unwrap();
     let mut told = Vec::new();
@@ -103,7 +103,7 @@ async fn a_task_is_followed_to_its_end() {
     assert_eq!(done.result.unwrap().output, 7);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn failures_are_told_as_they_are() {
     let peer = Peer::start(|_| async {
         Answer::Json(
@@ -112,7 +112,7 @@ async fn failures_are_told_as_they_are() {
         )
     })
     .await;
-    let client = OrchestratorClient::new(&peer.url).unwrap();
+    let client = orchestrator(&peer.url);
     let id = ID.parse().unwrap();
     let failure = client.watch(&id, None, &Context::detached()).await.unwrap_err();
     assert_eq!(failure.kind, ErrorKind::TaskNotFound);

@@ -27,7 +27,7 @@ pub(super) struct Lease {
 }
 
 /// A server may have closed a connection that was idle for so long without the runtime having looked at its socket.
-const RESTED: Duration = Duration::from_micros(50);
+const RESTED: Duration = Duration::from_micros(10);
 
 impl Lease {
     /// A connection, or room for one, as soon as it is this caller's turn.

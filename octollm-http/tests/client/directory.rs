@@ -231,3 +231,38 @@ async fn many_silent_arms_do_not_hide_one_that_answers() {
     let arms = builder.arm("judge", &peer.url).config(config).build().unwrap();
     arms.call(check()).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_card_without_an_endpoint_is_listed_with_the_one_it_is_reached_by() {
+    let mut named = card("coder");
+    named.endpoint = Some("http://coder.example".into());
+    let (one, two) = (
+        Peer::arm(|_| async { Answer::verdict() }).await,
+        Peer::with_card(named, |_| async { Answer::verdict() }).await,
+    );
+    let arms = arms()
+        .arm("judge", format!("{},{}", nobody(), one.url))
+        .arm("coder", &two.url)
+        .arm_serving::<CheckTwo>("foreign", "http://foreign.example/api/")
+        .build()
+        .unwrap();
+    let endpoints: Vec<_> = arms.cards().await.into_iter().map(|card| card.endpoint.unwrap()).collect();
+    assert_eq!(endpoints, [&*one.url, "http://coder.example", "http://foreign.example/api"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_that_refuses_its_card_is_no_arm_out_of_reach() {
+    let refusing = |status: u16| Peer::start(move |_| async move { Answer::Json(status, json!({})) });
+    for (status, kind) in [(401, ErrorKind::Unauthenticated), (403, ErrorKind::InsufficientScope)] {
+        let peer = refusing(status).await;
+        let error = judge(&peer.url).call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.retryable(), error.may_have_executed()), (kind, false, false));
+        assert!(error.to_string().contains(&format!("judge (answered {status})")), "{error}");
+        // Another arm that is down may be the one.
+        let arms = arms().arm("judge", &peer.url).arm("coder", nobody()).build().unwrap();
+        let error = arms.call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.retryable()), (ErrorKind::Unreachable, true));
+    }
+    let error = judge(&refusing(500).await.url).call(check()).await.unwrap_err();
+    assert_eq!((error.kind(), error.retryable()), (ErrorKind::Unreachable, true));
+}

@@ -22,16 +22,15 @@ use crate::wire;
 pub(super) fn read(
     response: Response<Bytes>,
     reads: impl FnOnce(&[u8]) -> Result<(), serde_json::Error>,
-) -> Result<(Bytes, Usage), (Failure, Usage)> {
+) -> (Result<Bytes, Failure>, Usage) {
     let (usage, is_readable) = wire::read_usage(response.headers());
-    match output(response, reads) {
+    let read = match output(response, reads) {
         Ok(_) if !is_readable => {
-            let failure = Failure::new(ErrorKind::BadResponse, "the usage in the answer cannot be read");
-            Err((failure, usage))
+            Err(Failure::new(ErrorKind::BadResponse, "the usage in the answer cannot be read"))
         }
-        Ok(output) => Ok((output, usage)),
-        Err(failure) => Err((failure, usage)),
-    }
+        read => read,
+    };
+    (read, usage)
 }
 
 /// For answers that always have a body.
@@ -91,19 +90,19 @@ mod tests {
     fn what_is_json_by_name_or_by_look_is_an_output() {
         let told = |media_type: &str, body: &'static str| {
             let response = Response::builder().header(CONTENT_TYPE, media_type);
-            read(response.body(Bytes::from(body)).unwrap(), |_| Ok(())).map_err(|(failure, _)| failure.kind)
+            read(response.body(Bytes::from(body)).unwrap(), |_| Ok(())).0.map_err(|failure| failure.kind)
         };
         for media_type in
             ["application/json", "application/JSON; charset=utf-8", "application/x+json", "text/plain"]
         {
-            assert_eq!(told(media_type, "{}").unwrap().0, "{}", "{media_type}");
+            assert_eq!(told(media_type, "{}").unwrap(), "{}", "{media_type}");
         }
         assert_eq!(told("text/html", "<html>"), Err(ErrorKind::BadResponse));
         assert_eq!(told("text/plain", ""), Err(ErrorKind::BadResponse));
         let packed =
             Response::builder().header(CONTENT_TYPE, "application/json").header(CONTENT_ENCODING, "gzip");
         assert_eq!(
-            read(packed.body(Bytes::new()).unwrap(), |_| Ok(())).unwrap_err().0.kind,
+            read(packed.body(Bytes::new()).unwrap(), |_| Ok(())).0.unwrap_err().kind,
             ErrorKind::BadResponse
         );
     }
@@ -114,10 +113,10 @@ mod tests {
         let unit = |output: &[u8]| serde_json::from_slice::<()>(output);
         let number = |output: &[u8]| serde_json::from_slice::<u32>(output).map(drop);
         for status in [204, 205] {
-            assert_eq!(read(answer(status), unit).unwrap().0, "null");
-            assert_eq!(read(answer(status), number).unwrap_err().0.kind, ErrorKind::BadResponse);
+            assert_eq!(read(answer(status), unit).0.unwrap(), "null");
+            assert_eq!(read(answer(status), number).0.unwrap_err().kind, ErrorKind::BadResponse);
         }
-        assert_eq!(read(answer(200), unit).unwrap_err().0.kind, ErrorKind::BadResponse);
+        assert_eq!(read(answer(200), unit).0.unwrap_err().kind, ErrorKind::BadResponse);
     }
 
     #[test]
@@ -127,8 +126,8 @@ mod tests {
             let response = response.header(wire::names::USAGE, usage).body(Bytes::from("{}")).unwrap();
             read(response, |_| Ok(()))
         };
-        assert_eq!(told("tokens=10.0").unwrap().1, Usage::tokens(10));
-        let (failure, usage) = told("tokens=7;cost_usd=abc").unwrap_err();
-        assert_eq!((failure.kind, usage), (ErrorKind::BadResponse, Usage::tokens(7)));
+        assert_eq!(told("tokens=10.0").1, Usage::tokens(10));
+        let (output, usage) = told("tokens=7;cost_usd=abc");
+        assert_eq!((output.unwrap_err().kind, usage), (ErrorKind::BadResponse, Usage::tokens(7)));
     }
 }

@@ -179,8 +179,14 @@ impl Sites {
                     reply.trip.attempts = reply.trip.attempts.saturating_add(failovers);
                     return Ok(reply);
                 }
-                Err(error) if is_elsewhere_worth_trying(&error) => refused = Some(error),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let attempts = error.attempts().saturating_add(failovers);
+                    let error = error.with_attempts(attempts);
+                    if !is_elsewhere_worth_trying(&error) {
+                        return Err(error);
+                    }
+                    refused = Some(error);
+                }
             }
             failovers += 1;
         }
@@ -205,7 +211,7 @@ impl Site {
             Some(offer) => self.exchange(offer, call).await,
             None => {
                 let failure = Failure::of(ErrorKind::ContractNotOffered).before_execution();
-                Err(self.named(CallError::new(call.contract.clone(), failure)))
+                Err(self.failed(call, failure))
             }
         }
     }
@@ -216,36 +222,43 @@ impl Site {
         let terms = Terms { deadline: call.parts.deadline, work };
         let target = || offer.target(call, work);
         let sent = self.exchanger.send(offer.request(call), &offer.arm, terms, target).await;
-        let (mut failure, usage) = match sent {
-            Ok(response) => match answer::read(response, call.reads) {
-                // Schemas that differ may or may not matter to this output.
-                Ok((output, usage)) => match drift.and_then(|_| (call.reads)(&output).err()) {
-                    None => {
-                        let mut trip = Trip::new(&*self.arm, self.endpoint.as_str());
-                        trip.attempts = call.parts.attempt;
-                        return Ok(Reply::new(output, trip).with_usage(usage));
-                    }
-                    Some(error) => (answer::unreadable(&error), usage),
-                },
-                Err(failed) => failed,
-            },
+        let response = match sent {
+            Ok(response) => response,
             Err(error) => {
                 let (failure, source) = error.into_parts();
-                let error = self.named(CallError::new(call.contract.clone(), failure));
+                let error = self.failed(call, failure);
                 return Err(match source {
                     Some(source) => error.with_source(source),
                     None => error,
                 });
             }
         };
-        if let Some(drift) = drift {
-            drift.explain(&mut failure);
+        let (output, usage) = answer::read(response, call.reads);
+        let output = output.and_then(|output| match drift.and_then(|_| (call.reads)(&output).err()) {
+            // Schemas that differ may or may not matter to this output.
+            Some(error) => Err(answer::unreadable(&error)),
+            None => Ok(output),
+        });
+        match output {
+            Ok(output) => {
+                let mut trip = Trip::new(&*self.arm, self.endpoint.as_str());
+                trip.attempts = call.parts.attempt;
+                Ok(Reply::new(output, trip).with_usage(usage))
+            }
+            Err(mut failure) => {
+                if let Some(drift) = drift {
+                    drift.explain(&mut failure);
+                }
+                Err(self.failed(call, failure).with_usage(usage))
+            }
         }
-        Err(self.named(CallError::new(call.contract.clone(), failure)).with_usage(usage))
     }
 
-    fn named(&self, error: CallError) -> CallError {
-        error.with_arm(&*self.arm).with_endpoint(self.endpoint.as_str())
+    fn failed(&self, call: &Call, failure: Failure) -> CallError {
+        CallError::new(call.contract.clone(), failure)
+            .with_arm(&*self.arm)
+            .with_endpoint(self.endpoint.as_str())
+            .with_attempts(call.parts.attempt)
     }
 }
 

@@ -84,7 +84,7 @@ impl<C: TaskContract> TaskHandle<C> {
     pub async fn output(&self) -> Result<C::Output, CallError> {
         let finished = finished(&self.client, &self.id, &self.cx).await;
         let task = finished.map_err(|failure| self.client.failed::<C>(failure))?;
-        let usage = Usage { tokens: task.metadata.tokens_used, cost: task.metadata.cost };
+        let usage = Usage::tokens(task.metadata.tokens_used).with_cost(task.metadata.cost);
         output_of::<C>(task).map_err(|failure| self.client.failed::<C>(failure).with_usage(usage))
     }
 

@@ -4,7 +4,7 @@ use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use octollm_core::{
-    budget::{Budget, Cost, Usage},
+    budget::{Budget, Usage},
     deadline::Deadline,
     error::{ErrorKind, Failure},
     parts::ContextParts,
@@ -230,43 +230,22 @@ fn decimal(mut number: u64) -> HeaderValue {
 
 /// Writes what was used up, unless it is nothing.
 pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
-    if usage != Usage::default() {
-        let text = Budget { tokens: Some(usage.tokens), cost: Some(usage.cost) }.to_string();
-        put(head, names::USAGE, &text);
+    if !usage.is_zero() {
+        put(head, names::USAGE, &usage.to_string());
     }
 }
 
 /// Reads what was used up, and whether all of it could be read. A foreign arm that does not report it has used up
 /// nothing, as far as is known.
 pub(crate) fn read_usage(head: &HeaderMap) -> (Usage, bool) {
-    let (mut usage, mut is_readable) = (Usage::default(), true);
-    for value in head.get_all(&names::USAGE) {
-        let text = value.to_str().unwrap_or("?");
-        for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
-            match read_used(part) {
-                Some(used) => usage = usage.plus(used),
-                None => is_readable = false,
-            }
+    let Some(value) = head.get(&names::USAGE) else { return (Usage::ZERO, true) };
+    let text = text(Some(value)).unwrap_or_default();
+    match text.parse() {
+        Ok(usage) => (usage, true),
+        Err(_) => {
+            let parts = text.split(';').filter_map(|part| part.parse::<Usage>().ok());
+            (parts.fold(Usage::ZERO, Usage::plus), false)
         }
-    }
-    (usage, is_readable)
-}
-
-/// One part of a usage. Tokens that are no whole number are rounded up; parts of other names mean nothing here.
-fn read_used(part: &str) -> Option<Usage> {
-    let (name, amount) = part.split_once('=')?;
-    let amount = amount.trim();
-    match name.trim() {
-        "tokens" => match amount.parse() {
-            Ok(tokens) => Some(Usage::tokens(tokens)),
-            Err(_) => {
-                let tokens: f64 = amount.parse().ok()?;
-                // Beyond 2^53 a float names no certain number.
-                (0.0..=9_007_199_254_740_992.0).contains(&tokens).then(|| Usage::tokens(tokens.ceil() as u64))
-            }
-        },
-        "cost_usd" => Some(Usage { tokens: 0, cost: Cost::from_dollars(amount.parse().ok()?).ok()? }),
-        _ => Some(Usage::default()),
     }
 }
 
@@ -341,17 +320,13 @@ mod tests {
 
     #[test]
     fn a_usage_is_read_as_far_as_it_can_be() {
-        let dollars = |dollars| Usage { tokens: 0, cost: Cost::from_dollars(dollars).unwrap() };
         for (text, usage, is_readable) in [
-            ("tokens=12;cost_usd=0.25", Usage::tokens(12).plus(dollars(0.25)), true),
+            ("tokens=12;input=10;output=2", Usage::metered(10, 2), true),
             ("tokens=10.0", Usage::tokens(10), true),
-            ("tokens=1.2 ; cost_usd=1e-2;", Usage::tokens(2).plus(dollars(0.01)), true),
-            ("cached=9", Usage::default(), true),
-            ("tokens=many;cost_usd=1", dollars(1.0), false),
-            ("tokens=-1", Usage::default(), false),
-            ("tokens=1e300", Usage::default(), false),
-            ("cost_usd=NaN", Usage::default(), false),
-            ("12", Usage::default(), false),
+            ("cost_usd=much;tokens=4", Usage::tokens(4), false),
+            ("tokens=-1", Usage::ZERO, false),
+            ("tokens=7;cost_usd=NaN", Usage::tokens(7), false),
+            ("12", Usage::ZERO, false),
         ] {
             assert_eq!(read_usage(&head(&[("octollm-usage", text)])), (usage, is_readable), "{text}");
         }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tower::{ServiceExt, util::MapRequestLayer};
 
-use crate::peer::{Answer, Check, Peer, Verdict, arms, card, check, judge, judge_within};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, card, cause, check, judge, judge_within};
 
 #[tokio::test(start_paused = true)]
 async fn a_call_is_typed_both_ways() {
@@ -150,7 +150,7 @@ async fn a_layers_own_error_reaches_the_caller() {
     let arms = arms().arm_serving::<Check>("judge", &peer.url).request_layer(refuse).build().unwrap();
     let error = arms.call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.arm()), (ErrorKind::Internal, Some("judge")));
-    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "out of order");
+    assert_eq!(cause(&error), "out of order");
 }
 
 #[tokio::test(start_paused = true)]

@@ -47,7 +47,9 @@ async fn many_first_calls_ask_once() {
 #[tokio::test(start_paused = true)]
 async fn what_is_not_offered_is_told_with_what_is() {
     let mut other = card("judge");
-    other.contracts.push(ContractCard { name: "a.first".into(), ..other.contracts[0].clone() });
+    let mut first = other.contracts[0].clone();
+    first.name = "a.first".into();
+    other.contracts.push(first);
     let peer = Peer::with_card(other, |_| async { Answer::verdict() }).await;
     let arms = judge(&peer.url);
     for _ in 0..2 {
@@ -68,7 +70,7 @@ async fn what_is_not_offered_is_told_with_what_is() {
 #[tokio::test(start_paused = true)]
 async fn an_arm_out_of_reach_may_be_the_one() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
-    let arms = arms().arm("judge", &peer.url).arm("coder", &nobody()).build().unwrap();
+    let arms = arms().arm("judge", &peer.url).arm("coder", nobody()).build().unwrap();
     arms.call(check()).await.unwrap();
     let error = arms.call(CheckTwo {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable);

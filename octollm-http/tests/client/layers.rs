@@ -31,7 +31,7 @@ use tower::{
     util::{MapErrLayer, MapRequestLayer},
 };
 
-use crate::peer::{Answer, Check, Peer, arms, card, check};
+use crate::peer::{Answer, Check, Peer, arms, card, cause, check};
 
 /// Retries what may be done twice, at another endpoint.
 #[derive(Clone)]
@@ -203,7 +203,7 @@ async fn layers_stack_and_one_that_is_not_ready_holds_up_the_one_around_it() {
     assert_eq!((errors.len(), peer.calls().len()), (2, 1));
     for error in errors {
         assert_eq!((error.kind(), error.contract()), (ErrorKind::Internal, &Check::SPEC.reference()));
-        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "service overloaded");
+        assert_eq!(cause(&error), "service overloaded");
     }
 }
 

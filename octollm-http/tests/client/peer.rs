@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use octollm_core::{card::ArmCard, contract::ContractCard};
+use octollm_core::{card::ArmCard, contract::ContractCard, error::CallError};
 use octollm_http::{
     client::{Arms, ArmsBuilder, ClientConfig, OrchestratorClient},
     io::{Acceptor, Pipes, TcpAcceptor},
@@ -356,4 +356,10 @@ pub(crate) fn short() -> ClientConfig {
         capabilities_timeout: Duration::from_millis(500),
         ..ClientConfig::default()
     }
+}
+
+/// The cause of an error on this side.
+pub(crate) fn cause(error: &CallError) -> String {
+    let facts = std::error::Error::source(error).unwrap();
+    facts.source().unwrap().to_string()
 }

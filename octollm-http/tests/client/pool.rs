@@ -55,7 +55,8 @@ async fn the_limit_holds_over_all_arms_together() {
     let (checking, writing) = (arms.context(), arms.context());
     let (checked, written) =
         tokio::join!(checking.call_all((0..6).map(|_| check())), writing.call_all((0..6).map(|_| Write {})));
-    (checked.unwrap(), written.unwrap());
+    checked.unwrap();
+    written.unwrap();
     assert_eq!((one.most_open(), two.most_open()), (2, 2));
     assert_eq!((one.accepted(), two.accepted()), (2, 2), "none was closed for another");
 }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
 };
@@ -117,12 +117,11 @@ impl Carrier {
     /// # Cancel safety
     /// Dropping the future gives the call up.
     pub(super) async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        if !self.has_layers {
-            // The steps below end at the deadline themselves, and say more about it.
-            return self.send(call).await;
-        }
-        let (contract, deadline) = (call.contract.clone(), call.parts.deadline);
-        Deadline::run_until(deadline, self.send(call)).await.unwrap_or_else(|DeadlinePassed| {
+        // Without layers the steps below end at the deadline themselves, and say more about it.
+        let deadline = call.parts.deadline.filter(|_| self.has_layers);
+        let contract = call.contract.clone();
+        let sending = pin!(self.send(call));
+        Deadline::run_until(deadline, sending).await.unwrap_or_else(|DeadlinePassed| {
             Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded)))
         })
     }
@@ -139,30 +138,32 @@ impl Sites {
     async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
         let route = match self.directory.route(&call.contract) {
             Some(route) => route,
-            None => self.find(call).await?,
+            // What is rare is boxed: calls are moved about less when their futures are small.
+            None => Box::pin(self.find(call)).await?,
         };
         match self.along(&route, call).await {
-            Err(error) if is_gone(&error) => {
-                // Where the arm's card has changed, the call it refused is sent to the new place.
-                let arm = error.arm().unwrap_or_default();
-                let refreshed = self.directory.refresh_arm(arm);
-                if Deadline::run_until(call.parts.deadline, refreshed).await.is_err() {
-                    return Err(error);
-                }
-                match self.directory.route(&call.contract) {
-                    Some(now) if !now.is_same(&route) => self.along(&now, call).await,
-                    Some(_) => Err(error),
-                    // Nobody offers it any more, and the failure says what is offered.
-                    None => Err(self.find(call).await.err().unwrap_or(error)),
-                }
-            }
+            Err(error) if is_gone(&error) => Box::pin(self.again(&route, call, error)).await,
             other => other,
         }
     }
 
+    /// Sends a call that its arm does not know to where the arm's card names it now.
+    async fn again(&self, refused: &Route, call: &Call, error: CallError) -> Result<Reply, CallError> {
+        let refreshed = self.directory.refresh_arm(error.arm().unwrap_or_default());
+        if Deadline::run_until(call.parts.deadline, refreshed).await.is_err() {
+            return Err(error);
+        }
+        match self.directory.route(&call.contract) {
+            Some(now) if !now.is_same(refused) => self.along(&now, call).await,
+            Some(_) => Err(error),
+            // Nobody offers it any more, and the failure says what is offered.
+            None => Err(self.find(call).await.err().unwrap_or(error)),
+        }
+    }
+
     async fn find(&self, call: &Call) -> Result<Arc<Route>, CallError> {
-        let found = Deadline::run_until(call.parts.deadline, self.directory.find(&call.contract)).await;
-        found
+        Deadline::run_until(call.parts.deadline, self.directory.find(&call.contract))
+            .await
             .unwrap_or_else(|DeadlinePassed| Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution()))
             .map_err(|failure| CallError::new(call.contract.clone(), failure))
     }

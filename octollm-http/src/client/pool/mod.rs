@@ -8,6 +8,7 @@ mod meter;
 use std::{
     collections::HashMap,
     hash::{BuildHasher, Hash, Hasher, RandomState},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -92,8 +93,11 @@ impl Pool {
         terms: Terms,
     ) -> Result<Response<Bytes>, ExchangeError> {
         let mut is_sending = false;
-        let exchange = self.exchange_until_done(request, arm, terms, &mut is_sending);
-        let done = Deadline::run_until(terms.deadline, exchange).await;
+        // Pinned in place: a future that is handed on by value is copied each time.
+        let done = {
+            let exchange = pin!(self.exchange_until_done(request, arm, terms, &mut is_sending));
+            Deadline::run_until(terms.deadline, exchange).await
+        };
         done.unwrap_or_else(|passed| {
             let error = ExchangeError::of(ErrorKind::DeadlineExceeded).with_source(passed);
             Err(if is_sending { error } else { error.before_execution() })

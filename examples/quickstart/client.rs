@@ -24,7 +24,7 @@ pub(crate) async fn review(reflex_url: &str) -> Result<End, octollm::Error> {
         TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(300.0), max_cost_dollars: None };
     let request = TaskRequest { budget, ..TaskRequest::new("Review this crate, and look for secrets.") };
     let bar = bar();
-    let task = reflex.submit(request.into(), &cx).await?;
+    let task = Orchestrator::submit(&reflex, request.into(), &cx).await?;
     let followed = follow(&reflex, &task.task_id, &cx, |update| show(&bar, update));
     let end = tokio::select! {
         task = followed => End::Finished(Box::new(task?)),

@@ -37,6 +37,7 @@
 //! What crosses the network is written down in `docs/wire.md`. Most programs depend on `octollm`, which brings this crate
 //! along.
 // A module uses only what stands before it here; `client` and `server` never import each other.
+pub mod io;
 pub mod wire;
 pub mod client;
 pub mod server;

@@ -50,7 +50,9 @@ async fn a_thousand_tasks_at_once_over_sockets() {
         let client = client.clone();
         running.spawn(async move {
             let cx = Context::detached();
-            let task = client.submit(TaskRequest::new(number.to_string()).into(), &cx).await.unwrap();
+            let task = Orchestrator::submit(&client, TaskRequest::new(number.to_string()).into(), &cx)
+                .await
+                .unwrap();
             let task = finished(&client, &task.task_id, &cx).await.unwrap();
             assert_eq!(task.status, TaskStatus::Completed, "{:?}", task.error);
             assert_eq!(task.result.unwrap().output, number);

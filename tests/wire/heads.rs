@@ -50,7 +50,7 @@ fn arms(service: HttpService, heads: Heads) -> Arms {
     });
     Arms::builder()
         .arm_serving::<ValidateCode>("judge", "http://judge-arm:8103")
-        .layer(layer)
+        .request_layer(layer)
         .build()
         .unwrap()
 }
@@ -108,7 +108,7 @@ async fn everything_that_can_travel() {
         note,
         format!(
             "review-7 Some({TASK}) Some((\"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\", Some(\"vendor=opaque\")))\n\
-             Some(1.5s) tokens=9000;cost_usd=0.25 1\n"
+             Some(1.406s) tokens=9000;cost_usd=0.25 1\n"
         )
     );
     // What the arm used up is taken from what its caller has left.
@@ -121,7 +121,7 @@ async fn what_always_travels() {
     parts.correlation_id = parsed("review-7");
     let (heads, note, _) = call(parts).await;
     hold("head_request_least.txt", &heads[0]);
-    assert_eq!(note, "review-7 None None\nSome(10s)  1\n");
+    assert_eq!(note, "review-7 None None\nSome(9.75s)  1\n");
 }
 
 #[tokio::test(start_paused = true)]

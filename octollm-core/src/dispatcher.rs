@@ -21,7 +21,7 @@ use crate::{
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     json,
-    parts::{ContextParts, spent},
+    parts::{Caller, ContextParts, spent},
     transport::Transport,
     update::UpdateSink,
 };
@@ -139,6 +139,14 @@ impl Route {
         &self.spec
     }
 
+    /// Whether a caller may call it: the contract's scope is checked here and nowhere else.
+    ///
+    /// # Errors
+    /// As [`Caller::may`].
+    pub fn admit(&self, caller: &Caller) -> Result<(), Failure> {
+        caller.may(self.spec.scope)
+    }
+
     /// Checks an input without running it.
     ///
     /// # Errors
@@ -157,7 +165,8 @@ impl Route {
     /// Dropping the future drops the arm's, and cancels its context.
     pub async fn execute(&self, input: &[u8], around: Surroundings) -> Outcome {
         let Surroundings { mut parts, transport, cancellation, updates } = around;
-        if let Some(failure) = spent(parts.deadline, parts.budget) {
+        let refused = self.admit(&parts.caller).err().or_else(|| spent(parts.deadline, parts.budget));
+        if let Some(failure) = refused {
             return Outcome { result: Err(failure.into()), usage: Usage::default(), calls: 0 };
         }
         parts.deadline = narrower(parts.deadline, Some(Deadline::after(self.spec.timeout)));

@@ -39,6 +39,25 @@ fn behind_the_last(milliseconds: u64, count: u64) -> (u64, u64) {
     *last
 }
 
+/// Names one call among those that a task makes: its order, or the name that the user gave it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum StepKey {
+    /// Its position among the unnamed calls, from 0.
+    Order(u32),
+    /// The name that the user gave it.
+    Name(String),
+}
+
+impl fmt::Display for StepKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Order(order) => write!(f, "{order}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
 /// Names one task: `task_` and 16 letters or digits, which sort by the time of their making.
 ///
 /// The first eight encode milliseconds since 1970, the rest are a counter that starts anew from random bits each

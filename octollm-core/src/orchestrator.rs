@@ -9,15 +9,18 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
     card::ArmCard,
     context::Context,
-    error::Failure,
+    contract::ContractRef,
+    error::{ErrorKind, Failure},
     id::TaskId,
     task::{Submission, Task, TaskError, TaskResult, TaskStatus},
+    transport::StepKey,
     update::Phase,
 };
 
@@ -57,8 +60,73 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound)
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure>;
 
+    /// Runs a failed task once more. Without `from` it continues with the step whose error ended the task; with it, every
+    /// call from that step on is discarded and made again.
+    ///
+    /// # Errors
+    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound); [`Conflict`](crate::error::ErrorKind::Conflict) unless the
+    /// task has failed and, without `from`, one step's error ended it; [`NotImplemented`](crate::error::ErrorKind::NotImplemented)
+    /// by default.
+    async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
+        let _ = (id, from, cx);
+        Err(not_implemented())
+    }
+
+    /// The calls that a task has made, in the order in which they were answered.
+    ///
+    /// # Errors
+    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound); [`NotImplemented`](crate::error::ErrorKind::NotImplemented)
+    /// by default.
+    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
+        let _ = (id, cx);
+        Err(not_implemented())
+    }
+
     /// The cards of the arms it knows.
     async fn cards(&self) -> Vec<ArmCard>;
+}
+
+fn not_implemented() -> Failure {
+    Failure::new(ErrorKind::NotImplemented, "this orchestrator does not do that")
+}
+
+/// One call of a task, as its owner sees it: see [`Orchestrator::journal`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct JournalStep {
+    /// Its order among the task's calls, from 0, or its name.
+    pub step: StepKey,
+    /// What was asked.
+    pub contract: ContractRef,
+    /// The arm that answered; empty where none is known.
+    #[serde(default)]
+    pub arm: String,
+    /// How it ended.
+    pub outcome: StepOutcome,
+    /// Why it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<TaskError>,
+    /// How long it took, in milliseconds.
+    pub duration_ms: f64,
+    /// Tokens it used, with all that the arm called.
+    pub tokens_used: u64,
+    /// What those cost, in US dollars.
+    pub cost_dollars: f64,
+    /// When it was answered; for an unknown outcome, when the call was begun.
+    pub at: Timestamp,
+}
+
+/// How a call of a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum StepOutcome {
+    /// With an output.
+    Answered,
+    /// With a failure.
+    Failed,
+    /// It was begun, and no answer was recorded: the call runs, or the process died in between.
+    Unknown,
 }
 
 /// Which tasks to list.
@@ -293,6 +361,14 @@ impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
         (**self).watch(id, after, cx).await
+    }
+
+    async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
+        (**self).rerun(id, from, cx).await
+    }
+
+    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
+        (**self).journal(id, cx).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

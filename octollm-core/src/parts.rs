@@ -1,5 +1,10 @@
 //! What travels with a task from hop to hop.
 
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
 use crate::{
     budget::Budget,
     deadline::Deadline,
@@ -25,8 +30,8 @@ pub struct ContextParts {
     pub deadline: Option<Deadline>,
     /// What may still be used up.
     pub budget: Budget,
-    /// Who calls, where it was established.
-    pub caller: Option<Caller>,
+    /// Who calls.
+    pub caller: Caller,
     /// 1 for the first try.
     pub attempt: u32,
 }
@@ -42,7 +47,7 @@ impl ContextParts {
             trace: None,
             deadline: None,
             budget: Budget::UNLIMITED,
-            caller: None,
+            caller: Caller::Unchecked,
             attempt: 1,
         }
     }
@@ -79,29 +84,113 @@ pub(crate) fn spent(deadline: Option<Deadline>, budget: Budget) -> Option<Failur
     }
 }
 
-/// Who calls, and what they may do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Who calls, and what they may do: three different values, never confused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub struct Caller {
-    /// The subject of the caller's token.
+pub enum Caller {
+    /// Nobody checks callers here: a program that calls its own arms, a test, a server open to all. Everything is
+    /// allowed.
+    #[default]
+    Unchecked,
+    /// Callers are checked, and this one showed no credentials. Only what needs no scope is allowed.
+    Anonymous,
+    /// Callers are checked, and this one is known.
+    Known(Arc<Grant>),
+}
+
+/// What a known caller was granted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Grant {
+    /// Who vouches for the subject: the issuer of the first token. Equal subjects of two issuers are two callers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// The subject: a person or a service.
     pub subject: String,
-    /// The scopes it grants, such as `code:validate` or `tasks:*`.
+    /// The scopes, such as `code:validate` or `tasks:*`.
     pub scopes: Vec<String>,
+    /// When the grant ends; `None` where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<Timestamp>,
+}
+
+/// Verbs that `entity:*` does not cover: they are always granted by name.
+const NAMED_VERBS: [&str; 4] = ["admin", "register", "serve", "publish"];
+
+impl Grant {
+    /// A grant without an issuer and without an end.
+    pub fn new(subject: impl Into<String>, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let scopes = scopes.into_iter().map(Into::into).collect();
+        Self { issuer: None, subject: subject.into(), scopes, valid_until: None }
+    }
+
+    /// Sets who vouches for the subject.
+    #[must_use]
+    pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
+        self.issuer = Some(issuer.into());
+        self
+    }
+
+    /// Sets when the grant ends.
+    #[must_use]
+    pub fn valid_until(mut self, end: Timestamp) -> Self {
+        self.valid_until = Some(end);
+        self
+    }
+
+    /// Whether a scope is granted: by name, or by `entity:*`, which covers every verb of the entity but `admin`,
+    /// `register`, `serve` and `publish`.
+    pub fn has_scope(&self, scope: &str) -> bool {
+        let Some((entity, verb)) = scope.rsplit_once(':').filter(|(entity, _)| !entity.is_empty()) else {
+            return false;
+        };
+        let covers =
+            |granted: &str| granted.strip_suffix(":*") == Some(entity) && !NAMED_VERBS.contains(&verb);
+        self.scopes.iter().any(|granted| granted == scope || covers(granted))
+    }
 }
 
 impl Caller {
-    /// A caller with these scopes.
-    pub fn new(subject: impl Into<String>, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { subject: subject.into(), scopes: scopes.into_iter().map(Into::into).collect() }
+    /// A known caller with these scopes.
+    pub fn known(subject: impl Into<String>, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self::Known(Arc::new(Grant::new(subject, scopes)))
     }
 
-    /// Whether a scope is granted: matched exactly, or by `entity:*`.
-    pub fn has_scope(&self, scope: &str) -> bool {
-        let entity = scope.rsplit_once(':').map(|(entity, _)| entity);
-        self.scopes.iter().any(|granted| {
-            granted == scope
-                || (granted.strip_suffix(":*").is_some_and(|all| Some(all) == entity && !all.is_empty()))
-        })
+    /// What the caller was granted; `None` unless it is known.
+    pub fn grant(&self) -> Option<&Grant> {
+        match self {
+            Self::Known(grant) => Some(grant),
+            Self::Unchecked | Self::Anonymous => None,
+        }
+    }
+
+    /// The subject of a known caller.
+    pub fn subject(&self) -> Option<&str> {
+        self.grant().map(|grant| &*grant.subject)
+    }
+
+    /// Whether this scope is granted. The one place where scopes are checked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unauthenticated`] for an anonymous caller, [`ErrorKind::InsufficientScope`] for a known one without
+    /// the scope.
+    pub fn may(&self, scope: &str) -> Result<(), Failure> {
+        let refused = match self {
+            Self::Unchecked => return Ok(()),
+            Self::Known(grant) if grant.has_scope(scope) => return Ok(()),
+            Self::Known(_) => ErrorKind::InsufficientScope,
+            Self::Anonymous => ErrorKind::Unauthenticated,
+        };
+        Err(Failure::new(refused, format!("the scope {scope} is required")).before_execution())
+    }
+
+    /// Whether both are the same caller, whatever each was granted: the same subject of the same issuer.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Known(a), Self::Known(b)) => (&a.issuer, &a.subject) == (&b.issuer, &b.subject),
+            (a, b) => a == b,
+        }
     }
 }
 
@@ -111,14 +200,39 @@ mod tests {
 
     #[test]
     fn scopes_match_whole_or_by_entity() {
-        let caller = Caller::new("me", ["code:validate", "tasks:*", "*", ":*"]);
-        for granted in ["code:validate", "tasks:admin"] {
-            assert!(caller.has_scope(granted), "{granted}");
+        let grant = Grant::new("me", ["code:validate", "tasks:*", "*", ":*", "arms.judge:register"]);
+        for granted in ["code:validate", "tasks:read", "tasks:*", "arms.judge:register"] {
+            assert!(grant.has_scope(granted), "{granted}");
         }
-        for refused in
-            ["code:val", "code:validate2", "tasksx:admin", "tasks", "anything:else", ":x", "validate"]
-        {
-            assert!(!caller.has_scope(refused), "{refused}");
+        for refused in [
+            "code:val",
+            "code:validate2",
+            "tasks:admin",
+            "tasksx:read",
+            "tasks",
+            "anything:else",
+            ":x",
+            "validate",
+            "arms:register",
+        ] {
+            assert!(!grant.has_scope(refused), "{refused}");
         }
+    }
+
+    #[test]
+    fn three_callers_are_three_answers() {
+        let kind = |caller: Caller| caller.may("code:validate").err().map(|failure| failure.kind);
+        assert_eq!(kind(Caller::Unchecked), None);
+        assert_eq!(kind(Caller::Anonymous), Some(ErrorKind::Unauthenticated));
+        assert_eq!(kind(Caller::known("me", ["code:validate"])), None);
+        assert_eq!(kind(Caller::known("me", ["code:run"])), Some(ErrorKind::InsufficientScope));
+    }
+
+    #[test]
+    fn equal_names_of_two_issuers_are_two_callers() {
+        let of = |issuer: &str| Caller::Known(Arc::new(Grant::new("me", ["a:b"]).issuer(issuer)));
+        assert!(of("here").is_same_as(&of("here")));
+        assert!(!of("here").is_same_as(&of("there")));
+        assert!(!Caller::Anonymous.is_same_as(&Caller::Unchecked));
     }
 }

@@ -4,7 +4,7 @@ pub use schemars;
 pub use serde;
 pub use serde_json;
 
-pub use crate::contract::{ContractSpec, NoChunk, TaskContract, Violations};
+pub use crate::contract::{ContractCard, ContractSpec, NoChunk, TaskContract, Violations};
 
 /// Chooses, for a contract without validation rules of its own, between its `Validate` and nothing at all.
 #[derive(Debug)]

@@ -1,52 +1,106 @@
 //! The seam between contracts and whatever carries calls.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use crate::id::StepKey;
 use crate::{
     budget::Usage,
     card::ArmCard,
-    contract::ContractRef,
+    contract::{ContractRef, Spec},
     error::{CallError, ErrorKind, Failure},
     parts::ContextParts,
+    update::{Handle, UpdateSink},
 };
 
-/// Names one call among those that a task makes: its order, or a name the user gave.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum StepKey {
-    /// The how-manieth call it is, from 0.
-    Order(u32),
-    /// The name it was given.
-    Name(String),
-}
+/// Names one call for an arm that remembers what it answered: the same over every attempt and every recovery.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct IdempotencyKey(Box<str>);
 
-impl fmt::Display for StepKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Order(order) => write!(f, "{order}"),
-            Self::Name(name) => f.write_str(name),
-        }
+impl IdempotencyKey {
+    /// A key of this text; `None` unless it is 1 to 255 printable ASCII characters.
+    pub fn new(text: impl Into<Box<str>>) -> Option<Self> {
+        let text = text.into();
+        let printable = text.bytes().all(|b| (b' '..=b'~').contains(&b));
+        ((1..=255).contains(&text.len()) && printable).then_some(Self(text))
+    }
+
+    /// The text of the key.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
 /// One call on its way to an arm.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Call {
     /// What is asked.
     pub contract: ContractRef,
+    /// The caller's own facts of the contract; `None` where it has only a name and JSON. They decide whether the call may be
+    /// sent twice: without them it may not.
+    pub spec: Option<Spec>,
     /// Which call of its maker this is.
     pub step: StepKey,
+    /// The first step of the batch that the call belongs to; `None` where it is made by itself.
+    pub batch: Option<StepKey>,
+    /// Names the call for an arm that honours keys. A journal sets it.
+    pub key: Option<IdempotencyKey>,
     /// The contract's JSON.
     pub input: Bytes,
     /// What travels with it. The deadline is always set.
     pub parts: ContextParts,
-    /// Digest of the caller's own schemas, to tell drift; empty where the caller has only JSON.
-    pub fingerprint: fn() -> Option<String>,
+    /// How many further attempts are allowed where one is safe.
+    pub retry: u32,
+    /// The endpoints that were tried already: another one is preferred.
+    pub avoid: Vec<Arc<str>>,
+    /// Where progress and chunks of the called arm go.
+    pub updates: Option<Arc<dyn UpdateSink>>,
+    /// What an earlier attempt reported through [`UpdateSink::handle`]: the transport may go on from it.
+    pub handle: Option<Handle>,
+    /// Whether the caller can decode an output. What it cannot is a failed call, also for a journal.
+    pub reads: fn(&[u8]) -> Result<(), serde_json::Error>,
+}
+
+impl Call {
+    /// A call without facts of its contract, for one attempt, whose output may be any JSON.
+    pub fn new(contract: ContractRef, step: StepKey, input: Bytes, parts: ContextParts) -> Self {
+        Self {
+            contract,
+            spec: None,
+            step,
+            batch: None,
+            key: None,
+            input,
+            parts,
+            retry: 0,
+            avoid: Vec::new(),
+            updates: None,
+            handle: None,
+            reads: |output| serde_json::from_slice::<serde::de::IgnoredAny>(output).map(drop),
+        }
+    }
+
+    /// Whether running it twice does no more than running it once, as far as its caller knows.
+    pub fn is_idempotent(&self) -> bool {
+        self.spec.as_ref().is_some_and(Spec::idempotent)
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("contract", &self.contract)
+            .field("step", &self.step)
+            .field("parts", &self.parts)
+            .field("retry", &self.retry)
+            .field("avoid", &self.avoid)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What came back.
@@ -94,13 +148,14 @@ impl Trip {
     }
 }
 
-/// Carries calls to arms. The HTTP client is one, the mesh another; the brain's journal wraps one.
+/// Carries calls to arms. The HTTP client is one, the mesh another; the brain's journal is one around another.
 ///
 /// # Cancel safety
 /// Dropping the future of a call gives the call up: the arm's own work ends, as far as the transport reaches.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    /// Carries one call and brings back its answer.
+    /// Carries one call and returns its answer, or ends it at its deadline: see [`Deadline::run`](crate::deadline::Deadline::run). The caller does
+    /// not do that itself, so that a transport can record that the deadline passed.
     ///
     /// # Errors
     /// A [`CallError`] that says what is known of the failure.
@@ -108,26 +163,16 @@ pub trait Transport: Send + Sync + 'static {
 
     /// The cards of the arms that can be reached now.
     async fn cards(&self) -> Vec<ArmCard>;
-
-    /// Whether it ends a call at the deadline itself, and may have something left to do then, such as writing down that
-    /// it passed. Where it does not, as is usual, the caller's [`Context`](crate::Context) ends the call by dropping it.
-    fn keeps_deadlines(&self) -> bool {
-        false
-    }
 }
 
 #[async_trait]
-impl<T: Transport + ?Sized> Transport for std::sync::Arc<T> {
+impl<T: Transport + ?Sized> Transport for Arc<T> {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         (**self).call(call).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
         (**self).cards().await
-    }
-
-    fn keeps_deadlines(&self) -> bool {
-        (**self).keeps_deadlines()
     }
 }
 

@@ -1,7 +1,10 @@
 //! What work tells while it runs.
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::error::Failure;
 
 /// Where a task stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,8 +75,44 @@ impl Progress {
     }
 }
 
-/// Where updates go.
+/// What a transport may report of a call that a foreign service runs by itself, such as the id of its task: enough to find
+/// the work again after a crash. Its text is the transport's own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Handle(String);
+
+impl Handle {
+    /// A handle of this text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, as the transport made it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Where the updates of running work go.
+#[async_trait]
 pub trait UpdateSink: Send + Sync + 'static {
-    /// Takes one update. Called while work runs: it must not block.
+    /// Takes one update. Called while work runs: it must not block, and may drop what comes too fast.
     fn update(&self, update: Update);
+
+    /// Takes one chunk of the output, which is never dropped: it returns when there is room for the next one.
+    ///
+    /// # Cancel safety
+    /// A chunk whose future is dropped may or may not have been taken.
+    async fn chunk(&self, chunk: Value) {
+        self.update(Update::Chunk(chunk));
+    }
+
+    /// Takes the handle of a call, and returns once it is stored.
+    ///
+    /// # Errors
+    /// Where it cannot be stored: the call is given up then.
+    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+        drop(handle);
+        Ok(())
+    }
 }

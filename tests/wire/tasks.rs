@@ -2,6 +2,7 @@
 
 use octollm::{
     budget::Cost,
+    context::Caller,
     failure::{ErrorKind, Failure},
     orchestrator::TaskPage,
     prelude::*,
@@ -52,7 +53,12 @@ fn a_contract_by_name() {
 
 /// A task that waits.
 fn queued() -> TaskRecord {
-    let mut record = TaskRecord::new(request().into(), Some("alice".into()), parsed("review-7"), parsed(NOW));
+    let mut record = TaskRecord::new(
+        request().into(),
+        Caller::known("alice", ["task:run"]),
+        parsed("review-7"),
+        parsed(NOW),
+    );
     record.task.task_id = parsed(TASK);
     record
 }

@@ -186,10 +186,6 @@ impl Transport for Journal {
     async fn cards(&self) -> Vec<ArmCard> {
         self.transport.cards().await
     }
-
-    fn keeps_deadlines(&self) -> bool {
-        true
-    }
 }
 
 fn output(reply: &Reply, call: &Call) -> Result<Answer, CallError> {

@@ -32,7 +32,7 @@ use crate::{
     bus::EventBus,
     card::ArmCard,
     clock::Clock,
-    context::{Caller, Context},
+    context::Context,
     dispatcher::Dispatcher,
     error::{ErrorKind, Failure},
     id::TaskId,
@@ -171,7 +171,7 @@ impl Brain {
     async fn visible(&self, id: &TaskId, cx: &Context) -> Result<TaskRecord, Failure> {
         let record = self.0.store.get(id).await?;
         record
-            .filter(|record| sees_all(cx) || record.owner.as_deref() == cx.caller().map(subject))
+            .filter(|record| sees_all(cx) || record.caller.is_same_as(cx.caller()))
             .ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))
     }
 
@@ -208,12 +208,13 @@ impl Brain {
         // Whoever submits cannot give what they do not have. Their deadline is for the submission, not for the task.
         submission.budget = submission.budget.within(cx.budget());
         let route = self.0.dispatcher.find(&submission.contract)?;
+        route.admit(cx.caller())?;
         route.check(submission.input.to_string().as_bytes())?;
         submission.budget.check().map_err(Failure::invalid)?;
         self.0.desk.has_room()?;
         // Finds the task again should this be dropped half way.
         keeper::start(&self.0);
-        let owner = cx.caller().map(|caller| caller.subject.clone());
+        let owner = cx.caller().clone();
         let correlation = cx.correlation_id().clone();
         let record = TaskRecord::new(submission, owner, correlation, self.0.clock.now());
         self.0.store.create(record.clone()).await?;
@@ -251,11 +252,7 @@ impl Brain {
 }
 
 fn sees_all(cx: &Context) -> bool {
-    cx.caller().is_some_and(|caller| caller.has_scope(ADMIN))
-}
-
-fn subject(caller: &Caller) -> &str {
-    &caller.subject
+    cx.caller().may(ADMIN).is_ok()
 }
 
 #[async_trait]
@@ -270,7 +267,7 @@ impl Orchestrator for Brain {
 
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure> {
         let limit = query.limit.unwrap_or(20).clamp(1, TaskQuery::MAX_LIMIT);
-        let owner = (!sees_all(cx)).then(|| cx.caller().map(|caller| caller.subject.clone()));
+        let owner = (!sees_all(cx)).then(|| cx.caller().clone());
         let filter = TaskFilter { status: query.status, after: query.after, owner, limit: limit + 1 };
         let mut records = self.0.store.list(&filter).await?;
         let more = records.len() > limit;

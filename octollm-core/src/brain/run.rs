@@ -18,7 +18,7 @@ use super::{
     updates::UpdateLog,
 };
 use crate::{
-    context::{Caller, ContextParts},
+    context::ContextParts,
     contract::TaskContract,
     deadline::Deadline,
     dispatcher::{Outcome, Route, Surroundings},
@@ -203,7 +203,7 @@ fn surroundings(
     parts.correlation_id = record.correlation_id.clone();
     parts.task_id = Some(started.id.clone());
     parts.budget = record.budget.budget();
-    parts.caller = record.owner.as_ref().map(|owner| Caller::new(owner, Vec::<String>::new()));
+    parts.caller = record.caller.clone();
     parts.attempt = record.run;
     parts.deadline = record.deadline_at.map(|at| {
         let left = at.duration_since(inner.clock.now());

@@ -18,11 +18,11 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 pub use self::step::Step;
-pub use crate::parts::{Caller, ContextParts};
+pub use crate::parts::{Caller, ContextParts, Grant};
 use crate::{
     budget::{Budget, BudgetExhausted, Ledger, Usage},
     card::ArmCard,
-    contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
+    contract::{ContractRef, ContractSpec, Spec, TaskContract},
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::{RequestId, TaskId},
@@ -103,9 +103,9 @@ impl Context {
         self.0.parts.trace.as_ref()
     }
 
-    /// Who calls, where it was established.
-    pub fn caller(&self) -> Option<&Caller> {
-        self.0.parts.caller.as_ref()
+    /// Who calls.
+    pub fn caller(&self) -> &Caller {
+        &self.0.parts.caller
     }
 
     /// 1 for the caller's first try.
@@ -283,8 +283,10 @@ impl Context {
         async move {
             written.map_err(|error| unwritable(&contract, error))?;
             let timeout = C::SPEC.timeout;
-            let fingerprint = || Some(ContractCard::of::<C>().fingerprint);
-            let reply = cx.send(contract.clone(), step, input.into(), timeout, fingerprint).await?;
+            let mut call = Call::new(contract.clone(), step, input.into(), cx.parts().clone());
+            call.spec = Some(Spec::Static(&C::SPEC));
+            call.reads = |output| serde_json::from_slice::<C::Output>(output).map(drop);
+            let reply = cx.send(call, timeout).await?;
             serde_json::from_slice(&reply.output).map_err(|error| unreadable(contract, reply, error))
         }
     }
@@ -299,40 +301,29 @@ impl Context {
         async move {
             // The arm knows its own limit; ours is only for arms that do not keep it.
             let timeout = cx.remaining().unwrap_or(ContractSpec::DEFAULT_TIMEOUT);
-            let reply = cx.send(contract.clone(), step, input, timeout, || None).await?;
+            let call = Call::new(contract.clone(), step, input, cx.parts().clone());
+            let reply = cx.send(call, timeout).await?;
             serde_json::from_slice(&reply.output).map_err(|error| unreadable(contract, reply, error))
         }
     }
 
-    async fn send(
-        self,
-        contract: ContractRef,
-        step: StepKey,
-        input: Bytes,
-        timeout: Duration,
-        fingerprint: fn() -> Option<String>,
-    ) -> Result<Reply, CallError> {
-        let budget = self.budget();
+    async fn send(self, mut call: Call, timeout: Duration) -> Result<Reply, CallError> {
+        let (budget, contract) = (self.budget(), call.contract.clone());
         if let Some(failure) = self.refusal(budget) {
             return Err(CallError::new(contract, failure));
         }
         let limit = Deadline::after(timeout);
         let deadline = self.deadline().map_or(limit, |deadline| deadline.min(limit));
-        let parts = self.parts().next_request(deadline, budget);
-        let call = Call { contract: contract.clone(), step, input, parts, fingerprint };
-        let kind = tokio::select! {
+        call.parts = self.parts().next_request(deadline, budget);
+        tokio::select! {
             biased;
             // The transport's own: through that of the `Arc` around it, the future would be boxed twice.
             answer = (*self.0.transport).call(call) => {
                 self.0.ledger.add(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
-                return answer;
+                answer
             }
-            () = self.cancelled() => ErrorKind::Cancelled,
-            () = tokio::time::sleep_until(deadline.instant()), if !self.0.transport.keeps_deadlines() => {
-                ErrorKind::DeadlineExceeded
-            }
-        };
-        Err(CallError::new(contract, Failure::of(kind)))
+            () = self.cancelled() => Err(CallError::new(contract, Failure::of(ErrorKind::Cancelled))),
+        }
     }
 
     /// Why nothing may be called any more.

@@ -48,7 +48,7 @@ fn first_version() -> u32 {
 impl ContractCard {
     /// The card of `C`.
     pub fn of<C: TaskContract>() -> Self {
-        let ContractSpec { name, version, path, scope, timeout, idempotent, summary } = C::SPEC;
+        let ContractSpec { name, version, path, scope, timeout, idempotent, summary, .. } = C::SPEC;
         let input_schema = closed(schemars::schema_for!(C).to_value());
         let output_schema =
             schemars::SchemaGenerator::new(schemars::generate::SchemaSettings::default().for_serialize())

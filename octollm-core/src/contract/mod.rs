@@ -5,6 +5,7 @@
 
 mod card;
 mod reference;
+mod spec;
 mod violation;
 
 use std::{fmt, time::Duration};
@@ -16,6 +17,7 @@ pub(crate) use self::card::{canonical, hex};
 pub use self::{
     card::{ContractCard, fingerprint},
     reference::{ContractRef, InvalidContractRef},
+    spec::{OwnedSpec, Spec},
     violation::{Violation, Violations},
 };
 
@@ -61,7 +63,7 @@ impl JsonSchema for NoChunk {
 /// The facts of a contract that its types do not say.
 ///
 /// The derive macro writes it; a contract made by hand starts with [`ContractSpec::new`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct ContractSpec {
     /// `entity.verb`, such as `code.validate`.
@@ -78,6 +80,8 @@ pub struct ContractSpec {
     pub idempotent: bool,
     /// One sentence for catalogues and for a planner.
     pub summary: &'static str,
+    /// Computes the digest of the contract's schemas; see [`fingerprint`]. Callers compare it with the arm's.
+    pub fingerprint: Option<fn() -> String>,
 }
 
 impl ContractSpec {
@@ -86,7 +90,16 @@ impl ContractSpec {
 
     /// A contract of version 1 that is not idempotent and may take 30 s.
     pub const fn new(name: &'static str, path: &'static str, scope: &'static str) -> Self {
-        Self { name, version: 1, path, scope, timeout: Self::DEFAULT_TIMEOUT, idempotent: false, summary: "" }
+        Self {
+            name,
+            version: 1,
+            path,
+            scope,
+            timeout: Self::DEFAULT_TIMEOUT,
+            idempotent: false,
+            summary: "",
+            fingerprint: None,
+        }
     }
 
     /// Sets the version.
@@ -114,6 +127,13 @@ impl ContractSpec {
     #[must_use]
     pub const fn summary(mut self, summary: &'static str) -> Self {
         self.summary = summary;
+        self
+    }
+
+    /// Sets how the digest of the contract's schemas is computed: `|| ContractCard::of::<C>().fingerprint`.
+    #[must_use]
+    pub const fn fingerprint(mut self, fingerprint: fn() -> String) -> Self {
+        self.fingerprint = Some(fingerprint);
         self
     }
 

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, time::Duration};
 
 use super::{ErrorKind, Failure};
-use crate::{budget::Usage, contract::ContractRef};
+use crate::{budget::Usage, contract::ContractRef, id::StepKey};
 
 /// Why a call failed, and where.
 #[derive(Debug)]
@@ -15,6 +15,7 @@ struct Inner {
     failure: Failure,
     arm: Option<String>,
     endpoint: Option<String>,
+    step: Option<StepKey>,
     usage: Usage,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -22,8 +23,8 @@ struct Inner {
 impl CallError {
     /// A call of `contract` that failed before an arm was chosen, or as an arm told.
     pub fn new(contract: ContractRef, failure: Failure) -> Self {
-        let (arm, endpoint, usage, source) = (None, None, Usage::default(), None);
-        Self(Box::new(Inner { contract, failure, arm, endpoint, usage, source }))
+        let (arm, endpoint, step, usage, source) = (None, None, None, Usage::default(), None);
+        Self(Box::new(Inner { contract, failure, arm, endpoint, step, usage, source }))
     }
 
     /// Adds which arm was called.
@@ -37,6 +38,13 @@ impl CallError {
     #[must_use]
     pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.0.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Adds which call of its maker it was.
+    #[must_use]
+    pub fn with_step(mut self, step: StepKey) -> Self {
+        self.0.step = Some(step);
         self
     }
 
@@ -67,6 +75,11 @@ impl CallError {
     /// Where it was called.
     pub fn endpoint(&self) -> Option<&str> {
         self.0.endpoint.as_deref()
+    }
+
+    /// Which call of its maker it was; `None` where it was made without a context.
+    pub fn step(&self) -> Option<&StepKey> {
+        self.0.step.as_ref()
     }
 
     /// What the arm used up before it failed, as far as it told.

@@ -101,7 +101,7 @@ impl TaskStore for MemoryStore {
         let tables = self.tables();
         let wanted = |record: &TaskRecord| {
             filter.status.is_none_or(|status| record.task.status == status)
-                && filter.owner.as_ref().is_none_or(|owner| record.owner == *owner)
+                && filter.owner.as_ref().is_none_or(|owner| record.caller.is_same_as(owner))
         };
         let older = |id: &TaskId| filter.after.as_ref().is_none_or(|after| id < after);
         Ok(tables

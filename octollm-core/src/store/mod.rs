@@ -13,6 +13,7 @@ use crate::{
     contract::ContractRef,
     error::{ErrorKind, Failure},
     id::TaskId,
+    parts::Caller,
     task::{TaskRecord, TaskStatus},
     transport::{StepKey, Trip},
 };
@@ -126,8 +127,8 @@ pub struct TaskFilter {
     pub status: Option<TaskStatus>,
     /// Only those older than this one.
     pub after: Option<TaskId>,
-    /// Only those of this owner; `None` for those of anyone.
-    pub owner: Option<Option<String>>,
+    /// Only those of this caller; `None` for those of anyone.
+    pub owner: Option<Caller>,
     /// So many at most.
     pub limit: usize,
 }

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     contract::ContractRef,
     id::{RequestId, TaskId},
+    parts::Caller,
     update::Progress,
 };
 
@@ -24,8 +25,8 @@ pub struct TaskRecord {
     pub contract: ContractRef,
     /// The contract's JSON.
     pub input: Value,
-    /// Who submitted it, where that was established.
-    pub owner: Option<String>,
+    /// Who submitted it, and what they may do.
+    pub caller: Caller,
     /// How urgent it is.
     pub priority: Priority,
     /// What it may use up.
@@ -53,12 +54,7 @@ pub struct Lease {
 
 impl TaskRecord {
     /// A queued task.
-    pub fn new(
-        submission: Submission,
-        owner: Option<String>,
-        correlation_id: RequestId,
-        now: Timestamp,
-    ) -> Self {
+    pub fn new(submission: Submission, caller: Caller, correlation_id: RequestId, now: Timestamp) -> Self {
         let Submission { contract, input, goal, priority, budget, metadata } = submission;
         Self {
             task: Task {
@@ -76,7 +72,7 @@ impl TaskRecord {
             },
             contract,
             input,
-            owner,
+            caller,
             priority,
             budget,
             correlation_id,
@@ -212,7 +208,7 @@ mod tests {
             prop_oneof![Just(Change::Start), Just(Change::Complete), Just(Change::Fail), Just(Change::Cancel), Just(Change::Requeue)], 0..24,
         )) {
             let now = Timestamp::UNIX_EPOCH;
-            let mut record = TaskRecord::new(TaskRequest::new("goal").into(), None, RequestId::new(), now);
+            let mut record = TaskRecord::new(TaskRequest::new("goal").into(), Caller::Unchecked, RequestId::new(), now);
             for change in changes {
                 let before = record.clone();
                 if apply(&mut record, change, now).is_err() {

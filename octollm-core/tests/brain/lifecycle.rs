@@ -251,8 +251,12 @@ async fn what_a_failed_call_used_up_is_used_up() {
 }
 
 fn caller(name: &str, scopes: &[&str]) -> Context {
+    of(Caller::known(name, scopes.iter().copied()))
+}
+
+fn of(caller: Caller) -> Context {
     let mut parts = ContextParts::new();
-    parts.caller = Some(Caller::new(name, scopes.iter().copied()));
+    parts.caller = caller;
     Context::from_parts(parts, Arc::new(NoArms))
 }
 
@@ -260,15 +264,19 @@ fn caller(name: &str, scopes: &[&str]) -> Context {
 async fn a_task_belongs_to_who_submitted_it() {
     let (brain, _) = stuck();
     let (ann, bob, root) =
-        (caller("ann", &[]), caller("bob", &["tasks:read"]), caller("root", &["tasks:admin"]));
+        (caller("ann", &["task:run"]), caller("bob", &["tasks:*"]), caller("root", &["tasks:admin"]));
     let id = brain.submit(goal("mine"), &ann).await.unwrap().task_id;
-    for stranger in [&bob, &anyone()] {
+    let anonymous = of(Caller::Anonymous);
+    for (stranger, kind) in [(&bob, ErrorKind::InsufficientScope), (&anonymous, ErrorKind::Unauthenticated)] {
+        assert_eq!(brain.submit(goal("not mine"), stranger).await.unwrap_err().kind, kind);
         assert_eq!(brain.get(&id, stranger).await.unwrap_err().kind, ErrorKind::TaskNotFound);
         assert_eq!(brain.cancel(&id, stranger).await.unwrap_err().kind, ErrorKind::TaskNotFound);
         assert_eq!(brain.watch(&id, None, stranger).await.unwrap_err().kind, ErrorKind::TaskNotFound);
         assert!(brain.list(TaskQuery::default(), stranger).await.unwrap().tasks.is_empty());
     }
-    assert_eq!(brain.list(TaskQuery::default(), &ann).await.unwrap().tasks.len(), 1);
+    for owner in [&ann, &anyone()] {
+        assert_eq!(brain.list(TaskQuery::default(), owner).await.unwrap().tasks.len(), 1);
+    }
     assert_eq!(brain.list(TaskQuery::default(), &root).await.unwrap().tasks.len(), 1);
     assert_eq!(brain.cancel(&id, &root).await.unwrap().status, TaskStatus::Cancelled);
 }

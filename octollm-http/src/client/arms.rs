@@ -8,7 +8,7 @@ use octollm_core::{
     Context,
     card::ArmCard,
     contract::{ContractRef, TaskContract},
-    deadline::Deadline,
+    deadline::{Deadline, DeadlinePassed},
     error::{CallError, ErrorKind, Failure},
     parts::ContextParts,
     transport::{Call, Reply, Transport, Trip},
@@ -128,6 +128,12 @@ impl Transport for Carrier {
 
 impl Carrier {
     async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
+        Deadline::run_until(call.parts.deadline, self.attempt(call)).await.unwrap_or_else(|DeadlinePassed| {
+            Err(CallError::new(call.contract.clone(), Failure::of(ErrorKind::DeadlineExceeded)))
+        })
+    }
+
+    async fn attempt(&self, call: &Call) -> Result<Reply, CallError> {
         let route = match self.directory.route(&call.contract) {
             Some(route) => route,
             None => self.find(&call.contract).await?,
@@ -157,7 +163,7 @@ impl Carrier {
         let mut offers = route.in_turn().peekable();
         while let Some(offer) = offers.next() {
             attempts += 1;
-            let drift = self.directory.drift(&call.contract, offer, call.fingerprint);
+            let drift = self.directory.drift(&call.contract, offer, call.spec.as_ref());
             let request = offer.request(call.input.clone(), &call.parts);
             let target = || offer.target(&call.contract, &call.parts);
             let failure = match self.exchanger.send(request, call.parts.deadline, target).await {

@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{HeaderValue, Request, StatusCode, header::ACCEPT};
 use octollm_core::{
     card::ArmCard,
-    contract::ContractRef,
+    contract::{ContractRef, Spec},
     deadline::Deadline,
     dispatcher::not_offered,
     error::{ErrorKind, Failure},
@@ -154,7 +154,7 @@ impl Directory {
         &self,
         contract: &ContractRef,
         offer: &'o Offer,
-        own: fn() -> Option<String>,
+        spec: Option<&Spec>,
     ) -> Option<&'o Drift> {
         if let Some(drift) = offer.drift.get() {
             return drift.as_ref();
@@ -163,7 +163,7 @@ impl Directory {
             return offer.drift.get_or_init(|| None).as_ref();
         }
         // A caller with JSON alone has no schemas: the next one may have.
-        let ours = self.own_fingerprint(contract, own)?;
+        let ours = self.own_fingerprint(contract, spec?)?;
         let drift = offer.drift.get_or_init(|| {
             (ours != offer.fingerprint).then(|| Drift { ours, theirs: offer.fingerprint.clone() })
         });
@@ -177,12 +177,12 @@ impl Directory {
     }
 
     /// Written from the schemas only once: that takes a while.
-    fn own_fingerprint(&self, contract: &ContractRef, own: fn() -> Option<String>) -> Option<String> {
+    fn own_fingerprint(&self, contract: &ContractRef, spec: &Spec) -> Option<String> {
         let mut fingerprints = self.fingerprints.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = fingerprints.get(contract) {
             return Some(known.clone());
         }
-        let ours = own()?;
+        let ours = spec.fingerprint()?;
         fingerprints.insert(contract.clone(), ours.clone());
         Some(ours)
     }

@@ -16,6 +16,7 @@ pub(crate) fn contract(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream
         #rt::ContractSpec::new(#name, #path, #scope)
             .version(#version)
             .summary(#summary)
+            .fingerprint(|| #rt::ContractCard::of::<Self>().fingerprint)
             #timeout
             #idempotent
     };

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use octollm_core::{
     Context,
     error::{ErrorKind, Failure},
-    id::RequestId,
     json,
     orchestrator::Orchestrator,
     parts::ContextParts,
@@ -128,7 +127,7 @@ impl Endpoint for ScreenedSubmit {
             return Err(refusal.into());
         }
         if let Reaction::Answer(answer) = screening.reaction {
-            return answered(submission, answer, parts.correlation_id);
+            return answered(submission, answer, parts);
         }
         let submission =
             if screening.text == text { submission } else { rewritten(submission, screening.text)? };
@@ -137,9 +136,9 @@ impl Endpoint for ScreenedSubmit {
 }
 
 /// A task that is finished before it began: no orchestrator knows of it.
-fn answered(submission: Submission, answer: Value, correlation: RequestId) -> Result<Reply, Refusal> {
+fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Result<Reply, Refusal> {
     let now = Timestamp::now();
-    let mut record = TaskRecord::new(submission, None, correlation, now);
+    let mut record = TaskRecord::new(submission, parts.caller, parts.correlation_id, now);
     let lease = Lease { holder: "reflex".into(), until: now };
     record
         .start(lease, now, now)

@@ -4,9 +4,8 @@ use std::{io::IsTerminal, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use octollm::{
-    orchestrator::{TaskUpdate, follow},
+    orchestrator::{JournalStep, TaskUpdate, follow},
     prelude::*,
-    store::JournalEntry,
     task::TaskBudget,
 };
 
@@ -57,7 +56,7 @@ fn show(bar: &ProgressBar, update: &TaskUpdate) {
 }
 
 /// How each call of the brain travelled, a line each.
-pub(crate) fn explain(journal: &[JournalEntry]) -> String {
+pub(crate) fn explain(journal: &[JournalStep]) -> String {
     let mut lines = vec![format!(
         "{:<12} {:<14} {:<10} {:<24} {:>5} {:>9}  {}",
         "step", "contract", "arm", "endpoint", "tries", "ms", "budget left"
@@ -69,9 +68,9 @@ pub(crate) fn explain(journal: &[JournalEntry]) -> String {
             "{:<12} {:<14} {:<10} {:<24} {:>5} {:>9.2}  {}, {seconds}",
             entry.step.to_string(),
             entry.contract.to_string(),
-            entry.trip.arm,
-            entry.trip.endpoint,
-            entry.trip.attempts,
+            entry.arm,
+            entry.endpoint,
+            entry.attempts,
             entry.duration_ms,
             entry.budget_left,
         ));

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::task::TaskUpdate;
 use crate::{
+    budget::Budget,
     card::ArmCard,
     context::Context,
     contract::ContractRef,
@@ -100,11 +101,22 @@ pub struct JournalStep {
     /// The arm that answered; empty where none is known.
     #[serde(default)]
     pub arm: String,
+    /// Where that arm is; empty where it is not known.
+    #[serde(default)]
+    pub endpoint: String,
+    /// How many attempts were made.
+    pub attempts: u32,
     /// How it ended.
     pub outcome: StepOutcome,
     /// Why it failed, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<TaskError>,
+    /// What the task had left when the call was made.
+    #[serde(default)]
+    pub budget_left: Budget,
+    /// How long the task still had then, in milliseconds.
+    #[serde(default)]
+    pub time_left_ms: Option<u64>,
     /// How long it took, in milliseconds.
     pub duration_ms: f64,
     /// Tokens it used, with all that the arm called.

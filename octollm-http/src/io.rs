@@ -168,12 +168,14 @@ impl Acceptor for TcpAcceptor {
 
 /// A network in memory. Clones are the same network.
 #[derive(Clone, Default)]
-pub struct Pipes(Arc<Mutex<HashMap<(String, u16), mpsc::Sender<DuplexStream>>>>);
+pub struct Pipes(Arc<Mutex<Hosts>>);
+
+type Hosts = HashMap<(String, u16), mpsc::Sender<DuplexStream>>;
 
 /// Takes the connections to one host of a network in memory.
 pub struct PipeAcceptor {
     incoming: mpsc::Receiver<DuplexStream>,
-    /// A host that was opened by a name stays open though no connection is on its way.
+    /// The network is gone.
     closed: bool,
 }
 
@@ -205,7 +207,7 @@ impl Pipes {
         Ok(PipeAcceptor { incoming, closed: false })
     }
 
-    fn hosts(&self) -> MutexGuard<'_, HashMap<(String, u16), mpsc::Sender<DuplexStream>>> {
+    fn hosts(&self) -> MutexGuard<'_, Hosts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -233,7 +235,7 @@ impl Acceptor for PipeAcceptor {
                 None => self.closed = true,
             }
         }
-        // The network is gone: nobody can connect any more.
+        // Nobody can connect any more, and whoever serves goes on with the connections there are.
         pending().await
     }
 

@@ -35,10 +35,10 @@ impl Arm<TaskRequest> for Through {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_tasks_at_once_over_sockets() {
-    let echo = ArmServer::new("echo").arm::<Echo>(Echoes).bind("127.0.0.1:0").await.unwrap();
+    let echo = Server::new("echo").arm(Echoes).bind("127.0.0.1:0").await.unwrap();
     let arms = Arms::builder().arm("echo", echo.url()).build().unwrap();
-    let brain = Brain::builder().arm::<TaskRequest>(Through).arms(arms).build();
-    let orchestrator = OrchestratorServer::new(brain).bind("127.0.0.1:0").await.unwrap();
+    let brain = Brain::builder().arm(Through).arms(arms).build().unwrap();
+    let orchestrator = Server::new("orchestrator").orchestrator(brain).bind("127.0.0.1:0").await.unwrap();
     // A thousand that ask again and again share a hundred connections: each waits its turn.
     let config = ClientConfig { pool_wait: Duration::from_secs(60), ..ClientConfig::default() };
     let client = OrchestratorClient::builder(orchestrator.url()).config(config).build().unwrap();

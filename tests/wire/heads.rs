@@ -15,7 +15,7 @@ use octollm::{
     context::ContextParts,
     deadline::Deadline,
     http::{
-        ArmServer, Arms,
+        Arms, Server,
         client::{Exchange, ExchangeError},
         server::HttpService,
     },
@@ -84,7 +84,7 @@ impl Arm<ValidateCode> for Noting {
 
 async fn call(parts: ContextParts) -> (Vec<String>, String, Usage) {
     let (heads, note) = (Heads::default(), Arc::default());
-    let server = ArmServer::new("judge").arm::<ValidateCode>(Noting(Arc::clone(&note))).into_service();
+    let server = Server::new("judge").arm(Noting(Arc::clone(&note))).open_to_all().into_service().unwrap();
     let cx = arms(server, heads.clone()).context_of(parts);
     cx.call(code("fn main() {}")).await.unwrap();
     let (heads, note) = (heads.lock().unwrap().clone(), note.lock().unwrap().clone());
@@ -126,7 +126,7 @@ async fn what_always_travels() {
 
 #[tokio::test(start_paused = true)]
 async fn errors_have_heads_too() {
-    let server = ArmServer::new("judge").arm::<ValidateCode>(Judge).into_service();
+    let server = Server::new("judge").arm(Judge).open_to_all().into_service().unwrap();
     for (code, name) in [("busy", "head_answer_unavailable.txt"), ("broken", "head_answer_failed.txt")] {
         let answer =
             ask(&server, "POST", "/validate", format!(r#"{{"code":"{code}","language":"rust"}}"#)).await;

@@ -12,6 +12,7 @@ use octollm::{
     failure::Failure,
     orchestrator::Orchestrator,
     prelude::*,
+    store::MemoryStore,
     task::{Task, TaskBudget},
     transport::{Call, NoArms, Reply, Transport, Trip},
     update::Phase,
@@ -65,7 +66,12 @@ impl Transport for Judges {
 }
 
 pub(crate) fn brain(bus: MemoryBus) -> Brain {
-    Brain::builder().arm::<Review>(Reviewer).arms(Judges).bus(bus).clock(Clock::runtime()).build()
+    brain_on(bus, Arc::new(MemoryStore::new()))
+}
+
+pub(crate) fn brain_on(bus: MemoryBus, store: Arc<MemoryStore>) -> Brain {
+    let builder = Brain::builder().arm::<Review>(Reviewer).arms(Judges).bus(bus).store(store);
+    builder.clock(Clock::runtime()).build().unwrap()
 }
 
 /// Who submits.

@@ -9,17 +9,17 @@ use octollm_core::{
     parts::ContextParts,
 };
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::{body::ResponseBody, media};
+use super::body::ResponseBody;
 use crate::wire::{Problem, names, write_usage};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// What an endpoint answers.
 #[derive(Debug)]
-pub(crate) struct Reply {
-    status: StatusCode,
-    body: Bytes,
-    headers: HeaderMap,
-}
+pub(crate) struct Reply(Response<ResponseBody>);
 
 /// Why an endpoint does not answer, and what the head of the problem says beside.
 #[derive(Debug)]
@@ -35,7 +35,9 @@ struct Refused {
 impl Reply {
     /// 200 with JSON that is written already.
     pub(crate) fn written(body: Bytes) -> Self {
-        Self { status: StatusCode::OK, body, headers: HeaderMap::new() }
+        let mut response = Response::new(ResponseBody::full(body));
+        response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+        Self(response)
     }
 
     /// 200 with a value as JSON.
@@ -49,18 +51,29 @@ impl Reply {
         }
     }
 
+    /// Whatever a service of the user's answers.
+    pub(crate) fn foreign(response: Response<ResponseBody>) -> Self {
+        Self(response)
+    }
+
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
-        self.status = status;
+        *self.0.status_mut() = status;
         self
     }
 
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.0.headers_mut().insert(name, value);
         self
     }
 
     pub(crate) fn usage(mut self, usage: Usage) -> Self {
-        write_usage(usage, &mut self.headers);
+        write_usage(usage, self.0.headers_mut());
+        self
+    }
+
+    /// The place is held until the body is sent.
+    pub(crate) fn holding(mut self, place: OwnedSemaphorePermit) -> Self {
+        self.0.body_mut().hold(place);
         self
     }
 }
@@ -108,30 +121,41 @@ impl Ids {
 
     /// The answer on the wire.
     pub(crate) fn respond(self, result: Result<Reply, Refusal>) -> Response<ResponseBody> {
-        let (media, reply) = match result {
-            Ok(reply) => (media::JSON, reply),
-            Err(refusal) => (media::PROBLEM, self.problem(refusal)),
+        let mut response = match result {
+            Ok(Reply(response)) => response,
+            Err(refusal) => self.problem(refusal),
         };
-        let Reply { status, body, mut headers } = reply;
-        headers.insert(header::CONTENT_TYPE, media);
-        headers.insert(names::REQUEST_ID, self.request);
-        headers.insert(names::CORRELATION_ID, self.correlation);
-        let mut response = Response::new(ResponseBody::full(body));
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
+        response.headers_mut().insert(names::REQUEST_ID, self.request);
+        response.headers_mut().insert(names::CORRELATION_ID, self.correlation);
         response
     }
 
-    fn problem(&self, refusal: Refusal) -> Reply {
+    fn problem(&self, refusal: Refusal) -> Response<ResponseBody> {
         let Refused { failure, mut headers, task } = *refusal.0;
         let request: Option<RequestId> = self.request.to_str().ok().and_then(|id| id.parse().ok());
         let problem = Problem::new(&failure, request, task.or_else(|| self.task.clone()));
         if let Some(seconds) = problem.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if let Some(challenge) = challenge(failure.kind) {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        headers.insert(header::CONTENT_TYPE, PROBLEM);
         let body = serde_json::to_vec(&problem).unwrap_or_default();
-        Reply { status, body: body.into(), headers }
+        let mut response = Response::new(ResponseBody::full(body.into()));
+        *response.status_mut() =
+            StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+/// What a caller can do about a refusal of its identity (RFC 6750 §3).
+fn challenge(kind: ErrorKind) -> Option<HeaderValue> {
+    match kind {
+        ErrorKind::Unauthenticated => Some(HeaderValue::from_static("Bearer")),
+        ErrorKind::InsufficientScope => Some(HeaderValue::from_static("Bearer error=\"insufficient_scope\"")),
+        _ => None,
     }
 }
 
@@ -150,8 +174,10 @@ fn echo(head: &HeaderMap, name: &HeaderName, id: &RequestId) -> HeaderValue {
 
 /// Takes the body away, and leaves the head as it would be with it.
 pub(crate) fn head_only(response: Response<ResponseBody>) -> Response<ResponseBody> {
-    let length = http_body::Body::size_hint(response.body()).lower();
+    let length = http_body::Body::size_hint(response.body()).exact();
     let mut response = response.map(|_| ResponseBody::empty());
-    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    if let Some(length) = length {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
     response
 }

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::server::{
-    respond::{Refusal, Reply},
+use super::{
+    reply::{Refusal, Reply},
     routes::{Endpoint, Inbound, Takes},
 };
 

@@ -17,10 +17,10 @@ use octollm_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::tasks::{submit, within};
-use crate::server::{
-    respond::{Refusal, Reply},
+use super::{
+    reply::{Refusal, Reply},
     routes::{Endpoint, Inbound, Takes},
+    tasks::{submit, within},
 };
 
 /// A reflex, and the arms that it may call.

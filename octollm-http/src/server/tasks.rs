@@ -10,17 +10,18 @@ use octollm_core::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
     id::TaskId,
-    orchestrator::{Orchestrator, TaskQuery},
+    json,
+    orchestrator::{JournalStep, Orchestrator, TaskQuery},
     parts::ContextParts,
-    task::{Submission, Task},
-    transport::NoArms,
+    task::Submission,
+    transport::{NoArms, StepKey},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::probes::ArmCapabilities;
-use crate::server::{
-    intake::percent_decoded,
-    respond::{Refusal, Reply},
+use super::{
+    head::percent_decoded,
+    probes::ArmCapabilities,
+    reply::{Refusal, Reply},
     routes::{Endpoint, Inbound, Takes},
 };
 
@@ -32,7 +33,11 @@ pub(crate) struct List(pub(crate) Arc<dyn Orchestrator>);
 pub(crate) struct Status(pub(crate) Arc<dyn Orchestrator>);
 /// `DELETE /tasks/{id}`
 pub(crate) struct Cancel(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /capabilities` of an orchestrator: the cards of the arms it knows, and its own beside them where it serves
+/// `POST /tasks/{id}/rerun`
+pub(crate) struct Rerun(pub(crate) Arc<dyn Orchestrator>);
+/// `GET /tasks/{id}/journal`
+pub(crate) struct Journal(pub(crate) Arc<dyn Orchestrator>);
+/// `GET /capabilities` and `GET /arms` of an orchestrator: the cards of the arms it knows, and its own beside them where it serves
 /// contracts itself.
 pub(crate) struct KnownArms {
     pub(crate) orchestrator: Arc<dyn Orchestrator>,
@@ -51,7 +56,7 @@ impl Endpoint for Submit {
     }
 }
 
-/// Queues a task; 202 and where it is.
+/// Queues a task; 202 and where it is, relative to the request, so that it holds below any prefix.
 pub(crate) async fn submit(
     orchestrator: &dyn Orchestrator,
     submission: Submission,
@@ -59,7 +64,7 @@ pub(crate) async fn submit(
 ) -> Result<Reply, Refusal> {
     let (deadline, cx) = context(parts);
     let task = within(deadline, orchestrator.submit(submission, &cx)).await?;
-    let location = HeaderValue::try_from(format!("/tasks/{}", task.task_id))
+    let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
         .map_err(|_| Failure::of(ErrorKind::Internal))?;
     Ok(Reply::json(&task)?.status(StatusCode::ACCEPTED).header(header::LOCATION, location))
 }
@@ -86,7 +91,7 @@ impl Endpoint for Status {
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
         let id = task_id(inbound.id)?;
         let (deadline, cx) = context(inbound.parts);
-        told(within(deadline, self.0.get(&id, &cx)).await, id)
+        answer(within(deadline, self.0.get(&id, &cx)).await, id)
     }
 }
 
@@ -99,7 +104,47 @@ impl Endpoint for Cancel {
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
         let id = task_id(inbound.id)?;
         let (deadline, cx) = context(inbound.parts);
-        told(within(deadline, self.0.cancel(&id, &cx)).await, id)
+        answer(within(deadline, self.0.cancel(&id, &cx)).await, id)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RerunBody {
+    #[serde(default)]
+    from: Option<StepKey>,
+}
+
+#[async_trait]
+impl Endpoint for Rerun {
+    fn takes(&self) -> Takes {
+        Takes::Json
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+        let id = task_id(inbound.id)?;
+        let body: RerunBody = json::read_input(&inbound.body)?;
+        let (deadline, cx) = context(inbound.parts);
+        let task = within(deadline, self.0.rerun(&id, body.from.as_ref(), &cx)).await;
+        Ok(answer(task, id)?.status(StatusCode::ACCEPTED))
+    }
+}
+
+#[async_trait]
+impl Endpoint for Journal {
+    fn takes(&self) -> Takes {
+        Takes::Place
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+        #[derive(Serialize)]
+        struct Steps {
+            steps: Vec<JournalStep>,
+        }
+        let id = task_id(inbound.id)?;
+        let (deadline, cx) = context(inbound.parts);
+        let steps = within(deadline, self.0.journal(&id, &cx)).await;
+        answer(steps.map(|steps| Steps { steps }), id)
     }
 }
 
@@ -116,7 +161,7 @@ impl Endpoint for KnownArms {
             own: Option<ArmCard>,
             arms: Vec<ArmCard>,
         }
-        let own = Some(self.own.card(inbound.head)).filter(|card| !card.contracts.is_empty());
+        let own = Some(self.own.card(&inbound)).filter(|card| !card.contracts.is_empty());
         let cards = async { Ok(self.orchestrator.cards().await) };
         Reply::json(&Arms { own, arms: within(inbound.parts.deadline, cards).await? })
     }
@@ -132,17 +177,14 @@ pub(crate) async fn within<T>(
     deadline: Option<Deadline>,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    match deadline {
-        None => work.await,
-        Some(deadline) => tokio::time::timeout_at(deadline.instant(), work)
-            .await
-            .unwrap_or_else(|_| Err(Failure::of(ErrorKind::DeadlineExceeded))),
-    }
+    Deadline::run_until(deadline, work)
+        .await
+        .unwrap_or_else(|_| Err(Failure::of(ErrorKind::DeadlineExceeded)))
 }
 
-fn told(task: Result<Task, Failure>, id: TaskId) -> Result<Reply, Refusal> {
-    match task {
-        Ok(task) => Reply::json(&task),
+fn answer(found: Result<impl Serialize, Failure>, id: TaskId) -> Result<Reply, Refusal> {
+    match found {
+        Ok(found) => Reply::json(&found),
         Err(failure) => Err(Refusal::from(failure).task(id)),
     }
 }

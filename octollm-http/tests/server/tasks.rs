@@ -12,7 +12,7 @@ use octollm_core::{
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
     reflex::{Observations, Reaction, Reflex, Stimulus},
-    task::{Submission, Task, TaskRecord, TaskRequest, TaskResult},
+    task::{Submission, Task, Origin, TaskRecord, TaskRequest, TaskResult},
 };
 use octollm_http::Server;
 use serde_json::json;
@@ -32,7 +32,7 @@ impl Arm<TaskRequest> for Review {
 }
 
 pub(crate) fn brain() -> Brain {
-    Brain::builder().arm::<TaskRequest>(Review).build()
+    Brain::builder().arm(Review).build().unwrap()
 }
 
 /// Refuses, rewrites, answers, fails and panics on demand.
@@ -190,9 +190,8 @@ struct Rerunning(Mutex<Vec<Option<StepKey>>>);
 #[async_trait]
 impl Orchestrator for Rerunning {
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
-        let record =
-            TaskRecord::new(submission, cx.caller().clone(), cx.correlation_id().clone(), Timestamp::now());
-        Ok(record.task)
+        let origin = Origin::new(cx.caller().clone(), cx.correlation_id().clone());
+        Ok(TaskRecord::new(submission, origin, Duration::from_secs(60), Timestamp::now()).into_task())
     }
 
     async fn get(&self, _: &TaskId, _: &Context) -> Result<Task, Failure> {

@@ -137,9 +137,10 @@ async fn in_time<T>(
 ) -> Result<T, (Failure, Usage)> {
     match deadline {
         None => work.await,
-        Some(deadline) => tokio::time::timeout_at(deadline.instant(), work)
-            .await
-            .unwrap_or_else(|_| Err(free(Failure::of(ErrorKind::DeadlineExceeded)))),
+        Some(deadline) => match tokio::time::timeout_at(deadline.instant(), work).await {
+            Ok(answer) => answer,
+            Err(_) => Err(free(Failure::of(ErrorKind::DeadlineExceeded))),
+        },
     }
 }
 

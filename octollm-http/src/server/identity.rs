@@ -72,19 +72,22 @@ impl Identity {
         self.open_to_all || self.from_extensions || self.authenticator.is_some()
     }
 
-    /// Who sent a request with this head.
+    /// Who sent a request with this head, where nobody has to be asked.
+    pub(crate) fn known(&self, head: &Parts) -> Option<Caller> {
+        let given = self.from_extensions.then(|| head.extensions.get::<Caller>().cloned()).flatten();
+        given.or(match (&self.authenticator, self.from_extensions) {
+            (Some(_), _) => None,
+            (None, true) => Some(Caller::Anonymous),
+            (None, false) => Some(Caller::Unchecked),
+        })
+    }
+
+    /// Asks the authenticator who sent a request with this head.
     ///
     /// # Errors
-    /// The authenticator's own; it panicked, or took too long.
-    pub(crate) async fn of(&self, head: &Parts, deadline: Option<Deadline>) -> Result<Caller, Failure> {
-        if self.from_extensions
-            && let Some(caller) = head.extensions.get::<Caller>()
-        {
-            return Ok(caller.clone());
-        }
-        let Some(authenticator) = &self.authenticator else {
-            return Ok(if self.from_extensions { Caller::Anonymous } else { Caller::Unchecked });
-        };
+    /// Its own; it panicked, or took too long.
+    pub(crate) async fn ask(&self, head: &Parts, deadline: Option<Deadline>) -> Result<Caller, Failure> {
+        let Some(authenticator) = &self.authenticator else { return Ok(Caller::Anonymous) };
         let own = Deadline::after(self.limit);
         let (limit, kind) = match deadline {
             Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),

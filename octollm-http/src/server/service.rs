@@ -139,7 +139,7 @@ impl HttpService {
         }
         let Some(layered) = &self.layered else { return self.core.answer(request, arrival).await };
         request.extensions_mut().insert(arrival);
-        let Ok(response) = layered.clone().oneshot(request.map(RequestBody::new)).await;
+        let Ok(response) = Box::pin(layered.clone().oneshot(request.map(RequestBody::new))).await;
         response
     }
 }
@@ -161,21 +161,21 @@ impl Core {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let (parts, malformed) = match read_parts(&head.headers) {
             Ok(parts) => (parts, None),
             Err((failure, parts)) => (*parts, Some(failure)),
         };
         let ids = Ids::of(&head.headers, &parts);
         let no_body = head.method == Method::HEAD;
-        let result = self.reply(head, body, parts, malformed, arrival).await;
+        let result = self.reply(&mut head, body, parts, malformed, arrival).await;
         let response = ids.respond(result);
         if no_body { head_only(response) } else { response }
     }
 
     async fn reply<B>(
         &self,
-        head: Parts,
+        head: &mut Parts,
         body: B,
         mut parts: ContextParts,
         malformed: Option<Failure>,
@@ -185,17 +185,23 @@ impl Core {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (handler, id) = self.admit(&head, &parts, malformed, arrival)?;
+        let (handler, id) = self.admit(head, &parts, malformed, arrival)?;
         let takes = match handler {
             Handler::Endpoint(endpoint) => endpoint.takes(),
             Handler::Service(_) => Takes::Place,
         };
         if takes != Takes::Probe {
-            parts.caller = self.identity.of(&head, parts.deadline).await?;
+            parts.caller = match self.identity.known(head) {
+                Some(caller) => caller,
+                None => Box::pin(self.identity.ask(head, parts.deadline)).await?,
+            };
         }
         let endpoint = match handler {
             Handler::Endpoint(endpoint) => endpoint,
-            Handler::Service(service) => return self.hand_over(service.clone(), head, body, parts).await,
+            // What is rare has memory of its own: the future of every request is as large as its largest part.
+            Handler::Service(service) => {
+                return Box::pin(self.hand_over(service.clone(), taken(head), body, parts)).await;
+            }
         };
         let body = match takes {
             Takes::Json => {
@@ -207,7 +213,7 @@ impl Core {
         };
         let place = if takes == Takes::Probe { None } else { Some(self.place()?) };
         let path = head.uri.path();
-        let call = endpoint.call(Inbound { parts, head: &head, id, arrival, body });
+        let call = endpoint.call(Inbound { parts, head, id, arrival, body });
         let reply = caught(call, path).await??;
         Ok(match place {
             Some(place) => reply.holding(place),
@@ -280,6 +286,11 @@ impl Core {
     fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
         self.places.clone().try_acquire_owned().map_err(|_| intake::overloaded())
     }
+}
+
+/// The head by itself; an empty one stays behind.
+fn taken(head: &mut Parts) -> Parts {
+    std::mem::replace(head, Request::new(()).into_parts().0)
 }
 
 /// What an endpoint returns. Arms catch their own panics; this is for orchestrators, reflexes, checks and the user's routes.

@@ -114,7 +114,7 @@ async fn a_layer_can_say_who_calls() {
             request
         })
     });
-    let trusting = || worker().layer(knows.clone());
+    let trusting = || worker().layer(knows);
     let peer = start(trusting().identity_from_extensions());
     assert_eq!(peer.post("/echo", "X-User: ali\r\n", ECHO).await.status, 200);
     peer.post("/echo", "", ECHO).await.is_problem(401, "unauthenticated");

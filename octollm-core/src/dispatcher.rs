@@ -253,23 +253,18 @@ struct Typed<C, A> {
     contract: PhantomData<fn(C)>,
 }
 
-fn read<C: TaskContract>(input: &[u8]) -> Result<C, Failure> {
-    let task: C = json::read_input(input)?;
-    task.check().map_err(Failure::invalid)?;
-    Ok(task)
-}
-
 #[async_trait]
 impl<C: TaskContract, A: Arm<C>> Handler for Typed<C, A> {
     fn check(&self, input: &[u8]) -> Result<(), Failure> {
-        read::<C>(input).map(drop)
+        json::read_contract::<C>(input).map(drop)
     }
 
     async fn run(&self, input: &[u8], cx: &Context) -> Result<Bytes, ArmError> {
-        let task = read::<C>(input)?;
+        let task = json::read_contract::<C>(input)?;
         let output = self.arm.execute(task, cx).await?;
-        let bytes = serde_json::to_vec(&output)
-            .map_err(|error| ArmError::failed("the output cannot be written as JSON").with_source(error))?;
+        let bytes = json::write(&output).map_err(|error| {
+            ArmError::failed(format!("the output cannot be written: {error}")).with_source(error)
+        })?;
         Ok(bytes.into())
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     contract::{ContractRef, ContractSpec, OwnedSpec, Spec, TaskContract},
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
+    json,
     transport::{Call, Reply, StepKey},
     update::UpdateSink,
 };
@@ -151,17 +152,13 @@ pub(crate) struct Request {
     reads: Read<()>,
 }
 
-/// Most inputs fit without their buffer having to grow.
-const USUAL_INPUT: usize = 1024;
-
 impl Request {
     pub(super) fn typed<C: TaskContract>(cx: Context, step: StepKey, input: &C) -> Self {
-        let mut written = Vec::with_capacity(USUAL_INPUT);
         let contract = C::SPEC.reference();
-        let input = match serde_json::to_writer(&mut written, input) {
-            Ok(()) => Ok(written.into()),
+        let input = match json::write_input(input) {
+            Ok(written) => Ok(written.into()),
             Err(error) => {
-                Err(unsendable(&contract, "the input cannot be written as JSON").with_source(error))
+                Err(unsendable(&contract, format!("the input cannot be written: {error}")).with_source(error))
             }
         };
         let reads: Read<()> = |output| read::<C>(output).map(drop);
@@ -259,7 +256,7 @@ impl Request {
     }
 }
 
-fn unsendable(contract: &ContractRef, why: &str) -> CallError {
+fn unsendable(contract: &ContractRef, why: impl Into<String>) -> CallError {
     CallError::new(contract.clone(), Failure::new(ErrorKind::BadRequest, why))
 }
 

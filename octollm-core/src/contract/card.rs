@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{ContractRef, ContractSpec, Effects, NoChunk, TaskContract};
+use super::{ContractRef, ContractSpec, Effects, InvalidContractRef, TaskContract, schema};
 
 /// A contract as an arm's card shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,13 +90,8 @@ impl ContractCard {
         let ContractSpec { name, version, path, scope, timeout, idempotent, .. } = C::SPEC;
         let ContractSpec { summary, title, tags, examples, effects, .. } = C::SPEC;
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-        let input_schema = closed(schemars::schema_for!(C).to_value());
-        let output_schema =
-            schemars::SchemaGenerator::new(schemars::generate::SchemaSettings::default().for_serialize())
-                .into_root_schema_for::<C::Output>()
-                .to_value();
-        let streams = std::any::TypeId::of::<C::Chunk>() != std::any::TypeId::of::<NoChunk>();
-        let chunk_schema = if streams { schemars::schema_for!(C::Chunk).to_value() } else { Value::Null };
+        let (input_schema, output_schema, chunk_schema) =
+            (schema::input::<C>(), schema::output::<C>(), schema::chunk::<C>());
         Self {
             name: name.into(),
             version,
@@ -118,6 +113,22 @@ impl ContractCard {
         }
     }
 
+    /// The card of `C`, if it can be served: its name has a form in other protocols, and its input is an object in JSON.
+    ///
+    /// The derive macro refuses what it can see; this finds the rest, such as a contract that is written by hand, or one
+    /// that is `#[serde(transparent)]`.
+    ///
+    /// # Errors
+    /// [`InvalidContract`], for the first of these that does not hold.
+    pub fn checked<C: TaskContract>() -> Result<Self, InvalidContract> {
+        let card = Self::of::<C>();
+        let contract = ContractRef::new(&*card.name, card.version).map_err(InvalidContract::Name)?;
+        if card.input_schema.get("type").and_then(Value::as_str) == Some("object") {
+            return Ok(card);
+        }
+        Err(InvalidContract::Input { contract })
+    }
+
     /// The fingerprint that the card of `C` has. It is computed at each call: see [`ContractSpec::fingerprint`].
     pub fn fingerprint_of<C: TaskContract>() -> String {
         Self::of::<C>().fingerprint
@@ -135,24 +146,19 @@ impl ContractCard {
     }
 }
 
-/// Servers refuse fields that an input does not have, at any depth; the schema says so. Left alone is what is chosen
-/// among alternatives: there serde itself looks past unknown fields.
-fn closed(mut schema: Value) -> Value {
-    const OPEN: [&str; 5] = ["additionalProperties", "allOf", "anyOf", "oneOf", "$ref"];
-    let Some(object) = schema.as_object_mut() else { return schema };
-    if object.contains_key("properties") && !OPEN.iter().any(|key| object.contains_key(*key)) {
-        object.insert("additionalProperties".into(), Value::Bool(false));
-    }
-    for (key, inner) in object {
-        match (key.as_str(), inner) {
-            ("properties" | "$defs", Value::Object(schemas)) => {
-                schemas.values_mut().for_each(|schema| *schema = closed(schema.take()));
-            }
-            ("items" | "additionalProperties", inner @ Value::Object(_)) => *inner = closed(inner.take()),
-            _ => {}
-        }
-    }
-    schema
+/// Why a contract cannot be served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidContract {
+    /// Its name has no form in other protocols.
+    #[error("the contract has no valid name")]
+    Name(#[source] InvalidContractRef),
+    /// Its input is not an object in JSON.
+    #[error("the input of {contract} is not an object in JSON")]
+    Input {
+        /// The contract.
+        contract: ContractRef,
+    },
 }
 
 /// 32 hexadecimal digits that tell whether two parties mean the same schemas.

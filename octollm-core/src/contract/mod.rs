@@ -5,15 +5,19 @@
 
 mod card;
 mod reference;
+mod schema;
 mod spec;
 mod violation;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub(crate) use self::card::hex;
+pub(crate) use self::{
+    card::hex,
+    schema::{input_of, referred},
+};
 pub use self::{
-    card::{ContractCard, Keys, fingerprint},
+    card::{ContractCard, InvalidContract, Keys, fingerprint},
     reference::{ContractRef, InvalidContractRef},
     spec::{ContractSpec, Effects, OwnedSpec, Spec},
     violation::{Violation, Violations},

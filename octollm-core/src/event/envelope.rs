@@ -121,7 +121,7 @@ impl Event {
         self
     }
 
-    /// Sets what it is about, a task's id for one.
+    /// Sets what it is about, such as a task's id.
     #[must_use]
     pub fn with_subject(mut self, subject: impl Into<String>) -> Self {
         self.change().subject = given(subject);
@@ -149,7 +149,7 @@ impl Event {
         self
     }
 
-    /// Sets the key in which a bus that keeps order keeps it.
+    /// Sets the key within which a bus keeps events in order.
     #[must_use]
     pub fn with_partition_key(mut self, key: impl Into<String>) -> Self {
         self.change().partition_key = given(key);
@@ -163,7 +163,7 @@ impl Event {
         self
     }
 
-    /// Where it is told.
+    /// The channel on which it is published.
     pub fn channel(&self) -> &Channel {
         &self.0.channel
     }
@@ -183,17 +183,17 @@ impl Event {
         self.0.timestamp
     }
 
-    /// Who tells it.
+    /// What published it.
     pub fn source(&self) -> &str {
         &self.0.source
     }
 
-    /// What is told.
+    /// Its data.
     pub fn data(&self) -> &Value {
         &self.0.data
     }
 
-    /// What is told, as a type.
+    /// Its data, as a type.
     ///
     /// # Errors
     /// [`EventError::Data`] when the data is not of that type.
@@ -226,7 +226,7 @@ impl Event {
         self.0.traceparent.as_deref()
     }
 
-    /// The key in which a bus that keeps order keeps it.
+    /// The key within which a bus keeps events in order.
     pub fn partition_key(&self) -> Option<&str> {
         self.0.partition_key.as_deref()
     }

@@ -118,7 +118,7 @@ impl Serialize for Pattern {
 
 const WILDCARD: &str = "*";
 
-/// One or more [`Pattern`]s heard as one: an event that several of them mean is delivered once.
+/// One or more [`Pattern`]s in one subscription: an event that several of them match is delivered once.
 ///
 /// ```
 /// # use octollm_core::event::{Pattern, Patterns};
@@ -140,7 +140,7 @@ impl Patterns {
         self
     }
 
-    /// Whether any of them means `channel`.
+    /// Whether any of them matches `channel`.
     pub fn matches(&self, channel: &Channel) -> bool {
         self.0.iter().any(|pattern| pattern.matches(channel))
     }

@@ -18,9 +18,9 @@ pub struct RawEvent<'a> {
     pub event_type: Cow<'a, str>,
     /// When it happened, RFC 3339.
     pub timestamp: Cow<'a, str>,
-    /// Who tells it.
+    /// What published it.
     pub source: Cow<'a, str>,
-    /// What is told.
+    /// Its data.
     #[serde(default)]
     pub data: Cow<'a, Value>,
     /// Its identity, unique for its source.

@@ -12,31 +12,60 @@ mod shape;
 #[cfg(test)]
 mod tests;
 mod unique;
+mod unknown;
 mod watch;
+mod write;
 
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Deserializer, de::StrRead};
+use serde_json::{Deserializer, Value, de::StrRead};
 
-pub use self::raw::RawJson;
+pub use self::{
+    raw::RawJson,
+    write::{Unwritable, write},
+};
 use self::{
     scan::{Keys, scan},
     unique::Unique,
     watch::{Notes, Watch},
 };
-use crate::error::{ErrorKind, Failure};
+use crate::{
+    contract::{TaskContract, Violations, input_of},
+    error::{ErrorKind, Failure},
+};
 
-/// Reads an input: every field known, each once, nothing behind the value.
+/// Reads the input of a contract, and runs its rules. What the published schema refuses is refused.
 ///
 /// # Errors
-/// [`ErrorKind::BadRequest`] for what is not JSON as it is meant between programs: bytes that are not UTF-8, a key
-/// twice in one object, more than 128 values inside each other, half a surrogate pair, a number beyond any `f64`,
-/// anything behind the value. [`ErrorKind::ValidationFailed`] for JSON of another shape, with the paths of the
+/// As [`read_input`], and [`ErrorKind::ValidationFailed`] with every rule that is broken.
+pub fn read_contract<C: TaskContract>(bytes: &[u8]) -> Result<C, Failure> {
+    let notes = Notes::default();
+    let input: C = read_noting(bytes, &notes)?;
+    if notes.set_aside.get() {
+        all_known::<C>(bytes)?;
+    }
+    input.check().map_err(Failure::invalid)?;
+    Ok(input)
+}
+
+/// Reads an input: every field known, each once, nothing after the value. A unit struct is read from `{}`.
+///
+/// What serde takes aside before it knows what it is (flattened structs, enums with a tag) may have members that it does
+/// not know: [`read_contract`] refuses these too.
+///
+/// # Errors
+/// [`ErrorKind::BadRequest`] for what is not JSON as it is meant between programs: bytes that are not UTF-8, a byte order
+/// mark, a key twice in one object, more than 128 values inside each other, half a surrogate pair, a number beyond any
+/// `f64`, anything after the value. [`ErrorKind::ValidationFailed`] for JSON of another shape, with the paths of the
 /// fields.
 pub fn read_input<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    read_noting(bytes, &Notes::default())
+}
+
+fn read_noting<T: DeserializeOwned>(bytes: &[u8], notes: &Notes) -> Result<T, Failure> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| malformed(format_args!("byte {} is not UTF-8", error.valid_up_to())))?;
-    let (mut json, notes) = (Deserializer::from_str(text), Notes::default());
-    let value = T::deserialize(Watch::new(&mut json, &notes)).and_then(|value| json.end().map(|()| value));
+    let mut json = Deserializer::from_str(text);
+    let value = T::deserialize(Watch::new(&mut json, notes)).and_then(|value| json.end().map(|()| value));
     match value {
         Ok(value) if !notes.ignored.get() => {
             if notes.free.get() {
@@ -51,6 +80,30 @@ pub fn read_input<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     }
 }
 
+/// Looks for members that the schema of a contract does not know.
+#[cold]
+fn all_known<C: TaskContract>(bytes: &[u8]) -> Result<(), Failure> {
+    let value: Value = serde_json::from_slice(bytes).map_err(malformed)?;
+    let mut violations = Violations::default();
+    for path in unknown::unknown(&input_of::<C>(), &value).into_iter().take(shape::NAMED_AT_MOST) {
+        violations.push(path, "unknown field");
+    }
+    if violations.is_empty() { Ok(()) } else { Err(Failure::invalid(violations)) }
+}
+
+/// Writes the input of a contract: always an object, also for a unit struct.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Unwritable> {
+    let mut bytes = write(input)?;
+    if bytes == b"null" {
+        bytes.clear();
+        bytes.extend_from_slice(b"{}");
+    }
+    Ok(bytes)
+}
+
 /// Looks at a text that is JSON for what a parser lets pass.
 fn scanned(text: &str) -> Result<(), Failure> {
     match scan(text).map_err(malformed)? {
@@ -61,6 +114,9 @@ fn scanned(text: &str) -> Result<(), Failure> {
 
 /// Looks at any text, in full: whether it is no JSON comes before whether it fits.
 fn well_formed(text: &str) -> Result<(), Failure> {
+    if text.starts_with('\u{feff}') {
+        return Err(malformed("it begins with a byte order mark"));
+    }
     if text.trim_ascii().is_empty() {
         return Err(malformed("nothing there"));
     }

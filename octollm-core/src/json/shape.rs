@@ -21,7 +21,7 @@ pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Violations> {
     let (mut json, mut track) = (parser(text), Track::new());
     let mut unknown = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| {
-        if unknown.len() < TOLD_AT_MOST {
+        if unknown.len() < NAMED_AT_MOST {
             unknown.push(ignored(&path));
         }
     };
@@ -43,8 +43,8 @@ pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Violations> {
     }
 }
 
-/// So many unknown fields are named: whoever sends more learns nothing from the rest.
-const TOLD_AT_MOST: usize = 100;
+/// How many unknown fields are named at most: whoever sends more learns nothing from the rest.
+pub(super) const NAMED_AT_MOST: usize = 100;
 
 /// serde names a field that is missing in the message alone.
 fn located(path: String, message: &str) -> (String, String) {
@@ -84,6 +84,7 @@ fn ignored(path: &serde_ignored::Path<'_>) -> String {
     }
 }
 
-fn join(path: &str, field: &str) -> String {
+/// `path.field`
+pub(super) fn join(path: &str, field: &str) -> String {
     if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }

@@ -3,9 +3,15 @@
 //! For a plain struct of plain fields, serde and serde_json refuse on their own all that is to be refused: the watch
 //! then costs nothing but a flag, and no second look at the text is needed. It tells when one is.
 
-use std::{cell::Cell, fmt};
+use std::{
+    cell::Cell,
+    fmt::{self, Write},
+};
 
-use serde::de::{DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, Expected, IgnoredAny, MapAccess, SeqAccess, VariantAccess,
+    Visitor,
+};
 
 /// What a type did with its input.
 #[derive(Debug, Default)]
@@ -14,17 +20,71 @@ pub(super) struct Notes {
     pub(super) ignored: Cell<bool>,
     /// It took something as it came: a map, any value, raw text or bytes. Keys may repeat in it.
     pub(super) free: Cell<bool>,
+    /// It took a part aside before it knew what it is, as serde does where a struct is flattened or an enum has a tag:
+    /// what it leaves out of that is not seen.
+    pub(super) set_aside: Cell<bool>,
+}
+
+/// Where a value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Root,
+    Within,
+    /// In a `serde_json::Value`, which takes all there is.
+    InAnyValue,
 }
 
 /// Wraps a deserializer, and everything that it hands out.
 pub(super) struct Watch<'n, X> {
     inner: X,
     notes: &'n Notes,
+    place: Place,
 }
 
 impl<'n, X> Watch<'n, X> {
     pub(super) fn new(inner: X, notes: &'n Notes) -> Self {
-        Self { inner, notes }
+        Self { inner, notes, place: Place::Root }
+    }
+
+    /// Something within what is watched here.
+    fn hand_out<Y>(&self, inner: Y) -> Watch<'n, Y> {
+        let place = if self.place == Place::InAnyValue { Place::InAnyValue } else { Place::Within };
+        Watch { inner, notes: self.notes, place }
+    }
+
+    /// Looks at what a type asks for. serde's own words tell what it is going to do with it.
+    fn asks_freely<'de, V: Visitor<'de>>(&self, visitor: &V) -> Place {
+        self.notes.free.set(true);
+        if self.place == Place::InAnyValue {
+            return Place::InAnyValue;
+        }
+        let mut words = Words { text: [0; 22], length: 0 };
+        let _ = write!(words, "{}", visitor as &dyn Expected);
+        let words = &words.text[..words.length];
+        if words == b"any valid JSON value" {
+            return Place::InAnyValue;
+        }
+        let aside: [&[u8]; 3] = [b"any value", b"struct ", b"internally tagged enum"];
+        if aside.iter().any(|aside| words.starts_with(aside)) {
+            self.notes.set_aside.set(true);
+        }
+        Place::Within
+    }
+}
+
+/// The first bytes of what is written.
+struct Words {
+    text: [u8; 22],
+    length: usize,
+}
+
+impl Write for Words {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = &mut self.text[self.length..];
+        let taken = room.len().min(text.len());
+        room[..taken].copy_from_slice(&text.as_bytes()[..taken]);
+        self.length += taken;
+        Ok(())
     }
 }
 
@@ -32,7 +92,8 @@ macro_rules! deserialize {
     ($($method:ident($($arg:ident: $type:ty),*) $(=> $note:ident)?;)*) => {$(
         fn $method<V: Visitor<'de>>(self, $($arg: $type,)* visitor: V) -> Result<V::Value, D::Error> {
             $(self.notes.$note.set(true);)?
-            self.inner.$method($($arg,)* Watch::new(visitor, self.notes))
+            let visitor = self.hand_out(visitor);
+            self.inner.$method($($arg,)* visitor)
         }
     )*};
 }
@@ -41,7 +102,6 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
     type Error = D::Error;
 
     deserialize! {
-        deserialize_any() => free;
         deserialize_bool();
         deserialize_i8();
         deserialize_i16();
@@ -62,14 +122,35 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
         deserialize_byte_buf() => free;
         deserialize_option();
         deserialize_unit();
-        deserialize_unit_struct(name: &'static str);
         deserialize_seq();
         deserialize_tuple(len: usize);
         deserialize_tuple_struct(name: &'static str, len: usize);
-        deserialize_map() => free;
         deserialize_enum(name: &'static str, variants: &'static [&'static str]);
         deserialize_identifier();
         deserialize_ignored_any() => ignored;
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        let place = self.asks_freely(&visitor);
+        self.inner.deserialize_any(Watch { inner: visitor, notes: self.notes, place })
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        let place = self.asks_freely(&visitor);
+        self.inner.deserialize_map(Watch { inner: visitor, notes: self.notes, place })
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        if self.place == Place::Root {
+            let visitor = self.hand_out(Memberless(visitor));
+            return self.inner.deserialize_any(visitor);
+        }
+        let visitor = self.hand_out(visitor);
+        self.inner.deserialize_unit_struct(name, visitor)
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
@@ -81,7 +162,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
         if name.starts_with('$') {
             self.notes.free.set(true);
         }
-        self.inner.deserialize_newtype_struct(name, Watch::new(visitor, self.notes))
+        let visitor = Watch { inner: visitor, notes: self.notes, place: self.place };
+        self.inner.deserialize_newtype_struct(name, visitor)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -90,7 +172,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        self.inner.deserialize_struct(name, fields, Object(Watch::new(visitor, self.notes)))
+        let visitor = Object(self.hand_out(visitor));
+        self.inner.deserialize_struct(name, fields, visitor)
     }
 
     fn is_human_readable(&self) -> bool {
@@ -111,6 +194,24 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Object<V> {
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
         self.0.visit_map(map)
+    }
+}
+
+/// Takes a unit struct from an object without members: the input of a contract is an object.
+struct Memberless<V>(V);
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Memberless<V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object without members")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<V::Value, A::Error> {
+        while map.next_key::<IgnoredAny>()?.is_some() {
+            map.next_value::<IgnoredAny>()?;
+        }
+        self.0.visit_unit()
     }
 }
 
@@ -155,23 +256,28 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_some(Watch::new(inner, self.notes))
+        let inner = self.hand_out(inner);
+        self.inner.visit_some(inner)
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_newtype_struct(Watch::new(inner, self.notes))
+        let inner = self.hand_out(inner);
+        self.inner.visit_newtype_struct(inner)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_seq(Watch::new(items, self.notes))
+        let items = self.hand_out(items);
+        self.inner.visit_seq(items)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_map(Watch::new(map, self.notes))
+        let map = self.hand_out(map);
+        self.inner.visit_map(map)
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, variant: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_enum(Watch::new(variant, self.notes))
+        let variant = self.hand_out(variant);
+        self.inner.visit_enum(variant)
     }
 }
 
@@ -179,7 +285,8 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Watch<'_, S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, inner: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Watch::new(inner, self.notes))
+        let inner = self.hand_out(inner);
+        self.inner.deserialize(inner)
     }
 }
 
@@ -187,7 +294,8 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Watch<'_, A> {
     type Error = A::Error;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_element_seed(Watch::new(seed, self.notes))
+        let seed = self.hand_out(seed);
+        self.inner.next_element_seed(seed)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -204,7 +312,8 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Watch<'_, A> {
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        self.inner.next_value_seed(Watch::new(seed, self.notes))
+        let seed = self.hand_out(seed);
+        self.inner.next_value_seed(seed)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -217,8 +326,9 @@ impl<'de, 'n, A: EnumAccess<'de>> EnumAccess<'de> for Watch<'n, A> {
     type Variant = Watch<'n, A::Variant>;
 
     fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self::Variant), A::Error> {
+        let (notes, place) = (self.notes, self.place);
         let (name, variant) = self.inner.variant_seed(seed)?;
-        Ok((name, Watch::new(variant, self.notes)))
+        Ok((name, Watch { inner: variant, notes, place }))
     }
 }
 
@@ -230,11 +340,13 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Watch<'_, A> {
     }
 
     fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, A::Error> {
-        self.inner.newtype_variant_seed(Watch::new(seed, self.notes))
+        let seed = self.hand_out(seed);
+        self.inner.newtype_variant_seed(seed)
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
-        self.inner.tuple_variant(len, Watch::new(visitor, self.notes))
+        let visitor = self.hand_out(visitor);
+        self.inner.tuple_variant(len, visitor)
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -242,6 +354,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Watch<'_, A> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        self.inner.struct_variant(fields, Watch::new(visitor, self.notes))
+        let visitor = self.hand_out(visitor);
+        self.inner.struct_variant(fields, visitor)
     }
 }

@@ -125,7 +125,14 @@ async fn a_new_group_reads_the_history() {
     }
     assert_eq!(number(delivered(&mut late).await.event()), 10);
     assert!(bus.capabilities().claims(Capability::History));
-    assert!(!pub_sub().capabilities().claims(Capability::History));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_without_history_starts_no_group_at_the_beginning() {
+    let bus = plain();
+    let refused = bus.consume(GROUP, all(), options()).await;
+    assert!(matches!(refused, Err(BusError::Unsupported { capability: Capability::History })));
+    assert!(matches!(bus.group(GROUP).await, Err(BusError::UnknownGroup { .. })));
 }
 
 #[tokio::test(start_paused = true)]

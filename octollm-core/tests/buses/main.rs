@@ -4,6 +4,7 @@
 //! case asserts that it returns `Unsupported`.
 
 mod blocking;
+mod brain;
 mod delivery;
 mod engine;
 mod groups;

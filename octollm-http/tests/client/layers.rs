@@ -198,7 +198,7 @@ async fn layers_stack_and_one_that_is_not_ready_holds_up_the_one_around_it() {
         .config(ClientConfig::default())
         .build()
         .unwrap();
-    let results = arms.context().call_each((0..3).map(|_| check())).await;
+    let results = arms.context().call_all((0..3).map(|_| check())).each().await;
     let errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
     assert_eq!((errors.len(), peer.calls().len()), (2, 1));
     for error in errors {

@@ -1,5 +1,7 @@
 //! Orchestrator and reflex servers.
 
+use std::time::Duration;
+
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -12,7 +14,7 @@ use octollm_core::{
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
     reflex::{Observations, Reaction, Reflex, Stimulus},
-    task::{Submission, Task, Origin, TaskRecord, TaskRequest, TaskResult},
+    task::{Origin, Submission, Task, TaskRecord, TaskRequest, TaskResult},
 };
 use octollm_http::Server;
 use serde_json::json;

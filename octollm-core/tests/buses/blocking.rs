@@ -164,3 +164,46 @@ async fn a_subscriber_that_goes_frees_the_publishers_it_blocks() {
     publisher.await.unwrap();
     assert_eq!((start.elapsed(), bus.counts().lagged), (Duration::ZERO, 0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn under_any_race_what_is_received_and_what_is_lost_are_all() {
+    let config = MemoryBusConfig { block_timeout: Duration::from_millis(1), ..MemoryBusConfig::default() };
+    let bus = MemoryBus::with_config(config).unwrap();
+    let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
+    let subscriber = tokio::spawn(async move {
+        let (mut received, mut lost) = (0, 0);
+        while let Some(signal) = events.next().await {
+            match signal {
+                Signal::Event(_) => received += 1,
+                Signal::Lagged(missed) => lost += missed,
+                Signal::Gap(gap) => panic!("no gap was made, but there is {gap:?}"),
+            }
+            // Now and then it lets its publishers run into the limit.
+            if received % 4096 == 0 {
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        }
+        (received, lost)
+    });
+    let publishers: Vec<_> = (0..4)
+        .map(|publisher| {
+            let bus = bus.clone();
+            tokio::spawn(async move {
+                for number in 0..20_000 {
+                    if number % 7 == publisher {
+                        // Given up at once where it would have to wait.
+                        let _ = bus.publish(event(number)).now_or_never();
+                    } else {
+                        bus.publish(event(number)).await.unwrap();
+                    }
+                }
+            })
+        })
+        .collect();
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    bus.close();
+    let (received, lost): (u64, u64) = subscriber.await.unwrap();
+    assert_eq!((received + lost, lost), (bus.counts().published, bus.counts().lagged));
+}

@@ -1,8 +1,12 @@
 //! What an arm tells about itself.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::contract::{ContractCard, ContractRef};
+use crate::{
+    contract::{ContractCard, ContractRef},
+    id::RequestId,
+};
 
 /// An arm's card: who it is, and the contracts it serves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +26,15 @@ pub struct ArmCard {
     /// The contracts it serves, by name.
     #[serde(default)]
     pub capabilities: Vec<String>,
+    /// Names one run of the process: it differs after each start. `None` where a foreign card has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// The scopes that it needs for calls of its own, such as `code:validate`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
+    /// The public key that verifies what it signs, as a JWK.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Map<String, Value>>,
     /// 1 (cheap) to 5 (dear).
     #[serde(default = "middle_tier")]
     pub cost_tier: u8,
@@ -53,12 +66,22 @@ impl ArmCard {
             name,
             description: String::new(),
             version: String::new(),
+            instance: None,
+            needs: Vec::new(),
+            key: None,
             capabilities: Vec::new(),
             cost_tier: middle_tier(),
             endpoint: None,
             status: ArmStatus::default(),
             contracts: Vec::new(),
         }
+    }
+
+    /// Gives the card an instance of its own: the arm is starting in this process.
+    #[must_use]
+    pub fn started(mut self) -> Self {
+        self.instance = Some(RequestId::new().as_str().to_owned());
+        self
     }
 
     /// The card of one contract it serves.

@@ -78,7 +78,7 @@ impl Surroundings {
 impl Dispatcher {
     /// An arm that serves nothing yet.
     pub fn new(arm_id: impl Into<String>) -> Self {
-        Self { card: ArmCard::new(arm_id), routes: Vec::new() }
+        Self { card: ArmCard::new(arm_id).started(), routes: Vec::new() }
     }
 
     /// Adds a contract. One that is served already is replaced.

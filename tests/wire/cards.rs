@@ -22,6 +22,7 @@ pub(crate) fn judge() -> ArmCard {
     card.description = "Reads code and finds fault with it.".into();
     card.version = "1.2.3".into();
     card.capabilities = vec!["code.validate".into()];
+    card.instance = Some("4kQ9fZ2mXb1-0000001".into());
     card.cost_tier = 2;
     card.endpoint = Some("http://judge-arm:8103".into());
     card.status = ArmStatus::Degraded;

@@ -53,7 +53,7 @@ impl Arm<ValidateCode> for Judge {
             let wait = std::time::Duration::from_secs(30);
             return Err(ArmError::unavailable("the parser is being updated").retry_after(wait));
         }
-        cx.spend(Usage { tokens: 120, cost: Cost::from_nano_dollars(2_500_000) })?;
+        cx.spend(Usage::tokens(120).with_cost(Cost::from_nano_dollars(2_500_000)))?;
         if task.code == "broken" {
             return Err(std::io::Error::other("/secret/path: not found").into());
         }

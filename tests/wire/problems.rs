@@ -31,8 +31,7 @@ fn every_kind() {
 fn a_problem_with_all_it_can_have() {
     let mut violations = Violations::one("code", "length is lower than 1");
     violations.push("items[2].name", "unknown field");
-    let mut failure = Failure::invalid(violations);
-    failure.retry_after = Some(Duration::from_millis(1500));
+    let mut failure = Failure::invalid(violations).retryable_after(Duration::from_millis(1500));
     let full = Problem::new(&failure, Some(parsed("req-1")), Some(parsed(TASK)));
     hold_json("problem_full.json", &full);
     // Seconds are whole on the wire: waiting less than was asked would be in vain.
@@ -44,8 +43,8 @@ fn a_problem_with_all_it_can_have() {
 fn problems_of_some_kinds() {
     let violations = Violations::one("code", "length is lower than 1");
     hold_json("problem_validation_failed.json", &problem(&Failure::invalid(violations)));
-    let mut busy = Failure::new(ErrorKind::Unavailable, "the parser is being updated");
-    busy.retry_after = Some(Duration::from_secs(30));
+    let busy = Failure::new(ErrorKind::Unavailable, "the parser is being updated");
+    let busy = busy.retryable_after(Duration::from_secs(30));
     hold_json("problem_unavailable.json", &problem(&busy));
     let contract = parsed("code.validate@2");
     let not_offered = not_offered("judge", &contract, &["code.validate".into()]);

@@ -54,7 +54,7 @@ impl Transport for Judges {
             let told = CallError::new(call.contract, busy).with_arm("judge");
             return Err(told.with_endpoint("http://judge-arm:8103"));
         }
-        let usage = Usage { tokens: 120, cost: Cost::from_nano_dollars(2_500_000) };
+        let usage = Usage::tokens(120).with_cost(Cost::from_nano_dollars(2_500_000));
         let output = br#"{"is_valid":true,"issues":[]}"#.as_slice().into();
         Ok(Reply::new(output, Trip::new("judge", "http://judge-arm:8103")).with_usage(usage))
     }

@@ -26,7 +26,7 @@ impl<C: TaskContract> Arm<C> for Brain {
         let guard = CancelOnDrop { brain: self, id: &queued.task_id, cx, armed: true };
         let task = follow(self, &queued.task_id, cx, |update| hand_on(update, cx)).await?;
         guard.disarm();
-        let used = Usage { tokens: task.metadata.tokens_used, cost: task.metadata.cost };
+        let used = Usage::tokens(task.metadata.tokens_used).with_cost(task.metadata.cost);
         // What is done is done, also where it took more than there was: the next call is refused then.
         let _ = cx.spend(used);
         output::<C>(task)

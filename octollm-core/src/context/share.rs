@@ -31,7 +31,7 @@ impl Shares {
         let share = usage(share);
         let cost = self.reserved.cost.nano_dollars().saturating_sub(share.cost.nano_dollars());
         let tokens = self.reserved.tokens.saturating_sub(share.tokens);
-        self.reserved = Usage { tokens, cost: Cost::from_nano_dollars(cost) };
+        self.reserved = Usage::tokens(tokens).with_cost(Cost::from_nano_dollars(cost));
     }
 }
 
@@ -43,7 +43,7 @@ fn part(left: Option<u64>, reserved: u64, places: u64) -> Option<Option<u64>> {
 }
 
 fn usage(share: Budget) -> Usage {
-    Usage { tokens: share.tokens.unwrap_or(0), cost: share.cost.unwrap_or(Cost::ZERO) }
+    Usage::tokens(share.tokens.unwrap_or(0)).with_cost(share.cost.unwrap_or(Cost::ZERO))
 }
 
 #[cfg(test)]

@@ -4,17 +4,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{ContractRef, ContractSpec, NoChunk, TaskContract};
+use super::{ContractRef, ContractSpec, Effects, NoChunk, TaskContract};
 
 /// A contract as an arm's card shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ContractCard {
     /// `code.validate`
     pub name: String,
-    /// 1 unless told.
+    /// 1 or more (default 1).
     #[serde(default = "first_version")]
     pub version: u32,
-    /// Changes when a schema changes: see [`fingerprint`]. Empty where the arm does not tell.
+    /// Changes when a schema changes: see [`fingerprint`]. Empty where the card has none.
     #[serde(default)]
     pub fingerprint: String,
     /// The route on the arm's server.
@@ -22,14 +23,32 @@ pub struct ContractCard {
     /// The scope a caller's token needs.
     #[serde(default)]
     pub scope: String,
-    /// Whether running it twice does no more than running it once.
+    /// Whether running it twice has the same effect as running it once.
     #[serde(default)]
     pub idempotent: bool,
+    /// Whether a call with an idempotency key runs once.
+    #[serde(default)]
+    pub keys: Keys,
+    /// How long the answer to a key is retained, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys_retained_s: Option<u64>,
     /// How long one execution may take, in milliseconds.
     pub timeout_ms: u64,
     /// One sentence about it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub summary: String,
+    /// A name for people; empty where there is none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub title: String,
+    /// Words to find it by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Requests in plain words that it serves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<String>,
+    /// What it changes beyond its output, where that is stated.
+    #[serde(default, deserialize_with = "known_effects", skip_serializing_if = "Option::is_none")]
+    pub effects: Option<Effects>,
     /// JSON Schema of the input.
     #[serde(default)]
     pub input_schema: Value,
@@ -41,6 +60,26 @@ pub struct ContractCard {
     pub chunk_schema: Value,
 }
 
+/// Which calls with an idempotency key an arm runs once, whatever arrives again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Keys {
+    /// The record is shared by all instances, and survives each of them.
+    Shared,
+    /// The record is lost with the process that holds it.
+    Instance,
+    /// Keys are ignored. A word that this version does not know is read as this.
+    #[default]
+    #[serde(other)]
+    None,
+}
+
+/// A word that this version does not know states nothing.
+fn known_effects<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Effects>, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
+}
+
 fn first_version() -> u32 {
     1
 }
@@ -48,7 +87,9 @@ fn first_version() -> u32 {
 impl ContractCard {
     /// The card of `C`.
     pub fn of<C: TaskContract>() -> Self {
-        let ContractSpec { name, version, path, scope, timeout, idempotent, summary, .. } = C::SPEC;
+        let ContractSpec { name, version, path, scope, timeout, idempotent, .. } = C::SPEC;
+        let ContractSpec { summary, title, tags, examples, effects, .. } = C::SPEC;
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         let input_schema = closed(schemars::schema_for!(C).to_value());
         let output_schema =
             schemars::SchemaGenerator::new(schemars::generate::SchemaSettings::default().for_serialize())
@@ -63,12 +104,23 @@ impl ContractCard {
             path: path.into(),
             scope: scope.into(),
             idempotent,
+            keys: Keys::None,
+            keys_retained_s: None,
             timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
             summary: summary.into(),
+            title: title.into(),
+            tags: owned(tags),
+            examples: owned(examples),
+            effects,
             input_schema,
             output_schema,
             chunk_schema,
         }
+    }
+
+    /// The fingerprint that the card of `C` has. It is computed at each call: see [`ContractSpec::fingerprint`].
+    pub fn fingerprint_of<C: TaskContract>() -> String {
+        Self::of::<C>().fingerprint
     }
 
     /// Name and version; `None` where a foreign card names no contract.

@@ -5,6 +5,17 @@ use std::{borrow::Cow, fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 /// A contract's name and version: `code.validate`, or `code.validate@2`.
+///
+/// Other protocols have a form of the same name each, and every form parses back to the reference it came from:
+///
+/// | | version 1 | version 2 |
+/// |---|---|---|
+/// | here | `code.validate` | `code.validate@2` |
+/// | MCP ([`mcp_name`](Self::mcp_name)) | `code.validate` | `code.validate.v2` |
+/// | a model's function ([`function_name`](Self::function_name)) | `code__validate` | `code__validate__v2` |
+///
+/// Therefore a name has two or more segments of `[a-z0-9_-]`, joined by dots. Each begins with a letter, ends in a letter
+/// or a digit and has no `__`; the last one is not `v` and digits. The function's name has at most 64 characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContractRef {
     name: Cow<'static, str>,
@@ -15,17 +26,17 @@ impl ContractRef {
     /// Names a contract.
     ///
     /// # Errors
-    /// [`InvalidContractRef`] when the name is not `entity.verb` or the version is 0.
+    /// [`InvalidContractRef`] when the name breaks a rule above, or the version is 0.
     pub fn new(name: impl Into<String>, version: u32) -> Result<Self, InvalidContractRef> {
-        let name = name.into();
-        if version == 0 || !is_contract_name(&name) {
-            return Err(InvalidContractRef { text: format!("{name}@{version}") });
+        let reference = Self { name: Cow::Owned(name.into()), version };
+        match reference.flaw() {
+            None => Ok(reference),
+            Some(why) => Err(InvalidContractRef::new(&reference.to_string(), why)),
         }
-        Ok(Self { name: name.into(), version })
     }
 
     /// For names that the derive macro has checked.
-    pub(crate) fn known(name: &'static str, version: u32) -> Self {
+    pub(crate) const fn known(name: &'static str, version: u32) -> Self {
         Self { name: Cow::Borrowed(name), version }
     }
 
@@ -34,32 +45,107 @@ impl ContractRef {
         &self.name
     }
 
-    /// 1 unless told.
+    /// 1 or more (default 1).
     pub fn version(&self) -> u32 {
         self.version
     }
+
+    /// The name as a tool of the Model Context Protocol: `code.validate.v2`.
+    pub fn mcp_name(&self) -> String {
+        match self.version {
+            1 => self.name.clone().into_owned(),
+            version => format!("{}.v{version}", self.name),
+        }
+    }
+
+    /// The name as a model calls a function: `code__validate__v2`, at most 64 characters of `[A-Za-z0-9_-]`.
+    pub fn function_name(&self) -> String {
+        self.mcp_name().replace('.', "__")
+    }
+
+    /// Parses what [`mcp_name`](Self::mcp_name) returns.
+    ///
+    /// # Errors
+    /// [`InvalidContractRef`] for a text that no reference has as its name.
+    pub fn from_mcp_name(text: &str) -> Result<Self, InvalidContractRef> {
+        let (name, version) = match text.rsplit_once('.') {
+            Some((name, last)) if is_version(last) => match parse_version(&last[1..]) {
+                Some(version) if version > 1 => (name, version),
+                _ => return Err(InvalidContractRef::new(text, NOT_A_VERSION)),
+            },
+            _ => (text, 1),
+        };
+        Self::new(name, version).map_err(|error| InvalidContractRef::new(text, error.why))
+    }
+
+    /// Parses what [`function_name`](Self::function_name) returns.
+    ///
+    /// # Errors
+    /// [`InvalidContractRef`] for a text that no reference has as its name.
+    pub fn from_function_name(text: &str) -> Result<Self, InvalidContractRef> {
+        if text.contains('.') {
+            return Err(InvalidContractRef::new(text, "a function's name has no dots"));
+        }
+        Self::from_mcp_name(&text.replace("__", "."))
+            .map_err(|error| InvalidContractRef::new(text, error.why))
+    }
+
+    /// Which rule it breaks.
+    pub(super) fn flaw(&self) -> Option<&'static str> {
+        let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let segment = |s: &str| {
+            s.starts_with(|c: char| c.is_ascii_lowercase())
+                && s.bytes().last().is_some_and(alphanumeric)
+                && s.bytes().all(|b| alphanumeric(b) || b == b'_' || b == b'-')
+                && !s.contains("__")
+        };
+        if self.version == 0 {
+            return Some("versions begin at 1");
+        }
+        let Some((_, last)) = self.name.rsplit_once('.') else {
+            return Some("it has no dot");
+        };
+        if !self.name.split('.').all(segment) {
+            return Some(
+                "a segment begins with a-z, has a-z, 0-9, `-` and single `_`, and ends in a letter or a digit",
+            );
+        }
+        if is_version(last) {
+            return Some("its last segment reads as a version");
+        }
+        (self.function_name().len() > FUNCTION_NAME).then_some("it is too long for the name of a function")
+    }
 }
 
-/// Two or more segments of `[a-z0-9_-]`, joined by dots, each beginning with a letter, 128 characters at most.
-fn is_contract_name(name: &str) -> bool {
-    let segment = |s: &str| {
-        s.starts_with(|c: char| c.is_ascii_lowercase())
-            && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
-    };
-    name.len() <= 128 && name.contains('.') && name.split('.').all(segment)
+/// The longest name that models take for a function, in characters.
+const FUNCTION_NAME: usize = 64;
+
+const NOT_A_VERSION: &str = "a version is a whole number without leading zeros";
+
+/// Whether it is `v` and digits.
+fn is_version(segment: &str) -> bool {
+    segment
+        .strip_prefix('v')
+        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// A whole number as `Display` writes it.
+fn parse_version(digits: &str) -> Option<u32> {
+    let version: u32 = digits.parse().ok()?;
+    (!digits.starts_with(['0', '+'])).then_some(version)
 }
 
 impl FromStr for ContractRef {
     type Err = InvalidContractRef;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidContractRef { text: text.chars().take(160).collect() };
-        match text.split_once('@') {
-            None => Self::new(text, 1),
-            Some((_, version)) if version.starts_with(['0', '+']) => Err(invalid()),
-            Some((name, version)) => Self::new(name, version.parse().map_err(|_| invalid())?),
-        }
-        .map_err(|_| invalid())
+        let (name, version) = match text.split_once('@') {
+            None => (text, 1),
+            Some((name, version)) => {
+                (name, parse_version(version).ok_or_else(|| InvalidContractRef::new(text, NOT_A_VERSION))?)
+            }
+        };
+        Self::new(name, version).map_err(|error| InvalidContractRef::new(text, error.why))
     }
 }
 
@@ -90,39 +176,106 @@ impl schemars::JsonSchema for ContractRef {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "type": "string",
-            "pattern": "^[a-z][a-z0-9_-]*(\\.[a-z][a-z0-9_-]*)+(@[1-9][0-9]*)?$"
-        })
+        schemars::json_schema!({ "type": "string", "maxLength": 65, "pattern": pattern() })
     }
+}
+
+/// The rules of a name as a regular expression that every JSON Schema validator takes: without lookaround.
+fn pattern() -> String {
+    // What may follow the first letter: no `__`, and a letter or a digit at the end.
+    let rest = "(_?[a-z0-9-])*_?[a-z0-9]";
+    let segment = format!("[a-z]({rest})?");
+    // Of those that begin with `v`, one that goes on after the digits.
+    let last = format!("([a-uw-z]({rest})?|v([0-9]*(_?[a-z]|_[0-9]|(_?[a-z-]|_[0-9]){rest}))?)");
+    format!("^{segment}(\\.{segment})*\\.{last}(@[1-9][0-9]*)?$")
 }
 
 /// A text that names no contract.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a contract name such as `code.validate` or `code.validate@2`")]
+#[error("`{text}` is not a contract name such as `code.validate` or `code.validate@2`: {why}")]
 pub struct InvalidContractRef {
     text: String,
+    why: &'static str,
+}
+
+impl InvalidContractRef {
+    fn new(text: &str, why: &'static str) -> Self {
+        Self { text: text.chars().take(160).collect(), why }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use proptest::{prelude::*, string::string_regex};
 
     use super::*;
 
+    /// Names whose every form is short enough.
+    fn references() -> impl Strategy<Value = ContractRef> {
+        let segment = "[a-z](_?[a-z0-9-]){0,5}_?[a-z0-9]|[a-z]|v[0-9]|v[0-9]_?[a-z]";
+        let name = prop::collection::vec(string_regex(segment).unwrap(), 2..5);
+        let version = prop_oneof![Just(1), 2_u32..12, any::<u32>()];
+        (name, version)
+            .prop_filter_map("not a name", |(name, version)| ContractRef::new(name.join("."), version).ok())
+    }
+
     proptest! {
         #[test]
-        fn what_is_printed_parses_to_the_same(name in "[a-z][a-z0-9_-]{0,8}(\\.[a-z][a-z0-9_-]{0,8}){1,3}", version in 1_u32..) {
-            let reference = ContractRef::new(name, version).unwrap();
-            prop_assert_eq!(reference.to_string().parse::<ContractRef>().unwrap(), reference);
+        fn every_form_parses_back_to_the_same(reference in references()) {
+            prop_assert_eq!(reference.to_string().parse(), Ok(reference.clone()));
+            prop_assert_eq!(ContractRef::from_mcp_name(&reference.mcp_name()), Ok(reference.clone()));
+            let function = reference.function_name();
+            prop_assert_eq!(ContractRef::from_function_name(&function), Ok(reference));
+            prop_assert!(function.len() <= 64);
+            prop_assert!(function.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'));
         }
 
         #[test]
-        fn what_parses_is_printed_as_it_was(text in "\\PC{0,24}") {
+        fn what_parses_is_printed_as_it_was(text in "[av1_.@-]{0,9}|\\PC{0,24}") {
             if let Ok(reference) = text.parse::<ContractRef>() {
                 prop_assert!(reference.to_string() == text || text.ends_with("@1"));
             }
+            if let Ok(reference) = ContractRef::from_mcp_name(&text) {
+                prop_assert_eq!(reference.mcp_name(), text.clone());
+            }
+            if let Ok(reference) = ContractRef::from_function_name(&text) {
+                prop_assert_eq!(reference.function_name(), text);
+            }
         }
+
+        #[test]
+        fn two_names_never_share_a_form(a in "[av1_.-]{3,7}", b in "[av1_.-]{3,7}", version in 1_u32..3) {
+            if let (Ok(a), Ok(b)) = (ContractRef::new(a, version), ContractRef::new(b, 1))
+                && a != b
+            {
+                prop_assert_ne!(a.mcp_name(), b.mcp_name());
+                prop_assert_ne!(a.function_name(), b.function_name());
+            }
+        }
+
+        #[test]
+        fn the_schema_describes_no_other_names(text in string_regex(pattern().trim_matches(['^', '$'])).unwrap()) {
+            let too_long = text.len() > 40 || text.split('@').nth(1).is_some_and(|v| v.len() > 9);
+            prop_assert!(too_long || text.parse::<ContractRef>().is_ok(), "{}", text);
+        }
+    }
+
+    #[test]
+    fn the_forms_of_a_name() {
+        let reference: ContractRef = "code.validate@2".parse().unwrap();
+        assert_eq!(reference.mcp_name(), "code.validate.v2");
+        assert_eq!(reference.function_name(), "code__validate__v2");
+        let first: ContractRef = "crate-files.list_all".parse().unwrap();
+        assert_eq!(
+            (&*first.mcp_name(), &*first.function_name()),
+            ("crate-files.list_all", "crate-files__list_all")
+        );
+        for text in ["code", "code.v2", "code.validate.v1", "code.validate.v02", "code.validate.v99999999999"]
+        {
+            assert!(ContractRef::from_mcp_name(text).is_err(), "{text}");
+            assert!(ContractRef::from_function_name(&text.replace('.', "__")).is_err(), "{text}");
+        }
+        assert!(ContractRef::from_function_name("code.validate").is_err());
     }
 
     #[test]
@@ -144,5 +297,20 @@ mod tests {
         ] {
             assert!(text.parse::<ContractRef>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn refuses_what_another_protocol_could_not_name() {
+        for text in ["a__b.c", "a_.c", "a.c_", "a-.c", "a.c-", "a.v2", "a.v0", "a.b.v10", "a._b"] {
+            assert!(text.parse::<ContractRef>().is_err(), "{text}");
+        }
+        for text in ["a_b.c-d", "v2.a", "a.v2.b", "a.v", "a.v2x", "a.v2_1", "a.v-2", "a--b.c_1"] {
+            assert!(text.parse::<ContractRef>().is_ok(), "{text}");
+        }
+        let longest = format!("a.{}", "b".repeat(61));
+        assert!(ContractRef::new(&*longest, 1).is_ok());
+        assert!(ContractRef::new(&*longest, 2).is_err());
+        let why = ContractRef::new(longest + "b", 1).unwrap_err().to_string();
+        assert!(why.ends_with("it is too long for the name of a function"), "{why}");
     }
 }

@@ -2,13 +2,20 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use super::{CallError, ErrorKind, Failure};
-use crate::{budget::BudgetExhausted, contract::Violations};
+use super::{CallError, ErrorKind, Failure, call_error::CallFacts};
+use crate::{
+    budget::BudgetExhausted,
+    contract::{ContractRef, Violations},
+};
 
 /// Why an arm failed.
 ///
-/// Any error converts into one with `?`. Its text then stays on this side: the caller is told that the arm failed,
-/// the log is told why. What a constructor such as [`ArmError::failed`] is given, the caller reads.
+/// Anything that converts into a boxed error converts into one with `?`: every error, `anyhow::Error`, a text. Its text
+/// is logged and never sent: the caller reads that the arm failed. What a constructor such as [`ArmError::failed`] is
+/// given, the caller reads.
+///
+/// A [`CallError`], a [`Failure`] or an `ArmError` (see [`into_boxed`](Self::into_boxed)) keeps its kind, wherever it is
+/// in the chain of sources: context that was added on the way is for the log.
 ///
 /// Like `anyhow::Error` it is not an [`Error`] itself, which is what lets every error convert into it.
 pub struct ArmError {
@@ -47,8 +54,8 @@ impl ArmError {
     /// Says that the same call can succeed after so long.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
-        self.failure.retry_after = Some(wait);
-        self.retryable()
+        *self.failure = self.failure.retryable_after(wait);
+        self
     }
 
     /// Adds data for programs; the caller reads it.
@@ -58,7 +65,7 @@ impl ArmError {
         self
     }
 
-    /// Adds the cause; the log is told, the caller is not.
+    /// Adds the cause, which is logged and never sent.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
@@ -92,79 +99,110 @@ impl ArmError {
         self.source.as_deref()
     }
 
-    /// Gives up the cause and keeps what the caller is told.
+    /// Drops the cause and returns what the caller reads.
     pub fn into_failure(self) -> Failure {
         *self.failure
     }
-}
 
-impl<E: Error + Send + Sync + 'static> From<E> for ArmError {
-    fn from(error: E) -> Self {
-        let error: Box<dyn Error + Send + Sync> = Box::new(error);
-        let error = match error.downcast::<CallError>() {
-            Ok(call) => return from_call(*call),
+    /// The same as a standard error, for code that asks for one. With `?` in an arm it becomes this error again, also
+    /// where context was added in between.
+    pub fn into_boxed(self) -> Box<dyn Error + Send + Sync> {
+        Box::new(Standard(Carried(self)))
+    }
+
+    fn of(error: Box<dyn Error + Send + Sync>) -> Self {
+        let error = match error.downcast::<Standard>() {
+            Ok(standard) => return standard.0.0,
             Err(error) => error,
         };
         let error = match error.downcast::<Failure>() {
             Ok(failure) => return Self { failure, source: None },
             Err(error) => error,
         };
-        if error.is::<BudgetExhausted>() {
-            return Self::new(ErrorKind::BudgetExhausted, BudgetExhausted.to_string());
-        }
-        Self::failed("the arm failed").with_source(error)
+        let failure = known(&*error).unwrap_or_else(|| Failure::new(ErrorKind::ArmFailed, "the arm failed"));
+        Self { failure: Box::new(failure), source: Some(error) }
     }
 }
 
-/// A failed call, as the caller of the arm that made it is told of it.
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for ArmError {
+    fn from(error: E) -> Self {
+        Self::of(error.into())
+    }
+}
+
+/// The first error of ours in a chain of sources, as the caller reads it.
+fn known(error: &(dyn Error + 'static)) -> Option<Failure> {
+    std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
+        if let Some(call) = error.downcast_ref::<CallError>() {
+            return Some(failed_call(call.contract(), call.failure()));
+        }
+        if let Some(facts) = error.downcast_ref::<CallFacts>() {
+            return Some(failed_call(facts.contract(), facts.failure()));
+        }
+        if let Some(Carried(carried)) = error.downcast_ref() {
+            return Some(carried.failure().clone());
+        }
+        if error.is::<BudgetExhausted>() {
+            return Some(Failure::of(ErrorKind::BudgetExhausted));
+        }
+        error.downcast_ref::<Failure>().cloned()
+    })
+}
+
+/// A failed call, as the caller of the arm that made it reads it.
 ///
-/// The hop beside a failure has had its chance to retry, so that no hop further up tries again.
-fn from_call(error: CallError) -> ArmError {
-    let failure = error.failure();
+/// The hop beside a failure has had its chance to retry, so that no hop further up tries again, and none waits.
+fn failed_call(contract: &ContractRef, failure: &Failure) -> Failure {
     let kind = match failure.kind {
         kind @ (ErrorKind::DeadlineExceeded
         | ErrorKind::Cancelled
         | ErrorKind::BudgetExhausted
+        | ErrorKind::OutcomeUnknown
         | ErrorKind::JournalMismatch) => kind,
         ErrorKind::RateLimited | ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Unreachable => {
             ErrorKind::Unavailable
         }
         _ => ErrorKind::UpstreamFailed,
     };
-    let told = Failure {
+    Failure {
         retryable: false,
-        retry_after: failure.retry_after,
         may_have_executed: true,
-        ..Failure::new(kind, format!("{}: {}", error.contract(), failure.message))
-    };
-    ArmError { failure: Box::new(told), source: Some(Box::new(error)) }
+        ..Failure::new(kind, format!("{contract}: {}", failure.message))
+    }
 }
 
 /// An [`ArmError`] where an [`Error`] is asked for.
+///
+/// Some wrappers, such as the box that an `anyhow::Error` converts into, hide the type of the error that they hold but
+/// not its source. That is why the error itself is its own first source here, under another type.
 #[derive(Debug)]
-struct Standard(ArmError);
+struct Standard(Carried);
+
+#[derive(Debug)]
+struct Carried(ArmError);
 
 impl fmt::Display for Standard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.0.0.fmt(f)
     }
 }
 
 impl Error for Standard {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// The code of what happened.
+impl fmt::Display for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.kind().fmt(f)
+    }
+}
+
+impl Error for Carried {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
-    }
-}
-
-impl From<ArmError> for Box<dyn Error + Send + Sync> {
-    fn from(error: ArmError) -> Self {
-        Box::new(Standard(error))
-    }
-}
-
-impl From<ArmError> for Box<dyn Error> {
-    fn from(error: ArmError) -> Self {
-        Box::new(Standard(error))
     }
 }
 
@@ -182,23 +220,94 @@ impl fmt::Debug for ArmError {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::Context;
+
     use super::*;
+
+    fn unavailable() -> CallError {
+        let failure = Failure {
+            retry_after: Some(Duration::from_secs(5)),
+            ..Failure::new(ErrorKind::Unavailable, "busy")
+        };
+        CallError::new("code.validate".parse().unwrap(), failure).with_arm("judge")
+    }
+
+    /// As `?` in an arm does it.
+    fn converted<E: Into<ArmError>>(error: E) -> ArmError {
+        fn arm<E: Into<ArmError>>(error: E) -> Result<(), ArmError> {
+            Err(error.into())
+        }
+        arm(error).unwrap_err()
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("swordfish")]
+    struct Wrapped(#[source] CallError);
 
     #[test]
     fn the_text_of_a_foreign_error_stays_inside() {
-        let error: ArmError = std::io::Error::other("password is swordfish").into();
-        assert_eq!(error.failure().message, "the arm failed");
-        assert!(error.source().unwrap().to_string().contains("swordfish"));
+        for error in [
+            converted(std::io::Error::other("swordfish")),
+            converted("swordfish"),
+            converted(String::from("swordfish")),
+            converted(anyhow::anyhow!("swordfish")),
+            converted(anyhow::Error::from(std::io::Error::other("swordfish"))),
+            converted(Box::<dyn Error + Send + Sync>::from("swordfish")),
+        ] {
+            assert_eq!(error.failure(), &Failure::new(ErrorKind::ArmFailed, "the arm failed"));
+            assert!(error.source().unwrap().to_string().contains("swordfish"));
+        }
+    }
+
+    #[test]
+    fn a_failed_call_keeps_its_kind_wherever_it_is() {
+        for error in [
+            converted(unavailable()),
+            converted(Box::new(unavailable())),
+            converted(Box::<dyn Error + Send + Sync>::from(unavailable())),
+            converted(anyhow::Error::from(unavailable())),
+            converted(anyhow::Error::from(unavailable()).context("swordfish")),
+            converted(Err::<(), _>(unavailable()).context("swordfish").context("again").unwrap_err()),
+            converted(Wrapped(unavailable())),
+            converted(std::io::Error::other(Wrapped(unavailable()))),
+            converted(anyhow::Error::from(Wrapped(unavailable()))),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Unavailable);
+            assert_eq!(error.to_string(), "code.validate: busy");
+            assert!(error.source().is_some());
+        }
+    }
+
+    #[test]
+    fn an_arm_error_comes_back_as_it_was() {
+        let original = || ArmError::invalid("code", "is not Rust").with_source("swordfish");
+        let boxed = original().into_boxed();
+        assert_eq!(boxed.to_string(), "code: is not Rust");
+        for error in [
+            converted(boxed),
+            converted(anyhow::Error::from_boxed(original().into_boxed())),
+            converted(anyhow::Error::from_boxed(original().into_boxed()).context("swordfish")),
+            converted(std::io::Error::other(original().into_boxed())),
+        ] {
+            assert_eq!(error.failure(), original().failure());
+            assert!(error.source().is_some());
+        }
+    }
+
+    #[test]
+    fn a_failure_below_context_keeps_its_kind() {
+        let failure = || Failure::new(ErrorKind::TaskNotFound, "no such task");
+        assert_eq!(converted(failure()).failure(), &failure());
+        assert_eq!(converted(anyhow::Error::from(failure()).context("swordfish")).failure(), &failure());
+        assert_eq!(converted(BudgetExhausted).kind(), ErrorKind::BudgetExhausted);
     }
 
     #[test]
     fn a_failed_call_is_not_retried_further_up() {
-        let contract = "code.validate".parse().unwrap();
-        let call = CallError::new(contract, Failure::new(ErrorKind::Overloaded, "too much"));
-        assert!(call.retryable());
-        let error = ArmError::from(call);
-        assert_eq!(error.kind(), ErrorKind::Unavailable);
-        assert!(!error.failure().retryable);
-        assert_eq!(error.to_string(), "code.validate: too much");
+        let call = unavailable();
+        assert!(call.retryable() && call.retry_after().is_some());
+        let error = converted(call);
+        assert_eq!((error.failure().retryable, error.failure().retry_after), (false, None));
+        assert!(error.failure().may_have_executed);
     }
 }

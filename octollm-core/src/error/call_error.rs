@@ -7,24 +7,29 @@ use crate::{budget::Usage, contract::ContractRef, id::StepKey};
 
 /// Why a call failed, and where.
 #[derive(Debug)]
-pub struct CallError(Box<Inner>);
+pub struct CallError(Box<CallFacts>);
 
+/// What is known of a failed call.
+///
+/// It is the first source of the [`CallError`], so that it is found in a chain of sources also where a wrapper hides the
+/// type of the error that it holds.
 #[derive(Debug)]
-struct Inner {
+pub(super) struct CallFacts {
     contract: ContractRef,
     failure: Failure,
     arm: Option<String>,
     endpoint: Option<String>,
     step: Option<StepKey>,
+    attempts: u32,
     usage: Usage,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl CallError {
-    /// A call of `contract` that failed before an arm was chosen, or as an arm told.
+    /// A call of `contract` that failed before an arm was chosen, or as an arm reported.
     pub fn new(contract: ContractRef, failure: Failure) -> Self {
         let (arm, endpoint, step, usage, source) = (None, None, None, Usage::default(), None);
-        Self(Box::new(Inner { contract, failure, arm, endpoint, step, usage, source }))
+        Self(Box::new(CallFacts { contract, failure, arm, endpoint, step, attempts: 1, usage, source }))
     }
 
     /// Adds which arm was called.
@@ -48,7 +53,14 @@ impl CallError {
         self
     }
 
-    /// Adds what the arm used up before it failed.
+    /// Sets how many attempts were made (default 1).
+    #[must_use]
+    pub fn with_attempts(mut self, attempts: u32) -> Self {
+        self.0.attempts = attempts;
+        self
+    }
+
+    /// Adds what the arm used before it failed.
     #[must_use]
     pub fn with_usage(mut self, usage: Usage) -> Self {
         self.0.usage = usage;
@@ -89,7 +101,12 @@ impl CallError {
         self.0.step.as_ref()
     }
 
-    /// What the arm used up before it failed, as far as it told.
+    /// How many attempts were made.
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// What the arm used before it failed, as far as it reported that.
     pub fn usage(&self) -> Usage {
         self.0.usage
     }
@@ -133,6 +150,29 @@ impl fmt::Display for CallError {
 
 impl Error for CallError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.0.source.as_deref().map(|source| source as _)
+        Some(&*self.0)
+    }
+}
+
+impl CallFacts {
+    pub(super) fn contract(&self) -> &ContractRef {
+        &self.contract
+    }
+
+    pub(super) fn failure(&self) -> &Failure {
+        &self.failure
+    }
+}
+
+/// The code of what happened.
+impl fmt::Display for CallFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.kind.fmt(f)
+    }
+}
+
+impl Error for CallFacts {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
     }
 }

@@ -61,6 +61,8 @@ kinds! {
     RequestTimeout = "request_timeout", 408;
     /// Another change came first, or the same key is still running.
     Conflict = "conflict", 409;
+    /// An earlier attempt may have run, and nobody can say whether it did: it is not made again.
+    OutcomeUnknown = "outcome_unknown", 409;
     /// The work was cancelled.
     Cancelled = "cancelled", 409;
     /// A body beyond the limit.
@@ -115,6 +117,7 @@ impl ErrorKind {
             Self::BudgetExhausted => "the budget is used up",
             Self::DeadlineExceeded => "the deadline has passed",
             Self::ArmFailed | Self::ArmPanicked => "the arm failed",
+            Self::OutcomeUnknown => "an earlier attempt may have run",
             Self::TaskNotFound => "there is no such task",
             Self::Overloaded => "this service has more work than it takes at once",
             other => other.code(),
@@ -141,6 +144,7 @@ impl ErrorKind {
         matches!(
             self,
             Self::Cancelled
+                | Self::OutcomeUnknown
                 | Self::BudgetExhausted
                 | Self::ArmFailed
                 | Self::ArmPanicked

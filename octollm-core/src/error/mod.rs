@@ -1,7 +1,7 @@
 //! Failures: what kind, whether a retry can help, and whether the work may have run.
 //!
-//! A [`Failure`] is what is told about a failure, on the wire and off it. An [`ArmError`] is one that an arm returns,
-//! a [`CallError`] one that a caller gets; both add what only their side knows.
+//! A [`Failure`] is what both sides read about a failure, on the wire and off it. An [`ArmError`] is one that an arm
+//! returns, a [`CallError`] one that a caller gets; both add what only their side knows.
 
 mod arm_error;
 mod call_error;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind, program::Error};
 use crate::contract::Violations;
 
-/// What is told about a failure.
+/// What both sides read about a failure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Failure {
@@ -29,7 +29,7 @@ pub struct Failure {
     pub details: Option<serde_json::Value>,
     /// Whether the same call can succeed later.
     pub retryable: bool,
-    /// How long to wait before that.
+    /// How long to wait before that; `None` where it is not retryable.
     pub retry_after: Option<Duration>,
     /// Whether the work may have been done, wholly or in part.
     pub may_have_executed: bool,
@@ -54,7 +54,15 @@ impl Failure {
         Self::new(kind, kind.summary())
     }
 
-    /// Says that the work was not begun.
+    /// Declares that the same call can succeed after `wait`.
+    #[must_use]
+    pub fn retryable_after(mut self, wait: Duration) -> Self {
+        self.retryable = true;
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// Declares that the work was not begun.
     #[must_use]
     pub fn before_execution(mut self) -> Self {
         self.may_have_executed = false;

@@ -172,7 +172,7 @@ pub enum Answer {
 impl JournalEntry {
     /// What it used up.
     pub fn usage(&self) -> Usage {
-        Usage { tokens: self.used.tokens.unwrap_or(0), cost: self.used.cost.unwrap_or_default() }
+        Usage::tokens(self.used.tokens.unwrap_or(0)).with_cost(self.used.cost.unwrap_or_default())
     }
 }
 

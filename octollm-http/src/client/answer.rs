@@ -16,10 +16,10 @@ use serde::de::IgnoredAny;
 use super::foreign;
 use crate::wire;
 
-/// The output, or the failure that the arm told of; and what it took, either way.
-pub(super) fn read(response: Response<Bytes>) -> Result<(Bytes, Usage), (Failure, Usage)> {
+/// The output, or the failure that the arm reported; and what it used, either way.
+pub(super) fn read(response: Response<Bytes>) -> (Result<Bytes, Failure>, Usage) {
     let usage = wire::read_usage(response.headers());
-    output(response).map(|output| (output, usage)).map_err(|failure| (failure, usage))
+    (output(response), usage)
 }
 
 fn output(response: Response<Bytes>) -> Result<Bytes, Failure> {
@@ -57,17 +57,17 @@ mod tests {
     fn what_is_json_by_name_or_by_look_is_an_output() {
         let told = |media_type: &str, body: &'static str| {
             let response = Response::builder().header(CONTENT_TYPE, media_type);
-            read(response.body(Bytes::from(body)).unwrap()).map_err(|(failure, _)| failure.kind)
+            read(response.body(Bytes::from(body)).unwrap()).0.map_err(|failure| failure.kind)
         };
         for media_type in
             ["application/json", "application/JSON; charset=utf-8", "application/x+json", "text/plain"]
         {
-            assert_eq!(told(media_type, "{}").unwrap().0, "{}", "{media_type}");
+            assert_eq!(told(media_type, "{}").unwrap(), "{}", "{media_type}");
         }
         assert_eq!(told("text/html", "<html>"), Err(ErrorKind::BadResponse));
         assert_eq!(told("text/plain", ""), Err(ErrorKind::BadResponse));
         let packed =
             Response::builder().header(CONTENT_TYPE, "application/json").header(CONTENT_ENCODING, "gzip");
-        assert_eq!(read(packed.body(Bytes::new()).unwrap()).unwrap_err().0.kind, ErrorKind::BadResponse);
+        assert_eq!(read(packed.body(Bytes::new()).unwrap()).0.unwrap_err().kind, ErrorKind::BadResponse);
     }
 }

@@ -168,12 +168,12 @@ impl Carrier {
             let target = || offer.target(&call.contract, &call.parts);
             let failure = match self.exchanger.send(request, call.parts.deadline, target).await {
                 Ok(response) => match answer::read(response) {
-                    Ok((output, usage)) => {
+                    (Ok(output), usage) => {
                         let mut trip = Trip::new(&*offer.arm, offer.endpoint.as_str());
                         trip.attempts = attempts;
                         return Ok(Reply::new(output, trip).with_usage(usage));
                     }
-                    Err((mut failure, usage)) => {
+                    (Err(mut failure), usage) => {
                         if let Some(drift) = drift {
                             drift.explain(&mut failure);
                         }

@@ -76,7 +76,8 @@ impl ArmsBuilder {
     /// One that serves several contracts is added once for each, with the same URLs.
     pub fn arm_serving<C: TaskContract>(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
         // Its schemas are what it makes of them.
-        let card = ContractCard { fingerprint: String::new(), ..ContractCard::of::<C>() };
+        let mut card = ContractCard::of::<C>();
+        card.fingerprint = String::new();
         self.named(id.into(), urls.as_ref(), Some(card))
     }
 

@@ -69,7 +69,7 @@ impl OrchestratorClient {
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
         let answer = within(deadline, self.exchange(method, path, body, &parts, deadline)).await?;
-        let (output, _) = answer::read(answer).map_err(|(failure, _)| failure)?;
+        let output = answer::read(answer).0?;
         serde_json::from_slice(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
         })

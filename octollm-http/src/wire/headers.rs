@@ -4,7 +4,7 @@ use std::{str::FromStr, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use octollm_core::{
-    budget::{Budget, Cost, Usage},
+    budget::{Budget, Usage},
     deadline::Deadline,
     error::{ErrorKind, Failure},
     parts::ContextParts,
@@ -193,16 +193,14 @@ fn decimal(mut number: u64) -> HeaderValue {
 
 /// Writes what was used up, unless it is nothing.
 pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
-    if usage != Usage::default() {
-        let text = Budget { tokens: Some(usage.tokens), cost: Some(usage.cost) }.to_string();
-        put(head, names::USAGE, &text);
+    if !usage.is_zero() {
+        put(head, names::USAGE, &usage.to_string());
     }
 }
 
 /// Reads what was used up. A foreign arm that does not tell has used up nothing, as far as is known.
 pub(crate) fn read_usage(head: &HeaderMap) -> Usage {
-    let told: Budget = parsed(head.get(&names::USAGE)).unwrap_or_default();
-    Usage { tokens: told.tokens.unwrap_or(0), cost: told.cost.unwrap_or(Cost::ZERO) }
+    parsed(head.get(&names::USAGE)).unwrap_or_default()
 }
 
 fn put(head: &mut HeaderMap, name: HeaderName, value: &str) {

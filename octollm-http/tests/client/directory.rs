@@ -48,7 +48,9 @@ async fn many_first_calls_ask_once() {
 #[tokio::test]
 async fn what_is_not_offered_is_told_with_what_is() {
     let mut other = card("judge");
-    other.contracts.push(ContractCard { name: "a.first".into(), ..other.contracts[0].clone() });
+    let mut first = other.contracts[0].clone();
+    first.name = "a.first".into();
+    other.contracts.push(first);
     let peer = Peer::with_card(other, |_| async { Answer::verdict() }).await;
     let arms = judge(&peer.url);
     for _ in 0..2 {

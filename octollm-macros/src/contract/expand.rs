@@ -16,7 +16,7 @@ pub(crate) fn contract(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream
         #rt::ContractSpec::new(#name, #path, #scope)
             .version(#version)
             .summary(#summary)
-            .fingerprint(|| #rt::ContractCard::of::<Self>().fingerprint)
+            .fingerprint(#rt::ContractCard::fingerprint_of::<Self>)
             #timeout
             #idempotent
     };

@@ -1,12 +1,13 @@
 //! What a piece of work may use up, and what it did.
 
-use std::{
-    fmt,
-    str::FromStr,
-    sync::atomic::{AtomicU64, Ordering},
-};
+mod usage;
+
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+pub(crate) use self::usage::Ledger;
+pub use self::usage::{InvalidUsage, Usage};
 
 /// An amount of money, exact to a billionth of a US dollar.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,31 +97,6 @@ impl Serialize for Cost {
 impl<'de> Deserialize<'de> for Cost {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::from_dollars(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
-    }
-}
-
-/// What was used up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens read and written by models.
-    pub tokens: u64,
-    /// What they cost.
-    pub cost: Cost,
-}
-
-impl Usage {
-    /// Tokens that cost nothing.
-    pub const fn tokens(tokens: u64) -> Self {
-        Self { tokens, cost: Cost::ZERO }
-    }
-
-    /// Both together; at the end of the range it stays there.
-    #[must_use]
-    pub const fn plus(self, other: Self) -> Self {
-        Self {
-            tokens: self.tokens.saturating_add(other.tokens),
-            cost: Cost::from_nano_dollars(self.cost.nano_dollars.saturating_add(other.cost.nano_dollars)),
-        }
     }
 }
 
@@ -224,34 +200,6 @@ pub struct InvalidBudget;
 #[error("the budget is used up")]
 pub struct BudgetExhausted;
 
-/// Counts what one piece of work uses, from any number of threads.
-#[derive(Debug, Default)]
-pub(crate) struct Ledger {
-    tokens: AtomicU64,
-    nano_dollars: AtomicU64,
-}
-
-impl Ledger {
-    pub(crate) fn add(&self, usage: Usage) {
-        let add = |counter: &AtomicU64, amount: u64| {
-            if amount > 0 {
-                let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |sum| {
-                    Some(sum.saturating_add(amount))
-                });
-            }
-        };
-        add(&self.tokens, usage.tokens);
-        add(&self.nano_dollars, usage.cost.nano_dollars);
-    }
-
-    pub(crate) fn used(&self) -> Usage {
-        Usage {
-            tokens: self.tokens.load(Ordering::Relaxed),
-            cost: Cost::from_nano_dollars(self.nano_dollars.load(Ordering::Relaxed)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -265,7 +213,7 @@ mod tests {
 
     fn usages() -> impl Strategy<Value = Usage> {
         (any::<u64>(), any::<u64>())
-            .prop_map(|(tokens, nano)| Usage { tokens, cost: Cost::from_nano_dollars(nano) })
+            .prop_map(|(tokens, nano)| Usage::tokens(tokens).with_cost(Cost::from_nano_dollars(nano)))
     }
 
     /// No limit counts as more than any.

@@ -12,7 +12,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 
 use super::{
     Context,
-    call::{Read, Request},
+    call::{Read, Request, Running},
     share::Shares,
 };
 use crate::{
@@ -42,7 +42,7 @@ pub const CALLS_AT_ONCE: usize = 16;
 pub struct BatchFuture<T> {
     /// Until the first poll.
     batch: Option<Batch<T>>,
-    running: Option<Pin<Box<dyn Future<Output = Result<Vec<T>, CallError>> + Send>>>,
+    running: Option<Running<Result<Vec<T>, CallError>>>,
 }
 
 /// A batch that goes on when calls fail: see [`BatchFuture::each`].
@@ -52,7 +52,7 @@ pub struct BatchFuture<T> {
 #[must_use = "calls are sent when they are awaited"]
 pub struct EachFuture<T> {
     batch: Option<Batch<T>>,
-    running: Option<Pin<Box<dyn Future<Output = Vec<Result<T, CallError>>> + Send>>>,
+    running: Option<Running<Vec<Result<T, CallError>>>>,
 }
 
 impl<T> BatchFuture<T> {

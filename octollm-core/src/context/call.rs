@@ -40,13 +40,14 @@ use crate::{
 pub struct CallFuture<T> {
     /// Until the first poll.
     request: Option<Request>,
-    running: Option<Answering<T>>,
+    running: Option<Running<Result<T, CallError>>>,
     read: Read<T>,
 }
 
 pub(super) type Read<T> = fn(&[u8]) -> Result<T, serde_json::Error>;
 
-type Answering<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
+/// From the first poll on.
+pub(super) type Running<O> = Pin<Box<dyn Future<Output = O> + Send>>;
 
 impl<T> CallFuture<T> {
     pub(super) fn new(request: Request, read: Read<T>) -> Self {

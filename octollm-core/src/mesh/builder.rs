@@ -50,7 +50,7 @@ impl MeshBuilder {
         self
     }
 
-    /// Adds a contract that the brain takes as a task, and the arm that runs it.
+    /// Adds a contract that the brain takes as a task, and the arm that runs it. A further call adds a further contract.
     pub fn brain<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
         self.brain = self.brain.arm::<C>(arm);
         self

@@ -46,7 +46,7 @@ mod tests {
     #[test]
     fn a_fault_can_depend_on_the_input() {
         let mut faults = Faults::default();
-        let even = |number: &u64| number % 2 == 0;
+        let even = |number: &u64| number.is_multiple_of(2);
         faults.plan("judge".into(), Fault::Crash.times(2).when(even).after(1));
         let mut met = |input| faults.meet("judge", &call(input)).is_some();
         let inputs = ["1", "2", "3", "\"4\"", "4", "5", "6", "8"];

@@ -188,7 +188,7 @@ mod tests {
         let after =
             |wait: Duration| Failure { retry_after: Some(wait), ..Failure::of(ErrorKind::Unavailable) };
         let (zero, two, minute, day) =
-            (after(0 * MS), after(2_000 * MS), after(60_000 * MS), after(86_400_000 * MS));
+            (after(Duration::ZERO), after(2_000 * MS), after(60_000 * MS), after(86_400_000 * MS));
         assert_eq!(wait(&failed(&zero)), Some(25 * MS));
         assert_eq!(wait(&failed(&two)), Some(2_000 * MS));
         assert_eq!(wait(&failed(&minute)), Some(60_000 * MS));

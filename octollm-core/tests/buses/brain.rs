@@ -27,7 +27,7 @@ async fn a_stalled_monitor_hides_the_end_of_no_task_from_another() {
     let (bus, cx) = (MemoryBus::new(), Context::detached());
     let mut stalled = bus.subscribe(pattern("events:task:*"), Overflow::Block).await.unwrap();
     let mut monitor = bus.subscribe(pattern("events:task:*"), Overflow::DropOldest(8192)).await.unwrap();
-    let brain = Brain::builder().task::<TaskRequest>(Echo).bus(bus.clone()).build();
+    let brain = Brain::builder().arm(Echo).bus(bus.clone()).build().unwrap();
     let mut tasks = HashSet::new();
     for number in 0..TASKS {
         let submission = Submission::from(TaskRequest::new(format!("goal {number}")));

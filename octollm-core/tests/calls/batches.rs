@@ -11,7 +11,7 @@ use octollm_core::{
     error::ErrorKind,
     mesh::{Fault, Mesh},
     plan::{Plan, RunPlan},
-    transport::StepKey,
+    transport::{Call, CallService, StepKey},
 };
 use serde_json::json;
 use tokio::time::Instant;
@@ -83,6 +83,33 @@ async fn a_named_batch_names_its_steps_and_each_has_its_result() {
     cx.call(measure(9)).await.unwrap();
     assert_eq!(steps(&mesh), ["judge[0]", "judge[1]", "judge[2]", "0"]);
     assert!(cx.call_all(Vec::<Measure>::new()).named("none").await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_of_a_batch_or_a_plan_names_the_first_one() {
+    static SEEN: Mutex<Vec<(String, Option<String>)>> = Mutex::new(Vec::new());
+    let recording = tower::layer::layer_fn(|service: CallService| {
+        tower::util::MapRequest::new(service, |call: Call| {
+            let batch = call.batch.as_ref().map(StepKey::to_string);
+            SEEN.lock().unwrap().push((call.step.to_string(), batch));
+            call
+        })
+    });
+    let mesh = builder().layer(recording).start().await;
+    let cx = mesh.context();
+    cx.call(measure(0)).await.unwrap();
+    cx.call_all((0..2).map(measure)).await.unwrap();
+    cx.call_all((0..2).map(measure)).named("n").await.unwrap();
+    let step = |id: &str| json!({ "id": id, "contract": "work.charge", "input": { "number": 1 } });
+    let plan: RunPlan = serde_json::from_value(json!({ "steps": [step("p"), step("q")] })).unwrap();
+    Plan::new().run(&plan, &cx).await.unwrap();
+    let seen: Vec<_> = SEEN
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(step, batch)| format!("{step}:{}", batch.as_deref().unwrap_or("-")))
+        .collect();
+    assert_eq!(seen, ["0:-", "1:1", "2:1", "n[0]:n[0]", "n[1]:n[0]", "p:p", "q:p"]);
 }
 
 #[tokio::test(start_paused = true)]

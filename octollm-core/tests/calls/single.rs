@@ -39,6 +39,21 @@ async fn the_time_counts_from_the_first_poll() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_without_facts_leaves_the_time_to_its_caller() {
+    let mesh = mesh().await;
+    mesh.fault("worker", Fault::Hang.always());
+    let contract: ContractRef = "work.charge".parse().unwrap();
+    let begun = Instant::now();
+    let call = || mesh.context().call_json(&contract, &json!({ "number": 1 }));
+    call().await.unwrap_err();
+    assert_eq!(begun.elapsed(), ms(30_000));
+    call().within(ms(60_000)).await.unwrap_err();
+    assert_eq!(begun.elapsed(), ms(90_000));
+    call().within(ms(60_000)).spec(OwnedSpec::new(contract.clone())).await.unwrap_err();
+    assert_eq!(begun.elapsed(), ms(120_000));
+}
+
+#[tokio::test(start_paused = true)]
 async fn limits_of_a_call_only_narrow_those_of_its_context() {
     let mesh = mesh().await;
     let cx = limited(&mesh, Budget::tokens(100), Some(ms(200)));

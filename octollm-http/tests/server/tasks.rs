@@ -1,8 +1,9 @@
 //! Orchestrator and reflex servers.
 
-use std::time::Duration;
-
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use jiff::Timestamp;

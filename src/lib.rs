@@ -91,6 +91,7 @@ pub mod prelude {
     pub use garde::validate::Validate;
     pub use octollm_core::{
         Arm, Context,
+        arm::arm_fn,
         brain::Brain,
         bus::{DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
         contract::TaskContract,

@@ -30,7 +30,7 @@ struct Tolerant;
 #[async_trait]
 impl Arm<Compute> for Tolerant {
     async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let answers = cx.call_each((0..3).map(|_| Double { number: task.number })).await;
+        let answers = cx.call_all((0..3).map(|_| Double { number: task.number })).each().await;
         Ok(answers.into_iter().flatten().sum())
     }
 }

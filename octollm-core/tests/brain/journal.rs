@@ -167,8 +167,8 @@ struct Named {
 impl Arm<Compute> for Named {
     async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
         let number = task.number;
-        let double = cx.step("double").call(Double { number });
-        let increment = cx.step("increment").call(Increment { number });
+        let double = cx.call(Double { number }).named("double");
+        let increment = cx.call(Increment { number }).named("increment");
         let (double, increment) = if self.double_first {
             (double.await?, increment.await?)
         } else {
@@ -199,8 +199,8 @@ struct NamedTwice;
 #[async_trait]
 impl Arm<Compute> for NamedTwice {
     async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let number = cx.step("same").call(Increment { number: task.number }).await?;
-        Ok(cx.step("same").call(Increment { number }).await?)
+        let number = cx.call(Increment { number: task.number }).named("same").await?;
+        Ok(cx.call(Increment { number }).named("same").await?)
     }
 }
 

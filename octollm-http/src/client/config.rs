@@ -13,15 +13,18 @@ use std::time::Duration;
 pub struct ClientConfig {
     /// How long a connection may take to come about, name lookup included. 5 s.
     pub connect_timeout: Duration,
-    /// How long a server may be silent while it owes an answer. 30 s.
+    /// How long a server may be silent while it owes an answer (default 30 s). Until the answer begins, a contract with a
+    /// time limit beyond 30 s may take that long.
     pub read_idle: Duration,
     /// How long a server may refuse to read while a request is sent. 10 s.
     pub write_idle: Duration,
-    /// How long a call may wait for its turn when all connections are busy. 5 s.
+    /// How long a call may wait for a connection when all are busy (default 5 s).
     pub pool_wait: Duration,
-    /// How many connections are open at a time, to all arms together. 100.
+    /// The most connections that are open at a time, to all arms together (default 100). Where there are several arms, no
+    /// arm has calls on more than half of them. A connection that becomes free goes to a waiting call before it counts as
+    /// idle.
     pub max_connections: usize,
-    /// How many of them are kept open without a call. 20.
+    /// The most of them that stay open without a call (default 20).
     pub max_idle: usize,
     /// After how long without a call one is closed. 15 s: less than servers wait, so that we close first.
     pub idle_timeout: Duration,

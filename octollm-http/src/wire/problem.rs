@@ -17,7 +17,8 @@ use serde_json::{Map, Value};
 
 /// The body of every error answer.
 ///
-/// A body of another make may lack our members: those that say whether to retry then have what is usual for its code.
+/// A body of another make may lack our members. It is then not retryable, and whether the work may have run is what is usual for
+/// its code.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -25,7 +26,8 @@ use serde_json::{Map, Value};
 /// use octollm_core::error::CallError;
 /// use octollm_http::wire::Problem;
 ///
-/// // In a handler of another server: what it answers when a call failed.
+/// // What a server of another make answers when a call has failed. With axum, a handler that returns a
+/// // `Result<_, Response>` has `arms.call(..).await.map_err(Problem::from)?`.
 /// fn answer(error: CallError) -> Response<Bytes> {
 ///     Problem::from(error).into()
 /// }
@@ -77,7 +79,7 @@ struct Received {
     #[serde(default)]
     details: Map<String, Value>,
     #[serde(default)]
-    retryable: Option<bool>,
+    retryable: bool,
     #[serde(default)]
     retry_after: Option<u64>,
     #[serde(default)]
@@ -99,7 +101,7 @@ impl From<Received> for Problem {
             code,
             message: received.message,
             details: received.details,
-            retryable: received.retryable.unwrap_or_else(|| code.usually_retryable()),
+            retryable: received.retryable,
             retry_after: received.retry_after,
             may_have_executed: received.may_have_executed.unwrap_or_else(|| code.usually_executed()),
             request_id: received.request_id,
@@ -238,12 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn a_body_without_our_members_has_what_is_usual_for_its_code() {
+    fn a_body_without_our_members_has_safe_ones() {
         let read = |body: &str| serde_json::from_str::<Problem>(body).unwrap().into_failure();
         let failed = read(r#"{"status":500,"code":"arm_failed"}"#);
         assert!(failed.may_have_executed && !failed.retryable);
         let busy = read(r#"{"status":503,"code":"overloaded"}"#);
-        assert!(!busy.may_have_executed && busy.retryable);
+        assert!(!busy.may_have_executed && !busy.retryable);
         let told = read(r#"{"status":500,"code":"arm_failed","may_have_executed":false,"retryable":true}"#);
         assert!(!told.may_have_executed && told.retryable);
     }

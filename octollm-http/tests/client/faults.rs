@@ -2,11 +2,8 @@
 
 use std::{
     collections::HashSet,
-    io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    io::{self, Read, Write},
+    sync::{Mutex, mpsc},
     time::Duration,
 };
 
@@ -20,12 +17,7 @@ use octollm_http::{
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-    sync::Notify,
-    time::Instant,
-};
+use tokio::{io::AsyncReadExt, net::TcpListener, time::Instant};
 
 use crate::peer::{
     Answer, Check, Peer, Verdict, arms, card, check, json_answer, judge, judge_within, network, short, until,
@@ -291,31 +283,34 @@ async fn a_contract_that_may_take_minutes_may_be_silent_for_minutes() {
 
 #[tokio::test]
 async fn a_connection_that_is_closed_in_the_instant_of_the_call_costs_nothing() {
-    let close = Arc::new(Notify::new());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let closing = Arc::clone(&close);
-    let calls = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&calls);
-    tokio::spawn(async move {
-        // One call a connection, which is closed when the test says so.
-        while let Ok((mut socket, _)) = listener.accept().await {
-            let mut request = vec![0; 4096];
-            assert!(socket.read(&mut request).await.unwrap() > 0);
-            counted.fetch_add(1, Ordering::SeqCst);
-            let answer = json_answer(200, &serde_json::json!({ "is_valid": true }));
-            socket.write_all(&answer).await.unwrap();
-            closing.notified().await;
+    let (close, closing) = mpsc::channel::<()>();
+    let (closed, has_closed) = mpsc::channel::<()>();
+    // On a thread of its own: the runtime of the client sees nothing of it before the next call.
+    let server = std::thread::spawn(move || {
+        for served in 0.. {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            assert!(socket.read(&mut request).unwrap() > 0);
+            socket.write_all(&json_answer(200, &serde_json::json!({ "is_valid": true }))).unwrap();
+            if closing.recv().is_err() {
+                return served;
+            }
+            drop(socket);
+            closed.send(()).unwrap();
         }
+        0
     });
     let arms = Arms::builder().arm_serving::<Check>("judge", &url).build().unwrap();
     for round in 0..200 {
         arms.call(check()).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
-        close.notify_one();
-        // The server closes; no time passes.
-        tokio::task::yield_now().await;
+        close.send(()).unwrap();
+        has_closed.recv().unwrap();
     }
-    assert_eq!(calls.load(Ordering::SeqCst), 200, "each call was made once");
+    arms.call(check()).await.unwrap();
+    drop(close);
+    assert_eq!(server.join().unwrap(), 200, "each call was made once");
 }
 
 #[tokio::test(start_paused = true)]

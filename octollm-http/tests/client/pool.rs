@@ -159,7 +159,7 @@ async fn calls_dropped_at_any_moment_give_back_what_they_held() {
     let peer = slow(Duration::from_millis(10)).await;
     let arms = judge_within(&peer.url, ClientConfig { max_connections: 4, max_idle: 4, ..short() });
     arms.cards().await;
-    for round in 0..300_u64 {
+    for round in 0..2500_u64 {
         let calls = (0..4).map(|_| arms.call(check()));
         let limit = Duration::from_millis(round.wrapping_mul(7919) % 40);
         let _ = tokio::time::timeout(limit, futures_util::future::join_all(calls)).await;

@@ -117,7 +117,7 @@ fn serve() -> oneshot::Receiver<String> {
     let (told, url) = oneshot::channel();
     thread::spawn(move || {
         let serving = async {
-            let server = ArmServer::new("judge").arm::<ValidateCode>(Judge).bind("127.0.0.1:0").await?;
+            let server = Server::new("judge").arm(Judge).bind("127.0.0.1:0").await?;
             let _ = told.send(server.url());
             server.run().await;
             Ok::<_, octollm::Error>(())

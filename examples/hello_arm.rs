@@ -52,5 +52,6 @@ fn judge(task: &ValidateCode) -> Result<Verdict, ArmError> {
 #[tokio::main]
 async fn main() -> Result<(), octollm::Error> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8103".into());
-    ArmServer::new("judge").arm::<ValidateCode>(Judge).serve(address).await
+    Server::new("judge").arm(Judge).serve(address).await?;
+    Ok(())
 }

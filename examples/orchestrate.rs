@@ -57,12 +57,13 @@ async fn main() -> Result<(), octollm::Error> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
 
     // Two arms, each behind a server of its own, on ports that the system gives out.
-    let splitter = ArmServer::new("splitter").arm::<SplitText>(Splitter).bind("127.0.0.1:0").await?;
-    let shouter = ArmServer::new("shouter").arm::<ShoutWord>(Shouter).bind("127.0.0.1:0").await?;
+    let splitter = Server::new("splitter").arm(Splitter).bind("127.0.0.1:0").await?;
+    let shouter = Server::new("shouter").arm(Shouter).bind("127.0.0.1:0").await?;
     let arms = Arms::builder().arm("splitter", splitter.url()).arm("shouter", shouter.url()).build()?;
     tokio::spawn(splitter.run());
     tokio::spawn(shouter.run());
 
-    let brain = Brain::builder().task::<TaskRequest>(Headline).arms(arms).build();
-    OrchestratorServer::new(brain).serve(address).await
+    let brain = Brain::builder().arm(Headline).arms(arms).build()?;
+    Server::new("brain").orchestrator(brain).serve(address).await?;
+    Ok(())
 }

@@ -43,9 +43,8 @@ async fn main() -> Result<(), octollm::Error> {
     let mut numbers = std::env::args().skip(1).map(|text| text.parse::<u64>());
     let total = numbers.next().transpose()?.unwrap_or(10_000);
     let at_once = numbers.next().transpose()?.unwrap_or(1_000).clamp(1, total);
-    let mesh = std::sync::Arc::new(
-        Mesh::builder().arm::<Increment>("adder", Adder).task::<TaskRequest>(PlusTwo).start().await,
-    );
+    let mesh =
+        std::sync::Arc::new(Mesh::builder().arm::<Increment>("adder", Adder).brain(PlusTwo).start().await);
 
     let started = Instant::now();
     let (mut running, mut wrong, mut resident) = (JoinSet::new(), 0_u64, Vec::new());

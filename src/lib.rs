@@ -29,7 +29,8 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), octollm::Error> {
-//!     ArmServer::new("judge").arm::<ValidateCode>(Judge).serve("127.0.0.1:8103").await
+//!     Server::new("judge").arm(Judge).serve("127.0.0.1:8103").await?;
+//!     Ok(())
 //! }
 //! # fn judge(task: &ValidateCode) -> Verdict {
 //! #     let is_valid = task.code.contains("fn");
@@ -41,7 +42,7 @@
 //! |---|---|
 //! | say what can be asked | [`contract::TaskContract`], derived by `#[derive(TaskContract)]` |
 //! | do it | [`Arm`], [`Context`] |
-//! | serve it | `http::ArmServer` |
+//! | serve it | `http::Server` |
 //! | call it | `http::Arms`, [`Context::call`] |
 //! | run work that survives the process | [`brain::Brain`] |
 //! | run steps given as data | [`plan`] |
@@ -91,6 +92,7 @@ pub mod prelude {
     pub use garde::validate::Validate;
     pub use octollm_core::{
         Arm, Context,
+        arm::arm_fn,
         brain::Brain,
         bus::{DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
         contract::TaskContract,
@@ -102,7 +104,7 @@ pub mod prelude {
         task::{Submission, Task, TaskRequest, TaskResult, TaskStatus},
     };
     #[cfg(feature = "http")]
-    pub use octollm_http::{ArmServer, Arms, OrchestratorClient, OrchestratorServer, ReflexServer};
+    pub use octollm_http::{Arms, OrchestratorClient, Server};
     pub use octollm_macros::{TaskContract, Validate};
     // `schemars` is there for its derive, which looks for a crate of that name.
     pub use schemars::{self, JsonSchema};

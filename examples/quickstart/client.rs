@@ -4,9 +4,8 @@ use std::{io::IsTerminal, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use octollm::{
-    orchestrator::{TaskUpdate, follow},
+    orchestrator::{JournalStep, TaskUpdate, follow},
     prelude::*,
-    store::JournalEntry,
     task::TaskBudget,
 };
 
@@ -24,7 +23,7 @@ pub(crate) async fn review(reflex_url: &str) -> Result<End, octollm::Error> {
         TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(300.0), max_cost_dollars: None };
     let request = TaskRequest { budget, ..TaskRequest::new("Review this crate, and look for secrets.") };
     let bar = bar();
-    let task = reflex.submit(request.into(), &cx).await?;
+    let task = Orchestrator::submit(&reflex, request.into(), &cx).await?;
     let followed = follow(&reflex, &task.task_id, &cx, |update| show(&bar, update));
     let end = tokio::select! {
         task = followed => End::Finished(Box::new(task?)),
@@ -57,7 +56,7 @@ fn show(bar: &ProgressBar, update: &TaskUpdate) {
 }
 
 /// How each call of the brain travelled, a line each.
-pub(crate) fn explain(journal: &[JournalEntry]) -> String {
+pub(crate) fn explain(journal: &[JournalStep]) -> String {
     let mut lines = vec![format!(
         "{:<12} {:<14} {:<10} {:<24} {:>5} {:>9}  {}",
         "step", "contract", "arm", "endpoint", "tries", "ms", "budget left"
@@ -69,9 +68,9 @@ pub(crate) fn explain(journal: &[JournalEntry]) -> String {
             "{:<12} {:<14} {:<10} {:<24} {:>5} {:>9.2}  {}, {seconds}",
             entry.step.to_string(),
             entry.contract.to_string(),
-            entry.trip.arm,
-            entry.trip.endpoint,
-            entry.trip.attempts,
+            entry.arm,
+            entry.endpoint,
+            entry.attempts,
             entry.duration_ms,
             entry.budget_left,
         ));

@@ -110,7 +110,7 @@ async fn run(options: &Options) -> Result<ExitCode, octollm::Error> {
         eprintln!("quickstart: the review failed: {why}");
         return Ok(ExitCode::FAILURE);
     };
-    let report: Report = serde_json::from_value(result.output)?;
+    let report: Report = result.output.read()?;
     // Whoever reads the report may take long, and the signal is ours since it was first waited for.
     tokio::spawn(async {
         let _ = tokio::signal::ctrl_c().await;

@@ -10,7 +10,7 @@ use octollm::{
 
 use crate::{
     arms::{Guardian, Judge, Planner, Retriever},
-    contracts::{JudgeSource, ListSources, PlanReview, ReadSource, ScanSource},
+    contracts::{ListSources, ReadSource},
     review::Review,
 };
 
@@ -23,7 +23,7 @@ pub(crate) struct System {
 /// Starts reflex server, orchestrator and arms for the crate at `root`.
 pub(crate) async fn start(root: PathBuf) -> Result<System, octollm::Error> {
     let retriever = Retriever { root };
-    let retriever = ArmServer::new("retriever")
+    let retriever = Server::new("retriever")
         .description("Lists and reads the sources of one crate.")
         .arm::<ListSources>(retriever.clone())
         .arm::<ReadSource>(retriever);
@@ -31,11 +31,11 @@ pub(crate) async fn start(root: PathBuf) -> Result<System, octollm::Error> {
 
     // Arms call arms directly: these two ask the retriever for each file.
     let sources = Arms::builder().arm("retriever", &retriever_url).build()?;
-    let judge = ArmServer::new("judge").arm::<JudgeSource>(Judge).arms(sources.clone());
+    let judge = Server::new("judge").arm(Judge).arms(sources.clone());
     let judge_url = spawn(judge.bind("127.0.0.1:0").await?);
-    let guardian = ArmServer::new("guardian").arm::<ScanSource>(Guardian).arms(sources);
+    let guardian = Server::new("guardian").arm(Guardian).arms(sources);
     let guardian_url = spawn(guardian.bind("127.0.0.1:0").await?);
-    let planner = ArmServer::new("planner").arm::<PlanReview>(Planner);
+    let planner = Server::new("planner").arm(Planner);
     let planner_url = spawn(planner.bind("127.0.0.1:0").await?);
 
     let arms = Arms::builder()
@@ -44,12 +44,13 @@ pub(crate) async fn start(root: PathBuf) -> Result<System, octollm::Error> {
         .arm("judge", judge_url)
         .arm("guardian", guardian_url)
         .build()?;
-    let brain = Brain::builder().task::<TaskRequest>(Review).arms(arms).build();
-    let orchestrator_url = spawn(OrchestratorServer::new(brain.clone()).bind("127.0.0.1:0").await?);
+    let brain = Brain::builder().arm(Review).arms(arms).build()?;
+    let orchestrator_url = spawn(Server::new("brain").orchestrator(brain.clone()).bind("127.0.0.1:0").await?);
 
     let orchestrator = OrchestratorClient::new(orchestrator_url)?;
-    let reflex =
-        ReflexServer::new(ReflexChain::new().then(OneLine).then(NoTakeover)).orchestrator(orchestrator);
+    let reflex = Server::new("reflex")
+        .reflex(ReflexChain::new().then(OneLine).then(NoTakeover))
+        .orchestrator(orchestrator);
     let reflex_url = spawn(reflex.bind("127.0.0.1:0").await?);
     Ok(System { reflex_url, brain })
 }

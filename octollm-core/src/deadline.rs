@@ -1,15 +1,17 @@
 //! Until when work may go on.
 
 use std::{
-    future::{Future, poll_fn},
-    pin::pin,
-    task::Poll,
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
+use pin_project_lite::pin_project;
 use tokio::{
-    task::unconstrained,
-    time::{Instant, sleep_until},
+    task::{Unconstrained, unconstrained},
+    time::{Instant, Sleep, sleep_until},
 };
 
 /// A moment after which nobody waits for the result. It crosses the network as the time that is left, never as a
@@ -58,14 +60,8 @@ impl Deadline {
     ///
     /// # Cancel safety
     /// Dropping the future drops the work.
-    pub async fn run<F: Future>(self, work: F) -> Result<F::Output, DeadlinePassed> {
-        let mut work = pin!(work);
-        let mut timer = pin!(unconstrained(sleep_until(self.0)));
-        poll_fn(|cx| match work.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => timer.as_mut().poll(cx).map(|()| Err(DeadlinePassed)),
-        })
-        .await
+    pub fn run<F: Future>(self, work: F) -> Run<F> {
+        Self::run_until(Some(self), work)
     }
 
     /// As [`run`](Self::run); without a deadline the work runs to its end.
@@ -75,11 +71,46 @@ impl Deadline {
     ///
     /// # Cancel safety
     /// As [`run`](Self::run).
-    pub async fn run_until<F: Future>(deadline: Option<Self>, work: F) -> Result<F::Output, DeadlinePassed> {
-        match deadline {
-            Some(deadline) => deadline.run(work).await,
-            None => Ok(work.await),
+    pub fn run_until<F: Future>(deadline: Option<Self>, work: F) -> Run<F> {
+        Run { work, deadline, timer: None }
+    }
+}
+
+pin_project! {
+    /// Work that ends at a deadline: see [`Deadline::run`].
+    // A type of its own: the future of an `async fn` has room for what it is given twice over.
+    #[must_use = "futures do nothing unless they are awaited"]
+    pub struct Run<F> {
+        #[pin]
+        work: F,
+        deadline: Option<Deadline>,
+        // Once the work was pending.
+        #[pin]
+        timer: Option<Unconstrained<Sleep>>,
+    }
+}
+
+impl<F: Future> Future for Run<F> {
+    type Output = Result<F::Output, DeadlinePassed>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let Poll::Ready(output) = this.work.poll(cx) {
+            return Poll::Ready(Ok(output));
         }
+        if let Some(deadline) = this.deadline.take() {
+            this.timer.set(Some(unconstrained(sleep_until(deadline.0))));
+        }
+        match this.timer.as_pin_mut() {
+            Some(timer) => timer.poll(cx).map(|()| Err(DeadlinePassed)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F> fmt::Debug for Run<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("deadline", &self.deadline).finish_non_exhaustive()
     }
 }
 

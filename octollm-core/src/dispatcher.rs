@@ -2,9 +2,13 @@
 
 use std::{
     fmt,
+    future::{Future, poll_fn},
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::Arc,
+    task::Poll,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -18,7 +22,7 @@ use crate::{
     card::ArmCard,
     context::Context,
     contract::{ContractCard, ContractRef, ContractSpec, InvalidContract, TaskContract},
-    deadline::Deadline,
+    deadline::{Deadline, DeadlinePassed},
     error::{ArmError, ErrorKind, Failure},
     json,
     parts::{Caller, ContextParts, spent},
@@ -64,12 +68,14 @@ pub struct Surroundings {
     pub cancellation: CancellationToken,
     /// Where its updates go.
     pub updates: Option<Arc<dyn UpdateSink>>,
+    /// How long the work may take, in place of the contract's own limit.
+    pub time_limit: Option<Duration>,
 }
 
 impl Surroundings {
     /// What travelled, and arms to call.
     pub fn new(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
-        Self { parts, transport, cancellation: CancellationToken::new(), updates: None }
+        Self { parts, transport, cancellation: CancellationToken::new(), updates: None, time_limit: None }
     }
 }
 
@@ -175,12 +181,13 @@ impl Route {
     /// # Cancel safety
     /// Dropping the future drops the arm's, and cancels its context.
     pub async fn execute(&self, input: &[u8], around: Surroundings) -> Outcome {
-        let Surroundings { mut parts, transport, cancellation, updates } = around;
+        let Surroundings { mut parts, transport, cancellation, updates, time_limit } = around;
         let refused = self.admit(&parts.caller).err().or_else(|| spent(parts.deadline, parts.budget));
         if let Some(failure) = refused {
             return Outcome { result: Err(failure.into()), usage: Usage::default(), calls: 0 };
         }
-        parts.deadline = narrower(parts.deadline, Some(Deadline::after(self.spec.timeout)));
+        let limit = time_limit.unwrap_or(self.spec.timeout);
+        parts.deadline = narrower(parts.deadline, Some(Deadline::after(limit)));
         let limit = parts.deadline;
         let guard = cancellation.clone().drop_guard();
         let cx = Context::assemble(parts, transport, cancellation.clone(), updates);
@@ -205,12 +212,20 @@ impl Route {
         limit: Option<Deadline>,
     ) -> Result<Bytes, ArmError> {
         let mut work = AssertUnwindSafe(self.handler.run(input, cx)).catch_unwind();
-        let kind = tokio::select! {
-            biased;
-            // Before the arm, which would see its calls fail and could answer with what it has.
-            () = cancellation.cancelled() => ErrorKind::Cancelled,
-            answer = &mut work => return answer.unwrap_or_else(|_| Err(panicked().into())),
-            () = until(limit) => ErrorKind::DeadlineExceeded,
+        let mut cancelled = pin!(cancellation.cancelled());
+        // Cancellation comes before the arm, which would see its calls fail and could answer with what it has. Neither is
+        // polled within tokio's cooperative budget, which the arm may spend.
+        let ended = Deadline::run_until(
+            limit,
+            poll_fn(|task| match cancelled.as_mut().poll(task) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => work.poll_unpin(task).map(Some),
+            }),
+        );
+        let kind = match ended.await {
+            Ok(Some(answer)) => return answer.unwrap_or_else(|_| Err(panicked().into())),
+            Ok(None) => ErrorKind::Cancelled,
+            Err(DeadlinePassed) => ErrorKind::DeadlineExceeded,
         };
         cancellation.cancel();
         // What the arm holds may panic as well, on its way out.
@@ -224,13 +239,6 @@ impl Route {
 
 fn panicked() -> Failure {
     Failure::of(ErrorKind::ArmPanicked)
-}
-
-async fn until(limit: Option<Deadline>) {
-    match limit {
-        Some(deadline) => tokio::time::sleep_until(deadline.instant()).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// What the caller is not told.
@@ -348,5 +356,38 @@ mod tests {
             let error = route.execute(input.as_bytes(), around).await.result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ArmPanicked);
         }
+    }
+
+    struct Waits;
+
+    #[async_trait]
+    impl Arm<Panics> for Waits {
+        async fn execute(&self, _: Panics, _: &Context) -> Result<Unwritable, ArmError> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_is_cancelled_beside_work_that_spends_every_cooperative_budget() {
+        let mut dispatcher = Dispatcher::new("test");
+        dispatcher.serve::<Panics>(Waits);
+        let around = Surroundings::new(ContextParts::new(), Arc::new(NoArms));
+        let (cancellation, begun) = (around.cancellation.clone(), tokio::time::Instant::now());
+        tokio::spawn(async move {
+            // Time passes only where nothing waits: it is moved on by hand.
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+            cancellation.cancel();
+            tokio::task::yield_now().await;
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        });
+        let greedy = poll_fn(|task| {
+            while pin!(tokio::task::coop::consume_budget()).poll(task).is_ready() {}
+            if begun.elapsed().as_secs() < 2 { Poll::Pending } else { Poll::Ready(()) }
+        });
+        let route = &dispatcher.routes()[0];
+        let work = async { (route.execute(br#"{"in_check":false}"#, around).await, begun.elapsed()) };
+        let ((), (outcome, took)) = tokio::join!(biased; greedy, work);
+        assert_eq!(outcome.result.unwrap_err().kind(), ErrorKind::Cancelled);
+        assert!(took < std::time::Duration::from_millis(1_200), "{took:?}");
     }
 }

@@ -49,6 +49,17 @@ pub enum StepKey {
     Name(String),
 }
 
+impl StepKey {
+    /// The step that a text names: digits alone are a position, anything else is a name.
+    pub fn from_text(text: &str) -> Self {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        match text.parse() {
+            Ok(order) if digits => Self::Order(order),
+            _ => Self::Name(text.to_owned()),
+        }
+    }
+}
+
 impl fmt::Display for StepKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -48,6 +48,7 @@ pub mod json;
 pub mod update;
 pub mod parts;
 pub mod transport;
+pub mod resilience;
 pub mod context;
 pub mod arm;
 pub mod dispatcher;

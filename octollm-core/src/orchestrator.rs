@@ -11,17 +11,17 @@ use futures_core::Stream;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+pub use crate::task::TaskUpdate;
 use crate::{
+    budget::Budget,
     card::ArmCard,
     context::Context,
     contract::ContractRef,
     error::{ErrorKind, Failure},
     id::TaskId,
-    task::{Submission, Task, TaskError, TaskResult, TaskStatus},
+    task::{Submission, Task, TaskError, TaskStatus},
     transport::StepKey,
-    update::Phase,
 };
 
 /// Takes tasks and keeps them: the brain is one, a client of a brain elsewhere another.
@@ -101,11 +101,22 @@ pub struct JournalStep {
     /// The arm that answered; empty where none is known.
     #[serde(default)]
     pub arm: String,
+    /// Where that arm is; empty where it is not known.
+    #[serde(default)]
+    pub endpoint: String,
+    /// How many attempts were made.
+    pub attempts: u32,
     /// How it ended.
     pub outcome: StepOutcome,
     /// Why it failed, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<TaskError>,
+    /// What the task had left when the call was made.
+    #[serde(default)]
+    pub budget_left: Budget,
+    /// How long the task still had then, in milliseconds.
+    #[serde(default)]
+    pub time_left_ms: Option<u64>,
     /// How long it took, in milliseconds.
     pub duration_ms: f64,
     /// Tokens it used, with all that the arm called.
@@ -181,76 +192,6 @@ impl TaskPage {
     /// A page.
     pub fn new(tasks: Vec<Task>, next: Option<TaskId>) -> Self {
         Self { tasks, next }
-    }
-}
-
-/// One thing that a task tells, numbered from 1.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum TaskUpdate {
-    /// How far it is.
-    Progress {
-        /// The task.
-        task_id: TaskId,
-        /// The number of this update.
-        seq: u64,
-        /// 0 to 100.
-        progress: u8,
-        /// Where it stands.
-        phase: Phase,
-        /// What it is doing.
-        message: String,
-    },
-    /// A part of the output.
-    Chunk {
-        /// The task.
-        task_id: TaskId,
-        /// The number of this update.
-        seq: u64,
-        /// The contract's chunk.
-        data: Value,
-    },
-    /// Its status changed; the last update when that is a final one.
-    Status {
-        /// The task.
-        task_id: TaskId,
-        /// The number of this update.
-        seq: u64,
-        /// Where it stands.
-        status: TaskStatus,
-        /// What came of it, once completed.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        result: Option<TaskResult>,
-        /// Why it failed, if it did.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        error: Option<TaskError>,
-    },
-    /// Updates that are no longer kept.
-    Gap {
-        /// The task.
-        task_id: TaskId,
-        /// The number of the last one missed.
-        seq: u64,
-        /// How many were missed.
-        missed: u64,
-    },
-}
-
-impl TaskUpdate {
-    /// The number of this update.
-    pub fn seq(&self) -> u64 {
-        match self {
-            Self::Progress { seq, .. }
-            | Self::Chunk { seq, .. }
-            | Self::Status { seq, .. }
-            | Self::Gap { seq, .. } => *seq,
-        }
-    }
-
-    /// Whether nothing comes behind it.
-    pub fn is_last(&self) -> bool {
-        matches!(self, Self::Status { status, .. } if status.is_finished())
     }
 }
 

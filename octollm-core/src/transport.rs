@@ -1,16 +1,24 @@
 //! The seam between contracts and whatever carries calls.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 pub use crate::id::StepKey;
 use crate::{
     budget::Usage,
     card::ArmCard,
     contract::{ContractRef, Spec},
+    deadline::{Deadline, DeadlinePassed},
     error::{CallError, ErrorKind, Failure},
     parts::ContextParts,
     update::{Handle, UpdateSink},
@@ -50,6 +58,8 @@ pub struct Call {
     pub batch: Option<StepKey>,
     /// Names the call for an arm that honours keys. A journal sets it.
     pub key: Option<IdempotencyKey>,
+    /// The arm that makes the call, where the transport knows it.
+    pub from: Option<Arc<str>>,
     /// The contract's JSON.
     pub input: Bytes,
     /// What travels with it. The deadline is always set.
@@ -75,6 +85,7 @@ impl Call {
             step,
             batch: None,
             key: None,
+            from: None,
             input,
             parts,
             retry: 0,
@@ -121,6 +132,17 @@ impl Reply {
         Self { output, usage: Usage::default(), trip }
     }
 
+    /// The failure of a caller that cannot decode the output.
+    pub(crate) fn unreadable(self, contract: ContractRef, error: serde_json::Error) -> CallError {
+        let failure = Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"));
+        CallError::new(contract, failure)
+            .with_arm(self.trip.arm)
+            .with_endpoint(self.trip.endpoint)
+            .with_attempts(self.trip.attempts)
+            .with_usage(self.usage)
+            .with_source(error)
+    }
+
     /// Sets what was used up.
     #[must_use]
     pub fn with_usage(mut self, usage: Usage) -> Self {
@@ -135,7 +157,7 @@ impl Reply {
 pub struct Trip {
     /// The arm that answered.
     pub arm: String,
-    /// Where it is; `in-process` for a mesh.
+    /// Where it is; `in-process/judge` in a mesh.
     pub endpoint: String,
     /// How often it was tried.
     pub attempts: u32,
@@ -154,7 +176,7 @@ impl Trip {
 /// Dropping the future of a call gives the call up: the arm's own work ends, as far as the transport reaches.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    /// Carries one call and returns its answer, or ends it at its deadline: see [`Deadline::run`](crate::deadline::Deadline::run). The caller does
+    /// Carries one call and returns its answer, or ends it at its deadline: see [`Deadline::run`]. The caller does
     /// not do that itself, so that a transport can record that the deadline passed.
     ///
     /// # Errors
@@ -163,6 +185,11 @@ pub trait Transport: Send + Sync + 'static {
 
     /// The cards of the arms that can be reached now.
     async fn cards(&self) -> Vec<ArmCard>;
+
+    /// Adds what the transport knows about an output that its caller could not decode, such as that the schemas differ.
+    fn explain(&self, error: CallError) -> CallError {
+        error
+    }
 }
 
 #[async_trait]
@@ -173,6 +200,10 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     async fn cards(&self) -> Vec<ArmCard> {
         (**self).cards().await
+    }
+
+    fn explain(&self, error: CallError) -> CallError {
+        (**self).explain(error)
     }
 }
 
@@ -189,5 +220,85 @@ impl Transport for NoArms {
 
     async fn cards(&self) -> Vec<ArmCard> {
         Vec::new()
+    }
+}
+
+/// A service of calls without its type: what a user's layer wraps, and what it is again.
+pub type CallService = BoxCloneSyncService<Call, Reply, CallError>;
+
+/// A tower service of calls as a transport: `ServiceTransport::new(RetryLayer::default().layer(service), arms)`.
+///
+/// It ends each call at its deadline, whatever the service does.
+#[derive(Clone)]
+pub struct ServiceTransport<S> {
+    service: S,
+    arms: Arc<dyn Transport>,
+}
+
+impl<S> ServiceTransport<S> {
+    /// Calls through `service`; the cards are those of `arms`, which also explains errors.
+    pub fn new(service: S, arms: Arc<dyn Transport>) -> Self {
+        Self { service, arms }
+    }
+}
+
+#[async_trait]
+impl<S> Transport for ServiceTransport<S>
+where
+    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        let (contract, deadline) = (call.contract.clone(), call.parts.deadline);
+        let answer = Deadline::run_until(deadline, self.service.clone().oneshot(call)).await;
+        answer.unwrap_or_else(|DeadlinePassed| {
+            Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded)))
+        })
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        self.arms.cards().await
+    }
+
+    fn explain(&self, error: CallError) -> CallError {
+        self.arms.explain(error)
+    }
+}
+
+impl<S> fmt::Debug for ServiceTransport<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServiceTransport")
+    }
+}
+
+/// A transport as a tower service, for layers to be put around it.
+#[derive(Clone)]
+pub struct TransportService(Arc<dyn Transport>);
+
+impl TransportService {
+    /// A service that carries calls by `transport`.
+    pub fn new(transport: Arc<dyn Transport>) -> Self {
+        Self(transport)
+    }
+}
+
+impl Service<Call> for TransportService {
+    type Response = Reply;
+    type Error = CallError;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let transport = self.0.clone();
+        Box::pin(async move { transport.call(call).await })
+    }
+}
+
+impl fmt::Debug for TransportService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TransportService")
     }
 }

@@ -142,8 +142,8 @@ async fn mesh() -> (Mesh, Adder) {
     let mesh = Mesh::builder()
         .arm::<Increment>("adder", adder.clone())
         .arm::<Pass>("relay", Relay)
-        .task::<TaskRequest>(Review)
-        .task::<RunPlan>(Plan::new())
+        .brain(Review)
+        .brain(Plan::new())
         .start()
         .await;
     (mesh, adder)
@@ -243,7 +243,7 @@ async fn every_call_is_recorded_as_it_was() {
     mesh.fault("adder", Fault::error(ErrorKind::Unavailable).once().after(1));
     let cx = mesh.context();
     assert_eq!(cx.call(add(4)).await.unwrap(), 5);
-    cx.step("second").call(add(5)).await.unwrap_err();
+    cx.call(add(5)).named("second").await.unwrap_err();
     let running = tokio::spawn(mesh.call(slow(1_000)));
     tokio::time::sleep(Duration::from_millis(400)).await;
     let calls: Vec<_> = mesh.calls().into_iter().collect();
@@ -319,7 +319,7 @@ async fn ten_thousand_calls_and_none_is_lost() {
     let (mesh, adder) = mesh().await;
     mesh.fault("adder", Fault::Crash.times(10).after(500));
     let outputs =
-        mesh.context().call_each((0..10_000).map(|number| Increment { number, ms: number % 7 })).await;
+        mesh.context().call_all((0..10_000).map(|number| Increment { number, ms: number % 7 })).each().await;
     assert_eq!(outputs.len(), 10_000);
     let mut lost = 0;
     for (number, output) in outputs.into_iter().enumerate() {
@@ -377,7 +377,10 @@ async fn a_plan_goes_on_where_its_brain_crashed() {
     while updates.next().await.is_some() {}
     let task = mesh.brain().get(&task.task_id, &mesh.context()).await.unwrap();
     assert_eq!(task.status, TaskStatus::Completed, "{task:?}");
-    assert_eq!(task.result.unwrap().output["outputs"], json!({ "short": 2, "long": 2, "last": 3 }));
+    assert_eq!(
+        task.result.unwrap().output.to_value()["outputs"],
+        json!({ "short": 2, "long": 2, "last": 3 })
+    );
     let steps: Vec<_> = mesh.calls().iter().map(|call| call.step.to_string()).collect();
     assert_eq!(steps, ["short", "long", "long", "last"]);
 }

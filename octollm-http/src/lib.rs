@@ -3,7 +3,7 @@
 //! ```
 //! use async_trait::async_trait;
 //! use octollm_core::{Arm, Context, error::ArmError};
-//! use octollm_http::{ArmServer, Arms};
+//! use octollm_http::{Server, Arms};
 //! use octollm_macros::TaskContract;
 //! use schemars::JsonSchema;
 //! use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), octollm_core::error::Error> {
-//! let server = ArmServer::new("scribe").arm::<CountWords>(Scribe).bind("127.0.0.1:0").await?;
+//! let server = Server::new("scribe").arm(Scribe).bind("127.0.0.1:0").await?;
 //! let arms = Arms::builder().arm("scribe", server.url()).build()?;
 //! tokio::spawn(server.run());
 //! assert_eq!(arms.call(CountWords { text: "ten arms".into() }).await?, 2);
@@ -37,11 +37,12 @@
 //! What crosses the network is written down in `docs/wire.md`. Most programs depend on `octollm`, which brings this crate
 //! along.
 // A module uses only what stands before it here; `client` and `server` never import each other.
+pub mod io;
 pub mod wire;
 pub mod client;
 pub mod server;
 
 pub use self::{
     client::{Arms, ClientConfig, ConfigError, OrchestratorClient},
-    server::{ArmServer, BoundServer, OrchestratorServer, ReflexServer, ServeError, ServerConfig},
+    server::{Authenticate, BoundServer, ServeError, Server, ServerConfig},
 };

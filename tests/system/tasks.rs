@@ -35,10 +35,10 @@ impl Arm<TaskRequest> for Through {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_tasks_at_once_over_sockets() {
-    let echo = ArmServer::new("echo").arm::<Echo>(Echoes).bind("127.0.0.1:0").await.unwrap();
+    let echo = Server::new("echo").arm(Echoes).bind("127.0.0.1:0").await.unwrap();
     let arms = Arms::builder().arm("echo", echo.url()).build().unwrap();
-    let brain = Brain::builder().task::<TaskRequest>(Through).arms(arms).build();
-    let orchestrator = OrchestratorServer::new(brain).bind("127.0.0.1:0").await.unwrap();
+    let brain = Brain::builder().arm(Through).arms(arms).build().unwrap();
+    let orchestrator = Server::new("orchestrator").orchestrator(brain).bind("127.0.0.1:0").await.unwrap();
     // A thousand that ask again and again share a hundred connections: each waits its turn.
     let config = ClientConfig { pool_wait: Duration::from_secs(60), ..ClientConfig::default() };
     let client = OrchestratorClient::builder(orchestrator.url()).config(config).build().unwrap();
@@ -50,7 +50,9 @@ async fn a_thousand_tasks_at_once_over_sockets() {
         let client = client.clone();
         running.spawn(async move {
             let cx = Context::detached();
-            let task = client.submit(TaskRequest::new(number.to_string()).into(), &cx).await.unwrap();
+            let task = Orchestrator::submit(&client, TaskRequest::new(number.to_string()).into(), &cx)
+                .await
+                .unwrap();
             let task = finished(&client, &task.task_id, &cx).await.unwrap();
             assert_eq!(task.status, TaskStatus::Completed, "{:?}", task.error);
             assert_eq!(task.result.unwrap().output, number);

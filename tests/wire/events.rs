@@ -1,9 +1,10 @@
-//! What the brain publishes of its tasks.
+//! The events of a task.
 
 use octollm::{
     bus::Subscription,
     orchestrator::{Orchestrator, finished},
     prelude::*,
+    task::TaskEvent,
 };
 
 use crate::{
@@ -14,21 +15,24 @@ use crate::{
 
 /// The next event of a task, in its native form, with ids and times that are fixed.
 async fn next(events: &mut Subscription) -> (String, String) {
-    let Some(Signal::Event(event)) = events.next().await else { panic!("the bus told no event") };
+    let Some(Signal::Event(event)) = events.next().await else { panic!("no event was published") };
     let task = event.subject().unwrap().to_owned();
-    let written = pretty(&*event).replace(&task, TASK);
+    let written = pretty(&event).replace(&task, TASK);
     let fixed = Ordered::parse(written.as_bytes())
         .fix("id", "019a6d2f-9c00-7000-8000-000000000001")
         .fix("timestamp", NOW);
     (event.event_type().to_owned(), pretty(&fixed))
 }
 
-/// Holds the next event to its file, which is read as an event and written the same.
+/// Holds the next event to its file, which is read as an event and as a change of a task, and written the same.
 async fn hold_next(events: &mut Subscription, event_type: &str, name: &str) {
     let (found, written) = next(events).await;
     assert_eq!(found, event_type);
     hold(name, &written);
-    assert_eq!(pretty(&read_json::<Event>(name)), read(name), "{name}");
+    let event = read_json::<Event>(name);
+    assert_eq!(pretty(&event), read(name), "{name}");
+    let change = TaskEvent::try_from(&event).unwrap();
+    assert_eq!(change.to_event("orchestrator").unwrap().data(), event.data(), "{name}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,7 +15,7 @@ use octollm::{
     context::ContextParts,
     deadline::Deadline,
     http::{
-        ArmServer, Arms,
+        Arms, Server,
         client::{Exchange, ExchangeError},
         server::HttpService,
     },
@@ -50,7 +50,7 @@ fn arms(service: HttpService, heads: Heads) -> Arms {
     });
     Arms::builder()
         .arm_serving::<ValidateCode>("judge", "http://judge-arm:8103")
-        .layer(layer)
+        .request_layer(layer)
         .build()
         .unwrap()
 }
@@ -84,7 +84,7 @@ impl Arm<ValidateCode> for Noting {
 
 async fn call(parts: ContextParts) -> (Vec<String>, String, Usage) {
     let (heads, note) = (Heads::default(), Arc::default());
-    let server = ArmServer::new("judge").arm::<ValidateCode>(Noting(Arc::clone(&note))).into_service();
+    let server = Server::new("judge").arm(Noting(Arc::clone(&note))).open_to_all().into_service().unwrap();
     let cx = arms(server, heads.clone()).context_of(parts);
     cx.call(code("fn main() {}")).await.unwrap();
     let (heads, note) = (heads.lock().unwrap().clone(), note.lock().unwrap().clone());
@@ -108,7 +108,7 @@ async fn everything_that_can_travel() {
         note,
         format!(
             "review-7 Some({TASK}) Some((\"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\", Some(\"vendor=opaque\")))\n\
-             Some(1.5s) tokens=9000;cost_usd=0.25 1\n"
+             Some(1.406s) tokens=9000;cost_usd=0.25 1\n"
         )
     );
     // What the arm used up is taken from what its caller has left.
@@ -121,12 +121,12 @@ async fn what_always_travels() {
     parts.correlation_id = parsed("review-7");
     let (heads, note, _) = call(parts).await;
     hold("head_request_least.txt", &heads[0]);
-    assert_eq!(note, "review-7 None None\nSome(10s)  1\n");
+    assert_eq!(note, "review-7 None None\nSome(9.75s)  1\n");
 }
 
 #[tokio::test(start_paused = true)]
 async fn errors_have_heads_too() {
-    let server = ArmServer::new("judge").arm::<ValidateCode>(Judge).into_service();
+    let server = Server::new("judge").arm(Judge).open_to_all().into_service().unwrap();
     for (code, name) in [("busy", "head_answer_unavailable.txt"), ("broken", "head_answer_failed.txt")] {
         let answer =
             ask(&server, "POST", "/validate", format!(r#"{{"code":"{code}","language":"rust"}}"#)).await;

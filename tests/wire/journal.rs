@@ -1,18 +1,30 @@
 //! The journal of a task, as a store keeps it.
 
-use octollm::{orchestrator::finished, prelude::*};
+use std::sync::Arc;
+
+use octollm::{
+    orchestrator::finished,
+    prelude::*,
+    store::{MemoryStore, TaskStore},
+};
 
 use crate::{
-    golden::{NOW, hold_again, parsed},
-    review::{brain, caller, submit},
+    golden::{NOW, hold_again, hold_json, parsed},
+    review::{brain_on, caller, submit},
 };
 
 #[tokio::test(start_paused = true)]
 async fn an_answered_call_and_a_failed_one() {
-    let brain = brain(MemoryBus::new());
+    let store = Arc::new(MemoryStore::new());
+    let brain = brain_on(MemoryBus::new(), store.clone());
     let task = submit(&brain, "busy").await.task_id;
     finished(&brain, &task, &caller()).await.unwrap();
-    let mut entries = brain.journal(&task, &caller()).await.unwrap();
+    let mut steps = brain.journal(&task, &caller()).await.unwrap();
+    for step in &mut steps {
+        step.at = parsed(NOW);
+    }
+    hold_json("journal_steps.json", &steps);
+    let mut entries = store.journal(&task).await.unwrap();
     for entry in &mut entries {
         entry.at = parsed(NOW);
     }

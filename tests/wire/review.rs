@@ -12,6 +12,7 @@ use octollm::{
     failure::Failure,
     orchestrator::Orchestrator,
     prelude::*,
+    store::MemoryStore,
     task::{Task, TaskBudget},
     transport::{Call, NoArms, Reply, Transport, Trip},
     update::Phase,
@@ -35,7 +36,7 @@ impl Arm<Review> for Reviewer {
         cx.phase(Phase::Execution);
         cx.steps(1, 2);
         cx.progress(50, "judging src/lib.rs");
-        let again = cx.step("lib").call(code(&task.path)).await?;
+        let again = cx.call(code(&task.path)).named("lib").await?;
         tokio::time::sleep(Duration::from_millis(1)).await;
         Ok(format!("{} of 2 are valid", [first, again].iter().filter(|verdict| verdict.is_valid).count()))
     }
@@ -65,7 +66,12 @@ impl Transport for Judges {
 }
 
 pub(crate) fn brain(bus: MemoryBus) -> Brain {
-    Brain::builder().task::<Review>(Reviewer).arms(Judges).bus(bus).clock(Clock::runtime()).build()
+    brain_on(bus, Arc::new(MemoryStore::new()))
+}
+
+pub(crate) fn brain_on(bus: MemoryBus, store: Arc<MemoryStore>) -> Brain {
+    let builder = Brain::builder().arm::<Review>(Reviewer).arms(Judges).bus(bus).store(store);
+    builder.clock(Clock::runtime()).build().unwrap()
 }
 
 /// Who submits.

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use octollm::{
     Context,
-    http::{ReflexServer, server::HttpService},
+    http::{Server, server::HttpService},
     prelude::*,
     reflex::{Observations, Stimulus},
 };
@@ -44,7 +44,12 @@ impl Reflex for Doorkeeper {
 }
 
 pub(crate) fn server() -> HttpService {
-    ReflexServer::new(Doorkeeper).orchestrator(brain(MemoryBus::new())).into_service()
+    Server::new("reflex")
+        .reflex(Doorkeeper)
+        .orchestrator(brain(MemoryBus::new()))
+        .open_to_all()
+        .into_service()
+        .unwrap()
 }
 
 fn question(text: &str) -> String {

@@ -6,7 +6,7 @@ use http_body_util::{BodyExt, Full};
 use octollm::{
     card::ArmCard,
     contract::ContractCard,
-    http::{ArmServer, server::HttpService},
+    http::{Server, server::HttpService},
 };
 use serde_json::Value;
 use tower::ServiceExt;
@@ -47,17 +47,19 @@ impl Answer {
 
 /// An arm that serves what the examples ask.
 pub(crate) fn judge() -> HttpService {
-    ArmServer::new("judge")
+    Server::new("judge")
         .version("1.2.3")
         .endpoint("http://judge-arm:8103")
-        .arm::<ValidateCode>(Judge)
+        .arm(Judge)
+        .open_to_all()
         .into_service()
+        .unwrap()
 }
 
 pub(crate) async fn send(service: &HttpService, request: Request<Bytes>) -> Answer {
     let Ok(response): Result<Response<_>, _> = service.clone().oneshot(request.map(Full::new)).await;
     let (head, body) = response.into_parts();
-    let Ok(body) = body.collect().await;
+    let body = body.collect().await.unwrap();
     Answer { status: head.status, head: head.headers, body: body.to_bytes() }
 }
 
@@ -112,8 +114,12 @@ async fn what_a_server_tells_of_itself() {
 #[tokio::test(start_paused = true)]
 async fn whether_it_is_ready() {
     let server = |redis| {
-        let server = ArmServer::new("judge").arm::<ValidateCode>(Judge);
-        server.check("redis", move || async move { redis }).check("judge", || async { true }).into_service()
+        let server = Server::new("judge").arm(Judge).open_to_all();
+        server
+            .check("redis", move || async move { redis })
+            .check("judge", || async { true })
+            .into_service()
+            .unwrap()
     };
     for (redis, status, name) in [(true, 200, "ready.json"), (false, 503, "not_ready.json")] {
         let answer = ask(&server(redis), "GET", "/ready", "").await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::header;
 use octollm::{
-    http::{OrchestratorServer, server::HttpService},
+    http::{Server, server::HttpService},
     orchestrator::TaskPage,
     prelude::*,
     task::Task,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 fn server() -> HttpService {
-    OrchestratorServer::new(brain(MemoryBus::new())).into_service()
+    Server::new("orchestrator").orchestrator(brain(MemoryBus::new())).open_to_all().into_service().unwrap()
 }
 
 const REVIEW: &str = r#"{"contract":"crate.review","input":{"path":"src/lib.rs"}}"#;
@@ -28,7 +28,7 @@ async fn a_task_is_taken() {
     let server = server();
     let answer = ask(&server, "POST", "/tasks", REVIEW).await;
     let task: Task = serde_json::from_slice(&answer.body).unwrap();
-    assert_eq!(answer.head[header::LOCATION], format!("/tasks/{}", task.task_id));
+    assert_eq!(answer.head[header::LOCATION], format!("tasks/{}", task.task_id));
     let fixed = answer.fixed([("task_id", TASK), ("created_at", NOW), ("updated_at", NOW)]);
     fixed.is(202, JSON, "task_submitted.json");
 

@@ -1,13 +1,17 @@
 //! Tasks: as they are asked for, and as they stand.
 
+use std::time::Duration;
+
 use octollm::{
-    budget::Cost,
+    budget::{Cost, Usage},
     context::Caller,
     failure::{ErrorKind, Failure},
+    id::StepKey,
     orchestrator::TaskPage,
     prelude::*,
-    task::{Lease, Priority, Task, TaskBudget, TaskError, TaskRecord},
-    update::{Phase, Update},
+    task::{Lease, Origin, Priority, Task, TaskBudget, TaskError, TaskRecord, TaskSpent},
+    trace::TraceContext,
+    update::{Phase, Progress, Update},
 };
 use serde_json::json;
 
@@ -20,11 +24,11 @@ fn request() -> TaskRequest {
     let mut request = TaskRequest::new("Review the crate in ./parser");
     request.constraints = vec!["Change nothing".into()];
     request.acceptance_criteria = vec!["Every finding names a line".into()];
-    request.context.insert("root".into(), "./parser".into());
+    request.context = json!({ "root": "./parser" }).into();
     request.priority = Priority::High;
     request.budget =
         TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(60.0), max_cost_dollars: Some(1.0) };
-    request.metadata.insert("ticket".into(), 4711.into());
+    request.metadata = json!({ "ticket": 4711 }).into();
     request
 }
 
@@ -38,7 +42,7 @@ fn a_goal_in_words() {
     assert_eq!(Submission::from_json(goal_alone).unwrap(), Submission::from(least));
     let read = Submission::from_json(read("task_request_full.json").as_bytes()).unwrap();
     assert_eq!(read, Submission::from(request()));
-    assert_eq!(pretty(&read.to_json()), pretty(&json!(request())));
+    assert_eq!(read.to_json(), json!(request()));
 }
 
 #[test]
@@ -47,28 +51,41 @@ fn a_contract_by_name() {
         .unwrap()
         .with_priority(Priority::Low)
         .with_budget(TaskBudget { max_tokens: Some(500), ..TaskBudget::default() });
-    hold("submission_by_contract.json", &pretty(&submission.to_json()));
+    hold("submission_by_contract.json", &pretty(&submission.to_json().to_value()));
     assert_eq!(Submission::from_json(read("submission_by_contract.json").as_bytes()).unwrap(), submission);
 }
 
 /// A task that waits.
 fn queued() -> TaskRecord {
-    let mut record = TaskRecord::new(
-        request().into(),
-        Caller::known("alice", ["task:run"]),
-        parsed("review-7"),
-        parsed(NOW),
-    );
-    record.task.task_id = parsed(TASK);
-    record
+    let trace = parsed::<TraceContext>("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let origin = Origin::new(Caller::known("alice", ["task:run"]), parsed("review-7")).trace(Some(trace));
+    let record = TaskRecord::new(request().into(), origin, Duration::from_secs(60), parsed(NOW));
+    // Its id and its secret are new each time.
+    let mut stored = serde_json::to_value(&record).unwrap();
+    stored["task"]["task_id"] = TASK.into();
+    stored["secret"] = "0123456789abcdef0123456789abcdef".into();
+    serde_json::from_value(stored).unwrap()
 }
 
 /// The task two seconds later.
 fn processing() -> TaskRecord {
     let mut record = queued();
     let lease = Lease { holder: "orchestrator-1".into(), until: parsed("2025-11-10T10:30:32Z") };
-    record.start(lease, parsed("2025-11-10T10:31:02Z"), parsed("2025-11-10T10:30:02Z")).unwrap();
-    let progress = &mut record.task.progress;
+    record.claim(lease, parsed("2025-11-10T10:30:02Z")).unwrap();
+    record
+}
+
+/// The task at its end, with what it used.
+fn ended() -> TaskRecord {
+    let mut record = processing();
+    let usage = Usage::tokens(1_200).with_cost(Cost::from_nano_dollars(25_000_000));
+    let arms = vec!["lister".into(), "judge".into()];
+    record.report(&TaskSpent::new(usage, arms, Duration::from_millis(9_500)), progress());
+    record
+}
+
+fn progress() -> Progress {
+    let mut progress = Progress::default();
     for update in [
         Update::Phase(Phase::Execution),
         Update::Progress(0, "judging src/lib.rs".into()),
@@ -76,49 +93,40 @@ fn processing() -> TaskRecord {
     ] {
         progress.apply(&update);
     }
-    record
-}
-
-/// The task at its end, with what it took.
-fn ended() -> TaskRecord {
-    let mut record = processing();
-    let taken = &mut record.task.metadata;
-    taken.arms_used = vec!["lister".into(), "judge".into()];
-    taken.tokens_used = 1_200;
-    taken.cost = Cost::from_nano_dollars(25_000_000);
-    taken.duration_seconds = 9.5;
-    record
+    progress
 }
 
 pub(crate) fn completed() -> Task {
     let mut record = ended();
     let result = TaskResult::new(json!({ "findings": [] })).confidence(0.9).validation_passed(true);
     record.complete(result, parsed("2025-11-10T10:30:11.5Z")).unwrap();
-    record.task
+    record.into_task()
 }
 
 pub(crate) fn failed() -> Task {
     let mut record = ended();
-    let mut failure = Failure::of(ErrorKind::DeadlineExceeded);
-    failure.details = Some(json!({ "step": "judge[3]" }));
-    record.fail(TaskError::from(&failure), parsed("2025-11-10T10:30:11.5Z")).unwrap();
-    record.task
+    let step = StepKey::Name("judge[3]".into());
+    let error = TaskError::from(&Failure::of(ErrorKind::DeadlineExceeded)).at_step(Some(step));
+    record.fail(error, parsed("2025-11-10T10:30:11.5Z")).unwrap();
+    record.into_task()
 }
 
 #[test]
 fn a_task_in_each_status() {
-    hold_json("task_queued.json", &queued().task);
-    hold_json("task_processing.json", &processing().task);
+    hold_json("task_queued.json", queued().task());
+    let mut running = processing();
+    running.report(&TaskSpent::default(), progress());
+    hold_json("task_processing.json", running.task());
     hold_json("task_completed.json", &completed());
     hold_json("task_failed.json", &failed());
     let mut cancelled = ended();
     cancelled.cancel(parsed("2025-11-10T10:30:11.5Z")).unwrap();
-    hold_json("task_cancelled.json", &cancelled.task);
+    hold_json("task_cancelled.json", cancelled.task());
 }
 
 #[test]
 fn a_page_of_tasks() {
-    hold_json("task_page.json", &TaskPage::new(vec![queued().task], Some(parsed(TASK))));
+    hold_json("task_page.json", &TaskPage::new(vec![queued().into_task()], Some(parsed(TASK))));
     hold_json("task_page_last.json", &TaskPage::new(Vec::new(), None));
 }
 

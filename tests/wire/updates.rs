@@ -20,7 +20,7 @@ fn updates_of_each_kind() {
     };
     hold_json("update_progress.json", &progress);
     let data = json!({ "text": "Once upon a time" });
-    hold_json("update_chunk.json", &TaskUpdate::Chunk { task_id: task_id(), seq: 8, data });
+    hold_json("update_chunk.json", &TaskUpdate::Chunk { task_id: task_id(), seq: 8, data: data.into() });
     let status =
         |status, result, error| TaskUpdate::Status { task_id: task_id(), seq: 9, status, result, error };
     hold_json("update_status.json", &status(TaskStatus::Processing, None, None));

@@ -1,15 +1,14 @@
-//! A brain as an arm: of another brain, of a mesh, behind an arm server.
+//! A brain as an arm: of another brain, of a mesh, of a server.
 
 use async_trait::async_trait;
-use serde_json::Value;
 
-use super::{Brain, desk::Stop};
+use super::{Brain, running::Stop};
 use crate::{
     arm::Arm,
     budget::Usage,
     context::Context,
     contract::TaskContract,
-    error::{ArmError, ErrorKind, Failure},
+    error::{ArmError, ErrorKind},
     id::TaskId,
     orchestrator::{Orchestrator, TaskUpdate, follow},
     task::{Submission, Task, TaskBudget, TaskRequest, TaskStatus},
@@ -19,14 +18,17 @@ use crate::{
 /// the caller has left, and is cancelled when the caller goes away.
 #[async_trait]
 impl<C: TaskContract> Arm<C> for Brain {
-    async fn execute(&self, task: C, cx: &Context) -> Result<C::Output, ArmError> {
-        let submission = Submission::of(&task)?;
+    async fn execute(&self, input: C, cx: &Context) -> Result<C::Output, ArmError> {
+        let submission = Submission::of(&input)?;
         let budget = narrowed(submission.budget, cx);
-        let queued = self.queue_new(submission.with_budget(budget), cx).await?;
-        let guard = CancelOnDrop { brain: self, id: &queued.task_id, cx, armed: true };
-        let task = follow(self, &queued.task_id, cx, |update| hand_on(update, cx)).await?;
+        let record = self.prepare(submission.with_budget(budget), cx)?;
+        let id = record.id().clone();
+        // Before the task is stored: it must not outlive a caller that goes away meanwhile.
+        let guard = CancelOnDrop { brain: self, id: &id, cx, armed: true };
+        self.store(record).await?;
+        let task = follow(self, &id, cx, |update| pass_on(update, cx)).await?;
         guard.disarm();
-        let used = Usage::tokens(task.metadata.tokens_used).with_cost(task.metadata.cost);
+        let used = Usage { cost: task.metadata.cost, ..Usage::tokens(task.metadata.tokens_used) };
         // What is done is done, also where it took more than there was: the next call is refused then.
         let _ = cx.spend(used);
         output::<C>(task)
@@ -44,7 +46,7 @@ fn narrowed(asked: TaskBudget, cx: &Context) -> TaskBudget {
 }
 
 /// The caller sees the task's progress as the arm's own.
-fn hand_on(update: &TaskUpdate, cx: &Context) {
+fn pass_on(update: &TaskUpdate, cx: &Context) {
     if let TaskUpdate::Progress { progress, phase, message, .. } = update {
         cx.phase(*phase);
         cx.progress(*progress, message.clone());
@@ -55,12 +57,10 @@ fn output<C: TaskContract>(task: Task) -> Result<C::Output, ArmError> {
     match (task.status, task.result, task.error) {
         (TaskStatus::Completed, Some(result), _) => {
             let goal = C::SPEC.reference() == TaskRequest::SPEC.reference();
-            let value: Value = if goal { serde_json::to_value(result)? } else { result.output };
-            Ok(serde_json::from_value(value)?)
+            let output = if goal { crate::json::RawJson::of(&result)? } else { result.output };
+            Ok(output.read()?)
         }
-        (TaskStatus::Failed, _, Some(error)) => {
-            Err(Failure { details: error.details, ..Failure::new(error.kind, error.message) }.into())
-        }
+        (TaskStatus::Failed, _, Some(error)) => Err(error.into_failure().into()),
         _ => Err(ArmError::new(ErrorKind::Cancelled, "the task was cancelled")),
     }
 }
@@ -79,20 +79,28 @@ impl CancelOnDrop<'_> {
     }
 }
 
+/// How often it is tried to cancel a task that may just be on its way into the store.
+const ATTEMPTS: usize = 3;
+const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         if !self.armed {
             return;
         }
-        // What runs stops at once; what still waits needs the store, and so a moment.
-        let stopped = self.brain.0.desk.stop(self.id, Stop::Cancel);
-        if stopped.is_none()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
+        // What runs stops at once; the rest needs the store, and so a moment.
+        self.brain.0.running.stop(self.id, Stop::Cancel);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (brain, id, cx) = (self.brain.clone(), self.id.clone(), self.cx.clone());
             runtime.spawn(async move {
-                if let Err(error) = brain.cancel(&id, &cx).await {
-                    tracing::warn!(task = %id, %error, "abandoned task not cancelled");
+                for _ in 0..ATTEMPTS {
+                    match brain.cancel(&id, &cx).await {
+                        Ok(_) => return,
+                        Err(failure) => {
+                            tracing::debug!(task = %id, %failure, "abandoned task not cancelled yet")
+                        }
+                    }
+                    tokio::time::sleep(PAUSE).await;
                 }
             });
         }

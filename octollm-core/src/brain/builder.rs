@@ -1,32 +1,27 @@
-//! Putting a brain together.
+//! Building a brain.
 
 use std::{fmt, sync::Arc};
 
-use super::{
-    Brain, Inner,
-    announce::Announcer,
-    config::{BrainConfig, InvalidConfig},
-    desk::Desk,
-};
+use super::{Brain, BrainConfig, Inner, InvalidConfig};
 use crate::{
     arm::Arm,
     bus::{EventBus, MemoryBus},
     clock::Clock,
     contract::TaskContract,
     dispatcher::Dispatcher,
-    id::RequestId,
     store::{MemoryStore, TaskStore},
     transport::{NoArms, Transport},
 };
 
-/// Puts a brain together. What is left out is in memory.
+/// Builds a brain: see [`Brain::builder`]. Bus and store are in memory by default.
+#[must_use = "a builder does nothing until it builds"]
 pub struct BrainBuilder {
-    dispatcher: Dispatcher,
-    transport: Arc<dyn Transport>,
-    bus: Arc<dyn EventBus>,
-    store: Arc<dyn TaskStore>,
-    clock: Clock,
-    config: BrainConfig,
+    pub(super) dispatcher: Dispatcher,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) bus: Arc<dyn EventBus>,
+    pub(super) store: Arc<dyn TaskStore>,
+    pub(super) clock: Clock,
+    pub(super) config: BrainConfig,
 }
 
 impl Default for BrainBuilder {
@@ -43,79 +38,67 @@ impl Default for BrainBuilder {
 }
 
 impl BrainBuilder {
-    /// Names the brain: the source of its events, and its id as an arm. `orchestrator` unless told.
-    #[must_use]
+    /// Sets the brain's name (default `orchestrator`): the source of its events, and its id as an arm.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.dispatcher.card_mut().arm_id = name.into();
         self
     }
 
-    /// Adds a contract that it takes as a task, and the arm that runs it.
-    #[must_use]
-    pub fn task<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
+    /// Adds a contract that can be submitted as a task, and the arm that runs it.
+    pub fn arm<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
         self.dispatcher.serve::<C>(arm);
         self
     }
 
     /// Sets the arms that its tasks may call.
-    #[must_use]
     pub fn arms(mut self, transport: impl Transport) -> Self {
         self.transport = Arc::new(transport);
         self
     }
 
-    /// Sets the bus that is told what becomes of tasks. It is given a second for each event; then the task goes on, and
-    /// whether the event is heard is open.
-    #[must_use]
+    /// Sets the bus to which it publishes the events of its tasks. Events that the bus does not take wait in the store.
     pub fn bus(mut self, bus: impl EventBus) -> Self {
         self.bus = Arc::new(bus);
         self
     }
 
-    /// Sets where tasks are kept.
-    #[must_use]
+    /// Sets the store of its tasks.
     pub fn store(mut self, store: impl TaskStore) -> Self {
         self.store = Arc::new(store);
         self
     }
 
-    /// Sets what tells the time of day.
-    #[must_use]
+    /// Sets the clock of its records. Leases and deadlines follow the store's.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
         self
     }
 
-    /// A brain with the default limits.
-    pub fn build(mut self) -> Brain {
-        self.config = BrainConfig::default();
-        self.assemble()
+    /// Sets the limits. They are checked by [`build`](Self::build).
+    pub fn config(mut self, config: BrainConfig) -> Self {
+        self.config = config;
+        self
     }
 
-    /// A brain with limits of its own.
+    /// Builds the brain.
     ///
     /// # Errors
-    /// [`InvalidConfig`] for limits that make no sense.
-    pub fn build_with(mut self, config: BrainConfig) -> Result<Brain, InvalidConfig> {
-        config.check()?;
-        self.config = config;
+    /// [`InvalidConfig`] for limits that no brain can work with.
+    pub fn build(self) -> Result<Brain, InvalidConfig> {
+        self.config.check()?;
         Ok(self.assemble())
     }
 
-    fn assemble(self) -> Brain {
-        let Self { dispatcher, transport, bus, store, clock, config } = self;
-        let name = dispatcher.card().arm_id.clone();
-        let announcer = Announcer { bus: bus.clone(), source: name.as_str().into() };
-        let holder = format!("{name}-{}", RequestId::new());
-        let (dispatcher, desk) = (Arc::new(dispatcher), Desk::new(&config));
-        Brain(Arc::new(Inner { holder, dispatcher, transport, bus, announcer, store, clock, config, desk }))
+    /// Without a check: for the default limits.
+    pub(crate) fn assemble(self) -> Brain {
+        Brain(Arc::new(Inner::new(self)))
     }
 }
 
 impl fmt::Debug for BrainBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BrainBuilder")
-            .field("tasks", &self.dispatcher)
+            .field("arm", &self.dispatcher)
             .field("config", &self.config)
             .finish_non_exhaustive()
     }

@@ -1,41 +1,67 @@
-//! How a brain works.
+//! The limits of a brain.
 
 use std::time::Duration;
 
 /// The limits of a brain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrainConfig {
-    /// How many tasks run at a time.
+    /// Tasks that run at a time (default 256).
     pub max_running: usize,
-    /// How many may wait; what comes beyond that is refused as overloaded.
+    /// Tasks that wait in the store (default 10 000); more are refused as overloaded.
     pub max_queued: usize,
-    /// How long a task is held without a word; then another brain may take it. Renewed at a third.
+    /// Bytes of what was submitted with those (default 64 MiB); more are refused as overloaded.
+    pub max_queued_bytes: usize,
+    /// The longest time limit that a submission can ask for (default 24 hours); a longer one is shortened to it. A
+    /// submission without a time limit has that of its contract.
+    pub max_task_time: Duration,
+    /// How long a task is held without being renewed (default 30 s, 100 ms to a day); after that another brain may claim
+    /// it. It is renewed at a third of this time.
     pub lease: Duration,
 }
 
 impl Default for BrainConfig {
-    /// 256 running, 10 000 waiting, a lease of 30 s.
     fn default() -> Self {
-        Self { max_running: 256, max_queued: 10_000, lease: Duration::from_secs(30) }
+        Self {
+            max_running: 256,
+            max_queued: 10_000,
+            max_queued_bytes: 64 * 1024 * 1024,
+            max_task_time: Duration::from_secs(24 * 3600),
+            lease: Duration::from_secs(30),
+        }
     }
 }
 
 impl BrainConfig {
-    pub(super) fn check(&self) -> Result<(), InvalidConfig> {
-        if self.max_running == 0 {
-            return Err(InvalidConfig("max_running is 0"));
+    /// Checks every limit.
+    ///
+    /// # Errors
+    /// The first that lets nothing through or is out of range.
+    pub fn check(&self) -> Result<(), InvalidConfig> {
+        let counts = [
+            ("max_running", self.max_running),
+            ("max_queued", self.max_queued),
+            ("max_queued_bytes", self.max_queued_bytes),
+        ];
+        if let Some((field, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
+            return Err(InvalidConfig { field, reason: "is 0" });
         }
-        if self.max_queued == 0 {
-            return Err(InvalidConfig("max_queued is 0"));
+        if self.max_task_time.is_zero() {
+            return Err(InvalidConfig { field: "max_task_time", reason: "is 0" });
         }
         if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(86_400) {
-            return Err(InvalidConfig("lease is not between 100 ms and a day"));
+            return Err(InvalidConfig { field: "lease", reason: "is not between 100 ms and a day" });
         }
         Ok(())
     }
 }
 
-/// A limit that makes no sense.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the brain's configuration is invalid: {0}")]
-pub struct InvalidConfig(&'static str);
+/// A limit that no brain can work with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the limit `{field}` of the brain {reason}")]
+#[non_exhaustive]
+pub struct InvalidConfig {
+    /// The field of [`BrainConfig`].
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}

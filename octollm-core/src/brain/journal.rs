@@ -1,78 +1,113 @@
 //! The journal: calls that were answered once are not made again.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 
+use super::sequence::{Sequence, Turn};
 use crate::{
-    budget::Budget,
+    budget::Usage,
     card::ArmCard,
     clock::Clock,
-    contract::{canonical, hex},
+    contract::hex,
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
-    id::TaskId,
-    store::{Answer, JournalEntry, StoreError, TaskStore},
-    transport::{Call, Reply, StepKey, Transport, Trip},
+    id::StepKey,
+    json::RawJson,
+    store::{JournalEntry, Recorded, Run, StoreError, TaskStore},
+    task::TaskRecord,
+    transport::{Call, Reply, Transport, Trip},
+    update::{Handle, Update, UpdateSink},
 };
 
 /// Carries the calls of one run of a task: from its journal where they were answered before, else by the transport,
 /// and then into the journal.
-pub(super) struct Journal {
-    pub(super) task_id: TaskId,
-    pub(super) run: u32,
-    pub(super) store: Arc<dyn TaskStore>,
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) clock: Clock,
-    /// Ends the run.
-    pub(super) cancellation: CancellationToken,
-    pub(super) state: Mutex<State>,
+///
+/// What is recorded is what the caller sees: no answer is returned before it was stored, and each is returned in the order
+/// in which it was stored. A run that cannot record any more is stopped.
+#[derive(Clone)]
+pub(super) struct Journal(Arc<Inner>);
+
+struct Inner {
+    run: Run,
+    record: TaskRecord,
+    store: Arc<dyn TaskStore>,
+    transport: Arc<dyn Transport>,
+    clock: Clock,
+    /// Stops the run, which has lost its task or its store.
+    lost: Box<dyn Fn() + Send + Sync>,
+    state: Mutex<State>,
+    /// Changes with the sequence.
+    moved: watch::Sender<()>,
 }
 
 #[derive(Default)]
-pub(super) struct State {
-    /// Answers of earlier runs that this one has not come to yet.
+struct State {
+    /// Entries of earlier runs that this one has not come to yet.
     recorded: HashMap<StepKey, JournalEntry>,
     /// Steps that this run has taken.
     taken: HashSet<StepKey>,
+    sequence: Sequence,
     arms: Vec<String>,
+    /// Steps of this run that ended with a failure.
+    failed: HashSet<StepKey>,
     mismatch: Option<Failure>,
 }
 
-impl State {
-    pub(super) fn of(journal: Vec<JournalEntry>) -> Self {
-        Self {
-            recorded: journal.into_iter().map(|entry| (entry.step.clone(), entry)).collect(),
-            ..Self::default()
-        }
-    }
+/// A recorded answer that the program does not ask for is left out after so long without any other movement.
+const LEFT_OUT: Duration = Duration::from_secs(1);
+/// An answer that is being recorded is waited for no longer than this, since its future may not be polled any more.
+const STUCK: Duration = Duration::from_secs(30);
+/// A write is tried once more after so long, then each time after twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// After this pause a write is given up, and the run with it.
+const LAST_PAUSE: Duration = Duration::from_millis(1_600);
 
-    /// The recorded answer of a step, if it is one to this very question.
-    fn recall(&mut self, call: &Call, digest: &str) -> Result<Option<JournalEntry>, Failure> {
+/// What the journal knows of a call that is being made.
+enum Known {
+    /// Its answer.
+    Answer(Box<JournalEntry>),
+    /// That it was begun, and is not known to have ended.
+    Begun(Box<JournalEntry>),
+    /// Nothing.
+    Nothing,
+}
+
+impl State {
+    /// What is recorded of a step, if it is of this very question.
+    fn recall(&mut self, call: &Call, digest: &str) -> Result<Known, Failure> {
         if !self.taken.insert(call.step.clone()) {
             return Err(mismatch(format!("step {} is called twice in one run", call.step)));
         }
-        let Some(entry) = self.recorded.remove(&call.step) else { return Ok(None) };
+        let Some(entry) = self.recorded.remove(&call.step) else { return Ok(Known::Nothing) };
         if entry.contract != call.contract {
             let (was, is) = (&entry.contract, &call.contract);
             return Err(mismatch(format!("step {} was {was} and is now {is}", call.step)));
         }
         if entry.input_digest != digest {
-            let contract = &call.contract;
-            return Err(mismatch(format!(
-                "step {} asks {contract} with another input than it did",
-                call.step
-            )));
+            let (step, contract) = (&call.step, &call.contract);
+            return Err(mismatch(format!("step {step} calls {contract} with another input than it did")));
         }
-        Ok(Some(entry))
+        if !entry.recorded.is_answered() {
+            return Ok(Known::Begun(Box::new(entry)));
+        }
+        self.sequence.ask(entry.seq);
+        self.used_arm(&entry.trip.arm);
+        if entry.recorded.failure().is_some() {
+            self.failed.insert(entry.step.clone());
+        }
+        Ok(Known::Answer(Box::new(entry)))
     }
 
     fn used_arm(&mut self, arm: &str) {
@@ -86,133 +121,365 @@ fn mismatch(how: String) -> Failure {
     Failure::new(ErrorKind::JournalMismatch, format!("the journal is of another program: {how}"))
 }
 
+/// What a journal runs with.
+pub(super) struct Backing {
+    pub(super) store: Arc<dyn TaskStore>,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) clock: Clock,
+    pub(super) lost: Box<dyn Fn() + Send + Sync>,
+}
+
 impl Journal {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The journal of a claimed task.
+    pub(super) fn new(record: TaskRecord, entries: Vec<JournalEntry>, backing: Backing) -> Self {
+        let Backing { store, transport, clock, lost } = backing;
+        let answered = entries.iter().filter(|entry| entry.recorded.is_answered()).map(|entry| entry.seq);
+        let sequence = Sequence::after(answered, entries.iter().map(|entry| entry.seq).max());
+        let recorded = entries.into_iter().map(|entry| (entry.step.clone(), entry)).collect();
+        let state = Mutex::new(State { recorded, sequence, ..State::default() });
+        let run = Run::new(record.id().clone(), record.run());
+        let moved = watch::Sender::new(());
+        Self(Arc::new(Inner { run, record, store, transport, clock, lost, state, moved }))
     }
 
     /// The arms that answered, in the order of their first answer.
     pub(super) fn arms_used(&self) -> Vec<String> {
-        self.state().arms.clone()
+        self.0.state().arms.clone()
+    }
+
+    /// Whether a step of this run ended with a failure.
+    pub(super) fn has_failed(&self, step: &StepKey) -> bool {
+        self.0.state().failed.contains(step)
     }
 
     /// Why this run does not fit its journal: a call that differed, or, once the run has ended well with so many ordered
-    /// `calls`, a step behind those. A call that was made and dropped before it was looked at, because another one had
-    /// failed, is none. Named steps may be left out: that is what names are for.
+    /// `calls`, a recorded step after those. A call that was made and dropped before it was polled, because another one
+    /// had failed, is none. Named steps may be left out: that is what names are for.
     pub(super) fn mismatch(&self, calls: Option<u32>) -> Option<Failure> {
-        let state = self.state();
+        let state = self.0.state();
         let left_out = |calls: u32| {
-            let behind = |step: &&StepKey| matches!(step, StepKey::Order(order) if *order >= calls);
-            let step = state.recorded.keys().filter(behind).min()?;
+            let later = |step: &&StepKey| matches!(step, StepKey::Order(order) if *order >= calls);
+            let step = state.recorded.keys().filter(later).min()?;
             let contract = &state.recorded.get(step)?.contract;
             Some(mismatch(format!("step {step} was {contract} and is no longer taken")))
         };
         state.mismatch.clone().or_else(|| calls.and_then(left_out))
     }
+}
 
-    /// The recorded answer to this call, where there is one. A call that does not fit the journal fails the whole task,
-    /// whatever the arm makes of the failure.
-    fn recall(&self, call: &Call, digest: &str) -> Result<Option<JournalEntry>, CallError> {
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call that does not fit the journal fails the whole task, whatever the arm makes of the failure.
+    fn recall(&self, call: &Call, digest: &str) -> Result<Known, CallError> {
         let mut state = self.state();
-        match state.recall(call, digest) {
-            Ok(None) => Ok(None),
-            Ok(Some(entry)) => {
-                state.used_arm(&entry.trip.arm);
-                Ok(Some(entry))
-            }
-            Err(failure) => {
-                state.mismatch.get_or_insert_with(|| failure.clone());
-                Err(CallError::new(call.contract.clone(), failure.before_execution()))
+        let known = state.recall(call, digest).map_err(|failure| {
+            state.mismatch.get_or_insert_with(|| failure.clone());
+            CallError::new(call.contract.clone(), failure.before_execution())
+        });
+        drop(state);
+        self.moved.send_replace(());
+        known
+    }
+
+    /// Waits until the answer of this number may be returned.
+    async fn turn(&self, seq: u64) {
+        let mut moved = self.moved.subscribe();
+        loop {
+            moved.mark_unchanged();
+            let limit = match self.state().sequence.turn(seq) {
+                Turn::Now => return,
+                Turn::NotAsked => LEFT_OUT,
+                Turn::Pending => STUCK,
+            };
+            if timeout(limit, moved.changed()).await.is_err() {
+                self.state().sequence.skip();
+                self.moved.send_replace(());
             }
         }
     }
 
-    /// Makes the call, and ends it at its deadline: that it passed is an answer too, and is to be written down.
-    async fn carry(&self, call: Call) -> Result<Reply, CallError> {
-        let Some(deadline) = call.parts.deadline else { return self.transport.call(call).await };
-        let contract = call.contract.clone();
-        tokio::time::timeout_at(deadline.instant(), self.transport.call(call))
-            .await
-            .unwrap_or_else(|_| Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded))))
+    /// Writes an entry, again where the store is away. What cannot be written stops the run: an answer that is not
+    /// recorded is never returned.
+    async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match self.store.append(&self.run, entry.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if !matches!(error, StoreError::Unavailable(_)) || pause > LAST_PAUSE {
+                tracing::warn!(task = %self.run.task, step = %entry.step, %error, "journal not written; the run stops");
+                (self.lost)();
+                return Err(CallError::new(entry.contract, Failure::of(ErrorKind::Cancelled)));
+            }
+            sleep(pause).await;
+            pause *= 2;
+        }
     }
 
-    async fn record(&self, entry: JournalEntry) -> Result<(), Failure> {
-        let written = self.store.append(&self.task_id, self.run, entry).await;
-        if matches!(written, Err(StoreError::Conflict)) {
-            // Another run has the task: this one calls nothing any more.
-            self.cancellation.cancel();
-        }
-        // What was done is not known to the next run then: it may do it again.
-        written.map_err(|error| Failure { may_have_executed: true, ..error.into() })
+    /// Whether every arm that offers the contract remembers keys for long enough, over its restarts.
+    async fn keys_are_honoured(&self, entry: &JournalEntry) -> bool {
+        let age = self.clock.now().duration_since(entry.at);
+        let age = Duration::try_from(age).unwrap_or_default();
+        let cards = self.transport.cards().await;
+        let mut offers = cards.iter().filter_map(|card| card.contract(&entry.contract)).peekable();
+        offers.peek().is_some() && offers.all(|offer| offer.honours_keys_for(age))
+    }
+}
+
+/// Gives the place of an answer up, however its call ends.
+struct Placed<'a>(&'a Inner, u64);
+
+impl Drop for Placed<'_> {
+    fn drop(&mut self) {
+        self.0.state().sequence.leave(self.1);
+        self.0.moved.send_replace(());
     }
 }
 
 #[async_trait]
 impl Transport for Journal {
-    async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        let digest = digest(&call.input);
-        if let Some(entry) = self.recall(&call, &digest)? {
-            return replay(entry);
-        }
-        let left = call.parts.deadline.map(Deadline::remaining);
-        let started = Instant::now();
-        let answer = self.carry(call.clone()).await;
-        let (recorded, trip, usage) = match &answer {
-            Ok(reply) => (output(reply, &call)?, reply.trip.clone(), reply.usage),
-            Err(error) if error.kind() == ErrorKind::Cancelled => return answer,
-            Err(error) => {
-                let trip = Trip::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
-                (Answer::Failure(Box::new(error.failure().clone())), trip, error.usage())
+    async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
+        let inner = &*self.0;
+        let draft = Draft::of(&call, digest(&call.input));
+        match inner.recall(&call, &draft.input_digest)? {
+            Known::Answer(entry) => {
+                let _placed = Placed(inner, entry.seq);
+                inner.turn(entry.seq).await;
+                return replay(*entry);
             }
-        };
-        self.state().used_arm(&trip.arm);
-        let contract = call.contract.clone();
-        let entry = JournalEntry {
-            step: call.step,
-            contract: call.contract,
-            input_digest: digest,
-            answer: recorded,
-            trip,
-            used: Budget { tokens: Some(usage.tokens), cost: Some(usage.cost) },
-            budget_left: call.parts.budget,
-            time_left_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
-            duration_ms: started.elapsed().as_secs_f64() * 1e3,
-            at: self.clock.now(),
-        };
-        self.record(entry).await.map_err(|failure| CallError::new(contract, failure))?;
-        answer
+            Known::Begun(entry) => match entry.recorded {
+                Recorded::Handle(handle) => call.handle = Some(handle),
+                _ if inner.keys_are_honoured(&entry).await => {}
+                _ => return self.answered(draft, Err(outcome_unknown(&call))).await,
+            },
+            Known::Nothing if !call.is_idempotent() => {
+                let begun = draft.entry(inner.state().sequence.number(), Recorded::Begun, inner.clock);
+                inner.write(begun).await?;
+            }
+            Known::Nothing => {}
+        }
+        call.key = inner.record.idempotency_key(&call.step);
+        call.updates =
+            Some(Arc::new(Handles { journal: self.clone(), draft: draft.clone(), to: call.updates.take() }));
+        let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
+        let answer = Deadline::run_until(deadline, inner.transport.call(call)).await.unwrap_or_else(|_| {
+            Err(CallError::new(contract.clone(), Failure::of(ErrorKind::DeadlineExceeded)))
+        });
+        let answer = answer.and_then(|reply| match reads(&reply.output) {
+            Ok(()) => Ok(reply),
+            Err(error) => Err(reply.unreadable(contract, error)),
+        });
+        match answer {
+            // It is not known to have ended: whoever cancelled it is not waiting for an answer.
+            Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
+            answer => self.answered(draft, answer).await,
+        }
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
-        self.transport.cards().await
+        self.0.transport.cards().await
     }
 }
 
-fn output(reply: &Reply, call: &Call) -> Result<Answer, CallError> {
-    let text = std::str::from_utf8(&reply.output).ok();
-    let raw = text.and_then(|text| RawValue::from_string(text.to_owned()).ok());
-    raw.map(Answer::Output).ok_or_else(|| {
-        let failure = Failure::new(ErrorKind::BadResponse, "the output is not JSON");
-        CallError::new(call.contract.clone(), failure).with_arm(&*reply.trip.arm)
-    })
+impl Journal {
+    /// Records an answer, and returns it when it is its turn.
+    async fn answered(&self, draft: Draft, answer: Result<Reply, CallError>) -> Result<Reply, CallError> {
+        let inner = &*self.0;
+        let recorded = match &answer {
+            Ok(reply) => match RawJson::from_slice(&reply.output) {
+                Ok(output) => Recorded::Output(output),
+                Err(_) => return Err(not_json(&draft, reply)),
+            },
+            Err(error) => Recorded::Failure(Box::new(error.failure().clone())),
+        };
+        let (trip, usage) = match &answer {
+            Ok(reply) => (reply.trip.clone(), reply.usage),
+            Err(error) => (trip_of(error), error.usage()),
+        };
+        let placed = {
+            let mut state = inner.state();
+            state.used_arm(&trip.arm);
+            if answer.is_err() {
+                state.failed.insert(draft.step.clone());
+            }
+            Placed(inner, state.sequence.enter())
+        };
+        let entry = JournalEntry { trip, usage, ..draft.entry(placed.1, recorded, inner.clock) };
+        inner.write(entry).await?;
+        inner.turn(placed.1).await;
+        answer
+    }
+}
+
+fn trip_of(error: &CallError) -> Trip {
+    let mut trip = Trip::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
+    trip.attempts = error.attempts();
+    trip
+}
+
+fn not_json(draft: &Draft, reply: &Reply) -> CallError {
+    let failure = Failure::new(ErrorKind::BadResponse, "the output is not JSON");
+    CallError::new(draft.contract.clone(), failure).with_arm(&*reply.trip.arm)
+}
+
+fn outcome_unknown(call: &Call) -> CallError {
+    let failure = Failure::new(
+        ErrorKind::OutcomeUnknown,
+        "the call was begun before a crash, and its arm does not remember keys: it may have been executed",
+    );
+    CallError::new(call.contract.clone(), failure)
+}
+
+/// What an entry says of the call itself.
+#[derive(Clone)]
+struct Draft {
+    step: StepKey,
+    batch: Option<StepKey>,
+    contract: crate::contract::ContractRef,
+    idempotent: bool,
+    input_digest: String,
+    budget_left: crate::budget::Budget,
+    time_left: Option<Duration>,
+    begun: Instant,
+}
+
+impl Draft {
+    fn of(call: &Call, input_digest: String) -> Self {
+        Self {
+            step: call.step.clone(),
+            batch: call.batch.clone(),
+            contract: call.contract.clone(),
+            idempotent: call.is_idempotent(),
+            input_digest,
+            budget_left: call.parts.budget,
+            time_left: call.parts.deadline.map(Deadline::remaining),
+            begun: Instant::now(),
+        }
+    }
+
+    fn entry(&self, seq: u64, recorded: Recorded, clock: Clock) -> JournalEntry {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        JournalEntry {
+            seq,
+            step: self.step.clone(),
+            batch: self.batch.clone(),
+            contract: self.contract.clone(),
+            idempotent: self.idempotent,
+            input_digest: self.input_digest.clone(),
+            recorded,
+            trip: Trip::default(),
+            usage: Usage::default(),
+            budget_left: self.budget_left,
+            time_left_ms: self.time_left.map(milliseconds),
+            duration_ms: self.begun.elapsed().as_secs_f64() * 1e3,
+            at: clock.now(),
+        }
+    }
+}
+
+/// Stores the handle that a transport reports, and passes everything else on.
+struct Handles {
+    journal: Journal,
+    draft: Draft,
+    to: Option<Arc<dyn UpdateSink>>,
+}
+
+#[async_trait]
+impl UpdateSink for Handles {
+    fn update(&self, update: Update) {
+        if let Some(to) = &self.to {
+            to.update(update);
+        }
+    }
+
+    async fn chunk(&self, chunk: Value) {
+        if let Some(to) = &self.to {
+            to.chunk(chunk).await;
+        }
+    }
+
+    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+        let inner = &*self.journal.0;
+        let number = inner.state().sequence.number();
+        let entry = self.draft.entry(number, Recorded::Handle(handle), inner.clock);
+        inner.write(entry).await.map_err(|error| error.failure().clone())
+    }
 }
 
 fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
-    let usage = entry.usage();
-    match entry.answer {
-        Answer::Output(output) => {
-            let output = Bytes::from(String::from(Box::<str>::from(output)));
-            Ok(Reply::new(output, entry.trip).with_usage(usage))
+    let JournalEntry { contract, recorded, trip, usage, .. } = entry;
+    match recorded {
+        Recorded::Failure(failure) => {
+            let mut error = CallError::new(contract, *failure).with_usage(usage).with_attempts(trip.attempts);
+            if !trip.arm.is_empty() {
+                error = error.with_arm(trip.arm);
+            }
+            Err(if trip.endpoint.is_empty() { error } else { error.with_endpoint(trip.endpoint) })
         }
-        Answer::Failure(failure) => {
-            Err(CallError::new(entry.contract, *failure).with_arm(entry.trip.arm).with_usage(usage))
+        Recorded::Output(output) => {
+            Ok(Reply::new(Bytes::from(output.as_str().to_owned()), trip).with_usage(usage))
+        }
+        // Only answers are replayed.
+        Recorded::Begun | Recorded::Handle(_) => {
+            Err(CallError::new(contract, Failure::of(ErrorKind::OutcomeUnknown)))
         }
     }
 }
 
-/// The first half of the SHA-256 of the input in canonical form, in hexadecimal digits.
+/// The first half of the SHA-256 of the input with its keys sorted, in hexadecimal digits. Numbers keep every digit.
 fn digest(input: &[u8]) -> String {
-    let canonical = serde_json::from_slice::<Value>(input)
-        .map_or_else(|_| input.to_vec(), |value| canonical(&value, false).to_string().into_bytes());
-    hex(&Sha256::digest(canonical)[..16])
+    let mut text = String::with_capacity(input.len());
+    match serde_json::from_slice::<&RawValue>(input) {
+        Ok(value) => canonical(value, 0, &mut text),
+        Err(_) => text.push_str(&String::from_utf8_lossy(input)),
+    }
+    hex(&Sha256::digest(text)[..16])
+}
+
+/// Deeper than this the text counts as it stands.
+const SORTED_DEPTH: usize = 64;
+
+fn canonical(value: &RawValue, depth: usize, text: &mut String) {
+    let raw = value.get();
+    if depth < SORTED_DEPTH && raw.starts_with('{') {
+        if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(raw) {
+            text.push('{');
+            for (key, value) in fields {
+                text.push_str(&Value::String(key).to_string());
+                text.push(':');
+                canonical(value, depth + 1, text);
+                text.push(',');
+            }
+            return text.push('}');
+        }
+    }
+    if depth < SORTED_DEPTH && raw.starts_with('[') {
+        if let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(raw) {
+            text.push('[');
+            for item in items {
+                canonical(item, depth + 1, text);
+                text.push(',');
+            }
+            return text.push(']');
+        }
+    }
+    text.push_str(raw);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_knows_every_digit_and_no_order_of_keys() {
+        let of = |text: &str| digest(text.as_bytes());
+        assert_eq!(of(r#"{"a":1,"b":[{"c":2,"d":3}]}"#), of(r#"{ "b": [{"d":3, "c":2}], "a": 1 }"#));
+        assert_ne!(of("[18446744073709551617]"), of("[18446744073709551618]"));
+        assert_ne!(of(r#"{"a":"1"}"#), of(r#"{"a":1}"#));
+        assert_ne!(of(r#"["a,b"]"#), of(r#"["a","b"]"#));
+    }
 }

@@ -1,51 +1,61 @@
 //! The brain: the stock orchestrator, which runs arms as tasks.
 //!
 //! What a brain runs is an [`Arm`](crate::Arm) like any other, whose calls are journaled. If the process dies, another
-//! brain on the same store takes the task and runs the arm again; calls that were answered return from the journal. So
+//! brain on the same store claims the task and runs the arm again; calls that were answered return from the journal. So
 //! an arm is written as plain code, and what makes it durable is where it runs.
 
-mod announce;
 mod as_arm;
 mod builder;
 mod config;
-mod desk;
+mod events;
 mod journal;
-mod keeper;
-mod queue;
+mod relay;
+mod rerun;
 mod run;
+mod running;
+mod scheduler;
+mod sequence;
 mod updates;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use futures_util::stream;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use self::{
-    announce::Announcer,
-    desk::{Desk, Stop},
-};
 pub use self::{
     builder::BrainBuilder,
     config::{BrainConfig, InvalidConfig},
+};
+use self::{
+    relay::Relay,
+    running::{Running, Stop},
 };
 use crate::{
     bus::EventBus,
     card::ArmCard,
     clock::Clock,
     context::Context,
+    contract::ContractRef,
     dispatcher::Dispatcher,
     error::{ErrorKind, Failure},
-    id::TaskId,
-    orchestrator::{Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates},
-    store::{JournalEntry, StoreError, TaskFilter, TaskStore},
-    task::{IllegalTransition, Submission, Task, TaskRecord, TaskStatus},
+    id::{RequestId, StepKey, TaskId},
+    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
+    parts::spent,
+    store::{Room, SideEffects, StoreError, TaskFilter, TaskStore},
+    task::{IllegalTransition, Origin, Submission, Task, TaskRecord, TaskSpent},
     transport::Transport,
 };
 
-/// Takes tasks, runs an arm for each, journals its calls, tells the bus, and keeps the tasks. A clone is the same brain.
+/// Accepts tasks, runs an arm for each, journals its calls, publishes events, and stores the tasks. A clone is the same
+/// brain.
 ///
 /// Tasks run on tokio's runtime, in the background. A brain whose last clone is dropped lets its tasks run to their
-/// end; [`close`](Self::close) gives them up, for another brain to take.
+/// end; [`close`](Self::close) hands them back, for another brain to claim.
 #[derive(Clone)]
 pub struct Brain(Arc<Inner>);
 
@@ -53,33 +63,87 @@ struct Inner {
     /// Tells this brain from others on the same store.
     holder: String,
     dispatcher: Arc<Dispatcher>,
+    contracts: Vec<ContractRef>,
     transport: Arc<dyn Transport>,
     bus: Arc<dyn EventBus>,
-    announcer: Announcer,
     store: Arc<dyn TaskStore>,
     clock: Clock,
     config: BrainConfig,
-    desk: Desk,
+    running: Running,
+    relay: Arc<Relay>,
+    claiming: tokio::sync::Mutex<()>,
+    /// Whether the loops run.
+    started: AtomicBool,
 }
 
 /// The scope that shows a caller everybody's tasks.
 const ADMIN: &str = "tasks:admin";
+/// How long a brain that closes waits for the bus.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
 
-/// How often a task that runs elsewhere is looked at for those who watch it.
-const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+impl Inner {
+    fn new(parts: BrainBuilder) -> Self {
+        let BrainBuilder { dispatcher, transport, bus, store, clock, config } = parts;
+        Self::with(Arc::new(dispatcher), transport, bus, store, clock, config)
+    }
+
+    fn with(
+        dispatcher: Arc<Dispatcher>,
+        transport: Arc<dyn Transport>,
+        bus: Arc<dyn EventBus>,
+        store: Arc<dyn TaskStore>,
+        clock: Clock,
+        config: BrainConfig,
+    ) -> Self {
+        let holder = format!("{}-{}", dispatcher.card().arm_id, RequestId::new());
+        let relay = Relay {
+            name: holder.clone(),
+            store: store.clone(),
+            bus: bus.clone(),
+            turn: tokio::sync::Mutex::default(),
+            ended: CancellationToken::new(),
+            crashed: CancellationToken::new(),
+        };
+        Self {
+            holder,
+            contracts: dispatcher.routes().iter().map(|route| route.contract().clone()).collect(),
+            running: Running::new(config.max_running),
+            relay: Arc::new(relay),
+            claiming: tokio::sync::Mutex::default(),
+            started: AtomicBool::new(false),
+            dispatcher,
+            transport,
+            bus,
+            store,
+            clock,
+            config,
+        }
+    }
+
+    /// The source of its events.
+    fn name(&self) -> &str {
+        &self.dispatcher.card().arm_id
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.relay.ended.cancel();
+    }
+}
 
 impl Brain {
-    /// A brain to be put together.
+    /// A builder of a brain.
     pub fn builder() -> BrainBuilder {
         BrainBuilder::default()
     }
 
-    /// The bus that it tells what becomes of tasks.
+    /// The bus to which it publishes the events of its tasks.
     pub fn bus(&self) -> &Arc<dyn EventBus> {
         &self.0.bus
     }
 
-    /// The contracts it runs as tasks, as the arm that it is too.
+    /// The contracts that it runs as tasks, as the arm that it is too.
     pub fn dispatcher(&self) -> &Arc<Dispatcher> {
         &self.0.dispatcher
     }
@@ -89,176 +153,159 @@ impl Brain {
         &self.0.transport
     }
 
-    /// Takes up tasks in the store that this brain can run and nobody does, and says how many: 256 at most, and further
-    /// ones when those are done.
+    /// Starts to work: claims tasks in the store that it can run and nobody runs, as many as may run at a time, and
+    /// returns how many; and publishes events that wait there. It goes on with both in the background.
     ///
-    /// A brain does so by itself, at a third of its lease, once it has been given its first task. A brain that is to go
-    /// on where another stopped calls this when it starts.
+    /// A brain starts by itself at its first submission. One that is to continue where another stopped calls this.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] when the store is.
+    /// [`ErrorKind::Unavailable`] when the store is; it is tried again in the background.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no task.
     pub async fn recover(&self) -> Result<usize, Failure> {
-        keeper::start(&self.0);
-        run::take_free(&self.0).await
+        scheduler::start(&self.0);
+        Ok(scheduler::claim(&self.0).await?)
     }
 
-    /// Runs a failed task once more. Calls that were answered return from the journal, those that failed are made again.
+    /// Stops: accepts no more tasks, stops those that run and hands them back to the store, so that another brain
+    /// continues them, and publishes the events that wait (for at most 2 s). A second call does nothing more.
     ///
-    /// # Errors
-    /// [`ErrorKind::TaskNotFound`]; [`ErrorKind::Conflict`] unless it has failed; [`ErrorKind::Overloaded`].
-    pub async fn rerun(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-        let failed = |record: &TaskRecord| match record.task.status {
-            TaskStatus::Failed => Ok(()),
-            from => Err(conflict(IllegalTransition { from, to: TaskStatus::Queued })),
-        };
-        failed(&self.visible(id, cx).await?)?;
-        self.0.desk.has_room()?;
-        // While nobody may take it: the next run would find what is to be forgotten.
-        self.0.store.forget_failures(id).await?;
-        let (record, _) = self
-            .change(id, cx, |record, now| {
-                failed(record)?;
-                record.requeue(now).map(|()| true).map_err(conflict)
-            })
-            .await?;
-        self.0.announcer.status(&record, Duration::ZERO).await;
-        keeper::start(&self.0);
-        self.enqueue(&record);
-        Ok(record.task)
-    }
-
-    /// The calls that a task has made, in the order in which they were answered.
-    ///
-    /// # Errors
-    /// [`ErrorKind::TaskNotFound`]
-    pub async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalEntry>, Failure> {
-        self.visible(id, cx).await?;
-        Ok(self.0.store.journal(id).await?)
-    }
-
-    /// Stops: takes no more tasks, gives up those that run and leaves them queued, so that another brain goes on with
-    /// them. A second call does nothing more.
+    /// # Cancel safety
+    /// Dropping the future leaves the brain closing: its tasks are handed back all the same.
     pub async fn close(&self) {
-        self.0.desk.close(Stop::Close);
-        self.0.desk.idle().await;
+        self.0.running.close(Stop::Close);
+        self.0.running.idle().await;
+        self.0.relay.ended.cancel();
+        if !matches!(timeout(LAST_EVENTS, self.0.relay.drain()).await, Ok(Ok(()))) {
+            tracing::warn!(brain = self.0.holder, "events are left in the store");
+        }
     }
 
     /// Stops as a crash would: what runs is dropped and nothing is written.
     #[cfg(feature = "mesh")]
     pub(crate) async fn crash(&self) {
-        self.0.desk.close(Stop::Lost);
-        self.0.desk.idle().await;
+        self.0.relay.crashed.cancel();
+        self.0.running.close(Stop::Lost);
+        self.0.running.idle().await;
     }
 
     /// Another brain for the same tasks, on the same store.
     #[cfg(feature = "mesh")]
     pub(crate) fn successor(&self) -> Self {
-        let Inner { dispatcher, transport, bus, announcer, store, clock, config, .. } = &*self.0;
-        Self(Arc::new(Inner {
-            holder: format!("{}-{}", dispatcher.card().arm_id, crate::id::RequestId::new()),
-            dispatcher: dispatcher.clone(),
-            transport: transport.clone(),
-            bus: bus.clone(),
-            announcer: announcer.clone(),
-            store: store.clone(),
-            clock: *clock,
-            config: config.clone(),
-            desk: Desk::new(config),
-        }))
+        let Inner { dispatcher, transport, bus, store, clock, config, .. } = &*self.0;
+        let (transport, bus, store) = (transport.clone(), bus.clone(), store.clone());
+        Self(Arc::new(Inner::with(dispatcher.clone(), transport, bus, store, *clock, config.clone())))
     }
 
     /// A task that this caller may see.
     async fn visible(&self, id: &TaskId, cx: &Context) -> Result<TaskRecord, Failure> {
         let record = self.0.store.get(id).await?;
         record
-            .filter(|record| sees_all(cx) || record.caller.is_same_as(cx.caller()))
+            .filter(|record| sees_all(cx) || record.caller().is_same_as(cx.caller()))
             .ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))
     }
 
-    /// Changes a task in the store, again from the start where somebody else's change came first. `change` says whether
-    /// there is anything to keep; so does what comes back.
+    /// Changes a task in the store, again from the start where another change came first. `change` returns what is
+    /// stored with it, or `None` where there is nothing to change.
     async fn change(
         &self,
         id: &TaskId,
         cx: &Context,
-        change: impl Fn(&mut TaskRecord, jiff::Timestamp) -> Result<bool, Failure> + Send + Sync,
+        change: impl Fn(&mut TaskRecord, jiff::Timestamp) -> Result<Option<SideEffects>, Failure> + Send + Sync,
     ) -> Result<(TaskRecord, bool), Failure> {
         loop {
             let mut record = self.visible(id, cx).await?;
-            if !change(&mut record, self.0.clock.now())? {
-                return Ok((record, false));
-            }
-            match self.0.store.update(&mut record).await {
+            let Some(effects) = change(&mut record, self.0.clock.now())? else { return Ok((record, false)) };
+            match self.0.store.commit(record, effects).await {
                 Err(StoreError::Conflict) => {}
-                Err(error) => return Err(error.into()),
-                Ok(()) => return Ok((record, true)),
+                Err(error) => return Err(uncertain(error)),
+                Ok(record) => return Ok((record, true)),
             }
         }
     }
 
-    /// Puts a task that the store has in the queue, and starts what can be started. Where the brain was closed
-    /// meanwhile, the task waits in the store for another one, like all that it leaves.
-    fn enqueue(&self, record: &TaskRecord) {
-        if self.0.desk.enqueue(record.id(), record.priority) {
-            run::start_waiting(&self.0);
-        }
+    /// What is stored with a change of a task that has not run since.
+    fn effects(&self, record: &TaskRecord) -> SideEffects {
+        events::of_change(record, &TaskSpent::default(), self.0.name())
     }
 
-    async fn queue_new(&self, mut submission: Submission, cx: &Context) -> Result<Task, Failure> {
-        // Whoever submits cannot give what they do not have. Their deadline is for the submission, not for the task.
-        submission.budget = submission.budget.within(cx.budget());
+    /// Checks a submission, and makes a task of it.
+    fn prepare(&self, mut submission: Submission, cx: &Context) -> Result<TaskRecord, Failure> {
+        if self.0.running.is_closed() {
+            return Err(Failure::new(ErrorKind::Unavailable, "the brain is closed").before_execution());
+        }
+        if let Some(failure) = spent(cx.deadline(), cx.budget()) {
+            return Err(failure);
+        }
         let route = self.0.dispatcher.find(&submission.contract)?;
         route.admit(cx.caller())?;
-        route.check(submission.input.to_string().as_bytes())?;
         submission.budget.check().map_err(Failure::invalid)?;
-        self.0.desk.has_room()?;
-        // Finds the task again should this be dropped half way.
-        keeper::start(&self.0);
-        let owner = cx.caller().clone();
-        let correlation = cx.correlation_id().clone();
-        let record = TaskRecord::new(submission, owner, correlation, self.0.clock.now());
-        self.0.store.create(record.clone()).await?;
-        self.0.announcer.status(&record, Duration::ZERO).await;
-        self.enqueue(&record);
-        Ok(record.task)
+        route.check(submission.input.as_str().as_bytes())?;
+        // Nobody can give what they do not have. Their deadline is for the submission, not for the task.
+        submission.budget = submission.budget.within(cx.budget());
+        let asked = submission.budget.time().unwrap_or(route.spec().timeout);
+        let time_limit = asked.min(self.0.config.max_task_time);
+        let origin = Origin::new(cx.caller().clone(), cx.correlation_id().clone()).trace(cx.trace().cloned());
+        Ok(TaskRecord::new(submission, origin, time_limit, self.0.clock.now()))
+    }
+
+    /// Queues a task.
+    async fn store(&self, record: TaskRecord) -> Result<Task, Failure> {
+        scheduler::start(&self.0);
+        let task = record.task().clone();
+        // Who submits knows that it is queued: the live updates begin with its start.
+        let effects = SideEffects { updates: Vec::new(), ..self.effects(&record) };
+        let room = Room::new(self.0.config.max_queued, self.0.config.max_queued_bytes);
+        match self.0.store.create(record, effects, room).await {
+            Ok(()) => Ok(task),
+            // It may have been stored all the same.
+            Err(error @ StoreError::Unavailable(_)) => match self.0.store.get(&task.task_id).await {
+                Ok(Some(record)) => Ok(record.into_task()),
+                _ => Err(uncertain(error)),
+            },
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The task as it stands, with the progress that only this brain knows.
     fn live(&self, record: TaskRecord) -> Task {
-        let mut task = record.task;
+        let mut task = record.into_task();
         if !task.status.is_finished()
-            && let Some(log) = self.0.desk.log(&task.task_id)
+            && let Some(log) = self.0.running.log(&task.task_id)
         {
             task.progress = log.progress();
         }
         task
     }
+}
 
-    /// A task that runs elsewhere, or no longer: told by what the store says.
-    fn watch_store(&self, id: TaskId) -> TaskUpdates {
-        let brain = self.clone();
-        TaskUpdates::new(stream::unfold(Some((brain, id)), |state| async move {
-            let (brain, id) = state?;
-            loop {
-                let task = brain.0.store.get(&id).await.ok().flatten()?.task;
-                if task.status.is_finished() {
-                    let Task { task_id, status, result, error, .. } = task;
-                    return Some((TaskUpdate::Status { task_id, seq: 1, status, result, error }, None));
-                }
-                tokio::time::sleep(WATCH_INTERVAL).await;
-            }
-        }))
+/// A change that a store failed to confirm may have been stored.
+fn uncertain(error: StoreError) -> Failure {
+    let unknown = matches!(error, StoreError::Unavailable(_));
+    if unknown {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "it is not known whether a change was stored"
+        );
     }
+    let failure = Failure::from(error);
+    Failure { may_have_executed: failure.may_have_executed || unknown, ..failure }
 }
 
 fn sees_all(cx: &Context) -> bool {
     cx.caller().may(ADMIN).is_ok()
 }
 
+fn conflict(error: IllegalTransition) -> Failure {
+    Failure::new(ErrorKind::Conflict, error.to_string())
+}
+
 #[async_trait]
 impl Orchestrator for Brain {
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
-        self.queue_new(submission, cx).await
+        let record = self.prepare(submission, cx)?;
+        self.store(record).await
     }
 
     async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
@@ -278,50 +325,44 @@ impl Orchestrator for Brain {
 
     async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
         self.visible(id, cx).await?;
-        if let Some(log) = self.0.desk.stop(id, Stop::Cancel) {
-            let mut updates = log.watch(None);
-            while updates.next().await.is_some() {}
-            let record = self.visible(id, cx).await?;
-            if record.task.status.is_finished() {
-                return Ok(record.task);
-            }
-            // It has stopped and its end was not written, or it was queued again: it is cancelled where it waits.
+        if let Some(run) = self.0.running.stop(id, Stop::Cancel) {
+            self.0.running.ended(&run).await;
         }
+        // What has not ended by that waits, or runs elsewhere.
         let (record, cancelled) = self
             .change(id, cx, |record, now| {
                 // A finished task stays as it is.
-                if record.task.status.is_finished() {
-                    return Ok(false);
+                if record.status().is_finished() {
+                    return Ok(None);
                 }
-                record.cancel(now).map(|()| true).map_err(conflict)
+                record.cancel(now).map_err(conflict)?;
+                Ok(Some(self.effects(record)))
             })
             .await?;
         if cancelled {
-            self.0.announcer.status(&record, Duration::ZERO).await;
-            self.0.desk.forget(&record);
             // It may have been started since it was looked for.
-            self.0.desk.stop(id, Stop::Lost);
+            self.0.running.stop(id, Stop::Lost);
         }
-        Ok(record.task)
+        Ok(record.into_task())
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
-        // The log is asked for first: a task that ends meanwhile is then told by the log, to its end.
-        let log = self.0.desk.log(id);
         self.visible(id, cx).await?;
-        Ok(match log {
-            Some(log) => log.watch(after),
-            None => self.watch_store(id.clone()),
-        })
+        Ok(updates::watch(self.0.store.clone(), id.clone(), after))
+    }
+
+    async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
+        self.run_again(id, from, cx).await
+    }
+
+    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
+        self.visible(id, cx).await?;
+        Ok(self.0.store.journal(id).await?.into_iter().map(JournalStep::from).collect())
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
         self.0.transport.cards().await
     }
-}
-
-fn conflict(error: IllegalTransition) -> Failure {
-    Failure::new(ErrorKind::Conflict, error.to_string())
 }
 
 impl fmt::Debug for Brain {

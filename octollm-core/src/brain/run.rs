@@ -1,20 +1,23 @@
-//! Runs one task, from the queue to its last status.
+//! Runs one task, from its claim to its last status.
 
 use std::{
-    panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
+    convert::Infallible,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use tokio::time::Instant;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    Inner,
-    desk::{Started, Stop},
-    journal::{self, Journal},
-    keeper::is_ours,
+    Inner, events,
+    journal::{Backing, Journal},
+    relay,
+    running::Stop,
     updates::UpdateLog,
 };
 use crate::{
@@ -23,276 +26,235 @@ use crate::{
     deadline::Deadline,
     dispatcher::{Outcome, Route, Surroundings},
     error::{ErrorKind, Failure},
-    store::StoreError,
-    task::{IllegalTransition, TaskRecord, TaskRequest, TaskResult},
+    json::RawJson,
+    store::{Claimed, Run, SideEffects, StoreError},
+    task::{IllegalTransition, TaskError, TaskRecord, TaskRequest, TaskResult, TaskSpent},
     update::Progress,
 };
 
-/// How many tasks are taken from the store at a time.
-const TAKEN_AT_ONCE: usize = 256;
-
-/// The end of a task is written once more after so long, and each time after twice as long.
+/// The end of a task is written once more after so long, and each time after twice as long, up to the last pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_millis(1_600);
+/// So many attempts are made; then the task is left to expire.
+const ATTEMPTS: u32 = 8;
 
-/// Takes up tasks from the store that this brain can run and nobody does.
-pub(super) async fn take_free(inner: &Arc<Inner>) -> Result<usize, Failure> {
-    let mut taken = 0;
-    let contracts: Vec<_> = inner.dispatcher.routes().iter().map(|route| route.contract().clone()).collect();
-    let free = inner.store.free(&contracts, inner.clock.now(), TAKEN_AT_ONCE).await?;
-    if free.len() == TAKEN_AT_ONCE {
-        inner.desk.more_is_free();
-    }
-    for record in free {
-        if inner.desk.has_room().is_err() {
-            break;
-        }
-        taken += usize::from(inner.desk.enqueue(record.id(), record.priority));
-    }
-    start_waiting(inner);
-    Ok(taken)
+/// A run that has just begun.
+pub(super) struct Started {
+    pub(super) run: Run,
+    pub(super) log: Arc<UpdateLog>,
+    pub(super) cancellation: CancellationToken,
 }
 
-/// Starts tasks for as long as some wait and more may run.
-pub(super) fn start_waiting(inner: &Arc<Inner>) {
-    while let Some(started) = inner.desk.next() {
-        let in_hand = InHand { inner: inner.clone(), started };
-        tokio::spawn(async move {
-            // Stores and buses are others' code.
-            let ran = AssertUnwindSafe(run(&in_hand.inner, &in_hand.started)).catch_unwind().await;
-            if ran.is_err() {
-                tracing::error!(task = %in_hand.started.id, "the run of a task panicked");
-            }
-            let inner = in_hand.inner.clone();
-            drop(in_hand);
-            start_waiting(&inner);
-            if inner.desk.ran_dry()
-                && let Err(error) = take_free(&inner).await
-            {
-                tracing::warn!(%error, "tasks not looked for");
-            }
-        });
-    }
-}
+/// Gives the place of a run back, however it ends.
+struct Place<'a>(&'a Inner, &'a Run);
 
-/// A task that has its place among those that run. Dropped, also with the runtime that it ran on, it gives the place
-/// back.
-struct InHand {
-    inner: Arc<Inner>,
-    started: Started,
-}
-
-impl Drop for InHand {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.inner.desk.done(&self.started.id);
-        // Behind `done`, so that who watches on is told by the store.
-        self.started.log.close();
+        self.0.running.end(self.1);
     }
 }
 
-async fn run(inner: &Arc<Inner>, started: &Started) {
+/// Runs a claimed task.
+pub(super) async fn run(inner: Arc<Inner>, claimed: Claimed, started: Started) {
+    let _place = Place(&inner, &started.run);
     let begun = Instant::now();
-    let record = match take(inner, started).await {
-        Ok(Some(record)) => record,
-        // Somebody else has it, or it was cancelled while it waited.
-        Ok(None) => return tell_as_stored(inner, started).await,
+    let Some((outcome, journal)) = execute(&inner, &claimed, &started).await else { return };
+    let spent = TaskSpent::new(outcome.usage, journal.arms_used(), begun.elapsed());
+    let ending = Ending { outcome, journal, spent };
+    finish(&inner, claimed.record, &started, &ending).await;
+}
+
+/// Hands a task back that was claimed and not started.
+pub(super) async fn release(inner: Arc<Inner>, mut record: TaskRecord) {
+    if record.release(inner.clock.now()).is_ok() {
+        let effects = events::of_change(&record, &TaskSpent::default(), inner.name());
+        if let Err(error) = inner.store.commit(record, effects).await {
+            tracing::warn!(%error, "task not handed back; its lease expires");
+        }
+    }
+}
+
+/// What a run ended with.
+struct Ending {
+    outcome: Outcome,
+    journal: Journal,
+    spent: TaskSpent,
+}
+
+/// Runs the arm, stores its updates, and publishes its progress. `None` where the journal cannot be read: the lease
+/// expires then.
+async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Option<(Outcome, Journal)> {
+    let record = &claimed.record;
+    let entries = match inner.store.journal(record.id()).await {
+        Ok(entries) => entries,
         Err(error) => {
-            tracing::error!(task = %started.id, %error, "task not started");
-            return;
+            tracing::error!(task = %record.id(), %error, "journal not read; the task is tried again");
+            return None;
         }
     };
-    inner.announcer.status(&record, Duration::ZERO).await;
-    started.log.started();
-    started.log.status(&record.task);
-    let (outcome, arms) = execute(inner, &record, started).await;
-    let took = begun.elapsed();
-    let mut pause = FIRST_PAUSE;
-    let written = loop {
-        match finish(inner, started, &record, &outcome, &arms, took).await {
-            Err(error) if pause <= LAST_PAUSE => {
-                tracing::warn!(task = %started.id, %error, "end of task not written yet");
-                tokio::time::sleep(pause).await;
-                pause *= 2;
-            }
-            written => break written,
-        }
+    let lost = {
+        let (brain, run) = (Arc::downgrade(inner), started.run.clone());
+        Box::new(move || lose(&brain, &run))
     };
-    if let Err(error) = written {
-        // The lease runs out, and another run finds the journal as it is.
-        tracing::error!(task = %started.id, %error, "end of task not written");
+    let (store, transport, clock) = (inner.store.clone(), inner.transport.clone(), inner.clock);
+    let journal = Journal::new(record.clone(), entries, Backing { store, transport, clock, lost });
+    let outcome = match inner.dispatcher.find(record.contract()) {
+        Ok(route) => {
+            let around = surroundings(claimed, started, journal.clone());
+            let work = async {
+                let outcome = route.execute(record.input().as_str().as_bytes(), around).await;
+                started.log.end();
+                outcome
+            };
+            let run = futures_util::future::join(work, started.log.write(&*inner.store, &started.run));
+            // From before the arm's first step.
+            let (version, progress) = (started.log.version(), started.log.progress());
+            let outcome = tokio::select! {
+                (outcome, ()) = run => outcome,
+                never = publish_progress(inner, record, &started.log, version, progress) => match never {},
+            };
+            checked(outcome, route, &journal)
+        }
+        // Only contracts that this brain runs are claimed.
+        Err(failure) => Outcome { result: Err(failure.into()), usage: Default::default(), calls: 0 },
+    };
+    Some((outcome, journal))
+}
+
+fn lose(brain: &Weak<Inner>, run: &Run) {
+    if let Some(inner) = brain.upgrade() {
+        inner.lose(run);
     }
 }
 
-/// Makes the task this brain's own. `None` when it is not to be had.
-async fn take(inner: &Inner, started: &Started) -> Result<Option<TaskRecord>, StoreError> {
-    loop {
-        let Some(mut record) = inner.store.get(&started.id).await? else { return Ok(None) };
-        let now = inner.clock.now();
-        if !record.is_free(now) {
-            return Ok(None);
-        }
-        let limit = time_limit(inner, &record);
-        let deadline_at = now.checked_add(limit).unwrap_or(now);
-        if record.start(inner.lease(), deadline_at, now).is_err() {
-            return Ok(None);
-        }
-        match inner.store.update(&mut record).await {
-            Err(StoreError::Conflict) => {}
-            Err(error) => return Err(error),
-            Ok(()) => return Ok(Some(record)),
-        }
-    }
-}
-
-/// The shorter of the contract's limit and the submission's.
-fn time_limit(inner: &Inner, record: &TaskRecord) -> Duration {
-    let contract = inner.dispatcher.find(&record.contract).map(|route| route.spec().timeout);
-    let limit = contract.unwrap_or_default();
-    record.budget.time().map_or(limit, |asked| asked.min(limit))
-}
-
-/// Runs the arm, and tells the bus how far it is meanwhile.
-async fn execute(inner: &Inner, record: &TaskRecord, started: &Started) -> (Outcome, Vec<String>) {
-    let route = match inner.dispatcher.find(&record.contract) {
-        Ok(route) => route,
-        // The task was submitted to a brain that ran other contracts.
-        Err(failure) => return (failed(failure), Vec::new()),
-    };
-    let journal = match inner.store.journal(&started.id).await {
-        Ok(entries) => Arc::new(Journal {
-            task_id: started.id.clone(),
-            run: record.run,
-            store: inner.store.clone(),
-            transport: inner.transport.clone(),
-            clock: inner.clock,
-            cancellation: started.cancellation.clone(),
-            state: Mutex::new(journal::State::of(entries)),
-        }),
-        Err(error) => return (failed(error.into()), Vec::new()),
-    };
-    let around = surroundings(inner, record, started, journal.clone());
-    let input = record.input.to_string();
-    let told = started.log.progress();
-    let mut outcome = tokio::select! {
-        outcome = route.execute(input.as_bytes(), around) => outcome,
-        never = tell_progress(inner, record, &started.log, told) => match never {},
-    };
+/// An outcome that does not fit its journal, or whose output is no result, is a failure.
+fn checked(mut outcome: Outcome, route: &Route, journal: &Journal) -> Outcome {
     let ended_well = outcome.result.is_ok();
-    if let Some(failure) = journal.mismatch(ended_well.then_some(outcome.calls)) {
+    let misfit = journal.mismatch(ended_well.then_some(outcome.calls));
+    let misfit =
+        misfit.or_else(|| outcome.result.as_ref().ok().and_then(|output| result(route, output).err()));
+    if let Some(failure) = misfit {
         outcome.result = Err(failure.into());
     }
-    if let Ok(output) = &outcome.result
-        && let Err(failure) = result(route, output)
-    {
-        outcome.result = Err(failure.into());
-    }
-    (outcome, journal.arms_used())
+    outcome
 }
 
-fn failed(failure: Failure) -> Outcome {
-    Outcome { result: Err(failure.into()), usage: Default::default(), calls: 0 }
-}
-
-fn surroundings(
-    inner: &Inner,
-    record: &TaskRecord,
-    started: &Started,
-    journal: Arc<Journal>,
-) -> Surroundings {
+fn surroundings(claimed: &Claimed, started: &Started, journal: Journal) -> Surroundings {
+    let record = &claimed.record;
     let mut parts = ContextParts::new();
-    parts.correlation_id = record.correlation_id.clone();
-    parts.task_id = Some(started.id.clone());
-    parts.budget = record.budget.budget();
-    parts.caller = record.caller.clone();
-    parts.attempt = record.run;
-    parts.deadline = record.deadline_at.map(|at| {
-        let left = at.duration_since(inner.clock.now());
-        Deadline::after(Duration::try_from(left).unwrap_or_default())
-    });
-    Surroundings {
-        cancellation: started.cancellation.clone(),
-        updates: Some(started.log.clone()),
-        ..Surroundings::new(parts, journal)
-    }
+    parts.correlation_id = record.correlation_id().clone();
+    parts.task_id = Some(record.id().clone());
+    parts.trace = record.trace().cloned();
+    parts.budget = record.budget().budget();
+    parts.caller = record.caller().clone();
+    parts.attempt = record.attempt();
+    parts.deadline = Some(Deadline::after(claimed.time_left));
+    let mut around = Surroundings::new(parts, Arc::new(journal));
+    around.cancellation = started.cancellation.clone();
+    around.updates = Some(started.log.clone());
+    // The submission decides, within the limit of the brain.
+    around.time_limit = Some(record.time_limit());
+    around
 }
 
 /// Publishes progress as it comes, the latest where it comes faster than the bus takes it.
-async fn tell_progress(
+async fn publish_progress(
     inner: &Inner,
     record: &TaskRecord,
     log: &UpdateLog,
-    mut told: Progress,
-) -> std::convert::Infallible {
-    let mut seen = 0;
+    mut version: watch::Receiver<u64>,
+    mut published: Progress,
+) -> Infallible {
     loop {
-        seen = log.changed(seen).await;
+        if version.changed().await.is_err() {
+            return std::future::pending().await;
+        }
         let progress = log.progress();
-        if progress != told {
-            inner.announcer.progress(record, &progress).await;
-            told = progress;
+        if progress != published {
+            published.clone_from(&progress);
+            if let Some(event) = events::of_progress(record, progress, inner.name()) {
+                relay::publish_once(&*inner.bus, event).await;
+            }
         }
     }
 }
 
-/// Writes how the task ended, unless it is no longer this brain's to write.
-async fn finish(
-    inner: &Inner,
-    started: &Started,
-    record: &TaskRecord,
-    outcome: &Outcome,
-    arms: &[String],
-    took: Duration,
-) -> Result<(), StoreError> {
-    let stop = inner.desk.stopped(&started.id);
-    loop {
-        let current = inner.store.get(&started.id).await?;
-        let ours = |current: &TaskRecord| current.run == record.run && is_ours(current, &inner.holder);
-        let Some(mut current) = current.filter(ours).filter(|_| stop != Some(Stop::Lost)) else {
-            tell_as_stored(inner, started).await;
-            return Ok(());
+/// Stores how the task ended, unless it is no longer this run's to store.
+async fn finish(inner: &Inner, claimed: TaskRecord, started: &Started, ending: &Ending) {
+    let (mut pause, mut current) = (FIRST_PAUSE, Some(claimed));
+    let updates = started.log.take_pending();
+    for _ in 0..ATTEMPTS {
+        let stop = inner.running.stopped(&started.run);
+        if stop == Some(Stop::Lost) {
+            return;
+        }
+        let record = match current.take() {
+            Some(record) => Ok(Some(record)),
+            None => inner.store.get(&started.run.task).await,
         };
-        let taken = &mut current.task.metadata;
-        (taken.arms_used, taken.tokens_used) = (arms.to_vec(), outcome.usage.tokens);
-        (taken.cost, taken.duration_seconds) = (outcome.usage.cost, took.as_secs_f64());
-        current.task.progress = started.log.progress();
-        if end(inner, &mut current, outcome, stop).is_err() {
-            tell_as_stored(inner, started).await;
-            return Ok(());
-        }
-        match inner.store.update(&mut current).await {
+        let written = match record {
+            Ok(Some(record)) if record.is_held(&inner.holder, started.run.number) => {
+                let Ok((record, mut effects)) = end(inner, record, started, ending, stop) else { return };
+                effects.updates.splice(..0, updates.iter().cloned());
+                inner.store.commit(record, effects).await.map(drop)
+            }
+            // It ended elsewhere, or by a write that was reported as failed.
+            Ok(_) => return,
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok(()) | Err(StoreError::NotFound) => return,
             Err(StoreError::Conflict) => continue,
-            Err(error) => return Err(error),
-            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(task = %started.run.task, %error, "end of task not stored yet");
+                sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
         }
-        inner.announcer.status(&current, took).await;
-        started.log.status(&current.task);
-        return Ok(());
     }
+    tracing::error!(task = %started.run.task, "end of task not stored; its lease expires");
 }
 
-/// Which status an outcome leads to. A result that came before the cancellation took hold is kept.
+/// The record as the run leaves it, and what is stored with it.
 fn end(
     inner: &Inner,
+    mut record: TaskRecord,
+    started: &Started,
+    ending: &Ending,
+    stop: Option<Stop>,
+) -> Result<(TaskRecord, SideEffects), IllegalTransition> {
+    record.report(&ending.spent, started.log.progress());
+    settle(inner, &mut record, ending, stop)?;
+    let effects = events::of_change(&record, &ending.spent, inner.name());
+    Ok((record, effects))
+}
+
+/// The status that an outcome leads to. A result that came before the cancellation is a result.
+fn settle(
+    inner: &Inner,
     record: &mut TaskRecord,
-    outcome: &Outcome,
+    ending: &Ending,
     stop: Option<Stop>,
 ) -> Result<(), IllegalTransition> {
     let now = inner.clock.now();
-    let failure = match &outcome.result {
+    let error = match &ending.outcome.result {
         Ok(output) => {
-            let route = inner.dispatcher.find(&record.contract);
+            let route = inner.dispatcher.find(record.contract());
             match route.and_then(|route| result(route, output)) {
                 Ok(result) => return record.complete(result, now),
-                Err(failure) => failure,
+                Err(failure) => TaskError::from(&failure),
             }
         }
         Err(error) => match (error.kind(), stop) {
             (ErrorKind::Cancelled, Some(Stop::Cancel)) => return record.cancel(now),
-            (ErrorKind::Cancelled, Some(Stop::Close)) => return record.requeue(now),
-            _ => error.failure().clone(),
+            (ErrorKind::Cancelled, Some(Stop::Close)) => return record.release(now),
+            _ => {
+                let step = error.step().filter(|step| ending.journal.has_failed(step)).cloned();
+                TaskError::from(error.failure()).at_step(step)
+            }
         },
     };
-    record.fail((&failure).into(), now)
+    record.fail(error, now)
 }
 
 /// The result that an output makes. A goal in words is answered by a [`TaskResult`] itself.
@@ -300,16 +262,7 @@ fn result(route: &Route, output: &Bytes) -> Result<TaskResult, Failure> {
     let read = if *route.contract() == TaskRequest::SPEC.reference() {
         serde_json::from_slice(output)
     } else {
-        serde_json::from_slice(output).map(|output: serde_json::Value| TaskResult::new(output))
+        RawJson::from_slice(output).map(TaskResult::new)
     };
     read.map_err(|error| Failure::new(ErrorKind::ArmFailed, format!("the output is no result: {error}")))
-}
-
-/// Tells those who watch how the task ended elsewhere. Where it has not, they are told by the store.
-async fn tell_as_stored(inner: &Inner, started: &Started) {
-    if let Ok(Some(record)) = inner.store.get(&started.id).await
-        && record.task.status.is_finished()
-    {
-        started.log.status(&record.task);
-    }
 }

@@ -1,193 +1,220 @@
-//! What a task has told so far.
+//! The live updates of a task: written while it runs, and read by those who watch.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use async_trait::async_trait;
 use futures_util::stream;
-use tokio::sync::watch;
+use serde_json::Value;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use crate::{
     id::TaskId,
-    orchestrator::{TaskUpdate, TaskUpdates},
-    task::Task,
+    json::RawJson,
+    orchestrator::TaskUpdates,
+    store::{Changes, Run, StoreError, TaskStore, Topic},
+    task::TaskUpdate,
     update::{Phase, Progress, Update, UpdateSink},
 };
 
-/// How many updates of a task are kept for those who come late.
-const KEPT: usize = 256;
+/// Updates of a run that are not stored yet; beyond that progress is joined, and chunks wait.
+const PENDING: usize = 64;
+/// A store that is away is tried again after so long.
+const PAUSE: Duration = Duration::from_millis(250);
 
-/// The updates of one task while it waits and runs, the latest ones kept.
+/// Takes the updates of one run, and writes them to the store as fast as it takes them.
 #[derive(Debug)]
 pub(super) struct UpdateLog {
     task_id: TaskId,
     state: Mutex<State>,
-    /// The number of the latest update; closed with the log.
-    latest: watch::Sender<u64>,
+    /// Changes with the state.
+    version: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     progress: Progress,
-    kept: VecDeque<TaskUpdate>,
-    latest: u64,
-    finished: bool,
+    pending: Vec<TaskUpdate>,
+    ended: bool,
 }
 
 impl UpdateLog {
-    pub(super) fn new(task_id: TaskId) -> Self {
-        Self { task_id, state: Mutex::default(), latest: watch::Sender::new(0) }
+    /// The log of a run that begins: what it does is execution unless the arm says otherwise.
+    pub(super) fn new(task_id: TaskId, progress: Progress) -> Self {
+        let progress = Progress { current_step: Phase::Execution, ..progress };
+        let state = Mutex::new(State { progress, pending: Vec::new(), ended: false });
+        Self { task_id, state, version: watch::Sender::new(0) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The task has been started: whatever it does from now on is execution, unless it says otherwise.
-    pub(super) fn started(&self) {
-        self.state().progress.current_step = Phase::Execution;
+    fn moved(&self) {
+        self.version.send_modify(|version| *version = version.wrapping_add(1));
     }
 
     pub(super) fn progress(&self) -> Progress {
         self.state().progress.clone()
     }
 
-    /// Tells the status of a task; behind a final one nothing more is told.
-    pub(super) fn status(&self, task: &Task) {
-        let (result, error) = (task.result.clone(), task.error.clone());
-        self.push(|task_id, seq, _| TaskUpdate::Status { task_id, seq, status: task.status, result, error });
+    /// The arm has ended: there are no further updates.
+    pub(super) fn end(&self) {
+        self.state().ended = true;
+        self.moved();
     }
 
-    fn push(&self, update: impl FnOnce(TaskId, u64, &State) -> TaskUpdate) {
+    /// Changes whenever there is an update.
+    pub(super) fn version(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Takes what is not stored.
+    pub(super) fn take_pending(&self) -> Vec<TaskUpdate> {
+        std::mem::take(&mut self.state().pending)
+    }
+
+    /// Writes updates to the store until the run has ended, or is no longer the task's latest.
+    pub(super) async fn write(&self, store: &dyn TaskStore, run: &Run) {
+        let mut version = self.version.subscribe();
+        loop {
+            version.mark_unchanged();
+            let (batch, ended) = {
+                let mut state = self.state();
+                (std::mem::take(&mut state.pending), state.ended)
+            };
+            if ended {
+                // The rest is stored together with the end of the task.
+                self.state().pending.splice(..0, batch);
+                return;
+            }
+            if batch.is_empty() {
+                let _ = version.changed().await;
+                continue;
+            }
+            self.moved();
+            match store.append_updates(run, batch.clone()).await {
+                Ok(()) => {}
+                Err(StoreError::Unavailable(source)) => {
+                    tracing::warn!(task = %self.task_id, %source, "updates not stored yet");
+                    self.state().pending.splice(..0, batch);
+                    sleep(PAUSE).await;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn push(&self, update: impl FnOnce(&TaskId, &State) -> TaskUpdate) {
         let mut state = self.state();
-        if state.finished {
-            return;
+        let update = update(&self.task_id, &state);
+        let full = state.pending.len() >= PENDING;
+        match state.pending.last_mut() {
+            Some(last @ TaskUpdate::Progress { .. }) if full => *last = update,
+            _ => state.pending.push(update),
         }
-        state.latest += 1;
-        let update = update(self.task_id.clone(), state.latest, &state);
-        state.finished = update.is_last();
-        if state.kept.len() == KEPT {
-            state.kept.pop_front();
-        }
-        state.kept.push_back(update);
-        let latest = state.latest;
         drop(state);
-        self.latest.send_replace(latest);
-    }
-
-    /// Ends the log without a last status: the task is no longer told of here.
-    pub(super) fn close(&self) {
-        let mut state = self.state();
-        if state.finished {
-            return;
-        }
-        state.finished = true;
-        state.latest += 1;
-        let latest = state.latest;
-        drop(state);
-        self.latest.send_replace(latest);
-    }
-
-    /// Resolves once there is an update behind `seen`, with the number of the latest.
-    pub(super) async fn changed(&self, seen: u64) -> u64 {
-        let mut latest = self.latest.subscribe();
-        let news = latest.wait_for(|latest| *latest > seen).await.map(|latest| *latest);
-        match news {
-            Ok(latest) => latest,
-            // The sender is ours, so this does not come to pass.
-            Err(_) => std::future::pending().await,
-        }
-    }
-
-    /// The updates kept behind `seen`, a gap before them where some are no longer kept.
-    fn since(&self, seen: &mut u64) -> (Vec<TaskUpdate>, bool) {
-        let state = self.state();
-        let oldest = state.kept.front().map_or(state.latest, TaskUpdate::seq);
-        // A cursor from an earlier run of the task: all of this one is news, also what is yet to come.
-        if *seen > state.latest {
-            *seen = 0;
-        }
-        let seen = *seen;
-        let missed = (oldest.saturating_sub(1)).saturating_sub(seen);
-        let gap = (missed > 0).then(|| TaskUpdate::Gap {
-            task_id: self.task_id.clone(),
-            seq: oldest.saturating_sub(1),
-            missed,
-        });
-        let news = state.kept.iter().filter(|update| update.seq() > seen).cloned();
-        (gap.into_iter().chain(news).collect(), state.finished)
-    }
-
-    /// Everything behind `after`, as it comes.
-    pub(super) fn watch(self: Arc<Self>, after: Option<u64>) -> TaskUpdates {
-        let start = Cursor { log: self, seen: after.unwrap_or(0), ready: VecDeque::new(), ended: false };
-        TaskUpdates::new(stream::unfold(start, |mut cursor| async move {
-            let update = cursor.next().await?;
-            Some((update, cursor))
-        }))
+        self.moved();
     }
 }
 
+#[async_trait]
 impl UpdateSink for UpdateLog {
     fn update(&self, update: Update) {
+        if let Update::Chunk(data) = update {
+            return self.push(|task_id, _| chunk(task_id, data));
+        }
         self.state().progress.apply(&update);
-        self.push(|task_id, seq, state| match update {
-            Update::Chunk(data) => TaskUpdate::Chunk { task_id, seq, data },
-            _ => TaskUpdate::Progress {
-                task_id,
-                seq,
-                progress: state.progress.percentage,
-                phase: state.progress.current_step,
-                message: state.progress.message.clone(),
-            },
+        self.push(|task_id, state| TaskUpdate::Progress {
+            task_id: task_id.clone(),
+            seq: 0,
+            progress: state.progress.percentage,
+            phase: state.progress.current_step,
+            message: state.progress.message.clone(),
         });
+    }
+
+    async fn chunk(&self, data: Value) {
+        let mut version = self.version.subscribe();
+        let has_room = |_: &u64| {
+            let state = self.state();
+            state.pending.len() < PENDING || state.ended
+        };
+        let _ = version.wait_for(has_room).await;
+        self.push(|task_id, _| chunk(task_id, data));
     }
 }
 
-struct Cursor {
-    log: Arc<UpdateLog>,
-    seen: u64,
+fn chunk(task_id: &TaskId, data: Value) -> TaskUpdate {
+    TaskUpdate::Chunk { task_id: task_id.clone(), seq: 0, data: RawJson::from(data) }
+}
+
+/// Updates that are read at a time.
+const PAGE: usize = 64;
+/// A store is asked again after so long even if it reported no change.
+const WATCH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The updates of a task after number `after`, as they are stored. They end after the final status.
+pub(super) fn watch(store: Arc<dyn TaskStore>, id: TaskId, after: Option<u64>) -> TaskUpdates {
+    let changes = store.changes(Topic::Task(id.clone()));
+    let reader =
+        Reader { store, id, changes, after: after.unwrap_or(0), ready: VecDeque::new(), ended: false };
+    TaskUpdates::new(stream::unfold(reader, |mut reader| async move {
+        let update = reader.next().await?;
+        Some((update, reader))
+    }))
+}
+
+struct Reader {
+    store: Arc<dyn TaskStore>,
+    id: TaskId,
+    changes: Changes,
+    after: u64,
     ready: VecDeque<TaskUpdate>,
     ended: bool,
 }
 
-impl Cursor {
+impl Reader {
     async fn next(&mut self) -> Option<TaskUpdate> {
-        while self.ready.is_empty() {
+        loop {
+            if let Some(update) = self.ready.pop_front() {
+                self.after = update.seq();
+                // A failed task that was run again has updates after its final status.
+                self.ended = update.is_last() && self.ready.is_empty() && self.is_over().await;
+                return Some(update);
+            }
             if self.ended {
                 return None;
             }
-            let (news, finished) = self.log.since(&mut self.seen);
-            self.ready.extend(news);
-            if self.ready.is_empty() {
-                if finished {
-                    return None;
+            match self.store.updates_after(&self.id, self.after, PAGE).await {
+                Ok(page) if page.is_empty() => {
+                    if self.is_over().await {
+                        return None;
+                    }
+                    let _ = timeout(WATCH_INTERVAL, self.changes.changed()).await;
                 }
-                self.log.changed(self.seen).await;
+                Ok(page) => self.ready.extend(page),
+                Err(error) => {
+                    tracing::warn!(task = %self.id, %error, "updates not read");
+                    sleep(PAUSE).await;
+                }
             }
         }
-        let update = self.ready.pop_front()?;
-        self.seen = update.seq();
-        self.ended = update.is_last();
-        Some(update)
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn who_comes_late_is_told_how_much_is_gone() {
-        let log = Arc::new(UpdateLog::new(TaskId::new()));
-        for percent in 0..(KEPT as u64 + 12) {
-            log.update(Update::Progress((percent % 100) as u8, String::new()));
-        }
-        let mut updates = log.clone().watch(Some(2));
-        assert!(matches!(updates.next().await, Some(TaskUpdate::Gap { missed: 10, seq: 12, .. })));
-        for seq in 13..=(KEPT as u64 + 12) {
-            assert_eq!(updates.next().await.unwrap().seq(), seq);
-        }
+    /// Whether the task is finished, or gone, and nothing was added after what has been read.
+    async fn is_over(&self) -> bool {
+        let finished = match self.store.get(&self.id).await {
+            Ok(record) => record.is_none_or(|record| record.status().is_finished()),
+            Err(_) => false,
+        };
+        finished
+            && matches!(self.store.updates_after(&self.id, self.after, 1).await, Ok(page) if page.is_empty())
     }
 }

@@ -1,18 +1,25 @@
-//! An event that wants an answer.
+//! An event that has to be settled, and the worker that settles events by the outcome of a handler.
 
 use std::fmt;
+use std::future::pending;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::BusError;
+use super::engine::Settlement;
+use super::{Arrival, BusError, Consumer, Ended, Gap};
 use crate::event::Event;
 
 /// One delivery of an event to one consumer, which holds a lease on it.
 ///
 /// It is settled once, by [`ack`](Self::ack), [`nack`](Self::nack) or [`release`](Self::release), all of which take it.
-/// Dropped unsettled, its lease runs out and the event comes again, at attempt + 1.
+/// Dropped unsettled, its lease expires and the event comes again, at attempt + 1.
 ///
 /// ```compile_fail,E0382
 /// # use octollm_core::bus::{BusError, Delivery};
@@ -21,57 +28,54 @@ use crate::event::Event;
 ///     delivery.ack().await
 /// }
 /// ```
-#[must_use = "a delivery that is dropped comes again when its lease runs out"]
+#[must_use = "a delivery that is dropped comes again when its lease expires"]
 pub struct Delivery {
-    event: Arc<Event>,
+    event: Event,
     attempt: u32,
     lease_time: Duration,
-    lease: Box<dyn Lease>,
+    lease: Arc<dyn Lease>,
 }
 
-/// Why a delivery was not worked off, and what is to become of its event.
+/// Why a delivery was not handled, and what becomes of its event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Nack {
     /// It comes again, unless that was its last attempt; then it is a dead letter.
     Retry {
-        /// Not earlier than after this rest; `None` is the consumer's [`Backoff`](super::Backoff).
+        /// Not earlier than after this delay; `None` is the consumer's [`Backoff`](super::Backoff). A delay is
+        /// [`Unsupported`](BusError::Unsupported) by a bus that denies
+        /// [`Capability::DelayedNack`](super::engine::Capability::DelayedNack); its retries come at once.
         after: Option<Duration>,
     },
     /// It never comes again.
     Drop,
     /// It is a dead letter at once, whatever its attempt.
     DeadLetter {
-        /// Why, for whoever reads the dead letters.
+        /// Why, for the people who read the dead letters.
         reason: String,
     },
 }
 
-/// What a consumer says to a delivery, as a bus hears it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Settlement {
-    /// It was worked off.
-    Ack,
-    /// It was not.
-    Nack(Nack),
-    /// It was not begun: it comes again at once, and this attempt does not count.
-    Release,
+/// Handles what a [`Consumer`] receives, when it is [`run`](Consumer::run).
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// Handles one event. `Ok` acknowledges it, and a panic is [`Nack::retry`].
+    ///
+    /// While it runs, a task of its own extends the lease, also when the handler blocks its thread, as long as the runtime
+    /// has another thread. If the event has gone to another consumer all the same, the future is dropped.
+    ///
+    /// # Errors
+    /// What becomes of an event that was not handled.
+    async fn handle(&self, event: Event, attempt: u32) -> Result<(), Nack>;
+
+    /// Called where events are missing that will not come.
+    async fn gap(&self, gap: Gap);
 }
 
-/// A consumer's hold on one delivery. Buses implement it; users settle through [`Delivery`].
+/// One lease on its way back to the bus.
 #[async_trait]
-pub trait Lease: Send + Sync {
-    /// Ends the hold.
-    ///
-    /// # Errors
-    /// [`BusError::LeaseLost`] when it had run out, [`BusError::Unavailable`].
+pub(super) trait Lease: Send + Sync {
     async fn settle(&self, settlement: Settlement) -> Result<(), BusError>;
-
-    /// Makes the hold last for `time` from now on.
-    ///
-    /// # Errors
-    /// As [`settle`](Self::settle).
     async fn extend(&self, time: Duration) -> Result<(), BusError>;
 }
 
@@ -81,9 +85,9 @@ impl Nack {
         Self::Retry { after: None }
     }
 
-    /// To come again after a rest.
-    pub fn retry_after(rest: Duration) -> Self {
-        Self::Retry { after: Some(rest) }
+    /// To come again after a delay.
+    pub fn retry_after(delay: Duration) -> Self {
+        Self::Retry { after: Some(delay) }
     }
 
     /// To be a dead letter.
@@ -93,31 +97,31 @@ impl Nack {
 }
 
 impl Delivery {
-    /// A delivery of `event` for the `attempt`th time, counted from 1, held for `lease_time`.
-    pub fn new(event: Arc<Event>, attempt: u32, lease_time: Duration, lease: Box<dyn Lease>) -> Self {
+    pub(super) fn new(event: Event, attempt: u32, lease_time: Duration, lease: Arc<dyn Lease>) -> Self {
         Self { event, attempt, lease_time, lease }
     }
 
     /// What is delivered.
-    pub fn event(&self) -> &Arc<Event> {
+    pub fn event(&self) -> &Event {
         &self.event
     }
 
-    /// The how manieth delivery of the event to this group it is, counted from 1.
+    /// Number of this delivery among those of the event to this group, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// How long the lease was when the delivery came.
+    /// Duration of the lease when the delivery came.
     pub fn lease_time(&self) -> Duration {
         self.lease_time
     }
 
-    /// Says that it was worked off: it never comes again.
+    /// Acknowledges it: the event was handled and never comes again. That also holds after the lease has expired, as long
+    /// as the event has not gone to another consumer.
     ///
     /// # Errors
-    /// [`BusError::LeaseLost`] when somebody else may have it by now, [`BusError::Unavailable`]. Either way it may come
-    /// again.
+    /// [`BusError::LeaseLost`] when another consumer has the event or has had it since, [`BusError::Unavailable`]. In both
+    /// cases it may come again.
     ///
     /// # Cancel safety
     /// Dropped before it is done, it may or may not be settled.
@@ -125,10 +129,23 @@ impl Delivery {
         self.lease.settle(Settlement::Ack).await
     }
 
-    /// Says that it was not worked off, and what is to become of it.
+    /// Acknowledges each, all at once, and returns a result for each at its index. A bus that settles in batches takes them
+    /// together.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack).
+    /// Of each delivery, as [`ack`](Self::ack).
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, each may or may not be settled.
+    pub async fn ack_all(deliveries: impl IntoIterator<Item = Self>) -> Vec<Result<(), BusError>> {
+        join_all(deliveries.into_iter().map(Self::ack)).await
+    }
+
+    /// Refuses it, and says what becomes of the event.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack), and [`BusError::Unsupported`] for a delay on a bus without delayed nacks; then the event comes
+    /// again when the lease expires.
     ///
     /// # Cancel safety
     /// As [`ack`](Self::ack).
@@ -136,7 +153,7 @@ impl Delivery {
         self.lease.settle(Settlement::Nack(nack)).await
     }
 
-    /// Gives it back unbegun, for another consumer to have at once. This attempt does not count.
+    /// Gives it back unbegun, for any consumer of the group to have at once. This attempt does not count.
     ///
     /// # Errors
     /// As [`ack`](Self::ack).
@@ -147,10 +164,12 @@ impl Delivery {
         self.lease.settle(Settlement::Release).await
     }
 
-    /// Makes the lease last for `time` from now on, for work that takes longer.
+    /// Makes the lease last for `time` from now on, for work that takes longer. A lease that has expired is renewed, as
+    /// long as the event has not gone to another consumer and this one may hold another delivery.
     ///
     /// # Errors
-    /// [`BusError::LeaseLost`] when somebody else may have it by now, [`BusError::Unavailable`].
+    /// [`BusError::LeaseLost`] when the lease cannot be renewed, [`BusError::Unsupported`] by a bus without lease extension,
+    /// [`BusError::Unavailable`].
     ///
     /// # Cancel safety
     /// Dropped before it is done, it may or may not be extended.
@@ -166,5 +185,92 @@ impl fmt::Debug for Delivery {
             .field("attempt", &self.attempt)
             .field("lease_time", &self.lease_time)
             .finish_non_exhaustive()
+    }
+}
+
+impl Consumer {
+    /// Gives each delivery to `handler` and settles it by the outcome, as many at once as the consumer may hold. Returns
+    /// why the consumer ended, once all that was begun is settled.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the handlers that run are dropped too, and their events come again when their leases
+    /// expire. Close the consumer to let them finish.
+    pub async fn run(mut self, handler: impl Handler) -> Ended {
+        let handler = Arc::new(handler);
+        let mut running = JoinSet::new();
+        while let Some(arrival) = self.next().await {
+            match arrival {
+                // A consumer hands out no more than may be unsettled, so no more than that run.
+                Arrival::Delivery(delivery) => {
+                    // Spawned first: a handler that blocks its thread would hold back what is spawned after it.
+                    let keeper = Keeper::spawn(&delivery);
+                    running.spawn(work_off(delivery, Arc::clone(&handler), keeper));
+                }
+                Arrival::Gap(gap) => handler.gap(gap).await,
+            }
+            while running.try_join_next().is_some() {}
+        }
+        while running.join_next().await.is_some() {}
+        self.ended().cloned().unwrap_or(Ended::Closed)
+    }
+}
+
+async fn work_off(delivery: Delivery, handler: Arc<impl Handler>, mut keeper: Keeper) {
+    let work = handler.handle(delivery.event().clone(), delivery.attempt());
+    let outcome = tokio::select! {
+        biased;
+        outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
+        () = keeper.lost() => return,
+    };
+    drop(keeper);
+    let event_id = delivery.event().id().to_owned();
+    let settled = match outcome {
+        Ok(Ok(())) => delivery.ack().await,
+        Ok(Err(nack)) => delivery.nack(nack).await,
+        Err(_panic) => delivery.nack(Nack::retry()).await,
+    };
+    if let Err(error) = settled {
+        // The event comes again, which every handler has to be ready for.
+        tracing::warn!(event_id, %error, "event not settled");
+    }
+}
+
+/// Extends a lease from a task of its own, until it is dropped.
+struct Keeper(JoinHandle<()>);
+
+impl Keeper {
+    fn spawn(delivery: &Delivery) -> Self {
+        Self(tokio::spawn(extend_until_lost(Arc::clone(&delivery.lease), delivery.lease_time)))
+    }
+
+    /// Waits until the lease is lost.
+    async fn lost(&mut self) {
+        // A bus that panics says nothing of the lease.
+        if (&mut self.0).await.is_err() {
+            pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Extends a lease at each third of it, and returns once it is lost.
+async fn extend_until_lost(lease: Arc<dyn Lease>, lease_time: Duration) {
+    let third = (lease_time / 3).max(Duration::from_millis(1));
+    let mut ticks = interval_at(Instant::now() + third, third);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match lease.extend(lease_time).await {
+            Err(BusError::LeaseLost { .. }) => return,
+            // Where no lease is extended, there is nothing to learn of its loss.
+            Err(BusError::Unsupported { .. }) => pending().await,
+            // Another failure may pass before the lease has expired.
+            Ok(()) | Err(_) => {}
+        }
     }
 }

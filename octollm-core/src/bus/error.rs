@@ -1,26 +1,27 @@
-//! What can go wrong on a bus.
+//! Failures of a bus.
 
-use super::Capability;
+use super::Bound;
+use super::engine::Capability;
 
-/// A bus did not do what it was asked to.
+/// A failure of a bus.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BusError {
-    /// The event is larger than the bus takes; nothing of it was delivered.
-    #[error("the event has {size} bytes and the bus takes {limit}")]
+    /// The event is larger than the bus takes; it was delivered to nobody.
+    #[error("the event has {size} bytes, and the bus takes at most {limit}")]
     TooLarge {
         /// Its [`size`](crate::event::Event::size).
         size: usize,
         /// The largest size taken.
         limit: usize,
     },
-    /// The bus cannot do this, and says so in its capabilities.
+    /// The bus denies this in its capabilities.
     #[error("the bus does not offer {capability}")]
     Unsupported {
-        /// What it cannot do.
+        /// What it denies.
         capability: Capability,
     },
-    /// A setting makes no sense.
+    /// A setting is not valid.
     #[error("the setting `{setting}` {problem}")]
     InvalidSetting {
         /// Its name.
@@ -28,29 +29,29 @@ pub enum BusError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// There is no room for another event until some are settled; nothing of it was delivered.
-    #[error("the bus has no room for more than {limit} events")]
+    /// There is no room for the event until others are settled; it was delivered to nobody.
+    #[error("the bus has room for at most {bound}")]
     Full {
-        /// How many it holds.
-        limit: usize,
+        /// What there is room for.
+        bound: Bound,
     },
     /// The broker cannot be reached now.
     #[error("the bus is not available")]
     Unavailable {
-        /// What its driver says.
+        /// The error of its driver, where there is one.
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
     /// The bus was closed.
     #[error("the bus is closed")]
     Closed,
-    /// The delivery belongs to somebody else by now: its lease ran out before it was settled.
+    /// The lease expired, and the event has gone to another consumer since or has become a dead letter.
     #[error("the lease of event {event_id:?} is lost")]
     LeaseLost {
         /// The event's id.
         event_id: String,
     },
-    /// The group listens to other patterns than those asked for.
-    #[error("the group {group:?} consumes {existing:?} and not what was asked for")]
+    /// The group consumes other patterns than those given.
+    #[error("the group {group:?} already consumes {existing:?}")]
     OtherPatterns {
         /// The group's name.
         group: String,
@@ -60,19 +61,19 @@ pub enum BusError {
     /// There is no such group.
     #[error("there is no group {group:?}")]
     UnknownGroup {
-        /// The name asked for.
+        /// The name given.
         group: String,
     },
     /// The group has no such dead letter.
     #[error("there is no dead letter {entry:?}")]
     UnknownDeadLetter {
-        /// The entry asked for.
+        /// The entry given.
         entry: String,
     },
 }
 
 impl BusError {
-    /// Whether the same call may go well later.
+    /// Whether the same call may succeed later.
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Full { .. })
     }

@@ -1,29 +1,36 @@
 //! Publish and subscribe.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{BusError, Capabilities, Capability, Counts, Overflow, Subscription};
+use super::engine::{Capabilities, Counts};
+use super::{BusError, Overflow, Subscription};
 use crate::event::{Event, Pattern, Patterns};
 
-/// Tells events to whoever listens, at most once.
+/// Publishes events to those who have subscribed, at most once.
 ///
-/// There is nothing to acknowledge here: code that needs delivery guaranteed asks for a `DurableBus`.
+/// There is nothing to acknowledge here: code that needs guaranteed delivery asks for a
+/// [`DurableBus`](super::DurableBus).
 #[async_trait]
 pub trait EventBus: Send + Sync + 'static {
-    /// Tells an event to all that listen on its channel now. It is `Ok` once the bus has taken it.
+    /// Publishes an event to all that are subscribed to its channel now. It is `Ok` once the bus has taken it.
+    ///
+    /// One subscriber never costs another an event: under [`Overflow::Block`] it is waited for after all others have the
+    /// event, and what it loses is an item of its own stream alone.
     ///
     /// # Errors
-    /// [`BusError::TooLarge`], [`BusError::Unavailable`], [`BusError::Full`] and [`BusError::Closed`]; then nobody hears it,
-    /// save that a broker which went away half way may have taken it.
+    /// [`BusError::TooLarge`], [`BusError::Unavailable`], [`BusError::Full`] and [`BusError::Closed`]; then nobody receives
+    /// it, except that a broker which went away half way may have taken it.
     ///
     /// # Cancel safety
-    /// Dropped before it is done, some listeners may hear the event and others not.
+    /// Dropped before it is done, the event may or may not be published. On a bus in memory, all subscribers that have room
+    /// receive it or none, and those under [`Overflow::Block`] that have none receive the loss.
     async fn publish(&self, event: Event) -> Result<(), BusError>;
 
-    /// Hears what is told on the channels that any of the patterns means, each event once. It resolves when the bus has
-    /// confirmed: whatever is published from then on is heard.
+    /// Subscribes to the channels that any of the patterns matches; each event is received once. It resolves when the bus
+    /// has confirmed: whatever is published from then on is received.
     ///
     /// # Errors
     /// [`BusError::InvalidSetting`] when the overflow has room for no event, [`BusError::Unavailable`] and
@@ -39,16 +46,22 @@ pub trait EventBus: Send + Sync + 'static {
     /// What the bus has counted so far.
     fn counts(&self) -> Counts;
 
-    /// Hears what is told on the channels that one pattern means, as [`subscribe_any`](Self::subscribe_any) does.
+    /// Subscribes to the channels that one pattern matches, as [`subscribe_any`](Self::subscribe_any) does.
     ///
     /// # Errors
+    /// As [`subscribe_any`](Self::subscribe_any).
+    ///
+    /// # Cancel safety
     /// As [`subscribe_any`](Self::subscribe_any).
     async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
         self.subscribe_any(pattern.into(), overflow).await
     }
 
-    /// Tells each event as [`publish`](Self::publish) does, and answers for each at its index. One that fails does not
-    /// keep the others back.
+    /// Publishes each event as [`publish`](Self::publish) does, in order, and returns a result for each at its index. One
+    /// that fails does not hold back the others.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, events from some index on are not published.
     async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<(), BusError>> {
         let mut outcomes = Vec::with_capacity(events.len());
         for event in events {
@@ -56,23 +69,71 @@ pub trait EventBus: Send + Sync + 'static {
         }
         outcomes
     }
+}
 
-    /// Tells an event once `delay` has passed. Until then [`cancel_publish`](Self::cancel_publish) takes it back by its id.
+/// A bus that can publish an event later.
+///
+/// A bus that cannot does not implement it, so that code which needs delays does not compile there:
+///
+/// ```compile_fail,E0277
+/// use octollm_core::bus::{DelayBus, MemoryBus};
+///
+/// fn remind(bus: impl DelayBus) {}
+/// remind(MemoryBus::new());
+/// ```
+#[async_trait]
+pub trait DelayBus: EventBus {
+    /// Publishes an event once `delay` has passed, with what was subscribed by then. Until then
+    /// [`cancel_publish`](Self::cancel_publish) takes it back by its id.
     ///
     /// # Errors
-    /// As [`publish`](Self::publish), and [`BusError::Unsupported`] by a bus that does not claim [`Capability::Delay`].
-    async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError> {
-        let _ = (event, delay);
-        Err(BusError::Unsupported { capability: Capability::Delay })
+    /// As [`publish`](EventBus::publish).
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the event may or may not be published later.
+    async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError>;
+
+    /// Takes back every event of this id that waits for [`publish_after`](Self::publish_after). `false` when there is none:
+    /// it was published, taken back, or never was.
+    ///
+    /// # Errors
+    /// [`BusError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the event may or may not be taken back.
+    async fn cancel_publish(&self, event_id: &str) -> Result<bool, BusError>;
+}
+
+#[async_trait]
+impl<B: EventBus + ?Sized> EventBus for Arc<B> {
+    async fn publish(&self, event: Event) -> Result<(), BusError> {
+        (**self).publish(event).await
     }
 
-    /// Takes back an event that [`publish_after`](Self::publish_after) is to tell. `false` when none of this id waits:
-    /// it was told, taken back, or never was.
-    ///
-    /// # Errors
-    /// [`BusError::Unavailable`], and [`BusError::Unsupported`] by a bus that does not claim [`Capability::Delay`].
+    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
+        (**self).subscribe_any(patterns, overflow).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn counts(&self) -> Counts {
+        (**self).counts()
+    }
+
+    async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<(), BusError>> {
+        (**self).publish_all(events).await
+    }
+}
+
+#[async_trait]
+impl<B: DelayBus + ?Sized> DelayBus for Arc<B> {
+    async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError> {
+        (**self).publish_after(event, delay).await
+    }
+
     async fn cancel_publish(&self, event_id: &str) -> Result<bool, BusError> {
-        let _ = event_id;
-        Err(BusError::Unsupported { capability: Capability::Delay })
+        (**self).cancel_publish(event_id).await
     }
 }

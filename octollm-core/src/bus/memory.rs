@@ -2,33 +2,38 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::expiry::Expiry;
-use super::{
-    BusError, Capabilities, Capability, Counters, Counts, Ended, EventBus, Feed, Overflow, Subscription,
-};
+use super::engine::{Capabilities, Capability, Counters, Counts, Expiry, Feed, deliver};
+use super::{BusError, Ended, EventBus, Overflow, Subscription};
 use crate::event::{Event, Patterns};
 
-/// An [`EventBus`] within one process: at most once, nothing kept. Clones are the same bus.
+/// An [`EventBus`] within one process: at most once, nothing stored. Clones are the same bus.
 ///
-/// When the last clone goes, its subscriptions end after what waits was delivered.
+/// When the last clone is dropped, its subscriptions end after what waits was delivered.
+///
+/// # Panics
+/// A publisher that has to wait for a subscriber under [`Overflow::Block`] panics outside a tokio runtime with its timer
+/// enabled.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryBus {
     shared: Arc<Shared>,
 }
 
-/// What a [`MemoryBus`] may be told.
+/// The limits of a [`MemoryBus`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryBusConfig {
-    /// The largest event taken, in the bytes of [`Event::size`]. 1 MiB unless told.
+    /// Size of the largest event taken, in the bytes of [`Event::size`]: by default 1 MiB.
     pub max_event_bytes: usize,
+    /// Time for which a publisher waits for a subscriber under [`Overflow::Block`], by default 5 s. Zero never waits.
+    pub block_timeout: Duration,
 }
 
 impl Default for MemoryBusConfig {
     fn default() -> Self {
-        Self { max_event_bytes: 1024 * 1024 }
+        Self { max_event_bytes: 1024 * 1024, block_timeout: Duration::from_secs(5) }
     }
 }
 
@@ -53,29 +58,26 @@ impl MemoryBus {
     /// [`BusError::Closed`]. Closing again changes nothing.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
-        let listeners = self.shared.replace(|_| false);
-        listeners.iter().for_each(|listener| listener.feed.end(Ended::Closed));
+        let subscribers = self.shared.replace(|_| false);
+        subscribers.iter().for_each(|subscriber| subscriber.feed.end(Ended::Closed));
     }
 
-    /// Refuses what is larger than the limit, and everything once closed.
-    pub(super) fn admit(&self, event: &Event) -> Result<(), BusError> {
+    /// The size of an event that may be published.
+    pub(super) fn admit(&self, event: &Event) -> Result<usize, BusError> {
         if self.shared.closed.load(Ordering::Acquire) {
             return Err(BusError::Closed);
         }
         let (size, limit) = (event.size(), self.shared.config.max_event_bytes);
-        if size > limit { Err(BusError::TooLarge { size, limit }) } else { Ok(()) }
+        if size > limit { Err(BusError::TooLarge { size, limit }) } else { Ok(size) }
     }
 
-    /// Passes an admitted event to its listeners.
-    pub(super) async fn spread(&self, event: &Arc<Event>, expiry: Expiry) {
+    /// Passes an admitted event to its subscribers.
+    pub(super) async fn spread(&self, event: &Event, expiry: Expiry) {
         self.shared.counters.add_published();
-        let listeners = self.shared.listeners();
-        let mut left = false;
-        for listener in listeners.iter().filter(|listener| listener.patterns.matches(event.channel())) {
-            left |= !listener.feed.send_until(event, expiry).await;
-        }
-        if left {
-            self.shared.replace(|listener| !listener.feed.is_closed());
+        let subscribers = self.shared.subscribers();
+        let matching = subscribers.iter().filter(|subscriber| subscriber.patterns.matches(event.channel()));
+        if !deliver(matching.map(|subscriber| &subscriber.feed), event, expiry).await {
+            self.shared.replace(|subscriber| !subscriber.feed.is_closed());
         }
     }
 
@@ -87,17 +89,17 @@ impl MemoryBus {
 #[async_trait]
 impl EventBus for MemoryBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
-        // A publisher that never has to wait must still let its listeners run.
+        // A publisher that never has to wait must still let its subscribers run.
         tokio::task::coop::consume_budget().await;
         self.admit(&event)?;
-        let expiry = Expiry::of(event.expires_at());
-        self.spread(&Arc::new(event), expiry).await;
+        self.spread(&event, Expiry::of(event.expires_at())).await;
         Ok(())
     }
 
     async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        let (feed, subscription) = Feed::new(overflow, Arc::clone(&self.shared.counters))?;
-        self.shared.add(Listener { patterns, feed })?;
+        let Shared { config, counters, .. } = &*self.shared;
+        let (feed, subscription) = Feed::new(overflow, config.block_timeout, Arc::clone(counters))?;
+        self.shared.add(Subscriber { patterns, feed })?;
         Ok(subscription)
     }
 
@@ -114,39 +116,39 @@ impl EventBus for MemoryBus {
 struct Shared {
     config: MemoryBusConfig,
     /// Copied when it changes, so that a publisher holds the lock for a clone of the `Arc` only.
-    listeners: RwLock<Listeners>,
+    subscribers: RwLock<Subscribers>,
     counters: Arc<Counters>,
     closed: AtomicBool,
 }
 
-type Listeners = Arc<Vec<Arc<Listener>>>;
+type Subscribers = Arc<Vec<Arc<Subscriber>>>;
 
 #[derive(Debug)]
-struct Listener {
+struct Subscriber {
     patterns: Patterns,
     feed: Feed,
 }
 
 impl Shared {
-    fn listeners(&self) -> Listeners {
-        Arc::clone(&self.listeners.read().unwrap_or_else(PoisonError::into_inner))
+    fn subscribers(&self) -> Subscribers {
+        Arc::clone(&self.subscribers.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn add(&self, listener: Listener) -> Result<(), BusError> {
-        let mut listeners = self.listeners.write().unwrap_or_else(PoisonError::into_inner);
-        // Asked under the lock: closing takes it after it has said so, and finds whoever came before.
+    fn add(&self, subscriber: Subscriber) -> Result<(), BusError> {
+        let mut subscribers = self.subscribers.write().unwrap_or_else(PoisonError::into_inner);
+        // Read under the lock: closing takes it after it has set this, and finds whoever came before.
         if self.closed.load(Ordering::Acquire) {
             return Err(BusError::Closed);
         }
-        let open = listeners.iter().filter(|listener| !listener.feed.is_closed());
-        *listeners = Arc::new(open.cloned().chain([Arc::new(listener)]).collect());
+        let open = subscribers.iter().filter(|subscriber| !subscriber.feed.is_closed());
+        *subscribers = Arc::new(open.cloned().chain([Arc::new(subscriber)]).collect());
         Ok(())
     }
 
-    /// Keeps some listeners and gives back what was there before.
-    fn replace(&self, keep: impl Fn(&Listener) -> bool) -> Listeners {
-        let mut listeners = self.listeners.write().unwrap_or_else(PoisonError::into_inner);
-        let kept = listeners.iter().filter(|listener| keep(listener)).cloned().collect();
-        std::mem::replace(&mut *listeners, Arc::new(kept))
+    /// Retains some subscribers and returns those that were there before.
+    fn replace(&self, retain: impl Fn(&Subscriber) -> bool) -> Subscribers {
+        let mut subscribers = self.subscribers.write().unwrap_or_else(PoisonError::into_inner);
+        let retained = subscribers.iter().filter(|subscriber| retain(subscriber)).cloned().collect();
+        std::mem::replace(&mut *subscribers, Arc::new(retained))
     }
 }

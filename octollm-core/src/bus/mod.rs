@@ -1,8 +1,8 @@
-//! Telling events and hearing them.
+//! Publishing and receiving events.
 //!
-//! An [`EventBus`] is publish and subscribe, at most once: who does not listen does not hear, and who listens too slowly
-//! is told how much was lost, never left to guess. What was lost is an item of the stream, beside the events.
-//! A [`DurableBus`] delivers at least once: to groups, until a member has settled what it got.
+//! An [`EventBus`] is publish and subscribe, at most once: who has not subscribed receives nothing, and who is too slow
+//! receives the number of events lost, as an item of the stream. A [`DurableBus`] delivers at least once: to groups, until a
+//! consumer has settled what it received. A [`DelayBus`] can publish later. What authors of a bus need is in [`engine`].
 //!
 //! ```
 //! use octollm_core::bus::{EventBus, MemoryBus, Overflow, Signal};
@@ -10,7 +10,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let handle = |event: std::sync::Arc<Event>| assert_eq!(event.event_type(), "task.completed");
+//! # let handle = |event: Event| assert_eq!(event.event_type(), "task.completed");
 //! # let resync = |_| ();
 //! # let warn = |_| ();
 //! let bus = MemoryBus::new();
@@ -28,39 +28,21 @@
 //! # }
 //! ```
 
-mod capability;
-mod consume;
 mod consumer;
-mod counters;
-mod dead_letter;
 mod delivery;
 mod durable_bus;
+pub mod engine;
 mod error;
 mod event_bus;
-mod expiry;
-mod feed;
-mod handler;
 mod memory;
 mod memory_durable;
-mod overflow;
-mod queue;
-mod shared;
-mod signal;
 mod subscription;
 
-pub use capability::{Capabilities, Capability};
-pub use consume::{Backoff, ConsumeOptions, Start};
-pub use consumer::{Arrival, CloseConsumer, Consumer, ConsumerCloser, ConsumerEngine};
-pub use counters::{Counters, Counts};
-pub use dead_letter::{DeadLetter, DeadLetterBody};
-pub use delivery::{Delivery, Lease, Nack, Settlement};
-pub use durable_bus::{DurableBus, GroupStatus};
+pub use consumer::{Arrival, Backoff, ConsumeOptions, Consumer, ConsumerCloser, Start};
+pub use delivery::{Delivery, Handler, Nack};
+pub use durable_bus::{Bound, DeadLetter, DeadLetterBody, DurableBus, GroupStatus};
 pub use error::BusError;
-pub use event_bus::EventBus;
-pub use feed::Feed;
-pub use handler::Handler;
+pub use event_bus::{DelayBus, EventBus};
 pub use memory::{MemoryBus, MemoryBusConfig};
 pub use memory_durable::{MemoryDurableBus, MemoryDurableConfig};
-pub use overflow::Overflow;
-pub use signal::{Ended, Gap, GapReason, Signal};
-pub use subscription::Subscription;
+pub use subscription::{Ended, Gap, GapReason, Overflow, Signal, Subscription};

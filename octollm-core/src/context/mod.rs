@@ -1,10 +1,12 @@
 //! The context: what travels with every task, and the way to call on.
 
-mod step;
+mod batch;
+mod call;
+mod share;
+mod value;
 
 use std::{
-    fmt,
-    future::Future,
+    fmt, iter,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -12,24 +14,25 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-pub use self::step::Step;
+pub use self::{
+    batch::{BatchFuture, CALLS_AT_ONCE, EachFuture},
+    call::CallFuture,
+};
+pub(crate) use self::{call::Request, share::Shares, value::read_value};
 pub use crate::parts::{Caller, ContextParts, Grant};
 use crate::{
-    budget::{Budget, BudgetExhausted, Ledger, Usage},
+    budget::{Budget, BudgetExhausted, Ledger, Usage, narrower},
     card::ArmCard,
-    contract::{ContractRef, ContractSpec, Spec, TaskContract},
+    contract::{ContractRef, TaskContract},
     deadline::Deadline,
-    error::{CallError, ErrorKind, Failure},
+    error::{ErrorKind, Failure},
     id::{RequestId, TaskId},
-    json,
     parts::spent,
     trace::TraceContext,
-    transport::{Call, NoArms, Reply, StepKey, Transport},
+    transport::{NoArms, StepKey, Transport},
     update::{Phase, Update, UpdateSink},
 };
 
@@ -48,10 +51,9 @@ struct Shared {
     cancellation: CancellationToken,
     transport: Arc<dyn Transport>,
     updates: Option<Arc<dyn UpdateSink>>,
+    /// The context that this one narrows. What is used here counts there too, and the calls of both are numbered there.
+    outer: Option<Context>,
 }
-
-/// How many calls of one [`Context::call_all`] run at a time.
-pub const CALLS_AT_ONCE: usize = 16;
 
 impl Context {
     /// The beginning of a piece of work that calls arms through `transport`.
@@ -76,7 +78,23 @@ impl Context {
         updates: Option<Arc<dyn UpdateSink>>,
     ) -> Self {
         let (ledger, steps) = (Ledger::default(), AtomicU32::new(0));
-        Self(Arc::new(Shared { parts, ledger, steps, cancellation, transport, updates }))
+        Self(Arc::new(Shared { parts, ledger, steps, cancellation, transport, updates, outer: None }))
+    }
+
+    /// A context that ends at this deadline, unless this one ends earlier.
+    ///
+    /// It shares everything else with this one: calls, arms, cancellation and updates. What is used there counts here too.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Deadline) -> Self {
+        self.narrowed(Some(deadline), Budget::UNLIMITED)
+    }
+
+    /// A context that may use up at most this, and at most what is left here.
+    ///
+    /// It shares everything else with this one: calls, arms, cancellation and updates. What is used there counts here too.
+    #[must_use]
+    pub fn with_budget(&self, budget: Budget) -> Self {
+        self.narrowed(None, budget)
     }
 
     /// All that travelled here.
@@ -126,7 +144,8 @@ impl Context {
 
     /// What may still be used up.
     pub fn budget(&self) -> Budget {
-        self.0.parts.budget.after(self.0.ledger.used())
+        let left = |Self(shared): &Self| shared.parts.budget.after(shared.ledger.used());
+        self.and_outer().map(left).fold(Budget::UNLIMITED, Budget::within)
     }
 
     /// What was used up so far, by this work and all that it called.
@@ -139,10 +158,12 @@ impl Context {
     /// # Errors
     /// [`BudgetExhausted`] when more was used than there was. It is counted all the same.
     pub fn spend(&self, usage: Usage) -> Result<(), BudgetExhausted> {
-        self.0.ledger.add(usage);
-        let (limit, used) = (self.0.parts.budget, self.0.ledger.used());
-        let over = limit.tokens.is_some_and(|limit| used.tokens > limit)
-            || limit.cost.is_some_and(|limit| used.cost > limit);
+        self.count(usage);
+        let over = self.and_outer().any(|Self(shared)| {
+            let (limit, used) = (shared.parts.budget, shared.ledger.used());
+            limit.tokens.is_some_and(|limit| used.tokens > limit)
+                || limit.cost.is_some_and(|limit| used.cost > limit)
+        });
         if over { Err(BudgetExhausted) } else { Ok(()) }
     }
 
@@ -178,13 +199,16 @@ impl Context {
         self.update(|| Update::Steps(completed, total));
     }
 
-    /// Streams a part of the output of `C`. A chunk that cannot be written as JSON is left out and logged.
-    pub fn chunk<C: TaskContract>(&self, chunk: &C::Chunk) {
-        if self.0.updates.is_some() {
-            match serde_json::to_value(chunk) {
-                Ok(value) => self.update(|| Update::Chunk(value)),
-                Err(error) => tracing::error!(contract = %C::SPEC, %error, "chunk left out"),
-            }
+    /// Streams a part of the output of `C`, and returns when there is room for the next one. A chunk that cannot be written
+    /// as JSON is left out and logged.
+    ///
+    /// # Cancel safety
+    /// A chunk whose future is dropped may or may not have been sent.
+    pub async fn chunk<C: TaskContract>(&self, chunk: &C::Chunk) {
+        let Some(updates) = &self.0.updates else { return };
+        match serde_json::to_value(chunk) {
+            Ok(chunk) => updates.chunk(chunk).await,
+            Err(error) => tracing::error!(contract = %C::SPEC, %error, "chunk left out"),
         }
     }
 
@@ -194,67 +218,40 @@ impl Context {
         }
     }
 
-    /// Calls the arm that serves `C`.
+    /// Calls the arm that serves `C`: `cx.call(input).within(limit).retry(2).named("judge").await`.
     ///
-    /// Under a brain the call is journaled: by its order among the calls of this context, or by the name that
-    /// [`step`](Self::step) gives it.
+    /// Under a brain the call is journaled: by its order among the calls of this context, which is taken now, or by the
+    /// name that [`named`](CallFuture::named) gives it. So calls may be made first and awaited in any order.
     ///
-    /// # Errors
-    /// A [`CallError`]: see its `kind`, `retryable` and `may_have_executed`.
-    ///
-    /// # Cancel safety
-    /// Dropping the future gives the call up, and what the arm was calling for it.
-    pub fn call<C: TaskContract>(
-        &self,
-        task: C,
-    ) -> impl Future<Output = Result<C::Output, CallError>> + Send + use<C> {
-        self.typed_call(self.next_step(), task)
+    /// Calls that run at once, as under `join!`, each start with all that is left of the budget, and may exceed it together.
+    /// Those of [`call_all`](Self::call_all) share it.
+    pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
+        let step = StepKey::Order(self.take_steps(1));
+        CallFuture::new(Request::typed(self.clone(), step, &input), call::read::<C>)
     }
 
-    /// Calls once for each task, [`CALLS_AT_ONCE`] at a time; the outputs are in the order of the tasks.
+    /// Calls once for each input: `cx.call_all(inputs).at_once(3).await`. The outputs are in the order of the inputs.
     ///
-    /// # Errors
-    /// The failure that comes first in time; the calls still running are given up then.
-    ///
-    /// # Cancel safety
-    /// Dropping the future gives all calls up.
-    pub async fn call_all<C: TaskContract>(
-        &self,
-        tasks: impl IntoIterator<Item = C>,
-    ) -> Result<Vec<C::Output>, CallError> {
-        let calls: Vec<_> = tasks.into_iter().map(|task| self.call(task)).collect();
-        in_order(calls).await
+    /// The first failure ends the batch; with [`each`](BatchFuture::each) every call has a result of its own.
+    pub fn call_all<C: TaskContract>(&self, inputs: impl IntoIterator<Item = C>) -> BatchFuture<C::Output> {
+        let unnumbered = StepKey::Order(0);
+        let mut requests: Vec<_> = inputs
+            .into_iter()
+            .map(|input| Request::typed(self.clone(), unnumbered.clone(), &input))
+            .collect();
+        let first = self.take_steps(requests.len());
+        for (order, request) in (first..).zip(&mut requests) {
+            request.step = StepKey::Order(order);
+        }
+        BatchFuture::new(self.clone(), requests, call::read::<C>)
     }
 
-    /// Like [`call_all`](Self::call_all), but goes on when calls fail: each has its own result.
-    pub async fn call_each<C: TaskContract>(
-        &self,
-        tasks: impl IntoIterator<Item = C>,
-    ) -> Vec<Result<C::Output, CallError>> {
-        let calls: Vec<_> = tasks.into_iter().map(|task| self.call(task)).collect();
-        stream::iter(calls).buffered(CALLS_AT_ONCE).collect().await
-    }
-
-    /// Calls an arm by a contract's name, with JSON in and JSON out: for plans and other work that is data.
+    /// Calls an arm by a contract's name, with JSON in and JSON out: for work that is data.
     ///
-    /// # Errors
-    /// As [`call`](Self::call).
-    ///
-    /// # Cancel safety
-    /// As [`call`](Self::call).
-    pub fn call_json(
-        &self,
-        contract: &ContractRef,
-        input: &Value,
-    ) -> impl Future<Output = Result<Value, CallError>> + Send + use<> {
-        self.json_call(self.next_step(), contract, input)
-    }
-
-    /// Gives the next call a name of its own in the journal, in place of its order.
-    ///
-    /// Calls whose order can differ from run to run need one. A name is good for one call of a task.
-    pub fn step(&self, name: impl Into<String>) -> Step {
-        Step::new(self.clone(), name.into())
+    /// An output with an integer beyond `u64` and `i64`, which a [`Value`] would round, is a failure.
+    pub fn call_json(&self, contract: &ContractRef, input: &Value) -> CallFuture<Value> {
+        let step = StepKey::Order(self.take_steps(1));
+        CallFuture::new(Request::json(self.clone(), step, contract, input), read_value)
     }
 
     /// The cards of the arms that can be reached now.
@@ -262,68 +259,56 @@ impl Context {
         self.0.transport.cards().await
     }
 
+    /// A context with narrower limits.
+    fn narrowed(&self, deadline: Option<Deadline>, budget: Budget) -> Self {
+        let Shared { parts, cancellation, transport, updates, .. } = &*self.0;
+        let parts = ContextParts {
+            deadline: narrower(parts.deadline, deadline),
+            budget: self.budget().within(budget),
+            ..parts.clone()
+        };
+        Self(Arc::new(Shared {
+            parts,
+            ledger: Ledger::default(),
+            steps: AtomicU32::new(0),
+            cancellation: cancellation.clone(),
+            transport: transport.clone(),
+            updates: updates.clone(),
+            outer: Some(self.clone()),
+        }))
+    }
+
+    /// This context, and those that it narrows.
+    fn and_outer(&self) -> impl Iterator<Item = &Self> {
+        iter::successors(Some(self), |Self(shared)| shared.outer.as_ref())
+    }
+
+    fn count(&self, usage: Usage) {
+        self.and_outer().for_each(|Self(shared)| shared.ledger.add(usage));
+    }
+
     /// How many calls were made without a name of their own.
     pub(crate) fn ordered_calls(&self) -> u32 {
-        self.0.steps.load(Ordering::Relaxed)
+        self.next_step().load(Ordering::Relaxed)
     }
 
-    fn next_step(&self) -> StepKey {
-        StepKey::Order(self.0.steps.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// The typed shell: the work in between is compiled once.
-    fn typed_call<C: TaskContract>(
-        &self,
-        step: StepKey,
-        task: C,
-    ) -> impl Future<Output = Result<C::Output, CallError>> + Send + use<C> {
-        let cx = self.clone();
-        let contract = C::SPEC.reference();
-        let written = json::write_input(&task);
-        async move {
-            let input = written.map_err(|error| unwritable(&contract, error))?;
-            let timeout = C::SPEC.timeout;
-            let mut call = Call::new(contract.clone(), step, input.into(), cx.parts().clone());
-            call.spec = Some(Spec::Static(&C::SPEC));
-            call.reads = |output| serde_json::from_slice::<C::Output>(output).map(drop);
-            let reply = cx.send(call, timeout).await?;
-            serde_json::from_slice(&reply.output).map_err(|error| unreadable(contract, reply, error))
+    /// The order of the next call.
+    fn next_step(&self) -> &AtomicU32 {
+        match &self.0.outer {
+            Some(outer) => outer.next_step(),
+            None => &self.0.steps,
         }
     }
 
-    fn json_call(
-        &self,
-        step: StepKey,
-        contract: &ContractRef,
-        input: &Value,
-    ) -> impl Future<Output = Result<Value, CallError>> + Send + use<> {
-        let (cx, contract, input) = (self.clone(), contract.clone(), Bytes::from(input.to_string()));
-        async move {
-            // The arm knows its own limit; ours is only for arms that do not keep it.
-            let timeout = cx.remaining().unwrap_or(ContractSpec::DEFAULT_TIMEOUT);
-            let call = Call::new(contract.clone(), step, input, cx.parts().clone());
-            let reply = cx.send(call, timeout).await?;
-            serde_json::from_slice(&reply.output).map_err(|error| unreadable(contract, reply, error))
-        }
+    /// Takes the orders of so many calls that follow each other, and returns the first.
+    fn take_steps(&self, calls: usize) -> u32 {
+        self.next_step().fetch_add(u32::try_from(calls).unwrap_or(u32::MAX), Ordering::Relaxed)
     }
 
-    async fn send(self, mut call: Call, timeout: Duration) -> Result<Reply, CallError> {
-        let (budget, contract) = (self.budget(), call.contract.clone());
-        if let Some(failure) = self.refusal(budget) {
-            return Err(CallError::new(contract, failure));
-        }
-        let limit = Deadline::after(timeout);
-        let deadline = self.deadline().map_or(limit, |deadline| deadline.min(limit));
-        call.parts = self.parts().next_request(deadline, budget);
-        tokio::select! {
-            biased;
-            // The transport's own: through that of the `Arc` around it, the future would be boxed twice.
-            answer = (*self.0.transport).call(call) => {
-                self.0.ledger.add(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
-                answer
-            }
-            () = self.cancelled() => Err(CallError::new(contract, Failure::of(ErrorKind::Cancelled))),
-        }
+    /// Gives orders back that turn out not to be needed, if they are still the latest ones.
+    fn return_steps(&self, first: u32, calls: usize) {
+        let after = first.wrapping_add(u32::try_from(calls).unwrap_or(u32::MAX));
+        let _ = self.next_step().compare_exchange(after, first, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Why nothing may be called any more.
@@ -333,33 +318,6 @@ impl Context {
         }
         spent(self.deadline(), budget)
     }
-}
-
-async fn in_order<F, T>(calls: Vec<F>) -> Result<Vec<T>, CallError>
-where
-    F: Future<Output = Result<T, CallError>> + Send,
-    T: Send,
-{
-    let mut answers: Vec<Option<T>> = calls.iter().map(|_| None).collect();
-    let calls = calls.into_iter().enumerate().map(|(place, call)| call.map(move |answer| (place, answer)));
-    let mut running = stream::iter(calls).buffer_unordered(CALLS_AT_ONCE);
-    while let Some((place, answer)) = running.next().await {
-        answers[place] = Some(answer?);
-    }
-    Ok(answers.into_iter().flatten().collect())
-}
-
-fn unwritable(contract: &ContractRef, error: json::Unwritable) -> CallError {
-    let failure = Failure::new(ErrorKind::BadRequest, format!("the input cannot be written: {error}"));
-    CallError::new(contract.clone(), failure).with_source(error)
-}
-
-fn unreadable(contract: ContractRef, reply: Reply, error: serde_json::Error) -> CallError {
-    let failure = Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"));
-    CallError::new(contract, failure)
-        .with_arm(reply.trip.arm)
-        .with_endpoint(reply.trip.endpoint)
-        .with_source(error)
 }
 
 impl fmt::Debug for Context {

@@ -134,6 +134,12 @@ impl ContractCard {
         Self::of::<C>().fingerprint
     }
 
+    /// Whether a call with an idempotency key that was first made `age` ago runs once all the same, whichever instance of
+    /// the arm gets it.
+    pub fn honours_keys_for(&self, age: std::time::Duration) -> bool {
+        self.keys == Keys::Shared && self.keys_retained_s.is_some_and(|seconds| age.as_secs() < seconds)
+    }
+
     /// Name and version; `None` where a foreign card names no contract.
     pub fn reference(&self) -> Option<ContractRef> {
         ContractRef::new(&*self.name, self.version).ok()

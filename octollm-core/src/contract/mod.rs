@@ -12,15 +12,15 @@ mod violation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+pub(crate) use self::{
+    card::hex,
+    schema::{input_of, referred},
+};
 pub use self::{
     card::{ContractCard, InvalidContract, Keys, fingerprint},
     reference::{ContractRef, InvalidContractRef},
     spec::{ContractSpec, Effects, OwnedSpec, Spec},
     violation::{Violation, Violations},
-};
-pub(crate) use self::{
-    card::{canonical, hex},
-    schema::{input_of, referred},
 };
 
 /// A type that can be asked of an arm. Derive it with `#[derive(TaskContract)]`.

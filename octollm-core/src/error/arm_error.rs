@@ -6,6 +6,7 @@ use super::{CallError, ErrorKind, Failure, call_error::CallFacts};
 use crate::{
     budget::BudgetExhausted,
     contract::{ContractRef, Violations},
+    id::StepKey,
 };
 
 /// Why an arm failed.
@@ -97,6 +98,17 @@ impl ArmError {
     /// The cause, for the log.
     pub fn source(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
         self.source.as_deref()
+    }
+
+    /// Which of the arm's own calls failed, where it is the error of one.
+    pub(crate) fn step(&self) -> Option<&StepKey> {
+        let cause = self.source.as_deref().map(|source| source as &(dyn Error + 'static));
+        std::iter::successors(cause, |&error| error.source()).find_map(|error| {
+            let of_call = error.downcast_ref::<CallError>().and_then(CallError::step);
+            let of_facts = || error.downcast_ref::<CallFacts>().and_then(CallFacts::step);
+            let of_arm = || error.downcast_ref::<Carried>().and_then(|Carried(carried)| carried.step());
+            of_call.or_else(of_facts).or_else(of_arm)
+        })
     }
 
     /// Drops the cause and returns what the caller reads.

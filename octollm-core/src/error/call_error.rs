@@ -67,6 +67,13 @@ impl CallError {
         self
     }
 
+    /// Makes it the error of several attempts, of which it was the last: what all of them used, and whether any of them may
+    /// have executed.
+    pub(crate) fn after_attempts(&mut self, usage: Usage, may_have_executed: bool) {
+        self.0.usage = usage;
+        self.0.failure.may_have_executed |= may_have_executed;
+    }
+
     /// Adds the cause on this side.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
@@ -154,6 +161,10 @@ impl CallFacts {
 
     pub(super) fn failure(&self) -> &Failure {
         &self.failure
+    }
+
+    pub(super) fn step(&self) -> Option<&StepKey> {
+        self.step.as_ref()
     }
 }
 

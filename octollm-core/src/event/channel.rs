@@ -1,4 +1,4 @@
-//! Where an event is told.
+//! The address of an event.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;

@@ -1,7 +1,8 @@
 //! What happened.
 
 use std::borrow::Cow;
-use std::io;
+use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::de::{DeserializeOwned, Error as _};
@@ -9,15 +10,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::raw::SPECVERSION;
+use super::raw::{SPECVERSION, json_len};
 use super::{Channel, EventError, RawEvent};
 
-/// Something that happened, told to whoever listens on its [`Channel`].
+/// Something that happened, published on its [`Channel`].
 ///
 /// As JSON it is the native form of the wire. Setters take it and give it back, so they chain; an empty text given to
-/// one of them takes that attribute away.
+/// one of them takes that attribute away. Clones share their attributes until one of them is changed, so cloning is cheap
+/// whatever the size.
+#[derive(Clone, PartialEq)]
+pub struct Event(Arc<Attributes>);
+
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+struct Attributes {
     channel: Channel,
     id: String,
     timestamp: Timestamp,
@@ -53,7 +58,7 @@ impl Event {
         source: impl Into<String>,
         data: impl Into<Value>,
     ) -> Result<Self, EventError> {
-        Ok(Self {
+        Ok(Self(Arc::new(Attributes {
             channel,
             id: Uuid::now_v7().to_string(),
             timestamp: Timestamp::now(),
@@ -65,7 +70,7 @@ impl Event {
             traceparent: None,
             partition_key: None,
             expires_at: None,
-        })
+        })))
     }
 
     /// An event that carries a value of a type.
@@ -95,7 +100,7 @@ impl Event {
     /// # Errors
     /// When `id` is empty.
     pub fn with_id(mut self, id: impl Into<String>) -> Result<Self, EventError> {
-        self.id = filled("id", id.into())?;
+        self.change().id = filled("id", id.into())?;
         Ok(self)
     }
 
@@ -104,95 +109,96 @@ impl Event {
     /// # Errors
     /// When `domain` is not a segment of a channel.
     pub fn with_domain(mut self, domain: &str) -> Result<Self, EventError> {
-        self.channel = self.channel.in_domain(domain)?;
+        let channel = self.0.channel.in_domain(domain)?;
+        self.change().channel = channel;
         Ok(self)
     }
 
     /// Sets when it happened.
     #[must_use]
     pub fn with_timestamp(mut self, timestamp: Timestamp) -> Self {
-        self.timestamp = timestamp;
+        self.change().timestamp = timestamp;
         self
     }
 
-    /// Sets what it is about, a task's id for one.
+    /// Sets what it is about, such as a task's id.
     #[must_use]
     pub fn with_subject(mut self, subject: impl Into<String>) -> Self {
-        self.subject = given(subject);
+        self.change().subject = given(subject);
         self
     }
 
     /// Sets the piece of work it belongs to.
     #[must_use]
     pub fn with_correlation_id(mut self, id: impl Into<String>) -> Self {
-        self.correlation_id = given(id);
+        self.change().correlation_id = given(id);
         self
     }
 
     /// Sets the id of the event that led to it.
     #[must_use]
     pub fn with_causation_id(mut self, id: impl Into<String>) -> Self {
-        self.causation_id = given(id);
+        self.change().causation_id = given(id);
         self
     }
 
     /// Sets the W3C trace context it is published in.
     #[must_use]
     pub fn with_traceparent(mut self, traceparent: impl Into<String>) -> Self {
-        self.traceparent = given(traceparent);
+        self.change().traceparent = given(traceparent);
         self
     }
 
-    /// Sets the key in which a bus that keeps order keeps it.
+    /// Sets the key within which a bus keeps events in order.
     #[must_use]
     pub fn with_partition_key(mut self, key: impl Into<String>) -> Self {
-        self.partition_key = given(key);
+        self.change().partition_key = given(key);
         self
     }
 
     /// Sets when it stops being worth delivering.
     #[must_use]
     pub fn with_expires_at(mut self, at: Timestamp) -> Self {
-        self.expires_at = Some(at);
+        self.change().expires_at = Some(at);
         self
     }
 
-    /// Where it is told.
+    /// The channel on which it is published.
     pub fn channel(&self) -> &Channel {
-        &self.channel
+        &self.0.channel
     }
 
     /// `<entity>.<action>`.
     pub fn event_type(&self) -> &str {
-        self.channel.event_type()
+        self.0.channel.event_type()
     }
 
     /// Its identity, unique for its source: a UUID v7 where we made it.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.0.id
     }
 
     /// When it happened.
     pub fn timestamp(&self) -> Timestamp {
-        self.timestamp
+        self.0.timestamp
     }
 
-    /// Who tells it.
+    /// What published it.
     pub fn source(&self) -> &str {
-        &self.source
+        &self.0.source
     }
 
-    /// What is told.
+    /// Its data.
     pub fn data(&self) -> &Value {
-        &self.data
+        &self.0.data
     }
 
-    /// What is told, as a type.
+    /// Its data, as a type.
     ///
     /// # Errors
     /// [`EventError::Data`] when the data is not of that type.
     pub fn data_as<T: DeserializeOwned>(&self) -> Result<T, EventError> {
-        T::deserialize(&self.data).map_err(|source| EventError::Data { source })
+        T::deserialize(&self.0.data).map_err(|source| EventError::Data { source })
     }
 
     /// The version of the envelope, `1.0`.
@@ -202,65 +208,76 @@ impl Event {
 
     /// What it is about.
     pub fn subject(&self) -> Option<&str> {
-        self.subject.as_deref()
+        self.0.subject.as_deref()
     }
 
     /// The piece of work it belongs to.
     pub fn correlation_id(&self) -> Option<&str> {
-        self.correlation_id.as_deref()
+        self.0.correlation_id.as_deref()
     }
 
     /// The id of the event that led to it.
     pub fn causation_id(&self) -> Option<&str> {
-        self.causation_id.as_deref()
+        self.0.causation_id.as_deref()
     }
 
     /// The W3C trace context it was published in.
     pub fn traceparent(&self) -> Option<&str> {
-        self.traceparent.as_deref()
+        self.0.traceparent.as_deref()
     }
 
-    /// The key in which a bus that keeps order keeps it.
+    /// The key within which a bus keeps events in order.
     pub fn partition_key(&self) -> Option<&str> {
-        self.partition_key.as_deref()
+        self.0.partition_key.as_deref()
     }
 
     /// When it stops being worth delivering.
     pub fn expires_at(&self) -> Option<Timestamp> {
-        self.expires_at
+        self.0.expires_at
     }
 
-    /// What a bus holds against its limit: the bytes of the data as compact JSON and of every text attribute.
+    /// What a bus compares with its limit: the bytes of the data as compact JSON and of every text attribute.
     ///
     /// It is the same whatever encoding carries the event.
     pub fn size(&self) -> usize {
+        let Attributes { channel, id, source, subject, correlation_id, .. } = &*self.0;
         let optional =
-            [&self.subject, &self.correlation_id, &self.causation_id, &self.traceparent, &self.partition_key];
+            [subject, correlation_id, &self.0.causation_id, &self.0.traceparent, &self.0.partition_key];
         let texts: usize = optional.into_iter().flatten().map(String::len).sum();
-        self.channel.as_str().len() + self.id.len() + self.source.len() + texts + json_len(&self.data)
+        channel.as_str().len() + id.len() + source.len() + texts + json_len(&self.0.data)
     }
 
     /// Its attributes as texts, for an encoding to write.
     pub fn raw(&self) -> RawEvent<'_> {
         RawEvent {
-            id: Some(Cow::Borrowed(&self.id)),
+            id: Some(Cow::Borrowed(&self.0.id)),
             specversion: Some(Cow::Borrowed(SPECVERSION)),
             subject: self.subject().map(Cow::Borrowed),
             correlation_id: self.correlation_id().map(Cow::Borrowed),
             causation_id: self.causation_id().map(Cow::Borrowed),
             traceparent: self.traceparent().map(Cow::Borrowed),
             partition_key: self.partition_key().map(Cow::Borrowed),
-            expires_at: self.expires_at.map(|at| Cow::Owned(at.to_string())),
-            domain: Some(self.channel.domain())
+            expires_at: self.0.expires_at.map(|at| Cow::Owned(at.to_string())),
+            domain: Some(self.0.channel.domain())
                 .filter(|domain| *domain != Channel::DEFAULT_DOMAIN)
                 .map(Cow::Borrowed),
             ..RawEvent::new(
                 self.event_type(),
-                self.timestamp.to_string(),
-                self.source.as_str(),
-                Cow::Borrowed(&self.data),
+                self.0.timestamp.to_string(),
+                self.0.source.as_str(),
+                Cow::Borrowed(&self.0.data),
             )
         }
+    }
+
+    fn change(&mut self) -> &mut Attributes {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
     }
 }
 
@@ -283,27 +300,6 @@ fn filled(attribute: &'static str, text: String) -> Result<String, EventError> {
 
 fn given(text: impl Into<String>) -> Option<String> {
     Some(text.into()).filter(|text| !text.is_empty())
-}
-
-/// The length of a value as compact JSON, counted and not kept.
-fn json_len(value: &Value) -> usize {
-    struct Count(usize);
-
-    impl io::Write for Count {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    let mut count = Count(0);
-    // A `Value` has text keys only and the counter takes every byte, so there is nothing that could fail.
-    let _ = serde_json::to_writer(&mut count, value);
-    count.0
 }
 
 #[cfg(test)]
@@ -359,6 +355,16 @@ mod tests {
         let data = serde_json::to_string(event.data()).unwrap();
         assert_eq!(event.size(), "events:a:b".len() + "src".len() + "id".len() + data.len());
         assert_eq!(event.clone().with_subject("12345").size(), event.size() + 5);
+    }
+
+    #[test]
+    fn clones_share_until_one_is_changed() {
+        let event = Event::new("a.b", "s", json!("x".repeat(1000))).unwrap();
+        let clone = event.clone();
+        assert!(std::ptr::eq(event.data(), clone.data()));
+        let changed = clone.with_subject("task_1");
+        assert_eq!((event.subject(), changed.subject()), (None, Some("task_1")));
+        assert_eq!(event.data(), changed.data());
     }
 
     #[test]

@@ -80,6 +80,12 @@ pub enum EventError {
         /// What is wrong with it.
         source: jiff::Error,
     },
+    /// The event is of another type than its reader reads.
+    #[error("the event is a {found:?}, which is not expected here")]
+    OtherType {
+        /// The type of the event.
+        found: String,
+    },
     /// The data cannot be written as JSON, or is not what the reader took it for.
     #[error("the data is not of the expected form")]
     Data {

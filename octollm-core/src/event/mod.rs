@@ -1,6 +1,6 @@
-//! What happened, where it is told, and who listens.
+//! Events, the channels on which they are published, and patterns of channels.
 //!
-//! An [`Event`] is told on a [`Channel`] `<domain>:<entity>:<action>`. Its type `<entity>.<action>` and its channel
+//! An [`Event`] is published on a [`Channel`] `<domain>:<entity>:<action>`. Its type `<entity>.<action>` and its channel
 //! derive from each other, so they cannot disagree. A [`Pattern`] is a channel in which a whole segment may be `*`.
 //!
 //! ```
@@ -21,12 +21,10 @@ mod channel;
 mod envelope;
 mod error;
 mod pattern;
-mod patterns;
 mod raw;
 
 pub use channel::Channel;
 pub use envelope::Event;
 pub use error::{ChannelError, EventError};
-pub use pattern::Pattern;
-pub use patterns::Patterns;
+pub use pattern::{Pattern, Patterns};
 pub use raw::RawEvent;

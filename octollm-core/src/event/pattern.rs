@@ -1,4 +1,4 @@
-//! Which channels a listener hears.
+//! Which channels a subscription is for.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::channel::{check_segment, split};
-use super::{Channel, ChannelError, Patterns};
+use super::{Channel, ChannelError};
 
 /// A [`Channel`] in which a whole segment may be `*`, which stands for any one segment.
 ///
@@ -21,27 +21,30 @@ use super::{Channel, ChannelError, Patterns};
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Pattern(Box<str>);
+pub struct Pattern {
+    text: Box<str>,
+    /// Where the first two segments end.
+    ends: [u8; 2],
+}
 
 impl Pattern {
     /// The pattern every channel matches, `*:*:*`.
     pub fn all() -> Self {
-        Self("*:*:*".into())
+        Self::of([WILDCARD; 3])
     }
 
-    /// Whether `channel` is one of those meant.
+    /// Whether it matches `channel`.
     pub fn matches(&self, channel: &Channel) -> bool {
-        // An exact pattern is the common one, and one comparison answers it.
-        if self.is_exact() {
-            return *self.0 == *channel.as_str();
-        }
-        let segments = [channel.domain(), channel.entity(), channel.action()];
-        self.0.split(':').zip(segments).all(|(wanted, found)| wanted == WILDCARD || wanted == found)
+        let [domain, entity, action] = self.segments();
+        let matches = |wanted: &str, found: &str| wanted == WILDCARD || wanted == found;
+        matches(action, channel.action())
+            && matches(entity, channel.entity())
+            && matches(domain, channel.domain())
     }
 
-    /// Whether it means one channel only.
+    /// Whether it matches one channel only.
     pub fn is_exact(&self) -> bool {
-        !self.0.contains(WILDCARD)
+        !self.segments().contains(&WILDCARD)
     }
 
     /// Both this one and `other`, in one subscription.
@@ -51,7 +54,18 @@ impl Pattern {
 
     /// The text it was made from.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// A pattern of segments that were checked, of at most 64 bytes each.
+    fn of(segments: [&str; 3]) -> Self {
+        let [domain, entity, _] = segments.map(str::len);
+        Self { text: segments.join(":").into(), ends: [domain as u8, (domain + 1 + entity) as u8] }
+    }
+
+    fn segments(&self) -> [&str; 3] {
+        let [domain, entity] = self.ends.map(usize::from);
+        [&self.text[..domain], &self.text[domain + 1..entity], &self.text[entity + 1..]]
     }
 }
 
@@ -60,12 +74,12 @@ impl FromStr for Pattern {
 
     fn from_str(text: &str) -> Result<Self, ChannelError> {
         let segments: [&str; 3] = split(text, ':')?;
-        for (index, segment) in segments.into_iter().enumerate() {
-            if segment != WILDCARD {
+        for (index, segment) in segments.iter().enumerate() {
+            if *segment != WILDCARD {
                 check_segment(index + 1, segment)?;
             }
         }
-        Ok(Self(text.into()))
+        Ok(Self::of(segments))
     }
 }
 
@@ -78,31 +92,101 @@ impl TryFrom<String> for Pattern {
 }
 
 impl From<Channel> for Pattern {
-    /// The pattern that means exactly this channel.
+    /// The pattern that matches exactly this channel.
     fn from(channel: Channel) -> Self {
-        Self(channel.as_str().into())
+        Self::of([channel.domain(), channel.entity(), channel.action()])
     }
 }
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        f.pad(&self.text)
     }
 }
 
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pattern").field(&self.0).finish()
+        f.debug_tuple("Pattern").field(&self.text).finish()
     }
 }
 
 impl Serialize for Pattern {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
+        serializer.serialize_str(&self.text)
     }
 }
 
 const WILDCARD: &str = "*";
+
+/// One or more [`Pattern`]s in one subscription: an event that several of them match is delivered once.
+///
+/// ```
+/// # use octollm_core::event::{Pattern, Patterns};
+/// let tasks: Pattern = "events:task:*".parse()?;
+/// let both: Patterns = tasks.or("events:arm:registered".parse()?);
+/// assert!(both.matches(&"events:arm:registered".parse()?));
+/// # Ok::<(), octollm_core::event::ChannelError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Patterns(Vec<Pattern>);
+
+impl Patterns {
+    /// These and one more. One that is there already changes nothing.
+    #[must_use]
+    pub fn or(mut self, pattern: Pattern) -> Self {
+        if let Err(place) = self.0.binary_search(&pattern) {
+            self.0.insert(place, pattern);
+        }
+        self
+    }
+
+    /// Whether any of them matches `channel`.
+    pub fn matches(&self, channel: &Channel) -> bool {
+        self.0.iter().any(|pattern| pattern.matches(channel))
+    }
+
+    /// Each of them once, in the order of their texts.
+    pub fn iter(&self) -> std::slice::Iter<'_, Pattern> {
+        self.0.iter()
+    }
+}
+
+impl From<Pattern> for Patterns {
+    fn from(pattern: Pattern) -> Self {
+        Self(vec![pattern])
+    }
+}
+
+impl TryFrom<Vec<Pattern>> for Patterns {
+    type Error = ChannelError;
+
+    /// # Errors
+    /// [`ChannelError::NoPattern`] when the list is empty.
+    fn try_from(mut patterns: Vec<Pattern>) -> Result<Self, ChannelError> {
+        patterns.sort_unstable();
+        patterns.dedup();
+        if patterns.is_empty() { Err(ChannelError::NoPattern) } else { Ok(Self(patterns)) }
+    }
+}
+
+impl<'a> IntoIterator for &'a Patterns {
+    type Item = &'a Pattern;
+    type IntoIter = std::slice::Iter<'a, Pattern>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Display for Patterns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, pattern) in self.0.iter().enumerate() {
+            let divider = if index == 0 { "" } else { ", " };
+            write!(f, "{divider}{pattern}")?;
+        }
+        Ok(())
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -174,5 +258,18 @@ mod tests {
             let verdict = wanted.parse::<Pattern>().unwrap().matches(&told.parse().unwrap());
             prop_assert_eq!(verdict, oracle(&wanted, &told));
         }
+    }
+
+    #[test]
+    fn order_and_repetition_do_not_matter() {
+        let (a, b): (Pattern, Pattern) = ("a:*:*".parse().unwrap(), "b:*:*".parse().unwrap());
+        let one = b.clone().or(a.clone()).or(b.clone());
+        assert_eq!(one, Patterns::try_from(vec![a, b.clone(), b]).unwrap());
+        assert_eq!(one.to_string(), "a:*:*, b:*:*");
+    }
+
+    #[test]
+    fn an_empty_list_is_refused() {
+        assert_eq!(Patterns::try_from(Vec::new()), Err(ChannelError::NoPattern));
     }
 }

@@ -1,9 +1,9 @@
-//! An event's attributes before they were checked.
+//! An event's attributes as texts, and how long they are.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use super::{Channel, Event, EventError};
 
@@ -18,9 +18,9 @@ pub struct RawEvent<'a> {
     pub event_type: Cow<'a, str>,
     /// When it happened, RFC 3339.
     pub timestamp: Cow<'a, str>,
-    /// Who tells it.
+    /// What published it.
     pub source: Cow<'a, str>,
-    /// What is told.
+    /// Its data.
     #[serde(default)]
     pub data: Cow<'a, Value>,
     /// Its identity, unique for its source.
@@ -113,8 +113,54 @@ fn timestamp(attribute: &'static str, text: &str) -> Result<jiff::Timestamp, Eve
     text.parse().map_err(|source| EventError::Timestamp { attribute, source })
 }
 
+/// The length of a value as compact JSON, without writing it.
+pub(super) fn json_len(value: &Value) -> usize {
+    // Members are divided by commas, and what contains them has two brackets.
+    let within = |members: usize, texts: usize| 2 + texts + members.saturating_sub(1);
+    match value {
+        Value::Null | Value::Bool(true) => 4,
+        Value::Bool(false) => 5,
+        Value::Number(number) => number_len(number),
+        Value::String(text) => text_len(text),
+        Value::Array(items) => within(items.len(), items.iter().map(json_len).sum()),
+        Value::Object(members) => {
+            let texts = members.iter().map(|(name, value)| text_len(name) + 1 + json_len(value)).sum();
+            within(members.len(), texts)
+        }
+    }
+}
+
+fn number_len(number: &Number) -> usize {
+    let digits = |number: u64| 1 + number.checked_ilog10().unwrap_or(0) as usize;
+    match (number.as_u64(), number.as_i64()) {
+        (Some(number), _) => digits(number),
+        (_, Some(number)) => 1 + digits(number.unsigned_abs()),
+        _ => number.to_string().len(),
+    }
+}
+
+fn text_len(text: &str) -> usize {
+    2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
+}
+
+/// By how much the escape of a byte is longer than the byte.
+const ESCAPE: [u8; 256] = {
+    let mut escape = [0; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        escape[byte] = if matches!(byte, 0x08 | 0x09 | 0x0a | 0x0c | 0x0d) { 1 } else { 5 };
+        byte += 1;
+    }
+    escape[b'"' as usize] = 1;
+    escape[b'\\' as usize] = 1;
+    escape
+};
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
 
     fn raw() -> RawEvent<'static> {
@@ -146,5 +192,14 @@ mod tests {
         assert!(matches!(Event::try_from(id), Err(EventError::Empty { attribute: "id" })));
         let domain = RawEvent { domain: Some("*".into()), ..raw() };
         assert!(matches!(Event::try_from(domain), Err(EventError::Channel { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn the_length_of_json_is_that_of_its_text(text in prop::collection::vec(any::<char>(), 0..40), ascii in "[\\x00-\\x7f]*", integer: i64, float: f64, large: u64) {
+            let text: String = text.into_iter().collect();
+            let value = json!({ (text.as_str()): [text, ascii, integer, float, large, null, true, false], "": {}, "a": [] });
+            prop_assert_eq!(json_len(&value), value.to_string().len());
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! A plain struct is read once, watched: serde and serde_json refuse enough for it. Where a type takes maps or any
 //! values, one cheap scan follows. Only what is refused is read again, to say why.
 
+mod raw;
 mod scan;
 mod shape;
 #[cfg(test)]
@@ -18,7 +19,10 @@ mod write;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Deserializer, Value, de::StrRead};
 
-pub use self::write::{Unwritable, write};
+pub use self::{
+    raw::RawJson,
+    write::{Unwritable, write},
+};
 use self::{
     scan::{Keys, scan},
     unique::Unique,

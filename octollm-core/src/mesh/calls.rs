@@ -192,20 +192,14 @@ impl Recorder {
     }
 
     /// A call begins. It was given up if the recording is dropped before it ends.
-    pub(super) fn begin(
-        self: &Arc<Self>,
-        call: &Call,
-        arm: &str,
-        from: Option<&str>,
-        fault: Option<Fault>,
-    ) -> Recording {
+    pub(super) fn begin(self: &Arc<Self>, call: &Call, arm: &str, fault: Option<Fault>) -> Recording {
         let mut record = self.record();
         let order = record.next;
         record.next += 1;
         let recorded = RecordedCall {
             order,
             arm: arm.to_owned(),
-            from: from.map(str::to_owned),
+            from: call.from.as_deref().map(str::to_owned),
             contract: call.contract.clone(),
             step: call.step.clone(),
             attempt: call.parts.attempt,

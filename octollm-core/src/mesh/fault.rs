@@ -1,10 +1,13 @@
 //! What can go wrong with a call.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
+
+use serde::de::DeserializeOwned;
 
 use crate::{
     contract::{ContractRef, TaskContract},
     error::{ErrorKind, Failure},
+    transport::Call,
 };
 
 /// What goes wrong with a call to an arm. One of [`once`](Self::once), [`times`](Self::times) and
@@ -43,7 +46,7 @@ impl Fault {
 
     /// For every call from now on.
     pub fn always(self) -> FaultPlan {
-        FaultPlan { fault: self, contract: None, skip: 0, left: None, fired: false }
+        FaultPlan { fault: self, contract: None, condition: None, skip: 0, left: None, fired: false }
     }
 }
 
@@ -60,17 +63,21 @@ impl fmt::Display for Fault {
 }
 
 /// A fault, and which calls it is for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone)]
 #[must_use = "a fault does nothing until a mesh is given it"]
 pub struct FaultPlan {
     fault: Fault,
     contract: Option<ContractRef>,
+    /// Looks at the input.
+    condition: Option<Condition>,
     /// Calls that pass before.
     skip: usize,
     /// Calls that it is still for; `None` is all.
     left: Option<usize>,
     fired: bool,
 }
+
+type Condition = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 impl FaultPlan {
     /// Lets so many calls pass first.
@@ -83,9 +90,20 @@ impl FaultPlan {
         Self { contract: Some(C::SPEC.reference()), ..self }
     }
 
+    /// Only for calls whose input meets a condition; others are not counted either. The input is read as the type that the
+    /// condition takes: `|input: &ValidateCode| input.code.is_empty()`, or `|input: &serde_json::Value| ..`. One that cannot be
+    /// read so does not meet it.
+    pub fn when<T: DeserializeOwned>(self, condition: impl Fn(&T) -> bool + Send + Sync + 'static) -> Self {
+        let met = move |input: &[u8]| serde_json::from_slice(input).is_ok_and(|input: T| condition(&input));
+        Self { condition: Some(Arc::new(met)), ..self }
+    }
+
     /// What becomes of the next call, as far as this plan goes.
-    pub(super) fn meet(&mut self, contract: &ContractRef) -> Option<Fault> {
-        if self.is_over() || self.contract.as_ref().is_some_and(|only| only != contract) {
+    pub(super) fn meet(&mut self, call: &Call) -> Option<Fault> {
+        if self.is_over()
+            || self.contract.as_ref().is_some_and(|only| *only != call.contract)
+            || self.condition.as_ref().is_some_and(|condition| !condition(&call.input))
+        {
             return None;
         }
         if self.skip > 0 {
@@ -109,5 +127,17 @@ impl FaultPlan {
 impl fmt::Display for FaultPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.fault.fmt(f)
+    }
+}
+
+impl fmt::Debug for FaultPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultPlan")
+            .field("fault", &self.fault)
+            .field("contract", &self.contract)
+            .field("conditional", &self.condition.is_some())
+            .field("skip", &self.skip)
+            .field("left", &self.left)
+            .finish()
     }
 }

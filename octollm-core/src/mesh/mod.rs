@@ -5,11 +5,10 @@
 //! minutes takes none.
 //!
 //! ```
-//! use std::time::Duration;
-//!
 //! use async_trait::async_trait;
 //! use octollm_core::{
 //!     Arm, Context,
+//!     arm::arm_fn,
 //!     error::{ArmError, ErrorKind},
 //!     mesh::{Fault, Mesh},
 //!     task::{TaskRequest, TaskResult, TaskStatus},
@@ -18,38 +17,53 @@
 //! # use schemars::JsonSchema;
 //! # use serde::{Deserialize, Serialize};
 //! # #[derive(Serialize, Deserialize, JsonSchema)]
-//! # struct ValidateCode { code: String }
+//! # struct ListFiles { folder: String }
+//! # impl TaskContract for ListFiles {
+//! #     type Output = Vec<String>;
+//! #     type Chunk = NoChunk;
+//! #     const SPEC: ContractSpec = ContractSpec::new("files.list", "/list", "files:list").idempotent();
+//! # }
+//! # #[derive(Serialize, Deserialize, JsonSchema)]
+//! # struct ValidateCode { file: String }
 //! # impl TaskContract for ValidateCode {
 //! #     type Output = bool;
 //! #     type Chunk = NoChunk;
-//! #     const SPEC: ContractSpec = ContractSpec::new("code.validate", "/validate", "code:validate");
+//! #     const SPEC: ContractSpec = ContractSpec::new("code.validate", "/validate", "code:validate").idempotent();
 //! # }
 //! # struct Judge;
 //! # #[async_trait]
 //! # impl Arm<ValidateCode> for Judge {
-//! #     async fn execute(&self, task: ValidateCode, _: &Context) -> Result<bool, ArmError> {
-//! #         Ok(task.code.contains("fn"))
+//! #     async fn execute(&self, input: ValidateCode, _: &Context) -> Result<bool, ArmError> {
+//! #         Ok(input.file.ends_with(".rs"))
 //! #     }
 //! # }
 //! # struct Review;
 //! # #[async_trait]
 //! # impl Arm<TaskRequest> for Review {
 //! #     async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
-//! #         Ok(TaskResult::new(cx.call(ValidateCode { code: request.goal }).await?))
+//! #         let files = cx.call(ListFiles { folder: request.goal }).await?;
+//! #         let calls = files.into_iter().map(|file| ValidateCode { file });
+//! #         Ok(TaskResult::of(&cx.call_all(calls).retry(1).await?)?)
 //! #     }
 //! # }
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let mesh = Mesh::builder().arm::<ValidateCode>("judge", Judge).task::<TaskRequest>(Review).start().await;
-//!
+//! let mesh = Mesh::builder()
+//!     .arm("judge", Judge)
+//!     .arm("lister", arm_fn(|input: ListFiles, cx| async move { Ok(vec!["a.rs".into()]) }))
+//!     .brain(Review)
+//!     .start()
+//!     .await;
 //! mesh.fault("judge", Fault::Crash.once());
-//! let error = mesh.call(ValidateCode { code: "fn main() {}".into() }).await.unwrap_err();
-//! assert_eq!(error.kind(), ErrorKind::ConnectionLost);
 //!
-//! let task = mesh.run(TaskRequest::new("fn main() {}")).await?;
+//! let task = mesh.run(TaskRequest::new("src")).await?;
 //! assert_eq!(task.status, TaskStatus::Completed);
 //! assert_eq!(mesh.calls().to("judge").count(), 2);
+//!
+//! mesh.fault("judge", Fault::Hang.once().when(|input: &ValidateCode| input.file == "b.rs"));
+//! let error = mesh.call(ValidateCode { file: "b.rs".into() }).await.unwrap_err();
+//! assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
 //! # Ok(())
 //! # }
 //! ```
@@ -62,7 +76,6 @@ mod wires;
 
 use std::{
     fmt,
-    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -75,9 +88,9 @@ use self::{faults::Faults, wires::Wires};
 use crate::{
     brain::Brain,
     bus::EventBus,
-    context::Context,
+    context::{CallFuture, Context},
     contract::TaskContract,
-    error::{CallError, ErrorKind, Failure},
+    error::{ErrorKind, Failure},
     orchestrator::{Orchestrator, finished},
     task::{Submission, Task},
     transport::Transport,
@@ -85,8 +98,8 @@ use crate::{
 
 /// Arms, a brain and a bus in one process. Made by [`Mesh::builder`].
 ///
-/// A call is sent to the first arm that was added for its contract, and runs within its caller's own future: dropped
-/// there, it is dropped all the way down.
+/// A call is sent to the first arm that was added for its contract, a further attempt of it to the next one. It runs within its
+/// caller's own future: dropped there, it is dropped all the way down.
 pub struct Mesh {
     wires: Wires,
     brain: Mutex<Brain>,
@@ -98,18 +111,9 @@ impl Mesh {
         MeshBuilder::default()
     }
 
-    /// Calls an arm, as a program outside of the mesh would.
-    ///
-    /// # Errors
-    /// As [`Context::call`].
-    ///
-    /// # Cancel safety
-    /// Dropping the future drops the arm's, and what it was calling.
-    pub fn call<C: TaskContract>(
-        &self,
-        task: C,
-    ) -> impl Future<Output = Result<C::Output, CallError>> + Send + use<C> {
-        self.context().call(task)
+    /// Calls an arm, as a program outside of the mesh would: see [`Context::call`].
+    pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
+        self.context().call(input)
     }
 
     /// The beginning of a piece of work that calls the arms of the mesh.

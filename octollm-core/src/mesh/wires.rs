@@ -3,11 +3,13 @@
 use std::{
     fmt,
     future::{Future, pending, poll_fn},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     task::Poll,
 };
 
 use async_trait::async_trait;
+use tower::{Layer, service_fn};
 
 use super::{
     calls::{Calls, Ending, Recorder},
@@ -17,45 +19,66 @@ use super::{
 use crate::{
     budget::Usage,
     card::ArmCard,
-    deadline::Deadline,
+    deadline::{Deadline, DeadlinePassed},
     dispatcher::{Dispatcher, Outcome, Route, Surroundings, not_offered},
-    error::{CallError, ErrorKind, Failure},
-    transport::{Call, Reply, Transport, Trip},
+    error::{ArmError, CallError, ErrorKind, Failure},
+    resilience::RetryLayer,
+    transport::{Call, CallService, NoArms, Reply, ServiceTransport, Transport, Trip},
 };
 
 /// Where an arm of a mesh is.
-pub(super) const ENDPOINT: &str = "in-process";
+pub(super) fn endpoint(arm: &str) -> String {
+    format!("in-process/{arm}")
+}
+
+/// Puts a user's layer around the calls.
+pub(super) type CallLayer = Box<dyn FnOnce(CallService) -> CallService + Send>;
 
 /// Carries the calls of one caller. A clone is the same mesh.
 #[derive(Clone)]
 pub(super) struct Wires {
     shared: Arc<Shared>,
+    /// The users' layers, the retry, and the choice of an arm.
+    stack: Arc<dyn Transport>,
     from: Option<Arc<str>>,
 }
 
 struct Shared {
-    arms: Vec<Dispatcher>,
+    arms: Vec<MeshArm>,
     faults: Mutex<Faults>,
     recorder: Arc<Recorder>,
+    /// For the arms, which call through it too. It outlives their calls.
+    stack: OnceLock<Weak<dyn Transport>>,
+}
+
+struct MeshArm {
+    endpoint: String,
+    id: Arc<str>,
+    dispatcher: Dispatcher,
 }
 
 impl Wires {
-    pub(super) fn new(arms: Vec<Dispatcher>) -> Self {
-        let (faults, recorder) = (Mutex::default(), Arc::new(Recorder::new()));
-        Self { shared: Arc::new(Shared { arms, faults, recorder }), from: None }
+    /// The layer added last is the outermost.
+    pub(super) fn new(arms: Vec<Dispatcher>, layers: Vec<CallLayer>) -> Self {
+        let arm = |dispatcher: Dispatcher| {
+            let id = dispatcher.card().arm_id.as_str();
+            MeshArm { endpoint: endpoint(id), id: id.into(), dispatcher }
+        };
+        let (arms, recorder) = (arms.into_iter().map(arm).collect(), Arc::new(Recorder::new()));
+        let shared = Arc::new(Shared { arms, faults: Mutex::default(), recorder, stack: OnceLock::new() });
+        let stack = stack(&shared, layers);
+        // It was not set before.
+        let _ = shared.stack.set(Arc::downgrade(&stack));
+        Self { shared, stack, from: None }
     }
 
     /// As the brain calls.
     pub(super) fn of_brain(&self) -> Self {
-        self.of("orchestrator")
-    }
-
-    fn of(&self, caller: &str) -> Self {
-        Self { shared: self.shared.clone(), from: Some(caller.into()) }
+        Self { from: Some("orchestrator".into()), ..self.clone() }
     }
 
     pub(super) fn has_arm(&self, id: &str) -> bool {
-        self.shared.arms.iter().any(|arm| arm.card().arm_id == id)
+        self.shared.arms.iter().any(|arm| *arm.id == *id)
     }
 
     pub(super) fn forget_calls(&self) {
@@ -67,53 +90,135 @@ impl Wires {
     }
 
     pub(super) fn faults(&self) -> MutexGuard<'_, Faults> {
-        self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.faults()
+    }
+}
+
+impl Transport for Wires {
+    // Written out: the future of the stack is returned as it is, in place of one more around it.
+    fn call<'a, 'b>(
+        &'a self,
+        mut call: Call,
+    ) -> Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'b>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        call.from.clone_from(&self.from);
+        self.stack.call(call)
     }
 
-    fn find(&self, call: &Call) -> Result<(&str, &Route), Failure> {
-        let arms = self.shared.arms.iter();
-        let mut serving = arms.filter_map(|arm| Some((&*arm.card().arm_id, arm.find(&call.contract).ok()?)));
-        serving.next().ok_or_else(|| {
-            let routes = self.shared.arms.iter().flat_map(Dispatcher::routes);
+    fn cards<'a, 'b>(&'a self) -> Pin<Box<dyn Future<Output = Vec<ArmCard>> + Send + 'b>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        self.stack.cards()
+    }
+}
+
+/// The choice of an arm, and what is above it.
+fn stack(shared: &Arc<Shared>, layers: Vec<CallLayer>) -> Arc<dyn Transport> {
+    let choice = Choice(shared.clone());
+    let cards = Arc::new(choice.clone());
+    let service = RetryLayer::when_asked().layer(service_fn(move |call| {
+        let choice = choice.clone();
+        async move { choice.carry(call).await }
+    }));
+    if layers.is_empty() {
+        return Arc::new(ServiceTransport::new(service, cards));
+    }
+    let service = layers.into_iter().fold(CallService::new(service), |service, layer| layer(service));
+    Arc::new(ServiceTransport::new(service, cards))
+}
+
+/// Brings a call to one of the arms that serve its contract.
+#[derive(Clone)]
+struct Choice(Arc<Shared>);
+
+#[async_trait]
+impl Transport for Choice {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        self.carry(call).await
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        self.0.arms.iter().map(|arm| arm.dispatcher.card().clone()).collect()
+    }
+}
+
+impl Choice {
+    async fn carry(&self, call: Call) -> Result<Reply, CallError> {
+        let (contract, shared) = (call.contract.clone(), &*self.0);
+        let (arm, route) =
+            shared.choose(&call).map_err(|failure| CallError::new(contract.clone(), failure))?;
+        let fault = shared.faults().meet(&arm.id, &call);
+        let recording = shared.recorder.begin(&call, &arm.id, fault.clone());
+        let deadline = call.parts.deadline;
+        let mut around = Surroundings::new(call.parts, self.calls_of(arm));
+        around.updates = call.updates;
+        let work = pin!(route.execute(&call.input, around));
+        // Here as well as above the layers, for here is known which arm it was.
+        let outcome = Deadline::run_until(deadline, suffer(fault, work, &arm.id)).await;
+        let outcome = outcome.unwrap_or_else(|DeadlinePassed| Err(Failure::of(ErrorKind::DeadlineExceeded)));
+        let (result, usage) = match outcome {
+            Ok(outcome) => (outcome.result.map_err(ArmError::into_failure), outcome.usage),
+            Err(failure) => (Err(failure), Usage::default()),
+        };
+        recording.end(match &result {
+            Ok(output) => Ending::Output(output.clone()),
+            Err(failure) => Ending::Failure(failure.clone()),
+        });
+        let trip = Trip::new(&*arm.id, &*arm.endpoint);
+        match result {
+            Ok(output) => Ok(Reply::new(output, trip).with_usage(usage)),
+            Err(failure) => {
+                let error = CallError::new(contract, failure).with_usage(usage);
+                Err(error.with_arm(trip.arm).with_endpoint(trip.endpoint))
+            }
+        }
+    }
+
+    /// What the arm itself calls through.
+    fn calls_of(&self, arm: &MeshArm) -> Arc<dyn Transport> {
+        match self.0.stack.get().and_then(Weak::upgrade) {
+            Some(stack) => Arc::new(Wires { shared: self.0.clone(), stack, from: Some(arm.id.clone()) }),
+            None => Arc::new(NoArms),
+        }
+    }
+}
+
+impl Shared {
+    /// The first arm for the contract that is not to be avoided. Where all are, any but the one that was tried last.
+    fn choose(&self, call: &Call) -> Result<(&MeshArm, &Route), Failure> {
+        let serving =
+            || self.arms.iter().filter_map(|arm| Some((arm, arm.dispatcher.find(&call.contract).ok()?)));
+        let avoided = |arm: &MeshArm| call.avoid.iter().any(|endpoint| **endpoint == arm.endpoint);
+        let last = |arm: &MeshArm| call.avoid.last().is_some_and(|endpoint| **endpoint == arm.endpoint);
+        let fresh =
+            serving().find(|(arm, _)| !avoided(arm)).or_else(|| serving().find(|(arm, _)| !last(arm)));
+        fresh.or_else(|| serving().next()).ok_or_else(|| {
+            let routes = self.arms.iter().flat_map(|arm| arm.dispatcher.routes());
             let offered: Vec<_> = routes.map(|route| route.contract().to_string()).collect();
             not_offered("the mesh", &call.contract, &offered)
         })
     }
 
-    async fn carry(
-        &self,
-        call: Call,
-        arm: &str,
-        route: &Route,
-        fault: Option<Fault>,
-    ) -> Result<Reply, (Failure, Usage)> {
-        let trip = Trip { attempts: call.parts.attempt, ..Trip::new(arm, ENDPOINT) };
-        let work = async {
-            let around = Surroundings::new(call.parts, Arc::new(self.of(arm)));
-            route.execute(&call.input, around).await
-        };
-        let outcome = match fault {
-            None => work.await,
-            Some(fault) => suffer(fault, work, arm).await.map_err(free)?,
-        };
-        match outcome.result {
-            Ok(output) => Ok(Reply::new(output, trip).with_usage(outcome.usage)),
-            Err(error) => Err((error.into_failure(), outcome.usage)),
-        }
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A failure that tells of no use.
-fn free(failure: Failure) -> (Failure, Usage) {
-    (failure, Usage::default())
-}
-
 /// Lets a fault have its way with the work.
-async fn suffer(fault: Fault, work: impl Future<Output = Outcome>, arm: &str) -> Result<Outcome, Failure> {
+async fn suffer(
+    fault: Option<Fault>,
+    mut work: Pin<&mut (impl Future<Output = Outcome> + Send)>,
+    arm: &str,
+) -> Result<Outcome, Failure> {
     let lost = || Failure::new(ErrorKind::ConnectionLost, format!("the connection to {arm} was lost"));
+    let Some(fault) = fault else { return Ok(work.await) };
     match fault {
         Fault::Crash => {
-            let mut work = std::pin::pin!(work);
             poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_ready())).await;
             Err(lost())
         }
@@ -130,44 +235,8 @@ async fn suffer(fault: Fault, work: impl Future<Output = Outcome>, arm: &str) ->
     }
 }
 
-/// After its deadline a caller waits no more, not even where nobody keeps it for them.
-async fn in_time<T>(
-    deadline: Option<Deadline>,
-    work: impl Future<Output = Result<T, (Failure, Usage)>>,
-) -> Result<T, (Failure, Usage)> {
-    match deadline {
-        None => work.await,
-        Some(deadline) => match tokio::time::timeout_at(deadline.instant(), work).await {
-            Ok(answer) => answer,
-            Err(_) => Err(free(Failure::of(ErrorKind::DeadlineExceeded))),
-        },
-    }
-}
-
-#[async_trait]
-impl Transport for Wires {
-    async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        let contract = call.contract.clone();
-        let (arm, route) = self.find(&call).map_err(|failure| CallError::new(contract.clone(), failure))?;
-        let fault = self.faults().meet(arm, &contract);
-        let recording = self.shared.recorder.begin(&call, arm, self.from.as_deref(), fault.clone());
-        let answer = in_time(call.parts.deadline, self.carry(call, arm, route, fault)).await;
-        recording.end(match &answer {
-            Ok(reply) => Ending::Output(reply.output.clone()),
-            Err((failure, _)) => Ending::Failure(failure.clone()),
-        });
-        answer.map_err(|(failure, usage)| {
-            CallError::new(contract, failure).with_arm(arm).with_endpoint(ENDPOINT).with_usage(usage)
-        })
-    }
-
-    async fn cards(&self) -> Vec<ArmCard> {
-        self.shared.arms.iter().map(|arm| arm.card().clone()).collect()
-    }
-}
-
 impl fmt::Debug for Wires {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(&self.shared.arms).finish()
+        f.debug_list().entries(self.shared.arms.iter().map(|arm| &arm.dispatcher)).finish()
     }
 }

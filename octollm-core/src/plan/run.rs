@@ -1,6 +1,6 @@
 //! The loop that runs a plan.
 
-use std::{collections::VecDeque, future::Future, pin::Pin};
+use std::collections::VecDeque;
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::Value;
@@ -12,8 +12,10 @@ use super::{
     template::Missing,
 };
 use crate::{
-    context::Context,
+    budget::Budget,
+    context::{Context, Request, Shares, read_value},
     error::{ArmError, CallError, ErrorKind},
+    transport::StepKey,
     update::Phase,
 };
 
@@ -23,14 +25,17 @@ pub(super) async fn run(plan: Checked, calls_at_once: usize, cx: &Context) -> Re
     cx.phase(Phase::Execution);
     run.tell();
     run.start_ready()?;
-    let mut calls = FuturesUnordered::new();
+    let (mut calls, mut shares) = (FuturesUnordered::new(), Shares::default());
     loop {
-        while calls.len() < calls_at_once
-            && let Some(place) = run.waiting.pop_front()
-        {
-            calls.push(run.call(place)?);
+        while calls.len() < calls_at_once && !run.waiting.is_empty() {
+            let places = run.waiting.len().min(calls_at_once - calls.len());
+            let Some(share) = shares.take(cx.budget(), places) else { break };
+            let Some(place) = run.waiting.pop_front() else { break };
+            let call = run.call(place, share)?.answer(read_value);
+            calls.push(async move { (place, share, call.await) });
         }
-        let Some((place, answer)) = calls.next().await else { break };
+        let Some((place, share, answer)) = calls.next().await else { break };
+        shares.give_back(share);
         run.answered(place, answer)?;
     }
     Ok(run.output())
@@ -43,8 +48,6 @@ struct Place {
     /// Which item it is for, where the step runs for each of a list.
     item: Option<usize>,
 }
-
-type Calling = Pin<Box<dyn Future<Output = (Place, Result<Value, CallError>)> + Send>>;
 
 struct Run<'a> {
     plan: Checked,
@@ -112,13 +115,15 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn call(&self, place: Place) -> Result<Calling, ArmError> {
+    /// The call of a place. All calls of a plan are one batch: several may fail before the plan ends.
+    fn call(&self, place: Place, share: Budget) -> Result<Request, ArmError> {
         let CheckedStep { id, contract, input, .. } = &self.plan.steps[place.step];
         let item = place.item.and_then(|item| self.items[place.step].get(item));
         let name = name(id, place);
         let input = input.fill(&self.outputs, item).map_err(|missing| unfit(&name, missing))?;
-        let call = self.cx.step(name).call_json(contract, &input);
-        Ok(Box::pin(async move { (place, call.await) }))
+        let first = self.plan.steps.first().map_or_else(|| name.clone(), |step| step.id.clone());
+        let request = Request::json(self.cx.clone(), StepKey::Name(name), contract, &input);
+        Ok(request.of_batch(StepKey::Name(first), share))
     }
 
     fn answered(&mut self, place: Place, answer: Result<Value, CallError>) -> Result<(), ArmError> {

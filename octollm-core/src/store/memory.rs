@@ -1,55 +1,110 @@
 //! Tasks in memory: gone with the process.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
-use super::{JournalEntry, StoreError, TaskFilter, TaskStore};
-use crate::{contract::ContractRef, id::TaskId, task::TaskRecord};
+use super::{
+    ChangeHub, Changes, Claim, Claimed, JournalEntry, Room, Run, SideEffects, StoreError, TaskFilter,
+    TaskStore, Topic,
+};
+use crate::{
+    event::Event,
+    id::TaskId,
+    task::{Lease, Priority, TaskRecord, TaskStatus, TaskUpdate},
+};
 
-/// Keeps tasks in memory, and of the finished ones only the latest.
+/// Stores tasks in memory, and of the finished ones only the latest.
 #[derive(Debug)]
 pub struct MemoryStore {
+    config: MemoryStoreConfig,
     tables: Mutex<Tables>,
-    finished_kept: usize,
+    hub: ChangeHub,
+    /// When the store's clock was read first, by tokio's clock and by the system's.
+    begun: OnceLock<(Instant, Timestamp)>,
+}
+
+/// How much a [`MemoryStore`] holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryStoreConfig {
+    /// Finished tasks: so many may finish before whoever waits for one has asked for its result (default 10 000).
+    pub finished: usize,
+    /// Live updates of one task (default 256).
+    pub updates: usize,
+    /// Events that wait to be published (default 100 000). While as many wait, because the bus is away, new tasks are refused.
+    pub events: usize,
+}
+
+impl Default for MemoryStoreConfig {
+    fn default() -> Self {
+        Self { finished: 10_000, updates: 256, events: 100_000 }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Tables {
     /// Ids sort by time, so this is in the order of submission.
     tasks: BTreeMap<TaskId, Row>,
-    /// Those done with, in the order in which they were finished.
+    queued: BTreeSet<(Reverse<Priority>, TaskId)>,
+    queued_bytes: usize,
+    /// By the end of their lease.
+    leased: BTreeSet<(Timestamp, TaskId)>,
+    /// In the order in which they were finished.
     finished: VecDeque<TaskId>,
+    outbox: VecDeque<Event>,
+    /// Who publishes, and until when nobody else may.
+    relay: Option<(String, Instant)>,
 }
 
 #[derive(Debug)]
 struct Row {
     record: TaskRecord,
     journal: Vec<JournalEntry>,
+    updates: VecDeque<TaskUpdate>,
+    /// The number of the latest update.
+    latest: u64,
 }
 
-impl MemoryStore {
-    /// How many finished tasks are kept unless told otherwise: so many may finish before whoever waits for one has asked
-    /// for its result.
-    pub const FINISHED_KEPT: usize = 10_000;
+/// A relay that asks for no events for so long has lost its turn.
+const RELAY_TURN: Duration = Duration::from_secs(10);
 
+impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
-        Self::keeping(Self::FINISHED_KEPT)
+        Self::with_config(MemoryStoreConfig::default())
     }
 
-    /// An empty store that keeps so many finished tasks.
-    pub fn keeping(finished: usize) -> Self {
-        Self { tables: Mutex::default(), finished_kept: finished }
+    /// An empty store with limits of its own. At least one update of a task is stored: its last status.
+    pub fn with_config(config: MemoryStoreConfig) -> Self {
+        Self { config, tables: Mutex::default(), hub: ChangeHub::new(), begun: OnceLock::new() }
     }
 
-    /// No code that could panic runs under the lock, and every change is one assignment.
+    /// No code that could panic runs under the lock.
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows tokio's clock: a system clock that is set back expires no lease, and a paused test pauses it.
+    fn now(&self) -> Timestamp {
+        let (begun, at) = self.begun.get_or_init(|| (Instant::now(), Timestamp::now()));
+        at.checked_add(begun.elapsed()).unwrap_or(*at)
+    }
+
+    fn notify(&self, id: &TaskId, queue: bool, events: bool) {
+        if queue {
+            self.hub.notify(&Topic::Queue);
+        }
+        if events {
+            self.hub.notify(&Topic::Events);
+        }
+        self.hub.notify(&Topic::Task(id.clone()));
     }
 }
 
@@ -59,14 +114,126 @@ impl Default for MemoryStore {
     }
 }
 
+impl Row {
+    fn new(record: TaskRecord) -> Self {
+        Self { record, journal: Vec::new(), updates: VecDeque::new(), latest: 0 }
+    }
+
+    fn append(&mut self, entry: JournalEntry) {
+        self.journal.retain(|earlier| earlier.step != entry.step);
+        let at = self.journal.partition_point(|earlier| earlier.seq <= entry.seq);
+        self.journal.insert(at, entry);
+    }
+
+    fn add_updates(&mut self, updates: Vec<TaskUpdate>, most: usize) {
+        for update in updates {
+            self.latest += 1;
+            self.updates.push_back(update.with_seq(self.latest));
+        }
+        let surplus = self.updates.len().saturating_sub(most.max(1));
+        self.updates.drain(..surplus);
+    }
+
+    /// Applies all but the events.
+    fn apply(&mut self, effects: SideEffects, most: usize) -> Vec<Event> {
+        let SideEffects { events, updates, discarded, journal } = effects;
+        self.journal.retain(|entry| !discarded.contains(&entry.step));
+        journal.into_iter().for_each(|entry| self.append(entry));
+        self.add_updates(updates, most);
+        events
+    }
+}
+
+impl Tables {
+    /// The row of a run that is the latest of its task.
+    fn run(&mut self, run: &Run) -> Result<&mut Row, StoreError> {
+        let row = self.tasks.get_mut(&run.task).ok_or(StoreError::NotFound)?;
+        if row.record.run() == run.number { Ok(row) } else { Err(StoreError::Conflict) }
+    }
+
+    fn index(&mut self, record: &TaskRecord) {
+        let id = record.id().clone();
+        match record.status() {
+            TaskStatus::Queued => {
+                self.queued.insert((Reverse(record.priority()), id));
+                self.queued_bytes += record.size();
+            }
+            TaskStatus::Processing => {
+                let until = record.lease().map_or(Timestamp::MIN, |lease| lease.until);
+                self.leased.insert((until, id));
+            }
+            _ => self.finished.push_back(id),
+        }
+    }
+
+    fn unindex(&mut self, record: &TaskRecord) {
+        let id = record.id();
+        match record.status() {
+            TaskStatus::Queued => {
+                self.queued.remove(&(Reverse(record.priority()), id.clone()));
+                self.queued_bytes -= record.size();
+            }
+            TaskStatus::Processing => {
+                let until = record.lease().map_or(Timestamp::MIN, |lease| lease.until);
+                self.leased.remove(&(until, id.clone()));
+            }
+            _ => self.finished.retain(|finished| finished != id),
+        }
+    }
+
+    /// Stores a record in place of the one that is there.
+    fn replace(&mut self, record: TaskRecord, effects: SideEffects, config: &MemoryStoreConfig) {
+        let Some(row) = self.tasks.get_mut(record.id()) else { return };
+        let events = row.apply(effects, config.updates);
+        let before = std::mem::replace(&mut row.record, record.clone());
+        self.outbox.extend(events);
+        self.unindex(&before);
+        self.index(&record);
+        while self.finished.len() > config.finished
+            && let Some(oldest) = self.finished.pop_front()
+        {
+            self.tasks.remove(&oldest);
+        }
+    }
+
+    /// The most urgent free task of these contracts, and among those the oldest.
+    fn next_free(&self, claim: &Claim<'_>, now: Timestamp) -> Option<TaskId> {
+        let runs = |id: &TaskId| {
+            self.tasks
+                .get(id)
+                .filter(|row| claim.contracts.contains(row.record.contract()))
+                .map(|row| &row.record)
+        };
+        let queued = self.queued.iter().find_map(|(_, id)| runs(id));
+        let expired =
+            self.leased.iter().take_while(|(until, _)| *until <= now).filter_map(|(_, id)| runs(id));
+        expired
+            .chain(queued)
+            .min_by_key(|record| (Reverse(record.priority()), record.id()))
+            .map(|record| record.id().clone())
+    }
+}
+
 #[async_trait]
 impl TaskStore for MemoryStore {
-    async fn create(&self, record: TaskRecord) -> Result<(), StoreError> {
+    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
+        let (id, queued, events) =
+            (record.id().clone(), record.status() == TaskStatus::Queued, !effects.events.is_empty());
         let mut tables = self.tables();
-        if tables.tasks.contains_key(record.id()) {
+        if tables.tasks.contains_key(&id) {
             return Err(StoreError::Conflict);
         }
-        tables.tasks.insert(record.id().clone(), Row { record, journal: Vec::new() });
+        let full = tables.queued.len() >= room.tasks || tables.outbox.len() >= self.config.events;
+        if full || tables.queued_bytes.saturating_add(record.size()) > room.bytes {
+            return Err(StoreError::Full);
+        }
+        tables.index(&record);
+        let mut row = Row::new(record);
+        let published = row.apply(effects, self.config.updates);
+        tables.outbox.extend(published);
+        tables.tasks.insert(id.clone(), row);
+        drop(tables);
+        self.notify(&id, queued, events);
         Ok(())
     }
 
@@ -74,76 +241,129 @@ impl TaskStore for MemoryStore {
         Ok(self.tables().tasks.get(id).map(|row| row.record.clone()))
     }
 
-    async fn update(&self, record: &mut TaskRecord) -> Result<(), StoreError> {
-        let mut guard = self.tables();
-        let tables = &mut *guard;
-        let row = tables.tasks.get_mut(record.id()).ok_or(StoreError::NotFound)?;
-        if row.record.revision != record.revision {
+    async fn commit(&self, mut record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
+        let (queued, events) = (record.status() == TaskStatus::Queued, !effects.events.is_empty());
+        let mut tables = self.tables();
+        let row = tables.tasks.get(record.id()).ok_or(StoreError::NotFound)?;
+        if row.record.revision() != record.revision() {
             return Err(StoreError::Conflict);
         }
-        record.revision += 1;
-        let was_finished = row.record.task.status.is_finished();
-        row.record = record.clone();
-        match (was_finished, record.task.status.is_finished()) {
-            (false, true) => tables.finished.push_back(record.id().clone()),
-            (true, false) => tables.finished.retain(|id| id != record.id()),
-            _ => {}
+        record.set_revision(record.revision() + 1);
+        tables.replace(record.clone(), effects, &self.config);
+        drop(tables);
+        self.notify(record.id(), queued, events);
+        Ok(record)
+    }
+
+    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
+        let now = self.now();
+        let until = now.checked_add(claim.lease).unwrap_or(Timestamp::MAX);
+        let mut claimed: Vec<Claimed> = Vec::new();
+        while claimed.len() < claim.limit {
+            let mut tables = self.tables();
+            let Some(id) = tables.next_free(&claim, now) else { break };
+            let Some(mut record) = tables.tasks.get(&id).map(|row| row.record.clone()) else { break };
+            let lease = Lease { holder: claim.holder.to_owned(), until };
+            if record.claim(lease, now).is_err() {
+                break;
+            }
+            record.set_revision(record.revision() + 1);
+            let effects = (claim.effects)(&record);
+            tables.replace(record.clone(), effects, &self.config);
+            drop(tables);
+            self.notify(&id, false, true);
+            let left = record.deadline_at().map(|at| at.duration_since(now));
+            let time_left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
+            claimed.push(Claimed::new(record, time_left));
         }
-        while tables.finished.len() > self.finished_kept
-            && let Some(oldest) = tables.finished.pop_front()
-        {
-            tables.tasks.remove(&oldest);
+        Ok(claimed)
+    }
+
+    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
+        let until = self.now().checked_add(lease).unwrap_or(Timestamp::MAX);
+        let mut guard = self.tables();
+        let tables = &mut *guard;
+        let mut held = Vec::with_capacity(runs.len());
+        for run in runs {
+            let Some(row) = tables.tasks.get_mut(&run.task) else { continue };
+            let before = row.record.lease().map(|lease| lease.until);
+            if !row.record.renew(holder, run.number, until) {
+                continue;
+            }
+            if let Some(before) = before {
+                tables.leased.remove(&(before, run.task.clone()));
+            }
+            tables.leased.insert((until, run.task.clone()));
+            held.push(run.clone());
         }
-        Ok(())
+        Ok(held)
     }
 
     async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError> {
         let tables = self.tables();
         let wanted = |record: &TaskRecord| {
-            filter.status.is_none_or(|status| record.task.status == status)
-                && filter.owner.as_ref().is_none_or(|owner| record.caller.is_same_as(owner))
+            filter.status.is_none_or(|status| record.status() == status)
+                && filter.owner.as_ref().is_none_or(|owner| record.caller().is_same_as(owner))
         };
-        let older = |id: &TaskId| filter.after.as_ref().is_none_or(|after| id < after);
-        Ok(tables
-            .tasks
-            .iter()
-            .rev()
-            .filter(|(id, row)| older(id) && wanted(&row.record))
-            .take(filter.limit)
-            .map(|(_, row)| row.record.clone())
-            .collect())
-    }
-
-    async fn free(
-        &self,
-        contracts: &[ContractRef],
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<TaskRecord>, StoreError> {
-        let tables = self.tables();
-        let free = |record: &&TaskRecord| record.is_free(now) && contracts.contains(&record.contract);
-        Ok(tables.tasks.values().map(|row| &row.record).filter(free).take(limit).cloned().collect())
+        let records = |rows: &mut dyn Iterator<Item = &Row>| {
+            let records = rows.map(|row| &row.record).filter(|record| wanted(record));
+            records.take(filter.limit).cloned().collect()
+        };
+        Ok(match &filter.after {
+            Some(after) => records(&mut tables.tasks.range(..after).rev().map(|(_, row)| row)),
+            None => records(&mut tables.tasks.values().rev()),
+        })
     }
 
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
         Ok(self.tables().tasks.get(id).map(|row| row.journal.clone()).unwrap_or_default())
     }
 
-    async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
-        let mut tables = self.tables();
-        let row = tables.tasks.get_mut(id).ok_or(StoreError::NotFound)?;
-        if row.record.run != run {
-            return Err(StoreError::Conflict);
-        }
-        row.journal.retain(|earlier| earlier.step != entry.step);
-        row.journal.push(entry);
+    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
+        self.tables().run(run)?.append(entry);
         Ok(())
     }
 
-    async fn forget_failures(&self, id: &TaskId) -> Result<(), StoreError> {
-        if let Some(row) = self.tables().tasks.get_mut(id) {
-            row.journal.retain(|entry| matches!(entry.answer, super::Answer::Output(_)));
-        }
+    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {
+        self.tables().run(run)?.add_updates(updates, self.config.updates);
+        self.notify(&run.task, false, false);
         Ok(())
+    }
+
+    async fn updates_after(
+        &self,
+        id: &TaskId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<TaskUpdate>, StoreError> {
+        let tables = self.tables();
+        let Some(row) = tables.tasks.get(id) else { return Ok(Vec::new()) };
+        let after = if after > row.latest { 0 } else { after };
+        let oldest = row.updates.front().map_or(row.latest + 1, TaskUpdate::seq);
+        let missed = oldest.saturating_sub(1).saturating_sub(after);
+        let gap = (missed > 0).then(|| TaskUpdate::Gap { task_id: id.clone(), seq: oldest - 1, missed });
+        let later = row.updates.iter().filter(|update| update.seq() > after).cloned();
+        Ok(gap.into_iter().chain(later).take(limit).collect())
+    }
+
+    async fn pending_events(&self, relay: &str, limit: usize) -> Result<Vec<Event>, StoreError> {
+        let (mut tables, now) = (self.tables(), Instant::now());
+        if tables.relay.as_ref().is_some_and(|(other, until)| other != relay && now < *until) {
+            return Ok(Vec::new());
+        }
+        let events: Vec<_> = tables.outbox.iter().take(limit).cloned().collect();
+        tables.relay = (!events.is_empty()).then(|| (relay.to_owned(), now + RELAY_TURN));
+        Ok(events)
+    }
+
+    async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
+        let mut tables = self.tables();
+        let ids: HashSet<&str> = event_ids.iter().map(String::as_str).collect();
+        tables.outbox.retain(|event| !ids.contains(event.id()));
+        Ok(())
+    }
+
+    fn changes(&self, topic: Topic) -> Changes {
+        self.hub.subscribe(topic)
     }
 }

@@ -1,121 +1,276 @@
-//! Where tasks and their journals are kept.
+//! Where tasks, their journals, their updates and the events of their changes are stored.
 
+mod changes;
+mod journal;
 mod memory;
 
-use async_trait::async_trait;
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use std::time::Duration;
 
-pub use self::memory::MemoryStore;
+use async_trait::async_trait;
+
+pub use self::{
+    changes::{ChangeHub, Changes, Topic},
+    journal::{JournalEntry, Recorded},
+    memory::{MemoryStore, MemoryStoreConfig},
+};
 use crate::{
-    budget::{Budget, Usage},
     contract::ContractRef,
     error::{ErrorKind, Failure},
-    id::TaskId,
+    event::Event,
+    id::{StepKey, TaskId},
     parts::Caller,
-    task::{TaskRecord, TaskStatus},
-    transport::{StepKey, Trip},
+    task::{TaskRecord, TaskStatus, TaskUpdate},
 };
 
-/// Keeps tasks, and the journal of the calls that each has made.
+/// Stores tasks, the journal of the calls that each has made, its live updates, and the events of its changes until they
+/// are published.
 ///
-/// Several brains may share one store. It keeps them apart by two numbers: a change is refused unless it was made
-/// from the latest revision, and a journal entry unless it comes from the latest run.
+/// Several brains may share one store. It keeps them apart by two numbers: a change is refused unless it was made from
+/// the latest revision, and a journal entry unless it comes from the latest run. Leases and deadlines are set and judged
+/// by the store's own clock, so that the clocks of brains may differ.
+///
+/// # Cancel safety
+/// A method whose future is dropped may or may not have taken effect, as a whole.
 #[async_trait]
 pub trait TaskStore: Send + Sync + 'static {
-    /// Keeps a new task.
+    /// Stores a new task and its effects, both or neither.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when there is one by that id.
-    async fn create(&self, record: TaskRecord) -> Result<(), StoreError>;
+    /// [`StoreError::Conflict`] when there is one by that id, [`StoreError::Full`] when as much waits as `room` allows,
+    /// [`StoreError::Unavailable`] when it is not known whether the task was stored.
+    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError>;
 
     /// The task by that id.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`]
+    /// [`StoreError::Unavailable`].
     async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError>;
 
-    /// Keeps a changed task, and counts its revision up.
+    /// Stores a changed task and the effects of the change, all or nothing, and returns the task under its new revision.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when the task has changed since `record` was read, [`StoreError::NotFound`] when it
-    /// is gone.
-    async fn update(&self, record: &mut TaskRecord) -> Result<(), StoreError>;
+    /// is gone, [`StoreError::Unavailable`] when it is not known whether the change was stored.
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError>;
+
+    /// Claims free tasks (see [`TaskRecord::is_free`]), the most urgent first and among those the oldest, and gives each
+    /// to one brain alone.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError>;
+
+    /// Renews the leases of these runs, and returns those that still hold their task.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError>;
 
     /// Tasks, newest first.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`]
+    /// [`StoreError::Unavailable`].
     async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError>;
 
-    /// Tasks of these contracts that a brain may take at `now`: see [`TaskRecord::is_free`]. Oldest first.
+    /// The journal of a task, in the order of [`JournalEntry::seq`].
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`]
-    async fn free(
-        &self,
-        contracts: &[ContractRef],
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<TaskRecord>, StoreError>;
-
-    /// The calls that a task has made, in the order in which they were answered.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`]
+    /// [`StoreError::Unavailable`].
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError>;
 
-    /// Writes one answered call, in place of an earlier entry for the same step.
+    /// Writes one journal entry, in place of an earlier one for the same step. Writing the same entry twice is as good as
+    /// once.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when `run` is not the latest run of the task.
-    async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError>;
+    /// [`StoreError::Conflict`] when `run` is not the latest run of the task, [`StoreError::NotFound`] when the task is
+    /// gone.
+    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError>;
 
-    /// Takes the failed calls out of a task's journal, so that its next run makes them again.
+    /// Appends updates of a task. The store gives them their numbers, which never repeat over the runs of a task; it may
+    /// drop the oldest ones.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`]
-    async fn forget_failures(&self, id: &TaskId) -> Result<(), StoreError>;
+    /// [`StoreError::Conflict`] when `run` is not the latest run of the task, [`StoreError::NotFound`] when the task is
+    /// gone.
+    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError>;
+
+    /// At most `limit` updates of a task after number `after`, in order. Where some of them are no longer stored, a
+    /// [`TaskUpdate::Gap`] comes first. A number that no update has had yet is read as 0.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn updates_after(
+        &self,
+        id: &TaskId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<TaskUpdate>, StoreError>;
+
+    /// At most `limit` events that wait to be published, in the order in which their changes were stored. `relay` names who
+    /// publishes them; others are given none until it is done, or has been silent for ten seconds.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn pending_events(&self, relay: &str, limit: usize) -> Result<Vec<Event>, StoreError>;
+
+    /// These events were published.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    async fn published(&self, event_ids: &[String]) -> Result<(), StoreError>;
+
+    /// Wakes who waits for a change, from now on. A store without notifications returns changes at intervals.
+    fn changes(&self, topic: Topic) -> Changes;
 }
 
 #[async_trait]
 impl<S: TaskStore + ?Sized> TaskStore for std::sync::Arc<S> {
-    async fn create(&self, record: TaskRecord) -> Result<(), StoreError> {
-        (**self).create(record).await
+    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
+        (**self).create(record, effects, room).await
     }
 
     async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError> {
         (**self).get(id).await
     }
 
-    async fn update(&self, record: &mut TaskRecord) -> Result<(), StoreError> {
-        (**self).update(record).await
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
+        (**self).commit(record, effects).await
+    }
+
+    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
+        (**self).claim(claim).await
+    }
+
+    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
+        (**self).renew(holder, lease, runs).await
     }
 
     async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError> {
         (**self).list(filter).await
     }
 
-    async fn free(
-        &self,
-        contracts: &[ContractRef],
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<TaskRecord>, StoreError> {
-        (**self).free(contracts, now, limit).await
-    }
-
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
         (**self).journal(id).await
     }
 
-    async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
-        (**self).append(id, run, entry).await
+    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
+        (**self).append(run, entry).await
     }
 
-    async fn forget_failures(&self, id: &TaskId) -> Result<(), StoreError> {
-        (**self).forget_failures(id).await
+    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {
+        (**self).append_updates(run, updates).await
+    }
+
+    async fn updates_after(
+        &self,
+        id: &TaskId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<TaskUpdate>, StoreError> {
+        (**self).updates_after(id, after, limit).await
+    }
+
+    async fn pending_events(&self, relay: &str, limit: usize) -> Result<Vec<Event>, StoreError> {
+        (**self).pending_events(relay, limit).await
+    }
+
+    async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
+        (**self).published(event_ids).await
+    }
+
+    fn changes(&self, topic: Topic) -> Changes {
+        (**self).changes(topic)
+    }
+}
+
+/// What a change of a task brings along. It is stored together with the change.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct SideEffects {
+    /// Events to be published, in this order.
+    pub events: Vec<Event>,
+    /// Live updates, which get their numbers from the store.
+    pub updates: Vec<TaskUpdate>,
+    /// Steps whose journal entries are discarded.
+    pub discarded: Vec<StepKey>,
+    /// Journal entries to be written after that.
+    pub journal: Vec<JournalEntry>,
+}
+
+/// How much may wait in a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Room {
+    /// Queued tasks.
+    pub tasks: usize,
+    /// Bytes of what was submitted with them: see [`TaskRecord::size`].
+    pub bytes: usize,
+}
+
+impl Room {
+    /// Room for so many tasks of so many bytes in all.
+    pub fn new(tasks: usize, bytes: usize) -> Self {
+        Self { tasks, bytes }
+    }
+}
+
+/// One run of a task: what a brain holds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub struct Run {
+    /// The task.
+    pub task: TaskId,
+    /// The number of the run.
+    pub number: u32,
+}
+
+impl Run {
+    /// A run of a task.
+    pub fn new(task: TaskId, number: u32) -> Self {
+        Self { task, number }
+    }
+}
+
+/// Which tasks a brain claims.
+#[non_exhaustive]
+pub struct Claim<'a> {
+    /// The brain.
+    pub holder: &'a str,
+    /// The contracts that it runs.
+    pub contracts: &'a [ContractRef],
+    /// How long it holds a task without renewing the lease.
+    pub lease: Duration,
+    /// At most so many tasks.
+    pub limit: usize,
+    /// What is stored with each claim: called with the claimed task.
+    pub effects: &'a (dyn Fn(&TaskRecord) -> SideEffects + Send + Sync),
+}
+
+impl std::fmt::Debug for Claim<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Claim")
+            .field("holder", &self.holder)
+            .field("contracts", &self.contracts)
+            .field("lease", &self.lease)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A task that was claimed.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Claimed {
+    /// The task, whose run number is new.
+    pub record: TaskRecord,
+    /// How much of its time is left, by the store's clock.
+    pub time_left: Duration,
+}
+
+impl Claimed {
+    /// A claimed task.
+    pub fn new(record: TaskRecord, time_left: Duration) -> Self {
+        Self { record, time_left }
     }
 }
 
@@ -129,78 +284,45 @@ pub struct TaskFilter {
     pub after: Option<TaskId>,
     /// Only those of this caller; `None` for those of anyone.
     pub owner: Option<Caller>,
-    /// So many at most.
+    /// At most so many.
     pub limit: usize,
 }
 
-/// A call that a task has made, and its answer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct JournalEntry {
-    /// Which call it was.
-    pub step: StepKey,
-    /// What was asked.
-    pub contract: ContractRef,
-    /// Digest of the input, whatever the order of its keys.
-    pub input_digest: String,
-    /// What came back.
-    pub answer: Answer,
-    /// Who answered, where, and at which attempt.
-    pub trip: Trip,
-    /// What it used up.
-    pub used: Budget,
-    /// What the task had left when the call was made.
-    pub budget_left: Budget,
-    /// How long the task still had then, in milliseconds.
-    pub time_left_ms: Option<u64>,
-    /// How long it took, in milliseconds.
-    pub duration_ms: f64,
-    /// When it was answered.
-    pub at: Timestamp,
-}
-
-/// What came back of a call.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Answer {
-    /// The output's JSON, to the byte.
-    Output(Box<RawValue>),
-    /// Why there is none.
-    Failure(Box<Failure>),
-}
-
-impl JournalEntry {
-    /// What it used up.
-    pub fn usage(&self) -> Usage {
-        Usage::tokens(self.used.tokens.unwrap_or(0)).with_cost(self.used.cost.unwrap_or_default())
-    }
-}
-
-/// Why a store did not do what it was asked.
+/// Why a store did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Somebody else's change came first.
+    /// Another change came first.
     #[error("the task has changed meanwhile")]
     Conflict,
     /// There is no such task.
     #[error("there is no such task")]
     NotFound,
-    /// The store cannot be reached, or failed.
+    /// As much waits as may.
+    #[error("too many tasks are waiting")]
+    Full,
+    /// The store cannot be reached, or failed: a change may have been stored.
     #[error("the task store failed")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
+impl From<&StoreError> for Failure {
+    fn from(error: &StoreError) -> Self {
         let message = error.to_string();
         match error {
             StoreError::Conflict => Self::new(ErrorKind::Conflict, message),
             StoreError::NotFound => Self::of(ErrorKind::TaskNotFound),
-            StoreError::Unavailable(source) => {
-                tracing::error!(error = &*source as &dyn std::error::Error, "task store failed");
-                Self::new(ErrorKind::Unavailable, message)
+            StoreError::Full => {
+                let full = Self::new(ErrorKind::Overloaded, message).before_execution();
+                Self { retry_after: Some(Duration::from_secs(1)), ..full }
             }
+            StoreError::Unavailable(_) => Self::new(ErrorKind::Unavailable, message),
         }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::from(&error)
     }
 }

@@ -1,22 +1,27 @@
 //! Tasks: work that a brain was asked for, and what became of it.
 
+mod event;
 mod record;
 mod request;
 mod status;
+mod update;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub use self::{
-    record::{Lease, TaskRecord},
+    event::{TaskChange, TaskEvent, TaskSpent},
+    record::{Lease, Origin, TaskRecord},
     request::{InvalidSubmission, Priority, Submission, TaskBudget, TaskRequest},
-    status::{IllegalTransition, TaskStatus},
+    status::{IllegalTransition, TaskStatus, UnknownStatus},
+    update::TaskUpdate,
 };
 use crate::{
     budget::Cost,
     error::{ErrorKind, Failure},
-    id::TaskId,
+    id::{StepKey, TaskId},
+    json::RawJson,
     update::Progress,
 };
 
@@ -53,7 +58,7 @@ pub struct Task {
 #[non_exhaustive]
 pub struct TaskResult {
     /// The contract's own JSON; for a goal in words, whatever answers it.
-    pub output: Value,
+    pub output: RawJson,
     /// From 0 to 1, where the arm tells.
     #[serde(default)]
     pub confidence: Option<f64>,
@@ -64,7 +69,7 @@ pub struct TaskResult {
 
 impl TaskResult {
     /// An output, and nothing said about it.
-    pub fn new(output: impl Into<Value>) -> Self {
+    pub fn new(output: impl Into<RawJson>) -> Self {
         Self { output: output.into(), confidence: None, validation_passed: None }
     }
 
@@ -73,7 +78,7 @@ impl TaskResult {
     /// # Errors
     /// When it cannot be written as JSON.
     pub fn of(output: &impl Serialize) -> Result<Self, serde_json::Error> {
-        Ok(Self::new(serde_json::to_value(output)?))
+        Ok(Self::new(RawJson::of(output)?))
     }
 
     /// Says how sure the arm is, from 0 to 1.
@@ -103,6 +108,56 @@ pub struct TaskError {
     /// More, for programs.
     #[serde(default)]
     pub details: Option<Value>,
+    /// Whether the same work can succeed later.
+    #[serde(default)]
+    pub retryable: bool,
+    /// Whether the work may have been done, wholly or in part.
+    #[serde(default = "yes")]
+    pub may_have_executed: bool,
+    /// The step whose error ended the task, where it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "step_text")]
+    pub step: Option<StepKey>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl TaskError {
+    /// Names the step whose error ended the task.
+    #[must_use]
+    pub fn at_step(mut self, step: Option<StepKey>) -> Self {
+        self.step = step;
+        self
+    }
+
+    /// The failure that it was, for a caller who waits for the task.
+    pub fn into_failure(self) -> Failure {
+        Failure {
+            details: self.details,
+            retryable: self.retryable,
+            may_have_executed: self.may_have_executed,
+            ..Failure::new(self.kind, self.message)
+        }
+    }
+}
+
+/// On the wire a step is a text: digits for a position, and a name else.
+mod step_text {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::id::StepKey;
+
+    pub(super) fn serialize<S: Serializer>(step: &Option<StepKey>, to: S) -> Result<S::Ok, S::Error> {
+        match step {
+            Some(step) => to.collect_str(step),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<StepKey>, D::Error> {
+        Ok(Option::<String>::deserialize(from)?.map(|text| StepKey::from_text(&text)))
+    }
 }
 
 impl From<&Failure> for TaskError {
@@ -113,12 +168,15 @@ impl From<&Failure> for TaskError {
             kind: failure.kind,
             message: failure.message.clone(),
             details: failure.details.clone().or(violations),
+            retryable: failure.retryable,
+            may_have_executed: failure.may_have_executed,
+            step: None,
         }
     }
 }
 
 /// What a task took.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TaskMetadata {
     /// The arms that answered its calls, each once, in the order of their first answer.
@@ -131,6 +189,18 @@ pub struct TaskMetadata {
     /// How long it ran, without waiting in the queue.
     pub duration_seconds: f64,
     /// What was given when it was submitted.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub submitted: Map<String, Value>,
+    #[serde(default = "RawJson::object", skip_serializing_if = "RawJson::is_empty_object")]
+    pub submitted: RawJson,
+}
+
+impl Default for TaskMetadata {
+    fn default() -> Self {
+        Self {
+            arms_used: Vec::new(),
+            tokens_used: 0,
+            cost: Cost::ZERO,
+            duration_seconds: 0.0,
+            submitted: RawJson::object(),
+        }
+    }
 }

@@ -1,46 +1,48 @@
-//! A task as a store keeps it.
+//! A task as a store holds it.
 
+use std::time::Duration;
+
+use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use sha2::Sha256;
+use uuid::Uuid;
 
 use super::{
     IllegalTransition, Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult,
-    TaskStatus,
+    TaskSpent, TaskStatus,
 };
 use crate::{
-    contract::ContractRef,
-    id::{RequestId, TaskId},
+    contract::{ContractRef, hex},
+    id::{RequestId, StepKey, TaskId},
+    json::RawJson,
     parts::Caller,
+    trace::TraceContext,
+    transport::IdempotencyKey,
     update::Progress,
 };
 
-/// A task with all that is needed to run it. Each change of status is a method, and only legal ones succeed.
+/// A task with all that is needed to run it. Its state changes by methods alone, and only where the change is legal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
 pub struct TaskRecord {
-    /// What its owner sees.
-    pub task: Task,
-    /// What is to be run.
-    pub contract: ContractRef,
-    /// The contract's JSON.
-    pub input: Value,
-    /// Who submitted it, and what they may do.
-    pub caller: Caller,
-    /// How urgent it is.
-    pub priority: Priority,
-    /// What it may use up.
-    pub budget: TaskBudget,
-    /// Names the piece of work over all its requests.
-    pub correlation_id: RequestId,
-    /// After this moment nobody waits any more.
-    pub deadline_at: Option<Timestamp>,
-    /// The how-manieth run this is; 0 before the first. Whoever holds an older number has lost the task.
-    pub run: u32,
-    /// Who runs it, and until when they have it.
-    pub lease: Option<Lease>,
-    /// Counts the changes: a store refuses one that was made from an older revision.
-    pub revision: u64,
+    task: Task,
+    contract: ContractRef,
+    input: RawJson,
+    caller: Caller,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "stored_trace")]
+    trace: Option<TraceContext>,
+    priority: Priority,
+    budget: TaskBudget,
+    time_limit_ms: u64,
+    correlation_id: RequestId,
+    secret: Secret,
+    deadline_at: Option<Timestamp>,
+    run: u32,
+    attempt: u32,
+    generation: u32,
+    failed_step: Option<StepKey>,
+    lease: Option<Lease>,
+    revision: u64,
 }
 
 /// A brain's hold on a task.
@@ -48,14 +50,41 @@ pub struct TaskRecord {
 pub struct Lease {
     /// The brain.
     pub holder: String,
-    /// After this moment another may take it.
+    /// After this moment of the store's clock another brain may claim the task.
     pub until: Timestamp,
 }
 
+/// Where a task comes from: what of its submitter's context it continues.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Origin {
+    /// Who submitted it, and what they may do.
+    pub caller: Caller,
+    /// Names the piece of work over all its requests.
+    pub correlation_id: RequestId,
+    /// The trace in which it was submitted.
+    pub trace: Option<TraceContext>,
+}
+
+impl Origin {
+    /// A submission by this caller, without a trace.
+    pub fn new(caller: Caller, correlation_id: RequestId) -> Self {
+        Self { caller, correlation_id, trace: None }
+    }
+
+    /// Sets the trace that the task continues.
+    #[must_use]
+    pub fn trace(mut self, trace: Option<TraceContext>) -> Self {
+        self.trace = trace;
+        self
+    }
+}
+
 impl TaskRecord {
-    /// A queued task.
-    pub fn new(submission: Submission, caller: Caller, correlation_id: RequestId, now: Timestamp) -> Self {
+    /// A queued task under a new id, which may run for `time_limit` once it has been started.
+    pub fn new(submission: Submission, origin: Origin, time_limit: Duration, now: Timestamp) -> Self {
         let Submission { contract, input, goal, priority, budget, metadata } = submission;
+        let Origin { caller, correlation_id, trace } = origin;
         Self {
             task: Task {
                 task_id: TaskId::new(),
@@ -73,28 +102,160 @@ impl TaskRecord {
             contract,
             input,
             caller,
+            trace,
             priority,
             budget,
+            time_limit_ms: u64::try_from(time_limit.as_millis()).unwrap_or(u64::MAX),
             correlation_id,
+            secret: Secret::new(),
             deadline_at: None,
             run: 0,
+            attempt: 1,
+            generation: 0,
+            failed_step: None,
             lease: None,
             revision: 0,
         }
     }
 
-    /// Names the task.
+    /// A task that was answered before any brain saw it, as by a reflex: completed, and stored nowhere.
+    pub fn answered(submission: Submission, origin: Origin, result: TaskResult, now: Timestamp) -> Task {
+        let mut task = Self::new(submission, origin, Duration::ZERO, now).task;
+        task.status = TaskStatus::Completed;
+        task.progress.percentage = 100;
+        task.result = Some(result);
+        task.completed_at = Some(now);
+        task
+    }
+
+    /// The task's id.
     pub fn id(&self) -> &TaskId {
         &self.task.task_id
     }
 
-    /// Whether a brain may take it now: it waits, or whoever had it has let it go.
+    /// The task as its owner sees it.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// The task as its owner sees it, without the rest.
+    pub fn into_task(self) -> Task {
+        self.task
+    }
+
+    /// Its status.
+    pub fn status(&self) -> TaskStatus {
+        self.task.status
+    }
+
+    /// What is run.
+    pub fn contract(&self) -> &ContractRef {
+        &self.contract
+    }
+
+    /// The contract's JSON.
+    pub fn input(&self) -> &RawJson {
+        &self.input
+    }
+
+    /// Who submitted it, and what they may do.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// The trace in which it was submitted.
+    pub fn trace(&self) -> Option<&TraceContext> {
+        self.trace.as_ref()
+    }
+
+    /// How urgent it is.
+    pub fn priority(&self) -> Priority {
+        self.priority
+    }
+
+    /// What it may use.
+    pub fn budget(&self) -> &TaskBudget {
+        &self.budget
+    }
+
+    /// How long it may run, from the first start to the end. A task that is run again gets the time anew.
+    pub fn time_limit(&self) -> Duration {
+        Duration::from_millis(self.time_limit_ms)
+    }
+
+    /// Names the piece of work over all its requests.
+    pub fn correlation_id(&self) -> &RequestId {
+        &self.correlation_id
+    }
+
+    /// When its time is up, by the store's clock; `None` before the first start.
+    pub fn deadline_at(&self) -> Option<Timestamp> {
+        self.deadline_at
+    }
+
+    /// Counts the times that a brain claimed it; 0 before the first. A brain that holds an older number has lost the task.
+    pub fn run(&self) -> u32 {
+        self.run
+    }
+
+    /// 1, and one more each time that it was run again after a failure. Waiting for recovery is no attempt.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The step whose error ended the task; `None` unless it has failed by one.
+    pub fn failed_step(&self) -> Option<&StepKey> {
+        self.failed_step.as_ref()
+    }
+
+    /// The brain that runs it, and until when it holds the task.
+    pub fn lease(&self) -> Option<&Lease> {
+        self.lease.as_ref()
+    }
+
+    /// Counts the changes: a store refuses one that was made from an older revision.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Sets the revision: a store does when it has stored a change.
+    pub fn set_revision(&mut self, revision: u64) {
+        self.revision = revision;
+    }
+
+    /// Bytes of what was submitted: what waiting tasks are limited by.
+    pub fn size(&self) -> usize {
+        self.input.as_str().len() + self.task.metadata.submitted.as_str().len()
+    }
+
+    /// Whether a brain may claim it at `now`, by the store's clock: it waits, or its lease has expired.
     pub fn is_free(&self, now: Timestamp) -> bool {
         match self.task.status {
             TaskStatus::Queued => true,
             TaskStatus::Processing => self.lease.as_ref().is_none_or(|lease| lease.until <= now),
-            TaskStatus::Completed | TaskStatus::Failed | TaskStatus::Cancelled => false,
+            _ => false,
         }
+    }
+
+    /// Whether this run of this brain still has the task.
+    pub fn is_held(&self, holder: &str, run: u32) -> bool {
+        self.run == run && self.lease.as_ref().is_some_and(|lease| lease.holder == holder)
+    }
+
+    /// The idempotency key of one of its calls: the same over attempts and recoveries, and another one once an operator
+    /// has discarded the journal.
+    ///
+    /// It is an HMAC-SHA256 (RFC 2104) of the step under a secret of the task, so that nobody can guess it.
+    pub fn idempotency_key(&self, step: &StepKey) -> Option<IdempotencyKey> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.secret.0.as_bytes()).ok()?;
+        let kind: &[u8] = match step {
+            StepKey::Order(_) => b"order",
+            StepKey::Name(_) => b"name",
+        };
+        mac.update(kind);
+        mac.update(&self.generation.to_be_bytes());
+        mac.update(step.to_string().as_bytes());
+        IdempotencyKey::new(hex(&mac.finalize().into_bytes()[..16]))
     }
 
     fn become_(&mut self, status: TaskStatus, now: Timestamp) -> Result<(), IllegalTransition> {
@@ -108,24 +269,42 @@ impl TaskRecord {
         Ok(())
     }
 
-    /// A brain takes the task and runs it. One that was being run by a brain which let it go goes on as processing.
+    /// A brain claims the task and runs it until `lease` expires; `now` is of the store's clock. A task whose lease has
+    /// expired stays processing.
     ///
     /// # Errors
-    /// [`IllegalTransition`] when it is finished.
-    pub fn start(
-        &mut self,
-        lease: Lease,
-        deadline_at: Timestamp,
-        now: Timestamp,
-    ) -> Result<(), IllegalTransition> {
-        if self.task.status == TaskStatus::Processing {
-            self.become_(TaskStatus::Queued, now)?;
+    /// [`IllegalTransition`] unless it [is free](Self::is_free).
+    pub fn claim(&mut self, lease: Lease, now: Timestamp) -> Result<(), IllegalTransition> {
+        let from = self.task.status;
+        if !self.is_free(now) {
+            return Err(IllegalTransition { from, to: TaskStatus::Processing });
         }
-        self.become_(TaskStatus::Processing, now)?;
+        self.task.status = TaskStatus::Processing;
+        self.task.updated_at = now;
         self.lease = Some(lease);
         self.run = self.run.saturating_add(1);
-        self.deadline_at.get_or_insert(deadline_at);
+        let end = now.checked_add(self.time_limit()).unwrap_or(Timestamp::MAX);
+        self.deadline_at.get_or_insert(end);
         Ok(())
+    }
+
+    /// Holds the task for longer, where this run still has it.
+    pub fn renew(&mut self, holder: &str, run: u32, until: Timestamp) -> bool {
+        let held = self.is_held(holder, run);
+        if held && let Some(lease) = &mut self.lease {
+            lease.until = until;
+        }
+        held
+    }
+
+    /// Sets what its run used and how far it came.
+    pub fn report(&mut self, spent: &TaskSpent, progress: Progress) {
+        let taken = &mut self.task.metadata;
+        let usage = spent.usage.unwrap_or_default();
+        (taken.tokens_used, taken.cost) = (usage.tokens, usage.cost);
+        taken.arms_used.clone_from(&spent.arms_used);
+        taken.duration_seconds = spent.duration.unwrap_or_default().as_secs_f64();
+        self.task.progress = progress;
     }
 
     /// It has a result.
@@ -140,12 +319,13 @@ impl TaskRecord {
         Ok(())
     }
 
-    /// It has an error.
+    /// It has an error, that of `error.step` where one is named.
     ///
     /// # Errors
     /// [`IllegalTransition`] when it is finished.
     pub fn fail(&mut self, error: TaskError, now: Timestamp) -> Result<(), IllegalTransition> {
         self.become_(TaskStatus::Failed, now)?;
+        self.failed_step.clone_from(&error.step);
         self.task.error = Some(error);
         self.task.failed_at = Some(now);
         Ok(())
@@ -159,17 +339,83 @@ impl TaskRecord {
         self.become_(TaskStatus::Cancelled, now)
     }
 
-    /// It waits again: its brain let go of it, or it failed and is to be run once more, with its time limit anew.
+    /// It waits again: its brain has let go of it.
     ///
     /// # Errors
-    /// [`IllegalTransition`] unless it is being run or has failed.
-    pub fn requeue(&mut self, now: Timestamp) -> Result<(), IllegalTransition> {
-        let failed = self.task.status == TaskStatus::Failed;
-        self.become_(TaskStatus::Queued, now)?;
-        if failed {
-            (self.task.error, self.task.failed_at, self.deadline_at) = (None, None, None);
+    /// [`IllegalTransition`] unless it is being run.
+    pub fn release(&mut self, now: Timestamp) -> Result<(), IllegalTransition> {
+        match self.task.status {
+            TaskStatus::Processing => self.become_(TaskStatus::Queued, now),
+            from => Err(IllegalTransition { from, to: TaskStatus::Queued }),
         }
+    }
+
+    /// It waits again after a failure, for one more attempt with its time anew. `discarded` says that its journal was
+    /// discarded from a step on: the calls made then have other idempotency keys.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] unless it has failed.
+    pub fn rerun(&mut self, discarded: bool, now: Timestamp) -> Result<(), IllegalTransition> {
+        match self.task.status {
+            TaskStatus::Failed => self.become_(TaskStatus::Queued, now)?,
+            from => return Err(IllegalTransition { from, to: TaskStatus::Queued }),
+        }
+        (self.task.error, self.task.failed_at) = (None, None);
+        (self.deadline_at, self.failed_step) = (None, None);
+        self.attempt = self.attempt.saturating_add(1);
+        self.generation = self.generation.saturating_add(u32::from(discarded));
         Ok(())
+    }
+}
+
+/// What the idempotency keys of a task are made with. Its text shows in no output but the stored record.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Secret(String);
+
+impl Secret {
+    fn new() -> Self {
+        // 122 random bits each.
+        Self(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+mod stored_trace {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::trace::TraceContext;
+
+    #[derive(Serialize, Deserialize)]
+    struct Stored {
+        traceparent: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tracestate: Option<String>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(trace: &Option<TraceContext>, to: S) -> Result<S::Ok, S::Error> {
+        let stored = trace.as_ref().map(|trace| Stored {
+            traceparent: trace.traceparent().to_owned(),
+            tracestate: trace.tracestate().map(str::to_owned),
+        });
+        stored.serialize(to)
+    }
+
+    /// A trace that is no longer understood costs the task its trace, and nothing else.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TraceContext>, D::Error> {
+        let stored = Option::<Stored>::deserialize(from)?;
+        Ok(stored.and_then(|stored| {
+            let trace: TraceContext = stored.traceparent.parse().ok()?;
+            Some(match stored.tracestate {
+                Some(state) => trace.with_tracestate(&state),
+                None => trace,
+            })
+        }))
     }
 }
 
@@ -185,30 +431,41 @@ mod tests {
 
     #[derive(Debug, Clone, Copy)]
     enum Change {
-        Start,
+        Claim,
         Complete,
         Fail,
         Cancel,
-        Requeue,
+        Release,
+        Rerun,
+    }
+
+    fn record() -> TaskRecord {
+        let origin = Origin::new(Caller::Unchecked, RequestId::new());
+        let request = TaskRequest::new("goal").into();
+        TaskRecord::new(request, origin, Duration::from_secs(60), Timestamp::UNIX_EPOCH)
     }
 
     fn apply(record: &mut TaskRecord, change: Change, now: Timestamp) -> Result<(), IllegalTransition> {
         match change {
-            Change::Start => record.start(Lease { holder: "b".into(), until: now }, now, now),
+            Change::Claim => record.claim(Lease { holder: "b".into(), until: now }, now),
             Change::Complete => record.complete(TaskResult::new("done"), now),
             Change::Fail => record.fail((&Failure::of(ErrorKind::ArmFailed)).into(), now),
             Change::Cancel => record.cancel(now),
-            Change::Requeue => record.requeue(now),
+            Change::Release => record.release(now),
+            Change::Rerun => record.rerun(false, now),
         }
     }
 
     proptest! {
         #[test]
-        fn whatever_is_tried_the_record_stays_true(changes in prop::collection::vec(
-            prop_oneof![Just(Change::Start), Just(Change::Complete), Just(Change::Fail), Just(Change::Cancel), Just(Change::Requeue)], 0..24,
+        fn whatever_is_tried_the_record_stays_consistent(changes in prop::collection::vec(
+            prop_oneof![
+                Just(Change::Claim), Just(Change::Complete), Just(Change::Fail),
+                Just(Change::Cancel), Just(Change::Release), Just(Change::Rerun),
+            ], 0..24,
         )) {
             let now = Timestamp::UNIX_EPOCH;
-            let mut record = TaskRecord::new(TaskRequest::new("goal").into(), Caller::Unchecked, RequestId::new(), now);
+            let mut record = record();
             for change in changes {
                 let before = record.clone();
                 if apply(&mut record, change, now).is_err() {
@@ -219,8 +476,35 @@ mod tests {
                 prop_assert_eq!(task.error.is_some(), task.status == TaskStatus::Failed);
                 prop_assert_eq!(record.lease.is_some(), task.status == TaskStatus::Processing);
                 prop_assert!(!matches!(before.task.status, TaskStatus::Completed | TaskStatus::Cancelled) || before == record);
-                prop_assert!(record.run >= before.run);
+                prop_assert!(record.run >= before.run && record.attempt >= before.attempt);
             }
         }
+    }
+
+    #[test]
+    fn a_key_is_of_one_step_of_one_task_and_one_generation() {
+        let mut one = record();
+        let (order, name) = (StepKey::Order(0), StepKey::Name("0".into()));
+        let first = one.idempotency_key(&order).unwrap();
+        assert_ne!(Some(&first), one.idempotency_key(&name).as_ref());
+        assert_ne!(Some(&first), record().idempotency_key(&order).as_ref());
+        let now = Timestamp::UNIX_EPOCH;
+        let again = |record: &mut TaskRecord, discarded| {
+            apply(record, Change::Claim, now).unwrap();
+            apply(record, Change::Fail, now).unwrap();
+            record.rerun(discarded, now).unwrap();
+            record.idempotency_key(&order).unwrap()
+        };
+        assert_eq!(again(&mut one, false), first);
+        assert_ne!(again(&mut one, true), first);
+        assert!(!format!("{one:?}").contains(&one.secret.0));
+    }
+
+    #[test]
+    fn a_stored_record_is_read_again() {
+        let mut record = record();
+        record.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<TaskRecord>(&text).unwrap(), record);
     }
 }

@@ -1,6 +1,6 @@
 //! What a brain is asked for.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,11 +11,11 @@ use crate::{
     budget::{Budget, Cost},
     contract::{ContractCard, ContractRef, ContractSpec, NoChunk, TaskContract, Violations},
     error::Failure,
-    json,
+    json::{self, RawJson},
 };
 
 /// A goal in words: the contract that `POST /tasks` takes by default.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskRequest {
     /// 1 to 10 000 characters.
@@ -27,24 +27,34 @@ pub struct TaskRequest {
     /// What must hold at the end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub acceptance_criteria: Vec<String>,
-    /// Whatever else the work needs to know.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub context: Map<String, Value>,
+    /// Whatever else the work needs to know: an object.
+    #[serde(default = "RawJson::object", skip_serializing_if = "RawJson::is_empty_object")]
+    #[schemars(with = "Map<String, Value>")]
+    pub context: RawJson,
     /// How urgent it is.
     #[serde(default)]
     pub priority: Priority,
     /// What it may use up.
     #[serde(default)]
     pub budget: TaskBudget,
-    /// Kept with the task, and not read.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub metadata: Map<String, Value>,
+    /// An object that is stored with the task, and not read.
+    #[serde(default = "RawJson::object", skip_serializing_if = "RawJson::is_empty_object")]
+    #[schemars(with = "Map<String, Value>")]
+    pub metadata: RawJson,
 }
 
 impl TaskRequest {
     /// A goal, and nothing else said.
     pub fn new(goal: impl Into<String>) -> Self {
-        Self { goal: goal.into(), ..Self::default() }
+        Self {
+            goal: goal.into(),
+            constraints: Vec::new(),
+            acceptance_criteria: Vec::new(),
+            context: RawJson::object(),
+            priority: Priority::default(),
+            budget: TaskBudget::default(),
+            metadata: RawJson::object(),
+        }
     }
 }
 
@@ -63,6 +73,11 @@ impl TaskContract for TaskRequest {
         }
         if self.goal.chars().nth(10_000).is_some() {
             violations.push("goal", "is longer than 10000 characters");
+        }
+        for (field, json) in [("context", &self.context), ("metadata", &self.metadata)] {
+            if !json.is_object() {
+                violations.push(field, "is not an object");
+            }
         }
         if let Err(more) = self.budget.check() {
             violations.extend(more);
@@ -132,7 +147,7 @@ impl TaskBudget {
         Self { max_tokens: tokens, max_cost_dollars: cost.map(Cost::dollars), ..self }
     }
 
-    /// The time limit.
+    /// How long it may run.
     pub fn time(&self) -> Option<Duration> {
         self.max_time_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
     }
@@ -145,15 +160,15 @@ pub struct Submission {
     /// What is asked.
     pub contract: ContractRef,
     /// The contract's JSON.
-    pub input: Value,
+    pub input: RawJson,
     /// The goal in words, where there is one.
     pub goal: Option<String>,
     /// How urgent it is.
     pub priority: Priority,
-    /// What it may use up.
+    /// What it may use.
     pub budget: TaskBudget,
-    /// Kept with the task, and not read.
-    pub metadata: Map<String, Value>,
+    /// An object that is stored with the task, and not read.
+    pub metadata: RawJson,
 }
 
 /// The body that names its contract.
@@ -162,26 +177,26 @@ pub struct Submission {
 struct Named {
     contract: ContractRef,
     #[serde(default)]
-    input: Value,
+    input: RawJson,
     #[serde(default)]
     priority: Priority,
     #[serde(default)]
     budget: TaskBudget,
-    #[serde(default)]
-    metadata: Map<String, Value>,
+    #[serde(default = "RawJson::object")]
+    metadata: RawJson,
 }
 
 impl Submission {
-    /// A task that runs `task`.
+    /// A task that runs `input`.
     ///
     /// # Errors
     /// [`InvalidSubmission`] when it cannot be written as JSON.
-    pub fn of<C: TaskContract>(task: &C) -> Result<Self, InvalidSubmission> {
-        let input = serde_json::to_value(task).map_err(InvalidSubmission)?;
+    pub fn of<C: TaskContract>(input: &C) -> Result<Self, InvalidSubmission> {
+        let input = RawJson::of(input).map_err(InvalidSubmission)?;
         if C::SPEC.reference() == TaskRequest::SPEC.reference()
-            && let Ok(request) = serde_json::from_value::<TaskRequest>(input.clone())
+            && let Ok(request) = input.read::<TaskRequest>()
         {
-            return Ok(Self::from(request).with_input(input));
+            return Ok(Self::of_request(&request, input));
         }
         Ok(Self {
             contract: C::SPEC.reference(),
@@ -189,8 +204,19 @@ impl Submission {
             goal: None,
             priority: Priority::default(),
             budget: TaskBudget::default(),
-            metadata: Map::new(),
+            metadata: RawJson::object(),
         })
+    }
+
+    fn of_request(request: &TaskRequest, input: RawJson) -> Self {
+        Self {
+            contract: TaskRequest::SPEC.reference(),
+            goal: Some(request.goal.clone()),
+            priority: request.priority,
+            budget: request.budget,
+            metadata: request.metadata.clone(),
+            input,
+        }
     }
 
     /// Reads the body of `POST /tasks`: a goal, or a contract with its input.
@@ -211,25 +237,40 @@ impl Submission {
         }
         let Named { contract, input, priority, budget, metadata } = json::read_input(body)?;
         budget.check().map_err(Failure::invalid)?;
+        if !metadata.is_object() {
+            return Err(Failure::invalid(Violations::one("metadata", "is not an object")));
+        }
         Ok(Self { contract, input, goal: None, priority, budget, metadata })
     }
 
     /// The body of `POST /tasks` that asks for this.
-    pub fn to_json(&self) -> Value {
+    pub fn to_json(&self) -> RawJson {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            contract: &'a ContractRef,
+            input: &'a RawJson,
+            priority: Priority,
+            budget: &'a TaskBudget,
+            metadata: &'a RawJson,
+        }
         if self.contract == TaskRequest::SPEC.reference() {
             return self.input.clone();
         }
-        serde_json::json!({
-            "contract": self.contract, "input": self.input, "priority": self.priority,
-            "budget": self.budget, "metadata": self.metadata,
-        })
+        let Self { contract, input, priority, budget, metadata, .. } = self;
+        let body = Body { contract, input, priority: *priority, budget, metadata };
+        // All of it was JSON already, or is written by plain derives.
+        RawJson::of(&body).unwrap_or_default()
     }
 
-    /// Replaces the contract's JSON; a goal follows it.
+    /// Replaces the contract's JSON; a goal in words follows it.
     #[must_use]
-    pub fn with_input(mut self, input: Value) -> Self {
+    pub fn with_input(mut self, input: RawJson) -> Self {
+        #[derive(Deserialize)]
+        struct Goal {
+            goal: String,
+        }
         if self.goal.is_some() {
-            self.goal = input.get("goal").and_then(Value::as_str).map(str::to_owned);
+            self.goal = input.read::<Goal>().ok().map(|read| read.goal);
         }
         self.input = input;
         self
@@ -239,27 +280,37 @@ impl Submission {
     #[must_use]
     pub fn with_priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
+        self.in_request("priority", RawJson::of(&priority));
         self
     }
 
-    /// Sets what it may use up.
+    /// Sets what it may use.
     #[must_use]
     pub fn with_budget(mut self, budget: TaskBudget) -> Self {
         self.budget = budget;
+        self.in_request("budget", RawJson::of(&budget));
         self
+    }
+
+    /// A goal in words has priority and budget in its own JSON: what is set here has to travel there.
+    fn in_request(&mut self, field: &str, value: Result<RawJson, serde_json::Error>) {
+        if self.contract != TaskRequest::SPEC.reference() {
+            return;
+        }
+        if let (Ok(mut fields), Ok(value)) = (self.input.read::<BTreeMap<String, RawJson>>(), value) {
+            fields.insert(field.to_owned(), value);
+            if let Ok(input) = RawJson::of(&fields) {
+                self.input = input;
+            }
+        }
     }
 }
 
 impl From<TaskRequest> for Submission {
     fn from(request: TaskRequest) -> Self {
-        Self {
-            contract: TaskRequest::SPEC.reference(),
-            goal: Some(request.goal.clone()),
-            priority: request.priority,
-            budget: request.budget,
-            metadata: request.metadata.clone(),
-            input: serde_json::to_value(request).unwrap_or_default(),
-        }
+        // Plain text, numbers and raw JSON: it is always written.
+        let input = RawJson::of(&request).unwrap_or_default();
+        Self::of_request(&request, input)
     }
 }
 
@@ -267,3 +318,42 @@ impl From<TaskRequest> for Submission {
 #[derive(Debug, thiserror::Error)]
 #[error("the task cannot be written as JSON")]
 pub struct InvalidSubmission(#[source] serde_json::Error);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_on_a_submission_travels() {
+        let budget = TaskBudget { max_tokens: Some(50), ..TaskBudget::default() };
+        let sent =
+            Submission::from(TaskRequest::new("goal")).with_budget(budget).with_priority(Priority::High);
+        let read = Submission::from_json(sent.to_json().as_str().as_bytes()).unwrap();
+        assert_eq!((read.budget, read.priority), (budget, Priority::High));
+        assert_eq!(read, sent);
+    }
+
+    #[test]
+    fn context_and_metadata_are_objects() {
+        for (field, body) in [
+            ("context", r#"{"goal":"g","context":[1]}"#),
+            ("metadata", r#"{"goal":"g","metadata":null}"#),
+            ("metadata", r#"{"contract":"a.b","input":{},"metadata":7}"#),
+        ] {
+            let failure = Submission::from_json(body.as_bytes()).unwrap_err();
+            assert_eq!(failure.violations.iter().next().unwrap().path, field, "{body}");
+        }
+    }
+
+    #[test]
+    fn amounts_that_are_none_are_refused() {
+        for budget in [
+            TaskBudget { max_cost_dollars: Some(-1.0), ..TaskBudget::default() },
+            TaskBudget { max_cost_dollars: Some(f64::NAN), ..TaskBudget::default() },
+            TaskBudget { max_cost_dollars: Some(1e300), ..TaskBudget::default() },
+            TaskBudget { max_time_seconds: Some(0.0), ..TaskBudget::default() },
+        ] {
+            assert!(budget.check().is_err(), "{budget:?}");
+        }
+    }
+}

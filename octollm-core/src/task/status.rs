@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Where a task stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum TaskStatus {
     /// Waits for a brain. Becomes processing, or cancelled, or failed where it cannot be run at all.
     Queued,
@@ -18,10 +19,13 @@ pub enum TaskStatus {
     Failed,
     /// Was given up on request. Final.
     Cancelled,
+    /// A status that this version does not know, of another service. Not final.
+    #[serde(other)]
+    Unknown,
 }
 
 impl TaskStatus {
-    /// Every status there is.
+    /// Every status that a task of this version can have.
     pub const ALL: [Self; 5] =
         [Self::Queued, Self::Processing, Self::Completed, Self::Failed, Self::Cancelled];
 
@@ -48,6 +52,7 @@ impl TaskStatus {
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -79,4 +84,17 @@ pub struct IllegalTransition {
     pub from: TaskStatus,
     /// Where it was to go.
     pub to: TaskStatus,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_of_a_later_version_is_not_final() {
+        let status: TaskStatus = serde_json::from_str("\"input_required\"").unwrap();
+        assert_eq!(status, TaskStatus::Unknown);
+        assert!(!status.is_finished() && TaskStatus::ALL.iter().all(|next| !status.may_become(*next)));
+        assert!("unknown".parse::<TaskStatus>().is_err(), "nobody asks for it");
+    }
 }

@@ -30,7 +30,7 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 
 fn over(arms: &Local, store: &Arc<Trouble>) -> BrainBuilder {
-    let builder = Brain::builder().task::<Compute>(Computer).arms(arms.clone());
+    let builder = Brain::builder().arm::<Compute>(Computer).arms(arms.clone());
     builder.store(store.clone()).clock(Clock::runtime())
 }
 
@@ -42,7 +42,7 @@ async fn a_listener_that_never_reads_holds_up_no_task() {
         bus.publish(Event::new("task.queued", "test", json!(null)).unwrap()).await.unwrap();
     }
     let arms = Local::new();
-    let brain = Brain::builder().task::<Compute>(Computer).arms(arms.clone()).bus(bus).build();
+    let brain = Brain::builder().arm::<Compute>(Computer).arms(arms.clone()).bus(bus).build().unwrap();
     let task = timeout(30 * SECOND, run(&brain, compute(4))).await.expect("the task is held up");
     assert_eq!(task.status, TaskStatus::Completed);
     arms.hang("number.double");
@@ -56,7 +56,7 @@ async fn a_listener_that_never_reads_holds_up_no_task() {
 async fn a_run_that_panics_gives_its_place_back() {
     let (arms, store) = (Local::new(), Trouble::new());
     let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
-    let brain = over(&arms, &store).build_with(config).unwrap();
+    let brain = over(&arms, &store).config(config).build().unwrap();
     store.fails(|operation, _| {
         assert!(operation != "journal", "the store panics");
         None
@@ -72,28 +72,31 @@ async fn a_run_that_panics_gives_its_place_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_forgotten_before_the_task_may_be_taken() {
+async fn a_rerun_that_was_not_stored_changes_nothing() {
     let (arms, store) = (Local::new(), Trouble::new());
-    let brain = over(&arms, &store).build();
+    let brain = over(&arms, &store).build().unwrap();
     arms.fail("number.double");
     let id = run(&brain, compute(4)).await.task_id;
     arms.heal();
-    store.fails(|operation, _| (operation == "forget_failures").then(away));
-    assert_eq!(brain.rerun(&id, &anyone()).await.unwrap_err().kind, ErrorKind::Unavailable);
-    assert_eq!(brain.get(&id, &anyone()).await.unwrap().status, TaskStatus::Failed, "nothing was run");
+    store.fails(|operation, _| (operation == "commit").then(away));
+    let refused = brain.rerun(&id, None, &anyone()).await.unwrap_err();
+    assert_eq!((refused.kind, refused.may_have_executed), (ErrorKind::Unavailable, true));
     store.fails(|_, _| None);
-    brain.rerun(&id, &anyone()).await.unwrap();
+    assert_eq!(brain.get(&id, &anyone()).await.unwrap().status, TaskStatus::Failed, "nothing was run");
+    let journal = brain.journal(&id, &anyone()).await.unwrap();
+    assert_eq!(journal.len(), 2, "and nothing was discarded");
+    brain.rerun(&id, None, &anyone()).await.unwrap();
     assert_eq!(end_of(&brain, &id).await.status, TaskStatus::Completed);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_cancellation_that_was_not_written_is_no_ok() {
     let (arms, store) = (Local::new(), Trouble::new());
-    let brain = over(&arms, &store).build();
+    let brain = over(&arms, &store).build().unwrap();
     arms.hang("number.double");
     let id = brain.submit(compute(4), &anyone()).await.unwrap().task_id;
     tokio::time::sleep(SECOND).await;
-    store.fails(|operation, _| (operation == "update").then(away));
+    store.fails(|operation, _| (operation == "commit").then(away));
     let refused = brain.cancel(&id, &anyone()).await;
     assert_eq!(refused.map(|task| task.status).map_err(|e| e.kind), Err(ErrorKind::Unavailable));
     store.fails(|_, _| None);
@@ -103,10 +106,10 @@ async fn a_cancellation_that_was_not_written_is_no_ok() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_away_for_a_moment_loses_no_result() {
     let (arms, store) = (Local::new(), Trouble::new());
-    let brain = over(&arms, &store).build();
+    let brain = over(&arms, &store).build().unwrap();
     let mut times = 0..2;
     store.fails(move |operation, record| {
-        let ends = operation == "update" && record.is_some_and(|record| record.task.status.is_finished());
+        let ends = operation == "commit" && record.is_some_and(|record| record.status().is_finished());
         (ends && times.next().is_some()).then(away)
     });
     let begun = Instant::now();
@@ -117,7 +120,7 @@ async fn a_store_that_is_away_for_a_moment_loses_no_result() {
 #[tokio::test(start_paused = true)]
 async fn what_is_accepted_while_the_brain_closes_is_told_so() {
     let (arms, store) = (Local::new(), Trouble::new());
-    let brain = over(&arms, &store).build();
+    let brain = over(&arms, &store).build().unwrap();
     store.slow(SECOND);
     let submitted = tokio::spawn({
         let brain = brain.clone();
@@ -128,7 +131,7 @@ async fn what_is_accepted_while_the_brain_closes_is_told_so() {
     store.slow(Duration::ZERO);
     // It is in the store, where another brain takes it: told otherwise, the caller would submit it again.
     let task = submitted.await.unwrap().expect("it was accepted");
-    let next = over(&arms, &store).build();
+    let next = over(&arms, &store).build().unwrap();
     assert_eq!(next.recover().await.unwrap(), 1);
     assert_eq!(end_of(&next, &task.task_id).await.status, TaskStatus::Completed);
 }
@@ -161,8 +164,8 @@ async fn a_slow_store_costs_a_brain_with_many_tasks_no_lease() {
     store.slow(Duration::from_millis(100));
     let config = BrainConfig { lease: 6 * SECOND, ..BrainConfig::default() };
     let make = || {
-        let builder = Brain::builder().task::<Compute>(Long(running.clone())).store(store.clone());
-        builder.clock(Clock::runtime()).build_with(config.clone()).unwrap()
+        let builder = Brain::builder().arm::<Compute>(Long(running.clone())).store(store.clone());
+        builder.clock(Clock::runtime()).config(config.clone()).build().unwrap()
     };
     let (one, two) = (make(), make());
     let mut ids = Vec::new();
@@ -188,13 +191,13 @@ async fn a_task_that_is_run_again_at_the_news_of_its_failure_does_not_wait() {
         bus.publish(Event::new("task.failed", "test", json!(null)).unwrap()).await.unwrap();
     }
     while matches!(timeout(SECOND, failed.next()).await, Ok(Some(_))) {}
-    let brain = Brain::builder().task::<Compute>(Computer).arms(arms.clone()).bus(bus).build();
+    let brain = Brain::builder().arm::<Compute>(Computer).arms(arms.clone()).bus(bus).build().unwrap();
     arms.fail("number.double");
     let id = brain.submit(compute(4), &anyone()).await.unwrap().task_id;
     let Some(Signal::Event(_)) = failed.next().await else { panic!("no event") };
     arms.heal();
     let begun = Instant::now();
-    brain.rerun(&id, &anyone()).await.unwrap();
+    brain.rerun(&id, None, &anyone()).await.unwrap();
     assert_eq!(end_of(&brain, &id).await.status, TaskStatus::Completed);
     assert!(begun.elapsed() < 5 * SECOND, "{:?}", begun.elapsed());
 }
@@ -210,8 +213,8 @@ async fn a_long_queue_is_taken_over_as_fast_as_it_is_worked_off() {
     }
     one.close().await;
     arms.heal();
-    let two = Brain::builder().task::<Compute>(Computer).arms(arms.clone()).store(store.clone());
-    let two = two.clock(Clock::runtime()).build();
+    let two = Brain::builder().arm::<Compute>(Computer).arms(arms.clone()).store(store.clone());
+    let two = two.clock(Clock::runtime()).build().unwrap();
     two.recover().await.unwrap();
     let begun = Instant::now();
     let last = end_of(&two, ids.last().unwrap()).await;

@@ -20,8 +20,8 @@ use crate::support::{Compute, Double, Increment, Local, anyone, compute, end_of,
 const SECOND: Duration = Duration::from_secs(1);
 
 fn brain_with(arm: impl Arm<Compute>, arms: &Local, store: &Arc<MemoryStore>) -> Brain {
-    let builder = Brain::builder().task::<Compute>(arm).arms(arms.clone());
-    builder.store(store.clone()).clock(Clock::runtime()).build()
+    let builder = Brain::builder().arm::<Compute>(arm).arms(arms.clone());
+    builder.store(store.clone()).clock(Clock::runtime()).build().unwrap()
 }
 
 /// Answers what it could get.
@@ -30,7 +30,7 @@ struct Tolerant;
 #[async_trait]
 impl Arm<Compute> for Tolerant {
     async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let answers = cx.call_each((0..3).map(|_| Double { number: task.number })).await;
+        let answers = cx.call_all((0..3).map(|_| Double { number: task.number })).each().await;
         Ok(answers.into_iter().flatten().sum())
     }
 }
@@ -79,8 +79,8 @@ impl Arm<Compute> for Brittle {
 async fn a_panic_while_an_arm_is_dropped_ends_its_task_all_the_same() {
     let (arms, store) = (Local::new(), shared_store());
     let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
-    let builder = Brain::builder().task::<Compute>(Brittle).arms(arms).store(store);
-    let brain = builder.clock(Clock::runtime()).build_with(config).unwrap();
+    let builder = Brain::builder().arm::<Compute>(Brittle).arms(arms).store(store);
+    let brain = builder.clock(Clock::runtime()).config(config).build().unwrap();
     let first = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
     let second = brain.submit(compute(2), &anyone()).await.unwrap().task_id;
     tokio::time::sleep(SECOND).await;
@@ -148,8 +148,8 @@ async fn a_cursor_of_an_earlier_run_does_not_hang() {
     let (arms, store) = (Local::new(), shared_store());
     arms.hang("number.double");
     let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
-    let builder = Brain::builder().task::<Compute>(Tolerant).arms(arms.clone()).store(store);
-    let brain = builder.clock(Clock::runtime()).build_with(config).unwrap();
+    let builder = Brain::builder().arm::<Compute>(Tolerant).arms(arms.clone()).store(store);
+    let brain = builder.clock(Clock::runtime()).config(config).build().unwrap();
     let first = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
     let second = brain.submit(compute(2), &anyone()).await.unwrap().task_id;
     let mut updates = brain.watch(&second, Some(100), &anyone()).await.unwrap();

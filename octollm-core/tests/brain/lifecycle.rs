@@ -41,8 +41,12 @@ async fn the_bus_is_told_each_transition() {
     let arms = Local::new();
     let bus = Arc::new(MemoryBus::new());
     let mut events = bus.subscribe("events:task:*".parse().unwrap(), Overflow::DropOldest(64)).await.unwrap();
-    let brain =
-        Brain::builder().task::<Compute>(crate::support::Computer).arms(arms).bus(bus.clone()).build();
+    let brain = Brain::builder()
+        .arm::<Compute>(crate::support::Computer)
+        .arms(arms)
+        .bus(bus.clone())
+        .build()
+        .unwrap();
     let task = run(&brain, compute(1)).await;
     bus.close();
     let mut seen = Vec::new();
@@ -71,9 +75,15 @@ async fn who_watches_sees_every_update_once() {
     let last = updates.next().await.unwrap();
     assert!(last.is_last() && last.seq() == 3);
     assert!(updates.next().await.is_none());
-    // Who comes late is told the end.
-    let mut late = brain.watch(&id, None, &anyone()).await.unwrap();
-    assert!(late.next().await.unwrap().is_last());
+    // Who comes late reads the same, and who has read some of it the rest.
+    for (after, expected) in [(None, vec![1, 2, 3]), (Some(1), vec![2, 3]), (Some(3), vec![])] {
+        let mut late = brain.watch(&id, after, &anyone()).await.unwrap();
+        let mut seen = Vec::new();
+        while let Some(update) = late.next().await {
+            seen.push(update.seq());
+        }
+        assert_eq!(seen, expected);
+    }
 }
 
 struct Stuck(Arc<AtomicBool>);
@@ -96,7 +106,7 @@ impl Arm<TaskRequest> for Stuck {
 
 fn stuck() -> (Brain, Arc<AtomicBool>) {
     let dropped = Arc::new(AtomicBool::new(false));
-    (Brain::builder().task::<TaskRequest>(Stuck(dropped.clone())).build(), dropped)
+    (Brain::builder().arm::<TaskRequest>(Stuck(dropped.clone())).build().unwrap(), dropped)
 }
 
 async fn running(brain: &Brain, goal_text: &str) -> octollm_core::id::TaskId {
@@ -138,7 +148,7 @@ impl Arm<TaskRequest> for Panics {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_is_a_failed_task_and_tells_nothing() {
-    let brain = Brain::builder().task::<TaskRequest>(Panics).build();
+    let brain = Brain::builder().arm::<TaskRequest>(Panics).build().unwrap();
     let task = run(&brain, goal("anything")).await;
     let error = task.error.unwrap();
     assert_eq!(error.kind, ErrorKind::ArmPanicked);
@@ -160,12 +170,14 @@ async fn the_urgent_go_first_and_the_queue_is_bounded() {
     let arms = Local::new();
     let config = BrainConfig { max_running: 1, max_queued: 2, ..BrainConfig::default() };
     let brain = Brain::builder()
-        .task::<Compute>(crate::support::Computer)
+        .arm::<Compute>(crate::support::Computer)
         .arms(arms.clone())
-        .build_with(config)
+        .config(config)
+        .build()
         .unwrap();
     arms.hang("number.increment");
     let first = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
+    brain.watch(&first, None, &anyone()).await.unwrap().next().await.expect("it runs");
     let low = brain.submit(compute(2).with_priority(Priority::Low), &anyone()).await.unwrap().task_id;
     let high = brain.submit(compute(3).with_priority(Priority::Critical), &anyone()).await.unwrap().task_id;
     let refused = brain.submit(compute(4), &anyone()).await.unwrap_err();
@@ -181,7 +193,7 @@ async fn the_urgent_go_first_and_the_queue_is_bounded() {
 async fn a_queued_task_can_be_cancelled() {
     let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
     let dropped = Arc::new(AtomicBool::new(false));
-    let brain = Brain::builder().task::<TaskRequest>(Stuck(dropped)).build_with(config).unwrap();
+    let brain = Brain::builder().arm::<TaskRequest>(Stuck(dropped)).config(config).build().unwrap();
     running(&brain, "first").await;
     let second = brain.submit(goal("second"), &anyone()).await.unwrap().task_id;
     let mut updates = brain.watch(&second, None, &anyone()).await.unwrap();
@@ -209,7 +221,7 @@ async fn progress_before_the_first_wait_is_told() {
     for _ in 0..50 {
         let bus = MemoryBus::new();
         let mut events = heard(&bus, "events:task:progress").await;
-        let brain = Brain::builder().task::<TaskRequest>(Chatty).bus(bus).build();
+        let brain = Brain::builder().arm::<TaskRequest>(Chatty).bus(bus).build().unwrap();
         brain.submit(goal("talk"), &anyone()).await.unwrap();
         assert!(matches!(events.next().await, Some(Signal::Event(_))));
     }
@@ -221,7 +233,7 @@ async fn the_bus_is_told_of_a_task_that_is_cancelled_while_it_waits() {
     let mut events = heard(&bus, "events:task:cancelled").await;
     let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
     let stuck = Stuck(Arc::new(AtomicBool::new(false)));
-    let brain = Brain::builder().task::<TaskRequest>(stuck).bus(bus).build_with(config).unwrap();
+    let brain = Brain::builder().arm::<TaskRequest>(stuck).bus(bus).config(config).build().unwrap();
     running(&brain, "first").await;
     let second = brain.submit(goal("second"), &anyone()).await.unwrap().task_id;
     brain.cancel(&second, &anyone()).await.unwrap();
@@ -244,7 +256,8 @@ impl Arm<crate::support::Increment> for Spends {
 async fn what_a_failed_call_used_up_is_used_up() {
     let mut arm = octollm_core::dispatcher::Dispatcher::new("spender");
     arm.serve::<crate::support::Increment>(Spends);
-    let brain = Brain::builder().task::<Compute>(crate::support::Computer).arms(Local::of(arm)).build();
+    let brain =
+        Brain::builder().arm::<Compute>(crate::support::Computer).arms(Local::of(arm)).build().unwrap();
     let task = run(&brain, compute(1)).await;
     assert_eq!(task.metadata.tokens_used, 7);
     assert_eq!(task.error.unwrap().kind, ErrorKind::Unavailable);

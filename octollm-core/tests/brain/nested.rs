@@ -32,8 +32,12 @@ fn nested(arms: &Local) -> (Brain, Brain) {
     let inner = brain(arms);
     let mut arm = Dispatcher::new("computer");
     arm.serve::<Compute>(inner.clone());
-    let outer =
-        Brain::builder().task::<TaskRequest>(Outer).arms(Local::of(arm)).clock(Clock::runtime()).build();
+    let outer = Brain::builder()
+        .arm::<TaskRequest>(Outer)
+        .arms(Local::of(arm))
+        .clock(Clock::runtime())
+        .build()
+        .unwrap();
     (outer, inner)
 }
 

@@ -88,7 +88,7 @@ fn fail_at_random(store: &Trouble, dice: &Dice, failures: u64) {
     let dice = dice.clone();
     store.fails(move |operation, _| match dice.below(100) {
         roll if roll < failures / 2 => Some(away()),
-        roll if roll < failures && operation == "update" => Some(StoreError::Conflict),
+        roll if roll < failures && operation == "commit" => Some(StoreError::Conflict),
         _ => None,
     });
 }
@@ -101,8 +101,8 @@ async fn storm(seed: u64, failures: u64) {
     let clock = Clock::runtime();
     let make = || {
         let arm = Busy(dice.clone(), watched.clone());
-        let builder = Brain::builder().task::<Compute>(arm).arms(arms.clone()).store(store.clone());
-        builder.clock(clock).build_with(config.clone()).unwrap()
+        let builder = Brain::builder().arm::<Compute>(arm).arms(arms.clone()).store(store.clone());
+        builder.clock(clock).config(config.clone()).build().unwrap()
     };
     let mut brains = vec![make(), make()];
     for brain in &brains {
@@ -120,7 +120,7 @@ async fn storm(seed: u64, failures: u64) {
             0 => drop(
                 timeout(Duration::from_secs(20), brain.cancel(id, &anyone())).await.expect("cancel hangs"),
             ),
-            1 => drop(brain.rerun(id, &anyone()).await),
+            1 => drop(brain.rerun(id, None, &anyone()).await),
             2 => {
                 let at = dice.below(2) as usize;
                 timeout(Duration::from_secs(20), brains[at].close()).await.expect("close hangs");

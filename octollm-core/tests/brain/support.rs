@@ -157,7 +157,13 @@ pub(crate) fn brain(arms: &Local) -> Brain {
 }
 
 pub(crate) fn brain_on(arms: &Local, store: Arc<MemoryStore>) -> Brain {
-    Brain::builder().task::<Compute>(Computer).arms(arms.clone()).store(store).clock(Clock::runtime()).build()
+    Brain::builder()
+        .arm::<Compute>(Computer)
+        .arms(arms.clone())
+        .store(store)
+        .clock(Clock::runtime())
+        .build()
+        .unwrap()
 }
 
 pub(crate) fn anyone() -> Context {

@@ -9,17 +9,20 @@ use std::{
 };
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use octollm_core::{
-    contract::ContractRef,
+    event::Event,
     id::TaskId,
-    store::{JournalEntry, MemoryStore, StoreError, TaskFilter, TaskStore},
-    task::TaskRecord,
+    store::{
+        Changes, Claim, Claimed, JournalEntry, MemoryStore, Room, Run, SideEffects, StoreError, TaskFilter,
+        TaskStore, Topic,
+    },
+    task::{TaskRecord, TaskUpdate},
 };
 
 type Fails = dyn FnMut(&str, Option<&TaskRecord>) -> Option<StoreError> + Send;
 
-/// Asks `fails` before each operation: by its name, and for an update with the record that is to be kept.
+/// Asks `fails` before each operation: by its name, and for a change with the record that is to be stored. An operation
+/// that is named with `after ` in front has taken effect by then.
 pub(crate) struct Trouble {
     inner: Arc<MemoryStore>,
     fails: Mutex<Box<Fails>>,
@@ -46,15 +49,19 @@ impl Trouble {
         *self.fails.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(fails);
     }
 
+    fn ask(&self, operation: &str, record: Option<&TaskRecord>) -> Result<(), StoreError> {
+        match (self.fails.lock().unwrap_or_else(PoisonError::into_inner))(operation, record) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
     async fn pass(&self, operation: &str, record: Option<&TaskRecord>) -> Result<(), StoreError> {
         let slow = self.slow.load(Ordering::Relaxed);
         if slow > 0 {
             tokio::time::sleep(Duration::from_millis(slow)).await;
         }
-        match (self.fails.lock().unwrap_or_else(PoisonError::into_inner))(operation, record) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        self.ask(operation, record)
     }
 }
 
@@ -64,9 +71,10 @@ pub(crate) fn away() -> StoreError {
 
 #[async_trait]
 impl TaskStore for Trouble {
-    async fn create(&self, record: TaskRecord) -> Result<(), StoreError> {
+    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
         self.pass("create", Some(&record)).await?;
-        self.inner.create(record).await
+        self.inner.create(record.clone(), effects, room).await?;
+        self.ask("after create", Some(&record))
     }
 
     async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError> {
@@ -74,9 +82,21 @@ impl TaskStore for Trouble {
         self.inner.get(id).await
     }
 
-    async fn update(&self, record: &mut TaskRecord) -> Result<(), StoreError> {
-        self.pass("update", Some(record)).await?;
-        self.inner.update(record).await
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
+        self.pass("commit", Some(&record)).await?;
+        let record = self.inner.commit(record, effects).await?;
+        self.ask("after commit", Some(&record))?;
+        Ok(record)
+    }
+
+    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
+        self.pass("claim", None).await?;
+        self.inner.claim(claim).await
+    }
+
+    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
+        self.pass("renew", None).await?;
+        self.inner.renew(holder, lease, runs).await
     }
 
     async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError> {
@@ -84,28 +104,43 @@ impl TaskStore for Trouble {
         self.inner.list(filter).await
     }
 
-    async fn free(
-        &self,
-        contracts: &[ContractRef],
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<Vec<TaskRecord>, StoreError> {
-        self.pass("free", None).await?;
-        self.inner.free(contracts, now, limit).await
-    }
-
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
         self.pass("journal", None).await?;
         self.inner.journal(id).await
     }
 
-    async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
+    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
         self.pass("append", None).await?;
-        self.inner.append(id, run, entry).await
+        self.inner.append(run, entry).await?;
+        self.ask("after append", None)
     }
 
-    async fn forget_failures(&self, id: &TaskId) -> Result<(), StoreError> {
-        self.pass("forget_failures", None).await?;
-        self.inner.forget_failures(id).await
+    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {
+        self.pass("append_updates", None).await?;
+        self.inner.append_updates(run, updates).await
+    }
+
+    async fn updates_after(
+        &self,
+        id: &TaskId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<TaskUpdate>, StoreError> {
+        self.pass("updates_after", None).await?;
+        self.inner.updates_after(id, after, limit).await
+    }
+
+    async fn pending_events(&self, relay: &str, limit: usize) -> Result<Vec<Event>, StoreError> {
+        self.pass("pending_events", None).await?;
+        self.inner.pending_events(relay, limit).await
+    }
+
+    async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
+        self.pass("published", None).await?;
+        self.inner.published(event_ids).await
+    }
+
+    fn changes(&self, topic: Topic) -> Changes {
+        self.inner.changes(topic)
     }
 }

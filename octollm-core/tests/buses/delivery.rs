@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use octollm_core::bus::engine::Capability;
 use octollm_core::bus::{
-    BusError, Capability, EventBus, MemoryBus, MemoryBusConfig, MemoryDurableBus, MemoryDurableConfig,
-    Overflow,
+    BusError, EventBus, MemoryBus, MemoryBusConfig, MemoryDurableBus, MemoryDurableConfig, Overflow,
 };
 use octollm_core::event::{Event, Pattern};
 use serde_json::json;
@@ -37,7 +37,7 @@ async fn attributes_arrive_as_they_were(bus: impl EventBus) {
             .with_partition_key("k")
             .with_expires_at("9999-01-01T00:00:00Z".parse().unwrap());
         bus.publish(sent.clone()).await.unwrap();
-        assert_eq!(*heard(&mut events).await, sent);
+        assert_eq!(heard(&mut events).await, sent);
     }
 }
 
@@ -68,7 +68,7 @@ async fn limit_holds(bus: impl EventBus) {
 async fn what_is_too_large_is_refused_whole() {
     limit_holds(pub_sub()).await;
     limit_holds(durable()).await;
-    let small = MemoryBusConfig { max_event_bytes: 300 };
+    let small = MemoryBusConfig { max_event_bytes: 300, ..Default::default() };
     limit_holds(MemoryBus::with_config(small).unwrap()).await;
     let small = MemoryDurableConfig { max_event_bytes: 300, ..Default::default() };
     limit_holds(MemoryDurableBus::with_config(small).unwrap()).await;

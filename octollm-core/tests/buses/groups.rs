@@ -1,10 +1,10 @@
 //! Who of a group gets what.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
+use octollm_core::bus::engine::Capability;
 use octollm_core::bus::{
-    BusError, Capability, ConsumeOptions, Consumer, EventBus, GapReason, MemoryDurableBus,
+    Bound, BusError, ConsumeOptions, Consumer, Ended, EventBus, GapReason, MemoryDurableBus,
     MemoryDurableConfig,
 };
 use octollm_core::event::Event;
@@ -13,9 +13,9 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use crate::*;
 
 /// Acknowledges whatever comes and tells of it.
-async fn ack_all(mut consumer: Consumer, seen: UnboundedSender<(Arc<Event>, u32)>) {
+async fn ack_all(mut consumer: Consumer, seen: UnboundedSender<(Event, u32)>) {
     while let Some(Arrival::Delivery(delivery)) = consumer.next().await {
-        let told = (Arc::clone(delivery.event()), delivery.attempt());
+        let told = (delivery.event().clone(), delivery.attempt());
         delivery.ack().await.unwrap();
         if seen.send(told).is_err() {
             return;
@@ -82,7 +82,7 @@ async fn keys_stay_in_order_over_many_members_and_retries() {
         let (mut consumer, seen) = (consumer(&bus).await, seen.clone());
         tokio::spawn(async move {
             while let Some(Arrival::Delivery(delivery)) = consumer.next().await {
-                let event = Arc::clone(delivery.event());
+                let event = delivery.event().clone();
                 if number(&event) % 100 == 99 && delivery.attempt() == 1 {
                     delivery.nack(octollm_core::bus::Nack::retry()).await.unwrap();
                     continue;
@@ -125,12 +125,19 @@ async fn a_new_group_reads_the_history() {
     }
     assert_eq!(number(delivered(&mut late).await.event()), 10);
     assert!(bus.capabilities().claims(Capability::History));
-    assert!(!pub_sub().capabilities().claims(Capability::History));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_without_history_starts_no_group_at_the_beginning() {
+    let bus = plain();
+    let refused = bus.consume(GROUP, all(), options()).await;
+    assert!(matches!(refused, Err(BusError::Unsupported { capability: Capability::History })));
+    assert!(matches!(bus.group(GROUP).await, Err(BusError::UnknownGroup { .. })));
 }
 
 #[tokio::test(start_paused = true)]
 async fn trimmed_history_is_a_gap_first() {
-    let config = MemoryDurableConfig { history: 3, ..Default::default() };
+    let config = MemoryDurableConfig { history: Bound::new(3, 1024), ..Default::default() };
     let bus = MemoryDurableBus::with_config(config).unwrap();
     for number in 0..5 {
         bus.publish(event(number)).await.unwrap();
@@ -145,17 +152,24 @@ async fn trimmed_history_is_a_gap_first() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_group_refuses_the_publisher_and_takes_again() {
-    let config = MemoryDurableConfig { history: 0, max_backlog: 2, ..Default::default() };
+    let backlog = Bound::new(2, 1024);
+    let config = MemoryDurableConfig {
+        max_event_bytes: 300,
+        history: Bound::new(0, 0),
+        backlog,
+        ..Default::default()
+    };
     let bus = MemoryDurableBus::with_config(config).unwrap();
     let mut consumer = consumer(&bus).await;
     bus.publish(event(0)).await.unwrap();
     bus.publish(event(1)).await.unwrap();
     let refused = bus.publish(event(2)).await.unwrap_err();
-    assert!(matches!(refused, BusError::Full { limit: 2 }) && refused.retryable());
+    assert!(matches!(refused, BusError::Full { bound } if bound == backlog) && refused.retryable());
     delivered(&mut consumer).await.ack().await.unwrap();
     bus.publish(event(3)).await.unwrap();
     assert!(bus.remove_group(GROUP).await.unwrap());
     assert!(consumer.next().await.is_none(), "its members end with a group");
+    assert!(matches!(consumer.ended(), Some(Ended::GroupRemoved)));
     assert!(!bus.remove_group(GROUP).await.unwrap());
 }
 
@@ -169,6 +183,6 @@ async fn settings_that_make_no_sense_are_refused() {
     let other = bus.consume(GROUP, pattern("a:b:*"), options()).await;
     assert!(matches!(other, Err(BusError::OtherPatterns { .. })));
     assert!(matches!(bus.group("none").await, Err(BusError::UnknownGroup { .. })));
-    let config = MemoryDurableConfig { max_backlog: 0, ..Default::default() };
+    let config = MemoryDurableConfig { backlog: Bound::new(0, 1024), ..Default::default() };
     assert!(matches!(MemoryDurableBus::with_config(config), Err(BusError::InvalidSetting { .. })));
 }

@@ -1,26 +1,35 @@
-//! What every bus owes its users, held against the buses within one process.
+//! What every bus promises, held against the buses within one process and against one that denies every capability.
 //!
-//! A case that several buses share is one function over the trait; where a bus denies a capability, the case asserts that
-//! it says so.
+//! A case is a function over a fresh bus, and each bus it holds for is given to it; where a bus denies a capability, the
+//! case asserts that it returns `Unsupported`.
 
+mod blocking;
+mod brain;
 mod delivery;
+mod engine;
 mod groups;
 mod overflow;
+mod pairs;
+mod plain;
 mod publish;
 mod settling;
+mod worker;
 
 use std::borrow::Borrow;
-use std::sync::Arc;
 use std::time::Duration;
 
+use octollm_core::bus::engine::Capability;
 use octollm_core::bus::{
-    Arrival, ConsumeOptions, Consumer, Delivery, DurableBus, MemoryBus, MemoryDurableBus, Signal, Start,
-    Subscription,
+    Arrival, ConsumeOptions, Consumer, DeadLetter, Delivery, DurableBus, MemoryBus, MemoryDurableBus, Signal,
+    Start, Subscription,
 };
 use octollm_core::event::{Channel, Event, Pattern};
 use tokio::time::timeout;
 
+use self::plain::PlainBus;
+
 const LEASE: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
 const GROUP: &str = "workers";
 
 fn pub_sub() -> MemoryBus {
@@ -29,6 +38,10 @@ fn pub_sub() -> MemoryBus {
 
 fn durable() -> MemoryDurableBus {
     MemoryDurableBus::new()
+}
+
+fn plain() -> PlainBus {
+    PlainBus::default()
 }
 
 fn pattern(text: &str) -> Pattern {
@@ -52,12 +65,12 @@ fn number(event: &impl Borrow<Event>) -> usize {
     event.borrow().data_as().unwrap()
 }
 
-fn numbers(events: &[Arc<Event>]) -> Vec<usize> {
+fn numbers(events: &[Event]) -> Vec<usize> {
     events.iter().map(number).collect()
 }
 
 /// The next event, which must come without time passing much.
-async fn heard(subscription: &mut Subscription) -> Arc<Event> {
+async fn heard(subscription: &mut Subscription) -> Event {
     match timeout(Duration::from_secs(1), subscription.next()).await {
         Ok(Some(Signal::Event(event))) => event,
         other => panic!("no event but {other:?}"),
@@ -86,8 +99,18 @@ fn options() -> ConsumeOptions {
     ConsumeOptions { start: Start::Beginning, lease: LEASE, ..ConsumeOptions::default() }
 }
 
+/// A consumer of the whole history, or from now on where the bus has none.
 async fn consumer(bus: &impl DurableBus) -> Consumer {
-    bus.consume(GROUP, all(), options()).await.unwrap()
+    consumer_with(bus, options()).await
+}
+
+async fn consumer_with(bus: &impl DurableBus, options: ConsumeOptions) -> Consumer {
+    let start = if bus.capabilities().claims(Capability::History) { Start::Beginning } else { Start::Now };
+    bus.consume(GROUP, all(), ConsumeOptions { start, ..options }).await.unwrap()
+}
+
+async fn dead_letters(bus: &impl DurableBus) -> Vec<DeadLetter> {
+    bus.dead_letters(GROUP, None, 100).await.unwrap()
 }
 
 /// The number of deliveries handed out, and of events that wait.

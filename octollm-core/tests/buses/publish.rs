@@ -1,13 +1,11 @@
 //! What a publisher may ask for.
 
 use octollm_core::bus::{
-    BusError, Capability, Ended, EventBus, MemoryDurableBus, MemoryDurableConfig, Overflow,
+    Bound, BusError, DelayBus, Ended, EventBus, MemoryDurableBus, MemoryDurableConfig, Overflow,
 };
 use tokio::time::{Instant, advance};
 
 use crate::*;
-
-const SECOND: Duration = Duration::from_secs(1);
 
 async fn one_bad_of_a_hundred(bus: impl EventBus) {
     let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
@@ -64,7 +62,6 @@ async fn what_expired_is_not_consumed_but_counted() {
 #[tokio::test(start_paused = true)]
 async fn delayed_is_not_early_and_can_be_taken_back() {
     let bus = durable();
-    assert!(bus.capabilities().claims(Capability::Delay));
     let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
     let mut consumer = consumer(&bus).await;
     let (kept, taken_back) = (event(1), event(2));
@@ -82,21 +79,13 @@ async fn delayed_is_not_early_and_can_be_taken_back() {
 
 #[tokio::test(start_paused = true)]
 async fn delayed_events_are_bounded() {
-    let config = MemoryDurableConfig { max_delayed: 1, ..Default::default() };
+    let delayed = Bound::new(1, 300);
+    let config = MemoryDurableConfig { max_event_bytes: 300, delayed, ..Default::default() };
     let bus = MemoryDurableBus::with_config(config).unwrap();
     bus.publish_after(event(0), SECOND).await.unwrap();
-    assert!(matches!(bus.publish_after(event(1), SECOND).await, Err(BusError::Full { limit: 1 })));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_bus_without_delays_says_so() {
-    let bus = pub_sub();
-    assert!(!bus.capabilities().claims(Capability::Delay));
-    let unsupported = |outcome: Option<BusError>| {
-        assert!(matches!(outcome, Some(BusError::Unsupported { capability: Capability::Delay })));
-    };
-    unsupported(bus.publish_after(event(0), SECOND).await.err());
-    unsupported(bus.cancel_publish("id").await.err());
+    assert!(
+        matches!(bus.publish_after(event(1), SECOND).await, Err(BusError::Full { bound }) if bound == delayed)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,25 +1,13 @@
 //! What becomes of a delivery.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-
-use octollm_core::bus::{BusError, ConsumeOptions, DeadLetter, EventBus, Gap, Handler, Nack};
-use octollm_core::event::Event;
-use tokio::time::{Instant, advance, sleep};
+use octollm_core::bus::{BusError, ConsumeOptions, EventBus, Nack};
+use tokio::time::{Instant, advance};
 
 use crate::*;
 
-const SECOND: Duration = Duration::from_secs(1);
-
-async fn dead_letters(bus: &impl DurableBus) -> Vec<DeadLetter> {
-    bus.dead_letters(GROUP, None, 100).await.unwrap()
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_in_flight_holds_the_second_back_until_the_ack() {
-    let bus = durable();
+async fn one_in_flight_holds_the_second_back(bus: impl DurableBus) {
     let one = ConsumeOptions { max_in_flight: 1, ..options() };
-    let mut consumer = bus.consume(GROUP, all(), one).await.unwrap();
+    let mut consumer = consumer_with(&bus, one).await;
     bus.publish(event(1)).await.unwrap();
     bus.publish(event(2)).await.unwrap();
     let first = delivered(&mut consumer).await;
@@ -29,60 +17,88 @@ async fn one_in_flight_holds_the_second_back_until_the_ack() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_acked_never_comes_again() {
-    let bus = durable();
+async fn one_in_flight_holds_the_second_back_until_the_ack() {
+    one_in_flight_holds_the_second_back(durable()).await;
+    one_in_flight_holds_the_second_back(plain()).await;
+}
+
+async fn acked_never_comes_again(bus: impl DurableBus) {
+    let mut first = consumer(&bus).await;
     bus.publish(event(1)).await.unwrap();
-    delivered(&mut consumer(&bus).await).await.ack().await.unwrap();
+    delivered(&mut first).await.ack().await.unwrap();
+    drop(first);
     nothing(&mut consumer(&bus).await, 2 * LEASE).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_rests_and_holds_nobody_up() {
-    let bus = durable();
+async fn what_is_acked_never_comes_again() {
+    acked_never_comes_again(durable()).await;
+    acked_never_comes_again(plain()).await;
+}
+
+async fn a_retry_waits_for_its_delay(bus: impl DurableBus) {
     let mut consumer = consumer(&bus).await;
     bus.publish(event(1)).await.unwrap();
     bus.publish(event(2)).await.unwrap();
-    let rest = Duration::from_millis(500);
+    let delay = Duration::from_millis(500);
     let nacked = Instant::now();
-    delivered(&mut consumer).await.nack(Nack::retry_after(rest)).await.unwrap();
+    let refused = delivered(&mut consumer).await.nack(Nack::retry_after(delay)).await;
+    if !bus.capabilities().claims(Capability::DelayedNack) {
+        assert!(matches!(refused, Err(BusError::Unsupported { capability: Capability::DelayedNack })));
+        return;
+    }
+    refused.unwrap();
     let other = delivered(&mut consumer).await;
     assert_eq!((number(other.event()), nacked.elapsed()), (2, Duration::ZERO));
     let again = delivered(&mut consumer).await;
     assert_eq!((number(again.event()), again.attempt()), (1, 2));
-    assert!(nacked.elapsed() >= rest && nacked.elapsed() < 2 * rest);
+    assert!(nacked.elapsed() >= delay && nacked.elapsed() < 2 * delay);
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_count_over_nack_crash_and_reclaim() {
-    let bus = durable();
+async fn a_retry_waits_for_its_delay_and_holds_nobody_up() {
+    a_retry_waits_for_its_delay(durable()).await;
+    a_retry_waits_for_its_delay(plain()).await;
+}
+
+async fn attempts_count(bus: impl DurableBus) {
+    let counts = bus.capabilities().claims(Capability::AttemptCounts);
+    let attempt = |number| if counts { number } else { 1 };
     let mut consumer = consumer(&bus).await;
     bus.publish(event(1)).await.unwrap();
     let delivery = delivered(&mut consumer).await;
     assert_eq!(delivery.attempt(), 1);
     delivery.nack(Nack::retry()).await.unwrap();
     let delivery = delivered(&mut consumer).await;
-    assert_eq!(delivery.attempt(), 2);
+    assert_eq!(delivery.attempt(), attempt(2));
     drop(delivery);
     let delivery = delivered_within(&mut consumer, LEASE + SECOND).await;
-    assert_eq!(delivery.attempt(), 3);
+    assert_eq!(delivery.attempt(), attempt(3));
     delivery.release().await.unwrap();
-    assert_eq!(delivered(&mut consumer).await.attempt(), 3, "what was not begun does not count");
+    assert_eq!(delivered(&mut consumer).await.attempt(), attempt(3), "what was not begun does not count");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_attempt_makes_a_dead_letter() {
-    let bus = durable();
-    let mut consumer =
-        bus.consume(GROUP, all(), ConsumeOptions { max_attempts: 3, ..options() }).await.unwrap();
+async fn attempts_count_over_nack_crash_and_reclaim() {
+    attempts_count(durable()).await;
+    attempts_count(plain()).await;
+}
+
+async fn the_last_attempt(bus: impl DurableBus) {
+    let three = ConsumeOptions { max_attempts: 3, ..options() };
+    let mut consumer = consumer_with(&bus, three).await;
     let sent = event(1);
     bus.publish(sent.clone()).await.unwrap();
-    for attempt in 1..=3 {
+    for round in 1..=3 {
         let delivery = delivered_within(&mut consumer, LEASE + SECOND).await;
-        assert_eq!(delivery.attempt(), attempt);
         // The second is lost, not refused.
-        if attempt != 2 {
+        if round != 2 {
             delivery.nack(Nack::retry()).await.unwrap();
         }
+    }
+    if !bus.capabilities().claims(Capability::AttemptCounts) {
+        assert_eq!(number(delivered(&mut consumer).await.event()), 1, "no attempt is the last");
+        return;
     }
     nothing(&mut consumer, 2 * LEASE).await;
     let dead = dead_letters(&bus).await;
@@ -93,8 +109,12 @@ async fn the_last_attempt_makes_a_dead_letter() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropping_ends_it_and_a_dead_letter_needs_no_attempts() {
-    let bus = durable();
+async fn the_last_attempt_makes_a_dead_letter() {
+    the_last_attempt(durable()).await;
+    the_last_attempt(plain()).await;
+}
+
+async fn drop_and_dead_letter(bus: impl DurableBus) {
     let mut consumer = consumer(&bus).await;
     bus.publish(event(1)).await.unwrap();
     bus.publish(event(2)).await.unwrap();
@@ -103,15 +123,17 @@ async fn dropping_ends_it_and_a_dead_letter_needs_no_attempts() {
     nothing(&mut consumer, 2 * LEASE).await;
     let dead = dead_letters(&bus).await;
     assert_eq!(dead.len(), 1);
-    assert_eq!(
-        (number(dead[0].event().unwrap()), dead[0].attempts, dead[0].reason.as_str()),
-        (2, 1, "malformed")
-    );
+    let (number, reason) = (number(dead[0].event().unwrap()), dead[0].reason.as_str());
+    assert_eq!((number, dead[0].attempts, reason), (2, 1, "malformed"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replayed_dead_letter_is_the_same_event_at_attempt_1() {
-    let bus = durable();
+async fn dropping_ends_it_and_a_dead_letter_needs_no_attempts() {
+    drop_and_dead_letter(durable()).await;
+    drop_and_dead_letter(plain()).await;
+}
+
+async fn replayed(bus: impl DurableBus) {
     let mut consumer = consumer(&bus).await;
     for number in 0..2 {
         bus.publish(event(number)).await.unwrap();
@@ -130,8 +152,12 @@ async fn a_replayed_dead_letter_is_the_same_event_at_attempt_1() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_killed_consumers_event_is_at_a_peer_after_the_lease() {
-    let bus = durable();
+async fn a_replayed_dead_letter_is_the_same_event_at_attempt_1() {
+    replayed(durable()).await;
+    replayed(plain()).await;
+}
+
+async fn a_killed_consumer(bus: impl DurableBus) {
     let (mut doomed, mut peer) = (consumer(&bus).await, consumer(&bus).await);
     bus.publish(event(1)).await.unwrap();
     let task = tokio::spawn(async move {
@@ -141,8 +167,15 @@ async fn a_killed_consumers_event_is_at_a_peer_after_the_lease() {
     tokio::task::yield_now().await;
     let taken = Instant::now();
     task.abort();
-    let delivery = delivered_within(&mut peer, LEASE + SECOND).await;
-    assert_eq!((delivery.attempt(), taken.elapsed() >= LEASE), (2, true));
+    delivered_within(&mut peer, LEASE + SECOND).await.ack().await.unwrap();
+    assert!(taken.elapsed() >= LEASE);
+    assert_eq!(owed(&bus).await, (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_consumers_event_is_at_a_peer_after_the_lease() {
+    a_killed_consumer(durable()).await;
+    a_killed_consumer(plain()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,112 +190,75 @@ async fn a_lease_cut_short_wakes_the_peer_that_waits_for_its_end() {
     assert_eq!(waiting.await.unwrap(), 2);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_stale_owner_has_lost_its_lease_and_the_new_one_has_not() {
-    let bus = durable();
+async fn a_stale_owner(bus: impl DurableBus) {
     let (mut slow, mut peer) = (consumer(&bus).await, consumer(&bus).await);
     bus.publish(event(1)).await.unwrap();
     let stale = delivered(&mut slow).await;
     advance(LEASE).await;
     let fresh = delivered(&mut peer).await;
-    assert!(matches!(stale.extend(LEASE).await, Err(BusError::LeaseLost { .. })));
+    let extended = stale.extend(LEASE).await;
+    if bus.capabilities().claims(Capability::LeaseExtension) {
+        assert!(matches!(extended, Err(BusError::LeaseLost { .. })));
+    } else {
+        assert!(matches!(extended, Err(BusError::Unsupported { capability: Capability::LeaseExtension })));
+    }
     let id = stale.event().id().to_owned();
-    assert!(matches!(stale.ack().await, Err(BusError::LeaseLost { event_id }) if event_id == id));
+    let acked = stale.ack().await;
+    if bus.capabilities().claims(Capability::FencedSettling) {
+        assert!(matches!(acked, Err(BusError::LeaseLost { event_id }) if event_id == id));
+    } else {
+        acked.unwrap();
+    }
     fresh.ack().await.unwrap();
+    assert_eq!(owed(&bus).await, (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_consumer_is_cleaned_away_and_nothing_of_it_is_lost() {
-    let bus = durable();
+async fn a_stale_owner_has_lost_its_lease_and_the_new_one_has_not() {
+    a_stale_owner(durable()).await;
+    a_stale_owner(plain()).await;
+}
+
+async fn a_late_owner(bus: impl DurableBus) {
+    let mut slow = consumer(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    let late = delivered(&mut slow).await;
+    advance(2 * LEASE).await;
+    late.ack().await.unwrap();
+    nothing(&mut slow, 2 * LEASE).await;
+    assert_eq!(owed(&bus).await, (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ack_after_the_lease_holds_while_nobody_else_has_the_event() {
+    a_late_owner(durable()).await;
+    a_late_owner(plain()).await;
+}
+
+async fn a_dead_consumer(bus: impl DurableBus) {
     let mut dying = consumer(&bus).await;
     for number in 0..5 {
         bus.publish(event(number)).await.unwrap();
         drop(delivered(&mut dying).await);
     }
     drop(dying);
-    let status = bus.group(GROUP).await.unwrap();
-    assert_eq!((status.members, status.pending), (0, 5));
+    assert_eq!(bus.group(GROUP).await.unwrap().pending, 5);
     let mut peer = consumer(&bus).await;
     for expected in 0..5 {
         let delivery = delivered_within(&mut peer, LEASE + SECOND).await;
-        assert_eq!((number(delivery.event()), delivery.attempt()), (expected, 2));
+        assert_eq!(number(delivery.event()), expected);
         delivery.ack().await.unwrap();
     }
     assert_eq!(owed(&bus).await, (0, 0));
 }
 
-/// Does as its events say.
-#[derive(Clone, Default)]
-struct Scripted {
-    handled: Arc<AtomicU32>,
-}
-
-#[async_trait::async_trait]
-impl Handler for Scripted {
-    async fn handle(&self, event: Arc<Event>, attempt: u32) -> Result<(), Nack> {
-        self.handled.fetch_add(1, Ordering::Relaxed);
-        match event.subject() {
-            Some("panics first") if attempt == 1 => panic!("as told"),
-            Some("fails first") if attempt == 1 => return Err(Nack::retry()),
-            Some("is slow") => sleep(3 * LEASE).await,
-            _ => {}
-        }
-        Ok(())
-    }
-
-    async fn gap(&self, _gap: Gap) {}
-}
-
-async fn handled(subject: &str, time: Duration) -> u32 {
+#[tokio::test(start_paused = true)]
+async fn a_dead_consumer_is_cleaned_away_and_nothing_of_it_is_lost() {
+    a_dead_consumer(durable()).await;
+    a_dead_consumer(plain()).await;
     let bus = durable();
-    let (consumer, handler) = (consumer(&bus).await, Scripted::default());
-    let closer = consumer.closer();
-    let worker = tokio::spawn(consumer.run(handler.clone()));
-    bus.publish(event(1).with_subject(subject)).await.unwrap();
-    sleep(time).await;
-    closer.close().await.unwrap();
-    worker.await.unwrap();
-    assert_eq!(owed(&bus).await, (0, 0));
-    assert!(dead_letters(&bus).await.is_empty());
-    handler.handled.load(Ordering::Relaxed)
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_handler_that_panics_is_a_nack_and_the_worker_lives() {
-    assert_eq!(handled("panics first", SECOND).await, 2);
-    assert_eq!(handled("fails first", SECOND).await, 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_handler_of_three_leases_is_extended_and_runs_once() {
-    assert_eq!(handled("is slow", SECOND).await, 1, "closing waits for what runs");
-}
-
-#[tokio::test(start_paused = true)]
-async fn closing_lets_what_runs_end_and_a_peer_have_the_rest() {
-    let bus = durable();
-    let two = ConsumeOptions { max_in_flight: 2, ..options() };
-    let consumer = bus.consume(GROUP, all(), two).await.unwrap();
-    let closer = consumer.closer();
-    let worker = tokio::spawn(consumer.run(Scripted::default()));
-    for number in 0..5 {
-        bus.publish(event(number).with_subject("is slow")).await.unwrap();
-    }
-    sleep(SECOND).await;
-    let closing = tokio::spawn({
-        let closer = closer.clone();
-        async move { closer.close().await }
-    });
-    let mut peer = crate::consumer(&bus).await;
-    for expected in 2..5 {
-        let delivery = delivered(&mut peer).await;
-        assert_eq!((number(delivery.event()), delivery.attempt()), (expected, 1));
-        delivery.ack().await.unwrap();
-    }
-    closing.await.unwrap().unwrap();
-    worker.await.unwrap();
-    closer.close().await.unwrap();
-    nothing(&mut peer, 2 * LEASE).await;
+    drop(consumer(&bus).await);
+    assert_eq!(bus.group(GROUP).await.unwrap().members, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,10 +1,10 @@
-//! What an arm answered.
+//! What a server answered.
 
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, Response,
+    HeaderMap, Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_TYPE},
 };
 use octollm_core::{
@@ -16,13 +16,37 @@ use serde::de::IgnoredAny;
 use super::foreign;
 use crate::wire;
 
-/// The output, or the failure that the arm reported; and what it used, either way.
-pub(super) fn read(response: Response<Bytes>) -> (Result<Bytes, Failure>, Usage) {
-    let usage = wire::read_usage(response.headers());
-    (output(response), usage)
+/// The output, or the failure that the arm reports; and what was used, either way.
+///
+/// `reads` decides whether an answer without a body is an output.
+pub(super) fn read(
+    response: Response<Bytes>,
+    reads: impl FnOnce(&[u8]) -> Result<(), serde_json::Error>,
+) -> (Result<Bytes, Failure>, Usage) {
+    let (usage, is_readable) = wire::read_usage(response.headers());
+    let read = match output(response, reads) {
+        Ok(_) if !is_readable => {
+            Err(Failure::new(ErrorKind::BadResponse, "the usage in the answer cannot be read"))
+        }
+        read => read,
+    };
+    (read, usage)
 }
 
-fn output(response: Response<Bytes>) -> Result<Bytes, Failure> {
+/// For answers that always have a body.
+pub(super) fn never_nothing(_: &[u8]) -> Result<(), serde_json::Error> {
+    Err(serde::de::Error::custom("an answer is due"))
+}
+
+/// An output that the caller cannot decode.
+pub(super) fn unreadable(error: &serde_json::Error) -> Failure {
+    Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"))
+}
+
+fn output(
+    response: Response<Bytes>,
+    reads: impl FnOnce(&[u8]) -> Result<(), serde_json::Error>,
+) -> Result<Bytes, Failure> {
     let (head, body) = response.into_parts();
     if !head.status.is_success() {
         return Err(foreign::failure(head.status, &head.headers, &body, SystemTime::now()));
@@ -32,11 +56,20 @@ fn output(response: Response<Bytes>) -> Result<Bytes, Failure> {
     if head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         return bad("the answer is in a content coding that was not asked for".into());
     }
+    if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT) && body.is_empty() {
+        return match reads(NOTHING) {
+            Ok(()) => Ok(Bytes::from_static(NOTHING)),
+            Err(_) => bad(format!("answered {} where an output is due", head.status.as_u16())),
+        };
+    }
     if !is_declared_json(&head.headers) && serde_json::from_slice::<IgnoredAny>(&body).is_err() {
         return bad(format!("answered {} with what is not JSON", head.status.as_u16()));
     }
     Ok(body)
 }
+
+/// The output `()`.
+const NOTHING: &[u8] = b"null";
 
 /// Services that send JSON under another name are believed once their answer has been looked through.
 fn is_declared_json(head: &HeaderMap) -> bool {
@@ -57,7 +90,7 @@ mod tests {
     fn what_is_json_by_name_or_by_look_is_an_output() {
         let told = |media_type: &str, body: &'static str| {
             let response = Response::builder().header(CONTENT_TYPE, media_type);
-            read(response.body(Bytes::from(body)).unwrap()).0.map_err(|failure| failure.kind)
+            read(response.body(Bytes::from(body)).unwrap(), |_| Ok(())).0.map_err(|failure| failure.kind)
         };
         for media_type in
             ["application/json", "application/JSON; charset=utf-8", "application/x+json", "text/plain"]
@@ -68,6 +101,33 @@ mod tests {
         assert_eq!(told("text/plain", ""), Err(ErrorKind::BadResponse));
         let packed =
             Response::builder().header(CONTENT_TYPE, "application/json").header(CONTENT_ENCODING, "gzip");
-        assert_eq!(read(packed.body(Bytes::new()).unwrap()).0.unwrap_err().kind, ErrorKind::BadResponse);
+        assert_eq!(
+            read(packed.body(Bytes::new()).unwrap(), |_| Ok(())).0.unwrap_err().kind,
+            ErrorKind::BadResponse
+        );
+    }
+
+    #[test]
+    fn an_answer_without_a_body_is_the_output_that_is_nothing() {
+        let answer = |status: u16| Response::builder().status(status).body(Bytes::new()).unwrap();
+        let unit = |output: &[u8]| serde_json::from_slice::<()>(output);
+        let number = |output: &[u8]| serde_json::from_slice::<u32>(output).map(drop);
+        for status in [204, 205] {
+            assert_eq!(read(answer(status), unit).0.unwrap(), "null");
+            assert_eq!(read(answer(status), number).0.unwrap_err().kind, ErrorKind::BadResponse);
+        }
+        assert_eq!(read(answer(200), unit).0.unwrap_err().kind, ErrorKind::BadResponse);
+    }
+
+    #[test]
+    fn a_usage_that_cannot_be_read_is_a_bad_response_and_what_can_be_is_counted() {
+        let told = |usage: &str| {
+            let response = Response::builder().header(CONTENT_TYPE, "application/json");
+            let response = response.header(wire::names::USAGE, usage).body(Bytes::from("{}")).unwrap();
+            read(response, |_| Ok(()))
+        };
+        assert_eq!(told("tokens=10.0").1, Usage::tokens(10));
+        let (output, usage) = told("tokens=7;cost_usd=abc");
+        assert_eq!((output.unwrap_err().kind, usage), (ErrorKind::BadResponse, Usage::tokens(7)));
     }
 }

@@ -1,27 +1,29 @@
 //! Putting a client together.
 
-use std::{ffi::OsStr, fmt, sync::Arc};
+use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use octollm_core::{
     card::ArmCard,
     contract::{ContractCard, TaskContract},
+    transport::{Call, Reply},
 };
-use tower::{Layer, Service};
+use tower::{BoxError, Layer, Service};
 
 use super::{
     arms::Arms,
-    assembly::Assembly,
-    config::ClientConfig,
-    config_error::{ConfigError, UrlProblem},
-    directory::{ConfiguredArm, Directory},
+    config::{ClientConfig, ConfigError, UrlProblem},
+    directory::Directory,
     endpoint::Endpoint,
-    env,
-    exchange::Exchange,
+    exchange::{Exchange, Exchanger},
     exchange_error::ExchangeError,
     orchestrator_client::OrchestratorClient,
+    pool::Pool,
+    route::ConfiguredArm,
+    stack::{CallLayer, CallService, Carrier, call_layer},
 };
+use crate::io::{Connector, Tcp};
 
 impl Arms {
     /// The arms that environment variables name: each `OCTOLLM_ARM_<ID>=http://host:port`, or several URLs separated
@@ -49,12 +51,47 @@ impl Arms {
     }
 }
 
-/// Puts [`Arms`] together: see [`Arms::builder`]. Mistakes are told by [`build`](Self::build).
+/// Puts [`Arms`] together: see [`Arms::builder`]. Mistakes are reported by [`build`](Self::build).
+///
+/// A call passes the layers added by [`layer`](Self::layer), then an endpoint is chosen, then it passes the layers of
+/// that endpoint, and is written as an HTTP request, which passes those added by [`request_layer`](Self::request_layer).
 #[must_use = "a builder does nothing until it builds"]
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ArmsBuilder {
     arms: Vec<Named>,
-    assembly: Assembly,
+    above: Vec<CallLayer>,
+    below: Vec<CallLayer>,
+    requests: Requests,
+}
+
+/// How requests are sent: limits, connections, and layers from the innermost to the outermost.
+#[derive(Default)]
+struct Requests {
+    config: ClientConfig,
+    connector: Option<Arc<dyn Connector>>,
+    layers: Vec<Wrap>,
+}
+
+type Wrap = Box<dyn FnOnce(Exchanger) -> Exchanger + Send + Sync>;
+
+impl Requests {
+    fn layer<L>(&mut self, layer: L)
+    where
+        L: Layer<Exchange> + Send + Sync + 'static,
+        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<Bytes>>>::Error: Into<ExchangeError>,
+        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
+    {
+        self.layers.push(Box::new(move |inner| inner.layer(&layer)));
+    }
+
+    /// For a client of this number of arms.
+    fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
+        self.config.check()?;
+        let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
+        let plain = Exchanger::Plain(Pool::new(self.config, connector, arms));
+        Ok(self.layers.into_iter().fold(plain, |inner, wrap| wrap(inner)))
+    }
 }
 
 /// An arm with the words that it was given in.
@@ -95,31 +132,59 @@ impl ArmsBuilder {
         mut self,
         variables: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
-        let found = env::read(variables)?.into_iter();
-        self.arms.extend(found.map(|env::ArmVariable { name, arm_id, urls }| Named {
-            name,
-            id: arm_id,
-            urls,
-            serves: None,
-        }));
+        self.arms.extend(arm_variables(variables)?);
         Ok(self)
     }
 
     /// Sets the limits.
     pub fn config(mut self, config: ClientConfig) -> Self {
-        self.assembly.config = config;
+        self.requests.config = config;
         self
     }
 
-    /// Puts a layer around the exchange of each request and its answer: the one added last is the outermost.
+    /// Opens connections through this, in place of TCP.
+    pub fn connector(mut self, connector: impl Connector) -> Self {
+        self.requests.connector = Some(Arc::new(connector));
+        self
+    }
+
+    /// Puts a layer around each call, above the choice of an endpoint: a retry here can reach another endpoint, by way of
+    /// [`Call::avoid`]. The layer added last is the outermost. An error that is no
+    /// [`CallError`](octollm_core::error::CallError) becomes the source of one.
     pub fn layer<L>(mut self, layer: L) -> Self
     where
-        L: Layer<Exchange> + Send + 'static,
+        L: Layer<CallService> + Send + Sync + 'static,
+        L::Service: Service<Call, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Call>>::Error: Into<BoxError>,
+        <L::Service as Service<Call>>::Future: Send + 'static,
+    {
+        self.above.push(call_layer(layer));
+        self
+    }
+
+    /// Puts a layer around the calls to each endpoint, below the choice: it makes one service for each endpoint, which is
+    /// there as long as the endpoint is known. The layer added last is the outermost.
+    pub fn endpoint_layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<CallService> + Send + Sync + 'static,
+        L::Service: Service<Call, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Call>>::Error: Into<BoxError>,
+        <L::Service as Service<Call>>::Future: Send + 'static,
+    {
+        self.below.push(call_layer(layer));
+        self
+    }
+
+    /// Puts a layer around each HTTP request and its answer, those for cards included: to add a header, for example. The
+    /// layer added last is the outermost.
+    pub fn request_layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<Exchange> + Send + Sync + 'static,
         L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
         <L::Service as Service<Request<Bytes>>>::Error: Into<ExchangeError>,
         <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
     {
-        self.assembly.layer(layer);
+        self.requests.layer(layer);
         self
     }
 
@@ -128,15 +193,48 @@ impl ArmsBuilder {
     /// # Errors
     /// A [`ConfigError`] that names what is wrong.
     pub fn build(self) -> Result<Arms, ConfigError> {
-        let time_limit = self.assembly.config.capabilities_timeout;
-        let exchanger = self.assembly.build()?;
+        let time_limit = self.requests.config.capabilities_timeout;
+        let count = self.arms.iter().map(|arm| &arm.id).collect::<HashSet<_>>().len();
+        let exchanger = self.requests.build(count)?;
         let mut arms: Vec<ConfiguredArm> = Vec::new();
         for named in self.arms {
             add(&mut arms, named)?;
         }
-        let directory = Directory::new(arms, exchanger.clone(), time_limit);
-        Ok(Arms::new(exchanger, Arc::new(directory)))
+        let directory = Arc::new(Directory::new(arms, exchanger.clone(), time_limit));
+        let carrier = Carrier::new(&directory, &exchanger, (&self.above, &self.below));
+        Ok(Arms::new(carrier, directory))
     }
+}
+
+impl fmt::Debug for ArmsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArmsBuilder")
+            .field("arms", &self.arms)
+            .field("config", &self.requests.config)
+            .finish_non_exhaustive()
+    }
+}
+
+const PREFIX: &str = "OCTOLLM_ARM_";
+
+/// Reads `OCTOLLM_ARM_<ID>=url[,url]` and passes all others over. In the order of their names: that of an environment
+/// means nothing.
+fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    variables: impl IntoIterator<Item = (K, V)>,
+) -> Result<Vec<Named>, ConfigError> {
+    let mut arms = Vec::new();
+    for (name, value) in variables {
+        let name = name.as_ref().to_string_lossy();
+        let Some(id) = name.strip_prefix(PREFIX) else { continue };
+        let arm_id = id.to_ascii_lowercase().replace('_', "-");
+        let Some(value) = value.as_ref().to_str() else {
+            return Err(ConfigError::NotUtf8 { name: name.into_owned() });
+        };
+        let urls = value.split(',').map(|url| url.trim().to_owned()).collect();
+        arms.push(Named { name: name.into_owned(), id: arm_id, urls, serves: None });
+    }
+    arms.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(arms)
 }
 
 fn add(arms: &mut Vec<ConfiguredArm>, named: Named) -> Result<(), ConfigError> {
@@ -152,7 +250,8 @@ fn add(arms: &mut Vec<ConfiguredArm>, named: Named) -> Result<(), ConfigError> {
         .map_err(|problem| ConfigError::BadUrl { name: name.clone(), problem })?;
     let Some(known) = arms.iter_mut().find(|arm| *arm.id == *id) else {
         let card = serves.map(|contract| with_contract(ArmCard::new(&*id), contract));
-        arms.push(ConfiguredArm { id: id.into(), endpoints, card });
+        let first_site = arms.last().map_or(0, |last| last.first_site + last.endpoints.len());
+        arms.push(ConfiguredArm { id: id.into(), endpoints, first_site, card });
         return Ok(());
     };
     match (&mut known.card, serves) {
@@ -190,7 +289,7 @@ impl OrchestratorClient {
 
     /// The same, with limits and layers of its own.
     pub fn builder(url: impl Into<String>) -> OrchestratorClientBuilder {
-        OrchestratorClientBuilder { url: url.into(), assembly: Assembly::default() }
+        OrchestratorClientBuilder { url: url.into(), requests: Requests::default() }
     }
 }
 
@@ -198,25 +297,32 @@ impl OrchestratorClient {
 #[must_use = "a builder does nothing until it builds"]
 pub struct OrchestratorClientBuilder {
     url: String,
-    assembly: Assembly,
+    requests: Requests,
 }
 
 impl OrchestratorClientBuilder {
     /// Sets the limits.
     pub fn config(mut self, config: ClientConfig) -> Self {
-        self.assembly.config = config;
+        self.requests.config = config;
         self
     }
 
-    /// Puts a layer around the exchange of each request and its answer: the one added last is the outermost.
-    pub fn layer<L>(mut self, layer: L) -> Self
+    /// Opens connections through this, in place of TCP.
+    pub fn connector(mut self, connector: impl Connector) -> Self {
+        self.requests.connector = Some(Arc::new(connector));
+        self
+    }
+
+    /// Puts a layer around each HTTP request and its answer: to add a header, for example. The
+    /// layer added last is the outermost.
+    pub fn request_layer<L>(mut self, layer: L) -> Self
     where
-        L: Layer<Exchange> + Send + 'static,
+        L: Layer<Exchange> + Send + Sync + 'static,
         L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
         <L::Service as Service<Request<Bytes>>>::Error: Into<ExchangeError>,
         <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
     {
-        self.assembly.layer(layer);
+        self.requests.layer(layer);
         self
     }
 
@@ -227,12 +333,35 @@ impl OrchestratorClientBuilder {
     pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
         let bad = |problem| ConfigError::BadUrl { name: "orchestrator".into(), problem };
         let endpoint = Endpoint::parse(&self.url).map_err(bad)?;
-        Ok(OrchestratorClient::assemble(endpoint, self.assembly.build()?))
+        Ok(OrchestratorClient::assemble(endpoint, self.requests.build(1)?))
     }
 }
 
 impl fmt::Debug for OrchestratorClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OrchestratorClientBuilder").field("assembly", &self.assembly).finish_non_exhaustive()
+        // No URL: nobody has looked yet whether it holds credentials.
+        f.debug_struct("OrchestratorClientBuilder")
+            .field("config", &self.requests.config)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_its_own_variables_only() {
+        let arms = arm_variables([
+            ("PATH", "/bin"),
+            ("OCTOLLM_ARM_JUDGE", "http://judge:8103"),
+            ("OCTOLLM_ARM_CODE_REVIEWER", "http://a:1, http://b:2"),
+            ("OCTOLLM_ARMS", "x"),
+        ])
+        .unwrap();
+        assert_eq!(arms.len(), 2);
+        assert_eq!(arms[0].id, "code-reviewer");
+        assert_eq!(arms[0].urls, ["http://a:1", "http://b:2"]);
+        assert_eq!(arms[1].name, "OCTOLLM_ARM_JUDGE");
     }
 }

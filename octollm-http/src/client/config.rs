@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use super::config_error::ConfigError;
-
 /// The limits of a client. Checked when the client is built.
 ///
 /// ```
@@ -15,15 +13,18 @@ use super::config_error::ConfigError;
 pub struct ClientConfig {
     /// How long a connection may take to come about, name lookup included. 5 s.
     pub connect_timeout: Duration,
-    /// How long a server may be silent while it owes an answer. 30 s.
+    /// How long a server may be silent while it owes an answer (default 30 s). Until the answer begins, a contract with a
+    /// time limit beyond 30 s may take that long.
     pub read_idle: Duration,
     /// How long a server may refuse to read while a request is sent. 10 s.
     pub write_idle: Duration,
-    /// How long a call may wait for its turn when all connections are busy. 5 s.
+    /// How long a call may wait for a connection when all are busy (default 5 s).
     pub pool_wait: Duration,
-    /// How many connections are open at a time, to all arms together. 100.
+    /// The most connections that are open at a time, to all arms together (default 100). Where there are several arms, no
+    /// arm has calls on more than half of them. A connection that becomes free goes to a waiting call before it counts as
+    /// idle.
     pub max_connections: usize,
-    /// How many of them are kept open without a call. 20.
+    /// The most of them that stay open without a call (default 20).
     pub max_idle: usize,
     /// After how long without a call one is closed. 15 s: less than servers wait, so that we close first.
     pub idle_timeout: Duration,
@@ -81,6 +82,73 @@ impl ClientConfig {
         }
         Ok(())
     }
+}
+
+/// Settings that make no client. No message repeats a URL: it might hold credentials.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A URL that leads nowhere.
+    #[error("{name}: {problem}")]
+    BadUrl {
+        /// The environment variable, or the arm, that it was given for.
+        name: String,
+        /// What is wrong with it.
+        problem: UrlProblem,
+    },
+    /// An arm id other than lower-case letters, digits and dashes, beginning with a letter.
+    #[error("{name}: not an arm id of lower-case letters, digits and dashes")]
+    BadArmId {
+        /// The environment variable, or the id itself.
+        name: String,
+    },
+    /// Two settings for one arm.
+    #[error("{name}: this arm is set already")]
+    ArmTwice {
+        /// The environment variable, or the arm.
+        name: String,
+    },
+    /// A value that is not UTF-8.
+    #[error("{name}: the value is not UTF-8")]
+    NotUtf8 {
+        /// The environment variable.
+        name: String,
+    },
+    /// A number or a time beyond its range.
+    #[error("{field} is out of range: {allowed}")]
+    OutOfRange {
+        /// The field of the configuration.
+        field: &'static str,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+}
+
+/// What is wrong with a URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UrlProblem {
+    /// There is none.
+    #[error("the URL is empty")]
+    Empty,
+    /// It cannot be parsed.
+    #[error("not a URL such as http://judge-arm:8103")]
+    Malformed,
+    /// It does not begin with `http://`.
+    #[error("the URL has no scheme: write http://host:port")]
+    NoScheme,
+    /// `https`, which this client does not speak yet.
+    #[error("https is not supported yet: put a TLS proxy beside this service, or use http")]
+    TlsNotSupported,
+    /// Any scheme but `http`.
+    #[error("the scheme of the URL is not http")]
+    OtherScheme,
+    /// Credentials belong into tokens.
+    #[error("the URL holds credentials, which would end up in logs: use tokens")]
+    Credentials,
+    /// `?query` or `#fragment`.
+    #[error("the URL has a query or a fragment")]
+    Query,
 }
 
 #[cfg(test)]

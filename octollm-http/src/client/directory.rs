@@ -4,12 +4,15 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use http::{HeaderValue, Request, StatusCode, header::ACCEPT};
+use http::{
+    HeaderValue, Request, StatusCode,
+    header::{ACCEPT, HOST},
+};
 use octollm_core::{
     card::ArmCard,
     contract::{ContractRef, Spec},
@@ -24,19 +27,11 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     endpoint::Endpoint,
     exchange::{Exchanger, Target},
-    route::{self, Drift, Offer, Route},
+    foreign,
+    pool::Terms,
+    route::{self, ConfiguredArm, Drift, Offer, Route},
 };
 use crate::wire;
-
-/// An arm as it was configured.
-#[derive(Debug)]
-pub(super) struct ConfiguredArm {
-    pub(super) id: Arc<str>,
-    /// At least one.
-    pub(super) endpoints: Vec<Endpoint>,
-    /// What it serves, for arms that have no card to show.
-    pub(super) card: Option<ArmCard>,
-}
 
 /// What is known of the arms. It asks them in rounds: at the first call, and when something is not as it was.
 pub(super) struct Directory {
@@ -61,7 +56,7 @@ struct Learned {
     /// Its last card.
     card: Option<ArmCard>,
     /// Why it gave none the last time.
-    trouble: Option<String>,
+    trouble: Option<Failure>,
     /// The last round in which it was asked.
     round: u64,
 }
@@ -81,7 +76,8 @@ const ASKED_AT_ONCE: usize = 32;
 
 impl Directory {
     pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
-        let cards = arms.iter().map(|arm| Learned { card: arm.card.clone(), ..Learned::default() }).collect();
+        let card = |arm: &ConfiguredArm| Some(reached_at(arm.card.clone()?, arm.endpoints.first()));
+        let cards = arms.iter().map(|arm| Learned { card: card(arm), ..Learned::default() }).collect();
         let mut known = Known { routes: HashMap::new(), cards };
         known.routes = routes(&arms, &known.cards);
         Self {
@@ -141,12 +137,13 @@ impl Directory {
     /// The cards of the arms that could be asked the last time.
     pub(super) fn cards(&self) -> Vec<ArmCard> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known
-            .cards
-            .iter()
-            .filter(|learned| learned.trouble.is_none())
-            .filter_map(|learned| learned.card.clone())
-            .collect()
+        let reachable = known.cards.iter().filter(|learned| learned.trouble.is_none());
+        reachable.filter_map(|learned| learned.card.clone()).collect()
+    }
+
+    /// All endpoints of all arms, each in its place.
+    pub(super) fn sites(&self) -> impl Iterator<Item = (&Arc<str>, &Endpoint)> {
+        self.arms.iter().flat_map(|arm| arm.endpoints.iter().map(|endpoint| (&arm.id, endpoint)))
     }
 
     /// Whether caller and arm mean the same by a contract. Told once for each arm.
@@ -204,7 +201,7 @@ impl Directory {
         receiver
     }
 
-    fn learn(&self, arm: usize, answer: Result<ArmCard, String>) {
+    fn learn(&self, arm: usize, answer: Result<ArmCard, Failure>) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let learned = &mut known.cards[arm];
         learned.round = self.round.borrow().number;
@@ -229,25 +226,45 @@ impl Directory {
             .arms
             .iter()
             .zip(&known.cards)
-            .filter_map(|(arm, learned)| Some((&*arm.id, learned.trouble.as_deref()?)))
+            .filter_map(|(arm, learned)| Some((&*arm.id, learned.trouble.as_ref()?)))
             .collect();
-        let mut failure = not_offered("any arm", contract, &offered);
-        if !silent.is_empty() {
-            let named: Vec<_> = silent.iter().map(|(arm, trouble)| format!("{arm} ({trouble})")).collect();
-            let message =
-                format!("{}; these did not tell what they offer: {}", failure.message, named.join(", "));
-            let unreachable: Vec<_> =
-                silent.iter().map(|(arm, trouble)| json!({ "arm": arm, "reason": trouble })).collect();
-            failure = Failure::new(ErrorKind::Unreachable, message);
-            failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
-        }
-        failure
+        let failure = not_offered("any arm", contract, &offered);
+        if silent.is_empty() { failure } else { unknown_without(&silent, &failure.message, &offered) }
     }
+}
+
+/// Why there is no way to a contract where some arms did not show their cards. A retry helps, unless all of them refused
+/// this caller.
+fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[String]) -> Failure {
+    let named: Vec<_> = silent.iter().map(|(arm, trouble)| format!("{arm} ({})", trouble.message)).collect();
+    let message = format!("{not_offered}; these did not show their cards: {}", named.join(", "));
+    let unreachable: Vec<_> =
+        silent.iter().map(|(arm, trouble)| json!({ "arm": arm, "reason": trouble.message })).collect();
+    let refused = |(_, trouble): &(&str, &Failure)| is_refusal(trouble.kind);
+    let kind = match silent.first() {
+        Some((_, trouble)) if silent.iter().all(refused) => trouble.kind,
+        _ => ErrorKind::Unreachable,
+    };
+    let mut failure = Failure::new(kind, message).before_execution();
+    failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
+    failure
+}
+
+fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unauthenticated | ErrorKind::InsufficientScope)
+}
+
+/// A card that names no endpoint is completed with the one by which its arm is reached.
+fn reached_at(mut card: ArmCard, endpoint: Option<&Endpoint>) -> ArmCard {
+    if card.endpoint.is_none() {
+        card.endpoint = endpoint.map(|endpoint| endpoint.as_str().to_owned());
+    }
+    card
 }
 
 fn routes(arms: &[ConfiguredArm], cards: &[Learned]) -> HashMap<ContractRef, Arc<Route>> {
     let known = arms.iter().zip(cards);
-    route::all(known.filter_map(|(arm, learned)| Some((&arm.id, &*arm.endpoints, learned.card.as_ref()?))))
+    route::all(known.filter_map(|(arm, learned)| Some((arm, learned.card.as_ref()?))))
 }
 
 /// Ends the round however its task ends.
@@ -266,7 +283,7 @@ async fn ask_all(round: RunningRound) {
     let mut answers: FuturesUnordered<_> = waiting.by_ref().take(ASKED_AT_ONCE).map(one).collect();
     while let Some((position, answer)) = answers.next().await {
         if let Err(trouble) = &answer {
-            tracing::warn!(arm = %directory.arms[position].id, trouble, "the arm did not tell what it offers");
+            tracing::warn!(arm = %directory.arms[position].id, %trouble, "the arm did not show its card");
         }
         directory.learn(position, answer);
         answers.extend(waiting.next().map(one));
@@ -275,51 +292,62 @@ async fn ask_all(round: RunningRound) {
 
 /// Asks the URLs of one arm: the next one as soon as one fails, or is silent for its share of the time limit, since
 /// one that leads nowhere must not hide the others.
-async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, String> {
+async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, Failure> {
     let limit = directory.time_limit;
     let share = limit / u32::try_from(arm.endpoints.len()).unwrap_or(u32::MAX);
     let asking = async {
-        let mut trouble = String::new();
+        let mut trouble = None;
         let mut asked = FuturesUnordered::new();
         for endpoint in &arm.endpoints {
             asked.push(ask_at(directory, arm, endpoint));
-            match tokio::time::timeout(share, asked.next()).await {
+            match Deadline::after(share).run(asked.next()).await {
                 Ok(Some(Ok(card))) => return Ok(card),
-                Ok(Some(Err(why))) => trouble = why,
+                Ok(Some(Err(why))) => trouble = Some(why),
                 Ok(None) | Err(_) => {}
             }
         }
         while let Some(answer) = asked.next().await {
             match answer {
                 Ok(card) => return Ok(card),
-                Err(why) => trouble = why,
+                Err(why) => trouble = Some(why),
             }
         }
-        Err(trouble)
+        Err(trouble.unwrap_or_else(|| Failure::of(ErrorKind::Unreachable)))
     };
-    tokio::time::timeout(limit, asking).await.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+    Deadline::after(limit)
+        .run(asking)
+        .await
+        .unwrap_or_else(|_| Err(Failure::new(ErrorKind::Unreachable, format!("no answer within {limit:?}"))))
 }
 
-async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) -> Result<ArmCard, String> {
+async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) -> Result<ArmCard, Failure> {
+    let no_route = || Failure::new(ErrorKind::BadRequest, "no such URL").before_execution();
     let mut request = Request::new(Bytes::new());
-    *request.uri_mut() = endpoint.route("/capabilities").ok_or("no such URL")?;
+    *request.uri_mut() = endpoint.route("/capabilities").ok_or_else(no_route)?;
     let mut parts = ContextParts::new();
     parts.deadline = Some(Deadline::after(directory.time_limit));
+    request.headers_mut().insert(HOST, endpoint.host());
     wire::write_parts(&parts, request.headers_mut());
     request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let terms = Terms { deadline: parts.deadline, work: directory.time_limit };
     let target = || Target {
         arm: Arc::clone(&arm.id),
         endpoint: endpoint.as_str().into(),
         contract: None,
         idempotent: true,
         deadline: parts.deadline,
+        work: directory.time_limit,
     };
-    let answer =
-        directory.exchanger.send(request, parts.deadline, target).await.map_err(|error| error.to_string())?;
+    let answer = directory.exchanger.send(request, &arm.id, terms, target).await?;
     if answer.status() != StatusCode::OK {
-        return Err(format!("answered {}", answer.status().as_u16()));
+        let status = answer.status();
+        let mut failure = foreign::failure(status, answer.headers(), answer.body(), SystemTime::now());
+        failure.message = format!("answered {}", status.as_u16());
+        return Err(failure);
     }
-    serde_json::from_slice(answer.body()).map_err(|_| "its answer is no card of an arm".to_owned())
+    let no_card = |_| Failure::new(ErrorKind::BadResponse, "its answer is no card of an arm");
+    let card = serde_json::from_slice(answer.body()).map_err(no_card)?;
+    Ok(reached_at(card, Some(endpoint)))
 }
 
 impl fmt::Debug for Directory {

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use http::{HeaderValue, Uri, uri::PathAndQuery};
 
-use super::config_error::UrlProblem;
+use super::config::UrlProblem;
 
 /// The URL of a service: `http://host:port`, or a path below it where the service is mounted. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]

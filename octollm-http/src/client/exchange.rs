@@ -1,4 +1,4 @@
-//! One HTTP request and its answer, through whatever layers a user put in between.
+//! One HTTP request and its answer, through the layers that a user put in between.
 
 use std::{
     fmt,
@@ -6,14 +6,18 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
-use octollm_core::{contract::ContractRef, deadline::Deadline};
+use octollm_core::{contract::ContractRef, deadline::Deadline, error::ErrorKind};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
-use super::{exchange_error::ExchangeError, pool::Pool};
+use super::{
+    exchange_error::ExchangeError,
+    pool::{Pool, Terms},
+};
 
 /// What carries requests: the pool of connections, and the layers around it. A layer wraps it and is one again.
 ///
@@ -21,7 +25,7 @@ use super::{exchange_error::ExchangeError, pool::Pool};
 /// that sends again never has to ask whether it still can.
 pub type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, ExchangeError>;
 
-/// What a layer may want to know of a request.
+/// What a layer may need to know of a request.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Target {
@@ -31,10 +35,12 @@ pub struct Target {
     pub endpoint: Arc<str>,
     /// The contract that is called; `None` for what is no call, such as asking for capabilities.
     pub contract: Option<ContractRef>,
-    /// Whether doing it twice does no more than doing it once.
+    /// Whether doing it twice does no more than doing it once, as far as the caller knows.
     pub idempotent: bool,
     /// After this moment nobody waits any more.
     pub deadline: Option<Deadline>,
+    /// How long the server may work before it answers.
+    pub work: Duration,
 }
 
 /// The pool as it is, or within layers. Without layers nothing is boxed.
@@ -60,21 +66,24 @@ impl Exchanger {
         Self::Layered(BoxCloneSyncService::new(layer.layer(inner).map_err(Into::into)))
     }
 
-    /// Sends a request and reads its answer.
+    /// Sends a request and reads its answer, until its deadline.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection: the server sees it.
     pub(super) async fn send(
         &self,
         mut request: Request<Bytes>,
-        deadline: Option<Deadline>,
+        arm: &Arc<str>,
+        terms: Terms,
         target: impl FnOnce() -> Target,
     ) -> Result<Response<Bytes>, ExchangeError> {
         match self {
-            Self::Plain(pool) => pool.exchange(request, deadline).await,
+            Self::Plain(pool) => pool.exchange(request, arm, terms).await,
             Self::Layered(service) => {
                 request.extensions_mut().insert(target());
-                service.clone().oneshot(request).await
+                Deadline::run_until(terms.deadline, service.clone().oneshot(request)).await.unwrap_or_else(
+                    |passed| Err(ExchangeError::of(ErrorKind::DeadlineExceeded).with_source(passed)),
+                )
             }
         }
     }
@@ -103,9 +112,14 @@ impl Service<Request<Bytes>> for PoolService {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Bytes>) -> Self::Future {
         let pool = self.0.clone();
-        let deadline = request.extensions().get::<Target>().and_then(|target| target.deadline);
-        Box::pin(async move { pool.exchange(request, deadline).await })
+        Box::pin(async move {
+            let Some(target) = request.extensions_mut().remove::<Target>() else {
+                let error = ExchangeError::new(ErrorKind::Internal, "a layer has removed the target");
+                return Err(error.before_execution());
+            };
+            pool.exchange(request, &target.arm, Terms { deadline: target.deadline, work: target.work }).await
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! Why an exchange brought no answer.
+//! Why an exchange returned no answer.
 
 use std::{borrow::Cow, error::Error, fmt, time::Duration};
 
@@ -6,8 +6,8 @@ use octollm_core::error::{ErrorKind, Failure};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Why an exchange brought no answer: none at all, or one that could not be read. An answer that tells of a failure
-/// is still an answer.
+/// Why an exchange returned no answer: none came, or none that could be read. An answer that reports a failure is still
+/// an answer.
 #[derive(Debug)]
 pub struct ExchangeError {
     kind: ErrorKind,
@@ -29,6 +29,11 @@ impl ExchangeError {
             retry_after: None,
             source: None,
         }
+    }
+
+    /// With the summary of its kind as its message.
+    pub fn of(kind: ErrorKind) -> Self {
+        Self::new(kind, kind.summary())
     }
 
     /// Says that the work was not begun.

@@ -1,20 +1,19 @@
 //! Failures as services tell of them: in our form, or in whatever form theirs has.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use octollm_core::{
     contract::Violations,
     error::{ErrorKind, Failure},
 };
 use serde_json::Value;
 
-use super::retry_after;
 use crate::wire::Problem;
 
 /// The failure that an answer tells of.
 pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
-    let asked = retry_after::read(head, now);
+    let asked = retry_after(head, now);
     let json: Option<Value> = serde_json::from_slice(body).ok();
     if let Some(json) = &json
         && let Ok(problem) = serde_json::from_value::<Problem>(json.clone())
@@ -163,6 +162,17 @@ fn may_have_executed(status: StatusCode) -> bool {
     !status.is_client_error() && status != StatusCode::SERVICE_UNAVAILABLE
 }
 
+/// How long a server asks to wait. What it says is ignored where it is neither seconds nor a date; a date gone by is no
+/// wait at all.
+fn retry_after(head: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = head.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        return value.parse().ok().map(Duration::from_secs);
+    }
+    let until = httpdate::parse_http_date(value).ok()?;
+    Some(until.duration_since(now).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -236,6 +246,29 @@ mod tests {
         assert_eq!(told(500, &body), ours);
         let head = HeaderMap::from_iter([(http::header::RETRY_AFTER, "3".parse().unwrap())]);
         let read = failure(StatusCode::INTERNAL_SERVER_ERROR, &head, &body, SystemTime::UNIX_EPOCH);
-        assert_eq!(read.retry_after, Some(std::time::Duration::from_secs(3)));
+        assert_eq!(read.retry_after, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn reads_seconds_and_dates_and_ignores_the_rest() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        for (value, wait) in [
+            ("2", Some(2)),
+            ("0", Some(0)),
+            ("86400", Some(86_400)),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
+            ("Sunday, 06-Nov-94 08:49:47 GMT", Some(10)),
+            ("Sun, 06 Nov 1994 08:49:27 GMT", Some(0)),
+            ("abc", None),
+            ("-1", None),
+            ("1.5", None),
+            ("+1", None),
+            ("", None),
+            ("99999999999999999999999", None),
+        ] {
+            let head = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
+            assert_eq!(retry_after(&head, now), wait.map(Duration::from_secs), "{value}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 }

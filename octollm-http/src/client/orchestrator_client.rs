@@ -1,9 +1,10 @@
 //! An orchestrator elsewhere.
 
-use std::{fmt, future::Future, sync::Arc};
+use std::{collections::VecDeque, fmt, future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::stream;
 use http::{
     HeaderValue, Method, Request, Response,
     header::{ACCEPT, CONTENT_TYPE, HOST},
@@ -15,17 +16,20 @@ use octollm_core::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
     id::{RequestId, TaskId},
-    orchestrator::{Orchestrator, TaskPage, TaskQuery, TaskUpdates},
+    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates},
     parts::ContextParts,
-    task::{Submission, Task},
+    task::{Submission, Task, TaskStatus},
+    transport::StepKey,
+    update::Progress,
 };
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::json;
 
 use super::{
     answer,
     endpoint::Endpoint,
     exchange::{Exchanger, Target},
-    watch,
+    pool::Terms,
 };
 use crate::wire;
 
@@ -33,28 +37,34 @@ use crate::wire;
 ///
 /// ```no_run
 /// # use octollm_http::client::OrchestratorClient;
-/// # use octollm_core::{Context, orchestrator::{Orchestrator, finished}, task::TaskRequest};
+/// # use octollm_core::task::TaskRequest;
 /// # async fn run() -> Result<(), octollm_core::error::Error> {
 /// let orchestrator = OrchestratorClient::new("http://127.0.0.1:8000")?;
-/// let cx = Context::detached();
-/// let task = orchestrator.submit(TaskRequest::new("Review this crate.").into(), &cx).await?;
-/// let task = finished(&orchestrator, &task.task_id, &cx).await?;
+/// let report = orchestrator.run(TaskRequest::new("Review this crate.")).await?;
 /// # Ok(()) }
 /// ```
 ///
-/// The ids, the deadline and the budget of the context travel with each request. What a task tells is asked for again
-/// and again, ever more slowly, up to twice a second.
+/// [`run`](Self::run) and [`submit`](Self::submit) need no context. Where there is one, such as in an arm, the methods of
+/// [`Orchestrator`] take it: its ids, deadline and budget travel with each request.
+///
+/// Updates of a task are polled for, at intervals that grow from 20 ms to half a second while nothing changes.
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>);
 
 struct Inner {
+    arm: Arc<str>,
     endpoint: Endpoint,
     exchanger: Exchanger,
 }
 
 impl OrchestratorClient {
     pub(super) fn assemble(endpoint: Endpoint, exchanger: Exchanger) -> Self {
-        Self(Arc::new(Inner { endpoint, exchanger }))
+        Self(Arc::new(Inner { arm: "orchestrator".into(), endpoint, exchanger }))
+    }
+
+    /// The URL it was made with.
+    pub(super) fn url(&self) -> &str {
+        self.0.endpoint.as_str()
     }
 
     /// Sends one request and reads its answer as JSON.
@@ -68,8 +78,8 @@ impl OrchestratorClient {
         let parts = parts_of(cx)?;
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
-        let answer = within(deadline, self.exchange(method, path, body, &parts, deadline)).await?;
-        let output = answer::read(answer).0?;
+        let answer = self.exchange(method, path, body, &parts, deadline).await?;
+        let output = answer::read(answer, answer::never_nothing).0?;
         serde_json::from_slice(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
         })
@@ -83,7 +93,7 @@ impl OrchestratorClient {
         parts: &ContextParts,
         deadline: Deadline,
     ) -> Result<Response<Bytes>, Failure> {
-        let Inner { endpoint, exchanger } = &*self.0;
+        let Inner { arm, endpoint, exchanger } = &*self.0;
         let uri =
             endpoint.route(path).ok_or_else(|| Failure::of(ErrorKind::BadRequest).before_execution())?;
         let idempotent = method.is_idempotent();
@@ -98,14 +108,16 @@ impl OrchestratorClient {
             head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
         wire::write_parts(parts, head);
+        let terms = Terms { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
         let target = || Target {
-            arm: "orchestrator".into(),
+            arm: Arc::clone(arm),
             endpoint: endpoint.as_str().into(),
             contract: None,
             idempotent,
             deadline: Some(deadline),
+            work: ContractSpec::DEFAULT_TIMEOUT,
         };
-        Ok(exchanger.send(request, Some(deadline), target).await?)
+        Ok(exchanger.send(request, arm, terms, target).await?)
     }
 }
 
@@ -125,15 +137,12 @@ fn parts_of(cx: &Context) -> Result<ContextParts, Failure> {
     Err(Failure::of(spent).before_execution())
 }
 
-async fn within<T>(deadline: Deadline, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::time::timeout_at(deadline.instant(), work)
-        .await
-        .unwrap_or_else(|_| Err(Failure::of(ErrorKind::DeadlineExceeded)))
-}
-
 #[async_trait]
 impl Orchestrator for OrchestratorClient {
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
+        if cx.budget().is_exhausted() {
+            return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
+        }
         let body = submission.to_json().to_string();
         self.ask(Method::POST, "/tasks", Some(body.into()), cx).await
     }
@@ -153,10 +162,24 @@ impl Orchestrator for OrchestratorClient {
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
         let first = self.get(id, cx).await?;
         let (client, cx) = (self.clone(), cx.clone());
-        Ok(watch::updates(first, after, move |id| {
+        Ok(updates(first, after, move |id| {
             let (client, cx) = (client.clone(), cx.clone());
             async move { client.get(&id, &cx).await }
         }))
+    }
+
+    async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
+        let body = from.map_or_else(|| json!({}), |step| json!({ "from": step }));
+        self.ask(Method::POST, &format!("/tasks/{id}/rerun"), Some(body.to_string().into()), cx).await
+    }
+
+    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
+        #[derive(Deserialize)]
+        struct Journal {
+            steps: Vec<JournalStep>,
+        }
+        let journal: Journal = self.ask(Method::GET, &format!("/tasks/{id}/journal"), None, cx).await?;
+        Ok(journal.steps)
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -167,7 +190,7 @@ impl Orchestrator for OrchestratorClient {
         match self.ask::<Known>(Method::GET, "/capabilities", None, &Context::detached()).await {
             Ok(known) => known.arms,
             Err(failure) => {
-                tracing::warn!(%failure, "the orchestrator did not tell what its arms offer");
+                tracing::warn!(%failure, "the orchestrator did not list its arms");
                 Vec::new()
             }
         }
@@ -183,6 +206,90 @@ fn list_path(query: &TaskQuery) -> String {
     ];
     let fields: Vec<_> = fields.into_iter().flatten().collect();
     if fields.is_empty() { "/tasks".to_owned() } else { format!("/tasks?{}", fields.join("&")) }
+}
+
+/// The first pause, the longest, and how many questions in a row may fail.
+const SHORTEST: Duration = Duration::from_millis(20);
+const LONGEST: Duration = Duration::from_millis(500);
+const FAILURES: u32 = 5;
+
+/// The updates that `first` and later answers of `ask` amount to, numbered from `after` + 1. Ends after the final status, and
+/// where asking fails for good.
+fn updates<F, Fut>(first: Task, after: Option<u64>, ask: F) -> TaskUpdates
+where
+    F: Fn(TaskId) -> Fut + Send + 'static,
+    Fut: Future<Output = Result<Task, Failure>> + Send + 'static,
+{
+    let mut seen = Seen::new(first.task_id.clone(), after.unwrap_or(0));
+    seen.take_in(first);
+    TaskUpdates::new(stream::unfold((seen, ask), async |(mut seen, ask)| {
+        loop {
+            if let Some(update) = seen.pending.pop_front() {
+                return Some((update, (seen, ask)));
+            }
+            if seen.status.is_some_and(TaskStatus::is_finished) {
+                return None;
+            }
+            tokio::time::sleep(seen.pause).await;
+            seen.pause = (seen.pause * 3 / 2).min(LONGEST);
+            match ask(seen.id.clone()).await {
+                Ok(task) => seen.take_in(task),
+                Err(failure) if failure.retryable && seen.failures < FAILURES => seen.failures += 1,
+                Err(failure) => {
+                    tracing::debug!(task = %seen.id, %failure, "no longer following the task");
+                    return None;
+                }
+            }
+        }
+    }))
+}
+
+/// What is known of a task, and the updates not yet returned.
+struct Seen {
+    id: TaskId,
+    seq: u64,
+    status: Option<TaskStatus>,
+    progress: Progress,
+    pending: VecDeque<TaskUpdate>,
+    pause: Duration,
+    failures: u32,
+}
+
+impl Seen {
+    fn new(id: TaskId, seq: u64) -> Self {
+        let (progress, pending) = (Progress::default(), VecDeque::new());
+        Self { id, seq, status: None, progress, pending, pause: SHORTEST, failures: 0 }
+    }
+
+    fn take_in(&mut self, task: Task) {
+        self.failures = 0;
+        let task_id = self.id.clone();
+        if task.progress != self.progress {
+            self.progress = task.progress;
+            self.pause = SHORTEST;
+            let Progress { percentage, current_step, message, .. } = self.progress.clone();
+            let seq = self.next();
+            let (progress, phase) = (percentage, current_step);
+            self.pending.push_back(TaskUpdate::Progress {
+                task_id: task_id.clone(),
+                seq,
+                progress,
+                phase,
+                message,
+            });
+        }
+        if self.status != Some(task.status) {
+            self.status = Some(task.status);
+            self.pause = SHORTEST;
+            let (status, result, error, seq) = (task.status, task.result, task.error, self.next());
+            self.pending.push_back(TaskUpdate::Status { task_id, seq, status, result, error });
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.seq += 1;
+        self.seq
+    }
 }
 
 impl fmt::Debug for OrchestratorClient {

@@ -1,11 +1,13 @@
-//! The ways to a contract.
+//! Where a contract is offered.
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,11 +19,23 @@ use octollm_core::{
     card::ArmCard,
     contract::{ContractCard, ContractRef},
     error::{ErrorKind, Failure},
-    parts::ContextParts,
+    transport::Call,
 };
 
 use super::{endpoint::Endpoint, exchange::Target};
 use crate::wire;
+
+/// An arm as it was configured.
+#[derive(Debug)]
+pub(super) struct ConfiguredArm {
+    pub(super) id: Arc<str>,
+    /// At least one.
+    pub(super) endpoints: Vec<Endpoint>,
+    /// The place of the first of them among all endpoints.
+    pub(super) first_site: usize,
+    /// What it serves, for arms that have no card to show.
+    pub(super) card: Option<ArmCard>,
+}
 
 /// Every arm that offers one contract, at each of its URLs.
 #[derive(Debug)]
@@ -37,7 +51,9 @@ pub(super) struct Offer {
     pub(super) arm: Arc<str>,
     pub(super) endpoint: Endpoint,
     uri: Uri,
-    idempotent: bool,
+    /// Its place among all endpoints of the directory.
+    pub(super) site: usize,
+    pub(super) timeout: Duration,
     /// Of the arm's schemas; empty where it does not tell.
     pub(super) fingerprint: String,
     /// Set at the first call that has schemas of its own.
@@ -52,14 +68,25 @@ pub(super) struct Drift {
 }
 
 impl Route {
-    /// All offers, each once, beginning with the one whose turn it is.
-    pub(super) fn in_turn(&self) -> impl Iterator<Item = &Offer> {
-        let first = match self.offers.len() {
+    /// Where the next call begins.
+    pub(super) fn next_turn(&self) -> usize {
+        match self.offers.len() {
             0 | 1 => 0,
             many => self.turn.fetch_add(1, Ordering::Relaxed) % many,
-        };
-        let (later, sooner) = self.offers.split_at(first);
-        sooner.iter().chain(later)
+        }
+    }
+
+    /// The steps to ask for [offers](Self::offer).
+    pub(super) fn steps(&self) -> Range<usize> {
+        0..2 * self.offers.len()
+    }
+
+    /// The offer of one step, if it has one. Over all steps each offer comes once: first those that are not to be avoided, beginning
+    /// with the one whose turn it is, then the others.
+    pub(super) fn offer(&self, turn: usize, step: usize, avoid: &[Arc<str>]) -> Option<&Offer> {
+        let offer = self.offers.get((turn + step) % self.offers.len().max(1))?;
+        let is_avoided = avoid.iter().any(|tried| **tried == *offer.endpoint.as_str());
+        (is_avoided == (step >= self.offers.len())).then_some(offer)
     }
 
     /// Whether both lead to the same places.
@@ -70,33 +97,37 @@ impl Route {
         places(self) == places(other)
     }
 
-    pub(super) fn of_arm(&self, arm: &str) -> Option<&Offer> {
-        self.offers.iter().find(|offer| &*offer.arm == arm)
+    pub(super) fn at_site(&self, site: usize) -> Option<&Offer> {
+        self.offers.iter().find(|offer| offer.site == site)
     }
 }
 
 impl Offer {
     /// The request of one call. What is left of the deadline is written now.
-    pub(super) fn request(&self, input: Bytes, parts: &ContextParts) -> Request<Bytes> {
+    pub(super) fn request(&self, call: &Call) -> Request<Bytes> {
         let mut head = HeaderMap::with_capacity(HEADERS);
         head.insert(HOST, self.endpoint.host());
         head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         head.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        wire::write_parts(parts, &mut head);
-        let mut request = Request::new(input);
+        wire::write_parts(&call.parts, &mut head);
+        if let Some(key) = &call.key {
+            wire::write_key(key, &mut head);
+        }
+        let mut request = Request::new(call.input.clone());
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = head;
         request
     }
 
-    pub(super) fn target(&self, contract: &ContractRef, parts: &ContextParts) -> Target {
+    pub(super) fn target(&self, call: &Call, work: Duration) -> Target {
         Target {
             arm: Arc::clone(&self.arm),
             endpoint: self.endpoint.as_str().into(),
-            contract: Some(contract.clone()),
-            idempotent: self.idempotent,
-            deadline: parts.deadline,
+            contract: Some(call.contract.clone()),
+            idempotent: call.is_idempotent(),
+            deadline: call.parts.deadline,
+            work,
         }
     }
 }
@@ -123,13 +154,14 @@ impl Drift {
 
 /// The ways that the cards of these arms tell of.
 pub(super) fn all<'a>(
-    arms: impl Iterator<Item = (&'a Arc<str>, &'a [Endpoint], &'a ArmCard)>,
+    arms: impl Iterator<Item = (&'a ConfiguredArm, &'a ArmCard)>,
 ) -> HashMap<ContractRef, Arc<Route>> {
     let mut routes: HashMap<ContractRef, Vec<Offer>> = HashMap::new();
-    for (arm, endpoints, card) in arms {
+    for (arm, card) in arms {
         for contract in &card.contracts {
             let Some(reference) = contract.reference() else { continue };
-            let offers = endpoints.iter().filter_map(|endpoint| offer(arm, endpoint, contract));
+            let endpoints = arm.endpoints.iter().zip(arm.first_site..);
+            let offers = endpoints.filter_map(|(endpoint, site)| offer(&arm.id, endpoint, site, contract));
             routes.entry(reference).or_default().extend(offers);
         }
     }
@@ -142,12 +174,13 @@ pub(super) fn all<'a>(
 }
 
 /// `None` where the card's path is no path.
-fn offer(arm: &Arc<str>, endpoint: &Endpoint, contract: &ContractCard) -> Option<Offer> {
+fn offer(arm: &Arc<str>, endpoint: &Endpoint, site: usize, contract: &ContractCard) -> Option<Offer> {
     Some(Offer {
         arm: Arc::clone(arm),
         endpoint: endpoint.clone(),
         uri: endpoint.route(&contract.path)?,
-        idempotent: contract.idempotent,
+        site,
+        timeout: Duration::from_millis(contract.timeout_ms),
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),
     })

@@ -1,189 +1,258 @@
-//! Bodies: of requests, read whole within limits; of answers, one piece of memory.
+//! Bodies: of requests, as they come; of answers, whole or as they come.
 
 use std::{
-    convert::Infallible,
     error::Error,
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
-    time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
-use octollm_core::{
-    deadline::Deadline,
-    error::{ErrorKind, Failure},
-};
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{limited::Running, streams::Stream};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// The body of a request, as it comes.
+///
+/// Its errors are those of the connection: the caller broke off, or wrote what is not HTTP.
+pub struct RequestBody(UnsyncBoxBody<Bytes, BoxError>);
 
 /// The body of an answer.
-#[derive(Debug, Default)]
-pub struct ResponseBody(Option<Bytes>);
+///
+/// It holds the place that its request has among those that run, until it is sent or dropped.
+pub struct ResponseBody {
+    content: Content,
+    /// Given back with the body, or with the last of its memory where that is large.
+    place: Option<OwnedSemaphorePermit>,
+    sender: Sender,
+}
 
-impl ResponseBody {
-    pub(crate) fn full(bytes: Bytes) -> Self {
-        Self((!bytes.is_empty()).then_some(bytes))
+enum Content {
+    Nothing,
+    Whole(Bytes),
+    /// A large one, in slices of memory that tells when it is sent.
+    Large {
+        rest: Bytes,
+        sent: Arc<Sent>,
+    },
+    Streamed(UnsyncBoxBody<Bytes, BoxError>),
+}
+
+/// What sends a body, and learns from it how far it is.
+enum Sender {
+    Unknown,
+    Http1 { _running: Running },
+    Http2(Arc<Stream>),
+}
+
+/// A body beyond this many bytes is large: the memory itself holds its place. On a stream of HTTP/2 it is sent in pieces of
+/// this size, since h2 takes each piece in whole, whatever the caller's window.
+const LARGE: usize = 16 * 1024;
+
+impl RequestBody {
+    pub(crate) fn new<B>(body: B) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Self(body.map_err(Into::into).boxed_unsync())
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
     }
 
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody").field("size", &self.size_hint()).finish()
+    }
+}
+
+impl ResponseBody {
     pub(crate) fn empty() -> Self {
-        Self(None)
+        Self { content: Content::Nothing, place: None, sender: Sender::Unknown }
+    }
+
+    pub(crate) fn full(bytes: Bytes) -> Self {
+        let content = if bytes.is_empty() { Content::Nothing } else { Content::Whole(bytes) };
+        Self { content, ..Self::empty() }
+    }
+
+    pub(crate) fn streamed<B>(body: B) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        Self { content: Content::Streamed(body.map_err(Into::into).boxed_unsync()), ..Self::empty() }
+    }
+
+    /// Gives it the place of its request to hold.
+    pub(crate) fn hold(&mut self, place: OwnedSemaphorePermit) {
+        match &mut self.content {
+            Content::Nothing => {}
+            Content::Whole(bytes) if bytes.len() > LARGE => {
+                let sent = Arc::new(Sent::default());
+                let memory = Memory { bytes: std::mem::take(bytes), sent: sent.clone(), _place: place };
+                self.content = Content::Large { rest: Bytes::from_owner(memory), sent };
+            }
+            _ => self.place = Some(place),
+        }
+    }
+
+    /// It is sent as the answer to a call over HTTP/1.
+    pub(crate) fn sent_by_http1(&mut self, running: Running) {
+        if !matches!(self.content, Content::Nothing) {
+            self.sender = Sender::Http1 { _running: running };
+        }
+    }
+
+    /// It is sent on a stream of HTTP/2.
+    pub(crate) fn sent_by_http2(&mut self, stream: Arc<Stream>) {
+        self.sender = Sender::Http2(stream);
     }
 }
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let in_pieces = matches!(this.sender, Sender::Http2(_));
+        let polled = this.content.poll(in_pieces, cx);
+        if let Sender::Http2(stream) = &this.sender {
+            match &polled {
+                Poll::Ready(_) => stream.writes(),
+                // The caller has yet to take what was written last.
+                Poll::Pending if matches!(this.content, Content::Large { .. }) => {}
+                Poll::Pending => stream.rests(),
+            }
+        }
+        if let Poll::Ready(None | Some(Err(_))) = polled {
+            (this.content, this.place) = (Content::Nothing, None);
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_none()
+        match &self.content {
+            Content::Nothing => true,
+            Content::Whole(_) => false,
+            Content::Large { rest, .. } => rest.is_empty() && !matches!(self.sender, Sender::Http2(_)),
+            Content::Streamed(body) => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
-    }
-}
-
-/// How much of a body is read, and for how long.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct BodyLimits {
-    pub(crate) bytes: usize,
-    pub(crate) time: Duration,
-    /// The caller's own deadline.
-    pub(crate) deadline: Option<Deadline>,
-}
-
-/// Reads a whole body.
-///
-/// # Errors
-/// Too large, at the byte or by what it says of itself; too late; or broken off.
-pub(crate) async fn read<B>(body: B, limits: BodyLimits) -> Result<Bytes, Failure>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    if body.size_hint().lower() > limits.bytes as u64 {
-        return Err(too_large(limits.bytes));
-    }
-    let mut reading = pin!(collect(body, limits.bytes));
-    if let Some(done) = soon(reading.as_mut()).await {
-        return done;
-    }
-    let own = Deadline::after(limits.time);
-    let (limit, kind) = match limits.deadline {
-        Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
-        _ => (own, ErrorKind::RequestTimeout),
-    };
-    tokio::time::timeout_at(limit.instant(), reading).await.unwrap_or_else(|_| {
-        let words = match kind {
-            ErrorKind::RequestTimeout => "the body did not arrive in time",
-            other => other.summary(),
-        };
-        Err(Failure::new(kind, words).before_execution())
-    })
-}
-
-/// The output of a future that needs no more than one turn of the event loop.
-///
-/// hyper hands over the body of an HTTP/1 request only after it was asked for it once: the first `Pending` says nothing
-/// about the caller. A body that has arrived is had in the second turn, without the cost of a timer.
-async fn soon<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
-    let mut asked = false;
-    poll_fn(move |cx| match future.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending if asked => Poll::Ready(None),
-        Poll::Pending => {
-            asked = true;
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        }
-    })
-    .await
-}
-
-async fn collect<B>(body: B, most: usize) -> Result<Bytes, Failure>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
-    let mut body = pin!(body);
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
-    while !body.is_end_stream() {
-        let Some(frame) = body.frame().await else { break };
-        let frame = frame.map_err(broken_off)?;
-        let Ok(data) = frame.into_data() else { continue };
-        if data.len() > most - first.len().max(rest.len()) {
-            return Err(too_large(most));
-        }
-        // A body of one piece, as most are, is not copied.
-        if first.is_empty() && rest.is_empty() {
-            first = data;
-            continue;
-        }
-        if rest.is_empty() {
-            rest.extend_from_slice(&first);
-        }
-        rest.extend_from_slice(&data);
-    }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
-}
-
-fn too_large(most: usize) -> Failure {
-    Failure::new(ErrorKind::PayloadTooLarge, format!("the body is larger than {most} bytes"))
-}
-
-fn broken_off(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
-    tracing::debug!(error = %error.into(), "body broken off");
-    Failure::new(ErrorKind::BadRequest, "the body is malformed or was broken off")
-}
-
-#[cfg(test)]
-mod tests {
-    use futures_util::{StreamExt, stream};
-    use http_body_util::StreamBody;
-
-    use super::*;
-
-    const LIMITS: BodyLimits = BodyLimits { bytes: 8, time: Duration::from_secs(30), deadline: None };
-
-    fn body(pieces: &[&'static str]) -> impl Body<Data = Bytes, Error = Infallible> + use<> {
-        let frames: Vec<_> =
-            pieces.iter().map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes())))).collect();
-        StreamBody::new(stream::iter(frames))
-    }
-
-    #[tokio::test]
-    async fn pieces_become_one_up_to_the_limit() {
-        assert_eq!(read(body(&[]), LIMITS).await.unwrap(), "");
-        assert_eq!(read(body(&["12345678"]), LIMITS).await.unwrap(), "12345678");
-        assert_eq!(read(body(&["123", "", "45678"]), LIMITS).await.unwrap(), "12345678");
-        for pieces in [&["123456789"][..], &["12345678", "9"], &["123", "456", "789"]] {
-            assert_eq!(read(body(pieces), LIMITS).await.unwrap_err().kind, ErrorKind::PayloadTooLarge);
+        match &self.content {
+            Content::Nothing => SizeHint::with_exact(0),
+            Content::Whole(rest) | Content::Large { rest, .. } => SizeHint::with_exact(rest.len() as u64),
+            Content::Streamed(body) => body.size_hint(),
         }
     }
+}
 
-    #[tokio::test(start_paused = true)]
-    async fn a_trickle_ends_at_the_earlier_limit() {
-        let trickle = || {
-            StreamBody::new(stream::repeat(()).then(|()| async {
-                tokio::time::sleep(Duration::from_secs(6)).await;
-                Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"1")))
-            }))
-        };
-        let begun = Deadline::after(Duration::ZERO).instant();
-        let failure = read(trickle(), LIMITS).await.unwrap_err();
-        assert_eq!((failure.kind, begun.elapsed().as_secs()), (ErrorKind::RequestTimeout, 30));
-        let hurried = BodyLimits { deadline: Some(Deadline::after(Duration::from_secs(7))), ..LIMITS };
-        let failure = read(trickle(), hurried).await.unwrap_err();
-        assert_eq!((failure.kind, begun.elapsed().as_secs()), (ErrorKind::DeadlineExceeded, 37));
-        assert!(!failure.may_have_executed);
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody")
+            .field("size", &self.size_hint())
+            .field("holds_a_place", &self.place.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for ResponseBody {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl Content {
+    fn poll(
+        &mut self,
+        in_pieces: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self {
+            Self::Nothing => Poll::Ready(None),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::Nothing;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Large { rest, sent } if rest.is_empty() => sent.poll(cx).map(|()| None),
+            Self::Large { rest, .. } if in_pieces && rest.len() > LARGE => {
+                Poll::Ready(Some(Ok(Frame::data(rest.split_to(LARGE)))))
+            }
+            // The last of it leaves no reference here, so that its memory is gone once it is sent.
+            Self::Large { rest, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(rest))))),
+            Self::Streamed(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+}
+
+/// The memory of a large body. It is dropped when the last piece of it is written to the connection, or given up.
+struct Memory {
+    bytes: Bytes,
+    sent: Arc<Sent>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Memory {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.sent.done.store(true, Ordering::Release);
+        self.sent.waker.wake();
+    }
+}
+
+/// Whether a body's memory is gone.
+#[derive(Default)]
+struct Sent {
+    done: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Sent {
+    fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        if self.done.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
     }
 }

@@ -12,12 +12,18 @@ pub struct ServerConfig {
     pub head_timeout: Duration,
     /// From the end of the head to the end of the body.
     pub body_timeout: Duration,
-    /// How long a connection is kept open between two requests. A client should keep it for less.
+    /// How long a connection is kept open between two requests, and over HTTP/2 without a stream. A client should keep it
+    /// for less.
     pub idle_timeout: Duration,
-    /// How long a write may stand still because the caller does not read.
+    /// How long a write may stand still because the caller does not read. Over HTTP/2 this is the limit for a stream as well.
     pub write_timeout: Duration,
+    /// How long it may take to establish who calls. After that the caller is answered 503.
+    pub authenticate_timeout: Duration,
     /// Bytes of a body.
     pub max_body: usize,
+    /// Bytes of all bodies that are still arriving. A request whose body would exceed them is answered 503; a body that
+    /// arrives in one piece is not counted.
+    pub max_arriving: usize,
     /// Bytes of a head, the request line included.
     pub max_head: usize,
     /// Header fields of a head.
@@ -26,7 +32,8 @@ pub struct ServerConfig {
     pub max_uri: usize,
     /// Connections at a time. Those beyond wait in the system's queue.
     pub max_connections: usize,
-    /// Requests that run at a time, health checks and other probes not counted. Those beyond are answered 503.
+    /// Requests that run at a time, from the end of the request's body to the end of the answer's; health checks and other
+    /// probes are not counted. Those beyond are answered 503.
     pub max_in_flight: usize,
     /// HTTP/2 streams at a time on one connection.
     pub max_streams: u32,
@@ -49,7 +56,9 @@ impl Default for ServerConfig {
             body_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
+            authenticate_timeout: Duration::from_secs(5),
             max_body: 2 * KIB * KIB,
+            max_arriving: 256 * KIB * KIB,
             max_head: 16 * KIB,
             max_headers: 100,
             max_uri: 8 * KIB,
@@ -91,6 +100,7 @@ impl ServerConfig {
             ("body_timeout", self.body_timeout, true),
             ("idle_timeout", self.idle_timeout, true),
             ("write_timeout", self.write_timeout, true),
+            ("authenticate_timeout", self.authenticate_timeout, true),
             ("check_timeout", self.check_timeout, true),
             ("drain_notice", self.drain_notice, false),
             ("drain_grace", self.drain_grace, false),
@@ -100,6 +110,7 @@ impl ServerConfig {
         }
         let counts = [
             ("max_body", self.max_body, 1, u32::MAX as usize),
+            ("max_arriving", self.max_arriving, 1, usize::MAX),
             ("max_head", self.max_head, 256, 1024 * KIB),
             ("max_headers", self.max_headers, 1, 4096),
             ("max_uri", self.max_uri, 16, 64 * KIB),

@@ -1,6 +1,6 @@
 //! Why a server does not serve.
 
-use std::{io, net::SocketAddr};
+use std::io;
 
 use super::config::InvalidConfig;
 
@@ -11,13 +11,13 @@ pub enum ServeError {
     /// A limit that no server can keep.
     #[error("the configuration is not valid")]
     Config(#[from] InvalidConfig),
-    /// A contract's path is no path.
+    /// The path of a contract or of a route is no path.
     #[error("`{path}` is not the path of a route: it begins with `/` and has no `{{`, `}}`, `%`, `?` or `#`")]
     InvalidPath {
         /// The path.
         path: String,
     },
-    /// Two contracts have the same path, or one has that of a route of the server's own.
+    /// Two routes have the same method and path: two contracts, or one and a route of the server.
     #[error(
         "there are two routes `{method} {path}`: give one of the contracts another, as in `#[task(path = \"/other\")]`"
     )]
@@ -27,13 +27,22 @@ pub enum ServeError {
         /// The path.
         path: String,
     },
-    /// Nobody's token would be checked there.
+    /// A route lies where other protocols have theirs.
     #[error(
-        "{addr} can be reached from other machines, and no token verifier is set; `open_to_all()` allows it all the same"
+        "`{path}` is reserved: routes below /mcp, /a2a, /hooks and /.well-known belong to other protocols"
     )]
-    BeyondLoopback {
-        /// The address.
-        addr: SocketAddr,
+    ReservedPath {
+        /// The path.
+        path: String,
+    },
+    /// Nothing establishes who calls, and callers may come from anywhere.
+    #[error(
+        "nothing establishes who calls {exposed}, which others can reach: set `authenticate(..)`, \
+         `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`"
+    )]
+    Unguarded {
+        /// What would be exposed: an address, or a service that is to be mounted.
+        exposed: String,
     },
     /// The address names nothing.
     #[error("the address to listen on was not found")]

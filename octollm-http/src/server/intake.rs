@@ -1,91 +1,234 @@
-//! What every request is checked for, whatever its route.
+//! Reading the body of a request whole, within limits.
 
-use http::{Method, request::Parts};
-use octollm_core::error::{ErrorKind, Failure};
+use std::{
+    error::Error,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::atomic::{AtomicUsize, Ordering},
+    task::Poll,
+    time::Duration,
+};
 
-use super::config::ServerConfig;
+use bytes::{Bytes, BytesMut};
+use http_body::Body;
+use http_body_util::BodyExt;
+use octollm_core::{
+    deadline::Deadline,
+    error::{ErrorKind, Failure},
+};
 
-/// Checks the head as far as it can be judged without a route.
-pub(crate) fn check_head(head: &Parts, config: &ServerConfig) -> Result<(), Failure> {
-    let target = head.uri.path().len() + head.uri.query().map_or(0, |query| query.len() + 1);
-    if target > config.max_uri {
-        return Err(Failure::new(
-            ErrorKind::UriTooLong,
-            format!("the URI is longer than {} bytes", config.max_uri),
-        ));
-    }
-    if head.headers.len() > config.max_headers {
-        let message = format!("the head has more than {} fields", config.max_headers);
-        return Err(Failure::new(ErrorKind::HeadersTooLarge, message));
-    }
-    if !is_known(&head.method) {
-        return Err(Failure::new(ErrorKind::NotImplemented, "no route knows this method"));
-    }
-    check_path(head.uri.path())
+/// How much of a body is read, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyLimits<'a> {
+    pub(crate) bytes: usize,
+    pub(crate) time: Duration,
+    /// The caller's own deadline.
+    pub(crate) deadline: Option<Deadline>,
+    /// What all bodies that are still arriving may hold.
+    pub(crate) arriving: &'a Arriving,
 }
 
-fn is_known(method: &Method) -> bool {
-    const KNOWN: [Method; 9] = [
-        Method::POST,
-        Method::GET,
-        Method::HEAD,
-        Method::DELETE,
-        Method::PUT,
-        Method::PATCH,
-        Method::OPTIONS,
-        Method::TRACE,
-        Method::CONNECT,
-    ];
-    KNOWN.contains(method)
+/// The bytes of all bodies that are still arriving.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    bytes: AtomicUsize,
+    most: usize,
 }
 
-/// Refuses escapes that stand for no character, for a control character, or for a step upwards: whatever handles the
-/// path before or behind this server might take it for another one.
-fn check_path(path: &str) -> Result<(), Failure> {
-    if !path.contains('%') {
-        return Ok(());
-    }
-    let refused = || Failure::new(ErrorKind::BadRequest, "the path holds an escape that is not allowed");
-    let decoded = percent_decoded(path.as_bytes()).ok_or_else(refused)?;
-    let text = std::str::from_utf8(&decoded).map_err(|_| refused())?;
-    if text.chars().any(char::is_control)
-        || text.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
-    {
-        return Err(refused());
-    }
-    Ok(())
+/// The part of them that is one body's.
+struct Share<'a> {
+    arriving: &'a Arriving,
+    bytes: usize,
 }
 
-/// The bytes that the escapes stand for; `None` where one is malformed.
-pub(crate) fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.iter();
-    while let Some(&byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => hex(*bytes.next()?)? << 4 | hex(*bytes.next()?)?,
-            byte => byte,
-        });
+impl Arriving {
+    pub(crate) fn new(most: usize) -> Self {
+        Self { bytes: AtomicUsize::new(0), most }
     }
-    Some(decoded)
+
+    fn share(&self) -> Share<'_> {
+        Share { arriving: self, bytes: 0 }
+    }
 }
 
-fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+impl Share<'_> {
+    fn add(&mut self, bytes: usize) -> Result<(), Failure> {
+        let before = self.arriving.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        if before.saturating_add(bytes) <= self.arriving.most {
+            return Ok(());
+        }
+        Err(overloaded())
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.arriving.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Reads a whole body.
+///
+/// # Errors
+/// Too large, at the byte or by what it says of itself; too late; too much with all others that are arriving; or broken off.
+pub(crate) async fn read<B>(body: B, limits: BodyLimits<'_>) -> Result<Bytes, Failure>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    if body.size_hint().lower() > limits.bytes as u64 {
+        return Err(too_large(limits.bytes));
+    }
+    let mut reading = pin!(collect(body, limits.bytes, limits.arriving));
+    if let Some(done) = soon(reading.as_mut()).await {
+        return done;
+    }
+    let own = Deadline::after(limits.time);
+    let (limit, kind) = match limits.deadline {
+        Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
+        _ => (own, ErrorKind::RequestTimeout),
+    };
+    limit.run(reading).await.unwrap_or_else(|_| {
+        let words = match kind {
+            ErrorKind::RequestTimeout => "the body did not arrive in time",
+            other => other.summary(),
+        };
+        Err(Failure::new(kind, words).before_execution())
+    })
+}
+
+/// The output of a future that needs no more than one turn of the event loop.
+///
+/// hyper hands over the body of an HTTP/1 request only after it was asked for it once: the first `Pending` says nothing
+/// about the caller. A body that has arrived is had in the second turn, without the cost of a timer.
+async fn soon<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    let mut asked = false;
+    poll_fn(move |cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if asked => Poll::Ready(None),
+        Poll::Pending => {
+            asked = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+async fn collect<B>(body: B, most: usize, arriving: &Arriving) -> Result<Bytes, Failure>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let mut body = pin!(body);
+    let mut share = arriving.share();
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while !body.is_end_stream() {
+        let Some(frame) = body.frame().await else { break };
+        let frame = frame.map_err(broken_off)?;
+        let Ok(data) = frame.into_data() else { continue };
+        if data.len() > most - first.len().max(rest.len()) {
+            return Err(too_large(most));
+        }
+        // A body of one piece, as most are, is neither copied nor counted: it is there at once.
+        if first.is_empty() && rest.is_empty() && body.is_end_stream() {
+            return Ok(data);
+        }
+        share.add(data.len())?;
+        if first.is_empty() && rest.is_empty() {
+            first = data;
+            continue;
+        }
+        if rest.is_empty() {
+            rest.extend_from_slice(&first);
+        }
+        rest.extend_from_slice(&data);
+    }
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
+}
+
+fn too_large(most: usize) -> Failure {
+    Failure::new(ErrorKind::PayloadTooLarge, format!("the body is larger than {most} bytes"))
+}
+
+fn broken_off(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
+    tracing::debug!(error = %error.into(), "body broken off");
+    Failure::new(ErrorKind::BadRequest, "the body is malformed or was broken off")
+}
+
+/// More than this server takes at once.
+pub(crate) fn overloaded() -> Failure {
+    let mut failure = Failure::of(ErrorKind::Overloaded);
+    failure.retry_after = Some(Duration::from_secs(1));
+    failure
 }
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{Stream, StreamExt, stream};
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
     use super::*;
 
-    #[test]
-    fn escapes_that_hide_something_are_refused() {
-        for path in
-            ["/a%00", "/%2e%2e/b", "/a/%2E", "/a%2f..%2fb", "/a%5c..", "/%", "/%4", "/%zz", "/%ff", "/%0d%0a"]
-        {
-            assert!(check_path(path).is_err(), "{path}");
+    static ARRIVING: Arriving = Arriving { bytes: AtomicUsize::new(0), most: 20 };
+    const LIMITS: BodyLimits<'static> =
+        BodyLimits { bytes: 8, time: Duration::from_secs(30), deadline: None, arriving: &ARRIVING };
+
+    fn frames(pieces: &[&'static str]) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + use<> {
+        let frames: Vec<_> =
+            pieces.iter().map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes())))).collect();
+        stream::iter(frames)
+    }
+
+    fn body(pieces: &[&'static str]) -> impl Body<Data = Bytes, Error = Infallible> + use<> {
+        StreamBody::new(frames(pieces))
+    }
+
+    #[tokio::test]
+    async fn pieces_become_one_up_to_the_limit() {
+        assert_eq!(read(body(&[]), LIMITS).await.unwrap(), "");
+        assert_eq!(read(body(&["12345678"]), LIMITS).await.unwrap(), "12345678");
+        assert_eq!(read(body(&["123", "", "45678"]), LIMITS).await.unwrap(), "12345678");
+        for pieces in [&["123456789"][..], &["12345678", "9"], &["123", "456", "789"]] {
+            assert_eq!(read(body(pieces), LIMITS).await.unwrap_err().kind, ErrorKind::PayloadTooLarge);
         }
-        for path in ["/a", "/a%20b", "/%C3%A9", "/..a%2e.b"] {
-            assert!(check_path(path).is_ok(), "{path}");
-        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trickle_ends_at_the_earlier_limit() {
+        let trickle = || {
+            StreamBody::new(stream::repeat(()).then(|()| async {
+                tokio::time::sleep(Duration::from_secs(6)).await;
+                Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"1")))
+            }))
+        };
+        let begun = Deadline::after(Duration::ZERO).instant();
+        let failure = read(trickle(), LIMITS).await.unwrap_err();
+        assert_eq!((failure.kind, begun.elapsed().as_secs()), (ErrorKind::RequestTimeout, 30));
+        let hurried = BodyLimits { deadline: Some(Deadline::after(Duration::from_secs(7))), ..LIMITS };
+        let failure = read(trickle(), hurried).await.unwrap_err();
+        assert_eq!((failure.kind, begun.elapsed().as_secs()), (ErrorKind::DeadlineExceeded, 37));
+        assert!(!failure.may_have_executed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_all_bodies_hold_is_bounded() {
+        let arriving = Arriving::new(5);
+        let limits = BodyLimits { arriving: &arriving, ..LIMITS };
+        let unended = frames(&["123"]).chain(stream::pending::<Result<Frame<Bytes>, Infallible>>());
+        let mut waiting = Box::pin(read(StreamBody::new(unended), limits));
+        let waits = tokio::time::timeout(Duration::from_secs(1), waiting.as_mut()).await;
+        assert!(waits.is_err());
+        let failure = read(body(&["123", "4"]), limits).await.unwrap_err();
+        assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::Overloaded, false));
+        drop(waiting);
+        assert_eq!(arriving.bytes.load(Ordering::Relaxed), 0);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use octollm_core::{Arm, Context, contract::TaskContract, error::ArmError};
-//! use octollm_http::ArmServer;
+//! use octollm_http::Server;
 //! use octollm_macros::TaskContract;
 //! use schemars::JsonSchema;
 //! use serde::{Deserialize, Serialize};
@@ -24,43 +24,43 @@
 //!
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), octollm_core::error::Error> {
-//! let server = ArmServer::new("shouter").arm::<Shout>(Loud).bind("127.0.0.1:0").await?;
+//! let server = Server::new("shouter").arm(Loud).bind("127.0.0.1:0").await?;
 //! println!("POST {}/shout", server.url());
 //! server.run_until(async { /* until it is to end */ }).await;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! All three are the same service: a request's head is checked, a route found, its body read, and whatever goes wrong
-//! is a problem ([`wire::Problem`](crate::wire::Problem)). [`HttpService`] is that service by itself, to mount into a
-//! server that exists already; [`BoundServer`] puts it behind a listener, with limits on what a connection may do.
+//! A request's head is checked, a route found, the caller established, the body read; whatever goes wrong is a problem
+//! ([`wire::Problem`](crate::wire::Problem)). [`HttpService`] is that service by itself, to mount into a server that exists
+//! already; [`BoundServer`] serves it over an [`Acceptor`](crate::io::Acceptor), with limits on what a connection may do.
 // A module uses only what stands before it here.
 mod config;
 mod error;
+mod limited;
+mod streams;
 mod body;
-mod media;
+mod reply;
+mod head;
 mod intake;
-mod respond;
-mod fields;
+mod identity;
 mod routes;
 mod service;
-mod vitals;
-mod endpoints;
-mod connection;
+mod probes;
+mod contracts;
+mod tasks;
+mod screening;
 mod openapi;
-mod serve;
-mod setup;
-mod arm_server;
-mod orchestrator_server;
-mod reflex_server;
+mod connection;
+mod listen;
+mod builder;
 
 pub use self::{
-    arm_server::ArmServer,
-    body::ResponseBody,
+    body::{RequestBody, ResponseBody},
+    builder::Server,
     config::{InvalidConfig, ServerConfig},
     error::ServeError,
-    orchestrator_server::OrchestratorServer,
-    reflex_server::ReflexServer,
-    serve::BoundServer,
+    identity::Authenticate,
+    listen::BoundServer,
     service::{HttpService, ResponseFuture},
 };

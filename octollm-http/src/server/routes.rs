@@ -1,18 +1,21 @@
 //! Which endpoint answers what.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, error::Error};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Method, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use octollm_core::{
     error::{ErrorKind, Failure},
     parts::ContextParts,
 };
+use tower::util::BoxCloneSyncService;
 
 use super::{
+    body::{RequestBody, ResponseBody},
     error::ServeError,
-    respond::{Refusal, Reply},
+    head::{Accepts, Arrival},
+    reply::{Refusal, Reply},
 };
 
 /// A request that passed every check that does not depend on its endpoint.
@@ -22,6 +25,7 @@ pub(crate) struct Inbound<'r> {
     pub(crate) head: &'r Parts,
     /// What stands in the path for `{id}`; empty in paths without.
     pub(crate) id: &'r str,
+    pub(crate) arrival: Arrival,
     /// The whole body; empty unless the endpoint takes one.
     pub(crate) body: Bytes,
 }
@@ -29,11 +33,11 @@ pub(crate) struct Inbound<'r> {
 /// What a request needs before an endpoint sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Takes {
-    /// Nothing: it is answered at any load.
+    /// Nothing: it is answered at any load, to anybody.
     Probe,
-    /// A place among the requests that run.
+    /// An identity, and a place among the requests that run.
     Place,
-    /// A place, and a body of JSON.
+    /// An identity, a body of JSON, and a place.
     Json,
 }
 
@@ -42,7 +46,28 @@ pub(crate) enum Takes {
 pub(crate) trait Endpoint: Send + Sync + 'static {
     fn takes(&self) -> Takes;
 
+    /// Whether it can answer in a form that the caller takes.
+    fn satisfies(&self, accepts: Accepts) -> bool {
+        accepts.json()
+    }
+
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal>;
+}
+
+/// A service of the user's: it reads the body as it comes, answers what it likes, and may take the connection over.
+pub(crate) type RouteService =
+    BoxCloneSyncService<Request<RequestBody>, Response<ResponseBody>, Box<dyn Error + Send + Sync>>;
+
+/// What answers the requests of one route.
+pub(crate) enum Handler {
+    Endpoint(Box<dyn Endpoint>),
+    Service(RouteService),
+}
+
+impl<E: Endpoint> From<E> for Handler {
+    fn from(endpoint: E) -> Self {
+        Self::Endpoint(Box::new(endpoint))
+    }
 }
 
 /// The routes of a server: paths as they stand, and paths with an `{id}` in them.
@@ -53,17 +78,27 @@ pub(crate) struct RouteTable {
 }
 
 #[derive(Default)]
-struct Methods(Vec<(Method, Arc<dyn Endpoint>)>);
+struct Methods(Vec<(Method, Handler)>);
+
+/// Paths below these belong to other protocols.
+const RESERVED: [&str; 4] = ["/mcp", "/a2a", "/hooks", "/.well-known"];
 
 impl RouteTable {
     /// Adds a route of a contract, whose path is taken as it stands.
     pub(crate) fn contract(&mut self, path: &str, endpoint: impl Endpoint) -> Result<(), ServeError> {
-        let odd = |c: char| c.is_control() || c.is_whitespace() || "{}%?#\\".contains(c) || !c.is_ascii();
-        let upwards = path.split('/').any(|segment| matches!(segment, "." | ".."));
-        if !path.starts_with('/') || path.contains(odd) || upwards {
-            return Err(ServeError::InvalidPath { path: path.to_owned() });
-        }
+        check_path(path, "")?;
         self.add(Method::POST, path, endpoint)
+    }
+
+    /// Adds a route of the user's. Its path may have `{parameters}`.
+    pub(crate) fn service(
+        &mut self,
+        method: Method,
+        path: &str,
+        service: RouteService,
+    ) -> Result<(), ServeError> {
+        check_path(path, "{}")?;
+        self.add(method, path, Handler::Service(service))
     }
 
     /// Adds a route.
@@ -71,7 +106,7 @@ impl RouteTable {
         &mut self,
         method: Method,
         path: &str,
-        endpoint: impl Endpoint,
+        handler: impl Into<Handler>,
     ) -> Result<(), ServeError> {
         let methods = if path.contains('{') {
             if self.patterns.at(path).is_err() {
@@ -84,7 +119,7 @@ impl RouteTable {
         };
         match methods {
             Some(methods) if methods.get(&method).is_none() => {
-                methods.0.push((method, Arc::new(endpoint)));
+                methods.0.push((method, handler.into()));
                 Ok(())
             }
             _ => Err(ServeError::RouteTaken { method, path: path.to_owned() }),
@@ -95,11 +130,7 @@ impl RouteTable {
     ///
     /// # Errors
     /// No such route, or not for this method.
-    pub(crate) fn find<'p>(
-        &self,
-        method: &Method,
-        path: &'p str,
-    ) -> Result<(&Arc<dyn Endpoint>, &'p str), Refusal> {
+    pub(crate) fn find<'p>(&self, method: &Method, path: &'p str) -> Result<(&Handler, &'p str), Refusal> {
         let (methods, id) = match self.exact.get(path) {
             Some(methods) => (methods, ""),
             None => match self.patterns.at(path) {
@@ -109,13 +140,13 @@ impl RouteTable {
         };
         // HEAD is GET without the body.
         let asked = if method == Method::HEAD { &Method::GET } else { method };
-        methods.get(asked).map(|endpoint| (endpoint, id)).ok_or_else(|| methods.refusal())
+        methods.get(asked).map(|handler| (handler, id)).ok_or_else(|| methods.refusal())
     }
 }
 
 impl Methods {
-    fn get(&self, method: &Method) -> Option<&Arc<dyn Endpoint>> {
-        self.0.iter().find(|(known, _)| known == method).map(|(_, endpoint)| endpoint)
+    fn get(&self, method: &Method) -> Option<&Handler> {
+        self.0.iter().find(|(known, _)| known == method).map(|(_, handler)| handler)
     }
 
     fn refusal(&self) -> Refusal {
@@ -131,4 +162,22 @@ impl Methods {
         let value = HeaderValue::try_from(allowed).unwrap_or(HeaderValue::from_static(""));
         Refusal::from(refusal).header(header::ALLOW, value)
     }
+}
+
+/// Checks a path that was written by the user; `also` are characters that it may have as well.
+fn check_path(path: &str, also: &str) -> Result<(), ServeError> {
+    let odd = |c: char| {
+        let unusual = c.is_control() || c.is_whitespace() || !c.is_ascii() || "{}%?#\\".contains(c);
+        unusual && !also.contains(c)
+    };
+    let upwards = path.split('/').any(|segment| matches!(segment, "." | ".."));
+    if !path.starts_with('/') || path.contains(odd) || upwards {
+        return Err(ServeError::InvalidPath { path: path.to_owned() });
+    }
+    let below =
+        |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if RESERVED.into_iter().any(below) {
+        return Err(ServeError::ReservedPath { path: path.to_owned() });
+    }
+    Ok(())
 }

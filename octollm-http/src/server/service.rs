@@ -1,4 +1,4 @@
-//! The service that all servers are: checks, route, endpoint, answer.
+//! The service that a server is: checks, route, identity, endpoint, answer.
 
 use std::{
     convert::Infallible,
@@ -9,51 +9,59 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{Method, Request, Response, request::Parts};
+use http::{HeaderMap, Method, Request, Response, request::Parts};
 use http_body::Body;
+use hyper::body::Incoming;
 use octollm_core::{
     error::{ErrorKind, Failure},
     parts::ContextParts,
 };
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    body::{self, BodyLimits, ResponseBody},
+    body::{RequestBody, ResponseBody},
     config::ServerConfig,
-    error::ServeError,
-    fields::{Arrival, Fields},
-    intake,
-    respond::{Ids, Refusal, Reply, head_only},
-    routes::{Endpoint, Inbound, RouteTable, Takes},
+    head::{self, Arrival, Fields},
+    identity::Identity,
+    intake::{self, Arriving, BodyLimits},
+    reply::{Ids, Refusal, Reply, head_only},
+    routes::{Handler, Inbound, RouteService, RouteTable, Takes},
 };
-use crate::wire::read_parts;
+use crate::{io::Peer, wire::read_parts};
 
 /// A server as a tower service: mount it into a server of your own.
 ///
-/// It is always ready, keeps its own limit of requests that run at a time, and never fails: what goes wrong is an
-/// answer.
+/// It is always ready, has its own limit of requests that run at a time, and never fails: what goes wrong is an answer.
+/// Layers that were added to the [`Server`](super::Server) are around it.
 #[derive(Clone)]
-pub struct HttpService(Arc<Core>);
+pub struct HttpService {
+    core: Arc<Core>,
+    layered: Option<Layered>,
+}
+
+type Layered = BoxCloneSyncService<Request<RequestBody>, Response<ResponseBody>, Infallible>;
+type BoxError = Box<dyn Error + Send + Sync>;
 
 pub(crate) struct Core {
-    pub(crate) routes: RouteTable,
-    pub(crate) config: ServerConfig,
-    places: Semaphore,
-    broken: bool,
+    routes: RouteTable,
+    config: ServerConfig,
+    identity: Identity,
+    places: Arc<Semaphore>,
+    arriving: Arriving,
 }
 
 /// An answer on its way.
 pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
 
-impl<B> tower::Service<Request<B>> for HttpService
+impl<B> Service<Request<B>> for HttpService
 where
     B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B::Error: Into<BoxError>,
 {
     type Response = Response<ResponseBody>;
     type Error = Infallible;
@@ -64,39 +72,83 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
-        let core = self.0.clone();
-        Box::pin(async move { Ok(core.answer(request, Arrival::Mounted).await) })
+        if let Some(layered) = &self.layered {
+            return Box::pin(layered.clone().oneshot(request.map(RequestBody::new)));
+        }
+        // Set where the server itself accepted the connection; it cannot come over the network.
+        let arrival = request.extensions().get().copied().unwrap_or(Arrival::Mounted);
+        let core = self.core.clone();
+        Box::pin(async move { Ok(core.answer(request, arrival).await) })
     }
 }
 
 impl fmt::Debug for HttpService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpService").field("config", &self.0.config).finish_non_exhaustive()
+        f.debug_struct("HttpService")
+            .field("config", &self.core.config)
+            .field("identity", &self.core.identity)
+            .field("layered", &self.layered.is_some())
+            .finish_non_exhaustive()
     }
 }
 
 impl HttpService {
-    pub(crate) fn new(routes: RouteTable, config: ServerConfig) -> Self {
-        let places = Semaphore::new(config.max_in_flight);
-        Self(Arc::new(Core { routes, config, places, broken: false }))
+    pub(crate) fn new(routes: RouteTable, config: ServerConfig, identity: Identity) -> Self {
+        let places = Arc::new(Semaphore::new(config.max_in_flight));
+        let arriving = Arriving::new(config.max_arriving);
+        Self { core: Arc::new(Core { routes, config, identity, places, arriving }), layered: None }
     }
 
-    /// What stands for a server that could not be built.
-    pub(crate) fn broken(error: ServeError) -> Self {
-        let cause = error.source().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(%error, cause, "server cannot be built; it answers 500");
-        let places = Semaphore::new(0);
-        Self(Arc::new(Core {
-            routes: RouteTable::default(),
-            config: ServerConfig::default(),
-            places,
-            broken: true,
-        }))
+    pub(crate) fn config(&self) -> &ServerConfig {
+        &self.core.config
     }
 
-    pub(crate) fn core(&self) -> &Arc<Core> {
-        &self.0
+    /// The same service with a layer around it.
+    pub(crate) fn layer<L, B>(self, layer: L) -> Self
+    where
+        L: Layer<Self>,
+        L::Service: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<RequestBody>>>::Future: Send + 'static,
+        <L::Service as Service<Request<RequestBody>>>::Error: Into<BoxError>,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let core = self.core.clone();
+        let service = layer.layer(self);
+        let service = tower::service_fn(move |request| {
+            let service = service.clone();
+            async move {
+                Ok(match service.oneshot(request).await {
+                    Ok(response) => response.map(ResponseBody::streamed),
+                    Err(error) => failed(error.into()),
+                })
+            }
+        });
+        Self { core, layered: Some(BoxCloneSyncService::new(service)) }
     }
+
+    /// Answers a request of a connection that the server itself accepted.
+    pub(crate) async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        arrival: Arrival,
+        peer: Peer,
+    ) -> Response<ResponseBody> {
+        if self.core.identity.authenticator.is_some() {
+            request.extensions_mut().insert(peer);
+        }
+        let Some(layered) = &self.layered else { return self.core.answer(request, arrival).await };
+        request.extensions_mut().insert(arrival);
+        let Ok(response) = Box::pin(layered.clone().oneshot(request.map(RequestBody::new))).await;
+        response
+    }
+}
+
+/// The answer in the place of a layer's own error.
+fn failed(error: BoxError) -> Response<ResponseBody> {
+    tracing::error!(%error, "layer failed");
+    let ids = Ids::of(&HeaderMap::new(), &ContextParts::new());
+    ids.respond(Err(Failure::of(ErrorKind::Internal).into()))
 }
 
 impl Core {
@@ -104,96 +156,147 @@ impl Core {
     ///
     /// # Cancel safety
     /// Everything runs inside this future: dropping it drops the arm's.
-    pub(crate) async fn answer<B>(&self, request: Request<B>, arrival: Arrival) -> Response<ResponseBody>
+    async fn answer<B>(&self, request: Request<B>, arrival: Arrival) -> Response<ResponseBody>
     where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
     {
-        let (head, body) = request.into_parts();
-        let (parts, limits) = match read_parts(&head.headers) {
+        let (mut head, body) = request.into_parts();
+        let (parts, malformed) = match read_parts(&head.headers) {
             Ok(parts) => (parts, None),
             Err((failure, parts)) => (*parts, Some(failure)),
         };
         let ids = Ids::of(&head.headers, &parts);
-        let result = match self.admit(&head, &parts, limits, arrival) {
-            Ok(admitted) => self.reply(&head, body, parts, admitted).await,
-            Err(refusal) => Err(refusal),
-        };
+        let no_body = head.method == Method::HEAD;
+        let result = self.reply(&mut head, body, parts, malformed, arrival).await;
         let response = ids.respond(result);
-        if head.method == Method::HEAD { head_only(response) } else { response }
+        if no_body { head_only(response) } else { response }
     }
 
     async fn reply<B>(
         &self,
-        head: &Parts,
+        head: &mut Parts,
         body: B,
-        parts: ContextParts,
-        admitted: Admitted<'_>,
+        mut parts: ContextParts,
+        malformed: Option<Failure>,
+        arrival: Arrival,
     ) -> Result<Reply, Refusal>
     where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
     {
-        let body = match admitted.endpoint.takes() {
+        let (handler, id) = self.admit(head, &parts, malformed, arrival)?;
+        let takes = match handler {
+            Handler::Endpoint(endpoint) => endpoint.takes(),
+            Handler::Service(_) => Takes::Place,
+        };
+        if takes != Takes::Probe {
+            parts.caller = match self.identity.known(head) {
+                Some(caller) => caller,
+                None => Box::pin(self.identity.ask(head, parts.deadline)).await?,
+            };
+        }
+        let endpoint = match handler {
+            Handler::Endpoint(endpoint) => endpoint,
+            // What is rare has memory of its own: the future of every request is as large as its largest part.
+            Handler::Service(service) => {
+                return Box::pin(self.hand_over(service.clone(), taken(head), body, parts)).await;
+            }
+        };
+        let body = match takes {
             Takes::Json => {
-                let (bytes, time) = (self.config.max_body, self.config.body_timeout);
-                body::read(body, BodyLimits { bytes, time, deadline: parts.deadline }).await?
+                let ServerConfig { max_body: bytes, body_timeout: time, .. } = self.config;
+                let limits = BodyLimits { bytes, time, deadline: parts.deadline, arriving: &self.arriving };
+                intake::read(body, limits).await?
             }
             Takes::Place | Takes::Probe => Bytes::new(),
         };
-        let call = admitted.endpoint.call(Inbound { parts, head, id: admitted.id, body });
-        // Arms catch their own panics; this is for orchestrators, reflexes and checks.
-        AssertUnwindSafe(call).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!(path = head.uri.path(), "endpoint panicked");
-            Err(Failure::of(ErrorKind::Internal).into())
+        let place = if takes == Takes::Probe { None } else { Some(self.place()?) };
+        let path = head.uri.path();
+        let call = endpoint.call(Inbound { parts, head, id, arrival, body });
+        let reply = caught(call, path).await??;
+        Ok(match place {
+            Some(place) => reply.holding(place),
+            None => reply,
         })
     }
 
-    /// All that is decided by the head.
+    /// Hands a request over to a service of the user's.
+    async fn hand_over<B>(
+        &self,
+        service: RouteService,
+        mut head: Parts,
+        body: B,
+        parts: ContextParts,
+    ) -> Result<Reply, Refusal>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let place = self.place()?;
+        let path = head.uri.path().to_owned();
+        head.extensions.insert(parts.caller.clone());
+        head.extensions.insert(parts);
+        let request = Request::from_parts(head, RequestBody::new(body));
+        match caught(service.oneshot(request), &path).await? {
+            Ok(response) => Ok(Reply::foreign(response).holding(place)),
+            Err(error) => {
+                tracing::error!(path, %error, "route failed");
+                Err(Failure::of(ErrorKind::Internal).into())
+            }
+        }
+    }
+
+    /// All that is decided by the head. Returns what answers, and what stands for `{id}`.
     fn admit<'a>(
         &'a self,
         head: &'a Parts,
         parts: &ContextParts,
         malformed: Option<Failure>,
         arrival: Arrival,
-    ) -> Result<Admitted<'a>, Refusal> {
-        if self.broken {
-            return Err(Failure::new(ErrorKind::Internal, "this server is misconfigured")
-                .before_execution()
-                .into());
-        }
+    ) -> Result<(&'a Handler, &'a str), Refusal> {
         let fields = Fields::of(&head.headers);
         fields.check_framing(arrival, head.version)?;
-        intake::check_head(head, &self.config)?;
+        head::check_head(head, &self.config)?;
         fields.check()?;
         if let Some(failure) = malformed {
             return Err(failure.into());
         }
-        let (endpoint, id) = self.routes.find(&head.method, head.uri.path())?;
-        fields.check_accept()?;
-        let takes = endpoint.takes();
+        let (handler, id) = self.routes.find(&head.method, head.uri.path())?;
+        let takes = match handler {
+            Handler::Endpoint(endpoint) => {
+                if !endpoint.satisfies(fields.accepts()) {
+                    let words = "the answer is application/json";
+                    return Err(Failure::new(ErrorKind::NotAcceptable, words).into());
+                }
+                endpoint.takes()
+            }
+            Handler::Service(_) => Takes::Place,
+        };
         if takes == Takes::Json {
             fields.check_content()?;
         }
-        let place = match takes {
-            Takes::Probe => None,
-            Takes::Place | Takes::Json => Some(self.places.try_acquire().map_err(|_| overloaded())?),
-        };
         if takes != Takes::Probe && parts.deadline.is_some_and(|deadline| deadline.has_passed()) {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());
         }
-        Ok(Admitted { endpoint: endpoint.as_ref(), id, _place: place })
+        Ok((handler, id))
+    }
+
+    /// A place among the requests that run.
+    fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        self.places.clone().try_acquire_owned().map_err(|_| intake::overloaded())
     }
 }
 
-struct Admitted<'a> {
-    endpoint: &'a dyn Endpoint,
-    id: &'a str,
-    _place: Option<SemaphorePermit<'a>>,
+/// The head by itself; an empty one stays behind.
+fn taken(head: &mut Parts) -> Parts {
+    std::mem::replace(head, Request::new(()).into_parts().0)
 }
 
-fn overloaded() -> Failure {
-    let mut failure = Failure::of(ErrorKind::Overloaded);
-    failure.retry_after = Some(Duration::from_secs(1));
-    failure
+/// What an endpoint returns. Arms catch their own panics; this is for orchestrators, reflexes, checks and the user's routes.
+async fn caught<F: Future>(work: F, path: &str) -> Result<F::Output, Failure> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
+        tracing::error!(path, "endpoint panicked");
+        Failure::of(ErrorKind::Internal)
+    })
 }

@@ -1,6 +1,6 @@
 //! What travels in the head of a request, and of its answer.
 
-use std::{str::FromStr, time::Duration};
+use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use octollm_core::{
@@ -9,6 +9,7 @@ use octollm_core::{
     error::{ErrorKind, Failure},
     parts::ContextParts,
     trace::TraceContext,
+    transport::IdempotencyKey,
 };
 
 /// The names of the headers beyond HTTP's own.
@@ -51,7 +52,7 @@ pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, (Failure, Box
     parts.correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| parts.request_id.clone());
     parts.task_id = parsed(fields.task_id);
     parts.trace = parsed::<TraceContext>(fields.traceparent)
-        .map(|trace| trace.with_tracestate(text(fields.tracestate).unwrap_or_default()));
+        .map(|trace| trace.with_tracestate(&fields.tracestate.join()));
     match read_limits(&fields, &mut parts) {
         Ok(()) => Ok(parts),
         Err(failure) => Err((failure, Box::new(parts))),
@@ -65,7 +66,7 @@ struct Fields<'h> {
     correlation_id: Option<&'h HeaderValue>,
     task_id: Option<&'h HeaderValue>,
     traceparent: Option<&'h HeaderValue>,
-    tracestate: Option<&'h HeaderValue>,
+    tracestate: List<'h>,
     timeout: Limit<'h>,
     budget: Limit<'h>,
     attempt: Limit<'h>,
@@ -89,7 +90,7 @@ impl<'h> Fields<'h> {
                 "x-correlation-id" => first(&mut fields.correlation_id, value),
                 "octollm-task-id" => first(&mut fields.task_id, value),
                 "traceparent" => first(&mut fields.traceparent, value),
-                "tracestate" => first(&mut fields.tracestate, value),
+                "tracestate" => fields.tracestate.add(value),
                 "octollm-timeout" => fields.timeout.add(value),
                 "octollm-budget" => fields.budget.add(value),
                 "octollm-attempt" => fields.attempt.add(value),
@@ -97,6 +98,35 @@ impl<'h> Fields<'h> {
             }
         }
         fields
+    }
+}
+
+/// The values of a field that may stand several times, which means the same as one with commas.
+#[derive(Default)]
+enum List<'h> {
+    #[default]
+    None,
+    One(&'h str),
+    Many(Vec<&'h str>),
+}
+
+impl<'h> List<'h> {
+    fn add(&mut self, value: &'h HeaderValue) {
+        // Values that are not text are left out, as empty ones are.
+        let Some(value) = value.to_str().ok().filter(|value| !value.trim().is_empty()) else { return };
+        match self {
+            Self::None => *self = Self::One(value),
+            Self::One(first) => *self = Self::Many(vec![first, value]),
+            Self::Many(values) => values.push(value),
+        }
+    }
+
+    fn join(&self) -> Cow<'h, str> {
+        match self {
+            Self::None => Cow::Borrowed(""),
+            Self::One(value) => Cow::Borrowed(value),
+            Self::Many(values) => Cow::Owned(values.join(",")),
+        }
     }
 }
 
@@ -150,7 +180,13 @@ fn malformed(name: &HeaderName) -> Failure {
     Failure::new(ErrorKind::BadRequest, format!("malformed header {name}"))
 }
 
-/// Writes what travels: the deadline as the time that is left now.
+/// The time that an answer has for its way back: a server that stops at the limit it was given still reports what was
+/// used before its caller stops waiting.
+fn way_back(left: Duration) -> Duration {
+    (left / 16).clamp(Duration::from_millis(5), Duration::from_millis(250)).min(left / 2)
+}
+
+/// Writes what travels: the deadline as the time that is left now, less the way back of the answer.
 pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
     put(head, names::REQUEST_ID, parts.request_id.as_str());
     put(head, names::CORRELATION_ID, parts.correlation_id.as_str());
@@ -164,8 +200,9 @@ pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
         }
     }
     if let Some(deadline) = parts.deadline {
-        let left = u64::try_from(deadline.remaining().as_millis()).unwrap_or(u64::MAX);
-        head.insert(names::TIMEOUT, decimal(left));
+        let left = deadline.remaining();
+        let told = left.saturating_sub(way_back(left));
+        head.insert(names::TIMEOUT, decimal(u64::try_from(told.as_millis()).unwrap_or(u64::MAX)));
     }
     if !parts.budget.is_unlimited() {
         put(head, names::BUDGET, &parts.budget.to_string());
@@ -198,9 +235,32 @@ pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
     }
 }
 
-/// Reads what was used up. A foreign arm that does not tell has used up nothing, as far as is known.
-pub(crate) fn read_usage(head: &HeaderMap) -> Usage {
-    parsed(head.get(&names::USAGE)).unwrap_or_default()
+/// Reads what was used up, and whether all of it could be read. A foreign arm that does not report it has used up
+/// nothing, as far as is known.
+pub(crate) fn read_usage(head: &HeaderMap) -> (Usage, bool) {
+    let Some(value) = head.get(&names::USAGE) else { return (Usage::ZERO, true) };
+    let text = text(Some(value)).unwrap_or_default();
+    match text.parse() {
+        Ok(usage) => (usage, true),
+        Err(_) => {
+            let parts = text.split(';').filter_map(|part| part.parse::<Usage>().ok());
+            (parts.fold(Usage::ZERO, Usage::plus), false)
+        }
+    }
+}
+
+/// Writes the key of a call, as a quoted string.
+pub(crate) fn write_key(key: &IdempotencyKey, head: &mut HeaderMap) {
+    let mut quoted = String::with_capacity(key.as_str().len() + 2);
+    quoted.push('"');
+    for character in key.as_str().chars() {
+        if matches!(character, '"' | '\\') {
+            quoted.push('\\');
+        }
+        quoted.push(character);
+    }
+    quoted.push('"');
+    put(head, names::IDEMPOTENCY_KEY, &quoted);
 }
 
 fn put(head: &mut HeaderMap, name: HeaderName, value: &str) {
@@ -229,7 +289,54 @@ mod tests {
         parts.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
         let mut head = HeaderMap::new();
         write_parts(&parts, &mut head);
+        // A sixteenth is for the way back.
+        assert_eq!(head[&names::TIMEOUT], "1406");
+        parts.deadline = Some(Deadline::after(Duration::from_millis(1406)));
         assert_eq!(format!("{parts:?}"), format!("{:?}", read_parts(&head).unwrap()));
+    }
+
+    #[test]
+    fn an_answer_has_time_for_its_way_back() {
+        for (left, way) in [(0, 0), (4, 2), (40, 5), (1_600, 100), (60_000, 250)] {
+            assert_eq!(way_back(Duration::from_millis(left)), Duration::from_millis(way), "{left}");
+        }
+    }
+
+    #[test]
+    fn several_fields_of_a_list_are_one() {
+        let parent = ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        for (fields, joined) in [
+            (
+                vec![("tracestate", "a=1"), ("tracestate", "b=2"), ("tracestate", ""), ("tracestate", "c=3")],
+                Some("a=1,b=2,c=3"),
+            ),
+            (vec![("tracestate", "a=1,b=2")], Some("a=1,b=2")),
+            (vec![("tracestate", "")], None),
+        ] {
+            let parts = read_parts(&head(&[fields, vec![parent]].concat())).unwrap();
+            assert_eq!(parts.trace.unwrap().tracestate(), joined);
+        }
+    }
+
+    #[test]
+    fn a_usage_is_read_as_far_as_it_can_be() {
+        for (text, usage, is_readable) in [
+            ("tokens=12;input=10;output=2", Usage::metered(10, 2), true),
+            ("tokens=10.0", Usage::tokens(10), true),
+            ("cost_usd=much;tokens=4", Usage::tokens(4), false),
+            ("tokens=-1", Usage::ZERO, false),
+            ("tokens=7;cost_usd=NaN", Usage::tokens(7), false),
+            ("12", Usage::ZERO, false),
+        ] {
+            assert_eq!(read_usage(&head(&[("octollm-usage", text)])), (usage, is_readable), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_a_quoted_string() {
+        let mut head = HeaderMap::new();
+        write_key(&IdempotencyKey::new(r#"a "b" \c"#).unwrap(), &mut head);
+        assert_eq!(head[&names::IDEMPOTENCY_KEY], r#""a \"b\" \\c""#);
     }
 
     #[test]

@@ -4,5 +4,5 @@ mod headers;
 mod problem;
 
 pub use self::headers::names;
-pub(crate) use self::headers::{read_parts, read_usage, write_parts, write_usage};
+pub(crate) use self::headers::{read_parts, read_usage, write_key, write_parts, write_usage};
 pub use self::problem::Problem;

@@ -2,53 +2,136 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use bytes::Bytes;
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use octollm_core::{
     contract::Violations,
-    error::{ErrorKind, Failure},
+    error::{ArmError, CallError, ErrorKind, Failure},
     id::{RequestId, TaskId},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The body of every error answer.
+///
+/// A body of another make may lack our members. It is then not retryable, and whether the work may have run is what is usual for
+/// its code.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::Response;
+/// use octollm_core::error::CallError;
+/// use octollm_http::wire::Problem;
+///
+/// // What a server of another make answers when a call has failed. With axum, a handler that returns a
+/// // `Result<_, Response>` has `arms.call(..).await.map_err(Problem::from)?`.
+/// fn answer(error: CallError) -> Response<Bytes> {
+///     Problem::from(error).into()
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Received")]
 #[non_exhaustive]
 pub struct Problem {
     /// Always `about:blank`: the code tells the kind.
-    #[serde(rename = "type", default)]
+    #[serde(rename = "type")]
     pub type_uri: String,
     /// The words of the status.
-    #[serde(default)]
     pub title: String,
     /// The HTTP status.
     pub status: u16,
     /// One line for people.
-    #[serde(default)]
     pub detail: String,
     /// What happened, from a fixed list.
     pub code: ErrorKind,
     /// The same as `detail`, for clients that look for it.
-    #[serde(default)]
     pub message: String,
     /// Broken rules under `violations`, and whatever else a program can use.
-    #[serde(default)]
     pub details: Map<String, Value>,
     /// Whether the same request can succeed later.
-    #[serde(default)]
     pub retryable: bool,
     /// Seconds to wait before that.
-    #[serde(default)]
     pub retry_after: Option<u64>,
     /// Whether the work may have been done.
-    #[serde(default)]
     pub may_have_executed: bool,
     /// Names the request.
-    #[serde(default)]
     pub request_id: Option<RequestId>,
     /// Names the task, where there is one.
-    #[serde(default)]
     pub task_id: Option<TaskId>,
+}
+
+/// A problem as it comes, perhaps from a server of another make.
+#[derive(Deserialize)]
+struct Received {
+    #[serde(rename = "type", default)]
+    type_uri: String,
+    #[serde(default)]
+    title: String,
+    status: u16,
+    #[serde(default)]
+    detail: String,
+    code: ErrorKind,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    details: Map<String, Value>,
+    #[serde(default)]
+    retryable: bool,
+    #[serde(default)]
+    retry_after: Option<u64>,
+    #[serde(default)]
+    may_have_executed: Option<bool>,
+    #[serde(default)]
+    request_id: Option<RequestId>,
+    #[serde(default)]
+    task_id: Option<TaskId>,
+}
+
+impl From<Received> for Problem {
+    fn from(received: Received) -> Self {
+        let code = received.code;
+        Self {
+            type_uri: received.type_uri,
+            title: received.title,
+            status: received.status,
+            detail: received.detail,
+            code,
+            message: received.message,
+            details: received.details,
+            retryable: received.retryable,
+            retry_after: received.retry_after,
+            may_have_executed: received.may_have_executed.unwrap_or_else(|| code.usually_executed()),
+            request_id: received.request_id,
+            task_id: received.task_id,
+        }
+    }
+}
+
+/// What the caller of a server reads when a call that the server made has failed, as if an arm had made it: the hop beside the
+/// failure has had its chance to retry.
+impl From<CallError> for Problem {
+    fn from(error: CallError) -> Self {
+        Self::new(ArmError::from(error).failure(), None, None)
+    }
+}
+
+/// `application/problem+json`, with `Retry-After` where a retry helps after a while.
+impl<B: From<Bytes>> From<Problem> for Response<B> {
+    fn from(problem: Problem) -> Self {
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut response = Self::new(Bytes::from(body).into());
+        *response.status_mut() =
+            StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let head = response.headers_mut();
+        head.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = problem.retry_after {
+            head.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
 }
 
 impl Problem {
@@ -154,5 +237,16 @@ mod tests {
         let bytes = serde_json::to_vec(&Problem::new(&failure, Some(RequestId::new()), None)).unwrap();
         let read: Problem = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(read.into_failure(), failure);
+    }
+
+    #[test]
+    fn a_body_without_our_members_has_safe_ones() {
+        let read = |body: &str| serde_json::from_str::<Problem>(body).unwrap().into_failure();
+        let failed = read(r#"{"status":500,"code":"arm_failed"}"#);
+        assert!(failed.may_have_executed && !failed.retryable);
+        let busy = read(r#"{"status":503,"code":"overloaded"}"#);
+        assert!(!busy.may_have_executed && !busy.retryable);
+        let told = read(r#"{"status":500,"code":"arm_failed","may_have_executed":false,"retryable":true}"#);
+        assert!(!told.may_have_executed && told.retryable);
     }
 }

@@ -11,13 +11,19 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request};
 use octollm_core::{budget::Cost, error::ErrorKind, parts::ContextParts};
-use octollm_http::client::{Arms, Target};
+use octollm_http::{
+    client::{ClientConfig, Target},
+    wire::Problem,
+};
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tower::util::MapRequestLayer;
+use tower::{ServiceExt, util::MapRequestLayer};
 
-use crate::peer::{Answer, Check, Peer, Verdict, card, check, judge};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, card, cause, check, judge, judge_within};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_is_typed_both_ways() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let arms = judge(&peer.url);
@@ -31,7 +37,7 @@ async fn a_call_is_typed_both_ways() {
     assert_eq!((peer.asked_for_card(), peer.accepted()), (1, 1));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_context_travels_in_the_head() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let mut parts = ContextParts::new();
@@ -57,7 +63,7 @@ async fn the_context_travels_in_the_head() {
     assert!((25_000..=30_000).contains(&left), "{left}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_deadline_of_a_piece_of_work_holds_for_its_calls() {
     let peer = Peer::arm(|_| async { Answer::Silence }).await;
     let arms = judge(&peer.url);
@@ -68,7 +74,7 @@ async fn the_deadline_of_a_piece_of_work_holds_for_its_calls() {
     peer.until_open(0).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_was_used_up_comes_back() {
     let peer = Peer::arm(|_| async {
         Answer::Raw(
@@ -82,18 +88,18 @@ async fn what_was_used_up_comes_back() {
     assert_eq!((cx.used().tokens, cx.used().cost), (24, Cost::from_dollars(0.5).unwrap()));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_arm_may_be_mounted_below_a_path_and_serve_without_a_card() {
     let peer = Peer::start(|_| async { Answer::verdict() }).await;
     let url = format!("{}/arms/judge/", peer.url);
-    let arms = Arms::builder().arm_serving::<Check>("judge", &url).build().unwrap();
+    let arms = arms().arm_serving::<Check>("judge", &url).build().unwrap();
     arms.call(check()).await.unwrap();
     assert_eq!(peer.calls()[0].path, "/arms/judge/validate");
     assert_eq!(peer.asked_for_card(), 0);
     assert_eq!(arms.cards().await[0].capabilities, ["code.validate"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn answers_come_in_pieces_and_may_be_large() {
     let peer = Peer::arm(|_| async {
         let padding = "x".repeat(300_000);
@@ -109,7 +115,7 @@ async fn answers_come_in_pieces_and_may_be_large() {
     assert_eq!(peer.accepted(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_layer_sees_every_request_and_may_change_it() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let seen = Arc::new(AtomicUsize::new(0));
@@ -125,7 +131,7 @@ async fn a_layer_sees_every_request_and_may_change_it() {
         request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer abc"));
         request
     });
-    let arms = Arms::builder().arm("judge", &peer.url).layer(layer).build().unwrap();
+    let arms = arms().arm("judge", &peer.url).request_layer(layer).build().unwrap();
     arms.clone().call(check()).await.unwrap();
     arms.call(check()).await.unwrap();
     assert_eq!(seen.load(Ordering::Relaxed), 2);
@@ -133,7 +139,7 @@ async fn a_layer_sees_every_request_and_may_change_it() {
     assert_eq!(peer.accepted(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_layers_own_error_reaches_the_caller() {
     let peer = Peer::start(|_| async { Answer::verdict() }).await;
     let refuse = tower::layer::layer_fn(|_inner| {
@@ -141,13 +147,13 @@ async fn a_layers_own_error_reaches_the_caller() {
             Err::<http::Response<Bytes>, tower::BoxError>("out of order".into())
         })
     });
-    let arms = Arms::builder().arm_serving::<Check>("judge", &peer.url).layer(refuse).build().unwrap();
+    let arms = arms().arm_serving::<Check>("judge", &peer.url).request_layer(refuse).build().unwrap();
     let error = arms.call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.arm()), (ErrorKind::Internal, Some("judge")));
-    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "out of order");
+    assert_eq!(cause(&error), "out of order");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn schemas_that_differ_are_told_where_a_call_fails() {
     let mut other = card("judge");
     other.contracts[0].fingerprint = "feed".into();
@@ -165,4 +171,78 @@ async fn schemas_that_differ_are_told_where_a_call_fails() {
         assert!(error.to_string().ends_with("the schemas of caller and arm differ"), "{error}");
         assert_eq!(error.failure().details.as_ref().unwrap()["schemas"]["arm"], "feed");
     }
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "note.store", output = ())]
+struct StoreNote {}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_content_is_the_output_of_a_contract_that_has_none() {
+    let peer = Peer::start(|_| async { Answer::Raw(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()) }).await;
+    let arms = arms().arm_serving::<StoreNote>("notes", &peer.url).build().unwrap();
+    arms.call(StoreNote {}).await.unwrap();
+    arms.call(StoreNote {}).await.unwrap();
+    assert_eq!(peer.accepted(), 1);
+    let output = arms.call_json(&"note.store".parse().unwrap(), &json!({})).await.unwrap();
+    assert_eq!(output, json!(null));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_usage_that_cannot_be_read_is_an_error_and_what_can_be_is_counted() {
+    let peer = Peer::arm(|request| async move {
+        let usage =
+            if request.body == br#"{"code":"float"}"# { "tokens=10.0" } else { "tokens=7;cost_usd=much" };
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: 17\r\noctollm-usage: {usage}\r\n\r\n");
+        Answer::Raw([head.as_bytes(), b"{\"is_valid\":true}"].concat())
+    })
+    .await;
+    let cx = judge(&peer.url).context();
+    cx.call(Check { code: "float".into() }).await.unwrap();
+    assert_eq!(cx.used().tokens, 10);
+    let error = cx.call(check()).await.unwrap_err();
+    assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::BadResponse, true));
+    assert_eq!(cx.used().tokens, 17);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_that_spends_and_hangs_reports_it_before_its_caller_stops_waiting() {
+    let peer = Peer::arm(|request| async move {
+        // As a server of ours does it: the limit it was given ends the work, and the answer has the usage.
+        let limit = request.header("octollm-timeout").unwrap().parse().unwrap();
+        tokio::time::sleep(Duration::from_millis(limit)).await;
+        let body = br#"{"status":504,"code":"deadline_exceeded"}"#;
+        let head =
+            format!("HTTP/1.1 504 X\r\ncontent-length: {}\r\noctollm-usage: tokens=100\r\n\r\n", body.len());
+        Answer::Raw([head.as_bytes(), body].concat())
+    })
+    .await;
+    for time in [Duration::from_millis(20), Duration::from_secs(1), Duration::from_secs(20)] {
+        let cx = judge_within(&peer.url, ClientConfig::default()).within(time);
+        let error = cx.call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), cx.used().tokens), (ErrorKind::DeadlineExceeded, 100), "{time:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_call_is_an_answer_of_another_server() {
+    // The program around it has a server of its own, on axum.
+    let peer = Peer::arm(|_| async { Answer::Json(503, json!({ "error": "down for lunch" })) }).await;
+    let arms = judge(&peer.url);
+    let handler = async move || -> Result<String, axum::response::Response> {
+        let verdict = arms.call(check()).await.map_err(Problem::from)?;
+        Ok(verdict.is_valid.to_string())
+    };
+    let app = axum::Router::new().route("/check", axum::routing::get(handler));
+    let request = Request::get("/check").body(axum::body::Body::empty()).unwrap();
+    let response = app.oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+    let problem: Problem = serde_json::from_slice(&body).unwrap();
+    assert_eq!(
+        (problem.code, problem.retryable, problem.may_have_executed),
+        (ErrorKind::Unavailable, false, true)
+    );
+    assert!(problem.detail.contains("down for lunch"), "{}", problem.detail);
 }

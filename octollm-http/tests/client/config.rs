@@ -5,7 +5,7 @@ use octollm_http::client::{Arms, ClientConfig, ConfigError, UrlProblem};
 
 use crate::peer::{Check, check};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_variables_no_arm_is_known() {
     let arms = Arms::from_vars([("PATH", "/bin")]).unwrap();
     let error = arms.call(check()).await.unwrap_err();

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use octollm_core::{
@@ -13,12 +13,12 @@ use octollm_core::{
     contract::{ContractCard, ContractSpec, NoChunk, TaskContract},
     error::ErrorKind,
 };
-use octollm_http::client::Arms;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::time::Instant;
 
-use crate::peer::{Answer, Peer, Verdict, card, check, judge, short};
+use crate::peer::{Answer, Peer, Verdict, arms, card, check, judge, short, silent, unused_host};
 
 /// [`crate::peer::Check`], as it is to become.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -30,13 +30,12 @@ impl TaskContract for CheckTwo {
     const SPEC: ContractSpec = ContractSpec::new("code.validate", "/v2/validate", "code:validate").version(2);
 }
 
-/// A port that nobody listens on.
-async fn nobody() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
+/// A host that nobody listens on.
+fn nobody() -> String {
+    format!("http://{}", unused_host())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn many_first_calls_ask_once() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let arms = judge(&peer.url);
@@ -45,7 +44,7 @@ async fn many_first_calls_ask_once() {
     assert_eq!(peer.calls().len(), 50);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_not_offered_is_told_with_what_is() {
     let mut other = card("judge");
     let mut first = other.contracts[0].clone();
@@ -68,10 +67,10 @@ async fn what_is_not_offered_is_told_with_what_is() {
     assert!(peer.calls().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_arm_out_of_reach_may_be_the_one() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
-    let arms = Arms::builder().arm("judge", &peer.url).arm("coder", &nobody().await).build().unwrap();
+    let arms = arms().arm("judge", &peer.url).arm("coder", nobody()).build().unwrap();
     arms.call(check()).await.unwrap();
     let error = arms.call(CheckTwo {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable);
@@ -82,18 +81,17 @@ async fn an_arm_out_of_reach_may_be_the_one() {
     assert_eq!(cards, ["judge"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_silent_arm_does_not_hold_up_the_others() {
     let silent = Peer::start(|_| async { Answer::Silence }).await;
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
-    let arms =
-        Arms::builder().arm("coder", &silent.url).arm("judge", &peer.url).config(short()).build().unwrap();
+    let arms = arms().arm("coder", &silent.url).arm("judge", &peer.url).config(short()).build().unwrap();
     let began = Instant::now();
     arms.call(check()).await.unwrap();
     assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_arm_that_offers_more_later_is_asked_again() {
     let later = Arc::new(AtomicBool::new(false));
     let now = Arc::clone(&later);
@@ -118,7 +116,7 @@ async fn an_arm_that_offers_more_later_is_asked_again() {
     assert_eq!(peer.calls()[1].path, "/v2/validate");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_route_that_moved_is_followed_once_its_card_says_where() {
     let moved = Arc::new(AtomicBool::new(false));
     let now = Arc::clone(&moved);
@@ -147,30 +145,30 @@ async fn a_route_that_moved_is_followed_once_its_card_says_where() {
     assert_eq!(paths, ["/validate", "/validate", "/validate", "/new", "/new"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_arms_own_404_does_not_wait_for_the_other_arms() {
     let silent = Peer::start(|_| async { Answer::Silence }).await;
     let peer = Peer::arm(|_| async { Answer::Json(404, json!({ "detail": "no such document" })) }).await;
-    let arms = Arms::builder().arm("coder", &silent.url).arm("judge", &peer.url).build().unwrap();
+    let arms = arms().arm("coder", &silent.url).arm("judge", &peer.url).build().unwrap();
     let began = Instant::now();
     let error = arms.call(check()).await.unwrap_err();
     assert_eq!((error.kind(), &*error.failure().message), (ErrorKind::NotFound, "no such document"));
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn where_one_url_refuses_the_next_is_tried() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
-    let arms = judge(&format!("{},{}", nobody().await, peer.url));
+    let arms = judge(&format!("{},{}", nobody(), peer.url));
     for _ in 0..4 {
         arms.call(check()).await.unwrap();
     }
     assert_eq!(peer.calls().len(), 4);
-    let error = judge(&format!("{},{}", nobody().await, nobody().await)).call(check()).await.unwrap_err();
+    let error = judge(&format!("{},{}", nobody(), nobody())).call(check()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn calls_are_spread_over_the_urls_of_an_arm() {
     let one = Peer::arm(|_| async { Answer::verdict() }).await;
     let two = Peer::arm(|_| async { Answer::verdict() }).await;
@@ -181,18 +179,18 @@ async fn calls_are_spread_over_the_urls_of_an_arm() {
     assert_eq!((one.calls().len(), two.calls().len()), (5, 5));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_url_that_is_silent_does_not_hide_the_next() {
     // Connections come about, and nobody ever answers.
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (silent, _listening) = silent();
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let config = octollm_http::client::ClientConfig { read_idle: Duration::from_secs(30), ..short() };
-    let urls = format!("http://{},{}", silent.local_addr().unwrap(), peer.url);
-    let arms = Arms::builder().arm("judge", urls).config(config).build().unwrap();
+    let urls = format!("{silent},{}", peer.url);
+    let arms = arms().arm("judge", urls).config(config).build().unwrap();
     assert_eq!(arms.cards().await.len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_card_leads_nowhere_above_its_url() {
     for path in
         ["/../admin", "/%2e%2e/admin", "/a/..%2fadmin", "//elsewhere/x", "http://elsewhere/x", "/a\r\nb: c"]
@@ -206,15 +204,11 @@ async fn a_card_leads_nowhere_above_its_url() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_arm_that_finds_nothing_does_not_wait_for_a_silent_one() {
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (silent, _listening) = silent();
     let peer = Peer::arm(|_| async { Answer::Json(404, json!({ "detail": "no such file" })) }).await;
-    let arms = Arms::builder()
-        .arm("judge", &peer.url)
-        .arm("silent", format!("http://{}", silent.local_addr().unwrap()))
-        .build()
-        .unwrap();
+    let arms = arms().arm("judge", &peer.url).arm("silent", &silent).build().unwrap();
     for round in 1..3 {
         let begun = Instant::now();
         assert_eq!(arms.call(check()).await.unwrap_err().kind(), ErrorKind::NotFound);
@@ -223,13 +217,13 @@ async fn an_arm_that_finds_nothing_does_not_wait_for_a_silent_one() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn many_silent_arms_do_not_hide_one_that_answers() {
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (silent, _listening) = silent();
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
-    let mut builder = Arms::builder();
+    let mut builder = arms();
     for n in 0..120 {
-        builder = builder.arm(format!("silent{n}"), format!("http://{}", silent.local_addr().unwrap()));
+        builder = builder.arm(format!("silent{n}"), &silent);
     }
     let config = octollm_http::client::ClientConfig {
         read_idle: Duration::from_secs(30),
@@ -238,4 +232,39 @@ async fn many_silent_arms_do_not_hide_one_that_answers() {
     };
     let arms = builder.arm("judge", &peer.url).config(config).build().unwrap();
     arms.call(check()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_card_without_an_endpoint_is_listed_with_the_one_it_is_reached_by() {
+    let mut named = card("coder");
+    named.endpoint = Some("http://coder.example".into());
+    let (one, two) = (
+        Peer::arm(|_| async { Answer::verdict() }).await,
+        Peer::with_card(named, |_| async { Answer::verdict() }).await,
+    );
+    let arms = arms()
+        .arm("judge", format!("{},{}", nobody(), one.url))
+        .arm("coder", &two.url)
+        .arm_serving::<CheckTwo>("foreign", "http://foreign.example/api/")
+        .build()
+        .unwrap();
+    let endpoints: Vec<_> = arms.cards().await.into_iter().map(|card| card.endpoint.unwrap()).collect();
+    assert_eq!(endpoints, [&*one.url, "http://coder.example", "http://foreign.example/api"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_that_refuses_its_card_is_no_arm_out_of_reach() {
+    let refusing = |status: u16| Peer::start(move |_| async move { Answer::Json(status, json!({})) });
+    for (status, kind) in [(401, ErrorKind::Unauthenticated), (403, ErrorKind::InsufficientScope)] {
+        let peer = refusing(status).await;
+        let error = judge(&peer.url).call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.retryable(), error.may_have_executed()), (kind, false, false));
+        assert!(error.to_string().contains(&format!("judge (answered {status})")), "{error}");
+        // Another arm that is down may be the one.
+        let arms = arms().arm("judge", &peer.url).arm("coder", nobody()).build().unwrap();
+        let error = arms.call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.retryable()), (ErrorKind::Unreachable, true));
+    }
+    let error = judge(&refusing(500).await.url).call(check()).await.unwrap_err();
+    assert_eq!((error.kind(), error.retryable()), (ErrorKind::Unreachable, true));
 }

@@ -1,25 +1,43 @@
 //! Servers that break, each in its own way.
 
-use std::{collections::HashSet, sync::Mutex, time::Duration};
-
-use octollm_core::error::{CallError, ErrorKind};
-use octollm_http::client::{Arms, ClientConfig};
-use tokio::{
-    io::AsyncReadExt,
-    net::{TcpListener, TcpSocket, TcpStream},
-    time::timeout,
+use std::{
+    collections::HashSet,
+    io::{self, Read, Write},
+    sync::{Mutex, mpsc},
+    time::Duration,
 };
 
-use crate::peer::{Answer, Check, Peer, card, check, json_answer, judge, judge_within, short, until};
+use async_trait::async_trait;
+use http::Uri;
+use octollm_core::error::{CallError, ErrorKind};
+use octollm_http::{
+    client::{Arms, ClientConfig},
+    io::{Acceptor, BoxIo, Connector},
+};
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::{io::AsyncReadExt, net::TcpListener, time::Instant};
 
-/// What a call gets that the server answers so.
+use crate::peer::{
+    Answer, Check, Peer, Verdict, arms, card, check, json_answer, judge, judge_within, network, short, until,
+    unused_host,
+};
+
+/// The error of a call that the server answers so.
 async fn fails(answer: Answer) -> CallError {
-    let peer = Peer::arm(move |_| {
-        let answer = answer.clone();
-        async move { answer }
-    })
-    .await;
-    let arms = judge(&peer.url);
+    let peer = Peer::arm(move |_| std::future::ready(answer.clone())).await;
+    fails_at(&peer, &judge(&peer.url)).await
+}
+
+/// The same on a socket of the system.
+async fn fails_over_tcp(answer: Answer) -> CallError {
+    let peer = Peer::tcp(move |_| std::future::ready(answer.clone())).await;
+    let arms = Arms::builder().arm_serving::<Check>("judge", &peer.url).config(short()).build().unwrap();
+    fails_at(&peer, &arms).await
+}
+
+async fn fails_at(peer: &Peer, arms: &Arms) -> CallError {
     let error = arms.call(check()).await.unwrap_err();
     // A connection that failed is not used again.
     peer.until_open(0).await;
@@ -29,9 +47,9 @@ async fn fails(answer: Answer) -> CallError {
     error
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn lost_behind_the_request_the_work_may_have_run() {
-    for answer in [Answer::Last(vec![]), Answer::Reset(vec![]), Answer::Last(b"HTTP/1.1 200 O".to_vec())] {
+    for answer in [Answer::Last(vec![]), Answer::Last(b"HTTP/1.1 200 O".to_vec())] {
         let error = fails(answer.clone()).await;
         assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{answer:?}");
         assert!(error.may_have_executed() && error.retryable());
@@ -39,20 +57,29 @@ async fn lost_behind_the_request_the_work_may_have_run() {
 }
 
 #[tokio::test]
+async fn a_reset_is_a_loss_and_never_a_short_answer() {
+    let half =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 40\r\n\r\n{\"is_valid\":true}";
+    for bytes in ["", half] {
+        let error = fails_over_tcp(Answer::Reset(bytes.into())).await;
+        assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{bytes}");
+        assert!(error.may_have_executed() && error.retryable());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_cut_off_is_never_a_short_answer() {
     let head =
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 40\r\n\r\n{\"is_valid\":true}";
     let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n11\r\n{\"is_valid\":true}\r\n";
     for bytes in [head, chunked] {
-        for answer in [Answer::Last(bytes.into()), Answer::Reset(bytes.into())] {
-            let error = fails(answer.clone()).await;
-            assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{answer:?}");
-            assert!(error.may_have_executed());
-        }
+        let error = fails(Answer::Last(bytes.into())).await;
+        assert_eq!(error.kind(), ErrorKind::ConnectionLost, "{bytes}");
+        assert!(error.may_have_executed());
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn silence_is_given_up_after_the_read_limit() {
     let half = b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n{".to_vec();
     for answer in [Answer::Silence, Answer::Raw(b"HTTP/1.1".to_vec()), Answer::Raw(half)] {
@@ -62,7 +89,7 @@ async fn silence_is_given_up_after_the_read_limit() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_not_an_answer_is_a_bad_response() {
     for bytes in [
         "SSH-2.0-OpenSSH\r\n\r\n",
@@ -82,7 +109,7 @@ async fn fails_then_closes(bytes: Vec<u8>) -> CallError {
     fails(Answer::Last(bytes)).await
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_answer_beyond_the_limit_is_refused_before_it_is_read() {
     let config = ClientConfig { max_answer: 1000, ..short() };
     for head in ["content-length: 5000000000", "transfer-encoding: chunked"] {
@@ -93,8 +120,7 @@ async fn an_answer_beyond_the_limit_is_refused_before_it_is_read() {
             async move { Answer::Raw(bytes) }
         })
         .await;
-        let arms =
-            Arms::builder().arm_serving::<Check>("judge", &peer.url).config(config.clone()).build().unwrap();
+        let arms = arms().arm_serving::<Check>("judge", &peer.url).config(config.clone()).build().unwrap();
         let error = arms.call(check()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadResponse, "{head}");
         assert_eq!(error.failure().message, "the answer is larger than 1000 bytes");
@@ -102,7 +128,7 @@ async fn an_answer_beyond_the_limit_is_refused_before_it_is_read() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_redirect_is_not_followed() {
     let elsewhere = Peer::start(|_| async { Answer::verdict() }).await;
     let url = elsewhere.url.clone();
@@ -116,7 +142,7 @@ async fn a_redirect_is_not_followed() {
     assert_eq!(elsewhere.accepted(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stale_connection_costs_nothing_where_nothing_was_written() {
     let peer =
         Peer::arm(|_| async { Answer::Last(json_answer(200, &serde_json::json!({"is_valid": true}))) }).await;
@@ -129,7 +155,7 @@ async fn a_stale_connection_costs_nothing_where_nothing_was_written() {
     assert_eq!(peer.calls().len(), 5);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stale_connection_with_the_request_written_is_an_error_for_a_call_and_none_for_a_question() {
     // Each connection serves one request and dies by the second.
     let used = Mutex::new(HashSet::new());
@@ -159,24 +185,26 @@ async fn a_stale_connection_with_the_request_written_is_an_error_for_a_call_and_
     assert_eq!(peer.asked_for_card(), asked + 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_server_that_does_not_read_is_given_up_after_the_write_limit() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let host = unused_host();
+    let mut listener = network().listen(&host).unwrap();
     let config = ClientConfig { read_idle: Duration::from_secs(20), ..short() };
-    let arms = Arms::builder().arm_serving::<Check>("judge", &url).config(config).build().unwrap();
+    let arms = arms().arm_serving::<Check>("judge", format!("http://{host}")).config(config).build().unwrap();
     let call = tokio::spawn({
         let arms = arms.clone();
-        async move { arms.call(Check { code: "x".repeat(16 << 20) }).await }
+        async move { arms.call(Check { code: "x".repeat(1 << 20) }).await }
     });
-    let (mut socket, _) = listener.accept().await.unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap().await.unwrap();
+    let begun = Instant::now();
     let error = call.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert_eq!(error.failure().message, "the server does not read the request");
+    assert_eq!(begun.elapsed(), Duration::from_millis(200));
     // The socket was closed with the call.
     let mut rest = Vec::new();
     let _ = socket.read_to_end(&mut rest).await;
-    assert!(rest.len() < 16 << 20);
+    assert!(rest.len() < 1 << 20);
 }
 
 #[tokio::test]
@@ -184,34 +212,108 @@ async fn no_connection_means_nothing_was_done() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let refused = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    for url in [&*refused, "http://no-such-host.invalid:80"] {
-        let arms = Arms::builder().arm_serving::<Check>("judge", url).config(short()).build().unwrap();
+    for (url, message) in [
+        (&*refused, "no connection: connection refused"),
+        ("http://no-such-host.invalid:80", "no connection: the host is not known"),
+    ] {
+        let arms = Arms::builder().arm_serving::<Check>("judge", url).build().unwrap();
         let error = arms.call(check()).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+        assert_eq!((error.kind(), &*error.failure().message), (ErrorKind::Unreachable, message));
         assert!(error.retryable() && !error.may_have_executed());
     }
 }
 
-#[tokio::test]
-async fn a_black_hole_is_given_up_after_the_connect_limit() {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = socket.listen(1).unwrap();
-    let address = listener.local_addr().unwrap();
-    // Nobody accepts: once its queue is full, the system answers no more.
-    let mut queued = Vec::new();
-    while let Ok(Ok(socket)) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
-        queued.push(socket);
+/// Takes connections and never finishes making them.
+struct BlackHole;
+
+#[async_trait]
+impl Connector for BlackHole {
+    async fn connect(&self, _: &Uri) -> io::Result<BoxIo> {
+        std::future::pending().await
     }
-    let url = format!("http://{address}");
-    let arms = Arms::builder().arm_serving::<Check>("judge", &url).config(short()).build().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_black_hole_is_given_up_after_the_connect_limit() {
+    let builder = Arms::builder().connector(BlackHole);
+    let arms = builder.arm_serving::<Check>("judge", "http://judge").build().unwrap();
+    let begun = Instant::now();
     let error = arms.call(check()).await.unwrap_err();
+    assert_eq!(begun.elapsed(), Duration::from_secs(5));
     assert_eq!(error.kind(), ErrorKind::Unreachable);
-    assert_eq!(error.failure().message, "no connection within 300ms");
+    assert_eq!(error.failure().message, "no connection within 5s");
     assert!(error.retryable() && !error.may_have_executed());
+    // A deadline that passes meanwhile is one, and nothing was done either.
+    let error = arms.within(Duration::from_secs(2)).call(check()).await.unwrap_err();
+    assert_eq!(begun.elapsed(), Duration::from_secs(7));
+    assert_eq!((error.kind(), error.arm()), (ErrorKind::DeadlineExceeded, Some("judge")));
+    assert!(!error.may_have_executed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn interim_answers_without_end_are_a_bad_response() {
+    let continues = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(40_000);
+    let error = fails(Answer::Raw(continues)).await;
+    assert_eq!(error.kind(), ErrorKind::BadResponse);
+    assert_eq!(error.failure().message, "the server sends interim answers without end");
+    // A few are nothing to complain of.
+    let few = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(20);
+    let peer = Peer::arm(move |_| {
+        let verdict = json_answer(200, &serde_json::json!({ "is_valid": true }));
+        std::future::ready(Answer::Raw([few.clone(), verdict].concat()))
+    })
+    .await;
+    judge(&peer.url).call(check()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_contract_that_may_take_minutes_may_be_silent_for_minutes() {
+    #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+    #[task(name = "code.prove", output = Verdict, timeout = "10m")]
+    struct Prove {}
+    let peer = Peer::start(|_| async {
+        tokio::time::sleep(Duration::from_secs(590)).await;
+        Answer::verdict()
+    })
+    .await;
+    let config = ClientConfig::default();
+    let arms = arms().arm_serving::<Prove>("judge", &peer.url).config(config).build().unwrap();
+    assert!(arms.call(Prove {}).await.unwrap().is_valid);
 }
 
 #[tokio::test]
+async fn a_connection_that_is_closed_in_the_instant_of_the_call_costs_nothing() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (close, closing) = mpsc::channel::<()>();
+    let (closed, has_closed) = mpsc::channel::<()>();
+    // On a thread of its own: the runtime of the client sees nothing of it before the next call.
+    let server = std::thread::spawn(move || {
+        for served in 0.. {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            assert!(socket.read(&mut request).unwrap() > 0);
+            socket.write_all(&json_answer(200, &serde_json::json!({ "is_valid": true }))).unwrap();
+            if closing.recv().is_err() {
+                return served;
+            }
+            drop(socket);
+            closed.send(()).unwrap();
+        }
+        0
+    });
+    let arms = Arms::builder().arm_serving::<Check>("judge", &url).build().unwrap();
+    for round in 0..200 {
+        arms.call(check()).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        close.send(()).unwrap();
+        has_closed.recv().unwrap();
+    }
+    arms.call(check()).await.unwrap();
+    drop(close);
+    assert_eq!(server.join().unwrap(), 200, "each call was made once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_is_dropped_closes_its_connection() {
     let peer = Peer::arm(|_| async { Answer::Silence }).await;
     let arms = judge_within(&peer.url, ClientConfig::default());

@@ -4,6 +4,7 @@ mod calls;
 mod config;
 mod directory;
 mod faults;
+mod layers;
 mod orchestrator;
 mod peer;
 mod pool;

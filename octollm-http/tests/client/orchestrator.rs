@@ -1,23 +1,25 @@
 //! An orchestrator elsewhere.
 
 use std::{
+    collections::HashSet,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use octollm_core::{
     Context,
+    budget::Usage,
     error::ErrorKind,
     id::TaskId,
-    orchestrator::{Orchestrator, TaskQuery, TaskUpdate, finished},
+    orchestrator::{Orchestrator, StepOutcome, TaskQuery, TaskUpdate, finished},
     parts::ContextParts,
     task::{Submission, TaskRequest, TaskStatus},
-    transport::NoArms,
+    transport::{NoArms, StepKey},
 };
 use octollm_http::client::OrchestratorClient;
 use serde_json::{Value, json};
 
-use crate::peer::{Answer, Peer, check};
+use crate::peer::{Answer, Peer, Verdict, check, orchestrator};
 
 const ID: &str = "task_3fK9aZ0qLw81bXyT";
 
@@ -32,36 +34,58 @@ fn task(status: &str, percentage: u8) -> Value {
     })
 }
 
-#[tokio::test]
+fn journal_step() -> Value {
+    json!({
+        "step": 0, "contract": "code.validate", "arm": "judge", "outcome": "answered", "duration_ms": 1.5,
+        "tokens_used": 3, "cost_dollars": 0.25, "at": "2025-11-10T10:30:00Z",
+    })
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_route_is_asked_as_the_wire_says() {
     let peer = Peer::start(|request| async move {
         match (&*request.method, &*request.path) {
             ("POST", _) => Answer::Json(202, task("queued", 0)),
             (_, "/capabilities") => Answer::Json(200, json!({ "arms": [{ "arm_id": "judge" }] })),
+            (_, path) if path.ends_with("/journal") => {
+                Answer::Json(200, json!({ "steps": [journal_step()] }))
+            }
             (_, path) if path.starts_with("/tasks?") => Answer::Json(200, json!({ "tasks": [], "next": ID })),
             _ => Answer::Json(200, task("cancelled", 0)),
         }
     })
     .await;
-    let client = OrchestratorClient::new(&peer.url).unwrap();
+    let client = orchestrator(&peer.url);
     let mut parts = ContextParts::new();
     parts.budget = "tokens=5".parse().unwrap();
     let cx = Context::from_parts(parts, std::sync::Arc::new(NoArms));
     let id: TaskId = ID.parse().unwrap();
 
-    let queued = client.submit(TaskRequest::new("do it").into(), &cx).await.unwrap();
+    let queued = Orchestrator::submit(&client, TaskRequest::new("do it").into(), &cx).await.unwrap();
     assert_eq!((queued.status, &queued.task_id), (TaskStatus::Queued, &id));
-    client.submit(Submission::of(&check()).unwrap(), &cx).await.unwrap();
+    Orchestrator::submit(&client, Submission::of(&check()).unwrap(), &cx).await.unwrap();
     let query = TaskQuery::default().status(TaskStatus::Failed).after(id.clone()).limit(3);
     assert_eq!(client.list(query, &cx).await.unwrap().next, Some(id.clone()));
     client.get(&id, &cx).await.unwrap();
     assert_eq!(client.cancel(&id, &cx).await.unwrap().status, TaskStatus::Cancelled);
     assert_eq!(client.cards().await[0].arm_id, "judge");
 
+    assert_eq!(client.journal(&id, &cx).await.unwrap()[0].outcome, StepOutcome::Answered);
+    client.rerun(&id, None, &cx).await.unwrap();
+    client.rerun(&id, Some(&StepKey::Order(2)), &cx).await.unwrap();
+    client.rerun(&id, Some(&StepKey::Name("judge".into())), &cx).await.unwrap();
+
     let asked: Vec<_> = peer.calls().iter().map(|call| format!("{} {}", call.method, call.path)).collect();
     let one = format!("/tasks/{ID}");
     let list = format!("GET /tasks?status=failed&after={ID}&limit=3");
-    assert_eq!(asked, ["POST /tasks", "POST /tasks", &list, &format!("GET {one}"), &format!("DELETE {one}")]);
+    assert_eq!(
+        asked[..5],
+        ["POST /tasks", "POST /tasks", &list, &format!("GET {one}"), &format!("DELETE {one}")]
+    );
+    assert_eq!(asked[5..7], [format!("GET {one}/journal"), format!("POST {one}/rerun")]);
+    let reruns: Vec<_> =
+        peer.calls()[6..].iter().map(|call| String::from_utf8(call.body.clone()).unwrap()).collect();
+    assert_eq!(reruns, ["{}", r#"{"from":2}"#, r#"{"from":"judge"}"#]);
     let bodies: Vec<Value> =
         peer.calls()[..2].iter().map(|call| serde_json::from_slice(&call.body).unwrap()).collect();
     assert_eq!((&bodies[0]["goal"], &bodies[1]["contract"]), (&json!("do it"), &json!("code.validate")));
@@ -71,7 +95,7 @@ async fn each_route_is_asked_as_the_wire_says() {
     assert_eq!(submitted.header("octollm-timeout"), None, "a limit of ours would become the task's");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_task_is_followed_to_its_end() {
     let asked = AtomicUsize::new(0);
     let peer = Peer::start(move |_| {
@@ -86,7 +110,7 @@ async fn a_task_is_followed_to_its_end() {
         std::future::ready(Answer::Json(200, answer))
     })
     .await;
-    let client = OrchestratorClient::new(&peer.url).unwrap();
+    let client = orchestrator(&peer.url);
     let (id, cx) = (ID.parse().unwrap(), Context::detached());
     let mut updates = client.watch(&id, Some(10), &cx).await.unwrap();
     let mut told = Vec::new();
@@ -103,7 +127,7 @@ async fn a_task_is_followed_to_its_end() {
     assert_eq!(done.result.unwrap().output, 7);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn failures_are_told_as_they_are() {
     let peer = Peer::start(|_| async {
         Answer::Json(
@@ -112,7 +136,7 @@ async fn failures_are_told_as_they_are() {
         )
     })
     .await;
-    let client = OrchestratorClient::new(&peer.url).unwrap();
+    let client = orchestrator(&peer.url);
     let id = ID.parse().unwrap();
     let failure = client.watch(&id, None, &Context::detached()).await.unwrap_err();
     assert_eq!(failure.kind, ErrorKind::TaskNotFound);
@@ -124,4 +148,104 @@ async fn failures_are_told_as_they_are() {
     assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::DeadlineExceeded, false));
     assert_eq!(peer.calls().len(), 1);
     assert!(OrchestratorClient::new("127.0.0.1:8000").is_err());
+}
+
+/// Answers each request as the next of these says, the last one for ever.
+async fn telling(answers: Vec<(u16, Value)>) -> Peer {
+    let asked = AtomicUsize::new(0);
+    Peer::start(move |_| {
+        let place = asked.fetch_add(1, Ordering::SeqCst).min(answers.len() - 1);
+        let (status, body) = answers[place].clone();
+        std::future::ready(Answer::Json(status, body))
+    })
+    .await
+}
+
+fn ended(status: &str, members: Value) -> Value {
+    let mut task = task(status, 100);
+    task["result"] = Value::Null;
+    task.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+    task
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_without_a_context_runs_a_task_and_reads_its_typed_output()
+-> Result<(), Box<dyn std::error::Error>> {
+    let output = json!({ "result": { "output": { "is_valid": true } } });
+    let answers =
+        vec![(202, task("queued", 0)), (200, task("processing", 40)), (200, ended("completed", output))];
+    let peer = telling(answers).await;
+    let verdict = orchestrator(&peer.url).run(check()).await?;
+    assert_eq!(verdict, Verdict { is_valid: true });
+    let calls = peer.calls();
+    let submitted: Value = serde_json::from_slice(&calls[0].body)?;
+    assert_eq!((&submitted["contract"], &submitted["input"]), (&json!("code.validate"), &json!(check())));
+    let ids: HashSet<_> = calls.iter().map(|call| call.header("x-correlation-id")).collect();
+    assert_eq!(ids.len(), 1, "all requests are one piece of work");
+
+    // A goal in words is answered by the result as a whole.
+    let result = json!({ "result": { "output": "done", "confidence": 0.5 } });
+    let peer = telling(vec![(202, task("queued", 0)), (200, ended("completed", result))]).await;
+    let result = orchestrator(&peer.url).run(TaskRequest::new("do it")).await?;
+    assert_eq!((result.output, result.confidence), ("done".into(), Some(0.5)));
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_follows_and_cancels_its_task() {
+    let peer = Peer::start(|request| async move {
+        match (&*request.method, &*request.path) {
+            ("POST", _) => Answer::Json(202, task("queued", 0)),
+            ("DELETE", _) => Answer::Json(200, ended("cancelled", json!({}))),
+            _ => Answer::Json(200, task("processing", 40)),
+        }
+    })
+    .await;
+    let handle = orchestrator(&peer.url).submit(check()).await.unwrap();
+    assert_eq!((handle.id().as_str(), handle.status().await.unwrap().status), (ID, TaskStatus::Processing));
+    let first = handle.watch().await.unwrap().next().await.unwrap();
+    assert!(matches!(first, TaskUpdate::Progress { progress: 40, .. }));
+    assert_eq!(handle.cancel().await.unwrap().status, TaskStatus::Cancelled);
+    // A task outlives the handle, and whoever waits for it.
+    let waiting = tokio::time::timeout(Duration::from_secs(60), handle.output());
+    assert!(waiting.await.is_err());
+    drop(handle);
+    assert_eq!(peer.calls().iter().filter(|call| call.method == "DELETE").count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_ends_without_an_output_is_a_failed_call() {
+    let failed = json!({
+        "error": { "type": "budget_exhausted", "message": "the budget is used up", "details": null },
+        "metadata": { "arms_used": [], "tokens_used": 7, "cost_dollars": 0.5, "duration_seconds": 1.0 },
+    });
+    let shape = json!({ "result": { "output": "yes" } });
+    for (end, kind) in [
+        (ended("failed", failed), ErrorKind::BudgetExhausted),
+        (ended("cancelled", json!({})), ErrorKind::Cancelled),
+        (ended("completed", shape), ErrorKind::BadResponse),
+    ] {
+        let peer = telling(vec![(202, task("queued", 0)), (200, end)]).await;
+        let error = orchestrator(&peer.url).run(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.endpoint()), (kind, Some(&*peer.url)));
+        assert_eq!(error.contract().name(), "code.validate");
+        assert_eq!(error.usage().tokens, if kind == ErrorKind::BudgetExhausted { 7 } else { 0 });
+    }
+    let peer = telling(vec![(503, json!({ "error": "busy" }))]).await;
+    let error = orchestrator(&peer.url).submit(check()).await.unwrap_err();
+    assert!(error.retryable() && !error.may_have_executed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spent_context_submits_nothing() {
+    let peer = telling(vec![(202, task("queued", 0))]).await;
+    let mut parts = ContextParts::new();
+    parts.budget = "tokens=5".parse().unwrap();
+    let cx = Context::from_parts(parts, std::sync::Arc::new(NoArms));
+    cx.spend(Usage::tokens(5)).unwrap();
+    let refused =
+        Orchestrator::submit(&orchestrator(&peer.url), Submission::of(&check()).unwrap(), &cx).await;
+    let failure = refused.unwrap_err();
+    assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::BudgetExhausted, false));
+    assert!(peer.calls().is_empty());
 }

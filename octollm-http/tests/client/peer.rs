@@ -1,25 +1,58 @@
-//! A server that answers as a test tells it to, byte by byte where need be.
+//! A server that answers as a test says, byte by byte where need be. It listens on a network in memory, so that tests run on
+//! paused time; where the system's own sockets matter, on TCP.
 
 use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use octollm_core::{card::ArmCard, contract::ContractCard};
-use octollm_http::client::{Arms, ClientConfig};
+use octollm_core::{card::ArmCard, contract::ContractCard, error::CallError};
+use octollm_http::{
+    client::{Arms, ArmsBuilder, ClientConfig, OrchestratorClient},
+    io::{Acceptor, Pipes, TcpAcceptor},
+};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
+    net::TcpStream,
 };
+
+/// The network that the peers of all tests listen on, each as a host of its own.
+pub(crate) fn network() -> Pipes {
+    static NETWORK: LazyLock<Pipes> = LazyLock::new(Pipes::new);
+    NETWORK.clone()
+}
+
+/// The name of a host that nobody has used yet.
+pub(crate) fn unused_host() -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!("host{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Arms on that network.
+pub(crate) fn arms() -> ArmsBuilder {
+    Arms::builder().connector(network()).config(short())
+}
+
+/// An orchestrator on that network.
+pub(crate) fn orchestrator(url: &str) -> OrchestratorClient {
+    OrchestratorClient::builder(url).connector(network()).build().unwrap()
+}
+
+/// A host that takes connections and never answers, until it is dropped.
+pub(crate) fn silent() -> (String, impl Sized) {
+    let host = unused_host();
+    let listener = network().listen(&host).unwrap();
+    (format!("http://{host}"), listener)
+}
 
 /// Checks a piece of code.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -44,7 +77,7 @@ pub(crate) struct Received {
     pub(crate) path: String,
     pub(crate) head: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// The how-manieth connection it came over, from 0.
+    /// Which connection it came over, from 0.
     pub(crate) connection: usize,
 }
 
@@ -62,7 +95,7 @@ pub(crate) enum Answer {
     Raw(Vec<u8>),
     /// These bytes, and then the connection is closed.
     Last(Vec<u8>),
-    /// These bytes, and then the connection is reset.
+    /// These bytes, and then the connection is reset; over TCP only.
     Reset(Vec<u8>),
     /// Nothing, for as long as the client waits.
     Silence,
@@ -123,13 +156,36 @@ impl Peer {
     where
         F: Future<Output = Answer> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let host = unused_host();
+        let acceptor = network().listen(&host).unwrap();
+        Self::listen(acceptor, format!("http://{host}"), react)
+    }
+
+    /// On a port of the system.
+    pub(crate) async fn tcp<F>(react: impl Fn(Received) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let acceptor = TcpAcceptor::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", acceptor.local_addr());
+        Self::listen(acceptor, url, react)
+    }
+
+    fn listen<A, F>(
+        mut acceptor: A,
+        url: String,
+        react: impl Fn(Received) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: Acceptor<Io: Socket>,
+        F: Future<Output = Answer> + Send + 'static,
+    {
         let react: Reaction = Arc::new(move |request| Box::pin(react(request)));
         let seen = Arc::<Seen>::default();
         let peer = Self { url, seen: Arc::clone(&seen) };
         tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
+            while let Ok(opening) = acceptor.accept().await {
+                let Ok((socket, _)) = opening.await else { continue };
                 let number = seen.accepted.fetch_add(1, Ordering::SeqCst);
                 let open = seen.open.fetch_add(1, Ordering::SeqCst) + 1;
                 seen.most_open.fetch_max(open, Ordering::SeqCst);
@@ -182,14 +238,36 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
     panic!("it did not come about");
 }
 
-async fn serve(mut socket: TcpStream, number: usize, seen: &Seen, react: &Reaction) -> std::io::Result<()> {
+/// What a peer needs of a connection.
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
+    fn reset_on_close(&self) -> std::io::Result<()>;
+}
+
+impl Socket for TcpStream {
+    fn reset_on_close(&self) -> std::io::Result<()> {
+        self.set_zero_linger()
+    }
+}
+
+impl Socket for DuplexStream {
+    fn reset_on_close(&self) -> std::io::Result<()> {
+        panic!("only sockets of the system can be reset");
+    }
+}
+
+async fn serve(mut socket: impl Socket, number: usize, seen: &Seen, react: &Reaction) -> std::io::Result<()> {
     let mut buffer = Vec::new();
     while let Some(request) = read_request(&mut socket, &mut buffer, number).await? {
         seen.received.lock().unwrap().push(request.clone());
-        let answer = tokio::select! {
-            answer = react(request) => answer,
-            // The client has gone.
-            _ = socket.readable() => return Ok(()),
+        let mut reacting = react(request);
+        let answer = loop {
+            tokio::select! {
+                answer = &mut reacting => break answer,
+                read = socket.read_buf(&mut buffer) => if read? == 0 {
+                    // The client has gone.
+                    return Ok(());
+                },
+            }
         };
         match answer {
             Answer::Json(status, body) => socket.write_all(&json_answer(status, &body)).await?,
@@ -199,7 +277,7 @@ async fn serve(mut socket: TcpStream, number: usize, seen: &Seen, react: &Reacti
                 socket.write_all(&bytes).await?;
                 // What was written is read first.
                 tokio::time::sleep(Duration::from_millis(30)).await;
-                return socket.set_zero_linger();
+                return socket.reset_on_close();
             }
             Answer::Silence => {
                 let mut rest = [0; 1024];
@@ -221,7 +299,7 @@ pub(crate) fn json_answer(status: u16, body: &Value) -> Vec<u8> {
 }
 
 async fn read_request(
-    socket: &mut TcpStream,
+    socket: &mut impl Socket,
     buffer: &mut Vec<u8>,
     connection: usize,
 ) -> std::io::Result<Option<Received>> {
@@ -265,7 +343,7 @@ pub(crate) fn judge(url: &str) -> Arms {
 }
 
 pub(crate) fn judge_within(url: &str, config: ClientConfig) -> Arms {
-    Arms::builder().arm("judge", url).config(config).build().unwrap()
+    arms().arm("judge", url).config(config).build().unwrap()
 }
 
 pub(crate) fn short() -> ClientConfig {
@@ -278,4 +356,10 @@ pub(crate) fn short() -> ClientConfig {
         capabilities_timeout: Duration::from_millis(500),
         ..ClientConfig::default()
     }
+}
+
+/// The cause of an error on this side.
+pub(crate) fn cause(error: &CallError) -> String {
+    let facts = std::error::Error::source(error).unwrap();
+    facts.source().unwrap().to_string()
 }

@@ -7,8 +7,9 @@ use octollm_http::client::{Arms, ClientConfig};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
-use crate::peer::{Answer, Check, Peer, Verdict, check, judge_within, short, until};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, card, check, judge_within, short, until};
 
 async fn slow(after: Duration) -> Peer {
     Peer::arm(move |_| async move {
@@ -18,12 +19,12 @@ async fn slow(after: Duration) -> Peer {
     .await
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_waits_for_its_turn_but_not_for_ever() {
     let peer = slow(Duration::from_millis(150)).await;
     let arms = judge_within(&peer.url, ClientConfig { max_connections: 2, max_idle: 2, ..short() });
     arms.cards().await;
-    let results = arms.context().call_each((0..10).map(|_| check())).await;
+    let results = arms.context().call_all((0..10).map(|_| check())).each().await;
     let (served, waited): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
     assert_eq!((served.len(), waited.len()), (4, 6));
     for error in waited.into_iter().filter_map(Result::err) {
@@ -39,30 +40,92 @@ async fn a_call_waits_for_its_turn_but_not_for_ever() {
 #[task(name = "code.write", output = Verdict)]
 struct Write {}
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_limit_holds_over_all_arms_together() {
     let (one, two) = (slow(Duration::from_millis(50)).await, slow(Duration::from_millis(50)).await);
-    let arms = Arms::builder()
+    let arms = arms()
         .arm_serving::<Check>("judge", &one.url)
         .arm_serving::<Write>("coder", &two.url)
-        .config(ClientConfig { max_connections: 3, max_idle: 3, ..ClientConfig::default() })
+        .config(ClientConfig { max_connections: 4, max_idle: 3, ..ClientConfig::default() })
         .build()
         .unwrap();
+    // Two are half: of three calls, one waits.
     arms.context().call_all((0..3).map(|_| check())).await.unwrap();
-    one.until_open(3).await;
-    // What rests at one arm makes room for the calls to the other.
-    let cx = arms.context();
-    let writing = cx.call_all((0..2).map(|_| Write {}));
-    let counting = async {
-        two.until_open(2).await;
-        one.until_open(1).await;
-    };
-    let (written, ()) = tokio::join!(writing, counting);
+    assert_eq!(one.most_open(), 2);
+    let (checking, writing) = (arms.context(), arms.context());
+    let (checked, written) =
+        tokio::join!(checking.call_all((0..6).map(|_| check())), writing.call_all((0..6).map(|_| Write {})));
+    checked.unwrap();
     written.unwrap();
-    assert_eq!((one.most_open(), two.most_open()), (3, 2));
+    assert_eq!((one.most_open(), two.most_open()), (2, 2));
+    assert_eq!((one.accepted(), two.accepted()), (2, 2), "none was closed for another");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_thousand_callers_share_a_hundred_connections() {
+    let peer = slow(Duration::from_millis(1)).await;
+    let arms = judge_within(&peer.url, ClientConfig::default());
+    let mut callers = JoinSet::new();
+    for _ in 0..1000 {
+        let arms = arms.clone();
+        callers.spawn(async move {
+            for _ in 0..5 {
+                arms.call(check()).await.unwrap();
+            }
+        });
+    }
+    callers.join_all().await;
+    assert_eq!(peer.calls().len(), 5000);
+    assert!(peer.accepted() <= 100, "{} connections in the whole run", peer.accepted());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_arm_does_not_delay_calls_to_another() {
+    let (judge, coder) = (slow(Duration::from_secs(60)).await, slow(Duration::ZERO).await);
+    let arms = arms()
+        .arm_serving::<Check>("judge", &judge.url)
+        .arm_serving::<Write>("coder", &coder.url)
+        .build()
+        .unwrap();
+    let mut stuck = JoinSet::new();
+    for _ in 0..150 {
+        let arms = arms.clone();
+        stuck.spawn(async move { arms.call(check()).await });
+    }
+    until(|| judge.calls().len() == 50).await;
+    for _ in 0..60 {
+        arms.within(Duration::from_secs(1)).call(Write {}).await.unwrap();
+    }
+    arms.within(Duration::from_secs(1)).call_all((0..60).map(|_| Write {})).await.unwrap();
+    assert_eq!((judge.most_open(), judge.calls().len()), (50, 50));
+}
+
+#[test]
+fn connections_belong_to_their_runtime() {
+    let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let peer = server.block_on(Peer::tcp(|request| async move {
+        if request.path == "/capabilities" {
+            return Answer::Json(200, serde_json::to_value(card("judge")).unwrap());
+        }
+        Answer::verdict()
+    }));
+    let arms = Arms::builder().arm("judge", &peer.url).build().unwrap();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    // While one runs, nobody drives the sockets of the other.
+    for (round, runtime) in [&first, &second, &first, &second].into_iter().enumerate() {
+        let call = arms.within(Duration::from_secs(5)).call(check());
+        runtime.block_on(call).unwrap_or_else(|error| panic!("round {round}: {error}"));
+    }
+    assert_eq!(peer.accepted(), 2);
+    drop(first);
+    second.block_on(arms.call(check())).unwrap();
+    let third = runtime();
+    third.block_on(arms.call(check())).unwrap();
+    assert_eq!(peer.accepted(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_rests_too_long_is_closed() {
     let peer = slow(Duration::from_millis(20)).await;
     let config = ClientConfig { idle_timeout: Duration::from_millis(200), max_idle: 4, ..short() };
@@ -79,7 +142,7 @@ async fn what_rests_too_long_is_closed() {
     peer.until_open(0).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_connection_retires_at_its_age() {
     let peer = slow(Duration::ZERO).await;
     let arms = judge_within(&peer.url, ClientConfig { max_age: Duration::from_millis(100), ..short() });
@@ -91,14 +154,14 @@ async fn a_connection_retires_at_its_age() {
     assert_eq!(peer.accepted(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn calls_dropped_at_any_moment_give_back_what_they_held() {
-    let peer = slow(Duration::from_millis(2)).await;
+    let peer = slow(Duration::from_millis(10)).await;
     let arms = judge_within(&peer.url, ClientConfig { max_connections: 4, max_idle: 4, ..short() });
     arms.cards().await;
-    for round in 0..300_u64 {
+    for round in 0..2500_u64 {
         let calls = (0..4).map(|_| arms.call(check()));
-        let limit = Duration::from_micros(round.wrapping_mul(7919) % 4000);
+        let limit = Duration::from_millis(round.wrapping_mul(7919) % 40);
         let _ = tokio::time::timeout(limit, futures_util::future::join_all(calls)).await;
     }
     arms.context().call_all((0..16).map(|_| check())).await.unwrap();

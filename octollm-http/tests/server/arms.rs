@@ -10,7 +10,10 @@ use std::{
 
 use async_trait::async_trait;
 use octollm_core::{Arm, Context, budget::Usage, error::ArmError};
-use octollm_http::server::{ArmServer, ServerConfig};
+use octollm_http::{
+    io::{PipeAcceptor, Pipes},
+    server::{Server, ServerConfig},
+};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -80,7 +83,7 @@ impl Seen {
                 changed.await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("never happened");
+        tokio::time::timeout(Duration::from_secs(3600), wait).await.expect("never happened");
     }
 
     /// Returns when so many waits have begun.
@@ -135,8 +138,8 @@ impl Arm<Panic> for Worker {
 }
 
 /// A server with all of them.
-pub(crate) fn server(worker: &Worker) -> ArmServer {
-    ArmServer::new("worker")
+pub(crate) fn server(worker: &Worker) -> Server {
+    Server::new("worker")
         .description("Works.")
         .version("1.2.3")
         .arm::<Echo>(worker.clone())
@@ -145,20 +148,25 @@ pub(crate) fn server(worker: &Worker) -> ArmServer {
 }
 
 /// The same, when nobody looks at the arms.
-pub(crate) fn worker() -> ArmServer {
+pub(crate) fn worker() -> Server {
     server(&Worker::default())
 }
 
-/// Starts a server, and gives its peer.
-pub(crate) async fn start(server: ArmServer) -> Peer {
-    let bound = server.bind("127.0.0.1:0").await.unwrap();
-    let peer = Peer(bound.local_addr());
-    tokio::spawn(bound.run());
+/// A network in memory, and the place of its only host.
+pub(crate) fn network() -> (Peer, PipeAcceptor) {
+    let pipes: &'static Pipes = Box::leak(Box::new(Pipes::new()));
+    (Peer::Pipe(pipes), pipes.listen("x").unwrap())
+}
+
+/// Starts a server in memory, and gives its peer.
+pub(crate) fn start(server: Server) -> Peer {
+    let (peer, acceptor) = network();
+    tokio::spawn(server.listen(acceptor).unwrap().run());
     peer
 }
 
-/// Starts a server with all arms and these limits.
-pub(crate) async fn start_with(config: ServerConfig) -> (Peer, Worker) {
+/// Starts a server in memory with all arms and these limits.
+pub(crate) fn start_with(config: ServerConfig) -> (Peer, Worker) {
     let worker = Worker::default();
-    (start(server(&worker).config(config)).await, worker)
+    (start(server(&worker).config(config)), worker)
 }

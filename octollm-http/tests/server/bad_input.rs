@@ -5,19 +5,25 @@ use crate::{
     peer::{Peer, post},
 };
 
-async fn peer() -> Peer {
-    start(server(&Worker::default())).await
+fn peer() -> Peer {
+    start(server(&Worker::default()))
 }
 
-/// What is sent, what it is called, and the status and code of the answer.
+/// What it is called, what is sent, and the status and code of the answer. Without a code the answer is hyper's own, which
+/// has no body.
 type Row = (&'static str, Vec<u8>, u16, &'static str);
 
+const BARE: &str = "";
+
 async fn all_are_answered(rows: Vec<Row>) {
-    let peer = peer().await;
+    let peer = peer();
     for (name, bytes, status, code) in rows {
         let answer = peer.send(&bytes).await;
         assert_eq!((answer.status, name), (status, name), "{answer:?}");
-        answer.is_problem(status, code);
+        match code {
+            BARE => assert_eq!(answer.body, "", "{name}"),
+            code => drop(answer.is_problem(status, code)),
+        }
     }
     let answer = peer.post("/echo", "", r#"{"text":"still here"}"#).await;
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -45,34 +51,16 @@ fn body(body: impl AsRef<[u8]>) -> Vec<u8> {
     post("/echo", "", body)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn framing() {
     let chunks = "d\r\n{\"text\":\"hi\"}\r\n0\r\n\r\n";
     all_are_answered(vec![
-        (
-            "length and coding",
-            head("Content-Length: 13\r\nTransfer-Encoding: chunked\r\n", chunks),
-            400,
-            "bad_request",
-        ),
-        (
-            "coding and length",
-            head("Transfer-Encoding: chunked\r\nContent-Length: 13\r\n", chunks),
-            400,
-            "bad_request",
-        ),
-        (
-            "coding and length 0",
-            head("Transfer-Encoding: chunked\r\nContent-Length: 0\r\n", chunks),
-            400,
-            "bad_request",
-        ),
-        ("differing lengths", head("Content-Length: 2\r\nContent-Length: 3\r\n", "{}"), 400, "bad_request"),
-        ("length with sign", head("Content-Length: +2\r\n", "{}"), 400, "bad_request"),
-        ("list of lengths", head("Content-Length: 2, 3\r\n", "{}"), 400, "bad_request"),
-        ("length out of range", head("Content-Length: 99999999999999999999\r\n", "{}"), 400, "bad_request"),
-        ("not chunked at the end", head("Transfer-Encoding: chunked, gzip\r\n", chunks), 400, "bad_request"),
-        ("not chunked at all", head("Transfer-Encoding: identity\r\n", chunks), 400, "bad_request"),
+        ("differing lengths", head("Content-Length: 2\r\nContent-Length: 3\r\n", "{}"), 400, BARE),
+        ("length with sign", head("Content-Length: +2\r\n", "{}"), 400, BARE),
+        ("list of lengths", head("Content-Length: 2, 3\r\n", "{}"), 400, BARE),
+        ("length out of range", head("Content-Length: 99999999999999999999\r\n", "{}"), 400, BARE),
+        ("not chunked at the end", head("Transfer-Encoding: chunked, gzip\r\n", chunks), 400, BARE),
+        ("not chunked at all", head("Transfer-Encoding: identity\r\n", chunks), 400, BARE),
         ("chunked behind gzip", head("Transfer-Encoding: gzip, chunked\r\n", chunks), 400, "bad_request"),
         (
             "bad chunk size",
@@ -82,18 +70,36 @@ async fn framing() {
         ),
         ("no host", raw("GET /health HTTP/1.1\r\n\r\n"), 400, "bad_request"),
         ("two hosts", get("/health", "Host: y\r\n"), 400, "bad_request"),
-        ("folded field", get("/health", "X-A: 1\r\n  2\r\n"), 400, "bad_request"),
-        ("space before the colon", get("/health", "X-A : 1\r\n"), 400, "bad_request"),
-        ("field without a name", get("/health", ": 1\r\n"), 400, "bad_request"),
-        ("control in a field", get("/health", "X-A: \u{1}\r\n"), 400, "bad_request"),
-        ("no version", raw("GET /health\r\nHost: x\r\n\r\n"), 400, "bad_request"),
-        ("unknown version", raw("GET /health HTTP/3.7\r\nHost: x\r\n\r\n"), 400, "bad_request"),
-        ("no HTTP", raw("\u{16}\u{3}\u{1} hello\r\n\r\n"), 400, "bad_request"),
+        ("folded field", get("/health", "X-A: 1\r\n  2\r\n"), 400, BARE),
+        ("space before the colon", get("/health", "X-A : 1\r\n"), 400, BARE),
+        ("field without a name", get("/health", ": 1\r\n"), 400, BARE),
+        ("control in a field", get("/health", "X-A: \u{1}\r\n"), 400, BARE),
+        ("no version", raw("GET /health\r\nHost: x\r\n\r\n"), 400, BARE),
+        ("unknown version", raw("GET /health HTTP/3.7\r\nHost: x\r\n\r\n"), 400, BARE),
+        ("no HTTP", raw("\u{16}\u{3}\u{1} hello\r\n\r\n"), 400, BARE),
     ])
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_second_length_ends_the_connection() {
+    let peer = peer();
+    let chunks = "c\r\n{\"text\":\"a\"}\r\n0\r\n\r\n";
+    for fields in [
+        "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n",
+    ] {
+        // It is read as chunks, and the request that somebody else may see after it is not read.
+        let mut line = peer.connect().await;
+        line.write([head(fields, chunks), field("")].concat()).await;
+        let answer = line.answer().await;
+        assert_eq!((answer.status, answer.field("connection")), (200, Some("close")), "{fields}");
+        assert_eq!(line.closed().await, b"", "{fields}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn json() {
     let nested =
         |depth: usize| format!(r#"{{"text":"a","data":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
@@ -119,7 +125,7 @@ async fn json() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn heads_and_paths() {
     let long = |n: usize| "a".repeat(n);
     let key = |key: &str| field(&format!("Idempotency-Key: {key}\r\n"));
@@ -144,16 +150,16 @@ async fn heads_and_paths() {
         ("live updates are not there yet", get("/ws", ""), 404, "not_found"),
         ("unknown method", raw("BREW /echo HTTP/1.1\r\nHost: x\r\n\r\n"), 501, "not_implemented"),
         ("long target", get(&format!("/{}", long(8 * 1024)), ""), 414, "uri_too_long"),
-        ("very long target", get(&format!("/{}", long(20 * 1024)), ""), 414, "uri_too_long"),
-        ("endless target", get(&format!("/{}", long(100 * 1024)), ""), 414, "uri_too_long"),
-        ("too many fields", get("/health", &"a: b\r\n".repeat(101)), 431, "headers_too_large"),
-        ("long field", get("/health", &format!("a: {}\r\n", long(17 * 1024))), 431, "headers_too_large"),
+        ("very long target", get(&format!("/{}", long(20 * 1024)), ""), 431, BARE),
+        ("endless target", get(&format!("/{}", long(100 * 1024)), ""), 431, BARE),
+        ("too many fields", get("/health", &"a: b\r\n".repeat(101)), 431, BARE),
+        ("long field", get("/health", &format!("a: {}\r\n", long(17 * 1024))), 431, BARE),
         ("other expectation", field("Expect: 200-ok\r\n"), 417, "expectation_failed"),
     ])
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn media() {
     let typed = |value: &str| {
         format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{value}\r\n{{}}").into_bytes()
@@ -174,7 +180,7 @@ async fn media() {
         ("JSON not acceptable", get("/health", "Accept: application/json;q=0\r\n"), 406, "not_acceptable"),
     ])
     .await;
-    let peer = peer().await;
+    let peer = peer();
     for field in [
         "Accept: text/html, */*;q=0.1\r\n",
         "Content-Encoding: identity\r\n",
@@ -185,27 +191,24 @@ async fn media() {
     }
 }
 
-#[tokio::test]
-async fn odd_chunks_hide_no_second_length() {
-    let peer = peer().await;
-    let head =
-        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
-    for chunks in [
-        &b"c;\xff\r\n{\"text\":\"a\"}\r\n0\r\n\r\n"[..],
-        b"c\r\n{\"text\":\"a\"}\r\n0\r\nA: b\n\r\nPOST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
-    ] {
-        let mut line = peer.connect().await;
-        line.write(format!("{head}\r\n")).await;
-        line.write(chunks).await;
-        assert_eq!(line.answer().await.status, 200);
-        line.write(format!("{head}Content-Length: 3\r\n\r\nc\r\n{{\"text\":\"a\"}}\r\n0\r\n\r\n")).await;
-        line.answer().await.is_problem(400, "bad_request");
+#[tokio::test(start_paused = true)]
+async fn what_a_handler_answers_is_never_rewritten() {
+    let peer = peer();
+    let forged = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    // So long that it is written in pieces, one of which begins with it.
+    let text = forged.repeat(1 << 14);
+    let body = serde_json::json!({ "text": text }).to_string();
+    let mut line = peer.connect().await;
+    for _ in 0..2 {
+        line.write(post("/echo", "", &body)).await;
+        let answer = line.answer().await;
+        assert_eq!((answer.status, answer.json()["text"].as_str()), (200, Some(&*text)));
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn many_mistakes_make_no_long_answer() {
-    let peer = peer().await;
+    let peer = peer();
     let fields: Vec<_> = (0..50_000).map(|n| format!("\"{n}\":1")).collect();
     let answer = peer.post("/echo", "", &format!("{{{}}}", fields.join(","))).await;
     answer.is_problem(422, "validation_failed");

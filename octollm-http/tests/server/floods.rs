@@ -57,9 +57,9 @@ fn sent(mut bytes: &[u8], kind: u8) -> bool {
     false
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn streams_opened_and_reset() {
-    let (peer, _) = start_with(ServerConfig::default()).await;
+    let (peer, _) = start_with(ServerConfig::default());
     let line = flood(connect(peer).await, |n| {
         let stream = 2 * n + 1;
         let mut frames = frame(HEADERS, END_HEADERS | END_STREAM, stream, GET_HEAD);
@@ -71,9 +71,9 @@ async fn streams_opened_and_reset() {
     assert!(sent(&line.rest().await, GOAWAY));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_head_without_an_end() {
-    let (peer, _) = start_with(ServerConfig::default()).await;
+    let (peer, _) = start_with(ServerConfig::default());
     let mut line = connect(peer).await;
     line.write(frame(HEADERS, 0, 1, GET_HEAD)).await;
     let field = b"\x00\x01a\x01b".repeat(1000);
@@ -83,9 +83,9 @@ async fn a_head_without_an_end() {
     assert!(sent(&line.rest().await, GOAWAY));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn data_without_data() {
-    let (peer, _) = start_with(ServerConfig::default()).await;
+    let (peer, _) = start_with(ServerConfig::default());
     let mut line = connect(peer).await;
     line.write(frame(HEADERS, END_HEADERS, 1, POST_HEAD)).await;
     let line = flood(line, |_| frame(DATA, 0, 1, &[]));

@@ -1,13 +1,16 @@
-//! The server over sockets, byte by byte where it matters.
+//! The server over pipes on a clock that is paused, byte by byte where it matters; over sockets where they matter.
 
 mod arms;
 mod bad_input;
 mod floods;
+mod identity;
 mod lifecycle;
 mod limits;
 mod mounted;
 mod openapi;
 mod peer;
+mod places;
 mod process;
+mod routed;
 mod routes;
 mod tasks;

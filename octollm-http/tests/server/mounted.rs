@@ -1,14 +1,16 @@
 //! Servers as services: in axum, and by themselves.
 
 use axum::routing::get;
-use http::{Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use octollm_http::{ServeError, server::HttpService};
+use octollm_http::{ServeError, Server, server::HttpService};
 use tower::ServiceExt;
 
 use crate::{
     arms::{Echo, Said, Worker, server},
     peer::Peer,
+    routed::hello,
+    tasks::brain,
 };
 
 async fn ask(service: HttpService, path: &str, body: &'static str) -> (StatusCode, serde_json::Value) {
@@ -19,21 +21,30 @@ async fn ask(service: HttpService, path: &str, body: &'static str) -> (StatusCod
 }
 
 #[tokio::test]
-async fn an_arm_is_mounted_into_axum() {
-    let judge = server(&Worker::default()).into_service();
-    let app = axum::Router::new().route("/", get(async || "home")).nest_service("/arms/worker", judge);
+async fn servers_are_mounted_into_axum() {
+    let judge = server(&Worker::default()).open_to_all().into_service().unwrap();
+    let brain = Server::new("brain").orchestrator(brain()).open_to_all().into_service().unwrap();
+    let app = axum::Router::new().route("/", get(async || "home"));
+    let app = app.nest_service("/arms/worker", judge).nest_service("/brain", brain);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let peer = Peer(listener.local_addr().unwrap());
+    let peer = Peer::Tcp(listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, app).await });
     assert_eq!(peer.get("/").await.body, "home");
     assert_eq!(peer.post("/arms/worker/echo", "", r#"{"text":"a"}"#).await.json()["text"], "a");
     assert_eq!(peer.get("/arms/worker/health").await.json()["status"], "healthy");
     peer.get("/arms/worker/nowhere").await.is_problem(404, "not_found");
+
+    // Where it is mounted is not known to it: what it says holds below any prefix.
+    assert_eq!(peer.get("/arms/worker/capabilities").await.json()["endpoint"], serde_json::Value::Null);
+    let accepted = peer.post("/brain/tasks", "", r#"{"goal":"review"}"#).await;
+    let location = format!("/brain/{}", accepted.field("location").unwrap());
+    let task = peer.get(&location).await.json();
+    assert_eq!(task["task_id"], accepted.json()["task_id"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_service_needs_no_socket() {
-    let service = server(&Worker::default()).into_service();
+    let service = server(&Worker::default()).open_to_all().into_service().unwrap();
     let (status, answer) = ask(service.clone(), "/echo", r#"{"text":"a"}"#).await;
     assert_eq!((status, &answer["text"]), (StatusCode::OK, &"a".into()));
     assert_eq!(ask(service, "/echo", "{}").await.0, StatusCode::UNPROCESSABLE_ENTITY);
@@ -69,26 +80,33 @@ at!(SameAsEcho, "/echo");
 at!(SameAsHealth, "/execute");
 at!(Braces, "/tasks/{id}");
 at!(Upwards, "/a/../b");
+at!(Hooked, "/hooks/x");
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn routes_that_cannot_be_are_refused() {
     let worker = Worker::default();
-    let server = || server(&worker);
-    let taken = server().arm::<SameAsEcho>(worker.clone()).try_into_service().unwrap_err();
+    let server = || server(&worker).open_to_all();
+    let taken = server().arm::<SameAsEcho>(worker.clone()).into_service().unwrap_err();
     assert_eq!(
         taken.to_string(),
         "there are two routes `POST /echo`: give one of the contracts another, as in `#[task(path = \"/other\")]`"
     );
-    let taken = server().arm::<SameAsHealth>(worker.clone()).try_into_service().unwrap_err();
+    let taken = server().arm::<SameAsHealth>(worker.clone()).into_service().unwrap_err();
     assert!(matches!(taken, ServeError::RouteTaken { .. }), "{taken}");
-    let odd = server().arm::<Braces>(worker.clone()).try_into_service().unwrap_err();
+    let odd = server().arm::<Braces>(worker.clone()).into_service().unwrap_err();
     assert!(matches!(odd, ServeError::InvalidPath { .. }), "{odd}");
-    let odd = server().arm::<Upwards>(worker.clone()).try_into_service().unwrap_err();
+    let odd = server().arm::<Upwards>(worker.clone()).into_service().unwrap_err();
     assert!(matches!(odd, ServeError::InvalidPath { .. }), "{odd}");
 
-    let broken = server().arm::<SameAsEcho>(worker.clone()).into_service();
-    let (status, problem) = ask(broken, "/echo", "{}").await;
-    assert_eq!((status, &problem["code"]), (StatusCode::INTERNAL_SERVER_ERROR, &"internal".into()));
+    for path in ["/mcp", "/mcp/x", "/a2a/x", "/hooks/x", "/.well-known/agent.json"] {
+        let reserved = server().route(Method::GET, path, hello()).into_service().unwrap_err();
+        assert!(matches!(reserved, ServeError::ReservedPath { .. }), "{reserved}");
+    }
+    let reserved = server().arm::<Hooked>(worker.clone()).into_service().unwrap_err();
+    assert!(matches!(reserved, ServeError::ReservedPath { .. }), "{reserved}");
+    assert!(server().route(Method::GET, "/mcps", hello()).into_service().is_ok());
+    let taken = server().route(Method::GET, "/health", hello()).into_service().unwrap_err();
+    assert!(matches!(taken, ServeError::RouteTaken { .. }), "{taken}");
     // One that is served twice is replaced, and takes no second route.
-    assert!(server().arm::<Echo>(worker.clone()).try_into_service().is_ok());
+    assert!(server().arm::<Echo>(worker.clone()).into_service().is_ok());
 }

@@ -1,6 +1,6 @@
 //! The OpenAPI documents.
 
-use octollm_http::{OrchestratorServer, ReflexServer};
+use octollm_http::Server;
 use serde_json::Value;
 
 use crate::{
@@ -53,9 +53,9 @@ fn is_whole(document: &Value) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_arms_document_has_its_contracts() {
-    let peer = start(server(&Worker::default())).await;
+    let peer = start(server(&Worker::default()));
     let answer = peer.get("/openapi.json").await;
     assert_eq!(answer.field("content-type"), Some("application/json"));
     let document = answer.json();
@@ -75,21 +75,25 @@ async fn an_arms_document_has_its_contracts() {
     assert!(document["paths"].get("/tasks").is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_other_servers_have_theirs() {
-    let server = OrchestratorServer::new(brain()).bind("127.0.0.1:0").await.unwrap();
-    let peer = crate::peer::Peer(server.local_addr());
-    tokio::spawn(server.run());
-    let document = peer.get("/openapi.json").await.json();
+    let orchestrator = Server::new("orchestrator").orchestrator(brain());
+    let document = start(orchestrator).get("/openapi.json").await.json();
     is_whole(&document);
     assert!(document["paths"]["/tasks/{id}"]["delete"].is_object());
+    assert!(document["paths"]["/tasks/{id}/rerun"]["post"]["responses"]["202"].is_object());
     assert!(document["paths"]["/tasks"]["post"]["responses"]["202"].is_object());
 
-    let server = ReflexServer::new(Careful).orchestrator(brain()).bind("127.0.0.1:0").await.unwrap();
-    let peer = crate::peer::Peer(server.local_addr());
-    tokio::spawn(server.run());
-    let document = peer.get("/openapi.json").await.json();
+    let reflex = Server::new("reflex").reflex(Careful).orchestrator(brain());
+    let document = start(reflex).get("/openapi.json").await.json();
     is_whole(&document);
     assert!(document["paths"]["/preprocess"]["post"].is_object());
     assert!(document["paths"].get("/execute").is_none());
+
+    let all = server(&Worker::default()).reflex(Careful).orchestrator(brain());
+    let document = start(all).get("/openapi.json").await.json();
+    is_whole(&document);
+    for path in ["/echo", "/execute", "/preprocess", "/tasks", "/arms"] {
+        assert!(document["paths"][path].is_object(), "{path}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use octollm_http::io::{BoxIo, Connector, Pipes};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -11,12 +12,17 @@ use tokio::{
 
 /// Where a server listens.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
+pub(crate) enum Peer {
+    /// In a network in memory, of which it is the only host. It is there for as long as the test is.
+    Pipe(&'static Pipes),
+    Tcp(SocketAddr),
+}
 
 /// A connection to it.
 pub(crate) struct Line {
-    stream: TcpStream,
+    stream: BoxIo,
     read: Vec<u8>,
+    patience: Duration,
 }
 
 /// An answer, taken apart.
@@ -27,11 +33,25 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
-const PATIENCE: Duration = Duration::from_secs(10);
-
 impl Peer {
     pub(crate) async fn connect(self) -> Line {
-        Line { stream: TcpStream::connect(self.0).await.unwrap(), read: Vec::new() }
+        let (stream, patience): (BoxIo, _) = match self {
+            // On a clock that is paused this much passes at once, and only when nothing else would happen before.
+            Self::Pipe(pipes) => (self.pipe(pipes).await, Duration::from_secs(3600)),
+            Self::Tcp(address) => {
+                (Box::new(TcpStream::connect(address).await.unwrap()), Duration::from_secs(10))
+            }
+        };
+        Line { stream, read: Vec::new(), patience }
+    }
+
+    async fn pipe(self, pipes: &Pipes) -> BoxIo {
+        pipes.connect(&"http://x".parse().unwrap()).await.unwrap()
+    }
+
+    /// A connection without the help of a [`Line`].
+    pub(crate) async fn stream(self) -> BoxIo {
+        self.connect().await.stream
     }
 
     /// Sends bytes over a connection of their own, and reads one answer.
@@ -74,7 +94,7 @@ impl Line {
 
     /// The next answer; the whole of it.
     pub(crate) async fn answer(&mut self) -> Answer {
-        timeout(PATIENCE, self.read_answer()).await.expect("no answer")
+        timeout(self.patience, self.read_answer()).await.expect("no answer")
     }
 
     async fn read_answer(&mut self) -> Answer {
@@ -92,7 +112,7 @@ impl Line {
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let mut answer = Answer { status, head, body: String::new() };
         let length: usize = answer.field("content-length").map_or(0, |length| length.parse().unwrap());
-        if status == 100 {
+        if matches!(status, 100 | 101) {
             return answer;
         }
         while self.read.len() < length {
@@ -104,10 +124,20 @@ impl Line {
 
     /// A head alone, as HEAD is answered.
     pub(crate) async fn head(&mut self) -> String {
-        while find(&self.read, b"\r\n\r\n").is_none() {
+        loop {
+            if let Some(end) = find(&self.read, b"\r\n\r\n") {
+                return String::from_utf8(self.read.drain(..end + 4).collect()).unwrap();
+            }
             assert!(self.more().await);
         }
-        String::from_utf8(std::mem::take(&mut self.read)).unwrap()
+    }
+
+    /// So many bytes, whatever they are.
+    pub(crate) async fn read(&mut self, length: usize) -> Vec<u8> {
+        while self.read.len() < length {
+            assert!(self.more().await, "closed");
+        }
+        self.read.drain(..length).collect()
     }
 
     async fn more(&mut self) -> bool {
@@ -125,14 +155,14 @@ impl Line {
     /// What the server sent before it closed the connection, in whatever way.
     pub(crate) async fn rest(mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.read);
-        let _ = timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await.expect("stays open");
+        let _ = timeout(self.patience, self.stream.read_to_end(&mut rest)).await.expect("stays open");
         rest
     }
 
     /// Returns when the server has closed the connection, with what it sent before.
     pub(crate) async fn closed(mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.read);
-        timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await.expect("stays open").unwrap();
+        timeout(self.patience, self.stream.read_to_end(&mut rest)).await.expect("stays open").unwrap();
         rest
     }
 }

@@ -29,7 +29,7 @@ async fn child(before: &'static str) -> (Child, Peer) {
             lines.find_map(|line| Some(line.unwrap().split_once("listens at ")?.1.parse().unwrap()));
         // Whoever reads no more makes it fail when it writes.
         std::thread::spawn(move || lines.for_each(drop));
-        (child, Peer(address.unwrap()))
+        (child, Peer::Tcp(address.unwrap()))
     })
     .await
     .unwrap()
@@ -88,11 +88,45 @@ async fn ctrl_c_ends_at_once() {
 
 #[cfg(unix)]
 #[tokio::test]
+async fn ctrl_c_while_ending_ends_at_once() {
+    for first in ["-TERM", "-INT"] {
+        let (child, peer) = child("").await;
+        let mut busy = peer.connect().await;
+        busy.write(post("/wait", "", "{}")).await;
+        assert_eq!(peer.get("/ready").await.status, 200);
+        tell(&child, first);
+        // Once the first signal has arrived: the answers end, or there is nobody to answer.
+        while matches!(peer, Peer::Tcp(at) if TcpStream::connect(at).await.is_ok()) {
+            tokio::task::yield_now().await;
+        }
+        tell(&child, "-INT");
+        let ended = tokio::time::Instant::now();
+        assert!(end_of(child).await.success());
+        assert!(ended.elapsed() < Duration::from_secs(3), "{:?}", ended.elapsed());
+        busy.rest().await;
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn callers_that_come_at_once_all_get_into_the_queue() {
+    let server = worker().bind("127.0.0.1:0").await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let mut lines = Vec::new();
+    for _ in 0..400 {
+        lines.push(Peer::Tcp(server.local_addr()).stream().await);
+    }
+    // Whoever does not get in tries again after a second.
+    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+}
+
+#[cfg(unix)]
+#[tokio::test]
 async fn a_server_without_descriptors_serves_on_when_it_has_some() {
     let (mut child, peer) = child("ulimit -n 24;").await;
     let mut held = Vec::new();
     for _ in 0..64 {
-        held.push(TcpStream::connect(peer.0).await.unwrap());
+        held.push(peer.stream().await);
     }
     // Behind all the others, it is answered only when they are gone.
     let mut waiting = peer.connect().await;

@@ -7,14 +7,14 @@ use crate::{
     peer::Peer,
 };
 
-async fn peer() -> Peer {
-    start(server(&Worker::default())).await
+fn peer() -> Peer {
+    start(server(&Worker::default()))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_contract_has_a_route_of_its_own() {
     let answer =
-        peer().await.post("/echo", "X-Request-ID: r1\r\nX-Correlation-ID: c1\r\n", r#"{"text":"hi"}"#).await;
+        peer().post("/echo", "X-Request-ID: r1\r\nX-Correlation-ID: c1\r\n", r#"{"text":"hi"}"#).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.json(), json!({ "text": "hi", "caller": null }));
     assert_eq!(answer.field("x-request-id"), Some("r1"));
@@ -24,9 +24,9 @@ async fn a_contract_has_a_route_of_its_own() {
     assert_eq!(answer.head.matches("date:").count(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_envelope_picks_the_contract() {
-    let peer = peer().await;
+    let peer = peer();
     let body =
         json!({ "task_id": "task_3fK9aZ0qLw81bXyT", "contract": "text.echo", "input": { "text": "hi" } });
     let answer = peer.post("/execute", "", &body.to_string()).await;
@@ -48,9 +48,9 @@ async fn the_envelope_picks_the_contract() {
     peer.post("/execute", "", body).await.is_problem(400, "bad_request");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_server_tells_about_itself() {
-    let peer = peer().await;
+    let peer = peer();
     let health = peer.get("/health").await.json();
     assert_eq!(health["status"], "healthy");
     assert_eq!(health["version"], "1.2.3");
@@ -66,18 +66,18 @@ async fn a_server_tells_about_itself() {
     assert_eq!((ready.status, ready.json()["ready"].as_bool()), (200, Some(true)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_failed_check_is_not_ready() {
     let server = server(&Worker::default()).check("redis", || async { true });
-    let peer = start(server.check("judge", || async { false }).check("slow", std::future::pending)).await;
+    let peer = start(server.check("judge", || async { false }).check("slow", std::future::pending));
     let answer = peer.get("/ready").await;
     assert_eq!(answer.status, 503);
     assert_eq!(answer.json()["checks"], json!({ "judge": false, "redis": true, "slow": false }));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn head_is_get_without_the_body() {
-    let peer = peer().await;
+    let peer = peer();
     let get = peer.get("/capabilities").await;
     let mut line = peer.connect().await;
     line.write("HEAD /capabilities HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
@@ -87,9 +87,9 @@ async fn head_is_get_without_the_body() {
     assert_eq!(line.closed().await, b"");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_goes_wrong_inside_stays_inside() {
-    let peer = peer().await;
+    let peer = peer();
     let failed = peer.post("/echo", "", r#"{"text":"fail"}"#).await;
     let problem = failed.is_problem(500, "arm_failed");
     assert_eq!(problem["may_have_executed"], true);

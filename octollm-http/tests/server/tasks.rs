@@ -1,17 +1,26 @@
 //! Orchestrator and reflex servers.
 
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
 use async_trait::async_trait;
+use jiff::Timestamp;
 use octollm_core::{
     Arm, Context,
     brain::Brain,
-    error::ArmError,
+    card::ArmCard,
+    error::{ArmError, ErrorKind, Failure},
+    id::{StepKey, TaskId},
+    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
     reflex::{Observations, Reaction, Reflex, Stimulus},
-    task::{TaskRequest, TaskResult},
+    task::{Origin, Submission, Task, TaskRecord, TaskRequest, TaskResult},
 };
-use octollm_http::{BoundServer, OrchestratorServer, ReflexServer};
+use octollm_http::Server;
 use serde_json::json;
 
-use crate::peer::Peer;
+use crate::{arms::start, peer::Peer};
 
 struct Review;
 
@@ -26,7 +35,7 @@ impl Arm<TaskRequest> for Review {
 }
 
 pub(crate) fn brain() -> Brain {
-    Brain::builder().task::<TaskRequest>(Review).build()
+    Brain::builder().arm(Review).build().unwrap()
 }
 
 /// Refuses, rewrites, answers, fails and panics on demand.
@@ -57,14 +66,8 @@ impl Reflex for Careful {
     }
 }
 
-fn spawn(server: BoundServer) -> Peer {
-    let peer = Peer(server.local_addr());
-    tokio::spawn(server.run());
-    peer
-}
-
-async fn orchestrator() -> Peer {
-    spawn(OrchestratorServer::new(brain()).version("7").bind("127.0.0.1:0").await.unwrap())
+fn orchestrator() -> Peer {
+    start(Server::new("orchestrator").orchestrator(brain()).version("7"))
 }
 
 async fn delete(peer: Peer, path: &str) -> crate::peer::Answer {
@@ -85,20 +88,20 @@ async fn until(peer: Peer, location: &str, status: &str) -> serde_json::Value {
     tokio::time::timeout(std::time::Duration::from_secs(10), asking).await.expect("stays another")
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_task_is_submitted_and_followed() {
-    let peer = orchestrator().await;
+    let peer = orchestrator();
     let accepted = peer.post("/tasks", "", r#"{"goal":"review"}"#).await;
     assert_eq!(accepted.status, 202, "{accepted:?}");
     let id = accepted.json()["task_id"].as_str().unwrap().to_owned();
-    let location = accepted.field("location").unwrap();
-    assert_eq!(location, format!("/tasks/{id}"));
+    assert_eq!(accepted.field("location"), Some(&*format!("tasks/{id}")), "relative to the request");
+    let location = &*format!("/tasks/{id}");
     let task = until(peer, location, "completed").await;
     assert_eq!(task["result"]["output"], "done: review");
     assert_eq!(delete(peer, location).await.json()["status"], "completed");
 
     let waiting = peer.post("/tasks", "", r#"{"goal":"wait"}"#).await;
-    let location = waiting.field("location").unwrap();
+    let location = &*format!("/{}", waiting.field("location").unwrap());
     assert_eq!(delete(peer, location).await.json()["status"], "cancelled");
 
     let page = peer.get("/tasks?limit=1").await.json();
@@ -110,9 +113,9 @@ async fn a_task_is_submitted_and_followed() {
     assert_eq!(peer.get("/capabilities").await.json(), json!({ "arms": [] }));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn tasks_that_cannot_be_are_refused() {
-    let peer = orchestrator().await;
+    let peer = orchestrator();
     for (body, status, code) in [
         ("", 400, "bad_request"),
         ("{", 400, "bad_request"),
@@ -138,17 +141,16 @@ async fn tasks_that_cannot_be_are_refused() {
     assert_eq!(refused.field("allow"), Some("GET, HEAD, DELETE"));
 }
 
-async fn reflex() -> Peer {
-    let server = ReflexServer::new(Careful).orchestrator(brain());
-    spawn(server.bind("127.0.0.1:0").await.unwrap())
+fn reflex() -> Peer {
+    start(Server::new("reflex").reflex(Careful).orchestrator(brain()))
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_passes_the_reflex_goes_on() {
-    let peer = reflex().await;
+    let peer = reflex();
     let accepted = peer.post("/tasks", "", r#"{"goal":"mail a@b"}"#).await;
     assert_eq!(accepted.status, 202, "{accepted:?}");
-    let task = until(peer, accepted.field("location").unwrap(), "completed").await;
+    let task = until(peer, &format!("/{}", accepted.field("location").unwrap()), "completed").await;
     assert_eq!(task["result"]["output"], "done: mail a at b");
     assert_eq!(task["goal"], "mail a at b");
     let problem = peer.post("/tasks", "", r#"{"goal":"spam"}"#).await.is_problem(403, "refused");
@@ -166,9 +168,9 @@ async fn what_passes_the_reflex_goes_on() {
     assert_eq!(peer.get("/tasks").await.json()["tasks"].as_array().unwrap().len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_text_is_screened_by_itself() {
-    let peer = spawn(ReflexServer::new(Careful).bind("127.0.0.1:0").await.unwrap());
+    let peer = start(Server::new("reflex").reflex(Careful));
     let screened = peer.post("/preprocess", "", r#"{"input_text":"a@b"}"#).await.json();
     let expected = json!({
         "cache_hit": false, "cached_result": null, "pii_detected": true, "pii_types": ["email"],
@@ -183,4 +185,89 @@ async fn a_text_is_screened_by_itself() {
     assert_eq!((&screened["risk_score"], &screened["should_proceed"]), (&0.9.into(), &false.into()));
     peer.post("/tasks", "", r#"{"goal":"a"}"#).await.is_problem(404, "not_found");
     assert_eq!(peer.get("/capabilities").await.json()["arm_id"], "reflex");
+}
+
+/// Notes what it is asked to run once more.
+struct Rerunning(Mutex<Vec<Option<StepKey>>>);
+
+#[async_trait]
+impl Orchestrator for Rerunning {
+    async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
+        let origin = Origin::new(cx.caller().clone(), cx.correlation_id().clone());
+        Ok(TaskRecord::new(submission, origin, Duration::from_secs(60), Timestamp::now()).into_task())
+    }
+
+    async fn get(&self, _: &TaskId, _: &Context) -> Result<Task, Failure> {
+        Err(Failure::of(ErrorKind::TaskNotFound))
+    }
+
+    async fn list(&self, _: TaskQuery, _: &Context) -> Result<TaskPage, Failure> {
+        Ok(TaskPage::default())
+    }
+
+    async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
+        self.get(id, cx).await
+    }
+
+    async fn watch(&self, _: &TaskId, _: Option<u64>, _: &Context) -> Result<TaskUpdates, Failure> {
+        Err(Failure::of(ErrorKind::TaskNotFound))
+    }
+
+    async fn rerun(&self, _: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
+        self.0.lock().unwrap().push(from.cloned());
+        self.submit(Submission::from_json(br#"{"goal":"again"}"#)?, cx).await
+    }
+
+    async fn journal(&self, id: &TaskId, _: &Context) -> Result<Vec<JournalStep>, Failure> {
+        match id.as_str() {
+            "task_0000000000000001" => Ok(serde_json::from_value(steps()).unwrap()),
+            _ => Err(Failure::of(ErrorKind::TaskNotFound)),
+        }
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        vec![ArmCard::new("judge")]
+    }
+}
+
+fn steps() -> serde_json::Value {
+    json!([
+        {
+            "step": 0, "contract": "code.validate", "arm": "judge", "outcome": "answered", "duration_ms": 12.5,
+            "tokens_used": 7, "cost_dollars": 0.25, "at": "2025-11-10T10:30:00Z",
+        },
+        {
+            "step": "second", "contract": "code.run@2", "arm": "", "outcome": "unknown", "duration_ms": 0.0,
+            "tokens_used": 0, "cost_dollars": 0.0, "at": "2025-11-10T10:30:01Z",
+        },
+    ])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_runs_once_more_and_shows_its_calls() {
+    let orchestrator = Arc::new(Rerunning(Mutex::default()));
+    let peer = start(Server::new("brain").orchestrator(orchestrator.clone()));
+    let path = "/tasks/task_0000000000000001";
+    let rerun = format!("{path}/rerun");
+    for body in ["{}", r#"{"from":2}"#, r#"{"from":"second"}"#] {
+        let answer = peer.post(&rerun, "", body).await;
+        assert_eq!((answer.status, &answer.json()["status"]), (202, &"queued".into()), "{answer:?}");
+    }
+    let asked = std::mem::take(&mut *orchestrator.0.lock().unwrap());
+    assert_eq!(asked, [None, Some(StepKey::Order(2)), Some(StepKey::Name("second".into()))]);
+    for (body, status, code) in [
+        ("", 400, "bad_request"),
+        (r#"{"from":-1}"#, 422, "validation_failed"),
+        (r#"{"form":1}"#, 422, "validation_failed"),
+    ] {
+        peer.post(&rerun, "", body).await.is_problem(status, code);
+    }
+    assert!(orchestrator.0.lock().unwrap().is_empty());
+
+    assert_eq!(peer.get(&format!("{path}/journal")).await.json(), json!({ "steps": steps() }));
+    peer.get("/tasks/task_0000000000000002/journal").await.is_problem(404, "task_not_found");
+    peer.get(&rerun).await.is_problem(405, "method_not_allowed");
+    let arms = peer.get("/arms").await.json();
+    assert_eq!(arms["arms"][0]["arm_id"], "judge");
+    assert_eq!(arms, peer.get("/capabilities").await.json());
 }

@@ -1,4 +1,4 @@
-//! What a group owes its members. It decides by the `now` it is given, and never waits.
+//! The events that a group has to deliver. It decides by the `now` it is given, and never waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -6,30 +6,36 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::lanes::{Item, Lanes};
-use crate::bus::{Backoff, ConsumeOptions, Counters, DeadLetter, Gap, GroupStatus, Nack, Settlement};
+use super::lanes::{Hold, Item, Lanes};
+use crate::bus::engine::{Counters, Settlement, later};
+use crate::bus::{Backoff, Bound, ConsumeOptions, DeadLetter, Ended, Gap, GroupStatus, Nack};
 use crate::event::{Event, Patterns};
 
 /// An item waits in `lanes`, from where it is let out to be `leased`; from there it leaves for good, goes back, or goes to
-/// `resting` and from there back. What leaves for good without being worked off is in `dead`.
+/// `resting` and from there back. What leaves for good without being handled is in `dead`.
+///
+/// Whoever last held an item may still settle it after the lease has expired, until another consumer has it.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) patterns: Patterns,
     lanes: Lanes,
     leased: HashMap<u64, Leased>,
     resting: HashMap<u64, Item>,
-    /// When each lease runs out and each rest is over.
+    /// Size of all these.
+    bytes: usize,
+    /// When each lease expires and each rest is over.
     due: BTreeSet<(Instant, u64)>,
     members: HashMap<u64, Member>,
     dead: BTreeMap<u64, Dead>,
-    max_dead: usize,
+    dead_bytes: usize,
+    max_dead: Bound,
     gap: Option<Gap>,
     last_token: u64,
     counters: Arc<Counters>,
 }
 
 /// What a member may hold, and under which terms.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
     pub(super) max_in_flight: usize,
     pub(super) lease: Duration,
@@ -45,20 +51,20 @@ pub(super) enum Turn {
     /// Nothing before something changes or this moment comes.
     Wait(Option<Instant>),
     /// Nothing ever again.
-    Closed,
+    Ended(Ended),
 }
 
-/// A delivery: `token` tells it from every other one of the same event.
+/// A delivery.
 #[derive(Debug, Clone)]
 pub(super) struct Claim {
-    member: u64,
     number: u64,
-    token: u64,
-    pub(super) event: Arc<Event>,
+    hold: Hold,
+    terms: Terms,
+    pub(super) event: Event,
     pub(super) attempt: u32,
 }
 
-/// Somebody else may have the event by now.
+/// Another consumer has the event or had it since, or it is a dead letter.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lost;
 
@@ -72,18 +78,14 @@ struct Member {
 #[derive(Debug)]
 struct Leased {
     item: Item,
-    token: u64,
     until: Instant,
-    member: u64,
-    max_attempts: u32,
-    backoff: Backoff,
+    terms: Terms,
 }
 
 #[derive(Debug)]
 struct Dead {
-    event: Arc<Event>,
+    item: Item,
     reason: String,
-    attempts: u32,
 }
 
 impl From<&ConsumeOptions> for Terms {
@@ -98,15 +100,17 @@ impl From<&ConsumeOptions> for Terms {
 }
 
 impl Group {
-    pub(super) fn new(patterns: Patterns, max_dead: usize, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(patterns: Patterns, max_dead: Bound, counters: Arc<Counters>) -> Self {
         Self {
             patterns,
             lanes: Lanes::default(),
             leased: HashMap::new(),
             resting: HashMap::new(),
+            bytes: 0,
             due: BTreeSet::new(),
             members: HashMap::new(),
             dead: BTreeMap::new(),
+            dead_bytes: 0,
             max_dead,
             gap: None,
             last_token: 0,
@@ -115,24 +119,25 @@ impl Group {
     }
 
     pub(super) fn push(&mut self, number: u64, item: Item) {
+        self.bytes += item.size;
         self.lanes.enter(number, item);
     }
 
-    /// The next member to ask hears of it.
+    /// The next member to ask receives it.
     pub(super) fn mark(&mut self, gap: Gap) {
         self.gap = Some(gap);
     }
 
-    /// Everything that was published for it and has not left for good.
-    pub(super) fn backlog(&self) -> usize {
-        self.lanes.len() + self.leased.len() + self.resting.len()
+    /// Whether an event of this size may come on top of those that were published and have not left for good.
+    pub(super) fn has_room(&self, bound: Bound, size: usize) -> bool {
+        bound.holds(self.backlog() + 1, self.bytes + size)
     }
 
     pub(super) fn join(&mut self, member: u64, terms: Terms) {
         self.members.insert(member, Member { terms, in_flight: 0, closing: false });
     }
 
-    /// What the member holds stays its own until the leases run out.
+    /// What the member holds stays its own until the leases expire.
     pub(super) fn leave(&mut self, member: u64) {
         self.members.remove(&member);
     }
@@ -150,37 +155,36 @@ impl Group {
         self.members.get(&member).is_none_or(|state| state.in_flight == 0)
     }
 
-    /// When something happens without anybody's doing.
+    /// When something happens by itself.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
 
     pub(super) fn take(&mut self, member: u64, now: Instant) -> Turn {
         self.advance(now);
-        let Some(state) = self.members.get_mut(&member).filter(|state| !state.closing) else {
-            return Turn::Closed;
-        };
+        let Some(state) = self.members.get_mut(&member) else { return Turn::Ended(Ended::GroupRemoved) };
+        if state.closing {
+            return Turn::Ended(Ended::ConsumerClosed);
+        }
         if let Some(gap) = self.gap.take() {
             return Turn::Gap(gap);
         }
-        if state.in_flight >= state.terms.max_in_flight {
+        let terms = state.terms;
+        if state.in_flight >= terms.max_in_flight {
             return Turn::Wait(self.next_due());
         }
         while let Some((number, mut item)) = self.lanes.pop() {
             if item.expiry.is_over(|| now) {
                 self.counters.add_expired(1);
-                self.lanes.left(&item);
+                self.gone(&item);
                 continue;
             }
-            item.attempts += 1;
-            state.in_flight += 1;
             self.last_token += 1;
-            let (token, until) = (self.last_token, later(now, state.terms.lease));
-            let claim =
-                Claim { member, number, token, event: Arc::clone(&item.event), attempt: item.attempts };
-            let Terms { max_attempts, backoff, .. } = state.terms;
-            self.leased.insert(number, Leased { item, token, until, member, max_attempts, backoff });
-            self.due.insert((until, number));
+            let hold = Hold { token: self.last_token, member };
+            item.attempts += 1;
+            item.hold = Some(hold);
+            let claim = Claim { number, hold, terms, event: item.event.clone(), attempt: item.attempts };
+            self.lease(number, item, terms, later(now, terms.lease));
             return Turn::Claim(claim);
         }
         Turn::Wait(self.next_due())
@@ -188,15 +192,18 @@ impl Group {
 
     pub(super) fn settle(&mut self, claim: &Claim, settlement: Settlement, now: Instant) -> Result<(), Lost> {
         self.advance(now);
-        let leased = self.reclaim(claim.number, |leased| leased.is_of(claim)).ok_or(Lost)?;
-        let (number, last) = (claim.number, leased.item.attempts >= leased.max_attempts);
-        let mut item = leased.item;
+        let number = claim.number;
+        let held = self.reclaim(number, |item| item.is_held_by(claim.hold));
+        let Some(mut item) = held.or_else(|| self.lanes.take_back(number, claim.hold)) else {
+            return self.settle_dead(claim, settlement);
+        };
+        let last = item.attempts >= claim.terms.max_attempts;
         match settlement {
-            Settlement::Ack | Settlement::Nack(Nack::Drop) => self.lanes.left(&item),
+            Settlement::Ack | Settlement::Nack(Nack::Drop) => self.gone(&item),
             Settlement::Nack(Nack::DeadLetter { reason }) => self.bury(number, item, reason),
             Settlement::Nack(Nack::Retry { .. }) if last => self.bury(number, item, EXHAUSTED.to_owned()),
             Settlement::Nack(Nack::Retry { after }) => {
-                let rest = after.unwrap_or_else(|| leased.backoff.after(item.attempts));
+                let rest = after.unwrap_or_else(|| claim.terms.backoff.after(item.attempts));
                 self.rest(number, item, rest, now);
             }
             Settlement::Release => {
@@ -209,10 +216,20 @@ impl Group {
 
     pub(super) fn extend(&mut self, claim: &Claim, time: Duration, now: Instant) -> Result<(), Lost> {
         self.advance(now);
-        let leased = self.leased.get_mut(&claim.number).filter(|leased| leased.is_of(claim)).ok_or(Lost)?;
-        self.due.remove(&(leased.until, claim.number));
-        leased.until = later(now, time);
-        self.due.insert((leased.until, claim.number));
+        let (number, until) = (claim.number, later(now, time));
+        if let Some(leased) = self.leased.get_mut(&number).filter(|leased| leased.item.is_held_by(claim.hold))
+        {
+            self.due.remove(&(leased.until, number));
+            leased.until = until;
+            self.due.insert((until, number));
+            return Ok(());
+        }
+        let holds_enough = |state: &Member| state.in_flight >= state.terms.max_in_flight;
+        if self.members.get(&claim.hold.member).is_some_and(holds_enough) {
+            return Err(Lost);
+        }
+        let item = self.lanes.take_back(number, claim.hold).ok_or(Lost)?;
+        self.lease(number, item, claim.terms, until);
         Ok(())
     }
 
@@ -226,25 +243,31 @@ impl Group {
         }
     }
 
-    /// At most `limit` dead letters behind the entry `after`.
+    /// At most `limit` dead letters after the entry `after`.
     pub(super) fn dead_letters(&mut self, after: Option<u64>, limit: usize, now: Instant) -> Vec<DeadLetter> {
         self.advance(now);
-        let behind = self.dead.range(after.map_or(0, |after| after.saturating_add(1))..).take(limit);
-        let letter = |(number, dead): (&u64, &Dead)| {
-            DeadLetter::of_event(
-                number.to_string(),
-                Arc::clone(&dead.event),
-                dead.reason.clone(),
-                dead.attempts,
-            )
+        let wanted = self.dead.range(after.map_or(0, |after| after.saturating_add(1))..).take(limit);
+        let letter = |(number, Dead { item, reason }): (&u64, &Dead)| {
+            DeadLetter::of_event(number.to_string(), item.event.clone(), reason.clone(), item.attempts)
         };
-        behind.map(letter).collect()
+        wanted.map(letter).collect()
+    }
+
+    pub(super) fn dead_letter(&mut self, entry: u64, now: Instant) -> Option<&Item> {
+        self.advance(now);
+        self.dead.get(&entry).map(|dead| &dead.item)
     }
 
     /// Takes a dead letter out.
-    pub(super) fn exhume(&mut self, entry: u64, now: Instant) -> Option<Arc<Event>> {
-        self.advance(now);
-        self.dead.remove(&entry).map(|dead| dead.event)
+    pub(super) fn exhume(&mut self, entry: u64) -> Option<Item> {
+        let item = self.dead.remove(&entry)?.item;
+        self.dead_bytes -= item.size;
+        Some(item)
+    }
+
+    /// Number of events that were published for it and have not left for good.
+    fn backlog(&self) -> usize {
+        self.lanes.len() + self.leased.len() + self.resting.len()
     }
 
     /// Does what has come due.
@@ -253,24 +276,37 @@ impl Group {
             self.due.remove(&(at, number));
             if let Some(item) = self.resting.remove(&number) {
                 self.lanes.put_back(number, item);
-            } else if let Some(leased) = self.reclaim(number, |_| true) {
-                if leased.item.attempts >= leased.max_attempts {
-                    self.bury(number, leased.item, EXHAUSTED.to_owned());
+                continue;
+            }
+            let max_attempts = self.leased.get(&number).map(|leased| leased.terms.max_attempts);
+            if let (Some(max_attempts), Some(item)) = (max_attempts, self.reclaim(number, |_| true)) {
+                if item.attempts >= max_attempts {
+                    self.bury(number, item, EXHAUSTED.to_owned());
                 } else {
-                    self.lanes.put_back(number, leased.item);
+                    self.lanes.put_back(number, item);
                 }
             }
         }
     }
 
-    /// Ends a lease, if it is the one meant.
-    fn reclaim(&mut self, number: u64, meant: impl Fn(&Leased) -> bool) -> Option<Leased> {
-        let leased = self.leased.get(&number).filter(|leased| meant(leased))?;
-        self.due.remove(&(leased.until, number));
-        if let Some(member) = self.members.get_mut(&leased.member) {
+    /// Begins a lease.
+    fn lease(&mut self, number: u64, item: Item, terms: Terms, until: Instant) {
+        if let Some(member) = item.hold.and_then(|hold| self.members.get_mut(&hold.member)) {
+            member.in_flight += 1;
+        }
+        self.leased.insert(number, Leased { item, until, terms });
+        self.due.insert((until, number));
+    }
+
+    /// Ends a lease, if its item is the one meant.
+    fn reclaim(&mut self, number: u64, meant: impl Fn(&Item) -> bool) -> Option<Item> {
+        self.leased.get(&number).filter(|leased| meant(&leased.item))?;
+        let Leased { item, until, .. } = self.leased.remove(&number)?;
+        self.due.remove(&(until, number));
+        if let Some(member) = item.hold.and_then(|hold| self.members.get_mut(&hold.member)) {
             member.in_flight -= 1;
         }
-        self.leased.remove(&number)
+        Some(item)
     }
 
     fn rest(&mut self, number: u64, item: Item, rest: Duration, now: Instant) {
@@ -282,114 +318,41 @@ impl Group {
         self.due.insert((later(now, rest), number));
     }
 
+    /// An item that was let out has left for good.
+    fn gone(&mut self, item: &Item) {
+        self.lanes.left(item);
+        self.bytes -= item.size;
+    }
+
     fn bury(&mut self, number: u64, item: Item, reason: String) {
-        self.lanes.left(&item);
-        self.dead.insert(number, Dead { event: item.event, reason, attempts: item.attempts });
-        if self.dead.len() > self.max_dead {
-            self.dead.pop_first();
+        self.gone(&item);
+        self.dead_bytes += item.size;
+        self.dead.insert(number, Dead { item, reason });
+        while !self.max_dead.holds(self.dead.len(), self.dead_bytes) {
+            let Some((_, oldest)) = self.dead.pop_first() else { return };
+            self.dead_bytes -= oldest.item.size;
             self.counters.add_discarded(1);
         }
     }
-}
 
-impl Leased {
-    /// Tokens are a group's own and members the bus's, so no claim on a group that was removed is good for its successor.
-    fn is_of(&self, claim: &Claim) -> bool {
-        (self.token, self.member) == (claim.token, claim.member)
+    /// Settles late what became a dead letter because its last lease expired.
+    fn settle_dead(&mut self, claim: &Claim, settlement: Settlement) -> Result<(), Lost> {
+        let dead =
+            self.dead.get_mut(&claim.number).filter(|dead| dead.item.is_held_by(claim.hold)).ok_or(Lost)?;
+        match settlement {
+            Settlement::Ack | Settlement::Nack(Nack::Drop) => {
+                self.exhume(claim.number);
+            }
+            Settlement::Nack(Nack::DeadLetter { reason }) => dead.reason = reason,
+            // No attempt is left.
+            Settlement::Nack(Nack::Retry { .. }) => {}
+            Settlement::Release => return Err(Lost),
+        }
+        Ok(())
     }
 }
 
 const EXHAUSTED: &str = "no attempts left";
 
-/// What lies beyond the clock's range is far enough as 30 years from now.
-fn later(now: Instant, by: Duration) -> Instant {
-    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-    now.checked_add(by).unwrap_or(now + FAR)
-}
-
 #[cfg(test)]
-mod model;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bus::expiry::Expiry;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    pub(super) fn group(members: u64, terms: &Terms) -> Group {
-        let mut group =
-            Group::new("a:b:*".parse::<crate::event::Pattern>().unwrap().into(), 4, Arc::default());
-        (0..members).for_each(|member| group.join(member, terms.clone()));
-        group
-    }
-
-    pub(super) fn terms() -> Terms {
-        Terms { max_in_flight: 8, lease: SECOND, max_attempts: 3, backoff: Backoff::default() }
-    }
-
-    pub(super) fn item(key: &str) -> Item {
-        let event = Event::new("a.b", "s", 0).unwrap().with_partition_key(key);
-        Item { event: Arc::new(event), expiry: Expiry::Never, attempts: 0 }
-    }
-
-    fn claim(group: &mut Group, member: u64, now: Instant) -> Claim {
-        match group.take(member, now) {
-            Turn::Claim(claim) => claim,
-            other => panic!("no claim but {other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_lease_that_ran_out_is_lost_to_its_owner() {
-        let (mut group, now) = (group(2, &terms()), Instant::now());
-        group.push(1, item(""));
-        let stale = claim(&mut group, 0, now);
-        assert!(matches!(group.take(1, now), Turn::Wait(Some(at)) if at == now + SECOND));
-        let fresh = claim(&mut group, 1, now + SECOND);
-        assert_eq!(fresh.attempt, 2);
-        assert_eq!(group.settle(&stale, Settlement::Ack, now + SECOND), Err(Lost));
-        assert_eq!(group.extend(&stale, SECOND, now + SECOND), Err(Lost));
-        assert_eq!(group.settle(&fresh, Settlement::Ack, now + SECOND), Ok(()));
-        assert_eq!((group.backlog(), group.next_due()), (0, None));
-    }
-
-    #[test]
-    fn the_last_attempt_ends_among_the_dead() {
-        let (mut group, mut now) = (group(1, &terms()), Instant::now());
-        group.push(1, item("k"));
-        for attempt in 1..=3 {
-            let claim = claim(&mut group, 0, now);
-            assert_eq!(claim.attempt, attempt);
-            group.settle(&claim, Settlement::Nack(Nack::retry()), now).unwrap();
-            now += SECOND;
-        }
-        let dead = group.dead_letters(None, 9, now);
-        assert_eq!((dead.len(), dead[0].attempts, dead[0].reason.as_str()), (1, 3, EXHAUSTED));
-        assert!(group.dead_letters(Some(1), 9, now).is_empty());
-        assert_eq!(group.backlog(), 0);
-    }
-
-    #[test]
-    fn dead_letters_are_bounded_and_counted() {
-        let (mut group, now) = (group(1, &terms()), Instant::now());
-        for number in 1..=6 {
-            group.push(number, item(""));
-            let claim = claim(&mut group, 0, now);
-            group.settle(&claim, Settlement::Nack(Nack::dead_letter("bad")), now).unwrap();
-        }
-        assert_eq!(group.dead_letters(None, 9, now).len(), 4);
-        assert_eq!(group.counters.counts().discarded, 2);
-    }
-
-    #[test]
-    fn a_member_that_left_keeps_its_leases_until_they_run_out() {
-        let (mut group, now) = (group(2, &terms()), Instant::now());
-        group.push(1, item(""));
-        group.push(2, item(""));
-        let (one, _two) = (claim(&mut group, 0, now), claim(&mut group, 0, now));
-        group.leave(0);
-        assert_eq!(group.settle(&one, Settlement::Ack, now), Ok(()));
-        assert_eq!(claim(&mut group, 1, now + SECOND).attempt, 2);
-    }
-}
+mod tests;

@@ -1,18 +1,34 @@
 //! What waits in a group, in order per partition key.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
 
-use crate::bus::expiry::Expiry;
+use crate::bus::engine::Expiry;
 use crate::event::Event;
 
 /// An event on its way through a group.
 #[derive(Debug, Clone)]
 pub(super) struct Item {
-    pub(super) event: Arc<Event>,
+    pub(super) event: Event,
     pub(super) expiry: Expiry,
-    /// How often it was delivered.
+    pub(super) size: usize,
+    /// Number of its deliveries.
     pub(super) attempts: u32,
+    /// The last delivery.
+    pub(super) hold: Option<Hold>,
+}
+
+/// Names a delivery. Tokens are unique in a group and members in the bus, so that no delivery of a group that was removed
+/// is one of its successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hold {
+    pub(super) token: u64,
+    pub(super) member: u64,
+}
+
+impl Item {
+    pub(super) fn is_held_by(&self, hold: Hold) -> bool {
+        self.hold == Some(hold)
+    }
 }
 
 /// Waiting items, by the number of their publication. Of those with one partition key only the first is let out, and the
@@ -49,6 +65,12 @@ impl Lanes {
         self.ready.insert(number, item);
     }
 
+    /// Lets out an item that is ready and was let out last for this delivery.
+    pub(super) fn take_back(&mut self, number: u64, hold: Hold) -> Option<Item> {
+        self.ready.get(&number).filter(|item| item.is_held_by(hold))?;
+        self.ready.remove(&number)
+    }
+
     /// An item that was let out has left for good.
     pub(super) fn left(&mut self, item: &Item) {
         let Some(key) = item.event.partition_key() else { return };
@@ -63,7 +85,7 @@ impl Lanes {
         }
     }
 
-    /// How many wait.
+    /// Number of items that wait.
     pub(super) fn len(&self) -> usize {
         self.ready.len() + self.waiting_behind
     }
@@ -75,7 +97,7 @@ mod tests {
 
     fn item(key: &str) -> Item {
         let event = Event::new("a.b", "s", 0).unwrap().with_partition_key(key);
-        Item { event: Arc::new(event), expiry: Expiry::Never, attempts: 0 }
+        Item { event, expiry: Expiry::Never, size: 10, attempts: 0, hold: None }
     }
 
     #[test]

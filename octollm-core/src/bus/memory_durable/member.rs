@@ -7,20 +7,25 @@ use async_trait::async_trait;
 use tokio::time::{Instant, sleep_until};
 
 use super::Shared;
-use super::group::{Claim, Lost, Turn};
+use super::group::{Claim, Group, Lost, Turn};
 use super::store::Membership;
-use crate::bus::{Arrival, BusError, CloseConsumer, Consumer, ConsumerEngine, Delivery, Lease, Settlement};
+use crate::bus::engine::{CloseConsumer, ConsumerEngine, Settle, Settlement, Settler};
+use crate::bus::{Arrival, BusError, Consumer, Ended};
 
 /// The consumer of a member that has joined.
 pub(super) fn consumer(shared: Arc<Shared>, membership: Membership, lease: Duration) -> Consumer {
     let closer = MemoryCloser { shared: Arc::clone(&shared), membership: membership.clone() };
-    Consumer::new(Box::new(MemoryConsumer { shared, membership, lease }), Arc::new(closer))
+    // There is no way to the bus that would be worth sharing.
+    let settler =
+        Settler::direct(MemoryLeases { shared: Arc::clone(&shared), membership: membership.clone() });
+    Consumer::new(Box::new(MemoryConsumer { shared, membership, lease, settler }), Arc::new(closer))
 }
 
 struct MemoryConsumer {
     shared: Arc<Shared>,
     membership: Membership,
     lease: Duration,
+    settler: Settler<MemoryLeases>,
 }
 
 struct MemoryCloser {
@@ -28,23 +33,26 @@ struct MemoryCloser {
     membership: Membership,
 }
 
-struct MemoryLease {
+struct MemoryLeases {
     shared: Arc<Shared>,
     membership: Membership,
-    claim: Claim,
 }
 
 #[async_trait]
 impl ConsumerEngine for MemoryConsumer {
-    async fn next(&mut self) -> Option<Arrival> {
+    async fn next(&mut self) -> Result<Arrival, Ended> {
         tokio::task::coop::consume_budget().await;
         loop {
             // Made before the look at the group, or a change in between would be missed.
             let changed = self.membership.changed.notified();
             match self.turn() {
-                Turn::Claim(claim) => return Some(Arrival::Delivery(self.delivery(claim))),
-                Turn::Gap(gap) => return Some(Arrival::Gap(gap)),
-                Turn::Closed => return None,
+                Turn::Claim(claim) => {
+                    let (event, attempt) = (claim.event.clone(), claim.attempt);
+                    let delivery = self.settler.delivery(event, attempt, self.lease, claim);
+                    return Ok(Arrival::Delivery(delivery));
+                }
+                Turn::Gap(gap) => return Ok(Arrival::Gap(gap)),
+                Turn::Ended(reason) => return Err(reason),
                 Turn::Wait(None) => changed.await,
                 Turn::Wait(Some(until)) => tokio::select! {
                     () = changed => {}
@@ -59,18 +67,12 @@ impl MemoryConsumer {
     fn turn(&self) -> Turn {
         let mut store = self.shared.store();
         if store.check_open().is_err() {
-            return Turn::Closed;
+            return Turn::Ended(Ended::Closed);
         }
         match store.slot(&self.membership.group) {
             Ok(slot) => slot.group.take(self.membership.member, Instant::now()),
-            Err(_) => Turn::Closed,
+            Err(_) => Turn::Ended(Ended::GroupRemoved),
         }
-    }
-
-    fn delivery(&self, claim: Claim) -> Delivery {
-        let (event, attempt) = (Arc::clone(&claim.event), claim.attempt);
-        let (shared, membership) = (Arc::clone(&self.shared), self.membership.clone());
-        Delivery::new(event, attempt, self.lease, Box::new(MemoryLease { shared, membership, claim }))
     }
 }
 
@@ -112,27 +114,33 @@ impl MemoryCloser {
 }
 
 #[async_trait]
-impl Lease for MemoryLease {
-    async fn settle(&self, settlement: Settlement) -> Result<(), BusError> {
-        let mut store = self.shared.store();
-        let slot = store.slot(&self.membership.group).map_err(|_| self.lost(Lost))?;
-        let settled = slot.group.settle(&self.claim, settlement, Instant::now());
-        slot.changed.notify_waiters();
-        settled.map_err(|lost| self.lost(lost))
+impl Settle for MemoryLeases {
+    type Lease = Claim;
+
+    async fn settle(&self, batch: Vec<(Claim, Settlement)>) -> Vec<Result<(), BusError>> {
+        self.each(batch, |group, claim, settlement, now| group.settle(claim, settlement, now))
     }
 
-    async fn extend(&self, time: Duration) -> Result<(), BusError> {
-        let mut store = self.shared.store();
-        let slot = store.slot(&self.membership.group).map_err(|_| self.lost(Lost))?;
-        let extended = slot.group.extend(&self.claim, time, Instant::now());
-        // It may have been cut short, and the others sleep until it was to run out.
-        slot.changed.notify_waiters();
-        extended.map_err(|lost| self.lost(lost))
+    async fn extend(&self, batch: Vec<(Claim, Duration)>) -> Vec<Result<(), BusError>> {
+        self.each(batch, |group, claim, time, now| group.extend(claim, time, now))
     }
 }
 
-impl MemoryLease {
-    fn lost(&self, Lost: Lost) -> BusError {
-        BusError::LeaseLost { event_id: self.claim.event.id().to_owned() }
+impl MemoryLeases {
+    /// Changes the group for each claim, and wakes its members: what they wait for may come sooner now.
+    fn each<T>(
+        &self,
+        batch: Vec<(Claim, T)>,
+        change: impl Fn(&mut Group, &Claim, T, Instant) -> Result<(), Lost>,
+    ) -> Vec<Result<(), BusError>> {
+        let lost = |claim: &Claim| BusError::LeaseLost { event_id: claim.event.id().to_owned() };
+        let (mut store, now) = (self.shared.store(), Instant::now());
+        let Ok(slot) = store.slot(&self.membership.group) else {
+            return batch.iter().map(|(claim, _)| Err(lost(claim))).collect();
+        };
+        let one = |(claim, how)| change(&mut slot.group, &claim, how, now).map_err(|Lost| lost(&claim));
+        let results = batch.into_iter().map(one).collect();
+        slot.changed.notify_waiters();
+        results
     }
 }

@@ -1,7 +1,5 @@
 //! Consume and settle within one process.
 
-mod config;
-mod delayed;
 mod group;
 mod lanes;
 mod member;
@@ -14,23 +12,42 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
-pub use self::config::MemoryDurableConfig;
 use self::lanes::Item;
 use self::store::Store;
-use super::expiry::Expiry;
+use super::engine::{Capabilities, Capability, Counts, Expiry};
 use super::{
-    BusError, Capabilities, Capability, ConsumeOptions, Consumer, Counts, DeadLetter, DurableBus, EventBus,
-    GroupStatus, MemoryBus, MemoryBusConfig, Overflow, Subscription,
+    Bound, BusError, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, GroupStatus,
+    MemoryBus, MemoryBusConfig, Overflow, Subscription,
 };
 use crate::event::{Event, Patterns};
 
 /// A [`DurableBus`] within one process: at least once while the process lives. Clones are the same bus.
 ///
-/// Events of one partition key are worked off one after the other in the order they were published, in every group: while
-/// one is unsettled, those behind it wait. When the last clone goes, the bus is closed.
+/// In every group, events of one partition key are handled one after the other in the order in which they were published:
+/// while one is unsettled, those after it wait. When the last clone is dropped, the bus is closed.
 #[derive(Debug, Clone)]
 pub struct MemoryDurableBus {
     owner: Arc<Owner>,
+}
+
+/// The limits of a [`MemoryDurableBus`]. Checked when the bus is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryDurableConfig {
+    /// Size of the largest event taken, in the bytes of [`Event::size`]: by default 1 MiB. Each bound below has room for one,
+    /// except a history without any.
+    pub max_event_bytes: usize,
+    /// Time for which a publisher waits for a subscriber under [`Overflow::Block`], by default 5 s. Zero never waits.
+    pub block_timeout: Duration,
+    /// Events stored for groups that are made later; older ones are a gap to them. By default 65 536, of 64 MiB.
+    pub history: Bound,
+    /// Events that a group may have unsettled; beyond, publishing to it is [`BusError::Full`]. By default 1 048 576, of
+    /// 256 MiB.
+    pub backlog: Bound,
+    /// Events that may wait for their time at once; beyond, publishing later is [`BusError::Full`]. By default 65 536, of
+    /// 64 MiB.
+    pub delayed: Bound,
+    /// Dead letters of a group; beyond, the oldest are deleted and counted. By default 65 536, of 64 MiB.
+    pub dead_letters: Bound,
 }
 
 impl MemoryDurableBus {
@@ -43,10 +60,11 @@ impl MemoryDurableBus {
     /// A bus with a configuration.
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`] names what makes no sense.
+    /// [`BusError::InvalidSetting`] names the first that is not valid.
     pub fn with_config(config: MemoryDurableConfig) -> Result<Self, BusError> {
         config.validate()?;
-        let live = MemoryBus::with_config(MemoryBusConfig { max_event_bytes: config.max_event_bytes })?;
+        let MemoryDurableConfig { max_event_bytes, block_timeout, .. } = config;
+        let live = MemoryBus::with_config(MemoryBusConfig { max_event_bytes, block_timeout })?;
         Ok(Self::over(live, config))
     }
 
@@ -75,12 +93,45 @@ impl Default for MemoryDurableBus {
     }
 }
 
+impl Default for MemoryDurableConfig {
+    fn default() -> Self {
+        const EVENTS: usize = 64 * 1024;
+        const BYTES: usize = 64 * 1024 * 1024;
+        let MemoryBusConfig { max_event_bytes, block_timeout } = MemoryBusConfig::default();
+        Self {
+            max_event_bytes,
+            block_timeout,
+            history: Bound::new(EVENTS, BYTES),
+            backlog: Bound::new(16 * EVENTS, 4 * BYTES),
+            delayed: Bound::new(EVENTS, BYTES),
+            dead_letters: Bound::new(EVENTS, BYTES),
+        }
+    }
+}
+
+impl MemoryDurableConfig {
+    fn validate(&self) -> Result<(), BusError> {
+        let invalid = |setting, problem| Err(BusError::InvalidSetting { setting, problem });
+        let bounds =
+            [("backlog", self.backlog), ("delayed", self.delayed), ("dead_letters", self.dead_letters)];
+        for (setting, bound) in bounds {
+            if !bound.holds(1, self.max_event_bytes) {
+                return invalid(setting, "has no room for the largest event");
+            }
+        }
+        if !self.backlog.holds(self.history.events, self.history.bytes) {
+            return invalid("history", "is more than a group may have as backlog");
+        }
+        Ok(())
+    }
+}
+
 #[async_trait]
 impl EventBus for MemoryDurableBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
         tokio::task::coop::consume_budget().await;
-        self.shared().live.admit(&event)?;
-        let item = Item::new(event);
+        let size = self.shared().live.admit(&event)?;
+        let item = Item::new(event, size);
         {
             let mut store = self.shared().store();
             store.check_open()?;
@@ -96,26 +147,32 @@ impl EventBus for MemoryDurableBus {
     }
 
     fn capabilities(&self) -> Capabilities {
-        const CLAIMED: &[Capability] =
-            &[Capability::OrderPerKey, Capability::Settling, Capability::History, Capability::Delay];
+        const CLAIMED: &[Capability] = &[
+            Capability::OrderPerKey,
+            Capability::History,
+            Capability::FencedSettling,
+            Capability::AttemptCounts,
+            Capability::DelayedNack,
+            Capability::LeaseExtension,
+        ];
         Capabilities::new(CLAIMED, self.shared().config.max_event_bytes)
     }
 
     fn counts(&self) -> Counts {
         self.shared().live.counts()
     }
+}
 
+#[async_trait]
+impl DelayBus for MemoryDurableBus {
     async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError> {
         let shared = self.shared();
-        shared.live.admit(&event)?;
+        let item = Item::new(event.clone(), shared.live.admit(&event)?);
         let runtime =
             Handle::try_current().map_err(|error| BusError::Unavailable { source: Some(Box::new(error)) })?;
         let mut store = shared.store();
         store.check_open()?;
-        let limit = shared.config.max_delayed;
-        if store.delayed.len() >= limit {
-            return Err(BusError::Full { limit });
-        }
+        store.delayed.check_room(shared.config.delayed, &item)?;
         let number = store.number();
         let (bus, due) = (Arc::downgrade(shared), Instant::now().checked_add(delay));
         let alarm = runtime.spawn(async move {
@@ -124,10 +181,10 @@ impl EventBus for MemoryDurableBus {
                 None => std::future::pending().await,
             }
             if let Some(shared) = bus.upgrade() {
-                shared.tell_delayed(number).await;
+                shared.publish_delayed(number).await;
             }
         });
-        store.delayed.insert(number, event, alarm.abort_handle());
+        store.delayed.insert(number, item, alarm.abort_handle());
         Ok(())
     }
 
@@ -171,22 +228,11 @@ impl DurableBus for MemoryDurableBus {
     }
 
     async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError> {
-        let number = Self::parse_entry(entry)?;
-        let mut store = self.shared().store();
-        let again = store.number();
-        let slot = store.slot(group)?;
-        let event = slot
-            .group
-            .exhume(number, Instant::now())
-            .ok_or_else(|| BusError::UnknownDeadLetter { entry: entry.to_owned() })?;
-        let expiry = Expiry::of(event.expires_at());
-        slot.group.push(again, Item { event, expiry, attempts: 0 });
-        slot.changed.notify_waiters();
-        Ok(())
+        self.shared().store().replay(group, Self::parse_entry(entry)?, Instant::now())
     }
 }
 
-/// What the clones of a bus share; its consumers do not, and end with it.
+/// What the clones of a bus share. Its consumers do not: they end with it.
 #[derive(Debug)]
 struct Owner {
     shared: Arc<Shared>,
@@ -200,7 +246,7 @@ impl Drop for Owner {
 
 #[derive(Debug)]
 struct Shared {
-    /// Tells those that subscribe, and counts.
+    /// Publishes to those that have subscribed, and counts.
     live: MemoryBus,
     store: Mutex<Store>,
     config: MemoryDurableConfig,
@@ -218,11 +264,10 @@ impl Shared {
     }
 
     /// A delayed event was taken already, so no group is too full for it.
-    async fn tell_delayed(&self, number: u64) {
+    async fn publish_delayed(&self, number: u64) {
         let item = {
             let mut store = self.store();
-            let Some(event) = store.delayed.remove(number) else { return };
-            let item = Item::new(event);
+            let Some(item) = store.delayed.remove(number) else { return };
             store.append(&item);
             item
         };
@@ -231,8 +276,8 @@ impl Shared {
 }
 
 impl Item {
-    fn new(event: Event) -> Self {
+    fn new(event: Event, size: usize) -> Self {
         let expiry = Expiry::of(event.expires_at());
-        Self { event: Arc::new(event), expiry, attempts: 0 }
+        Self { event, expiry, size, attempts: 0, hold: None }
     }
 }

@@ -1,15 +1,17 @@
-//! Everything the bus keeps.
+//! Everything that the bus stores.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::MemoryDurableConfig;
-use super::delayed::Delayed;
 use super::group::{Group, Terms};
 use super::lanes::Item;
-use crate::bus::{BusError, ConsumeOptions, Counters, Gap, GapReason, Start};
+use crate::bus::engine::{Counters, Expiry};
+use crate::bus::{Bound, BusError, ConsumeOptions, Gap, GapReason, Start};
 use crate::event::Patterns;
 
 /// The history, the groups and what waits for its time.
@@ -19,6 +21,7 @@ pub(super) struct Store {
     counters: Arc<Counters>,
     groups: HashMap<Arc<str>, GroupSlot>,
     history: VecDeque<(u64, Item)>,
+    history_bytes: usize,
     trimmed: bool,
     pub(super) delayed: Delayed,
     last_number: u64,
@@ -47,6 +50,7 @@ impl Store {
             counters,
             groups: HashMap::new(),
             history: VecDeque::new(),
+            history_bytes: 0,
             trimmed: false,
             delayed: Delayed::default(),
             last_number: 0,
@@ -68,11 +72,11 @@ impl Store {
 
     /// Refuses an event for which a group has no room.
     pub(super) fn check_room(&self, item: &Item) -> Result<(), BusError> {
-        let limit = self.config.max_backlog;
+        let bound = self.config.backlog;
         let full = |slot: &GroupSlot| {
-            slot.group.backlog() >= limit && slot.group.patterns.matches(item.event.channel())
+            !slot.group.has_room(bound, item.size) && slot.group.patterns.matches(item.event.channel())
         };
-        if self.groups.values().any(full) { Err(BusError::Full { limit }) } else { Ok(()) }
+        if self.groups.values().any(full) { Err(BusError::Full { bound }) } else { Ok(()) }
     }
 
     pub(super) fn append(&mut self, item: &Item) {
@@ -83,11 +87,29 @@ impl Store {
                 slot.changed.notify_waiters();
             }
         }
+        self.history_bytes += item.size;
         self.history.push_back((number, item.clone()));
-        if self.history.len() > self.config.history {
-            self.history.pop_front();
+        while !self.config.history.holds(self.history.len(), self.history_bytes) {
+            let Some((_, oldest)) = self.history.pop_front() else { return };
+            self.history_bytes -= oldest.size;
             self.trimmed = true;
         }
+    }
+
+    /// Delivers a dead letter again.
+    pub(super) fn replay(&mut self, name: &str, entry: u64, now: Instant) -> Result<(), BusError> {
+        let (bound, number) = (self.config.backlog, self.number());
+        let slot = self.slot(name)?;
+        let unknown = || BusError::UnknownDeadLetter { entry: entry.to_string() };
+        let size = slot.group.dead_letter(entry, now).ok_or_else(unknown)?.size;
+        if !slot.group.has_room(bound, size) {
+            return Err(BusError::Full { bound });
+        }
+        let item = slot.group.exhume(entry).ok_or_else(unknown)?;
+        // Whoever replays it wants it delivered, however old it is.
+        slot.group.push(number, Item { expiry: Expiry::Never, attempts: 0, hold: None, ..item });
+        slot.changed.notify_waiters();
+        Ok(())
     }
 
     pub(super) fn join(
@@ -127,9 +149,9 @@ impl Store {
         self.groups.values().for_each(|slot| slot.changed.notify_waiters());
     }
 
-    /// Makes a group, from what the bus still has or from now on.
+    /// A new group, from what the bus still has or from now on.
     fn found(&self, patterns: Patterns, start: Start) -> Group {
-        let mut group = Group::new(patterns, self.config.max_dead_letters, Arc::clone(&self.counters));
+        let mut group = Group::new(patterns, self.config.dead_letters, Arc::clone(&self.counters));
         if start == Start::Beginning {
             if self.trimmed {
                 group.mark(Gap::new(GapReason::Trimmed));
@@ -141,5 +163,53 @@ impl Store {
             }
         }
         group
+    }
+}
+
+/// Events that wait for their time, each with the task that waits for it.
+#[derive(Debug, Default)]
+pub(super) struct Delayed {
+    waiting: HashMap<u64, (Item, AbortHandle)>,
+    bytes: usize,
+}
+
+impl Delayed {
+    /// # Errors
+    /// [`BusError::Full`].
+    pub(super) fn check_room(&self, bound: Bound, item: &Item) -> Result<(), BusError> {
+        let room = bound.holds(self.waiting.len() + 1, self.bytes + item.size);
+        if room { Ok(()) } else { Err(BusError::Full { bound }) }
+    }
+
+    pub(super) fn insert(&mut self, number: u64, item: Item, alarm: AbortHandle) {
+        self.bytes += item.size;
+        self.waiting.insert(number, (item, alarm));
+    }
+
+    /// The event whose time has come, unless it was taken back.
+    pub(super) fn remove(&mut self, number: u64) -> Option<Item> {
+        let (item, _) = self.waiting.remove(&number)?;
+        self.bytes -= item.size;
+        Some(item)
+    }
+
+    /// Takes back every event of this id. Whether there was one.
+    pub(super) fn cancel(&mut self, event_id: &str) -> bool {
+        let before = self.waiting.len();
+        self.waiting.retain(|_, (item, alarm)| {
+            let stays = item.event.id() != event_id;
+            if !stays {
+                self.bytes -= item.size;
+                alarm.abort();
+            }
+            stays
+        });
+        self.waiting.len() < before
+    }
+}
+
+impl Drop for Delayed {
+    fn drop(&mut self) {
+        self.waiting.values().for_each(|(_, alarm)| alarm.abort());
     }
 }

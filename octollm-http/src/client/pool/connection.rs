@@ -17,14 +17,10 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use octollm_core::error::ErrorKind;
-use tokio::{net::TcpStream, task::unconstrained, time::Instant};
+use tokio::{task::unconstrained, time::Instant};
 
-use super::{
-    Slot,
-    meter::{Meter, Metered},
-    patience::{Idle, Patience},
-};
-use crate::client::exchange_error::ExchangeError;
+use super::meter::{Idle, Meter, Metered, Patience};
+use crate::{client::exchange_error::ExchangeError, io::BoxIo};
 
 type Outgoing = Request<Full<Bytes>>;
 type Driver = http1::Connection<TokioIo<Metered>, Full<Bytes>>;
@@ -38,8 +34,6 @@ pub(super) struct Connection {
     meter: Arc<Meter>,
     /// It is not used again after this moment.
     retires: Instant,
-    /// Counts it as open. The last field: the socket is closed first.
-    _slot: Slot,
 }
 
 /// Why an exchange failed.
@@ -51,13 +45,13 @@ pub(super) enum Lost {
 }
 
 impl Connection {
-    pub(super) async fn new(socket: TcpStream, retires: Instant, slot: Slot) -> Result<Self, ExchangeError> {
+    pub(super) async fn new(socket: BoxIo, retires: Instant) -> Result<Self, ExchangeError> {
         let (io, meter) = Metered::new(socket);
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await.map_err(
                 |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").with_source(error),
             )?;
-        Ok(Self { sender, driver: Some(driver), meter, retires, _slot: slot })
+        Ok(Self { sender, driver: Some(driver), meter, retires })
     }
 
     /// Whether the server has not closed it, as far as is known here.
@@ -89,19 +83,22 @@ impl Connection {
         patience: &mut Patience,
     ) -> Result<Response<Bytes>, Lost> {
         let (head, body) = self.head(request, patience).await?.into_parts();
+        self.meter.has_head();
+        patience.answering();
         let body = self.body(body, max_answer, patience).await.map_err(Lost::Failed)?;
         Ok(Response::from_parts(head, body))
     }
 
     async fn head(&mut self, request: Outgoing, patience: &mut Patience) -> Result<Response<Incoming>, Lost> {
         let before = self.meter.written();
+        self.meter.awaits_head(MAX_INTERIM);
         // Answers come from driving the connection, which is done right here: no waker is needed, and the budget of
         // the task must not make an answer wait for one.
         let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
         poll_fn(|cx| {
             let _ = self.drive(cx);
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                return Poll::Ready(answer.map_err(|error| lost_head(error, self.meter.written() != before)));
+                return Poll::Ready(answer.map_err(|error| lost_head(error, &self.meter, before)));
             }
             patience.poll(&self.meter, cx).map(|idle| Err(Lost::Failed(timed_out(idle))))
         })
@@ -152,6 +149,9 @@ impl Connection {
 /// The largest head of an answer, and the most that is read at once.
 const MAX_HEAD: usize = 64 << 10;
 
+/// So much may come before the head of an answer is complete: interim answers (1xx), without end from some servers.
+const MAX_INTERIM: u64 = 4 * MAX_HEAD as u64;
+
 fn timed_out(idle: Idle) -> ExchangeError {
     let message = match idle {
         Idle::Read => "the server owes an answer and is silent",
@@ -164,14 +164,16 @@ fn too_large(max: usize) -> ExchangeError {
     ExchangeError::new(ErrorKind::BadResponse, format!("the answer is larger than {max} bytes"))
 }
 
-fn lost_head(mut error: TrySendError<Outgoing>, written: bool) -> Lost {
+fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u64) -> Lost {
     if let Some(request) = error.take_message() {
         return Lost::Unsent(Box::new(request));
     }
     let error = error.into_error();
-    let failure = if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
+    let failure = if meter.is_flooded() {
+        ExchangeError::new(ErrorKind::BadResponse, "the server sends interim answers without end")
+    } else if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
         ExchangeError::new(ErrorKind::BadResponse, "the answer is not HTTP")
-    } else if written {
+    } else if meter.written() != written_before {
         ExchangeError::new(ErrorKind::ConnectionLost, "the connection was lost before an answer came")
     } else {
         ExchangeError::new(ErrorKind::ConnectionLost, "the connection was lost before the request was sent")

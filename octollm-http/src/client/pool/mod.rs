@@ -1,185 +1,210 @@
-//! The connections of a client, and the calls over them.
+//! The connections of a client, and the exchanges over them.
 
-mod connect;
+mod allot;
 mod connection;
-mod idle;
+mod lease;
 mod meter;
-mod patience;
 
 use std::{
-    hash::{BuildHasher, RandomState},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::HashMap,
+    hash::{BuildHasher, Hash, Hasher, RandomState},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, header::HOST};
+use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::Authority};
 use http_body_util::Full;
 use octollm_core::{deadline::Deadline, error::ErrorKind};
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    runtime::{self, Handle},
+    sync::oneshot,
     time::Instant,
 };
 
 use self::{
+    allot::{Allotment, LaneId, Limits, Turn},
     connection::{Connection, Lost},
-    idle::{IdleSet, Origin},
-    patience::Patience,
+    lease::Lease,
+    meter::Patience,
 };
 use super::{config::ClientConfig, exchange_error::ExchangeError};
+use crate::io::Connector;
 
-/// Connections that are kept and used again, never more than the configuration allows. Cheap to clone.
+/// Connections that are used again, never more of them than the configuration allows. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Pool(Arc<Shared>);
 
 struct Shared {
     config: ClientConfig,
-    /// One for each call that may hold a connection.
-    permits: Semaphore,
-    /// How many connections there are, busy and idle.
-    open: Arc<AtomicUsize>,
-    idle: Mutex<Idle>,
+    limits: Limits,
+    connector: Arc<dyn Connector>,
+    state: Mutex<State>,
 }
 
-struct Idle {
-    set: IdleSet<Box<Connection>>,
-    /// Whether a task is there that closes what rests too long.
-    reaped: bool,
+struct State {
+    allotment: Allotment<Box<Connection>, (oneshot::Sender<Lease>, runtime::Id)>,
+    lanes: HashMap<Key, LaneId>,
+    arms: HashMap<Arc<str>, usize>,
+    /// The runtimes that have a task which closes what is idle too long.
+    reapers: Vec<runtime::Id>,
 }
 
-/// Counts a connection as open for as long as it lives.
-struct Slot(Arc<AtomicUsize>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Whose connections they are, where they lead, and which runtime drives their sockets: with another one, nobody would be woken.
+#[derive(PartialEq, Eq)]
+struct Key {
+    arm: Arc<str>,
+    origin: Origin,
+    runtime: runtime::Id,
 }
 
-/// A connection that rested for so long may have been closed by the server without our having looked.
-const RESTED: Duration = Duration::from_millis(10);
+/// Compared and hashed as it is written, which is much faster than to fold its case; two ways to write one name have
+/// connections of their own.
+#[derive(Debug, Clone)]
+struct Origin(Authority);
+
+/// What an exchange has to observe.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// Whoever waits stops then: no timer is made that would end later.
+    pub(super) deadline: Option<Deadline>,
+    /// How long the server may work before it answers.
+    pub(super) work: Duration,
+}
 
 impl Pool {
-    /// The configuration has been checked.
-    pub(super) fn new(config: ClientConfig) -> Self {
-        let set = IdleSet::new(config.max_idle, config.idle_timeout);
-        Self(Arc::new(Shared {
-            permits: Semaphore::new(config.max_connections),
-            open: Arc::default(),
-            idle: Mutex::new(Idle { set, reaped: false }),
-            config,
-        }))
+    /// For this number of arms. The configuration has been checked.
+    pub(super) fn new(config: ClientConfig, connector: Arc<dyn Connector>, arms: usize) -> Self {
+        let open = config.max_connections;
+        let share = if arms > 1 { (open / 2).max(1) } else { open };
+        let limits = Limits { open, idle: config.max_idle, share, idle_timeout: config.idle_timeout };
+        Self(Arc::new(Shared { state: Mutex::new(State::new(limits)), limits, connector, config }))
     }
 
-    /// Sends a request to the origin that its URI names, and reads the answer whole.
+    /// Sends a request to the origin that its URI names, and reads the answer whole, until the deadline.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection.
     pub(super) async fn exchange(
         &self,
         request: Request<Bytes>,
-        deadline: Option<Deadline>,
+        arm: &Arc<str>,
+        terms: Terms,
     ) -> Result<Response<Bytes>, ExchangeError> {
-        let (origin, request) = addressed(request)?;
-        // Held until behind the connection, so that one more never finds all connections taken.
-        let _permit = self.permit().await?;
+        let mut is_sending = false;
+        // Pinned in place: a future that is handed on by value is copied each time.
+        let done = {
+            let exchange = pin!(self.exchange_until_done(request, arm, terms, &mut is_sending));
+            Deadline::run_until(terms.deadline, exchange).await
+        };
+        done.unwrap_or_else(|passed| {
+            let error = ExchangeError::of(ErrorKind::DeadlineExceeded).with_source(passed);
+            Err(if is_sending { error } else { error.before_execution() })
+        })
+    }
+
+    async fn exchange_until_done(
+        &self,
+        request: Request<Bytes>,
+        arm: &Arc<str>,
+        terms: Terms,
+        is_sending: &mut bool,
+    ) -> Result<Response<Bytes>, ExchangeError> {
+        let config = &self.0.config;
+        let (origin, mut request) = addressed(request)?;
         // What may be done twice is sent once more if a connection that was used before dies under it.
         let again = request.method().is_idempotent().then(|| request.clone());
-        let config = &self.0.config;
-        let mut patience = Patience::new(config.read_idle, config.write_idle, deadline);
-        let mut request = request;
-        while let Some(mut connection) = self.rested(&origin).await {
-            match connection.exchange(request, config.max_answer, &mut patience).await {
-                Ok(answer) => return Ok(self.done(origin, connection, answer)),
-                Err(Lost::Unsent(unsent)) => request = *unsent,
-                Err(Lost::Failed(error)) => match (&again, error.kind()) {
-                    (Some(again), ErrorKind::ConnectionLost) => request = again.clone(),
+        let mut patience = Patience::new(config.read_idle, config.write_idle, terms);
+        let mut lease = Lease::new(&self.0, arm, &origin, terms.deadline).await?;
+        loop {
+            let (connection, used_before) = lease.connection(&origin).await?;
+            *is_sending = true;
+            let lost = match connection.exchange(request, config.max_answer, &mut patience).await {
+                Ok(answer) => {
+                    lease.keep();
+                    return Ok(answer);
+                }
+                Err(lost) => lost,
+            };
+            lease.discard();
+            request = match lost {
+                Lost::Unsent(unsent) if used_before => {
+                    *is_sending = false;
+                    *unsent
+                }
+                Lost::Unsent(_) => return Err(closed_at_once()),
+                Lost::Failed(error) => match &again {
+                    Some(again) if used_before && error.kind() == ErrorKind::ConnectionLost => again.clone(),
                     _ => return Err(error),
                 },
-            }
+            };
         }
-        let mut connection = self.fresh(&origin).await?;
-        match connection.exchange(request, config.max_answer, &mut patience).await {
-            Ok(answer) => Ok(self.done(origin, connection, answer)),
-            Err(Lost::Unsent(_)) => {
-                Err(ExchangeError::new(ErrorKind::ConnectionLost, "the connection was closed at once")
-                    .before_execution())
-            }
-            Err(Lost::Failed(error)) => Err(error),
-        }
-    }
-
-    async fn permit(&self) -> Result<SemaphorePermit<'_>, ExchangeError> {
-        if let Ok(permit) = self.0.permits.try_acquire() {
-            return Ok(permit);
-        }
-        match tokio::time::timeout(self.0.config.pool_wait, self.0.permits.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(ExchangeError::new(ErrorKind::Timeout, "all connections are busy").before_execution()),
-        }
-    }
-
-    /// A connection that was used before and is still good.
-    async fn rested(&self, origin: &Origin) -> Option<Box<Connection>> {
-        loop {
-            let now = Instant::now();
-            let (mut connection, rest) = self.idle().set.take(origin, now)?;
-            if rest >= self.0.config.idle_timeout {
-                continue;
-            }
-            if rest >= RESTED {
-                // Lets the runtime look at its sockets, so that a close by the server is known.
-                tokio::task::yield_now().await;
-            }
-            if connection.is_alive(now) {
-                return Some(connection);
-            }
-        }
-    }
-
-    async fn fresh(&self, origin: &Origin) -> Result<Box<Connection>, ExchangeError> {
-        let slot = self.slot();
-        let socket = connect::connect(&origin.0, self.0.config.connect_timeout).await?;
-        let retires = Instant::now() + jittered(self.0.config.max_age);
-        Connection::new(socket, retires, slot).await.map(Box::new)
-    }
-
-    /// Room for one more connection: an idle one goes where there would be too many.
-    fn slot(&self) -> Slot {
-        let slot = Slot(Arc::clone(&self.0.open));
-        if slot.0.fetch_add(1, Ordering::Relaxed) >= self.0.config.max_connections {
-            // Busy ones have permits, and we have one without a connection: so one is idle.
-            let evicted = self.idle().set.evict();
-            drop(evicted);
-        }
-        slot
-    }
-
-    fn done(&self, origin: Origin, connection: Box<Connection>, answer: Response<Bytes>) -> Response<Bytes> {
-        if connection.is_reusable() {
-            let mut idle = self.idle();
-            let surplus = idle.set.put(origin, connection, Instant::now());
-            let reap = !std::mem::replace(&mut idle.reaped, true);
-            drop(idle);
-            drop(surplus);
-            if reap {
-                tokio::spawn(reap_idle(Reaper { pool: Arc::downgrade(&self.0), retired: false }));
-            }
-        }
-        answer
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.0.idle()
     }
 }
 
 impl Shared {
-    fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to it that what is idle is closed in time.
+    fn reap(self: &Arc<Self>) {
+        // Outside of a runtime, the next exchange does it.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let reaper = {
+            let mut state = self.state();
+            if state.reapers.contains(&runtime.id()) {
+                return;
+            }
+            state.reapers.push(runtime.id());
+            Reaper { pool: Arc::downgrade(self), runtime: runtime.id() }
+        };
+        runtime.spawn(reap_idle(reaper));
+    }
+}
+
+impl State {
+    fn new(limits: Limits) -> Self {
+        Self {
+            allotment: Allotment::new(limits),
+            lanes: HashMap::new(),
+            arms: HashMap::new(),
+            reapers: Vec::new(),
+        }
+    }
+
+    fn lane(&mut self, key: Key) -> LaneId {
+        let Self { allotment, lanes, arms, .. } = self;
+        if let Some(lane) = lanes.get(&key) {
+            return *lane;
+        }
+        let arm = *arms.entry(Arc::clone(&key.arm)).or_insert_with(|| allotment.add_arm());
+        *lanes.entry(key).or_insert_with(|| allotment.add_lane(arm))
+    }
+
+    /// Forgets arms, origins and runtimes that were used once. Nobody holds a lane where nothing is open.
+    fn forget_if_quiet(&mut self, limits: Limits) {
+        if self.allotment.is_quiet() && !self.lanes.is_empty() {
+            (self.allotment, self.lanes, self.arms) =
+                (Allotment::new(limits), HashMap::new(), HashMap::new());
+        }
+    }
+}
+
+impl PartialEq for Origin {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+impl Eq for Origin {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.arm.hash(state);
+        self.origin.0.as_str().hash(state);
+        self.runtime.hash(state);
     }
 }
 
@@ -199,42 +224,45 @@ fn addressed(mut request: Request<Bytes>) -> Result<(Origin, Request<Full<Bytes>
     Ok((Origin(origin), request.map(Full::new)))
 }
 
+fn closed_at_once() -> ExchangeError {
+    ExchangeError::new(ErrorKind::ConnectionLost, "the connection was closed at once").before_execution()
+}
+
 /// Give or take a tenth, so that connections made together do not end together.
 fn jittered(age: Duration) -> Duration {
     let random = RandomState::new().hash_one(0_u8) % 1000;
     age.mul_f64(0.9 + random as f64 * 0.0002)
 }
 
-/// Says that nobody reaps any more, however the task ends.
+/// Removes itself, however its task ends.
 struct Reaper {
     pool: Weak<Shared>,
-    retired: bool,
+    runtime: runtime::Id,
 }
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        if !self.retired
-            && let Some(shared) = self.pool.upgrade()
-        {
-            shared.idle().reaped = false;
+        if let Some(shared) = self.pool.upgrade() {
+            let mut state = shared.state();
+            state.reapers.retain(|runtime| *runtime != self.runtime);
+            state.forget_if_quiet(shared.limits);
         }
     }
 }
 
-/// Closes what rests too long, and ends when nothing rests.
-async fn reap_idle(mut reaper: Reaper) {
+/// Closes what is idle too long, and ends when nothing is idle.
+async fn reap_idle(reaper: Reaper) {
     loop {
         let next = {
             let Some(shared) = reaper.pool.upgrade() else { return };
-            let mut idle = shared.idle();
-            let expired = idle.set.expire(Instant::now());
-            let next = idle.set.next_expiry();
+            let mut state = shared.state();
+            let expired = state.allotment.expire(Instant::now());
+            let next = state.allotment.next_expiry();
             if next.is_none() {
-                // Told under the lock: whoever puts the next one there starts another reaper.
-                idle.reaped = false;
-                reaper.retired = true;
+                // Under the lock: whoever gives the next one back starts another reaper.
+                state.reapers.retain(|runtime| *runtime != reaper.runtime);
             }
-            drop(idle);
+            drop(state);
             drop(expired);
             next
         };

@@ -3,7 +3,7 @@
 use http::Method;
 use serde_json::{Map, Value, json};
 
-use super::{codes, schema::reference};
+use super::{codes, reference};
 
 /// A route, and what the document says of it.
 pub(crate) type Operation = (Method, &'static str, Value);
@@ -50,8 +50,31 @@ pub(crate) fn task_operations() -> Vec<Operation> {
     push_parameters(&mut status, [id.clone()]);
     let mut cancel =
         get("cancelTask", "Cancels a task; one that is finished stays as it is.", reference("Task"));
-    push_parameters(&mut cancel, [id]);
+    push_parameters(&mut cancel, [id.clone()]);
+    let from = json!({ "type": ["integer", "string"], "description": "The number or the name of the first step to discard." });
+    let input = json!({ "type": "object", "properties": { "from": from }, "additionalProperties": false });
+    let mut rerun = with_body(input, reference("Task"));
+    rerun["operationId"] = "rerunTask".into();
+    rerun["summary"] =
+        "Continues a failed task with the step that failed, or discards its calls from a step on.".into();
+    let accepted = rerun["responses"]["200"].take();
+    rerun["responses"] = json!({ "202": accepted, "default": problem() });
+    push_parameters(&mut rerun, [id.clone()]);
+    let steps = json!({
+        "type": "object", "required": ["steps"],
+        "properties": { "steps": { "type": "array", "items": reference("Step") } },
+    });
+    let mut journal =
+        get("taskJournal", "The calls that a task has made, in the order of their answers.", steps);
+    push_parameters(&mut journal, [id]);
+    let cards = json!({
+        "type": "object", "required": ["arms"],
+        "properties": { "arms": { "type": "array", "items": reference("Card") } },
+    });
     vec![
+        (Method::GET, "/arms", get("arms", "The arms that are known here.", cards)),
+        (Method::POST, "/tasks/{id}/rerun", rerun),
+        (Method::GET, "/tasks/{id}/journal", journal),
         (Method::POST, "/tasks", submit),
         (Method::GET, "/tasks", list),
         (Method::GET, "/tasks/{id}", status),
@@ -259,7 +282,16 @@ pub(crate) fn task_schemas() -> Map<String, Value> {
         "oneOf": [{ "required": ["goal"] }, { "required": ["contract"] }],
         "additionalProperties": false,
     });
-    [("Task", task), ("TaskPage", page), ("Submission", submission)]
+    let step = json!({
+        "type": "object", "required": ["step", "contract", "outcome", "duration_ms", "tokens_used", "cost_dollars", "at"],
+        "properties": {
+            "step": { "type": ["integer", "string"] }, "contract": { "type": "string" }, "arm": { "type": "string" },
+            "outcome": { "enum": ["answered", "failed", "unknown"] }, "error": { "type": "object" },
+            "duration_ms": { "type": "number" }, "tokens_used": { "type": "integer", "minimum": 0 },
+            "cost_dollars": { "type": "number", "minimum": 0 }, "at": time(),
+        },
+    });
+    [("Task", task), ("TaskPage", page), ("Submission", submission), ("Step", step)]
         .into_iter()
         .map(|(name, schema)| (name.to_owned(), schema))
         .collect()

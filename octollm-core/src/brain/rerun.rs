@@ -1,0 +1,122 @@
+//! Running a failed task again: which recorded calls are kept, and which are made once more.
+
+use super::{Brain, conflict, scheduler};
+use crate::{
+    context::Context,
+    contract::Violations,
+    error::{ErrorKind, Failure},
+    id::{StepKey, TaskId},
+    orchestrator::{JournalStep, StepOutcome},
+    store::{JournalEntry, Recorded, SideEffects},
+    task::{Task, TaskError, TaskStatus},
+};
+
+/// What a rerun does with the journal.
+#[derive(Debug, Default)]
+struct Plan {
+    /// Steps that are discarded: made again if the program comes to them.
+    discarded: Vec<StepKey>,
+    /// Steps that are no longer answered, but remain begun: they may have run and must not run twice.
+    reopened: Vec<JournalEntry>,
+}
+
+impl Brain {
+    pub(super) async fn run_again(
+        &self,
+        id: &TaskId,
+        from: Option<&StepKey>,
+        cx: &Context,
+    ) -> Result<Task, Failure> {
+        let record = self.visible(id, cx).await?;
+        if record.status() != TaskStatus::Failed {
+            let message = format!("a {} task is not run again", record.status());
+            return Err(Failure::new(ErrorKind::Conflict, message));
+        }
+        let journal = self.0.store.journal(id).await?;
+        let plan = match from {
+            Some(step) => discard_from(step, &journal)?,
+            None => continue_after(record.failed_step(), &journal)?,
+        };
+        let (record, _) = self
+            .change(id, cx, |record, now| {
+                record.rerun(from.is_some(), now).map_err(conflict)?;
+                let discarded = plan.discarded.clone();
+                Ok(Some(SideEffects { discarded, journal: plan.reopened.clone(), ..self.effects(record) }))
+            })
+            .await?;
+        scheduler::start(&self.0);
+        Ok(record.into_task())
+    }
+}
+
+/// Discards a step and everything that was recorded after it.
+fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Plan, Failure> {
+    let Some(first) = journal.iter().find(|entry| entry.step == *step) else {
+        let message = format!("the journal has no step {step}; it has: {}", listed(journal));
+        return Err(Failure::invalid(Violations::one("from", message)));
+    };
+    let later = journal.iter().filter(|entry| entry.seq >= first.seq || !entry.recorded.is_answered());
+    Ok(Plan { discarded: later.map(|entry| entry.step.clone()).collect(), ..Plan::default() })
+}
+
+/// Keeps everything that the program got past, and makes the call again whose error ended the task, with all failures of
+/// its batch.
+///
+/// Where no call's error ended the task, everything is kept: the arm itself failed, and continues where it was once it has
+/// been corrected. That is refused where a call failed too: the arm may have failed because of it, and would again.
+fn continue_after(failed: Option<&StepKey>, journal: &[JournalEntry]) -> Result<Plan, Failure> {
+    let failures = || journal.iter().filter(|entry| entry.recorded.failure().is_some());
+    let Some(step) = failed else {
+        if failures().next().is_none() {
+            return Ok(Plan::default());
+        }
+        let failed: Vec<_> = failures().map(|entry| entry.step.to_string()).collect();
+        let message = format!(
+            "no call's error ended the task, so the step to run from has to be named; failed: {}",
+            failed.join(", ")
+        );
+        return Err(Failure::new(ErrorKind::Conflict, message));
+    };
+    let batch = journal.iter().find(|entry| entry.step == *step).and_then(|entry| entry.batch.clone());
+    let with_it = |entry: &&JournalEntry| entry.step == *step || (batch.is_some() && entry.batch == batch);
+    let mut plan = Plan::default();
+    for entry in failures().filter(with_it) {
+        let ran = entry.recorded.failure().is_some_and(|failure| failure.may_have_executed);
+        if !entry.idempotent && ran {
+            plan.reopened.push(JournalEntry { recorded: Recorded::Begun, ..entry.clone() });
+        } else {
+            plan.discarded.push(entry.step.clone());
+        }
+    }
+    Ok(plan)
+}
+
+fn listed(journal: &[JournalEntry]) -> String {
+    let steps: Vec<_> = journal.iter().map(|entry| entry.step.to_string()).collect();
+    if steps.is_empty() { "none".to_owned() } else { steps.join(", ") }
+}
+
+impl From<JournalEntry> for JournalStep {
+    fn from(entry: JournalEntry) -> Self {
+        let outcome = match &entry.recorded {
+            Recorded::Output(_) => StepOutcome::Answered,
+            Recorded::Failure(_) => StepOutcome::Failed,
+            Recorded::Begun | Recorded::Handle(_) => StepOutcome::Unknown,
+        };
+        Self {
+            error: entry.recorded.failure().map(TaskError::from),
+            outcome,
+            step: entry.step,
+            contract: entry.contract,
+            arm: entry.trip.arm,
+            endpoint: entry.trip.endpoint,
+            attempts: entry.trip.attempts,
+            budget_left: entry.budget_left,
+            time_left_ms: entry.time_left_ms,
+            duration_ms: entry.duration_ms,
+            tokens_used: entry.usage.tokens,
+            cost_dollars: entry.usage.cost.dollars(),
+            at: entry.at,
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! In which order answers reach the program.
+
+use std::collections::BTreeMap;
+
+/// What stands before the next answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Nothing: the answer may be returned.
+    Now,
+    /// A recorded answer that the program has not asked for yet.
+    NotAsked,
+    /// An answer that is being recorded, or was asked for and not returned yet.
+    Pending,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Recorded,
+    Asked,
+}
+
+/// The order of a task's answers: those of earlier runs as they were recorded, then those of this run as they come.
+///
+/// The program must see its answers in the order in which they are recorded, in every run alike: only then do races end
+/// as they did. So an answer waits until those before it were returned, or given up.
+#[derive(Debug, Default)]
+pub(super) struct Sequence {
+    open: BTreeMap<u64, Place>,
+    next: u64,
+}
+
+impl Sequence {
+    /// Continues after these numbers of recorded answers; `last` is the greatest of all entries.
+    pub(super) fn after(recorded: impl Iterator<Item = u64>, last: Option<u64>) -> Self {
+        let open: BTreeMap<_, _> = recorded.map(|seq| (seq, Place::Recorded)).collect();
+        Self { open, next: last.map_or(0, |last| last + 1) }
+    }
+
+    /// A number for an entry that no answer waits for.
+    pub(super) fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// The place of a new answer: after all that are known.
+    pub(super) fn enter(&mut self) -> u64 {
+        let seq = self.number();
+        self.open.insert(seq, Place::Asked);
+        seq
+    }
+
+    /// The program asks for a recorded answer.
+    pub(super) fn ask(&mut self, seq: u64) {
+        if let Some(place) = self.open.get_mut(&seq) {
+            *place = Place::Asked;
+        }
+    }
+
+    /// What stands before this answer.
+    pub(super) fn turn(&self, seq: u64) -> Turn {
+        match self.open.first_key_value() {
+            Some((first, place)) if *first < seq => match place {
+                Place::Recorded => Turn::NotAsked,
+                Place::Asked => Turn::Pending,
+            },
+            _ => Turn::Now,
+        }
+    }
+
+    /// This answer was returned, or is no longer wanted.
+    pub(super) fn leave(&mut self, seq: u64) {
+        self.open.remove(&seq);
+    }
+
+    /// The program leaves out the first answer: the others no longer wait for it.
+    pub(super) fn skip(&mut self) {
+        self.open.pop_first();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_waits_for_those_before_it() {
+        let mut sequence = Sequence::after([2, 5].into_iter(), Some(6));
+        assert_eq!(sequence.turn(5), Turn::NotAsked);
+        sequence.ask(2);
+        assert_eq!((sequence.turn(2), sequence.turn(5)), (Turn::Now, Turn::Pending));
+        sequence.leave(2);
+        assert_eq!(sequence.turn(5), Turn::Now);
+        let new = sequence.enter();
+        assert_eq!((new, sequence.turn(new)), (7, Turn::NotAsked));
+        sequence.skip();
+        assert_eq!(sequence.turn(new), Turn::Now);
+    }
+
+    proptest! {
+        #[test]
+        fn answers_leave_in_the_order_of_their_numbers(asked in Just((0_u64..8).collect::<Vec<_>>()).prop_shuffle(), fresh in 0_usize..4) {
+            let mut sequence = Sequence::after(0..8, Some(7));
+            let mut waiting: Vec<u64> = Vec::new();
+            let mut left = Vec::new();
+            let news = (0..fresh).map(|_| sequence.enter()).collect::<Vec<_>>();
+            for seq in news.into_iter().chain(asked) {
+                sequence.ask(seq);
+                waiting.push(seq);
+                while let Some(at) = waiting.iter().position(|seq| sequence.turn(*seq) == Turn::Now) {
+                    let seq = waiting.swap_remove(at);
+                    sequence.leave(seq);
+                    left.push(seq);
+                }
+            }
+            prop_assert_eq!(left, (0..8 + fresh as u64).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Many calls of one contract at a time.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context as Poll_, Poll},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+
+use super::{
+    Context,
+    call::{Read, Request, Running},
+    share::Shares,
+};
+use crate::{
+    budget::{Budget, narrower},
+    deadline::Deadline,
+    error::CallError,
+    transport::StepKey,
+};
+
+/// How many calls of one batch run at once by default.
+pub const CALLS_AT_ONCE: usize = 16;
+
+/// One call for each of many inputs, which are sent when it is first polled: see [`Context::call_all`].
+///
+/// The outputs are in the order of the inputs. [`each`](Self::each) has a result for every input in place of one for all.
+/// A limit that is set after the first poll has no effect.
+///
+/// Calls that run at once share the budget: each starts with an equal part of what is left, and what it does not use
+/// returns. A call waits while the others have all of it reserved.
+///
+/// # Errors
+/// The failure that comes first in time, a [`CallError`]; the calls still running are given up then.
+///
+/// # Cancel safety
+/// Dropping the future gives all calls up.
+#[must_use = "calls are sent when they are awaited"]
+pub struct BatchFuture<T> {
+    /// Until the first poll.
+    batch: Option<Batch<T>>,
+    running: Option<Running<Result<Vec<T>, CallError>>>,
+}
+
+/// A batch that goes on when calls fail: see [`BatchFuture::each`].
+///
+/// # Cancel safety
+/// Dropping the future gives all calls up.
+#[must_use = "calls are sent when they are awaited"]
+pub struct EachFuture<T> {
+    batch: Option<Batch<T>>,
+    running: Option<Running<Vec<Result<T, CallError>>>>,
+}
+
+impl<T> BatchFuture<T> {
+    pub(super) fn new(cx: Context, requests: Vec<Request>, read: Read<T>) -> Self {
+        let (at_once, within, budget) = (CALLS_AT_ONCE, None, Budget::UNLIMITED);
+        Self { batch: Some(Batch { cx, requests, read, at_once, within, budget }), running: None }
+    }
+
+    /// Runs at most `calls` at once (default [`CALLS_AT_ONCE`], at least 1).
+    pub fn at_once(self, calls: usize) -> Self {
+        self.with(|batch| batch.at_once = calls.max(1))
+    }
+
+    /// Limits the time of the whole batch, counted from the first poll. A call that could not be sent by then is refused.
+    pub fn within(self, time: Duration) -> Self {
+        self.with(|batch| batch.within = narrower(batch.within, Some(time)))
+    }
+
+    /// Limits what all calls together may use up.
+    pub fn budget(self, budget: Budget) -> Self {
+        self.with(|batch| batch.budget = batch.budget.within(budget))
+    }
+
+    /// Allows each call up to `retries` further attempts: see [`CallFuture::retry`](super::CallFuture::retry).
+    pub fn retry(self, retries: u32) -> Self {
+        self.with(|batch| batch.requests.iter_mut().for_each(|request| request.retry = retries))
+    }
+
+    /// Names the calls `name[0]`, `name[1]`, … in the journal, in place of their order.
+    pub fn named(self, name: impl Into<String>) -> Self {
+        let name = name.into();
+        self.with(|batch| batch.name(&name))
+    }
+
+    /// Goes on when calls fail: the result of each call, in the order of the inputs.
+    pub fn each(self) -> EachFuture<T> {
+        EachFuture { batch: self.batch, running: None }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Batch<T>)) -> Self {
+        if let Some(batch) = &mut self.batch {
+            change(batch);
+        }
+        self
+    }
+}
+
+impl<T: Send + 'static> Future for BatchFuture<T> {
+    type Output = Result<Vec<T>, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Self::Output> {
+        if let Some(batch) = self.batch.take() {
+            self.running = Some(Box::pin(batch.all()));
+        }
+        match &mut self.running {
+            Some(running) => running.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T: Send + 'static> Future for EachFuture<T> {
+    type Output = Vec<Result<T, CallError>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Self::Output> {
+        if let Some(batch) = self.batch.take() {
+            self.running = Some(Box::pin(batch.each()));
+        }
+        match &mut self.running {
+            Some(running) => running.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+/// A batch that was not started yet.
+struct Batch<T> {
+    cx: Context,
+    requests: Vec<Request>,
+    read: Read<T>,
+    at_once: usize,
+    within: Option<Duration>,
+    budget: Budget,
+}
+
+impl<T> Batch<T> {
+    fn name(&mut self, name: &str) {
+        if let Some(StepKey::Order(first)) = self.requests.first().map(|request| request.step.clone()) {
+            self.cx.return_steps(first, self.requests.len());
+        }
+        for (position, request) in self.requests.iter_mut().enumerate() {
+            request.step = StepKey::Name(format!("{name}[{position}]"));
+        }
+    }
+
+    async fn all(self) -> Result<Vec<T>, CallError> {
+        let mut outputs: Vec<Option<T>> = self.requests.iter().map(|_| None).collect();
+        self.run(|place, answer| {
+            outputs[place] = Some(answer?);
+            Ok(())
+        })
+        .await?;
+        Ok(outputs.into_iter().flatten().collect())
+    }
+
+    async fn each(self) -> Vec<Result<T, CallError>> {
+        let mut results: Vec<Option<Result<T, CallError>>> = self.requests.iter().map(|_| None).collect();
+        let ended = self.run(|place, answer| {
+            results[place] = Some(answer);
+            Ok(())
+        });
+        // Nothing ends it early.
+        let _: Result<(), CallError> = ended.await;
+        results.into_iter().flatten().collect()
+    }
+
+    /// Runs the calls, and hands each answer to `answered` until that returns an error.
+    async fn run(
+        self,
+        mut answered: impl FnMut(usize, Result<T, CallError>) -> Result<(), CallError>,
+    ) -> Result<(), CallError> {
+        let cx = self.cx.narrowed(self.within.map(Deadline::after), self.budget);
+        let Some(first) = self.requests.first().map(|request| request.step.clone()) else { return Ok(()) };
+        let (mut shares, mut running) = (Shares::default(), FuturesUnordered::new());
+        let mut waiting = self.requests.into_iter().enumerate();
+        loop {
+            while running.len() < self.at_once && waiting.len() > 0 {
+                let places = waiting.len().min(self.at_once - running.len());
+                let Some(share) = shares.take(cx.budget(), places) else { break };
+                let Some((place, mut request)) = waiting.next() else { break };
+                request.cx = cx.clone();
+                let call = request.of_batch(first.clone(), share).answer(self.read);
+                running.push(async move { (place, share, call.await) });
+            }
+            let Some((place, share, answer)) = running.next().await else { return Ok(()) };
+            shares.give_back(share);
+            answered(place, answer)?;
+        }
+    }
+}
+
+impl<T> fmt::Debug for Batch<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch")
+            .field("calls", &self.requests.len())
+            .field("at_once", &self.at_once)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for BatchFuture<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BatchFuture").field(&self.batch).finish()
+    }
+}
+
+impl<T> fmt::Debug for EachFuture<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("EachFuture").field(&self.batch).finish()
+    }
+}

@@ -1,0 +1,266 @@
+//! One call, from its making to its answer.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    mem,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context as Poll_, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::{Context, value::read_value};
+use crate::{
+    budget::{Budget, narrower},
+    contract::{ContractRef, ContractSpec, OwnedSpec, Spec, TaskContract},
+    deadline::Deadline,
+    error::{CallError, ErrorKind, Failure},
+    json,
+    transport::{Call, Reply, StepKey},
+    update::UpdateSink,
+};
+
+/// One call to an arm, which is sent when it is first polled: see [`Context::call`].
+///
+/// Its limits can be narrowed until then. It is a future itself, so that `join_all`, `buffered` and `tokio::spawn` take it.
+/// A limit that is set after the first poll has no effect.
+///
+/// # Errors
+/// A [`CallError`], which names the call's [step](CallError::step): see its `kind`, `retryable` and `may_have_executed`. A
+/// call that is refused before it is sent, because the deadline or the budget of its context is spent or the work is
+/// cancelled, has not executed and is not journaled.
+///
+/// # Cancel safety
+/// Dropping the future gives the call up, and what the arm was calling for it.
+#[must_use = "a call is sent when it is awaited"]
+pub struct CallFuture<T> {
+    /// Until the first poll.
+    request: Option<Request>,
+    running: Option<Running<Result<T, CallError>>>,
+    read: Read<T>,
+}
+
+pub(super) type Read<T> = fn(&[u8]) -> Result<T, serde_json::Error>;
+
+/// From the first poll on.
+pub(super) type Running<O> = Pin<Box<dyn Future<Output = O> + Send>>;
+
+impl<T> CallFuture<T> {
+    pub(super) fn new(request: Request, read: Read<T>) -> Self {
+        Self { request: Some(request), running: None, read }
+    }
+
+    /// Limits the time, counted from the first poll. All attempts and the waiting between them count.
+    ///
+    /// Under a brain the expiry is journaled, unlike that of a `tokio::time::timeout` around the call.
+    pub fn within(self, time: Duration) -> Self {
+        self.with(|request| request.within = narrower(request.within, Some(time)))
+    }
+
+    /// Limits what the call may use up: at most this, and at most what the context has left.
+    pub fn budget(self, budget: Budget) -> Self {
+        self.with(|request| request.budget = request.budget.within(budget))
+    }
+
+    /// Allows up to `retries` further attempts, each only where the failure is retryable and trying again is safe: the call
+    /// was never begun, or its contract is idempotent. All attempts together are one step of a journal.
+    ///
+    /// [`resilience`](crate::resilience) has the rules.
+    pub fn retry(self, retries: u32) -> Self {
+        self.with(|request| request.retry = retries)
+    }
+
+    /// Names the call in the journal, in place of its order.
+    ///
+    /// Calls whose order can differ from run to run need a name. It is good for one call of a task.
+    pub fn named(self, name: impl Into<String>) -> Self {
+        self.with(|request| {
+            if let StepKey::Order(order) = request.step {
+                request.cx.return_steps(order, 1);
+            }
+            request.step = StepKey::Name(name.into());
+        })
+    }
+
+    /// Sends the progress and the chunks of the called arm to `sink`, as far as the transport carries them.
+    pub fn updates(self, sink: Arc<dyn UpdateSink>) -> Self {
+        self.with(|request| request.updates = Some(sink))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Request)) -> Self {
+        if let Some(request) = &mut self.request {
+            change(request);
+        }
+        self
+    }
+}
+
+impl CallFuture<Value> {
+    /// Adds the facts of a contract that is known at run time only: its time limit, and whether it is idempotent, which it
+    /// is not without them. The call fails with [`ErrorKind::BadRequest`] where they are of another contract.
+    pub fn spec(self, spec: OwnedSpec) -> Self {
+        self.with(|request| {
+            if spec.contract != request.contract {
+                request.input = Err(unsendable(&request.contract, "the spec is of another contract"));
+            }
+            request.spec = Some(spec.into());
+        })
+    }
+}
+
+impl<T: 'static> Future for CallFuture<T> {
+    type Output = Result<T, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Self::Output> {
+        let read = self.read;
+        if let Some(request) = self.request.take() {
+            self.running = Some(Box::pin(request.answer(read)));
+        }
+        match &mut self.running {
+            Some(running) => running.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T> fmt::Debug for CallFuture<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("CallFuture");
+        if let Some(request) = &self.request {
+            debug.field("contract", &request.contract).field("step", &request.step);
+        }
+        debug.finish_non_exhaustive()
+    }
+}
+
+/// A call that was not sent yet.
+pub(crate) struct Request {
+    pub(super) cx: Context,
+    contract: ContractRef,
+    spec: Option<Spec>,
+    pub(super) step: StepKey,
+    pub(super) batch: Option<StepKey>,
+    /// Or why it cannot be sent.
+    input: Result<Bytes, CallError>,
+    within: Option<Duration>,
+    pub(super) budget: Budget,
+    pub(super) retry: u32,
+    pub(super) updates: Option<Arc<dyn UpdateSink>>,
+    reads: Read<()>,
+}
+
+impl Request {
+    pub(super) fn typed<C: TaskContract>(cx: Context, step: StepKey, input: &C) -> Self {
+        let contract = C::SPEC.reference();
+        let input = match json::write_input(input) {
+            Ok(written) => Ok(written.into()),
+            Err(error) => {
+                Err(unsendable(&contract, format!("the input cannot be written: {error}")).with_source(error))
+            }
+        };
+        let reads: Read<()> = |output| read::<C>(output).map(drop);
+        Self { spec: Some(Spec::Static(&C::SPEC)), reads, ..Self::new(cx, step, contract, input) }
+    }
+
+    /// A call by name. The caller knows no facts of the contract.
+    pub(crate) fn json(cx: Context, step: StepKey, contract: &ContractRef, input: &Value) -> Self {
+        let input = Ok(Bytes::from(input.to_string()));
+        let reads: Read<()> = |output| read_value(output).map(drop);
+        Self { reads, ..Self::new(cx, step, contract.clone(), input) }
+    }
+
+    fn new(cx: Context, step: StepKey, contract: ContractRef, input: Result<Bytes, CallError>) -> Self {
+        Self {
+            cx,
+            contract,
+            spec: None,
+            step,
+            batch: None,
+            input,
+            within: None,
+            budget: Budget::UNLIMITED,
+            retry: 0,
+            updates: None,
+            reads: |_| Ok(()),
+        }
+    }
+
+    /// Says which batch it belongs to, and the share of that batch's budget that it may use.
+    pub(crate) fn of_batch(mut self, first: StepKey, share: Budget) -> Self {
+        self.budget = self.budget.within(share);
+        Self { batch: Some(first), ..self }
+    }
+
+    /// Sends the call and reads its output.
+    pub(crate) async fn answer<T>(mut self, read: Read<T>) -> Result<T, CallError> {
+        let answer = match self.send().await {
+            Ok(reply) => read(&reply.output).map_err(|error| self.unreadable(reply, error)),
+            Err(error) => Err(error),
+        };
+        answer.map_err(|error| error.with_step(self.step))
+    }
+
+    async fn send(&mut self) -> Result<Reply, CallError> {
+        let budget = self.cx.budget().within(self.budget);
+        let call = self.call(budget)?;
+        let Context(shared) = &self.cx;
+        let mut work = pin!(shared.transport.call(call));
+        let mut cancelled = pin!(shared.cancellation.cancelled());
+        poll_fn(|task| match work.as_mut().poll(task) {
+            Poll::Ready(answer) => {
+                self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
+                Poll::Ready(answer)
+            }
+            Poll::Pending => cancelled
+                .as_mut()
+                .poll(task)
+                .map(|()| Err(CallError::new(self.contract.clone(), Failure::of(ErrorKind::Cancelled)))),
+        })
+        .await
+    }
+
+    /// The call as the transport gets it, unless it is refused here.
+    fn call(&mut self, budget: Budget) -> Result<Call, CallError> {
+        if let Some(failure) = self.cx.refusal(budget) {
+            return Err(CallError::new(self.contract.clone(), failure));
+        }
+        let input = mem::replace(&mut self.input, Ok(Bytes::new()))?;
+        let parts = self.cx.parts().next_request(self.deadline(), budget);
+        let mut call = Call::new(self.contract.clone(), self.step.clone(), input, parts);
+        call.spec = self.spec.take();
+        call.batch = self.batch.take();
+        call.retry = self.retry;
+        call.updates = self.updates.take();
+        call.reads = self.reads;
+        Ok(call)
+    }
+
+    /// Whoever knows no facts of the contract leaves its time limit to the arm.
+    fn deadline(&self) -> Deadline {
+        let limits = [self.spec.as_ref().map(Spec::timeout), self.within].into_iter().flatten();
+        let limit = limits.min().map(Deadline::after);
+        narrower(self.cx.deadline(), limit).unwrap_or_else(|| Deadline::after(ContractSpec::DEFAULT_TIMEOUT))
+    }
+
+    fn unreadable(&self, reply: Reply, error: serde_json::Error) -> CallError {
+        let failure = Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"));
+        let error = CallError::new(self.contract.clone(), failure)
+            .with_arm(reply.trip.arm)
+            .with_endpoint(reply.trip.endpoint)
+            .with_usage(reply.usage)
+            .with_source(error);
+        self.cx.0.transport.explain(error)
+    }
+}
+
+fn unsendable(contract: &ContractRef, why: impl Into<String>) -> CallError {
+    CallError::new(contract.clone(), Failure::new(ErrorKind::BadRequest, why))
+}
+
+pub(super) fn read<C: TaskContract>(output: &[u8]) -> Result<C::Output, serde_json::Error> {
+    serde_json::from_slice(output)
+}

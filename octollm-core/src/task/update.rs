@@ -1,0 +1,134 @@
+//! What a task reports while it runs.
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+
+use super::{TaskError, TaskResult, TaskStatus};
+use crate::{id::TaskId, json::RawJson, update::Phase};
+
+/// One update of a task, numbered from 1 over all its runs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TaskUpdate {
+    /// Its progress.
+    Progress {
+        /// The task.
+        task_id: TaskId,
+        /// The number of this update.
+        seq: u64,
+        /// 0 to 100.
+        progress: u8,
+        /// The phase it is in.
+        phase: Phase,
+        /// What it is doing.
+        message: String,
+    },
+    /// A part of the output.
+    Chunk {
+        /// The task.
+        task_id: TaskId,
+        /// The number of this update.
+        seq: u64,
+        /// The contract's chunk.
+        data: RawJson,
+    },
+    /// Its status changed; the last update of a run when that is a final one.
+    Status {
+        /// The task.
+        task_id: TaskId,
+        /// The number of this update.
+        seq: u64,
+        /// The new status.
+        status: TaskStatus,
+        /// What it returned, once completed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        result: Option<TaskResult>,
+        /// Why it failed, if it did.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<TaskError>,
+    },
+    /// Updates that are no longer stored.
+    Gap {
+        /// The task.
+        task_id: TaskId,
+        /// The number of the last one missed.
+        seq: u64,
+        /// How many were missed.
+        missed: u64,
+    },
+}
+
+impl TaskUpdate {
+    /// The number of this update.
+    pub fn seq(&self) -> u64 {
+        match self {
+            Self::Progress { seq, .. }
+            | Self::Chunk { seq, .. }
+            | Self::Status { seq, .. }
+            | Self::Gap { seq, .. } => *seq,
+        }
+    }
+
+    /// Sets its number: a store does when it appends it.
+    #[must_use]
+    pub fn with_seq(mut self, number: u64) -> Self {
+        match &mut self {
+            Self::Progress { seq, .. }
+            | Self::Chunk { seq, .. }
+            | Self::Status { seq, .. }
+            | Self::Gap { seq, .. } => *seq = number,
+        }
+        self
+    }
+
+    /// Whether it is a final status. A failed task that is run again has updates after it.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Status { status, .. } if status.is_finished())
+    }
+}
+
+/// All members of all kinds: serde's own reading of tagged enums passes every value through a buffer, which raw JSON does
+/// not survive.
+#[derive(Deserialize)]
+struct Members {
+    r#type: String,
+    task_id: TaskId,
+    seq: u64,
+    progress: Option<u8>,
+    phase: Option<Phase>,
+    message: Option<String>,
+    data: Option<RawJson>,
+    status: Option<TaskStatus>,
+    #[serde(default)]
+    result: Option<TaskResult>,
+    #[serde(default)]
+    error: Option<TaskError>,
+    missed: Option<u64>,
+}
+
+impl<'de> Deserialize<'de> for TaskUpdate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let read = Members::deserialize(deserializer)?;
+        let (task_id, seq) = (read.task_id, read.seq);
+        let missing = D::Error::missing_field;
+        Ok(match &*read.r#type {
+            "progress" => Self::Progress {
+                task_id,
+                seq,
+                progress: read.progress.ok_or_else(|| missing("progress"))?,
+                phase: read.phase.unwrap_or_default(),
+                message: read.message.unwrap_or_default(),
+            },
+            "chunk" => Self::Chunk { task_id, seq, data: read.data.unwrap_or_default() },
+            "status" => Self::Status {
+                task_id,
+                seq,
+                status: read.status.ok_or_else(|| missing("status"))?,
+                result: read.result,
+                error: read.error,
+            },
+            "gap" => Self::Gap { task_id, seq, missed: read.missed.ok_or_else(|| missing("missed"))? },
+            other => return Err(D::Error::unknown_variant(other, &["progress", "chunk", "status", "gap"])),
+        })
+    }
+}

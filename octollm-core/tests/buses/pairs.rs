@@ -1,0 +1,237 @@
+//! Features in pairs, as users combine them.
+
+use octollm_core::bus::{
+    Bound, BusError, DelayBus, Ended, EventBus, MemoryDurableBus, MemoryDurableConfig, Nack, Overflow,
+};
+use tokio::time::{Instant, advance, sleep};
+
+use crate::*;
+
+/// Expires so long after the wall clock's now, which stands for the paused one's.
+fn expiring(number: usize, after: Duration) -> Event {
+    event(number).with_expires_at(jiff::Timestamp::now() + after)
+}
+
+/// All that waits: the numbers received, the numbers lost, and how it stands.
+async fn drain(mut events: Subscription) -> (Vec<usize>, u64, Option<Ended>) {
+    let (mut received, mut lost) = (Vec::new(), 0);
+    while let Some(signal) = events.next().await {
+        match signal {
+            Signal::Event(event) => received.push(number(&event)),
+            Signal::Lagged(missed) => lost += missed,
+            Signal::Gap(gap) => panic!("no gap was made, but there is {gap:?}"),
+        }
+    }
+    (received, lost, events.ended())
+}
+
+async fn ack_then_close_case(bus: impl DurableBus) {
+    let mut consumer = consumer(&bus).await;
+    for number in 0..3 {
+        bus.publish(event(number)).await.unwrap();
+    }
+    let (first, second) = (delivered(&mut consumer).await, delivered(&mut consumer).await);
+    first.ack().await.unwrap();
+    let closer = consumer.closer();
+    let start = Instant::now();
+    let ((), closed) = tokio::join!(
+        async {
+            sleep(SECOND).await;
+            second.ack().await.unwrap();
+        },
+        closer.close()
+    );
+    closed.unwrap();
+    assert!(start.elapsed() >= SECOND && start.elapsed() < 2 * SECOND, "it waits for what was handed out");
+    assert!(consumer.next().await.is_none());
+    assert!(matches!(consumer.ended(), Some(Ended::ConsumerClosed)));
+    let mut peer = crate::consumer(&bus).await;
+    assert_eq!(number(delivered(&mut peer).await.event()), 2, "what was not begun goes on");
+    nothing(&mut peer, LEASE / 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ack_then_close() {
+    ack_then_close_case(durable()).await;
+    ack_then_close_case(plain()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_then_ack_after_the_lease() {
+    let bus = durable();
+    let mut consumer = consumer(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    let late = delivered(&mut consumer).await;
+    let start = Instant::now();
+    consumer.close().await.unwrap();
+    assert_eq!(start.elapsed(), LEASE, "an expired lease holds up no close");
+    late.ack().await.unwrap();
+    assert_eq!(owed(&bus).await, (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nack_with_a_delay_then_extend() {
+    let bus = durable();
+    let (mut consumer, mut peer) = (consumer(&bus).await, consumer(&bus).await);
+    bus.publish(event(1)).await.unwrap();
+    delivered(&mut consumer).await.nack(Nack::retry_after(SECOND)).await.unwrap();
+    let again = delivered_within(&mut consumer, 2 * SECOND).await;
+    assert_eq!(again.attempt(), 2);
+    again.extend(3 * LEASE).await.unwrap();
+    nothing(&mut peer, 2 * LEASE).await;
+    again.nack(Nack::retry_after(SECOND)).await.unwrap();
+    assert_eq!(delivered_within(&mut peer, 2 * SECOND).await.attempt(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_published_beside_three_kinds_of_overflow() {
+    let bus = durable();
+    let block = bus.subscribe(all(), Overflow::Block).await.unwrap();
+    let oldest = bus.subscribe(all(), Overflow::DropOldest(16)).await.unwrap();
+    let disconnect = bus.subscribe(all(), Overflow::Disconnect(16)).await.unwrap();
+    let start = Instant::now();
+    let total = Overflow::BLOCK_CAPACITY + 40;
+    let outcomes = bus.publish_all((0..total).map(event).collect()).await;
+    assert!(outcomes.len() == total && outcomes.iter().all(Result::is_ok));
+    assert_eq!(start.elapsed(), Duration::from_secs(5), "the batch waits for the stalled one once");
+    let counts = bus.counts();
+    drop(bus);
+    let (received, lost, ended) = drain(block).await;
+    assert_eq!((received, lost), ((0..Overflow::BLOCK_CAPACITY).collect(), 40));
+    assert!(matches!(ended, Some(Ended::Closed)));
+    let (received, lost, _) = drain(oldest).await;
+    assert_eq!((received, lost), ((total - 16..total).collect(), total as u64 - 16));
+    let (received, lost, ended) = drain(disconnect).await;
+    assert_eq!((received, lost), ((0..16).collect(), 0));
+    assert!(matches!(ended, Some(Ended::SlowConsumer)));
+    assert_eq!((counts.published, counts.lagged), (total as u64, total as u64 - 16 + 40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_beside_a_stalled_subscriber() {
+    let bus = durable();
+    let _stalled = bus.subscribe(all(), Overflow::Block).await.unwrap();
+    let mut consumer = consumer(&bus).await;
+    let total = Overflow::BLOCK_CAPACITY + 5;
+    let publisher = tokio::spawn({
+        let bus = bus.clone();
+        async move { bus.publish_all((0..total).map(event).collect()).await }
+    });
+    for expected in 0..=Overflow::BLOCK_CAPACITY {
+        let delivery = delivered(&mut consumer).await;
+        assert_eq!(number(delivery.event()), expected, "the group has it before the publisher waits");
+        delivery.ack().await.unwrap();
+    }
+    assert!(!publisher.is_finished());
+    publisher.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_past_its_expiry_is_replayed() {
+    let bus = durable();
+    let mut consumer = consumer(&bus).await;
+    bus.publish(expiring(1, 60 * SECOND)).await.unwrap();
+    delivered(&mut consumer).await.nack(Nack::dead_letter("bad")).await.unwrap();
+    advance(120 * SECOND).await;
+    let dead = dead_letters(&bus).await;
+    bus.replay(GROUP, &dead[0].entry).await.unwrap();
+    let again = delivered(&mut consumer).await;
+    assert_eq!((again.event(), again.attempt()), (dead[0].event().unwrap(), 1));
+    again.ack().await.unwrap();
+    assert_eq!((bus.counts().expired, owed(&bus).await), (0, (0, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_into_a_full_group_is_refused_and_loses_nothing() {
+    let config = MemoryDurableConfig {
+        max_event_bytes: 300,
+        history: Bound::new(0, 0),
+        backlog: Bound::new(1, 300),
+        ..MemoryDurableConfig::default()
+    };
+    let bus = MemoryDurableBus::with_config(config).unwrap();
+    let mut consumer = consumer(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    delivered(&mut consumer).await.nack(Nack::dead_letter("bad")).await.unwrap();
+    bus.publish(event(2)).await.unwrap();
+    let entry = dead_letters(&bus).await.remove(0).entry;
+    assert!(matches!(bus.replay(GROUP, &entry).await, Err(BusError::Full { .. })));
+    assert_eq!(dead_letters(&bus).await.len(), 1);
+    delivered(&mut consumer).await.ack().await.unwrap();
+    bus.replay(GROUP, &entry).await.unwrap();
+    assert_eq!(number(delivered(&mut consumer).await.event()), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_expires_before_its_delay_is_over() {
+    let bus = durable();
+    let mut consumer = consumer(&bus).await;
+    bus.publish_after(expiring(1, 5 * SECOND), 10 * SECOND).await.unwrap();
+    nothing(&mut consumer, 20 * SECOND).await;
+    assert_eq!((bus.counts().expired, owed(&bus).await), (1, (0, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_removed_while_its_delivery_is_held() {
+    let bus = durable();
+    let mut consumer = consumer(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    let held = delivered(&mut consumer).await;
+    bus.remove_group(GROUP).await.unwrap();
+    let mut successor = crate::consumer(&bus).await;
+    let again = delivered(&mut successor).await;
+    assert!(
+        matches!(held.ack().await, Err(BusError::LeaseLost { .. })),
+        "it is not taken for the successor's"
+    );
+    assert!(consumer.next().await.is_none());
+    assert!(matches!(consumer.ended(), Some(Ended::GroupRemoved)));
+    again.ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn stored_bytes_are_bounded() {
+    let default = MemoryDurableConfig::default();
+    assert_eq!(default.history, Bound::new(65_536, 64 * 1024 * 1024));
+    let large = Event::new("case.told", "suite", "x".repeat(100_000)).unwrap();
+    let (history, backlog) = (Bound::new(65_536, 1_000_000), Bound::new(1_048_576, 2_000_000));
+    let config = MemoryDurableConfig { history, backlog, ..default };
+    let bus = MemoryDurableBus::with_config(config).unwrap();
+    for _ in 0..50 {
+        bus.publish(large.clone()).await.unwrap();
+    }
+    let mut late = bus.consume(GROUP, all(), options()).await.unwrap();
+    assert!(matches!(late.next().await, Some(Arrival::Gap(_))));
+    assert_eq!(owed(&bus).await, (0, history.bytes / large.size()));
+    let mut published = 0;
+    while bus.publish(large.clone()).await.is_ok() {
+        published += 1;
+    }
+    assert_eq!(published, backlog.bytes / large.size() - history.bytes / large.size());
+    delivered(&mut late).await.ack().await.unwrap();
+    bus.publish(large.clone()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_and_delays_are_bounded_by_bytes_too() {
+    let config = MemoryDurableConfig {
+        max_event_bytes: 1200,
+        delayed: Bound::new(10, 2500),
+        dead_letters: Bound::new(10, 2500),
+        ..MemoryDurableConfig::default()
+    };
+    let bus = MemoryDurableBus::with_config(config).unwrap();
+    let mut consumer = consumer(&bus).await;
+    let large = || Event::new("case.told", "suite", "x".repeat(1000)).unwrap();
+    for _ in 0..3 {
+        bus.publish(large()).await.unwrap();
+        delivered(&mut consumer).await.nack(Nack::dead_letter("bad")).await.unwrap();
+    }
+    assert_eq!((dead_letters(&bus).await.len(), bus.counts().discarded), (2, 1));
+    let first = large();
+    bus.publish_after(first.clone(), SECOND).await.unwrap();
+    bus.publish_after(large(), SECOND).await.unwrap();
+    assert!(matches!(bus.publish_after(large(), SECOND).await, Err(BusError::Full { .. })));
+    assert!(bus.cancel_publish(first.id()).await.unwrap());
+    bus.publish_after(large(), SECOND).await.unwrap();
+}

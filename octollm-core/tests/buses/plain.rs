@@ -1,0 +1,264 @@
+//! A durable bus that can do little, written as an author outside the crate would: on `bus::engine` alone.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use octollm_core::bus::engine::{
+    Capabilities, Capability, CloseConsumer, ConsumerEngine, Counts, Settle, Settlement, Settler,
+};
+use octollm_core::bus::{BusError, Ended, EventBus, GroupStatus, MemoryBus, Nack, Overflow};
+use octollm_core::event::Patterns;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use crate::*;
+
+/// Delivers again what was not acknowledged within the lease, and denies every capability. It settles in batches.
+#[derive(Clone, Default)]
+pub(crate) struct PlainBus {
+    live: MemoryBus,
+    groups: Arc<Mutex<HashMap<String, Arc<Group>>>>,
+}
+
+struct Group {
+    patterns: Patterns,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    last: u64,
+    ready: VecDeque<(u64, Event)>,
+    out: BTreeMap<u64, (Instant, Event)>,
+    dead: Vec<DeadLetter>,
+    /// Sizes of the batches settled.
+    batches: Vec<usize>,
+    removed: bool,
+}
+
+impl PlainBus {
+    fn slot(&self, group: &str) -> Result<Arc<Group>, BusError> {
+        let groups = self.groups.lock().unwrap();
+        groups.get(group).cloned().ok_or_else(|| BusError::UnknownGroup { group: group.to_owned() })
+    }
+
+    /// Sizes of the batches in which deliveries were settled.
+    pub(crate) fn batches(&self, group: &str) -> Vec<usize> {
+        self.slot(group).unwrap().state().batches.clone()
+    }
+}
+
+impl Group {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn push(&self, event: Event) {
+        let mut state = self.state();
+        state.last += 1;
+        let number = state.last;
+        state.ready.push_back((number, event));
+        self.changed.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl EventBus for PlainBus {
+    async fn publish(&self, event: Event) -> Result<(), BusError> {
+        let limit = self.capabilities().max_event_bytes;
+        if event.size() > limit {
+            return Err(BusError::TooLarge { size: event.size(), limit });
+        }
+        for group in self.groups.lock().unwrap().values() {
+            if group.patterns.matches(event.channel()) {
+                group.push(event.clone());
+            }
+        }
+        self.live.publish(event).await
+    }
+
+    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.live.subscribe_any(patterns, overflow).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(&[], self.live.capabilities().max_event_bytes)
+    }
+
+    fn counts(&self) -> Counts {
+        self.live.counts()
+    }
+}
+
+#[async_trait]
+impl DurableBus for PlainBus {
+    async fn consume_any(
+        &self,
+        group: &str,
+        patterns: Patterns,
+        options: ConsumeOptions,
+    ) -> Result<Consumer, BusError> {
+        options.validate()?;
+        if options.start == Start::Beginning {
+            self.capabilities().require(Capability::History)?;
+        }
+        let make = || Arc::new(Group { patterns, state: Mutex::default(), changed: Notify::new() });
+        let group = Arc::clone(self.groups.lock().unwrap().entry(group.to_owned()).or_insert_with(make));
+        let settler = Settler::batched(Leases(Arc::clone(&group)), 64)?;
+        let closed = Arc::new(Mutex::new(false));
+        let closer = Closer { group: Arc::clone(&group), closed: Arc::clone(&closed) };
+        Ok(Consumer::new(Box::new(Member { group, options, settler, closed }), Arc::new(closer)))
+    }
+
+    async fn group(&self, group: &str) -> Result<GroupStatus, BusError> {
+        let slot = self.slot(group)?;
+        let (state, mut status) = (slot.state(), GroupStatus::default());
+        (status.pending, status.waiting) = (state.out.len(), state.ready.len());
+        status.dead_letters = state.dead.len();
+        Ok(status)
+    }
+
+    async fn remove_group(&self, group: &str) -> Result<bool, BusError> {
+        let Some(slot) = self.groups.lock().unwrap().remove(group) else { return Ok(false) };
+        slot.state().removed = true;
+        slot.changed.notify_waiters();
+        Ok(true)
+    }
+
+    async fn dead_letters(
+        &self,
+        group: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, BusError> {
+        let dead = self.slot(group)?.state().dead.clone();
+        let from = after.and_then(|after| dead.iter().position(|letter| letter.entry == after));
+        Ok(dead.into_iter().skip(from.map_or(0, |from| from + 1)).take(limit).collect())
+    }
+
+    async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError> {
+        let slot = self.slot(group)?;
+        let found = slot.state().dead.iter().position(|letter| letter.entry == entry);
+        let unknown = || BusError::UnknownDeadLetter { entry: entry.to_owned() };
+        let letter = slot.state().dead.remove(found.ok_or_else(unknown)?);
+        slot.push(letter.event().unwrap().clone());
+        Ok(())
+    }
+}
+
+struct Member {
+    group: Arc<Group>,
+    options: ConsumeOptions,
+    settler: Settler<Leases>,
+    closed: Arc<Mutex<bool>>,
+}
+
+impl Member {
+    /// The next event, or how long to wait for one at most.
+    fn take(&self) -> Result<Result<(u64, Event), Option<Instant>>, Ended> {
+        let (mut state, now) = (self.group.state(), Instant::now());
+        if state.removed {
+            return Err(Ended::GroupRemoved);
+        }
+        if *self.closed.lock().unwrap() {
+            return Err(Ended::ConsumerClosed);
+        }
+        let expired: Vec<u64> =
+            state.out.iter().filter(|(_, (until, _))| *until <= now).map(|(number, _)| *number).collect();
+        for number in expired {
+            let (_, event) = state.out.remove(&number).unwrap();
+            state.ready.push_back((number, event));
+        }
+        let next_expiry = state.out.values().map(|(until, _)| *until).min();
+        if state.out.len() >= self.options.max_in_flight {
+            return Ok(Err(next_expiry));
+        }
+        let Some((number, event)) = state.ready.pop_front() else { return Ok(Err(next_expiry)) };
+        state.out.insert(number, (now + self.options.lease, event.clone()));
+        Ok(Ok((number, event)))
+    }
+}
+
+#[async_trait]
+impl ConsumerEngine for Member {
+    async fn next(&mut self) -> Result<Arrival, Ended> {
+        loop {
+            let changed = self.group.changed.notified();
+            match self.take()? {
+                Ok((number, event)) => {
+                    let delivery = self.settler.delivery(event, 1, self.options.lease, number);
+                    return Ok(Arrival::Delivery(delivery));
+                }
+                Err(None) => changed.await,
+                Err(Some(until)) => tokio::select! {
+                    () = changed => {}
+                    () = sleep_until(until) => {}
+                },
+            }
+        }
+    }
+}
+
+struct Closer {
+    group: Arc<Group>,
+    closed: Arc<Mutex<bool>>,
+}
+
+#[async_trait]
+impl CloseConsumer for Closer {
+    async fn close(&self) -> Result<(), BusError> {
+        *self.closed.lock().unwrap() = true;
+        self.group.changed.notify_waiters();
+        loop {
+            let changed = self.group.changed.notified();
+            let Some(until) = self.group.state().out.values().map(|(until, _)| *until).max() else {
+                return Ok(());
+            };
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(until) => return Ok(()),
+            }
+        }
+    }
+}
+
+struct Leases(Arc<Group>);
+
+#[async_trait]
+impl Settle for Leases {
+    type Lease = u64;
+
+    async fn settle(&self, batch: Vec<(u64, Settlement)>) -> Vec<Result<(), BusError>> {
+        // As a broker would: the answer takes a while, and meanwhile more is settled.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let mut state = self.0.state();
+        state.batches.push(batch.len());
+        let results = batch.into_iter().map(|(number, settlement)| {
+            if let Settlement::Nack(Nack::Retry { after: Some(_) }) = settlement {
+                return Err(BusError::Unsupported { capability: Capability::DelayedNack });
+            }
+            // Not fenced: whoever settles it last has settled it.
+            let Some((_, event)) = state.out.remove(&number) else { return Ok(()) };
+            match settlement {
+                Settlement::Nack(Nack::DeadLetter { reason }) => {
+                    state.dead.push(DeadLetter::of_event(number.to_string(), event, reason, 1));
+                }
+                Settlement::Nack(Nack::Retry { .. }) | Settlement::Release => {
+                    state.ready.push_back((number, event));
+                }
+                _ => {}
+            }
+            Ok(())
+        });
+        let results = results.collect();
+        self.0.changed.notify_waiters();
+        results
+    }
+
+    async fn extend(&self, batch: Vec<(u64, Duration)>) -> Vec<Result<(), BusError>> {
+        let denied = |_| Err(BusError::Unsupported { capability: Capability::LeaseExtension });
+        batch.into_iter().map(denied).collect()
+    }
+}

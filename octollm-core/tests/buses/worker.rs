@@ -1,0 +1,198 @@
+//! Workers: a consumer with a handler.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use futures_util::FutureExt;
+use octollm_core::bus::{ConsumeOptions, Ended, EventBus, Gap, Handler, Nack};
+use tokio::time::{advance, sleep};
+
+use crate::*;
+
+/// Does as its events say.
+#[derive(Clone, Default)]
+struct Scripted {
+    handled: Arc<AtomicU32>,
+}
+
+#[async_trait::async_trait]
+impl Handler for Scripted {
+    async fn handle(&self, event: Event, attempt: u32) -> Result<(), Nack> {
+        self.handled.fetch_add(1, Ordering::Relaxed);
+        match event.subject() {
+            Some("panics first") if attempt == 1 => panic!("as its event says"),
+            Some("fails first") if attempt == 1 => return Err(Nack::retry()),
+            Some("is slow") => sleep(3 * LEASE).await,
+            Some("blocks") => block(3 * LEASE),
+            Some("blocks, then is slow") => {
+                block(3 * LEASE);
+                sleep(3 * LEASE).await;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn gap(&self, _gap: Gap) {}
+}
+
+/// Has the paused clock move as while this thread is blocked: nothing else runs meanwhile.
+fn block(time: Duration) {
+    assert!(advance(time).now_or_never().is_none(), "it moves the clock, then yields");
+}
+
+async fn handled(bus: impl DurableBus, subject: &str, time: Duration) -> u32 {
+    let (consumer, handler) = (consumer(&bus).await, Scripted::default());
+    let closer = consumer.closer();
+    let worker = tokio::spawn(consumer.run(handler.clone()));
+    bus.publish(event(1).with_subject(subject)).await.unwrap();
+    sleep(time).await;
+    closer.close().await.unwrap();
+    assert!(matches!(worker.await.unwrap(), Ended::ConsumerClosed));
+    assert_eq!(owed(&bus).await, (0, 0));
+    assert!(dead_letters(&bus).await.is_empty());
+    handler.handled.load(Ordering::Relaxed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_panics_is_a_nack_and_the_worker_lives() {
+    assert_eq!(handled(durable(), "panics first", SECOND).await, 2);
+    assert_eq!(handled(durable(), "fails first", SECOND).await, 2);
+    assert_eq!(handled(plain(), "is quick", SECOND).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_of_three_leases_is_extended_and_runs_once() {
+    assert_eq!(handled(durable(), "is slow", SECOND).await, 1, "closing waits for what runs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_blocks_the_only_thread_for_three_leases_runs_once() {
+    assert_eq!(handled(durable(), "blocks", 6 * LEASE).await, 1);
+    assert_eq!(handled(durable(), "blocks, then is slow", 9 * LEASE).await, 1);
+}
+
+/// Blocks its thread, for real.
+struct Blocking(Arc<AtomicU32>);
+
+#[async_trait::async_trait]
+impl Handler for Blocking {
+    async fn handle(&self, _: Event, _: u32) -> Result<(), Nack> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(3 * SHORT);
+        Ok(())
+    }
+
+    async fn gap(&self, _: Gap) {}
+}
+
+const SHORT: Duration = Duration::from_millis(400);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_handler_that_blocks_its_thread_is_extended_from_another() {
+    let (bus, handled) = (durable(), Arc::new(AtomicU32::new(0)));
+    let short = ConsumeOptions { lease: SHORT, ..options() };
+    let consumer = consumer_with(&bus, short.clone()).await;
+    let closer = consumer.closer();
+    let worker = tokio::spawn(consumer.run(Blocking(Arc::clone(&handled))));
+    bus.publish(event(1)).await.unwrap();
+    while handled.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut peer = consumer_with(&bus, short).await;
+    nothing(&mut peer, 4 * SHORT).await;
+    closer.close().await.unwrap();
+    worker.await.unwrap();
+    assert_eq!((handled.load(Ordering::Relaxed), owed(&bus).await), (1, (0, 0)));
+    assert!(dead_letters(&bus).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_whose_event_went_to_a_peer_is_dropped() {
+    struct Dropped(Arc<AtomicU32>);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Never ends by itself.
+    struct Endless {
+        begun: Arc<AtomicU32>,
+        dropped: Arc<AtomicU32>,
+    }
+
+    #[async_trait::async_trait]
+    impl Handler for Endless {
+        async fn handle(&self, _: Event, _: u32) -> Result<(), Nack> {
+            let _dropped = Dropped(Arc::clone(&self.dropped));
+            self.begun.fetch_add(1, Ordering::Relaxed);
+            block(2 * LEASE);
+            std::future::pending().await
+        }
+
+        async fn gap(&self, _: Gap) {}
+    }
+
+    let (bus, begun, dropped) = (durable(), Arc::<AtomicU32>::default(), Arc::<AtomicU32>::default());
+    let one = ConsumeOptions { max_in_flight: 1, ..options() };
+    let (endless, mut peer) = (consumer_with(&bus, one).await, consumer(&bus).await);
+    tokio::spawn(endless.run(Endless { begun: Arc::clone(&begun), dropped: Arc::clone(&dropped) }));
+    tokio::task::yield_now().await;
+    bus.publish(event(1)).await.unwrap();
+    while begun.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The peer looks before the first one, whose thread was blocked, gets to renew its lease.
+    let Some(Some(Arrival::Delivery(delivery))) = peer.next().now_or_never() else {
+        panic!("it has expired")
+    };
+    assert_eq!(delivery.attempt(), 2);
+    delivery.extend(4 * LEASE).await.unwrap();
+    sleep(LEASE).await;
+    assert_eq!(dropped.load(Ordering::Relaxed), 1);
+    delivery.ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_returns_why_its_consumer_ended() {
+    for (end, expected) in [("group", Ended::GroupRemoved), ("bus", Ended::Closed)] {
+        let bus = durable();
+        let worker = tokio::spawn(consumer(&bus).await.run(Scripted::default()));
+        tokio::task::yield_now().await;
+        match end {
+            "group" => assert!(bus.remove_group(GROUP).await.unwrap()),
+            _ => bus.close(),
+        }
+        let ended = worker.await.unwrap();
+        assert_eq!(format!("{ended:?}"), format!("{expected:?}"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_lets_what_runs_end_and_a_peer_have_the_rest() {
+    let bus = durable();
+    let two = ConsumeOptions { max_in_flight: 2, ..options() };
+    let consumer = bus.consume(GROUP, all(), two).await.unwrap();
+    let closer = consumer.closer();
+    let worker = tokio::spawn(consumer.run(Scripted::default()));
+    for number in 0..5 {
+        bus.publish(event(number).with_subject("is slow")).await.unwrap();
+    }
+    sleep(SECOND).await;
+    let closing = tokio::spawn({
+        let closer = closer.clone();
+        async move { closer.close().await }
+    });
+    let mut peer = crate::consumer(&bus).await;
+    for expected in 2..5 {
+        let delivery = delivered(&mut peer).await;
+        assert_eq!((number(delivery.event()), delivery.attempt()), (expected, 1));
+        delivery.ack().await.unwrap();
+    }
+    closing.await.unwrap().unwrap();
+    worker.await.unwrap();
+    closer.close().await.unwrap();
+    nothing(&mut peer, 2 * LEASE).await;
+}

@@ -1,0 +1,7 @@
+//! Calls as their users combine them: limits, retries, names, batches, plans and updates, through the mesh.
+#![cfg(feature = "mesh")]
+
+mod batches;
+mod retries;
+mod single;
+mod support;

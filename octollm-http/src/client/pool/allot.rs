@@ -1,0 +1,219 @@
+//! Who gets a connection: decided here, without I/O and without a clock.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+/// The limits of a pool.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Connections in all: busy, idle, and on their way.
+    pub(super) open: usize,
+    /// How many of them may be idle.
+    pub(super) idle: usize,
+    /// How many one arm may hold.
+    pub(super) share: usize,
+    /// How long one may be idle.
+    pub(super) idle_timeout: Duration,
+}
+
+/// One arm at one origin, as seen from one runtime: its connections are interchangeable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LaneId(usize);
+
+/// The place of a caller in its lane's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(u64);
+
+/// What a caller may do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turn<T> {
+    /// Use this connection, which has been idle since then.
+    Use(T, Instant),
+    /// Open a connection, once this one is closed that had to make room for it.
+    Open(Option<T>),
+}
+
+/// A caller whose turn it is, and what it may do in its lane.
+pub(super) type Next<T, W> = (W, LaneId, Turn<T>);
+
+/// Counts and distributes the connections `T` of a pool among its callers; those who wait left a `W`.
+///
+/// A connection that becomes free goes to a waiting caller before it counts as idle: to the arm that holds fewest,
+/// within one arm to the lane that holds fewest, within a lane to the one who waits longest. No caller waits while it
+/// could be served.
+#[derive(Debug)]
+pub(super) struct Allotment<T, W> {
+    limits: Limits,
+    lanes: Vec<Lane<T, W>>,
+    /// How many connections each arm holds.
+    arms: Vec<usize>,
+    open: usize,
+    idle: usize,
+    waiting: usize,
+    next_ticket: u64,
+}
+
+#[derive(Debug)]
+struct Lane<T, W> {
+    arm: usize,
+    busy: usize,
+    /// The one that was used last is the last one, and is used first, so that the others can expire.
+    idle: Vec<(T, Instant)>,
+    waiting: VecDeque<(Ticket, W)>,
+}
+
+impl<T, W> Allotment<T, W> {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, lanes: Vec::new(), arms: Vec::new(), open: 0, idle: 0, waiting: 0, next_ticket: 0 }
+    }
+
+    pub(super) fn add_arm(&mut self) -> usize {
+        self.arms.push(0);
+        self.arms.len() - 1
+    }
+
+    pub(super) fn add_lane(&mut self, arm: usize) -> LaneId {
+        self.lanes.push(Lane { arm, busy: 0, idle: Vec::new(), waiting: VecDeque::new() });
+        LaneId(self.lanes.len() - 1)
+    }
+
+    /// Whether nothing is open and nobody waits, so that all arms and lanes can be forgotten.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.open == 0 && self.waiting == 0
+    }
+
+    /// A connection for a caller, unless it has to wait.
+    pub(super) fn ask(&mut self, LaneId(lane): LaneId) -> Option<Turn<T>> {
+        // Callers with a free share wait only while nothing is free: nobody is overtaken.
+        if self.lanes[lane].waiting.is_empty() && self.has_share(lane) { self.take(lane) } else { None }
+    }
+
+    /// Puts a caller that has to wait at the end of its lane's queue.
+    pub(super) fn wait(&mut self, LaneId(lane): LaneId, waiter: W) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.waiting += 1;
+        self.lanes[lane].waiting.push_back((ticket, waiter));
+        ticket
+    }
+
+    /// Removes a caller that no longer waits; `false` where it has been served meanwhile.
+    pub(super) fn withdraw(&mut self, LaneId(lane): LaneId, ticket: Ticket) -> bool {
+        let queue = &mut self.lanes[lane].waiting;
+        let Ok(place) = queue.binary_search_by_key(&ticket, |(ticket, _)| *ticket) else { return false };
+        queue.remove(place);
+        self.waiting -= 1;
+        true
+    }
+
+    /// Takes back a connection that can be used again. Returns who is next, and a connection for which there is no
+    /// room any more.
+    pub(super) fn give_back(
+        &mut self,
+        id: LaneId,
+        connection: T,
+        now: Instant,
+    ) -> (Option<Next<T, W>>, Option<T>) {
+        self.leave(id);
+        self.lanes[id.0].idle.push((connection, now));
+        self.idle += 1;
+        let next = self.serve();
+        let surplus = if self.idle > self.limits.idle { self.evict() } else { None };
+        (next, surplus)
+    }
+
+    /// Counts a connection that was closed. Returns who is next.
+    pub(super) fn closed(&mut self, id: LaneId) -> Option<Next<T, W>> {
+        self.leave(id);
+        self.open -= 1;
+        self.serve()
+    }
+
+    /// Another idle connection in place of one that turned out to be dead and is closed. Where there is none, the caller opens one
+    /// in its place.
+    pub(super) fn replace(&mut self, LaneId(lane): LaneId) -> Option<(T, Instant)> {
+        let other = self.lanes[lane].idle.pop()?;
+        self.idle -= 1;
+        self.open -= 1;
+        Some(other)
+    }
+
+    /// Gives up all connections that have been idle too long.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<T> {
+        let mut expired = Vec::new();
+        for lane in &mut self.lanes {
+            let old = lane.idle.partition_point(|(_, since)| *since + self.limits.idle_timeout <= now);
+            expired.extend(lane.idle.drain(..old).map(|(connection, _)| connection));
+        }
+        self.idle -= expired.len();
+        self.open -= expired.len();
+        expired
+    }
+
+    /// When the next idle connection expires.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        let oldest = self.lanes.iter().filter_map(|lane| lane.idle.first()).map(|(_, since)| *since).min()?;
+        Some(oldest + self.limits.idle_timeout)
+    }
+
+    /// Serves the caller that is next, if anybody can be served. Each event makes room for one.
+    fn serve(&mut self) -> Option<Next<T, W>> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let lanes = self.lanes.iter().enumerate();
+        let (lane, _) =
+            lanes.filter(|(lane, _)| self.has_share(*lane)).min_by_key(|(_, lane)| rank(&self.arms, lane))?;
+        self.lanes[lane].waiting.front()?;
+        let turn = self.take(lane)?;
+        let (_, waiter) = self.lanes[lane].waiting.pop_front()?;
+        self.waiting -= 1;
+        Some((waiter, LaneId(lane), turn))
+    }
+
+    /// A connection for this lane: an idle one, or room for one more.
+    fn take(&mut self, lane: usize) -> Option<Turn<T>> {
+        let turn = if let Some((connection, since)) = self.lanes[lane].idle.pop() {
+            self.idle -= 1;
+            Turn::Use(connection, since)
+        } else {
+            let evicted = if self.open < self.limits.open { None } else { Some(self.evict()?) };
+            self.open += 1;
+            Turn::Open(evicted)
+        };
+        self.lanes[lane].busy += 1;
+        self.arms[self.lanes[lane].arm] += 1;
+        Some(turn)
+    }
+
+    /// Gives up the connection that has been idle longest.
+    fn evict(&mut self) -> Option<T> {
+        let since = |lane: &Lane<T, W>| lane.idle.first().map(|(_, since)| *since);
+        let lanes = self.lanes.iter_mut().filter(|lane| !lane.idle.is_empty());
+        let oldest = lanes.min_by_key(|lane| since(lane))?;
+        self.idle -= 1;
+        self.open -= 1;
+        Some(oldest.idle.remove(0).0)
+    }
+
+    fn leave(&mut self, LaneId(lane): LaneId) {
+        self.lanes[lane].busy -= 1;
+        self.arms[self.lanes[lane].arm] -= 1;
+    }
+
+    fn has_share(&self, lane: usize) -> bool {
+        self.arms[self.lanes[lane].arm] < self.limits.share
+    }
+}
+
+/// Who is next: lanes in which nobody waits come last. Among lanes that hold equally many, one with an idle connection comes
+/// first, so that none is closed for another; but where neither holds any, the one who waits longest.
+fn rank<T, W>(arms: &[usize], lane: &Lane<T, W>) -> impl Ord + use<T, W> {
+    let first = lane.waiting.front().map(|(ticket, _)| *ticket);
+    let needs_another = lane.busy > 0 && lane.idle.is_empty();
+    (first.is_none(), arms[lane.arm], lane.busy, needs_another, first)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const LIMITS: Limits = Limits { open: 4, idle: 2, share: 3, idle_timeout: Duration::from_secs(15) };
+
+fn lanes<T, W>(pool: &mut Allotment<T, W>, arms: &[usize]) -> Vec<LaneId> {
+    let count = arms.iter().max().unwrap() + 1;
+    for _ in 0..count {
+        pool.add_arm();
+    }
+    arms.iter().map(|arm| pool.add_lane(*arm)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_becomes_free_goes_to_the_one_who_waits_longest() {
+    let (now, mut pool) = (Instant::now(), Allotment::<u32, &str>::new(LIMITS));
+    let lane = lanes(&mut pool, &[0])[0];
+    for _ in 0..3 {
+        assert_eq!(pool.ask(lane), Some(Turn::Open(None)));
+    }
+    assert_eq!(pool.ask(lane), None);
+    let (first, second) = (pool.wait(lane, "first"), pool.wait(lane, "second"));
+    pool.wait(lane, "third");
+    assert_eq!(pool.give_back(lane, 1, now), (Some(("first", lane, Turn::Use(1, now))), None));
+    assert!(pool.withdraw(lane, second) && !pool.withdraw(lane, first));
+    assert_eq!(pool.closed(lane), Some(("third", lane, Turn::Open(None))));
+    assert_eq!(pool.open, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_ones_are_used_freshest_first_and_closed_oldest_first() {
+    let begin = Instant::now();
+    let at = |seconds| begin + Duration::from_secs(seconds);
+    let mut pool = Allotment::<u32, ()>::new(LIMITS);
+    let lane = lanes(&mut pool, &[0, 1]);
+    for place in [0, 0, 1, 1] {
+        assert_eq!(pool.ask(lane[place]), Some(Turn::Open(None)));
+    }
+    assert_eq!(pool.give_back(lane[0], 0, at(0)), (None, None));
+    assert_eq!(pool.give_back(lane[1], 1, at(1)), (None, None));
+    assert_eq!(pool.give_back(lane[0], 2, at(2)), (None, Some(0)), "two may be idle");
+    assert_eq!(pool.next_expiry(), Some(at(16)));
+    assert_eq!(pool.ask(lane[0]), Some(Turn::Use(2, at(2))));
+    assert_eq!(pool.ask(lane[0]), Some(Turn::Open(None)));
+    assert_eq!(pool.ask(lane[0]), Some(Turn::Open(Some(1))), "an idle one makes room");
+    assert_eq!(pool.ask(lane[0]), None, "three are a share");
+    pool.give_back(lane[0], 3, at(3));
+    assert!(pool.expire(at(17)).is_empty());
+    assert_eq!(pool.expire(at(18)), [3]);
+    assert_eq!((pool.open, pool.next_expiry()), (3, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn arms_that_all_have_callers_waiting_come_to_hold_equally_many_and_then_swap_none() {
+    let now = Instant::now();
+    let limits = Limits { open: 100, idle: 20, share: 50, ..LIMITS };
+    let mut pool = Allotment::<u32, usize>::new(limits);
+    let lane = lanes(&mut pool, &[0, 1, 2]);
+    let mut held = Vec::new();
+    for n in 0..3000 {
+        match pool.ask(lane[n / 1000]) {
+            Some(_) => held.push((n / 1000, n as u32)),
+            None => drop(pool.wait(lane[n / 1000], n / 1000)),
+        }
+    }
+    let mut opened = 0;
+    for step in 0..2000 {
+        let (arm, connection) = held.remove(step * 7919 % held.len());
+        let (next, surplus) = pool.give_back(lane[arm], connection, now);
+        assert_eq!(surplus, None);
+        let (arm, _, turn) = next.unwrap();
+        match turn {
+            Turn::Use(connection, _) => held.push((arm, connection)),
+            Turn::Open(closed) => {
+                assert!(closed.is_some() && step < 500, "step {step}");
+                opened += 1;
+                held.push((arm, 0));
+            }
+        }
+    }
+    assert_eq!(opened, 33, "so many went to the third arm");
+    let count = |arm| held.iter().filter(|(holder, _)| *holder == arm).count();
+    assert_eq!([count(0), count(1), count(2)].iter().max(), Some(&34));
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Ask(usize),
+    GiveBack(usize),
+    Close(usize),
+    Withdraw(usize),
+    Replace(usize),
+    Expire,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (0..4_usize).prop_map(Event::Ask),
+        3 => any::<usize>().prop_map(Event::GiveBack),
+        1 => any::<usize>().prop_map(Event::Close),
+        1 => any::<usize>().prop_map(Event::Withdraw),
+        1 => any::<usize>().prop_map(Event::Replace),
+        1 => Just(Event::Expire),
+    ]
+}
+
+/// What callers hold and wait for, counted beside the pool.
+#[derive(Default)]
+struct Model {
+    held: Vec<(usize, u32)>,
+    waiting: Vec<(usize, Ticket, u32)>,
+    made: u32,
+    served: [u32; 4],
+}
+
+impl Model {
+    fn turn(&mut self, lane: usize, turn: Turn<u32>) {
+        let connection = match turn {
+            Turn::Use(connection, _) => connection,
+            Turn::Open(_) => {
+                self.made += 1;
+                self.made
+            }
+        };
+        self.held.push((lane, connection));
+    }
+
+    fn next(&mut self, next: Option<(u32, LaneId, Turn<u32>)>) {
+        let Some((waiter, LaneId(lane), turn)) = next else { return };
+        let place = self.waiting.iter().position(|(_, _, name)| *name == waiter).unwrap();
+        self.waiting.remove(place);
+        assert!(self.served[lane] < waiter, "in their order");
+        self.served[lane] = waiter;
+        self.turn(lane, turn);
+    }
+}
+
+proptest! {
+    #[test]
+    fn limits_hold_and_nobody_waits_in_vain(
+        events in proptest::collection::vec(event(), 0..200),
+        (open, idle, share) in (1..6_usize, 0..6_usize, 1..6_usize),
+    ) {
+        let mut now = std::time::Instant::now().into();
+        let limits = Limits { open, idle: idle.min(open), share: share.min(open), ..LIMITS };
+        let mut pool = Allotment::<u32, u32>::new(limits);
+        let arms = [0, 0, 1, 2];
+        let lane = lanes(&mut pool, &arms);
+        let mut model = Model::default();
+        for (name, event) in (1..).zip(events) {
+            now += Duration::from_secs(1);
+            match event {
+                Event::Ask(place) => match pool.ask(lane[place]) {
+                    Some(turn) => model.turn(place, turn),
+                    None => model.waiting.push((place, pool.wait(lane[place], name), name)),
+                },
+                Event::GiveBack(n) if !model.held.is_empty() => {
+                    let (place, connection) = model.held.remove(n % model.held.len());
+                    let (next, _) = pool.give_back(lane[place], connection, now);
+                    model.next(next);
+                }
+                Event::Close(n) if !model.held.is_empty() => {
+                    let (place, _) = model.held.remove(n % model.held.len());
+                    model.next(pool.closed(lane[place]));
+                }
+                Event::Withdraw(n) if !model.waiting.is_empty() => {
+                    let (place, ticket, _) = model.waiting.remove(n % model.waiting.len());
+                    prop_assert!(pool.withdraw(lane[place], ticket));
+                    prop_assert!(!pool.withdraw(lane[place], ticket));
+                }
+                Event::Replace(n) if !model.held.is_empty() => {
+                    let holder = n % model.held.len();
+                    if let Some((other, _)) = pool.replace(lane[model.held[holder].0]) {
+                        model.held[holder].1 = other;
+                    }
+                }
+                Event::Expire => drop(pool.expire(now)),
+                _ => {}
+            }
+            prop_assert_eq!(pool.open, model.held.len() + pool.idle);
+            prop_assert!(pool.open <= limits.open && pool.idle <= limits.idle);
+            prop_assert_eq!(pool.waiting, model.waiting.len());
+            let holds = |arm| model.held.iter().filter(|(place, _)| arms[*place] == arm).count();
+            for arm in 0..3 {
+                prop_assert!(holds(arm) <= limits.share);
+                let waits = model.waiting.iter().any(|(place, ..)| arms[*place] == arm);
+                let room = pool.open < limits.open || pool.idle > 0;
+                prop_assert!(!(waits && room && holds(arm) < limits.share), "{:?}", pool);
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Tasks for programs at the edge, which have no context: typed like calls.
+
+use std::{fmt, marker::PhantomData};
+
+use octollm_core::{
+    Context,
+    budget::Usage,
+    contract::TaskContract,
+    error::{CallError, ErrorKind, Failure},
+    id::TaskId,
+    orchestrator::{Orchestrator, TaskUpdates, finished},
+    task::{Submission, Task, TaskRequest, TaskStatus},
+};
+
+use super::orchestrator_client::OrchestratorClient;
+
+impl OrchestratorClient {
+    /// Submits a task, waits until it has finished, however long that takes, and returns its output.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit) and [`TaskHandle::output`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the task running: only [`TaskHandle::cancel`] ends it.
+    pub async fn run<C: TaskContract>(&self, input: C) -> Result<C::Output, CallError> {
+        self.submit(input).await?.output().await
+    }
+
+    /// Submits a task, and returns once it is queued.
+    ///
+    /// # Errors
+    /// A [`CallError`]: the input cannot be written as JSON, the orchestrator refused it, or it could not be reached.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave a task queued.
+    pub async fn submit<C: TaskContract>(&self, input: C) -> Result<TaskHandle<C>, CallError> {
+        let submission = Submission::of(&input).map_err(|error| {
+            let failure = Failure::new(ErrorKind::BadRequest, "the input cannot be written as JSON");
+            CallError::new(C::SPEC.reference(), failure).with_source(error)
+        })?;
+        let cx = Context::detached();
+        let task =
+            Orchestrator::submit(self, submission, &cx).await.map_err(|failure| self.failed::<C>(failure))?;
+        Ok(TaskHandle { client: self.clone(), cx, id: task.task_id, contract: PhantomData })
+    }
+
+    fn failed<C: TaskContract>(&self, failure: Failure) -> CallError {
+        CallError::new(C::SPEC.reference(), failure).with_endpoint(self.url())
+    }
+}
+
+/// A task that was submitted: see [`OrchestratorClient::submit`]. Dropping it leaves the task running.
+pub struct TaskHandle<C> {
+    client: OrchestratorClient,
+    /// All requests for one task have one correlation id.
+    cx: Context,
+    id: TaskId,
+    contract: PhantomData<fn(C)>,
+}
+
+impl<C: TaskContract> TaskHandle<C> {
+    /// The id of the task.
+    pub fn id(&self) -> &TaskId {
+        &self.id
+    }
+
+    /// The task as it stands.
+    ///
+    /// # Errors
+    /// A [`CallError`] where the orchestrator cannot be asked.
+    pub async fn status(&self) -> Result<Task, CallError> {
+        self.client.get(&self.id, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
+    }
+
+    /// Waits until the task has finished, and returns its output.
+    ///
+    /// # Errors
+    /// A [`CallError`]: of the kind of the task's own error where it failed, [`Cancelled`](ErrorKind::Cancelled) where it
+    /// was cancelled, [`BadResponse`](ErrorKind::BadResponse) where its output is none of the contract; or the orchestrator
+    /// cannot be asked.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the task running; the method can be called again.
+    pub async fn output(&self) -> Result<C::Output, CallError> {
+        let finished = finished(&self.client, &self.id, &self.cx).await;
+        let task = finished.map_err(|failure| self.client.failed::<C>(failure))?;
+        let usage = Usage::tokens(task.metadata.tokens_used).with_cost(task.metadata.cost);
+        output_of::<C>(task).map_err(|failure| self.client.failed::<C>(failure).with_usage(usage))
+    }
+
+    /// Cancels the task. One that has finished stays as it is.
+    ///
+    /// # Errors
+    /// A [`CallError`] where the orchestrator cannot be asked.
+    pub async fn cancel(&self) -> Result<Task, CallError> {
+        self.client.cancel(&self.id, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
+    }
+
+    /// The updates of the task from now on; the last one is its final status.
+    ///
+    /// # Errors
+    /// A [`CallError`] where the orchestrator cannot be asked.
+    pub async fn watch(&self) -> Result<TaskUpdates, CallError> {
+        self.client.watch(&self.id, None, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
+    }
+}
+
+fn output_of<C: TaskContract>(task: Task) -> Result<C::Output, Failure> {
+    match (task.status, task.result, task.error) {
+        (TaskStatus::Completed, Some(result), _) => {
+            // A goal in words is answered by the result as a whole.
+            let is_goal = C::SPEC.reference() == TaskRequest::SPEC.reference();
+            let written =
+                if is_goal { serde_json::to_value(&result) } else { serde_json::to_value(&result.output) };
+            written.and_then(serde_json::from_value).map_err(|error| {
+                Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"))
+            })
+        }
+        (TaskStatus::Failed, _, Some(error)) => {
+            let mut failure = Failure::new(error.kind, error.message);
+            failure.details = error.details;
+            failure.may_have_executed = true;
+            Err(failure)
+        }
+        (TaskStatus::Cancelled, ..) => Err(Failure::of(ErrorKind::Cancelled)),
+        (status, ..) => {
+            let message = format!("a task that is {status} has neither result nor error");
+            Err(Failure::new(ErrorKind::BadResponse, message))
+        }
+    }
+}
+
+impl<C> fmt::Debug for TaskHandle<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskHandle")
+            .field("id", &self.id)
+            .field("client", &self.client)
+            .finish_non_exhaustive()
+    }
+}

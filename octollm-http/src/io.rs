@@ -1,0 +1,314 @@
+//! Where connections come from: TCP, pipes in memory, or anything else that carries bytes both ways.
+//!
+//! A client opens connections through a [`Connector`], a server takes them from an [`Acceptor`]. [`Tcp`] and
+//! [`TcpAcceptor`] are what both use by default. [`Pipes`] is a network in memory: a whole system runs over it without a
+//! socket, and under tokio's paused clock without waiting.
+//!
+//! ```
+//! use octollm_http::io::{Acceptor, Connector, Pipes};
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> std::io::Result<()> {
+//! let network = Pipes::new();
+//! let mut judge = network.listen("judge")?;
+//! let mut caller = network.connect(&"http://judge".parse().unwrap()).await?;
+//! let (mut served, _) = judge.accept().await?.await?;
+//! caller.write_all(b"hi").await?;
+//! drop(caller);
+//! let mut text = String::new();
+//! served.read_to_string(&mut text).await?;
+//! assert_eq!(text, "hi");
+//! # Ok(())
+//! # }
+//! ```
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::{Future, Ready, pending, ready},
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use http::{Uri, uri::Authority};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream, duplex},
+    net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host},
+    sync::mpsc,
+};
+
+/// Bytes both ways: implemented for everything that can be.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// A connection of any kind.
+pub type BoxIo = Box<dyn Io>;
+
+/// Opens connections.
+#[async_trait]
+pub trait Connector: Send + Sync + 'static {
+    /// Opens a connection to the scheme, host and port of a URI; the rest of it means nothing here.
+    ///
+    /// # Errors
+    /// No connection came about, so nothing was sent.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives the attempt up.
+    async fn connect(&self, to: &Uri) -> io::Result<BoxIo>;
+}
+
+/// Takes the connections that others open.
+pub trait Acceptor: Send + 'static {
+    /// What a connection is.
+    type Io: Io;
+    /// What is left to do before a connection carries bytes, such as a TLS handshake. A server runs it beside the next
+    /// `accept`, within its limit on heads.
+    type Opening: Future<Output = io::Result<(Self::Io, Peer)>> + Send + 'static;
+
+    /// The next connection. After an error the next call may succeed.
+    ///
+    /// # Errors
+    /// This connection was lost, or the system is short of something, such as file descriptors.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no connection.
+    fn accept(&mut self) -> impl Future<Output = io::Result<Self::Opening>> + Send;
+
+    /// Whether nobody beyond this machine can connect.
+    fn is_local(&self) -> bool {
+        false
+    }
+}
+
+/// What is known of the other end of a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Peer {
+    /// Its address, where it has one.
+    pub address: Option<SocketAddr>,
+}
+
+/// Connects over TCP, without TLS.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tcp;
+
+#[async_trait]
+impl Connector for Tcp {
+    async fn connect(&self, to: &Uri) -> io::Result<BoxIo> {
+        let (host, port) = host_and_port(to.authority().ok_or_else(|| no_host(to))?);
+        let stream = TcpStream::connect((host, port)).await?;
+        // Small requests must not wait for the acknowledgement of the last one. What cannot be set still works.
+        let _ = stream.set_nodelay(true);
+        Ok(Box::new(stream))
+    }
+}
+
+/// Listens on TCP, without TLS.
+#[derive(Debug)]
+pub struct TcpAcceptor {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Connections that may wait to be accepted, as far as the system allows.
+const BACKLOG: u32 = 4096;
+
+impl TcpAcceptor {
+    /// Listens on the first of the addresses that can be had. Port 0 has the system choose one.
+    ///
+    /// # Errors
+    /// The address names nothing, or the system refuses.
+    pub async fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
+        let mut last = None;
+        for address in lookup_host(address).await? {
+            match Self::bind_one(address) {
+                Ok(acceptor) => return Ok(acceptor),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the address names nothing")))
+    }
+
+    fn bind_one(address: SocketAddr) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A server that was restarted takes its address again at once. On Windows the option means something else.
+        #[cfg(not(windows))]
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener = socket.listen(BACKLOG)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Acceptor for TcpAcceptor {
+    type Io = TcpStream;
+    type Opening = Ready<io::Result<(TcpStream, Peer)>>;
+
+    async fn accept(&mut self) -> io::Result<Self::Opening> {
+        let (stream, address) = self.listener.accept().await?;
+        // Answers are small, and written whole.
+        let _ = stream.set_nodelay(true);
+        Ok(ready(Ok((stream, Peer { address: Some(address) }))))
+    }
+
+    fn is_local(&self) -> bool {
+        self.address.ip().to_canonical().is_loopback()
+    }
+}
+
+/// A network in memory. Clones are the same network.
+#[derive(Clone, Default)]
+pub struct Pipes(Arc<Mutex<Hosts>>);
+
+type Hosts = HashMap<(String, u16), mpsc::Sender<DuplexStream>>;
+
+/// Takes the connections to one host of a network in memory.
+pub struct PipeAcceptor {
+    incoming: mpsc::Receiver<DuplexStream>,
+    /// The network is gone.
+    closed: bool,
+}
+
+/// Bytes on the way, in each direction.
+const PIPE: usize = 64 * 1024;
+/// Connections that may wait to be accepted.
+const WAITING: usize = 1024;
+
+impl Pipes {
+    /// A network without hosts.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens a host, such as `judge` or `judge:8103`; the port is 80 by default. It is there until its acceptor is
+    /// dropped.
+    ///
+    /// # Errors
+    /// The name is none, or is taken.
+    pub fn listen(&self, host: &str) -> io::Result<PipeAcceptor> {
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
+        let (sender, incoming) = mpsc::channel(WAITING);
+        let key = key_of(&Authority::try_from(host).map_err(invalid)?);
+        let mut hosts = self.hosts();
+        if hosts.get(&key).is_some_and(|open| !open.is_closed()) {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        hosts.insert(key, sender);
+        Ok(PipeAcceptor { incoming, closed: false })
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, Hosts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Connector for Pipes {
+    async fn connect(&self, to: &Uri) -> io::Result<BoxIo> {
+        let key = key_of(to.authority().ok_or_else(|| no_host(to))?);
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let host = self.hosts().get(&key).cloned().ok_or_else(refused)?;
+        let (near, far) = duplex(PIPE);
+        host.send(far).await.map_err(|_| refused())?;
+        Ok(Box::new(near))
+    }
+}
+
+impl Acceptor for PipeAcceptor {
+    type Io = DuplexStream;
+    type Opening = Ready<io::Result<(DuplexStream, Peer)>>;
+
+    async fn accept(&mut self) -> io::Result<Self::Opening> {
+        if !self.closed {
+            match self.incoming.recv().await {
+                Some(stream) => return Ok(ready(Ok((stream, Peer::default())))),
+                None => self.closed = true,
+            }
+        }
+        // Nobody can connect any more, and whoever serves goes on with the connections there are.
+        pending().await
+    }
+
+    fn is_local(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for Pipes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.hosts().keys()).finish()
+    }
+}
+
+impl fmt::Debug for PipeAcceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PipeAcceptor").field("waiting", &self.incoming.len()).finish_non_exhaustive()
+    }
+}
+
+fn key_of(authority: &Authority) -> (String, u16) {
+    let (host, port) = host_and_port(authority);
+    (host.to_ascii_lowercase(), port)
+}
+
+fn host_and_port(authority: &Authority) -> (&str, u16) {
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    (host, authority.port_u16().unwrap_or(80))
+}
+
+fn no_host(uri: &Uri) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("`{uri}` names no host"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_network_in_memory_connects_by_host_and_port() {
+        let network = Pipes::new();
+        let mut judge = network.listen("Judge").unwrap();
+        let other = network.listen("judge:8103").unwrap();
+        assert_eq!(network.listen("judge:80").unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(network.listen("no host").is_err());
+
+        let mut near = network.connect(&Uri::from_static("http://JUDGE:80/x")).await.unwrap();
+        let (mut far, _) = judge.accept().await.unwrap().await.unwrap();
+        near.write_all(b"ask").await.unwrap();
+        far.write_all(b"answer").await.unwrap();
+        drop(far);
+        let mut answer = String::new();
+        near.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "answer");
+
+        drop(other);
+        for gone in ["http://judge:8103", "http://nobody", "/judge"] {
+            assert!(network.connect(&gone.parse().unwrap()).await.is_err(), "{gone}");
+        }
+        assert!(network.listen("judge:8103").is_ok(), "a host that is gone can be opened again");
+    }
+
+    #[tokio::test]
+    async fn tcp_listens_on_the_first_address_that_can_be_had() {
+        let taken = TcpAcceptor::bind("127.0.0.1:0").await.unwrap();
+        assert!(TcpAcceptor::bind(taken.local_addr()).await.is_err());
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut acceptor = TcpAcceptor::bind(&[taken.local_addr(), free][..]).await.unwrap();
+        assert!(acceptor.is_local());
+        let url = format!("http://{}", acceptor.local_addr()).parse().unwrap();
+        let (near, far) = tokio::join!(Tcp.connect(&url), acceptor.accept());
+        assert!(near.is_ok() && far.unwrap().await.unwrap().1.address.is_some());
+    }
+}

@@ -1,0 +1,208 @@
+//! One connection: its protocol, its limits, and its end.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::{
+    body::Incoming,
+    server::conn::{
+        http1::{self, UpgradeableConnection},
+        http2,
+    },
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    body::ResponseBody,
+    config::ServerConfig,
+    head::Arrival,
+    limited::{Limited, Protocol, State, Times},
+    probes::Vitals,
+    service::HttpService,
+    streams::{Stream, Streams},
+};
+use crate::io::{Io, Peer};
+
+/// Serves connections, each by itself.
+pub(crate) struct Connections {
+    service: HttpService,
+    vitals: Arc<Vitals>,
+    http1: http1::Builder,
+    times: Times,
+}
+
+/// How often an HTTP/2 caller is asked whether it is still there, and how long it has to answer.
+const PING: Duration = Duration::from_secs(20);
+const PONG: Duration = Duration::from_secs(10);
+/// What hyper allows by itself, at no cost.
+const USUAL_HEADERS: usize = 100;
+/// When everything ends: how long to wait for a request that was sent before the caller could know.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
+
+impl Connections {
+    pub(crate) fn new(service: HttpService, vitals: Arc<Vitals>) -> Self {
+        let config = service.config();
+        let mut http1 = http1::Builder::new();
+        // The time limit on heads is checked below hyper, whose own would be the limit on idle connections as well.
+        http1.header_read_timeout(None).max_header_size(config.max_head);
+        if config.max_headers != USUAL_HEADERS {
+            http1.max_headers(config.max_headers);
+        }
+        let times = Times::of(config);
+        Self { service, vitals, http1, times }
+    }
+
+    fn http2(&self, streams: Streams) -> http2::Builder<Streams> {
+        let ServerConfig { max_head, max_streams, stream_window, connection_window, .. } =
+            *self.service.config();
+        let mut http2 = http2::Builder::new(streams);
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(max_streams)
+            .initial_stream_window_size(stream_window)
+            .initial_connection_window_size(connection_window)
+            .max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX))
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PONG);
+        http2
+    }
+
+    /// Serves one connection to its end. When `drain` is cancelled, what runs is answered and nothing more is taken.
+    pub(crate) async fn serve<I: Io>(
+        &self,
+        opening: impl Future<Output = std::io::Result<(I, Peer)>>,
+        place: Option<OwnedSemaphorePermit>,
+        drain: CancellationToken,
+    ) {
+        let begun = Instant::now();
+        let (io, peer) = match timeout_at(begun + self.times.head, opening).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(error)) => return tracing::debug!(%error, "connection not opened"),
+            Err(_) => return tracing::debug!("connection not opened in time"),
+        };
+        let state = Arc::new(State::default());
+        // However this future ends, so does what the connection was upgraded to.
+        let _end = state.end.clone().drop_guard();
+        let mut io = Limited::new(io, self.times, begun, state.clone(), place);
+        let protocol = {
+            let mut known = pin!(io.protocol());
+            tokio::select! {
+                biased;
+                protocol = known.as_mut() => protocol,
+                () = drain.cancelled() => match timeout(ON_ITS_WAY, known).await {
+                    Ok(protocol) => protocol,
+                    Err(_) => return,
+                },
+            }
+        };
+        match protocol {
+            Ok(Protocol::Http1) => self.serve_http1(io, peer, state, drain).await,
+            Ok(Protocol::Http2) => self.serve_http2(io, peer, drain).await,
+            Err(error) => tracing::debug!(%error, "connection without a request"),
+        }
+    }
+
+    async fn serve_http1<I: Io>(
+        &self,
+        io: Limited<I>,
+        peer: Peer,
+        state: Arc<State>,
+        drain: CancellationToken,
+    ) {
+        let (service, vitals, calls) = (self.service.clone(), self.vitals.clone(), state.clone());
+        let answer = service_fn(move |request| {
+            answer_http1(service.clone(), vitals.clone(), calls.clone(), peer, request)
+        });
+        let connection = self.http1.serve_connection(TokioIo::new(io), answer).with_upgrades();
+        finish(connection, UpgradeableConnection::graceful_shutdown, drain, ON_ITS_WAY).await;
+        if state.is_upgraded() {
+            state.gone().await;
+        }
+    }
+
+    async fn serve_http2<I: Io>(&self, io: Limited<I>, peer: Peer, drain: CancellationToken) {
+        let service = self.service.clone();
+        let answer = service_fn(move |request| answer_http2(service.clone(), peer, request));
+        let streams = Streams::new(self.times.write);
+        let connection = self.http2(streams.clone()).serve_connection(TokioIo::new(io), answer);
+        // GOAWAY says which requests are still taken.
+        let close = http2::Connection::graceful_shutdown;
+        let mut finished = pin!(finish(connection, close, drain.clone(), Duration::ZERO));
+        tokio::select! {
+            () = &mut finished => return,
+            () = streams.idle(self.times.idle) => drain.cancel(),
+        }
+        // Nothing runs that could be waited for, and whoever does not close its side may hold on to nothing.
+        let _ = timeout(self.times.idle, finished).await;
+    }
+}
+
+async fn finish<C>(
+    connection: C,
+    close: impl FnOnce(Pin<&mut C>),
+    drain: CancellationToken,
+    on_its_way: Duration,
+) where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = pin!(connection);
+    let result = tokio::select! {
+        biased;
+        result = connection.as_mut() => result,
+        () = drain.cancelled() => match timeout(on_its_way, connection.as_mut()).await {
+            Ok(result) => result,
+            Err(_) => {
+                close(connection.as_mut());
+                connection.await
+            }
+        },
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "connection broke off");
+    }
+}
+
+async fn answer_http1(
+    service: HttpService,
+    vitals: Arc<Vitals>,
+    state: Arc<State>,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let running = state.begin();
+    let tunnel = request.method() == Method::CONNECT;
+    let mut response = service.answer(request, Arrival::Http1, peer).await;
+    let status = response.status();
+    if status == StatusCode::SWITCHING_PROTOCOLS || (tunnel && status.is_success()) {
+        state.upgrade();
+    } else if vitals.is_draining() {
+        // A connection that is closed under its caller may lose the next request: it is told beforehand.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response.body_mut().sent_by_http1(running);
+    Ok(response)
+}
+
+async fn answer_http2(
+    service: HttpService,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    let mut response = service.answer(request, Arrival::Http2, peer).await;
+    if let Some(stream) = Stream::current() {
+        response.body_mut().sent_by_http2(stream);
+    }
+    Ok(response)
+}

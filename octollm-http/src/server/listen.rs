@@ -1,0 +1,220 @@
+//! Listening, accepting, and coming to an end.
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture, pending},
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{JoinSet, unconstrained},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{connection::Connections, probes::Vitals, service::HttpService};
+use crate::io::{Acceptor, TcpAcceptor};
+
+/// A server that listens, on TCP by default. Awaiting it serves, as [`run`](Self::run) does.
+pub struct BoundServer<A = TcpAcceptor> {
+    acceptor: A,
+    service: HttpService,
+    vitals: Arc<Vitals>,
+}
+
+/// After a failed accept, such as one for lack of file descriptors.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+impl BoundServer {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.acceptor.local_addr()
+    }
+
+    /// Its address as a URL, such as `http://127.0.0.1:8103`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.local_addr())
+    }
+}
+
+impl<A: Acceptor> BoundServer<A> {
+    pub(crate) fn new(acceptor: A, service: HttpService, vitals: Arc<Vitals>) -> Self {
+        Self { acceptor, service, vitals }
+    }
+
+    /// Serves for ever.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the server and every connection at once.
+    pub async fn run(self) {
+        self.run_until(pending()).await;
+    }
+
+    /// Serves until SIGTERM or Ctrl-C, then ends as [`run_until`](Self::run_until) does. After SIGTERM it goes on for a
+    /// while ([`drain_notice`](super::ServerConfig::drain_notice)) as not ready, so that no balancer sends requests to a
+    /// closed door. Ctrl-C while it is ending closes everything at once.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the server and every connection at once.
+    pub async fn run_until_signal(self) {
+        let (vitals, notice) = (self.vitals.clone(), self.service.config().drain_notice);
+        let ending = CancellationToken::new();
+        let begun = ending.clone();
+        let serving = self.run_until(async move {
+            let signal = first_signal().await;
+            begun.cancel();
+            if signal == Signal::Terminate {
+                vitals.drain();
+                sleep(notice).await;
+            }
+        });
+        tokio::select! {
+            () = serving => {}
+            () = async { ending.cancelled().await; interrupt().await } => {
+                tracing::warn!("interrupted while ending: connections dropped");
+            }
+        }
+    }
+
+    /// Serves until `shutdown` is ready. Then nothing more is accepted, what runs may come to its end
+    /// ([`drain_grace`](super::ServerConfig::drain_grace)), and what still runs after that is dropped.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the server and every connection at once.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
+        let Self { acceptor, service, vitals } = self;
+        let (limit, grace) = (service.config().max_connections, service.config().drain_grace);
+        let drain = CancellationToken::new();
+        let connections = Arc::new(Connections::new(service, vitals.clone()));
+        let mut incoming = Incoming { acceptor, places: Arc::new(Semaphore::new(limit)) };
+        let mut running = JoinSet::new();
+        let serve = |(opening, place): (A::Opening, Place)| {
+            let (connections, drain) = (connections.clone(), drain.child_token());
+            async move { connections.serve(opening, place, drain).await }
+        };
+        let mut shutdown = pin!(shutdown);
+        tracing::info!("serving");
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                // Before what has ended: new connections do not wait for it.
+                accepted = incoming.next() => {
+                    running.spawn(serve(accepted));
+                }
+                Some(_) = running.join_next() => {}
+            }
+            while running.try_join_next().is_some() {}
+        }
+        vitals.drain();
+        // Who has connected by now has sent a request, or is about to.
+        while let Some(accepted) = unconstrained(incoming.next()).now_or_never() {
+            running.spawn(serve(accepted));
+        }
+        drop(incoming);
+        drain.cancel();
+        tracing::info!(connections = running.len(), "draining");
+        let all = async { while running.join_next().await.is_some() {} };
+        if timeout(grace, all).await.is_err() {
+            tracing::warn!(connections = running.len(), "connections dropped after the grace");
+        }
+    }
+}
+
+impl<A: Acceptor> IntoFuture for BoundServer<A> {
+    type Output = ();
+    type IntoFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run())
+    }
+}
+
+impl<A: fmt::Debug> fmt::Debug for BoundServer<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoundServer").field("acceptor", &self.acceptor).finish_non_exhaustive()
+    }
+}
+
+/// One of the connections at a time.
+type Place = Option<OwnedSemaphorePermit>;
+
+/// The connections that come, as far as there is room for them.
+struct Incoming<A> {
+    acceptor: A,
+    places: Arc<Semaphore>,
+}
+
+impl<A: Acceptor> Incoming<A> {
+    /// The next connection, whatever happens to those before it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no connection.
+    async fn next(&mut self) -> (A::Opening, Place) {
+        // Never closed, so there is a place for all that comes.
+        let place = self.places.clone().acquire_owned().await.ok();
+        loop {
+            match self.acceptor.accept().await {
+                Ok(opening) => return (opening, place),
+                Err(error) if is_the_callers(&error) => tracing::debug!(%error, "connection lost on accept"),
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    sleep(BACK_OFF).await;
+                }
+            }
+        }
+    }
+}
+
+/// Whether the next accept can succeed at once.
+fn is_the_callers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[derive(PartialEq, Eq)]
+enum Signal {
+    /// From whatever runs this process.
+    Terminate,
+    /// From somebody at a keyboard.
+    Interrupt,
+}
+
+#[cfg(unix)]
+async fn first_signal() -> Signal {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => terminate.recv().await.unwrap_or_default(),
+            Err(error) => no_signals(&error).await,
+        }
+    };
+    tokio::select! {
+        () = terminated => Signal::Terminate,
+        () = interrupt() => Signal::Interrupt,
+    }
+}
+
+#[cfg(not(unix))]
+async fn first_signal() -> Signal {
+    interrupt().await;
+    Signal::Interrupt
+}
+
+/// Returns at the next Ctrl-C.
+async fn interrupt() {
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        no_signals(&error).await;
+    }
+}
+
+async fn no_signals(error: &io::Error) {
+    tracing::warn!(%error, "signals cannot be received");
+    pending().await
+}

@@ -1,0 +1,183 @@
+//! From what an endpoint returns to the answer on the wire.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use octollm_core::{
+    budget::Usage,
+    error::{ErrorKind, Failure},
+    id::{RequestId, TaskId},
+    parts::ContextParts,
+};
+use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::body::ResponseBody;
+use crate::wire::{Problem, names, write_usage};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// What an endpoint answers.
+#[derive(Debug)]
+pub(crate) struct Reply(Response<ResponseBody>);
+
+/// Why an endpoint does not answer, and what the head of the problem says beside.
+#[derive(Debug)]
+pub(crate) struct Refusal(Box<Refused>);
+
+#[derive(Debug)]
+struct Refused {
+    failure: Failure,
+    headers: HeaderMap,
+    task: Option<TaskId>,
+}
+
+impl Reply {
+    /// 200 with JSON that is written already.
+    pub(crate) fn written(body: Bytes) -> Self {
+        let mut response = Response::new(ResponseBody::full(body));
+        response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+        Self(response)
+    }
+
+    /// 200 with a value as JSON.
+    pub(crate) fn json(value: &impl Serialize) -> Result<Self, Refusal> {
+        match serde_json::to_vec(value) {
+            Ok(body) => Ok(Self::written(body.into())),
+            Err(error) => {
+                tracing::error!(%error, "answer cannot be written as JSON");
+                Err(Failure::of(ErrorKind::Internal).into())
+            }
+        }
+    }
+
+    /// Whatever a service of the user's answers.
+    pub(crate) fn foreign(response: Response<ResponseBody>) -> Self {
+        Self(response)
+    }
+
+    pub(crate) fn status(mut self, status: StatusCode) -> Self {
+        *self.0.status_mut() = status;
+        self
+    }
+
+    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.headers_mut().insert(name, value);
+        self
+    }
+
+    pub(crate) fn usage(mut self, usage: Usage) -> Self {
+        write_usage(usage, self.0.headers_mut());
+        self
+    }
+
+    /// The place is held until the body is sent.
+    pub(crate) fn holding(mut self, place: OwnedSemaphorePermit) -> Self {
+        self.0.body_mut().hold(place);
+        self
+    }
+}
+
+impl Refusal {
+    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.headers.insert(name, value);
+        self
+    }
+
+    pub(crate) fn usage(mut self, usage: Usage) -> Self {
+        write_usage(usage, &mut self.0.headers);
+        self
+    }
+
+    /// The task that failed.
+    pub(crate) fn task(mut self, task: TaskId) -> Self {
+        self.0.task = Some(task);
+        self
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self(Box::new(Refused { failure, headers: HeaderMap::new(), task: None }))
+    }
+}
+
+/// The ids that every answer carries, errors too.
+pub(crate) struct Ids {
+    request: HeaderValue,
+    correlation: HeaderValue,
+    task: Option<TaskId>,
+}
+
+impl Ids {
+    pub(crate) fn of(head: &HeaderMap, parts: &ContextParts) -> Self {
+        let request = echo(head, &names::REQUEST_ID, &parts.request_id);
+        let correlation = match parts.correlation_id == parts.request_id {
+            true => request.clone(),
+            false => echo(head, &names::CORRELATION_ID, &parts.correlation_id),
+        };
+        Self { request, correlation, task: parts.task_id.clone() }
+    }
+
+    /// The answer on the wire.
+    pub(crate) fn respond(self, result: Result<Reply, Refusal>) -> Response<ResponseBody> {
+        let mut response = match result {
+            Ok(Reply(response)) => response,
+            Err(refusal) => self.problem(refusal),
+        };
+        response.headers_mut().insert(names::REQUEST_ID, self.request);
+        response.headers_mut().insert(names::CORRELATION_ID, self.correlation);
+        response
+    }
+
+    fn problem(&self, refusal: Refusal) -> Response<ResponseBody> {
+        let Refused { failure, mut headers, task } = *refusal.0;
+        let request: Option<RequestId> = self.request.to_str().ok().and_then(|id| id.parse().ok());
+        let problem = Problem::new(&failure, request, task.or_else(|| self.task.clone()));
+        if let Some(seconds) = problem.retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(challenge) = challenge(failure.kind) {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        headers.insert(header::CONTENT_TYPE, PROBLEM);
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut response = Response::new(ResponseBody::full(body.into()));
+        *response.status_mut() =
+            StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+/// What a caller can do about a refusal of its identity (RFC 6750 §3).
+fn challenge(kind: ErrorKind) -> Option<HeaderValue> {
+    match kind {
+        ErrorKind::Unauthenticated => Some(HeaderValue::from_static("Bearer")),
+        ErrorKind::InsufficientScope => Some(HeaderValue::from_static("Bearer error=\"insufficient_scope\"")),
+        _ => None,
+    }
+}
+
+/// The value as it came, where it was taken as it came: that costs no memory.
+fn echo(head: &HeaderMap, name: &HeaderName, id: &RequestId) -> HeaderValue {
+    match head.get(name) {
+        Some(value) if value == id.as_str() => value.clone(),
+        told => {
+            if told.is_some() {
+                tracing::debug!(%name, %id, "malformed id replaced");
+            }
+            HeaderValue::from_str(id.as_str()).unwrap_or(HeaderValue::from_static("unknown"))
+        }
+    }
+}
+
+/// Takes the body away, and leaves the head as it would be with it.
+pub(crate) fn head_only(response: Response<ResponseBody>) -> Response<ResponseBody> {
+    let length = http_body::Body::size_hint(response.body()).exact();
+    let mut response = response.map(|_| ResponseBody::empty());
+    if let Some(length) = length {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    response
+}

@@ -1,0 +1,160 @@
+//! Screening: by itself, and in front of an orchestrator.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use octollm_core::{
+    Context,
+    error::{ErrorKind, Failure},
+    json,
+    orchestrator::Orchestrator,
+    parts::ContextParts,
+    reflex::{Reaction, Reflex, Screening, Stimulus, screen},
+    task::{Origin, Submission, TaskRecord, TaskResult},
+    transport::Transport,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    reply::{Refusal, Reply},
+    routes::{Endpoint, Inbound, Takes},
+    tasks::{submit, within},
+};
+
+/// A reflex, and the arms that it may call.
+#[derive(Clone)]
+pub(crate) struct Screen {
+    pub(crate) reflex: Arc<dyn Reflex>,
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+impl Screen {
+    async fn look_at(&self, stimulus: Stimulus, parts: ContextParts) -> Result<Screening, Failure> {
+        let deadline = parts.deadline;
+        let cx = Context::from_parts(parts, self.transport.clone());
+        let work = async {
+            screen(&*self.reflex, stimulus, &cx).await.map_err(|error| {
+                tracing::warn!(request = %cx.request_id(), %error, "reflex failed");
+                error.into_failure()
+            })
+        };
+        within(deadline, work).await
+    }
+}
+
+/// `POST /preprocess`
+pub(crate) struct Preprocess(pub(crate) Screen);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PreprocessBody {
+    input_text: String,
+    #[serde(default = "yes")]
+    check_cache: bool,
+    #[serde(default = "yes")]
+    detect_pii: bool,
+    #[serde(default = "yes")]
+    detect_injection: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Serialize)]
+struct Preprocessed {
+    cache_hit: bool,
+    cached_result: Option<Value>,
+    pii_detected: bool,
+    pii_types: Vec<String>,
+    injection_detected: bool,
+    risk_score: f64,
+    sanitized_input: String,
+    should_proceed: bool,
+}
+
+#[async_trait]
+impl Endpoint for Preprocess {
+    fn takes(&self) -> Takes {
+        Takes::Json
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+        let body: PreprocessBody = json::read_input(&inbound.body)?;
+        let mut stimulus = Stimulus::new(body.input_text);
+        stimulus.check_cache = body.check_cache;
+        stimulus.detect_pii = body.detect_pii;
+        stimulus.detect_injection = body.detect_injection;
+        let screening = self.0.look_at(stimulus, inbound.parts).await?;
+        let should_proceed = screening.should_proceed();
+        let cached_result = match screening.reaction {
+            Reaction::Answer(answer) => Some(answer),
+            _ => None,
+        };
+        Reply::json(&Preprocessed {
+            cache_hit: cached_result.is_some(),
+            cached_result,
+            pii_detected: !screening.seen.pii_types.is_empty(),
+            pii_types: screening.seen.pii_types,
+            injection_detected: screening.seen.injection_detected,
+            risk_score: screening.seen.risk_score,
+            sanitized_input: screening.text,
+            should_proceed,
+        })
+    }
+}
+
+/// `POST /tasks` of a reflex: what passes is forwarded, as the reflex left it.
+pub(crate) struct ScreenedSubmit {
+    pub(crate) screen: Screen,
+    pub(crate) orchestrator: Arc<dyn Orchestrator>,
+}
+
+#[async_trait]
+impl Endpoint for ScreenedSubmit {
+    fn takes(&self) -> Takes {
+        Takes::Json
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+        let submission = Submission::from_json(&inbound.body)?;
+        let text = submission.goal.clone().unwrap_or_else(|| submission.input.to_string());
+        let parts = inbound.parts;
+        let screening = self.screen.look_at(Stimulus::new(&text), parts.clone()).await?;
+        if let Some(refusal) = screening.refusal() {
+            return Err(refusal.into());
+        }
+        if let Reaction::Answer(answer) = screening.reaction {
+            return answered(submission, answer, parts);
+        }
+        let submission =
+            if screening.text == text { submission } else { rewritten(submission, screening.text)? };
+        submit(&*self.orchestrator, submission, parts).await
+    }
+}
+
+/// A task that is finished before it began: no orchestrator knows of it.
+fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Result<Reply, Refusal> {
+    let origin = Origin::new(parts.caller, parts.correlation_id);
+    Reply::json(&TaskRecord::answered(submission, origin, TaskResult::new(answer), Timestamp::now()))
+}
+
+/// The text of a goal is the goal; the text of any other task is its input.
+fn rewritten(submission: Submission, text: String) -> Result<Submission, Failure> {
+    if submission.goal.is_some() {
+        let mut input = submission.input.to_value();
+        if let Value::Object(fields) = &mut input {
+            fields.insert("goal".into(), text.into());
+        }
+        return Ok(submission.with_input(input.into()));
+    }
+    match json::read_input(text.as_bytes()) {
+        Ok(input) => Ok(submission.with_input(input)),
+        Err(failure) => {
+            tracing::error!(%failure, "reflex rewrote an input into what is no JSON");
+            Err(Failure::of(ErrorKind::Internal).before_execution())
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The streams of an HTTP/2 connection: how many there are, and which of them stand still.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper::rt::Executor;
+use tokio::{
+    sync::Notify,
+    time::{Instant, Sleep, sleep, sleep_until},
+};
+
+/// The streams of one connection: hyper gives each of them to this executor.
+#[derive(Debug, Clone)]
+pub(crate) struct Streams(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    write_timeout: Duration,
+    running: AtomicUsize,
+    changed: Notify,
+}
+
+/// What the body of an answer says of its stream.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    /// Something was written that the caller has yet to take.
+    writing: AtomicBool,
+    /// How many pieces were written.
+    pieces: AtomicUsize,
+}
+
+tokio::task_local! {
+    static CURRENT: Arc<Stream>;
+}
+
+impl Stream {
+    /// The stream that is being polled.
+    pub(crate) fn current() -> Option<Arc<Self>> {
+        CURRENT.try_with(Arc::clone).ok()
+    }
+
+    /// One more piece is written.
+    pub(crate) fn writes(&self) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+        self.writing.store(true, Ordering::Relaxed);
+    }
+
+    /// There is nothing to write at the moment.
+    pub(crate) fn rests(&self) {
+        self.writing.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Streams {
+    pub(crate) fn new(write_timeout: Duration) -> Self {
+        Self(Arc::new(Shared { write_timeout, running: AtomicUsize::new(0), changed: Notify::new() }))
+    }
+
+    /// Returns when no stream was open for so long.
+    pub(crate) async fn idle(&self, limit: Duration) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.0.running.load(Ordering::Acquire) > 0 {
+                changed.await;
+                continue;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = sleep(limit) => return,
+            }
+        }
+    }
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, work: F) {
+        self.0.running.fetch_add(1, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+        let guard = Guarded {
+            work: Box::pin(work),
+            stream: Arc::default(),
+            seen: 0,
+            since: None,
+            timer: None,
+            open: Open(self.0.clone()),
+        };
+        tokio::spawn(guard);
+    }
+}
+
+/// One stream. It is given up, which resets it, when the caller takes nothing for as long as a write may stand still.
+struct Guarded<F> {
+    work: Pin<Box<F>>,
+    stream: Arc<Stream>,
+    seen: usize,
+    /// When the last piece was written.
+    since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    open: Open,
+}
+
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Guarded<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let work = this.work.as_mut();
+        if CURRENT.sync_scope(this.stream.clone(), || work.poll(cx)).is_ready() {
+            return Poll::Ready(());
+        }
+        if !this.stream.writing.load(Ordering::Relaxed) {
+            this.since = None;
+            return Poll::Pending;
+        }
+        let pieces = this.stream.pieces.load(Ordering::Relaxed);
+        if this.since.is_none() || pieces != this.seen {
+            (this.seen, this.since) = (pieces, Some(Instant::now()));
+        }
+        let end = this.since.unwrap_or_else(Instant::now) + this.open.0.write_timeout;
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(end)));
+        if timer.deadline() != end {
+            timer.as_mut().reset(end);
+        }
+        let late = timer.as_mut().poll(cx);
+        if late.is_ready() {
+            tracing::debug!("stream reset: its caller does not read");
+        }
+        late
+    }
+}

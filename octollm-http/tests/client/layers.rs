@@ -1,0 +1,241 @@
+//! Layers of a user, above the choice of an endpoint and below it.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::Request;
+use octollm_core::{
+    contract::{Spec, TaskContract},
+    deadline::Deadline,
+    error::{CallError, ErrorKind},
+    parts::ContextParts,
+    transport::{Call, IdempotencyKey, Reply, StepKey, Transport},
+};
+use octollm_http::client::{CallService, ClientConfig, Target};
+use serde_json::json;
+use tokio::time::Instant;
+use tower::{
+    BoxError,
+    layer::layer_fn,
+    limit::ConcurrencyLimitLayer,
+    load_shed::LoadShedLayer,
+    retry::{Policy, RetryLayer},
+    service_fn,
+    util::{MapErrLayer, MapRequestLayer},
+};
+
+use crate::peer::{Answer, Check, Peer, arms, card, cause, check};
+
+/// Retries what may be done twice, at another endpoint.
+#[derive(Clone)]
+struct Elsewhere(u32);
+
+impl Policy<Call, Reply, CallError> for Elsewhere {
+    type Future = std::future::Ready<()>;
+
+    fn retry(&mut self, call: &mut Call, result: &mut Result<Reply, CallError>) -> Option<Self::Future> {
+        let error = result.as_ref().err()?;
+        let safe = call.is_idempotent() || !error.may_have_executed();
+        self.0 = self.0.checked_sub(1).filter(|_| safe && error.retryable())?;
+        call.avoid.extend(error.endpoint().map(Arc::from));
+        call.parts.attempt += 1;
+        Some(std::future::ready(()))
+    }
+
+    fn clone_request(&mut self, call: &Call) -> Option<Call> {
+        Some(call.clone())
+    }
+}
+
+/// An idempotent call of [`Check`], as its caller knows it.
+fn idempotent() -> Call {
+    static SPEC: octollm_core::contract::ContractSpec = Check::SPEC.idempotent();
+    let mut call = plain();
+    call.spec = Some(Spec::Static(&SPEC));
+    call
+}
+
+fn plain() -> Call {
+    let mut parts = ContextParts::new();
+    parts.deadline = Some(Deadline::after(Duration::from_secs(30)));
+    let input = Bytes::from_static(br#"{"code":"fn main() {}"}"#);
+    let mut call = Call::new(Check::SPEC.reference(), StepKey::Order(0), input, parts);
+    call.spec = Some(Spec::Static(&Check::SPEC));
+    call
+}
+
+async fn busy() -> Peer {
+    Peer::arm(|_| std::future::ready(Answer::Json(503, json!({})))).await
+}
+
+async fn good() -> Peer {
+    Peer::arm(|_| std::future::ready(Answer::verdict())).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_above_the_choice_reaches_another_endpoint() {
+    let (busy, good) = (busy().await, good().await);
+    let urls = format!("{},{}", busy.url, good.url);
+    let arms = arms().arm("judge", urls).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
+    let calls = join_all((0..40).map(|_| Transport::call(&arms, idempotent()))).await;
+    let attempts: u32 = calls.into_iter().map(|reply| reply.unwrap().trip.attempts).sum();
+    assert_eq!((good.calls().len(), busy.calls().len()), (40, attempts as usize - 40));
+    let retried = good.calls().iter().filter(|call| call.header("octollm-attempt") == Some("2")).count();
+    assert_eq!(retried, busy.calls().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_was_tried_is_avoided_where_there_is_another() {
+    let (one, two) = (good().await, good().await);
+    let arms = arms().arm("judge", format!("{},{}", one.url, two.url)).build().unwrap();
+    let avoiding = |urls: &[&str]| {
+        let mut call = idempotent();
+        call.avoid = urls.iter().map(|url| Arc::from(*url)).collect();
+        call
+    };
+    for _ in 0..5 {
+        Transport::call(&arms, avoiding(&[&one.url])).await.unwrap();
+    }
+    assert_eq!((one.calls().len(), two.calls().len()), (0, 5));
+    for _ in 0..2 {
+        Transport::call(&arms, avoiding(&[&one.url, &two.url])).await.unwrap();
+    }
+    assert_eq!((one.calls().len(), two.calls().len()), (1, 6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_caller_decides_whether_a_call_may_be_made_twice_and_no_card_does() {
+    let mut stale = card("judge");
+    stale.contracts[0].idempotent = true;
+    let peer = Peer::with_card(stale, |_| std::future::ready(Answer::Last(vec![]))).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let targets = Arc::clone(&seen);
+    let note = MapRequestLayer::new(move |request: Request<Bytes>| {
+        let target = request.extensions().get::<Target>().unwrap();
+        targets.lock().unwrap().extend(target.contract.is_some().then_some(target.idempotent));
+        request
+    });
+    let arms = arms()
+        .arm("judge", &peer.url)
+        .layer(RetryLayer::new(Elsewhere(3)))
+        .request_layer(note)
+        .build()
+        .unwrap();
+    let mut unknown = plain();
+    unknown.spec = None;
+    for call in [plain(), unknown] {
+        let error = Transport::call(&arms, call).await.unwrap_err();
+        assert!(error.retryable() && error.may_have_executed());
+    }
+    assert_eq!(peer.calls().len(), 2, "each once");
+    Transport::call(&arms, idempotent()).await.unwrap_err();
+    assert_eq!(peer.calls().len(), 2 + 4);
+    assert_eq!(*seen.lock().unwrap(), [false, false, true, true, true, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_travels_with_each_attempt() {
+    let peer = busy().await;
+    let arms = arms().arm("judge", &peer.url).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
+    let mut call = idempotent();
+    call.key = IdempotencyKey::new("task-7/step \"a\"");
+    Transport::call(&arms, call).await.unwrap_err();
+    let keys: Vec<_> =
+        peer.calls().iter().map(|call| call.header("idempotency-key").map(str::to_owned)).collect();
+    assert_eq!(keys, vec![Some(r#""task-7/step \"a\"""#.to_owned()); 2]);
+    Transport::call(&arms, plain()).await.unwrap_err();
+    assert_eq!(peer.calls()[2].header("idempotency-key"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_endpoint_has_one_service_below_the_choice() {
+    let slow = || {
+        Peer::arm(|_| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Answer::verdict()
+        })
+    };
+    let (one, two) = (slow().await, slow().await);
+    let made = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&made);
+    let counting = layer_fn(move |inner: CallService| {
+        count.fetch_add(1, Ordering::SeqCst);
+        inner
+    });
+    let arms = arms()
+        .arm("judge", format!("{},{}", one.url, two.url))
+        .endpoint_layer(ConcurrencyLimitLayer::new(1))
+        .endpoint_layer(counting)
+        .config(ClientConfig::default())
+        .build()
+        .unwrap();
+    let begun = Instant::now();
+    arms.context().call_all((0..10).map(|_| check())).await.unwrap();
+    assert_eq!((begun.elapsed(), made.load(Ordering::SeqCst)), (Duration::from_secs(5), 2));
+    assert_eq!((one.calls().len(), two.calls().len()), (5, 5));
+    // The card was asked for over a connection of its own.
+    assert_eq!((one.most_open(), two.most_open()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn layers_stack_and_one_that_is_not_ready_holds_up_the_one_around_it() {
+    let peer = Peer::arm(|_| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Answer::verdict()
+    })
+    .await;
+    let arms = arms()
+        .arm("judge", &peer.url)
+        .layer(ConcurrencyLimitLayer::new(1))
+        .layer(LoadShedLayer::new())
+        .config(ClientConfig::default())
+        .build()
+        .unwrap();
+    let results = arms.context().call_all((0..3).map(|_| check())).each().await;
+    let errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    assert_eq!((errors.len(), peer.calls().len()), (2, 1));
+    for error in errors {
+        assert_eq!((error.kind(), error.contract()), (ErrorKind::Internal, &Check::SPEC.reference()));
+        assert_eq!(cause(&error), "service overloaded");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_does_not_answer_is_ended_at_the_deadline() {
+    let peer = good().await;
+    let stuck = || {
+        layer_fn(|_: CallService| service_fn(|_: Call| std::future::pending::<Result<Reply, CallError>>()))
+    };
+    for arms in [
+        arms().arm("judge", &peer.url).layer(stuck()).build().unwrap(),
+        arms().arm("judge", &peer.url).endpoint_layer(stuck()).build().unwrap(),
+    ] {
+        let begun = Instant::now();
+        let error = arms.within(Duration::from_secs(3)).call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), begun.elapsed()), (ErrorKind::DeadlineExceeded, Duration::from_secs(3)));
+    }
+    assert!(peer.calls().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_ours_passes_through_the_layers_as_it_is() {
+    let peer = busy().await;
+    let arms = arms()
+        .arm("judge", &peer.url)
+        .layer(MapErrLayer::new(|error: CallError| BoxError::from(error)))
+        .endpoint_layer(LoadShedLayer::new())
+        .build()
+        .unwrap();
+    let error = arms.call(check()).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.arm(), error.endpoint()),
+        (ErrorKind::Unavailable, Some("judge"), Some(&*peer.url))
+    );
+}

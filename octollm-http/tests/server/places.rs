@@ -1,0 +1,102 @@
+//! HTTP/2 callers that do not read: what their answers hold is bounded, in room and in time.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use octollm_http::server::ServerConfig;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    arms::start_with,
+    peer::{Line, Peer},
+};
+
+const ECHO: &str = r#"{"text":"a"}"#;
+
+fn large() -> Bytes {
+    format!(r#"{{"text":"{}"}}"#, "a".repeat(1_000_000)).into()
+}
+
+/// A caller with a window of so many bytes, which answers pings.
+async fn caller(peer: Peer, window: u32) -> http2::SendRequest<Full<Bytes>> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.timer(TokioTimer::new()).initial_stream_window_size(window).adaptive_window(false);
+    let (calls, connection) = builder.handshake(TokioIo::new(peer.stream().await)).await.unwrap();
+    tokio::spawn(connection);
+    calls
+}
+
+fn echo(body: Bytes) -> Request<Full<Bytes>> {
+    let request = Request::post("http://x/echo").header("content-type", "application/json");
+    request.body(Full::new(body)).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_nobody_takes_hold_their_places_and_are_given_up() {
+    let (peer, _) = start_with(ServerConfig { max_in_flight: 4, ..ServerConfig::default() });
+    for window in [0, 1, 40_000] {
+        let mut calls = caller(peer, window).await;
+        let mut answers = Vec::new();
+        for _ in 0..4 {
+            answers.push(calls.send_request(echo(large())).await.unwrap());
+        }
+        assert!(answers.iter().all(|answer| answer.status() == StatusCode::OK));
+        sleep(Duration::from_secs(25)).await;
+        peer.post("/echo", "", ECHO).await.is_problem(503, "overloaded");
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(peer.post("/echo", "", ECHO).await.status, 200, "window {window}");
+        for answer in answers {
+            assert!(answer.into_body().collect().await.is_err(), "was reset");
+        }
+        // The connection is none the worse for it.
+        if window == 40_000 {
+            assert_eq!(calls.send_request(echo(ECHO.into())).await.unwrap().status(), StatusCode::OK);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_gets_all_of_it() {
+    let (peer, _) = start_with(ServerConfig { max_in_flight: 1, ..ServerConfig::default() });
+    let mut calls = caller(peer, 100_000).await;
+    let answer = calls.send_request(echo(large())).await.unwrap();
+    let (mut body, mut bytes, begun) = (answer.into_body(), 0, Instant::now());
+    while let Some(frame) = body.frame().await {
+        bytes += frame.unwrap().into_data().unwrap().len();
+        sleep(Duration::from_secs(2)).await;
+    }
+    assert_eq!(bytes, 1_000_000 + r#"{"text":"","caller":null}"#.len());
+    assert!(begun.elapsed() > Duration::from_secs(60), "slower than any limit on the whole");
+    assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_without_streams_rests_for_thirty_seconds() {
+    let (peer, _) = start_with(ServerConfig::default());
+    let mut calls = caller(peer, 100_000).await;
+    for _ in 0..3 {
+        sleep(Duration::from_secs(28)).await;
+        let answer = calls.send_request(echo(ECHO.into())).await.unwrap();
+        answer.into_body().collect().await.unwrap();
+    }
+    let wait = Request::post("http://x/wait").header("content-type", "application/json");
+    let answer = calls.send_request(wait.body(Full::from(r#"{"ms":50000}"#)).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK, "work is no rest");
+    answer.into_body().collect().await.unwrap();
+    let begun = Instant::now();
+    while calls.ready().await.is_ok() {
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!((30..=32).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+
+    // One that opens with the preface and says nothing more has no longer.
+    let mut line: Line = peer.connect().await;
+    line.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    let begun = Instant::now();
+    line.rest().await;
+    assert!(begun.elapsed() <= Duration::from_secs(60), "{:?}", begun.elapsed());
+}

@@ -52,7 +52,13 @@ fn its_limits_are_the_defaults() {
         format!("| head; fields in it | {} KiB; {} |", server.max_head >> 10, server.max_headers),
         format!("| path and query | {} KiB |", server.max_uri >> 10),
         format!("| a head, a body to arrive | {} s, {} s |", head.as_secs(), body.as_secs()),
-        format!("| a connection at rest | {} s |", server.idle_timeout.as_secs()),
+        format!(
+            "| a connection at rest, over HTTP/2 without streams | {} s |",
+            server.idle_timeout.as_secs()
+        ),
+        format!("| a write that stands still | {} s |", server.write_timeout.as_secs()),
+        format!("| all bodies that are still arriving | {} MiB |", server.max_arriving >> 20),
+        format!("| establishing who calls | {} s |", server.authenticate_timeout.as_secs()),
         format!("| requests running in one server | {} |", server.max_in_flight),
         format!("| connections to one server | {} |", server.max_connections),
         format!("| tasks running, waiting in a brain | {}, {} |", brain.max_running, brain.max_queued),

@@ -39,7 +39,7 @@ pub struct ResponseBody {
 enum Content {
     Nothing,
     Whole(Bytes),
-    /// A large one, in slices of memory that tells when it is sent.
+    /// A large one, in slices of memory whose end says that it is sent.
     Large {
         rest: Bytes,
         sent: Arc<Sent>,

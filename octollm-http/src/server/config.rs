@@ -12,7 +12,7 @@ pub struct ServerConfig {
     pub head_timeout: Duration,
     /// From the end of the head to the end of the body.
     pub body_timeout: Duration,
-    /// How long a connection is kept open between two requests, and over HTTP/2 without a stream. A client should keep it
+    /// How long a connection stays open between two requests, and over HTTP/2 without a stream. A client should keep it
     /// for less.
     pub idle_timeout: Duration,
     /// How long a write may stand still because the caller does not read. Over HTTP/2 this is the limit for a stream as well.

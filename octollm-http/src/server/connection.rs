@@ -188,7 +188,7 @@ async fn answer_http1(
     if status == StatusCode::SWITCHING_PROTOCOLS || (tunnel && status.is_success()) {
         state.upgrade();
     } else if vitals.is_draining() {
-        // A connection that is closed under its caller may lose the next request: it is told beforehand.
+        // A connection that is closed under its caller may lose the next request, so the answer before says it.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.body_mut().sent_by_http1(running);

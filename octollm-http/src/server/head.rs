@@ -237,12 +237,12 @@ pub(crate) fn is_json(value: &str) -> bool {
 pub(crate) struct Accepts {
     /// The most specific range that fits decides (RFC 9110 §12.5.1).
     best: Option<(u8, bool)>,
-    told: bool,
+    stands: bool,
 }
 
 impl Accepts {
     pub(crate) fn add(&mut self, value: &HeaderValue) {
-        self.told = true;
+        self.stands = true;
         for range in value.to_str().unwrap_or_default().split(',') {
             if let Some(found) = range_for_json(range)
                 && self.best.is_none_or(|best| found.0 > best.0)
@@ -254,7 +254,7 @@ impl Accepts {
 
     /// Whether it takes `application/json`.
     pub(crate) fn json(self) -> bool {
-        !self.told || self.best.is_some_and(|(_, taken)| taken)
+        !self.stands || self.best.is_some_and(|(_, taken)| taken)
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Limited<S> {
     stream: S,
     times: Times,
     state: Arc<State>,
-    /// Read before hyper was there, to tell the protocol.
+    /// Read before hyper was there, to know the protocol.
     early: Bytes,
     /// A limit has passed: this is the end of the bytes, as far as hyper sees.
     closed: bool,
@@ -159,7 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         }
     }
 
-    /// Reads as far as needed to tell the protocol.
+    /// Reads as far as needed to know the protocol.
     ///
     /// # Errors
     /// The connection's own, or none of it came in time.

@@ -163,8 +163,8 @@ fn challenge(kind: ErrorKind) -> Option<HeaderValue> {
 fn echo(head: &HeaderMap, name: &HeaderName, id: &RequestId) -> HeaderValue {
     match head.get(name) {
         Some(value) if value == id.as_str() => value.clone(),
-        told => {
-            if told.is_some() {
+        other => {
+            if other.is_some() {
                 tracing::debug!(%name, %id, "malformed id replaced");
             }
             HeaderValue::from_str(id.as_str()).unwrap_or(HeaderValue::from_static("unknown"))

@@ -288,7 +288,7 @@ impl Core {
     }
 }
 
-/// The head by itself; an empty one stays behind.
+/// The head by itself; an empty one takes its place.
 fn taken(head: &mut Parts) -> Parts {
     std::mem::replace(head, Request::new(()).into_parts().0)
 }

@@ -25,6 +25,7 @@ pub(crate) struct Streams(Arc<Shared>);
 struct Shared {
     write_timeout: Duration,
     running: AtomicUsize,
+    /// The first stream was opened, or the last one has ended.
     changed: Notify,
 }
 
@@ -85,8 +86,9 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, work: F) {
-        self.0.running.fetch_add(1, Ordering::AcqRel);
-        self.0.changed.notify_waiters();
+        if self.0.running.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.0.changed.notify_waiters();
+        }
         let guard = Guarded {
             work: Box::pin(work),
             stream: Arc::default(),
@@ -114,8 +116,9 @@ struct Open(Arc<Shared>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::AcqRel);
-        self.0.changed.notify_waiters();
+        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.changed.notify_waiters();
+        }
     }
 }
 

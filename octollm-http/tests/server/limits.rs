@@ -1,12 +1,18 @@
 //! What a server does not wait for, and what it does not take: the usual limits, on a clock that is paused.
 
-use std::time::Duration;
+use std::{io, pin::Pin, time::Duration};
 
-use octollm_http::server::ServerConfig;
-use tokio::time::{Instant, sleep};
+use octollm_http::{
+    io::{Acceptor, Peer as From, PipeAcceptor},
+    server::ServerConfig,
+};
+use tokio::{
+    io::DuplexStream,
+    time::{Instant, sleep},
+};
 
 use crate::{
-    arms::{start_with, worker},
+    arms::{network, start_with, worker},
     peer::{Line, Peer, post},
 };
 
@@ -199,6 +205,41 @@ async fn connections_beyond_the_limit_wait() {
     second.write(post("/echo", "", r#"{"text":"b"}"#)).await;
     drop(first);
     assert_eq!(second.answer().await.json()["text"], "b");
+}
+
+/// Opens its first connection never, and the others at once.
+struct Stuck(PipeAcceptor, bool);
+
+impl Acceptor for Stuck {
+    type Io = DuplexStream;
+    type Opening = Pin<Box<dyn Future<Output = io::Result<(DuplexStream, From)>> + Send>>;
+
+    async fn accept(&mut self) -> io::Result<Self::Opening> {
+        let opening = self.0.accept().await?;
+        Ok(match std::mem::replace(&mut self.1, true) {
+            // What is there is held, not closed.
+            false => Box::pin(async move {
+                let _held = opening.await?;
+                std::future::pending().await
+            }),
+            true => Box::pin(opening),
+        })
+    }
+
+    fn is_local(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_connection_that_does_not_open() {
+    let (peer, acceptor) = network();
+    let config = ServerConfig { max_connections: 2, ..ServerConfig::default() };
+    tokio::spawn(worker().config(config).listen(Stuck(acceptor, false)).unwrap().run());
+    let stuck = peer.connect().await;
+    sleep(secs(1)).await;
+    assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
+    assert_eq!(open_for(stuck).await, (9, vec![]));
 }
 
 /// An echo that fits into no buffer on the way.

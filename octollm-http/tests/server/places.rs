@@ -1,17 +1,23 @@
 //! HTTP/2 callers that do not read: what their answers hold is bounded, in room and in time.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full};
+use futures_util::stream;
+use http::{Method, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use octollm_http::server::ServerConfig;
+use octollm_http::{
+    Server,
+    server::{RequestBody, ServerConfig},
+};
 use tokio::time::{Instant, sleep};
+use tower::service_fn;
 
 use crate::{
-    arms::start_with,
+    arms::{start, start_with, worker},
     peer::{Line, Peer},
 };
 
@@ -99,4 +105,53 @@ async fn a_connection_without_streams_rests_for_thirty_seconds() {
     let begun = Instant::now();
     line.rest().await;
     assert!(begun.elapsed() <= Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+/// Answers with so many pieces, one after each pause.
+fn pieces(count: usize, pause: Duration) -> Server {
+    let route = service_fn(move |_: Request<RequestBody>| async move {
+        let pieces = stream::unfold(0, move |n| async move {
+            sleep(pause).await;
+            (n < count).then(|| (Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 20]))), n + 1))
+        });
+        Ok::<_, Infallible>(Response::new(StreamBody::new(pieces)))
+    });
+    let config = ServerConfig { max_in_flight: 1, ..ServerConfig::default() };
+    worker().config(config).route(Method::GET, "/pieces", route)
+}
+
+fn get() -> Request<Full<Bytes>> {
+    Request::get("http://x/pieces").body(Full::default()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_pieces_may_take_its_time_on_both_sides() {
+    // A slow reader of many, and a patient one of few: the source rests for longer than any write may.
+    for (count, pause, window, wait) in [(10_000, 0, 1_000, 10), (5, 100_000, 65_535, 0)] {
+        let peer = start(pieces(count, Duration::from_millis(pause)));
+        let mut calls = caller(peer, window).await;
+        let (mut body, mut bytes) = (calls.send_request(get()).await.unwrap().into_body(), 0);
+        while let Some(frame) = body.frame().await {
+            bytes += frame.unwrap().into_data().unwrap().len();
+            sleep(Duration::from_millis(wait)).await;
+            if bytes == count / 5 * 20 {
+                peer.post("/echo", "", ECHO).await.is_problem(503, "overloaded");
+            }
+        }
+        assert_eq!(bytes, count * 20);
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_nobody_reads_is_reset() {
+    let peer = start(pieces(10_000, Duration::ZERO));
+    let mut calls = caller(peer, 1_000).await;
+    let answer = calls.send_request(get()).await.unwrap();
+    sleep(Duration::from_secs(29)).await;
+    peer.post("/echo", "", ECHO).await.is_problem(503, "overloaded");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
+    assert!(answer.into_body().collect().await.is_err());
 }

@@ -57,7 +57,7 @@ impl Document {
         let mut document = self.with_tasks();
         let answers = &mut document.paths.entry("/tasks").or_insert(Value::Null)["post"]["responses"];
         answers["200"] = answers["202"].clone();
-        answers["200"]["description"] = "The task was answered at once, and is not kept.".into();
+        answers["200"]["description"] = "The task was answered at once, and is not stored.".into();
         document
     }
 

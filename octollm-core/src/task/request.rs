@@ -190,9 +190,10 @@ impl Submission {
     /// A task that runs `input`.
     ///
     /// # Errors
-    /// [`InvalidSubmission`] when it cannot be written as JSON.
+    /// [`InvalidSubmission`] when it cannot be written as JSON, as with a number that is infinite or NaN.
     pub fn of<C: TaskContract>(input: &C) -> Result<Self, InvalidSubmission> {
-        let input = RawJson::of(input).map_err(InvalidSubmission)?;
+        let written = json::write_input(input).map_err(|error| InvalidSubmission(error.into()))?;
+        let input = RawJson::from_slice(&written).map_err(|error| InvalidSubmission(error.into()))?;
         if C::SPEC.reference() == TaskRequest::SPEC.reference()
             && let Ok(request) = input.read::<TaskRequest>()
         {
@@ -317,7 +318,7 @@ impl From<TaskRequest> for Submission {
 /// A task that cannot be written as JSON.
 #[derive(Debug, thiserror::Error)]
 #[error("the task cannot be written as JSON")]
-pub struct InvalidSubmission(#[source] serde_json::Error);
+pub struct InvalidSubmission(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 #[cfg(test)]
 mod tests {
@@ -331,6 +332,24 @@ mod tests {
         let read = Submission::from_json(sent.to_json().as_str().as_bytes()).unwrap();
         assert_eq!((read.budget, read.priority), (budget, Priority::High));
         assert_eq!(read, sent);
+    }
+
+    #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+    struct Ping;
+
+    impl TaskContract for Ping {
+        type Output = ();
+        type Chunk = NoChunk;
+        const SPEC: ContractSpec = ContractSpec::new("ping.run", "/run", "ping:run");
+    }
+
+    #[test]
+    fn an_input_is_written_as_for_a_call() {
+        assert_eq!(Submission::of(&Ping).unwrap().input.as_str(), "{}");
+        let budget = TaskBudget { max_cost_dollars: Some(f64::NAN), ..TaskBudget::default() };
+        let error = Submission::of(&TaskRequest { budget, ..TaskRequest::new("goal") }).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(cause, "budget.max_cost_dollars is infinite or not a number");
     }
 
     #[test]

@@ -105,6 +105,7 @@ pub struct JournalStep {
     #[serde(default)]
     pub endpoint: String,
     /// How many attempts were made.
+    #[serde(default = "one")]
     pub attempts: u32,
     /// How it ended.
     pub outcome: StepOutcome,
@@ -125,6 +126,10 @@ pub struct JournalStep {
     pub cost_dollars: f64,
     /// When it was answered; for an unknown outcome, when the call was begun.
     pub at: Timestamp,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// How a call of a task ended.

@@ -143,7 +143,7 @@ async fn mesh() -> (Mesh, Adder) {
         .arm::<Increment>("adder", adder.clone())
         .arm::<Pass>("relay", Relay)
         .brain(Review)
-        .brain(Plan::new())
+        .brain(Plan::new().contract::<Increment>())
         .start()
         .await;
     (mesh, adder)

@@ -41,7 +41,11 @@ fn step(id: String, ms: u64) -> PlanStep {
 }
 
 async fn storm(crashes: Vec<u64>, lengths: Vec<u64>, fault: Option<usize>) {
-    let mesh = Mesh::builder().arm::<Increment>("adder", Adder).brain(Plan::new()).start().await;
+    let mesh = Mesh::builder()
+        .arm::<Increment>("adder", Adder)
+        .brain(Plan::new().contract::<Increment>())
+        .start()
+        .await;
     if let Some(after) = fault {
         mesh.fault("adder", Fault::Slow(Duration::from_secs(3)).once().after(after));
     }

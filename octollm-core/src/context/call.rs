@@ -189,6 +189,11 @@ impl Request {
         }
     }
 
+    /// Adds what the caller knows of the contract.
+    pub(crate) fn with_spec(self, spec: Option<Spec>) -> Self {
+        Self { spec, ..self }
+    }
+
     /// Says which batch it belongs to, and the share of that batch's budget that it may use.
     pub(crate) fn of_batch(mut self, first: StepKey, share: Budget) -> Self {
         self.budget = self.budget.within(share);

@@ -33,7 +33,10 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
@@ -44,7 +47,7 @@ use crate::{
     arm::Arm,
     card::ArmCard,
     context::{CALLS_AT_ONCE, Context},
-    contract::{ContractCard, ContractRef, ContractSpec, NoChunk, TaskContract, Violations},
+    contract::{ContractCard, ContractRef, ContractSpec, NoChunk, OwnedSpec, Spec, TaskContract, Violations},
     error::{ArmError, Failure},
 };
 
@@ -134,6 +137,7 @@ impl TaskContract for RunPlan {
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
     config: PlanConfig,
+    specs: HashMap<ContractRef, Spec>,
 }
 
 /// The limits of a [`Plan`].
@@ -175,8 +179,26 @@ impl Plan {
             .find(|(_, limit)| *limit == 0);
         match zero {
             Some((setting, _)) => Err(InvalidPlanConfig { setting }),
-            None => Ok(Self { config }),
+            None => Ok(Self { config, specs: HashMap::new() }),
         }
+    }
+
+    /// Adds what the program knows of the contract `C`: whether a step that calls it may be made twice, and its time limit.
+    ///
+    /// A plan is data, and names its contracts alone. Without their facts no step is idempotent: it is not retried once it
+    /// may have run, and where a brain crashed in the middle of it, it fails as
+    /// [`OutcomeUnknown`](crate::error::ErrorKind::OutcomeUnknown) in place of running twice.
+    #[must_use]
+    pub fn contract<C: TaskContract>(mut self) -> Self {
+        self.specs.insert(C::SPEC.reference(), Spec::of::<C>());
+        self
+    }
+
+    /// Adds what the program's user knows of a contract: see [`contract`](Self::contract).
+    #[must_use]
+    pub fn spec(mut self, spec: OwnedSpec) -> Self {
+        self.specs.insert(spec.contract.clone(), spec.into());
+        self
     }
 
     /// Looks for everything that would keep a plan from running with the arms of these cards.
@@ -204,7 +226,7 @@ impl Plan {
     pub async fn run(&self, plan: &RunPlan, cx: &Context) -> Result<PlanOutput, ArmError> {
         let cards = cx.cards().await;
         let checked = check::check(plan, &cards, self.config.max_steps).map_err(Failure::invalid)?;
-        run::run(checked, self.config.calls_at_once, cx).await
+        run::run(checked, &self.specs, self.config.calls_at_once, cx).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! The loop that runs a plan.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::Value;
@@ -14,14 +14,20 @@ use super::{
 use crate::{
     budget::Budget,
     context::{Context, Request, Shares, read_value},
+    contract::{ContractRef, Spec},
     error::{ArmError, CallError, ErrorKind},
     transport::StepKey,
     update::Phase,
 };
 
 /// Runs a plan to its end, or to its first failure.
-pub(super) async fn run(plan: Checked, calls_at_once: usize, cx: &Context) -> Result<PlanOutput, ArmError> {
-    let mut run = Run::new(plan, cx);
+pub(super) async fn run(
+    plan: Checked,
+    specs: &HashMap<ContractRef, Spec>,
+    calls_at_once: usize,
+    cx: &Context,
+) -> Result<PlanOutput, ArmError> {
+    let mut run = Run::new(plan, specs, cx);
     cx.phase(Phase::Execution);
     run.tell();
     run.start_ready()?;
@@ -51,6 +57,7 @@ struct Place {
 
 struct Run<'a> {
     plan: Checked,
+    specs: &'a HashMap<ContractRef, Spec>,
     cx: &'a Context,
     done: Done,
     /// Calls that may be made now, in the order in which they became ready.
@@ -63,10 +70,11 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(plan: Checked, cx: &'a Context) -> Self {
+    fn new(plan: Checked, specs: &'a HashMap<ContractRef, Spec>, cx: &'a Context) -> Self {
         let steps = plan.steps.len();
         Self {
             plan,
+            specs,
             cx,
             done: Done::default(),
             waiting: VecDeque::new(),
@@ -122,7 +130,8 @@ impl<'a> Run<'a> {
         let name = name(id, place);
         let input = input.fill(&self.outputs, item).map_err(|missing| unfit(&name, missing))?;
         let first = self.plan.steps.first().map_or_else(|| name.clone(), |step| step.id.clone());
-        let request = Request::json(self.cx.clone(), StepKey::Name(name), contract, &input);
+        let request = Request::json(self.cx.clone(), StepKey::Name(name), contract, &input)
+            .with_spec(self.specs.get(contract).cloned());
         Ok(request.of_batch(StepKey::Name(first), share))
     }
 

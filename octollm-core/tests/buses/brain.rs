@@ -38,7 +38,9 @@ async fn a_stalled_monitor_hides_the_end_of_no_task_from_another() {
     }
     let mut seen = 0;
     while !tasks.is_empty() {
-        let event = heard(&mut monitor).await;
+        // The stalled one is waited for once.
+        let next = tokio::time::timeout(std::time::Duration::from_secs(30), monitor.next()).await;
+        let Ok(Some(Signal::Event(event))) = next else { panic!("after {seen} events: {next:?}") };
         seen += 1;
         let TaskEvent { task_id, change, .. } = TaskEvent::try_from(&event).unwrap();
         if let TaskChange::Completed(spent) = change {

@@ -1,11 +1,12 @@
 //! The arms that can be called.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use octollm_core::{
     Context,
     card::ArmCard,
+    context::CallFuture,
     contract::{ContractRef, TaskContract},
     deadline::Deadline,
     error::CallError,
@@ -42,32 +43,25 @@ impl Arms {
         Self(Arc::new(Shared { carrier, directory }))
     }
 
-    /// Calls the arm that serves `C`.
+    /// Calls the arm that serves `C`, in a context of its own: see [`Context::call`].
     ///
     /// # Errors
-    /// A [`CallError`]: see its `kind`, `retryable` and `may_have_executed`.
+    /// As [`CallFuture`].
     ///
     /// # Cancel safety
     /// Dropping the future gives the call up: its connection is closed, and the arm sees that.
-    pub fn call<C: TaskContract>(
-        &self,
-        task: C,
-    ) -> impl Future<Output = Result<C::Output, CallError>> + Send + use<C> {
-        self.context().call(task)
+    pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
+        self.context().call(input)
     }
 
-    /// Calls an arm by a contract's name, with JSON in and JSON out.
+    /// Calls an arm by a contract's name, with JSON in and JSON out: see [`Context::call_json`].
     ///
     /// # Errors
     /// As [`call`](Self::call).
     ///
     /// # Cancel safety
     /// As [`call`](Self::call).
-    pub fn call_json(
-        &self,
-        contract: &ContractRef,
-        input: &Value,
-    ) -> impl Future<Output = Result<Value, CallError>> + Send + use<> {
+    pub fn call_json(&self, contract: &ContractRef, input: &Value) -> CallFuture<Value> {
         self.context().call_json(contract, input)
     }
 

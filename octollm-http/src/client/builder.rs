@@ -7,7 +7,7 @@ use http::{Request, Response};
 use octollm_core::{
     card::ArmCard,
     contract::{ContractCard, TaskContract},
-    transport::{Call, Reply},
+    transport::{Call, CallService, Reply},
 };
 use tower::{BoxError, Layer, Service};
 
@@ -21,7 +21,7 @@ use super::{
     orchestrator_client::OrchestratorClient,
     pool::Pool,
     route::ConfiguredArm,
-    stack::{CallLayer, CallService, Carrier, call_layer},
+    stack::{CallLayer, Carrier, call_layer},
 };
 use crate::io::{Connector, Tcp};
 
@@ -148,8 +148,8 @@ impl ArmsBuilder {
         self
     }
 
-    /// Puts a layer around each call, above the choice of an endpoint: a retry here can reach another endpoint, by way of
-    /// [`Call::avoid`]. The layer added last is the outermost. An error that is no
+    /// Puts a layer around each call, above its [retry](octollm_core::context::CallFuture::retry) and the choice of an endpoint: a
+    /// retry here, too, can reach another endpoint, by way of [`Call::avoid`]. The layer added last is the outermost. An error that is no
     /// [`CallError`](octollm_core::error::CallError) becomes the source of one.
     pub fn layer<L>(mut self, layer: L) -> Self
     where

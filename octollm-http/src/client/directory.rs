@@ -96,6 +96,11 @@ impl Directory {
         self.known.read().unwrap_or_else(PoisonError::into_inner).routes.get(contract).cloned()
     }
 
+    /// Whether a call of this contract runs once if it has a key, as the cards say.
+    pub(super) fn honours_keys(&self, contract: &ContractRef) -> bool {
+        self.route(contract).is_some_and(|route| route.honours_keys())
+    }
+
     /// The way to a contract; the arms are asked where it is not known. One that answers late holds up only calls
     /// that no other can serve.
     ///

@@ -22,6 +22,6 @@ pub use self::{
     exchange::{Exchange, Target},
     exchange_error::ExchangeError,
     orchestrator_client::OrchestratorClient,
-    stack::CallService,
     task_handle::TaskHandle,
 };
+pub use octollm_core::transport::CallService;

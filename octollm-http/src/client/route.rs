@@ -17,7 +17,7 @@ use http::{
 };
 use octollm_core::{
     card::ArmCard,
-    contract::{ContractCard, ContractRef},
+    contract::{ContractCard, ContractRef, Keys},
     error::{ErrorKind, Failure},
     transport::Call,
 };
@@ -54,6 +54,8 @@ pub(super) struct Offer {
     /// Its place among all endpoints of the directory.
     pub(super) site: usize,
     pub(super) timeout: Duration,
+    /// Whether a call with a key runs once, whichever process of the arm it reaches.
+    honours_keys: bool,
     /// Of the arm's schemas; empty where it does not tell.
     pub(super) fingerprint: String,
     /// Set at the first call that has schemas of its own.
@@ -95,6 +97,13 @@ impl Route {
             route.offers.iter().map(|offer| (Arc::clone(&offer.arm), offer.uri.clone())).collect::<Vec<_>>()
         };
         places(self) == places(other)
+    }
+
+    /// Whether a call with a key runs once, however often it is sent and wherever.
+    pub(super) fn honours_keys(&self) -> bool {
+        let mut arms = self.offers.iter().map(|offer| &offer.arm);
+        let first = arms.next();
+        arms.all(|arm| Some(arm) == first) && self.offers.iter().all(|offer| offer.honours_keys)
     }
 
     pub(super) fn at_site(&self, site: usize) -> Option<&Offer> {
@@ -181,6 +190,7 @@ fn offer(arm: &Arc<str>, endpoint: &Endpoint, site: usize, contract: &ContractCa
         uri: endpoint.route(&contract.path)?,
         site,
         timeout: Duration::from_millis(contract.timeout_ms),
+        honours_keys: contract.keys == Keys::Shared,
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),
     })

@@ -12,9 +12,10 @@ use octollm_core::{
     contract::ContractRef,
     deadline::{Deadline, DeadlinePassed},
     error::{CallError, ErrorKind, Failure},
-    transport::{Call, Reply, Trip},
+    resilience::RetryLayer,
+    transport::{Call, CallService, Reply, Trip},
 };
-use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};
+use tower::{BoxError, Layer, Service, ServiceExt};
 
 use super::{
     answer,
@@ -24,9 +25,6 @@ use super::{
     pool::Terms,
     route::{Offer, Route},
 };
-
-/// What carries calls: to whatever endpoint is chosen, or to one of them. A layer wraps it and is one again.
-pub type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 
 /// A layer of a user, for the place above the choice of an endpoint or below it.
 pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
@@ -39,7 +37,7 @@ where
     <L::Service as Service<Call>>::Error: Into<BoxError>,
     <L::Service as Service<Call>>::Future: Send + 'static,
 {
-    Arc::new(move |inner| BoxCloneSyncService::new(Typed::new(layer.layer(inner))))
+    Arc::new(move |inner| CallService::new(Typed::new(layer.layer(inner))))
 }
 
 /// A service, and the layers around it if there are any. Without layers nothing is boxed.
@@ -58,18 +56,18 @@ where
     fn new(inner: S, layers: &[CallLayer]) -> Self {
         match layers {
             [] => Self::Plain(inner),
-            layers => Self::Layered(
-                layers.iter().fold(BoxCloneSyncService::new(inner), |inner, layer| layer(inner)),
-            ),
+            layers => Self::Layered(layers.iter().fold(CallService::new(inner), |inner, layer| layer(inner))),
         }
     }
 }
 
 /// Carries calls to the arms of a directory.
 pub(super) struct Carrier {
-    top: Stack<Choice>,
-    /// Whether a layer could hold a call beyond its deadline.
-    has_layers: bool,
+    choice: Choice,
+    /// The choice within the retry, and that within the layers of a user.
+    top: CallService,
+    has_layers_above: bool,
+    has_layers_below: bool,
 }
 
 /// Chooses an endpoint for each call, and carries the call there.
@@ -111,26 +109,32 @@ impl Carrier {
         };
         let stacks = directory.sites().enumerate().map(|site| Stack::new(at(site), below)).collect();
         let choice = Choice(Arc::new(Sites { directory: Arc::clone(directory), stacks }));
-        Self { top: Stack::new(choice, above), has_layers: !(above.is_empty() && below.is_empty()) }
+        let cards = Arc::clone(directory);
+        let retry = RetryLayer::when_asked().keys_honoured(move |call| cards.honours_keys(&call.contract));
+        let retried = CallService::new(retry.layer(choice.clone()));
+        Self {
+            choice,
+            top: above.iter().fold(retried, |inner, layer| layer(inner)),
+            has_layers_above: !above.is_empty(),
+            has_layers_below: !below.is_empty(),
+        }
     }
 
     /// # Cancel safety
     /// Dropping the future gives the call up.
     pub(super) async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        let is_plain = call.retry == 0 && !self.has_layers_above;
         // Without layers the steps below end at the deadline themselves, and say more about it.
-        let deadline = call.parts.deadline.filter(|_| self.has_layers);
+        let deadline = call.parts.deadline.filter(|_| !is_plain || self.has_layers_below);
         let contract = call.contract.clone();
-        let sending = pin!(self.send(call));
+        let sending = pin!(self.send(call, is_plain));
         Deadline::run_until(deadline, sending).await.unwrap_or_else(|DeadlinePassed| {
             Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded)))
         })
     }
 
-    async fn send(&self, call: Call) -> Result<Reply, CallError> {
-        match &self.top {
-            Stack::Plain(choice) => choice.0.carry(&call).await,
-            Stack::Layered(service) => service.clone().oneshot(call).await,
-        }
+    async fn send(&self, call: Call, is_plain: bool) -> Result<Reply, CallError> {
+        if is_plain { self.choice.0.carry(&call).await } else { self.top.clone().oneshot(call).await }
     }
 }
 
@@ -242,8 +246,7 @@ impl Site {
         });
         match output {
             Ok(output) => {
-                let mut trip = Trip::new(&*self.arm, self.endpoint.as_str());
-                trip.attempts = call.parts.attempt;
+                let trip = Trip::new(&*self.arm, self.endpoint.as_str());
                 Ok(Reply::new(output, trip).with_usage(usage))
             }
             Err(mut failure) => {
@@ -364,6 +367,6 @@ fn typed(contract: ContractRef, error: BoxError) -> CallError {
 
 impl fmt::Debug for Carrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Carrier").field("has_layers", &self.has_layers).finish_non_exhaustive()
+        f.debug_struct("Carrier").field("has_layers_above", &self.has_layers_above).finish_non_exhaustive()
     }
 }

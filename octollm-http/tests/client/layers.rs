@@ -12,13 +12,16 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::Request;
 use octollm_core::{
-    contract::{Spec, TaskContract},
+    contract::{Keys, Spec, TaskContract as _},
     deadline::Deadline,
     error::{CallError, ErrorKind},
     parts::ContextParts,
     transport::{Call, IdempotencyKey, Reply, StepKey, Transport},
 };
 use octollm_http::client::{CallService, ClientConfig, Target};
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 use tower::{
@@ -31,7 +34,7 @@ use tower::{
     util::{MapErrLayer, MapRequestLayer},
 };
 
-use crate::peer::{Answer, Check, Peer, arms, card, cause, check};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, card, cause, check, judge};
 
 /// Retries what may be done twice, at another endpoint.
 #[derive(Clone)]
@@ -85,8 +88,8 @@ async fn a_retry_above_the_choice_reaches_another_endpoint() {
     let urls = format!("{},{}", busy.url, good.url);
     let arms = arms().arm("judge", urls).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
     let calls = join_all((0..40).map(|_| Transport::call(&arms, idempotent()))).await;
-    let attempts: u32 = calls.into_iter().map(|reply| reply.unwrap().trip.attempts).sum();
-    assert_eq!((good.calls().len(), busy.calls().len()), (40, attempts as usize - 40));
+    assert!(calls.into_iter().all(|reply| reply.unwrap().trip.endpoint == good.url));
+    assert_eq!((good.calls().len(), busy.calls().len()), (40, 20));
     let retried = good.calls().iter().filter(|call| call.header("octollm-attempt") == Some("2")).count();
     assert_eq!(retried, busy.calls().len());
 }
@@ -238,4 +241,93 @@ async fn an_error_of_ours_passes_through_the_layers_as_it_is() {
         (error.kind(), error.arm(), error.endpoint()),
         (ErrorKind::Unavailable, Some("judge"), Some(&*peer.url))
     );
+}
+
+/// [`Check`], for callers that know it as idempotent.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.validate", output = Verdict, idempotent)]
+struct CheckAgain {
+    code: String,
+}
+
+fn again() -> CheckAgain {
+    CheckAgain { code: "fn main() {}".into() }
+}
+
+/// Fails the first calls in its way, then works.
+async fn recovering(failures: usize, failure: Answer) -> Peer {
+    let calls = AtomicUsize::new(0);
+    Peer::arm(move |_| {
+        let fails = calls.fetch_add(1, Ordering::SeqCst) < failures;
+        std::future::ready(if fails { failure.clone() } else { Answer::verdict() })
+    })
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_is_tried_again_as_often_as_it_asks_where_that_is_safe() {
+    let peer = recovering(2, Answer::Last(vec![])).await;
+    let arms = arms().arm("judge", &peer.url).build().unwrap();
+    let error = arms.call(again()).retry(1).await.unwrap_err();
+    assert_eq!((error.kind(), error.attempts(), peer.calls().len()), (ErrorKind::ConnectionLost, 2, 2));
+    arms.call(again()).retry(1).await.unwrap();
+    // What is not idempotent is sent once.
+    let peer = recovering(1, Answer::Last(vec![])).await;
+    let error = judge(&peer.url).call(check()).retry(5).await.unwrap_err();
+    assert_eq!((error.kind(), peer.calls().len()), (ErrorKind::ConnectionLost, 1));
+    assert!(error.may_have_executed());
+    // What was refused before it began is sent again, whatever it is.
+    let peer = recovering(2, Answer::Json(503, json!({}))).await;
+    judge(&peer.url).call(check()).retry(2).await.unwrap();
+    let attempts: Vec<_> =
+        peer.calls().iter().map(|call| call.header("octollm-attempt").map(str::to_owned)).collect();
+    assert_eq!(attempts, ["1", "2", "3"].map(|n| Some(n.to_owned())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_waits_as_long_as_it_is_asked_to_and_not_beyond_the_deadline() {
+    let head = b"HTTP/1.1 503 X\r\nretry-after: 2\r\ncontent-length: 0\r\n\r\n";
+    let peer = recovering(1, Answer::Raw(head.to_vec())).await;
+    let arms = judge(&peer.url);
+    arms.cards().await;
+    let begun = Instant::now();
+    let error = arms.call(check()).retry(1).within(Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), begun.elapsed()),
+        (ErrorKind::Unavailable, Duration::ZERO),
+        "it would come too late"
+    );
+    let peer = recovering(1, Answer::Raw(head.to_vec())).await;
+    let arms = judge(&peer.url);
+    arms.cards().await;
+    arms.call(check()).retry(1).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_asks_for_a_retry_gets_it_at_another_endpoint() {
+    let (busy, good) = (busy().await, good().await);
+    let arms = arms().arm("judge", format!("{},{}", busy.url, good.url)).build().unwrap();
+    let calls = join_all((0..40).map(|_| arms.call(check()).retry(1))).await;
+    assert!(calls.into_iter().all(|verdict| verdict.is_ok()));
+    assert_eq!((good.calls().len(), busy.calls().len()), (40, 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_makes_a_retry_safe_where_the_card_says_that_keys_are_shared() {
+    for (keys, sent) in [(Keys::None, 1), (Keys::Instance, 1), (Keys::Shared, 2)] {
+        let mut card = card("judge");
+        card.contracts[0].keys = keys;
+        let calls = AtomicUsize::new(0);
+        let peer = Peer::with_card(card, move |_| {
+            let lost = calls.fetch_add(1, Ordering::SeqCst) == 0;
+            std::future::ready(if lost { Answer::Last(vec![]) } else { Answer::verdict() })
+        })
+        .await;
+        let arms = arms().arm("judge", &peer.url).build().unwrap();
+        let mut call = plain();
+        (call.key, call.retry) = (IdempotencyKey::new("k"), 3);
+        assert_eq!(Transport::call(&arms, call).await.is_ok(), sent == 2);
+        assert_eq!(peer.calls().len(), sent, "{keys:?}");
+    }
 }

@@ -279,6 +279,9 @@ impl Server {
 
     fn build(self) -> Result<(HttpService, Arc<Vitals>), ServeError> {
         self.config.check()?;
+        if let Some(invalid) = self.dispatcher.refused().first() {
+            return Err(ServeError::Contract(invalid.clone()));
+        }
         let vitals = Arc::new(Vitals::new(self.checks, self.config.check_timeout));
         let parts = Parts {
             dispatcher: Arc::new(self.dispatcher),

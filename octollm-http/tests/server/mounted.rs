@@ -52,7 +52,7 @@ async fn a_service_needs_no_socket() {
 
 /// A contract by hand, to give it any path.
 macro_rules! at {
-    ($name:ident, $path:literal) => {
+    ($name:ident, $contract:literal, $path:literal) => {
         #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         struct $name {}
 
@@ -60,7 +60,7 @@ macro_rules! at {
             type Output = Said;
             type Chunk = octollm_core::contract::NoChunk;
             const SPEC: octollm_core::contract::ContractSpec =
-                octollm_core::contract::ContractSpec::new(concat!("a.", stringify!($name)), $path, "a:b");
+                octollm_core::contract::ContractSpec::new($contract, $path, "a:b");
         }
 
         #[async_trait::async_trait]
@@ -76,11 +76,12 @@ macro_rules! at {
     };
 }
 
-at!(SameAsEcho, "/echo");
-at!(SameAsHealth, "/execute");
-at!(Braces, "/tasks/{id}");
-at!(Upwards, "/a/../b");
-at!(Hooked, "/hooks/x");
+at!(SameAsEcho, "a.same_as_echo", "/echo");
+at!(SameAsHealth, "a.same_as_execute", "/execute");
+at!(Braces, "a.braces", "/tasks/{id}");
+at!(Upwards, "a.upwards", "/a/../b");
+at!(Unnamed, "a.Unnamed", "/unnamed");
+at!(Hooked, "a.hooked", "/hooks/x");
 
 #[tokio::test(start_paused = true)]
 async fn routes_that_cannot_be_are_refused() {
@@ -93,6 +94,8 @@ async fn routes_that_cannot_be_are_refused() {
     );
     let taken = server().arm::<SameAsHealth>(worker.clone()).into_service().unwrap_err();
     assert!(matches!(taken, ServeError::RouteTaken { .. }), "{taken}");
+    let unnamed = server().arm::<Unnamed>(worker.clone()).into_service().unwrap_err();
+    assert!(matches!(unnamed, ServeError::Contract(_)), "{unnamed}");
     let odd = server().arm::<Braces>(worker.clone()).into_service().unwrap_err();
     assert!(matches!(odd, ServeError::InvalidPath { .. }), "{odd}");
     let odd = server().arm::<Upwards>(worker.clone()).into_service().unwrap_err();

@@ -279,6 +279,9 @@ impl Server {
 
     fn build(self) -> Result<(HttpService, Arc<Vitals>), ServeError> {
         self.config.check()?;
+        if let Some(refused) = self.dispatcher.refused().first() {
+            return Err(refused.clone().into());
+        }
         let vitals = Arc::new(Vitals::new(self.checks, self.config.check_timeout));
         let parts = Parts {
             dispatcher: Arc::new(self.dispatcher),

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use octollm_core::contract::InvalidContract;
+
 use super::config::InvalidConfig;
 
 /// Why a server does not serve.
@@ -11,6 +13,9 @@ pub enum ServeError {
     /// A limit that no server can keep.
     #[error("the configuration is not valid")]
     Config(#[from] InvalidConfig),
+    /// A contract that no server can serve: its name has no form in other protocols, or its input is not an object.
+    #[error("a contract cannot be served")]
+    Contract(#[from] InvalidContract),
     /// The path of a contract or of a route is no path.
     #[error("`{path}` is not the path of a route: it begins with `/` and has no `{{`, `}}`, `%`, `?` or `#`")]
     InvalidPath {

@@ -52,7 +52,7 @@ async fn a_service_needs_no_socket() {
 
 /// A contract by hand, to give it any path.
 macro_rules! at {
-    ($name:ident, $path:literal) => {
+    ($name:ident, $contract:literal, $path:literal) => {
         #[derive(serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         struct $name {}
 
@@ -60,7 +60,7 @@ macro_rules! at {
             type Output = Said;
             type Chunk = octollm_core::contract::NoChunk;
             const SPEC: octollm_core::contract::ContractSpec =
-                octollm_core::contract::ContractSpec::new(concat!("a.", stringify!($name)), $path, "a:b");
+                octollm_core::contract::ContractSpec::new($contract, $path, "a:b");
         }
 
         #[async_trait::async_trait]
@@ -76,11 +76,12 @@ macro_rules! at {
     };
 }
 
-at!(SameAsEcho, "/echo");
-at!(SameAsHealth, "/execute");
-at!(Braces, "/tasks/{id}");
-at!(Upwards, "/a/../b");
-at!(Hooked, "/hooks/x");
+at!(SameAsEcho, "a.echo", "/echo");
+at!(SameAsHealth, "a.health", "/execute");
+at!(Braces, "a.braces", "/tasks/{id}");
+at!(Upwards, "a.upwards", "/a/../b");
+at!(Hooked, "a.hooked", "/hooks/x");
+at!(Misnamed, "a.v2", "/misnamed");
 
 #[tokio::test(start_paused = true)]
 async fn routes_that_cannot_be_are_refused() {
@@ -97,6 +98,9 @@ async fn routes_that_cannot_be_are_refused() {
     assert!(matches!(odd, ServeError::InvalidPath { .. }), "{odd}");
     let odd = server().arm::<Upwards>(worker.clone()).into_service().unwrap_err();
     assert!(matches!(odd, ServeError::InvalidPath { .. }), "{odd}");
+
+    let misnamed = server().arm::<Misnamed>(worker.clone()).into_service().unwrap_err();
+    assert!(matches!(misnamed, ServeError::Contract(_)), "{misnamed}");
 
     for path in ["/mcp", "/mcp/x", "/a2a/x", "/hooks/x", "/.well-known/agent.json"] {
         let reserved = server().route(Method::GET, path, hello()).into_service().unwrap_err();

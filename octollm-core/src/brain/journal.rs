@@ -271,7 +271,7 @@ impl Transport for Journal {
         });
         let answer = answer.and_then(|reply| match reads(&reply.output) {
             Ok(()) => Ok(reply),
-            Err(error) => Err(reply.unreadable(contract, error)),
+            Err(error) => Err(inner.transport.explain(reply.unreadable(contract, error))),
         });
         match answer {
             // It is not known to have ended: whoever cancelled it is not waiting for an answer.
@@ -282,6 +282,10 @@ impl Transport for Journal {
 
     async fn cards(&self) -> Vec<ArmCard> {
         self.0.transport.cards().await
+    }
+
+    fn explain(&self, error: CallError) -> CallError {
+        self.0.transport.explain(error)
     }
 }
 

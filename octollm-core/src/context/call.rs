@@ -252,13 +252,7 @@ impl Request {
     }
 
     fn unreadable(&self, reply: Reply, error: serde_json::Error) -> CallError {
-        let failure = Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"));
-        let error = CallError::new(self.contract.clone(), failure)
-            .with_arm(reply.trip.arm)
-            .with_endpoint(reply.trip.endpoint)
-            .with_usage(reply.usage)
-            .with_source(error);
-        self.cx.0.transport.explain(error)
+        self.cx.0.transport.explain(reply.unreadable(self.contract.clone(), error))
     }
 }
 

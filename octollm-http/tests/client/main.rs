@@ -1,4 +1,4 @@
-//! The client against servers that do what it must survive: real sockets, real bytes.
+//! The client against servers that do what it must survive, byte by byte: in memory on paused time, on sockets where those matter.
 
 mod calls;
 mod config;

@@ -18,6 +18,7 @@ use octollm_core::{
     task::{Origin, Submission, Task, TaskRecord, TaskRequest, TaskResult},
 };
 use octollm_http::Server;
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::{arms::start, peer::Peer};
@@ -230,6 +231,11 @@ impl Orchestrator for Rerunning {
     }
 }
 
+#[derive(Deserialize)]
+struct JournalBody {
+    steps: Vec<JournalStep>,
+}
+
 fn steps() -> serde_json::Value {
     json!([
         {
@@ -264,7 +270,9 @@ async fn a_task_runs_once_more_and_shows_its_calls() {
     }
     assert!(orchestrator.0.lock().unwrap().is_empty());
 
-    assert_eq!(peer.get(&format!("{path}/journal")).await.json(), json!({ "steps": steps() }));
+    let journal: JournalBody =
+        serde_json::from_value(peer.get(&format!("{path}/journal")).await.json()).unwrap();
+    assert_eq!(journal.steps, serde_json::from_value::<Vec<JournalStep>>(steps()).unwrap());
     peer.get("/tasks/task_0000000000000002/journal").await.is_problem(404, "task_not_found");
     peer.get(&rerun).await.is_problem(405, "method_not_allowed");
     let arms = peer.get("/arms").await.json();

@@ -3,7 +3,6 @@
 use std::{io, sync::Arc, time::Duration};
 
 use http::Uri;
-
 use octollm_core::{deadline::Deadline, error::ErrorKind};
 use tokio::{
     runtime::{self, Handle},
@@ -27,7 +26,7 @@ pub(super) struct Lease {
 }
 
 /// A server may have closed a connection that was idle for so long without the runtime having looked at its socket.
-const RESTED: Duration = Duration::from_micros(10);
+const RESTED: Duration = Duration::from_micros(30);
 
 impl Lease {
     /// A connection, or room for one, as soon as it is this caller's turn.

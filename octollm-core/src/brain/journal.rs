@@ -420,9 +420,9 @@ fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
         Recorded::Failure(failure) => {
             let mut error = CallError::new(contract, *failure).with_usage(usage).with_attempts(trip.attempts);
             if !trip.arm.is_empty() {
-                error = error.with_arm(trip.arm);
+                error = error.with_arm(&*trip.arm);
             }
-            Err(if trip.endpoint.is_empty() { error } else { error.with_endpoint(trip.endpoint) })
+            Err(if trip.endpoint.is_empty() { error } else { error.with_endpoint(&*trip.endpoint) })
         }
         Recorded::Output(output) => {
             Ok(Reply::new(Bytes::from(output.as_str().to_owned()), trip).with_usage(usage))

@@ -214,7 +214,7 @@ impl Request {
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
         let mut work = pin!(shared.transport.call(call));
-        let mut cancelled = pin!(shared.cancellation.cancelled());
+        let mut cancelled = pin!(self.cx.cancelled());
         poll_fn(|task| match work.as_mut().poll(task) {
             Poll::Ready(answer) => {
                 self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));

@@ -7,6 +7,7 @@ use octollm_core::{
     budget::{Budget, Usage},
     deadline::Deadline,
     error::{ErrorKind, Failure},
+    id::RequestId,
     parts::ContextParts,
     trace::TraceContext,
     transport::IdempotencyKey,
@@ -45,11 +46,9 @@ pub mod names {
 /// [`ErrorKind::BadRequest`], with the ids as far as they could be read.
 pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, (Failure, Box<ContextParts>)> {
     let fields = Fields::of(head);
-    let mut parts = ContextParts::new();
-    if let Some(id) = parsed(fields.request_id) {
-        parts.request_id = id;
-    }
-    parts.correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| parts.request_id.clone());
+    let request_id: RequestId = parsed(fields.request_id).unwrap_or_default();
+    let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| request_id.clone());
+    let mut parts = ContextParts::of(request_id, correlation_id);
     parts.task_id = parsed(fields.task_id);
     parts.trace = parsed::<TraceContext>(fields.traceparent)
         .map(|trace| trace.with_tracestate(&fields.tracestate.join()));

@@ -9,6 +9,7 @@ use std::{
 };
 
 use octollm_core::{
+    budget::Usage,
     contract::ContractRef,
     deadline::{Deadline, DeadlinePassed},
     error::{CallError, ErrorKind, Failure},
@@ -237,8 +238,10 @@ impl Site {
         let response = match sent {
             Ok(response) => response,
             Err(error) => {
+                // What a reply would have reported is lost with it.
+                let usage = if error.may_have_executed() { Usage::UNMETERED } else { Usage::ZERO };
                 let (failure, source) = error.into_parts();
-                let error = self.failed(call, failure);
+                let error = self.failed(call, failure).with_usage(usage);
                 return Err(match source {
                     Some(source) => error.with_source(source),
                     None => error,

@@ -358,8 +358,14 @@ impl TaskStore for MemoryStore {
 
     async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
         let mut tables = self.tables();
-        let ids: HashSet<&str> = event_ids.iter().map(String::as_str).collect();
-        tables.outbox.retain(|event| !ids.contains(event.id()));
+        let mut ids: HashSet<&str> = event_ids.iter().map(String::as_str).collect();
+        // They are the first ones, unless another relay took over meanwhile: what waits after them is not looked at.
+        while tables.outbox.front().is_some_and(|event| ids.remove(event.id())) {
+            tables.outbox.pop_front();
+        }
+        if !ids.is_empty() {
+            tables.outbox.retain(|event| !ids.contains(event.id()));
+        }
         Ok(())
     }
 

@@ -184,6 +184,13 @@ impl Inner {
         known
     }
 
+    /// Returns a recorded answer when it is its turn.
+    async fn replayed(&self, entry: JournalEntry) -> Result<Reply, CallError> {
+        let _placed = Placed(self, entry.seq);
+        self.turn(entry.seq).await;
+        replay(entry)
+    }
+
     /// Waits until the answer of this number may be returned.
     async fn turn(&self, seq: u64) {
         let mut moved = self.moved.subscribe();
@@ -246,11 +253,7 @@ impl Transport for Journal {
         let inner = &*self.0;
         let draft = Draft::of(&call, digest(&call.input));
         match inner.recall(&call, &draft.input_digest)? {
-            Known::Answer(entry) => {
-                let _placed = Placed(inner, entry.seq);
-                inner.turn(entry.seq).await;
-                return replay(*entry);
-            }
+            Known::Answer(entry) => return inner.replayed(*entry).await,
             Known::Begun(entry) => match entry.recorded {
                 Recorded::Handle(handle) => call.handle = Some(handle),
                 _ if inner.keys_are_honoured(&entry).await => {}
@@ -277,6 +280,16 @@ impl Transport for Journal {
             // It is not known to have ended: whoever cancelled it is not waiting for an answer.
             Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
             answer => self.answered(draft, answer).await,
+        }
+    }
+
+    async fn refuse(&self, call: Call, failure: Failure) -> Result<Reply, CallError> {
+        let draft = Draft::of(&call, digest(&call.input));
+        match self.0.recall(&call, &draft.input_digest)? {
+            Known::Answer(entry) => self.0.replayed(*entry).await,
+            // By an earlier run, which did not see it end.
+            Known::Begun(_) => self.answered(draft, Err(outcome_unknown(&call))).await,
+            Known::Nothing => self.answered(draft, Err(CallError::new(call.contract, failure))).await,
         }
     }
 

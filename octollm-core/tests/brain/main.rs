@@ -1,6 +1,8 @@
 //! The brain: tasks from submission to their end, through failures, restarts and other brains.
 
 mod adverse;
+mod crashes;
+mod doomed;
 mod interrupted;
 mod journal;
 mod lifecycle;

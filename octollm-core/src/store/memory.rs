@@ -145,10 +145,11 @@ impl Row {
 }
 
 impl Tables {
-    /// The row of a run that is the latest of its task.
+    /// The row of a run that is the latest of its task and has not ended.
     fn run(&mut self, run: &Run) -> Result<&mut Row, StoreError> {
         let row = self.tasks.get_mut(&run.task).ok_or(StoreError::NotFound)?;
-        if row.record.run() == run.number { Ok(row) } else { Err(StoreError::Conflict) }
+        let runs = row.record.run() == run.number && row.record.status() == TaskStatus::Processing;
+        if runs { Ok(row) } else { Err(StoreError::Conflict) }
     }
 
     fn index(&mut self, record: &TaskRecord) {

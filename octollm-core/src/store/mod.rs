@@ -82,16 +82,16 @@ pub trait TaskStore: Send + Sync + 'static {
     /// once.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when `run` is not the latest run of the task, [`StoreError::NotFound`] when the task is
-    /// gone.
+    /// [`StoreError::Conflict`] when `run` is not the latest run of the task or the task is not being run any more,
+    /// [`StoreError::NotFound`] when it is gone.
     async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError>;
 
     /// Appends updates of a task. The store gives them their numbers, which never repeat over the runs of a task; it may
     /// drop the oldest ones.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when `run` is not the latest run of the task, [`StoreError::NotFound`] when the task is
-    /// gone.
+    /// [`StoreError::Conflict`] when `run` is not the latest run of the task or the task is not being run any more,
+    /// [`StoreError::NotFound`] when it is gone.
     async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError>;
 
     /// At most `limit` updates of a task after number `after`, in order. Where some of them are no longer stored, a

@@ -20,7 +20,7 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     clock::Clock,
-    contract::hex,
+    contract::{ContractRef, hex},
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
@@ -45,8 +45,7 @@ struct Inner {
     store: Arc<dyn TaskStore>,
     transport: Arc<dyn Transport>,
     clock: Clock,
-    /// Stops the run, which has lost its task or its store.
-    lost: Box<dyn Fn() + Send + Sync>,
+    hold: Hold,
     state: Mutex<State>,
     /// Changes with the sequence.
     moved: watch::Sender<()>,
@@ -126,20 +125,28 @@ pub(super) struct Backing {
     pub(super) store: Arc<dyn TaskStore>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) clock: Clock,
-    pub(super) lost: Box<dyn Fn() + Send + Sync>,
+    pub(super) hold: Hold,
+}
+
+/// A run's hold on its task.
+pub(super) struct Hold {
+    /// Whether it lasts, as far as is known here.
+    pub(super) lasts: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Gives it up, and stops the run.
+    pub(super) lose: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Journal {
     /// The journal of a claimed task.
     pub(super) fn new(record: TaskRecord, entries: Vec<JournalEntry>, backing: Backing) -> Self {
-        let Backing { store, transport, clock, lost } = backing;
+        let Backing { store, transport, clock, hold } = backing;
         let answered = entries.iter().filter(|entry| entry.recorded.is_answered()).map(|entry| entry.seq);
         let sequence = Sequence::after(answered, entries.iter().map(|entry| entry.seq).max());
         let recorded = entries.into_iter().map(|entry| (entry.step.clone(), entry)).collect();
         let state = Mutex::new(State { recorded, sequence, ..State::default() });
         let run = Run::new(record.id().clone(), record.run());
         let moved = watch::Sender::new(());
-        Self(Arc::new(Inner { run, record, store, transport, clock, lost, state, moved }))
+        Self(Arc::new(Inner { run, record, store, transport, clock, hold, state, moved }))
     }
 
     /// The arms that answered, in the order of their first answer.
@@ -219,12 +226,16 @@ impl Inner {
             };
             if !matches!(error, StoreError::Unavailable(_)) || pause > LAST_PAUSE {
                 tracing::warn!(task = %self.run.task, step = %entry.step, %error, "journal not written; the run stops");
-                (self.lost)();
-                return Err(CallError::new(entry.contract, Failure::of(ErrorKind::Cancelled)));
+                return Err(self.lose(entry.contract));
             }
             sleep(pause).await;
             pause *= 2;
         }
+    }
+
+    fn lose(&self, contract: ContractRef) -> CallError {
+        (self.hold.lose)();
+        CallError::new(contract, Failure::of(ErrorKind::Cancelled))
     }
 
     /// Whether every arm that offers the contract remembers keys for long enough, over its restarts.
@@ -262,6 +273,10 @@ impl Transport for Journal {
             Known::Nothing if !call.is_idempotent() => {
                 let begun = draft.entry(inner.state().sequence.number(), Recorded::Begun, inner.clock);
                 inner.write(begun).await?;
+                // The write may have taken longer than the lease.
+                if !(inner.hold.lasts)() {
+                    return Err(inner.lose(call.contract));
+                }
             }
             Known::Nothing => {}
         }
@@ -356,7 +371,7 @@ fn outcome_unknown(call: &Call) -> CallError {
 struct Draft {
     step: StepKey,
     batch: Option<StepKey>,
-    contract: crate::contract::ContractRef,
+    contract: ContractRef,
     idempotent: bool,
     input_digest: String,
     budget_left: crate::budget::Budget,

@@ -8,6 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -45,6 +46,8 @@ struct Inner {
     store: Arc<dyn TaskStore>,
     transport: Arc<dyn Transport>,
     clock: Clock,
+    /// When the task was claimed, by the store's clock and by tokio's.
+    claimed: (Timestamp, Instant),
     hold: Hold,
     state: Mutex<State>,
     /// Changes with the sequence.
@@ -125,6 +128,8 @@ pub(super) struct Backing {
     pub(super) store: Arc<dyn TaskStore>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) clock: Clock,
+    /// When the task was claimed, by the store's clock.
+    pub(super) claimed_at: Timestamp,
     pub(super) hold: Hold,
 }
 
@@ -139,14 +144,15 @@ pub(super) struct Hold {
 impl Journal {
     /// The journal of a claimed task.
     pub(super) fn new(record: TaskRecord, entries: Vec<JournalEntry>, backing: Backing) -> Self {
-        let Backing { store, transport, clock, hold } = backing;
+        let Backing { store, transport, clock, claimed_at, hold } = backing;
+        let claimed = (claimed_at, Instant::now());
         let answered = entries.iter().filter(|entry| entry.recorded.is_answered()).map(|entry| entry.seq);
         let sequence = Sequence::after(answered, entries.iter().map(|entry| entry.seq).max());
         let recorded = entries.into_iter().map(|entry| (entry.step.clone(), entry)).collect();
         let state = Mutex::new(State { recorded, sequence, ..State::default() });
         let run = Run::new(record.id().clone(), record.run());
         let moved = watch::Sender::new(());
-        Self(Arc::new(Inner { run, record, store, transport, clock, hold, state, moved }))
+        Self(Arc::new(Inner { run, record, store, transport, clock, claimed, hold, state, moved }))
     }
 
     /// The arms that answered, in the order of their first answer.
@@ -240,8 +246,11 @@ impl Inner {
 
     /// Whether every arm that offers the contract remembers keys for long enough, over its restarts.
     async fn keys_are_honoured(&self, entry: &JournalEntry) -> bool {
-        let age = self.clock.now().duration_since(entry.at);
-        let age = Duration::try_from(age).unwrap_or_default();
+        let (claimed_at, since) = self.claimed;
+        let age = claimed_at.duration_since(entry.at);
+        let Some(age) = Duration::try_from(age).ok().and_then(|age| age.checked_add(since.elapsed())) else {
+            return false;
+        };
         let cards = self.transport.cards().await;
         let mut offers = cards.iter().filter_map(|card| card.contract(&entry.contract)).peekable();
         offers.peek().is_some() && offers.all(|offer| offer.honours_keys_for(age))
@@ -321,16 +330,16 @@ impl Journal {
     /// Records an answer, and returns it when it is its turn.
     async fn answered(&self, draft: Draft, answer: Result<Reply, CallError>) -> Result<Reply, CallError> {
         let inner = &*self.0;
-        let recorded = match &answer {
-            Ok(reply) => match RawJson::from_slice(&reply.output) {
-                Ok(output) => Recorded::Output(output),
-                Err(_) => return Err(not_json(&draft, reply)),
-            },
-            Err(error) => Recorded::Failure(Box::new(error.failure().clone())),
-        };
-        let (trip, usage) = match &answer {
-            Ok(reply) => (reply.trip.clone(), reply.usage),
-            Err(error) => (trip_of(error), error.usage()),
+        let answer = answer.and_then(|reply| match RawJson::from_slice(&reply.output) {
+            Ok(output) => Ok((reply, output)),
+            Err(error) => Err(reply.unreadable(draft.contract.clone(), error)),
+        });
+        let (recorded, trip, usage) = match &answer {
+            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.trip.clone(), reply.usage),
+            Err(error) => {
+                let failure = Box::new(error.failure().clone());
+                (Recorded::Failure(failure), trip_of(error), error.usage())
+            }
         };
         let placed = {
             let mut state = inner.state();
@@ -341,9 +350,17 @@ impl Journal {
             Placed(inner, state.sequence.enter())
         };
         let entry = JournalEntry { trip, usage, ..draft.entry(placed.1, recorded, inner.clock) };
-        inner.write(entry).await?;
+        inner.write(entry.clone()).await?;
         inner.turn(placed.1).await;
-        answer
+        match answer {
+            Ok((reply, _)) => Ok(reply),
+            // As a replay will return it: without its cause on this side.
+            Err(error) => {
+                let cause = std::error::Error::source(&error).and_then(std::error::Error::source);
+                tracing::debug!(step = %entry.step, %error, cause, "call failed");
+                replay(entry)
+            }
+        }
     }
 }
 
@@ -351,11 +368,6 @@ fn trip_of(error: &CallError) -> Trip {
     let mut trip = Trip::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
     trip.attempts = error.attempts();
     trip
-}
-
-fn not_json(draft: &Draft, reply: &Reply) -> CallError {
-    let failure = Failure::new(ErrorKind::BadResponse, "the output is not JSON");
-    CallError::new(draft.contract.clone(), failure).with_arm(&*reply.trip.arm)
 }
 
 fn outcome_unknown(call: &Call) -> CallError {

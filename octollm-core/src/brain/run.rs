@@ -89,7 +89,8 @@ async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Op
         }
     };
     let (store, transport, clock) = (inner.store.clone(), inner.transport.clone(), inner.clock);
-    let backing = Backing { store, transport, clock, hold: hold(inner, &started.run) };
+    let claimed_at = claimed.at().unwrap_or_else(|| clock.now());
+    let backing = Backing { store, transport, clock, claimed_at, hold: hold(inner, &started.run) };
     let journal = Journal::new(record.clone(), entries, backing);
     let outcome = match inner.dispatcher.find(record.contract()) {
         Ok(route) => {

@@ -321,7 +321,8 @@ impl TaskStore for MemoryStore {
     }
 
     async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
-        self.tables().run(run)?.append(entry);
+        let at = self.now();
+        self.tables().run(run)?.append(JournalEntry { at, ..entry });
         Ok(())
     }
 

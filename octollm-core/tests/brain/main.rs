@@ -8,6 +8,8 @@ mod interrupted;
 mod journal;
 mod lifecycle;
 mod nested;
+mod replay;
+mod scripted;
 mod storm;
 mod support;
 mod trouble;

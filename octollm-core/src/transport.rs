@@ -183,6 +183,15 @@ pub trait Transport: Send + Sync + 'static {
     /// A [`CallError`] that says what is known of the failure.
     async fn call(&self, call: Call) -> Result<Reply, CallError>;
 
+    /// Answers a call that is not made, because the deadline of its context has passed: by default with `failure`. A journal
+    /// records that answer as any other, and returns the one that it has recorded before.
+    ///
+    /// # Errors
+    /// `failure`, or what an earlier run of the same work has got.
+    async fn refuse(&self, call: Call, failure: Failure) -> Result<Reply, CallError> {
+        Err(CallError::new(call.contract, failure))
+    }
+
     /// The cards of the arms that can be reached now.
     async fn cards(&self) -> Vec<ArmCard>;
 
@@ -196,6 +205,10 @@ pub trait Transport: Send + Sync + 'static {
 impl<T: Transport + ?Sized> Transport for Arc<T> {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         (**self).call(call).await
+    }
+
+    async fn refuse(&self, call: Call, failure: Failure) -> Result<Reply, CallError> {
+        (**self).refuse(call, failure).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

@@ -32,7 +32,7 @@ use crate::{
 /// # Errors
 /// A [`CallError`], which names the call's [step](CallError::step): see its `kind`, `retryable` and `may_have_executed`. A
 /// call that is refused before it is sent, because the deadline or the budget of its context is spent or the work is
-/// cancelled, has not executed and is not journaled.
+/// cancelled, has not executed. Of these a deadline is journaled: a replay is faster, and would make the call.
 ///
 /// # Cancel safety
 /// Dropping the future gives the call up, and what the arm was calling for it.
@@ -211,8 +211,16 @@ impl Request {
 
     async fn send(&mut self) -> Result<Reply, CallError> {
         let budget = self.cx.budget().within(self.budget);
+        let refused = self.cx.refusal(budget);
+        if let Some(failure) = refused.as_ref().filter(|failure| failure.kind != ErrorKind::DeadlineExceeded)
+        {
+            return Err(CallError::new(self.contract.clone(), failure.clone()));
+        }
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
+        if let Some(failure) = refused {
+            return shared.transport.refuse(call, failure).await;
+        }
         let mut work = pin!(shared.transport.call(call));
         let mut cancelled = pin!(self.cx.cancelled());
         poll_fn(|task| match work.as_mut().poll(task) {
@@ -228,11 +236,8 @@ impl Request {
         .await
     }
 
-    /// The call as the transport gets it, unless it is refused here.
+    /// The call as the transport gets it.
     fn call(&mut self, budget: Budget) -> Result<Call, CallError> {
-        if let Some(failure) = self.cx.refusal(budget) {
-            return Err(CallError::new(self.contract.clone(), failure));
-        }
         let input = mem::replace(&mut self.input, Ok(Bytes::new()))?;
         let parts = self.cx.parts().next_request(self.deadline(), budget);
         let mut call = Call::new(self.contract.clone(), self.step.clone(), input, parts);

@@ -6,7 +6,7 @@ use std::{
     mem,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context as Poll_, Poll},
+    task::{Context as Poll_, Poll, ready},
     time::Duration,
 };
 
@@ -49,6 +49,14 @@ pub(super) type Read<T> = fn(&[u8]) -> Result<T, serde_json::Error>;
 /// From the first poll on.
 pub(super) type Running<O> = Pin<Box<dyn Future<Output = O> + Send>>;
 
+/// Polls what runs, and drops it once it has ended: a future that is polled again after that stays pending.
+pub(super) fn poll_running<O>(running: &mut Option<Running<O>>, cx: &mut Poll_<'_>) -> Poll<O> {
+    let Some(work) = running else { return Poll::Pending };
+    let output = ready!(work.as_mut().poll(cx));
+    *running = None;
+    Poll::Ready(output)
+}
+
 impl<T> CallFuture<T> {
     pub(super) fn new(request: Request, read: Read<T>) -> Self {
         Self { request: Some(request), running: None, read }
@@ -80,7 +88,7 @@ impl<T> CallFuture<T> {
     pub fn named(self, name: impl Into<String>) -> Self {
         self.with(|request| {
             if let StepKey::Order(order) = request.step {
-                request.cx.return_steps(order, 1);
+                request.cx.order().give_back(order, 1);
             }
             request.step = StepKey::Name(name.into());
         })
@@ -120,10 +128,7 @@ impl<T: 'static> Future for CallFuture<T> {
         if let Some(request) = self.request.take() {
             self.running = Some(Box::pin(request.answer(read)));
         }
-        match &mut self.running {
-            Some(running) => running.as_mut().poll(cx),
-            None => Poll::Pending,
-        }
+        poll_running(&mut self.running, cx)
     }
 }
 

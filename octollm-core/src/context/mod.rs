@@ -3,20 +3,19 @@
 mod batch;
 mod call;
 mod share;
+mod steps;
 mod value;
 
 use std::{
     fmt, iter,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use self::steps::Steps;
 pub use self::{
     batch::{BatchFuture, CALLS_AT_ONCE, EachFuture},
     call::CallFuture,
@@ -47,7 +46,7 @@ pub struct Context(Arc<Shared>);
 struct Shared {
     parts: ContextParts,
     ledger: Ledger,
-    steps: AtomicU32,
+    steps: Mutex<Steps>,
     cancellation: CancellationToken,
     transport: Arc<dyn Transport>,
     updates: Option<Arc<dyn UpdateSink>>,
@@ -77,7 +76,7 @@ impl Context {
         cancellation: CancellationToken,
         updates: Option<Arc<dyn UpdateSink>>,
     ) -> Self {
-        let (ledger, steps) = (Ledger::default(), AtomicU32::new(0));
+        let (ledger, steps) = (Ledger::default(), Mutex::default());
         Self(Arc::new(Shared { parts, ledger, steps, cancellation, transport, updates, outer: None }))
     }
 
@@ -226,7 +225,7 @@ impl Context {
     /// Calls that run at once, as under `join!`, each start with all that is left of the budget, and may exceed it together.
     /// Those of [`call_all`](Self::call_all) share it.
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
-        let step = StepKey::Order(self.take_steps(1));
+        let step = StepKey::Order(self.order().take(1));
         CallFuture::new(Request::typed(self.clone(), step, &input), call::read::<C>)
     }
 
@@ -239,7 +238,7 @@ impl Context {
             .into_iter()
             .map(|input| Request::typed(self.clone(), unnumbered.clone(), &input))
             .collect();
-        let first = self.take_steps(requests.len());
+        let first = self.order().take(requests.len());
         for (order, request) in (first..).zip(&mut requests) {
             request.step = StepKey::Order(order);
         }
@@ -250,7 +249,7 @@ impl Context {
     ///
     /// An output with an integer beyond `u64` and `i64`, which a [`Value`] would round, is a failure.
     pub fn call_json(&self, contract: &ContractRef, input: &Value) -> CallFuture<Value> {
-        let step = StepKey::Order(self.take_steps(1));
+        let step = StepKey::Order(self.order().take(1));
         CallFuture::new(Request::json(self.clone(), step, contract, input), read_value)
     }
 
@@ -270,7 +269,7 @@ impl Context {
         Self(Arc::new(Shared {
             parts,
             ledger: Ledger::default(),
-            steps: AtomicU32::new(0),
+            steps: Mutex::default(),
             cancellation: cancellation.clone(),
             transport: transport.clone(),
             updates: updates.clone(),
@@ -289,26 +288,15 @@ impl Context {
 
     /// How many calls were made without a name of their own.
     pub(crate) fn ordered_calls(&self) -> u32 {
-        self.next_step().load(Ordering::Relaxed)
+        self.order().count()
     }
 
-    /// The order of the next call.
-    fn next_step(&self) -> &AtomicU32 {
+    /// The order of the calls of this context and of all that narrow it.
+    fn order(&self) -> MutexGuard<'_, Steps> {
         match &self.0.outer {
-            Some(outer) => outer.next_step(),
-            None => &self.0.steps,
+            Some(outer) => outer.order(),
+            None => self.0.steps.lock().unwrap_or_else(PoisonError::into_inner),
         }
-    }
-
-    /// Takes the orders of so many calls that follow each other, and returns the first.
-    fn take_steps(&self, calls: usize) -> u32 {
-        self.next_step().fetch_add(u32::try_from(calls).unwrap_or(u32::MAX), Ordering::Relaxed)
-    }
-
-    /// Gives orders back that turn out not to be needed, if they are still the latest ones.
-    fn return_steps(&self, first: u32, calls: usize) {
-        let after = first.wrapping_add(u32::try_from(calls).unwrap_or(u32::MAX));
-        let _ = self.next_step().compare_exchange(after, first, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Why nothing may be called any more.

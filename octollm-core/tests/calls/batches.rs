@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use octollm_core::{
+    arm::arm_fn,
     budget::{Budget, Usage},
     context::CALLS_AT_ONCE,
     error::ErrorKind,
@@ -178,4 +179,21 @@ async fn a_cancelled_context_ends_what_runs_and_refuses_what_waits() {
     let cancelled = |executed| (ErrorKind::Cancelled, executed);
     assert_eq!(*ENDS.lock().unwrap(), [cancelled(true), cancelled(true), cancelled(false), cancelled(false)]);
     assert_eq!(mesh.calls().to("worker").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_of_calls_that_never_wait_lets_others_run() {
+    let mesh = Mesh::builder()
+        .arm("ready", arm_fn(|input: Charge, _| async move { Ok(input.number) }))
+        .start()
+        .await;
+    let (cx, contract) = (mesh.context(), Charge { number: 0 });
+    let batch = cx.call_all(vec![contract; 1_000]).at_once(1);
+    let other = async {
+        tokio::task::yield_now().await;
+        mesh.calls().count()
+    };
+    let (ran, all) = tokio::join!(tokio::spawn(batch), other);
+    assert_eq!(ran.unwrap().unwrap().len(), 1_000);
+    assert!(all < 1_000, "{all}");
 }

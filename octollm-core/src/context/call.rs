@@ -94,7 +94,8 @@ impl<T> CallFuture<T> {
         })
     }
 
-    /// Sends the progress and the chunks of the called arm to `sink`, as far as the transport carries them.
+    /// Sends the progress and the chunks of the called arm to `sink`, as far as the transport carries them. A further
+    /// attempt sends its chunks from the first one on.
     pub fn updates(self, sink: Arc<dyn UpdateSink>) -> Self {
         self.with(|request| request.updates = Some(sink))
     }

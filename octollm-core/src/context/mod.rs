@@ -29,6 +29,7 @@ use crate::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
     id::{RequestId, TaskId},
+    json,
     parts::spent,
     trace::TraceContext,
     transport::{NoArms, StepKey, Transport},
@@ -198,16 +199,17 @@ impl Context {
         self.update(|| Update::Steps(completed, total));
     }
 
-    /// Streams a part of the output of `C`, and returns when there is room for the next one. A chunk that cannot be written
-    /// as JSON is left out and logged.
+    /// Streams a part of the output of `C`, and returns when there is room for the next one. A chunk that JSON cannot carry
+    /// exactly, such as a NaN or an integer beyond `u64` and `i64`, is left out and logged.
     ///
     /// # Cancel safety
     /// A chunk whose future is dropped may or may not have been sent.
     pub async fn chunk<C: TaskContract>(&self, chunk: &C::Chunk) {
         let Some(updates) = &self.0.updates else { return };
-        match serde_json::to_value(chunk) {
+        let chunk = json::write(chunk).map_err(|error| error.to_string());
+        match chunk.and_then(|chunk| read_value(&chunk).map_err(|error| error.to_string())) {
             Ok(chunk) => updates.chunk(chunk).await,
-            Err(error) => tracing::error!(contract = %C::SPEC, %error, "chunk left out"),
+            Err(error) => tracing::error!(contract = %C::SPEC, error, "chunk left out"),
         }
     }
 

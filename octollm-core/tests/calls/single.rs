@@ -158,6 +158,30 @@ impl Arm<Tell> for Teller {
     }
 }
 
+/// Streams what has no exact JSON, and then what has.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Numbers {}
+
+impl TaskContract for Numbers {
+    type Output = ();
+    type Chunk = (f64, u128);
+    const SPEC: ContractSpec = ContractSpec::new("number.stream", "/stream", "number:stream");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_json_cannot_carry_exactly_is_left_out() {
+    let arm = arm_fn(|_: Numbers, cx: Context| async move {
+        for chunk in [(f64::NAN, 1), (1.0, u128::MAX), (f64::INFINITY, 1), (1.0, 1)] {
+            cx.chunk::<Numbers>(&chunk).await;
+        }
+        Ok(())
+    });
+    let mesh = Mesh::builder().arm("numbers", arm).start().await;
+    let sink = Arc::new(Slow::default());
+    mesh.call(Numbers {}).updates(sink.clone()).await.unwrap();
+    assert_eq!(*sink.0.lock().unwrap(), [Update::Chunk(json!([1.0, 1]))]);
+}
+
 /// Takes a second for each chunk.
 #[derive(Default)]
 struct Slow(Mutex<Vec<Update>>);

@@ -183,6 +183,15 @@ pub trait Transport: Send + Sync + 'static {
     /// A [`CallError`] that says what is known of the failure.
     async fn call(&self, call: Call) -> Result<Reply, CallError>;
 
+    /// Answers a call that is not made because the limits of its caller are spent. A transport that records answers records
+    /// this one too, or returns the one that it has recorded.
+    ///
+    /// # Errors
+    /// The `refusal`, unless the call was answered before.
+    async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
+        Err(CallError::new(call.contract, refusal))
+    }
+
     /// The cards of the arms that can be reached now.
     async fn cards(&self) -> Vec<ArmCard>;
 
@@ -196,6 +205,10 @@ pub trait Transport: Send + Sync + 'static {
 impl<T: Transport + ?Sized> Transport for Arc<T> {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         (**self).call(call).await
+    }
+
+    async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
+        (**self).refuse(call, refusal).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

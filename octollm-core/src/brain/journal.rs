@@ -201,6 +201,13 @@ impl Inner {
         }
     }
 
+    /// Returns a recorded answer when it is its turn.
+    async fn replayed(&self, entry: JournalEntry) -> Result<Reply, CallError> {
+        let _placed = Placed(self, entry.seq);
+        self.turn(entry.seq).await;
+        replay(entry)
+    }
+
     /// Writes an entry, again where the store is away. What cannot be written stops the run: an answer that is not
     /// recorded is never returned.
     async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
@@ -246,11 +253,7 @@ impl Transport for Journal {
         let inner = &*self.0;
         let draft = Draft::of(&call, digest(&call.input));
         match inner.recall(&call, &draft.input_digest)? {
-            Known::Answer(entry) => {
-                let _placed = Placed(inner, entry.seq);
-                inner.turn(entry.seq).await;
-                return replay(*entry);
-            }
+            Known::Answer(entry) => return inner.replayed(*entry).await,
             Known::Begun(entry) => match entry.recorded {
                 Recorded::Handle(handle) => call.handle = Some(handle),
                 _ if inner.keys_are_honoured(&entry).await => {}
@@ -278,6 +281,16 @@ impl Transport for Journal {
             Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
             answer => self.answered(draft, answer).await,
         }
+    }
+
+    async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
+        let draft = Draft::of(&call, digest(&call.input));
+        let refusal = match self.0.recall(&call, &draft.input_digest)? {
+            Known::Answer(entry) => return self.0.replayed(*entry).await,
+            Known::Begun(_) => Failure { may_have_executed: true, ..refusal },
+            Known::Nothing => refusal,
+        };
+        self.answered(draft, Err(CallError::new(call.contract, refusal))).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

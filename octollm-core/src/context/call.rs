@@ -20,6 +20,7 @@ use crate::{
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     json,
+    parts::spent,
     transport::{Call, Reply, StepKey},
     update::UpdateSink,
 };
@@ -31,8 +32,8 @@ use crate::{
 ///
 /// # Errors
 /// A [`CallError`], which names the call's [step](CallError::step): see its `kind`, `retryable` and `may_have_executed`. A
-/// call that is refused before it is sent, because the deadline or the budget of its context is spent or the work is
-/// cancelled, has not executed and is not journaled.
+/// call that is refused before it is sent, because its deadline or its budget is spent or the work is cancelled, has not
+/// executed. Under a brain a refusal is journaled as any failure is, unless the work is cancelled.
 ///
 /// # Cancel safety
 /// Dropping the future gives the call up, and what the arm was calling for it.
@@ -217,9 +218,16 @@ impl Request {
 
     async fn send(&mut self) -> Result<Reply, CallError> {
         let budget = self.cx.budget().within(self.budget);
+        if self.cx.is_cancelled() {
+            let failure = Failure::of(ErrorKind::Cancelled).before_execution();
+            return Err(CallError::new(self.contract.clone(), failure));
+        }
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
-        let mut work = pin!(shared.transport.call(call));
+        let mut work = match spent(self.cx.deadline(), budget) {
+            Some(refusal) => shared.transport.refuse(call, refusal),
+            None => shared.transport.call(call),
+        };
         let mut cancelled = pin!(shared.cancellation.cancelled());
         poll_fn(|task| match work.as_mut().poll(task) {
             Poll::Ready(answer) => {
@@ -234,11 +242,8 @@ impl Request {
         .await
     }
 
-    /// The call as the transport gets it, unless it is refused here.
+    /// The call as the transport gets it.
     fn call(&mut self, budget: Budget) -> Result<Call, CallError> {
-        if let Some(failure) = self.cx.refusal(budget) {
-            return Err(CallError::new(self.contract.clone(), failure));
-        }
         let input = mem::replace(&mut self.input, Ok(Bytes::new()))?;
         let parts = self.cx.parts().next_request(self.deadline(), budget);
         let mut call = Call::new(self.contract.clone(), self.step.clone(), input, parts);

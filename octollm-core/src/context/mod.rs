@@ -27,10 +27,8 @@ use crate::{
     card::ArmCard,
     contract::{ContractRef, TaskContract},
     deadline::Deadline,
-    error::{ErrorKind, Failure},
     id::{RequestId, TaskId},
     json,
-    parts::spent,
     trace::TraceContext,
     transport::{NoArms, StepKey, Transport},
     update::{Phase, Update, UpdateSink},
@@ -299,14 +297,6 @@ impl Context {
             Some(outer) => outer.order(),
             None => self.0.steps.lock().unwrap_or_else(PoisonError::into_inner),
         }
-    }
-
-    /// Why nothing may be called any more.
-    fn refusal(&self, budget: Budget) -> Option<Failure> {
-        if self.is_cancelled() {
-            return Some(Failure::of(ErrorKind::Cancelled).before_execution());
-        }
-        spent(self.deadline(), budget)
     }
 }
 

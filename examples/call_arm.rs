@@ -8,12 +8,11 @@
 use octollm::prelude::*;
 
 /// The caller's own view of the contract: drift between the two is told at the first call.
-#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "code.validate", output = Verdict, idempotent, timeout = "10s")]
 struct ValidateCode {
     #[garde(length(min = 1, max = 65_536))]
     code: String,
-    #[garde(skip)]
     language: String,
 }
 

@@ -5,12 +5,11 @@
 //! use octollm::prelude::*;
 //!
 //! /// Checks that a piece of code parses.
-//! #[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+//! #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 //! #[task(name = "code.validate", output = Verdict, idempotent, timeout = "10s")]
 //! struct ValidateCode {
 //!     #[garde(length(min = 1, max = 65_536))]
 //!     code: String,
-//!     #[garde(skip)]
 //!     language: String,
 //! }
 //!
@@ -21,9 +20,9 @@
 //!
 //! #[async_trait]
 //! impl Arm<ValidateCode> for Judge {
-//!     async fn execute(&self, task: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
+//!     async fn execute(&self, input: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
 //!         cx.progress(10, "parsing");
-//!         Ok(judge(&task))
+//!         Ok(judge(&input)?) // `?` takes any error: std, anyhow, a text
 //!     }
 //! }
 //!
@@ -32,9 +31,9 @@
 //!     Server::new("judge").arm(Judge).serve("127.0.0.1:8103").await?;
 //!     Ok(())
 //! }
-//! # fn judge(task: &ValidateCode) -> Verdict {
-//! #     let is_valid = task.code.contains("fn");
-//! #     Verdict { is_valid, issues: Vec::new() }
+//! # fn judge(input: &ValidateCode) -> Result<Verdict, String> {
+//! #     let is_valid = input.code.contains("fn");
+//! #     Ok(Verdict { is_valid, issues: Vec::new() })
 //! # }
 //! ```
 //!

@@ -10,7 +10,7 @@ use crate::{judge::FileReport, secrets::FileSecrets, source::Listing};
 pub(crate) struct ListSources {}
 
 /// Reads one source of the crate.
-#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "source.read", output = String, idempotent)]
 pub(crate) struct ReadSource {
     /// Below the crate, as it was listed.
@@ -19,7 +19,7 @@ pub(crate) struct ReadSource {
 }
 
 /// Judges one source of the crate.
-#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "source.judge", output = FileReport, idempotent, timeout = "60s")]
 pub(crate) struct JudgeSource {
     /// Below the crate, as it was listed.
@@ -28,7 +28,7 @@ pub(crate) struct JudgeSource {
 }
 
 /// Looks for secrets in one source of the crate.
-#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "source.scan", output = FileSecrets, idempotent, timeout = "60s")]
 pub(crate) struct ScanSource {
     /// Below the crate, as it was listed.
@@ -37,7 +37,7 @@ pub(crate) struct ScanSource {
 }
 
 /// Turns a goal into steps.
-#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate, TaskContract)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "review.plan", output = RunPlan, idempotent)]
 pub(crate) struct PlanReview {
     /// What is wanted, in words.

@@ -89,7 +89,10 @@ impl Dispatcher {
     pub fn serve<C: TaskContract>(&mut self, arm: impl Arm<C>) {
         let card = match ContractCard::checked::<C>() {
             Ok(card) => card,
-            Err(error) => return self.refused.push(error),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a contract is not served");
+                return self.refused.push(error);
+            }
         };
         let (spec, contract) = (C::SPEC, C::SPEC.reference());
         self.routes.retain(|route| route.contract != contract);

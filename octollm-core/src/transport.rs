@@ -183,13 +183,13 @@ pub trait Transport: Send + Sync + 'static {
     /// A [`CallError`] that says what is known of the failure.
     async fn call(&self, call: Call) -> Result<Reply, CallError>;
 
-    /// Answers a call that is not made, because the deadline of its context has passed: by default with `failure`. A journal
-    /// records that answer as any other, and returns the one that it has recorded before.
+    /// Answers a call that is not made because the limits of its caller are spent. A transport that records answers records
+    /// this one too, or returns the one that it has recorded.
     ///
     /// # Errors
-    /// `failure`, or what an earlier run of the same work has got.
-    async fn refuse(&self, call: Call, failure: Failure) -> Result<Reply, CallError> {
-        Err(CallError::new(call.contract, failure))
+    /// The `refusal`, unless the call was answered before.
+    async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
+        Err(CallError::new(call.contract, refusal))
     }
 
     /// The cards of the arms that can be reached now.
@@ -207,8 +207,8 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
         (**self).call(call).await
     }
 
-    async fn refuse(&self, call: Call, failure: Failure) -> Result<Reply, CallError> {
-        (**self).refuse(call, failure).await
+    async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
+        (**self).refuse(call, refusal).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

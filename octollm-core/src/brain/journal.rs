@@ -197,13 +197,6 @@ impl Inner {
         known
     }
 
-    /// Returns a recorded answer when it is its turn.
-    async fn replayed(&self, entry: JournalEntry) -> Result<Reply, CallError> {
-        let _placed = Placed(self, entry.seq);
-        self.turn(entry.seq).await;
-        replay(entry)
-    }
-
     /// Waits until the answer of this number may be returned.
     async fn turn(&self, seq: u64) {
         let mut moved = self.moved.subscribe();
@@ -219,6 +212,13 @@ impl Inner {
                 self.moved.send_replace(());
             }
         }
+    }
+
+    /// Returns a recorded answer when it is its turn.
+    async fn replayed(&self, entry: JournalEntry) -> Result<Reply, CallError> {
+        let _placed = Placed(self, entry.seq);
+        self.turn(entry.seq).await;
+        replay(entry)
     }
 
     /// Writes an entry, again where the store is away. What cannot be written stops the run: an answer that is not
@@ -307,14 +307,14 @@ impl Transport for Journal {
         }
     }
 
-    async fn refuse(&self, call: Call, failure: Failure) -> Result<Reply, CallError> {
+    async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
         let draft = Draft::of(&call, digest(&call.input));
-        match self.0.recall(&call, &draft.input_digest)? {
-            Known::Answer(entry) => self.0.replayed(*entry).await,
-            // By an earlier run, which did not see it end.
-            Known::Begun(_) => self.answered(draft, Err(outcome_unknown(&call))).await,
-            Known::Nothing => self.answered(draft, Err(CallError::new(call.contract, failure))).await,
-        }
+        let refusal = match self.0.recall(&call, &draft.input_digest)? {
+            Known::Answer(entry) => return self.0.replayed(*entry).await,
+            Known::Begun(_) => Failure { may_have_executed: true, ..refusal },
+            Known::Nothing => refusal,
+        };
+        self.answered(draft, Err(CallError::new(call.contract, refusal))).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

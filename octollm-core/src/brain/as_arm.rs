@@ -8,10 +8,10 @@ use crate::{
     budget::Usage,
     context::Context,
     contract::TaskContract,
-    error::{ArmError, ErrorKind},
+    error::ArmError,
     id::TaskId,
     orchestrator::{Orchestrator, TaskUpdate, follow},
-    task::{Submission, Task, TaskBudget, TaskRequest, TaskStatus},
+    task::{Submission, TaskBudget},
 };
 
 /// Runs the contract as a task of this brain and waits for its end. The task gets no more time and no more budget than
@@ -31,7 +31,7 @@ impl<C: TaskContract> Arm<C> for Brain {
         let used = Usage { cost: task.metadata.cost, ..Usage::tokens(task.metadata.tokens_used) };
         // What is done is done, also where it took more than there was: the next call is refused then.
         let _ = cx.spend(used);
-        output::<C>(task)
+        Ok(task.into_output::<C>()?)
     }
 }
 
@@ -50,18 +50,6 @@ fn pass_on(update: &TaskUpdate, cx: &Context) {
     if let TaskUpdate::Progress { progress, phase, message, .. } = update {
         cx.phase(*phase);
         cx.progress(*progress, message.clone());
-    }
-}
-
-fn output<C: TaskContract>(task: Task) -> Result<C::Output, ArmError> {
-    match (task.status, task.result, task.error) {
-        (TaskStatus::Completed, Some(result), _) => {
-            let goal = C::SPEC.reference() == TaskRequest::SPEC.reference();
-            let output = if goal { crate::json::RawJson::of(&result)? } else { result.output };
-            Ok(output.read()?)
-        }
-        (TaskStatus::Failed, _, Some(error)) => Err(error.into_failure().into()),
-        _ => Err(ArmError::new(ErrorKind::Cancelled, "the task was cancelled")),
     }
 }
 

@@ -83,10 +83,13 @@ impl BrainBuilder {
     /// Builds the brain.
     ///
     /// # Errors
-    /// [`InvalidConfig`] for limits that no brain can work with.
+    /// [`InvalidConfig`] for a limit that no brain can work with, or a contract that cannot be run.
     pub fn build(self) -> Result<Brain, InvalidConfig> {
         self.config.check()?;
-        Ok(self.assemble())
+        match self.dispatcher.refused().first() {
+            Some(invalid) => Err(InvalidConfig::Contract(invalid.clone())),
+            None => Ok(self.assemble()),
+        }
     }
 
     /// Without a check: for the default limits.

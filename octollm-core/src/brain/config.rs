@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::contract::InvalidContract;
+
 /// The limits of a brain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrainConfig {
@@ -43,25 +45,31 @@ impl BrainConfig {
             ("max_queued_bytes", self.max_queued_bytes),
         ];
         if let Some((field, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
-            return Err(InvalidConfig { field, reason: "is 0" });
+            return Err(InvalidConfig::Limit { field, reason: "is 0" });
         }
         if self.max_task_time.is_zero() {
-            return Err(InvalidConfig { field: "max_task_time", reason: "is 0" });
+            return Err(InvalidConfig::Limit { field: "max_task_time", reason: "is 0" });
         }
         if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(86_400) {
-            return Err(InvalidConfig { field: "lease", reason: "is not between 100 ms and a day" });
+            return Err(InvalidConfig::Limit { field: "lease", reason: "is not between 100 ms and a day" });
         }
         Ok(())
     }
 }
 
-/// A limit that no brain can work with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the limit `{field}` of the brain {reason}")]
+/// Why no brain can be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub struct InvalidConfig {
-    /// The field of [`BrainConfig`].
-    pub field: &'static str,
-    /// What is wrong with it.
-    pub reason: &'static str,
+pub enum InvalidConfig {
+    /// A limit that no brain can work with.
+    #[error("the limit `{field}` of the brain {reason}")]
+    Limit {
+        /// The field of [`BrainConfig`].
+        field: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A contract that cannot be run.
+    #[error("a contract cannot be run")]
+    Contract(#[source] InvalidContract),
 }

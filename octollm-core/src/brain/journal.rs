@@ -449,29 +449,31 @@ const SORTED_DEPTH: usize = 64;
 
 fn canonical(value: &RawValue, depth: usize, text: &mut String) {
     let raw = value.get();
-    if depth < SORTED_DEPTH && raw.starts_with('{') {
-        if let Ok(fields) = serde_json::from_str::<BTreeMap<String, &RawValue>>(raw) {
-            text.push('{');
-            for (key, value) in fields {
-                text.push_str(&Value::String(key).to_string());
-                text.push(':');
-                canonical(value, depth + 1, text);
-                text.push(',');
-            }
-            return text.push('}');
+    let sorted = depth < SORTED_DEPTH;
+    if let Some(fields) = (sorted && raw.starts_with('{')).then(|| read::<BTreeMap<String, &RawValue>>(raw)) {
+        text.push('{');
+        for (key, value) in fields.into_iter().flatten() {
+            text.push_str(&Value::String(key).to_string());
+            text.push(':');
+            canonical(value, depth + 1, text);
+            text.push(',');
         }
-    }
-    if depth < SORTED_DEPTH && raw.starts_with('[') {
-        if let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(raw) {
-            text.push('[');
-            for item in items {
-                canonical(item, depth + 1, text);
-                text.push(',');
-            }
-            return text.push(']');
+        text.push('}');
+    } else if let Some(items) = (sorted && raw.starts_with('[')).then(|| read::<Vec<&RawValue>>(raw)) {
+        text.push('[');
+        for item in items.into_iter().flatten() {
+            canonical(item, depth + 1, text);
+            text.push(',');
         }
+        text.push(']');
+    } else {
+        text.push_str(raw);
     }
-    text.push_str(raw);
+}
+
+/// The text was read as JSON before.
+fn read<'a, T: serde::Deserialize<'a>>(raw: &'a str) -> Option<T> {
+    serde_json::from_str(raw).ok()
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ impl Inner {
     }
 
     /// The source of its events.
-    fn name(&self) -> &str {
+    fn source(&self) -> &str {
         &self.dispatcher.card().arm_id
     }
 }
@@ -227,7 +227,7 @@ impl Brain {
 
     /// What is stored with a change of a task that has not run since.
     fn effects(&self, record: &TaskRecord) -> SideEffects {
-        events::of_change(record, &TaskSpent::default(), self.0.name())
+        events::of_change(record, &TaskSpent::default(), self.0.source())
     }
 
     /// Checks a submission, and makes a task of it.

@@ -67,7 +67,7 @@ pub(super) async fn run(inner: Arc<Inner>, claimed: Claimed, started: Started) {
 /// Hands a task back that was claimed and not started.
 pub(super) async fn release(inner: Arc<Inner>, mut record: TaskRecord) {
     if record.release(inner.clock.now()).is_ok() {
-        let effects = events::of_change(&record, &TaskSpent::default(), inner.name());
+        let effects = events::of_change(&record, &TaskSpent::default(), inner.source());
         if let Err(error) = inner.store.commit(record, effects).await {
             tracing::warn!(%error, "task not handed back; its lease expires");
         }
@@ -172,7 +172,7 @@ async fn publish_progress(
         let progress = log.progress();
         if progress != published {
             published.clone_from(&progress);
-            if let Some(event) = events::of_progress(record, progress, inner.name()) {
+            if let Some(event) = events::of_progress(record, progress, inner.source()) {
                 relay::publish_once(&*inner.bus, event).await;
             }
         }
@@ -225,7 +225,7 @@ fn end(
 ) -> Result<(TaskRecord, SideEffects), IllegalTransition> {
     record.report(&ending.spent, started.log.progress());
     settle(inner, &mut record, ending, stop)?;
-    let effects = events::of_change(&record, &ending.spent, inner.name());
+    let effects = events::of_change(&record, &ending.spent, inner.source());
     Ok((record, effects))
 }
 

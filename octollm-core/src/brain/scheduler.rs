@@ -77,7 +77,7 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
             return Ok(started);
         }
         let spent = TaskSpent::default();
-        let effects = |record: &crate::task::TaskRecord| events::of_change(record, &spent, inner.name());
+        let effects = |record: &crate::task::TaskRecord| events::of_change(record, &spent, inner.source());
         let claim = Claim {
             holder: &inner.holder,
             contracts: &inner.contracts,

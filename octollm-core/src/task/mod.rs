@@ -19,6 +19,7 @@ pub use self::{
 };
 use crate::{
     budget::Cost,
+    contract::TaskContract,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
     json::RawJson,
@@ -51,6 +52,32 @@ pub struct Task {
     pub completed_at: Option<Timestamp>,
     /// When it failed.
     pub failed_at: Option<Timestamp>,
+}
+
+impl Task {
+    /// The output of a completed task, whose contract is `C`. A goal in words is answered by its result as a whole.
+    ///
+    /// # Errors
+    /// The failure of a failed task; [`ErrorKind::Cancelled`] for a cancelled one; [`ErrorKind::BadResponse`] where the output
+    /// has another shape, or the task is not finished.
+    pub fn into_output<C: TaskContract>(self) -> Result<C::Output, Failure> {
+        let shape = |error: serde_json::Error| {
+            Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"))
+        };
+        match (self.status, self.result, self.error) {
+            (TaskStatus::Completed, Some(result), _) => {
+                let is_goal = C::SPEC.reference() == TaskRequest::SPEC.reference();
+                let output = if is_goal { RawJson::of(&result).map_err(shape)? } else { result.output };
+                output.read().map_err(shape)
+            }
+            (TaskStatus::Failed, _, Some(error)) => Err(error.into_failure()),
+            (TaskStatus::Cancelled, ..) => Err(Failure::new(ErrorKind::Cancelled, "the task was cancelled")),
+            (status, ..) => {
+                let message = format!("a task that is {status} has neither result nor error");
+                Err(Failure::new(ErrorKind::BadResponse, message))
+            }
+        }
+    }
 }
 
 /// What came of a task.

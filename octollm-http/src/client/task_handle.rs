@@ -9,7 +9,7 @@ use octollm_core::{
     error::{CallError, ErrorKind, Failure},
     id::TaskId,
     orchestrator::{Orchestrator, TaskUpdates, finished},
-    task::{Submission, Task, TaskRequest, TaskStatus},
+    task::{Submission, Task},
 };
 
 use super::orchestrator_client::OrchestratorClient;
@@ -85,7 +85,7 @@ impl<C: TaskContract> TaskHandle<C> {
         let finished = finished(&self.client, &self.id, &self.cx).await;
         let task = finished.map_err(|failure| self.client.failed::<C>(failure))?;
         let usage = Usage::tokens(task.metadata.tokens_used).with_cost(task.metadata.cost);
-        output_of::<C>(task).map_err(|failure| self.client.failed::<C>(failure).with_usage(usage))
+        task.into_output::<C>().map_err(|failure| self.client.failed::<C>(failure).with_usage(usage))
     }
 
     /// Cancels the task. One that has finished stays as it is.
@@ -102,31 +102,6 @@ impl<C: TaskContract> TaskHandle<C> {
     /// A [`CallError`] where the orchestrator cannot be asked.
     pub async fn watch(&self) -> Result<TaskUpdates, CallError> {
         self.client.watch(&self.id, None, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
-    }
-}
-
-fn output_of<C: TaskContract>(task: Task) -> Result<C::Output, Failure> {
-    match (task.status, task.result, task.error) {
-        (TaskStatus::Completed, Some(result), _) => {
-            // A goal in words is answered by the result as a whole.
-            let is_goal = C::SPEC.reference() == TaskRequest::SPEC.reference();
-            let written =
-                if is_goal { serde_json::to_value(&result) } else { serde_json::to_value(&result.output) };
-            written.and_then(serde_json::from_value).map_err(|error| {
-                Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"))
-            })
-        }
-        (TaskStatus::Failed, _, Some(error)) => {
-            let mut failure = Failure::new(error.kind, error.message);
-            failure.details = error.details;
-            failure.may_have_executed = true;
-            Err(failure)
-        }
-        (TaskStatus::Cancelled, ..) => Err(Failure::of(ErrorKind::Cancelled)),
-        (status, ..) => {
-            let message = format!("a task that is {status} has neither result nor error");
-            Err(Failure::new(ErrorKind::BadResponse, message))
-        }
     }
 }
 

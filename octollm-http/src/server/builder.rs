@@ -279,8 +279,8 @@ impl Server {
 
     fn build(self) -> Result<(HttpService, Arc<Vitals>), ServeError> {
         self.config.check()?;
-        if let Some(invalid) = self.dispatcher.refused().first() {
-            return Err(ServeError::Contract(invalid.clone()));
+        if let Some(refused) = self.dispatcher.refused().first() {
+            return Err(refused.clone().into());
         }
         let vitals = Arc::new(Vitals::new(self.checks, self.config.check_timeout));
         let parts = Parts {

@@ -13,9 +13,9 @@ pub enum ServeError {
     /// A limit that no server can keep.
     #[error("the configuration is not valid")]
     Config(#[from] InvalidConfig),
-    /// A contract that cannot be served.
+    /// A contract that no server can serve: its name has no form in other protocols, or its input is not an object.
     #[error("a contract cannot be served")]
-    Contract(#[source] InvalidContract),
+    Contract(#[from] InvalidContract),
     /// The path of a contract or of a route is no path.
     #[error("`{path}` is not the path of a route: it begins with `/` and has no `{{`, `}}`, `%`, `?` or `#`")]
     InvalidPath {

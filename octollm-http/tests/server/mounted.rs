@@ -76,12 +76,12 @@ macro_rules! at {
     };
 }
 
-at!(SameAsEcho, "a.same_as_echo", "/echo");
-at!(SameAsHealth, "a.same_as_execute", "/execute");
+at!(SameAsEcho, "a.echo", "/echo");
+at!(SameAsHealth, "a.health", "/execute");
 at!(Braces, "a.braces", "/tasks/{id}");
 at!(Upwards, "a.upwards", "/a/../b");
-at!(Unnamed, "a.Unnamed", "/unnamed");
 at!(Hooked, "a.hooked", "/hooks/x");
+at!(Misnamed, "a.v2", "/misnamed");
 
 #[tokio::test(start_paused = true)]
 async fn routes_that_cannot_be_are_refused() {
@@ -94,12 +94,13 @@ async fn routes_that_cannot_be_are_refused() {
     );
     let taken = server().arm::<SameAsHealth>(worker.clone()).into_service().unwrap_err();
     assert!(matches!(taken, ServeError::RouteTaken { .. }), "{taken}");
-    let unnamed = server().arm::<Unnamed>(worker.clone()).into_service().unwrap_err();
-    assert!(matches!(unnamed, ServeError::Contract(_)), "{unnamed}");
     let odd = server().arm::<Braces>(worker.clone()).into_service().unwrap_err();
     assert!(matches!(odd, ServeError::InvalidPath { .. }), "{odd}");
     let odd = server().arm::<Upwards>(worker.clone()).into_service().unwrap_err();
     assert!(matches!(odd, ServeError::InvalidPath { .. }), "{odd}");
+
+    let misnamed = server().arm::<Misnamed>(worker.clone()).into_service().unwrap_err();
+    assert!(matches!(misnamed, ServeError::Contract(_)), "{misnamed}");
 
     for path in ["/mcp", "/mcp/x", "/a2a/x", "/hooks/x", "/.well-known/agent.json"] {
         let reserved = server().route(Method::GET, path, hello()).into_service().unwrap_err();

@@ -105,8 +105,8 @@ impl<C: TaskContract> TaskHandle<C> {
     /// [`output`](Self::output).
     ///
     /// # Errors
-    /// A [`CallError`]: [`Conflict`](ErrorKind::Conflict) unless the task has failed and one step's error ended it; or the
-    /// orchestrator cannot be asked.
+    /// A [`CallError`]: [`Conflict`](ErrorKind::Conflict) unless the task has failed, and where calls failed but none of them
+    /// ended it; or the orchestrator cannot be asked.
     pub async fn rerun(&self) -> Result<Task, CallError> {
         self.rerun_with(None).await
     }

@@ -56,7 +56,7 @@
 
 pub use octollm_core::{
     arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, event, id, json,
-    orchestrator, plan, reflex, store, task, trace, transport, update,
+    orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
 };
 
 #[cfg(feature = "mesh")]
@@ -93,13 +93,16 @@ pub mod prelude {
         Arm, Context,
         arm::arm_fn,
         brain::Brain,
+        budget::{Budget, Usage},
         bus::{DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
+        context::Caller,
         contract::TaskContract,
+        deadline::Deadline,
         error::{ArmError, CallError, ErrorKind},
         event::Event,
         orchestrator::Orchestrator,
-        plan::Plan,
-        reflex::{Reaction, Reflex, ReflexChain},
+        plan::{Plan, RunPlan},
+        reflex::{Observations, Reaction, Reflex, ReflexChain, Stimulus},
         task::{Submission, Task, TaskRequest, TaskResult, TaskStatus},
     };
     #[cfg(feature = "http")]

@@ -64,6 +64,24 @@ impl StepKey {
     }
 }
 
+impl From<u32> for StepKey {
+    fn from(order: u32) -> Self {
+        Self::Order(order)
+    }
+}
+
+impl From<&str> for StepKey {
+    fn from(name: &str) -> Self {
+        Self::Name(name.to_owned())
+    }
+}
+
+impl From<String> for StepKey {
+    fn from(name: String) -> Self {
+        Self::Name(name)
+    }
+}
+
 impl fmt::Display for StepKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

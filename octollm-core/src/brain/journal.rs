@@ -373,7 +373,7 @@ fn trip_of(error: &CallError) -> Trip {
 fn outcome_unknown(call: &Call) -> CallError {
     let failure = Failure::new(
         ErrorKind::OutcomeUnknown,
-        "the call was begun before a crash, and its arm does not remember keys: it may have been executed",
+        "an earlier attempt may have been executed, and the call is not idempotent: a rerun from this step makes it again",
     );
     CallError::new(call.contract.clone(), failure)
 }

@@ -7,6 +7,7 @@ mod hanging;
 mod interrupted;
 mod journal;
 mod lifecycle;
+mod limits;
 mod nested;
 mod replay;
 mod scripted;

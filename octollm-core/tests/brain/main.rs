@@ -14,3 +14,4 @@ mod scripted;
 mod storm;
 mod support;
 mod trouble;
+mod watching;

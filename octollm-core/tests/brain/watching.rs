@@ -2,17 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
+use futures_util::StreamExt;
 use octollm_core::{
     Context,
     arm::arm_fn,
     brain::Brain,
+    card::ArmCard,
     clock::Clock,
     contract::{ContractSpec, TaskContract},
-    error::ArmError,
+    error::{ArmError, Failure},
     id::TaskId,
-    orchestrator::{Orchestrator, TaskUpdate},
+    orchestrator::{Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates, follow},
     store::{MemoryStore, MemoryStoreConfig},
-    task::{Submission, TaskStatus},
+    task::{Submission, Task, TaskStatus},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -150,4 +153,44 @@ async fn a_task_that_streams_and_is_cancelled_at_another_brain_ends_at_its_next_
     assert!(writes.load(std::sync::atomic::Ordering::Relaxed) <= 2);
     timeout(SECOND / 100, one.close()).await.expect("it still runs");
     assert!(seen(&two, &id, None).await.last().unwrap().is_last());
+}
+
+/// A brain elsewhere, whose streams of updates break after two.
+struct Breaks(Brain);
+
+#[async_trait]
+impl Orchestrator for Breaks {
+    async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
+        self.0.submit(submission, cx).await
+    }
+
+    async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
+        self.0.get(id, cx).await
+    }
+
+    async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure> {
+        self.0.list(query, cx).await
+    }
+
+    async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
+        self.0.cancel(id, cx).await
+    }
+
+    async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
+        Ok(TaskUpdates::new(self.0.watch(id, after, cx).await?.take(2)))
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        self.0.cards().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_follows_a_task_over_broken_streams_sees_each_update_once() {
+    let brain = Breaks(streams(MemoryStore::new()));
+    let id = stream(&brain.0, 10, 10).await;
+    let mut seqs = Vec::new();
+    follow(&brain, &id, &anyone(), |update| seqs.push(update.seq())).await.unwrap();
+    assert!(seqs.len() > 20, "{seqs:?}");
+    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
 }

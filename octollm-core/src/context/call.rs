@@ -225,7 +225,7 @@ impl Request {
         }
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
-        let mut work = match spent(self.cx.deadline(), budget) {
+        let mut work = match spent(call.parts.deadline, budget) {
             Some(refusal) => shared.transport.refuse(call, refusal),
             None => shared.transport.call(call),
         };

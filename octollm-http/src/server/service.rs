@@ -174,7 +174,10 @@ impl Core {
         let (mut head, body) = request.into_parts();
         let (parts, malformed) = match read_parts(&head.headers) {
             Ok(parts) => (parts, None),
-            Err((failure, parts)) => (*parts, Some(failure)),
+            Err(malformed) => {
+                let (failure, parts) = *malformed;
+                (parts, Some(failure))
+            }
         };
         let ids = Ids::of(&head.headers, &parts);
         let no_body = head.method == Method::HEAD;

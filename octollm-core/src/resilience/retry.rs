@@ -10,6 +10,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use tower::{
     Layer,
     retry::{Policy, Retry},
+    util::MapRequest,
 };
 
 use super::policy::{Failed, InvalidRetryConfig, RetryConfig};
@@ -22,7 +23,8 @@ use crate::{
 
 /// Tries failed calls again where that is safe and can help: see the [module](super).
 ///
-/// It belongs above the choice of an endpoint: a further attempt names those that failed in [`Call::avoid`].
+/// It belongs above the choice of an endpoint: a further attempt names those that failed in [`Call::avoid`]. It makes all
+/// attempts that a call asks for: a retry layer below it makes only those that it has by default.
 #[derive(Debug, Clone, Default)]
 pub struct RetryLayer {
     policy: RetryPolicy,
@@ -56,11 +58,17 @@ impl RetryLayer {
 }
 
 impl<S> Layer<S> for RetryLayer {
-    type Service = Retry<RetryPolicy, S>;
+    type Service = Retry<RetryPolicy, MapRequest<S, fn(Call) -> Call>>;
 
     fn layer(&self, service: S) -> Self::Service {
-        Retry::new(self.policy.clone(), service)
+        Retry::new(self.policy.clone(), MapRequest::new(service, once))
     }
+}
+
+/// An attempt, without those that this layer may make: another retry layer below would multiply them.
+fn once(mut call: Call) -> Call {
+    call.retry = 0;
+    call
 }
 
 /// The policy of a [`RetryLayer`], with what the attempts of one call have come to.
@@ -68,6 +76,8 @@ impl<S> Layer<S> for RetryLayer {
 pub struct RetryPolicy {
     rules: Arc<Rules>,
     retries: u32,
+    /// Those of layers below included.
+    attempts: u32,
     used: Usage,
     may_have_executed: bool,
 }
@@ -102,12 +112,13 @@ impl Policy<Call, Reply, CallError> for RetryPolicy {
         let error = match answer {
             Ok(reply) => {
                 reply.usage = self.used.plus(reply.usage);
-                reply.trip.attempts = reply.trip.attempts.saturating_add(self.retries);
+                reply.trip.attempts = reply.trip.attempts.saturating_add(self.attempts);
                 return None;
             }
             Err(error) => error,
         };
         self.used = self.used.plus(error.usage());
+        self.attempts = self.attempts.saturating_add(error.attempts());
         self.may_have_executed |= error.may_have_executed();
         call.parts.budget = call.parts.budget.after(error.usage());
         let failed = Failed {
@@ -119,7 +130,7 @@ impl Policy<Call, Reply, CallError> for RetryPolicy {
             budget: call.parts.budget,
         };
         let Some(wait) = self.rules.config.wait(&failed, Instant::now(), random()) else {
-            error.after_attempts(self.used, self.may_have_executed);
+            error.after_attempts(self.attempts, self.used, self.may_have_executed);
             return None;
         };
         self.retries += 1;

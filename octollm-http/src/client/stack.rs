@@ -262,7 +262,6 @@ impl Site {
         CallError::new(call.contract.clone(), failure)
             .with_arm(&*self.arm)
             .with_endpoint(self.endpoint.as_str())
-            .with_attempts(call.parts.attempt)
     }
 }
 

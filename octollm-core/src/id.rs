@@ -4,7 +4,7 @@ use std::{
     fmt,
     str::FromStr,
     sync::{
-        LazyLock, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -22,13 +22,17 @@ pub struct InvalidId {
 /// Base 62 in ASCII order, so that what is encoded sorts as it did.
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-fn push_base62(mut value: u64, width: usize, text: &mut String) {
+fn base62(mut value: u64) -> [u8; 11] {
     let mut digits = [b'0'; 11];
     for digit in digits.iter_mut().rev() {
         *digit = DIGITS[(value % 62) as usize];
         value /= 62;
     }
-    text.extend(digits[11 - width..].iter().map(|&digit| char::from(digit)));
+    digits
+}
+
+fn push_base62(value: u64, width: usize, text: &mut String) {
+    text.extend(base62(value)[11 - width..].iter().map(|&digit| char::from(digit)));
 }
 
 /// UUIDs that several threads make at once do not always count up.
@@ -164,22 +168,22 @@ impl fmt::Debug for TaskId {
 /// 1 to 128 characters of `[A-Za-z0-9._-]`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RequestId(Box<str>);
+pub struct RequestId(Arc<str>);
 
 impl RequestId {
     /// A new id: random bits of this process, and a count.
     pub fn new() -> Self {
-        static PROCESS: LazyLock<String> = LazyLock::new(|| {
-            let mut text = String::with_capacity(12);
-            push_base62(Uuid::now_v7().as_u128() as u64 & (u64::MAX >> 2), 11, &mut text);
-            text.push('-');
-            text
+        static PROCESS: LazyLock<[u8; 11]> = LazyLock::new(|| {
+            let random = Uuid::now_v7().as_u128() as u64 & (u64::MAX >> 2);
+            base62(random)
         });
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let mut text = String::with_capacity(19);
-        text.push_str(&PROCESS);
-        push_base62(COUNT.fetch_add(1, Ordering::Relaxed), 7, &mut text);
-        Self(text.into())
+        let count = base62(COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut text = [b'-'; 19];
+        text[..11].copy_from_slice(&*PROCESS);
+        text[12..].copy_from_slice(&count[4..]);
+        // Every digit is ASCII.
+        Self(std::str::from_utf8(&text).unwrap_or("request").into())
     }
 
     /// The id as text.
@@ -214,7 +218,7 @@ impl TryFrom<String> for RequestId {
 
 impl From<RequestId> for String {
     fn from(id: RequestId) -> Self {
-        id.0.into()
+        id.as_str().to_owned()
     }
 }
 

@@ -137,8 +137,8 @@ impl Reply {
     pub(crate) fn unreadable(self, contract: ContractRef, error: serde_json::Error) -> CallError {
         let failure = Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"));
         CallError::new(contract, failure)
-            .with_arm(self.trip.arm)
-            .with_endpoint(self.trip.endpoint)
+            .with_arm(&*self.trip.arm)
+            .with_endpoint(&*self.trip.endpoint)
             .with_attempts(self.trip.attempts)
             .with_usage(self.usage)
             .with_source(error)
@@ -157,16 +157,16 @@ impl Reply {
 #[non_exhaustive]
 pub struct Trip {
     /// The arm that answered.
-    pub arm: String,
+    pub arm: Arc<str>,
     /// Where it is; `in-process/judge` in a mesh.
-    pub endpoint: String,
+    pub endpoint: Arc<str>,
     /// How often it was tried.
     pub attempts: u32,
 }
 
 impl Trip {
     /// A trip of one attempt.
-    pub fn new(arm: impl Into<String>, endpoint: impl Into<String>) -> Self {
+    pub fn new(arm: impl Into<Arc<str>>, endpoint: impl Into<Arc<str>>) -> Self {
         Self { arm: arm.into(), endpoint: endpoint.into(), attempts: 1 }
     }
 }
@@ -184,6 +184,15 @@ pub trait Transport: Send + Sync + 'static {
     /// A [`CallError`] that says what is known of the failure.
     async fn call(&self, call: Call) -> Result<Reply, CallError>;
 
+    /// Answers a call that is not made because the limits of its caller are spent. A transport that records answers records
+    /// this one too, or returns the one that it has recorded.
+    ///
+    /// # Errors
+    /// The `refusal`, unless the call was answered before.
+    async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
+        Err(CallError::new(call.contract, refusal))
+    }
+
     /// The cards of the arms that can be reached now.
     async fn cards(&self) -> Vec<ArmCard>;
 
@@ -197,6 +206,10 @@ pub trait Transport: Send + Sync + 'static {
 impl<T: Transport + ?Sized> Transport for Arc<T> {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         (**self).call(call).await
+    }
+
+    async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
+        (**self).refuse(call, refusal).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

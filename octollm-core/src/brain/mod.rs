@@ -8,6 +8,7 @@ mod as_arm;
 mod builder;
 mod config;
 mod events;
+mod guarded;
 mod journal;
 mod relay;
 mod rerun;
@@ -84,6 +85,7 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 impl Inner {
     fn new(parts: BrainBuilder) -> Self {
         let BrainBuilder { dispatcher, transport, bus, store, clock, config } = parts;
+        let store = Arc::new(guarded::Guarded(store));
         Self::with(Arc::new(dispatcher), transport, bus, store, clock, config)
     }
 

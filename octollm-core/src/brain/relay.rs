@@ -1,18 +1,22 @@
 //! Publishes the events of task changes, which the store holds until then.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use tokio::time::{sleep, timeout};
+use futures_util::FutureExt;
+
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bus::EventBus,
+    bus::{BusError, EventBus},
     event::Event,
     store::{StoreError, TaskStore, Topic},
 };
 
 /// Events that are taken from the store at a time.
 const BATCH: usize = 64;
+/// After so long the store is asked again, which holds this relay's turn.
+const BATCH_TIME: Duration = Duration::from_secs(2);
 /// How long a bus may take over one event before it is tried again.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(10);
 /// Pauses after a failure: doubled from the first to the last.
@@ -90,20 +94,20 @@ impl Relay {
     }
 
     async fn publish(&self, events: &[Event]) -> (Vec<String>, Option<String>) {
-        let mut published = Vec::with_capacity(events.len());
+        let (mut published, begun) = (Vec::with_capacity(events.len()), Instant::now());
         for event in events {
-            match timeout(PUBLISH_LIMIT, self.bus.publish(event.clone())).await {
-                Ok(Ok(_)) => {}
+            match publish(&*self.bus, event.clone(), PUBLISH_LIMIT).await {
+                Ok(()) => {}
                 // Trying again would not help, and would hold up all that comes after it.
-                Ok(Err(error)) if !error.retryable() => {
+                Err(Unpublished::Refused(error)) if !error.retryable() => {
                     tracing::error!(event = event.id(), event_type = event.event_type(), %error, "event refused");
                 }
-                Ok(Err(error)) => return (published, Some(error.to_string())),
-                Err(_) => {
-                    return (published, Some(format!("the bus did not take it within {PUBLISH_LIMIT:?}")));
-                }
+                Err(problem) => return (published, Some(problem.to_string())),
             }
             published.push(event.id().to_owned());
+            if begun.elapsed() >= BATCH_TIME {
+                break;
+            }
         }
         (published, None)
     }
@@ -121,9 +125,26 @@ fn drained_well(pause: Duration) -> bool {
 /// Publishes an event that nobody misses when it is lost.
 pub(super) async fn publish_once(bus: &dyn EventBus, event: Event) {
     let event_type = event.event_type().to_owned();
-    match timeout(Duration::from_secs(1), bus.publish(event)).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::debug!(event_type, %error, "event not published"),
-        Err(_) => tracing::debug!(event_type, "event not published in time"),
+    if let Err(problem) = publish(bus, event, Duration::from_secs(1)).await {
+        tracing::debug!(event_type, %problem, "event not published");
+    }
+}
+
+/// Why a bus did not take an event.
+#[derive(Debug, thiserror::Error)]
+enum Unpublished {
+    #[error(transparent)]
+    Refused(BusError),
+    #[error("the bus did not take it within {0:?}")]
+    TooSlow(Duration),
+    #[error("the bus panicked")]
+    Panicked,
+}
+
+async fn publish(bus: &dyn EventBus, event: Event, limit: Duration) -> Result<(), Unpublished> {
+    match AssertUnwindSafe(timeout(limit, bus.publish(event))).catch_unwind().await {
+        Ok(Ok(taken)) => taken.map_err(Unpublished::Refused),
+        Ok(Err(_)) => Err(Unpublished::TooSlow(limit)),
+        Err(_) => Err(Unpublished::Panicked),
     }
 }

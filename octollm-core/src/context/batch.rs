@@ -9,10 +9,11 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::task::coop::consume_budget;
 
 use super::{
     Context,
-    call::{Read, Request, Running},
+    call::{Read, Request, Running, poll_running},
     share::Shares,
 };
 use crate::{
@@ -107,10 +108,7 @@ impl<T: Send + 'static> Future for BatchFuture<T> {
         if let Some(batch) = self.batch.take() {
             self.running = Some(Box::pin(batch.all()));
         }
-        match &mut self.running {
-            Some(running) => running.as_mut().poll(cx),
-            None => Poll::Pending,
-        }
+        poll_running(&mut self.running, cx)
     }
 }
 
@@ -121,10 +119,7 @@ impl<T: Send + 'static> Future for EachFuture<T> {
         if let Some(batch) = self.batch.take() {
             self.running = Some(Box::pin(batch.each()));
         }
-        match &mut self.running {
-            Some(running) => running.as_mut().poll(cx),
-            None => Poll::Pending,
-        }
+        poll_running(&mut self.running, cx)
     }
 }
 
@@ -141,7 +136,7 @@ struct Batch<T> {
 impl<T> Batch<T> {
     fn name(&mut self, name: &str) {
         if let Some(StepKey::Order(first)) = self.requests.first().map(|request| request.step.clone()) {
-            self.cx.return_steps(first, self.requests.len());
+            self.cx.order().give_back(first, self.requests.len());
         }
         for (position, request) in self.requests.iter_mut().enumerate() {
             request.step = StepKey::Name(format!("{name}[{position}]"));
@@ -190,6 +185,8 @@ impl<T> Batch<T> {
             let Some((place, share, answer)) = running.next().await else { return Ok(()) };
             shares.give_back(share);
             answered(place, answer)?;
+            // Calls that never wait must not hold the thread for as long as the batch lasts.
+            consume_budget().await;
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     mem,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context as Poll_, Poll},
+    task::{Context as Poll_, Poll, ready},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use crate::{
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     json,
+    parts::spent,
     transport::{Call, Reply, StepKey},
     update::UpdateSink,
 };
@@ -31,8 +32,8 @@ use crate::{
 ///
 /// # Errors
 /// A [`CallError`], which names the call's [step](CallError::step): see its `kind`, `retryable` and `may_have_executed`. A
-/// call that is refused before it is sent, because the deadline or the budget of its context is spent or the work is
-/// cancelled, has not executed and is not journaled.
+/// call that is refused before it is sent, because its deadline or its budget is spent or the work is cancelled, has not
+/// executed. Under a brain a refusal is journaled as any failure is, unless the work is cancelled.
 ///
 /// # Cancel safety
 /// Dropping the future gives the call up, and what the arm was calling for it.
@@ -48,6 +49,14 @@ pub(super) type Read<T> = fn(&[u8]) -> Result<T, serde_json::Error>;
 
 /// From the first poll on.
 pub(super) type Running<O> = Pin<Box<dyn Future<Output = O> + Send>>;
+
+/// Polls what runs, and drops it once it has ended: a future that is polled again after that stays pending.
+pub(super) fn poll_running<O>(running: &mut Option<Running<O>>, cx: &mut Poll_<'_>) -> Poll<O> {
+    let Some(work) = running else { return Poll::Pending };
+    let output = ready!(work.as_mut().poll(cx));
+    *running = None;
+    Poll::Ready(output)
+}
 
 impl<T> CallFuture<T> {
     pub(super) fn new(request: Request, read: Read<T>) -> Self {
@@ -80,13 +89,14 @@ impl<T> CallFuture<T> {
     pub fn named(self, name: impl Into<String>) -> Self {
         self.with(|request| {
             if let StepKey::Order(order) = request.step {
-                request.cx.return_steps(order, 1);
+                request.cx.order().give_back(order, 1);
             }
             request.step = StepKey::Name(name.into());
         })
     }
 
-    /// Sends the progress and the chunks of the called arm to `sink`, as far as the transport carries them.
+    /// Sends the progress and the chunks of the called arm to `sink`, as far as the transport carries them. A further
+    /// attempt sends its chunks from the first one on.
     pub fn updates(self, sink: Arc<dyn UpdateSink>) -> Self {
         self.with(|request| request.updates = Some(sink))
     }
@@ -120,10 +130,7 @@ impl<T: 'static> Future for CallFuture<T> {
         if let Some(request) = self.request.take() {
             self.running = Some(Box::pin(request.answer(read)));
         }
-        match &mut self.running {
-            Some(running) => running.as_mut().poll(cx),
-            None => Poll::Pending,
-        }
+        poll_running(&mut self.running, cx)
     }
 }
 
@@ -211,10 +218,17 @@ impl Request {
 
     async fn send(&mut self) -> Result<Reply, CallError> {
         let budget = self.cx.budget().within(self.budget);
+        if self.cx.is_cancelled() {
+            let failure = Failure::of(ErrorKind::Cancelled).before_execution();
+            return Err(CallError::new(self.contract.clone(), failure));
+        }
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
-        let mut work = pin!(shared.transport.call(call));
-        let mut cancelled = pin!(shared.cancellation.cancelled());
+        let mut work = match spent(self.cx.deadline(), budget) {
+            Some(refusal) => shared.transport.refuse(call, refusal),
+            None => shared.transport.call(call),
+        };
+        let mut cancelled = pin!(self.cx.cancelled());
         poll_fn(|task| match work.as_mut().poll(task) {
             Poll::Ready(answer) => {
                 self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
@@ -228,11 +242,8 @@ impl Request {
         .await
     }
 
-    /// The call as the transport gets it, unless it is refused here.
+    /// The call as the transport gets it.
     fn call(&mut self, budget: Budget) -> Result<Call, CallError> {
-        if let Some(failure) = self.cx.refusal(budget) {
-            return Err(CallError::new(self.contract.clone(), failure));
-        }
         let input = mem::replace(&mut self.input, Ok(Bytes::new()))?;
         let parts = self.cx.parts().next_request(self.deadline(), budget);
         let mut call = Call::new(self.contract.clone(), self.step.clone(), input, parts);

@@ -67,7 +67,7 @@ impl CallError {
         self
     }
 
-    /// Makes it the error of several attempts, of which it was the last: how many there were, what all of them used, and
+    /// Makes it the error of several attempts, of which it was the last: how many were made, what all of them used, and
     /// whether any of them may have executed.
     pub(crate) fn after_attempts(&mut self, attempts: u32, usage: Usage, may_have_executed: bool) {
         self.0.attempts = attempts;

@@ -41,15 +41,16 @@ use std::{
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::{Map, Value};
 
 use crate::{
     arm::Arm,
     card::ArmCard,
-    context::{CALLS_AT_ONCE, Context},
+    context::{CALLS_AT_ONCE, Context, read_value},
     contract::{ContractCard, ContractRef, ContractSpec, NoChunk, OwnedSpec, Spec, TaskContract, Violations},
     error::{ArmError, Failure},
+    json::RawJson,
 };
 
 /// The contract `plan.run`: runs a plan and answers what its steps answered.
@@ -69,11 +70,12 @@ pub struct PlanStep {
     /// What is called, such as `code.validate`.
     pub contract: ContractRef,
     /// What it is called with: JSON in which `{"$output": step, "pointer": "/.."}` and `{"$item": "/.."}` stand for
-    /// parts of earlier outputs and of the item.
-    #[serde(default = "no_fields")]
+    /// parts of earlier outputs and of the item. An integer beyond `u64` and `i64`, which a [`Value`] would round, is
+    /// refused where a plan is read.
+    #[serde(default = "no_fields", deserialize_with = "exact")]
     pub input: Value,
     /// A list, or what stands for one: the step then runs once for each item, and its output is the list of outputs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact_or_none")]
     pub each: Option<Value>,
     /// Steps that must be done before, beside those that the input refers to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -82,6 +84,15 @@ pub struct PlanStep {
 
 fn no_fields() -> Value {
     Value::Object(Map::new())
+}
+
+fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    let json = RawJson::deserialize(deserializer)?;
+    read_value(json.as_str().as_bytes()).map_err(D::Error::custom)
+}
+
+fn exact_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    exact(deserializer).map(|value| Some(value).filter(|value| !value.is_null()))
 }
 
 impl RunPlan {

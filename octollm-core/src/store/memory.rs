@@ -145,10 +145,11 @@ impl Row {
 }
 
 impl Tables {
-    /// The row of a run that is the latest of its task.
+    /// The row of a run that is the latest of its task and has not ended.
     fn run(&mut self, run: &Run) -> Result<&mut Row, StoreError> {
         let row = self.tasks.get_mut(&run.task).ok_or(StoreError::NotFound)?;
-        if row.record.run() == run.number { Ok(row) } else { Err(StoreError::Conflict) }
+        let runs = row.record.run() == run.number && row.record.status() == TaskStatus::Processing;
+        if runs { Ok(row) } else { Err(StoreError::Conflict) }
     }
 
     fn index(&mut self, record: &TaskRecord) {
@@ -320,7 +321,8 @@ impl TaskStore for MemoryStore {
     }
 
     async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
-        self.tables().run(run)?.append(entry);
+        let at = self.now();
+        self.tables().run(run)?.append(JournalEntry { at, ..entry });
         Ok(())
     }
 
@@ -358,8 +360,14 @@ impl TaskStore for MemoryStore {
 
     async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
         let mut tables = self.tables();
-        let ids: HashSet<&str> = event_ids.iter().map(String::as_str).collect();
-        tables.outbox.retain(|event| !ids.contains(event.id()));
+        let mut ids: HashSet<&str> = event_ids.iter().map(String::as_str).collect();
+        // They are the first ones, unless another relay took over meanwhile: what waits after them is not looked at.
+        while tables.outbox.front().is_some_and(|event| ids.remove(event.id())) {
+            tables.outbox.pop_front();
+        }
+        if !ids.is_empty() {
+            tables.outbox.retain(|event| !ids.contains(event.id()));
+        }
         Ok(())
     }
 

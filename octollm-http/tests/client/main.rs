@@ -5,6 +5,7 @@ mod config;
 mod directory;
 mod faults;
 mod layers;
+mod lies;
 mod orchestrator;
 mod peer;
 mod pool;

@@ -115,11 +115,11 @@ impl Pool {
         let (origin, mut request) = addressed(request)?;
         // What may be done twice is sent once more if a connection that was used before dies under it.
         let again = request.method().is_idempotent().then(|| request.clone());
-        let mut patience = Patience::new(config.read_idle, config.write_idle, terms);
         let mut lease = Lease::new(&self.0, arm, &origin, terms.deadline).await?;
         loop {
             let (connection, used_before) = lease.connection(&origin).await?;
             *is_sending = true;
+            let mut patience = Patience::new(config.read_idle, config.write_idle, terms);
             let lost = match connection.exchange(request, config.max_answer, &mut patience).await {
                 Ok(answer) => {
                     lease.keep();

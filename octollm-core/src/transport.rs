@@ -64,7 +64,8 @@ pub struct Call {
     pub input: Bytes,
     /// What travels with it. The deadline is always set.
     pub parts: ContextParts,
-    /// How many further attempts are allowed where one is safe.
+    /// How many further attempts are allowed where one is safe. Below a [`RetryLayer`](crate::resilience::RetryLayer), which
+    /// makes them, it is 0.
     pub retry: u32,
     /// The endpoints that were tried already: another one is preferred.
     pub avoid: Vec<Arc<str>>,

@@ -96,7 +96,7 @@ fn all_known<C: TaskContract>(bytes: &[u8]) -> Result<(), Failure> {
 /// Writes the input of a contract: always an object, also for a unit struct.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Unwritable> {
     let mut bytes = write(input)?;
     if bytes == b"null" {

@@ -164,6 +164,9 @@ impl Shared {
     }
 }
 
+/// A connection that nobody uses.
+type Idle = Box<Connection>;
+
 impl State {
     fn new(limits: Limits) -> Self {
         Self {
@@ -184,7 +187,7 @@ impl State {
     }
 
     /// Gives up what is idle in one runtime.
-    fn clear(&mut self, runtime: runtime::Id) -> Vec<Box<Connection>> {
+    fn clear(&mut self, runtime: runtime::Id) -> Vec<Idle> {
         let lanes = self.lanes.iter().filter(|(key, _)| key.runtime == runtime);
         lanes.flat_map(|(_, lane)| self.allotment.clear(*lane)).collect()
     }

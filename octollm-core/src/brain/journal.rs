@@ -197,13 +197,6 @@ impl Inner {
         known
     }
 
-    /// Returns a recorded answer when it is its turn.
-    async fn replayed(&self, entry: JournalEntry) -> Result<Reply, CallError> {
-        let _placed = Placed(self, entry.seq);
-        self.turn(entry.seq).await;
-        replay(entry)
-    }
-
     /// Waits until the answer of this number may be returned.
     async fn turn(&self, seq: u64) {
         let mut moved = self.moved.subscribe();
@@ -219,6 +212,13 @@ impl Inner {
                 self.moved.send_replace(());
             }
         }
+    }
+
+    /// Returns a recorded answer when it is its turn.
+    async fn replayed(&self, entry: JournalEntry) -> Result<Reply, CallError> {
+        let _placed = Placed(self, entry.seq);
+        self.turn(entry.seq).await;
+        replay(entry)
     }
 
     /// Writes an entry, again where the store is away. What cannot be written stops the run: an answer that is not
@@ -307,14 +307,14 @@ impl Transport for Journal {
         }
     }
 
-    async fn refuse(&self, call: Call, failure: Failure) -> Result<Reply, CallError> {
+    async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
         let draft = Draft::of(&call, digest(&call.input));
-        match self.0.recall(&call, &draft.input_digest)? {
-            Known::Answer(entry) => self.0.replayed(*entry).await,
-            // By an earlier run, which did not see it end.
-            Known::Begun(_) => self.answered(draft, Err(outcome_unknown(&call))).await,
-            Known::Nothing => self.answered(draft, Err(CallError::new(call.contract, failure))).await,
-        }
+        let refusal = match self.0.recall(&call, &draft.input_digest)? {
+            Known::Answer(entry) => return self.0.replayed(*entry).await,
+            Known::Begun(_) => Failure { may_have_executed: true, ..refusal },
+            Known::Nothing => refusal,
+        };
+        self.answered(draft, Err(CallError::new(call.contract, refusal))).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -373,7 +373,7 @@ fn trip_of(error: &CallError) -> Trip {
 fn outcome_unknown(call: &Call) -> CallError {
     let failure = Failure::new(
         ErrorKind::OutcomeUnknown,
-        "the call was begun before a crash, and its arm does not remember keys: it may have been executed",
+        "an earlier attempt may have been executed, and the call is not idempotent: a rerun from this step makes it again",
     );
     CallError::new(call.contract.clone(), failure)
 }
@@ -460,9 +460,9 @@ fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
         Recorded::Failure(failure) => {
             let mut error = CallError::new(contract, *failure).with_usage(usage).with_attempts(trip.attempts);
             if !trip.arm.is_empty() {
-                error = error.with_arm(trip.arm);
+                error = error.with_arm(&*trip.arm);
             }
-            Err(if trip.endpoint.is_empty() { error } else { error.with_endpoint(trip.endpoint) })
+            Err(if trip.endpoint.is_empty() { error } else { error.with_endpoint(&*trip.endpoint) })
         }
         Recorded::Output(output) => {
             Ok(Reply::new(Bytes::from(output.as_str().to_owned()), trip).with_usage(usage))

@@ -205,9 +205,26 @@ impl FromStr for Budget {
 pub struct InvalidBudget;
 
 /// A spent budget: see [`Context::spend`](crate::Context::spend).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the budget is used up")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BudgetExhausted;
+
+impl fmt::Display for BudgetExhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the budget is used up")
+    }
+}
+
+impl std::error::Error for BudgetExhausted {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&Spent)
+    }
+}
+
+/// The source of [`BudgetExhausted`], which is found in a chain of sources also where a wrapper hides the type of the error
+/// that it holds.
+#[derive(Debug, thiserror::Error)]
+#[error("budget_exhausted")]
+pub(crate) struct Spent;
 
 #[cfg(test)]
 mod tests {

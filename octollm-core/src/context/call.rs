@@ -1,25 +1,27 @@
 //! One call, from its making to its answer.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     future::{Future, poll_fn},
     mem,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context as Poll_, Poll},
+    task::{Context as Poll_, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Context, value::read_value};
+use super::Context;
 use crate::{
     budget::{Budget, narrower},
     contract::{ContractRef, ContractSpec, OwnedSpec, Spec, TaskContract},
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
-    json,
+    json::{self, read_value},
+    parts::spent,
     transport::{Call, Reply, StepKey},
     update::UpdateSink,
 };
@@ -31,8 +33,8 @@ use crate::{
 ///
 /// # Errors
 /// A [`CallError`], which names the call's [step](CallError::step): see its `kind`, `retryable` and `may_have_executed`. A
-/// call that is refused before it is sent, because the deadline or the budget of its context is spent or the work is
-/// cancelled, has not executed. Of these a deadline is journaled: a replay is faster, and would make the call.
+/// call that is refused before it is sent, because its deadline or its budget is spent or the work is cancelled, has not
+/// executed. Under a brain a refusal is journaled as any failure is, unless the work is cancelled.
 ///
 /// # Cancel safety
 /// Dropping the future gives the call up, and what the arm was calling for it.
@@ -48,6 +50,14 @@ pub(super) type Read<T> = fn(&[u8]) -> Result<T, serde_json::Error>;
 
 /// From the first poll on.
 pub(super) type Running<O> = Pin<Box<dyn Future<Output = O> + Send>>;
+
+/// Polls what runs, and drops it once it has ended: a future that is polled again after that stays pending.
+pub(super) fn poll_running<O>(running: &mut Option<Running<O>>, cx: &mut Poll_<'_>) -> Poll<O> {
+    let Some(work) = running else { return Poll::Pending };
+    let output = ready!(work.as_mut().poll(cx));
+    *running = None;
+    Poll::Ready(output)
+}
 
 impl<T> CallFuture<T> {
     pub(super) fn new(request: Request, read: Read<T>) -> Self {
@@ -80,13 +90,14 @@ impl<T> CallFuture<T> {
     pub fn named(self, name: impl Into<String>) -> Self {
         self.with(|request| {
             if let StepKey::Order(order) = request.step {
-                request.cx.return_steps(order, 1);
+                request.cx.order().give_back(order, 1);
             }
             request.step = StepKey::Name(name.into());
         })
     }
 
-    /// Sends the progress and the chunks of the called arm to `sink`, as far as the transport carries them.
+    /// Sends the progress and the chunks of the called arm to `sink`, as far as the transport carries them. A further
+    /// attempt sends its chunks from the first one on.
     pub fn updates(self, sink: Arc<dyn UpdateSink>) -> Self {
         self.with(|request| request.updates = Some(sink))
     }
@@ -120,10 +131,7 @@ impl<T: 'static> Future for CallFuture<T> {
         if let Some(request) = self.request.take() {
             self.running = Some(Box::pin(request.answer(read)));
         }
-        match &mut self.running {
-            Some(running) => running.as_mut().poll(cx),
-            None => Poll::Pending,
-        }
+        poll_running(&mut self.running, cx)
     }
 }
 
@@ -211,18 +219,17 @@ impl Request {
 
     async fn send(&mut self) -> Result<Reply, CallError> {
         let budget = self.cx.budget().within(self.budget);
-        let refused = self.cx.refusal(budget);
-        if let Some(failure) = refused.as_ref().filter(|failure| failure.kind != ErrorKind::DeadlineExceeded)
-        {
-            return Err(CallError::new(self.contract.clone(), failure.clone()));
+        if self.cx.is_cancelled() {
+            let failure = Failure::of(ErrorKind::Cancelled).before_execution();
+            return Err(CallError::new(self.contract.clone(), failure));
         }
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
-        if let Some(failure) = refused {
-            return shared.transport.refuse(call, failure).await;
-        }
-        let mut work = pin!(shared.transport.call(call));
-        let mut cancelled = pin!(shared.cancellation.cancelled());
+        let mut work = match spent(call.parts.deadline, budget) {
+            Some(refusal) => shared.transport.refuse(call, refusal),
+            None => shared.transport.call(call),
+        };
+        let mut cancelled = pin!(self.cx.cancelled());
         poll_fn(|task| match work.as_mut().poll(task) {
             Poll::Ready(answer) => {
                 self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
@@ -267,4 +274,73 @@ fn unsendable(contract: &ContractRef, why: impl Into<String>) -> CallError {
 
 pub(super) fn read<C: TaskContract>(output: &[u8]) -> Result<C::Output, serde_json::Error> {
     serde_json::from_slice(output)
+}
+
+/// Numbers the calls of one piece of work in the order in which they are built.
+///
+/// A call that is given a name after it was built gives its number back. It is free again once no later number is in use,
+/// so that calls that are built and named at once on several threads leave the same numbers in every run.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    next: u32,
+    /// Given back while a later number was in use.
+    returned: BTreeSet<u32>,
+}
+
+impl Steps {
+    /// How many numbers are taken.
+    pub(super) fn count(&self) -> u32 {
+        self.next
+    }
+
+    /// Takes the numbers of so many calls that follow each other, and returns the first.
+    pub(super) fn take(&mut self, calls: usize) -> u32 {
+        let first = self.next;
+        self.next = after(first, calls);
+        first
+    }
+
+    /// Gives the numbers of so many calls back.
+    pub(super) fn give_back(&mut self, first: u32, calls: usize) {
+        self.returned.extend(first..after(first, calls));
+        while let Some(last) = self.next.checked_sub(1).filter(|last| self.returned.remove(last)) {
+            self.next = last;
+        }
+    }
+}
+
+fn after(first: u32, calls: usize) -> u32 {
+    first.saturating_add(u32::try_from(calls).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn names_leave_the_same_numbers_whatever_the_order_in_which_they_are_given(
+            counts in prop::collection::vec(1_usize..4, 1..8),
+            seed in any::<prop::sample::Index>(),
+        ) {
+            let mut steps = Steps::default();
+            prop_assert_eq!(steps.take(2), 0);
+            let mut named: Vec<_> = counts.iter().map(|&count| (steps.take(count), count)).collect();
+            while !named.is_empty() {
+                let (first, count) = named.swap_remove(seed.index(named.len()));
+                steps.give_back(first, count);
+            }
+            prop_assert_eq!((steps.take(1), steps.returned.len()), (2, 0));
+        }
+    }
+
+    #[test]
+    fn a_number_before_one_in_use_stays_a_hole() {
+        let mut steps = Steps::default();
+        let (named, unnamed) = (steps.take(1), steps.take(1));
+        steps.give_back(named, 1);
+        assert_eq!((unnamed, steps.take(1), steps.count()), (1, 2, 3));
+    }
 }

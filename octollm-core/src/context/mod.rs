@@ -2,35 +2,30 @@
 
 mod batch;
 mod call;
-mod share;
-mod value;
 
 use std::{
     fmt, iter,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use self::call::Steps;
+pub(crate) use self::{batch::Shares, call::Request};
 pub use self::{
     batch::{BatchFuture, CALLS_AT_ONCE, EachFuture},
     call::CallFuture,
 };
-pub(crate) use self::{call::Request, share::Shares, value::read_value};
 pub use crate::parts::{Caller, ContextParts, Grant};
 use crate::{
     budget::{Budget, BudgetExhausted, Ledger, Usage, narrower},
     card::ArmCard,
     contract::{ContractRef, TaskContract},
     deadline::Deadline,
-    error::{ErrorKind, Failure},
     id::{RequestId, TaskId},
-    parts::spent,
+    json::{self, read_value},
     trace::TraceContext,
     transport::{NoArms, StepKey, Transport},
     update::{Phase, Update, UpdateSink},
@@ -47,8 +42,9 @@ pub struct Context(Arc<Shared>);
 struct Shared {
     parts: ContextParts,
     ledger: Ledger,
-    steps: AtomicU32,
-    cancellation: CancellationToken,
+    steps: Mutex<Steps>,
+    /// `None` where nobody can cancel the work.
+    cancellation: Option<CancellationToken>,
     transport: Arc<dyn Transport>,
     updates: Option<Arc<dyn UpdateSink>>,
     /// The context that this one narrows. What is used here counts there too, and the calls of both are numbered there.
@@ -68,16 +64,16 @@ impl Context {
 
     /// A context from what travelled.
     pub fn from_parts(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
-        Self::assemble(parts, transport, CancellationToken::new(), None)
+        Self::assemble(parts, transport, None, None)
     }
 
     pub(crate) fn assemble(
         parts: ContextParts,
         transport: Arc<dyn Transport>,
-        cancellation: CancellationToken,
+        cancellation: Option<CancellationToken>,
         updates: Option<Arc<dyn UpdateSink>>,
     ) -> Self {
-        let (ledger, steps) = (Ledger::default(), AtomicU32::new(0));
+        let (ledger, steps) = (Ledger::default(), Mutex::default());
         Self(Arc::new(Shared { parts, ledger, steps, cancellation, transport, updates, outer: None }))
     }
 
@@ -176,12 +172,15 @@ impl Context {
     /// # Cancel safety
     /// Safe to drop and to ask again.
     pub async fn cancelled(&self) {
-        self.0.cancellation.cancelled().await;
+        match &self.0.cancellation {
+            Some(cancellation) => cancellation.cancelled().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Whether the work is cancelled.
     pub fn is_cancelled(&self) -> bool {
-        self.0.cancellation.is_cancelled()
+        self.0.cancellation.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 
     /// Tells how far the work is: percent (100 at most), and what it is doing.
@@ -199,16 +198,17 @@ impl Context {
         self.update(|| Update::Steps(completed, total));
     }
 
-    /// Streams a part of the output of `C`, and returns when there is room for the next one. A chunk that cannot be written
-    /// as JSON is left out and logged.
+    /// Streams a part of the output of `C`, and returns when there is room for the next one. A chunk that JSON cannot carry
+    /// exactly, such as a NaN or an integer beyond `u64` and `i64`, is left out and logged.
     ///
     /// # Cancel safety
     /// A chunk whose future is dropped may or may not have been sent.
     pub async fn chunk<C: TaskContract>(&self, chunk: &C::Chunk) {
         let Some(updates) = &self.0.updates else { return };
-        match serde_json::to_value(chunk) {
+        let chunk = json::write(chunk).map_err(|error| error.to_string());
+        match chunk.and_then(|chunk| read_value(&chunk).map_err(|error| error.to_string())) {
             Ok(chunk) => updates.chunk(chunk).await,
-            Err(error) => tracing::error!(contract = %C::SPEC, %error, "chunk left out"),
+            Err(error) => tracing::error!(contract = %C::SPEC, error, "chunk left out"),
         }
     }
 
@@ -226,7 +226,7 @@ impl Context {
     /// Calls that run at once, as under `join!`, each start with all that is left of the budget, and may exceed it together.
     /// Those of [`call_all`](Self::call_all) share it.
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
-        let step = StepKey::Order(self.take_steps(1));
+        let step = StepKey::Order(self.order().take(1));
         CallFuture::new(Request::typed(self.clone(), step, &input), call::read::<C>)
     }
 
@@ -239,7 +239,7 @@ impl Context {
             .into_iter()
             .map(|input| Request::typed(self.clone(), unnumbered.clone(), &input))
             .collect();
-        let first = self.take_steps(requests.len());
+        let first = self.order().take(requests.len());
         for (order, request) in (first..).zip(&mut requests) {
             request.step = StepKey::Order(order);
         }
@@ -250,7 +250,7 @@ impl Context {
     ///
     /// An output with an integer beyond `u64` and `i64`, which a [`Value`] would round, is a failure.
     pub fn call_json(&self, contract: &ContractRef, input: &Value) -> CallFuture<Value> {
-        let step = StepKey::Order(self.take_steps(1));
+        let step = StepKey::Order(self.order().take(1));
         CallFuture::new(Request::json(self.clone(), step, contract, input), read_value)
     }
 
@@ -270,7 +270,7 @@ impl Context {
         Self(Arc::new(Shared {
             parts,
             ledger: Ledger::default(),
-            steps: AtomicU32::new(0),
+            steps: Mutex::default(),
             cancellation: cancellation.clone(),
             transport: transport.clone(),
             updates: updates.clone(),
@@ -289,34 +289,15 @@ impl Context {
 
     /// How many calls were made without a name of their own.
     pub(crate) fn ordered_calls(&self) -> u32 {
-        self.next_step().load(Ordering::Relaxed)
+        self.order().count()
     }
 
-    /// The order of the next call.
-    fn next_step(&self) -> &AtomicU32 {
+    /// The order of the calls of this context and of all that narrow it.
+    fn order(&self) -> MutexGuard<'_, Steps> {
         match &self.0.outer {
-            Some(outer) => outer.next_step(),
-            None => &self.0.steps,
+            Some(outer) => outer.order(),
+            None => self.0.steps.lock().unwrap_or_else(PoisonError::into_inner),
         }
-    }
-
-    /// Takes the orders of so many calls that follow each other, and returns the first.
-    fn take_steps(&self, calls: usize) -> u32 {
-        self.next_step().fetch_add(u32::try_from(calls).unwrap_or(u32::MAX), Ordering::Relaxed)
-    }
-
-    /// Gives orders back that turn out not to be needed, if they are still the latest ones.
-    fn return_steps(&self, first: u32, calls: usize) {
-        let after = first.wrapping_add(u32::try_from(calls).unwrap_or(u32::MAX));
-        let _ = self.next_step().compare_exchange(after, first, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    /// Why nothing may be called any more.
-    fn refusal(&self, budget: Budget) -> Option<Failure> {
-        if self.is_cancelled() {
-            return Some(Failure::of(ErrorKind::Cancelled).before_execution());
-        }
-        spent(self.deadline(), budget)
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use super::{CallError, ErrorKind, Failure, call_error::CallFacts};
+use super::{
+    CallError, Carried as CarriedFailure, Error as ProgramError, ErrorKind, Failure, call_error::CallFacts,
+};
 use crate::{
-    budget::BudgetExhausted,
+    budget::{BudgetExhausted, Spent},
     contract::{ContractRef, Violations},
     id::StepKey,
 };
@@ -15,7 +17,7 @@ use crate::{
 /// is logged and never sent: the caller reads that the arm failed. What a constructor such as [`ArmError::failed`] is
 /// given, the caller reads.
 ///
-/// A [`CallError`], a [`Failure`] or an `ArmError` (see [`into_boxed`](Self::into_boxed)) keeps its kind, wherever it is
+/// A [`CallError`], a [`Failure`], a [`BudgetExhausted`] or an `ArmError` (see [`into_boxed`](Self::into_boxed)) keeps its kind, wherever it is
 /// in the chain of sources: context that was added on the way is for the log.
 ///
 /// Like `anyhow::Error` it is not an [`Error`] itself, which is what lets every error convert into it.
@@ -142,6 +144,12 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for ArmError {
     }
 }
 
+impl From<ProgramError> for ArmError {
+    fn from(error: ProgramError) -> Self {
+        Self::of(error.into_boxed())
+    }
+}
+
 /// The first error of ours in a chain of sources, as the caller reads it.
 fn known(error: &(dyn Error + 'static)) -> Option<Failure> {
     std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
@@ -154,8 +162,11 @@ fn known(error: &(dyn Error + 'static)) -> Option<Failure> {
         if let Some(Carried(carried)) = error.downcast_ref() {
             return Some(carried.failure().clone());
         }
-        if error.is::<BudgetExhausted>() {
+        if error.is::<BudgetExhausted>() || error.is::<Spent>() {
             return Some(Failure::of(ErrorKind::BudgetExhausted));
+        }
+        if let Some(CarriedFailure(failure)) = error.downcast_ref() {
+            return Some(failure.clone());
         }
         error.downcast_ref::<Failure>().cloned()
     })
@@ -307,11 +318,31 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_below_context_keeps_its_kind() {
+    fn a_failure_keeps_all_of_itself_wherever_it_is() {
         let failure = || Failure::new(ErrorKind::TaskNotFound, "no such task");
         assert_eq!(converted(failure()).failure(), &failure());
-        assert_eq!(converted(anyhow::Error::from(failure()).context("swordfish")).failure(), &failure());
-        assert_eq!(converted(BudgetExhausted).kind(), ErrorKind::BudgetExhausted);
+        for error in [
+            converted(anyhow::Error::from(failure())),
+            converted(anyhow::Error::from(failure()).context("swordfish")),
+            converted(std::io::Error::other(anyhow::Error::from(failure()))),
+            converted(ProgramError::from(failure())),
+            converted(ProgramError::from(ArmError::from(failure()))),
+            converted(ProgramError::from(anyhow::Error::from(failure()))),
+        ] {
+            assert_eq!(error.failure(), &failure());
+        }
+    }
+
+    #[test]
+    fn a_spent_budget_keeps_its_kind_wherever_it_is() {
+        for error in [
+            converted(BudgetExhausted),
+            converted(anyhow::Error::from(BudgetExhausted)),
+            converted(anyhow::Error::from(BudgetExhausted).context("swordfish")),
+            converted(ProgramError::from(BudgetExhausted)),
+        ] {
+            assert_eq!(error.failure(), &Failure::of(ErrorKind::BudgetExhausted));
+        }
     }
 
     #[test]

@@ -67,9 +67,10 @@ impl CallError {
         self
     }
 
-    /// Makes it the error of several attempts, of which it was the last: what all of them used, and whether any of them may
-    /// have executed.
-    pub(crate) fn after_attempts(&mut self, usage: Usage, may_have_executed: bool) {
+    /// Makes it the error of several attempts, of which it was the last: how many were made, what all of them used, and
+    /// whether any of them may have executed.
+    pub(crate) fn after_attempts(&mut self, attempts: u32, usage: Usage, may_have_executed: bool) {
+        self.0.attempts = attempts;
         self.0.usage = usage;
         self.0.failure.may_have_executed |= may_have_executed;
     }

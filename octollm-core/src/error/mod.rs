@@ -8,7 +8,7 @@ mod call_error;
 mod kind;
 mod program;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind, prog
 use crate::contract::Violations;
 
 /// What both sides read about a failure.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Failure {
     /// What happened.
@@ -33,6 +33,8 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Whether the work may have been done, wholly or in part.
     pub may_have_executed: bool,
+    #[serde(skip)]
+    pub(crate) itself: Itself,
 }
 
 impl Failure {
@@ -46,6 +48,7 @@ impl Failure {
             retryable: kind.usually_retryable(),
             retry_after: None,
             may_have_executed: kind.usually_executed(),
+            itself: Itself::default(),
         }
     }
 
@@ -76,10 +79,57 @@ impl Failure {
     }
 }
 
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failure")
+            .field("kind", &self.kind)
+            .field("message", &self.message)
+            .field("violations", &self.violations)
+            .field("details", &self.details)
+            .field("retryable", &self.retryable)
+            .field("retry_after", &self.retry_after)
+            .field("may_have_executed", &self.may_have_executed)
+            .finish()
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&**self.itself.0.get_or_init(|| Box::new(Carried(self.clone()))))
+    }
+}
+
+/// A failure as its own first source, which is found in a chain of sources also where a wrapper hides the type of the error
+/// that it holds. Made once it is asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Itself(OnceLock<Box<Carried>>);
+
+#[derive(Debug)]
+struct Carried(Failure);
+
+impl Clone for Itself {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Itself {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// The code of what happened.
+impl fmt::Display for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.kind.fmt(f)
+    }
+}
+
+impl std::error::Error for Carried {}

@@ -13,12 +13,14 @@ mod shape;
 mod tests;
 mod unique;
 mod unknown;
+mod value;
 mod watch;
 mod write;
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Deserializer, Value, de::StrRead};
 
+pub(crate) use self::value::read_value;
 pub use self::{
     raw::RawJson,
     write::{Unwritable, write},

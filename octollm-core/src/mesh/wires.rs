@@ -13,8 +13,7 @@ use tower::{Layer, service_fn};
 
 use super::{
     calls::{Calls, Ending, Recorder},
-    fault::Fault,
-    faults::Faults,
+    fault::{Fault, Faults},
 };
 use crate::{
     budget::Usage,
@@ -174,7 +173,7 @@ impl Choice {
             Ok(output) => Ok(Reply::new(output, trip).with_usage(usage)),
             Err(failure) => {
                 let error = CallError::new(contract, failure).with_usage(usage);
-                Err(error.with_arm(trip.arm).with_endpoint(trip.endpoint))
+                Err(error.with_arm(&*trip.arm).with_endpoint(&*trip.endpoint))
             }
         }
     }

@@ -27,7 +27,6 @@
 //! | `{"$literal": …}` | what it holds, as it is: for data that looks like one of these |
 
 mod check;
-mod order;
 mod run;
 mod template;
 #[cfg(test)]
@@ -35,12 +34,13 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    str::FromStr,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -49,6 +49,7 @@ use crate::{
     context::{CALLS_AT_ONCE, Context},
     contract::{ContractCard, ContractRef, ContractSpec, NoChunk, OwnedSpec, Spec, TaskContract, Violations},
     error::{ArmError, Failure},
+    json::{RawJson, read_value},
 };
 
 /// The contract `plan.run`: runs a plan and answers what its steps answered.
@@ -68,11 +69,12 @@ pub struct PlanStep {
     /// What is called, such as `code.validate`.
     pub contract: ContractRef,
     /// What it is called with: JSON in which `{"$output": step, "pointer": "/.."}` and `{"$item": "/.."}` stand for
-    /// parts of earlier outputs and of the item.
-    #[serde(default = "no_fields")]
+    /// parts of earlier outputs and of the item. An integer beyond `u64` and `i64`, which a [`Value`] would round, is
+    /// refused where a plan is read.
+    #[serde(default = "no_fields", deserialize_with = "exact")]
     pub input: Value,
     /// A list, or what stands for one: the step then runs once for each item, and its output is the list of outputs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact_or_none")]
     pub each: Option<Value>,
     /// Steps that must be done before, beside those that the input refers to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -83,10 +85,28 @@ fn no_fields() -> Value {
     Value::Object(Map::new())
 }
 
+fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    let json = RawJson::deserialize(deserializer)?;
+    read_value(json.as_str().as_bytes()).map_err(D::Error::custom)
+}
+
+fn exact_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    exact(deserializer).map(|value| Some(value).filter(|value| !value.is_null()))
+}
+
 impl RunPlan {
     /// A plan of these steps.
     pub fn new(steps: impl IntoIterator<Item = PlanStep>) -> Self {
         Self { steps: steps.into_iter().collect() }
+    }
+}
+
+/// Reads a plan from JSON.
+impl FromStr for RunPlan {
+    type Err = serde_json::Error;
+
+    fn from_str(json: &str) -> Result<Self, Self::Err> {
+        serde_json::from_str(json)
     }
 }
 

@@ -282,3 +282,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_integer_that_a_plan_would_round_is_refused_where_the_plan_is_read() {
+    let plan = |step: &str| {
+        let text = format!(r#"{{"steps":[{{"id":"a","contract":"test.a",{step}}}]}}"#);
+        crate::json::read_input::<RunPlan>(text.as_bytes()).map_err(|failure| failure.to_string())
+    };
+    for step in [r#""input":{"n":18446744073709551616}"#, r#""each":[1,-9223372036854775809]"#] {
+        let refused = plan(step).unwrap_err();
+        assert!(refused.starts_with("steps[0].") && refused.contains("is beyond the integers"), "{refused}");
+    }
+    let read = plan(r#""input":{"n":18446744073709551615},"each":null"#).unwrap();
+    assert_eq!((&read.steps[0].input, &read.steps[0].each), (&json!({ "n": u64::MAX }), &None));
+    assert!(plan(r#""input":{"n":1,"n":2}"#).unwrap_err().contains("not valid JSON"));
+}

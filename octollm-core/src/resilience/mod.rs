@@ -21,5 +21,5 @@ mod retry;
 
 pub use self::{
     policy::{InvalidRetryConfig, RetryConfig},
-    retry::{RetryLayer, RetryPolicy},
+    retry::{Retry, RetryLayer},
 };

@@ -5,12 +5,17 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
+use async_trait::async_trait;
 use octollm_core::{
+    Arm, Context,
+    arm::arm_fn,
     budget::{Budget, Usage},
     context::CALLS_AT_ONCE,
-    error::ErrorKind,
+    error::{ArmError, ErrorKind},
     mesh::{Fault, Mesh},
+    orchestrator::finished,
     plan::{Plan, RunPlan},
+    task::{TaskRequest, TaskResult, TaskStatus},
     transport::{Call, CallService, StepKey},
 };
 use serde_json::json;
@@ -178,4 +183,60 @@ async fn a_cancelled_context_ends_what_runs_and_refuses_what_waits() {
     let cancelled = |executed| (ErrorKind::Cancelled, executed);
     assert_eq!(*ENDS.lock().unwrap(), [cancelled(true), cancelled(true), cancelled(false), cancelled(false)]);
     assert_eq!(mesh.calls().to("worker").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_of_calls_that_never_wait_lets_others_run() {
+    let mesh = Mesh::builder()
+        .arm("ready", arm_fn(|input: Charge, _| async move { Ok(input.number) }))
+        .start()
+        .await;
+    let (cx, contract) = (mesh.context(), Charge { number: 0 });
+    let batch = cx.call_all(vec![contract; 1_000]).at_once(1);
+    let other = async {
+        tokio::task::yield_now().await;
+        mesh.calls().count()
+    };
+    let (ran, all) = tokio::join!(tokio::spawn(batch), other);
+    assert_eq!(ran.unwrap().unwrap().len(), 1_000);
+    assert!(all < 1_000, "{all}");
+}
+
+/// Runs a batch that its time or its budget ends half way, and returns what became of it after another call.
+struct HalfWay;
+
+#[async_trait]
+impl Arm<TaskRequest> for HalfWay {
+    async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
+        let calls = (0..5).map(|number| measure(number).taking(100).spending(Spends::Tokens(10)));
+        let batch = cx.call_all(calls).at_once(1);
+        let batch = match request.goal.as_str() {
+            "time" => batch.within(ms(250)),
+            _ => batch.budget(Budget::tokens(20)),
+        };
+        let each = batch.each().await;
+        let ends: Vec<_> =
+            each.iter().map(|end| end.as_ref().map_or_else(|error| error.kind().code(), |_| "ok")).collect();
+        // The crash comes here.
+        cx.call(measure(ends.iter().filter(|end| **end == "ok").count() as u64).taking(3_000)).await?;
+        Ok(TaskResult::new(json!(ends)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_a_limit_refused_are_refused_again_after_a_crash() {
+    for (goal, ends) in [
+        ("time", ["ok", "ok", "deadline_exceeded", "deadline_exceeded", "deadline_exceeded"]),
+        ("budget", ["ok", "ok", "budget_exhausted", "budget_exhausted", "budget_exhausted"]),
+    ] {
+        let mesh = builder().brain(HalfWay).start().await;
+        let task = mesh.submit(TaskRequest::new(goal)).await.unwrap();
+        tokio::time::sleep(ms(1_000)).await;
+        let made = mesh.calls().count();
+        mesh.crash_brain().await.unwrap();
+        let task = finished(&mesh.brain(), &task.task_id, &mesh.context()).await.unwrap();
+        assert_eq!(task.status, TaskStatus::Completed, "{task:?}");
+        assert_eq!(task.result.unwrap().output, json!(ends));
+        assert_eq!(mesh.calls().count(), made + 1, "only the last call is made again");
+    }
 }

@@ -19,6 +19,7 @@ use octollm_core::{
     resilience::RetryLayer,
     task::{TaskRequest, TaskResult, TaskStatus},
     transport::{Call, CallService, Reply, ServiceTransport, TransportService},
+    update::Handle,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -197,6 +198,17 @@ async fn a_layer_of_a_users_own_stands_above_the_choice_of_an_arm() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_retry_layer_around_calls_that_ask_for_attempts_does_not_multiply_them() {
+    let flaky = Flaky(AtomicU32::new(u32::MAX));
+    let mesh = Mesh::builder().arm::<Measure>("flaky", flaky).layer(RetryLayer::default()).start().await;
+    for (retries, attempts) in [(0, 3), (2, 3), (4, 5)] {
+        mesh.forget_calls();
+        let error = mesh.call(measure(1)).retry(retries).await.unwrap_err();
+        assert_eq!((error.attempts(), mesh.calls().count()), (attempts, attempts as usize), "{retries}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn any_transport_can_have_layers_and_keys_make_a_call_safe() {
     let mesh = mesh().await;
     mesh.fault("worker", Fault::DropReply.once());
@@ -243,4 +255,60 @@ async fn only_the_hop_beside_a_failure_tries_again() {
     let error = mesh.call(MeasureMany { times: 1 }).retry(5).await.unwrap_err();
     assert!(!error.retryable());
     assert_eq!((mesh.calls().of::<MeasureMany>().count(), mesh.calls().of::<Measure>().count()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_error_counts_all_attempts() {
+    let mesh = flaky(9).await;
+    let error = mesh.call(measure(1)).retry(2).await.unwrap_err();
+    assert_eq!((error.attempts(), error.usage()), (3, Usage::tokens(120)));
+}
+
+/// Spends tokens and fails at its first attempt, reports a handle, and hangs at the second.
+#[derive(Clone)]
+struct Reports;
+
+impl Service<Call> for Reports {
+    type Response = Reply;
+    type Error = CallError;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Poll_<'_>) -> Poll<Result<(), CallError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        Box::pin(async move {
+            match &call.handle {
+                None => {
+                    let sink = call.updates.clone().unwrap();
+                    sink.handle(Handle::new("job-7")).await.unwrap();
+                    let failure = Failure::of(ErrorKind::Unavailable);
+                    Err(CallError::new(call.contract, failure).with_usage(Usage::tokens(40)))
+                }
+                Some(handle) if call.parts.deadline.is_some_and(|until| until.remaining() > ms(10_000)) => {
+                    Ok(Reply::new(json!(handle.as_str()).to_string().into(), Default::default()))
+                }
+                Some(_) => std::future::pending().await,
+            }
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_further_attempt_has_the_handle_of_the_one_before() {
+    let service = RetryLayer::default().layer(Reports);
+    let cx = Context::root(std::sync::Arc::new(ServiceTransport::new(service, mesh().await.transport())));
+    let contract: ContractRef = "work.measure".parse().unwrap();
+    assert_eq!(cx.call_json(&contract, &json!({})).await.unwrap(), "job-7");
+    assert_eq!(cx.used(), Usage::tokens(40));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_during_a_further_attempt_leaves_what_was_used() {
+    let service = RetryLayer::default().layer(Reports);
+    let cx = Context::root(std::sync::Arc::new(ServiceTransport::new(service, mesh().await.transport())));
+    let error = cx.call(measure(1)).within(ms(5_000)).await.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::DeadlineExceeded, 2));
+    assert_eq!((error.usage(), cx.used()), (Usage::tokens(40), Usage::tokens(40)));
 }

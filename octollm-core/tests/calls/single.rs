@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::{FutureExt, StreamExt, future::join_all, stream};
 use octollm_core::{
     Arm, Context,
     arm::arm_fn,
@@ -36,6 +36,16 @@ async fn the_time_counts_from_the_first_poll() {
     let error = call.await.unwrap_err();
     assert_eq!((error.kind(), begun.elapsed()), (ErrorKind::DeadlineExceeded, ms(500)));
     assert_eq!((error.arm(), error.endpoint()), (Some("worker"), Some("in-process/worker")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_with_no_time_at_all_is_refused_before_it_is_sent() {
+    let mesh = mesh().await;
+    let error = mesh.call(measure(1)).within(Duration::ZERO).retry(3).await.unwrap_err();
+    assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::DeadlineExceeded, false));
+    let each = mesh.context().call_all([measure(1)]).within(Duration::ZERO).each().await;
+    assert_eq!(each[0].as_ref().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(mesh.calls().count(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,7 +96,7 @@ async fn a_narrower_context_shares_steps_and_counts_in_both() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_gives_the_order_back_while_it_is_the_latest() {
+async fn a_name_gives_the_order_back_once_no_later_one_is_in_use() {
     let mesh = mesh().await;
     let cx = mesh.context();
     cx.call(measure(0)).named("first").await.unwrap();
@@ -97,8 +107,22 @@ async fn a_name_gives_the_order_back_while_it_is_the_latest() {
     cx.call(measure(3)).await.unwrap();
     drop(cx.call(measure(4)));
     cx.call(measure(5)).await.unwrap();
-    // `a` was not the latest call when it got its name, and keeps a hole at 0.
-    assert_eq!(steps(&mesh), ["first", "late", "later", "1", "3"]);
+    assert_eq!(steps(&mesh), ["first", "late", "later", "0", "2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_future_that_has_ended_holds_nothing_and_stays_pending() {
+    let mesh = mesh().await;
+    let cx = mesh.context();
+    let mut call = cx.call(measure(1));
+    assert_eq!((&mut call).await.unwrap().number, 1);
+    assert!((&mut call).now_or_never().is_none());
+    let mut all = cx.call_all([measure(1)]);
+    assert_eq!((&mut all).await.unwrap().len(), 1);
+    assert!((&mut all).now_or_never().is_none());
+    let mut each = cx.call_all([measure(1)]).each();
+    assert_eq!((&mut each).await.len(), 1);
+    assert!((&mut each).now_or_never().is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -142,6 +166,30 @@ impl Arm<Tell> for Teller {
         }
         Ok(input.lines.len())
     }
+}
+
+/// Streams what has no exact JSON, and then what has.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Numbers {}
+
+impl TaskContract for Numbers {
+    type Output = ();
+    type Chunk = (f64, u128);
+    const SPEC: ContractSpec = ContractSpec::new("number.stream", "/stream", "number:stream");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_json_cannot_carry_exactly_is_left_out() {
+    let arm = arm_fn(|_: Numbers, cx: Context| async move {
+        for chunk in [(f64::NAN, 1), (1.0, u128::MAX), (f64::INFINITY, 1), (1.0, 1)] {
+            cx.chunk::<Numbers>(&chunk).await;
+        }
+        Ok(())
+    });
+    let mesh = Mesh::builder().arm("numbers", arm).start().await;
+    let sink = Arc::new(Slow::default());
+    mesh.call(Numbers {}).updates(sink.clone()).await.unwrap();
+    assert_eq!(*sink.0.lock().unwrap(), [Update::Chunk(json!([1.0, 1]))]);
 }
 
 /// Takes a second for each chunk.

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     errors::Errors,
-    validate::{NEEDS_GARDE, Validated},
+    validate::{NEEDS_GARDE, Validated, wire},
 };
 
 /// A contract as it is written into the impl.
@@ -39,6 +39,7 @@ impl<'a> Contract<'a> {
     /// Checks everything. After a mistake the contract is only good for a fallback.
     pub(crate) fn new(input: &'a DeriveInput, attrs: Attrs, errors: &mut Errors) -> Self {
         check_shape(input, errors);
+        check_sides(input, errors);
         let name = a_name(&input.ident, attrs.name.as_ref(), errors);
         let version = attrs.version.as_ref().map_or(Some(1), |number| {
             let version = number.base10_parse().ok().filter(|version| *version > 0);
@@ -108,6 +109,19 @@ fn check_shape(input: &DeriveInput, errors: &mut Errors) {
             lifetime,
             format!("a task contract owns its data, so it has no lifetimes: remove `{}`", lifetime.lifetime),
         );
+    }
+}
+
+/// A caller writes the JSON that an arm reads.
+fn check_sides(input: &DeriveInput, errors: &mut Errors) {
+    let fields = match &input.data {
+        Data::Struct(data) => data.fields.iter().map(|field| &*field.attrs).collect(),
+        Data::Enum(_) | Data::Union(_) => Vec::new(),
+    };
+    for attrs in std::iter::once(&*input.attrs).chain(fields) {
+        for (entry, why) in wire::one_sided(attrs) {
+            errors.at(entry, why);
+        }
     }
 }
 

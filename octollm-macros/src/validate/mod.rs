@@ -7,7 +7,7 @@ mod attr;
 mod bounds;
 mod check;
 mod expand;
-mod wire;
+pub(crate) mod wire;
 
 use proc_macro2::TokenStream;
 use syn::DeriveInput;

@@ -42,6 +42,45 @@ pub(crate) fn name(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Opt
     Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
 }
 
+/// What makes JSON that is written another one than is read, in the attributes of a struct or of one of its fields: the
+/// entry, and what to do about it.
+pub(crate) fn one_sided(attrs: &[Attribute]) -> Vec<(Meta, &'static str)> {
+    let fault = |entry: &Meta| {
+        let is = |key: &str| entry.path().is_ident(key);
+        if is("tag") {
+            Some("a tag is written and not read: remove it, and name the value in a field")
+        } else if is("skip_serializing") || is("skip_deserializing") {
+            Some(
+                "the field is written or read, but not both: use `skip`, or `default` with `skip_serializing_if`",
+            )
+        } else if (is("rename") || is("rename_all")) && differs(entry) {
+            Some(
+                "the names that are written and read differ: use one name for both, and `alias` for others that are read",
+            )
+        } else {
+            None
+        }
+    };
+    entries(attrs)
+        .into_iter()
+        .filter_map(|entry| Some((fault(&entry)?, entry)))
+        .map(|(why, entry)| (entry, why))
+        .collect()
+}
+
+/// `key(serialize = "a", deserialize = "b")`, or one of both alone.
+fn differs(entry: &Meta) -> bool {
+    let Meta::List(list) = entry else { return false };
+    let sides = list.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated).unwrap_or_default();
+    let side = |key: &str| {
+        sides.iter().find_map(|side| match side {
+            Meta::NameValue(side) if side.path.is_ident(key) => literal(&side.value).map(|name| name.value()),
+            _ => None,
+        })
+    };
+    side("serialize") != side("deserialize")
+}
+
 /// `key = ".."`, or `key(deserialize = "..")`.
 fn text(attrs: &[Attribute], key: &str) -> Option<LitStr> {
     entries(attrs).iter().filter(|entry| entry.path().is_ident(key)).find_map(|entry| match entry {

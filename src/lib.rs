@@ -22,7 +22,7 @@
 //! impl Arm<ValidateCode> for Judge {
 //!     async fn execute(&self, input: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
 //!         cx.progress(10, "parsing");
-//!         Ok(judge(&input)?) // `?` takes any error: std, anyhow, a text
+//!         Ok(judge(&input)?) // `?` takes any error: std, anyhow, a string
 //!     }
 //! }
 //!
@@ -37,16 +37,19 @@
 //! # }
 //! ```
 //!
+//! The README has a first program, and `docs/guide` a chapter for each subject.
+//!
 //! | to | see |
 //! |---|---|
-//! | say what can be asked | [`contract::TaskContract`], derived by `#[derive(TaskContract)]` |
+//! | declare what can be asked | [`contract::TaskContract`], derived by `#[derive(TaskContract)]` |
 //! | do it | [`Arm`], [`Context`] |
 //! | serve it | `http::Server` |
 //! | call it | `http::Arms`, [`Context::call`] |
 //! | run work that survives the process | [`brain::Brain`] |
 //! | run steps given as data | [`plan`] |
+//! | retry, on any tower stack | [`resilience`] |
 //! | screen what comes in | [`reflex`] |
-//! | tell and hear events | [`bus`] |
+//! | publish and receive events | [`bus`] |
 //! | test a system without a network | `mesh::Mesh` |
 //!
 //! # Features
@@ -56,7 +59,7 @@
 
 pub use octollm_core::{
     arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, event, id, json,
-    orchestrator, plan, reflex, store, task, trace, transport, update,
+    orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
 };
 
 #[cfg(feature = "mesh")]
@@ -93,13 +96,16 @@ pub mod prelude {
         Arm, Context,
         arm::arm_fn,
         brain::Brain,
+        budget::{Budget, Usage},
         bus::{DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
+        context::Caller,
         contract::TaskContract,
+        deadline::Deadline,
         error::{ArmError, CallError, ErrorKind},
         event::Event,
         orchestrator::Orchestrator,
-        plan::Plan,
-        reflex::{Reaction, Reflex, ReflexChain},
+        plan::{Plan, RunPlan},
+        reflex::{Observations, Reaction, Reflex, ReflexChain, Stimulus},
         task::{Submission, Task, TaskRequest, TaskResult, TaskStatus},
     };
     #[cfg(feature = "http")]

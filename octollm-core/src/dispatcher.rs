@@ -193,7 +193,7 @@ impl Route {
         parts.deadline = narrower(parts.deadline, Some(Deadline::after(limit)));
         let limit = parts.deadline;
         let guard = cancellation.clone().drop_guard();
-        let cx = Context::assemble(parts, transport, cancellation.clone(), updates);
+        let cx = Context::assemble(parts, transport, Some(cancellation.clone()), updates);
         let result = self.guarded(input, &cx, &cancellation, limit).await;
         if result.is_ok() {
             guard.disarm();
@@ -220,9 +220,14 @@ impl Route {
         // polled within tokio's cooperative budget, which the arm may spend.
         let ended = Deadline::run_until(
             limit,
-            poll_fn(|task| match cancelled.as_mut().poll(task) {
-                Poll::Ready(()) => Poll::Ready(None),
-                Poll::Pending => work.poll_unpin(task).map(Some),
+            poll_fn(|task| {
+                if cancellation.is_cancelled() {
+                    return Poll::Ready(None);
+                }
+                match work.poll_unpin(task) {
+                    Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                    Poll::Pending => cancelled.as_mut().poll(task).map(|()| None),
+                }
             }),
         );
         let kind = match ended.await {

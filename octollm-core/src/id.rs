@@ -4,7 +4,7 @@ use std::{
     fmt,
     str::FromStr,
     sync::{
-        LazyLock, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -22,13 +22,17 @@ pub struct InvalidId {
 /// Base 62 in ASCII order, so that what is encoded sorts as it did.
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-fn push_base62(mut value: u64, width: usize, text: &mut String) {
+fn base62(mut value: u64) -> [u8; 11] {
     let mut digits = [b'0'; 11];
     for digit in digits.iter_mut().rev() {
         *digit = DIGITS[(value % 62) as usize];
         value /= 62;
     }
-    text.extend(digits[11 - width..].iter().map(|&digit| char::from(digit)));
+    digits
+}
+
+fn push_base62(value: u64, width: usize, text: &mut String) {
+    text.extend(base62(value)[11 - width..].iter().map(|&digit| char::from(digit)));
 }
 
 /// UUIDs that several threads make at once do not always count up.
@@ -50,13 +54,31 @@ pub enum StepKey {
 }
 
 impl StepKey {
-    /// The step that a text names: digits alone are a position, anything else is a name.
+    /// The step that a text names: a number as a position is written, without zeros before it, is a position; anything
+    /// else is a name.
     pub fn from_text(text: &str) -> Self {
-        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         match text.parse() {
-            Ok(order) if digits => Self::Order(order),
+            Ok(order) if Self::Order(order).to_string() == text => Self::Order(order),
             _ => Self::Name(text.to_owned()),
         }
+    }
+}
+
+impl From<u32> for StepKey {
+    fn from(order: u32) -> Self {
+        Self::Order(order)
+    }
+}
+
+impl From<&str> for StepKey {
+    fn from(name: &str) -> Self {
+        Self::Name(name.to_owned())
+    }
+}
+
+impl From<String> for StepKey {
+    fn from(name: String) -> Self {
+        Self::Name(name)
     }
 }
 
@@ -146,22 +168,22 @@ impl fmt::Debug for TaskId {
 /// 1 to 128 characters of `[A-Za-z0-9._-]`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RequestId(Box<str>);
+pub struct RequestId(Arc<str>);
 
 impl RequestId {
     /// A new id: random bits of this process, and a count.
     pub fn new() -> Self {
-        static PROCESS: LazyLock<String> = LazyLock::new(|| {
-            let mut text = String::with_capacity(12);
-            push_base62(Uuid::now_v7().as_u128() as u64 & (u64::MAX >> 2), 11, &mut text);
-            text.push('-');
-            text
+        static PROCESS: LazyLock<[u8; 11]> = LazyLock::new(|| {
+            let random = Uuid::now_v7().as_u128() as u64 & (u64::MAX >> 2);
+            base62(random)
         });
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let mut text = String::with_capacity(19);
-        text.push_str(&PROCESS);
-        push_base62(COUNT.fetch_add(1, Ordering::Relaxed), 7, &mut text);
-        Self(text.into())
+        let count = base62(COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut text = [b'-'; 19];
+        text[..11].copy_from_slice(&*PROCESS);
+        text[12..].copy_from_slice(&count[4..]);
+        // Every digit is ASCII.
+        Self(std::str::from_utf8(&text).unwrap_or("request").into())
     }
 
     /// The id as text.
@@ -196,7 +218,7 @@ impl TryFrom<String> for RequestId {
 
 impl From<RequestId> for String {
     fn from(id: RequestId) -> Self {
-        id.0.into()
+        id.as_str().to_owned()
     }
 }
 

@@ -40,8 +40,13 @@ impl ContextParts {
     /// The beginning of a piece of work: ids of its own, no limits, nobody known.
     pub fn new() -> Self {
         let request_id = RequestId::new();
+        Self::of(request_id.clone(), request_id)
+    }
+
+    /// One request of a piece of work: without limits, of a caller that nobody checked.
+    pub fn of(request_id: RequestId, correlation_id: RequestId) -> Self {
         Self {
-            correlation_id: request_id.clone(),
+            correlation_id,
             request_id,
             task_id: None,
             trace: None,

@@ -64,7 +64,7 @@ impl<T: ?Sized> Unruled for &OwnRules<'_, T> {
 /// The check of a contract with rules that only garde's own derive can read.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has `#[garde(..)]` rules that need a feature of garde",
-    label = "add `garde` to the dependencies, and derive `garde::Validate` as well",
+    label = "add `garde` with that feature (`email`, `url`, `pattern`, ..) to the dependencies, and derive `garde::Validate` as well",
     note = "without it the rules would be in the schema and never be run"
 )]
 pub trait Ruled {

@@ -64,7 +64,8 @@ pub struct Call {
     pub input: Bytes,
     /// What travels with it. The deadline is always set.
     pub parts: ContextParts,
-    /// How many further attempts are allowed where one is safe.
+    /// How many further attempts are allowed where one is safe. Below a [`RetryLayer`](crate::resilience::RetryLayer), which
+    /// makes them, it is 0.
     pub retry: u32,
     /// The endpoints that were tried already: another one is preferred.
     pub avoid: Vec<Arc<str>>,
@@ -136,8 +137,8 @@ impl Reply {
     pub(crate) fn unreadable(self, contract: ContractRef, error: serde_json::Error) -> CallError {
         let failure = Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"));
         CallError::new(contract, failure)
-            .with_arm(self.trip.arm)
-            .with_endpoint(self.trip.endpoint)
+            .with_arm(&*self.trip.arm)
+            .with_endpoint(&*self.trip.endpoint)
             .with_attempts(self.trip.attempts)
             .with_usage(self.usage)
             .with_source(error)
@@ -156,16 +157,16 @@ impl Reply {
 #[non_exhaustive]
 pub struct Trip {
     /// The arm that answered.
-    pub arm: String,
+    pub arm: Arc<str>,
     /// Where it is; `in-process/judge` in a mesh.
-    pub endpoint: String,
+    pub endpoint: Arc<str>,
     /// How often it was tried.
     pub attempts: u32,
 }
 
 impl Trip {
     /// A trip of one attempt.
-    pub fn new(arm: impl Into<String>, endpoint: impl Into<String>) -> Self {
+    pub fn new(arm: impl Into<Arc<str>>, endpoint: impl Into<Arc<str>>) -> Self {
         Self { arm: arm.into(), endpoint: endpoint.into(), attempts: 1 }
     }
 }

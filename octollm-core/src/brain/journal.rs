@@ -8,6 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::{Value, value::RawValue};
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -20,7 +21,7 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     clock::Clock,
-    contract::hex,
+    contract::{ContractRef, hex},
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
@@ -45,8 +46,9 @@ struct Inner {
     store: Arc<dyn TaskStore>,
     transport: Arc<dyn Transport>,
     clock: Clock,
-    /// Stops the run, which has lost its task or its store.
-    lost: Box<dyn Fn() + Send + Sync>,
+    /// When the task was claimed, by the store's clock and by tokio's.
+    claimed: (Timestamp, Instant),
+    hold: Hold,
     state: Mutex<State>,
     /// Changes with the sequence.
     moved: watch::Sender<()>,
@@ -126,20 +128,31 @@ pub(super) struct Backing {
     pub(super) store: Arc<dyn TaskStore>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) clock: Clock,
-    pub(super) lost: Box<dyn Fn() + Send + Sync>,
+    /// When the task was claimed, by the store's clock.
+    pub(super) claimed_at: Timestamp,
+    pub(super) hold: Hold,
+}
+
+/// A run's hold on its task.
+pub(super) struct Hold {
+    /// Whether it lasts, as far as is known here.
+    pub(super) lasts: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Gives it up, and stops the run.
+    pub(super) lose: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Journal {
     /// The journal of a claimed task.
     pub(super) fn new(record: TaskRecord, entries: Vec<JournalEntry>, backing: Backing) -> Self {
-        let Backing { store, transport, clock, lost } = backing;
+        let Backing { store, transport, clock, claimed_at, hold } = backing;
+        let claimed = (claimed_at, Instant::now());
         let answered = entries.iter().filter(|entry| entry.recorded.is_answered()).map(|entry| entry.seq);
         let sequence = Sequence::after(answered, entries.iter().map(|entry| entry.seq).max());
         let recorded = entries.into_iter().map(|entry| (entry.step.clone(), entry)).collect();
         let state = Mutex::new(State { recorded, sequence, ..State::default() });
         let run = Run::new(record.id().clone(), record.run());
         let moved = watch::Sender::new(());
-        Self(Arc::new(Inner { run, record, store, transport, clock, lost, state, moved }))
+        Self(Arc::new(Inner { run, record, store, transport, clock, claimed, hold, state, moved }))
     }
 
     /// The arms that answered, in the order of their first answer.
@@ -219,18 +232,25 @@ impl Inner {
             };
             if !matches!(error, StoreError::Unavailable(_)) || pause > LAST_PAUSE {
                 tracing::warn!(task = %self.run.task, step = %entry.step, %error, "journal not written; the run stops");
-                (self.lost)();
-                return Err(CallError::new(entry.contract, Failure::of(ErrorKind::Cancelled)));
+                return Err(self.lose(entry.contract));
             }
             sleep(pause).await;
             pause *= 2;
         }
     }
 
+    fn lose(&self, contract: ContractRef) -> CallError {
+        (self.hold.lose)();
+        CallError::new(contract, Failure::of(ErrorKind::Cancelled))
+    }
+
     /// Whether every arm that offers the contract remembers keys for long enough, over its restarts.
     async fn keys_are_honoured(&self, entry: &JournalEntry) -> bool {
-        let age = self.clock.now().duration_since(entry.at);
-        let age = Duration::try_from(age).unwrap_or_default();
+        let (claimed_at, since) = self.claimed;
+        let age = claimed_at.duration_since(entry.at);
+        let Some(age) = Duration::try_from(age).ok().and_then(|age| age.checked_add(since.elapsed())) else {
+            return false;
+        };
         let cards = self.transport.cards().await;
         let mut offers = cards.iter().filter_map(|card| card.contract(&entry.contract)).peekable();
         offers.peek().is_some() && offers.all(|offer| offer.honours_keys_for(age))
@@ -262,6 +282,10 @@ impl Transport for Journal {
             Known::Nothing if !call.is_idempotent() => {
                 let begun = draft.entry(inner.state().sequence.number(), Recorded::Begun, inner.clock);
                 inner.write(begun).await?;
+                // The write may have taken longer than the lease.
+                if !(inner.hold.lasts)() {
+                    return Err(inner.lose(call.contract));
+                }
             }
             Known::Nothing => {}
         }
@@ -306,16 +330,16 @@ impl Journal {
     /// Records an answer, and returns it when it is its turn.
     async fn answered(&self, draft: Draft, answer: Result<Reply, CallError>) -> Result<Reply, CallError> {
         let inner = &*self.0;
-        let recorded = match &answer {
-            Ok(reply) => match RawJson::from_slice(&reply.output) {
-                Ok(output) => Recorded::Output(output),
-                Err(_) => return Err(not_json(&draft, reply)),
-            },
-            Err(error) => Recorded::Failure(Box::new(error.failure().clone())),
-        };
-        let (trip, usage) = match &answer {
-            Ok(reply) => (reply.trip.clone(), reply.usage),
-            Err(error) => (trip_of(error), error.usage()),
+        let answer = answer.and_then(|reply| match RawJson::from_slice(&reply.output) {
+            Ok(output) => Ok((reply, output)),
+            Err(error) => Err(reply.unreadable(draft.contract.clone(), error)),
+        });
+        let (recorded, trip, usage) = match &answer {
+            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.trip.clone(), reply.usage),
+            Err(error) => {
+                let failure = Box::new(error.failure().clone());
+                (Recorded::Failure(failure), trip_of(error), error.usage())
+            }
         };
         let placed = {
             let mut state = inner.state();
@@ -326,9 +350,17 @@ impl Journal {
             Placed(inner, state.sequence.enter())
         };
         let entry = JournalEntry { trip, usage, ..draft.entry(placed.1, recorded, inner.clock) };
-        inner.write(entry).await?;
+        inner.write(entry.clone()).await?;
         inner.turn(placed.1).await;
-        answer
+        match answer {
+            Ok((reply, _)) => Ok(reply),
+            // As a replay will return it: without its cause on this side.
+            Err(error) => {
+                let cause = std::error::Error::source(&error).and_then(std::error::Error::source);
+                tracing::debug!(step = %entry.step, %error, cause, "call failed");
+                replay(entry)
+            }
+        }
     }
 }
 
@@ -338,15 +370,10 @@ fn trip_of(error: &CallError) -> Trip {
     trip
 }
 
-fn not_json(draft: &Draft, reply: &Reply) -> CallError {
-    let failure = Failure::new(ErrorKind::BadResponse, "the output is not JSON");
-    CallError::new(draft.contract.clone(), failure).with_arm(&*reply.trip.arm)
-}
-
 fn outcome_unknown(call: &Call) -> CallError {
     let failure = Failure::new(
         ErrorKind::OutcomeUnknown,
-        "the call was begun before a crash, and its arm does not remember keys: it may have been executed",
+        "an earlier attempt may have been executed, and the call is not idempotent: a rerun from this step makes it again",
     );
     CallError::new(call.contract.clone(), failure)
 }
@@ -356,7 +383,7 @@ fn outcome_unknown(call: &Call) -> CallError {
 struct Draft {
     step: StepKey,
     batch: Option<StepKey>,
-    contract: crate::contract::ContractRef,
+    contract: ContractRef,
     idempotent: bool,
     input_digest: String,
     budget_left: crate::budget::Budget,
@@ -433,9 +460,9 @@ fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
         Recorded::Failure(failure) => {
             let mut error = CallError::new(contract, *failure).with_usage(usage).with_attempts(trip.attempts);
             if !trip.arm.is_empty() {
-                error = error.with_arm(trip.arm);
+                error = error.with_arm(&*trip.arm);
             }
-            Err(if trip.endpoint.is_empty() { error } else { error.with_endpoint(trip.endpoint) })
+            Err(if trip.endpoint.is_empty() { error } else { error.with_endpoint(&*trip.endpoint) })
         }
         Recorded::Output(output) => {
             Ok(Reply::new(Bytes::from(output.as_str().to_owned()), trip).with_usage(usage))

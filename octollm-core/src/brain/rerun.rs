@@ -1,13 +1,13 @@
 //! Running a failed task again: which recorded calls are kept, and which are made once more.
 
-use super::{Brain, conflict, scheduler};
+use super::{Brain, conflict, scheduler, uncertain};
 use crate::{
     context::Context,
     contract::Violations,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, StepOutcome},
-    store::{JournalEntry, Recorded, SideEffects},
+    store::{JournalEntry, Recorded, SideEffects, StoreError},
     task::{Task, TaskError, TaskStatus},
 };
 
@@ -27,23 +27,26 @@ impl Brain {
         from: Option<&StepKey>,
         cx: &Context,
     ) -> Result<Task, Failure> {
-        let record = self.visible(id, cx).await?;
-        if record.status() != TaskStatus::Failed {
-            let message = format!("a {} task is not run again", record.status());
-            return Err(Failure::new(ErrorKind::Conflict, message));
-        }
-        let journal = self.0.store.journal(id).await?;
-        let plan = match from {
-            Some(step) => discard_from(step, &journal)?,
-            None => continue_after(record.failed_step(), &journal)?,
+        let record = loop {
+            let mut record = self.visible(id, cx).await?;
+            if record.status() != TaskStatus::Failed {
+                let message = format!("a {} task is not run again", record.status());
+                return Err(Failure::new(ErrorKind::Conflict, message));
+            }
+            let journal = self.0.store.journal(id).await?;
+            let Plan { discarded, reopened } = match from {
+                Some(step) => discard_from(step, &journal)?,
+                None => continue_after(record.failed_step(), &journal)?,
+            };
+            record.rerun(from.is_some(), self.0.clock.now()).map_err(conflict)?;
+            let effects = SideEffects { discarded, journal: reopened, ..self.effects(&record) };
+            match self.0.store.commit(record, effects).await {
+                // Another rerun came first, and has failed again by now: this plan is of the journal before it.
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(uncertain(error)),
+                Ok(record) => break record,
+            }
         };
-        let (record, _) = self
-            .change(id, cx, |record, now| {
-                record.rerun(from.is_some(), now).map_err(conflict)?;
-                let discarded = plan.discarded.clone();
-                Ok(Some(SideEffects { discarded, journal: plan.reopened.clone(), ..self.effects(record) }))
-            })
-            .await?;
         scheduler::start(&self.0);
         Ok(record.into_task())
     }
@@ -51,13 +54,13 @@ impl Brain {
 
 /// Discards a step and everything that was recorded after it.
 fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Plan, Failure> {
-    // A failed task names its step as a text; a position is digits there.
-    let position = || match step {
-        StepKey::Name(text) => Some(StepKey::from_text(text)),
-        StepKey::Order(_) => None,
+    // A failed task names its step as a text, where a position and a name of digits look alike.
+    let alike = match step {
+        StepKey::Name(text) => StepKey::from_text(text),
+        StepKey::Order(order) => StepKey::Name(order.to_string()),
     };
     let find = |step: &StepKey| journal.iter().find(|entry| entry.step == *step);
-    let Some(first) = find(step).or_else(|| position().and_then(|step| find(&step))) else {
+    let Some(first) = find(step).or_else(|| find(&alike)) else {
         let message = format!("the journal has no step {step}; it has: {}", listed(journal));
         return Err(Failure::invalid(Violations::one("from", message)));
     };
@@ -114,8 +117,8 @@ impl From<JournalEntry> for JournalStep {
             outcome,
             step: entry.step,
             contract: entry.contract,
-            arm: entry.trip.arm,
-            endpoint: entry.trip.endpoint,
+            arm: entry.trip.arm.as_ref().into(),
+            endpoint: entry.trip.endpoint.as_ref().into(),
             attempts: entry.trip.attempts,
             budget_left: entry.budget_left,
             time_left_ms: entry.time_left_ms,

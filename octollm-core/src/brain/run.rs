@@ -1,10 +1,6 @@
 //! Runs one task, from its claim to its last status.
 
-use std::{
-    convert::Infallible,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -15,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Inner, events,
-    journal::{Backing, Journal},
+    journal::{Backing, Hold, Journal},
     relay,
     running::Stop,
     updates::UpdateLog,
@@ -92,12 +88,10 @@ async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Op
             return None;
         }
     };
-    let lost = {
-        let (brain, run) = (Arc::downgrade(inner), started.run.clone());
-        Box::new(move || lose(&brain, &run))
-    };
     let (store, transport, clock) = (inner.store.clone(), inner.transport.clone(), inner.clock);
-    let journal = Journal::new(record.clone(), entries, Backing { store, transport, clock, lost });
+    let claimed_at = claimed.at().unwrap_or_else(|| clock.now());
+    let backing = Backing { store, transport, clock, claimed_at, hold: hold(inner, &started.run) };
+    let journal = Journal::new(record.clone(), entries, backing);
     let outcome = match inner.dispatcher.find(record.contract()) {
         Ok(route) => {
             let around = surroundings(claimed, started, journal.clone());
@@ -106,7 +100,12 @@ async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Op
                 started.log.end();
                 outcome
             };
-            let run = futures_util::future::join(work, started.log.write(&*inner.store, &started.run));
+            let write = async {
+                if !started.log.write(&*inner.store, &started.run).await {
+                    inner.running.stop_run(&started.run, Stop::Lost);
+                }
+            };
+            let run = futures_util::future::join(work, write);
             // From before the arm's first step.
             let (version, progress) = (started.log.version(), started.log.progress());
             let outcome = tokio::select! {
@@ -121,10 +120,17 @@ async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Op
     Some((outcome, journal))
 }
 
-fn lose(brain: &Weak<Inner>, run: &Run) {
-    if let Some(inner) = brain.upgrade() {
-        inner.lose(run);
-    }
+fn hold(inner: &Arc<Inner>, run: &Run) -> Hold {
+    let (brain, held) = (Arc::downgrade(inner), run.clone());
+    let lasts =
+        move || brain.upgrade().is_some_and(|inner: Arc<Inner>| inner.running.is_held(&held, Instant::now()));
+    let (brain, lost) = (Arc::downgrade(inner), run.clone());
+    let lose = move || {
+        if let Some(inner) = brain.upgrade() {
+            inner.running.stop_run(&lost, Stop::Lost);
+        }
+    };
+    Hold { lasts: Box::new(lasts), lose: Box::new(lose) }
 }
 
 /// An outcome that does not fit its journal, or whose output is no result, is a failure.

@@ -59,14 +59,18 @@ impl Running {
         if state.closed { 0 } else { self.max.saturating_sub(state.runs.len()) }
     }
 
-    /// A run begins. `None` where the brain is closed.
-    pub(super) fn begin(&self, run: Run, log: Arc<UpdateLog>, lease: Duration) -> Option<CancellationToken> {
+    /// A run begins, whose lease expires then. `None` where the brain is closed.
+    pub(super) fn begin(
+        &self,
+        run: Run,
+        log: Arc<UpdateLog>,
+        held_until: Instant,
+    ) -> Option<CancellationToken> {
         let mut state = self.state();
         if state.closed {
             return None;
         }
         let cancellation = CancellationToken::new();
-        let held_until = Instant::now() + lease;
         let entry = Entry { log, cancellation: cancellation.clone(), stop: None, held_until };
         state.runs.insert(run, entry);
         self.count.send_replace(state.runs.len());
@@ -113,7 +117,20 @@ impl Running {
 
     /// The runs whose leases are to be renewed.
     pub(super) fn held(&self) -> Vec<Run> {
-        self.state().runs.keys().cloned().collect()
+        let state = self.state();
+        state.runs.iter().filter(|(_, entry)| entry.is_held()).map(|(run, _)| run.clone()).collect()
+    }
+
+    /// Whether a run holds its task at `now`, as far as is known here.
+    pub(super) fn is_held(&self, run: &Run, now: Instant) -> bool {
+        self.state().runs.get(run).is_some_and(|entry| entry.is_held() && now < entry.held_until)
+    }
+
+    /// How long it is until the first lease expires.
+    pub(super) fn time_to_expiry(&self) -> Option<Duration> {
+        let state = self.state();
+        let first = state.runs.values().filter(|entry| entry.is_held()).map(|entry| entry.held_until).min();
+        first.map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     /// The leases of `asked` were renewed until `until`, but for those that are not in `held`: these are lost.
@@ -169,6 +186,10 @@ impl Running {
 }
 
 impl Entry {
+    fn is_held(&self) -> bool {
+        self.stop != Some(Stop::Lost)
+    }
+
     fn halt(&mut self, why: Stop) {
         self.stop.get_or_insert(why);
         self.cancellation.cancel();

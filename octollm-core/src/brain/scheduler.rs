@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Inner, events, run, running::Stop};
+use super::{Inner, events, run};
 use crate::{
     store::{Claim, Claimed, Run, StoreError, Topic},
     task::TaskSpent,
@@ -85,22 +85,25 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
             limit: room,
             effects: &effects,
         };
-        let claimed = inner.store.claim(claim).await?;
+        let asked = Instant::now();
+        // What is claimed by an answer that comes later is free again when the lease expires.
+        let claimed = timeout(inner.config.lease / 3, inner.store.claim(claim)).await;
+        let claimed = claimed.map_err(|_| StoreError::Unavailable("no answer came in time".into()))??;
         if claimed.is_empty() {
             return Ok(started);
         }
         started += claimed.len();
         for claimed in claimed {
-            begin(inner, claimed);
+            begin(inner, claimed, asked + inner.config.lease);
         }
     }
 }
 
-fn begin(inner: &Arc<Inner>, claimed: Claimed) {
+fn begin(inner: &Arc<Inner>, claimed: Claimed, held_until: Instant) {
     let record = &claimed.record;
     let log = Arc::new(super::updates::UpdateLog::new(record.id().clone(), record.task().progress.clone()));
     let run = Run::new(record.id().clone(), record.run());
-    match inner.running.begin(run.clone(), log.clone(), inner.config.lease) {
+    match inner.running.begin(run.clone(), log.clone(), held_until) {
         Some(cancellation) => {
             tokio::spawn(run::run(inner.clone(), claimed, run::Started { run, log, cancellation }));
         }
@@ -111,6 +114,8 @@ fn begin(inner: &Arc<Inner>, claimed: Claimed) {
     }
 }
 
+/// Renews leases at a third of their time, and stops each run when its lease expires. A run that begins meanwhile has two
+/// thirds left, so that it expires in no pause.
 async fn renew_leases(brain: Weak<Inner>, lease: Duration) {
     let every = lease / 3;
     let mut wait = every;
@@ -126,13 +131,15 @@ async fn renew_leases(brain: Weak<Inner>, lease: Duration) {
             wait = every / 4;
         }
         inner.running.expire(Instant::now());
+        wait = wait.min(inner.running.time_to_expiry().unwrap_or(wait));
     }
 }
 
 /// Renews the leases of these runs. What the store has given to others is stopped.
 async fn renew(inner: &Inner, asked: &[Run], lease: Duration) -> bool {
     let at = Instant::now();
-    match timeout(lease / 3, inner.store.renew(&inner.holder, lease, asked)).await {
+    let limit = inner.running.time_to_expiry().map_or(lease / 3, |left| left.min(lease / 3));
+    match timeout(limit, inner.store.renew(&inner.holder, lease, asked)).await {
         Ok(Ok(held)) => {
             inner.running.renewed(asked, &held, at + lease);
             true
@@ -145,12 +152,5 @@ async fn renew(inner: &Inner, asked: &[Run], lease: Duration) -> bool {
             tracing::warn!("leases not renewed in time");
             false
         }
-    }
-}
-
-impl Inner {
-    /// A run that cannot write its journal, or has lost its task, is stopped and writes nothing more.
-    pub(super) fn lose(&self, run: &Run) {
-        self.running.stop_run(run, Stop::Lost);
     }
 }

@@ -229,7 +229,7 @@ impl Request {
             Some(refusal) => shared.transport.refuse(call, refusal),
             None => shared.transport.call(call),
         };
-        let mut cancelled = pin!(shared.cancellation.cancelled());
+        let mut cancelled = pin!(self.cx.cancelled());
         poll_fn(|task| match work.as_mut().poll(task) {
             Poll::Ready(answer) => {
                 self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));

@@ -43,7 +43,8 @@ struct Shared {
     parts: ContextParts,
     ledger: Ledger,
     steps: Mutex<Steps>,
-    cancellation: CancellationToken,
+    /// `None` where nobody can cancel the work.
+    cancellation: Option<CancellationToken>,
     transport: Arc<dyn Transport>,
     updates: Option<Arc<dyn UpdateSink>>,
     /// The context that this one narrows. What is used here counts there too, and the calls of both are numbered there.
@@ -63,13 +64,13 @@ impl Context {
 
     /// A context from what travelled.
     pub fn from_parts(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
-        Self::assemble(parts, transport, CancellationToken::new(), None)
+        Self::assemble(parts, transport, None, None)
     }
 
     pub(crate) fn assemble(
         parts: ContextParts,
         transport: Arc<dyn Transport>,
-        cancellation: CancellationToken,
+        cancellation: Option<CancellationToken>,
         updates: Option<Arc<dyn UpdateSink>>,
     ) -> Self {
         let (ledger, steps) = (Ledger::default(), Mutex::default());
@@ -171,12 +172,15 @@ impl Context {
     /// # Cancel safety
     /// Safe to drop and to ask again.
     pub async fn cancelled(&self) {
-        self.0.cancellation.cancelled().await;
+        match &self.0.cancellation {
+            Some(cancellation) => cancellation.cancelled().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Whether the work is cancelled.
     pub fn is_cancelled(&self) -> bool {
-        self.0.cancellation.is_cancelled()
+        self.0.cancellation.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 
     /// Tells how far the work is: percent (100 at most), and what it is doing.

@@ -90,6 +90,7 @@ use crate::{
     context::{CallFuture, Context},
     contract::TaskContract,
     error::{ErrorKind, Failure},
+    id::TaskId,
     orchestrator::{Orchestrator, finished},
     task::{Submission, Task},
     transport::Transport,
@@ -168,6 +169,20 @@ impl Mesh {
     pub async fn run<C: TaskContract>(&self, task: C) -> Result<Task, Failure> {
         let queued = self.submit(task).await?;
         finished(&self.brain(), &queued.task_id, &self.context()).await
+    }
+
+    /// Runs a failed task once more, from the step that failed, and waits for its end. To discard steps, call
+    /// [`rerun`](Orchestrator::rerun) of the [`brain`](Self::brain).
+    ///
+    /// # Errors
+    /// As [`Orchestrator::rerun`]. A task that fails again is no error here: see its status.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the task as it is.
+    pub async fn rerun(&self, id: &TaskId) -> Result<Task, Failure> {
+        let (brain, cx) = (self.brain(), self.context());
+        brain.rerun(id, None, &cx).await?;
+        finished(&brain, id, &cx).await
     }
 
     /// Submits a task to the brain.

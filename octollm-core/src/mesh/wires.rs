@@ -173,7 +173,7 @@ impl Choice {
             Ok(output) => Ok(Reply::new(output, trip).with_usage(usage)),
             Err(failure) => {
                 let error = CallError::new(contract, failure).with_usage(usage);
-                Err(error.with_arm(trip.arm).with_endpoint(trip.endpoint))
+                Err(error.with_arm(&*trip.arm).with_endpoint(&*trip.endpoint))
             }
         }
     }

@@ -34,6 +34,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    str::FromStr,
     time::Duration,
 };
 
@@ -97,6 +98,15 @@ impl RunPlan {
     /// A plan of these steps.
     pub fn new(steps: impl IntoIterator<Item = PlanStep>) -> Self {
         Self { steps: steps.into_iter().collect() }
+    }
+}
+
+/// Reads a plan from JSON.
+impl FromStr for RunPlan {
+    type Err = serde_json::Error;
+
+    fn from_str(json: &str) -> Result<Self, Self::Err> {
+        serde_json::from_str(json)
     }
 }
 

@@ -30,6 +30,8 @@ use crate::{
 ///
 /// It belongs above the choice of an endpoint: a further attempt names those that failed in [`Call::avoid`], and has the
 /// handle that an earlier one reported in [`Call::handle`]. The answer has what all attempts used, and how many were made.
+///
+/// It makes all attempts that a call asks for: a retry layer below it makes only those that it has by default.
 #[derive(Debug, Clone, Default)]
 pub struct RetryLayer {
     rules: Arc<Rules>,
@@ -130,6 +132,8 @@ struct Attempts {
     /// The next attempt.
     call: Call,
     reported: Arc<Reported>,
+    /// Attempts after the first one.
+    allowed: u32,
     retries: u32,
     /// How often the call was sent, with what happened below this layer.
     sent: u32,
@@ -141,7 +145,11 @@ impl Attempts {
     fn new(rules: Arc<Rules>, mut call: Call) -> Self {
         let reported = Arc::new(Reported { handle: Mutex::default(), to: call.updates.take() });
         call.updates = Some(reported.clone());
-        Self { rules, call, reported, retries: 0, sent: 0, used: Usage::default(), may_have_executed: false }
+        let allowed = rules.allowed(&call);
+        // Another retry layer below would multiply them.
+        call.retry = 0;
+        let (used, may_have_executed) = (Usage::default(), false);
+        Self { rules, call, reported, allowed, retries: 0, sent: 0, used, may_have_executed }
     }
 
     async fn make<S>(mut self, mut service: S) -> Result<Reply, CallError>
@@ -182,7 +190,7 @@ impl Attempts {
             failure: error.failure(),
             repeatable: self.rules.is_repeatable(call),
             retries: self.retries,
-            allowed: self.rules.allowed(call),
+            allowed: self.allowed,
             deadline: call.parts.deadline,
             budget: call.parts.budget,
         };

@@ -42,7 +42,7 @@ pub struct JournalEntry {
     pub time_left_ms: Option<u64>,
     /// How long it took, in milliseconds.
     pub duration_ms: f64,
-    /// When it was recorded.
+    /// When it was recorded, by the store's clock.
     pub at: Timestamp,
 }
 

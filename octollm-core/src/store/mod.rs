@@ -78,20 +78,20 @@ pub trait TaskStore: Send + Sync + 'static {
     /// [`StoreError::Unavailable`].
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError>;
 
-    /// Writes one journal entry, in place of an earlier one for the same step. Writing the same entry twice is as good as
-    /// once.
+    /// Writes one journal entry, in place of an earlier one for the same step, with the time of the store's clock as
+    /// [`JournalEntry::at`]. Writing the same entry twice is as good as once.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when `run` is not the latest run of the task, [`StoreError::NotFound`] when the task is
-    /// gone.
+    /// [`StoreError::Conflict`] when `run` is not the latest run of the task or the task is not being run any more,
+    /// [`StoreError::NotFound`] when it is gone.
     async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError>;
 
     /// Appends updates of a task. The store gives them their numbers, which never repeat over the runs of a task; it may
     /// drop the oldest ones.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when `run` is not the latest run of the task, [`StoreError::NotFound`] when the task is
-    /// gone.
+    /// [`StoreError::Conflict`] when `run` is not the latest run of the task or the task is not being run any more,
+    /// [`StoreError::NotFound`] when it is gone.
     async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError>;
 
     /// At most `limit` updates of a task after number `after`, in order. Where some of them are no longer stored, a
@@ -271,6 +271,11 @@ impl Claimed {
     /// A claimed task.
     pub fn new(record: TaskRecord, time_left: Duration) -> Self {
         Self { record, time_left }
+    }
+
+    /// When it was claimed, by the store's clock.
+    pub(crate) fn at(&self) -> Option<jiff::Timestamp> {
+        self.record.deadline_at()?.checked_sub(self.time_left).ok()
     }
 }
 

@@ -1,10 +1,17 @@
 //! The brain: tasks from submission to their end, through failures, restarts and other brains.
 
 mod adverse;
+mod crashes;
+mod doomed;
+mod hanging;
 mod interrupted;
 mod journal;
 mod lifecycle;
+mod limits;
 mod nested;
+mod replay;
+mod scripted;
 mod storm;
 mod support;
 mod trouble;
+mod watching;

@@ -1,6 +1,7 @@
 //! A store in front of another one, which is slow and fails on demand.
 
 use std::{
+    future::Future,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -18,6 +19,7 @@ use octollm_core::{
     },
     task::{TaskRecord, TaskUpdate},
 };
+use tokio::time::Instant;
 
 type Fails = dyn FnMut(&str, Option<&TaskRecord>) -> Option<StoreError> + Send;
 
@@ -27,7 +29,11 @@ pub(crate) struct Trouble {
     inner: Arc<MemoryStore>,
     fails: Mutex<Box<Fails>>,
     slow: AtomicU64,
+    hanging: Mutex<Option<Hanging>>,
 }
+
+/// Operations that hang, from when until when.
+struct Hanging(&'static str, Instant, Option<Instant>);
 
 impl Trouble {
     pub(crate) fn new() -> Arc<Self> {
@@ -35,11 +41,46 @@ impl Trouble {
     }
 
     pub(crate) fn over(inner: Arc<MemoryStore>) -> Arc<Self> {
-        Arc::new(Self { inner, fails: Mutex::new(Box::new(|_, _| None)), slow: AtomicU64::new(0) })
+        Arc::new(Self {
+            inner,
+            fails: Mutex::new(Box::new(|_, _| None)),
+            slow: AtomicU64::new(0),
+            hanging: Mutex::new(None),
+        })
     }
 
     pub(crate) fn slow(&self, by: Duration) {
         self.slow.store(by.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<MemoryStore> {
+        &self.inner
+    }
+
+    /// Has an operation hang, for ever even when it is healed.
+    pub(crate) fn hang(&self, operation: &'static str) {
+        *self.hanging.lock().unwrap() = Some(Hanging(operation, Instant::now(), None));
+    }
+
+    /// Has operations that begin in this time return at its end. A renewal takes effect then, the others at once.
+    pub(crate) fn hang_after(&self, operations: &'static str, after: Duration, time: Duration) {
+        let from = Instant::now() + after;
+        *self.hanging.lock().unwrap() = Some(Hanging(operations, from, Some(from + time)));
+    }
+
+    pub(crate) fn heal(&self) {
+        *self.hanging.lock().unwrap() = None;
+    }
+
+    /// Until when an operation hangs that begins now: `None` for ever.
+    fn hangs(&self, operation: &str) -> Option<Option<Instant>> {
+        let now = Instant::now();
+        let hanging = self.hanging.lock().unwrap_or_else(PoisonError::into_inner);
+        let Hanging(name, from, until) = hanging.as_ref()?;
+        let hangs = name.split('+').any(|name| name == operation)
+            && *from <= now
+            && until.is_none_or(|until| now < until);
+        hangs.then_some(*until)
     }
 
     pub(crate) fn fails(
@@ -61,7 +102,21 @@ impl Trouble {
         if slow > 0 {
             tokio::time::sleep(Duration::from_millis(slow)).await;
         }
-        self.ask(operation, record)
+        self.ask(operation, record)?;
+        match self.hangs(operation) {
+            Some(None) => std::future::pending().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the answer of an operation that began now, when it is done.
+    async fn answer<T>(&self, operation: &str, work: impl Future<Output = T>) -> T {
+        let until = self.hangs(operation).flatten();
+        let answer = work.await;
+        if let Some(until) = until {
+            tokio::time::sleep_until(until).await;
+        }
+        answer
     }
 }
 
@@ -91,11 +146,14 @@ impl TaskStore for Trouble {
 
     async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
         self.pass("claim", None).await?;
-        self.inner.claim(claim).await
+        self.answer("claim", self.inner.claim(claim)).await
     }
 
     async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
         self.pass("renew", None).await?;
+        if let Some(until) = self.hangs("renew").flatten() {
+            tokio::time::sleep_until(until).await;
+        }
         self.inner.renew(holder, lease, runs).await
     }
 
@@ -111,7 +169,7 @@ impl TaskStore for Trouble {
 
     async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
         self.pass("append", None).await?;
-        self.inner.append(run, entry).await?;
+        self.answer("append", self.inner.append(run, entry)).await?;
         self.ask("after append", None)
     }
 

@@ -16,21 +16,23 @@ use serde::de::IgnoredAny;
 use super::foreign;
 use crate::wire;
 
-/// The output, or the failure that the arm reports; and what was used, either way.
+/// The output, or the failure that the arm reports; and what was used, either way: work whose usage is not reported is
+/// unmetered, unless the failure says that it has not run.
 ///
 /// `reads` decides whether an answer without a body is an output.
 pub(super) fn read(
     response: Response<Bytes>,
     reads: impl FnOnce(&[u8]) -> Result<(), serde_json::Error>,
 ) -> (Result<Bytes, Failure>, Usage) {
-    let (usage, is_readable) = wire::read_usage(response.headers());
-    let read = match output(response, reads) {
-        Ok(_) if !is_readable => {
-            Err(Failure::new(ErrorKind::BadResponse, "the usage in the answer cannot be read"))
+    let reported = wire::read_usage(response.headers());
+    match (output(response, reads), reported) {
+        (Ok(_), Some((usage, false))) => {
+            (Err(Failure::new(ErrorKind::BadResponse, "the usage in the answer cannot be read")), usage)
         }
-        read => read,
-    };
-    (read, usage)
+        (read, Some((usage, _))) => (read, usage),
+        (Err(failure), None) if !failure.may_have_executed => (Err(failure), Usage::ZERO),
+        (read, None) => (read, Usage::UNMETERED),
+    }
 }
 
 /// For answers that always have a body.
@@ -129,5 +131,20 @@ mod tests {
         assert_eq!(told("tokens=10.0").1, Usage::tokens(10));
         let (output, usage) = told("tokens=7;cost_usd=abc");
         assert_eq!((output.unwrap_err().kind, usage), (ErrorKind::BadResponse, Usage::tokens(7)));
+    }
+
+    #[test]
+    fn work_whose_usage_is_not_reported_is_unmetered_unless_it_has_not_run() {
+        for (status, usage) in [
+            (200, Usage::UNMETERED),
+            (500, Usage::UNMETERED),
+            (302, Usage::UNMETERED),
+            (422, Usage::ZERO),
+            (503, Usage::ZERO),
+        ] {
+            let response = Response::builder().status(status).header(CONTENT_TYPE, "application/json");
+            let response = response.body(Bytes::from("{}")).unwrap();
+            assert_eq!(read(response, |_| Ok(())).1, usage, "{status}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use octollm_core::{
 };
 use serde_json::Value;
 
-use super::{directory::Directory, stack::Carrier};
+use super::{directory::Directory, stack::Calling, stack::Carrier};
 
 /// The arms of a system, called over HTTP. Cheap to clone; clones share their connections.
 ///
@@ -91,7 +91,7 @@ impl Arms {
 #[async_trait]
 impl Transport for Arms {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        self.0.carrier.call(call).await
+        Transport::call(&*self.0, call).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -101,8 +101,13 @@ impl Transport for Arms {
 
 #[async_trait]
 impl Transport for Shared {
-    async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        self.carrier.call(call).await
+    // What `async fn` would stand for, without a future around the one that is boxed already.
+    fn call<'a, 'async_trait>(&'a self, call: Call) -> Calling<'async_trait>
+    where
+        'a: 'async_trait,
+        Self: 'async_trait,
+    {
+        self.carrier.call(call)
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

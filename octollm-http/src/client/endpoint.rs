@@ -13,7 +13,7 @@ pub(crate) struct Endpoint(Arc<Inner>);
 #[derive(PartialEq, Eq)]
 struct Inner {
     /// Without a slash at its end.
-    url: String,
+    url: Arc<str>,
     host: HeaderValue,
 }
 
@@ -44,12 +44,16 @@ impl Endpoint {
         }
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| UrlProblem::Malformed)?;
         let url = format!("http://{authority}{}", uri.path().trim_end_matches('/'));
-        Ok(Self(Arc::new(Inner { url, host })))
+        Ok(Self(Arc::new(Inner { url: url.into(), host })))
     }
 
     /// As it was given, without a slash at its end.
     pub(crate) fn as_str(&self) -> &str {
         &self.0.url
+    }
+
+    pub(crate) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0.url)
     }
 
     /// For the `host` header.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use octollm_core::{
+    budget::Usage,
     contract::ContractRef,
     deadline::{Deadline, DeadlinePassed},
     error::{CallError, ErrorKind, Failure},
@@ -25,6 +26,9 @@ use super::{
     pool::Terms,
     route::{Offer, Route},
 };
+
+/// The future of a call.
+pub(super) type Calling<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
 
 /// A layer of a user, for the place above the choice of an endpoint or below it.
 pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
@@ -122,14 +126,18 @@ impl Carrier {
 
     /// # Cancel safety
     /// Dropping the future gives the call up.
-    pub(super) async fn call(&self, call: Call) -> Result<Reply, CallError> {
+    pub(super) fn call(&self, call: Call) -> Calling<'_> {
         let is_plain = call.retry == 0 && !self.has_layers_above;
-        // Without layers the steps below end at the deadline themselves, and say more about it.
-        let deadline = call.parts.deadline.filter(|_| !is_plain || self.has_layers_below);
-        let contract = call.contract.clone();
-        let sending = pin!(self.send(call, is_plain));
-        Deadline::run_until(deadline, sending).await.unwrap_or_else(|DeadlinePassed| {
-            Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded)))
+        if is_plain && !self.has_layers_below {
+            // The steps below end at the deadline themselves, and say more about it.
+            return Box::pin(async move { self.choice.0.carry(&call).await });
+        }
+        Box::pin(async move {
+            let (deadline, contract) = (call.parts.deadline, call.contract.clone());
+            let sending = pin!(self.send(call, is_plain));
+            Deadline::run_until(deadline, sending).await.unwrap_or_else(|DeadlinePassed| {
+                Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded)))
+            })
         })
     }
 
@@ -230,8 +238,10 @@ impl Site {
         let response = match sent {
             Ok(response) => response,
             Err(error) => {
+                // What a reply would have reported is lost with it.
+                let usage = if error.may_have_executed() { Usage::UNMETERED } else { Usage::ZERO };
                 let (failure, source) = error.into_parts();
-                let error = self.failed(call, failure);
+                let error = self.failed(call, failure).with_usage(usage);
                 return Err(match source {
                     Some(source) => error.with_source(source),
                     None => error,
@@ -246,7 +256,7 @@ impl Site {
         });
         match output {
             Ok(output) => {
-                let trip = Trip::new(&*self.arm, self.endpoint.as_str());
+                let trip = Trip::new(Arc::clone(&self.arm), self.endpoint.shared());
                 Ok(Reply::new(output, trip).with_usage(usage))
             }
             Err(mut failure) => {
@@ -274,7 +284,7 @@ fn is_elsewhere_worth_trying(error: &CallError) -> bool {
     error.kind() == ErrorKind::Unreachable && !error.may_have_executed()
 }
 
-type Carrying = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
+type Carrying = Calling<'static>;
 
 /// Always ready: what has to be waited for is part of the call, where it has a time limit.
 impl Service<Call> for Choice {

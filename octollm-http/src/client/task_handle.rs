@@ -7,8 +7,8 @@ use octollm_core::{
     budget::Usage,
     contract::TaskContract,
     error::{CallError, ErrorKind, Failure},
-    id::TaskId,
-    orchestrator::{Orchestrator, TaskUpdates, finished},
+    id::{StepKey, TaskId},
+    orchestrator::{JournalStep, Orchestrator, TaskUpdates, finished},
     task::{Submission, Task},
 };
 
@@ -42,6 +42,11 @@ impl OrchestratorClient {
         let task =
             Orchestrator::submit(self, submission, &cx).await.map_err(|failure| self.failed::<C>(failure))?;
         Ok(TaskHandle { client: self.clone(), cx, id: task.task_id, contract: PhantomData })
+    }
+
+    /// The task of this id, which an earlier [`submit`](Self::submit) returned. Nothing is sent.
+    pub fn task<C: TaskContract>(&self, id: TaskId) -> TaskHandle<C> {
+        TaskHandle { client: self.clone(), cx: Context::detached(), id, contract: PhantomData }
     }
 
     fn failed<C: TaskContract>(&self, failure: Failure) -> CallError {
@@ -94,6 +99,37 @@ impl<C: TaskContract> TaskHandle<C> {
     /// A [`CallError`] where the orchestrator cannot be asked.
     pub async fn cancel(&self) -> Result<Task, CallError> {
         self.client.cancel(&self.id, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
+    }
+
+    /// Runs the failed task once more: calls that were answered are not made again. It returns once the task is queued; wait for
+    /// [`output`](Self::output).
+    ///
+    /// # Errors
+    /// A [`CallError`]: [`Conflict`](ErrorKind::Conflict) unless the task has failed, and where calls failed but none of them
+    /// ended it; or the orchestrator cannot be asked.
+    pub async fn rerun(&self) -> Result<Task, CallError> {
+        self.rerun_with(None).await
+    }
+
+    /// Runs the failed task once more, and makes every call from this step on again: its order, from 0, or its name.
+    ///
+    /// # Errors
+    /// A [`CallError`]: [`Conflict`](ErrorKind::Conflict) unless the task has failed; or the orchestrator cannot be asked.
+    pub async fn rerun_from(&self, step: impl Into<StepKey>) -> Result<Task, CallError> {
+        self.rerun_with(Some(step.into())).await
+    }
+
+    async fn rerun_with(&self, from: Option<StepKey>) -> Result<Task, CallError> {
+        let task = self.client.rerun(&self.id, from.as_ref(), &self.cx).await;
+        task.map_err(|failure| self.client.failed::<C>(failure))
+    }
+
+    /// The calls that the task has made, in the order in which they were answered.
+    ///
+    /// # Errors
+    /// A [`CallError`] where the orchestrator cannot be asked.
+    pub async fn journal(&self) -> Result<Vec<JournalStep>, CallError> {
+        self.client.journal(&self.id, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
     }
 
     /// The updates of the task from now on; the last one is its final status.

@@ -183,21 +183,26 @@ fn is_known(method: &Method) -> bool {
     KNOWN.contains(method)
 }
 
-/// Refuses escapes that stand for no character, for a control character, or for a step upwards: whatever handles the
-/// path before or after this server might take it for another one.
+/// Refuses steps upwards, and escapes that stand for no character, for a control character, or for such a step: whatever
+/// handles the path before or after this server might take it for another one.
 fn check_path(path: &str) -> Result<(), Failure> {
+    let refused = |words: &str| Failure::new(ErrorKind::BadRequest, words);
+    if has_steps(path) {
+        return Err(refused("the path holds a segment `.` or `..`"));
+    }
     if !path.contains('%') {
         return Ok(());
     }
-    let refused = || Failure::new(ErrorKind::BadRequest, "the path holds an escape that is not allowed");
-    let decoded = percent_decoded(path.as_bytes()).ok_or_else(refused)?;
-    let text = std::str::from_utf8(&decoded).map_err(|_| refused())?;
-    if text.chars().any(char::is_control)
-        || text.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
-    {
-        return Err(refused());
+    let decoded = percent_decoded(path.as_bytes()).and_then(|decoded| String::from_utf8(decoded).ok());
+    match decoded {
+        Some(text) if !text.chars().any(char::is_control) && !has_steps(&text) => Ok(()),
+        _ => Err(refused("the path holds an escape that is not allowed")),
     }
-    Ok(())
+}
+
+/// Whether a segment is `.` or `..`.
+fn has_steps(path: &str) -> bool {
+    path.contains('.') && path.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
 }
 
 /// The bytes that the escapes stand for; `None` where one is malformed.
@@ -290,12 +295,25 @@ mod tests {
 
     #[test]
     fn escapes_that_hide_something_are_refused() {
-        for path in
-            ["/a%00", "/%2e%2e/b", "/a/%2E", "/a%2f..%2fb", "/a%5c..", "/%", "/%4", "/%zz", "/%ff", "/%0d%0a"]
-        {
+        for path in [
+            "/a%00",
+            "/%2e%2e/b",
+            "/a/%2E",
+            "/a%2f..%2fb",
+            "/a%5c..",
+            "/%",
+            "/%4",
+            "/%zz",
+            "/%ff",
+            "/%0d%0a",
+            "/..",
+            "/a/../b",
+            "/./a",
+            "/a\\..",
+        ] {
             assert!(check_path(path).is_err(), "{path}");
         }
-        for path in ["/a", "/a%20b", "/%C3%A9", "/..a%2e.b"] {
+        for path in ["/a", "/a%20b", "/%C3%A9", "/..a%2e.b", "/...", "/a.b/.c"] {
             assert!(check_path(path).is_ok(), "{path}");
         }
     }

@@ -93,7 +93,7 @@ impl Identity {
             Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
             _ => (own, ErrorKind::Unavailable),
         };
-        let asked = AssertUnwindSafe(authenticator.authenticate(head)).catch_unwind();
+        let asked = AssertUnwindSafe(async { authenticator.authenticate(head).await }).catch_unwind();
         match limit.run(asked).await {
             Ok(Ok(answer)) => answer.map_err(Failure::before_execution),
             Ok(Err(_)) => {

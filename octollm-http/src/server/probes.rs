@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     future::Future,
+    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc,
@@ -14,7 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
 use http::{StatusCode, header, request::Parts, uri::Authority};
 use jiff::Timestamp;
 use octollm_core::{
@@ -185,10 +186,11 @@ impl Vitals {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Runs all checks at once. One that takes too long has failed.
+    /// Runs all checks at once. One that takes too long or panics has failed.
     pub(crate) async fn run_checks(&self) -> BTreeMap<&str, bool> {
         let checks = self.checks.iter().map(|check| async move {
-            let passed = timeout(self.check_timeout, (check.run)()).await.unwrap_or(false);
+            let run = AssertUnwindSafe(async { (check.run)().await }).catch_unwind();
+            let passed = matches!(timeout(self.check_timeout, run).await, Ok(Ok(true)));
             (check.name.as_str(), passed)
         });
         let mut passed = BTreeMap::new();

@@ -138,9 +138,10 @@ impl RouteTable {
                 Err(_) => return Err(Failure::new(ErrorKind::NotFound, "there is no such route").into()),
             },
         };
-        // HEAD is GET without the body.
-        let asked = if method == Method::HEAD { &Method::GET } else { method };
-        methods.get(asked).map(|handler| (handler, id)).ok_or_else(|| methods.refusal())
+        // HEAD is GET without the body, unless it has a route of its own.
+        let without_body = || if method == Method::HEAD { methods.get(&Method::GET) } else { None };
+        let handler = methods.get(method).or_else(without_body);
+        handler.map(|handler| (handler, id)).ok_or_else(|| methods.refusal())
     }
 }
 
@@ -153,7 +154,7 @@ impl Methods {
         let mut allowed = Vec::new();
         for (method, _) in &self.0 {
             allowed.push(method.as_str());
-            if method == Method::GET {
+            if method == Method::GET && self.get(&Method::HEAD).is_none() {
                 allowed.push("HEAD");
             }
         }

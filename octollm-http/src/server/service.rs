@@ -32,7 +32,10 @@ use super::{
     reply::{Ids, Refusal, Reply, head_only},
     routes::{Handler, Inbound, RouteService, RouteTable, Takes},
 };
-use crate::{io::Peer, wire::read_parts};
+use crate::{
+    io::Peer,
+    wire::{names, read_parts},
+};
 
 /// A server as a tower service: mount it into a server of your own.
 ///
@@ -115,12 +118,13 @@ impl HttpService {
     {
         let core = self.core.clone();
         let service = layer.layer(self);
-        let service = tower::service_fn(move |request| {
-            let service = service.clone();
+        let service = tower::service_fn(move |request: Request<RequestBody>| {
+            let (service, ids) = (service.clone(), ids_of(request.headers()));
             async move {
-                Ok(match service.oneshot(request).await {
-                    Ok(response) => response.map(ResponseBody::streamed),
-                    Err(error) => failed(error.into()),
+                Ok(match AssertUnwindSafe(service.oneshot(request)).catch_unwind().await {
+                    Ok(Ok(response)) => response.map(ResponseBody::streamed),
+                    Ok(Err(error)) => failed(&ids, error.into()),
+                    Err(_) => failed(&ids, "it panicked".into()),
                 })
             }
         });
@@ -144,11 +148,17 @@ impl HttpService {
     }
 }
 
-/// The answer in the place of a layer's own error.
-fn failed(error: BoxError) -> Response<ResponseBody> {
-    tracing::error!(%error, "layer failed");
-    let ids = Ids::of(&HeaderMap::new(), &ContextParts::new());
-    ids.respond(Err(Failure::of(ErrorKind::Internal).into()))
+/// The answer in the place of a layer's own error, or its panic.
+fn failed(ids: &HeaderMap, error: BoxError) -> Response<ResponseBody> {
+    let parts = read_parts(ids).unwrap_or_else(|(_, parts)| *parts);
+    tracing::error!(request = %parts.request_id, %error, "layer failed");
+    Ids::of(ids, &parts).respond(Err(Failure::of(ErrorKind::Internal).into()))
+}
+
+/// The fields that every answer echoes.
+fn ids_of(head: &HeaderMap) -> HeaderMap {
+    let field = |name| head.get(&name).cloned().map(|value| (name, value));
+    [names::REQUEST_ID, names::CORRELATION_ID].into_iter().filter_map(field).collect()
 }
 
 impl Core {

@@ -7,6 +7,7 @@ use octollm_core::{
     budget::{Budget, Usage},
     deadline::Deadline,
     error::{ErrorKind, Failure},
+    id::RequestId,
     parts::ContextParts,
     trace::TraceContext,
     transport::IdempotencyKey,
@@ -45,11 +46,9 @@ pub mod names {
 /// [`ErrorKind::BadRequest`], with the ids as far as they could be read.
 pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure, ContextParts)>> {
     let fields = Fields::of(head);
-    let mut parts = ContextParts::new();
-    if let Some(id) = parsed(fields.request_id) {
-        parts.request_id = id;
-    }
-    parts.correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| parts.request_id.clone());
+    let request_id: RequestId = parsed(fields.request_id).unwrap_or_default();
+    let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| request_id.clone());
+    let mut parts = ContextParts::of(request_id, correlation_id);
     parts.task_id = parsed(fields.task_id);
     parts.trace = parsed::<TraceContext>(fields.traceparent)
         .map(|trace| trace.with_tracestate(&fields.tracestate.join()));
@@ -228,25 +227,25 @@ fn decimal(mut number: u64) -> HeaderValue {
     HeaderValue::from_bytes(&digits[first..]).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
-/// Writes what was used up, unless it is nothing.
+/// Writes what was used. Nothing is written out too: an absent header is a usage that nobody reports.
 pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
-    if !usage.is_zero() {
+    if usage.is_zero() {
+        head.insert(names::USAGE, HeaderValue::from_static("tokens=0;cost_usd=0"));
+    } else {
         put(head, names::USAGE, &usage.to_string());
     }
 }
 
-/// Reads what was used up, and whether all of it could be read. A foreign arm that does not report it has used up
-/// nothing, as far as is known.
-pub(crate) fn read_usage(head: &HeaderMap) -> (Usage, bool) {
-    let Some(value) = head.get(&names::USAGE) else { return (Usage::ZERO, true) };
-    let text = text(Some(value)).unwrap_or_default();
-    match text.parse() {
+/// Reads what was used, and whether all of it could be read; `None` where it is not reported.
+pub(crate) fn read_usage(head: &HeaderMap) -> Option<(Usage, bool)> {
+    let text = text(Some(head.get(&names::USAGE)?)).unwrap_or_default();
+    Some(match text.parse() {
         Ok(usage) => (usage, true),
         Err(_) => {
             let parts = text.split(';').filter_map(|part| part.parse::<Usage>().ok());
             (parts.fold(Usage::ZERO, Usage::plus), false)
         }
-    }
+    })
 }
 
 /// Writes the key of a call, as a quoted string.
@@ -328,8 +327,14 @@ mod tests {
             ("tokens=7;cost_usd=NaN", Usage::tokens(7), false),
             ("12", Usage::ZERO, false),
         ] {
-            assert_eq!(read_usage(&head(&[("octollm-usage", text)])), (usage, is_readable), "{text}");
+            let read = read_usage(&head(&[("octollm-usage", text)]));
+            assert_eq!(read, Some((usage, is_readable)), "{text}");
         }
+        assert_eq!(read_usage(&HeaderMap::new()), None);
+        let mut written = HeaderMap::new();
+        write_usage(Usage::ZERO, &mut written);
+        assert_eq!(read_usage(&written), Some((Usage::ZERO, true)));
+        assert_eq!(written[&names::USAGE], Usage::ZERO.to_string());
     }
 
     #[test]

@@ -206,6 +206,39 @@ async fn a_usage_that_cannot_be_read_is_an_error_and_what_can_be_is_counted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_whose_usage_nobody_reports_are_unmetered() {
+    let usage = "HTTP/1.1 200 OK\r\ncontent-length: 17\r\noctollm-usage: tokens=0\r\n\r\n{\"is_valid\":true}";
+    for (answer, unmetered) in [
+        (Answer::verdict(), 1),
+        (Answer::Raw(usage.into()), 0),
+        (Answer::Json(500, json!({})), 1),
+        (Answer::Last(vec![]), 1),
+        (Answer::Silence, 1),
+        // The work has not run.
+        (Answer::Json(422, json!({})), 0),
+        (Answer::Json(503, json!({ "status": 503, "code": "overloaded" })), 0),
+    ] {
+        let name = format!("{answer:?}");
+        let peer = Peer::arm(move |_| std::future::ready(answer.clone())).await;
+        let cx = judge(&peer.url).context();
+        let _ = cx.call(check()).await;
+        assert_eq!((cx.used().unmetered, cx.used().tokens), (unmetered, 0), "{name}");
+    }
+    // Each attempt is one.
+    let peer = Peer::arm(|_| async {
+        Answer::Json(504, json!({ "status": 504, "code": "timeout", "retryable": true }))
+    });
+    let arms = arms().arm_serving::<Idempotent>("judge", peer.await.url).build().unwrap();
+    let cx = arms.context();
+    let error = cx.call(Idempotent {}).retry(2).await.unwrap_err();
+    assert_eq!((error.attempts(), error.usage().unmetered, cx.used().unmetered), (3, 3, 3));
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.look", output = (), idempotent)]
+struct Idempotent {}
+
+#[tokio::test(start_paused = true)]
 async fn an_arm_that_spends_and_hangs_reports_it_before_its_caller_stops_waiting() {
     let peer = Peer::arm(|request| async move {
         // As a server of ours does it: the limit it was given ends the work, and the answer has the usage.

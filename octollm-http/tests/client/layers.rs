@@ -88,7 +88,7 @@ async fn a_retry_above_the_choice_reaches_another_endpoint() {
     let urls = format!("{},{}", busy.url, good.url);
     let arms = arms().arm("judge", urls).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
     let calls = join_all((0..40).map(|_| Transport::call(&arms, idempotent()))).await;
-    assert!(calls.into_iter().all(|reply| reply.unwrap().trip.endpoint == good.url));
+    assert!(calls.into_iter().all(|reply| *reply.unwrap().trip.endpoint == *good.url));
     assert_eq!((good.calls().len(), busy.calls().len()), (40, 20));
     let retried = good.calls().iter().filter(|call| call.header("octollm-attempt") == Some("2")).count();
     assert_eq!(retried, busy.calls().len());

@@ -3,8 +3,10 @@
 mod calls;
 mod config;
 mod directory;
+mod end_to_end;
 mod faults;
 mod layers;
+mod lies;
 mod orchestrator;
 mod peer;
 mod pool;

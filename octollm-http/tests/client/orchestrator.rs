@@ -19,7 +19,7 @@ use octollm_core::{
 use octollm_http::client::OrchestratorClient;
 use serde_json::{Value, json};
 
-use crate::peer::{Answer, Peer, Verdict, check, orchestrator};
+use crate::peer::{Answer, Check, Peer, Verdict, check, orchestrator};
 
 const ID: &str = "task_3fK9aZ0qLw81bXyT";
 
@@ -211,6 +211,23 @@ async fn a_handle_follows_and_cancels_its_task() {
     assert!(waiting.await.is_err());
     drop(handle);
     assert_eq!(peer.calls().iter().filter(|call| call.method == "DELETE").count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_taken_up_by_its_id_and_rerun_from_a_step() {
+    let journal = json!({ "steps": [{
+        "step": "judge", "contract": "code.validate", "outcome": "failed", "duration_ms": 1.0, "tokens_used": 0,
+        "cost_dollars": 0.0, "at": "2026-01-01T00:00:00Z",
+    }] });
+    let peer = telling(vec![(200, journal), (202, task("queued", 0)), (202, task("queued", 0))]).await;
+    let handle = orchestrator(&peer.url).task::<Check>(ID.parse().unwrap());
+    assert!(peer.calls().is_empty());
+    let step = handle.journal().await.unwrap().remove(0).step;
+    assert_eq!(handle.rerun().await.unwrap().status, TaskStatus::Queued);
+    handle.rerun_from(step).await.unwrap();
+    let sent: Vec<_> =
+        peer.calls()[1..].iter().map(|call| String::from_utf8(call.body.clone()).unwrap()).collect();
+    assert_eq!(sent, ["{}", r#"{"from":"judge"}"#]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -92,6 +92,32 @@ async fn an_authenticator_that_fails_lets_nobody_in() {
     assert!(!answer.body.contains("swordfish"));
 }
 
+/// Panics before it has a future to return.
+struct Rash;
+
+impl Authenticate for Rash {
+    fn authenticate<'a, 'b, 'f>(
+        &'a self,
+        _: &'b Parts,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Caller, Failure>> + Send + 'f>>
+    where
+        'a: 'f,
+        'b: 'f,
+    {
+        panic!("the password is swordfish")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authenticator_that_panics_at_once_lets_nobody_in() {
+    let peer = start(worker().authenticate(Rash));
+    let mut line = peer.connect().await;
+    for _ in 0..2 {
+        line.write(crate::peer::post("/echo", "", ECHO)).await;
+        line.answer().await.is_problem(500, "internal");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_a_body_of_a_caller_that_is_refused() {
     let peer = start(worker().authenticate(Doorman));

@@ -1,6 +1,7 @@
 //! The server over pipes on a clock that is paused, byte by byte where it matters; over sockets where they matter.
 
 mod arms;
+mod attacks;
 mod bad_input;
 mod floods;
 mod identity;

@@ -28,7 +28,7 @@ fn large() -> Bytes {
 }
 
 /// A caller with a window of so many bytes, which answers pings.
-async fn caller(peer: Peer, window: u32) -> http2::SendRequest<Full<Bytes>> {
+pub(crate) async fn caller(peer: Peer, window: u32) -> http2::SendRequest<Full<Bytes>> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.timer(TokioTimer::new()).initial_stream_window_size(window).adaptive_window(false);
     let (calls, connection) = builder.handshake(TokioIo::new(peer.stream().await)).await.unwrap();

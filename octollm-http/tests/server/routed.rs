@@ -244,3 +244,73 @@ async fn one_server_has_everything() {
     line.write(post("/echo", "", r#"{"text":"a"}"#)).await;
     assert_eq!(line.answer().await.status, 200);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_route_for_head_is_not_hidden_by_that_for_get() {
+    let named = |name: &'static str| {
+        service_fn(move |_: Request<RequestBody>| async move {
+            let answer = Response::builder().header("x-route", name);
+            Ok::<_, Infallible>(answer.body(Full::<Bytes>::default()).unwrap())
+        })
+    };
+    let peer = start(
+        worker()
+            .route(Method::GET, "/both", named("get"))
+            .route(Method::HEAD, "/both", named("head"))
+            .route(Method::HEAD, "/head", named("head"))
+            .route(Method::GET, "/get", named("get")),
+    );
+    let ask = |method: &str, path: &str| {
+        let bytes = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        async move { peer.send(bytes).await }
+    };
+    for (method, path, route) in [
+        ("HEAD", "/both", "head"),
+        ("GET", "/both", "get"),
+        ("HEAD", "/head", "head"),
+        ("HEAD", "/get", "get"),
+    ] {
+        assert_eq!(ask(method, path).await.field("x-route"), Some(route), "{method} {path}");
+    }
+    for (path, allowed) in [("/both", "GET, HEAD"), ("/head", "HEAD"), ("/get", "GET, HEAD")] {
+        assert_eq!(ask("PUT", path).await.field("allow"), Some(allowed), "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_path_leads_upwards_however_it_is_written() {
+    let peer = start(worker().route(Method::GET, "/files/{*path}", hello()));
+    assert_eq!(peer.get("/files/a.b/.c/...").await.body, "hello");
+    for path in [
+        "/files/../etc",
+        "/files/a/..",
+        "/files/./a",
+        "/files/%2e%2e/etc",
+        "/files/a/.%2e",
+        "/files/..%5cetc",
+    ] {
+        peer.get(path).await.is_problem(400, "bad_request");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_panics_or_fails_is_answered_for_with_the_ids_of_its_request() {
+    let odd = layer_fn(|_| {
+        service_fn(async |request: Request<RequestBody>| match request.uri().path() {
+            "/panics" => panic!("the password is swordfish"),
+            _ => Err::<Answer, _>(std::io::Error::other("the password is swordfish")),
+        })
+    });
+    let peer = start(worker().layer(odd));
+    let mut line = peer.connect().await;
+    for path in ["/panics", "/fails"] {
+        line.write(format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nX-Request-ID: r-1\r\nX-Correlation-ID: c-1\r\n\r\n"
+        ))
+        .await;
+        let answer = line.answer().await;
+        let problem = answer.is_problem(500, "internal");
+        assert_eq!((&problem["request_id"], answer.field("x-correlation-id")), (&"r-1".into(), Some("c-1")));
+        assert!(!answer.body.contains("swordfish"));
+    }
+}

@@ -69,10 +69,14 @@ async fn a_server_tells_about_itself() {
 #[tokio::test(start_paused = true)]
 async fn one_failed_check_is_not_ready() {
     let server = server(&Worker::default()).check("redis", || async { true });
-    let peer = start(server.check("judge", || async { false }).check("slow", std::future::pending));
+    let server = server.check("judge", || async { false }).check("slow", std::future::pending);
+    let peer = start(server.check("panics", || -> std::future::Ready<bool> { panic!("a check panics") }));
     let answer = peer.get("/ready").await;
     assert_eq!(answer.status, 503);
-    assert_eq!(answer.json()["checks"], json!({ "judge": false, "redis": true, "slow": false }));
+    assert_eq!(
+        answer.json()["checks"],
+        json!({ "judge": false, "panics": false, "redis": true, "slow": false })
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,11 +54,11 @@ pub enum StepKey {
 }
 
 impl StepKey {
-    /// The step that a text names: digits alone are a position, anything else is a name.
+    /// The step that a text names: a number as a position is written, without zeros before it, is a position; anything
+    /// else is a name.
     pub fn from_text(text: &str) -> Self {
-        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
         match text.parse() {
-            Ok(order) if digits => Self::Order(order),
+            Ok(order) if Self::Order(order).to_string() == text => Self::Order(order),
             _ => Self::Name(text.to_owned()),
         }
     }

@@ -243,7 +243,7 @@ pub async fn finished(orchestrator: &dyn Orchestrator, id: &TaskId, cx: &Context
     follow(orchestrator, id, cx, |_| ()).await
 }
 
-/// Waits until a task is finished, and shows each update on the way.
+/// Waits until a task is finished, and shows each update on the way, once.
 ///
 /// A failure that a retry can help is lived through, up to five in a row.
 ///
@@ -258,9 +258,9 @@ pub async fn follow(
     cx: &Context,
     mut each: impl FnMut(&TaskUpdate) + Send,
 ) -> Result<Task, Failure> {
-    let mut failures = 0;
+    let (mut failures, mut after) = (0, None);
     loop {
-        match watch_to_the_end(orchestrator, id, cx, &mut each).await {
+        match watch_to_the_end(orchestrator, id, cx, &mut after, &mut each).await {
             Ok(task) if task.status.is_finished() => return Ok(task),
             // The updates ended before the task did: it has moved to another brain, which is asked in a moment.
             Ok(_) => failures = 0,
@@ -278,10 +278,12 @@ async fn watch_to_the_end(
     orchestrator: &dyn Orchestrator,
     id: &TaskId,
     cx: &Context,
+    after: &mut Option<u64>,
     each: &mut (dyn FnMut(&TaskUpdate) + Send),
 ) -> Result<Task, Failure> {
-    let mut updates = orchestrator.watch(id, None, cx).await?;
+    let mut updates = orchestrator.watch(id, *after, cx).await?;
     while let Some(update) = updates.next().await {
+        *after = Some(update.seq());
         each(&update);
     }
     orchestrator.get(id, cx).await

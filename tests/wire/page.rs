@@ -56,7 +56,10 @@ fn its_limits_are_the_defaults() {
             "| a connection at rest, over HTTP/2 without streams | {} s |",
             server.idle_timeout.as_secs()
         ),
-        format!("| a write that stands still | {} s |", server.write_timeout.as_secs()),
+        format!(
+            "| a write of which less than 16 KiB, or than the rest, are taken | {} s |",
+            server.write_timeout.as_secs()
+        ),
         format!("| all bodies that are still arriving | {} MiB |", server.max_arriving >> 20),
         format!("| establishing who calls | {} s |", server.authenticate_timeout.as_secs()),
         format!("| requests running in one server | {} |", server.max_in_flight),

@@ -17,7 +17,7 @@ pub struct BrainConfig {
     /// submission without a time limit has that of its contract.
     pub max_task_time: Duration,
     /// How long a task is held without being renewed (default 30 s, 100 ms to a day); after that another brain may claim
-    /// it. It is renewed at a third of this time.
+    /// it. It is renewed at a third of this time, and an operation of the store has to take less than that.
     pub lease: Duration,
 }
 

@@ -26,7 +26,6 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 pub use self::{
     builder::BrainBuilder,
@@ -98,14 +97,7 @@ impl Inner {
         config: BrainConfig,
     ) -> Self {
         let holder = format!("{}-{}", dispatcher.card().arm_id, RequestId::new());
-        let relay = Relay {
-            name: holder.clone(),
-            store: store.clone(),
-            bus: bus.clone(),
-            turn: tokio::sync::Mutex::default(),
-            ended: CancellationToken::new(),
-            crashed: CancellationToken::new(),
-        };
+        let relay = Relay::new(holder.clone(), store.clone(), bus.clone());
         Self {
             holder,
             contracts: dispatcher.routes().iter().map(|route| route.contract().clone()).collect(),
@@ -255,6 +247,7 @@ impl Brain {
     /// Queues a task.
     async fn store(&self, record: TaskRecord) -> Result<Task, Failure> {
         scheduler::start(&self.0);
+        self.0.relay.caught_up().await;
         let task = record.task().clone();
         // Who submits knows that it is queued: the live updates begin with its start.
         let effects = SideEffects { updates: Vec::new(), ..self.effects(&record) };

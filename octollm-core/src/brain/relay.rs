@@ -4,7 +4,10 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -27,18 +30,39 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Carries events from a store to a bus, each at least once and in order.
 pub(super) struct Relay {
-    pub(super) name: String,
-    pub(super) store: Arc<dyn TaskStore>,
-    pub(super) bus: Arc<dyn EventBus>,
+    name: String,
+    store: Arc<dyn TaskStore>,
+    bus: Arc<dyn EventBus>,
     /// One at a time.
-    pub(super) turn: tokio::sync::Mutex<()>,
+    turn: tokio::sync::Mutex<()>,
     /// The brain is gone, or closes: what waits is published, and then this ends.
     pub(super) ended: CancellationToken,
     /// As a crash would end it: at once.
     pub(super) crashed: CancellationToken,
+    /// Whether the bus takes events, but fewer than come.
+    behind: watch::Sender<bool>,
 }
 
+/// A relay that has published so many batches in a row, and not come to the end, is behind.
+const BEHIND: u64 = 16;
+/// How long a submission waits at most for a relay that is behind.
+const CATCHING_UP: Duration = Duration::from_millis(100);
+
 impl Relay {
+    pub(super) fn new(name: String, store: Arc<dyn TaskStore>, bus: Arc<dyn EventBus>) -> Self {
+        let (ended, crashed) = (CancellationToken::new(), CancellationToken::new());
+        let (turn, behind) = (tokio::sync::Mutex::default(), watch::Sender::new(false));
+        Self { name, store, bus, turn, ended, crashed, behind }
+    }
+
+    /// Returns when few events wait, or after a moment: else tasks that come as fast as they can be run would leave the
+    /// relay no time, until the store has no more room for events.
+    pub(super) async fn caught_up(&self) {
+        if *self.behind.borrow() {
+            let _ = timeout(CATCHING_UP, self.behind.subscribe().wait_for(|behind| !behind)).await;
+        }
+    }
+
     pub(super) async fn run(self: Arc<Self>) {
         let mut changes = self.store.changes(Topic::Events);
         let mut pause = FIRST_PAUSE;
@@ -77,11 +101,15 @@ impl Relay {
     /// What keeps the first event that is left from being published.
     pub(super) async fn drain(&self) -> Result<(), String> {
         let _turn = self.turn.lock().await;
-        loop {
+        let _behind = Behind(&self.behind);
+        for batch in 0_u64.. {
             let events =
                 self.store.pending_events(&self.name, BATCH).await.map_err(|error| error.to_string())?;
             if events.is_empty() {
-                return Ok(());
+                break;
+            }
+            if batch == BEHIND {
+                self.behind.send_replace(true);
             }
             let (published, problem) = self.publish(&events).await;
             if !published.is_empty() {
@@ -91,6 +119,7 @@ impl Relay {
                 return Err(problem);
             }
         }
+        Ok(())
     }
 
     async fn publish(&self, events: &[Event]) -> (Vec<String>, Option<String>) {
@@ -114,6 +143,15 @@ impl Relay {
 
     async fn mark(&self, published: &[String]) -> Result<(), StoreError> {
         self.store.published(published).await
+    }
+}
+
+/// However a relay ends, nobody waits for it any longer.
+struct Behind<'a>(&'a watch::Sender<bool>);
+
+impl Drop for Behind<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
     }
 }
 

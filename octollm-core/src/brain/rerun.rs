@@ -54,13 +54,13 @@ impl Brain {
 
 /// Discards a step and everything that was recorded after it.
 fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Plan, Failure> {
-    // A failed task names its step as a text; a position is digits there.
-    let position = || match step {
-        StepKey::Name(text) => Some(StepKey::from_text(text)),
-        StepKey::Order(_) => None,
+    // A failed task names its step as a text, where a position and a name of digits look alike.
+    let alike = match step {
+        StepKey::Name(text) => StepKey::from_text(text),
+        StepKey::Order(order) => StepKey::Name(order.to_string()),
     };
     let find = |step: &StepKey| journal.iter().find(|entry| entry.step == *step);
-    let Some(first) = find(step).or_else(|| position().and_then(|step| find(&step))) else {
+    let Some(first) = find(step).or_else(|| find(&alike)) else {
         let message = format!("the journal has no step {step}; it has: {}", listed(journal));
         return Err(Failure::invalid(Violations::one("from", message)));
     };

@@ -100,7 +100,12 @@ async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Op
                 started.log.end();
                 outcome
             };
-            let run = futures_util::future::join(work, started.log.write(&*inner.store, &started.run));
+            let write = async {
+                if !started.log.write(&*inner.store, &started.run).await {
+                    inner.running.stop_run(&started.run, Stop::Lost);
+                }
+            };
+            let run = futures_util::future::join(work, write);
             // From before the arm's first step.
             let (version, progress) = (started.log.version(), started.log.progress());
             let outcome = tokio::select! {

@@ -80,8 +80,8 @@ impl UpdateLog {
         std::mem::take(&mut self.state().pending)
     }
 
-    /// Writes updates to the store until the run has ended, or is no longer the task's latest.
-    pub(super) async fn write(&self, store: &dyn TaskStore, run: &Run) {
+    /// Writes updates to the store until the run has ended. Returns whether it was still this run's task.
+    pub(super) async fn write(&self, store: &dyn TaskStore, run: &Run) -> bool {
         let mut version = self.version.subscribe();
         loop {
             version.mark_unchanged();
@@ -92,7 +92,7 @@ impl UpdateLog {
             if ended {
                 // The rest is stored together with the end of the task.
                 self.state().pending.splice(..0, batch);
-                return;
+                return true;
             }
             if batch.is_empty() {
                 let _ = version.changed().await;
@@ -106,18 +106,20 @@ impl UpdateLog {
                     self.state().pending.splice(..0, batch);
                     sleep(PAUSE).await;
                 }
-                Err(_) => return,
+                Err(_) => return false,
             }
         }
     }
 
+    /// Takes an update that nobody waits with: where there is no room, it takes the place of progress just before it, or is
+    /// dropped.
     fn push(&self, update: impl FnOnce(&TaskId, &State) -> TaskUpdate) {
         let mut state = self.state();
         let update = update(&self.task_id, &state);
-        let full = state.pending.len() >= PENDING;
-        match state.pending.last_mut() {
-            Some(last @ TaskUpdate::Progress { .. }) if full => *last = update,
-            _ => state.pending.push(update),
+        if state.pending.len() < PENDING {
+            state.pending.push(update);
+        } else if let Some(last @ TaskUpdate::Progress { .. }) = state.pending.last_mut() {
+            *last = update;
         }
         drop(state);
         self.moved();
@@ -147,7 +149,14 @@ impl UpdateSink for UpdateLog {
             state.pending.len() < PENDING || state.ended
         };
         let _ = version.wait_for(has_room).await;
-        self.push(|task_id, _| chunk(task_id, data));
+        let update = chunk(&self.task_id, data);
+        let mut state = self.state();
+        // What comes after the end, from work that the arm has left running, has no reader.
+        if !state.ended {
+            state.pending.push(update);
+        }
+        drop(state);
+        self.moved();
     }
 }
 

@@ -13,7 +13,7 @@ use super::Cost;
 /// What work used.
 ///
 /// A call whose usage nobody reported is *unmetered*: it counts in [`unmetered`](Self::unmetered), because an absent
-/// usage is not zero. What a [`Budget`] limits is the total of tokens and the cost; the other members are for reports.
+/// usage is not zero. What a [`Budget`](super::Budget) limits is the total of tokens and the cost; the other members are for reports.
 ///
 /// ```
 /// use octollm_core::budget::{Cost, Usage};

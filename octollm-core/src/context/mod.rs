@@ -2,9 +2,6 @@
 
 mod batch;
 mod call;
-mod share;
-mod steps;
-mod value;
 
 use std::{
     fmt, iter,
@@ -15,12 +12,12 @@ use std::{
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use self::steps::Steps;
+use self::call::Steps;
+pub(crate) use self::{batch::Shares, call::Request};
 pub use self::{
     batch::{BatchFuture, CALLS_AT_ONCE, EachFuture},
     call::CallFuture,
 };
-pub(crate) use self::{call::Request, share::Shares, value::read_value};
 pub use crate::parts::{Caller, ContextParts, Grant};
 use crate::{
     budget::{Budget, BudgetExhausted, Ledger, Usage, narrower},
@@ -28,7 +25,7 @@ use crate::{
     contract::{ContractRef, TaskContract},
     deadline::Deadline,
     id::{RequestId, TaskId},
-    json,
+    json::{self, read_value},
     trace::TraceContext,
     transport::{NoArms, StepKey, Transport},
     update::{Phase, Update, UpdateSink},

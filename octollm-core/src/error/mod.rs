@@ -16,7 +16,7 @@ pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind, prog
 use crate::contract::Violations;
 
 /// What both sides read about a failure.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Failure {
     /// What happened.
@@ -76,6 +76,20 @@ impl Failure {
     pub fn invalid(violations: Violations) -> Self {
         let message = violations.to_string();
         Self { violations, ..Self::new(ErrorKind::ValidationFailed, message) }
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failure")
+            .field("kind", &self.kind)
+            .field("message", &self.message)
+            .field("violations", &self.violations)
+            .field("details", &self.details)
+            .field("retryable", &self.retryable)
+            .field("retry_after", &self.retry_after)
+            .field("may_have_executed", &self.may_have_executed)
+            .finish()
     }
 }
 

@@ -13,12 +13,14 @@ mod shape;
 mod tests;
 mod unique;
 mod unknown;
+mod value;
 mod watch;
 mod write;
 
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Deserializer, Value, de::StrRead};
 
+pub(crate) use self::value::read_value;
 pub use self::{
     raw::RawJson,
     write::{Unwritable, write},
@@ -94,7 +96,7 @@ fn all_known<C: TaskContract>(bytes: &[u8]) -> Result<(), Failure> {
 /// Writes the input of a contract: always an object, also for a unit struct.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Unwritable> {
     let mut bytes = write(input)?;
     if bytes == b"null" {

@@ -71,7 +71,6 @@
 mod builder;
 mod calls;
 mod fault;
-mod faults;
 mod wires;
 
 use std::{
@@ -84,7 +83,7 @@ pub use self::{
     calls::{Calls, Ending, RecordedCall},
     fault::{Fault, FaultPlan},
 };
-use self::{faults::Faults, wires::Wires};
+use self::{fault::Faults, wires::Wires};
 use crate::{
     brain::Brain,
     bus::EventBus,

@@ -13,8 +13,7 @@ use tower::{Layer, service_fn};
 
 use super::{
     calls::{Calls, Ending, Recorder},
-    fault::Fault,
-    faults::Faults,
+    fault::{Fault, Faults},
 };
 use crate::{
     budget::Usage,

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     PlanStep, RunPlan,
-    order::Order,
+    run::Order,
     template::{Reader, Template},
 };
 use crate::{

@@ -27,7 +27,6 @@
 //! | `{"$literal": …}` | what it holds, as it is: for data that looks like one of these |
 
 mod check;
-mod order;
 mod run;
 mod template;
 #[cfg(test)]
@@ -50,10 +49,10 @@ use serde_json::{Map, Value};
 use crate::{
     arm::Arm,
     card::ArmCard,
-    context::{CALLS_AT_ONCE, Context, read_value},
+    context::{CALLS_AT_ONCE, Context},
     contract::{ContractCard, ContractRef, ContractSpec, NoChunk, OwnedSpec, Spec, TaskContract, Violations},
     error::{ArmError, Failure},
-    json::RawJson,
+    json::{RawJson, read_value},
 };
 
 /// The contract `plan.run`: runs a plan and answers what its steps answered.

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     event::Event,
-    id::TaskId,
+    id::{StepKey, TaskId},
     task::{Lease, Priority, TaskRecord, TaskStatus, TaskUpdate},
 };
 
@@ -38,13 +38,15 @@ pub struct MemoryStoreConfig {
     pub finished: usize,
     /// Live updates of one task (default 256).
     pub updates: usize,
+    /// Bytes of the chunks among those (default 1 MiB).
+    pub update_bytes: usize,
     /// Events that wait to be published (default 100 000). While as many wait, because the bus is away, new tasks are refused.
     pub events: usize,
 }
 
 impl Default for MemoryStoreConfig {
     fn default() -> Self {
-        Self { finished: 10_000, updates: 256, events: 100_000 }
+        Self { finished: 10_000, updates: 256, update_bytes: 1024 * 1024, events: 100_000 }
     }
 }
 
@@ -66,8 +68,12 @@ struct Tables {
 #[derive(Debug)]
 struct Row {
     record: TaskRecord,
-    journal: Vec<JournalEntry>,
+    /// In order, and where the entry of each step is.
+    journal: BTreeMap<(u64, StepKey), JournalEntry>,
+    steps: HashMap<StepKey, u64>,
     updates: VecDeque<TaskUpdate>,
+    /// Bytes of their chunks.
+    update_bytes: usize,
     /// The number of the latest update.
     latest: u64,
 }
@@ -116,30 +122,42 @@ impl Default for MemoryStore {
 
 impl Row {
     fn new(record: TaskRecord) -> Self {
-        Self { record, journal: Vec::new(), updates: VecDeque::new(), latest: 0 }
+        let (journal, steps, updates) = Default::default();
+        Self { record, journal, steps, updates, update_bytes: 0, latest: 0 }
     }
 
     fn append(&mut self, entry: JournalEntry) {
-        self.journal.retain(|earlier| earlier.step != entry.step);
-        let at = self.journal.partition_point(|earlier| earlier.seq <= entry.seq);
-        self.journal.insert(at, entry);
+        self.discard(&entry.step);
+        self.steps.insert(entry.step.clone(), entry.seq);
+        self.journal.insert((entry.seq, entry.step.clone()), entry);
     }
 
-    fn add_updates(&mut self, updates: Vec<TaskUpdate>, most: usize) {
+    fn discard(&mut self, step: &StepKey) {
+        if let Some(seq) = self.steps.remove(step) {
+            self.journal.remove(&(seq, step.clone()));
+        }
+    }
+
+    fn add_updates(&mut self, updates: Vec<TaskUpdate>, config: &MemoryStoreConfig) {
         for update in updates {
             self.latest += 1;
+            self.update_bytes += update.chunk_bytes();
             self.updates.push_back(update.with_seq(self.latest));
         }
-        let surplus = self.updates.len().saturating_sub(most.max(1));
-        self.updates.drain(..surplus);
+        while (self.updates.len() > config.updates || self.update_bytes > config.update_bytes)
+            && self.updates.len() > 1
+            && let Some(oldest) = self.updates.pop_front()
+        {
+            self.update_bytes -= oldest.chunk_bytes();
+        }
     }
 
     /// Applies all but the events.
-    fn apply(&mut self, effects: SideEffects, most: usize) -> Vec<Event> {
+    fn apply(&mut self, effects: SideEffects, config: &MemoryStoreConfig) -> Vec<Event> {
         let SideEffects { events, updates, discarded, journal } = effects;
-        self.journal.retain(|entry| !discarded.contains(&entry.step));
+        discarded.iter().for_each(|step| self.discard(step));
         journal.into_iter().for_each(|entry| self.append(entry));
-        self.add_updates(updates, most);
+        self.add_updates(updates, config);
         events
     }
 }
@@ -185,7 +203,7 @@ impl Tables {
     /// Stores a record in place of the one that is there.
     fn replace(&mut self, record: TaskRecord, effects: SideEffects, config: &MemoryStoreConfig) {
         let Some(row) = self.tasks.get_mut(record.id()) else { return };
-        let events = row.apply(effects, config.updates);
+        let events = row.apply(effects, config);
         let before = std::mem::replace(&mut row.record, record.clone());
         self.outbox.extend(events);
         self.unindex(&before);
@@ -230,7 +248,7 @@ impl TaskStore for MemoryStore {
         }
         tables.index(&record);
         let mut row = Row::new(record);
-        let published = row.apply(effects, self.config.updates);
+        let published = row.apply(effects, &self.config);
         tables.outbox.extend(published);
         tables.tasks.insert(id.clone(), row);
         drop(tables);
@@ -317,7 +335,7 @@ impl TaskStore for MemoryStore {
     }
 
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
-        Ok(self.tables().tasks.get(id).map(|row| row.journal.clone()).unwrap_or_default())
+        Ok(self.tables().tasks.get(id).map(|row| row.journal.values().cloned().collect()).unwrap_or_default())
     }
 
     async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
@@ -327,7 +345,7 @@ impl TaskStore for MemoryStore {
     }
 
     async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {
-        self.tables().run(run)?.add_updates(updates, self.config.updates);
+        self.tables().run(run)?.add_updates(updates, &self.config);
         self.notify(&run.task, false, false);
         Ok(())
     }

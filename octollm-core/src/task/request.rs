@@ -263,20 +263,6 @@ impl Submission {
         RawJson::of(&body).unwrap_or_default()
     }
 
-    /// Replaces the contract's JSON; a goal in words follows it.
-    #[must_use]
-    pub fn with_input(mut self, input: RawJson) -> Self {
-        #[derive(Deserialize)]
-        struct Goal {
-            goal: String,
-        }
-        if self.goal.is_some() {
-            self.goal = input.read::<Goal>().ok().map(|read| read.goal);
-        }
-        self.input = input;
-        self
-    }
-
     /// Sets how urgent it is.
     #[must_use]
     pub fn with_priority(mut self, priority: Priority) -> Self {

@@ -81,6 +81,14 @@ impl TaskUpdate {
         self
     }
 
+    /// Bytes of its chunk; 0 where it is none.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        match self {
+            Self::Chunk { data, .. } => data.as_str().len(),
+            _ => 0,
+        }
+    }
+
     /// Whether it is a final status. A failed task that is run again has updates after it.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::Status { status, .. } if status.is_finished())

@@ -289,9 +289,10 @@ enum Turn {
     Stalls,
 }
 
-/// Runs the program by a brain that meets its fate at this moment, and then by another one. Returns how the task ended, and
-/// whether the moment came; no task where the brain died before it had stored it.
-async fn live(moment: Moment, turn: Turn, keys: Keys) -> (Option<Task>, bool) {
+/// Runs the program by a brain that meets its fate at this moment, by another one that dies at a moment of its own, and by one
+/// that lives. Returns how the task ended, and whether the first moment came; no task where the brain died before it had
+/// stored it.
+async fn live(moment: Moment, turn: Turn, next: Moment, keys: Keys) -> (Option<Task>, bool) {
     let mut outside = Outside::new(keys).await;
     let fate = Fate::new(moment);
     let first = outside.brain(&fate);
@@ -303,8 +304,14 @@ async fn live(moment: Moment, turn: Turn, keys: Keys) -> (Option<Task>, bool) {
     outside.end(100 * SECOND, || fate.is_met()).await;
     // For the events of the end.
     sleep(2 * SECOND).await;
-    let second = outside.brain(&Fate::new(Moment::Never));
-    second.recover().await.unwrap();
+    if next != Moment::Never {
+        let fate = Fate::new(next);
+        let second = outside.brain(&fate);
+        tokio::spawn(async move { second.recover().await });
+        outside.end(100 * SECOND, || fate.is_met()).await;
+    }
+    let last = outside.brain(&Fate::new(Moment::Never));
+    last.recover().await.unwrap();
     let mut task = outside.end(600 * SECOND, || false).await;
     if turn == Turn::Stalls {
         sleep(90 * SECOND).await;
@@ -327,7 +334,7 @@ async fn live(moment: Moment, turn: Turn, keys: Keys) -> (Option<Task>, bool) {
 }
 
 /// Every moment, until a life ends before it has come. Returns how many ended with which status.
-fn every_moment(turn: Turn, keys: Keys) -> BTreeMap<String, u64> {
+fn every_moment(turn: Turn, next: impl Fn(u64) -> Moment, keys: Keys) -> BTreeMap<String, u64> {
     let mut ends = BTreeMap::new();
     for number in 0.. {
         let mut met = false;
@@ -337,9 +344,10 @@ fn every_moment(turn: Turn, keys: Keys) -> BTreeMap<String, u64> {
                 .start_paused(true)
                 .build()
                 .unwrap();
-            let life = std::panic::AssertUnwindSafe(|| runtime.block_on(live(moment, turn, keys)));
-            let (task, this) =
-                std::panic::catch_unwind(life).unwrap_or_else(|_| panic!("{turn:?} {moment:?}"));
+            let life =
+                std::panic::AssertUnwindSafe(|| runtime.block_on(live(moment, turn, next(number), keys)));
+            let (task, this) = std::panic::catch_unwind(life)
+                .unwrap_or_else(|_| panic!("{turn:?} {moment:?} {:?}", next(number)));
             met |= this;
             let end = task.map_or_else(|| "none".to_owned(), |task| task.status.to_string());
             *ends.entry(end).or_default() += 1;
@@ -354,20 +362,27 @@ fn every_moment(turn: Turn, keys: Keys) -> BTreeMap<String, u64> {
 
 #[test]
 fn a_brain_killed_at_any_call_loses_nothing_and_repeats_nothing() {
-    let ends = every_moment(Turn::Dies, Keys::None);
-    println!("{ends:?}");
+    let ends = every_moment(Turn::Dies, |_| Moment::Never, Keys::None);
     // Between the record that the booking begins and that of its answer.
     assert!(ends["failed"] > 0 && ends["completed"] > 10 * ends["failed"], "{ends:?}");
 }
 
 #[test]
 fn a_brain_killed_at_any_call_completes_where_arms_honour_keys() {
-    let ends = every_moment(Turn::Dies, Keys::Shared);
+    let ends = every_moment(Turn::Dies, |_| Moment::Never, Keys::Shared);
     assert!(!ends.contains_key("failed"), "{ends:?}");
 }
 
 #[test]
+fn two_brains_killed_one_after_the_other_lose_nothing_and_repeat_nothing() {
+    for factor in [3, 7] {
+        every_moment(Turn::Dies, |number| Moment::After(number * factor % 50), Keys::None);
+        every_moment(Turn::Dies, |number| Moment::Before(number * factor % 50), Keys::Shared);
+    }
+}
+
+#[test]
 fn a_brain_that_stalls_at_any_call_and_goes_on_later_changes_nothing() {
-    let ends = every_moment(Turn::Stalls, Keys::None);
+    let ends = every_moment(Turn::Stalls, |_| Moment::Never, Keys::None);
     assert!(ends["failed"] > 0 && ends["completed"] > 10 * ends["failed"], "{ends:?}");
 }

@@ -102,6 +102,14 @@ pub(crate) struct Doomed<T> {
     pub(crate) sight: Sight,
 }
 
+impl<T> Doomed<T> {
+    /// A call that arrives even when its caller has given it up by then.
+    async fn on_its_way<A: Send + 'static>(&self, call: impl Future<Output = A> + Send + 'static) -> A {
+        let fate = self.fate.clone();
+        tokio::spawn(async move { fate.meet(call).await }).await.unwrap()
+    }
+}
+
 #[async_trait]
 impl<T: Transport> Transport for Doomed<T> {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
@@ -147,7 +155,8 @@ impl TaskStore for Doomed<Arc<MemoryStore>> {
     }
 
     async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
-        self.fate.meet(self.inner.commit(record, effects)).await
+        let store = self.inner.clone();
+        self.on_its_way(async move { store.commit(record, effects).await }).await
     }
 
     async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
@@ -167,13 +176,14 @@ impl TaskStore for Doomed<Arc<MemoryStore>> {
     }
 
     async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
-        let written = async {
+        let (store, sight, run) = (self.inner.clone(), self.sight.clone(), run.clone());
+        let written = async move {
             let answered = entry.recorded.is_answered().then(|| Seen::Answered(entry.step.clone()));
-            self.inner.append(run, entry).await?;
-            self.sight.lock().unwrap().extend(answered);
+            store.append(&run, entry).await?;
+            sight.lock().unwrap().extend(answered);
             Ok(())
         };
-        self.fate.meet(written).await
+        self.on_its_way(written).await
     }
 
     async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {

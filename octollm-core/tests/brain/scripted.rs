@@ -60,24 +60,31 @@ type Script = dyn FnMut(&Call) -> Does + Send;
 
 /// Arms whose answers are a closure's. They note every call.
 #[derive(Clone)]
-pub(crate) struct Scripted(Arc<(Mutex<Box<Script>>, Mutex<Vec<Call>>, Mutex<Vec<ArmCard>>)>);
+pub(crate) struct Scripted(Arc<Parts>);
+
+struct Parts {
+    script: Mutex<Box<Script>>,
+    calls: Mutex<Vec<Call>>,
+    cards: Mutex<Vec<ArmCard>>,
+}
 
 impl Scripted {
     pub(crate) fn new(script: impl FnMut(&Call) -> Does + Send + 'static) -> Self {
-        Self(Arc::new((Mutex::new(Box::new(script)), Mutex::default(), Mutex::default())))
+        let script = Mutex::new(Box::new(script) as Box<Script>);
+        Self(Arc::new(Parts { script, calls: Mutex::default(), cards: Mutex::default() }))
     }
 
     pub(crate) fn now(&self, script: impl FnMut(&Call) -> Does + Send + 'static) {
-        *self.0.0.lock().unwrap() = Box::new(script);
+        *self.0.script.lock().unwrap() = Box::new(script);
     }
 
     /// The steps that were called, in order.
     pub(crate) fn steps(&self) -> Vec<String> {
-        self.0.1.lock().unwrap().iter().map(|call| call.step.to_string()).collect()
+        self.0.calls.lock().unwrap().iter().map(|call| call.step.to_string()).collect()
     }
 
     pub(crate) fn last(&self) -> Call {
-        self.0.1.lock().unwrap().last().unwrap().clone()
+        self.0.calls.lock().unwrap().last().unwrap().clone()
     }
 
     /// The card of an arm that remembers the keys of [`Charge`] for so long.
@@ -85,15 +92,15 @@ impl Scripted {
         let (mut card, mut contract) = (ArmCard::new("arm"), ContractCard::of::<Charge>());
         (contract.keys, contract.keys_retained_s) = (Keys::Shared, Some(time.as_secs()));
         card.contracts.push(contract);
-        *self.0.2.lock().unwrap() = vec![card];
+        *self.0.cards.lock().unwrap() = vec![card];
     }
 }
 
 #[async_trait]
 impl Transport for Scripted {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        self.0.1.lock().unwrap().push(call.clone());
-        let does = (self.0.0.lock().unwrap())(&call);
+        self.0.calls.lock().unwrap().push(call.clone());
+        let does = (self.0.script.lock().unwrap())(&call);
         let reply = |text: &'static str| {
             Ok(Reply::new(Bytes::from_static(text.as_bytes()), Trip::new("arm", "here")))
         };
@@ -114,7 +121,7 @@ impl Transport for Scripted {
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
-        self.0.2.lock().unwrap().clone()
+        self.0.cards.lock().unwrap().clone()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who hears what.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use octollm_core::bus::engine::Capability;
 use octollm_core::bus::{
@@ -138,6 +138,61 @@ const VERDICTS: [(&str, &str, Option<bool>); 30] = [
     ("Events:task:*", "events:task:completed", None),
     ("events: task:*", "events:task:completed", None),
 ];
+
+/// A runtime of its own, on a thread of its own.
+fn elsewhere<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> std::thread::JoinHandle<T> {
+    std::thread::spawn(|| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    })
+}
+
+#[test]
+fn a_bus_carries_events_from_one_runtime_to_another() {
+    const EVENTS: usize = 5_000;
+    let bus = MemoryDurableBus::new();
+    let (ready, start) = std::sync::mpsc::channel();
+    let subscriber = elsewhere({
+        let (bus, ready) = (bus.clone(), ready.clone());
+        async move {
+            let mut events =
+                bus.subscribe("suite:other:event".parse().unwrap(), Overflow::Block).await.unwrap();
+            ready.send(()).unwrap();
+            for number in 0..EVENTS {
+                let Some(Signal::Event(event)) = events.next().await else { panic!("{number} is missing") };
+                assert_eq!(crate::number(&event), number);
+            }
+        }
+    });
+    let consumer = elsewhere({
+        let bus = bus.clone();
+        async move {
+            let mut consumer = consumer_with(&bus, ConsumeOptions::default()).await;
+            ready.send(()).unwrap();
+            let mut numbers = HashSet::new();
+            while numbers.len() < EVENTS {
+                let Some(Arrival::Delivery(delivery)) = consumer.next().await else {
+                    panic!("some are missing")
+                };
+                assert!(numbers.insert(crate::number(delivery.event())), "each comes once");
+                delivery.ack().await.unwrap();
+            }
+        }
+    });
+    start.recv().unwrap();
+    start.recv().unwrap();
+    let publisher = elsewhere(async move {
+        for number in 0..EVENTS {
+            let event = Event::on("suite:other:event".parse().unwrap(), "suite", number).unwrap();
+            bus.publish(event).await.unwrap();
+        }
+        bus
+    });
+    let _bus = publisher.join().unwrap();
+    subscriber.join().unwrap();
+    consumer.join().unwrap();
+}
 
 async fn patterns_hear_what_they_mean(bus: impl EventBus) {
     for (text, channel, verdict) in VERDICTS {

@@ -2,6 +2,7 @@
 #![cfg(feature = "mesh")]
 
 mod batches;
+mod crashes;
 mod retries;
 mod single;
 mod support;

@@ -39,6 +39,16 @@ async fn the_time_counts_from_the_first_poll() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_with_no_time_at_all_is_refused_before_it_is_sent() {
+    let mesh = mesh().await;
+    let error = mesh.call(measure(1)).within(Duration::ZERO).retry(3).await.unwrap_err();
+    assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::DeadlineExceeded, false));
+    let each = mesh.context().call_all([measure(1)]).within(Duration::ZERO).each().await;
+    assert_eq!(each[0].as_ref().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(mesh.calls().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_without_facts_leaves_the_time_to_its_caller() {
     let mesh = mesh().await;
     mesh.fault("worker", Fault::Hang.always());

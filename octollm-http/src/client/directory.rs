@@ -22,7 +22,11 @@ use octollm_core::{
     parts::ContextParts,
 };
 use serde_json::json;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    runtime::{self, Handle},
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::{
     endpoint::Endpoint,
@@ -64,8 +68,10 @@ struct Learned {
 #[derive(Debug, Default)]
 struct Round {
     number: u64,
-    running: bool,
-    ended: Option<Instant>,
+    /// The runtime that it runs in, which may stand still for ever.
+    running: Option<runtime::Id>,
+    /// When it was begun, or has ended.
+    changed: Option<Instant>,
 }
 
 /// So much time is between two rounds at least.
@@ -114,16 +120,19 @@ impl Directory {
             if let Some(route) = self.route(contract) {
                 return Ok(route);
             }
-            if !running || round.changed().await.is_err() {
+            if running.is_none() {
                 return Err(self.unknown(contract));
             }
+            self.changes(&mut round).await;
         }
     }
 
     /// Asks all arms again, unless that was done a moment ago.
     pub(super) async fn refresh(self: &Arc<Self>) {
-        // It cannot fail: the sender is ours.
-        let _ = self.begin_round().wait_for(|round| !round.running).await;
+        let mut round = self.begin_round();
+        while round.borrow_and_update().running.is_some() {
+            self.changes(&mut round).await;
+        }
     }
 
     /// Asks all arms again, unless that was done a moment ago, and waits for the answer of this one.
@@ -133,9 +142,10 @@ impl Directory {
         let mut receiver = self.begin_round();
         loop {
             let Round { number, running, .. } = *receiver.borrow_and_update();
-            if !running || learned_in() == number || receiver.changed().await.is_err() {
+            if running.is_none() || learned_in() == number {
                 return;
             }
+            self.changes(&mut receiver).await;
         }
     }
 
@@ -192,24 +202,37 @@ impl Directory {
     fn begin_round(self: &Arc<Self>) -> watch::Receiver<Round> {
         let receiver = self.round.subscribe();
         let nobody_to_ask = self.arms.iter().all(|arm| arm.card.is_some());
-        let begun = self.round.send_if_modified(|round| {
-            let due = round.ended.is_none_or(|ended| ended.elapsed() >= BETWEEN_ROUNDS);
-            let begin = !nobody_to_ask && !round.running && due;
-            if begin {
-                (round.number, round.running) = (round.number + 1, true);
+        let Ok(runtime) = Handle::try_current() else { return receiver };
+        let mut begun = None;
+        self.round.send_if_modified(|round| {
+            let due = round.changed.is_none_or(|changed| changed.elapsed() >= BETWEEN_ROUNDS);
+            let runs_here = round.running == Some(runtime.id());
+            if !nobody_to_ask && due && !runs_here {
+                let (number, running, changed) = (round.number + 1, Some(runtime.id()), Some(Instant::now()));
+                *round = Round { number, running, changed };
+                begun = Some(number);
             }
-            begin
+            begun.is_some()
         });
-        if begun {
-            tokio::spawn(ask_all(RunningRound(Arc::clone(self))));
+        if let Some(number) = begun {
+            runtime.spawn(ask_all(RunningRound { directory: Arc::clone(self), number }));
         }
         receiver
     }
 
-    fn learn(&self, arm: usize, answer: Result<ArmCard, Failure>) {
+    /// Waits until something was learned, or the round has ended. One that runs in a runtime that stands still is not waited
+    /// for: another one is begun here.
+    async fn changes(self: &Arc<Self>, round: &mut watch::Receiver<Round>) {
+        // It cannot be closed: the sender is ours.
+        if timeout(BETWEEN_ROUNDS, round.changed()).await.is_err() {
+            self.begin_round();
+        }
+    }
+
+    fn learn(&self, arm: usize, round: u64, answer: Result<ArmCard, Failure>) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let learned = &mut known.cards[arm];
-        learned.round = self.round.borrow().number;
+        learned.round = round;
         match answer {
             Ok(card) => (learned.card, learned.trouble) = (Some(card), None),
             // What it offered it may still offer: calls will tell.
@@ -273,16 +296,25 @@ fn routes(arms: &[ConfiguredArm], cards: &[Learned]) -> HashMap<ContractRef, Arc
 }
 
 /// Ends the round however its task ends.
-struct RunningRound(Arc<Directory>);
+struct RunningRound {
+    directory: Arc<Directory>,
+    number: u64,
+}
 
 impl Drop for RunningRound {
     fn drop(&mut self) {
-        self.0.round.send_modify(|round| (round.running, round.ended) = (false, Some(Instant::now())));
+        self.directory.round.send_if_modified(|round| {
+            let is_last = round.number == self.number;
+            if is_last {
+                (round.running, round.changed) = (None, Some(Instant::now()));
+            }
+            is_last
+        });
     }
 }
 
 async fn ask_all(round: RunningRound) {
-    let directory = &round.0;
+    let directory = &round.directory;
     let mut waiting = directory.arms.iter().enumerate().filter(|(_, arm)| arm.card.is_none());
     let one = async |(position, arm)| (position, ask(directory, arm).await);
     let mut answers: FuturesUnordered<_> = waiting.by_ref().take(ASKED_AT_ONCE).map(one).collect();
@@ -290,7 +322,7 @@ async fn ask_all(round: RunningRound) {
         if let Err(trouble) = &answer {
             tracing::warn!(arm = %directory.arms[position].id, %trouble, "the arm did not show its card");
         }
-        directory.learn(position, answer);
+        directory.learn(position, round.number, answer);
         answers.extend(waiting.next().map(one));
     }
 }

@@ -15,7 +15,8 @@ pub struct ServerConfig {
     /// How long a connection stays open between two requests, and over HTTP/2 without a stream. A client should keep it
     /// for less.
     pub idle_timeout: Duration,
-    /// How long a write may stand still because the caller does not read. Over HTTP/2 this is the limit for a stream as well.
+    /// How long a caller may take for 16 KiB of what is written to it, or for the rest of it (default 30 s). Over HTTP/2 this
+    /// is the limit for a stream as well.
     pub write_timeout: Duration,
     /// How long it may take to establish who calls. After that the caller is answered 503.
     pub authenticate_timeout: Duration,

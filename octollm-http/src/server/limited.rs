@@ -24,8 +24,8 @@ use super::config::ServerConfig;
 
 /// The stream below hyper.
 ///
-/// Over HTTP/1 reading ends when a head takes too long, or no request comes for too long; writing fails when it stands still
-/// for too long. What counts is which calls have begun and ended, never what the bytes look like. A connection that was
+/// Over HTTP/1 reading ends when a head takes too long, or no request comes for too long; writing fails when the caller
+/// takes less than a piece for too long. What counts is which calls have begun and ended, never what the bytes look like. A connection that was
 /// upgraded has none of these limits. When hyper closes the connection, what the caller still sends is read for a moment
 /// and thrown away, so that it gets to read the answer before it finds the connection closed.
 pub(crate) struct Limited<S> {
@@ -45,7 +45,10 @@ pub(crate) struct Limited<S> {
     /// When something was written last.
     written: Option<Instant>,
     read_limit: Option<Pin<Box<Sleep>>>,
+    /// Set from a write that found no room until all is written, or a piece more of it.
     write_limit: Option<Pin<Box<Sleep>>>,
+    /// What was written since.
+    taken: usize,
     linger: Option<Pin<Box<Sleep>>>,
     lingered: usize,
     /// Set once the connection is upgraded.
@@ -92,6 +95,8 @@ pub(crate) enum Protocol {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// So much of an answer is taken within the limit on writes.
+const PIECE: usize = 16 * 1024;
 /// How long the rest of a refused request is read.
 const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes of it.
@@ -152,6 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
             written: None,
             read_limit: None,
             write_limit: None,
+            taken: 0,
             linger: None,
             lingered: 0,
             end: None,
@@ -228,10 +234,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         }
     }
 
-    /// Turns a write that stands still for too long into an error.
+    /// Turns a write into an error when its caller takes less than a piece for too long: one that takes a byte at a time may
+    /// hold on to no answer.
     fn limited(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if write.is_ready() {
-            self.write_limit = None;
+        if let Poll::Ready(written) = &write {
+            self.taken = self.taken.saturating_add(written.as_ref().map_or(PIECE, |written| *written));
+            if self.taken >= PIECE {
+                self.write_limit = None;
+            }
             if !self.state.mode.http2.load(Ordering::Relaxed) {
                 self.written = Some(Instant::now());
             }
@@ -241,6 +251,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
             return write;
         }
         let limit = self.times.write;
+        if self.write_limit.is_none() {
+            self.taken = 0;
+        }
         let timer = self.write_limit.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -352,6 +365,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Limited<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper has written all it had.
+        self.write_limit = None;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -1,16 +1,16 @@
 //! Screening: by itself, and in front of an orchestrator.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use octollm_core::{
     Context,
-    error::{ErrorKind, Failure},
+    error::{ArmError, ErrorKind, Failure},
     json,
     orchestrator::Orchestrator,
     parts::ContextParts,
-    reflex::{Reaction, Reflex, Screening, Stimulus, screen},
+    reflex::{Reaction, Reflex, Stimulus, screen, screen_submission},
     task::{Origin, Submission, TaskRecord, TaskResult},
     transport::Transport,
 };
@@ -31,17 +31,20 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    async fn look_at(&self, stimulus: Stimulus, parts: ContextParts) -> Result<Screening, Failure> {
-        let deadline = parts.deadline;
-        let cx = Context::from_parts(parts, self.transport.clone());
-        let work = async {
-            screen(&*self.reflex, stimulus, &cx).await.map_err(|error| {
-                tracing::warn!(request = %cx.request_id(), %error, "reflex failed");
-                error.into_failure()
-            })
-        };
-        within(deadline, work).await
+    fn context(&self, parts: ContextParts) -> Context {
+        Context::from_parts(parts, self.transport.clone())
     }
+}
+
+/// What a reflex returns by the deadline.
+async fn screened<T>(cx: &Context, work: impl Future<Output = Result<T, ArmError>>) -> Result<T, Failure> {
+    let logged = async {
+        work.await.map_err(|error| {
+            tracing::warn!(request = %cx.request_id(), %error, "reflex failed");
+            error.into_failure()
+        })
+    };
+    within(cx.deadline(), logged).await
 }
 
 /// `POST /preprocess`
@@ -87,7 +90,8 @@ impl Endpoint for Preprocess {
         stimulus.check_cache = body.check_cache;
         stimulus.detect_pii = body.detect_pii;
         stimulus.detect_injection = body.detect_injection;
-        let screening = self.0.look_at(stimulus, inbound.parts).await?;
+        let cx = self.0.context(inbound.parts);
+        let screening = screened(&cx, screen(&*self.0.reflex, stimulus, &cx)).await?;
         let should_proceed = screening.should_proceed();
         let cached_result = match screening.reaction {
             Reaction::Answer(answer) => Some(answer),
@@ -120,18 +124,15 @@ impl Endpoint for ScreenedSubmit {
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
         let submission = Submission::from_json(&inbound.body)?;
-        let text = submission.goal.clone().unwrap_or_else(|| submission.input.to_string());
-        let parts = inbound.parts;
-        let screening = self.screen.look_at(Stimulus::new(&text), parts.clone()).await?;
-        if let Some(refusal) = screening.refusal() {
-            return Err(refusal.into());
+        let (parts, cx) = (inbound.parts.clone(), self.screen.context(inbound.parts));
+        let work = screen_submission(&*self.screen.reflex, submission, &cx);
+        match screened(&cx, work).await? {
+            (submission, Reaction::Answer(answer)) => answered(submission, answer, parts),
+            (_, Reaction::Refuse(reason)) => Err(Failure::new(ErrorKind::Refused, reason).into()),
+            (submission, Reaction::Pass | Reaction::Rewrite(_)) => {
+                submit(&*self.orchestrator, submission, parts).await
+            }
         }
-        if let Reaction::Answer(answer) = screening.reaction {
-            return answered(submission, answer, parts);
-        }
-        let submission =
-            if screening.text == text { submission } else { rewritten(submission, screening.text)? };
-        submit(&*self.orchestrator, submission, parts).await
     }
 }
 
@@ -139,22 +140,4 @@ impl Endpoint for ScreenedSubmit {
 fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Result<Reply, Refusal> {
     let origin = Origin::new(parts.caller, parts.correlation_id);
     Reply::json(&TaskRecord::answered(submission, origin, TaskResult::new(answer), Timestamp::now()))
-}
-
-/// The text of a goal is the goal; the text of any other task is its input.
-fn rewritten(submission: Submission, text: String) -> Result<Submission, Failure> {
-    if submission.goal.is_some() {
-        let mut input = submission.input.to_value();
-        if let Value::Object(fields) = &mut input {
-            fields.insert("goal".into(), text.into());
-        }
-        return Ok(submission.with_input(input.into()));
-    }
-    match json::read_input(text.as_bytes()) {
-        Ok(input) => Ok(submission.with_input(input)),
-        Err(failure) => {
-            tracing::error!(%failure, "reflex rewrote an input into what is no JSON");
-            Err(Failure::of(ErrorKind::Internal).before_execution())
-        }
-    }
 }

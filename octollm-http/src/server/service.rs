@@ -150,7 +150,7 @@ impl HttpService {
 
 /// The answer in the place of a layer's own error, or its panic.
 fn failed(ids: &HeaderMap, error: BoxError) -> Response<ResponseBody> {
-    let parts = read_parts(ids).unwrap_or_else(|(_, parts)| *parts);
+    let parts = read_parts(ids).unwrap_or_else(|malformed| malformed.1);
     tracing::error!(request = %parts.request_id, %error, "layer failed");
     Ids::of(ids, &parts).respond(Err(Failure::of(ErrorKind::Internal).into()))
 }
@@ -174,7 +174,10 @@ impl Core {
         let (mut head, body) = request.into_parts();
         let (parts, malformed) = match read_parts(&head.headers) {
             Ok(parts) => (parts, None),
-            Err((failure, parts)) => (*parts, Some(failure)),
+            Err(malformed) => {
+                let (failure, parts) = *malformed;
+                (parts, Some(failure))
+            }
         };
         let ids = Ids::of(&head.headers, &parts);
         let no_body = head.method == Method::HEAD;

@@ -44,7 +44,7 @@ pub mod names {
 ///
 /// # Errors
 /// [`ErrorKind::BadRequest`], with the ids as far as they could be read.
-pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, (Failure, Box<ContextParts>)> {
+pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure, ContextParts)>> {
     let fields = Fields::of(head);
     let request_id: RequestId = parsed(fields.request_id).unwrap_or_default();
     let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| request_id.clone());
@@ -54,7 +54,7 @@ pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, (Failure, Box
         .map(|trace| trace.with_tracestate(&fields.tracestate.join()));
     match read_limits(&fields, &mut parts) {
         Ok(()) => Ok(parts),
-        Err(failure) => Err((failure, Box::new(parts))),
+        Err(failure) => Err(Box::new((failure, parts))),
     }
 }
 
@@ -364,7 +364,7 @@ mod tests {
             ("octollm-budget", "tokens=-1"),
             ("octollm-attempt", "0"),
         ] {
-            let (failure, _) = read_parts(&head(&[(name, value)])).unwrap_err();
+            let (failure, _) = *read_parts(&head(&[(name, value)])).unwrap_err();
             assert_eq!(failure.kind, ErrorKind::BadRequest, "{name}: {value}");
         }
     }

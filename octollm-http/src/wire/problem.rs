@@ -145,10 +145,7 @@ impl Problem {
             None => Map::new(),
         };
         let message = shortened(&failure.message, MAX_MESSAGE);
-        let mut violations = Violations::default();
-        for broken in failure.violations.iter().take(MOST_VIOLATIONS) {
-            violations.push(shortened(&broken.path, MAX_MESSAGE), shortened(&broken.message, MAX_MESSAGE));
-        }
+        let violations = first(&failure.violations);
         if !violations.is_empty()
             && let Ok(violations) = serde_json::to_value(&violations)
         {
@@ -176,13 +173,14 @@ impl Problem {
         }
     }
 
-    /// The failure that it tells of.
+    /// The failure that it reports, with what is long in it cut short.
     pub fn into_failure(mut self) -> Failure {
         let violations = self.details.remove("violations");
         let words = if self.detail.is_empty() { self.message } else { self.detail };
-        let mut failure = Failure::new(self.code, words);
+        let mut failure = Failure::new(self.code, shortened(&words, MAX_MESSAGE));
         failure.violations = violations
             .and_then(|violations| serde_json::from_value::<Violations>(violations).ok())
+            .map(|violations| first(&violations))
             .unwrap_or_default();
         failure.details = (!self.details.is_empty()).then_some(Value::Object(self.details));
         failure.retryable = self.retryable;
@@ -192,9 +190,18 @@ impl Problem {
     }
 }
 
-/// What a caller sent comes back in these: without limits a body of many wrong fields made an answer many times as long.
+/// What a caller sent comes back in these: without limits a body of many wrong fields made an answer many times as long. And
+/// what a server sent is stored with its caller's task.
 const MOST_VIOLATIONS: usize = 100;
 const MAX_MESSAGE: usize = 1024;
+
+fn first(violations: &Violations) -> Violations {
+    let mut first = Violations::default();
+    for broken in violations.iter().take(MOST_VIOLATIONS) {
+        first.push(shortened(&broken.path, MAX_MESSAGE), shortened(&broken.message, MAX_MESSAGE));
+    }
+    first
+}
 
 /// At most so many bytes, and an ellipsis where something is missing.
 fn shortened(text: &str, most: usize) -> String {

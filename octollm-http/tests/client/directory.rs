@@ -13,6 +13,7 @@ use octollm_core::{
     contract::{ContractCard, ContractSpec, NoChunk, TaskContract},
     error::ErrorKind,
 };
+use octollm_http::client::Arms;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -268,3 +269,42 @@ async fn an_arm_that_refuses_its_card_is_no_arm_out_of_reach() {
     let error = judge(&refusing(500).await.url).call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.retryable()), (ErrorKind::Unreachable, true));
 }
+
+#[test]
+fn a_round_of_questions_in_a_runtime_that_stands_still_holds_up_no_other() {
+    let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (judge, coder) = server.block_on(async {
+        let shown = |card: ArmCard| Answer::Json(200, serde_json::to_value(card).unwrap());
+        let judge = Peer::tcp(move |request| {
+            let answer =
+                if request.path == "/capabilities" { shown(card("judge")) } else { Answer::verdict() };
+            std::future::ready(answer)
+        });
+        // The first question to it is never answered.
+        let coder = Peer::tcp(move |request| {
+            std::future::ready(match (&*request.path, request.connection) {
+                ("/capabilities", 0) => Answer::Silence,
+                ("/capabilities", _) => {
+                    let mut card = ArmCard::new("coder");
+                    card.contracts.push(ContractCard::of::<Other>());
+                    shown(card)
+                }
+                _ => Answer::verdict(),
+            })
+        });
+        (judge.await, coder.await)
+    });
+    let arms = Arms::builder().arm("judge", &judge.url).arm("coder", &coder.url).build().unwrap();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    first.block_on(arms.call(check())).unwrap();
+    // From here on nobody drives the first one, which still waits for the other card.
+    second.block_on(arms.within(Duration::from_secs(8)).call(Other {})).unwrap();
+    drop(first);
+    second.block_on(arms.call(Other {})).unwrap();
+}
+
+/// A contract of another arm.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, octollm_macros::TaskContract)]
+#[task(name = "code.other", output = Verdict)]
+struct Other {}

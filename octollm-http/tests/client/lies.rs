@@ -12,7 +12,12 @@ use octollm_core::error::ErrorKind;
 use octollm_http::{
     client::{Arms, ClientConfig},
     io::{Acceptor, TcpAcceptor},
+    wire::Problem,
 };
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::Instant,
@@ -141,4 +146,52 @@ async fn each_phase_of_a_call_ends_at_the_deadline() {
     let peer = Peer::start(|_| std::future::ready(Answer::Silence)).await;
     let error = judge_within(&peer.url, short()).within(limit).call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::DeadlineExceeded, false));
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.look", output = Verdict, idempotent)]
+struct Look {}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_without_measure_end_a_call_and_nothing_more() {
+    let most = u64::MAX;
+    let problem = format!(r#"{{"status":503,"code":"overloaded","retryable":true,"retry_after":{most}}}"#);
+    let wait = format!("HTTP/1.1 503 X\r\nretry-after: {most}\r\ncontent-length: 0\r\n\r\n");
+    let told = format!("HTTP/1.1 503 X\r\ncontent-length: {}\r\n\r\n{problem}", problem.len());
+    let usage =
+        format!("tokens={most};cost_usd=1e300;input={most};output={most};cached={most};unmetered={most}");
+    let spent = format!("HTTP/1.1 500 X\r\noctollm-usage: {usage}\r\ncontent-length: 0\r\n\r\n");
+    for (answer, kind) in
+        [(wait, ErrorKind::Unavailable), (told, ErrorKind::Overloaded), (spent, ErrorKind::ArmFailed)]
+    {
+        let bytes = answer.clone().into_bytes();
+        let peer = Peer::start(move |_| std::future::ready(Answer::Raw(bytes.clone()))).await;
+        let arms = arms().arm_serving::<Look>("judge", &peer.url).build().unwrap();
+        let cx = arms.within(Duration::from_secs(20));
+        let begun = Instant::now();
+        for _ in 0..2 {
+            let error = cx.call(Look {}).retry(2).await.unwrap_err();
+            assert_eq!(error.kind(), kind, "{answer}");
+            // What is passed on is as large as it was, and can be written.
+            let written = http::Response::<bytes::Bytes>::from(Problem::from(error));
+            assert!(written.status().is_server_error());
+        }
+        assert_eq!((begun.elapsed(), peer.calls().len()), (Duration::ZERO, 2), "{answer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_problem_without_end_is_told_in_short() {
+    let long = "x".repeat(3 << 20);
+    let violations: Vec<_> =
+        (0..20_000).map(|n| json!({ "path": format!("a[{n}]"), "message": long[..20] })).collect();
+    let details = json!({ "violations": violations });
+    for code in ["arm_failed", "validation_failed"] {
+        let body =
+            json!({ "status": 500, "code": code, "detail": long, "message": long, "details": details });
+        let peer = Peer::arm(move |_| std::future::ready(Answer::Json(500, body.clone()))).await;
+        let error = judge(&peer.url).call(check()).await.unwrap_err();
+        assert!(error.failure().message.len() <= 2048, "{}", error.failure().message.len());
+        assert!(error.failure().violations.iter().count() <= 100);
+    }
 }

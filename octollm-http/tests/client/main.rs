@@ -3,6 +3,7 @@
 mod calls;
 mod config;
 mod directory;
+mod end_to_end;
 mod faults;
 mod layers;
 mod lies;

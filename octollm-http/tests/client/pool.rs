@@ -125,6 +125,30 @@ fn connections_belong_to_their_runtime() {
     assert_eq!(peer.accepted(), 3);
 }
 
+#[test]
+fn runtimes_that_run_at_once_share_one_connection_in_turn() {
+    let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let peer = server.block_on(Peer::tcp(|_| std::future::ready(Answer::verdict())));
+    let config = ClientConfig { max_connections: 1, max_idle: 1, ..ClientConfig::default() };
+    let arms = Arms::builder().arm_serving::<Check>("judge", &peer.url).config(config).build().unwrap();
+    let callers: Vec<_> = (0..3)
+        .map(|_| {
+            let arms = arms.clone();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    for _ in 0..50 {
+                        arms.context().call_all((0..3).map(|_| check())).await.unwrap();
+                    }
+                });
+            })
+        })
+        .collect();
+    callers.into_iter().for_each(|caller| caller.join().unwrap());
+    assert_eq!(peer.calls().len(), 3 * 50 * 3);
+    server.block_on(peer.until_open(0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_rests_too_long_is_closed() {
     let peer = slow(Duration::from_millis(20)).await;

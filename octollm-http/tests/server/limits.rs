@@ -7,7 +7,7 @@ use octollm_http::{
     server::ServerConfig,
 };
 use tokio::{
-    io::DuplexStream,
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
 };
 
@@ -283,4 +283,32 @@ async fn limits_are_checked_and_the_world_is_kept_out() {
     assert!(matches!(worker().bind("nowhere.invalid:1").await, Err(ServeError::Resolve(_))));
     let taken = worker().bind("127.0.0.1:0").await.unwrap();
     assert!(matches!(worker().bind(taken.local_addr()).await, Err(ServeError::Listen { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_takes_a_byte_at_a_time_is_given_up() {
+    let (peer, _) = start_with(ServerConfig { max_in_flight: 1, ..ServerConfig::default() });
+    let mut stream = peer.stream().await;
+    stream.write_all(&large()).await.unwrap();
+    for _ in 0..35 {
+        sleep(secs(1)).await;
+        stream.read_exact(&mut [0]).await.unwrap();
+    }
+    assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_takes_a_piece_at_a_time_gets_all_of_it() {
+    let (peer, _) = start_with(ServerConfig { max_in_flight: 1, ..ServerConfig::default() });
+    let mut stream = peer.stream().await;
+    let (begun, mut piece) = (Instant::now(), vec![0; 20_000]);
+    stream.write_all(&large()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(br#"","caller":null}"#) {
+        sleep(secs(25)).await;
+        let taken = stream.read(&mut piece).await.unwrap();
+        assert!(taken > 0, "closed after {} bytes", answer.len());
+        answer.extend_from_slice(&piece[..taken]);
+    }
+    assert!(begun.elapsed() > secs(1000), "slower than any limit on the whole");
 }

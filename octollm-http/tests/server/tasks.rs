@@ -188,6 +188,26 @@ async fn a_text_is_screened_by_itself() {
     assert_eq!(peer.get("/capabilities").await.json()["arm_id"], "reflex");
 }
 
+#[tokio::test(start_paused = true)]
+async fn every_string_of_a_submission_is_screened() {
+    let peer = start(Server::new("reflex").reflex(Careful).orchestrator(brain()));
+    for body in [
+        r#"{"goal":"look","context":{"x":"spam"}}"#,
+        r#"{"contract":"task.run","input":{"goal":"look","constraints":["spam"]}}"#,
+    ] {
+        peer.post("/tasks", "", body).await.is_problem(403, "refused");
+    }
+    let rewritten = r#"{"goal":"write to a@b","metadata":{"to":"a@b"}}"#;
+    let task = peer.post("/tasks", "", rewritten).await.json();
+    assert_eq!(
+        (&task["goal"], &task["metadata"]["submitted"]["to"]),
+        (&"write to a at b".into(), &"a at b".into())
+    );
+    // What no longer fits its contract is the caller's to know.
+    let priority = r#"{"contract":"task.run","input":{"goal":"look","priority":"h@gh"}}"#;
+    peer.post("/tasks", "", priority).await.is_problem(422, "validation_failed");
+}
+
 /// Notes what it is asked to run once more.
 struct Rerunning(Mutex<Vec<Option<StepKey>>>);
 

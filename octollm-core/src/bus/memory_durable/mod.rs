@@ -25,6 +25,9 @@ use crate::event::{Event, Patterns};
 ///
 /// In every group, events of one partition key are handled one after the other in the order in which they were published:
 /// while one is unsettled, those after it wait. When the last clone is dropped, the bus is closed.
+///
+/// It may be used from several runtimes. An event that is published later waits on the runtime of its publisher, and is lost
+/// if that runtime ends first.
 #[derive(Debug, Clone)]
 pub struct MemoryDurableBus {
     owner: Arc<Owner>,

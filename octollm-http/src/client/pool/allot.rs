@@ -151,6 +151,14 @@ impl<T, W> Allotment<T, W> {
         expired
     }
 
+    /// Gives up all connections of a lane that are idle.
+    pub(super) fn clear(&mut self, LaneId(lane): LaneId) -> impl Iterator<Item = T> + use<T, W> {
+        let idle = std::mem::take(&mut self.lanes[lane].idle);
+        self.idle -= idle.len();
+        self.open -= idle.len();
+        idle.into_iter().map(|(connection, _)| connection)
+    }
+
     /// When the next idle connection expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         let oldest = self.lanes.iter().filter_map(|lane| lane.idle.first()).map(|(_, since)| *since).min()?;

@@ -158,7 +158,7 @@ impl Shared {
                 return;
             }
             state.reapers.push(runtime.id());
-            Reaper { pool: Arc::downgrade(self), runtime: runtime.id() }
+            Reaper { pool: Arc::downgrade(self), runtime: runtime.id(), is_done: false }
         };
         runtime.spawn(reap_idle(reaper));
     }
@@ -181,6 +181,12 @@ impl State {
         }
         let arm = *arms.entry(Arc::clone(&key.arm)).or_insert_with(|| allotment.add_arm());
         *lanes.entry(key).or_insert_with(|| allotment.add_lane(arm))
+    }
+
+    /// Gives up what is idle in one runtime.
+    fn clear(&mut self, runtime: runtime::Id) -> Vec<Box<Connection>> {
+        let lanes = self.lanes.iter().filter(|(key, _)| key.runtime == runtime);
+        lanes.flat_map(|(_, lane)| self.allotment.clear(*lane)).collect()
     }
 
     /// Forgets arms, origins and runtimes that were used once. Nobody holds a lane where nothing is open.
@@ -234,24 +240,31 @@ fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + random as f64 * 0.0002)
 }
 
-/// Removes itself, however its task ends.
+/// Removes itself where its runtime ends first, and closes what is idle there.
 struct Reaper {
     pool: Weak<Shared>,
     runtime: runtime::Id,
+    is_done: bool,
 }
 
 impl Drop for Reaper {
     fn drop(&mut self) {
+        if self.is_done {
+            return;
+        }
         if let Some(shared) = self.pool.upgrade() {
             let mut state = shared.state();
             state.reapers.retain(|runtime| *runtime != self.runtime);
+            let idle = state.clear(self.runtime);
             state.forget_if_quiet(shared.limits);
+            drop(state);
+            drop(idle);
         }
     }
 }
 
 /// Closes what is idle too long, and ends when nothing is idle.
-async fn reap_idle(reaper: Reaper) {
+async fn reap_idle(mut reaper: Reaper) {
     loop {
         let next = {
             let Some(shared) = reaper.pool.upgrade() else { return };
@@ -261,6 +274,8 @@ async fn reap_idle(reaper: Reaper) {
             if next.is_none() {
                 // Under the lock: whoever gives the next one back starts another reaper.
                 state.reapers.retain(|runtime| *runtime != reaper.runtime);
+                state.forget_if_quiet(shared.limits);
+                reaper.is_done = true;
             }
             drop(state);
             drop(expired);

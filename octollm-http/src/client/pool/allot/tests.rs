@@ -92,6 +92,7 @@ enum Event {
     Withdraw(usize),
     Replace(usize),
     Expire,
+    Clear(usize),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -102,6 +103,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<usize>().prop_map(Event::Withdraw),
         1 => any::<usize>().prop_map(Event::Replace),
         1 => Just(Event::Expire),
+        1 => (0..4_usize).prop_map(Event::Clear),
     ]
 }
 
@@ -176,6 +178,7 @@ proptest! {
                     }
                 }
                 Event::Expire => drop(pool.expire(now)),
+                Event::Clear(place) => drop(pool.clear(lane[place])),
                 _ => {}
             }
             prop_assert_eq!(pool.open, model.held.len() + pool.idle);

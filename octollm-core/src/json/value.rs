@@ -1,4 +1,4 @@
-//! Outputs that are read as any JSON.
+//! Reading any JSON without rounding.
 
 use serde::de::Error;
 use serde_json::Value;

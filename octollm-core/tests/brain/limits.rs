@@ -1,0 +1,292 @@
+//! Limits of tasks, queues and leases, and what travels through a queue.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use octollm_core::{
+    Context,
+    brain::{Brain, BrainConfig},
+    budget::Budget,
+    bus::{
+        Bound, ConsumeOptions, DurableBus, EventBus, MemoryBus, MemoryDurableBus, MemoryDurableConfig,
+        Overflow, Signal,
+    },
+    clock::Clock,
+    context::{Caller, ContextParts},
+    deadline::Deadline,
+    dispatcher::Dispatcher,
+    error::ErrorKind,
+    orchestrator::{Orchestrator, TaskQuery},
+    store::{MemoryStore, TaskStore},
+    task::{Priority, Submission, TaskRequest, TaskResult, TaskStatus},
+    transport::{NoArms, Transport},
+};
+use tokio::time::{Instant, advance, sleep, timeout};
+
+use crate::{
+    scripted::{Does, Scripted, on, program},
+    support::{Compute, Increment, Local, anyone, brain, brain_on, compute, end_of, goal, shared_store},
+    trouble::{Trouble, away},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn brains_whose_clocks_differ_by_a_minute_run_a_task_once() {
+    for ahead in [false, true] {
+        let (arms, store) = (Local::new(), shared_store());
+        arms.hang("number.double");
+        let early = Clock::runtime();
+        advance(60 * SECOND).await;
+        let late = Clock::runtime();
+        let brain = |clock| {
+            let builder = Brain::builder().arm::<Compute>(crate::support::Computer).arms(arms.clone());
+            builder.store(store.clone()).clock(clock).build().unwrap()
+        };
+        let (one, two) = if ahead { (brain(early), brain(late)) } else { (brain(late), brain(early)) };
+        let id = one.submit(compute(4), &anyone()).await.unwrap().task_id;
+        sleep(SECOND).await;
+        two.recover().await.unwrap();
+        sleep(25 * SECOND).await;
+        assert_eq!(arms.calls(), ["number.increment", "number.double"], "ahead: {ahead}");
+        assert_eq!(one.get(&id, &anyone()).await.unwrap().status, TaskStatus::Processing);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bus_that_is_full_while_a_task_ends_gets_its_end_later() {
+    let small = Bound::new(1, 1024 * 1024);
+    let config =
+        MemoryDurableConfig { history: Bound::new(0, 0), backlog: small, ..MemoryDurableConfig::default() };
+    let bus = MemoryDurableBus::with_config(config).unwrap();
+    let mut consumer =
+        bus.consume("audit", "events:task:*".parse().unwrap(), ConsumeOptions::default()).await.unwrap();
+    let brain = Brain::builder()
+        .arm::<Compute>(crate::support::Computer)
+        .arms(Local::new())
+        .bus(bus)
+        .build()
+        .unwrap();
+    let id = brain.submit(compute(4), &anyone()).await.unwrap().task_id;
+    assert_eq!(end_of(&brain, &id).await.status, TaskStatus::Completed);
+    sleep(20 * SECOND).await;
+    let mut types = Vec::new();
+    while let Ok(Some(arrival)) = timeout(60 * SECOND, consumer.next()).await {
+        let octollm_core::bus::Arrival::Delivery(delivery) = arrival else { continue };
+        types.push(delivery.event().event_type().to_owned());
+        delivery.ack().await.unwrap();
+    }
+    types.retain(|name| name != "task.progress");
+    assert_eq!(types, ["task.queued", "task.started", "task.completed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_submission_has_no_more_than_its_context() {
+    let brain = brain(&Local::new());
+    let spent = anyone().with_budget(Budget::tokens(0));
+    let late = anyone().with_deadline(Deadline::after(Duration::ZERO));
+    for (cx, kind) in [(spent, ErrorKind::BudgetExhausted), (late, ErrorKind::DeadlineExceeded)] {
+        let refused = brain.submit(compute(4), &cx).await.unwrap_err();
+        assert_eq!((refused.kind, refused.may_have_executed), (kind, false));
+    }
+    // Each increment takes ten.
+    for (asked, had, status) in [
+        (None, 15, TaskStatus::Failed),
+        (Some(1_000), 15, TaskStatus::Failed),
+        (Some(1_000), 25, TaskStatus::Completed),
+    ] {
+        let mut submission = compute(4);
+        submission.budget.max_tokens = asked;
+        let cx = anyone().with_budget(Budget::tokens(had));
+        let id = brain.submit(submission, &cx).await.unwrap().task_id;
+        assert_eq!(end_of(&brain, &id).await.status, status, "{asked:?} of {had}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_has_the_time_that_its_submission_asks_for_up_to_the_brains_limit() {
+    let sleeper = program(|task, _| async move {
+        sleep(task.number as u32 * SECOND).await;
+        Ok(task.number)
+    });
+    let config = BrainConfig { max_task_time: 4_000 * SECOND, ..BrainConfig::default() };
+    let brain =
+        Brain::builder().arm::<Compute>(sleeper).clock(Clock::runtime()).config(config).build().unwrap();
+    for (asked, takes, ends) in [
+        (3_600.0, 3_500, Ok(3_500)),
+        (3_600.0, 3_700, Err(3_600)),
+        (9_000.0, 8_000, Err(4_000)),
+        (0.5, 1, Err(0)),
+    ] {
+        let mut submission = compute(takes);
+        submission.budget.max_time_seconds = Some(asked);
+        let begun = Instant::now();
+        let id = brain.submit(submission, &anyone()).await.unwrap().task_id;
+        let task = end_of(&brain, &id).await;
+        let took = begun.elapsed().as_secs();
+        let ended = task.error.map_or(Ok(took), |error| {
+            assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+            Err(took)
+        });
+        assert_eq!(ended, ends, "{asked} s for {takes} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn trace_correlation_and_caller_travel_through_the_queue_and_over_a_crash() {
+    let calls =
+        program(
+            |task: Compute, cx: Context| async move { Ok(cx.call(Increment { number: task.number }).await?) },
+        );
+    let (store, arms) = (shared_store(), Scripted::new(|_| Does::Hangs));
+    let mut parts = ContextParts::new();
+    parts.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
+    parts.caller = Caller::known("ann", ["number:compute", "number:increment"]);
+    let cx = Context::from_parts(parts.clone(), Arc::new(NoArms));
+    let one = on(&store, &arms, calls.clone());
+    let id = one.submit(compute(4), &cx).await.unwrap().task_id;
+    sleep(SECOND).await;
+    one.close().await;
+    arms.now(|_| Does::Answers("5"));
+    let two = on(&store, &arms, calls);
+    two.recover().await.unwrap();
+    while !two.get(&id, &cx).await.unwrap().status.is_finished() {
+        sleep(SECOND).await;
+    }
+    assert_eq!(arms.steps().len(), 2);
+    let called = arms.last().parts;
+    assert_eq!(called.trace.unwrap().trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!(called.caller, parts.caller);
+    assert_eq!(called.correlation_id, parts.correlation_id);
+    assert_eq!(called.task_id, Some(id));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_input_is_stored_once_as_text_and_counts_in_bytes() {
+    let (store, arms) = (shared_store(), Local::new());
+    let config = BrainConfig { max_running: 1, max_queued_bytes: 5 * 1024 * 1024, ..BrainConfig::default() };
+    let builder = Brain::builder().arm::<TaskRequest>(octollm_core::arm::arm_fn(|_: TaskRequest, _| async {
+        std::future::pending::<()>().await;
+        Ok::<_, octollm_core::error::ArmError>(TaskResult::new(()))
+    }));
+    let brain = builder.arms(arms).store(store.clone()).config(config).build().unwrap();
+    let rows = format!("[{}]", vec![r#"{"k":0}"#; 260_000].join(","));
+    let body = format!(r#"{{"goal":"sum","context":{{"rows":{rows}}}}}"#);
+    let submission = || Submission::from_json(body.as_bytes()).unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(brain.submit(submission(), &anyone()).await.unwrap().task_id);
+        sleep(SECOND).await;
+    }
+    // The first runs, two wait: a third one is more than 5 MiB.
+    let refused = brain.submit(submission(), &anyone()).await.unwrap_err();
+    assert_eq!((refused.kind, refused.may_have_executed), (ErrorKind::Overloaded, false));
+    let record = store.get(&ids[2]).await.unwrap().unwrap();
+    assert!(record.size() < body.len() + 100, "{} bytes for {}", record.size(), body.len());
+    let text = |record: &octollm_core::task::TaskRecord| record.input().as_str().as_ptr();
+    assert_eq!(text(&record), text(&store.get(&ids[2]).await.unwrap().unwrap()), "a read copies nothing");
+    let listed = serde_json::to_string(&brain.list(TaskQuery::default(), &anyone()).await.unwrap()).unwrap();
+    assert!(listed.len() < 10_000, "a listing has no inputs: {} bytes", listed.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_leaves_while_its_task_is_being_stored_leaves_none_running() {
+    for slow in [10, 100, 1_500] {
+        for leaves in [5, 20, 150] {
+            let (arms, store) = (Local::new(), Trouble::new());
+            arms.hang("number.increment");
+            let inner = Brain::builder().arm::<Compute>(crate::support::Computer).arms(arms.clone());
+            let inner = inner.store(store.clone()).clock(Clock::runtime()).build().unwrap();
+            let mut arm = Dispatcher::new("computer");
+            arm.serve::<Compute>(inner.clone());
+            let cx = Context::root(Arc::new(Local::of(arm)) as Arc<dyn Transport>);
+            store.slow(Duration::from_millis(slow));
+            let call = timeout(Duration::from_millis(leaves), cx.call(Compute { number: 4 }));
+            call.await.expect_err("the arm hangs");
+            sleep(20 * SECOND).await;
+            store.slow(Duration::ZERO);
+            let tasks = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks;
+            assert!(
+                tasks.iter().all(|task| task.status == TaskStatus::Cancelled),
+                "{slow} {leaves}: {tasks:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_was_stored_and_reported_as_failed_is_neither_lost_nor_repeated() {
+    for operation in ["after create", "after commit"] {
+        let (arms, store, bus) = (Local::new(), Trouble::new(), MemoryBus::new());
+        let mut events =
+            bus.subscribe("events:task:*".parse().unwrap(), Overflow::DropOldest(32)).await.unwrap();
+        let mut times = 0..1;
+        store.fails(move |asked, _| (asked == operation && times.next().is_some()).then(away));
+        let brain = Brain::builder().arm::<Compute>(crate::support::Computer).arms(arms.clone());
+        let brain = brain.store(store).bus(bus).clock(Clock::runtime()).build().unwrap();
+        let id = brain.submit(compute(4), &anyone()).await.expect(operation).task_id;
+        assert_eq!(end_of(&brain, &id).await.status, TaskStatus::Completed);
+        let mut types = Vec::new();
+        while let Ok(Some(Signal::Event(event))) = timeout(30 * SECOND, events.next()).await {
+            types.push(event.event_type().to_owned());
+        }
+        types.retain(|name| name != "task.progress");
+        assert_eq!(types, ["task.queued", "task.started", "task.completed"], "{operation}");
+        assert_eq!(arms.calls().len(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_five_thousand_submissions_at_once_no_more_wait_than_may() {
+    let (arms, store) = (Local::new(), Trouble::new());
+    arms.hang("number.increment");
+    store.slow(Duration::from_millis(30));
+    let config = BrainConfig { max_running: 1, max_queued: 100, ..BrainConfig::default() };
+    let brain = Brain::builder().arm::<Compute>(crate::support::Computer).arms(arms);
+    let brain = brain.store(store).config(config).build().unwrap();
+    let cx = anyone();
+    let answers = join_all((0..5_000).map(|number| brain.submit(compute(number), &cx))).await;
+    let accepted = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert!((100..=101).contains(&accepted), "{accepted}");
+    let refused = answers.into_iter().filter_map(Result::err);
+    assert!(
+        refused
+            .into_iter()
+            .all(|refused| refused.kind == ErrorKind::Overloaded && !refused.may_have_executed)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_that_come_faster_than_the_bus_takes_their_events_are_not_refused() {
+    let config = octollm_core::store::MemoryStoreConfig { events: 5_000, ..Default::default() };
+    let store = Arc::new(MemoryStore::with_config(config));
+    let answers = program(|task: Compute, _| async move { Ok(task.number) });
+    let brain = Brain::builder().arm::<Compute>(answers).store(store).build().unwrap();
+    let cx = anyone();
+    let submitters = (0..200).map(|_| async {
+        for number in 0..100 {
+            let task = brain.submit(compute(number), &cx).await.unwrap();
+            end_of(&brain, &task.task_id).await;
+        }
+    });
+    join_all(submitters).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_brain_with_one_place_ends_tasks_that_call_it_at_their_limit() {
+    let store = shared_store();
+    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
+    let inner = brain_on(&Local::new(), store.clone());
+    let mut arm = Dispatcher::new("itself");
+    arm.serve::<Compute>(inner.clone());
+    let outer = octollm_core::arm::arm_fn(|_: TaskRequest, cx: Context| async move {
+        Ok::<_, octollm_core::error::ArmError>(TaskResult::new(cx.call(Compute { number: 4 }).await?))
+    });
+    let outer = Brain::builder().arm::<TaskRequest>(outer).arms(Local::of(arm)).store(store).config(config);
+    let outer = outer.clock(Clock::runtime()).build().unwrap();
+    for urgent in [Priority::Low, Priority::High] {
+        let id = outer.submit(goal("nested").with_priority(urgent), &anyone()).await.unwrap().task_id;
+        let task = timeout(300 * SECOND, end_of(&outer, &id)).await.expect("it is stuck");
+        assert_eq!(task.result.unwrap().output, 11);
+    }
+}

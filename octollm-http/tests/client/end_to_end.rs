@@ -1,0 +1,138 @@
+//! The client of an orchestrator against a server of ours: a brain whose arm is called over the same network.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use async_trait::async_trait;
+use octollm_core::{
+    Arm, Context,
+    arm::arm_fn,
+    brain::Brain,
+    budget::Usage,
+    error::{ArmError, ErrorKind},
+    id::StepKey,
+    orchestrator::{Orchestrator, StepOutcome},
+};
+use octollm_http::{OrchestratorClient, Server};
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::peer::{Verdict, arms, network, orchestrator, unused_host};
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.look", output = Verdict, idempotent)]
+struct Look {
+    code: String,
+}
+
+/// Has three pieces of code checked, the steps of which have a name or none.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.review", output = usize)]
+struct Review {
+    name: Option<String>,
+    batch: bool,
+}
+
+struct Reviewer;
+
+#[async_trait]
+impl Arm<Review> for Reviewer {
+    async fn execute(&self, review: Review, cx: &Context) -> Result<usize, ArmError> {
+        let check = |code: &str| Look { code: code.into() };
+        cx.call(check("begin")).await?;
+        if review.batch {
+            let mut calls = cx.call_all([check("good"), check("bad"), check("good")]).at_once(1);
+            if let Some(name) = review.name {
+                calls = calls.named(name);
+            }
+            return Ok(calls.await?.len() + 1);
+        }
+        let mut call = cx.call(check("bad"));
+        if let Some(name) = review.name {
+            call = call.named(name);
+        }
+        call.await?;
+        Ok(2)
+    }
+}
+
+struct System {
+    client: OrchestratorClient,
+    /// Whether what is bad has become good.
+    mended: Arc<AtomicBool>,
+    checks: Arc<AtomicUsize>,
+}
+
+async fn system() -> System {
+    let (judge, brain) = (unused_host(), unused_host());
+    let (mended, checks) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+    let (is_mended, counted) = (Arc::clone(&mended), Arc::clone(&checks));
+    let checker = arm_fn(move |check: Look, cx: Context| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let spent = cx.spend(Usage::tokens(10));
+        let good = check.code != "bad" || is_mended.load(Ordering::Relaxed);
+        async move {
+            spent?;
+            if good { Ok(Verdict { is_valid: true }) } else { Err(ArmError::from("it is bad")) }
+        }
+    });
+    let server = Server::new("judge").arm::<Look>(checker).listen(network().listen(&judge).unwrap()).unwrap();
+    tokio::spawn(server.run());
+    let arms = arms().arm("judge", format!("http://{judge}")).build().unwrap();
+    let built = Brain::builder().arm::<Review>(Reviewer).arms(arms).build().unwrap();
+    let server = Server::new("brain").orchestrator(built).listen(network().listen(&brain).unwrap()).unwrap();
+    tokio::spawn(server.run());
+    System { client: orchestrator(&format!("http://{brain}")), mended, checks }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_task_continues_from_the_step_that_its_error_names() {
+    for (name, batch, step, checks) in [
+        (None, false, "1", 3),
+        (Some("look"), false, "look", 3),
+        (Some("a/b ü \"q\"?&#%"), false, "a/b ü \"q\"?&#%", 3),
+        (Some("7"), false, "7", 3),
+        (Some("007"), false, "007", 3),
+        (Some("99999999999"), false, "99999999999", 3),
+        (Some(""), false, "", 3),
+        (None, true, "2", 5),
+        (Some("n"), true, "n[1]", 5),
+    ] {
+        for by in ["nothing", "the step", "its text"] {
+            let System { client, mended, checks: made, .. } = system().await;
+            let review = Review { name: name.map(str::to_owned), batch };
+            let handle = client.submit(review).await.unwrap();
+            let error = handle.output().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::UpstreamFailed, "{error}");
+            let failed = handle.status().await.unwrap();
+            let told = failed.error.unwrap().step.unwrap();
+            assert_eq!(told.to_string(), step);
+
+            let cx = Context::detached();
+            let journal = client.journal(handle.id(), &cx).await.unwrap();
+            let entry = journal.iter().find(|entry| entry.step.to_string() == step).unwrap();
+            assert!(matches!(entry.outcome, StepOutcome::Failed), "{entry:?}");
+            assert_eq!((entry.tokens_used, &*entry.arm), (10, "judge"));
+
+            mended.store(true, Ordering::Relaxed);
+            let from = match by {
+                "nothing" => None,
+                "the step" => Some(told),
+                _ => Some(StepKey::Name(step.to_owned())),
+            };
+            client
+                .rerun(handle.id(), from.as_ref(), &cx)
+                .await
+                .unwrap_or_else(|e| panic!("{name:?} {by}: {e:?}"));
+            assert_eq!(handle.output().await.unwrap(), if batch { 4 } else { 2 });
+            assert_eq!(
+                made.load(Ordering::Relaxed),
+                checks,
+                "{name:?} {by}: what it got past is not made again"
+            );
+        }
+    }
+}

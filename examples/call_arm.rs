@@ -7,7 +7,7 @@
 
 use octollm::prelude::*;
 
-/// The caller's own view of the contract: drift between the two is told at the first call.
+/// The caller's own view of the contract: a difference between the two is logged at the first call.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "code.validate", output = Verdict, idempotent, timeout = "10s")]
 struct ValidateCode {

@@ -40,7 +40,10 @@ use std::{
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error},
+};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -138,6 +141,16 @@ pub struct PlanOutput {
     pub outputs: BTreeMap<String, Value>,
     /// The steps that ran, in the order of the plan.
     pub ran: Vec<String>,
+}
+
+impl PlanOutput {
+    /// The output of a step, read as a type. A step that did not run reads as null.
+    ///
+    /// # Errors
+    /// When the output has another shape.
+    pub fn read<T: DeserializeOwned>(&self, step: &str) -> Result<T, serde_json::Error> {
+        T::deserialize(self.outputs.get(step).unwrap_or(&Value::Null))
+    }
 }
 
 impl TaskContract for RunPlan {

@@ -225,9 +225,11 @@ async fn a_task_is_taken_up_by_its_id_and_rerun_from_a_step() {
     let step = handle.journal().await.unwrap().remove(0).step;
     assert_eq!(handle.rerun().await.unwrap().status, TaskStatus::Queued);
     handle.rerun_from(step).await.unwrap();
+    handle.rerun_from(3).await.unwrap();
+    handle.rerun_from("count").await.unwrap();
     let sent: Vec<_> =
         peer.calls()[1..].iter().map(|call| String::from_utf8(call.body.clone()).unwrap()).collect();
-    assert_eq!(sent, ["{}", r#"{"from":"judge"}"#]);
+    assert_eq!(sent, ["{}", r#"{"from":"judge"}"#, r#"{"from":3}"#, r#"{"from":"count"}"#]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -49,6 +49,8 @@ struct Inner {
     /// When the task was claimed, by the store's clock and by tokio's.
     claimed: (Timestamp, Instant),
     hold: Hold,
+    /// How long the program took before each recorded answer without waiting for any.
+    own_time: HashMap<u64, Duration>,
     state: Mutex<State>,
     /// Changes with the sequence.
     moved: watch::Sender<()>,
@@ -67,8 +69,11 @@ struct State {
     mismatch: Option<Failure>,
 }
 
-/// A recorded answer that the program does not ask for is left out after so long without any other movement.
+/// A recorded answer that the program does not ask for is left out after so long without any other movement, and the time
+/// that the program took before it asked for it first.
 const LEFT_OUT: Duration = Duration::from_secs(1);
+/// That time counts up to this much: a crash may lie in it.
+const OWN_TIME: Duration = Duration::from_secs(30);
 /// An answer that is being recorded is waited for no longer than this, since its future may not be polled any more.
 const STUCK: Duration = Duration::from_secs(30);
 /// A write is tried once more after so long, then each time after twice as long.
@@ -148,11 +153,12 @@ impl Journal {
         let claimed = (claimed_at, Instant::now());
         let answered = entries.iter().filter(|entry| entry.recorded.is_answered()).map(|entry| entry.seq);
         let sequence = Sequence::after(answered, entries.iter().map(|entry| entry.seq).max());
+        let own_time = own_times(&record, &entries);
         let recorded = entries.into_iter().map(|entry| (entry.step.clone(), entry)).collect();
         let state = Mutex::new(State { recorded, sequence, ..State::default() });
         let run = Run::new(record.id().clone(), record.run());
         let moved = watch::Sender::new(());
-        Self(Arc::new(Inner { run, record, store, transport, clock, claimed, hold, state, moved }))
+        Self(Arc::new(Inner { run, record, store, transport, clock, claimed, hold, own_time, state, moved }))
     }
 
     /// The arms that answered, in the order of their first answer.
@@ -204,7 +210,7 @@ impl Inner {
             moved.mark_unchanged();
             let limit = match self.state().sequence.turn(seq) {
                 Turn::Now => return,
-                Turn::NotAsked => LEFT_OUT,
+                Turn::NotAsked(first) => LEFT_OUT + self.own_time.get(&first).copied().unwrap_or_default(),
                 Turn::Pending => STUCK,
             };
             if timeout(limit, moved.changed()).await.is_err() {
@@ -362,6 +368,19 @@ impl Journal {
             }
         }
     }
+}
+
+/// From the answer before to the moment at which the call of each was made.
+fn own_times(record: &TaskRecord, entries: &[JournalEntry]) -> HashMap<u64, Duration> {
+    let mut before = record.deadline_at().and_then(|end| end.checked_sub(record.time_limit()).ok());
+    let answered = entries.iter().filter(|entry| entry.recorded.is_answered());
+    let times = answered.map(|entry| {
+        let since = before.map_or(0.0, |before| entry.at.duration_since(before).as_secs_f64());
+        before = Some(entry.at);
+        let own = (since - entry.duration_ms / 1e3).clamp(0.0, OWN_TIME.as_secs_f64());
+        (entry.seq, Duration::try_from_secs_f64(own).unwrap_or_default())
+    });
+    times.collect()
 }
 
 fn trip_of(error: &CallError) -> Trip {

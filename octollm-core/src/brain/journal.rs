@@ -1,34 +1,34 @@
 //! The journal: calls that were answered once are not made again.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use jiff::Timestamp;
-use serde_json::{Value, value::RawValue};
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
 
-use super::sequence::{Sequence, Turn};
+use super::{
+    entry::{Draft, digest, outcome_unknown, own_times, replay, trip_of},
+    sequence::{Sequence, Turn},
+};
 use crate::{
-    budget::Usage,
     card::ArmCard,
     clock::Clock,
-    contract::{ContractRef, hex},
+    contract::ContractRef,
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
     json::RawJson,
     store::{JournalEntry, Recorded, Run, StoreError, TaskStore},
     task::TaskRecord,
-    transport::{Call, Reply, Transport, Trip},
+    transport::{Call, Reply, Transport},
     update::{Handle, Update, UpdateSink},
 };
 
@@ -49,6 +49,8 @@ struct Inner {
     /// When the task was claimed, by the store's clock and by tokio's.
     claimed: (Timestamp, Instant),
     hold: Hold,
+    /// How long the program took before each recorded answer without waiting for any.
+    own_time: HashMap<u64, Duration>,
     state: Mutex<State>,
     /// Changes with the sequence.
     moved: watch::Sender<()>,
@@ -67,7 +69,8 @@ struct State {
     mismatch: Option<Failure>,
 }
 
-/// A recorded answer that the program does not ask for is left out after so long without any other movement.
+/// A recorded answer that the program does not ask for is left out after so long without any other movement, and the time
+/// that the program took before it asked for it first.
 const LEFT_OUT: Duration = Duration::from_secs(1);
 /// An answer that is being recorded is waited for no longer than this, since its future may not be polled any more.
 const STUCK: Duration = Duration::from_secs(30);
@@ -148,11 +151,12 @@ impl Journal {
         let claimed = (claimed_at, Instant::now());
         let answered = entries.iter().filter(|entry| entry.recorded.is_answered()).map(|entry| entry.seq);
         let sequence = Sequence::after(answered, entries.iter().map(|entry| entry.seq).max());
+        let own_time = own_times(&record, &entries);
         let recorded = entries.into_iter().map(|entry| (entry.step.clone(), entry)).collect();
         let state = Mutex::new(State { recorded, sequence, ..State::default() });
         let run = Run::new(record.id().clone(), record.run());
         let moved = watch::Sender::new(());
-        Self(Arc::new(Inner { run, record, store, transport, clock, claimed, hold, state, moved }))
+        Self(Arc::new(Inner { run, record, store, transport, clock, claimed, hold, own_time, state, moved }))
     }
 
     /// The arms that answered, in the order of their first answer.
@@ -204,7 +208,7 @@ impl Inner {
             moved.mark_unchanged();
             let limit = match self.state().sequence.turn(seq) {
                 Turn::Now => return,
-                Turn::NotAsked => LEFT_OUT,
+                Turn::NotAsked(first) => LEFT_OUT + self.own_time.get(&first).copied().unwrap_or_default(),
                 Turn::Pending => STUCK,
             };
             if timeout(limit, moved.changed()).await.is_err() {
@@ -364,67 +368,6 @@ impl Journal {
     }
 }
 
-fn trip_of(error: &CallError) -> Trip {
-    let mut trip = Trip::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
-    trip.attempts = error.attempts();
-    trip
-}
-
-fn outcome_unknown(call: &Call) -> CallError {
-    let failure = Failure::new(
-        ErrorKind::OutcomeUnknown,
-        "an earlier attempt may have been executed, and the call is not idempotent: a rerun from this step makes it again",
-    );
-    CallError::new(call.contract.clone(), failure)
-}
-
-/// What an entry says of the call itself.
-#[derive(Clone)]
-struct Draft {
-    step: StepKey,
-    batch: Option<StepKey>,
-    contract: ContractRef,
-    idempotent: bool,
-    input_digest: String,
-    budget_left: crate::budget::Budget,
-    time_left: Option<Duration>,
-    begun: Instant,
-}
-
-impl Draft {
-    fn of(call: &Call, input_digest: String) -> Self {
-        Self {
-            step: call.step.clone(),
-            batch: call.batch.clone(),
-            contract: call.contract.clone(),
-            idempotent: call.is_idempotent(),
-            input_digest,
-            budget_left: call.parts.budget,
-            time_left: call.parts.deadline.map(Deadline::remaining),
-            begun: Instant::now(),
-        }
-    }
-
-    fn entry(&self, seq: u64, recorded: Recorded, clock: Clock) -> JournalEntry {
-        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        JournalEntry {
-            seq,
-            step: self.step.clone(),
-            batch: self.batch.clone(),
-            contract: self.contract.clone(),
-            idempotent: self.idempotent,
-            input_digest: self.input_digest.clone(),
-            recorded,
-            trip: Trip::default(),
-            usage: Usage::default(),
-            budget_left: self.budget_left,
-            time_left_ms: self.time_left.map(milliseconds),
-            duration_ms: self.begun.elapsed().as_secs_f64() * 1e3,
-            at: clock.now(),
-        }
-    }
-}
-
 /// Stores the handle that a transport reports, and passes everything else on.
 struct Handles {
     journal: Journal,
@@ -451,81 +394,5 @@ impl UpdateSink for Handles {
         let number = inner.state().sequence.number();
         let entry = self.draft.entry(number, Recorded::Handle(handle), inner.clock);
         inner.write(entry).await.map_err(|error| error.failure().clone())
-    }
-}
-
-fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
-    let JournalEntry { contract, recorded, trip, usage, .. } = entry;
-    match recorded {
-        Recorded::Failure(failure) => {
-            let mut error = CallError::new(contract, *failure).with_usage(usage).with_attempts(trip.attempts);
-            if !trip.arm.is_empty() {
-                error = error.with_arm(&*trip.arm);
-            }
-            Err(if trip.endpoint.is_empty() { error } else { error.with_endpoint(&*trip.endpoint) })
-        }
-        Recorded::Output(output) => {
-            Ok(Reply::new(Bytes::from(output.as_str().to_owned()), trip).with_usage(usage))
-        }
-        // Only answers are replayed.
-        Recorded::Begun | Recorded::Handle(_) => {
-            Err(CallError::new(contract, Failure::of(ErrorKind::OutcomeUnknown)))
-        }
-    }
-}
-
-/// The first half of the SHA-256 of the input with its keys sorted, in hexadecimal digits. Numbers keep every digit.
-fn digest(input: &[u8]) -> String {
-    let mut text = String::with_capacity(input.len());
-    match serde_json::from_slice::<&RawValue>(input) {
-        Ok(value) => canonical(value, 0, &mut text),
-        Err(_) => text.push_str(&String::from_utf8_lossy(input)),
-    }
-    hex(&Sha256::digest(text)[..16])
-}
-
-/// Deeper than this the text counts as it stands.
-const SORTED_DEPTH: usize = 64;
-
-fn canonical(value: &RawValue, depth: usize, text: &mut String) {
-    let raw = value.get();
-    let sorted = depth < SORTED_DEPTH;
-    if let Some(fields) = (sorted && raw.starts_with('{')).then(|| read::<BTreeMap<String, &RawValue>>(raw)) {
-        text.push('{');
-        for (key, value) in fields.into_iter().flatten() {
-            text.push_str(&Value::String(key).to_string());
-            text.push(':');
-            canonical(value, depth + 1, text);
-            text.push(',');
-        }
-        text.push('}');
-    } else if let Some(items) = (sorted && raw.starts_with('[')).then(|| read::<Vec<&RawValue>>(raw)) {
-        text.push('[');
-        for item in items.into_iter().flatten() {
-            canonical(item, depth + 1, text);
-            text.push(',');
-        }
-        text.push(']');
-    } else {
-        text.push_str(raw);
-    }
-}
-
-/// The text was read as JSON before.
-fn read<'a, T: serde::Deserialize<'a>>(raw: &'a str) -> Option<T> {
-    serde_json::from_str(raw).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_digest_knows_every_digit_and_no_order_of_keys() {
-        let of = |text: &str| digest(text.as_bytes());
-        assert_eq!(of(r#"{"a":1,"b":[{"c":2,"d":3}]}"#), of(r#"{ "b": [{"d":3, "c":2}], "a": 1 }"#));
-        assert_ne!(of("[18446744073709551617]"), of("[18446744073709551618]"));
-        assert_ne!(of(r#"{"a":"1"}"#), of(r#"{"a":1}"#));
-        assert_ne!(of(r#"["a,b"]"#), of(r#"["a","b"]"#));
     }
 }

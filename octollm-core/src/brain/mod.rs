@@ -7,6 +7,7 @@
 mod as_arm;
 mod builder;
 mod config;
+mod entry;
 mod events;
 mod guarded;
 mod journal;

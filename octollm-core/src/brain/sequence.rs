@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 pub(super) enum Turn {
     /// Nothing: the answer may be returned.
     Now,
-    /// A recorded answer that the program has not asked for yet.
-    NotAsked,
+    /// The recorded answer of this number, which the program has not asked for yet.
+    NotAsked(u64),
     /// An answer that is being recorded, or was asked for and not returned yet.
     Pending,
 }
@@ -60,7 +60,7 @@ impl Sequence {
     pub(super) fn turn(&self, seq: u64) -> Turn {
         match self.open.first_key_value() {
             Some((first, place)) if *first < seq => match place {
-                Place::Recorded => Turn::NotAsked,
+                Place::Recorded => Turn::NotAsked(*first),
                 Place::Asked => Turn::Pending,
             },
             _ => Turn::Now,
@@ -87,13 +87,13 @@ mod tests {
     #[test]
     fn an_answer_waits_for_those_before_it() {
         let mut sequence = Sequence::after([2, 5].into_iter(), Some(6));
-        assert_eq!(sequence.turn(5), Turn::NotAsked);
+        assert_eq!(sequence.turn(5), Turn::NotAsked(2));
         sequence.ask(2);
         assert_eq!((sequence.turn(2), sequence.turn(5)), (Turn::Now, Turn::Pending));
         sequence.leave(2);
         assert_eq!(sequence.turn(5), Turn::Now);
         let new = sequence.enter();
-        assert_eq!((new, sequence.turn(new)), (7, Turn::NotAsked));
+        assert_eq!((new, sequence.turn(new)), (7, Turn::NotAsked(5)));
         sequence.skip();
         assert_eq!(sequence.turn(new), Turn::Now);
     }

@@ -241,6 +241,36 @@ async fn answers_are_replayed_in_the_order_in_which_they_came() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn answers_keep_their_order_where_the_program_takes_time_of_its_own() {
+    let program = program(|task: Compute, cx: Context| async move {
+        let (first, second) = (cx.call(Increment { number: task.number }), cx.call(Double { number: 2 }));
+        let mut answers = FuturesUnordered::new();
+        answers.push(futures_util::future::Either::Left(async {
+            sleep(3 * SECOND).await;
+            first.await.map(|number| format!("first {number}"))
+        }));
+        answers.push(futures_util::future::Either::Right(async {
+            second.await.map(|number| format!("second {number}"))
+        }));
+        let mut text = String::new();
+        while let Some(answer) = answers.next().await {
+            text += &answer?;
+        }
+        let number = cx.call(Measure { text }).await?;
+        Ok(cx.call(Double { number }).await?)
+    });
+    let arms = Scripted::new(|call| match call.step.to_string().as_str() {
+        "0" => Does::Answers("1"),
+        "1" => Does::After(4 * SECOND, "2"),
+        "2" => Does::Answers("7"),
+        _ => Does::Hangs,
+    });
+    let task = interrupted(&arms, program, |_| Does::Answers("9")).await;
+    assert_eq!(task.error, None);
+    assert_eq!(arms.steps(), ["1", "0", "2", "3", "3"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_transport_goes_on_from_the_handle_that_it_reported() {
     let program =
         program(

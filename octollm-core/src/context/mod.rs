@@ -264,7 +264,8 @@ impl Context {
         let Shared { parts, cancellation, transport, updates, .. } = &*self.0;
         let parts = ContextParts {
             deadline: narrower(parts.deadline, deadline),
-            budget: self.budget().within(budget),
+            // What was used of it so far counts in this one, and so in both.
+            budget: parts.budget.within(budget),
             ..parts.clone()
         };
         Self(Arc::new(Shared {
@@ -294,9 +295,17 @@ impl Context {
 
     /// The order of the calls of this context and of all that narrow it.
     fn order(&self) -> MutexGuard<'_, Steps> {
-        match &self.0.outer {
-            Some(outer) => outer.order(),
-            None => self.0.steps.lock().unwrap_or_else(PoisonError::into_inner),
+        let Self(outermost) = self.and_outer().last().unwrap_or(self);
+        outermost.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// However many contexts narrow each other, dropping the last one takes no deeper a stack.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let mut outer = self.outer.take();
+        while let Some(Context(shared)) = outer {
+            outer = Arc::into_inner(shared).and_then(|mut shared| shared.outer.take());
         }
     }
 }

@@ -219,7 +219,7 @@ impl Outside {
                 match self.task().await.filter(|task| task.status.is_finished()) {
                     Some(task) => return Some(task),
                     None if until() => return None,
-                    None => sleep(SECOND / 10).await,
+                    None => sleep(SECOND / 2).await,
                 }
             }
         };

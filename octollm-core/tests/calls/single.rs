@@ -96,6 +96,19 @@ async fn a_narrower_context_shares_steps_and_counts_in_both() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn contexts_narrow_each_other_as_often_as_one_likes() {
+    let mesh = mesh().await;
+    let cx = limited(&mesh, Budget::tokens(20_000), None);
+    let narrow = (10_000..20_000).rev().fold(cx.clone(), |cx, left| cx.with_budget(Budget::tokens(left)));
+    assert_eq!(narrow.budget(), Budget::tokens(10_000));
+    narrow.call(measure(0).spending(Spends::Tokens(1))).await.unwrap();
+    assert_eq!((cx.used(), narrow.budget()), (Usage::tokens(1), Budget::tokens(9_999)));
+    drop(narrow);
+    cx.call(measure(1)).await.unwrap();
+    assert_eq!(steps(&mesh), ["0", "1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_name_gives_the_order_back_once_no_later_one_is_in_use() {
     let mesh = mesh().await;
     let cx = mesh.context();

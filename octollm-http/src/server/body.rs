@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -44,7 +44,18 @@ enum Content {
         rest: Bytes,
         sent: Arc<Sent>,
     },
-    Streamed(UnsyncBoxBody<Bytes, BoxError>),
+    Streamed(Streamed),
+}
+
+/// A body that comes in pieces.
+struct Streamed {
+    body: UnsyncBoxBody<Bytes, BoxError>,
+    /// Of a piece that is sent on a stream of HTTP/2, what is still to be handed on.
+    rest: Bytes,
+    /// Whether the last piece of that kind is sent.
+    sent: Option<Arc<Sent>>,
+    /// Nothing more comes.
+    ended: bool,
 }
 
 /// What sends a body, and learns from it how far it is.
@@ -57,6 +68,8 @@ enum Sender {
 /// A body beyond this many bytes is large: the memory itself holds its place. On a stream of HTTP/2 it is sent in pieces of
 /// this size, since h2 takes each piece in whole, whatever the caller's window.
 const LARGE: usize = 16 * 1024;
+/// On a stream of HTTP/2 whatever is beyond this many bytes is waited for until it is sent.
+const SMALL: usize = 1024;
 
 impl RequestBody {
     pub(crate) fn new<B>(body: B) -> Self
@@ -112,7 +125,9 @@ impl ResponseBody {
         if body.is_end_stream() {
             return Self::empty();
         }
-        Self { content: Content::Streamed(body.map_err(Into::into).boxed_unsync()), ..Self::empty() }
+        let body = body.map_err(Into::into).boxed_unsync();
+        let streamed = Streamed { body, rest: Bytes::new(), sent: None, ended: false };
+        Self { content: Content::Streamed(streamed), ..Self::empty() }
     }
 
     /// Gives it the place of its request to hold.
@@ -120,9 +135,8 @@ impl ResponseBody {
         match &mut self.content {
             Content::Nothing => {}
             Content::Whole(bytes) if bytes.len() > LARGE => {
-                let sent = Arc::new(Sent::default());
-                let memory = Memory { bytes: std::mem::take(bytes), sent: sent.clone(), _place: place };
-                self.content = Content::Large { rest: Bytes::from_owner(memory), sent };
+                let (rest, sent) = until_sent(std::mem::take(bytes), Some(place));
+                self.content = Content::Large { rest, sent };
             }
             _ => self.place = Some(place),
         }
@@ -137,6 +151,12 @@ impl ResponseBody {
 
     /// It is sent on a stream of HTTP/2.
     pub(crate) fn sent_by_http2(&mut self, stream: Arc<Stream>) {
+        if let Content::Whole(bytes) = &mut self.content
+            && bytes.len() > SMALL
+        {
+            let (rest, sent) = until_sent(std::mem::take(bytes), self.place.take());
+            self.content = Content::Large { rest, sent };
+        }
         self.sender = Sender::Http2(stream);
     }
 }
@@ -156,7 +176,7 @@ impl Body for ResponseBody {
             match &polled {
                 Poll::Ready(_) => stream.writes(),
                 // The caller has yet to take what was written last.
-                Poll::Pending if matches!(this.content, Content::Large { .. }) => {}
+                Poll::Pending if this.content.is_all_written() => {}
                 Poll::Pending => stream.rests(),
             }
         }
@@ -171,7 +191,7 @@ impl Body for ResponseBody {
             Content::Nothing => true,
             Content::Whole(_) => false,
             Content::Large { rest, .. } => rest.is_empty() && !matches!(self.sender, Sender::Http2(_)),
-            Content::Streamed(body) => body.is_end_stream(),
+            Content::Streamed(Streamed { body, sent, .. }) => sent.is_none() && body.is_end_stream(),
         }
     }
 
@@ -179,7 +199,8 @@ impl Body for ResponseBody {
         match &self.content {
             Content::Nothing => SizeHint::with_exact(0),
             Content::Whole(rest) | Content::Large { rest, .. } => SizeHint::with_exact(rest.len() as u64),
-            Content::Streamed(body) => body.size_hint(),
+            Content::Streamed(Streamed { body, sent: None, .. }) => body.size_hint(),
+            Content::Streamed(_) => SizeHint::default(),
         }
     }
 }
@@ -200,6 +221,11 @@ impl Default for ResponseBody {
 }
 
 impl Content {
+    /// Whether nothing is waited for but the caller.
+    fn is_all_written(&self) -> bool {
+        matches!(self, Self::Large { .. } | Self::Streamed(Streamed { ended: true, .. }))
+    }
+
     fn poll(
         &mut self,
         in_pieces: bool,
@@ -218,16 +244,60 @@ impl Content {
             }
             // The last of it leaves no reference here, so that its memory is gone once it is sent.
             Self::Large { rest, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(rest))))),
-            Self::Streamed(body) => Pin::new(body).poll_frame(cx),
+            Self::Streamed(streamed) => streamed.poll(in_pieces, cx),
         }
     }
+}
+
+impl Streamed {
+    fn poll(
+        &mut self,
+        in_pieces: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        // What the body itself holds on to is let go only once all is sent.
+        self.ended |= self.rest.is_empty() && self.sent.is_some() && self.body.is_end_stream();
+        if self.rest.is_empty() && !self.ended {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if in_pieces && data.len() > SMALL => {
+                        let (rest, sent) = until_sent(data, None);
+                        (self.rest, self.sent) = (rest, Some(sent));
+                    }
+                    Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.ended = true,
+            }
+        }
+        if !self.rest.is_empty() {
+            let piece = match self.rest.len() {
+                // No reference is left here, so that the memory is gone once it is sent.
+                ..=LARGE => std::mem::take(&mut self.rest),
+                _ => self.rest.split_to(LARGE),
+            };
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        match &self.sent {
+            Some(sent) => sent.poll(cx).map(|()| None),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+/// The same bytes, and what says whether they are sent.
+fn until_sent(bytes: Bytes, place: Option<OwnedSemaphorePermit>) -> (Bytes, Arc<Sent>) {
+    let sent = Arc::new(Sent::default());
+    let memory = Memory { bytes, sent: sent.clone(), _place: place };
+    (Bytes::from_owner(memory), sent)
 }
 
 /// The memory of a large body. It is dropped when the last piece of it is written to the connection, or given up.
 struct Memory {
     bytes: Bytes,
     sent: Arc<Sent>,
-    _place: OwnedSemaphorePermit,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl AsRef<[u8]> for Memory {

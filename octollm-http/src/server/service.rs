@@ -150,7 +150,7 @@ impl HttpService {
 
 /// The answer in the place of a layer's own error, or its panic.
 fn failed(ids: &HeaderMap, error: BoxError) -> Response<ResponseBody> {
-    let parts = read_parts(ids).unwrap_or_else(|malformed| malformed.1);
+    let parts = read_parts(ids).unwrap_or_else(|refused| refused.1);
     tracing::error!(request = %parts.request_id, %error, "layer failed");
     Ids::of(ids, &parts).respond(Err(Failure::of(ErrorKind::Internal).into()))
 }

@@ -11,6 +11,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
@@ -92,4 +93,15 @@ async fn data_without_data() {
     let (line, answer) = tokio::join!(line, peer.post("/echo", "", r#"{"text":"a"}"#));
     assert_eq!(answer.status, 200);
     assert!(sent(&line.rest().await, GOAWAY));
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_whose_answers_nobody_reads() {
+    let (peer, _) = start_with(ServerConfig::default());
+    for question in [frame(PING, 0, 0, b"12345678"), frame(SETTINGS, 0, 0, &[])] {
+        let frames = question.repeat(100);
+        let line = flood(connect(peer).await, |_| frames.clone());
+        let (_, answer) = tokio::join!(line, peer.get("/health"));
+        assert_eq!(answer.status, 200);
+    }
 }

@@ -3,7 +3,13 @@
 use axum::routing::get;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use octollm_http::{ServeError, Server, server::HttpService};
+use octollm_core::{
+    Context,
+    error::ErrorKind,
+    orchestrator::{Orchestrator, TaskQuery},
+    task::{TaskRequest, TaskStatus},
+};
+use octollm_http::{Arms, OrchestratorClient, ServeError, Server, server::HttpService};
 use tower::ServiceExt;
 
 use crate::{
@@ -113,4 +119,30 @@ async fn routes_that_cannot_be_are_refused() {
     assert!(matches!(taken, ServeError::RouteTaken { .. }), "{taken}");
     // One that is served twice is replaced, and takes no second route.
     assert!(server().arm::<Echo>(worker.clone()).into_service().is_ok());
+}
+
+#[tokio::test]
+async fn clients_reach_servers_below_a_prefix() {
+    let worker = server(&Worker::default()).open_to_all().into_service().unwrap();
+    let brain = Server::new("brain").orchestrator(brain()).open_to_all().into_service().unwrap();
+    let app = axum::Router::new().nest_service("/arms/worker", worker).nest_service("/a/brain", brain);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let arms = Arms::builder().arm("worker", format!("{url}/arms/worker/")).build().unwrap();
+    let said =
+        arms.call(Echo { text: "a".into(), data: serde_json::Value::Null, number: 0.0 }).await.unwrap();
+    assert_eq!(said.text, "a");
+    assert_eq!(arms.cards().await[0].endpoint.as_deref(), Some(&*format!("{url}/arms/worker")));
+
+    let client = OrchestratorClient::new(format!("{url}/a/brain")).unwrap();
+    let task = client.submit(TaskRequest::new("review")).await.unwrap();
+    task.output().await.unwrap();
+    assert_eq!(task.cancel().await.unwrap().status, TaskStatus::Completed, "a finished task stays as it is");
+    let cx = Context::detached();
+    assert_eq!(client.list(TaskQuery::default(), &cx).await.unwrap().tasks.len(), 1);
+    assert!(client.journal(task.id(), &cx).await.unwrap().is_empty());
+    let refused = client.rerun(task.id(), None, &cx).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Conflict);
 }

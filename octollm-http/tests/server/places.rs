@@ -14,7 +14,7 @@ use octollm_http::{
     server::{RequestBody, ServerConfig},
 };
 use tokio::time::{Instant, sleep};
-use tower::service_fn;
+use tower::{layer::layer_fn, service_fn};
 
 use crate::{
     arms::{start, start_with, worker},
@@ -154,4 +154,36 @@ async fn a_stream_that_nobody_reads_is_reset() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
     assert!(answer.into_body().collect().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_of_any_size_and_through_layers_are_given_up_while_their_connection_is_in_use() {
+    let whole = || {
+        service_fn(async |_: Request<RequestBody>| {
+            Ok::<_, Infallible>(Response::new(Full::from(vec![b'x'; 1_000_000])))
+        })
+    };
+    let config = || ServerConfig { max_in_flight: 5, ..ServerConfig::default() };
+    let plain = || worker().config(config()).route(Method::GET, "/whole", whole());
+    let medium = Bytes::from(format!(r#"{{"text":"{}"}}"#, "a".repeat(10_000)));
+    let whole = Request::get("http://x/whole").body(Full::default()).unwrap();
+    for layered in [false, true] {
+        for request in [echo(medium.clone()), echo(large()), whole.clone()] {
+            let peer = start(if layered { plain().layer(layer_fn(|inner| inner)) } else { plain() });
+            let mut calls = caller(peer, 1).await;
+            let wait = Request::post("http://x/wait").header("content-type", "application/json");
+            let _busy = calls.send_request(wait.body(Full::from("{}")).unwrap());
+            let mut answers = Vec::new();
+            for _ in 0..4 {
+                answers.push(calls.send_request(request.clone()).await.unwrap());
+            }
+            sleep(Duration::from_secs(25)).await;
+            peer.post("/echo", "", ECHO).await.is_problem(503, "overloaded");
+            sleep(Duration::from_secs(10)).await;
+            assert_eq!(peer.post("/echo", "", ECHO).await.status, 200, "layered {layered} {request:?}");
+            for answer in answers {
+                assert!(answer.into_body().collect().await.is_err(), "was reset");
+            }
+        }
+    }
 }

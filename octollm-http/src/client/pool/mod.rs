@@ -184,9 +184,9 @@ impl State {
     }
 
     /// Gives up what is idle in one runtime.
-    fn clear(&mut self, runtime: runtime::Id) -> Vec<Box<Connection>> {
+    fn clear(&mut self, runtime: runtime::Id) -> impl Sized + use<> {
         let lanes = self.lanes.iter().filter(|(key, _)| key.runtime == runtime);
-        lanes.flat_map(|(_, lane)| self.allotment.clear(*lane)).collect()
+        lanes.flat_map(|(_, lane)| self.allotment.clear(*lane)).collect::<Vec<_>>()
     }
 
     /// Forgets arms, origins and runtimes that were used once. Nobody holds a lane where nothing is open.

@@ -227,10 +227,13 @@ fn decimal(mut number: u64) -> HeaderValue {
     HeaderValue::from_bytes(&digits[first..]).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
+/// Most calls use nothing: this is written and read without being parsed.
+const NOTHING_USED: &str = "tokens=0;cost_usd=0";
+
 /// Writes what was used. Nothing is written out too: an absent header is a usage that nobody reports.
 pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
     if usage.is_zero() {
-        head.insert(names::USAGE, HeaderValue::from_static("tokens=0;cost_usd=0"));
+        head.insert(names::USAGE, HeaderValue::from_static(NOTHING_USED));
     } else {
         put(head, names::USAGE, &usage.to_string());
     }
@@ -238,7 +241,11 @@ pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
 
 /// Reads what was used, and whether all of it could be read; `None` where it is not reported.
 pub(crate) fn read_usage(head: &HeaderMap) -> Option<(Usage, bool)> {
-    let text = text(Some(head.get(&names::USAGE)?)).unwrap_or_default();
+    let value = head.get(&names::USAGE)?;
+    if value == NOTHING_USED {
+        return Some((Usage::ZERO, true));
+    }
+    let text = text(Some(value)).unwrap_or_default();
     Some(match text.parse() {
         Ok(usage) => (usage, true),
         Err(_) => {

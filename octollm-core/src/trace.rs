@@ -2,13 +2,42 @@
 
 use std::{fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// A `traceparent` and its `tracestate`, passed on as they came.
 ///
 /// Source: W3C Trace Context, level 1, sections 3.2 and 3.3.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct TraceContext {
     parent: Box<str>,
     state: Option<Box<str>>,
+}
+
+/// As both headers name it.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    traceparent: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tracestate: Option<String>,
+}
+
+impl TryFrom<Stored> for TraceContext {
+    type Error = InvalidTraceparent;
+
+    fn try_from(stored: Stored) -> Result<Self, Self::Error> {
+        let trace: Self = stored.traceparent.parse()?;
+        Ok(match stored.tracestate {
+            Some(state) => trace.with_tracestate(&state),
+            None => trace,
+        })
+    }
+}
+
+impl From<TraceContext> for Stored {
+    fn from(trace: TraceContext) -> Self {
+        Self { traceparent: trace.parent.into(), tracestate: trace.state.map(Into::into) }
+    }
 }
 
 impl TraceContext {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::Sha256;
 use uuid::Uuid;
 
@@ -29,7 +29,7 @@ pub struct TaskRecord {
     contract: ContractRef,
     input: RawJson,
     caller: Caller,
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "stored_trace")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_trace")]
     trace: Option<TraceContext>,
     priority: Priority,
     budget: TaskBudget,
@@ -386,125 +386,11 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-mod stored_trace {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    use crate::trace::TraceContext;
-
-    #[derive(Serialize, Deserialize)]
-    struct Stored {
-        traceparent: String,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        tracestate: Option<String>,
-    }
-
-    pub(super) fn serialize<S: Serializer>(trace: &Option<TraceContext>, to: S) -> Result<S::Ok, S::Error> {
-        let stored = trace.as_ref().map(|trace| Stored {
-            traceparent: trace.traceparent().to_owned(),
-            tracestate: trace.tracestate().map(str::to_owned),
-        });
-        stored.serialize(to)
-    }
-
-    /// A trace that is no longer understood costs the task its trace, and nothing else.
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TraceContext>, D::Error> {
-        let stored = Option::<Stored>::deserialize(from)?;
-        Ok(stored.and_then(|stored| {
-            let trace: TraceContext = stored.traceparent.parse().ok()?;
-            Some(match stored.tracestate {
-                Some(state) => trace.with_tracestate(&state),
-                None => trace,
-            })
-        }))
-    }
+/// A trace that is no longer understood costs the task its trace, and nothing else.
+fn known_trace<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TraceContext>, D::Error> {
+    let stored = Option::<serde_json::Value>::deserialize(from)?;
+    Ok(stored.and_then(|stored| serde_json::from_value(stored).ok()))
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::{
-        error::{ErrorKind, Failure},
-        task::TaskRequest,
-    };
-
-    #[derive(Debug, Clone, Copy)]
-    enum Change {
-        Claim,
-        Complete,
-        Fail,
-        Cancel,
-        Release,
-        Rerun,
-    }
-
-    fn record() -> TaskRecord {
-        let origin = Origin::new(Caller::Unchecked, RequestId::new());
-        let request = TaskRequest::new("goal").into();
-        TaskRecord::new(request, origin, Duration::from_secs(60), Timestamp::UNIX_EPOCH)
-    }
-
-    fn apply(record: &mut TaskRecord, change: Change, now: Timestamp) -> Result<(), IllegalTransition> {
-        match change {
-            Change::Claim => record.claim(Lease { holder: "b".into(), until: now }, now),
-            Change::Complete => record.complete(TaskResult::new("done"), now),
-            Change::Fail => record.fail((&Failure::of(ErrorKind::ArmFailed)).into(), now),
-            Change::Cancel => record.cancel(now),
-            Change::Release => record.release(now),
-            Change::Rerun => record.rerun(false, now),
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_is_tried_the_record_stays_consistent(changes in prop::collection::vec(
-            prop_oneof![
-                Just(Change::Claim), Just(Change::Complete), Just(Change::Fail),
-                Just(Change::Cancel), Just(Change::Release), Just(Change::Rerun),
-            ], 0..24,
-        )) {
-            let now = Timestamp::UNIX_EPOCH;
-            let mut record = record();
-            for change in changes {
-                let before = record.clone();
-                if apply(&mut record, change, now).is_err() {
-                    prop_assert_eq!(&before, &record);
-                }
-                let task = &record.task;
-                prop_assert_eq!(task.result.is_some(), task.status == TaskStatus::Completed);
-                prop_assert_eq!(task.error.is_some(), task.status == TaskStatus::Failed);
-                prop_assert_eq!(record.lease.is_some(), task.status == TaskStatus::Processing);
-                prop_assert!(!matches!(before.task.status, TaskStatus::Completed | TaskStatus::Cancelled) || before == record);
-                prop_assert!(record.run >= before.run && record.attempt >= before.attempt);
-            }
-        }
-    }
-
-    #[test]
-    fn a_key_is_of_one_step_of_one_task_and_one_generation() {
-        let mut one = record();
-        let (order, name) = (StepKey::Order(0), StepKey::Name("0".into()));
-        let first = one.idempotency_key(&order).unwrap();
-        assert_ne!(Some(&first), one.idempotency_key(&name).as_ref());
-        assert_ne!(Some(&first), record().idempotency_key(&order).as_ref());
-        let now = Timestamp::UNIX_EPOCH;
-        let again = |record: &mut TaskRecord, discarded| {
-            apply(record, Change::Claim, now).unwrap();
-            apply(record, Change::Fail, now).unwrap();
-            record.rerun(discarded, now).unwrap();
-            record.idempotency_key(&order).unwrap()
-        };
-        assert_eq!(again(&mut one, false), first);
-        assert_ne!(again(&mut one, true), first);
-        assert!(!format!("{one:?}").contains(&one.secret.0));
-    }
-
-    #[test]
-    fn a_stored_record_is_read_again() {
-        let mut record = record();
-        record.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
-        let text = serde_json::to_string(&record).unwrap();
-        assert_eq!(serde_json::from_str::<TaskRecord>(&text).unwrap(), record);
-    }
-}
+mod tests;

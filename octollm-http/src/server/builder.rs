@@ -25,6 +25,7 @@ use super::{
     listen::BoundServer,
     openapi::Document,
     probes::{ArmCapabilities, Check, Health, Ready, Vitals, Written},
+    reply::ErrorForm,
     routes::{RouteService, RouteTable},
     screening::{Preprocess, Screen, ScreenedSubmit},
     service::HttpService,
@@ -51,6 +52,7 @@ pub struct Server {
     config: ServerConfig,
     checks: Vec<Check>,
     identity: Identity,
+    errors: ErrorForm,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -68,6 +70,7 @@ impl Server {
             config: ServerConfig::default(),
             checks: Vec::new(),
             identity: Identity::default(),
+            errors: ErrorForm::default(),
         }
     }
 
@@ -198,6 +201,15 @@ impl Server {
         self
     }
 
+    /// Adds a member `error` to the body of every error that the server itself answers, with `code` and `message` once more,
+    /// for clients of other stacks that read `error.message`. Answers of [routes](Self::route) and
+    /// [layers](Self::layer) of your own stay as they are.
+    #[must_use]
+    pub fn nested_errors(mut self) -> Self {
+        self.errors = ErrorForm::Nested;
+        self
+    }
+
     /// Replaces the limits. They are checked when the server is built.
     #[must_use]
     pub fn config(mut self, config: ServerConfig) -> Self {
@@ -289,13 +301,14 @@ impl Server {
             vitals: vitals.clone(),
             screen: self.reflex,
             orchestrator: self.orchestrator,
+            errors: self.errors,
         };
         let mut table = parts.routes()?;
         for (method, path, service) in self.routes {
             table.service(method, &path, service)?;
         }
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
-        let service = HttpService::new(table, self.config, identity);
+        let service = HttpService::new(table, self.config, identity, self.errors);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
         Ok((service, vitals))
     }
@@ -320,6 +333,7 @@ struct Parts {
     vitals: Arc<Vitals>,
     screen: Option<Arc<dyn Reflex>>,
     orchestrator: Option<Arc<dyn Orchestrator>>,
+    errors: ErrorForm,
 }
 
 impl Parts {
@@ -333,6 +347,9 @@ impl Parts {
         table.add(Method::GET, "/health", Health { vitals: vitals.clone(), version })?;
         table.add(Method::GET, "/ready", Ready { vitals: vitals.clone() })?;
         let mut document = Document::of(card);
+        if self.errors == ErrorForm::Nested {
+            document = document.with_nested_errors();
+        }
         if !card.contracts.is_empty() {
             document = document.with_contracts(card);
         }

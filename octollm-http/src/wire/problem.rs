@@ -121,8 +121,7 @@ impl From<CallError> for Problem {
 /// `application/problem+json`, with `Retry-After` where a retry helps after a while.
 impl<B: From<Bytes>> From<Problem> for Response<B> {
     fn from(problem: Problem) -> Self {
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let mut response = Self::new(Bytes::from(body).into());
+        let mut response = Self::new(write_problem(&problem, false).into());
         *response.status_mut() =
             StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let head = response.headers_mut();
@@ -188,6 +187,31 @@ impl Problem {
         failure.may_have_executed = self.may_have_executed;
         failure
     }
+}
+
+/// A problem as JSON; `nested` adds the member that clients of other stacks read.
+pub(crate) fn write_problem(problem: &Problem, nested: bool) -> Bytes {
+    let written = match nested {
+        false => serde_json::to_vec(problem),
+        true => {
+            let error = NestedError { code: problem.code, message: &problem.message };
+            serde_json::to_vec(&Nested { problem, error })
+        }
+    };
+    written.unwrap_or_default().into()
+}
+
+#[derive(Serialize)]
+struct Nested<'p> {
+    #[serde(flatten)]
+    problem: &'p Problem,
+    error: NestedError<'p>,
+}
+
+#[derive(Serialize)]
+struct NestedError<'p> {
+    code: ErrorKind,
+    message: &'p str,
 }
 
 /// What a caller sent comes back in these: without limits a body of many wrong fields made an answer many times as long. And

@@ -33,6 +33,16 @@ impl Document {
         document
     }
 
+    /// Adds the member that repeats an error for clients of other stacks.
+    pub(crate) fn with_nested_errors(mut self) -> Self {
+        let problem = self.schemas.entry("Problem").or_insert(Value::Null);
+        problem["properties"]["error"] = fixed::nested_error();
+        if let Some(required) = problem["required"].as_array_mut() {
+            required.push("error".into());
+        }
+        self
+    }
+
     /// Adds the contracts of an arm, each by its own route and all by the envelope.
     pub(crate) fn with_contracts(mut self, card: &ArmCard) -> Self {
         let (method, path, operation) = fixed::execute();

@@ -53,7 +53,7 @@ pub struct Problem {
     pub details: Map<String, Value>,
     /// Whether the same request can succeed later.
     pub retryable: bool,
-    /// Seconds to wait before that.
+    /// Seconds to wait before that; none where it cannot.
     pub retry_after: Option<u64>,
     /// Whether the work may have been done.
     pub may_have_executed: bool,
@@ -165,7 +165,7 @@ impl Problem {
             message,
             details,
             retryable: failure.retryable,
-            retry_after: failure.retry_after.map(whole_seconds),
+            retry_after: failure.retry_after.filter(|_| failure.retryable).map(whole_seconds),
             may_have_executed: failure.may_have_executed,
             request_id,
             task_id,
@@ -183,7 +183,7 @@ impl Problem {
             .unwrap_or_default();
         failure.details = (!self.details.is_empty()).then_some(Value::Object(self.details));
         failure.retryable = self.retryable;
-        failure.retry_after = self.retry_after.map(Duration::from_secs);
+        failure.retry_after = self.retry_after.filter(|_| self.retryable).map(Duration::from_secs);
         failure.may_have_executed = self.may_have_executed;
         failure
     }
@@ -262,12 +262,21 @@ mod tests {
 
     #[test]
     fn a_failure_survives_the_wire() {
-        let mut failure = Failure::invalid(Violations::one("code", "length is lower than 1"));
-        failure.retry_after = Some(Duration::from_secs(3));
+        let failure = Failure::invalid(Violations::one("code", "length is lower than 1"));
+        let mut failure = failure.retryable_after(Duration::from_secs(3));
         failure.details = Some(serde_json::json!({ "offered": ["a.b"] }));
         let bytes = serde_json::to_vec(&Problem::new(&failure, Some(RequestId::new()), None)).unwrap();
         let read: Problem = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(read.into_failure(), failure);
+    }
+
+    #[test]
+    fn nobody_waits_for_what_cannot_be_retried() {
+        let mut failure = Failure::of(ErrorKind::Unavailable).retryable_after(Duration::from_secs(3));
+        assert_eq!(Problem::new(&failure, None, None).retry_after, Some(3));
+        failure.retryable = false;
+        let problem = Problem::new(&failure, None, None);
+        assert_eq!((problem.retryable, problem.retry_after), (false, None));
     }
 
     #[test]

@@ -60,13 +60,19 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound)
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure>;
 
-    /// Runs a failed task once more. Without `from` it continues with the step whose error ended the task; with it, every
-    /// call from that step on is discarded and made again.
+    /// Runs a failed task again. What that makes of the calls that it has recorded:
+    ///
+    /// - Without `from`, where a call's error ended the task: that call is made again, with all failures of its batch, and
+    ///   every other one is replayed. A call that is not idempotent and may have run stays begun, and is made again only
+    ///   where it can be continued or its key is honoured.
+    /// - Without `from`, where no call failed at all: every call is replayed, and the arm continues where it failed by itself.
+    /// - With `from`: that call and every call recorded after it are discarded, and made again.
     ///
     /// # Errors
-    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound); [`Conflict`](crate::error::ErrorKind::Conflict) unless the
-    /// task has failed and, without `from`, one step's error ended it; [`NotImplemented`](crate::error::ErrorKind::NotImplemented)
-    /// by default.
+    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound). [`Conflict`](crate::error::ErrorKind::Conflict) where the task
+    /// has not failed and, without `from`, where calls failed but none of their errors ended the task.
+    /// [`ValidationFailed`](crate::error::ErrorKind::ValidationFailed) where no call is recorded as `from`.
+    /// [`NotImplemented`](crate::error::ErrorKind::NotImplemented) by default.
     async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
         let _ = (id, from, cx);
         Err(not_implemented())

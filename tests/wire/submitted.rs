@@ -55,7 +55,9 @@ async fn what_is_no_task_of_this_server() {
 
 #[tokio::test(start_paused = true)]
 async fn the_arms_it_knows() {
-    ask(&server(), "GET", "/capabilities", "").await.is(200, JSON, "capabilities_orchestrator.json");
+    for path in ["/capabilities", "/arms"] {
+        ask(&server(), "GET", path, "").await.is(200, JSON, "capabilities_orchestrator.json");
+    }
     let arms: serde_json::Value = serde_json::from_str(&read("capabilities_orchestrator.json")).unwrap();
     assert_eq!(arms["arms"], serde_json::json!([judge()]));
 }

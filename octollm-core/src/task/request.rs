@@ -255,12 +255,26 @@ impl Submission {
             metadata: &'a RawJson,
         }
         if self.contract == TaskRequest::SPEC.reference() {
-            return self.input.clone();
+            return self.to_request();
         }
         let Self { contract, input, priority, budget, metadata, .. } = self;
         let body = Body { contract, input, priority: *priority, budget, metadata };
         // All of it was JSON already, or is written by plain derives.
         RawJson::of(&body).unwrap_or_default()
+    }
+
+    /// A goal in words as it travels: with the priority, the budget and the metadata of the submission, whatever the request
+    /// said when it was made.
+    fn to_request(&self) -> RawJson {
+        let said = self.input.read::<TaskRequest>();
+        if said.is_ok_and(|said| {
+            (said.priority, said.budget, &said.metadata) == (self.priority, self.budget, &self.metadata)
+        }) {
+            return self.input.clone();
+        }
+        let mut sent = self.clone().with_priority(self.priority).with_budget(self.budget);
+        sent.in_request("metadata", Ok(self.metadata.clone()));
+        sent.input
     }
 
     /// Sets how urgent it is.
@@ -318,6 +332,14 @@ mod tests {
         let read = Submission::from_json(sent.to_json().as_str().as_bytes()).unwrap();
         assert_eq!((read.budget, read.priority), (budget, Priority::High));
         assert_eq!(read, sent);
+
+        let mut changed = Submission::from(TaskRequest::new("goal"));
+        assert_eq!(changed.to_json(), changed.input);
+        (changed.budget, changed.priority) = (budget, Priority::High);
+        changed.metadata = RawJson::from_slice(br#"{"for":"ann"}"#).unwrap();
+        let read = Submission::from_json(changed.to_json().as_str().as_bytes()).unwrap();
+        assert_eq!((read.budget, read.priority), (budget, Priority::High));
+        assert_eq!(read.metadata, changed.metadata);
     }
 
     #[derive(Debug, Serialize, Deserialize, JsonSchema)]

@@ -18,7 +18,7 @@ use octollm_core::{
     error::ErrorKind,
     orchestrator::{Orchestrator, TaskQuery},
     store::{MemoryStore, TaskStore},
-    task::{Priority, Submission, TaskRequest, TaskResult, TaskStatus},
+    task::{Priority, Submission, TaskBudget, TaskRequest, TaskResult, TaskStatus},
     transport::{NoArms, Transport},
 };
 use tokio::time::{Instant, advance, sleep, timeout};
@@ -101,6 +101,25 @@ async fn a_submission_has_no_more_than_its_context() {
         let id = brain.submit(submission, &cx).await.unwrap().task_id;
         assert_eq!(end_of(&brain, &id).await.status, status, "{asked:?} of {had}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_is_no_amount_is_refused() {
+    let brain = brain(&Local::new());
+    for amount in [-1.0, f64::NAN, f64::INFINITY, 1e300] {
+        for budget in [
+            TaskBudget { max_cost_dollars: Some(amount), ..TaskBudget::default() },
+            TaskBudget { max_time_seconds: Some(amount), ..TaskBudget::default() },
+        ] {
+            let refused = brain.submit(compute(4).with_budget(budget), &anyone()).await.unwrap_err();
+            assert_eq!(
+                (refused.kind, refused.may_have_executed),
+                (ErrorKind::ValidationFailed, false),
+                "{budget:?}"
+            );
+        }
+    }
+    assert!(brain.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! A brain as an arm of another brain.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use octollm_core::{
@@ -8,13 +8,18 @@ use octollm_core::{
     brain::Brain,
     budget::{Budget, Usage},
     clock::Clock,
+    context::ContextParts,
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind},
     orchestrator::{Orchestrator, TaskQuery},
     task::{TaskBudget, TaskRequest, TaskResult, TaskStatus},
+    transport::NoArms,
 };
 
-use crate::support::{Compute, Local, anyone, brain, end_of, goal, run};
+use crate::{
+    scripted::{Does, Scripted, on},
+    support::{Compute, Computer, Local, anyone, brain, end_of, goal, run, shared_store},
+};
 
 /// Has the inner brain compute.
 struct Outer;
@@ -50,6 +55,23 @@ async fn a_brain_is_an_arm() {
     assert_eq!(task.metadata.tokens_used, 20, "what the inner task used counts here too");
     let inner = inner.list(TaskQuery::default(), &anyone()).await.unwrap();
     assert_eq!(inner.tasks[0].status, TaskStatus::Completed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_trace_of_the_caller_continues_through_both() {
+    let arms = Scripted::new(|_| Does::Answers("5"));
+    let mut arm = Dispatcher::new("computer");
+    arm.serve::<Compute>(on(&shared_store(), &arms, Computer));
+    let builder = Brain::builder().arm::<TaskRequest>(Outer).arms(Local::of(arm)).clock(Clock::runtime());
+    let outer = builder.build().unwrap();
+    let mut parts = ContextParts::new();
+    parts.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
+    let cx = Context::from_parts(parts.clone(), Arc::new(NoArms));
+    let id = outer.submit(goal("4"), &cx).await.unwrap().task_id;
+    assert_eq!(end_of(&outer, &id).await.status, TaskStatus::Completed);
+    let called = arms.last().parts;
+    assert_eq!(called.trace.unwrap().trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!(called.correlation_id, parts.correlation_id);
 }
 
 #[tokio::test(start_paused = true)]

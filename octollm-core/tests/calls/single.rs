@@ -15,6 +15,7 @@ use octollm_core::{
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     mesh::{Fault, Mesh},
+    plan::{Plan, PlanStep, RunPlan},
     task::{TaskRequest, TaskResult, TaskStatus},
     transport::StepKey,
     update::{Update, UpdateSink},
@@ -252,6 +253,22 @@ async fn a_number_that_json_values_would_round_is_whole_or_refused() {
     assert_eq!((error.kind(), error.arm()), (ErrorKind::BadResponse, Some("huge")));
     assert!(error.to_string().contains(&u128::MAX.to_string()), "{error}");
     assert_eq!(error.step(), Some(&StepKey::Name("big".into())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_hands_no_rounded_number_on() {
+    let arm = arm_fn(|_: Huge, _| async { Ok(u128::MAX) });
+    let mesh = Mesh::builder().arm("huge", arm).brain(Plan::new()).start().await;
+    let step = |id: &str, input: Value| PlanStep::new(id, "number.huge".parse().unwrap(), input);
+    let plan =
+        RunPlan::new([step("big", json!({})), step("next", json!({ "number": { "$output": "big" } }))]);
+    let task = mesh.submit(plan).await.unwrap();
+    let task =
+        octollm_core::orchestrator::finished(&mesh.brain(), &task.task_id, &mesh.context()).await.unwrap();
+    let error = task.error.unwrap();
+    assert_eq!(error.kind, ErrorKind::UpstreamFailed);
+    assert!(error.message.contains(&u128::MAX.to_string()), "{}", error.message);
+    assert_eq!(mesh.calls().count(), 1, "the second step got nothing");
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,7 +19,7 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
         && let Ok(problem) = serde_json::from_value::<Problem>(json.clone())
     {
         let mut failure = problem.into_failure();
-        failure.retry_after = failure.retry_after.or(asked);
+        failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
         return failure;
     }
     let told = json.map(|json| read(&json)).unwrap_or_else(|| Told::text(body));
@@ -27,7 +27,7 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
     let mut failure = Failure::new(kind(status), message);
     failure.violations = told.violations;
     failure.details = told.code.map(|code| serde_json::json!({ "status": status.as_u16(), "code": code }));
-    failure.retry_after = asked;
+    failure.retry_after = asked.filter(|_| failure.retryable);
     failure.may_have_executed = may_have_executed(status);
     failure
 }
@@ -244,9 +244,31 @@ mod tests {
         ours.details = Some(json!({ "offered": [] }));
         let body = serde_json::to_vec(&Problem::new(&ours, None, None)).unwrap();
         assert_eq!(told(500, &body), ours);
-        let head = HeaderMap::from_iter([(http::header::RETRY_AFTER, "3".parse().unwrap())]);
-        let read = failure(StatusCode::INTERNAL_SERVER_ERROR, &head, &body, SystemTime::UNIX_EPOCH);
-        assert_eq!(read.retry_after, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_wait_is_read_where_the_call_can_succeed_after_it() {
+        let head = HeaderMap::from_iter([(RETRY_AFTER, "3".parse().unwrap())]);
+        let waits = |status: u16, body: &str| {
+            let status = StatusCode::from_u16(status).unwrap();
+            let read = failure(status, &head, body.as_bytes(), SystemTime::UNIX_EPOCH);
+            (read.retryable, read.retry_after)
+        };
+        let (three, two) = (Duration::from_secs(3), Duration::from_secs(2));
+        for (status, body, read) in [
+            (503, "", (true, Some(three))),
+            (429, r#"{"error":"slow down"}"#, (true, Some(three))),
+            (400, "", (false, None)),
+            (500, r#"{"status":500,"code":"arm_failed","retryable":true}"#, (true, Some(three))),
+            (
+                500,
+                r#"{"status":500,"code":"arm_failed","retryable":true,"retry_after":2}"#,
+                (true, Some(two)),
+            ),
+            (503, r#"{"status":503,"code":"unavailable","retryable":false,"retry_after":2}"#, (false, None)),
+        ] {
+            assert_eq!(waits(status, body), read, "{status} {body}");
+        }
     }
 
     #[test]

@@ -143,6 +143,8 @@ impl Orchestrator for OrchestratorClient {
         if cx.budget().is_exhausted() {
             return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
         }
+        // As JSON some of these are no number, which is no limit.
+        submission.budget.check().map_err(Failure::invalid)?;
         let body = submission.to_json().to_string();
         self.ask(Method::POST, "/tasks", Some(body.into()), cx).await
     }

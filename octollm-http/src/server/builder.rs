@@ -17,18 +17,16 @@ use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
+    assembly::Parts,
     body::{RequestBody, ResponseBody},
     config::ServerConfig,
-    contracts::{Contract, Execute},
     error::ServeError,
     identity::{Authenticate, Identity},
     listen::BoundServer,
-    openapi::Document,
-    probes::{ArmCapabilities, Check, Health, Ready, Vitals, Written},
-    routes::{RouteService, RouteTable},
-    screening::{Preprocess, Screen, ScreenedSubmit},
+    probes::{Check, Vitals},
+    reply::ErrorForm,
+    routes::RouteService,
     service::HttpService,
-    tasks::{Cancel, Journal, KnownArms, List, Rerun, Status, Submit},
 };
 use crate::io::{Acceptor, TcpAcceptor};
 
@@ -51,6 +49,7 @@ pub struct Server {
     config: ServerConfig,
     checks: Vec<Check>,
     identity: Identity,
+    errors: ErrorForm,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -68,6 +67,7 @@ impl Server {
             config: ServerConfig::default(),
             checks: Vec::new(),
             identity: Identity::default(),
+            errors: ErrorForm::default(),
         }
     }
 
@@ -198,6 +198,15 @@ impl Server {
         self
     }
 
+    /// Adds a member `error` to the body of every error that the server itself answers, with `code` and `message` once more,
+    /// for clients of other stacks that read `error.message`. Answers of [routes](Self::route) and
+    /// [layers](Self::layer) of your own stay as they are.
+    #[must_use]
+    pub fn nested_errors(mut self) -> Self {
+        self.errors = ErrorForm::Nested;
+        self
+    }
+
     /// Replaces the limits. They are checked when the server is built.
     #[must_use]
     pub fn config(mut self, config: ServerConfig) -> Self {
@@ -289,13 +298,14 @@ impl Server {
             vitals: vitals.clone(),
             screen: self.reflex,
             orchestrator: self.orchestrator,
+            errors: self.errors,
         };
         let mut table = parts.routes()?;
         for (method, path, service) in self.routes {
             table.service(method, &path, service)?;
         }
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
-        let service = HttpService::new(table, self.config, identity);
+        let service = HttpService::new(table, self.config, identity, self.errors);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
         Ok((service, vitals))
     }
@@ -310,85 +320,5 @@ impl fmt::Debug for Server {
             .field("config", &self.config)
             .field("identity", &self.identity)
             .finish_non_exhaustive()
-    }
-}
-
-/// What the routes of a server are made of.
-struct Parts {
-    dispatcher: Arc<Dispatcher>,
-    transport: Arc<dyn Transport>,
-    vitals: Arc<Vitals>,
-    screen: Option<Arc<dyn Reflex>>,
-    orchestrator: Option<Arc<dyn Orchestrator>>,
-}
-
-impl Parts {
-    /// The routes of the server's own come before those of contracts: where two have the same path, it is the contract that
-    /// needs another.
-    fn routes(self) -> Result<RouteTable, ServeError> {
-        let mut table = RouteTable::default();
-        let (dispatcher, vitals) = (&self.dispatcher, &self.vitals);
-        let card = dispatcher.card();
-        let (vitals, version) = (vitals.clone(), card.version.clone());
-        table.add(Method::GET, "/health", Health { vitals: vitals.clone(), version })?;
-        table.add(Method::GET, "/ready", Ready { vitals: vitals.clone() })?;
-        let mut document = Document::of(card);
-        if !card.contracts.is_empty() {
-            document = document.with_contracts(card);
-        }
-        if self.screen.is_some() {
-            document = document.with_reflex();
-        }
-        document = match (&self.orchestrator, &self.screen) {
-            (None, _) => document,
-            (Some(_), None) => document.with_tasks(),
-            (Some(_), Some(_)) => document.with_screened_tasks(),
-        };
-        table.add(Method::GET, "/openapi.json", Written(document.write()))?;
-        self.tasks(&mut table)?;
-        self.contracts(&mut table)?;
-        Ok(table)
-    }
-
-    fn tasks(&self, table: &mut RouteTable) -> Result<(), ServeError> {
-        let own = ArmCapabilities { dispatcher: self.dispatcher.clone(), vitals: self.vitals.clone() };
-        let screen = self.screen.clone().map(|reflex| Screen { reflex, transport: self.transport.clone() });
-        if let Some(screen) = &screen {
-            table.add(Method::POST, "/preprocess", Preprocess(screen.clone()))?;
-        }
-        let Some(orchestrator) = self.orchestrator.clone() else {
-            return table.add(Method::GET, "/capabilities", own);
-        };
-        for path in ["/capabilities", "/arms"] {
-            let known = KnownArms { orchestrator: orchestrator.clone(), own: own.clone() };
-            table.add(Method::GET, path, known)?;
-        }
-        match screen {
-            Some(screen) => {
-                let submit = ScreenedSubmit { screen, orchestrator: orchestrator.clone() };
-                table.add(Method::POST, "/tasks", submit)?;
-            }
-            None => table.add(Method::POST, "/tasks", Submit(orchestrator.clone()))?,
-        }
-        table.add(Method::GET, "/tasks", List(orchestrator.clone()))?;
-        table.add(Method::GET, "/tasks/{id}", Status(orchestrator.clone()))?;
-        table.add(Method::DELETE, "/tasks/{id}", Cancel(orchestrator.clone()))?;
-        table.add(Method::POST, "/tasks/{id}/rerun", Rerun(orchestrator.clone()))?;
-        table.add(Method::GET, "/tasks/{id}/journal", Journal(orchestrator))
-    }
-
-    fn contracts(&self, table: &mut RouteTable) -> Result<(), ServeError> {
-        if self.dispatcher.routes().is_empty() {
-            return Ok(());
-        }
-        let (dispatcher, transport) = (&self.dispatcher, &self.transport);
-        let execute = Execute { dispatcher: dispatcher.clone(), transport: transport.clone() };
-        table.add(Method::POST, "/execute", execute)?;
-        for (position, route) in dispatcher.routes().iter().enumerate() {
-            let (contract, path) = (route.contract().clone(), route.spec().path);
-            let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
-            table.contract(path, Contract { dispatcher, contract, position, transport })?;
-        }
-        Ok(())
     }
 }

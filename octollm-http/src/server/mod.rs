@@ -53,6 +53,7 @@ mod screening;
 mod openapi;
 mod connection;
 mod listen;
+mod assembly;
 mod builder;
 
 pub use self::{

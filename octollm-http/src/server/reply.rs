@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::ResponseBody;
-use crate::wire::{Problem, names, write_usage};
+use crate::wire::{Problem, names, write_problem, write_usage};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -102,6 +102,16 @@ impl From<Failure> for Refusal {
     }
 }
 
+/// The form of the errors of a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum ErrorForm {
+    /// A problem.
+    #[default]
+    Flat,
+    /// A problem that repeats its code and message in a member `error`.
+    Nested,
+}
+
 /// The ids that every answer carries, errors too.
 pub(crate) struct Ids {
     request: HeaderValue,
@@ -119,18 +129,18 @@ impl Ids {
         Self { request, correlation, task: parts.task_id.clone() }
     }
 
-    /// The answer on the wire.
-    pub(crate) fn respond(self, result: Result<Reply, Refusal>) -> Response<ResponseBody> {
+    /// The answer on the wire; `errors` is the form that a refusal takes.
+    pub(crate) fn respond(self, result: Result<Reply, Refusal>, errors: ErrorForm) -> Response<ResponseBody> {
         let mut response = match result {
             Ok(Reply(response)) => response,
-            Err(refusal) => self.problem(refusal),
+            Err(refusal) => self.problem(refusal, errors),
         };
         response.headers_mut().insert(names::REQUEST_ID, self.request);
         response.headers_mut().insert(names::CORRELATION_ID, self.correlation);
         response
     }
 
-    fn problem(&self, refusal: Refusal) -> Response<ResponseBody> {
+    fn problem(&self, refusal: Refusal, errors: ErrorForm) -> Response<ResponseBody> {
         let Refused { failure, mut headers, task } = *refusal.0;
         let request: Option<RequestId> = self.request.to_str().ok().and_then(|id| id.parse().ok());
         let problem = Problem::new(&failure, request, task.or_else(|| self.task.clone()));
@@ -141,8 +151,8 @@ impl Ids {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         headers.insert(header::CONTENT_TYPE, PROBLEM);
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let mut response = Response::new(ResponseBody::full(body.into()));
+        let body = write_problem(&problem, errors == ErrorForm::Nested);
+        let mut response = Response::new(ResponseBody::full(body));
         *response.status_mut() =
             StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         *response.headers_mut() = headers;

@@ -29,7 +29,7 @@ use super::{
     head::{self, Arrival, Fields},
     identity::Identity,
     intake::{self, Arriving, BodyLimits},
-    reply::{Ids, Refusal, Reply, head_only},
+    reply::{ErrorForm, Ids, Refusal, Reply, head_only},
     routes::{Handler, Inbound, RouteService, RouteTable, Takes},
 };
 use crate::{
@@ -54,6 +54,7 @@ pub(crate) struct Core {
     routes: RouteTable,
     config: ServerConfig,
     identity: Identity,
+    errors: ErrorForm,
     places: Arc<Semaphore>,
     arriving: Arriving,
 }
@@ -96,10 +97,15 @@ impl fmt::Debug for HttpService {
 }
 
 impl HttpService {
-    pub(crate) fn new(routes: RouteTable, config: ServerConfig, identity: Identity) -> Self {
+    pub(crate) fn new(
+        routes: RouteTable,
+        config: ServerConfig,
+        identity: Identity,
+        errors: ErrorForm,
+    ) -> Self {
         let places = Arc::new(Semaphore::new(config.max_in_flight));
         let arriving = Arriving::new(config.max_arriving);
-        Self { core: Arc::new(Core { routes, config, identity, places, arriving }), layered: None }
+        Self { core: Arc::new(Core { routes, config, identity, errors, places, arriving }), layered: None }
     }
 
     pub(crate) fn config(&self) -> &ServerConfig {
@@ -117,14 +123,15 @@ impl HttpService {
         B::Error: Into<BoxError>,
     {
         let core = self.core.clone();
+        let errors = core.errors;
         let service = layer.layer(self);
         let service = tower::service_fn(move |request: Request<RequestBody>| {
             let (service, ids) = (service.clone(), ids_of(request.headers()));
             async move {
                 Ok(match AssertUnwindSafe(service.oneshot(request)).catch_unwind().await {
                     Ok(Ok(response)) => response.map(ResponseBody::streamed),
-                    Ok(Err(error)) => failed(&ids, error.into()),
-                    Err(_) => failed(&ids, "it panicked".into()),
+                    Ok(Err(error)) => failed(&ids, error.into(), errors),
+                    Err(_) => failed(&ids, "it panicked".into(), errors),
                 })
             }
         });
@@ -149,10 +156,10 @@ impl HttpService {
 }
 
 /// The answer in the place of a layer's own error, or its panic.
-fn failed(ids: &HeaderMap, error: BoxError) -> Response<ResponseBody> {
+fn failed(ids: &HeaderMap, error: BoxError, errors: ErrorForm) -> Response<ResponseBody> {
     let parts = read_parts(ids).unwrap_or_else(|refused| refused.1);
     tracing::error!(request = %parts.request_id, %error, "layer failed");
-    Ids::of(ids, &parts).respond(Err(Failure::of(ErrorKind::Internal).into()))
+    Ids::of(ids, &parts).respond(Err(Failure::of(ErrorKind::Internal).into()), errors)
 }
 
 /// The fields that every answer echoes.
@@ -182,7 +189,7 @@ impl Core {
         let ids = Ids::of(&head.headers, &parts);
         let no_body = head.method == Method::HEAD;
         let result = self.reply(&mut head, body, parts, malformed, arrival).await;
-        let response = ids.respond(result);
+        let response = ids.respond(result, self.errors);
         if no_body { head_only(response) } else { response }
     }
 

@@ -6,3 +6,4 @@ mod problem;
 pub use self::headers::names;
 pub(crate) use self::headers::{read_parts, read_usage, write_key, write_parts, write_usage};
 pub use self::problem::Problem;
+pub(crate) use self::problem::write_problem;

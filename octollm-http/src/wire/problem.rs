@@ -53,7 +53,7 @@ pub struct Problem {
     pub details: Map<String, Value>,
     /// Whether the same request can succeed later.
     pub retryable: bool,
-    /// Seconds to wait before that.
+    /// Seconds to wait before that; none where it cannot.
     pub retry_after: Option<u64>,
     /// Whether the work may have been done.
     pub may_have_executed: bool,
@@ -121,8 +121,7 @@ impl From<CallError> for Problem {
 /// `application/problem+json`, with `Retry-After` where a retry helps after a while.
 impl<B: From<Bytes>> From<Problem> for Response<B> {
     fn from(problem: Problem) -> Self {
-        let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let mut response = Self::new(Bytes::from(body).into());
+        let mut response = Self::new(write_problem(&problem, false).into());
         *response.status_mut() =
             StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let head = response.headers_mut();
@@ -166,7 +165,7 @@ impl Problem {
             message,
             details,
             retryable: failure.retryable,
-            retry_after: failure.retry_after.map(whole_seconds),
+            retry_after: failure.retry_after.filter(|_| failure.retryable).map(whole_seconds),
             may_have_executed: failure.may_have_executed,
             request_id,
             task_id,
@@ -184,10 +183,35 @@ impl Problem {
             .unwrap_or_default();
         failure.details = (!self.details.is_empty()).then_some(Value::Object(self.details));
         failure.retryable = self.retryable;
-        failure.retry_after = self.retry_after.map(Duration::from_secs);
+        failure.retry_after = self.retry_after.filter(|_| self.retryable).map(Duration::from_secs);
         failure.may_have_executed = self.may_have_executed;
         failure
     }
+}
+
+/// A problem as JSON; `nested` adds the member that clients of other stacks read.
+pub(crate) fn write_problem(problem: &Problem, nested: bool) -> Bytes {
+    let written = match nested {
+        false => serde_json::to_vec(problem),
+        true => {
+            let error = NestedError { code: problem.code, message: &problem.message };
+            serde_json::to_vec(&Nested { problem, error })
+        }
+    };
+    written.unwrap_or_default().into()
+}
+
+#[derive(Serialize)]
+struct Nested<'p> {
+    #[serde(flatten)]
+    problem: &'p Problem,
+    error: NestedError<'p>,
+}
+
+#[derive(Serialize)]
+struct NestedError<'p> {
+    code: ErrorKind,
+    message: &'p str,
 }
 
 /// What a caller sent comes back in these: without limits a body of many wrong fields made an answer many times as long. And
@@ -238,12 +262,21 @@ mod tests {
 
     #[test]
     fn a_failure_survives_the_wire() {
-        let mut failure = Failure::invalid(Violations::one("code", "length is lower than 1"));
-        failure.retry_after = Some(Duration::from_secs(3));
+        let failure = Failure::invalid(Violations::one("code", "length is lower than 1"));
+        let mut failure = failure.retryable_after(Duration::from_secs(3));
         failure.details = Some(serde_json::json!({ "offered": ["a.b"] }));
         let bytes = serde_json::to_vec(&Problem::new(&failure, Some(RequestId::new()), None)).unwrap();
         let read: Problem = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(read.into_failure(), failure);
+    }
+
+    #[test]
+    fn nobody_waits_for_what_cannot_be_retried() {
+        let mut failure = Failure::of(ErrorKind::Unavailable).retryable_after(Duration::from_secs(3));
+        assert_eq!(Problem::new(&failure, None, None).retry_after, Some(3));
+        failure.retryable = false;
+        let problem = Problem::new(&failure, None, None);
+        assert_eq!((problem.retryable, problem.retry_after), (false, None));
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! The client of an orchestrator against a server of ours: a brain whose arm is called over the same network.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -15,10 +18,11 @@ use octollm_core::{
     id::StepKey,
     orchestrator::{Orchestrator, StepOutcome},
 };
-use octollm_http::{OrchestratorClient, Server};
+use octollm_http::{Arms, OrchestratorClient, Server};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::peer::{Verdict, arms, network, orchestrator, unused_host};
 
@@ -86,6 +90,24 @@ async fn system() -> System {
     let server = Server::new("brain").orchestrator(built).listen(network().listen(&brain).unwrap()).unwrap();
     tokio::spawn(server.run());
     System { client: orchestrator(&format!("http://{brain}")), mended, checks }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_that_spends_and_hangs_reports_it_within_the_time_of_its_caller() {
+    let judge = unused_host();
+    let hanging = arm_fn(|_: Look, cx: Context| async move {
+        cx.spend(Usage::tokens(100))?;
+        std::future::pending::<Result<Verdict, ArmError>>().await
+    });
+    let server = Server::new("judge").arm::<Look>(hanging).listen(network().listen(&judge).unwrap()).unwrap();
+    tokio::spawn(server.run());
+    let arms = Arms::builder().connector(network()).arm("judge", format!("http://{judge}")).build().unwrap();
+    for time in [Duration::from_millis(20), Duration::from_secs(1), Duration::from_secs(5)] {
+        let (cx, begun) = (arms.within(time), Instant::now());
+        let error = cx.call(Look { code: "x".into() }).await.unwrap_err();
+        assert_eq!((error.kind(), cx.used()), (ErrorKind::DeadlineExceeded, Usage::tokens(100)), "{time:?}");
+        assert!(begun.elapsed() <= time, "{:?} of {time:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]

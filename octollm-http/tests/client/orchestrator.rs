@@ -13,7 +13,7 @@ use octollm_core::{
     id::TaskId,
     orchestrator::{Orchestrator, StepOutcome, TaskQuery, TaskUpdate, finished},
     parts::ContextParts,
-    task::{Submission, TaskRequest, TaskStatus},
+    task::{Priority, Submission, TaskBudget, TaskRequest, TaskStatus},
     transport::{NoArms, StepKey},
 };
 use octollm_http::client::OrchestratorClient;
@@ -61,7 +61,9 @@ async fn each_route_is_asked_as_the_wire_says() {
     let cx = Context::from_parts(parts, std::sync::Arc::new(NoArms));
     let id: TaskId = ID.parse().unwrap();
 
-    let queued = Orchestrator::submit(&client, TaskRequest::new("do it").into(), &cx).await.unwrap();
+    let budget = TaskBudget { max_tokens: Some(50), ..TaskBudget::default() };
+    let goal = Submission::from(TaskRequest::new("do it")).with_budget(budget).with_priority(Priority::High);
+    let queued = Orchestrator::submit(&client, goal, &cx).await.unwrap();
     assert_eq!((queued.status, &queued.task_id), (TaskStatus::Queued, &id));
     Orchestrator::submit(&client, Submission::of(&check()).unwrap(), &cx).await.unwrap();
     let query = TaskQuery::default().status(TaskStatus::Failed).after(id.clone()).limit(3);
@@ -89,6 +91,10 @@ async fn each_route_is_asked_as_the_wire_says() {
     let bodies: Vec<Value> =
         peer.calls()[..2].iter().map(|call| serde_json::from_slice(&call.body).unwrap()).collect();
     assert_eq!((&bodies[0]["goal"], &bodies[1]["contract"]), (&json!("do it"), &json!("code.validate")));
+    assert_eq!(
+        (&bodies[0]["budget"], &bodies[0]["priority"]),
+        (&json!({ "max_tokens": 50 }), &json!("high"))
+    );
     let submitted = &peer.calls()[0];
     assert_eq!(submitted.header("octollm-budget"), Some("tokens=5"));
     assert_eq!(submitted.header("x-correlation-id"), Some(cx.correlation_id().as_str()));
@@ -267,4 +273,23 @@ async fn a_spent_context_submits_nothing() {
     let failure = refused.unwrap_err();
     assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::BudgetExhausted, false));
     assert!(peer.calls().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_is_no_amount_is_not_submitted() {
+    let peer = Peer::start(|_| async { Answer::Json(202, task("queued", 0)) }).await;
+    let client = orchestrator(&peer.url);
+    for dollars in [-1.0, f64::NAN, f64::INFINITY, 1e300] {
+        let budget = TaskBudget { max_cost_dollars: Some(dollars), ..TaskBudget::default() };
+        for submission in [TaskRequest::new("do it").into(), Submission::of(&check()).unwrap()] {
+            let submission = submission.with_budget(budget);
+            let refused = Orchestrator::submit(&client, submission, &Context::detached()).await.unwrap_err();
+            assert_eq!(
+                (refused.kind, refused.may_have_executed),
+                (ErrorKind::ValidationFailed, false),
+                "{dollars}"
+            );
+        }
+    }
+    assert_eq!(peer.calls().len(), 0);
 }

@@ -1,7 +1,11 @@
 //! The OpenAPI documents.
 
+use octollm_core::{arm::arm_fn, error::ArmError};
 use octollm_http::Server;
-use serde_json::Value;
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{
     arms::{Worker, server, start},
@@ -96,4 +100,76 @@ async fn the_other_servers_have_theirs() {
     for path in ["/echo", "/execute", "/preprocess", "/tasks", "/arms"] {
         assert!(document["paths"][path].is_object(), "{path}");
     }
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Größe {
+    meters: f64,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Grüße {
+    words: String,
+}
+
+/// Its types are called the same once the letters are gone that a component cannot have.
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "card.print", output = Vec<Grüße>)]
+struct PrintCard {
+    size: Größe,
+    greetings: Grüße,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "input")]
+struct Tray {
+    sheets: u8,
+}
+
+/// Its type is called as the input of the contract below would be among its own.
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "tray.fill", output = ())]
+struct FillTray {
+    tray: Tray,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "tray.fill.input", output = ())]
+struct FillInput {
+    ink: f64,
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_type_does_not_take_the_name_of_a_contracts_input() {
+    let tray = || arm_fn(|_: FillTray, _| async { Ok::<_, ArmError>(()) });
+    let input = || arm_fn(|_: FillInput, _| async { Ok::<_, ArmError>(()) });
+    for first in [true, false] {
+        let server = Server::new("printer");
+        let server = match first {
+            true => server.arm(tray()).arm(input()),
+            false => server.arm(input()).arm(tray()),
+        };
+        let document = start(server).get("/openapi.json").await.json();
+        is_whole(&document);
+        let schemas = &document["components"]["schemas"];
+        assert_eq!(schemas["tray.fill.input.input"]["required"], json!(["ink"]));
+        let tray = schemas["tray.fill.input"]["properties"]["tray"]["$ref"].as_str().unwrap();
+        let tray = document.pointer(tray.strip_prefix('#').unwrap()).unwrap();
+        assert_eq!(tray["required"], json!(["sheets"]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn types_whose_names_differ_by_a_letter_are_two_schemas() {
+    let printer = arm_fn(|card: PrintCard, _| async move { Ok::<_, ArmError>(vec![card.greetings]) });
+    let document = start(Server::new("printer").arm(printer)).get("/openapi.json").await.json();
+    is_whole(&document);
+    let schemas = &document["components"]["schemas"];
+    let at = |reference: &Value| {
+        document.pointer(reference["$ref"].as_str().unwrap().strip_prefix('#').unwrap()).unwrap()
+    };
+    let input = &schemas["card.print.input"]["properties"];
+    assert_eq!(at(&input["size"])["required"], json!(["meters"]));
+    assert_eq!(at(&input["greetings"])["required"], json!(["words"]));
+    assert_eq!(at(&schemas["card.print.output"]["items"])["required"], json!(["words"]));
 }

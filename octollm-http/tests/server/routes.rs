@@ -1,10 +1,12 @@
 //! What the routes of an arm server answer.
 
 use serde_json::json;
+use tower::ServiceExt;
 
 use crate::{
     arms::{Worker, server, start},
     peer::Peer,
+    tasks::brain,
 };
 
 fn peer() -> Peer {
@@ -102,4 +104,42 @@ async fn what_goes_wrong_inside_stays_inside() {
     panicked.is_problem(500, "arm_panicked");
     assert!(!format!("{failed:?}{panicked:?}").contains("swordfish"));
     assert_eq!(peer.get("/health").await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_is_nested_too_where_the_server_says_so() {
+    let layer = tower::layer::layer_fn(|service: octollm_http::server::HttpService| {
+        tower::service_fn(move |request: http::Request<octollm_http::server::RequestBody>| {
+            let service = service.clone();
+            async move {
+                match request.uri().path() {
+                    "/layer" => Err("the layer fails".into()),
+                    _ => Ok::<_, Box<dyn std::error::Error + Send + Sync>>(service.oneshot(request).await?),
+                }
+            }
+        })
+    });
+    let nested = start(server(&Worker::default()).orchestrator(brain()).nested_errors().layer(layer));
+    for (answer, status, code) in [
+        (nested.get("/nowhere").await, 404, "not_found"),
+        (nested.post("/echo", "", r#"{"text":1}"#).await, 422, "validation_failed"),
+        (nested.post("/echo", "", "{").await, 400, "bad_request"),
+        (nested.post("/echo", "", r#"{"text":"fail"}"#).await, 500, "arm_failed"),
+        (nested.get("/tasks/task_3fK9aZ0qLw81bXyT").await, 404, "task_not_found"),
+        (nested.get("/layer").await, 500, "internal"),
+    ] {
+        let problem = answer.is_problem(status, code);
+        assert_eq!(problem["error"], json!({ "code": code, "message": problem["message"] }));
+        // Our own client reads it as any problem.
+        let ours: octollm_http::wire::Problem = serde_json::from_str(&answer.body).unwrap();
+        assert_eq!(ours.code.code(), code);
+    }
+    let document = nested.get("/openapi.json").await.json();
+    let problem = &document["components"]["schemas"]["Problem"];
+    assert_eq!(problem["properties"]["error"]["required"], json!(["code", "message"]));
+
+    let flat = start(server(&Worker::default()));
+    assert!(flat.get("/nowhere").await.is_problem(404, "not_found").get("error").is_none());
+    let document = flat.get("/openapi.json").await.json();
+    assert!(document["components"]["schemas"]["Problem"]["properties"].get("error").is_none());
 }

@@ -253,6 +253,14 @@ pub(crate) fn schemas() -> Map<String, Value> {
     named.into_iter().chain([card]).map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
 
+/// The member that repeats an error for clients of other stacks.
+pub(crate) fn nested_error() -> Value {
+    json!({
+        "type": "object", "required": ["code", "message"],
+        "properties": { "code": { "enum": codes() }, "message": { "type": "string" } },
+    })
+}
+
 /// The schemas of tasks.
 pub(crate) fn task_schemas() -> Map<String, Value> {
     let optional = |schema: Value| json!({ "anyOf": [schema, { "type": "null" }] });

@@ -2,6 +2,8 @@
 
 mod fixed;
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use http::Method;
 use octollm_core::{
@@ -33,10 +35,24 @@ impl Document {
         document
     }
 
+    /// Adds the member that repeats an error for clients of other stacks.
+    pub(crate) fn with_nested_errors(mut self) -> Self {
+        let problem = self.schemas.entry("Problem").or_insert(Value::Null);
+        problem["properties"]["error"] = fixed::nested_error();
+        if let Some(required) = problem["required"].as_array_mut() {
+            required.push("error".into());
+        }
+        self
+    }
+
     /// Adds the contracts of an arm, each by its own route and all by the envelope.
     pub(crate) fn with_contracts(mut self, card: &ArmCard) -> Self {
         let (method, path, operation) = fixed::execute();
         self.operation(&method, path, operation);
+        // The names of the contracts' own schemas come first: no definition of a type takes one.
+        for name in card.contracts.iter().flat_map(|contract| schema_names(&operation_id(contract))) {
+            self.schemas.insert(name, Value::Null);
+        }
         for contract in &card.contracts {
             self.contract(contract);
         }
@@ -86,12 +102,14 @@ impl Document {
 
     fn contract(&mut self, contract: &ContractCard) {
         let ContractCard { name, version, .. } = contract;
-        let base = if *version == 1 { name.clone() } else { format!("{name}.v{version}") };
-        let (input, output) = (format!("{base}.input"), format!("{base}.output"));
+        let base = operation_id(contract);
+        let [input, output, chunk] = schema_names(&base);
         insert(&mut self.schemas, &input, contract.input_schema.clone());
         insert(&mut self.schemas, &output, contract.output_schema.clone());
-        if !contract.chunk_schema.is_null() {
-            insert(&mut self.schemas, &format!("{base}.chunk"), contract.chunk_schema.clone());
+        if contract.chunk_schema.is_null() {
+            self.schemas.remove(&chunk);
+        } else {
+            insert(&mut self.schemas, &chunk, contract.chunk_schema.clone());
         }
         let mut operation = fixed::with_body(reference(&input), reference(&output));
         operation["operationId"] = base.into();
@@ -118,24 +136,45 @@ impl Document {
     }
 }
 
+/// `code.validate`; `code.validate.v2` for version 2.
+fn operation_id(contract: &ContractCard) -> String {
+    match contract.version {
+        1 => contract.name.clone(),
+        version => format!("{}.v{version}", contract.name),
+    }
+}
+
+/// What the schemas of an operation's input, output and chunks are called.
+fn schema_names(operation: &str) -> [String; 3] {
+    ["input", "output", "chunk"].map(|part| format!("{operation}.{part}"))
+}
+
 /// Every code that a problem can have.
 fn codes() -> Vec<&'static str> {
     ErrorKind::ALL.iter().map(|kind| kind.code()).collect()
 }
 
-/// Puts `schema` under `name` into `components`, and each of its `$defs` under a name of its own, so that every `$ref`
-/// leads somewhere in the document.
+/// Puts `schema` under `name` into `components`, and each of its `$defs` under a name that no other schema has, so that every
+/// `$ref` leads to its own.
 pub(crate) fn insert(components: &mut Map<String, Value>, name: &str, mut schema: Value) {
+    let mut names = Names { root: name, definitions: HashMap::new() };
     if let Value::Object(object) = &mut schema {
         object.remove("$schema");
         if let Some(Value::Object(definitions)) = object.remove("$defs") {
+            for key in definitions.keys() {
+                let component = unused(components, definition_name(name, key));
+                components.insert(component.clone(), Value::Null);
+                names.definitions.insert(key.clone(), component);
+            }
             for (key, mut definition) in definitions {
-                rewrite(&mut definition, name);
-                components.insert(definition_name(name, &key), definition);
+                names.rewrite(&mut definition);
+                if let Some(component) = names.definitions.get(&key) {
+                    components.insert(component.clone(), definition);
+                }
             }
         }
     }
-    rewrite(&mut schema, name);
+    names.rewrite(&mut schema);
     components.insert(name.to_owned(), schema);
 }
 
@@ -150,41 +189,60 @@ fn definition_name(name: &str, key: &str) -> String {
     format!("{name}.{key}")
 }
 
-/// Rewrites the references in a schema. What stands for a value, such as a default, is left as it is.
-fn rewrite(schema: &mut Value, name: &str) {
-    let object = match schema {
-        Value::Object(object) => object,
-        Value::Array(schemas) => return schemas.iter_mut().for_each(|schema| rewrite(schema, name)),
-        _ => return,
-    };
-    for (key, value) in object {
-        match (key.as_str(), value) {
-            ("$ref", Value::String(target)) => *target = moved(target, name),
-            ("default" | "const" | "enum" | "example" | "examples", _) => {}
-            (
-                "properties" | "patternProperties" | "dependentSchemas" | "$defs" | "definitions",
-                Value::Object(schemas),
-            ) => schemas.values_mut().for_each(|schema| rewrite(schema, name)),
-            (_, value) => rewrite(value, name),
-        }
+/// `name`, or `name_2`, `name_3` and so on where that is in use: two names can differ by what components cannot have.
+fn unused(components: &Map<String, Value>, name: String) -> String {
+    let free = |name: &String| !components.contains_key(name);
+    if free(&name) {
+        return name;
     }
+    (2_u64..).map(|number| format!("{name}_{number}")).find(free).unwrap_or(name)
 }
 
-fn moved(target: &str, name: &str) -> String {
-    let Some(rest) = target.strip_prefix("#/$defs/") else {
-        return match target {
-            "#" => format!("#/components/schemas/{name}"),
-            other => other.to_owned(),
+/// Where the parts of one schema are among the components.
+struct Names<'n> {
+    root: &'n str,
+    definitions: HashMap<String, String>,
+}
+
+impl Names<'_> {
+    /// Rewrites the references in a schema. What stands for a value, such as a default, is left as it is.
+    fn rewrite(&self, schema: &mut Value) {
+        let object = match schema {
+            Value::Object(object) => object,
+            Value::Array(schemas) => return schemas.iter_mut().for_each(|schema| self.rewrite(schema)),
+            _ => return,
         };
-    };
-    let (key, deeper) = rest.split_once('/').map_or((rest, None), |(key, deeper)| (key, Some(deeper)));
-    // A pointer escapes two characters (RFC 6901 §3), and a fragment more (RFC 3986 §3.5).
-    let key = super::head::percent_decoded(key.as_bytes()).and_then(|key| String::from_utf8(key).ok());
-    let key = key.unwrap_or_default().replace("~1", "/").replace("~0", "~");
-    let component = definition_name(name, &key);
-    match deeper {
-        Some(deeper) => format!("#/components/schemas/{component}/{deeper}"),
-        None => format!("#/components/schemas/{component}"),
+        for (key, value) in object {
+            match (key.as_str(), value) {
+                ("$ref", Value::String(target)) => {
+                    if let Some(moved) = self.moved(target) {
+                        *target = moved;
+                    }
+                }
+                ("default" | "const" | "enum" | "example" | "examples", _) => {}
+                (
+                    "properties" | "patternProperties" | "dependentSchemas" | "$defs" | "definitions",
+                    Value::Object(schemas),
+                ) => schemas.values_mut().for_each(|schema| self.rewrite(schema)),
+                (_, value) => self.rewrite(value),
+            }
+        }
+    }
+
+    /// Where a reference leads among the components, if it leads to a part of this schema.
+    fn moved(&self, target: &str) -> Option<String> {
+        if target == "#" {
+            return Some(format!("#/components/schemas/{}", self.root));
+        }
+        let rest = target.strip_prefix("#/$defs/")?;
+        let (key, deeper) = rest.split_once('/').map_or((rest, None), |(key, deeper)| (key, Some(deeper)));
+        // A pointer escapes two characters (RFC 6901 §3), and a fragment more (RFC 3986 §3.5).
+        let key = super::head::percent_decoded(key.as_bytes()).and_then(|key| String::from_utf8(key).ok());
+        let component = self.definitions.get(&key?.replace("~1", "/").replace("~0", "~"))?;
+        Some(match deeper {
+            Some(deeper) => format!("#/components/schemas/{component}/{deeper}"),
+            None => format!("#/components/schemas/{component}"),
+        })
     }
 }
 
@@ -224,5 +282,36 @@ mod tests {
                 },
             })
         );
+    }
+
+    #[test]
+    fn names_that_differ_by_what_components_cannot_have_are_two() {
+        let mut components = Map::from_iter([("a.b.input.input".to_owned(), Value::Null)]);
+        let schema = json!({
+            "properties": {
+                "size": { "$ref": "#/$defs/Gr%C3%B6%C3%9Fe" },
+                "greetings": { "items": { "$ref": "#/$defs/Grüße" } },
+                "input": { "$ref": "#/$defs/input" },
+            },
+            "$defs": {
+                "Größe": { "type": "integer" },
+                "Grüße": { "type": "string" },
+                "input": { "anyOf": [{ "$ref": "#/$defs/Größe" }, { "$ref": "#/$defs/Grüße" }] },
+            },
+        });
+        insert(&mut components, "a.b.input", schema);
+        let at = |reference: &Value| {
+            let name = reference["$ref"].as_str().unwrap().strip_prefix("#/components/schemas/").unwrap();
+            components[name].clone()
+        };
+        let properties = &components["a.b.input"]["properties"];
+        assert_eq!(at(&properties["size"]), json!({ "type": "integer" }));
+        assert_eq!(at(&properties["greetings"]["items"]), json!({ "type": "string" }));
+        let either = at(&properties["input"]);
+        assert_eq!(at(&either["anyOf"][0]), json!({ "type": "integer" }));
+        assert_eq!(at(&either["anyOf"][1]), json!({ "type": "string" }));
+        assert!(components["a.b.input.input"].is_null(), "it is another contract's");
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        assert!(components.keys().all(|name| name.chars().all(allowed)), "{components:?}");
     }
 }

@@ -76,13 +76,13 @@ enum Shape {
     },
 }
 
-/// Takes a name of letters and digits.
+/// Takes a short name in ASCII. The rule is written twice, as `JsonSchema` reads no rules about characters.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "name.check", output = bool)]
 struct CheckName {
-    #[garde(alphanumeric, length(chars, max = 16))]
+    #[garde(ascii, length(chars, max = 16))]
+    #[schemars(regex(pattern = r"^[\x00-\x7f]*$"))]
     name: String,
-    #[garde(ascii)]
     comment: Option<String>,
 }
 

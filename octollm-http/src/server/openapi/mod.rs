@@ -37,9 +37,8 @@ impl Document {
     pub(crate) fn with_contracts(mut self, card: &ArmCard) -> Self {
         let (method, path, operation) = fixed::execute();
         self.operation(&method, path, operation);
-        for contract in &card.contracts {
-            self.contract(contract);
-        }
+        let envelopes: Vec<_> = card.contracts.iter().map(|contract| self.contract(contract)).collect();
+        self.schemas.insert("Execute".into(), json!({ "oneOf": envelopes }));
         self
     }
 
@@ -84,7 +83,8 @@ impl Document {
         document.to_string().into()
     }
 
-    fn contract(&mut self, contract: &ContractCard) {
+    /// Adds the route of a contract; returns the schema of its envelope.
+    fn contract(&mut self, contract: &ContractCard) -> Value {
         let ContractCard { name, version, .. } = contract;
         let base = if *version == 1 { name.clone() } else { format!("{name}.v{version}") };
         let (input, output) = (format!("{base}.input"), format!("{base}.output"));
@@ -110,6 +110,11 @@ impl Document {
             operation["summary"] = contract.summary.as_str().into();
         }
         self.operation(&Method::POST, &contract.path, operation);
+        let mut names = vec![format!("{name}@{version}")];
+        if *version == 1 {
+            names.push(name.clone());
+        }
+        fixed::envelope(&names, reference(&input))
     }
 
     fn operation(&mut self, method: &Method, path: &str, operation: Value) {

@@ -37,7 +37,7 @@ failed=()
 cd "$home" # where schemathesis leaves its cache
 for name in arm orchestrator reflex; do
     printf '\n== %s\n' "$name"
-    "$home/venv/bin/st" --config-file "$OLDPWD/scripts/schemathesis.toml" run "${urls[$name]}/openapi.json" \
+    SCHEMATHESIS_HOOKS=fuzz_hooks PYTHONPATH=$OLDPWD/scripts PYTHONDONTWRITEBYTECODE=1 "$home/venv/bin/st" --config-file "$OLDPWD/scripts/schemathesis.toml" run "${urls[$name]}/openapi.json" \
         --max-examples "$examples" --seed "${SEED:-1}" --no-color || failed+=("$name")
 done
 if ((${#failed[@]})); then

@@ -38,12 +38,15 @@ pub(crate) fn task_operations() -> Vec<Operation> {
         json!({ "schema": { "type": "string" }, "description": "Where the task is." });
     submit["responses"] = json!({ "202": accepted, "default": problem() });
     let mut list = get("listTasks", "The caller's tasks, newest first.", reference("TaskPage"));
-    let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "schema": schema });
+    let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "schema": schema, "allowEmptyValue": true });
     push_parameters(
         &mut list,
         [
             query("status", json!({ "enum": STATUSES })),
-            query("after", task_id()),
+            query(
+                "after",
+                json!({ "type": "string", "pattern": "^(task_[a-zA-Z0-9]{16})?$", "description": "A task of the page before." }),
+            ),
             query("limit", json!({ "type": "integer", "minimum": 1, "maximum": 100, "default": 20 })),
         ],
     );
@@ -179,16 +182,17 @@ pub(crate) fn problem_response() -> Value {
 pub(crate) fn parameters() -> Value {
     let header = |name: &str, schema: Value, description: &str| json!({ "name": name, "in": "header", "schema": schema, "description": description });
     let text = || json!({ "type": "string" });
-    let pattern = |pattern: &str| json!({ "type": "string", "pattern": pattern });
+    let pattern =
+        |pattern: &str, example: &str| json!({ "type": "string", "pattern": pattern, "examples": [example] });
     let number = |from: u64, to: u64| json!({ "type": "integer", "minimum": from, "maximum": to });
     json!({
         "RequestId": header("X-Request-ID", text(), "Names the request: 1 to 128 characters of A-Z, a-z, 0-9, `.`, `_` and `-`. Anything else is replaced. Always echoed."),
         "CorrelationId": header("X-Correlation-ID", text(), "The same over all hops of one piece of work. Has the form of a request id; anything else is replaced by that."),
         "Traceparent": header("traceparent", text(), "W3C Trace Context; a malformed one is ignored."),
         "Tracestate": header("tracestate", text(), "W3C Trace Context, the vendors' part."),
-        "IdempotencyKey": header("Idempotency-Key", pattern(KEY), "Names a request that may be repeated: a quoted string. So far its form is checked, and nothing is replayed."),
+        "IdempotencyKey": header("Idempotency-Key", pattern(KEY, "\"run-7\""), "Names a request that may be repeated: a quoted string. So far its form is checked, and nothing is replayed."),
         "Timeout": header("Octollm-Timeout", number(0, u64::MAX), "Milliseconds left; at 0 the answer is 504."),
-        "Budget": header("Octollm-Budget", pattern(BUDGET), "What may be used up, such as tokens=1000;cost_usd=0.5."),
+        "Budget": header("Octollm-Budget", pattern(BUDGET, "tokens=1000;cost_usd=0.5"), "What may be used up, such as tokens=1000;cost_usd=0.5."),
         "Attempt": header("Octollm-Attempt", number(1, u32::MAX.into()), "1 for the first try."),
         "TaskId": header("Octollm-Task-Id", text(), "The task that the request belongs to: `task_` and 16 letters or digits. Anything else is ignored."),
     })

@@ -36,6 +36,7 @@ struct CountWords {
 struct Options {
     case: Case,
     #[garde(length(max = 4))]
+    #[schemars(extend("maxProperties" = 4))]
     labels: BTreeMap<String, i64>,
 }
 

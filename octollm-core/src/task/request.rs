@@ -387,4 +387,12 @@ mod tests {
             assert!(budget.check().is_err(), "{budget:?}");
         }
     }
+    #[test]
+    fn the_bounds_in_the_schema_are_the_ones_checked() {
+        let costs = |dollars| TaskBudget { max_cost_dollars: Some(dollars), ..TaskBudget::default() }.check();
+        assert!(costs(MAX_DOLLARS).is_ok());
+        assert!(costs(MAX_DOLLARS + 0.001).is_err());
+        let schema = Submission::json_schema().to_string();
+        assert!(schema.contains(&format!(r#""maximum":{MAX_DOLLARS}"#)), "{schema}");
+    }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub(crate) use self::{
     card::hex,
-    schema::{input_of, referred},
+    schema::{input_of, input_schema, referred},
 };
 pub use self::{
     card::{ContractCard, InvalidContract, Keys, fingerprint},

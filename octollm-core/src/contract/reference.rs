@@ -3,6 +3,7 @@
 use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// A contract's name and version: `code.validate`, or `code.validate@2`.
 ///
@@ -176,8 +177,21 @@ impl schemars::JsonSchema for ContractRef {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "maxLength": 65, "pattern": pattern() })
+        schemars::json_schema!({ "type": "string", "pattern": pattern(), "anyOf": lengths() })
     }
+}
+
+/// The lengths of names whose form as the name of a function is at most 64 characters long, where a dot is two characters
+/// and `@` three: exact for up to four segments; with more, no name that is shorter is refused.
+fn lengths() -> Vec<Value> {
+    let of_dots = |dots: usize| {
+        let name = format!("^[^.@]+(\\.[^.@]+){{{dots}}}");
+        [
+            json!({ "pattern": format!("{name}$"), "maxLength": 64 - dots }),
+            json!({ "pattern": format!("{name}@"), "maxLength": 62 - dots }),
+        ]
+    };
+    (1..=3).flat_map(of_dots).chain([json!({ "maxLength": 41 })]).collect()
 }
 
 /// The rules of a name as a regular expression that every JSON Schema validator takes: without lookaround.
@@ -187,7 +201,8 @@ fn pattern() -> String {
     let segment = format!("[a-z]({rest})?");
     // Of those that begin with `v`, one that goes on after the digits.
     let last = format!("([a-uw-z]({rest})?|v([0-9]*(_?[a-z]|_[0-9]|(_?[a-z-]|_[0-9]){rest}))?)");
-    format!("^{segment}(\\.{segment})*\\.{last}(@[1-9][0-9]*)?$")
+    // Versions up to the greatest, less the last few of ten digits.
+    format!("^{segment}(\\.{segment})*\\.{last}(@([1-9][0-9]{{0,8}}|[1-3][0-9]{{9}}))?$")
 }
 
 /// A text that names no contract.
@@ -255,8 +270,32 @@ mod tests {
 
         #[test]
         fn the_schema_describes_no_other_names(text in string_regex(pattern().trim_matches(['^', '$'])).unwrap()) {
-            let too_long = text.len() > 40 || text.split('@').nth(1).is_some_and(|v| v.len() > 9);
+            let too_long = text.len() > 40;
             prop_assert!(too_long || text.parse::<ContractRef>().is_ok(), "{}", text);
+        }
+    }
+
+    #[test]
+    fn the_lengths_in_the_schema_are_those_that_parse() {
+        for dots in 1..=3 {
+            for version in ["", "@9"] {
+                let name = |length: usize| {
+                    let rest = "a".repeat(length - 2 * dots - version.len());
+                    format!("{}{rest}{version}", "a.".repeat(dots))
+                };
+                let most = if version.is_empty() { 64 - dots } else { 62 - dots };
+                let all = lengths();
+                let is_there = all.iter().any(|length| {
+                    length["maxLength"] == most
+                        && length["pattern"].as_str().unwrap().contains(&format!("{{{dots}}}"))
+                });
+                assert!(is_there, "{dots} {version}");
+                assert!(name(most).parse::<ContractRef>().is_ok(), "{}", name(most));
+                assert!(name(most + 1).parse::<ContractRef>().is_err(), "{}", name(most + 1));
+            }
+        }
+        for text in ["a.".repeat(20) + "a", "a.".repeat(19) + "a@9"] {
+            assert!(text.len() <= 41 && text.parse::<ContractRef>().is_ok(), "{text}");
         }
     }
 

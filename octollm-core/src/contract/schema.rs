@@ -27,6 +27,16 @@ pub(super) fn input<C: TaskContract>() -> Value {
     if is_bare && !takes_anything::<C>() {
         root.insert("additionalProperties".into(), json!(false));
     }
+    finished(schema)
+}
+
+/// JSON Schema of what is read by `T` and by nothing else: closed, and with bounds at its integers.
+pub(crate) fn input_schema<T: JsonSchema>() -> Value {
+    finished(schema_of::<T>())
+}
+
+fn finished(mut schema: Value) -> Value {
+    bound_integers(&mut schema);
     close(schema)
 }
 
@@ -56,6 +66,31 @@ pub(super) fn chunk<C: TaskContract>() -> Value {
 
 fn schema_of<T: JsonSchema>() -> Value {
     schemars::schema_for!(T).to_value()
+}
+
+/// Adds the bounds of the type of each integer, which `format` names and no validator checks, where the schema has none.
+fn bound_integers(schema: &mut Value) {
+    let object = match schema {
+        Value::Object(object) => object,
+        Value::Array(schemas) => return schemas.iter_mut().for_each(bound_integers),
+        _ => return,
+    };
+    let bounds = match object.get("format").and_then(Value::as_str) {
+        Some("int32") => Some((json!(i32::MIN), json!(i32::MAX))),
+        Some("uint32") => Some((json!(u32::MIN), json!(u32::MAX))),
+        Some("int64" | "int") => Some((json!(i64::MIN), json!(i64::MAX))),
+        Some("uint64" | "uint") => Some((json!(u64::MIN), json!(u64::MAX))),
+        _ => None,
+    };
+    if let Some((minimum, maximum)) = bounds {
+        object.entry("minimum").or_insert(minimum);
+        object.entry("maximum").or_insert(maximum);
+    }
+    for (key, value) in object {
+        if !matches!(key.as_str(), "default" | "const" | "enum" | "example" | "examples") {
+            bound_integers(value);
+        }
+    }
 }
 
 /// Whether an object of any members is read: `{"type": "object"}` may be a struct without fields, or a map.

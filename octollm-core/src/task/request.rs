@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::TaskResult;
 use crate::{
     budget::{Budget, Cost},
-    contract::{ContractCard, ContractRef, ContractSpec, NoChunk, TaskContract, Violations},
+    contract::{ContractCard, ContractRef, ContractSpec, NoChunk, TaskContract, Violations, input_schema},
     error::Failure,
     json::{self, RawJson},
 };
@@ -19,7 +19,7 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub struct TaskRequest {
     /// 1 to 10 000 characters.
-    #[schemars(length(min = 1, max = 10_000))]
+    #[schemars(length(min = 1, max = 10_000), regex(pattern = NOT_BLANK))]
     pub goal: String,
     /// What must hold on the way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -42,6 +42,9 @@ pub struct TaskRequest {
     #[schemars(with = "Map<String, Value>")]
     pub metadata: RawJson,
 }
+
+/// A pattern for texts that have a character other than white space, as `str::trim` reads it.
+const NOT_BLANK: &str = r"[^\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]";
 
 impl TaskRequest {
     /// A goal, and nothing else said.
@@ -112,11 +115,18 @@ pub struct TaskBudget {
     pub max_tokens: Option<u64>,
     /// Seconds from the moment it starts to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = MAX_SECONDS))]
     pub max_time_seconds: Option<f64>,
     /// US dollars.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = MAX_DOLLARS))]
     pub max_cost_dollars: Option<f64>,
 }
+
+/// A year.
+const MAX_SECONDS: f64 = 31_536_000.0;
+/// The largest [`Cost`].
+const MAX_DOLLARS: f64 = 18_446_744_073.709_55;
 
 impl TaskBudget {
     /// Checks that the amounts are amounts.
@@ -125,7 +135,7 @@ impl TaskBudget {
     /// The fields that are negative, not finite or out of range.
     pub fn check(&self) -> Result<(), Violations> {
         let mut violations = Violations::default();
-        if self.max_time_seconds.is_some_and(|seconds| !(seconds > 0.0 && seconds <= 31_536_000.0)) {
+        if self.max_time_seconds.is_some_and(|seconds| !(seconds > 0.0 && seconds <= MAX_SECONDS)) {
             violations.push("budget.max_time_seconds", "is not between 0 and a year");
         }
         if self.max_cost_dollars.is_some_and(|dollars| Cost::from_dollars(dollars).is_err()) {
@@ -172,7 +182,7 @@ pub struct Submission {
 }
 
 /// The body that names its contract.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Named {
     contract: ContractRef,
@@ -183,10 +193,26 @@ struct Named {
     #[serde(default)]
     budget: TaskBudget,
     #[serde(default = "RawJson::object")]
+    #[schemars(with = "Map<String, Value>")]
     metadata: RawJson,
 }
 
+/// The two forms of the body of `POST /tasks`.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "Submission")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Body {
+    Goal(TaskRequest),
+    Contract(Named),
+}
+
 impl Submission {
+    /// The JSON Schema of what [`from_json`](Self::from_json) reads. Its definitions are in `$defs`.
+    pub fn json_schema() -> Value {
+        input_schema::<Body>()
+    }
+
     /// A task that runs `input`.
     ///
     /// # Errors
@@ -382,5 +408,13 @@ mod tests {
         ] {
             assert!(budget.check().is_err(), "{budget:?}");
         }
+    }
+    #[test]
+    fn the_bounds_in_the_schema_are_the_ones_checked() {
+        let costs = |dollars| TaskBudget { max_cost_dollars: Some(dollars), ..TaskBudget::default() }.check();
+        assert!(costs(MAX_DOLLARS).is_ok());
+        assert!(costs(MAX_DOLLARS + 0.001).is_err());
+        let schema = Submission::json_schema().to_string();
+        assert!(schema.contains(&format!(r#""maximum":{MAX_DOLLARS}"#)), "{schema}");
     }
 }

@@ -173,3 +173,43 @@ async fn types_whose_names_differ_by_a_letter_are_two_schemas() {
     assert_eq!(at(&input["greetings"])["required"], json!(["words"]));
     assert_eq!(at(&schemas["card.print.output"]["items"])["required"], json!(["words"]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_document_states_what_the_server_checks() {
+    let all = || server(&Worker::default()).reflex(Careful).orchestrator(brain());
+    let document = start(all()).get("/openapi.json").await.json();
+    let schemas = &document["components"]["schemas"];
+    // An envelope takes the contracts that are served, each with its own input and under each of its names.
+    let envelopes = schemas["Execute"]["oneOf"].as_array().unwrap();
+    let of = |name: &str| {
+        let names = |envelope: &&Value| {
+            let all = envelope["properties"]["contract"]["enum"].as_array().unwrap();
+            all.iter().any(|known| known == name)
+        };
+        envelopes.iter().find(names).map(|envelope| &envelope["properties"]["input"]["$ref"])
+    };
+    assert_eq!(of("text.echo").unwrap(), "#/components/schemas/text.echo.input");
+    assert_eq!(of("text.echo@1"), of("text.echo"));
+    assert!(of("work.panic@2").is_some());
+    assert!(of("work.panic").is_none());
+    // A submission is what the orchestrator reads.
+    assert_eq!(schemas["Submission.TaskBudget"]["additionalProperties"], false);
+    assert_eq!(schemas["Submission.TaskBudget"]["properties"]["max_tokens"]["maximum"], u64::MAX);
+    let parameters = &document["components"]["parameters"];
+    for (parameter, first_refused) in [("Attempt", "4294967296"), ("Timeout", "18446744073709551616")] {
+        let last_taken = parameters[parameter]["schema"]["maximum"].to_string();
+        let name = parameters[parameter]["name"].as_str().unwrap();
+        for (value, is_taken) in [(&*last_taken, true), (first_refused, false)] {
+            let answer = start(all()).post("/echo", &format!("{name}: {value}\r\n"), "{}").await;
+            assert_eq!(answer.status != 400, is_taken, "{name}: {value}");
+        }
+    }
+    for parameter in ["IdempotencyKey", "Budget"] {
+        let name = parameters[parameter]["name"].as_str().unwrap();
+        let example = parameters[parameter]["schema"]["examples"][0].as_str().unwrap();
+        for (value, is_taken) in [(example, true), ("", false), ("run", false)] {
+            let answer = start(all()).post("/echo", &format!("{name}: {value}\r\n"), "{}").await;
+            assert_eq!(answer.status != 400, is_taken, "{name}: {value}");
+        }
+    }
+}

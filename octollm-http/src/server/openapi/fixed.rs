@@ -1,9 +1,10 @@
 //! The parts of a document that are the same for every server.
 
 use http::Method;
+use octollm_core::task::Submission;
 use serde_json::{Map, Value, json};
 
-use super::{codes, reference};
+use super::{codes, insert, reference};
 
 /// A route, and what the document says of it.
 pub(crate) type Operation = (Method, &'static str, Value);
@@ -37,12 +38,15 @@ pub(crate) fn task_operations() -> Vec<Operation> {
         json!({ "schema": { "type": "string" }, "description": "Where the task is." });
     submit["responses"] = json!({ "202": accepted, "default": problem() });
     let mut list = get("listTasks", "The caller's tasks, newest first.", reference("TaskPage"));
-    let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "schema": schema });
+    let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "schema": schema, "allowEmptyValue": true });
     push_parameters(
         &mut list,
         [
             query("status", json!({ "enum": STATUSES })),
-            query("after", task_id()),
+            query(
+                "after",
+                json!({ "type": "string", "pattern": "^(task_[a-zA-Z0-9]{16})?$", "description": "A task of the page before." }),
+            ),
             query("limit", json!({ "type": "integer", "minimum": 1, "maximum": 100, "default": 20 })),
         ],
     );
@@ -51,7 +55,13 @@ pub(crate) fn task_operations() -> Vec<Operation> {
     let mut cancel =
         get("cancelTask", "Cancels a task; one that is finished stays as it is.", reference("Task"));
     push_parameters(&mut cancel, [id.clone()]);
-    let from = json!({ "type": ["integer", "string"], "description": "The number or the name of the first step to discard." });
+    let from = json!({
+        "anyOf": [
+            { "type": "integer", "minimum": 0, "maximum": u32::MAX, "format": "uint32" },
+            { "type": ["string", "null"] },
+        ],
+        "description": "The number or the name of the first step to discard.",
+    });
     let input = json!({ "type": "object", "properties": { "from": from }, "additionalProperties": false });
     let mut rerun = with_body(input, reference("Task"));
     rerun["operationId"] = "rerunTask".into();
@@ -172,18 +182,26 @@ pub(crate) fn problem_response() -> Value {
 pub(crate) fn parameters() -> Value {
     let header = |name: &str, schema: Value, description: &str| json!({ "name": name, "in": "header", "schema": schema, "description": description });
     let text = || json!({ "type": "string" });
+    let pattern =
+        |pattern: &str, example: &str| json!({ "type": "string", "pattern": pattern, "examples": [example] });
+    let number = |from: u64, to: u64| json!({ "type": "integer", "minimum": from, "maximum": to });
     json!({
-        "RequestId": header("X-Request-ID", id(), "Names the request; replaced if malformed, always echoed."),
-        "CorrelationId": header("X-Correlation-ID", id(), "The same over all hops of one piece of work."),
-        "Traceparent": header("traceparent", text(), "W3C Trace Context."),
+        "RequestId": header("X-Request-ID", text(), "Names the request: 1 to 128 characters of A-Z, a-z, 0-9, `.`, `_` and `-`. Anything else is replaced. Always echoed."),
+        "CorrelationId": header("X-Correlation-ID", text(), "The same over all hops of one piece of work. Has the form of a request id; anything else is replaced by that."),
+        "Traceparent": header("traceparent", text(), "W3C Trace Context; a malformed one is ignored."),
         "Tracestate": header("tracestate", text(), "W3C Trace Context, the vendors' part."),
-        "IdempotencyKey": header("Idempotency-Key", json!({ "type": "string", "pattern": "^\".{1,255}\"$" }), "Names a request that may be repeated. So far its form is checked, and nothing is replayed."),
-        "Timeout": header("Octollm-Timeout", json!({ "type": "integer", "minimum": 0 }), "Milliseconds left."),
-        "Budget": header("Octollm-Budget", text(), "What may be used up, such as tokens=1000;cost_usd=0.5."),
-        "Attempt": header("Octollm-Attempt", json!({ "type": "integer", "minimum": 1 }), "1 for the first try."),
-        "TaskId": header("Octollm-Task-Id", task_id(), "The task that the request belongs to."),
+        "IdempotencyKey": header("Idempotency-Key", pattern(KEY, "\"run-7\""), "Names a request that may be repeated: a quoted string. So far its form is checked, and nothing is replayed."),
+        "Timeout": header("Octollm-Timeout", number(0, u64::MAX), "Milliseconds left; at 0 the answer is 504."),
+        "Budget": header("Octollm-Budget", pattern(BUDGET, "tokens=1000;cost_usd=0.5"), "What may be used up, such as tokens=1000;cost_usd=0.5."),
+        "Attempt": header("Octollm-Attempt", number(1, u32::MAX.into()), "1 for the first try."),
+        "TaskId": header("Octollm-Task-Id", text(), "The task that the request belongs to: `task_` and 16 letters or digits. Anything else is ignored."),
     })
 }
+
+/// One quoted string of 1 to 255 characters, in which `"` and `\` stand after a `\`.
+const KEY: &str = r#"^"([ !#-\[\]-~]|\\["\\]){1,255}"$"#;
+/// Tokens, dollars or both, in any order.
+const BUDGET: &str = "^(tokens=[0-9]{1,19}(;cost_usd=[0-9]{1,10}(\\.[0-9]+)?)?|cost_usd=[0-9]{1,10}(\\.[0-9]+)?(;tokens=[0-9]{1,19})?)$";
 
 pub(crate) fn headers() -> Value {
     let header = |schema: Value, description: &str| json!({ "schema": schema, "description": description });
@@ -223,9 +241,6 @@ pub(crate) fn schemas() -> Map<String, Value> {
             "request_id": { "type": ["string", "null"] }, "task_id": { "type": ["string", "null"] },
         }),
     );
-    let mut execute =
-        object(&["contract", "input"], json!({ "task_id": task_id(), "contract": text(), "input": {} }));
-    execute["additionalProperties"] = false.into();
     let provenance = object(
         &["arm_id", "timestamp", "duration_ms"],
         json!({ "arm_id": text(), "timestamp": time(), "duration_ms": count() }),
@@ -242,13 +257,7 @@ pub(crate) fn schemas() -> Map<String, Value> {
         &["ready", "checks", "timestamp"],
         json!({ "ready": flag(), "checks": { "type": "object", "additionalProperties": flag() }, "timestamp": time() }),
     );
-    let named = [
-        ("Problem", problem),
-        ("Execute", execute),
-        ("Executed", executed),
-        ("Health", health),
-        ("Ready", ready),
-    ];
+    let named = [("Problem", problem), ("Executed", executed), ("Health", health), ("Ready", ready)];
     let card = ("Card", json!({ "type": "object" }));
     named.into_iter().chain([card]).map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
@@ -258,6 +267,15 @@ pub(crate) fn nested_error() -> Value {
     json!({
         "type": "object", "required": ["code", "message"],
         "properties": { "code": { "enum": codes() }, "message": { "type": "string" } },
+    })
+}
+
+/// The schema of the envelope around the input of one contract, which the envelope names in any of these forms.
+pub(crate) fn envelope(names: &[String], input: Value) -> Value {
+    let task = json!({ "anyOf": [task_id(), { "type": "null" }] });
+    json!({
+        "type": "object", "required": ["contract", "input"], "additionalProperties": false,
+        "properties": { "task_id": task, "contract": { "enum": names }, "input": input },
     })
 }
 
@@ -277,19 +295,6 @@ pub(crate) fn task_schemas() -> Map<String, Value> {
         "type": "object", "required": ["tasks"],
         "properties": { "tasks": { "type": "array", "items": reference("Task") }, "next": optional(task_id()) },
     });
-    let submission = json!({
-        "type": "object",
-        "properties": {
-            "goal": { "type": "string", "minLength": 1, "maxLength": 10_000 },
-            "constraints": { "type": "array", "items": { "type": "string" } },
-            "acceptance_criteria": { "type": "array", "items": { "type": "string" } },
-            "context": { "type": "object" }, "contract": { "type": "string" }, "input": {},
-            "priority": { "enum": ["low", "medium", "high", "critical"], "default": "medium" },
-            "budget": { "type": "object" }, "metadata": { "type": "object" },
-        },
-        "oneOf": [{ "required": ["goal"] }, { "required": ["contract"] }],
-        "additionalProperties": false,
-    });
     let step = json!({
         "type": "object", "required": ["step", "contract", "outcome", "duration_ms", "tokens_used", "cost_dollars", "at"],
         "properties": {
@@ -299,8 +304,8 @@ pub(crate) fn task_schemas() -> Map<String, Value> {
             "cost_dollars": { "type": "number", "minimum": 0 }, "at": time(),
         },
     });
-    [("Task", task), ("TaskPage", page), ("Submission", submission), ("Step", step)]
-        .into_iter()
-        .map(|(name, schema)| (name.to_owned(), schema))
-        .collect()
+    let named = [("Task", task), ("TaskPage", page), ("Step", step)];
+    let mut schemas: Map<_, _> = named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect();
+    insert(&mut schemas, "Submission", Submission::json_schema());
+    schemas
 }

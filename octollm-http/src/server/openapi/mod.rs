@@ -53,9 +53,8 @@ impl Document {
         for name in card.contracts.iter().flat_map(|contract| schema_names(&operation_id(contract))) {
             self.schemas.insert(name, Value::Null);
         }
-        for contract in &card.contracts {
-            self.contract(contract);
-        }
+        let envelopes: Vec<_> = card.contracts.iter().map(|contract| self.contract(contract)).collect();
+        self.schemas.insert("Execute".into(), json!({ "oneOf": envelopes }));
         self
     }
 
@@ -100,7 +99,8 @@ impl Document {
         document.to_string().into()
     }
 
-    fn contract(&mut self, contract: &ContractCard) {
+    /// Adds the route of a contract; returns the schema of its envelope.
+    fn contract(&mut self, contract: &ContractCard) -> Value {
         let ContractCard { name, version, .. } = contract;
         let base = operation_id(contract);
         let [input, output, chunk] = schema_names(&base);
@@ -128,6 +128,11 @@ impl Document {
             operation["summary"] = contract.summary.as_str().into();
         }
         self.operation(&Method::POST, &contract.path, operation);
+        let mut names = vec![format!("{name}@{version}")];
+        if *version == 1 {
+            names.push(name.clone());
+        }
+        fixed::envelope(&names, reference(&input))
     }
 
     fn operation(&mut self, method: &Method, path: &str, operation: Value) {

@@ -1,0 +1,169 @@
+//! An arm, an orchestrator and a reflex on ports of their own, for a fuzzer to compare with their documents.
+//!
+//! ```text
+//! cargo run --example fuzz_target
+//! ```
+//!
+//! Prints one line for each, such as `arm http://127.0.0.1:40001`, and runs until it is stopped.
+//! `scripts/fuzz_schemas.sh` runs it.
+
+use std::collections::BTreeMap;
+
+use octollm::{
+    prelude::*,
+    reflex::{Observations, Reaction, Reflex, Stimulus},
+};
+
+/// Counts the words of a text: rules for lengths, ranges and parts.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "text.count", output = Counted, idempotent)]
+struct CountWords {
+    #[garde(length(chars, min = 1, max = 40))]
+    text: String,
+    #[garde(inner(length(chars, min = 2, max = 8)), length(max = 3))]
+    without: Vec<String>,
+    #[garde(range(min = 1, max = 100))]
+    limit: Option<u8>,
+    #[serde(default)]
+    #[garde(range(min = 0.0, max = 1.0))]
+    weight: f64,
+    #[serde(default)]
+    #[garde(dive)]
+    options: Options,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema, Validate)]
+struct Options {
+    case: Case,
+    #[garde(length(max = 4))]
+    #[schemars(extend("maxProperties" = 4))]
+    labels: BTreeMap<String, i64>,
+}
+
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Case {
+    #[default]
+    Kept,
+    Folded,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Counted {
+    words: u64,
+    case: Case,
+    longest: Option<String>,
+}
+
+/// Measures a shape: one of several forms, with a tag.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "shape.measure", version = 2, output = f64, idempotent)]
+struct MeasureShape {
+    shape: Shape,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Shape {
+    Square {
+        #[garde(range(min = 0, max = 1000))]
+        side: u32,
+    },
+    Rectangle {
+        #[garde(range(min = 0, max = 1000))]
+        width: u32,
+        #[garde(range(min = 0, max = 1000))]
+        height: u32,
+    },
+}
+
+/// Takes a short name in ASCII. The rule is written twice, as `JsonSchema` reads no rules about characters.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "name.check", output = bool)]
+struct CheckName {
+    #[garde(ascii, length(chars, max = 16))]
+    #[schemars(regex(pattern = r"^[\x00-\x7f]*$"))]
+    name: String,
+    comment: Option<String>,
+}
+
+struct Worker;
+
+#[async_trait]
+impl Arm<CountWords> for Worker {
+    async fn execute(&self, task: CountWords, _: &Context) -> Result<Counted, ArmError> {
+        let words = task.text.split_whitespace().filter(|word| !task.without.iter().any(|no| no == word));
+        let words: Vec<_> = words.take(task.limit.map_or(usize::MAX, usize::from)).collect();
+        let longest = words.iter().max_by_key(|word| word.len()).map(|word| (*word).to_owned());
+        Ok(Counted { words: words.len() as u64, case: task.options.case, longest })
+    }
+}
+
+#[async_trait]
+impl Arm<MeasureShape> for Worker {
+    async fn execute(&self, task: MeasureShape, _: &Context) -> Result<f64, ArmError> {
+        Ok(match task.shape {
+            Shape::Square { side } => f64::from(side) * f64::from(side),
+            Shape::Rectangle { width, height } => f64::from(width) * f64::from(height),
+        })
+    }
+}
+
+#[async_trait]
+impl Arm<CheckName> for Worker {
+    async fn execute(&self, task: CheckName, _: &Context) -> Result<bool, ArmError> {
+        Ok(task.comment.is_none_or(|comment| comment.len() > task.name.len()))
+    }
+}
+
+/// What the orchestrator runs for a goal.
+struct Answering;
+
+#[async_trait]
+impl Arm<TaskRequest> for Answering {
+    async fn execute(&self, request: TaskRequest, _: &Context) -> Result<TaskResult, ArmError> {
+        Ok(TaskResult::new(request.goal.len()))
+    }
+}
+
+/// Lets texts pass, unless they contain a marker.
+struct Marked;
+
+#[async_trait]
+impl Reflex for Marked {
+    async fn react(
+        &self,
+        text: &Stimulus,
+        seen: &mut Observations,
+        _: &Context,
+    ) -> Result<Reaction, ArmError> {
+        if text.detect_pii && text.text.contains('@') {
+            seen.pii("email");
+            return Ok(Reaction::Rewrite(text.text.replace('@', " at ")));
+        }
+        Ok(Reaction::Pass)
+    }
+}
+
+fn brain() -> Result<Brain, octollm::Error> {
+    Ok(Brain::builder().arm(Answering).build()?)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), octollm::Error> {
+    let arm = Server::new("arm")
+        .arm::<CountWords>(Worker)
+        .arm::<MeasureShape>(Worker)
+        .arm::<CheckName>(Worker)
+        .bind("127.0.0.1:0")
+        .await?;
+    let orchestrator = Server::new("orchestrator").orchestrator(brain()?).bind("127.0.0.1:0").await?;
+    let reflex = Server::new("reflex").reflex(Marked).orchestrator(brain()?).bind("127.0.0.1:0").await?;
+    println!("arm {}", arm.url());
+    println!("orchestrator {}", orchestrator.url());
+    println!("reflex {}", reflex.url());
+    tokio::spawn(arm.run());
+    tokio::spawn(orchestrator.run());
+    reflex.run().await;
+    Ok(())
+}

@@ -89,12 +89,14 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
         // What is claimed by an answer that comes later is free again when the lease expires.
         let claimed = timeout(inner.config.lease / 3, inner.store.claim(claim)).await;
         let claimed = claimed.map_err(|_| StoreError::Unavailable("no answer came in time".into()))??;
-        if claimed.is_empty() {
-            return Ok(started);
-        }
-        started += claimed.len();
+        let count = claimed.len();
+        started += count;
         for claimed in claimed {
             begin(inner, claimed, asked + inner.config.lease);
+        }
+        // No more are free; the store reports those that come.
+        if count < room {
+            return Ok(started);
         }
     }
 }

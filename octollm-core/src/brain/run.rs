@@ -3,6 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -17,11 +18,12 @@ use super::{
     updates::UpdateLog,
 };
 use crate::{
+    budget::Usage,
     context::ContextParts,
     contract::TaskContract,
     deadline::Deadline,
     dispatcher::{Outcome, Route, Surroundings},
-    error::{ErrorKind, Failure},
+    error::{ArmError, ErrorKind, Failure},
     json::RawJson,
     store::{Claimed, Run, SideEffects, StoreError},
     task::{IllegalTransition, TaskError, TaskRecord, TaskRequest, TaskResult, TaskSpent},
@@ -54,9 +56,9 @@ impl Drop for Place<'_> {
 pub(super) async fn run(inner: Arc<Inner>, claimed: Claimed, started: Started) {
     let _place = Place(&inner, &started.run);
     let begun = Instant::now();
-    let Some((outcome, journal)) = execute(&inner, &claimed, &started).await else { return };
-    let spent = TaskSpent::new(outcome.usage, journal.arms_used(), begun.elapsed());
-    let ending = Ending { outcome, journal, spent };
+    let Some((result, usage, journal)) = execute(&inner, &claimed, &started).await else { return };
+    let spent = TaskSpent::new(usage, journal.arms_used(), begun.elapsed());
+    let ending = Ending { result, journal, spent };
     finish(&inner, claimed.record, &started, &ending).await;
 }
 
@@ -72,14 +74,18 @@ pub(super) async fn release(inner: Arc<Inner>, mut record: TaskRecord) {
 
 /// What a run ended with.
 struct Ending {
-    outcome: Outcome,
+    result: Result<TaskResult, ArmError>,
     journal: Journal,
     spent: TaskSpent,
 }
 
 /// Runs the arm, stores its updates, and publishes its progress. `None` where the journal cannot be read: the lease
 /// expires then.
-async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Option<(Outcome, Journal)> {
+async fn execute(
+    inner: &Arc<Inner>,
+    claimed: &Claimed,
+    started: &Started,
+) -> Option<(Result<TaskResult, ArmError>, Usage, Journal)> {
     let record = &claimed.record;
     let entries = match inner.store.journal(record.id()).await {
         Ok(entries) => entries,
@@ -92,7 +98,7 @@ async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Op
     let claimed_at = claimed.at().unwrap_or_else(|| clock.now());
     let backing = Backing { store, transport, clock, claimed_at, hold: hold(inner, &started.run) };
     let journal = Journal::new(record.clone(), entries, backing);
-    let outcome = match inner.dispatcher.find(record.contract()) {
+    let (result, usage) = match inner.dispatcher.find(record.contract()) {
         Ok(route) => {
             let around = surroundings(claimed, started, journal.clone());
             let work = async {
@@ -112,12 +118,13 @@ async fn execute(inner: &Arc<Inner>, claimed: &Claimed, started: &Started) -> Op
                 (outcome, ()) = run => outcome,
                 never = publish_progress(inner, record, &started.log, version, progress) => match never {},
             };
-            checked(outcome, route, &journal)
+            let usage = outcome.usage;
+            (checked(outcome, route, &journal), usage)
         }
         // Only contracts that this brain runs are claimed.
-        Err(failure) => Outcome { result: Err(failure.into()), usage: Default::default(), calls: 0 },
+        Err(failure) => (Err(failure.into()), Usage::default()),
     };
-    Some((outcome, journal))
+    Some((result, usage, journal))
 }
 
 fn hold(inner: &Arc<Inner>, run: &Run) -> Hold {
@@ -133,16 +140,13 @@ fn hold(inner: &Arc<Inner>, run: &Run) -> Hold {
     Hold { lasts: Box::new(lasts), lose: Box::new(lose) }
 }
 
-/// An outcome that does not fit its journal, or whose output is no result, is a failure.
-fn checked(mut outcome: Outcome, route: &Route, journal: &Journal) -> Outcome {
+/// The result of an outcome. One that does not fit its journal, or whose output is no result, is a failure.
+fn checked(outcome: Outcome, route: &Route, journal: &Journal) -> Result<TaskResult, ArmError> {
     let ended_well = outcome.result.is_ok();
-    let misfit = journal.mismatch(ended_well.then_some(outcome.calls));
-    let misfit =
-        misfit.or_else(|| outcome.result.as_ref().ok().and_then(|output| result(route, output).err()));
-    if let Some(failure) = misfit {
-        outcome.result = Err(failure.into());
+    match journal.mismatch(ended_well.then_some(outcome.calls)) {
+        Some(failure) => Err(failure.into()),
+        None => Ok(result(route, &outcome.result?)?),
     }
-    outcome
 }
 
 fn surroundings(claimed: &Claimed, started: &Started, journal: Journal) -> Surroundings {
@@ -230,27 +234,20 @@ fn end(
     stop: Option<Stop>,
 ) -> Result<(TaskRecord, SideEffects), IllegalTransition> {
     record.report(&ending.spent, started.log.progress());
-    settle(inner, &mut record, ending, stop)?;
+    settle(&mut record, ending, stop, inner.clock.now())?;
     let effects = events::of_change(&record, &ending.spent, inner.source());
     Ok((record, effects))
 }
 
 /// The status that an outcome leads to. A result that came before the cancellation is a result.
 fn settle(
-    inner: &Inner,
     record: &mut TaskRecord,
     ending: &Ending,
     stop: Option<Stop>,
+    now: Timestamp,
 ) -> Result<(), IllegalTransition> {
-    let now = inner.clock.now();
-    let error = match &ending.outcome.result {
-        Ok(output) => {
-            let route = inner.dispatcher.find(record.contract());
-            match route.and_then(|route| result(route, output)) {
-                Ok(result) => return record.complete(result, now),
-                Err(failure) => TaskError::from(&failure),
-            }
-        }
+    let error = match &ending.result {
+        Ok(result) => return record.complete(result.clone(), now),
         Err(error) => match (error.kind(), stop) {
             (ErrorKind::Cancelled, Some(Stop::Cancel)) => return record.cancel(now),
             (ErrorKind::Cancelled, Some(Stop::Close)) => return record.release(now),

@@ -168,31 +168,27 @@ pub enum InvalidContract {
 pub fn fingerprint(schemas: &[&Value]) -> String {
     let mut digest = Sha256::new();
     for schema in schemas {
-        digest.update(canonical(schema, true).to_string());
+        digest.update(canonical(schema).to_string());
         digest.update([0]);
     }
     hex(&digest.finalize()[..16])
 }
 
-/// The same value with sorted keys, whatever map serde_json was built with.
-pub(crate) fn canonical(value: &Value, without_prose: bool) -> Value {
+/// The same schema with sorted keys, whatever map serde_json was built with, and without titles and descriptions.
+fn canonical(value: &Value) -> Value {
     match value {
         Value::Object(object) => {
             let mut entries: Vec<_> = object
                 .iter()
                 .filter(|(key, value)| {
-                    !(without_prose
-                        && value.is_string()
-                        && matches!(key.as_str(), "title" | "description" | "$schema"))
+                    !(value.is_string() && matches!(key.as_str(), "title" | "description" | "$schema"))
                 })
-                .map(|(key, value)| (key.clone(), canonical(value, without_prose)))
+                .map(|(key, value)| (key.clone(), canonical(value)))
                 .collect();
             entries.sort_by(|a, b| a.0.cmp(&b.0));
             Value::Object(entries.into_iter().collect::<Map<_, _>>())
         }
-        Value::Array(items) => {
-            Value::Array(items.iter().map(|item| canonical(item, without_prose)).collect())
-        }
+        Value::Array(items) => Value::Array(items.iter().map(canonical).collect()),
         scalar => scalar.clone(),
     }
 }

@@ -52,7 +52,7 @@ impl<'n, X> Watch<'n, X> {
         Watch { inner, notes: self.notes, place }
     }
 
-    /// Looks at what a type asks for. serde's own words tell what it is going to do with it.
+    /// Looks at what a type asks for. The names that serde passes show what it is going to do with it.
     fn asks_freely<'de, V: Visitor<'de>>(&self, visitor: &V) -> Place {
         self.notes.free.set(true);
         if self.place == Place::InAnyValue {

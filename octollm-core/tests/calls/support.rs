@@ -88,7 +88,7 @@ impl Arm<MeasureMany> for Worker {
     }
 }
 
-/// Fails as often as it is told, each time having spent 40 tokens.
+/// Fails a given number of times, each time having spent 40 tokens.
 pub(crate) struct Flaky(pub(crate) std::sync::atomic::AtomicU32);
 
 #[async_trait]

@@ -183,7 +183,7 @@ impl Server {
         self
     }
 
-    /// Sets how dear its arms are to run, from 1 (cheap) to 5 (default 3).
+    /// Sets the cost tier of its arms, from 1 (cheap) to 5 (default 3).
     #[must_use]
     pub fn cost_tier(mut self, tier: u8) -> Self {
         self.dispatcher.card_mut().cost_tier = tier.clamp(1, 5);

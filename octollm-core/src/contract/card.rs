@@ -87,11 +87,14 @@ fn first_version() -> u32 {
 impl ContractCard {
     /// The card of `C`.
     pub fn of<C: TaskContract>() -> Self {
+        Self::with_input::<C>(schema::input::<C>())
+    }
+
+    fn with_input<C: TaskContract>(input_schema: Value) -> Self {
         let ContractSpec { name, version, path, scope, timeout, idempotent, .. } = C::SPEC;
         let ContractSpec { summary, title, tags, examples, effects, .. } = C::SPEC;
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-        let (input_schema, output_schema, chunk_schema) =
-            (schema::input::<C>(), schema::output::<C>(), schema::chunk::<C>());
+        let (output_schema, chunk_schema) = (schema::output::<C>(), schema::chunk::<C>());
         Self {
             name: name.into(),
             version,
@@ -113,7 +116,8 @@ impl ContractCard {
         }
     }
 
-    /// The card of `C`, if it can be served: its name has a form in other protocols, and its input is an object in JSON.
+    /// The card of `C`, if it can be served: its name has a form in other protocols, its input is an object in JSON, and the
+    /// rules that its schema has are those that are run.
     ///
     /// The derive macro refuses what it can see; this finds the rest, such as a contract that is written by hand, or one
     /// that is `#[serde(transparent)]`.
@@ -121,8 +125,12 @@ impl ContractCard {
     /// # Errors
     /// [`InvalidContract`], for the first of these that does not hold.
     pub fn checked<C: TaskContract>() -> Result<Self, InvalidContract> {
-        let card = Self::of::<C>();
+        let (input, unpublished) = schema::ruled_input::<C>();
+        let card = Self::with_input::<C>(input);
         let contract = ContractRef::new(&*card.name, card.version).map_err(InvalidContract::Name)?;
+        if let Some(path) = unpublished {
+            return Err(InvalidContract::Rules { contract, path });
+        }
         if card.input_schema.get("type").and_then(Value::as_str) == Some("object") {
             return Ok(card);
         }
@@ -153,6 +161,17 @@ pub enum InvalidContract {
     /// Its name has no form in other protocols.
     #[error("the contract has no valid name")]
     Name(#[source] InvalidContractRef),
+    /// A rule is in the schema of the input and not run, or run and not in the schema.
+    #[error(
+        "`{path}` in the input of {contract} has rules that are not both run and published: derive `Validate` for the \
+         type that has them and for each type on the way to it"
+    )]
+    Rules {
+        /// The contract.
+        contract: ContractRef,
+        /// The field, by its name in JSON.
+        path: String,
+    },
     /// Its input is not an object in JSON.
     #[error("the input of {contract} is not an object in JSON")]
     Input {

@@ -5,6 +5,7 @@
 
 mod card;
 mod reference;
+mod rules;
 mod schema;
 mod spec;
 mod violation;
@@ -12,6 +13,8 @@ mod violation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+#[doc(hidden)]
+pub use self::rules::{RangeEnd, SchemaRules};
 pub(crate) use self::{
     card::hex,
     schema::{input_of, input_schema, referred},
@@ -46,6 +49,10 @@ pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync 
     fn check(&self) -> Result<(), Violations> {
         Ok(())
     }
+
+    /// Adds the rules that [`check`](Self::check) runs to the schema of the input. The derive macro writes it.
+    #[doc(hidden)]
+    fn schema_rules(_: &mut SchemaRules) {}
 }
 
 /// The chunk of a contract that streams nothing: it has no values.

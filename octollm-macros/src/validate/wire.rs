@@ -27,12 +27,12 @@ pub(crate) fn rename_all_fields(attrs: &[Attribute]) -> Option<Case> {
 
 /// Whether the type stands for its one field.
 pub(crate) fn is_transparent(attrs: &[Attribute]) -> bool {
-    entries(attrs).iter().any(|entry| entry.path().is_ident("transparent"))
+    has(attrs, "transparent")
 }
 
 /// The name of a field; `None` where its own fields stand in its place.
 pub(crate) fn name(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Option<String> {
-    if entries(attrs).iter().any(|entry| entry.path().is_ident("flatten")) {
+    if has(attrs, "flatten") {
         return None;
     }
     let own = || {
@@ -40,6 +40,50 @@ pub(crate) fn name(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Opt
         all.map_or(name.clone(), |case| case.apply(&name))
     };
     Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
+}
+
+/// How the variants of an enum are told apart in JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Tagging {
+    /// `{"Name": content}`
+    Name,
+    /// `{"tag": "Name", ..}`
+    Within(String),
+    /// `{"tag": "Name", "content": content}`
+    Beside(String, String),
+    /// Not at all.
+    None,
+}
+
+/// `tag = ".."`, `content = ".."` and `untagged` of an enum.
+pub(crate) fn tagging(attrs: &[Attribute]) -> Tagging {
+    match (text(attrs, "tag"), text(attrs, "content")) {
+        (Some(tag), Some(content)) => Tagging::Beside(tag.value(), content.value()),
+        (Some(tag), None) => Tagging::Within(tag.value()),
+        _ if has(attrs, "untagged") => Tagging::None,
+        _ => Tagging::Name,
+    }
+}
+
+/// The name of a variant; `None` where it is not in the JSON, or has no tag although others have.
+pub(crate) fn variant(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Option<String> {
+    if is_absent(attrs) || has(attrs, "untagged") {
+        return None;
+    }
+    let own = || {
+        let name = ident.unraw().to_string();
+        all.map_or(name.clone(), |case| case.apply_to_variant(&name))
+    };
+    Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
+}
+
+/// Whether a field or a variant is never read.
+pub(crate) fn is_absent(attrs: &[Attribute]) -> bool {
+    has(attrs, "skip") || has(attrs, "skip_deserializing")
+}
+
+fn has(attrs: &[Attribute], key: &str) -> bool {
+    entries(attrs).iter().any(|entry| entry.path().is_ident(key))
 }
 
 /// What makes JSON that is written another one than is read, in the attributes of a struct or of one of its fields: the
@@ -146,6 +190,38 @@ impl Case {
     }
 }
 
+impl Case {
+    /// As serde does it to a variant, which it takes to be in Pascal case.
+    fn apply_to_variant(self, variant: &str) -> String {
+        let snake = || {
+            let mut name = String::new();
+            for (at, letter) in variant.char_indices() {
+                if at > 0 && letter.is_uppercase() {
+                    name.push('_');
+                }
+                name.push(letter.to_ascii_lowercase());
+            }
+            name
+        };
+        match self {
+            Self::Pascal => variant.to_owned(),
+            Self::Lower => variant.to_ascii_lowercase(),
+            Self::Upper => variant.to_ascii_uppercase(),
+            Self::Camel => {
+                let mut name = variant.to_owned();
+                if let Some(first) = name.get_mut(..1) {
+                    first.make_ascii_lowercase();
+                }
+                name
+            }
+            Self::Snake => snake(),
+            Self::ScreamingSnake => snake().to_ascii_uppercase(),
+            Self::Kebab => snake().replace('_', "-"),
+            Self::ScreamingKebab => snake().to_ascii_uppercase().replace('_', "-"),
+        }
+    }
+}
+
 fn pascal(field: &str) -> String {
     let words = field.split('_').map(|word| {
         let mut word = word.to_owned();
@@ -203,5 +279,47 @@ mod tests {
         ] {
             assert_eq!(Case::parse(case).unwrap().apply("very_tasty"), expected);
         }
+        for (case, expected) in [
+            ("lowercase", "verytasty"),
+            ("UPPERCASE", "VERYTASTY"),
+            ("PascalCase", "VeryTasty"),
+            ("camelCase", "veryTasty"),
+            ("snake_case", "very_tasty"),
+            ("SCREAMING_SNAKE_CASE", "VERY_TASTY"),
+            ("kebab-case", "very-tasty"),
+            ("SCREAMING-KEBAB-CASE", "VERY-TASTY"),
+        ] {
+            assert_eq!(Case::parse(case).unwrap().apply_to_variant("VeryTasty"), expected);
+        }
+    }
+
+    #[test]
+    fn variants_are_told_apart_as_serde_does() {
+        let tagging = |input: DeriveInput| super::tagging(&input.attrs);
+        assert_eq!(
+            tagging(parse_quote!(
+                enum A {}
+            )),
+            Tagging::Name
+        );
+        assert_eq!(
+            tagging(parse_quote!(
+                #[serde(untagged)]
+                enum A {}
+            )),
+            Tagging::None
+        );
+        assert_eq!(
+            tagging(parse_quote!(
+                #[serde(tag = "t")]
+                enum A {}
+            )),
+            Tagging::Within("t".into())
+        );
+        let beside = tagging(parse_quote!(
+            #[serde(tag = "t", content = "c")]
+            enum A {}
+        ));
+        assert_eq!(beside, Tagging::Beside("t".into(), "c".into()));
     }
 }

@@ -104,10 +104,7 @@ mod strings {
             again: "x".into(),
             ..Strings::default()
         });
-        assert_eq!(
-            paths(&found),
-            ["ascii", "alphanumeric", "measured", "counted", "four", "again"]
-        );
+        assert_eq!(paths(&found), ["ascii", "alphanumeric", "measured", "counted", "four", "again"]);
     }
 }
 

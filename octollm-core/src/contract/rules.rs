@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::schema::percent_decoded;
+use super::schema::{COMPOSED, percent_decoded};
 
 /// Added to the description of what has a rule that no schema expresses.
 const FURTHER: &str = "A further rule applies, which this schema does not express.";
@@ -48,14 +48,16 @@ impl SchemaRules {
         (self.root, flaw)
     }
 
-    /// Begins with the rules of a type; `false` where they are there already.
-    pub fn enter<T: ?Sized>(&mut self) -> bool {
+    /// The rules of a type, at its definition where it has one; once at each place.
+    pub fn of_type<T: ?Sized>(&mut self, rules: &mut dyn FnMut(&mut Self)) {
         if self.root.pointer(&self.at).is_none() {
             self.lost.push(self.path());
-            return false;
+            return;
         }
         let at = self.target(&self.at).unwrap_or_else(|| self.at.clone());
-        self.entered.insert((std::any::type_name::<T>(), at))
+        if self.entered.insert((std::any::type_name::<T>(), at.clone())) {
+            self.at_all(vec![at], "", rules);
+        }
     }
 
     /// The rules of a member.
@@ -72,6 +74,18 @@ impl SchemaRules {
     pub fn each(&mut self, rules: &mut dyn FnMut(&mut Self)) {
         let places = self.places_of_items();
         self.at_all(places, "/items", rules);
+    }
+
+    /// The rules of what may be null, where it is not.
+    pub fn present(&mut self, rules: &mut dyn FnMut(&mut Self)) {
+        let either = self.root.pointer(&self.at).and_then(|schema| schema.get("anyOf")?.as_array());
+        let place = match either.map(Vec::as_slice) {
+            Some([some, none]) if *none == json!({ "type": "null" }) && is_composed(some) => {
+                format!("{}/anyOf/0", self.at)
+            }
+            _ => self.at.clone(),
+        };
+        self.at_all(vec![place], "", rules);
     }
 
     /// The rules of a variant that stands beside its tag.
@@ -335,10 +349,33 @@ impl SchemaRules {
 impl SchemaRules {
     /// The first member that has a rule of a type which does not run it.
     fn unknown_rule(&self) -> Option<String> {
-        let unknown = self.properties_below("").into_iter().find(|at| {
-            !self.covered.contains(at) && self.root.pointer(at).is_some_and(|schema| has_rule(schema))
-        })?;
+        let mut members = self.properties_below("").into_iter();
+        let unknown = members.find(|at| !self.covered.contains(at) && self.has_rule_within(at))?;
         Some(readable(&unknown))
+    }
+
+    /// Whether the value of a member, or an item in it, has a rule or is of a type that has some.
+    fn has_rule_within(&self, member: &str) -> bool {
+        let (mut open, mut seen) = (vec![member.to_owned()], BTreeSet::new());
+        while let Some(at) = open.pop() {
+            let Some(schema) = self.root.pointer(&at) else { continue };
+            if !seen.insert(at.clone()) {
+                continue;
+            }
+            let is_of_ruled_type = self.target(&at).is_some_and(|target| {
+                self.entered.iter().any(|(_, at)| *at == target)
+                    || self.root.pointer(&target).is_some_and(has_rule)
+            });
+            if is_of_ruled_type || has_rule(schema) {
+                return true;
+            }
+            for key in ["oneOf", "anyOf", "allOf", "prefixItems"] {
+                let branches = schema.get(key).and_then(Value::as_array).map_or(0, Vec::len);
+                open.extend((0..branches).map(|index| format!("{at}/{key}/{index}")));
+            }
+            open.extend(["items", "additionalProperties"].map(|key| format!("{at}/{key}")));
+        }
+        false
     }
 
     /// All members that can be reached from a schema.
@@ -396,8 +433,11 @@ fn has_rule(schema: &Value) -> bool {
             least.is_some_and(|least| !min.contains(&least)) || most.is_some_and(|most| !max.contains(&most))
         })
     });
-    let of_items = ["items", "additionalProperties"].iter().any(|key| object.get(*key).is_some_and(has_rule));
-    of_text || of_list || of_number || of_items
+    of_text || of_list || of_number
+}
+
+fn is_composed(schema: &Value) -> bool {
+    COMPOSED.iter().any(|key| schema.get(key).is_some())
 }
 
 fn readable(pointer: &str) -> String {

@@ -148,7 +148,7 @@ struct Closing {
 }
 
 /// What chooses, or adds to, a schema.
-const COMPOSED: [&str; 4] = ["$ref", "allOf", "anyOf", "oneOf"];
+pub(super) const COMPOSED: [&str; 4] = ["$ref", "allOf", "anyOf", "oneOf"];
 
 impl Closing {
     /// Finds the definitions that stand for parts.

@@ -77,9 +77,26 @@ fn read_noting<T: DeserializeOwned>(bytes: &[u8], notes: &Notes) -> Result<T, Fa
         }
         _ => {
             well_formed(text)?;
-            shape::read(text).map_err(Failure::invalid)
+            notes.take_whole_floats(text);
+            shape::read(text, notes).map_err(Failure::invalid)
         }
     }
+}
+
+/// Reads an output: what it has more than the type is passed over, and `3.0` is an integer.
+///
+/// # Errors
+/// Where it is no JSON, or has another shape.
+pub(crate) fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    let read = serde_json::from_slice(bytes);
+    let Err(error) = read else { return read };
+    let Ok(text) = std::str::from_utf8(bytes) else { return Err(error) };
+    let notes = Notes::default();
+    notes.take_whole_floats(text);
+    let mut json = Deserializer::from_str(text);
+    let again =
+        T::deserialize(Watch::of_output(&mut json, &notes)).and_then(|value| json.end().map(|()| value));
+    again.map_err(|_| error)
 }
 
 /// Looks for members that the schema of a contract does not know.

@@ -4,14 +4,20 @@
 //! then costs nothing but a flag, and no second look at the text is needed. It tells when one is.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     fmt::{self, Write},
 };
 
-use serde::de::{
-    DeserializeSeed, Deserializer, EnumAccess, Expected, IgnoredAny, MapAccess, SeqAccess, VariantAccess,
-    Visitor,
+use serde::{
+    Deserialize,
+    de::{
+        DeserializeSeed, Deserializer, EnumAccess, Error, Expected, IgnoredAny, MapAccess, SeqAccess,
+        Unexpected, VariantAccess, Visitor,
+    },
 };
+use serde_json::value::RawValue;
+
+use super::value::BEYOND_INTEGERS;
 
 /// What a type did with its input.
 #[derive(Debug, Default)]
@@ -23,6 +29,116 @@ pub(super) struct Notes {
     /// It took a part aside before it knew what it is, as serde does where a struct is flattened or an enum has a tag:
     /// what it leaves out of that is not seen.
     pub(super) set_aside: Cell<bool>,
+    /// Set where a float without a fraction is taken for an integer: JSON Schema does not tell them apart. These values are
+    /// not, as what is written has a fraction.
+    inexact: OnceCell<Vec<f64>>,
+}
+
+impl Notes {
+    /// From now on `3.0` is taken where an integer is due.
+    pub(super) fn take_whole_floats(&self, text: &str) {
+        self.inexact.get_or_init(|| super::value::inexact(text.as_bytes()));
+    }
+
+    /// The integer that a float is, if it is one.
+    fn whole(&self, float: f64) -> Option<Whole> {
+        let is_whole = float.fract() == 0.0 && float.abs() < BEYOND_INTEGERS;
+        let is_exact = self.inexact.get().is_some_and(|inexact| !inexact.contains(&float));
+        (is_whole && is_exact).then(|| match float < 0.0 {
+            true => Whole::Negative(float as i128),
+            false => Whole::Positive(float as u128),
+        })
+    }
+}
+
+/// An integer that is written as a float.
+enum Whole {
+    Positive(u128),
+    /// Saturated at the least `i128`.
+    Negative(i128),
+}
+
+impl Whole {
+    /// Passes it on as serde_json passes integers, if it fits 64 bits; then `otherwise`.
+    fn visit<'de, V: Visitor<'de>, E: serde::de::Error>(
+        self,
+        visitor: V,
+        otherwise: impl FnOnce(V, Self) -> Result<V::Value, E>,
+    ) -> Result<V::Value, E> {
+        let (unsigned, signed) = match self {
+            Self::Positive(number) => (u64::try_from(number).ok(), None),
+            Self::Negative(number) => (None, i64::try_from(number).ok()),
+        };
+        match (unsigned, signed) {
+            (Some(number), _) => visitor.visit_u64(number),
+            (_, Some(number)) => visitor.visit_i64(number),
+            _ => otherwise(visitor, self),
+        }
+    }
+}
+
+macro_rules! visit {
+    ($($method:ident($($value:ident: $type:ty)?);)*) => {$(
+        fn $method<E: serde::de::Error>(self, $($value: $type)?) -> Result<V::Value, E> {
+            self.inner.$method($($value)?)
+        }
+    )*};
+}
+
+/// Takes an integer, also one that is written as a float.
+struct Integer<'n, V> {
+    inner: V,
+    notes: &'n Notes,
+    /// It may have 128 bits.
+    is_wide: bool,
+}
+
+impl<V> Integer<'_, V> {
+    /// From the text: serde_json reads 128 bits from digits alone.
+    fn read<'de, D: Deserializer<'de>>(self, from: D) -> Result<V::Value, D::Error>
+    where
+        V: Visitor<'de>,
+    {
+        let raw = Box::<RawValue>::deserialize(from)?;
+        let text = raw.get();
+        if let Ok(number) = text.parse() {
+            return self.inner.visit_u128(number);
+        }
+        if let Ok(number) = text.parse() {
+            return self.inner.visit_i128(number);
+        }
+        match text.parse() {
+            Ok(float) => self.visit_f64(float),
+            Err(_) => Err(D::Error::invalid_type(Unexpected::Other("another value"), &self)),
+        }
+    }
+}
+
+impl<'de, V: Visitor<'de>> Visitor<'de> for Integer<'_, V> {
+    type Value = V::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.expecting(f)
+    }
+
+    visit! {
+        visit_i64(value: i64);
+        visit_i128(value: i128);
+        visit_u64(value: u64);
+        visit_u128(value: u128);
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, float: f64) -> Result<V::Value, E> {
+        let is_wide = self.is_wide;
+        match self.notes.whole(float) {
+            None => self.inner.visit_f64(float),
+            Some(whole) => whole.visit(self.inner, |visitor, whole| match whole {
+                Whole::Positive(number) if is_wide => visitor.visit_u128(number),
+                Whole::Negative(number) if is_wide => visitor.visit_i128(number),
+                _ => visitor.visit_f64(float),
+            }),
+        }
+    }
 }
 
 /// Where a value is.
@@ -32,6 +148,8 @@ enum Place {
     Within,
     /// In a `serde_json::Value`, which takes all there is.
     InAnyValue,
+    /// In what is set aside until it is known what it is. An integer is due there, or any number.
+    Aside,
 }
 
 /// Wraps a deserializer, and everything that it hands out.
@@ -44,6 +162,11 @@ pub(super) struct Watch<'n, X> {
 impl<'n, X> Watch<'n, X> {
     pub(super) fn new(inner: X, notes: &'n Notes) -> Self {
         Self { inner, notes, place: Place::Root }
+    }
+
+    /// For what is no input: a unit struct is not read from an object.
+    pub(super) fn of_output(inner: X, notes: &'n Notes) -> Self {
+        Self { inner, notes, place: Place::Within }
     }
 
     /// Something within what is watched here.
@@ -67,6 +190,7 @@ impl<'n, X> Watch<'n, X> {
         let aside: [&[u8]; 3] = [b"any value", b"struct ", b"internally tagged enum"];
         if aside.iter().any(|aside| words.starts_with(aside)) {
             self.notes.set_aside.set(true);
+            return Place::Aside;
         }
         Place::Within
     }
@@ -98,21 +222,23 @@ macro_rules! deserialize {
     )*};
 }
 
+macro_rules! integers {
+    ($($method:ident, $is_wide:literal;)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+            let visitor = Integer { inner: visitor, notes: self.notes, is_wide: $is_wide };
+            if $is_wide && self.notes.inexact.get().is_some() {
+                return visitor.read(self.inner);
+            }
+            self.inner.$method(visitor)
+        }
+    )*};
+}
+
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
     type Error = D::Error;
 
     deserialize! {
         deserialize_bool();
-        deserialize_i8();
-        deserialize_i16();
-        deserialize_i32();
-        deserialize_i64();
-        deserialize_i128();
-        deserialize_u8();
-        deserialize_u16();
-        deserialize_u32();
-        deserialize_u64();
-        deserialize_u128();
         deserialize_f32();
         deserialize_f64();
         deserialize_char();
@@ -128,6 +254,19 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
         deserialize_enum(name: &'static str, variants: &'static [&'static str]);
         deserialize_identifier();
         deserialize_ignored_any() => ignored;
+    }
+
+    integers! {
+        deserialize_i8, false;
+        deserialize_i16, false;
+        deserialize_i32, false;
+        deserialize_i64, false;
+        deserialize_i128, true;
+        deserialize_u8, false;
+        deserialize_u16, false;
+        deserialize_u32, false;
+        deserialize_u64, false;
+        deserialize_u128, true;
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -215,14 +354,6 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Memberless<V> {
     }
 }
 
-macro_rules! visit {
-    ($($method:ident($($value:ident: $type:ty)?);)*) => {$(
-        fn $method<E: serde::de::Error>(self, $($value: $type)?) -> Result<V::Value, E> {
-            self.inner.$method($($value)?)
-        }
-    )*};
-}
-
 impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
     type Value = V::Value;
 
@@ -243,7 +374,6 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
         visit_u64(value: u64);
         visit_u128(value: u128);
         visit_f32(value: f32);
-        visit_f64(value: f64);
         visit_char(value: char);
         visit_str(value: &str);
         visit_borrowed_str(value: &'de str);
@@ -253,6 +383,14 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
         visit_byte_buf(value: Vec<u8>);
         visit_none();
         visit_unit();
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, float: f64) -> Result<V::Value, E> {
+        let whole = if self.place == Place::Aside { self.notes.whole(float) } else { None };
+        match whole {
+            None => self.inner.visit_f64(float),
+            Some(whole) => whole.visit(self.inner, |visitor, _| visitor.visit_f64(float)),
+        }
     }
 
     fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {

@@ -30,12 +30,17 @@ macro_rules! same {
 
 same!(
     ['a, T: HasSchemaRules + ?Sized] &'a T => T,
-    [T: HasSchemaRules] Option<T> => T,
     [T: HasSchemaRules + ?Sized] Box<T> => T,
     [T: HasSchemaRules + ?Sized] Rc<T> => T,
     [T: HasSchemaRules + ?Sized] Arc<T> => T,
     ['a, T: HasSchemaRules + ToOwned + ?Sized] Cow<'a, T> => T,
 );
+
+impl<T: HasSchemaRules> HasSchemaRules for Option<T> {
+    fn octollm_schema_rules(rules: &mut SchemaRules) {
+        rules.present(&mut T::octollm_schema_rules);
+    }
+}
 
 macro_rules! each {
     ($([$($generics:tt)*] $type:ty),* $(,)?) => {$(

@@ -2,7 +2,7 @@
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::{ToTokens, quote};
-use syn::{Expr, Field, Fields, ext::IdentExt};
+use syn::{Expr, ExprLit, ExprUnary, Field, Fields, Lit, UnOp, ext::IdentExt};
 
 use super::{
     attr::{Arguments, Call, Kind, Rule},
@@ -47,10 +47,10 @@ pub(crate) fn rules(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream 
         }
     };
     quote! {
-        if __octollm_rules.enter::<Self>() {
+        __octollm_rules.of_type::<Self>(&mut |__octollm_rules| {
             #on_type
             #on_fields
-        }
+        });
     }
 }
 
@@ -126,11 +126,14 @@ impl Writer<'_> {
             }
             Arguments::Range(bounds) => {
                 let end = |end: Option<&Expr>| match end {
-                    Some(end) => quote!({
-                        #[allow(unused_imports)]
-                        use #rt::{NoNumber as _, Number as _};
-                        (&#rt::AnyNumber(#end)).octollm_end()
-                    }),
+                    Some(end) => {
+                        let end = wide(end);
+                        quote!({
+                            #[allow(unused_imports)]
+                            use #rt::{NoNumber as _, Number as _};
+                            (&#rt::AnyNumber(#end)).octollm_end()
+                        })
+                    }
                     None => quote!(#rt::RangeEnd::Open),
                 };
                 let (min, max) = (end(bounds.min()), end(bounds.max()));
@@ -169,6 +172,22 @@ impl Writer<'_> {
         any(expr.to_token_stream(), &|word| {
             word == "self" || named.iter().any(|name| name == word) || is_position(word, positions)
         })
+    }
+}
+
+/// A literal without a type of its own would be an `i32`, whatever the type of the field is.
+fn wide(expr: &Expr) -> TokenStream {
+    match expr {
+        Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) if number.suffix().is_empty() => {
+            quote!((#number as ::core::primitive::u64))
+        }
+        Expr::Unary(ExprUnary { op: UnOp::Neg(_), expr, .. }) => match &**expr {
+            Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) if number.suffix().is_empty() => {
+                quote!((-#number as ::core::primitive::i64))
+            }
+            _ => quote!(-#expr),
+        },
+        expr => expr.to_token_stream(),
     }
 }
 

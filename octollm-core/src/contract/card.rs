@@ -7,18 +7,21 @@ use sha2::{Digest, Sha256};
 use super::{ContractRef, ContractSpec, Effects, InvalidContractRef, TaskContract, schema};
 
 /// A contract as an arm's card shows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct ContractCard {
     /// `code.validate`
     pub name: String,
     /// 1 or more (default 1).
     #[serde(default = "first_version")]
+    #[schemars(range(min = 1))]
     pub version: u32,
     /// Changes when a schema changes: see [`fingerprint`]. Empty where the card has none.
     #[serde(default)]
+    #[schemars(regex(pattern = "^([0-9a-f]{32})?$"))]
     pub fingerprint: String,
     /// The route on the arm's server.
+    #[schemars(regex(pattern = "^/"))]
     pub path: String,
     /// The scope a caller's token needs.
     #[serde(default)]
@@ -61,7 +64,7 @@ pub struct ContractCard {
 }
 
 /// Which calls with an idempotency key an arm runs once, whatever arrives again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Keys {

@@ -13,17 +13,20 @@ mod violation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-#[doc(hidden)]
-pub use self::rules::{RangeEnd, SchemaRules};
 pub(crate) use self::{
     card::hex,
-    schema::{input_of, input_schema, referred},
+    schema::{input_of, referred},
 };
 pub use self::{
     card::{ContractCard, InvalidContract, Keys, fingerprint},
     reference::{ContractRef, InvalidContractRef},
     spec::{ContractSpec, Effects, OwnedSpec, Spec},
     violation::{Violation, Violations},
+};
+#[doc(hidden)]
+pub use self::{
+    rules::{RangeEnd, SchemaRules},
+    schema::{input_schema, output_schema},
 };
 
 /// A type that can be asked of an arm. Derive it with `#[derive(TaskContract)]`.
@@ -52,7 +55,10 @@ pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync 
 
     /// Adds the rules that [`check`](Self::check) runs to the schema of the input. The derive macro writes it.
     #[doc(hidden)]
-    fn schema_rules(_: &mut SchemaRules) {}
+    fn schema_rules(rules: &mut SchemaRules) {
+        // Written by hand, as the check is.
+        rules.skip();
+    }
 }
 
 /// The chunk of a contract that streams nothing: it has no values.

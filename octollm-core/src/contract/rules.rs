@@ -488,3 +488,70 @@ fn ipv6() -> String {
          |(({h}:){{0,5}}{h})?::{h}|(({h}:){{0,6}}{h})?::)"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+    use regex_automata::meta::Regex;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_those_that_the_standard_library_reads() {
+        let (four, six) = (format!("^{}$", ipv4()), format!("^{}$", ipv6()));
+        let (four, six) = (Regex::new(&four).unwrap(), Regex::new(&six).unwrap());
+        for text in [
+            "1.2.3.4",
+            "255.255.255.255",
+            "256.1.1.1",
+            "1.2.3",
+            "01.2.3.4",
+            "0.0.0.0",
+            "1.2.3.4.5",
+            "::",
+            "::1",
+            "1::",
+            "1:2:3:4:5:6:7:8",
+            "1:2:3:4:5:6:7::",
+            "::2:3:4:5:6:7:8",
+            "1:2:3:4:5:6:7::8",
+            "1:2:3:4:5:6:7:8:9",
+            "::ffff:1.2.3.4",
+            "1:2:3:4:5:6:1.2.3.4",
+            "1:2:3:4:5::1.2.3.4",
+            "1:2:3:4:5:6::1.2.3.4",
+            "1.2.3.4::",
+            "fe80::1%eth0",
+            "1::2::3",
+            ":1",
+            "1:",
+            "00001::",
+            "::1.2.3",
+            "::01.2.3.4",
+            "ABCD::abcd",
+            "",
+        ] {
+            assert_eq!(four.is_match(text), text.parse::<Ipv4Addr>().is_ok(), "{text}");
+            assert_eq!(six.is_match(text), text.parse::<Ipv6Addr>().is_ok(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn texts_like_addresses_agree(text in "(::)?([0-9a-g]{1,2}:{1,2}){0,8}([0-9]{1,3}[.:]){0,4}[0-9a-f]{0,5}") {
+            let (four, six) = (format!("^{}$", ipv4()), format!("^{}$", ipv6()));
+            let (four, six) = (Regex::new(&four).unwrap(), Regex::new(&six).unwrap());
+            prop_assert_eq!(four.is_match(&text), text.parse::<Ipv4Addr>().is_ok(), "{}", text);
+            prop_assert_eq!(six.is_match(&text), text.parse::<Ipv6Addr>().is_ok(), "{}", text);
+        }
+
+        #[test]
+        fn a_literal_matches_itself_alone(text in "\\PC{0,8}", other in "\\PC{0,8}") {
+            let pattern = Regex::new(&format!("^{}$", literal(&text))).unwrap();
+            prop_assert!(pattern.is_match(&text));
+            prop_assert_eq!(pattern.is_match(&other), text == other);
+        }
+    }
+}

@@ -42,7 +42,7 @@ fn of_input<C: TaskContract>(mut schema: Value) -> Value {
 }
 
 /// JSON Schema of what is read by `T` and by nothing else: closed, and with bounds at its integers.
-pub(crate) fn input_schema<T: JsonSchema>() -> Value {
+pub fn input_schema<T: JsonSchema>() -> Value {
     finished(schema_of::<T>())
 }
 
@@ -65,8 +65,13 @@ pub(crate) fn input_of<C: TaskContract>() -> Arc<Value> {
 
 /// JSON Schema of the output: any JSON, with room for more members later.
 pub(super) fn output<C: TaskContract>() -> Value {
+    output_schema::<C::Output>()
+}
+
+/// JSON Schema of what is written by `T`, with room for more members later.
+pub fn output_schema<T: JsonSchema>() -> Value {
     let generator = SchemaGenerator::new(SchemaSettings::default().for_serialize());
-    generator.into_root_schema_for::<C::Output>().to_value()
+    generator.into_root_schema_for::<T>().to_value()
 }
 
 /// JSON Schema of what is streamed; null where nothing is.

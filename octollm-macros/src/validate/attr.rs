@@ -213,6 +213,11 @@ fn conditional(entry: ParseStream<'_>, name: &Ident) -> syn::Result<Kind> {
 
 fn unknown(name: &Ident) -> syn::Error {
     let word = name.to_string();
+    if word == "pattern" {
+        let message = "`pattern` is in Rust's dialect, in which a schema would mean something else: check the text with \
+                       `custom`, and publish its form with `#[schemars(regex(pattern = \"..\"))]`";
+        return syn::Error::new_spanned(name, message);
+    }
     if LEFT_OUT.contains(&word.as_str()) {
         return left_out(name);
     }

@@ -17,15 +17,18 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::value::BEYOND_INTEGERS;
+use super::{
+    keys::{Keys, Seen},
+    value::BEYOND_INTEGERS,
+};
 
 /// What a type did with its input.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     /// It left something out: a field that it does not know.
     pub(super) ignored: Cell<bool>,
-    /// It took something as it came: a map, any value, raw text or bytes. Keys may repeat in it.
-    pub(super) free: Cell<bool>,
+    /// It took a text as it came, raw or as bytes, and nobody looked into it.
+    pub(super) unread: Cell<bool>,
     /// It took a part aside before it knew what it is, as serde does where a struct is flattened or an enum has a tag:
     /// what it leaves out of that is not seen.
     pub(super) set_aside: Cell<bool>,
@@ -146,6 +149,8 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Integer<'_, V> {
 enum Place {
     Root,
     Within,
+    /// In a map, or in what a type takes whatever it is. Nobody but this looks for a key that is there twice.
+    InMap,
     /// In a `serde_json::Value`, which takes all there is.
     InAnyValue,
     /// In what is set aside until it is known what it is. An integer is due there, or any number.
@@ -177,7 +182,6 @@ impl<'n, X> Watch<'n, X> {
 
     /// Looks at what a type asks for. The names that serde passes show what it is going to do with it.
     fn asks_freely<'de, V: Visitor<'de>>(&self, visitor: &V) -> Place {
-        self.notes.free.set(true);
         if self.place == Place::InAnyValue {
             return Place::InAnyValue;
         }
@@ -192,7 +196,7 @@ impl<'n, X> Watch<'n, X> {
             self.notes.set_aside.set(true);
             return Place::Aside;
         }
-        Place::Within
+        Place::InMap
     }
 }
 
@@ -244,8 +248,8 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
         deserialize_char();
         deserialize_str();
         deserialize_string();
-        deserialize_bytes() => free;
-        deserialize_byte_buf() => free;
+        deserialize_bytes() => unread;
+        deserialize_byte_buf() => unread;
         deserialize_option();
         deserialize_unit();
         deserialize_seq();
@@ -299,7 +303,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
     ) -> Result<V::Value, D::Error> {
         // serde_json asks for raw text by a name of its own.
         if name.starts_with('$') {
-            self.notes.free.set(true);
+            self.notes.unread.set(true);
         }
         let visitor = Watch { inner: visitor, notes: self.notes, place: self.place };
         self.inner.deserialize_newtype_struct(name, visitor)
@@ -409,7 +413,10 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        let map = self.hand_out(map);
+        // With whole floats, the keys have been compared before.
+        let is_new = self.notes.inexact.get().is_none();
+        let looks = is_new && matches!(self.place, Place::InMap | Place::Aside | Place::InAnyValue);
+        let map = Members { inner: self.hand_out(map), keys: looks.then(Keys::default) };
         self.inner.visit_map(map)
     }
 
@@ -441,21 +448,31 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Watch<'_, A> {
     }
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Watch<'_, A> {
+/// The members of an object.
+struct Members<'n, A> {
+    inner: Watch<'n, A>,
+    /// Where a key that is there twice has to be found here; a struct finds it by itself.
+    keys: Option<Keys>,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, A> {
     type Error = A::Error;
 
-    // Keys are text and have nothing to watch.
+    // Keys are text and have nothing to watch but that they differ.
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_key_seed(seed)
+        match &mut self.keys {
+            Some(keys) => self.inner.inner.next_key_seed(Seen { inner: seed, keys }),
+            None => self.inner.inner.next_key_seed(seed),
+        }
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        let seed = self.hand_out(seed);
-        self.inner.next_value_seed(seed)
+        let seed = self.inner.hand_out(seed);
+        self.inner.inner.next_value_seed(seed)
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.inner.size_hint()
+        self.inner.inner.size_hint()
     }
 }
 

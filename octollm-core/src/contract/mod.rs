@@ -4,10 +4,12 @@
 //! time limit and whether a retry is safe; its schemas and their fingerprint stand on the arm's [`ContractCard`].
 
 mod card;
+mod patterns;
 mod reference;
 mod rules;
 mod schema;
 mod spec;
+mod unruled;
 mod violation;
 
 use schemars::JsonSchema;

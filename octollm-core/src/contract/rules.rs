@@ -3,11 +3,14 @@
 //! `JsonSchema` reads some of the words in `#[garde(..)]`, and some of these differently from what is checked. The derives
 //! write down all rules of a type, and this adds them to the schema of the type, where they stand in the JSON.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::schema::{COMPOSED, percent_decoded};
+use super::{
+    patterns::{ipv4, ipv6, literal},
+    schema::{COMPOSED, percent_decoded},
+};
 
 /// Added to the description of what has a rule that no schema expresses.
 const FURTHER: &str = "A further rule applies, which this schema does not express.";
@@ -15,13 +18,13 @@ const FURTHER: &str = "A further rule applies, which this schema does not expres
 /// A schema to which the rules of types are added.
 #[derive(Debug)]
 pub struct SchemaRules {
-    root: Value,
+    pub(super) root: Value,
     /// JSON pointer to the schema that the next rule is for.
     at: String,
     /// The types whose rules were added, and where.
-    entered: BTreeSet<(&'static str, String)>,
+    pub(super) entered: BTreeSet<(&'static str, String)>,
     /// The members and items whose rules are known, if they have any.
-    covered: BTreeSet<String>,
+    pub(super) covered: BTreeSet<String>,
     /// Rules that have no place in the schema.
     lost: Vec<String>,
 }
@@ -307,7 +310,7 @@ impl SchemaRules {
     }
 
     /// Where the schema in hand refers to, if it does.
-    fn target(&self, at: &str) -> Option<String> {
+    pub(super) fn target(&self, at: &str) -> Option<String> {
         let reference = self.root.pointer(at)?.get("$ref")?.as_str()?.strip_prefix('#')?;
         Some(percent_decoded(reference).into_owned())
     }
@@ -345,102 +348,11 @@ impl SchemaRules {
     }
 }
 
-/// Rules in the schema that nothing runs.
-impl SchemaRules {
-    /// The first member that has a rule of a type which does not run it.
-    fn unknown_rule(&self) -> Option<String> {
-        let mut members = self.properties_below("").into_iter();
-        let unknown = members.find(|at| !self.covered.contains(at) && self.has_rule_within(at))?;
-        Some(readable(&unknown))
-    }
-
-    /// Whether the value of a member, or an item in it, has a rule or is of a type that has some.
-    fn has_rule_within(&self, member: &str) -> bool {
-        let (mut open, mut seen) = (vec![member.to_owned()], BTreeSet::new());
-        while let Some(at) = open.pop() {
-            let Some(schema) = self.root.pointer(&at) else { continue };
-            if !seen.insert(at.clone()) {
-                continue;
-            }
-            let is_of_ruled_type = self.target(&at).is_some_and(|target| {
-                self.entered.iter().any(|(_, at)| *at == target)
-                    || self.root.pointer(&target).is_some_and(has_rule)
-            });
-            if is_of_ruled_type || has_rule(schema) {
-                return true;
-            }
-            for key in ["oneOf", "anyOf", "allOf", "prefixItems"] {
-                let branches = schema.get(key).and_then(Value::as_array).map_or(0, Vec::len);
-                open.extend((0..branches).map(|index| format!("{at}/{key}/{index}")));
-            }
-            open.extend(["items", "additionalProperties"].map(|key| format!("{at}/{key}")));
-        }
-        false
-    }
-
-    /// All members that can be reached from a schema.
-    fn properties_below(&self, from: &str) -> Vec<String> {
-        let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
-        let mut open = vec![from.to_owned()];
-        while let Some(at) = open.pop() {
-            let Some(object) = self.root.pointer(&at).and_then(Value::as_object) else { continue };
-            if !seen.insert(at.clone()) {
-                continue;
-            }
-            for key in ["oneOf", "anyOf", "allOf", "prefixItems"] {
-                let branches = object.get(key).and_then(Value::as_array).map_or(0, Vec::len);
-                open.extend((0..branches).map(|index| format!("{at}/{key}/{index}")));
-            }
-            open.extend(["items", "additionalProperties"].map(|key| format!("{at}/{key}")));
-            open.extend(self.target(&at));
-            let members = object.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
-            let members: Vec<_> = members.map(|name| format!("{at}/properties/{}", escaped(name))).collect();
-            found.extend(members.iter().cloned());
-            open.extend(members);
-        }
-        found
-    }
-}
-
-/// Whether a member has a rule that is not one of its type: what `JsonSchema` writes for `#[garde(..)]`.
-fn has_rule(schema: &Value) -> bool {
-    let Some(object) = schema.as_object() else { return false };
-    let number = |key: &str| object.get(key).and_then(Value::as_f64);
-    let formed = ["format", "pattern", "const", "enum"].iter().any(|key| object.contains_key(*key));
-    let (least, most) = (number("minLength"), number("maxLength"));
-    let of_text = (least.is_some() || most.is_some()) && !formed && (least, most) != (Some(1.0), Some(1.0));
-    let (least, most) = (number("minItems"), number("maxItems"));
-    let of_list = (least.is_some() || most.is_some()) && least != most;
-    let of_number = object.get("format").and_then(Value::as_str).is_some_and(|format| {
-        let (least, most) = (number("minimum"), number("maximum"));
-        let intrinsic: BTreeMap<&str, [&[f64]; 2]> = BTreeMap::from([
-            ("uint8", [&[0.0, 1.0] as &[f64], &[255.0] as &[f64]]),
-            ("uint16", [&[0.0, 1.0], &[65_535.0]]),
-            ("int8", [&[-128.0], &[127.0]]),
-            ("int16", [&[-32_768.0], &[32_767.0]]),
-            ("uint32", [&[0.0, 1.0], &[]]),
-            ("uint64", [&[0.0, 1.0], &[]]),
-            ("uint128", [&[0.0, 1.0], &[]]),
-            ("uint", [&[0.0, 1.0], &[]]),
-            ("int32", [&[], &[]]),
-            ("int64", [&[], &[]]),
-            ("int", [&[], &[]]),
-            ("int128", [&[], &[]]),
-            ("float", [&[], &[]]),
-            ("double", [&[], &[]]),
-        ]);
-        intrinsic.get(format).is_some_and(|[min, max]| {
-            least.is_some_and(|least| !min.contains(&least)) || most.is_some_and(|most| !max.contains(&most))
-        })
-    });
-    of_text || of_list || of_number
-}
-
 fn is_composed(schema: &Value) -> bool {
     COMPOSED.iter().any(|key| schema.get(key).is_some())
 }
 
-fn readable(pointer: &str) -> String {
+pub(super) fn readable(pointer: &str) -> String {
     let mut path = String::new();
     let mut segments = pointer.split('/').skip(1);
     while let Some(segment) = segments.next() {
@@ -462,96 +374,6 @@ fn join(path: &str, name: &str) -> String {
 }
 
 /// A key in a JSON pointer.
-fn escaped(key: &str) -> String {
+pub(super) fn escaped(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
-}
-
-/// A text as a pattern that matches it alone, in the syntax of ECMA-262.
-fn literal(text: &str) -> String {
-    let escape = |c: char| [r"^$\.*+?()[]{}|/".contains(c).then_some('\\'), Some(c)];
-    text.chars().flat_map(escape).flatten().collect()
-}
-
-/// As the standard library reads it: four numbers without leading zeros.
-fn ipv4() -> String {
-    let octet = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])";
-    format!(r"({octet}\.{octet}\.{octet}\.{octet})")
-}
-
-/// As the standard library reads it: RFC 3986.
-fn ipv6() -> String {
-    let h = "[0-9A-Fa-f]{1,4}";
-    let last = format!("({h}:{h}|{})", ipv4());
-    format!(
-        "(({h}:){{6}}{last}|::({h}:){{5}}{last}|({h})?::({h}:){{4}}{last}|(({h}:){{0,1}}{h})?::({h}:){{3}}{last}\
-         |(({h}:){{0,2}}{h})?::({h}:){{2}}{last}|(({h}:){{0,3}}{h})?::{h}:{last}|(({h}:){{0,4}}{h})?::{last}\
-         |(({h}:){{0,5}}{h})?::{h}|(({h}:){{0,6}}{h})?::)"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
-
-    use proptest::prelude::*;
-    use regex_automata::meta::Regex;
-
-    use super::*;
-
-    #[test]
-    fn addresses_are_those_that_the_standard_library_reads() {
-        let (four, six) = (format!("^{}$", ipv4()), format!("^{}$", ipv6()));
-        let (four, six) = (Regex::new(&four).unwrap(), Regex::new(&six).unwrap());
-        for text in [
-            "1.2.3.4",
-            "255.255.255.255",
-            "256.1.1.1",
-            "1.2.3",
-            "01.2.3.4",
-            "0.0.0.0",
-            "1.2.3.4.5",
-            "::",
-            "::1",
-            "1::",
-            "1:2:3:4:5:6:7:8",
-            "1:2:3:4:5:6:7::",
-            "::2:3:4:5:6:7:8",
-            "1:2:3:4:5:6:7::8",
-            "1:2:3:4:5:6:7:8:9",
-            "::ffff:1.2.3.4",
-            "1:2:3:4:5:6:1.2.3.4",
-            "1:2:3:4:5::1.2.3.4",
-            "1:2:3:4:5:6::1.2.3.4",
-            "1.2.3.4::",
-            "fe80::1%eth0",
-            "1::2::3",
-            ":1",
-            "1:",
-            "00001::",
-            "::1.2.3",
-            "::01.2.3.4",
-            "ABCD::abcd",
-            "",
-        ] {
-            assert_eq!(four.is_match(text), text.parse::<Ipv4Addr>().is_ok(), "{text}");
-            assert_eq!(six.is_match(text), text.parse::<Ipv6Addr>().is_ok(), "{text}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn texts_like_addresses_agree(text in "(::)?([0-9a-g]{1,2}:{1,2}){0,8}([0-9]{1,3}[.:]){0,4}[0-9a-f]{0,5}") {
-            let (four, six) = (format!("^{}$", ipv4()), format!("^{}$", ipv6()));
-            let (four, six) = (Regex::new(&four).unwrap(), Regex::new(&six).unwrap());
-            prop_assert_eq!(four.is_match(&text), text.parse::<Ipv4Addr>().is_ok(), "{}", text);
-            prop_assert_eq!(six.is_match(&text), text.parse::<Ipv6Addr>().is_ok(), "{}", text);
-        }
-
-        #[test]
-        fn a_literal_matches_itself_alone(text in "\\PC{0,8}", other in "\\PC{0,8}") {
-            let pattern = Regex::new(&format!("^{}$", literal(&text))).unwrap();
-            prop_assert!(pattern.is_match(&text));
-            prop_assert_eq!(pattern.is_match(&other), text == other);
-        }
-    }
 }

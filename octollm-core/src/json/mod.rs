@@ -15,6 +15,7 @@ mod unique;
 mod unknown;
 mod value;
 mod watch;
+mod whole;
 mod write;
 
 use serde::{Deserialize, de::DeserializeOwned};

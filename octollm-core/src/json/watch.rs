@@ -8,18 +8,15 @@ use std::{
     fmt::{self, Write},
 };
 
-use serde::{
-    Deserialize,
-    de::{
-        DeserializeSeed, Deserializer, EnumAccess, Error, Expected, IgnoredAny, MapAccess, SeqAccess,
-        Unexpected, VariantAccess, Visitor,
-    },
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, Expected, IgnoredAny, MapAccess, SeqAccess, VariantAccess,
+    Visitor,
 };
-use serde_json::value::RawValue;
 
 use super::{
     keys::{Keys, Seen},
     value::BEYOND_INTEGERS,
+    whole::{Integer, Whole},
 };
 
 /// What a type did with its input.
@@ -34,7 +31,7 @@ pub(super) struct Notes {
     pub(super) set_aside: Cell<bool>,
     /// Set where a float without a fraction is taken for an integer: JSON Schema does not tell them apart. These values are
     /// not, as what is written has a fraction.
-    inexact: OnceCell<Vec<f64>>,
+    pub(super) inexact: OnceCell<Vec<f64>>,
 }
 
 impl Notes {
@@ -44,39 +41,10 @@ impl Notes {
     }
 
     /// The integer that a float is, if it is one.
-    fn whole(&self, float: f64) -> Option<Whole> {
+    pub(super) fn whole(&self, float: f64) -> Option<Whole> {
         let is_whole = float.fract() == 0.0 && float.abs() < BEYOND_INTEGERS;
         let is_exact = self.inexact.get().is_some_and(|inexact| !inexact.contains(&float));
-        (is_whole && is_exact).then(|| match float < 0.0 {
-            true => Whole::Negative(float as i128),
-            false => Whole::Positive(float as u128),
-        })
-    }
-}
-
-/// An integer that is written as a float.
-enum Whole {
-    Positive(u128),
-    /// Saturated at the least `i128`.
-    Negative(i128),
-}
-
-impl Whole {
-    /// Passes it on as serde_json passes integers, if it fits 64 bits; then `otherwise`.
-    fn visit<'de, V: Visitor<'de>, E: serde::de::Error>(
-        self,
-        visitor: V,
-        otherwise: impl FnOnce(V, Self) -> Result<V::Value, E>,
-    ) -> Result<V::Value, E> {
-        let (unsigned, signed) = match self {
-            Self::Positive(number) => (u64::try_from(number).ok(), None),
-            Self::Negative(number) => (None, i64::try_from(number).ok()),
-        };
-        match (unsigned, signed) {
-            (Some(number), _) => visitor.visit_u64(number),
-            (_, Some(number)) => visitor.visit_i64(number),
-            _ => otherwise(visitor, self),
-        }
+        (is_whole && is_exact).then(|| Whole::of(float))
     }
 }
 
@@ -86,62 +54,6 @@ macro_rules! visit {
             self.inner.$method($($value)?)
         }
     )*};
-}
-
-/// Takes an integer, also one that is written as a float.
-struct Integer<'n, V> {
-    inner: V,
-    notes: &'n Notes,
-    /// It may have 128 bits.
-    is_wide: bool,
-}
-
-impl<V> Integer<'_, V> {
-    /// From the text: serde_json reads 128 bits from digits alone.
-    fn read<'de, D: Deserializer<'de>>(self, from: D) -> Result<V::Value, D::Error>
-    where
-        V: Visitor<'de>,
-    {
-        let raw = Box::<RawValue>::deserialize(from)?;
-        let text = raw.get();
-        if let Ok(number) = text.parse() {
-            return self.inner.visit_u128(number);
-        }
-        if let Ok(number) = text.parse() {
-            return self.inner.visit_i128(number);
-        }
-        match text.parse() {
-            Ok(float) => self.visit_f64(float),
-            Err(_) => Err(D::Error::invalid_type(Unexpected::Other("another value"), &self)),
-        }
-    }
-}
-
-impl<'de, V: Visitor<'de>> Visitor<'de> for Integer<'_, V> {
-    type Value = V::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.expecting(f)
-    }
-
-    visit! {
-        visit_i64(value: i64);
-        visit_i128(value: i128);
-        visit_u64(value: u64);
-        visit_u128(value: u128);
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, float: f64) -> Result<V::Value, E> {
-        let is_wide = self.is_wide;
-        match self.notes.whole(float) {
-            None => self.inner.visit_f64(float),
-            Some(whole) => whole.visit(self.inner, |visitor, whole| match whole {
-                Whole::Positive(number) if is_wide => visitor.visit_u128(number),
-                Whole::Negative(number) if is_wide => visitor.visit_i128(number),
-                _ => visitor.visit_f64(float),
-            }),
-        }
-    }
 }
 
 /// Where a value is.

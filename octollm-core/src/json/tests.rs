@@ -89,7 +89,7 @@ fn a_bad_request_says_what_is_wrong() {
     );
     assert_eq!(
         message(r#"{"code":"\ud800"}"#),
-        "not valid JSON: unexpected end of hex escape at line 1 column 15"
+        "not valid JSON: unexpected end of hex escape at line 1 column 16"
     );
     assert_eq!(message("\u{feff}{}"), "not valid JSON: it begins with a byte order mark");
 }

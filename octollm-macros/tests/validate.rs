@@ -88,7 +88,8 @@ mod strings {
 
     #[test]
     fn rules_for_text() {
-        let found = same!(Strings { measured: "öööö".into(), ascii: "äö".into(), ..Strings::default() });
+        let found =
+            same!(Strings { measured: "öööö".into(), ascii: "äö".into(), ..Strings::default() });
         assert_eq!(
             paths(&found),
             ["ascii", "measured", "counted", "word", "word", "word", "any", "four", "six"]

@@ -69,6 +69,15 @@ impl Recorded {
         }
     }
 
+    /// Bytes of the output or of the failure's message.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::Output(output) => output.as_str().len(),
+            Self::Failure(failure) => failure.message.len(),
+            Self::Begun | Self::Handle(_) => 0,
+        }
+    }
+
     /// Whether the call has ended.
     pub fn is_answered(&self) -> bool {
         matches!(self, Self::Output(_) | Self::Failure(_))

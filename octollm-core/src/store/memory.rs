@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
-    ChangeHub, Changes, Claim, Claimed, JournalEntry, Room, Run, SideEffects, StoreError, TaskFilter,
-    TaskStore, Topic,
+    ChangeHub, Changes, Claim, Claimed, JournalEntry, MemoryStoreConfig, Room, Run, SideEffects, StoreError,
+    TaskFilter, TaskStore, Topic,
 };
 use crate::{
     event::Event,
@@ -31,25 +31,6 @@ pub struct MemoryStore {
     begun: OnceLock<(Instant, Timestamp)>,
 }
 
-/// How much a [`MemoryStore`] holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemoryStoreConfig {
-    /// Finished tasks: so many may finish before whoever waits for one has asked for its result (default 10 000).
-    pub finished: usize,
-    /// Live updates of one task (default 256).
-    pub updates: usize,
-    /// Bytes of the chunks among those (default 1 MiB).
-    pub update_bytes: usize,
-    /// Events that wait to be published (default 100 000). While as many wait, because the bus is away, new tasks are refused.
-    pub events: usize,
-}
-
-impl Default for MemoryStoreConfig {
-    fn default() -> Self {
-        Self { finished: 10_000, updates: 256, update_bytes: 1024 * 1024, events: 100_000 }
-    }
-}
-
 #[derive(Debug, Default)]
 struct Tables {
     /// Ids sort by time, so this is in the order of submission.
@@ -58,8 +39,9 @@ struct Tables {
     queued_bytes: usize,
     /// By the end of their lease.
     leased: BTreeSet<(Timestamp, TaskId)>,
-    /// In the order in which they were finished.
-    finished: VecDeque<TaskId>,
+    /// In the order in which they were finished, with their sizes.
+    finished: VecDeque<(TaskId, usize)>,
+    finished_bytes: usize,
     outbox: VecDeque<Event>,
     /// Who publishes, and until when nobody else may.
     relay: Option<(String, Instant)>,
@@ -126,6 +108,13 @@ impl Row {
         Self { record, journal, steps, updates, update_bytes: 0, latest: 0 }
     }
 
+    /// Bytes of what is as large as somebody made it.
+    fn size(&self) -> usize {
+        let result = self.record.task().result.as_ref().map_or(0, |result| result.output.as_str().len());
+        let outputs: usize = self.journal.values().map(|entry| entry.recorded.size()).sum();
+        self.record.size() + result + outputs + self.update_bytes
+    }
+
     fn append(&mut self, entry: JournalEntry) {
         self.discard(&entry.step);
         self.steps.insert(entry.step.clone(), entry.seq);
@@ -181,7 +170,11 @@ impl Tables {
                 let until = record.lease().map_or(Timestamp::MIN, |lease| lease.until);
                 self.leased.insert((until, id));
             }
-            _ => self.finished.push_back(id),
+            _ => {
+                let size = self.tasks.get(&id).map_or(0, Row::size);
+                self.finished_bytes += size;
+                self.finished.push_back((id, size));
+            }
         }
     }
 
@@ -196,7 +189,11 @@ impl Tables {
                 let until = record.lease().map_or(Timestamp::MIN, |lease| lease.until);
                 self.leased.remove(&(until, id.clone()));
             }
-            _ => self.finished.retain(|finished| finished != id),
+            _ => {
+                let at = self.finished.iter().position(|(finished, _)| finished == id);
+                let removed = at.and_then(|at| self.finished.remove(at));
+                self.finished_bytes -= removed.map_or(0, |(_, size)| size);
+            }
         }
     }
 
@@ -208,9 +205,11 @@ impl Tables {
         self.outbox.extend(events);
         self.unindex(&before);
         self.index(&record);
-        while self.finished.len() > config.finished
-            && let Some(oldest) = self.finished.pop_front()
+        while (self.finished.len() > config.finished
+            || (self.finished_bytes > config.finished_bytes && self.finished.len() > 1))
+            && let Some((oldest, size)) = self.finished.pop_front()
         {
+            self.finished_bytes -= size;
             self.tasks.remove(&oldest);
         }
     }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use octollm_core::{
     Context,
+    arm::arm_fn,
     brain::{Brain, BrainConfig},
     budget::Budget,
     bus::{
@@ -15,17 +16,20 @@ use octollm_core::{
     context::{Caller, ContextParts},
     deadline::Deadline,
     dispatcher::Dispatcher,
-    error::ErrorKind,
+    error::{ArmError, ErrorKind},
     orchestrator::{Orchestrator, TaskQuery},
-    store::{MemoryStore, TaskStore},
+    store::{MemoryStore, MemoryStoreConfig, TaskStore},
     task::{Priority, Submission, TaskBudget, TaskRequest, TaskResult, TaskStatus},
     transport::{NoArms, Transport},
 };
+use octollm_macros::TaskContract;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, advance, sleep, timeout};
 
 use crate::{
     scripted::{Does, Scripted, on, program},
-    support::{Compute, Increment, Local, anyone, brain, brain_on, compute, end_of, goal, shared_store},
+    support::{Compute, Increment, Local, anyone, brain, brain_on, compute, end_of, goal, run, shared_store},
     trouble::{Trouble, away},
 };
 
@@ -277,7 +281,7 @@ async fn of_five_thousand_submissions_at_once_no_more_wait_than_may() {
 
 #[tokio::test(start_paused = true)]
 async fn tasks_that_come_faster_than_the_bus_takes_their_events_are_not_refused() {
-    let config = octollm_core::store::MemoryStoreConfig { events: 5_000, ..Default::default() };
+    let config = MemoryStoreConfig { events: 5_000, ..Default::default() };
     let store = Arc::new(MemoryStore::with_config(config));
     let answers = program(|task: Compute, _| async move { Ok(task.number) });
     let brain = Brain::builder().arm::<Compute>(answers).store(store).build().unwrap();
@@ -307,5 +311,52 @@ async fn a_brain_with_one_place_ends_tasks_that_call_it_at_their_limit() {
         let id = outer.submit(goal("nested").with_priority(urgent), &anyone()).await.unwrap().task_id;
         let task = timeout(300 * SECOND, end_of(&outer, &id)).await.expect("it is stuck");
         assert_eq!(task.result.unwrap().output, 11);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn finished_tasks_are_bounded_in_bytes_of_inputs_results_and_journals() {
+    #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+    #[task(name = "text.copy", output = String)]
+    struct Copy {
+        input: usize,
+        called: usize,
+        output: usize,
+        #[serde(default)]
+        padding: String,
+    }
+    let copies = || {
+        arm_fn(|task: Copy, cx: Context| async move {
+            if task.called > 0 {
+                let padding = "x".repeat(task.called);
+                cx.call(Copy { input: 0, called: 0, output: task.called, padding }).await?;
+            }
+            Ok::<_, ArmError>("x".repeat(task.output))
+        })
+    };
+    for (input, called, output) in [(100_000, 0, 0), (0, 100_000, 0), (0, 0, 100_000)] {
+        let mut arm = Dispatcher::new("copier");
+        arm.serve::<Copy>(copies());
+        let config = MemoryStoreConfig { finished_bytes: 1_000_000, ..Default::default() };
+        let brain = Brain::builder().arm::<Copy>(copies()).arms(Local::of(arm));
+        let brain =
+            brain.store(Arc::new(MemoryStore::with_config(config))).clock(Clock::runtime()).build().unwrap();
+        let mut ids = Vec::new();
+        for _ in 0..20 {
+            let padding = "x".repeat(input);
+            let task = Copy { input, called, output, padding };
+            ids.push(run(&brain, Submission::of(&task).unwrap()).await.task_id);
+        }
+        let mut found = Vec::new();
+        for id in &ids {
+            found.push(brain.get(id, &anyone()).await.is_ok());
+        }
+        let (oldest, latest) = found.split_at(11);
+        assert!(oldest.iter().all(|found| !found) && latest.iter().all(|found| *found), "{found:?}");
+        // One that is larger than all of them may be is there alone.
+        let task = Copy { input: 0, called: 0, output: 2_000_000, padding: String::new() };
+        let large = run(&brain, Submission::of(&task).unwrap()).await.task_id;
+        assert!(brain.get(&large, &anyone()).await.is_ok());
+        assert!(brain.get(&ids[19], &anyone()).await.is_err());
     }
 }

@@ -30,7 +30,8 @@ pub struct ClientConfig {
     pub idle_timeout: Duration,
     /// How long a connection is used again, give or take a tenth. 5 min.
     pub max_age: Duration,
-    /// The largest answer that is read, in bytes. 8 MiB.
+    /// The largest answer that is read, in bytes (default 8 MiB). A card is read up to 1 MiB, and the body of a failure up
+    /// to 256 KiB: of a longer one only the status counts.
     pub max_answer: usize,
     /// How long an arm may take to tell what it offers. 5 s.
     pub capabilities_timeout: Duration,

@@ -7,6 +7,7 @@ use octollm_core::{
     contract::Violations,
     error::{ErrorKind, Failure},
 };
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::wire::Problem;
@@ -14,9 +15,10 @@ use crate::wire::Problem;
 /// The failure that an answer tells of.
 pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
     let asked = retry_after(head, now);
+    let body = if body.len() > MOST_READ { &[] } else { body };
     let json: Option<Value> = serde_json::from_slice(body).ok();
     if let Some(json) = &json
-        && let Ok(problem) = serde_json::from_value::<Problem>(json.clone())
+        && let Ok(problem) = Problem::deserialize(json)
     {
         let mut failure = problem.into_failure();
         failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
@@ -31,6 +33,10 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
     failure.may_have_executed = may_have_executed(status);
     failure
 }
+
+/// The largest body of a failure that is read, in bytes: as values JSON takes up to a hundred times as much memory. Of a
+/// longer one only the status counts.
+const MOST_READ: usize = 256 << 10;
 
 /// What an error body of another make tells.
 #[derive(Default)]

@@ -117,8 +117,8 @@ pub(crate) async fn run(words: &[String]) -> Result<(), Broken> {
     println!("listens {address}");
     match &**group {
         "client" => {
-            let caller = Arc::new(client::Caller::new(size)?);
-            commands(move |command| client::Caller::command(caller.clone(), command)).await
+            let caller = Arc::new(client::Caller::new(size));
+            commands(move |command| client::Caller::command(caller.clone(), address, command)).await
         }
         "brain" => commands(brain::command).await,
         _ => commands(|_| async { String::new() }).await,

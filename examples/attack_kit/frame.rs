@@ -1,6 +1,8 @@
 //! One attack: the process that it attacks, the healthy caller beside it, the figures, and the line.
 
-use std::{error::Error, fmt, future::Future, net::SocketAddr, pin::Pin, time::Duration};
+use std::{
+    collections::BTreeMap, error::Error, fmt, future::Future, net::SocketAddr, pin::Pin, time::Duration,
+};
 
 use octollm::http::server::ServerConfig;
 use tokio::time::{Instant, sleep, timeout};
@@ -204,4 +206,14 @@ impl fmt::Display for Line {
             Err(error) => write!(f, " | FAILED: {error}"),
         }
     }
+}
+
+/// How often each value is among these, such as `200 x 3, 503 x 1`.
+pub(crate) fn counted<T: fmt::Display>(values: impl IntoIterator<Item = T>) -> String {
+    let mut counts = BTreeMap::new();
+    for value in values {
+        *counts.entry(value.to_string()).or_insert(0_usize) += 1;
+    }
+    let counts: Vec<_> = counts.into_iter().map(|(value, count)| format!("{value} x {count}")).collect();
+    if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }
 }

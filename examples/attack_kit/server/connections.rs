@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{HEALTH, asked, at_once, counted, echo, post, seen};
+use super::{HEALTH, asked, at_once, echo, post, seen};
 use crate::{
-    frame::{Arena, Attack, Broken, Outcome, ensure},
+    frame::{Arena, Attack, Broken, Outcome, counted, ensure},
     lines::Line,
 };
 

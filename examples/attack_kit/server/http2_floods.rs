@@ -1,8 +1,8 @@
 //! Callers of HTTP/2 that send much and mean nothing.
 
-use super::{at_once, counted};
+use super::at_once;
 use crate::{
-    frame::{Arena, Attack, Outcome, ensure},
+    frame::{Arena, Attack, Outcome, counted, ensure},
     http2::{
         ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, Flooded, GET, HEADERS, PING, PRIORITY, RST_STREAM,
         WINDOW_UPDATE, connect, flood, frame, post, settings,

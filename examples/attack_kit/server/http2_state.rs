@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{at_once, counted, echo};
+use super::{at_once, echo};
 use crate::{
-    frame::{Arena, Attack, Broken, Outcome, ensure},
+    frame::{Arena, Attack, Broken, Outcome, counted, ensure},
     http2::{
         self, ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, PREFACE,
         PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE, connect, frame, settings, taken,

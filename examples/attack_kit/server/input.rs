@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{HEAD, asked, at_once, echo, post, seen};
 use crate::{
-    frame::{Arena, Attack, Broken, Outcome, ensure},
+    frame::{Arena, Attack, Broken, Outcome, counted, ensure},
     lines::Line,
 };
 
@@ -218,11 +218,8 @@ async fn chunk_flood(arena: &Arena) -> Outcome {
     })
     .await?;
     let fits = answers.iter().all(|status| [0, 200, 400, 408, 413].contains(status));
-    ensure!(fits, "answered {}", super::counted(answers));
-    Ok(format!(
-        "{count} x {chunks} chunks of a byte, or sizes of 1 MiB, answered {}",
-        super::counted(answers)
-    ))
+    ensure!(fits, "answered {}", counted(answers));
+    Ok(format!("{count} x {chunks} chunks of a byte, or sizes of 1 MiB, answered {}", counted(answers)))
 }
 
 /// `Expect: 100-continue`, and then a body that comes late, never, twice, or too large.
@@ -248,7 +245,7 @@ async fn expect_continue(arena: &Arena) -> Outcome {
         Ok(line.answer().await?.status)
     })
     .await?;
-    ensure!(withheld.iter().all(|status| *status == 408), "withheld: {}", super::counted(withheld));
+    ensure!(withheld.iter().all(|status| *status == 408), "withheld: {}", counted(withheld));
     let limit: Duration = arena.config.body_timeout;
     Ok(format!(
         "100 before bodies, 413 in its place, {count} withheld bodies answered by 408 after {limit:?}"

@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{asked, at_once, counted, post, seen};
+use super::{asked, at_once, post, seen};
 use crate::{
-    frame::{Arena, Attack, Broken, Outcome, ensure},
+    frame::{Arena, Attack, Broken, Outcome, counted, ensure},
     lines::Line,
     target::{MAX_QUEUED, MAX_RUNNING},
 };

@@ -71,13 +71,3 @@ where
     }
     Ok(done)
 }
-
-/// How often each value is among these, such as `200 x 3, 503 x 1`.
-fn counted<T: Ord + std::fmt::Display>(values: impl IntoIterator<Item = T>) -> String {
-    let mut counts = std::collections::BTreeMap::new();
-    for value in values {
-        *counts.entry(value).or_insert(0_usize) += 1;
-    }
-    let counts: Vec<_> = counts.into_iter().map(|(value, count)| format!("{value} x {count}")).collect();
-    if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }
-}

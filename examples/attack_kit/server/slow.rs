@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{HEAD, HEALTH, asked, at_once, echo, post};
 use crate::{
-    frame::{Arena, Attack, Broken, Outcome, ensure},
+    frame::{Arena, Attack, Broken, Outcome, counted, ensure},
     lines::Line,
     process::Figures,
 };
@@ -124,7 +124,7 @@ async fn large_bodies(arena: &Arena) -> Outcome {
     .await?;
     let refused = statuses.iter().filter(|status| [0, 503].contains(*status)).count();
     let late = statuses.iter().filter(|status| **status == 408).count();
-    ensure!(refused + late == count, "answered {}", super::counted(statuses));
+    ensure!(refused + late == count, "answered {}", counted(statuses));
     ensure!(refused > 0, "none was refused, and {count} x {bytes} bytes waited");
     Ok(format!("{count} bodies of {bytes} bytes but one, {late} held to the limit, {refused} refused"))
 }

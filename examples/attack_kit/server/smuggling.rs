@@ -2,7 +2,7 @@
 
 use super::{HEAD, asked, at_once, echo, post, seen};
 use crate::{
-    frame::{Arena, Attack, Outcome, ensure},
+    frame::{Arena, Attack, Outcome, counted, ensure},
     lines::Line,
 };
 
@@ -142,7 +142,7 @@ async fn none_is_found(arena: &Arena, requests: Vec<Vec<u8>>) -> Outcome {
     Ok(format!(
         "{} requests, each answered at most once, none hidden ran: {}",
         answers.len(),
-        super::counted(answers)
+        counted(answers)
     ))
 }
 

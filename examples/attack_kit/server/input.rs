@@ -135,7 +135,7 @@ async fn bodies_too_long(arena: &Arena) -> Outcome {
     let text = |bytes: usize| format!("{{\"text\":\"{}\"}}", "a".repeat(bytes - 11));
     let chunked = |bytes: usize| {
         let body = text(bytes);
-        let pieces: Vec<_> = body.as_bytes().chunks(60_000).map(|piece| chunk(piece)).collect();
+        let pieces: Vec<_> = body.as_bytes().chunks(60_000).map(chunk).collect();
         [
             format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n").into_bytes(),
             pieces.concat(),

@@ -135,20 +135,20 @@ impl Arm<TaskRequest> for Worker {
 pub(crate) const MAX_QUEUED: usize = 100;
 pub(crate) const MAX_RUNNING: usize = 8;
 
-/// The limits of the server: the defaults, and in the short form the same with times below a second.
+/// The limits of the server: the defaults. In the short form an attack may set times of its own, in milliseconds.
 pub(crate) fn limits(size: Size, settings: &[(&str, usize)]) -> Result<ServerConfig, Broken> {
     let mut config = ServerConfig::default();
-    if size == Size::Short {
-        config.head_timeout = Duration::from_millis(400);
-        config.body_timeout = Duration::from_millis(600);
-        config.idle_timeout = Duration::from_millis(500);
-        config.write_timeout = Duration::from_millis(600);
-    }
     for (name, value) in settings {
+        let time = Duration::from_millis(*value as u64);
         match *name {
             "max_in_flight" => config.max_in_flight = *value,
             "max_connections" => config.max_connections = *value,
             "max_arriving" => config.max_arriving = *value,
+            "head_ms" | "body_ms" | "idle_ms" | "write_ms" if size == Size::Full => {}
+            "head_ms" => config.head_timeout = time,
+            "body_ms" => config.body_timeout = time,
+            "idle_ms" => config.idle_timeout = time,
+            "write_ms" => config.write_timeout = time,
             // Of the orchestrator.
             "max_queued_bytes" | "finished_bytes" => {}
             other => return Err(format!("there is no setting {other}").into()),

@@ -47,7 +47,7 @@ pub(super) async fn storm(size: Size) -> Outcome {
     let (dice, count, queued, running) = (Dice::new(1), size.pick(2000, 20_000), 100, 10);
     let bus = FullBus::new(dice.clone());
     let arm = arm_fn(|input: Double, _| async move {
-        sleep(Duration::from_millis(300)).await;
+        sleep(Duration::from_millis(100)).await;
         Ok::<_, ArmError>(input.number)
     });
     let config = BrainConfig { max_queued: queued, max_running: running, ..BrainConfig::default() };
@@ -72,8 +72,8 @@ pub(super) async fn storm(size: Size) -> Outcome {
             Err(kind) => refused.push(kind),
         }
     }
-    // In each 300 ms as many places become free as tasks may run.
-    let rounds = begun.elapsed().as_millis() / 300 + 1;
+    // In each 100 ms as many places become free as tasks may run.
+    let rounds = begun.elapsed().as_millis() / 100 + 1;
     let most = queued + running + running * usize::try_from(rounds)?;
     ensure!(ids.len() >= queued && ids.len() <= most, "{} accepted, not {queued} to {most}", ids.len());
     ensure!(refused.iter().all(|kind| kind == "overloaded"), "refused: {}", counted(refused));
@@ -106,7 +106,7 @@ pub(super) async fn giant(size: Size) -> Outcome {
     let config = BrainConfig { max_queued_bytes: bytes, max_running: 4, ..BrainConfig::default() };
     let store = Arc::new(MemoryStore::with_config(stored));
     let brain = Brain::builder().arm::<Pour>(arm).store(store).config(config).build()?;
-    let (count, length) = size.pick((30, 30_000), (1000, 1 << 20));
+    let (count, length) = size.pick((16, 30_000), (1000, 1 << 20));
     let (mut refused, mut accepted) = (0, 0);
     for _ in 0..count {
         let submission = Submission::of(&Pour { chunks: 30, bytes: length, padding: "x".repeat(length) })?;

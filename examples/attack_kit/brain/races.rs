@@ -117,7 +117,7 @@ async fn troubled(seed: u64, size: Size, faults: Faults) -> Outcome {
     let store = Faulty::new(scene.store.clone(), dice.clone());
     let brains = [0, 1].map(|_| scene.brain(store.clone(), bus.clone(), LEASE));
     let brains: Vec<Brain> = brains.into_iter().collect::<Result<_, _>>()?;
-    let (rounds, each) = (size.pick(3, 60), 40);
+    let (rounds, each) = (size.pick(2, 60), 30);
     let (mut ids, mut refused) = (Vec::new(), 0);
     for _ in 0..rounds {
         store.set(faults);

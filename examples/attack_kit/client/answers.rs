@@ -1,6 +1,6 @@
 //! Answers whose heads and ends are not what they say.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use octollm::ErrorKind::{self, BadResponse, ConnectionLost, DeadlineExceeded, Timeout, Unreachable};
 use tokio::{
@@ -201,8 +201,6 @@ async fn to_nobody(arena: &Arena) -> Outcome {
         let ended = made(arena, "again", &liar.url, "next").await?;
         ensure!(ended.output.as_deref() == Some("true"), "round {round}: {ended:?}");
         is_there.recv().await;
-        // The client's runtime has to look at its sockets before the next call.
-        sleep(Duration::from_millis(20)).await;
     }
     Ok(format!("{count} answers with another after them, {rounds} while connections rest, none read"))
 }
@@ -235,49 +233,50 @@ async fn early(arena: &Arena) -> Outcome {
     Ok("an early refusal read, answers at connect end their own call and no other".into())
 }
 
-/// Answers that come too slowly, or stop: each call ends at its limit.
+/// Answers that come too slowly, or stop: each call ends at its limit. A byte now and then keeps one alive, but not beyond
+/// its deadline.
 async fn slow(arena: &Arena) -> Outcome {
-    let limit = Duration::from_millis(arena.pick(600, 5000));
-    let stalls: [(&str, Vec<u8>); 4] = [
-        ("silence", Vec::new()),
-        ("half a head", b"HTTP/1.1 200 OK\r\ncontent-le".to_vec()),
+    let limit = Duration::from_millis(arena.pick(3000, 40_000));
+    let json = answer(200, "content-type: application/json\r\n", TRUE);
+    let rows: [(&str, &str, Vec<u8>, &str); 7] = [
+        ("silence", "call", Vec::new(), ""),
+        ("half a head", "call", b"HTTP/1.1 200 OK\r\ncontent-le".to_vec(), ""),
+        ("half a body", "call", json[..json.len() - 2].to_vec(), ""),
         (
-            "half a body",
-            [answer(200, "content-type: application/json\r\n", TRUE), Vec::new()].concat()[..70].to_vec(),
+            "half a chunk",
+            "call",
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\n\"t".to_vec(),
+            "",
         ),
-        ("half a chunk", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n6\r\n\"t".to_vec()),
+        ("a slow head", "call", b"HTTP/1.1 200 OK\r\nx: ".to_vec(), "x"),
+        ("a slow body", "call", b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n".to_vec(), "x"),
+        ("a request that is not read", "large", Vec::new(), ""),
     ];
-    for (name, bytes) in stalls {
-        let liar = Liar::lying(Lie::new(bytes, Then::Silence)).await?;
-        let ended = within(arena, "call", &liar.url, limit, LIE).await?;
-        ended.check(&[DeadlineExceeded, Timeout], true).map_err(|error| format!("{name}: {error}"))?;
-    }
-    // A byte now and then keeps it alive, but not beyond the deadline.
-    for (name, first) in [
-        ("a slow head", "HTTP/1.1 200 OK\r\nx: "),
-        ("a slow body", "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"),
-    ] {
-        let liar = Liar::start(move |mut line, _| async move {
-            request(&mut line).await?;
-            line.send(first).await?;
-            loop {
-                line.send("x").await?;
-                sleep(Duration::from_millis(50)).await;
+    let calls = rows.into_iter().map(async |(name, how, first, rest)| {
+        let first = Arc::new(first);
+        let liar = Liar::start(move |mut line, _| {
+            let first = first.clone();
+            async move {
+                // One that is too large for the system's buffers stays there.
+                if how == "call" {
+                    request(&mut line).await?;
+                }
+                line.send(&*first).await?;
+                loop {
+                    sleep(Duration::from_millis(50)).await;
+                    line.send(rest).await?;
+                }
             }
         })
         .await?;
-        let ended = within(arena, "call", &liar.url, limit, LIE).await?;
-        ended.check(&[DeadlineExceeded, Timeout], true).map_err(|error| format!("{name}: {error}"))?;
-    }
-    // A server that reads nothing of a large request.
-    let liar = Liar::start(|line, _| async move {
-        sleep(Duration::from_secs(120)).await;
-        drop(line);
-        Ok(())
-    })
-    .await?;
-    within(arena, "large", &liar.url, limit, LIE).await?.check(&[DeadlineExceeded, Timeout], true)?;
-    Ok(format!("7 slow answers, each ended at its limit of {limit:?}"))
+        let ended = within(arena, how, &liar.url, limit, LIE).await?;
+        // A machine that is busy may not have sent the request by then.
+        let executed = ended.executed || liar.accepted() > 0;
+        let kind = ended.check(&[DeadlineExceeded, Timeout], executed);
+        Ok::<_, Broken>(kind.map_err(|error| format!("{name}: {error}"))?)
+    });
+    let kinds: Result<Vec<_>, _> = join(calls).await.into_iter().collect();
+    Ok(format!("7 slow answers, each ended at its limit: {}", counted(kinds?)))
 }
 
 /// Refused, reset at accept, accepted and never answered, and never accepted.
@@ -312,7 +311,7 @@ async fn no_connections(arena: &Arena) -> Outcome {
 /// More calls to an arm that hangs than there are connections: another arm of the same client is called as before.
 async fn beside(arena: &Arena) -> Outcome {
     let liar = Liar::lying(Lie::new(*b"", Then::Silence)).await?;
-    let (both, limit) = (format!("{}+http://{}", liar.url, arena.address()), arena.pick(1500, 10_000));
+    let (both, limit) = (format!("{}+http://{}", liar.url, arena.address()), arena.pick(3000, 10_000));
     let calls = async {
         let limit = Duration::from_millis(limit);
         let mut kinds = Vec::new();

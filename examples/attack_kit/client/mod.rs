@@ -63,18 +63,17 @@ impl Ended {
     }
 }
 
-/// The limits of the client: the defaults, and in the short form the same with times below a second.
+/// The limits of the client: the defaults, and in the short form the same with times of a second or two.
 fn limits(size: Size) -> ClientConfig {
     let usual = ClientConfig::default();
     match size {
         Size::Full => usual,
         Size::Short => ClientConfig {
-            connect_timeout: Duration::from_millis(500),
-            read_idle: Duration::from_millis(500),
-            write_idle: Duration::from_millis(500),
-            pool_wait: Duration::from_millis(500),
+            connect_timeout: Duration::from_secs(2),
+            read_idle: Duration::from_secs(2),
+            write_idle: Duration::from_secs(2),
             idle_timeout: Duration::from_millis(500),
-            capabilities_timeout: Duration::from_millis(500),
+            capabilities_timeout: Duration::from_secs(2),
             ..usual
         },
     }

@@ -16,7 +16,8 @@ pub(super) fn attacks() -> Vec<Attack> {
         Attack::new("server", "bodies-too-long", |arena| Box::pin(bodies_too_long(arena))).memory(96, 48),
         Attack::new("server", "requests-cut-at-every-byte", |arena| Box::pin(cut(arena))),
         Attack::new("server", "chunk-flood", |arena| Box::pin(chunk_flood(arena))),
-        Attack::new("server", "expect-continue", |arena| Box::pin(expect_continue(arena))),
+        Attack::new("server", "expect-continue", |arena| Box::pin(expect_continue(arena)))
+            .settings(&[("body_ms", 1000)]),
     ]
 }
 

@@ -27,7 +27,7 @@ pub(super) fn attacks() -> Vec<Attack> {
 }
 
 /// Bytes of all tasks that may wait, and of those that are finished.
-const LARGE: usize = 4 << 20;
+const LARGE: usize = 2 << 20;
 
 /// JSON of so many bytes that is nothing but small values.
 fn small(bytes: usize) -> String {
@@ -56,7 +56,7 @@ async fn small_values(arena: &Arena) -> Outcome {
 
 /// Tasks of small values that wait: they are stored as text, in bytes that are bounded, and listing copies none.
 async fn large_tasks(arena: &Arena) -> Outcome {
-    let count = arena.pick(48, 400);
+    let count = arena.pick(24, 400);
     let body =
         format!("{{\"goal\":\"for ever\",\"context\":{{\"x\":{}}}}}", small(arena.pick(200_000, 2_000_000)));
     let request = post("/tasks", "", &body);
@@ -93,7 +93,7 @@ async fn submitted(arena: &Arena, request: Vec<u8>, count: usize) -> Result<Vec<
 
 /// Large tasks that end at once: what is stored of finished ones is bounded in bytes.
 async fn finished_tasks(arena: &Arena) -> Outcome {
-    let count = arena.pick(80, 2000);
+    let count = arena.pick(40, 2000);
     let body = format!(
         "{{\"goal\":\"0\",\"context\":{{\"x\":\"{}\"}}}}",
         "a".repeat(arena.pick(200_000, 2_000_000))

@@ -15,17 +15,19 @@ use crate::{
 };
 
 pub(super) fn attacks() -> Vec<Attack> {
+    let attack = |name, run| Attack::new("server", name, run).memory(96, 64);
     vec![
-        Attack::new("server", "silent-connections", |arena| Box::pin(heads(arena, Slow::Silent)))
-            .memory(96, 48),
-        Attack::new("server", "slow-heads", |arena| Box::pin(heads(arena, Slow::Head))).memory(96, 48),
-        Attack::new("server", "slow-preface", |arena| Box::pin(heads(arena, Slow::Preface))).memory(96, 48),
-        Attack::new("server", "idle-connections", |arena| Box::pin(idle(arena))).memory(96, 48),
-        Attack::new("server", "slow-bodies", |arena| Box::pin(bodies(arena))).memory(96, 48),
-        Attack::new("server", "large-slow-bodies", |arena| Box::pin(large_bodies(arena)))
-            .settings(&[("max_arriving", 16 << 20)])
-            .memory(96, 64),
-        Attack::new("server", "answers-not-taken", |arena| Box::pin(not_taken(arena))).memory(320, 96),
+        attack("silent-connections", |arena| Box::pin(heads(arena, Slow::Silent)))
+            .settings(&[("head_ms", 500)]),
+        attack("slow-heads", |arena| Box::pin(heads(arena, Slow::Head))).settings(&[("head_ms", 500)]),
+        attack("slow-preface", |arena| Box::pin(heads(arena, Slow::Preface))).settings(&[("head_ms", 500)]),
+        attack("idle-connections", |arena| Box::pin(idle(arena))).settings(&[("idle_ms", 500)]),
+        attack("slow-bodies", |arena| Box::pin(bodies(arena))).settings(&[("body_ms", 800)]),
+        attack("large-slow-bodies", |arena| Box::pin(large_bodies(arena)))
+            .settings(&[("max_arriving", 16 << 20), ("body_ms", 1000)]),
+        attack("answers-not-taken", |arena| Box::pin(not_taken(arena)))
+            .settings(&[("write_ms", 600)])
+            .memory(320, 96),
     ]
 }
 

@@ -57,7 +57,10 @@ impl Connection {
     /// Whether the server has not closed it, as far as is known here.
     pub(super) fn is_alive(&mut self, now: Instant) -> bool {
         // Nobody waits for it yet: the task that used it last must not be woken any more.
-        now < self.retires && self.drive(&mut Context::from_waker(Waker::noop())).is_pending()
+        self.meter.rests(true);
+        let is_alive = now < self.retires && self.drive(&mut Context::from_waker(Waker::noop())).is_pending();
+        self.meter.rests(false);
+        is_alive
     }
 
     /// Whether another request can be sent: the last answer has ended, and so has its request.

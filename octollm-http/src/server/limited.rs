@@ -243,7 +243,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
                 self.write_limit = None;
             }
             if !self.state.mode.http2.load(Ordering::Relaxed) {
-                self.written = Some(Instant::now());
+                let now = Instant::now();
+                self.written = Some(now);
+                // A timer for a head may ring after the connection has rested for long enough, and hyper may not ask before.
+                if let Some(timer) = &mut self.read_limit
+                    && timer.deadline() > now + self.times.idle
+                {
+                    timer.as_mut().reset(now + self.times.idle);
+                }
             }
             if !self.in_head {
                 self.since = self.written;

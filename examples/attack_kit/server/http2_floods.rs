@@ -15,10 +15,12 @@ pub(super) fn attacks() -> Vec<Attack> {
         Attack::new("server", "http2-resets-by-the-server", |arena| Box::pin(made_you_reset(arena))),
         Attack::new("server", "http2-settings-flood", |arena| {
             Box::pin(questions(arena, settings(&[(4, 65_535)])))
-        }),
+        })
+        .settings(&[("write_ms", 600)]),
         Attack::new("server", "http2-ping-flood", |arena| {
             Box::pin(questions(arena, frame(PING, 0, 0, b"12345678")))
-        }),
+        })
+        .settings(&[("write_ms", 600)]),
         Attack::new("server", "http2-acks-flood", |arena| {
             Box::pin(harmless(arena, frame(PING, ACK, 0, b"12345678")))
         }),

@@ -95,7 +95,7 @@ async fn made_you_reset(arena: &Arena) -> Outcome {
 /// Frames that have to be answered, from a caller that reads no answer.
 async fn questions(arena: &Arena, question: Vec<u8>) -> Outcome {
     let many = question.repeat(100);
-    let flooded = floods(arena, arena.pick(5_000, 50_000), Vec::new(), move |_| many.clone()).await;
+    let flooded = floods(arena, arena.pick(2_500, 50_000), Vec::new(), move |_| many.clone()).await;
     // The server stops reading while nobody takes its answers, so that the flood stands still until the server ends it.
     let most = match flooded {
         Ok(flooded) => counted(flooded.iter().map(|flood| flood.sent * 100)),

@@ -19,7 +19,8 @@ pub(super) fn attacks() -> Vec<Attack> {
     vec![
         Attack::new("server", "http2-answers-not-taken", |arena| Box::pin(not_taken(arena)))
             .settings(&[("write_ms", 600)])
-            .memory(256, 96),
+            // 400 answers of 1 MB wait, as each has a place until its limit.
+            .memory(512, 96),
         Attack::new("server", "http2-broken-frames", |arena| Box::pin(broken_frames(arena))),
         Attack::new("server", "http2-too-many-streams", |arena| Box::pin(too_many_streams(arena))),
         Attack::new("server", "http2-disconnect-storm", |arena| Box::pin(disconnects(arena))),

@@ -78,7 +78,7 @@ pub(crate) async fn call_until(arms: &Arms, stopped: &AtomicBool, made: &AtomicU
 
 /// The arms of a healthy caller.
 pub(crate) fn arms(address: SocketAddr) -> Result<Arms, Broken> {
-    Ok(Arms::builder().arm_serving::<Echo>("healthy", format!("http://{address}")).build()?)
+    Ok(Arms::builder().endpoint_serving::<Echo>("healthy", format!("http://{address}")).build()?)
 }
 
 /// Calls the attacked server from a thread of its own; where a client is attacked, that client calls by itself.

@@ -13,13 +13,13 @@ use octollm::{
     brain::{Brain, BrainConfig},
     bus::Subscription,
     card::ArmCard,
-    dispatcher::{Dispatcher, Surroundings},
+    dispatcher::{Dispatcher, Execution},
     id::TaskId,
     orchestrator::TaskUpdates,
     prelude::*,
     store::{MemoryStore, TaskFilter, TaskStore},
     task::{TaskRecord, TaskUpdate},
-    transport::{Call, NoArms, Reply, Transport, Trip},
+    transport::{Call, NoArms, Reply, ServedBy, Transport},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -65,7 +65,7 @@ impl Arm<Journey> for Traveller {
         for step in 0..3 {
             sum += cx.call(Double { number: input.number + step }).await?;
             sum += cx.call(Charge { task: task.clone(), step }).await?;
-            cx.steps(step, 3);
+            cx.progress_steps(step, 3);
         }
         let doubled = cx.call_all((0..4).map(|number| Double { number })).at_once(2).await?;
         Ok(sum + doubled.into_iter().sum::<u64>())
@@ -153,10 +153,10 @@ impl Transport for Ledger {
             return Err(fails(octollm::Failure::new(ErrorKind::Unavailable, "the attack")));
         }
         let route = self.0.arm.find(&call.contract).map_err(fails)?;
-        let outcome = route.execute(&call.input, Surroundings::new(call.parts, Arc::new(NoArms))).await;
+        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(NoArms))).await;
         self.0.dice.pause(4).await;
         match outcome.result {
-            Ok(output) => Ok(Reply::new(output, Trip::new("ledger", "in-process"))),
+            Ok(output) => Ok(Reply::new(output, ServedBy::new("ledger", "in-process"))),
             Err(error) => Err(CallError::new(call.contract, error.into_failure()).with_arm("ledger")),
         }
     }

@@ -160,10 +160,10 @@ impl Caller {
         let builder = Arms::builder().config(self.config.clone());
         let mut builder = match how {
             "card" => builder.arm("liar", first),
-            _ => builder.arm_serving::<Check>("liar", first).arm_serving::<Again>("liar", first),
+            _ => builder.endpoint_serving::<Check>("liar", first).endpoint_serving::<Again>("liar", first),
         };
         if !second.is_empty() {
-            builder = builder.arm_serving::<Echo>("healthy", second);
+            builder = builder.endpoint_serving::<Echo>("healthy", second);
         }
         Ok(all.entry(url.to_owned()).or_insert(builder.build()?).clone())
     }

@@ -68,23 +68,17 @@ fn is_hidden(meta: &str) -> bool {
 }
 
 /// The parts of a file that only tests compile.
-pub(crate) struct TestCode(Vec<TextRange>);
+pub(crate) fn test_code(nodes: &[SyntaxNode]) -> Vec<TextRange> {
+    let is_attribute = |node: &&SyntaxNode| matches!(node.kind(), ATTR | TOKEN_TREE);
+    let parts = nodes.iter().filter(is_attribute).filter_map(|attribute| {
+        let subject = subject(attribute)?;
+        metas(attribute).iter().any(|meta| is_test(meta)).then_some(subject)
+    });
+    parts.collect()
+}
 
-impl TestCode {
-    pub(crate) fn of(nodes: &[SyntaxNode]) -> Self {
-        let attributes = nodes.iter().filter(|node| matches!(node.kind(), ATTR | TOKEN_TREE));
-        Self(
-            attributes
-                .filter_map(|node| Some((node, subject(node)?)))
-                .filter(|(node, _)| metas(node).iter().any(|meta| is_test(meta)))
-                .map(|(_, subject)| subject)
-                .collect(),
-        )
-    }
-
-    pub(crate) fn contains(&self, at: TextSize) -> bool {
-        self.0.iter().any(|part| part.contains(at))
-    }
+pub(crate) fn contains(parts: &[TextRange], at: TextSize) -> bool {
+    parts.iter().any(|part| part.contains(at))
 }
 
 /// What an attribute is for. Below a macro an attribute is a `#` and a bracket, and what it is for ends with a semicolon or
@@ -93,11 +87,9 @@ fn subject(attribute: &SyntaxNode) -> Option<TextRange> {
     let parent = attribute.parent()?;
     if attribute.kind() == TOKEN_TREE {
         let hash = attribute.prev_sibling_or_token().filter(|before| before.kind() == T![#])?;
-        attribute.first_token().filter(|open| open.kind() == T!['['])?;
         let ends = |next: &SyntaxElement| next.kind() == T![;] || opens(next, T!['{']);
-        let end = attribute.siblings_with_tokens(Direction::Next).skip(1).find(ends);
-        let end = end.map_or(parent.text_range().end(), |end| end.text_range().end());
-        return Some(TextRange::new(hash.text_range().start(), end));
+        let end = attribute.siblings_with_tokens(Direction::Next).find(ends)?;
+        return Some(hash.text_range().cover(end.text_range()));
     }
     // The attribute of an expression such as `a + b` is one of `a` in the tree.
     let start = attribute.text_range().start();
@@ -118,15 +110,14 @@ pub(crate) struct PublicItem {
     pub(crate) is_documented: bool,
 }
 
-/// The items that need documentation: those that the compiler's `missing_docs` asks for, by what is written. An item counts
-/// if it says `pub`, whether or not the crate lets it be reached. `pub mod x;` does not count, as its documentation may be
-/// in the other file.
+/// The items that need documentation, as the compiler's `missing_docs` has it, by what is written: an item counts if it says
+/// `pub`, whether or not the crate lets it be reached. `pub mod x;` does not, as its documentation may be in the other file.
 pub(crate) fn public_items(nodes: &[SyntaxNode]) -> Vec<PublicItem> {
     let types = nodes.iter().filter(|node| matches!(node.kind(), STRUCT | ENUM | UNION) && !is_in_body(node));
+    let names = |node: &SyntaxNode| name_of(node).map(|name| name.to_string());
     let (public, private): (Vec<_>, Vec<_>) = types.partition(|node| is_public(node));
-    let mut private: HashSet<_> =
-        private.into_iter().filter_map(name_of).map(|name| name.text().to_owned()).collect();
-    private.retain(|name| !public.iter().filter_map(|node| name_of(node)).any(|other| other.text() == name));
+    let mut private: HashSet<_> = private.into_iter().filter_map(names).collect();
+    private.retain(|name| !public.iter().any(|node| names(node).as_ref() == Some(name)));
     let items = nodes.iter().filter_map(|node| {
         let (what, name) = (what(node)?, name_of(node)?);
         let needed =
@@ -137,23 +128,23 @@ pub(crate) fn public_items(nodes: &[SyntaxNode]) -> Vec<PublicItem> {
 }
 
 fn what(node: &SyntaxNode) -> Option<&'static str> {
-    Some(match (node.kind(), node.parent()?.kind()) {
-        (FN, ASSOC_ITEM_LIST) => "method",
-        (FN, _) => "function",
-        (CONST, ASSOC_ITEM_LIST) => "associated constant",
-        (CONST, _) => "constant",
-        (TYPE_ALIAS, ASSOC_ITEM_LIST) => "associated type",
-        (TYPE_ALIAS, EXTERN_ITEM_LIST) => "type",
-        (TYPE_ALIAS, _) => "type alias",
-        (STATIC, _) => "static",
-        (STRUCT, _) => "struct",
-        (UNION, _) => "union",
-        (ENUM, _) => "enum",
-        (VARIANT, _) => "variant",
-        (RECORD_FIELD, _) => "field",
-        (TRAIT, _) => "trait",
-        (MACRO_RULES, _) => "macro",
-        (MODULE, _) if is_inline(node) => "module",
+    let of_type = node.parent()?.kind() == ASSOC_ITEM_LIST;
+    Some(match node.kind() {
+        FN if of_type => "method",
+        FN => "function",
+        CONST if of_type => "associated constant",
+        CONST => "constant",
+        TYPE_ALIAS if of_type => "associated type",
+        TYPE_ALIAS => "type alias",
+        STATIC => "static",
+        STRUCT => "struct",
+        UNION => "union",
+        ENUM => "enum",
+        VARIANT => "variant",
+        RECORD_FIELD => "field",
+        TRAIT => "trait",
+        MACRO_RULES => "macro",
+        MODULE if is_inline(node) => "module",
         _ => return None,
     })
 }
@@ -219,11 +210,11 @@ pub(crate) fn name_of(node: &SyntaxNode) -> Option<SyntaxToken> {
 pub(crate) fn outer_modules(
     path: &str,
     nodes: &[SyntaxNode],
-    tests: &TestCode,
+    tests: &[TextRange],
 ) -> (Vec<String>, Vec<String>) {
     let outer = nodes.iter().filter(|node| node.kind() == MODULE && !is_inline(node) && !is_in_body(node));
     let (test, rest): (Vec<_>, Vec<_>) =
-        outer.partition(|module| tests.contains(module.text_range().start()));
+        outer.partition(|module| contains(tests, module.text_range().start()));
     let hidden = rest.into_iter().filter(|module| attributes(module).iter().any(|meta| is_hidden(meta)));
     let file = |module: &SyntaxNode| module_path(path, module);
     (test.into_iter().map(file).collect(), hidden.map(file).collect())

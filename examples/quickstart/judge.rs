@@ -16,7 +16,7 @@ use regex::Regex;
 
 use crate::{
     contracts::{FileReport, Finding, Rule},
-    items::{self, TestCode},
+    items,
     parse::{Lines, Source},
 };
 
@@ -33,7 +33,7 @@ pub(crate) fn judge(path: &str, text: &str) -> FileReport {
     if let Some((at, message)) = source.error {
         found.push((at, Rule::DoesNotParse, message));
     } else {
-        let (functions, tests) = (functions(&source), TestCode::of(&source.nodes));
+        let (functions, tests) = (functions(&source), items::test_code(&source.nodes));
         let public_items = items::public_items(&source.nodes);
         report.functions = functions.len();
         report.public_items = public_items.len();
@@ -145,7 +145,7 @@ fn too_long((name, range): &Function, lines: &Lines<'_>) -> Option<Found> {
 }
 
 /// Finds `.unwrap()`, `.expect(…)` and `panic!` outside tests. A method is recognised by its name, whatever its receiver.
-fn panics(tokens: &[SyntaxToken], tests: &TestCode) -> Vec<Found> {
+fn panics(tokens: &[SyntaxToken], tests: &[TextRange]) -> Vec<Found> {
     let code: Vec<_> = tokens.iter().filter(|token| token.kind() != COMMENT).collect();
     let mut found = Vec::new();
     for (index, token) in code.iter().enumerate().filter(|(_, token)| token.kind() == IDENT) {
@@ -158,7 +158,7 @@ fn panics(tokens: &[SyntaxToken], tests: &TestCode) -> Vec<Found> {
             ("panic", "!", "(" | "[" | "{") => "panic!",
             _ => continue,
         };
-        if !tests.contains(token.text_range().start()) {
+        if !items::contains(tests, token.text_range().start()) {
             found.push((start(token), Rule::MayPanic, format!("`{call}` may panic")));
         }
     }

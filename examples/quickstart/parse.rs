@@ -1,11 +1,10 @@
 //! From a text to a syntax tree, whose tokens include the comments.
 
-use std::panic::catch_unwind;
+use std::{ops::Range, panic::catch_unwind};
 
 use ra_ap_parser::LexedStr;
 use ra_ap_syntax::{
-    AstNode, AstToken, Edition, NodeOrToken, SourceFile, SyntaxElement, SyntaxKind::*, SyntaxNode,
-    SyntaxToken, T, TextRange, ast, ast::HasAttrs,
+    AstNode, Edition, NodeOrToken, SourceFile, SyntaxKind::*, SyntaxNode, SyntaxToken, T, TextRange, ast,
 };
 
 use crate::items::is_exempt;
@@ -19,6 +18,7 @@ const MOST_TOKENS: usize = 1_000;
 pub(crate) const STACK: usize = 128 << 20;
 
 /// A source that is parsed: its nodes and its tokens, in order.
+#[derive(Default)]
 pub(crate) struct Source {
     pub(crate) nodes: Vec<SyntaxNode>,
     /// Comments among them, blanks not.
@@ -29,18 +29,15 @@ pub(crate) struct Source {
 
 impl Source {
     /// Parses any text.
-    ///
-    /// A macro that wraps items, `cfg_unix! { pub fn f() {} }`, is replaced by its items, which stay where they are.
     pub(crate) fn parse(text: &str) -> Self {
-        let (root, error) = match too_deep(text) {
-            Some(at) => (None, Some((at, "nested too deeply".to_owned()))),
-            None => match catch_unwind(|| parse(text)) {
-                Ok((root, error)) => (Some(root), error),
-                Err(_) => (None, Some((0, "the parser failed".to_owned()))),
-            },
+        if let Some(at) = too_deep(text) {
+            return Self { error: Some((at, "nested too deeply".into())), ..Self::default() };
+        }
+        let Ok((root, error)) = catch_unwind(|| parse(text)) else {
+            return Self { error: Some((0, "the parser failed".into())), ..Self::default() };
         };
-        let mut source = Self { nodes: Vec::new(), tokens: Vec::new(), error };
-        for element in root.iter().flat_map(SyntaxNode::descendants_with_tokens) {
+        let mut source = Self { error, ..Self::default() };
+        for element in root.descendants_with_tokens() {
             match element {
                 NodeOrToken::Node(node) => source.nodes.push(node),
                 NodeOrToken::Token(token) if token.kind() == WHITESPACE => {}
@@ -51,40 +48,29 @@ impl Source {
     }
 }
 
+/// Parses a text that does not nest too deeply. A macro that wraps items, `cfg_unix! { pub fn f() {} }`, is replaced by its
+/// items, which stay where they are.
 fn parse(text: &str) -> (SyntaxNode, Option<(usize, String)>) {
-    let mut text = text.to_owned();
-    let (mut root, error) = parse_as(&text, Edition::Edition2021);
+    let (mut root, error) = parse_as(text, Edition::Edition2021);
     if error.is_some() {
         // What is a keyword, or a type, is not the same in all editions.
-        let (older, older_error) = parse_as(&text, Edition::Edition2015);
+        let (older, older_error) = parse_as(text, Edition::Edition2015);
         return if older_error.is_none() { (older, None) } else { (root, error) };
     }
+    let mut text = text.to_owned();
     loop {
-        let calls = root.descendants().filter_map(ast::MacroCall::cast);
-        let wrappers: Vec<_> = calls.filter_map(|call| Some((items(&call)?, call))).collect();
-        for (items, call) in &wrappers {
-            let parts = call.syntax().children_with_tokens().filter(|part| !is_plain_comment(part));
-            for range in parts.map(|part| part.text_range()) {
-                blank(
-                    &mut text,
-                    TextRange::new(range.start(), range.end().min(items.start()).max(range.start())),
-                );
-                blank(
-                    &mut text,
-                    TextRange::new(range.start().max(items.end()).min(range.end()), range.end()),
-                );
-            }
+        let wrappers = root.descendants().filter_map(ast::MacroCall::cast).filter_map(|call| wrapper(&call));
+        let ranges: Vec<_> = wrappers.flatten().collect();
+        for range in &ranges {
+            let blank = |old: char| if old == '\n' { "\n".into() } else { " ".repeat(old.len_utf8()) };
+            let blanks = text.get(range.clone()).map(|old| old.chars().map(blank).collect::<String>());
+            text.replace_range(range.clone(), &blanks.unwrap_or_default());
         }
         match parse_as(&text, Edition::Edition2021) {
-            (unwrapped, None) if !wrappers.is_empty() => root = unwrapped,
+            (unwrapped, None) if !ranges.is_empty() => root = unwrapped,
             _ => return (root, None),
         }
     }
-}
-
-fn is_plain_comment(element: &SyntaxElement) -> bool {
-    let comment = element.as_token().cloned().and_then(ast::Comment::cast);
-    comment.is_some_and(|comment| !comment.is_doc())
 }
 
 fn parse_as(text: &str, edition: Edition) -> (SyntaxNode, Option<(usize, String)>) {
@@ -93,32 +79,23 @@ fn parse_as(text: &str, edition: Edition) -> (SyntaxNode, Option<(usize, String)
     (parse.syntax_node(), first.map(|error| (error.range().start().into(), error.to_string())))
 }
 
-/// The items that a macro call which stands for items is given.
-fn items(call: &ast::MacroCall) -> Option<TextRange> {
+/// What is around the items that a macro is given, if it stands where items do.
+fn wrapper(call: &ast::MacroCall) -> Option<[Range<usize>; 2]> {
     let holder = call.syntax().parent()?.kind();
-    if !matches!(holder, SOURCE_FILE | ITEM_LIST | ASSOC_ITEM_LIST | MACRO_ITEMS) || is_exempt(call.syntax())
-    {
+    if !matches!(holder, SOURCE_FILE | ITEM_LIST | ASSOC_ITEM_LIST) || is_exempt(call.syntax()) {
         return None;
     }
+    let start = call.syntax().children().next()?.text_range().start();
     let tree = call.token_tree()?.syntax().clone();
     let (open, close) = (tree.first_token()?.text_range().end(), tree.last_token()?.text_range().start());
     let text = tree.text().slice(TextRange::new(open, close) - tree.text_range().start()).to_string();
     let parsed = SourceFile::parse(&text, Edition::Edition2021);
-    let file = parsed.tree();
-    let inner = file.attrs().last().map_or(0.into(), |attribute| attribute.syntax().text_range().end());
-    let holds_items = file.syntax().children().any(|child| child.kind() != ATTR);
-    (holds_items && parsed.errors().is_empty()).then(|| TextRange::new(open + inner, close))
-}
-
-/// Replaces a range with blanks, and comments and lines stay.
-fn blank(text: &mut String, range: TextRange) {
-    let range = std::ops::Range::<usize>::from(range);
-    let blank = text.get(range.clone()).map(|old| {
-        old.chars()
-            .map(|c| if c == '\n' { "\n".into() } else { " ".repeat(c.len_utf8()) })
-            .collect::<String>()
-    });
-    text.replace_range(range, &blank.unwrap_or_default());
+    let items = parsed.tree().syntax().children().find(|child| child.kind() != ATTR)?;
+    // An attribute of the file would not be one where the macro is.
+    let attributes = items.prev_sibling().map_or(0.into(), |attribute| attribute.text_range().end());
+    let range = |from, to| Range::from(TextRange::new(from, to));
+    let end = call.syntax().text_range().end();
+    parsed.errors().is_empty().then(|| [range(start, open + attributes), range(close, end)])
 }
 
 /// Where a text nests deeper than the limits, in bytes.

@@ -21,9 +21,9 @@ use crate::{
     budget::{Usage, narrower},
     card::ArmCard,
     context::Context,
-    contract::{ContractCard, ContractRef, ContractSpec, InvalidContract, TaskContract},
-    deadline::{Deadline, DeadlinePassed},
-    error::{ArmError, ErrorKind, Failure},
+    contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
+    deadline::Deadline,
+    error::{ArmError, ConfigError, ErrorKind, Failure},
     json,
     parts::{Caller, ContextParts, spent},
     transport::Transport,
@@ -36,7 +36,7 @@ use crate::{
 pub struct Dispatcher {
     card: ArmCard,
     routes: Vec<Route>,
-    refused: Vec<InvalidContract>,
+    refused: Vec<ConfigError>,
 }
 
 /// One contract that a [`Dispatcher`] serves.
@@ -117,7 +117,7 @@ impl Dispatcher {
 
     /// Why contracts that were given to [`serve`](Self::serve) are not served. A server that starts without them would
     /// answer that they are not offered, so check this first.
-    pub fn refused(&self) -> &[InvalidContract] {
+    pub fn refused(&self) -> &[ConfigError] {
         &self.refused
     }
 
@@ -231,9 +231,9 @@ impl Route {
             }),
         );
         let kind = match ended.await {
-            Ok(Some(answer)) => return answer.unwrap_or_else(|_| Err(panicked().into())),
-            Ok(None) => ErrorKind::Cancelled,
-            Err(DeadlinePassed) => ErrorKind::DeadlineExceeded,
+            Some(Some(answer)) => return answer.unwrap_or_else(|_| Err(panicked().into())),
+            Some(None) => ErrorKind::Cancelled,
+            None => ErrorKind::DeadlineExceeded,
         };
         cancellation.cancel();
         // What the arm holds may panic as well, on its way out.

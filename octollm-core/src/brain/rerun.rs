@@ -1,6 +1,6 @@
 //! Running a failed task again: which recorded calls are kept, and which are made once more.
 
-use super::{Brain, conflict, scheduler, uncertain};
+use super::{Brain, scheduler, uncertain};
 use crate::{
     context::Context,
     contract::Violations,
@@ -38,7 +38,7 @@ impl Brain {
                 Some(step) => discard_from(step, &journal)?,
                 None => continue_after(record.failed_step(), &journal)?,
             };
-            record.rerun(from.is_some(), self.0.clock.now()).map_err(conflict)?;
+            record.rerun(from.is_some(), self.0.clock.now())?;
             let effects = SideEffects { discarded, journal: reopened, ..self.effects(&record) };
             match self.0.store.commit(record, effects).await {
                 // Another rerun came first, and has failed again by now: this plan is of the journal before it.

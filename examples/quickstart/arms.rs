@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::LazyLock};
 
 use octollm::{
-    plan::{Plan, RunPlan},
+    plan::{Plan, PlanRunner},
     prelude::*,
     update::Phase,
 };
@@ -28,7 +28,7 @@ impl Arm<TaskRequest> for Review {
     async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
         cx.phase(Phase::Planning);
         let plan = cx.call(PlanReview { goal: request.goal }).await?;
-        let mut outputs = Plan::default().run(&plan, cx).await?.outputs;
+        let mut outputs = PlanRunner::default().run(&plan, cx).await?.outputs;
         cx.phase(Phase::Synthesis);
         let listing: Listing = typed(outputs.remove("list"))?;
         let judged = typed(outputs.remove("judge").or(Some(json!([]))))?;
@@ -48,7 +48,7 @@ pub(crate) struct Planner;
 
 #[async_trait]
 impl Arm<PlanReview> for Planner {
-    async fn execute(&self, input: PlanReview, _: &Context) -> Result<RunPlan, ArmError> {
+    async fn execute(&self, input: PlanReview, _: &Context) -> Result<Plan, ArmError> {
         let goal = input.goal.to_lowercase();
         let (review, scan) = (goal.contains("review"), goal.contains("secret"));
         if !review && !scan {

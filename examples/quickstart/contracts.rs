@@ -1,10 +1,10 @@
 //! What the arms of the review can be asked, and what they return.
 
-use octollm::{plan::RunPlan, prelude::*};
+use octollm::{plan::Plan, prelude::*};
 
 /// Turns a goal into steps.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
-#[task(name = "review.plan", output = RunPlan, idempotent)]
+#[task(name = "review.plan", output = Plan, idempotent)]
 pub(crate) struct PlanReview {
     /// What is wanted, in words.
     #[garde(length(min = 1, max = 10_000))]

@@ -90,9 +90,8 @@ pub(crate) struct FileReport {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Finding {
     pub(crate) rule: Rule,
-    /// From 1.
     pub(crate) line: usize,
-    /// In characters, from 1.
+    /// In characters.
     pub(crate) column: usize,
     /// What is wrong, in one clause.
     pub(crate) message: String,
@@ -130,9 +129,8 @@ pub(crate) struct FileSecrets {
 pub(crate) struct Secret {
     /// What it gives access to: `github-token`.
     pub(crate) kind: String,
-    /// From 1.
     pub(crate) line: usize,
-    /// In characters, from 1.
+    /// In characters.
     pub(crate) column: usize,
     /// At most its first four characters, and its length.
     pub(crate) masked: String,

@@ -103,12 +103,8 @@ pub(crate) fn opens(element: &SyntaxElement, bracket: ra_ap_syntax::SyntaxKind) 
     first.is_some_and(|first| first.kind() == bracket)
 }
 
-/// An item that needs documentation.
-pub(crate) struct PublicItem {
-    pub(crate) what: &'static str,
-    pub(crate) name: SyntaxToken,
-    pub(crate) is_documented: bool,
-}
+/// An item that needs documentation: what it is, its name, and whether it is documented.
+type PublicItem = (&'static str, SyntaxToken, bool);
 
 /// The items that need documentation, as the compiler's `missing_docs` has it, by what is written: an item counts if it says
 /// `pub`, whether or not the crate lets it be reached. `pub mod x;` does not, as its documentation may be in the other file.
@@ -122,7 +118,7 @@ pub(crate) fn public_items(nodes: &[SyntaxNode]) -> Vec<PublicItem> {
         let (what, name) = (what(node)?, name_of(node)?);
         let needed =
             needs_docs(node, &private) && !is_in_body(node) && !node.ancestors().any(|node| is_exempt(&node));
-        needed.then(|| PublicItem { what, name, is_documented: is_documented(node) })
+        needed.then(|| (what, name, is_documented(node)))
     });
     items.collect()
 }
@@ -189,16 +185,14 @@ pub(crate) fn is_exempt(node: &SyntaxNode) -> bool {
 }
 
 fn is_documented(node: &SyntaxNode) -> bool {
-    let is_doc =
-        |token: &SyntaxToken| ast::Comment::cast(token.clone()).is_some_and(|comment| comment.is_doc());
+    let is_doc = |token: SyntaxToken| ast::Comment::cast(token).is_some_and(|comment| comment.is_doc());
     let inner = node.children().filter(|child| child.kind() == ITEM_LIST);
-    let mut inside = node.children_with_tokens().chain(inner.flat_map(|list| list.children_with_tokens()));
+    let inside = node.children_with_tokens().chain(inner.flat_map(|list| list.children_with_tokens()));
     let before = std::iter::successors(node.first_token(), SyntaxToken::prev_token).skip(1);
+    let mut before = before.take_while(|token| token.kind().is_trivia() && !token.text().starts_with("//!"));
     attributes(node).iter().any(|meta| meta.starts_with("doc="))
-        || inside.any(|element| element.as_token().is_some_and(is_doc))
-        || before
-            .take_while(|token| token.kind().is_trivia())
-            .any(|token| token.text().starts_with("///") && is_doc(&token))
+        || inside.filter_map(SyntaxElement::into_token).any(is_doc)
+        || before.any(is_doc)
 }
 
 /// The name that a node gives to what it is.
@@ -207,39 +201,31 @@ pub(crate) fn name_of(node: &SyntaxNode) -> Option<SyntaxToken> {
 }
 
 /// The modules in other files that this file leaves to tests, and those that it hides: their paths without `.rs`.
-pub(crate) fn outer_modules(
-    path: &str,
-    nodes: &[SyntaxNode],
-    tests: &[TextRange],
-) -> (Vec<String>, Vec<String>) {
-    let outer = nodes.iter().filter(|node| node.kind() == MODULE && !is_inline(node) && !is_in_body(node));
-    let (test, rest): (Vec<_>, Vec<_>) =
-        outer.partition(|module| contains(tests, module.text_range().start()));
-    let hidden = rest.into_iter().filter(|module| attributes(module).iter().any(|meta| is_hidden(meta)));
-    let file = |module: &SyntaxNode| module_path(path, module);
-    (test.into_iter().map(file).collect(), hidden.map(file).collect())
+pub(crate) fn outer_modules(path: &str, nodes: &[SyntaxNode], tests: &[TextRange]) -> [Vec<String>; 2] {
+    let mut modules = [Vec::new(), Vec::new()];
+    for module in nodes.iter().filter(|node| node.kind() == MODULE && !is_inline(node) && !is_in_body(node)) {
+        let test = contains(tests, module.text_range().start());
+        if test || attributes(module).iter().any(|meta| is_hidden(meta)) {
+            modules[usize::from(!test)].push(module_path(path, module));
+        }
+    }
+    modules
 }
 
 fn module_path(path: &str, module: &SyntaxNode) -> String {
     let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
     let stem = file.trim_end_matches(".rs");
-    let name = |node: &SyntaxNode| Some(name_of(node)?.text().trim_start_matches("r#").to_owned());
-    let around: Vec<_> = module
-        .ancestors()
-        .skip(1)
-        .filter(|node| node.kind() == MODULE)
-        .filter_map(|node| name(&node))
-        .collect();
-    let named = attributes(module)
-        .iter()
-        .find_map(|meta| Some(meta.strip_prefix("path=")?.trim_matches('"').to_owned()));
+    let modules = module.ancestors().filter(|node| node.kind() == MODULE);
+    let names: Vec<_> = modules.filter_map(|node| name_of(&node)).map(|name| name.to_string()).collect();
+    let (name, around) = names.split_first().map_or(("", [].as_slice()), |(name, around)| (name, around));
+    let named = attributes(module).into_iter().find(|meta| meta.starts_with("path="));
     let mut parts: Vec<&str> = folder.split('/').collect();
     // A path by attribute starts at the folder of the file, unless the module is in another.
     if named.is_none() || !around.is_empty() {
         parts.extend((!matches!(stem, "mod" | "lib" | "main" | "build")).then_some(stem));
         parts.extend(around.iter().rev().map(String::as_str));
     }
-    let last = named.or_else(|| name(module)).unwrap_or_default();
+    let last = named.as_deref().map_or(name, |path| path.trim_start_matches("path=").trim_matches('"'));
     for part in last.trim_end_matches(".rs").split('/') {
         match part {
             ".." => parts.truncate(parts.len().saturating_sub(1)),
@@ -247,5 +233,5 @@ fn module_path(path: &str, module: &SyntaxNode) -> String {
         }
     }
     parts.retain(|part| !part.is_empty() && *part != ".");
-    parts.join("/").trim_end_matches("/mod").to_owned()
+    parts.join("/").trim_end_matches("/mod").replace("r#", "")
 }

@@ -10,7 +10,7 @@
 use std::sync::LazyLock;
 
 use ra_ap_syntax::{
-    Direction, SyntaxElement, SyntaxKind::*, SyntaxNode, SyntaxToken, T, TextRange, TextSize,
+    SyntaxElement, SyntaxKind, SyntaxKind::*, SyntaxNode, SyntaxToken, T, TextRange, TextSize,
 };
 use regex::Regex;
 
@@ -37,15 +37,10 @@ pub(crate) fn judge(path: &str, text: &str) -> FileReport {
         let public_items = items::public_items(&source.nodes);
         report.functions = functions.len();
         report.public_items = public_items.len();
-        (report.test_modules, report.hidden_modules) = items::outer_modules(path, &source.nodes, &tests);
-        let undocumented = public_items.iter().filter(|item| !item.is_documented);
-        found.extend(undocumented.map(|item| {
-            (
-                start(&item.name),
-                Rule::MissingDocs,
-                format!("the {} `{}` is not documented", item.what, item.name),
-            )
-        }));
+        [report.test_modules, report.hidden_modules] = items::outer_modules(path, &source.nodes, &tests);
+        for (what, name, _) in public_items.iter().filter(|(_, _, documented)| !documented) {
+            found.push((start(name), Rule::MissingDocs, format!("the {what} `{name}` is not documented")));
+        }
         found.extend(functions.iter().filter_map(|function| too_long(function, &lines)));
         found.extend(panics(&source.tokens, &tests));
         found.extend(unsafe_without_reason(&source, &lines));
@@ -102,39 +97,26 @@ fn functions(source: &Source) -> Vec<Function> {
 
 fn function(keyword: &SyntaxToken) -> Option<Function> {
     let node = keyword.parent()?;
-    let (name, body) = match node.kind() {
-        FN => {
-            (items::name_of(&node)?, node.children().find(|child| child.kind() == BLOCK_EXPR)?.text_range())
-        }
-        TOKEN_TREE if !is_pattern(&node) => {
-            let mut rest = siblings(keyword, Direction::Next);
-            // The name in a template is `$name` or `#name`. The type of a pointer has none.
-            let name = rest.find(|next| !matches!(next.kind(), T![$] | T![#]))?.into_token()?;
-            let mut rest = rest.take_while(|next| next.kind() != T![;]);
-            (
-                Some(name).filter(|name| name.kind() == IDENT)?,
-                rest.find(|next| items::opens(next, T!['{']))?.text_range(),
-            )
-        }
-        _ => return None,
+    let (name, body) = if node.kind() == FN {
+        (items::name_of(&node)?, node.children().find(|child| child.kind() == BLOCK_EXPR)?)
+    } else {
+        // Below a macro, the name may be `$name` or `#name`, and an arm matches what is followed by `=>`.
+        let mut rest =
+            code_after(keyword.clone().into()).skip_while(|next| matches!(next.kind(), T![$] | T![#]));
+        let name = rest.next()?.into_token().filter(|name| name.kind() == IDENT)?;
+        let body = rest.take_while(|next| next.kind() != T![;]).find(|next| items::opens(next, T!['{']))?;
+        let is_matched =
+            |tree: SyntaxNode| code_after(tree.into()).map(|next| next.kind()).take(2).eq([T![=], T![>]]);
+        let mut trees = node.ancestors().take_while(|node| node.kind() == TOKEN_TREE);
+        (name, body.into_node().filter(|_| !trees.any(is_matched))?)
     };
-    Some((name, TextRange::new(keyword.text_range().start(), body.end())))
+    Some((name, keyword.text_range().cover(body.text_range())))
 }
 
-/// Whether tokens are, or are below, what an arm of a macro matches: `(…) =>`.
-fn is_pattern(tree: &SyntaxNode) -> bool {
-    let is_matched = |tree: SyntaxNode| {
-        let mut next =
-            tree.siblings_with_tokens(Direction::Next).skip(1).filter(|next| !next.kind().is_trivia());
-        next.next().is_some_and(|next| next.kind() == T![=])
-            && next.next().is_some_and(|next| next.kind() == T![>])
-    };
-    tree.ancestors().take_while(|node| node.kind() == TOKEN_TREE).any(is_matched)
-}
-
-/// What is beside a token, without blanks and comments.
-fn siblings(token: &SyntaxToken, direction: Direction) -> impl Iterator<Item = SyntaxElement> {
-    token.siblings_with_tokens(direction).skip(1).filter(|next| !next.kind().is_trivia())
+/// What is beside an element and after it, without blanks and comments.
+fn code_after(element: SyntaxElement) -> impl Iterator<Item = SyntaxElement> {
+    let after = std::iter::successors(Some(element), SyntaxElement::next_sibling_or_token);
+    after.skip(1).filter(|next| !next.kind().is_trivia())
 }
 
 fn too_long((name, range): &Function, lines: &Lines<'_>) -> Option<Found> {
@@ -187,14 +169,10 @@ fn unsafe_without_reason(source: &Source, lines: &Lines<'_>) -> Vec<Found> {
         let block = after.iter().skip_while(|next| next.kind() != T!['{']).skip(1);
         let in_block = block.take_while(|next| next.kind() == COMMENT);
         let mut around = before.iter().rev().take_while(belongs).chain(on_line).chain(in_block);
-        if !around
-            .any(|token| token.kind() == COMMENT && token.text().to_ascii_uppercase().contains("SAFETY:"))
-        {
-            found.push((
-                start(token),
-                Rule::UnsafeWithoutSafety,
-                format!("{what} without a `SAFETY:` comment"),
-            ));
+        let reason = |text: &str| text.starts_with('/') && text.to_ascii_uppercase().contains("SAFETY:");
+        if !around.any(|token| reason(token.text())) {
+            let message = format!("{what} without a `SAFETY:` comment");
+            found.push((start(token), Rule::UnsafeWithoutSafety, message));
         }
     }
     found
@@ -202,12 +180,10 @@ fn unsafe_without_reason(source: &Source, lines: &Lines<'_>) -> Vec<Found> {
 
 /// Where the statement, the item or the arm that holds a token starts, unless it is below a macro.
 fn statement(token: &SyntaxToken) -> Option<TextSize> {
-    let is_list =
-        |kind| matches!(kind, SOURCE_FILE | ITEM_LIST | ASSOC_ITEM_LIST | STMT_LIST | MATCH_ARM_LIST);
+    const LISTS: [SyntaxKind; 5] = [SOURCE_FILE, ITEM_LIST, ASSOC_ITEM_LIST, STMT_LIST, MATCH_ARM_LIST];
     let mut around = token.parent_ancestors().take_while(|node| node.kind() != TOKEN_TREE);
-    around
-        .find(|node| node.parent().is_some_and(|list| is_list(list.kind())))
-        .map(|node| node.text_range().start())
+    let node = around.find(|node| node.parent().is_some_and(|list| LISTS.contains(&list.kind())))?;
+    Some(node.text_range().start())
 }
 
 fn start(token: &SyntaxToken) -> usize {

@@ -152,7 +152,7 @@ fn needs_docs(node: &SyntaxNode, private: &HashSet<String>) -> bool {
         Some((variant, VARIANT)) => variant.ancestors().nth(2).is_some_and(|owner| is_public(&owner)),
         Some((owner, STRUCT | UNION)) => is_public(node) && is_public(owner),
         Some((owner, IMPL)) => is_public(node) && is_of_public_type(owner, private),
-        _ if node.kind() == MACRO_RULES => attributes(node).iter().any(|meta| meta == "macro_export"),
+        _ if node.kind() == MACRO_RULES => attributes(node).iter().any(|meta| call(meta).0 == "macro_export"),
         _ => is_public(node),
     }
 }

@@ -92,7 +92,7 @@ type Function = (SyntaxToken, TextRange);
 /// The functions, wherever they are written: a method, a trait's default, a template in a macro.
 fn functions(source: &Source) -> Vec<Function> {
     let keywords = source.tokens.iter().filter(|token| token.kind() == T![fn]);
-    keywords.filter_map(|keyword| function(keyword)).collect()
+    keywords.filter_map(function).collect()
 }
 
 fn function(keyword: &SyntaxToken) -> Option<Function> {
@@ -103,7 +103,7 @@ fn function(keyword: &SyntaxToken) -> Option<Function> {
         // Below a macro, the name may be `$name` or `#name`, and an arm matches what is followed by `=>`.
         let mut rest =
             code_after(keyword.clone().into()).skip_while(|next| matches!(next.kind(), T![$] | T![#]));
-        let name = rest.next()?.into_token().filter(|name| name.kind() == IDENT)?;
+        let name = rest.next()?.into_token().filter(|name| !name.kind().is_punct())?;
         let body = rest.take_while(|next| next.kind() != T![;]).find(|next| items::opens(next, T!['{']))?;
         let is_matched =
             |tree: SyntaxNode| code_after(tree.into()).map(|next| next.kind()).take(2).eq([T![=], T![>]]);

@@ -104,9 +104,10 @@ fn too_deep(text: &str) -> Option<usize> {
     let code: Vec<usize> = (0..lexed.len()).filter(|&token| !lexed.kind(token).is_trivia()).collect();
     // For each open bracket: the tokens since the last separator, and those of them that may open generics.
     let mut levels = vec![(0, 0)];
-    let mut total = 0;
+    let (mut total, mut before) = (0, EOF);
     for (index, &token) in code.iter().enumerate() {
         let (kind, next) = (lexed.kind(token), code.get(index + 1).map_or(EOF, |&next| lexed.kind(next)));
+        let before = std::mem::replace(&mut before, kind);
         if matches!(kind, T![')'] | T![']'] | T!['}']) && levels.len() > 1 {
             total -= levels.pop().map_or(0, |(run, _)| run);
         }
@@ -115,6 +116,9 @@ fn too_deep(text: &str) -> Option<usize> {
         let kept = match kind {
             T![;] => 0,
             T!['}'] if !goes_on => 0,
+            // A bracket counts once; attributes in a row do not nest.
+            T![#] | T![')'] | T![']'] | T!['}'] => *run,
+            T!['['] if before == T![#] => *run,
             // A comma ends an argument of generics, but not the generics.
             T![,] => *generics,
             _ => *run + 1,

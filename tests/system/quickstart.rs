@@ -136,7 +136,7 @@ fn what_is_public_needs_documentation() {
         (
             "a.rs",
             "pub fn a() {}\npub struct B { pub c: u8, d: u8 }\npub enum E { F { g: u8 } }\npub trait H { fn i(); }\n\
-             pub mod j {}\nextern \"C\" { pub fn k(); }\n#[macro_export] macro_rules! l { () => {} }\n\
+             pub mod j {}\nextern \"C\" { pub fn k(); }\n#[macro_export(x)] macro_rules! l { () => {} }\n\
              impl Elsewhere { pub const M: u8 = 0; }",
         ),
         (
@@ -173,7 +173,7 @@ fn functions_and_marks_are_counted_where_they_are_written() {
     let long = |lines| format!("#[inline]\npub fn f() {{\n{}}}", "x();\n".repeat(lines));
     let (short, long) = (long(58), long(59));
     let functions = "fn a() {} trait T { fn b(); fn c() { fn d() {} } } wrap! { fn e() {} } type P = fn(u8); // fn f() {}\n\
-        macro_rules! m { (fn $n:ident() { }) => { fn $n() { } }; }";
+        macro_rules! m { (fn $fn:ident() { }) => { fn $fn() { } }; }";
     let marks = "// TODO\nfn f() { x /* a\n é FIXME(me): b */; y(\"// TODO\") }\n/// see TODO, TODO.\n// TODOS todo éTODO";
     let report = review(&[("a.rs", &short), ("b.rs", &long), ("c.rs", functions), ("d.rs", marks)]);
     assert_eq!(lines(&report, "a.rs", "long-function"), [0; 0]);
@@ -205,7 +205,8 @@ fn hostile_sources_are_refused_alive() {
     let names = parts.map(|part| format!("{}.rs", part.len() * 1_000 + usize::from(part.as_bytes()[0])));
     let files: Vec<_> = names.iter().zip(&texts).map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let deep = format!("fn f() {{ {}x{} }}", "f(".repeat(190), ")".repeat(190));
-    let report = review(&[files, vec![("deep.rs", &deep)]].concat());
+    let many = "#[case(1, 2)]\n".repeat(2_000) + "fn f() {}";
+    let report = review(&[files, vec![("deep.rs", &deep), ("many.rs", &many)]].concat());
     assert_eq!(report["totals"]["does-not-parse"], parts.len());
     assert_eq!(lines(&report, "deep.rs", "does-not-parse"), [0; 0]);
 }

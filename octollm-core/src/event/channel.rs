@@ -1,4 +1,4 @@
-//! The address of an event.
+//! The address of an event, and the patterns that match addresses.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -177,8 +177,188 @@ impl AsRef<str> for Channel {
     }
 }
 
+/// A [`Channel`] in which a whole segment may be `*`, which stands for any one segment.
+///
+/// Any other glob (`comp*`, `?`, `[ab]`) is refused rather than taken literally.
+///
+/// ```
+/// # use octollm_core::event::Pattern;
+/// let pattern: Pattern = "events:task:*".parse()?;
+/// assert!(pattern.matches(&"events:task:failed".parse()?));
+/// assert!("events:task:fail*".parse::<Pattern>().is_err());
+/// # Ok::<(), octollm_core::event::ChannelError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pattern {
+    text: Box<str>,
+    /// Where the first two segments end.
+    ends: [u8; 2],
+}
+
+impl Pattern {
+    /// The pattern every channel matches, `*:*:*`.
+    pub fn all() -> Self {
+        Self::of([WILDCARD; 3])
+    }
+
+    /// Whether it matches `channel`.
+    pub fn matches(&self, channel: &Channel) -> bool {
+        let [domain, entity, action] = self.segments();
+        let matches = |wanted: &str, found: &str| wanted == WILDCARD || wanted == found;
+        matches(action, channel.action())
+            && matches(entity, channel.entity())
+            && matches(domain, channel.domain())
+    }
+
+    /// Whether it matches one channel only.
+    pub fn is_exact(&self) -> bool {
+        !self.segments().contains(&WILDCARD)
+    }
+
+    /// Both this one and `other`, in one subscription.
+    pub fn or(self, other: Pattern) -> Patterns {
+        Patterns::from(self).or(other)
+    }
+
+    /// The text it was made from.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// A pattern of segments that were checked, of at most 64 bytes each.
+    fn of(segments: [&str; 3]) -> Self {
+        let [domain, entity, _] = segments.map(str::len);
+        Self { text: segments.join(":").into(), ends: [domain as u8, (domain + 1 + entity) as u8] }
+    }
+
+    fn segments(&self) -> [&str; 3] {
+        let [domain, entity] = self.ends.map(usize::from);
+        [&self.text[..domain], &self.text[domain + 1..entity], &self.text[entity + 1..]]
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = ChannelError;
+
+    fn from_str(text: &str) -> Result<Self, ChannelError> {
+        let segments: [&str; 3] = split(text, ':')?;
+        for (index, segment) in segments.iter().enumerate() {
+            if *segment != WILDCARD {
+                check_segment(index + 1, segment)?;
+            }
+        }
+        Ok(Self::of(segments))
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = ChannelError;
+
+    fn try_from(text: String) -> Result<Self, ChannelError> {
+        text.parse()
+    }
+}
+
+impl From<Channel> for Pattern {
+    /// The pattern that matches exactly this channel.
+    fn from(channel: Channel) -> Self {
+        Self::of([channel.domain(), channel.entity(), channel.action()])
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.text)
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pattern").field(&self.text).finish()
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+const WILDCARD: &str = "*";
+
+/// One or more [`Pattern`]s in one subscription: an event that several of them match is delivered once.
+///
+/// ```
+/// # use octollm_core::event::{Pattern, Patterns};
+/// let tasks: Pattern = "events:task:*".parse()?;
+/// let both: Patterns = tasks.or("events:arm:registered".parse()?);
+/// assert!(both.matches(&"events:arm:registered".parse()?));
+/// # Ok::<(), octollm_core::event::ChannelError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Patterns(Vec<Pattern>);
+
+impl Patterns {
+    /// These and one more. One that is there already changes nothing.
+    #[must_use]
+    pub fn or(mut self, pattern: Pattern) -> Self {
+        if let Err(place) = self.0.binary_search(&pattern) {
+            self.0.insert(place, pattern);
+        }
+        self
+    }
+
+    /// Whether any of them matches `channel`.
+    pub fn matches(&self, channel: &Channel) -> bool {
+        self.0.iter().any(|pattern| pattern.matches(channel))
+    }
+
+    /// Each of them once, in the order of their texts.
+    pub fn iter(&self) -> std::slice::Iter<'_, Pattern> {
+        self.0.iter()
+    }
+}
+
+impl From<Pattern> for Patterns {
+    fn from(pattern: Pattern) -> Self {
+        Self(vec![pattern])
+    }
+}
+
+impl TryFrom<Vec<Pattern>> for Patterns {
+    type Error = ChannelError;
+
+    /// # Errors
+    /// [`ChannelError::NoPattern`] when the list is empty.
+    fn try_from(mut patterns: Vec<Pattern>) -> Result<Self, ChannelError> {
+        patterns.sort_unstable();
+        patterns.dedup();
+        if patterns.is_empty() { Err(ChannelError::NoPattern) } else { Ok(Self(patterns)) }
+    }
+}
+
+impl<'a> IntoIterator for &'a Patterns {
+    type Item = &'a Pattern;
+    type IntoIter = std::slice::Iter<'a, Pattern>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl fmt::Display for Patterns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, pattern) in self.0.iter().enumerate() {
+            let divider = if index == 0 { "" } else { ", " };
+            write!(f, "{divider}{pattern}")?;
+        }
+        Ok(())
+    }
+}
+
 /// Divides `text` into exactly `N` segments.
-pub(super) fn split<const N: usize>(text: &str, divider: char) -> Result<[&str; N], ChannelError> {
+fn split<const N: usize>(text: &str, divider: char) -> Result<[&str; N], ChannelError> {
     let mut segments = [""; N];
     let mut found = 0;
     for segment in text.split(divider) {
@@ -191,7 +371,7 @@ pub(super) fn split<const N: usize>(text: &str, divider: char) -> Result<[&str; 
 }
 
 /// Holds a segment to `[a-z0-9_-]{1,64}`.
-pub(super) fn check_segment(position: usize, segment: &str) -> Result<(), ChannelError> {
+fn check_segment(position: usize, segment: &str) -> Result<(), ChannelError> {
     const LONGEST: usize = 64;
     if segment.is_empty() {
         return Err(ChannelError::EmptySegment { position });
@@ -204,77 +384,5 @@ pub(super) fn check_segment(position: usize, segment: &str) -> Result<(), Channe
         None => Ok(()),
         Some(found @ ('*' | '?' | '[' | ']' | '\\')) => Err(ChannelError::Glob { position, found }),
         Some(found) => Err(ChannelError::Character { position, found }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn parts_are_slices_of_one_text() {
-        let channel: Channel = "events:task:completed".parse().unwrap();
-        assert_eq!((channel.domain(), channel.entity(), channel.action()), ("events", "task", "completed"));
-        assert_eq!(channel.event_type(), "task.completed");
-        assert_eq!(channel.to_string(), "events:task:completed");
-        assert_eq!(channel.in_domain("audit").unwrap().as_str(), "audit:task:completed");
-    }
-
-    #[test]
-    fn what_is_no_channel_is_refused_by_name() {
-        let cases = [
-            ("", ChannelError::SegmentCount { expected: 3, found: 1 }),
-            ("a:b", ChannelError::SegmentCount { expected: 3, found: 2 }),
-            ("a:b:c:d", ChannelError::SegmentCount { expected: 3, found: 4 }),
-            ("a::c", ChannelError::EmptySegment { position: 2 }),
-            ("a:b:c d", ChannelError::Character { position: 3, found: ' ' }),
-            ("a:b\r\n:c", ChannelError::Character { position: 2, found: '\r' }),
-            ("A:b:c", ChannelError::Character { position: 1, found: 'A' }),
-            ("a:ü:c", ChannelError::Character { position: 2, found: 'ü' }),
-            ("a:b:*", ChannelError::Glob { position: 3, found: '*' }),
-            ("a:b?:c", ChannelError::Glob { position: 2, found: '?' }),
-        ];
-        for (text, error) in cases {
-            assert_eq!(text.parse::<Channel>(), Err(error), "{text:?}");
-        }
-        let long = "x".repeat(65);
-        assert_eq!(Channel::new("a", &long, "c"), Err(ChannelError::LongSegment { position: 2, length: 65 }));
-    }
-
-    #[test]
-    fn an_event_type_has_two_segments() {
-        assert!(Channel::from_event_type("task.completed").is_ok());
-        let error = Channel::from_event_type("com.example.created").unwrap_err();
-        assert_eq!(error, ChannelError::SegmentCount { expected: 2, found: 3 });
-        let error = Channel::from_event_type("Task.completed").unwrap_err();
-        assert_eq!(error, ChannelError::Character { position: 1, found: 'T' });
-    }
-
-    proptest! {
-        #[test]
-        fn text_and_json_round_trip(text in "[a-z0-9_-]{1,64}:[a-z0-9_-]{1,64}:[a-z0-9_-]{1,64}") {
-            let channel: Channel = text.parse().unwrap();
-            prop_assert_eq!(channel.as_str(), &text);
-            let json = serde_json::to_string(&channel).unwrap();
-            prop_assert_eq!(&serde_json::from_str::<Channel>(&json).unwrap(), &channel);
-            let again = Channel::from_event_type(channel.event_type()).unwrap();
-            prop_assert_eq!(again.in_domain(channel.domain()).unwrap(), channel);
-        }
-
-        #[test]
-        fn any_text_is_a_channel_or_an_error(text in "[a-z*:?.A ]{0,12}") {
-            let valid = text.split(':').count() == 3
-                && text.split(':').all(|s| !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase()));
-            prop_assert_eq!(text.parse::<Channel>().is_ok(), valid);
-        }
-
-        #[test]
-        fn order_is_that_of_the_text(a in "[a-c]{1,2}:[a-c]{1,2}:[a-c]{1,2}", b in "[a-c]{1,2}:[a-c]{1,2}:[a-c]{1,2}") {
-            let (left, right): (Channel, Channel) = (a.parse().unwrap(), b.parse().unwrap());
-            prop_assert_eq!(left.cmp(&right), a.cmp(&b));
-            prop_assert_eq!(left == right, a == b);
-        }
     }
 }

@@ -1,9 +1,9 @@
-//! An event's attributes as texts, and how long they are.
+//! An event's attributes as texts.
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Number, Value};
+use serde_json::Value;
 
 use super::{Channel, Event, EventError};
 
@@ -111,95 +111,4 @@ impl TryFrom<RawEvent<'_>> for Event {
 
 fn timestamp(attribute: &'static str, text: &str) -> Result<jiff::Timestamp, EventError> {
     text.parse().map_err(|source| EventError::Timestamp { attribute, source })
-}
-
-/// The length of a value as compact JSON, without writing it.
-pub(super) fn json_len(value: &Value) -> usize {
-    // Members are divided by commas, and what contains them has two brackets.
-    let within = |members: usize, texts: usize| 2 + texts + members.saturating_sub(1);
-    match value {
-        Value::Null | Value::Bool(true) => 4,
-        Value::Bool(false) => 5,
-        Value::Number(number) => number_len(number),
-        Value::String(text) => text_len(text),
-        Value::Array(items) => within(items.len(), items.iter().map(json_len).sum()),
-        Value::Object(members) => {
-            let texts = members.iter().map(|(name, value)| text_len(name) + 1 + json_len(value)).sum();
-            within(members.len(), texts)
-        }
-    }
-}
-
-fn number_len(number: &Number) -> usize {
-    let digits = |number: u64| 1 + number.checked_ilog10().unwrap_or(0) as usize;
-    match (number.as_u64(), number.as_i64()) {
-        (Some(number), _) => digits(number),
-        (_, Some(number)) => 1 + digits(number.unsigned_abs()),
-        _ => number.to_string().len(),
-    }
-}
-
-fn text_len(text: &str) -> usize {
-    2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
-}
-
-/// By how much the escape of a byte is longer than the byte.
-const ESCAPE: [u8; 256] = {
-    let mut escape = [0; 256];
-    let mut byte = 0;
-    while byte < 0x20 {
-        escape[byte] = if matches!(byte, 0x08 | 0x09 | 0x0a | 0x0c | 0x0d) { 1 } else { 5 };
-        byte += 1;
-    }
-    escape[b'"' as usize] = 1;
-    escape[b'\\' as usize] = 1;
-    escape
-};
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-
-    fn raw() -> RawEvent<'static> {
-        RawEvent::new("task.completed", "2025-11-10T10:30:00Z", "orchestrator", Cow::Owned(Value::Null))
-    }
-
-    #[test]
-    fn four_attributes_are_an_event() {
-        let event = Event::try_from(raw()).unwrap();
-        assert_eq!(event.channel().as_str(), "events:task:completed");
-        assert_eq!(event.id().len(), 36, "an id was minted");
-        assert_eq!(event.subject(), None);
-    }
-
-    #[test]
-    fn each_fault_has_its_error() {
-        let version = RawEvent { specversion: Some("0.3".into()), ..raw() };
-        assert!(matches!(Event::try_from(version), Err(EventError::Version { found }) if found == "0.3"));
-        let time = RawEvent { timestamp: "yesterday".into(), ..raw() };
-        assert!(matches!(Event::try_from(time), Err(EventError::Timestamp { attribute: "timestamp", .. })));
-        let expiry = RawEvent { expires_at: Some("2025-13-01".into()), ..raw() };
-        assert!(matches!(
-            Event::try_from(expiry),
-            Err(EventError::Timestamp { attribute: "expires_at", .. })
-        ));
-        let source = RawEvent { source: "".into(), ..raw() };
-        assert!(matches!(Event::try_from(source), Err(EventError::Empty { attribute: "source" })));
-        let id = RawEvent { id: Some("".into()), ..raw() };
-        assert!(matches!(Event::try_from(id), Err(EventError::Empty { attribute: "id" })));
-        let domain = RawEvent { domain: Some("*".into()), ..raw() };
-        assert!(matches!(Event::try_from(domain), Err(EventError::Channel { .. })));
-    }
-
-    proptest! {
-        #[test]
-        fn the_length_of_json_is_that_of_its_text(text in prop::collection::vec(any::<char>(), 0..40), ascii in "[\\x00-\\x7f]*", integer: i64, float: f64, large: u64) {
-            let text: String = text.into_iter().collect();
-            let value = json!({ (text.as_str()): [text, ascii, integer, float, large, null, true, false], "": {}, "a": [] });
-            prop_assert_eq!(json_len(&value), value.to_string().len());
-        }
-    }
 }

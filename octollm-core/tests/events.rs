@@ -1,0 +1,256 @@
+//! Events, channels and patterns: what is valid, and what survives a round trip.
+
+use std::borrow::Cow;
+
+use octollm_core::event::{Channel, ChannelError, Event, EventError, Pattern, Patterns, RawEvent};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+#[test]
+fn parts_are_slices_of_one_text() {
+    let channel: Channel = "events:task:completed".parse().unwrap();
+    assert_eq!((channel.domain(), channel.entity(), channel.action()), ("events", "task", "completed"));
+    assert_eq!(channel.event_type(), "task.completed");
+    assert_eq!(channel.to_string(), "events:task:completed");
+    assert_eq!(channel.in_domain("audit").unwrap().as_str(), "audit:task:completed");
+}
+
+#[test]
+fn what_is_no_channel_is_refused_by_name() {
+    let cases = [
+        ("", ChannelError::SegmentCount { expected: 3, found: 1 }),
+        ("a:b", ChannelError::SegmentCount { expected: 3, found: 2 }),
+        ("a:b:c:d", ChannelError::SegmentCount { expected: 3, found: 4 }),
+        ("a::c", ChannelError::EmptySegment { position: 2 }),
+        ("a:b:c d", ChannelError::Character { position: 3, found: ' ' }),
+        ("a:b\r\n:c", ChannelError::Character { position: 2, found: '\r' }),
+        ("A:b:c", ChannelError::Character { position: 1, found: 'A' }),
+        ("a:ü:c", ChannelError::Character { position: 2, found: 'ü' }),
+        ("a:b:*", ChannelError::Glob { position: 3, found: '*' }),
+        ("a:b?:c", ChannelError::Glob { position: 2, found: '?' }),
+    ];
+    for (text, error) in cases {
+        assert_eq!(text.parse::<Channel>(), Err(error), "{text:?}");
+    }
+    let long = "x".repeat(65);
+    assert_eq!(Channel::new("a", &long, "c"), Err(ChannelError::LongSegment { position: 2, length: 65 }));
+}
+
+#[test]
+fn an_event_type_has_two_segments() {
+    assert!(Channel::from_event_type("task.completed").is_ok());
+    let error = Channel::from_event_type("com.example.created").unwrap_err();
+    assert_eq!(error, ChannelError::SegmentCount { expected: 2, found: 3 });
+    let error = Channel::from_event_type("Task.completed").unwrap_err();
+    assert_eq!(error, ChannelError::Character { position: 1, found: 'T' });
+}
+
+proptest! {
+    #[test]
+    fn channels_round_trip_as_text_and_json(text in "[a-z0-9_-]{1,64}:[a-z0-9_-]{1,64}:[a-z0-9_-]{1,64}") {
+        let channel: Channel = text.parse().unwrap();
+        prop_assert_eq!(channel.as_str(), &text);
+        let json = serde_json::to_string(&channel).unwrap();
+        prop_assert_eq!(&serde_json::from_str::<Channel>(&json).unwrap(), &channel);
+        let again = Channel::from_event_type(channel.event_type()).unwrap();
+        prop_assert_eq!(again.in_domain(channel.domain()).unwrap(), channel);
+    }
+
+    #[test]
+    fn any_text_is_a_channel_or_an_error(text in "[a-z*:?.A ]{0,12}") {
+        let valid = text.split(':').count() == 3
+            && text.split(':').all(|s| !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase()));
+        prop_assert_eq!(text.parse::<Channel>().is_ok(), valid);
+    }
+
+    #[test]
+    fn channels_have_the_order_of_their_texts(a in "[a-c]{1,2}:[a-c]{1,2}:[a-c]{1,2}", b in "[a-c]{1,2}:[a-c]{1,2}:[a-c]{1,2}") {
+        let (left, right): (Channel, Channel) = (a.parse().unwrap(), b.parse().unwrap());
+        prop_assert_eq!(left.cmp(&right), a.cmp(&b));
+        prop_assert_eq!(left == right, a == b);
+    }
+}
+
+fn pattern(text: &str) -> Pattern {
+    text.parse().unwrap()
+}
+
+fn channel(text: &str) -> Channel {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_star_is_one_whole_segment() {
+    assert!(pattern("events:task:*").matches(&channel("events:task:completed")));
+    assert!(!pattern("events:task:*").matches(&channel("events:arm:completed")));
+    assert!(pattern("*:*:completed").matches(&channel("audit:task:completed")));
+    assert!(Pattern::all().matches(&channel("a:b:c")));
+    assert!(!pattern("events:task:complete").matches(&channel("events:task:completed")));
+}
+
+#[test]
+fn a_glob_inside_a_segment_is_refused() {
+    for (text, position, found) in [
+        ("events:task:comp*", 3, '*'),
+        ("events:**:x", 2, '*'),
+        ("event?:task:x", 1, '?'),
+        ("events:[ab]:x", 2, '['),
+        ("events:a\\*:x", 2, '\\'),
+    ] {
+        assert_eq!(text.parse::<Pattern>(), Err(ChannelError::Glob { position, found }), "{text}");
+    }
+    assert!("*".parse::<Pattern>().is_err());
+    assert!("*:*".parse::<Pattern>().is_err());
+    assert!("*:*:*:*".parse::<Pattern>().is_err());
+}
+
+#[test]
+fn an_exact_one_comes_from_a_channel() {
+    let exact = Pattern::from(channel("events:task:failed"));
+    assert!(exact.is_exact());
+    assert!(exact.matches(&channel("events:task:failed")));
+}
+
+/// Says by brute force what `matches` says by slices.
+fn oracle(pattern: &str, channel: &str) -> bool {
+    let wanted: Vec<&str> = pattern.split(':').collect();
+    let found: Vec<&str> = channel.split(':').collect();
+    wanted.len() == found.len() && (0..wanted.len()).all(|i| wanted[i] == "*" || wanted[i] == found[i])
+}
+
+proptest! {
+    #[test]
+    fn patterns_round_trip_as_text_and_json(text in "(\\*|[a-z0-9_-]{1,64}):(\\*|[a-z0-9_-]{1,64}):(\\*|[a-z0-9_-]{1,64})") {
+        let pattern: Pattern = text.parse().unwrap();
+        prop_assert_eq!(pattern.to_string(), text);
+        let json = serde_json::to_string(&pattern).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Pattern>(&json).unwrap(), pattern);
+    }
+
+    #[test]
+    fn verdicts_are_those_of_the_oracle(
+        wanted in "(\\*|[ab]{1,2}):(\\*|[ab]{1,2}):(\\*|[ab]{1,2})",
+        told in "[ab]{1,2}:[ab]{1,2}:[ab]{1,2}",
+    ) {
+        let verdict = wanted.parse::<Pattern>().unwrap().matches(&told.parse().unwrap());
+        prop_assert_eq!(verdict, oracle(&wanted, &told));
+    }
+}
+
+#[test]
+fn order_and_repetition_do_not_matter() {
+    let (a, b): (Pattern, Pattern) = ("a:*:*".parse().unwrap(), "b:*:*".parse().unwrap());
+    let one = b.clone().or(a.clone()).or(b.clone());
+    assert_eq!(one, Patterns::try_from(vec![a, b.clone(), b]).unwrap());
+    assert_eq!(one.to_string(), "a:*:*, b:*:*");
+}
+
+#[test]
+fn an_empty_list_is_refused() {
+    assert_eq!(Patterns::try_from(Vec::new()), Err(ChannelError::NoPattern));
+}
+
+#[test]
+fn type_and_channel_derive_from_each_other() {
+    let event = Event::new("task.completed", "brain", json!({})).unwrap();
+    assert_eq!(event.channel().as_str(), "events:task:completed");
+    let event = Event::on("audit:task:seen".parse().unwrap(), "brain", json!({})).unwrap();
+    assert_eq!(event.event_type(), "task.seen");
+}
+
+#[test]
+fn a_consequence_names_its_cause() {
+    let root = Event::new("task.queued", "brain", Value::Null).unwrap();
+    let child = Event::new("task.started", "brain", Value::Null).unwrap().caused_by(&root);
+    let grandchild = Event::new("task.completed", "brain", Value::Null).unwrap().caused_by(&child);
+    assert_eq!(child.correlation_id(), Some(root.id()));
+    assert_eq!(grandchild.correlation_id(), Some(root.id()));
+    assert_eq!(grandchild.causation_id(), Some(child.id()));
+}
+
+#[test]
+fn an_empty_text_takes_the_attribute_away() {
+    let event = Event::new("a.b", "s", Value::Null).unwrap().with_subject("x").with_subject("");
+    assert_eq!(event.subject(), None);
+    assert!(matches!(Event::new("a.b", "", Value::Null), Err(EventError::Empty { attribute: "source" })));
+    assert!(matches!(event.with_id(""), Err(EventError::Empty { attribute: "id" })));
+}
+
+#[test]
+fn every_attribute_survives_json() {
+    let event =
+        Event::on("audit:task:seen".parse().unwrap(), "brain", json!({ "nul": "\0", "n": [1.5, null] }))
+            .unwrap()
+            .with_subject("task_1")
+            .with_correlation_id("c")
+            .with_causation_id("p")
+            .with_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+            .with_partition_key("k")
+            .with_expires_at("2030-01-01T00:00:00.000000001Z".parse().unwrap());
+    let json = serde_json::to_string(&event).unwrap();
+    assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
+}
+
+#[test]
+fn size_counts_data_and_texts() {
+    let event = Event::new("a.b", "src", json!({ "k": "é\n" })).unwrap().with_id("id").unwrap();
+    let data = serde_json::to_string(event.data()).unwrap();
+    assert_eq!(event.size(), "events:a:b".len() + "src".len() + "id".len() + data.len());
+    assert_eq!(event.clone().with_subject("12345").size(), event.size() + 5);
+}
+
+#[test]
+fn clones_share_until_one_is_changed() {
+    let event = Event::new("a.b", "s", json!("x".repeat(1000))).unwrap();
+    let clone = event.clone();
+    assert!(std::ptr::eq(event.data(), clone.data()));
+    let changed = clone.with_subject("task_1");
+    assert_eq!((event.subject(), changed.subject()), (None, Some("task_1")));
+    assert_eq!(event.data(), changed.data());
+}
+
+#[test]
+fn data_reads_as_a_type() {
+    let event = Event::of("a.b", "s", &vec![1, 2]).unwrap();
+    assert_eq!(event.data_as::<Vec<u8>>().unwrap(), [1, 2]);
+    assert!(matches!(event.data_as::<String>(), Err(EventError::Data { .. })));
+}
+
+fn raw() -> RawEvent<'static> {
+    RawEvent::new("task.completed", "2025-11-10T10:30:00Z", "orchestrator", Cow::Owned(Value::Null))
+}
+
+#[test]
+fn four_attributes_are_an_event() {
+    let event = Event::try_from(raw()).unwrap();
+    assert_eq!(event.channel().as_str(), "events:task:completed");
+    assert_eq!(event.id().len(), 36, "an id was minted");
+    assert_eq!(event.subject(), None);
+}
+
+#[test]
+fn each_fault_has_its_error() {
+    let version = RawEvent { specversion: Some("0.3".into()), ..raw() };
+    assert!(matches!(Event::try_from(version), Err(EventError::Version { found }) if found == "0.3"));
+    let time = RawEvent { timestamp: "yesterday".into(), ..raw() };
+    assert!(matches!(Event::try_from(time), Err(EventError::Timestamp { attribute: "timestamp", .. })));
+    let expiry = RawEvent { expires_at: Some("2025-13-01".into()), ..raw() };
+    assert!(matches!(Event::try_from(expiry), Err(EventError::Timestamp { attribute: "expires_at", .. })));
+    let source = RawEvent { source: "".into(), ..raw() };
+    assert!(matches!(Event::try_from(source), Err(EventError::Empty { attribute: "source" })));
+    let id = RawEvent { id: Some("".into()), ..raw() };
+    assert!(matches!(Event::try_from(id), Err(EventError::Empty { attribute: "id" })));
+    let domain = RawEvent { domain: Some("*".into()), ..raw() };
+    assert!(matches!(Event::try_from(domain), Err(EventError::Channel { .. })));
+}
+
+proptest! {
+    #[test]
+    fn size_counts_data_as_compact_json(text in prop::collection::vec(any::<char>(), 0..40), ascii in "[\\x00-\\x7f]*", integer: i64, float: f64, large: u64) {
+        let text: String = text.into_iter().collect();
+        let value = json!({ (text.as_str()): [text, ascii, integer, float, large, null, true, false], "": {}, "a": [] });
+        let length = value.to_string().len();
+        let event = Event::new("a.b", "src", value).unwrap().with_id("id").unwrap();
+        prop_assert_eq!(event.size(), "events:a:b".len() + "src".len() + "id".len() + length);
+    }
+}

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{BusError, ConsumeOptions, Consumer, EventBus};
-use crate::event::{Event, Pattern, Patterns};
+use crate::event::{Event, Pattern};
 
 /// Delivers every event to every group at least once, until a member of the group has settled it.
 ///
@@ -34,16 +34,16 @@ pub trait DurableBus: EventBus {
     /// of the patterns matches. It resolves when the bus has confirmed.
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`], [`BusError::OtherPatterns`] when the group was made with others,
+    /// [`BusError::InvalidSetting`], [`BusError::OtherPattern`] when the group was made with others,
     /// [`BusError::Unsupported`] when the group is to start where the bus cannot, [`BusError::Unavailable`] and
     /// [`BusError::Closed`].
     ///
     /// # Cancel safety
     /// Dropped before it is done, the group may have been made; no member has joined it.
-    async fn consume_any(
+    async fn consume(
         &self,
         group: &str,
-        patterns: Patterns,
+        pattern: Pattern,
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError>;
 
@@ -91,22 +91,6 @@ pub trait DurableBus: EventBus {
     /// # Cancel safety
     /// Dropped before it is done, it is still a dead letter or it is delivered.
     async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError>;
-
-    /// Joins a group, as [`consume_any`](Self::consume_any) does, for one pattern.
-    ///
-    /// # Errors
-    /// As [`consume_any`](Self::consume_any).
-    ///
-    /// # Cancel safety
-    /// As [`consume_any`](Self::consume_any).
-    async fn consume(
-        &self,
-        group: &str,
-        pattern: Pattern,
-        options: ConsumeOptions,
-    ) -> Result<Consumer, BusError> {
-        self.consume_any(group, pattern.into(), options).await
-    }
 }
 
 /// Room for events: at most this many, and at most this many bytes of them.
@@ -206,13 +190,13 @@ impl DeadLetter {
 
 #[async_trait]
 impl<B: DurableBus + ?Sized> DurableBus for Arc<B> {
-    async fn consume_any(
+    async fn consume(
         &self,
         group: &str,
-        patterns: Patterns,
+        pattern: Pattern,
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError> {
-        (**self).consume_any(group, patterns, options).await
+        (**self).consume(group, pattern, options).await
     }
 
     async fn group(&self, group: &str) -> Result<GroupStatus, BusError> {

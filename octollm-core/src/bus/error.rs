@@ -52,7 +52,7 @@ pub enum BusError {
     },
     /// The group consumes other patterns than those given.
     #[error("the group {group:?} already consumes {existing:?}")]
-    OtherPatterns {
+    OtherPattern {
         /// The group's name.
         group: String,
         /// The patterns it was made with.

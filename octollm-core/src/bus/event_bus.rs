@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::engine::{Capabilities, Counts};
 use super::{BusError, Overflow, Subscription};
-use crate::event::{Event, Pattern, Patterns};
+use crate::event::{Event, Pattern};
 
 /// Publishes events to those who have subscribed, at most once.
 ///
@@ -38,24 +38,13 @@ pub trait EventBus: Send + Sync + 'static {
     ///
     /// # Cancel safety
     /// Dropped before it is done, there is no subscription.
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError>;
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError>;
 
     /// What the bus can do.
     fn capabilities(&self) -> Capabilities;
 
     /// What the bus has counted so far.
     fn counts(&self) -> Counts;
-
-    /// Subscribes to the channels that one pattern matches, as [`subscribe_any`](Self::subscribe_any) does.
-    ///
-    /// # Errors
-    /// As [`subscribe_any`](Self::subscribe_any).
-    ///
-    /// # Cancel safety
-    /// As [`subscribe_any`](Self::subscribe_any).
-    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.subscribe_any(pattern.into(), overflow).await
-    }
 
     /// Publishes each event as [`publish`](Self::publish) does, in order, and returns a result for each at its index. One
     /// that fails does not hold back the others.
@@ -110,8 +99,8 @@ impl<B: EventBus + ?Sized> EventBus for Arc<B> {
         (**self).publish(event).await
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        (**self).subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        (**self).subscribe(pattern, overflow).await
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use super::engine::{Capabilities, Capability, Counters, Counts, Expiry, Feed, deliver};
 use super::{BusError, Ended, EventBus, Overflow, Subscription};
-use crate::event::{Event, Patterns};
+use crate::event::{Event, Pattern};
 
 /// An [`EventBus`] within one process: at most once, nothing stored. Clones are the same bus.
 ///
@@ -75,7 +75,7 @@ impl MemoryBus {
     pub(super) async fn spread(&self, event: &Event, expiry: Expiry) {
         self.shared.counters.add_published();
         let subscribers = self.shared.subscribers();
-        let matching = subscribers.iter().filter(|subscriber| subscriber.patterns.matches(event.channel()));
+        let matching = subscribers.iter().filter(|subscriber| subscriber.pattern.matches(event.channel()));
         if !deliver(matching.map(|subscriber| &subscriber.feed), event, expiry).await {
             self.shared.replace(|subscriber| !subscriber.feed.is_closed());
         }
@@ -96,10 +96,10 @@ impl EventBus for MemoryBus {
         Ok(())
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
         let Shared { config, counters, .. } = &*self.shared;
         let (feed, subscription) = Feed::new(overflow, config.block_timeout, Arc::clone(counters))?;
-        self.shared.add(Subscriber { patterns, feed })?;
+        self.shared.add(Subscriber { pattern, feed })?;
         Ok(subscription)
     }
 
@@ -125,7 +125,7 @@ type Subscribers = Arc<Vec<Arc<Subscriber>>>;
 
 #[derive(Debug)]
 struct Subscriber {
-    patterns: Patterns,
+    pattern: Pattern,
     feed: Feed,
 }
 

@@ -9,23 +9,23 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::ChannelError;
+use super::InvalidEvent;
 
 /// The address of an event: `<domain>:<entity>:<action>`, exactly three segments of 1 to 64 of `a-z`, `0-9`, `_` and `-`.
 ///
-/// The event type `<entity>.<action>` derives from it. Cloning is cheap.
+/// The event type `<entity>.<action>` derives from it. Clones share the text.
 ///
 /// ```
 /// # use octollm_core::event::Channel;
 /// let channel: Channel = "events:task:completed".parse()?;
 /// assert_eq!(channel.event_type(), "task.completed");
 /// assert_eq!(Channel::from_event_type("task.completed")?, channel);
-/// # Ok::<(), octollm_core::event::ChannelError>(())
+/// # Ok::<(), octollm_core::event::InvalidEvent>(())
 /// ```
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Channel {
-    /// The channel and, right behind it, the event type: one allocation serves both.
+    /// The channel, followed by the event type.
     text: Arc<str>,
     domain_end: u8,
     entity_end: u8,
@@ -33,14 +33,14 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// The domain of channels made from an event type alone.
+    /// Domain of an event type that names none.
     pub const DEFAULT_DOMAIN: &'static str = "events";
 
-    /// Puts a channel together.
+    /// Creates a channel from its segments.
     ///
     /// # Errors
-    /// When a segment is empty, too long, or has a character that may not be in it.
-    pub fn new(domain: &str, entity: &str, action: &str) -> Result<Self, ChannelError> {
+    /// [`InvalidEvent`] when a segment is not valid.
+    pub fn new(domain: &str, entity: &str, action: &str) -> Result<Self, InvalidEvent> {
         for (index, segment) in [domain, entity, action].into_iter().enumerate() {
             check_segment(index + 1, segment)?;
         }
@@ -58,65 +58,65 @@ impl Channel {
         })
     }
 
-    /// The channel of an event type `<entity>.<action>` in the domain `events`.
+    /// Returns the channel of an event type `<entity>.<action>` in the domain `events`.
     ///
     /// # Errors
-    /// When there are not two segments divided by a dot, or one breaks the rules.
-    pub fn from_event_type(event_type: &str) -> Result<Self, ChannelError> {
+    /// [`InvalidEvent`] when there are not two segments or one is not valid.
+    pub fn from_event_type(event_type: &str) -> Result<Self, InvalidEvent> {
         let [entity, action] = split(event_type, '.')?;
-        // Positions in errors are those of the type, which has no domain before it.
+        // Checked here, so that positions in errors are those of the type.
         check_segment(1, entity)?;
         check_segment(2, action)?;
         Self::new(Self::DEFAULT_DOMAIN, entity, action)
     }
 
-    /// The same entity and action in another domain.
+    /// Returns the channel with the same entity and action in another domain.
     ///
     /// # Errors
-    /// When `domain` breaks the rules of a segment.
-    pub fn in_domain(&self, domain: &str) -> Result<Self, ChannelError> {
+    /// [`InvalidEvent`] when `domain` is not a valid segment.
+    pub fn with_domain(&self, domain: &str) -> Result<Self, InvalidEvent> {
         Self::new(domain, self.entity(), self.action())
     }
 
-    /// The whole channel.
+    /// Returns the channel as text.
     pub fn as_str(&self) -> &str {
         &self.text[..usize::from(self.channel_end)]
     }
 
-    /// The first segment.
+    /// Returns the first segment.
     pub fn domain(&self) -> &str {
         &self.text[..usize::from(self.domain_end)]
     }
 
-    /// The second segment: what the event is about.
+    /// Returns the second segment, the kind of thing that the event is about.
     pub fn entity(&self) -> &str {
         &self.text[usize::from(self.domain_end) + 1..usize::from(self.entity_end)]
     }
 
-    /// The third segment: what happened to it.
+    /// Returns the third segment, which names what happened.
     pub fn action(&self) -> &str {
         &self.text[usize::from(self.entity_end) + 1..usize::from(self.channel_end)]
     }
 
-    /// `<entity>.<action>`.
+    /// Returns the event type, `<entity>.<action>`.
     pub fn event_type(&self) -> &str {
         &self.text[usize::from(self.channel_end)..]
     }
 }
 
 impl FromStr for Channel {
-    type Err = ChannelError;
+    type Err = InvalidEvent;
 
-    fn from_str(text: &str) -> Result<Self, ChannelError> {
+    fn from_str(text: &str) -> Result<Self, InvalidEvent> {
         let [domain, entity, action] = split(text, ':')?;
         Self::new(domain, entity, action)
     }
 }
 
 impl TryFrom<String> for Channel {
-    type Error = ChannelError;
+    type Error = InvalidEvent;
 
-    fn try_from(text: String) -> Result<Self, ChannelError> {
+    fn try_from(text: String) -> Result<Self, InvalidEvent> {
         text.parse()
     }
 }
@@ -177,71 +177,72 @@ impl AsRef<str> for Channel {
     }
 }
 
-/// A [`Channel`] in which a whole segment may be `*`, which stands for any one segment.
+/// Matches channels. A whole segment may be `*`, which matches any one segment.
 ///
-/// Any other glob (`comp*`, `?`, `[ab]`) is refused rather than taken literally.
+/// A pattern can have several alternatives, which are separated by commas: a channel matches the pattern if it matches one of
+/// them. Other globs (`comp*`, `?`, `[ab]`) are errors.
 ///
 /// ```
 /// # use octollm_core::event::Pattern;
-/// let pattern: Pattern = "events:task:*".parse()?;
-/// assert!(pattern.matches(&"events:task:failed".parse()?));
+/// let tasks: Pattern = "events:task:*".parse()?;
+/// assert!(tasks.matches(&"events:task:failed".parse()?));
 /// assert!("events:task:fail*".parse::<Pattern>().is_err());
-/// # Ok::<(), octollm_core::event::ChannelError>(())
+///
+/// let both = tasks.or("events:arm:registered".parse()?);
+/// assert!(both.matches(&"events:arm:registered".parse()?));
+/// assert_eq!(both, "events:task:*,events:arm:registered".parse()?);
+/// # Ok::<(), octollm_core::event::InvalidEvent>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Pattern {
+    /// One or more, sorted, each of them once.
+    alternatives: Vec<Alternative>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Alternative {
     text: Box<str>,
-    /// Where the first two segments end.
+    /// The ends of the first two segments.
     ends: [u8; 2],
 }
 
 impl Pattern {
-    /// The pattern every channel matches, `*:*:*`.
+    /// Returns the pattern that matches every channel, `*:*:*`.
     pub fn all() -> Self {
-        Self::of([WILDCARD; 3])
+        Alternative::of([WILDCARD; 3]).into()
     }
 
-    /// Whether it matches `channel`.
+    /// Returns whether `channel` matches.
     pub fn matches(&self, channel: &Channel) -> bool {
-        let [domain, entity, action] = self.segments();
-        let matches = |wanted: &str, found: &str| wanted == WILDCARD || wanted == found;
-        matches(action, channel.action())
-            && matches(entity, channel.entity())
-            && matches(domain, channel.domain())
+        self.alternatives.iter().any(|alternative| alternative.matches(channel))
     }
 
-    /// Whether it matches one channel only.
-    pub fn is_exact(&self) -> bool {
-        !self.segments().contains(&WILDCARD)
+    /// Returns a pattern that matches what this one or `other` matches.
+    #[must_use]
+    pub fn or(mut self, other: Pattern) -> Self {
+        for alternative in other.alternatives {
+            if let Err(place) = self.alternatives.binary_search(&alternative) {
+                self.alternatives.insert(place, alternative);
+            }
+        }
+        self
     }
 
-    /// Both this one and `other`, in one subscription.
-    pub fn or(self, other: Pattern) -> Patterns {
-        Patterns::from(self).or(other)
+    /// Returns each alternative once, as text. A broker that has no alternatives subscribes to each of them.
+    pub fn alternatives(&self) -> impl Iterator<Item = &str> {
+        self.alternatives.iter().map(|alternative| &*alternative.text)
     }
+}
 
-    /// The text it was made from.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// A pattern of segments that were checked, of at most 64 bytes each.
+impl Alternative {
+    /// The segments are valid, so each has at most 64 bytes.
     fn of(segments: [&str; 3]) -> Self {
         let [domain, entity, _] = segments.map(str::len);
         Self { text: segments.join(":").into(), ends: [domain as u8, (domain + 1 + entity) as u8] }
     }
 
-    fn segments(&self) -> [&str; 3] {
-        let [domain, entity] = self.ends.map(usize::from);
-        [&self.text[..domain], &self.text[domain + 1..entity], &self.text[entity + 1..]]
-    }
-}
-
-impl FromStr for Pattern {
-    type Err = ChannelError;
-
-    fn from_str(text: &str) -> Result<Self, ChannelError> {
+    fn parse(text: &str) -> Result<Self, InvalidEvent> {
         let segments: [&str; 3] = split(text, ':')?;
         for (index, segment) in segments.iter().enumerate() {
             if *segment != WILDCARD {
@@ -250,139 +251,97 @@ impl FromStr for Pattern {
         }
         Ok(Self::of(segments))
     }
+
+    fn matches(&self, channel: &Channel) -> bool {
+        let [domain, entity, action] = self.segments();
+        let matches = |wanted: &str, found: &str| wanted == WILDCARD || wanted == found;
+        matches(action, channel.action())
+            && matches(entity, channel.entity())
+            && matches(domain, channel.domain())
+    }
+
+    fn segments(&self) -> [&str; 3] {
+        let [domain, entity] = self.ends.map(usize::from);
+        [&self.text[..domain], &self.text[domain + 1..entity], &self.text[entity + 1..]]
+    }
+}
+
+impl From<Alternative> for Pattern {
+    fn from(alternative: Alternative) -> Self {
+        Self { alternatives: vec![alternative] }
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = InvalidEvent;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEvent> {
+        let mut alternatives = text.split(',').map(Alternative::parse).collect::<Result<Vec<_>, _>>()?;
+        alternatives.sort_unstable();
+        alternatives.dedup();
+        Ok(Self { alternatives })
+    }
 }
 
 impl TryFrom<String> for Pattern {
-    type Error = ChannelError;
+    type Error = InvalidEvent;
 
-    fn try_from(text: String) -> Result<Self, ChannelError> {
+    fn try_from(text: String) -> Result<Self, InvalidEvent> {
         text.parse()
     }
 }
 
 impl From<Channel> for Pattern {
-    /// The pattern that matches exactly this channel.
+    /// Returns the pattern that matches this channel only.
     fn from(channel: Channel) -> Self {
-        Self::of([channel.domain(), channel.entity(), channel.action()])
+        Alternative::of([channel.domain(), channel.entity(), channel.action()]).into()
     }
 }
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.text)
+        match &*self.alternatives {
+            [only] => f.pad(&only.text),
+            _ => f.pad(&self.alternatives().collect::<Vec<_>>().join(",")),
+        }
     }
 }
 
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pattern").field(&self.text).finish()
+        f.debug_tuple("Pattern").field(&self.to_string()).finish()
     }
 }
 
 impl Serialize for Pattern {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.text)
+        serializer.collect_str(self)
     }
 }
 
 const WILDCARD: &str = "*";
 
-/// One or more [`Pattern`]s in one subscription: an event that several of them match is delivered once.
-///
-/// ```
-/// # use octollm_core::event::{Pattern, Patterns};
-/// let tasks: Pattern = "events:task:*".parse()?;
-/// let both: Patterns = tasks.or("events:arm:registered".parse()?);
-/// assert!(both.matches(&"events:arm:registered".parse()?));
-/// # Ok::<(), octollm_core::event::ChannelError>(())
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Patterns(Vec<Pattern>);
-
-impl Patterns {
-    /// These and one more. One that is there already changes nothing.
-    #[must_use]
-    pub fn or(mut self, pattern: Pattern) -> Self {
-        if let Err(place) = self.0.binary_search(&pattern) {
-            self.0.insert(place, pattern);
-        }
-        self
-    }
-
-    /// Whether any of them matches `channel`.
-    pub fn matches(&self, channel: &Channel) -> bool {
-        self.0.iter().any(|pattern| pattern.matches(channel))
-    }
-
-    /// Each of them once, in the order of their texts.
-    pub fn iter(&self) -> std::slice::Iter<'_, Pattern> {
-        self.0.iter()
-    }
-}
-
-impl From<Pattern> for Patterns {
-    fn from(pattern: Pattern) -> Self {
-        Self(vec![pattern])
-    }
-}
-
-impl TryFrom<Vec<Pattern>> for Patterns {
-    type Error = ChannelError;
-
-    /// # Errors
-    /// [`ChannelError::NoPattern`] when the list is empty.
-    fn try_from(mut patterns: Vec<Pattern>) -> Result<Self, ChannelError> {
-        patterns.sort_unstable();
-        patterns.dedup();
-        if patterns.is_empty() { Err(ChannelError::NoPattern) } else { Ok(Self(patterns)) }
-    }
-}
-
-impl<'a> IntoIterator for &'a Patterns {
-    type Item = &'a Pattern;
-    type IntoIter = std::slice::Iter<'a, Pattern>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-impl fmt::Display for Patterns {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, pattern) in self.0.iter().enumerate() {
-            let divider = if index == 0 { "" } else { ", " };
-            write!(f, "{divider}{pattern}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Divides `text` into exactly `N` segments.
-fn split<const N: usize>(text: &str, divider: char) -> Result<[&str; N], ChannelError> {
+/// Splits `text` into exactly `N` segments.
+fn split<const N: usize>(text: &str, separator: char) -> Result<[&str; N], InvalidEvent> {
     let mut segments = [""; N];
     let mut found = 0;
-    for segment in text.split(divider) {
+    for segment in text.split(separator) {
         if let Some(slot) = segments.get_mut(found) {
             *slot = segment;
         }
         found += 1;
     }
-    if found == N { Ok(segments) } else { Err(ChannelError::SegmentCount { expected: N, found }) }
+    if found == N { Ok(segments) } else { Err(InvalidEvent::SegmentCount { expected: N, found }) }
 }
 
-/// Holds a segment to `[a-z0-9_-]{1,64}`.
-fn check_segment(position: usize, segment: &str) -> Result<(), ChannelError> {
-    const LONGEST: usize = 64;
-    if segment.is_empty() {
-        return Err(ChannelError::EmptySegment { position });
-    }
-    if segment.len() > LONGEST {
-        return Err(ChannelError::LongSegment { position, length: segment.len() });
+/// Requires `[a-z0-9_-]{1,64}`.
+fn check_segment(position: usize, segment: &str) -> Result<(), InvalidEvent> {
+    if segment.is_empty() || segment.len() > 64 {
+        return Err(InvalidEvent::SegmentLength { position, length: segment.len() });
     }
     let allowed = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');
     match segment.chars().find(|&c| !allowed(c)) {
         None => Ok(()),
-        Some(found @ ('*' | '?' | '[' | ']' | '\\')) => Err(ChannelError::Glob { position, found }),
-        Some(found) => Err(ChannelError::Character { position, found }),
+        Some(found) => Err(InvalidEvent::SegmentCharacter { position, found }),
     }
 }

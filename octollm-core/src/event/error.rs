@@ -1,95 +1,99 @@
-//! Why a text is no channel, and why attributes are no event.
+//! Why a text or an attribute is not valid.
 
-/// A text is not a [`Channel`](super::Channel), a [`Pattern`](super::Pattern) or an event type.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// A text is not a [`Channel`](super::Channel) or a [`Pattern`](super::Pattern), or attributes are not an
+/// [`Event`](super::Event).
+///
+/// Segments are those of a channel, a pattern or an event type, and are counted from 1. Attributes have the names of the
+/// native form.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ChannelError {
-    /// There are more or fewer segments than there must be.
-    #[error("{found} segments where {expected} are needed")]
+pub enum InvalidEvent {
+    /// The number of segments is wrong.
+    #[error("the name has {found} segments, and {expected} are needed")]
     SegmentCount {
-        /// How many there must be: three in a channel or pattern, two in an event type.
+        /// The right number: three in a channel or pattern, two in an event type.
         expected: usize,
-        /// How many there are.
+        /// The number found.
         found: usize,
     },
-    /// A segment has no characters.
-    #[error("segment {position} is empty")]
-    EmptySegment {
-        /// Which segment, counted from 1.
-        position: usize,
-    },
-    /// A segment has more than 64 characters.
-    #[error("segment {position} is {length} bytes long and may be 64")]
-    LongSegment {
-        /// Which segment, counted from 1.
+    /// A segment is empty or has more than 64 characters.
+    #[error("segment {position} has {length} bytes, and may have 1 to 64")]
+    SegmentLength {
+        /// Position of the segment.
         position: usize,
         /// Its length in bytes.
         length: usize,
     },
-    /// A segment has a character that is none of `a-z`, `0-9`, `_` and `-`.
-    #[error("segment {position} contains {found:?}, which is none of a-z, 0-9, _ and -")]
-    Character {
-        /// Which segment, counted from 1.
+    /// A segment contains a character other than `a-z`, `0-9`, `_` and `-`. In a pattern, `*` may be a whole segment.
+    #[error("segment {position} contains {found:?}, and may have a-z, 0-9, _ and -")]
+    SegmentCharacter {
+        /// Position of the segment.
         position: usize,
         /// The character.
         found: char,
     },
-    /// A glob stands where none may: anywhere in a channel, and in a pattern beside other characters.
-    #[error(
-        "segment {position} contains the glob {found:?}, and only a pattern may have `*` as a whole segment"
-    )]
-    Glob {
-        /// Which segment, counted from 1.
-        position: usize,
-        /// The character.
-        found: char,
+    /// A required attribute is missing.
+    #[error("the attribute `{attribute}` is missing")]
+    Missing {
+        /// Name of the attribute.
+        attribute: &'static str,
     },
-    /// A list of patterns has no pattern.
-    #[error("no pattern was given")]
-    NoPattern,
-}
-
-/// Attributes do not make an [`Event`](super::Event).
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EventError {
-    /// The event type or the domain breaks the rules of a channel.
-    #[error("the event type or its domain is not valid")]
-    Channel {
-        /// What is wrong with it.
-        #[from]
-        source: ChannelError,
+    /// An attribute is given more than once.
+    #[error("the attribute `{attribute}` is given more than once")]
+    Repeated {
+        /// Name of the attribute.
+        attribute: &'static str,
     },
-    /// An attribute that every event has is an empty text.
+    /// A required attribute is an empty text.
     #[error("the attribute `{attribute}` is empty")]
     Empty {
-        /// Its name in the native form.
+        /// Name of the attribute.
         attribute: &'static str,
     },
-    /// The event is of a version other than `1.0`.
-    #[error("the specversion {found:?} is not known")]
-    Version {
-        /// The version it says it is.
-        found: String,
+    /// An attribute is not UTF-8.
+    #[error("the attribute `{attribute}` is not UTF-8")]
+    NotUtf8 {
+        /// Name of the attribute.
+        attribute: &'static str,
+        /// Position of the first invalid byte.
+        source: std::str::Utf8Error,
     },
-    /// A point in time is not RFC 3339.
+    /// A timestamp is not RFC 3339.
     #[error("the attribute `{attribute}` is not an RFC 3339 timestamp")]
     Timestamp {
-        /// Its name in the native form.
+        /// Name of the attribute.
         attribute: &'static str,
-        /// What is wrong with it.
+        /// The parser's error.
         source: jiff::Error,
     },
-    /// The event is of another type than its reader reads.
-    #[error("the event is a {found:?}, which is not expected here")]
-    OtherType {
-        /// The type of the event.
+    /// The `specversion` is not `1.0`.
+    #[error("the specversion {found:?} is not supported")]
+    Version {
+        /// The version found.
         found: String,
     },
-    /// The data cannot be written as JSON, or is not what the reader took it for.
-    #[error("the data is not of the expected form")]
+    /// The data has a media type other than JSON.
+    #[error("the data is {found:?} and not JSON")]
+    ContentType {
+        /// The media type found.
+        found: String,
+    },
+    /// The event has another type than its reader reads.
+    #[error("the event type {found:?} is not expected here")]
+    OtherType {
+        /// The event's type.
+        found: String,
+    },
+    /// The data cannot be written as JSON, or does not have the form that its reader reads.
+    #[error("the data does not have the expected form")]
     Data {
-        /// What is wrong with it.
+        /// The error of serde.
+        source: serde_json::Error,
+    },
+    /// The bytes are not JSON, or not the JSON of an event: an attribute is missing, repeated or of another type.
+    #[error("the bytes are not the JSON of an event")]
+    Json {
+        /// The error of serde. Its [`is_data`](serde_json::Error::is_data) is true where the bytes are JSON.
         source: serde_json::Error,
     },
 }

@@ -1,4 +1,4 @@
-//! Events, the channels on which they are published, and patterns of channels.
+//! Events, their channels, and patterns of channels.
 //!
 //! An [`Event`] is published on a [`Channel`] `<domain>:<entity>:<action>`. Its type `<entity>.<action>` and its channel
 //! derive from each other, so they cannot disagree. A [`Pattern`] is a channel in which a whole segment may be `*`.
@@ -17,30 +17,27 @@
 //! # }
 //! ```
 
+mod attributes;
 mod channel;
 mod error;
-mod raw;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::de::{DeserializeOwned, Error as _};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Number, Value};
 use uuid::Uuid;
 
-pub use self::channel::{Channel, Pattern, Patterns};
-pub use self::error::{ChannelError, EventError};
-pub use self::raw::RawEvent;
-use self::raw::SPECVERSION;
+use self::attributes::SPECVERSION;
+pub use self::channel::{Channel, Pattern};
+pub use self::error::InvalidEvent;
 
 /// Something that happened, published on its [`Channel`].
 ///
-/// As JSON it is the native form of the wire. Setters take it and give it back, so they chain; an empty text given to
-/// one of them takes that attribute away. Clones share their attributes until one of them is changed, so cloning is cheap
-/// whatever the size.
+/// Its serde form is the native JSON form of the wire. Each `with_` method sets one attribute; an empty text removes an
+/// optional one. Clones share their attributes, so cloning is cheap.
 #[derive(Clone, PartialEq)]
 pub struct Event(Arc<Attributes>);
 
@@ -60,32 +57,32 @@ struct Attributes {
 }
 
 impl Event {
-    /// An event of the type `<entity>.<action>` in the domain `events`, that happens now and has a new id.
+    /// Creates an event of the type `<entity>.<action>` in the domain `events`, with the current time and a new id.
     ///
     /// # Errors
-    /// When the type breaks the rules of a channel, or `source` is empty.
+    /// [`InvalidEvent`] when the type is not valid or `source` is empty.
     pub fn new(
         event_type: &str,
         source: impl Into<String>,
         data: impl Into<Value>,
-    ) -> Result<Self, EventError> {
+    ) -> Result<Self, InvalidEvent> {
         Self::on(Channel::from_event_type(event_type)?, source, data)
     }
 
-    /// An event on a channel, whose type derives from it.
+    /// Creates an event on a channel, with the current time and a new id. Its type derives from the channel.
     ///
     /// # Errors
-    /// When `source` is empty.
+    /// [`InvalidEvent::Empty`] when `source` is empty.
     pub fn on(
         channel: Channel,
         source: impl Into<String>,
         data: impl Into<Value>,
-    ) -> Result<Self, EventError> {
+    ) -> Result<Self, InvalidEvent> {
         Ok(Self(Arc::new(Attributes {
             channel,
             id: Uuid::now_v7().to_string(),
             timestamp: Timestamp::now(),
-            source: filled("source", source.into())?,
+            source: required("source", source.into())?,
             data: data.into(),
             subject: None,
             correlation_id: None,
@@ -96,201 +93,176 @@ impl Event {
         })))
     }
 
-    /// An event that carries a value of a type.
+    /// Creates an event whose data is a serialized value.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and when `data` cannot be written as JSON.
+    /// As [`new`](Self::new), and [`InvalidEvent::Data`] when the value cannot be written as JSON.
     pub fn of<T: Serialize + ?Sized>(
         event_type: &str,
         source: impl Into<String>,
         data: &T,
-    ) -> Result<Self, EventError> {
-        let data = serde_json::to_value(data).map_err(|source| EventError::Data { source })?;
+    ) -> Result<Self, InvalidEvent> {
+        let data = serde_json::to_value(data).map_err(|source| InvalidEvent::Data { source })?;
         Self::new(event_type, source, data)
     }
 
-    /// Makes it a consequence of `parent`: of the same piece of work, and caused by it.
-    ///
-    /// Where the parent names no piece of work, the parent's id names it from here on.
+    /// Sets the causation id to the id of `parent`, and the correlation id to that of `parent`, or to the id of `parent`
+    /// if it has no correlation id.
     #[must_use]
     pub fn caused_by(self, parent: &Event) -> Self {
         self.with_correlation_id(parent.correlation_id().unwrap_or(parent.id()))
             .with_causation_id(parent.id())
     }
 
-    /// Gives it the id it has elsewhere.
+    /// Sets the id.
     ///
     /// # Errors
-    /// When `id` is empty.
-    pub fn with_id(mut self, id: impl Into<String>) -> Result<Self, EventError> {
-        self.change().id = filled("id", id.into())?;
+    /// [`InvalidEvent::Empty`] when `id` is empty.
+    pub fn with_id(mut self, id: impl Into<String>) -> Result<Self, InvalidEvent> {
+        self.change().id = required("id", id.into())?;
         Ok(self)
     }
 
-    /// Tells it on the same entity and action of another domain.
+    /// Moves the event to another domain. Entity and action stay the same.
     ///
     /// # Errors
-    /// When `domain` is not a segment of a channel.
-    pub fn with_domain(mut self, domain: &str) -> Result<Self, EventError> {
-        let channel = self.0.channel.in_domain(domain)?;
+    /// [`InvalidEvent`] when `domain` is not a segment of a channel.
+    pub fn with_domain(mut self, domain: &str) -> Result<Self, InvalidEvent> {
+        let channel = self.0.channel.with_domain(domain)?;
         self.change().channel = channel;
         Ok(self)
     }
 
-    /// Sets when it happened.
+    /// Sets the time of the event.
     #[must_use]
     pub fn with_timestamp(mut self, timestamp: Timestamp) -> Self {
         self.change().timestamp = timestamp;
         self
     }
 
-    /// Sets what it is about, such as a task's id.
+    /// Sets the subject of the event, such as the id of a task.
     #[must_use]
     pub fn with_subject(mut self, subject: impl Into<String>) -> Self {
-        self.change().subject = given(subject);
+        self.change().subject = optional(subject);
         self
     }
 
-    /// Sets the piece of work it belongs to.
+    /// Sets the correlation id, which is shared by all events of one piece of work.
     #[must_use]
     pub fn with_correlation_id(mut self, id: impl Into<String>) -> Self {
-        self.change().correlation_id = given(id);
+        self.change().correlation_id = optional(id);
         self
     }
 
-    /// Sets the id of the event that led to it.
+    /// Sets the causation id, which is the id of the event that caused this one.
     #[must_use]
     pub fn with_causation_id(mut self, id: impl Into<String>) -> Self {
-        self.change().causation_id = given(id);
+        self.change().causation_id = optional(id);
         self
     }
 
-    /// Sets the W3C trace context it is published in.
+    /// Sets the W3C trace context.
     #[must_use]
     pub fn with_traceparent(mut self, traceparent: impl Into<String>) -> Self {
-        self.change().traceparent = given(traceparent);
+        self.change().traceparent = optional(traceparent);
         self
     }
 
-    /// Sets the key within which a bus keeps events in order.
+    /// Sets the partition key. A bus with order per key delivers the events of one key in the order of publication.
     #[must_use]
     pub fn with_partition_key(mut self, key: impl Into<String>) -> Self {
-        self.change().partition_key = given(key);
+        self.change().partition_key = optional(key);
         self
     }
 
-    /// Sets when it stops being worth delivering.
+    /// Sets the time from which on the event is not delivered.
     #[must_use]
     pub fn with_expires_at(mut self, at: Timestamp) -> Self {
         self.change().expires_at = Some(at);
         self
     }
 
-    /// The channel on which it is published.
+    /// Returns the channel.
     pub fn channel(&self) -> &Channel {
         &self.0.channel
     }
 
-    /// `<entity>.<action>`.
+    /// Returns the type, `<entity>.<action>`.
     pub fn event_type(&self) -> &str {
         self.0.channel.event_type()
     }
 
-    /// Its identity, unique for its source: a UUID v7 where we made it.
+    /// Returns the id, which is unique within the source. By default it is a UUID v7.
     pub fn id(&self) -> &str {
         &self.0.id
     }
 
-    /// When it happened.
+    /// Returns the time of the event.
     pub fn timestamp(&self) -> Timestamp {
         self.0.timestamp
     }
 
-    /// What published it.
+    /// Returns the name of the publisher.
     pub fn source(&self) -> &str {
         &self.0.source
     }
 
-    /// Its data.
+    /// Returns the data.
     pub fn data(&self) -> &Value {
         &self.0.data
     }
 
-    /// Its data, as a type.
+    /// Deserializes the data.
     ///
     /// # Errors
-    /// [`EventError::Data`] when the data is not of that type.
-    pub fn data_as<T: DeserializeOwned>(&self) -> Result<T, EventError> {
-        T::deserialize(&self.0.data).map_err(|source| EventError::Data { source })
+    /// [`InvalidEvent::Data`] when the data is not of that type.
+    pub fn data_as<T: DeserializeOwned>(&self) -> Result<T, InvalidEvent> {
+        T::deserialize(&self.0.data).map_err(|source| InvalidEvent::Data { source })
     }
 
-    /// The version of the envelope, `1.0`.
+    /// Returns the version of the envelope, `1.0`.
     pub fn specversion(&self) -> &'static str {
         SPECVERSION
     }
 
-    /// What it is about.
+    /// Returns the subject.
     pub fn subject(&self) -> Option<&str> {
         self.0.subject.as_deref()
     }
 
-    /// The piece of work it belongs to.
+    /// Returns the correlation id.
     pub fn correlation_id(&self) -> Option<&str> {
         self.0.correlation_id.as_deref()
     }
 
-    /// The id of the event that led to it.
+    /// Returns the causation id.
     pub fn causation_id(&self) -> Option<&str> {
         self.0.causation_id.as_deref()
     }
 
-    /// The W3C trace context it was published in.
+    /// Returns the W3C trace context.
     pub fn traceparent(&self) -> Option<&str> {
         self.0.traceparent.as_deref()
     }
 
-    /// The key within which a bus keeps events in order.
+    /// Returns the partition key.
     pub fn partition_key(&self) -> Option<&str> {
         self.0.partition_key.as_deref()
     }
 
-    /// When it stops being worth delivering.
+    /// Returns the time from which on the event is not delivered.
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.0.expires_at
     }
 
-    /// What a bus compares with its limit: the bytes of the data as compact JSON and of every text attribute.
-    ///
-    /// It is the same whatever encoding carries the event.
+    /// Returns the size in bytes that a bus compares with its limit: the data as compact JSON plus the text attributes.
+    /// It does not depend on the encoding.
     pub fn size(&self) -> usize {
         let Attributes { channel, id, source, subject, correlation_id, .. } = &*self.0;
         let optional =
             [subject, correlation_id, &self.0.causation_id, &self.0.traceparent, &self.0.partition_key];
         let texts: usize = optional.into_iter().flatten().map(String::len).sum();
         channel.as_str().len() + id.len() + source.len() + texts + json_len(&self.0.data)
-    }
-
-    /// Its attributes as texts, for an encoding to write.
-    pub fn raw(&self) -> RawEvent<'_> {
-        RawEvent {
-            id: Some(Cow::Borrowed(&self.0.id)),
-            specversion: Some(Cow::Borrowed(SPECVERSION)),
-            subject: self.subject().map(Cow::Borrowed),
-            correlation_id: self.correlation_id().map(Cow::Borrowed),
-            causation_id: self.causation_id().map(Cow::Borrowed),
-            traceparent: self.traceparent().map(Cow::Borrowed),
-            partition_key: self.partition_key().map(Cow::Borrowed),
-            expires_at: self.0.expires_at.map(|at| Cow::Owned(at.to_string())),
-            domain: Some(self.0.channel.domain())
-                .filter(|domain| *domain != Channel::DEFAULT_DOMAIN)
-                .map(Cow::Borrowed),
-            ..RawEvent::new(
-                self.event_type(),
-                self.0.timestamp.to_string(),
-                self.0.source.as_str(),
-                Cow::Borrowed(&self.0.data),
-            )
-        }
     }
 
     fn change(&mut self) -> &mut Attributes {
@@ -304,30 +276,17 @@ impl fmt::Debug for Event {
     }
 }
 
-impl Serialize for Event {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.raw().serialize(serializer)
-    }
+fn required(attribute: &'static str, text: String) -> Result<String, InvalidEvent> {
+    if text.is_empty() { Err(InvalidEvent::Empty { attribute }) } else { Ok(text) }
 }
 
-impl<'de> Deserialize<'de> for Event {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = RawEvent::<'static>::deserialize(deserializer)?;
-        Event::try_from(raw).map_err(D::Error::custom)
-    }
-}
-
-fn filled(attribute: &'static str, text: String) -> Result<String, EventError> {
-    if text.is_empty() { Err(EventError::Empty { attribute }) } else { Ok(text) }
-}
-
-fn given(text: impl Into<String>) -> Option<String> {
+fn optional(text: impl Into<String>) -> Option<String> {
     Some(text.into()).filter(|text| !text.is_empty())
 }
 
-/// The length of a value as compact JSON, without writing it.
+/// Returns the length of a value as compact JSON without writing it.
 fn json_len(value: &Value) -> usize {
-    // Members are divided by commas, and what contains them has two brackets.
+    // Commas stand between members, and two brackets around them.
     let within = |members: usize, texts: usize| 2 + texts + members.saturating_sub(1);
     match value {
         Value::Null | Value::Bool(true) => 4,
@@ -355,7 +314,7 @@ fn text_len(text: &str) -> usize {
     2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
 }
 
-/// By how much the escape of a byte is longer than the byte.
+/// Number of bytes that escaping adds to each byte.
 const ESCAPE: [u8; 256] = {
     let mut escape = [0; 256];
     let mut byte = 0;

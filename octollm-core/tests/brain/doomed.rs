@@ -18,7 +18,7 @@ use octollm_core::{
     },
     card::ArmCard,
     error::CallError,
-    event::{Event, Patterns},
+    event::{Event, Pattern},
     id::{StepKey, TaskId},
     store::{
         Changes, Claim, Claimed, JournalEntry, MemoryStore, Room, Run, SideEffects, StoreError, TaskFilter,
@@ -131,8 +131,8 @@ impl EventBus for Doomed<MemoryBus> {
         self.fate.meet(self.inner.publish(event)).await
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.inner.subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.inner.subscribe(pattern, overflow).await
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -18,7 +18,7 @@ use octollm_core::{
     },
     clock::Clock,
     error::{ArmError, ErrorKind},
-    event::{Event, Patterns},
+    event::{Event, Pattern},
     orchestrator::Orchestrator,
     task::TaskStatus,
 };
@@ -116,8 +116,8 @@ impl EventBus for Panics {
         self.0.publish(event).await
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.0.subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.0.subscribe(pattern, overflow).await
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -181,7 +181,7 @@ async fn settings_that_make_no_sense_are_refused() {
     assert!(matches!(bus.consume("", all(), options()).await, Err(BusError::InvalidSetting { .. })));
     let _first = consumer(&bus).await;
     let other = bus.consume(GROUP, pattern("a:b:*"), options()).await;
-    assert!(matches!(other, Err(BusError::OtherPatterns { .. })));
+    assert!(matches!(other, Err(BusError::OtherPattern { .. })));
     assert!(matches!(bus.group("none").await, Err(BusError::UnknownGroup { .. })));
     let config = MemoryDurableConfig { backlog: Bound::new(0, 1024), ..Default::default() };
     assert!(matches!(MemoryDurableBus::with_config(config), Err(BusError::InvalidSetting { .. })));

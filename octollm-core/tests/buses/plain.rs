@@ -8,7 +8,7 @@ use octollm_core::bus::engine::{
     Capabilities, Capability, CloseConsumer, ConsumerEngine, Counts, Settle, Settlement, Settler,
 };
 use octollm_core::bus::{BusError, Ended, EventBus, GroupStatus, MemoryBus, Nack, Overflow};
-use octollm_core::event::Patterns;
+use octollm_core::event::Pattern;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -22,7 +22,7 @@ pub(crate) struct PlainBus {
 }
 
 struct Group {
-    patterns: Patterns,
+    pattern: Pattern,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -72,15 +72,15 @@ impl EventBus for PlainBus {
             return Err(BusError::TooLarge { size: event.size(), limit });
         }
         for group in self.groups.lock().unwrap().values() {
-            if group.patterns.matches(event.channel()) {
+            if group.pattern.matches(event.channel()) {
                 group.push(event.clone());
             }
         }
         self.live.publish(event).await
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.live.subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.live.subscribe(pattern, overflow).await
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -94,17 +94,17 @@ impl EventBus for PlainBus {
 
 #[async_trait]
 impl DurableBus for PlainBus {
-    async fn consume_any(
+    async fn consume(
         &self,
         group: &str,
-        patterns: Patterns,
+        pattern: Pattern,
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError> {
         options.validate()?;
         if options.start == Start::Beginning {
             self.capabilities().require(Capability::History)?;
         }
-        let make = || Arc::new(Group { patterns, state: Mutex::default(), changed: Notify::new() });
+        let make = || Arc::new(Group { pattern, state: Mutex::default(), changed: Notify::new() });
         let group = Arc::clone(self.groups.lock().unwrap().entry(group.to_owned()).or_insert_with(make));
         let settler = Settler::batched(Leases(Arc::clone(&group)), 64)?;
         let closed = Arc::new(Mutex::new(false));

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::lanes::{Hold, Item, Lanes};
 use crate::bus::engine::{Counters, Settlement, later};
 use crate::bus::{Backoff, Bound, ConsumeOptions, DeadLetter, Ended, Gap, GroupStatus, Nack};
-use crate::event::{Event, Patterns};
+use crate::event::{Event, Pattern};
 
 /// An item waits in `lanes`, from where it is let out to be `leased`; from there it leaves for good, goes back, or goes to
 /// `resting` and from there back. What leaves for good without being handled is in `dead`.
@@ -17,7 +17,7 @@ use crate::event::{Event, Patterns};
 /// Whoever last held an item may still settle it after the lease has expired, until another consumer has it.
 #[derive(Debug)]
 pub(super) struct Group {
-    pub(super) patterns: Patterns,
+    pub(super) pattern: Pattern,
     lanes: Lanes,
     leased: HashMap<u64, Leased>,
     resting: HashMap<u64, Item>,
@@ -100,9 +100,9 @@ impl From<&ConsumeOptions> for Terms {
 }
 
 impl Group {
-    pub(super) fn new(patterns: Patterns, max_dead: Bound, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(pattern: Pattern, max_dead: Bound, counters: Arc<Counters>) -> Self {
         Self {
-            patterns,
+            pattern,
             lanes: Lanes::default(),
             leased: HashMap::new(),
             resting: HashMap::new(),

@@ -19,7 +19,7 @@ use super::{
     Bound, BusError, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, GroupStatus,
     MemoryBus, MemoryBusConfig, Overflow, Subscription,
 };
-use crate::event::{Event, Patterns};
+use crate::event::{Event, Pattern};
 
 /// A [`DurableBus`] within one process: at least once while the process lives. Clones are the same bus.
 ///
@@ -145,8 +145,8 @@ impl EventBus for MemoryDurableBus {
         Ok(())
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.shared().live.subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.shared().live.subscribe(pattern, overflow).await
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -198,17 +198,17 @@ impl DelayBus for MemoryDurableBus {
 
 #[async_trait]
 impl DurableBus for MemoryDurableBus {
-    async fn consume_any(
+    async fn consume(
         &self,
         group: &str,
-        patterns: Patterns,
+        pattern: Pattern,
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError> {
         options.validate()?;
         if group.is_empty() {
             return Err(BusError::InvalidSetting { setting: "group", problem: "is empty" });
         }
-        let membership = self.shared().store().join(group, patterns, &options)?;
+        let membership = self.shared().store().join(group, pattern, &options)?;
         Ok(member::consumer(Arc::clone(self.shared()), membership, options.lease))
     }
 

@@ -12,7 +12,7 @@ use super::group::{Group, Terms};
 use super::lanes::Item;
 use crate::bus::engine::{Counters, Expiry};
 use crate::bus::{Bound, BusError, ConsumeOptions, Gap, GapReason, Start};
-use crate::event::Patterns;
+use crate::event::Pattern;
 
 /// The history, the groups and what waits for its time.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Store {
     pub(super) fn check_room(&self, item: &Item) -> Result<(), BusError> {
         let bound = self.config.backlog;
         let full = |slot: &GroupSlot| {
-            !slot.group.has_room(bound, item.size) && slot.group.patterns.matches(item.event.channel())
+            !slot.group.has_room(bound, item.size) && slot.group.pattern.matches(item.event.channel())
         };
         if self.groups.values().any(full) { Err(BusError::Full { bound }) } else { Ok(()) }
     }
@@ -82,7 +82,7 @@ impl Store {
     pub(super) fn append(&mut self, item: &Item) {
         let number = self.number();
         for slot in self.groups.values_mut() {
-            if slot.group.patterns.matches(item.event.channel()) {
+            if slot.group.pattern.matches(item.event.channel()) {
                 slot.group.push(number, item.clone());
                 slot.changed.notify_waiters();
             }
@@ -115,19 +115,19 @@ impl Store {
     pub(super) fn join(
         &mut self,
         name: &str,
-        patterns: Patterns,
+        pattern: Pattern,
         options: &ConsumeOptions,
     ) -> Result<Membership, BusError> {
         self.check_open()?;
         if !self.groups.contains_key(name) {
-            let group = self.found(patterns.clone(), options.start);
+            let group = self.found(pattern.clone(), options.start);
             self.groups.insert(name.into(), GroupSlot { group, changed: Arc::default() });
         }
         let (member, name) = (self.number(), Arc::<str>::from(name));
         let slot = self.slot(&name)?;
-        if slot.group.patterns != patterns {
-            let existing = slot.group.patterns.to_string();
-            return Err(BusError::OtherPatterns { group: name.to_string(), existing });
+        if slot.group.pattern != pattern {
+            let existing = slot.group.pattern.to_string();
+            return Err(BusError::OtherPattern { group: name.to_string(), existing });
         }
         slot.group.join(member, Terms::from(options));
         Ok(Membership { member, changed: Arc::clone(&slot.changed), group: name })
@@ -150,14 +150,14 @@ impl Store {
     }
 
     /// A new group, from what the bus still has or from now on.
-    fn found(&self, patterns: Patterns, start: Start) -> Group {
-        let mut group = Group::new(patterns, self.config.dead_letters, Arc::clone(&self.counters));
+    fn found(&self, pattern: Pattern, start: Start) -> Group {
+        let mut group = Group::new(pattern, self.config.dead_letters, Arc::clone(&self.counters));
         if start == Start::Beginning {
             if self.trimmed {
                 group.mark(Gap::new(GapReason::Trimmed));
             }
             for (number, item) in &self.history {
-                if group.patterns.matches(item.event.channel()) {
+                if group.pattern.matches(item.event.channel()) {
                     group.push(*number, item.clone());
                 }
             }

@@ -9,8 +9,7 @@ use crate::event::Pattern;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn group(members: u64, terms: &Terms) -> Group {
-    let mut group =
-        Group::new("a:b:*".parse::<Pattern>().unwrap().into(), Bound::new(4, 100), Arc::default());
+    let mut group = Group::new("a:b:*".parse::<Pattern>().unwrap(), Bound::new(4, 100), Arc::default());
     (0..members).for_each(|member| group.join(member, *terms));
     group
 }

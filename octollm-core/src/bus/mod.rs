@@ -28,19 +28,22 @@
 //! # }
 //! ```
 
+mod buffer;
 mod consumer;
 mod delivery;
-mod durable_bus;
+mod durable;
 pub mod engine;
 mod error;
 mod event_bus;
+mod feed;
 mod memory;
 mod memory_durable;
+mod settle;
 mod subscription;
 
 pub use consumer::{Arrival, Backoff, ConsumeOptions, Consumer, ConsumerCloser, Start};
 pub use delivery::{Delivery, Handler, Nack};
-pub use durable_bus::{Bound, DeadLetter, DeadLetterBody, DurableBus, GroupStatus};
+pub use durable::{Bound, DeadLetter, DeadLetterBody, DurableBus, GroupStatus};
 pub use error::BusError;
 pub use event_bus::{DelayBus, EventBus};
 pub use memory::{MemoryBus, MemoryBusConfig};

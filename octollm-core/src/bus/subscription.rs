@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream;
 
 use super::BusError;
-use super::engine::feed::Line;
+use super::feed::Line;
 use crate::event::Event;
 
 /// A stream of [`Signal`]s in the order in which they came. Dropping it ends the subscription.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::lanes::{Hold, Item, Lanes};
+use super::order::{Hold, Item, Lanes};
 use crate::bus::engine::{Counters, Settlement, later};
 use crate::bus::{Backoff, Bound, ConsumeOptions, DeadLetter, Ended, Gap, GroupStatus, Nack};
 use crate::event::{Event, Pattern};

@@ -1,8 +1,8 @@
 //! Consume and settle within one process.
 
+mod consumer;
 mod group;
-mod lanes;
-mod member;
+mod order;
 mod store;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
-use self::lanes::Item;
+use self::order::Item;
 use self::store::Store;
 use super::engine::{Capabilities, Capability, Counts, Expiry};
 use super::{
@@ -209,7 +209,7 @@ impl DurableBus for MemoryDurableBus {
             return Err(BusError::InvalidSetting { setting: "group", problem: "is empty" });
         }
         let membership = self.shared().store().join(group, pattern, &options)?;
-        Ok(member::consumer(Arc::clone(self.shared()), membership, options.lease))
+        Ok(consumer::consumer(Arc::clone(self.shared()), membership, options.lease))
     }
 
     async fn group(&self, group: &str) -> Result<GroupStatus, BusError> {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::MemoryDurableConfig;
 use super::group::{Group, Terms};
-use super::lanes::Item;
+use super::order::Item;
 use crate::bus::engine::{Counters, Expiry};
 use crate::bus::{Bound, BusError, ConsumeOptions, Gap, GapReason, Start};
 use crate::event::Pattern;

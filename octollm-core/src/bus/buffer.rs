@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::Expiry;
-use crate::bus::{Ended, Gap, Overflow, Signal};
+use super::engine::Expiry;
+use super::{Ended, Gap, Overflow, Signal};
 use crate::event::Event;
 
 /// Events and the marks of those missing, in order. At most as many events as the overflow has room for, and between two

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::bus::delivery::Lease;
-use crate::bus::{BusError, Delivery, Nack};
+use super::delivery::Lease;
+use super::{BusError, Delivery, Nack};
 use crate::event::Event;
 
 /// What becomes of a delivery.

@@ -9,9 +9,9 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use super::queue::{Offered, Queue, Taken};
-use super::{Counters, Expiry, later};
-use crate::bus::{BusError, Ended, Gap, Overflow, Signal, Subscription};
+use super::buffer::{Offered, Queue, Taken};
+use super::engine::{Counters, Expiry, later};
+use super::{BusError, Ended, Gap, Overflow, Signal, Subscription};
 use crate::event::Event;
 
 /// Feeds one [`Subscription`]. Buses are built on it, so that each of them overflows the same way.
@@ -70,7 +70,7 @@ pub async fn deliver<'a>(feeds: impl IntoIterator<Item = &'a Feed>, event: &Even
 
 /// What the two ends share.
 #[derive(Debug)]
-pub(in crate::bus) struct Line {
+pub(super) struct Line {
     state: Mutex<State>,
     /// The places that are free, under [`Overflow::Block`].
     room: Option<Room>,
@@ -240,7 +240,7 @@ impl Room {
 }
 
 impl Line {
-    pub(in crate::bus) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
+    pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
         let mut expired = 0;
         let mut state = self.lock();
         let taken = state.queue.take(Instant::now, &mut expired);
@@ -270,12 +270,12 @@ impl Line {
         }
     }
 
-    pub(in crate::bus) fn ended(&self) -> Option<Ended> {
+    pub(super) fn ended(&self) -> Option<Ended> {
         self.lock().queue.ended().cloned()
     }
 
     /// The subscriber is gone.
-    pub(in crate::bus) fn abandon(&self) {
+    pub(super) fn abandon(&self) {
         let mut state = self.lock();
         state.abandoned = true;
         state.queue.end(Ended::Closed);

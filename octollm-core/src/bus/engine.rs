@@ -9,10 +9,6 @@
 //! | count | [`Counters`] |
 //! | declare what the bus can do | [`Capability`], [`Capabilities`] |
 
-pub(super) mod feed;
-mod queue;
-mod settle;
-
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,8 +17,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-pub use self::feed::{Blocked, Feed, Offer, deliver};
-pub use self::settle::{Settle, Settlement, Settler};
+pub use super::feed::{Blocked, Feed, Offer, deliver};
+pub use super::settle::{Settle, Settlement, Settler};
 use super::{Arrival, BusError, Ended};
 
 /// What a bus does for a [`Consumer`](super::Consumer). Dropping it leaves the group.

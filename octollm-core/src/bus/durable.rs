@@ -1,6 +1,5 @@
-//! Consume and settle.
+//! Deliver at least once, to groups.
 
-use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,10 +8,10 @@ use bytes::Bytes;
 use super::{BusError, ConsumeOptions, Consumer, EventBus};
 use crate::event::{Event, Pattern};
 
-/// Delivers every event to every group at least once, until a member of the group has settled it.
+/// Delivers every event to every group at least once, until a consumer of the group has settled it.
 ///
 /// ```
-/// use octollm_core::bus::{Arrival, ConsumeOptions, DurableBus, EventBus, MemoryDurableBus};
+/// use octollm_core::bus::{ConsumeOptions, DurableBus, EventBus, MemoryDurableBus};
 /// use octollm_core::event::Event;
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -21,25 +20,26 @@ use crate::event::{Event, Pattern};
 /// let bus = MemoryDurableBus::new();
 /// let mut worker = bus.consume("billing", "events:task:completed".parse()?, ConsumeOptions::default()).await?;
 /// bus.publish(Event::new("task.completed", "brain", "done")?).await?;
-/// if let Some(Arrival::Delivery(delivery)) = worker.next().await {
+/// if let Some(delivery) = worker.next().await {
+///     let delivery = delivery?; // an error is a `Gap`: events are missing
 ///     store(delivery.event()).await?;
-///     delivery.ack().await?; // dropped instead, it would come again
+///     delivery.ack().await?; // without it, the event is delivered again
 /// }
 /// # Ok(())
 /// # }
 /// ```
 #[async_trait]
 pub trait DurableBus: EventBus {
-    /// Joins a group, which is made if there is none of this name, to consume what is published on the channels that any
-    /// of the patterns matches. It resolves when the bus has confirmed.
+    /// Joins a group, which consumes the channels that `pattern` matches. The group is created if it does not exist. Returns
+    /// once the bus has confirmed.
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`], [`BusError::OtherPattern`] when the group was made with others,
-    /// [`BusError::Unsupported`] when the group is to start where the bus cannot, [`BusError::Unavailable`] and
-    /// [`BusError::Closed`].
+    /// [`BusError::InvalidSetting`], [`BusError::OtherPattern`] when the group exists with another pattern,
+    /// [`BusError::Unsupported`] when the bus has no history to start from, [`BusError::Closed`] and
+    /// [`BusError::Unavailable`].
     ///
     /// # Cancel safety
-    /// Dropped before it is done, the group may have been made; no member has joined it.
+    /// If the future is dropped, the group may have been created, and no consumer has joined it.
     async fn consume(
         &self,
         group: &str,
@@ -47,33 +47,33 @@ pub trait DurableBus: EventBus {
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError>;
 
-    /// The numbers of a group.
+    /// Returns the status of a group.
     ///
     /// # Errors
     /// [`BusError::UnknownGroup`], [`BusError::Unavailable`].
     ///
     /// # Cancel safety
-    /// It only reads.
+    /// The call only reads.
     async fn group(&self, group: &str) -> Result<GroupStatus, BusError>;
 
-    /// Removes a group with all that waits in it and its dead letters; its consumers end with
-    /// [`Ended::GroupRemoved`](super::Ended::GroupRemoved). `false` when there is none.
+    /// Removes a group with its waiting events and dead letters. Returns `false` if there is no such group. Its consumers
+    /// end with [`BusError::UnknownGroup`].
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
     ///
     /// # Cancel safety
-    /// Dropped before it is done, the group may or may not be removed.
+    /// If the future is dropped, the group may or may not be removed.
     async fn remove_group(&self, group: &str) -> Result<bool, BusError>;
 
-    /// The dead letters of a group, oldest first: at most `limit`, and only those after the entry `after`.
+    /// Returns the dead letters of a group, oldest first: at most `limit`, after the entry `after`.
     ///
     /// # Errors
-    /// [`BusError::UnknownGroup`], [`BusError::UnknownDeadLetter`] when `after` is no entry's name,
+    /// [`BusError::UnknownGroup`], [`BusError::UnknownDeadLetter`] when `after` is not the id of an entry,
     /// [`BusError::Unavailable`].
     ///
     /// # Cancel safety
-    /// It only reads.
+    /// The call only reads.
     async fn dead_letters(
         &self,
         group: &str,
@@ -81,110 +81,54 @@ pub trait DurableBus: EventBus {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, BusError>;
 
-    /// Delivers a dead letter again: the same event, at attempt 1, to this group alone. Its expiry is lifted, so that an
-    /// event which has expired meanwhile is delivered too.
+    /// Delivers a dead letter to its group again, as attempt 1 of the same event. An expiry of the event no longer applies.
     ///
     /// # Errors
-    /// [`BusError::UnknownGroup`], [`BusError::UnknownDeadLetter`] when there is none or it is no event,
-    /// [`BusError::Full`], [`BusError::Unavailable`]. Then it is still a dead letter.
+    /// [`BusError::UnknownGroup`], [`BusError::UnknownDeadLetter`] when there is none or it is not an event,
+    /// [`BusError::Full`] and [`BusError::Unavailable`]. After an error it is still a dead letter.
     ///
     /// # Cancel safety
-    /// Dropped before it is done, it is still a dead letter or it is delivered.
+    /// If the future is dropped, the event is delivered or is still a dead letter.
     async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError>;
-}
-
-/// Room for events: at most this many, and at most this many bytes of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bound {
-    /// Number of events.
-    pub events: usize,
-    /// Sum of their [`Event::size`]s.
-    pub bytes: usize,
-}
-
-impl Bound {
-    /// Room for this many events, of this many bytes in all.
-    pub const fn new(events: usize, bytes: usize) -> Self {
-        Self { events, bytes }
-    }
-
-    /// Whether there is room for as many.
-    pub const fn holds(self, events: usize, bytes: usize) -> bool {
-        events <= self.events && bytes <= self.bytes
-    }
-}
-
-impl fmt::Display for Bound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} events of {} bytes in all", self.events, self.bytes)
-    }
 }
 
 /// The numbers of a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupStatus {
-    /// Its consumers.
+    /// Number of consumers.
     pub members: usize,
-    /// Deliveries that are handed out and not settled.
+    /// Number of deliveries that are not settled.
     pub pending: usize,
-    /// Events to be delivered, now or later.
+    /// Number of events that wait for delivery or for a retry.
     pub waiting: usize,
-    /// Dead letters.
+    /// Number of dead letters.
     pub dead_letters: usize,
 }
 
-/// An event that a group has given up. It stays until it is replayed or its group is removed.
+/// An event that is no longer delivered to a group. It is stored until it is replayed or the group is removed.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// The bus's name for it, unique in its group.
+    /// Id of the entry, unique in its group.
     pub entry: String,
-    /// What was to be delivered.
-    pub body: DeadLetterBody,
-    /// Why it was given up.
+    /// The event, or the bytes that could not be decoded.
+    pub event: Result<Event, Bytes>,
+    /// Reason why it is no longer delivered.
     pub reason: String,
-    /// Number of its deliveries.
+    /// Number of deliveries.
     pub attempts: u32,
 }
 
-/// The contents of a [`DeadLetter`].
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum DeadLetterBody {
-    /// An event.
-    Event(Event),
-    /// Bytes that are no event, as they were found.
-    Undecodable(Bytes),
-}
-
 impl DeadLetter {
-    /// A dead letter that was an event.
-    pub fn of_event(
+    /// Creates a dead letter.
+    pub fn new(
         entry: impl Into<String>,
-        event: Event,
+        event: Result<Event, Bytes>,
         reason: impl Into<String>,
         attempts: u32,
     ) -> Self {
-        Self { entry: entry.into(), body: DeadLetterBody::Event(event), reason: reason.into(), attempts }
-    }
-
-    /// A dead letter that never was an event.
-    pub fn undecodable(entry: impl Into<String>, bytes: Bytes, reason: impl Into<String>) -> Self {
-        Self {
-            entry: entry.into(),
-            body: DeadLetterBody::Undecodable(bytes),
-            reason: reason.into(),
-            attempts: 0,
-        }
-    }
-
-    /// The event, if it is one.
-    pub fn event(&self) -> Option<&Event> {
-        match &self.body {
-            DeadLetterBody::Event(event) => Some(event),
-            DeadLetterBody::Undecodable(_) => None,
-        }
+        Self { entry: entry.into(), event, reason: reason.into(), attempts }
     }
 }
 

@@ -1,15 +1,12 @@
-//! What authors of a bus work with. Users of a bus do not need it.
+//! The parts for the author of a bus. Users of a bus do not need them.
 //!
-//! | to | there is |
+//! | to | use |
 //! |---|---|
-//! | feed a subscription, with the same overflow on every bus | [`Feed`], [`deliver`] |
-//! | drive a consumer | [`ConsumerEngine`], [`CloseConsumer`], [`Consumer::new`](super::Consumer::new) |
-//! | make deliveries and settle them, in batches where that pays | [`Settle`], [`Settler`] |
-//! | leave out what has expired | [`Expiry`] |
+//! | feed subscriptions, which overflow the same way on every bus | [`Feed`], [`deliver`] |
+//! | deliver to a consumer, and settle its deliveries | [`ConsumerEngine`], [`Consumer::new`](super::Consumer::new), [`Consumer::batched`](super::Consumer::batched) |
 //! | count | [`Counters`] |
-//! | declare what the bus can do | [`Capability`], [`Capabilities`] |
 
-use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -17,133 +14,58 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-pub use super::feed::{Blocked, Feed, Offer, deliver};
-pub use super::settle::{Settle, Settlement, Settler};
-use super::{Arrival, BusError, Ended};
+pub use super::feed::{Feed, deliver};
+use super::{BusError, Gap, Nack};
+use crate::event::Event;
 
-/// What a bus does for a [`Consumer`](super::Consumer). Dropping it leaves the group.
+/// One member of a group, which a [`Consumer`](super::Consumer) drives.
 #[async_trait]
-pub trait ConsumerEngine: Send + Sync {
-    /// The next arrival. After an error it is not called again.
+pub trait ConsumerEngine: Send + Sync + 'static {
+    /// Identifies one delivery, such as the id of a stream entry together with a token of this delivery.
+    type Receipt: Clone + Send + Sync + 'static;
+
+    /// Waits for the next event. Returns it with its attempt, counted from 1, and the receipt of this delivery. The inner
+    /// error is a [`Gap`] at this point.
+    ///
+    /// No two calls run at the same time.
     ///
     /// # Errors
-    /// Why the consumer has ended.
+    /// The reason why the consumer has ended. The method is not called again.
     ///
     /// # Cancel safety
-    /// It has to be cancel safe: dropped before it is done, it has taken nothing.
-    async fn next(&mut self) -> Result<Arrival, Ended>;
-}
+    /// Must be cancel safe: if the future is dropped, no event is lost and none is delivered.
+    async fn next(&self) -> Result<Result<(Event, u32, Self::Receipt), Gap>, BusError>;
 
-/// What a bus does to close a [`Consumer`](super::Consumer) from elsewhere.
-#[async_trait]
-pub trait CloseConsumer: Send + Sync {
-    /// Hands out nothing more, and waits until all that was handed out is settled or its lease has expired. Closing again
-    /// is `Ok`.
+    /// Settles deliveries: `Ok` acknowledges. Returns a result for each item, in order.
+    ///
+    /// A delivery can be settled after its lease has expired, until its event goes to another consumer or to the dead
+    /// letters. After that the result is [`BusError::LeaseLost`].
+    async fn settle(&self, batch: Vec<(Self::Receipt, Result<(), Nack>)>) -> Vec<Result<(), BusError>>;
+
+    /// Extends leases to this duration from now on. Returns a result for each item, in order; errors are as of
+    /// [`settle`](Self::settle).
+    async fn extend(&self, batch: Vec<(Self::Receipt, Duration)>) -> Vec<Result<(), BusError>>;
+
+    /// Waits until all deliveries are settled or their leases have expired. [`next`](Self::next) is not called again; events
+    /// that were fetched and not returned by it go to other consumers, without counting as an attempt.
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
     ///
     /// # Cancel safety
-    /// Dropped before it is done, nothing more is handed out.
+    /// If the future is dropped, the method can be called again.
     async fn close(&self) -> Result<(), BusError>;
+
+    /// Leaves the group, because the consumer was dropped. Its deliveries can still be settled.
+    fn leave(&self);
 }
 
-/// One thing that a bus can do or not. What it denies returns [`BusError::Unsupported`], and is never done by halves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Capability {
-    /// Events of one partition key reach a subscriber or a group in the order in which they were published.
-    OrderPerKey,
-    /// A new group may start with what was published before it.
-    History,
-    /// What was published is still there after the bus has ended and started again.
-    Persistence,
-    /// A delivery whose event has gone to another consumer cannot be settled: that is
-    /// [`LeaseLost`](BusError::LeaseLost), and never taken for the other's answer.
-    FencedSettling,
-    /// [`Delivery::attempt`](super::Delivery::attempt) counts over nacks, crashes and expired leases, and
-    /// [`max_attempts`](super::ConsumeOptions::max_attempts) holds. Without it every delivery is attempt 1.
-    AttemptCounts,
-    /// A [`Nack::Retry`](super::Nack::Retry) may name its delay.
-    DelayedNack,
-    /// A lease can be extended.
-    LeaseExtension,
-}
+/// The counters of a bus, which start at 0. Clones share their values.
+#[derive(Debug, Clone, Default)]
+pub struct Counters(Arc<Values>);
 
-/// What a bus claims; it denies all else. Delayed publishing is not here: it is the trait
-/// [`DelayBus`](super::DelayBus).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Capabilities {
-    claimed: &'static [Capability],
-    /// The largest event it takes, in the bytes of [`Event::size`](crate::event::Event::size).
-    pub max_event_bytes: usize,
-}
-
-impl Capability {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::OrderPerKey,
-        Self::History,
-        Self::Persistence,
-        Self::FencedSettling,
-        Self::AttemptCounts,
-        Self::DelayedNack,
-        Self::LeaseExtension,
-    ];
-}
-
-impl fmt::Display for Capability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::OrderPerKey => "order per partition key",
-            Self::History => "history",
-            Self::Persistence => "persistence",
-            Self::FencedSettling => "fenced settling",
-            Self::AttemptCounts => "attempt counts",
-            Self::DelayedNack => "delayed nacks",
-            Self::LeaseExtension => "lease extension",
-        })
-    }
-}
-
-impl Capabilities {
-    /// Claims these and no others.
-    pub const fn new(claimed: &'static [Capability], max_event_bytes: usize) -> Self {
-        Self { claimed, max_event_bytes }
-    }
-
-    /// Whether the bus can do it.
-    pub fn claims(&self, capability: Capability) -> bool {
-        self.claimed.contains(&capability)
-    }
-
-    /// Fails unless the bus can do it.
-    ///
-    /// # Errors
-    /// [`BusError::Unsupported`].
-    pub fn require(&self, capability: Capability) -> Result<(), BusError> {
-        if self.claims(capability) { Ok(()) } else { Err(BusError::Unsupported { capability }) }
-    }
-}
-
-/// Numbers that a bus has counted since it was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Counts {
-    /// Events taken from publishers.
-    pub published: u64,
-    /// Deliveries left out because the event had expired, counted once for each subscription or group.
-    pub expired: u64,
-    /// Deliveries left out because a subscriber was too slow.
-    pub lagged: u64,
-    /// Dead letters deleted because there was no more room for them.
-    pub discarded: u64,
-}
-
-/// The counters behind [`Counts`], shared by a bus and its feeds.
 #[derive(Debug, Default)]
-pub struct Counters {
+struct Values {
     published: AtomicU64,
     expired: AtomicU64,
     lagged: AtomicU64,
@@ -151,66 +73,73 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// An event was taken from a publisher.
+    /// Returns the number of events accepted from publishers.
+    pub fn published(&self) -> u64 {
+        self.0.published.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of events that had expired before they were delivered, counted for each subscription or group.
+    pub fn expired(&self) -> u64 {
+        self.0.expired.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of events that were dropped for slow subscribers, counted for each subscription.
+    pub fn lagged(&self) -> u64 {
+        self.0.lagged.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of dead letters that were deleted for lack of room.
+    pub fn discarded(&self) -> u64 {
+        self.0.discarded.load(Ordering::Relaxed)
+    }
+
+    /// Counts an event accepted from a publisher.
     pub fn add_published(&self) {
-        self.published.fetch_add(1, Ordering::Relaxed);
+        self.0.published.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// This many deliveries were left out because their event had expired.
-    pub fn add_expired(&self, by: u64) {
-        self.expired.fetch_add(by, Ordering::Relaxed);
+    /// Counts expired events.
+    pub fn add_expired(&self, events: u64) {
+        self.0.expired.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// This many deliveries were left out because their subscriber was too slow.
-    pub fn add_lagged(&self, by: u64) {
-        self.lagged.fetch_add(by, Ordering::Relaxed);
+    /// Counts events dropped for a slow subscriber.
+    pub fn add_lagged(&self, events: u64) {
+        self.0.lagged.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// This many dead letters were deleted.
-    pub fn add_discarded(&self, by: u64) {
-        self.discarded.fetch_add(by, Ordering::Relaxed);
-    }
-
-    /// The numbers now.
-    pub fn counts(&self) -> Counts {
-        Counts {
-            published: self.published.load(Ordering::Relaxed),
-            expired: self.expired.load(Ordering::Relaxed),
-            lagged: self.lagged.load(Ordering::Relaxed),
-            discarded: self.discarded.load(Ordering::Relaxed),
-        }
+    /// Counts deleted dead letters.
+    pub fn add_discarded(&self, letters: u64) {
+        self.0.discarded.fetch_add(letters, Ordering::Relaxed);
     }
 }
 
 /// The `expires_at` of an event on the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expiry {
-    /// It is always worth delivering.
+pub(super) enum Expiry {
     Never,
-    /// It is not worth delivering from this moment on.
     At(Instant),
-    /// It was over before it came.
+    /// It had expired when it was published.
     Past,
 }
 
 impl Expiry {
-    /// Translates a point of the wall clock, which shows `wall` while the monotonic one shows `now`.
-    pub fn from_wall(expires_at: Timestamp, wall: Timestamp, now: Instant) -> Self {
-        // No difference of two timestamps overflows, and a negative one is no `Duration`.
+    /// Reads the clocks only if the event expires.
+    pub(super) fn of(event: &Event) -> Self {
+        event.expires_at().map_or(Self::Never, |at| Self::from_wall(at, Timestamp::now(), Instant::now()))
+    }
+
+    /// Converts a time of the wall clock, which shows `wall` when the monotonic clock shows `now`.
+    fn from_wall(expires_at: Timestamp, wall: Timestamp, now: Instant) -> Self {
+        // The difference of two timestamps does not overflow. A negative one is not a `Duration`.
         match Duration::try_from(expires_at.duration_since(wall)) {
             Ok(Duration::ZERO) | Err(_) => Self::Past,
-            // What lies beyond the clock's range is as good as never.
             Ok(left) => now.checked_add(left).map_or(Self::Never, Self::At),
         }
     }
 
-    /// The expiry of an event. The clocks are read only where there is one.
-    pub fn of(expires_at: Option<Timestamp>) -> Self {
-        expires_at.map_or(Self::Never, |at| Self::from_wall(at, Timestamp::now(), Instant::now()))
-    }
-
-    /// Whether it is over at `now`, which is read only where it matters.
-    pub fn is_over(self, now: impl FnOnce() -> Instant) -> bool {
+    /// Calls `now` only if the result depends on it.
+    pub(super) fn is_over(self, now: impl FnOnce() -> Instant) -> bool {
         match self {
             Self::Never => false,
             Self::At(at) => now() >= at,
@@ -219,7 +148,7 @@ impl Expiry {
     }
 }
 
-/// The moment `by` after `now`. What lies beyond the clock's range becomes 30 years from now.
+/// Returns `now + by`, or a time 30 years from now if the clock cannot represent it.
 pub(super) fn later(now: Instant, by: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
     now.checked_add(by).unwrap_or(now + FAR)
@@ -230,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wall_clock_becomes_the_monotonic_one() {
+    fn a_wall_clock_time_becomes_a_monotonic_one() {
         let (wall, now) = (Timestamp::UNIX_EPOCH, Instant::now());
         let second = Duration::from_secs(1);
         assert_eq!(Expiry::from_wall(wall + second, wall, now), Expiry::At(now + second));
@@ -240,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_over_from_the_very_moment() {
+    fn an_event_expires_at_its_time() {
         let now = Instant::now();
         assert!(Expiry::At(now).is_over(|| now));
         assert!(!Expiry::At(now + Duration::from_millis(1)).is_over(|| now));

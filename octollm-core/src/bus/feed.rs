@@ -1,4 +1,4 @@
-//! The end of a subscription that a bus holds.
+//! The publishing end of a subscription.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,191 +6,158 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, TryAcquireError};
 use tokio::time::{Instant, timeout_at};
 
-use super::buffer::{Offered, Queue, Taken};
+use super::buffer::{Buffer, Offered, Taken};
 use super::engine::{Counters, Expiry, later};
-use super::{BusError, Ended, Gap, Overflow, Signal, Subscription};
+use super::{BusError, Gap, Overflow, Signal, Subscription};
 use crate::event::Event;
 
-/// Feeds one [`Subscription`]. Buses are built on it, so that each of them overflows the same way.
+/// Feeds one [`Subscription`], and applies its [`Overflow`].
 ///
-/// Dropping it ends the subscription with [`Ended::Closed`], after what waits was delivered.
+/// Dropping it ends the subscription with [`BusError::Closed`], after the waiting events.
 #[derive(Debug)]
 pub struct Feed {
-    line: Arc<Line>,
+    shared: Arc<Shared>,
 }
 
-/// What came of an event that was offered to a [`Feed`].
-#[derive(Debug)]
-#[must_use = "an event that is blocked is lost unless it is waited for"]
-pub enum Offer {
-    /// It waits for the subscriber, or it is an item of the stream that it was lost.
-    Passed,
-    /// The subscriber, under [`Overflow::Block`], has no room.
-    Blocked(Blocked),
-    /// The subscription has ended.
-    Ended,
-}
-
-/// An event that waits for room. Dropped before the event was passed on, the loss is an item of the subscriber's stream.
-#[derive(Debug)]
-#[must_use = "dropped, the event is lost to its subscriber"]
-pub struct Blocked {
-    line: Arc<Line>,
-    event: Event,
-    expiry: Expiry,
-    until: Instant,
-    settled: bool,
-}
-
-/// Passes an event to each feed that has room, then waits for those that block their publisher, all at once. Returns
-/// whether all subscriptions go on.
+/// Sends an event to each feed that has room, and then waits for those that block their publisher, concurrently. Returns
+/// `false` if a subscription has ended.
 ///
 /// # Cancel safety
-/// Every feed has had its offer before the first wait. Dropped while it waits, the event is lost to those waited for, as
-/// an item of their streams.
-pub async fn deliver<'a>(feeds: impl IntoIterator<Item = &'a Feed>, event: &Event, expiry: Expiry) -> bool {
-    let mut all_go_on = true;
+/// All feeds with room receive the event before the first wait. If the future is dropped, the subscribers that were waited for
+/// receive [`Signal::Lagged`].
+pub async fn deliver<'a>(feeds: impl IntoIterator<Item = &'a Feed>, event: &Event) -> bool {
+    deliver_until(feeds, event, Expiry::of(event)).await
+}
+
+pub(super) async fn deliver_until<'a>(
+    feeds: impl IntoIterator<Item = &'a Feed>,
+    event: &Event,
+    expiry: Expiry,
+) -> bool {
+    let mut all_open = true;
     let mut blocked = Vec::new();
     for feed in feeds {
         match feed.offer(event, expiry) {
             Offer::Passed => {}
             Offer::Blocked(waiting) => blocked.push(waiting),
-            Offer::Ended => all_go_on = false,
+            Offer::Ended => all_open = false,
         }
     }
     if !blocked.is_empty() {
-        all_go_on &=
-            join_all(blocked.into_iter().map(Blocked::wait)).await.into_iter().all(|goes_on| goes_on);
+        all_open &= join_all(blocked.into_iter().map(Blocked::wait)).await.into_iter().all(|open| open);
     }
-    all_go_on
-}
-
-/// What the two ends share.
-#[derive(Debug)]
-pub(super) struct Line {
-    state: Mutex<State>,
-    /// The places that are free, under [`Overflow::Block`].
-    room: Option<Room>,
-    /// Notified when nobody receives any more.
-    gone: Notify,
-    counters: Arc<Counters>,
-}
-
-#[derive(Debug)]
-struct State {
-    queue: Queue,
-    reader: Option<Waker>,
-    abandoned: bool,
-    /// Since when there is no room and the subscriber has taken nothing.
-    full_since: Option<Instant>,
-}
-
-/// Hands out places to publishers, first come, first served.
-#[derive(Debug)]
-struct Room {
-    places: Semaphore,
-    /// Places that became free and are not in `places` yet: they are put there together, once a publisher needs one.
-    freed: AtomicUsize,
-    waiting: AtomicUsize,
-    /// How long a publisher waits at most.
-    limit: Duration,
+    all_open
 }
 
 impl Feed {
-    /// A subscription and what feeds it. Under [`Overflow::Block`] a publisher waits for at most `block_timeout`. What is
-    /// left out is counted in `counters`.
+    /// Creates a subscription and its feed. Under [`Overflow::Block`] a publisher waits for at most `block_timeout`.
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`] when the overflow has room for no event.
+    /// [`BusError::InvalidSetting`] when the capacity of `overflow` is 0.
     pub fn new(
         overflow: Overflow,
         block_timeout: Duration,
-        counters: Arc<Counters>,
+        counters: &Counters,
     ) -> Result<(Self, Subscription), BusError> {
-        overflow.validate()?;
-        let state = State { queue: Queue::new(overflow), reader: None, abandoned: false, full_since: None };
-        let room = (overflow == Overflow::Block).then(|| Room::new(block_timeout));
-        let line = Arc::new(Line { state: Mutex::new(state), room, gone: Notify::new(), counters });
-        Ok((Self { line: Arc::clone(&line) }, Subscription::new(line)))
-    }
-
-    /// Passes an event on, if that needs no waiting.
-    ///
-    /// A subscriber under [`Overflow::Block`] that has had no room and has taken nothing for the block timeout is not
-    /// waited for any more until it takes something: what is offered to it meanwhile is lost, as an item of its stream.
-    pub fn offer(&self, event: &Event, expiry: Expiry) -> Offer {
-        match &self.line.room {
-            Some(room) if !room.take_place() => self.line.offer_blocked(room, event, expiry),
-            _ => self.line.push(event, expiry),
+        if overflow.capacity() == 0 {
+            return Err(BusError::InvalidSetting { setting: "overflow", problem: "has room for no event" });
         }
+        let state = State { buffer: Buffer::new(overflow), reader: None, abandoned: false, full_since: None };
+        let slots = (overflow == Overflow::Block).then(|| Slots::new(block_timeout));
+        let (state, gone, counters) = (Mutex::new(state), Notify::new(), counters.clone());
+        let shared = Arc::new(Shared { state, slots, gone, counters });
+        Ok((Self { shared: Arc::clone(&shared) }, Subscription::new(shared)))
     }
 
-    /// Passes an event on, and waits for room where the subscriber blocks its publisher. Returns whether the subscription
-    /// goes on. A bus that has several subscriptions uses [`deliver`].
+    /// Sends an event. Under [`Overflow::Block`] it waits for room. Returns `false` if the subscription has ended. A bus that
+    /// has several subscriptions uses [`deliver`].
     ///
     /// # Cancel safety
-    /// Dropped while it waits, the event is lost to the subscriber, as an item of its stream.
+    /// If the future is dropped while it waits, the subscriber receives [`Signal::Lagged`].
     pub async fn send(&self, event: &Event) -> bool {
-        deliver([self], event, Expiry::of(event.expires_at())).await
+        deliver([self], event).await
     }
 
-    /// Marks that events may be missing here.
+    /// Marks that events may be missing at this point.
     pub fn gap(&self, gap: Gap) {
-        self.line.change(|queue| queue.mark(gap));
+        self.shared.change(|buffer| buffer.mark(gap.truncated()));
     }
 
-    /// Ends the subscription after what waits was delivered. The first reason given holds.
-    pub fn end(&self, reason: Ended) {
-        self.line.change(|queue| queue.end(reason));
-        self.line.release();
+    /// Ends the subscription after the waiting events. Only the first call has an effect.
+    pub fn end(&self, reason: BusError) {
+        self.shared.change(|buffer| buffer.end(reason));
+        self.shared.release();
     }
 
-    /// Whether nobody receives any more.
+    /// Returns whether the subscription has ended.
     pub fn is_closed(&self) -> bool {
-        let state = self.line.lock();
-        state.abandoned || state.queue.ended().is_some()
+        let state = self.shared.lock();
+        state.abandoned || state.buffer.ended().is_some()
     }
 
-    /// Waits until nobody receives any more.
+    /// Waits until the subscription has ended.
     ///
     /// # Cancel safety
-    /// It may be dropped and called again.
+    /// The call only waits.
     pub async fn closed(&self) {
         loop {
-            let gone = self.line.gone.notified();
+            let gone = self.shared.gone.notified();
             if self.is_closed() {
                 return;
             }
             gone.await;
         }
     }
+
+    fn offer(&self, event: &Event, expiry: Expiry) -> Offer {
+        match &self.shared.slots {
+            Some(slots) if !slots.try_take() => self.shared.offer_blocked(slots, event, expiry),
+            _ => self.shared.push(event, expiry),
+        }
+    }
 }
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        self.end(Ended::Closed);
+        self.end(BusError::Closed);
     }
 }
 
+#[derive(Debug)]
+enum Offer {
+    /// The event or its loss is in the buffer.
+    Passed,
+    /// The publisher has to wait for room.
+    Blocked(Blocked),
+    Ended,
+}
+
+/// An event that waits for room. If it is dropped before, the loss is recorded.
+#[derive(Debug)]
+struct Blocked {
+    shared: Arc<Shared>,
+    event: Event,
+    expiry: Expiry,
+    until: Instant,
+    settled: bool,
+}
+
 impl Blocked {
-    /// Waits for room, at most for the block timeout, and passes the event on. Returns whether the subscription goes on.
-    ///
-    /// # Cancel safety
-    /// Dropped before it is done, the event is lost, as an item of the subscriber's stream.
-    pub async fn wait(mut self) -> bool {
-        let Some(room) = &self.line.room else { return true };
-        match timeout_at(self.until, room.places.acquire()).await {
-            Ok(Ok(place)) => {
-                place.forget();
+    /// Waits until there is room or the block timeout has passed. Returns `false` if the subscription has ended.
+    async fn wait(mut self) -> bool {
+        let Some(slots) = &self.shared.slots else { return true };
+        match timeout_at(self.until, slots.free.acquire()).await {
+            Ok(Ok(slot)) => {
+                slot.forget();
                 self.settled = true;
-                !matches!(self.line.push(&self.event, self.expiry), Offer::Ended)
+                !matches!(self.shared.push(&self.event, self.expiry), Offer::Ended)
             }
-            // Only the end of the subscription closes the places.
+            // The semaphore is closed only when the subscription ends.
             Ok(Err(_closed)) => false,
-            // The loss is noted where `self` is dropped.
+            // Dropping `self` records the loss.
             Err(_elapsed) => true,
         }
     }
@@ -198,52 +165,83 @@ impl Blocked {
 
 impl Drop for Blocked {
     fn drop(&mut self) {
-        if let Some(room) = &self.line.room {
-            room.waiting.fetch_sub(1, Ordering::SeqCst);
+        if let Some(slots) = &self.shared.slots {
+            slots.waiting.fetch_sub(1, Ordering::SeqCst);
         }
         if !self.settled {
-            self.line.lose();
+            self.shared.lose();
         }
     }
 }
 
-impl Room {
-    fn new(limit: Duration) -> Self {
-        let places = Semaphore::new(Overflow::BLOCK_CAPACITY);
-        Self { places, freed: AtomicUsize::new(0), waiting: AtomicUsize::new(0), limit }
+/// The free room of a subscription under [`Overflow::Block`], which publishers receive in order.
+#[derive(Debug)]
+struct Slots {
+    free: Semaphore,
+    /// Slots that became free and are not in `free` yet. They are added at once when a publisher needs one.
+    returned: AtomicUsize,
+    /// Number of publishers that wait.
+    waiting: AtomicUsize,
+    timeout: Duration,
+}
+
+impl Slots {
+    fn new(timeout: Duration) -> Self {
+        let free = Semaphore::new(Overflow::BLOCK_CAPACITY);
+        Self { free, returned: AtomicUsize::new(0), waiting: AtomicUsize::new(0), timeout }
     }
 
-    /// Takes a place. When the subscription has ended it says so too: there is nothing to wait for.
-    fn take_place(&self) -> bool {
-        match self.places.try_acquire() {
-            Ok(place) => place.forget(),
-            Err(tokio::sync::TryAcquireError::NoPermits) => return false,
-            Err(tokio::sync::TryAcquireError::Closed) => {}
+    /// Takes a slot. Returns `true` also when the subscription has ended, where nobody waits.
+    fn try_take(&self) -> bool {
+        match self.free.try_acquire() {
+            Ok(slot) => slot.forget(),
+            Err(TryAcquireError::NoPermits) => return false,
+            Err(TryAcquireError::Closed) => {}
         }
         true
     }
 
-    fn free(&self, places: usize) {
-        self.freed.fetch_add(places, Ordering::SeqCst);
-        // Who begins to wait counts itself before it looks at `freed`, so one of the two sees the other.
+    fn give_back(&self, slots: usize) {
+        self.returned.fetch_add(slots, Ordering::SeqCst);
+        // A publisher increments `waiting` before it reads `returned`, so one of the two sees the other.
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.hand_over();
         }
     }
 
     fn hand_over(&self) {
-        match self.freed.swap(0, Ordering::SeqCst) {
+        match self.returned.swap(0, Ordering::SeqCst) {
             0 => {}
-            freed => self.places.add_permits(freed),
+            slots => self.free.add_permits(slots),
         }
     }
 }
 
-impl Line {
+/// The state shared by a [`Feed`] and its [`Subscription`].
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// Present under [`Overflow::Block`].
+    slots: Option<Slots>,
+    /// Notified when the subscription ends.
+    gone: Notify,
+    counters: Counters,
+}
+
+#[derive(Debug)]
+struct State {
+    buffer: Buffer,
+    reader: Option<Waker>,
+    abandoned: bool,
+    /// The time since which there has been no room and the subscriber has received nothing.
+    full_since: Option<Instant>,
+}
+
+impl Shared {
     pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
         let mut expired = 0;
         let mut state = self.lock();
-        let taken = state.queue.take(Instant::now, &mut expired);
+        let taken = state.buffer.take(Instant::now, &mut expired);
         if expired > 0 || matches!(taken, Taken::Signal(_)) {
             state.full_since = None;
         }
@@ -257,10 +255,10 @@ impl Line {
         if expired > 0 {
             self.counters.add_expired(expired as u64);
         }
-        if let Some(room) = &self.room {
+        if let Some(slots) = &self.slots {
             match expired + usize::from(matches!(taken, Taken::Signal(Signal::Event(_)))) {
                 0 => {}
-                freed => room.free(freed),
+                free => slots.give_back(free),
             }
         }
         match taken {
@@ -270,23 +268,23 @@ impl Line {
         }
     }
 
-    pub(super) fn ended(&self) -> Option<Ended> {
-        self.lock().queue.ended().cloned()
+    pub(super) fn ended(&self) -> Option<BusError> {
+        self.lock().buffer.ended().cloned()
     }
 
-    /// The subscriber is gone.
+    /// Ends the subscription because the subscriber dropped it.
     pub(super) fn abandon(&self) {
         let mut state = self.lock();
         state.abandoned = true;
-        state.queue.end(Ended::Closed);
-        state.queue.clear();
+        state.buffer.end(BusError::Closed);
+        state.buffer.clear();
         drop(state);
         self.release();
     }
 
     fn push(&self, event: &Event, expiry: Expiry) -> Offer {
         let mut state = self.lock();
-        let offered = state.queue.offer(event, expiry);
+        let offered = state.buffer.offer(event, expiry);
         let reader = state.reader.take();
         drop(state);
         if let Some(reader) = reader {
@@ -305,23 +303,23 @@ impl Line {
         }
     }
 
-    /// The offer of an event for which there was no place at first sight.
-    fn offer_blocked(self: &Arc<Self>, room: &Room, event: &Event, expiry: Expiry) -> Offer {
-        room.waiting.fetch_add(1, Ordering::SeqCst);
+    /// Offers an event for which no slot was free.
+    fn offer_blocked(self: &Arc<Self>, slots: &Slots, event: &Event, expiry: Expiry) -> Offer {
+        slots.waiting.fetch_add(1, Ordering::SeqCst);
         let now = Instant::now();
-        let until = later(now, room.limit);
+        let until = later(now, slots.timeout);
         let mut blocked =
-            Blocked { line: Arc::clone(self), event: event.clone(), expiry, until, settled: false };
-        room.hand_over();
-        if room.take_place() {
+            Blocked { shared: Arc::clone(self), event: event.clone(), expiry, until, settled: false };
+        slots.hand_over();
+        if slots.try_take() {
             blocked.settled = true;
             return self.push(event, expiry);
         }
         let mut state = self.lock();
         let full_since = *state.full_since.get_or_insert(now);
         drop(state);
-        // Given up here, it is dropped, which notes the loss.
-        if now.saturating_duration_since(full_since) >= room.limit {
+        // A subscriber that has received nothing for the timeout is not waited for: dropping `blocked` records the loss.
+        if now.saturating_duration_since(full_since) >= slots.timeout {
             Offer::Passed
         } else {
             Offer::Blocked(blocked)
@@ -330,10 +328,10 @@ impl Line {
 
     fn lose(&self) {
         let mut state = self.lock();
-        if state.queue.ended().is_some() {
+        if state.buffer.ended().is_some() {
             return;
         }
-        state.queue.lose();
+        state.buffer.lose();
         let reader = state.reader.take();
         drop(state);
         self.counters.add_lagged(1);
@@ -342,9 +340,9 @@ impl Line {
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Queue)) {
+    fn change(&self, change: impl FnOnce(&mut Buffer)) {
         let mut state = self.lock();
-        change(&mut state.queue);
+        change(&mut state.buffer);
         let reader = state.reader.take();
         drop(state);
         if let Some(reader) = reader {
@@ -352,16 +350,16 @@ impl Line {
         }
     }
 
-    /// Lets go of whoever waits for the subscriber.
+    /// Releases the publishers that wait.
     fn release(&self) {
-        if let Some(room) = &self.room {
-            room.places.close();
+        if let Some(slots) = &self.slots {
+            slots.free.close();
         }
         self.gone.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing under the lock panics half way, so what a poisoned one guards is whole.
+        // No code panics while it holds the lock, so the state is consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,10 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use octollm_core::{
-    bus::{
-        BusError, EventBus, MemoryBus, Overflow, Subscription,
-        engine::{Capabilities, Counts},
-    },
+    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Subscription, engine::Counters},
     card::ArmCard,
     error::CallError,
     event::{Event, Pattern},
@@ -135,12 +132,16 @@ impl EventBus for Doomed<MemoryBus> {
         self.inner.subscribe(pattern, overflow).await
     }
 
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities(&self) -> &[Capability] {
         self.inner.capabilities()
     }
 
-    fn counts(&self) -> Counts {
-        self.inner.counts()
+    fn max_event_bytes(&self) -> usize {
+        self.inner.max_event_bytes()
+    }
+
+    fn counters(&self) -> &Counters {
+        self.inner.counters()
     }
 }
 

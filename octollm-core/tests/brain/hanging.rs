@@ -12,10 +12,7 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     brain::{Brain, BrainConfig},
-    bus::{
-        BusError, EventBus, MemoryBus, Overflow, Signal, Subscription,
-        engine::{Capabilities, Counts},
-    },
+    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Signal, Subscription, engine::Counters},
     clock::Clock,
     error::{ArmError, ErrorKind},
     event::{Event, Pattern},
@@ -120,12 +117,16 @@ impl EventBus for Panics {
         self.0.subscribe(pattern, overflow).await
     }
 
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities(&self) -> &[Capability] {
         self.0.capabilities()
     }
 
-    fn counts(&self) -> Counts {
-        self.0.counts()
+    fn max_event_bytes(&self) -> usize {
+        self.0.max_event_bytes()
+    }
+
+    fn counters(&self) -> &Counters {
+        self.0.counters()
     }
 }
 

@@ -7,10 +7,7 @@ use octollm_core::{
     Context,
     brain::{Brain, BrainConfig},
     budget::Budget,
-    bus::{
-        Bound, ConsumeOptions, DurableBus, EventBus, MemoryBus, MemoryDurableBus, MemoryDurableConfig,
-        Overflow, Signal,
-    },
+    bus::{ConsumeOptions, DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
     clock::Clock,
     context::{Caller, ContextParts},
     deadline::Deadline,
@@ -55,10 +52,7 @@ async fn brains_whose_clocks_differ_by_a_minute_run_a_task_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_bus_that_is_full_while_a_task_ends_gets_its_end_later() {
-    let small = Bound::new(1, 1024 * 1024);
-    let config =
-        MemoryDurableConfig { history: Bound::new(0, 0), backlog: small, ..MemoryDurableConfig::default() };
-    let bus = MemoryDurableBus::with_config(config).unwrap();
+    let bus = MemoryDurableBus::builder().history(0, 0).backlog(1, 1024 * 1024).build().unwrap();
     let mut consumer =
         bus.consume("audit", "events:task:*".parse().unwrap(), ConsumeOptions::default()).await.unwrap();
     let brain = Brain::builder()
@@ -71,8 +65,8 @@ async fn a_bus_that_is_full_while_a_task_ends_gets_its_end_later() {
     assert_eq!(end_of(&brain, &id).await.status, TaskStatus::Completed);
     sleep(20 * SECOND).await;
     let mut types = Vec::new();
-    while let Ok(Some(arrival)) = timeout(60 * SECOND, consumer.next()).await {
-        let octollm_core::bus::Arrival::Delivery(delivery) = arrival else { continue };
+    while let Ok(Some(next)) = timeout(60 * SECOND, consumer.next()).await {
+        let Ok(delivery) = next else { continue };
         types.push(delivery.event().event_type().to_owned());
         delivery.ack().await.unwrap();
     }

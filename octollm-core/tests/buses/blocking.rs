@@ -1,9 +1,7 @@
 //! Subscribers that block their publishers.
 
 use futures_util::FutureExt;
-use octollm_core::bus::{
-    EventBus, MemoryBus, MemoryBusConfig, MemoryDurableBus, MemoryDurableConfig, Overflow,
-};
+use octollm_core::bus::{EventBus, MemoryBus, MemoryDurableBus, Overflow};
 use tokio::time::{Instant, sleep};
 
 use crate::*;
@@ -40,7 +38,7 @@ async fn one_stalled_beside_one_healthy(bus: impl EventBus) {
         assert_eq!(crate::number(&heard(&mut healthy).await), number);
     }
     hold_backlog(&mut stalled, 0..CAPACITY, 360).await;
-    assert_eq!(bus.counts().lagged, 360);
+    assert_eq!(bus.counters().lagged(), 360);
     publish_from(&bus, 7..8).await;
     assert_eq!(number(&heard(&mut stalled).await), 7, "it takes part again");
 }
@@ -99,7 +97,7 @@ async fn a_slow_subscriber_loses_nothing_while_it_takes_one_now_and_then() {
         assert_eq!(crate::number(&heard(&mut slow).await), number);
     }
     publisher.await.unwrap();
-    assert_eq!(bus.counts().lagged, 0);
+    assert_eq!(bus.counters().lagged(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,23 +127,21 @@ async fn publishers_that_wait_come_in_turn() {
             assert!(bus.publish(event(0)).now_or_never().is_none());
         }
     }
-    assert_eq!((lost, bus.counts().lagged), (5, 5));
+    assert_eq!((lost, bus.counters().lagged()), (5, 5));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_block_timeout_is_a_setting() {
     let limited = Duration::from_millis(20);
-    let config = MemoryBusConfig { block_timeout: limited, ..MemoryBusConfig::default() };
-    let bus = MemoryBus::with_config(config).unwrap();
-    let never = MemoryDurableConfig { block_timeout: Duration::ZERO, ..MemoryDurableConfig::default() };
-    let durable = MemoryDurableBus::with_config(never).unwrap();
+    let bus = MemoryBus::with_limits(1024, limited).unwrap();
+    let durable = MemoryDurableBus::builder().block_timeout(Duration::ZERO).build().unwrap();
     let _stalled = bus.subscribe(all(), Overflow::Block).await.unwrap();
     let _stalled_too = durable.subscribe(all(), Overflow::Block).await.unwrap();
     let start = Instant::now();
     publish_from(&durable, 0..CAPACITY + 5).await;
-    assert_eq!((start.elapsed(), durable.counts().lagged), (Duration::ZERO, 5));
+    assert_eq!((start.elapsed(), durable.counters().lagged()), (Duration::ZERO, 5));
     publish_from(&bus, 0..CAPACITY + 5).await;
-    assert_eq!((start.elapsed(), bus.counts().lagged), (limited, 5));
+    assert_eq!((start.elapsed(), bus.counters().lagged()), (limited, 5));
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,13 +158,12 @@ async fn a_subscriber_that_goes_frees_the_publishers_it_blocks() {
     let start = Instant::now();
     drop(events);
     publisher.await.unwrap();
-    assert_eq!((start.elapsed(), bus.counts().lagged), (Duration::ZERO, 0));
+    assert_eq!((start.elapsed(), bus.counters().lagged()), (Duration::ZERO, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn under_any_race_what_is_received_and_what_is_lost_are_all() {
-    let config = MemoryBusConfig { block_timeout: Duration::from_millis(1), ..MemoryBusConfig::default() };
-    let bus = MemoryBus::with_config(config).unwrap();
+    let bus = MemoryBus::with_limits(1024, Duration::from_millis(1)).unwrap();
     let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
     let subscriber = tokio::spawn(async move {
         let (mut received, mut lost) = (0, 0);
@@ -205,5 +200,5 @@ async fn under_any_race_what_is_received_and_what_is_lost_are_all() {
     }
     bus.close();
     let (received, lost): (u64, u64) = subscriber.await.unwrap();
-    assert_eq!((received + lost, lost), (bus.counts().published, bus.counts().lagged));
+    assert_eq!((received + lost, lost), (bus.counters().published(), bus.counters().lagged()));
 }

@@ -18,10 +18,10 @@ mod worker;
 use std::borrow::Borrow;
 use std::time::Duration;
 
-use octollm_core::bus::engine::Capability;
+use octollm_core::bus::Capability;
 use octollm_core::bus::{
-    Arrival, ConsumeOptions, Consumer, DeadLetter, Delivery, DurableBus, MemoryBus, MemoryDurableBus, Signal,
-    Start, Subscription,
+    ConsumeOptions, Consumer, DeadLetter, Delivery, DurableBus, MemoryBus, MemoryDurableBus, Signal,
+    Subscription,
 };
 use octollm_core::event::{Channel, Event, Pattern};
 use tokio::time::timeout;
@@ -83,7 +83,7 @@ async fn delivered(consumer: &mut Consumer) -> Delivery {
 
 async fn delivered_within(consumer: &mut Consumer, time: Duration) -> Delivery {
     match timeout(time, consumer.next()).await {
-        Ok(Some(Arrival::Delivery(delivery))) => delivery,
+        Ok(Some(Ok(delivery))) => delivery,
         other => panic!("no delivery but {other:?}"),
     }
 }
@@ -96,7 +96,7 @@ async fn nothing(consumer: &mut Consumer, time: Duration) {
 }
 
 fn options() -> ConsumeOptions {
-    ConsumeOptions { start: Start::Beginning, lease: LEASE, ..ConsumeOptions::default() }
+    ConsumeOptions { from_start: true, lease: LEASE, ..ConsumeOptions::default() }
 }
 
 /// A consumer of the whole history, or from now on where the bus has none.
@@ -105,8 +105,8 @@ async fn consumer(bus: &impl DurableBus) -> Consumer {
 }
 
 async fn consumer_with(bus: &impl DurableBus, options: ConsumeOptions) -> Consumer {
-    let start = if bus.capabilities().claims(Capability::History) { Start::Beginning } else { Start::Now };
-    bus.consume(GROUP, all(), ConsumeOptions { start, ..options }).await.unwrap()
+    let from_start = bus.capabilities().contains(&Capability::History);
+    bus.consume(GROUP, all(), ConsumeOptions { from_start, ..options }).await.unwrap()
 }
 
 async fn dead_letters(bus: &impl DurableBus) -> Vec<DeadLetter> {

@@ -1,4 +1,4 @@
-//! What authors of a bus build on.
+//! The parts for authors of a bus.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,26 +19,26 @@ async fn a_gap_is_received_where_it_was_marked() {
     assert!(feed.send(&event(0)).await);
     feed.gap(Gap::ConnectionLost);
     assert!(feed.send(&event(1)).await);
-    assert_eq!(number(&heard(&mut subscription).await), 0);
+    assert_eq!(number(&received(&mut subscription).await), 0);
     let Some(Signal::Gap(gap)) = subscription.next().await else { panic!("it was marked") };
     assert_eq!(gap, Gap::ConnectionLost);
-    assert_eq!(number(&heard(&mut subscription).await), 1);
+    assert_eq!(number(&received(&mut subscription).await), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_ends_it_after_what_waits_and_stays_its_reason() {
+async fn a_feed_ends_after_the_waiting_events_with_its_first_reason() {
     let (feed, mut subscription) = pair(Overflow::DropOldest(4));
     feed.send(&event(0)).await;
     feed.end(BusError::Unavailable { source: None });
     assert!(!feed.send(&event(1)).await);
     drop(feed);
-    assert_eq!(number(&heard(&mut subscription).await), 0);
+    assert_eq!(number(&received(&mut subscription).await), 0);
     assert!(subscription.next().await.is_none());
     assert!(matches!(subscription.ended(), Some(BusError::Unavailable { .. })));
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_feeds_learns_that_the_subscriber_went() {
+async fn a_feed_reports_that_its_subscriber_was_dropped() {
     let (feed, subscription) = pair(Overflow::DropOldest(4));
     assert!(feed.closed().now_or_never().is_none());
     let (_, ()) = tokio::join!(feed.closed(), async { drop(subscription) });
@@ -61,7 +61,7 @@ async fn a_feed_that_ends_frees_its_publisher_and_counts_no_loss() {
     let (other, mut healthy) = pair(Overflow::DropOldest(4));
     let sent = event(1);
     let (open, ()) = tokio::join!(deliver([&feed, &other], &sent), async {
-        assert_eq!(number(&heard(&mut healthy).await), 1, "the others have it before the publisher waits");
+        assert_eq!(number(&received(&mut healthy).await), 1, "the others have it before the publisher waits");
         feed.end(BusError::Closed);
     });
     assert!(!open);
@@ -81,8 +81,8 @@ async fn an_expired_event_leaves_its_room_to_the_next() {
     assert!(waiting.as_mut().now_or_never().is_none(), "there is no room");
     tokio::time::advance(SECOND / 2).await;
     let (open, ()) = tokio::join!(waiting, async {
-        assert_eq!(number(&heard(&mut subscription).await), 0);
-        assert_eq!(number(&heard(&mut subscription).await), 7);
+        assert_eq!(number(&received(&mut subscription).await), 0);
+        assert_eq!(number(&received(&mut subscription).await), 7);
     });
     assert!(open);
     // All room is free again, and not more than there was.
@@ -108,7 +108,7 @@ async fn settlements_go_in_batches() {
     assert_eq!(owed(&bus).await, (0, 0));
     bus.publish(event(0)).await.unwrap();
     delivered(&mut consumer).await.ack().await.unwrap();
-    assert_eq!(bus.batches(GROUP), [64, 36, 1], "one that is alone waits for no other");
+    assert_eq!(bus.batches(GROUP), [64, 36, 1], "a single one does not wait for others");
 }
 
 /// Delivers 0, 1, .. with these numbers as receipts. Settles even ones, and returns no result for 4.
@@ -172,7 +172,7 @@ fn a_consumer_that_settles_in_batches_needs_a_runtime() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_settlement_that_was_dropped_costs_the_others_of_its_batch_nothing() {
+async fn a_dropped_settlement_does_not_affect_its_batch() {
     let bus = plain();
     let mut consumer = consumer(&bus).await;
     for number in 0..2 {

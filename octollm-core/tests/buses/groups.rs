@@ -1,4 +1,4 @@
-//! Who of a group gets what.
+//! How the consumers of groups share events.
 
 use std::collections::{HashMap, HashSet};
 
@@ -158,13 +158,13 @@ async fn a_full_group_refuses_the_publisher_and_takes_again() {
     delivered(&mut consumer).await.ack().await.unwrap();
     bus.publish(event(3)).await.unwrap();
     assert!(bus.remove_group(GROUP).await.unwrap());
-    assert!(consumer.next().await.is_none(), "its members end with a group");
+    assert!(consumer.next().await.is_none(), "the consumers of a removed group end");
     assert!(matches!(consumer.ended(), Some(BusError::UnknownGroup { .. })));
     assert!(!bus.remove_group(GROUP).await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
-async fn settings_that_make_no_sense_are_refused() {
+async fn invalid_settings_are_refused() {
     let bus = durable();
     let none = ConsumeOptions { max_in_flight: 0, ..options() };
     assert!(matches!(bus.consume(GROUP, all(), none).await, Err(BusError::InvalidSetting { .. })));

@@ -1,7 +1,7 @@
-//! What every bus promises, held against the buses within one process and against one that denies every capability.
+//! The guarantees of every bus, for the buses within one process and for one without capabilities.
 //!
-//! A case is a function over a fresh bus, and each bus it holds for is given to it; where a bus denies a capability, the
-//! case asserts that it returns `Unsupported`.
+//! A case is a function of a new bus, and runs with each bus to which it applies. Where a bus lacks a capability, the case
+//! asserts that it returns `Unsupported`.
 
 mod blocking;
 mod brain;
@@ -54,7 +54,7 @@ fn all() -> Pattern {
 
 /// An event that carries a number.
 fn event(number: usize) -> Event {
-    Event::new("case.told", "suite", number).unwrap()
+    Event::new("case.published", "suite", number).unwrap()
 }
 
 fn event_on(channel: &str) -> Event {
@@ -69,8 +69,8 @@ fn numbers(events: &[Event]) -> Vec<usize> {
     events.iter().map(number).collect()
 }
 
-/// The next event, which must come without time passing much.
-async fn heard(subscription: &mut Subscription) -> Event {
+/// The next event, within a second.
+async fn received(subscription: &mut Subscription) -> Event {
     match timeout(Duration::from_secs(1), subscription.next()).await {
         Ok(Some(Signal::Event(event))) => event,
         other => panic!("no event but {other:?}"),
@@ -88,10 +88,10 @@ async fn delivered_within(consumer: &mut Consumer, time: Duration) -> Delivery {
     }
 }
 
-/// Holds that nothing comes for so long.
+/// Asserts that nothing is delivered for this time.
 async fn nothing(consumer: &mut Consumer, time: Duration) {
     if let Ok(arrival) = timeout(time, consumer.next()).await {
-        panic!("nothing was to come, but there is {arrival:?}");
+        panic!("nothing was to be delivered, but there is {arrival:?}");
     }
 }
 
@@ -113,7 +113,7 @@ async fn dead_letters(bus: &impl DurableBus) -> Vec<DeadLetter> {
     bus.dead_letters(GROUP, None, 100).await.unwrap()
 }
 
-/// The number of deliveries handed out, and of events that wait.
+/// The number of unsettled deliveries and of waiting events.
 async fn owed(bus: &impl DurableBus) -> (usize, usize) {
     let status = bus.group(GROUP).await.unwrap();
     (status.pending, status.waiting)

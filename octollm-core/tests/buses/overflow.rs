@@ -1,4 +1,4 @@
-//! What happens to the slow.
+//! Slow subscribers and consumers.
 
 use futures_util::{FutureExt, StreamExt};
 use octollm_core::bus::{BusError, ConsumeOptions, EventBus, Overflow};
@@ -6,7 +6,7 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::*;
 
-/// The numbers received, and how many were told to be missing, with where: the index of what came before.
+/// The numbers received, and the losses with the number of events before them.
 async fn drain(mut events: Subscription) -> (Vec<usize>, Vec<(usize, u64)>, Option<BusError>) {
     let (mut received, mut missed) = (Vec::new(), Vec::new());
     while let Some(signal) = events.next().await {
@@ -40,7 +40,7 @@ macro_rules! sixteen_of_a_thousand {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_sixteen_are_left_and_the_loss_is_told_first() {
+async fn the_last_sixteen_are_received_after_the_loss() {
     for (received, missed, ended) in [
         sixteen_of_a_thousand!(pub_sub(), Overflow::DropOldest(16)),
         sixteen_of_a_thousand!(durable(), Overflow::DropOldest(16)),
@@ -52,7 +52,7 @@ async fn the_last_sixteen_are_left_and_the_loss_is_told_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_sixteen_are_left_and_the_loss_is_told_after() {
+async fn the_first_sixteen_are_received_before_the_loss() {
     for (received, missed, ended) in [
         sixteen_of_a_thousand!(pub_sub(), Overflow::DropNewest(16)),
         sixteen_of_a_thousand!(durable(), Overflow::DropNewest(16)),
@@ -64,7 +64,7 @@ async fn the_first_sixteen_are_left_and_the_loss_is_told_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_slow_are_disconnected_after_what_waits() {
+async fn a_slow_subscriber_is_disconnected_after_the_waiting_events() {
     for (received, missed, ended) in [
         sixteen_of_a_thousand!(pub_sub(), Overflow::Disconnect(16)),
         sixteen_of_a_thousand!(durable(), Overflow::Disconnect(16)),
@@ -90,7 +90,7 @@ async fn blocking_loses_nothing(bus: impl EventBus + Clone) {
     assert!(publishers.iter().all(|publisher| !publisher.is_finished()), "they wait for room");
     let mut sum = 0;
     for _ in 0..2 * total {
-        sum += number(&heard(&mut events).await);
+        sum += number(&received(&mut events).await);
     }
     assert_eq!(sum, total * (total - 1));
 }
@@ -102,10 +102,10 @@ async fn publishers_wait_and_nothing_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stalled_listener_holds_what_it_has_room_for() {
+async fn a_stalled_subscriber_stores_what_it_has_room_for() {
     let bus = pub_sub();
     let events = bus.subscribe(all(), Overflow::DropOldest(64)).await.unwrap();
-    let large = Event::new("case.told", "suite", "x".repeat(1024)).unwrap();
+    let large = Event::new("case.published", "suite", "x".repeat(1024)).unwrap();
     for _ in 0..50_000 {
         bus.publish(large.clone()).await.unwrap();
     }
@@ -151,15 +151,15 @@ async fn a_next_that_is_dropped_takes_nothing() {
     let bus = durable();
     let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
     let mut consumer = consumer(&bus).await;
-    let (mut heard, mut consumed) = (0, 0);
+    let (mut seen, mut consumed) = (0, 0);
     for round in 0..10_000 {
-        // Sometimes there is something to take and sometimes not; what is ready is taken, what is not is dropped.
+        // An event waits in some rounds only. In the others the future is dropped.
         if round % 3 == 0 {
             bus.publish(event(round / 3)).await.unwrap();
         }
         if let Some(Some(Signal::Event(event))) = events.next().now_or_never() {
-            assert_eq!(number(&event), heard);
-            heard += 1;
+            assert_eq!(number(&event), seen);
+            seen += 1;
         }
         tokio::select! {
             biased;
@@ -174,5 +174,5 @@ async fn a_next_that_is_dropped_takes_nothing() {
             () = tokio::task::yield_now() => {}
         }
     }
-    assert_eq!((heard, consumed), (3334, 3334));
+    assert_eq!((seen, consumed), (3334, 3334));
 }

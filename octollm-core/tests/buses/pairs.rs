@@ -1,16 +1,16 @@
-//! Features in pairs, as users combine them.
+//! Pairs of features, as users combine them.
 
 use octollm_core::bus::{BusError, DelayBus, EventBus, Gap, MemoryDurableBus, Nack, Overflow};
 use tokio::time::{Instant, advance, sleep};
 
 use crate::*;
 
-/// Expires so long after the wall clock's now, which stands for the paused one's.
+/// Expires at this time from now. The wall clock's now stands for the paused clock's.
 fn expiring(number: usize, after: Duration) -> Event {
     event(number).with_expires_at(jiff::Timestamp::now() + after)
 }
 
-/// All that waits: the numbers received, the numbers lost, and how it stands.
+/// The numbers received, the number lost, and the reason of the end.
 async fn drain(mut events: Subscription) -> (Vec<usize>, u64, Option<BusError>) {
     let (mut received, mut lost) = (Vec::new(), 0);
     while let Some(signal) = events.next().await {
@@ -39,12 +39,16 @@ async fn ack_then_close_case(bus: impl DurableBus) {
         consumer.close()
     );
     closed.unwrap();
-    assert!(start.elapsed() >= SECOND && start.elapsed() < 2 * SECOND, "it waits for what was handed out");
+    assert!(start.elapsed() >= SECOND && start.elapsed() < 2 * SECOND, "it waits for the deliveries");
     assert!(consumer.next().await.is_none());
     assert!(matches!(consumer.ended(), Some(BusError::Closed)));
     consumer.close().await.unwrap();
     let mut peer = crate::consumer(&bus).await;
-    assert_eq!(number(delivered(&mut peer).await.event()), 2, "what was not begun goes on");
+    assert_eq!(
+        number(delivered(&mut peer).await.event()),
+        2,
+        "an event that was not delivered goes to a peer"
+    );
     nothing(&mut peer, LEASE / 2).await;
 }
 
@@ -62,7 +66,7 @@ async fn close_then_ack_after_the_lease() {
     let late = delivered(&mut consumer).await;
     let start = Instant::now();
     consumer.close().await.unwrap();
-    assert_eq!(start.elapsed(), LEASE, "an expired lease holds up no close");
+    assert_eq!(start.elapsed(), LEASE, "a close does not wait for an expired lease");
     late.ack().await.unwrap();
     assert_eq!(owed(&bus).await, (0, 0));
 }
@@ -175,7 +179,7 @@ async fn a_group_removed_while_its_delivery_is_held() {
     let again = delivered(&mut successor).await;
     assert!(
         matches!(held.ack().await, Err(BusError::LeaseLost { .. })),
-        "it is not taken for the successor's"
+        "it does not settle the new group's delivery"
     );
     assert!(consumer.next().await.is_none());
     assert!(matches!(consumer.ended(), Some(BusError::UnknownGroup { .. })));
@@ -190,7 +194,7 @@ async fn stored_bytes_are_bounded() {
     }
     let _late = bus.consume(GROUP, all(), options()).await.unwrap();
     assert_eq!(owed(&bus).await, (0, 65_536), "the default limit of the history");
-    let large = Event::new("case.told", "suite", "x".repeat(100_000)).unwrap();
+    let large = Event::new("case.published", "suite", "x".repeat(100_000)).unwrap();
     let (history, backlog) = (1_000_000, 2_000_000);
     let builder = MemoryDurableBus::builder().max_event_bytes(history);
     let bus = builder.history(65_536, history).backlog(1_048_576, backlog).build().unwrap();
@@ -214,7 +218,7 @@ async fn dead_letters_and_delays_are_bounded_by_bytes_too() {
     let builder = MemoryDurableBus::builder().max_event_bytes(1200);
     let bus = builder.delayed(10, 2500).dead_letters(10, 2500).build().unwrap();
     let mut consumer = consumer(&bus).await;
-    let large = || Event::new("case.told", "suite", "x".repeat(1000)).unwrap();
+    let large = || Event::new("case.published", "suite", "x".repeat(1000)).unwrap();
     for _ in 0..3 {
         bus.publish(large()).await.unwrap();
         delivered(&mut consumer).await.nack(Nack::dead_letter("bad")).await.unwrap();
@@ -226,4 +230,53 @@ async fn dead_letters_and_delays_are_bounded_by_bytes_too() {
     assert!(matches!(bus.publish_after(large(), SECOND).await, Err(BusError::Full { .. })));
     assert!(bus.cancel_publish(first.id()).await.unwrap());
     bus.publish_after(large(), SECOND).await.unwrap();
+}
+
+async fn drop_then_ack_case(bus: impl DurableBus) {
+    let mut leaving = consumer(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    let held = delivered(&mut leaving).await;
+    drop(leaving);
+    held.ack().await.unwrap();
+    nothing(&mut consumer(&bus).await, 2 * LEASE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn drop_the_consumer_then_ack() {
+    drop_then_ack_case(durable()).await;
+    drop_then_ack_case(plain()).await;
+}
+
+async fn close_dropped_case(bus: impl DurableBus) {
+    let mut consumer = consumer(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    bus.publish(event(2)).await.unwrap();
+    let held = delivered(&mut consumer).await;
+    assert!(timeout(SECOND, consumer.close()).await.is_err(), "it waits for the delivery");
+    assert!(consumer.next().await.is_none(), "it has ended nevertheless");
+    held.ack().await.unwrap();
+    consumer.close().await.unwrap();
+    assert_eq!(owed(&bus).await, (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_that_is_dropped_and_called_again() {
+    close_dropped_case(durable()).await;
+    close_dropped_case(plain()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn alternatives_of_a_group_in_any_order() {
+    let bus = durable();
+    let mut first = bus.consume(GROUP, pattern("a:b:*,c:d:e"), options()).await.unwrap();
+    let _second = bus.consume(GROUP, pattern("c:d:e").or(pattern("a:b:*")), options()).await.unwrap();
+    let other = bus.consume(GROUP, pattern("a:b:*"), options()).await;
+    assert!(matches!(other, Err(BusError::OtherPattern { pattern, .. }) if pattern == "a:b:*,c:d:e"));
+    for channel in ["a:b:x", "a:c:x", "c:d:e"] {
+        bus.publish(event_on(channel)).await.unwrap();
+    }
+    for channel in ["a:b:x", "c:d:e"] {
+        assert_eq!(delivered(&mut first).await.event().channel().as_str(), channel);
+    }
+    assert_eq!(owed(&bus).await, (2, 0));
 }

@@ -1,4 +1,4 @@
-//! A durable bus that can do little, written as an author outside the crate would: on `bus::engine` alone.
+//! A durable bus without capabilities, built on `bus::engine` as by an author outside the crate.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::*;
 
-/// Delivers again what was not acknowledged within the lease, and denies every capability. It settles in batches.
+/// Delivers an event again that was not acknowledged within the lease. Settles in batches, and has no capabilities.
 #[derive(Clone, Default)]
 pub(crate) struct PlainBus {
     live: MemoryBus,

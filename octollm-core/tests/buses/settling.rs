@@ -1,11 +1,11 @@
-//! What becomes of a delivery.
+//! Settling deliveries.
 
 use octollm_core::bus::{BusError, ConsumeOptions, EventBus, Nack};
 use tokio::time::{Instant, advance};
 
 use crate::*;
 
-async fn one_in_flight_holds_the_second_back(bus: impl DurableBus) {
+async fn one_in_flight_delays_the_second(bus: impl DurableBus) {
     let one = ConsumeOptions { max_in_flight: 1, ..options() };
     let mut consumer = consumer_with(&bus, one).await;
     bus.publish(event(1)).await.unwrap();
@@ -17,12 +17,12 @@ async fn one_in_flight_holds_the_second_back(bus: impl DurableBus) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_in_flight_holds_the_second_back_until_the_ack() {
-    one_in_flight_holds_the_second_back(durable()).await;
-    one_in_flight_holds_the_second_back(plain()).await;
+async fn one_in_flight_delays_the_second_until_the_ack() {
+    one_in_flight_delays_the_second(durable()).await;
+    one_in_flight_delays_the_second(plain()).await;
 }
 
-async fn acked_never_comes_again(bus: impl DurableBus) {
+async fn acked_is_not_delivered_again(bus: impl DurableBus) {
     let mut first = consumer(&bus).await;
     bus.publish(event(1)).await.unwrap();
     delivered(&mut first).await.ack().await.unwrap();
@@ -31,9 +31,9 @@ async fn acked_never_comes_again(bus: impl DurableBus) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_acked_never_comes_again() {
-    acked_never_comes_again(durable()).await;
-    acked_never_comes_again(plain()).await;
+async fn an_acked_event_is_not_delivered_again() {
+    acked_is_not_delivered_again(durable()).await;
+    acked_is_not_delivered_again(plain()).await;
 }
 
 async fn a_retry_waits_for_its_delay(bus: impl DurableBus) {
@@ -56,7 +56,7 @@ async fn a_retry_waits_for_its_delay(bus: impl DurableBus) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_waits_for_its_delay_and_holds_nobody_up() {
+async fn a_retry_waits_for_its_delay_and_delays_no_other_event() {
     a_retry_waits_for_its_delay(durable()).await;
     a_retry_waits_for_its_delay(plain()).await;
 }
@@ -75,7 +75,7 @@ async fn attempts_count(bus: impl DurableBus) {
     let delivery = delivered_within(&mut consumer, LEASE + SECOND).await;
     assert_eq!(delivery.attempt(), attempt(3));
     delivery.release().await.unwrap();
-    assert_eq!(delivered(&mut consumer).await.attempt(), attempt(3), "what was not begun does not count");
+    assert_eq!(delivered(&mut consumer).await.attempt(), attempt(3), "a released attempt does not count");
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,7 +128,7 @@ async fn drop_and_dead_letter(bus: impl DurableBus) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropping_ends_it_and_a_dead_letter_needs_no_attempts() {
+async fn a_dropped_event_ends_and_a_dead_letter_needs_no_attempts() {
     drop_and_dead_letter(durable()).await;
     drop_and_dead_letter(plain()).await;
 }
@@ -219,7 +219,7 @@ async fn a_stale_owner_has_lost_its_lease_and_the_new_one_has_not() {
     a_stale_owner(plain()).await;
 }
 
-async fn a_late_owner(bus: impl DurableBus) {
+async fn a_late_ack(bus: impl DurableBus) {
     let mut slow = consumer(&bus).await;
     bus.publish(event(1)).await.unwrap();
     let late = delivered(&mut slow).await;
@@ -231,8 +231,8 @@ async fn a_late_owner(bus: impl DurableBus) {
 
 #[tokio::test(start_paused = true)]
 async fn an_ack_after_the_lease_holds_while_nobody_else_has_the_event() {
-    a_late_owner(durable()).await;
-    a_late_owner(plain()).await;
+    a_late_ack(durable()).await;
+    a_late_ack(plain()).await;
 }
 
 async fn a_dead_consumer(bus: impl DurableBus) {
@@ -253,7 +253,7 @@ async fn a_dead_consumer(bus: impl DurableBus) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dead_consumer_is_cleaned_away_and_nothing_of_it_is_lost() {
+async fn the_events_of_a_dropped_consumer_are_delivered_to_a_peer() {
     a_dead_consumer(durable()).await;
     a_dead_consumer(plain()).await;
     let bus = durable();

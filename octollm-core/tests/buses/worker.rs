@@ -11,7 +11,7 @@ use tokio::time::{advance, sleep};
 
 use crate::*;
 
-/// Does as its events say.
+/// Handles an event as its subject says.
 #[derive(Clone, Default)]
 struct Scripted {
     handled: Arc<AtomicU32>,
@@ -38,7 +38,7 @@ impl EventHandler for Scripted {
     async fn gap(&self, _gap: Gap) {}
 }
 
-/// Has the paused clock move as while this thread is blocked: nothing else runs meanwhile.
+/// Advances the paused clock while no other task runs, as when this thread is blocked.
 fn block(time: Duration) {
     assert!(advance(time).now_or_never().is_none(), "it moves the clock, then yields");
 }
@@ -74,7 +74,7 @@ async fn a_handler_that_panics_is_a_nack_and_the_worker_lives() {
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_of_three_leases_is_extended_and_runs_once() {
-    assert_eq!(handled(durable(), "is slow", SECOND).await, 1, "closing waits for what runs");
+    assert_eq!(handled(durable(), "is slow", SECOND).await, 1, "closing waits for the running handler");
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,7 +154,7 @@ async fn a_handler_whose_event_went_to_a_peer_is_dropped() {
     while begun.load(Ordering::Relaxed) == 0 {
         tokio::task::yield_now().await;
     }
-    // The peer looks before the first one, whose thread was blocked, gets to renew its lease.
+    // The peer asks before the first one, whose thread was blocked, can renew its lease.
     let Some(Some(Ok(delivery))) = peer.next().now_or_never() else { panic!("it has expired") };
     assert_eq!(delivery.attempt(), 2);
     delivery.extend(4 * LEASE).await.unwrap();
@@ -200,4 +200,52 @@ async fn closing_lets_what_runs_end_and_a_peer_have_the_rest() {
     }
     worker.await.unwrap().unwrap();
     nothing(&mut peer, 2 * LEASE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_fails_during_the_shutdown_goes_to_a_peer() {
+    struct FailsLate;
+
+    #[async_trait::async_trait]
+    impl EventHandler for FailsLate {
+        async fn handle(&self, _: Event, _: u32) -> Result<(), Nack> {
+            sleep(2 * LEASE).await;
+            Err(Nack::retry())
+        }
+
+        async fn gap(&self, _: Gap) {}
+    }
+
+    let bus = durable();
+    let (shutdown, worker) = work(consumer(&bus).await, FailsLate);
+    bus.publish(event(1)).await.unwrap();
+    sleep(SECOND).await;
+    drop(shutdown);
+    worker.await.unwrap().unwrap();
+    let again = delivered(&mut consumer(&bus).await).await;
+    assert_eq!((number(again.event()), again.attempt()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_its_handler_releases_keeps_its_attempt() {
+    struct Releases(Arc<AtomicU32>);
+
+    #[async_trait::async_trait]
+    impl EventHandler for Releases {
+        async fn handle(&self, _: Event, attempt: u32) -> Result<(), Nack> {
+            assert_eq!(attempt, 1);
+            if self.0.fetch_add(1, Ordering::Relaxed) < 9 { Err(Nack::Release) } else { Ok(()) }
+        }
+
+        async fn gap(&self, _: Gap) {}
+    }
+
+    let (bus, handled) = (durable(), Arc::<AtomicU32>::default());
+    let (shutdown, worker) = work(consumer(&bus).await, Releases(Arc::clone(&handled)));
+    bus.publish(event(1)).await.unwrap();
+    sleep(SECOND).await;
+    drop(shutdown);
+    worker.await.unwrap().unwrap();
+    assert_eq!((handled.load(Ordering::Relaxed), owed(&bus).await), (10, (0, 0)));
+    assert!(dead_letters(&bus).await.is_empty());
 }

@@ -1,6 +1,6 @@
 //! Running a failed task again: which recorded calls are kept, and which are made once more.
 
-use super::{Brain, conflict, scheduler, uncertain};
+use super::{Brain, scheduler, uncertain};
 use crate::{
     context::Context,
     contract::Violations,
@@ -38,7 +38,7 @@ impl Brain {
                 Some(step) => discard_from(step, &journal)?,
                 None => continue_after(record.failed_step(), &journal)?,
             };
-            record.rerun(from.is_some(), self.0.clock.now()).map_err(conflict)?;
+            record.rerun(from.is_some(), self.0.clock.now())?;
             let effects = SideEffects { discarded, journal: reopened, ..self.effects(&record) };
             match self.0.store.commit(record, effects).await {
                 // Another rerun came first, and has failed again by now: this plan is of the journal before it.
@@ -117,9 +117,9 @@ impl From<JournalEntry> for JournalStep {
             outcome,
             step: entry.step,
             contract: entry.contract,
-            arm: entry.trip.arm.as_ref().into(),
-            endpoint: entry.trip.endpoint.as_ref().into(),
-            attempts: entry.trip.attempts,
+            arm: entry.served_by.arm.as_ref().into(),
+            endpoint: entry.served_by.endpoint.as_ref().into(),
+            attempts: entry.served_by.attempts,
             budget_left: entry.budget_left,
             time_left_ms: entry.time_left_ms,
             duration_ms: entry.duration_ms,

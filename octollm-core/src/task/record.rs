@@ -9,11 +9,11 @@ use sha2::Sha256;
 use uuid::Uuid;
 
 use super::{
-    IllegalTransition, Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult,
-    TaskSpent, TaskStatus,
+    Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult, TaskSpent, TaskStatus,
 };
 use crate::{
     contract::{ContractRef, hex},
+    error::{ErrorKind, Failure},
     id::{RequestId, StepKey, TaskId},
     json::RawJson,
     parts::Caller,
@@ -258,10 +258,10 @@ impl TaskRecord {
         IdempotencyKey::new(hex(&mac.finalize().into_bytes()[..16]))
     }
 
-    fn become_(&mut self, status: TaskStatus, now: Timestamp) -> Result<(), IllegalTransition> {
+    fn become_(&mut self, status: TaskStatus, now: Timestamp) -> Result<(), Failure> {
         let from = self.task.status;
         if !from.may_become(status) {
-            return Err(IllegalTransition { from, to: status });
+            return Err(illegal(from, status));
         }
         self.task.status = status;
         self.task.updated_at = now;
@@ -273,11 +273,11 @@ impl TaskRecord {
     /// expired stays processing.
     ///
     /// # Errors
-    /// [`IllegalTransition`] unless it [is free](Self::is_free).
-    pub fn claim(&mut self, lease: Lease, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict unless it [is free](Self::is_free).
+    pub fn claim(&mut self, lease: Lease, now: Timestamp) -> Result<(), Failure> {
         let from = self.task.status;
         if !self.is_free(now) {
-            return Err(IllegalTransition { from, to: TaskStatus::Processing });
+            return Err(illegal(from, TaskStatus::Processing));
         }
         self.task.status = TaskStatus::Processing;
         self.task.updated_at = now;
@@ -310,8 +310,8 @@ impl TaskRecord {
     /// It has a result.
     ///
     /// # Errors
-    /// [`IllegalTransition`] unless it is being run.
-    pub fn complete(&mut self, result: TaskResult, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict unless it is being run.
+    pub fn complete(&mut self, result: TaskResult, now: Timestamp) -> Result<(), Failure> {
         self.become_(TaskStatus::Completed, now)?;
         self.task.progress.percentage = 100;
         self.task.result = Some(result);
@@ -322,8 +322,8 @@ impl TaskRecord {
     /// It has an error, that of `error.step` where one is named.
     ///
     /// # Errors
-    /// [`IllegalTransition`] when it is finished.
-    pub fn fail(&mut self, error: TaskError, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict when it is finished.
+    pub fn fail(&mut self, error: TaskError, now: Timestamp) -> Result<(), Failure> {
         self.become_(TaskStatus::Failed, now)?;
         self.failed_step.clone_from(&error.step);
         self.task.error = Some(error);
@@ -334,19 +334,19 @@ impl TaskRecord {
     /// It is given up on request.
     ///
     /// # Errors
-    /// [`IllegalTransition`] when it is finished.
-    pub fn cancel(&mut self, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict when it is finished.
+    pub fn cancel(&mut self, now: Timestamp) -> Result<(), Failure> {
         self.become_(TaskStatus::Cancelled, now)
     }
 
     /// It waits again: its brain has let go of it.
     ///
     /// # Errors
-    /// [`IllegalTransition`] unless it is being run.
-    pub fn release(&mut self, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict unless it is being run.
+    pub fn release(&mut self, now: Timestamp) -> Result<(), Failure> {
         match self.task.status {
             TaskStatus::Processing => self.become_(TaskStatus::Queued, now),
-            from => Err(IllegalTransition { from, to: TaskStatus::Queued }),
+            from => Err(illegal(from, TaskStatus::Queued)),
         }
     }
 
@@ -354,11 +354,11 @@ impl TaskRecord {
     /// discarded from a step on: the calls made then have other idempotency keys.
     ///
     /// # Errors
-    /// [`IllegalTransition`] unless it has failed.
-    pub fn rerun(&mut self, discarded: bool, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict unless it has failed.
+    pub fn rerun(&mut self, discarded: bool, now: Timestamp) -> Result<(), Failure> {
         match self.task.status {
             TaskStatus::Failed => self.become_(TaskStatus::Queued, now)?,
-            from => return Err(IllegalTransition { from, to: TaskStatus::Queued }),
+            from => return Err(illegal(from, TaskStatus::Queued)),
         }
         (self.task.error, self.task.failed_at) = (None, None);
         (self.deadline_at, self.failed_step) = (None, None);
@@ -366,6 +366,11 @@ impl TaskRecord {
         self.generation = self.generation.saturating_add(u32::from(discarded));
         Ok(())
     }
+}
+
+/// The failure of a change that the status of the task does not allow.
+fn illegal(from: TaskStatus, to: TaskStatus) -> Failure {
+    Failure::new(ErrorKind::Conflict, format!("a {from} task does not become {to}"))
 }
 
 /// What the idempotency keys of a task are made with. Its text shows in no output but the stored record.

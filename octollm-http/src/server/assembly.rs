@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use http::Method;
 use octollm_core::{
-    dispatcher::Dispatcher, orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
+    dispatcher::Dispatcher, error::ConfigError, orchestrator::Orchestrator, reflex::Reflex,
+    transport::Transport,
 };
 
 use super::{
     contracts::{Contract, Execute},
-    error::ServeError,
     openapi::Document,
-    probes::{ArmCapabilities, Health, Ready, Vitals, Written},
+    probes::{ArmCapabilities, Health, HealthState, Ready, Written},
     reply::ErrorForm,
     routes::RouteTable,
     screening::{Preprocess, Screen, ScreenedSubmit},
@@ -22,7 +22,7 @@ use super::{
 pub(crate) struct Parts {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) health: Arc<HealthState>,
     pub(crate) screen: Option<Arc<dyn Reflex>>,
     pub(crate) orchestrator: Option<Arc<dyn Orchestrator>>,
     pub(crate) errors: ErrorForm,
@@ -31,13 +31,13 @@ pub(crate) struct Parts {
 impl Parts {
     /// The routes of the server's own come before those of contracts: where two have the same path, it is the contract that
     /// needs another.
-    pub(crate) fn routes(self) -> Result<RouteTable, ServeError> {
+    pub(crate) fn routes(self) -> Result<RouteTable, ConfigError> {
         let mut table = RouteTable::default();
-        let (dispatcher, vitals) = (&self.dispatcher, &self.vitals);
+        let (dispatcher, health) = (&self.dispatcher, &self.health);
         let card = dispatcher.card();
-        let (vitals, version) = (vitals.clone(), card.version.clone());
-        table.add(Method::GET, "/health", Health { vitals: vitals.clone(), version })?;
-        table.add(Method::GET, "/ready", Ready { vitals: vitals.clone() })?;
+        let (health, version) = (health.clone(), card.version.clone());
+        table.add(Method::GET, "/health", Health { health: health.clone(), version })?;
+        table.add(Method::GET, "/ready", Ready { health: health.clone() })?;
         let mut document = Document::of(card);
         if self.errors == ErrorForm::Nested {
             document = document.with_nested_errors();
@@ -59,8 +59,8 @@ impl Parts {
         Ok(table)
     }
 
-    fn tasks(&self, table: &mut RouteTable) -> Result<(), ServeError> {
-        let own = ArmCapabilities { dispatcher: self.dispatcher.clone(), vitals: self.vitals.clone() };
+    fn tasks(&self, table: &mut RouteTable) -> Result<(), ConfigError> {
+        let own = ArmCapabilities { dispatcher: self.dispatcher.clone(), health: self.health.clone() };
         let screen = self.screen.clone().map(|reflex| Screen { reflex, transport: self.transport.clone() });
         if let Some(screen) = &screen {
             table.add(Method::POST, "/preprocess", Preprocess(screen.clone()))?;
@@ -86,7 +86,7 @@ impl Parts {
         table.add(Method::GET, "/tasks/{id}/journal", Journal(orchestrator))
     }
 
-    fn contracts(&self, table: &mut RouteTable) -> Result<(), ServeError> {
+    fn contracts(&self, table: &mut RouteTable) -> Result<(), ConfigError> {
         if self.dispatcher.routes().is_empty() {
             return Ok(());
         }

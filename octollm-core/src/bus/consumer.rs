@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::delivery::{EngineSource, Lease, Source};
 use super::engine::ConsumerEngine;
 use super::{BusError, Delivery, Gap, Nack};
+use crate::error::ConfigError;
 use crate::event::Event;
 
 /// Receives the events of a group. At most [`max_in_flight`](ConsumeOptions::max_in_flight) deliveries are unsettled at a
@@ -84,17 +85,17 @@ impl ConsumeOptions {
     /// Checks the settings. Every bus does this in [`consume`](super::DurableBus::consume).
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`] for the first setting that is not valid.
-    pub fn validate(&self) -> Result<(), BusError> {
-        let invalid = |setting, problem| Err(BusError::InvalidSetting { setting, problem });
+    /// [`ConfigError`] for the first setting that is not valid.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, reason| Err(ConfigError::new(setting, reason));
         if self.max_in_flight == 0 {
-            return invalid("max_in_flight", "is zero");
+            return invalid("max_in_flight", "is 0");
         }
         if self.lease.is_zero() {
-            return invalid("lease", "is zero");
+            return invalid("lease", "is 0");
         }
         if self.max_attempts == 0 {
-            return invalid("max_attempts", "is zero");
+            return invalid("max_attempts", "is 0");
         }
         if self.min_backoff > self.max_backoff {
             return invalid("min_backoff", "is greater than max_backoff");
@@ -301,10 +302,8 @@ mod tests {
             ("min_backoff", ConsumeOptions { min_backoff: Duration::from_secs(60), ..Default::default() }),
         ];
         for (name, options) in cases {
-            assert!(
-                matches!(options.validate(), Err(BusError::InvalidSetting { setting, .. }) if setting == name)
-            );
+            assert_eq!(options.check().unwrap_err().setting(), name);
         }
-        assert!(ConsumeOptions::default().validate().is_ok());
+        assert!(ConsumeOptions::default().check().is_ok());
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::engine::ConsumerEngine;
 use super::{BusError, Gap};
+use crate::error::ConfigError;
 use crate::event::Event;
 
 /// One delivery of an event to one consumer, which holds a lease on the event.
@@ -193,7 +194,7 @@ impl<E: ConsumerEngine> EngineSource<E> {
 
     pub(super) fn batched(engine: E, lease_time: Duration, max_batch: usize) -> Result<Self, BusError> {
         if max_batch == 0 {
-            return Err(BusError::InvalidSetting { setting: "max_batch", problem: "is zero" });
+            return Err(ConfigError::new("max_batch", "is 0").into());
         }
         let runtime = Handle::try_current().map_err(BusError::unavailable)?;
         let (batches, requests) = mpsc::unbounded_channel();

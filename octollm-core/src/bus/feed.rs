@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::buffer::{Buffer, Offered, Taken};
 use super::engine::{Counters, Expiry, later};
 use super::{BusError, Gap, Overflow, Signal, Subscription};
+use crate::error::ConfigError;
 use crate::event::Event;
 
 /// Feeds one [`Subscription`], and applies its [`Overflow`].
@@ -56,14 +57,14 @@ impl Feed {
     /// Creates a subscription and its feed. Under [`Overflow::Block`] a publisher waits for at most `block_timeout`.
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`] when the capacity of `overflow` is 0.
+    /// [`ConfigError`] when the capacity of `overflow` is 0.
     pub fn new(
         overflow: Overflow,
         block_timeout: Duration,
         counters: &Counters,
-    ) -> Result<(Self, Subscription), BusError> {
+    ) -> Result<(Self, Subscription), ConfigError> {
         if overflow.capacity() == 0 {
-            return Err(BusError::InvalidSetting { setting: "overflow", problem: "has room for no event" });
+            return Err(ConfigError::new("overflow", "has room for no event"));
         }
         let state = State { buffer: Buffer::new(overflow), reader: None, abandoned: false, full_since: None };
         let slots = (overflow == Overflow::Block).then(|| Slots::new(block_timeout));

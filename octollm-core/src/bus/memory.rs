@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use super::engine::{Counters, Expiry, Feed};
 use super::feed::deliver_until;
 use super::{BusError, Capability, EventBus, Overflow, Subscription};
+use crate::error::ConfigError;
 use crate::event::{Event, Pattern};
 
 /// An [`EventBus`] within one process. It delivers at most once and stores nothing. Clones are handles of the same bus.
@@ -35,10 +36,10 @@ impl MemoryBus {
     /// a subscriber under [`Overflow::Block`] for at most `block_timeout`; it does not wait if that is zero.
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`] when `max_event_bytes` is 0.
-    pub fn with_limits(max_event_bytes: usize, block_timeout: Duration) -> Result<Self, BusError> {
+    /// [`ConfigError`] when `max_event_bytes` is 0.
+    pub fn with_limits(max_event_bytes: usize, block_timeout: Duration) -> Result<Self, ConfigError> {
         if max_event_bytes == 0 {
-            return Err(BusError::InvalidSetting { setting: "max_event_bytes", problem: "is zero" });
+            return Err(ConfigError::new("max_event_bytes", "is 0"));
         }
         Ok(Self::of(max_event_bytes, block_timeout))
     }

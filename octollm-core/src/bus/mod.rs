@@ -51,6 +51,7 @@ use self::engine::Counters;
 pub use self::memory::MemoryBus;
 pub use self::memory_durable::{MemoryDurableBus, MemoryDurableBusBuilder};
 pub use self::subscription::{Gap, Overflow, Signal, Subscription};
+use crate::error::ConfigError;
 use crate::event::{Event, Pattern};
 
 /// Publishes events to the current subscribers, at most once.
@@ -207,12 +208,11 @@ pub enum BusError {
         capability: Capability,
     },
     /// A setting is not valid.
-    #[error("the setting `{setting}` {problem}")]
+    #[error("a setting is not valid")]
     InvalidSetting {
-        /// Name of the setting.
-        setting: &'static str,
-        /// Problem of its value, such as `is zero`.
-        problem: &'static str,
+        /// Names the setting.
+        #[from]
+        source: ConfigError,
     },
     /// The bus has no room for the event until others are settled. It was not delivered.
     #[error("the bus is full: it holds at most {events} events with {bytes} bytes in total")]

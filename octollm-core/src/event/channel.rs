@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::InvalidEvent;
+use crate::error::InvalidValue;
 
 /// The address of an event: `<domain>:<entity>:<action>`, exactly three segments of 1 to 64 of `a-z`, `0-9`, `_` and `-`.
 ///
@@ -20,7 +20,7 @@ use super::InvalidEvent;
 /// let channel: Channel = "events:task:completed".parse()?;
 /// assert_eq!(channel.event_type(), "task.completed");
 /// assert_eq!(Channel::from_event_type("task.completed")?, channel);
-/// # Ok::<(), octollm_core::event::InvalidEvent>(())
+/// # Ok::<(), octollm_core::error::InvalidValue>(())
 /// ```
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "String")]
@@ -39,10 +39,10 @@ impl Channel {
     /// Creates a channel from its segments.
     ///
     /// # Errors
-    /// [`InvalidEvent`] when a segment is not valid.
-    pub fn new(domain: &str, entity: &str, action: &str) -> Result<Self, InvalidEvent> {
+    /// [`InvalidValue`] when a segment is not valid.
+    pub fn new(domain: &str, entity: &str, action: &str) -> Result<Self, InvalidValue> {
         for (index, segment) in [domain, entity, action].into_iter().enumerate() {
-            check_segment(index + 1, segment)?;
+            check_segment("channel", index + 1, segment)?;
         }
         let channel_end = domain.len() + entity.len() + action.len() + 2;
         let mut text = String::with_capacity(2 * channel_end);
@@ -61,20 +61,20 @@ impl Channel {
     /// Returns the channel of an event type `<entity>.<action>` in the domain `events`.
     ///
     /// # Errors
-    /// [`InvalidEvent`] when there are not two segments or one is not valid.
-    pub fn from_event_type(event_type: &str) -> Result<Self, InvalidEvent> {
-        let [entity, action] = split(event_type, '.')?;
+    /// [`InvalidValue`] when there are not two segments or one is not valid.
+    pub fn from_event_type(event_type: &str) -> Result<Self, InvalidValue> {
+        let [entity, action] = split("event type", event_type, '.')?;
         // Checked here, so that positions in errors are those of the type.
-        check_segment(1, entity)?;
-        check_segment(2, action)?;
+        check_segment("event type", 1, entity)?;
+        check_segment("event type", 2, action)?;
         Self::new(Self::DEFAULT_DOMAIN, entity, action)
     }
 
     /// Returns the channel with the same entity and action in another domain.
     ///
     /// # Errors
-    /// [`InvalidEvent`] when `domain` is not a valid segment.
-    pub fn with_domain(&self, domain: &str) -> Result<Self, InvalidEvent> {
+    /// [`InvalidValue`] when `domain` is not a valid segment.
+    pub fn with_domain(&self, domain: &str) -> Result<Self, InvalidValue> {
         Self::new(domain, self.entity(), self.action())
     }
 
@@ -105,18 +105,18 @@ impl Channel {
 }
 
 impl FromStr for Channel {
-    type Err = InvalidEvent;
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, InvalidEvent> {
-        let [domain, entity, action] = split(text, ':')?;
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let [domain, entity, action] = split("channel", text, ':')?;
         Self::new(domain, entity, action)
     }
 }
 
 impl TryFrom<String> for Channel {
-    type Error = InvalidEvent;
+    type Error = InvalidValue;
 
-    fn try_from(text: String) -> Result<Self, InvalidEvent> {
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
         text.parse()
     }
 }
@@ -191,7 +191,7 @@ impl AsRef<str> for Channel {
 /// let both = tasks.or("events:arm:registered".parse()?);
 /// assert!(both.matches(&"events:arm:registered".parse()?));
 /// assert_eq!(both, "events:task:*,events:arm:registered".parse()?);
-/// # Ok::<(), octollm_core::event::InvalidEvent>(())
+/// # Ok::<(), octollm_core::error::InvalidValue>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
@@ -242,11 +242,11 @@ impl Alternative {
         Self { text: segments.join(":").into(), ends: [domain as u8, (domain + 1 + entity) as u8] }
     }
 
-    fn parse(text: &str) -> Result<Self, InvalidEvent> {
-        let segments: [&str; 3] = split(text, ':')?;
+    fn parse(text: &str) -> Result<Self, InvalidValue> {
+        let segments: [&str; 3] = split("pattern", text, ':')?;
         for (index, segment) in segments.iter().enumerate() {
             if *segment != WILDCARD {
-                check_segment(index + 1, segment)?;
+                check_segment("pattern", index + 1, segment)?;
             }
         }
         Ok(Self::of(segments))
@@ -273,9 +273,9 @@ impl From<Alternative> for Pattern {
 }
 
 impl FromStr for Pattern {
-    type Err = InvalidEvent;
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, InvalidEvent> {
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
         let mut alternatives = text.split(',').map(Alternative::parse).collect::<Result<Vec<_>, _>>()?;
         alternatives.sort_unstable();
         alternatives.dedup();
@@ -284,9 +284,9 @@ impl FromStr for Pattern {
 }
 
 impl TryFrom<String> for Pattern {
-    type Error = InvalidEvent;
+    type Error = InvalidValue;
 
-    fn try_from(text: String) -> Result<Self, InvalidEvent> {
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
         text.parse()
     }
 }
@@ -321,8 +321,12 @@ impl Serialize for Pattern {
 
 const WILDCARD: &str = "*";
 
-/// Splits `text` into exactly `N` segments.
-fn split<const N: usize>(text: &str, separator: char) -> Result<[&str; N], InvalidEvent> {
+/// Splits `text` into exactly `N` segments of a value of this kind.
+fn split<'a, const N: usize>(
+    kind: &'static str,
+    text: &'a str,
+    separator: char,
+) -> Result<[&'a str; N], InvalidValue> {
     let mut segments = [""; N];
     let mut found = 0;
     for segment in text.split(separator) {
@@ -331,17 +335,24 @@ fn split<const N: usize>(text: &str, separator: char) -> Result<[&str; N], Inval
         }
         found += 1;
     }
-    if found == N { Ok(segments) } else { Err(InvalidEvent::SegmentCount { expected: N, found }) }
+    if found == N {
+        return Ok(segments);
+    }
+    Err(InvalidValue::new(kind).because(format!("{N} segments are needed, but there are {found}")))
 }
 
 /// Requires `[a-z0-9_-]{1,64}`.
-fn check_segment(position: usize, segment: &str) -> Result<(), InvalidEvent> {
-    if segment.is_empty() || segment.len() > 64 {
-        return Err(InvalidEvent::SegmentLength { position, length: segment.len() });
+fn check_segment(kind: &'static str, position: usize, segment: &str) -> Result<(), InvalidValue> {
+    let invalid = |reason| Err(InvalidValue::new(kind).because(format!("segment {position} {reason}")));
+    if segment.is_empty() {
+        return invalid("is empty".to_owned());
+    }
+    if segment.len() > 64 {
+        return invalid(format!("has {} bytes, and may have 64", segment.len()));
     }
     let allowed = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');
     match segment.chars().find(|&c| !allowed(c)) {
         None => Ok(()),
-        Some(found) => Err(InvalidEvent::SegmentCharacter { position, found }),
+        Some(found) => invalid(format!("contains {found:?}, and may have a-z, 0-9, _ and -")),
     }
 }

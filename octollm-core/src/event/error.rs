@@ -1,36 +1,19 @@
-//! Why a text or an attribute is not valid.
+//! Why attributes or bytes are not an event.
 
-/// A text is not a [`Channel`](super::Channel) or a [`Pattern`](super::Pattern), or attributes are not an
-/// [`Event`](super::Event).
+use crate::error::InvalidValue;
+
+/// Attributes or bytes are not an [`Event`](super::Event), or not the event that a reader expects.
 ///
-/// Segments are those of a channel, a pattern or an event type, and are counted from 1. Attributes have the names of the
-/// native form.
+/// Attributes have the names of the native form.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidEvent {
-    /// The number of segments is wrong.
-    #[error("the name has {found} segments, and {expected} are needed")]
-    SegmentCount {
-        /// The right number: three in a channel or pattern, two in an event type.
-        expected: usize,
-        /// The number found.
-        found: usize,
-    },
-    /// A segment is empty or has more than 64 characters.
-    #[error("segment {position} has {length} bytes, and may have 1 to 64")]
-    SegmentLength {
-        /// Position of the segment.
-        position: usize,
-        /// Its length in bytes.
-        length: usize,
-    },
-    /// A segment contains a character other than `a-z`, `0-9`, `_` and `-`. In a pattern, `*` may be a whole segment.
-    #[error("segment {position} contains {found:?}, and may have a-z, 0-9, _ and -")]
-    SegmentCharacter {
-        /// Position of the segment.
-        position: usize,
-        /// The character.
-        found: char,
+    /// The event type or the domain is not valid.
+    #[error("the event type or its domain is not valid")]
+    Channel {
+        /// The rule that is broken.
+        #[from]
+        source: InvalidValue,
     },
     /// A required attribute is missing.
     #[error("the attribute `{attribute}` is missing")]

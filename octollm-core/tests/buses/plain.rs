@@ -102,7 +102,7 @@ impl DurableBus for PlainBus {
         pattern: Pattern,
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError> {
-        options.validate()?;
+        options.check()?;
         if options.from_start {
             return Err(BusError::Unsupported { capability: Capability::History });
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{MemoryBus, MemoryDurableBus};
 use crate::bus::BusError;
+use crate::error::ConfigError;
 
 /// Builds a [`MemoryDurableBus`].
 ///
@@ -83,9 +84,9 @@ impl MemoryDurableBusBuilder {
     /// Creates the bus.
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`] for the first setting that is not valid.
-    pub fn build(self) -> Result<MemoryDurableBus, BusError> {
-        let invalid = |setting, problem| Err(BusError::InvalidSetting { setting, problem });
+    /// [`ConfigError`] for the first setting that is not valid.
+    pub fn build(self) -> Result<MemoryDurableBus, ConfigError> {
+        let invalid = |setting, reason| Err(ConfigError::new(setting, reason));
         let live = MemoryBus::with_limits(self.max_event_bytes, self.block_timeout)?;
         let Limits { history, backlog, delayed, dead_letters } = self.limits;
         for (setting, limit) in [("backlog", backlog), ("delayed", delayed), ("dead_letters", dead_letters)] {

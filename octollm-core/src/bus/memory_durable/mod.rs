@@ -20,6 +20,7 @@ use super::{
     BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,
     GroupStatus, MemoryBus, Nack, Overflow, Subscription,
 };
+use crate::error::ConfigError;
 use crate::event::{Event, Pattern};
 
 /// A [`DurableBus`] within one process. It delivers at least once while the process lives. Clones are handles of the same bus.
@@ -148,9 +149,9 @@ impl DurableBus for MemoryDurableBus {
         pattern: Pattern,
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError> {
-        options.validate()?;
+        options.check()?;
         if group.is_empty() {
-            return Err(BusError::InvalidSetting { setting: "group", problem: "is empty" });
+            return Err(ConfigError::new("group", "is empty").into());
         }
         let membership = self.shared().store().join(group, pattern, options)?;
         let member = Member { shared: Arc::clone(self.shared()), membership };

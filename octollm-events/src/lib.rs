@@ -1,7 +1,7 @@
 //! Encodings of events, for transport beyond one process.
 //!
-//! An event is encoded in the native JSON form or as a CloudEvent 1.0. Each encoding writes a JSON document, or flat fields for
-//! brokers whose entries are maps. The buses within one process are in [`octollm_core::bus`].
+//! An event is encoded in the native JSON form or as a CloudEvent 1.0. Each encoding writes a JSON document, or flat
+//! fields for brokers whose entries are maps. The buses within one process are in [`octollm_core::bus`].
 //!
 //! ```
 //! use octollm_core::event::Event;

@@ -1,4 +1,5 @@
-//! The signals that wait for one subscriber. Decides what is dropped when there is no room. Does not wait, and reads no clock.
+//! The signals that wait for one subscriber, and what is dropped when there is no room. Pure: it does not wait and
+//! reads no clock.
 
 use std::collections::VecDeque;
 
@@ -8,8 +9,8 @@ use super::engine::Expiry;
 use super::{BusError, Gap, Overflow, Signal};
 use crate::event::Event;
 
-/// Events and marks of missing events, in order: at most as many events as the overflow has room for, and between two of them
-/// at most one mark of each kind.
+/// Events and marks of missing events, in order: at most as many events as the overflow has room for, and between two
+/// of them at most one mark of each kind.
 #[derive(Debug)]
 pub(super) struct Buffer {
     overflow: Overflow,

@@ -18,8 +18,8 @@ use super::{BusError, Delivery, Gap, Nack};
 use crate::error::ConfigError;
 use crate::event::Event;
 
-/// Receives the events of a group. At most [`max_in_flight`](ConsumeOptions::max_in_flight) deliveries are unsettled at a
-/// time.
+/// Receives the events of a group. At most [`max_in_flight`](ConsumeOptions::max_in_flight) deliveries are unsettled at
+/// a time.
 ///
 /// Dropping the consumer leaves the group. Its deliveries can still be settled; otherwise their events go to another
 /// consumer when the leases expire.
@@ -34,8 +34,8 @@ pub struct Consumer {
 pub trait EventHandler: Send + Sync + 'static {
     /// Handles an event. `Ok` acknowledges it; a panic is [`Nack::retry`].
     ///
-    /// The lease is extended while the method runs, in a separate task: also while it blocks its thread, if the runtime has
-    /// another one. If the event goes to another consumer nevertheless, the future is dropped.
+    /// The lease is extended while the method runs, in a separate task: also while it blocks its thread, if the runtime
+    /// has another one. If the event goes to another consumer nevertheless, the future is dropped.
     ///
     /// # Errors
     /// What happens to an event that was not handled.
@@ -116,10 +116,11 @@ impl Consumer {
         Self { source: Box::new(EngineSource::new(engine, lease)), ended: None }
     }
 
-    /// Creates the consumer of an engine, which settles at most `max_batch` deliveries in one call. For the author of a bus.
+    /// Creates the consumer of an engine, which settles at most `max_batch` deliveries in one call. For the author of a
+    /// bus.
     ///
-    /// Deliveries that are settled during a call are settled together by the next one. A single delivery does not wait for
-    /// others.
+    /// Deliveries that are settled during a call are settled together by the next one. A single delivery does not wait
+    /// for others.
     ///
     /// # Errors
     /// [`BusError::InvalidSetting`] when `max_batch` is 0, [`BusError::Unavailable`] outside a tokio runtime.
@@ -128,8 +129,8 @@ impl Consumer {
         Ok(Self { source: Box::new(source), ended: None })
     }
 
-    /// Waits for the next delivery. An `Err` is a point at which events may be missing. Returns `None` once the consumer has
-    /// ended.
+    /// Waits for the next delivery. An `Err` is a point at which events may be missing. Returns `None` once the
+    /// consumer has ended.
     ///
     /// # Cancel safety
     /// If the future is dropped, no delivery is lost.
@@ -164,27 +165,28 @@ impl Consumer {
         self.source.close().await
     }
 
-    /// Handles the events until the consumer ends, at most [`max_in_flight`](ConsumeOptions::max_in_flight) at a time, and
-    /// settles them by the result of `handler`. Returns why the consumer has ended, once the running handlers have finished.
+    /// Handles the events until the consumer ends, at most [`max_in_flight`](ConsumeOptions::max_in_flight) at a time,
+    /// and settles them by the result of `handler`. Returns why the consumer has ended, once the running handlers have
+    /// finished.
     ///
     /// # Cancel safety
-    /// If the future is dropped, the running handlers are dropped too, and their events are delivered again when the leases
-    /// expire. Use [`run_until`](Self::run_until) to let them finish.
+    /// If the future is dropped, the running handlers are dropped too, and their events are delivered again when the
+    /// leases expire. Use [`run_until`](Self::run_until) to let them finish.
     pub async fn run(self, handler: impl EventHandler) -> BusError {
         // `pending` never completes, so an `Ok` does not occur.
         self.run_until(handler, pending()).await.err().unwrap_or(BusError::Closed)
     }
 
-    /// Handles the events as [`run`](Self::run) does, until `shutdown` completes. After that it [`close`](Self::close)s the
-    /// consumer and returns once the running handlers have finished.
+    /// Handles the events as [`run`](Self::run) does, until `shutdown` completes. After that it [`close`](Self::close)s
+    /// the consumer and returns once the running handlers have finished.
     ///
     /// # Errors
-    /// The reason why the consumer ended before `shutdown` completed, and [`BusError::Unavailable`] when it could not be
-    /// closed.
+    /// The reason why the consumer ended before `shutdown` completed, and [`BusError::Unavailable`] when it could not
+    /// be closed.
     ///
     /// # Cancel safety
-    /// If the future is dropped, the running handlers are dropped too, and their events are delivered again when the leases
-    /// expire.
+    /// If the future is dropped, the running handlers are dropped too, and their events are delivered again when the
+    /// leases expire.
     pub async fn run_until(
         mut self,
         handler: impl EventHandler,

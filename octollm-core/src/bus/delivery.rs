@@ -16,8 +16,8 @@ use crate::event::Event;
 
 /// One delivery of an event to one consumer, which holds a lease on the event.
 ///
-/// It is settled once, by [`ack`](Self::ack), [`nack`](Self::nack) or [`release`](Self::release). If it is dropped, the event
-/// is delivered again when the lease expires, as the next attempt.
+/// It is settled once, by [`ack`](Self::ack), [`nack`](Self::nack) or [`release`](Self::release). If it is dropped, the
+/// event is delivered again when the lease expires, as the next attempt.
 ///
 /// ```compile_fail,E0382
 /// # use octollm_core::bus::{BusError, Delivery};
@@ -90,12 +90,12 @@ impl Delivery {
         self.lease_time
     }
 
-    /// Acknowledges the event, which is not delivered again. After the lease has expired, this is possible until the event
-    /// goes to another consumer.
+    /// Acknowledges the event, which is not delivered again. After the lease has expired, this is possible until the
+    /// event goes to another consumer.
     ///
     /// # Errors
-    /// [`BusError::LeaseLost`] when another consumer has or had the event, and [`BusError::Unavailable`]. The event may be
-    /// delivered again.
+    /// [`BusError::LeaseLost`] when another consumer has or had the event, and [`BusError::Unavailable`]. The event may
+    /// be delivered again.
     ///
     /// # Cancel safety
     /// If the future is dropped, the delivery may or may not be settled.
@@ -103,8 +103,8 @@ impl Delivery {
         self.lease.settle(Ok(())).await
     }
 
-    /// Acknowledges several events concurrently. Returns a result for each delivery, by index. A bus that settles in batches
-    /// receives them together.
+    /// Acknowledges several events concurrently. Returns a result for each delivery, by index. A bus that settles in
+    /// batches receives them together.
     ///
     /// # Errors
     /// For each delivery as [`ack`](Self::ack).
@@ -118,8 +118,8 @@ impl Delivery {
     /// Refuses the event.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack), and [`BusError::Unsupported`] for a delay on a bus without delayed nacks. After that the event
-    /// is delivered again when the lease expires.
+    /// As [`ack`](Self::ack), and [`BusError::Unsupported`] for a delay on a bus without delayed nacks. After that the
+    /// event is delivered again when the lease expires.
     ///
     /// # Cancel safety
     /// If the future is dropped, the delivery may or may not be settled.
@@ -138,12 +138,12 @@ impl Delivery {
         self.nack(Nack::Release).await
     }
 
-    /// Extends the lease to `time` from now on. A lease that has expired is renewed if no other consumer has received the
-    /// event and this consumer has room for another delivery.
+    /// Extends the lease to `time` from now on. A lease that has expired is renewed if no other consumer has received
+    /// the event and this consumer has room for another delivery.
     ///
     /// # Errors
-    /// [`BusError::LeaseLost`] when the lease cannot be renewed, [`BusError::Unsupported`] on a bus without lease extension,
-    /// and [`BusError::Unavailable`].
+    /// [`BusError::LeaseLost`] when the lease cannot be renewed, [`BusError::Unsupported`] on a bus without lease
+    /// extension, and [`BusError::Unavailable`].
     ///
     /// # Cancel safety
     /// If the future is dropped, the lease may or may not be extended.

@@ -30,8 +30,8 @@ use crate::event::{Event, Pattern};
 /// ```
 #[async_trait]
 pub trait DurableBus: EventBus {
-    /// Joins a group, which consumes the channels that `pattern` matches. The group is created if it does not exist. Returns
-    /// once the bus has confirmed.
+    /// Joins a group, which consumes the channels that `pattern` matches. The group is created if it does not exist.
+    /// Returns once the bus has confirmed.
     ///
     /// # Errors
     /// [`BusError::InvalidSetting`], [`BusError::OtherPattern`] when the group exists with another pattern,
@@ -56,8 +56,8 @@ pub trait DurableBus: EventBus {
     /// The call only reads.
     async fn group(&self, group: &str) -> Result<GroupStatus, BusError>;
 
-    /// Removes a group with its waiting events and dead letters. Returns `false` if there is no such group. Its consumers
-    /// end with [`BusError::UnknownGroup`].
+    /// Removes a group with its waiting events and dead letters. Returns `false` if there is no such group. Its
+    /// consumers end with [`BusError::UnknownGroup`].
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
@@ -81,7 +81,8 @@ pub trait DurableBus: EventBus {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, BusError>;
 
-    /// Delivers a dead letter to its group again, as attempt 1 of the same event. An expiry of the event no longer applies.
+    /// Delivers a dead letter to its group again, as attempt 1 of the same event. An expiry of the event no longer
+    /// applies.
     ///
     /// # Errors
     /// [`BusError::UnknownGroup`], [`BusError::UnknownDeadLetter`] when there is none or it is not an event,

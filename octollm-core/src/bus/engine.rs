@@ -24,8 +24,8 @@ pub trait ConsumerEngine: Send + Sync + 'static {
     /// Identifies one delivery, such as the id of a stream entry together with a token of this delivery.
     type Receipt: Clone + Send + Sync + 'static;
 
-    /// Waits for the next event. Returns it with its attempt, counted from 1, and the receipt of this delivery. The inner
-    /// error is a [`Gap`] at this point.
+    /// Waits for the next event. Returns it with its attempt, counted from 1, and the receipt of this delivery. The
+    /// inner error is a [`Gap`] at this point.
     ///
     /// No two calls run at the same time.
     ///
@@ -46,8 +46,8 @@ pub trait ConsumerEngine: Send + Sync + 'static {
     /// [`settle`](Self::settle).
     async fn extend(&self, batch: Vec<(Self::Receipt, Duration)>) -> Vec<Result<(), BusError>>;
 
-    /// Waits until all deliveries are settled or their leases have expired. [`next`](Self::next) is not called again; events
-    /// that were fetched and not returned by it go to other consumers, without counting as an attempt.
+    /// Waits until all deliveries are settled or their leases have expired. [`next`](Self::next) is not called again;
+    /// events that were fetched and not returned by it go to other consumers, without counting as an attempt.
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
@@ -78,7 +78,8 @@ impl Counters {
         self.0.published.load(Ordering::Relaxed)
     }
 
-    /// Returns the number of events that had expired before they were delivered, counted for each subscription or group.
+    /// Returns the number of events that had expired before they were delivered, counted for each subscription or
+    /// group.
     pub fn expired(&self) -> u64 {
         self.0.expired.load(Ordering::Relaxed)
     }

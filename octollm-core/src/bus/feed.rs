@@ -23,12 +23,12 @@ pub struct Feed {
     shared: Arc<Shared>,
 }
 
-/// Sends an event to each feed that has room, and then waits for those that block their publisher, concurrently. Returns
-/// `false` if a subscription has ended.
+/// Sends an event to each feed that has room, and then waits for those that block their publisher, concurrently.
+/// Returns `false` if a subscription has ended.
 ///
 /// # Cancel safety
-/// All feeds with room receive the event before the first wait. If the future is dropped, the subscribers that were waited for
-/// receive [`Signal::Lagged`].
+/// All feeds with room receive the event before the first wait. If the future is dropped, the subscribers that were
+/// waited for receive [`Signal::Lagged`].
 pub async fn deliver<'a>(feeds: impl IntoIterator<Item = &'a Feed>, event: &Event) -> bool {
     deliver_until(feeds, event, Expiry::of(event)).await
 }
@@ -68,13 +68,13 @@ impl Feed {
         }
         let state = State { buffer: Buffer::new(overflow), reader: None, abandoned: false, full_since: None };
         let slots = (overflow == Overflow::Block).then(|| Slots::new(block_timeout));
-        let (state, gone, counters) = (Mutex::new(state), Notify::new(), counters.clone());
-        let shared = Arc::new(Shared { state, slots, gone, counters });
+        let (state, ended, counters) = (Mutex::new(state), Notify::new(), counters.clone());
+        let shared = Arc::new(Shared { state, slots, ended, counters });
         Ok((Self { shared: Arc::clone(&shared) }, Subscription::new(shared)))
     }
 
-    /// Sends an event. Under [`Overflow::Block`] it waits for room. Returns `false` if the subscription has ended. A bus that
-    /// has several subscriptions uses [`deliver`].
+    /// Sends an event. Under [`Overflow::Block`] it waits for room. Returns `false` if the subscription has ended. A
+    /// bus that has several subscriptions uses [`deliver`].
     ///
     /// # Cancel safety
     /// If the future is dropped while it waits, the subscriber receives [`Signal::Lagged`].
@@ -105,11 +105,11 @@ impl Feed {
     /// The call only waits.
     pub async fn closed(&self) {
         loop {
-            let gone = self.shared.gone.notified();
+            let ended = self.shared.ended.notified();
             if self.is_closed() {
                 return;
             }
-            gone.await;
+            ended.await;
         }
     }
 
@@ -225,7 +225,7 @@ pub(super) struct Shared {
     /// Present under [`Overflow::Block`].
     slots: Option<Slots>,
     /// Notified when the subscription ends.
-    gone: Notify,
+    ended: Notify,
     counters: Counters,
 }
 
@@ -356,7 +356,7 @@ impl Shared {
         if let Some(slots) = &self.slots {
             slots.free.close();
         }
-        self.gone.notify_waiters();
+        self.ended.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

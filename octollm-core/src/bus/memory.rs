@@ -17,7 +17,8 @@ use crate::event::{Event, Pattern};
 /// When the last handle is dropped, the subscriptions end after the waiting events.
 ///
 /// # Panics
-/// A publisher that waits for a subscriber under [`Overflow::Block`] panics outside a tokio runtime with enabled timers.
+/// A publisher that waits for a subscriber under [`Overflow::Block`] panics outside a tokio runtime with enabled
+/// timers.
 #[derive(Debug, Clone)]
 pub struct MemoryBus {
     shared: Arc<Shared>,
@@ -32,8 +33,8 @@ impl MemoryBus {
         Self::of(Self::DEFAULT_MAX_EVENT_BYTES, Self::DEFAULT_BLOCK_TIMEOUT)
     }
 
-    /// Creates a bus that accepts events of at most `max_event_bytes`, as [`Event::size`] counts them. A publisher waits for
-    /// a subscriber under [`Overflow::Block`] for at most `block_timeout`; it does not wait if that is zero.
+    /// Creates a bus that accepts events of at most `max_event_bytes`, as [`Event::size`] counts them. A publisher
+    /// waits for a subscriber under [`Overflow::Block`] for at most `block_timeout`; it does not wait if that is zero.
     ///
     /// # Errors
     /// [`ConfigError`] when `max_event_bytes` is 0.
@@ -44,8 +45,8 @@ impl MemoryBus {
         Ok(Self::of(max_event_bytes, block_timeout))
     }
 
-    /// Ends every subscription after its waiting events. After that, publishing and subscribing return [`BusError::Closed`].
-    /// Closing twice has no effect.
+    /// Ends every subscription after its waiting events. After that, publishing and subscribing return
+    /// [`BusError::Closed`]. Closing twice has no effect.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
         let subscribers = self.shared.retain(|_| false);

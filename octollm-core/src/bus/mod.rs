@@ -1,7 +1,8 @@
 //! Publish and receive events.
 //!
-//! An [`EventBus`] delivers at most once, to the current subscribers. A [`DurableBus`] delivers at least once, to groups of
-//! consumers that acknowledge. A [`DelayBus`] can publish an event later. [`engine`] has the parts for the author of a bus.
+//! An [`EventBus`] delivers at most once, to the current subscribers. A [`DurableBus`] delivers at least once, to
+//! groups of consumers that acknowledge. A [`DelayBus`] can publish an event later. [`engine`] has the parts for the
+//! author of a bus.
 //!
 //! ```
 //! use octollm_core::bus::{EventBus, MemoryBus, Overflow, Signal};
@@ -61,20 +62,20 @@ use crate::event::{Event, Pattern};
 pub trait EventBus: Send + Sync + 'static {
     /// Publishes an event to the subscribers of its channel. Returns once the bus has accepted the event.
     ///
-    /// A subscriber never causes a loss at another one: a publisher waits for a subscriber under [`Overflow::Block`] only
-    /// after all others have the event.
+    /// A subscriber never causes a loss at another one: a publisher waits for a subscriber under [`Overflow::Block`]
+    /// only after all others have the event.
     ///
     /// # Errors
-    /// [`BusError::TooLarge`], [`BusError::Full`], [`BusError::Closed`] and [`BusError::Unavailable`]. The event was not
-    /// delivered, except that a broker which became unavailable may have accepted it.
+    /// [`BusError::TooLarge`], [`BusError::Full`], [`BusError::Closed`] and [`BusError::Unavailable`]. The event was
+    /// not delivered, except that a broker which became unavailable may have accepted it.
     ///
     /// # Cancel safety
-    /// If the future is dropped, the event may or may not be published. On a bus in memory, either all subscribers with room
-    /// receive it or none; a subscriber under [`Overflow::Block`] without room receives [`Signal::Lagged`].
+    /// If the future is dropped, the event may or may not be published. On a bus in memory, either all subscribers with
+    /// room receive it or none; a subscriber under [`Overflow::Block`] without room receives [`Signal::Lagged`].
     async fn publish(&self, event: Event) -> Result<(), BusError>;
 
-    /// Subscribes to the channels that `pattern` matches. Returns once the bus has confirmed: events that are published after
-    /// that are received, each of them once.
+    /// Subscribes to the channels that `pattern` matches. Returns once the bus has confirmed: events that are published
+    /// after that are received, each of them once.
     ///
     /// # Errors
     /// [`BusError::InvalidSetting`] when the capacity of `overflow` is 0, [`BusError::Closed`] and
@@ -93,8 +94,8 @@ pub trait EventBus: Send + Sync + 'static {
     /// Returns the counters of the bus.
     fn counters(&self) -> &Counters;
 
-    /// Publishes events in order, each as [`publish`](Self::publish) does. Returns a result for each event, by index. An
-    /// error does not affect the other events.
+    /// Publishes events in order, each as [`publish`](Self::publish) does. Returns a result for each event, by index.
+    /// An error does not affect the other events.
     ///
     /// # Errors
     /// For each event as [`publish`](Self::publish).
@@ -131,7 +132,8 @@ pub trait DelayBus: EventBus {
     /// If the future is dropped, the event may or may not be published later.
     async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError>;
 
-    /// Cancels [`publish_after`](Self::publish_after) for all events with this id. Returns `false` if no such event waits.
+    /// Cancels [`publish_after`](Self::publish_after) for all events with this id. Returns `false` if no such event
+    /// waits.
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
@@ -153,8 +155,8 @@ pub enum Capability {
     Persistence,
     /// Settling a delivery whose event has gone to another consumer returns [`BusError::LeaseLost`].
     FencedSettling,
-    /// [`Delivery::attempt`] counts over nacks, crashes and expired leases, and [`ConsumeOptions::max_attempts`] applies.
-    /// Without it every delivery is attempt 1.
+    /// [`Delivery::attempt`] counts over nacks, crashes and expired leases, and [`ConsumeOptions::max_attempts`]
+    /// applies. Without it every delivery is attempt 1.
     AttemptCounts,
     /// [`Nack::Retry`] can have a delay.
     DelayedNack,

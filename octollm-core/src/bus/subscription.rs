@@ -50,17 +50,17 @@ pub enum Gap {
 /// What happens to an event for which a subscription has no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Overflow {
-    /// The publisher waits for room, for at most the block timeout of the bus (default 5 s). After that the event is dropped
-    /// and the subscriber receives [`Signal::Lagged`].
+    /// The publisher waits for room, for at most the block timeout of the bus (default 5 s). After that the event is
+    /// dropped and the subscriber receives [`Signal::Lagged`].
     ///
-    /// The capacity is [`Overflow::BLOCK_CAPACITY`]. A publisher does not wait for a subscriber that has received nothing
-    /// for the block timeout, until the subscriber receives again.
+    /// The capacity is [`Overflow::BLOCK_CAPACITY`]. A publisher does not wait for a subscriber that has received
+    /// nothing for the block timeout, until the subscriber receives again.
     Block,
-    /// The oldest of this number of events is dropped. The subscriber receives [`Signal::Lagged`] before the events that
-    /// are left.
+    /// The oldest of this number of events is dropped. The subscriber receives [`Signal::Lagged`] before the events
+    /// that are left.
     DropOldest(usize),
-    /// The new event is dropped once this number of events waits. The subscriber receives [`Signal::Lagged`] after those
-    /// events.
+    /// The new event is dropped once this number of events waits. The subscriber receives [`Signal::Lagged`] after
+    /// those events.
     DropNewest(usize),
     /// The subscription ends with [`BusError::SlowConsumer`] once this number of events waits. Those events are still
     /// received.
@@ -119,7 +119,8 @@ impl Gap {
         self
     }
 
-    /// Merges two gaps at the same point of a stream. `Trimmed` is the narrowest one, because it can name what is missing.
+    /// Merges two gaps at the same point of a stream. `Trimmed` is the narrowest one, because it can name what is
+    /// missing.
     pub(super) fn merged(self, later: Self) -> Self {
         match (self, later) {
             (Self::Trimmed { mut event_ids }, Self::Trimmed { event_ids: more }) => {

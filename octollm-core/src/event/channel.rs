@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::InvalidValue;
 
-/// The address of an event: `<domain>:<entity>:<action>`, exactly three segments of 1 to 64 of `a-z`, `0-9`, `_` and `-`.
+/// The address of an event: `<domain>:<entity>:<action>`, exactly three segments of 1 to 64 of `a-z`, `0-9`, `_` and
+/// `-`.
 ///
 /// The event type `<entity>.<action>` derives from it. Clones share the text.
 ///
@@ -179,8 +180,8 @@ impl AsRef<str> for Channel {
 
 /// Matches channels. A whole segment may be `*`, which matches any one segment.
 ///
-/// A pattern can have several alternatives, which are separated by commas: a channel matches the pattern if it matches one of
-/// them. Other globs (`comp*`, `?`, `[ab]`) are errors.
+/// A pattern can have several alternatives, which are separated by commas: a channel matches the pattern if it matches
+/// one of them. Other globs (`comp*`, `?`, `[ab]`) are errors.
 ///
 /// ```
 /// # use octollm_core::event::Pattern;

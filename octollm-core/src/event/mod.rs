@@ -1,7 +1,8 @@
 //! Events, their channels, and patterns of channels.
 //!
-//! An [`Event`] is published on a [`Channel`] `<domain>:<entity>:<action>`. Its type `<entity>.<action>` and its channel
-//! derive from each other, so they cannot disagree. A [`Pattern`] is a channel in which a whole segment may be `*`.
+//! An [`Event`] is published on a [`Channel`] `<domain>:<entity>:<action>`. Its type `<entity>.<action>` and its
+//! channel derive from each other, so they cannot disagree. A [`Pattern`] is a channel in which a whole segment may be
+//! `*`.
 //!
 //! ```
 //! use octollm_core::event::{Event, Pattern};
@@ -106,8 +107,8 @@ impl Event {
         Self::new(event_type, source, data)
     }
 
-    /// Sets the causation id to the id of `parent`, and the correlation id to that of `parent`, or to the id of `parent`
-    /// if it has no correlation id.
+    /// Sets the causation id to the id of `parent`, and the correlation id to that of `parent`, or to the id of
+    /// `parent` if it has no correlation id.
     #[must_use]
     pub fn caused_by(self, parent: &Event) -> Self {
         self.with_correlation_id(parent.correlation_id().unwrap_or(parent.id()))

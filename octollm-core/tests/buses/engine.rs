@@ -105,7 +105,7 @@ async fn settlements_go_in_batches() {
     let results = Delivery::ack_all(deliveries).await;
     assert!(results.len() == 100 && results.iter().all(Result::is_ok));
     assert_eq!(bus.batches(GROUP), [64, 36]);
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
     bus.publish(event(0)).await.unwrap();
     delivered(&mut consumer).await.ack().await.unwrap();
     assert_eq!(bus.batches(GROUP), [64, 36, 1], "a single one does not wait for others");
@@ -185,5 +185,5 @@ async fn a_dropped_settlement_does_not_affect_its_batch() {
     tokio::task::yield_now().await;
     drop(dropped);
     second.await.unwrap().unwrap();
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }

@@ -40,7 +40,7 @@ async fn fifty_publishers_and_fifty_members_miss_and_repeat_nothing() {
         assert_eq!(attempt, 1);
     }
     assert!(sent.is_empty());
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -114,7 +114,7 @@ async fn dead_letters(bus: &impl DurableBus) -> Vec<DeadLetter> {
 }
 
 /// The number of unsettled deliveries and of waiting events.
-async fn owed(bus: &impl DurableBus) -> (usize, usize) {
+async fn unsettled(bus: &impl DurableBus) -> (usize, usize) {
     let status = bus.group(GROUP).await.unwrap();
     (status.pending, status.waiting)
 }

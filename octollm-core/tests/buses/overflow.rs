@@ -141,7 +141,7 @@ async fn no_more_are_in_flight_than_allowed() {
     let mut high = 0;
     for _ in 0..200 {
         ack.send(delivered(&mut consumer).await).unwrap();
-        high = high.max(owed(&bus).await.0);
+        high = high.max(unsettled(&bus).await.0);
     }
     drop(ack);
     acker.await.unwrap();

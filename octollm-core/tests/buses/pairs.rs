@@ -68,7 +68,7 @@ async fn close_then_ack_after_the_lease() {
     consumer.close().await.unwrap();
     assert_eq!(start.elapsed(), LEASE, "a close does not wait for an expired lease");
     late.ack().await.unwrap();
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,7 +140,7 @@ async fn a_dead_letter_past_its_expiry_is_replayed() {
     let again = delivered(&mut consumer).await;
     assert_eq!((again.event(), again.attempt()), (dead[0].event.as_ref().unwrap(), 1));
     again.ack().await.unwrap();
-    assert_eq!((bus.counters().expired(), owed(&bus).await), (0, (0, 0)));
+    assert_eq!((bus.counters().expired(), unsettled(&bus).await), (0, (0, 0)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,7 +165,7 @@ async fn an_event_that_expires_before_its_delay_is_over() {
     let mut consumer = consumer(&bus).await;
     bus.publish_after(expiring(1, 5 * SECOND), 10 * SECOND).await.unwrap();
     nothing(&mut consumer, 20 * SECOND).await;
-    assert_eq!((bus.counters().expired(), owed(&bus).await), (1, (0, 0)));
+    assert_eq!((bus.counters().expired(), unsettled(&bus).await), (1, (0, 0)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,7 +193,7 @@ async fn stored_bytes_are_bounded() {
         bus.publish(event(0)).await.unwrap();
     }
     let _late = bus.consume(GROUP, all(), options()).await.unwrap();
-    assert_eq!(owed(&bus).await, (0, 65_536), "the default limit of the history");
+    assert_eq!(unsettled(&bus).await, (0, 65_536), "the default limit of the history");
     let large = Event::new("case.published", "suite", "x".repeat(100_000)).unwrap();
     let (history, backlog) = (1_000_000, 2_000_000);
     let builder = MemoryDurableBus::builder().max_event_bytes(history);
@@ -203,7 +203,7 @@ async fn stored_bytes_are_bounded() {
     }
     let mut late = bus.consume(GROUP, all(), options()).await.unwrap();
     assert!(matches!(late.next().await, Some(Err(Gap::Trimmed { .. }))));
-    assert_eq!(owed(&bus).await, (0, history / large.size()));
+    assert_eq!(unsettled(&bus).await, (0, history / large.size()));
     let mut published = 0;
     while bus.publish(large.clone()).await.is_ok() {
         published += 1;
@@ -256,7 +256,7 @@ async fn close_dropped_case(bus: impl DurableBus) {
     assert!(consumer.next().await.is_none(), "it has ended nevertheless");
     held.ack().await.unwrap();
     consumer.close().await.unwrap();
-    assert_eq!(owed(&bus).await, (0, 1));
+    assert_eq!(unsettled(&bus).await, (0, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -278,5 +278,5 @@ async fn alternatives_of_a_group_in_any_order() {
     for channel in ["a:b:x", "c:d:e"] {
         assert_eq!(delivered(&mut first).await.event().channel().as_str(), channel);
     }
-    assert_eq!(owed(&bus).await, (2, 0));
+    assert_eq!(unsettled(&bus).await, (2, 0));
 }

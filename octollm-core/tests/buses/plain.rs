@@ -202,7 +202,7 @@ impl ConsumerEngine for Member {
             if let Err(Nack::Retry { after: Some(_) }) = outcome {
                 return Err(BusError::Unsupported { capability: Capability::DelayedNack });
             }
-            // Not fenced: whoever settles it last has settled it.
+            // Not fenced: a stale delivery can settle the event too.
             let Some((_, event)) = state.out.remove(&number) else { return Ok(()) };
             match outcome {
                 Err(Nack::DeadLetter { reason }) => {

@@ -54,7 +54,7 @@ async fn expired_events_are_counted_and_not_consumed() {
     bus.publish(event(2).with_partition_key("k")).await.unwrap();
     advance(120 * SECOND).await;
     assert_eq!(number(delivered(&mut consumer).await.event()), 2, "it does not block its key");
-    assert_eq!((bus.counters().expired(), owed(&bus).await), (1, (1, 0)));
+    assert_eq!((bus.counters().expired(), unsettled(&bus).await), (1, (1, 0)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -105,7 +105,7 @@ async fn the_last_attempt(bus: impl DurableBus) {
     assert_eq!((dead.len(), dead[0].attempts), (1, 3));
     assert_eq!(dead[0].event.as_ref().unwrap().id(), sent.id());
     assert!(!dead[0].reason.is_empty());
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,7 +169,7 @@ async fn a_killed_consumer(bus: impl DurableBus) {
     task.abort();
     delivered_within(&mut peer, LEASE + SECOND).await.ack().await.unwrap();
     assert!(taken.elapsed() >= LEASE);
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -210,7 +210,7 @@ async fn a_stale_owner(bus: impl DurableBus) {
         acked.unwrap();
     }
     fresh.ack().await.unwrap();
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,7 +226,7 @@ async fn a_late_ack(bus: impl DurableBus) {
     advance(2 * LEASE).await;
     late.ack().await.unwrap();
     nothing(&mut slow, 2 * LEASE).await;
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -249,7 +249,7 @@ async fn a_dead_consumer(bus: impl DurableBus) {
         assert_eq!(number(delivery.event()), expected);
         delivery.ack().await.unwrap();
     }
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -278,6 +278,6 @@ async fn an_ack_that_races_the_close_holds() {
         );
         acked.unwrap().unwrap();
         assert!(closed.unwrap().unwrap().next().await.is_none());
-        assert_eq!(owed(&bus).await, (0, 0));
+        assert_eq!(unsettled(&bus).await, (0, 0));
     }
 }

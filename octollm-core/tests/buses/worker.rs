@@ -60,7 +60,7 @@ async fn handled(bus: impl DurableBus, subject: &str, time: Duration) -> u32 {
     sleep(time).await;
     drop(shutdown);
     worker.await.unwrap().unwrap();
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
     assert!(dead_letters(&bus).await.is_empty());
     handler.handled.load(Ordering::Relaxed)
 }
@@ -113,7 +113,7 @@ async fn a_handler_that_blocks_its_thread_is_extended_from_another() {
     nothing(&mut peer, 4 * SHORT).await;
     drop(shutdown);
     worker.await.unwrap().unwrap();
-    assert_eq!((handled.load(Ordering::Relaxed), owed(&bus).await), (1, (0, 0)));
+    assert_eq!((handled.load(Ordering::Relaxed), unsettled(&bus).await), (1, (0, 0)));
     assert!(dead_letters(&bus).await.is_empty());
 }
 
@@ -246,6 +246,6 @@ async fn an_event_that_its_handler_releases_keeps_its_attempt() {
     sleep(SECOND).await;
     drop(shutdown);
     worker.await.unwrap().unwrap();
-    assert_eq!((handled.load(Ordering::Relaxed), owed(&bus).await), (10, (0, 0)));
+    assert_eq!((handled.load(Ordering::Relaxed), unsettled(&bus).await), (10, (0, 0)));
     assert!(dead_letters(&bus).await.is_empty());
 }

@@ -40,15 +40,15 @@ impl MemoryDurableBusBuilder {
         }
     }
 
-    /// Sets the size of the largest event that is accepted (default 1 MiB). Each limit below has room for such an event,
-    /// except that the history can be empty.
+    /// Sets the size of the largest event that is accepted (default 1 MiB). Each limit below has room for such an
+    /// event, except that the history can be empty.
     pub fn max_event_bytes(mut self, bytes: usize) -> Self {
         self.max_event_bytes = bytes;
         self
     }
 
-    /// Sets the time for which a publisher waits for a subscriber under [`Overflow::Block`](crate::bus::Overflow::Block)
-    /// (default 5 s). It does not wait if that is zero.
+    /// Sets the time for which a publisher waits for a subscriber under
+    /// [`Overflow::Block`](crate::bus::Overflow::Block) (default 5 s). It does not wait if that is zero.
     pub fn block_timeout(mut self, timeout: Duration) -> Self {
         self.block_timeout = timeout;
         self
@@ -61,8 +61,8 @@ impl MemoryDurableBusBuilder {
         self
     }
 
-    /// Limits the unsettled events of a group (default 1 048 576 events, 256 MiB). Publishing another one to the group returns
-    /// [`BusError::Full`].
+    /// Limits the unsettled events of a group (default 1 048 576 events, 256 MiB). Publishing another one to the group
+    /// returns [`BusError::Full`].
     pub fn backlog(mut self, events: usize, bytes: usize) -> Self {
         self.limits.backlog = Limit { events, bytes };
         self

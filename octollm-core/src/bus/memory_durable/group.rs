@@ -1,4 +1,5 @@
-//! The events of one group: which member receives what, and what happens to it. Does not wait, and reads no clock.
+//! The events of one group: which member receives what, and what happens to it. Pure: it does not wait and reads no
+//! clock.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -10,10 +11,11 @@ use crate::bus::engine::{Counters, Expiry, later};
 use crate::bus::{BusError, ConsumeOptions, DeadLetter, Gap, GroupStatus, Nack};
 use crate::event::{Event, Pattern};
 
-/// An event waits in `queue`, is then `leased`, and from there is removed, returns to `queue`, or waits in `delayed` to return
-/// there. An event that is not delivered again is in `dead`.
+/// An event waits in `queue`, is then `leased`, and from there is removed, returns to `queue`, or waits in `delayed` to
+/// return there. An event that is not delivered again is in `dead`.
 ///
-/// The last consumer that received an event can settle it after the lease has expired, until another consumer receives it.
+/// The last consumer that received an event can settle it after the lease has expired, until another consumer receives
+/// it.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) pattern: Pattern,
@@ -48,8 +50,8 @@ pub(super) struct Item {
     pub(super) holder: Option<Holder>,
 }
 
-/// Identifies a delivery. Tokens are unique in a group and members in the bus, so that a delivery of a removed group is not
-/// one of a new group of the same name.
+/// Identifies a delivery. Tokens are unique in a group and members in the bus, so that a delivery of a removed group is
+/// not one of a new group of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holder {
     token: u64,
@@ -336,8 +338,8 @@ impl Group {
 
 const NO_ATTEMPTS: &str = "no attempts left";
 
-/// Items by the number of their publication. Of those with one partition key, only the first can be popped, and the next one
-/// after that is removed.
+/// Items by the number of their publication. Of those with one partition key, only the first can be popped, and the
+/// next one after that is removed.
 #[derive(Debug, Default)]
 struct KeyedQueue {
     ready: BTreeMap<u64, Item>,

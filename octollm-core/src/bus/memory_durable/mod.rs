@@ -23,13 +23,14 @@ use super::{
 use crate::error::ConfigError;
 use crate::event::{Event, Pattern};
 
-/// A [`DurableBus`] within one process. It delivers at least once while the process lives. Clones are handles of the same bus.
+/// A [`DurableBus`] within one process. It delivers at least once while the process lives. Clones are handles of the
+/// same bus.
 ///
-/// Each group handles the events of one partition key one at a time, in the order of publication. When the last handle is
-/// dropped, the bus is closed.
+/// Each group handles the events of one partition key one at a time, in the order of publication. When the last handle
+/// is dropped, the bus is closed.
 ///
-/// The bus can be used from several runtimes. An event of [`publish_after`](DelayBus::publish_after) waits on the runtime of
-/// its publisher, and is lost if that runtime ends before.
+/// The bus can be used from several runtimes. An event of [`publish_after`](DelayBus::publish_after) waits on the
+/// runtime of its publisher, and is lost if that runtime ends before.
 #[derive(Debug, Clone)]
 pub struct MemoryDurableBus {
     owner: Arc<Owner>,

@@ -75,7 +75,7 @@ fn an_expired_lease_is_renewed_unless_its_owner_holds_enough() {
     assert_eq!(claim(&mut group, 1, now).number, 2, "it is leased again");
     now += SECOND;
     assert_eq!(claim(&mut group, 0, now).number, 1);
-    assert_eq!(group.extend(&late, SECOND, now), Err(Lost), "it has gone out again");
+    assert_eq!(group.extend(&late, SECOND, now), Err(Lost), "it was delivered again");
     let (first, second) = (claim(&mut group, 1, now), now + SECOND);
     assert_eq!(first.number, 2);
     let again = claim(&mut group, 1, second);

@@ -44,7 +44,10 @@ pub trait EventHandler: Send + Sync + 'static {
     /// The future is dropped when the lease is lost or [`Consumer::run`] is dropped, and the event is delivered again.
     async fn handle(&self, event: Event, attempt: u32) -> Result<(), Nack>;
 
-    /// Handles a point at which events may be missing.
+    /// Handles a point at which events may be missing. The next event is received after that.
+    ///
+    /// # Cancel safety
+    /// The future is dropped when [`Consumer::run`] is dropped.
     async fn gap(&self, gap: Gap);
 }
 

@@ -38,12 +38,23 @@ pub trait ConsumerEngine: Send + Sync + 'static {
 
     /// Settles deliveries: `Ok` acknowledges. Returns a result for each item, in order.
     ///
-    /// A delivery can be settled after its lease has expired, until its event goes to another consumer or to the dead
-    /// letters. After that the result is [`BusError::LeaseLost`].
+    /// A delivery can be settled after its lease has expired, until its event goes to another consumer.
+    ///
+    /// # Errors
+    /// For each item [`BusError::LeaseLost`] when another consumer has or had the event, or the event is a dead letter that
+    /// the bus cannot take back; [`BusError::Unsupported`] and [`BusError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, each delivery may or may not be settled.
     async fn settle(&self, batch: Vec<(Self::Receipt, Result<(), Nack>)>) -> Vec<Result<(), BusError>>;
 
-    /// Extends leases to this duration from now on. Returns a result for each item, in order; errors are as of
-    /// [`settle`](Self::settle).
+    /// Extends leases to this duration from now on. Returns a result for each item, in order.
+    ///
+    /// # Errors
+    /// For each item as [`settle`](Self::settle).
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, each lease may or may not be extended.
     async fn extend(&self, batch: Vec<(Self::Receipt, Duration)>) -> Vec<Result<(), BusError>>;
 
     /// Waits until all deliveries are settled or their leases have expired. [`next`](Self::next) is not called again;

@@ -90,6 +90,24 @@ pub trait Orchestrator: Send + Sync + 'static {
 
     /// The cards of the arms it knows.
     async fn cards(&self) -> Vec<ArmCard>;
+
+    /// Starts no more tasks in this process, and returns when none runs. Tasks are accepted as before, for whoever runs them. A
+    /// server that ends calls this beside its last requests, for as long as its grace allows, and [`close`](Self::close) after it.
+    ///
+    /// Returns at once by default: for an orchestrator whose tasks run elsewhere.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops no task; the orchestrator starts no more of them all the same.
+    async fn drain(&self) {}
+
+    /// Stops: accepts no more tasks, and hands those that run back to where another orchestrator continues them. A second call does
+    /// nothing more.
+    ///
+    /// Does nothing by default.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the orchestrator closing.
+    async fn close(&self) {}
 }
 
 fn not_implemented() -> Failure {
@@ -327,5 +345,13 @@ impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
 
     async fn cards(&self) -> Vec<ArmCard> {
         (**self).cards().await
+    }
+
+    async fn drain(&self) {
+        (**self).drain().await;
+    }
+
+    async fn close(&self) {
+        (**self).close().await;
     }
 }

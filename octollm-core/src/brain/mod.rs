@@ -359,6 +359,17 @@ impl Orchestrator for Brain {
     async fn cards(&self) -> Vec<ArmCard> {
         self.0.transport.cards().await
     }
+
+    async fn drain(&self) {
+        self.0.running.drain();
+        // What is being claimed meanwhile is released again.
+        drop(self.0.claiming.lock().await);
+        self.0.running.idle().await;
+    }
+
+    async fn close(&self) {
+        Self::close(self).await;
+    }
 }
 
 impl fmt::Debug for Brain {

@@ -177,7 +177,7 @@ pub struct TaskQuery {
     pub status: Option<TaskStatus>,
     /// Only those older than this one: the cursor.
     pub after: Option<TaskId>,
-    /// So many at most; 1 to 100, and 20 unless told.
+    /// At most so many, 1 to 100 (default 20). A page of long tasks has fewer.
     pub limit: Option<usize>,
 }
 
@@ -199,7 +199,7 @@ impl TaskQuery {
         self
     }
 
-    /// So many at most.
+    /// At most so many.
     #[must_use]
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = Some(limit);

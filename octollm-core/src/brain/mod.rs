@@ -289,6 +289,20 @@ fn uncertain(error: StoreError) -> Failure {
     Failure { may_have_executed: failure.may_have_executed || unknown, ..failure }
 }
 
+/// Bytes of the tasks of one page: half of what a client reads as one answer by default.
+const PAGE: usize = 4 << 20;
+
+/// How many of these fit into one page: at least one, however long it is.
+fn fitting(records: &[TaskRecord]) -> usize {
+    let mut bytes = 0_usize;
+    let mut fits = |record: &&TaskRecord| {
+        let output = record.task().result.as_ref().map_or(0, |result| result.output.as_str().len());
+        bytes = bytes.saturating_add(record.size()).saturating_add(output);
+        bytes <= PAGE
+    };
+    records.iter().take_while(&mut fits).count().max(1)
+}
+
 fn sees_all(cx: &Context) -> bool {
     cx.caller().may(ADMIN).is_ok()
 }
@@ -313,8 +327,9 @@ impl Orchestrator for Brain {
         let owner = (!sees_all(cx)).then(|| cx.caller().clone());
         let filter = TaskFilter { status: query.status, after: query.after, owner, limit: limit + 1 };
         let mut records = self.0.store.list(&filter).await?;
-        let more = records.len() > limit;
-        records.truncate(limit);
+        let fitting = fitting(&records).min(limit);
+        let more = records.len() > fitting;
+        records.truncate(fitting);
         let next = records.last().filter(|_| more).map(|record| record.id().clone());
         Ok(TaskPage { tasks: records.into_iter().map(|record| self.live(record)).collect(), next })
     }

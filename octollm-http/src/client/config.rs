@@ -21,7 +21,7 @@ pub struct ClientConfig {
     /// How long a call may wait for a connection when all are busy (default 5 s).
     pub pool_wait: Duration,
     /// The most connections that are open at a time, to all arms together (default 100). Where there are several arms, no
-    /// arm has calls on more than half of them. A connection that becomes free goes to a waiting call before it counts as
+    /// arm has calls on more than half of them; where there are more than two, none on more than are free. A connection that becomes free goes to a waiting call before it counts as
     /// idle.
     pub max_connections: usize,
     /// The most of them that stay open without a call (default 20).

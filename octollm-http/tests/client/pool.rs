@@ -100,6 +100,32 @@ async fn a_slow_arm_does_not_delay_calls_to_another() {
     assert_eq!((judge.most_open(), judge.calls().len()), (50, 50));
 }
 
+/// A contract of a third arm.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.run", output = Verdict)]
+struct Run {}
+
+#[tokio::test(start_paused = true)]
+async fn two_slow_arms_do_not_delay_calls_to_a_third() {
+    let (judge, runner) = (slow(Duration::from_secs(60)).await, slow(Duration::from_secs(60)).await);
+    let coder = slow(Duration::ZERO).await;
+    let arms = arms()
+        .arm_serving::<Check>("judge", &judge.url)
+        .arm_serving::<Run>("runner", &runner.url)
+        .arm_serving::<Write>("coder", &coder.url)
+        .build()
+        .unwrap();
+    let mut stuck = JoinSet::new();
+    for _ in 0..150 {
+        let (one, two) = (arms.clone(), arms.clone());
+        stuck.spawn(async move { one.call(check()).await });
+        stuck.spawn(async move { two.call(Run {}).await });
+    }
+    until(|| judge.open() + runner.open() >= 66).await;
+    arms.within(Duration::from_secs(1)).call_all((0..60).map(|_| Write {})).await.unwrap();
+    assert!(judge.open() + runner.open() <= 80, "{} and {}", judge.open(), runner.open());
+}
+
 #[test]
 fn connections_belong_to_their_runtime() {
     let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

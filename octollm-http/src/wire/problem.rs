@@ -167,8 +167,10 @@ impl Problem {
     /// The failure that it reports, with what is long in it cut short.
     pub fn into_failure(mut self) -> Failure {
         let violations = self.details.remove("violations");
-        let words = if self.detail.is_empty() { self.message } else { self.detail };
-        let mut failure = Failure::new(self.code, shortened(&words, MAX_MESSAGE));
+        let words =
+            [&self.detail, &self.message, &self.title].into_iter().find(|words| !words.trim().is_empty());
+        let words = words.map_or(self.code.summary(), String::as_str);
+        let mut failure = Failure::new(self.code, shortened(words, MAX_MESSAGE));
         failure.violations = violations
             .and_then(|violations| serde_json::from_value::<Violations>(violations).ok())
             .map(|violations| first(&violations))
@@ -279,7 +281,9 @@ mod tests {
         let read = |body: &str| serde_json::from_str::<Problem>(body).unwrap().into_failure();
         let failed = read(r#"{"status":500,"code":"arm_failed"}"#);
         assert!(failed.may_have_executed && !failed.retryable);
-        let busy = read(r#"{"status":503,"code":"overloaded"}"#);
+        assert_eq!(failed.message, "the arm failed");
+        let busy = read(r#"{"status":503,"code":"overloaded","title":"Busy","detail":" "}"#);
+        assert_eq!(busy.message, "Busy");
         assert!(!busy.may_have_executed && !busy.retryable);
         let told = read(r#"{"status":500,"code":"arm_failed","may_have_executed":false,"retryable":true}"#);
         assert!(!told.may_have_executed && told.retryable);

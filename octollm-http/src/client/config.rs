@@ -26,7 +26,8 @@ pub struct ClientConfig {
     pub max_connections: usize,
     /// The most of them that stay open without a call (default 20).
     pub max_idle: usize,
-    /// After how long without a call one is closed. 15 s: less than servers wait, so that we close first.
+    /// After how long without a call one is closed (default 15 s): less than servers wait, so that the client closes first. One whose
+    /// server announces less (`Keep-Alive: timeout=5`) is not used again after that.
     pub idle_timeout: Duration,
     /// How long a connection is used again, give or take a tenth. 5 min.
     pub max_age: Duration,

@@ -193,6 +193,30 @@ async fn what_rests_too_long_is_closed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_does_not_rest_for_longer_than_its_server_announces() {
+    let secs = Duration::from_secs;
+    for (field, longest) in [
+        ("timeout=5", secs(4)),
+        ("max=100, Timeout=1", secs(1) / 2),
+        ("timeout=60", secs(15)),
+        ("timeout=x", secs(15)),
+    ] {
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nkeep-alive: {field}\r\ncontent-length: 17\r\n\r\n{}",
+            r#"{"is_valid":true}"#
+        );
+        let peer = Peer::start(move |_| std::future::ready(Answer::Raw(answer.clone().into()))).await;
+        let arms = arms().arm_serving::<Check>("judge", &peer.url).config(ClientConfig::default());
+        let arms = arms.build().unwrap();
+        for (rest, connections) in [(Duration::ZERO, 1), (longest - secs(1) / 100, 1), (longest, 2)] {
+            tokio::time::sleep(rest).await;
+            arms.call(check()).await.unwrap();
+            assert_eq!(peer.accepted(), connections, "{field} {rest:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_retires_at_its_age() {
     let peer = slow(Duration::ZERO).await;
     let arms = judge_within(&peer.url, ClientConfig { max_age: Duration::from_millis(100), ..short() });

@@ -296,8 +296,9 @@ const PAGE: usize = 4 << 20;
 fn fitting(records: &[TaskRecord]) -> usize {
     let mut bytes = 0_usize;
     let mut fits = |record: &&TaskRecord| {
-        let output = record.task().result.as_ref().map_or(0, |result| result.output.as_str().len());
-        bytes = bytes.saturating_add(record.size()).saturating_add(output);
+        let task = record.task();
+        let output = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
+        bytes = bytes.saturating_add(task.metadata.submitted.as_str().len()).saturating_add(output);
         bytes <= PAGE
     };
     records.iter().take_while(&mut fits).count().max(1)

@@ -340,8 +340,10 @@ async fn a_body_that_never_waits_holds_back_nothing_and_has_its_limits() {
         let size: usize = request.uri().query().unwrap().parse().unwrap();
         let flag = Flag(Arc::clone(&flag));
         let pieces = futures_util::stream::unfold((false, flag), move |(is_sent, flag)| async move {
-            while is_sent {
-                tokio::task::coop::consume_budget().await;
+            if is_sent {
+                loop {
+                    tokio::task::coop::consume_budget().await;
+                }
             }
             Some((Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; size]))), (true, flag)))
         });

@@ -108,7 +108,7 @@ impl State {
             return Ok(Known::Begun(Box::new(entry)));
         }
         self.sequence.ask(entry.seq);
-        self.used_arm(&entry.trip.arm);
+        self.used_arm(&entry.served_by.arm);
         if entry.recorded.failure().is_some() {
             self.failed.insert(entry.step.clone());
         }
@@ -338,8 +338,8 @@ impl Journal {
             Ok(output) => Ok((reply, output)),
             Err(error) => Err(reply.unreadable(draft.contract.clone(), error)),
         });
-        let (recorded, trip, usage) = match &answer {
-            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.trip.clone(), reply.usage),
+        let (recorded, served_by, usage) = match &answer {
+            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.served_by.clone(), reply.usage),
             Err(error) => {
                 let failure = Box::new(error.failure().clone());
                 (Recorded::Failure(failure), trip_of(error), error.usage())
@@ -347,13 +347,13 @@ impl Journal {
         };
         let placed = {
             let mut state = inner.state();
-            state.used_arm(&trip.arm);
+            state.used_arm(&served_by.arm);
             if answer.is_err() {
                 state.failed.insert(draft.step.clone());
             }
             Placed(inner, state.sequence.enter())
         };
-        let entry = JournalEntry { trip, usage, ..draft.entry(placed.1, recorded, inner.clock) };
+        let entry = JournalEntry { served_by, usage, ..draft.entry(placed.1, recorded, inner.clock) };
         inner.write(entry.clone()).await?;
         inner.turn(placed.1).await;
         match answer {

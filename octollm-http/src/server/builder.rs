@@ -23,7 +23,7 @@ use super::{
     error::ServeError,
     identity::{Authenticate, Identity},
     listen::{BoundServer, Built},
-    probes::{Check, Vitals},
+    probes::{Check, HealthState},
     reply::ErrorForm,
     routes::RouteService,
     service::HttpService,
@@ -292,11 +292,11 @@ impl Server {
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone().into());
         }
-        let vitals = Arc::new(Vitals::new(self.checks, self.config.check_timeout));
+        let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
         let parts = Parts {
             dispatcher: Arc::new(self.dispatcher),
             transport: self.transport,
-            vitals: vitals.clone(),
+            health: health.clone(),
             screen: self.reflex,
             orchestrator: self.orchestrator.clone(),
             errors: self.errors,
@@ -308,7 +308,7 @@ impl Server {
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
         let service = HttpService::new(table, self.config, identity, self.errors);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok(Built { service, vitals, orchestrator: self.orchestrator })
+        Ok(Built { service, health, orchestrator: self.orchestrator })
     }
 }
 

@@ -19,21 +19,21 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{connection::Connections, probes::Vitals, service::HttpService};
+use super::{connection::Connections, probes::HealthState, service::HttpService};
 use crate::io::{Acceptor, TcpAcceptor};
 
 /// A server that listens, on TCP by default. Awaiting it serves, as [`run`](Self::run) does.
 pub struct BoundServer<A = TcpAcceptor> {
     acceptor: A,
     service: HttpService,
-    vitals: Arc<Vitals>,
+    health: Arc<HealthState>,
     orchestrator: Option<Arc<dyn Orchestrator>>,
 }
 
 /// What a server is built of.
 pub(crate) struct Built {
     pub(crate) service: HttpService,
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) health: Arc<HealthState>,
     pub(crate) orchestrator: Option<Arc<dyn Orchestrator>>,
 }
 
@@ -55,8 +55,8 @@ impl BoundServer {
 }
 
 impl<A: Acceptor> BoundServer<A> {
-    pub(crate) fn new(acceptor: A, Built { service, vitals, orchestrator }: Built) -> Self {
-        Self { acceptor, service, vitals, orchestrator }
+    pub(crate) fn new(acceptor: A, Built { service, health, orchestrator }: Built) -> Self {
+        Self { acceptor, service, health, orchestrator }
     }
 
     /// Serves for ever.
@@ -74,14 +74,14 @@ impl<A: Acceptor> BoundServer<A> {
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until_signal(self) {
-        let (vitals, notice) = (self.vitals.clone(), self.service.config().drain_notice);
+        let (health, notice) = (self.health.clone(), self.service.config().drain_notice);
         let ending = CancellationToken::new();
         let begun = ending.clone();
         let serving = self.run_until(async move {
             let signal = first_signal().await;
             begun.cancel();
             if signal == Signal::Terminate {
-                vitals.drain();
+                health.drain();
                 sleep(notice).await;
             }
         });
@@ -102,10 +102,10 @@ impl<A: Acceptor> BoundServer<A> {
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
-        let Self { acceptor, service, vitals, orchestrator } = self;
+        let Self { acceptor, service, health, orchestrator } = self;
         let (limit, grace) = (service.config().max_connections, service.config().drain_grace);
         let drain = CancellationToken::new();
-        let connections = Arc::new(Connections::new(service, vitals.clone()));
+        let connections = Arc::new(Connections::new(service, health.clone()));
         let mut incoming = Incoming { acceptor, places: Arc::new(Semaphore::new(limit)) };
         let mut running = JoinSet::new();
         let serve = |(opening, place): (A::Opening, Place)| {
@@ -126,7 +126,7 @@ impl<A: Acceptor> BoundServer<A> {
             }
             while running.try_join_next().is_some() {}
         }
-        vitals.drain();
+        health.drain();
         // Who has connected by now has sent a request, or is about to.
         while let Some(accepted) = unconstrained(incoming.next()).now_or_never() {
             running.spawn(serve(accepted));

@@ -11,6 +11,7 @@ mod entry;
 mod events;
 mod guarded;
 mod journal;
+mod recall;
 mod relay;
 mod rerun;
 mod run;
@@ -47,7 +48,7 @@ use crate::{
     id::{RequestId, StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
     parts::spent,
-    store::{Room, SideEffects, StoreError, TaskFilter, TaskStore},
+    store::{Recorded, Room, SideEffects, StoreError, TaskFilter, TaskStore},
     task::{IllegalTransition, Origin, Submission, Task, TaskRecord, TaskSpent},
     transport::Transport,
 };
@@ -353,7 +354,10 @@ impl Orchestrator for Brain {
 
     async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
         self.visible(id, cx).await?;
-        Ok(self.0.store.journal(id).await?.into_iter().map(JournalStep::from).collect())
+        let entries = self.0.store.journal(id).await?.into_iter();
+        // What is to be made again is no call yet.
+        let calls = entries.filter(|entry| !matches!(entry.recorded, Recorded::Again { .. }));
+        Ok(calls.map(JournalStep::from).collect())
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

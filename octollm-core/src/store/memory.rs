@@ -38,7 +38,7 @@ pub struct MemoryStoreConfig {
     pub finished: usize,
     /// Live updates of one task (default 256).
     pub updates: usize,
-    /// Bytes of the chunks among those (default 1 MiB).
+    /// Bytes of the chunks and messages of those (default 1 MiB).
     pub update_bytes: usize,
     /// Events that wait to be published (default 100 000). While as many wait, because the bus is away, new tasks are refused.
     pub events: usize,
@@ -72,7 +72,7 @@ struct Row {
     journal: BTreeMap<(u64, StepKey), JournalEntry>,
     steps: HashMap<StepKey, u64>,
     updates: VecDeque<TaskUpdate>,
-    /// Bytes of their chunks.
+    /// Bytes of their chunks and messages.
     update_bytes: usize,
     /// The number of the latest update.
     latest: u64,
@@ -141,14 +141,14 @@ impl Row {
     fn add_updates(&mut self, updates: Vec<TaskUpdate>, config: &MemoryStoreConfig) {
         for update in updates {
             self.latest += 1;
-            self.update_bytes += update.chunk_bytes();
+            self.update_bytes += update.bytes();
             self.updates.push_back(update.with_seq(self.latest));
         }
         while (self.updates.len() > config.updates || self.update_bytes > config.update_bytes)
             && self.updates.len() > 1
             && let Some(oldest) = self.updates.pop_front()
         {
-            self.update_bytes -= oldest.chunk_bytes();
+            self.update_bytes -= oldest.bytes();
         }
     }
 

@@ -17,7 +17,7 @@ use octollm_core::{
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind},
     orchestrator::{Orchestrator, TaskQuery},
-    store::{MemoryStore, TaskStore},
+    store::{MemoryStore, MemoryStoreConfig, TaskStore},
     task::{Priority, Submission, TaskBudget, TaskChange, TaskEvent, TaskRequest, TaskResult, TaskStatus},
     transport::{NoArms, Transport},
 };
@@ -277,7 +277,7 @@ async fn of_five_thousand_submissions_at_once_no_more_wait_than_may() {
 
 #[tokio::test(start_paused = true)]
 async fn tasks_that_come_faster_than_the_bus_takes_their_events_are_not_refused() {
-    let config = octollm_core::store::MemoryStoreConfig { events: 5_000, ..Default::default() };
+    let config = MemoryStoreConfig { events: 5_000, ..MemoryStoreConfig::default() };
     let store = Arc::new(MemoryStore::with_config(config));
     let answers = program(|task: Compute, _| async move { Ok(task.number) });
     let brain = Brain::builder().arm::<Compute>(answers).store(store).build().unwrap();
@@ -357,4 +357,27 @@ async fn the_end_of_a_task_is_published_however_long_its_error_is() {
         panic!("{} events", changes.len());
     };
     assert!(progress.message.len() < 5_000 && error.message.len() < 5_000 && error.details.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn finished_tasks_are_stored_within_a_number_of_bytes() {
+    let config = MemoryStoreConfig { finished_bytes: 10_000, ..MemoryStoreConfig::default() };
+    let answers = octollm_core::arm::arm_fn(|request: TaskRequest, _| async move {
+        Ok::<_, ArmError>(TaskResult::new("x".repeat(request.goal.parse()?)))
+    });
+    let store = MemoryStore::with_config(config);
+    let brain = Brain::builder().arm::<TaskRequest>(answers).store(store).build().unwrap();
+    let mut ids = Vec::new();
+    for bytes in ["3000", "3000", "3000", "3000", "50000", "10"] {
+        ids.push(run(&brain, goal(bytes)).await.task_id);
+        let stored = brain.list(TaskQuery::default(), &anyone()).await.unwrap().tasks;
+        let expected = match ids.len() {
+            4 => &ids[1..],
+            // One that is larger than all of it is stored while it is the latest.
+            5 => &ids[4..],
+            6 => &ids[5..],
+            _ => &ids[..],
+        };
+        assert!(stored.iter().rev().map(|task| &task.task_id).eq(expected), "{bytes}");
+    }
 }

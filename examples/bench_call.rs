@@ -89,7 +89,7 @@ async fn run(arms: &Arms, concurrency: usize, calls: usize) -> Result<Vec<Durati
 }
 
 async fn measure(url: String, concurrency: usize, calls: usize) -> Result<(), octollm::Error> {
-    let arms = Arms::builder().arm("judge", url).build()?;
+    let arms = Arms::builder().endpoint("judge", url).build()?;
     // Connections, caches and the branch predictor warm up.
     run(&arms, concurrency, (calls / 10).max(concurrency)).await?;
     let (user_before, system_before) = cpu()?;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use octollm::{
     prelude::*,
-    reflex::{Observations, Reaction, Reflex, Stimulus},
+    reflex::{Observations, Reaction, Reflex, ReflexInput},
 };
 
 /// Counts the words of a text: rules for lengths, ranges and parts.
@@ -133,7 +133,7 @@ struct Marked;
 impl Reflex for Marked {
     async fn react(
         &self,
-        text: &Stimulus,
+        text: &ReflexInput,
         seen: &mut Observations,
         _: &Context,
     ) -> Result<Reaction, ArmError> {

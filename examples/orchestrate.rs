@@ -59,7 +59,8 @@ async fn main() -> Result<(), octollm::Error> {
     // Two arms, each behind a server of its own, on ports that the system gives out.
     let splitter = Server::new("splitter").arm(Splitter).bind("127.0.0.1:0").await?;
     let shouter = Server::new("shouter").arm(Shouter).bind("127.0.0.1:0").await?;
-    let arms = Arms::builder().arm("splitter", splitter.url()).arm("shouter", shouter.url()).build()?;
+    let arms =
+        Arms::builder().endpoint("splitter", splitter.url()).endpoint("shouter", shouter.url()).build()?;
     tokio::spawn(splitter.run());
     tokio::spawn(shouter.run());
 

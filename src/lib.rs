@@ -104,8 +104,8 @@ pub mod prelude {
         error::{ArmError, CallError, ErrorKind},
         event::Event,
         orchestrator::Orchestrator,
-        plan::{Plan, RunPlan},
-        reflex::{Observations, Reaction, Reflex, ReflexChain, Stimulus},
+        plan::{Plan, PlanRunner},
+        reflex::{Observations, Reaction, Reflex, ReflexChain, ReflexInput},
         task::{Submission, Task, TaskRequest, TaskResult, TaskStatus},
     };
     #[cfg(feature = "http")]

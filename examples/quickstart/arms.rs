@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::LazyLock};
 
-use octollm::{plan::RunPlan, prelude::*};
+use octollm::{plan::Plan, prelude::*};
 use serde_json::json;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
@@ -75,7 +75,7 @@ pub(crate) struct Planner;
 
 #[async_trait]
 impl Arm<PlanReview> for Planner {
-    async fn execute(&self, task: PlanReview, _: &Context) -> Result<RunPlan, ArmError> {
+    async fn execute(&self, task: PlanReview, _: &Context) -> Result<Plan, ArmError> {
         let goal = task.goal.to_lowercase();
         let (review, scan) = (goal.contains("review"), goal.contains("secret"));
         if !review && !scan {

@@ -1,6 +1,6 @@
 //! What the arms of the review can be asked.
 
-use octollm::{plan::RunPlan, prelude::*};
+use octollm::{plan::Plan, prelude::*};
 
 use crate::{judge::FileReport, secrets::FileSecrets, source::Listing};
 
@@ -38,7 +38,7 @@ pub(crate) struct ScanSource {
 
 /// Turns a goal into steps.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
-#[task(name = "review.plan", output = RunPlan, idempotent)]
+#[task(name = "review.plan", output = Plan, idempotent)]
 pub(crate) struct PlanReview {
     /// What is wanted, in words.
     #[garde(length(min = 1, max = 10_000))]

@@ -14,7 +14,7 @@ impl Arm<TaskRequest> for Review {
     async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
         cx.phase(Phase::Planning);
         let plan = cx.call(PlanReview { goal: request.goal }).await?;
-        let mut outputs = Plan::default().run(&plan, cx).await?.outputs;
+        let mut outputs = PlanRunner::default().run(&plan, cx).await?.outputs;
         cx.phase(Phase::Synthesis);
         let listing: Listing = taken(outputs.remove("list"))?;
         let judged = taken(outputs.remove("judge").or(Some(Value::Array(Vec::new()))))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use octollm::{
     http::BoundServer,
     prelude::*,
-    reflex::{Observations, Stimulus},
+    reflex::{Observations, ReflexInput},
 };
 
 use crate::{
@@ -30,7 +30,7 @@ pub(crate) async fn start(root: PathBuf) -> Result<System, octollm::Error> {
     let retriever_url = spawn(retriever.bind("127.0.0.1:0").await?);
 
     // Arms call arms directly: these two ask the retriever for each file.
-    let sources = Arms::builder().arm("retriever", &retriever_url).build()?;
+    let sources = Arms::builder().endpoint("retriever", &retriever_url).build()?;
     let judge = Server::new("judge").arm(Judge).arms(sources.clone());
     let judge_url = spawn(judge.bind("127.0.0.1:0").await?);
     let guardian = Server::new("guardian").arm(Guardian).arms(sources);
@@ -39,10 +39,10 @@ pub(crate) async fn start(root: PathBuf) -> Result<System, octollm::Error> {
     let planner_url = spawn(planner.bind("127.0.0.1:0").await?);
 
     let arms = Arms::builder()
-        .arm("planner", planner_url)
-        .arm("retriever", retriever_url)
-        .arm("judge", judge_url)
-        .arm("guardian", guardian_url)
+        .endpoint("planner", planner_url)
+        .endpoint("retriever", retriever_url)
+        .endpoint("judge", judge_url)
+        .endpoint("guardian", guardian_url)
         .build()?;
     let brain = Brain::builder().arm(Review).arms(arms).build()?;
     let orchestrator_url = spawn(Server::new("brain").orchestrator(brain.clone()).bind("127.0.0.1:0").await?);
@@ -66,7 +66,12 @@ struct OneLine;
 
 #[async_trait]
 impl Reflex for OneLine {
-    async fn react(&self, goal: &Stimulus, _: &mut Observations, _: &Context) -> Result<Reaction, ArmError> {
+    async fn react(
+        &self,
+        goal: &ReflexInput,
+        _: &mut Observations,
+        _: &Context,
+    ) -> Result<Reaction, ArmError> {
         let line = goal.text.split_whitespace().collect::<Vec<_>>().join(" ");
         Ok(if line == goal.text { Reaction::Pass } else { Reaction::Rewrite(line) })
     }
@@ -79,7 +84,7 @@ struct NoTakeover;
 impl Reflex for NoTakeover {
     async fn react(
         &self,
-        goal: &Stimulus,
+        goal: &ReflexInput,
         seen: &mut Observations,
         _: &Context,
     ) -> Result<Reaction, ArmError> {

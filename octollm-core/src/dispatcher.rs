@@ -59,7 +59,7 @@ pub struct Outcome {
 
 /// What an execution runs with, beside its input.
 #[non_exhaustive]
-pub struct Surroundings {
+pub struct Execution {
     /// What travelled with the call.
     pub parts: ContextParts,
     /// The arms it may call.
@@ -72,7 +72,7 @@ pub struct Surroundings {
     pub time_limit: Option<Duration>,
 }
 
-impl Surroundings {
+impl Execution {
     /// What travelled, and arms to call.
     pub fn new(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
         Self { parts, transport, cancellation: CancellationToken::new(), updates: None, time_limit: None }
@@ -183,8 +183,8 @@ impl Route {
     ///
     /// # Cancel safety
     /// Dropping the future drops the arm's, and cancels its context.
-    pub async fn execute(&self, input: &[u8], around: Surroundings) -> Outcome {
-        let Surroundings { mut parts, transport, cancellation, updates, time_limit } = around;
+    pub async fn execute(&self, input: &[u8], execution: Execution) -> Outcome {
+        let Execution { mut parts, transport, cancellation, updates, time_limit } = around;
         let refused = self.admit(&parts.caller).err().or_else(|| spent(parts.deadline, parts.budget));
         if let Some(failure) = refused {
             return Outcome { result: Err(failure.into()), usage: Usage::default(), calls: 0 };
@@ -300,9 +300,9 @@ impl fmt::Debug for Route {
     }
 }
 
-impl fmt::Debug for Surroundings {
+impl fmt::Debug for Execution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Surroundings").field("parts", &self.parts).finish_non_exhaustive()
+        f.debug_struct("Execution").field("parts", &self.parts).finish_non_exhaustive()
     }
 }
 
@@ -360,7 +360,7 @@ mod tests {
         let checked = route.check(br#"{"in_check":true}"#);
         assert_eq!(checked.unwrap_err().kind, ErrorKind::ArmPanicked);
         for input in ["{\"in_check\":true}", "{\"in_check\":false}"] {
-            let around = Surroundings::new(ContextParts::new(), Arc::new(NoArms));
+            let around = Execution::new(ContextParts::new(), Arc::new(NoArms));
             let error = route.execute(input.as_bytes(), around).await.result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ArmPanicked);
         }
@@ -379,7 +379,7 @@ mod tests {
     async fn work_is_cancelled_beside_work_that_spends_every_cooperative_budget() {
         let mut dispatcher = Dispatcher::new("test");
         dispatcher.serve::<Panics>(Waits);
-        let around = Surroundings::new(ContextParts::new(), Arc::new(NoArms));
+        let around = Execution::new(ContextParts::new(), Arc::new(NoArms));
         let (cancellation, begun) = (around.cancellation.clone(), tokio::time::Instant::now());
         tokio::spawn(async move {
             // Time passes only where nothing waits: it is moved on by hand.

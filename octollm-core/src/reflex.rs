@@ -15,7 +15,7 @@ use crate::{
 /// What a reflex looks at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Stimulus {
+pub struct ReflexInput {
     /// The text as it stands now: earlier reflexes may have rewritten it.
     pub text: String,
     /// Whether an answer may come from a cache.
@@ -26,7 +26,7 @@ pub struct Stimulus {
     pub detect_injection: bool,
 }
 
-impl Stimulus {
+impl ReflexInput {
     /// A text, with everything looked for.
     pub fn new(text: impl Into<String>) -> Self {
         Self { text: text.into(), check_cache: true, detect_pii: true, detect_injection: true }
@@ -83,7 +83,7 @@ pub trait Reflex: Send + Sync + 'static {
     /// When the reflex itself cannot tell; the request does not go on then.
     async fn react(
         &self,
-        stimulus: &Stimulus,
+        stimulus: &ReflexInput,
         seen: &mut Observations,
         cx: &Context,
     ) -> Result<Reaction, ArmError>;
@@ -139,7 +139,7 @@ impl ReflexChain {
 ///
 /// # Errors
 /// When the reflex cannot tell.
-pub async fn screen(reflex: &dyn Reflex, stimulus: Stimulus, cx: &Context) -> Result<Screening, ArmError> {
+pub async fn screen(reflex: &dyn Reflex, stimulus: ReflexInput, cx: &Context) -> Result<Screening, ArmError> {
     let mut seen = Observations::default();
     let reaction = reflex.react(&stimulus, &mut seen, cx).await?;
     Ok(match reaction {
@@ -228,7 +228,7 @@ impl Screener<'_> {
 
     async fn react(&mut self, text: &str) -> Result<Reaction, ArmError> {
         tokio::task::coop::consume_budget().await;
-        self.reflex.react(&Stimulus::new(text), &mut self.seen, self.cx).await
+        self.reflex.react(&ReflexInput::new(text), &mut self.seen, self.cx).await
     }
 
     /// The text as it is rewritten, where it is. An answer is one to the whole, and none to a part of it.
@@ -282,7 +282,7 @@ fn strings(json: &str) -> impl Iterator<Item = (Range<usize>, bool)> {
 impl Reflex for ReflexChain {
     async fn react(
         &self,
-        stimulus: &Stimulus,
+        stimulus: &ReflexInput,
         seen: &mut Observations,
         cx: &Context,
     ) -> Result<Reaction, ArmError> {
@@ -318,7 +318,7 @@ mod tests {
     impl Reflex for Lower {
         async fn react(
             &self,
-            s: &Stimulus,
+            s: &ReflexInput,
             seen: &mut Observations,
             _: &Context,
         ) -> Result<Reaction, ArmError> {
@@ -332,7 +332,7 @@ mod tests {
     impl Reflex for NoSpam {
         async fn react(
             &self,
-            s: &Stimulus,
+            s: &ReflexInput,
             seen: &mut Observations,
             _: &Context,
         ) -> Result<Reaction, ArmError> {
@@ -346,14 +346,19 @@ mod tests {
 
     #[async_trait]
     impl Reflex for Greets {
-        async fn react(&self, s: &Stimulus, _: &mut Observations, _: &Context) -> Result<Reaction, ArmError> {
+        async fn react(
+            &self,
+            s: &ReflexInput,
+            _: &mut Observations,
+            _: &Context,
+        ) -> Result<Reaction, ArmError> {
             Ok(if s.text == "hello" { Reaction::Answer("hello yourself".into()) } else { Reaction::Pass })
         }
     }
 
     async fn through(text: &str) -> Screening {
         let chain = ReflexChain::new().then(Lower).then(NoSpam).then(Greets);
-        screen(&chain, Stimulus::new(text), &Context::detached()).await.unwrap()
+        screen(&chain, ReflexInput::new(text), &Context::detached()).await.unwrap()
     }
 
     #[tokio::test]
@@ -375,7 +380,12 @@ mod tests {
 
     #[async_trait]
     impl Reflex for NoMail {
-        async fn react(&self, s: &Stimulus, _: &mut Observations, _: &Context) -> Result<Reaction, ArmError> {
+        async fn react(
+            &self,
+            s: &ReflexInput,
+            _: &mut Observations,
+            _: &Context,
+        ) -> Result<Reaction, ArmError> {
             let rewritten = s.text.replace("a@b", "\"mail\"");
             Ok(if rewritten == s.text { Reaction::Pass } else { Reaction::Rewrite(rewritten) })
         }

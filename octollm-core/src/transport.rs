@@ -124,22 +124,22 @@ pub struct Reply {
     /// What the arm used up, and all that it called.
     pub usage: Usage,
     /// How the call travelled.
-    pub trip: Trip,
+    pub served_by: ServedBy,
 }
 
 impl Reply {
     /// An output that used up nothing.
-    pub fn new(output: Bytes, trip: Trip) -> Self {
-        Self { output, usage: Usage::default(), trip }
+    pub fn new(output: Bytes, served_by: ServedBy) -> Self {
+        Self { output, usage: Usage::default(), served_by }
     }
 
     /// The failure of a caller that cannot decode the output.
     pub(crate) fn unreadable(self, contract: ContractRef, error: serde_json::Error) -> CallError {
         let failure = Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"));
         CallError::new(contract, failure)
-            .with_arm(&*self.trip.arm)
-            .with_endpoint(&*self.trip.endpoint)
-            .with_attempts(self.trip.attempts)
+            .with_arm(&*self.served_by.arm)
+            .with_endpoint(&*self.served_by.endpoint)
+            .with_attempts(self.served_by.attempts)
             .with_usage(self.usage)
             .with_source(error)
     }
@@ -155,7 +155,7 @@ impl Reply {
 /// How a call travelled.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Trip {
+pub struct ServedBy {
     /// The arm that answered.
     pub arm: Arc<str>,
     /// Where it is; `in-process/judge` in a mesh.
@@ -164,8 +164,8 @@ pub struct Trip {
     pub attempts: u32,
 }
 
-impl Trip {
-    /// A trip of one attempt.
+impl ServedBy {
+    /// A served_by of one attempt.
     pub fn new(arm: impl Into<Arc<str>>, endpoint: impl Into<Arc<str>>) -> Self {
         Self { arm: arm.into(), endpoint: endpoint.into(), attempts: 1 }
     }

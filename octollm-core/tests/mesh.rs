@@ -20,7 +20,7 @@ use octollm_core::{
     error::{ArmError, ErrorKind},
     mesh::{Ending, Fault, Mesh},
     orchestrator::Orchestrator,
-    plan::{Plan, PlanStep, RunPlan},
+    plan::{Plan, PlanRunner, PlanStep},
     task::{TaskRequest, TaskResult, TaskStatus},
     transport::StepKey,
 };
@@ -143,7 +143,7 @@ async fn mesh() -> (Mesh, Adder) {
         .arm::<Increment>("adder", adder.clone())
         .arm::<Pass>("relay", Relay)
         .brain(Review)
-        .brain(Plan::new().contract::<Increment>())
+        .brain(PlanRunner::new().contract::<Increment>())
         .start()
         .await;
     (mesh, adder)
@@ -368,7 +368,7 @@ async fn a_plan_goes_on_where_its_brain_crashed() {
     };
     let mut last = step("last", 0);
     last.input["number"] = json!({ "$output": "long" });
-    let plan = RunPlan::new([step("short", 10), step("long", 5_000), last.after("short")]);
+    let plan = Plan::new([step("short", 10), step("long", 5_000), last.after("short")]);
     let task = mesh.submit(plan).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     mesh.crash_brain().await.unwrap();

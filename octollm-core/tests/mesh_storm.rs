@@ -9,7 +9,7 @@ use octollm_core::{
     error::{ArmError, ErrorKind},
     mesh::{Ending, Fault, Mesh},
     orchestrator::finished,
-    plan::{Plan, PlanStep, RunPlan},
+    plan::{Plan, PlanRunner, PlanStep},
     task::TaskStatus,
 };
 use octollm_macros::TaskContract;
@@ -43,7 +43,7 @@ fn step(id: String, ms: u64) -> PlanStep {
 async fn storm(crashes: Vec<u64>, lengths: Vec<u64>, fault: Option<usize>) {
     let mesh = Mesh::builder()
         .arm::<Increment>("adder", Adder)
-        .brain(Plan::new().contract::<Increment>())
+        .brain(PlanRunner::new().contract::<Increment>())
         .start()
         .await;
     if let Some(after) = fault {
@@ -55,7 +55,7 @@ async fn storm(crashes: Vec<u64>, lengths: Vec<u64>, fault: Option<usize>) {
             let step = step(format!("s{at}"), *ms);
             if at % 3 == 2 { step.after(format!("s{}", at - 1)) } else { step }
         });
-        tasks.push(mesh.submit(RunPlan::new(steps)).await.unwrap().task_id);
+        tasks.push(mesh.submit(Plan::new(steps)).await.unwrap().task_id);
     }
     for wait in crashes {
         tokio::time::sleep(Duration::from_millis(wait)).await;

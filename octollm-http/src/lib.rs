@@ -27,7 +27,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), octollm_core::error::Error> {
 //! let server = Server::new("scribe").arm(Scribe).bind("127.0.0.1:0").await?;
-//! let arms = Arms::builder().arm("scribe", server.url()).build()?;
+//! let arms = Arms::builder().endpoint("scribe", server.url()).build()?;
 //! tokio::spawn(server.run());
 //! assert_eq!(arms.call(CountWords { text: "ten arms".into() }).await?, 2);
 //! # Ok(())

@@ -84,12 +84,12 @@ impl Hops {
     async fn start() -> Self {
         let (sender, under_way) = watch::channel(0);
         let bottom = Server::new("bottom").arm::<Bottom>(Leaf(sender)).bind("127.0.0.1:0").await.unwrap();
-        let to_bottom = Arms::builder().arm("bottom", bottom.url()).build().unwrap();
+        let to_bottom = Arms::builder().endpoint("bottom", bottom.url()).build().unwrap();
         let middle =
             Server::new("middle").arm::<Middle>(Passes).arms(to_bottom).bind("127.0.0.1:0").await.unwrap();
-        let to_middle = Arms::builder().arm("middle", middle.url()).build().unwrap();
+        let to_middle = Arms::builder().endpoint("middle", middle.url()).build().unwrap();
         let top = Server::new("top").arm::<Top>(Passes).arms(to_middle).bind("127.0.0.1:0").await.unwrap();
-        let arms = Arms::builder().arm("top", top.url()).build().unwrap();
+        let arms = Arms::builder().endpoint("top", top.url()).build().unwrap();
         let address = top.local_addr();
         for server in [bottom, middle, top] {
             tokio::spawn(server.run());

@@ -36,7 +36,7 @@ impl Arm<TaskRequest> for Through {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_tasks_at_once_over_sockets() {
     let echo = Server::new("echo").arm(Echoes).bind("127.0.0.1:0").await.unwrap();
-    let arms = Arms::builder().arm("echo", echo.url()).build().unwrap();
+    let arms = Arms::builder().endpoint("echo", echo.url()).build().unwrap();
     let brain = Brain::builder().arm(Through).arms(arms).build().unwrap();
     let orchestrator = Server::new("orchestrator").orchestrator(brain).bind("127.0.0.1:0").await.unwrap();
     // A thousand that ask again and again share a hundred connections: each waits its turn.

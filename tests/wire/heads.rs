@@ -49,7 +49,7 @@ fn arms(service: HttpService, heads: Heads) -> Arms {
         })
     });
     Arms::builder()
-        .arm_serving::<ValidateCode>("judge", "http://judge-arm:8103")
+        .endpoint_serving::<ValidateCode>("judge", "http://judge-arm:8103")
         .request_layer(layer)
         .build()
         .unwrap()

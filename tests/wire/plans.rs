@@ -2,7 +2,7 @@
 
 use octollm::{
     contract::TaskContract,
-    plan::{PlanOutput, PlanStep, RunPlan},
+    plan::{Plan, PlanOutput, PlanStep},
 };
 use serde_json::json;
 
@@ -16,8 +16,8 @@ fn a_plan_and_what_came_of_it() {
         .each(json!({ "$output": "list", "pointer": "/files" }))
         .after("list");
     let join = PlanStep::new("join", parsed("report.join@2"), json!({ "verdicts": { "$output": "judge" } }));
-    hold_json("plan.json", &RunPlan::new([list, judge, join]));
-    let plan: RunPlan = octollm::json::read_input(read("plan.json").as_bytes()).unwrap();
+    hold_json("plan.json", &Plan::new([list, judge, join]));
+    let plan: Plan = octollm::json::read_input(read("plan.json").as_bytes()).unwrap();
     plan.check().unwrap();
 
     let mut output = PlanOutput::default();

@@ -14,7 +14,7 @@ use octollm::{
     prelude::*,
     store::MemoryStore,
     task::{Task, TaskBudget},
-    transport::{Call, NoArms, Reply, Transport, Trip},
+    transport::{Call, NoArms, Reply, ServedBy, Transport},
     update::Phase,
 };
 
@@ -34,7 +34,7 @@ impl Arm<Review> for Reviewer {
     async fn execute(&self, task: Review, cx: &Context) -> Result<String, ArmError> {
         let first = cx.call(code("fn main() {}")).await?;
         cx.phase(Phase::Execution);
-        cx.steps(1, 2);
+        cx.progress_steps(1, 2);
         cx.progress(50, "judging src/lib.rs");
         let again = cx.call(code(&task.path)).named("lib").await?;
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -57,7 +57,7 @@ impl Transport for Judges {
         }
         let usage = Usage::tokens(120).with_cost(Cost::from_nano_dollars(2_500_000));
         let output = br#"{"is_valid":true,"issues":[]}"#.as_slice().into();
-        Ok(Reply::new(output, Trip::new("judge", "http://judge-arm:8103")).with_usage(usage))
+        Ok(Reply::new(output, ServedBy::new("judge", "http://judge-arm:8103")).with_usage(usage))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

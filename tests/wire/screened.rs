@@ -5,7 +5,7 @@ use octollm::{
     Context,
     http::{Server, server::HttpService},
     prelude::*,
-    reflex::{Observations, Stimulus},
+    reflex::{Observations, ReflexInput},
 };
 
 use crate::{
@@ -21,7 +21,7 @@ struct Doorkeeper;
 impl Reflex for Doorkeeper {
     async fn react(
         &self,
-        stimulus: &Stimulus,
+        stimulus: &ReflexInput,
         seen: &mut Observations,
         _: &Context,
     ) -> Result<Reaction, ArmError> {

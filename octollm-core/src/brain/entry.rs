@@ -19,7 +19,7 @@ use crate::{
     id::StepKey,
     store::{JournalEntry, Recorded},
     task::TaskRecord,
-    transport::{Call, Reply, Trip},
+    transport::{Call, Reply, ServedBy},
 };
 
 /// What an entry says of the call itself.
@@ -59,7 +59,7 @@ impl Draft {
             idempotent: self.idempotent,
             input_digest: self.input_digest.clone(),
             recorded,
-            trip: Trip::default(),
+            served_by: ServedBy::default(),
             usage: Usage::default(),
             budget_left: self.budget_left,
             time_left_ms: self.time_left.map(milliseconds),
@@ -70,17 +70,18 @@ impl Draft {
 }
 
 pub(super) fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
-    let JournalEntry { contract, recorded, trip, usage, .. } = entry;
+    let JournalEntry { contract, recorded, served_by, usage, .. } = entry;
     match recorded {
         Recorded::Failure(failure) => {
-            let mut error = CallError::new(contract, *failure).with_usage(usage).with_attempts(trip.attempts);
-            if !trip.arm.is_empty() {
-                error = error.with_arm(&*trip.arm);
+            let mut error =
+                CallError::new(contract, *failure).with_usage(usage).with_attempts(served_by.attempts);
+            if !served_by.arm.is_empty() {
+                error = error.with_arm(&*served_by.arm);
             }
-            Err(if trip.endpoint.is_empty() { error } else { error.with_endpoint(&*trip.endpoint) })
+            Err(if served_by.endpoint.is_empty() { error } else { error.with_endpoint(&*served_by.endpoint) })
         }
         Recorded::Output(output) => {
-            Ok(Reply::new(Bytes::from(output.as_str().to_owned()), trip).with_usage(usage))
+            Ok(Reply::new(Bytes::from(output.as_str().to_owned()), served_by).with_usage(usage))
         }
         // Only answers are replayed.
         Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => {
@@ -89,10 +90,10 @@ pub(super) fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
     }
 }
 
-pub(super) fn trip_of(error: &CallError) -> Trip {
-    let mut trip = Trip::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
-    trip.attempts = error.attempts();
-    trip
+pub(super) fn trip_of(error: &CallError) -> ServedBy {
+    let mut served_by = ServedBy::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
+    served_by.attempts = error.attempts();
+    served_by
 }
 
 pub(super) fn outcome_unknown(call: &Call) -> CallError {

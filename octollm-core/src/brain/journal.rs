@@ -135,19 +135,19 @@ impl Inner {
 
     /// Waits until the answer of this number may be returned.
     async fn turn(&self, seq: u64) {
-        let (mut moved, mut patience) = (self.moved.subscribe(), LEFT_OUT);
+        let (mut moved, mut wait_limit) = (self.moved.subscribe(), LEFT_OUT);
         loop {
             moved.mark_unchanged();
             let before = self.state().sequence.turn(seq);
             let limit = match before {
                 Turn::Now => return,
-                Turn::NotAsked(first) => patience + self.own_time.get(&first).copied().unwrap_or_default(),
+                Turn::NotAsked(first) => wait_limit + self.own_time.get(&first).copied().unwrap_or_default(),
                 Turn::Pending(_) => STUCK,
             };
             if timeout(limit, moved.changed()).await.is_ok() {
-                patience = LEFT_OUT;
+                wait_limit = LEFT_OUT;
             } else {
-                patience = Duration::ZERO;
+                wait_limit = Duration::ZERO;
                 if self.state().sequence.skip(before) {
                     self.moved.send_replace(());
                 }
@@ -275,8 +275,8 @@ impl Journal {
             Ok(output) => Ok((reply, output)),
             Err(error) => Err(reply.unreadable(draft.contract.clone(), error)),
         });
-        let (recorded, trip, usage) = match &answer {
-            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.trip.clone(), reply.usage),
+        let (recorded, served_by, usage) = match &answer {
+            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.served_by.clone(), reply.usage),
             Err(error) => {
                 let failure = Box::new(error.failure().clone());
                 (Recorded::Failure(failure), trip_of(error), error.usage())
@@ -284,14 +284,14 @@ impl Journal {
         };
         let placed = {
             let mut state = inner.state();
-            state.used_arm(&trip.arm);
+            state.used_arm(&served_by.arm);
             if answer.is_err() {
                 state.failed.insert(draft.step.clone());
             }
             let held = state.again.get(&draft.step).copied();
             Placed(inner, state.sequence.enter(held))
         };
-        let entry = JournalEntry { trip, usage, ..draft.entry(placed.1, recorded, inner.clock) };
+        let entry = JournalEntry { served_by, usage, ..draft.entry(placed.1, recorded, inner.clock) };
         inner.write(entry.clone()).await?;
         inner.turn(placed.1).await;
         match answer {

@@ -22,7 +22,7 @@ use crate::{
     context::ContextParts,
     contract::TaskContract,
     deadline::Deadline,
-    dispatcher::{Outcome, Route, Surroundings},
+    dispatcher::{Execution, Outcome, Route},
     error::{ArmError, ErrorKind, Failure},
     json::RawJson,
     store::{Claimed, Run, SideEffects, StoreError},
@@ -150,7 +150,7 @@ fn checked(outcome: Outcome, route: &Route, journal: &Journal) -> Result<TaskRes
     }
 }
 
-fn surroundings(claimed: &Claimed, started: &Started, journal: Journal) -> Surroundings {
+fn surroundings(claimed: &Claimed, started: &Started, journal: Journal) -> Execution {
     let record = &claimed.record;
     let mut parts = ContextParts::new();
     parts.correlation_id = record.correlation_id().clone();
@@ -160,7 +160,7 @@ fn surroundings(claimed: &Claimed, started: &Started, journal: Journal) -> Surro
     parts.caller = record.caller().clone();
     parts.attempt = record.attempt();
     parts.deadline = Some(Deadline::after(claimed.time_left));
-    let mut around = Surroundings::new(parts, Arc::new(journal));
+    let mut around = Execution::new(parts, Arc::new(journal));
     around.cancellation = started.cancellation.clone();
     around.updates = Some(started.log.clone());
     // The submission decides, within the limit of the brain.

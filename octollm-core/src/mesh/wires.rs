@@ -19,10 +19,10 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     deadline::{Deadline, DeadlinePassed},
-    dispatcher::{Dispatcher, Outcome, Route, Surroundings, not_offered},
+    dispatcher::{Dispatcher, Execution, Outcome, Route, not_offered},
     error::{ArmError, CallError, ErrorKind, Failure},
     resilience::RetryLayer,
-    transport::{Call, CallService, NoArms, Reply, ServiceTransport, Transport, Trip},
+    transport::{Call, CallService, NoArms, Reply, ServedBy, ServiceTransport, Transport},
 };
 
 /// Where an arm of a mesh is.
@@ -154,7 +154,7 @@ impl Choice {
         let fault = shared.faults().meet(&arm.id, &call);
         let recording = shared.recorder.begin(&call, &arm.id, fault.clone());
         let deadline = call.parts.deadline;
-        let mut around = Surroundings::new(call.parts, self.calls_of(arm));
+        let mut around = Execution::new(call.parts, self.calls_of(arm));
         around.updates = call.updates;
         let work = pin!(route.execute(&call.input, around));
         // Here as well as above the layers, for here is known which arm it was.
@@ -168,12 +168,12 @@ impl Choice {
             Ok(output) => Ending::Output(output.clone()),
             Err(failure) => Ending::Failure(failure.clone()),
         });
-        let trip = Trip::new(&*arm.id, &*arm.endpoint);
+        let served_by = ServedBy::new(&*arm.id, &*arm.endpoint);
         match result {
-            Ok(output) => Ok(Reply::new(output, trip).with_usage(usage)),
+            Ok(output) => Ok(Reply::new(output, served_by).with_usage(usage)),
             Err(failure) => {
                 let error = CallError::new(contract, failure).with_usage(usage);
-                Err(error.with_arm(&*trip.arm).with_endpoint(&*trip.endpoint))
+                Err(error.with_arm(&*served_by.arm).with_endpoint(&*served_by.endpoint))
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde_json::Value;
 
 use super::{
-    PlanStep, RunPlan,
+    Plan, PlanStep,
     run::Order,
     template::{Reader, Template},
 };
@@ -31,7 +31,7 @@ pub(super) struct CheckedStep {
 }
 
 /// Looks at everything, and tells all that is wrong at once.
-pub(super) fn check(plan: &RunPlan, cards: &[ArmCard], max_steps: usize) -> Result<Checked, Violations> {
+pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<Checked, Violations> {
     if plan.steps.is_empty() {
         return Err(Violations::one("steps", "is empty"));
     }

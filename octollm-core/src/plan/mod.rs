@@ -1,9 +1,9 @@
-//! The stock arm `Plan`: runs steps that are data, such as the plan of a model.
+//! The stock arm `PlanRunner`: runs steps that are data, such as the plan of a model.
 //!
 //! ```
-//! use octollm_core::plan::{Plan, RunPlan};
+//! use octollm_core::plan::{PlanRunner, Plan};
 //!
-//! let plan: RunPlan = serde_json::from_str(
+//! let plan: Plan = serde_json::from_str(
 //!     r#"{ "steps": [
 //!         { "id": "list",  "contract": "crate.list_sources", "input": { "path": "." } },
 //!         { "id": "judge", "contract": "code.judge",
@@ -12,7 +12,7 @@
 //!         { "id": "join",  "contract": "report.join", "input": { "reports": { "$output": "judge" } } } ] }"#,
 //! )?;
 //! // Nobody serves these contracts here, and so the plan is refused before the first call.
-//! let refused = Plan::new().check(&plan, &[]).unwrap_err();
+//! let refused = PlanRunner::new().check(&plan, &[]).unwrap_err();
 //! assert_eq!(refused.iter().next().unwrap().path, "steps[0].contract");
 //! # Ok::<(), serde_json::Error>(())
 //! ```
@@ -58,7 +58,7 @@ use crate::{
 /// The contract `plan.run`: runs a plan and answers what its steps answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RunPlan {
+pub struct Plan {
     /// The steps, in any order: what a step needs decides when it runs.
     pub steps: Vec<PlanStep>,
 }
@@ -97,7 +97,7 @@ fn exact_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Va
     exact(deserializer).map(|value| Some(value).filter(|value| !value.is_null()))
 }
 
-impl RunPlan {
+impl Plan {
     /// A plan of these steps.
     pub fn new(steps: impl IntoIterator<Item = PlanStep>) -> Self {
         Self { steps: steps.into_iter().collect() }
@@ -105,7 +105,7 @@ impl RunPlan {
 }
 
 /// Reads a plan from JSON.
-impl FromStr for RunPlan {
+impl FromStr for Plan {
     type Err = serde_json::Error;
 
     fn from_str(json: &str) -> Result<Self, Self::Err> {
@@ -153,7 +153,7 @@ impl PlanOutput {
     }
 }
 
-impl TaskContract for RunPlan {
+impl TaskContract for Plan {
     type Output = PlanOutput;
     type Chunk = NoChunk;
     const SPEC: ContractSpec = ContractSpec::new("plan.run", "/plan", "plan:run")
@@ -168,12 +168,12 @@ impl TaskContract for RunPlan {
 /// the plan; calls that still run are given up. Under a brain each call is journaled by the id of its step, `judge`
 /// or `judge[3]`, so that a plan that is taken up again goes on where it was.
 #[derive(Debug, Clone, Default)]
-pub struct Plan {
+pub struct PlanRunner {
     config: PlanConfig,
     specs: HashMap<ContractRef, Spec>,
 }
 
-/// The limits of a [`Plan`].
+/// The limits of a [`PlanRunner`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanConfig {
     /// How many calls of one plan run at a time, over all its steps.
@@ -196,7 +196,7 @@ pub struct InvalidPlanConfig {
     setting: &'static str,
 }
 
-impl Plan {
+impl PlanRunner {
     /// With the default limits.
     pub fn new() -> Self {
         Self::default()
@@ -240,7 +240,7 @@ impl Plan {
     /// Every fault, with paths such as `steps[2].input.file`: an empty or too long plan, ids that are malformed or
     /// taken, references to steps that are not there or that go in a circle, `$item` without `each`, malformed
     /// pointers, contracts that nobody offers, and fields that a contract requires and the input lacks.
-    pub fn check(&self, plan: &RunPlan, cards: &[ArmCard]) -> Result<(), Violations> {
+    pub fn check(&self, plan: &Plan, cards: &[ArmCard]) -> Result<(), Violations> {
         check::check(plan, cards, self.config.max_steps).map(drop)
     }
 
@@ -256,7 +256,7 @@ impl Plan {
     ///
     /// [`ErrorKind::ValidationFailed`]: crate::error::ErrorKind::ValidationFailed
     /// [`ErrorKind::BadResponse`]: crate::error::ErrorKind::BadResponse
-    pub async fn run(&self, plan: &RunPlan, cx: &Context) -> Result<PlanOutput, ArmError> {
+    pub async fn run(&self, plan: &Plan, cx: &Context) -> Result<PlanOutput, ArmError> {
         let cards = cx.cards().await;
         let checked = check::check(plan, &cards, self.config.max_steps).map_err(Failure::invalid)?;
         run::run(checked, &self.specs, self.config.calls_at_once, cx).await
@@ -264,8 +264,8 @@ impl Plan {
 }
 
 #[async_trait]
-impl Arm<RunPlan> for Plan {
-    async fn execute(&self, plan: RunPlan, cx: &Context) -> Result<PlanOutput, ArmError> {
+impl Arm<Plan> for PlanRunner {
+    async fn execute(&self, plan: Plan, cx: &Context) -> Result<PlanOutput, ArmError> {
         self.run(&plan, cx).await
     }
 }

@@ -91,7 +91,7 @@ impl<'a> Run<'a> {
     }
 
     fn tell(&self) {
-        self.cx.steps(self.done.count() as u64, self.plan.steps.len() as u64);
+        self.cx.progress_steps(self.done.count() as u64, self.plan.steps.len() as u64);
     }
 
     /// Queues the calls of all steps that may run now. A step for each of no items is done at once, and others may

@@ -15,9 +15,9 @@ use crate::{
     card::ArmCard,
     context::ContextParts,
     contract::ContractCard,
-    dispatcher::{Dispatcher, Surroundings},
+    dispatcher::{Dispatcher, Execution},
     error::{CallError, ErrorKind},
-    transport::{Call, NoArms, Reply, Transport, Trip},
+    transport::{Call, NoArms, Reply, ServedBy, Transport},
     update::{Phase, Update, UpdateSink},
 };
 
@@ -54,7 +54,7 @@ impl Transport for Script {
             return Err(CallError::new(call.contract, failure));
         }
         let output = input.get("say").unwrap_or(&input).to_string();
-        Ok(Reply::new(output.into(), Trip::new("script", "here")))
+        Ok(Reply::new(output.into(), ServedBy::new("script", "here")))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -71,14 +71,14 @@ impl Transport for Script {
     }
 }
 
-fn steps(steps: Value) -> RunPlan {
+fn steps(steps: Value) -> Plan {
     serde_json::from_value(json!({ "steps": steps })).unwrap()
 }
 
 async fn run(plan: Value) -> (Result<PlanOutput, ArmError>, Arc<Script>) {
     let script = Arc::new(Script::default());
     let cx = Context::root(script.clone());
-    (Plan::new().run(&steps(plan), &cx).await, script)
+    (PlanRunner::new().run(&steps(plan), &cx).await, script)
 }
 
 /// The faults of a plan, each as `path: message`.
@@ -148,13 +148,13 @@ async fn every_fault_is_told_before_the_first_call() {
 fn limits_are_kept_and_must_make_sense() {
     let config = PlanConfig { max_steps: 1, ..PlanConfig::default() };
     let step = |id| json!({ "id": id, "contract": "test.any" });
-    let faults = Plan::with_config(config).unwrap().check(&steps(json!([step("a"), step("b")])), &[]);
+    let faults = PlanRunner::with_config(config).unwrap().check(&steps(json!([step("a"), step("b")])), &[]);
     assert_eq!(faults.unwrap_err().to_string(), "steps: has 2 steps, and 1 is the most");
     for config in [
         PlanConfig { max_steps: 0, ..PlanConfig::default() },
         PlanConfig { calls_at_once: 0, ..PlanConfig::default() },
     ] {
-        assert!(Plan::with_config(config).is_err());
+        assert!(PlanRunner::with_config(config).is_err());
     }
 }
 
@@ -211,7 +211,7 @@ async fn independent_calls_run_together_up_to_the_bound() {
         let config = PlanConfig { calls_at_once: bound, ..PlanConfig::default() };
         let started = Instant::now();
         let cx = Context::root(script.clone());
-        Plan::with_config(config).unwrap().run(&plan, &cx).await.unwrap();
+        PlanRunner::with_config(config).unwrap().run(&plan, &cx).await.unwrap();
         assert_eq!(started.elapsed(), Duration::from_millis(takes));
         assert_eq!(script.most.load(Ordering::Relaxed), bound.min(10));
     }
@@ -228,13 +228,13 @@ async fn progress_is_told() {
     }
 
     let mut dispatcher = Dispatcher::new("plan");
-    dispatcher.serve::<RunPlan>(Plan::new());
+    dispatcher.serve::<Plan>(PlanRunner::new());
     let told = Arc::new(Told::default());
-    let mut around = Surroundings::new(ContextParts::new(), Arc::new(Script::default()));
+    let mut around = Execution::new(ContextParts::new(), Arc::new(Script::default()));
     around.updates = Some(told.clone());
     let plan = json!({ "steps": [
         { "id": "a", "contract": "test.any" }, { "id": "b", "contract": "test.any", "after": ["a"] } ] });
-    let route = dispatcher.find(&RunPlan::SPEC.reference()).unwrap();
+    let route = dispatcher.find(&Plan::SPEC.reference()).unwrap();
     let outcome = route.execute(plan.to_string().as_bytes(), around).await;
     let output: PlanOutput = serde_json::from_slice(&outcome.result.unwrap()).unwrap();
     assert_eq!(output.ran, ["a", "b"]);
@@ -246,7 +246,7 @@ async fn progress_is_told() {
 #[tokio::test]
 async fn a_plan_is_refused_where_there_are_no_arms() {
     let plan = steps(json!([{ "id": "a", "contract": "test.any" }]));
-    let error = Plan::new().run(&plan, &Context::root(Arc::new(NoArms))).await.unwrap_err();
+    let error = PlanRunner::new().run(&plan, &Context::root(Arc::new(NoArms))).await.unwrap_err();
     assert_eq!(error.to_string(), "steps[0].contract: test.any is not offered; offered: nothing");
 }
 
@@ -257,7 +257,7 @@ proptest! {
         needs in prop::collection::vec((prop::collection::vec(any::<prop::sample::Index>(), 0..3), 0_u64..50), 1..20),
         bound in 1_usize..6,
     ) {
-        let plan = RunPlan::new(needs.iter().enumerate().map(|(position, (needs, ms))| {
+        let plan = Plan::new(needs.iter().enumerate().map(|(position, (needs, ms))| {
             let earlier: Vec<_> = needs.iter().filter(|_| position > 0).map(|need| need.index(position)).collect();
             let after: Vec<_> = earlier.iter().map(|step| json!({ "$output": format!("s{step}"), "pointer": "/at" })).collect();
             PlanStep::new(
@@ -270,7 +270,7 @@ proptest! {
         let script = Arc::new(Script::default());
         let config = PlanConfig { calls_at_once: bound, ..PlanConfig::default() };
         let cx = Context::root(script.clone());
-        let output = runtime.block_on(Plan::with_config(config).unwrap().run(&plan, &cx)).unwrap();
+        let output = runtime.block_on(PlanRunner::with_config(config).unwrap().run(&plan, &cx)).unwrap();
         prop_assert_eq!(output.outputs.len(), needs.len());
         prop_assert!(script.most.load(Ordering::Relaxed) <= bound);
         let called = script.called.lock().unwrap();
@@ -287,7 +287,7 @@ proptest! {
 fn an_integer_that_a_plan_would_round_is_refused_where_the_plan_is_read() {
     let plan = |step: &str| {
         let text = format!(r#"{{"steps":[{{"id":"a","contract":"test.a",{step}}}]}}"#);
-        crate::json::read_input::<RunPlan>(text.as_bytes()).map_err(|failure| failure.to_string())
+        crate::json::read_input::<Plan>(text.as_bytes()).map_err(|failure| failure.to_string())
     };
     for step in [r#""input":{"n":18446744073709551616}"#, r#""each":[1,-9223372036854775809]"#] {
         let refused = plan(step).unwrap_err();

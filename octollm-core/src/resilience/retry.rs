@@ -174,7 +174,7 @@ impl Attempts {
 
     fn answered(&self, mut reply: Reply) -> Reply {
         reply.usage = self.used.plus(reply.usage);
-        reply.trip.attempts = reply.trip.attempts.saturating_add(self.sent);
+        reply.served_by.attempts = reply.served_by.attempts.saturating_add(self.sent);
         reply
     }
 

@@ -9,7 +9,7 @@ use crate::{
     error::Failure,
     id::StepKey,
     json::RawJson,
-    transport::Trip,
+    transport::ServedBy,
     update::Handle,
 };
 
@@ -33,7 +33,7 @@ pub struct JournalEntry {
     /// What is known of its end.
     pub recorded: Recorded,
     /// The arm that answered, where, and at which attempt.
-    pub trip: Trip,
+    pub served_by: ServedBy,
     /// What it used, with all that the arm called.
     pub usage: Usage,
     /// What the task had left when the call was made.

@@ -14,14 +14,16 @@ use octollm_core::{
     card::ArmCard,
     clock::Clock,
     contract::Keys,
-    dispatcher::{Dispatcher, Surroundings},
+    dispatcher::{Dispatcher, Execution},
     error::{ArmError, CallError, ErrorKind},
     id::StepKey,
     orchestrator::Orchestrator,
     resilience::RetryLayer,
     store::{MemoryStore, TaskFilter, TaskStore},
     task::{Submission, Task, TaskRecord, TaskStatus},
-    transport::{Call, IdempotencyKey, NoArms, Reply, ServiceTransport, Transport, TransportService, Trip},
+    transport::{
+        Call, IdempotencyKey, NoArms, Reply, ServedBy, ServiceTransport, Transport, TransportService,
+    },
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -159,10 +161,10 @@ impl Transport for Bookkeeping {
             self.booked.lock().unwrap().push(key.clone());
         }
         let route = self.ledger.find(&contract).unwrap();
-        let outcome = route.execute(&call.input, Surroundings::new(call.parts, Arc::new(NoArms))).await;
+        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(NoArms))).await;
         match outcome.result {
             Ok(output) => {
-                let reply = Reply::new(output, Trip::new("ledger", "in-process/ledger"));
+                let reply = Reply::new(output, ServedBy::new("ledger", "in-process/ledger"));
                 self.answers.lock().unwrap().extend(key.map(|key| (key, reply.clone())));
                 Ok(reply)
             }

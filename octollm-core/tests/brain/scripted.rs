@@ -20,7 +20,7 @@ use octollm_core::{
     orchestrator::Orchestrator,
     store::MemoryStore,
     task::Task,
-    transport::{Call, Reply, Transport, Trip},
+    transport::{Call, Reply, ServedBy, Transport},
     update::Handle,
 };
 use octollm_macros::TaskContract;
@@ -102,7 +102,7 @@ impl Transport for Scripted {
         self.0.calls.lock().unwrap().push(call.clone());
         let does = (self.0.script.lock().unwrap())(&call);
         let reply = |text: &'static str| {
-            Ok(Reply::new(Bytes::from_static(text.as_bytes()), Trip::new("arm", "here")))
+            Ok(Reply::new(Bytes::from_static(text.as_bytes()), ServedBy::new("arm", "here")))
         };
         match does {
             Does::Answers(text) => reply(text),

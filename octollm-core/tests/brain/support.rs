@@ -8,13 +8,13 @@ use octollm_core::{
     brain::Brain,
     card::ArmCard,
     clock::Clock,
-    dispatcher::{Dispatcher, Surroundings},
+    dispatcher::{Dispatcher, Execution},
     error::{ArmError, CallError, ErrorKind, Failure},
     id::TaskId,
     orchestrator::{Orchestrator, finished},
     store::MemoryStore,
     task::{Submission, Task, TaskRequest},
-    transport::{Call, NoArms, Reply, Transport, Trip},
+    transport::{Call, NoArms, Reply, ServedBy, Transport},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -118,10 +118,10 @@ impl Transport for Local {
             .arm
             .find(&call.contract)
             .map_err(|failure| CallError::new(call.contract.clone(), failure))?;
-        let outcome = route.execute(&call.input, Surroundings::new(call.parts, Arc::new(NoArms))).await;
-        let trip = Trip::new("adder", "in-process");
+        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(NoArms))).await;
+        let served_by = ServedBy::new("adder", "in-process");
         match outcome.result {
-            Ok(output) => Ok(Reply::new(output, trip).with_usage(outcome.usage)),
+            Ok(output) => Ok(Reply::new(output, served_by).with_usage(outcome.usage)),
             Err(error) => Err(CallError::new(call.contract, error.into_failure())
                 .with_arm("adder")
                 .with_usage(outcome.usage)),
@@ -140,9 +140,9 @@ pub(crate) struct Computer;
 impl Arm<Compute> for Computer {
     async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
         let number = cx.call(Increment { number: task.number }).await?;
-        cx.steps(1, 3);
+        cx.progress_steps(1, 3);
         let number = cx.call(Double { number }).await?;
-        cx.steps(2, 3);
+        cx.progress_steps(2, 3);
         Ok(cx.call(Increment { number }).await?)
     }
 }

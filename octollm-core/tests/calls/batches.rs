@@ -14,7 +14,7 @@ use octollm_core::{
     error::{ArmError, ErrorKind},
     mesh::{Fault, Mesh},
     orchestrator::finished,
-    plan::{Plan, RunPlan},
+    plan::{Plan, PlanRunner},
     task::{TaskRequest, TaskResult, TaskStatus},
     transport::{Call, CallService, StepKey},
 };
@@ -106,8 +106,8 @@ async fn every_call_of_a_batch_or_a_plan_names_the_first_one() {
     cx.call_all((0..2).map(measure)).await.unwrap();
     cx.call_all((0..2).map(measure)).named("n").await.unwrap();
     let step = |id: &str| json!({ "id": id, "contract": "work.charge", "input": { "number": 1 } });
-    let plan: RunPlan = serde_json::from_value(json!({ "steps": [step("p"), step("q")] })).unwrap();
-    Plan::new().run(&plan, &cx).await.unwrap();
+    let plan: Plan = serde_json::from_value(json!({ "steps": [step("p"), step("q")] })).unwrap();
+    PlanRunner::new().run(&plan, &cx).await.unwrap();
     let seen: Vec<_> = SEEN
         .lock()
         .unwrap()
@@ -146,14 +146,14 @@ async fn a_retry_is_for_each_call_of_a_batch_and_stays_within_the_budget() {
 #[tokio::test(start_paused = true)]
 async fn a_plan_shares_its_budget_and_so_do_the_batches_below_it() {
     let mesh = mesh().await;
-    let plan: RunPlan = serde_json::from_value(json!({ "steps": [
+    let plan: Plan = serde_json::from_value(json!({ "steps": [
         { "id": "a", "contract": "work.batch", "input": { "times": 5 } },
         { "id": "b", "contract": "work.batch", "input": { "times": 5 } },
         { "id": "c", "contract": "work.measure", "input": { "number": 1, "ms": 0, "spends": "Nothing" } },
     ] }))
     .unwrap();
     let cx = limited(&mesh, Budget::tokens(900), None);
-    let output = Plan::new().run(&plan, &cx).await.unwrap();
+    let output = PlanRunner::new().run(&plan, &cx).await.unwrap();
     assert_eq!(output.outputs["a"], json!([60, 60, 60, 60, 60]));
     assert_eq!(output.outputs["b"], json!([60, 60, 60, 60, 60]));
     assert_eq!(output.outputs["c"]["tokens"], 300);
@@ -253,10 +253,9 @@ async fn what_all_calls_of_a_batch_or_a_plan_used_until_their_deadline_counts() 
     assert_eq!(late.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
     assert_eq!(cx.used(), Usage::tokens(14));
     let step = |id: &str| json!({ "id": id, "contract": "work.charge", "input": { "number": 1 } });
-    let plan: RunPlan =
-        serde_json::from_value(json!({ "steps": [step("a"), step("b"), step("c")] })).unwrap();
+    let plan: Plan = serde_json::from_value(json!({ "steps": [step("a"), step("b"), step("c")] })).unwrap();
     let cx = limited(&mesh, Budget::UNLIMITED, Some(ms(100)));
-    let late = Plan::new().run(&plan, &cx).await.unwrap_err();
+    let late = PlanRunner::new().run(&plan, &cx).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::DeadlineExceeded);
     assert_eq!(cx.used(), Usage::tokens(21));
     assert_eq!(mesh.calls().count(), 5, "what was not sent is refused");

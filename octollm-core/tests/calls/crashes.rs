@@ -9,7 +9,7 @@ use octollm_core::{
     error::{ArmError, ErrorKind},
     mesh::Fault,
     orchestrator::finished,
-    plan::{Plan, RunPlan},
+    plan::{Plan, PlanRunner},
     task::{TaskRequest, TaskResult, TaskStatus},
 };
 use serde_json::{Value, json};
@@ -30,14 +30,16 @@ impl Arm<TaskRequest> for Everything {
             narrow.call_all((0..9).map(spending)).budget(Budget::tokens(60)).at_once(3).retry(1).each();
         let fed = narrow.call_all((10..14).map(spending)).named("fed").at_once(2).retry(1);
         let (starved, fed) = tokio::join!(starved, fed);
-        let plan: RunPlan = serde_json::from_value(json!({ "steps": [
+        let plan: Plan = serde_json::from_value(json!({ "steps": [
             { "id": "all", "contract": "work.measure", "each": [20, 21, 22],
               "input": { "number": { "$item": "" }, "ms": 80, "spends": "Nothing" } },
             { "id": "last", "contract": "work.measure", "input": { "number": { "$output": "all", "pointer": "/2/number" },
               "ms": 50, "spends": "Nothing" } },
         ] }))?;
-        let plan =
-            Plan::new().contract::<Measure>().run(&plan, &narrow.with_budget(Budget::tokens(50))).await?;
+        let plan = PlanRunner::new()
+            .contract::<Measure>()
+            .run(&plan, &narrow.with_budget(Budget::tokens(50)))
+            .await?;
         let named = cx.call(measure(30).taking(60)).named("named").await?;
         let late = cx
             .call_all((40..44).map(|number| measure(number).taking(120)))

@@ -15,7 +15,7 @@ use octollm_core::{
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     mesh::{Fault, Mesh},
-    plan::{Plan, PlanStep, RunPlan},
+    plan::{Plan, PlanRunner, PlanStep},
     task::{TaskRequest, TaskResult, TaskStatus},
     transport::StepKey,
     update::{Update, UpdateSink},
@@ -258,10 +258,9 @@ async fn a_number_that_json_values_would_round_is_whole_or_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_plan_hands_no_rounded_number_on() {
     let arm = arm_fn(|_: Huge, _| async { Ok(u128::MAX) });
-    let mesh = Mesh::builder().arm("huge", arm).brain(Plan::new()).start().await;
+    let mesh = Mesh::builder().arm("huge", arm).brain(PlanRunner::new()).start().await;
     let step = |id: &str, input: Value| PlanStep::new(id, "number.huge".parse().unwrap(), input);
-    let plan =
-        RunPlan::new([step("big", json!({})), step("next", json!({ "number": { "$output": "big" } }))]);
+    let plan = Plan::new([step("big", json!({})), step("next", json!({ "number": { "$output": "big" } }))]);
     let task = mesh.submit(plan).await.unwrap();
     let task =
         octollm_core::orchestrator::finished(&mesh.brain(), &task.task_id, &mesh.context()).await.unwrap();

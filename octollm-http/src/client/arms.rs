@@ -23,7 +23,7 @@ use super::{directory::Directory, stack::Calling, stack::Carrier};
 /// # use octollm_http::client::Arms;
 /// # fn main() -> Result<(), octollm_http::client::ConfigError> {
 /// let arms = Arms::from_env()?; // OCTOLLM_ARM_JUDGE=http://judge-arm:8103
-/// let same = Arms::builder().arm("judge", "http://judge-arm:8103").build()?;
+/// let same = Arms::builder().endpoint("judge", "http://judge-arm:8103").build()?;
 /// # Ok(()) }
 /// ```
 ///

@@ -111,7 +111,7 @@ impl ArmsBuilder {
 
     /// Adds an arm that serves `C` by its usual path, and is not asked: for services that know nothing of octollm.
     /// One that serves several contracts is added once for each, with the same URLs.
-    pub fn arm_serving<C: TaskContract>(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
+    pub fn endpoint_serving<C: TaskContract>(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
         // Its schemas are what it makes of them.
         let mut card = ContractCard::of::<C>();
         card.fingerprint = String::new();

@@ -14,7 +14,7 @@ use octollm_core::{
     deadline::{Deadline, DeadlinePassed},
     error::{CallError, ErrorKind, Failure},
     resilience::RetryLayer,
-    transport::{Call, CallService, Reply, Trip},
+    transport::{Call, CallService, Reply, ServedBy},
 };
 use tower::{BoxError, Layer, Service, ServiceExt};
 
@@ -189,7 +189,7 @@ impl Sites {
             let Some(offer) = route.offer(turn, step, &call.avoid) else { continue };
             match self.at(offer, call).await {
                 Ok(mut reply) => {
-                    reply.trip.attempts = reply.trip.attempts.saturating_add(failovers);
+                    reply.served_by.attempts = reply.served_by.attempts.saturating_add(failovers);
                     return Ok(reply);
                 }
                 Err(error) => {
@@ -256,8 +256,8 @@ impl Site {
         });
         match output {
             Ok(output) => {
-                let trip = Trip::new(Arc::clone(&self.arm), self.endpoint.shared());
-                Ok(Reply::new(output, trip).with_usage(usage))
+                let served_by = ServedBy::new(Arc::clone(&self.arm), self.endpoint.shared());
+                Ok(Reply::new(output, served_by).with_usage(usage))
             }
             Err(mut failure) => {
                 if let Some(drift) = drift {

@@ -11,7 +11,7 @@ use super::{
     contracts::{Contract, Execute},
     error::ServeError,
     openapi::Document,
-    probes::{ArmCapabilities, Health, Ready, Vitals, Written},
+    probes::{ArmCapabilities, Health, HealthState, Ready, Written},
     reply::ErrorForm,
     routes::RouteTable,
     screening::{Preprocess, Screen, ScreenedSubmit},
@@ -22,7 +22,7 @@ use super::{
 pub(crate) struct Parts {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) health: Arc<HealthState>,
     pub(crate) screen: Option<Arc<dyn Reflex>>,
     pub(crate) orchestrator: Option<Arc<dyn Orchestrator>>,
     pub(crate) errors: ErrorForm,
@@ -33,11 +33,11 @@ impl Parts {
     /// needs another.
     pub(crate) fn routes(self) -> Result<RouteTable, ServeError> {
         let mut table = RouteTable::default();
-        let (dispatcher, vitals) = (&self.dispatcher, &self.vitals);
+        let (dispatcher, health) = (&self.dispatcher, &self.health);
         let card = dispatcher.card();
-        let (vitals, version) = (vitals.clone(), card.version.clone());
-        table.add(Method::GET, "/health", Health { vitals: vitals.clone(), version })?;
-        table.add(Method::GET, "/ready", Ready { vitals: vitals.clone() })?;
+        let (health, version) = (health.clone(), card.version.clone());
+        table.add(Method::GET, "/health", Health { health: health.clone(), version })?;
+        table.add(Method::GET, "/ready", Ready { health: health.clone() })?;
         let mut document = Document::of(card);
         if self.errors == ErrorForm::Nested {
             document = document.with_nested_errors();
@@ -60,7 +60,7 @@ impl Parts {
     }
 
     fn tasks(&self, table: &mut RouteTable) -> Result<(), ServeError> {
-        let own = ArmCapabilities { dispatcher: self.dispatcher.clone(), vitals: self.vitals.clone() };
+        let own = ArmCapabilities { dispatcher: self.dispatcher.clone(), health: self.health.clone() };
         let screen = self.screen.clone().map(|reflex| Screen { reflex, transport: self.transport.clone() });
         if let Some(screen) = &screen {
             table.add(Method::POST, "/preprocess", Preprocess(screen.clone()))?;

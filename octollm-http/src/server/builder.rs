@@ -23,7 +23,7 @@ use super::{
     error::ServeError,
     identity::{Authenticate, Identity},
     listen::BoundServer,
-    probes::{Check, Vitals},
+    probes::{Check, HealthState},
     reply::ErrorForm,
     routes::RouteService,
     service::HttpService,
@@ -249,12 +249,12 @@ impl Server {
         if let Some(address) = beyond {
             self.guarded(|| address.to_string())?;
         }
-        let (service, vitals) = self.build()?;
+        let (service, health) = self.build()?;
         let acceptor = TcpAcceptor::bind(&*addresses).await.map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             ServeError::Listen { address: named.join(", "), source }
         })?;
-        Ok(BoundServer::new(acceptor, service, vitals))
+        Ok(BoundServer::new(acceptor, service, health))
     }
 
     /// Takes connections from an acceptor of any kind, and serves nothing yet.
@@ -265,8 +265,8 @@ impl Server {
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;
         }
-        let (service, vitals) = self.build()?;
-        Ok(BoundServer::new(acceptor, service, vitals))
+        let (service, health) = self.build()?;
+        Ok(BoundServer::new(acceptor, service, health))
     }
 
     /// The server as a tower service, to mount into a server that exists already. Limits on connections are then that
@@ -286,16 +286,16 @@ impl Server {
         }
     }
 
-    fn build(self) -> Result<(HttpService, Arc<Vitals>), ServeError> {
+    fn build(self) -> Result<(HttpService, Arc<HealthState>), ServeError> {
         self.config.check()?;
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone().into());
         }
-        let vitals = Arc::new(Vitals::new(self.checks, self.config.check_timeout));
+        let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
         let parts = Parts {
             dispatcher: Arc::new(self.dispatcher),
             transport: self.transport,
-            vitals: vitals.clone(),
+            health: health.clone(),
             screen: self.reflex,
             orchestrator: self.orchestrator,
             errors: self.errors,
@@ -307,7 +307,7 @@ impl Server {
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
         let service = HttpService::new(table, self.config, identity, self.errors);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok((service, vitals))
+        Ok((service, health))
     }
 }
 

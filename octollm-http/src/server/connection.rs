@@ -29,7 +29,7 @@ use super::{
     config::ServerConfig,
     head::Arrival,
     limited::{Limited, Protocol, State, Times},
-    probes::Vitals,
+    probes::HealthState,
     service::HttpService,
     streams::{Stream, Streams},
 };
@@ -38,7 +38,7 @@ use crate::io::{Io, Peer};
 /// Serves connections, each by itself.
 pub(crate) struct Connections {
     service: HttpService,
-    vitals: Arc<Vitals>,
+    health: Arc<HealthState>,
     http1: http1::Builder,
     times: Times,
 }
@@ -52,7 +52,7 @@ const USUAL_HEADERS: usize = 100;
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 impl Connections {
-    pub(crate) fn new(service: HttpService, vitals: Arc<Vitals>) -> Self {
+    pub(crate) fn new(service: HttpService, health: Arc<HealthState>) -> Self {
         let config = service.config();
         let mut http1 = http1::Builder::new();
         // The time limit on heads is checked below hyper, whose own would be the limit on idle connections as well.
@@ -61,7 +61,7 @@ impl Connections {
             http1.max_headers(config.max_headers);
         }
         let times = Times::of(config);
-        Self { service, vitals, http1, times }
+        Self { service, health, http1, times }
     }
 
     fn http2(&self, streams: Streams) -> http2::Builder<Streams> {
@@ -121,9 +121,9 @@ impl Connections {
         state: Arc<State>,
         drain: CancellationToken,
     ) {
-        let (service, vitals, calls) = (self.service.clone(), self.vitals.clone(), state.clone());
+        let (service, health, calls) = (self.service.clone(), self.health.clone(), state.clone());
         let answer = service_fn(move |request| {
-            answer_http1(service.clone(), vitals.clone(), calls.clone(), peer, request)
+            answer_http1(service.clone(), health.clone(), calls.clone(), peer, request)
         });
         let connection = self.http1.serve_connection(TokioIo::new(io), answer).with_upgrades();
         finish(connection, UpgradeableConnection::graceful_shutdown, drain, ON_ITS_WAY).await;
@@ -176,7 +176,7 @@ async fn finish<C>(
 
 async fn answer_http1(
     service: HttpService,
-    vitals: Arc<Vitals>,
+    health: Arc<HealthState>,
     state: Arc<State>,
     peer: Peer,
     request: Request<Incoming>,
@@ -187,7 +187,7 @@ async fn answer_http1(
     let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS || (tunnel && status.is_success()) {
         state.upgrade();
-    } else if vitals.is_draining() {
+    } else if health.is_draining() {
         // A connection that is closed under its caller may lose the next request, so the answer before says it.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use octollm_core::{
     contract::ContractRef,
-    dispatcher::{Dispatcher, Route, Surroundings},
+    dispatcher::{Dispatcher, Execution, Route},
     error::{ErrorKind, Failure},
     id::TaskId,
     json,
@@ -46,7 +46,7 @@ impl Endpoint for Contract {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        let around = Surroundings::new(inbound.parts, self.transport.clone());
+        let around = Execution::new(inbound.parts, self.transport.clone());
         let outcome = self.route()?.execute(&inbound.body, around).await;
         match outcome.result {
             Ok(output) => Ok(Reply::written(output).usage(outcome.usage)),
@@ -100,7 +100,7 @@ impl Endpoint for Execute {
         let route = found.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
 
         let (timestamp, begun) = (Timestamp::now(), Instant::now());
-        let around = Surroundings::new(parts, self.transport.clone());
+        let around = Execution::new(parts, self.transport.clone());
         let outcome = route.execute(envelope.input.get().as_bytes(), around).await;
         let output = match outcome.result {
             Ok(output) => output,

@@ -18,14 +18,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{connection::Connections, probes::Vitals, service::HttpService};
+use super::{connection::Connections, probes::HealthState, service::HttpService};
 use crate::io::{Acceptor, TcpAcceptor};
 
 /// A server that listens, on TCP by default. Awaiting it serves, as [`run`](Self::run) does.
 pub struct BoundServer<A = TcpAcceptor> {
     acceptor: A,
     service: HttpService,
-    vitals: Arc<Vitals>,
+    health: Arc<HealthState>,
 }
 
 /// After a failed accept, such as one for lack of file descriptors.
@@ -44,8 +44,8 @@ impl BoundServer {
 }
 
 impl<A: Acceptor> BoundServer<A> {
-    pub(crate) fn new(acceptor: A, service: HttpService, vitals: Arc<Vitals>) -> Self {
-        Self { acceptor, service, vitals }
+    pub(crate) fn new(acceptor: A, service: HttpService, health: Arc<HealthState>) -> Self {
+        Self { acceptor, service, health }
     }
 
     /// Serves for ever.
@@ -63,14 +63,14 @@ impl<A: Acceptor> BoundServer<A> {
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until_signal(self) {
-        let (vitals, notice) = (self.vitals.clone(), self.service.config().drain_notice);
+        let (health, notice) = (self.health.clone(), self.service.config().drain_notice);
         let ending = CancellationToken::new();
         let begun = ending.clone();
         let serving = self.run_until(async move {
             let signal = first_signal().await;
             begun.cancel();
             if signal == Signal::Terminate {
-                vitals.drain();
+                health.drain();
                 sleep(notice).await;
             }
         });
@@ -88,10 +88,10 @@ impl<A: Acceptor> BoundServer<A> {
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
-        let Self { acceptor, service, vitals } = self;
+        let Self { acceptor, service, health } = self;
         let (limit, grace) = (service.config().max_connections, service.config().drain_grace);
         let drain = CancellationToken::new();
-        let connections = Arc::new(Connections::new(service, vitals.clone()));
+        let connections = Arc::new(Connections::new(service, health.clone()));
         let mut incoming = Incoming { acceptor, places: Arc::new(Semaphore::new(limit)) };
         let mut running = JoinSet::new();
         let serve = |(opening, place): (A::Opening, Place)| {
@@ -112,7 +112,7 @@ impl<A: Acceptor> BoundServer<A> {
             }
             while running.try_join_next().is_some() {}
         }
-        vitals.drain();
+        health.drain();
         // Who has connected by now has sent a request, or is about to.
         while let Some(accepted) = unconstrained(incoming.next()).now_or_never() {
             running.spawn(serve(accepted));

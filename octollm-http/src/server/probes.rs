@@ -33,7 +33,7 @@ use super::{
 
 /// `GET /health`: the process lives.
 pub(crate) struct Health {
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) health: Arc<HealthState>,
     pub(crate) version: String,
 }
 
@@ -51,14 +51,14 @@ impl Endpoint for Health {
     }
 
     async fn call(&self, _: Inbound<'_>) -> Result<Reply, Refusal> {
-        let uptime_seconds = self.vitals.uptime().as_secs();
+        let uptime_seconds = self.health.uptime().as_secs();
         Reply::json(&HealthBody { status: ArmStatus::Healthy, version: &self.version, uptime_seconds })
     }
 }
 
 /// `GET /ready`: work may be sent here.
 pub(crate) struct Ready {
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) health: Arc<HealthState>,
 }
 
 #[derive(Serialize)]
@@ -75,8 +75,8 @@ impl Endpoint for Ready {
     }
 
     async fn call(&self, _: Inbound<'_>) -> Result<Reply, Refusal> {
-        let checks = self.vitals.run_checks().await;
-        let ready = !self.vitals.is_draining() && checks.values().all(|passed| *passed);
+        let checks = self.health.run_checks().await;
+        let ready = !self.health.is_draining() && checks.values().all(|passed| *passed);
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         Ok(Reply::json(&ReadyBody { ready, checks, timestamp: Timestamp::now() })?.status(status))
     }
@@ -86,7 +86,7 @@ impl Endpoint for Ready {
 #[derive(Clone)]
 pub(crate) struct ArmCapabilities {
     pub(crate) dispatcher: Arc<Dispatcher>,
-    pub(crate) vitals: Arc<Vitals>,
+    pub(crate) health: Arc<HealthState>,
 }
 
 #[async_trait]
@@ -108,7 +108,7 @@ impl ArmCapabilities {
         if card.endpoint.is_none() && inbound.arrival != Arrival::Mounted {
             card.endpoint = asked_at(inbound.head).map(|authority| format!("http://{authority}"));
         }
-        if self.vitals.is_draining() {
+        if self.health.is_draining() {
             card.status = ArmStatus::Unavailable;
         }
         card
@@ -161,14 +161,14 @@ impl fmt::Debug for Check {
 
 /// How a server is: how long it runs, whether it goes down, and what it depends on.
 #[derive(Debug)]
-pub(crate) struct Vitals {
+pub(crate) struct HealthState {
     started: Instant,
     draining: AtomicBool,
     checks: Vec<Check>,
     check_timeout: Duration,
 }
 
-impl Vitals {
+impl HealthState {
     pub(crate) fn new(checks: Vec<Check>, check_timeout: Duration) -> Self {
         Self { started: Instant::now(), draining: AtomicBool::new(false), checks, check_timeout }
     }

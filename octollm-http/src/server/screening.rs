@@ -10,7 +10,7 @@ use octollm_core::{
     json,
     orchestrator::Orchestrator,
     parts::ContextParts,
-    reflex::{Reaction, Reflex, Stimulus, screen, screen_submission},
+    reflex::{Reaction, Reflex, ReflexInput, screen, screen_submission},
     task::{Origin, Submission, TaskRecord, TaskResult},
     transport::Transport,
 };
@@ -86,7 +86,7 @@ impl Endpoint for Preprocess {
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
         let body: PreprocessBody = json::read_input(&inbound.body)?;
-        let mut stimulus = Stimulus::new(body.input_text);
+        let mut stimulus = ReflexInput::new(body.input_text);
         stimulus.check_cache = body.check_cache;
         stimulus.detect_pii = body.detect_pii;
         stimulus.detect_injection = body.detect_injection;

@@ -92,7 +92,7 @@ async fn what_was_used_up_comes_back() {
 async fn an_arm_may_be_mounted_below_a_path_and_serve_without_a_card() {
     let peer = Peer::start(|_| async { Answer::verdict() }).await;
     let url = format!("{}/arms/judge/", peer.url);
-    let arms = arms().arm_serving::<Check>("judge", &url).build().unwrap();
+    let arms = arms().endpoint_serving::<Check>("judge", &url).build().unwrap();
     arms.call(check()).await.unwrap();
     assert_eq!(peer.calls()[0].path, "/arms/judge/validate");
     assert_eq!(peer.asked_for_card(), 0);
@@ -131,7 +131,7 @@ async fn a_layer_sees_every_request_and_may_change_it() {
         request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer abc"));
         request
     });
-    let arms = arms().arm("judge", &peer.url).request_layer(layer).build().unwrap();
+    let arms = arms().endpoint("judge", &peer.url).request_layer(layer).build().unwrap();
     arms.clone().call(check()).await.unwrap();
     arms.call(check()).await.unwrap();
     assert_eq!(seen.load(Ordering::Relaxed), 2);
@@ -147,7 +147,7 @@ async fn a_layers_own_error_reaches_the_caller() {
             Err::<http::Response<Bytes>, tower::BoxError>("out of order".into())
         })
     });
-    let arms = arms().arm_serving::<Check>("judge", &peer.url).request_layer(refuse).build().unwrap();
+    let arms = arms().endpoint_serving::<Check>("judge", &peer.url).request_layer(refuse).build().unwrap();
     let error = arms.call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.arm()), (ErrorKind::Internal, Some("judge")));
     assert_eq!(cause(&error), "out of order");
@@ -180,7 +180,7 @@ struct StoreNote {}
 #[tokio::test(start_paused = true)]
 async fn an_answer_without_content_is_the_output_of_a_contract_that_has_none() {
     let peer = Peer::start(|_| async { Answer::Raw(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()) }).await;
-    let arms = arms().arm_serving::<StoreNote>("notes", &peer.url).build().unwrap();
+    let arms = arms().endpoint_serving::<StoreNote>("notes", &peer.url).build().unwrap();
     arms.call(StoreNote {}).await.unwrap();
     arms.call(StoreNote {}).await.unwrap();
     assert_eq!(peer.accepted(), 1);
@@ -228,7 +228,7 @@ async fn calls_whose_usage_nobody_reports_are_unmetered() {
     let peer = Peer::arm(|_| async {
         Answer::Json(504, json!({ "status": 504, "code": "timeout", "retryable": true }))
     });
-    let arms = arms().arm_serving::<Idempotent>("judge", peer.await.url).build().unwrap();
+    let arms = arms().endpoint_serving::<Idempotent>("judge", peer.await.url).build().unwrap();
     let cx = arms.context();
     let error = cx.call(Idempotent {}).retry(2).await.unwrap_err();
     assert_eq!((error.attempts(), error.usage().unmetered, cx.used().unmetered), (3, 3, 3));

@@ -43,7 +43,8 @@ fn a_bad_variable_is_named_and_its_secrets_are_not() {
 
 #[test]
 fn a_builder_tells_its_mistakes_when_it_builds() {
-    let builder = Arms::builder().arm("judge", "http://a").arm_serving::<Check>("judge", "http://a");
+    let builder =
+        Arms::builder().endpoint("judge", "http://a").endpoint_serving::<Check>("judge", "http://a");
     assert!(matches!(builder.build(), Err(ConfigError::ArmTwice { .. })));
     let config = ClientConfig { max_connections: 0, ..ClientConfig::default() };
     assert!(matches!(Arms::builder().config(config).build(), Err(ConfigError::OutOfRange { .. })));

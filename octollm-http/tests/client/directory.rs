@@ -71,7 +71,7 @@ async fn what_is_not_offered_is_told_with_what_is() {
 #[tokio::test(start_paused = true)]
 async fn an_arm_out_of_reach_may_be_the_one() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
-    let arms = arms().arm("judge", &peer.url).arm("coder", nobody()).build().unwrap();
+    let arms = arms().endpoint("judge", &peer.url).endpoint("coder", nobody()).build().unwrap();
     arms.call(check()).await.unwrap();
     let error = arms.call(CheckTwo {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable);
@@ -86,7 +86,8 @@ async fn an_arm_out_of_reach_may_be_the_one() {
 async fn a_silent_arm_does_not_hold_up_the_others() {
     let silent = Peer::start(|_| async { Answer::Silence }).await;
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
-    let arms = arms().arm("coder", &silent.url).arm("judge", &peer.url).config(short()).build().unwrap();
+    let arms =
+        arms().endpoint("coder", &silent.url).endpoint("judge", &peer.url).config(short()).build().unwrap();
     let began = Instant::now();
     arms.call(check()).await.unwrap();
     assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
@@ -150,7 +151,7 @@ async fn a_route_that_moved_is_followed_once_its_card_says_where() {
 async fn an_arms_own_404_does_not_wait_for_the_other_arms() {
     let silent = Peer::start(|_| async { Answer::Silence }).await;
     let peer = Peer::arm(|_| async { Answer::Json(404, json!({ "detail": "no such document" })) }).await;
-    let arms = arms().arm("coder", &silent.url).arm("judge", &peer.url).build().unwrap();
+    let arms = arms().endpoint("coder", &silent.url).endpoint("judge", &peer.url).build().unwrap();
     let began = Instant::now();
     let error = arms.call(check()).await.unwrap_err();
     assert_eq!((error.kind(), &*error.failure().message), (ErrorKind::NotFound, "no such document"));
@@ -187,7 +188,7 @@ async fn a_url_that_is_silent_does_not_hide_the_next() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let config = octollm_http::client::ClientConfig { read_idle: Duration::from_secs(30), ..short() };
     let urls = format!("{silent},{}", peer.url);
-    let arms = arms().arm("judge", urls).config(config).build().unwrap();
+    let arms = arms().endpoint("judge", urls).config(config).build().unwrap();
     assert_eq!(arms.cards().await.len(), 1);
 }
 
@@ -209,7 +210,7 @@ async fn a_card_leads_nowhere_above_its_url() {
 async fn an_arm_that_finds_nothing_does_not_wait_for_a_silent_one() {
     let (silent, _listening) = silent();
     let peer = Peer::arm(|_| async { Answer::Json(404, json!({ "detail": "no such file" })) }).await;
-    let arms = arms().arm("judge", &peer.url).arm("silent", &silent).build().unwrap();
+    let arms = arms().endpoint("judge", &peer.url).endpoint("silent", &silent).build().unwrap();
     for round in 1..3 {
         let begun = Instant::now();
         assert_eq!(arms.call(check()).await.unwrap_err().kind(), ErrorKind::NotFound);
@@ -231,7 +232,7 @@ async fn many_silent_arms_do_not_hide_one_that_answers() {
         pool_wait: Duration::from_secs(5),
         ..short()
     };
-    let arms = builder.arm("judge", &peer.url).config(config).build().unwrap();
+    let arms = builder.endpoint("judge", &peer.url).config(config).build().unwrap();
     arms.call(check()).await.unwrap();
 }
 
@@ -244,9 +245,9 @@ async fn a_card_without_an_endpoint_is_listed_with_the_one_it_is_reached_by() {
         Peer::with_card(named, |_| async { Answer::verdict() }).await,
     );
     let arms = arms()
-        .arm("judge", format!("{},{}", nobody(), one.url))
-        .arm("coder", &two.url)
-        .arm_serving::<CheckTwo>("foreign", "http://foreign.example/api/")
+        .endpoint("judge", format!("{},{}", nobody(), one.url))
+        .endpoint("coder", &two.url)
+        .endpoint_serving::<CheckTwo>("foreign", "http://foreign.example/api/")
         .build()
         .unwrap();
     let endpoints: Vec<_> = arms.cards().await.into_iter().map(|card| card.endpoint.unwrap()).collect();
@@ -262,7 +263,7 @@ async fn an_arm_that_refuses_its_card_is_no_arm_out_of_reach() {
         assert_eq!((error.kind(), error.retryable(), error.may_have_executed()), (kind, false, false));
         assert!(error.to_string().contains(&format!("judge (answered {status})")), "{error}");
         // Another arm that is down may be the one.
-        let arms = arms().arm("judge", &peer.url).arm("coder", nobody()).build().unwrap();
+        let arms = arms().endpoint("judge", &peer.url).endpoint("coder", nobody()).build().unwrap();
         let error = arms.call(check()).await.unwrap_err();
         assert_eq!((error.kind(), error.retryable()), (ErrorKind::Unreachable, true));
     }
@@ -294,7 +295,7 @@ fn a_round_of_questions_in_a_runtime_that_stands_still_holds_up_no_other() {
         });
         (judge.await, coder.await)
     });
-    let arms = Arms::builder().arm("judge", &judge.url).arm("coder", &coder.url).build().unwrap();
+    let arms = Arms::builder().endpoint("judge", &judge.url).endpoint("coder", &coder.url).build().unwrap();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (first, second) = (runtime(), runtime());
     first.block_on(arms.call(check())).unwrap();

@@ -85,7 +85,7 @@ async fn system() -> System {
     });
     let server = Server::new("judge").arm::<Look>(checker).listen(network().listen(&judge).unwrap()).unwrap();
     tokio::spawn(server.run());
-    let arms = arms().arm("judge", format!("http://{judge}")).build().unwrap();
+    let arms = arms().endpoint("judge", format!("http://{judge}")).build().unwrap();
     let built = Brain::builder().arm::<Review>(Reviewer).arms(arms).build().unwrap();
     let server = Server::new("brain").orchestrator(built).listen(network().listen(&brain).unwrap()).unwrap();
     tokio::spawn(server.run());
@@ -101,7 +101,8 @@ async fn an_arm_that_spends_and_hangs_reports_it_within_the_time_of_its_caller()
     });
     let server = Server::new("judge").arm::<Look>(hanging).listen(network().listen(&judge).unwrap()).unwrap();
     tokio::spawn(server.run());
-    let arms = Arms::builder().connector(network()).arm("judge", format!("http://{judge}")).build().unwrap();
+    let arms =
+        Arms::builder().connector(network()).endpoint("judge", format!("http://{judge}")).build().unwrap();
     for time in [Duration::from_millis(20), Duration::from_secs(1), Duration::from_secs(5)] {
         let (cx, begun) = (arms.within(time), Instant::now());
         let error = cx.call(Look { code: "x".into() }).await.unwrap_err();

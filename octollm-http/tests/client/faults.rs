@@ -33,7 +33,7 @@ async fn fails(answer: Answer) -> CallError {
 /// The same on a socket of the system.
 async fn fails_over_tcp(answer: Answer) -> CallError {
     let peer = Peer::tcp(move |_| std::future::ready(answer.clone())).await;
-    let arms = Arms::builder().arm_serving::<Check>("judge", &peer.url).config(short()).build().unwrap();
+    let arms = Arms::builder().endpoint_serving::<Check>("judge", &peer.url).config(short()).build().unwrap();
     fails_at(&peer, &arms).await
 }
 
@@ -120,7 +120,8 @@ async fn an_answer_beyond_the_limit_is_refused_before_it_is_read() {
             async move { Answer::Raw(bytes) }
         })
         .await;
-        let arms = arms().arm_serving::<Check>("judge", &peer.url).config(config.clone()).build().unwrap();
+        let arms =
+            arms().endpoint_serving::<Check>("judge", &peer.url).config(config.clone()).build().unwrap();
         let error = arms.call(check()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadResponse, "{head}");
         assert_eq!(error.failure().message, "the answer is larger than 1000 bytes");
@@ -190,7 +191,8 @@ async fn a_server_that_does_not_read_is_given_up_after_the_write_limit() {
     let host = unused_host();
     let mut listener = network().listen(&host).unwrap();
     let config = ClientConfig { read_idle: Duration::from_secs(20), ..short() };
-    let arms = arms().arm_serving::<Check>("judge", format!("http://{host}")).config(config).build().unwrap();
+    let arms =
+        arms().endpoint_serving::<Check>("judge", format!("http://{host}")).config(config).build().unwrap();
     let call = tokio::spawn({
         let arms = arms.clone();
         async move { arms.call(Check { code: "x".repeat(1 << 20) }).await }
@@ -216,7 +218,7 @@ async fn no_connection_means_nothing_was_done() {
         (&*refused, "no connection: connection refused"),
         ("http://no-such-host.invalid:80", "no connection: the host is not known"),
     ] {
-        let arms = Arms::builder().arm_serving::<Check>("judge", url).build().unwrap();
+        let arms = Arms::builder().endpoint_serving::<Check>("judge", url).build().unwrap();
         let error = arms.call(check()).await.unwrap_err();
         assert_eq!((error.kind(), &*error.failure().message), (ErrorKind::Unreachable, message));
         assert!(error.retryable() && !error.may_have_executed());
@@ -236,7 +238,7 @@ impl Connector for BlackHole {
 #[tokio::test(start_paused = true)]
 async fn a_black_hole_is_given_up_after_the_connect_limit() {
     let builder = Arms::builder().connector(BlackHole);
-    let arms = builder.arm_serving::<Check>("judge", "http://judge").build().unwrap();
+    let arms = builder.endpoint_serving::<Check>("judge", "http://judge").build().unwrap();
     let begun = Instant::now();
     let error = arms.call(check()).await.unwrap_err();
     assert_eq!(begun.elapsed(), Duration::from_secs(5));
@@ -277,7 +279,7 @@ async fn a_contract_that_may_take_minutes_may_be_silent_for_minutes() {
     })
     .await;
     let config = ClientConfig::default();
-    let arms = arms().arm_serving::<Prove>("judge", &peer.url).config(config).build().unwrap();
+    let arms = arms().endpoint_serving::<Prove>("judge", &peer.url).config(config).build().unwrap();
     assert!(arms.call(Prove {}).await.unwrap().is_valid);
 }
 
@@ -302,7 +304,7 @@ async fn a_connection_that_is_closed_in_the_instant_of_the_call_costs_nothing() 
         }
         0
     });
-    let arms = Arms::builder().arm_serving::<Check>("judge", &url).build().unwrap();
+    let arms = Arms::builder().endpoint_serving::<Check>("judge", &url).build().unwrap();
     for round in 0..200 {
         arms.call(check()).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
         close.send(()).unwrap();

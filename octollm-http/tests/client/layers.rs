@@ -86,9 +86,9 @@ async fn good() -> Peer {
 async fn a_retry_above_the_choice_reaches_another_endpoint() {
     let (busy, good) = (busy().await, good().await);
     let urls = format!("{},{}", busy.url, good.url);
-    let arms = arms().arm("judge", urls).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
+    let arms = arms().endpoint("judge", urls).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
     let calls = join_all((0..40).map(|_| Transport::call(&arms, idempotent()))).await;
-    assert!(calls.into_iter().all(|reply| *reply.unwrap().trip.endpoint == *good.url));
+    assert!(calls.into_iter().all(|reply| *reply.unwrap().served_by.endpoint == *good.url));
     assert_eq!((good.calls().len(), busy.calls().len()), (40, 20));
     let retried = good.calls().iter().filter(|call| call.header("octollm-attempt") == Some("2")).count();
     assert_eq!(retried, busy.calls().len());
@@ -97,7 +97,7 @@ async fn a_retry_above_the_choice_reaches_another_endpoint() {
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_was_tried_is_avoided_where_there_is_another() {
     let (one, two) = (good().await, good().await);
-    let arms = arms().arm("judge", format!("{},{}", one.url, two.url)).build().unwrap();
+    let arms = arms().endpoint("judge", format!("{},{}", one.url, two.url)).build().unwrap();
     let avoiding = |urls: &[&str]| {
         let mut call = idempotent();
         call.avoid = urls.iter().map(|url| Arc::from(*url)).collect();
@@ -126,7 +126,7 @@ async fn the_caller_decides_whether_a_call_may_be_made_twice_and_no_card_does() 
         request
     });
     let arms = arms()
-        .arm("judge", &peer.url)
+        .endpoint("judge", &peer.url)
         .layer(RetryLayer::new(Elsewhere(3)))
         .request_layer(note)
         .build()
@@ -146,7 +146,7 @@ async fn the_caller_decides_whether_a_call_may_be_made_twice_and_no_card_does() 
 #[tokio::test(start_paused = true)]
 async fn a_key_travels_with_each_attempt() {
     let peer = busy().await;
-    let arms = arms().arm("judge", &peer.url).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
+    let arms = arms().endpoint("judge", &peer.url).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
     let mut call = idempotent();
     call.key = IdempotencyKey::new("task-7/step \"a\"");
     Transport::call(&arms, call).await.unwrap_err();
@@ -173,7 +173,7 @@ async fn each_endpoint_has_one_service_below_the_choice() {
         inner
     });
     let arms = arms()
-        .arm("judge", format!("{},{}", one.url, two.url))
+        .endpoint("judge", format!("{},{}", one.url, two.url))
         .endpoint_layer(ConcurrencyLimitLayer::new(1))
         .endpoint_layer(counting)
         .config(ClientConfig::default())
@@ -195,7 +195,7 @@ async fn layers_stack_and_one_that_is_not_ready_holds_up_the_one_around_it() {
     })
     .await;
     let arms = arms()
-        .arm("judge", &peer.url)
+        .endpoint("judge", &peer.url)
         .layer(ConcurrencyLimitLayer::new(1))
         .layer(LoadShedLayer::new())
         .config(ClientConfig::default())
@@ -217,8 +217,8 @@ async fn a_layer_that_does_not_answer_is_ended_at_the_deadline() {
         layer_fn(|_: CallService| service_fn(|_: Call| std::future::pending::<Result<Reply, CallError>>()))
     };
     for arms in [
-        arms().arm("judge", &peer.url).layer(stuck()).build().unwrap(),
-        arms().arm("judge", &peer.url).endpoint_layer(stuck()).build().unwrap(),
+        arms().endpoint("judge", &peer.url).layer(stuck()).build().unwrap(),
+        arms().endpoint("judge", &peer.url).endpoint_layer(stuck()).build().unwrap(),
     ] {
         let begun = Instant::now();
         let error = arms.within(Duration::from_secs(3)).call(check()).await.unwrap_err();
@@ -231,7 +231,7 @@ async fn a_layer_that_does_not_answer_is_ended_at_the_deadline() {
 async fn an_error_of_ours_passes_through_the_layers_as_it_is() {
     let peer = busy().await;
     let arms = arms()
-        .arm("judge", &peer.url)
+        .endpoint("judge", &peer.url)
         .layer(MapErrLayer::new(|error: CallError| BoxError::from(error)))
         .endpoint_layer(LoadShedLayer::new())
         .build()
@@ -267,7 +267,7 @@ async fn recovering(failures: usize, failure: Answer) -> Peer {
 #[tokio::test(start_paused = true)]
 async fn a_call_is_tried_again_as_often_as_it_asks_where_that_is_safe() {
     let peer = recovering(2, Answer::Last(vec![])).await;
-    let arms = arms().arm("judge", &peer.url).build().unwrap();
+    let arms = arms().endpoint("judge", &peer.url).build().unwrap();
     let error = arms.call(again()).retry(1).await.unwrap_err();
     assert_eq!((error.kind(), error.attempts(), peer.calls().len()), (ErrorKind::ConnectionLost, 2, 2));
     arms.call(again()).retry(1).await.unwrap();
@@ -307,7 +307,7 @@ async fn a_retry_waits_as_long_as_it_is_asked_to_and_not_beyond_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_asks_for_a_retry_gets_it_at_another_endpoint() {
     let (busy, good) = (busy().await, good().await);
-    let arms = arms().arm("judge", format!("{},{}", busy.url, good.url)).build().unwrap();
+    let arms = arms().endpoint("judge", format!("{},{}", busy.url, good.url)).build().unwrap();
     let calls = join_all((0..40).map(|_| arms.call(check()).retry(1))).await;
     assert!(calls.into_iter().all(|verdict| verdict.is_ok()));
     assert_eq!((good.calls().len(), busy.calls().len()), (40, 20));
@@ -324,7 +324,7 @@ async fn a_key_makes_a_retry_safe_where_the_card_says_that_keys_are_shared() {
             std::future::ready(if lost { Answer::Last(vec![]) } else { Answer::verdict() })
         })
         .await;
-        let arms = arms().arm("judge", &peer.url).build().unwrap();
+        let arms = arms().endpoint("judge", &peer.url).build().unwrap();
         let mut call = plain();
         (call.key, call.retry) = (IdempotencyKey::new("k"), 3);
         assert_eq!(Transport::call(&arms, call).await.is_ok(), sent == 2);

@@ -90,7 +90,7 @@ fn large() -> Check {
 async fn an_answer_that_comes_before_the_request_is_sent_is_read() {
     let host = unused_host();
     hasty(network().listen(&host).unwrap(), TOO_LARGE);
-    let arms = arms().arm_serving::<Check>("judge", format!("http://{host}")).build().unwrap();
+    let arms = arms().endpoint_serving::<Check>("judge", format!("http://{host}")).build().unwrap();
     let error = arms.call(large()).await.unwrap_err();
     assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::PayloadTooLarge, false), "{error:?}");
     assert_eq!(error.failure().message, "too large");
@@ -101,7 +101,7 @@ async fn an_answer_that_comes_before_the_request_is_sent_is_read_from_a_socket_t
     let acceptor = TcpAcceptor::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", acceptor.local_addr());
     hasty(acceptor, TOO_LARGE);
-    let arms = Arms::builder().arm_serving::<Check>("judge", url).build().unwrap();
+    let arms = Arms::builder().endpoint_serving::<Check>("judge", url).build().unwrap();
     for _ in 0..5 {
         let error = arms.call(large()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PayloadTooLarge, "{error:?}");
@@ -119,7 +119,7 @@ async fn each_phase_of_a_call_ends_at_the_deadline() {
         for (answer, executed) in [(Answer::Silence, true), (Answer::Raw(half.clone()), true)] {
             let peer = Peer::arm(move |_| std::future::ready(answer.clone())).await;
             let counted = Arc::clone(&layered);
-            let mut builder = arms().config(config.clone()).arm_serving::<Check>("judge", &peer.url);
+            let mut builder = arms().config(config.clone()).endpoint_serving::<Check>("judge", &peer.url);
             if layers {
                 builder = builder.endpoint_layer(tower::layer::layer_fn(move |inner| {
                     counted.fetch_add(1, Ordering::Relaxed);
@@ -166,7 +166,7 @@ async fn numbers_without_measure_end_a_call_and_nothing_more() {
     {
         let bytes = answer.clone().into_bytes();
         let peer = Peer::start(move |_| std::future::ready(Answer::Raw(bytes.clone()))).await;
-        let arms = arms().arm_serving::<Look>("judge", &peer.url).build().unwrap();
+        let arms = arms().endpoint_serving::<Look>("judge", &peer.url).build().unwrap();
         let cx = arms.within(Duration::from_secs(20));
         let begun = Instant::now();
         for _ in 0..2 {

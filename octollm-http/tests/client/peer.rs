@@ -343,7 +343,7 @@ pub(crate) fn judge(url: &str) -> Arms {
 }
 
 pub(crate) fn judge_within(url: &str, config: ClientConfig) -> Arms {
-    arms().arm("judge", url).config(config).build().unwrap()
+    arms().endpoint("judge", url).config(config).build().unwrap()
 }
 
 pub(crate) fn short() -> ClientConfig {

@@ -44,8 +44,8 @@ struct Write {}
 async fn the_limit_holds_over_all_arms_together() {
     let (one, two) = (slow(Duration::from_millis(50)).await, slow(Duration::from_millis(50)).await);
     let arms = arms()
-        .arm_serving::<Check>("judge", &one.url)
-        .arm_serving::<Write>("coder", &two.url)
+        .endpoint_serving::<Check>("judge", &one.url)
+        .endpoint_serving::<Write>("coder", &two.url)
         .config(ClientConfig { max_connections: 4, max_idle: 3, ..ClientConfig::default() })
         .build()
         .unwrap();
@@ -83,8 +83,8 @@ async fn a_thousand_callers_share_a_hundred_connections() {
 async fn a_slow_arm_does_not_delay_calls_to_another() {
     let (judge, coder) = (slow(Duration::from_secs(60)).await, slow(Duration::ZERO).await);
     let arms = arms()
-        .arm_serving::<Check>("judge", &judge.url)
-        .arm_serving::<Write>("coder", &coder.url)
+        .endpoint_serving::<Check>("judge", &judge.url)
+        .endpoint_serving::<Write>("coder", &coder.url)
         .build()
         .unwrap();
     let mut stuck = JoinSet::new();
@@ -109,7 +109,7 @@ fn connections_belong_to_their_runtime() {
         }
         Answer::verdict()
     }));
-    let arms = Arms::builder().arm("judge", &peer.url).build().unwrap();
+    let arms = Arms::builder().endpoint("judge", &peer.url).build().unwrap();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (first, second) = (runtime(), runtime());
     // While one runs, nobody drives the sockets of the other.
@@ -130,7 +130,7 @@ fn runtimes_that_run_at_once_share_one_connection_in_turn() {
     let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let peer = server.block_on(Peer::tcp(|_| std::future::ready(Answer::verdict())));
     let config = ClientConfig { max_connections: 1, max_idle: 1, ..ClientConfig::default() };
-    let arms = Arms::builder().arm_serving::<Check>("judge", &peer.url).config(config).build().unwrap();
+    let arms = Arms::builder().endpoint_serving::<Check>("judge", &peer.url).config(config).build().unwrap();
     let callers: Vec<_> = (0..3)
         .map(|_| {
             let arms = arms.clone();

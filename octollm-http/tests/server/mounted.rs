@@ -130,7 +130,7 @@ async fn clients_reach_servers_below_a_prefix() {
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, app).await });
 
-    let arms = Arms::builder().arm("worker", format!("{url}/arms/worker/")).build().unwrap();
+    let arms = Arms::builder().endpoint("worker", format!("{url}/arms/worker/")).build().unwrap();
     let said =
         arms.call(Echo { text: "a".into(), data: serde_json::Value::Null, number: 0.0 }).await.unwrap();
     assert_eq!(said.text, "a");

@@ -22,7 +22,7 @@ pub(crate) enum Peer {
 pub(crate) struct Line {
     stream: BoxIo,
     read: Vec<u8>,
-    patience: Duration,
+    wait_limit: Duration,
 }
 
 /// An answer, taken apart.
@@ -35,14 +35,14 @@ pub(crate) struct Answer {
 
 impl Peer {
     pub(crate) async fn connect(self) -> Line {
-        let (stream, patience): (BoxIo, _) = match self {
+        let (stream, wait_limit): (BoxIo, _) = match self {
             // On a clock that is paused this much passes at once, and only when nothing else would happen before.
             Self::Pipe(pipes) => (self.pipe(pipes).await, Duration::from_secs(3600)),
             Self::Tcp(address) => {
                 (Box::new(TcpStream::connect(address).await.unwrap()), Duration::from_secs(10))
             }
         };
-        Line { stream, read: Vec::new(), patience }
+        Line { stream, read: Vec::new(), wait_limit }
     }
 
     async fn pipe(self, pipes: &Pipes) -> BoxIo {
@@ -94,7 +94,7 @@ impl Line {
 
     /// The next answer; the whole of it.
     pub(crate) async fn answer(&mut self) -> Answer {
-        timeout(self.patience, self.read_answer()).await.expect("no answer")
+        timeout(self.wait_limit, self.read_answer()).await.expect("no answer")
     }
 
     async fn read_answer(&mut self) -> Answer {
@@ -155,14 +155,14 @@ impl Line {
     /// What the server sent before it closed the connection, in whatever way.
     pub(crate) async fn rest(mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.read);
-        let _ = timeout(self.patience, self.stream.read_to_end(&mut rest)).await.expect("stays open");
+        let _ = timeout(self.wait_limit, self.stream.read_to_end(&mut rest)).await.expect("stays open");
         rest
     }
 
     /// Returns when the server has closed the connection, with what it sent before.
     pub(crate) async fn closed(mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.read);
-        timeout(self.patience, self.stream.read_to_end(&mut rest)).await.expect("stays open").unwrap();
+        timeout(self.wait_limit, self.stream.read_to_end(&mut rest)).await.expect("stays open").unwrap();
         rest
     }
 }

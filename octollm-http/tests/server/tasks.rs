@@ -14,7 +14,7 @@ use octollm_core::{
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
-    reflex::{Observations, Reaction, Reflex, Stimulus},
+    reflex::{Observations, Reaction, Reflex, ReflexInput},
     task::{Origin, Submission, Task, TaskRecord, TaskRequest, TaskResult},
 };
 use octollm_http::Server;
@@ -46,7 +46,7 @@ pub(crate) struct Careful;
 impl Reflex for Careful {
     async fn react(
         &self,
-        stimulus: &Stimulus,
+        stimulus: &ReflexInput,
         seen: &mut Observations,
         _: &Context,
     ) -> Result<Reaction, ArmError> {

@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use octollm_core::error::ErrorKind;
 use tokio::{task::unconstrained, time::Instant};
 
-use super::meter::{Idle, Meter, Metered, Patience};
+use super::meter::{Idle, Meter, Metered, WaitLimit};
 use crate::{client::exchange_error::ExchangeError, io::BoxIo};
 
 type Outgoing = Request<Full<Bytes>>;
@@ -80,16 +80,20 @@ impl Connection {
         &mut self,
         request: Outgoing,
         max_answer: usize,
-        patience: &mut Patience,
+        wait_limit: &mut WaitLimit,
     ) -> Result<Response<Bytes>, Lost> {
-        let (head, body) = self.head(request, patience).await?.into_parts();
+        let (head, body) = self.head(request, wait_limit).await?.into_parts();
         self.meter.has_head();
-        patience.answering();
-        let body = self.body(body, max_answer, patience).await.map_err(Lost::Failed)?;
+        wait_limit.answering();
+        let body = self.body(body, max_answer, wait_limit).await.map_err(Lost::Failed)?;
         Ok(Response::from_parts(head, body))
     }
 
-    async fn head(&mut self, request: Outgoing, patience: &mut Patience) -> Result<Response<Incoming>, Lost> {
+    async fn head(
+        &mut self,
+        request: Outgoing,
+        wait_limit: &mut WaitLimit,
+    ) -> Result<Response<Incoming>, Lost> {
         let before = self.meter.written();
         self.meter.awaits_head(MAX_INTERIM);
         // Answers come from driving the connection, which is done right here: no waker is needed, and the budget of
@@ -100,7 +104,7 @@ impl Connection {
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return Poll::Ready(answer.map_err(|error| lost_head(error, &self.meter, before)));
             }
-            patience.poll(&self.meter, cx).map(|idle| Err(Lost::Failed(timed_out(idle))))
+            wait_limit.poll(&self.meter, cx).map(|idle| Err(Lost::Failed(timed_out(idle))))
         })
         .await
     }
@@ -109,7 +113,7 @@ impl Connection {
         &mut self,
         mut body: Incoming,
         max: usize,
-        patience: &mut Patience,
+        wait_limit: &mut WaitLimit,
     ) -> Result<Bytes, ExchangeError> {
         if body.size_hint().lower() > max as u64 {
             return Err(too_large(max));
@@ -124,7 +128,7 @@ impl Connection {
                 if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
                     return Poll::Ready(Ok(frame));
                 }
-                patience.poll(&self.meter, cx).map(|idle| Err(timed_out(idle)))
+                wait_limit.poll(&self.meter, cx).map(|idle| Err(timed_out(idle)))
             })
             .await?;
             let Some(frame) = frame else { break };

@@ -135,7 +135,7 @@ impl AsyncWrite for Metered {
 ///
 /// A timer is made only when something has to wait, and none where the caller's own deadline comes first: most calls
 /// make none.
-pub(super) struct Patience {
+pub(super) struct WaitLimit {
     /// Until the head of the answer has come.
     work: Duration,
     is_answering: bool,
@@ -159,7 +159,7 @@ pub(super) enum Idle {
     Write,
 }
 
-impl Patience {
+impl WaitLimit {
     /// A contract that may take longer than is usual may be silent for as long.
     pub(super) fn new(read: Duration, write: Duration, terms: Terms) -> Self {
         let work = if terms.work > ContractSpec::DEFAULT_TIMEOUT { read.max(terms.work) } else { read };
@@ -214,39 +214,39 @@ mod tests {
     const READ: Duration = Duration::from_secs(30);
     const WRITE: Duration = Duration::from_secs(10);
 
-    fn patience(deadline: Option<Deadline>, work: Duration) -> Patience {
-        Patience::new(READ, WRITE, Terms { deadline, work })
+    fn wait_limit(deadline: Option<Deadline>, work: Duration) -> WaitLimit {
+        WaitLimit::new(READ, WRITE, Terms { deadline, work })
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_server_is_given_up_after_the_read_limit() {
         let (meter, began) = (Meter::default(), Instant::now());
-        let mut patience = patience(None, WRITE);
-        assert_eq!(poll_fn(|cx| patience.poll(&meter, cx)).await, Idle::Read);
+        let mut wait_limit = wait_limit(None, WRITE);
+        assert_eq!(poll_fn(|cx| wait_limit.poll(&meter, cx)).await, Idle::Read);
         assert_eq!(began.elapsed(), READ);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_server_may_work_as_long_as_its_contract_says_but_not_pause_in_its_answer() {
         let (meter, began) = (Meter::default(), Instant::now());
-        let mut patience = patience(None, READ * 20);
-        let until = |patience: &mut Patience| {
-            let limit = patience.limit(false);
-            assert!(patience.poll(&meter, &mut Context::from_waker(Waker::noop())).is_pending());
+        let mut wait_limit = wait_limit(None, READ * 20);
+        let until = |wait_limit: &mut WaitLimit| {
+            let limit = wait_limit.limit(false);
+            assert!(wait_limit.poll(&meter, &mut Context::from_waker(Waker::noop())).is_pending());
             limit
         };
-        assert_eq!(until(&mut patience), READ * 20);
-        patience.answering();
-        assert_eq!(until(&mut patience), READ);
-        assert_eq!(poll_fn(|cx| patience.poll(&meter, cx)).await, Idle::Read);
+        assert_eq!(until(&mut wait_limit), READ * 20);
+        wait_limit.answering();
+        assert_eq!(until(&mut wait_limit), READ);
+        assert_eq!(poll_fn(|cx| wait_limit.poll(&meter, cx)).await, Idle::Read);
         assert_eq!(began.elapsed(), READ);
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_timer_is_made_where_the_deadline_comes_first() {
         let meter = Meter::default();
-        let mut patience = patience(Some(Deadline::after(READ)), READ);
-        assert!(patience.poll(&meter, &mut Context::from_waker(Waker::noop())).is_pending());
-        assert!(patience.timer.is_none());
+        let mut wait_limit = wait_limit(Some(Deadline::after(READ)), READ);
+        assert!(wait_limit.poll(&meter, &mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(wait_limit.timer.is_none());
     }
 }

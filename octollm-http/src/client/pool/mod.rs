@@ -27,7 +27,7 @@ use self::{
     allot::{Allotment, LaneId, Limits, Turn},
     connection::{Connection, Lost},
     lease::Lease,
-    meter::Patience,
+    meter::WaitLimit,
 };
 use super::{config::ClientConfig, exchange_error::ExchangeError};
 use crate::io::Connector;
@@ -119,8 +119,8 @@ impl Pool {
         loop {
             let (connection, used_before) = lease.connection(&origin).await?;
             *is_sending = true;
-            let mut patience = Patience::new(config.read_idle, config.write_idle, terms);
-            let lost = match connection.exchange(request, config.max_answer, &mut patience).await {
+            let mut wait_limit = WaitLimit::new(config.read_idle, config.write_idle, terms);
+            let lost = match connection.exchange(request, config.max_answer, &mut wait_limit).await {
                 Ok(answer) => {
                     lease.keep();
                     return Ok(answer);

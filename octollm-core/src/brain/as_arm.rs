@@ -10,7 +10,7 @@ use crate::{
     budget::Usage,
     context::Context,
     contract::TaskContract,
-    deadline::{Deadline, DeadlinePassed},
+    deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     id::TaskId,
     orchestrator::{Orchestrator, TaskUpdate, follow},
@@ -32,11 +32,11 @@ impl<C: TaskContract> Arm<C> for Brain {
         let guard = CancelOnDrop { brain: self, id: &id, cx, armed: true };
         self.store(record).await?;
         let followed = Deadline::run_until(end, follow(self, &id, cx, |update| pass_on(update, cx))).await;
-        let in_time = followed.is_ok();
+        let in_time = followed.is_some();
         let task = match followed {
-            Ok(task) => task?,
+            Some(task) => task?,
             // It waited in the queue, or is just being ended.
-            Err(DeadlinePassed) => self.cancel(&id, cx).await?,
+            None => self.cancel(&id, cx).await?,
         };
         guard.disarm();
         let used = Usage { cost: task.metadata.cost, ..Usage::tokens(task.metadata.tokens_used) };

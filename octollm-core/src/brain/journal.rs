@@ -234,7 +234,7 @@ impl Transport for Journal {
         call.updates =
             Some(Arc::new(Handles { journal: self.clone(), draft: draft.clone(), to: call.updates.take() }));
         let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
-        let answer = Deadline::run_until(deadline, inner.transport.call(call)).await.unwrap_or_else(|_| {
+        let answer = Deadline::run_until(deadline, inner.transport.call(call)).await.unwrap_or_else(|| {
             Err(CallError::new(contract.clone(), Failure::of(ErrorKind::DeadlineExceeded)))
         });
         let answer = answer.and_then(|reply| match reads(&reply.output) {

@@ -29,10 +29,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-pub use self::{
-    builder::BrainBuilder,
-    config::{BrainConfig, InvalidConfig},
-};
+pub use self::{builder::BrainBuilder, config::BrainConfig};
 use self::{
     relay::Relay,
     running::{Running, Stop},
@@ -49,7 +46,7 @@ use crate::{
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
     parts::spent,
     store::{Recorded, Room, SideEffects, StoreError, TaskFilter, TaskStore},
-    task::{IllegalTransition, Origin, Submission, Task, TaskRecord, TaskSpent},
+    task::{Origin, Submission, Task, TaskRecord, TaskSpent},
     transport::Transport,
 };
 
@@ -294,10 +291,6 @@ fn sees_all(cx: &Context) -> bool {
     cx.caller().may(ADMIN).is_ok()
 }
 
-fn conflict(error: IllegalTransition) -> Failure {
-    Failure::new(ErrorKind::Conflict, error.to_string())
-}
-
 #[async_trait]
 impl Orchestrator for Brain {
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
@@ -332,7 +325,7 @@ impl Orchestrator for Brain {
                 if record.status().is_finished() {
                     return Ok(None);
                 }
-                record.cancel(now).map_err(conflict)?;
+                record.cancel(now)?;
                 Ok(Some(self.effects(record)))
             })
             .await?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Brain, conflict, scheduler, uncertain};
+use super::{Brain, scheduler, uncertain};
 use crate::{
     budget::Usage,
     context::Context,
@@ -47,7 +47,7 @@ impl Brain {
             };
             let made_again = reopened.iter().map(|entry| entry.seq).min();
             record.will_replay(replayed(&journal, &discarded, &reopened), made_again);
-            record.rerun(from.is_some(), self.0.clock.now()).map_err(conflict)?;
+            record.rerun(from.is_some(), self.0.clock.now())?;
             let effects = SideEffects { discarded, journal: reopened, ..self.effects(&record) };
             match self.0.store.commit(record, effects).await {
                 // Another rerun came first, and has failed again by now: this plan is of the journal before it.

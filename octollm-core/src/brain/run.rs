@@ -26,7 +26,7 @@ use crate::{
     error::{ArmError, ErrorKind, Failure},
     json::RawJson,
     store::{Claimed, Run, SideEffects, StoreError},
-    task::{IllegalTransition, TaskError, TaskRecord, TaskRequest, TaskResult, TaskSpent},
+    task::{TaskError, TaskRecord, TaskRequest, TaskResult, TaskSpent},
     update::Progress,
 };
 
@@ -233,7 +233,7 @@ fn end(
     started: &Started,
     ending: &Ending,
     stop: Option<Stop>,
-) -> Result<(TaskRecord, SideEffects), IllegalTransition> {
+) -> Result<(TaskRecord, SideEffects), Failure> {
     record.report(&ending.spent, started.log.progress());
     settle(&mut record, ending, stop, inner.clock.now())?;
     let effects = events::of_change(&record, &ending.spent, inner.source());
@@ -246,7 +246,7 @@ fn settle(
     ending: &Ending,
     stop: Option<Stop>,
     now: Timestamp,
-) -> Result<(), IllegalTransition> {
+) -> Result<(), Failure> {
     let error = match &ending.result {
         Ok(result) => return record.complete(result.clone(), now),
         Err(error) => match (error.kind(), stop) {

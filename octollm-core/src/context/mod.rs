@@ -197,7 +197,7 @@ impl Context {
     }
 
     /// Tells how many steps are done, and how many there are.
-    pub fn steps(&self, completed: u64, total: u64) {
+    pub fn progress_steps(&self, completed: u64, total: u64) {
         self.update(|| Update::Steps(completed, total));
     }
 

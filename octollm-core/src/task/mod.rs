@@ -14,7 +14,7 @@ pub use self::{
     event::{TaskChange, TaskEvent, TaskSpent},
     record::{Lease, TaskRecord},
     request::{InvalidSubmission, Priority, Submission, TaskBudget, TaskRequest},
-    status::{IllegalTransition, TaskStatus, UnknownStatus},
+    status::TaskStatus,
     update::TaskUpdate,
 };
 use crate::{

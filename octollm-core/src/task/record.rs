@@ -9,12 +9,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use self::secret::Secret;
 use super::{
-    IllegalTransition, Origin, Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult,
-    TaskSpent, TaskStatus,
+    Origin, Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult, TaskSpent,
+    TaskStatus,
 };
 use crate::{
     budget::{Cost, Usage},
     contract::ContractRef,
+    error::{ErrorKind, Failure},
     id::{RequestId, StepKey, TaskId},
     json::RawJson,
     parts::Caller,
@@ -243,10 +244,10 @@ impl TaskRecord {
         self.secret.key_of(step, self.generation)
     }
 
-    fn become_(&mut self, status: TaskStatus, now: Timestamp) -> Result<(), IllegalTransition> {
+    fn become_(&mut self, status: TaskStatus, now: Timestamp) -> Result<(), Failure> {
         let from = self.task.status;
         if !from.may_become(status) {
-            return Err(IllegalTransition { from, to: status });
+            return Err(illegal(from, status));
         }
         self.task.status = status;
         self.updated(now);
@@ -263,11 +264,11 @@ impl TaskRecord {
     /// expired stays processing.
     ///
     /// # Errors
-    /// [`IllegalTransition`] unless it [is free](Self::is_free).
-    pub fn claim(&mut self, lease: Lease, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict unless it [is free](Self::is_free).
+    pub fn claim(&mut self, lease: Lease, now: Timestamp) -> Result<(), Failure> {
         let from = self.task.status;
         if !self.is_free(now) {
-            return Err(IllegalTransition { from, to: TaskStatus::Processing });
+            return Err(illegal(from, TaskStatus::Processing));
         }
         self.task.status = TaskStatus::Processing;
         self.updated(now);
@@ -300,8 +301,8 @@ impl TaskRecord {
     /// It has a result.
     ///
     /// # Errors
-    /// [`IllegalTransition`] unless it is being run.
-    pub fn complete(&mut self, result: TaskResult, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict unless it is being run.
+    pub fn complete(&mut self, result: TaskResult, now: Timestamp) -> Result<(), Failure> {
         self.become_(TaskStatus::Completed, now)?;
         self.task.progress.percentage = 100;
         self.task.result = Some(result);
@@ -312,8 +313,8 @@ impl TaskRecord {
     /// It has an error, that of `error.step` where one is named.
     ///
     /// # Errors
-    /// [`IllegalTransition`] when it is finished.
-    pub fn fail(&mut self, error: TaskError, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict when it is finished.
+    pub fn fail(&mut self, error: TaskError, now: Timestamp) -> Result<(), Failure> {
         self.become_(TaskStatus::Failed, now)?;
         self.failed_step.clone_from(&error.step);
         self.task.error = Some(error);
@@ -324,19 +325,19 @@ impl TaskRecord {
     /// It is given up on request.
     ///
     /// # Errors
-    /// [`IllegalTransition`] when it is finished.
-    pub fn cancel(&mut self, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict when it is finished.
+    pub fn cancel(&mut self, now: Timestamp) -> Result<(), Failure> {
         self.become_(TaskStatus::Cancelled, now)
     }
 
     /// It waits again: its brain has let go of it.
     ///
     /// # Errors
-    /// [`IllegalTransition`] unless it is being run.
-    pub fn release(&mut self, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict unless it is being run.
+    pub fn release(&mut self, now: Timestamp) -> Result<(), Failure> {
         match self.task.status {
             TaskStatus::Processing => self.become_(TaskStatus::Queued, now),
-            from => Err(IllegalTransition { from, to: TaskStatus::Queued }),
+            from => Err(illegal(from, TaskStatus::Queued)),
         }
     }
 
@@ -344,11 +345,11 @@ impl TaskRecord {
     /// `discarded` says that its journal was discarded from a step on: the calls made then have other idempotency keys.
     ///
     /// # Errors
-    /// [`IllegalTransition`] unless it has failed.
-    pub fn rerun(&mut self, discarded: bool, now: Timestamp) -> Result<(), IllegalTransition> {
+    /// A [`Failure`] of kind conflict unless it has failed.
+    pub fn rerun(&mut self, discarded: bool, now: Timestamp) -> Result<(), Failure> {
         match self.task.status {
             TaskStatus::Failed => self.become_(TaskStatus::Queued, now)?,
-            from => return Err(IllegalTransition { from, to: TaskStatus::Queued }),
+            from => return Err(illegal(from, TaskStatus::Queued)),
         }
         (self.task.error, self.task.failed_at) = (None, None);
         (self.deadline_at, self.failed_step) = (None, None);
@@ -371,6 +372,11 @@ impl TaskRecord {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn unused(usage: &Usage) -> bool {
     usage.is_zero()
+}
+
+/// The failure of a change that the status of the task does not allow.
+fn illegal(from: TaskStatus, to: TaskStatus) -> Failure {
+    Failure::new(ErrorKind::Conflict, format!("a {from} task does not become {to}"))
 }
 
 /// A trace that is no longer understood costs the task its trace, and nothing else.

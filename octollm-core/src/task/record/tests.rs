@@ -24,7 +24,7 @@ fn record() -> TaskRecord {
     TaskRecord::new(request, origin, Duration::from_secs(60), Timestamp::UNIX_EPOCH)
 }
 
-fn apply(record: &mut TaskRecord, change: Change, now: Timestamp) -> Result<(), IllegalTransition> {
+fn apply(record: &mut TaskRecord, change: Change, now: Timestamp) -> Result<(), Failure> {
     match change {
         Change::Claim => record.claim(Lease { holder: "b".into(), until: now }, now),
         Change::Complete => record.complete(TaskResult::new("done"), now),

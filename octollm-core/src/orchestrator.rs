@@ -68,7 +68,12 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// - Without `from`, where no call failed at all: every call is replayed, and the arm continues where it failed by itself.
     /// - With `from`: that call and every call recorded after it are discarded, and made again.
     ///
+    /// A call that is made again takes the place of its failure in the order of the answers, and what was recorded after that
+    /// failure may be left out. The task has its time anew, and of its budget what the attempts before have left.
+    ///
     /// # Errors
+    /// [`BudgetExhausted`](crate::error::ErrorKind::BudgetExhausted) and
+    /// [`DeadlineExceeded`](crate::error::ErrorKind::DeadlineExceeded) where the context has nothing left.
     /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound). [`Conflict`](crate::error::ErrorKind::Conflict) where the task
     /// has not failed and, without `from`, where calls failed but none of their errors ended the task.
     /// [`ValidationFailed`](crate::error::ErrorKind::ValidationFailed) where no call is recorded as `from`.

@@ -11,6 +11,7 @@ mod entry;
 mod events;
 mod guarded;
 mod journal;
+mod recall;
 mod relay;
 mod rerun;
 mod run;
@@ -28,10 +29,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::timeout;
 
-pub use self::{
-    builder::BrainBuilder,
-    config::{BrainConfig, InvalidConfig},
-};
+pub use self::{builder::BrainBuilder, config::BrainConfig};
 use self::{
     relay::Relay,
     running::{Running, Stop},
@@ -47,8 +45,8 @@ use crate::{
     id::{RequestId, StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
     parts::spent,
-    store::{Room, SideEffects, StoreError, TaskFilter, TaskStore},
-    task::{IllegalTransition, Origin, Submission, Task, TaskRecord, TaskSpent},
+    store::{Recorded, Room, SideEffects, StoreError, TaskFilter, TaskStore},
+    task::{Origin, Submission, Task, TaskRecord, TaskSpent},
     transport::Transport,
 };
 
@@ -308,10 +306,6 @@ fn sees_all(cx: &Context) -> bool {
     cx.caller().may(ADMIN).is_ok()
 }
 
-fn conflict(error: IllegalTransition) -> Failure {
-    Failure::new(ErrorKind::Conflict, error.to_string())
-}
-
 #[async_trait]
 impl Orchestrator for Brain {
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
@@ -347,7 +341,7 @@ impl Orchestrator for Brain {
                 if record.status().is_finished() {
                     return Ok(None);
                 }
-                record.cancel(now).map_err(conflict)?;
+                record.cancel(now)?;
                 Ok(Some(self.effects(record)))
             })
             .await?;
@@ -369,7 +363,10 @@ impl Orchestrator for Brain {
 
     async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
         self.visible(id, cx).await?;
-        Ok(self.0.store.journal(id).await?.into_iter().map(JournalStep::from).collect())
+        let entries = self.0.store.journal(id).await?.into_iter();
+        // What is to be made again is no call yet.
+        let calls = entries.filter(|entry| !matches!(entry.recorded, Recorded::Again { .. }));
+        Ok(calls.map(JournalStep::from).collect())
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

@@ -1,9 +1,10 @@
 //! An event that has to be settled, and the worker that settles events by the outcome of a handler.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::pending;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -62,7 +63,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Handles one event. `Ok` acknowledges it, and a panic is [`Nack::retry`].
     ///
     /// While it runs, a task of its own extends the lease, also when the handler blocks its thread, as long as the runtime
-    /// has another thread. If the event has gone to another consumer all the same, the future is dropped.
+    /// has another thread. Where all threads are blocked and the lease expires, a consumer that receives the event again does
+    /// not handle it twice at once. If the event has gone to another consumer all the same, the future is dropped.
     ///
     /// # Errors
     /// What becomes of an event that was not handled.
@@ -197,41 +199,115 @@ impl Consumer {
     /// expire. Close the consumer to let them finish.
     pub async fn run(mut self, handler: impl Handler) -> Ended {
         let handler = Arc::new(handler);
-        let mut running = JoinSet::new();
+        let (mut running, mut held) = (JoinSet::new(), HashMap::<String, Arc<Held>>::new());
         while let Some(arrival) = self.next().await {
             match arrival {
+                // Where every thread was blocked for longer than the lease, what is being handled comes again.
+                Arrival::Delivery(delivery)
+                    if held.get(delivery.event.id()).is_some_and(|held| held.adopt(&delivery)) => {}
                 // A consumer hands out no more than may be unsettled, so no more than that run.
                 Arrival::Delivery(delivery) => {
+                    let own = Arc::new(Held::new(&delivery));
+                    held.insert(delivery.event.id().to_owned(), Arc::clone(&own));
                     // Spawned first: a handler that blocks its thread would hold back what is spawned after it.
-                    let keeper = Keeper::spawn(&delivery);
-                    running.spawn(work_off(delivery, Arc::clone(&handler), keeper));
+                    let keeper = Keeper::spawn(Arc::clone(&own), delivery.lease_time);
+                    running.spawn(work_off(delivery, own, Arc::clone(&handler), keeper));
                 }
                 Arrival::Gap(gap) => handler.gap(gap).await,
             }
-            while running.try_join_next().is_some() {}
+            while let Some(ended) = running.try_join_next() {
+                if let Ok((id, own)) = ended
+                    && held.get(&id).is_some_and(|held| Arc::ptr_eq(held, &own))
+                {
+                    held.remove(&id);
+                }
+            }
         }
         while running.join_next().await.is_some() {}
         self.ended().cloned().unwrap_or(Ended::Closed)
     }
 }
 
-async fn work_off(delivery: Delivery, handler: Arc<impl Handler>, mut keeper: Keeper) {
-    let work = handler.handle(delivery.event().clone(), delivery.attempt());
+async fn work_off(
+    delivery: Delivery,
+    held: Arc<Held>,
+    handler: Arc<impl Handler>,
+    mut keeper: Keeper,
+) -> (String, Arc<Held>) {
+    let (event_id, attempt) = (delivery.event.id().to_owned(), delivery.attempt);
+    let work = handler.handle(delivery.event, attempt);
     let outcome = tokio::select! {
         biased;
         outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
-        () = keeper.lost() => return,
+        () = keeper.lost() => {
+            // Unless it has just come again, it is no longer this consumer's.
+            let _ = held.settle(Settlement::Release).await;
+            return (event_id, held);
+        }
     };
     drop(keeper);
-    let event_id = delivery.event().id().to_owned();
-    let settled = match outcome {
-        Ok(Ok(())) => delivery.ack().await,
-        Ok(Err(nack)) => delivery.nack(nack).await,
-        Err(_panic) => delivery.nack(Nack::retry()).await,
+    let settlement = match outcome {
+        Ok(Ok(())) => Settlement::Ack,
+        Ok(Err(nack)) => Settlement::Nack(nack),
+        Err(_panic) => Settlement::Nack(Nack::retry()),
     };
-    if let Err(error) = settled {
+    if let Err(error) = held.settle(settlement).await {
         // The event comes again, which every handler has to be ready for.
         tracing::warn!(event_id, %error, "event not settled");
+    }
+    (event_id, held)
+}
+
+/// The latest lease on an event that is being handled.
+struct Held(Mutex<Latest>);
+
+struct Latest {
+    attempt: u32,
+    lease: Arc<dyn Lease>,
+    /// The event is settled, or lost: when it comes again, it is handled again.
+    ended: bool,
+}
+
+impl Held {
+    fn new(delivery: &Delivery) -> Self {
+        let (attempt, lease) = (delivery.attempt, Arc::clone(&delivery.lease));
+        Self(Mutex::new(Latest { attempt, lease, ended: false }))
+    }
+
+    fn latest(&self) -> MutexGuard<'_, Latest> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lease(&self) -> (u32, Arc<dyn Lease>) {
+        let latest = self.latest();
+        (latest.attempt, Arc::clone(&latest.lease))
+    }
+
+    /// Takes the lease of a later delivery of the same event, while that is being handled. Returns whether it did.
+    fn adopt(&self, delivery: &Delivery) -> bool {
+        let mut latest = self.latest();
+        let adopts = !latest.ended && delivery.attempt > latest.attempt;
+        if adopts {
+            (latest.attempt, latest.lease) = (delivery.attempt, Arc::clone(&delivery.lease));
+        }
+        adopts
+    }
+
+    /// Settles the event by its latest lease.
+    async fn settle(&self, mut settlement: Settlement) -> Result<(), BusError> {
+        loop {
+            let (attempt, lease) = self.lease();
+            let settled = lease.settle(settlement.clone()).await;
+            let mut latest = self.latest();
+            if latest.attempt == attempt {
+                latest.ended = true;
+                return settled;
+            }
+            // It came again before it was settled, or, where it is to come again, because it was.
+            if settled.is_ok() && settlement != Settlement::Ack {
+                settlement = Settlement::Release;
+            }
+        }
     }
 }
 
@@ -239,8 +315,8 @@ async fn work_off(delivery: Delivery, handler: Arc<impl Handler>, mut keeper: Ke
 struct Keeper(JoinHandle<()>);
 
 impl Keeper {
-    fn spawn(delivery: &Delivery) -> Self {
-        Self(tokio::spawn(extend_until_lost(Arc::clone(&delivery.lease), delivery.lease_time)))
+    fn spawn(held: Arc<Held>, lease_time: Duration) -> Self {
+        Self(tokio::spawn(extend_until_lost(held, lease_time)))
     }
 
     /// Waits until the lease is lost.
@@ -258,15 +334,19 @@ impl Drop for Keeper {
     }
 }
 
-/// Extends a lease at each third of it, and returns once it is lost.
-async fn extend_until_lost(lease: Arc<dyn Lease>, lease_time: Duration) {
+/// Extends the latest lease at each third of it, and returns once it is lost: when it is so twice in a row, since the event
+/// may have come again to this consumer.
+async fn extend_until_lost(held: Arc<Held>, lease_time: Duration) {
     let third = (lease_time / 3).max(Duration::from_millis(1));
     let mut ticks = interval_at(Instant::now() + third, third);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lost = None;
     loop {
         ticks.tick().await;
+        let (attempt, lease) = held.lease();
         match lease.extend(lease_time).await {
-            Err(BusError::LeaseLost { .. }) => return,
+            Err(BusError::LeaseLost { .. }) if lost == Some(attempt) => return,
+            Err(BusError::LeaseLost { .. }) => lost = Some(attempt),
             // Where no lease is extended, there is nothing to learn of its loss.
             Err(BusError::Unsupported { .. }) => pending().await,
             // Another failure may pass before the lease has expired.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     budget::Budget,
     deadline::Deadline,
-    error::{ErrorKind, Failure},
+    error::{ConfigError, ErrorKind, Failure},
 };
 
 /// How often and after which waits calls are tried again.
@@ -37,26 +37,19 @@ impl Default for RetryConfig {
     }
 }
 
-/// Limits that make no sense: see [`RetryConfig`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-pub struct InvalidRetryConfig {
-    reason: &'static str,
-}
-
 impl RetryConfig {
-    pub(super) fn check(&self) -> Result<(), InvalidRetryConfig> {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
         let longest = self.backoff.max(self.throttled_backoff);
-        let reason = if self.attempts == 0 {
-            "attempts is 0, and the first one counts"
+        let (setting, reason) = if self.attempts == 0 {
+            ("attempts", "is 0, and the first one counts")
         } else if self.backoff.is_zero() || self.throttled_backoff.is_zero() {
-            "a backoff is 0"
+            ("backoff", "is 0")
         } else if self.max_backoff < longest {
-            "max_backoff is shorter than a backoff"
+            ("max_backoff", "is shorter than a backoff")
         } else {
             return Ok(());
         };
-        Err(InvalidRetryConfig { reason })
+        Err(ConfigError::new(setting, reason))
     }
 
     /// How long to wait for the next attempt; `None` where there is none. `random` is at least 0 and below 1.
@@ -215,7 +208,7 @@ mod tests {
     #[test]
     fn limits_that_make_no_sense_are_refused() {
         let default = RetryConfig::default;
-        assert_eq!(default().check(), Ok(()));
+        default().check().unwrap();
         for config in [
             RetryConfig { attempts: 0, ..default() },
             RetryConfig { backoff: Duration::ZERO, ..default() },

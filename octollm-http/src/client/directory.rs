@@ -341,9 +341,9 @@ async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, Fail
         for endpoint in &arm.endpoints {
             asked.push(ask_at(directory, arm, endpoint));
             match Deadline::after(share).run(asked.next()).await {
-                Ok(Some(Ok(card))) => return Ok(card),
-                Ok(Some(Err(why))) => trouble = Some(why),
-                Ok(None) | Err(_) => {}
+                Some(Some(Ok(card))) => return Ok(card),
+                Some(Some(Err(why))) => trouble = Some(why),
+                Some(None) | None => {}
             }
         }
         while let Some(answer) = asked.next().await {
@@ -357,7 +357,7 @@ async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, Fail
     Deadline::after(limit)
         .run(asking)
         .await
-        .unwrap_or_else(|_| Err(Failure::new(ErrorKind::Unreachable, format!("no answer within {limit:?}"))))
+        .unwrap_or_else(|| Err(Failure::new(ErrorKind::Unreachable, format!("no answer within {limit:?}"))))
 }
 
 async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) -> Result<ArmCard, Failure> {

@@ -225,7 +225,7 @@ async fn many_silent_arms_do_not_hide_one_that_answers() {
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
     let mut builder = arms();
     for n in 0..120 {
-        builder = builder.arm(format!("silent{n}"), &silent);
+        builder = builder.endpoint(format!("silent{n}"), &silent);
     }
     let config = octollm_http::client::ClientConfig {
         read_idle: Duration::from_secs(30),

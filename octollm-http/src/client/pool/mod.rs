@@ -101,8 +101,8 @@ impl Pool {
             let exchange = pin!(self.exchange_until_done(request, arm, terms, &mut is_sending));
             Deadline::run_until(terms.deadline, exchange).await
         };
-        done.unwrap_or_else(|passed| {
-            let error = ExchangeError::of(ErrorKind::DeadlineExceeded).with_source(passed);
+        done.unwrap_or_else(|| {
+            let error = ExchangeError::of(ErrorKind::DeadlineExceeded);
             Err(if is_sending { error } else { error.before_execution() })
         })
     }

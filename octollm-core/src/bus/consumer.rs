@@ -1,22 +1,12 @@
-//! A member of a group, and the loop that handles its events.
+//! A member of a group.
 
 use std::fmt;
-use std::future::pending;
-use std::panic::AssertUnwindSafe;
-use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use futures_util::FutureExt;
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
-
-use super::delivery::{EngineSource, Lease, Source};
+use super::delivery::{EngineSource, Source};
 use super::engine::ConsumerEngine;
-use super::{BusError, Delivery, Gap, Nack};
+use super::{BusError, Delivery, Gap};
 use crate::error::ConfigError;
-use crate::event::Event;
 
 /// Receives the events of a group. At most [`max_in_flight`](ConsumeOptions::max_in_flight) deliveries are unsettled at
 /// a time.
@@ -27,28 +17,6 @@ use crate::event::Event;
 pub struct Consumer {
     source: Box<dyn Source>,
     ended: Option<BusError>,
-}
-
-/// Handles the events of a [`Consumer`] that [`run`](Consumer::run)s.
-#[async_trait]
-pub trait EventHandler: Send + Sync + 'static {
-    /// Handles an event. `Ok` acknowledges it; a panic is [`Nack::retry`].
-    ///
-    /// The lease is extended while the method runs, in a separate task: also while it blocks its thread, if the runtime
-    /// has another one. If the event goes to another consumer nevertheless, the future is dropped.
-    ///
-    /// # Errors
-    /// What happens to an event that was not handled.
-    ///
-    /// # Cancel safety
-    /// The future is dropped when the lease is lost or [`Consumer::run`] is dropped, and the event is delivered again.
-    async fn handle(&self, event: Event, attempt: u32) -> Result<(), Nack>;
-
-    /// Handles a point at which events may be missing. The next event is received after that.
-    ///
-    /// # Cancel safety
-    /// The future is dropped when [`Consumer::run`] is dropped.
-    async fn gap(&self, gap: Gap);
 }
 
 /// Settings of a consumer.
@@ -167,122 +135,11 @@ impl Consumer {
         self.ended.get_or_insert(BusError::Closed);
         self.source.close().await
     }
-
-    /// Handles the events until the consumer ends, at most [`max_in_flight`](ConsumeOptions::max_in_flight) at a time,
-    /// and settles them by the result of `handler`. Returns why the consumer has ended, once the running handlers have
-    /// finished.
-    ///
-    /// # Cancel safety
-    /// If the future is dropped, the running handlers are dropped too, and their events are delivered again when the
-    /// leases expire. Use [`run_until`](Self::run_until) to let them finish.
-    pub async fn run(self, handler: impl EventHandler) -> BusError {
-        // `pending` never completes, so an `Ok` does not occur.
-        self.run_until(handler, pending()).await.err().unwrap_or(BusError::Closed)
-    }
-
-    /// Handles the events as [`run`](Self::run) does, until `shutdown` completes. After that it [`close`](Self::close)s
-    /// the consumer and returns once the running handlers have finished.
-    ///
-    /// # Errors
-    /// The reason why the consumer ended before `shutdown` completed, and [`BusError::Unavailable`] when it could not
-    /// be closed.
-    ///
-    /// # Cancel safety
-    /// If the future is dropped, the running handlers are dropped too, and their events are delivered again when the
-    /// leases expire.
-    pub async fn run_until(
-        mut self,
-        handler: impl EventHandler,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), BusError> {
-        let handler = Arc::new(handler);
-        let mut shutdown = pin!(shutdown);
-        let mut running = JoinSet::new();
-        let result = loop {
-            let next = tokio::select! {
-                biased;
-                () = &mut shutdown => break self.close().await,
-                next = self.next() => next,
-            };
-            match next {
-                // Bounded: a consumer returns no more deliveries than can be unsettled.
-                Some(Ok(delivery)) => {
-                    // Spawned before the handler, which may block the thread.
-                    let extender = LeaseExtender::spawn(&delivery);
-                    running.spawn(handle(delivery, Arc::clone(&handler), extender));
-                }
-                Some(Err(gap)) => handler.gap(gap).await,
-                None => break Err(self.ended.clone().unwrap_or(BusError::Closed)),
-            }
-            while running.try_join_next().is_some() {}
-        };
-        while running.join_next().await.is_some() {}
-        result
-    }
 }
 
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer").field("ended", &self.ended).finish_non_exhaustive()
-    }
-}
-
-async fn handle(delivery: Delivery, handler: Arc<impl EventHandler>, mut extender: LeaseExtender) {
-    let work = handler.handle(delivery.event().clone(), delivery.attempt());
-    let outcome = tokio::select! {
-        biased;
-        outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
-        () = extender.lost() => return,
-    };
-    drop(extender);
-    let event_id = delivery.event().id().to_owned();
-    let settled = match outcome {
-        Ok(Ok(())) => delivery.ack().await,
-        Ok(Err(nack)) => delivery.nack(nack).await,
-        Err(_panic) => delivery.nack(Nack::retry()).await,
-    };
-    if let Err(error) = settled {
-        // The event is delivered again.
-        tracing::warn!(event_id, %error, "event not settled");
-    }
-}
-
-/// A task that extends a lease until this is dropped.
-struct LeaseExtender(JoinHandle<()>);
-
-impl LeaseExtender {
-    fn spawn(delivery: &Delivery) -> Self {
-        Self(tokio::spawn(extend_until_lost(delivery.lease(), delivery.lease_time())))
-    }
-
-    /// Waits until the lease is lost.
-    async fn lost(&mut self) {
-        // If the bus panics, the state of the lease is not known.
-        if (&mut self.0).await.is_err() {
-            pending::<()>().await;
-        }
-    }
-}
-
-impl Drop for LeaseExtender {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Extends a lease at each third of its duration. Returns once it is lost.
-async fn extend_until_lost(lease: Arc<dyn Lease>, lease_time: Duration) {
-    let third = (lease_time / 3).max(Duration::from_millis(1));
-    let mut ticks = interval_at(Instant::now() + third, third);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        match lease.extend(lease_time).await {
-            Err(BusError::LeaseLost { .. }) => return,
-            Err(BusError::Unsupported { .. }) => pending().await,
-            // Other errors may pass before the lease expires.
-            Ok(()) | Err(_) => {}
-        }
     }
 }
 

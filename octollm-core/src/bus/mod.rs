@@ -37,6 +37,7 @@ mod feed;
 mod memory;
 mod memory_durable;
 mod subscription;
+mod worker;
 
 use std::error::Error;
 use std::fmt;
@@ -45,13 +46,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::consumer::{ConsumeOptions, Consumer, EventHandler};
+pub use self::consumer::{ConsumeOptions, Consumer};
 pub use self::delivery::{Delivery, Nack};
 pub use self::durable::{DeadLetter, DurableBus, GroupStatus};
 use self::engine::Counters;
 pub use self::memory::MemoryBus;
 pub use self::memory_durable::{MemoryDurableBus, MemoryDurableBusBuilder};
 pub use self::subscription::{Gap, Overflow, Signal, Subscription};
+pub use self::worker::EventHandler;
 use crate::error::ConfigError;
 use crate::event::{Event, Pattern};
 

@@ -117,6 +117,24 @@ async fn a_handler_that_blocks_its_thread_is_extended_from_another() {
     assert!(dead_letters(&bus).await.is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_that_block_every_thread_run_once_each() {
+    let (bus, handled) = (durable(), Arc::new(AtomicU32::new(0)));
+    let short = ConsumeOptions { lease: SHORT / 8, ..options() };
+    let consumer = consumer_with(&bus, short).await;
+    for number in 0..4 {
+        bus.publish(event(number)).await.unwrap();
+    }
+    let (shutdown, worker) = work(consumer, Blocking(Arc::clone(&handled)));
+    while unsettled(&bus).await != (0, 0) {
+        tokio::task::yield_now().await;
+    }
+    drop(shutdown);
+    worker.await.unwrap().unwrap();
+    assert_eq!(handled.load(Ordering::Relaxed), 4);
+    assert!(dead_letters(&bus).await.is_empty());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_handler_whose_event_went_to_a_peer_is_dropped() {
     struct Dropped(Arc<AtomicU32>);

@@ -274,6 +274,9 @@ fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[St
         _ => ErrorKind::Unreachable,
     };
     let mut failure = Failure::new(kind, message).before_execution();
+    // The arm may be any of them: a retry can help as soon as one of them can be asked again.
+    let wait = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
+    failure.retry_after = wait.filter(|_| failure.retryable);
     failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
     failure
 }
@@ -284,7 +287,7 @@ fn is_refusal(kind: ErrorKind) -> bool {
 
 /// A card that names no endpoint is completed with the one by which its arm is reached.
 fn reached_at(mut card: ArmCard, endpoint: Option<&Endpoint>) -> ArmCard {
-    if card.endpoint.is_none() {
+    if card.endpoint.as_ref().is_none_or(|named| named.trim().is_empty()) {
         card.endpoint = endpoint.map(|endpoint| endpoint.as_str().to_owned());
     }
     card

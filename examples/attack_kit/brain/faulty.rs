@@ -9,11 +9,8 @@ use std::{
 };
 
 use octollm::{
-    bus::{
-        BusError, Subscription,
-        engine::{Capabilities, Counts},
-    },
-    event::Patterns,
+    bus::{BusError, Capability, Subscription, engine::Counters},
+    event::Pattern,
     id::TaskId,
     prelude::*,
     store::{
@@ -185,7 +182,7 @@ impl EventBus for FullBus {
         if !self.is_open.load(Ordering::Relaxed) {
             self.dice.pause(5).await;
             match self.dice.below(3) {
-                0 => return Err(BusError::Full { bound: octollm::bus::Bound::new(1, 1) }),
+                0 => return Err(BusError::Full { events: 1, bytes: 1 }),
                 1 => return Err(BusError::Unavailable { source: None }),
                 _ => {}
             }
@@ -193,15 +190,19 @@ impl EventBus for FullBus {
         self.inner.publish(event).await
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.inner.subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.inner.subscribe(pattern, overflow).await
     }
 
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities(&self) -> &[Capability] {
         self.inner.capabilities()
     }
 
-    fn counts(&self) -> Counts {
-        self.inner.counts()
+    fn max_event_bytes(&self) -> usize {
+        self.inner.max_event_bytes()
+    }
+
+    fn counters(&self) -> &Counters {
+        self.inner.counters()
     }
 }

@@ -159,7 +159,7 @@ impl Caller {
         let (first, second) = url.split_once('+').unwrap_or((url, ""));
         let builder = Arms::builder().config(self.config.clone());
         let mut builder = match how {
-            "card" => builder.arm("liar", first),
+            "card" => builder.endpoint("liar", first),
             _ => builder.endpoint_serving::<Check>("liar", first).endpoint_serving::<Again>("liar", first),
         };
         if !second.is_empty() {

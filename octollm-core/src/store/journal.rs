@@ -52,6 +52,12 @@ pub struct JournalEntry {
 pub enum Recorded {
     /// It is about to be made, and must not be made twice.
     Begun,
+    /// It failed, and is made again. Its next answer takes the place of the failure in the order, unless there are entries
+    /// after number `last` by then.
+    Again {
+        /// The greatest number of all entries when this was decided.
+        last: u64,
+    },
     /// A transport follows it by this handle.
     Handle(Handle),
     /// The output, as it came.
@@ -66,15 +72,6 @@ impl Recorded {
         match self {
             Self::Failure(failure) => Some(failure),
             _ => None,
-        }
-    }
-
-    /// Bytes of the output or of the failure's message.
-    pub(super) fn size(&self) -> usize {
-        match self {
-            Self::Output(output) => output.as_str().len(),
-            Self::Failure(failure) => failure.message.len(),
-            Self::Begun | Self::Handle(_) => 0,
         }
     }
 

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 pub use self::{
     changes::{ChangeHub, Changes, Topic},
     journal::{JournalEntry, Recorded},
-    memory::MemoryStore,
+    memory::{MemoryStore, MemoryStoreConfig},
 };
 use crate::{
     contract::ContractRef,
@@ -211,28 +211,6 @@ impl Room {
     /// Room for so many tasks of so many bytes in all.
     pub fn new(tasks: usize, bytes: usize) -> Self {
         Self { tasks, bytes }
-    }
-}
-
-/// How much a [`MemoryStore`] holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemoryStoreConfig {
-    /// Finished tasks: so many may finish before whoever waits for one has asked for its result (default 10 000).
-    pub finished: usize,
-    /// Bytes of those: their inputs, results, journals and chunks (default 256 MiB). The latest is stored whatever its size.
-    pub finished_bytes: usize,
-    /// Live updates of one task (default 256).
-    pub updates: usize,
-    /// Bytes of the chunks among those (default 1 MiB).
-    pub update_bytes: usize,
-    /// Events that wait to be published (default 100 000). While as many wait, because the bus is away, new tasks are refused.
-    pub events: usize,
-}
-
-impl Default for MemoryStoreConfig {
-    fn default() -> Self {
-        let finished_bytes = 256 * 1024 * 1024;
-        Self { finished: 10_000, finished_bytes, updates: 256, update_bytes: 1024 * 1024, events: 100_000 }
     }
 }
 

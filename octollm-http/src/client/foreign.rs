@@ -29,8 +29,15 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
     let mut failure = Failure::new(kind(status), message);
     failure.violations = told.violations;
     failure.details = told.code.map(|code| serde_json::json!({ "status": status.as_u16(), "code": code }));
-    failure.retry_after = asked.filter(|_| failure.retryable);
     failure.may_have_executed = may_have_executed(status);
+    match asked {
+        // The key of this call is still running: an earlier attempt has begun, whose answer can be had after the wait.
+        Some(wait) if status == StatusCode::CONFLICT => {
+            failure = failure.retryable_after(wait);
+            failure.may_have_executed = true;
+        }
+        asked => failure.retry_after = asked.filter(|_| failure.retryable),
+    }
     failure
 }
 
@@ -265,6 +272,7 @@ mod tests {
             (503, "", (true, Some(three))),
             (429, r#"{"error":"slow down"}"#, (true, Some(three))),
             (400, "", (false, None)),
+            (409, "", (true, Some(three))),
             (500, r#"{"status":500,"code":"arm_failed","retryable":true}"#, (true, Some(three))),
             (
                 500,

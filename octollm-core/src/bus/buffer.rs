@@ -1,44 +1,41 @@
-//! What waits for one subscriber. It decides what is dropped when there is no room; it does not wait and reads no clock.
+//! The signals that wait for one subscriber, and what is dropped when there is no room. Pure: it does not wait and
+//! reads no clock.
 
 use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::Expiry;
-use crate::bus::{Ended, Gap, Overflow, Signal};
+use super::engine::Expiry;
+use super::{BusError, Gap, Overflow, Signal};
 use crate::event::Event;
 
-/// Events and the marks of those missing, in order. At most as many events as the overflow has room for, and between two
+/// Events and marks of missing events, in order: at most as many events as the overflow has room for, and between two
 /// of them at most one mark of each kind.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct Buffer {
     overflow: Overflow,
     /// What is missing before the first entry.
     head: Missing,
     entries: VecDeque<Entry>,
+    /// Number of entries that are events.
     events: usize,
-    ended: Option<Ended>,
+    ended: Option<BusError>,
 }
 
-/// What became of an event offered.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Offered {
-    /// It waits.
     Queued,
-    /// It or an older one was dropped: one more is missing.
+    /// This event or an older one was dropped.
     Dropped,
-    /// The queue has ended.
+    /// The subscription has ended.
     Ended,
 }
 
-/// What taking from a queue yields.
 #[derive(Debug)]
 pub(super) enum Taken {
-    /// The next item.
     Signal(Signal),
-    /// Nothing now.
+    /// Nothing at the moment.
     Nothing,
-    /// Nothing ever again.
     Ended,
 }
 
@@ -54,12 +51,12 @@ struct Missing {
     lagged: u64,
 }
 
-impl Queue {
+impl Buffer {
     pub(super) fn new(overflow: Overflow) -> Self {
         Self { overflow, head: Missing::default(), entries: VecDeque::new(), events: 0, ended: None }
     }
 
-    /// Takes an event in, or does what the overflow says. Under [`Overflow::Block`] its caller sees to the room.
+    /// Queues an event, or applies the overflow. Under [`Overflow::Block`] the caller ensures that there is room.
     pub(super) fn offer(&mut self, event: &Event, expiry: Expiry) -> Offered {
         if self.ended.is_some() {
             return Offered::Ended;
@@ -69,7 +66,7 @@ impl Queue {
             match self.overflow {
                 Overflow::Block => {}
                 Overflow::Disconnect(_) => {
-                    self.ended = Some(Ended::SlowConsumer);
+                    self.ended = Some(BusError::SlowConsumer);
                     return Offered::Ended;
                 }
                 Overflow::DropNewest(_) => {
@@ -87,21 +84,21 @@ impl Queue {
         outcome
     }
 
-    /// One event is missing after what waits.
+    /// Marks one event as missing after the last entry.
     pub(super) fn lose(&mut self) {
         if self.ended.is_none() {
             self.tail().lagged += 1;
         }
     }
 
-    /// Events may be missing after what waits.
+    /// Marks a gap after the last entry.
     pub(super) fn mark(&mut self, gap: Gap) {
         if self.ended.is_none() {
-            self.tail().absorb(Missing { gap: Some(gap), lagged: 0 });
+            self.tail().merge(Missing { gap: Some(gap), lagged: 0 });
         }
     }
 
-    /// The next item. `expired` is raised by the events left out because their time was over at `now`.
+    /// Takes the next signal. Adds the number of events that had expired at `now` to `expired`.
     pub(super) fn take(&mut self, now: impl Fn() -> Instant, expired: &mut usize) -> Taken {
         loop {
             if let Some(signal) = self.head.take() {
@@ -123,16 +120,16 @@ impl Queue {
         }
     }
 
-    /// Takes nothing more in. What waits is still to be had. The first reason given holds.
-    pub(super) fn end(&mut self, reason: Ended) {
+    /// Accepts nothing more. What waits can still be taken. Only the first call has an effect.
+    pub(super) fn end(&mut self, reason: BusError) {
         self.ended.get_or_insert(reason);
     }
 
-    pub(super) fn ended(&self) -> Option<&Ended> {
+    pub(super) fn ended(&self) -> Option<&BusError> {
         self.ended.as_ref()
     }
 
-    /// Throws away what waits.
+    /// Drops what waits.
     pub(super) fn clear(&mut self) {
         self.head = Missing::default();
         self.entries = VecDeque::new();
@@ -142,7 +139,7 @@ impl Queue {
     fn drop_oldest(&mut self) {
         while let Some(entry) = self.entries.pop_front() {
             match entry {
-                Entry::Missing(missing) => self.head.absorb(missing),
+                Entry::Missing(missing) => self.head.merge(missing),
                 Entry::Event(..) => {
                     self.events -= 1;
                     self.head.lagged += 1;
@@ -152,7 +149,7 @@ impl Queue {
         }
     }
 
-    /// The marks behind the last event.
+    /// The marks after the last event.
     fn tail(&mut self) -> &mut Missing {
         if self.entries.is_empty() {
             return &mut self.head;
@@ -178,15 +175,12 @@ impl Missing {
         }
     }
 
-    fn absorb(&mut self, later: Missing) {
+    fn merge(&mut self, later: Missing) {
         self.lagged += later.lagged;
-        match (&mut self.gap, later.gap) {
-            (Some(known), Some(more)) => {
-                let room = Gap::MAX_EVENT_IDS.saturating_sub(known.event_ids.len());
-                known.event_ids.extend(more.event_ids.into_iter().take(room));
-            }
-            (none, more) => *none = none.take().or(more),
-        }
+        self.gap = match (self.gap.take(), later.gap) {
+            (Some(gap), Some(later)) => Some(gap.merged(later)),
+            (gap, later) => gap.or(later),
+        };
     }
 }
 
@@ -195,24 +189,23 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::bus::GapReason;
 
     fn event(number: usize) -> Event {
         Event::new("a.b", "s", number).unwrap()
     }
 
-    fn fill(overflow: Overflow, count: usize) -> Queue {
-        let mut queue = Queue::new(overflow);
+    fn fill(overflow: Overflow, count: usize) -> Buffer {
+        let mut buffer = Buffer::new(overflow);
         for number in 0..count {
-            queue.offer(&event(number), Expiry::Never);
+            buffer.offer(&event(number), Expiry::Never);
         }
-        queue
+        buffer
     }
 
-    /// What there is to be had: numbers of events, negative counts of missing ones.
-    fn drain(queue: &mut Queue) -> Vec<i64> {
+    /// Takes everything: the numbers of events, and negative numbers of missing ones.
+    fn drain(buffer: &mut Buffer) -> Vec<i64> {
         let mut seen = Vec::new();
-        while let Taken::Signal(signal) = queue.take(Instant::now, &mut 0) {
+        while let Taken::Signal(signal) = buffer.take(Instant::now, &mut 0) {
             seen.push(match signal {
                 Signal::Event(event) => event.data().as_i64().unwrap(),
                 Signal::Lagged(missed) => -(missed as i64),
@@ -223,70 +216,82 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_and_are_told_first() {
+    fn dropped_oldest_events_are_reported_first() {
         assert_eq!(drain(&mut fill(Overflow::DropOldest(3), 10)), [-7, 7, 8, 9]);
     }
 
     #[test]
-    fn the_newest_go_and_are_told_where_they_would_stand() {
-        let mut queue = fill(Overflow::DropNewest(2), 5);
-        assert!(matches!(queue.take(Instant::now, &mut 0), Taken::Signal(Signal::Event(_))));
-        queue.offer(&event(5), Expiry::Never);
-        assert_eq!(drain(&mut queue), [1, -3, 5]);
+    fn dropped_newest_events_are_reported_at_their_place() {
+        let mut buffer = fill(Overflow::DropNewest(2), 5);
+        assert!(matches!(buffer.take(Instant::now, &mut 0), Taken::Signal(Signal::Event(_))));
+        buffer.offer(&event(5), Expiry::Never);
+        assert_eq!(drain(&mut buffer), [1, -3, 5]);
     }
 
     #[test]
-    fn disconnecting_delivers_what_waits() {
-        let mut queue = fill(Overflow::Disconnect(2), 5);
-        assert_eq!(drain(&mut queue), [0, 1]);
-        assert!(matches!(queue.ended(), Some(Ended::SlowConsumer)));
-        assert!(matches!(queue.take(Instant::now, &mut 0), Taken::Ended));
+    fn events_that_wait_are_taken_after_a_disconnect() {
+        let mut buffer = fill(Overflow::Disconnect(2), 5);
+        assert_eq!(drain(&mut buffer), [0, 1]);
+        assert!(matches!(buffer.ended(), Some(BusError::SlowConsumer)));
+        assert!(matches!(buffer.take(Instant::now, &mut 0), Taken::Ended));
     }
 
     #[test]
-    fn marks_pile_up_to_one() {
-        let mut queue = fill(Overflow::DropNewest(1), 1);
+    fn marks_between_two_events_are_merged() {
+        let mut buffer = fill(Overflow::DropNewest(1), 1);
         for number in 0..100 {
-            queue.offer(&event(number), Expiry::Never);
-            queue.mark(Gap::new(GapReason::ConnectionLost));
+            buffer.offer(&event(number), Expiry::Never);
+            buffer.mark(Gap::ConnectionLost);
         }
-        assert_eq!(drain(&mut queue), [0, i64::MIN, -100]);
+        assert_eq!(drain(&mut buffer), [0, i64::MIN, -100]);
     }
 
     #[test]
     fn the_ids_of_a_gap_are_bounded() {
-        let mut queue = Queue::new(Overflow::DropNewest(1));
+        let mut buffer = Buffer::new(Overflow::DropNewest(1));
         for _ in 0..3 {
-            let gap = Gap::new(GapReason::Trimmed).with_event_ids(vec!["id".to_owned(); 1000]);
-            queue.mark(gap);
+            buffer.mark(Gap::Trimmed { event_ids: vec!["id".to_owned(); 1000] });
         }
-        let Taken::Signal(Signal::Gap(gap)) = queue.take(Instant::now, &mut 0) else {
+        let Taken::Signal(Signal::Gap(Gap::Trimmed { event_ids })) = buffer.take(Instant::now, &mut 0) else {
             panic!("it was marked")
         };
-        assert_eq!(gap.event_ids.len(), Gap::MAX_EVENT_IDS);
+        assert_eq!(event_ids.len(), Gap::MAX_EVENT_IDS);
     }
 
     #[test]
-    fn what_expired_is_counted_and_left_out() {
-        let mut queue = Queue::new(Overflow::Block);
+    fn merged_gaps_report_the_wider_one() {
+        for lost_first in [true, false] {
+            let mut buffer = Buffer::new(Overflow::DropNewest(1));
+            let trimmed = Gap::Trimmed { event_ids: vec!["id".to_owned()] };
+            let gaps =
+                if lost_first { [Gap::ConnectionLost, trimmed] } else { [trimmed, Gap::ConnectionLost] };
+            gaps.into_iter().for_each(|gap| buffer.mark(gap));
+            let taken = buffer.take(Instant::now, &mut 0);
+            assert!(matches!(taken, Taken::Signal(Signal::Gap(Gap::ConnectionLost))), "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn expired_events_are_counted_and_not_taken() {
+        let mut buffer = Buffer::new(Overflow::Block);
         let now = Instant::now();
-        queue.offer(&event(0), Expiry::At(now));
-        queue.offer(&event(1), Expiry::Never);
+        buffer.offer(&event(0), Expiry::At(now));
+        buffer.offer(&event(1), Expiry::Never);
         let mut expired = 0;
-        assert!(matches!(queue.take(|| now, &mut expired), Taken::Signal(Signal::Event(_))));
-        assert_eq!((expired, queue.events), (1, 0));
+        assert!(matches!(buffer.take(|| now, &mut expired), Taken::Signal(Signal::Event(_))));
+        assert_eq!((expired, buffer.events), (1, 0));
     }
 
     proptest! {
         #[test]
-        fn received_and_missed_are_all(oldest: bool, capacity in 1_usize..8, steps in prop::collection::vec(any::<bool>(), 0..200)) {
+        fn received_and_lost_events_are_all(oldest: bool, capacity in 1_usize..8, steps in prop::collection::vec(any::<bool>(), 0..200)) {
             let overflow = if oldest { Overflow::DropOldest(capacity) } else { Overflow::DropNewest(capacity) };
-            let mut queue = Queue::new(overflow);
+            let mut buffer = Buffer::new(overflow);
             let (mut offered, mut accounted, mut last) = (0, 0, -1);
             let mut see = |signal| match signal {
                 Signal::Event(event) => {
                     let number = event.data().as_i64().unwrap();
-                    // What is told to be missing is missing exactly here.
+                    // The reported losses are exactly at this point.
                     assert_eq!(number, accounted);
                     assert!(number > last);
                     (last, accounted) = (number, accounted + 1);
@@ -296,15 +301,15 @@ mod tests {
             };
             for offer in steps {
                 if offer {
-                    queue.offer(&event(offered), Expiry::Never);
+                    buffer.offer(&event(offered), Expiry::Never);
                     offered += 1;
-                } else if let Taken::Signal(signal) = queue.take(Instant::now, &mut 0) {
+                } else if let Taken::Signal(signal) = buffer.take(Instant::now, &mut 0) {
                     see(signal);
                 }
-                prop_assert!(queue.events <= capacity);
-                prop_assert!(queue.entries.len() <= 2 * capacity + 1);
+                prop_assert!(buffer.events <= capacity);
+                prop_assert!(buffer.entries.len() <= 2 * capacity + 1);
             }
-            while let Taken::Signal(signal) = queue.take(Instant::now, &mut 0) {
+            while let Taken::Signal(signal) = buffer.take(Instant::now, &mut 0) {
                 see(signal);
             }
             prop_assert_eq!(accounted, offered as i64);

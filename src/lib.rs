@@ -69,7 +69,7 @@ pub use octollm_core::mesh;
 #[cfg(feature = "http")]
 pub use octollm_http as http;
 
-/// What the engines behind the buses share.
+/// Encodings of events.
 #[cfg(feature = "events")]
 pub use octollm_events as events;
 

@@ -1,7 +1,6 @@
 //! Until when work may go on.
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
@@ -55,23 +54,19 @@ impl Deadline {
     /// The timer is polled outside of tokio's cooperative budget: work that spends the budget of every turn is ended all
     /// the same.
     ///
-    /// # Errors
-    /// [`DeadlinePassed`]; the work was dropped.
+    /// Returns `None` where this moment passed; the work was dropped then.
     ///
     /// # Cancel safety
     /// Dropping the future drops the work.
-    pub fn run<F: Future>(self, work: F) -> Run<F> {
+    pub fn run<F: Future>(self, work: F) -> impl Future<Output = Option<F::Output>> {
         Self::run_until(Some(self), work)
     }
 
     /// As [`run`](Self::run); without a deadline the work runs to its end.
     ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    ///
     /// # Cancel safety
     /// As [`run`](Self::run).
-    pub fn run_until<F: Future>(deadline: Option<Self>, work: F) -> Run<F> {
+    pub fn run_until<F: Future>(deadline: Option<Self>, work: F) -> impl Future<Output = Option<F::Output>> {
         Run { work, deadline, timer: None }
     }
 }
@@ -80,7 +75,7 @@ pin_project! {
     /// Work that ends at a deadline: see [`Deadline::run`].
     // A type of its own: the future of an `async fn` has room for what it is given twice over.
     #[must_use = "futures do nothing unless they are awaited"]
-    pub struct Run<F> {
+    struct Run<F> {
         #[pin]
         work: F,
         deadline: Option<Deadline>,
@@ -91,33 +86,22 @@ pin_project! {
 }
 
 impl<F: Future> Future for Run<F> {
-    type Output = Result<F::Output, DeadlinePassed>;
+    type Output = Option<F::Output>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if let Poll::Ready(output) = this.work.poll(cx) {
-            return Poll::Ready(Ok(output));
+            return Poll::Ready(Some(output));
         }
         if let Some(deadline) = this.deadline.take() {
             this.timer.set(Some(unconstrained(sleep_until(deadline.0))));
         }
         match this.timer.as_pin_mut() {
-            Some(timer) => timer.poll(cx).map(|()| Err(DeadlinePassed)),
+            Some(timer) => timer.poll(cx).map(|()| None),
             None => Poll::Pending,
         }
     }
 }
-
-impl<F> fmt::Debug for Run<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Run").field("deadline", &self.deadline).finish_non_exhaustive()
-    }
-}
-
-/// A deadline passed before the work had ended: see [`Deadline::run`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the deadline has passed")]
-pub struct DeadlinePassed;
 
 #[cfg(test)]
 mod tests {
@@ -136,14 +120,14 @@ mod tests {
             }
         };
         let ended = Deadline::after(Duration::from_secs(1)).run(greedy).await;
-        assert_eq!(ended, Err(DeadlinePassed));
+        assert_eq!(ended, None);
         assert!(begun.elapsed() < Duration::from_millis(1_200), "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
     async fn work_that_ends_in_the_last_moment_has_ended() {
         let deadline = Deadline::after(Duration::from_secs(1));
-        assert_eq!(deadline.run(sleep_until(deadline.instant())).await, Ok(()));
-        assert_eq!(Deadline::run_until(None, async { 7 }).await, Ok(7));
+        assert_eq!(deadline.run(sleep_until(deadline.instant())).await, Some(()));
+        assert_eq!(Deadline::run_until(None, async { 7 }).await, Some(7));
     }
 }

@@ -21,9 +21,9 @@ use crate::{
     budget::{Usage, narrower},
     card::ArmCard,
     context::Context,
-    contract::{ContractCard, ContractRef, ContractSpec, InvalidContract, TaskContract},
-    deadline::{Deadline, DeadlinePassed},
-    error::{ArmError, ErrorKind, Failure},
+    contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
+    deadline::Deadline,
+    error::{ArmError, ConfigError, ErrorKind, Failure},
     json,
     parts::{Caller, ContextParts, spent},
     transport::Transport,
@@ -36,7 +36,7 @@ use crate::{
 pub struct Dispatcher {
     card: ArmCard,
     routes: Vec<Route>,
-    refused: Vec<InvalidContract>,
+    refused: Vec<ConfigError>,
 }
 
 /// One contract that a [`Dispatcher`] serves.
@@ -117,7 +117,7 @@ impl Dispatcher {
 
     /// Why contracts that were given to [`serve`](Self::serve) are not served. A server that starts without them would
     /// answer that they are not offered, so check this first.
-    pub fn refused(&self) -> &[InvalidContract] {
+    pub fn refused(&self) -> &[ConfigError] {
         &self.refused
     }
 
@@ -184,7 +184,7 @@ impl Route {
     /// # Cancel safety
     /// Dropping the future drops the arm's, and cancels its context.
     pub async fn execute(&self, input: &[u8], execution: Execution) -> Outcome {
-        let Execution { mut parts, transport, cancellation, updates, time_limit } = around;
+        let Execution { mut parts, transport, cancellation, updates, time_limit } = execution;
         let refused = self.admit(&parts.caller).err().or_else(|| spent(parts.deadline, parts.budget));
         if let Some(failure) = refused {
             return Outcome { result: Err(failure.into()), usage: Usage::default(), calls: 0 };
@@ -231,9 +231,9 @@ impl Route {
             }),
         );
         let kind = match ended.await {
-            Ok(Some(answer)) => return answer.unwrap_or_else(|_| Err(panicked().into())),
-            Ok(None) => ErrorKind::Cancelled,
-            Err(DeadlinePassed) => ErrorKind::DeadlineExceeded,
+            Some(Some(answer)) => return answer.unwrap_or_else(|_| Err(panicked().into())),
+            Some(None) => ErrorKind::Cancelled,
+            None => ErrorKind::DeadlineExceeded,
         };
         cancellation.cancel();
         // What the arm holds may panic as well, on its way out.

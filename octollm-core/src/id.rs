@@ -12,12 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A text that is not an id of the kind asked for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a valid {kind}")]
-pub struct InvalidId {
-    kind: &'static str,
-}
+use crate::invalid::InvalidValue;
 
 /// Base 62 in ASCII order, so that what is encoded sorts as it did.
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -130,18 +125,18 @@ impl Default for TaskId {
 }
 
 impl FromStr for TaskId {
-    type Err = InvalidId;
+    type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let valid = text
             .strip_prefix("task_")
             .is_some_and(|id| id.len() == 16 && id.bytes().all(|b| b.is_ascii_alphanumeric()));
-        if valid { Ok(Self(text.into())) } else { Err(InvalidId { kind: "task id" }) }
+        if valid { Ok(Self(text.into())) } else { Err(InvalidValue::new("task id")) }
     }
 }
 
 impl TryFrom<String> for TaskId {
-    type Error = InvalidId;
+    type Error = InvalidValue;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
@@ -203,17 +198,17 @@ impl Default for RequestId {
 }
 
 impl FromStr for RequestId {
-    type Err = InvalidId;
+    type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let valid = (1..=128).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-        if valid { Ok(Self(text.into())) } else { Err(InvalidId { kind: "request id" }) }
+        if valid { Ok(Self(text.into())) } else { Err(InvalidValue::new("request id")) }
     }
 }
 
 impl TryFrom<String> for RequestId {
-    type Error = InvalidId;
+    type Error = InvalidValue;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()

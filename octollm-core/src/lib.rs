@@ -37,6 +37,7 @@
 //!
 //! `mesh` has the in-process mesh for tests; `full` is all there is.
 // A module uses only what stands before it here.
+mod invalid;
 pub mod id;
 pub mod budget;
 pub mod deadline;

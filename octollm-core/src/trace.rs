@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::invalid::InvalidValue;
+
 /// A `traceparent` and its `tracestate`, passed on as they came.
 ///
 /// Source: W3C Trace Context, level 1, sections 3.2 and 3.3.
@@ -23,7 +25,7 @@ struct Stored {
 }
 
 impl TryFrom<Stored> for TraceContext {
-    type Error = InvalidTraceparent;
+    type Error = InvalidValue;
 
     fn try_from(stored: Stored) -> Result<Self, Self::Error> {
         let trace: Self = stored.traceparent.parse()?;
@@ -67,7 +69,7 @@ impl TraceContext {
 }
 
 impl FromStr for TraceContext {
-    type Err = InvalidTraceparent;
+    type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut parts = text.split('-');
@@ -78,13 +80,13 @@ impl FromStr for TraceContext {
         };
         let (version, trace, parent, flags) = (hex(2), hex(32), hex(16), hex(2));
         let (Some(version), Some(trace), Some(parent), Some(_)) = (version, trace, parent, flags) else {
-            return Err(InvalidTraceparent);
+            return Err(INVALID);
         };
         let zero = |part: &str| part.bytes().all(|b| b == b'0');
         // A later version may add parts; version 00 has exactly four.
         let extra = parts.next().is_some();
         if version == "ff" || (version == "00" && extra) || zero(trace) || zero(parent) || text.len() > 256 {
-            return Err(InvalidTraceparent);
+            return Err(INVALID);
         }
         Ok(Self { parent: text.into(), state: None })
     }
@@ -97,9 +99,7 @@ impl fmt::Display for TraceContext {
 }
 
 /// A text that is no `traceparent`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a valid traceparent")]
-pub struct InvalidTraceparent;
+const INVALID: InvalidValue = InvalidValue::new("traceparent");
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,7 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     contract::{ContractRef, Spec},
-    deadline::{Deadline, DeadlinePassed},
+    deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     parts::ContextParts,
     update::{Handle, UpdateSink},
@@ -265,9 +265,7 @@ where
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let (contract, deadline) = (call.contract.clone(), call.parts.deadline);
         let answer = Deadline::run_until(deadline, self.service.clone().oneshot(call)).await;
-        answer.unwrap_or_else(|DeadlinePassed| {
-            Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded)))
-        })
+        answer.unwrap_or_else(|| Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded))))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

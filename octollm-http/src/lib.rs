@@ -43,6 +43,6 @@ pub mod client;
 pub mod server;
 
 pub use self::{
-    client::{Arms, ClientConfig, ConfigError, OrchestratorClient},
-    server::{Authenticate, BoundServer, ServeError, Server, ServerConfig},
+    client::{Arms, ClientConfig, OrchestratorClient},
+    server::{Authenticate, BoundServer, Server, ServerConfig},
 };

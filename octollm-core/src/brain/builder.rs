@@ -2,13 +2,14 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Brain, BrainConfig, Inner, InvalidConfig};
+use super::{Brain, BrainConfig, Inner};
 use crate::{
     arm::Arm,
     bus::{EventBus, MemoryBus},
     clock::Clock,
     contract::TaskContract,
     dispatcher::Dispatcher,
+    error::ConfigError,
     store::{MemoryStore, TaskStore},
     transport::{NoArms, Transport},
 };
@@ -83,11 +84,11 @@ impl BrainBuilder {
     /// Builds the brain.
     ///
     /// # Errors
-    /// [`InvalidConfig`] for a limit that no brain can work with, or a contract that cannot be run.
-    pub fn build(self) -> Result<Brain, InvalidConfig> {
+    /// A [`ConfigError`] for a limit that no brain can work with, or a contract that cannot be run.
+    pub fn build(self) -> Result<Brain, ConfigError> {
         self.config.check()?;
         match self.dispatcher.refused().first() {
-            Some(invalid) => Err(InvalidConfig::Contract(invalid.clone())),
+            Some(invalid) => Err(invalid.clone()),
             None => Ok(self.assemble()),
         }
     }

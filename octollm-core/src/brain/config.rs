@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::contract::InvalidContract;
+use crate::error::ConfigError;
 
 /// The limits of a brain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,38 +38,21 @@ impl BrainConfig {
     ///
     /// # Errors
     /// The first that lets nothing through or is out of range.
-    pub fn check(&self) -> Result<(), InvalidConfig> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         let counts = [
             ("max_running", self.max_running),
             ("max_queued", self.max_queued),
             ("max_queued_bytes", self.max_queued_bytes),
         ];
         if let Some((field, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
-            return Err(InvalidConfig::Limit { field, reason: "is 0" });
+            return Err(ConfigError::new(field, "is 0"));
         }
         if self.max_task_time.is_zero() {
-            return Err(InvalidConfig::Limit { field: "max_task_time", reason: "is 0" });
+            return Err(ConfigError::new("max_task_time", "is 0"));
         }
         if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(86_400) {
-            return Err(InvalidConfig::Limit { field: "lease", reason: "is not between 100 ms and a day" });
+            return Err(ConfigError::new("lease", "is not between 100 ms and a day"));
         }
         Ok(())
     }
-}
-
-/// Why no brain can be built.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidConfig {
-    /// A limit that no brain can work with.
-    #[error("the limit `{field}` of the brain {reason}")]
-    Limit {
-        /// The field of [`BrainConfig`].
-        field: &'static str,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// A contract that cannot be run.
-    #[error("a contract cannot be run")]
-    Contract(#[source] InvalidContract),
 }

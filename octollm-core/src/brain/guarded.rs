@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 
 use crate::{
-    deadline::{Deadline, DeadlinePassed},
+    deadline::Deadline,
     event::Event,
     id::TaskId,
     store::{
@@ -25,10 +25,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 async fn guarded<T>(operation: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     match AssertUnwindSafe(Deadline::after(LIMIT).run(operation)).catch_unwind().await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(DeadlinePassed)) => {
-            Err(StoreError::Unavailable(format!("no answer came within {LIMIT:?}").into()))
-        }
+        Ok(Some(answer)) => answer,
+        Ok(None) => Err(StoreError::Unavailable(format!("no answer came within {LIMIT:?}").into())),
         Err(_) => Err(StoreError::Unavailable("it panicked".into())),
     }
 }

@@ -6,8 +6,10 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::invalid::InvalidValue;
+
 pub(crate) use self::usage::Ledger;
-pub use self::usage::{InvalidUsage, Usage};
+pub use self::usage::Usage;
 
 /// An amount of money, exact to a billionth of a US dollar.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,12 +31,12 @@ impl Cost {
     /// So many dollars, rounded to the nearest billionth.
     ///
     /// # Errors
-    /// [`InvalidBudget`] for NaN, a negative amount, or more than 18 billion dollars.
-    pub fn from_dollars(dollars: f64) -> Result<Self, InvalidBudget> {
+    /// [`InvalidValue`] for NaN, a negative amount, or more than 18 billion dollars.
+    pub fn from_dollars(dollars: f64) -> Result<Self, InvalidValue> {
         let nano_dollars = dollars * NANO as f64;
         // As many as there are, so that whatever was written as dollars is read again.
         if !(0.0..=u64::MAX as f64).contains(&nano_dollars) {
-            return Err(InvalidBudget);
+            return Err(INVALID);
         }
         Ok(Self { nano_dollars: nano_dollars.round() as u64 })
     }
@@ -68,23 +70,23 @@ impl fmt::Debug for Cost {
 }
 
 impl FromStr for Cost {
-    type Err = InvalidBudget;
+    type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
         let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
         if !digits(whole) || !digits(part) {
-            return Err(InvalidBudget);
+            return Err(INVALID);
         }
         // Digits beyond the ninth are below what is counted: a limit only shrinks by leaving them out.
         let part = format!("{part:0<9}");
-        let whole: u64 = whole.parse().map_err(|_| InvalidBudget)?;
-        let part: u64 = part[..9].parse().map_err(|_| InvalidBudget)?;
+        let whole: u64 = whole.parse().map_err(|_| INVALID)?;
+        let part: u64 = part[..9].parse().map_err(|_| INVALID)?;
         whole
             .checked_mul(NANO)
             .and_then(|nano| nano.checked_add(part))
             .map(Self::from_nano_dollars)
-            .ok_or(InvalidBudget)
+            .ok_or(INVALID)
     }
 }
 
@@ -135,9 +137,9 @@ impl Budget {
     /// Up to `dollars`, and any number of tokens.
     ///
     /// # Errors
-    /// [`InvalidBudget`] for NaN, a negative amount, or more than 18 billion dollars: what is no amount is no limit
+    /// [`InvalidValue`] for NaN, a negative amount, or more than 18 billion dollars: what is no amount is no limit
     /// either.
-    pub fn dollars(dollars: f64) -> Result<Self, InvalidBudget> {
+    pub fn dollars(dollars: f64) -> Result<Self, InvalidValue> {
         Ok(Self { tokens: None, cost: Some(Cost::from_dollars(dollars)?) })
     }
 
@@ -189,26 +191,26 @@ impl fmt::Display for Budget {
 /// Reads the header form. Names it does not know are passed over, so that later ones can be added; but one that it
 /// knows has to be there, or a misspelt limit would be none.
 impl FromStr for Budget {
-    type Err = InvalidBudget;
+    type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut budget = Self::UNLIMITED;
         for (index, part) in text.split(';').enumerate() {
             let part = if index == 0 { part } else { part.trim_start_matches(' ') };
-            let (name, value) = part.split_once('=').ok_or(InvalidBudget)?;
+            let (name, value) = part.split_once('=').ok_or(INVALID)?;
             let twice = match name {
                 "tokens" => {
                     if value.is_empty() || !value.bytes().all(|b| b.is_ascii_digit()) {
-                        return Err(InvalidBudget);
+                        return Err(INVALID);
                     }
-                    budget.tokens.replace(value.parse().map_err(|_| InvalidBudget)?).is_some()
+                    budget.tokens.replace(value.parse().map_err(|_| INVALID)?).is_some()
                 }
                 "cost_usd" => budget.cost.replace(value.parse()?).is_some(),
                 // A limit that is not known cannot be held.
-                _ => return Err(InvalidBudget),
+                _ => return Err(INVALID),
             };
             if twice {
-                return Err(InvalidBudget);
+                return Err(INVALID);
             }
         }
         Ok(budget)
@@ -216,9 +218,7 @@ impl FromStr for Budget {
 }
 
 /// An amount that is negative, not a number, out of range, or given twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a valid budget, such as `tokens=1000;cost_usd=0.5`")]
-pub struct InvalidBudget;
+const INVALID: InvalidValue = InvalidValue::new("budget, such as `tokens=1000;cost_usd=0.5`");
 
 /// A spent budget: see [`Context::spend`](crate::Context::spend).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -269,7 +269,7 @@ mod tests {
         #[test]
         fn header_form_round_trips(budget in budgets()) {
             let read = budget.to_string().parse::<Budget>();
-            prop_assert_eq!(read, if budget.is_unlimited() { Err(InvalidBudget) } else { Ok(budget) });
+            prop_assert_eq!(read, if budget.is_unlimited() { Err(INVALID) } else { Ok(budget) });
         }
 
         #[test]
@@ -318,7 +318,7 @@ mod tests {
         }
         for dollars in [f64::NAN, f64::INFINITY, -0.01, 1e300] {
             assert!(Cost::from_dollars(dollars).is_err(), "{dollars}");
-            assert_eq!(Budget::dollars(dollars), Err(InvalidBudget), "{dollars}");
+            assert_eq!(Budget::dollars(dollars), Err(INVALID), "{dollars}");
         }
     }
 }

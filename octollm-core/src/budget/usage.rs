@@ -9,6 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Cost;
+use crate::invalid::InvalidValue;
 
 /// What work used.
 ///
@@ -21,7 +22,7 @@ use super::Cost;
 /// let used = Usage::metered(900, 100).with_cached(800).with_cost(Cost::from_dollars(0.0025)?);
 /// assert_eq!(used.tokens, 1_000);
 /// assert_eq!(used.to_string(), "tokens=1000;cost_usd=0.0025;input=900;output=100;cached=800");
-/// # Ok::<(), octollm_core::budget::InvalidBudget>(())
+/// # Ok::<(), octollm_core::error::InvalidValue>(())
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -119,18 +120,18 @@ impl fmt::Display for Usage {
 /// absent, and unknown ones are ignored, so that later versions can add some; but at least one known member has to be
 /// there.
 impl FromStr for Usage {
-    type Err = InvalidUsage;
+    type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (mut tokens, mut cost) = (None, None);
         let (mut input, mut output, mut cached, mut unmetered) = (None, None, None, None);
         for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
-            let (name, value) = part.split_once('=').ok_or(InvalidUsage)?;
+            let (name, value) = part.split_once('=').ok_or(INVALID)?;
             let slot = match name {
                 "cost_usd" => {
-                    let read = value.parse().map_err(|_| InvalidUsage)?;
+                    let read = value.parse().map_err(|_| INVALID)?;
                     if cost.replace(read).is_some() {
-                        return Err(InvalidUsage);
+                        return Err(INVALID);
                     }
                     continue;
                 }
@@ -141,12 +142,12 @@ impl FromStr for Usage {
                 "unmetered" => &mut unmetered,
                 _ => continue,
             };
-            if slot.replace(count(value).ok_or(InvalidUsage)?).is_some() {
-                return Err(InvalidUsage);
+            if slot.replace(count(value).ok_or(INVALID)?).is_some() {
+                return Err(INVALID);
             }
         }
         if cost.is_none() && [tokens, input, output, cached, unmetered].iter().all(Option::is_none) {
-            return Err(InvalidUsage);
+            return Err(INVALID);
         }
         let (input, output) = (input.unwrap_or(0), output.unwrap_or(0));
         Ok(Self {
@@ -169,9 +170,7 @@ fn count(text: &str) -> Option<u64> {
 }
 
 /// A usage without any known member, or with one that is negative, not a whole number, out of range, or given twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a valid usage, such as `tokens=1000;cost_usd=0.5`")]
-pub struct InvalidUsage;
+const INVALID: InvalidValue = InvalidValue::new("usage, such as `tokens=1000;cost_usd=0.5`");
 
 /// Adds up what a piece of work uses, from any number of threads.
 #[derive(Debug, Default)]
@@ -262,7 +261,7 @@ mod tests {
             "model=x",
             "tokens=18446744073709551616",
         ] {
-            assert_eq!(text.parse::<Usage>(), Err(InvalidUsage), "{text}");
+            assert_eq!(text.parse::<Usage>(), Err(INVALID), "{text}");
         }
     }
 }

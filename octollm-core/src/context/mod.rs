@@ -13,10 +13,13 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use self::call::Steps;
-pub(crate) use self::{batch::Shares, call::Request};
 pub use self::{
     batch::{BatchFuture, CALLS_AT_ONCE, EachFuture},
     call::CallFuture,
+};
+pub(crate) use self::{
+    batch::{Shares, count_ended},
+    call::Request,
 };
 pub use crate::parts::{Caller, ContextParts, Grant};
 use crate::{
@@ -194,7 +197,7 @@ impl Context {
     }
 
     /// Tells how many steps are done, and how many there are.
-    pub fn steps(&self, completed: u64, total: u64) {
+    pub fn progress_steps(&self, completed: u64, total: u64) {
         self.update(|| Update::Steps(completed, total));
     }
 

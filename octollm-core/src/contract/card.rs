@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{ContractRef, ContractSpec, Effects, InvalidContractRef, TaskContract, schema};
+use super::{ContractRef, ContractSpec, Effects, TaskContract, schema};
+use crate::invalid::ConfigError;
 
 /// A contract as an arm's card shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -126,18 +127,24 @@ impl ContractCard {
     /// that is `#[serde(transparent)]`.
     ///
     /// # Errors
-    /// [`InvalidContract`], for the first of these that does not hold.
-    pub fn checked<C: TaskContract>() -> Result<Self, InvalidContract> {
+    /// A [`ConfigError`] for the first of these that does not hold.
+    pub fn checked<C: TaskContract>() -> Result<Self, ConfigError> {
         let (input, unpublished) = schema::ruled_input::<C>();
         let card = Self::with_input::<C>(input);
-        let contract = ContractRef::new(&*card.name, card.version).map_err(InvalidContract::Name)?;
+        let contract = ContractRef::new(&*card.name, card.version).map_err(|error| {
+            ConfigError::new(card.name.clone(), "cannot be the name of a contract").with_source(error)
+        })?;
         if let Some(path) = unpublished {
-            return Err(InvalidContract::Rules { contract, path });
+            let reason = format!(
+                "has rules at `{path}` that are not both run and published: derive `Validate` for the type that has them \
+                 and for each type on the way to it"
+            );
+            return Err(ConfigError::new(contract.to_string(), reason));
         }
         if card.input_schema.get("type").and_then(Value::as_str) == Some("object") {
             return Ok(card);
         }
-        Err(InvalidContract::Input { contract })
+        Err(ConfigError::new(contract.to_string(), "has an input that is not an object in JSON"))
     }
 
     /// The fingerprint that the card of `C` has. It is computed at each call: see [`ContractSpec::fingerprint`].
@@ -155,32 +162,6 @@ impl ContractCard {
     pub fn reference(&self) -> Option<ContractRef> {
         ContractRef::new(&*self.name, self.version).ok()
     }
-}
-
-/// Why a contract cannot be served.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidContract {
-    /// Its name has no form in other protocols.
-    #[error("the contract has no valid name")]
-    Name(#[source] InvalidContractRef),
-    /// A rule is in the schema of the input and not run, or run and not in the schema.
-    #[error(
-        "`{path}` in the input of {contract} has rules that are not both run and published: derive `Validate` for the \
-         type that has them and for each type on the way to it"
-    )]
-    Rules {
-        /// The contract.
-        contract: ContractRef,
-        /// The field, by its name in JSON.
-        path: String,
-    },
-    /// Its input is not an object in JSON.
-    #[error("the input of {contract} is not an object in JSON")]
-    Input {
-        /// The contract.
-        contract: ContractRef,
-    },
 }
 
 /// 32 hexadecimal digits that tell whether two parties mean the same schemas.

@@ -20,8 +20,8 @@ pub(crate) use self::{
     schema::{input_of, referred},
 };
 pub use self::{
-    card::{ContractCard, InvalidContract, Keys, fingerprint},
-    reference::{ContractRef, InvalidContractRef},
+    card::{ContractCard, Keys, fingerprint},
+    reference::ContractRef,
     spec::{ContractSpec, Effects, OwnedSpec, Spec},
     violation::{Violation, Violations},
 };

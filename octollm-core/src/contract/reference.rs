@@ -5,6 +5,8 @@ use std::{borrow::Cow, fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::invalid::InvalidValue;
+
 /// A contract's name and version: `code.validate`, or `code.validate@2`.
 ///
 /// Other protocols have a form of the same name each, and every form parses back to the reference it came from:
@@ -27,12 +29,21 @@ impl ContractRef {
     /// Names a contract.
     ///
     /// # Errors
-    /// [`InvalidContractRef`] when the name breaks a rule above, or the version is 0.
-    pub fn new(name: impl Into<String>, version: u32) -> Result<Self, InvalidContractRef> {
+    /// [`InvalidValue`] when the name breaks a rule above, or the version is 0.
+    pub fn new(name: impl Into<String>, version: u32) -> Result<Self, InvalidValue> {
         let reference = Self { name: Cow::Owned(name.into()), version };
         match reference.flaw() {
             None => Ok(reference),
-            Some(why) => Err(InvalidContractRef::new(&reference.to_string(), why)),
+            Some(why) => Err(invalid(&reference.to_string(), why)),
+        }
+    }
+
+    /// Names the contract that was read from `text`.
+    fn read(name: &str, version: u32, text: &str) -> Result<Self, InvalidValue> {
+        let reference = Self { name: Cow::Owned(name.to_owned()), version };
+        match reference.flaw() {
+            None => Ok(reference),
+            Some(why) => Err(invalid(text, why)),
         }
     }
 
@@ -67,28 +78,31 @@ impl ContractRef {
     /// Parses what [`mcp_name`](Self::mcp_name) returns.
     ///
     /// # Errors
-    /// [`InvalidContractRef`] for a text that no reference has as its name.
-    pub fn from_mcp_name(text: &str) -> Result<Self, InvalidContractRef> {
-        let (name, version) = match text.rsplit_once('.') {
-            Some((name, last)) if is_version(last) => match parse_version(&last[1..]) {
-                Some(version) if version > 1 => (name, version),
-                _ => return Err(InvalidContractRef::new(text, NOT_A_VERSION)),
-            },
-            _ => (text, 1),
-        };
-        Self::new(name, version).map_err(|error| InvalidContractRef::new(text, error.why))
+    /// [`InvalidValue`] for a text that no reference has as its name.
+    pub fn from_mcp_name(text: &str) -> Result<Self, InvalidValue> {
+        Self::read_mcp_name(text, text)
     }
 
     /// Parses what [`function_name`](Self::function_name) returns.
     ///
     /// # Errors
-    /// [`InvalidContractRef`] for a text that no reference has as its name.
-    pub fn from_function_name(text: &str) -> Result<Self, InvalidContractRef> {
+    /// [`InvalidValue`] for a text that no reference has as its name.
+    pub fn from_function_name(text: &str) -> Result<Self, InvalidValue> {
         if text.contains('.') {
-            return Err(InvalidContractRef::new(text, "a function's name has no dots"));
+            return Err(invalid(text, "a function's name has no dots"));
         }
-        Self::from_mcp_name(&text.replace("__", "."))
-            .map_err(|error| InvalidContractRef::new(text, error.why))
+        Self::read_mcp_name(&text.replace("__", "."), text)
+    }
+
+    fn read_mcp_name(mcp_name: &str, text: &str) -> Result<Self, InvalidValue> {
+        let (name, version) = match mcp_name.rsplit_once('.') {
+            Some((name, last)) if is_version(last) => match parse_version(&last[1..]) {
+                Some(version) if version > 1 => (name, version),
+                _ => return Err(invalid(text, NOT_A_VERSION)),
+            },
+            _ => (mcp_name, 1),
+        };
+        Self::read(name, version, text)
     }
 
     /// Which rule it breaks.
@@ -137,16 +151,16 @@ fn parse_version(digits: &str) -> Option<u32> {
 }
 
 impl FromStr for ContractRef {
-    type Err = InvalidContractRef;
+    type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (name, version) = match text.split_once('@') {
             None => (text, 1),
             Some((name, version)) => {
-                (name, parse_version(version).ok_or_else(|| InvalidContractRef::new(text, NOT_A_VERSION))?)
+                (name, parse_version(version).ok_or_else(|| invalid(text, NOT_A_VERSION))?)
             }
         };
-        Self::new(name, version).map_err(|error| InvalidContractRef::new(text, error.why))
+        Self::read(name, version, text)
     }
 }
 
@@ -206,17 +220,10 @@ fn pattern() -> String {
 }
 
 /// A text that names no contract.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a contract name such as `code.validate` or `code.validate@2`: {why}")]
-pub struct InvalidContractRef {
-    text: String,
-    why: &'static str,
-}
-
-impl InvalidContractRef {
-    fn new(text: &str, why: &'static str) -> Self {
-        Self { text: text.chars().take(160).collect(), why }
-    }
+fn invalid(text: &str, why: &'static str) -> InvalidValue {
+    let text: String = text.chars().take(160).collect();
+    InvalidValue::new("contract name such as `code.validate` or `code.validate@2`")
+        .because(format!("`{text}`: {why}"))
 }
 
 #[cfg(test)]

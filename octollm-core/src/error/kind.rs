@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::invalid::InvalidValue;
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $code:literal, $status:literal;)*) => {
         /// What went wrong. The codes are part of the wire: see `docs/wire.md`.
@@ -29,10 +31,10 @@ macro_rules! kinds {
         }
 
         impl FromStr for ErrorKind {
-            type Err = UnknownErrorKind;
+            type Err = InvalidValue;
 
             fn from_str(code: &str) -> Result<Self, Self::Err> {
-                match code { $($code => Ok(Self::$kind),)* _ => Err(UnknownErrorKind) }
+                match code { $($code => Ok(Self::$kind),)* _ => Err(InvalidValue::new("error code")) }
             }
         }
     };
@@ -164,11 +166,6 @@ impl fmt::Display for ErrorKind {
         f.write_str(self.code())
     }
 }
-
-/// A code that is not on the list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a known error code")]
-pub struct UnknownErrorKind;
 
 #[cfg(test)]
 mod tests {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind, program::Error};
 use crate::contract::Violations;
+pub use crate::invalid::{ConfigError, InvalidValue};
 
 /// What both sides read about a failure.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     budget::Usage,
     card::ArmCard,
-    deadline::{Deadline, DeadlinePassed},
+    deadline::Deadline,
     dispatcher::{Dispatcher, Execution, Outcome, Route, not_offered},
     error::{ArmError, CallError, ErrorKind, Failure},
     resilience::RetryLayer,
@@ -159,7 +159,7 @@ impl Choice {
         let work = pin!(route.execute(&call.input, around));
         // Here as well as above the layers, for here is known which arm it was.
         let outcome = Deadline::run_until(deadline, suffer(fault, work, &arm.id)).await;
-        let outcome = outcome.unwrap_or_else(|DeadlinePassed| Err(Failure::of(ErrorKind::DeadlineExceeded)));
+        let outcome = outcome.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)));
         let (result, usage) = match outcome {
             Ok(outcome) => (outcome.result.map_err(ArmError::into_failure), outcome.usage),
             Err(failure) => (Err(failure), Usage::default()),

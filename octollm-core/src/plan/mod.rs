@@ -51,7 +51,7 @@ use crate::{
     card::ArmCard,
     context::{CALLS_AT_ONCE, Context},
     contract::{ContractCard, ContractRef, ContractSpec, NoChunk, OwnedSpec, Spec, TaskContract, Violations},
-    error::{ArmError, Failure},
+    error::{ArmError, ConfigError, Failure},
     json::{RawJson, read_value},
 };
 
@@ -190,13 +190,6 @@ impl Default for PlanConfig {
     }
 }
 
-/// A limit of 0.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a plan's {setting} is 0")]
-pub struct InvalidPlanConfig {
-    setting: &'static str,
-}
-
 impl PlanRunner {
     /// With the default limits.
     pub fn new() -> Self {
@@ -206,13 +199,13 @@ impl PlanRunner {
     /// With limits of its own.
     ///
     /// # Errors
-    /// [`InvalidPlanConfig`] when one of them lets nothing run.
-    pub fn with_config(config: PlanConfig) -> Result<Self, InvalidPlanConfig> {
+    /// A [`ConfigError`] when one of them lets nothing run.
+    pub fn with_config(config: PlanConfig) -> Result<Self, ConfigError> {
         let zero = [("calls_at_once", config.calls_at_once), ("max_steps", config.max_steps)]
             .into_iter()
             .find(|(_, limit)| *limit == 0);
         match zero {
-            Some((setting, _)) => Err(InvalidPlanConfig { setting }),
+            Some((setting, _)) => Err(ConfigError::new(setting, "is 0")),
             None => Ok(Self { config, specs: HashMap::new() }),
         }
     }

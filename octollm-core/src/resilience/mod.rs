@@ -20,6 +20,6 @@ mod policy;
 mod retry;
 
 pub use self::{
-    policy::{InvalidRetryConfig, RetryConfig},
+    policy::RetryConfig,
     retry::{Retry, RetryLayer},
 };

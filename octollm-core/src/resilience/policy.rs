@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     budget::Budget,
     deadline::Deadline,
-    error::{ErrorKind, Failure},
+    error::{ConfigError, ErrorKind, Failure},
 };
 
 /// How often and after which waits calls are tried again.
@@ -37,33 +37,26 @@ impl Default for RetryConfig {
     }
 }
 
-/// Limits that make no sense: see [`RetryConfig`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-pub struct InvalidRetryConfig {
-    reason: &'static str,
-}
-
 impl RetryConfig {
-    pub(super) fn check(&self) -> Result<(), InvalidRetryConfig> {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
         let longest = self.backoff.max(self.throttled_backoff);
-        let reason = if self.attempts == 0 {
-            "attempts is 0, and the first one counts"
+        let (setting, reason) = if self.attempts == 0 {
+            ("attempts", "is 0, and the first one counts")
         } else if self.backoff.is_zero() || self.throttled_backoff.is_zero() {
-            "a backoff is 0"
+            ("backoff", "is 0")
         } else if self.max_backoff < longest {
-            "max_backoff is shorter than a backoff"
+            ("max_backoff", "is shorter than a backoff")
         } else {
             return Ok(());
         };
-        Err(InvalidRetryConfig { reason })
+        Err(ConfigError::new(setting, reason))
     }
 
     /// How long to wait for the next attempt; `None` where there is none. `random` is at least 0 and below 1.
     pub(super) fn wait(&self, failed: &Failed<'_>, now: Instant, random: f64) -> Option<Duration> {
         let failure = failed.failure;
         let safe = failed.repeatable || !failure.may_have_executed;
-        if failed.retries >= failed.allowed || !safe || !failure.retryable || is_final(failure.kind) {
+        if failed.retries >= failed.allowed || !safe || !failure.retryable || is_final(failure) {
             return None;
         }
         if failed.budget.is_exhausted() {
@@ -100,8 +93,10 @@ pub(super) struct Failed<'a> {
 }
 
 /// Whether the same call ends the same way, whatever the failure says.
-fn is_final(kind: ErrorKind) -> bool {
-    match kind {
+fn is_final(failure: &Failure) -> bool {
+    match failure.kind {
+        // A key that is still running is answered with the time to wait; any other conflict stays one.
+        ErrorKind::Conflict => failure.retry_after.is_none(),
         ErrorKind::RateLimited | ErrorKind::RequestTimeout => false,
         ErrorKind::DeadlineExceeded | ErrorKind::JournalMismatch => true,
         // A cancellation and a spent budget are among them.
@@ -163,6 +158,8 @@ mod tests {
         assert!(wait(&failed(&failure)).is_some(), "an arm may ask for it");
         failure = Failure { retryable: false, ..Failure::of(Unavailable) };
         assert_eq!(wait(&failed(&failure)), None, "a hop further down");
+        failure = Failure::of(Conflict).retryable_after(2_000 * MS);
+        assert_eq!(wait(&failed(&failure)), Some(2_000 * MS), "a key that is still running");
         for kind in
             [Cancelled, DeadlineExceeded, BudgetExhausted, JournalMismatch, ValidationFailed, Conflict]
         {
@@ -211,7 +208,7 @@ mod tests {
     #[test]
     fn limits_that_make_no_sense_are_refused() {
         let default = RetryConfig::default;
-        assert_eq!(default().check(), Ok(()));
+        default().check().unwrap();
         for config in [
             RetryConfig { attempts: 0, ..default() },
             RetryConfig { backoff: Duration::ZERO, ..default() },

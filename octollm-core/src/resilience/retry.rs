@@ -16,11 +16,11 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt};
 
-use super::policy::{Failed, InvalidRetryConfig, RetryConfig};
+use super::policy::{Failed, RetryConfig};
 use crate::{
     budget::Usage,
-    deadline::{Deadline, DeadlinePassed},
-    error::{CallError, ErrorKind, Failure},
+    deadline::Deadline,
+    error::{CallError, ConfigError, ErrorKind, Failure},
     id::RequestId,
     transport::{Call, Reply},
     update::{Handle, Update, UpdateSink},
@@ -41,8 +41,8 @@ impl RetryLayer {
     /// With limits of its own.
     ///
     /// # Errors
-    /// [`InvalidRetryConfig`] for limits that make no sense.
-    pub fn new(config: RetryConfig) -> Result<Self, InvalidRetryConfig> {
+    /// A [`ConfigError`] for limits that make no sense.
+    pub fn new(config: RetryConfig) -> Result<Self, ConfigError> {
         config.check()?;
         Ok(Self { rules: Arc::new(Rules { config, ..Rules::default() }) })
     }
@@ -159,7 +159,7 @@ impl Attempts {
         loop {
             let (call, deadline) = (self.call.clone(), self.call.parts.deadline);
             let attempt = async { service.ready().await?.call(call).await };
-            let answer = Deadline::run_until(deadline, attempt).await.unwrap_or_else(|DeadlinePassed| {
+            let answer = Deadline::run_until(deadline, attempt).await.unwrap_or_else(|| {
                 Err(CallError::new(self.call.contract.clone(), Failure::of(ErrorKind::DeadlineExceeded)))
             });
             match answer {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    contract::{ContractCard, ContractSpec, InvalidContract, NoChunk, TaskContract},
+    contract::{ContractCard, ContractSpec, NoChunk, TaskContract},
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind, Failure},
     json,
@@ -293,8 +293,8 @@ fn what_has_no_form_in_other_protocols_is_no_contract() {
     assert!(ContractCard::checked::<Find>().is_ok());
     assert!(ContractCard::checked::<Ping>().is_ok());
     assert!(ContractCard::checked::<Anything>().is_ok());
-    assert!(matches!(ContractCard::checked::<Sort>(), Err(InvalidContract::Name(_))));
-    assert!(matches!(ContractCard::checked::<Page>(), Err(InvalidContract::Name(_))));
+    assert_eq!(ContractCard::checked::<Sort>().unwrap_err().setting(), <Sort as TaskContract>::SPEC.name);
+    assert_eq!(ContractCard::checked::<Page>().unwrap_err().setting(), <Page as TaskContract>::SPEC.name);
     let errors = [
         ContractCard::checked::<Newtype>().unwrap_err(),
         ContractCard::checked::<Maybe>().unwrap_err(),
@@ -305,9 +305,9 @@ fn what_has_no_form_in_other_protocols_is_no_contract() {
     dispatcher.serve::<Ping>(Nobody);
     dispatcher.serve::<Transparent>(Nobody);
     assert_eq!((dispatcher.routes().len(), dispatcher.card().contracts.len()), (1, 1));
-    assert_eq!(dispatcher.refused(), [ContractCard::checked::<Transparent>().unwrap_err()]);
+    let refused: Vec<_> = dispatcher.refused().iter().map(ToString::to_string).collect();
+    assert_eq!(refused, [ContractCard::checked::<Transparent>().unwrap_err().to_string()]);
     for error in errors {
-        assert!(matches!(error, InvalidContract::Input { .. }), "{error}");
         assert!(error.to_string().ends_with("is not an object in JSON"));
     }
 }

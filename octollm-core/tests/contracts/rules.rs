@@ -6,7 +6,7 @@ use std::{
 };
 
 use octollm_core::{
-    contract::{ContractCard, InvalidContract, TaskContract},
+    contract::{ContractCard, TaskContract},
     error::ErrorKind,
     json,
 };
@@ -224,13 +224,10 @@ struct RunHalf {
 #[test]
 fn a_rule_that_nobody_runs_is_refused_at_registration() {
     let refused = ContractCard::checked::<ForgetRules>().unwrap_err();
-    let InvalidContract::Rules { path, .. } = &refused else { panic!("{refused:?}") };
-    assert_eq!(path, "Forgotten.word");
+    assert!(refused.to_string().contains("rules at `Forgotten.word`"), "{refused}");
     assert!(refused.to_string().contains("derive `Validate`"), "{refused}");
-    let InvalidContract::Rules { path, .. } = ContractCard::checked::<RunHalf>().unwrap_err() else {
-        panic!()
-    };
-    assert_eq!(path, "Holder.name");
+    let refused = ContractCard::checked::<RunHalf>().unwrap_err();
+    assert!(refused.to_string().contains("rules at `Holder.name`"), "{refused}");
     // `skip` says that the type takes care of it.
     assert!(ContractCard::checked::<AllowForgotten>().is_ok());
 }

@@ -21,7 +21,7 @@ use super::{directory::Directory, stack::Calling, stack::Carrier};
 ///
 /// ```no_run
 /// # use octollm_http::client::Arms;
-/// # fn main() -> Result<(), octollm_http::client::ConfigError> {
+/// # fn main() -> Result<(), octollm_core::error::ConfigError> {
 /// let arms = Arms::from_env()?; // OCTOLLM_ARM_JUDGE=http://judge-arm:8103
 /// let same = Arms::builder().endpoint("judge", "http://judge-arm:8103").build()?;
 /// # Ok(()) }

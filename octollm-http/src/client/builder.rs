@@ -7,13 +7,14 @@ use http::{Request, Response};
 use octollm_core::{
     card::ArmCard,
     contract::{ContractCard, TaskContract},
+    error::ConfigError,
     transport::{Call, CallService, Reply},
 };
 use tower::{BoxError, Layer, Service};
 
 use super::{
     arms::Arms,
-    config::{ClientConfig, ConfigError, UrlProblem},
+    config::ClientConfig,
     directory::Directory,
     endpoint::Endpoint,
     exchange::{Exchange, Exchanger},
@@ -105,7 +106,7 @@ struct Named {
 
 impl ArmsBuilder {
     /// Adds an arm: its id, and its URL, or several of them separated by commas. What it offers is asked of it.
-    pub fn arm(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
+    pub fn endpoint(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
         self.named(id.into(), urls.as_ref(), None)
     }
 
@@ -127,7 +128,7 @@ impl ArmsBuilder {
     /// Adds the arms of these environment variables: each `OCTOLLM_ARM_<ID>=url[,url]`. Others are passed over.
     ///
     /// # Errors
-    /// [`ConfigError::NotUtf8`]
+    /// A [`ConfigError`] for a value that is not UTF-8.
     pub fn vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
         mut self,
         variables: impl IntoIterator<Item = (K, V)>,
@@ -228,7 +229,7 @@ fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
         let Some(id) = name.strip_prefix(PREFIX) else { continue };
         let arm_id = id.to_ascii_lowercase().replace('_', "-");
         let Some(value) = value.as_ref().to_str() else {
-            return Err(ConfigError::NotUtf8 { name: name.into_owned() });
+            return Err(ConfigError::new(name.into_owned(), "is not UTF-8"));
         };
         let urls = value.split(',').map(|url| url.trim().to_owned()).collect();
         arms.push(Named { name: name.into_owned(), id: arm_id, urls, serves: None });
@@ -241,13 +242,13 @@ fn add(arms: &mut Vec<ConfiguredArm>, named: Named) -> Result<(), ConfigError> {
     let Named { name, id, urls, serves } = named;
     let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     if !id.starts_with(|c: char| c.is_ascii_lowercase()) || !id.bytes().all(lower) || id.len() > 128 {
-        return Err(ConfigError::BadArmId { name });
+        return Err(ConfigError::new(name, "is not an arm id of lower-case letters, digits and dashes"));
     }
     let endpoints = urls
         .iter()
         .map(|url| Endpoint::parse(url))
-        .collect::<Result<Vec<_>, UrlProblem>>()
-        .map_err(|problem| ConfigError::BadUrl { name: name.clone(), problem })?;
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|problem| ConfigError::new(name.clone(), problem))?;
     let Some(known) = arms.iter_mut().find(|arm| *arm.id == *id) else {
         let card = serves.map(|contract| with_contract(ArmCard::new(&*id), contract));
         let first_site = arms.last().map_or(0, |last| last.first_site + last.endpoints.len());
@@ -259,7 +260,7 @@ fn add(arms: &mut Vec<ConfiguredArm>, named: Named) -> Result<(), ConfigError> {
             *card = with_contract(card.clone(), contract);
             Ok(())
         }
-        _ => Err(ConfigError::ArmTwice { name }),
+        _ => Err(ConfigError::new(name, "names an arm that is set already")),
     }
 }
 
@@ -331,8 +332,8 @@ impl OrchestratorClientBuilder {
     /// # Errors
     /// A [`ConfigError`] that names what is wrong.
     pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
-        let bad = |problem| ConfigError::BadUrl { name: "orchestrator".into(), problem };
-        let endpoint = Endpoint::parse(&self.url).map_err(bad)?;
+        let endpoint =
+            Endpoint::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
         Ok(OrchestratorClient::assemble(endpoint, self.requests.build(1)?))
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use octollm_core::error::ConfigError;
+
 /// The limits of a client. Checked when the client is built.
 ///
 /// ```
@@ -21,16 +23,18 @@ pub struct ClientConfig {
     /// How long a call may wait for a connection when all are busy (default 5 s).
     pub pool_wait: Duration,
     /// The most connections that are open at a time, to all arms together (default 100). Where there are several arms, no
-    /// arm has calls on more than half of them. A connection that becomes free goes to a waiting call before it counts as
+    /// arm has calls on more than half of them; where there are more than two, none on more than are free. A connection that becomes free goes to a waiting call before it counts as
     /// idle.
     pub max_connections: usize,
     /// The most of them that stay open without a call (default 20).
     pub max_idle: usize,
-    /// After how long without a call one is closed. 15 s: less than servers wait, so that we close first.
+    /// After how long without a call one is closed (default 15 s): less than servers wait, so that the client closes first. One whose
+    /// server announces less (`Keep-Alive: timeout=5`) is not used again after that.
     pub idle_timeout: Duration,
     /// How long a connection is used again, give or take a tenth. 5 min.
     pub max_age: Duration,
-    /// The largest answer that is read, in bytes. 8 MiB.
+    /// The largest answer that is read, in bytes (default 8 MiB). A card is read up to 1 MiB, and the body of a failure up
+    /// to 256 KiB: of a longer one only the status counts.
     pub max_answer: usize,
     /// How long an arm may take to tell what it offers. 5 s.
     pub capabilities_timeout: Duration,
@@ -55,7 +59,7 @@ impl Default for ClientConfig {
 
 impl ClientConfig {
     /// # Errors
-    /// [`ConfigError::OutOfRange`] for a limit of zero or, of times, beyond a day.
+    /// A [`ConfigError`] for a limit of zero or, of times, beyond a day.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let times = [
             ("connect_timeout", self.connect_timeout),
@@ -68,87 +72,20 @@ impl ClientConfig {
         ];
         for (field, value) in times {
             if value.is_zero() || value > Duration::from_secs(24 * 3600) {
-                return Err(ConfigError::OutOfRange { field, allowed: "above zero and at most a day" });
+                return Err(ConfigError::new(field, "has to be above zero and at most a day"));
             }
         }
         if !(1..=100_000).contains(&self.max_connections) {
-            return Err(ConfigError::OutOfRange { field: "max_connections", allowed: "1 to 100000" });
+            return Err(ConfigError::new("max_connections", "has to be 1 to 100000"));
         }
         if self.max_idle > self.max_connections {
-            return Err(ConfigError::OutOfRange { field: "max_idle", allowed: "at most max_connections" });
+            return Err(ConfigError::new("max_idle", "has to be at most max_connections"));
         }
         if self.max_answer == 0 {
-            return Err(ConfigError::OutOfRange { field: "max_answer", allowed: "above zero" });
+            return Err(ConfigError::new("max_answer", "has to be above zero"));
         }
         Ok(())
     }
-}
-
-/// Settings that make no client. No message repeats a URL: it might hold credentials.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// A URL that leads nowhere.
-    #[error("{name}: {problem}")]
-    BadUrl {
-        /// The environment variable, or the arm, that it was given for.
-        name: String,
-        /// What is wrong with it.
-        problem: UrlProblem,
-    },
-    /// An arm id other than lower-case letters, digits and dashes, beginning with a letter.
-    #[error("{name}: not an arm id of lower-case letters, digits and dashes")]
-    BadArmId {
-        /// The environment variable, or the id itself.
-        name: String,
-    },
-    /// Two settings for one arm.
-    #[error("{name}: this arm is set already")]
-    ArmTwice {
-        /// The environment variable, or the arm.
-        name: String,
-    },
-    /// A value that is not UTF-8.
-    #[error("{name}: the value is not UTF-8")]
-    NotUtf8 {
-        /// The environment variable.
-        name: String,
-    },
-    /// A number or a time beyond its range.
-    #[error("{field} is out of range: {allowed}")]
-    OutOfRange {
-        /// The field of the configuration.
-        field: &'static str,
-        /// What is allowed.
-        allowed: &'static str,
-    },
-}
-
-/// What is wrong with a URL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum UrlProblem {
-    /// There is none.
-    #[error("the URL is empty")]
-    Empty,
-    /// It cannot be parsed.
-    #[error("not a URL such as http://judge-arm:8103")]
-    Malformed,
-    /// It does not begin with `http://`.
-    #[error("the URL has no scheme: write http://host:port")]
-    NoScheme,
-    /// `https`, which this client does not speak yet.
-    #[error("https is not supported yet: put a TLS proxy beside this service, or use http")]
-    TlsNotSupported,
-    /// Any scheme but `http`.
-    #[error("the scheme of the URL is not http")]
-    OtherScheme,
-    /// Credentials belong into tokens.
-    #[error("the URL holds credentials, which would end up in logs: use tokens")]
-    Credentials,
-    /// `?query` or `#fragment`.
-    #[error("the URL has a query or a fragment")]
-    Query,
 }
 
 #[cfg(test)]
@@ -158,7 +95,7 @@ mod tests {
     #[test]
     fn refuses_limits_that_make_no_sense() {
         let good = ClientConfig::default();
-        assert_eq!(good.check(), Ok(()));
+        good.check().unwrap();
         let zero = Duration::ZERO;
         for bad in [
             ClientConfig { connect_timeout: zero, ..good.clone() },
@@ -167,7 +104,7 @@ mod tests {
             ClientConfig { max_idle: 101, ..good.clone() },
             ClientConfig { max_answer: 0, ..good.clone() },
         ] {
-            assert!(matches!(bad.check(), Err(ConfigError::OutOfRange { .. })), "{bad:?}");
+            assert!(bad.check().is_err(), "{bad:?}");
         }
     }
 }

@@ -81,9 +81,9 @@ impl Exchanger {
             Self::Plain(pool) => pool.exchange(request, arm, terms).await,
             Self::Layered(service) => {
                 request.extensions_mut().insert(target());
-                Deadline::run_until(terms.deadline, service.clone().oneshot(request)).await.unwrap_or_else(
-                    |passed| Err(ExchangeError::of(ErrorKind::DeadlineExceeded).with_source(passed)),
-                )
+                Deadline::run_until(terms.deadline, service.clone().oneshot(request))
+                    .await
+                    .unwrap_or_else(|| Err(ExchangeError::of(ErrorKind::DeadlineExceeded)))
             }
         }
     }

@@ -18,7 +18,7 @@ mod builder;
 pub use self::{
     arms::Arms,
     builder::{ArmsBuilder, OrchestratorClientBuilder},
-    config::{ClientConfig, ConfigError, UrlProblem},
+    config::ClientConfig,
     exchange::{Exchange, Target},
     exchange_error::ExchangeError,
     orchestrator_client::OrchestratorClient,

@@ -11,7 +11,7 @@ use std::{
 use octollm_core::{
     budget::Usage,
     contract::ContractRef,
-    deadline::{Deadline, DeadlinePassed},
+    deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     resilience::RetryLayer,
     transport::{Call, CallService, Reply, ServedBy},
@@ -135,9 +135,9 @@ impl Carrier {
         Box::pin(async move {
             let (deadline, contract) = (call.parts.deadline, call.contract.clone());
             let sending = pin!(self.send(call, is_plain));
-            Deadline::run_until(deadline, sending).await.unwrap_or_else(|DeadlinePassed| {
-                Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded)))
-            })
+            Deadline::run_until(deadline, sending)
+                .await
+                .unwrap_or_else(|| Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded))))
         })
     }
 
@@ -162,7 +162,7 @@ impl Sites {
     /// Sends a call that its arm does not know to where the arm's card names it now.
     async fn again(&self, refused: &Route, call: &Call, error: CallError) -> Result<Reply, CallError> {
         let refreshed = self.directory.refresh_arm(error.arm().unwrap_or_default());
-        if Deadline::run_until(call.parts.deadline, refreshed).await.is_err() {
+        if Deadline::run_until(call.parts.deadline, refreshed).await.is_none() {
             return Err(error);
         }
         match self.directory.route(&call.contract) {
@@ -176,7 +176,7 @@ impl Sites {
     async fn find(&self, call: &Call) -> Result<Arc<Route>, CallError> {
         Deadline::run_until(call.parts.deadline, self.directory.find(&call.contract))
             .await
-            .unwrap_or_else(|DeadlinePassed| Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution()))
+            .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution()))
             .map_err(|failure| CallError::new(call.contract.clone(), failure))
     }
 

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use http::Method;
 use octollm_core::{
-    dispatcher::Dispatcher, orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
+    dispatcher::Dispatcher, error::ConfigError, orchestrator::Orchestrator, reflex::Reflex,
+    transport::Transport,
 };
 
 use super::{
     contracts::{Contract, Execute},
-    error::ServeError,
     openapi::Document,
     probes::{ArmCapabilities, Health, HealthState, Ready, Written},
     reply::ErrorForm,
@@ -31,7 +31,7 @@ pub(crate) struct Parts {
 impl Parts {
     /// The routes of the server's own come before those of contracts: where two have the same path, it is the contract that
     /// needs another.
-    pub(crate) fn routes(self) -> Result<RouteTable, ServeError> {
+    pub(crate) fn routes(self) -> Result<RouteTable, ConfigError> {
         let mut table = RouteTable::default();
         let (dispatcher, health) = (&self.dispatcher, &self.health);
         let card = dispatcher.card();
@@ -59,7 +59,7 @@ impl Parts {
         Ok(table)
     }
 
-    fn tasks(&self, table: &mut RouteTable) -> Result<(), ServeError> {
+    fn tasks(&self, table: &mut RouteTable) -> Result<(), ConfigError> {
         let own = ArmCapabilities { dispatcher: self.dispatcher.clone(), health: self.health.clone() };
         let screen = self.screen.clone().map(|reflex| Screen { reflex, transport: self.transport.clone() });
         if let Some(screen) = &screen {
@@ -86,7 +86,7 @@ impl Parts {
         table.add(Method::GET, "/tasks/{id}/journal", Journal(orchestrator))
     }
 
-    fn contracts(&self, table: &mut RouteTable) -> Result<(), ServeError> {
+    fn contracts(&self, table: &mut RouteTable) -> Result<(), ConfigError> {
         if self.dispatcher.routes().is_empty() {
             return Ok(());
         }

@@ -9,6 +9,7 @@ use octollm_core::{
     Arm,
     contract::TaskContract,
     dispatcher::Dispatcher,
+    error::ConfigError,
     orchestrator::Orchestrator,
     reflex::Reflex,
     transport::{NoArms, Transport},
@@ -20,9 +21,8 @@ use super::{
     assembly::Parts,
     body::{RequestBody, ResponseBody},
     config::ServerConfig,
-    error::ServeError,
     identity::{Authenticate, Identity},
-    listen::BoundServer,
+    listen::{BoundServer, Built},
     probes::{Check, HealthState},
     reply::ErrorForm,
     routes::RouteService,
@@ -80,7 +80,8 @@ impl Server {
     }
 
     /// Takes tasks for an orchestrator: a [`Brain`](octollm_core::brain::Brain), or a client of one elsewhere. The card at
-    /// `GET /capabilities` then lists the arms that it knows.
+    /// `GET /capabilities` then lists the arms that it knows. It is drained and closed when the server ends (see
+    /// [`run_until`](BoundServer::run_until)); where the server is mounted, that is up to the service around it.
     #[must_use]
     pub fn orchestrator(mut self, orchestrator: impl Orchestrator) -> Self {
         self.orchestrator = Some(Arc::new(orchestrator));
@@ -233,7 +234,7 @@ impl Server {
     ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
-    pub async fn serve(self, address: impl ToSocketAddrs) -> Result<(), ServeError> {
+    pub async fn serve(self, address: impl ToSocketAddrs) -> Result<(), ConfigError> {
         self.bind(address).await?.run_until_signal().await;
         Ok(())
     }
@@ -241,55 +242,55 @@ impl Server {
     /// Listens on TCP, and serves nothing yet. Port 0 has the system choose one.
     ///
     /// # Errors
-    /// The server cannot be built or cannot listen; [`ServeError::Unguarded`] beyond loopback where nothing establishes who
+    /// The server cannot be built or cannot listen; it is an error of the setting `authenticate` beyond loopback where nothing establishes who
     /// calls.
-    pub async fn bind(self, address: impl ToSocketAddrs) -> Result<BoundServer, ServeError> {
-        let addresses: Vec<_> = lookup_host(address).await.map_err(ServeError::Resolve)?.collect();
+    pub async fn bind(self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
+        let addresses: Vec<_> = lookup_host(address).await.map_err(not_found)?.collect();
         let beyond = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
         if let Some(address) = beyond {
             self.guarded(|| address.to_string())?;
         }
-        let (service, health) = self.build()?;
+        let built = self.build()?;
         let acceptor = TcpAcceptor::bind(&*addresses).await.map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-            ServeError::Listen { address: named.join(", "), source }
+            ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
         })?;
-        Ok(BoundServer::new(acceptor, service, health))
+        Ok(BoundServer::new(acceptor, built))
     }
 
     /// Takes connections from an acceptor of any kind, and serves nothing yet.
     ///
     /// # Errors
     /// As [`bind`](Self::bind), where the acceptor is not [local](Acceptor::is_local).
-    pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer<A>, ServeError> {
+    pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer<A>, ConfigError> {
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;
         }
-        let (service, health) = self.build()?;
-        Ok(BoundServer::new(acceptor, service, health))
+        Ok(BoundServer::new(acceptor, self.build()?))
     }
 
     /// The server as a tower service, to mount into a server that exists already. Limits on connections are then that
-    /// server's; those on requests hold.
+    /// server's; those on requests hold. Nothing closes an [orchestrator](Self::orchestrator) when that server ends: call its
+    /// [`close`](Orchestrator::close) there.
     ///
     /// # Errors
-    /// The server cannot be built; [`ServeError::Unguarded`] where nothing establishes who calls.
-    pub fn into_service(self) -> Result<HttpService, ServeError> {
+    /// The server cannot be built; it is an error of the setting `authenticate` where nothing establishes who calls.
+    pub fn into_service(self) -> Result<HttpService, ConfigError> {
         self.guarded(|| "a mounted service".into())?;
-        self.build().map(|(service, _)| service)
+        self.build().map(|built| built.service)
     }
 
-    fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ServeError> {
+    fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ConfigError> {
         match self.identity.is_decided() {
             true => Ok(()),
-            false => Err(ServeError::Unguarded { exposed: exposed() }),
+            false => Err(ConfigError::new("authenticate", unguarded(&exposed()))),
         }
     }
 
-    fn build(self) -> Result<(HttpService, Arc<HealthState>), ServeError> {
+    fn build(self) -> Result<Built, ConfigError> {
         self.config.check()?;
         if let Some(refused) = self.dispatcher.refused().first() {
-            return Err(refused.clone().into());
+            return Err(refused.clone());
         }
         let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
         let parts = Parts {
@@ -297,7 +298,7 @@ impl Server {
             transport: self.transport,
             health: health.clone(),
             screen: self.reflex,
-            orchestrator: self.orchestrator,
+            orchestrator: self.orchestrator.clone(),
             errors: self.errors,
         };
         let mut table = parts.routes()?;
@@ -307,8 +308,19 @@ impl Server {
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
         let service = HttpService::new(table, self.config, identity, self.errors);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok((service, health))
+        Ok(Built { service, health, orchestrator: self.orchestrator })
     }
+}
+
+fn not_found(source: std::io::Error) -> ConfigError {
+    ConfigError::new("address", "was not found").with_source(source)
+}
+
+fn unguarded(exposed: &str) -> String {
+    format!(
+        "is not set, so that nothing establishes who calls {exposed}, which others can reach: set `authenticate(..)`, \
+         `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`"
+    )
 }
 
 impl fmt::Debug for Server {

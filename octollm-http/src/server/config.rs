@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use octollm_core::error::ConfigError;
+
 const KIB: usize = 1024;
 
 /// What a server puts up with. Checked when the server is built.
@@ -33,8 +35,9 @@ pub struct ServerConfig {
     pub max_uri: usize,
     /// Connections at a time. Those beyond wait in the system's queue.
     pub max_connections: usize,
-    /// Requests that run at a time, from the end of the request's body to the end of the answer's; health checks and other
-    /// probes are not counted. Those beyond are answered 503.
+    /// Requests that run at a time, from the end of the request's body to the end of the answer's; those for
+    /// `/capabilities`, `/arms` and `/openapi.json` are counted by themselves, those for `/health` and `/ready` not at all. Those
+    /// beyond are answered 503.
     pub max_in_flight: usize,
     /// HTTP/2 streams at a time on one connection.
     pub max_streams: u32,
@@ -75,17 +78,6 @@ impl Default for ServerConfig {
     }
 }
 
-/// A limit that no server can keep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("server limit `{field}` is {reason}")]
-#[non_exhaustive]
-pub struct InvalidConfig {
-    /// The field of [`ServerConfig`].
-    pub field: &'static str,
-    /// What is wrong with it.
-    pub reason: &'static str,
-}
-
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// RFC 9113 §6.9.1.
 const MAX_WINDOW: u32 = (1 << 31) - 1;
@@ -95,7 +87,7 @@ impl ServerConfig {
     ///
     /// # Errors
     /// The first that is zero where that would let nothing through, or out of range.
-    pub fn check(&self) -> Result<(), InvalidConfig> {
+    pub fn check(&self) -> Result<(), ConfigError> {
         let times = [
             ("head_timeout", self.head_timeout, true),
             ("body_timeout", self.body_timeout, true),
@@ -128,10 +120,10 @@ impl ServerConfig {
     }
 }
 
-fn within(field: &'static str, least: u128, value: u128, most: u128) -> Result<(), InvalidConfig> {
+fn within(field: &'static str, least: u128, value: u128, most: u128) -> Result<(), ConfigError> {
     match value {
-        _ if value < least => Err(InvalidConfig { field, reason: "too small" }),
-        _ if value > most => Err(InvalidConfig { field, reason: "too great" }),
+        _ if value < least => Err(ConfigError::new(field, "is too small")),
+        _ if value > most => Err(ConfigError::new(field, "is too great")),
         _ => Ok(()),
     }
 }
@@ -142,7 +134,7 @@ mod tests {
 
     #[test]
     fn the_defaults_hold() {
-        assert_eq!(ServerConfig::default().check(), Ok(()));
+        ServerConfig::default().check().unwrap();
     }
 
     #[test]
@@ -155,7 +147,7 @@ mod tests {
             ("max_in_flight", ServerConfig { max_in_flight: usize::MAX, ..default() }),
             ("stream_window", ServerConfig { stream_window: u32::MAX, ..default() }),
         ] {
-            assert_eq!(config.check().unwrap_err().field, field);
+            assert_eq!(config.check().unwrap_err().setting(), field);
         }
     }
 }

@@ -95,12 +95,12 @@ impl Identity {
         };
         let asked = AssertUnwindSafe(async { authenticator.authenticate(head).await }).catch_unwind();
         match limit.run(asked).await {
-            Ok(Ok(answer)) => answer.map_err(Failure::before_execution),
-            Ok(Err(_)) => {
+            Some(Ok(answer)) => answer.map_err(Failure::before_execution),
+            Some(Err(_)) => {
                 tracing::error!("authenticator panicked");
                 Err(Failure::of(ErrorKind::Internal).before_execution())
             }
-            Err(_) => Err(Failure::new(kind, "it was not established in time who calls").before_execution()),
+            None => Err(Failure::new(kind, "it was not established in time who calls").before_execution()),
         }
     }
 }

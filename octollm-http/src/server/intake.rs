@@ -91,7 +91,7 @@ where
         Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
         _ => (own, ErrorKind::RequestTimeout),
     };
-    limit.run(reading).await.unwrap_or_else(|_| {
+    limit.run(reading).await.unwrap_or_else(|| {
         let words = match kind {
             ErrorKind::RequestTimeout => "the body did not arrive in time",
             other => other.summary(),

@@ -36,7 +36,6 @@
 //! already; [`BoundServer`] serves it over an [`Acceptor`](crate::io::Acceptor), with limits on what a connection may do.
 // A module uses only what stands before it here.
 mod config;
-mod error;
 mod limited;
 mod streams;
 mod body;
@@ -59,8 +58,7 @@ mod builder;
 pub use self::{
     body::{RequestBody, ResponseBody},
     builder::Server,
-    config::{InvalidConfig, ServerConfig},
-    error::ServeError,
+    config::ServerConfig,
     identity::Authenticate,
     listen::BoundServer,
     service::{HttpService, ResponseFuture},

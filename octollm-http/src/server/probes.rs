@@ -93,7 +93,7 @@ pub(crate) struct ArmCapabilities {
 #[async_trait]
 impl Endpoint for ArmCapabilities {
     fn takes(&self) -> Takes {
-        Takes::Probe
+        Takes::Document
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
@@ -128,7 +128,7 @@ pub(crate) struct Written(pub(crate) Bytes);
 #[async_trait]
 impl Endpoint for Written {
     fn takes(&self) -> Takes {
-        Takes::Probe
+        Takes::Document
     }
 
     async fn call(&self, _: Inbound<'_>) -> Result<Reply, Refusal> {

@@ -6,14 +6,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use octollm_core::{
-    error::{ErrorKind, Failure},
+    error::{ConfigError, ErrorKind, Failure},
     parts::ContextParts,
 };
 use tower::util::BoxCloneSyncService;
 
 use super::{
     body::{RequestBody, ResponseBody},
-    error::ServeError,
     head::{Accepts, Arrival},
     reply::{Refusal, Reply},
 };
@@ -35,10 +34,18 @@ pub(crate) struct Inbound<'r> {
 pub(crate) enum Takes {
     /// Nothing: it is answered at any load, to anybody.
     Probe,
+    /// A place among the requests for documents: what a server says of itself may be long.
+    Document,
     /// An identity, and a place among the requests that run.
     Place,
     /// An identity, a body of JSON, and a place.
     Json,
+}
+
+impl Takes {
+    pub(crate) fn needs_identity(self) -> bool {
+        matches!(self, Self::Place | Self::Json)
+    }
 }
 
 /// Answers the requests of one route.
@@ -80,12 +87,19 @@ pub(crate) struct RouteTable {
 #[derive(Default)]
 struct Methods(Vec<(Method, Handler)>);
 
+const NOT_A_PATH: &str =
+    "is not the path of a route: it begins with `/` and has no `{`, `}`, `%`, `?` or `#`";
+const TAKEN: &str =
+    "is a route already: give one of the contracts another path, as in `#[task(path = \"/other\")]`";
+const IS_RESERVED: &str =
+    "is reserved: routes below /mcp, /a2a, /hooks and /.well-known belong to other protocols";
+
 /// Paths below these belong to other protocols.
 const RESERVED: [&str; 4] = ["/mcp", "/a2a", "/hooks", "/.well-known"];
 
 impl RouteTable {
     /// Adds a route of a contract, whose path is taken as it stands.
-    pub(crate) fn contract(&mut self, path: &str, endpoint: impl Endpoint) -> Result<(), ServeError> {
+    pub(crate) fn contract(&mut self, path: &str, endpoint: impl Endpoint) -> Result<(), ConfigError> {
         check_path(path, "")?;
         self.add(Method::POST, path, endpoint)
     }
@@ -96,7 +110,7 @@ impl RouteTable {
         method: Method,
         path: &str,
         service: RouteService,
-    ) -> Result<(), ServeError> {
+    ) -> Result<(), ConfigError> {
         check_path(path, "{}")?;
         self.add(method, path, Handler::Service(service))
     }
@@ -107,10 +121,10 @@ impl RouteTable {
         method: Method,
         path: &str,
         handler: impl Into<Handler>,
-    ) -> Result<(), ServeError> {
+    ) -> Result<(), ConfigError> {
         let methods = if path.contains('{') {
             if self.patterns.at(path).is_err() {
-                let invalid = |_| ServeError::InvalidPath { path: path.to_owned() };
+                let invalid = |_| ConfigError::new(path.to_owned(), NOT_A_PATH);
                 self.patterns.insert(path, Methods::default()).map_err(invalid)?;
             }
             self.patterns.at_mut(path).ok().map(|found| found.value)
@@ -122,7 +136,7 @@ impl RouteTable {
                 methods.0.push((method, handler.into()));
                 Ok(())
             }
-            _ => Err(ServeError::RouteTaken { method, path: path.to_owned() }),
+            _ => Err(ConfigError::new(format!("{method} {path}"), TAKEN)),
         }
     }
 
@@ -166,19 +180,19 @@ impl Methods {
 }
 
 /// Checks a path that was written by the user; `also` are characters that it may have as well.
-fn check_path(path: &str, also: &str) -> Result<(), ServeError> {
+fn check_path(path: &str, also: &str) -> Result<(), ConfigError> {
     let odd = |c: char| {
         let unusual = c.is_control() || c.is_whitespace() || !c.is_ascii() || "{}%?#\\".contains(c);
         unusual && !also.contains(c)
     };
     let upwards = path.split('/').any(|segment| matches!(segment, "." | ".."));
     if !path.starts_with('/') || path.contains(odd) || upwards {
-        return Err(ServeError::InvalidPath { path: path.to_owned() });
+        return Err(ConfigError::new(path.to_owned(), NOT_A_PATH));
     }
     let below =
         |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     if RESERVED.into_iter().any(below) {
-        return Err(ServeError::ReservedPath { path: path.to_owned() });
+        return Err(ConfigError::new(path.to_owned(), IS_RESERVED));
     }
     Ok(())
 }

@@ -161,7 +161,7 @@ pub(crate) struct ArmsBody {
 #[async_trait]
 impl Endpoint for KnownArms {
     fn takes(&self) -> Takes {
-        Takes::Probe
+        Takes::Document
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
@@ -181,9 +181,7 @@ pub(crate) async fn within<T>(
     deadline: Option<Deadline>,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    Deadline::run_until(deadline, work)
-        .await
-        .unwrap_or_else(|_| Err(Failure::of(ErrorKind::DeadlineExceeded)))
+    Deadline::run_until(deadline, work).await.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
 }
 
 fn answer(found: Result<impl Serialize, Failure>, id: TaskId) -> Result<Reply, Refusal> {

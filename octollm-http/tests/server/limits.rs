@@ -76,6 +76,22 @@ async fn a_connection_rests_for_thirty_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_rests_for_less_than_a_head_may_take() {
+    let (peer, _) = start_with(ServerConfig { idle_timeout: secs(2), ..ServerConfig::default() });
+    let get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n".to_vec();
+    for request in
+        [get, post("/echo", "", ECHO), post("/wait", "", r#"{"ms":1}"#), post("/wait", "", r#"{"ms":5000}"#)]
+    {
+        let mut line = peer.connect().await;
+        // The wait for the head has begun when it comes.
+        sleep(secs(1)).await;
+        line.write(&request).await;
+        assert_eq!(line.answer().await.status, 200);
+        assert_eq!(open_for(line).await, (2, vec![]), "{}", String::from_utf8_lossy(&request));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_limit_on_heads_begins_anew_with_each() {
     let mut line = usual().connect().await;
     line.write(post("/echo", "", ECHO)).await;
@@ -273,16 +289,16 @@ async fn a_reader_that_stops_is_given_up() {
 
 #[tokio::test]
 async fn limits_are_checked_and_the_world_is_kept_out() {
-    use octollm_http::ServeError;
     let config = ServerConfig { max_body: 0, ..ServerConfig::default() };
     let error = worker().config(config).bind("127.0.0.1:0").await.unwrap_err();
-    assert!(matches!(error, ServeError::Config(_)), "{error}");
+    assert_eq!(error.setting(), "max_body");
     let error = worker().bind("0.0.0.0:0").await.unwrap_err();
-    assert!(matches!(error, ServeError::Unguarded { .. }), "{error}");
+    assert_eq!(error.setting(), "authenticate");
     assert!(worker().open_to_all().bind("0.0.0.0:0").await.is_ok());
-    assert!(matches!(worker().bind("nowhere.invalid:1").await, Err(ServeError::Resolve(_))));
+    assert_eq!(worker().bind("nowhere.invalid:1").await.unwrap_err().setting(), "address");
     let taken = worker().bind("127.0.0.1:0").await.unwrap();
-    assert!(matches!(worker().bind(taken.local_addr()).await, Err(ServeError::Listen { .. })));
+    let error = worker().bind(taken.local_addr()).await.unwrap_err();
+    assert!(error.to_string().ends_with("cannot be listened on"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,11 +45,12 @@ fn body(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
         }
         // No value, no arm.
         Shape::Enum(_, variants) if variants.is_empty() => TokenStream::new(),
-        Shape::Enum(_, variants) => {
+        Shape::Enum(tagging, variants) => {
             let arms = variants.iter().map(|(ident, variant)| {
                 let pattern = pattern(variant.fields);
                 let rules = writer(variant).fields();
-                quote!(Self::#ident #pattern => { #rules })
+                let path = tagging.member(variant.wire.as_deref()).map(|key| nested(&key, rt));
+                quote!(Self::#ident #pattern => { #path #rules })
             });
             quote!(match self { #(#arms)* })
         }
@@ -116,6 +117,11 @@ fn pattern(fields: &Fields) -> TokenStream {
     }
 }
 
+/// A path within the one that is there.
+fn nested(key: &impl ToTokens, rt: &TokenStream) -> TokenStream {
+    quote!(let mut __octollm_path = #rt::garde::util::nested_path!(__octollm_path, #key);)
+}
+
 fn binding(ident: Option<&Ident>, index: usize) -> Ident {
     ident.cloned().unwrap_or_else(|| format_ident!("_{index}"))
 }
@@ -137,11 +143,11 @@ impl Writer<'_> {
         let value = binding(ident, index);
         let key = match ident {
             Some(_) => field.wire.as_ref().map(ToTokens::to_token_stream),
+            // serde writes the only one as it is.
+            None if self.variant.fields.len() == 1 => None,
             None => Some(quote!(#index)),
         };
-        let path = key.filter(|_| !self.is_transparent).map(
-            |key| quote!(let mut __octollm_path = #rt::garde::util::nested_path!(__octollm_path, #key);),
-        );
+        let path = key.filter(|_| !self.is_transparent).map(|key| nested(&key, rt));
         let rules = self.rules(&field.rules, field.adapt.as_ref());
         let own = self.own(field);
         quote!({ #path let __octollm_value = #value; #rules #own })

@@ -55,6 +55,18 @@ pub(crate) enum Tagging {
     None,
 }
 
+impl Tagging {
+    /// The member in which the fields of a variant of this name stand; `None` where they stand beside the tag or alone.
+    pub(crate) fn member<'a>(&'a self, variant: Option<&'a str>) -> Option<&'a str> {
+        let name = variant?;
+        match self {
+            Self::Name => Some(name),
+            Self::Beside(_, content) => Some(content),
+            Self::Within(_) | Self::None => None,
+        }
+    }
+}
+
 /// `tag = ".."`, `content = ".."` and `untagged` of an enum.
 pub(crate) fn tagging(attrs: &[Attribute]) -> Tagging {
     match (text(attrs, "tag"), text(attrs, "content")) {
@@ -171,6 +183,26 @@ impl Case {
         })
     }
 
+    /// As serde does it to a variant, which it takes to be in Pascal case.
+    fn apply_to_variant(self, variant: &str) -> String {
+        match self {
+            Self::Lower => variant.to_ascii_lowercase(),
+            Self::Upper => variant.to_ascii_uppercase(),
+            Self::Pascal => variant.to_owned(),
+            Self::Camel => {
+                let mut name = variant.to_owned();
+                if let Some(first) = name.get_mut(..1) {
+                    first.make_ascii_lowercase();
+                }
+                name
+            }
+            Self::Snake => snake(variant),
+            Self::ScreamingSnake => snake(variant).to_ascii_uppercase(),
+            Self::Kebab => snake(variant).replace('_', "-"),
+            Self::ScreamingKebab => snake(variant).to_ascii_uppercase().replace('_', "-"),
+        }
+    }
+
     /// As serde does it to a field, which it takes to be in snake case.
     fn apply(self, field: &str) -> String {
         match self {
@@ -190,36 +222,15 @@ impl Case {
     }
 }
 
-impl Case {
-    /// As serde does it to a variant, which it takes to be in Pascal case.
-    fn apply_to_variant(self, variant: &str) -> String {
-        let snake = || {
-            let mut name = String::new();
-            for (at, letter) in variant.char_indices() {
-                if at > 0 && letter.is_uppercase() {
-                    name.push('_');
-                }
-                name.push(letter.to_ascii_lowercase());
-            }
-            name
-        };
-        match self {
-            Self::Pascal => variant.to_owned(),
-            Self::Lower => variant.to_ascii_lowercase(),
-            Self::Upper => variant.to_ascii_uppercase(),
-            Self::Camel => {
-                let mut name = variant.to_owned();
-                if let Some(first) = name.get_mut(..1) {
-                    first.make_ascii_lowercase();
-                }
-                name
-            }
-            Self::Snake => snake(),
-            Self::ScreamingSnake => snake().to_ascii_uppercase(),
-            Self::Kebab => snake().replace('_', "-"),
-            Self::ScreamingKebab => snake().to_ascii_uppercase().replace('_', "-"),
+fn snake(variant: &str) -> String {
+    let mut name = String::new();
+    for (at, letter) in variant.char_indices() {
+        if at > 0 && letter.is_uppercase() {
+            name.push('_');
         }
+        name.push(letter.to_ascii_lowercase());
     }
+    name
 }
 
 fn pascal(field: &str) -> String {
@@ -263,6 +274,35 @@ mod tests {
         });
         let expected = [Some("firstName"), Some("x-y"), Some("out"), Some("type"), None];
         assert_eq!(names, expected.map(|name| name.map(str::to_owned)));
+    }
+
+    #[test]
+    fn the_fields_of_a_variant_stand_where_serde_writes_them() {
+        let members = |input: DeriveInput| {
+            let Data::Enum(data) = &input.data else { panic!() };
+            let (tagging, case) = (super::tagging(&input.attrs), rename_all(&input.attrs));
+            let names = data.variants.iter().map(|it| variant(&it.ident, &it.attrs, case));
+            names.map(|name| tagging.member(name.as_deref()).map(str::to_owned)).collect::<Vec<_>>()
+        };
+        let external = members(parse_quote! {
+            #[serde(rename_all = "snake_case")]
+            enum A { VeryTasty, #[serde(rename = "x-y")] B, #[serde(untagged)] C }
+        });
+        assert_eq!(external, [Some("very_tasty".to_owned()), Some("x-y".to_owned()), None]);
+        let content = members(parse_quote!(
+            #[serde(tag = "t", content = "c")]
+            enum A {
+                B,
+            }
+        ));
+        assert_eq!(content, [Some("c".to_owned())]);
+        let within = members(parse_quote!(
+            #[serde(tag = "t")]
+            enum A {
+                B,
+            }
+        ));
+        assert_eq!(within, [None]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ fn record() -> TaskRecord {
     TaskRecord::new(request, origin, Duration::from_secs(60), Timestamp::UNIX_EPOCH)
 }
 
-fn apply(record: &mut TaskRecord, change: Change, now: Timestamp) -> Result<(), IllegalTransition> {
+fn apply(record: &mut TaskRecord, change: Change, now: Timestamp) -> Result<(), Failure> {
     match change {
         Change::Claim => record.claim(Lease { holder: "b".into(), until: now }, now),
         Change::Complete => record.complete(TaskResult::new("done"), now),
@@ -85,4 +85,13 @@ fn a_stored_record_is_read_again() {
     record.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
     let text = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<TaskRecord>(&text).unwrap(), record);
+}
+
+#[test]
+fn no_change_is_earlier_than_the_one_before_whatever_the_clocks_say() {
+    let mut record = record();
+    let at = |second| Timestamp::from_second(second).unwrap();
+    apply(&mut record, Change::Claim, at(100)).unwrap();
+    apply(&mut record, Change::Complete, at(40)).unwrap();
+    assert_eq!((record.task.updated_at, record.task.completed_at), (at(100), Some(at(100))));
 }

@@ -1,6 +1,6 @@
 //! Putting a client together.
 
-use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc};
+use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -14,7 +14,7 @@ use tower::{BoxError, Layer, Service};
 
 use super::{
     arms::Arms,
-    config::ClientConfig,
+    config::{ClientConfig, client_limits},
     directory::Directory,
     endpoint::Endpoint,
     exchange::{Exchange, Exchanger},
@@ -24,7 +24,10 @@ use super::{
     route::ConfiguredArm,
     stack::{CallLayer, Carrier, call_layer},
 };
-use crate::io::{Connector, Tcp};
+use crate::{
+    io::{Connector, Tcp},
+    limits::limits_setters,
+};
 
 impl Arms {
     /// The arms that environment variables name: each `OCTOLLM_ARM_<ID>=http://host:port`, or several URLs separated
@@ -65,6 +68,9 @@ pub struct ArmsBuilder {
     requests: Requests,
 }
 
+client_limits!(limits_setters ArmsBuilder);
+client_limits!(limits_setters OrchestratorClientBuilder);
+
 /// How requests are sent: limits, connections, and layers from the innermost to the outermost.
 #[derive(Default)]
 struct Requests {
@@ -88,7 +94,7 @@ impl Requests {
 
     /// For a client of this number of arms.
     fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
-        self.config.check()?;
+        self.config.validate()?;
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
         let plain = Exchanger::Plain(Pool::new(self.config, connector, arms));
         Ok(self.layers.into_iter().fold(plain, |inner, wrap| wrap(inner)))
@@ -119,6 +125,10 @@ impl ArmsBuilder {
         self.named(id.into(), urls.as_ref(), Some(card))
     }
 
+    fn config_mut(&mut self) -> &mut ClientConfig {
+        &mut self.requests.config
+    }
+
     fn named(mut self, id: String, urls: &str, serves: Option<ContractCard>) -> Self {
         let urls = urls.split(',').map(|url| url.trim().to_owned()).collect();
         self.arms.push(Named { name: id.clone(), id, urls, serves });
@@ -135,12 +145,6 @@ impl ArmsBuilder {
     ) -> Result<Self, ConfigError> {
         self.arms.extend(arm_variables(variables)?);
         Ok(self)
-    }
-
-    /// Sets the limits.
-    pub fn config(mut self, config: ClientConfig) -> Self {
-        self.requests.config = config;
-        self
     }
 
     /// Opens connections through this, in place of TCP.
@@ -302,12 +306,6 @@ pub struct OrchestratorClientBuilder {
 }
 
 impl OrchestratorClientBuilder {
-    /// Sets the limits.
-    pub fn config(mut self, config: ClientConfig) -> Self {
-        self.requests.config = config;
-        self
-    }
-
     /// Opens connections through this, in place of TCP.
     pub fn connector(mut self, connector: impl Connector) -> Self {
         self.requests.connector = Some(Arc::new(connector));
@@ -335,6 +333,10 @@ impl OrchestratorClientBuilder {
         let endpoint =
             Endpoint::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
         Ok(OrchestratorClient::assemble(endpoint, self.requests.build(1)?))
+    }
+
+    fn config_mut(&mut self) -> &mut ClientConfig {
+        &mut self.requests.config
     }
 }
 

@@ -18,7 +18,6 @@ mod builder;
 pub use self::{
     arms::Arms,
     builder::{ArmsBuilder, OrchestratorClientBuilder},
-    config::ClientConfig,
     exchange::{Exchange, Target},
     exchange_error::ExchangeError,
     orchestrator_client::OrchestratorClient,

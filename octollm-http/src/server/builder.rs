@@ -1,6 +1,6 @@
 //! Putting a server together.
 
-use std::{error::Error, fmt, future::Future, sync::Arc};
+use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -20,7 +20,7 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use super::{
     assembly::Parts,
     body::{RequestBody, ResponseBody},
-    config::ServerConfig,
+    config::{ServerConfig, server_limits},
     identity::{Authenticate, Identity},
     listen::{BoundServer, Built},
     probes::{Check, HealthState},
@@ -28,7 +28,10 @@ use super::{
     routes::RouteService,
     service::HttpService,
 };
-use crate::io::{Acceptor, TcpAcceptor};
+use crate::{
+    io::{Acceptor, TcpAcceptor},
+    limits::limits_setters,
+};
 
 /// Serves arms, an orchestrator and a reflex over HTTP: each by itself, or together.
 ///
@@ -208,13 +211,6 @@ impl Server {
         self
     }
 
-    /// Replaces the limits. They are checked when the server is built.
-    #[must_use]
-    pub fn config(mut self, config: ServerConfig) -> Self {
-        self.config = config;
-        self
-    }
-
     /// Adds something that must hold for `GET /ready` to say so. Of several checks of one name all must hold.
     #[must_use]
     pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
@@ -280,6 +276,10 @@ impl Server {
         self.build().map(|built| built.service)
     }
 
+    fn config_mut(&mut self) -> &mut ServerConfig {
+        &mut self.config
+    }
+
     fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ConfigError> {
         match self.identity.is_decided() {
             true => Ok(()),
@@ -311,6 +311,8 @@ impl Server {
         Ok(Built { service, health, orchestrator: self.orchestrator })
     }
 }
+
+server_limits!(limits_setters Server);
 
 fn not_found(source: std::io::Error) -> ConfigError {
     ConfigError::new("address", "was not found").with_source(source)

@@ -42,7 +42,7 @@ pub trait Authenticate: Send + Sync + 'static {
     ///
     /// # Cancel safety
     /// The future is dropped when the caller goes away, when its deadline passes, and when it takes longer than
-    /// [`authenticate_timeout`](super::ServerConfig::authenticate_timeout).
+    /// [`authenticate_timeout`](super::Server::authenticate_timeout).
     async fn authenticate(&self, head: &Parts) -> Result<Caller, Failure>;
 }
 

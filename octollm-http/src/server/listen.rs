@@ -68,7 +68,7 @@ impl<A: Acceptor> BoundServer<A> {
     }
 
     /// Serves until SIGTERM or Ctrl-C, then ends as [`run_until`](Self::run_until) does. After SIGTERM it goes on for a
-    /// while ([`drain_notice`](super::ServerConfig::drain_notice)) as not ready, so that no balancer sends requests to a
+    /// while ([`drain_notice`](super::Server::drain_notice)) as not ready, so that no balancer sends requests to a
     /// closed door. Ctrl-C while it is ending closes everything at once.
     ///
     /// # Cancel safety
@@ -94,7 +94,7 @@ impl<A: Acceptor> BoundServer<A> {
     }
 
     /// Serves until `shutdown` is ready. Then nothing more is accepted, what runs may come to its end
-    /// ([`drain_grace`](super::ServerConfig::drain_grace)), and what still runs after that is dropped.
+    /// ([`drain_grace`](super::Server::drain_grace)), and what still runs after that is dropped.
     ///
     /// The same holds for the tasks of an [orchestrator](super::Server::orchestrator): it starts no more of them, those that run
     /// have the grace, and then it is [closed](Orchestrator::close), for which it has 5 s.

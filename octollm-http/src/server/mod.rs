@@ -58,7 +58,6 @@ mod builder;
 pub use self::{
     body::{RequestBody, ResponseBody},
     builder::Server,
-    config::ServerConfig,
     identity::Authenticate,
     listen::BoundServer,
     service::{HttpService, ResponseFuture},

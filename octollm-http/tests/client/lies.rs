@@ -10,7 +10,7 @@ use std::{
 
 use octollm_core::error::ErrorKind;
 use octollm_http::{
-    client::{Arms, ClientConfig},
+    client::Arms,
     io::{Acceptor, TcpAcceptor},
     wire::Problem,
 };
@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::peer::{
-    Answer, Check, Peer, Verdict, arms, check, judge, judge_within, network, short, unused_host,
+    Answer, Check, Peer, Verdict, arms, check, judge, judge_within, network, unused_host, usual,
 };
 
 const TRUE: &str = "{\"is_valid\":true}";
@@ -114,12 +114,12 @@ async fn each_phase_of_a_call_ends_at_the_deadline() {
     let limit = Duration::from_millis(50);
     let half = b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n{".to_vec();
     let layered = Arc::new(AtomicUsize::new(0));
-    let config = ClientConfig { max_connections: 1, max_idle: 1, ..ClientConfig::default() };
     for layers in [false, true] {
         for (answer, executed) in [(Answer::Silence, true), (Answer::Raw(half.clone()), true)] {
             let peer = Peer::arm(move |_| std::future::ready(answer.clone())).await;
             let counted = Arc::clone(&layered);
-            let mut builder = arms().config(config.clone()).endpoint_serving::<Check>("judge", &peer.url);
+            let mut builder =
+                usual().max_connections(1).max_idle(1).endpoint_serving::<Check>("judge", &peer.url);
             if layers {
                 builder = builder.endpoint_layer(tower::layer::layer_fn(move |inner| {
                     counted.fetch_add(1, Ordering::Relaxed);
@@ -144,7 +144,7 @@ async fn each_phase_of_a_call_ends_at_the_deadline() {
     assert_eq!(layered.load(Ordering::Relaxed), 2);
     // While its card is asked for, nothing was sent either.
     let peer = Peer::start(|_| std::future::ready(Answer::Silence)).await;
-    let error = judge_within(&peer.url, short()).within(limit).call(check()).await.unwrap_err();
+    let error = judge_within(&peer.url, arms()).within(limit).call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::DeadlineExceeded, false));
 }
 

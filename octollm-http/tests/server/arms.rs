@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use octollm_core::{Arm, Context, budget::Usage, error::ArmError};
 use octollm_http::{
     io::{PipeAcceptor, Pipes},
-    server::{Server, ServerConfig},
+    server::Server,
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -166,7 +166,7 @@ pub(crate) fn start(server: Server) -> Peer {
 }
 
 /// Starts a server in memory with all arms and these limits.
-pub(crate) fn start_with(config: ServerConfig) -> (Peer, Worker) {
+pub(crate) fn start_with(limits: impl FnOnce(Server) -> Server) -> (Peer, Worker) {
     let worker = Worker::default();
-    (start(server(&worker).config(config)), worker)
+    (start(limits(server(&worker))), worker)
 }

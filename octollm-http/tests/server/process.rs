@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use octollm_http::server::ServerConfig;
 use tokio::{net::TcpStream, task::spawn_blocking};
 
 use crate::{
@@ -53,8 +52,7 @@ async fn served_in_a_child() {
     if std::env::var_os(IN_A_CHILD).is_none() {
         return;
     }
-    let config = ServerConfig { drain_notice: Duration::from_millis(300), ..ServerConfig::default() };
-    let server = worker().config(config).bind("127.0.0.1:0").await.unwrap();
+    let server = worker().drain_notice(Duration::from_millis(300)).bind("127.0.0.1:0").await.unwrap();
     println!("listens at {}", server.local_addr());
     server.run_until_signal().await;
 }

@@ -17,17 +17,12 @@ use super::{
     config::{ClientConfig, client_limits},
     directory::Directory,
     endpoint::Endpoint,
-    exchange::{Exchange, Exchanger},
-    exchange_error::ExchangeError,
     orchestrator_client::OrchestratorClient,
-    pool::Pool,
+    requests::{Exchange, Requests},
     route::ConfiguredArm,
     stack::{CallLayer, Carrier, call_layer},
 };
-use crate::{
-    io::{Connector, Tcp},
-    limits::limits_setters,
-};
+use crate::{io::Connector, limits::limits_setters};
 
 impl Arms {
     /// The arms that environment variables name: each `OCTOLLM_ARM_<ID>=http://host:port`, or several URLs separated
@@ -70,36 +65,6 @@ pub struct ArmsBuilder {
 
 client_limits!(limits_setters ArmsBuilder);
 client_limits!(limits_setters OrchestratorClientBuilder);
-
-/// How requests are sent: limits, connections, and layers from the innermost to the outermost.
-#[derive(Default)]
-struct Requests {
-    config: ClientConfig,
-    connector: Option<Arc<dyn Connector>>,
-    layers: Vec<Wrap>,
-}
-
-type Wrap = Box<dyn FnOnce(Exchanger) -> Exchanger + Send + Sync>;
-
-impl Requests {
-    fn layer<L>(&mut self, layer: L)
-    where
-        L: Layer<Exchange> + Send + Sync + 'static,
-        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Request<Bytes>>>::Error: Into<ExchangeError>,
-        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
-    {
-        self.layers.push(Box::new(move |inner| inner.layer(&layer)));
-    }
-
-    /// For a client of this number of arms.
-    fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
-        self.config.validate()?;
-        let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
-        let plain = Exchanger::Plain(Pool::new(self.config, connector, arms));
-        Ok(self.layers.into_iter().fold(plain, |inner, wrap| wrap(inner)))
-    }
-}
 
 /// An arm with the words that it was given in.
 struct Named {
@@ -186,7 +151,7 @@ impl ArmsBuilder {
     where
         L: Layer<Exchange> + Send + Sync + 'static,
         L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Request<Bytes>>>::Error: Into<ExchangeError>,
+        <L::Service as Service<Request<Bytes>>>::Error: Into<BoxError>,
         <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
     {
         self.requests.layer(layer);
@@ -318,7 +283,7 @@ impl OrchestratorClientBuilder {
     where
         L: Layer<Exchange> + Send + Sync + 'static,
         L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Request<Bytes>>>::Error: Into<ExchangeError>,
+        <L::Service as Service<Request<Bytes>>>::Error: Into<BoxError>,
         <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
     {
         self.requests.layer(layer);

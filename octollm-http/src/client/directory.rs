@@ -30,9 +30,9 @@ use tokio::{
 
 use super::{
     endpoint::Endpoint,
-    exchange::{Exchanger, Target},
+    exchange::{ExchangeLimits, Target},
     foreign,
-    pool::Terms,
+    requests::Exchanger,
     route::{self, ConfiguredArm, Drift, Offer, Route},
 };
 use crate::wire;
@@ -371,7 +371,7 @@ async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint)
     request.headers_mut().insert(HOST, endpoint.host());
     wire::write_parts(&parts, request.headers_mut());
     request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
-    let terms = Terms { deadline: parts.deadline, work: directory.time_limit };
+    let limits = ExchangeLimits { deadline: parts.deadline, work: directory.time_limit };
     let target = || Target {
         arm: Arc::clone(&arm.id),
         endpoint: endpoint.as_str().into(),
@@ -380,7 +380,7 @@ async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint)
         deadline: parts.deadline,
         work: directory.time_limit,
     };
-    let answer = directory.exchanger.send(request, &arm.id, terms, target).await?;
+    let answer = directory.exchanger.send(request, &arm.id, limits, target).await?;
     if answer.status() != StatusCode::OK {
         let status = answer.status();
         let mut failure = foreign::failure(status, answer.headers(), answer.body(), SystemTime::now());

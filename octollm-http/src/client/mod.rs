@@ -2,9 +2,9 @@
 // A module uses only what stands before it here.
 mod config;
 mod endpoint;
-mod exchange_error;
-mod pool;
 mod exchange;
+mod pool;
+mod requests;
 mod foreign;
 mod answer;
 mod route;
@@ -18,9 +18,8 @@ mod builder;
 pub use self::{
     arms::Arms,
     builder::{ArmsBuilder, OrchestratorClientBuilder},
-    exchange::{Exchange, Target},
-    exchange_error::ExchangeError,
+    exchange::Target,
     orchestrator_client::OrchestratorClient,
+    requests::Exchange,
     task_handle::TaskHandle,
 };
-pub use octollm_core::transport::CallService;

@@ -28,8 +28,8 @@ use serde_json::json;
 use super::{
     answer,
     endpoint::Endpoint,
-    exchange::{Exchanger, Target},
-    pool::Terms,
+    exchange::{ExchangeLimits, Target},
+    requests::Exchanger,
 };
 use crate::wire;
 
@@ -108,7 +108,7 @@ impl OrchestratorClient {
             head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         }
         wire::write_parts(parts, head);
-        let terms = Terms { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
+        let limits = ExchangeLimits { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
         let target = || Target {
             arm: Arc::clone(arm),
             endpoint: endpoint.as_str().into(),
@@ -117,7 +117,7 @@ impl OrchestratorClient {
             deadline: Some(deadline),
             work: ContractSpec::DEFAULT_TIMEOUT,
         };
-        Ok(exchanger.send(request, arm, terms, target).await?)
+        Ok(exchanger.send(request, arm, limits, target).await?)
     }
 }
 

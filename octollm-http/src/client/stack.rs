@@ -16,14 +16,14 @@ use octollm_core::{
     resilience::RetryLayer,
     transport::{Call, CallService, Reply, ServedBy},
 };
-use tower::{BoxError, Layer, Service, ServiceExt};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 
 use super::{
     answer,
     directory::Directory,
     endpoint::Endpoint,
-    exchange::Exchanger,
-    pool::Terms,
+    exchange::{ExchangeError, ExchangeLimits},
+    requests::Exchanger,
     route::{Offer, Route},
 };
 
@@ -44,50 +44,29 @@ where
     Arc::new(move |inner| CallService::new(Typed::new(layer.layer(inner))))
 }
 
-/// A service, and the layers around it if there are any. Without layers nothing is boxed.
-#[derive(Clone)]
-enum Stack<S> {
-    Plain(S),
-    Layered(CallService),
-}
-
-impl<S> Stack<S>
-where
-    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
-{
-    /// The layer added last is the outermost.
-    fn new(inner: S, layers: &[CallLayer]) -> Self {
-        match layers {
-            [] => Self::Plain(inner),
-            layers => Self::Layered(layers.iter().fold(CallService::new(inner), |inner, layer| layer(inner))),
-        }
-    }
-}
-
 /// Carries calls to the arms of a directory.
 pub(super) struct Carrier {
-    choice: Choice,
-    /// The choice within the retry, and that within the layers of a user.
+    sites: Arc<Sites>,
+    /// The choice of an endpoint within the retry, and that within the layers of a user.
     top: CallService,
     has_layers_above: bool,
     has_layers_below: bool,
 }
 
-/// Chooses an endpoint for each call, and carries the call there.
-#[derive(Clone)]
-struct Choice(Arc<Sites>);
-
+/// All endpoints: one is chosen for each call, which is carried there.
 struct Sites {
     directory: Arc<Directory>,
-    /// One stack for each endpoint, for as long as it is known; offers name theirs by position.
-    stacks: Vec<Stack<AtEndpoint>>,
+    /// One stack for each endpoint; offers name theirs by position.
+    stacks: Vec<Stack>,
+}
+
+/// An endpoint, and the layers of a user around it if there are any. Without layers nothing is boxed.
+enum Stack {
+    Plain(Arc<Site>),
+    Layered(CallService),
 }
 
 /// One endpoint of one arm: writes calls as HTTP requests.
-#[derive(Clone)]
-struct AtEndpoint(Arc<Site>);
-
 struct Site {
     position: usize,
     arm: Arc<str>,
@@ -102,23 +81,33 @@ impl Carrier {
         exchanger: &Exchanger,
         (above, below): (&[CallLayer], &[CallLayer]),
     ) -> Self {
-        let at = |(position, (arm, endpoint)): (usize, (&Arc<str>, &Endpoint))| {
-            AtEndpoint(Arc::new(Site {
+        let stack = |(position, (arm, endpoint)): (usize, (&Arc<str>, &Endpoint))| {
+            let site = Arc::new(Site {
                 position,
                 arm: Arc::clone(arm),
                 endpoint: endpoint.clone(),
                 directory: Arc::clone(directory),
                 exchanger: exchanger.clone(),
-            }))
+            });
+            match below {
+                [] => Stack::Plain(site),
+                layers => Stack::Layered({
+                    let inner =
+                        service_of(site, |site: Arc<Site>, call| async move { site.carry(&call).await });
+                    layered(CallService::new(inner), layers)
+                }),
+            }
         };
-        let stacks = directory.sites().enumerate().map(|site| Stack::new(at(site), below)).collect();
-        let choice = Choice(Arc::new(Sites { directory: Arc::clone(directory), stacks }));
+        let stacks = directory.sites().enumerate().map(stack).collect();
+        let sites = Arc::new(Sites { directory: Arc::clone(directory), stacks });
         let cards = Arc::clone(directory);
         let retry = RetryLayer::when_asked().keys_honoured(move |call| cards.honours_keys(&call.contract));
-        let retried = CallService::new(retry.layer(choice.clone()));
+        let choice =
+            service_of(Arc::clone(&sites), |sites: Arc<Sites>, call| async move { sites.carry(&call).await });
+        let retried = CallService::new(retry.layer(choice));
         Self {
-            choice,
-            top: above.iter().fold(retried, |inner, layer| layer(inner)),
+            sites,
+            top: layered(retried, above),
             has_layers_above: !above.is_empty(),
             has_layers_below: !below.is_empty(),
         }
@@ -130,7 +119,7 @@ impl Carrier {
         let is_plain = call.retry == 0 && !self.has_layers_above;
         if is_plain && !self.has_layers_below {
             // The steps below end at the deadline themselves, and say more about it.
-            return Box::pin(async move { self.choice.0.carry(&call).await });
+            return Box::pin(async move { self.sites.carry(&call).await });
         }
         Box::pin(async move {
             let (deadline, contract) = (call.parts.deadline, call.contract.clone());
@@ -142,8 +131,25 @@ impl Carrier {
     }
 
     async fn send(&self, call: Call, is_plain: bool) -> Result<Reply, CallError> {
-        if is_plain { self.choice.0.carry(&call).await } else { self.top.clone().oneshot(call).await }
+        if is_plain { self.sites.carry(&call).await } else { self.top.clone().oneshot(call).await }
     }
+}
+
+/// The layer added last is the outermost.
+fn layered(inner: CallService, layers: &[CallLayer]) -> CallService {
+    layers.iter().fold(inner, |inner, layer| layer(inner))
+}
+
+/// Shared state as a service. It is always ready: what has to be waited for is part of the call, where it has a time limit.
+fn service_of<T, F>(
+    shared: Arc<T>,
+    carry: impl Fn(Arc<T>, Call) -> F + Clone + Send + Sync + 'static,
+) -> impl Service<Call, Response = Reply, Error = CallError, Future = F> + Clone + Send + Sync + 'static
+where
+    T: Send + Sync + 'static,
+    F: Future<Output = Result<Reply, CallError>> + Send + 'static,
+{
+    service_fn(move |call| carry(Arc::clone(&shared), call))
 }
 
 impl Sites {
@@ -209,7 +215,7 @@ impl Sites {
 
     async fn at(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
         match self.stacks.get(offer.site) {
-            Some(Stack::Plain(AtEndpoint(site))) => site.exchange(offer, call).await,
+            Some(Stack::Plain(site)) => site.exchange(offer, call).await,
             Some(Stack::Layered(service)) => service.clone().oneshot(call.clone()).await,
             None => Err(CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable))),
         }
@@ -232,18 +238,18 @@ impl Site {
     async fn exchange(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
         let drift = self.directory.drift(&call.contract, offer, call.spec.as_ref());
         let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
-        let terms = Terms { deadline: call.parts.deadline, work };
+        let limits = ExchangeLimits { deadline: call.parts.deadline, work };
         let target = || offer.target(call, work);
-        let sent = self.exchanger.send(offer.request(call), &offer.arm, terms, target).await;
+        let sent = self.exchanger.send(offer.request(call), &offer.arm, limits, target).await;
         let response = match sent {
             Ok(response) => response,
             Err(error) => {
                 // What a reply would have reported is lost with it.
-                let usage = if error.may_have_executed() { Usage::UNMETERED } else { Usage::ZERO };
-                let (failure, source) = error.into_parts();
+                let ExchangeError { failure, cause } = error;
+                let usage = if failure.may_have_executed { Usage::UNMETERED } else { Usage::ZERO };
                 let error = self.failed(call, failure).with_usage(usage);
-                return Err(match source {
-                    Some(source) => error.with_source(source),
+                return Err(match cause {
+                    Some(cause) => error.with_source(cause),
                     None => error,
                 });
             }
@@ -284,40 +290,6 @@ fn is_elsewhere_worth_trying(error: &CallError) -> bool {
     error.kind() == ErrorKind::Unreachable && !error.may_have_executed()
 }
 
-type Carrying = Calling<'static>;
-
-/// Always ready: what has to be waited for is part of the call, where it has a time limit.
-impl Service<Call> for Choice {
-    type Response = Reply;
-    type Error = CallError;
-    type Future = Carrying;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Call) -> Carrying {
-        let sites = Arc::clone(&self.0);
-        Box::pin(async move { sites.carry(&call).await })
-    }
-}
-
-/// Always ready, as [`Choice`] is.
-impl Service<Call> for AtEndpoint {
-    type Response = Reply;
-    type Error = CallError;
-    type Future = Carrying;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Call) -> Carrying {
-        let site = Arc::clone(&self.0);
-        Box::pin(async move { site.carry(&call).await })
-    }
-}
-
 /// A layer's service whose errors are made [`CallError`]s.
 struct Typed<S> {
     service: S,
@@ -345,7 +317,7 @@ where
 {
     type Response = Reply;
     type Error = CallError;
-    type Future = Carrying;
+    type Future = Calling<'static>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
         self.service.poll_ready(cx).map(|ready| {
@@ -354,7 +326,7 @@ where
         })
     }
 
-    fn call(&mut self, call: Call) -> Carrying {
+    fn call(&mut self, call: Call) -> Calling<'static> {
         let contract = call.contract.clone();
         if let Some(error) = self.unready.take() {
             return Box::pin(async move { Err(typed(contract, error)) });

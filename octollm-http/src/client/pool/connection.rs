@@ -21,7 +21,7 @@ use octollm_core::error::ErrorKind;
 use tokio::{task::unconstrained, time::Instant};
 
 use super::meter::{Idle, Meter, Metered, WaitLimit};
-use crate::{client::exchange_error::ExchangeError, io::BoxIo};
+use crate::{client::exchange::ExchangeError, io::BoxIo};
 
 type Outgoing = Request<Full<Bytes>>;
 type Driver = http1::Connection<TokioIo<Metered>, Full<Bytes>>;
@@ -52,7 +52,7 @@ impl Connection {
         let (io, meter) = Metered::new(socket);
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await.map_err(
-                |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").with_source(error),
+                |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").caused_by(error),
             )?;
         Ok(Self { sender, driver: Some(driver), meter, retires, longest_rest: None })
     }
@@ -143,7 +143,7 @@ impl Connection {
             .await?;
             let Some(frame) = frame else { break };
             let frame = frame.map_err(|error| {
-                ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").with_source(error)
+                ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").caused_by(error)
             })?;
             if let Ok(data) = frame.into_data() {
                 if whole.len() + data.len() > max {
@@ -207,7 +207,7 @@ fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u
         ExchangeError::new(ErrorKind::ConnectionLost, "the connection was lost before the request was sent")
             .before_execution()
     };
-    Lost::Failed(failure.with_source(error))
+    Lost::Failed(failure.caused_by(error))
 }
 
 /// A body as it comes: one piece is kept as it is.

@@ -208,7 +208,7 @@ async fn connect(pool: &Shared, origin: &Origin) -> Result<BoxIo, ExchangeError>
         Ok(Ok(socket)) => Ok(socket),
         Ok(Err(error)) => {
             Err(ExchangeError::new(ErrorKind::Unreachable, format!("no connection: {}", reason(&error)))
-                .with_source(error))
+                .caused_by(error))
         }
         Err(_) => Err(ExchangeError::new(ErrorKind::Unreachable, format!("no connection within {limit:?}"))),
     }

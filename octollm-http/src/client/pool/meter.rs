@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::Terms;
+use crate::client::exchange::ExchangeLimits;
 use crate::io::{BoxIo, Io};
 
 /// What moved through a socket. Read by whoever drives it, so that relaxed counting does.
@@ -185,9 +185,9 @@ pub(super) enum Idle {
 
 impl WaitLimit {
     /// A contract that may take longer than is usual may be silent for as long.
-    pub(super) fn new(read: Duration, write: Duration, terms: Terms) -> Self {
-        let work = if terms.work > ContractSpec::DEFAULT_TIMEOUT { read.max(terms.work) } else { read };
-        Self { work, is_answering: false, read, write, deadline: terms.deadline, timer: None }
+    pub(super) fn new(read: Duration, write: Duration, limits: ExchangeLimits) -> Self {
+        let work = if limits.work > ContractSpec::DEFAULT_TIMEOUT { read.max(limits.work) } else { read };
+        Self { work, is_answering: false, read, write, deadline: limits.deadline, timer: None }
     }
 
     /// The head of the answer has come.
@@ -239,7 +239,7 @@ mod tests {
     const WRITE: Duration = Duration::from_secs(10);
 
     fn wait_limit(deadline: Option<Deadline>, work: Duration) -> WaitLimit {
-        WaitLimit::new(READ, WRITE, Terms { deadline, work })
+        WaitLimit::new(READ, WRITE, ExchangeLimits { deadline, work })
     }
 
     #[tokio::test(start_paused = true)]

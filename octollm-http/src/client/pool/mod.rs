@@ -16,7 +16,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::Authority};
 use http_body_util::Full;
-use octollm_core::{deadline::Deadline, error::ErrorKind};
+use octollm_core::{
+    deadline::Deadline,
+    error::{ErrorKind, Failure},
+};
 use tokio::{
     runtime::{self, Handle},
     sync::oneshot,
@@ -29,7 +32,10 @@ use self::{
     lease::Lease,
     meter::WaitLimit,
 };
-use super::{config::ClientConfig, exchange_error::ExchangeError};
+use super::{
+    config::ClientConfig,
+    exchange::{ExchangeError, ExchangeLimits},
+};
 use crate::io::Connector;
 
 /// Connections that are used again, never more of them than the configuration allows. Cheap to clone.
@@ -64,15 +70,6 @@ struct Key {
 #[derive(Debug, Clone)]
 struct Origin(Authority);
 
-/// What an exchange has to observe.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
-    /// Whoever waits stops then: no timer is made that would end later.
-    pub(super) deadline: Option<Deadline>,
-    /// How long the server may work before it answers.
-    pub(super) work: Duration,
-}
-
 impl Pool {
     /// For this number of arms. The configuration has been checked.
     pub(super) fn new(config: ClientConfig, connector: Arc<dyn Connector>, arms: usize) -> Self {
@@ -93,17 +90,17 @@ impl Pool {
         &self,
         request: Request<Bytes>,
         arm: &Arc<str>,
-        terms: Terms,
+        limits: ExchangeLimits,
     ) -> Result<Response<Bytes>, ExchangeError> {
         let mut is_sending = false;
         // Pinned in place: a future that is handed on by value is copied each time.
         let done = {
-            let exchange = pin!(self.exchange_until_done(request, arm, terms, &mut is_sending));
-            Deadline::run_until(terms.deadline, exchange).await
+            let exchange = pin!(self.exchange_until_done(request, arm, limits, &mut is_sending));
+            Deadline::run_until(limits.deadline, exchange).await
         };
         done.unwrap_or_else(|| {
-            let error = ExchangeError::of(ErrorKind::DeadlineExceeded);
-            Err(if is_sending { error } else { error.before_execution() })
+            let failure = Failure::of(ErrorKind::DeadlineExceeded);
+            Err(if is_sending { failure } else { failure.before_execution() }.into())
         })
     }
 
@@ -111,18 +108,18 @@ impl Pool {
         &self,
         request: Request<Bytes>,
         arm: &Arc<str>,
-        terms: Terms,
+        limits: ExchangeLimits,
         is_sending: &mut bool,
     ) -> Result<Response<Bytes>, ExchangeError> {
         let config = &self.0.config;
         let (origin, mut request) = addressed(request)?;
         // What may be done twice is sent once more if a connection that was used before dies under it.
         let again = request.method().is_idempotent().then(|| request.clone());
-        let mut lease = Lease::new(&self.0, arm, &origin, terms.deadline).await?;
+        let mut lease = Lease::new(&self.0, arm, &origin, limits.deadline).await?;
         loop {
             let (connection, used_before) = lease.connection(&origin).await?;
             *is_sending = true;
-            let mut wait_limit = WaitLimit::new(config.read_idle, config.write_idle, terms);
+            let mut wait_limit = WaitLimit::new(config.read_idle, config.write_idle, limits);
             let lost = match connection.exchange(request, config.max_answer, &mut wait_limit).await {
                 Ok(answer) => {
                     lease.keep();
@@ -138,7 +135,9 @@ impl Pool {
                 }
                 Lost::Unsent(_) => return Err(closed_at_once()),
                 Lost::Failed(error) => match &again {
-                    Some(again) if used_before && error.kind() == ErrorKind::ConnectionLost => again.clone(),
+                    Some(again) if used_before && error.failure.kind == ErrorKind::ConnectionLost => {
+                        again.clone()
+                    }
                     _ => return Err(error),
                 },
             };

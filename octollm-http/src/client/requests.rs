@@ -1,0 +1,111 @@
+//! Sending HTTP requests: over the pool of connections, and through the layers of a user.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use octollm_core::{
+    deadline::Deadline,
+    error::{ConfigError, ErrorKind, Failure},
+};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
+
+use super::{
+    config::ClientConfig,
+    exchange::{ExchangeError, ExchangeLimits, Target},
+    pool::Pool,
+};
+use crate::io::{Connector, Tcp};
+
+/// The service that a [`request_layer`](super::ArmsBuilder::request_layer) wraps: sends a request and reads its answer.
+///
+/// Each request has a [`Target`] among its extensions. Bodies are whole in both directions, so that a layer can always send a
+/// request again.
+///
+/// A layer may return a [`Failure`] as its error, which the call then has. Any other error of a layer becomes the source of
+/// one.
+pub type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
+
+/// How requests are sent: limits, connections, and layers from the innermost to the outermost.
+#[derive(Default)]
+pub(super) struct Requests {
+    pub(super) config: ClientConfig,
+    pub(super) connector: Option<Arc<dyn Connector>>,
+    layers: Vec<Wrap>,
+}
+
+type Wrap = Box<dyn FnOnce(Exchange) -> Exchange + Send + Sync>;
+
+impl Requests {
+    /// Adds a layer around all that are there.
+    pub(super) fn layer<L>(&mut self, layer: L)
+    where
+        L: Layer<Exchange> + Send + Sync + 'static,
+        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<Bytes>>>::Error: Into<BoxError>,
+        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
+    {
+        self.layers.push(Box::new(move |inner| {
+            BoxCloneSyncService::new(layer.layer(inner).map_err(Into::<BoxError>::into))
+        }));
+    }
+
+    /// Builds what sends the requests of a client of this number of arms.
+    pub(super) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
+        self.config.validate()?;
+        let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
+        let pool = Pool::new(self.config, connector, arms);
+        if self.layers.is_empty() {
+            return Ok(Exchanger::Plain(pool));
+        }
+        let exchange = self.layers.into_iter().fold(innermost(pool), |inner, wrap| wrap(inner));
+        Ok(Exchanger::Layered(exchange))
+    }
+}
+
+/// The pool as a service. It is always ready: the wait for a connection is part of the call, where it has a time limit.
+fn innermost(pool: Pool) -> Exchange {
+    BoxCloneSyncService::new(service_fn(move |mut request: Request<Bytes>| {
+        let pool = pool.clone();
+        async move {
+            let Some(Target { arm, deadline, work, .. }) = request.extensions_mut().remove() else {
+                let failure = Failure::new(ErrorKind::Internal, "a layer has removed the target");
+                return Err(failure.before_execution().into());
+            };
+            let answer = pool.exchange(request, &arm, ExchangeLimits { deadline, work }).await;
+            answer.map_err(BoxError::from)
+        }
+    }))
+}
+
+/// The pool as it is, or within layers. Without layers nothing is boxed.
+#[derive(Clone)]
+pub(super) enum Exchanger {
+    Plain(Pool),
+    Layered(Exchange),
+}
+
+impl Exchanger {
+    /// Sends a request and reads its answer, until its deadline.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection, which the server sees.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Bytes>,
+        arm: &Arc<str>,
+        limits: ExchangeLimits,
+        target: impl FnOnce() -> Target,
+    ) -> Result<Response<Bytes>, ExchangeError> {
+        match self {
+            Self::Plain(pool) => pool.exchange(request, arm, limits).await,
+            Self::Layered(service) => {
+                request.extensions_mut().insert(target());
+                match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
+                    Some(answer) => answer.map_err(Into::into),
+                    None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),
+                }
+            }
+        }
+    }
+}

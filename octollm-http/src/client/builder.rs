@@ -17,9 +17,9 @@ use super::{
     config::{ClientConfig, client_limits},
     directory::Directory,
     endpoint::Endpoint,
+    offers::ConfiguredArm,
     orchestrator_client::OrchestratorClient,
     requests::{Exchange, Requests},
-    route::ConfiguredArm,
     stack::{CallLayer, Carrier, call_layer},
 };
 use crate::{io::Connector, limits::limits_setters};

@@ -32,8 +32,8 @@ use super::{
     endpoint::Endpoint,
     exchange::{ExchangeLimits, Target},
     foreign,
+    offers::{self, ConfiguredArm, Drift, Offer, Route},
     requests::Exchanger,
-    route::{self, ConfiguredArm, Drift, Offer, Route},
 };
 use crate::wire;
 
@@ -297,7 +297,7 @@ fn reached_at(mut card: ArmCard, endpoint: Option<&Endpoint>) -> ArmCard {
 
 fn routes(arms: &[ConfiguredArm], cards: &[Learned]) -> HashMap<ContractRef, Arc<Route>> {
     let known = arms.iter().zip(cards);
-    route::all(known.filter_map(|(arm, learned)| Some((arm, learned.card.as_ref()?))))
+    offers::all(known.filter_map(|(arm, learned)| Some((arm, learned.card.as_ref()?))))
 }
 
 /// Ends the round however its task ends.

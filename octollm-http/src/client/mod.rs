@@ -7,7 +7,7 @@ mod pool;
 mod requests;
 mod foreign;
 mod answer;
-mod route;
+mod offers;
 mod directory;
 mod stack;
 mod arms;

@@ -23,8 +23,8 @@ use super::{
     directory::Directory,
     endpoint::Endpoint,
     exchange::{ExchangeError, ExchangeLimits},
+    offers::{Offer, Route},
     requests::Exchanger,
-    route::{Offer, Route},
 };
 
 /// The future of a call.

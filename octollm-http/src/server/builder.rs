@@ -19,12 +19,12 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
     assembly::Parts,
-    body::{RequestBody, ResponseBody},
     config::{ServerConfig, server_limits},
     identity::{Authenticate, Identity},
     listen::{BoundServer, Built},
     probes::{Check, HealthState},
     reply::ErrorForm,
+    response_body::{RequestBody, ResponseBody},
     routes::RouteService,
     service::HttpService,
 };

@@ -25,11 +25,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    body::ResponseBody,
     config::ServerConfig,
     head::Arrival,
     limited::{Limited, Protocol, State, Times},
     probes::HealthState,
+    response_body::ResponseBody,
     service::HttpService,
     streams::{Stream, Streams},
 };

@@ -38,10 +38,10 @@
 mod config;
 mod limited;
 mod streams;
-mod body;
+mod response_body;
 mod reply;
 mod head;
-mod intake;
+mod request_body;
 mod identity;
 mod routes;
 mod service;
@@ -56,9 +56,9 @@ mod assembly;
 mod builder;
 
 pub use self::{
-    body::{RequestBody, ResponseBody},
     builder::Server,
     identity::Authenticate,
     listen::BoundServer,
+    response_body::{RequestBody, ResponseBody},
     service::{HttpService, ResponseFuture},
 };

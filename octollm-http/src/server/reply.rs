@@ -11,7 +11,7 @@ use octollm_core::{
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::body::ResponseBody;
+use super::response_body::ResponseBody;
 use crate::wire::{Problem, names, write_problem, write_usage};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

@@ -12,9 +12,9 @@ use octollm_core::{
 use tower::util::BoxCloneSyncService;
 
 use super::{
-    body::{RequestBody, ResponseBody},
     head::{Accepts, Arrival},
     reply::{Refusal, Reply},
+    response_body::{RequestBody, ResponseBody},
 };
 
 /// A request that passed every check that does not depend on its endpoint.

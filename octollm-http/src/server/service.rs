@@ -24,12 +24,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    body::{RequestBody, ResponseBody},
     config::ServerConfig,
     head::{self, Arrival, Fields},
     identity::Identity,
-    intake::{self, Arriving, BodyLimits},
     reply::{ErrorForm, Ids, Refusal, Reply, head_only},
+    request_body::{self, Arriving, BodyLimits},
+    response_body::{RequestBody, ResponseBody},
     routes::{Handler, Inbound, RouteService, RouteTable, Takes},
 };
 use crate::{
@@ -231,7 +231,7 @@ impl Core {
             Takes::Json => {
                 let ServerConfig { max_body: bytes, body_timeout: time, .. } = self.config;
                 let limits = BodyLimits { bytes, time, deadline: parts.deadline, arriving: &self.arriving };
-                intake::read(body, limits).await?
+                request_body::read(body, limits).await?
             }
             Takes::Place | Takes::Document | Takes::Probe => Bytes::new(),
         };
@@ -315,7 +315,7 @@ impl Core {
 
 /// A place among the requests that run, or among those that are answered with a document.
 fn place_of(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
-    places.clone().try_acquire_owned().map_err(|_| intake::overloaded())
+    places.clone().try_acquire_owned().map_err(|_| request_body::overloaded())
 }
 
 /// The head by itself; an empty one takes its place.

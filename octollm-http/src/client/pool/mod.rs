@@ -2,7 +2,7 @@
 
 mod allot;
 mod connection;
-mod lease;
+mod checkout;
 mod meter;
 
 use std::{
@@ -28,8 +28,8 @@ use tokio::{
 
 use self::{
     allot::{Allotment, LaneId, Limits, Turn},
+    checkout::Lease,
     connection::{Connection, Lost},
-    lease::Lease,
     meter::WaitLimit,
 };
 use super::{

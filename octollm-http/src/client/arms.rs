@@ -1,21 +1,31 @@
-//! The arms that can be called.
+//! The arms that can be called, and their builder.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Request, Response};
 use octollm_core::{
     Context,
     card::ArmCard,
     context::CallFuture,
-    contract::{ContractRef, TaskContract},
+    contract::{ContractCard, ContractRef, TaskContract},
     deadline::Deadline,
-    error::CallError,
+    error::{CallError, ConfigError},
     parts::ContextParts,
-    transport::{Call, Reply, Transport},
+    transport::{Call, CallService, Reply, Transport},
 };
 use serde_json::Value;
+use tower::{BoxError, Layer, Service};
 
-use super::{directory::Directory, stack::Calling, stack::Carrier};
+use super::{
+    directory::Directory,
+    exchange::{ClientConfig, client_limits},
+    offers::{ConfiguredArm, Endpoint},
+    requests::{Exchange, Requests},
+    stack::{CallLayer, Calling, Carrier, call_layer},
+};
+use crate::{io::Connector, limits::limits_setters};
 
 /// The arms of a system, called over HTTP. Cheap to clone; clones share their connections.
 ///
@@ -39,8 +49,28 @@ struct Shared {
 }
 
 impl Arms {
-    pub(super) fn new(carrier: Carrier, directory: Arc<Directory>) -> Self {
-        Self(Arc::new(Shared { carrier, directory }))
+    /// The arms that environment variables name: each `OCTOLLM_ARM_<ID>=http://host:port`, or several URLs separated
+    /// by commas. `OCTOLLM_ARM_CODE_REVIEWER` is the arm `code-reviewer`. Without such variables no arm is known.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the variable.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_vars(std::env::vars_os())
+    }
+
+    /// As [`from_env`](Self::from_env), from variables that are given.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the variable.
+    pub fn from_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        Self::builder().vars(variables)?.build()
+    }
+
+    /// Names the arms one by one.
+    pub fn builder() -> ArmsBuilder {
+        ArmsBuilder::default()
     }
 
     /// Calls the arm that serves `C`, in a context of its own: see [`Context::call`].
@@ -119,5 +149,222 @@ impl Transport for Shared {
 impl fmt::Debug for Arms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Arms").field("directory", &self.0.directory).finish()
+    }
+}
+
+/// Puts [`Arms`] together: see [`Arms::builder`]. Mistakes are reported by [`build`](Self::build).
+///
+/// A call passes the layers added by [`layer`](Self::layer), then an endpoint is chosen, then it passes the layers of
+/// that endpoint, and is written as an HTTP request, which passes those added by [`request_layer`](Self::request_layer).
+#[must_use = "a builder does nothing until it builds"]
+#[derive(Default)]
+pub struct ArmsBuilder {
+    arms: Vec<Named>,
+    above: Vec<CallLayer>,
+    below: Vec<CallLayer>,
+    requests: Requests,
+}
+
+client_limits!(limits_setters ArmsBuilder);
+
+/// An arm with the words that it was given in.
+struct Named {
+    /// For errors: the variable, or the arm's id.
+    name: String,
+    id: String,
+    urls: Vec<String>,
+    serves: Option<ContractCard>,
+}
+
+impl ArmsBuilder {
+    /// Adds an arm: its id, and its URL, or several of them separated by commas. What it offers is asked of it.
+    pub fn endpoint(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
+        self.named(id.into(), urls.as_ref(), None)
+    }
+
+    /// Adds an arm that serves `C` by its usual path, and is not asked: for services that know nothing of octollm.
+    /// One that serves several contracts is added once for each, with the same URLs.
+    pub fn endpoint_serving<C: TaskContract>(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
+        // Its schemas are what it makes of them.
+        let mut card = ContractCard::of::<C>();
+        card.fingerprint = String::new();
+        self.named(id.into(), urls.as_ref(), Some(card))
+    }
+
+    fn config_mut(&mut self) -> &mut ClientConfig {
+        &mut self.requests.config
+    }
+
+    fn named(mut self, id: String, urls: &str, serves: Option<ContractCard>) -> Self {
+        let urls = urls.split(',').map(|url| url.trim().to_owned()).collect();
+        self.arms.push(Named { name: id.clone(), id, urls, serves });
+        self
+    }
+
+    /// Adds the arms of these environment variables: each `OCTOLLM_ARM_<ID>=url[,url]`. Others are passed over.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] for a value that is not UTF-8.
+    pub fn vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        mut self,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        self.arms.extend(arm_variables(variables)?);
+        Ok(self)
+    }
+
+    /// Opens connections through this, in place of TCP.
+    pub fn connector(mut self, connector: impl Connector) -> Self {
+        self.requests.connector = Some(Arc::new(connector));
+        self
+    }
+
+    /// Puts a layer around each call, above its [retry](octollm_core::context::CallFuture::retry) and the choice of an endpoint: a
+    /// retry here, too, can reach another endpoint, by way of [`Call::avoid`]. The layer added last is the outermost. An error that is no
+    /// [`CallError`](octollm_core::error::CallError) becomes the source of one.
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<CallService> + Send + Sync + 'static,
+        L::Service: Service<Call, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Call>>::Error: Into<BoxError>,
+        <L::Service as Service<Call>>::Future: Send + 'static,
+    {
+        self.above.push(call_layer(layer));
+        self
+    }
+
+    /// Puts a layer around the calls to each endpoint, below the choice: it makes one service for each endpoint, which is
+    /// there as long as the endpoint is known. The layer added last is the outermost.
+    pub fn endpoint_layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<CallService> + Send + Sync + 'static,
+        L::Service: Service<Call, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Call>>::Error: Into<BoxError>,
+        <L::Service as Service<Call>>::Future: Send + 'static,
+    {
+        self.below.push(call_layer(layer));
+        self
+    }
+
+    /// Puts a layer around each HTTP request and its answer, those for cards included: to add a header, for example. The
+    /// layer added last is the outermost.
+    pub fn request_layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<Exchange> + Send + Sync + 'static,
+        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<Bytes>>>::Error: Into<BoxError>,
+        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
+    {
+        self.requests.layer(layer);
+        self
+    }
+
+    /// Builds the client. Nothing is connected yet: that is done by the first call.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names what is wrong.
+    pub fn build(self) -> Result<Arms, ConfigError> {
+        let time_limit = self.requests.config.capabilities_timeout;
+        let count = self.arms.iter().map(|arm| &arm.id).collect::<HashSet<_>>().len();
+        let exchanger = self.requests.build(count)?;
+        let mut arms: Vec<ConfiguredArm> = Vec::new();
+        for named in self.arms {
+            add(&mut arms, named)?;
+        }
+        let directory = Arc::new(Directory::new(arms, exchanger.clone(), time_limit));
+        let carrier = Carrier::new(&directory, &exchanger, (&self.above, &self.below));
+        Ok(Arms(Arc::new(Shared { carrier, directory })))
+    }
+}
+
+impl fmt::Debug for ArmsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArmsBuilder")
+            .field("arms", &self.arms)
+            .field("config", &self.requests.config)
+            .finish_non_exhaustive()
+    }
+}
+
+const PREFIX: &str = "OCTOLLM_ARM_";
+
+/// Reads `OCTOLLM_ARM_<ID>=url[,url]` and passes all others over. In the order of their names: that of an environment
+/// means nothing.
+fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    variables: impl IntoIterator<Item = (K, V)>,
+) -> Result<Vec<Named>, ConfigError> {
+    let mut arms = Vec::new();
+    for (name, value) in variables {
+        let name = name.as_ref().to_string_lossy();
+        let Some(id) = name.strip_prefix(PREFIX) else { continue };
+        let arm_id = id.to_ascii_lowercase().replace('_', "-");
+        let Some(value) = value.as_ref().to_str() else {
+            return Err(ConfigError::new(name.into_owned(), "is not UTF-8"));
+        };
+        let urls = value.split(',').map(|url| url.trim().to_owned()).collect();
+        arms.push(Named { name: name.into_owned(), id: arm_id, urls, serves: None });
+    }
+    arms.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(arms)
+}
+
+fn add(arms: &mut Vec<ConfiguredArm>, named: Named) -> Result<(), ConfigError> {
+    let Named { name, id, urls, serves } = named;
+    let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if !id.starts_with(|c: char| c.is_ascii_lowercase()) || !id.bytes().all(lower) || id.len() > 128 {
+        return Err(ConfigError::new(name, "is not an arm id of lower-case letters, digits and dashes"));
+    }
+    let endpoints = urls
+        .iter()
+        .map(|url| Endpoint::parse(url))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|problem| ConfigError::new(name.clone(), problem))?;
+    let Some(known) = arms.iter_mut().find(|arm| *arm.id == *id) else {
+        let card = serves.map(|contract| with_contract(ArmCard::new(&*id), contract));
+        let first_site = arms.last().map_or(0, |last| last.first_site + last.endpoints.len());
+        arms.push(ConfiguredArm { id: id.into(), endpoints, first_site, card });
+        return Ok(());
+    };
+    match (&mut known.card, serves) {
+        (Some(card), Some(contract)) if known.endpoints == endpoints => {
+            *card = with_contract(card.clone(), contract);
+            Ok(())
+        }
+        _ => Err(ConfigError::new(name, "names an arm that is set already")),
+    }
+}
+
+fn with_contract(mut card: ArmCard, contract: ContractCard) -> ArmCard {
+    if !card.capabilities.contains(&contract.name) {
+        card.capabilities.push(contract.name.clone());
+    }
+    card.contracts.push(contract);
+    card
+}
+
+impl fmt::Debug for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No URLs: nobody has looked yet whether they hold credentials.
+        f.write_str(&self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_its_own_variables_only() {
+        let arms = arm_variables([
+            ("PATH", "/bin"),
+            ("OCTOLLM_ARM_JUDGE", "http://judge:8103"),
+            ("OCTOLLM_ARM_CODE_REVIEWER", "http://a:1, http://b:2"),
+            ("OCTOLLM_ARMS", "x"),
+        ])
+        .unwrap();
+        assert_eq!(arms.len(), 2);
+        assert_eq!(arms[0].id, "code-reviewer");
+        assert_eq!(arms[0].urls, ["http://a:1", "http://b:2"]);
+        assert_eq!(arms[1].name, "OCTOLLM_ARM_JUDGE");
     }
 }

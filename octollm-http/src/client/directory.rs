@@ -7,12 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use http::{
-    HeaderValue, Request, StatusCode,
-    header::{ACCEPT, HOST},
-};
+use http::{Method, StatusCode};
 use octollm_core::{
     card::ArmCard,
     contract::{ContractRef, Spec},
@@ -29,13 +25,11 @@ use tokio::{
 };
 
 use super::{
-    endpoint::Endpoint,
     exchange::{ExchangeLimits, Target},
     foreign,
-    offers::{self, ConfiguredArm, Drift, Offer, Route},
+    offers::{self, ConfiguredArm, Drift, Endpoint, Offer, Offers},
     requests::Exchanger,
 };
-use crate::wire;
 
 /// What is known of the arms. It asks them in rounds: at the first call, and when something is not as it was.
 pub(super) struct Directory {
@@ -45,12 +39,12 @@ pub(super) struct Directory {
     known: RwLock<Known>,
     round: watch::Sender<Round>,
     fingerprints: Mutex<HashMap<ContractRef, String>>,
-    told_drifts: Mutex<HashSet<(ContractRef, Arc<str>)>>,
+    reported_drifts: Mutex<HashSet<(ContractRef, Arc<str>)>>,
 }
 
 #[derive(Default)]
 struct Known {
-    routes: HashMap<ContractRef, Arc<Route>>,
+    offers: HashMap<ContractRef, Arc<Offers>>,
     cards: Vec<Learned>,
 }
 
@@ -86,8 +80,8 @@ impl Directory {
     pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
         let card = |arm: &ConfiguredArm| Some(reached_at(arm.card.clone()?, arm.endpoints.first()));
         let cards = arms.iter().map(|arm| Learned { card: card(arm), ..Learned::default() }).collect();
-        let mut known = Known { routes: HashMap::new(), cards };
-        known.routes = routes(&arms, &known.cards);
+        let mut known = Known { offers: HashMap::new(), cards };
+        known.offers = offers_of(&arms, &known.cards);
         Self {
             arms,
             exchanger,
@@ -95,32 +89,32 @@ impl Directory {
             known: RwLock::new(known),
             round: watch::Sender::default(),
             fingerprints: Mutex::default(),
-            told_drifts: Mutex::default(),
+            reported_drifts: Mutex::default(),
         }
     }
 
-    /// What is known by now.
-    pub(super) fn route(&self, contract: &ContractRef) -> Option<Arc<Route>> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).routes.get(contract).cloned()
+    /// The offers of a contract, as far as they are known now.
+    pub(super) fn offers(&self, contract: &ContractRef) -> Option<Arc<Offers>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).offers.get(contract).cloned()
     }
 
     /// Whether a call of this contract runs once if it has a key, as the cards say.
     pub(super) fn honours_keys(&self, contract: &ContractRef) -> bool {
-        self.route(contract).is_some_and(|route| route.honours_keys())
+        self.offers(contract).is_some_and(|offers| offers.honours_keys())
     }
 
-    /// The way to a contract; the arms are asked where it is not known. One that answers late holds up only calls
-    /// that no other can serve.
+    /// The offers of a contract. The arms are asked where there are none. One that answers late delays only calls that no
+    /// other arm can serve.
     ///
     /// # Errors
     /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] where arms could not be asked.
-    pub(super) async fn find(self: &Arc<Self>, contract: &ContractRef) -> Result<Arc<Route>, Failure> {
+    pub(super) async fn find(self: &Arc<Self>, contract: &ContractRef) -> Result<Arc<Offers>, Failure> {
         let mut round = self.begin_round();
         loop {
-            // In this order: what is learned behind the look at the routes is told as a change.
+            // In this order: what is learned after the look at the offers is seen as a change.
             let running = round.borrow_and_update().running;
-            if let Some(route) = self.route(contract) {
-                return Ok(route);
+            if let Some(offers) = self.offers(contract) {
+                return Ok(offers);
             }
             if running.is_none() {
                 return Err(self.unknown(contract));
@@ -163,7 +157,7 @@ impl Directory {
         self.arms.iter().flat_map(|arm| arm.endpoints.iter().map(|endpoint| (&arm.id, endpoint)))
     }
 
-    /// Whether caller and arm mean the same by a contract. Told once for each arm.
+    /// The difference between the caller's schemas of a contract and the arm's, which is logged once for each arm.
     pub(super) fn drift<'o>(
         &self,
         contract: &ContractRef,
@@ -182,8 +176,8 @@ impl Directory {
             (ours != offer.fingerprint).then(|| Drift { ours, theirs: offer.fingerprint.clone() })
         });
         if let Some(Drift { ours, theirs }) = drift {
-            let mut told = self.told_drifts.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.insert((contract.clone(), Arc::clone(&offer.arm))) {
+            let mut reported = self.reported_drifts.lock().unwrap_or_else(PoisonError::into_inner);
+            if reported.insert((contract.clone(), Arc::clone(&offer.arm))) {
                 tracing::warn!(%contract, arm = %offer.arm, ours, theirs, "the schemas of caller and arm differ");
             }
         }
@@ -237,18 +231,18 @@ impl Directory {
         learned.round = round;
         match answer {
             Ok(card) => (learned.card, learned.trouble) = (Some(card), None),
-            // What it offered it may still offer: calls will tell.
+            // What it offered it may still offer: calls show that.
             Err(trouble) => learned.trouble = Some(trouble),
         }
-        known.routes = routes(&self.arms, &known.cards);
+        known.offers = offers_of(&self.arms, &known.cards);
         drop(known);
         self.round.send_modify(|_| ());
     }
 
-    /// Why there is no way to a contract.
+    /// Why a contract has no offers.
     fn unknown(&self, contract: &ContractRef) -> Failure {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let mut offered: Vec<_> = known.routes.keys().collect();
+        let mut offered: Vec<_> = known.offers.keys().collect();
         // Other versions first: that is what a caller is most likely to need.
         offered.sort_by_key(|other| (other.name() != contract.name(), *other));
         let offered: Vec<_> = offered.into_iter().map(ToString::to_string).collect();
@@ -263,7 +257,7 @@ impl Directory {
     }
 }
 
-/// Why there is no way to a contract where some arms did not show their cards. A retry helps, unless all of them refused
+/// Why a contract has no offers where some arms did not show their cards. A retry helps, unless all of them refused
 /// this caller.
 fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[String]) -> Failure {
     let named: Vec<_> = silent.iter().map(|(arm, trouble)| format!("{arm} ({})", trouble.message)).collect();
@@ -295,7 +289,7 @@ fn reached_at(mut card: ArmCard, endpoint: Option<&Endpoint>) -> ArmCard {
     card
 }
 
-fn routes(arms: &[ConfiguredArm], cards: &[Learned]) -> HashMap<ContractRef, Arc<Route>> {
+fn offers_of(arms: &[ConfiguredArm], cards: &[Learned]) -> HashMap<ContractRef, Arc<Offers>> {
     let known = arms.iter().zip(cards);
     offers::all(known.filter_map(|(arm, learned)| Some((arm, learned.card.as_ref()?))))
 }
@@ -363,18 +357,15 @@ async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, Fail
 }
 
 async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) -> Result<ArmCard, Failure> {
-    let no_route = || Failure::new(ErrorKind::BadRequest, "no such URL").before_execution();
-    let mut request = Request::new(Bytes::new());
-    *request.uri_mut() = endpoint.route("/capabilities").ok_or_else(no_route)?;
+    let no_uri = || Failure::new(ErrorKind::BadRequest, "no such URL").before_execution();
+    let uri = endpoint.uri("/capabilities").ok_or_else(no_uri)?;
     let mut parts = ContextParts::new();
     parts.deadline = Some(Deadline::after(directory.time_limit));
-    request.headers_mut().insert(HOST, endpoint.host());
-    wire::write_parts(&parts, request.headers_mut());
-    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let request = endpoint.request(Method::GET, uri, None, &parts);
     let limits = ExchangeLimits { deadline: parts.deadline, work: directory.time_limit };
     let target = || Target {
         arm: Arc::clone(&arm.id),
-        endpoint: endpoint.as_str().into(),
+        endpoint: endpoint.shared(),
         contract: None,
         idempotent: true,
         deadline: parts.deadline,

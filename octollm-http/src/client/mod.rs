@@ -1,7 +1,5 @@
 //! Calling arms and orchestrators over HTTP.
 // A module uses only what stands before it here.
-mod config;
-mod endpoint;
 mod exchange;
 mod pool;
 mod requests;
@@ -13,13 +11,11 @@ mod stack;
 mod arms;
 mod orchestrator_client;
 mod task_handle;
-mod builder;
 
 pub use self::{
-    arms::Arms,
-    builder::{ArmsBuilder, OrchestratorClientBuilder},
+    arms::{Arms, ArmsBuilder},
     exchange::Target,
-    orchestrator_client::OrchestratorClient,
+    orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
     requests::Exchange,
     task_handle::TaskHandle,
 };

@@ -1,7 +1,8 @@
-//! Where a contract is offered.
+//! Where contracts are offered: the URLs of arms, and the requests that are sent there.
 
 use std::{
     collections::HashMap,
+    fmt,
     ops::Range,
     sync::{
         Arc, OnceLock,
@@ -14,16 +15,123 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Uri,
     header::{ACCEPT, CONTENT_TYPE, HOST},
+    uri::PathAndQuery,
 };
 use octollm_core::{
     card::ArmCard,
     contract::{ContractCard, ContractRef, Keys},
     error::{ErrorKind, Failure},
+    parts::ContextParts,
     transport::Call,
 };
 
-use super::{endpoint::Endpoint, exchange::Target};
+use super::exchange::Target;
 use crate::wire;
+
+/// The URL of a service: `http://host:port`, or a path below it where the service is mounted. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Endpoint(Arc<Inner>);
+
+#[derive(PartialEq, Eq)]
+struct Inner {
+    /// Without a slash at its end.
+    url: Arc<str>,
+    host: HeaderValue,
+}
+
+const MALFORMED: &str = "is not a URL such as http://judge-arm:8103";
+
+impl Endpoint {
+    /// # Errors
+    /// What is wrong with the URL. The text does not repeat it: it might hold credentials.
+    pub(super) fn parse(url: &str) -> Result<Self, &'static str> {
+        let url = url.trim();
+        if url.is_empty() {
+            return Err("has an empty URL");
+        }
+        if url.contains(['?', '#']) {
+            return Err("has a query or a fragment");
+        }
+        let uri: Uri = url.parse().map_err(|_| MALFORMED)?;
+        match uri.scheme_str() {
+            None => return Err("has no scheme: write http://host:port"),
+            Some("http") => {}
+            Some("https") => {
+                return Err(
+                    "is https, which is not supported yet: put a TLS proxy beside this service, or use http",
+                );
+            }
+            Some(_) => return Err("has a scheme other than http"),
+        }
+        let authority = uri.authority().ok_or(MALFORMED)?;
+        if authority.as_str().contains('@') {
+            return Err("holds credentials, which would end up in logs: use tokens");
+        }
+        let explicit_port = authority.as_str().len() > authority.host().len();
+        if authority.host().is_empty() || (explicit_port && authority.port_u16().is_none_or(|port| port == 0))
+        {
+            return Err(MALFORMED);
+        }
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| MALFORMED)?;
+        let url = format!("http://{authority}{}", uri.path().trim_end_matches('/'));
+        Ok(Self(Arc::new(Inner { url: url.into(), host })))
+    }
+
+    /// The URL as it was given, without a slash at its end.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0.url
+    }
+
+    pub(super) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0.url)
+    }
+
+    /// A request for JSON with what travels. What is left of the deadline is written now.
+    pub(super) fn request(
+        &self,
+        method: Method,
+        uri: Uri,
+        body: Option<Bytes>,
+        parts: &ContextParts,
+    ) -> Request<Bytes> {
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+        let mut head = HeaderMap::with_capacity(HEADERS);
+        head.insert(HOST, self.0.host.clone());
+        head.insert(ACCEPT, JSON);
+        if body.is_some() {
+            head.insert(CONTENT_TYPE, JSON);
+        }
+        wire::write_parts(parts, &mut head);
+        let mut request = Request::new(body.unwrap_or_default());
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = head;
+        request
+    }
+
+    /// The URI of a route, which begins with a slash. `None` where it could be read as anything but a path below this
+    /// URL.
+    pub(super) fn uri(&self, path: &str) -> Option<Uri> {
+        if !path.starts_with('/') || path.starts_with("//") || leads_upwards(path) {
+            return None;
+        }
+        path.parse::<PathAndQuery>().ok()?;
+        format!("{}{path}", self.0.url).parse().ok()
+    }
+}
+
+/// Whether a server, or a proxy before it, could read a segment as a step upwards. Escapes are read as what they stand for.
+fn leads_upwards(path: &str) -> bool {
+    let path = path.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase();
+    let path = path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
+    path.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 /// An arm as it was configured.
 #[derive(Debug)]
@@ -31,17 +139,17 @@ pub(super) struct ConfiguredArm {
     pub(super) id: Arc<str>,
     /// At least one.
     pub(super) endpoints: Vec<Endpoint>,
-    /// The place of the first of them among all endpoints.
+    /// Position of the first endpoint among those of all arms.
     pub(super) first_site: usize,
-    /// What it serves, for arms that have no card to show.
+    /// Card, for an arm that has none of its own.
     pub(super) card: Option<ArmCard>,
 }
 
-/// Every arm that offers one contract, at each of its URLs.
+/// The offers of one contract: every arm that serves it, at each of its URLs.
 #[derive(Debug)]
-pub(super) struct Route {
+pub(super) struct Offers {
     offers: Vec<Offer>,
-    /// Whose turn it is.
+    /// Position of the offer that the next call begins with.
     turn: AtomicUsize,
 }
 
@@ -51,25 +159,25 @@ pub(super) struct Offer {
     pub(super) arm: Arc<str>,
     pub(super) endpoint: Endpoint,
     uri: Uri,
-    /// Its place among all endpoints of the directory.
+    /// Position among all endpoints of the directory.
     pub(super) site: usize,
     pub(super) timeout: Duration,
     /// Whether a call with a key runs once, whichever process of the arm it reaches.
     honours_keys: bool,
-    /// Of the arm's schemas; empty where it does not tell.
+    /// Fingerprint of the arm's schemas; empty where the card has none.
     pub(super) fingerprint: String,
     /// Set at the first call that has schemas of its own.
     pub(super) drift: OnceLock<Option<Drift>>,
 }
 
-/// Two ideas of one contract.
+/// The fingerprints of a contract whose schemas differ between caller and arm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Drift {
     pub(super) ours: String,
     pub(super) theirs: String,
 }
 
-impl Route {
+impl Offers {
     /// Where the next call begins.
     pub(super) fn next_turn(&self) -> usize {
         match self.offers.len() {
@@ -93,8 +201,8 @@ impl Route {
 
     /// Whether both lead to the same places.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        let places = |route: &Self| {
-            route.offers.iter().map(|offer| (Arc::clone(&offer.arm), offer.uri.clone())).collect::<Vec<_>>()
+        let places = |all: &Self| {
+            all.offers.iter().map(|offer| (Arc::clone(&offer.arm), offer.uri.clone())).collect::<Vec<_>>()
         };
         places(self) == places(other)
     }
@@ -112,27 +220,20 @@ impl Route {
 }
 
 impl Offer {
-    /// The request of one call. What is left of the deadline is written now.
+    /// The request of one call.
     pub(super) fn request(&self, call: &Call) -> Request<Bytes> {
-        let mut head = HeaderMap::with_capacity(HEADERS);
-        head.insert(HOST, self.endpoint.host());
-        head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        head.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        wire::write_parts(&call.parts, &mut head);
+        let (uri, input) = (self.uri.clone(), Some(call.input.clone()));
+        let mut request = self.endpoint.request(Method::POST, uri, input, &call.parts);
         if let Some(key) = &call.key {
-            wire::write_key(key, &mut head);
+            wire::write_key(key, request.headers_mut());
         }
-        let mut request = Request::new(call.input.clone());
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = head;
         request
     }
 
     pub(super) fn target(&self, call: &Call, work: Duration) -> Target {
         Target {
             arm: Arc::clone(&self.arm),
-            endpoint: self.endpoint.as_str().into(),
+            endpoint: self.endpoint.shared(),
             contract: Some(call.contract.clone()),
             idempotent: call.is_idempotent(),
             deadline: call.parts.deadline,
@@ -141,11 +242,11 @@ impl Offer {
     }
 }
 
-/// As many as a call usually has, with room for a token.
+/// Header fields of a usual call, with room for a token.
 const HEADERS: usize = 12;
 
 impl Drift {
-    /// What to add to a failure that may come from it.
+    /// Adds the fingerprints to a failure that may come from the difference.
     pub(super) fn explain(&self, failure: &mut Failure) {
         if !matches!(failure.kind, ErrorKind::ValidationFailed | ErrorKind::BadResponse) {
             return;
@@ -161,24 +262,24 @@ impl Drift {
     }
 }
 
-/// The ways that the cards of these arms tell of.
+/// The offers of the contracts that these cards list.
 pub(super) fn all<'a>(
     arms: impl Iterator<Item = (&'a ConfiguredArm, &'a ArmCard)>,
-) -> HashMap<ContractRef, Arc<Route>> {
-    let mut routes: HashMap<ContractRef, Vec<Offer>> = HashMap::new();
+) -> HashMap<ContractRef, Arc<Offers>> {
+    let mut found: HashMap<ContractRef, Vec<Offer>> = HashMap::new();
     for (arm, card) in arms {
         for contract in &card.contracts {
             let Some(reference) = contract.reference() else { continue };
             let endpoints = arm.endpoints.iter().zip(arm.first_site..);
             let offers = endpoints.filter_map(|(endpoint, site)| offer(&arm.id, endpoint, site, contract));
-            routes.entry(reference).or_default().extend(offers);
+            found.entry(reference).or_default().extend(offers);
         }
     }
-    let route = |offers| Arc::new(Route { offers, turn: AtomicUsize::new(0) });
-    routes
+    let shared = |offers| Arc::new(Offers { offers, turn: AtomicUsize::new(0) });
+    found
         .into_iter()
         .filter(|(_, offers)| !offers.is_empty())
-        .map(|(contract, offers)| (contract, route(offers)))
+        .map(|(contract, offers)| (contract, shared(offers)))
         .collect()
 }
 
@@ -187,11 +288,69 @@ fn offer(arm: &Arc<str>, endpoint: &Endpoint, site: usize, contract: &ContractCa
     Some(Offer {
         arm: Arc::clone(arm),
         endpoint: endpoint.clone(),
-        uri: endpoint.route(&contract.path)?,
+        uri: endpoint.uri(&contract.path)?,
         site,
         timeout: Duration::from_millis(contract.timeout_ms),
         honours_keys: contract.keys == Keys::Shared,
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_urls_of_services() {
+        for (url, read) in [
+            ("http://judge:8103", "http://judge:8103"),
+            (" http://judge:8103/ ", "http://judge:8103"),
+            ("http://host/arms/judge/", "http://host/arms/judge"),
+            ("http://[::1]:80", "http://[::1]:80"),
+        ] {
+            assert_eq!(Endpoint::parse(url).unwrap().as_str(), read);
+        }
+        let mounted = Endpoint::parse("http://host:1/arms/judge").unwrap();
+        assert_eq!(mounted.uri("/validate").unwrap(), "http://host:1/arms/judge/validate");
+        assert_eq!(mounted.0.host, "host:1");
+        assert_eq!(mounted.uri("/tasks?after=x..").unwrap().query(), Some("after=x.."));
+        for path in ["validate", "//elsewhere/x", "", "/with space", "@elsewhere", "/a\r\nb: c"] {
+            assert_eq!(mounted.uri(path), None, "{path}");
+        }
+        for path in [
+            "/../x",
+            "/a/..",
+            "/./x",
+            "/a/%2E%2e/x",
+            "/a%2f..%2Fx",
+            "/..\\x",
+            "/%2e%2e%5cx",
+            "/..?x",
+            "/..#x",
+        ] {
+            assert_eq!(mounted.uri(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_leads_nowhere() {
+        for (url, problem) in [
+            ("", "empty"),
+            ("  ", "empty"),
+            ("judge:8103", "no scheme"),
+            ("/judge", "no scheme"),
+            ("https://judge", "https"),
+            ("ftp://judge", "other than http"),
+            ("http://me:secret@judge", "credentials"),
+            ("http://judge?x=1", "query"),
+            ("http://judge/#x", "query"),
+            ("http://", "not a URL"),
+            ("http://judge:port", "not a URL"),
+            ("http://judge:99999", "not a URL"),
+            ("http://ju dge", "not a URL"),
+        ] {
+            assert!(Endpoint::parse(url).unwrap_err().contains(problem), "{url}");
+        }
+    }
 }

@@ -5,16 +5,13 @@ use std::{collections::VecDeque, fmt, future::Future, sync::Arc, time::Duration}
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{
-    HeaderValue, Method, Request, Response,
-    header::{ACCEPT, CONTENT_TYPE, HOST},
-};
+use http::{Method, Request, Response};
 use octollm_core::{
     Context,
     card::ArmCard,
     contract::ContractSpec,
     deadline::Deadline,
-    error::{ErrorKind, Failure},
+    error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates},
     parts::ContextParts,
@@ -24,14 +21,15 @@ use octollm_core::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
+use tower::{BoxError, Layer, Service};
 
 use super::{
     answer,
-    endpoint::Endpoint,
-    exchange::{ExchangeLimits, Target},
-    requests::Exchanger,
+    exchange::{ClientConfig, ExchangeLimits, Target, client_limits},
+    offers::Endpoint,
+    requests::{Exchange, Exchanger, Requests},
 };
-use crate::wire;
+use crate::{io::Connector, limits::limits_setters};
 
 /// Hands tasks to an orchestrator over HTTP. Cheap to clone; clones share their connections.
 ///
@@ -58,6 +56,19 @@ struct Inner {
 }
 
 impl OrchestratorClient {
+    /// A client of the orchestrator, or of the reflex server in front of it, at this URL.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] when the URL leads nowhere.
+    pub fn new(url: impl Into<String>) -> Result<Self, ConfigError> {
+        Self::builder(url).build()
+    }
+
+    /// The same, with limits and layers of its own.
+    pub fn builder(url: impl Into<String>) -> OrchestratorClientBuilder {
+        OrchestratorClientBuilder { url: url.into(), requests: Requests::default() }
+    }
+
     pub(super) fn assemble(endpoint: Endpoint, exchanger: Exchanger) -> Self {
         Self(Arc::new(Inner { arm: "orchestrator".into(), endpoint, exchanger }))
     }
@@ -94,24 +105,14 @@ impl OrchestratorClient {
         deadline: Deadline,
     ) -> Result<Response<Bytes>, Failure> {
         let Inner { arm, endpoint, exchanger } = &*self.0;
-        let uri =
-            endpoint.route(path).ok_or_else(|| Failure::of(ErrorKind::BadRequest).before_execution())?;
+        let refused = || Failure::of(ErrorKind::BadRequest).before_execution();
+        let uri = endpoint.uri(path).ok_or_else(refused)?;
         let idempotent = method.is_idempotent();
-        let has_body = body.is_some();
-        let mut request = Request::new(body.unwrap_or_default());
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        let head = request.headers_mut();
-        head.insert(HOST, endpoint.host());
-        head.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        if has_body {
-            head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        }
-        wire::write_parts(parts, head);
+        let request = endpoint.request(method, uri, body, parts);
         let limits = ExchangeLimits { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
         let target = || Target {
             arm: Arc::clone(arm),
-            endpoint: endpoint.as_str().into(),
+            endpoint: endpoint.shared(),
             contract: None,
             idempotent,
             deadline: Some(deadline),
@@ -120,6 +121,59 @@ impl OrchestratorClient {
         Ok(exchanger.send(request, arm, limits, target).await?)
     }
 }
+
+/// Puts an [`OrchestratorClient`] together: see [`OrchestratorClient::builder`].
+#[must_use = "a builder does nothing until it builds"]
+pub struct OrchestratorClientBuilder {
+    url: String,
+    requests: Requests,
+}
+
+impl OrchestratorClientBuilder {
+    /// Opens connections through this, in place of TCP.
+    pub fn connector(mut self, connector: impl Connector) -> Self {
+        self.requests.connector = Some(Arc::new(connector));
+        self
+    }
+
+    /// Puts a layer around each HTTP request and its answer: to add a header, for example. The
+    /// layer added last is the outermost.
+    pub fn request_layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<Exchange> + Send + Sync + 'static,
+        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<Bytes>>>::Error: Into<BoxError>,
+        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
+    {
+        self.requests.layer(layer);
+        self
+    }
+
+    /// Builds the client. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names what is wrong.
+    pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
+        let endpoint =
+            Endpoint::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
+        Ok(OrchestratorClient::assemble(endpoint, self.requests.build(1)?))
+    }
+
+    fn config_mut(&mut self) -> &mut ClientConfig {
+        &mut self.requests.config
+    }
+}
+
+impl fmt::Debug for OrchestratorClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No URL: nobody has looked yet whether it holds credentials.
+        f.debug_struct("OrchestratorClientBuilder")
+            .field("config", &self.requests.config)
+            .finish_non_exhaustive()
+    }
+}
+
+client_limits!(limits_setters OrchestratorClientBuilder);
 
 /// What travels: the context's own limits. The deadline is for the request, the budget for the task it submits.
 fn parts_of(cx: &Context) -> Result<ContextParts, Failure> {

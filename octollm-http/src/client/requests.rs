@@ -11,8 +11,7 @@ use octollm_core::{
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::{
-    config::ClientConfig,
-    exchange::{ExchangeError, ExchangeLimits, Target},
+    exchange::{ClientConfig, ExchangeError, ExchangeLimits, Target},
     pool::Pool,
 };
 use crate::io::{Connector, Tcp};

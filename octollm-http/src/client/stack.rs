@@ -21,9 +21,8 @@ use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use super::{
     answer,
     directory::Directory,
-    endpoint::Endpoint,
     exchange::{ExchangeError, ExchangeLimits},
-    offers::{Offer, Route},
+    offers::{Endpoint, Offer, Offers},
     requests::Exchanger,
 };
 
@@ -154,24 +153,24 @@ where
 
 impl Sites {
     async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
-        let route = match self.directory.route(&call.contract) {
-            Some(route) => route,
+        let offers = match self.directory.offers(&call.contract) {
+            Some(offers) => offers,
             // What is rare is boxed: calls are moved about less when their futures are small.
             None => Box::pin(self.find(call)).await?,
         };
-        match self.along(&route, call).await {
-            Err(error) if is_gone(&error) => Box::pin(self.again(&route, call, error)).await,
+        match self.along(&offers, call).await {
+            Err(error) if is_gone(&error) => Box::pin(self.again(&offers, call, error)).await,
             other => other,
         }
     }
 
     /// Sends a call that its arm does not know to where the arm's card names it now.
-    async fn again(&self, refused: &Route, call: &Call, error: CallError) -> Result<Reply, CallError> {
+    async fn again(&self, refused: &Offers, call: &Call, error: CallError) -> Result<Reply, CallError> {
         let refreshed = self.directory.refresh_arm(error.arm().unwrap_or_default());
         if Deadline::run_until(call.parts.deadline, refreshed).await.is_none() {
             return Err(error);
         }
-        match self.directory.route(&call.contract) {
+        match self.directory.offers(&call.contract) {
             Some(now) if !now.is_same(refused) => self.along(&now, call).await,
             Some(_) => Err(error),
             // Nobody offers it any more, and the failure says what is offered.
@@ -179,20 +178,20 @@ impl Sites {
         }
     }
 
-    async fn find(&self, call: &Call) -> Result<Arc<Route>, CallError> {
+    async fn find(&self, call: &Call) -> Result<Arc<Offers>, CallError> {
         Deadline::run_until(call.parts.deadline, self.directory.find(&call.contract))
             .await
             .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution()))
             .map_err(|failure| CallError::new(call.contract.clone(), failure))
     }
 
-    /// Tries the offers of a route in turn, as long as no connection comes about. Those that the call is to avoid come last.
-    async fn along(&self, route: &Route, call: &Call) -> Result<Reply, CallError> {
-        let turn = route.next_turn();
+    /// Tries the offers in turn, as long as no connection comes about. Those that the call is to avoid come last.
+    async fn along(&self, offers: &Offers, call: &Call) -> Result<Reply, CallError> {
+        let turn = offers.next_turn();
         let mut refused: Option<CallError> = None;
         let mut failovers = 0;
-        for step in route.steps() {
-            let Some(offer) = route.offer(turn, step, &call.avoid) else { continue };
+        for step in offers.steps() {
+            let Some(offer) = offers.offer(turn, step, &call.avoid) else { continue };
             match self.at(offer, call).await {
                 Ok(mut reply) => {
                     reply.served_by.attempts = reply.served_by.attempts.saturating_add(failovers);
@@ -223,10 +222,10 @@ impl Sites {
 }
 
 impl Site {
-    /// Sends the call to the route that the arm's card names now.
+    /// Sends the call to the path that the arm's card names now.
     async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
-        let route = self.directory.route(&call.contract);
-        match route.as_ref().and_then(|route| route.at_site(self.position)) {
+        let offers = self.directory.offers(&call.contract);
+        match offers.as_ref().and_then(|offers| offers.at_site(self.position)) {
             Some(offer) => self.exchange(offer, call).await,
             None => {
                 let failure = Failure::of(ErrorKind::ContractNotOffered).before_execution();
@@ -281,7 +280,7 @@ impl Site {
     }
 }
 
-/// Whether an arm does not know a route that its card names.
+/// Whether an arm does not know a path that its card names.
 fn is_gone(error: &CallError) -> bool {
     matches!(error.kind(), ErrorKind::ContractNotOffered | ErrorKind::NotFound) && !error.may_have_executed()
 }

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::{
-    reply::{Refusal, Reply},
+    reply::{Answer, Refusal},
     routes::{Endpoint, Inbound, Takes},
 };
 
@@ -46,11 +46,11 @@ impl Endpoint for Contract {
         Takes::Json
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let around = Execution::new(inbound.parts, self.transport.clone());
         let outcome = self.route()?.execute(&inbound.body, around).await;
         match outcome.result {
-            Ok(output) => Ok(Reply::written(output).usage(outcome.usage)),
+            Ok(output) => Ok(Answer::written(output).usage(outcome.usage)),
             Err(error) => Err(Refusal::from(error.into_failure()).usage(outcome.usage)),
         }
     }
@@ -94,7 +94,7 @@ impl Endpoint for Execute {
         Takes::Json
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let envelope: Envelope = json::read_input(&inbound.body)?;
         let mut parts = inbound.parts;
         let task = envelope.task_id.or_else(|| parts.task_id.take()).unwrap_or_default();
@@ -115,7 +115,7 @@ impl Endpoint for Execute {
         let arm_id = &self.dispatcher.card().arm_id;
         let provenance = Provenance { arm_id, timestamp, duration_ms: milliseconds(begun.elapsed()) };
         let executed = Executed { task_id: task, status: "completed", output, provenance };
-        Ok(Reply::json(&executed)?.usage(outcome.usage))
+        Ok(Answer::json(&executed)?.usage(outcome.usage))
     }
 }
 

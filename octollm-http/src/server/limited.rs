@@ -86,7 +86,7 @@ struct Mode {
 
 /// A call over HTTP/1, until its answer is sent or given up.
 #[derive(Debug)]
-pub(crate) struct Running(Arc<State>);
+pub(crate) struct RunningCall(Arc<State>);
 
 /// What a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,9 +111,9 @@ impl Times {
 
 impl State {
     /// A call begins.
-    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+    pub(crate) fn begin(self: &Arc<Self>) -> RunningCall {
         self.begun.fetch_add(1, Ordering::Relaxed);
-        Running(self.clone())
+        RunningCall(self.clone())
     }
 
     /// The bytes are the endpoint's own from here on.
@@ -131,7 +131,7 @@ impl State {
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCall {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::Relaxed);
     }

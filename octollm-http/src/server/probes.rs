@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     head::Arrival,
-    reply::{Refusal, Reply},
+    reply::{Answer, Refusal},
     routes::{Endpoint, Inbound, Takes},
 };
 
@@ -51,9 +51,9 @@ impl Endpoint for Health {
         Takes::Probe
     }
 
-    async fn call(&self, _: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
         let uptime_seconds = self.health.uptime().as_secs();
-        Reply::json(&HealthBody { status: ArmStatus::Healthy, version: &self.version, uptime_seconds })
+        Answer::json(&HealthBody { status: ArmStatus::Healthy, version: &self.version, uptime_seconds })
     }
 }
 
@@ -75,11 +75,11 @@ impl Endpoint for Ready {
         Takes::Probe
     }
 
-    async fn call(&self, _: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
         let checks = self.health.run_checks().await;
         let ready = !self.health.is_draining() && checks.values().all(|passed| *passed);
         let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        Ok(Reply::json(&ReadyBody { ready, checks, timestamp: Timestamp::now() })?.status(status))
+        Ok(Answer::json(&ReadyBody { ready, checks, timestamp: Timestamp::now() })?.status(status))
     }
 }
 
@@ -96,8 +96,8 @@ impl Endpoint for ArmCapabilities {
         Takes::Document
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        Reply::json(&self.card(&inbound))
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        Answer::json(&self.card(&inbound))
     }
 }
 
@@ -131,8 +131,8 @@ impl Endpoint for Written {
         Takes::Document
     }
 
-    async fn call(&self, _: Inbound<'_>) -> Result<Reply, Refusal> {
-        Ok(Reply::written(self.0.clone()))
+    async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
+        Ok(Answer::written(self.0.clone()))
     }
 }
 

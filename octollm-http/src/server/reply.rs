@@ -19,7 +19,7 @@ const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json"
 
 /// What an endpoint answers.
 #[derive(Debug)]
-pub(crate) struct Reply(Response<ResponseBody>);
+pub(crate) struct Answer(Response<ResponseBody>);
 
 /// Why an endpoint does not answer, and what the head of the problem says beside.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ struct Refused {
     place: Option<OwnedSemaphorePermit>,
 }
 
-impl Reply {
+impl Answer {
     /// 200 with JSON that is written already.
     pub(crate) fn written(body: Bytes) -> Self {
         let mut response = Response::new(ResponseBody::full(body));
@@ -137,9 +137,13 @@ impl Ids {
     }
 
     /// The answer on the wire; `errors` is the form that a refusal takes.
-    pub(crate) fn respond(self, result: Result<Reply, Refusal>, errors: ErrorForm) -> Response<ResponseBody> {
+    pub(crate) fn respond(
+        self,
+        result: Result<Answer, Refusal>,
+        errors: ErrorForm,
+    ) -> Response<ResponseBody> {
         let mut response = match result {
-            Ok(Reply(response)) => response,
+            Ok(Answer(response)) => response,
             Err(refusal) => self.problem(refusal, errors),
         };
         response.headers_mut().insert(names::REQUEST_ID, self.request);

@@ -25,23 +25,23 @@ pub(crate) struct BodyLimits<'a> {
     /// The caller's own deadline.
     pub(crate) deadline: Option<Deadline>,
     /// What all bodies that are still arriving may hold.
-    pub(crate) arriving: &'a Arriving,
+    pub(crate) arriving: &'a ArrivingBytes,
 }
 
 /// The bytes of all bodies that are still arriving.
 #[derive(Debug)]
-pub(crate) struct Arriving {
+pub(crate) struct ArrivingBytes {
     bytes: AtomicUsize,
     most: usize,
 }
 
 /// The part of them that is one body's.
 struct Share<'a> {
-    arriving: &'a Arriving,
+    arriving: &'a ArrivingBytes,
     bytes: usize,
 }
 
-impl Arriving {
+impl ArrivingBytes {
     pub(crate) fn new(most: usize) -> Self {
         Self { bytes: AtomicUsize::new(0), most }
     }
@@ -118,7 +118,7 @@ async fn soon<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     .await
 }
 
-async fn collect<B>(body: B, most: usize, arriving: &Arriving) -> Result<Bytes, Failure>
+async fn collect<B>(body: B, most: usize, arriving: &ArrivingBytes) -> Result<Bytes, Failure>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -177,7 +177,7 @@ mod tests {
 
     use super::*;
 
-    static ARRIVING: Arriving = Arriving { bytes: AtomicUsize::new(0), most: 20 };
+    static ARRIVING: ArrivingBytes = ArrivingBytes { bytes: AtomicUsize::new(0), most: 20 };
     const LIMITS: BodyLimits<'static> =
         BodyLimits { bytes: 8, time: Duration::from_secs(30), deadline: None, arriving: &ARRIVING };
 
@@ -220,7 +220,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_all_bodies_hold_is_bounded() {
-        let arriving = Arriving::new(5);
+        let arriving = ArrivingBytes::new(5);
         let limits = BodyLimits { arriving: &arriving, ..LIMITS };
         let unended = frames(&["123"]).chain(stream::pending::<Result<Frame<Bytes>, Infallible>>());
         let mut waiting = Box::pin(read(StreamBody::new(unended), limits));

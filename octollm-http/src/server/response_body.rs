@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{limited::Running, streams::Stream};
+use super::{limited::RunningCall, streams::Stream};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -61,7 +61,7 @@ struct Streamed {
 /// What sends a body, and learns from it how far it is.
 enum Sender {
     Unknown,
-    Http1 { _running: Running },
+    Http1 { _running: RunningCall },
     Http2(Arc<Stream>),
 }
 
@@ -143,7 +143,7 @@ impl ResponseBody {
     }
 
     /// It is sent as the answer to a call over HTTP/1.
-    pub(crate) fn sent_by_http1(&mut self, running: Running) {
+    pub(crate) fn sent_by_http1(&mut self, running: RunningCall) {
         if !matches!(self.content, Content::Nothing) {
             self.sender = Sender::Http1 { _running: running };
         }

@@ -13,7 +13,7 @@ use tower::util::BoxCloneSyncService;
 
 use super::{
     head::{Accepts, Arrival},
-    reply::{Refusal, Reply},
+    reply::{Answer, Refusal},
     response_body::{RequestBody, ResponseBody},
 };
 
@@ -58,7 +58,7 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
         accepts.json()
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal>;
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal>;
 }
 
 /// A service of the user's: it reads the body as it comes, answers what it likes, and may take the connection over.

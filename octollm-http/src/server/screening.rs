@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    reply::{Refusal, Reply},
+    reply::{Answer, Refusal},
     routes::{Endpoint, Inbound, Takes},
     tasks::{submit, within},
 };
@@ -86,7 +86,7 @@ impl Endpoint for Preprocess {
         Takes::Json
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let body: PreprocessBody = json::read_input(&inbound.body)?;
         let mut stimulus = ReflexInput::new(body.input_text);
         stimulus.check_cache = body.check_cache;
@@ -99,7 +99,7 @@ impl Endpoint for Preprocess {
             Reaction::Answer(answer) => Some(answer),
             _ => None,
         };
-        Reply::json(&Preprocessed {
+        Answer::json(&Preprocessed {
             cache_hit: cached_result.is_some(),
             cached_result,
             pii_detected: !screening.seen.pii_types.is_empty(),
@@ -124,7 +124,7 @@ impl Endpoint for ScreenedSubmit {
         Takes::Json
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let submission = Submission::from_json(&inbound.body)?;
         let (parts, cx) = (inbound.parts.clone(), self.screen.context(inbound.parts));
         let work = screen_submission(&*self.screen.reflex, submission, &cx);
@@ -139,7 +139,7 @@ impl Endpoint for ScreenedSubmit {
 }
 
 /// A task that is finished before it began: no orchestrator knows of it.
-fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Result<Reply, Refusal> {
+fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Result<Answer, Refusal> {
     let origin = Origin::new(parts.caller, parts.correlation_id);
-    Reply::json(&TaskRecord::answered(submission, origin, TaskResult::new(answer), Timestamp::now()))
+    Answer::json(&TaskRecord::answered(submission, origin, TaskResult::new(answer), Timestamp::now()))
 }

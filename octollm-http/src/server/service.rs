@@ -27,8 +27,8 @@ use super::{
     config::ServerConfig,
     head::{self, Arrival, Fields},
     identity::Identity,
-    reply::{ErrorForm, Ids, Refusal, Reply, head_only},
-    request_body::{self, Arriving, BodyLimits},
+    reply::{Answer, ErrorForm, Ids, Refusal, head_only},
+    request_body::{self, ArrivingBytes, BodyLimits},
     response_body::{RequestBody, ResponseBody},
     routes::{Handler, Inbound, RouteService, RouteTable, Takes},
 };
@@ -58,7 +58,7 @@ pub(crate) struct Core {
     places: Arc<Semaphore>,
     /// Apart, so that discovery works at any load.
     documents: Arc<Semaphore>,
-    arriving: Arriving,
+    arriving: ArrivingBytes,
 }
 
 /// An answer on its way.
@@ -107,7 +107,7 @@ impl HttpService {
     ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_in_flight));
         let (places, documents) = (places(), places());
-        let arriving = Arriving::new(config.max_arriving);
+        let arriving = ArrivingBytes::new(config.max_arriving);
         let core = Core { routes, config, identity, errors, places, documents, arriving };
         Self { core: Arc::new(core), layered: None }
     }
@@ -204,7 +204,7 @@ impl Core {
         mut parts: ContextParts,
         malformed: Option<Failure>,
         arrival: Arrival,
-    ) -> Result<Reply, Refusal>
+    ) -> Result<Answer, Refusal>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -258,7 +258,7 @@ impl Core {
         mut head: Parts,
         body: B,
         parts: ContextParts,
-    ) -> Result<Reply, Refusal>
+    ) -> Result<Answer, Refusal>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -269,7 +269,7 @@ impl Core {
         head.extensions.insert(parts);
         let request = Request::from_parts(head, RequestBody::new(body));
         match caught(service.oneshot(request), &path).await? {
-            Ok(response) => Ok(Reply::foreign(response).holding(place)),
+            Ok(response) => Ok(Answer::foreign(response).holding(place)),
             Err(error) => {
                 tracing::error!(path, %error, "route failed");
                 Err(Failure::of(ErrorKind::Internal).into())

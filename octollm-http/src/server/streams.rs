@@ -89,7 +89,7 @@ where
         if self.0.running.fetch_add(1, Ordering::AcqRel) == 0 {
             self.0.changed.notify_waiters();
         }
-        let guard = Guarded {
+        let guard = StreamTask {
             work: Box::pin(work),
             stream: Arc::default(),
             seen: 0,
@@ -102,7 +102,7 @@ where
 }
 
 /// One stream. It is given up, which resets it, when the caller takes nothing for as long as a write may stand still.
-struct Guarded<F> {
+struct StreamTask<F> {
     work: Pin<Box<F>>,
     stream: Arc<Stream>,
     seen: usize,
@@ -122,7 +122,7 @@ impl Drop for Open {
     }
 }
 
-impl<F: Future<Output = ()>> Future for Guarded<F> {
+impl<F: Future<Output = ()>> Future for StreamTask<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

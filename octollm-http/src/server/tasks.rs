@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     head::percent_decoded,
     probes::ArmCapabilities,
-    reply::{Refusal, Reply},
+    reply::{Answer, Refusal},
     routes::{Endpoint, Inbound, Takes},
 };
 
@@ -51,7 +51,7 @@ impl Endpoint for Submit {
         Takes::Json
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let submission = Submission::from_json(&inbound.body)?;
         submit(&*self.0, submission, inbound.parts).await
     }
@@ -62,12 +62,12 @@ pub(crate) async fn submit(
     orchestrator: &dyn Orchestrator,
     submission: Submission,
     parts: ContextParts,
-) -> Result<Reply, Refusal> {
+) -> Result<Answer, Refusal> {
     let (deadline, cx) = context(parts);
     let task = within(deadline, orchestrator.submit(submission, &cx)).await?;
     let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
         .map_err(|_| Failure::of(ErrorKind::Internal))?;
-    Ok(Reply::json(&task)?.status(StatusCode::ACCEPTED).header(header::LOCATION, location))
+    Ok(Answer::json(&task)?.status(StatusCode::ACCEPTED).header(header::LOCATION, location))
 }
 
 #[async_trait]
@@ -76,10 +76,10 @@ impl Endpoint for List {
         Takes::Place
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let query = query(inbound.head.uri.query().unwrap_or_default())?;
         let (deadline, cx) = context(inbound.parts);
-        Reply::json(&within(deadline, self.0.list(query, &cx)).await?)
+        Answer::json(&within(deadline, self.0.list(query, &cx)).await?)
     }
 }
 
@@ -89,7 +89,7 @@ impl Endpoint for Status {
         Takes::Place
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let id = task_id(inbound.id)?;
         let (deadline, cx) = context(inbound.parts);
         answer(within(deadline, self.0.get(&id, &cx)).await, id)
@@ -102,7 +102,7 @@ impl Endpoint for Cancel {
         Takes::Place
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let id = task_id(inbound.id)?;
         let (deadline, cx) = context(inbound.parts);
         answer(within(deadline, self.0.cancel(&id, &cx)).await, id)
@@ -123,7 +123,7 @@ impl Endpoint for Rerun {
         Takes::Json
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let id = task_id(inbound.id)?;
         let body: RerunBody = json::read_input(&inbound.body)?;
         let (deadline, cx) = context(inbound.parts);
@@ -143,7 +143,7 @@ impl Endpoint for Journal {
         Takes::Place
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let id = task_id(inbound.id)?;
         let (deadline, cx) = context(inbound.parts);
         let steps = within(deadline, self.0.journal(&id, &cx)).await;
@@ -164,10 +164,10 @@ impl Endpoint for KnownArms {
         Takes::Document
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let own = Some(self.own.card(&inbound)).filter(|card| !card.contracts.is_empty());
         let cards = async { Ok(self.orchestrator.cards().await) };
-        Reply::json(&ArmsBody { own, arms: within(inbound.parts.deadline, cards).await? })
+        Answer::json(&ArmsBody { own, arms: within(inbound.parts.deadline, cards).await? })
     }
 }
 
@@ -184,9 +184,9 @@ pub(crate) async fn within<T>(
     Deadline::run_until(deadline, work).await.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
 }
 
-fn answer(found: Result<impl Serialize, Failure>, id: TaskId) -> Result<Reply, Refusal> {
+fn answer(found: Result<impl Serialize, Failure>, id: TaskId) -> Result<Answer, Refusal> {
     match found {
-        Ok(found) => Reply::json(&found),
+        Ok(found) => Answer::json(&found),
         Err(failure) => Err(Refusal::from(failure).task(id)),
     }
 }

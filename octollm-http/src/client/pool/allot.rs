@@ -29,15 +29,15 @@ pub(super) struct Ticket(u64);
 
 /// What a caller may do.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Turn<T> {
+pub(super) enum Permit<T> {
     /// Use this connection, which has been idle since then.
     Use(T, Instant),
     /// Open a connection, once this one is closed that had to make room for it.
     Open(Option<T>),
 }
 
-/// A caller whose turn it is, and what it may do in its lane.
-pub(super) type Next<T, W> = (W, LaneId, Turn<T>);
+/// A caller that is served, and what it may do in its lane.
+pub(super) type Next<T, W> = (W, LaneId, Permit<T>);
 
 /// Counts and distributes the connections `T` of a pool among its callers; those who wait left a `W`.
 ///
@@ -86,7 +86,7 @@ impl<T, W> Allotment<T, W> {
     }
 
     /// A connection for a caller, unless it has to wait.
-    pub(super) fn ask(&mut self, LaneId(lane): LaneId) -> Option<Turn<T>> {
+    pub(super) fn ask(&mut self, LaneId(lane): LaneId) -> Option<Permit<T>> {
         // Callers with a free share wait only while nothing is free: nobody is overtaken.
         if self.lanes[lane].waiting.is_empty() && self.has_share(lane) { self.take(lane) } else { None }
     }
@@ -176,25 +176,25 @@ impl<T, W> Allotment<T, W> {
         let (lane, _) =
             lanes.filter(|(lane, _)| self.has_share(*lane)).min_by_key(|(_, lane)| rank(&self.arms, lane))?;
         self.lanes[lane].waiting.front()?;
-        let turn = self.take(lane)?;
+        let permit = self.take(lane)?;
         let (_, waiter) = self.lanes[lane].waiting.pop_front()?;
         self.waiting -= 1;
-        Some((waiter, LaneId(lane), turn))
+        Some((waiter, LaneId(lane), permit))
     }
 
     /// A connection for this lane: an idle one, or room for one more.
-    fn take(&mut self, lane: usize) -> Option<Turn<T>> {
-        let turn = if let Some((connection, since)) = self.lanes[lane].idle.pop() {
+    fn take(&mut self, lane: usize) -> Option<Permit<T>> {
+        let permit = if let Some((connection, since)) = self.lanes[lane].idle.pop() {
             self.idle -= 1;
-            Turn::Use(connection, since)
+            Permit::Use(connection, since)
         } else {
             let evicted = if self.open < self.limits.open { None } else { Some(self.evict()?) };
             self.open += 1;
-            Turn::Open(evicted)
+            Permit::Open(evicted)
         };
         self.lanes[lane].busy += 1;
         self.arms[self.lanes[lane].arm] += 1;
-        Some(turn)
+        Some(permit)
     }
 
     /// Gives up the connection that has been idle longest.

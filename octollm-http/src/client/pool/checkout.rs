@@ -10,11 +10,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Connection, ExchangeError, Key, LaneId, Origin, Shared, Turn, allot::Ticket, jittered};
+use super::{Connection, ExchangeError, Key, LaneId, Origin, Permit, Shared, allot::Ticket, jittered};
 use crate::io::BoxIo;
 
 /// The right to one connection. When it is dropped, the connection is given back or closed, and the next caller served.
-pub(super) struct Lease {
+pub(super) struct PooledConnection {
     pool: Arc<Shared>,
     lane: LaneId,
     runtime: runtime::Id,
@@ -28,8 +28,8 @@ pub(super) struct Lease {
 /// A server may have closed a connection that was idle for so long without the runtime having looked at its socket.
 const RESTED: Duration = Duration::from_micros(30);
 
-impl Lease {
-    /// A connection, or room for one, as soon as it is this caller's turn.
+impl PooledConnection {
+    /// A connection, or room for one, as soon as the caller is served.
     ///
     /// # Errors
     /// [`ErrorKind::Timeout`] where that takes too long.
@@ -49,9 +49,9 @@ impl Lease {
             let mut state = pool.state();
             let lane = state.lane(key);
             match state.allotment.ask(lane) {
-                Some(turn) => {
+                Some(permit) => {
                     drop(state);
-                    return Ok(Self::granted(pool, (lane, runtime), turn));
+                    return Ok(Self::granted(pool, (lane, runtime), permit));
                 }
                 None => {
                     let (sender, served) = oneshot::channel();
@@ -60,17 +60,17 @@ impl Lease {
                 }
             }
         };
-        waiting.turn(deadline).await
+        waiting.permit(deadline).await
     }
 
     fn granted(
         pool: &Arc<Shared>,
         (lane, runtime): (LaneId, runtime::Id),
-        turn: Turn<Box<Connection>>,
+        permit: Permit<Box<Connection>>,
     ) -> Self {
-        let (connection, idle_since) = match turn {
-            Turn::Use(connection, since) => (Some(connection), Some(since)),
-            Turn::Open(evicted) => {
+        let (connection, idle_since) = match permit {
+            Permit::Use(connection, since) => (Some(connection), Some(since)),
+            Permit::Open(evicted) => {
                 drop(evicted);
                 (None, None)
             }
@@ -78,7 +78,7 @@ impl Lease {
         Self { pool: Arc::clone(pool), lane, runtime, is_fit: connection.is_some(), connection, idle_since }
     }
 
-    /// The connection, and whether it was used before. From now on it is closed, unless it is [kept](Self::keep).
+    /// The connection, and whether it was used before. From now on it is closed, unless it is [given back](Self::give_back).
     pub(super) async fn connection(
         &mut self,
         origin: &Origin,
@@ -124,12 +124,12 @@ impl Lease {
     }
 
     /// The exchange has ended well: the connection can be used again, as far as it says.
-    pub(super) fn keep(mut self) {
+    pub(super) fn give_back(mut self) {
         self.is_fit = self.connection.as_ref().is_some_and(|connection| connection.is_reusable());
     }
 }
 
-impl Drop for Lease {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         let connection = self.connection.take().filter(|_| self.is_fit);
         // What is not given back is closed by now, before another is opened in its place.
@@ -144,9 +144,9 @@ impl Drop for Lease {
         drop(state);
         drop(surplus);
         match next {
-            // Where the waiter has just gone away, this drops the lease, which is given back at once.
-            Some(((waiter, runtime), lane, turn)) => {
-                drop(waiter.send(Self::granted(&self.pool, (lane, runtime), turn)));
+            // Where the waiter has just gone away, this drops the connection, which is given back at once.
+            Some(((waiter, runtime), lane, permit)) => {
+                drop(waiter.send(Self::granted(&self.pool, (lane, runtime), permit)));
             }
             None if reap => self.pool.reap(),
             None => {}
@@ -154,28 +154,28 @@ impl Drop for Lease {
     }
 }
 
-/// A caller whose turn it is not yet.
+/// A caller that is not served yet.
 struct Waiting<'a> {
     pool: &'a Arc<Shared>,
     lane: LaneId,
     ticket: Ticket,
-    served: Option<oneshot::Receiver<Lease>>,
+    served: Option<oneshot::Receiver<PooledConnection>>,
 }
 
 impl Waiting<'_> {
-    async fn turn(mut self, deadline: Option<Deadline>) -> Result<Lease, ExchangeError> {
+    async fn permit(mut self, deadline: Option<Deadline>) -> Result<PooledConnection, ExchangeError> {
         let limit = self.pool.config.pool_wait;
         let Some(served) = &mut self.served else { return Err(all_busy()) };
         let served_first = deadline.is_some_and(|deadline| deadline.remaining() <= limit);
-        let lease = if served_first {
+        let pooled = if served_first {
             served.await.ok()
         } else {
             timeout(limit, served).await.ok().and_then(Result::ok)
         };
-        if lease.is_some() {
+        if pooled.is_some() {
             self.served = None;
         }
-        lease.ok_or_else(all_busy)
+        pooled.ok_or_else(all_busy)
     }
 }
 
@@ -183,7 +183,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(served) = self.served.take() {
             self.pool.state().allotment.withdraw(self.lane, self.ticket);
-            // A lease that has come meanwhile is given back, which takes the lock again.
+            // A connection that has come meanwhile is given back, which takes the lock again.
             drop(served);
         }
     }

@@ -40,7 +40,7 @@ pub(super) struct Connection {
 }
 
 /// Why an exchange failed.
-pub(super) enum Lost {
+pub(super) enum SendError {
     /// Not a byte was written, and here is the request again.
     Unsent(Box<Outgoing>),
     /// Anything else.
@@ -90,12 +90,12 @@ impl Connection {
         request: Outgoing,
         max_answer: usize,
         wait_limit: &mut WaitLimit,
-    ) -> Result<Response<Bytes>, Lost> {
+    ) -> Result<Response<Bytes>, SendError> {
         let (head, body) = self.head(request, wait_limit).await?.into_parts();
         self.meter.has_head();
         self.longest_rest = longest_rest(&head.headers).or(self.longest_rest);
         wait_limit.answering();
-        let body = self.body(body, max_answer, wait_limit).await.map_err(Lost::Failed)?;
+        let body = self.body(body, max_answer, wait_limit).await.map_err(SendError::Failed)?;
         Ok(Response::from_parts(head, body))
     }
 
@@ -103,7 +103,7 @@ impl Connection {
         &mut self,
         request: Outgoing,
         wait_limit: &mut WaitLimit,
-    ) -> Result<Response<Incoming>, Lost> {
+    ) -> Result<Response<Incoming>, SendError> {
         let before = self.meter.written();
         self.meter.awaits_head(MAX_INTERIM);
         // Answers come from driving the connection, which is done right here: no waker is needed, and the budget of
@@ -114,7 +114,7 @@ impl Connection {
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return Poll::Ready(answer.map_err(|error| lost_head(error, &self.meter, before)));
             }
-            wait_limit.poll(&self.meter, cx).map(|idle| Err(Lost::Failed(timed_out(idle))))
+            wait_limit.poll(&self.meter, cx).map(|idle| Err(SendError::Failed(timed_out(idle))))
         })
         .await
     }
@@ -192,9 +192,9 @@ fn too_large(max: usize) -> ExchangeError {
     ExchangeError::new(ErrorKind::BadResponse, format!("the answer is larger than {max} bytes"))
 }
 
-fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u64) -> Lost {
+fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u64) -> SendError {
     if let Some(request) = error.take_message() {
-        return Lost::Unsent(Box::new(request));
+        return SendError::Unsent(Box::new(request));
     }
     let error = error.into_error();
     let failure = if meter.is_flooded() {
@@ -207,7 +207,7 @@ fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u
         ExchangeError::new(ErrorKind::ConnectionLost, "the connection was lost before the request was sent")
             .before_execution()
     };
-    Lost::Failed(failure.caused_by(error))
+    SendError::Failed(failure.caused_by(error))
 }
 
 /// A body as it comes: one piece is kept as it is.

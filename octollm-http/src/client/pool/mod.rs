@@ -27,15 +27,12 @@ use tokio::{
 };
 
 use self::{
-    allot::{Allotment, LaneId, Limits, Turn},
-    checkout::Lease,
-    connection::{Connection, Lost},
+    allot::{Allotment, LaneId, Limits, Permit},
+    checkout::PooledConnection,
+    connection::{Connection, SendError},
     meter::WaitLimit,
 };
-use super::{
-    config::ClientConfig,
-    exchange::{ExchangeError, ExchangeLimits},
-};
+use super::exchange::{ClientConfig, ExchangeError, ExchangeLimits};
 use crate::io::Connector;
 
 /// Connections that are used again, never more of them than the configuration allows. Cheap to clone.
@@ -50,7 +47,7 @@ struct Shared {
 }
 
 struct State {
-    allotment: Allotment<Box<Connection>, (oneshot::Sender<Lease>, runtime::Id)>,
+    allotment: Allotment<Box<Connection>, (oneshot::Sender<PooledConnection>, runtime::Id)>,
     lanes: HashMap<Key, LaneId>,
     arms: HashMap<Arc<str>, usize>,
     /// The runtimes that have a task which closes what is idle too long.
@@ -115,26 +112,26 @@ impl Pool {
         let (origin, mut request) = addressed(request)?;
         // What may be done twice is sent once more if a connection that was used before dies under it.
         let again = request.method().is_idempotent().then(|| request.clone());
-        let mut lease = Lease::new(&self.0, arm, &origin, limits.deadline).await?;
+        let mut pooled = PooledConnection::new(&self.0, arm, &origin, limits.deadline).await?;
         loop {
-            let (connection, used_before) = lease.connection(&origin).await?;
+            let (connection, used_before) = pooled.connection(&origin).await?;
             *is_sending = true;
             let mut wait_limit = WaitLimit::new(config.read_idle, config.write_idle, limits);
-            let lost = match connection.exchange(request, config.max_answer, &mut wait_limit).await {
+            let failed = match connection.exchange(request, config.max_answer, &mut wait_limit).await {
                 Ok(answer) => {
-                    lease.keep();
+                    pooled.give_back();
                     return Ok(answer);
                 }
-                Err(lost) => lost,
+                Err(failed) => failed,
             };
-            lease.discard();
-            request = match lost {
-                Lost::Unsent(unsent) if used_before => {
+            pooled.discard();
+            request = match failed {
+                SendError::Unsent(unsent) if used_before => {
                     *is_sending = false;
                     *unsent
                 }
-                Lost::Unsent(_) => return Err(closed_at_once()),
-                Lost::Failed(error) => match &again {
+                SendError::Unsent(_) => return Err(closed_at_once()),
+                SendError::Failed(error) => match &again {
                     Some(again) if used_before && error.failure.kind == ErrorKind::ConnectionLost => {
                         again.clone()
                     }

@@ -12,7 +12,7 @@ use http::Uri;
 use octollm_core::error::{CallError, ErrorKind};
 use octollm_http::{
     client::Arms,
-    io::{Acceptor, BoxIo, Connector},
+    io::{Acceptor, Connector, Io},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -230,7 +230,7 @@ struct BlackHole;
 
 #[async_trait]
 impl Connector for BlackHole {
-    async fn connect(&self, _: &Uri) -> io::Result<BoxIo> {
+    async fn connect(&self, _: &Uri) -> io::Result<Box<dyn Io>> {
         std::future::pending().await
     }
 }

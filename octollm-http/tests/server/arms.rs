@@ -11,12 +11,13 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{Arm, Context, budget::Usage, error::ArmError};
 use octollm_http::{
-    io::{PipeAcceptor, Pipes},
+    io::{Acceptor, Pipes},
     server::Server,
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::io::DuplexStream;
 use tokio::sync::Notify;
 
 use crate::peer::Peer;
@@ -153,7 +154,7 @@ pub(crate) fn worker() -> Server {
 }
 
 /// A network in memory, and the place of its only host.
-pub(crate) fn network() -> (Peer, PipeAcceptor) {
+pub(crate) fn network() -> (Peer, impl Acceptor<Io = DuplexStream> + use<>) {
     let pipes: &'static Pipes = Box::leak(Box::new(Pipes::new()));
     (Peer::Pipe(pipes), pipes.listen("x").unwrap())
 }

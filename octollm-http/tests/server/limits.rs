@@ -2,7 +2,7 @@
 
 use std::{io, pin::Pin, time::Duration};
 
-use octollm_http::io::{Acceptor, Peer as From, PipeAcceptor};
+use octollm_http::io::{Acceptor, Peer as From};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
@@ -220,9 +220,9 @@ async fn connections_beyond_the_limit_wait() {
 }
 
 /// Opens its first connection never, and the others at once.
-struct Stuck(PipeAcceptor, bool);
+struct Stuck<A>(A, bool);
 
-impl Acceptor for Stuck {
+impl<A: Acceptor<Io = DuplexStream>> Acceptor for Stuck<A> {
     type Io = DuplexStream;
     type Opening = Pin<Box<dyn Future<Output = io::Result<(DuplexStream, From)>> + Send>>;
 

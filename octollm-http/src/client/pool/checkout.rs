@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{Connection, ExchangeError, Key, LaneId, Origin, Permit, Shared, allot::Ticket, jittered};
-use crate::io::BoxIo;
+use crate::io::Io;
 
 /// The right to one connection. When it is dropped, the connection is given back or closed, and the next caller served.
 pub(super) struct PooledConnection {
@@ -195,7 +195,7 @@ fn all_busy() -> ExchangeError {
 
 /// # Errors
 /// [`ErrorKind::Unreachable`]: nothing was sent.
-async fn connect(pool: &Shared, origin: &Origin) -> Result<BoxIo, ExchangeError> {
+async fn connect(pool: &Shared, origin: &Origin) -> Result<Box<dyn Io>, ExchangeError> {
     let unusable = |_| ExchangeError::new(ErrorKind::BadRequest, "the origin is no URI").before_execution();
     let to = Uri::builder()
         .scheme("http")

@@ -21,7 +21,7 @@ use octollm_core::error::ErrorKind;
 use tokio::{task::unconstrained, time::Instant};
 
 use super::meter::{Idle, Meter, Metered, WaitLimit};
-use crate::{client::exchange::ExchangeError, io::BoxIo};
+use crate::{client::exchange::ExchangeError, io::Io};
 
 type Outgoing = Request<Full<Bytes>>;
 type Driver = http1::Connection<TokioIo<Metered>, Full<Bytes>>;
@@ -48,7 +48,7 @@ pub(super) enum SendError {
 }
 
 impl Connection {
-    pub(super) async fn new(socket: BoxIo, retires: Instant) -> Result<Self, ExchangeError> {
+    pub(super) async fn new(socket: Box<dyn Io>, retires: Instant) -> Result<Self, ExchangeError> {
         let (io, meter) = Metered::new(socket);
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await.map_err(

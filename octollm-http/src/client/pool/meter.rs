@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::client::exchange::ExchangeLimits;
-use crate::io::{BoxIo, Io};
+use crate::io::Io;
 
 /// What moved through a socket. Read by whoever drives it, so that relaxed counting does.
 #[derive(Debug, Default)]
@@ -87,12 +87,12 @@ impl Meter {
 
 /// A socket and its meter.
 pub(super) struct Metered {
-    socket: BoxIo,
+    socket: Box<dyn Io>,
     meter: Arc<Meter>,
 }
 
 impl Metered {
-    pub(super) fn new(socket: BoxIo) -> (Self, Arc<Meter>) {
+    pub(super) fn new(socket: Box<dyn Io>) -> (Self, Arc<Meter>) {
         let meter = Arc::<Meter>::default();
         (Self { socket, meter: Arc::clone(&meter) }, meter)
     }

@@ -18,15 +18,17 @@ use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    assembly::Parts,
     config::{ServerConfig, server_limits},
+    contracts::{Contract, Execute},
     identity::{Authenticate, Identity},
     listen::{BoundServer, Built},
-    probes::{Check, HealthState},
+    openapi::Document,
+    probes::{ArmCapabilities, Check, Health, HealthState, KnownArms, Ready, Written},
     reply::ErrorForm,
     response_body::{RequestBody, ResponseBody},
-    routes::RouteService,
+    routes::{RouteService, RouteTable},
     service::HttpService,
+    tasks::{Preprocess, Screen, TaskOperation, Tasks},
 };
 use crate::{
     io::{Acceptor, TcpAcceptor},
@@ -281,10 +283,15 @@ impl Server {
     }
 
     fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ConfigError> {
-        match self.identity.is_decided() {
-            true => Ok(()),
-            false => Err(ConfigError::new("authenticate", unguarded(&exposed()))),
+        if self.identity.is_decided() {
+            return Ok(());
         }
+        let problem = format!(
+            "is not set, so that nothing establishes who calls {}, which others can reach: set `authenticate(..)`, \
+             `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`",
+            exposed()
+        );
+        Err(ConfigError::new("authenticate", problem))
     }
 
     fn build(self) -> Result<Built, ConfigError> {
@@ -292,37 +299,93 @@ impl Server {
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
         }
+        let Self { dispatcher, transport, orchestrator, errors, .. } = self;
         let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
-        let parts = Parts {
-            dispatcher: Arc::new(self.dispatcher),
-            transport: self.transport,
-            health: health.clone(),
-            screen: self.reflex,
-            orchestrator: self.orchestrator.clone(),
-            errors: self.errors,
-        };
-        let mut table = parts.routes()?;
+        let dispatcher = Arc::new(dispatcher);
+        let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
+        let mut table = RouteTable::default();
+        // The routes of the server's own come before those of contracts: where two have the same path, it is the contract that
+        // needs another.
+        add_probes(&mut table, &own, self.reflex.is_some(), orchestrator.is_some(), errors)?;
+        let screen = self.reflex.map(|reflex| Screen { reflex, transport: transport.clone() });
+        add_tasks(&mut table, own, screen, orchestrator.clone())?;
+        add_contracts(&mut table, &dispatcher, &transport)?;
         for (method, path, service) in self.routes {
             table.service(method, &path, service)?;
         }
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
-        let service = HttpService::new(table, self.config, identity, self.errors);
+        let service = HttpService::new(table, self.config, identity, errors);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok(Built { service, health, orchestrator: self.orchestrator })
+        Ok(Built { service, health, orchestrator })
     }
 }
 
 server_limits!(limits_setters Server);
 
-fn not_found(source: std::io::Error) -> ConfigError {
-    ConfigError::new("address", "was not found").with_source(source)
+fn add_probes(
+    table: &mut RouteTable,
+    own: &ArmCapabilities,
+    screens: bool,
+    has_tasks: bool,
+    errors: ErrorForm,
+) -> Result<(), ConfigError> {
+    let (card, health) = (own.dispatcher.card(), own.health.clone());
+    table.add(Method::GET, "/health", Health { health: health.clone(), version: card.version.clone() })?;
+    table.add(Method::GET, "/ready", Ready { health })?;
+    let document = Document::new(card, errors == ErrorForm::Nested, screens, has_tasks);
+    table.add(Method::GET, "/openapi.json", Written(document.write()))
 }
 
-fn unguarded(exposed: &str) -> String {
-    format!(
-        "is not set, so that nothing establishes who calls {exposed}, which others can reach: set `authenticate(..)`, \
-         `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`"
-    )
+fn add_tasks(
+    table: &mut RouteTable,
+    own: ArmCapabilities,
+    screen: Option<Screen>,
+    orchestrator: Option<Arc<dyn Orchestrator>>,
+) -> Result<(), ConfigError> {
+    if let Some(screen) = &screen {
+        table.add(Method::POST, "/preprocess", Preprocess(screen.clone()))?;
+    }
+    let Some(orchestrator) = orchestrator else {
+        return table.add(Method::GET, "/capabilities", own);
+    };
+    for path in ["/capabilities", "/arms"] {
+        let known = KnownArms { orchestrator: orchestrator.clone(), own: own.clone() };
+        table.add(Method::GET, path, known)?;
+    }
+    for (method, path, operation) in [
+        (Method::POST, "/tasks", TaskOperation::Submit),
+        (Method::GET, "/tasks", TaskOperation::List),
+        (Method::GET, "/tasks/{id}", TaskOperation::Get),
+        (Method::DELETE, "/tasks/{id}", TaskOperation::Cancel),
+        (Method::POST, "/tasks/{id}/rerun", TaskOperation::Rerun),
+        (Method::GET, "/tasks/{id}/journal", TaskOperation::Journal),
+    ] {
+        let (orchestrator, screen) = (orchestrator.clone(), screen.clone());
+        table.add(method, path, Tasks { operation, orchestrator, screen })?;
+    }
+    Ok(())
+}
+
+fn add_contracts(
+    table: &mut RouteTable,
+    dispatcher: &Arc<Dispatcher>,
+    transport: &Arc<dyn Transport>,
+) -> Result<(), ConfigError> {
+    if dispatcher.routes().is_empty() {
+        return Ok(());
+    }
+    let execute = Execute { dispatcher: dispatcher.clone(), transport: transport.clone() };
+    table.add(Method::POST, "/execute", execute)?;
+    for (position, route) in dispatcher.routes().iter().enumerate() {
+        let (contract, path) = (route.contract().clone(), route.spec().path);
+        let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
+        table.contract(path, Contract { dispatcher, contract, position, transport })?;
+    }
+    Ok(())
+}
+
+fn not_found(source: std::io::Error) -> ConfigError {
+    ConfigError::new("address", "was not found").with_source(source)
 }
 
 impl fmt::Debug for Server {

@@ -48,11 +48,9 @@ mod service;
 mod probes;
 mod contracts;
 mod tasks;
-mod screening;
 mod openapi;
 mod connection;
 mod listen;
-mod assembly;
 mod builder;
 
 pub use self::{

@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use octollm_core::{
     card::{ArmCard, ArmStatus},
     dispatcher::Dispatcher,
+    orchestrator::Orchestrator,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -29,7 +30,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     head::Arrival,
     reply::{Answer, Refusal},
-    routes::{Endpoint, Inbound, Takes},
+    routes::{Endpoint, Inbound, Takes, within},
 };
 
 /// `GET /health`: the process lives.
@@ -53,7 +54,7 @@ impl Endpoint for Health {
 
     async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
         let uptime_seconds = self.health.uptime().as_secs();
-        Answer::json(&HealthBody { status: ArmStatus::Healthy, version: &self.version, uptime_seconds })
+        Ok(Answer::json(&HealthBody { status: ArmStatus::Healthy, version: &self.version, uptime_seconds })?)
     }
 }
 
@@ -97,7 +98,7 @@ impl Endpoint for ArmCapabilities {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        Answer::json(&self.card(&inbound))
+        Ok(Answer::json(&self.card(&inbound))?)
     }
 }
 
@@ -116,7 +117,34 @@ impl ArmCapabilities {
     }
 }
 
-/// Under which name the caller reached this server.
+/// `GET /capabilities` and `GET /arms` of an orchestrator: the cards of the arms it knows, with its own beside them where it
+/// serves contracts itself.
+pub(crate) struct KnownArms {
+    pub(crate) orchestrator: Arc<dyn Orchestrator>,
+    pub(crate) own: ArmCapabilities,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ArmsBody {
+    #[serde(flatten)]
+    own: Option<ArmCard>,
+    arms: Vec<ArmCard>,
+}
+
+#[async_trait]
+impl Endpoint for KnownArms {
+    fn takes(&self) -> Takes {
+        Takes::Document
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let own = Some(self.own.card(&inbound)).filter(|card| !card.contracts.is_empty());
+        let cards = async { Ok(self.orchestrator.cards().await) };
+        Ok(Answer::json(&ArmsBody { own, arms: within(inbound.parts.deadline, cards).await? })?)
+    }
+}
+
+/// The name by which the caller reached this server.
 fn asked_at(head: &Parts) -> Option<Authority> {
     let host = || head.headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
     head.uri.authority().cloned().or_else(host)

@@ -42,12 +42,12 @@ impl Answer {
     }
 
     /// 200 with a value as JSON.
-    pub(crate) fn json(value: &impl Serialize) -> Result<Self, Refusal> {
+    pub(crate) fn json(value: &impl Serialize) -> Result<Self, Failure> {
         match serde_json::to_vec(value) {
             Ok(body) => Ok(Self::written(body.into())),
             Err(error) => {
                 tracing::error!(%error, "answer cannot be written as JSON");
-                Err(Failure::of(ErrorKind::Internal).into())
+                Err(Failure::of(ErrorKind::Internal))
             }
         }
     }

@@ -1,11 +1,12 @@
 //! Which endpoint answers what.
 
-use std::{collections::HashMap, error::Error};
+use std::{collections::HashMap, error::Error, future::Future};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use octollm_core::{
+    deadline::Deadline,
     error::{ConfigError, ErrorKind, Failure},
     parts::ContextParts,
 };
@@ -177,6 +178,14 @@ impl Methods {
         let value = HeaderValue::try_from(allowed).unwrap_or(HeaderValue::from_static(""));
         Refusal::from(refusal).header(header::ALLOW, value)
     }
+}
+
+/// Ends work at the deadline of its caller.
+pub(crate) async fn within<T>(
+    deadline: Option<Deadline>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    Deadline::run_until(deadline, work).await.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
 }
 
 /// Checks a path that was written by the user; `also` are characters that it may have as well.

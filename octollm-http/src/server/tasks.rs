@@ -1,135 +1,62 @@
-//! Handing tasks to an orchestrator.
+//! The tasks of an orchestrator, and the screening of what comes in.
 
 use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;
 use http::{HeaderValue, StatusCode, header};
+use jiff::Timestamp;
 use octollm_core::{
     Context,
-    card::ArmCard,
-    deadline::Deadline,
-    error::{ErrorKind, Failure},
-    id::TaskId,
+    error::{ArmError, ErrorKind, Failure},
+    id::{StepKey, TaskId},
     json,
     orchestrator::{JournalStep, Orchestrator, TaskQuery},
     parts::ContextParts,
-    task::Submission,
-    transport::{NoArms, StepKey},
+    reflex::{Reaction, Reflex, ReflexInput, screen, screen_submission},
+    task::{Origin, Submission, TaskRecord, TaskResult},
+    transport::{NoArms, Transport},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     head::percent_decoded,
-    probes::ArmCapabilities,
     reply::{Answer, Refusal},
-    routes::{Endpoint, Inbound, Takes},
+    routes::{Endpoint, Inbound, Takes, within},
 };
 
-/// `POST /tasks`
-pub(crate) struct Submit(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /tasks`
-pub(crate) struct List(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /tasks/{id}`
-pub(crate) struct Status(pub(crate) Arc<dyn Orchestrator>);
-/// `DELETE /tasks/{id}`
-pub(crate) struct Cancel(pub(crate) Arc<dyn Orchestrator>);
-/// `POST /tasks/{id}/rerun`
-pub(crate) struct Rerun(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /tasks/{id}/journal`
-pub(crate) struct Journal(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /capabilities` and `GET /arms` of an orchestrator: the cards of the arms it knows, and its own beside them where it serves
-/// contracts itself.
-pub(crate) struct KnownArms {
+/// One route of the tasks of an orchestrator.
+pub(crate) struct Tasks {
+    pub(crate) operation: TaskOperation,
     pub(crate) orchestrator: Arc<dyn Orchestrator>,
-    pub(crate) own: ArmCapabilities,
+    /// Screens each task before it is submitted.
+    pub(crate) screen: Option<Screen>,
 }
 
-#[async_trait]
-impl Endpoint for Submit {
-    fn takes(&self) -> Takes {
-        Takes::Json
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let submission = Submission::from_json(&inbound.body)?;
-        submit(&*self.0, submission, inbound.parts).await
-    }
+/// What a route does with tasks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TaskOperation {
+    /// `POST /tasks`
+    Submit,
+    /// `GET /tasks`
+    List,
+    /// `GET /tasks/{id}`
+    Get,
+    /// `DELETE /tasks/{id}`
+    Cancel,
+    /// `POST /tasks/{id}/rerun`
+    Rerun,
+    /// `GET /tasks/{id}/journal`
+    Journal,
 }
 
-/// Queues a task; 202 and where it is, relative to the request, so that it holds below any prefix.
-pub(crate) async fn submit(
-    orchestrator: &dyn Orchestrator,
-    submission: Submission,
-    parts: ContextParts,
-) -> Result<Answer, Refusal> {
-    let (deadline, cx) = context(parts);
-    let task = within(deadline, orchestrator.submit(submission, &cx)).await?;
-    let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
-        .map_err(|_| Failure::of(ErrorKind::Internal))?;
-    Ok(Answer::json(&task)?.status(StatusCode::ACCEPTED).header(header::LOCATION, location))
-}
-
-#[async_trait]
-impl Endpoint for List {
-    fn takes(&self) -> Takes {
-        Takes::Place
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let query = query(inbound.head.uri.query().unwrap_or_default())?;
-        let (deadline, cx) = context(inbound.parts);
-        Answer::json(&within(deadline, self.0.list(query, &cx)).await?)
-    }
-}
-
-#[async_trait]
-impl Endpoint for Status {
-    fn takes(&self) -> Takes {
-        Takes::Place
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let id = task_id(inbound.id)?;
-        let (deadline, cx) = context(inbound.parts);
-        answer(within(deadline, self.0.get(&id, &cx)).await, id)
-    }
-}
-
-#[async_trait]
-impl Endpoint for Cancel {
-    fn takes(&self) -> Takes {
-        Takes::Place
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let id = task_id(inbound.id)?;
-        let (deadline, cx) = context(inbound.parts);
-        answer(within(deadline, self.0.cancel(&id, &cx)).await, id)
-    }
-}
-
-#[derive(Deserialize, JsonSchema)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RerunBody {
     /// The number or the name of the first step to discard.
     #[serde(default)]
     from: Option<StepKey>,
-}
-
-#[async_trait]
-impl Endpoint for Rerun {
-    fn takes(&self) -> Takes {
-        Takes::Json
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let id = task_id(inbound.id)?;
-        let body: RerunBody = json::read_input(&inbound.body)?;
-        let (deadline, cx) = context(inbound.parts);
-        let task = within(deadline, self.0.rerun(&id, body.from.as_ref(), &cx)).await;
-        Ok(answer(task, id)?.status(StatusCode::ACCEPTED))
-    }
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -138,62 +65,177 @@ pub(crate) struct Steps {
 }
 
 #[async_trait]
-impl Endpoint for Journal {
+impl Endpoint for Tasks {
     fn takes(&self) -> Takes {
-        Takes::Place
+        match self.operation {
+            TaskOperation::Submit | TaskOperation::Rerun => Takes::Json,
+            _ => Takes::Place,
+        }
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let id = task_id(inbound.id)?;
-        let (deadline, cx) = context(inbound.parts);
-        let steps = within(deadline, self.0.journal(&id, &cx)).await;
-        answer(steps.map(|steps| Steps { steps }), id)
+        match self.operation {
+            TaskOperation::Submit => self.submit(inbound).await,
+            TaskOperation::List => self.list(inbound).await,
+            _ => {
+                // A text that is no task id names no task.
+                let id: TaskId = inbound.id.parse().map_err(|_| Failure::of(ErrorKind::TaskNotFound))?;
+                let rerun = match self.operation {
+                    TaskOperation::Rerun => json::read_input(&inbound.body)?,
+                    _ => RerunBody::default(),
+                };
+                let done = self.with_one(&id, rerun, inbound.parts).await;
+                done.map_err(|failure| Refusal::from(failure).task(id))
+            }
+        }
     }
+}
+
+impl Tasks {
+    async fn submit(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let mut submission = Submission::from_json(&inbound.body)?;
+        let parts = inbound.parts;
+        if let Some(screen) = &self.screen {
+            let cx = screen.context(parts.clone());
+            let reaction;
+            (submission, reaction) =
+                screened(&cx, screen_submission(&*screen.reflex, submission, &cx)).await?;
+            match reaction {
+                Reaction::Answer(answer) => return answered(submission, answer, parts),
+                Reaction::Refuse(reason) => return Err(Failure::new(ErrorKind::Refused, reason).into()),
+                Reaction::Pass | Reaction::Rewrite(_) => {}
+            }
+        }
+        let (deadline, cx) = (parts.deadline, context(parts));
+        let task = within(deadline, self.orchestrator.submit(submission, &cx)).await?;
+        // Relative to the request, so that it holds below any prefix.
+        let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
+            .map_err(|_| Failure::of(ErrorKind::Internal))?;
+        Ok(Answer::json(&task)?.status(StatusCode::ACCEPTED).header(header::LOCATION, location))
+    }
+
+    async fn list(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let query = query(inbound.head.uri.query().unwrap_or_default())?;
+        let (deadline, cx) = (inbound.parts.deadline, context(inbound.parts));
+        Ok(Answer::json(&within(deadline, self.orchestrator.list(query, &cx)).await?)?)
+    }
+
+    async fn with_one(&self, id: &TaskId, rerun: RerunBody, parts: ContextParts) -> Result<Answer, Failure> {
+        let orchestrator = &*self.orchestrator;
+        let (deadline, cx) = (parts.deadline, context(parts));
+        match self.operation {
+            TaskOperation::Journal => {
+                let steps = within(deadline, orchestrator.journal(id, &cx)).await?;
+                Answer::json(&Steps { steps })
+            }
+            TaskOperation::Cancel => Answer::json(&within(deadline, orchestrator.cancel(id, &cx)).await?),
+            TaskOperation::Rerun => {
+                let task = within(deadline, orchestrator.rerun(id, rerun.from.as_ref(), &cx)).await?;
+                Ok(Answer::json(&task)?.status(StatusCode::ACCEPTED))
+            }
+            _ => Answer::json(&within(deadline, orchestrator.get(id, &cx)).await?),
+        }
+    }
+}
+
+/// The context of a request to an orchestrator, which calls arms by transports of its own.
+fn context(parts: ContextParts) -> Context {
+    Context::from_parts(parts, Arc::new(NoArms))
+}
+
+/// A task that a reflex has answered, so that no orchestrator knows it.
+fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Result<Answer, Refusal> {
+    let origin = Origin::new(parts.caller, parts.correlation_id);
+    let task = TaskRecord::answered(submission, origin, TaskResult::new(answer), Timestamp::now());
+    Ok(Answer::json(&task)?)
+}
+
+/// A reflex, and the arms that it may call.
+#[derive(Clone)]
+pub(crate) struct Screen {
+    pub(crate) reflex: Arc<dyn Reflex>,
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+impl Screen {
+    fn context(&self, parts: ContextParts) -> Context {
+        Context::from_parts(parts, self.transport.clone())
+    }
+}
+
+/// What a reflex returns by the deadline.
+async fn screened<T>(cx: &Context, work: impl Future<Output = Result<T, ArmError>>) -> Result<T, Failure> {
+    let logged = async {
+        work.await.map_err(|error| {
+            tracing::warn!(request = %cx.request_id(), %error, "reflex failed");
+            error.into_failure()
+        })
+    };
+    within(cx.deadline(), logged).await
+}
+
+/// `POST /preprocess`
+pub(crate) struct Preprocess(pub(crate) Screen);
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PreprocessBody {
+    input_text: String,
+    #[serde(default = "yes")]
+    check_cache: bool,
+    #[serde(default = "yes")]
+    detect_pii: bool,
+    #[serde(default = "yes")]
+    detect_injection: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Serialize, JsonSchema)]
-pub(crate) struct ArmsBody {
-    #[serde(flatten)]
-    own: Option<ArmCard>,
-    arms: Vec<ArmCard>,
+pub(crate) struct Preprocessed {
+    cache_hit: bool,
+    cached_result: Option<Value>,
+    pii_detected: bool,
+    pii_types: Vec<String>,
+    injection_detected: bool,
+    #[schemars(range(min = 0, max = 1))]
+    risk_score: f64,
+    sanitized_input: String,
+    should_proceed: bool,
 }
 
 #[async_trait]
-impl Endpoint for KnownArms {
+impl Endpoint for Preprocess {
     fn takes(&self) -> Takes {
-        Takes::Document
+        Takes::Json
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let own = Some(self.own.card(&inbound)).filter(|card| !card.contracts.is_empty());
-        let cards = async { Ok(self.orchestrator.cards().await) };
-        Answer::json(&ArmsBody { own, arms: within(inbound.parts.deadline, cards).await? })
+        let body: PreprocessBody = json::read_input(&inbound.body)?;
+        let mut input = ReflexInput::new(body.input_text);
+        input.check_cache = body.check_cache;
+        input.detect_pii = body.detect_pii;
+        input.detect_injection = body.detect_injection;
+        let cx = self.0.context(inbound.parts);
+        let screening = screened(&cx, screen(&*self.0.reflex, input, &cx)).await?;
+        let should_proceed = screening.should_proceed();
+        let cached_result = match screening.reaction {
+            Reaction::Answer(answer) => Some(answer),
+            _ => None,
+        };
+        Ok(Answer::json(&Preprocessed {
+            cache_hit: cached_result.is_some(),
+            cached_result,
+            pii_detected: !screening.seen.pii_types.is_empty(),
+            pii_types: screening.seen.pii_types,
+            injection_detected: screening.seen.injection_detected,
+            risk_score: screening.seen.risk_score,
+            sanitized_input: screening.text,
+            should_proceed,
+        })?)
     }
-}
-
-/// The orchestrator calls arms by transports of its own.
-fn context(parts: ContextParts) -> (Option<Deadline>, Context) {
-    (parts.deadline, Context::from_parts(parts, Arc::new(NoArms)))
-}
-
-/// Ends work when the caller does not wait for it any more.
-pub(crate) async fn within<T>(
-    deadline: Option<Deadline>,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    Deadline::run_until(deadline, work).await.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
-}
-
-fn answer(found: Result<impl Serialize, Failure>, id: TaskId) -> Result<Answer, Refusal> {
-    match found {
-        Ok(found) => Answer::json(&found),
-        Err(failure) => Err(Refusal::from(failure).task(id)),
-    }
-}
-
-/// What is no task id names no task.
-fn task_id(text: &str) -> Result<TaskId, Failure> {
-    text.parse().map_err(|_| Failure::of(ErrorKind::TaskNotFound))
 }
 
 /// Reads `status=&after=&limit=`, each at most once.

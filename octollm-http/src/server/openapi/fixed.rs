@@ -14,9 +14,8 @@ use serde_json::{Map, Value, json};
 use super::{
     super::{
         contracts::Executed,
-        probes::{HealthBody, ReadyBody},
-        screening::{PreprocessBody, Preprocessed},
-        tasks::{ArmsBody, RerunBody, Steps},
+        probes::{ArmsBody, HealthBody, ReadyBody},
+        tasks::{PreprocessBody, Preprocessed, RerunBody, Steps},
     },
     codes, headers, insert, reference,
 };

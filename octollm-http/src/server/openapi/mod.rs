@@ -22,8 +22,28 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// What every server answers.
-    pub(crate) fn of(card: &ArmCard) -> Self {
+    /// The document of a server with this card; `nested` adds the member that repeats an error, and `screens` and `has_tasks`
+    /// the routes of a reflex and of an orchestrator.
+    pub(crate) fn new(card: &ArmCard, nested: bool, screens: bool, has_tasks: bool) -> Self {
+        let mut document = Self::of(card);
+        if nested {
+            document = document.with_nested_errors();
+        }
+        if !card.contracts.is_empty() {
+            document = document.with_contracts(card);
+        }
+        if screens {
+            document = document.with_reflex();
+        }
+        match (has_tasks, screens) {
+            (false, _) => document,
+            (true, false) => document.with_tasks(),
+            (true, true) => document.with_screened_tasks(),
+        }
+    }
+
+    /// The routes of every server.
+    fn of(card: &ArmCard) -> Self {
         let version = if card.version.is_empty() { "0" } else { &card.version };
         let mut info = json!({ "title": card.name, "version": version });
         if !card.description.is_empty() {
@@ -37,7 +57,7 @@ impl Document {
     }
 
     /// Adds the member that repeats an error for clients of other stacks.
-    pub(crate) fn with_nested_errors(mut self) -> Self {
+    fn with_nested_errors(mut self) -> Self {
         let problem = self.schemas.entry("Problem").or_insert(Value::Null);
         problem["properties"]["error"] = fixed::nested_error();
         if let Some(required) = problem["required"].as_array_mut() {
@@ -47,7 +67,7 @@ impl Document {
     }
 
     /// Adds the contracts of an arm, each by its own route and all by the envelope.
-    pub(crate) fn with_contracts(mut self, card: &ArmCard) -> Self {
+    fn with_contracts(mut self, card: &ArmCard) -> Self {
         let (method, path, operation) = fixed::execute();
         self.operation(&method, path, operation);
         // The names of the contracts' own schemas come first: no definition of a type takes one.
@@ -60,7 +80,7 @@ impl Document {
     }
 
     /// Adds the routes of tasks.
-    pub(crate) fn with_tasks(mut self) -> Self {
+    fn with_tasks(mut self) -> Self {
         fixed::task_schemas(&mut self.schemas);
         for (method, path, operation) in fixed::task_operations() {
             self.operation(&method, path, operation);
@@ -69,7 +89,7 @@ impl Document {
     }
 
     /// A reflex may answer a task itself.
-    pub(crate) fn with_screened_tasks(self) -> Self {
+    fn with_screened_tasks(self) -> Self {
         let mut document = self.with_tasks();
         let answers = &mut document.paths.entry("/tasks").or_insert(Value::Null)["post"]["responses"];
         answers["200"] = answers["202"].clone();
@@ -78,7 +98,7 @@ impl Document {
     }
 
     /// Adds the route of a reflex.
-    pub(crate) fn with_reflex(mut self) -> Self {
+    fn with_reflex(mut self) -> Self {
         fixed::reflex_schemas(&mut self.schemas);
         let (method, path, operation) = fixed::preprocess();
         self.operation(&method, path, operation);

@@ -18,14 +18,14 @@ use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
+    arm::{ArmCapabilities, Check, Contract, Execute, Health, HealthState, KnownArms, Ready, Written},
     config::{ServerConfig, server_limits},
-    contracts::{Contract, Execute},
     identity::{Authenticate, Identity},
     listen::{BoundServer, Built},
     openapi::Document,
-    probes::{ArmCapabilities, Check, Health, HealthState, KnownArms, Ready, Written},
     reply::ErrorForm,
-    response_body::{RequestBody, ResponseBody},
+    request_body::RequestBody,
+    response_body::ResponseBody,
     routes::{RouteService, RouteTable},
     service::HttpService,
     tasks::{Preprocess, Screen, TaskOperation, Tasks},

@@ -25,10 +25,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    arm::HealthState,
     config::ServerConfig,
     head::Arrival,
     limited::{Limited, Protocol, State, Times},
-    probes::HealthState,
     response_body::ResponseBody,
     service::HttpService,
     streams::{Stream, Streams},

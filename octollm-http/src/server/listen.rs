@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{connection::Connections, probes::HealthState, service::HttpService};
+use super::{arm::HealthState, connection::Connections, service::HttpService};
 use crate::io::{Acceptor, TcpAcceptor};
 
 /// A server that listens, on TCP by default. Awaiting it serves, as [`run`](Self::run) does.

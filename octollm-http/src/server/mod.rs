@@ -38,15 +38,14 @@
 mod config;
 mod limited;
 mod streams;
+mod request_body;
 mod response_body;
 mod reply;
 mod head;
-mod request_body;
 mod identity;
 mod routes;
 mod service;
-mod probes;
-mod contracts;
+mod arm;
 mod tasks;
 mod openapi;
 mod connection;
@@ -54,9 +53,6 @@ mod listen;
 mod builder;
 
 pub use self::{
-    builder::Server,
-    identity::Authenticate,
-    listen::BoundServer,
-    response_body::{RequestBody, ResponseBody},
-    service::{HttpService, ResponseFuture},
+    builder::Server, identity::Authenticate, listen::BoundServer, request_body::RequestBody,
+    response_body::ResponseBody, service::HttpService,
 };

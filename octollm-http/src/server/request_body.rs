@@ -1,21 +1,67 @@
-//! Reading the body of a request whole, within limits.
+//! The body of a request, and reading it whole within limits.
 
 use std::{
     error::Error,
+    fmt,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::atomic::{AtomicUsize, Ordering},
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use http_body::Body;
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use octollm_core::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
 };
+
+use crate::wire::BodyBuffer;
+
+/// The body of a request, as it comes.
+///
+/// Its errors are those of the connection: the caller broke off, or wrote what is not HTTP.
+pub struct RequestBody(UnsyncBoxBody<Bytes, BoxError>);
+
+impl RequestBody {
+    pub(crate) fn new<B>(body: B) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Self(body.map_err(Into::into).boxed_unsync())
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody").field("size", &self.size_hint()).finish()
+    }
+}
+
+type BoxError = Box<dyn Error + Send + Sync>;
 
 /// How much of a body is read, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +123,7 @@ impl Drop for Share<'_> {
 pub(crate) async fn read<B>(body: B, limits: BodyLimits<'_>) -> Result<Bytes, Failure>
 where
     B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B::Error: Into<BoxError>,
 {
     if body.size_hint().lower() > limits.bytes as u64 {
         return Err(too_large(limits.bytes));
@@ -121,41 +167,33 @@ async fn soon<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
 async fn collect<B>(body: B, most: usize, arriving: &ArrivingBytes) -> Result<Bytes, Failure>
 where
     B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B::Error: Into<BoxError>,
 {
     let mut body = pin!(body);
     let mut share = arriving.share();
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
+    let mut whole = BodyBuffer::default();
     while !body.is_end_stream() {
         let Some(frame) = body.frame().await else { break };
         let frame = frame.map_err(broken_off)?;
         let Ok(data) = frame.into_data() else { continue };
-        if data.len() > most - first.len().max(rest.len()) {
+        if data.len() > most - whole.len() {
             return Err(too_large(most));
         }
-        // A body of one piece, as most are, is neither copied nor counted: it is there at once.
-        if first.is_empty() && rest.is_empty() && body.is_end_stream() {
+        // A body of one piece, as most are, is not counted: it is there at once.
+        if whole.len() == 0 && body.is_end_stream() {
             return Ok(data);
         }
         share.add(data.len())?;
-        if first.is_empty() && rest.is_empty() {
-            first = data;
-            continue;
-        }
-        if rest.is_empty() {
-            rest.extend_from_slice(&first);
-        }
-        rest.extend_from_slice(&data);
+        whole.push(data);
     }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
+    Ok(whole.into_bytes())
 }
 
 fn too_large(most: usize) -> Failure {
     Failure::new(ErrorKind::PayloadTooLarge, format!("the body is larger than {most} bytes"))
 }
 
-fn broken_off(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
+fn broken_off(error: impl Into<BoxError>) -> Failure {
     tracing::debug!(error = %error.into(), "body broken off");
     Failure::new(ErrorKind::BadRequest, "the body is malformed or was broken off")
 }

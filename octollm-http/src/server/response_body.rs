@@ -1,4 +1,4 @@
-//! Bodies: of requests, as they come; of answers, whole or as they come.
+//! The body of an answer: whole, or in pieces as they come.
 
 use std::{
     error::Error,
@@ -20,11 +20,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{limited::RunningCall, streams::Stream};
 
 type BoxError = Box<dyn Error + Send + Sync>;
-
-/// The body of a request, as it comes.
-///
-/// Its errors are those of the connection: the caller broke off, or wrote what is not HTTP.
-pub struct RequestBody(UnsyncBoxBody<Bytes, BoxError>);
 
 /// The body of an answer.
 ///
@@ -70,42 +65,6 @@ enum Sender {
 const LARGE: usize = 16 * 1024;
 /// On a stream of HTTP/2 whatever is beyond this many bytes is waited for until it is sent.
 const SMALL: usize = 1024;
-
-impl RequestBody {
-    pub(crate) fn new<B>(body: B) -> Self
-    where
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
-        Self(body.map_err(Into::into).boxed_unsync())
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
-    }
-}
-
-impl fmt::Debug for RequestBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestBody").field("size", &self.size_hint()).finish()
-    }
-}
 
 impl ResponseBody {
     pub(crate) fn empty() -> Self {

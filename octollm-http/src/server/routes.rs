@@ -15,7 +15,8 @@ use tower::util::BoxCloneSyncService;
 use super::{
     head::{Accepts, Arrival},
     reply::{Answer, Refusal},
-    response_body::{RequestBody, ResponseBody},
+    request_body::RequestBody,
+    response_body::ResponseBody,
 };
 
 /// A request that passed every check that does not depend on its endpoint.

@@ -28,8 +28,8 @@ use super::{
     head::{self, Arrival, Fields},
     identity::Identity,
     reply::{Answer, ErrorForm, Ids, Refusal, head_only},
-    request_body::{self, ArrivingBytes, BodyLimits},
-    response_body::{RequestBody, ResponseBody},
+    request_body::{self, ArrivingBytes, BodyLimits, RequestBody},
+    response_body::ResponseBody,
     routes::{Handler, Inbound, RouteService, RouteTable, Takes},
 };
 use crate::{
@@ -61,8 +61,7 @@ pub(crate) struct Core {
     arriving: ArrivingBytes,
 }
 
-/// An answer on its way.
-pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
 
 impl<B> Service<Request<B>> for HttpService
 where

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
@@ -21,7 +21,7 @@ use octollm_core::error::ErrorKind;
 use tokio::{task::unconstrained, time::Instant};
 
 use super::meter::{Idle, Meter, Metered, WaitLimit};
-use crate::{client::exchange::ExchangeError, io::Io};
+use crate::{client::exchange::ExchangeError, io::Io, wire::BodyBuffer};
 
 type Outgoing = Request<Full<Bytes>>;
 type Driver = http1::Connection<TokioIo<Metered>, Full<Bytes>>;
@@ -128,7 +128,7 @@ impl Connection {
         if body.size_hint().lower() > max as u64 {
             return Err(too_large(max));
         }
-        let mut whole = Gathered::None;
+        let mut whole = BodyBuffer::default();
         while !body.is_end_stream() {
             let frame = poll_fn(|cx| {
                 if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
@@ -208,42 +208,4 @@ fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u
             .before_execution()
     };
     SendError::Failed(failure.caused_by(error))
-}
-
-/// A body as it comes: one piece is kept as it is.
-enum Gathered {
-    None,
-    One(Bytes),
-    Many(BytesMut),
-}
-
-impl Gathered {
-    fn len(&self) -> usize {
-        match self {
-            Self::None => 0,
-            Self::One(bytes) => bytes.len(),
-            Self::Many(bytes) => bytes.len(),
-        }
-    }
-
-    fn push(&mut self, data: Bytes) {
-        match self {
-            Self::None => *self = Self::One(data),
-            Self::One(first) => {
-                let mut many = BytesMut::with_capacity((first.len() + data.len()) * 2);
-                many.extend_from_slice(first);
-                many.extend_from_slice(&data);
-                *self = Self::Many(many);
-            }
-            Self::Many(many) => many.extend_from_slice(&data),
-        }
-    }
-
-    fn into_bytes(self) -> Bytes {
-        match self {
-            Self::None => Bytes::new(),
-            Self::One(bytes) => bytes,
-            Self::Many(many) => many.freeze(),
-        }
-    }
 }

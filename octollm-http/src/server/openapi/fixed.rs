@@ -13,8 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{
-        contracts::Executed,
-        probes::{ArmsBody, HealthBody, ReadyBody},
+        arm::{ArmsBody, Executed, HealthBody, ReadyBody},
         tasks::{PreprocessBody, Preprocessed, RerunBody, Steps},
     },
     codes, headers, insert, reference,

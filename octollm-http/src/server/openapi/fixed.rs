@@ -23,26 +23,35 @@ use crate::wire::Problem;
 /// A route, and what the document says of it.
 pub(crate) type Operation = (Method, &'static str, Value);
 
-/// What any route answers to a head that it does not take.
+/// Statuses of any route, for a head that is refused.
 const OF_HEADS: &[u16] = &[400, 406, 414, 417, 431];
-/// What a route answers beside that where it needs an identity and a place.
-const OF_PLACES: &[u16] = &[401, 403, 408, 429, 500, 503, 504];
-/// What a route answers beside that where it takes a body.
-const OF_BODIES: &[u16] = &[413, 415, 422];
-/// What the work of an arm may end in.
+/// More statuses of a route that answers with a document, whose requests have a limit.
+const OF_DOCUMENTS: &[u16] = &[503];
+/// More statuses of a route that asks an orchestrator for its arms.
+const OF_ARM_LISTS: &[u16] = &[500, 503, 504];
+/// More statuses of a route that needs an identity and a place among the requests that run.
+const OF_PLACES: &[u16] = &[401, 403, 429, 500, 503, 504];
+/// More statuses of a route with a body.
+const OF_BODIES: &[u16] = &[408, 413, 415, 422];
+/// More statuses of a route that runs an arm.
 pub(crate) const OF_ARMS: &[u16] = &[404, 409, 502];
-/// What the routes of one task answer beside that.
+/// More statuses of the routes of one task.
 const OF_TASKS: &[u16] = &[404, 409, 501];
 
 /// The routes of every server.
 pub(crate) fn operations() -> Vec<Operation> {
     let mut ready = get("ready", "Whether work may be sent here.", reference("Ready"));
     ready["responses"]["503"] = answer(reference("Ready"));
+    let document = |id: &str, summary: &str, output: Value| {
+        let mut operation = get(id, summary, output);
+        fails(&mut operation, OF_DOCUMENTS);
+        operation
+    };
     vec![
-        (Method::GET, "/capabilities", get("capabilities", "What is served here.", reference("Card"))),
+        (Method::GET, "/capabilities", document("capabilities", "What is served here.", reference("Card"))),
         (Method::GET, "/health", get("health", "Whether the process lives.", reference("Health"))),
         (Method::GET, "/ready", ready),
-        (Method::GET, "/openapi.json", get("openapi", "This document.", json!({ "type": "object" }))),
+        (Method::GET, "/openapi.json", document("openapi", "This document.", json!({ "type": "object" }))),
     ]
 }
 
@@ -77,9 +86,15 @@ pub(crate) fn task_operations() -> Vec<Operation> {
         "Continues a failed task with the step that failed, or discards its calls from a step on.",
     );
     push_parameters(&mut rerun, [task_in_path()]);
-    let cards =
-        || place("capabilities", "What is served here, and the arms that are known here.", "Arms", &[]);
-    let arms = place("arms", "The arms that are known here.", "Arms", &[]);
+    let cards = || {
+        place(
+            "capabilities",
+            "What is served here, and the arms that are known here.",
+            "Arms",
+            &[OF_ARM_LISTS],
+        )
+    };
+    let arms = place("arms", "The arms that are known here.", "Arms", &[OF_ARM_LISTS]);
     let journal = "The calls that a task has made, in the order of their answers.";
     vec![
         (Method::GET, "/capabilities", cards()),

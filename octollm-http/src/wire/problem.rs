@@ -206,8 +206,9 @@ struct Nested<'p> {
     error: NestedError<'p>,
 }
 
-#[derive(Serialize)]
-struct NestedError<'p> {
+/// A problem as clients of other stacks read it.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct NestedError<'p> {
     code: ErrorKind,
     message: &'p str,
 }

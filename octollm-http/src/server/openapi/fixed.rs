@@ -4,11 +4,10 @@ use http::Method;
 use octollm_core::{
     card::ArmCard,
     contract::{input_schema, output_schema},
-    id::{RequestId, TaskId},
+    id::TaskId,
     orchestrator::TaskPage,
     task::{Submission, Task, TaskStatus},
 };
-use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -16,7 +15,8 @@ use super::{
         arm::{ArmsBody, Executed, HealthBody, ReadyBody},
         tasks::{PreprocessBody, Preprocessed, RerunBody, Steps},
     },
-    codes, headers, insert, reference,
+    headers::inline,
+    insert, reference,
 };
 use crate::wire::Problem;
 
@@ -221,46 +221,6 @@ pub(crate) fn problem_response() -> Value {
     response
 }
 
-pub(crate) fn parameters() -> Value {
-    let header = |name: &str, schema: Value, description: &str| json!({ "name": name, "in": "header", "schema": schema, "description": description });
-    let text = || json!({ "type": "string" });
-    let pattern =
-        |pattern: &str, example: &str| json!({ "type": "string", "pattern": pattern, "examples": [example] });
-    let number = |from: u64, to: u64| json!({ "type": "integer", "minimum": from, "maximum": to });
-    json!({
-        "RequestId": header("X-Request-ID", text(), "Names the request: 1 to 128 characters of A-Z, a-z, 0-9, `.`, `_` and `-`. Anything else is replaced. Always echoed."),
-        "CorrelationId": header("X-Correlation-ID", text(), "The same over all hops of one piece of work. Has the form of a request id; anything else is replaced by that."),
-        "Traceparent": header("traceparent", text(), "W3C Trace Context; a malformed one is ignored."),
-        "Tracestate": header("tracestate", text(), "W3C Trace Context, the vendors' part."),
-        "IdempotencyKey": header("Idempotency-Key", pattern(headers::KEY, "\"run-7\""), "Names a request that may be repeated: a quoted string. So far its form is checked, and nothing is replayed."),
-        "Timeout": header("Octollm-Timeout", number(0, u64::MAX), "Milliseconds left; at 0 the answer is 504."),
-        "Budget": header("Octollm-Budget", pattern(&headers::budget(), "tokens=1000;cost_usd=0.5"), "What may be used up, such as tokens=1000;cost_usd=0.5."),
-        "Attempt": header("Octollm-Attempt", number(1, u32::MAX.into()), "1 for the first try."),
-        "TaskId": header("Octollm-Task-Id", text(), "The task that the request belongs to: `task_` and 16 letters or digits. Anything else is ignored."),
-    })
-}
-
-pub(crate) fn headers() -> Value {
-    let header = |schema: Value, description: &str| json!({ "schema": schema, "description": description });
-    let id = inline::<RequestId>;
-    json!({
-        "RequestId": header(id(), "Names the request."),
-        "CorrelationId": header(id(), "The same over all hops of one piece of work."),
-        "Usage": header(json!({ "type": "string" }), "What was used up, such as tokens=12;cost_usd=0.01."),
-    })
-}
-
-/// The schema of a type that refers to no other.
-fn inline<T: JsonSchema>() -> Value {
-    let mut schema = output_schema::<T>();
-    if let Some(schema) = schema.as_object_mut() {
-        for key in ["$schema", "title", "description"] {
-            schema.remove(key);
-        }
-    }
-    schema
-}
-
 /// The schemas of every server's own bodies.
 pub(crate) fn schemas() -> Map<String, Value> {
     let mut schemas = Map::new();
@@ -286,14 +246,6 @@ pub(crate) fn task_schemas(schemas: &mut Map<String, Value>) {
 pub(crate) fn reflex_schemas(schemas: &mut Map<String, Value>) {
     insert(schemas, "Preprocess", input_schema::<PreprocessBody>());
     insert(schemas, "Preprocessed", output_schema::<Preprocessed>());
-}
-
-/// The member that repeats an error for clients of other stacks.
-pub(crate) fn nested_error() -> Value {
-    json!({
-        "type": "object", "required": ["code", "message"],
-        "properties": { "code": { "enum": codes() }, "message": { "type": "string" } },
-    })
 }
 
 /// The schema of the envelope around the input of one contract, which the envelope names in any of these forms.

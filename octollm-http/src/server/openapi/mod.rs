@@ -9,10 +9,11 @@ use bytes::Bytes;
 use http::Method;
 use octollm_core::{
     card::ArmCard,
-    contract::{ContractCard, ContractRef},
-    error::ErrorKind,
+    contract::{ContractCard, ContractRef, output_schema},
 };
 use serde_json::{Map, Value, json};
+
+use crate::wire::NestedError;
 
 /// A document that is being put together.
 pub(crate) struct Document {
@@ -58,8 +59,9 @@ impl Document {
 
     /// Adds the member that repeats an error for clients of other stacks.
     fn with_nested_errors(mut self) -> Self {
+        insert(&mut self.schemas, "NestedError", output_schema::<NestedError<'_>>());
         let problem = self.schemas.entry("Problem").or_insert(Value::Null);
-        problem["properties"]["error"] = fixed::nested_error();
+        problem["properties"]["error"] = reference("NestedError");
         if let Some(required) = problem["required"].as_array_mut() {
             required.push("error".into());
         }
@@ -113,8 +115,8 @@ impl Document {
             "paths": self.paths,
             "components": {
                 "schemas": self.schemas,
-                "parameters": fixed::parameters(),
-                "headers": fixed::headers(),
+                "parameters": headers::parameters(),
+                "headers": headers::headers(),
                 "responses": { "Problem": fixed::problem_response() },
             },
         });
@@ -174,11 +176,6 @@ fn operation_id(contract: &ContractCard) -> String {
 /// What the schemas of an operation's input, output and chunks are called.
 fn schema_names(operation: &str) -> [String; 3] {
     ["input", "output", "chunk"].map(|part| format!("{operation}.{part}"))
-}
-
-/// Every code that a problem can have.
-fn codes() -> Vec<&'static str> {
-    ErrorKind::ALL.iter().map(|kind| kind.code()).collect()
 }
 
 /// Puts `schema` under `name` into `components`, and each of its `$defs` under a name that no other schema has, so that every

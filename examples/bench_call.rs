@@ -49,10 +49,10 @@ struct Judge;
 
 #[async_trait]
 impl Arm<ValidateCode> for Judge {
-    async fn execute(&self, task: ValidateCode, _: &Context) -> Result<Verdict, ArmError> {
-        let is_valid = task.code.len() > 10;
+    async fn execute(&self, input: ValidateCode, _: &Context) -> Result<Verdict, ArmError> {
+        let is_valid = input.code.len() > 10;
         let issues = vec!["missing docstring".to_owned()];
-        Ok(Verdict { task_id: task.task_id, is_valid, score: 0.97, issues })
+        Ok(Verdict { task_id: input.task_id, is_valid, score: 0.97, issues })
     }
 }
 

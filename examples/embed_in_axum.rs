@@ -26,8 +26,8 @@ struct Scribe;
 
 #[async_trait]
 impl Arm<CountWords> for Scribe {
-    async fn execute(&self, task: CountWords, _: &Context) -> Result<Count, ArmError> {
-        Ok(Count { words: task.text.split_whitespace().count() })
+    async fn execute(&self, input: CountWords, _: &Context) -> Result<Count, ArmError> {
+        Ok(Count { words: input.text.split_whitespace().count() })
     }
 }
 

@@ -189,18 +189,18 @@ struct Worker;
 
 #[async_trait]
 impl Arm<CountWords> for Worker {
-    async fn execute(&self, task: CountWords, _: &Context) -> Result<Counted, ArmError> {
-        let words = task.text.split_whitespace().filter(|word| !task.without.iter().any(|no| no == word));
-        let words: Vec<_> = words.take(task.limit.map_or(usize::MAX, usize::from)).collect();
+    async fn execute(&self, input: CountWords, _: &Context) -> Result<Counted, ArmError> {
+        let words = input.text.split_whitespace().filter(|word| !input.without.iter().any(|no| no == word));
+        let words: Vec<_> = words.take(input.limit.map_or(usize::MAX, usize::from)).collect();
         let longest = words.iter().max_by_key(|word| word.len()).map(|word| (*word).to_owned());
-        Ok(Counted { words: words.len() as u64, case: task.options.case, longest })
+        Ok(Counted { words: words.len() as u64, case: input.options.case, longest })
     }
 }
 
 #[async_trait]
 impl Arm<MeasureShape> for Worker {
-    async fn execute(&self, task: MeasureShape, _: &Context) -> Result<f64, ArmError> {
-        Ok(match task.shape {
+    async fn execute(&self, input: MeasureShape, _: &Context) -> Result<f64, ArmError> {
+        Ok(match input.shape {
             Shape::Square { side } => f64::from(side) * f64::from(side),
             Shape::Rectangle { width, height } => f64::from(width) * f64::from(height),
         })
@@ -209,15 +209,15 @@ impl Arm<MeasureShape> for Worker {
 
 #[async_trait]
 impl Arm<CheckName> for Worker {
-    async fn execute(&self, task: CheckName, _: &Context) -> Result<bool, ArmError> {
-        Ok(task.comment.is_none_or(|comment| comment.len() > task.name.len()))
+    async fn execute(&self, input: CheckName, _: &Context) -> Result<bool, ArmError> {
+        Ok(input.comment.is_none_or(|comment| comment.len() > input.name.len()))
     }
 }
 
 #[async_trait]
 impl Arm<TryRules> for Worker {
-    async fn execute(&self, task: TryRules, _: &Context) -> Result<Tried, ArmError> {
-        Ok(Tried { rows: task.rows.len(), page: task.page })
+    async fn execute(&self, input: TryRules, _: &Context) -> Result<Tried, ArmError> {
+        Ok(Tried { rows: input.rows.len(), page: input.page })
     }
 }
 

@@ -26,17 +26,17 @@ struct Judge;
 
 #[async_trait]
 impl Arm<ValidateCode> for Judge {
-    async fn execute(&self, task: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
+    async fn execute(&self, input: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
         cx.progress(10, "parsing");
-        judge(&task)
+        judge(&input)
     }
 }
 
-fn judge(task: &ValidateCode) -> Result<Verdict, ArmError> {
-    if task.language != "rust" {
+fn judge(input: &ValidateCode) -> Result<Verdict, ArmError> {
+    if input.language != "rust" {
         return Err(ArmError::invalid("language", "is not one that this judge reads: rust"));
     }
-    let verdict = match syn::parse_file(&task.code) {
+    let verdict = match syn::parse_file(&input.code) {
         Ok(_) => Verdict { is_valid: true, issues: Vec::new() },
         Err(error) => {
             let at = error.span().start();

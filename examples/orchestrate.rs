@@ -26,8 +26,8 @@ struct Splitter;
 
 #[async_trait]
 impl Arm<SplitText> for Splitter {
-    async fn execute(&self, task: SplitText, _: &Context) -> Result<Vec<String>, ArmError> {
-        Ok(task.text.split_whitespace().map(str::to_owned).collect())
+    async fn execute(&self, input: SplitText, _: &Context) -> Result<Vec<String>, ArmError> {
+        Ok(input.text.split_whitespace().map(str::to_owned).collect())
     }
 }
 
@@ -35,8 +35,8 @@ struct Shouter;
 
 #[async_trait]
 impl Arm<ShoutWord> for Shouter {
-    async fn execute(&self, task: ShoutWord, _: &Context) -> Result<String, ArmError> {
-        Ok(task.word.to_uppercase())
+    async fn execute(&self, input: ShoutWord, _: &Context) -> Result<String, ArmError> {
+        Ok(input.word.to_uppercase())
     }
 }
 

@@ -23,8 +23,8 @@ struct Adder;
 
 #[async_trait]
 impl Arm<Increment> for Adder {
-    async fn execute(&self, task: Increment, _: &Context) -> Result<u64, ArmError> {
-        Ok(task.number + 1)
+    async fn execute(&self, input: Increment, _: &Context) -> Result<u64, ArmError> {
+        Ok(input.number + 1)
     }
 }
 

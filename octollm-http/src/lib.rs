@@ -19,8 +19,8 @@
 //!
 //! #[async_trait]
 //! impl Arm<CountWords> for Scribe {
-//!     async fn execute(&self, task: CountWords, _: &Context) -> Result<usize, ArmError> {
-//!         Ok(task.text.split_whitespace().count())
+//!     async fn execute(&self, input: CountWords, _: &Context) -> Result<usize, ArmError> {
+//!         Ok(input.text.split_whitespace().count())
 //!     }
 //! }
 //!

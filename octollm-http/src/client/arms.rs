@@ -4,7 +4,6 @@ use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Request, Response};
 use octollm_core::{
     Context,
     card::ArmCard,
@@ -20,12 +19,11 @@ use tower::{BoxError, Layer, Service};
 
 use super::{
     directory::Directory,
-    exchange::{ClientConfig, client_limits},
     offers::{ConfiguredArm, Endpoint},
-    requests::{Exchange, Requests},
+    requests::{Exchange, Requests, request_setters},
     stack::{CallLayer, Calling, Carrier, call_layer},
 };
-use crate::{io::Connector, limits::limits_setters};
+use crate::limits::limits_setters;
 
 /// The arms of a system, called over HTTP. Cheap to clone; clones share their connections.
 ///
@@ -165,7 +163,7 @@ pub struct ArmsBuilder {
     requests: Requests,
 }
 
-client_limits!(limits_setters ArmsBuilder);
+request_setters!(ArmsBuilder);
 
 /// An arm with the words that it was given in.
 struct Named {
@@ -191,10 +189,6 @@ impl ArmsBuilder {
         self.named(id.into(), urls.as_ref(), Some(card))
     }
 
-    fn config_mut(&mut self) -> &mut ClientConfig {
-        &mut self.requests.config
-    }
-
     fn named(mut self, id: String, urls: &str, serves: Option<ContractCard>) -> Self {
         let urls = urls.split(',').map(|url| url.trim().to_owned()).collect();
         self.arms.push(Named { name: id.clone(), id, urls, serves });
@@ -211,12 +205,6 @@ impl ArmsBuilder {
     ) -> Result<Self, ConfigError> {
         self.arms.extend(arm_variables(variables)?);
         Ok(self)
-    }
-
-    /// Opens connections through this, in place of TCP.
-    pub fn connector(mut self, connector: impl Connector) -> Self {
-        self.requests.connector = Some(Arc::new(connector));
-        self
     }
 
     /// Puts a layer around each call, above its [retry](octollm_core::context::CallFuture::retry) and the choice of an endpoint: a
@@ -243,19 +231,6 @@ impl ArmsBuilder {
         <L::Service as Service<Call>>::Future: Send + 'static,
     {
         self.below.push(call_layer(layer));
-        self
-    }
-
-    /// Puts a layer around each HTTP request and its answer, those for cards included: to add a header, for example. The
-    /// layer added last is the outermost.
-    pub fn request_layer<L>(mut self, layer: L) -> Self
-    where
-        L: Layer<Exchange> + Send + Sync + 'static,
-        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Request<Bytes>>>::Error: Into<BoxError>,
-        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
-    {
-        self.requests.layer(layer);
         self
     }
 

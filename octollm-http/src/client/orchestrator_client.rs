@@ -5,7 +5,7 @@ use std::{collections::VecDeque, fmt, future::Future, sync::Arc, time::Duration}
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Method, Request, Response};
+use http::{Method, Response};
 use octollm_core::{
     Context,
     card::ArmCard,
@@ -21,15 +21,14 @@ use octollm_core::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
-use tower::{BoxError, Layer, Service};
 
 use super::{
     answer,
-    exchange::{ClientConfig, ExchangeLimits, Target, client_limits},
+    exchange::{ExchangeLimits, Target},
     offers::Endpoint,
-    requests::{Exchange, Exchanger, Requests},
+    requests::{Exchange, Exchanger, Requests, request_setters},
 };
-use crate::{io::Connector, limits::limits_setters};
+use crate::limits::limits_setters;
 
 /// Hands tasks to an orchestrator over HTTP. Cheap to clone; clones share their connections.
 ///
@@ -130,25 +129,6 @@ pub struct OrchestratorClientBuilder {
 }
 
 impl OrchestratorClientBuilder {
-    /// Opens connections through this, in place of TCP.
-    pub fn connector(mut self, connector: impl Connector) -> Self {
-        self.requests.connector = Some(Arc::new(connector));
-        self
-    }
-
-    /// Puts a layer around each HTTP request and its answer: to add a header, for example. The
-    /// layer added last is the outermost.
-    pub fn request_layer<L>(mut self, layer: L) -> Self
-    where
-        L: Layer<Exchange> + Send + Sync + 'static,
-        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Request<Bytes>>>::Error: Into<BoxError>,
-        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
-    {
-        self.requests.layer(layer);
-        self
-    }
-
     /// Builds the client. Nothing is connected yet.
     ///
     /// # Errors
@@ -157,10 +137,6 @@ impl OrchestratorClientBuilder {
         let endpoint =
             Endpoint::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
         Ok(OrchestratorClient::assemble(endpoint, self.requests.build(1)?))
-    }
-
-    fn config_mut(&mut self) -> &mut ClientConfig {
-        &mut self.requests.config
     }
 }
 
@@ -173,7 +149,7 @@ impl fmt::Debug for OrchestratorClientBuilder {
     }
 }
 
-client_limits!(limits_setters OrchestratorClientBuilder);
+request_setters!(OrchestratorClientBuilder);
 
 /// What travels: the context's own limits. The deadline is for the request, the budget for the task it submits.
 fn parts_of(cx: &Context) -> Result<ContextParts, Failure> {

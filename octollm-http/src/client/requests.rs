@@ -62,6 +62,43 @@ impl Requests {
     }
 }
 
+/// Declares the setters of a builder that sends HTTP requests as its `requests` say.
+macro_rules! request_setters {
+    ($Builder:ident) => {
+        impl $Builder {
+            /// Sets the connector that opens connections, in place of TCP.
+            pub fn connector(mut self, connector: impl crate::io::Connector) -> Self {
+                self.requests.connector = Some(std::sync::Arc::new(connector));
+                self
+            }
+
+            /// Adds a tower layer around each HTTP request and its answer, for example to add a header. Requests for cards pass
+            /// it too. The layer added last is the outermost.
+            pub fn request_layer<L>(mut self, layer: L) -> Self
+            where
+                L: tower::Layer<Exchange> + Send + Sync + 'static,
+                L::Service: tower::Service<http::Request<Bytes>, Response = http::Response<Bytes>>
+                    + Clone
+                    + Send
+                    + Sync
+                    + 'static,
+                <L::Service as tower::Service<http::Request<Bytes>>>::Error: Into<tower::BoxError>,
+                <L::Service as tower::Service<http::Request<Bytes>>>::Future: Send + 'static,
+            {
+                self.requests.layer(layer);
+                self
+            }
+
+            fn config_mut(&mut self) -> &mut super::exchange::ClientConfig {
+                &mut self.requests.config
+            }
+        }
+
+        super::exchange::client_limits!(limits_setters $Builder);
+    };
+}
+pub(super) use request_setters;
+
 /// The pool as a service. It is always ready: the wait for a connection is part of the call, where it has a time limit.
 fn innermost(pool: Pool) -> Exchange {
     BoxCloneSyncService::new(service_fn(move |mut request: Request<Bytes>| {

@@ -17,8 +17,8 @@
 //!
 //! #[async_trait::async_trait]
 //! impl Arm<Shout> for Loud {
-//!     async fn execute(&self, task: Shout, _: &Context) -> Result<String, ArmError> {
-//!         Ok(task.text.to_uppercase())
+//!     async fn execute(&self, input: Shout, _: &Context) -> Result<String, ArmError> {
+//!         Ok(input.text.to_uppercase())
 //!     }
 //! }
 //!

@@ -171,7 +171,7 @@ struct WriteLong {
 async fn tasks_with_long_outputs_are_listed_page_by_page() {
     let host = unused_host();
     let writer =
-        arm_fn(async |task: WriteLong, _: Context| Ok::<_, ArmError>("x".repeat(task.megabytes << 20)));
+        arm_fn(async |input: WriteLong, _: Context| Ok::<_, ArmError>("x".repeat(input.megabytes << 20)));
     let brain = Brain::builder().arm::<WriteLong>(writer).build().unwrap();
     let server = Server::new("brain").orchestrator(brain).listen(network().listen(&host).unwrap()).unwrap();
     tokio::spawn(server.run());

@@ -108,21 +108,21 @@ impl Drop for CountDrop<'_> {
 
 #[async_trait]
 impl Arm<Echo> for Worker {
-    async fn execute(&self, task: Echo, cx: &Context) -> Result<Said, ArmError> {
+    async fn execute(&self, input: Echo, cx: &Context) -> Result<Said, ArmError> {
         cx.spend(Usage::tokens(3))?;
-        if task.text == "fail" {
+        if input.text == "fail" {
             return Err(std::io::Error::other("the password is swordfish").into());
         }
-        Ok(Said { text: task.text, caller: None })
+        Ok(Said { text: input.text, caller: None })
     }
 }
 
 #[async_trait]
 impl Arm<Wait> for Worker {
-    async fn execute(&self, task: Wait, _: &Context) -> Result<(), ArmError> {
+    async fn execute(&self, input: Wait, _: &Context) -> Result<(), ArmError> {
         let drop = CountDrop(&self.0);
         self.0.count(&self.0.begun);
-        match task.ms {
+        match input.ms {
             Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
             None => std::future::pending().await,
         }

@@ -16,13 +16,13 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt, future::join_all};
-use http::{StatusCode, header, request::Parts, uri::Authority};
+use http::{Method, StatusCode, header, request::Parts, uri::Authority};
 use jiff::Timestamp;
 use octollm_core::{
     card::{ArmCard, ArmStatus},
     contract::ContractRef,
     dispatcher::{Dispatcher, Execution, Route},
-    error::{ErrorKind, Failure},
+    error::{ConfigError, ErrorKind, Failure},
     id::TaskId,
     json,
     orchestrator::Orchestrator,
@@ -36,11 +36,37 @@ use tokio::time::{Instant, timeout};
 use super::{
     head::Arrival,
     reply::{Answer, Refusal},
-    routes::{Endpoint, Inbound, Takes, within},
+    routes::{Endpoint, Inbound, RouteTable, Takes, within},
 };
 
+/// Adds the routes of every server.
+pub(crate) fn add_probes(table: &mut RouteTable, own: &ArmCapabilities) -> Result<(), ConfigError> {
+    let (health, version) = (own.health.clone(), own.dispatcher.card().version.clone());
+    table.add(Method::GET, "/health", Health { health: health.clone(), version })?;
+    table.add(Method::GET, "/ready", Ready { health })
+}
+
+/// Adds the routes of contracts.
+pub(crate) fn add_contracts(
+    table: &mut RouteTable,
+    dispatcher: &Arc<Dispatcher>,
+    transport: &Arc<dyn Transport>,
+) -> Result<(), ConfigError> {
+    if dispatcher.routes().is_empty() {
+        return Ok(());
+    }
+    let execute = Execute { dispatcher: dispatcher.clone(), transport: transport.clone() };
+    table.add(Method::POST, "/execute", execute)?;
+    for (position, route) in dispatcher.routes().iter().enumerate() {
+        let (contract, path) = (route.contract().clone(), route.spec().path);
+        let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
+        table.contract(path, Contract { dispatcher, contract, position, transport })?;
+    }
+    Ok(())
+}
+
 /// `POST /{path}`: the contract's JSON in, its output's JSON out.
-pub(crate) struct Contract {
+struct Contract {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) contract: ContractRef,
     /// Where the contract stands in the dispatcher's routes.
@@ -74,7 +100,7 @@ impl Endpoint for Contract {
 }
 
 /// `POST /execute`: the contract is picked by the body.
-pub(crate) struct Execute {
+struct Execute {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) transport: Arc<dyn Transport>,
 }
@@ -141,7 +167,7 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// `GET /health`: the process lives.
-pub(crate) struct Health {
+struct Health {
     pub(crate) health: Arc<HealthState>,
     pub(crate) version: String,
 }
@@ -166,7 +192,7 @@ impl Endpoint for Health {
 }
 
 /// `GET /ready`: work may be sent here.
-pub(crate) struct Ready {
+struct Ready {
     pub(crate) health: Arc<HealthState>,
 }
 

@@ -1,4 +1,4 @@
-//! Putting a server together.
+//! The builder of a server.
 
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    arm::{ArmCapabilities, Check, Contract, Execute, Health, HealthState, KnownArms, Ready, Written},
+    arm::{self, ArmCapabilities, Check, HealthState, Written},
     config::{ServerConfig, server_limits},
     identity::{Authenticate, Identity},
     listen::{BoundServer, Built},
@@ -28,22 +28,25 @@ use super::{
     response_body::ResponseBody,
     routes::{RouteService, RouteTable},
     service::HttpService,
-    tasks::{Preprocess, Screen, TaskOperation, Tasks},
+    tasks::{self, Screen},
 };
 use crate::{
     io::{Acceptor, TcpAcceptor},
     limits::limits_setters,
 };
 
-/// Serves arms, an orchestrator and a reflex over HTTP: each by itself, or together.
+/// Builds a server for arms, an orchestrator and a reflex, each alone or together.
 ///
-/// | added | served |
+/// It serves on TCP with [`serve`](Self::serve) and [`bind`](Self::bind), on another transport with [`listen`](Self::listen),
+/// and inside another server with [`into_service`](Self::into_service). Settings are checked there.
+///
+/// | set | routes |
 /// |---|---|
 /// | always | `GET /health`, `/ready`, `/capabilities`, `/openapi.json` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
 /// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
-/// | [`route`](Self::route) | whatever its service answers |
+/// | [`route`](Self::route) | a route of your own |
 pub struct Server {
     dispatcher: Dispatcher,
     transport: Arc<dyn Transport>,
@@ -60,7 +63,7 @@ pub struct Server {
 type BoxError = Box<dyn Error + Send + Sync>;
 
 impl Server {
-    /// A server of this id, such as `judge`, which serves nothing but its probes yet.
+    /// Creates a server of this id, such as `judge`, which has no routes but its probes.
     pub fn new(id: impl Into<String>) -> Self {
         Self {
             dispatcher: Dispatcher::new(id),
@@ -76,48 +79,52 @@ impl Server {
         }
     }
 
-    /// Adds a contract and the arm that serves it. The contract is inferred where the arm has one; `arm::<C>(..)` names it
-    /// where it has several. A contract that is served already is replaced.
+    /// Adds an arm for a contract, in place of one that was added for it before.
+    ///
+    /// The contract is inferred if the arm implements one; `arm::<C>(..)` names it if the arm implements several.
     #[must_use]
     pub fn arm<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
         self.dispatcher.serve::<C>(arm);
         self
     }
 
-    /// Takes tasks for an orchestrator: a [`Brain`](octollm_core::brain::Brain), or a client of one elsewhere. The card at
-    /// `GET /capabilities` then lists the arms that it knows. It is drained and closed when the server ends (see
-    /// [`run_until`](BoundServer::run_until)); where the server is mounted, that is up to the service around it.
+    /// Sets the orchestrator that runs tasks: a [`Brain`](octollm_core::brain::Brain), or a client of one elsewhere.
+    ///
+    /// The card at `GET /capabilities` then lists the arms that it knows. The server drains and closes it at its end (see
+    /// [`run_until`](BoundServer::run_until)). A mounted server leaves that to the server around it.
     #[must_use]
     pub fn orchestrator(mut self, orchestrator: impl Orchestrator) -> Self {
         self.orchestrator = Some(Arc::new(orchestrator));
         self
     }
 
-    /// Screens tasks. `POST /preprocess` answers what the reflex makes of a text, and `POST /tasks` hands on what passes. A
-    /// task that the reflex answers by itself comes back completed, with 200 in place of 202, and is not stored.
+    /// Sets the reflex that screens tasks.
     ///
-    /// Only tasks are screened: the inputs of contracts that the same server serves by [`arm`](Self::arm) go to the arm as
-    /// they are, by their own routes and by `POST /execute`.
+    /// `POST /preprocess` answers the reaction of the reflex to a text. `POST /tasks` submits the tasks that pass. A task that
+    /// the reflex answers is returned completed, with 200 in place of 202, and is not stored.
+    ///
+    /// Only tasks are screened. Inputs of the contracts that the server serves by [`arm`](Self::arm) reach the arm unchanged.
     #[must_use]
     pub fn reflex(mut self, reflex: impl Reflex) -> Self {
         self.reflex = Some(Arc::new(reflex));
         self
     }
 
-    /// Sets the arms that arms and reflexes of this server may call.
+    /// Sets the arms that the arms and the reflex of this server can call. By default there are none.
     #[must_use]
     pub fn arms(mut self, arms: impl Transport) -> Self {
         self.transport = Arc::new(arms);
         self
     }
 
-    /// Adds a route of your own. Its path may have `{parameters}`; the service reads them from the URI.
+    /// Adds a route of your own. Its path can have `{parameters}`, which the service reads from the URI.
     ///
-    /// The checks of every request come first: head, limits, identity. The service finds the
-    /// [`Caller`](octollm_core::parts::Caller) and the [`ContextParts`](octollm_core::parts::ContextParts) in the extensions
-    /// of the request, gets the body as it comes, and has a place among the requests that run until its answer is sent. It
-    /// may answer 101 and take the connection over with `hyper::upgrade::on`: that connection then has no limits but the
-    /// service's own, and ends with the server. An error is answered with 500 and logged.
+    /// The head, the limits and the identity are checked first, as for every request. The extensions of the request hold the
+    /// [`Caller`](octollm_core::parts::Caller) and the [`ContextParts`](octollm_core::parts::ContextParts). The body is streamed.
+    /// The request counts as running until its answer is sent. An error of the service is logged and answered with 500.
+    ///
+    /// The service can answer 101 and take the connection over with `hyper::upgrade::on`. That connection has no limits but the
+    /// service's own, and is closed at the end of the server.
     #[must_use]
     pub fn route<S, B>(mut self, method: Method, path: impl Into<String>, service: S) -> Self
     where
@@ -134,8 +141,8 @@ impl Server {
         self
     }
 
-    /// Adds a tower layer around the whole service: every request passes it before any check. Of several, the one that was
-    /// added last is the outermost.
+    /// Adds a tower layer around the whole service, which every request passes before any check. The layer added last is the
+    /// outermost.
     #[must_use]
     pub fn layer<L, B>(mut self, layer: L) -> Self
     where
@@ -150,7 +157,8 @@ impl Server {
         self
     }
 
-    /// Establishes who calls. Without this and [`identity_from_extensions`](Self::identity_from_extensions) callers are
+    /// Sets the authenticator, which establishes who calls. Without this and
+    /// [`identity_from_extensions`](Self::identity_from_extensions) a caller is
     /// [`Unchecked`](octollm_core::parts::Caller::Unchecked).
     #[must_use]
     pub fn authenticate(mut self, authenticator: impl Authenticate) -> Self {
@@ -158,62 +166,62 @@ impl Server {
         self
     }
 
-    /// Believes a [`Caller`](octollm_core::parts::Caller) in the extensions of a request, which a layer or the service around
-    /// this one has put there; it cannot come over the network. A request without one is authenticated if there is an
-    /// authenticator, and is anonymous otherwise.
+    /// Accepts a [`Caller`](octollm_core::parts::Caller) in the extensions of a request, where a layer or the server around this
+    /// one has set it. It cannot come over the network. A request without one is authenticated, or is anonymous if there is no
+    /// authenticator.
     #[must_use]
     pub fn identity_from_extensions(mut self) -> Self {
         self.identity.from_extensions = true;
         self
     }
 
-    /// Lets everybody call everything that needs no identity established: a server that listens beyond loopback or is
-    /// mounted needs this, or one of the two above.
+    /// Accepts every caller. A server that listens beyond loopback or is mounted needs this,
+    /// [`authenticate`](Self::authenticate) or [`identity_from_extensions`](Self::identity_from_extensions).
     #[must_use]
     pub fn open_to_all(mut self) -> Self {
         self.identity.open_to_all = true;
         self
     }
 
-    /// Sets what the server is for, in a sentence or two.
+    /// Sets the description in the card: the purpose of the server, in a sentence or two.
     #[must_use]
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.dispatcher.card_mut().description = description.into();
         self
     }
 
-    /// Sets the version of the program that serves.
+    /// Sets the version of the program in the card.
     #[must_use]
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.dispatcher.card_mut().version = version.into();
         self
     }
 
-    /// Sets the cost tier of its arms, from 1 (cheap) to 5 (default 3).
+    /// Sets the cost tier of the arms in the card, from 1 (cheap) to 5. Default 3; a value out of range is clamped.
     #[must_use]
     pub fn cost_tier(mut self, tier: u8) -> Self {
         self.dispatcher.card_mut().cost_tier = tier.clamp(1, 5);
         self
     }
 
-    /// Sets where others reach it, such as `http://judge-arm:8103`. By default its card has what the caller asked, and
-    /// nothing where the server is mounted, since only the caller knows the path.
+    /// Sets the URL in the card, such as `http://judge-arm:8103`. By default it is the host that the caller asked. The card of a
+    /// mounted server has none by default, since only the caller knows the path.
     #[must_use]
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.dispatcher.card_mut().endpoint = Some(endpoint.into());
         self
     }
 
-    /// Adds a member `error` to the body of every error that the server itself answers, with `code` and `message` once more,
-    /// for clients of other stacks that read `error.message`. Answers of [routes](Self::route) and
-    /// [layers](Self::layer) of your own stay as they are.
+    /// Adds a member `error` with `code` and `message` to the body of every error, for clients that read `error.message`. Answers
+    /// of your own [routes](Self::route) and [layers](Self::layer) are not changed.
     #[must_use]
     pub fn nested_errors(mut self) -> Self {
         self.errors = ErrorForm::Nested;
         self
     }
 
-    /// Adds something that must hold for `GET /ready` to say so. Of several checks of one name all must hold.
+    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. Several checks of one name are
+    /// reported as one, which holds if all of them do.
     #[must_use]
     pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
     where
@@ -224,11 +232,10 @@ impl Server {
         self
     }
 
-    /// Listens on TCP, and serves until SIGTERM or Ctrl-C; then what runs may come to its end: see
-    /// [`run_until_signal`](BoundServer::run_until_signal).
+    /// Listens on TCP and serves until SIGTERM or Ctrl-C, as [`run_until_signal`](BoundServer::run_until_signal) does.
     ///
     /// # Errors
-    /// As [`bind`](Self::bind).
+    /// Those of [`bind`](Self::bind).
     ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
@@ -237,11 +244,14 @@ impl Server {
         Ok(())
     }
 
-    /// Listens on TCP, and serves nothing yet. Port 0 has the system choose one.
+    /// Listens on TCP, without serving yet. For port 0 the system chooses one.
     ///
     /// # Errors
-    /// The server cannot be built or cannot listen; it is an error of the setting `authenticate` beyond loopback where nothing establishes who
-    /// calls.
+    /// A setting is invalid, or the address cannot be listened on. The setting is `authenticate` if the address is beyond loopback
+    /// and nothing establishes who calls.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the server, and the listener with it.
     pub async fn bind(self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
         let addresses: Vec<_> = lookup_host(address).await.map_err(not_found)?.collect();
         let beyond = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
@@ -256,10 +266,11 @@ impl Server {
         Ok(BoundServer::new(acceptor, built))
     }
 
-    /// Takes connections from an acceptor of any kind, and serves nothing yet.
+    /// Accepts connections from an acceptor, without serving yet.
     ///
     /// # Errors
-    /// As [`bind`](Self::bind), where the acceptor is not [local](Acceptor::is_local).
+    /// A setting is invalid. The setting is `authenticate` if the acceptor is not [local](Acceptor::is_local) and nothing
+    /// establishes who calls.
     pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer<A>, ConfigError> {
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;
@@ -267,12 +278,13 @@ impl Server {
         Ok(BoundServer::new(acceptor, self.build()?))
     }
 
-    /// The server as a tower service, to mount into a server that exists already. Limits on connections are then that
-    /// server's; those on requests hold. Nothing closes an [orchestrator](Self::orchestrator) when that server ends: call its
-    /// [`close`](Orchestrator::close) there.
+    /// Returns the server as a tower service, to mount into another server.
+    ///
+    /// Limits on requests hold; limits on connections are those of the other server. Call [`close`](Orchestrator::close) of an
+    /// [orchestrator](Self::orchestrator) at its end.
     ///
     /// # Errors
-    /// The server cannot be built; it is an error of the setting `authenticate` where nothing establishes who calls.
+    /// A setting is invalid. The setting is `authenticate` if nothing establishes who calls.
     pub fn into_service(self) -> Result<HttpService, ConfigError> {
         self.guarded(|| "a mounted service".into())?;
         self.build().map(|built| built.service)
@@ -304,12 +316,14 @@ impl Server {
         let dispatcher = Arc::new(dispatcher);
         let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
         let mut table = RouteTable::default();
-        // The routes of the server's own come before those of contracts: where two have the same path, it is the contract that
-        // needs another.
-        add_probes(&mut table, &own, self.reflex.is_some(), orchestrator.is_some(), errors)?;
+        // Before the routes of contracts: of two routes with one path the error names the contract.
+        arm::add_probes(&mut table, &own)?;
+        let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
+        let document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
+        table.add(Method::GET, "/openapi.json", Written(document.write()))?;
         let screen = self.reflex.map(|reflex| Screen { reflex, transport: transport.clone() });
-        add_tasks(&mut table, own, screen, orchestrator.clone())?;
-        add_contracts(&mut table, &dispatcher, &transport)?;
+        tasks::add_tasks(&mut table, own, screen, orchestrator.clone())?;
+        arm::add_contracts(&mut table, &dispatcher, &transport)?;
         for (method, path, service) in self.routes {
             table.service(method, &path, service)?;
         }
@@ -321,68 +335,6 @@ impl Server {
 }
 
 server_limits!(limits_setters Server);
-
-fn add_probes(
-    table: &mut RouteTable,
-    own: &ArmCapabilities,
-    screens: bool,
-    has_tasks: bool,
-    errors: ErrorForm,
-) -> Result<(), ConfigError> {
-    let (card, health) = (own.dispatcher.card(), own.health.clone());
-    table.add(Method::GET, "/health", Health { health: health.clone(), version: card.version.clone() })?;
-    table.add(Method::GET, "/ready", Ready { health })?;
-    let document = Document::new(card, errors == ErrorForm::Nested, screens, has_tasks);
-    table.add(Method::GET, "/openapi.json", Written(document.write()))
-}
-
-fn add_tasks(
-    table: &mut RouteTable,
-    own: ArmCapabilities,
-    screen: Option<Screen>,
-    orchestrator: Option<Arc<dyn Orchestrator>>,
-) -> Result<(), ConfigError> {
-    if let Some(screen) = &screen {
-        table.add(Method::POST, "/preprocess", Preprocess(screen.clone()))?;
-    }
-    let Some(orchestrator) = orchestrator else {
-        return table.add(Method::GET, "/capabilities", own);
-    };
-    for path in ["/capabilities", "/arms"] {
-        let known = KnownArms { orchestrator: orchestrator.clone(), own: own.clone() };
-        table.add(Method::GET, path, known)?;
-    }
-    for (method, path, operation) in [
-        (Method::POST, "/tasks", TaskOperation::Submit),
-        (Method::GET, "/tasks", TaskOperation::List),
-        (Method::GET, "/tasks/{id}", TaskOperation::Get),
-        (Method::DELETE, "/tasks/{id}", TaskOperation::Cancel),
-        (Method::POST, "/tasks/{id}/rerun", TaskOperation::Rerun),
-        (Method::GET, "/tasks/{id}/journal", TaskOperation::Journal),
-    ] {
-        let (orchestrator, screen) = (orchestrator.clone(), screen.clone());
-        table.add(method, path, Tasks { operation, orchestrator, screen })?;
-    }
-    Ok(())
-}
-
-fn add_contracts(
-    table: &mut RouteTable,
-    dispatcher: &Arc<Dispatcher>,
-    transport: &Arc<dyn Transport>,
-) -> Result<(), ConfigError> {
-    if dispatcher.routes().is_empty() {
-        return Ok(());
-    }
-    let execute = Execute { dispatcher: dispatcher.clone(), transport: transport.clone() };
-    table.add(Method::POST, "/execute", execute)?;
-    for (position, route) in dispatcher.routes().iter().enumerate() {
-        let (contract, path) = (route.contract().clone(), route.spec().path);
-        let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
-        table.contract(path, Contract { dispatcher, contract, position, transport })?;
-    }
-    Ok(())
-}
 
 fn not_found(source: std::io::Error) -> ConfigError {
     ConfigError::new("address", "was not found").with_source(source)

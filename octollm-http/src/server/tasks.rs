@@ -3,11 +3,11 @@
 use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use jiff::Timestamp;
 use octollm_core::{
     Context,
-    error::{ArmError, ErrorKind, Failure},
+    error::{ArmError, ConfigError, ErrorKind, Failure},
     id::{StepKey, TaskId},
     json,
     orchestrator::{JournalStep, Orchestrator, TaskQuery},
@@ -21,22 +21,54 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
+    arm::{ArmCapabilities, KnownArms},
     head::percent_decoded,
     reply::{Answer, Refusal},
-    routes::{Endpoint, Inbound, Takes, within},
+    routes::{Endpoint, Inbound, RouteTable, Takes, within},
 };
 
+/// Adds the routes of an orchestrator and of a reflex.
+pub(crate) fn add_tasks(
+    table: &mut RouteTable,
+    own: ArmCapabilities,
+    screen: Option<Screen>,
+    orchestrator: Option<Arc<dyn Orchestrator>>,
+) -> Result<(), ConfigError> {
+    if let Some(screen) = &screen {
+        table.add(Method::POST, "/preprocess", Preprocess(screen.clone()))?;
+    }
+    let Some(orchestrator) = orchestrator else {
+        return table.add(Method::GET, "/capabilities", own);
+    };
+    for path in ["/capabilities", "/arms"] {
+        let known = KnownArms { orchestrator: orchestrator.clone(), own: own.clone() };
+        table.add(Method::GET, path, known)?;
+    }
+    for (method, path, operation) in [
+        (Method::POST, "/tasks", TaskOperation::Submit),
+        (Method::GET, "/tasks", TaskOperation::List),
+        (Method::GET, "/tasks/{id}", TaskOperation::Get),
+        (Method::DELETE, "/tasks/{id}", TaskOperation::Cancel),
+        (Method::POST, "/tasks/{id}/rerun", TaskOperation::Rerun),
+        (Method::GET, "/tasks/{id}/journal", TaskOperation::Journal),
+    ] {
+        let (orchestrator, screen) = (orchestrator.clone(), screen.clone());
+        table.add(method, path, Tasks { operation, orchestrator, screen })?;
+    }
+    Ok(())
+}
+
 /// One route of the tasks of an orchestrator.
-pub(crate) struct Tasks {
-    pub(crate) operation: TaskOperation,
-    pub(crate) orchestrator: Arc<dyn Orchestrator>,
+struct Tasks {
+    operation: TaskOperation,
+    orchestrator: Arc<dyn Orchestrator>,
     /// Screens each task before it is submitted.
-    pub(crate) screen: Option<Screen>,
+    screen: Option<Screen>,
 }
 
 /// What a route does with tasks.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum TaskOperation {
+enum TaskOperation {
     /// `POST /tasks`
     Submit,
     /// `GET /tasks`
@@ -175,7 +207,7 @@ async fn screened<T>(cx: &Context, work: impl Future<Output = Result<T, ArmError
 }
 
 /// `POST /preprocess`
-pub(crate) struct Preprocess(pub(crate) Screen);
+struct Preprocess(Screen);
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

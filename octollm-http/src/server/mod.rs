@@ -31,9 +31,9 @@
 //! # }
 //! ```
 //!
-//! A request's head is checked, a route found, the caller established, the body read; whatever goes wrong is a problem
-//! ([`wire::Problem`](crate::wire::Problem)). [`HttpService`] is that service by itself, to mount into a server that exists
-//! already; [`BoundServer`] serves it over an [`Acceptor`](crate::io::Acceptor), with limits on what a connection may do.
+//! For each request the server checks the head, finds the route, authenticates the caller and reads the body. Every failure is
+//! answered with a [`Problem`](crate::wire::Problem). [`HttpService`] is this service alone, to mount into another server.
+//! [`BoundServer`] serves it over an [`Acceptor`](crate::io::Acceptor), with limits on each connection.
 // A module uses only what stands before it here.
 mod config;
 mod limited;

@@ -20,9 +20,9 @@ use octollm_core::{
 
 use crate::wire::BodyBuffer;
 
-/// The body of a request, as it comes.
+/// The body of a request, streamed.
 ///
-/// Its errors are those of the connection: the caller broke off, or wrote what is not HTTP.
+/// It fails if the connection is lost or its bytes are not HTTP.
 pub struct RequestBody(UnsyncBoxBody<Bytes, BoxError>);
 
 impl RequestBody {
@@ -63,14 +63,14 @@ impl fmt::Debug for RequestBody {
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// How much of a body is read, and for how long.
+/// The limits on reading a body.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BodyLimits<'a> {
     pub(crate) bytes: usize,
     pub(crate) time: Duration,
-    /// The caller's own deadline.
+    /// Deadline of the caller.
     pub(crate) deadline: Option<Deadline>,
-    /// What all bodies that are still arriving may hold.
+    /// The bytes of all bodies that are still arriving.
     pub(crate) arriving: &'a ArrivingBytes,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct ArrivingBytes {
     most: usize,
 }
 
-/// The part of them that is one body's.
+/// The share of one body in [`ArrivingBytes`].
 struct Share<'a> {
     arriving: &'a ArrivingBytes,
     bytes: usize,
@@ -119,7 +119,8 @@ impl Drop for Share<'_> {
 /// Reads a whole body.
 ///
 /// # Errors
-/// Too large, at the byte or by what it says of itself; too late; too much with all others that are arriving; or broken off.
+/// The body is too large, in fact or as declared; it arrives too slowly; all arriving bodies together are too large; or the
+/// connection was lost.
 pub(crate) async fn read<B>(body: B, limits: BodyLimits<'_>) -> Result<Bytes, Failure>
 where
     B: Body<Data = Bytes>,
@@ -146,10 +147,10 @@ where
     })
 }
 
-/// The output of a future that needs no more than one turn of the event loop.
+/// The output of a future that completes at its second poll.
 ///
-/// hyper hands over the body of an HTTP/1 request only after it was asked for it once: the first `Pending` says nothing
-/// about the caller. A body that has arrived is had in the second turn, without the cost of a timer.
+/// hyper yields the body of an HTTP/1 request only after a first poll, which returns `Pending`. A body that has arrived is read at
+/// the second poll, without the cost of a timer.
 async fn soon<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     let mut asked = false;
     poll_fn(move |cx| match future.as_mut().poll(cx) {
@@ -194,11 +195,11 @@ fn too_large(most: usize) -> Failure {
 }
 
 fn broken_off(error: impl Into<BoxError>) -> Failure {
-    tracing::debug!(error = %error.into(), "body broken off");
-    Failure::new(ErrorKind::BadRequest, "the body is malformed or was broken off")
+    tracing::debug!(error = %error.into(), "the body ended early");
+    Failure::new(ErrorKind::BadRequest, "the body is malformed or incomplete")
 }
 
-/// More than this server takes at once.
+/// The failure of a server that is at one of its limits.
 pub(crate) fn overloaded() -> Failure {
     let mut failure = Failure::of(ErrorKind::Overloaded);
     failure.retry_after = Some(Duration::from_secs(1));

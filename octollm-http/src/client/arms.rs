@@ -25,7 +25,7 @@ use super::{
 };
 use crate::limits::limits_setters;
 
-/// The arms of a system, called over HTTP. Cheap to clone; clones share their connections.
+/// A client of arms over HTTP. It is cheap to clone; clones share their connections.
 ///
 /// ```no_run
 /// # use octollm_http::client::Arms;
@@ -35,9 +35,8 @@ use crate::limits::limits_setters;
 /// # Ok(()) }
 /// ```
 ///
-/// Which arm offers a contract is learned from the arms themselves, at the first call and whenever it changes. Where
-/// several do, or an arm has several URLs, they are called in turn, and the next one is tried where no connection
-/// comes about.
+/// The client asks the arms for their contracts at the first call and after a change. If several arms serve a contract, or an
+/// arm has several URLs, calls go to them in turn. If one cannot be connected, the next one is tried.
 #[derive(Clone)]
 pub struct Arms(Arc<Shared>);
 
@@ -47,70 +46,73 @@ struct Shared {
 }
 
 impl Arms {
-    /// The arms that environment variables name: each `OCTOLLM_ARM_<ID>=http://host:port`, or several URLs separated
-    /// by commas. `OCTOLLM_ARM_CODE_REVIEWER` is the arm `code-reviewer`. Without such variables no arm is known.
+    /// Creates a client of the arms in the environment: each `OCTOLLM_ARM_<ID>=http://host:port`, or several URLs separated by
+    /// commas. `OCTOLLM_ARM_CODE_REVIEWER` is the arm `code-reviewer`. Without such variables the client has no arms.
     ///
     /// # Errors
-    /// A [`ConfigError`] that names the variable.
+    /// A variable is invalid: the setting of the error is its name.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_vars(std::env::vars_os())
     }
 
-    /// As [`from_env`](Self::from_env), from variables that are given.
+    /// Creates a client as [`from_env`](Self::from_env) does, from these variables.
     ///
     /// # Errors
-    /// A [`ConfigError`] that names the variable.
+    /// Those of [`from_env`](Self::from_env).
     pub fn from_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
         variables: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
         Self::builder().vars(variables)?.build()
     }
 
-    /// Names the arms one by one.
+    /// Returns a builder, to add arms one by one and to set limits and layers.
     pub fn builder() -> ArmsBuilder {
         ArmsBuilder::default()
     }
 
-    /// Calls the arm that serves `C`, in a context of its own: see [`Context::call`].
+    /// Calls the arm that serves `C`, in a new context: see [`Context::call`].
     ///
     /// # Errors
-    /// As [`CallFuture`].
+    /// Those of [`CallFuture`].
     ///
     /// # Cancel safety
-    /// Dropping the future gives the call up: its connection is closed, and the arm sees that.
+    /// Dropping the future cancels the call: its connection is closed, and the arm's future is dropped.
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
         self.context().call(input)
     }
 
-    /// Calls an arm by a contract's name, with JSON in and JSON out: see [`Context::call_json`].
+    /// Calls a contract by its name, with JSON as input and output: see [`Context::call_json`].
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// Those of [`call`](Self::call).
     ///
     /// # Cancel safety
-    /// As [`call`](Self::call).
+    /// That of [`call`](Self::call).
     pub fn call_json(&self, contract: &ContractRef, input: &Value) -> CallFuture<Value> {
         self.context().call_json(contract, input)
     }
 
-    /// The beginning of a piece of work: its calls share a correlation id, and what they use up is summed.
+    /// Returns a new context, whose calls share a correlation id and a sum of usage.
     pub fn context(&self) -> Context {
         self.context_of(ContextParts::new())
     }
 
-    /// A piece of work that may take so long, all its calls together.
+    /// Returns a new context with a deadline for all its calls together.
     pub fn within(&self, time: Duration) -> Context {
         let mut parts = ContextParts::new();
         parts.deadline = Some(Deadline::after(time));
         self.context_of(parts)
     }
 
-    /// A piece of work with ids, a deadline and a budget that are given.
+    /// Returns a context with these ids, deadline and budget.
     pub fn context_of(&self, parts: ContextParts) -> Context {
         Context::from_parts(parts, Arc::clone(&self.0) as Arc<dyn Transport>)
     }
 
-    /// The cards of the arms that can be reached now: they are asked, unless that was done within the last second.
+    /// Returns the cards of the arms that can be reached. They are asked, unless that was done within the last second.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect on calls.
     pub async fn cards(&self) -> Vec<ArmCard> {
         self.0.cards().await
     }
@@ -129,7 +131,7 @@ impl Transport for Arms {
 
 #[async_trait]
 impl Transport for Shared {
-    // What `async fn` would stand for, without a future around the one that is boxed already.
+    // The expansion of an `async fn`, without a future around the one that is boxed already.
     fn call<'a, 'async_trait>(&'a self, call: Call) -> Calling<'async_trait>
     where
         'a: 'async_trait,
@@ -150,10 +152,11 @@ impl fmt::Debug for Arms {
     }
 }
 
-/// Puts [`Arms`] together: see [`Arms::builder`]. Mistakes are reported by [`build`](Self::build).
+/// Builds [`Arms`]: see [`Arms::builder`]. [`build`](Self::build) checks all settings.
 ///
-/// A call passes the layers added by [`layer`](Self::layer), then an endpoint is chosen, then it passes the layers of
-/// that endpoint, and is written as an HTTP request, which passes those added by [`request_layer`](Self::request_layer).
+/// A call passes the layers of [`layer`](Self::layer). Then an endpoint is chosen, and the call passes its layers of
+/// [`endpoint_layer`](Self::endpoint_layer). It is written as an HTTP request, which passes those of
+/// [`request_layer`](Self::request_layer).
 #[must_use = "a builder does nothing until it builds"]
 #[derive(Default)]
 pub struct ArmsBuilder {
@@ -165,9 +168,9 @@ pub struct ArmsBuilder {
 
 request_setters!(ArmsBuilder);
 
-/// An arm with the words that it was given in.
+/// An arm as it was added.
 struct Named {
-    /// For errors: the variable, or the arm's id.
+    /// Name in errors: that of the variable, or the id of the arm.
     name: String,
     id: String,
     urls: Vec<String>,
@@ -175,15 +178,15 @@ struct Named {
 }
 
 impl ArmsBuilder {
-    /// Adds an arm: its id, and its URL, or several of them separated by commas. What it offers is asked of it.
+    /// Adds an arm with its id and its URL, or several URLs separated by commas. The arm is asked for its contracts.
     pub fn endpoint(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
         self.named(id.into(), urls.as_ref(), None)
     }
 
-    /// Adds an arm that serves `C` by its usual path, and is not asked: for services that know nothing of octollm.
-    /// One that serves several contracts is added once for each, with the same URLs.
+    /// Adds a service that serves `C` at its usual path and is not asked for a card, such as one without octollm. A service with
+    /// several contracts is added once for each, with the same URLs.
     pub fn endpoint_serving<C: TaskContract>(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
-        // Its schemas are what it makes of them.
+        // The schemas of the service are not known.
         let mut card = ContractCard::of::<C>();
         card.fingerprint = String::new();
         self.named(id.into(), urls.as_ref(), Some(card))
@@ -195,10 +198,10 @@ impl ArmsBuilder {
         self
     }
 
-    /// Adds the arms of these environment variables: each `OCTOLLM_ARM_<ID>=url[,url]`. Others are passed over.
+    /// Adds the arms of these environment variables, each `OCTOLLM_ARM_<ID>=url[,url]`. Other variables are ignored.
     ///
     /// # Errors
-    /// A [`ConfigError`] for a value that is not UTF-8.
+    /// A value is not UTF-8.
     pub fn vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
         mut self,
         variables: impl IntoIterator<Item = (K, V)>,
@@ -207,9 +210,10 @@ impl ArmsBuilder {
         Ok(self)
     }
 
-    /// Puts a layer around each call, above its [retry](octollm_core::context::CallFuture::retry) and the choice of an endpoint: a
-    /// retry here, too, can reach another endpoint, by way of [`Call::avoid`]. The layer added last is the outermost. An error that is no
-    /// [`CallError`](octollm_core::error::CallError) becomes the source of one.
+    /// Adds a tower layer around each call, above its [retry](octollm_core::context::CallFuture::retry) and the choice of an
+    /// endpoint. A retry in this layer can reach another endpoint with [`Call::avoid`]. The layer added last is the outermost.
+    ///
+    /// An error other than [`CallError`] becomes the source of one.
     pub fn layer<L>(mut self, layer: L) -> Self
     where
         L: Layer<CallService> + Send + Sync + 'static,
@@ -221,8 +225,8 @@ impl ArmsBuilder {
         self
     }
 
-    /// Puts a layer around the calls to each endpoint, below the choice: it makes one service for each endpoint, which is
-    /// there as long as the endpoint is known. The layer added last is the outermost.
+    /// Adds a tower layer around the calls to each endpoint. It creates one service per endpoint, which is used as long as the
+    /// client exists. The layer added last is the outermost.
     pub fn endpoint_layer<L>(mut self, layer: L) -> Self
     where
         L: Layer<CallService> + Send + Sync + 'static,
@@ -234,10 +238,10 @@ impl ArmsBuilder {
         self
     }
 
-    /// Builds the client. Nothing is connected yet: that is done by the first call.
+    /// Builds the client. The first call opens the first connection.
     ///
     /// # Errors
-    /// A [`ConfigError`] that names what is wrong.
+    /// A setting, an id or a URL is invalid.
     pub fn build(self) -> Result<Arms, ConfigError> {
         let time_limit = self.requests.config.capabilities_timeout;
         let count = self.arms.iter().map(|arm| &arm.id).collect::<HashSet<_>>().len();
@@ -263,8 +267,7 @@ impl fmt::Debug for ArmsBuilder {
 
 const PREFIX: &str = "OCTOLLM_ARM_";
 
-/// Reads `OCTOLLM_ARM_<ID>=url[,url]` and passes all others over. In the order of their names: that of an environment
-/// means nothing.
+/// Reads the variables `OCTOLLM_ARM_<ID>=url[,url]`, sorted by name, and ignores all others.
 fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     variables: impl IntoIterator<Item = (K, V)>,
 ) -> Result<Vec<Named>, ConfigError> {
@@ -319,7 +322,7 @@ fn with_contract(mut card: ArmCard, contract: ContractCard) -> ArmCard {
 
 impl fmt::Debug for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // No URLs: nobody has looked yet whether they hold credentials.
+        // No URLs: they are not checked yet for credentials.
         f.write_str(&self.name)
     }
 }

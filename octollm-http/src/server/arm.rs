@@ -65,11 +65,11 @@ pub(crate) fn add_contracts(
     Ok(())
 }
 
-/// `POST /{path}`: the contract's JSON in, its output's JSON out.
+/// `POST /{path}`: runs a contract.
 struct Contract {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) contract: ContractRef,
-    /// Where the contract stands in the dispatcher's routes.
+    /// Position among the routes of the dispatcher.
     pub(crate) position: usize,
     pub(crate) transport: Arc<dyn Transport>,
 }
@@ -90,8 +90,8 @@ impl Endpoint for Contract {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let around = Execution::new(inbound.parts, self.transport.clone());
-        let outcome = self.route()?.execute(&inbound.body, around).await;
+        let execution = Execution::new(inbound.parts, self.transport.clone());
+        let outcome = self.route()?.execute(&inbound.body, execution).await;
         match outcome.result {
             Ok(output) => Ok(Answer::written(output).usage(outcome.usage)),
             Err(error) => Err(Refusal::from(error.into_failure()).usage(outcome.usage)),
@@ -99,7 +99,7 @@ impl Endpoint for Contract {
     }
 }
 
-/// `POST /execute`: the contract is picked by the body.
+/// `POST /execute`: runs the contract that the body names.
 struct Execute {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) transport: Arc<dyn Transport>,
@@ -146,8 +146,8 @@ impl Endpoint for Execute {
         let route = found.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
 
         let (timestamp, begun) = (Timestamp::now(), Instant::now());
-        let around = Execution::new(parts, self.transport.clone());
-        let outcome = route.execute(envelope.input.get().as_bytes(), around).await;
+        let execution = Execution::new(parts, self.transport.clone());
+        let outcome = route.execute(envelope.input.get().as_bytes(), execution).await;
         let output = match outcome.result {
             Ok(output) => output,
             Err(error) => {
@@ -166,7 +166,7 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// `GET /health`: the process lives.
+/// `GET /health`: reports that the process runs.
 struct Health {
     pub(crate) health: Arc<HealthState>,
     pub(crate) version: String,
@@ -191,7 +191,7 @@ impl Endpoint for Health {
     }
 }
 
-/// `GET /ready`: work may be sent here.
+/// `GET /ready`: reports whether the server accepts work.
 struct Ready {
     pub(crate) health: Arc<HealthState>,
 }
@@ -236,8 +236,8 @@ impl Endpoint for ArmCapabilities {
 }
 
 impl ArmCapabilities {
-    /// The card as it is now. Where nothing else is set, its endpoint is what the caller asked. Below a path of somebody
-    /// else's server that is not known, and left to the caller, who knows by which URL it asks.
+    /// The current card. Its endpoint, unless it is set, is the host that the caller asked. A mounted server does not know its
+    /// path, so that its card has none; the caller knows the URL.
     pub(crate) fn card(&self, inbound: &Inbound<'_>) -> ArmCard {
         let mut card: ArmCard = self.dispatcher.card().clone();
         if card.endpoint.is_none() && inbound.arrival != Arrival::Mounted {
@@ -250,8 +250,7 @@ impl ArmCapabilities {
     }
 }
 
-/// `GET /capabilities` and `GET /arms` of an orchestrator: the cards of the arms it knows, with its own beside them where it
-/// serves contracts itself.
+/// `GET /capabilities` and `GET /arms` of an orchestrator: the cards of the arms it knows, and its own if it serves contracts.
 pub(crate) struct KnownArms {
     pub(crate) orchestrator: Arc<dyn Orchestrator>,
     pub(crate) own: ArmCapabilities,
@@ -297,7 +296,7 @@ impl Endpoint for Written {
     }
 }
 
-/// One thing that must hold for a server to be ready.
+/// A readiness check.
 pub(crate) struct Check {
     name: String,
     run: Box<dyn Fn() -> CheckFuture + Send + Sync>,
@@ -321,7 +320,7 @@ impl fmt::Debug for Check {
     }
 }
 
-/// How a server is: how long it runs, whether it goes down, and what it depends on.
+/// The health of a server: its uptime, its readiness checks, and whether it shuts down.
 #[derive(Debug)]
 pub(crate) struct HealthState {
     started: Instant,
@@ -339,7 +338,7 @@ impl HealthState {
         self.started.elapsed()
     }
 
-    /// From now on the server is not ready.
+    /// Makes the server not ready from now on.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
     }
@@ -348,7 +347,7 @@ impl HealthState {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Runs all checks at once. One that takes too long or panics has failed.
+    /// Runs all checks concurrently. A check that exceeds its time limit or panics has failed.
     pub(crate) async fn run_checks(&self) -> BTreeMap<&str, bool> {
         let checks = self.checks.iter().map(|check| async move {
             let run = AssertUnwindSafe(async { (check.run)().await }).catch_unwind();

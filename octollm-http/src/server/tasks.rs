@@ -1,4 +1,4 @@
-//! The tasks of an orchestrator, and the screening of what comes in.
+//! The routes of an orchestrator and of a reflex: tasks, and their screening.
 
 use std::{future::Future, sync::Arc};
 
@@ -58,7 +58,7 @@ pub(crate) fn add_tasks(
     Ok(())
 }
 
-/// One route of the tasks of an orchestrator.
+/// A route of an orchestrator.
 struct Tasks {
     operation: TaskOperation,
     orchestrator: Arc<dyn Orchestrator>,
@@ -66,7 +66,7 @@ struct Tasks {
     screen: Option<Screen>,
 }
 
-/// What a route does with tasks.
+/// The operation of a route.
 #[derive(Debug, Clone, Copy)]
 enum TaskOperation {
     /// `POST /tasks`
@@ -110,7 +110,7 @@ impl Endpoint for Tasks {
             TaskOperation::Submit => self.submit(inbound).await,
             TaskOperation::List => self.list(inbound).await,
             _ => {
-                // A text that is no task id names no task.
+                // A text that is no task id is the id of no task.
                 let id: TaskId = inbound.id.parse().map_err(|_| Failure::of(ErrorKind::TaskNotFound))?;
                 let rerun = match self.operation {
                     TaskOperation::Rerun => json::read_input(&inbound.body)?,
@@ -182,7 +182,7 @@ fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Resul
     Ok(Answer::json(&task)?)
 }
 
-/// A reflex, and the arms that it may call.
+/// A reflex, and the arms that it can call.
 #[derive(Clone)]
 pub(crate) struct Screen {
     pub(crate) reflex: Arc<dyn Reflex>,
@@ -195,7 +195,7 @@ impl Screen {
     }
 }
 
-/// What a reflex returns by the deadline.
+/// The result of a reflex, until the deadline.
 async fn screened<T>(cx: &Context, work: impl Future<Output = Result<T, ArmError>>) -> Result<T, Failure> {
     let logged = async {
         work.await.map_err(|error| {
@@ -206,7 +206,7 @@ async fn screened<T>(cx: &Context, work: impl Future<Output = Result<T, ArmError
     within(cx.deadline(), logged).await
 }
 
-/// `POST /preprocess`
+/// `POST /preprocess`: screens a text.
 struct Preprocess(Screen);
 
 #[derive(Deserialize, JsonSchema)]

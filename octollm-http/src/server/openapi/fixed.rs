@@ -1,4 +1,4 @@
-//! The parts of a document that are the same for every server.
+//! The operations and schemas of a document that are the same for every server.
 
 use http::Method;
 use octollm_core::{
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::wire::Problem;
 
-/// A route, and what the document says of it.
+/// A route and its operation in the document.
 pub(crate) type Operation = (Method, &'static str, Value);
 
 /// Statuses of any route, for a head that is refused.
@@ -248,7 +248,7 @@ pub(crate) fn reflex_schemas(schemas: &mut Map<String, Value>) {
     insert(schemas, "Preprocessed", output_schema::<Preprocessed>());
 }
 
-/// The schema of the envelope around the input of one contract, which the envelope names in any of these forms.
+/// The schema of the envelope around the input of a contract, which has these names.
 pub(crate) fn envelope(names: &[String], input: Value) -> Value {
     let task = json!({ "anyOf": [inline::<TaskId>(), { "type": "null" }] });
     json!({

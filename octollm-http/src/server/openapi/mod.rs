@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::wire::NestedError;
 
-/// A document that is being put together.
+/// The parts of a document.
 pub(crate) struct Document {
     info: Value,
     paths: Map<String, Value>,
@@ -90,7 +90,7 @@ impl Document {
         self
     }
 
-    /// A reflex may answer a task itself.
+    /// Adds the routes of tasks that a reflex screens, and can answer itself.
     fn with_screened_tasks(self) -> Self {
         let mut document = self.with_tasks();
         let answers = &mut document.paths.entry("/tasks").or_insert(Value::Null)["post"]["responses"];
@@ -173,7 +173,7 @@ fn operation_id(contract: &ContractCard) -> String {
     }
 }
 
-/// What the schemas of an operation's input, output and chunks are called.
+/// The names of the schemas of an operation's input, output and chunks.
 fn schema_names(operation: &str) -> [String; 3] {
     ["input", "output", "chunk"].map(|part| format!("{operation}.{part}"))
 }
@@ -207,13 +207,13 @@ pub(crate) fn reference(name: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
-/// Component names have letters, digits, `.`, `-` and `_` alone.
+/// The name of a definition, with the letters, digits, `.`, `-` and `_` that component names can have.
 fn definition_name(name: &str, key: &str) -> String {
     let key = key.replace(|c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c)), "_");
     format!("{name}.{key}")
 }
 
-/// `name`, or `name_2`, `name_3` and so on where that is in use: two names can differ by what components cannot have.
+/// `name`, or `name_2`, `name_3` and so on if it is in use, since two names can differ by characters that components cannot have.
 fn unused(components: &Map<String, Value>, name: String) -> String {
     let free = |name: &String| !components.contains_key(name);
     if free(&name) {
@@ -222,14 +222,14 @@ fn unused(components: &Map<String, Value>, name: String) -> String {
     (2_u64..).map(|number| format!("{name}_{number}")).find(free).unwrap_or(name)
 }
 
-/// Where the parts of one schema are among the components.
+/// The component names of the definitions of one schema.
 struct Names<'n> {
     root: &'n str,
     definitions: HashMap<String, String>,
 }
 
 impl Names<'_> {
-    /// Rewrites the references in a schema. What stands for a value, such as a default, is left as it is.
+    /// Rewrites the references in a schema. Values, such as a default, are not changed.
     fn rewrite(&self, schema: &mut Value) {
         let object = match schema {
             Value::Object(object) => object,
@@ -253,7 +253,7 @@ impl Names<'_> {
         }
     }
 
-    /// Where a reference leads among the components, if it leads to a part of this schema.
+    /// The new target of a reference to a part of this schema.
     fn moved(&self, target: &str) -> Option<String> {
         if target == "#" {
             return Some(format!("#/components/schemas/{}", self.root));

@@ -1,4 +1,4 @@
-//! Where contracts are offered: the URLs of arms, and the requests that are sent there.
+//! Offers: which contracts are served at which URLs, and the requests that are sent there.
 
 use std::{
     collections::HashMap,
@@ -28,7 +28,7 @@ use octollm_core::{
 use super::exchange::Target;
 use crate::wire;
 
-/// The URL of a service: `http://host:port`, or a path below it where the service is mounted. Cheap to clone.
+/// The URL of a service: `http://host:port`, with a path if the service is mounted. It is cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Endpoint(Arc<Inner>);
 
@@ -43,7 +43,7 @@ const MALFORMED: &str = "is not a URL such as http://judge-arm:8103";
 
 impl Endpoint {
     /// # Errors
-    /// What is wrong with the URL. The text does not repeat it: it might hold credentials.
+    /// The problem of the URL. The text does not repeat the URL, which could hold credentials.
     pub(super) fn parse(url: &str) -> Result<Self, &'static str> {
         let url = url.trim();
         if url.is_empty() {
@@ -86,7 +86,7 @@ impl Endpoint {
         Arc::clone(&self.0.url)
     }
 
-    /// A request for JSON with what travels. What is left of the deadline is written now.
+    /// Creates a request for JSON with these parts. The time left until the deadline is written now.
     pub(super) fn request(
         &self,
         method: Method,
@@ -109,8 +109,7 @@ impl Endpoint {
         request
     }
 
-    /// The URI of a route, which begins with a slash. `None` where it could be read as anything but a path below this
-    /// URL.
+    /// The URI of a path that begins with a slash. `None` if it could be read as anything but a path below this URL.
     pub(super) fn uri(&self, path: &str) -> Option<Uri> {
         if !path.starts_with('/') || path.starts_with("//") || leads_upwards(path) {
             return None;
@@ -133,7 +132,7 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// An arm as it was configured.
+/// An arm as configured.
 #[derive(Debug)]
 pub(super) struct ConfiguredArm {
     pub(super) id: Arc<str>,
@@ -166,7 +165,7 @@ pub(super) struct Offer {
     honours_keys: bool,
     /// Fingerprint of the arm's schemas; empty where the card has none.
     pub(super) fingerprint: String,
-    /// Set at the first call that has schemas of its own.
+    /// Set at the first call with schemas.
     pub(super) drift: OnceLock<Option<Drift>>,
 }
 
@@ -178,7 +177,7 @@ pub(super) struct Drift {
 }
 
 impl Offers {
-    /// Where the next call begins.
+    /// Position of the offer that this call begins with.
     pub(super) fn next_turn(&self) -> usize {
         match self.offers.len() {
             0 | 1 => 0,
@@ -186,20 +185,20 @@ impl Offers {
         }
     }
 
-    /// The steps to ask for [offers](Self::offer).
+    /// The steps of [`offer`](Self::offer).
     pub(super) fn steps(&self) -> Range<usize> {
         0..2 * self.offers.len()
     }
 
-    /// The offer of one step, if it has one. Over all steps each offer comes once: first those that are not to be avoided, beginning
-    /// with the one whose turn it is, then the others.
+    /// The offer of a step, if it has one. Over all steps each offer occurs once: first those that are not in `avoid`, from `turn`
+    /// on, then the others.
     pub(super) fn offer(&self, turn: usize, step: usize, avoid: &[Arc<str>]) -> Option<&Offer> {
         let offer = self.offers.get((turn + step) % self.offers.len().max(1))?;
         let is_avoided = avoid.iter().any(|tried| **tried == *offer.endpoint.as_str());
         (is_avoided == (step >= self.offers.len())).then_some(offer)
     }
 
-    /// Whether both lead to the same places.
+    /// Whether both have the same arms and URIs.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         let places = |all: &Self| {
             all.offers.iter().map(|offer| (Arc::clone(&offer.arm), offer.uri.clone())).collect::<Vec<_>>()
@@ -283,7 +282,7 @@ pub(super) fn all<'a>(
         .collect()
 }
 
-/// `None` where the card's path is no path.
+/// The offer of a contract at an endpoint. `None` if the path in the card is invalid.
 fn offer(arm: &Arc<str>, endpoint: &Endpoint, site: usize, contract: &ContractCard) -> Option<Offer> {
     Some(Offer {
         arm: Arc::clone(arm),

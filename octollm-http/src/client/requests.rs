@@ -16,13 +16,14 @@ use super::{
 };
 use crate::io::{Connector, Tcp};
 
-/// The service that a [`request_layer`](super::ArmsBuilder::request_layer) wraps: sends a request and reads its answer.
+/// The service around which a [`request_layer`](super::ArmsBuilder::request_layer) is added. It sends a request and reads its
+/// answer.
 ///
 /// Each request has a [`Target`] among its extensions. Bodies are whole in both directions, so that a layer can always send a
 /// request again.
 ///
-/// A layer may return a [`Failure`] as its error, which the call then has. Any other error of a layer becomes the source of
-/// one.
+/// If a layer returns a [`Failure`] as its error, the call fails with it. Any other error of a layer becomes the source of the
+/// call's error.
 pub type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
 
 /// How requests are sent: limits, connections, and layers from the innermost to the outermost.
@@ -36,7 +37,7 @@ pub(super) struct Requests {
 type Wrap = Box<dyn FnOnce(Exchange) -> Exchange + Send + Sync>;
 
 impl Requests {
-    /// Adds a layer around all that are there.
+    /// Adds a layer around the others.
     pub(super) fn layer<L>(&mut self, layer: L)
     where
         L: Layer<Exchange> + Send + Sync + 'static,
@@ -49,7 +50,7 @@ impl Requests {
         }));
     }
 
-    /// Builds what sends the requests of a client of this number of arms.
+    /// Builds the exchanger for this number of arms.
     pub(super) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
         self.config.validate()?;
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
@@ -62,7 +63,7 @@ impl Requests {
     }
 }
 
-/// Declares the setters of a builder that sends HTTP requests as its `requests` say.
+/// Declares the setters of a builder with a field `requests`.
 macro_rules! request_setters {
     ($Builder:ident) => {
         impl $Builder {
@@ -114,7 +115,7 @@ fn innermost(pool: Pool) -> Exchange {
     }))
 }
 
-/// The pool as it is, or within layers. Without layers nothing is boxed.
+/// The pool, alone or within layers. Without layers nothing is boxed.
 #[derive(Clone)]
 pub(super) enum Exchanger {
     Plain(Pool),

@@ -1,4 +1,4 @@
-//! The way of a call: layers, the choice of an endpoint, layers again, and at the bottom HTTP.
+//! The path of a call: layers, the choice of an endpoint, layers of that endpoint, and HTTP.
 
 use std::{
     fmt,
@@ -29,10 +29,10 @@ use super::{
 /// The future of a call.
 pub(super) type Calling<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
 
-/// A layer of a user, for the place above the choice of an endpoint or below it.
+/// A layer of a user, above or below the choice of an endpoint.
 pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
 
-/// Makes one of a layer of any type. An error that is no [`CallError`] becomes the source of one.
+/// Erases the type of a layer. An error other than [`CallError`] becomes the source of one.
 pub(super) fn call_layer<L>(layer: L) -> CallLayer
 where
     L: Layer<CallService> + Send + Sync + 'static,
@@ -113,11 +113,11 @@ impl Carrier {
     }
 
     /// # Cancel safety
-    /// Dropping the future gives the call up.
+    /// Dropping the future cancels the call.
     pub(super) fn call(&self, call: Call) -> Calling<'_> {
         let is_plain = call.retry == 0 && !self.has_layers_above;
         if is_plain && !self.has_layers_below {
-            // The steps below end at the deadline themselves, and say more about it.
+            // The steps below end at the deadline themselves, with errors that state more.
             return Box::pin(async move { self.sites.carry(&call).await });
         }
         Box::pin(async move {
@@ -155,7 +155,7 @@ impl Sites {
     async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
         let offers = match self.directory.offers(&call.contract) {
             Some(offers) => offers,
-            // What is rare is boxed: calls are moved about less when their futures are small.
+            // Boxed, since small futures are moved at less cost.
             None => Box::pin(self.find(call)).await?,
         };
         match self.along(&offers, call).await {
@@ -164,7 +164,7 @@ impl Sites {
         }
     }
 
-    /// Sends a call that its arm does not know to where the arm's card names it now.
+    /// Repeats a call that its arm does not know, at the path that the arm's card names now.
     async fn again(&self, refused: &Offers, call: &Call, error: CallError) -> Result<Reply, CallError> {
         let refreshed = self.directory.refresh_arm(error.arm().unwrap_or_default());
         if Deadline::run_until(call.parts.deadline, refreshed).await.is_none() {
@@ -173,7 +173,7 @@ impl Sites {
         match self.directory.offers(&call.contract) {
             Some(now) if !now.is_same(refused) => self.along(&now, call).await,
             Some(_) => Err(error),
-            // Nobody offers it any more, and the failure says what is offered.
+            // No arm offers the contract any more. The failure lists what is offered.
             None => Err(self.find(call).await.err().unwrap_or(error)),
         }
     }
@@ -185,7 +185,7 @@ impl Sites {
             .map_err(|failure| CallError::new(call.contract.clone(), failure))
     }
 
-    /// Tries the offers in turn, as long as no connection comes about. Those that the call is to avoid come last.
+    /// Tries the offers in turn until one can be connected. Those that the call avoids come last.
     async fn along(&self, offers: &Offers, call: &Call) -> Result<Reply, CallError> {
         let turn = offers.next_turn();
         let mut refused: Option<CallError> = None;
@@ -243,7 +243,7 @@ impl Site {
         let response = match sent {
             Ok(response) => response,
             Err(error) => {
-                // What a reply would have reported is lost with it.
+                // The usage is lost with the reply.
                 let ExchangeError { failure, cause } = error;
                 let usage = if failure.may_have_executed { Usage::UNMETERED } else { Usage::ZERO };
                 let error = self.failed(call, failure).with_usage(usage);
@@ -255,7 +255,7 @@ impl Site {
         };
         let (output, usage) = answer::read(response, call.reads);
         let output = output.and_then(|output| match drift.and_then(|_| (call.reads)(&output).err()) {
-            // Schemas that differ may or may not matter to this output.
+            // A difference of schemas may or may not concern this output.
             Some(error) => Err(answer::unreadable(&error)),
             None => Ok(output),
         });
@@ -289,10 +289,10 @@ fn is_elsewhere_worth_trying(error: &CallError) -> bool {
     error.kind() == ErrorKind::Unreachable && !error.may_have_executed()
 }
 
-/// A layer's service whose errors are made [`CallError`]s.
+/// The service of a layer, with its errors as [`CallError`]s.
 struct Typed<S> {
     service: S,
-    /// Why it cannot be called: returned by the next call, which has a contract to name.
+    /// Error of `poll_ready`, which the next call returns, since that has a contract to name.
     unready: Option<BoxError>,
 }
 

@@ -1,10 +1,10 @@
-//! What client and server share about bodies.
+//! Bodies: buffering them, and their media type.
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 
-/// A body that arrives in pieces. One piece is taken over as it is; further ones are copied together, so that a body of
-/// very many small pieces takes no more memory than its bytes.
+/// A buffer for a body that arrives in pieces. One piece is not copied. Several are copied together, so that a body of many small
+/// pieces takes no more memory than its bytes.
 #[derive(Debug, Default)]
 pub(crate) enum BodyBuffer {
     #[default]

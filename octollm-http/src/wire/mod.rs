@@ -1,4 +1,4 @@
-//! The forms that cross the network: see `docs/wire.md`.
+//! Header fields and error bodies: see `docs/wire.md`.
 
 mod body;
 mod headers;

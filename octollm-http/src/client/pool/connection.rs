@@ -26,24 +26,24 @@ use crate::{client::exchange::ExchangeError, io::Io, wire::BodyBuffer};
 type Outgoing = Request<Full<Bytes>>;
 type Driver = http1::Connection<TokioIo<Metered>, Full<Bytes>>;
 
-/// An HTTP/1.1 connection without a task of its own: whoever makes a call over it drives it meanwhile. So a call that
-/// is dropped takes its socket along, and one that is answered wakes nobody.
+/// An HTTP/1.1 connection without a task of its own: the call that uses it drives it. So the socket is closed with a call that is
+/// dropped, and an answer wakes no other task.
 pub(super) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` once the connection is over.
+    /// `None` once the connection has ended.
     driver: Option<Driver>,
     meter: Arc<Meter>,
-    /// It is not used again after this moment.
+    /// Time after which the connection is not used again.
     retires: Instant,
-    /// It is not used again after a longer rest, since the server closes it then; `None` where the server does not say.
+    /// Idle time after which the connection is not used again, as the server announces it.
     longest_rest: Option<Duration>,
 }
 
-/// Why an exchange failed.
+/// The failure of an exchange.
 pub(super) enum SendError {
-    /// Not a byte was written, and here is the request again.
+    /// Nothing was written: the request is returned.
     Unsent(Box<Outgoing>),
-    /// Anything else.
+    /// Any other failure.
     Failed(ExchangeError),
 }
 
@@ -57,10 +57,10 @@ impl Connection {
         Ok(Self { sender, driver: Some(driver), meter, retires, longest_rest: None })
     }
 
-    /// Whether the server has not closed it after this rest, as far as is known here.
+    /// Whether the connection is still open after this idle time, as far as is known here.
     pub(super) fn is_alive(&mut self, now: Instant, rest: Duration) -> bool {
         let is_rested = self.longest_rest.is_some_and(|longest| rest >= longest);
-        // Nobody waits for it yet: the task that used it last must not be woken any more.
+        // No task waits for it yet, and the task that used it last must not be woken.
         self.meter.rests(true);
         let is_alive = !is_rested
             && now < self.retires
@@ -78,7 +78,7 @@ impl Connection {
         let Some(driver) = &mut self.driver else { return Poll::Ready(()) };
         let over = Pin::new(driver).poll(cx);
         if over.is_ready() {
-            // What it was still to send comes back when it is dropped.
+            // A request that was not sent is returned when the driver is dropped.
             self.driver = None;
         }
         over.map(drop)
@@ -106,8 +106,8 @@ impl Connection {
     ) -> Result<Response<Incoming>, SendError> {
         let before = self.meter.written();
         self.meter.awaits_head(MAX_INTERIM);
-        // Answers come from driving the connection, which is done right here: no waker is needed, and the budget of
-        // the task must not make an answer wait for one.
+        // This function drives the connection, which produces the answer: no waker is needed, and the budget of the task must
+        // not delay an answer.
         let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
         poll_fn(|cx| {
             let _ = self.drive(cx);
@@ -153,21 +153,21 @@ impl Connection {
             }
         }
         if !self.is_reusable() {
-            // The end of the answer may still be on its way through the connection.
+            // The end of the answer may not be processed yet.
             let _ = self.drive(&mut Context::from_waker(Waker::noop()));
         }
         Ok(whole.into_bytes())
     }
 }
 
-/// The largest head of an answer, and the most that is read at once.
+/// The largest head of an answer, and the most bytes of one read.
 const MAX_HEAD: usize = 64 << 10;
 
-/// So much may come before the head of an answer is complete: interim answers (1xx), without end from some servers.
+/// The most bytes before the head of an answer is complete, since some servers send interim answers (1xx) without end.
 const MAX_INTERIM: u64 = 4 * MAX_HEAD as u64;
 
-/// How long a connection may rest by `Keep-Alive: timeout=` of an answer, less what a request may need for its way: a server that
-/// closes a connection while a request comes in leaves its caller in doubt.
+/// The idle time of `Keep-Alive: timeout=` in an answer, less a margin for the next request: if a server closes a connection while
+/// a request arrives, its caller cannot know whether it ran.
 fn longest_rest(head: &HeaderMap) -> Option<Duration> {
     let fields = head.get(&KEEP_ALIVE)?.to_str().ok()?.split(',');
     let timeout = fields.filter_map(|field| field.split_once('=')).find_map(|(name, value)| {

@@ -38,7 +38,6 @@ macro_rules! limits_setters {
         impl $Builder {
             $(
                 $(#[$doc])*
-                #[must_use]
                 pub fn $limit(mut self, $limit: $type) -> Self {
                     self.config_mut().$limit = $limit;
                     self

@@ -42,7 +42,7 @@ pub struct Target {
 /// The failure of an exchange that returned no answer, and its cause. An answer that reports a failure is an answer.
 #[derive(Debug)]
 pub(super) struct ExchangeError {
-    pub(super) failure: Failure,
+    pub(super) failure: Box<Failure>,
     pub(super) cause: Option<BoxError>,
 }
 
@@ -120,7 +120,7 @@ impl ExchangeError {
 
 impl From<Failure> for ExchangeError {
     fn from(failure: Failure) -> Self {
-        Self { failure, cause: None }
+        Self { failure: Box::new(failure), cause: None }
     }
 }
 
@@ -140,7 +140,7 @@ impl From<BoxError> for ExchangeError {
 
 impl From<ExchangeError> for Failure {
     fn from(error: ExchangeError) -> Self {
-        error.failure
+        *error.failure
     }
 }
 

@@ -246,7 +246,7 @@ impl Site {
                 // The usage is lost with the reply.
                 let ExchangeError { failure, cause } = error;
                 let usage = if failure.may_have_executed { Usage::UNMETERED } else { Usage::ZERO };
-                let error = self.failed(call, failure).with_usage(usage);
+                let error = self.failed(call, *failure).with_usage(usage);
                 return Err(match cause {
                     Some(cause) => error.with_source(cause),
                     None => error,

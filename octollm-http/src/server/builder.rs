@@ -47,6 +47,7 @@ use crate::{
 /// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
 /// | [`route`](Self::route) | a route of your own |
+#[must_use = "a server does nothing until it is bound, listens or is mounted"]
 pub struct Server {
     dispatcher: Dispatcher,
     transport: Arc<dyn Transport>,
@@ -82,7 +83,6 @@ impl Server {
     /// Adds an arm for a contract, in place of one that was added for it before.
     ///
     /// The contract is inferred if the arm implements one; `arm::<C>(..)` names it if the arm implements several.
-    #[must_use]
     pub fn arm<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
         self.dispatcher.serve::<C>(arm);
         self
@@ -92,7 +92,6 @@ impl Server {
     ///
     /// The card at `GET /capabilities` then lists the arms that it knows. The server drains and closes it at its end (see
     /// [`run_until`](BoundServer::run_until)). A mounted server leaves that to the server around it.
-    #[must_use]
     pub fn orchestrator(mut self, orchestrator: impl Orchestrator) -> Self {
         self.orchestrator = Some(Arc::new(orchestrator));
         self
@@ -104,14 +103,12 @@ impl Server {
     /// the reflex answers is returned completed, with 200 in place of 202, and is not stored.
     ///
     /// Only tasks are screened. Inputs of the contracts that the server serves by [`arm`](Self::arm) reach the arm unchanged.
-    #[must_use]
     pub fn reflex(mut self, reflex: impl Reflex) -> Self {
         self.reflex = Some(Arc::new(reflex));
         self
     }
 
     /// Sets the arms that the arms and the reflex of this server can call. By default there are none.
-    #[must_use]
     pub fn arms(mut self, arms: impl Transport) -> Self {
         self.transport = Arc::new(arms);
         self
@@ -125,7 +122,6 @@ impl Server {
     ///
     /// The service can answer 101 and take the connection over with `hyper::upgrade::on`. That connection has no limits but the
     /// service's own, and is closed at the end of the server.
-    #[must_use]
     pub fn route<S, B>(mut self, method: Method, path: impl Into<String>, service: S) -> Self
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
@@ -143,7 +139,6 @@ impl Server {
 
     /// Adds a tower layer around the whole service, which every request passes before any check. The layer added last is the
     /// outermost.
-    #[must_use]
     pub fn layer<L, B>(mut self, layer: L) -> Self
     where
         L: Layer<HttpService> + Send + 'static,
@@ -160,7 +155,6 @@ impl Server {
     /// Sets the authenticator, which establishes who calls. Without this and
     /// [`identity_from_extensions`](Self::identity_from_extensions) a caller is
     /// [`Unchecked`](octollm_core::parts::Caller::Unchecked).
-    #[must_use]
     pub fn authenticate(mut self, authenticator: impl Authenticate) -> Self {
         self.identity.authenticator = Some(Arc::new(authenticator));
         self
@@ -169,7 +163,6 @@ impl Server {
     /// Accepts a [`Caller`](octollm_core::parts::Caller) in the extensions of a request, where a layer or the server around this
     /// one has set it. It cannot come over the network. A request without one is authenticated, or is anonymous if there is no
     /// authenticator.
-    #[must_use]
     pub fn identity_from_extensions(mut self) -> Self {
         self.identity.from_extensions = true;
         self
@@ -177,28 +170,24 @@ impl Server {
 
     /// Accepts every caller. A server that listens beyond loopback or is mounted needs this,
     /// [`authenticate`](Self::authenticate) or [`identity_from_extensions`](Self::identity_from_extensions).
-    #[must_use]
     pub fn open_to_all(mut self) -> Self {
         self.identity.open_to_all = true;
         self
     }
 
     /// Sets the description in the card: the purpose of the server, in a sentence or two.
-    #[must_use]
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.dispatcher.card_mut().description = description.into();
         self
     }
 
     /// Sets the version of the program in the card.
-    #[must_use]
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.dispatcher.card_mut().version = version.into();
         self
     }
 
     /// Sets the cost tier of the arms in the card, from 1 (cheap) to 5. Default 3; a value out of range is clamped.
-    #[must_use]
     pub fn cost_tier(mut self, tier: u8) -> Self {
         self.dispatcher.card_mut().cost_tier = tier.clamp(1, 5);
         self
@@ -206,7 +195,6 @@ impl Server {
 
     /// Sets the URL in the card, such as `http://judge-arm:8103`. By default it is the host that the caller asked. The card of a
     /// mounted server has none by default, since only the caller knows the path.
-    #[must_use]
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.dispatcher.card_mut().endpoint = Some(endpoint.into());
         self
@@ -214,7 +202,6 @@ impl Server {
 
     /// Adds a member `error` with `code` and `message` to the body of every error, for clients that read `error.message`. Answers
     /// of your own [routes](Self::route) and [layers](Self::layer) are not changed.
-    #[must_use]
     pub fn nested_errors(mut self) -> Self {
         self.errors = ErrorForm::Nested;
         self
@@ -222,7 +209,6 @@ impl Server {
 
     /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. Several checks of one name are
     /// reported as one, which holds if all of them do.
-    #[must_use]
     pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,

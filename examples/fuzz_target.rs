@@ -44,7 +44,7 @@ struct Options {
 #[serde(rename_all = "snake_case")]
 enum Case {
     #[default]
-    Kept,
+    Unchanged,
     Folded,
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
-# and storm, and of the comparison of schemas and servers. Needs the Rust toolchain, and for the last Python 3 and PyPI.
+# and storm, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, and for the last Python 3 and PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,6 +31,9 @@ step "short forms of the benchmarks and storms"
 cargo run -q --example bench_call -- 8 400
 cargo run -q -p octollm-core --example bench_bus -- 20000
 cargo run -q --example soak -- 400 100
+
+step "attacks on servers, clients and brains"
+cargo run -q --example attack_kit -- --short
 
 step "schemas against servers"
 scripts/fuzz_schemas.sh --short

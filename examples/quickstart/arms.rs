@@ -1,82 +1,55 @@
-//! The arms of the review: each behind a server of its own.
+//! The arms of the review, each behind a server of its own, and the arm that the brain runs.
 
 use std::{path::PathBuf, sync::LazyLock};
 
-use octollm::{plan::Plan, prelude::*};
-use serde_json::json;
+use octollm::{
+    plan::{Plan, PlanRunner},
+    prelude::*,
+    update::Phase,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
-    contracts::{JudgeSource, ListSources, PlanReview, ReadSource, ScanSource},
-    judge::{self, FileReport},
-    secrets::{self, FileSecrets},
-    source::{self, Listing},
+    contracts::{
+        FileReport, FileSecrets, JudgeSource, ListSources, Listing, PlanReview, ReadSource, ScanSource,
+    },
+    judge,
+    report::Report,
+    secrets, source,
 };
 
-/// The largest source that is read, in bytes.
-pub(crate) const MAX_BYTES: u64 = 1 << 20;
-
-/// Knows the sources of one crate, and nothing beside it.
-#[derive(Clone)]
-pub(crate) struct Retriever {
-    pub(crate) root: PathBuf,
-}
+/// Run by the brain, which journals its calls: asks for a plan, runs it, joins the results.
+pub(crate) struct Review;
 
 #[async_trait]
-impl Arm<ListSources> for Retriever {
-    async fn execute(&self, _: ListSources, _: &Context) -> Result<Listing, ArmError> {
-        let root = self.root.clone();
-        let listed = spawn_blocking(move || source::list(&root, MAX_BYTES)).await?;
-        listed.map_err(|error| ArmError::failed(error.to_string()))
+impl Arm<TaskRequest> for Review {
+    async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
+        cx.phase(Phase::Planning);
+        let plan = cx.call(PlanReview { goal: request.goal }).await?;
+        let mut outputs = PlanRunner::default().run(&plan, cx).await?.outputs;
+        cx.phase(Phase::Synthesis);
+        let listing: Listing = typed(outputs.remove("list"))?;
+        let judged = typed(outputs.remove("judge").or(Some(json!([]))))?;
+        let scanned = typed(outputs.remove("scan"))?;
+        Ok(TaskResult::of(&Report::new(judged, scanned, listing.skipped))?)
     }
 }
 
-#[async_trait]
-impl Arm<ReadSource> for Retriever {
-    async fn execute(&self, task: ReadSource, _: &Context) -> Result<String, ArmError> {
-        let root = self.root.clone();
-        let read = spawn_blocking(move || source::read(&root, &task.path, MAX_BYTES)).await?;
-        read.map_err(|error| ArmError::failed(error.to_string()))
-    }
+/// An output of the plan as the type that its contract returns.
+fn typed<T: DeserializeOwned>(output: Option<Value>) -> Result<T, ArmError> {
+    let output = output.ok_or_else(|| ArmError::failed("the plan lacks a step that the report needs"))?;
+    Ok(serde_json::from_value(output)?)
 }
 
-/// Computes on as many threads as there are processors, so that the servers beside it are still heard.
-async fn compute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ArmError> {
-    static PROCESSORS: LazyLock<Semaphore> =
-        LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
-    let _place = PROCESSORS.acquire().await?;
-    Ok(spawn_blocking(work).await?)
-}
-
-/// Judges sources, which it asks the retriever for.
-pub(crate) struct Judge;
-
-#[async_trait]
-impl Arm<JudgeSource> for Judge {
-    async fn execute(&self, task: JudgeSource, cx: &Context) -> Result<FileReport, ArmError> {
-        let text = cx.call(ReadSource { path: task.path.clone() }).await?;
-        compute(move || judge::judge(&task.path, &text)).await
-    }
-}
-
-/// Looks for secrets in sources, which it asks the retriever for.
-pub(crate) struct Guardian;
-
-#[async_trait]
-impl Arm<ScanSource> for Guardian {
-    async fn execute(&self, task: ScanSource, cx: &Context) -> Result<FileSecrets, ArmError> {
-        let text = cx.call(ReadSource { path: task.path.clone() }).await?;
-        compute(move || secrets::scan(&task.path, &text)).await
-    }
-}
-
-/// Knows two goals: a review, and a search for secrets alone.
+/// Plans two goals: a review, and a search for secrets alone.
 pub(crate) struct Planner;
 
 #[async_trait]
 impl Arm<PlanReview> for Planner {
-    async fn execute(&self, task: PlanReview, _: &Context) -> Result<Plan, ArmError> {
-        let goal = task.goal.to_lowercase();
+    async fn execute(&self, input: PlanReview, _: &Context) -> Result<Plan, ArmError> {
+        let goal = input.goal.to_lowercase();
         let (review, scan) = (goal.contains("review"), goal.contains("secret"));
         if !review && !scan {
             return Err(ArmError::invalid("goal", "is neither a review nor a search for secrets"));
@@ -90,4 +63,56 @@ impl Arm<PlanReview> for Planner {
         steps.push(json!({ "id": "scan", "contract": "source.scan", "each": each, "input": file }));
         Ok(serde_json::from_value(json!({ "steps": steps }))?)
     }
+}
+
+/// Lists and reads the sources of one crate.
+#[derive(Clone)]
+pub(crate) struct Retriever {
+    pub(crate) root: PathBuf,
+}
+
+#[async_trait]
+impl Arm<ListSources> for Retriever {
+    async fn execute(&self, _: ListSources, _: &Context) -> Result<Listing, ArmError> {
+        let root = self.root.clone();
+        spawn_blocking(move || source::list(&root)).await?.map_err(ArmError::failed)
+    }
+}
+
+#[async_trait]
+impl Arm<ReadSource> for Retriever {
+    async fn execute(&self, input: ReadSource, _: &Context) -> Result<String, ArmError> {
+        let root = self.root.clone();
+        spawn_blocking(move || source::read(&root, &input.path)).await?.map_err(ArmError::failed)
+    }
+}
+
+/// Judges sources, which it gets from the retriever.
+pub(crate) struct Judge;
+
+#[async_trait]
+impl Arm<JudgeSource> for Judge {
+    async fn execute(&self, input: JudgeSource, cx: &Context) -> Result<FileReport, ArmError> {
+        let text = cx.call(ReadSource { path: input.path.clone() }).await?;
+        compute(move || judge::judge(&input.path, &text)).await
+    }
+}
+
+/// Looks for secrets in sources, which it gets from the retriever.
+pub(crate) struct Guardian;
+
+#[async_trait]
+impl Arm<ScanSource> for Guardian {
+    async fn execute(&self, input: ScanSource, cx: &Context) -> Result<FileSecrets, ArmError> {
+        let text = cx.call(ReadSource { path: input.path.clone() }).await?;
+        compute(move || secrets::scan(&input.path, &text)).await
+    }
+}
+
+/// Computes on at most as many threads as there are processors, so that the servers beside it stay responsive.
+async fn compute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ArmError> {
+    static PROCESSORS: LazyLock<Semaphore> =
+        LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
+    let _place = PROCESSORS.acquire().await?;
+    Ok(spawn_blocking(work).await?)
 }

@@ -8,21 +8,22 @@
 //! PATH is the crate, by default this folder. `--json` prints the report as JSON and nothing else; `--explain` adds how
 //! each call travelled. Exit status: 0 when the review is done, 1 when it failed, 2 when there is nothing to review,
 //! 130 when it was interrupted.
+//!
+//! What is octollm's comes first: the contracts, the arms, the system, its client. What the arms do follows.
 
-mod arms;
-mod client;
 mod contracts;
-mod finding;
-mod judge;
-mod lexer;
-mod report;
-mod review;
-mod secrets;
-mod source;
+mod arms;
 mod system;
+mod client;
+mod report;
+mod source;
+mod parse;
+mod items;
+mod judge;
+mod secrets;
 
 use std::{
-    io::{self, ErrorKind, IsTerminal, Write},
+    io::{self, ErrorKind, Write},
     path::PathBuf,
     process::ExitCode,
 };
@@ -34,76 +35,68 @@ use report::Report;
 
 const USAGE: &str = "usage: quickstart [PATH] [--json] [--explain]";
 
+#[derive(Default)]
 struct Options {
-    path: PathBuf,
+    path: Option<PathBuf>,
     json: bool,
     explain: bool,
     help: bool,
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { path: PathBuf::new(), json: false, explain: false, help: false };
-    let mut paths = Vec::new();
+    let mut options = Options::default();
     for argument in std::env::args_os().skip(1) {
         match argument.to_str() {
             Some("--json") => options.json = true,
             Some("--explain") => options.explain = true,
             Some("--help" | "-h") => options.help = true,
             Some(flag) if flag.starts_with('-') => return Err(format!("{flag} is not known; {USAGE}")),
-            _ => paths.push(PathBuf::from(argument)),
+            _ if options.path.is_some() => return Err(format!("one PATH at a time; {USAGE}")),
+            _ => options.path = Some(argument.into()),
         }
     }
-    if paths.len() > 1 {
-        return Err(format!("one PATH at a time; {USAGE}"));
-    }
-    options.path = paths.pop().unwrap_or_else(|| PathBuf::from("."));
     Ok(options)
 }
 
 fn main() -> ExitCode {
-    let options = match options() {
-        Ok(options) => options,
-        Err(message) => return refuse(&message),
-    };
-    if options.help {
-        return match print(&format!("{USAGE}\n")) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        };
-    }
-    if let Err(error) = source::list(&options.path, arms::MAX_BYTES) {
-        return refuse(&error.to_string());
-    }
-    match in_runtime(&options) {
-        Ok(code) => code,
-        Err(error) => {
+    let done = options().and_then(|options| {
+        if options.help {
+            return Ok(print(&format!("{USAGE}\n"))
+                .map(|()| ExitCode::SUCCESS)
+                .map_err(octollm::Error::from));
+        }
+        let root = options.path.clone().unwrap_or_else(|| ".".into());
+        source::list(&root)?;
+        Ok(in_runtime(root, &options))
+    });
+    match done {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
             eprintln!("quickstart: {error:?}");
             ExitCode::FAILURE
+        }
+        Err(message) => {
+            eprintln!("quickstart: {message}");
+            ExitCode::from(2)
         }
     }
 }
 
-/// As `#[tokio::main]`, but for its end: a file that is being judged at that moment is not waited for.
-fn in_runtime(options: &Options) -> Result<ExitCode, octollm::Error> {
-    let runtime = tokio::runtime::Runtime::new()?;
-    let code = runtime.block_on(run(options));
+/// As `#[tokio::main]`, but with the stack that the parser needs, and without waiting at the end for a file
+/// that is being judged.
+fn in_runtime(root: PathBuf, options: &Options) -> Result<ExitCode, octollm::Error> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().thread_stack_size(parse::STACK).build()?;
+    let code = runtime.block_on(run(root, options));
     runtime.shutdown_background();
     code
 }
 
-fn refuse(message: &str) -> ExitCode {
-    eprintln!("quickstart: {message}");
-    ExitCode::from(2)
-}
-
-async fn run(options: &Options) -> Result<ExitCode, octollm::Error> {
-    let system = system::start(options.path.clone()).await?;
-    let task = match client::review(&system.reflex_url).await? {
-        End::Finished(task) => task,
-        End::Interrupted => {
-            eprintln!("quickstart: interrupted, and the task cancelled");
-            return Ok(ExitCode::from(130));
-        }
+async fn run(root: PathBuf, options: &Options) -> Result<ExitCode, octollm::Error> {
+    let system = system::start(root).await?;
+    let End::Finished(task) = client::review(&system.reflex_url).await? else {
+        eprintln!("quickstart: interrupted, and the task cancelled");
+        return Ok(ExitCode::from(130));
     };
     let Some(result) = task.result else {
         let why = task.error.map_or_else(|| task.status.to_string(), |error| error.message);
@@ -111,12 +104,13 @@ async fn run(options: &Options) -> Result<ExitCode, octollm::Error> {
         return Ok(ExitCode::FAILURE);
     };
     let report: Report = result.output.read()?;
-    // Whoever reads the report may take long, and the signal is ours since it was first waited for.
+    // Who reads the report may take long, and tokio handles the signal since it was first waited for.
     tokio::spawn(async {
         let _ = tokio::signal::ctrl_c().await;
         std::process::exit(130);
     });
-    let mut text = page(&report, options.json)?;
+    let json = options.json.then(|| serde_json::to_string_pretty(&report)).transpose()?;
+    let mut text = json.map_or_else(|| report::render(&report), |json| json + "\n");
     if options.explain {
         let journal = system.brain.journal(&task.task_id, &Context::detached()).await?;
         let explained = client::explain(&journal);
@@ -126,25 +120,11 @@ async fn run(options: &Options) -> Result<ExitCode, octollm::Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes to standard output. A reader that has seen enough, such as `head`, is no failure.
+/// Writes to standard output. A reader that has seen enough, such as `head`, is not a failure.
 fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
     }
-}
-
-fn page(report: &Report, json: bool) -> Result<String, serde_json::Error> {
-    if json {
-        return Ok(serde_json::to_string_pretty(report)? + "\n");
-    }
-    Ok(report::render(report, takes_color()))
-}
-
-/// Standard output is a terminal, and nobody asked for plain text.
-fn takes_color() -> bool {
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-        || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    io::stdout().is_terminal() && !plain
 }

@@ -1,173 +1,113 @@
-//! The guardian's eye: credentials left in a source.
+//! The guardian's check: credentials in a source.
 //!
-//! Only what has a form of its own is found, by prefix, alphabet and length; random-looking text is not
-//! guessed at. What the services' own documentation uses for an example (an AWS key id that ends in
-//! `EXAMPLE`, a URL with the password `password`) is no secret, nor is a place that a program fills in,
-//! `{password}` or `$PASSWORD`.
-//!
-//! What is found is never shown: a [`Secret`] keeps at most a quarter of it, and never more than four
-//! characters.
+//! Only what has a form of its own is found, by prefix, alphabet and length; random-looking text is not guessed at. What the
+//! services' own documentation uses for an example (an AWS key id that ends in `EXAMPLE`, a URL with the password
+//! `password`) is not a secret, nor is a place that a program fills in, such as `{password}` or `$PASSWORD`.
 
-mod blocks;
-mod tokens;
-mod urls;
+use std::sync::LazyLock;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use regex::Regex;
 
-/// The secrets of one file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct FileSecrets {
-    /// The file, relative to the folder under review.
-    pub(crate) path: String,
-    /// What is in it, by line.
-    pub(crate) secrets: Vec<Secret>,
-}
+use crate::{
+    contracts::{FileSecrets, Secret},
+    parse::Lines,
+};
 
-/// A credential in a source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Secret {
-    /// What it opens.
-    pub(crate) kind: SecretKind,
-    /// The line, from one.
-    pub(crate) line: usize,
-    /// The column in characters, from one.
-    pub(crate) column: usize,
-    /// Its first characters and its length.
-    pub(crate) masked: String,
-}
+/// The form of each kind of credential: a pattern, whose first group is the credential, and what else must hold of it. A
+/// token ends where another sort of character follows.
+type Form = (&'static str, &'static str, fn(&str) -> bool);
 
-/// What a credential opens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum SecretKind {
-    /// A private key in a PEM block.
-    PrivateKey,
-    /// The id of an AWS access key.
-    AwsAccessKey,
-    /// A token of GitHub.
-    GithubToken,
-    /// A token of GitLab.
-    GitlabToken,
-    /// A token of Slack.
-    SlackToken,
-    /// A live key of Stripe.
-    StripeKey,
-    /// A key of Google's services.
-    GoogleApiKey,
-    /// A key of OpenAI, or of a service that took over its form.
-    OpenaiKey,
-    /// A key of Anthropic.
-    AnthropicKey,
-    /// A token of npm.
-    NpmToken,
-    /// A signed JSON web token.
-    JsonWebToken,
-    /// The password in a URL.
-    UrlPassword,
-}
+const FORMS: [Form; 12] = [
+    (
+        "private-key",
+        r#"(-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?:(?:[^-]|-{1,4}[^-])*-----END [^-]*-----|[A-Za-z0-9+/=\s\\",#*]*))"#,
+        has_key,
+    ),
+    ("aws-access-key", r"((?:AKIA|ASIA)[A-Z0-9]{16})(?:\W|$)", |token| !token.ends_with("EXAMPLE")),
+    ("github-token", r"(gh[opusr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{82})(?:\W|$)", |_| true),
+    ("gitlab-token", r"(glpat-[A-Za-z0-9_-]{20,64})(?:[^\w-]|$)", is_mixed),
+    ("slack-token", r"(xox[abprs]-[A-Za-z0-9-]{20,255})(?:[^\w-]|$)", has_numbers),
+    ("stripe-key", r"([sr]k_live_[A-Za-z0-9]{24,255})(?:\W|$)", |_| true),
+    ("google-api-key", r"(AIza[A-Za-z0-9_-]{35})(?:[^\w-]|$)", |_| true),
+    (
+        "openai-key",
+        r"(sk-(?:proj|svcacct|admin)-[A-Za-z0-9_-]{32,255}|sk-or-v1-[A-Za-z0-9]{64}|sk-[A-Za-z0-9]{32,64})(?:[^\w-]|$)",
+        is_mixed,
+    ),
+    ("anthropic-key", r"(sk-ant-[A-Za-z0-9_-]{32,255})(?:[^\w-]|$)", is_mixed),
+    ("npm-token", r"(npm_[A-Za-z0-9]{36})(?:\W|$)", |_| true),
+    (
+        "json-web-token",
+        r"(eyJ[A-Za-z0-9_-]{8,1000}\.eyJ[A-Za-z0-9_-]{5,4000}\.[A-Za-z0-9_-]{20,1000})\.*(?:[^\w.-]|$)",
+        |_| true,
+    ),
+    (
+        "url-password",
+        r#"[A-Za-z0-9]://[^\s/?\#"'`<>\\|,:]*:([^\s/?\#"'`<>\\|,]+)@[A-Za-z0-9\[{$]"#,
+        |password| !is_example(password),
+    ),
+];
 
-impl SecretKind {
-    /// Its name, for a reader.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::PrivateKey => "private key",
-            Self::AwsAccessKey => "AWS access key id",
-            Self::GithubToken => "GitHub token",
-            Self::GitlabToken => "GitLab token",
-            Self::SlackToken => "Slack token",
-            Self::StripeKey => "Stripe live key",
-            Self::GoogleApiKey => "Google API key",
-            Self::OpenaiKey => "OpenAI key",
-            Self::AnthropicKey => "Anthropic key",
-            Self::NpmToken => "npm token",
-            Self::JsonWebToken => "JSON web token",
-            Self::UrlPassword => "password in a URL",
-        }
-    }
-
-    /// How many of the first characters may be shown: those of a token are its form, those of a password are
-    /// its own.
-    fn shown(self) -> usize {
-        if self == Self::UrlPassword { 0 } else { 4 }
-    }
-}
-
-/// Where a secret is, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Found {
-    kind: SecretKind,
-    start: usize,
-    end: usize,
-}
+static PATTERNS: LazyLock<Vec<(Regex, &Form)>> =
+    LazyLock::new(|| FORMS.iter().filter_map(|form| Some((Regex::new(form.1).ok()?, form))).collect());
 
 /// Finds the secrets of a file, in its strings, its comments and its code.
 pub(crate) fn scan(path: &str, text: &str) -> FileSecrets {
-    let mut found = tokens::find(text);
-    found.extend(blocks::find(text));
-    found.extend(urls::find(text));
-    found.sort_by_key(|found| (found.start, found.end));
-    let mut places = Places { text, offset: 0, line: 1, column: 1 };
-    let secrets = found.iter().filter_map(|found| places.secret(found)).collect();
-    FileSecrets { path: path.to_owned(), secrets }
-}
-
-/// A walk over a text that counts its lines.
-struct Places<'a> {
-    text: &'a str,
-    offset: usize,
-    line: usize,
-    column: usize,
-}
-
-impl Places<'_> {
-    /// Walks on to what was found, which must come by start.
-    fn secret(&mut self, found: &Found) -> Option<Secret> {
-        for character in self.text.get(self.offset..found.start)?.chars() {
-            match character {
-                '\n' => (self.line, self.column) = (self.line + 1, 1),
-                '\u{feff}' if (self.line, self.column) == (1, 1) => {}
-                _ => self.column += 1,
-            }
-        }
-        self.offset = found.start;
-        let masked = mask(self.text.get(found.start..found.end)?, found.kind.shown());
-        Some(Secret { kind: found.kind, line: self.line, column: self.column, masked })
+    let lines = Lines::of(text);
+    let mut found = Vec::new();
+    for (pattern, (kind, _, accepts)) in PATTERNS.iter() {
+        let groups = pattern.captures_iter(text).filter_map(|captures| captures.get(1));
+        let word = !matches!(*kind, "url-password" | "private-key");
+        let tokens =
+            groups.filter(|token| accepts(token.as_str()) && !(word && is_inside_word(text, token.start())));
+        found.extend(tokens.map(|token| (token.start(), *kind, token.as_str())));
     }
+    found.sort_by_key(|(start, ..)| *start);
+    let secrets = found.into_iter().map(|(start, kind, secret)| {
+        let (line, column) = lines.place(start);
+        Secret { kind: kind.to_owned(), line, column, masked: mask(kind, secret) }
+    });
+    FileSecrets { path: path.to_owned(), secrets: secrets.collect() }
 }
 
-fn mask(secret: &str, shown: usize) -> String {
+/// Shows at most a quarter of a token, and at most four characters. A password shows none: a token's first characters are
+/// its form, a password's are its own.
+fn mask(kind: &str, secret: &str) -> String {
     let length = secret.chars().count();
-    let start: String = secret.chars().take(shown.min(length / 4)).collect();
-    let unit = if length == 1 { "character" } else { "characters" };
-    format!("{start}… ({length} {unit})")
+    let shown = if kind == "url-password" { 0 } else { 4.min(length / 4) };
+    let start: String = secret.chars().take(shown).collect();
+    format!("{start}… ({length} character{})", if length == 1 { "" } else { "s" })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::{SecretKind, mask, scan};
+/// Whether the word at `start` goes on with one before it. The `n` of an escaped `\n` is not part of a word.
+fn is_inside_word(text: &str, start: usize) -> bool {
+    let before = text.get(..start).unwrap_or_default();
+    !before.ends_with("\\n")
+        && before.ends_with(|last: char| matches!(last, '_' | '-') || last.is_alphanumeric())
+}
 
-    #[test]
-    fn a_mask_keeps_a_quarter_at_most() {
-        assert_eq!(mask("", 4), "… (0 characters)");
-        assert_eq!(mask("x", 4), "… (1 character)");
-        assert_eq!(mask("abcdefg", 4), "a… (7 characters)");
-        assert_eq!(mask(&"é".repeat(100), 4), "éééé… (100 characters)");
-        assert_eq!(mask("hunter22", 0), "… (8 characters)");
-    }
+/// A first line alone is what every reader of keys has in its source: at least one line of a key must follow.
+fn has_key(block: &str) -> bool {
+    let words = block.split(|next: char| !(next.is_ascii_alphanumeric() || "+/=".contains(next)));
+    words.map(|word| word.trim_start_matches(['n', 'r']).len()).max() >= Some(16)
+}
 
-    #[test]
-    fn secrets_come_by_place_and_are_never_whole() {
-        // In parts, so that this file has none.
-        let (id, password) = (["AKIA", "QWERTYUIOPASDFGH"].concat(), "s3cr3t-word");
-        let text = format!("\u{feff}é = \"{id}\";\n// http://u:{password}@host {id}");
-        let found = scan("a.rs", &text);
-        let places: Vec<_> =
-            found.secrets.iter().map(|secret| (secret.kind, secret.line, secret.column)).collect();
-        use SecretKind::*;
-        assert_eq!(places, [(AwsAccessKey, 1, 6), (UrlPassword, 2, 13), (AwsAccessKey, 2, 30)]);
-        assert_eq!(found.secrets[0].masked, "AKIA… (20 characters)");
-        let json = serde_json::to_string(&found).unwrap();
-        assert!(!json.contains(&id) && !json.contains(password) && !json.contains("QWER"));
-    }
+/// Prose in kebab case has no digits.
+fn is_mixed(token: &str) -> bool {
+    let body = token.trim_start_matches("sk-or-v1-");
+    body.bytes().any(|byte| byte.is_ascii_digit()) && body.bytes().any(|byte| byte.is_ascii_alphabetic())
+}
+
+fn has_numbers(token: &str) -> bool {
+    token.bytes().filter(u8::is_ascii_digit).count() >= 6
+}
+
+/// Whether a password is the word for it, one character repeated, or a place that a program fills in.
+fn is_example(password: &str) -> bool {
+    const WORDS: [&str; 8] = ["pass", "passwd", "password", "passw0rd", "pwd", "pw", "secret", "token"];
+    let first = password.chars().next();
+    password.starts_with(['$', '%'])
+        || password.contains(['{', '}', '(', ')', '[', ']', '…', '*'])
+        || password.chars().all(|character| Some(character) == first)
+        || WORDS.iter().any(|word| password.eq_ignore_ascii_case(word))
 }

@@ -9,9 +9,8 @@ use octollm::{
 };
 
 use crate::{
-    arms::{Guardian, Judge, Planner, Retriever},
+    arms::{Guardian, Judge, Planner, Retriever, Review},
     contracts::{ListSources, ReadSource},
-    review::Review,
 };
 
 /// A running system: where its reflex server is, and the brain, for those who want to look inside.

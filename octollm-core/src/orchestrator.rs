@@ -68,7 +68,12 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// - Without `from`, where no call failed at all: every call is replayed, and the arm continues where it failed by itself.
     /// - With `from`: that call and every call recorded after it are discarded, and made again.
     ///
+    /// A call that is made again takes the place of its failure in the order of the answers, and what was recorded after that
+    /// failure may be left out. The task has its time anew, and of its budget what the attempts before have left.
+    ///
     /// # Errors
+    /// [`BudgetExhausted`](crate::error::ErrorKind::BudgetExhausted) and
+    /// [`DeadlineExceeded`](crate::error::ErrorKind::DeadlineExceeded) where the context has nothing left.
     /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound). [`Conflict`](crate::error::ErrorKind::Conflict) where the task
     /// has not failed and, without `from`, where calls failed but none of their errors ended the task.
     /// [`ValidationFailed`](crate::error::ErrorKind::ValidationFailed) where no call is recorded as `from`.
@@ -90,6 +95,24 @@ pub trait Orchestrator: Send + Sync + 'static {
 
     /// The cards of the arms it knows.
     async fn cards(&self) -> Vec<ArmCard>;
+
+    /// Starts no more tasks in this process, and returns when none runs. Tasks are accepted as before, for whoever runs them. A
+    /// server that ends calls this beside its last requests, for as long as its grace allows, and [`close`](Self::close) after it.
+    ///
+    /// Returns at once by default: for an orchestrator whose tasks run elsewhere.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops no task; the orchestrator starts no more of them all the same.
+    async fn drain(&self) {}
+
+    /// Stops: accepts no more tasks, and hands those that run back to where another orchestrator continues them. A second call does
+    /// nothing more.
+    ///
+    /// Does nothing by default.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the orchestrator closing.
+    async fn close(&self) {}
 }
 
 fn not_implemented() -> Failure {
@@ -159,7 +182,7 @@ pub struct TaskQuery {
     pub status: Option<TaskStatus>,
     /// Only those older than this one: the cursor.
     pub after: Option<TaskId>,
-    /// So many at most; 1 to 100, and 20 unless told.
+    /// At most so many, 1 to 100 (default 20). A page of long tasks has fewer.
     pub limit: Option<usize>,
 }
 
@@ -181,7 +204,7 @@ impl TaskQuery {
         self
     }
 
-    /// So many at most.
+    /// At most so many.
     #[must_use]
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = Some(limit);
@@ -327,5 +350,13 @@ impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
 
     async fn cards(&self) -> Vec<ArmCard> {
         (**self).cards().await
+    }
+
+    async fn drain(&self) {
+        (**self).drain().await;
+    }
+
+    async fn close(&self) {
+        (**self).close().await;
     }
 }

@@ -1,14 +1,14 @@
-//! CloudEvents 1.0 as JSON.
+//! The form of CloudEvents 1.0.
 
 use std::borrow::Cow;
 
-use octollm_core::event::RawEvent;
+use jiff::Timestamp;
+use octollm_core::event::{Channel, Event, InvalidEvent};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::DecodeError;
-
-/// The attributes under the names CloudEvents has for them.
+/// The JSON of a CloudEvent in structured mode.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct CloudEvent<'a> {
     specversion: Cow<'a, str>,
@@ -37,71 +37,86 @@ pub(crate) struct CloudEvent<'a> {
     #[serde(default)]
     data: Cow<'a, Value>,
     #[serde(default, skip_serializing)]
-    data_base64: Option<serde::de::IgnoredAny>,
+    data_base64: Option<IgnoredAny>,
 }
 
 pub(crate) const JSON: &str = "application/json";
 
-impl<'a> From<RawEvent<'a>> for CloudEvent<'a> {
-    fn from(raw: RawEvent<'a>) -> Self {
+/// Names of the attributes in the native form and in CloudEvents, in the order in which they are written.
+pub(crate) const NAMES: [(&str, &str); 12] = [
+    ("event_type", "type"),
+    ("timestamp", "time"),
+    ("source", "source"),
+    ("id", "id"),
+    ("specversion", "specversion"),
+    ("subject", "subject"),
+    ("correlation_id", "correlationid"),
+    ("causation_id", "causationid"),
+    ("traceparent", "traceparent"),
+    ("partition_key", "partitionkey"),
+    ("expires_at", "expirytime"),
+    ("domain", "domain"),
+];
+
+impl<'a> CloudEvent<'a> {
+    pub(crate) fn of(event: &'a Event) -> Self {
+        let domain = event.channel().domain();
         Self {
-            // An event always has both; only one that was read from elsewhere might lack them.
-            specversion: raw.specversion.unwrap_or_default(),
-            id: raw.id.unwrap_or_default(),
-            source: raw.source,
-            kind: raw.event_type,
-            time: Some(raw.timestamp),
-            subject: raw.subject,
+            specversion: Cow::Borrowed(event.specversion()),
+            id: Cow::Borrowed(event.id()),
+            source: Cow::Borrowed(event.source()),
+            kind: Cow::Borrowed(event.event_type()),
+            time: Some(Cow::Owned(event.timestamp().to_string())),
+            subject: event.subject().map(Cow::Borrowed),
             datacontenttype: Some(Cow::Borrowed(JSON)),
-            correlationid: raw.correlation_id,
-            causationid: raw.causation_id,
-            traceparent: raw.traceparent,
-            partitionkey: raw.partition_key,
-            expirytime: raw.expires_at,
-            domain: raw.domain,
-            data: raw.data,
+            correlationid: event.correlation_id().map(Cow::Borrowed),
+            causationid: event.causation_id().map(Cow::Borrowed),
+            traceparent: event.traceparent().map(Cow::Borrowed),
+            partitionkey: event.partition_key().map(Cow::Borrowed),
+            expirytime: event.expires_at().map(|at| Cow::Owned(at.to_string())),
+            domain: Some(domain).filter(|domain| *domain != Channel::DEFAULT_DOMAIN).map(Cow::Borrowed),
+            data: Cow::Borrowed(event.data()),
             data_base64: None,
         }
     }
-}
 
-impl<'a> TryFrom<CloudEvent<'a>> for RawEvent<'a> {
-    type Error = DecodeError;
-
-    fn try_from(event: CloudEvent<'a>) -> Result<Self, DecodeError> {
-        if event.data_base64.is_some() {
-            let found = event.datacontenttype.map_or_else(|| "binary".to_owned(), Cow::into_owned);
-            return Err(DecodeError::ContentType { found });
+    pub(crate) fn into_event(self) -> Result<Event, InvalidEvent> {
+        if self.data_base64.is_some() {
+            let found = self.datacontenttype.map_or_else(|| "binary".to_owned(), Cow::into_owned);
+            return Err(InvalidEvent::ContentType { found });
         }
-        if let Some(kind) = &event.datacontenttype {
-            check_content_type(kind)?;
+        if let Some(content_type) = &self.datacontenttype {
+            check_content_type(content_type)?;
         }
-        // The time is optional there; when it came is the best that is known then.
-        let time = event.time.unwrap_or_else(now);
-        Ok(Self {
-            id: Some(event.id),
-            specversion: Some(event.specversion),
-            subject: event.subject,
-            correlation_id: event.correlationid,
-            causation_id: event.causationid,
-            traceparent: event.traceparent,
-            partition_key: event.partitionkey,
-            expires_at: event.expirytime,
-            domain: event.domain,
-            ..Self::new(event.kind, time, event.source, event.data)
-        })
+        let values = [
+            Some(self.kind),
+            Some(self.time.unwrap_or_else(now)),
+            Some(self.source),
+            Some(self.id),
+            Some(self.specversion),
+            self.subject,
+            self.correlationid,
+            self.causationid,
+            self.traceparent,
+            self.partitionkey,
+            self.expirytime,
+            self.domain,
+        ];
+        let attributes = NAMES.iter().zip(values).filter_map(|((native, _), value)| Some((native, value?)));
+        Event::from_attributes(attributes, self.data.into_owned())
     }
 }
 
-/// Refuses data that is not JSON: `application/json`, or any type with `+json`.
-pub(crate) fn check_content_type(content_type: &str) -> Result<(), DecodeError> {
+/// Accepts JSON only: `application/json`, `text/json`, and types that end in `+json`.
+pub(crate) fn check_content_type(content_type: &str) -> Result<(), InvalidEvent> {
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if essence == JSON || essence == "text/json" || essence.ends_with("+json") {
         return Ok(());
     }
-    Err(DecodeError::ContentType { found: content_type.to_owned() })
+    Err(InvalidEvent::ContentType { found: content_type.to_owned() })
 }
 
+/// The time of a CloudEvent that has none.
 pub(crate) fn now<'a>() -> Cow<'a, str> {
-    Cow::Owned(jiff::Timestamp::now().to_string())
+    Cow::Owned(Timestamp::now().to_string())
 }

@@ -1,25 +1,23 @@
 //! The two encodings.
 
 use bytes::Bytes;
-use octollm_core::event::{Event, RawEvent};
+use octollm_core::event::{Event, InvalidEvent};
 
-use crate::cloud::CloudEvent;
-use crate::{DecodeError, EncodeError, fields};
+use crate::cloud::{CloudEvent, JSON, NAMES, check_content_type, now};
 
-/// How events are written.
+/// An encoding of events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Encoding {
-    /// The project's own JSON form. Events of other systems that have no more than `event_type`, `timestamp`, `source` and
-    /// `data` are read too.
+    /// The native JSON form. Of an event of another system, `event_type`, `timestamp` and `source` are required.
     #[default]
     Native,
-    /// CloudEvents 1.0 in JSON, structured mode. Extension attributes it does not know are passed over.
+    /// CloudEvents 1.0 in JSON, structured mode. Unknown extension attributes are ignored.
     CloudEvents,
 }
 
 impl Encoding {
-    /// The media type of what [`encode`](Self::encode) writes.
+    /// Returns the media type of an encoded event.
     pub fn media_type(self) -> &'static str {
         match self {
             Self::Native => "application/json",
@@ -27,49 +25,92 @@ impl Encoding {
         }
     }
 
-    /// Writes an event as one JSON document.
+    /// Writes an event as a JSON document.
     ///
     /// # Errors
-    /// [`EncodeError::Json`].
-    pub fn encode(self, event: &Event) -> Result<Bytes, EncodeError> {
+    /// [`InvalidEvent::Data`] when the event cannot be written.
+    pub fn encode(self, event: &Event) -> Result<Bytes, InvalidEvent> {
         let written = match self {
             Self::Native => serde_json::to_vec(event),
-            Self::CloudEvents => serde_json::to_vec(&CloudEvent::from(event.raw())),
+            Self::CloudEvents => serde_json::to_vec(&CloudEvent::of(event)),
         };
-        written.map(Bytes::from).map_err(|source| EncodeError::Json { source })
+        written.map(Bytes::from).map_err(|source| InvalidEvent::Data { source })
     }
 
-    /// Reads an event from one JSON document.
+    /// Reads an event from a JSON document.
     ///
     /// # Errors
-    /// [`DecodeError`] says in which way the bytes are no event.
-    pub fn decode(self, bytes: &[u8]) -> Result<Event, DecodeError> {
-        let raw: RawEvent<'_> = match self {
-            Self::Native => serde_json::from_slice(bytes).map_err(DecodeError::json)?,
-            Self::CloudEvents => {
-                serde_json::from_slice::<CloudEvent<'_>>(bytes).map_err(DecodeError::json)?.try_into()?
-            }
-        };
-        Ok(Event::try_from(raw)?)
+    /// [`InvalidEvent`] when the bytes are not an event.
+    pub fn decode(self, bytes: &[u8]) -> Result<Event, InvalidEvent> {
+        match self {
+            Self::Native => Event::from_json(bytes),
+            Self::CloudEvents => parse::<CloudEvent<'_>>(bytes)?.into_event(),
+        }
     }
 
-    /// Writes an event as fields: one for each attribute it has, and `data` as JSON.
+    /// Writes an event as fields: one for each attribute, and `data` as JSON.
     ///
     /// # Errors
-    /// [`EncodeError::Json`].
-    pub fn to_fields(self, event: &Event) -> Result<Vec<(&'static str, Bytes)>, EncodeError> {
-        fields::write(self, event)
+    /// [`InvalidEvent::Data`] when the data cannot be written.
+    pub fn to_fields(self, event: &Event) -> Result<Vec<(&'static str, Bytes)>, InvalidEvent> {
+        let data = serde_json::to_vec(event.data()).map_err(|source| InvalidEvent::Data { source })?;
+        let mut fields = Vec::with_capacity(NAMES.len() + 2);
+        for (name, value) in event.attributes() {
+            let name = NAMES.iter().find(|(native, _)| *native == name).map_or(name, |both| self.name(*both));
+            fields.push((name, Bytes::from(value.into_owned())));
+        }
+        if self == Self::CloudEvents {
+            fields.push((CONTENT_TYPE, Bytes::from_static(JSON.as_bytes())));
+        }
+        fields.push((DATA, data.into()));
+        Ok(fields)
     }
 
-    /// Reads an event from fields, in any order. Fields it does not know are passed over.
+    /// Reads an event from fields in any order. Fields of other names are ignored.
     ///
     /// # Errors
-    /// [`DecodeError`] says in which way the fields are no event.
-    pub fn from_fields<N, V>(self, fields: impl IntoIterator<Item = (N, V)>) -> Result<Event, DecodeError>
+    /// [`InvalidEvent`] when the fields are not those of an event.
+    pub fn from_fields<N, V>(self, fields: impl IntoIterator<Item = (N, V)>) -> Result<Event, InvalidEvent>
     where
         N: AsRef<[u8]>,
         V: AsRef<[u8]>,
     {
-        fields::read(self, fields)
+        let (mut attributes, mut data) = (Vec::with_capacity(NAMES.len()), None);
+        for (field, value) in fields {
+            let (field, value) = (field.as_ref(), value.as_ref());
+            if field == DATA.as_bytes() {
+                if data.replace(parse(value)?).is_some() {
+                    return Err(InvalidEvent::Repeated { attribute: DATA });
+                }
+            } else if self == Self::CloudEvents && field == CONTENT_TYPE.as_bytes() {
+                check_content_type(&text(CONTENT_TYPE, value)?)?;
+            } else if let Some((native, _)) = NAMES.iter().find(|both| self.name(**both).as_bytes() == field)
+            {
+                attributes.push((*native, text(native, value)?));
+            }
+        }
+        if self == Self::CloudEvents && attributes.iter().all(|(native, _)| *native != "timestamp") {
+            attributes.push(("timestamp", now().into_owned()));
+        }
+        Event::from_attributes(attributes, data.unwrap_or(serde_json::Value::Null))
     }
+
+    fn name(self, (native, cloud): (&'static str, &'static str)) -> &'static str {
+        match self {
+            Self::Native => native,
+            Self::CloudEvents => cloud,
+        }
+    }
+}
+
+const CONTENT_TYPE: &str = "datacontenttype";
+const DATA: &str = "data";
+
+fn parse<'de, T: serde::Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, InvalidEvent> {
+    serde_json::from_slice(bytes).map_err(|source| InvalidEvent::Json { source })
+}
+
+fn text(attribute: &'static str, bytes: &[u8]) -> Result<String, InvalidEvent> {
+    let text = std::str::from_utf8(bytes).map_err(|source| InvalidEvent::NotUtf8 { attribute, source })?;
+    Ok(text.to_owned())
 }

@@ -1,8 +1,7 @@
-//! How events look as bytes.
+//! Encodings of events, for transport beyond one process.
 //!
-//! Every engine that carries events beyond one process writes them in one of two encodings: the native JSON form, or
-//! CloudEvents 1.0. Both come as one JSON document, and as flat fields for brokers whose entries are maps. This crate has
-//! these encodings; buses within one process are in [`octollm_core::bus`].
+//! An event is encoded in the native JSON form or as a CloudEvent 1.0. Each encoding writes a JSON document, or flat
+//! fields for brokers whose entries are maps. The buses within one process are in [`octollm_core::bus`].
 //!
 //! ```
 //! use octollm_core::event::Event;
@@ -20,8 +19,5 @@
 
 mod cloud;
 mod encoding;
-mod error;
-mod fields;
 
 pub use encoding::Encoding;
-pub use error::{DecodeError, EncodeError};

@@ -1,7 +1,7 @@
 //! The bytes of version 1, and what is no event.
 
-use octollm_core::event::{Event, EventError};
-use octollm_events::{DecodeError, Encoding};
+use octollm_core::event::{Event, InvalidEvent};
+use octollm_events::Encoding;
 use serde_json::json;
 
 const BOTH: [Encoding; 2] = [Encoding::Native, Encoding::CloudEvents];
@@ -114,65 +114,66 @@ fn numbers_survive_to_the_last_bit() {
 }
 
 #[test]
-fn garbage_is_told_by_its_kind() {
+fn garbage_is_refused_as_json() {
     for encoding in BOTH {
         for bytes in [&b""[..], b"\0\xff", b"{", b"{} {}", b"nonsense"] {
             let error = encoding.decode(bytes).unwrap_err();
-            assert!(matches!(error, DecodeError::NotJson { .. } | DecodeError::Shape { .. }), "{error:?}");
+            assert!(matches!(error, InvalidEvent::Json { .. }), "{error:?}");
         }
-        assert!(matches!(encoding.decode(b"{\"a\""), Err(DecodeError::NotJson { .. })));
-        assert!(matches!(encoding.decode(b"{}"), Err(DecodeError::Shape { .. })));
+        let is_json = |bytes| match encoding.decode(bytes) {
+            Err(InvalidEvent::Json { source }) => source.is_data(),
+            other => panic!("{other:?}"),
+        };
+        assert!(!is_json(b"{\"a\""));
+        assert!(is_json(b"{}"));
     }
 }
 
 /// The full event's JSON with one attribute changed, and what reading it says.
-fn changed(encoding: Encoding, attribute: &str, value: serde_json::Value) -> DecodeError {
+fn changed(encoding: Encoding, attribute: &str, value: serde_json::Value) -> InvalidEvent {
     let mut json: serde_json::Value = serde_json::from_slice(&encoding.encode(&full()).unwrap()).unwrap();
     json[attribute] = value;
     encoding.decode(json.to_string().as_bytes()).unwrap_err()
 }
 
 #[test]
-fn a_bad_attribute_is_told_by_its_kind() {
+fn each_bad_attribute_has_its_error() {
     for (encoding, kind, time) in
         [(Encoding::Native, "event_type", "timestamp"), (Encoding::CloudEvents, "type", "time")]
     {
-        let event_error = |error| match error {
-            DecodeError::Event { source } => source,
-            other => panic!("{other:?}"),
-        };
-        let error = event_error(changed(encoding, "specversion", json!("2.0")));
-        assert!(matches!(error, EventError::Version { found } if found == "2.0"));
-        let error = event_error(changed(encoding, time, json!("10 November")));
-        assert!(matches!(error, EventError::Timestamp { attribute: "timestamp", .. }));
-        let error = event_error(changed(encoding, kind, json!("com.example.order.placed")));
-        assert!(matches!(error, EventError::Channel { .. }));
-        assert!(matches!(changed(encoding, "source", json!(7)), DecodeError::Shape { .. }));
+        let error = changed(encoding, "specversion", json!("2.0"));
+        assert!(matches!(error, InvalidEvent::Version { found } if found == "2.0"));
+        let error = changed(encoding, time, json!("10 November"));
+        assert!(matches!(error, InvalidEvent::Timestamp { attribute: "timestamp", .. }));
+        let error = changed(encoding, kind, json!("com.example.order.placed"));
+        assert!(matches!(error, InvalidEvent::Channel { source } if source.kind() == "event type"));
+        let error = changed(encoding, "source", json!(7));
+        assert!(matches!(error, InvalidEvent::Json { source } if source.is_data()));
     }
 }
 
 #[test]
 fn data_that_is_not_json_is_refused() {
     let error = changed(Encoding::CloudEvents, "datacontenttype", json!("text/xml"));
-    assert!(matches!(error, DecodeError::ContentType { found } if found == "text/xml"));
+    assert!(matches!(error, InvalidEvent::ContentType { found } if found == "text/xml"));
     let error = changed(Encoding::CloudEvents, "data_base64", json!("AA=="));
-    assert!(matches!(error, DecodeError::ContentType { .. }));
+    assert!(matches!(error, InvalidEvent::ContentType { .. }));
 }
 
 #[test]
-fn bad_fields_are_told_by_name() {
+fn errors_name_bad_fields() {
     let native = |fields: &[(&str, &[u8])]| Encoding::Native.from_fields(fields.iter().copied()).unwrap_err();
     let least: [(&str, &[u8]); 3] =
         [("event_type", b"a.b"), ("timestamp", b"2025-11-10T10:30:00Z"), ("source", b"s")];
     assert!(Encoding::Native.from_fields(least).is_ok());
-    assert!(matches!(native(&least[..2]), DecodeError::Missing { field: "source" }));
-    assert!(matches!(native(&[least[0], least[0]]), DecodeError::Repeated { field: "event_type" }));
-    assert!(matches!(native(&[("id", b"\xff")]), DecodeError::NotText { field: "id", .. }));
-    assert!(matches!(native(&[("data", b"{")]), DecodeError::NotJson { .. }));
+    assert!(matches!(native(&least[..2]), InvalidEvent::Missing { attribute: "source" }));
+    assert!(matches!(native(&[least[0], least[0]]), InvalidEvent::Repeated { attribute: "event_type" }));
+    assert!(matches!(native(&[("id", b"\xff")]), InvalidEvent::NotUtf8 { attribute: "id", .. }));
+    assert!(matches!(native(&[("data", b"{")]), InvalidEvent::Json { .. }));
     let cloud: [(&str, &[u8]); 2] = [("type", b"a.b"), ("source", b"s")];
     assert!(matches!(
         Encoding::CloudEvents.from_fields([("datacontenttype", "text/plain")]),
-        Err(DecodeError::ContentType { .. })
+        Err(InvalidEvent::ContentType { .. })
     ));
     assert!(Encoding::CloudEvents.from_fields(cloud).is_ok(), "the time is optional there");
 }

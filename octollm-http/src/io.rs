@@ -24,6 +24,7 @@
 //! ```
 
 use std::{
+    any::Any,
     collections::HashMap,
     fmt,
     future::{Future, Ready, pending, ready},
@@ -41,7 +42,7 @@ use tokio::{
 };
 
 /// Bytes both ways: implemented for everything that can be.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+pub trait Io: AsyncRead + AsyncWrite + Any + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 

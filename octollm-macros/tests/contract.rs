@@ -255,3 +255,78 @@ fn the_schema_says_the_same_rules() {
     let schema = schemars::schema_for!(CountLines).to_value();
     assert_eq!(schema["properties"]["wholeText"]["maxLength"], 3);
 }
+
+/// A shape in each form that serde has for enums, and a newtype.
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[serde(rename_all = "camelCase")]
+struct DrawShapes {
+    by_name: Vec<ByName>,
+    by_tag: ByTag,
+    beside_tag: BesideTag,
+    any_shape: AnyShape,
+    newtype: Limited,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(rename_all = "snake_case", rename_all_fields = "camelCase")]
+enum ByName {
+    AllPages { first_page: Page },
+    OnePage(Page),
+    TwoPages(u8, Page),
+    NoPage,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(tag = "kind")]
+enum ByTag {
+    AllPages { page: Page },
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(tag = "kind", content = "body")]
+enum BesideTag {
+    OnePage(Page),
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(untagged)]
+enum AnyShape {
+    AllPages { page: Page },
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Validate)]
+struct Limited(#[garde(range(max = 9))] u32);
+
+#[test]
+fn a_violation_in_an_enum_or_a_newtype_is_at_the_path_that_json_has() {
+    let page = || Page { limit: 10 };
+    let task = DrawShapes {
+        by_name: vec![
+            ByName::AllPages { first_page: page() },
+            ByName::OnePage(page()),
+            ByName::TwoPages(0, page()),
+            ByName::NoPage,
+        ],
+        by_tag: ByTag::AllPages { page: page() },
+        beside_tag: BesideTag::OnePage(page()),
+        any_shape: AnyShape::AllPages { page: page() },
+        newtype: Limited(10),
+    };
+    let json = serde_json::to_value(&task).unwrap();
+    let violations = task.check().unwrap_err();
+    let paths: Vec<_> = violations.iter().map(|violation| violation.path.as_str()).collect();
+    let expected = [
+        "byName[0].all_pages.firstPage.limit",
+        "byName[1].one_page.limit",
+        "byName[2].two_pages[1].limit",
+        "byTag.page.limit",
+        "besideTag.body.limit",
+        "anyShape.page.limit",
+        "newtype",
+    ];
+    assert_eq!(paths, expected);
+    for path in paths {
+        let pointer = format!("/{}", path.replace(['.', '['], "/").replace(']', ""));
+        assert_eq!(json.pointer(&pointer), Some(&10.into()), "{pointer} in {json}");
+    }
+}

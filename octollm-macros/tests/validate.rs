@@ -183,18 +183,6 @@ mod kinds {
 
     both! {
         #[derive(Validate)]
-        pub(super) enum Kind {
-            Named {
-                #[garde(length(min = 1))]
-                text: String,
-                #[garde(skip)]
-                rest: u8,
-            },
-            Numbered(#[garde(range(min = 1))] u8, #[garde(range(min = 1))] u8),
-            Nothing,
-        }
-
-        #[derive(Validate)]
         #[garde(transparent)]
         pub(super) struct Wrapper(#[garde(length(min = 1))] pub(super) String);
 
@@ -218,9 +206,6 @@ mod kinds {
 
     #[test]
     fn rules_for_every_kind_of_type() {
-        assert_eq!(paths(&same!(Kind::Named { text: String::new(), rest: 0 })), ["text"]);
-        assert_eq!(paths(&same!(Kind::Numbered(1, 0))), ["[1]"]);
-        assert!(same!(Kind::Nothing).is_empty());
         assert_eq!(paths(&same!(Wrapper(String::new()))), [""]);
         assert_eq!(
             paths(&same!(Pair { first: Wrapper(String::new()), rest: [Wrapper(String::new())] })),
@@ -308,6 +293,21 @@ mod ours_alone {
         },
     }
 
+    #[derive(Validate)]
+    enum Kind {
+        Named {
+            #[garde(length(min = 1))]
+            text: String,
+            #[garde(skip)]
+            rest: u8,
+        },
+        Numbered(#[garde(range(min = 1))] u8, #[garde(range(min = 1))] u8),
+        Nothing,
+    }
+
+    #[derive(Validate)]
+    struct Newtype(#[garde(length(min = 1))] String);
+
     macro_rules! written_by_a_macro {
         ($name:ident { $field:ident: $ty:ty = $least:expr }) => {
             #[derive(Validate)]
@@ -332,8 +332,16 @@ mod ours_alone {
     fn functions_need_no_type_of_garde_and_variants_compare_their_fields() {
         let form = Signup::Form { r#type: "a".into(), again: "b".into(), number: 3 };
         let found = findings(&form);
-        assert_eq!(paths(&found), ["again", "number"]);
+        assert_eq!(paths(&found), ["Form.again", "Form.number"]);
         assert_eq!(found[1].1, "3 is odd");
+    }
+
+    #[test]
+    fn variants_and_newtypes_are_at_the_paths_that_serde_gives_them() {
+        assert_eq!(paths(&findings(&Kind::Named { text: String::new(), rest: 0 })), ["Named.text"]);
+        assert_eq!(paths(&findings(&Kind::Numbered(1, 0))), ["Numbered[1]"]);
+        assert!(findings(&Kind::Nothing).is_empty());
+        assert_eq!(paths(&findings(&Newtype(String::new()))), [""]);
     }
 
     #[test]

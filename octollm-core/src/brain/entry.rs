@@ -84,7 +84,7 @@ pub(super) fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
             Ok(Reply::new(Bytes::from(output.as_str().to_owned()), served_by).with_usage(usage))
         }
         // Only answers are replayed.
-        Recorded::Begun | Recorded::Handle(_) => {
+        Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => {
             Err(CallError::new(contract, Failure::of(ErrorKind::OutcomeUnknown)))
         }
     }

@@ -3,7 +3,7 @@
 use crate::{
     event::Event,
     store::SideEffects,
-    task::{TaskChange, TaskEvent, TaskRecord, TaskSpent, TaskStatus, TaskUpdate},
+    task::{TaskChange, TaskError, TaskEvent, TaskRecord, TaskSpent, TaskStatus, TaskUpdate},
     update::Progress,
 };
 
@@ -17,7 +17,7 @@ pub(super) fn of_change(record: &TaskRecord, spent: &TaskSpent, source: &str) ->
         TaskStatus::Completed => TaskChange::Completed(spent.clone()),
         TaskStatus::Cancelled => TaskChange::Cancelled(spent.clone()),
         _ => match &task.error {
-            Some(error) => TaskChange::Failed(error.clone(), spent.clone()),
+            Some(error) => TaskChange::Failed(brief(error), spent.clone()),
             None => return effects,
         },
     };
@@ -34,7 +34,28 @@ pub(super) fn of_change(record: &TaskRecord, spent: &TaskSpent, source: &str) ->
 
 /// The event of a task's progress.
 pub(super) fn of_progress(record: &TaskRecord, progress: Progress, source: &str) -> Option<Event> {
-    event(record, TaskChange::Progress(progress), source)
+    let message = shortened(progress.message.clone());
+    event(record, TaskChange::Progress(Progress { message, ..progress }), source)
+}
+
+/// The longest message of an event, in bytes, and the longest details of an error. A bus refuses what is too large, and
+/// then nobody would learn that a task has ended.
+const MESSAGE: usize = 4 * 1024;
+const DETAILS: usize = 16 * 1024;
+
+fn shortened(mut message: String) -> String {
+    if message.len() > MESSAGE {
+        let end = (0..=MESSAGE).rev().find(|at| message.is_char_boundary(*at)).unwrap_or_default();
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
+/// An error as an event carries it; the task has all of it.
+fn brief(error: &TaskError) -> TaskError {
+    let details = error.details.clone().filter(|details| details.to_string().len() <= DETAILS);
+    TaskError { message: shortened(error.message.clone()), details, ..error.clone() }
 }
 
 fn event(record: &TaskRecord, change: TaskChange, source: &str) -> Option<Event> {

@@ -1,7 +1,7 @@
 //! The journal: calls that were answered once are not made again.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,7 +16,8 @@ use tokio::{
 
 use super::{
     entry::{Draft, digest, outcome_unknown, own_times, replay, trip_of},
-    sequence::{Sequence, Turn},
+    recall::{Known, State},
+    sequence::Turn,
 };
 use crate::{
     card::ArmCard,
@@ -56,21 +57,8 @@ struct Inner {
     moved: watch::Sender<()>,
 }
 
-#[derive(Default)]
-struct State {
-    /// Entries of earlier runs that this one has not come to yet.
-    recorded: HashMap<StepKey, JournalEntry>,
-    /// Steps that this run has taken.
-    taken: HashSet<StepKey>,
-    sequence: Sequence,
-    arms: Vec<String>,
-    /// Steps of this run that ended with a failure.
-    failed: HashSet<StepKey>,
-    mismatch: Option<Failure>,
-}
-
 /// A recorded answer that the program does not ask for is left out after so long without any other movement, and the time
-/// that the program took before it asked for it first.
+/// that the program took before it asked for it first. Further ones are left out after that time alone.
 const LEFT_OUT: Duration = Duration::from_secs(1);
 /// An answer that is being recorded is waited for no longer than this, since its future may not be polled any more.
 const STUCK: Duration = Duration::from_secs(30);
@@ -78,53 +66,6 @@ const STUCK: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// After this pause a write is given up, and the run with it.
 const LAST_PAUSE: Duration = Duration::from_millis(1_600);
-
-/// What the journal knows of a call that is being made.
-enum Known {
-    /// Its answer.
-    Answer(Box<JournalEntry>),
-    /// That it was begun, and is not known to have ended.
-    Begun(Box<JournalEntry>),
-    /// Nothing.
-    Nothing,
-}
-
-impl State {
-    /// What is recorded of a step, if it is of this very question.
-    fn recall(&mut self, call: &Call, digest: &str) -> Result<Known, Failure> {
-        if !self.taken.insert(call.step.clone()) {
-            return Err(mismatch(format!("step {} is called twice in one run", call.step)));
-        }
-        let Some(entry) = self.recorded.remove(&call.step) else { return Ok(Known::Nothing) };
-        if entry.contract != call.contract {
-            let (was, is) = (&entry.contract, &call.contract);
-            return Err(mismatch(format!("step {} was {was} and is now {is}", call.step)));
-        }
-        if entry.input_digest != digest {
-            let (step, contract) = (&call.step, &call.contract);
-            return Err(mismatch(format!("step {step} calls {contract} with another input than it did")));
-        }
-        if !entry.recorded.is_answered() {
-            return Ok(Known::Begun(Box::new(entry)));
-        }
-        self.sequence.ask(entry.seq);
-        self.used_arm(&entry.served_by.arm);
-        if entry.recorded.failure().is_some() {
-            self.failed.insert(entry.step.clone());
-        }
-        Ok(Known::Answer(Box::new(entry)))
-    }
-
-    fn used_arm(&mut self, arm: &str) {
-        if !arm.is_empty() && !self.arms.iter().any(|used| used == arm) {
-            self.arms.push(arm.to_owned());
-        }
-    }
-}
-
-fn mismatch(how: String) -> Failure {
-    Failure::new(ErrorKind::JournalMismatch, format!("the journal is of another program: {how}"))
-}
 
 /// What a journal runs with.
 pub(super) struct Backing {
@@ -149,11 +90,8 @@ impl Journal {
     pub(super) fn new(record: TaskRecord, entries: Vec<JournalEntry>, backing: Backing) -> Self {
         let Backing { store, transport, clock, claimed_at, hold } = backing;
         let claimed = (claimed_at, Instant::now());
-        let answered = entries.iter().filter(|entry| entry.recorded.is_answered()).map(|entry| entry.seq);
-        let sequence = Sequence::after(answered, entries.iter().map(|entry| entry.seq).max());
         let own_time = own_times(&record, &entries);
-        let recorded = entries.into_iter().map(|entry| (entry.step.clone(), entry)).collect();
-        let state = Mutex::new(State { recorded, sequence, ..State::default() });
+        let state = Mutex::new(State::new(entries));
         let run = Run::new(record.id().clone(), record.run());
         let moved = watch::Sender::new(());
         Self(Arc::new(Inner { run, record, store, transport, clock, claimed, hold, own_time, state, moved }))
@@ -171,16 +109,10 @@ impl Journal {
 
     /// Why this run does not fit its journal: a call that differed, or, once the run has ended well with so many ordered
     /// `calls`, a recorded step after those. A call that was made and dropped before it was polled, because another one
-    /// had failed, is none. Named steps may be left out: that is what names are for.
+    /// had failed, is none. Named steps may be left out: that is what names are for. So may steps that were recorded after a
+    /// failure whose call was made again: what the program did because of it, it does not do where the call succeeds.
     pub(super) fn mismatch(&self, calls: Option<u32>) -> Option<Failure> {
-        let state = self.0.state();
-        let left_out = |calls: u32| {
-            let later = |step: &&StepKey| matches!(step, StepKey::Order(order) if *order >= calls);
-            let step = state.recorded.keys().filter(later).min()?;
-            let contract = &state.recorded.get(step)?.contract;
-            Some(mismatch(format!("step {step} was {contract} and is no longer taken")))
-        };
-        state.mismatch.clone().or_else(|| calls.and_then(left_out))
+        self.0.state().mismatch(calls, self.0.record.made_again())
     }
 }
 
@@ -203,17 +135,22 @@ impl Inner {
 
     /// Waits until the answer of this number may be returned.
     async fn turn(&self, seq: u64) {
-        let mut moved = self.moved.subscribe();
+        let (mut moved, mut wait_limit) = (self.moved.subscribe(), LEFT_OUT);
         loop {
             moved.mark_unchanged();
-            let limit = match self.state().sequence.turn(seq) {
+            let before = self.state().sequence.turn(seq);
+            let limit = match before {
                 Turn::Now => return,
-                Turn::NotAsked(first) => LEFT_OUT + self.own_time.get(&first).copied().unwrap_or_default(),
-                Turn::Pending => STUCK,
+                Turn::NotAsked(first) => wait_limit + self.own_time.get(&first).copied().unwrap_or_default(),
+                Turn::Pending(_) => STUCK,
             };
-            if timeout(limit, moved.changed()).await.is_err() {
-                self.state().sequence.skip();
-                self.moved.send_replace(());
+            if timeout(limit, moved.changed()).await.is_ok() {
+                wait_limit = LEFT_OUT;
+            } else {
+                wait_limit = Duration::ZERO;
+                if self.state().sequence.skip(before) {
+                    self.moved.send_replace(());
+                }
             }
         }
     }
@@ -351,7 +288,8 @@ impl Journal {
             if answer.is_err() {
                 state.failed.insert(draft.step.clone());
             }
-            Placed(inner, state.sequence.enter())
+            let held = state.again.get(&draft.step).copied();
+            Placed(inner, state.sequence.enter(held))
         };
         let entry = JournalEntry { served_by, usage, ..draft.entry(placed.1, recorded, inner.clock) };
         inner.write(entry.clone()).await?;

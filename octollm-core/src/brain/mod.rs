@@ -11,6 +11,7 @@ mod entry;
 mod events;
 mod guarded;
 mod journal;
+mod recall;
 mod relay;
 mod rerun;
 mod run;
@@ -44,7 +45,7 @@ use crate::{
     id::{RequestId, StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
     parts::spent,
-    store::{Room, SideEffects, StoreError, TaskFilter, TaskStore},
+    store::{Recorded, Room, SideEffects, StoreError, TaskFilter, TaskStore},
     task::{Origin, Submission, Task, TaskRecord, TaskSpent},
     transport::Transport,
 };
@@ -286,6 +287,21 @@ fn uncertain(error: StoreError) -> Failure {
     Failure { may_have_executed: failure.may_have_executed || unknown, ..failure }
 }
 
+/// Bytes of the tasks of one page: half of what a client reads as one answer by default.
+const PAGE: usize = 4 << 20;
+
+/// How many of these fit into one page: at least one, however long it is.
+fn fitting(records: &[TaskRecord]) -> usize {
+    let mut bytes = 0_usize;
+    let mut fits = |record: &&TaskRecord| {
+        let task = record.task();
+        let output = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
+        bytes = bytes.saturating_add(task.metadata.submitted.as_str().len()).saturating_add(output);
+        bytes <= PAGE
+    };
+    records.iter().take_while(&mut fits).count().max(1)
+}
+
 fn sees_all(cx: &Context) -> bool {
     cx.caller().may(ADMIN).is_ok()
 }
@@ -306,8 +322,9 @@ impl Orchestrator for Brain {
         let owner = (!sees_all(cx)).then(|| cx.caller().clone());
         let filter = TaskFilter { status: query.status, after: query.after, owner, limit: limit + 1 };
         let mut records = self.0.store.list(&filter).await?;
-        let more = records.len() > limit;
-        records.truncate(limit);
+        let fitting = fitting(&records).min(limit);
+        let more = records.len() > fitting;
+        records.truncate(fitting);
         let next = records.last().filter(|_| more).map(|record| record.id().clone());
         Ok(TaskPage { tasks: records.into_iter().map(|record| self.live(record)).collect(), next })
     }
@@ -346,11 +363,25 @@ impl Orchestrator for Brain {
 
     async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
         self.visible(id, cx).await?;
-        Ok(self.0.store.journal(id).await?.into_iter().map(JournalStep::from).collect())
+        let entries = self.0.store.journal(id).await?.into_iter();
+        // What is to be made again is no call yet.
+        let calls = entries.filter(|entry| !matches!(entry.recorded, Recorded::Again { .. }));
+        Ok(calls.map(JournalStep::from).collect())
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
         self.0.transport.cards().await
+    }
+
+    async fn drain(&self) {
+        self.0.running.drain();
+        // What is being claimed meanwhile is released again.
+        drop(self.0.claiming.lock().await);
+        self.0.running.idle().await;
+    }
+
+    async fn close(&self) {
+        Self::close(self).await;
     }
 }
 

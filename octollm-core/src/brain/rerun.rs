@@ -1,12 +1,16 @@
 //! Running a failed task again: which recorded calls are kept, and which are made once more.
 
+use std::collections::HashSet;
+
 use super::{Brain, scheduler, uncertain};
 use crate::{
+    budget::Usage,
     context::Context,
     contract::Violations,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, StepOutcome},
+    parts::spent,
     store::{JournalEntry, Recorded, SideEffects, StoreError},
     task::{Task, TaskError, TaskStatus},
 };
@@ -16,7 +20,7 @@ use crate::{
 struct Plan {
     /// Steps that are discarded: made again if the program comes to them.
     discarded: Vec<StepKey>,
-    /// Steps that are no longer answered, but remain begun: they may have run and must not run twice.
+    /// Steps that are no longer answered: made again, or begun where they may have run and must not run twice.
     reopened: Vec<JournalEntry>,
 }
 
@@ -27,6 +31,9 @@ impl Brain {
         from: Option<&StepKey>,
         cx: &Context,
     ) -> Result<Task, Failure> {
+        if let Some(failure) = spent(cx.deadline(), cx.budget()) {
+            return Err(failure);
+        }
         let record = loop {
             let mut record = self.visible(id, cx).await?;
             if record.status() != TaskStatus::Failed {
@@ -38,6 +45,8 @@ impl Brain {
                 Some(step) => discard_from(step, &journal)?,
                 None => continue_after(record.failed_step(), &journal)?,
             };
+            let made_again = reopened.iter().map(|entry| entry.seq).min();
+            record.will_replay(replayed(&journal, &discarded, &reopened), made_again);
             record.rerun(from.is_some(), self.0.clock.now())?;
             let effects = SideEffects { discarded, journal: reopened, ..self.effects(&record) };
             match self.0.store.commit(record, effects).await {
@@ -50,6 +59,13 @@ impl Brain {
         scheduler::start(&self.0);
         Ok(record.into_task())
     }
+}
+
+/// What the answers used that are replayed, and so count again.
+fn replayed(journal: &[JournalEntry], discarded: &[StepKey], reopened: &[JournalEntry]) -> Usage {
+    let gone: HashSet<_> = discarded.iter().chain(reopened.iter().map(|entry| &entry.step)).collect();
+    let left = journal.iter().filter(|entry| entry.recorded.is_answered() && !gone.contains(&entry.step));
+    left.fold(Usage::ZERO, |used, entry| used.plus(entry.usage))
 }
 
 /// Discards a step and everything that was recorded after it.
@@ -88,16 +104,13 @@ fn continue_after(failed: Option<&StepKey>, journal: &[JournalEntry]) -> Result<
     };
     let batch = journal.iter().find(|entry| entry.step == *step).and_then(|entry| entry.batch.clone());
     let with_it = |entry: &&JournalEntry| entry.step == *step || (batch.is_some() && entry.batch == batch);
-    let mut plan = Plan::default();
-    for entry in failures().filter(with_it) {
+    let last = journal.iter().map(|entry| entry.seq).max().unwrap_or_default();
+    let reopened = failures().filter(with_it).map(|entry| {
         let ran = entry.recorded.failure().is_some_and(|failure| failure.may_have_executed);
-        if !entry.idempotent && ran {
-            plan.reopened.push(JournalEntry { recorded: Recorded::Begun, ..entry.clone() });
-        } else {
-            plan.discarded.push(entry.step.clone());
-        }
-    }
-    Ok(plan)
+        let recorded = if !entry.idempotent && ran { Recorded::Begun } else { Recorded::Again { last } };
+        JournalEntry { recorded, ..entry.clone() }
+    });
+    Ok(Plan { reopened: reopened.collect(), ..Plan::default() })
 }
 
 fn listed(journal: &[JournalEntry]) -> String {
@@ -110,7 +123,7 @@ impl From<JournalEntry> for JournalStep {
         let outcome = match &entry.recorded {
             Recorded::Output(_) => StepOutcome::Answered,
             Recorded::Failure(_) => StepOutcome::Failed,
-            Recorded::Begun | Recorded::Handle(_) => StepOutcome::Unknown,
+            Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => StepOutcome::Unknown,
         };
         Self {
             error: entry.recorded.failure().map(TaskError::from),

@@ -57,6 +57,7 @@ pub(super) async fn run(inner: Arc<Inner>, claimed: Claimed, started: Started) {
     let _place = Place(&inner, &started.run);
     let begun = Instant::now();
     let Some((result, usage, journal)) = execute(&inner, &claimed, &started).await else { return };
+    let usage = usage.plus(claimed.record.used_before());
     let spent = TaskSpent::new(usage, journal.arms_used(), begun.elapsed());
     let ending = Ending { result, journal, spent };
     finish(&inner, claimed.record, &started, &ending).await;
@@ -155,7 +156,7 @@ fn surroundings(claimed: &Claimed, started: &Started, journal: Journal) -> Execu
     parts.correlation_id = record.correlation_id().clone();
     parts.task_id = Some(record.id().clone());
     parts.trace = record.trace().cloned();
-    parts.budget = record.budget().budget();
+    parts.budget = record.budget().budget().after(record.used_before());
     parts.caller = record.caller().clone();
     parts.attempt = record.attempt();
     parts.deadline = Some(Deadline::after(claimed.time_left));

@@ -33,6 +33,8 @@ pub(super) struct Running {
 #[derive(Default)]
 struct State {
     runs: BTreeMap<Run, Entry>,
+    /// Nothing more is claimed.
+    drained: bool,
     closed: bool,
 }
 
@@ -56,10 +58,10 @@ impl Running {
     /// How many more may run.
     pub(super) fn room(&self) -> usize {
         let state = self.state();
-        if state.closed { 0 } else { self.max.saturating_sub(state.runs.len()) }
+        if state.closed || state.drained { 0 } else { self.max.saturating_sub(state.runs.len()) }
     }
 
-    /// A run begins, whose lease expires then. `None` where the brain is closed.
+    /// A run begins, whose lease expires then. `None` where the brain is closed or begins no more runs.
     pub(super) fn begin(
         &self,
         run: Run,
@@ -67,7 +69,7 @@ impl Running {
         held_until: Instant,
     ) -> Option<CancellationToken> {
         let mut state = self.state();
-        if state.closed {
+        if state.closed || state.drained {
             return None;
         }
         let cancellation = CancellationToken::new();
@@ -152,6 +154,11 @@ impl Running {
         for entry in self.state().runs.values_mut().filter(|entry| entry.held_until <= now) {
             entry.halt(Stop::Lost);
         }
+    }
+
+    /// Begins nothing more.
+    pub(super) fn drain(&self) {
+        self.state().drained = true;
     }
 
     /// Begins nothing more, and stops what runs.

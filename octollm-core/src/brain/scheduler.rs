@@ -109,7 +109,7 @@ fn begin(inner: &Arc<Inner>, claimed: Claimed, held_until: Instant) {
         Some(cancellation) => {
             tokio::spawn(run::run(inner.clone(), claimed, run::Started { run, log, cancellation }));
         }
-        // The brain was closed meanwhile.
+        // The brain was closed meanwhile, or begins no more runs.
         None => {
             tokio::spawn(run::release(inner.clone(), claimed.record));
         }

@@ -1,52 +1,116 @@
-//! A member of a group, and what it asks for.
+//! A member of a group.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::engine::{CloseConsumer, ConsumerEngine};
-use super::{BusError, Delivery, Ended, Gap};
+use super::delivery::{EngineSource, Source};
+use super::engine::ConsumerEngine;
+use super::{BusError, Delivery, Gap};
+use crate::error::ConfigError;
 
-/// Receives events from a group, one delivery at a time, with as many unsettled at once as it may hold.
+/// Receives the events of a group. At most [`max_in_flight`](ConsumeOptions::max_in_flight) deliveries are unsettled at
+/// a time.
 ///
-/// Dropped, it leaves the group. What it handed out can still be settled through the [`Delivery`], or comes again to
-/// another member when its lease expires.
+/// Dropping the consumer leaves the group. Its deliveries can still be settled; otherwise their events go to another
+/// consumer when the leases expire.
 #[must_use = "a consumer that is dropped leaves its group"]
 pub struct Consumer {
-    engine: Box<dyn ConsumerEngine>,
-    closer: ConsumerCloser,
-    ended: Option<Ended>,
+    source: Box<dyn Source>,
+    ended: Option<BusError>,
 }
 
-/// What a consumer yields.
-#[derive(Debug)]
-pub enum Arrival {
-    /// An event to handle.
-    Delivery(Delivery),
-    /// Something is missing here that will not come.
-    Gap(Gap),
+/// Settings of a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConsumeOptions {
+    /// Maximum number of unsettled deliveries (default 16).
+    pub max_in_flight: usize,
+    /// Duration of a lease (default 30 s). After that another consumer can receive the event.
+    pub lease: Duration,
+    /// Number of deliveries after which an event becomes a dead letter (default 5).
+    pub max_attempts: u32,
+    /// Delay before the second attempt (default 100 ms). It doubles with each attempt.
+    pub min_backoff: Duration,
+    /// Maximum delay before an attempt (default 30 s).
+    pub max_backoff: Duration,
+    /// Whether a new group starts with the oldest stored event, and not with the next one that is published (default
+    /// `false`). An existing group continues where it is.
+    ///
+    /// A bus without [`Capability::History`](super::Capability::History) returns [`BusError::Unsupported`].
+    pub from_start: bool,
 }
 
-/// Closes a [`Consumer`] from elsewhere. Clones close the same one.
-#[derive(Clone)]
-pub struct ConsumerCloser(Arc<dyn CloseConsumer>);
+impl Default for ConsumeOptions {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 16,
+            lease: Duration::from_secs(30),
+            max_attempts: 5,
+            min_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(30),
+            from_start: false,
+        }
+    }
+}
 
-impl Consumer {
-    /// A consumer that an engine drives.
-    pub fn new(engine: Box<dyn ConsumerEngine>, closer: Arc<dyn CloseConsumer>) -> Self {
-        Self { engine, closer: ConsumerCloser(closer), ended: None }
+impl ConsumeOptions {
+    /// Checks the settings. Every bus does this in [`consume`](super::DurableBus::consume).
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that is not valid.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, reason| Err(ConfigError::new(setting, reason));
+        if self.max_in_flight == 0 {
+            return invalid("max_in_flight", "is 0");
+        }
+        if self.lease.is_zero() {
+            return invalid("lease", "is 0");
+        }
+        if self.max_attempts == 0 {
+            return invalid("max_attempts", "is 0");
+        }
+        if self.min_backoff > self.max_backoff {
+            return invalid("min_backoff", "is greater than max_backoff");
+        }
+        Ok(())
     }
 
-    /// The next arrival, or `None` when the consumer has ended. It waits while as many deliveries as allowed are unsettled.
+    /// Returns the delay after an attempt, counted from 1.
+    pub fn backoff(&self, attempt: u32) -> Duration {
+        let doublings = attempt.saturating_sub(1).min(31);
+        self.min_backoff.saturating_mul(1 << doublings).min(self.max_backoff)
+    }
+}
+
+impl Consumer {
+    /// Creates the consumer of an engine, which settles each delivery in a call of its own. For the author of a bus.
+    pub fn new(engine: impl ConsumerEngine, lease: Duration) -> Self {
+        Self { source: Box::new(EngineSource::new(engine, lease)), ended: None }
+    }
+
+    /// Creates the consumer of an engine, which settles at most `max_batch` deliveries in one call. For the author of a
+    /// bus.
+    ///
+    /// Deliveries that are settled during a call are settled together by the next one. A single delivery does not wait
+    /// for others.
+    ///
+    /// # Errors
+    /// [`BusError::InvalidSetting`] when `max_batch` is 0, [`BusError::Unavailable`] outside a tokio runtime.
+    pub fn batched(engine: impl ConsumerEngine, lease: Duration, max_batch: usize) -> Result<Self, BusError> {
+        let source = EngineSource::batched(engine, lease, max_batch)?;
+        Ok(Self { source: Box::new(source), ended: None })
+    }
+
+    /// Waits for the next delivery. An `Err` is a point at which events may be missing. Returns `None` once the
+    /// consumer has ended.
     ///
     /// # Cancel safety
-    /// Dropped before it is done, it has taken nothing.
-    pub async fn next(&mut self) -> Option<Arrival> {
+    /// If the future is dropped, no delivery is lost.
+    pub async fn next(&mut self) -> Option<Result<Delivery, Gap>> {
         if self.ended.is_some() {
             return None;
         }
-        match self.engine.next().await {
-            Ok(arrival) => Some(arrival),
+        match self.source.next().await {
+            Ok(next) => Some(next),
             Err(reason) => {
                 self.ended = Some(reason);
                 None
@@ -54,39 +118,22 @@ impl Consumer {
         }
     }
 
-    /// Why it has ended, once [`next`](Self::next) has returned `None`.
-    pub fn ended(&self) -> Option<&Ended> {
+    /// Returns why the consumer has ended, once [`next`](Self::next) has returned `None` or it was closed.
+    pub fn ended(&self) -> Option<&BusError> {
         self.ended.as_ref()
     }
 
-    /// What closes it from elsewhere, such as a signal handler.
-    pub fn closer(&self) -> ConsumerCloser {
-        self.closer.clone()
-    }
-
-    /// Closes it, as [`ConsumerCloser::close`] does.
+    /// Ends the consumer, and waits until its deliveries are settled or their leases have expired. Events that were not
+    /// delivered go to other consumers. Closing twice is `Ok`.
     ///
     /// # Errors
     /// [`BusError::Unavailable`].
     ///
     /// # Cancel safety
-    /// As [`ConsumerCloser::close`].
-    pub async fn close(&self) -> Result<(), BusError> {
-        self.closer.close().await
-    }
-}
-
-impl ConsumerCloser {
-    /// Lets the consumer hand out nothing more, and waits until all that it handed out is settled or its lease has
-    /// expired. Closing again changes nothing and is `Ok`.
-    ///
-    /// # Errors
-    /// [`BusError::Unavailable`].
-    ///
-    /// # Cancel safety
-    /// Dropped before it is done, nothing more is handed out.
-    pub async fn close(&self) -> Result<(), BusError> {
-        self.0.close().await
+    /// If the future is dropped, the consumer has ended. The method can be called again to wait.
+    pub async fn close(&mut self) -> Result<(), BusError> {
+        self.ended.get_or_insert(BusError::Closed);
+        self.source.close().await
     }
 }
 
@@ -96,128 +143,29 @@ impl fmt::Debug for Consumer {
     }
 }
 
-impl fmt::Debug for ConsumerCloser {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConsumerCloser").finish_non_exhaustive()
-    }
-}
-
-/// What a consumer asks of its group. Checked when the consumer is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsumeOptions {
-    /// Deliveries that this consumer may hold unsettled at once, by default 16.
-    pub max_in_flight: usize,
-    /// Time for which a delivery is this consumer's alone, by default 30 s; after that another one may receive it.
-    pub lease: Duration,
-    /// Number of deliveries after which an unacknowledged event is a dead letter, by default 5.
-    pub max_attempts: u32,
-    /// Delay before an event comes again, where its nack names none.
-    pub backoff: Backoff,
-    /// Where the group starts if this consumer is its first. A group that exists goes on where it is.
-    pub start: Start,
-}
-
-/// A delay that doubles with each attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Backoff {
-    /// The delay after the first attempt, by default 100 ms.
-    pub first: Duration,
-    /// The longest delay, by default 30 s.
-    pub longest: Duration,
-}
-
-/// Where a new group starts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Start {
-    /// With the first event published after it was made.
-    #[default]
-    Now,
-    /// With the oldest event the bus still has. [`Unsupported`](BusError::Unsupported) by a bus that does not claim
-    /// [`Capability::History`](super::engine::Capability::History).
-    Beginning,
-}
-
-impl Default for ConsumeOptions {
-    fn default() -> Self {
-        Self {
-            max_in_flight: 16,
-            lease: Duration::from_secs(30),
-            max_attempts: 5,
-            backoff: Backoff::default(),
-            start: Start::default(),
-        }
-    }
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { first: Duration::from_millis(100), longest: Duration::from_secs(30) }
-    }
-}
-
-impl ConsumeOptions {
-    /// Checks each setting. Every bus does so before it uses them.
-    ///
-    /// # Errors
-    /// [`BusError::InvalidSetting`] names the first that is not valid.
-    pub fn validate(&self) -> Result<(), BusError> {
-        let invalid = |setting, problem| Err(BusError::InvalidSetting { setting, problem });
-        if self.max_in_flight == 0 {
-            return invalid("max_in_flight", "is zero");
-        }
-        if self.lease.is_zero() {
-            return invalid("lease", "is zero");
-        }
-        if self.max_attempts == 0 {
-            return invalid("max_attempts", "is zero");
-        }
-        if self.backoff.first > self.backoff.longest {
-            return invalid("backoff", "begins with more than its longest delay");
-        }
-        Ok(())
-    }
-}
-
-impl Backoff {
-    /// The delay after an attempt, counted from 1.
-    pub fn after(&self, attempt: u32) -> Duration {
-        let doublings = attempt.saturating_sub(1).min(31);
-        self.first.saturating_mul(1 << doublings).min(self.longest)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_rest_doubles_up_to_the_longest() {
-        let backoff = Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(1) };
-        let rests: Vec<_> = (1..=5).map(|attempt| backoff.after(attempt).as_millis()).collect();
-        assert_eq!(rests, [100, 200, 400, 800, 1000]);
-        assert_eq!(backoff.after(u32::MAX), backoff.longest);
+    fn the_backoff_doubles_up_to_its_maximum() {
+        let options = ConsumeOptions { max_backoff: Duration::from_secs(1), ..ConsumeOptions::default() };
+        let delays: Vec<_> = (1..=5).map(|attempt| options.backoff(attempt).as_millis()).collect();
+        assert_eq!(delays, [100, 200, 400, 800, 1000]);
+        assert_eq!(options.backoff(u32::MAX), options.max_backoff);
     }
 
     #[test]
-    fn settings_without_sense_are_refused() {
+    fn invalid_settings_are_refused_by_name() {
         let cases = [
             ("max_in_flight", ConsumeOptions { max_in_flight: 0, ..Default::default() }),
             ("lease", ConsumeOptions { lease: Duration::ZERO, ..Default::default() }),
             ("max_attempts", ConsumeOptions { max_attempts: 0, ..Default::default() }),
-            (
-                "backoff",
-                ConsumeOptions {
-                    backoff: Backoff { first: Duration::from_secs(2), longest: Duration::from_secs(1) },
-                    ..Default::default()
-                },
-            ),
+            ("min_backoff", ConsumeOptions { min_backoff: Duration::from_secs(60), ..Default::default() }),
         ];
         for (name, options) in cases {
-            assert!(
-                matches!(options.validate(), Err(BusError::InvalidSetting { setting, .. }) if setting == name)
-            );
+            assert_eq!(options.check().unwrap_err().setting(), name);
         }
-        assert!(ConsumeOptions::default().validate().is_ok());
+        assert!(ConsumeOptions::default().check().is_ok());
     }
 }

@@ -1,25 +1,23 @@
-//! An event that has to be settled, and the worker that settles events by the outcome of a handler.
+//! An event that has to be settled.
 
 use std::fmt;
-use std::future::pending;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
 use futures_util::future::join_all;
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 
-use super::engine::Settlement;
-use super::{Arrival, BusError, Consumer, Ended, Gap};
+use super::engine::ConsumerEngine;
+use super::{BusError, Gap};
+use crate::error::ConfigError;
 use crate::event::Event;
 
-/// One delivery of an event to one consumer, which holds a lease on it.
+/// One delivery of an event to one consumer, which holds a lease on the event.
 ///
-/// It is settled once, by [`ack`](Self::ack), [`nack`](Self::nack) or [`release`](Self::release), all of which take it.
-/// Dropped unsettled, its lease expires and the event comes again, at attempt + 1.
+/// It is settled once, by [`ack`](Self::ack), [`nack`](Self::nack) or [`release`](Self::release). If it is dropped, the
+/// event is delivered again when the lease expires, as the next attempt.
 ///
 /// ```compile_fail,E0382
 /// # use octollm_core::bus::{BusError, Delivery};
@@ -28,7 +26,7 @@ use crate::event::Event;
 ///     delivery.ack().await
 /// }
 /// ```
-#[must_use = "a delivery that is dropped comes again when its lease expires"]
+#[must_use = "the event of a dropped delivery is delivered again when the lease expires"]
 pub struct Delivery {
     event: Event,
     attempt: u32,
@@ -36,145 +34,125 @@ pub struct Delivery {
     lease: Arc<dyn Lease>,
 }
 
-/// Why a delivery was not handled, and what becomes of its event.
+/// What happens to an event that was not handled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Nack {
-    /// It comes again, unless that was its last attempt; then it is a dead letter.
+    /// The event is delivered again. After the last attempt it becomes a dead letter.
     Retry {
-        /// Not earlier than after this delay; `None` is the consumer's [`Backoff`](super::Backoff). A delay is
-        /// [`Unsupported`](BusError::Unsupported) by a bus that denies
-        /// [`Capability::DelayedNack`](super::engine::Capability::DelayedNack); its retries come at once.
+        /// Delay before the next delivery. `None` is the backoff of the [`ConsumeOptions`](super::ConsumeOptions).
+        ///
+        /// A bus without [`Capability::DelayedNack`](super::Capability::DelayedNack) returns
+        /// [`BusError::Unsupported`] for a delay, and retries at once without one.
         after: Option<Duration>,
     },
-    /// It never comes again.
+    /// The event is delivered again at once, and this attempt does not count. For an event that was not begun.
+    Release,
+    /// The event is not delivered again.
     Drop,
-    /// It is a dead letter at once, whatever its attempt.
+    /// The event becomes a dead letter.
     DeadLetter {
-        /// Why, for the people who read the dead letters.
+        /// Reason for the reader of the dead letters.
         reason: String,
     },
 }
 
-/// Handles what a [`Consumer`] receives, when it is [`run`](Consumer::run).
-#[async_trait]
-pub trait Handler: Send + Sync + 'static {
-    /// Handles one event. `Ok` acknowledges it, and a panic is [`Nack::retry`].
-    ///
-    /// While it runs, a task of its own extends the lease, also when the handler blocks its thread, as long as the runtime
-    /// has another thread. If the event has gone to another consumer all the same, the future is dropped.
-    ///
-    /// # Errors
-    /// What becomes of an event that was not handled.
-    async fn handle(&self, event: Event, attempt: u32) -> Result<(), Nack>;
-
-    /// Called where events are missing that will not come.
-    async fn gap(&self, gap: Gap);
-}
-
-/// One lease on its way back to the bus.
-#[async_trait]
-pub(super) trait Lease: Send + Sync {
-    async fn settle(&self, settlement: Settlement) -> Result<(), BusError>;
-    async fn extend(&self, time: Duration) -> Result<(), BusError>;
-}
-
 impl Nack {
-    /// To come again after the consumer's backoff.
+    /// Retries after the backoff of the consumer.
     pub fn retry() -> Self {
         Self::Retry { after: None }
     }
 
-    /// To come again after a delay.
+    /// Retries after a delay.
     pub fn retry_after(delay: Duration) -> Self {
         Self::Retry { after: Some(delay) }
     }
 
-    /// To be a dead letter.
+    /// Makes the event a dead letter.
     pub fn dead_letter(reason: impl Into<String>) -> Self {
         Self::DeadLetter { reason: reason.into() }
     }
 }
 
 impl Delivery {
-    pub(super) fn new(event: Event, attempt: u32, lease_time: Duration, lease: Arc<dyn Lease>) -> Self {
-        Self { event, attempt, lease_time, lease }
-    }
-
-    /// What is delivered.
+    /// Returns the event.
     pub fn event(&self) -> &Event {
         &self.event
     }
 
-    /// Number of this delivery among those of the event to this group, from 1.
+    /// Returns the number of this delivery among those of the event to the group, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// Duration of the lease when the delivery came.
+    /// Returns the duration of the lease.
     pub fn lease_time(&self) -> Duration {
         self.lease_time
     }
 
-    /// Acknowledges it: the event was handled and never comes again. That also holds after the lease has expired, as long
-    /// as the event has not gone to another consumer.
+    /// Acknowledges the event, which is not delivered again. After the lease has expired, this is possible until the
+    /// event goes to another consumer.
     ///
     /// # Errors
-    /// [`BusError::LeaseLost`] when another consumer has the event or has had it since, [`BusError::Unavailable`]. In both
-    /// cases it may come again.
+    /// [`BusError::LeaseLost`] when another consumer has or had the event, and [`BusError::Unavailable`]. The event may
+    /// be delivered again.
     ///
     /// # Cancel safety
-    /// Dropped before it is done, it may or may not be settled.
+    /// If the future is dropped, the delivery may or may not be settled.
     pub async fn ack(self) -> Result<(), BusError> {
-        self.lease.settle(Settlement::Ack).await
+        self.lease.settle(Ok(())).await
     }
 
-    /// Acknowledges each, all at once, and returns a result for each at its index. A bus that settles in batches takes them
-    /// together.
+    /// Acknowledges several events concurrently. Returns a result for each delivery, by index. A bus that settles in
+    /// batches receives them together.
     ///
     /// # Errors
-    /// Of each delivery, as [`ack`](Self::ack).
+    /// For each delivery as [`ack`](Self::ack).
     ///
     /// # Cancel safety
-    /// Dropped before it is done, each may or may not be settled.
+    /// If the future is dropped, each delivery may or may not be settled.
     pub async fn ack_all(deliveries: impl IntoIterator<Item = Self>) -> Vec<Result<(), BusError>> {
         join_all(deliveries.into_iter().map(Self::ack)).await
     }
 
-    /// Refuses it, and says what becomes of the event.
+    /// Refuses the event.
     ///
     /// # Errors
-    /// As [`ack`](Self::ack), and [`BusError::Unsupported`] for a delay on a bus without delayed nacks; then the event comes
-    /// again when the lease expires.
+    /// As [`ack`](Self::ack), and [`BusError::Unsupported`] for a delay on a bus without delayed nacks. After that the
+    /// event is delivered again when the lease expires.
     ///
     /// # Cancel safety
-    /// As [`ack`](Self::ack).
+    /// If the future is dropped, the delivery may or may not be settled.
     pub async fn nack(self, nack: Nack) -> Result<(), BusError> {
-        self.lease.settle(Settlement::Nack(nack)).await
+        self.lease.settle(Err(nack)).await
     }
 
-    /// Gives it back unbegun, for any consumer of the group to have at once. This attempt does not count.
+    /// Returns the event to the group without counting this attempt. For an event that was not begun.
     ///
     /// # Errors
     /// As [`ack`](Self::ack).
     ///
     /// # Cancel safety
-    /// As [`ack`](Self::ack).
+    /// If the future is dropped, the delivery may or may not be settled.
     pub async fn release(self) -> Result<(), BusError> {
-        self.lease.settle(Settlement::Release).await
+        self.nack(Nack::Release).await
     }
 
-    /// Makes the lease last for `time` from now on, for work that takes longer. A lease that has expired is renewed, as
-    /// long as the event has not gone to another consumer and this one may hold another delivery.
+    /// Extends the lease to `time` from now on. A lease that has expired is renewed if no other consumer has received
+    /// the event and this consumer has room for another delivery.
     ///
     /// # Errors
-    /// [`BusError::LeaseLost`] when the lease cannot be renewed, [`BusError::Unsupported`] by a bus without lease extension,
-    /// [`BusError::Unavailable`].
+    /// [`BusError::LeaseLost`] when the lease cannot be renewed, [`BusError::Unsupported`] on a bus without lease
+    /// extension, and [`BusError::Unavailable`].
     ///
     /// # Cancel safety
-    /// Dropped before it is done, it may or may not be extended.
+    /// If the future is dropped, the lease may or may not be extended.
     pub async fn extend(&self, time: Duration) -> Result<(), BusError> {
         self.lease.extend(time).await
+    }
+
+    pub(super) fn lease(&self) -> Arc<dyn Lease> {
+        Arc::clone(&self.lease)
     }
 }
 
@@ -188,89 +166,159 @@ impl fmt::Debug for Delivery {
     }
 }
 
-impl Consumer {
-    /// Gives each delivery to `handler` and settles it by the outcome, as many at once as the consumer may hold. Returns
-    /// why the consumer ended, once all that was begun is settled.
-    ///
-    /// # Cancel safety
-    /// Dropped before it is done, the handlers that run are dropped too, and their events come again when their leases
-    /// expire. Close the consumer to let them finish.
-    pub async fn run(mut self, handler: impl Handler) -> Ended {
-        let handler = Arc::new(handler);
-        let mut running = JoinSet::new();
-        while let Some(arrival) = self.next().await {
-            match arrival {
-                // A consumer hands out no more than may be unsettled, so no more than that run.
-                Arrival::Delivery(delivery) => {
-                    // Spawned first: a handler that blocks its thread would hold back what is spawned after it.
-                    let keeper = Keeper::spawn(&delivery);
-                    running.spawn(work_off(delivery, Arc::clone(&handler), keeper));
-                }
-                Arrival::Gap(gap) => handler.gap(gap).await,
-            }
-            while running.try_join_next().is_some() {}
+/// The lease of one delivery.
+#[async_trait]
+pub(super) trait Lease: Send + Sync {
+    async fn settle(&self, outcome: Result<(), Nack>) -> Result<(), BusError>;
+    async fn extend(&self, time: Duration) -> Result<(), BusError>;
+}
+
+/// A [`ConsumerEngine`] of any type.
+#[async_trait]
+pub(super) trait Source: Send + Sync {
+    async fn next(&self) -> Result<Result<Delivery, Gap>, BusError>;
+    async fn close(&self) -> Result<(), BusError>;
+}
+
+/// Makes deliveries of what an engine returns.
+pub(super) struct EngineSource<E: ConsumerEngine> {
+    engine: Arc<E>,
+    lease_time: Duration,
+    batches: Option<mpsc::UnboundedSender<Request<E::Receipt>>>,
+}
+
+impl<E: ConsumerEngine> EngineSource<E> {
+    pub(super) fn new(engine: E, lease_time: Duration) -> Self {
+        Self { engine: Arc::new(engine), lease_time, batches: None }
+    }
+
+    pub(super) fn batched(engine: E, lease_time: Duration, max_batch: usize) -> Result<Self, BusError> {
+        if max_batch == 0 {
+            return Err(ConfigError::new("max_batch", "is 0").into());
         }
-        while running.join_next().await.is_some() {}
-        self.ended().cloned().unwrap_or(Ended::Closed)
+        let runtime = Handle::try_current().map_err(BusError::unavailable)?;
+        let (batches, requests) = mpsc::unbounded_channel();
+        let engine = Arc::new(engine);
+        runtime.spawn(send_batches(Arc::clone(&engine), requests, max_batch));
+        Ok(Self { engine, lease_time, batches: Some(batches) })
     }
 }
 
-async fn work_off(delivery: Delivery, handler: Arc<impl Handler>, mut keeper: Keeper) {
-    let work = handler.handle(delivery.event().clone(), delivery.attempt());
-    let outcome = tokio::select! {
-        biased;
-        outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
-        () = keeper.lost() => return,
-    };
-    drop(keeper);
-    let event_id = delivery.event().id().to_owned();
-    let settled = match outcome {
-        Ok(Ok(())) => delivery.ack().await,
-        Ok(Err(nack)) => delivery.nack(nack).await,
-        Err(_panic) => delivery.nack(Nack::retry()).await,
-    };
-    if let Err(error) = settled {
-        // The event comes again, which every handler has to be ready for.
-        tracing::warn!(event_id, %error, "event not settled");
+#[async_trait]
+impl<E: ConsumerEngine> Source for EngineSource<E> {
+    async fn next(&self) -> Result<Result<Delivery, Gap>, BusError> {
+        let (event, attempt, receipt) = match self.engine.next().await? {
+            Ok(next) => next,
+            Err(gap) => return Ok(Err(gap.truncated())),
+        };
+        let lease: Arc<dyn Lease> = match &self.batches {
+            None => Arc::new(DirectLease { engine: Arc::clone(&self.engine), receipt }),
+            Some(batches) => Arc::new(BatchedLease { batches: batches.clone(), receipt }),
+        };
+        Ok(Ok(Delivery { event, attempt, lease_time: self.lease_time, lease }))
+    }
+
+    async fn close(&self) -> Result<(), BusError> {
+        self.engine.close().await
     }
 }
 
-/// Extends a lease from a task of its own, until it is dropped.
-struct Keeper(JoinHandle<()>);
-
-impl Keeper {
-    fn spawn(delivery: &Delivery) -> Self {
-        Self(tokio::spawn(extend_until_lost(Arc::clone(&delivery.lease), delivery.lease_time)))
-    }
-
-    /// Waits until the lease is lost.
-    async fn lost(&mut self) {
-        // A bus that panics says nothing of the lease.
-        if (&mut self.0).await.is_err() {
-            pending::<()>().await;
-        }
-    }
-}
-
-impl Drop for Keeper {
+impl<E: ConsumerEngine> Drop for EngineSource<E> {
     fn drop(&mut self) {
-        self.0.abort();
+        self.engine.leave();
     }
 }
 
-/// Extends a lease at each third of it, and returns once it is lost.
-async fn extend_until_lost(lease: Arc<dyn Lease>, lease_time: Duration) {
-    let third = (lease_time / 3).max(Duration::from_millis(1));
-    let mut ticks = interval_at(Instant::now() + third, third);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        match lease.extend(lease_time).await {
-            Err(BusError::LeaseLost { .. }) => return,
-            // Where no lease is extended, there is nothing to learn of its loss.
-            Err(BusError::Unsupported { .. }) => pending().await,
-            // Another failure may pass before the lease has expired.
-            Ok(()) | Err(_) => {}
+struct DirectLease<E: ConsumerEngine> {
+    engine: Arc<E>,
+    receipt: E::Receipt,
+}
+
+#[async_trait]
+impl<E: ConsumerEngine> Lease for DirectLease<E> {
+    async fn settle(&self, outcome: Result<(), Nack>) -> Result<(), BusError> {
+        only(self.engine.settle(vec![(self.receipt.clone(), outcome)]).await)
+    }
+
+    async fn extend(&self, time: Duration) -> Result<(), BusError> {
+        only(self.engine.extend(vec![(self.receipt.clone(), time)]).await)
+    }
+}
+
+/// The result for the only item of a batch.
+fn only(results: Vec<Result<(), BusError>>) -> Result<(), BusError> {
+    results.into_iter().next().unwrap_or(Err(BusError::Unavailable { source: None }))
+}
+
+struct BatchedLease<R> {
+    /// Bounded by the deliveries: each waits for at most one request of each kind.
+    batches: mpsc::UnboundedSender<Request<R>>,
+    receipt: R,
+}
+
+enum Request<R> {
+    Settle(R, Result<(), Nack>, Reply),
+    Extend(R, Duration, Reply),
+}
+
+type Reply = oneshot::Sender<Result<(), BusError>>;
+
+impl<R> BatchedLease<R> {
+    async fn request(&self, request: impl FnOnce(Reply) -> Request<R>) -> Result<(), BusError> {
+        let (reply, result) = oneshot::channel();
+        if self.batches.send(request(reply)).is_err() {
+            return Err(BusError::Unavailable { source: None });
         }
+        result.await.unwrap_or(Err(BusError::Unavailable { source: None }))
+    }
+}
+
+#[async_trait]
+impl<R: Clone + Send + Sync + 'static> Lease for BatchedLease<R> {
+    async fn settle(&self, outcome: Result<(), Nack>) -> Result<(), BusError> {
+        self.request(|reply| Request::Settle(self.receipt.clone(), outcome, reply)).await
+    }
+
+    async fn extend(&self, time: Duration) -> Result<(), BusError> {
+        self.request(|reply| Request::Extend(self.receipt.clone(), time, reply)).await
+    }
+}
+
+/// Ends when the consumer and its deliveries are dropped.
+async fn send_batches<E: ConsumerEngine>(
+    engine: Arc<E>,
+    mut requests: mpsc::UnboundedReceiver<Request<E::Receipt>>,
+    max_batch: usize,
+) {
+    let mut batch = Vec::new();
+    while requests.recv_many(&mut batch, max_batch).await > 0 {
+        let (mut outcomes, mut settled) = (Vec::new(), Vec::new());
+        let (mut extensions, mut extended) = (Vec::new(), Vec::new());
+        for request in batch.drain(..) {
+            match request {
+                Request::Settle(receipt, outcome, reply) => {
+                    outcomes.push((receipt, outcome));
+                    settled.push(reply);
+                }
+                Request::Extend(receipt, time, reply) => {
+                    extensions.push((receipt, time));
+                    extended.push(reply);
+                }
+            }
+        }
+        // An extension was requested before the settlement of the same delivery, which consumes the delivery.
+        if !extensions.is_empty() {
+            reply_to(extended, engine.extend(extensions).await);
+        }
+        if !outcomes.is_empty() {
+            reply_to(settled, engine.settle(outcomes).await);
+        }
+    }
+}
+
+fn reply_to(replies: Vec<Reply>, results: Vec<Result<(), BusError>>) {
+    for (reply, result) in replies.into_iter().zip(results) {
+        // The caller may have given up.
+        let _ = reply.send(result);
     }
 }

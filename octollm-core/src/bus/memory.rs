@@ -6,118 +6,120 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::engine::{Capabilities, Capability, Counters, Counts, Expiry, Feed, deliver};
-use super::{BusError, Ended, EventBus, Overflow, Subscription};
-use crate::event::{Event, Patterns};
+use super::engine::{Counters, Expiry, Feed};
+use super::feed::deliver_until;
+use super::{BusError, Capability, EventBus, Overflow, Subscription};
+use crate::error::ConfigError;
+use crate::event::{Event, Pattern};
 
-/// An [`EventBus`] within one process: at most once, nothing stored. Clones are the same bus.
+/// An [`EventBus`] within one process. It delivers at most once and stores nothing. Clones are handles of the same bus.
 ///
-/// When the last clone is dropped, its subscriptions end after what waits was delivered.
+/// When the last handle is dropped, the subscriptions end after the waiting events.
 ///
 /// # Panics
-/// A publisher that has to wait for a subscriber under [`Overflow::Block`] panics outside a tokio runtime with its timer
-/// enabled.
-#[derive(Debug, Clone, Default)]
+/// A publisher that waits for a subscriber under [`Overflow::Block`] panics outside a tokio runtime with enabled
+/// timers.
+#[derive(Debug, Clone)]
 pub struct MemoryBus {
     shared: Arc<Shared>,
 }
 
-/// The limits of a [`MemoryBus`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryBusConfig {
-    /// Size of the largest event taken, in the bytes of [`Event::size`]: by default 1 MiB.
-    pub max_event_bytes: usize,
-    /// Time for which a publisher waits for a subscriber under [`Overflow::Block`], by default 5 s. Zero never waits.
-    pub block_timeout: Duration,
-}
-
-impl Default for MemoryBusConfig {
-    fn default() -> Self {
-        Self { max_event_bytes: 1024 * 1024, block_timeout: Duration::from_secs(5) }
-    }
-}
-
 impl MemoryBus {
-    /// A bus with the default configuration.
+    pub(super) const DEFAULT_MAX_EVENT_BYTES: usize = 1024 * 1024;
+    pub(super) const DEFAULT_BLOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// Creates a bus that accepts events of at most 1 MiB and has a block timeout of 5 s.
     pub fn new() -> Self {
-        Self::default()
+        Self::of(Self::DEFAULT_MAX_EVENT_BYTES, Self::DEFAULT_BLOCK_TIMEOUT)
     }
 
-    /// A bus with a configuration.
+    /// Creates a bus that accepts events of at most `max_event_bytes`, as [`Event::size`] counts them. A publisher
+    /// waits for a subscriber under [`Overflow::Block`] for at most `block_timeout`; it does not wait if that is zero.
     ///
     /// # Errors
-    /// [`BusError::InvalidSetting`] when it would take no event.
-    pub fn with_config(config: MemoryBusConfig) -> Result<Self, BusError> {
-        if config.max_event_bytes == 0 {
-            return Err(BusError::InvalidSetting { setting: "max_event_bytes", problem: "is zero" });
+    /// [`ConfigError`] when `max_event_bytes` is 0.
+    pub fn with_limits(max_event_bytes: usize, block_timeout: Duration) -> Result<Self, ConfigError> {
+        if max_event_bytes == 0 {
+            return Err(ConfigError::new("max_event_bytes", "is 0"));
         }
-        Ok(Self { shared: Arc::new(Shared { config, ..Shared::default() }) })
+        Ok(Self::of(max_event_bytes, block_timeout))
     }
 
-    /// Ends every subscription after what waits was delivered; whatever is published or subscribed from now on is
-    /// [`BusError::Closed`]. Closing again changes nothing.
+    /// Ends every subscription after its waiting events. After that, publishing and subscribing return
+    /// [`BusError::Closed`]. Closing twice has no effect.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
-        let subscribers = self.shared.replace(|_| false);
-        subscribers.iter().for_each(|subscriber| subscriber.feed.end(Ended::Closed));
+        let subscribers = self.shared.retain(|_| false);
+        subscribers.iter().for_each(|subscriber| subscriber.feed.end(BusError::Closed));
     }
 
-    /// The size of an event that may be published.
-    pub(super) fn admit(&self, event: &Event) -> Result<usize, BusError> {
+    pub(super) fn of(max_event_bytes: usize, block_timeout: Duration) -> Self {
+        let (subscribers, counters, closed) = Default::default();
+        Self { shared: Arc::new(Shared { max_event_bytes, block_timeout, subscribers, counters, closed }) }
+    }
+
+    /// Returns the size of an event that the bus accepts.
+    pub(super) fn check(&self, event: &Event) -> Result<usize, BusError> {
         if self.shared.closed.load(Ordering::Acquire) {
             return Err(BusError::Closed);
         }
-        let (size, limit) = (event.size(), self.shared.config.max_event_bytes);
+        let (size, limit) = (event.size(), self.shared.max_event_bytes);
         if size > limit { Err(BusError::TooLarge { size, limit }) } else { Ok(size) }
     }
 
-    /// Passes an admitted event to its subscribers.
-    pub(super) async fn spread(&self, event: &Event, expiry: Expiry) {
+    /// Delivers an event that was checked to its subscribers.
+    pub(super) async fn deliver(&self, event: &Event, expiry: Expiry) {
         self.shared.counters.add_published();
         let subscribers = self.shared.subscribers();
-        let matching = subscribers.iter().filter(|subscriber| subscriber.patterns.matches(event.channel()));
-        if !deliver(matching.map(|subscriber| &subscriber.feed), event, expiry).await {
-            self.shared.replace(|subscriber| !subscriber.feed.is_closed());
+        let matching = subscribers.iter().filter(|subscriber| subscriber.pattern.matches(event.channel()));
+        if !deliver_until(matching.map(|subscriber| &subscriber.feed), event, expiry).await {
+            self.shared.retain(|subscriber| !subscriber.feed.is_closed());
         }
     }
+}
 
-    pub(super) fn counters(&self) -> &Arc<Counters> {
-        &self.shared.counters
+impl Default for MemoryBus {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 #[async_trait]
 impl EventBus for MemoryBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
-        // A publisher that never has to wait must still let its subscribers run.
+        // Without this, a publisher that never waits would never yield to its subscribers.
         tokio::task::coop::consume_budget().await;
-        self.admit(&event)?;
-        self.spread(&event, Expiry::of(event.expires_at())).await;
+        self.check(&event)?;
+        self.deliver(&event, Expiry::of(&event)).await;
         Ok(())
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        let Shared { config, counters, .. } = &*self.shared;
-        let (feed, subscription) = Feed::new(overflow, config.block_timeout, Arc::clone(counters))?;
-        self.shared.add(Subscriber { patterns, feed })?;
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        let (feed, subscription) = Feed::new(overflow, self.shared.block_timeout, &self.shared.counters)?;
+        self.shared.add(Subscriber { pattern, feed })?;
         Ok(subscription)
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new(&[Capability::OrderPerKey], self.shared.config.max_event_bytes)
+    fn capabilities(&self) -> &[Capability] {
+        &[Capability::OrderPerKey]
     }
 
-    fn counts(&self) -> Counts {
-        self.shared.counters.counts()
+    fn max_event_bytes(&self) -> usize {
+        self.shared.max_event_bytes
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.shared.counters
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    config: MemoryBusConfig,
-    /// Copied when it changes, so that a publisher holds the lock for a clone of the `Arc` only.
+    max_event_bytes: usize,
+    block_timeout: Duration,
+    /// Copied on change, so that a publisher holds the lock only to clone the `Arc`.
     subscribers: RwLock<Subscribers>,
-    counters: Arc<Counters>,
+    counters: Counters,
     closed: AtomicBool,
 }
 
@@ -125,7 +127,7 @@ type Subscribers = Arc<Vec<Arc<Subscriber>>>;
 
 #[derive(Debug)]
 struct Subscriber {
-    patterns: Patterns,
+    pattern: Pattern,
     feed: Feed,
 }
 
@@ -136,7 +138,7 @@ impl Shared {
 
     fn add(&self, subscriber: Subscriber) -> Result<(), BusError> {
         let mut subscribers = self.subscribers.write().unwrap_or_else(PoisonError::into_inner);
-        // Read under the lock: closing takes it after it has set this, and finds whoever came before.
+        // Read under the lock: `close` sets the flag before it takes the lock and ends the subscribers it finds.
         if self.closed.load(Ordering::Acquire) {
             return Err(BusError::Closed);
         }
@@ -145,8 +147,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Retains some subscribers and returns those that were there before.
-    fn replace(&self, retain: impl Fn(&Subscriber) -> bool) -> Subscribers {
+    /// Retains some subscribers. Returns those that were there before.
+    fn retain(&self, retain: impl Fn(&Subscriber) -> bool) -> Subscribers {
         let mut subscribers = self.subscribers.write().unwrap_or_else(PoisonError::into_inner);
         let retained = subscribers.iter().filter(|subscriber| retain(subscriber)).cloned().collect();
         std::mem::replace(&mut *subscribers, Arc::new(retained))

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::task::coop::consume_budget;
 
 use super::{
@@ -183,7 +183,10 @@ impl<T> Batch<T> {
             }
             let Some((place, share, answer)) = running.next().await else { return Ok(()) };
             shares.give_back(share);
-            answered(place, answer)?;
+            if let Err(error) = answered(place, answer) {
+                count_ended(&cx, &mut running);
+                return Err(error);
+            }
             // Calls that never wait must not hold the thread for as long as the batch lasts.
             consume_budget().await;
         }
@@ -208,6 +211,14 @@ impl<T> fmt::Debug for BatchFuture<T> {
 impl<T> fmt::Debug for EachFuture<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("EachFuture").field(&self.batch).finish()
+    }
+}
+
+/// Takes the answers of calls that ended in the same instant as the one that ends them all, for what they used counts. That
+/// is at the deadline: before it, calls may be among them that were not sent yet.
+pub(crate) fn count_ended<F: Future>(cx: &Context, running: &mut FuturesUnordered<F>) {
+    if cx.deadline().is_some_and(Deadline::has_passed) {
+        while let Some(Some(_)) = running.next().now_or_never() {}
     }
 }
 

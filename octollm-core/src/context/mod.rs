@@ -13,10 +13,13 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use self::call::Steps;
-pub(crate) use self::{batch::Shares, call::Request};
 pub use self::{
     batch::{BatchFuture, CALLS_AT_ONCE, EachFuture},
     call::CallFuture,
+};
+pub(crate) use self::{
+    batch::{Shares, count_ended},
+    call::Request,
 };
 pub use crate::parts::{Caller, ContextParts, Grant};
 use crate::{

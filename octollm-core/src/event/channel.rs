@@ -1,4 +1,4 @@
-//! The address of an event.
+//! The address of an event, and the patterns that match addresses.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -9,23 +9,24 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::ChannelError;
+use crate::error::InvalidValue;
 
-/// The address of an event: `<domain>:<entity>:<action>`, exactly three segments of 1 to 64 of `a-z`, `0-9`, `_` and `-`.
+/// The address of an event: `<domain>:<entity>:<action>`, exactly three segments of 1 to 64 of `a-z`, `0-9`, `_` and
+/// `-`.
 ///
-/// The event type `<entity>.<action>` derives from it. Cloning is cheap.
+/// The event type `<entity>.<action>` derives from it. Clones share the text.
 ///
 /// ```
 /// # use octollm_core::event::Channel;
 /// let channel: Channel = "events:task:completed".parse()?;
 /// assert_eq!(channel.event_type(), "task.completed");
 /// assert_eq!(Channel::from_event_type("task.completed")?, channel);
-/// # Ok::<(), octollm_core::event::ChannelError>(())
+/// # Ok::<(), octollm_core::error::InvalidValue>(())
 /// ```
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Channel {
-    /// The channel and, right behind it, the event type: one allocation serves both.
+    /// The channel, followed by the event type.
     text: Arc<str>,
     domain_end: u8,
     entity_end: u8,
@@ -33,16 +34,16 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// The domain of channels made from an event type alone.
+    /// Domain of an event type that names none.
     pub const DEFAULT_DOMAIN: &'static str = "events";
 
-    /// Puts a channel together.
+    /// Creates a channel from its segments.
     ///
     /// # Errors
-    /// When a segment is empty, too long, or has a character that may not be in it.
-    pub fn new(domain: &str, entity: &str, action: &str) -> Result<Self, ChannelError> {
+    /// [`InvalidValue`] when a segment is not valid.
+    pub fn new(domain: &str, entity: &str, action: &str) -> Result<Self, InvalidValue> {
         for (index, segment) in [domain, entity, action].into_iter().enumerate() {
-            check_segment(index + 1, segment)?;
+            check_segment("channel", index + 1, segment)?;
         }
         let channel_end = domain.len() + entity.len() + action.len() + 2;
         let mut text = String::with_capacity(2 * channel_end);
@@ -58,65 +59,65 @@ impl Channel {
         })
     }
 
-    /// The channel of an event type `<entity>.<action>` in the domain `events`.
+    /// Returns the channel of an event type `<entity>.<action>` in the domain `events`.
     ///
     /// # Errors
-    /// When there are not two segments divided by a dot, or one breaks the rules.
-    pub fn from_event_type(event_type: &str) -> Result<Self, ChannelError> {
-        let [entity, action] = split(event_type, '.')?;
-        // Positions in errors are those of the type, which has no domain before it.
-        check_segment(1, entity)?;
-        check_segment(2, action)?;
+    /// [`InvalidValue`] when there are not two segments or one is not valid.
+    pub fn from_event_type(event_type: &str) -> Result<Self, InvalidValue> {
+        let [entity, action] = split("event type", event_type, '.')?;
+        // Checked here, so that positions in errors are those of the type.
+        check_segment("event type", 1, entity)?;
+        check_segment("event type", 2, action)?;
         Self::new(Self::DEFAULT_DOMAIN, entity, action)
     }
 
-    /// The same entity and action in another domain.
+    /// Returns the channel with the same entity and action in another domain.
     ///
     /// # Errors
-    /// When `domain` breaks the rules of a segment.
-    pub fn in_domain(&self, domain: &str) -> Result<Self, ChannelError> {
+    /// [`InvalidValue`] when `domain` is not a valid segment.
+    pub fn with_domain(&self, domain: &str) -> Result<Self, InvalidValue> {
         Self::new(domain, self.entity(), self.action())
     }
 
-    /// The whole channel.
+    /// Returns the channel as text.
     pub fn as_str(&self) -> &str {
         &self.text[..usize::from(self.channel_end)]
     }
 
-    /// The first segment.
+    /// Returns the first segment.
     pub fn domain(&self) -> &str {
         &self.text[..usize::from(self.domain_end)]
     }
 
-    /// The second segment: what the event is about.
+    /// Returns the second segment, the kind of thing that the event is about.
     pub fn entity(&self) -> &str {
         &self.text[usize::from(self.domain_end) + 1..usize::from(self.entity_end)]
     }
 
-    /// The third segment: what happened to it.
+    /// Returns the third segment, which names what happened.
     pub fn action(&self) -> &str {
         &self.text[usize::from(self.entity_end) + 1..usize::from(self.channel_end)]
     }
 
-    /// `<entity>.<action>`.
+    /// Returns the event type, `<entity>.<action>`.
     pub fn event_type(&self) -> &str {
         &self.text[usize::from(self.channel_end)..]
     }
 }
 
 impl FromStr for Channel {
-    type Err = ChannelError;
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, ChannelError> {
-        let [domain, entity, action] = split(text, ':')?;
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let [domain, entity, action] = split("channel", text, ':')?;
         Self::new(domain, entity, action)
     }
 }
 
 impl TryFrom<String> for Channel {
-    type Error = ChannelError;
+    type Error = InvalidValue;
 
-    fn try_from(text: String) -> Result<Self, ChannelError> {
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
         text.parse()
     }
 }
@@ -177,104 +178,182 @@ impl AsRef<str> for Channel {
     }
 }
 
-/// Divides `text` into exactly `N` segments.
-pub(super) fn split<const N: usize>(text: &str, divider: char) -> Result<[&str; N], ChannelError> {
+/// Matches channels. A whole segment may be `*`, which matches any one segment.
+///
+/// A pattern can have several alternatives, which are separated by commas: a channel matches the pattern if it matches
+/// one of them. Other globs (`comp*`, `?`, `[ab]`) are errors.
+///
+/// ```
+/// # use octollm_core::event::Pattern;
+/// let tasks: Pattern = "events:task:*".parse()?;
+/// assert!(tasks.matches(&"events:task:failed".parse()?));
+/// assert!("events:task:fail*".parse::<Pattern>().is_err());
+///
+/// let both = tasks.or("events:arm:registered".parse()?);
+/// assert!(both.matches(&"events:arm:registered".parse()?));
+/// assert_eq!(both, "events:task:*,events:arm:registered".parse()?);
+/// # Ok::<(), octollm_core::error::InvalidValue>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pattern {
+    /// One or more, sorted, each of them once.
+    alternatives: Vec<Alternative>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Alternative {
+    text: Box<str>,
+    /// The ends of the first two segments.
+    ends: [u8; 2],
+}
+
+impl Pattern {
+    /// Returns the pattern that matches every channel, `*:*:*`.
+    pub fn all() -> Self {
+        Alternative::of([WILDCARD; 3]).into()
+    }
+
+    /// Returns whether `channel` matches.
+    pub fn matches(&self, channel: &Channel) -> bool {
+        self.alternatives.iter().any(|alternative| alternative.matches(channel))
+    }
+
+    /// Returns a pattern that matches what this one or `other` matches.
+    #[must_use]
+    pub fn or(mut self, other: Pattern) -> Self {
+        for alternative in other.alternatives {
+            if let Err(place) = self.alternatives.binary_search(&alternative) {
+                self.alternatives.insert(place, alternative);
+            }
+        }
+        self
+    }
+
+    /// Returns each alternative once, as text. A broker that has no alternatives subscribes to each of them.
+    pub fn alternatives(&self) -> impl Iterator<Item = &str> {
+        self.alternatives.iter().map(|alternative| &*alternative.text)
+    }
+}
+
+impl Alternative {
+    /// The segments are valid, so each has at most 64 bytes.
+    fn of(segments: [&str; 3]) -> Self {
+        let [domain, entity, _] = segments.map(str::len);
+        Self { text: segments.join(":").into(), ends: [domain as u8, (domain + 1 + entity) as u8] }
+    }
+
+    fn parse(text: &str) -> Result<Self, InvalidValue> {
+        let segments: [&str; 3] = split("pattern", text, ':')?;
+        for (index, segment) in segments.iter().enumerate() {
+            if *segment != WILDCARD {
+                check_segment("pattern", index + 1, segment)?;
+            }
+        }
+        Ok(Self::of(segments))
+    }
+
+    fn matches(&self, channel: &Channel) -> bool {
+        let [domain, entity, action] = self.segments();
+        let matches = |wanted: &str, found: &str| wanted == WILDCARD || wanted == found;
+        matches(action, channel.action())
+            && matches(entity, channel.entity())
+            && matches(domain, channel.domain())
+    }
+
+    fn segments(&self) -> [&str; 3] {
+        let [domain, entity] = self.ends.map(usize::from);
+        [&self.text[..domain], &self.text[domain + 1..entity], &self.text[entity + 1..]]
+    }
+}
+
+impl From<Alternative> for Pattern {
+    fn from(alternative: Alternative) -> Self {
+        Self { alternatives: vec![alternative] }
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let mut alternatives = text.split(',').map(Alternative::parse).collect::<Result<Vec<_>, _>>()?;
+        alternatives.sort_unstable();
+        alternatives.dedup();
+        Ok(Self { alternatives })
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = InvalidValue;
+
+    fn try_from(text: String) -> Result<Self, InvalidValue> {
+        text.parse()
+    }
+}
+
+impl From<Channel> for Pattern {
+    /// Returns the pattern that matches this channel only.
+    fn from(channel: Channel) -> Self {
+        Alternative::of([channel.domain(), channel.entity(), channel.action()]).into()
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.alternatives {
+            [only] => f.pad(&only.text),
+            _ => f.pad(&self.alternatives().collect::<Vec<_>>().join(",")),
+        }
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pattern").field(&self.to_string()).finish()
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+const WILDCARD: &str = "*";
+
+/// Splits `text` into exactly `N` segments of a value of this kind.
+fn split<'a, const N: usize>(
+    kind: &'static str,
+    text: &'a str,
+    separator: char,
+) -> Result<[&'a str; N], InvalidValue> {
     let mut segments = [""; N];
     let mut found = 0;
-    for segment in text.split(divider) {
+    for segment in text.split(separator) {
         if let Some(slot) = segments.get_mut(found) {
             *slot = segment;
         }
         found += 1;
     }
-    if found == N { Ok(segments) } else { Err(ChannelError::SegmentCount { expected: N, found }) }
+    if found == N {
+        return Ok(segments);
+    }
+    Err(InvalidValue::new(kind).because(format!("{N} segments are needed, but there are {found}")))
 }
 
-/// Holds a segment to `[a-z0-9_-]{1,64}`.
-pub(super) fn check_segment(position: usize, segment: &str) -> Result<(), ChannelError> {
-    const LONGEST: usize = 64;
+/// Requires `[a-z0-9_-]{1,64}`.
+fn check_segment(kind: &'static str, position: usize, segment: &str) -> Result<(), InvalidValue> {
+    let invalid = |reason| Err(InvalidValue::new(kind).because(format!("segment {position} {reason}")));
     if segment.is_empty() {
-        return Err(ChannelError::EmptySegment { position });
+        return invalid("is empty".to_owned());
     }
-    if segment.len() > LONGEST {
-        return Err(ChannelError::LongSegment { position, length: segment.len() });
+    if segment.len() > 64 {
+        return invalid(format!("has {} bytes, and may have 64", segment.len()));
     }
     let allowed = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');
     match segment.chars().find(|&c| !allowed(c)) {
         None => Ok(()),
-        Some(found @ ('*' | '?' | '[' | ']' | '\\')) => Err(ChannelError::Glob { position, found }),
-        Some(found) => Err(ChannelError::Character { position, found }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn parts_are_slices_of_one_text() {
-        let channel: Channel = "events:task:completed".parse().unwrap();
-        assert_eq!((channel.domain(), channel.entity(), channel.action()), ("events", "task", "completed"));
-        assert_eq!(channel.event_type(), "task.completed");
-        assert_eq!(channel.to_string(), "events:task:completed");
-        assert_eq!(channel.in_domain("audit").unwrap().as_str(), "audit:task:completed");
-    }
-
-    #[test]
-    fn what_is_no_channel_is_refused_by_name() {
-        let cases = [
-            ("", ChannelError::SegmentCount { expected: 3, found: 1 }),
-            ("a:b", ChannelError::SegmentCount { expected: 3, found: 2 }),
-            ("a:b:c:d", ChannelError::SegmentCount { expected: 3, found: 4 }),
-            ("a::c", ChannelError::EmptySegment { position: 2 }),
-            ("a:b:c d", ChannelError::Character { position: 3, found: ' ' }),
-            ("a:b\r\n:c", ChannelError::Character { position: 2, found: '\r' }),
-            ("A:b:c", ChannelError::Character { position: 1, found: 'A' }),
-            ("a:ü:c", ChannelError::Character { position: 2, found: 'ü' }),
-            ("a:b:*", ChannelError::Glob { position: 3, found: '*' }),
-            ("a:b?:c", ChannelError::Glob { position: 2, found: '?' }),
-        ];
-        for (text, error) in cases {
-            assert_eq!(text.parse::<Channel>(), Err(error), "{text:?}");
-        }
-        let long = "x".repeat(65);
-        assert_eq!(Channel::new("a", &long, "c"), Err(ChannelError::LongSegment { position: 2, length: 65 }));
-    }
-
-    #[test]
-    fn an_event_type_has_two_segments() {
-        assert!(Channel::from_event_type("task.completed").is_ok());
-        let error = Channel::from_event_type("com.example.created").unwrap_err();
-        assert_eq!(error, ChannelError::SegmentCount { expected: 2, found: 3 });
-        let error = Channel::from_event_type("Task.completed").unwrap_err();
-        assert_eq!(error, ChannelError::Character { position: 1, found: 'T' });
-    }
-
-    proptest! {
-        #[test]
-        fn text_and_json_round_trip(text in "[a-z0-9_-]{1,64}:[a-z0-9_-]{1,64}:[a-z0-9_-]{1,64}") {
-            let channel: Channel = text.parse().unwrap();
-            prop_assert_eq!(channel.as_str(), &text);
-            let json = serde_json::to_string(&channel).unwrap();
-            prop_assert_eq!(&serde_json::from_str::<Channel>(&json).unwrap(), &channel);
-            let again = Channel::from_event_type(channel.event_type()).unwrap();
-            prop_assert_eq!(again.in_domain(channel.domain()).unwrap(), channel);
-        }
-
-        #[test]
-        fn any_text_is_a_channel_or_an_error(text in "[a-z*:?.A ]{0,12}") {
-            let valid = text.split(':').count() == 3
-                && text.split(':').all(|s| !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase()));
-            prop_assert_eq!(text.parse::<Channel>().is_ok(), valid);
-        }
-
-        #[test]
-        fn order_is_that_of_the_text(a in "[a-c]{1,2}:[a-c]{1,2}:[a-c]{1,2}", b in "[a-c]{1,2}:[a-c]{1,2}:[a-c]{1,2}") {
-            let (left, right): (Channel, Channel) = (a.parse().unwrap(), b.parse().unwrap());
-            prop_assert_eq!(left.cmp(&right), a.cmp(&b));
-            prop_assert_eq!(left == right, a == b);
-        }
+        Some(found) => invalid(format!("contains {found:?}, and may have a-z, 0-9, _ and -")),
     }
 }

@@ -1,95 +1,82 @@
-//! Why a text is no channel, and why attributes are no event.
+//! Why attributes or bytes are not an event.
 
-/// A text is not a [`Channel`](super::Channel), a [`Pattern`](super::Pattern) or an event type.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ChannelError {
-    /// There are more or fewer segments than there must be.
-    #[error("{found} segments where {expected} are needed")]
-    SegmentCount {
-        /// How many there must be: three in a channel or pattern, two in an event type.
-        expected: usize,
-        /// How many there are.
-        found: usize,
-    },
-    /// A segment has no characters.
-    #[error("segment {position} is empty")]
-    EmptySegment {
-        /// Which segment, counted from 1.
-        position: usize,
-    },
-    /// A segment has more than 64 characters.
-    #[error("segment {position} is {length} bytes long and may be 64")]
-    LongSegment {
-        /// Which segment, counted from 1.
-        position: usize,
-        /// Its length in bytes.
-        length: usize,
-    },
-    /// A segment has a character that is none of `a-z`, `0-9`, `_` and `-`.
-    #[error("segment {position} contains {found:?}, which is none of a-z, 0-9, _ and -")]
-    Character {
-        /// Which segment, counted from 1.
-        position: usize,
-        /// The character.
-        found: char,
-    },
-    /// A glob stands where none may: anywhere in a channel, and in a pattern beside other characters.
-    #[error(
-        "segment {position} contains the glob {found:?}, and only a pattern may have `*` as a whole segment"
-    )]
-    Glob {
-        /// Which segment, counted from 1.
-        position: usize,
-        /// The character.
-        found: char,
-    },
-    /// A list of patterns has no pattern.
-    #[error("no pattern was given")]
-    NoPattern,
-}
+use crate::error::InvalidValue;
 
-/// Attributes do not make an [`Event`](super::Event).
+/// Attributes or bytes are not an [`Event`](super::Event), or not the event that a reader expects.
+///
+/// Attributes have the names of the native form.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum EventError {
-    /// The event type or the domain breaks the rules of a channel.
+pub enum InvalidEvent {
+    /// The event type or the domain is not valid.
     #[error("the event type or its domain is not valid")]
     Channel {
-        /// What is wrong with it.
+        /// The rule that is broken.
         #[from]
-        source: ChannelError,
+        source: InvalidValue,
     },
-    /// An attribute that every event has is an empty text.
+    /// A required attribute is missing.
+    #[error("the attribute `{attribute}` is missing")]
+    Missing {
+        /// Name of the attribute.
+        attribute: &'static str,
+    },
+    /// An attribute is given more than once.
+    #[error("the attribute `{attribute}` is given more than once")]
+    Repeated {
+        /// Name of the attribute.
+        attribute: &'static str,
+    },
+    /// A required attribute is an empty text.
     #[error("the attribute `{attribute}` is empty")]
     Empty {
-        /// Its name in the native form.
+        /// Name of the attribute.
         attribute: &'static str,
     },
-    /// The event is of a version other than `1.0`.
-    #[error("the specversion {found:?} is not known")]
-    Version {
-        /// The version it says it is.
-        found: String,
+    /// An attribute is not UTF-8.
+    #[error("the attribute `{attribute}` is not UTF-8")]
+    NotUtf8 {
+        /// Name of the attribute.
+        attribute: &'static str,
+        /// Position of the first invalid byte.
+        source: std::str::Utf8Error,
     },
-    /// A point in time is not RFC 3339.
+    /// A timestamp is not RFC 3339.
     #[error("the attribute `{attribute}` is not an RFC 3339 timestamp")]
     Timestamp {
-        /// Its name in the native form.
+        /// Name of the attribute.
         attribute: &'static str,
-        /// What is wrong with it.
+        /// The parser's error.
         source: jiff::Error,
     },
-    /// The event is of another type than its reader reads.
-    #[error("the event is a {found:?}, which is not expected here")]
-    OtherType {
-        /// The type of the event.
+    /// The `specversion` is not `1.0`.
+    #[error("the specversion {found:?} is not supported")]
+    Version {
+        /// The version found.
         found: String,
     },
-    /// The data cannot be written as JSON, or is not what the reader took it for.
-    #[error("the data is not of the expected form")]
+    /// The data has a media type other than JSON.
+    #[error("the data is {found:?} and not JSON")]
+    ContentType {
+        /// The media type found.
+        found: String,
+    },
+    /// The event has another type than its reader reads.
+    #[error("the event type {found:?} is not expected here")]
+    OtherType {
+        /// The event's type.
+        found: String,
+    },
+    /// The data cannot be written as JSON, or does not have the form that its reader reads.
+    #[error("the data does not have the expected form")]
     Data {
-        /// What is wrong with it.
+        /// The error of serde.
+        source: serde_json::Error,
+    },
+    /// The bytes are not JSON, or not the JSON of an event: an attribute is missing, repeated or of another type.
+    #[error("the bytes are not the JSON of an event")]
+    Json {
+        /// The error of serde. Its [`is_data`](serde_json::Error::is_data) is true where the bytes are JSON.
         source: serde_json::Error,
     },
 }

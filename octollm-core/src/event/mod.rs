@@ -1,7 +1,8 @@
-//! Events, the channels on which they are published, and patterns of channels.
+//! Events, their channels, and patterns of channels.
 //!
-//! An [`Event`] is published on a [`Channel`] `<domain>:<entity>:<action>`. Its type `<entity>.<action>` and its channel
-//! derive from each other, so they cannot disagree. A [`Pattern`] is a channel in which a whole segment may be `*`.
+//! An [`Event`] is published on a [`Channel`] `<domain>:<entity>:<action>`. Its type `<entity>.<action>` and its
+//! channel derive from each other, so they cannot disagree. A [`Pattern`] is a channel in which a whole segment may be
+//! `*`.
 //!
 //! ```
 //! use octollm_core::event::{Event, Pattern};
@@ -17,14 +18,312 @@
 //! # }
 //! ```
 
+mod attributes;
 mod channel;
-mod envelope;
 mod error;
-mod pattern;
-mod raw;
 
-pub use channel::Channel;
-pub use envelope::Event;
-pub use error::{ChannelError, EventError};
-pub use pattern::{Pattern, Patterns};
-pub use raw::RawEvent;
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Number, Value};
+use uuid::Uuid;
+
+use self::attributes::SPECVERSION;
+pub use self::channel::{Channel, Pattern};
+pub use self::error::InvalidEvent;
+
+/// Something that happened, published on its [`Channel`].
+///
+/// Its serde form is the native JSON form of the wire. Each `with_` method sets one attribute; an empty text removes an
+/// optional one. Clones share their attributes, so cloning is cheap.
+#[derive(Clone, PartialEq)]
+pub struct Event(Arc<Attributes>);
+
+#[derive(Debug, Clone, PartialEq)]
+struct Attributes {
+    channel: Channel,
+    id: String,
+    timestamp: Timestamp,
+    source: String,
+    data: Value,
+    subject: Option<String>,
+    correlation_id: Option<String>,
+    causation_id: Option<String>,
+    traceparent: Option<String>,
+    partition_key: Option<String>,
+    expires_at: Option<Timestamp>,
+}
+
+impl Event {
+    /// Creates an event of the type `<entity>.<action>` in the domain `events`, with the current time and a new id.
+    ///
+    /// # Errors
+    /// [`InvalidEvent`] when the type is not valid or `source` is empty.
+    pub fn new(
+        event_type: &str,
+        source: impl Into<String>,
+        data: impl Into<Value>,
+    ) -> Result<Self, InvalidEvent> {
+        Self::on(Channel::from_event_type(event_type)?, source, data)
+    }
+
+    /// Creates an event on a channel, with the current time and a new id. Its type derives from the channel.
+    ///
+    /// # Errors
+    /// [`InvalidEvent::Empty`] when `source` is empty.
+    pub fn on(
+        channel: Channel,
+        source: impl Into<String>,
+        data: impl Into<Value>,
+    ) -> Result<Self, InvalidEvent> {
+        Ok(Self(Arc::new(Attributes {
+            channel,
+            id: Uuid::now_v7().to_string(),
+            timestamp: Timestamp::now(),
+            source: required("source", source.into())?,
+            data: data.into(),
+            subject: None,
+            correlation_id: None,
+            causation_id: None,
+            traceparent: None,
+            partition_key: None,
+            expires_at: None,
+        })))
+    }
+
+    /// Creates an event whose data is a serialized value.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`InvalidEvent::Data`] when the value cannot be written as JSON.
+    pub fn of<T: Serialize + ?Sized>(
+        event_type: &str,
+        source: impl Into<String>,
+        data: &T,
+    ) -> Result<Self, InvalidEvent> {
+        let data = serde_json::to_value(data).map_err(|source| InvalidEvent::Data { source })?;
+        Self::new(event_type, source, data)
+    }
+
+    /// Sets the causation id to the id of `parent`, and the correlation id to that of `parent`, or to the id of
+    /// `parent` if it has no correlation id.
+    #[must_use]
+    pub fn caused_by(self, parent: &Event) -> Self {
+        self.with_correlation_id(parent.correlation_id().unwrap_or(parent.id()))
+            .with_causation_id(parent.id())
+    }
+
+    /// Sets the id.
+    ///
+    /// # Errors
+    /// [`InvalidEvent::Empty`] when `id` is empty.
+    pub fn with_id(mut self, id: impl Into<String>) -> Result<Self, InvalidEvent> {
+        self.change().id = required("id", id.into())?;
+        Ok(self)
+    }
+
+    /// Moves the event to another domain. Entity and action stay the same.
+    ///
+    /// # Errors
+    /// [`InvalidEvent`] when `domain` is not a segment of a channel.
+    pub fn with_domain(mut self, domain: &str) -> Result<Self, InvalidEvent> {
+        let channel = self.0.channel.with_domain(domain)?;
+        self.change().channel = channel;
+        Ok(self)
+    }
+
+    /// Sets the time of the event.
+    #[must_use]
+    pub fn with_timestamp(mut self, timestamp: Timestamp) -> Self {
+        self.change().timestamp = timestamp;
+        self
+    }
+
+    /// Sets the subject of the event, such as the id of a task.
+    #[must_use]
+    pub fn with_subject(mut self, subject: impl Into<String>) -> Self {
+        self.change().subject = optional(subject);
+        self
+    }
+
+    /// Sets the correlation id, which is shared by all events of one piece of work.
+    #[must_use]
+    pub fn with_correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.change().correlation_id = optional(id);
+        self
+    }
+
+    /// Sets the causation id, which is the id of the event that caused this one.
+    #[must_use]
+    pub fn with_causation_id(mut self, id: impl Into<String>) -> Self {
+        self.change().causation_id = optional(id);
+        self
+    }
+
+    /// Sets the W3C trace context.
+    #[must_use]
+    pub fn with_traceparent(mut self, traceparent: impl Into<String>) -> Self {
+        self.change().traceparent = optional(traceparent);
+        self
+    }
+
+    /// Sets the partition key. A bus with order per key delivers the events of one key in the order of publication.
+    #[must_use]
+    pub fn with_partition_key(mut self, key: impl Into<String>) -> Self {
+        self.change().partition_key = optional(key);
+        self
+    }
+
+    /// Sets the time from which on the event is not delivered.
+    #[must_use]
+    pub fn with_expires_at(mut self, at: Timestamp) -> Self {
+        self.change().expires_at = Some(at);
+        self
+    }
+
+    /// Returns the channel.
+    pub fn channel(&self) -> &Channel {
+        &self.0.channel
+    }
+
+    /// Returns the type, `<entity>.<action>`.
+    pub fn event_type(&self) -> &str {
+        self.0.channel.event_type()
+    }
+
+    /// Returns the id, which is unique within the source. By default it is a UUID v7.
+    pub fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// Returns the time of the event.
+    pub fn timestamp(&self) -> Timestamp {
+        self.0.timestamp
+    }
+
+    /// Returns the name of the publisher.
+    pub fn source(&self) -> &str {
+        &self.0.source
+    }
+
+    /// Returns the data.
+    pub fn data(&self) -> &Value {
+        &self.0.data
+    }
+
+    /// Deserializes the data.
+    ///
+    /// # Errors
+    /// [`InvalidEvent::Data`] when the data is not of that type.
+    pub fn data_as<T: DeserializeOwned>(&self) -> Result<T, InvalidEvent> {
+        T::deserialize(&self.0.data).map_err(|source| InvalidEvent::Data { source })
+    }
+
+    /// Returns the version of the envelope, `1.0`.
+    pub fn specversion(&self) -> &'static str {
+        SPECVERSION
+    }
+
+    /// Returns the subject.
+    pub fn subject(&self) -> Option<&str> {
+        self.0.subject.as_deref()
+    }
+
+    /// Returns the correlation id.
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.0.correlation_id.as_deref()
+    }
+
+    /// Returns the causation id.
+    pub fn causation_id(&self) -> Option<&str> {
+        self.0.causation_id.as_deref()
+    }
+
+    /// Returns the W3C trace context.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.0.traceparent.as_deref()
+    }
+
+    /// Returns the partition key.
+    pub fn partition_key(&self) -> Option<&str> {
+        self.0.partition_key.as_deref()
+    }
+
+    /// Returns the time from which on the event is not delivered.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.0.expires_at
+    }
+
+    /// Returns the size in bytes that a bus compares with its limit: the data as compact JSON plus the text attributes.
+    /// It does not depend on the encoding.
+    pub fn size(&self) -> usize {
+        let Attributes { channel, id, source, subject, correlation_id, .. } = &*self.0;
+        let optional =
+            [subject, correlation_id, &self.0.causation_id, &self.0.traceparent, &self.0.partition_key];
+        let texts: usize = optional.into_iter().flatten().map(String::len).sum();
+        channel.as_str().len() + id.len() + source.len() + texts + json_len(&self.0.data)
+    }
+
+    fn change(&mut self) -> &mut Attributes {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+fn required(attribute: &'static str, text: String) -> Result<String, InvalidEvent> {
+    if text.is_empty() { Err(InvalidEvent::Empty { attribute }) } else { Ok(text) }
+}
+
+fn optional(text: impl Into<String>) -> Option<String> {
+    Some(text.into()).filter(|text| !text.is_empty())
+}
+
+/// Returns the length of a value as compact JSON without writing it.
+fn json_len(value: &Value) -> usize {
+    // Commas stand between members, and two brackets around them.
+    let within = |members: usize, texts: usize| 2 + texts + members.saturating_sub(1);
+    match value {
+        Value::Null | Value::Bool(true) => 4,
+        Value::Bool(false) => 5,
+        Value::Number(number) => number_len(number),
+        Value::String(text) => text_len(text),
+        Value::Array(items) => within(items.len(), items.iter().map(json_len).sum()),
+        Value::Object(members) => {
+            let texts = members.iter().map(|(name, value)| text_len(name) + 1 + json_len(value)).sum();
+            within(members.len(), texts)
+        }
+    }
+}
+
+fn number_len(number: &Number) -> usize {
+    let digits = |number: u64| 1 + number.checked_ilog10().unwrap_or(0) as usize;
+    match (number.as_u64(), number.as_i64()) {
+        (Some(number), _) => digits(number),
+        (_, Some(number)) => 1 + digits(number.unsigned_abs()),
+        _ => number.to_string().len(),
+    }
+}
+
+fn text_len(text: &str) -> usize {
+    2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
+}
+
+/// Number of bytes that escaping adds to each byte.
+const ESCAPE: [u8; 256] = {
+    let mut escape = [0; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        escape[byte] = if matches!(byte, 0x08 | 0x09 | 0x0a | 0x0c | 0x0d) { 1 } else { 5 };
+        byte += 1;
+    }
+    escape[b'"' as usize] = 1;
+    escape[b'\\' as usize] = 1;
+    escape
+};

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     budget::Budget,
-    context::{Context, Request, Shares},
+    context::{Context, Request, Shares, count_ended},
     contract::{ContractRef, Spec},
     error::{ArmError, CallError, ErrorKind},
     json::read_value,
@@ -43,7 +43,10 @@ pub(super) async fn run(
         }
         let Some((place, share, answer)) = calls.next().await else { break };
         shares.give_back(share);
-        run.answered(place, answer)?;
+        if let Err(error) = run.answered(place, answer) {
+            count_ended(cx, &mut calls);
+            return Err(error);
+        }
         // Calls that never wait must not hold the thread for as long as the plan lasts.
         consume_budget().await;
     }

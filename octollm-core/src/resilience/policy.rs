@@ -56,7 +56,7 @@ impl RetryConfig {
     pub(super) fn wait(&self, failed: &Failed<'_>, now: Instant, random: f64) -> Option<Duration> {
         let failure = failed.failure;
         let safe = failed.repeatable || !failure.may_have_executed;
-        if failed.retries >= failed.allowed || !safe || !failure.retryable || is_final(failure.kind) {
+        if failed.retries >= failed.allowed || !safe || !failure.retryable || is_final(failure) {
             return None;
         }
         if failed.budget.is_exhausted() {
@@ -93,8 +93,10 @@ pub(super) struct Failed<'a> {
 }
 
 /// Whether the same call ends the same way, whatever the failure says.
-fn is_final(kind: ErrorKind) -> bool {
-    match kind {
+fn is_final(failure: &Failure) -> bool {
+    match failure.kind {
+        // A key that is still running is answered with the time to wait; any other conflict stays one.
+        ErrorKind::Conflict => failure.retry_after.is_none(),
         ErrorKind::RateLimited | ErrorKind::RequestTimeout => false,
         ErrorKind::DeadlineExceeded | ErrorKind::JournalMismatch => true,
         // A cancellation and a spent budget are among them.
@@ -156,6 +158,8 @@ mod tests {
         assert!(wait(&failed(&failure)).is_some(), "an arm may ask for it");
         failure = Failure { retryable: false, ..Failure::of(Unavailable) };
         assert_eq!(wait(&failed(&failure)), None, "a hop further down");
+        failure = Failure::of(Conflict).retryable_after(2_000 * MS);
+        assert_eq!(wait(&failed(&failure)), Some(2_000 * MS), "a key that is still running");
         for kind in
             [Cancelled, DeadlineExceeded, BudgetExhausted, JournalMismatch, ValidationFailed, Conflict]
         {

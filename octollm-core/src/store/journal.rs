@@ -52,6 +52,12 @@ pub struct JournalEntry {
 pub enum Recorded {
     /// It is about to be made, and must not be made twice.
     Begun,
+    /// It failed, and is made again. Its next answer takes the place of the failure in the order, unless there are entries
+    /// after number `last` by then.
+    Again {
+        /// The greatest number of all entries when this was decided.
+        last: u64,
+    },
     /// A transport follows it by this handle.
     Handle(Handle),
     /// The output, as it came.

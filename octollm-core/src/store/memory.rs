@@ -1,8 +1,10 @@
 //! Tasks in memory: gone with the process.
 
+mod row;
+
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -11,17 +13,18 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use self::row::Row;
 use super::{
     ChangeHub, Changes, Claim, Claimed, JournalEntry, Room, Run, SideEffects, StoreError, TaskFilter,
     TaskStore, Topic,
 };
 use crate::{
     event::Event,
-    id::{StepKey, TaskId},
+    id::TaskId,
     task::{Lease, Priority, TaskRecord, TaskStatus, TaskUpdate},
 };
 
-/// Stores tasks in memory, and of the finished ones only the latest.
+/// Stores tasks in memory, and of the finished ones only the latest, as many as their number and their bytes allow.
 #[derive(Debug)]
 pub struct MemoryStore {
     config: MemoryStoreConfig,
@@ -36,9 +39,11 @@ pub struct MemoryStore {
 pub struct MemoryStoreConfig {
     /// Finished tasks: so many may finish before whoever waits for one has asked for its result (default 10 000).
     pub finished: usize,
+    /// Bytes of the inputs, results and journals of those (default 256 MiB). The one that finished last is always stored.
+    pub finished_bytes: usize,
     /// Live updates of one task (default 256).
     pub updates: usize,
-    /// Bytes of the chunks among those (default 1 MiB).
+    /// Bytes of the chunks and messages of those (default 1 MiB).
     pub update_bytes: usize,
     /// Events that wait to be published (default 100 000). While as many wait, because the bus is away, new tasks are refused.
     pub events: usize,
@@ -46,7 +51,13 @@ pub struct MemoryStoreConfig {
 
 impl Default for MemoryStoreConfig {
     fn default() -> Self {
-        Self { finished: 10_000, updates: 256, update_bytes: 1024 * 1024, events: 100_000 }
+        Self {
+            finished: 10_000,
+            finished_bytes: 256 * 1024 * 1024,
+            updates: 256,
+            update_bytes: 1024 * 1024,
+            events: 100_000,
+        }
     }
 }
 
@@ -58,24 +69,12 @@ struct Tables {
     queued_bytes: usize,
     /// By the end of their lease.
     leased: BTreeSet<(Timestamp, TaskId)>,
-    /// In the order in which they were finished.
-    finished: VecDeque<TaskId>,
+    /// In the order in which they were finished, with their bytes.
+    finished: VecDeque<(TaskId, usize)>,
+    finished_bytes: usize,
     outbox: VecDeque<Event>,
     /// Who publishes, and until when nobody else may.
     relay: Option<(String, Instant)>,
-}
-
-#[derive(Debug)]
-struct Row {
-    record: TaskRecord,
-    /// In order, and where the entry of each step is.
-    journal: BTreeMap<(u64, StepKey), JournalEntry>,
-    steps: HashMap<StepKey, u64>,
-    updates: VecDeque<TaskUpdate>,
-    /// Bytes of their chunks.
-    update_bytes: usize,
-    /// The number of the latest update.
-    latest: u64,
 }
 
 /// A relay that asks for no events for so long has lost its turn.
@@ -120,48 +119,6 @@ impl Default for MemoryStore {
     }
 }
 
-impl Row {
-    fn new(record: TaskRecord) -> Self {
-        let (journal, steps, updates) = Default::default();
-        Self { record, journal, steps, updates, update_bytes: 0, latest: 0 }
-    }
-
-    fn append(&mut self, entry: JournalEntry) {
-        self.discard(&entry.step);
-        self.steps.insert(entry.step.clone(), entry.seq);
-        self.journal.insert((entry.seq, entry.step.clone()), entry);
-    }
-
-    fn discard(&mut self, step: &StepKey) {
-        if let Some(seq) = self.steps.remove(step) {
-            self.journal.remove(&(seq, step.clone()));
-        }
-    }
-
-    fn add_updates(&mut self, updates: Vec<TaskUpdate>, config: &MemoryStoreConfig) {
-        for update in updates {
-            self.latest += 1;
-            self.update_bytes += update.chunk_bytes();
-            self.updates.push_back(update.with_seq(self.latest));
-        }
-        while (self.updates.len() > config.updates || self.update_bytes > config.update_bytes)
-            && self.updates.len() > 1
-            && let Some(oldest) = self.updates.pop_front()
-        {
-            self.update_bytes -= oldest.chunk_bytes();
-        }
-    }
-
-    /// Applies all but the events.
-    fn apply(&mut self, effects: SideEffects, config: &MemoryStoreConfig) -> Vec<Event> {
-        let SideEffects { events, updates, discarded, journal } = effects;
-        discarded.iter().for_each(|step| self.discard(step));
-        journal.into_iter().for_each(|entry| self.append(entry));
-        self.add_updates(updates, config);
-        events
-    }
-}
-
 impl Tables {
     /// The row of a run that is the latest of its task and has not ended.
     fn run(&mut self, run: &Run) -> Result<&mut Row, StoreError> {
@@ -181,7 +138,11 @@ impl Tables {
                 let until = record.lease().map_or(Timestamp::MIN, |lease| lease.until);
                 self.leased.insert((until, id));
             }
-            _ => self.finished.push_back(id),
+            _ => {
+                let bytes = self.tasks.get(&id).map_or(0, Row::bytes);
+                self.finished_bytes += bytes;
+                self.finished.push_back((id, bytes));
+            }
         }
     }
 
@@ -196,7 +157,13 @@ impl Tables {
                 let until = record.lease().map_or(Timestamp::MIN, |lease| lease.until);
                 self.leased.remove(&(until, id.clone()));
             }
-            _ => self.finished.retain(|finished| finished != id),
+            _ => {
+                if let Some(at) = self.finished.iter().position(|(finished, _)| finished == id)
+                    && let Some((_, bytes)) = self.finished.remove(at)
+                {
+                    self.finished_bytes -= bytes;
+                }
+            }
         }
     }
 
@@ -208,9 +175,14 @@ impl Tables {
         self.outbox.extend(events);
         self.unindex(&before);
         self.index(&record);
-        while self.finished.len() > config.finished
-            && let Some(oldest) = self.finished.pop_front()
+        let full = |tables: &Self| {
+            tables.finished.len() > config.finished
+                || (tables.finished_bytes > config.finished_bytes && tables.finished.len() > 1)
+        };
+        while full(self)
+            && let Some((oldest, bytes)) = self.finished.pop_front()
         {
+            self.finished_bytes -= bytes;
             self.tasks.remove(&oldest);
         }
     }

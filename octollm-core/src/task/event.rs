@@ -8,7 +8,7 @@ use super::TaskError;
 use crate::{
     budget::{Cost, Usage},
     contract::ContractRef,
-    event::{Event, EventError},
+    event::{Event, InvalidEvent},
     id::TaskId,
     update::Progress,
 };
@@ -89,8 +89,8 @@ impl TaskEvent {
     /// [`with_traceparent`](Event::with_traceparent).
     ///
     /// # Errors
-    /// [`EventError::Empty`] when `source` is empty.
-    pub fn to_event(&self, source: impl Into<String>) -> Result<Event, EventError> {
+    /// [`InvalidEvent::Empty`] when `source` is empty.
+    pub fn to_event(&self, source: impl Into<String>) -> Result<Event, InvalidEvent> {
         let id = self.task_id.as_str();
         Ok(Event::of(self.change.event_type(), source, self)?.with_subject(id).with_partition_key(id))
     }
@@ -156,17 +156,17 @@ impl TaskSpent {
 }
 
 impl TryFrom<&Event> for TaskEvent {
-    type Error = EventError;
+    type Error = InvalidEvent;
 
     /// # Errors
-    /// [`EventError::OtherType`] when the event is not one of the six of a task, [`EventError::Data`] when its data is not
+    /// [`InvalidEvent::OtherType`] when the event is not one of the six of a task, [`InvalidEvent::Data`] when its data is not
     /// of this form.
-    fn try_from(event: &Event) -> Result<Self, EventError> {
+    fn try_from(event: &Event) -> Result<Self, InvalidEvent> {
         if !TYPES.contains(&event.event_type()) {
-            return Err(EventError::OtherType { found: event.event_type().to_owned() });
+            return Err(InvalidEvent::OtherType { found: event.event_type().to_owned() });
         }
         Self::from_data(event.data_as()?, event.event_type())
-            .map_err(|problem| EventError::Data { source: serde_json::Error::custom(problem) })
+            .map_err(|problem| InvalidEvent::Data { source: serde_json::Error::custom(problem) })
     }
 }
 
@@ -347,12 +347,12 @@ mod tests {
         for other in ["arm.registered", "task.noticed"] {
             let event = Event::new(other, "s", json!({ "task_id": TASK })).unwrap();
             assert!(
-                matches!(TaskEvent::try_from(&event), Err(EventError::OtherType { found }) if found == other)
+                matches!(TaskEvent::try_from(&event), Err(InvalidEvent::OtherType { found }) if found == other)
             );
         }
         for data in [Value::Null, json!({}), json!({ "task_id": TASK })] {
             let event = Event::new("task.failed", "s", data).unwrap();
-            assert!(matches!(TaskEvent::try_from(&event), Err(EventError::Data { .. })));
+            assert!(matches!(TaskEvent::try_from(&event), Err(InvalidEvent::Data { .. })));
         }
         let unknown = json!({ "task_id": TASK, "status": "input_required" });
         assert!(serde_json::from_value::<TaskEvent>(unknown).is_err());

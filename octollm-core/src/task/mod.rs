@@ -12,7 +12,7 @@ use serde_json::Value;
 
 pub use self::{
     event::{TaskChange, TaskEvent, TaskSpent},
-    record::{Lease, Origin, TaskRecord},
+    record::{Lease, TaskRecord},
     request::{InvalidSubmission, Priority, Submission, TaskBudget, TaskRequest},
     status::TaskStatus,
     update::TaskUpdate,
@@ -21,8 +21,10 @@ use crate::{
     budget::Cost,
     contract::TaskContract,
     error::{ErrorKind, Failure},
-    id::{StepKey, TaskId},
+    id::{RequestId, StepKey, TaskId},
     json::RawJson,
+    parts::Caller,
+    trace::TraceContext,
     update::Progress,
 };
 
@@ -77,6 +79,32 @@ impl Task {
                 Err(Failure::new(ErrorKind::BadResponse, message))
             }
         }
+    }
+}
+
+/// Where a task comes from: what of its submitter's context it continues.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Origin {
+    /// Who submitted it, and what they may do.
+    pub caller: Caller,
+    /// Names the piece of work over all its requests.
+    pub correlation_id: RequestId,
+    /// The trace in which it was submitted.
+    pub trace: Option<TraceContext>,
+}
+
+impl Origin {
+    /// A submission by this caller, without a trace.
+    pub fn new(caller: Caller, correlation_id: RequestId) -> Self {
+        Self { caller, correlation_id, trace: None }
+    }
+
+    /// Sets the trace that the task continues.
+    #[must_use]
+    pub fn trace(mut self, trace: Option<TraceContext>) -> Self {
+        self.trace = trace;
+        self
     }
 }
 

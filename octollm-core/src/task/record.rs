@@ -1,18 +1,20 @@
 //! A task as a store holds it.
 
+mod secret;
+
 use std::time::Duration;
 
-use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
-use sha2::Sha256;
-use uuid::Uuid;
 
+use self::secret::Secret;
 use super::{
-    Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult, TaskSpent, TaskStatus,
+    Origin, Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult, TaskSpent,
+    TaskStatus,
 };
 use crate::{
-    contract::{ContractRef, hex},
+    budget::{Cost, Usage},
+    contract::ContractRef,
     error::{ErrorKind, Failure},
     id::{RequestId, StepKey, TaskId},
     json::RawJson,
@@ -41,6 +43,12 @@ pub struct TaskRecord {
     attempt: u32,
     generation: u32,
     failed_step: Option<StepKey>,
+    /// What earlier attempts used and no replay counts again.
+    #[serde(default, skip_serializing_if = "unused")]
+    used_before: Usage,
+    /// The number of the first failure whose call was made again: what was recorded later may be left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_again: Option<u64>,
     lease: Option<Lease>,
     revision: u64,
 }
@@ -52,32 +60,6 @@ pub struct Lease {
     pub holder: String,
     /// After this moment of the store's clock another brain may claim the task.
     pub until: Timestamp,
-}
-
-/// Where a task comes from: what of its submitter's context it continues.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Origin {
-    /// Who submitted it, and what they may do.
-    pub caller: Caller,
-    /// Names the piece of work over all its requests.
-    pub correlation_id: RequestId,
-    /// The trace in which it was submitted.
-    pub trace: Option<TraceContext>,
-}
-
-impl Origin {
-    /// A submission by this caller, without a trace.
-    pub fn new(caller: Caller, correlation_id: RequestId) -> Self {
-        Self { caller, correlation_id, trace: None }
-    }
-
-    /// Sets the trace that the task continues.
-    #[must_use]
-    pub fn trace(mut self, trace: Option<TraceContext>) -> Self {
-        self.trace = trace;
-        self
-    }
 }
 
 impl TaskRecord {
@@ -113,6 +95,8 @@ impl TaskRecord {
             attempt: 1,
             generation: 0,
             failed_step: None,
+            used_before: Usage::ZERO,
+            made_again: None,
             lease: None,
             revision: 0,
         }
@@ -173,9 +157,14 @@ impl TaskRecord {
         self.priority
     }
 
-    /// What it may use.
+    /// What it may use, over all attempts.
     pub fn budget(&self) -> &TaskBudget {
         &self.budget
+    }
+
+    /// What earlier attempts used, without what a replay of the journal counts again.
+    pub fn used_before(&self) -> Usage {
+        self.used_before
     }
 
     /// How long it may run, from the first start to the end. A task that is run again gets the time anew.
@@ -206,6 +195,11 @@ impl TaskRecord {
     /// The step whose error ended the task; `None` unless it has failed by one.
     pub fn failed_step(&self) -> Option<&StepKey> {
         self.failed_step.as_ref()
+    }
+
+    /// The number of the first journal entry whose call a rerun has made again.
+    pub(crate) fn made_again(&self) -> Option<u64> {
+        self.made_again
     }
 
     /// The brain that runs it, and until when it holds the task.
@@ -247,15 +241,7 @@ impl TaskRecord {
     ///
     /// It is an HMAC-SHA256 (RFC 2104) of the step under a secret of the task, so that nobody can guess it.
     pub fn idempotency_key(&self, step: &StepKey) -> Option<IdempotencyKey> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.secret.0.as_bytes()).ok()?;
-        let kind: &[u8] = match step {
-            StepKey::Order(_) => b"order",
-            StepKey::Name(_) => b"name",
-        };
-        mac.update(kind);
-        mac.update(&self.generation.to_be_bytes());
-        mac.update(step.to_string().as_bytes());
-        IdempotencyKey::new(hex(&mac.finalize().into_bytes()[..16]))
+        self.secret.key_of(step, self.generation)
     }
 
     fn become_(&mut self, status: TaskStatus, now: Timestamp) -> Result<(), Failure> {
@@ -264,9 +250,14 @@ impl TaskRecord {
             return Err(illegal(from, status));
         }
         self.task.status = status;
-        self.task.updated_at = now;
+        self.updated(now);
         self.lease = None;
         Ok(())
+    }
+
+    /// Records pass between brains whose clocks differ: no change is earlier than the one before.
+    fn updated(&mut self, now: Timestamp) {
+        self.task.updated_at = self.task.updated_at.max(now);
     }
 
     /// A brain claims the task and runs it until `lease` expires; `now` is of the store's clock. A task whose lease has
@@ -280,7 +271,7 @@ impl TaskRecord {
             return Err(illegal(from, TaskStatus::Processing));
         }
         self.task.status = TaskStatus::Processing;
-        self.task.updated_at = now;
+        self.updated(now);
         self.lease = Some(lease);
         self.run = self.run.saturating_add(1);
         let end = now.checked_add(self.time_limit()).unwrap_or(Timestamp::MAX);
@@ -315,7 +306,7 @@ impl TaskRecord {
         self.become_(TaskStatus::Completed, now)?;
         self.task.progress.percentage = 100;
         self.task.result = Some(result);
-        self.task.completed_at = Some(now);
+        self.task.completed_at = Some(self.task.updated_at);
         Ok(())
     }
 
@@ -327,7 +318,7 @@ impl TaskRecord {
         self.become_(TaskStatus::Failed, now)?;
         self.failed_step.clone_from(&error.step);
         self.task.error = Some(error);
-        self.task.failed_at = Some(now);
+        self.task.failed_at = Some(self.task.updated_at);
         Ok(())
     }
 
@@ -350,8 +341,8 @@ impl TaskRecord {
         }
     }
 
-    /// It waits again after a failure, for one more attempt with its time anew. `discarded` says that its journal was
-    /// discarded from a step on: the calls made then have other idempotency keys.
+    /// It waits again after a failure, for one more attempt with its time anew, and with what it has left of its budget.
+    /// `discarded` says that its journal was discarded from a step on: the calls made then have other idempotency keys.
     ///
     /// # Errors
     /// A [`Failure`] of kind conflict unless it has failed.
@@ -366,29 +357,26 @@ impl TaskRecord {
         self.generation = self.generation.saturating_add(u32::from(discarded));
         Ok(())
     }
+
+    /// Before a rerun: the recorded answers that are replayed used `replayed`, and `made_again` is the number of the first
+    /// failure whose call is made again.
+    pub(crate) fn will_replay(&mut self, replayed: Usage, made_again: Option<u64>) {
+        let (used, cost) = (self.task.metadata.tokens_used, self.task.metadata.cost.nano_dollars());
+        let cost = cost.saturating_sub(replayed.cost.nano_dollars());
+        self.used_before =
+            Usage::tokens(used.saturating_sub(replayed.tokens)).with_cost(Cost::from_nano_dollars(cost));
+        self.made_again = [self.made_again, made_again].into_iter().flatten().min();
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn unused(usage: &Usage) -> bool {
+    usage.is_zero()
 }
 
 /// The failure of a change that the status of the task does not allow.
 fn illegal(from: TaskStatus, to: TaskStatus) -> Failure {
     Failure::new(ErrorKind::Conflict, format!("a {from} task does not become {to}"))
-}
-
-/// What the idempotency keys of a task are made with. Its text shows in no output but the stored record.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-struct Secret(String);
-
-impl Secret {
-    fn new() -> Self {
-        // 122 random bits each.
-        Self(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()))
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret")
-    }
 }
 
 /// A trace that is no longer understood costs the task its trace, and nothing else.

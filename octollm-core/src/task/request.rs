@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::TaskResult;
 use crate::{
-    budget::{Budget, Cost},
+    budget::{Budget, Cost, narrower},
     contract::{ContractCard, ContractRef, ContractSpec, NoChunk, TaskContract, Violations, input_schema},
     error::Failure,
     json::{self, RawJson},
@@ -157,6 +157,19 @@ impl TaskBudget {
         Self { max_tokens: tokens, max_cost_dollars: cost.map(Cost::dollars), ..self }
     }
 
+    /// The narrower of both, each dimension for itself. What is no amount stays, for [`check`](Self::check) to refuse.
+    fn narrowed(self, other: Self) -> Self {
+        let both = |a: Option<f64>, b: Option<f64>| match (a, b) {
+            (Some(a), Some(b)) => Some(if a < b || a.is_nan() { a } else { b }),
+            (a, b) => a.or(b),
+        };
+        Self {
+            max_tokens: narrower(self.max_tokens, other.max_tokens),
+            max_time_seconds: both(self.max_time_seconds, other.max_time_seconds),
+            max_cost_dollars: both(self.max_cost_dollars, other.max_cost_dollars),
+        }
+    }
+
     /// How long it may run.
     pub fn time(&self) -> Option<Duration> {
         self.max_time_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
@@ -186,7 +199,7 @@ pub struct Submission {
 #[serde(deny_unknown_fields)]
 struct Named {
     contract: ContractRef,
-    #[serde(default)]
+    #[serde(default = "RawJson::object")]
     input: RawJson,
     #[serde(default)]
     priority: Priority,
@@ -267,7 +280,22 @@ impl Submission {
         if !metadata.is_object() {
             return Err(Failure::invalid(Violations::one("metadata", "is not an object")));
         }
-        Ok(Self { contract, input, goal: None, priority, budget, metadata })
+        let named = Self { contract, input, goal: None, priority, budget, metadata };
+        Ok(if named.contract == TaskRequest::SPEC.reference() { named.with_its_goal() } else { named })
+    }
+
+    /// A goal in words that is named by its contract. It has members of its own for what is said beside it: the narrower
+    /// budget holds, and else what is said beside it where that is not the default.
+    fn with_its_goal(self) -> Self {
+        // What is no request is refused by whoever runs it.
+        let Ok(request) = self.input.read::<TaskRequest>() else { return self };
+        let said = Self::of_request(&request, self.input);
+        Self {
+            priority: if self.priority == Priority::default() { said.priority } else { self.priority },
+            budget: said.budget.narrowed(self.budget),
+            metadata: if self.metadata.is_empty_object() { said.metadata } else { self.metadata },
+            ..said
+        }
     }
 
     /// The body of `POST /tasks` that asks for this.
@@ -347,74 +375,4 @@ impl From<TaskRequest> for Submission {
 pub struct InvalidSubmission(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_set_on_a_submission_travels() {
-        let budget = TaskBudget { max_tokens: Some(50), ..TaskBudget::default() };
-        let sent =
-            Submission::from(TaskRequest::new("goal")).with_budget(budget).with_priority(Priority::High);
-        let read = Submission::from_json(sent.to_json().as_str().as_bytes()).unwrap();
-        assert_eq!((read.budget, read.priority), (budget, Priority::High));
-        assert_eq!(read, sent);
-
-        let mut changed = Submission::from(TaskRequest::new("goal"));
-        assert_eq!(changed.to_json(), changed.input);
-        (changed.budget, changed.priority) = (budget, Priority::High);
-        changed.metadata = RawJson::from_slice(br#"{"for":"ann"}"#).unwrap();
-        let read = Submission::from_json(changed.to_json().as_str().as_bytes()).unwrap();
-        assert_eq!((read.budget, read.priority), (budget, Priority::High));
-        assert_eq!(read.metadata, changed.metadata);
-    }
-
-    #[derive(Debug, Serialize, Deserialize, JsonSchema)]
-    struct Ping;
-
-    impl TaskContract for Ping {
-        type Output = ();
-        type Chunk = NoChunk;
-        const SPEC: ContractSpec = ContractSpec::new("ping.run", "/run", "ping:run");
-    }
-
-    #[test]
-    fn an_input_is_written_as_for_a_call() {
-        assert_eq!(Submission::of(&Ping).unwrap().input.as_str(), "{}");
-        let budget = TaskBudget { max_cost_dollars: Some(f64::NAN), ..TaskBudget::default() };
-        let error = Submission::of(&TaskRequest { budget, ..TaskRequest::new("goal") }).unwrap_err();
-        let cause = std::error::Error::source(&error).unwrap().to_string();
-        assert_eq!(cause, "budget.max_cost_dollars is infinite or not a number");
-    }
-
-    #[test]
-    fn context_and_metadata_are_objects() {
-        for (field, body) in [
-            ("context", r#"{"goal":"g","context":[1]}"#),
-            ("metadata", r#"{"goal":"g","metadata":null}"#),
-            ("metadata", r#"{"contract":"a.b","input":{},"metadata":7}"#),
-        ] {
-            let failure = Submission::from_json(body.as_bytes()).unwrap_err();
-            assert_eq!(failure.violations.iter().next().unwrap().path, field, "{body}");
-        }
-    }
-
-    #[test]
-    fn amounts_that_are_none_are_refused() {
-        for budget in [
-            TaskBudget { max_cost_dollars: Some(-1.0), ..TaskBudget::default() },
-            TaskBudget { max_cost_dollars: Some(f64::NAN), ..TaskBudget::default() },
-            TaskBudget { max_cost_dollars: Some(1e300), ..TaskBudget::default() },
-            TaskBudget { max_time_seconds: Some(0.0), ..TaskBudget::default() },
-        ] {
-            assert!(budget.check().is_err(), "{budget:?}");
-        }
-    }
-    #[test]
-    fn the_bounds_in_the_schema_are_the_ones_checked() {
-        let costs = |dollars| TaskBudget { max_cost_dollars: Some(dollars), ..TaskBudget::default() }.check();
-        assert!(costs(MAX_DOLLARS).is_ok());
-        assert!(costs(MAX_DOLLARS + 0.001).is_err());
-        let schema = Submission::json_schema().to_string();
-        assert!(schema.contains(&format!(r#""maximum":{MAX_DOLLARS}"#)), "{schema}");
-    }
-}
+mod tests;

@@ -81,11 +81,12 @@ impl TaskUpdate {
         self
     }
 
-    /// Bytes of its chunk; 0 where it is none.
-    pub(crate) fn chunk_bytes(&self) -> usize {
+    /// Bytes of its chunk or of its message; 0 where it has neither.
+    pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Chunk { data, .. } => data.as_str().len(),
-            _ => 0,
+            Self::Progress { message, .. } => message.len(),
+            Self::Status { .. } | Self::Gap { .. } => 0,
         }
     }
 

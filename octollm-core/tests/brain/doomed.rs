@@ -12,13 +12,10 @@ use std::{
 
 use async_trait::async_trait;
 use octollm_core::{
-    bus::{
-        BusError, EventBus, MemoryBus, Overflow, Subscription,
-        engine::{Capabilities, Counts},
-    },
+    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Subscription, engine::Counters},
     card::ArmCard,
     error::CallError,
-    event::{Event, Patterns},
+    event::{Event, Pattern},
     id::{StepKey, TaskId},
     store::{
         Changes, Claim, Claimed, JournalEntry, MemoryStore, Room, Run, SideEffects, StoreError, TaskFilter,
@@ -131,16 +128,20 @@ impl EventBus for Doomed<MemoryBus> {
         self.fate.meet(self.inner.publish(event)).await
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.inner.subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.inner.subscribe(pattern, overflow).await
     }
 
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities(&self) -> &[Capability] {
         self.inner.capabilities()
     }
 
-    fn counts(&self) -> Counts {
-        self.inner.counts()
+    fn max_event_bytes(&self) -> usize {
+        self.inner.max_event_bytes()
+    }
+
+    fn counters(&self) -> &Counters {
+        self.inner.counters()
     }
 }
 

@@ -12,13 +12,10 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     brain::{Brain, BrainConfig},
-    bus::{
-        BusError, EventBus, MemoryBus, Overflow, Signal, Subscription,
-        engine::{Capabilities, Counts},
-    },
+    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Signal, Subscription, engine::Counters},
     clock::Clock,
     error::{ArmError, ErrorKind},
-    event::{Event, Patterns},
+    event::{Event, Pattern},
     orchestrator::Orchestrator,
     task::TaskStatus,
 };
@@ -116,16 +113,20 @@ impl EventBus for Panics {
         self.0.publish(event).await
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.0.subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.0.subscribe(pattern, overflow).await
     }
 
-    fn capabilities(&self) -> Capabilities {
+    fn capabilities(&self) -> &[Capability] {
         self.0.capabilities()
     }
 
-    fn counts(&self) -> Counts {
-        self.0.counts()
+    fn max_event_bytes(&self) -> usize {
+        self.0.max_event_bytes()
+    }
+
+    fn counters(&self) -> &Counters {
+        self.0.counters()
     }
 }
 

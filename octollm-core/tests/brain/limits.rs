@@ -6,26 +6,23 @@ use futures_util::future::join_all;
 use octollm_core::{
     Context,
     brain::{Brain, BrainConfig},
-    budget::Budget,
-    bus::{
-        Bound, ConsumeOptions, DurableBus, EventBus, MemoryBus, MemoryDurableBus, MemoryDurableConfig,
-        Overflow, Signal,
-    },
+    budget::{Budget, Usage},
+    bus::{ConsumeOptions, DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
     clock::Clock,
     context::{Caller, ContextParts},
     deadline::Deadline,
     dispatcher::Dispatcher,
-    error::ErrorKind,
+    error::{ArmError, ErrorKind},
     orchestrator::{Orchestrator, TaskQuery},
-    store::{MemoryStore, TaskStore},
-    task::{Priority, Submission, TaskBudget, TaskRequest, TaskResult, TaskStatus},
+    store::{MemoryStore, MemoryStoreConfig, TaskStore},
+    task::{Priority, Submission, TaskBudget, TaskChange, TaskEvent, TaskRequest, TaskResult, TaskStatus},
     transport::{NoArms, Transport},
 };
 use tokio::time::{Instant, advance, sleep, timeout};
 
 use crate::{
-    scripted::{Does, Scripted, on, program},
-    support::{Compute, Increment, Local, anyone, brain, brain_on, compute, end_of, goal, shared_store},
+    scripted::{Does, Scripted, again, error, on, program},
+    support::{Compute, Increment, Local, anyone, brain, brain_on, compute, end_of, goal, run, shared_store},
     trouble::{Trouble, away},
 };
 
@@ -55,10 +52,7 @@ async fn brains_whose_clocks_differ_by_a_minute_run_a_task_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_bus_that_is_full_while_a_task_ends_gets_its_end_later() {
-    let small = Bound::new(1, 1024 * 1024);
-    let config =
-        MemoryDurableConfig { history: Bound::new(0, 0), backlog: small, ..MemoryDurableConfig::default() };
-    let bus = MemoryDurableBus::with_config(config).unwrap();
+    let bus = MemoryDurableBus::builder().history(0, 0).backlog(1, 1024 * 1024).build().unwrap();
     let mut consumer =
         bus.consume("audit", "events:task:*".parse().unwrap(), ConsumeOptions::default()).await.unwrap();
     let brain = Brain::builder()
@@ -71,8 +65,8 @@ async fn a_bus_that_is_full_while_a_task_ends_gets_its_end_later() {
     assert_eq!(end_of(&brain, &id).await.status, TaskStatus::Completed);
     sleep(20 * SECOND).await;
     let mut types = Vec::new();
-    while let Ok(Some(arrival)) = timeout(60 * SECOND, consumer.next()).await {
-        let octollm_core::bus::Arrival::Delivery(delivery) = arrival else { continue };
+    while let Ok(Some(next)) = timeout(60 * SECOND, consumer.next()).await {
+        let Ok(delivery) = next else { continue };
         types.push(delivery.event().event_type().to_owned());
         delivery.ack().await.unwrap();
     }
@@ -277,7 +271,7 @@ async fn of_five_thousand_submissions_at_once_no_more_wait_than_may() {
 
 #[tokio::test(start_paused = true)]
 async fn tasks_that_come_faster_than_the_bus_takes_their_events_are_not_refused() {
-    let config = octollm_core::store::MemoryStoreConfig { events: 5_000, ..Default::default() };
+    let config = MemoryStoreConfig { events: 5_000, ..MemoryStoreConfig::default() };
     let store = Arc::new(MemoryStore::with_config(config));
     let answers = program(|task: Compute, _| async move { Ok(task.number) });
     let brain = Brain::builder().arm::<Compute>(answers).store(store).build().unwrap();
@@ -307,5 +301,77 @@ async fn a_brain_with_one_place_ends_tasks_that_call_it_at_their_limit() {
         let id = outer.submit(goal("nested").with_priority(urgent), &anyone()).await.unwrap().task_id;
         let task = timeout(300 * SECOND, end_of(&outer, &id)).await.expect("it is stuck");
         assert_eq!(task.result.unwrap().output, 11);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rerun_has_what_the_attempts_before_it_left() {
+    let program = program(|task: Compute, cx: Context| async move {
+        cx.spend(Usage::tokens(1))?;
+        Ok(cx.call(Increment { number: task.number }).await?)
+    });
+    let arms =
+        Scripted::new(|call| Does::Fails(error(call, ErrorKind::Unavailable).with_usage(Usage::tokens(10))));
+    let brain = on(&shared_store(), &arms, program);
+    let budget = TaskBudget { max_tokens: Some(25), ..TaskBudget::default() };
+    let task = run(&brain, compute(4).with_budget(budget)).await;
+    assert_eq!(task.metadata.tokens_used, 11);
+    let spent = anyone().with_budget(Budget::tokens(0));
+    let late = anyone().with_deadline(Deadline::after(Duration::ZERO));
+    for (cx, kind) in [(spent, ErrorKind::BudgetExhausted), (late, ErrorKind::DeadlineExceeded)] {
+        let refused = brain.rerun(&task.task_id, None, &cx).await.unwrap_err();
+        assert_eq!((refused.kind, refused.may_have_executed), (kind, false));
+    }
+    assert_eq!(again(&brain, &task.task_id).await.metadata.tokens_used, 22);
+    assert_eq!(arms.last().parts.budget, Budget::tokens(13));
+    assert_eq!(again(&brain, &task.task_id).await.metadata.tokens_used, 33);
+    let task = again(&brain, &task.task_id).await;
+    assert_eq!(task.error.unwrap().kind, ErrorKind::BudgetExhausted);
+    assert_eq!(arms.steps().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_task_is_published_however_long_its_error_is() {
+    let bus = MemoryBus::new();
+    let mut events = bus.subscribe("events:task:*".parse().unwrap(), Overflow::DropOldest(32)).await.unwrap();
+    let failing = program(|_, cx: Context| async move {
+        cx.progress(50, "é".repeat(2_000_000));
+        sleep(SECOND).await;
+        let details = serde_json::json!({ "log": "x".repeat(2_000_000) });
+        Err(ArmError::failed("é".repeat(2_000_000)).with_details(details))
+    });
+    let brain = Brain::builder().arm::<Compute>(failing).bus(bus).build().unwrap();
+    let task = run(&brain, compute(4)).await;
+    assert_eq!(task.error.unwrap().message.len(), 4_000_000, "the task has all of it");
+    let mut changes = Vec::new();
+    while let Ok(Some(Signal::Event(event))) = timeout(30 * SECOND, events.next()).await {
+        changes.push(TaskEvent::try_from(&event).unwrap().change);
+    }
+    let [_, _, TaskChange::Progress(progress), TaskChange::Failed(error, _)] = &changes[..] else {
+        panic!("{} events", changes.len());
+    };
+    assert!(progress.message.len() < 5_000 && error.message.len() < 5_000 && error.details.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn finished_tasks_are_stored_within_a_number_of_bytes() {
+    let config = MemoryStoreConfig { finished_bytes: 10_000, ..MemoryStoreConfig::default() };
+    let answers = octollm_core::arm::arm_fn(|request: TaskRequest, _| async move {
+        Ok::<_, ArmError>(TaskResult::new("x".repeat(request.goal.parse()?)))
+    });
+    let store = MemoryStore::with_config(config);
+    let brain = Brain::builder().arm::<TaskRequest>(answers).store(store).build().unwrap();
+    let mut ids = Vec::new();
+    for bytes in ["3000", "3000", "3000", "3000", "50000", "10"] {
+        ids.push(run(&brain, goal(bytes)).await.task_id);
+        let stored = brain.list(TaskQuery::default(), &anyone()).await.unwrap().tasks;
+        let expected = match ids.len() {
+            4 => &ids[1..],
+            // One that is larger than all of it is stored while it is the latest.
+            5 => &ids[4..],
+            6 => &ids[5..],
+            _ => &ids[..],
+        };
+        assert!(stored.iter().rev().map(|task| &task.task_id).eq(expected), "{bytes}");
     }
 }

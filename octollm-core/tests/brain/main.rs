@@ -10,6 +10,7 @@ mod lifecycle;
 mod limits;
 mod nested;
 mod replay;
+mod reruns;
 mod scripted;
 mod storm;
 mod support;

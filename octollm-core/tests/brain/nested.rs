@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::Brain,
+    brain::{Brain, BrainConfig},
     budget::{Budget, Usage},
     clock::Clock,
     context::ContextParts,
@@ -17,8 +17,8 @@ use octollm_core::{
 };
 
 use crate::{
-    scripted::{Does, Scripted, on},
-    support::{Compute, Computer, Local, anyone, brain, end_of, goal, run, shared_store},
+    scripted::{Does, Scripted, on, program},
+    support::{Compute, Computer, Local, anyone, brain, compute, end_of, goal, run, shared_store},
 };
 
 /// Has the inner brain compute.
@@ -115,4 +115,29 @@ async fn the_inner_task_has_no_more_than_the_outer() {
 fn a_child_gets_what_is_left() {
     let budget = Budget::tokens(100).after(Usage::tokens(30));
     assert_eq!(budget, Budget::tokens(70));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_inner_task_used_until_its_time_was_up_counts() {
+    let spender = program(|_, cx: Context| async move {
+        cx.spend(Usage::tokens(100))?;
+        std::future::pending().await
+    });
+    for (within, busy) in [(2_000, false), (2_000, true), (7, false)] {
+        let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
+        let inner = Brain::builder().arm::<Compute>(spender.clone()).config(config).build().unwrap();
+        if busy {
+            // The place is taken for half of the time.
+            let half = TaskBudget { max_time_seconds: Some(1.0), ..TaskBudget::default() };
+            inner.submit(compute(0).with_budget(half), &anyone()).await.unwrap();
+        }
+        let mut arm = Dispatcher::new("computer");
+        arm.serve::<Compute>(inner.clone());
+        let cx = Context::root(Arc::new(Local::of(arm)));
+        let late = cx.call(Compute { number: 4 }).within(Duration::from_millis(within)).await.unwrap_err();
+        assert_eq!((late.kind(), late.may_have_executed()), (ErrorKind::DeadlineExceeded, true));
+        assert_eq!(cx.used(), Usage::tokens(100), "{within} ms, busy: {busy}");
+        let task = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.remove(0);
+        assert!(task.status.is_finished(), "{task:?}");
+    }
 }

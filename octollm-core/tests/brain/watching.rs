@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    support::{Local, anyone, brain, compute, end_of},
+    scripted::program,
+    support::{Compute, Local, anyone, brain, compute, end_of, run},
     trouble::Trouble,
 };
 
@@ -193,4 +194,23 @@ async fn who_follows_a_task_over_broken_streams_sees_each_update_once() {
     follow(&brain, &id, &anyone(), |update| seqs.push(update.seq())).await.unwrap();
     assert!(seqs.len() > 20, "{seqs:?}");
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_progress_are_stored_within_a_number_of_bytes_too() {
+    let config = MemoryStoreConfig { update_bytes: 1_000, ..MemoryStoreConfig::default() };
+    let talks = program(|task: Compute, cx: Context| async move {
+        for percent in 0..20 {
+            cx.progress(percent, "x".repeat(300));
+            sleep(SECOND).await;
+        }
+        Ok(task.number)
+    });
+    let store = MemoryStore::with_config(config);
+    let brain = Brain::builder().arm::<Compute>(talks).store(store).build().unwrap();
+    let id = run(&brain, compute(4)).await.task_id;
+    let updates = seen(&brain, &id, None).await;
+    let messages = updates.iter().filter(|update| matches!(update, TaskUpdate::Progress { .. })).count();
+    assert_eq!(messages, 3);
+    assert!(matches!(updates[0], TaskUpdate::Gap { .. }) && updates.last().unwrap().is_last());
 }

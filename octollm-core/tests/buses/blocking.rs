@@ -1,9 +1,7 @@
 //! Subscribers that block their publishers.
 
 use futures_util::FutureExt;
-use octollm_core::bus::{
-    EventBus, MemoryBus, MemoryBusConfig, MemoryDurableBus, MemoryDurableConfig, Overflow,
-};
+use octollm_core::bus::{EventBus, MemoryBus, MemoryDurableBus, Overflow};
 use tokio::time::{Instant, sleep};
 
 use crate::*;
@@ -18,10 +16,10 @@ async fn publish_from(bus: &impl EventBus, numbers: std::ops::Range<usize>) {
     }
 }
 
-/// Takes what waits, and holds that it is these numbers and then this loss.
+/// Asserts that these numbers wait, and then this loss.
 async fn hold_backlog(events: &mut Subscription, numbers: std::ops::Range<usize>, lost: u64) {
     for number in numbers {
-        assert_eq!(crate::number(&heard(events).await), number);
+        assert_eq!(crate::number(&received(events).await), number);
     }
     match events.next().now_or_never() {
         Some(Some(Signal::Lagged(missed))) => assert_eq!(missed, lost),
@@ -35,14 +33,14 @@ async fn one_stalled_beside_one_healthy(bus: impl EventBus) {
     publish_from(&bus, 0..CAPACITY).await;
     let start = Instant::now();
     publish_from(&bus, CAPACITY..CAPACITY + 360).await;
-    assert_eq!(start.elapsed(), TIMEOUT, "one event waits, the others do not");
+    assert_eq!(start.elapsed(), TIMEOUT, "the publisher waits for one event only");
     for number in 0..CAPACITY + 360 {
-        assert_eq!(crate::number(&heard(&mut healthy).await), number);
+        assert_eq!(crate::number(&received(&mut healthy).await), number);
     }
     hold_backlog(&mut stalled, 0..CAPACITY, 360).await;
-    assert_eq!(bus.counts().lagged, 360);
+    assert_eq!(bus.counters().lagged(), 360);
     publish_from(&bus, 7..8).await;
-    assert_eq!(number(&heard(&mut stalled).await), 7, "it takes part again");
+    assert_eq!(number(&received(&mut stalled).await), 7, "it is waited for again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -59,13 +57,13 @@ async fn publishers_that_give_up(bus: impl EventBus) {
         assert!(timeout(SECOND, bus.publish(event(number))).await.is_err(), "it waits for room");
     }
     for number in 0..CAPACITY + 3 {
-        assert_eq!(crate::number(&heard(&mut healthy).await), number);
+        assert_eq!(crate::number(&received(&mut healthy).await), number);
     }
     hold_backlog(&mut stalled, 0..CAPACITY, 3).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_publisher_that_gave_up_had_to_say_is_a_loss_of_the_blocked_alone() {
+async fn a_publisher_that_gives_up_is_a_loss_of_the_blocked_subscriber_only() {
     publishers_that_give_up(pub_sub()).await;
     publishers_that_give_up(durable()).await;
 }
@@ -96,10 +94,10 @@ async fn a_slow_subscriber_loses_nothing_while_it_takes_one_now_and_then() {
     });
     for number in 0..CAPACITY + 20 {
         sleep(TIMEOUT - SECOND).await;
-        assert_eq!(crate::number(&heard(&mut slow).await), number);
+        assert_eq!(crate::number(&received(&mut slow).await), number);
     }
     publisher.await.unwrap();
-    assert_eq!(bus.counts().lagged, 0);
+    assert_eq!(bus.counters().lagged(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,28 +122,26 @@ async fn publishers_that_wait_come_in_turn() {
             other => panic!("no event but {other:?}"),
         }
         next += 1;
-        // A publisher that comes later does not take the place of one that waits.
+        // A later publisher does not overtake one that waits.
         if next <= 5 {
             assert!(bus.publish(event(0)).now_or_never().is_none());
         }
     }
-    assert_eq!((lost, bus.counts().lagged), (5, 5));
+    assert_eq!((lost, bus.counters().lagged()), (5, 5));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_block_timeout_is_a_setting() {
     let limited = Duration::from_millis(20);
-    let config = MemoryBusConfig { block_timeout: limited, ..MemoryBusConfig::default() };
-    let bus = MemoryBus::with_config(config).unwrap();
-    let never = MemoryDurableConfig { block_timeout: Duration::ZERO, ..MemoryDurableConfig::default() };
-    let durable = MemoryDurableBus::with_config(never).unwrap();
+    let bus = MemoryBus::with_limits(1024, limited).unwrap();
+    let durable = MemoryDurableBus::builder().block_timeout(Duration::ZERO).build().unwrap();
     let _stalled = bus.subscribe(all(), Overflow::Block).await.unwrap();
     let _stalled_too = durable.subscribe(all(), Overflow::Block).await.unwrap();
     let start = Instant::now();
     publish_from(&durable, 0..CAPACITY + 5).await;
-    assert_eq!((start.elapsed(), durable.counts().lagged), (Duration::ZERO, 5));
+    assert_eq!((start.elapsed(), durable.counters().lagged()), (Duration::ZERO, 5));
     publish_from(&bus, 0..CAPACITY + 5).await;
-    assert_eq!((start.elapsed(), bus.counts().lagged), (limited, 5));
+    assert_eq!((start.elapsed(), bus.counters().lagged()), (limited, 5));
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,13 +158,12 @@ async fn a_subscriber_that_goes_frees_the_publishers_it_blocks() {
     let start = Instant::now();
     drop(events);
     publisher.await.unwrap();
-    assert_eq!((start.elapsed(), bus.counts().lagged), (Duration::ZERO, 0));
+    assert_eq!((start.elapsed(), bus.counters().lagged()), (Duration::ZERO, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn under_any_race_what_is_received_and_what_is_lost_are_all() {
-    let config = MemoryBusConfig { block_timeout: Duration::from_millis(1), ..MemoryBusConfig::default() };
-    let bus = MemoryBus::with_config(config).unwrap();
+    let bus = MemoryBus::with_limits(1024, Duration::from_millis(1)).unwrap();
     let mut events = bus.subscribe(all(), Overflow::Block).await.unwrap();
     let subscriber = tokio::spawn(async move {
         let (mut received, mut lost) = (0, 0);
@@ -178,7 +173,7 @@ async fn under_any_race_what_is_received_and_what_is_lost_are_all() {
                 Signal::Lagged(missed) => lost += missed,
                 Signal::Gap(gap) => panic!("no gap was made, but there is {gap:?}"),
             }
-            // Now and then it lets its publishers run into the limit.
+            // At times its publishers reach the block timeout.
             if received % 4096 == 0 {
                 std::thread::sleep(Duration::from_millis(3));
             }
@@ -191,7 +186,7 @@ async fn under_any_race_what_is_received_and_what_is_lost_are_all() {
             tokio::spawn(async move {
                 for number in 0..20_000 {
                     if number % 7 == publisher {
-                        // Given up at once where it would have to wait.
+                        // Dropped at once if it has to wait.
                         let _ = bus.publish(event(number)).now_or_never();
                     } else {
                         bus.publish(event(number)).await.unwrap();
@@ -205,5 +200,5 @@ async fn under_any_race_what_is_received_and_what_is_lost_are_all() {
     }
     bus.close();
     let (received, lost): (u64, u64) = subscriber.await.unwrap();
-    assert_eq!((received + lost, lost), (bus.counts().published, bus.counts().lagged));
+    assert_eq!((received + lost, lost), (bus.counters().published(), bus.counters().lagged()));
 }

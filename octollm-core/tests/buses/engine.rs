@@ -1,45 +1,44 @@
-//! What authors of a bus build on.
+//! The parts for authors of a bus.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use octollm_core::bus::engine::{Counters, Expiry, Feed, Offer, Settle, Settlement, Settler, deliver};
-use octollm_core::bus::{BusError, Ended, EventBus, Gap, GapReason, Overflow};
-use tokio::time::Instant;
+use octollm_core::bus::engine::{ConsumerEngine, Counters, Feed, deliver};
+use octollm_core::bus::{BusError, EventBus, Gap, Nack, Overflow};
 
 use crate::*;
 
 fn pair(overflow: Overflow) -> (Feed, Subscription) {
-    Feed::new(overflow, SECOND, Arc::default()).unwrap()
+    Feed::new(overflow, SECOND, &Counters::default()).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_gap_is_received_where_it_was_marked() {
     let (feed, mut subscription) = pair(Overflow::DropOldest(4));
     assert!(feed.send(&event(0)).await);
-    feed.gap(Gap::new(GapReason::ConnectionLost));
+    feed.gap(Gap::ConnectionLost);
     assert!(feed.send(&event(1)).await);
-    assert_eq!(number(&heard(&mut subscription).await), 0);
+    assert_eq!(number(&received(&mut subscription).await), 0);
     let Some(Signal::Gap(gap)) = subscription.next().await else { panic!("it was marked") };
-    assert_eq!(gap.reason, GapReason::ConnectionLost);
-    assert_eq!(number(&heard(&mut subscription).await), 1);
+    assert_eq!(gap, Gap::ConnectionLost);
+    assert_eq!(number(&received(&mut subscription).await), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_ends_it_after_what_waits_and_stays_its_reason() {
+async fn a_feed_ends_after_the_waiting_events_with_its_first_reason() {
     let (feed, mut subscription) = pair(Overflow::DropOldest(4));
     feed.send(&event(0)).await;
-    feed.end(Ended::Failed(Arc::new(BusError::Closed)));
+    feed.end(BusError::Unavailable { source: None });
     assert!(!feed.send(&event(1)).await);
     drop(feed);
-    assert_eq!(number(&heard(&mut subscription).await), 0);
+    assert_eq!(number(&received(&mut subscription).await), 0);
     assert!(subscription.next().await.is_none());
-    assert!(matches!(subscription.ended(), Some(Ended::Failed(_))));
+    assert!(matches!(subscription.ended(), Some(BusError::Unavailable { .. })));
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_feeds_learns_that_the_subscriber_went() {
+async fn a_feed_reports_that_its_subscriber_was_dropped() {
     let (feed, subscription) = pair(Overflow::DropOldest(4));
     assert!(feed.closed().now_or_never().is_none());
     let (_, ()) = tokio::join!(feed.closed(), async { drop(subscription) });
@@ -47,43 +46,50 @@ async fn whoever_feeds_learns_that_the_subscriber_went() {
     assert!(!feed.send(&event(0)).await);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_feed_that_ends_frees_its_publisher_and_counts_no_loss() {
-    let counters = Arc::new(Counters::default());
-    let (feed, _subscription) = Feed::new(Overflow::Block, SECOND, Arc::clone(&counters)).unwrap();
-    for number in 0..Overflow::BLOCK_CAPACITY {
-        assert!(matches!(feed.offer(&event(number), Expiry::Never), Offer::Passed));
-    }
-    let (other, mut healthy) = pair(Overflow::DropOldest(4));
-    let (sent, one) = (event(1), [&feed, &other]);
-    let (goes_on, ()) = tokio::join!(deliver(one, &sent, Expiry::Never), async {
-        assert_eq!(number(&heard(&mut healthy).await), 1, "the others have it before anybody waits");
-        feed.end(Ended::Closed);
-    });
-    assert!(!goes_on);
-    assert_eq!(counters.counts().lagged, 0);
+/// Sends an event that has room.
+fn send(feed: &Feed, event: &Event) {
+    assert_eq!(feed.send(event).now_or_never(), Some(true));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_expired_leaves_its_place_to_the_next() {
-    let (feed, mut subscription) = pair(Overflow::Block);
-    let soon = Expiry::At(Instant::now() + SECOND / 2);
+async fn a_feed_that_ends_frees_its_publisher_and_counts_no_loss() {
+    let counters = Counters::default();
+    let (feed, _subscription) = Feed::new(Overflow::Block, SECOND, &counters).unwrap();
     for number in 0..Overflow::BLOCK_CAPACITY {
-        let expiry = if number == 0 { Expiry::Never } else { soon };
-        assert!(matches!(feed.offer(&event(number), expiry), Offer::Passed));
+        send(&feed, &event(number));
     }
-    let Offer::Blocked(waiting) = feed.offer(&event(7), Expiry::Never) else { panic!("there is no room") };
-    tokio::time::advance(SECOND / 2).await;
-    let (goes_on, ()) = tokio::join!(waiting.wait(), async {
-        assert_eq!(number(&heard(&mut subscription).await), 0);
-        assert_eq!(number(&heard(&mut subscription).await), 7);
+    let (other, mut healthy) = pair(Overflow::DropOldest(4));
+    let sent = event(1);
+    let (open, ()) = tokio::join!(deliver([&feed, &other], &sent), async {
+        assert_eq!(number(&received(&mut healthy).await), 1, "the others have it before the publisher waits");
+        feed.end(BusError::Closed);
     });
-    assert!(goes_on);
-    // All places are free again, and none more than there were.
-    for number in 0..Overflow::BLOCK_CAPACITY {
-        assert!(matches!(feed.offer(&event(number), Expiry::Never), Offer::Passed));
+    assert!(!open);
+    assert_eq!(counters.lagged(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_event_leaves_its_room_to_the_next() {
+    let (feed, mut subscription) = pair(Overflow::Block);
+    let soon = jiff::Timestamp::now() + SECOND / 2;
+    send(&feed, &event(0));
+    for number in 1..Overflow::BLOCK_CAPACITY {
+        send(&feed, &event(number).with_expires_at(soon));
     }
-    assert!(matches!(feed.offer(&event(8), Expiry::Never), Offer::Blocked(_)));
+    let next = event(7);
+    let mut waiting = std::pin::pin!(feed.send(&next));
+    assert!(waiting.as_mut().now_or_never().is_none(), "there is no room");
+    tokio::time::advance(SECOND / 2).await;
+    let (open, ()) = tokio::join!(waiting, async {
+        assert_eq!(number(&received(&mut subscription).await), 0);
+        assert_eq!(number(&received(&mut subscription).await), 7);
+    });
+    assert!(open);
+    // All room is free again, and not more than there was.
+    for number in 0..Overflow::BLOCK_CAPACITY {
+        send(&feed, &event(number));
+    }
+    assert!(feed.send(&event(8)).now_or_never().is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,22 +105,25 @@ async fn settlements_go_in_batches() {
     let results = Delivery::ack_all(deliveries).await;
     assert!(results.len() == 100 && results.iter().all(Result::is_ok));
     assert_eq!(bus.batches(GROUP), [64, 36]);
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
     bus.publish(event(0)).await.unwrap();
     delivered(&mut consumer).await.ack().await.unwrap();
-    assert_eq!(bus.batches(GROUP), [64, 36, 1], "one that is alone waits for no other");
+    assert_eq!(bus.batches(GROUP), [64, 36, 1], "a single one does not wait for others");
 }
 
-/// Denies odd numbers, and forgets to answer for 4.
+/// Delivers 0, 1, .. with these numbers as receipts. Settles even ones, and returns no result for 4.
 #[derive(Default)]
-struct Odd(Mutex<Vec<u64>>);
+struct Odd(AtomicU64);
 
 #[async_trait]
-impl Settle for Odd {
-    type Lease = u64;
+impl ConsumerEngine for Odd {
+    type Receipt = u64;
 
-    async fn settle(&self, batch: Vec<(u64, Settlement)>) -> Vec<Result<(), BusError>> {
-        self.0.lock().unwrap().extend(batch.iter().map(|(number, _)| *number));
+    async fn next(&self) -> Result<Result<(Event, u32, u64), Gap>, BusError> {
+        Ok(Ok((event(0), 1, self.0.fetch_add(1, Ordering::Relaxed))))
+    }
+
+    async fn settle(&self, batch: Vec<(u64, Result<(), Nack>)>) -> Vec<Result<(), BusError>> {
         let lost = |number: u64| Err(BusError::LeaseLost { event_id: number.to_string() });
         let result = |(number, _)| if number % 2 == 0 { Ok(()) } else { lost(number) };
         batch.into_iter().filter(|(number, _)| *number != 4).map(result).collect()
@@ -123,12 +132,22 @@ impl Settle for Odd {
     async fn extend(&self, batch: Vec<(u64, Duration)>) -> Vec<Result<(), BusError>> {
         batch.into_iter().map(|_| Ok(())).collect()
     }
+
+    async fn close(&self) -> Result<(), BusError> {
+        Ok(())
+    }
+
+    fn leave(&self) {}
 }
 
 #[tokio::test(start_paused = true)]
 async fn each_settlement_gets_its_own_result() {
-    for settler in [Settler::direct(Odd::default()), Settler::batched(Odd::default(), 8).unwrap()] {
-        let deliveries: Vec<_> = (0..5).map(|number| settler.delivery(event(0), 1, SECOND, number)).collect();
+    let direct = Consumer::new(Odd::default(), SECOND);
+    for mut consumer in [direct, Consumer::batched(Odd::default(), SECOND, 8).unwrap()] {
+        let mut deliveries = Vec::new();
+        for _ in 0..5 {
+            deliveries.push(delivered(&mut consumer).await);
+        }
         deliveries[0].extend(SECOND).await.unwrap();
         let results = Delivery::ack_all(deliveries).await;
         let kinds: Vec<_> = results
@@ -142,11 +161,18 @@ async fn each_settlement_gets_its_own_result() {
             .collect();
         assert_eq!(kinds, ["ok", "lost", "ok", "lost", "unavailable"]);
     }
-    assert!(matches!(Settler::batched(Odd::default(), 0), Err(BusError::InvalidSetting { .. })));
+    let refused = Consumer::batched(Odd::default(), SECOND, 0);
+    assert!(matches!(refused, Err(BusError::InvalidSetting { source }) if source.setting() == "max_batch"));
+}
+
+#[test]
+fn a_consumer_that_settles_in_batches_needs_a_runtime() {
+    let refused = Consumer::batched(Odd::default(), SECOND, 8);
+    assert!(matches!(refused, Err(BusError::Unavailable { source: Some(_) })));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_settlement_that_was_dropped_costs_the_others_of_its_batch_nothing() {
+async fn a_dropped_settlement_does_not_affect_its_batch() {
     let bus = plain();
     let mut consumer = consumer(&bus).await;
     for number in 0..2 {
@@ -159,5 +185,5 @@ async fn a_settlement_that_was_dropped_costs_the_others_of_its_batch_nothing() {
     tokio::task::yield_now().await;
     drop(dropped);
     second.await.unwrap().unwrap();
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }

@@ -1,7 +1,7 @@
-//! What every bus promises, held against the buses within one process and against one that denies every capability.
+//! The guarantees of every bus, for the buses within one process and for one without capabilities.
 //!
-//! A case is a function over a fresh bus, and each bus it holds for is given to it; where a bus denies a capability, the
-//! case asserts that it returns `Unsupported`.
+//! A case is a function of a new bus, and runs with each bus to which it applies. Where a bus lacks a capability, the case
+//! asserts that it returns `Unsupported`.
 
 mod blocking;
 mod brain;
@@ -18,10 +18,10 @@ mod worker;
 use std::borrow::Borrow;
 use std::time::Duration;
 
-use octollm_core::bus::engine::Capability;
+use octollm_core::bus::Capability;
 use octollm_core::bus::{
-    Arrival, ConsumeOptions, Consumer, DeadLetter, Delivery, DurableBus, MemoryBus, MemoryDurableBus, Signal,
-    Start, Subscription,
+    ConsumeOptions, Consumer, DeadLetter, Delivery, DurableBus, MemoryBus, MemoryDurableBus, Signal,
+    Subscription,
 };
 use octollm_core::event::{Channel, Event, Pattern};
 use tokio::time::timeout;
@@ -54,7 +54,7 @@ fn all() -> Pattern {
 
 /// An event that carries a number.
 fn event(number: usize) -> Event {
-    Event::new("case.told", "suite", number).unwrap()
+    Event::new("case.published", "suite", number).unwrap()
 }
 
 fn event_on(channel: &str) -> Event {
@@ -69,8 +69,8 @@ fn numbers(events: &[Event]) -> Vec<usize> {
     events.iter().map(number).collect()
 }
 
-/// The next event, which must come without time passing much.
-async fn heard(subscription: &mut Subscription) -> Event {
+/// The next event, within a second.
+async fn received(subscription: &mut Subscription) -> Event {
     match timeout(Duration::from_secs(1), subscription.next()).await {
         Ok(Some(Signal::Event(event))) => event,
         other => panic!("no event but {other:?}"),
@@ -83,20 +83,20 @@ async fn delivered(consumer: &mut Consumer) -> Delivery {
 
 async fn delivered_within(consumer: &mut Consumer, time: Duration) -> Delivery {
     match timeout(time, consumer.next()).await {
-        Ok(Some(Arrival::Delivery(delivery))) => delivery,
+        Ok(Some(Ok(delivery))) => delivery,
         other => panic!("no delivery but {other:?}"),
     }
 }
 
-/// Holds that nothing comes for so long.
+/// Asserts that nothing is delivered for this time.
 async fn nothing(consumer: &mut Consumer, time: Duration) {
     if let Ok(arrival) = timeout(time, consumer.next()).await {
-        panic!("nothing was to come, but there is {arrival:?}");
+        panic!("nothing was to be delivered, but there is {arrival:?}");
     }
 }
 
 fn options() -> ConsumeOptions {
-    ConsumeOptions { start: Start::Beginning, lease: LEASE, ..ConsumeOptions::default() }
+    ConsumeOptions { from_start: true, lease: LEASE, ..ConsumeOptions::default() }
 }
 
 /// A consumer of the whole history, or from now on where the bus has none.
@@ -105,16 +105,16 @@ async fn consumer(bus: &impl DurableBus) -> Consumer {
 }
 
 async fn consumer_with(bus: &impl DurableBus, options: ConsumeOptions) -> Consumer {
-    let start = if bus.capabilities().claims(Capability::History) { Start::Beginning } else { Start::Now };
-    bus.consume(GROUP, all(), ConsumeOptions { start, ..options }).await.unwrap()
+    let from_start = bus.capabilities().contains(&Capability::History);
+    bus.consume(GROUP, all(), ConsumeOptions { from_start, ..options }).await.unwrap()
 }
 
 async fn dead_letters(bus: &impl DurableBus) -> Vec<DeadLetter> {
     bus.dead_letters(GROUP, None, 100).await.unwrap()
 }
 
-/// The number of deliveries handed out, and of events that wait.
-async fn owed(bus: &impl DurableBus) -> (usize, usize) {
+/// The number of unsettled deliveries and of waiting events.
+async fn unsettled(bus: &impl DurableBus) -> (usize, usize) {
     let status = bus.group(GROUP).await.unwrap();
     (status.pending, status.waiting)
 }

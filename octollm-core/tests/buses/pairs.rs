@@ -1,19 +1,17 @@
-//! Features in pairs, as users combine them.
+//! Pairs of features, as users combine them.
 
-use octollm_core::bus::{
-    Bound, BusError, DelayBus, Ended, EventBus, MemoryDurableBus, MemoryDurableConfig, Nack, Overflow,
-};
+use octollm_core::bus::{BusError, DelayBus, EventBus, Gap, MemoryDurableBus, Nack, Overflow};
 use tokio::time::{Instant, advance, sleep};
 
 use crate::*;
 
-/// Expires so long after the wall clock's now, which stands for the paused one's.
+/// Expires at this time from now. The wall clock's now stands for the paused clock's.
 fn expiring(number: usize, after: Duration) -> Event {
     event(number).with_expires_at(jiff::Timestamp::now() + after)
 }
 
-/// All that waits: the numbers received, the numbers lost, and how it stands.
-async fn drain(mut events: Subscription) -> (Vec<usize>, u64, Option<Ended>) {
+/// The numbers received, the number lost, and the reason of the end.
+async fn drain(mut events: Subscription) -> (Vec<usize>, u64, Option<BusError>) {
     let (mut received, mut lost) = (Vec::new(), 0);
     while let Some(signal) = events.next().await {
         match signal {
@@ -32,21 +30,25 @@ async fn ack_then_close_case(bus: impl DurableBus) {
     }
     let (first, second) = (delivered(&mut consumer).await, delivered(&mut consumer).await);
     first.ack().await.unwrap();
-    let closer = consumer.closer();
     let start = Instant::now();
     let ((), closed) = tokio::join!(
         async {
             sleep(SECOND).await;
             second.ack().await.unwrap();
         },
-        closer.close()
+        consumer.close()
     );
     closed.unwrap();
-    assert!(start.elapsed() >= SECOND && start.elapsed() < 2 * SECOND, "it waits for what was handed out");
+    assert!(start.elapsed() >= SECOND && start.elapsed() < 2 * SECOND, "it waits for the deliveries");
     assert!(consumer.next().await.is_none());
-    assert!(matches!(consumer.ended(), Some(Ended::ConsumerClosed)));
+    assert!(matches!(consumer.ended(), Some(BusError::Closed)));
+    consumer.close().await.unwrap();
     let mut peer = crate::consumer(&bus).await;
-    assert_eq!(number(delivered(&mut peer).await.event()), 2, "what was not begun goes on");
+    assert_eq!(
+        number(delivered(&mut peer).await.event()),
+        2,
+        "an event that was not delivered goes to a peer"
+    );
     nothing(&mut peer, LEASE / 2).await;
 }
 
@@ -64,9 +66,9 @@ async fn close_then_ack_after_the_lease() {
     let late = delivered(&mut consumer).await;
     let start = Instant::now();
     consumer.close().await.unwrap();
-    assert_eq!(start.elapsed(), LEASE, "an expired lease holds up no close");
+    assert_eq!(start.elapsed(), LEASE, "a close does not wait for an expired lease");
     late.ack().await.unwrap();
-    assert_eq!(owed(&bus).await, (0, 0));
+    assert_eq!(unsettled(&bus).await, (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,17 +96,17 @@ async fn a_batch_published_beside_three_kinds_of_overflow() {
     let outcomes = bus.publish_all((0..total).map(event).collect()).await;
     assert!(outcomes.len() == total && outcomes.iter().all(Result::is_ok));
     assert_eq!(start.elapsed(), Duration::from_secs(5), "the batch waits for the stalled one once");
-    let counts = bus.counts();
+    let counters = bus.counters().clone();
     drop(bus);
     let (received, lost, ended) = drain(block).await;
     assert_eq!((received, lost), ((0..Overflow::BLOCK_CAPACITY).collect(), 40));
-    assert!(matches!(ended, Some(Ended::Closed)));
+    assert!(matches!(ended, Some(BusError::Closed)));
     let (received, lost, _) = drain(oldest).await;
     assert_eq!((received, lost), ((total - 16..total).collect(), total as u64 - 16));
     let (received, lost, ended) = drain(disconnect).await;
     assert_eq!((received, lost), ((0..16).collect(), 0));
-    assert!(matches!(ended, Some(Ended::SlowConsumer)));
-    assert_eq!((counts.published, counts.lagged), (total as u64, total as u64 - 16 + 40));
+    assert!(matches!(ended, Some(BusError::SlowConsumer)));
+    assert_eq!((counters.published(), counters.lagged()), (total as u64, total as u64 - 16 + 40));
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,20 +138,15 @@ async fn a_dead_letter_past_its_expiry_is_replayed() {
     let dead = dead_letters(&bus).await;
     bus.replay(GROUP, &dead[0].entry).await.unwrap();
     let again = delivered(&mut consumer).await;
-    assert_eq!((again.event(), again.attempt()), (dead[0].event().unwrap(), 1));
+    assert_eq!((again.event(), again.attempt()), (dead[0].event.as_ref().unwrap(), 1));
     again.ack().await.unwrap();
-    assert_eq!((bus.counts().expired, owed(&bus).await), (0, (0, 0)));
+    assert_eq!((bus.counters().expired(), unsettled(&bus).await), (0, (0, 0)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_replay_into_a_full_group_is_refused_and_loses_nothing() {
-    let config = MemoryDurableConfig {
-        max_event_bytes: 300,
-        history: Bound::new(0, 0),
-        backlog: Bound::new(1, 300),
-        ..MemoryDurableConfig::default()
-    };
-    let bus = MemoryDurableBus::with_config(config).unwrap();
+    let builder = MemoryDurableBus::builder().max_event_bytes(300).history(0, 0).backlog(1, 300);
+    let bus = builder.build().unwrap();
     let mut consumer = consumer(&bus).await;
     bus.publish(event(1)).await.unwrap();
     delivered(&mut consumer).await.nack(Nack::dead_letter("bad")).await.unwrap();
@@ -168,7 +165,7 @@ async fn an_event_that_expires_before_its_delay_is_over() {
     let mut consumer = consumer(&bus).await;
     bus.publish_after(expiring(1, 5 * SECOND), 10 * SECOND).await.unwrap();
     nothing(&mut consumer, 20 * SECOND).await;
-    assert_eq!((bus.counts().expired, owed(&bus).await), (1, (0, 0)));
+    assert_eq!((bus.counters().expired(), unsettled(&bus).await), (1, (0, 0)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,56 +179,104 @@ async fn a_group_removed_while_its_delivery_is_held() {
     let again = delivered(&mut successor).await;
     assert!(
         matches!(held.ack().await, Err(BusError::LeaseLost { .. })),
-        "it is not taken for the successor's"
+        "it does not settle the new group's delivery"
     );
     assert!(consumer.next().await.is_none());
-    assert!(matches!(consumer.ended(), Some(Ended::GroupRemoved)));
+    assert!(matches!(consumer.ended(), Some(BusError::UnknownGroup { .. })));
     again.ack().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn stored_bytes_are_bounded() {
-    let default = MemoryDurableConfig::default();
-    assert_eq!(default.history, Bound::new(65_536, 64 * 1024 * 1024));
-    let large = Event::new("case.told", "suite", "x".repeat(100_000)).unwrap();
-    let (history, backlog) = (Bound::new(65_536, 1_000_000), Bound::new(1_048_576, 2_000_000));
-    let config = MemoryDurableConfig { history, backlog, ..default };
-    let bus = MemoryDurableBus::with_config(config).unwrap();
+    let bus = durable();
+    for _ in 0..=65_536 {
+        bus.publish(event(0)).await.unwrap();
+    }
+    let _late = bus.consume(GROUP, all(), options()).await.unwrap();
+    assert_eq!(unsettled(&bus).await, (0, 65_536), "the default limit of the history");
+    let large = Event::new("case.published", "suite", "x".repeat(100_000)).unwrap();
+    let (history, backlog) = (1_000_000, 2_000_000);
+    let builder = MemoryDurableBus::builder().max_event_bytes(history);
+    let bus = builder.history(65_536, history).backlog(1_048_576, backlog).build().unwrap();
     for _ in 0..50 {
         bus.publish(large.clone()).await.unwrap();
     }
     let mut late = bus.consume(GROUP, all(), options()).await.unwrap();
-    assert!(matches!(late.next().await, Some(Arrival::Gap(_))));
-    assert_eq!(owed(&bus).await, (0, history.bytes / large.size()));
+    assert!(matches!(late.next().await, Some(Err(Gap::Trimmed { .. }))));
+    assert_eq!(unsettled(&bus).await, (0, history / large.size()));
     let mut published = 0;
     while bus.publish(large.clone()).await.is_ok() {
         published += 1;
     }
-    assert_eq!(published, backlog.bytes / large.size() - history.bytes / large.size());
+    assert_eq!(published, backlog / large.size() - history / large.size());
     delivered(&mut late).await.ack().await.unwrap();
     bus.publish(large.clone()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn dead_letters_and_delays_are_bounded_by_bytes_too() {
-    let config = MemoryDurableConfig {
-        max_event_bytes: 1200,
-        delayed: Bound::new(10, 2500),
-        dead_letters: Bound::new(10, 2500),
-        ..MemoryDurableConfig::default()
-    };
-    let bus = MemoryDurableBus::with_config(config).unwrap();
+    let builder = MemoryDurableBus::builder().max_event_bytes(1200);
+    let bus = builder.delayed(10, 2500).dead_letters(10, 2500).build().unwrap();
     let mut consumer = consumer(&bus).await;
-    let large = || Event::new("case.told", "suite", "x".repeat(1000)).unwrap();
+    let large = || Event::new("case.published", "suite", "x".repeat(1000)).unwrap();
     for _ in 0..3 {
         bus.publish(large()).await.unwrap();
         delivered(&mut consumer).await.nack(Nack::dead_letter("bad")).await.unwrap();
     }
-    assert_eq!((dead_letters(&bus).await.len(), bus.counts().discarded), (2, 1));
+    assert_eq!((dead_letters(&bus).await.len(), bus.counters().discarded()), (2, 1));
     let first = large();
     bus.publish_after(first.clone(), SECOND).await.unwrap();
     bus.publish_after(large(), SECOND).await.unwrap();
     assert!(matches!(bus.publish_after(large(), SECOND).await, Err(BusError::Full { .. })));
     assert!(bus.cancel_publish(first.id()).await.unwrap());
     bus.publish_after(large(), SECOND).await.unwrap();
+}
+
+async fn drop_then_ack_case(bus: impl DurableBus) {
+    let mut leaving = consumer(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    let held = delivered(&mut leaving).await;
+    drop(leaving);
+    held.ack().await.unwrap();
+    nothing(&mut consumer(&bus).await, 2 * LEASE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn drop_the_consumer_then_ack() {
+    drop_then_ack_case(durable()).await;
+    drop_then_ack_case(plain()).await;
+}
+
+async fn close_dropped_case(bus: impl DurableBus) {
+    let mut consumer = consumer(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    bus.publish(event(2)).await.unwrap();
+    let held = delivered(&mut consumer).await;
+    assert!(timeout(SECOND, consumer.close()).await.is_err(), "it waits for the delivery");
+    assert!(consumer.next().await.is_none(), "it has ended nevertheless");
+    held.ack().await.unwrap();
+    consumer.close().await.unwrap();
+    assert_eq!(unsettled(&bus).await, (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_that_is_dropped_and_called_again() {
+    close_dropped_case(durable()).await;
+    close_dropped_case(plain()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn alternatives_of_a_group_in_any_order() {
+    let bus = durable();
+    let mut first = bus.consume(GROUP, pattern("a:b:*,c:d:e"), options()).await.unwrap();
+    let _second = bus.consume(GROUP, pattern("c:d:e").or(pattern("a:b:*")), options()).await.unwrap();
+    let other = bus.consume(GROUP, pattern("a:b:*"), options()).await;
+    assert!(matches!(other, Err(BusError::OtherPattern { pattern, .. }) if pattern == "a:b:*,c:d:e"));
+    for channel in ["a:b:x", "a:c:x", "c:d:e"] {
+        bus.publish(event_on(channel)).await.unwrap();
+    }
+    for channel in ["a:b:x", "c:d:e"] {
+        assert_eq!(delivered(&mut first).await.event().channel().as_str(), channel);
+    }
+    assert_eq!(unsettled(&bus).await, (2, 0));
 }

@@ -1,20 +1,18 @@
-//! A durable bus that can do little, written as an author outside the crate would: on `bus::engine` alone.
+//! A durable bus without capabilities, built on `bus::engine` as by an author outside the crate.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use octollm_core::bus::engine::{
-    Capabilities, Capability, CloseConsumer, ConsumerEngine, Counts, Settle, Settlement, Settler,
-};
-use octollm_core::bus::{BusError, Ended, EventBus, GroupStatus, MemoryBus, Nack, Overflow};
-use octollm_core::event::Patterns;
+use octollm_core::bus::engine::{ConsumerEngine, Counters};
+use octollm_core::bus::{BusError, Capability, EventBus, Gap, GroupStatus, MemoryBus, Nack, Overflow};
+use octollm_core::event::Pattern;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::*;
 
-/// Delivers again what was not acknowledged within the lease, and denies every capability. It settles in batches.
+/// Delivers an event again that was not acknowledged within the lease. Settles in batches, and has no capabilities.
 #[derive(Clone, Default)]
 pub(crate) struct PlainBus {
     live: MemoryBus,
@@ -22,7 +20,7 @@ pub(crate) struct PlainBus {
 }
 
 struct Group {
-    patterns: Patterns,
+    pattern: Pattern,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -67,49 +65,50 @@ impl Group {
 #[async_trait]
 impl EventBus for PlainBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
-        let limit = self.capabilities().max_event_bytes;
+        let limit = self.max_event_bytes();
         if event.size() > limit {
             return Err(BusError::TooLarge { size: event.size(), limit });
         }
         for group in self.groups.lock().unwrap().values() {
-            if group.patterns.matches(event.channel()) {
+            if group.pattern.matches(event.channel()) {
                 group.push(event.clone());
             }
         }
         self.live.publish(event).await
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.live.subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.live.subscribe(pattern, overflow).await
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::new(&[], self.live.capabilities().max_event_bytes)
+    fn capabilities(&self) -> &[Capability] {
+        &[]
     }
 
-    fn counts(&self) -> Counts {
-        self.live.counts()
+    fn max_event_bytes(&self) -> usize {
+        self.live.max_event_bytes()
+    }
+
+    fn counters(&self) -> &Counters {
+        self.live.counters()
     }
 }
 
 #[async_trait]
 impl DurableBus for PlainBus {
-    async fn consume_any(
+    async fn consume(
         &self,
         group: &str,
-        patterns: Patterns,
+        pattern: Pattern,
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError> {
-        options.validate()?;
-        if options.start == Start::Beginning {
-            self.capabilities().require(Capability::History)?;
+        options.check()?;
+        if options.from_start {
+            return Err(BusError::Unsupported { capability: Capability::History });
         }
-        let make = || Arc::new(Group { patterns, state: Mutex::default(), changed: Notify::new() });
+        let make = || Arc::new(Group { pattern, state: Mutex::default(), changed: Notify::new() });
         let group = Arc::clone(self.groups.lock().unwrap().entry(group.to_owned()).or_insert_with(make));
-        let settler = Settler::batched(Leases(Arc::clone(&group)), 64)?;
-        let closed = Arc::new(Mutex::new(false));
-        let closer = Closer { group: Arc::clone(&group), closed: Arc::clone(&closed) };
-        Ok(Consumer::new(Box::new(Member { group, options, settler, closed }), Arc::new(closer)))
+        Consumer::batched(Member { group, options }, options.lease, 64)
     }
 
     async fn group(&self, group: &str) -> Result<GroupStatus, BusError> {
@@ -143,7 +142,7 @@ impl DurableBus for PlainBus {
         let found = slot.state().dead.iter().position(|letter| letter.entry == entry);
         let unknown = || BusError::UnknownDeadLetter { entry: entry.to_owned() };
         let letter = slot.state().dead.remove(found.ok_or_else(unknown)?);
-        slot.push(letter.event().unwrap().clone());
+        slot.push(letter.event.unwrap());
         Ok(())
     }
 }
@@ -151,19 +150,14 @@ impl DurableBus for PlainBus {
 struct Member {
     group: Arc<Group>,
     options: ConsumeOptions,
-    settler: Settler<Leases>,
-    closed: Arc<Mutex<bool>>,
 }
 
 impl Member {
-    /// The next event, or how long to wait for one at most.
-    fn take(&self) -> Result<Result<(u64, Event), Option<Instant>>, Ended> {
+    /// The next event, or the time until which to wait for one.
+    fn take(&self) -> Result<Result<(u64, Event), Option<Instant>>, BusError> {
         let (mut state, now) = (self.group.state(), Instant::now());
         if state.removed {
-            return Err(Ended::GroupRemoved);
-        }
-        if *self.closed.lock().unwrap() {
-            return Err(Ended::ConsumerClosed);
+            return Err(BusError::UnknownGroup { group: GROUP.to_owned() });
         }
         let expired: Vec<u64> =
             state.out.iter().filter(|(_, (until, _))| *until <= now).map(|(number, _)| *number).collect();
@@ -183,14 +177,13 @@ impl Member {
 
 #[async_trait]
 impl ConsumerEngine for Member {
-    async fn next(&mut self) -> Result<Arrival, Ended> {
+    type Receipt = u64;
+
+    async fn next(&self) -> Result<Result<(Event, u32, u64), Gap>, BusError> {
         loop {
             let changed = self.group.changed.notified();
             match self.take()? {
-                Ok((number, event)) => {
-                    let delivery = self.settler.delivery(event, 1, self.options.lease, number);
-                    return Ok(Arrival::Delivery(delivery));
-                }
+                Ok((number, event)) => return Ok(Ok((event, 1, number))),
                 Err(None) => changed.await,
                 Err(Some(until)) => tokio::select! {
                     () = changed => {}
@@ -199,18 +192,38 @@ impl ConsumerEngine for Member {
             }
         }
     }
-}
 
-struct Closer {
-    group: Arc<Group>,
-    closed: Arc<Mutex<bool>>,
-}
-
-#[async_trait]
-impl CloseConsumer for Closer {
-    async fn close(&self) -> Result<(), BusError> {
-        *self.closed.lock().unwrap() = true;
+    async fn settle(&self, batch: Vec<(u64, Result<(), Nack>)>) -> Vec<Result<(), BusError>> {
+        // As with a broker, a call takes a while, and meanwhile more is settled.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let mut state = self.group.state();
+        state.batches.push(batch.len());
+        let results = batch.into_iter().map(|(number, outcome)| {
+            if let Err(Nack::Retry { after: Some(_) }) = outcome {
+                return Err(BusError::Unsupported { capability: Capability::DelayedNack });
+            }
+            // Not fenced: a stale delivery can settle the event too.
+            let Some((_, event)) = state.out.remove(&number) else { return Ok(()) };
+            match outcome {
+                Err(Nack::DeadLetter { reason }) => {
+                    state.dead.push(DeadLetter::new(number.to_string(), Ok(event), reason, 1));
+                }
+                Err(Nack::Retry { .. } | Nack::Release) => state.ready.push_back((number, event)),
+                _ => {}
+            }
+            Ok(())
+        });
+        let results = results.collect();
         self.group.changed.notify_waiters();
+        results
+    }
+
+    async fn extend(&self, batch: Vec<(u64, Duration)>) -> Vec<Result<(), BusError>> {
+        let denied = |_| Err(BusError::Unsupported { capability: Capability::LeaseExtension });
+        batch.into_iter().map(denied).collect()
+    }
+
+    async fn close(&self) -> Result<(), BusError> {
         loop {
             let changed = self.group.changed.notified();
             let Some(until) = self.group.state().out.values().map(|(until, _)| *until).max() else {
@@ -222,43 +235,6 @@ impl CloseConsumer for Closer {
             }
         }
     }
-}
 
-struct Leases(Arc<Group>);
-
-#[async_trait]
-impl Settle for Leases {
-    type Lease = u64;
-
-    async fn settle(&self, batch: Vec<(u64, Settlement)>) -> Vec<Result<(), BusError>> {
-        // As a broker would: the answer takes a while, and meanwhile more is settled.
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        let mut state = self.0.state();
-        state.batches.push(batch.len());
-        let results = batch.into_iter().map(|(number, settlement)| {
-            if let Settlement::Nack(Nack::Retry { after: Some(_) }) = settlement {
-                return Err(BusError::Unsupported { capability: Capability::DelayedNack });
-            }
-            // Not fenced: whoever settles it last has settled it.
-            let Some((_, event)) = state.out.remove(&number) else { return Ok(()) };
-            match settlement {
-                Settlement::Nack(Nack::DeadLetter { reason }) => {
-                    state.dead.push(DeadLetter::of_event(number.to_string(), event, reason, 1));
-                }
-                Settlement::Nack(Nack::Retry { .. }) | Settlement::Release => {
-                    state.ready.push_back((number, event));
-                }
-                _ => {}
-            }
-            Ok(())
-        });
-        let results = results.collect();
-        self.0.changed.notify_waiters();
-        results
-    }
-
-    async fn extend(&self, batch: Vec<(u64, Duration)>) -> Vec<Result<(), BusError>> {
-        let denied = |_| Err(BusError::Unsupported { capability: Capability::LeaseExtension });
-        batch.into_iter().map(denied).collect()
-    }
+    fn leave(&self) {}
 }

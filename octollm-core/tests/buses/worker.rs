@@ -4,19 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures_util::FutureExt;
-use octollm_core::bus::{ConsumeOptions, Ended, EventBus, Gap, Handler, Nack};
+use octollm_core::bus::{BusError, ConsumeOptions, EventBus, EventHandler, Gap, Nack};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{advance, sleep};
 
 use crate::*;
 
-/// Does as its events say.
+/// Handles an event as its subject says.
 #[derive(Clone, Default)]
 struct Scripted {
     handled: Arc<AtomicU32>,
 }
 
 #[async_trait::async_trait]
-impl Handler for Scripted {
+impl EventHandler for Scripted {
     async fn handle(&self, event: Event, attempt: u32) -> Result<(), Nack> {
         self.handled.fetch_add(1, Ordering::Relaxed);
         match event.subject() {
@@ -36,20 +38,29 @@ impl Handler for Scripted {
     async fn gap(&self, _gap: Gap) {}
 }
 
-/// Has the paused clock move as while this thread is blocked: nothing else runs meanwhile.
+/// Advances the paused clock while no other task runs, as when this thread is blocked.
 fn block(time: Duration) {
     assert!(advance(time).now_or_never().is_none(), "it moves the clock, then yields");
 }
 
+/// A worker, and what shuts it down when it is dropped.
+fn work(
+    consumer: Consumer,
+    handler: impl EventHandler,
+) -> (oneshot::Sender<()>, JoinHandle<Result<(), BusError>>) {
+    let (shutdown, dropped) = oneshot::channel();
+    let shut_down = async { drop(dropped.await) };
+    (shutdown, tokio::spawn(consumer.run_until(handler, shut_down)))
+}
+
 async fn handled(bus: impl DurableBus, subject: &str, time: Duration) -> u32 {
     let (consumer, handler) = (consumer(&bus).await, Scripted::default());
-    let closer = consumer.closer();
-    let worker = tokio::spawn(consumer.run(handler.clone()));
+    let (shutdown, worker) = work(consumer, handler.clone());
     bus.publish(event(1).with_subject(subject)).await.unwrap();
     sleep(time).await;
-    closer.close().await.unwrap();
-    assert!(matches!(worker.await.unwrap(), Ended::ConsumerClosed));
-    assert_eq!(owed(&bus).await, (0, 0));
+    drop(shutdown);
+    worker.await.unwrap().unwrap();
+    assert_eq!(unsettled(&bus).await, (0, 0));
     assert!(dead_letters(&bus).await.is_empty());
     handler.handled.load(Ordering::Relaxed)
 }
@@ -63,7 +74,7 @@ async fn a_handler_that_panics_is_a_nack_and_the_worker_lives() {
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_of_three_leases_is_extended_and_runs_once() {
-    assert_eq!(handled(durable(), "is slow", SECOND).await, 1, "closing waits for what runs");
+    assert_eq!(handled(durable(), "is slow", SECOND).await, 1, "closing waits for the running handler");
 }
 
 #[tokio::test(start_paused = true)]
@@ -76,7 +87,7 @@ async fn a_handler_that_blocks_the_only_thread_for_three_leases_runs_once() {
 struct Blocking(Arc<AtomicU32>);
 
 #[async_trait::async_trait]
-impl Handler for Blocking {
+impl EventHandler for Blocking {
     async fn handle(&self, _: Event, _: u32) -> Result<(), Nack> {
         self.0.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(3 * SHORT);
@@ -92,18 +103,35 @@ const SHORT: Duration = Duration::from_millis(400);
 async fn a_handler_that_blocks_its_thread_is_extended_from_another() {
     let (bus, handled) = (durable(), Arc::new(AtomicU32::new(0)));
     let short = ConsumeOptions { lease: SHORT, ..options() };
-    let consumer = consumer_with(&bus, short.clone()).await;
-    let closer = consumer.closer();
-    let worker = tokio::spawn(consumer.run(Blocking(Arc::clone(&handled))));
+    let consumer = consumer_with(&bus, short).await;
+    let (shutdown, worker) = work(consumer, Blocking(Arc::clone(&handled)));
     bus.publish(event(1)).await.unwrap();
     while handled.load(Ordering::Relaxed) == 0 {
         tokio::task::yield_now().await;
     }
     let mut peer = consumer_with(&bus, short).await;
     nothing(&mut peer, 4 * SHORT).await;
-    closer.close().await.unwrap();
-    worker.await.unwrap();
-    assert_eq!((handled.load(Ordering::Relaxed), owed(&bus).await), (1, (0, 0)));
+    drop(shutdown);
+    worker.await.unwrap().unwrap();
+    assert_eq!((handled.load(Ordering::Relaxed), unsettled(&bus).await), (1, (0, 0)));
+    assert!(dead_letters(&bus).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_that_block_every_thread_run_once_each() {
+    let (bus, handled) = (durable(), Arc::new(AtomicU32::new(0)));
+    let short = ConsumeOptions { lease: SHORT / 8, ..options() };
+    let consumer = consumer_with(&bus, short).await;
+    for number in 0..4 {
+        bus.publish(event(number)).await.unwrap();
+    }
+    let (shutdown, worker) = work(consumer, Blocking(Arc::clone(&handled)));
+    while unsettled(&bus).await != (0, 0) {
+        tokio::task::yield_now().await;
+    }
+    drop(shutdown);
+    worker.await.unwrap().unwrap();
+    assert_eq!(handled.load(Ordering::Relaxed), 4);
     assert!(dead_letters(&bus).await.is_empty());
 }
 
@@ -124,7 +152,7 @@ async fn a_handler_whose_event_went_to_a_peer_is_dropped() {
     }
 
     #[async_trait::async_trait]
-    impl Handler for Endless {
+    impl EventHandler for Endless {
         async fn handle(&self, _: Event, _: u32) -> Result<(), Nack> {
             let _dropped = Dropped(Arc::clone(&self.dropped));
             self.begun.fetch_add(1, Ordering::Relaxed);
@@ -144,10 +172,8 @@ async fn a_handler_whose_event_went_to_a_peer_is_dropped() {
     while begun.load(Ordering::Relaxed) == 0 {
         tokio::task::yield_now().await;
     }
-    // The peer looks before the first one, whose thread was blocked, gets to renew its lease.
-    let Some(Some(Arrival::Delivery(delivery))) = peer.next().now_or_never() else {
-        panic!("it has expired")
-    };
+    // The peer asks before the first one, whose thread was blocked, can renew its lease.
+    let Some(Some(Ok(delivery))) = peer.next().now_or_never() else { panic!("it has expired") };
     assert_eq!(delivery.attempt(), 2);
     delivery.extend(4 * LEASE).await.unwrap();
     sleep(LEASE).await;
@@ -157,7 +183,7 @@ async fn a_handler_whose_event_went_to_a_peer_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_returns_why_its_consumer_ended() {
-    for (end, expected) in [("group", Ended::GroupRemoved), ("bus", Ended::Closed)] {
+    for end in ["group", "bus"] {
         let bus = durable();
         let worker = tokio::spawn(consumer(&bus).await.run(Scripted::default()));
         tokio::task::yield_now().await;
@@ -165,8 +191,11 @@ async fn a_worker_returns_why_its_consumer_ended() {
             "group" => assert!(bus.remove_group(GROUP).await.unwrap()),
             _ => bus.close(),
         }
-        let ended = worker.await.unwrap();
-        assert_eq!(format!("{ended:?}"), format!("{expected:?}"));
+        match worker.await.unwrap() {
+            BusError::UnknownGroup { group } => assert_eq!((end, group.as_str()), ("group", GROUP)),
+            BusError::Closed => assert_eq!(end, "bus"),
+            other => panic!("{other:?}"),
+        }
     }
 }
 
@@ -175,24 +204,66 @@ async fn closing_lets_what_runs_end_and_a_peer_have_the_rest() {
     let bus = durable();
     let two = ConsumeOptions { max_in_flight: 2, ..options() };
     let consumer = bus.consume(GROUP, all(), two).await.unwrap();
-    let closer = consumer.closer();
-    let worker = tokio::spawn(consumer.run(Scripted::default()));
+    let (shutdown, worker) = work(consumer, Scripted::default());
     for number in 0..5 {
         bus.publish(event(number).with_subject("is slow")).await.unwrap();
     }
     sleep(SECOND).await;
-    let closing = tokio::spawn({
-        let closer = closer.clone();
-        async move { closer.close().await }
-    });
+    drop(shutdown);
     let mut peer = crate::consumer(&bus).await;
     for expected in 2..5 {
         let delivery = delivered(&mut peer).await;
         assert_eq!((number(delivery.event()), delivery.attempt()), (expected, 1));
         delivery.ack().await.unwrap();
     }
-    closing.await.unwrap().unwrap();
-    worker.await.unwrap();
-    closer.close().await.unwrap();
+    worker.await.unwrap().unwrap();
     nothing(&mut peer, 2 * LEASE).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_fails_during_the_shutdown_goes_to_a_peer() {
+    struct FailsLate;
+
+    #[async_trait::async_trait]
+    impl EventHandler for FailsLate {
+        async fn handle(&self, _: Event, _: u32) -> Result<(), Nack> {
+            sleep(2 * LEASE).await;
+            Err(Nack::retry())
+        }
+
+        async fn gap(&self, _: Gap) {}
+    }
+
+    let bus = durable();
+    let (shutdown, worker) = work(consumer(&bus).await, FailsLate);
+    bus.publish(event(1)).await.unwrap();
+    sleep(SECOND).await;
+    drop(shutdown);
+    worker.await.unwrap().unwrap();
+    let again = delivered(&mut consumer(&bus).await).await;
+    assert_eq!((number(again.event()), again.attempt()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_its_handler_releases_keeps_its_attempt() {
+    struct Releases(Arc<AtomicU32>);
+
+    #[async_trait::async_trait]
+    impl EventHandler for Releases {
+        async fn handle(&self, _: Event, attempt: u32) -> Result<(), Nack> {
+            assert_eq!(attempt, 1);
+            if self.0.fetch_add(1, Ordering::Relaxed) < 9 { Err(Nack::Release) } else { Ok(()) }
+        }
+
+        async fn gap(&self, _: Gap) {}
+    }
+
+    let (bus, handled) = (durable(), Arc::<AtomicU32>::default());
+    let (shutdown, worker) = work(consumer(&bus).await, Releases(Arc::clone(&handled)));
+    bus.publish(event(1)).await.unwrap();
+    sleep(SECOND).await;
+    drop(shutdown);
+    worker.await.unwrap().unwrap();
+    assert_eq!((handled.load(Ordering::Relaxed), unsettled(&bus).await), (10, (0, 0)));
+    assert!(dead_letters(&bus).await.is_empty());
 }

@@ -240,3 +240,23 @@ async fn calls_that_a_limit_refused_are_refused_again_after_a_crash() {
         assert_eq!(mesh.calls().count(), made + 1, "only the last call is made again");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_all_calls_of_a_batch_or_a_plan_used_until_their_deadline_counts() {
+    let spender = arm_fn(|_: Charge, cx: Context| async move {
+        cx.spend(Usage::tokens(7))?;
+        std::future::pending::<Result<u64, ArmError>>().await
+    });
+    let mesh = Mesh::builder().arm("spender", spender).start().await;
+    let cx = mesh.context();
+    let late = cx.call_all((0..3).map(|number| Charge { number })).at_once(2).within(ms(100)).await;
+    assert_eq!(late.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(cx.used(), Usage::tokens(14));
+    let step = |id: &str| json!({ "id": id, "contract": "work.charge", "input": { "number": 1 } });
+    let plan: Plan = serde_json::from_value(json!({ "steps": [step("a"), step("b"), step("c")] })).unwrap();
+    let cx = limited(&mesh, Budget::UNLIMITED, Some(ms(100)));
+    let late = PlanRunner::new().run(&plan, &cx).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(cx.used(), Usage::tokens(21));
+    assert_eq!(mesh.calls().count(), 5, "what was not sent is refused");
+}

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use http::{
     HeaderMap, Response, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_TYPE},
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    response::Parts,
 };
 use octollm_core::{
     budget::Usage,
@@ -54,15 +55,15 @@ fn output(
         return Err(foreign::failure(head.status, &head.headers, &body, SystemTime::now()));
     }
     let bad = |message: String| Err(Failure::new(ErrorKind::BadResponse, message));
-    // None was asked for: undoing one could only make an answer larger than the limit.
-    if head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
-        return bad("the answer is in a content coding that was not asked for".into());
-    }
-    if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT) && body.is_empty() {
+    if body.is_empty() && has_no_content(&head) {
         return match reads(NOTHING) {
             Ok(()) => Ok(Bytes::from_static(NOTHING)),
             Err(_) => bad(format!("answered {} where an output is due", head.status.as_u16())),
         };
+    }
+    // None was asked for: undoing one could only make an answer larger than the limit.
+    if head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        return bad("the answer is in a content coding that was not asked for".into());
     }
     if !is_declared_json(&head.headers) && serde_json::from_slice::<IgnoredAny>(&body).is_err() {
         return bad(format!("answered {} with what is not JSON", head.status.as_u16()));
@@ -72,6 +73,20 @@ fn output(
 
 /// The output `()`.
 const NOTHING: &[u8] = b"null";
+
+/// Whether a body is left out on purpose: the status says so, or the work is done, the length is 0, and no type is declared, as
+/// frameworks answer where a handler writes nothing. Without the length the answer might have been cut off.
+fn has_no_content(head: &Parts) -> bool {
+    match head.status {
+        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT => true,
+        StatusCode::OK | StatusCode::CREATED => {
+            let fields = &head.headers;
+            !fields.contains_key(CONTENT_TYPE)
+                && fields.get(CONTENT_LENGTH).is_some_and(|length| length == "0")
+        }
+        _ => false,
+    }
+}
 
 /// Services that send JSON under another name are believed once their answer has been looked through.
 fn is_declared_json(head: &HeaderMap) -> bool {
@@ -86,6 +101,8 @@ fn is_declared_json(head: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderName, HeaderValue};
+
     use super::*;
 
     #[test]
@@ -118,7 +135,27 @@ mod tests {
             assert_eq!(read(answer(status), unit).0.unwrap(), "null");
             assert_eq!(read(answer(status), number).0.unwrap_err().kind, ErrorKind::BadResponse);
         }
-        assert_eq!(read(answer(200), unit).0.unwrap_err().kind, ErrorKind::BadResponse);
+        // With a length the answer is whole; a type promises content, and what is only accepted is not done.
+        for (status, fields, is_nothing) in [
+            (200, &[("content-length", "0")][..], true),
+            (201, &[("content-length", "0")], true),
+            (204, &[("content-encoding", "gzip")], true),
+            (200, &[], false),
+            (200, &[("content-length", "0"), ("content-type", "application/json")], false),
+            (202, &[("content-length", "0")], false),
+        ] {
+            let mut response = answer(status);
+            response.headers_mut().extend(
+                fields
+                    .iter()
+                    .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))),
+            );
+            assert_eq!(
+                read(response, unit).0.is_ok_and(|output| output == "null"),
+                is_nothing,
+                "{status} {fields:?}"
+            );
+        }
     }
 
     #[test]

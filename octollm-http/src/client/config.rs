@@ -23,16 +23,18 @@ pub struct ClientConfig {
     /// How long a call may wait for a connection when all are busy (default 5 s).
     pub pool_wait: Duration,
     /// The most connections that are open at a time, to all arms together (default 100). Where there are several arms, no
-    /// arm has calls on more than half of them. A connection that becomes free goes to a waiting call before it counts as
+    /// arm has calls on more than half of them; where there are more than two, none on more than are free. A connection that becomes free goes to a waiting call before it counts as
     /// idle.
     pub max_connections: usize,
     /// The most of them that stay open without a call (default 20).
     pub max_idle: usize,
-    /// After how long without a call one is closed. 15 s: less than servers wait, so that we close first.
+    /// After how long without a call one is closed (default 15 s): less than servers wait, so that the client closes first. One whose
+    /// server announces less (`Keep-Alive: timeout=5`) is not used again after that.
     pub idle_timeout: Duration,
     /// How long a connection is used again, give or take a tenth. 5 min.
     pub max_age: Duration,
-    /// The largest answer that is read, in bytes. 8 MiB.
+    /// The largest answer that is read, in bytes (default 8 MiB). A card is read up to 1 MiB, and the body of a failure up
+    /// to 256 KiB: of a longer one only the status counts.
     pub max_answer: usize,
     /// How long an arm may take to tell what it offers. 5 s.
     pub capabilities_timeout: Duration,

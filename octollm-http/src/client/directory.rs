@@ -79,6 +79,8 @@ const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
 /// So many arms are asked at a time: questions to silent ones must leave connections to calls, and to each other.
 const ASKED_AT_ONCE: usize = 32;
+/// The largest card that is read, in bytes: as values its schemas take up to a hundred times as much memory.
+const MAX_CARD: usize = 1 << 20;
 
 impl Directory {
     pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
@@ -274,6 +276,9 @@ fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[St
         _ => ErrorKind::Unreachable,
     };
     let mut failure = Failure::new(kind, message).before_execution();
+    // The arm may be any of them: a retry can help as soon as one of them can be asked again.
+    let wait = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
+    failure.retry_after = wait.filter(|_| failure.retryable);
     failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
     failure
 }
@@ -284,7 +289,7 @@ fn is_refusal(kind: ErrorKind) -> bool {
 
 /// A card that names no endpoint is completed with the one by which its arm is reached.
 fn reached_at(mut card: ArmCard, endpoint: Option<&Endpoint>) -> ArmCard {
-    if card.endpoint.is_none() {
+    if card.endpoint.as_ref().is_none_or(|named| named.trim().is_empty()) {
         card.endpoint = endpoint.map(|endpoint| endpoint.as_str().to_owned());
     }
     card
@@ -381,6 +386,9 @@ async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint)
         let mut failure = foreign::failure(status, answer.headers(), answer.body(), SystemTime::now());
         failure.message = format!("answered {}", status.as_u16());
         return Err(failure);
+    }
+    if answer.body().len() > MAX_CARD {
+        return Err(Failure::new(ErrorKind::BadResponse, "its card is larger than 1 MiB"));
     }
     let no_card = |_| Failure::new(ErrorKind::BadResponse, "its answer is no card of an arm");
     let card = serde_json::from_slice(answer.body()).map_err(no_card)?;

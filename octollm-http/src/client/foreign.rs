@@ -7,6 +7,7 @@ use octollm_core::{
     contract::Violations,
     error::{ErrorKind, Failure},
 };
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::wire::Problem;
@@ -14,9 +15,10 @@ use crate::wire::Problem;
 /// The failure that an answer tells of.
 pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
     let asked = retry_after(head, now);
+    let body = if body.len() > MOST_READ { &[] } else { body };
     let json: Option<Value> = serde_json::from_slice(body).ok();
     if let Some(json) = &json
-        && let Ok(problem) = serde_json::from_value::<Problem>(json.clone())
+        && let Ok(problem) = Problem::deserialize(json)
     {
         let mut failure = problem.into_failure();
         failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
@@ -27,10 +29,21 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
     let mut failure = Failure::new(kind(status), message);
     failure.violations = told.violations;
     failure.details = told.code.map(|code| serde_json::json!({ "status": status.as_u16(), "code": code }));
-    failure.retry_after = asked.filter(|_| failure.retryable);
     failure.may_have_executed = may_have_executed(status);
+    match asked {
+        // The key of this call is still running: an earlier attempt has begun, whose answer can be had after the wait.
+        Some(wait) if status == StatusCode::CONFLICT => {
+            failure = failure.retryable_after(wait);
+            failure.may_have_executed = true;
+        }
+        asked => failure.retry_after = asked.filter(|_| failure.retryable),
+    }
     failure
 }
+
+/// The largest body of a failure that is read, in bytes: as values JSON takes up to a hundred times as much memory. Of a
+/// longer one only the status counts.
+const MOST_READ: usize = 256 << 10;
 
 /// What an error body of another make tells.
 #[derive(Default)]
@@ -259,6 +272,7 @@ mod tests {
             (503, "", (true, Some(three))),
             (429, r#"{"error":"slow down"}"#, (true, Some(three))),
             (400, "", (false, None)),
+            (409, "", (true, Some(three))),
             (500, r#"{"status":500,"code":"arm_failed","retryable":true}"#, (true, Some(three))),
             (
                 500,

@@ -217,7 +217,7 @@ const FAILURES: u32 = 5;
 
 /// The updates that `first` and later answers of `ask` amount to, numbered from `after` + 1. Ends after the final status, and
 /// where asking fails for good.
-fn updates<F, Fut>(first: Task, after: Option<u64>, ask: F) -> TaskUpdates
+pub(super) fn updates<F, Fut>(first: Task, after: Option<u64>, ask: F) -> TaskUpdates
 where
     F: Fn(TaskId) -> Fut + Send + 'static,
     Fut: Future<Output = Result<Task, Failure>> + Send + 'static,

@@ -22,7 +22,7 @@ use super::{
     body::{RequestBody, ResponseBody},
     config::ServerConfig,
     identity::{Authenticate, Identity},
-    listen::BoundServer,
+    listen::{BoundServer, Built},
     probes::{Check, HealthState},
     reply::ErrorForm,
     routes::RouteService,
@@ -80,7 +80,8 @@ impl Server {
     }
 
     /// Takes tasks for an orchestrator: a [`Brain`](octollm_core::brain::Brain), or a client of one elsewhere. The card at
-    /// `GET /capabilities` then lists the arms that it knows.
+    /// `GET /capabilities` then lists the arms that it knows. It is drained and closed when the server ends (see
+    /// [`run_until`](BoundServer::run_until)); where the server is mounted, that is up to the service around it.
     #[must_use]
     pub fn orchestrator(mut self, orchestrator: impl Orchestrator) -> Self {
         self.orchestrator = Some(Arc::new(orchestrator));
@@ -249,12 +250,12 @@ impl Server {
         if let Some(address) = beyond {
             self.guarded(|| address.to_string())?;
         }
-        let (service, health) = self.build()?;
+        let built = self.build()?;
         let acceptor = TcpAcceptor::bind(&*addresses).await.map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
         })?;
-        Ok(BoundServer::new(acceptor, service, health))
+        Ok(BoundServer::new(acceptor, built))
     }
 
     /// Takes connections from an acceptor of any kind, and serves nothing yet.
@@ -265,18 +266,18 @@ impl Server {
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;
         }
-        let (service, health) = self.build()?;
-        Ok(BoundServer::new(acceptor, service, health))
+        Ok(BoundServer::new(acceptor, self.build()?))
     }
 
     /// The server as a tower service, to mount into a server that exists already. Limits on connections are then that
-    /// server's; those on requests hold.
+    /// server's; those on requests hold. Nothing closes an [orchestrator](Self::orchestrator) when that server ends: call its
+    /// [`close`](Orchestrator::close) there.
     ///
     /// # Errors
     /// The server cannot be built; it is an error of the setting `authenticate` where nothing establishes who calls.
     pub fn into_service(self) -> Result<HttpService, ConfigError> {
         self.guarded(|| "a mounted service".into())?;
-        self.build().map(|(service, _)| service)
+        self.build().map(|built| built.service)
     }
 
     fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ConfigError> {
@@ -286,7 +287,7 @@ impl Server {
         }
     }
 
-    fn build(self) -> Result<(HttpService, Arc<HealthState>), ConfigError> {
+    fn build(self) -> Result<Built, ConfigError> {
         self.config.check()?;
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
@@ -297,7 +298,7 @@ impl Server {
             transport: self.transport,
             health: health.clone(),
             screen: self.reflex,
-            orchestrator: self.orchestrator,
+            orchestrator: self.orchestrator.clone(),
             errors: self.errors,
         };
         let mut table = parts.routes()?;
@@ -307,7 +308,7 @@ impl Server {
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
         let service = HttpService::new(table, self.config, identity, self.errors);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok((service, health))
+        Ok(Built { service, health, orchestrator: self.orchestrator })
     }
 }
 

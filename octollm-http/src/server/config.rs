@@ -35,8 +35,9 @@ pub struct ServerConfig {
     pub max_uri: usize,
     /// Connections at a time. Those beyond wait in the system's queue.
     pub max_connections: usize,
-    /// Requests that run at a time, from the end of the request's body to the end of the answer's; health checks and other
-    /// probes are not counted. Those beyond are answered 503.
+    /// Requests that run at a time, from the end of the request's body to the end of the answer's; those for
+    /// `/capabilities`, `/arms` and `/openapi.json` are counted by themselves, those for `/health` and `/ready` not at all. Those
+    /// beyond are answered 503.
     pub max_in_flight: usize,
     /// HTTP/2 streams at a time on one connection.
     pub max_streams: u32,

@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Notify, OwnedSemaphorePermit},
+    task::unconstrained,
     time::{Instant, Sleep, sleep_until},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -243,7 +244,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
                 self.write_limit = None;
             }
             if !self.state.mode.http2.load(Ordering::Relaxed) {
-                self.written = Some(Instant::now());
+                let now = Instant::now();
+                self.written = Some(now);
+                // A timer for a head may ring after the connection has rested for long enough, and hyper may not ask before.
+                if let Some(timer) = &mut self.read_limit
+                    && timer.deadline() > now + self.times.idle
+                {
+                    timer.as_mut().reset(now + self.times.idle);
+                }
             }
             if !self.in_head {
                 self.since = self.written;
@@ -255,7 +263,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
             self.taken = 0;
         }
         let timer = self.write_limit.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
-        ready!(timer.as_mut().poll(cx));
+        ready!(at_any_budget(cx, |cx| timer.as_mut().poll(cx)));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
@@ -282,6 +290,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         }
         Poll::Ready(())
     }
+}
+
+/// Polls what ends a piece of work also where the work has spent the cooperative budget of its task: an answer whose body never waits
+/// would otherwise hold back what is written of it, and its limit on writes.
+fn at_any_budget<T>(cx: &mut Context<'_>, poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+    pin!(unconstrained(poll_fn(poll))).poll(cx)
 }
 
 impl<S> Drop for Limited<S> {
@@ -347,7 +361,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Limited<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let write = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let write = at_any_budget(cx, |cx| Pin::new(&mut self.stream).poll_write(cx, bytes));
         self.written(cx, write)
     }
 
@@ -356,7 +370,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Limited<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let write = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let write = at_any_budget(cx, |cx| Pin::new(&mut self.stream).poll_write_vectored(cx, slices));
         self.written(cx, write)
     }
 
@@ -367,7 +381,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Limited<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper has written all it had.
         self.write_limit = None;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        at_any_budget(cx, |cx| Pin::new(&mut self.stream).poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
+use octollm_core::orchestrator::Orchestrator;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinSet, unconstrained},
@@ -26,8 +27,18 @@ pub struct BoundServer<A = TcpAcceptor> {
     acceptor: A,
     service: HttpService,
     health: Arc<HealthState>,
+    orchestrator: Option<Arc<dyn Orchestrator>>,
 }
 
+/// What a server is built of.
+pub(crate) struct Built {
+    pub(crate) service: HttpService,
+    pub(crate) health: Arc<HealthState>,
+    pub(crate) orchestrator: Option<Arc<dyn Orchestrator>>,
+}
+
+/// How long an orchestrator may take to hand back what it runs; after that its leases expire by themselves.
+const CLOSE: Duration = Duration::from_secs(5);
 /// After a failed accept, such as one for lack of file descriptors.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
@@ -44,8 +55,8 @@ impl BoundServer {
 }
 
 impl<A: Acceptor> BoundServer<A> {
-    pub(crate) fn new(acceptor: A, service: HttpService, health: Arc<HealthState>) -> Self {
-        Self { acceptor, service, health }
+    pub(crate) fn new(acceptor: A, Built { service, health, orchestrator }: Built) -> Self {
+        Self { acceptor, service, health, orchestrator }
     }
 
     /// Serves for ever.
@@ -85,10 +96,13 @@ impl<A: Acceptor> BoundServer<A> {
     /// Serves until `shutdown` is ready. Then nothing more is accepted, what runs may come to its end
     /// ([`drain_grace`](super::ServerConfig::drain_grace)), and what still runs after that is dropped.
     ///
+    /// The same holds for the tasks of an [orchestrator](super::Server::orchestrator): it starts no more of them, those that run
+    /// have the grace, and then it is [closed](Orchestrator::close), for which it has 5 s.
+    ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
-        let Self { acceptor, service, health } = self;
+        let Self { acceptor, service, health, orchestrator } = self;
         let (limit, grace) = (service.config().max_connections, service.config().drain_grace);
         let drain = CancellationToken::new();
         let connections = Arc::new(Connections::new(service, health.clone()));
@@ -120,9 +134,20 @@ impl<A: Acceptor> BoundServer<A> {
         drop(incoming);
         drain.cancel();
         tracing::info!(connections = running.len(), "draining");
-        let all = async { while running.join_next().await.is_some() {} };
-        if timeout(grace, all).await.is_err() {
-            tracing::warn!(connections = running.len(), "connections dropped after the grace");
+        let answered = async { while running.join_next().await.is_some() {} };
+        let drained = async {
+            if let Some(orchestrator) = &orchestrator {
+                orchestrator.drain().await;
+            }
+        };
+        if timeout(grace, async { tokio::join!(answered, drained) }).await.is_err() {
+            tracing::warn!(connections = running.len(), "connections or tasks are given up after the grace");
+        }
+        running.abort_all();
+        if let Some(orchestrator) = orchestrator
+            && timeout(CLOSE, orchestrator.close()).await.is_err()
+        {
+            tracing::warn!("the orchestrator was not closed in time");
         }
     }
 }

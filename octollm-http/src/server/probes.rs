@@ -92,7 +92,7 @@ pub(crate) struct ArmCapabilities {
 #[async_trait]
 impl Endpoint for ArmCapabilities {
     fn takes(&self) -> Takes {
-        Takes::Probe
+        Takes::Document
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
@@ -127,7 +127,7 @@ pub(crate) struct Written(pub(crate) Bytes);
 #[async_trait]
 impl Endpoint for Written {
     fn takes(&self) -> Takes {
-        Takes::Probe
+        Takes::Document
     }
 
     async fn call(&self, _: Inbound<'_>) -> Result<Reply, Refusal> {

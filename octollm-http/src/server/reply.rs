@@ -30,6 +30,7 @@ struct Refused {
     failure: Failure,
     headers: HeaderMap,
     task: Option<TaskId>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Reply {
@@ -89,6 +90,12 @@ impl Refusal {
         self
     }
 
+    /// The place is held until the problem is sent.
+    pub(crate) fn holding(mut self, place: OwnedSemaphorePermit) -> Self {
+        self.0.place = Some(place);
+        self
+    }
+
     /// The task that failed.
     pub(crate) fn task(mut self, task: TaskId) -> Self {
         self.0.task = Some(task);
@@ -98,7 +105,7 @@ impl Refusal {
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
-        Self(Box::new(Refused { failure, headers: HeaderMap::new(), task: None }))
+        Self(Box::new(Refused { failure, headers: HeaderMap::new(), task: None, place: None }))
     }
 }
 
@@ -141,7 +148,7 @@ impl Ids {
     }
 
     fn problem(&self, refusal: Refusal, errors: ErrorForm) -> Response<ResponseBody> {
-        let Refused { failure, mut headers, task } = *refusal.0;
+        let Refused { failure, mut headers, task, place } = *refusal.0;
         let request: Option<RequestId> = self.request.to_str().ok().and_then(|id| id.parse().ok());
         let problem = Problem::new(&failure, request, task.or_else(|| self.task.clone()));
         if let Some(seconds) = problem.retry_after {
@@ -156,6 +163,9 @@ impl Ids {
         *response.status_mut() =
             StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         *response.headers_mut() = headers;
+        if let Some(place) = place {
+            response.body_mut().hold(place);
+        }
         response
     }
 }

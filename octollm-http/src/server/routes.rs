@@ -34,10 +34,18 @@ pub(crate) struct Inbound<'r> {
 pub(crate) enum Takes {
     /// Nothing: it is answered at any load, to anybody.
     Probe,
+    /// A place among the requests for documents: what a server says of itself may be long.
+    Document,
     /// An identity, and a place among the requests that run.
     Place,
     /// An identity, a body of JSON, and a place.
     Json,
+}
+
+impl Takes {
+    pub(crate) fn needs_identity(self) -> bool {
+        matches!(self, Self::Place | Self::Json)
+    }
 }
 
 /// Answers the requests of one route.

@@ -56,6 +56,8 @@ pub(crate) struct Core {
     identity: Identity,
     errors: ErrorForm,
     places: Arc<Semaphore>,
+    /// Apart, so that discovery works at any load.
+    documents: Arc<Semaphore>,
     arriving: Arriving,
 }
 
@@ -103,9 +105,11 @@ impl HttpService {
         identity: Identity,
         errors: ErrorForm,
     ) -> Self {
-        let places = Arc::new(Semaphore::new(config.max_in_flight));
+        let places = || Arc::new(Semaphore::new(config.max_in_flight));
+        let (places, documents) = (places(), places());
         let arriving = Arriving::new(config.max_arriving);
-        Self { core: Arc::new(Core { routes, config, identity, errors, places, arriving }), layered: None }
+        let core = Core { routes, config, identity, errors, places, documents, arriving };
+        Self { core: Arc::new(core), layered: None }
     }
 
     pub(crate) fn config(&self) -> &ServerConfig {
@@ -210,7 +214,7 @@ impl Core {
             Handler::Endpoint(endpoint) => endpoint.takes(),
             Handler::Service(_) => Takes::Place,
         };
-        if takes != Takes::Probe {
+        if takes.needs_identity() {
             parts.caller = match self.identity.known(head) {
                 Some(caller) => caller,
                 None => Box::pin(self.identity.ask(head, parts.deadline)).await?,
@@ -229,16 +233,22 @@ impl Core {
                 let limits = BodyLimits { bytes, time, deadline: parts.deadline, arriving: &self.arriving };
                 intake::read(body, limits).await?
             }
-            Takes::Place | Takes::Probe => Bytes::new(),
+            Takes::Place | Takes::Document | Takes::Probe => Bytes::new(),
         };
-        let place = if takes == Takes::Probe { None } else { Some(self.place()?) };
+        let place = match takes {
+            Takes::Probe => None,
+            Takes::Document => Some(place_of(&self.documents)?),
+            Takes::Place | Takes::Json => Some(place_of(&self.places)?),
+        };
         let path = head.uri.path();
         let call = endpoint.call(Inbound { parts, head, id, arrival, body });
-        let reply = caught(call, path).await??;
-        Ok(match place {
-            Some(place) => reply.holding(place),
-            None => reply,
-        })
+        let result = caught(call, path).await?;
+        let Some(place) = place else { return result };
+        match result {
+            Ok(reply) => Ok(reply.holding(place)),
+            // Broken rules and details can make a problem as large as any answer.
+            Err(refusal) => Err(refusal.holding(place)),
+        }
     }
 
     /// Hands a request over to a service of the user's.
@@ -253,7 +263,7 @@ impl Core {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let place = self.place()?;
+        let place = place_of(&self.places)?;
         let path = head.uri.path().to_owned();
         head.extensions.insert(parts.caller.clone());
         head.extensions.insert(parts);
@@ -296,16 +306,16 @@ impl Core {
         if takes == Takes::Json {
             fields.check_content()?;
         }
-        if takes != Takes::Probe && parts.deadline.is_some_and(|deadline| deadline.has_passed()) {
+        if takes.needs_identity() && parts.deadline.is_some_and(|deadline| deadline.has_passed()) {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());
         }
         Ok((handler, id))
     }
+}
 
-    /// A place among the requests that run.
-    fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        self.places.clone().try_acquire_owned().map_err(|_| intake::overloaded())
-    }
+/// A place among the requests that run, or among those that are answered with a document.
+fn place_of(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
+    places.clone().try_acquire_owned().map_err(|_| intake::overloaded())
 }
 
 /// The head by itself; an empty one takes its place.

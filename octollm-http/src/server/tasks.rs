@@ -151,7 +151,7 @@ impl Endpoint for Journal {
 #[async_trait]
 impl Endpoint for KnownArms {
     fn takes(&self) -> Takes {
-        Takes::Probe
+        Takes::Document
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {

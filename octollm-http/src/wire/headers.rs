@@ -50,7 +50,8 @@ pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure,
     let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| request_id.clone());
     let mut parts = ContextParts::of(request_id, correlation_id);
     parts.task_id = parsed(fields.task_id);
-    parts.trace = parsed::<TraceContext>(fields.traceparent)
+    // Two parents are none (W3C Trace Context, 3.2).
+    parts.trace = parsed::<TraceContext>(fields.traceparent.once())
         .map(|trace| trace.with_tracestate(&fields.tracestate.join()));
     match read_limits(&fields, &mut parts) {
         Ok(()) => Ok(parts),
@@ -64,7 +65,7 @@ struct Fields<'h> {
     request_id: Option<&'h HeaderValue>,
     correlation_id: Option<&'h HeaderValue>,
     task_id: Option<&'h HeaderValue>,
-    traceparent: Option<&'h HeaderValue>,
+    traceparent: Limit<'h>,
     tracestate: List<'h>,
     timeout: Limit<'h>,
     budget: Limit<'h>,
@@ -88,7 +89,7 @@ impl<'h> Fields<'h> {
                 "x-request-id" => first(&mut fields.request_id, value),
                 "x-correlation-id" => first(&mut fields.correlation_id, value),
                 "octollm-task-id" => first(&mut fields.task_id, value),
-                "traceparent" => first(&mut fields.traceparent, value),
+                "traceparent" => fields.traceparent.add(value),
                 "tracestate" => fields.tracestate.add(value),
                 "octollm-timeout" => fields.timeout.add(value),
                 "octollm-budget" => fields.budget.add(value),
@@ -136,6 +137,10 @@ fn first<'h>(field: &mut Option<&'h HeaderValue>, value: &'h HeaderValue) {
 impl<'h> Limit<'h> {
     fn add(&mut self, value: &'h HeaderValue) {
         *self = if matches!(self, Self::None) { Self::Once(value) } else { Self::Twice };
+    }
+
+    fn once(self) -> Option<&'h HeaderValue> {
+        if let Self::Once(value) = self { Some(value) } else { None }
     }
 
     fn text(self, name: &HeaderName) -> Result<Option<&'h str>, Failure> {
@@ -239,20 +244,26 @@ pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
     }
 }
 
-/// Reads what was used, and whether all of it could be read; `None` where it is not reported.
+/// Reads what was used, and whether all of it could be read; `None` where it is not reported. It stands once: of several fields
+/// nobody says whether they add up, so that all of them are counted and none is relied on.
 pub(crate) fn read_usage(head: &HeaderMap) -> Option<(Usage, bool)> {
-    let value = head.get(&names::USAGE)?;
+    let mut values = head.get_all(&names::USAGE).iter();
+    let first = usage_of(values.next()?);
+    Some(values.map(usage_of).fold(first, |(sum, _), (usage, _)| (sum.plus(usage), false)))
+}
+
+fn usage_of(value: &HeaderValue) -> (Usage, bool) {
     if value == NOTHING_USED {
-        return Some((Usage::ZERO, true));
+        return (Usage::ZERO, true);
     }
     let text = text(Some(value)).unwrap_or_default();
-    Some(match text.parse() {
+    match text.parse() {
         Ok(usage) => (usage, true),
         Err(_) => {
-            let parts = text.split(';').filter_map(|part| part.parse::<Usage>().ok());
+            let parts = text.split([';', ',']).filter_map(|part| part.parse::<Usage>().ok());
             (parts.fold(Usage::ZERO, Usage::plus), false)
         }
-    })
+    }
 }
 
 /// Writes the key of a call, as a quoted string.
@@ -322,6 +333,8 @@ mod tests {
             let parts = read_parts(&head(&[fields, vec![parent]].concat())).unwrap();
             assert_eq!(parts.trace.unwrap().tracestate(), joined);
         }
+        let two = head(&[parent, parent, ("tracestate", "a=1")]);
+        assert!(read_parts(&two).unwrap().trace.is_none(), "two parents are none");
     }
 
     #[test]
@@ -336,6 +349,14 @@ mod tests {
         ] {
             let read = read_usage(&head(&[("octollm-usage", text)]));
             assert_eq!(read, Some((usage, is_readable)), "{text}");
+        }
+        // A proxy may have joined two fields to one.
+        for fields in [
+            &[("octollm-usage", "tokens=3"), ("octollm-usage", "tokens=4;cost_usd=x")][..],
+            &[("octollm-usage", "tokens=0;cost_usd=0"), ("octollm-usage", "tokens=7")],
+            &[("octollm-usage", "tokens=3, tokens=4")],
+        ] {
+            assert_eq!(read_usage(&head(fields)), Some((Usage::tokens(7), false)), "{fields:?}");
         }
         assert_eq!(read_usage(&HeaderMap::new()), None);
         let mut written = HeaderMap::new();

@@ -12,7 +12,7 @@ use octollm_core::{
     error::{ArmError, CallError, ErrorKind, Failure},
     id::{RequestId, TaskId},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 /// The body of every error answer.
@@ -63,49 +63,41 @@ pub struct Problem {
     pub task_id: Option<TaskId>,
 }
 
-/// A problem as it comes, perhaps from a server of another make.
+/// A problem as it comes, perhaps from a server of another make: each member but the first two may be missing, and one of another
+/// type, such as null, is as one that is missing.
 #[derive(Deserialize)]
 struct Received {
-    #[serde(rename = "type", default)]
-    type_uri: String,
-    #[serde(default)]
-    title: String,
     status: u16,
-    #[serde(default)]
-    detail: String,
     code: ErrorKind,
-    #[serde(default)]
-    message: String,
-    #[serde(default)]
-    details: Map<String, Value>,
-    #[serde(default)]
-    retryable: bool,
-    #[serde(default)]
-    retry_after: Option<u64>,
-    #[serde(default)]
-    may_have_executed: Option<bool>,
-    #[serde(default)]
-    request_id: Option<RequestId>,
-    #[serde(default)]
-    task_id: Option<TaskId>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+impl Received {
+    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
+        self.others.remove(name).and_then(|member| serde_json::from_value(member).ok())
+    }
 }
 
 impl From<Received> for Problem {
-    fn from(received: Received) -> Self {
+    fn from(mut received: Received) -> Self {
         let code = received.code;
         Self {
-            type_uri: received.type_uri,
-            title: received.title,
+            type_uri: received.take("type").unwrap_or_default(),
+            title: received.take("title").unwrap_or_default(),
             status: received.status,
-            detail: received.detail,
+            detail: received.take("detail").unwrap_or_default(),
             code,
-            message: received.message,
-            details: received.details,
-            retryable: received.retryable,
-            retry_after: received.retry_after,
-            may_have_executed: received.may_have_executed.unwrap_or_else(|| code.usually_executed()),
-            request_id: received.request_id,
-            task_id: received.task_id,
+            message: received.take("message").unwrap_or_default(),
+            details: received.take("details").unwrap_or_default(),
+            retryable: received.take("retryable").unwrap_or_default(),
+            retry_after: received
+                .take::<f64>("retry_after")
+                .filter(|wait| *wait >= 0.0)
+                .map(|wait| wait.ceil() as u64),
+            may_have_executed: received.take("may_have_executed").unwrap_or_else(|| code.usually_executed()),
+            request_id: received.take("request_id"),
+            task_id: received.take("task_id"),
         }
     }
 }
@@ -175,8 +167,10 @@ impl Problem {
     /// The failure that it reports, with what is long in it cut short.
     pub fn into_failure(mut self) -> Failure {
         let violations = self.details.remove("violations");
-        let words = if self.detail.is_empty() { self.message } else { self.detail };
-        let mut failure = Failure::new(self.code, shortened(&words, MAX_MESSAGE));
+        let words =
+            [&self.detail, &self.message, &self.title].into_iter().find(|words| !words.trim().is_empty());
+        let words = words.map_or(self.code.summary(), String::as_str);
+        let mut failure = Failure::new(self.code, shortened(words, MAX_MESSAGE));
         failure.violations = violations
             .and_then(|violations| serde_json::from_value::<Violations>(violations).ok())
             .map(|violations| first(&violations))
@@ -274,6 +268,9 @@ mod tests {
     fn nobody_waits_for_what_cannot_be_retried() {
         let mut failure = Failure::of(ErrorKind::Unavailable).retryable_after(Duration::from_secs(3));
         assert_eq!(Problem::new(&failure, None, None).retry_after, Some(3));
+        let running = Failure::of(ErrorKind::Conflict).retryable_after(Duration::from_millis(1500));
+        let answer: Response<Bytes> = Problem::new(&running, None, None).into();
+        assert_eq!((answer.status().as_u16(), &answer.headers()[RETRY_AFTER]), (409, &HeaderValue::from(2)));
         failure.retryable = false;
         let problem = Problem::new(&failure, None, None);
         assert_eq!((problem.retryable, problem.retry_after), (false, None));
@@ -284,9 +281,18 @@ mod tests {
         let read = |body: &str| serde_json::from_str::<Problem>(body).unwrap().into_failure();
         let failed = read(r#"{"status":500,"code":"arm_failed"}"#);
         assert!(failed.may_have_executed && !failed.retryable);
-        let busy = read(r#"{"status":503,"code":"overloaded"}"#);
+        assert_eq!(failed.message, "the arm failed");
+        let busy = read(r#"{"status":503,"code":"overloaded","title":"Busy","detail":" "}"#);
+        assert_eq!(busy.message, "Busy");
         assert!(!busy.may_have_executed && !busy.retryable);
         let told = read(r#"{"status":500,"code":"arm_failed","may_have_executed":false,"retryable":true}"#);
         assert!(!told.may_have_executed && told.retryable);
+        let odd = read(
+            r#"{"status":500,"code":"arm_failed","title":null,"details":null,"detail":"it broke","message":7,"request_id":"","task_id":"1",
+                "retryable":true,"retry_after":1.5,"may_have_executed":null}"#,
+        );
+        assert!(odd.may_have_executed && odd.retryable && odd.details.is_none());
+        assert_eq!(odd.retry_after, Some(Duration::from_secs(2)));
+        assert_eq!(odd.message, "it broke");
     }
 }

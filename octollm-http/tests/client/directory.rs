@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -240,6 +240,9 @@ async fn many_silent_arms_do_not_hide_one_that_answers() {
 async fn a_card_without_an_endpoint_is_listed_with_the_one_it_is_reached_by() {
     let mut named = card("coder");
     named.endpoint = Some("http://coder.example".into());
+    let mut unnamed = card("blank");
+    unnamed.endpoint = Some(String::new());
+    let blank = Peer::with_card(unnamed, |_| async { Answer::verdict() }).await;
     let (one, two) = (
         Peer::arm(|_| async { Answer::verdict() }).await,
         Peer::with_card(named, |_| async { Answer::verdict() }).await,
@@ -247,11 +250,12 @@ async fn a_card_without_an_endpoint_is_listed_with_the_one_it_is_reached_by() {
     let arms = arms()
         .endpoint("judge", format!("{},{}", nobody(), one.url))
         .endpoint("coder", &two.url)
+        .endpoint("blank", &blank.url)
         .endpoint_serving::<CheckTwo>("foreign", "http://foreign.example/api/")
         .build()
         .unwrap();
     let endpoints: Vec<_> = arms.cards().await.into_iter().map(|card| card.endpoint.unwrap()).collect();
-    assert_eq!(endpoints, [&*one.url, "http://coder.example", "http://foreign.example/api"]);
+    assert_eq!(endpoints, [&*one.url, "http://coder.example", &*blank.url, "http://foreign.example/api"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -269,6 +273,25 @@ async fn an_arm_that_refuses_its_card_is_no_arm_out_of_reach() {
     }
     let error = judge(&refusing(500).await.url).call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.retryable()), (ErrorKind::Unreachable, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_that_asks_to_wait_for_its_card_is_asked_again_after_that() {
+    let asked = AtomicUsize::new(0);
+    let peer = Peer::start(move |request| {
+        let is_busy = asked.fetch_add(1, Ordering::SeqCst) == 0;
+        std::future::ready(match (&*request.path, is_busy) {
+            (_, true) => {
+                Answer::Raw(b"HTTP/1.1 429 X\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n".to_vec())
+            }
+            ("/capabilities", false) => Answer::Json(200, serde_json::to_value(card("judge")).unwrap()),
+            (_, false) => Answer::verdict(),
+        })
+    })
+    .await;
+    let (arms, begun) = (judge(&peer.url), Instant::now());
+    arms.call(check()).retry(1).await.unwrap();
+    assert_eq!((begun.elapsed().as_secs(), peer.asked_for_card()), (7, 2));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use octollm_core::{
     budget::Usage,
     error::{ArmError, ErrorKind},
     id::StepKey,
-    orchestrator::{Orchestrator, StepOutcome},
+    orchestrator::{Orchestrator, StepOutcome, TaskQuery},
 };
 use octollm_http::{Arms, OrchestratorClient, Server};
 use octollm_macros::TaskContract;
@@ -158,4 +158,41 @@ async fn a_failed_task_continues_from_the_step_that_its_error_names() {
             );
         }
     }
+}
+
+/// Writes a long text.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "text.write", output = String)]
+struct WriteLong {
+    megabytes: usize,
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_with_long_outputs_are_listed_page_by_page() {
+    let host = unused_host();
+    let writer =
+        arm_fn(async |task: WriteLong, _: Context| Ok::<_, ArmError>("x".repeat(task.megabytes << 20)));
+    let brain = Brain::builder().arm::<WriteLong>(writer).build().unwrap();
+    let server = Server::new("brain").orchestrator(brain).listen(network().listen(&host).unwrap()).unwrap();
+    tokio::spawn(server.run());
+    let client = orchestrator(&format!("http://{host}"));
+    let mut written = Vec::new();
+    for megabytes in [0, 6, 1, 1, 0, 3, 3] {
+        let task = client.submit(WriteLong { megabytes }).await.unwrap();
+        task.output().await.unwrap();
+        written.push(task.id().clone());
+    }
+    written.reverse();
+    let (cx, mut query, mut listed, mut pages) =
+        (Context::detached(), TaskQuery::default().limit(100), Vec::new(), Vec::new());
+    loop {
+        let page = client.list(query.clone(), &cx).await.unwrap();
+        pages.push(page.tasks.len());
+        listed.extend(page.tasks.into_iter().map(|task| task.task_id));
+        match page.next {
+            Some(next) => query = query.after(next),
+            None => break,
+        }
+    }
+    assert_eq!((listed, pages), (written, vec![1, 2, 2, 1, 1]));
 }

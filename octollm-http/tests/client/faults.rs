@@ -285,6 +285,24 @@ async fn a_contract_that_may_take_minutes_may_be_silent_for_minutes() {
 
 #[tokio::test]
 async fn a_connection_that_is_closed_in_the_instant_of_the_call_costs_nothing() {
+    closed_in_the_instant_of_the_call(b"").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_closed_while_another_thread_has_the_sockets_costs_nothing() {
+    closed_in_the_instant_of_the_call(b"").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_to_nobody_that_comes_in_the_instant_of_the_call_is_not_its_answer() {
+    closed_in_the_instant_of_the_call(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 18\r\n\r\n{\"is_valid\":false}",
+    )
+    .await;
+}
+
+/// Each of 200 calls is made right after the server has sent `last` over the connection of the one before, and closed it.
+async fn closed_in_the_instant_of_the_call(last: &'static [u8]) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (close, closing) = mpsc::channel::<()>();
@@ -299,6 +317,7 @@ async fn a_connection_that_is_closed_in_the_instant_of_the_call_costs_nothing() 
             if closing.recv().is_err() {
                 return served;
             }
+            socket.write_all(last).unwrap();
             drop(socket);
             closed.send(()).unwrap();
         }
@@ -306,7 +325,8 @@ async fn a_connection_that_is_closed_in_the_instant_of_the_call_costs_nothing() 
     });
     let arms = Arms::builder().endpoint_serving::<Check>("judge", &url).build().unwrap();
     for round in 0..200 {
-        arms.call(check()).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let verdict = arms.call(check()).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert!(verdict.is_valid, "round {round}");
         close.send(()).unwrap();
         has_closed.recv().unwrap();
     }

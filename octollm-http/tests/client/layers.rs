@@ -331,3 +331,28 @@ async fn a_key_makes_a_retry_safe_where_the_card_says_that_keys_are_shared() {
         assert_eq!(peer.calls().len(), sent, "{keys:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_still_running_is_waited_for() {
+    for (keys, served) in [(Keys::None, false), (Keys::Shared, true)] {
+        let mut card = card("judge");
+        card.contracts[0].keys = keys;
+        let running = b"HTTP/1.1 409 X\r\nretry-after: 2\r\ncontent-length: 0\r\n\r\n".to_vec();
+        let calls = AtomicUsize::new(0);
+        let peer = Peer::with_card(card, move |_| {
+            let is_running = calls.fetch_add(1, Ordering::SeqCst) < 2;
+            std::future::ready(if is_running { Answer::Raw(running.clone()) } else { Answer::verdict() })
+        })
+        .await;
+        let arms = arms().endpoint("judge", &peer.url).build().unwrap();
+        let (mut call, begun) = (plain(), Instant::now());
+        (call.key, call.retry) = (IdempotencyKey::new("k"), 3);
+        match Transport::call(&arms, call).await {
+            Ok(_) => assert!(served && begun.elapsed() >= Duration::from_secs(4)),
+            Err(error) => {
+                assert_eq!((error.kind(), peer.calls().len()), (ErrorKind::Conflict, 1));
+                assert!(!served && error.may_have_executed(), "the one that runs");
+            }
+        }
+    }
+}

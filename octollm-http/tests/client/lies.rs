@@ -195,3 +195,42 @@ async fn a_problem_without_end_is_told_in_short() {
         assert!(error.failure().violations.iter().count() <= 100);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_problem_too_large_to_be_read_counts_by_its_status() {
+    // The limit, and a byte more: the first is read, and says that the work has not run.
+    for (length, kind, executed) in
+        [(256 << 10, ErrorKind::Overloaded, false), ((256 << 10) + 1, ErrorKind::ArmFailed, true)]
+    {
+        let body = |padding: usize| {
+            let values = "x".repeat(padding);
+            format!(
+                r#"{{"status":503,"code":"overloaded","may_have_executed":false,"details":{{"x":"{values}"}}}}"#
+            )
+        };
+        let bytes = body(length - body(0).len());
+        let answer = format!("HTTP/1.1 500 X\r\ncontent-length: {length}\r\n\r\n{bytes}");
+        let peer = Peer::arm(move |_| std::future::ready(Answer::Raw(answer.clone().into_bytes()))).await;
+        let error = judge(&peer.url).call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.may_have_executed()), (kind, executed), "{length}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_card_too_large_to_be_read_offers_nothing() {
+    for (length, offers) in [(1 << 20, true), ((1 << 20) + 1, false)] {
+        let padded = |padding: usize| {
+            let mut card = crate::peer::card("judge");
+            card.description = "x".repeat(padding);
+            card
+        };
+        let bare = serde_json::to_string(&padded(0)).unwrap().len();
+        let peer = Peer::with_card(padded(length - bare), |_| async { Answer::verdict() }).await;
+        let answer = judge(&peer.url).call(check()).await;
+        assert_eq!(answer.is_ok(), offers, "{answer:?}");
+        if let Err(error) = answer {
+            assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::Unreachable, false));
+            assert!(error.to_string().contains("its card is larger than 1 MiB"), "{error}");
+        }
+    }
+}

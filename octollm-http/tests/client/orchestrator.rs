@@ -198,6 +198,32 @@ async fn a_program_without_a_context_runs_a_task_and_reads_its_typed_output()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_that_a_reflex_answers_is_read_from_that_answer() {
+    let peer = Peer::start(|request| async move {
+        match &*request.method {
+            "POST" => {
+                Answer::Json(200, ended("completed", json!({ "result": { "output": "hello yourself" } })))
+            }
+            _ => Answer::Json(404, json!({ "status": 404, "code": "task_not_found" })),
+        }
+    })
+    .await;
+    let client = orchestrator(&peer.url);
+    let result = client.run(TaskRequest::new("hello")).await.unwrap();
+    assert_eq!(result.output, "hello yourself");
+    let handle = client.submit(TaskRequest::new("hello")).await.unwrap();
+    assert_eq!(handle.status().await.unwrap().status, TaskStatus::Completed);
+    assert_eq!(handle.cancel().await.unwrap().status, TaskStatus::Completed);
+    assert!(handle.journal().await.unwrap().is_empty());
+    let (mut updates, mut last) = (handle.watch().await.unwrap(), None);
+    while let Some(update) = updates.next().await {
+        last = Some(update);
+    }
+    assert!(matches!(last, Some(TaskUpdate::Status { status: TaskStatus::Completed, .. })));
+    assert_eq!(peer.calls().len(), 2, "nobody else knows of the task");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handle_follows_and_cancels_its_task() {
     let peer = Peer::start(|request| async move {
         match (&*request.method, &*request.path) {

@@ -100,6 +100,32 @@ async fn a_slow_arm_does_not_delay_calls_to_another() {
     assert_eq!((judge.most_open(), judge.calls().len()), (50, 50));
 }
 
+/// A contract of a third arm.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.run", output = Verdict)]
+struct Run {}
+
+#[tokio::test(start_paused = true)]
+async fn two_slow_arms_do_not_delay_calls_to_a_third() {
+    let (judge, runner) = (slow(Duration::from_secs(60)).await, slow(Duration::from_secs(60)).await);
+    let coder = slow(Duration::ZERO).await;
+    let arms = arms()
+        .endpoint_serving::<Check>("judge", &judge.url)
+        .endpoint_serving::<Run>("runner", &runner.url)
+        .endpoint_serving::<Write>("coder", &coder.url)
+        .build()
+        .unwrap();
+    let mut stuck = JoinSet::new();
+    for _ in 0..150 {
+        let (one, two) = (arms.clone(), arms.clone());
+        stuck.spawn(async move { one.call(check()).await });
+        stuck.spawn(async move { two.call(Run {}).await });
+    }
+    until(|| judge.open() + runner.open() >= 66).await;
+    arms.within(Duration::from_secs(1)).call_all((0..60).map(|_| Write {})).await.unwrap();
+    assert!(judge.open() + runner.open() <= 80, "{} and {}", judge.open(), runner.open());
+}
+
 #[test]
 fn connections_belong_to_their_runtime() {
     let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -164,6 +190,30 @@ async fn what_rests_too_long_is_closed() {
     arms.call(check()).await.unwrap();
     assert_eq!(peer.open(), 1);
     peer.until_open(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_does_not_rest_for_longer_than_its_server_announces() {
+    let secs = Duration::from_secs;
+    for (field, longest) in [
+        ("timeout=5", secs(4)),
+        ("max=100, Timeout=1", secs(1) / 2),
+        ("timeout=60", secs(15)),
+        ("timeout=x", secs(15)),
+    ] {
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nkeep-alive: {field}\r\ncontent-length: 17\r\n\r\n{}",
+            r#"{"is_valid":true}"#
+        );
+        let peer = Peer::start(move |_| std::future::ready(Answer::Raw(answer.clone().into()))).await;
+        let arms = arms().endpoint_serving::<Check>("judge", &peer.url).config(ClientConfig::default());
+        let arms = arms.build().unwrap();
+        for (rest, connections) in [(Duration::ZERO, 1), (longest - secs(1) / 100, 1), (longest, 2)] {
+            tokio::time::sleep(rest).await;
+            arms.call(check()).await.unwrap();
+            assert_eq!(peer.accepted(), connections, "{field} {rest:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,17 +1,21 @@
 //! Callers that go away, deadlines, and the end of a server.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use octollm_http::{io::Connector, server::ServerConfig};
-use tokio::{sync::oneshot, task::JoinHandle};
+use octollm_core::{
+    brain::{Brain, BrainConfig},
+    store::MemoryStore,
+};
+use octollm_http::{Server, io::Connector, server::ServerConfig};
+use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
 use crate::{
-    arms::{Worker, network, server, start_with},
+    arms::{Wait, Worker, network, server, start_with},
     peer::{Peer, post},
 };
 
@@ -212,4 +216,54 @@ async fn what_does_not_end_is_dropped_after_the_grace() {
     tokio::time::timeout(Duration::from_secs(5), server).await.expect("ends").unwrap();
     worker.0.dropped(2).await;
     assert!(call.await.unwrap().is_err());
+}
+
+/// Ends a server whose brain runs a task of this body, with one more that waits, and looks for both with another brain on the same store
+/// at once.
+async fn ended_with_tasks(body: &str, config: ServerConfig) -> (Worker, Duration, [serde_json::Value; 2]) {
+    let (worker, store) = (Worker::default(), Arc::new(MemoryStore::new()));
+    let one_at_a_time = BrainConfig { max_running: 1, ..BrainConfig::default() };
+    let brain = || Brain::builder().arm::<Wait>(worker.clone()).store(store.clone());
+    let first = brain().config(one_at_a_time).build().unwrap();
+    let (peer, acceptor) = network();
+    let bound = Server::new("brain").orchestrator(first).config(config).listen(acceptor).unwrap();
+    let (stop, stopped) = oneshot::channel();
+    let server = tokio::spawn(bound.run_until(async {
+        let _ = stopped.await;
+    }));
+    let mut paths = Vec::new();
+    for input in [body, r#"{"ms":0}"#] {
+        let task = peer.post("/tasks", "", &format!(r#"{{"contract":"work.wait","input":{input}}}"#)).await;
+        paths.push(task.field("location").unwrap().to_owned());
+    }
+    worker.0.begun(1).await;
+    let begun = Instant::now();
+    stop.send(()).unwrap();
+    server.await.unwrap();
+    let took = begun.elapsed();
+
+    let second = brain().build().unwrap();
+    let (peer, acceptor) = network();
+    tokio::spawn(Server::new("brain").orchestrator(second.clone()).listen(acceptor).unwrap().run());
+    let mut seen = Vec::new();
+    for path in &paths {
+        seen.push(peer.get(&format!("/{path}")).await.json()["status"].take());
+    }
+    let claimed = second.recover().await.unwrap();
+    assert_eq!(claimed, seen.iter().filter(|status| *status == "queued").count(), "no lease is waited for");
+    (worker, took, [seen.remove(0), seen.remove(0)])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_runs_when_its_server_ends_has_the_grace_and_none_is_begun() {
+    let (_, took, seen) = ended_with_tasks(r#"{"ms":20000}"#, ServerConfig::default()).await;
+    assert_eq!((took.as_secs(), seen), (20, ["completed".into(), "queued".into()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_does_not_end_within_the_grace_goes_to_another_brain_at_once() {
+    let (worker, took, seen) = ended_with_tasks("{}", ServerConfig::default()).await;
+    assert_eq!((took.as_secs(), seen), (30, ["queued".into(), "queued".into()]));
+    worker.0.dropped(1).await;
+    worker.0.begun(3).await;
 }

@@ -76,6 +76,22 @@ async fn a_connection_rests_for_thirty_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_rests_for_less_than_a_head_may_take() {
+    let (peer, _) = start_with(ServerConfig { idle_timeout: secs(2), ..ServerConfig::default() });
+    let get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n".to_vec();
+    for request in
+        [get, post("/echo", "", ECHO), post("/wait", "", r#"{"ms":1}"#), post("/wait", "", r#"{"ms":5000}"#)]
+    {
+        let mut line = peer.connect().await;
+        // The wait for the head has begun when it comes.
+        sleep(secs(1)).await;
+        line.write(&request).await;
+        assert_eq!(line.answer().await.status, 200);
+        assert_eq!(open_for(line).await, (2, vec![]), "{}", String::from_utf8_lossy(&request));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_limit_on_heads_begins_anew_with_each() {
     let mut line = usual().connect().await;
     line.write(post("/echo", "", ECHO)).await;

@@ -187,3 +187,40 @@ async fn answers_of_any_size_and_through_layers_are_given_up_while_their_connect
         }
     }
 }
+
+/// Breaks so many rules that the problem is a long one.
+fn invalid() -> Request<Full<Bytes>> {
+    let unknown: Vec<_> = (0..100).map(|n| format!(r#""{n}{}":0"#, "k".repeat(900))).collect();
+    echo(format!(r#"{{"text":"a",{}}}"#, unknown.join(",")).into())
+}
+
+#[tokio::test(start_paused = true)]
+async fn problems_that_nobody_takes_hold_their_places_too() {
+    let (peer, _) = start_with(ServerConfig { max_in_flight: 4, ..ServerConfig::default() });
+    let mut calls = caller(peer, 0).await;
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        answers.push(calls.send_request(invalid()).await.unwrap());
+    }
+    assert!(answers.iter().all(|answer| answer.status() == StatusCode::UNPROCESSABLE_ENTITY));
+    sleep(Duration::from_secs(25)).await;
+    peer.post("/echo", "", ECHO).await.is_problem(503, "overloaded");
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn documents_that_nobody_takes_are_bounded_and_cost_no_work_its_place() {
+    let (peer, _) = start_with(ServerConfig { max_in_flight: 4, ..ServerConfig::default() });
+    let mut calls = caller(peer, 0).await;
+    let mut answers = Vec::new();
+    for path in ["/capabilities", "/openapi.json", "/capabilities", "/openapi.json"] {
+        let request = Request::get(format!("http://x{path}")).body(Full::default()).unwrap();
+        answers.push(calls.send_request(request).await.unwrap());
+    }
+    peer.get("/capabilities").await.is_problem(503, "overloaded");
+    assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
+    assert_eq!((peer.get("/health").await.status, peer.get("/ready").await.status), (200, 200));
+    sleep(Duration::from_secs(35)).await;
+    assert_eq!(peer.get("/capabilities").await.status, 200);
+}

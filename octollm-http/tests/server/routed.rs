@@ -1,6 +1,13 @@
 //! Routes and layers of the user's own: bodies that stream, connections that are taken over.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,7 +22,7 @@ use octollm_http::{
 };
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tower::{Service, layer::layer_fn, service_fn};
 
@@ -313,4 +320,51 @@ async fn a_layer_that_panics_or_fails_is_answered_for_with_the_ids_of_its_reques
         assert_eq!((&problem["request_id"], answer.field("x-correlation-id")), (&"r-1".into(), Some("c-1")));
         assert!(!answer.body.contains("swordfish"));
     }
+}
+
+/// Sets its flag when it is dropped.
+struct Flag(Arc<AtomicBool>);
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_never_waits_holds_back_nothing_and_has_its_limits() {
+    let dropped = Arc::<AtomicBool>::default();
+    let flag = Arc::clone(&dropped);
+    // A piece of this size, then nothing more, without ever giving the thread away on its own.
+    let route = service_fn(move |request: Request<RequestBody>| {
+        let size: usize = request.uri().query().unwrap().parse().unwrap();
+        let flag = Flag(Arc::clone(&flag));
+        let pieces = futures_util::stream::unfold((false, flag), move |(is_sent, flag)| async move {
+            if is_sent {
+                loop {
+                    tokio::task::coop::consume_budget().await;
+                }
+            }
+            Some((Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; size]))), (true, flag)))
+        });
+        std::future::ready(Ok::<_, Infallible>(Response::new(StreamBody::new(pieces))))
+    });
+    let config = ServerConfig { write_timeout: Duration::from_millis(100), ..ServerConfig::default() };
+    let peer = start(worker().config(config).route(Method::GET, "/busy", route));
+    let get = |size: usize| format!("GET /busy?{size} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let until_dropped = || async {
+        while !dropped.swap(false, Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let mut line = peer.connect().await;
+    line.write(get(5)).await;
+    assert!(line.head().await.starts_with("HTTP/1.1 200"));
+    assert_eq!(line.read(10).await, b"5\r\nxxxxx\r\n");
+    drop(line);
+    timeout(secs(10), until_dropped()).await.expect("its caller has gone");
+    // More than the way holds, and nobody reads it.
+    let mut line = peer.connect().await;
+    line.write(get(1 << 20)).await;
+    timeout(secs(10), until_dropped()).await.expect("its caller does not read");
 }

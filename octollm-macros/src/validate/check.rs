@@ -30,6 +30,8 @@ pub(crate) struct Variant<'a> {
     pub(crate) fields: &'a Fields,
     /// As many as there are fields.
     pub(crate) rules: Vec<FieldRules>,
+    /// The member of JSON in which its fields stand, where they stand in one.
+    pub(crate) wire: Option<String>,
 }
 
 /// The rules of one field.
@@ -57,7 +59,8 @@ impl<'a> Validated<'a> {
                 let variants = data.variants.iter().map(|it| {
                     refuse_rules(&it.attrs, errors);
                     let case = wire::rename_all(&it.attrs).or(all);
-                    (&it.ident, variant(&it.fields, case, allows, errors))
+                    let wire = wire::variant(&input.attrs, &it.ident, &it.attrs);
+                    (&it.ident, Variant { wire, ..variant(&it.fields, case, allows, errors) })
                 });
                 Shape::Enum(variants.collect())
             }
@@ -107,7 +110,7 @@ fn variant<'a>(fields: &'a Fields, case: Option<Case>, allows: bool, errors: &mu
         errors.append(found);
         rules
     });
-    Variant { fields, rules: rules.collect() }
+    Variant { fields, rules: rules.collect(), wire: None }
 }
 
 /// Takes out what is said about the field itself, and checks the rest.

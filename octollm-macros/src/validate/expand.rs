@@ -53,7 +53,8 @@ fn body(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
             let arms = variants.iter().map(|(ident, variant)| {
                 let pattern = pattern(variant.fields);
                 let rules = writer(variant).fields();
-                quote!(Self::#ident #pattern => { #rules })
+                let path = variant.wire.as_ref().map(|key| nested(key, rt));
+                quote!(Self::#ident #pattern => { #path #rules })
             });
             quote!(match self { #(#arms)* })
         }
@@ -107,6 +108,11 @@ fn pattern(fields: &Fields) -> TokenStream {
     }
 }
 
+/// A path within the one that is there.
+fn nested(key: &impl ToTokens, rt: &TokenStream) -> TokenStream {
+    quote!(let mut __octollm_path = #rt::garde::util::nested_path!(__octollm_path, #key);)
+}
+
 fn binding(ident: Option<&Ident>, index: usize) -> Ident {
     ident.cloned().unwrap_or_else(|| format_ident!("_{index}"))
 }
@@ -132,11 +138,11 @@ impl Writer<'_> {
         let value = binding(ident, index);
         let key = match ident {
             Some(_) => field.wire.as_ref().map(ToTokens::to_token_stream),
+            // serde writes the only one as it is.
+            None if self.variant.fields.len() == 1 => None,
             None => Some(quote!(#index)),
         };
-        let path = key.filter(|_| !self.is_transparent).map(
-            |key| quote!(let mut __octollm_path = #rt::garde::util::nested_path!(__octollm_path, #key);),
-        );
+        let path = key.filter(|_| !self.is_transparent).map(|key| nested(&key, rt));
         let module = match &field.adapt {
             Some(path) => path.to_token_stream(),
             None => quote!(#rt::garde::rules),

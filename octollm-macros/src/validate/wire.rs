@@ -42,6 +42,23 @@ pub(crate) fn name(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Opt
     Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
 }
 
+/// What a variant's fields stand in: the member of its name, that of the `content`, or nothing where the variant has a tag
+/// beside its fields, or none.
+pub(crate) fn variant(of: &[Attribute], ident: &Ident, attrs: &[Attribute]) -> Option<String> {
+    let is_untagged = |attrs| entries(attrs).iter().any(|entry| entry.path().is_ident("untagged"));
+    if is_untagged(of) || is_untagged(attrs) {
+        return None;
+    }
+    if text(of, "tag").is_some() {
+        return text(of, "content").map(|content| content.value());
+    }
+    let own = || {
+        let name = ident.unraw().to_string();
+        rename_all(of).map_or(name.clone(), |case| case.apply_to_variant(&name))
+    };
+    Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
+}
+
 /// What makes JSON that is written another one than is read, in the attributes of a struct or of one of its fields: the
 /// entry, and what to do about it.
 pub(crate) fn one_sided(attrs: &[Attribute]) -> Vec<(Meta, &'static str)> {
@@ -127,6 +144,26 @@ impl Case {
         })
     }
 
+    /// As serde does it to a variant, which it takes to be in Pascal case.
+    fn apply_to_variant(self, variant: &str) -> String {
+        match self {
+            Self::Lower => variant.to_ascii_lowercase(),
+            Self::Upper => variant.to_ascii_uppercase(),
+            Self::Pascal => variant.to_owned(),
+            Self::Camel => {
+                let mut name = variant.to_owned();
+                if let Some(first) = name.get_mut(..1) {
+                    first.make_ascii_lowercase();
+                }
+                name
+            }
+            Self::Snake => snake(variant),
+            Self::ScreamingSnake => snake(variant).to_ascii_uppercase(),
+            Self::Kebab => snake(variant).replace('_', "-"),
+            Self::ScreamingKebab => snake(variant).to_ascii_uppercase().replace('_', "-"),
+        }
+    }
+
     /// As serde does it to a field, which it takes to be in snake case.
     fn apply(self, field: &str) -> String {
         match self {
@@ -144,6 +181,17 @@ impl Case {
             Self::ScreamingKebab => field.to_ascii_uppercase().replace('_', "-"),
         }
     }
+}
+
+fn snake(variant: &str) -> String {
+    let mut name = String::new();
+    for (at, letter) in variant.char_indices() {
+        if at > 0 && letter.is_uppercase() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_lowercase());
+    }
+    name
 }
 
 fn pascal(field: &str) -> String {
@@ -187,6 +235,54 @@ mod tests {
         });
         let expected = [Some("firstName"), Some("x-y"), Some("out"), Some("type"), None];
         assert_eq!(names, expected.map(|name| name.map(str::to_owned)));
+    }
+
+    #[test]
+    fn a_variant_is_called_as_serde_reads_it() {
+        let called = |input: DeriveInput| {
+            let Data::Enum(data) = &input.data else { panic!() };
+            data.variants.iter().map(|it| variant(&input.attrs, &it.ident, &it.attrs)).collect::<Vec<_>>()
+        };
+        let external = called(parse_quote! {
+            #[serde(rename_all = "snake_case")]
+            enum A { VeryTasty, #[serde(rename = "x-y")] B, #[serde(untagged)] C }
+        });
+        assert_eq!(external, [Some("very_tasty".to_owned()), Some("x-y".to_owned()), None]);
+        let content: DeriveInput = parse_quote!(
+            #[serde(tag = "t", content = "c")]
+            enum A {
+                B,
+            }
+        );
+        assert_eq!(called(content), [Some("c".to_owned())]);
+        for none in [
+            parse_quote!(
+                #[serde(tag = "t")]
+                enum A {
+                    B,
+                }
+            ),
+            parse_quote!(
+                #[serde(untagged)]
+                enum A {
+                    B,
+                }
+            ),
+        ] {
+            assert_eq!(called(none), [None]);
+        }
+        for (case, expected) in [
+            ("lowercase", "verytasty"),
+            ("UPPERCASE", "VERYTASTY"),
+            ("PascalCase", "VeryTasty"),
+            ("camelCase", "veryTasty"),
+            ("snake_case", "very_tasty"),
+            ("SCREAMING_SNAKE_CASE", "VERY_TASTY"),
+            ("kebab-case", "very-tasty"),
+            ("SCREAMING-KEBAB-CASE", "VERY-TASTY"),
+        ] {
+            assert_eq!(Case::parse(case).unwrap().apply_to_variant("VeryTasty"), expected);
+        }
     }
 
     #[test]

@@ -1,111 +1,106 @@
-//! The events that a group has to deliver. It decides by the `now` it is given, and never waits.
+//! The events of one group: which member receives what, and what happens to it. Pure: it does not wait and reads no
+//! clock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::lanes::{Hold, Item, Lanes};
-use crate::bus::engine::{Counters, Settlement, later};
-use crate::bus::{Backoff, Bound, ConsumeOptions, DeadLetter, Ended, Gap, GroupStatus, Nack};
-use crate::event::{Event, Patterns};
+use super::builder::Limit;
+use crate::bus::engine::{Counters, Expiry, later};
+use crate::bus::{BusError, ConsumeOptions, DeadLetter, Gap, GroupStatus, Nack};
+use crate::event::{Event, Pattern};
 
-/// An item waits in `lanes`, from where it is let out to be `leased`; from there it leaves for good, goes back, or goes to
-/// `resting` and from there back. What leaves for good without being handled is in `dead`.
+/// An event waits in `queue`, is then `leased`, and from there is removed, returns to `queue`, or waits in `delayed` to
+/// return there. An event that is not delivered again is in `dead`.
 ///
-/// Whoever last held an item may still settle it after the lease has expired, until another consumer has it.
+/// The last consumer that received an event can settle it after the lease has expired, until another consumer receives
+/// it.
 #[derive(Debug)]
 pub(super) struct Group {
-    pub(super) patterns: Patterns,
-    lanes: Lanes,
+    pub(super) pattern: Pattern,
+    queue: KeyedQueue,
     leased: HashMap<u64, Leased>,
-    resting: HashMap<u64, Item>,
-    /// Size of all these.
+    /// Events that are retried later.
+    delayed: HashMap<u64, Item>,
+    /// Sum of the sizes of the events above.
     bytes: usize,
-    /// When each lease expires and each rest is over.
+    /// The times at which leases expire and delays end.
     due: BTreeSet<(Instant, u64)>,
     members: HashMap<u64, Member>,
-    dead: BTreeMap<u64, Dead>,
+    /// Dead letters with their reasons.
+    dead: BTreeMap<u64, (Item, String)>,
     dead_bytes: usize,
-    max_dead: Bound,
-    gap: Option<Gap>,
+    max_dead: Limit,
+    /// For the next member that receives something.
+    pub(super) gap: Option<Gap>,
     last_token: u64,
-    counters: Arc<Counters>,
+    counters: Counters,
 }
 
-/// What a member may hold, and under which terms.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
-    pub(super) max_in_flight: usize,
-    pub(super) lease: Duration,
-    pub(super) max_attempts: u32,
-    pub(super) backoff: Backoff,
+/// An event on its way through a group.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    pub(super) event: Event,
+    pub(super) expiry: Expiry,
+    pub(super) size: usize,
+    /// Number of deliveries.
+    pub(super) attempts: u32,
+    /// The last delivery.
+    pub(super) holder: Option<Holder>,
 }
 
-/// What a member gets when it asks.
+/// Identifies a delivery. Tokens are unique in a group and members in the bus, so that a delivery of a removed group is
+/// not one of a new group of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Holder {
+    token: u64,
+    member: u64,
+}
+
+/// What a member receives.
 #[derive(Debug)]
 pub(super) enum Turn {
     Claim(Claim),
     Gap(Gap),
-    /// Nothing before something changes or this moment comes.
+    /// Nothing until the group changes or this time comes.
     Wait(Option<Instant>),
-    /// Nothing ever again.
-    Ended(Ended),
 }
 
 /// A delivery.
 #[derive(Debug, Clone)]
 pub(super) struct Claim {
     number: u64,
-    hold: Hold,
-    terms: Terms,
+    holder: Holder,
+    options: ConsumeOptions,
     pub(super) event: Event,
     pub(super) attempt: u32,
 }
 
-/// Another consumer has the event or had it since, or it is a dead letter.
+/// The event has gone to another consumer or to the dead letters.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lost;
 
 #[derive(Debug)]
 struct Member {
-    terms: Terms,
+    options: ConsumeOptions,
     in_flight: usize,
-    closing: bool,
 }
 
 #[derive(Debug)]
 struct Leased {
     item: Item,
     until: Instant,
-    terms: Terms,
-}
-
-#[derive(Debug)]
-struct Dead {
-    item: Item,
-    reason: String,
-}
-
-impl From<&ConsumeOptions> for Terms {
-    fn from(options: &ConsumeOptions) -> Self {
-        Self {
-            max_in_flight: options.max_in_flight,
-            lease: options.lease,
-            max_attempts: options.max_attempts,
-            backoff: options.backoff,
-        }
-    }
+    options: ConsumeOptions,
 }
 
 impl Group {
-    pub(super) fn new(patterns: Patterns, max_dead: Bound, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(pattern: Pattern, max_dead: Limit, counters: Counters) -> Self {
         Self {
-            patterns,
-            lanes: Lanes::default(),
+            pattern,
+            queue: KeyedQueue::default(),
             leased: HashMap::new(),
-            resting: HashMap::new(),
+            delayed: HashMap::new(),
             bytes: 0,
             due: BTreeSet::new(),
             members: HashMap::new(),
@@ -120,95 +115,86 @@ impl Group {
 
     pub(super) fn push(&mut self, number: u64, item: Item) {
         self.bytes += item.size;
-        self.lanes.enter(number, item);
+        self.queue.push(number, item);
     }
 
-    /// The next member to ask receives it.
-    pub(super) fn mark(&mut self, gap: Gap) {
-        self.gap = Some(gap);
+    /// # Errors
+    /// [`BusError::Full`] when there is no room for another event of this size.
+    pub(super) fn check_room(&self, backlog: Limit, size: usize) -> Result<(), BusError> {
+        backlog.check(self.backlog() + 1, self.bytes + size)
     }
 
-    /// Whether an event of this size may come on top of those that were published and have not left for good.
-    pub(super) fn has_room(&self, bound: Bound, size: usize) -> bool {
-        bound.holds(self.backlog() + 1, self.bytes + size)
+    pub(super) fn join(&mut self, member: u64, options: ConsumeOptions) {
+        self.members.insert(member, Member { options, in_flight: 0 });
     }
 
-    pub(super) fn join(&mut self, member: u64, terms: Terms) {
-        self.members.insert(member, Member { terms, in_flight: 0, closing: false });
-    }
-
-    /// What the member holds stays its own until the leases expire.
+    /// The leases of the member stay until they expire.
     pub(super) fn leave(&mut self, member: u64) {
         self.members.remove(&member);
     }
 
-    /// The member gets nothing more.
-    pub(super) fn close(&mut self, member: u64) {
-        if let Some(state) = self.members.get_mut(&member) {
-            state.closing = true;
-        }
-    }
-
-    /// Whether the member holds nothing.
+    /// Returns whether the member has no deliveries.
     pub(super) fn is_idle(&mut self, member: u64, now: Instant) -> bool {
         self.advance(now);
         self.members.get(&member).is_none_or(|state| state.in_flight == 0)
     }
 
-    /// When something happens by itself.
+    /// Returns when the next lease expires or the next delay ends.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
 
-    pub(super) fn take(&mut self, member: u64, now: Instant) -> Turn {
+    /// Returns `None` if the member does not belong to this group.
+    pub(super) fn take(&mut self, member: u64, now: Instant) -> Option<Turn> {
         self.advance(now);
-        let Some(state) = self.members.get_mut(&member) else { return Turn::Ended(Ended::GroupRemoved) };
-        if state.closing {
-            return Turn::Ended(Ended::ConsumerClosed);
-        }
+        let Member { options, in_flight } = *self.members.get(&member)?;
         if let Some(gap) = self.gap.take() {
-            return Turn::Gap(gap);
+            return Some(Turn::Gap(gap));
         }
-        let terms = state.terms;
-        if state.in_flight >= terms.max_in_flight {
-            return Turn::Wait(self.next_due());
+        if in_flight >= options.max_in_flight {
+            return Some(Turn::Wait(self.next_due()));
         }
-        while let Some((number, mut item)) = self.lanes.pop() {
+        while let Some((number, mut item)) = self.queue.pop() {
             if item.expiry.is_over(|| now) {
                 self.counters.add_expired(1);
-                self.gone(&item);
+                self.remove(&item);
                 continue;
             }
             self.last_token += 1;
-            let hold = Hold { token: self.last_token, member };
+            let holder = Holder { token: self.last_token, member };
             item.attempts += 1;
-            item.hold = Some(hold);
-            let claim = Claim { number, hold, terms, event: item.event.clone(), attempt: item.attempts };
-            self.lease(number, item, terms, later(now, terms.lease));
-            return Turn::Claim(claim);
+            item.holder = Some(holder);
+            let claim = Claim { number, holder, options, event: item.event.clone(), attempt: item.attempts };
+            self.lease(number, item, options, later(now, options.lease));
+            return Some(Turn::Claim(claim));
         }
-        Turn::Wait(self.next_due())
+        Some(Turn::Wait(self.next_due()))
     }
 
-    pub(super) fn settle(&mut self, claim: &Claim, settlement: Settlement, now: Instant) -> Result<(), Lost> {
+    pub(super) fn settle(
+        &mut self,
+        claim: &Claim,
+        outcome: Result<(), Nack>,
+        now: Instant,
+    ) -> Result<(), Lost> {
         self.advance(now);
         let number = claim.number;
-        let held = self.reclaim(number, |item| item.is_held_by(claim.hold));
-        let Some(mut item) = held.or_else(|| self.lanes.take_back(number, claim.hold)) else {
-            return self.settle_dead(claim, settlement);
+        let held = self.end_lease(number, |item| item.holder == Some(claim.holder));
+        let Some(mut item) = held.or_else(|| self.queue.take(number, claim.holder)) else {
+            return self.settle_dead(claim, outcome);
         };
-        let last = item.attempts >= claim.terms.max_attempts;
-        match settlement {
-            Settlement::Ack | Settlement::Nack(Nack::Drop) => self.gone(&item),
-            Settlement::Nack(Nack::DeadLetter { reason }) => self.bury(number, item, reason),
-            Settlement::Nack(Nack::Retry { .. }) if last => self.bury(number, item, EXHAUSTED.to_owned()),
-            Settlement::Nack(Nack::Retry { after }) => {
-                let rest = after.unwrap_or_else(|| claim.terms.backoff.after(item.attempts));
-                self.rest(number, item, rest, now);
+        let last = item.attempts >= claim.options.max_attempts;
+        match outcome {
+            Ok(()) | Err(Nack::Drop) => self.remove(&item),
+            Err(Nack::DeadLetter { reason }) => self.add_dead_letter(number, item, reason),
+            Err(Nack::Retry { .. }) if last => self.add_dead_letter(number, item, NO_ATTEMPTS.to_owned()),
+            Err(Nack::Retry { after }) => {
+                let delay = after.unwrap_or_else(|| claim.options.backoff(item.attempts));
+                self.delay(number, item, delay, now);
             }
-            Settlement::Release => {
+            Err(Nack::Release) => {
                 item.attempts -= 1;
-                self.lanes.put_back(number, item);
+                self.queue.put_back(number, item);
             }
         }
         Ok(())
@@ -217,19 +203,19 @@ impl Group {
     pub(super) fn extend(&mut self, claim: &Claim, time: Duration, now: Instant) -> Result<(), Lost> {
         self.advance(now);
         let (number, until) = (claim.number, later(now, time));
-        if let Some(leased) = self.leased.get_mut(&number).filter(|leased| leased.item.is_held_by(claim.hold))
-        {
+        let holds = |leased: &&mut Leased| leased.item.holder == Some(claim.holder);
+        if let Some(leased) = self.leased.get_mut(&number).filter(holds) {
             self.due.remove(&(leased.until, number));
             leased.until = until;
             self.due.insert((until, number));
             return Ok(());
         }
-        let holds_enough = |state: &Member| state.in_flight >= state.terms.max_in_flight;
-        if self.members.get(&claim.hold.member).is_some_and(holds_enough) {
+        let is_full = |member: &Member| member.in_flight >= member.options.max_in_flight;
+        if self.members.get(&claim.holder.member).is_some_and(is_full) {
             return Err(Lost);
         }
-        let item = self.lanes.take_back(number, claim.hold).ok_or(Lost)?;
-        self.lease(number, item, claim.terms, until);
+        let item = self.queue.take(number, claim.holder).ok_or(Lost)?;
+        self.lease(number, item, claim.options, until);
         Ok(())
     }
 
@@ -238,121 +224,176 @@ impl Group {
         GroupStatus {
             members: self.members.len(),
             pending: self.leased.len(),
-            waiting: self.lanes.len() + self.resting.len(),
+            waiting: self.queue.len() + self.delayed.len(),
             dead_letters: self.dead.len(),
         }
     }
 
-    /// At most `limit` dead letters after the entry `after`.
+    /// Returns at most `limit` dead letters after the entry `after`.
     pub(super) fn dead_letters(&mut self, after: Option<u64>, limit: usize, now: Instant) -> Vec<DeadLetter> {
         self.advance(now);
         let wanted = self.dead.range(after.map_or(0, |after| after.saturating_add(1))..).take(limit);
-        let letter = |(number, Dead { item, reason }): (&u64, &Dead)| {
-            DeadLetter::of_event(number.to_string(), item.event.clone(), reason.clone(), item.attempts)
+        let letter = |(number, (item, reason)): (&u64, &(Item, String))| {
+            DeadLetter::new(number.to_string(), Ok(item.event.clone()), reason.clone(), item.attempts)
         };
         wanted.map(letter).collect()
     }
 
-    pub(super) fn dead_letter(&mut self, entry: u64, now: Instant) -> Option<&Item> {
+    pub(super) fn dead_letter_size(&mut self, entry: u64, now: Instant) -> Option<usize> {
         self.advance(now);
-        self.dead.get(&entry).map(|dead| &dead.item)
+        self.dead.get(&entry).map(|(item, _)| item.size)
     }
 
-    /// Takes a dead letter out.
-    pub(super) fn exhume(&mut self, entry: u64) -> Option<Item> {
-        let item = self.dead.remove(&entry)?.item;
+    pub(super) fn remove_dead_letter(&mut self, entry: u64) -> Option<Item> {
+        let (item, _) = self.dead.remove(&entry)?;
         self.dead_bytes -= item.size;
         Some(item)
     }
 
-    /// Number of events that were published for it and have not left for good.
+    /// Returns the number of events that are not settled.
     fn backlog(&self) -> usize {
-        self.lanes.len() + self.leased.len() + self.resting.len()
+        self.queue.len() + self.leased.len() + self.delayed.len()
     }
 
-    /// Does what has come due.
+    /// Expires leases and ends delays that are due.
     fn advance(&mut self, now: Instant) {
         while let Some(&(at, number)) = self.due.first().filter(|(at, _)| *at <= now) {
             self.due.remove(&(at, number));
-            if let Some(item) = self.resting.remove(&number) {
-                self.lanes.put_back(number, item);
+            if let Some(item) = self.delayed.remove(&number) {
+                self.queue.put_back(number, item);
                 continue;
             }
-            let max_attempts = self.leased.get(&number).map(|leased| leased.terms.max_attempts);
-            if let (Some(max_attempts), Some(item)) = (max_attempts, self.reclaim(number, |_| true)) {
+            let max_attempts = self.leased.get(&number).map(|leased| leased.options.max_attempts);
+            if let (Some(max_attempts), Some(item)) = (max_attempts, self.end_lease(number, |_| true)) {
                 if item.attempts >= max_attempts {
-                    self.bury(number, item, EXHAUSTED.to_owned());
+                    self.add_dead_letter(number, item, NO_ATTEMPTS.to_owned());
                 } else {
-                    self.lanes.put_back(number, item);
+                    self.queue.put_back(number, item);
                 }
             }
         }
     }
 
-    /// Begins a lease.
-    fn lease(&mut self, number: u64, item: Item, terms: Terms, until: Instant) {
-        if let Some(member) = item.hold.and_then(|hold| self.members.get_mut(&hold.member)) {
+    fn lease(&mut self, number: u64, item: Item, options: ConsumeOptions, until: Instant) {
+        if let Some(member) = item.holder.and_then(|holder| self.members.get_mut(&holder.member)) {
             member.in_flight += 1;
         }
-        self.leased.insert(number, Leased { item, until, terms });
+        self.leased.insert(number, Leased { item, until, options });
         self.due.insert((until, number));
     }
 
-    /// Ends a lease, if its item is the one meant.
-    fn reclaim(&mut self, number: u64, meant: impl Fn(&Item) -> bool) -> Option<Item> {
-        self.leased.get(&number).filter(|leased| meant(&leased.item))?;
+    /// Ends a lease if `matches` returns `true` for its item.
+    fn end_lease(&mut self, number: u64, matches: impl Fn(&Item) -> bool) -> Option<Item> {
+        self.leased.get(&number).filter(|leased| matches(&leased.item))?;
         let Leased { item, until, .. } = self.leased.remove(&number)?;
         self.due.remove(&(until, number));
-        if let Some(member) = item.hold.and_then(|hold| self.members.get_mut(&hold.member)) {
+        if let Some(member) = item.holder.and_then(|holder| self.members.get_mut(&holder.member)) {
             member.in_flight -= 1;
         }
         Some(item)
     }
 
-    fn rest(&mut self, number: u64, item: Item, rest: Duration, now: Instant) {
-        if rest.is_zero() {
-            self.lanes.put_back(number, item);
+    fn delay(&mut self, number: u64, item: Item, delay: Duration, now: Instant) {
+        if delay.is_zero() {
+            self.queue.put_back(number, item);
             return;
         }
-        self.resting.insert(number, item);
-        self.due.insert((later(now, rest), number));
+        self.delayed.insert(number, item);
+        self.due.insert((later(now, delay), number));
     }
 
-    /// An item that was let out has left for good.
-    fn gone(&mut self, item: &Item) {
-        self.lanes.left(item);
+    /// Removes an item that was popped.
+    fn remove(&mut self, item: &Item) {
+        self.queue.remove(item);
         self.bytes -= item.size;
     }
 
-    fn bury(&mut self, number: u64, item: Item, reason: String) {
-        self.gone(&item);
+    fn add_dead_letter(&mut self, number: u64, item: Item, reason: String) {
+        self.remove(&item);
         self.dead_bytes += item.size;
-        self.dead.insert(number, Dead { item, reason });
-        while !self.max_dead.holds(self.dead.len(), self.dead_bytes) {
-            let Some((_, oldest)) = self.dead.pop_first() else { return };
-            self.dead_bytes -= oldest.item.size;
+        self.dead.insert(number, (item, reason));
+        while !self.max_dead.allows(self.dead.len(), self.dead_bytes) {
+            let Some((_, (oldest, _))) = self.dead.pop_first() else { return };
+            self.dead_bytes -= oldest.size;
             self.counters.add_discarded(1);
         }
     }
 
-    /// Settles late what became a dead letter because its last lease expired.
-    fn settle_dead(&mut self, claim: &Claim, settlement: Settlement) -> Result<(), Lost> {
-        let dead =
-            self.dead.get_mut(&claim.number).filter(|dead| dead.item.is_held_by(claim.hold)).ok_or(Lost)?;
-        match settlement {
-            Settlement::Ack | Settlement::Nack(Nack::Drop) => {
-                self.exhume(claim.number);
+    /// Settles an event that became a dead letter because its last lease expired.
+    fn settle_dead(&mut self, claim: &Claim, outcome: Result<(), Nack>) -> Result<(), Lost> {
+        let holds = |(item, _): &&mut (Item, String)| item.holder == Some(claim.holder);
+        let (_, last_reason) = self.dead.get_mut(&claim.number).filter(holds).ok_or(Lost)?;
+        match outcome {
+            Ok(()) | Err(Nack::Drop) => {
+                self.remove_dead_letter(claim.number);
             }
-            Settlement::Nack(Nack::DeadLetter { reason }) => dead.reason = reason,
-            // No attempt is left.
-            Settlement::Nack(Nack::Retry { .. }) => {}
-            Settlement::Release => return Err(Lost),
+            Err(Nack::DeadLetter { reason }) => *last_reason = reason,
+            // No attempts are left.
+            Err(Nack::Retry { .. }) => {}
+            Err(Nack::Release) => return Err(Lost),
         }
         Ok(())
     }
 }
 
-const EXHAUSTED: &str = "no attempts left";
+const NO_ATTEMPTS: &str = "no attempts left";
+
+/// Items by the number of their publication. Of those with one partition key, only the first can be popped, and the
+/// next one after that is removed.
+#[derive(Debug, Default)]
+struct KeyedQueue {
+    ready: BTreeMap<u64, Item>,
+    /// Has a key while an item with it is ready or popped, with the items that wait for that one.
+    blocked: HashMap<Box<str>, VecDeque<(u64, Item)>>,
+    blocked_len: usize,
+}
+
+impl KeyedQueue {
+    fn push(&mut self, number: u64, item: Item) {
+        if let Some(key) = item.event.partition_key() {
+            if let Some(blocked) = self.blocked.get_mut(key) {
+                blocked.push_back((number, item));
+                self.blocked_len += 1;
+                return;
+            }
+            self.blocked.insert(key.into(), VecDeque::new());
+        }
+        self.ready.insert(number, item);
+    }
+
+    fn pop(&mut self) -> Option<(u64, Item)> {
+        self.ready.pop_first()
+    }
+
+    /// Returns an item that was popped to its place.
+    fn put_back(&mut self, number: u64, item: Item) {
+        self.ready.insert(number, item);
+    }
+
+    /// Pops an item that was put back, if this was its last delivery.
+    fn take(&mut self, number: u64, holder: Holder) -> Option<Item> {
+        self.ready.get(&number).filter(|item| item.holder == Some(holder))?;
+        self.ready.remove(&number)
+    }
+
+    /// Makes the next item ready that waits for this one, which was popped.
+    fn remove(&mut self, item: &Item) {
+        let Some(key) = item.event.partition_key() else { return };
+        match self.blocked.get_mut(key).and_then(VecDeque::pop_front) {
+            Some((number, next)) => {
+                self.blocked_len -= 1;
+                self.ready.insert(number, next);
+            }
+            None => {
+                self.blocked.remove(key);
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.ready.len() + self.blocked_len
+    }
+}
 
 #[cfg(test)]
 mod tests;

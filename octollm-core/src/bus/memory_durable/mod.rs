@@ -1,8 +1,7 @@
-//! Consume and settle within one process.
+//! A durable bus within one process.
 
+mod builder;
 mod group;
-mod lanes;
-mod member;
 mod store;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,73 +11,50 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
-use self::lanes::Item;
-use self::store::Store;
-use super::engine::{Capabilities, Capability, Counts, Expiry};
+use self::builder::Limits;
+pub use self::builder::MemoryDurableBusBuilder;
+use self::group::{Claim, Group, Item, Lost, Turn};
+use self::store::{Membership, Store};
+use super::engine::{ConsumerEngine, Counters};
 use super::{
-    Bound, BusError, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, GroupStatus,
-    MemoryBus, MemoryBusConfig, Overflow, Subscription,
+    BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,
+    GroupStatus, MemoryBus, Nack, Overflow, Subscription,
 };
-use crate::event::{Event, Patterns};
+use crate::error::ConfigError;
+use crate::event::{Event, Pattern};
 
-/// A [`DurableBus`] within one process: at least once while the process lives. Clones are the same bus.
+/// A [`DurableBus`] within one process. It delivers at least once while the process lives. Clones are handles of the
+/// same bus.
 ///
-/// In every group, events of one partition key are handled one after the other in the order in which they were published:
-/// while one is unsettled, those after it wait. When the last clone is dropped, the bus is closed.
+/// Each group handles the events of one partition key one at a time, in the order of publication. When the last handle
+/// is dropped, the bus is closed.
 ///
-/// It may be used from several runtimes. An event that is published later waits on the runtime of its publisher, and is lost
-/// if that runtime ends first.
+/// The bus can be used from several runtimes. An event of [`publish_after`](DelayBus::publish_after) waits on the
+/// runtime of its publisher, and is lost if that runtime ends before.
 #[derive(Debug, Clone)]
 pub struct MemoryDurableBus {
     owner: Arc<Owner>,
 }
 
-/// The limits of a [`MemoryDurableBus`]. Checked when the bus is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryDurableConfig {
-    /// Size of the largest event taken, in the bytes of [`Event::size`]: by default 1 MiB. Each bound below has room for one,
-    /// except a history without any.
-    pub max_event_bytes: usize,
-    /// Time for which a publisher waits for a subscriber under [`Overflow::Block`], by default 5 s. Zero never waits.
-    pub block_timeout: Duration,
-    /// Events stored for groups that are made later; older ones are a gap to them. By default 65 536, of 64 MiB.
-    pub history: Bound,
-    /// Events that a group may have unsettled; beyond, publishing to it is [`BusError::Full`]. By default 1 048 576, of
-    /// 256 MiB.
-    pub backlog: Bound,
-    /// Events that may wait for their time at once; beyond, publishing later is [`BusError::Full`]. By default 65 536, of
-    /// 64 MiB.
-    pub delayed: Bound,
-    /// Dead letters of a group; beyond, the oldest are deleted and counted. By default 65 536, of 64 MiB.
-    pub dead_letters: Bound,
-}
-
 impl MemoryDurableBus {
-    /// A bus with the default configuration.
+    /// Creates a bus with the default limits.
     pub fn new() -> Self {
-        let live = MemoryBus::new();
-        Self::over(live, MemoryDurableConfig::default())
+        Self::default()
     }
 
-    /// A bus with a configuration.
-    ///
-    /// # Errors
-    /// [`BusError::InvalidSetting`] names the first that is not valid.
-    pub fn with_config(config: MemoryDurableConfig) -> Result<Self, BusError> {
-        config.validate()?;
-        let MemoryDurableConfig { max_event_bytes, block_timeout, .. } = config;
-        let live = MemoryBus::with_config(MemoryBusConfig { max_event_bytes, block_timeout })?;
-        Ok(Self::over(live, config))
+    /// Returns a builder, to set the limits.
+    pub fn builder() -> MemoryDurableBusBuilder {
+        MemoryDurableBusBuilder::new()
     }
 
-    /// Ends every subscription and consumer. What is handed out may still be settled. Closing again changes nothing.
+    /// Ends every subscription and consumer. Deliveries can still be settled. Closing twice has no effect.
     pub fn close(&self) {
         self.owner.shared.close();
     }
 
-    fn over(live: MemoryBus, config: MemoryDurableConfig) -> Self {
-        let store = Mutex::new(Store::new(config, Arc::clone(live.counters())));
-        Self { owner: Arc::new(Owner { shared: Arc::new(Shared { live, store, config }) }) }
+    fn over(live: MemoryBus, limits: Limits) -> Self {
+        let store = Mutex::new(Store::new(limits, live.counters().clone()));
+        Self { owner: Arc::new(Owner { shared: Arc::new(Shared { live, store }) }) }
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -92,40 +68,8 @@ impl MemoryDurableBus {
 
 impl Default for MemoryDurableBus {
     fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Default for MemoryDurableConfig {
-    fn default() -> Self {
-        const EVENTS: usize = 64 * 1024;
-        const BYTES: usize = 64 * 1024 * 1024;
-        let MemoryBusConfig { max_event_bytes, block_timeout } = MemoryBusConfig::default();
-        Self {
-            max_event_bytes,
-            block_timeout,
-            history: Bound::new(EVENTS, BYTES),
-            backlog: Bound::new(16 * EVENTS, 4 * BYTES),
-            delayed: Bound::new(EVENTS, BYTES),
-            dead_letters: Bound::new(EVENTS, BYTES),
-        }
-    }
-}
-
-impl MemoryDurableConfig {
-    fn validate(&self) -> Result<(), BusError> {
-        let invalid = |setting, problem| Err(BusError::InvalidSetting { setting, problem });
-        let bounds =
-            [("backlog", self.backlog), ("delayed", self.delayed), ("dead_letters", self.dead_letters)];
-        for (setting, bound) in bounds {
-            if !bound.holds(1, self.max_event_bytes) {
-                return invalid(setting, "has no room for the largest event");
-            }
-        }
-        if !self.backlog.holds(self.history.events, self.history.bytes) {
-            return invalid("history", "is more than a group may have as backlog");
-        }
-        Ok(())
+        let live = MemoryBus::new();
+        Self::over(live, Limits::default())
     }
 }
 
@@ -133,7 +77,7 @@ impl MemoryDurableConfig {
 impl EventBus for MemoryDurableBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
         tokio::task::coop::consume_budget().await;
-        let size = self.shared().live.admit(&event)?;
+        let size = self.shared().live.check(&event)?;
         let item = Item::new(event, size);
         {
             let mut store = self.shared().store();
@@ -141,28 +85,31 @@ impl EventBus for MemoryDurableBus {
             store.check_room(&item)?;
             store.append(&item);
         }
-        self.shared().live.spread(&item.event, item.expiry).await;
+        self.shared().live.deliver(&item.event, item.expiry).await;
         Ok(())
     }
 
-    async fn subscribe_any(&self, patterns: Patterns, overflow: Overflow) -> Result<Subscription, BusError> {
-        self.shared().live.subscribe_any(patterns, overflow).await
+    async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+        self.shared().live.subscribe(pattern, overflow).await
     }
 
-    fn capabilities(&self) -> Capabilities {
-        const CLAIMED: &[Capability] = &[
+    fn capabilities(&self) -> &[Capability] {
+        &[
             Capability::OrderPerKey,
             Capability::History,
             Capability::FencedSettling,
             Capability::AttemptCounts,
             Capability::DelayedNack,
             Capability::LeaseExtension,
-        ];
-        Capabilities::new(CLAIMED, self.shared().config.max_event_bytes)
+        ]
     }
 
-    fn counts(&self) -> Counts {
-        self.shared().live.counts()
+    fn max_event_bytes(&self) -> usize {
+        self.shared().live.max_event_bytes()
+    }
+
+    fn counters(&self) -> &Counters {
+        self.shared().live.counters()
     }
 }
 
@@ -170,15 +117,14 @@ impl EventBus for MemoryDurableBus {
 impl DelayBus for MemoryDurableBus {
     async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError> {
         let shared = self.shared();
-        let item = Item::new(event.clone(), shared.live.admit(&event)?);
-        let runtime =
-            Handle::try_current().map_err(|error| BusError::Unavailable { source: Some(Box::new(error)) })?;
+        let size = shared.live.check(&event)?;
+        let runtime = Handle::try_current().map_err(BusError::unavailable)?;
         let mut store = shared.store();
         store.check_open()?;
-        store.delayed.check_room(shared.config.delayed, &item)?;
+        store.check_delayed(size)?;
         let number = store.number();
         let (bus, due) = (Arc::downgrade(shared), Instant::now().checked_add(delay));
-        let alarm = runtime.spawn(async move {
+        let timer = runtime.spawn(async move {
             match due {
                 Some(due) => sleep_until(due).await,
                 None => std::future::pending().await,
@@ -187,29 +133,30 @@ impl DelayBus for MemoryDurableBus {
                 shared.publish_delayed(number).await;
             }
         });
-        store.delayed.insert(number, item, alarm.abort_handle());
+        store.delay(number, Item::new(event, size), timer.abort_handle());
         Ok(())
     }
 
     async fn cancel_publish(&self, event_id: &str) -> Result<bool, BusError> {
-        Ok(self.shared().store().delayed.cancel(event_id))
+        Ok(self.shared().store().cancel_delayed(event_id))
     }
 }
 
 #[async_trait]
 impl DurableBus for MemoryDurableBus {
-    async fn consume_any(
+    async fn consume(
         &self,
         group: &str,
-        patterns: Patterns,
+        pattern: Pattern,
         options: ConsumeOptions,
     ) -> Result<Consumer, BusError> {
-        options.validate()?;
+        options.check()?;
         if group.is_empty() {
-            return Err(BusError::InvalidSetting { setting: "group", problem: "is empty" });
+            return Err(ConfigError::new("group", "is empty").into());
         }
-        let membership = self.shared().store().join(group, patterns, &options)?;
-        Ok(member::consumer(Arc::clone(self.shared()), membership, options.lease))
+        let membership = self.shared().store().join(group, pattern, options)?;
+        let member = Member { shared: Arc::clone(self.shared()), membership };
+        Ok(Consumer::new(member, options.lease))
     }
 
     async fn group(&self, group: &str) -> Result<GroupStatus, BusError> {
@@ -235,7 +182,7 @@ impl DurableBus for MemoryDurableBus {
     }
 }
 
-/// What the clones of a bus share. Its consumers do not: they end with it.
+/// Shared by the handles of a bus. Its consumers do not hold it, because they end with the last handle.
 #[derive(Debug)]
 struct Owner {
     shared: Arc<Shared>,
@@ -249,15 +196,14 @@ impl Drop for Owner {
 
 #[derive(Debug)]
 struct Shared {
-    /// Publishes to those that have subscribed, and counts.
+    /// Delivers to subscribers, and counts.
     live: MemoryBus,
     store: Mutex<Store>,
-    config: MemoryDurableConfig,
 }
 
 impl Shared {
     fn store(&self) -> MutexGuard<'_, Store> {
-        // Nothing under the lock panics half way, so what a poisoned one guards is whole.
+        // No code panics while it holds the lock, so the store is consistent.
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -266,21 +212,103 @@ impl Shared {
         self.live.close();
     }
 
-    /// A delayed event was taken already, so no group is too full for it.
+    /// Publishes to groups without a check for room, because the event was accepted before.
     async fn publish_delayed(&self, number: u64) {
         let item = {
             let mut store = self.store();
-            let Some(item) = store.delayed.remove(number) else { return };
+            let Some(item) = store.take_delayed(number) else { return };
             store.append(&item);
             item
         };
-        self.live.spread(&item.event, item.expiry).await;
+        self.live.deliver(&item.event, item.expiry).await;
     }
 }
 
-impl Item {
-    fn new(event: Event, size: usize) -> Self {
-        let expiry = Expiry::of(event.expires_at());
-        Self { event, expiry, size, attempts: 0, hold: None }
+/// A member of a group.
+struct Member {
+    shared: Arc<Shared>,
+    membership: Membership,
+}
+
+#[async_trait]
+impl ConsumerEngine for Member {
+    type Receipt = Claim;
+
+    async fn next(&self) -> Result<Result<(Event, u32, Claim), Gap>, BusError> {
+        tokio::task::coop::consume_budget().await;
+        loop {
+            // Created before the group is read, so that no change in between is missed.
+            let changed = self.membership.changed.notified();
+            match self.turn()? {
+                Turn::Claim(claim) => return Ok(Ok((claim.event.clone(), claim.attempt, claim))),
+                Turn::Gap(gap) => return Ok(Err(gap)),
+                Turn::Wait(None) => changed.await,
+                Turn::Wait(Some(until)) => tokio::select! {
+                    () = changed => {}
+                    () = sleep_until(until) => {}
+                },
+            }
+        }
+    }
+
+    async fn settle(&self, batch: Vec<(Claim, Result<(), Nack>)>) -> Vec<Result<(), BusError>> {
+        self.each(batch, |group, claim, outcome, now| group.settle(claim, outcome, now))
+    }
+
+    async fn extend(&self, batch: Vec<(Claim, Duration)>) -> Vec<Result<(), BusError>> {
+        self.each(batch, |group, claim, time, now| group.extend(claim, time, now))
+    }
+
+    async fn close(&self) -> Result<(), BusError> {
+        loop {
+            let changed = self.membership.changed.notified();
+            let Some(until) = self.busy_until() else { return Ok(()) };
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+
+    fn leave(&self) {
+        if let Ok(slot) = self.shared.store().slot(&self.membership.group) {
+            slot.group.leave(self.membership.member);
+        }
+        self.membership.changed.notify_waiters();
+    }
+}
+
+impl Member {
+    fn turn(&self) -> Result<Turn, BusError> {
+        let mut store = self.shared.store();
+        store.check_open()?;
+        let group = &self.membership.group;
+        let turn = store.slot(group)?.group.take(self.membership.member, Instant::now());
+        // A group of the same name may have been created since.
+        turn.ok_or_else(|| BusError::UnknownGroup { group: group.to_string() })
+    }
+
+    /// Returns when the next lease expires, or `None` if this member has no deliveries.
+    fn busy_until(&self) -> Option<Instant> {
+        let mut store = self.shared.store();
+        let group = &mut store.slot(&self.membership.group).ok()?.group;
+        if group.is_idle(self.membership.member, Instant::now()) { None } else { group.next_due() }
+    }
+
+    /// Applies a change to each claim, and wakes the members of the group.
+    fn each<T>(
+        &self,
+        batch: Vec<(Claim, T)>,
+        change: impl Fn(&mut Group, &Claim, T, Instant) -> Result<(), Lost>,
+    ) -> Vec<Result<(), BusError>> {
+        let lost = |claim: &Claim| BusError::LeaseLost { event_id: claim.event.id().to_owned() };
+        let (mut store, now) = (self.shared.store(), Instant::now());
+        let Ok(slot) = store.slot(&self.membership.group) else {
+            return batch.iter().map(|(claim, _)| Err(lost(claim))).collect();
+        };
+        let one = |(claim, how)| change(&mut slot.group, &claim, how, now).map_err(|Lost| lost(&claim));
+        let results = batch.into_iter().map(one).collect();
+        slot.changed.notify_waiters();
+        results
     }
 }

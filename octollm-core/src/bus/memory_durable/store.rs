@@ -1,4 +1,4 @@
-//! Everything that the bus stores.
+//! What the bus stores: the history, the groups, and the events that are published later.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -7,36 +7,37 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::MemoryDurableConfig;
-use super::group::{Group, Terms};
-use super::lanes::Item;
+use super::builder::Limits;
+use super::group::{Group, Item};
 use crate::bus::engine::{Counters, Expiry};
-use crate::bus::{Bound, BusError, ConsumeOptions, Gap, GapReason, Start};
-use crate::event::Patterns;
+use crate::bus::{BusError, ConsumeOptions, Gap};
+use crate::event::{Event, Pattern};
 
-/// The history, the groups and what waits for its time.
 #[derive(Debug)]
 pub(super) struct Store {
-    config: MemoryDurableConfig,
-    counters: Arc<Counters>,
+    limits: Limits,
+    counters: Counters,
     groups: HashMap<Arc<str>, GroupSlot>,
     history: VecDeque<(u64, Item)>,
     history_bytes: usize,
+    /// Whether the history has lost its oldest events.
     trimmed: bool,
-    pub(super) delayed: Delayed,
+    /// Events that are published later, each with its timer.
+    delayed: HashMap<u64, (Item, AbortHandle)>,
+    delayed_bytes: usize,
     last_number: u64,
     closed: bool,
 }
 
-/// A group, and what its members wait for.
 #[derive(Debug)]
 pub(super) struct GroupSlot {
     pub(super) group: Group,
+    /// Wakes the members.
     pub(super) changed: Arc<Notify>,
 }
 
-/// A member that has joined.
-#[derive(Debug, Clone)]
+/// A member that has joined a group.
+#[derive(Debug)]
 pub(super) struct Membership {
     pub(super) group: Arc<str>,
     pub(super) member: u64,
@@ -44,21 +45,22 @@ pub(super) struct Membership {
 }
 
 impl Store {
-    pub(super) fn new(config: MemoryDurableConfig, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(limits: Limits, counters: Counters) -> Self {
         Self {
-            config,
+            limits,
             counters,
             groups: HashMap::new(),
             history: VecDeque::new(),
             history_bytes: 0,
             trimmed: false,
-            delayed: Delayed::default(),
+            delayed: HashMap::new(),
+            delayed_bytes: 0,
             last_number: 0,
             closed: false,
         }
     }
 
-    /// A number later than all before.
+    /// Returns a number greater than all before.
     pub(super) fn number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
@@ -70,44 +72,72 @@ impl Store {
         if self.closed { Err(BusError::Closed) } else { Ok(()) }
     }
 
-    /// Refuses an event for which a group has no room.
+    /// # Errors
+    /// [`BusError::Full`] when one of the groups has no room for the event.
     pub(super) fn check_room(&self, item: &Item) -> Result<(), BusError> {
-        let bound = self.config.backlog;
-        let full = |slot: &GroupSlot| {
-            !slot.group.has_room(bound, item.size) && slot.group.patterns.matches(item.event.channel())
-        };
-        if self.groups.values().any(full) { Err(BusError::Full { bound }) } else { Ok(()) }
+        for slot in self.groups.values() {
+            if slot.group.pattern.matches(item.event.channel()) {
+                slot.group.check_room(self.limits.backlog, item.size)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn append(&mut self, item: &Item) {
         let number = self.number();
         for slot in self.groups.values_mut() {
-            if slot.group.patterns.matches(item.event.channel()) {
+            if slot.group.pattern.matches(item.event.channel()) {
                 slot.group.push(number, item.clone());
                 slot.changed.notify_waiters();
             }
         }
         self.history_bytes += item.size;
         self.history.push_back((number, item.clone()));
-        while !self.config.history.holds(self.history.len(), self.history_bytes) {
+        while !self.limits.history.allows(self.history.len(), self.history_bytes) {
             let Some((_, oldest)) = self.history.pop_front() else { return };
             self.history_bytes -= oldest.size;
             self.trimmed = true;
         }
     }
 
+    /// # Errors
+    /// [`BusError::Full`].
+    pub(super) fn check_delayed(&self, size: usize) -> Result<(), BusError> {
+        self.limits.delayed.check(self.delayed.len() + 1, self.delayed_bytes + size)
+    }
+
+    pub(super) fn delay(&mut self, number: u64, item: Item, timer: AbortHandle) {
+        self.delayed_bytes += item.size;
+        self.delayed.insert(number, (item, timer));
+    }
+
+    /// Returns an event whose delay has passed, unless it was cancelled.
+    pub(super) fn take_delayed(&mut self, number: u64) -> Option<Item> {
+        let (item, _) = self.delayed.remove(&number)?;
+        self.delayed_bytes -= item.size;
+        Some(item)
+    }
+
+    /// Cancels the events with this id. Returns whether there was one.
+    pub(super) fn cancel_delayed(&mut self, event_id: &str) -> bool {
+        let before = self.delayed.len();
+        for (_, (item, timer)) in self.delayed.extract_if(|_, (item, _)| item.event.id() == event_id) {
+            self.delayed_bytes -= item.size;
+            timer.abort();
+        }
+        self.delayed.len() < before
+    }
+
     /// Delivers a dead letter again.
     pub(super) fn replay(&mut self, name: &str, entry: u64, now: Instant) -> Result<(), BusError> {
-        let (bound, number) = (self.config.backlog, self.number());
+        let (backlog, number) = (self.limits.backlog, self.number());
         let slot = self.slot(name)?;
         let unknown = || BusError::UnknownDeadLetter { entry: entry.to_string() };
-        let size = slot.group.dead_letter(entry, now).ok_or_else(unknown)?.size;
-        if !slot.group.has_room(bound, size) {
-            return Err(BusError::Full { bound });
-        }
-        let item = slot.group.exhume(entry).ok_or_else(unknown)?;
-        // Whoever replays it wants it delivered, however old it is.
-        slot.group.push(number, Item { expiry: Expiry::Never, attempts: 0, hold: None, ..item });
+        let size = slot.group.dead_letter_size(entry, now).ok_or_else(unknown)?;
+        slot.group.check_room(backlog, size)?;
+        let item = slot.group.remove_dead_letter(entry).ok_or_else(unknown)?;
+        // The caller wants the event delivered, so it does not expire.
+        slot.group.push(number, Item { expiry: Expiry::Never, attempts: 0, holder: None, ..item });
         slot.changed.notify_waiters();
         Ok(())
     }
@@ -115,21 +145,21 @@ impl Store {
     pub(super) fn join(
         &mut self,
         name: &str,
-        patterns: Patterns,
-        options: &ConsumeOptions,
+        pattern: Pattern,
+        options: ConsumeOptions,
     ) -> Result<Membership, BusError> {
         self.check_open()?;
         if !self.groups.contains_key(name) {
-            let group = self.found(patterns.clone(), options.start);
+            let group = self.create(pattern.clone(), options.from_start);
             self.groups.insert(name.into(), GroupSlot { group, changed: Arc::default() });
         }
         let (member, name) = (self.number(), Arc::<str>::from(name));
         let slot = self.slot(&name)?;
-        if slot.group.patterns != patterns {
-            let existing = slot.group.patterns.to_string();
-            return Err(BusError::OtherPatterns { group: name.to_string(), existing });
+        if slot.group.pattern != pattern {
+            let pattern = slot.group.pattern.to_string();
+            return Err(BusError::OtherPattern { group: name.to_string(), pattern });
         }
-        slot.group.join(member, Terms::from(options));
+        slot.group.join(member, options);
         Ok(Membership { member, changed: Arc::clone(&slot.changed), group: name })
     }
 
@@ -145,19 +175,19 @@ impl Store {
 
     pub(super) fn close(&mut self) {
         self.closed = true;
-        self.delayed = Delayed::default();
+        self.delayed.drain().for_each(|(_, (_, timer))| timer.abort());
+        self.delayed_bytes = 0;
         self.groups.values().for_each(|slot| slot.changed.notify_waiters());
     }
 
-    /// A new group, from what the bus still has or from now on.
-    fn found(&self, patterns: Patterns, start: Start) -> Group {
-        let mut group = Group::new(patterns, self.config.dead_letters, Arc::clone(&self.counters));
-        if start == Start::Beginning {
+    fn create(&self, pattern: Pattern, from_start: bool) -> Group {
+        let mut group = Group::new(pattern, self.limits.dead_letters, self.counters.clone());
+        if from_start {
             if self.trimmed {
-                group.mark(Gap::new(GapReason::Trimmed));
+                group.gap = Some(Gap::Trimmed { event_ids: Vec::new() });
             }
             for (number, item) in &self.history {
-                if group.patterns.matches(item.event.channel()) {
+                if group.pattern.matches(item.event.channel()) {
                     group.push(*number, item.clone());
                 }
             }
@@ -166,50 +196,15 @@ impl Store {
     }
 }
 
-/// Events that wait for their time, each with the task that waits for it.
-#[derive(Debug, Default)]
-pub(super) struct Delayed {
-    waiting: HashMap<u64, (Item, AbortHandle)>,
-    bytes: usize,
-}
-
-impl Delayed {
-    /// # Errors
-    /// [`BusError::Full`].
-    pub(super) fn check_room(&self, bound: Bound, item: &Item) -> Result<(), BusError> {
-        let room = bound.holds(self.waiting.len() + 1, self.bytes + item.size);
-        if room { Ok(()) } else { Err(BusError::Full { bound }) }
-    }
-
-    pub(super) fn insert(&mut self, number: u64, item: Item, alarm: AbortHandle) {
-        self.bytes += item.size;
-        self.waiting.insert(number, (item, alarm));
-    }
-
-    /// The event whose time has come, unless it was taken back.
-    pub(super) fn remove(&mut self, number: u64) -> Option<Item> {
-        let (item, _) = self.waiting.remove(&number)?;
-        self.bytes -= item.size;
-        Some(item)
-    }
-
-    /// Takes back every event of this id. Whether there was one.
-    pub(super) fn cancel(&mut self, event_id: &str) -> bool {
-        let before = self.waiting.len();
-        self.waiting.retain(|_, (item, alarm)| {
-            let stays = item.event.id() != event_id;
-            if !stays {
-                self.bytes -= item.size;
-                alarm.abort();
-            }
-            stays
-        });
-        self.waiting.len() < before
+impl Item {
+    pub(super) fn new(event: Event, size: usize) -> Self {
+        let expiry = Expiry::of(&event);
+        Self { event, expiry, size, attempts: 0, holder: None }
     }
 }
 
-impl Drop for Delayed {
+impl Drop for Store {
     fn drop(&mut self) {
-        self.waiting.values().for_each(|(_, alarm)| alarm.abort());
+        self.delayed.values().for_each(|(_, timer)| timer.abort());
     }
 }

@@ -86,3 +86,12 @@ fn a_stored_record_is_read_again() {
     let text = serde_json::to_string(&record).unwrap();
     assert_eq!(serde_json::from_str::<TaskRecord>(&text).unwrap(), record);
 }
+
+#[test]
+fn no_change_is_earlier_than_the_one_before_whatever_the_clocks_say() {
+    let mut record = record();
+    let at = |second| Timestamp::from_second(second).unwrap();
+    apply(&mut record, Change::Claim, at(100)).unwrap();
+    apply(&mut record, Change::Complete, at(40)).unwrap();
+    assert_eq!((record.task.updated_at, record.task.completed_at), (at(100), Some(at(100))));
+}

@@ -13,6 +13,8 @@ pub(super) struct Limits {
     pub(super) idle: usize,
     /// How many one arm may hold.
     pub(super) share: usize,
+    /// Whether an arm takes another one only while it holds fewer than are free.
+    pub(super) reserve: bool,
     /// How long one may be idle.
     pub(super) idle_timeout: Duration,
 }
@@ -210,8 +212,11 @@ impl<T, W> Allotment<T, W> {
         self.arms[self.lanes[lane].arm] -= 1;
     }
 
+    /// Whether the arm of this lane may have one more. With a reserve any number `n` of slow arms leaves a part in `n + 1` of all
+    /// connections to the others.
     fn has_share(&self, lane: usize) -> bool {
-        self.arms[self.lanes[lane].arm] < self.limits.share
+        let (held, busy) = (self.arms[self.lanes[lane].arm], self.open - self.idle);
+        held < self.limits.share && (!self.limits.reserve || held < self.limits.open.saturating_sub(busy))
     }
 }
 

@@ -5,10 +5,11 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::{
@@ -34,6 +35,8 @@ pub(super) struct Connection {
     meter: Arc<Meter>,
     /// It is not used again after this moment.
     retires: Instant,
+    /// It is not used again after a longer rest, since the server closes it then; `None` where the server does not say.
+    longest_rest: Option<Duration>,
 }
 
 /// Why an exchange failed.
@@ -51,13 +54,19 @@ impl Connection {
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await.map_err(
                 |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").with_source(error),
             )?;
-        Ok(Self { sender, driver: Some(driver), meter, retires })
+        Ok(Self { sender, driver: Some(driver), meter, retires, longest_rest: None })
     }
 
-    /// Whether the server has not closed it, as far as is known here.
-    pub(super) fn is_alive(&mut self, now: Instant) -> bool {
+    /// Whether the server has not closed it after this rest, as far as is known here.
+    pub(super) fn is_alive(&mut self, now: Instant, rest: Duration) -> bool {
+        let is_rested = self.longest_rest.is_some_and(|longest| rest >= longest);
         // Nobody waits for it yet: the task that used it last must not be woken any more.
-        now < self.retires && self.drive(&mut Context::from_waker(Waker::noop())).is_pending()
+        self.meter.rests(true);
+        let is_alive = !is_rested
+            && now < self.retires
+            && self.drive(&mut Context::from_waker(Waker::noop())).is_pending();
+        self.meter.rests(false);
+        is_alive
     }
 
     /// Whether another request can be sent: the last answer has ended, and so has its request.
@@ -84,6 +93,7 @@ impl Connection {
     ) -> Result<Response<Bytes>, Lost> {
         let (head, body) = self.head(request, wait_limit).await?.into_parts();
         self.meter.has_head();
+        self.longest_rest = longest_rest(&head.headers).or(self.longest_rest);
         wait_limit.answering();
         let body = self.body(body, max_answer, wait_limit).await.map_err(Lost::Failed)?;
         Ok(Response::from_parts(head, body))
@@ -155,6 +165,20 @@ const MAX_HEAD: usize = 64 << 10;
 
 /// So much may come before the head of an answer is complete: interim answers (1xx), without end from some servers.
 const MAX_INTERIM: u64 = 4 * MAX_HEAD as u64;
+
+/// How long a connection may rest by `Keep-Alive: timeout=` of an answer, less what a request may need for its way: a server that
+/// closes a connection while a request comes in leaves its caller in doubt.
+fn longest_rest(head: &HeaderMap) -> Option<Duration> {
+    let fields = head.get(&KEEP_ALIVE)?.to_str().ok()?.split(',');
+    let timeout = fields.filter_map(|field| field.split_once('=')).find_map(|(name, value)| {
+        name.trim()
+            .eq_ignore_ascii_case("timeout")
+            .then(|| value.trim().parse().ok().map(Duration::from_secs))?
+    })?;
+    Some(timeout - (timeout / 2).min(Duration::from_secs(1)))
+}
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 fn timed_out(idle: Idle) -> ExchangeError {
     let message = match idle {

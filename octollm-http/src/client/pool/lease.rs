@@ -106,7 +106,7 @@ impl Lease {
                 // Lets the runtime look at its sockets, so that a close by the server is known.
                 tokio::task::yield_now().await;
             }
-            if idle < self.pool.config.idle_timeout && connection.is_alive(now) {
+            if idle < self.pool.config.idle_timeout && connection.is_alive(now, idle) {
                 return true;
             }
             self.discard();

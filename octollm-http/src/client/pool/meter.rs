@@ -1,7 +1,9 @@
 //! What moves through a socket, and how long to wait while nothing does.
 
 use std::{
+    any::Any,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     sync::{
         Arc,
@@ -12,13 +14,15 @@ use std::{
 };
 
 use octollm_core::{contract::ContractSpec, deadline::Deadline};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::{Instant, Sleep},
 };
 
 use super::Terms;
-use crate::io::BoxIo;
+use crate::io::{BoxIo, Io};
 
 /// What moved through a socket. Read by whoever drives it, so that relaxed counting does.
 #[derive(Debug, Default)]
@@ -26,6 +30,8 @@ pub(super) struct Meter {
     read: AtomicU64,
     written: AtomicU64,
     blocked: AtomicBool,
+    /// Nothing is due from the server: whatever comes ends the connection.
+    rests: AtomicBool,
     /// How much may be read before the head of an answer has come; 0 for any amount.
     before_head: AtomicU64,
 }
@@ -44,6 +50,11 @@ impl Meter {
     /// Whether the last write found no room.
     pub(super) fn is_write_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the connection rests, so that nothing is due from the server.
+    pub(super) fn rests(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Relaxed);
     }
 
     /// Allows this many bytes until the [head](Self::has_head) of an answer has come.
@@ -87,6 +98,15 @@ impl Metered {
     }
 }
 
+/// Whether bytes, or the end of them, wait in the system's socket. The runtime may not have looked at it since they came.
+fn holds_something(socket: &dyn Io) -> bool {
+    let tcp = (socket as &dyn Any).downcast_ref::<TcpStream>();
+    tcp.is_some_and(|tcp| match SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]) {
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+    })
+}
+
 impl AsyncRead for Metered {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -97,7 +117,11 @@ impl AsyncRead for Metered {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
+        let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
+        if read.is_pending() && self.meter.rests.load(Ordering::Relaxed) && holds_something(&*self.socket) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        ready!(read)?;
         Meter::add(&self.meter.read, buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }

@@ -78,7 +78,10 @@ impl Pool {
     pub(super) fn new(config: ClientConfig, connector: Arc<dyn Connector>, arms: usize) -> Self {
         let open = config.max_connections;
         let share = if arms > 1 { (open / 2).max(1) } else { open };
-        let limits = Limits { open, idle: config.max_idle, share, idle_timeout: config.idle_timeout };
+        // Between two, a half is a reserve.
+        let reserve = arms > 2;
+        let limits =
+            Limits { open, idle: config.max_idle, share, reserve, idle_timeout: config.idle_timeout };
         Self(Arc::new(Shared { state: Mutex::new(State::new(limits)), limits, connector, config }))
     }
 

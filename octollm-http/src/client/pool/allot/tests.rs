@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: Limits = Limits { open: 4, idle: 2, share: 3, idle_timeout: Duration::from_secs(15) };
+const LIMITS: Limits =
+    Limits { open: 4, idle: 2, share: 3, reserve: false, idle_timeout: Duration::from_secs(15) };
 
 fn lanes<T, W>(pool: &mut Allotment<T, W>, arms: &[usize]) -> Vec<LaneId> {
     let count = arms.iter().max().unwrap() + 1;
@@ -84,6 +85,15 @@ async fn arms_that_all_have_callers_waiting_come_to_hold_equally_many_and_then_s
     assert_eq!([count(0), count(1), count(2)].iter().max(), Some(&34));
 }
 
+#[tokio::test(start_paused = true)]
+async fn slow_arms_leave_connections_to_each_further_one() {
+    let limits = Limits { open: 100, share: 50, reserve: true, ..LIMITS };
+    let mut pool = Allotment::<u32, ()>::new(limits);
+    let lane = lanes(&mut pool, &[0, 1, 2, 3, 4]);
+    let all = lane.iter().map(|lane| std::iter::from_fn(|| pool.ask(*lane)).count());
+    assert_eq!(all.collect::<Vec<_>>(), [50, 25, 13, 6, 3]);
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Ask(usize),
@@ -142,10 +152,10 @@ proptest! {
     #[test]
     fn limits_hold_and_nobody_waits_in_vain(
         events in proptest::collection::vec(event(), 0..200),
-        (open, idle, share) in (1..6_usize, 0..6_usize, 1..6_usize),
+        (open, idle, share, reserve) in (1..6_usize, 0..6_usize, 1..6_usize, any::<bool>()),
     ) {
         let mut now = std::time::Instant::now().into();
-        let limits = Limits { open, idle: idle.min(open), share: share.min(open), ..LIMITS };
+        let limits = Limits { open, idle: idle.min(open), share: share.min(open), reserve, ..LIMITS };
         let mut pool = Allotment::<u32, u32>::new(limits);
         let arms = [0, 0, 1, 2];
         let lane = lanes(&mut pool, &arms);
@@ -189,7 +199,9 @@ proptest! {
                 prop_assert!(holds(arm) <= limits.share);
                 let waits = model.waiting.iter().any(|(place, ..)| arms[*place] == arm);
                 let room = pool.open < limits.open || pool.idle > 0;
-                prop_assert!(!(waits && room && holds(arm) < limits.share), "{:?}", pool);
+                let free = open - model.held.len();
+                let may = holds(arm) < limits.share && (!reserve || holds(arm) < free);
+                prop_assert!(!(waits && room && may), "{:?}", pool);
             }
         }
     }

@@ -1,0 +1,69 @@
+//! Attacks against brains: races, stores and buses that fail, and more work than there is room for. They run in the attacked
+//! process, which is the brain's.
+
+mod faulty;
+mod load;
+mod races;
+mod scene;
+
+use std::{env, time::SystemTime};
+
+use crate::frame::{Arena, Attack, Outcome, Size};
+
+pub(crate) fn attacks() -> Vec<Attack> {
+    let attack = |name, run| Attack::new("brain", name, run);
+    vec![
+        attack("cancel-at-any-moment", |arena| Box::pin(run(arena, "cancel"))),
+        attack("takeover-while-the-old-one-runs", |arena| Box::pin(run(arena, "takeover"))),
+        attack("faulty-store", |arena| Box::pin(run(arena, "faulty"))),
+        attack("store-that-hangs", |arena| Box::pin(run(arena, "hangs"))),
+        attack("full-bus", |arena| Box::pin(run(arena, "bus"))),
+        attack("submit-storm", |arena| Box::pin(run(arena, "storm"))),
+        attack("giant-values", |arena| Box::pin(run(arena, "giant"))).memory(320, 160),
+        attack("watchers-that-leave", |arena| Box::pin(run(arena, "watchers"))),
+        attack("large-batches", |arena| Box::pin(run(arena, "batches"))).memory(160, 96),
+        attack("nested-brains", |arena| Box::pin(run(arena, "nested"))),
+    ]
+}
+
+/// Has the attacked process run one of them, with a seed: `ATTACK_KIT_SEED`, or one of its own.
+async fn run(arena: &Arena, name: &str) -> Outcome {
+    let given = env::var("ATTACK_KIT_SEED").ok().and_then(|seed| seed.parse().ok());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seed: u64 = given.unwrap_or(now.as_micros() as u64 % 1_000_000);
+    let answer = arena.child.ask(&format!("{name} {seed} {}", arena.size.word())).await?;
+    match answer.split_once(' ') {
+        Some(("ok", words)) => Ok(format!("{words} (seed {seed})")),
+        _ => Err(format!("{answer} (seed {seed})").into()),
+    }
+}
+
+/// The attacked side: `NAME SEED SIZE`.
+pub(crate) async fn command(command: String) -> String {
+    let words: Vec<_> = command.split(' ').collect();
+    let [name, seed, size] = words[..] else { return "no such command".into() };
+    let seed = seed.parse().unwrap_or_default();
+    let size = if size == "short" { Size::Short } else { Size::Full };
+    // A panic in it ends no more than this task.
+    let name = name.to_owned();
+    let attack = tokio::spawn(async move {
+        match &*name {
+            "cancel" => races::cancel(seed, size).await,
+            "takeover" => races::takeover(seed, size).await,
+            "faulty" => races::faulty(seed, size).await,
+            "hangs" => races::hangs(seed, size).await,
+            "bus" => races::full_bus(seed, size).await,
+            "storm" => load::storm(size).await,
+            "giant" => load::giant(size).await,
+            "watchers" => load::watchers(seed, size).await,
+            "batches" => load::batches(size).await,
+            "nested" => load::nested(seed, size).await,
+            other => Err(format!("there is no attack {other}").into()),
+        }
+    });
+    match attack.await {
+        Ok(Ok(words)) => format!("ok {words}"),
+        Ok(Err(error)) => error.to_string().replace('\n', " "),
+        Err(panic) => format!("panicked: {panic}"),
+    }
+}

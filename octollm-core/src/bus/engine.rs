@@ -1,0 +1,191 @@
+//! The parts for the author of a bus. Users of a bus do not need them.
+//!
+//! | to | use |
+//! |---|---|
+//! | feed subscriptions, which overflow the same way on every bus | [`Feed`], [`deliver`] |
+//! | deliver to a consumer, and settle its deliveries | [`ConsumerEngine`], [`Consumer::new`](super::Consumer::new), [`Consumer::batched`](super::Consumer::batched) |
+//! | count | [`Counters`] |
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+pub use super::feed::{Feed, deliver};
+use super::{BusError, Gap, Nack};
+use crate::event::Event;
+
+/// One member of a group, which a [`Consumer`](super::Consumer) drives.
+#[async_trait]
+pub trait ConsumerEngine: Send + Sync + 'static {
+    /// Identifies one delivery, such as the id of a stream entry together with a token of this delivery.
+    type Receipt: Clone + Send + Sync + 'static;
+
+    /// Waits for the next event. Returns it with its attempt, counted from 1, and the receipt of this delivery. The
+    /// inner error is a [`Gap`] at this point.
+    ///
+    /// No two calls run at the same time.
+    ///
+    /// # Errors
+    /// The reason why the consumer has ended. The method is not called again.
+    ///
+    /// # Cancel safety
+    /// Must be cancel safe: if the future is dropped, no event is lost and none is delivered.
+    async fn next(&self) -> Result<Result<(Event, u32, Self::Receipt), Gap>, BusError>;
+
+    /// Settles deliveries: `Ok` acknowledges. Returns a result for each item, in order.
+    ///
+    /// A delivery can be settled after its lease has expired, until its event goes to another consumer.
+    ///
+    /// # Errors
+    /// For each item [`BusError::LeaseLost`] when another consumer has or had the event, or the event is a dead letter that
+    /// the bus cannot take back; [`BusError::Unsupported`] and [`BusError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, each delivery may or may not be settled.
+    async fn settle(&self, batch: Vec<(Self::Receipt, Result<(), Nack>)>) -> Vec<Result<(), BusError>>;
+
+    /// Extends leases to this duration from now on. Returns a result for each item, in order.
+    ///
+    /// # Errors
+    /// For each item as [`settle`](Self::settle).
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, each lease may or may not be extended.
+    async fn extend(&self, batch: Vec<(Self::Receipt, Duration)>) -> Vec<Result<(), BusError>>;
+
+    /// Waits until all deliveries are settled or their leases have expired. [`next`](Self::next) is not called again;
+    /// events that were fetched and not returned by it go to other consumers, without counting as an attempt.
+    ///
+    /// # Errors
+    /// [`BusError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the method can be called again.
+    async fn close(&self) -> Result<(), BusError>;
+
+    /// Leaves the group, because the consumer was dropped. Its deliveries can still be settled.
+    fn leave(&self);
+}
+
+/// The counters of a bus, which start at 0. Clones share their values.
+#[derive(Debug, Clone, Default)]
+pub struct Counters(Arc<Values>);
+
+#[derive(Debug, Default)]
+struct Values {
+    published: AtomicU64,
+    expired: AtomicU64,
+    lagged: AtomicU64,
+    discarded: AtomicU64,
+}
+
+impl Counters {
+    /// Returns the number of events accepted from publishers.
+    pub fn published(&self) -> u64 {
+        self.0.published.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of events that had expired before they were delivered, counted for each subscription or
+    /// group.
+    pub fn expired(&self) -> u64 {
+        self.0.expired.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of events that were dropped for slow subscribers, counted for each subscription.
+    pub fn lagged(&self) -> u64 {
+        self.0.lagged.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of dead letters that were deleted for lack of room.
+    pub fn discarded(&self) -> u64 {
+        self.0.discarded.load(Ordering::Relaxed)
+    }
+
+    /// Counts an event accepted from a publisher.
+    pub fn add_published(&self) {
+        self.0.published.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts expired events.
+    pub fn add_expired(&self, events: u64) {
+        self.0.expired.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Counts events dropped for a slow subscriber.
+    pub fn add_lagged(&self, events: u64) {
+        self.0.lagged.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Counts deleted dead letters.
+    pub fn add_discarded(&self, letters: u64) {
+        self.0.discarded.fetch_add(letters, Ordering::Relaxed);
+    }
+}
+
+/// The `expires_at` of an event on the monotonic clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expiry {
+    Never,
+    At(Instant),
+    /// It had expired when it was published.
+    Past,
+}
+
+impl Expiry {
+    /// Reads the clocks only if the event expires.
+    pub(super) fn of(event: &Event) -> Self {
+        event.expires_at().map_or(Self::Never, |at| Self::from_wall(at, Timestamp::now(), Instant::now()))
+    }
+
+    /// Converts a time of the wall clock, which shows `wall` when the monotonic clock shows `now`.
+    fn from_wall(expires_at: Timestamp, wall: Timestamp, now: Instant) -> Self {
+        // The difference of two timestamps does not overflow. A negative one is not a `Duration`.
+        match Duration::try_from(expires_at.duration_since(wall)) {
+            Ok(Duration::ZERO) | Err(_) => Self::Past,
+            Ok(left) => now.checked_add(left).map_or(Self::Never, Self::At),
+        }
+    }
+
+    /// Calls `now` only if the result depends on it.
+    pub(super) fn is_over(self, now: impl FnOnce() -> Instant) -> bool {
+        match self {
+            Self::Never => false,
+            Self::At(at) => now() >= at,
+            Self::Past => true,
+        }
+    }
+}
+
+/// Returns `now + by`, or a time 30 years from now if the clock cannot represent it.
+pub(super) fn later(now: Instant, by: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    now.checked_add(by).unwrap_or(now + FAR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_time_becomes_a_monotonic_one() {
+        let (wall, now) = (Timestamp::UNIX_EPOCH, Instant::now());
+        let second = Duration::from_secs(1);
+        assert_eq!(Expiry::from_wall(wall + second, wall, now), Expiry::At(now + second));
+        assert_eq!(Expiry::from_wall(wall, wall, now), Expiry::Past);
+        assert_eq!(Expiry::from_wall(wall - second, wall, now), Expiry::Past);
+        assert_ne!(Expiry::from_wall(Timestamp::MAX, Timestamp::MIN, now), Expiry::Past);
+    }
+
+    #[test]
+    fn an_event_expires_at_its_time() {
+        let now = Instant::now();
+        assert!(Expiry::At(now).is_over(|| now));
+        assert!(!Expiry::At(now + Duration::from_millis(1)).is_over(|| now));
+        assert!(Expiry::Past.is_over(|| now));
+        assert!(!Expiry::Never.is_over(|| now));
+    }
+}

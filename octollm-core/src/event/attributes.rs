@@ -1,0 +1,190 @@
+//! The native form of an event: its attributes as texts, and as JSON.
+
+use std::borrow::Cow;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use super::{Channel, Event, InvalidEvent};
+
+/// The JSON of an event. Attributes from `id` on are optional in events of other systems.
+#[derive(Serialize, Deserialize)]
+struct NativeEvent<'a> {
+    event_type: Cow<'a, str>,
+    timestamp: Cow<'a, str>,
+    source: Cow<'a, str>,
+    #[serde(default)]
+    data: Cow<'a, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    specversion: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    subject: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    correlation_id: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    causation_id: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    partition_key: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    domain: Option<Cow<'a, str>>,
+}
+
+/// The only version that is written and read.
+pub(super) const SPECVERSION: &str = "1.0";
+
+/// Names of the attributes in the order of [`Event::attributes`].
+const NAMES: [&str; 12] = [
+    "event_type",
+    "timestamp",
+    "source",
+    "id",
+    "specversion",
+    "subject",
+    "correlation_id",
+    "causation_id",
+    "traceparent",
+    "partition_key",
+    "expires_at",
+    "domain",
+];
+
+impl Event {
+    /// The attributes as texts under their names in the native form, without the data. An encoding writes these.
+    pub fn attributes(&self) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
+        let native = NativeEvent::of(self);
+        let values = [
+            Some(native.event_type),
+            Some(native.timestamp),
+            Some(native.source),
+            native.id,
+            native.specversion,
+            native.subject,
+            native.correlation_id,
+            native.causation_id,
+            native.traceparent,
+            native.partition_key,
+            native.expires_at,
+            native.domain,
+        ];
+        NAMES.into_iter().zip(values).filter_map(|(name, value)| Some((name, value?)))
+    }
+
+    /// The event with these [`attributes`](Self::attributes), in any order. Attributes of other names are ignored.
+    ///
+    /// `event_type`, `timestamp` and `source` are required. An event without `id` gets a new one.
+    ///
+    /// # Errors
+    /// The first attribute that is missing, repeated or not valid.
+    pub fn from_attributes(
+        attributes: impl IntoIterator<Item = (impl AsRef<str>, impl Into<String>)>,
+        data: impl Into<Value>,
+    ) -> Result<Self, InvalidEvent> {
+        let mut values = [const { None::<String> }; NAMES.len()];
+        for (name, value) in attributes {
+            let Some(index) = NAMES.iter().position(|known| *known == name.as_ref()) else {
+                continue;
+            };
+            if values[index].replace(value.into()).is_some() {
+                return Err(InvalidEvent::Repeated { attribute: NAMES[index] });
+            }
+        }
+        let [event_type, timestamp, source, id, specversion, rest @ ..] =
+            values.map(|value| value.map(Cow::Owned));
+        let [subject, correlation_id, causation_id, traceparent, partition_key, expires_at, domain] = rest;
+        let required = |value: Option<_>, attribute| value.ok_or(InvalidEvent::Missing { attribute });
+        let native = NativeEvent {
+            event_type: required(event_type, "event_type")?,
+            timestamp: required(timestamp, "timestamp")?,
+            source: required(source, "source")?,
+            data: Cow::Owned(data.into()),
+            id,
+            specversion,
+            subject,
+            correlation_id,
+            causation_id,
+            traceparent,
+            partition_key,
+            expires_at,
+            domain,
+        };
+        native.check()
+    }
+
+    /// Reads the native JSON form. In contrast to serde, the error is typed.
+    ///
+    /// # Errors
+    /// [`InvalidEvent::Json`] when the bytes do not have that form, and the first attribute that is not valid.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, InvalidEvent> {
+        let native: NativeEvent<'_> =
+            serde_json::from_slice(bytes).map_err(|source| InvalidEvent::Json { source })?;
+        native.check()
+    }
+}
+
+impl<'a> NativeEvent<'a> {
+    fn of(event: &'a Event) -> Self {
+        let domain = event.channel().domain();
+        Self {
+            event_type: Cow::Borrowed(event.event_type()),
+            timestamp: Cow::Owned(event.timestamp().to_string()),
+            source: Cow::Borrowed(event.source()),
+            data: Cow::Borrowed(event.data()),
+            id: Some(Cow::Borrowed(event.id())),
+            specversion: Some(Cow::Borrowed(SPECVERSION)),
+            subject: event.subject().map(Cow::Borrowed),
+            correlation_id: event.correlation_id().map(Cow::Borrowed),
+            causation_id: event.causation_id().map(Cow::Borrowed),
+            traceparent: event.traceparent().map(Cow::Borrowed),
+            partition_key: event.partition_key().map(Cow::Borrowed),
+            expires_at: event.expires_at().map(|at| Cow::Owned(at.to_string())),
+            domain: Some(domain).filter(|domain| *domain != Channel::DEFAULT_DOMAIN).map(Cow::Borrowed),
+        }
+    }
+
+    fn check(self) -> Result<Event, InvalidEvent> {
+        if let Some(found) = self.specversion.filter(|version| version != SPECVERSION) {
+            return Err(InvalidEvent::Version { found: found.into_owned() });
+        }
+        let mut channel = Channel::from_event_type(&self.event_type)?;
+        if let Some(domain) = self.domain {
+            channel = channel.with_domain(&domain)?;
+        }
+        let mut event = Event::on(channel, self.source, self.data.into_owned())?
+            .with_timestamp(timestamp("timestamp", &self.timestamp)?);
+        if let Some(id) = self.id {
+            event = event.with_id(id)?;
+        }
+        if let Some(at) = self.expires_at {
+            event = event.with_expires_at(timestamp("expires_at", &at)?);
+        }
+        Ok(event
+            .with_subject(self.subject.unwrap_or_default())
+            .with_correlation_id(self.correlation_id.unwrap_or_default())
+            .with_causation_id(self.causation_id.unwrap_or_default())
+            .with_traceparent(self.traceparent.unwrap_or_default())
+            .with_partition_key(self.partition_key.unwrap_or_default()))
+    }
+}
+
+fn timestamp(attribute: &'static str, text: &str) -> Result<jiff::Timestamp, InvalidEvent> {
+    text.parse().map_err(|source| InvalidEvent::Timestamp { attribute, source })
+}
+
+impl Serialize for Event {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        NativeEvent::of(self).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Event {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        NativeEvent::deserialize(deserializer)?.check().map_err(D::Error::custom)
+    }
+}

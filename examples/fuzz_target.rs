@@ -7,7 +7,7 @@
 //! Prints a line for each server, such as `arm http://127.0.0.1:40001`, and runs until it is stopped.
 //! `scripts/fuzz_schemas.sh` runs it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU8, sync::Arc};
 
 use octollm::{
     prelude::*,
@@ -18,9 +18,9 @@ use octollm::{
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "text.count", output = Counted, idempotent)]
 struct CountWords {
-    #[garde(length(chars, min = 1, max = 40))]
+    #[garde(length(min = 1, max = 40))]
     text: String,
-    #[garde(inner(length(chars, min = 2, max = 8)), length(max = 3))]
+    #[garde(inner(length(min = 2, max = 8)), length(max = 3))]
     without: Vec<String>,
     #[garde(range(min = 1, max = 100))]
     limit: Option<u8>,
@@ -28,7 +28,6 @@ struct CountWords {
     #[garde(range(min = 0.0, max = 1.0))]
     weight: f64,
     #[serde(default)]
-    #[garde(dive)]
     options: Options,
 }
 
@@ -36,7 +35,6 @@ struct CountWords {
 struct Options {
     case: Case,
     #[garde(length(max = 4))]
-    #[schemars(extend("maxProperties" = 4))]
     labels: BTreeMap<String, i64>,
 }
 
@@ -77,14 +75,114 @@ enum Shape {
     },
 }
 
-/// Takes a short name in ASCII. The rule is written twice, as `JsonSchema` reads no rules about characters.
+/// Takes a short name in ASCII.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "name.check", output = bool)]
 struct CheckName {
-    #[garde(ascii, length(chars, max = 16))]
-    #[schemars(regex(pattern = r"^[\x00-\x7f]*$"))]
+    #[garde(ascii, length(max = 16))]
     name: String,
     comment: Option<String>,
+}
+
+/// Has every rule, at every kind of field.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "rules.try", output = Tried, idempotent)]
+#[serde(rename_all = "camelCase", default)]
+struct TryRules {
+    #[garde(length(min = 1, max = 5))]
+    short_text: Option<Box<str>>,
+    #[serde(rename = "has-part")]
+    #[garde(contains("a-b"), length(max = 9))]
+    has_part: Option<String>,
+    #[garde(prefix("x."))]
+    before: Option<String>,
+    #[garde(suffix("/y"))]
+    after: Option<String>,
+    #[garde(prefix("a"), suffix("b"))]
+    both: Option<String>,
+    #[garde(ip)]
+    any_address: Option<String>,
+    #[garde(ipv4)]
+    four: Option<String>,
+    #[garde(ipv6)]
+    six: Option<String>,
+    #[garde(inner(ascii, length(max = 2)), length(max = 3))]
+    words: Option<Vec<Option<String>>>,
+    #[garde(length(max = 2), inner(length(min = 1), inner(range(min = 2, max = 7))))]
+    rows: BTreeMap<String, Vec<u8>>,
+    #[garde(range(min = -1.5, max = 2.5))]
+    part: Option<f64>,
+    #[garde(range(min = -3, max = 9))]
+    whole: Option<i64>,
+    huge: u128,
+    positive: Option<NonZeroU8>,
+    letter: Option<char>,
+    shared: Option<Arc<str>>,
+    named: Option<Name>,
+    names: Vec<Name>,
+    choice: Option<Choice>,
+    beside: Option<Beside>,
+    bare: Option<Bare>,
+    tree: Option<Tree>,
+    pair: (u8, Option<i16>),
+    #[serde(flatten)]
+    page: Page,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+struct Name(#[garde(ascii, length(min = 1, max = 4))] String);
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(rename_all = "snake_case")]
+enum Choice {
+    Nothing,
+    LongName(Name),
+    Range {
+        #[garde(range(max = 5))]
+        from: u8,
+        #[garde(length(max = 1))]
+        marks: Vec<u16>,
+    },
+    Two(#[garde(range(min = 1))] u8, #[garde(length(max = 2))] String),
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(tag = "t", content = "c")]
+enum Beside {
+    One(#[garde(ascii)] String),
+    Two(#[garde(range(max = 5))] u8, i8),
+    Three,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(untagged)]
+enum Bare {
+    Number(#[garde(range(max = 100))] i64),
+    Text(#[garde(length(max = 3))] String),
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+struct Tree {
+    #[garde(length(max = 3))]
+    label: String,
+    #[serde(default)]
+    #[garde(length(max = 2))]
+    children: Vec<Tree>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema, Validate)]
+#[serde(default)]
+struct Page {
+    #[garde(ascii, length(max = 4))]
+    cursor: Option<String>,
+    #[garde(range(max = 50))]
+    limit: u16,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Tried {
+    rows: usize,
+    page: Page,
 }
 
 struct Worker;
@@ -113,6 +211,13 @@ impl Arm<MeasureShape> for Worker {
 impl Arm<CheckName> for Worker {
     async fn execute(&self, input: CheckName, _: &Context) -> Result<bool, ArmError> {
         Ok(input.comment.is_none_or(|comment| comment.len() > input.name.len()))
+    }
+}
+
+#[async_trait]
+impl Arm<TryRules> for Worker {
+    async fn execute(&self, input: TryRules, _: &Context) -> Result<Tried, ArmError> {
+        Ok(Tried { rows: input.rows.len(), page: input.page })
     }
 }
 
@@ -155,6 +260,7 @@ async fn main() -> Result<(), octollm::Error> {
         .arm::<CountWords>(Worker)
         .arm::<MeasureShape>(Worker)
         .arm::<CheckName>(Worker)
+        .arm::<TryRules>(Worker)
         .bind("127.0.0.1:0")
         .await?;
     let orchestrator = Server::new("orchestrator").orchestrator(brain()?).bind("127.0.0.1:0").await?;

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// An arm's card: who it is, and the contracts it serves.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct ArmCard {
     /// `judge`
@@ -37,6 +37,7 @@ pub struct ArmCard {
     pub key: Option<Map<String, Value>>,
     /// 1 (cheap) to 5 (dear).
     #[serde(default = "middle_tier")]
+    #[schemars(range(min = 1, max = 5))]
     pub cost_tier: u8,
     /// Where it can be reached, as far as it knows.
     #[serde(default)]
@@ -91,7 +92,7 @@ impl ArmCard {
 }
 
 /// How an arm is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ArmStatus {

@@ -39,7 +39,9 @@ fn behind_the_last(milliseconds: u64, count: u64) -> (u64, u64) {
 }
 
 /// Names one call among those that a task makes: its order, or the name that the user gave it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(untagged)]
 pub enum StepKey {
     /// Its position among the unnamed calls, from 0.
@@ -90,8 +92,9 @@ impl fmt::Display for StepKey {
 ///
 /// The first eight encode milliseconds since 1970, the rest are a counter that starts anew from random bits each
 /// millisecond: within one process later ids are greater.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^task_[a-zA-Z0-9]{16}$"))]
 pub struct TaskId(Box<str>);
 
 impl TaskId {
@@ -161,8 +164,9 @@ impl fmt::Debug for TaskId {
 /// Names one request, or one piece of work over all its requests.
 ///
 /// 1 to 128 characters of `[A-Za-z0-9._-]`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^[A-Za-z0-9._-]{1,128}$"))]
 pub struct RequestId(Arc<str>);
 
 impl RequestId {

@@ -68,5 +68,5 @@ pub mod mesh;
 pub use self::{arm::Arm, context::Context};
 
 #[doc(hidden)]
-#[path = "private.rs"]
+#[path = "private/mod.rs"]
 pub mod __private;

@@ -120,7 +120,7 @@ fn not_implemented() -> Failure {
 }
 
 /// One call of a task, as its owner sees it: see [`Orchestrator::journal`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct JournalStep {
     /// Its order among the task's calls, from 0, or its name.
@@ -148,10 +148,12 @@ pub struct JournalStep {
     #[serde(default)]
     pub time_left_ms: Option<u64>,
     /// How long it took, in milliseconds.
+    #[schemars(range(min = 0))]
     pub duration_ms: f64,
     /// Tokens it used, with all that the arm called.
     pub tokens_used: u64,
     /// What those cost, in US dollars.
+    #[schemars(range(min = 0))]
     pub cost_dollars: f64,
     /// When it was answered; for an unknown outcome, when the call was begun.
     pub at: Timestamp,
@@ -162,7 +164,7 @@ fn one() -> u32 {
 }
 
 /// How a call of a task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StepOutcome {
@@ -213,7 +215,7 @@ impl TaskQuery {
 }
 
 /// Some tasks, and where the next ones begin.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct TaskPage {
     /// Newest first.

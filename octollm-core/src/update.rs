@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::error::Failure;
 
 /// Where a task stands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Phase {
@@ -25,7 +25,7 @@ pub enum Phase {
 }
 
 /// How far a task is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct Progress {
     /// Where it stands.
@@ -35,6 +35,7 @@ pub struct Progress {
     /// Steps known of.
     pub total_steps: u64,
     /// 0 to 100.
+    #[schemars(range(max = 100))]
     pub percentage: u8,
     /// What is being done.
     pub message: String,

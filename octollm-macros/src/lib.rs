@@ -124,23 +124,24 @@ pub fn derive_task_contract(input: TokenStream) -> TokenStream {
 /// Checks what is in `#[garde(..)]`.
 ///
 /// Implements garde's own `Validate` with garde's own rules, and reads the same words as garde's derive, without asking
-/// for `garde` among the dependencies. `JsonSchema` reads them too, so the schema tells what is checked.
+/// for `garde` among the dependencies. The schema of a contract has every rule that a schema can express; where it cannot, the
+/// description mentions that a further rule applies.
 ///
-/// A field may have rules. Those of its own type run as well, wherever that has a `Validate` (without a context), in
-/// lists, maps and options too; a type parameter has to be asked for by `dive`.
+/// A field may have rules. Those of its own type run as well, wherever that has a `Validate` (with a context that has a
+/// default), in lists, maps and options too; a type parameter has to be asked for by `dive`.
 ///
 /// | rule | holds |
 /// |---|---|
-/// | `skip` | always: not even the rules of its own type run |
+/// | `skip` | always. It states that the field's type checks itself as it is read, where its schema has rules and it has no `Validate`; a `Validate` that it has runs |
 /// | `ascii`, `alphanumeric` | for text of such characters only |
-/// | `length(min = 1, max = 64)`, `length(equal = 8)` | for text, lists and maps of that length; for text in bytes, or as `length(chars, ..)` or `length(utf16, ..)` counts; `bytes` and `simple` are there too |
+/// | `length(min = 1, max = 64)`, `length(equal = 8)` | for text of so many characters, lists and maps of so many items |
 /// | `range(min = 0, max = 9)`, `range(equal = 7)` | for numbers within, both ends included |
 /// | `contains("a")`, `prefix("a")`, `suffix("a")` | for text with that in it, before it, behind it |
 /// | `ip`, `ipv4`, `ipv6` | for text that is such an address |
 /// | `matches(other)` | for what equals another field |
 /// | `required` | for `Some` |
 /// | `dive` | when the field's own `Validate` does, which then is required; `dive(context)` with another context |
-/// | `inner(..)` | when the rules within do for each item |
+/// | `inner(..)` | when the rules within do for each item of a list, or each value of a map, also in an `Option` |
 /// | `custom(function)` | when `function(&field, &context)` is `Ok` |
 /// | `if(cond = expression, ..)` | when the rules within do, or the condition does not |
 ///
@@ -152,14 +153,15 @@ pub fn derive_task_contract(input: TokenStream) -> TokenStream {
 ///
 /// | option | is |
 /// |---|---|
-/// | `allow_unvalidated` | fields without a rule are skipped, as with `skip` |
+/// | `allow_unvalidated` | changes nothing: a field needs no rule |
 /// | `transparent` | the path of the one field is left out |
 /// | `custom(function)` | a rule over the whole value |
 /// | `context(Type as name)` | what functions are handed, and its name in expressions; `()` where none is named |
 /// | `crate = path` | where octollm is, if the manifest does not tell |
 ///
-/// Rules that need a feature of garde (`email`, `url`, `pattern`, `credit_card`, `phone_number`, `length(graphemes)`)
-/// are refused: for those, add `garde` to the dependencies and derive `garde::Validate`, which octollm takes as well.
+/// Rules that need a feature of garde (`email`, `url`, `credit_card`, `phone_number`) are refused: for those, add `garde` to
+/// the dependencies and derive `garde::Validate`, which octollm takes as well. What no JSON Schema expresses in the same way
+/// (`pattern`, whose dialect is Rust's, and lengths in `bytes`, `utf16` or `graphemes`) is refused too.
 ///
 /// Broken rules are reported in the order of the fields, and of the rules at each field.
 ///

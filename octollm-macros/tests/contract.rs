@@ -198,6 +198,7 @@ fn the_check_runs_the_rules_of_the_fields_and_of_their_types() {
         "moreFilters[0].inner[1].minLength: lower than 1",
         "moreFilters[1].inner[1].minLength: lower than 1",
         "moreFilters[2].inner[1].minLength: lower than 1",
+        "unchecked.minLength: lower than 1",
         "limit: greater than 9",
     ];
     assert_eq!(violations.split("; ").collect::<Vec<_>>(), expected);

@@ -90,6 +90,20 @@ impl FromStr for Cost {
     }
 }
 
+impl schemars::JsonSchema for Cost {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Cost".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "number", "minimum": 0 })
+    }
+}
+
 impl Serialize for Cost {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_f64(self.dollars())
@@ -103,7 +117,7 @@ impl<'de> Deserialize<'de> for Cost {
 }
 
 /// How much may still be used up. `None` is no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Budget {
     /// Tokens left.
     pub tokens: Option<u64>,
@@ -181,7 +195,8 @@ impl FromStr for Budget {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut budget = Self::UNLIMITED;
-        for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+        for (index, part) in text.split(';').enumerate() {
+            let part = if index == 0 { part } else { part.trim_start_matches(' ') };
             let (name, value) = part.split_once('=').ok_or(INVALID)?;
             let twice = match name {
                 "tokens" => {
@@ -191,13 +206,14 @@ impl FromStr for Budget {
                     budget.tokens.replace(value.parse().map_err(|_| INVALID)?).is_some()
                 }
                 "cost_usd" => budget.cost.replace(value.parse()?).is_some(),
-                _ => false,
+                // A limit that is not known cannot be held.
+                _ => return Err(INVALID),
             };
             if twice {
                 return Err(INVALID);
             }
         }
-        if budget.is_unlimited() { Err(INVALID) } else { Ok(budget) }
+        Ok(budget)
     }
 }
 

@@ -273,7 +273,7 @@ fn unsendable(contract: &ContractRef, why: impl Into<String>) -> CallError {
 }
 
 pub(super) fn read<C: TaskContract>(output: &[u8]) -> Result<C::Output, serde_json::Error> {
-    serde_json::from_slice(output)
+    json::read_output(output)
 }
 
 /// Numbers the calls of one piece of work in the order in which they are built.

@@ -8,18 +8,21 @@ use super::{ContractRef, ContractSpec, Effects, TaskContract, schema};
 use crate::invalid::ConfigError;
 
 /// A contract as an arm's card shows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct ContractCard {
     /// `code.validate`
     pub name: String,
     /// 1 or more (default 1).
     #[serde(default = "first_version")]
+    #[schemars(range(min = 1))]
     pub version: u32,
     /// Changes when a schema changes: see [`fingerprint`]. Empty where the card has none.
     #[serde(default)]
+    #[schemars(regex(pattern = "^([0-9a-f]{32})?$"))]
     pub fingerprint: String,
     /// The route on the arm's server.
+    #[schemars(regex(pattern = "^/"))]
     pub path: String,
     /// The scope a caller's token needs.
     #[serde(default)]
@@ -62,7 +65,7 @@ pub struct ContractCard {
 }
 
 /// Which calls with an idempotency key an arm runs once, whatever arrives again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Keys {
@@ -88,11 +91,14 @@ fn first_version() -> u32 {
 impl ContractCard {
     /// The card of `C`.
     pub fn of<C: TaskContract>() -> Self {
+        Self::with_input::<C>(schema::input::<C>())
+    }
+
+    fn with_input<C: TaskContract>(input_schema: Value) -> Self {
         let ContractSpec { name, version, path, scope, timeout, idempotent, .. } = C::SPEC;
         let ContractSpec { summary, title, tags, examples, effects, .. } = C::SPEC;
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-        let (input_schema, output_schema, chunk_schema) =
-            (schema::input::<C>(), schema::output::<C>(), schema::chunk::<C>());
+        let (output_schema, chunk_schema) = (schema::output::<C>(), schema::chunk::<C>());
         Self {
             name: name.into(),
             version,
@@ -114,7 +120,8 @@ impl ContractCard {
         }
     }
 
-    /// The card of `C`, if it can be served: its name has a form in other protocols, and its input is an object in JSON.
+    /// The card of `C`, if it can be served: its name has a form in other protocols, its input is an object in JSON, and the
+    /// rules that its schema has are those that are run.
     ///
     /// The derive macro refuses what it can see; this finds the rest, such as a contract that is written by hand, or one
     /// that is `#[serde(transparent)]`.
@@ -122,10 +129,18 @@ impl ContractCard {
     /// # Errors
     /// A [`ConfigError`] for the first of these that does not hold.
     pub fn checked<C: TaskContract>() -> Result<Self, ConfigError> {
-        let card = Self::of::<C>();
+        let (input, unpublished) = schema::ruled_input::<C>();
+        let card = Self::with_input::<C>(input);
         let contract = ContractRef::new(&*card.name, card.version).map_err(|error| {
             ConfigError::new(card.name.clone(), "cannot be the name of a contract").with_source(error)
         })?;
+        if let Some(path) = unpublished {
+            let reason = format!(
+                "has rules at `{path}` that are not both run and published: derive `Validate` for the type that has them \
+                 and for each type on the way to it"
+            );
+            return Err(ConfigError::new(contract.to_string(), reason));
+        }
         if card.input_schema.get("type").and_then(Value::as_str) == Some("object") {
             return Ok(card);
         }

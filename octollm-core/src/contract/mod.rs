@@ -4,9 +4,12 @@
 //! time limit and whether a retry is safe; its schemas and their fingerprint stand on the arm's [`ContractCard`].
 
 mod card;
+mod patterns;
 mod reference;
+mod rules;
 mod schema;
 mod spec;
+mod unruled;
 mod violation;
 
 use schemars::JsonSchema;
@@ -14,13 +17,18 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub(crate) use self::{
     card::hex,
-    schema::{input_of, input_schema, referred},
+    schema::{input_of, referred},
 };
 pub use self::{
     card::{ContractCard, Keys, fingerprint},
     reference::ContractRef,
     spec::{ContractSpec, Effects, OwnedSpec, Spec},
     violation::{Violation, Violations},
+};
+#[doc(hidden)]
+pub use self::{
+    rules::{RangeEnd, SchemaRules},
+    schema::{input_schema, output_schema},
 };
 
 /// A type that can be asked of an arm. Derive it with `#[derive(TaskContract)]`.
@@ -45,6 +53,13 @@ pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync 
     /// Every rule that was broken, each with the path of its field.
     fn check(&self) -> Result<(), Violations> {
         Ok(())
+    }
+
+    /// Adds the rules that [`check`](Self::check) runs to the schema of the input. The derive macro writes it.
+    #[doc(hidden)]
+    fn schema_rules(rules: &mut SchemaRules) {
+        // Written by hand, as the check is.
+        rules.skip();
     }
 }
 

@@ -10,11 +10,22 @@ use std::{
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{NoChunk, TaskContract};
+use super::{NoChunk, SchemaRules, TaskContract};
 
 /// JSON Schema of the input: an object, and closed, because servers refuse what an input does not have.
 pub(super) fn input<C: TaskContract>() -> Value {
-    let mut schema = schemars::schema_for!(C).to_value();
+    ruled_input::<C>().0
+}
+
+/// The same, and the path of the first rule that is not both run and published.
+pub(super) fn ruled_input<C: TaskContract>() -> (Value, Option<String>) {
+    let mut rules = SchemaRules::new(schema_of::<C>());
+    C::schema_rules(&mut rules);
+    let (schema, flaw) = rules.finish();
+    (of_input::<C>(schema), flaw)
+}
+
+fn of_input<C: TaskContract>(mut schema: Value) -> Value {
     let Some(root) = schema.as_object_mut() else { return schema };
     // A unit struct is read as an object without members.
     if root.get("type") == Some(&json!("null")) {
@@ -31,7 +42,7 @@ pub(super) fn input<C: TaskContract>() -> Value {
 }
 
 /// JSON Schema of what is read by `T` and by nothing else: closed, and with bounds at its integers.
-pub(crate) fn input_schema<T: JsonSchema>() -> Value {
+pub fn input_schema<T: JsonSchema>() -> Value {
     finished(schema_of::<T>())
 }
 
@@ -54,8 +65,13 @@ pub(crate) fn input_of<C: TaskContract>() -> Arc<Value> {
 
 /// JSON Schema of the output: any JSON, with room for more members later.
 pub(super) fn output<C: TaskContract>() -> Value {
+    output_schema::<C::Output>()
+}
+
+/// JSON Schema of what is written by `T`, with room for more members later.
+pub fn output_schema<T: JsonSchema>() -> Value {
     let generator = SchemaGenerator::new(SchemaSettings::default().for_serialize());
-    generator.into_root_schema_for::<C::Output>().to_value()
+    generator.into_root_schema_for::<T>().to_value()
 }
 
 /// JSON Schema of what is streamed; null where nothing is.
@@ -137,7 +153,7 @@ struct Closing {
 }
 
 /// What chooses, or adds to, a schema.
-const COMPOSED: [&str; 4] = ["$ref", "allOf", "anyOf", "oneOf"];
+pub(super) const COMPOSED: [&str; 4] = ["$ref", "allOf", "anyOf", "oneOf"];
 
 impl Closing {
     /// Finds the definitions that stand for parts.
@@ -186,7 +202,7 @@ impl Closing {
             self.visit(value, Stands::ForAll);
         }
         if stands == Stands::ForAll && !object.contains_key("additionalProperties") {
-            let is_composed = COMPOSED.iter().any(|key| object.contains_key(*key));
+            let is_composed = COMPOSED.iter().any(|key| is_composed(object, key));
             let is_open_reference = definition(object).is_some_and(|name| self.parts.contains(&name));
             if is_composed && (inner == Stands::ForPart || is_open_reference) {
                 object.entry("unevaluatedProperties").or_insert(json!(false));
@@ -199,9 +215,19 @@ impl Closing {
 
 /// What branches and references of a schema stand for: parts, where it has members of its own or several branches add up.
 fn within(object: &Map<String, Value>, stands: Stands) -> Stands {
-    let composed = COMPOSED.iter().filter(|key| object.contains_key(**key)).count();
-    let adds_up = object.contains_key("allOf") || composed > 1;
+    let composed = COMPOSED.iter().filter(|key| is_composed(object, key)).count();
+    let adds_up = is_composed(object, "allOf") || composed > 1;
     if object.contains_key("properties") || adds_up { Stands::ForPart } else { stands }
+}
+
+/// Whether a schema is composed by this keyword; not where it has further rules for a text there.
+fn is_composed(object: &Map<String, Value>, key: &str) -> bool {
+    let is_for_text =
+        |schema: &Value| schema.as_object().is_some_and(|it| it.keys().all(|key| key == "pattern"));
+    match object.get(key) {
+        Some(Value::Array(all)) if key == "allOf" => !all.iter().all(is_for_text),
+        other => other.is_some(),
+    }
 }
 
 /// The name of the definition that a schema refers to.
@@ -216,7 +242,7 @@ pub(crate) fn referred<'a>(root: &'a Value, reference: &str) -> Option<&'a Value
 }
 
 /// The text of a fragment, without the escapes of a URI.
-fn percent_decoded(text: &str) -> Cow<'_, str> {
+pub(super) fn percent_decoded(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }

@@ -9,7 +9,7 @@ use crate::invalid::InvalidValue;
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $code:literal, $status:literal;)*) => {
         /// What went wrong. The codes are part of the wire: see `docs/wire.md`.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
         #[non_exhaustive]
         pub enum ErrorKind {
             $($(#[$doc])* #[serde(rename = $code)] $kind,)*

@@ -3,11 +3,11 @@
 //! serde_json alone lets pass what this does not: a key twice, of which the last would win; escapes that are no
 //! text and numbers that are none, where the type leaves them out; fields that the type does not know.
 //!
-//! A plain struct is read once, watched: serde and serde_json refuse enough for it. Where a type takes maps or any
-//! values, one cheap scan follows. Only what is refused is read again, to say why.
+//! All is read once, watched. Only where a type takes raw text, which nobody has looked into, and where an input is refused,
+//! it is read again: in the second case to say why.
 
+mod keys;
 mod raw;
-mod scan;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -15,6 +15,7 @@ mod unique;
 mod unknown;
 mod value;
 mod watch;
+mod whole;
 mod write;
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -26,7 +27,6 @@ pub use self::{
     write::{Unwritable, write},
 };
 use self::{
-    scan::{Keys, scan},
     unique::Unique,
     watch::{Notes, Watch},
 };
@@ -70,16 +70,33 @@ fn read_noting<T: DeserializeOwned>(bytes: &[u8], notes: &Notes) -> Result<T, Fa
     let value = T::deserialize(Watch::new(&mut json, notes)).and_then(|value| json.end().map(|()| value));
     match value {
         Ok(value) if !notes.ignored.get() => {
-            if notes.free.get() {
-                scanned(text)?;
+            if notes.unread.get() {
+                unique(text)?;
             }
             Ok(value)
         }
         _ => {
             well_formed(text)?;
-            shape::read(text).map_err(Failure::invalid)
+            notes.take_whole_floats(text);
+            shape::read(text, notes).map_err(Failure::invalid)
         }
     }
+}
+
+/// Reads an output: what it has more than the type is passed over, and `3.0` is an integer.
+///
+/// # Errors
+/// Where it is no JSON, or has another shape.
+pub(crate) fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    let read = serde_json::from_slice(bytes);
+    let Err(error) = read else { return read };
+    let Ok(text) = std::str::from_utf8(bytes) else { return Err(error) };
+    let notes = Notes::default();
+    notes.take_whole_floats(text);
+    let mut json = Deserializer::from_str(text);
+    let again =
+        T::deserialize(Watch::of_output(&mut json, &notes)).and_then(|value| json.end().map(|()| value));
+    again.map_err(|_| error)
 }
 
 /// Looks for members that the schema of a contract does not know.
@@ -106,14 +123,6 @@ pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Unwritable> {
     Ok(bytes)
 }
 
-/// Looks at a text that is JSON for what a parser lets pass.
-fn scanned(text: &str) -> Result<(), Failure> {
-    match scan(text).map_err(malformed)? {
-        Keys::Differ => Ok(()),
-        Keys::Unsure => unique(text),
-    }
-}
-
 /// Looks at any text, in full: whether it is no JSON comes before whether it fits.
 fn well_formed(text: &str) -> Result<(), Failure> {
     if text.starts_with('\u{feff}') {
@@ -122,16 +131,15 @@ fn well_formed(text: &str) -> Result<(), Failure> {
     if text.trim_ascii().is_empty() {
         return Err(malformed("nothing there"));
     }
-    scan(text).map_err(malformed)?;
     unique(text)
 }
 
 fn unique(text: &str) -> Result<(), Failure> {
     let mut json = parser(text);
-    Unique::deserialize(&mut json).and_then(|Unique| json.end()).map_err(malformed)
+    Unique::deserialize(&mut json).and_then(|_| json.end()).map_err(malformed)
 }
 
-/// Only for texts that [`scan`] let pass: it keeps the depth within bounds, and this no more.
+/// Only for [`Unique`], which bounds the depth, and for what it let pass.
 fn parser(text: &str) -> Deserializer<StrRead<'_>> {
     let mut json = Deserializer::from_str(text);
     json.disable_recursion_limit();
@@ -150,15 +158,4 @@ fn message(error: &serde_json::Error) -> String {
         text.truncate(text.len() - place.len());
     }
     text
-}
-
-/// What is found wrong without a parser.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-enum Flaw {
-    #[error("more than {} values are inside each other", scan::MAX_DEPTH)]
-    TooDeep,
-    #[error("half of a surrogate pair")]
-    LoneSurrogate,
-    #[error("a number out of range")]
-    NumberOutOfRange,
 }

@@ -47,7 +47,7 @@ impl RawJson {
     /// # Errors
     /// When it has another shape.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_str(self.as_str())
+        super::read_output(self.as_str().as_bytes())
     }
 
     /// The value as a tree, which takes many times the memory of the text. Numbers beyond 64 bits are rounded.

@@ -17,7 +17,7 @@ use crate::contract::Violations;
 ///
 /// # Errors
 /// The first place that does not fit, and every unknown field before it.
-pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Violations> {
+pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, Violations> {
     let (mut json, mut track) = (parser(text), Track::new());
     let mut unknown = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| {
@@ -26,8 +26,7 @@ pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, Violations> {
         }
     };
     let paths = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let notes = Notes::default();
-    let value = T::deserialize(Watch::new(serde_ignored::Deserializer::new(paths, &mut note), &notes));
+    let value = T::deserialize(Watch::new(serde_ignored::Deserializer::new(paths, &mut note), notes));
     let mut violations = Violations::default();
     for path in unknown {
         violations.push(path, "unknown field");

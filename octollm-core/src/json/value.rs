@@ -17,23 +17,73 @@ pub(crate) fn read_value(json: &[u8]) -> Result<Value, serde_json::Error> {
 
 /// The first integer of a valid JSON text that is neither a `u64` nor an `i64`.
 fn rounded_integer(json: &[u8]) -> Option<&[u8]> {
-    let mut at = 0;
-    while let Some(byte) = json.get(at) {
-        let rest = json.get(at..).unwrap_or_default();
-        at += match byte {
-            b'"' => string_length(rest),
-            b'-' | b'0'..=b'9' => {
-                let length = rest.iter().take_while(|byte| is_of_number(**byte)).count();
-                let number = rest.get(..length).unwrap_or_default();
-                if is_rounded(number) {
-                    return Some(number);
-                }
-                length
-            }
-            _ => 1,
-        };
+    Numbers { json, at: 0 }.find(|number| is_rounded(number))
+}
+
+/// The values of an `f64` that stand for a number with a fraction or an exponent which has another value: `0.99999999999999999` is
+/// not 1. Only whole values are listed.
+pub(super) fn inexact(json: &[u8]) -> Vec<f64> {
+    let written = Numbers { json, at: 0 }.filter_map(|number| str::from_utf8(number).ok());
+    let floats = written.filter(|number| number.contains(['.', 'e', 'E']));
+    let parsed = floats.filter_map(|number| Some((number, number.parse::<f64>().ok()?)));
+    parsed
+        .filter(|(number, float)| float.fract() == 0.0 && !is_exactly(number, *float))
+        .map(|(_, float)| float)
+        .collect()
+}
+
+/// Whether a number is written for this very value, which is whole.
+fn is_exactly(number: &str, float: f64) -> bool {
+    if float.abs() >= BEYOND_INTEGERS {
+        return false;
     }
-    None
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = [whole.trim_start_matches('-'), part].concat();
+    let exact = (float.abs() as u128).to_string();
+    if digits.trim_matches('0').is_empty() {
+        return float == 0.0;
+    }
+    let Some(shift) = exponent.parse::<i64>().ok().and_then(|by| by.checked_sub(part.len() as i64)) else {
+        return false;
+    };
+    significant(&digits, shift) == significant(&exact, 0)
+}
+
+/// Digits without zeros at either end, and by how many places they are shifted.
+fn significant(digits: &str, shift: i64) -> (&str, i64) {
+    let digits = digits.trim_start_matches('0');
+    let short = digits.trim_end_matches('0');
+    (short, shift.saturating_add((digits.len() - short.len()) as i64))
+}
+
+/// No integer type of Rust has a value from here on.
+pub(super) const BEYOND_INTEGERS: f64 = 340_282_366_920_938_463_463_374_607_431_768_211_456.0;
+
+/// The numbers of a valid JSON text, as they are written.
+struct Numbers<'j> {
+    json: &'j [u8],
+    at: usize,
+}
+
+impl<'j> Iterator for Numbers<'j> {
+    type Item = &'j [u8];
+
+    fn next(&mut self) -> Option<&'j [u8]> {
+        while let Some(byte) = self.json.get(self.at) {
+            let rest = self.json.get(self.at..).unwrap_or_default();
+            match byte {
+                b'"' => self.at += string_length(rest),
+                b'-' | b'0'..=b'9' => {
+                    let length = rest.iter().take_while(|byte| is_of_number(**byte)).count();
+                    self.at += length;
+                    return rest.get(..length);
+                }
+                _ => self.at += 1,
+            }
+        }
+        None
+    }
 }
 
 /// With both quotes.
@@ -83,6 +133,17 @@ mod tests {
             read_value(text.as_bytes()).unwrap(),
             json!([u64::MAX, i64::MIN, 1e300, 0.30000000000000004, max])
         );
+    }
+
+    #[test]
+    fn a_float_is_whole_where_what_is_written_is() {
+        let whole = "[3.0, 1e2, -0.0, 120.0e-1, 9007199254740992.0, 1e22, 0.0e999, 1e300, 2.5]";
+        assert_eq!(inexact(whole.as_bytes()), [1e300]);
+        for number in ["0.99999999999999999", "9007199254740993.0", "3.0000000000000000001", "1e23", "1e-400"]
+        {
+            let found = inexact(format!("{{\"1.0\": {number}}}").as_bytes());
+            assert_eq!(found, [number.parse::<f64>().unwrap()], "{number}");
+        }
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 //! then costs nothing but a flag, and no second look at the text is needed. It tells when one is.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     fmt::{self, Write},
 };
 
@@ -13,16 +13,47 @@ use serde::de::{
     Visitor,
 };
 
+use super::{
+    keys::{Keys, Seen},
+    value::BEYOND_INTEGERS,
+    whole::{Integer, Whole},
+};
+
 /// What a type did with its input.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     /// It left something out: a field that it does not know.
     pub(super) ignored: Cell<bool>,
-    /// It took something as it came: a map, any value, raw text or bytes. Keys may repeat in it.
-    pub(super) free: Cell<bool>,
+    /// It took a text as it came, raw or as bytes, and nobody looked into it.
+    pub(super) unread: Cell<bool>,
     /// It took a part aside before it knew what it is, as serde does where a struct is flattened or an enum has a tag:
     /// what it leaves out of that is not seen.
     pub(super) set_aside: Cell<bool>,
+    /// Set where a float without a fraction is taken for an integer: JSON Schema does not tell them apart. These values are
+    /// not, as what is written has a fraction.
+    pub(super) inexact: OnceCell<Vec<f64>>,
+}
+
+impl Notes {
+    /// From now on `3.0` is taken where an integer is due.
+    pub(super) fn take_whole_floats(&self, text: &str) {
+        self.inexact.get_or_init(|| super::value::inexact(text.as_bytes()));
+    }
+
+    /// The integer that a float is, if it is one.
+    pub(super) fn whole(&self, float: f64) -> Option<Whole> {
+        let is_whole = float.fract() == 0.0 && float.abs() < BEYOND_INTEGERS;
+        let is_exact = self.inexact.get().is_some_and(|inexact| !inexact.contains(&float));
+        (is_whole && is_exact).then(|| Whole::of(float))
+    }
+}
+
+macro_rules! visit {
+    ($($method:ident($($value:ident: $type:ty)?);)*) => {$(
+        fn $method<E: serde::de::Error>(self, $($value: $type)?) -> Result<V::Value, E> {
+            self.inner.$method($($value)?)
+        }
+    )*};
 }
 
 /// Where a value is.
@@ -30,8 +61,12 @@ pub(super) struct Notes {
 enum Place {
     Root,
     Within,
+    /// In a map, or in what a type takes whatever it is. Nobody but this looks for a key that is there twice.
+    InMap,
     /// In a `serde_json::Value`, which takes all there is.
     InAnyValue,
+    /// In what is set aside until it is known what it is. An integer is due there, or any number.
+    Aside,
 }
 
 /// Wraps a deserializer, and everything that it hands out.
@@ -46,6 +81,11 @@ impl<'n, X> Watch<'n, X> {
         Self { inner, notes, place: Place::Root }
     }
 
+    /// For what is no input: a unit struct is not read from an object.
+    pub(super) fn of_output(inner: X, notes: &'n Notes) -> Self {
+        Self { inner, notes, place: Place::Within }
+    }
+
     /// Something within what is watched here.
     fn hand_out<Y>(&self, inner: Y) -> Watch<'n, Y> {
         let place = if self.place == Place::InAnyValue { Place::InAnyValue } else { Place::Within };
@@ -54,7 +94,6 @@ impl<'n, X> Watch<'n, X> {
 
     /// Looks at what a type asks for. The names that serde passes show what it is going to do with it.
     fn asks_freely<'de, V: Visitor<'de>>(&self, visitor: &V) -> Place {
-        self.notes.free.set(true);
         if self.place == Place::InAnyValue {
             return Place::InAnyValue;
         }
@@ -67,8 +106,9 @@ impl<'n, X> Watch<'n, X> {
         let aside: [&[u8]; 3] = [b"any value", b"struct ", b"internally tagged enum"];
         if aside.iter().any(|aside| words.starts_with(aside)) {
             self.notes.set_aside.set(true);
+            return Place::Aside;
         }
-        Place::Within
+        Place::InMap
     }
 }
 
@@ -98,28 +138,30 @@ macro_rules! deserialize {
     )*};
 }
 
+macro_rules! integers {
+    ($($method:ident, $is_wide:literal;)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+            let visitor = Integer { inner: visitor, notes: self.notes, is_wide: $is_wide };
+            if $is_wide && self.notes.inexact.get().is_some() {
+                return visitor.read(self.inner);
+            }
+            self.inner.$method(visitor)
+        }
+    )*};
+}
+
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
     type Error = D::Error;
 
     deserialize! {
         deserialize_bool();
-        deserialize_i8();
-        deserialize_i16();
-        deserialize_i32();
-        deserialize_i64();
-        deserialize_i128();
-        deserialize_u8();
-        deserialize_u16();
-        deserialize_u32();
-        deserialize_u64();
-        deserialize_u128();
         deserialize_f32();
         deserialize_f64();
         deserialize_char();
         deserialize_str();
         deserialize_string();
-        deserialize_bytes() => free;
-        deserialize_byte_buf() => free;
+        deserialize_bytes() => unread;
+        deserialize_byte_buf() => unread;
         deserialize_option();
         deserialize_unit();
         deserialize_seq();
@@ -128,6 +170,19 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
         deserialize_enum(name: &'static str, variants: &'static [&'static str]);
         deserialize_identifier();
         deserialize_ignored_any() => ignored;
+    }
+
+    integers! {
+        deserialize_i8, false;
+        deserialize_i16, false;
+        deserialize_i32, false;
+        deserialize_i64, false;
+        deserialize_i128, true;
+        deserialize_u8, false;
+        deserialize_u16, false;
+        deserialize_u32, false;
+        deserialize_u64, false;
+        deserialize_u128, true;
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -160,7 +215,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
     ) -> Result<V::Value, D::Error> {
         // serde_json asks for raw text by a name of its own.
         if name.starts_with('$') {
-            self.notes.free.set(true);
+            self.notes.unread.set(true);
         }
         let visitor = Watch { inner: visitor, notes: self.notes, place: self.place };
         self.inner.deserialize_newtype_struct(name, visitor)
@@ -215,14 +270,6 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Memberless<V> {
     }
 }
 
-macro_rules! visit {
-    ($($method:ident($($value:ident: $type:ty)?);)*) => {$(
-        fn $method<E: serde::de::Error>(self, $($value: $type)?) -> Result<V::Value, E> {
-            self.inner.$method($($value)?)
-        }
-    )*};
-}
-
 impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
     type Value = V::Value;
 
@@ -243,7 +290,6 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
         visit_u64(value: u64);
         visit_u128(value: u128);
         visit_f32(value: f32);
-        visit_f64(value: f64);
         visit_char(value: char);
         visit_str(value: &str);
         visit_borrowed_str(value: &'de str);
@@ -253,6 +299,14 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
         visit_byte_buf(value: Vec<u8>);
         visit_none();
         visit_unit();
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, float: f64) -> Result<V::Value, E> {
+        let whole = if self.place == Place::Aside { self.notes.whole(float) } else { None };
+        match whole {
+            None => self.inner.visit_f64(float),
+            Some(whole) => whole.visit(self.inner, |visitor, _| visitor.visit_f64(float)),
+        }
     }
 
     fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<V::Value, D::Error> {
@@ -271,7 +325,10 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
-        let map = self.hand_out(map);
+        // With whole floats, the keys have been compared before.
+        let is_new = self.notes.inexact.get().is_none();
+        let looks = is_new && matches!(self.place, Place::InMap | Place::Aside | Place::InAnyValue);
+        let map = Members { inner: self.hand_out(map), keys: looks.then(Keys::default) };
         self.inner.visit_map(map)
     }
 
@@ -303,21 +360,31 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Watch<'_, A> {
     }
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Watch<'_, A> {
+/// The members of an object.
+struct Members<'n, A> {
+    inner: Watch<'n, A>,
+    /// Where a key that is there twice has to be found here; a struct finds it by itself.
+    keys: Option<Keys>,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, A> {
     type Error = A::Error;
 
-    // Keys are text and have nothing to watch.
+    // Keys are text and have nothing to watch but that they differ.
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_key_seed(seed)
+        match &mut self.keys {
+            Some(keys) => self.inner.inner.next_key_seed(Seen { inner: seed, keys }),
+            None => self.inner.inner.next_key_seed(seed),
+        }
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        let seed = self.hand_out(seed);
-        self.inner.next_value_seed(seed)
+        let seed = self.inner.hand_out(seed);
+        self.inner.inner.next_value_seed(seed)
     }
 
     fn size_hint(&self) -> Option<usize> {
-        self.inner.size_hint()
+        self.inner.inner.size_hint()
     }
 }
 

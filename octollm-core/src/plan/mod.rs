@@ -68,6 +68,7 @@ pub struct Plan {
 #[serde(deny_unknown_fields)]
 pub struct PlanStep {
     /// Names it within the plan: 1 to 64 of `[A-Za-z0-9_.-]`.
+    #[schemars(regex(pattern = "^[A-Za-z0-9_.-]{1,64}$"))]
     pub id: String,
     /// What is called, such as `code.validate`.
     pub contract: ContractRef,

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// A task as its owner sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct Task {
     /// Names it.
@@ -152,7 +152,7 @@ impl TaskResult {
 }
 
 /// Why a task failed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct TaskError {
     /// What happened.
@@ -171,6 +171,7 @@ pub struct TaskError {
     pub may_have_executed: bool,
     /// The step whose error ended the task, where it was one.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "step_text")]
+    #[schemars(with = "Option<String>")]
     pub step: Option<StepKey>,
 }
 
@@ -231,7 +232,7 @@ impl From<&Failure> for TaskError {
 }
 
 /// What a task took.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct TaskMetadata {
     /// The arms that answered its calls, each once, in the order of their first answer.
@@ -242,9 +243,11 @@ pub struct TaskMetadata {
     #[serde(rename = "cost_dollars")]
     pub cost: Cost,
     /// How long it ran, without waiting in the queue.
+    #[schemars(range(min = 0))]
     pub duration_seconds: f64,
     /// What was given when it was submitted.
     #[serde(default = "RawJson::object", skip_serializing_if = "RawJson::is_empty_object")]
+    #[schemars(with = "serde_json::Map<String, Value>")]
     pub submitted: RawJson,
 }
 

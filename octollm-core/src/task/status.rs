@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::invalid::InvalidValue;
 
 /// Where a task stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskStatus {
@@ -23,6 +23,7 @@ pub enum TaskStatus {
     Cancelled,
     /// A status that this version does not know, of another service. Not final.
     #[serde(other)]
+    #[schemars(skip)]
     Unknown,
 }
 

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "mesh")]
 mod called;
+mod rules;
 
 use std::collections::BTreeMap;
 

@@ -12,6 +12,7 @@ use octollm_core::{
     json,
     transport::Transport,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -70,15 +71,17 @@ struct Envelope {
     input: Box<RawValue>,
 }
 
-#[derive(Serialize)]
-struct Executed<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Executed<'a> {
     task_id: TaskId,
+    #[schemars(extend("const" = "completed"))]
     status: &'static str,
+    #[schemars(with = "serde_json::Value")]
     output: &'a RawValue,
     provenance: Provenance<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Provenance<'a> {
     arm_id: &'a str,
     timestamp: Timestamp,

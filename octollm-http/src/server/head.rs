@@ -129,7 +129,7 @@ impl<'h> Fields<'h> {
 }
 
 /// A string of RFC 8941 §3.3.3 that holds 1 to 255 characters.
-fn is_quoted_string(value: &[u8]) -> bool {
+pub(super) fn is_quoted_string(value: &[u8]) -> bool {
     let Some(inner) = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")) else {
         return false;
     };

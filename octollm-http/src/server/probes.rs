@@ -22,6 +22,7 @@ use octollm_core::{
     card::{ArmCard, ArmStatus},
     dispatcher::Dispatcher,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
@@ -37,8 +38,8 @@ pub(crate) struct Health {
     pub(crate) version: String,
 }
 
-#[derive(Serialize)]
-struct HealthBody<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct HealthBody<'a> {
     status: ArmStatus,
     version: &'a str,
     uptime_seconds: u64,
@@ -61,8 +62,8 @@ pub(crate) struct Ready {
     pub(crate) health: Arc<HealthState>,
 }
 
-#[derive(Serialize)]
-struct ReadyBody<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ReadyBody<'a> {
     ready: bool,
     checks: BTreeMap<&'a str, bool>,
     timestamp: Timestamp,

@@ -14,6 +14,7 @@ use octollm_core::{
     task::{Origin, Submission, TaskRecord, TaskResult},
     transport::Transport,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -50,9 +51,9 @@ async fn screened<T>(cx: &Context, work: impl Future<Output = Result<T, ArmError
 /// `POST /preprocess`
 pub(crate) struct Preprocess(pub(crate) Screen);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct PreprocessBody {
+pub(crate) struct PreprocessBody {
     input_text: String,
     #[serde(default = "yes")]
     check_cache: bool,
@@ -66,13 +67,14 @@ fn yes() -> bool {
     true
 }
 
-#[derive(Serialize)]
-struct Preprocessed {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Preprocessed {
     cache_hit: bool,
     cached_result: Option<Value>,
     pii_detected: bool,
     pii_types: Vec<String>,
     injection_detected: bool,
+    #[schemars(range(min = 0, max = 1))]
     risk_score: f64,
     sanitized_input: String,
     should_proceed: bool,

@@ -16,6 +16,7 @@ use octollm_core::{
     task::Submission,
     transport::{NoArms, StepKey},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -108,9 +109,10 @@ impl Endpoint for Cancel {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct RerunBody {
+pub(crate) struct RerunBody {
+    /// The number or the name of the first step to discard.
     #[serde(default)]
     from: Option<StepKey>,
 }
@@ -130,6 +132,11 @@ impl Endpoint for Rerun {
     }
 }
 
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Steps {
+    steps: Vec<JournalStep>,
+}
+
 #[async_trait]
 impl Endpoint for Journal {
     fn takes(&self) -> Takes {
@@ -137,15 +144,18 @@ impl Endpoint for Journal {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        #[derive(Serialize)]
-        struct Steps {
-            steps: Vec<JournalStep>,
-        }
         let id = task_id(inbound.id)?;
         let (deadline, cx) = context(inbound.parts);
         let steps = within(deadline, self.0.journal(&id, &cx)).await;
         answer(steps.map(|steps| Steps { steps }), id)
     }
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ArmsBody {
+    #[serde(flatten)]
+    own: Option<ArmCard>,
+    arms: Vec<ArmCard>,
 }
 
 #[async_trait]
@@ -155,15 +165,9 @@ impl Endpoint for KnownArms {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        #[derive(Serialize)]
-        struct Arms {
-            #[serde(flatten)]
-            own: Option<ArmCard>,
-            arms: Vec<ArmCard>,
-        }
         let own = Some(self.own.card(&inbound)).filter(|card| !card.contracts.is_empty());
         let cards = async { Ok(self.orchestrator.cards().await) };
-        Reply::json(&Arms { own, arms: within(inbound.parts.deadline, cards).await? })
+        Reply::json(&ArmsBody { own, arms: within(inbound.parts.deadline, cards).await? })
     }
 }
 

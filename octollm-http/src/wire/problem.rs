@@ -12,6 +12,7 @@ use octollm_core::{
     error::{ArmError, CallError, ErrorKind, Failure},
     id::{RequestId, TaskId},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
@@ -32,16 +33,19 @@ use serde_json::{Map, Value};
 ///     Problem::from(error).into()
 /// }
 /// ```
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "Received")]
+#[schemars(!from)]
 #[non_exhaustive]
 pub struct Problem {
     /// Always `about:blank`: the code tells the kind.
     #[serde(rename = "type")]
+    #[schemars(extend("const" = "about:blank"))]
     pub type_uri: String,
     /// The words of the status.
     pub title: String,
     /// The HTTP status.
+    #[schemars(range(min = 400, max = 599))]
     pub status: u16,
     /// One line for people.
     pub detail: String,

@@ -67,6 +67,18 @@ fn implement(
 }
 
 fn check(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
+    let schema = match &contract.rules {
+        None => quote!(__octollm_rules.described(); __octollm_rules.skip();),
+        Some(rules) => validate::schema_rules(rules, rt),
+    };
+    let schema = quote! {
+        #schema
+        {
+            #[allow(unused_imports)]
+            use #rt::{NotRuled as _, RuledByDerive as _, RuledByHand as _};
+            (&&#rt::OwnSchema::<Self>::of()).octollm_add(__octollm_rules);
+        }
+    };
     let run = match &contract.rules {
         // At the type, where `Validate` is missing if it is.
         None => {
@@ -91,6 +103,11 @@ fn check(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
         #[allow(unused_mut, unused_variables)]
         fn check(&self) -> ::core::result::Result<(), #rt::Violations> {
             #run
+        }
+
+        #[allow(unused_variables)]
+        fn schema_rules(__octollm_rules: &mut #rt::SchemaRules) {
+            #schema
         }
     }
 }

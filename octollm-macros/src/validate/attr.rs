@@ -148,11 +148,7 @@ fn rule(entry: ParseStream<'_>) -> syn::Result<Rule> {
         "ip" => call(&word, quote!(ip), Arguments::Ip("Any")),
         "ipv4" => call(&word, quote!(ip), Arguments::Ip("V4")),
         "ipv6" => call(&word, quote!(ip), Arguments::Ip("V6")),
-        "length" => {
-            let bounds = Bounds::read(entry, &name)?;
-            let mode = bounds.mode(&name);
-            call(&format!("length({mode})"), quote!(#name::#mode), Arguments::Length(bounds))
-        }
+        "length" => call(&word, quote!(#name::simple), Arguments::Length(Bounds::read(entry, &name)?)),
         "range" => call(&word, quote!(#name), Arguments::Range(Bounds::read(entry, &name)?)),
         "contains" | "prefix" | "suffix" => {
             call(&word, quote!(#name), Arguments::Text(argument(entry, &name, "\"text\"")?))
@@ -217,6 +213,11 @@ fn conditional(entry: ParseStream<'_>, name: &Ident) -> syn::Result<Kind> {
 
 fn unknown(name: &Ident) -> syn::Error {
     let word = name.to_string();
+    if word == "pattern" {
+        let message = "`pattern` is in Rust's dialect, in which a schema would mean something else: check the text with \
+                       `custom`, and publish its form with `#[schemars(regex(pattern = \"..\"))]`";
+        return syn::Error::new_spanned(name, message);
+    }
     if LEFT_OUT.contains(&word.as_str()) {
         return left_out(name);
     }

@@ -9,8 +9,8 @@ use crate::{
     nearest,
 };
 
-/// How `length` counts.
-const MODES: [&str; 4] = ["simple", "bytes", "chars", "utf16"];
+/// Ways of counting that garde has and no JSON Schema.
+const FOREIGN: [&str; 4] = ["simple", "bytes", "utf16", "graphemes"];
 
 /// From where to where, both included.
 #[derive(Default)]
@@ -18,7 +18,7 @@ pub(crate) struct Bounds {
     min: Option<Expr>,
     max: Option<Expr>,
     equal: Option<Expr>,
-    mode: Option<Ident>,
+    chars: Option<Ident>,
 }
 
 impl Bounds {
@@ -40,17 +40,16 @@ impl Bounds {
             "min" => set(&mut self.min, &key, value(entry, &key, "a number", "1")?),
             "max" => set(&mut self.max, &key, value(entry, &key, "a number", "64")?),
             "equal" => set(&mut self.equal, &key, value(entry, &key, "a number", "8")?),
-            "graphemes" if counts => Err(super::attr::left_out(&key)),
-            mode if counts && MODES.contains(&mode) => {
-                if let Some(other) = &self.mode {
-                    let message = format!("`length` counts one way only: `{other}` is given already");
-                    return Err(syn::Error::new_spanned(&key, message));
-                }
-                self.mode = Some(key);
-                Ok(())
-            }
+            "chars" if counts => set(&mut self.chars, &key, key.clone()),
+            foreign if counts && FOREIGN.contains(&foreign) => Err(syn::Error::new_spanned(
+                &key,
+                format!(
+                    "no JSON Schema counts in `{foreign}`: leave it out, and `length` counts the characters of a text \
+                     and the items of a list or a map"
+                ),
+            )),
             unknown => {
-                let known: &[&str] = &["min", "max", "equal", "simple", "bytes", "chars", "utf16"];
+                let known: &[&str] = &["min", "max", "equal", "chars"];
                 let hint = nearest::hint(unknown, if counts { known } else { &known[..3] }, "arguments");
                 Err(syn::Error::new_spanned(&key, format!("unknown argument `{unknown}`: {hint}")))
             }
@@ -82,11 +81,6 @@ impl Bounds {
         Ok(())
     }
 
-    /// The function that counts.
-    pub(crate) fn mode(&self, rule: &Ident) -> Ident {
-        self.mode.clone().unwrap_or_else(|| Ident::new("simple", rule.span()))
-    }
-
     /// `(least, most)`
     pub(crate) fn of_length(&self) -> TokenStream {
         let min = self.min.as_ref().or(self.equal.as_ref());
@@ -104,6 +98,21 @@ impl Bounds {
         };
         let (min, max) = (bound(&self.min), bound(&self.max));
         quote!((#min, #max))
+    }
+}
+
+impl Bounds {
+    /// The expressions in it.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Expr> {
+        [&self.min, &self.max, &self.equal].into_iter().flatten()
+    }
+
+    pub(super) fn min(&self) -> Option<&Expr> {
+        self.min.as_ref().or(self.equal.as_ref())
+    }
+
+    pub(super) fn max(&self) -> Option<&Expr> {
+        self.max.as_ref().or(self.equal.as_ref())
     }
 }
 

@@ -6,7 +6,7 @@ use syn::{Attribute, Data, DeriveInput, Expr, Fields, Generics, Ident, Path, Typ
 
 use super::{
     attr::{self, Arguments, Kind, Options, Rule},
-    wire::{self, Case},
+    wire::{self, Case, Tagging},
 };
 use crate::{errors::Errors, nearest::nearest};
 
@@ -16,22 +16,24 @@ pub(crate) struct Validated<'a> {
     pub(crate) generics: &'a Generics,
     pub(crate) context: Option<(Type, Option<Ident>)>,
     pub(crate) is_transparent: bool,
+    /// Its one field stands in its place in JSON.
+    pub(crate) is_transparent_in_json: bool,
     pub(crate) custom: Vec<Expr>,
     pub(crate) shape: Shape<'a>,
 }
 
 pub(crate) enum Shape<'a> {
     Struct(Variant<'a>),
-    Enum(Vec<(&'a Ident, Variant<'a>)>),
+    Enum(Tagging, Vec<(&'a Ident, Variant<'a>)>),
 }
 
 /// A struct, or a variant of an enum.
 pub(crate) struct Variant<'a> {
+    /// What it is called in JSON; `None` where it is not there, or has no tag among others that have.
+    pub(crate) wire: Option<String>,
     pub(crate) fields: &'a Fields,
     /// As many as there are fields.
     pub(crate) rules: Vec<FieldRules>,
-    /// The member of JSON in which its fields stand, where they stand in one.
-    pub(crate) wire: Option<String>,
 }
 
 /// The rules of one field.
@@ -43,6 +45,8 @@ pub(crate) struct FieldRules {
     pub(crate) is_skipped: bool,
     /// What it is called in JSON; `None` where its own fields stand in its place.
     pub(crate) wire: Option<String>,
+    /// It is not in the JSON.
+    pub(crate) is_absent: bool,
 }
 
 impl<'a> Validated<'a> {
@@ -56,17 +60,19 @@ impl<'a> Validated<'a> {
             }
             Data::Enum(data) => {
                 let all = wire::rename_all_fields(&input.attrs);
+                let case_of_variants = wire::rename_all(&input.attrs);
                 let variants = data.variants.iter().map(|it| {
                     refuse_rules(&it.attrs, errors);
                     let case = wire::rename_all(&it.attrs).or(all);
-                    let wire = wire::variant(&input.attrs, &it.ident, &it.attrs);
-                    (&it.ident, Variant { wire, ..variant(&it.fields, case, allows, errors) })
+                    let mut variant = variant(&it.fields, case, allows, errors);
+                    variant.wire = wire::variant(&it.ident, &it.attrs, case_of_variants);
+                    (&it.ident, variant)
                 });
-                Shape::Enum(variants.collect())
+                Shape::Enum(wire::tagging(&input.attrs), variants.collect())
             }
             Data::Union(data) => {
                 errors.at(data.union_token, "a union has no rules: nobody knows which field it has");
-                Shape::Enum(Vec::new())
+                Shape::Enum(Tagging::Name, Vec::new())
             }
         };
         if let Some(at) = options.transparent.as_ref()
@@ -80,6 +86,7 @@ impl<'a> Validated<'a> {
             generics: &input.generics,
             context: options.context,
             is_transparent: options.transparent.is_some() || wire::is_transparent(&input.attrs),
+            is_transparent_in_json: wire::is_transparent(&input.attrs),
             custom: options.custom,
             shape,
         }
@@ -95,7 +102,7 @@ fn refuse_rules(attrs: &[Attribute], errors: &mut Errors) {
 fn has_one_checked_field(shape: &Shape<'_>) -> bool {
     match shape {
         Shape::Struct(variant) => variant.rules.iter().filter(|field| !field.is_skipped).count() == 1,
-        Shape::Enum(_) => false,
+        Shape::Enum(..) => false,
     }
 }
 
@@ -106,16 +113,18 @@ fn variant<'a>(fields: &'a Fields, case: Option<Case>, allows: bool, errors: &mu
         let is_unruled = written.is_empty();
         let mut rules = field_rules(written, fields, &mut found);
         rules.is_skipped |= is_unruled && allows;
+        rules.is_absent = wire::is_absent(&field.attrs);
         rules.wire = field.ident.as_ref().and_then(|ident| wire::name(ident, &field.attrs, case));
         errors.append(found);
         rules
     });
-    Variant { fields, rules: rules.collect(), wire: None }
+    Variant { wire: None, fields, rules: rules.collect() }
 }
 
 /// Takes out what is said about the field itself, and checks the rest.
 fn field_rules(written: Vec<Rule>, fields: &Fields, errors: &mut Errors) -> FieldRules {
-    let mut field = FieldRules { adapt: None, rules: Vec::new(), is_skipped: false, wire: None };
+    let mut field =
+        FieldRules { adapt: None, rules: Vec::new(), is_skipped: false, wire: None, is_absent: false };
     let mut skip = None;
     let only_one = written.len() == 1;
     let has_inner = written.iter().any(|rule| has_inner(&rule.kind));

@@ -2,17 +2,18 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
-use syn::{Expr, Fields, Ident, ext::IdentExt};
+use syn::{Expr, Fields, Ident, Path, ext::IdentExt};
 
 use super::{
     attr::{Arguments, Call, Kind, Rule},
     check::{FieldRules, Shape, Validated, Variant},
+    schema,
 };
 use crate::located;
 
 /// The impl that runs every rule, in the order in which they are written.
 pub(crate) fn validated(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
-    implement(validated, &body(validated, rt), rt)
+    implement(validated, &body(validated, rt), &schema::rules(validated, rt), rt)
 }
 
 /// An expression that runs every rule and returns a report.
@@ -34,12 +35,7 @@ pub(crate) fn report(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream
 }
 
 fn body(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
-    let writer = |variant| Writer {
-        rt,
-        variant,
-        is_transparent: validated.is_transparent,
-        has_context: validated.context.is_some(),
-    };
+    let writer = |variant| Writer { rt, variant, is_transparent: validated.is_transparent };
     let on_type = validated.custom.iter().map(|expr| custom(rt, expr, &quote!(self)));
     let on_fields = match &validated.shape {
         Shape::Struct(variant) => {
@@ -48,12 +44,12 @@ fn body(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
             quote!(let Self #pattern = self; #rules)
         }
         // No value, no arm.
-        Shape::Enum(variants) if variants.is_empty() => TokenStream::new(),
-        Shape::Enum(variants) => {
+        Shape::Enum(_, variants) if variants.is_empty() => TokenStream::new(),
+        Shape::Enum(tagging, variants) => {
             let arms = variants.iter().map(|(ident, variant)| {
                 let pattern = pattern(variant.fields);
                 let rules = writer(variant).fields();
-                let path = variant.wire.as_ref().map(|key| nested(key, rt));
+                let path = tagging.member(variant.wire.as_deref()).map(|key| nested(&key, rt));
                 quote!(Self::#ident #pattern => { #path #rules })
             });
             quote!(match self { #(#arms)* })
@@ -64,10 +60,15 @@ fn body(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
 
 /// An impl that stands in after a mistake, so that the uses of the type are no mistakes too.
 pub(crate) fn fallback(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
-    implement(validated, &TokenStream::new(), rt)
+    implement(validated, &TokenStream::new(), &TokenStream::new(), rt)
 }
 
-fn implement(validated: &Validated<'_>, body: &TokenStream, rt: &TokenStream) -> TokenStream {
+fn implement(
+    validated: &Validated<'_>,
+    body: &TokenStream,
+    schema: &TokenStream,
+    rt: &TokenStream,
+) -> TokenStream {
     let ident = validated.ident;
     let (impl_generics, type_generics, where_clause) = validated.generics.split_for_impl();
     let context =
@@ -87,6 +88,14 @@ fn implement(validated: &Validated<'_>, body: &TokenStream, rt: &TokenStream) ->
             ) {
                 let __octollm_context = #name;
                 #body
+            }
+        }
+
+        #[automatically_derived]
+        impl #impl_generics #rt::HasSchemaRules for #ident #type_generics #where_clause {
+            #[allow(unused_variables)]
+            fn octollm_schema_rules(__octollm_rules: &mut #rt::SchemaRules) {
+                #schema
             }
         }
     }
@@ -121,7 +130,6 @@ struct Writer<'a> {
     rt: &'a TokenStream,
     variant: &'a Variant<'a>,
     is_transparent: bool,
-    has_context: bool,
 }
 
 impl Writer<'_> {
@@ -131,9 +139,6 @@ impl Writer<'_> {
     }
 
     fn field(&self, ident: Option<&Ident>, index: usize, field: &FieldRules) -> TokenStream {
-        if field.is_skipped {
-            return TokenStream::new();
-        }
         let rt = self.rt;
         let value = binding(ident, index);
         let key = match ident {
@@ -143,11 +148,7 @@ impl Writer<'_> {
             None => Some(quote!(#index)),
         };
         let path = key.filter(|_| !self.is_transparent).map(|key| nested(&key, rt));
-        let module = match &field.adapt {
-            Some(path) => path.to_token_stream(),
-            None => quote!(#rt::garde::rules),
-        };
-        let rules = self.rules(&field.rules, &module);
+        let rules = self.rules(&field.rules, field.adapt.as_ref());
         let own = self.own(field);
         quote!({ #path let __octollm_value = #value; #rules #own })
     }
@@ -156,7 +157,7 @@ impl Writer<'_> {
     fn own(&self, field: &FieldRules) -> Option<TokenStream> {
         let dives = field.rules.iter().any(|rule| matches!(rule.kind, Kind::Dive(_)));
         let rt = self.rt;
-        (!dives && !self.has_context).then(|| {
+        (!dives).then(|| {
             quote! {{
                 #[allow(unused_imports)]
                 use #rt::{Unruled as _, WithOwnRules as _};
@@ -166,17 +167,17 @@ impl Writer<'_> {
         })
     }
 
-    fn rules(&self, rules: &[Rule], module: &TokenStream) -> TokenStream {
-        rules.iter().map(|rule| self.rule(rule, module)).collect()
+    fn rules(&self, rules: &[Rule], adapt: Option<&Path>) -> TokenStream {
+        rules.iter().map(|rule| self.rule(rule, adapt)).collect()
     }
 
-    fn rule(&self, rule: &Rule, module: &TokenStream) -> TokenStream {
+    fn rule(&self, rule: &Rule, adapt: Option<&Path>) -> TokenStream {
         let rt = self.rt;
         let at = located(rule.name.span());
         match &rule.kind {
             // Both are settled with the field.
             Kind::Skip | Kind::Adapt(_) => TokenStream::new(),
-            Kind::Call(call) => self.call(call, module, at),
+            Kind::Call(call) => self.call(call, adapt, at),
             Kind::Custom(expr) => custom(rt, expr, &quote!(__octollm_value)),
             Kind::Dive(context) => {
                 let context =
@@ -188,23 +189,44 @@ impl Writer<'_> {
                 }
             }
             Kind::Inner(rules) => {
-                let rules = self.rules(rules, module);
-                quote_spanned! {at=>
-                    #module::inner::apply(__octollm_value, |__octollm_value, __octollm_key| {
-                        let mut __octollm_path =
-                            #rt::garde::util::nested_path!(__octollm_path, __octollm_key);
-                        #rules
-                    });
+                let rules = self.rules(rules, adapt);
+                match adapt {
+                    Some(module) => quote_spanned! {at=>
+                        #module::inner::apply(__octollm_value, |__octollm_value, __octollm_key| {
+                            let mut __octollm_path =
+                                #rt::garde::util::nested_path!(__octollm_path, __octollm_key);
+                            #rules
+                        });
+                    },
+                    None => quote_spanned! {at=>
+                        #rt::Items::octollm_each(__octollm_value, &mut |__octollm_value, __octollm_key| {
+                            let mut __octollm_path = || #rt::Place::after(__octollm_key, __octollm_path());
+                            #rules
+                        });
+                    },
                 }
             }
             Kind::If(condition, rules) => {
-                let rules = self.rules(rules, module);
+                let rules = self.rules(rules, adapt);
                 quote!(if #condition { #rules })
             }
         }
     }
 
-    fn call(&self, call: &Call, module: &TokenStream, at: Span) -> TokenStream {
+    fn call(&self, call: &Call, adapt: Option<&Path>, at: Span) -> TokenStream {
+        let rt = self.rt;
+        let module = adapt.map_or_else(|| quote!(#rt::garde::rules), ToTokens::to_token_stream);
+        if let (None, Arguments::Length(bounds)) = (adapt, &call.arguments) {
+            let bounds = bounds.of_length();
+            return quote_spanned! {at=>
+                if let ::core::option::Option::Some(__octollm_length) = #rt::Length::octollm_length(__octollm_value)
+                    && let ::core::result::Result::Err(__octollm_error) =
+                        #module::length::simple::apply(&__octollm_length, #bounds)
+                {
+                    __octollm_report.append(__octollm_path(), __octollm_error);
+                }
+            };
+        }
         let arguments = match &call.arguments {
             Arguments::None => quote!(()),
             Arguments::Ip(kind) => {

@@ -7,12 +7,13 @@ mod attr;
 mod bounds;
 mod check;
 mod expand;
+mod schema;
 pub(crate) mod wire;
 
 use proc_macro2::TokenStream;
 use syn::DeriveInput;
 
-pub(crate) use self::{attr::NEEDS_GARDE, check::Validated, expand::report};
+pub(crate) use self::{attr::NEEDS_GARDE, check::Validated, expand::report, schema::rules as schema_rules};
 use crate::{errors::Errors, reach};
 
 pub(crate) fn derive(input: &DeriveInput) -> TokenStream {

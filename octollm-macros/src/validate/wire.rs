@@ -27,12 +27,12 @@ pub(crate) fn rename_all_fields(attrs: &[Attribute]) -> Option<Case> {
 
 /// Whether the type stands for its one field.
 pub(crate) fn is_transparent(attrs: &[Attribute]) -> bool {
-    entries(attrs).iter().any(|entry| entry.path().is_ident("transparent"))
+    has(attrs, "transparent")
 }
 
 /// The name of a field; `None` where its own fields stand in its place.
 pub(crate) fn name(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Option<String> {
-    if entries(attrs).iter().any(|entry| entry.path().is_ident("flatten")) {
+    if has(attrs, "flatten") {
         return None;
     }
     let own = || {
@@ -42,21 +42,60 @@ pub(crate) fn name(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Opt
     Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
 }
 
-/// What a variant's fields stand in: the member of its name, that of the `content`, or nothing where the variant has a tag
-/// beside its fields, or none.
-pub(crate) fn variant(of: &[Attribute], ident: &Ident, attrs: &[Attribute]) -> Option<String> {
-    let is_untagged = |attrs| entries(attrs).iter().any(|entry| entry.path().is_ident("untagged"));
-    if is_untagged(of) || is_untagged(attrs) {
-        return None;
+/// How the variants of an enum are told apart in JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Tagging {
+    /// `{"Name": content}`
+    Name,
+    /// `{"tag": "Name", ..}`
+    Within(String),
+    /// `{"tag": "Name", "content": content}`
+    Beside(String, String),
+    /// Not at all.
+    None,
+}
+
+impl Tagging {
+    /// The member in which the fields of a variant of this name stand; `None` where they stand beside the tag or alone.
+    pub(crate) fn member<'a>(&'a self, variant: Option<&'a str>) -> Option<&'a str> {
+        let name = variant?;
+        match self {
+            Self::Name => Some(name),
+            Self::Beside(_, content) => Some(content),
+            Self::Within(_) | Self::None => None,
+        }
     }
-    if text(of, "tag").is_some() {
-        return text(of, "content").map(|content| content.value());
+}
+
+/// `tag = ".."`, `content = ".."` and `untagged` of an enum.
+pub(crate) fn tagging(attrs: &[Attribute]) -> Tagging {
+    match (text(attrs, "tag"), text(attrs, "content")) {
+        (Some(tag), Some(content)) => Tagging::Beside(tag.value(), content.value()),
+        (Some(tag), None) => Tagging::Within(tag.value()),
+        _ if has(attrs, "untagged") => Tagging::None,
+        _ => Tagging::Name,
+    }
+}
+
+/// The name of a variant; `None` where it is not in the JSON, or has no tag although others have.
+pub(crate) fn variant(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Option<String> {
+    if is_absent(attrs) || has(attrs, "untagged") {
+        return None;
     }
     let own = || {
         let name = ident.unraw().to_string();
-        rename_all(of).map_or(name.clone(), |case| case.apply_to_variant(&name))
+        all.map_or(name.clone(), |case| case.apply_to_variant(&name))
     };
     Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
+}
+
+/// Whether a field or a variant is never read.
+pub(crate) fn is_absent(attrs: &[Attribute]) -> bool {
+    has(attrs, "skip") || has(attrs, "skip_deserializing")
+}
+
+fn has(attrs: &[Attribute], key: &str) -> bool {
+    entries(attrs).iter().any(|entry| entry.path().is_ident(key))
 }
 
 /// What makes JSON that is written another one than is read, in the attributes of a struct or of one of its fields: the
@@ -238,51 +277,32 @@ mod tests {
     }
 
     #[test]
-    fn a_variant_is_called_as_serde_reads_it() {
-        let called = |input: DeriveInput| {
+    fn the_fields_of_a_variant_stand_where_serde_writes_them() {
+        let members = |input: DeriveInput| {
             let Data::Enum(data) = &input.data else { panic!() };
-            data.variants.iter().map(|it| variant(&input.attrs, &it.ident, &it.attrs)).collect::<Vec<_>>()
+            let (tagging, case) = (super::tagging(&input.attrs), rename_all(&input.attrs));
+            let names = data.variants.iter().map(|it| variant(&it.ident, &it.attrs, case));
+            names.map(|name| tagging.member(name.as_deref()).map(str::to_owned)).collect::<Vec<_>>()
         };
-        let external = called(parse_quote! {
+        let external = members(parse_quote! {
             #[serde(rename_all = "snake_case")]
             enum A { VeryTasty, #[serde(rename = "x-y")] B, #[serde(untagged)] C }
         });
         assert_eq!(external, [Some("very_tasty".to_owned()), Some("x-y".to_owned()), None]);
-        let content: DeriveInput = parse_quote!(
+        let content = members(parse_quote!(
             #[serde(tag = "t", content = "c")]
             enum A {
                 B,
             }
-        );
-        assert_eq!(called(content), [Some("c".to_owned())]);
-        for none in [
-            parse_quote!(
-                #[serde(tag = "t")]
-                enum A {
-                    B,
-                }
-            ),
-            parse_quote!(
-                #[serde(untagged)]
-                enum A {
-                    B,
-                }
-            ),
-        ] {
-            assert_eq!(called(none), [None]);
-        }
-        for (case, expected) in [
-            ("lowercase", "verytasty"),
-            ("UPPERCASE", "VERYTASTY"),
-            ("PascalCase", "VeryTasty"),
-            ("camelCase", "veryTasty"),
-            ("snake_case", "very_tasty"),
-            ("SCREAMING_SNAKE_CASE", "VERY_TASTY"),
-            ("kebab-case", "very-tasty"),
-            ("SCREAMING-KEBAB-CASE", "VERY-TASTY"),
-        ] {
-            assert_eq!(Case::parse(case).unwrap().apply_to_variant("VeryTasty"), expected);
-        }
+        ));
+        assert_eq!(content, [Some("c".to_owned())]);
+        let within = members(parse_quote!(
+            #[serde(tag = "t")]
+            enum A {
+                B,
+            }
+        ));
+        assert_eq!(within, [None]);
     }
 
     #[test]
@@ -299,5 +319,47 @@ mod tests {
         ] {
             assert_eq!(Case::parse(case).unwrap().apply("very_tasty"), expected);
         }
+        for (case, expected) in [
+            ("lowercase", "verytasty"),
+            ("UPPERCASE", "VERYTASTY"),
+            ("PascalCase", "VeryTasty"),
+            ("camelCase", "veryTasty"),
+            ("snake_case", "very_tasty"),
+            ("SCREAMING_SNAKE_CASE", "VERY_TASTY"),
+            ("kebab-case", "very-tasty"),
+            ("SCREAMING-KEBAB-CASE", "VERY-TASTY"),
+        ] {
+            assert_eq!(Case::parse(case).unwrap().apply_to_variant("VeryTasty"), expected);
+        }
+    }
+
+    #[test]
+    fn variants_are_told_apart_as_serde_does() {
+        let tagging = |input: DeriveInput| super::tagging(&input.attrs);
+        assert_eq!(
+            tagging(parse_quote!(
+                enum A {}
+            )),
+            Tagging::Name
+        );
+        assert_eq!(
+            tagging(parse_quote!(
+                #[serde(untagged)]
+                enum A {}
+            )),
+            Tagging::None
+        );
+        assert_eq!(
+            tagging(parse_quote!(
+                #[serde(tag = "t")]
+                enum A {}
+            )),
+            Tagging::Within("t".into())
+        );
+        let beside = tagging(parse_quote!(
+            #[serde(tag = "t", content = "c")]
+            enum A {}
+        ));
+        assert_eq!(beside, Tagging::Beside("t".into(), "c".into()));
     }
 }

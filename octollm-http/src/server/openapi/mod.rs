@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 document of a server, made from its card.
 
 mod fixed;
+mod headers;
 
 use std::collections::HashMap;
 
@@ -60,7 +61,7 @@ impl Document {
 
     /// Adds the routes of tasks.
     pub(crate) fn with_tasks(mut self) -> Self {
-        self.schemas.extend(fixed::task_schemas());
+        fixed::task_schemas(&mut self.schemas);
         for (method, path, operation) in fixed::task_operations() {
             self.operation(&method, path, operation);
         }
@@ -78,6 +79,7 @@ impl Document {
 
     /// Adds the route of a reflex.
     pub(crate) fn with_reflex(mut self) -> Self {
+        fixed::reflex_schemas(&mut self.schemas);
         let (method, path, operation) = fixed::preprocess();
         self.operation(&method, path, operation);
         self
@@ -111,7 +113,7 @@ impl Document {
         } else {
             insert(&mut self.schemas, &chunk, contract.chunk_schema.clone());
         }
-        let mut operation = fixed::with_body(reference(&input), reference(&output));
+        let mut operation = fixed::with_body(reference(&input), reference(&output), fixed::OF_ARMS);
         operation["operationId"] = base.into();
         operation["tags"] = json!(["contracts"]);
         operation["x-octollm-contract"] = ContractRef::new(name.clone(), *version)

@@ -4,7 +4,17 @@ pub use schemars;
 pub use serde;
 pub use serde_json;
 
-pub use crate::contract::{ContractCard, ContractSpec, Effects, NoChunk, TaskContract, Violations};
+pub use crate::contract::{
+    ContractCard, ContractSpec, Effects, NoChunk, RangeEnd, SchemaRules, TaskContract, Violations,
+};
+
+mod lengths;
+mod schemas;
+
+pub use self::{
+    lengths::{Items, Length, Measured, Place},
+    schemas::{AnyNumber, HasSchemaRules, NoNumber, NotRuled, Number, OwnSchema, RuledByDerive, RuledByHand},
+};
 
 /// Chooses between the `Validate` of a contract, where it has one, and the rules that its own derive has read.
 #[derive(Debug)]
@@ -51,9 +61,9 @@ pub trait Unruled {
     fn octollm_run(&self, path: &mut dyn FnMut() -> garde::Path, report: &mut garde::Report);
 }
 
-impl<T: garde::Validate<Context = ()> + ?Sized> WithOwnRules for OwnRules<'_, T> {
+impl<T: garde::Validate<Context: Default> + ?Sized> WithOwnRules for OwnRules<'_, T> {
     fn octollm_run(&self, path: &mut dyn FnMut() -> garde::Path, report: &mut garde::Report) {
-        self.0.validate_into(&(), path, report);
+        self.0.validate_into(&T::Context::default(), path, report);
     }
 }
 

@@ -1,0 +1,98 @@
+//! Finding the rules in a schema that nothing runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+
+use super::rules::{SchemaRules, escaped, readable};
+
+/// Rules in the schema that nothing runs.
+impl SchemaRules {
+    /// The first member that has a rule of a type which does not run it.
+    pub(super) fn unknown_rule(&self) -> Option<String> {
+        let mut members = self.properties_below("").into_iter();
+        let unknown = members.find(|at| !self.covered.contains(at) && self.has_rule_within(at))?;
+        Some(readable(&unknown))
+    }
+
+    /// Whether the value of a member, or an item in it, has a rule or is of a type that has some.
+    fn has_rule_within(&self, member: &str) -> bool {
+        let (mut open, mut seen) = (vec![member.to_owned()], BTreeSet::new());
+        while let Some(at) = open.pop() {
+            let Some(schema) = self.root.pointer(&at) else { continue };
+            if !seen.insert(at.clone()) {
+                continue;
+            }
+            let is_of_ruled_type = self.target(&at).is_some_and(|target| {
+                self.entered.iter().any(|(_, at)| *at == target)
+                    || self.root.pointer(&target).is_some_and(has_rule)
+            });
+            if is_of_ruled_type || has_rule(schema) {
+                return true;
+            }
+            for key in ["oneOf", "anyOf", "allOf", "prefixItems"] {
+                let branches = schema.get(key).and_then(Value::as_array).map_or(0, Vec::len);
+                open.extend((0..branches).map(|index| format!("{at}/{key}/{index}")));
+            }
+            open.extend(["items", "additionalProperties"].map(|key| format!("{at}/{key}")));
+        }
+        false
+    }
+
+    /// All members that can be reached from a schema.
+    pub(super) fn properties_below(&self, from: &str) -> Vec<String> {
+        let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
+        let mut open = vec![from.to_owned()];
+        while let Some(at) = open.pop() {
+            let Some(object) = self.root.pointer(&at).and_then(Value::as_object) else { continue };
+            if !seen.insert(at.clone()) {
+                continue;
+            }
+            for key in ["oneOf", "anyOf", "allOf", "prefixItems"] {
+                let branches = object.get(key).and_then(Value::as_array).map_or(0, Vec::len);
+                open.extend((0..branches).map(|index| format!("{at}/{key}/{index}")));
+            }
+            open.extend(["items", "additionalProperties"].map(|key| format!("{at}/{key}")));
+            open.extend(self.target(&at));
+            let members = object.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+            let members: Vec<_> = members.map(|name| format!("{at}/properties/{}", escaped(name))).collect();
+            found.extend(members.iter().cloned());
+            open.extend(members);
+        }
+        found
+    }
+}
+
+/// Whether a member has a rule that is not one of its type: what `JsonSchema` writes for `#[garde(..)]`.
+fn has_rule(schema: &Value) -> bool {
+    let Some(object) = schema.as_object() else { return false };
+    let number = |key: &str| object.get(key).and_then(Value::as_f64);
+    let formed = ["format", "pattern", "const", "enum"].iter().any(|key| object.contains_key(*key));
+    let (least, most) = (number("minLength"), number("maxLength"));
+    let of_text = (least.is_some() || most.is_some()) && !formed && (least, most) != (Some(1.0), Some(1.0));
+    let (least, most) = (number("minItems"), number("maxItems"));
+    let of_list = (least.is_some() || most.is_some()) && least != most;
+    let of_number = object.get("format").and_then(Value::as_str).is_some_and(|format| {
+        let (least, most) = (number("minimum"), number("maximum"));
+        let intrinsic: BTreeMap<&str, [&[f64]; 2]> = BTreeMap::from([
+            ("uint8", [&[0.0, 1.0] as &[f64], &[255.0] as &[f64]]),
+            ("uint16", [&[0.0, 1.0], &[65_535.0]]),
+            ("int8", [&[-128.0], &[127.0]]),
+            ("int16", [&[-32_768.0], &[32_767.0]]),
+            ("uint32", [&[0.0, 1.0], &[]]),
+            ("uint64", [&[0.0, 1.0], &[]]),
+            ("uint128", [&[0.0, 1.0], &[]]),
+            ("uint", [&[0.0, 1.0], &[]]),
+            ("int32", [&[], &[]]),
+            ("int64", [&[], &[]]),
+            ("int", [&[], &[]]),
+            ("int128", [&[], &[]]),
+            ("float", [&[], &[]]),
+            ("double", [&[], &[]]),
+        ]);
+        intrinsic.get(format).is_some_and(|[min, max]| {
+            least.is_some_and(|least| !min.contains(&least)) || most.is_some_and(|most| !max.contains(&most))
+        })
+    });
+    of_text || of_list || of_number
+}

@@ -238,6 +238,8 @@ impl Content {
                 *self = Self::Nothing;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
+            // Outside of a stream the receiver may hold the pieces until the body ends, as one that collects them does.
+            Self::Large { rest, .. } if rest.is_empty() && !in_pieces => Poll::Ready(None),
             Self::Large { rest, sent } if rest.is_empty() => sent.poll(cx).map(|()| None),
             Self::Large { rest, .. } if in_pieces && rest.len() > LARGE => {
                 Poll::Ready(Some(Ok(Frame::data(rest.split_to(LARGE)))))

@@ -238,7 +238,7 @@ impl Content {
                 *self = Self::Nothing;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            // Outside of a stream the receiver may hold the pieces until the body ends, as one that collects them does.
+            // Over HTTP/1 or mounted, whoever has the bytes may need the end of the body before letting go of them.
             Self::Large { rest, .. } if rest.is_empty() && !in_pieces => Poll::Ready(None),
             Self::Large { rest, sent } if rest.is_empty() => sent.poll(cx).map(|()| None),
             Self::Large { rest, .. } if in_pieces && rest.len() > LARGE => {

@@ -1,10 +1,10 @@
-//! An arm, an orchestrator and a reflex on ports of their own, for a fuzzer to compare with their documents.
+//! Serves an arm, an orchestrator and a reflex, for a fuzzer that compares them with their OpenAPI documents.
 //!
 //! ```text
 //! cargo run --example fuzz_target
 //! ```
 //!
-//! Prints one line for each, such as `arm http://127.0.0.1:40001`, and runs until it is stopped.
+//! Prints a line for each server, such as `arm http://127.0.0.1:40001`, and runs until it is stopped.
 //! `scripts/fuzz_schemas.sh` runs it.
 
 use std::{collections::BTreeMap, num::NonZeroU8, sync::Arc};
@@ -42,7 +42,7 @@ struct Options {
 #[serde(rename_all = "snake_case")]
 enum Case {
     #[default]
-    Kept,
+    Unchanged,
     Folded,
 }
 
@@ -221,7 +221,7 @@ impl Arm<TryRules> for Worker {
     }
 }
 
-/// What the orchestrator runs for a goal.
+/// The arm that the orchestrator runs for a goal.
 struct Answering;
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! An arm behind its own HTTP server: a contract, the work, one line to serve it.
+//! An arm with an HTTP server of its own.
 //!
 //! ```text
 //! cargo run --example hello_arm [ADDRESS]
@@ -34,7 +34,7 @@ impl Arm<ValidateCode> for Judge {
 
 fn judge(input: &ValidateCode) -> Result<Verdict, ArmError> {
     if input.language != "rust" {
-        return Err(ArmError::invalid("language", "is not one that this judge reads: rust"));
+        return Err(ArmError::invalid("language", "is not supported: the only language is rust"));
     }
     let verdict = match syn::parse_file(&input.code) {
         Ok(_) => Verdict { is_valid: true, issues: Vec::new() },
@@ -43,7 +43,7 @@ fn judge(input: &ValidateCode) -> Result<Verdict, ArmError> {
             Verdict { is_valid: false, issues: vec![format!("{}:{}: {error}", at.line, at.column + 1)] }
         }
     };
-    // The parser keeps the text of all that it was given, for its spans, until it is told that none is left.
+    // For its spans proc-macro2 stores all parsed text of a thread until they are invalidated.
     proc_macro2::extra::invalidate_current_thread_spans();
     Ok(verdict)
 }

@@ -39,7 +39,7 @@ fn a_bad_variable_is_named_and_its_secrets_are_not() {
 }
 
 #[test]
-fn a_builder_tells_its_mistakes_when_it_builds() {
+fn a_builder_reports_its_mistakes_when_it_builds() {
     let builder =
         Arms::builder().endpoint("judge", "http://a").endpoint_serving::<Check>("judge", "http://a");
     assert!(builder.build().unwrap_err().to_string().contains("is set already"));

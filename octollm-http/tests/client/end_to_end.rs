@@ -131,8 +131,8 @@ async fn a_failed_task_continues_from_the_step_that_its_error_names() {
             let error = handle.output().await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::UpstreamFailed, "{error}");
             let failed = handle.status().await.unwrap();
-            let told = failed.error.unwrap().step.unwrap();
-            assert_eq!(told.to_string(), step);
+            let failed_step = failed.error.unwrap().step.unwrap();
+            assert_eq!(failed_step.to_string(), step);
 
             let cx = Context::detached();
             let journal = client.journal(handle.id(), &cx).await.unwrap();
@@ -143,7 +143,7 @@ async fn a_failed_task_continues_from_the_step_that_its_error_names() {
             mended.store(true, Ordering::Relaxed);
             let from = match by {
                 "nothing" => None,
-                "the step" => Some(told),
+                "the step" => Some(failed_step),
                 _ => Some(StepKey::Name(step.to_owned())),
             };
             client

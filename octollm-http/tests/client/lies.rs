@@ -157,12 +157,12 @@ async fn numbers_without_measure_end_a_call_and_nothing_more() {
     let most = u64::MAX;
     let problem = format!(r#"{{"status":503,"code":"overloaded","retryable":true,"retry_after":{most}}}"#);
     let wait = format!("HTTP/1.1 503 X\r\nretry-after: {most}\r\ncontent-length: 0\r\n\r\n");
-    let told = format!("HTTP/1.1 503 X\r\ncontent-length: {}\r\n\r\n{problem}", problem.len());
+    let stated = format!("HTTP/1.1 503 X\r\ncontent-length: {}\r\n\r\n{problem}", problem.len());
     let usage =
         format!("tokens={most};cost_usd=1e300;input={most};output={most};cached={most};unmetered={most}");
     let spent = format!("HTTP/1.1 500 X\r\noctollm-usage: {usage}\r\ncontent-length: 0\r\n\r\n");
     for (answer, kind) in
-        [(wait, ErrorKind::Unavailable), (told, ErrorKind::Overloaded), (spent, ErrorKind::ArmFailed)]
+        [(wait, ErrorKind::Unavailable), (stated, ErrorKind::Overloaded), (spent, ErrorKind::ArmFailed)]
     {
         let bytes = answer.clone().into_bytes();
         let peer = Peer::start(move |_| std::future::ready(Answer::Raw(bytes.clone()))).await;
@@ -181,7 +181,7 @@ async fn numbers_without_measure_end_a_call_and_nothing_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_problem_without_end_is_told_in_short() {
+async fn a_very_large_problem_is_truncated() {
     let long = "x".repeat(3 << 20);
     let violations: Vec<_> =
         (0..20_000).map(|n| json!({ "path": format!("a[{n}]"), "message": long[..20] })).collect();

@@ -274,7 +274,7 @@ async fn a_reader_that_stops_is_given_up() {
     let (peer, _) = start_with(|server| server.max_in_flight(1));
     let mut line = peer.connect().await;
     line.write(large()).await;
-    // The next one waits in the pipe, behind the answer that nobody reads.
+    // The next one waits in the pipe, after the answer that nobody reads.
     sleep(secs(29)).await;
     peer.post("/echo", "", ECHO).await.is_problem(503, "overloaded");
     sleep(secs(2)).await;

@@ -1,4 +1,4 @@
-//! What happens to a whole process: it is told to end, or runs out of file descriptors. It runs in a child, which is
+//! A whole process: it gets a signal to end, or runs out of file descriptors. It runs in a child, which is
 //! this test binary once more.
 
 use std::{
@@ -16,7 +16,7 @@ use crate::{
 
 const IN_A_CHILD: &str = "OCTOLLM_TEST_IN_A_CHILD";
 
-/// Runs the server below in a child, behind these shell commands. Returns when it says where it listens.
+/// Runs the server below in a child, after these shell commands. Returns when it has printed its address.
 async fn child(before: &'static str) -> (Child, Peer) {
     spawn_blocking(move || {
         let mut command = Command::new("sh");
@@ -41,9 +41,9 @@ async fn end_of(mut child: Child) -> ExitStatus {
         .unwrap()
 }
 
-fn tell(child: &Child, signal: &str) {
-    let told = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-    assert!(told.success());
+fn send(child: &Child, signal: &str) {
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
 }
 
 /// The child; in any other process it does nothing.
@@ -64,7 +64,7 @@ async fn sigterm_is_told_before_it_is_done() {
     assert_eq!(peer.get("/ready").await.status, 200);
     let mut busy = peer.connect().await;
     busy.write(post("/wait", "", r#"{"ms":600}"#)).await;
-    tell(&child, "-TERM");
+    send(&child, "-TERM");
     while peer.get("/ready").await.status == 200 {
         tokio::task::yield_now().await;
     }
@@ -80,7 +80,7 @@ async fn sigterm_is_told_before_it_is_done() {
 async fn ctrl_c_ends_at_once() {
     let (child, peer) = child("").await;
     assert_eq!(peer.get("/ready").await.status, 200);
-    tell(&child, "-INT");
+    send(&child, "-INT");
     assert!(end_of(child).await.success());
 }
 
@@ -92,12 +92,12 @@ async fn ctrl_c_while_ending_ends_at_once() {
         let mut busy = peer.connect().await;
         busy.write(post("/wait", "", "{}")).await;
         assert_eq!(peer.get("/ready").await.status, 200);
-        tell(&child, first);
+        send(&child, first);
         // Once the first signal has arrived: the answers end, or there is nobody to answer.
         while matches!(peer, Peer::Tcp(at) if TcpStream::connect(at).await.is_ok()) {
             tokio::task::yield_now().await;
         }
-        tell(&child, "-INT");
+        send(&child, "-INT");
         let ended = tokio::time::Instant::now();
         assert!(end_of(child).await.success());
         assert!(ended.elapsed() < Duration::from_secs(3), "{:?}", ended.elapsed());

@@ -46,14 +46,14 @@ pub(crate) struct Careful;
 impl Reflex for Careful {
     async fn react(
         &self,
-        stimulus: &ReflexInput,
+        input: &ReflexInput,
         seen: &mut Observations,
         _: &Context,
     ) -> Result<Reaction, ArmError> {
-        if stimulus.detect_pii && stimulus.text.contains('@') {
+        if input.detect_pii && input.text.contains('@') {
             seen.pii("email");
         }
-        Ok(match stimulus.text.as_str() {
+        Ok(match input.text.as_str() {
             "spam" => {
                 seen.risk(0.9);
                 Reaction::Refuse("no spam".into())

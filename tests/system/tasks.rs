@@ -2,11 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use octollm::{
-    http::ClientConfig,
-    orchestrator::{TaskQuery, finished},
-    prelude::*,
-};
+use octollm::{http::ClientConfig, orchestrator::finished, prelude::*, task::TaskQuery};
 
 /// Returns what it is given.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]

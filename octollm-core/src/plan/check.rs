@@ -1,4 +1,4 @@
-//! What keeps a plan from running, found before it runs.
+//! The checks of a plan before it runs.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,14 +14,14 @@ use crate::{
     contract::{ContractCard, ContractRef, Violations},
 };
 
-/// A plan in which nothing was found.
+/// A plan without mistakes.
 #[derive(Debug)]
 pub(super) struct Checked {
     pub(super) steps: Vec<CheckedStep>,
     pub(super) order: Order,
 }
 
-/// A step whose references are known to lead somewhere.
+/// A step whose references exist.
 #[derive(Debug)]
 pub(super) struct CheckedStep {
     pub(super) id: String,
@@ -30,14 +30,14 @@ pub(super) struct CheckedStep {
     pub(super) each: Option<Template>,
 }
 
-/// Looks at everything, and tells all that is wrong at once.
+/// Checks a plan, and returns all of its mistakes.
 pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<Checked, Violations> {
     if plan.steps.is_empty() {
         return Err(Violations::one("steps", "is empty"));
     }
     if plan.steps.len() > max_steps {
         let count = plan.steps.len();
-        return Err(Violations::one("steps", format!("has {count} steps, and {max_steps} is the most")));
+        return Err(Violations::one("steps", format!("has {count} steps; at most {max_steps} are allowed")));
     }
     let mut violations = Violations::default();
     let ids = ids(&plan.steps, &mut violations);
@@ -54,11 +54,11 @@ pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<
         needs.push(needed);
     }
     let order = Order::new(needs);
-    let circles = order.as_ref().err().into_iter().flatten();
-    for circle in circles {
-        let names = circle.iter().chain(circle.first()).map(|step| plan.steps[*step].id.as_str());
-        let way = names.collect::<Vec<_>>().join(" → ");
-        violations.push(format!("steps[{}]", circle[0]), format!("goes in a circle: {way}"));
+    let cycles = order.as_ref().err().into_iter().flatten();
+    for cycle in cycles {
+        let names = cycle.iter().chain(cycle.first()).map(|step| plan.steps[*step].id.as_str());
+        let path = names.collect::<Vec<_>>().join(" → ");
+        violations.push(format!("steps[{}]", cycle[0]), format!("is part of a cycle: {path}"));
     }
     match order {
         Ok(order) if violations.is_empty() => Ok(Checked { steps, order }),
@@ -74,7 +74,7 @@ fn ids<'a>(steps: &'a [PlanStep], violations: &mut Violations) -> HashMap<&'a st
             violations.push(path(), "is not 1 to 64 of letters, digits, `_`, `.` and `-`");
         }
         if let Some(first) = ids.get(&*step.id) {
-            violations.push(path(), format!("`{}` is taken by steps[{first}]", step.id));
+            violations.push(path(), format!("`{}` is the id of steps[{first}] too", step.id));
         } else {
             ids.insert(&*step.id, position);
         }
@@ -88,7 +88,7 @@ fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(allowed)
 }
 
-/// Reads what a step takes from others, and which those are.
+/// Reads the references of a step, and returns the steps that it needs.
 fn references(
     step: &PlanStep,
     path: &str,
@@ -101,7 +101,9 @@ fn references(
         if matches!(&template, Template::Object(_))
             || matches!(&template, Template::Literal(value) if !value.is_array())
         {
-            reader.violations.push(format!("{path}.each"), "is neither a list nor stands for one");
+            reader
+                .violations
+                .push(format!("{path}.each"), "is neither a list nor an object that stands for one");
         }
         template
     });
@@ -114,7 +116,7 @@ fn references(
     (CheckedStep { id, contract, input, each }, reader.needs)
 }
 
-/// What the arms offer.
+/// The contracts that the arms offer.
 struct Offered<'a> {
     contracts: HashMap<ContractRef, &'a ContractCard>,
 }
@@ -143,12 +145,12 @@ impl<'a> Offered<'a> {
     }
 }
 
-/// Fields that the contract requires, as far as card and plan tell.
+/// Checks the fields that the contract requires, as far as they are known before the plan runs.
 fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations: &mut Violations) {
     let has = |field: &str| match input {
         Template::Object(fields) => fields.iter().any(|(key, _)| key == field),
         Template::Literal(Value::Object(fields)) => fields.contains_key(field),
-        // What another step or an item will bring is not known yet.
+        // The output of a step or an item is not known yet.
         Template::Output { .. } | Template::Item { .. } => true,
         Template::Literal(_) | Template::Array(_) => false,
     };

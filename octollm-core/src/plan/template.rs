@@ -1,4 +1,4 @@
-//! Inputs with places that earlier outputs fill.
+//! Inputs with references to earlier outputs.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,7 +10,7 @@ use crate::contract::Violations;
 #[derive(Debug)]
 pub(super) enum Template {
     Literal(Value),
-    /// A part of what a step answered.
+    /// A part of the output of a step.
     Output {
         step: usize,
         id: String,
@@ -24,12 +24,12 @@ pub(super) enum Template {
     Object(Vec<(String, Template)>),
 }
 
-/// What is not there to be filled in: names the place it was to come from.
+/// A part that an output or an item lacks.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Missing(pub(super) String);
 
 impl Template {
-    /// Fills the places in.
+    /// Replaces the references by values.
     pub(super) fn fill(&self, outputs: &[Value], item: Option<&Value>) -> Result<Value, Missing> {
         match self {
             Self::Literal(value) => Ok(value.clone()),
@@ -51,14 +51,14 @@ impl Template {
     }
 }
 
-/// Reads templates, and notes all that is wrong with them.
+/// Reads templates, and collects their mistakes.
 pub(super) struct Reader<'a> {
     /// The steps of the plan by their ids.
     pub(super) steps: &'a HashMap<&'a str, usize>,
     pub(super) violations: &'a mut Violations,
-    /// The steps referred to so far.
+    /// The steps that were referred to.
     pub(super) needs: BTreeSet<usize>,
-    /// Whether there is an item.
+    /// Whether the step has items.
     pub(super) item: bool,
 }
 
@@ -79,7 +79,7 @@ impl Reader<'_> {
         }
     }
 
-    /// An object that stands for something else.
+    /// Reads an object that stands for another value.
     fn reference(&mut self, object: &Map<String, Value>, path: &str) -> Option<Template> {
         let nothing = || Template::Literal(Value::Null);
         if let Some(step) = object.get("$output") {
@@ -100,7 +100,7 @@ impl Reader<'_> {
         if let Some(pointer) = object.get("$item") {
             self.no_fields_beside(object, &["$item"], path);
             if !self.item {
-                self.violations.push(path, "takes a part of an item where there is none");
+                self.violations.push(path, "refers to an item, but the step has no `each`");
             }
             let pointer = self.pointer(pointer, &format!("{path}.$item"));
             return Some(pointer.map_or_else(nothing, |pointer| Template::Item { pointer }));
@@ -110,7 +110,7 @@ impl Reader<'_> {
         Some(Template::Literal(literal.clone()))
     }
 
-    /// The step of this id, which is needed from now on.
+    /// The step with this id, which is needed from now on.
     pub(super) fn step(&mut self, id: &str, path: &str) -> Option<usize> {
         let step = self.steps.get(id).copied();
         match step {
@@ -130,7 +130,7 @@ impl Reader<'_> {
 
     fn no_fields_beside(&mut self, object: &Map<String, Value>, known: &[&str], path: &str) {
         for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
-            self.violations.push(format!("{path}.{key}"), format!("has no place beside `{}`", known[0]));
+            self.violations.push(format!("{path}.{key}"), format!("is not allowed beside `{}`", known[0]));
         }
     }
 }
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn every_malformed_reference_is_told() {
+    fn every_malformed_reference_is_reported() {
         let (_, violations) = read(json!({
             "a": { "$output": "nobody" },
             "b": [{ "$output": 7 }],
@@ -192,9 +192,9 @@ mod tests {
             "d": { "$output": "list", "pointer": "/a~2", "more": 1 },
             "e": { "$item": 1 },
         }));
-        let told: Vec<_> = violations.iter().map(|violation| violation.path.as_str()).collect();
+        let paths: Vec<_> = violations.iter().map(|violation| violation.path.as_str()).collect();
         assert_eq!(
-            told,
+            paths,
             [
                 "input.a",
                 "input.b[0].$output",

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::{Brain, BrainBuilder, BrainConfig},
+    brain::{Brain, BrainBuilder},
     bus::{EventBus, MemoryBus, Overflow, Signal},
     clock::Clock,
     error::{ArmError, ErrorKind},
@@ -55,8 +55,7 @@ async fn a_listener_that_never_reads_holds_up_no_task() {
 #[tokio::test(start_paused = true)]
 async fn a_run_that_panics_gives_its_place_back() {
     let (arms, store) = (Local::new(), Trouble::new());
-    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
-    let brain = over(&arms, &store).config(config).build().unwrap();
+    let brain = over(&arms, &store).max_running(1).build().unwrap();
     store.fails(|operation, _| {
         assert!(operation != "journal", "the store panics");
         None
@@ -162,10 +161,9 @@ impl Arm<Compute> for Long {
 async fn a_slow_store_costs_a_brain_with_many_tasks_no_lease() {
     let (store, running) = (Trouble::new(), Arc::<Running>::default());
     store.slow(Duration::from_millis(100));
-    let config = BrainConfig { lease: 6 * SECOND, ..BrainConfig::default() };
     let make = || {
         let builder = Brain::builder().arm::<Compute>(Long(running.clone())).store(store.clone());
-        builder.clock(Clock::runtime()).config(config.clone()).build().unwrap()
+        builder.clock(Clock::runtime()).lease(6 * SECOND).build().unwrap()
     };
     let (one, two) = (make(), make());
     let mut ids = Vec::new();

@@ -19,8 +19,8 @@ use octollm_core::{
     id::StepKey,
     orchestrator::Orchestrator,
     resilience::RetryLayer,
-    store::{MemoryStore, TaskFilter, TaskStore},
-    task::{Submission, Task, TaskRecord, TaskStatus},
+    store::{MemoryStore, TaskStore},
+    task::{Submission, Task, TaskQuery, TaskStatus},
     transport::{
         Call, IdempotencyKey, NoArms, Reply, ServedBy, ServiceTransport, Transport, TransportService,
     },
@@ -209,9 +209,8 @@ impl Outside {
     }
 
     async fn task(&self) -> Option<Task> {
-        let mut filter = TaskFilter::default();
-        filter.limit = 1;
-        self.store.list(&filter).await.unwrap().pop().map(TaskRecord::into_task)
+        let query = TaskQuery::default().limit(1);
+        self.store.list(&query, None).await.unwrap().pop().map(|record| record.task().clone())
     }
 
     /// The task once it is finished; `None` when that takes longer than `limit`, or `until`.

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Signal, Subscription, engine::Counters},
     clock::Clock,
     error::{ArmError, ErrorKind},
@@ -174,10 +174,9 @@ async fn no_two_brains_run_a_task_at_once_whenever_the_store_of_one_hangs() {
     {
         let (healthy, runs) = (Trouble::new(), Noted::default());
         let slow = Trouble::over(healthy.inner().clone());
-        let config = BrainConfig { lease: 6 * SECOND, ..BrainConfig::default() };
         let brain = |store: &Arc<Trouble>| {
             let builder = Brain::builder().arm::<Compute>(runs.clone()).store(store.clone());
-            builder.clock(Clock::runtime()).config(config.clone()).build().unwrap()
+            builder.clock(Clock::runtime()).lease(6 * SECOND).build().unwrap()
         };
         let (one, two) = (brain(&slow), brain(&healthy));
         two.recover().await.unwrap();

@@ -11,12 +11,12 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     bus::{EventBus, MemoryBus, Overflow, Signal},
     context::{Caller, ContextParts},
     error::{ArmError, ErrorKind},
-    orchestrator::{Orchestrator, TaskQuery, TaskUpdate},
-    task::{Priority, TaskBudget, TaskRequest, TaskResult, TaskStatus},
+    orchestrator::Orchestrator,
+    task::{Priority, TaskBudget, TaskQuery, TaskRequest, TaskResult, TaskStatus, TaskUpdate},
     transport::NoArms,
 };
 use serde_json::json;
@@ -168,11 +168,11 @@ async fn what_breaks_its_contract_is_not_queued() {
 #[tokio::test(start_paused = true)]
 async fn the_urgent_go_first_and_the_queue_is_bounded() {
     let arms = Local::new();
-    let config = BrainConfig { max_running: 1, max_queued: 2, ..BrainConfig::default() };
     let brain = Brain::builder()
         .arm::<Compute>(crate::support::Computer)
         .arms(arms.clone())
-        .config(config)
+        .max_running(1)
+        .max_queued(2)
         .build()
         .unwrap();
     arms.hang("number.increment");
@@ -191,9 +191,8 @@ async fn the_urgent_go_first_and_the_queue_is_bounded() {
 
 #[tokio::test(start_paused = true)]
 async fn a_queued_task_can_be_cancelled() {
-    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
     let dropped = Arc::new(AtomicBool::new(false));
-    let brain = Brain::builder().arm::<TaskRequest>(Stuck(dropped)).config(config).build().unwrap();
+    let brain = Brain::builder().arm::<TaskRequest>(Stuck(dropped)).max_running(1).build().unwrap();
     running(&brain, "first").await;
     let second = brain.submit(goal("second"), &anyone()).await.unwrap().task_id;
     let mut updates = brain.watch(&second, None, &anyone()).await.unwrap();
@@ -231,9 +230,8 @@ async fn progress_before_the_first_wait_is_told() {
 async fn the_bus_is_told_of_a_task_that_is_cancelled_while_it_waits() {
     let bus = MemoryBus::new();
     let mut events = heard(&bus, "events:task:cancelled").await;
-    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
     let stuck = Stuck(Arc::new(AtomicBool::new(false)));
-    let brain = Brain::builder().arm::<TaskRequest>(stuck).bus(bus).config(config).build().unwrap();
+    let brain = Brain::builder().arm::<TaskRequest>(stuck).bus(bus).max_running(1).build().unwrap();
     running(&brain, "first").await;
     let second = brain.submit(goal("second"), &anyone()).await.unwrap().task_id;
     brain.cancel(&second, &anyone()).await.unwrap();

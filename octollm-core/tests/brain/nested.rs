@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     budget::{Budget, Usage},
     clock::Clock,
     context::ContextParts,
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind},
-    orchestrator::{Orchestrator, TaskQuery},
-    task::{TaskBudget, TaskRequest, TaskResult, TaskStatus},
+    orchestrator::Orchestrator,
+    task::{TaskBudget, TaskQuery, TaskRequest, TaskResult, TaskStatus},
     transport::NoArms,
 };
 
@@ -124,8 +124,7 @@ async fn what_an_inner_task_used_until_its_time_was_up_counts() {
         std::future::pending().await
     });
     for (within, busy) in [(2_000, false), (2_000, true), (7, false)] {
-        let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
-        let inner = Brain::builder().arm::<Compute>(spender.clone()).config(config).build().unwrap();
+        let inner = Brain::builder().arm::<Compute>(spender.clone()).max_running(1).build().unwrap();
         if busy {
             // The place is taken for half of the time.
             let half = TaskBudget { max_time_seconds: Some(1.0), ..TaskBudget::default() };

@@ -13,9 +13,9 @@ use octollm_core::{
     contract::{ContractSpec, TaskContract},
     error::{ArmError, Failure},
     id::TaskId,
-    orchestrator::{Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates, follow},
-    store::{MemoryStore, MemoryStoreConfig},
-    task::{Submission, Task, TaskStatus},
+    orchestrator::{Orchestrator, TaskPage, TaskUpdates, follow},
+    store::MemoryStore,
+    task::{Submission, Task, TaskQuery, TaskStatus, TaskUpdate},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -70,8 +70,7 @@ async fn seen(brain: &Brain, id: &TaskId, after: Option<u64>) -> Vec<TaskUpdate>
 
 #[tokio::test(start_paused = true)]
 async fn chunks_are_stored_within_a_number_of_bytes_and_the_rest_is_a_gap() {
-    let config = MemoryStoreConfig { update_bytes: 1_000, ..MemoryStoreConfig::default() };
-    let brain = streams(MemoryStore::with_config(config));
+    let brain = streams(MemoryStore::new().update_bytes(1_000));
     let id = stream(&brain, 20, 300).await;
     end_of(&brain, &id).await;
     let updates = seen(&brain, &id, None).await;
@@ -198,7 +197,6 @@ async fn who_follows_a_task_over_broken_streams_sees_each_update_once() {
 
 #[tokio::test(start_paused = true)]
 async fn messages_of_progress_are_stored_within_a_number_of_bytes_too() {
-    let config = MemoryStoreConfig { update_bytes: 1_000, ..MemoryStoreConfig::default() };
     let talks = program(|task: Compute, cx: Context| async move {
         for percent in 0..20 {
             cx.progress(percent, "x".repeat(300));
@@ -206,7 +204,7 @@ async fn messages_of_progress_are_stored_within_a_number_of_bytes_too() {
         }
         Ok(task.number)
     });
-    let store = MemoryStore::with_config(config);
+    let store = MemoryStore::new().update_bytes(1_000);
     let brain = Brain::builder().arm::<Compute>(talks).store(store).build().unwrap();
     let id = run(&brain, compute(4)).await.task_id;
     let updates = seen(&brain, &id, None).await;

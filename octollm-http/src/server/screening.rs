@@ -10,8 +10,8 @@ use octollm_core::{
     json,
     orchestrator::Orchestrator,
     parts::ContextParts,
-    reflex::{Reaction, Reflex, ReflexInput, screen, screen_submission},
-    task::{Origin, Submission, TaskRecord, TaskResult},
+    reflex::{Observations, Reaction, Reflex, ReflexInput, screen_submission},
+    task::{Submission, TaskRecord, TaskResult},
     transport::Transport,
 };
 use schemars::JsonSchema;
@@ -88,25 +88,27 @@ impl Endpoint for Preprocess {
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
         let body: PreprocessBody = json::read_input(&inbound.body)?;
-        let mut stimulus = ReflexInput::new(body.input_text);
-        stimulus.check_cache = body.check_cache;
-        stimulus.detect_pii = body.detect_pii;
-        stimulus.detect_injection = body.detect_injection;
+        let mut input = ReflexInput::new(body.input_text);
+        input.check_cache = body.check_cache;
+        input.detect_pii = body.detect_pii;
+        input.detect_injection = body.detect_injection;
         let cx = self.0.context(inbound.parts);
-        let screening = screened(&cx, screen(&*self.0.reflex, stimulus, &cx)).await?;
-        let should_proceed = screening.should_proceed();
-        let cached_result = match screening.reaction {
-            Reaction::Answer(answer) => Some(answer),
-            _ => None,
+        let mut seen = Observations::default();
+        let reaction = screened(&cx, self.0.reflex.react(&input, &mut seen, &cx)).await?;
+        let should_proceed = matches!(reaction, Reaction::Pass | Reaction::Rewrite(_));
+        let (sanitized_input, cached_result) = match reaction {
+            Reaction::Rewrite(text) => (text, None),
+            Reaction::Answer(answer) => (input.text, Some(answer)),
+            Reaction::Pass | Reaction::Refuse(_) => (input.text, None),
         };
         Reply::json(&Preprocessed {
             cache_hit: cached_result.is_some(),
             cached_result,
-            pii_detected: !screening.seen.pii_types.is_empty(),
-            pii_types: screening.seen.pii_types,
-            injection_detected: screening.seen.injection_detected,
-            risk_score: screening.seen.risk_score,
-            sanitized_input: screening.text,
+            pii_detected: !seen.pii_types.is_empty(),
+            pii_types: seen.pii_types,
+            injection_detected: seen.injection_detected,
+            risk_score: seen.risk_score,
+            sanitized_input,
             should_proceed,
         })
     }
@@ -129,7 +131,7 @@ impl Endpoint for ScreenedSubmit {
         let (parts, cx) = (inbound.parts.clone(), self.screen.context(inbound.parts));
         let work = screen_submission(&*self.screen.reflex, submission, &cx);
         match screened(&cx, work).await? {
-            (submission, Reaction::Answer(answer)) => answered(submission, answer, parts),
+            (submission, Reaction::Answer(answer)) => answered(submission, answer),
             (_, Reaction::Refuse(reason)) => Err(Failure::new(ErrorKind::Refused, reason).into()),
             (submission, Reaction::Pass | Reaction::Rewrite(_)) => {
                 submit(&*self.orchestrator, submission, parts).await
@@ -139,7 +141,6 @@ impl Endpoint for ScreenedSubmit {
 }
 
 /// A task that is finished before it began: no orchestrator knows of it.
-fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Result<Reply, Refusal> {
-    let origin = Origin::new(parts.caller, parts.correlation_id);
-    Reply::json(&TaskRecord::answered(submission, origin, TaskResult::new(answer), Timestamp::now()))
+fn answered(submission: Submission, answer: Value) -> Result<Reply, Refusal> {
+    Reply::json(&TaskRecord::answered(submission, TaskResult::new(answer), Timestamp::now()))
 }

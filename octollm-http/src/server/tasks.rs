@@ -11,9 +11,9 @@ use octollm_core::{
     error::{ErrorKind, Failure},
     id::TaskId,
     json,
-    orchestrator::{JournalStep, Orchestrator, TaskQuery},
+    orchestrator::{JournalStep, Orchestrator},
     parts::ContextParts,
-    task::Submission,
+    task::{Submission, TaskQuery},
     transport::{NoArms, StepKey},
 };
 use schemars::JsonSchema;

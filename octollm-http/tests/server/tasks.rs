@@ -13,9 +13,9 @@ use octollm_core::{
     card::ArmCard,
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
-    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
+    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
     reflex::{Observations, Reaction, Reflex, ReflexInput},
-    task::{Origin, Submission, Task, TaskRecord, TaskRequest, TaskResult},
+    task::{Submission, Task, TaskQuery, TaskRecord, TaskRequest, TaskResult},
 };
 use octollm_http::Server;
 use serde::Deserialize;
@@ -46,14 +46,14 @@ pub(crate) struct Careful;
 impl Reflex for Careful {
     async fn react(
         &self,
-        stimulus: &ReflexInput,
+        input: &ReflexInput,
         seen: &mut Observations,
         _: &Context,
     ) -> Result<Reaction, ArmError> {
-        if stimulus.detect_pii && stimulus.text.contains('@') {
+        if input.detect_pii && input.text.contains('@') {
             seen.pii("email");
         }
-        Ok(match stimulus.text.as_str() {
+        Ok(match input.text.as_str() {
             "spam" => {
                 seen.risk(0.9);
                 Reaction::Refuse("no spam".into())
@@ -214,8 +214,7 @@ struct Rerunning(Mutex<Vec<Option<StepKey>>>);
 #[async_trait]
 impl Orchestrator for Rerunning {
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
-        let origin = Origin::new(cx.caller().clone(), cx.correlation_id().clone());
-        Ok(TaskRecord::new(submission, origin, Duration::from_secs(60), Timestamp::now()).into_task())
+        Ok(TaskRecord::new(submission, cx.parts(), Duration::from_secs(60), Timestamp::now()).into_task())
     }
 
     async fn get(&self, _: &TaskId, _: &Context) -> Result<Task, Failure> {

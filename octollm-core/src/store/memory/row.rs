@@ -1,20 +1,22 @@
-//! One task in memory.
+//! One task in memory, with its journal and its updates.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
 
-use super::MemoryStoreConfig;
+use super::Limits;
 use crate::{
     event::Event,
     id::StepKey,
-    store::{JournalEntry, Recorded, SideEffects},
+    store::{JournalEntry, SideEffects},
     task::{TaskRecord, TaskUpdate},
 };
 
-/// A task with its journal and its updates.
 #[derive(Debug)]
 pub(super) struct Row {
-    pub(super) record: TaskRecord,
-    /// In order, and where the entry of each step is.
+    pub(super) record: Arc<TaskRecord>,
+    /// In order, and the number of the entry of each step.
     pub(super) journal: BTreeMap<(u64, StepKey), JournalEntry>,
     steps: HashMap<StepKey, u64>,
     pub(super) updates: VecDeque<TaskUpdate>,
@@ -22,29 +24,23 @@ pub(super) struct Row {
     update_bytes: usize,
     /// The number of the latest update.
     pub(super) latest: u64,
+    /// A run, and how many of its updates were appended.
+    appended: (u32, u64),
 }
 
 impl Row {
-    pub(super) fn new(record: TaskRecord) -> Self {
+    pub(super) fn new(record: Arc<TaskRecord>) -> Self {
         let (journal, steps, updates) = Default::default();
-        Self { record, journal, steps, updates, update_bytes: 0, latest: 0 }
+        Self { record, journal, steps, updates, update_bytes: 0, latest: 0, appended: (0, 0) }
     }
 
-    /// Bytes of what it holds that can be large.
+    /// Bytes of what can be large.
     pub(super) fn bytes(&self) -> usize {
-        let entry = |entry: &JournalEntry| match &entry.recorded {
-            Recorded::Output(output) => output.as_str().len(),
-            Recorded::Failure(failure) => failure.message.len(),
-            Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => 0,
-        };
         let task = self.record.task();
         let result = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
         let error = task.error.as_ref().map_or(0, |error| error.message.len());
-        self.record.size()
-            + result
-            + error
-            + self.update_bytes
-            + self.journal.values().map(entry).sum::<usize>()
+        let journal: usize = self.journal.values().map(JournalEntry::size).sum();
+        self.record.size() + result + error + self.update_bytes + journal
     }
 
     pub(super) fn append(&mut self, entry: JournalEntry) {
@@ -59,13 +55,21 @@ impl Row {
         }
     }
 
-    pub(super) fn add_updates(&mut self, updates: Vec<TaskUpdate>, config: &MemoryStoreConfig) {
-        for update in updates {
+    /// Appends updates, where the first is `first` of its run without those that were appended before.
+    pub(super) fn add_updates(&mut self, first: Option<u64>, updates: Vec<TaskUpdate>, limits: &Limits) {
+        let mut known = 0;
+        if let Some(first) = first {
+            let run = self.record.run();
+            let appended = if self.appended.0 == run { self.appended.1 } else { 0 };
+            known = appended.saturating_sub(first);
+            self.appended = (run, appended.max(first + updates.len() as u64));
+        }
+        for update in updates.into_iter().skip(usize::try_from(known).unwrap_or(usize::MAX)) {
             self.latest += 1;
             self.update_bytes += update.bytes();
             self.updates.push_back(update.with_seq(self.latest));
         }
-        while (self.updates.len() > config.updates || self.update_bytes > config.update_bytes)
+        while (self.updates.len() > limits.updates || self.update_bytes > limits.update_bytes)
             && self.updates.len() > 1
             && let Some(oldest) = self.updates.pop_front()
         {
@@ -73,12 +77,12 @@ impl Row {
         }
     }
 
-    /// Applies all but the events.
-    pub(super) fn apply(&mut self, effects: SideEffects, config: &MemoryStoreConfig) -> Vec<Event> {
-        let SideEffects { events, updates, discarded, journal } = effects;
+    /// Applies all effects but the events, and returns those.
+    pub(super) fn apply(&mut self, effects: SideEffects, limits: &Limits) -> Vec<Event> {
+        let SideEffects { events, updates, first_update, discarded, journal } = effects;
         discarded.iter().for_each(|step| self.discard(step));
         journal.into_iter().for_each(|entry| self.append(entry));
-        self.add_updates(updates, config);
+        self.add_updates(first_update, updates, limits);
         events
     }
 }

@@ -39,7 +39,7 @@ struct Increment {
     ms: u64,
 }
 
-/// Hands on to the next hop, and tells what is left there.
+/// Calls the next hop, and returns what is left there.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "relay.pass", output = Vec<Left>, timeout = "60s")]
 struct Pass {
@@ -92,14 +92,14 @@ impl Adder {
 
 #[async_trait]
 impl Arm<Increment> for Adder {
-    async fn execute(&self, task: Increment, _: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Increment, _: &Context) -> Result<u64, ArmError> {
         self.0.started.fetch_add(1, Ordering::Relaxed);
         let mut guard = Guard(&self.0, false);
-        if task.ms > 0 {
-            tokio::time::sleep(Duration::from_millis(task.ms)).await;
+        if input.ms > 0 {
+            tokio::time::sleep(Duration::from_millis(input.ms)).await;
         }
         guard.1 = true;
-        Ok(task.number + 1)
+        Ok(input.number + 1)
     }
 }
 
@@ -108,7 +108,7 @@ struct Relay;
 
 #[async_trait]
 impl Arm<Pass> for Relay {
-    async fn execute(&self, task: Pass, cx: &Context) -> Result<Vec<Left>, ArmError> {
+    async fn execute(&self, input: Pass, cx: &Context) -> Result<Vec<Left>, ArmError> {
         let left = Left {
             ms: u64::try_from(cx.remaining().unwrap_or_default().as_millis()).unwrap_or_default(),
             tokens: cx.budget().tokens,
@@ -117,7 +117,7 @@ impl Arm<Pass> for Relay {
         cx.spend(Usage::tokens(10))?;
         tokio::time::sleep(Duration::from_millis(100)).await;
         let mut all = vec![left];
-        match task.hops {
+        match input.hops {
             0 => {}
             1 => drop(cx.call(slow(9_000)).await?),
             more => all.extend(cx.call(Pass { hops: more - 1 }).await?),
@@ -224,7 +224,7 @@ async fn an_arm_whose_reply_is_lost_has_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn faults_are_for_one_arm_and_one_contract_and_those_left_are_told() {
+async fn faults_are_for_one_arm_and_one_contract_and_those_left_are_returned() {
     let (mesh, _) = mesh().await;
     mesh.fault("adder", Fault::Crash.always().on::<Pass>());
     mesh.fault("relay", Fault::Crash.once().after(1));

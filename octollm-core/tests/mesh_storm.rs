@@ -30,9 +30,9 @@ struct Adder;
 
 #[async_trait]
 impl Arm<Increment> for Adder {
-    async fn execute(&self, task: Increment, _: &Context) -> Result<u64, ArmError> {
-        tokio::time::sleep(Duration::from_millis(task.ms)).await;
-        Ok(task.number + 1)
+    async fn execute(&self, input: Increment, _: &Context) -> Result<u64, ArmError> {
+        tokio::time::sleep(Duration::from_millis(input.ms)).await;
+        Ok(input.number + 1)
     }
 }
 

@@ -117,7 +117,7 @@ async fn a_store_that_is_away_for_a_moment_loses_no_result() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_accepted_while_the_brain_closes_is_told_so() {
+async fn what_is_accepted_while_the_brain_closes_is_reported_so() {
     let (arms, store) = (Local::new(), Trouble::new());
     let brain = over(&arms, &store).build().unwrap();
     store.slow(SECOND);
@@ -128,7 +128,7 @@ async fn what_is_accepted_while_the_brain_closes_is_told_so() {
     tokio::time::sleep(SECOND / 2).await;
     brain.close().await;
     store.slow(Duration::ZERO);
-    // It is in the store, where another brain takes it: told otherwise, the caller would submit it again.
+    // It is in the store, where another brain takes it: after an error the caller would submit it again.
     let task = submitted.await.unwrap().expect("it was accepted");
     let next = over(&arms, &store).build().unwrap();
     assert_eq!(next.recover().await.unwrap(), 1);
@@ -147,13 +147,13 @@ struct Long(Arc<Running>);
 
 #[async_trait]
 impl Arm<Compute> for Long {
-    async fn execute(&self, task: Compute, _: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, _: &Context) -> Result<u64, ArmError> {
         self.0.started.fetch_add(1, Ordering::Relaxed);
         let now = self.0.now.fetch_add(1, Ordering::Relaxed) + 1;
         self.0.most.fetch_max(now, Ordering::Relaxed);
         tokio::time::sleep(20 * SECOND).await;
         self.0.now.fetch_sub(1, Ordering::Relaxed);
-        Ok(task.number)
+        Ok(input.number)
     }
 }
 

@@ -102,9 +102,9 @@ struct Accountant;
 
 #[async_trait]
 impl Arm<Settle> for Accountant {
-    async fn execute(&self, task: Settle, cx: &Context) -> Result<Vec<u64>, ArmError> {
+    async fn execute(&self, input: Settle, cx: &Context) -> Result<Vec<u64>, ArmError> {
         let double = |number, how| cx.call(Double { number, how });
-        let failed = double(task.number, How::Never).await.unwrap_err();
+        let failed = double(input.number, How::Never).await.unwrap_err();
         cx.progress(10, failed.to_string());
         let mut numbers = vec![double(7, How::AtTheSecondAttempt).retry(2).await?];
         let late = double(8, How::Slowly).within(SECOND).await.unwrap_err();

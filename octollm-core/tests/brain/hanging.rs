@@ -160,10 +160,10 @@ impl Drop for Note {
 
 #[async_trait]
 impl Arm<Compute> for Noted {
-    async fn execute(&self, task: Compute, _: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, _: &Context) -> Result<u64, ArmError> {
         let _note = Note(self.clone(), Instant::now());
         sleep(30 * SECOND).await;
-        Ok(task.number)
+        Ok(input.number)
     }
 }
 
@@ -196,8 +196,8 @@ struct Slow;
 
 #[async_trait]
 impl Arm<Compute> for Slow {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let number = cx.call(Increment { number: task.number }).await?;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = cx.call(Increment { number: input.number }).await?;
         sleep(2 * SECOND).await;
         let number = cx.call(Increment { number }).await?;
         sleep(SECOND / 10).await;

@@ -24,8 +24,8 @@ struct Tolerant;
 
 #[async_trait]
 impl Arm<Compute> for Tolerant {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let answers = cx.call_all((0..3).map(|_| Double { number: task.number })).each().await;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let answers = cx.call_all((0..3).map(|_| Double { number: input.number })).each().await;
         Ok(answers.into_iter().flatten().sum())
     }
 }
@@ -90,14 +90,14 @@ struct FallsBack;
 
 #[async_trait]
 impl Arm<Compute> for FallsBack {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
         let refused = cx.call_json(&"number.unknown".parse().unwrap(), &json!({}));
         let calls = futures_util::future::try_join(
             async {
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 refused.await.map(|_| 0)
             },
-            cx.call(Double { number: task.number }),
+            cx.call(Double { number: input.number }),
         );
         let doubled = calls.await.map_or(0, |(_, doubled)| doubled);
         Ok(cx.call(Increment { number: doubled }).await?)
@@ -109,9 +109,9 @@ struct FallsBackAtOnce;
 
 #[async_trait]
 impl Arm<Compute> for FallsBackAtOnce {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
         let refused = cx.call_json(&"number.unknown".parse().unwrap(), &json!({}));
-        let doubled = cx.call(Double { number: task.number });
+        let doubled = cx.call(Double { number: input.number });
         let fallen = match refused.await {
             // Dropped without having been polled.
             Err(_) => 0,

@@ -118,9 +118,9 @@ async fn a_budget_that_is_no_amount_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_task_has_the_time_that_its_submission_asks_for_up_to_the_brains_limit() {
-    let sleeper = program(|task, _| async move {
-        sleep(task.number as u32 * SECOND).await;
-        Ok(task.number)
+    let sleeper = program(|input, _| async move {
+        sleep(input.number as u32 * SECOND).await;
+        Ok(input.number)
     });
     let brain = Brain::builder()
         .arm::<Compute>(sleeper)
@@ -150,10 +150,9 @@ async fn a_task_has_the_time_that_its_submission_asks_for_up_to_the_brains_limit
 
 #[tokio::test(start_paused = true)]
 async fn trace_correlation_and_caller_travel_through_the_queue_and_over_a_crash() {
-    let calls =
-        program(
-            |task: Compute, cx: Context| async move { Ok(cx.call(Increment { number: task.number }).await?) },
-        );
+    let calls = program(|input: Compute, cx: Context| async move {
+        Ok(cx.call(Increment { number: input.number }).await?)
+    });
     let (store, arms) = (shared_store(), Scripted::new(|_| Does::Hangs));
     let mut parts = ContextParts::new();
     parts.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
@@ -279,7 +278,7 @@ async fn of_five_thousand_submissions_at_once_no_more_wait_than_may() {
 #[tokio::test(start_paused = true)]
 async fn tasks_that_come_faster_than_the_bus_takes_their_events_are_not_refused() {
     let store = Arc::new(MemoryStore::new().events(5_000));
-    let answers = program(|task: Compute, _| async move { Ok(task.number) });
+    let answers = program(|input: Compute, _| async move { Ok(input.number) });
     let brain = Brain::builder().arm::<Compute>(answers).store(store).build().unwrap();
     let cx = anyone();
     let submitters = (0..200).map(|_| async {
@@ -311,9 +310,9 @@ async fn a_brain_with_one_place_ends_tasks_that_call_it_at_their_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rerun_has_what_the_attempts_before_it_left() {
-    let program = program(|task: Compute, cx: Context| async move {
+    let program = program(|input: Compute, cx: Context| async move {
         cx.spend(Usage::tokens(1))?;
-        Ok(cx.call(Increment { number: task.number }).await?)
+        Ok(cx.call(Increment { number: input.number }).await?)
     });
     let arms =
         Scripted::new(|call| Does::Fails(error(call, ErrorKind::Unavailable).with_usage(Usage::tokens(10))));

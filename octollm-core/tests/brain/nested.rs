@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     brain::Brain,
-    budget::{Budget, Usage},
+    budget::{Budget, Cost, Usage},
     clock::Clock,
     context::ContextParts,
     dispatcher::Dispatcher,
@@ -139,4 +139,19 @@ async fn what_an_inner_task_used_until_its_time_was_up_counts() {
         let task = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.remove(0);
         assert!(task.status.is_finished(), "{task:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_inner_task_used_is_reported_in_full() {
+    let mut used = Usage::metered(70, 30).with_cached(20).with_cost(Cost::from_nano_dollars(5));
+    used.unmetered = 1;
+    let spender = program(move |input: Compute, cx: Context| async move {
+        cx.spend(used)?;
+        Ok(input.number)
+    });
+    let mut arm = Dispatcher::new("computer");
+    arm.serve::<Compute>(Brain::builder().arm::<Compute>(spender).build().unwrap());
+    let cx = Context::root(Arc::new(Local::of(arm)));
+    cx.call(Compute { number: 4 }).await.unwrap();
+    assert_eq!(cx.used(), used);
 }

@@ -65,7 +65,7 @@ struct Busy(Dice, Watched);
 
 #[async_trait]
 impl Arm<Compute> for Busy {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
         let id = cx.task_id().unwrap().clone();
         let here = Here(self.1.clone(), id.clone());
         let running = {
@@ -75,7 +75,7 @@ impl Arm<Compute> for Busy {
             *running
         };
         *self.1.overlaps.lock().unwrap() += u32::from(running > 1);
-        let number = cx.call(Increment { number: task.number }).await?;
+        let number = cx.call(Increment { number: input.number }).await?;
         self.0.pause(3_000).await;
         let doubled = cx.call_all((0..4).map(|more| Double { number: number + more })).await?;
         self.0.pause(3_000).await;

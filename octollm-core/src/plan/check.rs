@@ -1,14 +1,10 @@
-//! The checks of a plan before it runs.
+//! The checks of a plan before it runs, and its inputs with references to earlier outputs.
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::{
-    Plan, PlanStep,
-    run::Order,
-    template::{Reader, Template},
-};
+use super::{Plan, PlanStep, run::Order};
 use crate::{
     card::ArmCard,
     contract::{ContractCard, ContractRef, Violations},
@@ -157,5 +153,206 @@ fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations:
     let required = card.input_schema.get("required").and_then(Value::as_array);
     for field in required.into_iter().flatten().filter_map(Value::as_str).filter(|field| !has(field)) {
         violations.push(format!("{path}.input.{field}"), "missing field");
+    }
+}
+
+/// An input, or a part of one.
+#[derive(Debug)]
+pub(super) enum Template {
+    Literal(Value),
+    /// A part of the output of a step.
+    Output {
+        step: usize,
+        id: String,
+        pointer: String,
+    },
+    /// A part of the item that the step runs for.
+    Item {
+        pointer: String,
+    },
+    Array(Vec<Template>),
+    Object(Vec<(String, Template)>),
+}
+
+/// A part that an output or an item lacks.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Missing(pub(super) String);
+
+impl Template {
+    /// Replaces the references by values.
+    pub(super) fn fill(&self, outputs: &[Value], item: Option<&Value>) -> Result<Value, Missing> {
+        match self {
+            Self::Literal(value) => Ok(value.clone()),
+            Self::Output { step, id, pointer } => outputs
+                .get(*step)
+                .and_then(|output| output.pointer(pointer))
+                .cloned()
+                .ok_or_else(|| Missing(format!("the output of {id} has no `{pointer}`"))),
+            Self::Item { pointer } => item
+                .and_then(|item| item.pointer(pointer))
+                .cloned()
+                .ok_or_else(|| Missing(format!("the item has no `{pointer}`"))),
+            Self::Array(items) => items.iter().map(|part| part.fill(outputs, item)).collect(),
+            Self::Object(fields) => {
+                let fill = |(key, part): &(String, Self)| Ok((key.clone(), part.fill(outputs, item)?));
+                Ok(Value::Object(fields.iter().map(fill).collect::<Result<Map<_, _>, _>>()?))
+            }
+        }
+    }
+}
+
+/// Reads templates, and collects their mistakes.
+pub(super) struct Reader<'a> {
+    /// The steps of the plan by their ids.
+    pub(super) steps: &'a HashMap<&'a str, usize>,
+    pub(super) violations: &'a mut Violations,
+    /// The steps that were referred to.
+    pub(super) needs: BTreeSet<usize>,
+    /// Whether the step has items.
+    pub(super) item: bool,
+}
+
+impl Reader<'_> {
+    pub(super) fn read(&mut self, value: &Value, path: &str) -> Template {
+        match value {
+            Value::Array(items) => {
+                let items = items.iter().enumerate();
+                Template::Array(items.map(|(at, item)| self.read(item, &format!("{path}[{at}]"))).collect())
+            }
+            Value::Object(object) => self.reference(object, path).unwrap_or_else(|| {
+                let fields = object.iter();
+                let read =
+                    |(key, part): (&String, _)| (key.clone(), self.read(part, &format!("{path}.{key}")));
+                Template::Object(fields.map(read).collect())
+            }),
+            scalar => Template::Literal(scalar.clone()),
+        }
+    }
+
+    /// Reads an object that stands for another value.
+    fn reference(&mut self, object: &Map<String, Value>, path: &str) -> Option<Template> {
+        let nothing = || Template::Literal(Value::Null);
+        if let Some(step) = object.get("$output") {
+            self.no_fields_beside(object, &["$output", "pointer"], path);
+            let pointer = object
+                .get("pointer")
+                .map_or(Some(String::new()), |pointer| self.pointer(pointer, &format!("{path}.pointer")));
+            let Some(id) = step.as_str() else {
+                self.violations.push(format!("{path}.$output"), "is not the id of a step");
+                return Some(nothing());
+            };
+            let step = self.step(id, path);
+            return Some(match (step, pointer) {
+                (Some(step), Some(pointer)) => Template::Output { step, id: id.to_owned(), pointer },
+                _ => nothing(),
+            });
+        }
+        if let Some(pointer) = object.get("$item") {
+            self.no_fields_beside(object, &["$item"], path);
+            if !self.item {
+                self.violations.push(path, "refers to an item, but the step has no `each`");
+            }
+            let pointer = self.pointer(pointer, &format!("{path}.$item"));
+            return Some(pointer.map_or_else(nothing, |pointer| Template::Item { pointer }));
+        }
+        let literal = object.get("$literal")?;
+        self.no_fields_beside(object, &["$literal"], path);
+        Some(Template::Literal(literal.clone()))
+    }
+
+    /// The step with this id, which is needed from now on.
+    pub(super) fn step(&mut self, id: &str, path: &str) -> Option<usize> {
+        let step = self.steps.get(id).copied();
+        match step {
+            Some(step) => self.needs.extend([step]),
+            None => self.violations.push(path, format!("there is no step `{id}`")),
+        }
+        step
+    }
+
+    fn pointer(&mut self, pointer: &Value, path: &str) -> Option<String> {
+        let pointer = pointer.as_str().filter(|pointer| is_pointer(pointer));
+        if pointer.is_none() {
+            self.violations.push(path, "is not a JSON pointer such as `/files/0`");
+        }
+        pointer.map(str::to_owned)
+    }
+
+    fn no_fields_beside(&mut self, object: &Map<String, Value>, known: &[&str], path: &str) {
+        for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
+            self.violations.push(format!("{path}.{key}"), format!("is not allowed beside `{}`", known[0]));
+        }
+    }
+}
+
+/// Source: RFC 6901, section 3.
+fn is_pointer(text: &str) -> bool {
+    let escapes = |(at, _): (usize, &str)| matches!(text.as_bytes().get(at + 1), Some(b'0' | b'1'));
+    (text.is_empty() || text.starts_with('/')) && text.match_indices('~').all(escapes)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: Value) -> (Template, Violations) {
+        let steps = HashMap::from([("list", 0)]);
+        let mut violations = Violations::default();
+        let mut reader =
+            Reader { steps: &steps, violations: &mut violations, needs: BTreeSet::new(), item: true };
+        (reader.read(&value, "input"), violations)
+    }
+
+    #[test]
+    fn places_are_filled_wherever_they_are() {
+        let (template, violations) = read(json!({
+            "all": { "$output": "list" },
+            "some": [1, { "$output": "list", "pointer": "/files/1/a~1b" }],
+            "item": { "deep": { "$item": "" } },
+            "schema": { "$ref": "#/x" },
+            "kept": { "$literal": { "$output": "list" } },
+        }));
+        assert!(violations.is_empty(), "{violations}");
+        let output = json!({ "files": [0, { "a/b": true }] });
+        let filled = template.fill(std::slice::from_ref(&output), Some(&json!(7))).unwrap();
+        assert_eq!(
+            filled,
+            json!({
+                "all": output, "some": [1, true], "item": { "deep": 7 },
+                "schema": { "$ref": "#/x" }, "kept": { "$output": "list" },
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let (template, _) = read(json!([{ "$output": "list", "pointer": "/files" }]));
+        let missing = template.fill(&[json!({})], None).unwrap_err();
+        assert_eq!(missing, Missing("the output of list has no `/files`".into()));
+    }
+
+    #[test]
+    fn every_malformed_reference_is_reported() {
+        let (_, violations) = read(json!({
+            "a": { "$output": "nobody" },
+            "b": [{ "$output": 7 }],
+            "c": { "$output": "list", "pointer": "files" },
+            "d": { "$output": "list", "pointer": "/a~2", "more": 1 },
+            "e": { "$item": 1 },
+        }));
+        let paths: Vec<_> = violations.iter().map(|violation| violation.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            [
+                "input.a",
+                "input.b[0].$output",
+                "input.c.pointer",
+                "input.d.more",
+                "input.d.pointer",
+                "input.e.$item"
+            ]
+        );
     }
 }

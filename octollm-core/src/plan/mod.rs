@@ -28,7 +28,6 @@
 
 mod check;
 mod run;
-mod template;
 #[cfg(test)]
 mod tests;
 

@@ -8,8 +8,7 @@ use tokio::task::coop::consume_budget;
 
 use super::{
     PlanOutput,
-    check::{Checked, CheckedStep},
-    template::Missing,
+    check::{Checked, CheckedStep, Missing},
 };
 use crate::{
     budget::Budget,

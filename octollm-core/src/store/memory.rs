@@ -1,10 +1,9 @@
 //! A store in memory.
 
-mod row;
+mod tables;
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -13,15 +12,15 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 
-use self::row::Row;
-use super::{JournalEntry, Run, SideEffects, StoreError, TaskStore, Topic, changes::ChangeHub};
+use self::tables::{ChangeHub, Row, Tables};
+use super::{JournalEntry, Run, SideEffects, StoreError, TaskStore, Topic};
 use crate::{
     clock::Clock,
     contract::ContractRef,
     event::Event,
     id::TaskId,
     parts::Caller,
-    task::{Priority, TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
+    task::{TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
 };
 
 /// A store in memory. It is lost with the process.
@@ -56,28 +55,6 @@ impl Default for Limits {
             events: 100_000,
         }
     }
-}
-
-#[derive(Debug, Default)]
-struct Tables {
-    /// In the order of submission, since ids sort by time.
-    tasks: BTreeMap<TaskId, Row>,
-    index: Index,
-    outbox: VecDeque<Event>,
-    /// The relay that publishes, and until when no other one may.
-    relay: Option<(String, Instant)>,
-}
-
-/// The tasks by what they are searched for.
-#[derive(Debug, Default)]
-struct Index {
-    queued: BTreeSet<(Reverse<Priority>, TaskId)>,
-    queued_bytes: usize,
-    /// By the end of the lease.
-    leased: BTreeSet<(Timestamp, TaskId)>,
-    /// In the order in which they finished, with their bytes.
-    finished: VecDeque<(TaskId, usize)>,
-    finished_bytes: usize,
 }
 
 /// A relay that asks for no events for so long has lost its turn.
@@ -145,87 +122,6 @@ impl MemoryStore {
             self.hub.notify(&Topic::Events);
         }
         self.hub.notify(&Topic::Task(id.clone()));
-    }
-}
-
-impl Index {
-    fn insert(&mut self, row: &Row) {
-        let (record, id) = (&row.record, row.record.id().clone());
-        match record.status() {
-            TaskStatus::Queued => {
-                self.queued.insert((Reverse(record.priority()), id));
-                self.queued_bytes += record.size();
-            }
-            TaskStatus::Processing => {
-                self.leased.insert((record.leased_until().unwrap_or(Timestamp::MIN), id));
-            }
-            _ => {
-                let bytes = row.bytes();
-                self.finished_bytes += bytes;
-                self.finished.push_back((id, bytes));
-            }
-        }
-    }
-
-    fn remove(&mut self, record: &TaskRecord) {
-        let id = record.id();
-        match record.status() {
-            TaskStatus::Queued => {
-                self.queued.remove(&(Reverse(record.priority()), id.clone()));
-                self.queued_bytes -= record.size();
-            }
-            TaskStatus::Processing => {
-                self.leased.remove(&(record.leased_until().unwrap_or(Timestamp::MIN), id.clone()));
-            }
-            _ => {
-                if let Some(at) = self.finished.iter().position(|(finished, _)| finished == id)
-                    && let Some((_, bytes)) = self.finished.remove(at)
-                {
-                    self.finished_bytes -= bytes;
-                }
-            }
-        }
-    }
-
-    /// The finished task to be dropped, where there are too many.
-    fn surplus(&mut self, limits: &Limits) -> Option<TaskId> {
-        let full = self.finished.len() > limits.finished
-            || (self.finished_bytes > limits.finished_bytes && self.finished.len() > 1);
-        let (oldest, bytes) = if full { self.finished.pop_front()? } else { return None };
-        self.finished_bytes -= bytes;
-        Some(oldest)
-    }
-}
-
-impl Tables {
-    /// The row of a run that is the latest of its task and has not ended.
-    fn run(&mut self, run: &Run) -> Result<&mut Row, StoreError> {
-        let row = self.tasks.get_mut(&run.task).ok_or(StoreError::NotFound)?;
-        let runs = row.record.run() == run.number && row.record.status() == TaskStatus::Processing;
-        if runs { Ok(row) } else { Err(StoreError::Conflict) }
-    }
-
-    /// Stores a record in place of the one that is there.
-    fn replace(&mut self, record: Arc<TaskRecord>, effects: SideEffects, limits: &Limits) {
-        let Some(row) = self.tasks.get_mut(record.id()) else { return };
-        self.index.remove(&row.record);
-        row.record = record;
-        self.outbox.extend(row.apply(effects, limits));
-        self.index.insert(row);
-        while let Some(oldest) = self.index.surplus(limits) {
-            self.tasks.remove(&oldest);
-        }
-    }
-
-    /// The free task of these contracts with the highest priority, and the oldest of those.
-    fn next_free(&self, contracts: &[ContractRef], now: Timestamp) -> Option<Arc<TaskRecord>> {
-        let offered = |id: &TaskId| {
-            self.tasks.get(id).map(|row| &row.record).filter(|record| contracts.contains(record.contract()))
-        };
-        let queued = self.index.queued.iter().find_map(|(_, id)| offered(id));
-        let leased = self.index.leased.iter();
-        let expired = leased.take_while(|(until, _)| *until <= now).filter_map(|(_, id)| offered(id));
-        expired.chain(queued).min_by_key(|record| (Reverse(record.priority()), record.id())).cloned()
     }
 }
 

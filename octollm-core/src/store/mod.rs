@@ -1,6 +1,5 @@
 //! Stores of tasks, with their journals, their live updates, and the events of their changes.
 
-mod changes;
 mod journal;
 mod memory;
 

@@ -109,7 +109,7 @@ pub mod prelude {
         event::Event,
         orchestrator::Orchestrator,
         plan::{Plan, PlanRunner},
-        reflex::{Observations, Reaction, Reflex, ReflexChain, ReflexInput},
+        reflex::{Observations, Reaction, Reflex, ReflexInput},
         task::{Submission, Task, TaskRequest, TaskResult, TaskStatus},
     };
     #[cfg(feature = "http")]

@@ -8,12 +8,7 @@ use std::{
     time::Duration,
 };
 
-use octollm::{
-    brain::BrainConfig,
-    http::server::BoundServer,
-    prelude::*,
-    store::{MemoryStore, MemoryStoreConfig},
-};
+use octollm::{http::server::BoundServer, prelude::*, store::MemoryStore};
 use tokio::time::sleep;
 
 use crate::frame::{Broken, Size};
@@ -214,18 +209,16 @@ pub(crate) fn limits(size: Size, settings: &[(&str, usize)]) -> Result<Limits, B
 /// Listens on a port of its own.
 pub(crate) async fn server(size: Size, settings: &[(&str, usize)]) -> Result<BoundServer, Broken> {
     let worker = Worker::default();
-    let mut config =
-        BrainConfig { max_queued: MAX_QUEUED, max_running: MAX_RUNNING, ..BrainConfig::default() };
-    let mut stored = MemoryStoreConfig::default();
+    let brain = Brain::builder().arm::<TaskRequest>(worker.clone());
+    let (mut brain, mut store) = (brain.max_queued(MAX_QUEUED).max_running(MAX_RUNNING), MemoryStore::new());
     for (name, value) in settings {
         match *name {
-            "max_queued_bytes" => config.max_queued_bytes = *value,
-            "finished_bytes" => stored.finished_bytes = *value,
+            "max_queued_bytes" => brain = brain.max_queued_bytes(*value),
+            "finished_bytes" => store = store.finished_bytes(*value),
             _ => {}
         }
     }
-    let brain = Brain::builder().arm::<TaskRequest>(worker.clone()).config(config);
-    let brain = brain.store(MemoryStore::with_config(stored)).build()?;
+    let brain = brain.store(store).build()?;
     let server = Server::new("target")
         .arm::<Echo>(worker.clone())
         .arm::<Wait>(worker.clone())

@@ -4,9 +4,9 @@ use std::{io::IsTerminal, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use octollm::{
-    orchestrator::{JournalStep, TaskUpdate, follow},
+    orchestrator::{JournalStep, follow},
     prelude::*,
-    task::TaskBudget,
+    task::{TaskBudget, TaskUpdate},
 };
 
 /// How the review ended.

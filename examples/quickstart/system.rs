@@ -47,9 +47,7 @@ pub(crate) async fn start(root: PathBuf) -> Result<System, octollm::Error> {
     let orchestrator_url = spawn(Server::new("brain").orchestrator(brain.clone()).bind("127.0.0.1:0").await?);
 
     let orchestrator = OrchestratorClient::new(orchestrator_url)?;
-    let reflex = Server::new("reflex")
-        .reflex(ReflexChain::new().then(OneLine).then(NoTakeover))
-        .orchestrator(orchestrator);
+    let reflex = Server::new("reflex").reflex(OneLine.then(NoTakeover)).orchestrator(orchestrator);
     let reflex_url = spawn(reflex.bind("127.0.0.1:0").await?);
     Ok(System { reflex_url, brain })
 }

@@ -1,9 +1,9 @@
-//! What time it is on the wall.
+//! The time of day.
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-/// Tells the time of day for records. Durations and deadlines never come from here.
+/// The time of day for the records of tasks. Durations and deadlines follow tokio's clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock(Source);
 
@@ -19,7 +19,7 @@ impl Clock {
         Self(Source::System)
     }
 
-    /// Starts from the system's clock and then follows tokio's, so that a test which pauses time pauses this too.
+    /// A clock that starts at the system's time and then follows tokio's clock, so that a test that pauses time pauses it too.
     pub fn runtime() -> Self {
         Self(Source::Runtime { started: Instant::now(), at: Timestamp::now() })
     }

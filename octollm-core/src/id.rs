@@ -95,7 +95,7 @@ impl fmt::Display for StepKey {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(extend("pattern" = "^task_[a-zA-Z0-9]{16}$"))]
-pub struct TaskId(Box<str>);
+pub struct TaskId(Arc<str>);
 
 impl TaskId {
     /// A new id that sorts behind every earlier one of this process.
@@ -145,7 +145,7 @@ impl TryFrom<String> for TaskId {
 
 impl From<TaskId> for String {
     fn from(id: TaskId) -> Self {
-        id.0.into()
+        id.as_str().to_owned()
     }
 }
 

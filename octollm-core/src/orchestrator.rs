@@ -1,4 +1,4 @@
-//! The trait of whatever takes tasks.
+//! The trait of an orchestrator: it accepts tasks and runs them.
 
 use std::{
     fmt,
@@ -12,103 +12,129 @@ use futures_util::StreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use crate::task::TaskUpdate;
 use crate::{
     budget::Budget,
     card::ArmCard,
     context::Context,
     contract::ContractRef,
     error::{ErrorKind, Failure},
-    id::TaskId,
-    task::{Submission, Task, TaskError, TaskStatus},
-    transport::StepKey,
+    id::{StepKey, TaskId},
+    task::{Submission, Task, TaskError, TaskQuery, TaskUpdate},
 };
 
-/// Takes tasks and keeps them: the brain is one, a client of a brain elsewhere another.
+/// Accepts tasks and runs them: a brain, or a client of a brain in another process.
 ///
-/// The context says who asks. A task belongs to who submitted it: to anyone else it is not found, unless they hold
-/// the scope `tasks:admin`.
+/// A task belongs to the caller of the context it was submitted in. Other callers do not find it, unless they have the scope
+/// `tasks:admin`.
+///
+/// # Cancel safety
+/// A method that changes a task may or may not take effect when its future is dropped, as a whole. A method that reads has no
+/// effect. Dropping a future never stops a task that is accepted.
 #[async_trait]
 pub trait Orchestrator: Send + Sync + 'static {
-    /// Queues a task.
+    /// Queues a task, and returns it once it is stored: the task then runs also where this process ends.
     ///
     /// # Errors
-    /// [`ContractNotOffered`](crate::error::ErrorKind::ContractNotOffered), [`ValidationFailed`](crate::error::ErrorKind::ValidationFailed), [`Overloaded`](crate::error::ErrorKind::Overloaded).
+    /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed), and
+    /// [`Overloaded`](ErrorKind::Overloaded) when too many tasks wait. A failure with `may_have_executed` where the task may have
+    /// been stored.
+    ///
+    /// # Cancel safety
+    /// The task may or may not be queued when the future is dropped.
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure>;
 
-    /// A task as it stands.
+    /// Returns a task.
     ///
     /// # Errors
-    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound)
+    /// [`TaskNotFound`](ErrorKind::TaskNotFound).
+    ///
+    /// # Cancel safety
+    /// Reads alone: dropping the future changes nothing.
     async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure>;
 
-    /// The caller's tasks, newest first.
+    /// Returns the caller's tasks, newest first.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::error::ErrorKind::Unavailable) when the store is.
+    /// [`Unavailable`](ErrorKind::Unavailable) when the store is not available.
+    ///
+    /// # Cancel safety
+    /// Reads alone: dropping the future changes nothing.
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure>;
 
-    /// Cancels a task. One that is finished stays as it is.
+    /// Cancels a task, and returns it once it has ended. A finished task does not change.
     ///
     /// # Errors
-    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound)
+    /// [`TaskNotFound`](ErrorKind::TaskNotFound).
+    ///
+    /// # Cancel safety
+    /// The task may or may not be cancelled when the future is dropped.
     async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure>;
 
-    /// What a task tells from now on, or behind update `after`; the last update is its final status.
+    /// Returns the updates of a task after number `after`, or all that are stored. They end after its final status.
     ///
     /// # Errors
-    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound)
+    /// [`TaskNotFound`](ErrorKind::TaskNotFound).
+    ///
+    /// # Cancel safety
+    /// Reads alone: dropping the future changes nothing.
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure>;
 
-    /// Runs a failed task again. What that makes of the calls that it has recorded:
+    /// Runs a failed task again. Its recorded calls are treated as follows:
     ///
     /// - Without `from`, where a call's error ended the task: that call is made again, with all failures of its batch, and
-    ///   every other one is replayed. A call that is not idempotent and may have run stays begun, and is made again only
-    ///   where it can be continued or its key is honoured.
-    /// - Without `from`, where no call failed at all: every call is replayed, and the arm continues where it failed by itself.
+    ///   every other one is replayed. A call that is not idempotent and may have run is made again only where it can be continued
+    ///   or its key is honoured.
+    /// - Without `from`, where no call failed: every call is replayed, and the arm continues where it failed.
     /// - With `from`: that call and every call recorded after it are discarded, and made again.
     ///
-    /// A call that is made again takes the place of its failure in the order of the answers, and what was recorded after that
-    /// failure may be left out. The task has its time anew, and of its budget what the attempts before have left.
+    /// A call that is made again takes the position of its failure in the order of the answers, and the arm may leave out what
+    /// was recorded after that failure. The time limit starts anew; the budget is what earlier attempts have left.
     ///
     /// # Errors
-    /// [`BudgetExhausted`](crate::error::ErrorKind::BudgetExhausted) and
-    /// [`DeadlineExceeded`](crate::error::ErrorKind::DeadlineExceeded) where the context has nothing left.
-    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound). [`Conflict`](crate::error::ErrorKind::Conflict) where the task
-    /// has not failed and, without `from`, where calls failed but none of their errors ended the task.
-    /// [`ValidationFailed`](crate::error::ErrorKind::ValidationFailed) where no call is recorded as `from`.
-    /// [`NotImplemented`](crate::error::ErrorKind::NotImplemented) by default.
+    /// [`BudgetExhausted`](ErrorKind::BudgetExhausted) and [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where the context
+    /// has nothing left. [`TaskNotFound`](ErrorKind::TaskNotFound). [`Conflict`](ErrorKind::Conflict) where the task has not failed
+    /// and, without `from`, where calls failed but none of their errors ended the task.
+    /// [`ValidationFailed`](ErrorKind::ValidationFailed) where no call is recorded as `from`.
+    /// [`NotImplemented`](ErrorKind::NotImplemented) by default.
+    ///
+    /// # Cancel safety
+    /// The task may or may not be queued again when the future is dropped. Its journal changes together with it.
     async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
         let _ = (id, from, cx);
         Err(not_implemented())
     }
 
-    /// The calls that a task has made, in the order in which they were answered.
+    /// Returns the calls of a task, in the order in which they were answered.
     ///
     /// # Errors
-    /// [`TaskNotFound`](crate::error::ErrorKind::TaskNotFound); [`NotImplemented`](crate::error::ErrorKind::NotImplemented)
-    /// by default.
+    /// [`TaskNotFound`](ErrorKind::TaskNotFound). [`NotImplemented`](ErrorKind::NotImplemented) by default.
+    ///
+    /// # Cancel safety
+    /// Reads alone: dropping the future changes nothing.
     async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
         let _ = (id, cx);
         Err(not_implemented())
     }
 
-    /// The cards of the arms it knows.
-    async fn cards(&self) -> Vec<ArmCard>;
-
-    /// Starts no more tasks in this process, and returns when none runs. Tasks are accepted as before, for whoever runs them. A
-    /// server that ends calls this beside its last requests, for as long as its grace allows, and [`close`](Self::close) after it.
-    ///
-    /// Returns at once by default: for an orchestrator whose tasks run elsewhere.
+    /// Returns the cards of the arms that its tasks may call.
     ///
     /// # Cancel safety
-    /// Dropping the future stops no task; the orchestrator starts no more of them all the same.
+    /// Reads alone: dropping the future changes nothing.
+    async fn cards(&self) -> Vec<ArmCard>;
+
+    /// Starts no more tasks in this process, and returns when none runs. Tasks are still accepted, for another process. A server
+    /// that shuts down calls this during its grace period, and [`close`](Self::close) after it.
+    ///
+    /// Returns at once by default, for an orchestrator whose tasks run elsewhere.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops no task. The orchestrator still starts no more of them.
     async fn drain(&self) {}
 
-    /// Stops: accepts no more tasks, and hands those that run back to where another orchestrator continues them. A second call does
-    /// nothing more.
+    /// Stops the orchestrator: accepts no more tasks, and hands back those that run, so that another orchestrator continues them. A
+    /// second call has no effect.
     ///
-    /// Does nothing by default.
+    /// Has no effect by default.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the orchestrator closing.
@@ -116,46 +142,46 @@ pub trait Orchestrator: Send + Sync + 'static {
 }
 
 fn not_implemented() -> Failure {
-    Failure::new(ErrorKind::NotImplemented, "this orchestrator does not do that")
+    Failure::new(ErrorKind::NotImplemented, "this orchestrator does not support the operation")
 }
 
 /// One call of a task, as its owner sees it: see [`Orchestrator::journal`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct JournalStep {
-    /// Its order among the task's calls, from 0, or its name.
+    /// Position of the call among the task's calls, from 0, or its name.
     pub step: StepKey,
-    /// What was asked.
+    /// Contract of the call.
     pub contract: ContractRef,
-    /// The arm that answered; empty where none is known.
+    /// Arm that answered. Empty where none is known.
     #[serde(default)]
     pub arm: String,
-    /// Where that arm is; empty where it is not known.
+    /// Endpoint of the arm. Empty where it is not known.
     #[serde(default)]
     pub endpoint: String,
-    /// How many attempts were made.
+    /// Number of attempts.
     #[serde(default = "one")]
     pub attempts: u32,
-    /// How it ended.
+    /// Outcome of the call.
     pub outcome: StepOutcome,
-    /// Why it failed, if it did.
+    /// Error of a failed call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<TaskError>,
-    /// What the task had left when the call was made.
+    /// Budget of the task when the call was made.
     #[serde(default)]
     pub budget_left: Budget,
-    /// How long the task still had then, in milliseconds.
+    /// Time to the deadline when the call was made, in milliseconds.
     #[serde(default)]
     pub time_left_ms: Option<u64>,
-    /// How long it took, in milliseconds.
+    /// Duration of the call, in milliseconds.
     #[schemars(range(min = 0))]
     pub duration_ms: f64,
-    /// Tokens it used, with all that the arm called.
+    /// Tokens that the call used, with all that its arm called.
     pub tokens_used: u64,
-    /// What those cost, in US dollars.
+    /// Cost of the call in US dollars, with all that its arm called.
     #[schemars(range(min = 0))]
     pub cost_dollars: f64,
-    /// When it was answered; for an unknown outcome, when the call was begun.
+    /// Time of the answer. For an unknown outcome, time of the call.
     pub at: Timestamp,
 }
 
@@ -163,87 +189,49 @@ fn one() -> u32 {
     1
 }
 
-/// How a call of a task ended.
+/// The outcome of a call of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StepOutcome {
-    /// With an output.
+    /// The call returned an output.
     Answered,
-    /// With a failure.
+    /// The call failed.
     Failed,
-    /// It was begun, and no answer was recorded: the call runs, or the process died in between.
+    /// No answer is recorded: the call runs, or the process died during it.
     Unknown,
 }
 
-/// Which tasks to list.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TaskQuery {
-    /// Only those of this status.
-    pub status: Option<TaskStatus>,
-    /// Only those older than this one: the cursor.
-    pub after: Option<TaskId>,
-    /// At most so many, 1 to 100 (default 20). A page of long tasks has fewer.
-    pub limit: Option<usize>,
-}
-
-impl TaskQuery {
-    /// How many are listed at most.
-    pub const MAX_LIMIT: usize = 100;
-
-    /// Only those of this status.
-    #[must_use]
-    pub fn status(mut self, status: TaskStatus) -> Self {
-        self.status = Some(status);
-        self
-    }
-
-    /// Only those older than this one.
-    #[must_use]
-    pub fn after(mut self, id: TaskId) -> Self {
-        self.after = Some(id);
-        self
-    }
-
-    /// At most so many.
-    #[must_use]
-    pub fn limit(mut self, limit: usize) -> Self {
-        self.limit = Some(limit);
-        self
-    }
-}
-
-/// Some tasks, and where the next ones begin.
+/// A page of a list of tasks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct TaskPage {
-    /// Newest first.
+    /// Tasks, newest first.
     pub tasks: Vec<Task>,
-    /// The cursor for the next page; `None` at the end.
+    /// Cursor of the next page. `None` at the end.
     pub next: Option<TaskId>,
 }
 
 impl TaskPage {
-    /// A page.
+    /// A page of these tasks.
     pub fn new(tasks: Vec<Task>, next: Option<TaskId>) -> Self {
         Self { tasks, next }
     }
 }
 
-/// What a task tells, as it comes. Ends behind the final status.
+/// A stream of the updates of a task. It ends after the final status.
 pub struct TaskUpdates(Pin<Box<dyn Stream<Item = TaskUpdate> + Send>>);
 
 impl TaskUpdates {
-    /// Updates from any stream.
+    /// The updates of any stream.
     pub fn new(updates: impl Stream<Item = TaskUpdate> + Send + 'static) -> Self {
         Self(Box::pin(updates))
     }
 
-    /// The next update; `None` behind the last.
+    /// Returns the next update, or `None` after the last.
     ///
     /// # Cancel safety
-    /// Dropping the future loses nothing.
+    /// Dropping the future loses no update.
     pub async fn next(&mut self) -> Option<TaskUpdate> {
         self.0.next().await
     }
@@ -263,26 +251,26 @@ impl fmt::Debug for TaskUpdates {
     }
 }
 
-/// Waits until a task is finished, however long that takes.
+/// Waits until a task is finished, without a time limit, and returns it.
 ///
 /// # Errors
 /// As [`Orchestrator::watch`].
 ///
 /// # Cancel safety
-/// Dropping the future leaves the task as it is.
+/// Dropping the future does not change the task.
 pub async fn finished(orchestrator: &dyn Orchestrator, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
     follow(orchestrator, id, cx, |_| ()).await
 }
 
-/// Waits until a task is finished, and shows each update on the way, once.
+/// Waits until a task is finished, and calls `each` with every update, once. Returns the task.
 ///
-/// A failure that a retry can help is lived through, up to five in a row.
+/// After a failure that is retryable it tries again, up to five times in a row.
 ///
 /// # Errors
 /// As [`Orchestrator::watch`].
 ///
 /// # Cancel safety
-/// Dropping the future leaves the task as it is.
+/// Dropping the future does not change the task.
 pub async fn follow(
     orchestrator: &dyn Orchestrator,
     id: &TaskId,
@@ -293,7 +281,7 @@ pub async fn follow(
     loop {
         match watch_to_the_end(orchestrator, id, cx, &mut after, &mut each).await {
             Ok(task) if task.status.is_finished() => return Ok(task),
-            // The updates ended before the task did: it has moved to another brain, which is asked in a moment.
+            // The updates ended before the task did: another brain continues it.
             Ok(_) => failures = 0,
             Err(failure) if failure.retryable && failures < FOLLOW_FAILURES => failures += 1,
             Err(failure) => return Err(failure),

@@ -1,4 +1,4 @@
-//! The reflex layer: screens what comes in before the brain sees it.
+//! The reflex layer: it screens requests before the brain.
 
 use std::ops::Range;
 
@@ -7,46 +7,46 @@ use serde_json::Value;
 
 use crate::{
     context::Context,
-    error::{ArmError, ErrorKind, Failure},
+    error::ArmError,
     json::RawJson,
     task::{Submission, TaskRequest},
 };
 
-/// What a reflex looks at.
+/// The input of a reflex.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReflexInput {
-    /// The text as it stands now: earlier reflexes may have rewritten it.
+    /// Text of the request, as earlier reflexes have rewritten it.
     pub text: String,
-    /// Whether an answer may come from a cache.
+    /// Whether a reflex may answer from a cache.
     pub check_cache: bool,
-    /// Whether to look for personal data.
+    /// Whether to detect personal data.
     pub detect_pii: bool,
-    /// Whether to look for attempts to take the model over.
+    /// Whether to detect prompt injection.
     pub detect_injection: bool,
 }
 
 impl ReflexInput {
-    /// A text, with everything looked for.
+    /// An input of this text, with every check on.
     pub fn new(text: impl Into<String>) -> Self {
         Self { text: text.into(), check_cache: true, detect_pii: true, detect_injection: true }
     }
 }
 
-/// What was seen in it, beside what is done about it.
+/// What reflexes detected in a request.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Observations {
-    /// The kinds of personal data found, such as `email`; each once.
+    /// Kinds of personal data, such as `email`, each once.
     pub pii_types: Vec<String>,
-    /// Whether it tries to take the model over.
+    /// Whether a prompt injection was detected.
     pub injection_detected: bool,
-    /// From 0, harmless, to 1.
+    /// Risk, from 0 to 1.
     pub risk_score: f64,
 }
 
 impl Observations {
-    /// Personal data of this kind was found.
+    /// Adds a kind of personal data.
     pub fn pii(&mut self, kind: impl Into<String>) {
         let kind = kind.into();
         if !self.pii_types.contains(&kind) {
@@ -54,109 +54,62 @@ impl Observations {
         }
     }
 
-    /// Raises the risk to at least this; what is not a number from 0 to 1 is taken as the nearer end.
+    /// Raises the risk to at least `score`. A score outside of 0 to 1 is clamped, and NaN counts as 1.
     pub fn risk(&mut self, score: f64) {
         let score = if score.is_nan() { 1.0 } else { score.clamp(0.0, 1.0) };
         self.risk_score = self.risk_score.max(score);
     }
 }
 
-/// What is done about a stimulus.
+/// What a reflex does with a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reaction {
-    /// It goes on as it is.
+    /// The request passes unchanged.
     Pass,
-    /// It goes on with another text.
+    /// The request passes with this text.
     Rewrite(String),
-    /// It is answered here and goes no further.
+    /// The request is answered with this.
     Answer(Value),
-    /// It goes no further. The reason is told to the caller.
+    /// The request is refused for this reason, which the caller receives.
     Refuse(String),
 }
 
-/// Screens a request before the brain.
+/// Screens requests before the brain.
 #[async_trait]
 pub trait Reflex: Send + Sync + 'static {
-    /// Looks at a stimulus, notes what it sees, and says what is to be done.
+    /// Screens an input: adds what it detects to `seen`, and returns what to do with the request.
     ///
     /// # Errors
-    /// When the reflex itself cannot tell; the request does not go on then.
+    /// When the reflex cannot decide. The request is then refused with this error.
+    ///
+    /// # Cancel safety
+    /// The future is dropped when the deadline of the request passes or its caller disconnects.
     async fn react(
         &self,
-        stimulus: &ReflexInput,
+        input: &ReflexInput,
         seen: &mut Observations,
         cx: &Context,
     ) -> Result<Reaction, ArmError>;
-}
 
-/// What a chain of reflexes made of a stimulus.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Screening {
-    /// The text as the last reflex left it.
-    pub text: String,
-    /// What was seen on the way.
-    pub seen: Observations,
-    /// What is to be done: never [`Reaction::Rewrite`], whose text is in `text`.
-    pub reaction: Reaction,
-}
-
-impl Screening {
-    /// Whether the request goes on to the brain.
-    pub fn should_proceed(&self) -> bool {
-        self.reaction == Reaction::Pass
-    }
-
-    /// The refusal as a failure, where it is one.
-    pub fn refusal(&self) -> Option<Failure> {
-        match &self.reaction {
-            Reaction::Refuse(reason) => Some(Failure::new(ErrorKind::Refused, reason)),
-            _ => None,
-        }
+    /// Screens with this reflex, and then with `next`, which receives the text as this one rewrote it. An answer or a refusal ends
+    /// the screening.
+    fn then<R: Reflex>(self, next: R) -> impl Reflex
+    where
+        Self: Sized,
+    {
+        Then(self, next)
     }
 }
 
-/// Reflexes one behind the other. The first that answers or refuses ends the chain; a rewritten text is what the next
-/// one sees. A chain is a reflex itself.
-#[derive(Default)]
-pub struct ReflexChain(Vec<Box<dyn Reflex>>);
-
-impl ReflexChain {
-    /// A chain that passes everything.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a reflex at the end.
-    #[must_use]
-    pub fn then(mut self, reflex: impl Reflex) -> Self {
-        self.0.push(Box::new(reflex));
-        self
-    }
-}
-
-/// Screens a stimulus with one reflex, or one chain.
+/// Screens every text of a submission, and returns the submission as the reflex rewrote it.
+///
+/// The goal in words, or else the whole input as JSON, is screened first, and only this may be answered. Then each string of the
+/// input and of the metadata is screened by itself, and replaced where it is rewritten. The orchestrator checks whether the
+/// result fits its contract. The keys of objects are screened too, and never rewritten. The reaction is never
+/// [`Reaction::Rewrite`].
 ///
 /// # Errors
-/// When the reflex cannot tell.
-pub async fn screen(reflex: &dyn Reflex, stimulus: ReflexInput, cx: &Context) -> Result<Screening, ArmError> {
-    let mut seen = Observations::default();
-    let reaction = reflex.react(&stimulus, &mut seen, cx).await?;
-    Ok(match reaction {
-        Reaction::Rewrite(text) => Screening { text, seen, reaction: Reaction::Pass },
-        reaction => Screening { text: stimulus.text, seen, reaction },
-    })
-}
-
-/// Screens every text of a submission with one reflex, or one chain, and returns the submission as the reflex left it.
-///
-/// The goal in words, or else the whole input as JSON, is screened first: it alone may be answered. Then each string of the
-/// input and of the metadata is screened by itself, and replaced where it is rewritten; whether the result still fits its
-/// contract is for the orchestrator to check. The keys of objects are screened too, and never rewritten. The reaction is
-/// never [`Reaction::Rewrite`].
-///
-/// # Errors
-/// When the reflex cannot tell.
+/// When the reflex cannot decide.
 ///
 /// # Cancel safety
 /// Dropping the future ends the screening.
@@ -168,8 +121,8 @@ pub async fn screen_submission(
     let mut screener = Screener { reflex, seen: Observations::default(), cx };
     match screener.submission(&submission).await {
         Ok(screened) => Ok((screened, Reaction::Pass)),
-        Err(Stop::Ended(reaction)) => Ok((submission, reaction)),
-        Err(Stop::Failed(error)) => Err(error),
+        Err(Interrupted::Ended(reaction)) => Ok((submission, reaction)),
+        Err(Interrupted::Failed(error)) => Err(error),
     }
 }
 
@@ -179,21 +132,21 @@ struct Screener<'a> {
     cx: &'a Context,
 }
 
-/// Why a submission is not screened to its end.
-enum Stop {
+/// The reason why a submission is not screened to its end.
+enum Interrupted {
     /// Answered or refused.
     Ended(Reaction),
     Failed(ArmError),
 }
 
-impl From<ArmError> for Stop {
+impl From<ArmError> for Interrupted {
     fn from(error: ArmError) -> Self {
         Self::Failed(error)
     }
 }
 
 impl Screener<'_> {
-    async fn submission(&mut self, submission: &Submission) -> Result<Submission, Stop> {
+    async fn submission(&mut self, submission: &Submission) -> Result<Submission, Interrupted> {
         if submission.goal.is_some()
             && let Ok(request) = submission.input.read::<TaskRequest>()
         {
@@ -202,7 +155,7 @@ impl Screener<'_> {
         if let end @ (Reaction::Answer(_) | Reaction::Refuse(_)) =
             self.react(submission.input.as_str()).await?
         {
-            return Err(Stop::Ended(end));
+            return Err(Interrupted::Ended(end));
         }
         let mut screened = submission.clone();
         screened.input = self.json(&submission.input).await?;
@@ -210,11 +163,11 @@ impl Screener<'_> {
         Ok(screened)
     }
 
-    async fn request(&mut self, mut request: TaskRequest) -> Result<TaskRequest, Stop> {
+    async fn request(&mut self, mut request: TaskRequest) -> Result<TaskRequest, Interrupted> {
         match self.react(&request.goal).await? {
             Reaction::Pass => {}
             Reaction::Rewrite(goal) => request.goal = goal,
-            end @ (Reaction::Answer(_) | Reaction::Refuse(_)) => return Err(Stop::Ended(end)),
+            end @ (Reaction::Answer(_) | Reaction::Refuse(_)) => return Err(Interrupted::Ended(end)),
         }
         for text in request.constraints.iter_mut().chain(&mut request.acceptance_criteria) {
             if let Some(rewritten) = self.text(text).await? {
@@ -231,17 +184,17 @@ impl Screener<'_> {
         self.reflex.react(&ReflexInput::new(text), &mut self.seen, self.cx).await
     }
 
-    /// The text as it is rewritten, where it is. An answer is one to the whole, and none to a part of it.
-    async fn text(&mut self, text: &str) -> Result<Option<String>, Stop> {
+    /// The rewritten text. An answer to a part of a submission is ignored.
+    async fn text(&mut self, text: &str) -> Result<Option<String>, Interrupted> {
         match self.react(text).await? {
             Reaction::Pass | Reaction::Answer(_) => Ok(None),
             Reaction::Rewrite(rewritten) => Ok(Some(rewritten)),
-            refused @ Reaction::Refuse(_) => Err(Stop::Ended(refused)),
+            refused @ Reaction::Refuse(_) => Err(Interrupted::Ended(refused)),
         }
     }
 
-    /// Everything but the strings stays as it is written, to the digit.
-    async fn json(&mut self, json: &RawJson) -> Result<RawJson, Stop> {
+    /// Rewrites strings. Everything else stays as it is written, to the digit.
+    async fn json(&mut self, json: &RawJson) -> Result<RawJson, Interrupted> {
         let (text, mut screened, mut done) = (json.as_str(), String::new(), 0);
         for (range, is_key) in strings(text) {
             let string: String = serde_json::from_str(&text[range.clone()]).map_err(ArmError::from)?;
@@ -278,30 +231,27 @@ fn strings(json: &str) -> impl Iterator<Item = (Range<usize>, bool)> {
     })
 }
 
+/// Two reflexes, one after the other.
+struct Then<A, B>(A, B);
+
 #[async_trait]
-impl Reflex for ReflexChain {
+impl<A: Reflex, B: Reflex> Reflex for Then<A, B> {
     async fn react(
         &self,
-        stimulus: &ReflexInput,
+        input: &ReflexInput,
         seen: &mut Observations,
         cx: &Context,
     ) -> Result<Reaction, ArmError> {
-        let mut stimulus = stimulus.clone();
-        let mut rewritten = false;
-        for reflex in &self.0 {
-            match reflex.react(&stimulus, seen, cx).await? {
-                Reaction::Pass => {}
-                Reaction::Rewrite(text) => (stimulus.text, rewritten) = (text, true),
-                end @ (Reaction::Answer(_) | Reaction::Refuse(_)) => return Ok(end),
-            }
-        }
-        Ok(if rewritten { Reaction::Rewrite(stimulus.text) } else { Reaction::Pass })
-    }
-}
-
-impl std::fmt::Debug for ReflexChain {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("ReflexChain").field(&self.0.len()).finish()
+        let text = match self.0.react(input, seen, cx).await? {
+            Reaction::Pass => return self.1.react(input, seen, cx).await,
+            Reaction::Rewrite(text) => text,
+            end @ (Reaction::Answer(_) | Reaction::Refuse(_)) => return Ok(end),
+        };
+        let input = ReflexInput { text, ..input.clone() };
+        Ok(match self.1.react(&input, seen, cx).await? {
+            Reaction::Pass => Reaction::Rewrite(input.text),
+            reaction => reaction,
+        })
     }
 }
 
@@ -356,23 +306,23 @@ mod tests {
         }
     }
 
-    async fn through(text: &str) -> Screening {
-        let chain = ReflexChain::new().then(Lower).then(NoSpam).then(Greets);
-        screen(&chain, ReflexInput::new(text), &Context::detached()).await.unwrap()
+    async fn through(text: &str) -> (Reaction, Observations) {
+        let (chain, mut seen) = (Lower.then(NoSpam).then(Greets), Observations::default());
+        let reaction = chain.react(&ReflexInput::new(text), &mut seen, &Context::detached()).await.unwrap();
+        (reaction, seen)
     }
 
     #[tokio::test]
     async fn a_chain_hands_on_what_was_rewritten() {
-        let screening = through("Review THIS").await;
-        assert!(screening.should_proceed());
-        assert_eq!(screening.text, "review this");
+        assert_eq!(through("Review THIS").await.0, Reaction::Rewrite("review this".into()));
+        assert_eq!(through("review this").await.0, Reaction::Pass);
     }
 
     #[tokio::test]
     async fn the_first_end_is_the_end() {
-        assert_eq!(through("SPAM").await.refusal().unwrap().kind, ErrorKind::Refused);
-        assert_eq!(through("SPAM").await.seen.risk_score, 0.9);
-        assert_eq!(through("Hello").await.reaction, Reaction::Answer("hello yourself".into()));
+        let (reaction, seen) = through("SPAM").await;
+        assert_eq!((reaction, seen.risk_score), (Reaction::Refuse("no spam".into()), 0.9));
+        assert_eq!(through("Hello").await.0, Reaction::Answer("hello yourself".into()));
     }
 
     /// Replaces addresses.
@@ -392,7 +342,7 @@ mod tests {
     }
 
     async fn screened(body: &str) -> (Submission, Reaction) {
-        let chain = ReflexChain::new().then(NoSpam).then(Greets).then(NoMail);
+        let chain = NoSpam.then(Greets).then(NoMail);
         let submission = Submission::from_json(body.as_bytes()).unwrap();
         screen_submission(&chain, submission, &Context::detached()).await.unwrap()
     }

@@ -117,3 +117,26 @@ pub trait UpdateSink: Send + Sync + 'static {
         Ok(())
     }
 }
+
+/// Drops every update where there is no sink.
+#[async_trait]
+impl UpdateSink for Option<std::sync::Arc<dyn UpdateSink>> {
+    fn update(&self, update: Update) {
+        if let Some(sink) = self {
+            sink.update(update);
+        }
+    }
+
+    async fn chunk(&self, chunk: Value) {
+        if let Some(sink) = self {
+            sink.chunk(chunk).await;
+        }
+    }
+
+    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+        match self {
+            Some(sink) => sink.handle(handle).await,
+            None => Ok(()),
+        }
+    }
+}

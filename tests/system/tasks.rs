@@ -2,10 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use octollm::{
-    orchestrator::{TaskQuery, finished},
-    prelude::*,
-};
+use octollm::{orchestrator::finished, prelude::*, task::TaskQuery};
 
 /// Returns what it is given.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]

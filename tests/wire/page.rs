@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use octollm::{
-    brain::BrainConfig,
+    brain::Brain,
     failure::{ErrorKind, Failure},
     http::{Arms, Server},
 };
@@ -58,7 +58,7 @@ fn number<'l>(limits: &'l str, name: &str) -> (u64, &'l str) {
 #[test]
 fn its_limits_are_the_defaults() {
     let (page, server, client) = (page(), limits(Server::new("any")), limits(Arms::builder()));
-    let brain = BrainConfig::default();
+    let brain = limits(Brain::builder());
     let count = |limits: &str, name| number(limits, name).0;
     let mib = |limits: &str, name| count(limits, name) >> 20;
     let kib = |limits: &str, name| count(limits, name) >> 10;
@@ -88,7 +88,11 @@ fn its_limits_are_the_defaults() {
         format!("| establishing who calls | {} s |", seconds("authenticate_timeout")),
         format!("| requests running in one server | {} |", count(&server, "max_in_flight")),
         format!("| connections to one server | {} |", count(&server, "max_connections")),
-        format!("| tasks running, waiting in a brain | {}, {} |", brain.max_running, brain.max_queued),
+        format!(
+            "| tasks running, waiting in a brain | {}, {} |",
+            count(&brain, "max_running"),
+            count(&brain, "max_queued")
+        ),
         format!("| an answer that the client reads | {} MiB |", mib(&client, "max_answer")),
     ] {
         assert!(page.contains(&row), "{row}");

@@ -21,20 +21,20 @@ struct Doorkeeper;
 impl Reflex for Doorkeeper {
     async fn react(
         &self,
-        stimulus: &ReflexInput,
+        input: &ReflexInput,
         seen: &mut Observations,
         _: &Context,
     ) -> Result<Reaction, ArmError> {
-        let text = &stimulus.text;
-        if stimulus.detect_injection && text.contains("ignore all instructions") {
+        let text = &input.text;
+        if input.detect_injection && text.contains("ignore all instructions") {
             seen.injection_detected = true;
             seen.risk(0.95);
             return Ok(Reaction::Refuse("the text tries to take the model over".into()));
         }
-        if stimulus.check_cache && text == "Hello" {
+        if input.check_cache && text == "Hello" {
             return Ok(Reaction::Answer("Hello yourself".into()));
         }
-        if stimulus.detect_pii && text.contains("alice@example.com") {
+        if input.detect_pii && text.contains("alice@example.com") {
             seen.pii("email");
             seen.risk(0.25);
             return Ok(Reaction::Rewrite(text.replace("alice@example.com", "[email]")));

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use octollm::{
     budget::{Cost, Usage},
-    context::Caller,
+    context::{Caller, ContextParts},
     failure::{ErrorKind, Failure},
     id::StepKey,
     orchestrator::TaskPage,
     prelude::*,
-    task::{Lease, Origin, Priority, Task, TaskBudget, TaskError, TaskRecord, TaskSpent},
+    task::{Priority, Task, TaskBudget, TaskError, TaskRecord},
     trace::TraceContext,
     update::{Phase, Progress, Update},
 };
@@ -58,8 +58,10 @@ fn a_contract_by_name() {
 /// A task that waits.
 fn queued() -> TaskRecord {
     let trace = parsed::<TraceContext>("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
-    let origin = Origin::new(Caller::known("alice", ["task:run"]), parsed("review-7")).trace(Some(trace));
-    let record = TaskRecord::new(request().into(), origin, Duration::from_secs(60), parsed(NOW));
+    let mut parts = ContextParts::new();
+    (parts.caller, parts.correlation_id) = (Caller::known("alice", ["task:run"]), parsed("review-7"));
+    parts.trace = Some(trace);
+    let record = TaskRecord::new(request().into(), &parts, Duration::from_secs(60), parsed(NOW));
     // Its id and its secret are new each time.
     let mut stored = serde_json::to_value(&record).unwrap();
     stored["task"]["task_id"] = TASK.into();
@@ -70,8 +72,7 @@ fn queued() -> TaskRecord {
 /// The task two seconds later.
 fn processing() -> TaskRecord {
     let mut record = queued();
-    let lease = Lease { holder: "orchestrator-1".into(), until: parsed("2025-11-10T10:30:32Z") };
-    record.claim(lease, parsed("2025-11-10T10:30:02Z")).unwrap();
+    record.claim("orchestrator-1", parsed("2025-11-10T10:30:32Z"), parsed("2025-11-10T10:30:02Z")).unwrap();
     record
 }
 
@@ -80,7 +81,7 @@ fn ended() -> TaskRecord {
     let mut record = processing();
     let usage = Usage::tokens(1_200).with_cost(Cost::from_nano_dollars(25_000_000));
     let arms = vec!["lister".into(), "judge".into()];
-    record.report(&TaskSpent::new(usage, arms, Duration::from_millis(9_500)), progress());
+    record.report(usage, arms, Duration::from_millis(9_500), progress());
     record
 }
 
@@ -115,7 +116,7 @@ pub(crate) fn failed() -> Task {
 fn a_task_in_each_status() {
     hold_json("task_queued.json", queued().task());
     let mut running = processing();
-    running.report(&TaskSpent::default(), progress());
+    running.report(Usage::ZERO, Vec::new(), Duration::ZERO, progress());
     hold_json("task_processing.json", running.task());
     hold_json("task_completed.json", &completed());
     hold_json("task_failed.json", &failed());

@@ -1,6 +1,6 @@
 //! What a task tells while it runs.
 
-use octollm::{orchestrator::TaskUpdate, prelude::*, update::Phase};
+use octollm::{prelude::*, task::TaskUpdate, update::Phase};
 use serde_json::json;
 
 use crate::{

@@ -10,16 +10,15 @@ use std::{
 
 use octollm::{
     bus::{BusError, Capability, Subscription, engine::Counters},
+    context::Caller,
+    contract::ContractRef,
     event::Pattern,
     id::TaskId,
     prelude::*,
-    store::{
-        Changes, Claim, Claimed, JournalEntry, MemoryStore, Room, Run, SideEffects, StoreError, TaskFilter,
-        TaskStore, Topic,
-    },
-    task::{TaskRecord, TaskUpdate},
+    store::{JournalEntry, MemoryStore, Run, SideEffects, StoreError, TaskStore, Topic},
+    task::{TaskQuery, TaskRecord, TaskUpdate},
 };
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 /// Numbers that look random, the same for the same seed.
 #[derive(Debug, Clone)]
@@ -100,28 +99,45 @@ impl Faulty {
 
 #[async_trait]
 impl TaskStore for Faulty {
-    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
-        self.pass(self.inner.create(record, effects, room)).await
+    async fn create(
+        &self,
+        record: TaskRecord,
+        effects: SideEffects,
+        max_queued: usize,
+        max_queued_bytes: usize,
+    ) -> Result<(), StoreError> {
+        self.pass(self.inner.create(record, effects, max_queued, max_queued_bytes)).await
     }
 
-    async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError> {
+    async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
         self.pass(self.inner.get(id)).await
     }
 
-    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
         self.pass(self.inner.commit(record, effects)).await
     }
 
-    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
-        self.pass(self.inner.claim(claim)).await
+    async fn claim(
+        &self,
+        holder: &str,
+        contracts: &[ContractRef],
+        lease: Duration,
+        limit: usize,
+        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
+    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+        self.pass(self.inner.claim(holder, contracts, lease, limit, effects)).await
     }
 
     async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
         self.pass(self.inner.renew(holder, lease, runs)).await
     }
 
-    async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError> {
-        self.pass(self.inner.list(filter)).await
+    async fn list(
+        &self,
+        query: &TaskQuery,
+        owner: Option<&Caller>,
+    ) -> Result<Vec<Arc<TaskRecord>>, StoreError> {
+        self.pass(self.inner.list(query, owner)).await
     }
 
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
@@ -132,8 +148,13 @@ impl TaskStore for Faulty {
         self.pass(self.inner.append(run, entry)).await
     }
 
-    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {
-        self.pass(self.inner.append_updates(run, updates)).await
+    async fn append_updates(
+        &self,
+        run: &Run,
+        first: u64,
+        updates: Vec<TaskUpdate>,
+    ) -> Result<(), StoreError> {
+        self.pass(self.inner.append_updates(run, first, updates)).await
     }
 
     async fn updates_after(
@@ -153,7 +174,7 @@ impl TaskStore for Faulty {
         self.pass(self.inner.published(event_ids)).await
     }
 
-    fn changes(&self, topic: Topic) -> Changes {
+    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
         self.inner.changes(topic)
     }
 }

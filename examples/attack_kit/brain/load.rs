@@ -3,12 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use octollm::{
-    arm::arm_fn,
-    brain::{Brain, BrainConfig},
-    dispatcher::Dispatcher,
-    id::TaskId,
-    prelude::*,
-    store::{MemoryStore, MemoryStoreConfig},
+    arm::arm_fn, brain::Brain, dispatcher::Dispatcher, id::TaskId, prelude::*, store::MemoryStore,
 };
 use tokio::{
     task::JoinSet,
@@ -50,8 +45,12 @@ pub(super) async fn storm(size: Size) -> Outcome {
         sleep(Duration::from_millis(100)).await;
         Ok::<_, ArmError>(input.number)
     });
-    let config = BrainConfig { max_queued: queued, max_running: running, ..BrainConfig::default() };
-    let brain = Brain::builder().arm::<Double>(arm).bus(bus.clone()).config(config).build()?;
+    let brain = Brain::builder()
+        .arm::<Double>(arm)
+        .bus(bus.clone())
+        .max_queued(queued)
+        .max_running(running)
+        .build()?;
     let mut submitting = JoinSet::new();
     let begun = Instant::now();
     for number in 0..count {
@@ -102,10 +101,9 @@ pub(super) async fn giant(size: Size) -> Outcome {
         Ok::<_, ArmError>("x".repeat(input.bytes))
     });
     let bytes = size.pick(200_000, 16 << 20);
-    let stored = MemoryStoreConfig { finished_bytes: bytes, ..MemoryStoreConfig::default() };
-    let config = BrainConfig { max_queued_bytes: bytes, max_running: 4, ..BrainConfig::default() };
-    let store = Arc::new(MemoryStore::with_config(stored));
-    let brain = Brain::builder().arm::<Pour>(arm).store(store).config(config).build()?;
+    let store = Arc::new(MemoryStore::new().finished_bytes(bytes));
+    let brain =
+        Brain::builder().arm::<Pour>(arm).store(store).max_queued_bytes(bytes).max_running(4).build()?;
     let (count, length) = size.pick((16, 30_000), (1000, 1 << 20));
     let (mut refused, mut accepted) = (0, 0);
     for _ in 0..count {
@@ -121,7 +119,7 @@ pub(super) async fn giant(size: Size) -> Outcome {
     }
     let begun = Instant::now();
     loop {
-        let page = brain.list(octollm::orchestrator::TaskQuery::default().limit(100), &anyone()).await;
+        let page = brain.list(octollm::task::TaskQuery::default().limit(100), &anyone()).await;
         let page = page.map_err(|failure| failure.to_string())?;
         let failed = page.tasks.iter().find(|task| task.status == TaskStatus::Failed);
         ensure!(failed.is_none(), "failed: {:?}", failed.and_then(|task| task.error.as_ref()));
@@ -249,7 +247,7 @@ pub(super) async fn nested(seed: u64, size: Size) -> Outcome {
     loop {
         let mut left = 0;
         for status in [TaskStatus::Queued, TaskStatus::Processing] {
-            let query = octollm::orchestrator::TaskQuery::default().status(status);
+            let query = octollm::task::TaskQuery::default().status(status);
             left += inner.list(query, &anyone()).await.map_err(|failure| failure.to_string())?.tasks.len();
         }
         if left == 0 && arms.running() == 0 && scene.ledger.running() == 0 {

@@ -10,14 +10,15 @@ use std::{
 };
 
 use octollm::{
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     bus::Subscription,
     card::ArmCard,
     dispatcher::{Dispatcher, Execution},
     id::TaskId,
     orchestrator::TaskUpdates,
     prelude::*,
-    store::{MemoryStore, TaskFilter, TaskStore},
+    store::{MemoryStore, TaskStore},
+    task::TaskQuery,
     task::{TaskRecord, TaskUpdate},
     transport::{Call, NoArms, Reply, ServedBy, Transport},
 };
@@ -192,10 +193,9 @@ impl Scene {
         bus: impl EventBus,
         lease: Duration,
     ) -> Result<Brain, Broken> {
-        let config = BrainConfig { lease, ..BrainConfig::default() };
         let brain =
             Brain::builder().arm::<Journey>(Traveller).arms(self.ledger.clone()).store(store).bus(bus);
-        Ok(brain.config(config).build()?)
+        Ok(brain.lease(lease).build()?)
     }
 
     /// Notes that this task may end more than once.
@@ -228,10 +228,9 @@ impl Scene {
         self.check_events(&statuses).await?;
         // A submission that failed may have stored its task all the same: it ends too.
         for status in [TaskStatus::Queued, TaskStatus::Processing] {
-            let mut filter = TaskFilter::default();
-            (filter.status, filter.limit) = (Some(status), 10);
+            let query = TaskQuery::default().status(status).limit(10);
             loop {
-                let left = self.store.list(&filter).await?;
+                let left = self.store.list(&query, None).await?;
                 let Some(first) = left.first() else { break };
                 ensure!(begun.elapsed() < END, "{} tasks are left: {first:?}", left.len());
                 sleep(Duration::from_millis(10)).await;
@@ -244,11 +243,11 @@ impl Scene {
         let charges = self.ledger.0.charges.lock().unwrap_or_else(PoisonError::into_inner);
         let twice: Vec<_> = charges.iter().filter(|(_, count)| **count > 1).collect();
         ensure!(twice.is_empty(), "charged twice: {twice:?}");
-        Ok(counted(statuses.values().map(TaskRecord::status)))
+        Ok(counted(statuses.values().map(|record| record.status())))
     }
 
     /// The events of the ends: each at least once, the last of a task that of its status, and no other unless it was run again.
-    async fn check_events(&mut self, statuses: &HashMap<TaskId, TaskRecord>) -> Result<(), Broken> {
+    async fn check_events(&mut self, statuses: &HashMap<TaskId, Arc<TaskRecord>>) -> Result<(), Broken> {
         let (mut ends, mut ids) = (HashMap::<String, Vec<String>>::new(), HashSet::new());
         let is_there = |ends: &HashMap<String, Vec<String>>| {
             statuses.iter().all(|(id, record)| {

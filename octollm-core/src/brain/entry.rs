@@ -1,4 +1,4 @@
-//! The entries of a journal: how they are made of calls, and what they are replayed as.
+//! The entries of a journal: how they are made from calls, replayed, and shown.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,12 +17,13 @@ use crate::{
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
+    orchestrator::{JournalStep, StepOutcome},
     store::{JournalEntry, Recorded},
-    task::TaskRecord,
+    task::{TaskError, TaskRecord},
     transport::{Call, Reply, ServedBy},
 };
 
-/// What an entry says of the call itself.
+/// The part of an entry that is known when the call is made.
 #[derive(Clone)]
 pub(super) struct Draft {
     pub(super) step: StepKey,
@@ -90,7 +91,7 @@ pub(super) fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
     }
 }
 
-pub(super) fn trip_of(error: &CallError) -> ServedBy {
+pub(super) fn served_by(error: &CallError) -> ServedBy {
     let mut served_by = ServedBy::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
     served_by.attempts = error.attempts();
     served_by
@@ -104,10 +105,10 @@ pub(super) fn outcome_unknown(call: &Call) -> CallError {
     CallError::new(call.contract.clone(), failure)
 }
 
-/// The time that a program takes of its own counts up to this much: a crash may lie in it.
+/// The longest time of its own that a program is assumed to take: a crash may lie in it.
 const OWN_TIME: Duration = Duration::from_secs(30);
 
-/// From the answer before to the moment at which the call of each was made.
+/// The time from the previous answer to the call of each entry.
 pub(super) fn own_times(record: &TaskRecord, entries: &[JournalEntry]) -> HashMap<u64, Duration> {
     let mut before = record.deadline_at().and_then(|end| end.checked_sub(record.time_limit()).ok());
     let answered = entries.iter().filter(|entry| entry.recorded.is_answered());
@@ -130,7 +131,7 @@ pub(super) fn digest(input: &[u8]) -> String {
     hex(&Sha256::digest(text)[..16])
 }
 
-/// Deeper than this the text counts as it stands.
+/// Below this depth the text is taken as it is.
 const SORTED_DEPTH: usize = 64;
 
 fn canonical(value: &RawValue, depth: usize, text: &mut String) {
@@ -160,6 +161,31 @@ fn canonical(value: &RawValue, depth: usize, text: &mut String) {
 /// The text was read as JSON before.
 fn read<'a, T: serde::Deserialize<'a>>(raw: &'a str) -> Option<T> {
     serde_json::from_str(raw).ok()
+}
+
+impl From<JournalEntry> for JournalStep {
+    fn from(entry: JournalEntry) -> Self {
+        let outcome = match &entry.recorded {
+            Recorded::Output(_) => StepOutcome::Answered,
+            Recorded::Failure(_) => StepOutcome::Failed,
+            Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => StepOutcome::Unknown,
+        };
+        Self {
+            error: entry.recorded.failure().map(TaskError::from),
+            outcome,
+            step: entry.step,
+            contract: entry.contract,
+            arm: entry.served_by.arm.as_ref().into(),
+            endpoint: entry.served_by.endpoint.as_ref().into(),
+            attempts: entry.served_by.attempts,
+            budget_left: entry.budget_left,
+            time_left_ms: entry.time_left_ms,
+            duration_ms: entry.duration_ms,
+            tokens_used: entry.usage.tokens,
+            cost_dollars: entry.usage.cost.dollars(),
+            at: entry.at,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! The journal: calls that were answered once are not made again.
+//! How calls are journaled: a call that was answered once is not made again.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -15,9 +15,11 @@ use tokio::{
 };
 
 use super::{
-    entry::{Draft, digest, outcome_unknown, own_times, replay, trip_of},
-    recall::{Known, State},
-    sequence::Turn,
+    Inner,
+    entry::{Draft, digest, outcome_unknown, own_times, replay, served_by},
+    limited,
+    replay::{Known, State, Turn},
+    scheduler::Stop,
 };
 use crate::{
     card::ArmCard,
@@ -33,68 +35,61 @@ use crate::{
     update::{Handle, Update, UpdateSink},
 };
 
-/// Carries the calls of one run of a task: from its journal where they were answered before, else by the transport,
-/// and then into the journal.
+/// The transport of one run of a task. It answers a call from the journal of the task where it was answered before. Otherwise it
+/// sends the call, and records the answer.
 ///
-/// What is recorded is what the caller sees: no answer is returned before it was stored, and each is returned in the order
-/// in which it was stored. A run that cannot record any more is stopped.
+/// An answer is returned after it was stored, and in the order in which it was stored. A run that cannot store an answer is
+/// stopped.
 #[derive(Clone)]
-pub(super) struct Journal(Arc<Inner>);
+pub(super) struct Journal(Arc<Shared>);
 
-struct Inner {
+struct Shared {
+    brain: Weak<Inner>,
     run: Run,
-    record: TaskRecord,
+    record: Arc<TaskRecord>,
     store: Arc<dyn TaskStore>,
     transport: Arc<dyn Transport>,
     clock: Clock,
     /// When the task was claimed, by the store's clock and by tokio's.
     claimed: (Timestamp, Instant),
-    hold: Hold,
-    /// How long the program took before each recorded answer without waiting for any.
+    /// Time that the program took before each recorded answer without waiting for one.
     own_time: HashMap<u64, Duration>,
     state: Mutex<State>,
     /// Changes with the sequence.
     moved: watch::Sender<()>,
 }
 
-/// A recorded answer that the program does not ask for is left out after so long without any other movement, and the time
-/// that the program took before it asked for it first. Further ones are left out after that time alone.
-const LEFT_OUT: Duration = Duration::from_secs(1);
-/// An answer that is being recorded is waited for no longer than this, since its future may not be polled any more.
+/// A recorded answer that the program does not ask for is skipped after so long without any other movement, and after the time
+/// that the program took before it asked for it first. Further ones are skipped after that time alone.
+const SKIPPED_AFTER: Duration = Duration::from_secs(1);
+/// How long others wait for an answer that is being recorded: its future may not be polled any more.
 const STUCK: Duration = Duration::from_secs(30);
-/// A write is tried once more after so long, then each time after twice as long.
+/// Pause before a write is tried again, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// After this pause a write is given up, and the run with it.
+/// After this pause the run is stopped.
 const LAST_PAUSE: Duration = Duration::from_millis(1_600);
 
-/// What a journal runs with.
-pub(super) struct Backing {
-    pub(super) store: Arc<dyn TaskStore>,
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) clock: Clock,
-    /// When the task was claimed, by the store's clock.
-    pub(super) claimed_at: Timestamp,
-    pub(super) hold: Hold,
-}
-
-/// A run's hold on its task.
-pub(super) struct Hold {
-    /// Whether it lasts, as far as is known here.
-    pub(super) lasts: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Gives it up, and stops the run.
-    pub(super) lose: Box<dyn Fn() + Send + Sync>,
-}
-
 impl Journal {
-    /// The journal of a claimed task.
-    pub(super) fn new(record: TaskRecord, entries: Vec<JournalEntry>, backing: Backing) -> Self {
-        let Backing { store, transport, clock, claimed_at, hold } = backing;
-        let claimed = (claimed_at, Instant::now());
+    /// The journal of a task that was claimed at this time of the store's clock.
+    pub(super) fn new(
+        brain: &Arc<Inner>,
+        record: Arc<TaskRecord>,
+        entries: Vec<JournalEntry>,
+        claimed_at: Timestamp,
+    ) -> Self {
         let own_time = own_times(&record, &entries);
-        let state = Mutex::new(State::new(entries));
-        let run = Run::new(record.id().clone(), record.run());
-        let moved = watch::Sender::new(());
-        Self(Arc::new(Inner { run, record, store, transport, clock, claimed, hold, own_time, state, moved }))
+        Self(Arc::new(Shared {
+            brain: Arc::downgrade(brain),
+            run: Run::new(record.id().clone(), record.run()),
+            record,
+            store: brain.store.clone(),
+            transport: brain.transport.clone(),
+            clock: brain.clock,
+            claimed: (claimed_at, Instant::now()),
+            own_time,
+            state: Mutex::new(State::new(entries)),
+            moved: watch::Sender::new(()),
+        }))
     }
 
     /// The arms that answered, in the order of their first answer.
@@ -107,21 +102,20 @@ impl Journal {
         self.0.state().failed.contains(step)
     }
 
-    /// Why this run does not fit its journal: a call that differed, or, once the run has ended well with so many ordered
-    /// `calls`, a recorded step after those. A call that was made and dropped before it was polled, because another one
-    /// had failed, is none. Named steps may be left out: that is what names are for. So may steps that were recorded after a
-    /// failure whose call was made again: what the program did because of it, it does not do where the call succeeds.
+    /// The failure of a run that does not match its journal: a call differs, or a run that has ended well with so many ordered
+    /// `calls` has not made a recorded one after those. A call that was dropped before it was polled does not count. A run may
+    /// leave out named steps, and steps that were recorded after a failure whose call is made again.
     pub(super) fn mismatch(&self, calls: Option<u32>) -> Option<Failure> {
         self.0.state().mismatch(calls, self.0.record.made_again())
     }
 }
 
-impl Inner {
+impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call that does not fit the journal fails the whole task, whatever the arm makes of the failure.
+    /// A call that does not match the journal fails the task, also where the arm handles the failure.
     fn recall(&self, call: &Call, digest: &str) -> Result<Known, CallError> {
         let mut state = self.state();
         let known = state.recall(call, digest).map_err(|failure| {
@@ -133,9 +127,9 @@ impl Inner {
         known
     }
 
-    /// Waits until the answer of this number may be returned.
+    /// Waits until the answer with this number may be returned.
     async fn turn(&self, seq: u64) {
-        let (mut moved, mut wait_limit) = (self.moved.subscribe(), LEFT_OUT);
+        let (mut moved, mut wait_limit) = (self.moved.subscribe(), SKIPPED_AFTER);
         loop {
             moved.mark_unchanged();
             let before = self.state().sequence.turn(seq);
@@ -145,7 +139,7 @@ impl Inner {
                 Turn::Pending(_) => STUCK,
             };
             if timeout(limit, moved.changed()).await.is_ok() {
-                wait_limit = LEFT_OUT;
+                wait_limit = SKIPPED_AFTER;
             } else {
                 wait_limit = Duration::ZERO;
                 if self.state().sequence.skip(before) {
@@ -155,19 +149,18 @@ impl Inner {
         }
     }
 
-    /// Returns a recorded answer when it is its turn.
+    /// Returns a recorded answer in its turn.
     async fn replayed(&self, entry: JournalEntry) -> Result<Reply, CallError> {
         let _placed = Placed(self, entry.seq);
         self.turn(entry.seq).await;
         replay(entry)
     }
 
-    /// Writes an entry, again where the store is away. What cannot be written stops the run: an answer that is not
-    /// recorded is never returned.
+    /// Writes an entry, again where the store is not available. Where it cannot be written, the run is stopped.
     async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match self.store.append(&self.run, entry.clone()).await {
+            let error = match limited(self.store.append(&self.run, entry.clone())).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -180,12 +173,20 @@ impl Inner {
         }
     }
 
+    /// Whether the run holds its task, as far as is known here.
+    fn is_held(&self) -> bool {
+        self.brain.upgrade().is_some_and(|brain| brain.running.is_held(&self.run, Instant::now()))
+    }
+
+    /// Stops the run.
     fn lose(&self, contract: ContractRef) -> CallError {
-        (self.hold.lose)();
+        if let Some(brain) = self.brain.upgrade() {
+            brain.running.stop_run(&self.run, Stop::Lost);
+        }
         CallError::new(contract, Failure::of(ErrorKind::Cancelled))
     }
 
-    /// Whether every arm that offers the contract remembers keys for long enough, over its restarts.
+    /// Whether every arm that offers the contract remembers keys for long enough, also over its restarts.
     async fn keys_are_honoured(&self, entry: &JournalEntry) -> bool {
         let (claimed_at, since) = self.claimed;
         let age = claimed_at.duration_since(entry.at);
@@ -198,8 +199,8 @@ impl Inner {
     }
 }
 
-/// Gives the place of an answer up, however its call ends.
-struct Placed<'a>(&'a Inner, u64);
+/// Leaves the position of an answer, also where its call is dropped.
+struct Placed<'a>(&'a Shared, u64);
 
 impl Drop for Placed<'_> {
     fn drop(&mut self) {
@@ -224,15 +225,18 @@ impl Transport for Journal {
                 let begun = draft.entry(inner.state().sequence.number(), Recorded::Begun, inner.clock);
                 inner.write(begun).await?;
                 // The write may have taken longer than the lease.
-                if !(inner.hold.lasts)() {
+                if !inner.is_held() {
                     return Err(inner.lose(call.contract));
                 }
             }
             Known::Nothing => {}
         }
         call.key = inner.record.idempotency_key(&call.step);
-        call.updates =
-            Some(Arc::new(Handles { journal: self.clone(), draft: draft.clone(), to: call.updates.take() }));
+        call.updates = Some(Arc::new(StoresHandle {
+            journal: self.clone(),
+            draft: draft.clone(),
+            to: call.updates.take(),
+        }));
         let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
         let answer = Deadline::run_until(deadline, inner.transport.call(call)).await.unwrap_or_else(|| {
             Err(CallError::new(contract.clone(), Failure::of(ErrorKind::DeadlineExceeded)))
@@ -242,7 +246,7 @@ impl Transport for Journal {
             Err(error) => Err(inner.transport.explain(reply.unreadable(contract, error))),
         });
         match answer {
-            // It is not known to have ended: whoever cancelled it is not waiting for an answer.
+            // It is not known to have ended, and nobody waits for its answer.
             Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
             answer => self.answered(draft, answer).await,
         }
@@ -268,7 +272,7 @@ impl Transport for Journal {
 }
 
 impl Journal {
-    /// Records an answer, and returns it when it is its turn.
+    /// Records an answer, and returns it in its turn.
     async fn answered(&self, draft: Draft, answer: Result<Reply, CallError>) -> Result<Reply, CallError> {
         let inner = &*self.0;
         let answer = answer.and_then(|reply| match RawJson::from_slice(&reply.output) {
@@ -279,7 +283,7 @@ impl Journal {
             Ok((reply, output)) => (Recorded::Output(output.clone()), reply.served_by.clone(), reply.usage),
             Err(error) => {
                 let failure = Box::new(error.failure().clone());
-                (Recorded::Failure(failure), trip_of(error), error.usage())
+                (Recorded::Failure(failure), served_by(error), error.usage())
             }
         };
         let placed = {
@@ -296,7 +300,7 @@ impl Journal {
         inner.turn(placed.1).await;
         match answer {
             Ok((reply, _)) => Ok(reply),
-            // As a replay will return it: without its cause on this side.
+            // As a replay returns it: without its source.
             Err(error) => {
                 let cause = std::error::Error::source(&error).and_then(std::error::Error::source);
                 tracing::debug!(step = %entry.step, %error, cause, "call failed");
@@ -306,25 +310,21 @@ impl Journal {
     }
 }
 
-/// Stores the handle that a transport reports, and passes everything else on.
-struct Handles {
+/// Stores the handle that a transport reports, and forwards all updates.
+struct StoresHandle {
     journal: Journal,
     draft: Draft,
     to: Option<Arc<dyn UpdateSink>>,
 }
 
 #[async_trait]
-impl UpdateSink for Handles {
+impl UpdateSink for StoresHandle {
     fn update(&self, update: Update) {
-        if let Some(to) = &self.to {
-            to.update(update);
-        }
+        self.to.update(update);
     }
 
     async fn chunk(&self, chunk: Value) {
-        if let Some(to) = &self.to {
-            to.chunk(chunk).await;
-        }
+        self.to.chunk(chunk).await;
     }
 
     async fn handle(&self, handle: Handle) -> Result<(), Failure> {

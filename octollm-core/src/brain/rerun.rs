@@ -1,26 +1,25 @@
-//! Running a failed task again: which recorded calls are kept, and which are made once more.
+//! How a failed task runs again: which recorded calls are replayed, and which are made again.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
-use super::{Brain, scheduler, uncertain};
+use super::{Brain, events, limited, scheduler, tasks::uncertain};
 use crate::{
     budget::Usage,
     context::Context,
     contract::Violations,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
-    orchestrator::{JournalStep, StepOutcome},
     parts::spent,
     store::{JournalEntry, Recorded, SideEffects, StoreError},
-    task::{Task, TaskError, TaskStatus},
+    task::{Task, TaskRecord, TaskStatus},
 };
 
-/// What a rerun does with the journal.
+/// The changes of a journal before a rerun.
 #[derive(Debug, Default)]
-struct Plan {
-    /// Steps that are discarded: made again if the program comes to them.
+struct Reopening {
+    /// Steps whose entries are discarded.
     discarded: Vec<StepKey>,
-    /// Steps that are no longer answered: made again, or begun where they may have run and must not run twice.
+    /// Entries without their answers: to be made again, or begun where the call may have run and must not run twice.
     reopened: Vec<JournalEntry>,
 }
 
@@ -34,34 +33,37 @@ impl Brain {
         if let Some(failure) = spent(cx.deadline(), cx.budget()) {
             return Err(failure);
         }
-        let record = loop {
-            let mut record = self.visible(id, cx).await?;
+        let task = loop {
+            let record = self.visible(id, cx).await?;
             if record.status() != TaskStatus::Failed {
                 let message = format!("a {} task is not run again", record.status());
                 return Err(Failure::new(ErrorKind::Conflict, message));
             }
-            let journal = self.0.store.journal(id).await?;
-            let Plan { discarded, reopened } = match from {
+            let journal = limited(self.0.store.journal(id)).await?;
+            let Reopening { discarded, reopened } = match from {
                 Some(step) => discard_from(step, &journal)?,
                 None => continue_after(record.failed_step(), &journal)?,
             };
+            let mut record: TaskRecord = Arc::unwrap_or_clone(record);
             let made_again = reopened.iter().map(|entry| entry.seq).min();
             record.will_replay(replayed(&journal, &discarded, &reopened), made_again);
             record.rerun(from.is_some(), self.0.clock.now())?;
-            let effects = SideEffects { discarded, journal: reopened, ..self.effects(&record) };
-            match self.0.store.commit(record, effects).await {
-                // Another rerun came first, and has failed again by now: this plan is of the journal before it.
+            let task = record.task().clone();
+            let change = events::of_change(&record, self.0.source());
+            let effects = SideEffects { discarded, journal: reopened, ..change };
+            match limited(self.0.store.commit(record, effects)).await {
+                // Another rerun came first, and may have failed again: this one is of the journal before it.
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(uncertain(error)),
-                Ok(record) => break record,
+                Ok(()) => break task,
             }
         };
         scheduler::start(&self.0);
-        Ok(record.into_task())
+        Ok(task)
     }
 }
 
-/// What the answers used that are replayed, and so count again.
+/// The usage of the answers that are replayed.
 fn replayed(journal: &[JournalEntry], discarded: &[StepKey], reopened: &[JournalEntry]) -> Usage {
     let gone: HashSet<_> = discarded.iter().chain(reopened.iter().map(|entry| &entry.step)).collect();
     let left = journal.iter().filter(|entry| entry.recorded.is_answered() && !gone.contains(&entry.step));
@@ -69,7 +71,7 @@ fn replayed(journal: &[JournalEntry], discarded: &[StepKey], reopened: &[Journal
 }
 
 /// Discards a step and everything that was recorded after it.
-fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Plan, Failure> {
+fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Reopening, Failure> {
     // A failed task names its step as a text, where a position and a name of digits look alike.
     let alike = match step {
         StepKey::Name(text) => StepKey::from_text(text),
@@ -81,19 +83,18 @@ fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Plan, Failur
         return Err(Failure::invalid(Violations::one("from", message)));
     };
     let later = journal.iter().filter(|entry| entry.seq >= first.seq || !entry.recorded.is_answered());
-    Ok(Plan { discarded: later.map(|entry| entry.step.clone()).collect(), ..Plan::default() })
+    Ok(Reopening { discarded: later.map(|entry| entry.step.clone()).collect(), ..Reopening::default() })
 }
 
-/// Keeps everything that the program got past, and makes the call again whose error ended the task, with all failures of
-/// its batch.
+/// Makes the call again whose error ended the task, with all failures of its batch, and replays all others.
 ///
-/// Where no call's error ended the task, everything is kept: the arm itself failed, and continues where it was once it has
-/// been corrected. That is refused where a call failed too: the arm may have failed because of it, and would again.
-fn continue_after(failed: Option<&StepKey>, journal: &[JournalEntry]) -> Result<Plan, Failure> {
+/// Where no call's error ended the task, the arm itself failed, and every call is replayed. That is refused where a call
+/// failed: the arm may have failed because of it, and would fail again.
+fn continue_after(failed: Option<&StepKey>, journal: &[JournalEntry]) -> Result<Reopening, Failure> {
     let failures = || journal.iter().filter(|entry| entry.recorded.failure().is_some());
     let Some(step) = failed else {
         if failures().next().is_none() {
-            return Ok(Plan::default());
+            return Ok(Reopening::default());
         }
         let failed: Vec<_> = failures().map(|entry| entry.step.to_string()).collect();
         let message = format!(
@@ -110,35 +111,10 @@ fn continue_after(failed: Option<&StepKey>, journal: &[JournalEntry]) -> Result<
         let recorded = if !entry.idempotent && ran { Recorded::Begun } else { Recorded::Again { last } };
         JournalEntry { recorded, ..entry.clone() }
     });
-    Ok(Plan { reopened: reopened.collect(), ..Plan::default() })
+    Ok(Reopening { reopened: reopened.collect(), ..Reopening::default() })
 }
 
 fn listed(journal: &[JournalEntry]) -> String {
     let steps: Vec<_> = journal.iter().map(|entry| entry.step.to_string()).collect();
     if steps.is_empty() { "none".to_owned() } else { steps.join(", ") }
-}
-
-impl From<JournalEntry> for JournalStep {
-    fn from(entry: JournalEntry) -> Self {
-        let outcome = match &entry.recorded {
-            Recorded::Output(_) => StepOutcome::Answered,
-            Recorded::Failure(_) => StepOutcome::Failed,
-            Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => StepOutcome::Unknown,
-        };
-        Self {
-            error: entry.recorded.failure().map(TaskError::from),
-            outcome,
-            step: entry.step,
-            contract: entry.contract,
-            arm: entry.served_by.arm.as_ref().into(),
-            endpoint: entry.served_by.endpoint.as_ref().into(),
-            attempts: entry.served_by.attempts,
-            budget_left: entry.budget_left,
-            time_left_ms: entry.time_left_ms,
-            duration_ms: entry.duration_ms,
-            tokens_used: entry.usage.tokens,
-            cost_dollars: entry.usage.cost.dollars(),
-            at: entry.at,
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! Runs one task, from its claim to its last status.
+//! How one task runs, from its claim to its last status.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -10,13 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Inner, events,
-    journal::{Backing, Hold, Journal},
-    relay,
-    running::Stop,
-    updates::UpdateLog,
-};
+use super::{Inner, events, journal::Journal, limited, scheduler::Stop, updates::UpdateLog};
 use crate::{
     budget::Usage,
     context::ContextParts,
@@ -25,25 +19,28 @@ use crate::{
     dispatcher::{Execution, Outcome, Route},
     error::{ArmError, ErrorKind, Failure},
     json::RawJson,
-    store::{Claimed, Run, SideEffects, StoreError},
-    task::{TaskError, TaskRecord, TaskRequest, TaskResult, TaskSpent},
+    store::{Run, SideEffects, StoreError},
+    task::{TaskError, TaskRecord, TaskRequest, TaskResult},
     update::Progress,
 };
 
-/// The end of a task is written once more after so long, and each time after twice as long, up to the last pause.
+/// Pause before the end of a task is written again, doubled each time up to the last one.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_millis(1_600);
-/// So many attempts are made; then the task is left to expire.
+/// Attempts to write the end of a task. The lease expires after the last one.
 const ATTEMPTS: u32 = 8;
 
 /// A run that has just begun.
 pub(super) struct Started {
+    pub(super) record: Arc<TaskRecord>,
+    /// Time to the deadline when the task was claimed.
+    pub(super) time_left: Duration,
     pub(super) run: Run,
     pub(super) log: Arc<UpdateLog>,
     pub(super) cancellation: CancellationToken,
 }
 
-/// Gives the place of a run back, however it ends.
+/// Gives the place of a run back, also by a panic.
 struct Place<'a>(&'a Inner, &'a Run);
 
 impl Drop for Place<'_> {
@@ -53,57 +50,56 @@ impl Drop for Place<'_> {
 }
 
 /// Runs a claimed task.
-pub(super) async fn run(inner: Arc<Inner>, claimed: Claimed, started: Started) {
+pub(super) async fn run(inner: Arc<Inner>, started: Started) {
     let _place = Place(&inner, &started.run);
     let begun = Instant::now();
-    let Some((result, usage, journal)) = execute(&inner, &claimed, &started).await else { return };
-    let usage = usage.plus(claimed.record.used_before());
-    let spent = TaskSpent::new(usage, journal.arms_used(), begun.elapsed());
-    let ending = Ending { result, journal, spent };
-    finish(&inner, claimed.record, &started, &ending).await;
+    let Some((result, usage, journal)) = execute(&inner, &started).await else { return };
+    let usage = usage.plus(started.record.used_before());
+    let ending = Ending { result, journal, usage, duration: begun.elapsed() };
+    finish(&inner, &started, &ending).await;
 }
 
-/// Hands a task back that was claimed and not started.
-pub(super) async fn release(inner: Arc<Inner>, mut record: TaskRecord) {
+/// Queues a task again that was claimed and not started.
+pub(super) async fn release(inner: Arc<Inner>, record: Arc<TaskRecord>) {
+    let mut record = Arc::unwrap_or_clone(record);
     if record.release(inner.clock.now()).is_ok() {
-        let effects = events::of_change(&record, &TaskSpent::default(), inner.source());
-        if let Err(error) = inner.store.commit(record, effects).await {
+        let effects = events::of_change(&record, inner.source());
+        if let Err(error) = limited(inner.store.commit(record, effects)).await {
             tracing::warn!(%error, "task not handed back; its lease expires");
         }
     }
 }
 
-/// What a run ended with.
+/// The end of a run.
 struct Ending {
     result: Result<TaskResult, ArmError>,
     journal: Journal,
-    spent: TaskSpent,
+    usage: Usage,
+    duration: Duration,
 }
 
-/// Runs the arm, stores its updates, and publishes its progress. `None` where the journal cannot be read: the lease
-/// expires then.
+/// Runs the arm, stores its updates, and publishes its progress. `None` where the journal cannot be read: the lease then
+/// expires.
 async fn execute(
     inner: &Arc<Inner>,
-    claimed: &Claimed,
     started: &Started,
 ) -> Option<(Result<TaskResult, ArmError>, Usage, Journal)> {
-    let record = &claimed.record;
-    let entries = match inner.store.journal(record.id()).await {
+    let record = &started.record;
+    let entries = match limited(inner.store.journal(record.id())).await {
         Ok(entries) => entries,
         Err(error) => {
             tracing::error!(task = %record.id(), %error, "journal not read; the task is tried again");
             return None;
         }
     };
-    let (store, transport, clock) = (inner.store.clone(), inner.transport.clone(), inner.clock);
-    let claimed_at = claimed.at().unwrap_or_else(|| clock.now());
-    let backing = Backing { store, transport, clock, claimed_at, hold: hold(inner, &started.run) };
-    let journal = Journal::new(record.clone(), entries, backing);
+    let claimed_at = record.deadline_at().and_then(|end| end.checked_sub(started.time_left).ok());
+    let claimed_at = claimed_at.unwrap_or_else(|| inner.clock.now());
+    let journal = Journal::new(inner, record.clone(), entries, claimed_at);
     let (result, usage) = match inner.dispatcher.find(record.contract()) {
         Ok(route) => {
-            let around = surroundings(claimed, started, journal.clone());
+            let execution = execution(started, journal.clone());
             let work = async {
-                let outcome = route.execute(record.input().as_str().as_bytes(), around).await;
+                let outcome = route.execute(record.input().as_str().as_bytes(), execution).await;
                 started.log.end();
                 outcome
             };
@@ -122,26 +118,13 @@ async fn execute(
             let usage = outcome.usage;
             (checked(outcome, route, &journal), usage)
         }
-        // Only contracts that this brain runs are claimed.
+        // A brain claims only tasks of its contracts.
         Err(failure) => (Err(failure.into()), Usage::default()),
     };
     Some((result, usage, journal))
 }
 
-fn hold(inner: &Arc<Inner>, run: &Run) -> Hold {
-    let (brain, held) = (Arc::downgrade(inner), run.clone());
-    let lasts =
-        move || brain.upgrade().is_some_and(|inner: Arc<Inner>| inner.running.is_held(&held, Instant::now()));
-    let (brain, lost) = (Arc::downgrade(inner), run.clone());
-    let lose = move || {
-        if let Some(inner) = brain.upgrade() {
-            inner.running.stop_run(&lost, Stop::Lost);
-        }
-    };
-    Hold { lasts: Box::new(lasts), lose: Box::new(lose) }
-}
-
-/// The result of an outcome. One that does not fit its journal, or whose output is no result, is a failure.
+/// The result of an outcome. A run that does not match its journal, or whose output is no result, has failed.
 fn checked(outcome: Outcome, route: &Route, journal: &Journal) -> Result<TaskResult, ArmError> {
     let ended_well = outcome.result.is_ok();
     match journal.mismatch(ended_well.then_some(outcome.calls)) {
@@ -150,8 +133,8 @@ fn checked(outcome: Outcome, route: &Route, journal: &Journal) -> Result<TaskRes
     }
 }
 
-fn surroundings(claimed: &Claimed, started: &Started, journal: Journal) -> Execution {
-    let record = &claimed.record;
+fn execution(started: &Started, journal: Journal) -> Execution {
+    let record = &started.record;
     let mut parts = ContextParts::new();
     parts.correlation_id = record.correlation_id().clone();
     parts.task_id = Some(record.id().clone());
@@ -159,16 +142,16 @@ fn surroundings(claimed: &Claimed, started: &Started, journal: Journal) -> Execu
     parts.budget = record.budget().budget().after(record.used_before());
     parts.caller = record.caller().clone();
     parts.attempt = record.attempt();
-    parts.deadline = Some(Deadline::after(claimed.time_left));
-    let mut around = Execution::new(parts, Arc::new(journal));
-    around.cancellation = started.cancellation.clone();
-    around.updates = Some(started.log.clone());
-    // The submission decides, within the limit of the brain.
-    around.time_limit = Some(record.time_limit());
-    around
+    parts.deadline = Some(Deadline::after(started.time_left));
+    let mut execution = Execution::new(parts, Arc::new(journal));
+    execution.cancellation = started.cancellation.clone();
+    execution.updates = Some(started.log.clone());
+    // That of the submission, within the limit of the brain.
+    execution.time_limit = Some(record.time_limit());
+    execution
 }
 
-/// Publishes progress as it comes, the latest where it comes faster than the bus takes it.
+/// Publishes progress. Where it changes faster than the bus takes events, only the latest is published.
 async fn publish_progress(
     inner: &Inner,
     record: &TaskRecord,
@@ -184,16 +167,16 @@ async fn publish_progress(
         if progress != published {
             published.clone_from(&progress);
             if let Some(event) = events::of_progress(record, progress, inner.source()) {
-                relay::publish_once(&*inner.bus, event).await;
+                events::publish_once(&*inner.bus, event).await;
             }
         }
     }
 }
 
 /// Stores how the task ended, unless it is no longer this run's to store.
-async fn finish(inner: &Inner, claimed: TaskRecord, started: &Started, ending: &Ending) {
-    let (mut pause, mut current) = (FIRST_PAUSE, Some(claimed));
-    let updates = started.log.take_pending();
+async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
+    let (mut pause, mut current) = (FIRST_PAUSE, Some(started.record.clone()));
+    let (first_update, updates) = started.log.take_pending();
     for _ in 0..ATTEMPTS {
         let stop = inner.running.stopped(&started.run);
         if stop == Some(Stop::Lost) {
@@ -201,13 +184,14 @@ async fn finish(inner: &Inner, claimed: TaskRecord, started: &Started, ending: &
         }
         let record = match current.take() {
             Some(record) => Ok(Some(record)),
-            None => inner.store.get(&started.run.task).await,
+            None => limited(inner.store.get(&started.run.task)).await,
         };
         let written = match record {
             Ok(Some(record)) if record.is_held(&inner.holder, started.run.number) => {
-                let Ok((record, mut effects)) = end(inner, record, started, ending, stop) else { return };
+                let Ok((record, mut effects)) = end(inner, &record, started, ending, stop) else { return };
                 effects.updates.splice(..0, updates.iter().cloned());
-                inner.store.commit(record, effects).await.map(drop)
+                effects.first_update = Some(first_update);
+                limited(inner.store.commit(record, effects)).await
             }
             // It ended elsewhere, or by a write that was reported as failed.
             Ok(_) => return,
@@ -229,18 +213,19 @@ async fn finish(inner: &Inner, claimed: TaskRecord, started: &Started, ending: &
 /// The record as the run leaves it, and what is stored with it.
 fn end(
     inner: &Inner,
-    mut record: TaskRecord,
+    record: &TaskRecord,
     started: &Started,
     ending: &Ending,
     stop: Option<Stop>,
 ) -> Result<(TaskRecord, SideEffects), Failure> {
-    record.report(&ending.spent, started.log.progress());
+    let mut record = record.clone();
+    record.report(ending.usage, ending.journal.arms_used(), ending.duration, started.log.progress());
     settle(&mut record, ending, stop, inner.clock.now())?;
-    let effects = events::of_change(&record, &ending.spent, inner.source());
+    let effects = events::of_change(&record, inner.source());
     Ok((record, effects))
 }
 
-/// The status that an outcome leads to. A result that came before the cancellation is a result.
+/// Sets the status after an outcome. A result that came before the cancellation completes the task.
 fn settle(
     record: &mut TaskRecord,
     ending: &Ending,
@@ -261,7 +246,7 @@ fn settle(
     record.fail(error, now)
 }
 
-/// The result that an output makes. A goal in words is answered by a [`TaskResult`] itself.
+/// The result of an output. The output for a goal in words is a [`TaskResult`] itself.
 fn result(route: &Route, output: &Bytes) -> Result<TaskResult, Failure> {
     let read = if *route.contract() == TaskRequest::SPEC.reference() {
         serde_json::from_slice(output)

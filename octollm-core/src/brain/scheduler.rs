@@ -1,19 +1,25 @@
-//! The loops of a brain: claiming tasks, renewing leases.
+//! How a brain claims tasks, and renews and ends their leases.
 
 use std::{
-    sync::{Arc, Weak},
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
-use super::{Inner, events, run};
+use super::{Inner, events, limited, run, updates::UpdateLog};
 use crate::{
-    store::{Claim, Claimed, Run, StoreError, Topic},
-    task::TaskSpent,
+    id::TaskId,
+    store::{Run, StoreError, Topic},
+    task::TaskRecord,
 };
 
-/// A store that failed is asked again after so long.
+/// Pause after a failure of the store.
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Starts the loops of a brain, unless they run. They end with the brain.
@@ -21,8 +27,8 @@ pub(super) fn start(inner: &Arc<Inner>) {
     if inner.started.swap(true, std::sync::atomic::Ordering::AcqRel) || inner.running.is_closed() {
         return;
     }
-    tokio::spawn(schedule(Loops(Arc::downgrade(inner)), inner.config.lease / 3));
-    tokio::spawn(renew_leases(Arc::downgrade(inner), inner.config.lease));
+    tokio::spawn(schedule(Loops(Arc::downgrade(inner)), inner.limits.lease / 3));
+    tokio::spawn(renew_leases(Arc::downgrade(inner), inner.limits.lease));
     tokio::spawn(inner.relay.clone().run());
 }
 
@@ -58,7 +64,7 @@ async fn schedule(brain: Loops, every: Duration) {
             }
         };
         tokio::select! {
-            () = queue.changed(), if wait == every => {}
+            () = store_changed(&mut queue), if wait == every => {}
             changed = count.changed(), if wait == every => if changed.is_err() { return },
             () = ended.cancelled() => return,
             () = sleep(wait) => {}
@@ -66,7 +72,14 @@ async fn schedule(brain: Loops, every: Duration) {
     }
 }
 
-/// Claims as many tasks as may run, and starts them. Returns how many.
+/// Returns at the next change of the store. A store that is gone has no changes.
+pub(super) async fn store_changed(changes: &mut watch::Receiver<()>) {
+    if changes.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Claims as many tasks as may run, starts them, and returns their number.
 pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
     // One at a time: each counts the room that is left.
     let _turn = inner.claiming.lock().await;
@@ -76,23 +89,16 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
         if room == 0 {
             return Ok(started);
         }
-        let spent = TaskSpent::default();
-        let effects = |record: &crate::task::TaskRecord| events::of_change(record, &spent, inner.source());
-        let claim = Claim {
-            holder: &inner.holder,
-            contracts: &inner.contracts,
-            lease: inner.config.lease,
-            limit: room,
-            effects: &effects,
-        };
-        let asked = Instant::now();
-        // What is claimed by an answer that comes later is free again when the lease expires.
-        let claimed = timeout(inner.config.lease / 3, inner.store.claim(claim)).await;
+        let effects = |record: &TaskRecord| events::of_change(record, inner.source());
+        let (lease, asked) = (inner.limits.lease, Instant::now());
+        let claimed = inner.store.claim(&inner.holder, &inner.contracts, lease, room, &effects);
+        // Tasks that are claimed by a later answer are free again when their leases expire.
+        let claimed = timeout(lease / 3, limited(claimed)).await;
         let claimed = claimed.map_err(|_| StoreError::Unavailable("no answer came in time".into()))??;
         let count = claimed.len();
         started += count;
-        for claimed in claimed {
-            begin(inner, claimed, asked + inner.config.lease);
+        for (record, time_left) in claimed {
+            begin(inner, record, time_left, asked + lease);
         }
         // No more are free; the store reports those that come.
         if count < room {
@@ -101,23 +107,23 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
     }
 }
 
-fn begin(inner: &Arc<Inner>, claimed: Claimed, held_until: Instant) {
-    let record = &claimed.record;
-    let log = Arc::new(super::updates::UpdateLog::new(record.id().clone(), record.task().progress.clone()));
+fn begin(inner: &Arc<Inner>, record: Arc<TaskRecord>, time_left: Duration, held_until: Instant) {
+    let log = Arc::new(UpdateLog::new(record.id().clone(), record.task().progress.clone()));
     let run = Run::new(record.id().clone(), record.run());
     match inner.running.begin(run.clone(), log.clone(), held_until) {
         Some(cancellation) => {
-            tokio::spawn(run::run(inner.clone(), claimed, run::Started { run, log, cancellation }));
+            let started = run::Started { record, time_left, run, log, cancellation };
+            tokio::spawn(run::run(inner.clone(), started));
         }
         // The brain was closed meanwhile, or begins no more runs.
         None => {
-            tokio::spawn(run::release(inner.clone(), claimed.record));
+            tokio::spawn(run::release(inner.clone(), record));
         }
     }
 }
 
-/// Renews leases at a third of their time, and stops each run when its lease expires. A run that begins meanwhile has two
-/// thirds left, so that it expires in no pause.
+/// Renews leases after a third of their time, and stops each run whose lease expires. A run that begins meanwhile has two
+/// thirds left, so that its lease does not expire during a pause.
 async fn renew_leases(brain: Weak<Inner>, lease: Duration) {
     let every = lease / 3;
     let mut wait = every;
@@ -137,11 +143,11 @@ async fn renew_leases(brain: Weak<Inner>, lease: Duration) {
     }
 }
 
-/// Renews the leases of these runs. What the store has given to others is stopped.
+/// Renews the leases of these runs, and stops those that other brains hold. Returns whether the store answered.
 async fn renew(inner: &Inner, asked: &[Run], lease: Duration) -> bool {
     let at = Instant::now();
     let limit = inner.running.time_to_expiry().map_or(lease / 3, |left| left.min(lease / 3));
-    match timeout(limit, inner.store.renew(&inner.holder, lease, asked)).await {
+    match timeout(limit, limited(inner.store.renew(&inner.holder, lease, asked))).await {
         Ok(Ok(held)) => {
             inner.running.renewed(asked, &held, at + lease);
             true
@@ -154,5 +160,196 @@ async fn renew(inner: &Inner, asked: &[Run], lease: Duration) -> bool {
             tracing::warn!("leases not renewed in time");
             false
         }
+    }
+}
+
+/// The reason to stop a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// On request: the task becomes cancelled.
+    Cancel,
+    /// The brain closes: the task is queued again.
+    Close,
+    /// Another brain holds the task, or may hold it: nothing is written.
+    Lost,
+}
+
+/// The runs of a brain. Every method is one short step under one lock.
+pub(super) struct Running {
+    state: Mutex<Runs>,
+    max: usize,
+    count: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Runs {
+    runs: BTreeMap<Run, Entry>,
+    /// Nothing more is claimed.
+    drained: bool,
+    closed: bool,
+}
+
+struct Entry {
+    log: Arc<UpdateLog>,
+    cancellation: CancellationToken,
+    stop: Option<Stop>,
+    /// After this moment the lease has expired, as far as is known here.
+    held_until: Instant,
+}
+
+impl Running {
+    pub(super) fn new(max: usize) -> Self {
+        Self { state: Mutex::default(), max, count: watch::Sender::new(0) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Runs> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of further runs that may begin.
+    pub(super) fn room(&self) -> usize {
+        let state = self.state();
+        if state.closed || state.drained { 0 } else { self.max.saturating_sub(state.runs.len()) }
+    }
+
+    /// Adds a run, whose lease expires at `held_until`. `None` where the brain is closed or drained.
+    pub(super) fn begin(
+        &self,
+        run: Run,
+        log: Arc<UpdateLog>,
+        held_until: Instant,
+    ) -> Option<CancellationToken> {
+        let mut state = self.state();
+        if state.closed || state.drained {
+            return None;
+        }
+        let cancellation = CancellationToken::new();
+        let entry = Entry { log, cancellation: cancellation.clone(), stop: None, held_until };
+        state.runs.insert(run, entry);
+        self.count.send_replace(state.runs.len());
+        Some(cancellation)
+    }
+
+    /// Removes a run.
+    pub(super) fn end(&self, run: &Run) {
+        let mut state = self.state();
+        state.runs.remove(run);
+        self.count.send_replace(state.runs.len());
+    }
+
+    /// Stops the runs of a task, and returns the latest one. The first reason to stop a run counts.
+    pub(super) fn stop(&self, task: &TaskId, why: Stop) -> Option<Run> {
+        let mut state = self.state();
+        let of_task = Run::new(task.clone(), 0)..=Run::new(task.clone(), u32::MAX);
+        let mut latest = None;
+        for (run, entry) in state.runs.range_mut(of_task) {
+            entry.halt(why);
+            latest = Some(run.clone());
+        }
+        latest
+    }
+
+    /// Stops one run.
+    pub(super) fn stop_run(&self, run: &Run, why: Stop) {
+        if let Some(entry) = self.state().runs.get_mut(run) {
+            entry.halt(why);
+        }
+    }
+
+    /// The reason why a run was stopped.
+    pub(super) fn stopped(&self, run: &Run) -> Option<Stop> {
+        self.state().runs.get(run).and_then(|entry| entry.stop)
+    }
+
+    /// The updates of a task that runs here.
+    pub(super) fn log(&self, task: &TaskId) -> Option<Arc<UpdateLog>> {
+        let state = self.state();
+        let of_task = Run::new(task.clone(), 0)..=Run::new(task.clone(), u32::MAX);
+        state.runs.range(of_task).next_back().map(|(_, entry)| entry.log.clone())
+    }
+
+    /// The runs whose leases are to be renewed.
+    pub(super) fn held(&self) -> Vec<Run> {
+        let state = self.state();
+        state.runs.iter().filter(|(_, entry)| entry.is_held()).map(|(run, _)| run.clone()).collect()
+    }
+
+    /// Whether a run holds its task at `now`, as far as is known here.
+    pub(super) fn is_held(&self, run: &Run, now: Instant) -> bool {
+        self.state().runs.get(run).is_some_and(|entry| entry.is_held() && now < entry.held_until)
+    }
+
+    /// The time until the first lease expires.
+    pub(super) fn time_to_expiry(&self) -> Option<Duration> {
+        let state = self.state();
+        let first = state.runs.values().filter(|entry| entry.is_held()).map(|entry| entry.held_until).min();
+        first.map(|until| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// Extends the leases of the runs in `held` to `until`, and stops the other ones of `asked` as lost.
+    pub(super) fn renewed(&self, asked: &[Run], held: &[Run], until: Instant) {
+        let held: std::collections::HashSet<&Run> = held.iter().collect();
+        let mut state = self.state();
+        for run in asked {
+            let Some(entry) = state.runs.get_mut(run) else { continue };
+            if held.contains(run) {
+                entry.held_until = until;
+            } else {
+                entry.halt(Stop::Lost);
+            }
+        }
+    }
+
+    /// Stops the runs whose leases have expired.
+    pub(super) fn expire(&self, now: Instant) {
+        for entry in self.state().runs.values_mut().filter(|entry| entry.held_until <= now) {
+            entry.halt(Stop::Lost);
+        }
+    }
+
+    /// Begins nothing more.
+    pub(super) fn drain(&self) {
+        self.state().drained = true;
+    }
+
+    /// Begins nothing more, and stops what runs.
+    pub(super) fn close(&self, why: Stop) {
+        let mut state = self.state();
+        state.closed = true;
+        state.runs.values_mut().for_each(|entry| entry.halt(why));
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// Changes whenever a run begins or ends.
+    pub(super) fn count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    /// Returns when a run has ended.
+    pub(super) async fn ended(&self, run: &Run) {
+        let mut count = self.count.subscribe();
+        while self.state().runs.contains_key(run) {
+            // The sender is in `self`.
+            let _ = count.changed().await;
+        }
+    }
+
+    /// Returns when nothing runs.
+    pub(super) async fn idle(&self) {
+        let _ = self.count.subscribe().wait_for(|running| *running == 0).await;
+    }
+}
+
+impl Entry {
+    fn is_held(&self) -> bool {
+        self.stop != Some(Stop::Lost)
+    }
+
+    fn halt(&mut self, why: Stop) {
+        self.stop.get_or_insert(why);
+        self.cancellation.cancel();
     }
 }

@@ -1,4 +1,4 @@
-//! The live updates of a task: written while it runs, and read by those who watch.
+//! How live updates of a task are stored while it runs, and read by its watchers.
 
 use std::{
     collections::VecDeque,
@@ -14,45 +14,48 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::{limited, scheduler::store_changed};
 use crate::{
     id::TaskId,
     json::RawJson,
     orchestrator::TaskUpdates,
-    store::{Changes, Run, StoreError, TaskStore, Topic},
+    store::{Run, StoreError, TaskStore, Topic},
     task::TaskUpdate,
     update::{Phase, Progress, Update, UpdateSink},
 };
 
-/// Updates of a run that are not stored yet; beyond that progress is joined, and chunks wait.
+/// Updates of a run that are not stored yet. Above this number the latest progress replaces the one before, and chunks wait.
 const PENDING: usize = 64;
-/// A store that is away is tried again after so long.
+/// Pause after a failure of the store.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Takes the updates of one run, and writes them to the store as fast as it takes them.
+/// The updates of one run on their way into the store.
 #[derive(Debug)]
 pub(super) struct UpdateLog {
     task_id: TaskId,
-    state: Mutex<State>,
+    state: Mutex<Unstored>,
     /// Changes with the state.
     version: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Unstored {
     progress: Progress,
     pending: Vec<TaskUpdate>,
+    /// How many updates of the run come before those.
+    first: u64,
     ended: bool,
 }
 
 impl UpdateLog {
-    /// The log of a run that begins: what it does is execution unless the arm says otherwise.
+    /// The log of a run that begins. Its phase is execution until the arm sets another.
     pub(super) fn new(task_id: TaskId, progress: Progress) -> Self {
         let progress = Progress { current_step: Phase::Execution, ..progress };
-        let state = Mutex::new(State { progress, pending: Vec::new(), ended: false });
+        let state = Mutex::new(Unstored { progress, pending: Vec::new(), first: 0, ended: false });
         Self { task_id, state, version: watch::Sender::new(0) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Unstored> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -64,7 +67,7 @@ impl UpdateLog {
         self.state().progress.clone()
     }
 
-    /// The arm has ended: there are no further updates.
+    /// Ends the log when the arm has ended.
     pub(super) fn end(&self) {
         self.state().ended = true;
         self.moved();
@@ -75,35 +78,43 @@ impl UpdateLog {
         self.version.subscribe()
     }
 
-    /// Takes what is not stored.
-    pub(super) fn take_pending(&self) -> Vec<TaskUpdate> {
-        std::mem::take(&mut self.state().pending)
+    /// Takes the updates that may not be stored, and returns how many of the run come before them.
+    pub(super) fn take_pending(&self) -> (u64, Vec<TaskUpdate>) {
+        let mut state = self.state();
+        (state.first, std::mem::take(&mut state.pending))
     }
 
-    /// Writes updates to the store until the run has ended. Returns whether it was still this run's task.
+    /// Writes updates to the store until the run has ended. Returns whether the run still holds its task.
     pub(super) async fn write(&self, store: &dyn TaskStore, run: &Run) -> bool {
         let mut version = self.version.subscribe();
+        // A batch that may or may not have been stored is written again as it is, so that the store can skip it.
+        let mut batch = Vec::new();
         loop {
             version.mark_unchanged();
-            let (batch, ended) = {
+            let first = {
                 let mut state = self.state();
-                (std::mem::take(&mut state.pending), state.ended)
+                if state.ended {
+                    // The rest is stored together with the end of the task.
+                    state.pending.splice(..0, batch);
+                    return true;
+                }
+                if batch.is_empty() {
+                    batch = std::mem::take(&mut state.pending);
+                }
+                state.first
             };
-            if ended {
-                // The rest is stored together with the end of the task.
-                self.state().pending.splice(..0, batch);
-                return true;
-            }
             if batch.is_empty() {
                 let _ = version.changed().await;
                 continue;
             }
             self.moved();
-            match store.append_updates(run, batch.clone()).await {
-                Ok(()) => {}
+            match limited(store.append_updates(run, first, batch.clone())).await {
+                Ok(()) => {
+                    self.state().first += batch.len() as u64;
+                    batch.clear();
+                }
                 Err(StoreError::Unavailable(source)) => {
                     tracing::warn!(task = %self.task_id, %source, "updates not stored yet");
-                    self.state().pending.splice(..0, batch);
                     sleep(PAUSE).await;
                 }
                 Err(_) => return false,
@@ -111,9 +122,8 @@ impl UpdateLog {
         }
     }
 
-    /// Takes an update that nobody waits with: where there is no room, it takes the place of progress just before it, or is
-    /// dropped.
-    fn push(&self, update: impl FnOnce(&TaskId, &State) -> TaskUpdate) {
+    /// Adds an update without waiting. Where there is no room, it replaces progress just before it, or is dropped.
+    fn push(&self, update: impl FnOnce(&TaskId, &Unstored) -> TaskUpdate) {
         let mut state = self.state();
         let update = update(&self.task_id, &state);
         if state.pending.len() < PENDING {
@@ -151,7 +161,7 @@ impl UpdateSink for UpdateLog {
         let _ = version.wait_for(has_room).await;
         let update = chunk(&self.task_id, data);
         let mut state = self.state();
-        // What comes after the end, from work that the arm has left running, has no reader.
+        // A chunk after the end, from work that the arm has left running, is dropped.
         if !state.ended {
             state.pending.push(update);
         }
@@ -164,9 +174,9 @@ fn chunk(task_id: &TaskId, data: Value) -> TaskUpdate {
     TaskUpdate::Chunk { task_id: task_id.clone(), seq: 0, data: RawJson::from(data) }
 }
 
-/// Updates that are read at a time.
+/// Updates that are read from the store at a time.
 const PAGE: usize = 64;
-/// A store is asked again after so long even if it reported no change.
+/// The store is asked at this interval also without a change.
 const WATCH_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The updates of a task after number `after`, as they are stored. They end after the final status.
@@ -183,7 +193,7 @@ pub(super) fn watch(store: Arc<dyn TaskStore>, id: TaskId, after: Option<u64>) -
 struct Reader {
     store: Arc<dyn TaskStore>,
     id: TaskId,
-    changes: Changes,
+    changes: watch::Receiver<()>,
     after: u64,
     ready: VecDeque<TaskUpdate>,
     ended: bool,
@@ -194,19 +204,19 @@ impl Reader {
         loop {
             if let Some(update) = self.ready.pop_front() {
                 self.after = update.seq();
-                // A failed task that was run again has updates after its final status.
+                // A failed task that runs again has updates after its final status.
                 self.ended = update.is_last() && self.ready.is_empty() && self.is_over().await;
                 return Some(update);
             }
             if self.ended {
                 return None;
             }
-            match self.store.updates_after(&self.id, self.after, PAGE).await {
+            match limited(self.store.updates_after(&self.id, self.after, PAGE)).await {
                 Ok(page) if page.is_empty() => {
                     if self.is_over().await {
                         return None;
                     }
-                    let _ = timeout(WATCH_INTERVAL, self.changes.changed()).await;
+                    let _ = timeout(WATCH_INTERVAL, store_changed(&mut self.changes)).await;
                 }
                 Ok(page) => self.ready.extend(page),
                 Err(error) => {
@@ -217,13 +227,13 @@ impl Reader {
         }
     }
 
-    /// Whether the task is finished, or gone, and nothing was added after what has been read.
+    /// Whether the task is finished or gone, and all of its updates have been read.
     async fn is_over(&self) -> bool {
-        let finished = match self.store.get(&self.id).await {
+        let finished = match limited(self.store.get(&self.id)).await {
             Ok(record) => record.is_none_or(|record| record.status().is_finished()),
             Err(_) => false,
         };
         finished
-            && matches!(self.store.updates_after(&self.id, self.after, 1).await, Ok(page) if page.is_empty())
+            && matches!(limited(self.store.updates_after(&self.id, self.after, 1)).await, Ok(page) if page.is_empty())
     }
 }

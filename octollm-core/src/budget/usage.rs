@@ -96,6 +96,18 @@ impl Usage {
         }
     }
 
+    /// The difference of both; a member that would be negative is 0.
+    pub(crate) const fn minus(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.saturating_sub(other.tokens),
+            cost: Cost::from_nano_dollars(self.cost.nano_dollars().saturating_sub(other.cost.nano_dollars())),
+            input: self.input.saturating_sub(other.input),
+            output: self.output.saturating_sub(other.output),
+            cached: self.cached.saturating_sub(other.cached),
+            unmetered: self.unmetered.saturating_sub(other.unmetered),
+        }
+    }
+
     /// Whether nothing was used and every call reported so.
     pub fn is_zero(self) -> bool {
         self == Self::ZERO

@@ -1,4 +1,4 @@
-//! The record of every call.
+//! The record of the calls of a mesh.
 
 use std::{
     collections::BTreeMap,
@@ -12,142 +12,60 @@ use tokio::time::Instant;
 
 use super::fault::Fault;
 use crate::{
-    contract::{ContractRef, TaskContract},
+    contract::ContractRef,
     error::Failure,
     id::{RequestId, TaskId},
     transport::{Call, StepKey},
 };
 
-/// Calls of a mesh, in the order in which they were made: see [`Mesh::calls`](super::Mesh::calls).
-#[derive(Debug, Clone, Default)]
-pub struct Calls(Vec<RecordedCall>);
-
-impl Calls {
-    /// Only those to one arm.
-    pub fn to(self, arm: &str) -> Self {
-        self.only(|call| call.arm == arm)
-    }
-
-    /// Only those that one arm made; the brain is `orchestrator`.
-    pub fn from(self, arm: &str) -> Self {
-        self.only(|call| call.from.as_deref() == Some(arm))
-    }
-
-    /// Only those of one contract.
-    pub fn of<C: TaskContract>(self) -> Self {
-        let contract = C::SPEC.reference();
-        self.only(|call| call.contract == contract)
-    }
-
-    /// Only those of one piece of work.
-    pub fn correlated(self, id: &RequestId) -> Self {
-        self.only(|call| call.correlation_id == *id)
-    }
-
-    /// Only those that failed.
-    pub fn failed(self) -> Self {
-        self.only(|call| call.failure().is_some())
-    }
-
-    /// Only those that meet a condition.
-    pub fn only(mut self, condition: impl FnMut(&RecordedCall) -> bool) -> Self {
-        self.0.retain(condition);
-        self
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
-    /// The first.
-    pub fn first(&self) -> Option<&RecordedCall> {
-        self.0.first()
-    }
-
-    /// The last.
-    pub fn last(&self) -> Option<&RecordedCall> {
-        self.0.last()
-    }
-
-    /// Each of them.
-    pub fn iter(&self) -> std::slice::Iter<'_, RecordedCall> {
-        self.0.iter()
-    }
-}
-
-impl IntoIterator for Calls {
-    type Item = RecordedCall;
-    type IntoIter = std::vec::IntoIter<RecordedCall>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
-    }
-}
-
-impl<'a> IntoIterator for &'a Calls {
-    type Item = &'a RecordedCall;
-    type IntoIter = std::slice::Iter<'a, RecordedCall>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-/// One call, as it was made and as it ended.
+/// A call of a mesh: see [`Mesh::calls`](super::Mesh::calls).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RecordedCall {
-    /// The how-manieth call of the mesh it is, from 0.
+    /// Position among the calls of the mesh, from 0.
     pub order: usize,
-    /// The arm that was called.
+    /// Arm that was called.
     pub arm: String,
-    /// The arm that called, `orchestrator` for the brain; `None` for the test itself.
+    /// Arm that made the call, `orchestrator` for the brain. `None` for the test itself.
     pub from: Option<String>,
-    /// What was asked.
+    /// Contract of the call.
     pub contract: ContractRef,
-    /// Which call of its maker it was.
+    /// Step of the call.
     pub step: StepKey,
-    /// 1 for the first try.
+    /// Number of the attempt, from 1.
     pub attempt: u32,
-    /// Names this call alone.
+    /// Request id of the call.
     pub request_id: RequestId,
-    /// Names the piece of work that it belongs to.
+    /// Correlation id of the call.
     pub correlation_id: RequestId,
-    /// The task that it belongs to.
+    /// Task that the call belongs to.
     pub task_id: Option<TaskId>,
-    /// When it was made, since the mesh was started.
+    /// Time of the call since the start of the mesh.
     pub at: Duration,
-    /// How long it took; `None` while it runs.
+    /// Duration of the call. `None` while it runs.
     pub duration: Option<Duration>,
-    /// What was made to go wrong with it.
+    /// Fault that was injected.
     pub fault: Option<Fault>,
-    /// How it ended.
-    pub ending: Ending,
+    ending: Ending,
     input: Bytes,
 }
 
-/// How a call ended.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum Ending {
-    /// It has not: it still runs.
+pub(super) enum Ending {
     Running,
-    /// It was answered, with this JSON.
     Output(Bytes),
-    /// It failed.
     Failure(Failure),
-    /// The caller gave it up.
-    GivenUp,
+    /// Its caller dropped it.
+    Dropped,
 }
 
 impl RecordedCall {
-    /// What it was called with; null where that is no JSON.
+    /// The input, or null where it is not JSON.
     pub fn input(&self) -> Value {
         serde_json::from_slice(&self.input).unwrap_or_default()
     }
 
-    /// What was answered, if it was.
+    /// The output of a call that succeeded.
     pub fn output(&self) -> Option<Value> {
         match &self.ending {
             Ending::Output(output) => serde_json::from_slice(output).ok(),
@@ -155,7 +73,17 @@ impl RecordedCall {
         }
     }
 
-    /// Why it failed, if it did.
+    /// Whether the call still runs.
+    pub fn is_running(&self) -> bool {
+        self.ending == Ending::Running
+    }
+
+    /// Whether the caller dropped the call before it ended.
+    pub fn is_dropped(&self) -> bool {
+        self.ending == Ending::Dropped
+    }
+
+    /// The failure of a call that failed.
     pub fn failure(&self) -> Option<&Failure> {
         match &self.ending {
             Ending::Failure(failure) => Some(failure),
@@ -164,7 +92,6 @@ impl RecordedCall {
     }
 }
 
-/// Writes the record.
 #[derive(Debug)]
 pub(super) struct Recorder {
     started: Instant,
@@ -182,16 +109,17 @@ impl Recorder {
         Self { started: Instant::now(), record: Mutex::default() }
     }
 
-    pub(super) fn calls(&self) -> Calls {
-        Calls(self.record().calls.values().cloned().collect())
+    /// The calls that meet a condition.
+    pub(super) fn calls(&self, condition: impl Fn(&RecordedCall) -> bool) -> Vec<RecordedCall> {
+        self.record().calls.values().filter(|call| condition(call)).cloned().collect()
     }
 
-    /// Takes the calls that have ended out of the record.
+    /// Deletes the calls that have ended.
     pub(super) fn forget(&self) {
         self.record().calls.retain(|_, call| call.ending == Ending::Running);
     }
 
-    /// A call begins. It was given up if the recording is dropped before it ends.
+    /// Adds a call that begins.
     pub(super) fn begin(self: &Arc<Self>, call: &Call, arm: &str, fault: Option<Fault>) -> Recording {
         let mut record = self.record();
         let order = record.next;
@@ -221,7 +149,7 @@ impl Recorder {
     }
 }
 
-/// A call that runs.
+/// The record of a call that runs. Dropping it records that the call was dropped.
 pub(super) struct Recording {
     recorder: Arc<Recorder>,
     order: usize,
@@ -241,6 +169,6 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        self.end(Ending::GivenUp);
+        self.end(Ending::Dropped);
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a call.
+//! The faults of calls.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -10,41 +10,40 @@ use crate::{
     transport::Call,
 };
 
-/// What goes wrong with a call to an arm. One of [`once`](Self::once), [`times`](Self::times) and
-/// [`always`](Self::always) says how often.
+/// A fault of a call to an arm. [`once`](Self::once), [`times`](Self::times) or [`always`](Self::always) sets how often it
+/// applies.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The arm dies in the middle: it starts, and is dropped where it first waits. The caller's connection is lost,
-    /// and nobody knows how much was done.
+    /// The arm starts, and is dropped where it first waits. The connection of the caller is lost, and the work may have run.
     Crash,
-    /// The arm takes the call and never answers. It does not start; the caller's deadline ends the wait.
+    /// The arm does not start, and the call never returns. The deadline of the caller ends it.
     Hang,
-    /// The arm starts only after so long. A caller that gives up before that keeps it from starting.
+    /// The arm starts after this time, unless the caller drops the call before.
     Slow(Duration),
-    /// The arm does not start and answers this.
+    /// The arm does not start, and returns this failure.
     Error(Failure),
-    /// The arm runs to its end and its answer is lost, and the caller's connection with it.
+    /// The arm runs to its end, and its answer is lost with the connection of the caller.
     DropReply,
 }
 
 impl Fault {
-    /// Answers a failure of this kind, with what is usual for it.
+    /// The arm returns a failure of this kind.
     pub fn error(kind: ErrorKind) -> Self {
         Self::Error(Failure::of(kind))
     }
 
-    /// For the next call.
+    /// Applies to the next call.
     pub fn once(self) -> FaultPlan {
         self.times(1)
     }
 
-    /// For the next so many calls.
+    /// Applies to the next `calls` calls.
     pub fn times(self, calls: usize) -> FaultPlan {
         FaultPlan { left: Some(calls), ..self.always() }
     }
 
-    /// For every call from now on.
+    /// Applies to every further call.
     pub fn always(self) -> FaultPlan {
         FaultPlan { fault: self, contract: None, condition: None, skip: 0, left: None, fired: false }
     }
@@ -62,17 +61,17 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A fault, and which calls it is for.
+/// A fault, and the calls that it applies to.
 #[derive(Clone)]
-#[must_use = "a fault does nothing until a mesh is given it"]
+#[must_use = "a fault has no effect until it is added to a mesh"]
 pub struct FaultPlan {
     fault: Fault,
     contract: Option<ContractRef>,
-    /// Looks at the input.
+    /// Of the input.
     condition: Option<Condition>,
-    /// Calls that pass before.
+    /// Calls that pass first.
     skip: usize,
-    /// Calls that it is still for; `None` is all.
+    /// Calls that it still applies to. `None` for all.
     left: Option<usize>,
     fired: bool,
 }
@@ -80,26 +79,26 @@ pub struct FaultPlan {
 type Condition = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 impl FaultPlan {
-    /// Lets so many calls pass first.
+    /// Lets `calls` calls pass first.
     pub fn after(self, calls: usize) -> Self {
         Self { skip: calls, ..self }
     }
 
-    /// Only for calls of one contract; others are not counted either.
+    /// Applies only to calls of one contract. Others do not count.
     pub fn on<C: TaskContract>(self) -> Self {
         Self { contract: Some(C::SPEC.reference()), ..self }
     }
 
-    /// Only for calls whose input meets a condition; others are not counted either. The input is read as the type that the
-    /// condition takes: `|input: &ValidateCode| input.code.is_empty()`, or `|input: &serde_json::Value| ..`. One that cannot be
-    /// read so does not meet it.
+    /// Applies only to calls whose input meets a condition. Others do not count. The input is read as the type that the condition
+    /// takes: `|input: &ValidateCode| input.code.is_empty()`, or `|input: &serde_json::Value| ..`. An input that cannot be read as
+    /// this type does not meet it.
     pub fn when<T: DeserializeOwned>(self, condition: impl Fn(&T) -> bool + Send + Sync + 'static) -> Self {
         let met = move |input: &[u8]| serde_json::from_slice(input).is_ok_and(|input: T| condition(&input));
         Self { condition: Some(Arc::new(met)), ..self }
     }
 
-    /// What becomes of the next call, as far as this plan goes.
-    fn meet(&mut self, call: &Call) -> Option<Fault> {
+    /// The fault of the next call.
+    fn apply(&mut self, call: &Call) -> Option<Fault> {
         if self.is_over()
             || self.contract.as_ref().is_some_and(|only| *only != call.contract)
             || self.condition.as_ref().is_some_and(|condition| !condition(&call.input))
@@ -142,7 +141,7 @@ impl fmt::Debug for FaultPlan {
     }
 }
 
-/// The faults that are planned, by arm.
+/// The faults of a mesh, with their arms.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     planned: Vec<(String, FaultPlan)>,
@@ -157,10 +156,10 @@ impl Faults {
         self.planned.retain(|(planned, _)| planned != arm);
     }
 
-    /// What becomes of the next call to an arm.
-    pub(super) fn meet(&mut self, arm: &str, call: &Call) -> Option<Fault> {
+    /// The fault of the next call to an arm.
+    pub(super) fn apply(&mut self, arm: &str, call: &Call) -> Option<Fault> {
         let mut plans = self.planned.iter_mut().filter(|(planned, _)| planned == arm);
-        let met = plans.find_map(|(_, plan)| plan.meet(call));
+        let met = plans.find_map(|(_, plan)| plan.apply(call));
         self.planned.retain(|(_, plan)| !plan.is_over() || !plan.has_fired());
         met
     }
@@ -188,7 +187,7 @@ mod tests {
         let mut faults = Faults::default();
         let even = |number: &u64| number.is_multiple_of(2);
         faults.plan("judge".into(), Fault::Crash.times(2).when(even).after(1));
-        let mut met = |input| faults.meet("judge", &call(input)).is_some();
+        let mut met = |input| faults.apply("judge", &call(input)).is_some();
         let inputs = ["1", "2", "3", "\"4\"", "4", "5", "6", "8"];
         assert_eq!(inputs.map(&mut met), [false, false, false, false, true, false, true, false]);
     }
@@ -204,25 +203,25 @@ mod tests {
             let mut faults = Faults::default();
             faults.plan("judge".into(), plan.after(after));
             for call in 0..calls {
-                prop_assert_eq!(faults.meet("coder", &asked), None);
+                prop_assert_eq!(faults.apply("coder", &asked), None);
                 let expected = call >= after && times.is_none_or(|times| call < after + times);
-                prop_assert_eq!(faults.meet("judge", &asked).is_some(), expected);
+                prop_assert_eq!(faults.apply("judge", &asked).is_some(), expected);
             }
             prop_assert_eq!(faults.unfired().is_empty(), calls > after && times != Some(0));
         }
     }
 
     #[test]
-    fn plans_hold_one_behind_the_other() {
+    fn plans_apply_one_after_the_other() {
         let call = call("{}");
         let mut faults = Faults::default();
         faults.plan("judge".into(), Fault::Crash.once());
         faults.plan("judge".into(), Fault::Hang.once().after(1));
         faults.plan("judge".into(), Fault::DropReply.once());
-        let met: Vec<_> = (0..4).map(|_| faults.meet("judge", &call)).collect();
+        let met: Vec<_> = (0..4).map(|_| faults.apply("judge", &call)).collect();
         assert_eq!(met, [Some(Fault::Crash), Some(Fault::DropReply), Some(Fault::Hang), None]);
         faults.plan("judge".into(), Fault::Crash.always());
         faults.heal("judge");
-        assert_eq!(faults.meet("judge", &call), None);
+        assert_eq!(faults.apply("judge", &call), None);
     }
 }

@@ -1,8 +1,7 @@
-//! A whole system in one process, for tests: arms, brain and bus, with no network, and faults on demand.
+//! A whole system in one process, for tests: arms, a brain and a bus, without a network, and with faults on demand.
 //!
-//! Calls are JSON and go through the same [`Dispatcher`](crate::dispatcher::Dispatcher) as on a server, so that what
-//! holds here holds there. All waiting follows tokio's clock: with `#[tokio::test(start_paused = true)]` a test of
-//! minutes takes none.
+//! Calls are JSON, and the same [`Dispatcher`](crate::dispatcher::Dispatcher) as in a server runs them. All waiting follows
+//! tokio's clock: with `#[tokio::test(start_paused = true)]` a test of minutes takes no time.
 //!
 //! ```
 //! use async_trait::async_trait;
@@ -59,7 +58,7 @@
 //!
 //! let task = mesh.run(TaskRequest::new("src")).await?;
 //! assert_eq!(task.status, TaskStatus::Completed);
-//! assert_eq!(mesh.calls().to("judge").count(), 2);
+//! assert_eq!(mesh.calls_to("judge").len(), 2);
 //!
 //! mesh.fault("judge", Fault::Hang.once().when(|input: &ValidateCode| input.file == "b.rs"));
 //! let error = mesh.call(ValidateCode { file: "b.rs".into() }).await.unwrap_err();
@@ -68,117 +67,134 @@
 //! # }
 //! ```
 
-mod builder;
 mod calls;
 mod fault;
-mod wires;
+mod transport;
 
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tower::{Layer, Service};
+
 pub use self::{
-    builder::MeshBuilder,
-    calls::{Calls, Ending, RecordedCall},
+    calls::RecordedCall,
     fault::{Fault, FaultPlan},
 };
-use self::{fault::Faults, wires::Wires};
+use self::{
+    fault::Faults,
+    transport::{CallLayer, MeshTransport},
+};
 use crate::{
-    brain::Brain,
+    arm::Arm,
+    brain::{Brain, BrainBuilder},
     bus::EventBus,
+    clock::Clock,
     context::{CallFuture, Context},
     contract::TaskContract,
-    error::{ErrorKind, Failure},
+    dispatcher::Dispatcher,
+    error::{CallError, Failure},
     id::TaskId,
     orchestrator::{Orchestrator, finished},
+    store::TaskStore,
     task::{Submission, Task},
-    transport::Transport,
+    transport::{Call, CallService, Reply, Transport},
 };
 
-/// Arms, a brain and a bus in one process. Made by [`Mesh::builder`].
+/// Arms, a brain and a bus in one process: see [`Mesh::builder`].
 ///
-/// A call is sent to the first arm that was added for its contract, a further attempt of it to the next one. It runs within its
-/// caller's own future: dropped there, it is dropped all the way down.
+/// A call goes to the first arm that was added for its contract, and a further attempt of it to the next one. It runs within the
+/// future of its caller: dropping that drops all calls below it.
 pub struct Mesh {
-    wires: Wires,
+    transport: MeshTransport,
     brain: Mutex<Brain>,
 }
 
 impl Mesh {
-    /// A mesh to be put together.
+    /// A builder of a mesh.
     pub fn builder() -> MeshBuilder {
         MeshBuilder::default()
     }
 
-    /// Calls an arm, as a program outside of the mesh would: see [`Context::call`].
+    /// Calls an arm, as a program outside of the mesh does: see [`Context::call`].
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
         self.context().call(input)
     }
 
-    /// The beginning of a piece of work that calls the arms of the mesh.
+    /// A new context, whose calls go to the arms of the mesh.
     pub fn context(&self) -> Context {
         Context::root(self.transport())
     }
 
-    /// The way to the arms, for a [`Context`], a brain, or a transport around this one.
+    /// The transport to the arms, for a [`Context`], a brain, or a transport around this one.
     pub fn transport(&self) -> Arc<dyn Transport> {
-        Arc::new(self.wires.clone())
+        Arc::new(self.transport.clone())
     }
 
-    /// Has calls to an arm go wrong. Several plans for one arm hold in the order in which they were given: a call that
-    /// one lets pass comes to the next.
+    /// Injects a fault into calls to an arm. Several faults of an arm apply in the order in which they were added: a call that one
+    /// lets pass reaches the next.
     ///
-    /// A plan for an arm that the mesh does not have never comes true: that is logged, and [`unfired`](Self::unfired)
-    /// tells it.
+    /// A fault for an arm that the mesh does not have never applies. It is logged, and [`unfired`](Self::unfired) returns it.
     pub fn fault(&self, arm: impl Into<String>, fault: FaultPlan) {
         let arm = arm.into();
-        if !self.wires.has_arm(&arm) {
-            tracing::error!(arm, "a fault is planned for an arm that the mesh does not have");
+        if !self.transport.has_arm(&arm) {
+            tracing::error!(arm, "a fault is for an arm that the mesh does not have");
         }
         self.faults().plan(arm, fault);
     }
 
-    /// Takes back all faults that were planned for an arm.
+    /// Removes all faults of an arm.
     pub fn heal(&self, arm: &str) {
         self.faults().heal(arm);
     }
 
-    /// The faults that were planned and have not come true, not even once: each as `judge: crash`.
+    /// The faults that have never applied, each as `judge: crash`.
     pub fn unfired(&self) -> Vec<String> {
         self.faults().unfired()
     }
 
     /// Every call so far, also those that still run, in the order in which they were made.
-    pub fn calls(&self) -> Calls {
-        self.wires.calls()
+    pub fn calls(&self) -> Vec<RecordedCall> {
+        self.transport.recorder().calls(|_| true)
     }
 
-    /// Forgets the calls that have ended: the record of a long test grows without it.
+    /// The [calls](Self::calls) to one arm.
+    pub fn calls_to(&self, arm: &str) -> Vec<RecordedCall> {
+        self.transport.recorder().calls(|call| call.arm == arm)
+    }
+
+    /// The [calls](Self::calls) of one contract.
+    pub fn calls_of<C: TaskContract>(&self) -> Vec<RecordedCall> {
+        let contract = C::SPEC.reference();
+        self.transport.recorder().calls(|call| call.contract == contract)
+    }
+
+    /// Deletes the record of calls that have ended. In a long test it grows without this.
     pub fn forget_calls(&self) {
-        self.wires.forget_calls();
+        self.transport.recorder().forget();
     }
 
-    /// Submits a task to the brain and waits for its end, whatever that is.
+    /// Submits a task to the brain and waits for its end.
     ///
     /// # Errors
-    /// As [`submit`](Self::submit). A task that fails is no error here: see its status.
+    /// As [`submit`](Self::submit). A task that fails is not an error: see its status.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the task as it is.
-    pub async fn run<C: TaskContract>(&self, task: C) -> Result<Task, Failure> {
-        let queued = self.submit(task).await?;
+    /// Dropping the future does not change the task.
+    pub async fn run<C: TaskContract>(&self, input: C) -> Result<Task, Failure> {
+        let queued = self.submit(input).await?;
         finished(&self.brain(), &queued.task_id, &self.context()).await
     }
 
-    /// Runs a failed task once more, from the step that failed, and waits for its end. To discard steps, call
+    /// Runs a failed task again, from the step that failed, and waits for its end. To discard steps, call
     /// [`rerun`](Orchestrator::rerun) of the [`brain`](Self::brain).
     ///
     /// # Errors
-    /// As [`Orchestrator::rerun`]. A task that fails again is no error here: see its status.
+    /// As [`Orchestrator::rerun`]. A task that fails again is not an error: see its status.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the task as it is.
+    /// Dropping the future does not change the task.
     pub async fn rerun(&self, id: &TaskId) -> Result<Task, Failure> {
         let (brain, cx) = (self.brain(), self.context());
         brain.rerun(id, None, &cx).await?;
@@ -188,29 +204,32 @@ impl Mesh {
     /// Submits a task to the brain.
     ///
     /// # Errors
-    /// [`ErrorKind::ContractNotOffered`] and [`ErrorKind::ValidationFailed`], as [`Orchestrator::submit`].
-    pub async fn submit<C: TaskContract>(&self, task: C) -> Result<Task, Failure> {
-        let unwritable = |error: crate::task::InvalidSubmission| {
-            Failure::new(ErrorKind::BadRequest, error.to_string()).before_execution()
-        };
-        self.brain().submit(Submission::of(&task).map_err(unwritable)?, &self.context()).await
+    /// As [`Submission::of`] and [`Orchestrator::submit`].
+    ///
+    /// # Cancel safety
+    /// The task may or may not be queued when the future is dropped.
+    pub async fn submit<C: TaskContract>(&self, input: C) -> Result<Task, Failure> {
+        self.brain().submit(Submission::of(&input)?, &self.context()).await
     }
 
-    /// The brain: the orchestrator of the mesh.
+    /// The brain of the mesh.
     pub fn brain(&self) -> Brain {
         self.current().clone()
     }
 
-    /// The bus that the brain tells what becomes of tasks.
+    /// The bus to which the brain publishes the events of its tasks.
     pub fn bus(&self) -> Arc<dyn EventBus> {
         self.current().bus().clone()
     }
 
-    /// Has the brain die as in a crash, in the middle of whatever it does, and puts another in its place, on the same
-    /// store. What was running goes on there once its lease has run out.
+    /// Stops the brain as a crash does, and starts another one on the same store. That continues the tasks that were running when
+    /// their leases expire.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`] when the store is.
+    /// [`ErrorKind::Unavailable`](crate::error::ErrorKind::Unavailable) when the store is not available.
+    ///
+    /// # Cancel safety
+    /// The brain has stopped when the future is dropped; another one may not have started.
     pub async fn crash_brain(&self) -> Result<(), Failure> {
         let crashed = self.brain();
         crashed.crash().await;
@@ -220,7 +239,7 @@ impl Mesh {
     }
 
     fn faults(&self) -> MutexGuard<'_, Faults> {
-        self.wires.faults()
+        self.transport.faults()
     }
 
     fn current(&self) -> MutexGuard<'_, Brain> {
@@ -230,6 +249,89 @@ impl Mesh {
 
 impl fmt::Debug for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mesh").field("arms", &self.wires).field("brain", &self.brain()).finish()
+        f.debug_struct("Mesh").field("arms", &self.transport).field("brain", &self.brain()).finish()
+    }
+}
+
+/// Builds a mesh: see [`Mesh::builder`]. Bus and store are in memory by default.
+#[must_use = "a mesh does nothing until it is started"]
+pub struct MeshBuilder {
+    arms: Vec<Dispatcher>,
+    layers: Vec<CallLayer>,
+    brain: BrainBuilder,
+}
+
+impl Default for MeshBuilder {
+    fn default() -> Self {
+        Self { arms: Vec::new(), layers: Vec::new(), brain: Brain::builder() }
+    }
+}
+
+impl MeshBuilder {
+    /// Adds an arm with this id, or a further contract to the arm with this id.
+    pub fn arm<C: TaskContract>(mut self, id: impl Into<String>, arm: impl Arm<C>) -> Self {
+        let id = id.into();
+        if let Some(known) = self.arms.iter_mut().find(|known| known.card().arm_id == id) {
+            known.serve::<C>(arm);
+            return self;
+        }
+        let endpoint = transport::endpoint(&id);
+        let mut dispatcher = Dispatcher::new(id);
+        dispatcher.card_mut().endpoint = Some(endpoint);
+        dispatcher.serve::<C>(arm);
+        self.arms.push(dispatcher);
+        self
+    }
+
+    /// Adds a contract that the brain accepts as a task, and the arm that runs it. A further call adds a further contract.
+    pub fn brain<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
+        self.brain = self.brain.arm::<C>(arm);
+        self
+    }
+
+    /// Sets the bus to which the brain publishes the events of its tasks.
+    pub fn bus(mut self, bus: impl EventBus) -> Self {
+        self.brain = self.brain.bus(bus);
+        self
+    }
+
+    /// Sets the store of the brain.
+    pub fn store(mut self, store: impl TaskStore) -> Self {
+        self.brain = self.brain.store(store);
+        self
+    }
+
+    /// Adds a layer around every call, above its retry and the choice of an arm. The last one is the outermost.
+    ///
+    /// Each call ends at its deadline also there.
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<CallService> + Send + 'static,
+        L::Service: Service<Call, Response = Reply, Error = CallError> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Call>>::Future: Send + 'static,
+    {
+        self.layers.push(Box::new(move |service| CallService::new(layer.layer(service))));
+        self
+    }
+
+    /// Starts the mesh on the current runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping the future starts nothing.
+    pub async fn start(self) -> Mesh {
+        let transport = MeshTransport::new(self.arms, self.layers);
+        // The clock of the brain starts here, on the runtime of the mesh.
+        let brain = self.brain.clock(Clock::runtime()).arms(transport.of_brain()).assemble();
+        Mesh { transport, brain: Mutex::new(brain) }
+    }
+}
+
+impl fmt::Debug for MeshBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshBuilder")
+            .field("arms", &self.arms)
+            .field("layers", &self.layers.len())
+            .field("brain", &self.brain)
+            .finish()
     }
 }

@@ -1,27 +1,23 @@
-//! What keeps a plan from running, found before it runs.
+//! The checks of a plan before it runs, and its inputs with references to earlier outputs.
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::{
-    Plan, PlanStep,
-    run::Order,
-    template::{Reader, Template},
-};
+use super::{Plan, PlanStep, run::Order};
 use crate::{
     card::ArmCard,
     contract::{ContractCard, ContractRef, Violations},
 };
 
-/// A plan in which nothing was found.
+/// A plan without mistakes.
 #[derive(Debug)]
 pub(super) struct Checked {
     pub(super) steps: Vec<CheckedStep>,
     pub(super) order: Order,
 }
 
-/// A step whose references are known to lead somewhere.
+/// A step whose references exist.
 #[derive(Debug)]
 pub(super) struct CheckedStep {
     pub(super) id: String,
@@ -30,14 +26,14 @@ pub(super) struct CheckedStep {
     pub(super) each: Option<Template>,
 }
 
-/// Looks at everything, and tells all that is wrong at once.
+/// Checks a plan, and returns all of its mistakes.
 pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<Checked, Violations> {
     if plan.steps.is_empty() {
         return Err(Violations::one("steps", "is empty"));
     }
     if plan.steps.len() > max_steps {
         let count = plan.steps.len();
-        return Err(Violations::one("steps", format!("has {count} steps, and {max_steps} is the most")));
+        return Err(Violations::one("steps", format!("has {count} steps; at most {max_steps} are allowed")));
     }
     let mut violations = Violations::default();
     let ids = ids(&plan.steps, &mut violations);
@@ -54,11 +50,11 @@ pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<
         needs.push(needed);
     }
     let order = Order::new(needs);
-    let circles = order.as_ref().err().into_iter().flatten();
-    for circle in circles {
-        let names = circle.iter().chain(circle.first()).map(|step| plan.steps[*step].id.as_str());
-        let way = names.collect::<Vec<_>>().join(" → ");
-        violations.push(format!("steps[{}]", circle[0]), format!("goes in a circle: {way}"));
+    let cycles = order.as_ref().err().into_iter().flatten();
+    for cycle in cycles {
+        let names = cycle.iter().chain(cycle.first()).map(|step| plan.steps[*step].id.as_str());
+        let path = names.collect::<Vec<_>>().join(" → ");
+        violations.push(format!("steps[{}]", cycle[0]), format!("is part of a cycle: {path}"));
     }
     match order {
         Ok(order) if violations.is_empty() => Ok(Checked { steps, order }),
@@ -74,7 +70,7 @@ fn ids<'a>(steps: &'a [PlanStep], violations: &mut Violations) -> HashMap<&'a st
             violations.push(path(), "is not 1 to 64 of letters, digits, `_`, `.` and `-`");
         }
         if let Some(first) = ids.get(&*step.id) {
-            violations.push(path(), format!("`{}` is taken by steps[{first}]", step.id));
+            violations.push(path(), format!("`{}` is the id of steps[{first}] too", step.id));
         } else {
             ids.insert(&*step.id, position);
         }
@@ -88,7 +84,7 @@ fn is_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(allowed)
 }
 
-/// Reads what a step takes from others, and which those are.
+/// Reads the references of a step, and returns the steps that it needs.
 fn references(
     step: &PlanStep,
     path: &str,
@@ -101,7 +97,9 @@ fn references(
         if matches!(&template, Template::Object(_))
             || matches!(&template, Template::Literal(value) if !value.is_array())
         {
-            reader.violations.push(format!("{path}.each"), "is neither a list nor stands for one");
+            reader
+                .violations
+                .push(format!("{path}.each"), "is neither a list nor an object that stands for one");
         }
         template
     });
@@ -114,7 +112,7 @@ fn references(
     (CheckedStep { id, contract, input, each }, reader.needs)
 }
 
-/// What the arms offer.
+/// The contracts that the arms offer.
 struct Offered<'a> {
     contracts: HashMap<ContractRef, &'a ContractCard>,
 }
@@ -143,17 +141,218 @@ impl<'a> Offered<'a> {
     }
 }
 
-/// Fields that the contract requires, as far as card and plan tell.
+/// Checks the fields that the contract requires, as far as they are known before the plan runs.
 fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations: &mut Violations) {
     let has = |field: &str| match input {
         Template::Object(fields) => fields.iter().any(|(key, _)| key == field),
         Template::Literal(Value::Object(fields)) => fields.contains_key(field),
-        // What another step or an item will bring is not known yet.
+        // The output of a step or an item is not known yet.
         Template::Output { .. } | Template::Item { .. } => true,
         Template::Literal(_) | Template::Array(_) => false,
     };
     let required = card.input_schema.get("required").and_then(Value::as_array);
     for field in required.into_iter().flatten().filter_map(Value::as_str).filter(|field| !has(field)) {
         violations.push(format!("{path}.input.{field}"), "missing field");
+    }
+}
+
+/// An input, or a part of one.
+#[derive(Debug)]
+pub(super) enum Template {
+    Literal(Value),
+    /// A part of the output of a step.
+    Output {
+        step: usize,
+        id: String,
+        pointer: String,
+    },
+    /// A part of the item that the step runs for.
+    Item {
+        pointer: String,
+    },
+    Array(Vec<Template>),
+    Object(Vec<(String, Template)>),
+}
+
+/// A part that an output or an item lacks.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Missing(pub(super) String);
+
+impl Template {
+    /// Replaces the references by values.
+    pub(super) fn fill(&self, outputs: &[Value], item: Option<&Value>) -> Result<Value, Missing> {
+        match self {
+            Self::Literal(value) => Ok(value.clone()),
+            Self::Output { step, id, pointer } => outputs
+                .get(*step)
+                .and_then(|output| output.pointer(pointer))
+                .cloned()
+                .ok_or_else(|| Missing(format!("the output of {id} has no `{pointer}`"))),
+            Self::Item { pointer } => item
+                .and_then(|item| item.pointer(pointer))
+                .cloned()
+                .ok_or_else(|| Missing(format!("the item has no `{pointer}`"))),
+            Self::Array(items) => items.iter().map(|part| part.fill(outputs, item)).collect(),
+            Self::Object(fields) => {
+                let fill = |(key, part): &(String, Self)| Ok((key.clone(), part.fill(outputs, item)?));
+                Ok(Value::Object(fields.iter().map(fill).collect::<Result<Map<_, _>, _>>()?))
+            }
+        }
+    }
+}
+
+/// Reads templates, and collects their mistakes.
+pub(super) struct Reader<'a> {
+    /// The steps of the plan by their ids.
+    pub(super) steps: &'a HashMap<&'a str, usize>,
+    pub(super) violations: &'a mut Violations,
+    /// The steps that were referred to.
+    pub(super) needs: BTreeSet<usize>,
+    /// Whether the step has items.
+    pub(super) item: bool,
+}
+
+impl Reader<'_> {
+    pub(super) fn read(&mut self, value: &Value, path: &str) -> Template {
+        match value {
+            Value::Array(items) => {
+                let items = items.iter().enumerate();
+                Template::Array(items.map(|(at, item)| self.read(item, &format!("{path}[{at}]"))).collect())
+            }
+            Value::Object(object) => self.reference(object, path).unwrap_or_else(|| {
+                let fields = object.iter();
+                let read =
+                    |(key, part): (&String, _)| (key.clone(), self.read(part, &format!("{path}.{key}")));
+                Template::Object(fields.map(read).collect())
+            }),
+            scalar => Template::Literal(scalar.clone()),
+        }
+    }
+
+    /// Reads an object that stands for another value.
+    fn reference(&mut self, object: &Map<String, Value>, path: &str) -> Option<Template> {
+        let nothing = || Template::Literal(Value::Null);
+        if let Some(step) = object.get("$output") {
+            self.no_fields_beside(object, &["$output", "pointer"], path);
+            let pointer = object
+                .get("pointer")
+                .map_or(Some(String::new()), |pointer| self.pointer(pointer, &format!("{path}.pointer")));
+            let Some(id) = step.as_str() else {
+                self.violations.push(format!("{path}.$output"), "is not the id of a step");
+                return Some(nothing());
+            };
+            let step = self.step(id, path);
+            return Some(match (step, pointer) {
+                (Some(step), Some(pointer)) => Template::Output { step, id: id.to_owned(), pointer },
+                _ => nothing(),
+            });
+        }
+        if let Some(pointer) = object.get("$item") {
+            self.no_fields_beside(object, &["$item"], path);
+            if !self.item {
+                self.violations.push(path, "refers to an item, but the step has no `each`");
+            }
+            let pointer = self.pointer(pointer, &format!("{path}.$item"));
+            return Some(pointer.map_or_else(nothing, |pointer| Template::Item { pointer }));
+        }
+        let literal = object.get("$literal")?;
+        self.no_fields_beside(object, &["$literal"], path);
+        Some(Template::Literal(literal.clone()))
+    }
+
+    /// The step with this id, which is needed from now on.
+    pub(super) fn step(&mut self, id: &str, path: &str) -> Option<usize> {
+        let step = self.steps.get(id).copied();
+        match step {
+            Some(step) => self.needs.extend([step]),
+            None => self.violations.push(path, format!("there is no step `{id}`")),
+        }
+        step
+    }
+
+    fn pointer(&mut self, pointer: &Value, path: &str) -> Option<String> {
+        let pointer = pointer.as_str().filter(|pointer| is_pointer(pointer));
+        if pointer.is_none() {
+            self.violations.push(path, "is not a JSON pointer such as `/files/0`");
+        }
+        pointer.map(str::to_owned)
+    }
+
+    fn no_fields_beside(&mut self, object: &Map<String, Value>, known: &[&str], path: &str) {
+        for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
+            self.violations.push(format!("{path}.{key}"), format!("is not allowed beside `{}`", known[0]));
+        }
+    }
+}
+
+/// Source: RFC 6901, section 3.
+fn is_pointer(text: &str) -> bool {
+    let escapes = |(at, _): (usize, &str)| matches!(text.as_bytes().get(at + 1), Some(b'0' | b'1'));
+    (text.is_empty() || text.starts_with('/')) && text.match_indices('~').all(escapes)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: Value) -> (Template, Violations) {
+        let steps = HashMap::from([("list", 0)]);
+        let mut violations = Violations::default();
+        let mut reader =
+            Reader { steps: &steps, violations: &mut violations, needs: BTreeSet::new(), item: true };
+        (reader.read(&value, "input"), violations)
+    }
+
+    #[test]
+    fn places_are_filled_wherever_they_are() {
+        let (template, violations) = read(json!({
+            "all": { "$output": "list" },
+            "some": [1, { "$output": "list", "pointer": "/files/1/a~1b" }],
+            "item": { "deep": { "$item": "" } },
+            "schema": { "$ref": "#/x" },
+            "kept": { "$literal": { "$output": "list" } },
+        }));
+        assert!(violations.is_empty(), "{violations}");
+        let output = json!({ "files": [0, { "a/b": true }] });
+        let filled = template.fill(std::slice::from_ref(&output), Some(&json!(7))).unwrap();
+        assert_eq!(
+            filled,
+            json!({
+                "all": output, "some": [1, true], "item": { "deep": 7 },
+                "schema": { "$ref": "#/x" }, "kept": { "$output": "list" },
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let (template, _) = read(json!([{ "$output": "list", "pointer": "/files" }]));
+        let missing = template.fill(&[json!({})], None).unwrap_err();
+        assert_eq!(missing, Missing("the output of list has no `/files`".into()));
+    }
+
+    #[test]
+    fn every_malformed_reference_is_reported() {
+        let (_, violations) = read(json!({
+            "a": { "$output": "nobody" },
+            "b": [{ "$output": 7 }],
+            "c": { "$output": "list", "pointer": "files" },
+            "d": { "$output": "list", "pointer": "/a~2", "more": 1 },
+            "e": { "$item": 1 },
+        }));
+        let paths: Vec<_> = violations.iter().map(|violation| violation.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            [
+                "input.a",
+                "input.b[0].$output",
+                "input.c.pointer",
+                "input.d.more",
+                "input.d.pointer",
+                "input.e.$item"
+            ]
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The stock arm `PlanRunner`: runs steps that are data, such as the plan of a model.
+//! Plans: steps as data, such as the plan of a model, and the stock arm that runs them.
 //!
 //! ```
 //! use octollm_core::plan::{PlanRunner, Plan};
@@ -11,7 +11,7 @@
 //!           "input": { "root": ".", "file": { "$item": "/path" } } },
 //!         { "id": "join",  "contract": "report.join", "input": { "reports": { "$output": "judge" } } } ] }"#,
 //! )?;
-//! // Nobody serves these contracts here, and so the plan is refused before the first call.
+//! // No arm serves these contracts, so that the plan is refused before the first call.
 //! let refused = PlanRunner::new().check(&plan, &[]).unwrap_err();
 //! assert_eq!(refused.iter().next().unwrap().path, "steps[0].contract");
 //! # Ok::<(), serde_json::Error>(())
@@ -24,11 +24,10 @@
 //! | `{"$output": "list"}` | the output of the step `list`; of a step with `each`, the array of its outputs |
 //! | `{"$output": "list", "pointer": "/files/0"}` | a part of it, by a JSON pointer (RFC 6901) |
 //! | `{"$item": "/path"}` | a part of the item that the step runs for; `""` is the whole item |
-//! | `{"$literal": …}` | what it holds, as it is: for data that looks like one of these |
+//! | `{"$literal": …}` | its value as it is, for data that looks like one of these |
 
 mod check;
 mod run;
-mod template;
 #[cfg(test)]
 mod tests;
 
@@ -51,15 +50,15 @@ use crate::{
     card::ArmCard,
     context::{CALLS_AT_ONCE, Context},
     contract::{ContractCard, ContractRef, ContractSpec, NoChunk, OwnedSpec, Spec, TaskContract, Violations},
-    error::{ArmError, ConfigError, Failure},
+    error::{ArmError, Failure},
     json::{RawJson, read_value},
 };
 
-/// The contract `plan.run`: runs a plan and answers what its steps answered.
+/// A plan, and the contract `plan.run` that returns the outputs of its steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// The steps, in any order: what a step needs decides when it runs.
+    /// Steps in any order. A step runs when the steps that it needs are done.
     pub steps: Vec<PlanStep>,
 }
 
@@ -67,20 +66,20 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanStep {
-    /// Names it within the plan: 1 to 64 of `[A-Za-z0-9_.-]`.
+    /// Id of the step within the plan: 1 to 64 of `[A-Za-z0-9_.-]`.
     #[schemars(regex(pattern = "^[A-Za-z0-9_.-]{1,64}$"))]
     pub id: String,
-    /// What is called, such as `code.validate`.
+    /// Contract of the call, such as `code.validate`.
     pub contract: ContractRef,
-    /// What it is called with: JSON in which `{"$output": step, "pointer": "/.."}` and `{"$item": "/.."}` stand for
+    /// Input of the call: JSON in which `{"$output": step, "pointer": "/.."}` and `{"$item": "/.."}` stand for
     /// parts of earlier outputs and of the item. An integer beyond `u64` and `i64`, which a [`Value`] would round, is
-    /// refused where a plan is read.
+    /// an error where a plan is read.
     #[serde(default = "no_fields", deserialize_with = "exact")]
     pub input: Value,
-    /// A list, or what stands for one: the step then runs once for each item, and its output is the list of outputs.
+    /// A list, or an object that stands for one. The step runs once for each item, and its output is the list of outputs.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "exact_or_none")]
     pub each: Option<Value>,
-    /// Steps that must be done before, beside those that the input refers to.
+    /// Further steps that have to be done before this one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<String>,
 }
@@ -115,19 +114,19 @@ impl FromStr for Plan {
 }
 
 impl PlanStep {
-    /// A call that needs nothing from other steps, unless its input refers to them.
+    /// A step that calls this contract with this input.
     pub fn new(id: impl Into<String>, contract: ContractRef, input: Value) -> Self {
         Self { id: id.into(), contract, input, each: None, after: Vec::new() }
     }
 
-    /// Runs it once for each item.
+    /// Runs the step once for each item.
     #[must_use]
     pub fn each(mut self, items: Value) -> Self {
         self.each = Some(items);
         self
     }
 
-    /// Runs it only when another step is done.
+    /// Runs the step after another one.
     #[must_use]
     pub fn after(mut self, step: impl Into<String>) -> Self {
         self.after.push(step.into());
@@ -135,12 +134,12 @@ impl PlanStep {
     }
 }
 
-/// What came of a plan.
+/// The outputs of a plan.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlanOutput {
-    /// The output of each step by its id; of a step with `each`, the list of its outputs in the order of the items.
+    /// Outputs by the ids of the steps. That of a step with `each` is the list of its outputs, in the order of the items.
     pub outputs: BTreeMap<String, Value>,
-    /// The steps that ran, in the order of the plan.
+    /// Ids of the steps that ran, in the order of the plan.
     pub ran: Vec<String>,
 }
 
@@ -148,7 +147,7 @@ impl PlanOutput {
     /// The output of a step, read as a type. A step that did not run reads as null.
     ///
     /// # Errors
-    /// When the output has another shape.
+    /// When the output has another form.
     pub fn read<T: DeserializeOwned>(&self, step: &str) -> Result<T, serde_json::Error> {
         T::deserialize(self.outputs.get(step).unwrap_or(&Value::Null))
     }
@@ -163,97 +162,87 @@ impl TaskContract for Plan {
         .fingerprint(ContractCard::fingerprint_of::<Self>);
 }
 
-/// Runs plans: steps that need nothing from each other in parallel, each as soon as what it needs is done.
+/// The stock arm that runs plans: independent steps in parallel, each as soon as the steps that it needs are done.
 ///
-/// A plan is refused as a whole, and every fault of it told, before the first call. The first step that fails fails
-/// the plan; calls that still run are given up. Under a brain each call is journaled by the id of its step, `judge`
-/// or `judge[3]`, so that a plan that is taken up again goes on where it was.
-#[derive(Debug, Clone, Default)]
+/// A plan with mistakes is refused before the first call, with all of them. The first step that fails ends the plan, and
+/// calls that still run are dropped. Under a brain each call is journaled by the id of its step, `judge` or `judge[3]`, so that a
+/// recovered plan continues where it was.
+#[derive(Debug, Clone)]
 pub struct PlanRunner {
-    config: PlanConfig,
+    calls_at_once: usize,
+    max_steps: usize,
     specs: HashMap<ContractRef, Spec>,
 }
 
-/// The limits of a [`PlanRunner`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PlanConfig {
-    /// How many calls of one plan run at a time, over all its steps.
-    pub calls_at_once: usize,
-    /// How many steps a plan may have.
-    pub max_steps: usize,
-}
-
-impl Default for PlanConfig {
-    /// 16 calls at once, 256 steps.
+impl Default for PlanRunner {
     fn default() -> Self {
-        Self { calls_at_once: CALLS_AT_ONCE, max_steps: 256 }
+        Self { calls_at_once: CALLS_AT_ONCE, max_steps: 256, specs: HashMap::new() }
     }
 }
 
 impl PlanRunner {
-    /// With the default limits.
+    /// A runner with the default limits.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// With limits of its own.
-    ///
-    /// # Errors
-    /// A [`ConfigError`] when one of them lets nothing run.
-    pub fn with_config(config: PlanConfig) -> Result<Self, ConfigError> {
-        let zero = [("calls_at_once", config.calls_at_once), ("max_steps", config.max_steps)]
-            .into_iter()
-            .find(|(_, limit)| *limit == 0);
-        match zero {
-            Some((setting, _)) => Err(ConfigError::new(setting, "is 0")),
-            None => Ok(Self { config, specs: HashMap::new() }),
-        }
+    /// Sets how many calls of a plan run at a time, over all its steps (default 16). 0 counts as 1.
+    #[must_use]
+    pub fn calls_at_once(mut self, calls: usize) -> Self {
+        self.calls_at_once = calls.max(1);
+        self
     }
 
-    /// Adds what the program knows of the contract `C`: whether a step that calls it may be made twice, and its time limit.
+    /// Sets how many steps a plan may have (default 256). 0 counts as 1.
+    #[must_use]
+    pub fn max_steps(mut self, steps: usize) -> Self {
+        self.max_steps = steps.max(1);
+        self
+    }
+
+    /// Adds the facts of the contract `C`: whether it is idempotent, and its time limit.
     ///
-    /// A plan is data, and names its contracts alone. Without their facts no step is idempotent: it is not retried once it
-    /// may have run, and where a brain crashed in the middle of it, it fails as
-    /// [`OutcomeUnknown`](crate::error::ErrorKind::OutcomeUnknown) in place of running twice.
+    /// A plan names its contracts alone. A step of a contract without facts is not idempotent: it is not retried once it may
+    /// have run, and fails as [`OutcomeUnknown`](crate::error::ErrorKind::OutcomeUnknown) where a brain crashed during the call.
     #[must_use]
     pub fn contract<C: TaskContract>(mut self) -> Self {
         self.specs.insert(C::SPEC.reference(), Spec::of::<C>());
         self
     }
 
-    /// Adds what the program's user knows of a contract: see [`contract`](Self::contract).
+    /// Adds the facts of a contract that is known at run time: see [`contract`](Self::contract).
     #[must_use]
     pub fn spec(mut self, spec: OwnedSpec) -> Self {
         self.specs.insert(spec.contract.clone(), spec.into());
         self
     }
 
-    /// Looks for everything that would keep a plan from running with the arms of these cards.
+    /// Checks whether a plan can run with the arms of these cards.
     ///
     /// # Errors
-    /// Every fault, with paths such as `steps[2].input.file`: an empty or too long plan, ids that are malformed or
-    /// taken, references to steps that are not there or that go in a circle, `$item` without `each`, malformed
-    /// pointers, contracts that nobody offers, and fields that a contract requires and the input lacks.
+    /// Every mistake, with paths such as `steps[2].input.file`: an empty or too long plan, ids that are malformed or repeated,
+    /// references to steps that do not exist or that form a cycle, `$item` without `each`, malformed pointers, contracts that no
+    /// arm offers, and required fields that the input lacks.
     pub fn check(&self, plan: &Plan, cards: &[ArmCard]) -> Result<(), Violations> {
-        check::check(plan, cards, self.config.max_steps).map(drop)
+        check::check(plan, cards, self.max_steps).map(drop)
     }
 
-    /// Runs a plan from within another arm. The ids of its steps name its calls in the journal: where one task runs
-    /// several plans, they must differ over all of them.
+    /// Runs a plan within another arm. The ids of its steps name its calls in the journal: where a task runs several plans, the ids
+    /// have to differ over all of them.
     ///
     /// # Errors
     /// [`ErrorKind::ValidationFailed`] as [`check`](Self::check), before the first call; the failure of the first
     /// step that fails; [`ErrorKind::BadResponse`] when an output lacks what another step takes from it.
     ///
     /// # Cancel safety
-    /// Dropping the future gives up all calls that run.
+    /// Dropping the future drops all calls that run.
     ///
     /// [`ErrorKind::ValidationFailed`]: crate::error::ErrorKind::ValidationFailed
     /// [`ErrorKind::BadResponse`]: crate::error::ErrorKind::BadResponse
     pub async fn run(&self, plan: &Plan, cx: &Context) -> Result<PlanOutput, ArmError> {
         let cards = cx.cards().await;
-        let checked = check::check(plan, &cards, self.config.max_steps).map_err(Failure::invalid)?;
-        run::run(checked, &self.specs, self.config.calls_at_once, cx).await
+        let checked = check::check(plan, &cards, self.max_steps).map_err(Failure::invalid)?;
+        run::run(checked, &self.specs, self.calls_at_once, cx).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which step of a plan may run when, and the loop that runs them.
+//! How the steps of a plan run: the order, and the loop.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -8,8 +8,7 @@ use tokio::task::coop::consume_budget;
 
 use super::{
     PlanOutput,
-    check::{Checked, CheckedStep},
-    template::Missing,
+    check::{Checked, CheckedStep, Missing},
 };
 use crate::{
     budget::Budget,
@@ -28,9 +27,9 @@ pub(super) async fn run(
     calls_at_once: usize,
     cx: &Context,
 ) -> Result<PlanOutput, ArmError> {
-    let mut run = Run::new(plan, specs, cx);
+    let mut run = PlanRun::new(plan, specs, cx);
     cx.phase(Phase::Execution);
-    run.tell();
+    run.report_progress();
     run.start_ready()?;
     let (mut calls, mut shares) = (FuturesUnordered::new(), Shares::default());
     loop {
@@ -47,7 +46,7 @@ pub(super) async fn run(
             count_ended(cx, &mut calls);
             return Err(error);
         }
-        // Calls that never wait must not hold the thread for as long as the plan lasts.
+        // Calls that never wait must not block the thread for the whole plan.
         consume_budget().await;
     }
     Ok(run.output())
@@ -57,25 +56,25 @@ pub(super) async fn run(
 #[derive(Debug, Clone, Copy)]
 struct Place {
     step: usize,
-    /// Which item it is for, where the step runs for each of a list.
+    /// Position of the item, where the step runs for each of a list.
     item: Option<usize>,
 }
 
-struct Run<'a> {
+struct PlanRun<'a> {
     plan: Checked,
     specs: &'a HashMap<ContractRef, Spec>,
     cx: &'a Context,
     done: Done,
     /// Calls that may be made now, in the order in which they became ready.
     waiting: VecDeque<Place>,
-    /// By step: the items it runs for, and how many of their calls were not answered yet.
+    /// By step: its items, and the number of calls that are not answered yet.
     items: Vec<Vec<Value>>,
     open: Vec<usize>,
-    /// By step: what it answered; null until then.
+    /// By step: its output, null until then.
     outputs: Vec<Value>,
 }
 
-impl<'a> Run<'a> {
+impl<'a> PlanRun<'a> {
     fn new(plan: Checked, specs: &'a HashMap<ContractRef, Spec>, cx: &'a Context) -> Self {
         let steps = plan.steps.len();
         Self {
@@ -90,12 +89,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn tell(&self) {
+    fn report_progress(&self) {
         self.cx.progress_steps(self.done.count() as u64, self.plan.steps.len() as u64);
     }
 
-    /// Queues the calls of all steps that may run now. A step for each of no items is done at once, and others may
-    /// become ready by that.
+    /// Queues the calls of all steps that may run now. A step without items is done at once, and others may become ready by that.
     fn start_ready(&mut self) -> Result<(), ArmError> {
         loop {
             let ready = self.plan.order.start_ready(&mut self.done);
@@ -117,7 +115,7 @@ impl<'a> Run<'a> {
         let id = &self.plan.steps[step].id;
         let items = match each.fill(&self.outputs, None).map_err(|missing| unfit(id, missing))? {
             Value::Array(items) => items,
-            _ => return Err(unfit(id, Missing("`each` stands for something that is no list".into()))),
+            _ => return Err(unfit(id, Missing("`each` stands for a value that is not a list".into()))),
         };
         self.open[step] = items.len();
         self.outputs[step] = Value::Array(vec![Value::Null; items.len()]);
@@ -158,7 +156,7 @@ impl<'a> Run<'a> {
 
     fn finished(&mut self, step: usize) {
         self.done.add(step);
-        self.tell();
+        self.report_progress();
     }
 
     fn output(self) -> PlanOutput {
@@ -167,7 +165,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The same whatever the order in which calls are answered: the journal knows them by it.
+/// The name of a call in the journal. It does not depend on the order of the answers.
 fn name(id: &str, place: Place) -> String {
     match place.item {
         Some(item) => format!("{id}[{item}]"),
@@ -179,18 +177,18 @@ fn failed(step: &str, error: CallError) -> ArmError {
     ArmError::from(error).at_step(step)
 }
 
-/// An answer was of another form than the plan takes it for.
+/// The error for an answer of another form than the plan expects.
 fn unfit(step: &str, Missing(what): Missing) -> ArmError {
     ArmError::new(ErrorKind::BadResponse, what).at_step(step)
 }
 
-/// Steps by their position in the plan, and what each needs. Never a circle.
+/// The steps that each step needs, by their positions in the plan, without a cycle.
 #[derive(Debug)]
 pub(super) struct Order {
     needs: Vec<BTreeSet<usize>>,
 }
 
-/// How far a plan is.
+/// The steps that were started, and those that are done.
 #[derive(Debug, Default)]
 pub(super) struct Done {
     started: BTreeSet<usize>,
@@ -198,7 +196,7 @@ pub(super) struct Done {
 }
 
 impl Done {
-    /// A step is done.
+    /// Marks a step as done.
     pub(super) fn add(&mut self, step: usize) {
         self.done.insert(step);
     }
@@ -209,10 +207,10 @@ impl Done {
 }
 
 impl Order {
-    /// Takes what each step needs.
+    /// The order of steps with these needs.
     ///
     /// # Errors
-    /// Steps that need each other in a circle: each circle from its first step in the plan, in the order of need.
+    /// The cycles, each from its first step in the plan, in the order of need.
     pub(super) fn new(needs: Vec<BTreeSet<usize>>) -> Result<Self, Vec<Vec<usize>>> {
         let order = Self { needs };
         let mut done = Done::default();
@@ -225,10 +223,10 @@ impl Order {
         }
         let stuck: BTreeSet<usize> =
             (0..order.needs.len()).filter(|step| !done.done.contains(step)).collect();
-        if stuck.is_empty() { Ok(order) } else { Err(order.circles(&stuck)) }
+        if stuck.is_empty() { Ok(order) } else { Err(order.cycles(&stuck)) }
     }
 
-    /// The steps that may run now and were not given out yet, in the order of the plan.
+    /// Starts the steps that may run now, and returns them in the order of the plan.
     pub(super) fn start_ready(&self, done: &mut Done) -> Vec<usize> {
         let ready: Vec<usize> = (0..self.needs.len())
             .filter(|step| !done.started.contains(step) && self.needs[*step].is_subset(&done.done))
@@ -237,28 +235,28 @@ impl Order {
         ready
     }
 
-    /// Each stuck step needs another stuck one: following them ends in a circle.
-    fn circles(&self, stuck: &BTreeSet<usize>) -> Vec<Vec<usize>> {
+    /// Each stuck step needs another stuck one: following them ends in a cycle.
+    fn cycles(&self, stuck: &BTreeSet<usize>) -> Vec<Vec<usize>> {
         let mut seen = BTreeSet::new();
-        let mut circles = Vec::new();
+        let mut cycles = Vec::new();
         for &start in stuck {
-            let (mut way, mut at) = (Vec::new(), start);
+            let (mut path, mut at) = (Vec::new(), start);
             while seen.insert(at) {
-                way.push(at);
+                path.push(at);
                 match self.needs[at].intersection(stuck).next() {
                     Some(&next) => at = next,
                     None => break,
                 }
             }
-            // A way that ends in an earlier one has no circle of its own.
-            if let Some(begin) = way.iter().position(|step| *step == at) {
-                let mut circle = way.split_off(begin);
-                let first = circle.iter().enumerate().min_by_key(|(_, step)| **step).map_or(0, |(at, _)| at);
-                circle.rotate_left(first);
-                circles.push(circle);
+            // A path that ends in an earlier one has no cycle of its own.
+            if let Some(begin) = path.iter().position(|step| *step == at) {
+                let mut cycle = path.split_off(begin);
+                let first = cycle.iter().enumerate().min_by_key(|(_, step)| **step).map_or(0, |(at, _)| at);
+                cycle.rotate_left(first);
+                cycles.push(cycle);
             }
         }
-        circles
+        cycles
     }
 }
 
@@ -288,7 +286,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_step_is_started_once_and_behind_what_it_needs(
+        fn every_step_is_started_once_and_after_what_it_needs(
             needs in plans_without_circles(),
             picks in prop::collection::vec(any::<prop::sample::Index>(), 24),
         ) {

@@ -113,7 +113,7 @@ async fn outputs_become_inputs_and_lists_fan_out_in_order() {
 }
 
 #[tokio::test]
-async fn every_fault_is_told_before_the_first_call() {
+async fn every_fault_is_reported_before_the_first_call() {
     assert_eq!(faults(json!([])).await, ["steps: is empty"]);
     assert_eq!(
         faults(json!([
@@ -130,32 +130,28 @@ async fn every_fault_is_told_before_the_first_call() {
         .await,
         [
             "steps[1].id: is not 1 to 64 of letters, digits, `_`, `.` and `-`",
-            "steps[2].id: `a` is taken by steps[0]",
-            "steps[2].input.root: takes a part of an item where there is none",
+            "steps[2].id: `a` is the id of steps[0] too",
+            "steps[2].input.root: refers to an item, but the step has no `each`",
             "steps[2].input.file: missing field",
             "steps[3].contract: test.none is not offered; offered: test.any, test.file",
             "steps[3].input[0]: there is no step `nobody`",
             "steps[3].after[0]: there is no step `no`",
-            "steps[4].each: is neither a list nor stands for one",
+            "steps[4].each: is neither a list nor an object that stands for one",
             "steps[4].input.x.$item: is not a JSON pointer such as `/files/0`",
-            "steps[5]: goes in a circle: d → f → e → d",
-            "steps[8]: goes in a circle: g → g",
+            "steps[5]: is part of a cycle: d → f → e → d",
+            "steps[8]: is part of a cycle: g → g",
         ]
     );
 }
 
 #[test]
-fn limits_are_kept_and_must_make_sense() {
-    let config = PlanConfig { max_steps: 1, ..PlanConfig::default() };
+fn limits_apply_and_are_at_least_1() {
     let step = |id| json!({ "id": id, "contract": "test.any" });
-    let faults = PlanRunner::with_config(config).unwrap().check(&steps(json!([step("a"), step("b")])), &[]);
-    assert_eq!(faults.unwrap_err().to_string(), "steps: has 2 steps, and 1 is the most");
-    for config in [
-        PlanConfig { max_steps: 0, ..PlanConfig::default() },
-        PlanConfig { calls_at_once: 0, ..PlanConfig::default() },
-    ] {
-        assert!(PlanRunner::with_config(config).is_err());
-    }
+    let faults = PlanRunner::new().max_steps(1).check(&steps(json!([step("a"), step("b")])), &[]);
+    assert_eq!(faults.unwrap_err().to_string(), "steps: has 2 steps; at most 1 are allowed");
+    // 0 counts as 1.
+    let faults = PlanRunner::new().max_steps(0).check(&steps(json!([step("a")])), &[]).unwrap_err();
+    assert_eq!(faults.iter().next().unwrap().path, "steps[0].contract");
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,7 +169,7 @@ async fn an_output_that_lacks_what_is_taken_from_it_fails_the_step() {
         { "id": "next", "contract": "test.any", "each": { "$output": "list", "pointer": "/files" } },
     ]))
     .await;
-    assert_eq!(answer.unwrap_err().to_string(), "step next: `each` stands for something that is no list");
+    assert_eq!(answer.unwrap_err().to_string(), "step next: `each` stands for a value that is not a list");
     let (answer, script) = run(json!([
         { "id": "none", "contract": "test.any", "each": [] },
         { "id": "last", "contract": "test.any", "each": { "$output": "none" } },
@@ -208,10 +204,9 @@ async fn independent_calls_run_together_up_to_the_bound() {
     ]));
     for (bound, takes) in [(1, 100), (4, 30), (16, 10)] {
         let script = Arc::new(Script::default());
-        let config = PlanConfig { calls_at_once: bound, ..PlanConfig::default() };
         let started = Instant::now();
         let cx = Context::root(script.clone());
-        PlanRunner::with_config(config).unwrap().run(&plan, &cx).await.unwrap();
+        PlanRunner::new().calls_at_once(bound).run(&plan, &cx).await.unwrap();
         assert_eq!(started.elapsed(), Duration::from_millis(takes));
         assert_eq!(script.most.load(Ordering::Relaxed), bound.min(10));
     }
@@ -268,9 +263,8 @@ proptest! {
         }));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let script = Arc::new(Script::default());
-        let config = PlanConfig { calls_at_once: bound, ..PlanConfig::default() };
         let cx = Context::root(script.clone());
-        let output = runtime.block_on(PlanRunner::with_config(config).unwrap().run(&plan, &cx)).unwrap();
+        let output = runtime.block_on(PlanRunner::new().calls_at_once(bound).run(&plan, &cx)).unwrap();
         prop_assert_eq!(output.outputs.len(), needs.len());
         prop_assert!(script.most.load(Ordering::Relaxed) <= bound);
         let called = script.called.lock().unwrap();

@@ -1,4 +1,4 @@
-//! What a journal remembers of a call.
+//! The entries of a task's journal.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,43 +13,59 @@ use crate::{
     update::Handle,
 };
 
-/// One call of a task, as its journal remembers it.
+/// An entry of a task's journal: one call, and what is known of its end. A store reads the members that are public here, and
+/// stores the entry as serde writes it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[non_exhaustive]
 pub struct JournalEntry {
-    /// Its place among the entries of the task. Answers are replayed in this order.
+    /// Position among the entries of the task. Answers are replayed in this order.
     pub seq: u64,
-    /// Which call it was.
+    /// Step of the call.
     pub step: StepKey,
-    /// The first step of the batch that it belonged to.
+    /// First step of the batch of the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub batch: Option<StepKey>,
-    /// What was asked.
+    pub(crate) batch: Option<StepKey>,
+    /// Contract of the call.
     pub contract: ContractRef,
-    /// Whether running it twice does no more than running it once, as its caller knew.
-    pub idempotent: bool,
+    /// Whether the caller's contract is idempotent.
+    pub(crate) idempotent: bool,
     /// Digest of the input, whatever the order of its keys.
-    pub input_digest: String,
-    /// What is known of its end.
-    pub recorded: Recorded,
-    /// The arm that answered, where, and at which attempt.
-    pub served_by: ServedBy,
-    /// What it used, with all that the arm called.
-    pub usage: Usage,
-    /// What the task had left when the call was made.
-    pub budget_left: Budget,
-    /// How long the task still had then, in milliseconds.
-    pub time_left_ms: Option<u64>,
-    /// How long it took, in milliseconds.
-    pub duration_ms: f64,
-    /// When it was recorded, by the store's clock.
+    pub(crate) input_digest: String,
+    /// What is known of the end of the call.
+    pub(crate) recorded: Recorded,
+    /// Arm and endpoint that answered, and the number of attempts.
+    pub(crate) served_by: ServedBy,
+    /// Usage of the call, with all that its arm called.
+    pub(crate) usage: Usage,
+    /// Budget of the task when the call was made.
+    pub(crate) budget_left: Budget,
+    /// Time that the task had when the call was made, in milliseconds.
+    pub(crate) time_left_ms: Option<u64>,
+    /// Duration of the call, in milliseconds.
+    pub(crate) duration_ms: f64,
+    /// Time of the record, by the store's clock.
     pub at: Timestamp,
 }
 
-/// What is known of the end of a call: what its caller saw, or that it was begun.
+impl JournalEntry {
+    /// Whether the call has ended.
+    pub fn is_answered(&self) -> bool {
+        self.recorded.is_answered()
+    }
+
+    /// The size of the output or of the message in bytes.
+    pub fn size(&self) -> usize {
+        match &self.recorded {
+            Recorded::Output(output) => output.as_str().len(),
+            Recorded::Failure(failure) => failure.message.len(),
+            Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => 0,
+        }
+    }
+}
+
+/// What is known of the end of a call: what its caller received, or that it was begun.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Recorded {
+pub(crate) enum Recorded {
     /// It is about to be made, and must not be made twice.
     Begun,
     /// It failed, and is made again. Its next answer takes the place of the failure in the order, unless there are entries
@@ -67,8 +83,8 @@ pub enum Recorded {
 }
 
 impl Recorded {
-    /// The failure, where it is one.
-    pub fn failure(&self) -> Option<&Failure> {
+    /// The failure of a failed call.
+    pub(crate) fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Failure(failure) => Some(failure),
             _ => None,
@@ -76,7 +92,7 @@ impl Recorded {
     }
 
     /// Whether the call has ended.
-    pub fn is_answered(&self) -> bool {
+    pub(crate) fn is_answered(&self) -> bool {
         matches!(self, Self::Output(_) | Self::Failure(_))
     }
 }

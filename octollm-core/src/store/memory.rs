@@ -1,55 +1,51 @@
-//! Tasks in memory: gone with the process.
+//! A store in memory.
 
-mod row;
+mod tables;
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
-use self::row::Row;
-use super::{
-    ChangeHub, Changes, Claim, Claimed, JournalEntry, Room, Run, SideEffects, StoreError, TaskFilter,
-    TaskStore, Topic,
-};
+use self::tables::{ChangeHub, Row, Tables};
+use super::{JournalEntry, Run, SideEffects, StoreError, TaskStore, Topic};
 use crate::{
+    clock::Clock,
+    contract::ContractRef,
     event::Event,
     id::TaskId,
-    task::{Lease, Priority, TaskRecord, TaskStatus, TaskUpdate},
+    parts::Caller,
+    task::{TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
 };
 
-/// Stores tasks in memory, and of the finished ones only the latest, as many as their number and their bytes allow.
-#[derive(Debug)]
+/// A store in memory. It is lost with the process.
+///
+/// Of finished tasks it holds the latest, as many as their number and their bytes allow. Its clock follows tokio's: a system
+/// clock that is set back expires no lease, and a test that pauses time pauses it too.
+#[derive(Debug, Default)]
 pub struct MemoryStore {
-    config: MemoryStoreConfig,
+    limits: Limits,
     tables: Mutex<Tables>,
     hub: ChangeHub,
-    /// When the store's clock was read first, by tokio's clock and by the system's.
-    begun: OnceLock<(Instant, Timestamp)>,
+    /// Starts with the first operation, on the runtime of that.
+    clock: OnceLock<Clock>,
 }
 
-/// How much a [`MemoryStore`] holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemoryStoreConfig {
-    /// Finished tasks: so many may finish before whoever waits for one has asked for its result (default 10 000).
-    pub finished: usize,
-    /// Bytes of the inputs, results and journals of those (default 256 MiB). The one that finished last is always stored.
-    pub finished_bytes: usize,
-    /// Live updates of one task (default 256).
-    pub updates: usize,
-    /// Bytes of the chunks and messages of those (default 1 MiB).
-    pub update_bytes: usize,
-    /// Events that wait to be published (default 100 000). While as many wait, because the bus is away, new tasks are refused.
-    pub events: usize,
+#[derive(Debug)]
+struct Limits {
+    finished: usize,
+    finished_bytes: usize,
+    updates: usize,
+    update_bytes: usize,
+    events: usize,
 }
 
-impl Default for MemoryStoreConfig {
+impl Default for Limits {
     fn default() -> Self {
         Self {
             finished: 10_000,
@@ -61,34 +57,52 @@ impl Default for MemoryStoreConfig {
     }
 }
 
-#[derive(Debug, Default)]
-struct Tables {
-    /// Ids sort by time, so this is in the order of submission.
-    tasks: BTreeMap<TaskId, Row>,
-    queued: BTreeSet<(Reverse<Priority>, TaskId)>,
-    queued_bytes: usize,
-    /// By the end of their lease.
-    leased: BTreeSet<(Timestamp, TaskId)>,
-    /// In the order in which they were finished, with their bytes.
-    finished: VecDeque<(TaskId, usize)>,
-    finished_bytes: usize,
-    outbox: VecDeque<Event>,
-    /// Who publishes, and until when nobody else may.
-    relay: Option<(String, Instant)>,
-}
-
 /// A relay that asks for no events for so long has lost its turn.
 const RELAY_TURN: Duration = Duration::from_secs(10);
 
 impl MemoryStore {
-    /// An empty store.
+    /// An empty store with the default limits.
     pub fn new() -> Self {
-        Self::with_config(MemoryStoreConfig::default())
+        Self::default()
     }
 
-    /// An empty store with limits of its own. At least one update of a task is stored: its last status.
-    pub fn with_config(config: MemoryStoreConfig) -> Self {
-        Self { config, tables: Mutex::default(), hub: ChangeHub::new(), begun: OnceLock::new() }
+    /// Sets how many finished tasks are stored (default 10 000). As many tasks may finish before a caller that waits for one of
+    /// them reads its result. The one that finished last is always stored.
+    #[must_use]
+    pub fn finished(mut self, tasks: usize) -> Self {
+        self.limits.finished = tasks.max(1);
+        self
+    }
+
+    /// Sets how many bytes the inputs, results, journals and updates of finished tasks may have (default 256 MiB). The one that
+    /// finished last is always stored.
+    #[must_use]
+    pub fn finished_bytes(mut self, bytes: usize) -> Self {
+        self.limits.finished_bytes = bytes;
+        self
+    }
+
+    /// Sets how many live updates of a task are stored (default 256). The latest one is always stored.
+    #[must_use]
+    pub fn updates(mut self, updates: usize) -> Self {
+        self.limits.updates = updates;
+        self
+    }
+
+    /// Sets how many bytes the chunks and messages of a task's live updates may have (default 1 MiB). The latest update is always
+    /// stored.
+    #[must_use]
+    pub fn update_bytes(mut self, bytes: usize) -> Self {
+        self.limits.update_bytes = bytes;
+        self
+    }
+
+    /// Sets how many events may wait to be published (default 100 000). While so many wait because the bus is not available, new
+    /// tasks are refused.
+    #[must_use]
+    pub fn events(mut self, events: usize) -> Self {
+        self.limits.events = events;
+        self
     }
 
     /// No code that could panic runs under the lock.
@@ -96,10 +110,8 @@ impl MemoryStore {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Follows tokio's clock: a system clock that is set back expires no lease, and a paused test pauses it.
     fn now(&self) -> Timestamp {
-        let (begun, at) = self.begun.get_or_init(|| (Instant::now(), Timestamp::now()));
-        at.checked_add(begun.elapsed()).unwrap_or(*at)
+        self.clock.get_or_init(Clock::runtime).now()
     }
 
     fn notify(&self, id: &TaskId, queue: bool, events: bool) {
@@ -113,159 +125,80 @@ impl MemoryStore {
     }
 }
 
-impl Default for MemoryStore {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Tables {
-    /// The row of a run that is the latest of its task and has not ended.
-    fn run(&mut self, run: &Run) -> Result<&mut Row, StoreError> {
-        let row = self.tasks.get_mut(&run.task).ok_or(StoreError::NotFound)?;
-        let runs = row.record.run() == run.number && row.record.status() == TaskStatus::Processing;
-        if runs { Ok(row) } else { Err(StoreError::Conflict) }
-    }
-
-    fn index(&mut self, record: &TaskRecord) {
-        let id = record.id().clone();
-        match record.status() {
-            TaskStatus::Queued => {
-                self.queued.insert((Reverse(record.priority()), id));
-                self.queued_bytes += record.size();
-            }
-            TaskStatus::Processing => {
-                let until = record.lease().map_or(Timestamp::MIN, |lease| lease.until);
-                self.leased.insert((until, id));
-            }
-            _ => {
-                let bytes = self.tasks.get(&id).map_or(0, Row::bytes);
-                self.finished_bytes += bytes;
-                self.finished.push_back((id, bytes));
-            }
-        }
-    }
-
-    fn unindex(&mut self, record: &TaskRecord) {
-        let id = record.id();
-        match record.status() {
-            TaskStatus::Queued => {
-                self.queued.remove(&(Reverse(record.priority()), id.clone()));
-                self.queued_bytes -= record.size();
-            }
-            TaskStatus::Processing => {
-                let until = record.lease().map_or(Timestamp::MIN, |lease| lease.until);
-                self.leased.remove(&(until, id.clone()));
-            }
-            _ => {
-                if let Some(at) = self.finished.iter().position(|(finished, _)| finished == id)
-                    && let Some((_, bytes)) = self.finished.remove(at)
-                {
-                    self.finished_bytes -= bytes;
-                }
-            }
-        }
-    }
-
-    /// Stores a record in place of the one that is there.
-    fn replace(&mut self, record: TaskRecord, effects: SideEffects, config: &MemoryStoreConfig) {
-        let Some(row) = self.tasks.get_mut(record.id()) else { return };
-        let events = row.apply(effects, config);
-        let before = std::mem::replace(&mut row.record, record.clone());
-        self.outbox.extend(events);
-        self.unindex(&before);
-        self.index(&record);
-        let full = |tables: &Self| {
-            tables.finished.len() > config.finished
-                || (tables.finished_bytes > config.finished_bytes && tables.finished.len() > 1)
-        };
-        while full(self)
-            && let Some((oldest, bytes)) = self.finished.pop_front()
-        {
-            self.finished_bytes -= bytes;
-            self.tasks.remove(&oldest);
-        }
-    }
-
-    /// The most urgent free task of these contracts, and among those the oldest.
-    fn next_free(&self, claim: &Claim<'_>, now: Timestamp) -> Option<TaskId> {
-        let runs = |id: &TaskId| {
-            self.tasks
-                .get(id)
-                .filter(|row| claim.contracts.contains(row.record.contract()))
-                .map(|row| &row.record)
-        };
-        let queued = self.queued.iter().find_map(|(_, id)| runs(id));
-        let expired =
-            self.leased.iter().take_while(|(until, _)| *until <= now).filter_map(|(_, id)| runs(id));
-        expired
-            .chain(queued)
-            .min_by_key(|record| (Reverse(record.priority()), record.id()))
-            .map(|record| record.id().clone())
-    }
-}
-
 #[async_trait]
 impl TaskStore for MemoryStore {
-    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
+    async fn create(
+        &self,
+        record: TaskRecord,
+        effects: SideEffects,
+        max_queued: usize,
+        max_queued_bytes: usize,
+    ) -> Result<(), StoreError> {
         let (id, queued, events) =
             (record.id().clone(), record.status() == TaskStatus::Queued, !effects.events.is_empty());
-        let mut tables = self.tables();
+        let mut guard = self.tables();
+        let tables = &mut *guard;
         if tables.tasks.contains_key(&id) {
             return Err(StoreError::Conflict);
         }
-        let full = tables.queued.len() >= room.tasks || tables.outbox.len() >= self.config.events;
-        if full || tables.queued_bytes.saturating_add(record.size()) > room.bytes {
+        let full = tables.index.queued.len() >= max_queued || tables.outbox.len() >= self.limits.events;
+        if full || tables.index.queued_bytes.saturating_add(record.size()) > max_queued_bytes {
             return Err(StoreError::Full);
         }
-        tables.index(&record);
-        let mut row = Row::new(record);
-        let published = row.apply(effects, &self.config);
-        tables.outbox.extend(published);
+        let mut row = Row::new(Arc::new(record));
+        tables.outbox.extend(row.apply(effects, &self.limits));
+        tables.index.insert(&row);
         tables.tasks.insert(id.clone(), row);
+        drop(guard);
+        self.notify(&id, queued, events);
+        Ok(())
+    }
+
+    async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
+        Ok(self.tables().tasks.get(id).map(|row| row.record.clone()))
+    }
+
+    async fn commit(&self, mut record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
+        let (id, queued, events) =
+            (record.id().clone(), record.status() == TaskStatus::Queued, !effects.events.is_empty());
+        let mut tables = self.tables();
+        let row = tables.tasks.get(&id).ok_or(StoreError::NotFound)?;
+        if row.record.revision() != record.revision() {
+            return Err(StoreError::Conflict);
+        }
+        record.set_revision(record.revision() + 1);
+        tables.replace(Arc::new(record), effects, &self.limits);
         drop(tables);
         self.notify(&id, queued, events);
         Ok(())
     }
 
-    async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError> {
-        Ok(self.tables().tasks.get(id).map(|row| row.record.clone()))
-    }
-
-    async fn commit(&self, mut record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
-        let (queued, events) = (record.status() == TaskStatus::Queued, !effects.events.is_empty());
-        let mut tables = self.tables();
-        let row = tables.tasks.get(record.id()).ok_or(StoreError::NotFound)?;
-        if row.record.revision() != record.revision() {
-            return Err(StoreError::Conflict);
-        }
-        record.set_revision(record.revision() + 1);
-        tables.replace(record.clone(), effects, &self.config);
-        drop(tables);
-        self.notify(record.id(), queued, events);
-        Ok(record)
-    }
-
-    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
+    async fn claim(
+        &self,
+        holder: &str,
+        contracts: &[ContractRef],
+        lease: Duration,
+        limit: usize,
+        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
+    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
         let now = self.now();
-        let until = now.checked_add(claim.lease).unwrap_or(Timestamp::MAX);
-        let mut claimed: Vec<Claimed> = Vec::new();
-        while claimed.len() < claim.limit {
+        let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
+        let mut claimed = Vec::new();
+        while claimed.len() < limit {
             let mut tables = self.tables();
-            let Some(id) = tables.next_free(&claim, now) else { break };
-            let Some(mut record) = tables.tasks.get(&id).map(|row| row.record.clone()) else { break };
-            let lease = Lease { holder: claim.holder.to_owned(), until };
-            if record.claim(lease, now).is_err() {
+            let Some(free) = tables.next_free(contracts, now) else { break };
+            let mut record = TaskRecord::clone(&free);
+            if record.claim(holder, until, now).is_err() {
                 break;
             }
             record.set_revision(record.revision() + 1);
-            let effects = (claim.effects)(&record);
-            tables.replace(record.clone(), effects, &self.config);
+            let (stored, record) = (effects(&record), Arc::new(record));
+            tables.replace(record.clone(), stored, &self.limits);
             drop(tables);
-            self.notify(&id, false, true);
+            self.notify(record.id(), false, true);
             let left = record.deadline_at().map(|at| at.duration_since(now));
-            let time_left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
-            claimed.push(Claimed::new(record, time_left));
+            let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
+            claimed.push((record, left));
         }
         Ok(claimed)
     }
@@ -277,30 +210,31 @@ impl TaskStore for MemoryStore {
         let mut held = Vec::with_capacity(runs.len());
         for run in runs {
             let Some(row) = tables.tasks.get_mut(&run.task) else { continue };
-            let before = row.record.lease().map(|lease| lease.until);
-            if !row.record.renew(holder, run.number, until) {
-                continue;
+            if row.record.is_held(holder, run.number) {
+                tables.index.remove(&row.record);
+                Arc::make_mut(&mut row.record).renew(holder, run.number, until);
+                tables.index.insert(row);
+                held.push(run.clone());
             }
-            if let Some(before) = before {
-                tables.leased.remove(&(before, run.task.clone()));
-            }
-            tables.leased.insert((until, run.task.clone()));
-            held.push(run.clone());
         }
         Ok(held)
     }
 
-    async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError> {
+    async fn list(
+        &self,
+        query: &TaskQuery,
+        owner: Option<&Caller>,
+    ) -> Result<Vec<Arc<TaskRecord>>, StoreError> {
         let tables = self.tables();
-        let wanted = |record: &TaskRecord| {
-            filter.status.is_none_or(|status| record.status() == status)
-                && filter.owner.as_ref().is_none_or(|owner| record.caller().is_same_as(owner))
+        let wanted = |record: &&Arc<TaskRecord>| {
+            query.status.is_none_or(|status| record.status() == status)
+                && owner.is_none_or(|owner| record.caller().is_same_as(owner))
         };
         let records = |rows: &mut dyn Iterator<Item = &Row>| {
-            let records = rows.map(|row| &row.record).filter(|record| wanted(record));
-            records.take(filter.limit).cloned().collect()
+            let records = rows.map(|row| &row.record).filter(wanted);
+            records.take(query.limit.unwrap_or(20)).cloned().collect()
         };
-        Ok(match &filter.after {
+        Ok(match &query.after {
             Some(after) => records(&mut tables.tasks.range(..after).rev().map(|(_, row)| row)),
             None => records(&mut tables.tasks.values().rev()),
         })
@@ -316,8 +250,13 @@ impl TaskStore for MemoryStore {
         Ok(())
     }
 
-    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {
-        self.tables().run(run)?.add_updates(updates, &self.config);
+    async fn append_updates(
+        &self,
+        run: &Run,
+        first: u64,
+        updates: Vec<TaskUpdate>,
+    ) -> Result<(), StoreError> {
+        self.tables().run(run)?.add_updates(Some(first), updates, &self.limits);
         self.notify(&run.task, false, false);
         Ok(())
     }
@@ -351,7 +290,7 @@ impl TaskStore for MemoryStore {
     async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
         let mut tables = self.tables();
         let mut ids: HashSet<&str> = event_ids.iter().map(String::as_str).collect();
-        // They are the first ones, unless another relay took over meanwhile: what waits after them is not looked at.
+        // They are the first ones, unless another relay took over: the events after them are not searched.
         while tables.outbox.front().is_some_and(|event| ids.remove(event.id())) {
             tables.outbox.pop_front();
         }
@@ -361,7 +300,7 @@ impl TaskStore for MemoryStore {
         Ok(())
     }
 
-    fn changes(&self, topic: Topic) -> Changes {
+    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
         self.hub.subscribe(topic)
     }
 }

@@ -1,104 +1,159 @@
-//! Where tasks, their journals, their updates and the events of their changes are stored.
+//! Stores of tasks, with their journals, their live updates, and the events of their changes.
 
-mod changes;
 mod journal;
 mod memory;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
-pub use self::{
-    changes::{ChangeHub, Changes, Topic},
-    journal::{JournalEntry, Recorded},
-    memory::{MemoryStore, MemoryStoreConfig},
-};
+pub(crate) use self::journal::Recorded;
+pub use self::{journal::JournalEntry, memory::MemoryStore};
 use crate::{
     contract::ContractRef,
     error::{ErrorKind, Failure},
     event::Event,
     id::{StepKey, TaskId},
     parts::Caller,
-    task::{TaskRecord, TaskStatus, TaskUpdate},
+    task::{TaskQuery, TaskRecord, TaskUpdate},
 };
 
-/// Stores tasks, the journal of the calls that each has made, its live updates, and the events of its changes until they
-/// are published.
+/// A store of tasks, their journals, their live updates, and the events of their changes.
 ///
-/// Several brains may share one store. It keeps them apart by two numbers: a change is refused unless it was made from
-/// the latest revision, and a journal entry unless it comes from the latest run. Leases and deadlines are set and judged
-/// by the store's own clock, so that the clocks of brains may differ.
+/// Several brains may share a store. Two numbers separate them: the store refuses a change that was not made from the latest
+/// revision of the task, and a journal entry or an update that does not come from its latest run. The store's own clock sets
+/// and judges leases and deadlines, so that the clocks of brains may differ.
+///
+/// A brain gives each operation ten seconds, and treats one that panics as [`StoreError::Unavailable`].
 ///
 /// # Cancel safety
-/// A method whose future is dropped may or may not have taken effect, as a whole.
+/// Every operation takes effect as a whole or not at all. A caller that drops the future does not know which, and a store
+/// must not hold a lock or a transaction after that. A brain repeats an operation or reads the task again.
 #[async_trait]
 pub trait TaskStore: Send + Sync + 'static {
-    /// Stores a new task and its effects, both or neither.
+    /// Stores a new task together with its effects. Refuses it when `max_queued` tasks are queued, or when those and this one
+    /// have more than `max_queued_bytes` bytes by [`TaskRecord::size`].
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when there is one by that id, [`StoreError::Full`] when as much waits as `room` allows,
-    /// [`StoreError::Unavailable`] when it is not known whether the task was stored.
-    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError>;
+    /// [`StoreError::Conflict`] when a task has this id, [`StoreError::Full`] when a limit is reached, and
+    /// [`StoreError::Unavailable`] when the task may or may not have been stored.
+    ///
+    /// # Cancel safety
+    /// The task may or may not be stored when the future is dropped. If it is, its effects are too.
+    async fn create(
+        &self,
+        record: TaskRecord,
+        effects: SideEffects,
+        max_queued: usize,
+        max_queued_bytes: usize,
+    ) -> Result<(), StoreError>;
 
-    /// The task by that id.
+    /// Returns the task with this id.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError>;
+    ///
+    /// # Cancel safety
+    /// Reads alone: dropping the future changes nothing.
+    async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError>;
 
-    /// Stores a changed task and the effects of the change, all or nothing, and returns the task under its new revision.
+    /// Stores a changed task together with the effects of the change, under the next revision.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the task has changed since `record` was read, [`StoreError::NotFound`] when it
-    /// is gone, [`StoreError::Unavailable`] when it is not known whether the change was stored.
-    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError>;
+    /// [`StoreError::Conflict`] when the task has changed since `record` was read, [`StoreError::NotFound`] when it is gone, and
+    /// [`StoreError::Unavailable`] when the change may or may not have been stored.
+    ///
+    /// # Cancel safety
+    /// The change may or may not be stored when the future is dropped. If it is, its effects are too.
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError>;
 
-    /// Claims free tasks (see [`TaskRecord::is_free`]), the most urgent first and among those the oldest, and gives each
-    /// to one brain alone.
+    /// Claims at most `limit` free tasks of these contracts for the brain `holder`, and stores the `effects` of each claim with
+    /// it. Returns each task, with its new run number, and the time that is left to its deadline.
+    ///
+    /// A task is free as [`TaskRecord::is_free`] defines. Tasks of the highest priority come first, and the oldest of those. No
+    /// two brains claim the same run. The lease expires after `lease`, unless it is [renewed](Self::renew).
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`].
-    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError>;
+    /// [`StoreError::Unavailable`]. Tasks that were claimed all the same are free again when their leases expire.
+    ///
+    /// # Cancel safety
+    /// Tasks may be claimed when the future is dropped. They are free again when their leases expire.
+    async fn claim(
+        &self,
+        holder: &str,
+        contracts: &[ContractRef],
+        lease: Duration,
+        limit: usize,
+        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
+    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError>;
 
     /// Renews the leases of these runs, and returns those that still hold their task.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// Each lease may or may not be renewed when the future is dropped.
     async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError>;
 
-    /// Tasks, newest first.
+    /// Returns the tasks of `owner`, or of everybody, newest first. The limit of the query applies as it is, also above
+    /// [`TaskQuery::MAX_LIMIT`].
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
-    async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError>;
+    ///
+    /// # Cancel safety
+    /// Reads alone: dropping the future changes nothing.
+    async fn list(
+        &self,
+        query: &TaskQuery,
+        owner: Option<&Caller>,
+    ) -> Result<Vec<Arc<TaskRecord>>, StoreError>;
 
-    /// The journal of a task, in the order of [`JournalEntry::seq`].
+    /// Returns the journal of a task, in the order of [`JournalEntry::seq`]. It is empty where the task is gone.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// Reads alone: dropping the future changes nothing.
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError>;
 
-    /// Writes one journal entry, in place of an earlier one for the same step, with the time of the store's clock as
-    /// [`JournalEntry::at`]. Writing the same entry twice is as good as once.
+    /// Writes a journal entry in place of an earlier one of the same step, and sets [`JournalEntry::at`] by the store's clock.
+    /// Writing an entry twice has the effect of writing it once.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when `run` is not the latest run of the task or the task is not being run any more,
-    /// [`StoreError::NotFound`] when it is gone.
+    /// [`StoreError::Conflict`] when `run` is not the latest run of the task or the task is not processing,
+    /// [`StoreError::NotFound`] when the task is gone, and [`StoreError::Unavailable`] when the entry may or may not have been
+    /// written.
+    ///
+    /// # Cancel safety
+    /// The entry may or may not be written when the future is dropped. The caller writes it again.
     async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError>;
 
-    /// Appends updates of a task. The store gives them their numbers, which never repeat over the runs of a task; it may
-    /// drop the oldest ones.
+    /// Appends live updates of a run. The store numbers them, over all runs of a task without repetition, and may drop the
+    /// oldest.
+    ///
+    /// `first` is the position of the first of them among the updates of this run, from 0. The store skips those that it has
+    /// appended before, so that a repeated call appends nothing twice.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when `run` is not the latest run of the task or the task is not being run any more,
-    /// [`StoreError::NotFound`] when it is gone.
-    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError>;
+    /// As [`append`](Self::append).
+    ///
+    /// # Cancel safety
+    /// The updates may or may not be appended when the future is dropped. The caller appends them again with the same `first`.
+    async fn append_updates(&self, run: &Run, first: u64, updates: Vec<TaskUpdate>)
+    -> Result<(), StoreError>;
 
-    /// At most `limit` updates of a task after number `after`, in order. Where some of them are no longer stored, a
-    /// [`TaskUpdate::Gap`] comes first. A number that no update has had yet is read as 0.
+    /// Returns at most `limit` updates of a task after number `after`, in order. Where some of them are no longer stored, a
+    /// [`TaskUpdate::Gap`] comes first. A number that no update has yet is read as 0.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// Reads alone: dropping the future changes nothing.
     async fn updates_after(
         &self,
         id: &TaskId,
@@ -106,47 +161,73 @@ pub trait TaskStore: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<TaskUpdate>, StoreError>;
 
-    /// At most `limit` events that wait to be published, in the order in which their changes were stored. `relay` names who
-    /// publishes them; others are given none until it is done, or has been silent for ten seconds.
+    /// Returns at most `limit` events that are not published yet, in the order in which their changes were stored.
+    ///
+    /// `relay` names the caller. A store returns no events to other relays until this one has published all, or has not called
+    /// for ten seconds.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// No event is lost when the future is dropped: it stays until it is [published](Self::published).
     async fn pending_events(&self, relay: &str, limit: usize) -> Result<Vec<Event>, StoreError>;
 
-    /// These events were published.
+    /// Deletes events that were published.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// An event that is not deleted when the future is dropped is published again.
     async fn published(&self, event_ids: &[String]) -> Result<(), StoreError>;
 
-    /// Wakes who waits for a change, from now on. A store without notifications returns changes at intervals.
-    fn changes(&self, topic: Topic) -> Changes;
+    /// Returns a receiver that changes with each change of the topic from now on. A store without notifications sends at
+    /// intervals.
+    fn changes(&self, topic: Topic) -> watch::Receiver<()>;
 }
 
 #[async_trait]
-impl<S: TaskStore + ?Sized> TaskStore for std::sync::Arc<S> {
-    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
-        (**self).create(record, effects, room).await
+impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
+    async fn create(
+        &self,
+        record: TaskRecord,
+        effects: SideEffects,
+        max_queued: usize,
+        max_queued_bytes: usize,
+    ) -> Result<(), StoreError> {
+        (**self).create(record, effects, max_queued, max_queued_bytes).await
     }
 
-    async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError> {
+    async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
         (**self).get(id).await
     }
 
-    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
         (**self).commit(record, effects).await
     }
 
-    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
-        (**self).claim(claim).await
+    async fn claim(
+        &self,
+        holder: &str,
+        contracts: &[ContractRef],
+        lease: Duration,
+        limit: usize,
+        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
+    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+        (**self).claim(holder, contracts, lease, limit, effects).await
     }
 
     async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
         (**self).renew(holder, lease, runs).await
     }
 
-    async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError> {
-        (**self).list(filter).await
+    async fn list(
+        &self,
+        query: &TaskQuery,
+        owner: Option<&Caller>,
+    ) -> Result<Vec<Arc<TaskRecord>>, StoreError> {
+        (**self).list(query, owner).await
     }
 
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
@@ -157,8 +238,13 @@ impl<S: TaskStore + ?Sized> TaskStore for std::sync::Arc<S> {
         (**self).append(run, entry).await
     }
 
-    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {
-        (**self).append_updates(run, updates).await
+    async fn append_updates(
+        &self,
+        run: &Run,
+        first: u64,
+        updates: Vec<TaskUpdate>,
+    ) -> Result<(), StoreError> {
+        (**self).append_updates(run, first, updates).await
     }
 
     async fn updates_after(
@@ -178,135 +264,71 @@ impl<S: TaskStore + ?Sized> TaskStore for std::sync::Arc<S> {
         (**self).published(event_ids).await
     }
 
-    fn changes(&self, topic: Topic) -> Changes {
+    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
         (**self).changes(topic)
     }
 }
 
-/// What a change of a task brings along. It is stored together with the change.
+/// What a store reports changes of: see [`TaskStore::changes`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Topic {
+    /// Tasks that are free to claim.
+    Queue,
+    /// Events that are not published.
+    Events,
+    /// A task and its updates.
+    Task(TaskId),
+}
+
+/// What is stored together with a change of a task.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct SideEffects {
     /// Events to be published, in this order.
     pub events: Vec<Event>,
-    /// Live updates, which get their numbers from the store.
+    /// Live updates, which the store numbers.
     pub updates: Vec<TaskUpdate>,
+    /// Position of the first of these updates among those of the run: see [`TaskStore::append_updates`]. `None` where they are
+    /// not of a run; all of them are appended then.
+    pub first_update: Option<u64>,
     /// Steps whose journal entries are discarded.
     pub discarded: Vec<StepKey>,
-    /// Journal entries to be written after that.
+    /// Journal entries that are written after that.
     pub journal: Vec<JournalEntry>,
 }
 
-/// How much may wait in a store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Room {
-    /// Queued tasks.
-    pub tasks: usize,
-    /// Bytes of what was submitted with them: see [`TaskRecord::size`].
-    pub bytes: usize,
-}
-
-impl Room {
-    /// Room for so many tasks of so many bytes in all.
-    pub fn new(tasks: usize, bytes: usize) -> Self {
-        Self { tasks, bytes }
-    }
-}
-
-/// One run of a task: what a brain holds.
+/// A run of a task, which starts with a claim.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Run {
     /// The task.
     pub task: TaskId,
-    /// The number of the run.
+    /// The number of the run, from 1.
     pub number: u32,
 }
 
 impl Run {
-    /// A run of a task.
+    /// The run of a task with this number.
     pub fn new(task: TaskId, number: u32) -> Self {
         Self { task, number }
     }
 }
 
-/// Which tasks a brain claims.
-#[non_exhaustive]
-pub struct Claim<'a> {
-    /// The brain.
-    pub holder: &'a str,
-    /// The contracts that it runs.
-    pub contracts: &'a [ContractRef],
-    /// How long it holds a task without renewing the lease.
-    pub lease: Duration,
-    /// At most so many tasks.
-    pub limit: usize,
-    /// What is stored with each claim: called with the claimed task.
-    pub effects: &'a (dyn Fn(&TaskRecord) -> SideEffects + Send + Sync),
-}
-
-impl std::fmt::Debug for Claim<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Claim")
-            .field("holder", &self.holder)
-            .field("contracts", &self.contracts)
-            .field("lease", &self.lease)
-            .field("limit", &self.limit)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A task that was claimed.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Claimed {
-    /// The task, whose run number is new.
-    pub record: TaskRecord,
-    /// How much of its time is left, by the store's clock.
-    pub time_left: Duration,
-}
-
-impl Claimed {
-    /// A claimed task.
-    pub fn new(record: TaskRecord, time_left: Duration) -> Self {
-        Self { record, time_left }
-    }
-
-    /// When it was claimed, by the store's clock.
-    pub(crate) fn at(&self) -> Option<jiff::Timestamp> {
-        self.record.deadline_at()?.checked_sub(self.time_left).ok()
-    }
-}
-
-/// Which tasks to list.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct TaskFilter {
-    /// Only those of this status.
-    pub status: Option<TaskStatus>,
-    /// Only those older than this one.
-    pub after: Option<TaskId>,
-    /// Only those of this caller; `None` for those of anyone.
-    pub owner: Option<Caller>,
-    /// At most so many.
-    pub limit: usize,
-}
-
-/// Why a store did not do what it was asked for.
+/// The error of an operation of a store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// Another change came first.
-    #[error("the task has changed meanwhile")]
+    #[error("another change of the task came first")]
     Conflict,
-    /// There is no such task.
+    /// The task does not exist.
     #[error("there is no such task")]
     NotFound,
-    /// As much waits as may.
+    /// A limit of queued tasks is reached.
     #[error("too many tasks are waiting")]
     Full,
-    /// The store cannot be reached, or failed: a change may have been stored.
+    /// The store failed or is not reachable. A change may have been stored.
     #[error("the task store failed")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

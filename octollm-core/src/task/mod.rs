@@ -1,30 +1,29 @@
-//! Tasks: work that a brain was asked for, and what became of it.
+//! Tasks: work with an id that a brain has accepted, its status and its result.
 
 mod event;
 mod record;
 mod request;
-mod status;
 mod update;
+
+use std::{fmt, str::FromStr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::{
-    event::{TaskChange, TaskEvent, TaskSpent},
-    record::{Lease, TaskRecord},
-    request::{InvalidSubmission, Priority, Submission, TaskBudget, TaskRequest},
-    status::TaskStatus,
+    event::TaskEvent,
+    record::TaskRecord,
+    request::{Priority, Submission, TaskBudget, TaskRequest},
     update::TaskUpdate,
 };
 use crate::{
     budget::Cost,
     contract::TaskContract,
     error::{ErrorKind, Failure},
-    id::{RequestId, StepKey, TaskId},
+    id::{StepKey, TaskId},
+    invalid::InvalidValue,
     json::RawJson,
-    parts::Caller,
-    trace::TraceContext,
     update::Progress,
 };
 
@@ -32,32 +31,32 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct Task {
-    /// Names it.
+    /// Id of the task.
     pub task_id: TaskId,
-    /// Where it stands.
+    /// Status of the task.
     pub status: TaskStatus,
-    /// The goal in words; what runs another contract has none.
+    /// Goal in words. `None` for a task of another contract than [`TaskRequest`].
     pub goal: Option<String>,
-    /// How far it is.
+    /// Progress of the task.
     pub progress: Progress,
-    /// What came of it, once completed.
+    /// Result of a completed task.
     pub result: Option<TaskResult>,
-    /// Why it failed, if it did.
+    /// Error of a failed task.
     pub error: Option<TaskError>,
-    /// What it took.
+    /// Usage, duration, and what was submitted with the task.
     pub metadata: TaskMetadata,
-    /// When it was submitted.
+    /// Time of the submission.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// Time of the last change.
     pub updated_at: Timestamp,
-    /// When it was completed.
+    /// Time of completion.
     pub completed_at: Option<Timestamp>,
-    /// When it failed.
+    /// Time of the failure.
     pub failed_at: Option<Timestamp>,
 }
 
 impl Task {
-    /// The output of a completed task, whose contract is `C`. A goal in words is answered by its result as a whole.
+    /// The output of a completed task of the contract `C`. For [`TaskRequest`] the output is the whole [`TaskResult`].
     ///
     /// # Errors
     /// The failure of a failed task; [`ErrorKind::Cancelled`] for a cancelled one; [`ErrorKind::BadResponse`] where the output
@@ -82,68 +81,148 @@ impl Task {
     }
 }
 
-/// Where a task comes from: what of its submitter's context it continues.
-#[derive(Debug, Clone)]
+/// The status of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub struct Origin {
-    /// Who submitted it, and what they may do.
-    pub caller: Caller,
-    /// Names the piece of work over all its requests.
-    pub correlation_id: RequestId,
-    /// The trace in which it was submitted.
-    pub trace: Option<TraceContext>,
+pub enum TaskStatus {
+    /// Waits for a brain. Becomes processing, cancelled, or failed where it cannot be run.
+    Queued,
+    /// Runs. Becomes completed, failed or cancelled, or queued again where its brain released it.
+    Processing,
+    /// Has a result. Final.
+    Completed,
+    /// Has an error. Becomes queued by a rerun.
+    Failed,
+    /// Was cancelled on request. Final.
+    Cancelled,
+    /// A status of a later version, of another service. Not final.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
-impl Origin {
-    /// A submission by this caller, without a trace.
-    pub fn new(caller: Caller, correlation_id: RequestId) -> Self {
-        Self { caller, correlation_id, trace: None }
+impl TaskStatus {
+    /// Every status that a task of this version can have.
+    pub const ALL: [Self; 5] =
+        [Self::Queued, Self::Processing, Self::Completed, Self::Failed, Self::Cancelled];
+
+    /// Whether a task of this status may change to `next`.
+    pub const fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Queued, Self::Processing | Self::Cancelled | Self::Failed)
+                | (Self::Processing, Self::Completed | Self::Failed | Self::Cancelled | Self::Queued)
+                | (Self::Failed, Self::Queued)
+        )
     }
 
-    /// Sets the trace that the task continues.
+    /// Whether the task is completed, failed or cancelled.
+    pub const fn is_finished(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// The name of the status on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Processing => "processing",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for TaskStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for TaskStatus {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or(InvalidValue::new("task status"))
+    }
+}
+
+/// Selects tasks for a list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TaskQuery {
+    /// Lists only tasks of this status.
+    pub status: Option<TaskStatus>,
+    /// Lists only tasks that are older than this one: the cursor.
+    pub after: Option<TaskId>,
+    /// Lists at most so many tasks, 1 to 100 (default 20). A page of long tasks has fewer.
+    pub limit: Option<usize>,
+}
+
+impl TaskQuery {
+    /// The largest limit of a page.
+    pub const MAX_LIMIT: usize = 100;
+
+    /// Lists only tasks of this status.
     #[must_use]
-    pub fn trace(mut self, trace: Option<TraceContext>) -> Self {
-        self.trace = trace;
+    pub fn status(mut self, status: TaskStatus) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Lists only tasks that are older than this one.
+    #[must_use]
+    pub fn after(mut self, id: TaskId) -> Self {
+        self.after = Some(id);
+        self
+    }
+
+    /// Lists at most so many tasks.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = Some(limit);
         self
     }
 }
 
-/// What came of a task.
+/// The result of a completed task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct TaskResult {
-    /// The contract's own JSON; for a goal in words, whatever answers it.
+    /// Output of the contract as JSON. The output for a goal in words has any form.
     pub output: RawJson,
-    /// From 0 to 1, where the arm tells.
+    /// Confidence of the arm, from 0 to 1. `None` where the arm reports none.
     #[serde(default)]
     pub confidence: Option<f64>,
-    /// Whether the output was checked and held, where the arm tells.
+    /// Whether the output passed validation. `None` where the arm reports nothing.
     #[serde(default)]
     pub validation_passed: Option<bool>,
 }
 
 impl TaskResult {
-    /// An output, and nothing said about it.
+    /// A result with this output.
     pub fn new(output: impl Into<RawJson>) -> Self {
         Self { output: output.into(), confidence: None, validation_passed: None }
     }
 
-    /// An output of any type.
+    /// A result with an output of any type.
     ///
     /// # Errors
-    /// When it cannot be written as JSON.
+    /// When the output cannot be written as JSON.
     pub fn of(output: &impl Serialize) -> Result<Self, serde_json::Error> {
         Ok(Self::new(RawJson::of(output)?))
     }
 
-    /// Says how sure the arm is, from 0 to 1.
+    /// Sets the confidence. A value outside of 0 to 1 is clamped; one that is not finite is dropped.
     #[must_use]
     pub fn confidence(mut self, confidence: f64) -> Self {
         self.confidence = confidence.is_finite().then(|| confidence.clamp(0.0, 1.0));
         self
     }
 
-    /// Says whether the output was checked and held.
+    /// Sets whether the output passed validation.
     #[must_use]
     pub fn validation_passed(mut self, passed: bool) -> Self {
         self.validation_passed = Some(passed);
@@ -151,25 +230,25 @@ impl TaskResult {
     }
 }
 
-/// Why a task failed.
+/// The error of a failed task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct TaskError {
-    /// What happened.
+    /// Kind of the error.
     #[serde(rename = "type")]
     pub kind: ErrorKind,
-    /// One line for people.
+    /// Message for people, in one line.
     pub message: String,
-    /// More, for programs.
+    /// Details for programs.
     #[serde(default)]
     pub details: Option<Value>,
-    /// Whether the same work can succeed later.
+    /// Whether a retry can succeed.
     #[serde(default)]
     pub retryable: bool,
-    /// Whether the work may have been done, wholly or in part.
+    /// Whether the work may have run, wholly or in part.
     #[serde(default = "yes")]
     pub may_have_executed: bool,
-    /// The step whose error ended the task, where it was one.
+    /// Step whose error ended the task. `None` where the arm itself failed.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "step_text")]
     #[schemars(with = "Option<String>")]
     pub step: Option<StepKey>,
@@ -180,14 +259,14 @@ fn yes() -> bool {
 }
 
 impl TaskError {
-    /// Names the step whose error ended the task.
+    /// Sets the step whose error ended the task.
     #[must_use]
     pub fn at_step(mut self, step: Option<StepKey>) -> Self {
         self.step = step;
         self
     }
 
-    /// The failure that it was, for a caller who waits for the task.
+    /// Converts to a failure, for a caller that waits for the task.
     pub fn into_failure(self) -> Failure {
         Failure {
             details: self.details,
@@ -198,7 +277,7 @@ impl TaskError {
     }
 }
 
-/// On the wire a step is a text: digits for a position, and a name else.
+/// Writes a step as text: digits for a position, otherwise the name.
 mod step_text {
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -231,21 +310,21 @@ impl From<&Failure> for TaskError {
     }
 }
 
-/// What a task took.
+/// Usage and duration of a task, and what was submitted with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct TaskMetadata {
-    /// The arms that answered its calls, each once, in the order of their first answer.
+    /// Arms that answered calls of the task, each once, in the order of their first answer.
     pub arms_used: Vec<String>,
     /// Tokens read and written by models.
     pub tokens_used: u64,
-    /// What it cost.
+    /// Cost in US dollars.
     #[serde(rename = "cost_dollars")]
     pub cost: Cost,
-    /// How long it ran, without waiting in the queue.
+    /// Time that the task ran, in seconds, without the time in the queue.
     #[schemars(range(min = 0))]
     pub duration_seconds: f64,
-    /// What was given when it was submitted.
+    /// Metadata of the submission.
     #[serde(default = "RawJson::object", skip_serializing_if = "RawJson::is_empty_object")]
     #[schemars(with = "serde_json::Map<String, Value>")]
     pub submitted: RawJson,
@@ -260,5 +339,18 @@ impl Default for TaskMetadata {
             duration_seconds: 0.0,
             submitted: RawJson::object(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_of_a_later_version_is_not_final() {
+        let status: TaskStatus = serde_json::from_str("\"input_required\"").unwrap();
+        assert_eq!(status, TaskStatus::Unknown);
+        assert!(!status.is_finished() && TaskStatus::ALL.iter().all(|next| !status.may_become(*next)));
+        assert!("unknown".parse::<TaskStatus>().is_err(), "nobody asks for it");
     }
 }

@@ -1,4 +1,4 @@
-//! A task as a store holds it.
+//! A task as a store holds it: its state machine.
 
 mod secret;
 
@@ -8,23 +8,20 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use self::secret::Secret;
-use super::{
-    Origin, Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult, TaskSpent,
-    TaskStatus,
-};
+use super::{Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult, TaskStatus};
 use crate::{
-    budget::{Cost, Usage},
+    budget::Usage,
     contract::ContractRef,
     error::{ErrorKind, Failure},
     id::{RequestId, StepKey, TaskId},
     json::RawJson,
-    parts::Caller,
+    parts::{Caller, ContextParts},
     trace::TraceContext,
     transport::IdempotencyKey,
     update::Progress,
 };
 
-/// A task with all that is needed to run it. Its state changes by methods alone, and only where the change is legal.
+/// A task with everything that a brain needs to run it. Its methods allow no illegal change of the status.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskRecord {
     task: Task,
@@ -43,30 +40,32 @@ pub struct TaskRecord {
     attempt: u32,
     generation: u32,
     failed_step: Option<StepKey>,
-    /// What earlier attempts used and no replay counts again.
+    /// Usage of all attempts, once one has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    used: Option<Usage>,
+    /// Usage of earlier attempts, without that of calls that are replayed.
     #[serde(default, skip_serializing_if = "unused")]
     used_before: Usage,
-    /// The number of the first failure whose call was made again: what was recorded later may be left out.
+    /// Number of the first failure whose call was made again. The program may leave later entries out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     made_again: Option<u64>,
     lease: Option<Lease>,
     revision: u64,
 }
 
-/// A brain's hold on a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lease {
-    /// The brain.
-    pub holder: String,
-    /// After this moment of the store's clock another brain may claim the task.
-    pub until: Timestamp,
+struct Lease {
+    holder: String,
+    until: Timestamp,
 }
 
 impl TaskRecord {
-    /// A queued task under a new id, which may run for `time_limit` once it has been started.
-    pub fn new(submission: Submission, origin: Origin, time_limit: Duration, now: Timestamp) -> Self {
+    /// A queued task with a new id, which may run for `time_limit` from its first start. It continues the trace and the
+    /// correlation id of its submitter's context, and belongs to the caller there.
+    pub fn new(submission: Submission, from: &ContextParts, time_limit: Duration, now: Timestamp) -> Self {
         let Submission { contract, input, goal, priority, budget, metadata } = submission;
-        let Origin { caller, correlation_id, trace } = origin;
+        let (caller, correlation_id, trace) =
+            (from.caller.clone(), from.correlation_id.clone(), from.trace.clone());
         Self {
             task: Task {
                 task_id: TaskId::new(),
@@ -95,6 +94,7 @@ impl TaskRecord {
             attempt: 1,
             generation: 0,
             failed_step: None,
+            used: None,
             used_before: Usage::ZERO,
             made_again: None,
             lease: None,
@@ -102,9 +102,9 @@ impl TaskRecord {
         }
     }
 
-    /// A task that was answered before any brain saw it, as by a reflex: completed, and stored nowhere.
-    pub fn answered(submission: Submission, origin: Origin, result: TaskResult, now: Timestamp) -> Task {
-        let mut task = Self::new(submission, origin, Duration::ZERO, now).task;
+    /// A completed task that no brain ran, as where a reflex answers. It is stored nowhere.
+    pub fn answered(submission: Submission, result: TaskResult, now: Timestamp) -> Task {
+        let mut task = Self::new(submission, &ContextParts::new(), Duration::ZERO, now).task;
         task.status = TaskStatus::Completed;
         task.progress.percentage = 100;
         task.result = Some(result);
@@ -112,7 +112,7 @@ impl TaskRecord {
         task
     }
 
-    /// The task's id.
+    /// The id of the task.
     pub fn id(&self) -> &TaskId {
         &self.task.task_id
     }
@@ -122,107 +122,117 @@ impl TaskRecord {
         &self.task
     }
 
-    /// The task as its owner sees it, without the rest.
+    /// Converts to the task as its owner sees it.
     pub fn into_task(self) -> Task {
         self.task
     }
 
-    /// Its status.
+    /// The status of the task.
     pub fn status(&self) -> TaskStatus {
         self.task.status
     }
 
-    /// What is run.
+    /// The contract of the task.
     pub fn contract(&self) -> &ContractRef {
         &self.contract
     }
 
-    /// The contract's JSON.
+    /// The input of the contract, as JSON.
     pub fn input(&self) -> &RawJson {
         &self.input
     }
 
-    /// Who submitted it, and what they may do.
+    /// The caller that submitted the task.
     pub fn caller(&self) -> &Caller {
         &self.caller
     }
 
-    /// The trace in which it was submitted.
+    /// The trace of the submission.
     pub fn trace(&self) -> Option<&TraceContext> {
         self.trace.as_ref()
     }
 
-    /// How urgent it is.
+    /// The priority of the task.
     pub fn priority(&self) -> Priority {
         self.priority
     }
 
-    /// What it may use, over all attempts.
+    /// The budget of all attempts together.
     pub fn budget(&self) -> &TaskBudget {
         &self.budget
     }
 
-    /// What earlier attempts used, without what a replay of the journal counts again.
+    /// The usage of all attempts. `None` until one has ended.
+    pub fn usage(&self) -> Option<Usage> {
+        self.used
+    }
+
+    /// The usage of earlier attempts, without that of calls that are replayed.
     pub fn used_before(&self) -> Usage {
         self.used_before
     }
 
-    /// How long it may run, from the first start to the end. A task that is run again gets the time anew.
+    /// The time limit, from the first start to the end. A rerun starts it anew.
     pub fn time_limit(&self) -> Duration {
         Duration::from_millis(self.time_limit_ms)
     }
 
-    /// Names the piece of work over all its requests.
+    /// The correlation id of the submission.
     pub fn correlation_id(&self) -> &RequestId {
         &self.correlation_id
     }
 
-    /// When its time is up, by the store's clock; `None` before the first start.
+    /// The deadline by the store's clock. `None` before the first start.
     pub fn deadline_at(&self) -> Option<Timestamp> {
         self.deadline_at
     }
 
-    /// Counts the times that a brain claimed it; 0 before the first. A brain that holds an older number has lost the task.
+    /// The number of the latest run: 0 before the first claim. A brain with an older number has lost the task.
     pub fn run(&self) -> u32 {
         self.run
     }
 
-    /// 1, and one more each time that it was run again after a failure. Waiting for recovery is no attempt.
+    /// The number of the attempt, from 1. A rerun starts a new attempt; a recovery does not.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// The step whose error ended the task; `None` unless it has failed by one.
+    /// The step whose error ended the task. `None` unless the task failed at one.
     pub fn failed_step(&self) -> Option<&StepKey> {
         self.failed_step.as_ref()
     }
 
-    /// The number of the first journal entry whose call a rerun has made again.
+    /// The number of the first journal entry whose call a rerun makes again.
     pub(crate) fn made_again(&self) -> Option<u64> {
         self.made_again
     }
 
-    /// The brain that runs it, and until when it holds the task.
-    pub fn lease(&self) -> Option<&Lease> {
-        self.lease.as_ref()
+    /// The brain that holds the lease.
+    pub fn holder(&self) -> Option<&str> {
+        self.lease.as_ref().map(|lease| &*lease.holder)
     }
 
-    /// Counts the changes: a store refuses one that was made from an older revision.
+    /// The end of the lease, by the store's clock. Another brain may claim the task after that.
+    pub fn leased_until(&self) -> Option<Timestamp> {
+        self.lease.as_ref().map(|lease| lease.until)
+    }
+
+    /// The number of the latest change. A store refuses a change that was made from an older revision.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Sets the revision: a store does when it has stored a change.
+    /// Sets the revision. A store calls this when it stores a change.
     pub fn set_revision(&mut self, revision: u64) {
         self.revision = revision;
     }
 
-    /// Bytes of what was submitted: what waiting tasks are limited by.
+    /// The size of the submission in bytes, by which queued tasks are limited.
     pub fn size(&self) -> usize {
         self.input.as_str().len() + self.task.metadata.submitted.as_str().len()
     }
 
-    /// Whether a brain may claim it at `now`, by the store's clock: it waits, or its lease has expired.
+    /// Whether a brain may claim the task at `now` by the store's clock: it is queued, or its lease has expired.
     pub fn is_free(&self, now: Timestamp) -> bool {
         match self.task.status {
             TaskStatus::Queued => true,
@@ -231,20 +241,19 @@ impl TaskRecord {
         }
     }
 
-    /// Whether this run of this brain still has the task.
+    /// Whether this run of this brain holds the task.
     pub fn is_held(&self, holder: &str, run: u32) -> bool {
         self.run == run && self.lease.as_ref().is_some_and(|lease| lease.holder == holder)
     }
 
-    /// The idempotency key of one of its calls: the same over attempts and recoveries, and another one once an operator
-    /// has discarded the journal.
+    /// The idempotency key of a call. It is the same over attempts and recoveries, and changes when the journal is discarded.
     ///
-    /// It is an HMAC-SHA256 (RFC 2104) of the step under a secret of the task, so that nobody can guess it.
+    /// It is an HMAC-SHA256 (RFC 2104) of the step under a secret of the task, so that it cannot be guessed.
     pub fn idempotency_key(&self, step: &StepKey) -> Option<IdempotencyKey> {
         self.secret.key_of(step, self.generation)
     }
 
-    fn become_(&mut self, status: TaskStatus, now: Timestamp) -> Result<(), Failure> {
+    fn change_status(&mut self, status: TaskStatus, now: Timestamp) -> Result<(), Failure> {
         let from = self.task.status;
         if !from.may_become(status) {
             return Err(illegal(from, status));
@@ -255,31 +264,30 @@ impl TaskRecord {
         Ok(())
     }
 
-    /// Records pass between brains whose clocks differ: no change is earlier than the one before.
+    /// The clocks of brains differ: no change is earlier than the one before.
     fn updated(&mut self, now: Timestamp) {
         self.task.updated_at = self.task.updated_at.max(now);
     }
 
-    /// A brain claims the task and runs it until `lease` expires; `now` is of the store's clock. A task whose lease has
-    /// expired stays processing.
+    /// Starts a run of the brain `holder`, whose lease expires at `until`. Both times are of the store's clock.
     ///
     /// # Errors
-    /// A [`Failure`] of kind conflict unless it [is free](Self::is_free).
-    pub fn claim(&mut self, lease: Lease, now: Timestamp) -> Result<(), Failure> {
+    /// A [`Failure`] of kind conflict unless the task [is free](Self::is_free).
+    pub fn claim(&mut self, holder: &str, until: Timestamp, now: Timestamp) -> Result<(), Failure> {
         let from = self.task.status;
         if !self.is_free(now) {
             return Err(illegal(from, TaskStatus::Processing));
         }
         self.task.status = TaskStatus::Processing;
         self.updated(now);
-        self.lease = Some(lease);
+        self.lease = Some(Lease { holder: holder.to_owned(), until });
         self.run = self.run.saturating_add(1);
         let end = now.checked_add(self.time_limit()).unwrap_or(Timestamp::MAX);
         self.deadline_at.get_or_insert(end);
         Ok(())
     }
 
-    /// Holds the task for longer, where this run still has it.
+    /// Extends the lease where this run holds the task, and returns whether it does.
     pub fn renew(&mut self, holder: &str, run: u32, until: Timestamp) -> bool {
         let held = self.is_held(holder, run);
         if held && let Some(lease) = &mut self.lease {
@@ -288,67 +296,67 @@ impl TaskRecord {
         held
     }
 
-    /// Sets what its run used and how far it came.
-    pub fn report(&mut self, spent: &TaskSpent, progress: Progress) {
-        let taken = &mut self.task.metadata;
-        let usage = spent.usage.unwrap_or_default();
-        (taken.tokens_used, taken.cost) = (usage.tokens, usage.cost);
-        taken.arms_used.clone_from(&spent.arms_used);
-        taken.duration_seconds = spent.duration.unwrap_or_default().as_secs_f64();
+    /// Sets what the task used and how far it came, at the end of a run.
+    pub fn report(&mut self, usage: Usage, arms_used: Vec<String>, duration: Duration, progress: Progress) {
+        self.used = Some(usage);
+        let metadata = &mut self.task.metadata;
+        (metadata.tokens_used, metadata.cost) = (usage.tokens, usage.cost);
+        metadata.arms_used = arms_used;
+        metadata.duration_seconds = duration.as_secs_f64();
         self.task.progress = progress;
     }
 
-    /// It has a result.
+    /// Completes the task.
     ///
     /// # Errors
-    /// A [`Failure`] of kind conflict unless it is being run.
+    /// A [`Failure`] of kind conflict unless the task is processing.
     pub fn complete(&mut self, result: TaskResult, now: Timestamp) -> Result<(), Failure> {
-        self.become_(TaskStatus::Completed, now)?;
+        self.change_status(TaskStatus::Completed, now)?;
         self.task.progress.percentage = 100;
         self.task.result = Some(result);
         self.task.completed_at = Some(self.task.updated_at);
         Ok(())
     }
 
-    /// It has an error, that of `error.step` where one is named.
+    /// Ends the task with an error.
     ///
     /// # Errors
-    /// A [`Failure`] of kind conflict when it is finished.
+    /// A [`Failure`] of kind conflict when the task is finished.
     pub fn fail(&mut self, error: TaskError, now: Timestamp) -> Result<(), Failure> {
-        self.become_(TaskStatus::Failed, now)?;
+        self.change_status(TaskStatus::Failed, now)?;
         self.failed_step.clone_from(&error.step);
         self.task.error = Some(error);
         self.task.failed_at = Some(self.task.updated_at);
         Ok(())
     }
 
-    /// It is given up on request.
+    /// Cancels the task.
     ///
     /// # Errors
-    /// A [`Failure`] of kind conflict when it is finished.
+    /// A [`Failure`] of kind conflict when the task is finished.
     pub fn cancel(&mut self, now: Timestamp) -> Result<(), Failure> {
-        self.become_(TaskStatus::Cancelled, now)
+        self.change_status(TaskStatus::Cancelled, now)
     }
 
-    /// It waits again: its brain has let go of it.
+    /// Queues the task again, where its brain stops before the task has ended.
     ///
     /// # Errors
-    /// A [`Failure`] of kind conflict unless it is being run.
+    /// A [`Failure`] of kind conflict unless the task is processing.
     pub fn release(&mut self, now: Timestamp) -> Result<(), Failure> {
         match self.task.status {
-            TaskStatus::Processing => self.become_(TaskStatus::Queued, now),
+            TaskStatus::Processing => self.change_status(TaskStatus::Queued, now),
             from => Err(illegal(from, TaskStatus::Queued)),
         }
     }
 
-    /// It waits again after a failure, for one more attempt with its time anew, and with what it has left of its budget.
-    /// `discarded` says that its journal was discarded from a step on: the calls made then have other idempotency keys.
+    /// Queues a failed task for one more attempt, with its time limit anew and the rest of its budget. With `discarded`, a part
+    /// of the journal is discarded, and further calls have other idempotency keys.
     ///
     /// # Errors
-    /// A [`Failure`] of kind conflict unless it has failed.
+    /// A [`Failure`] of kind conflict unless the task has failed.
     pub fn rerun(&mut self, discarded: bool, now: Timestamp) -> Result<(), Failure> {
         match self.task.status {
-            TaskStatus::Failed => self.become_(TaskStatus::Queued, now)?,
+            TaskStatus::Failed => self.change_status(TaskStatus::Queued, now)?,
             from => return Err(illegal(from, TaskStatus::Queued)),
         }
         (self.task.error, self.task.failed_at) = (None, None);
@@ -358,13 +366,10 @@ impl TaskRecord {
         Ok(())
     }
 
-    /// Before a rerun: the recorded answers that are replayed used `replayed`, and `made_again` is the number of the first
+    /// Sets what a rerun replays: `replayed` is the usage of the recorded answers, and `made_again` the number of the first
     /// failure whose call is made again.
     pub(crate) fn will_replay(&mut self, replayed: Usage, made_again: Option<u64>) {
-        let (used, cost) = (self.task.metadata.tokens_used, self.task.metadata.cost.nano_dollars());
-        let cost = cost.saturating_sub(replayed.cost.nano_dollars());
-        self.used_before =
-            Usage::tokens(used.saturating_sub(replayed.tokens)).with_cost(Cost::from_nano_dollars(cost));
+        self.used_before = self.used.unwrap_or_default().minus(replayed);
         self.made_again = [self.made_again, made_again].into_iter().flatten().min();
     }
 }
@@ -374,12 +379,12 @@ fn unused(usage: &Usage) -> bool {
     usage.is_zero()
 }
 
-/// The failure of a change that the status of the task does not allow.
+/// The failure for a change that the status does not allow.
 fn illegal(from: TaskStatus, to: TaskStatus) -> Failure {
-    Failure::new(ErrorKind::Conflict, format!("a {from} task does not become {to}"))
+    Failure::new(ErrorKind::Conflict, format!("a {from} task cannot become {to}"))
 }
 
-/// A trace that is no longer understood costs the task its trace, and nothing else.
+/// A stored trace that cannot be read is dropped.
 fn known_trace<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TraceContext>, D::Error> {
     let stored = Option::<serde_json::Value>::deserialize(from)?;
     Ok(stored.and_then(|stored| serde_json::from_value(stored).ok()))

@@ -1,4 +1,4 @@
-//! What a brain is asked for.
+//! What is submitted to a brain.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,7 +10,7 @@ use super::TaskResult;
 use crate::{
     budget::{Budget, Cost, narrower},
     contract::{ContractCard, ContractRef, ContractSpec, NoChunk, TaskContract, Violations, input_schema},
-    error::Failure,
+    error::{ErrorKind, Failure},
     json::{self, RawJson},
 };
 
@@ -21,23 +21,23 @@ pub struct TaskRequest {
     /// 1 to 10 000 characters.
     #[schemars(length(min = 1, max = 10_000), regex(pattern = NOT_BLANK))]
     pub goal: String,
-    /// What must hold on the way.
+    /// Rules for the work.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub constraints: Vec<String>,
-    /// What must hold at the end.
+    /// Conditions that the result has to meet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub acceptance_criteria: Vec<String>,
-    /// Whatever else the work needs to know: an object.
+    /// Further facts for the work: an object.
     #[serde(default = "RawJson::object", skip_serializing_if = "RawJson::is_empty_object")]
     #[schemars(with = "Map<String, Value>")]
     pub context: RawJson,
-    /// How urgent it is.
+    /// Priority of the task.
     #[serde(default)]
     pub priority: Priority,
-    /// What it may use up.
+    /// Budget of the task.
     #[serde(default)]
     pub budget: TaskBudget,
-    /// An object that is stored with the task, and not read.
+    /// Metadata that is stored with the task and not read: an object.
     #[serde(default = "RawJson::object", skip_serializing_if = "RawJson::is_empty_object")]
     #[schemars(with = "Map<String, Value>")]
     pub metadata: RawJson,
@@ -47,7 +47,7 @@ pub struct TaskRequest {
 const NOT_BLANK: &str = r"[^\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]";
 
 impl TaskRequest {
-    /// A goal, and nothing else said.
+    /// A request for this goal.
     pub fn new(goal: impl Into<String>) -> Self {
         Self {
             goal: goal.into(),
@@ -89,31 +89,31 @@ impl TaskContract for TaskRequest {
     }
 }
 
-/// How urgent a task is.
+/// The priority of a task.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
-    /// When nothing else waits.
+    /// After all others.
     Low,
-    /// In its turn.
+    /// The default.
     #[default]
     Medium,
-    /// Before the others.
+    /// Before medium and low.
     High,
     /// Before all others.
     Critical,
 }
 
-/// What a task may use up. What is left out is not limited.
+/// The budget of a task. A member that is absent does not limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskBudget {
     /// Tokens read and written by models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u64>,
-    /// Seconds from the moment it starts to run.
+    /// Seconds from the first start of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0, "maximum" = MAX_SECONDS))]
     pub max_time_seconds: Option<f64>,
@@ -129,10 +129,10 @@ const MAX_SECONDS: f64 = 31_536_000.0;
 const MAX_DOLLARS: f64 = 18_446_744_073.709_55;
 
 impl TaskBudget {
-    /// Checks that the amounts are amounts.
+    /// Checks every member.
     ///
     /// # Errors
-    /// The fields that are negative, not finite or out of range.
+    /// The members that are negative, not finite or out of range.
     pub fn check(&self) -> Result<(), Violations> {
         let mut violations = Violations::default();
         if self.max_time_seconds.is_some_and(|seconds| !(seconds > 0.0 && seconds <= MAX_SECONDS)) {
@@ -144,20 +144,20 @@ impl TaskBudget {
         if violations.is_empty() { Ok(()) } else { Err(violations) }
     }
 
-    /// Tokens and money, as they travel.
+    /// The tokens and the cost, in the form of a call.
     pub fn budget(&self) -> Budget {
         let cost = self.max_cost_dollars.and_then(|dollars| Cost::from_dollars(dollars).ok());
         Budget { tokens: self.max_tokens, cost }
     }
 
-    /// No more tokens and money than `left`.
+    /// Limits tokens and cost to `left`.
     #[must_use]
     pub fn within(self, left: Budget) -> Self {
         let Budget { tokens, cost } = self.budget().within(left);
         Self { max_tokens: tokens, max_cost_dollars: cost.map(Cost::dollars), ..self }
     }
 
-    /// The narrower of both, each dimension for itself. What is no amount stays, for [`check`](Self::check) to refuse.
+    /// The smaller of both, member by member. A value that is no number stays, for [`check`](Self::check) to refuse.
     fn narrowed(self, other: Self) -> Self {
         let both = |a: Option<f64>, b: Option<f64>| match (a, b) {
             (Some(a), Some(b)) => Some(if a < b || a.is_nan() { a } else { b }),
@@ -170,31 +170,31 @@ impl TaskBudget {
         }
     }
 
-    /// How long it may run.
+    /// The time limit.
     pub fn time(&self) -> Option<Duration> {
         self.max_time_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
     }
 }
 
-/// A task that is to be queued: a contract, its input, and how to treat it.
+/// A task to be queued: a contract, its input, and how to run it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Submission {
-    /// What is asked.
+    /// Contract of the task.
     pub contract: ContractRef,
-    /// The contract's JSON.
+    /// Input of the contract as JSON.
     pub input: RawJson,
-    /// The goal in words, where there is one.
+    /// Goal in words. `None` for another contract than [`TaskRequest`].
     pub goal: Option<String>,
-    /// How urgent it is.
+    /// Priority of the task.
     pub priority: Priority,
-    /// What it may use.
+    /// Budget of the task.
     pub budget: TaskBudget,
-    /// An object that is stored with the task, and not read.
+    /// Metadata that is stored with the task and not read: an object.
     pub metadata: RawJson,
 }
 
-/// The body that names its contract.
+/// The form of the body with a contract.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Named {
@@ -226,13 +226,13 @@ impl Submission {
         input_schema::<Body>()
     }
 
-    /// A task that runs `input`.
+    /// A submission of this input.
     ///
     /// # Errors
-    /// [`InvalidSubmission`] when it cannot be written as JSON, as with a number that is infinite or NaN.
-    pub fn of<C: TaskContract>(input: &C) -> Result<Self, InvalidSubmission> {
-        let written = json::write_input(input).map_err(|error| InvalidSubmission(error.into()))?;
-        let input = RawJson::from_slice(&written).map_err(|error| InvalidSubmission(error.into()))?;
+    /// A [`Failure`] of kind bad request when the input cannot be written as JSON, as with a number that is infinite or NaN.
+    pub fn of<C: TaskContract>(input: &C) -> Result<Self, Failure> {
+        let written = json::write_input(input).map_err(unwritable)?;
+        let input = RawJson::from_slice(&written).map_err(unwritable)?;
         if C::SPEC.reference() == TaskRequest::SPEC.reference()
             && let Ok(request) = input.read::<TaskRequest>()
         {
@@ -284,10 +284,10 @@ impl Submission {
         Ok(if named.contract == TaskRequest::SPEC.reference() { named.with_its_goal() } else { named })
     }
 
-    /// A goal in words that is named by its contract. It has members of its own for what is said beside it: the narrower
-    /// budget holds, and else what is said beside it where that is not the default.
+    /// A goal in words that is submitted by its contract, whose input has a priority, a budget and metadata too. The smaller
+    /// budget applies; of priority and metadata the outer one applies unless it is the default.
     fn with_its_goal(self) -> Self {
-        // What is no request is refused by whoever runs it.
+        // An input of another form is refused by the dispatcher.
         let Ok(request) = self.input.read::<TaskRequest>() else { return self };
         let said = Self::of_request(&request, self.input);
         Self {
@@ -298,7 +298,7 @@ impl Submission {
         }
     }
 
-    /// The body of `POST /tasks` that asks for this.
+    /// The body of `POST /tasks` for this submission.
     pub fn to_json(&self) -> RawJson {
         #[derive(Serialize)]
         struct Body<'a> {
@@ -313,12 +313,11 @@ impl Submission {
         }
         let Self { contract, input, priority, budget, metadata, .. } = self;
         let body = Body { contract, input, priority: *priority, budget, metadata };
-        // All of it was JSON already, or is written by plain derives.
+        // Its members are JSON already, or have derived serializers.
         RawJson::of(&body).unwrap_or_default()
     }
 
-    /// A goal in words as it travels: with the priority, the budget and the metadata of the submission, whatever the request
-    /// said when it was made.
+    /// A goal in words with the priority, the budget and the metadata of the submission.
     fn to_request(&self) -> RawJson {
         let said = self.input.read::<TaskRequest>();
         if said.is_ok_and(|said| {
@@ -331,7 +330,7 @@ impl Submission {
         sent.input
     }
 
-    /// Sets how urgent it is.
+    /// Sets the priority.
     #[must_use]
     pub fn with_priority(mut self, priority: Priority) -> Self {
         self.priority = priority;
@@ -339,7 +338,7 @@ impl Submission {
         self
     }
 
-    /// Sets what it may use.
+    /// Sets the budget.
     #[must_use]
     pub fn with_budget(mut self, budget: TaskBudget) -> Self {
         self.budget = budget;
@@ -347,7 +346,7 @@ impl Submission {
         self
     }
 
-    /// A goal in words has priority and budget in its own JSON: what is set here has to travel there.
+    /// A goal in words has priority, budget and metadata within its own JSON.
     fn in_request(&mut self, field: &str, value: Result<RawJson, serde_json::Error>) {
         if self.contract != TaskRequest::SPEC.reference() {
             return;
@@ -363,16 +362,16 @@ impl Submission {
 
 impl From<TaskRequest> for Submission {
     fn from(request: TaskRequest) -> Self {
-        // Plain text, numbers and raw JSON: it is always written.
+        // It has texts, numbers and raw JSON alone, which can always be written.
         let input = RawJson::of(&request).unwrap_or_default();
         Self::of_request(&request, input)
     }
 }
 
-/// A task that cannot be written as JSON.
-#[derive(Debug, thiserror::Error)]
-#[error("the task cannot be written as JSON")]
-pub struct InvalidSubmission(#[source] Box<dyn std::error::Error + Send + Sync>);
+fn unwritable(error: impl std::fmt::Display) -> Failure {
+    Failure::new(ErrorKind::BadRequest, format!("the input cannot be written as JSON: {error}"))
+        .before_execution()
+}
 
 #[cfg(test)]
 mod tests;

@@ -1,49 +1,49 @@
-//! What a task reports while it runs.
+//! Live updates of a task.
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::{TaskError, TaskResult, TaskStatus};
 use crate::{id::TaskId, json::RawJson, update::Phase};
 
-/// One update of a task, numbered from 1 over all its runs.
+/// A live update of a task. Updates are numbered from 1 over all runs of a task.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskUpdate {
-    /// Its progress.
+    /// Progress of the task.
     Progress {
         /// The task.
         task_id: TaskId,
-        /// The number of this update.
+        /// Number of the update.
         seq: u64,
-        /// 0 to 100.
+        /// Percentage, 0 to 100.
         progress: u8,
-        /// The phase it is in.
+        /// Phase of the work.
         phase: Phase,
-        /// What it is doing.
+        /// Message of the arm.
         message: String,
     },
     /// A part of the output.
     Chunk {
         /// The task.
         task_id: TaskId,
-        /// The number of this update.
+        /// Number of the update.
         seq: u64,
-        /// The contract's chunk.
+        /// Chunk of the contract, as JSON.
         data: RawJson,
     },
-    /// Its status changed; the last update of a run when that is a final one.
+    /// A new status. A final status is the last update of a run.
     Status {
         /// The task.
         task_id: TaskId,
-        /// The number of this update.
+        /// Number of the update.
         seq: u64,
         /// The new status.
         status: TaskStatus,
-        /// What it returned, once completed.
+        /// Result of a completed task.
         #[serde(skip_serializing_if = "Option::is_none")]
         result: Option<TaskResult>,
-        /// Why it failed, if it did.
+        /// Error of a failed task.
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<TaskError>,
     },
@@ -51,15 +51,15 @@ pub enum TaskUpdate {
     Gap {
         /// The task.
         task_id: TaskId,
-        /// The number of the last one missed.
+        /// Number of the last update that is missing.
         seq: u64,
-        /// How many were missed.
+        /// Number of updates that are missing.
         missed: u64,
     },
 }
 
 impl TaskUpdate {
-    /// The number of this update.
+    /// The number of the update.
     pub fn seq(&self) -> u64 {
         match self {
             Self::Progress { seq, .. }
@@ -69,7 +69,7 @@ impl TaskUpdate {
         }
     }
 
-    /// Sets its number: a store does when it appends it.
+    /// Sets the number. A store calls this when it appends the update.
     #[must_use]
     pub fn with_seq(mut self, number: u64) -> Self {
         match &mut self {
@@ -90,14 +90,13 @@ impl TaskUpdate {
         }
     }
 
-    /// Whether it is a final status. A failed task that is run again has updates after it.
+    /// Whether this is a final status. A failed task has further updates after a rerun.
     pub fn is_last(&self) -> bool {
         matches!(self, Self::Status { status, .. } if status.is_finished())
     }
 }
 
-/// All members of all kinds: serde's own reading of tagged enums passes every value through a buffer, which raw JSON does
-/// not survive.
+/// The members of all variants: serde buffers the values of tagged enums, which raw JSON does not support.
 #[derive(Deserialize)]
 struct Members {
     r#type: String,

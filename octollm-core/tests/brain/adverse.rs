@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::{Brain, BrainBuilder, BrainConfig},
+    brain::{Brain, BrainBuilder},
     bus::{EventBus, MemoryBus, Overflow, Signal},
     clock::Clock,
     error::{ArmError, ErrorKind},
@@ -55,8 +55,7 @@ async fn a_listener_that_never_reads_holds_up_no_task() {
 #[tokio::test(start_paused = true)]
 async fn a_run_that_panics_gives_its_place_back() {
     let (arms, store) = (Local::new(), Trouble::new());
-    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
-    let brain = over(&arms, &store).config(config).build().unwrap();
+    let brain = over(&arms, &store).max_running(1).build().unwrap();
     store.fails(|operation, _| {
         assert!(operation != "journal", "the store panics");
         None
@@ -118,7 +117,7 @@ async fn a_store_that_is_away_for_a_moment_loses_no_result() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_accepted_while_the_brain_closes_is_told_so() {
+async fn what_is_accepted_while_the_brain_closes_is_reported_so() {
     let (arms, store) = (Local::new(), Trouble::new());
     let brain = over(&arms, &store).build().unwrap();
     store.slow(SECOND);
@@ -129,7 +128,7 @@ async fn what_is_accepted_while_the_brain_closes_is_told_so() {
     tokio::time::sleep(SECOND / 2).await;
     brain.close().await;
     store.slow(Duration::ZERO);
-    // It is in the store, where another brain takes it: told otherwise, the caller would submit it again.
+    // It is in the store, where another brain takes it: after an error the caller would submit it again.
     let task = submitted.await.unwrap().expect("it was accepted");
     let next = over(&arms, &store).build().unwrap();
     assert_eq!(next.recover().await.unwrap(), 1);
@@ -148,13 +147,13 @@ struct Long(Arc<Running>);
 
 #[async_trait]
 impl Arm<Compute> for Long {
-    async fn execute(&self, task: Compute, _: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, _: &Context) -> Result<u64, ArmError> {
         self.0.started.fetch_add(1, Ordering::Relaxed);
         let now = self.0.now.fetch_add(1, Ordering::Relaxed) + 1;
         self.0.most.fetch_max(now, Ordering::Relaxed);
         tokio::time::sleep(20 * SECOND).await;
         self.0.now.fetch_sub(1, Ordering::Relaxed);
-        Ok(task.number)
+        Ok(input.number)
     }
 }
 
@@ -162,10 +161,9 @@ impl Arm<Compute> for Long {
 async fn a_slow_store_costs_a_brain_with_many_tasks_no_lease() {
     let (store, running) = (Trouble::new(), Arc::<Running>::default());
     store.slow(Duration::from_millis(100));
-    let config = BrainConfig { lease: 6 * SECOND, ..BrainConfig::default() };
     let make = || {
         let builder = Brain::builder().arm::<Compute>(Long(running.clone())).store(store.clone());
-        builder.clock(Clock::runtime()).config(config.clone()).build().unwrap()
+        builder.clock(Clock::runtime()).lease(6 * SECOND).build().unwrap()
     };
     let (one, two) = (make(), make());
     let mut ids = Vec::new();

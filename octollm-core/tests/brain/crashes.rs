@@ -19,8 +19,8 @@ use octollm_core::{
     id::StepKey,
     orchestrator::Orchestrator,
     resilience::RetryLayer,
-    store::{MemoryStore, TaskFilter, TaskStore},
-    task::{Submission, Task, TaskRecord, TaskStatus},
+    store::{MemoryStore, TaskStore},
+    task::{Submission, Task, TaskQuery, TaskStatus},
     transport::{
         Call, IdempotencyKey, NoArms, Reply, ServedBy, ServiceTransport, Transport, TransportService,
     },
@@ -102,9 +102,9 @@ struct Accountant;
 
 #[async_trait]
 impl Arm<Settle> for Accountant {
-    async fn execute(&self, task: Settle, cx: &Context) -> Result<Vec<u64>, ArmError> {
+    async fn execute(&self, input: Settle, cx: &Context) -> Result<Vec<u64>, ArmError> {
         let double = |number, how| cx.call(Double { number, how });
-        let failed = double(task.number, How::Never).await.unwrap_err();
+        let failed = double(input.number, How::Never).await.unwrap_err();
         cx.progress(10, failed.to_string());
         let mut numbers = vec![double(7, How::AtTheSecondAttempt).retry(2).await?];
         let late = double(8, How::Slowly).within(SECOND).await.unwrap_err();
@@ -209,9 +209,8 @@ impl Outside {
     }
 
     async fn task(&self) -> Option<Task> {
-        let mut filter = TaskFilter::default();
-        filter.limit = 1;
-        self.store.list(&filter).await.unwrap().pop().map(TaskRecord::into_task)
+        let query = TaskQuery::default().limit(1);
+        self.store.list(&query, None).await.unwrap().pop().map(|record| record.task().clone())
     }
 
     /// The task once it is finished; `None` when that takes longer than `limit`, or `until`.

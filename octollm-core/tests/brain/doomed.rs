@@ -14,14 +14,13 @@ use async_trait::async_trait;
 use octollm_core::{
     bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Subscription, engine::Counters},
     card::ArmCard,
+    contract::ContractRef,
     error::CallError,
     event::{Event, Pattern},
     id::{StepKey, TaskId},
-    store::{
-        Changes, Claim, Claimed, JournalEntry, MemoryStore, Room, Run, SideEffects, StoreError, TaskFilter,
-        TaskStore, Topic,
-    },
-    task::{TaskRecord, TaskUpdate},
+    parts::Caller,
+    store::{JournalEntry, MemoryStore, Run, SideEffects, StoreError, TaskStore, Topic},
+    task::{TaskQuery, TaskRecord, TaskUpdate},
     transport::{Call, IdempotencyKey, Reply, Transport},
 };
 use tokio::sync::watch;
@@ -147,29 +146,46 @@ impl EventBus for Doomed<MemoryBus> {
 
 #[async_trait]
 impl TaskStore for Doomed<Arc<MemoryStore>> {
-    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
-        self.fate.meet(self.inner.create(record, effects, room)).await
+    async fn create(
+        &self,
+        record: TaskRecord,
+        effects: SideEffects,
+        max_queued: usize,
+        max_queued_bytes: usize,
+    ) -> Result<(), StoreError> {
+        self.fate.meet(self.inner.create(record, effects, max_queued, max_queued_bytes)).await
     }
 
-    async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError> {
+    async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
         self.fate.meet(self.inner.get(id)).await
     }
 
-    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
         let store = self.inner.clone();
         self.on_its_way(async move { store.commit(record, effects).await }).await
     }
 
-    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
-        self.fate.meet(self.inner.claim(claim)).await
+    async fn claim(
+        &self,
+        holder: &str,
+        contracts: &[ContractRef],
+        lease: Duration,
+        limit: usize,
+        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
+    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+        self.fate.meet(self.inner.claim(holder, contracts, lease, limit, effects)).await
     }
 
     async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
         self.fate.meet(self.inner.renew(holder, lease, runs)).await
     }
 
-    async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError> {
-        self.fate.meet(self.inner.list(filter)).await
+    async fn list(
+        &self,
+        query: &TaskQuery,
+        owner: Option<&Caller>,
+    ) -> Result<Vec<Arc<TaskRecord>>, StoreError> {
+        self.fate.meet(self.inner.list(query, owner)).await
     }
 
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
@@ -179,7 +195,7 @@ impl TaskStore for Doomed<Arc<MemoryStore>> {
     async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
         let (store, sight, run) = (self.inner.clone(), self.sight.clone(), run.clone());
         let written = async move {
-            let answered = entry.recorded.is_answered().then(|| Seen::Answered(entry.step.clone()));
+            let answered = entry.is_answered().then(|| Seen::Answered(entry.step.clone()));
             store.append(&run, entry).await?;
             sight.lock().unwrap().extend(answered);
             Ok(())
@@ -187,8 +203,13 @@ impl TaskStore for Doomed<Arc<MemoryStore>> {
         self.on_its_way(written).await
     }
 
-    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {
-        self.fate.meet(self.inner.append_updates(run, updates)).await
+    async fn append_updates(
+        &self,
+        run: &Run,
+        first: u64,
+        updates: Vec<TaskUpdate>,
+    ) -> Result<(), StoreError> {
+        self.fate.meet(self.inner.append_updates(run, first, updates)).await
     }
 
     async fn updates_after(
@@ -208,7 +229,7 @@ impl TaskStore for Doomed<Arc<MemoryStore>> {
         self.fate.meet(self.inner.published(event_ids)).await
     }
 
-    fn changes(&self, topic: Topic) -> Changes {
+    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
         self.inner.changes(topic)
     }
 }

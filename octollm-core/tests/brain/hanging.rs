@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Signal, Subscription, engine::Counters},
     clock::Clock,
     error::{ArmError, ErrorKind},
@@ -160,10 +160,10 @@ impl Drop for Note {
 
 #[async_trait]
 impl Arm<Compute> for Noted {
-    async fn execute(&self, task: Compute, _: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, _: &Context) -> Result<u64, ArmError> {
         let _note = Note(self.clone(), Instant::now());
         sleep(30 * SECOND).await;
-        Ok(task.number)
+        Ok(input.number)
     }
 }
 
@@ -174,10 +174,9 @@ async fn no_two_brains_run_a_task_at_once_whenever_the_store_of_one_hangs() {
     {
         let (healthy, runs) = (Trouble::new(), Noted::default());
         let slow = Trouble::over(healthy.inner().clone());
-        let config = BrainConfig { lease: 6 * SECOND, ..BrainConfig::default() };
         let brain = |store: &Arc<Trouble>| {
             let builder = Brain::builder().arm::<Compute>(runs.clone()).store(store.clone());
-            builder.clock(Clock::runtime()).config(config.clone()).build().unwrap()
+            builder.clock(Clock::runtime()).lease(6 * SECOND).build().unwrap()
         };
         let (one, two) = (brain(&slow), brain(&healthy));
         two.recover().await.unwrap();
@@ -197,8 +196,8 @@ struct Slow;
 
 #[async_trait]
 impl Arm<Compute> for Slow {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let number = cx.call(Increment { number: task.number }).await?;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = cx.call(Increment { number: input.number }).await?;
         sleep(2 * SECOND).await;
         let number = cx.call(Increment { number }).await?;
         sleep(SECOND / 10).await;

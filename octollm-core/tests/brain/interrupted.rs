@@ -4,13 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use octollm_core::{
-    Arm, Context,
-    brain::{Brain, BrainConfig},
-    clock::Clock,
-    error::ArmError,
-    orchestrator::Orchestrator,
-    store::MemoryStore,
-    task::TaskStatus,
+    Arm, Context, brain::Brain, clock::Clock, error::ArmError, orchestrator::Orchestrator,
+    store::MemoryStore, task::TaskStatus,
 };
 use serde_json::json;
 use tokio::time::timeout;
@@ -29,8 +24,8 @@ struct Tolerant;
 
 #[async_trait]
 impl Arm<Compute> for Tolerant {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let answers = cx.call_all((0..3).map(|_| Double { number: task.number })).each().await;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let answers = cx.call_all((0..3).map(|_| Double { number: input.number })).each().await;
         Ok(answers.into_iter().flatten().sum())
     }
 }
@@ -78,9 +73,8 @@ impl Arm<Compute> for Brittle {
 #[tokio::test(start_paused = true)]
 async fn a_panic_while_an_arm_is_dropped_ends_its_task_all_the_same() {
     let (arms, store) = (Local::new(), shared_store());
-    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
     let builder = Brain::builder().arm::<Compute>(Brittle).arms(arms).store(store);
-    let brain = builder.clock(Clock::runtime()).config(config).build().unwrap();
+    let brain = builder.clock(Clock::runtime()).max_running(1).build().unwrap();
     let first = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
     let second = brain.submit(compute(2), &anyone()).await.unwrap().task_id;
     tokio::time::sleep(SECOND).await;
@@ -96,14 +90,14 @@ struct FallsBack;
 
 #[async_trait]
 impl Arm<Compute> for FallsBack {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
         let refused = cx.call_json(&"number.unknown".parse().unwrap(), &json!({}));
         let calls = futures_util::future::try_join(
             async {
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 refused.await.map(|_| 0)
             },
-            cx.call(Double { number: task.number }),
+            cx.call(Double { number: input.number }),
         );
         let doubled = calls.await.map_or(0, |(_, doubled)| doubled);
         Ok(cx.call(Increment { number: doubled }).await?)
@@ -115,9 +109,9 @@ struct FallsBackAtOnce;
 
 #[async_trait]
 impl Arm<Compute> for FallsBackAtOnce {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
         let refused = cx.call_json(&"number.unknown".parse().unwrap(), &json!({}));
-        let doubled = cx.call(Double { number: task.number });
+        let doubled = cx.call(Double { number: input.number });
         let fallen = match refused.await {
             // Dropped without having been polled.
             Err(_) => 0,
@@ -147,9 +141,8 @@ async fn a_call_that_was_made_and_not_waited_for_is_no_other_program() {
 async fn a_cursor_of_an_earlier_run_does_not_hang() {
     let (arms, store) = (Local::new(), shared_store());
     arms.hang("number.double");
-    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
     let builder = Brain::builder().arm::<Compute>(Tolerant).arms(arms.clone()).store(store);
-    let brain = builder.clock(Clock::runtime()).config(config).build().unwrap();
+    let brain = builder.clock(Clock::runtime()).max_running(1).build().unwrap();
     let first = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
     let second = brain.submit(compute(2), &anyone()).await.unwrap().task_id;
     let mut updates = brain.watch(&second, Some(100), &anyone()).await.unwrap();

@@ -50,8 +50,8 @@ struct Changed;
 
 #[async_trait]
 impl Arm<Compute> for Changed {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let number = cx.call(Increment { number: task.number }).await?;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = cx.call(Increment { number: input.number }).await?;
         // The arm goes on as if nothing had happened: the task fails all the same.
         Ok(cx.call(Increment { number }).await.unwrap_or(number))
     }
@@ -62,8 +62,8 @@ struct OtherInput;
 
 #[async_trait]
 impl Arm<Compute> for OtherInput {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        Ok(cx.call(Increment { number: task.number + 1 }).await?)
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        Ok(cx.call(Increment { number: input.number + 1 }).await?)
     }
 }
 
@@ -72,12 +72,12 @@ struct Shorter;
 
 #[async_trait]
 impl Arm<Compute> for Shorter {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        Ok(cx.call(Increment { number: task.number }).await?)
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        Ok(cx.call(Increment { number: input.number }).await?)
     }
 }
 
-async fn told_of_the_change(program: impl Arm<Compute>) -> String {
+async fn mismatch_of(program: impl Arm<Compute>) -> String {
     let (arms, store) = (Local::new(), shared_store());
     // Two steps are answered, and then the program changes.
     let before = Brain::builder()
@@ -101,22 +101,18 @@ struct StopsAfterTwo;
 
 #[async_trait]
 impl Arm<Compute> for StopsAfterTwo {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let number = cx.call(Increment { number: task.number }).await?;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = cx.call(Increment { number: input.number }).await?;
         cx.call(Double { number }).await?;
         Err(ArmError::failed("half way"))
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_changed_program_is_told_so() {
-    assert!(
-        told_of_the_change(Changed).await.contains("step 1 was number.double and is now number.increment")
-    );
-    assert!(
-        told_of_the_change(OtherInput).await.contains("step 0 calls number.increment with another input")
-    );
-    assert!(told_of_the_change(Shorter).await.contains("step 1 was number.double and is no longer taken"));
+async fn a_changed_program_is_an_error() {
+    assert!(mismatch_of(Changed).await.contains("step 1 was number.double and is now number.increment"));
+    assert!(mismatch_of(OtherInput).await.contains("step 0 calls number.increment with another input"));
+    assert!(mismatch_of(Shorter).await.contains("step 1 was number.double and is no longer taken"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,8 +169,8 @@ struct Named {
 
 #[async_trait]
 impl Arm<Compute> for Named {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let number = task.number;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = input.number;
         let double = cx.call(Double { number }).named("double");
         let increment = cx.call(Increment { number }).named("increment");
         let (double, increment) = if self.double_first {
@@ -207,8 +203,8 @@ struct NamedTwice;
 
 #[async_trait]
 impl Arm<Compute> for NamedTwice {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let number = cx.call(Increment { number: task.number }).named("same").await?;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = cx.call(Increment { number: input.number }).named("same").await?;
         Ok(cx.call(Increment { number }).named("same").await?)
     }
 }
@@ -226,8 +222,8 @@ struct FallsBack;
 
 #[async_trait]
 impl Arm<Compute> for FallsBack {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let number = task.number;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = input.number;
         let added = cx.call(Increment { number }).await;
         let number = match added {
             Ok(number) => number,

@@ -11,12 +11,12 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     bus::{EventBus, MemoryBus, Overflow, Signal},
     context::{Caller, ContextParts},
     error::{ArmError, ErrorKind},
-    orchestrator::{Orchestrator, TaskQuery, TaskUpdate},
-    task::{Priority, TaskBudget, TaskRequest, TaskResult, TaskStatus},
+    orchestrator::Orchestrator,
+    task::{Priority, TaskBudget, TaskQuery, TaskRequest, TaskResult, TaskStatus, TaskUpdate},
     transport::NoArms,
 };
 use serde_json::json;
@@ -37,7 +37,7 @@ async fn a_task_runs_to_its_result() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_bus_is_told_each_transition() {
+async fn each_transition_is_published() {
     let arms = Local::new();
     let bus = Arc::new(MemoryBus::new());
     let mut events = bus.subscribe("events:task:*".parse().unwrap(), Overflow::DropOldest(64)).await.unwrap();
@@ -147,7 +147,7 @@ impl Arm<TaskRequest> for Panics {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_is_a_failed_task_and_tells_nothing() {
+async fn a_panic_is_a_failed_task_without_its_message() {
     let brain = Brain::builder().arm::<TaskRequest>(Panics).build().unwrap();
     let task = run(&brain, goal("anything")).await;
     let error = task.error.unwrap();
@@ -168,11 +168,11 @@ async fn what_breaks_its_contract_is_not_queued() {
 #[tokio::test(start_paused = true)]
 async fn the_urgent_go_first_and_the_queue_is_bounded() {
     let arms = Local::new();
-    let config = BrainConfig { max_running: 1, max_queued: 2, ..BrainConfig::default() };
     let brain = Brain::builder()
         .arm::<Compute>(crate::support::Computer)
         .arms(arms.clone())
-        .config(config)
+        .max_running(1)
+        .max_queued(2)
         .build()
         .unwrap();
     arms.hang("number.increment");
@@ -191,9 +191,8 @@ async fn the_urgent_go_first_and_the_queue_is_bounded() {
 
 #[tokio::test(start_paused = true)]
 async fn a_queued_task_can_be_cancelled() {
-    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
     let dropped = Arc::new(AtomicBool::new(false));
-    let brain = Brain::builder().arm::<TaskRequest>(Stuck(dropped)).config(config).build().unwrap();
+    let brain = Brain::builder().arm::<TaskRequest>(Stuck(dropped)).max_running(1).build().unwrap();
     running(&brain, "first").await;
     let second = brain.submit(goal("second"), &anyone()).await.unwrap().task_id;
     let mut updates = brain.watch(&second, None, &anyone()).await.unwrap();
@@ -212,15 +211,15 @@ impl Arm<TaskRequest> for Chatty {
     }
 }
 
-async fn heard(bus: &MemoryBus, pattern: &str) -> octollm_core::bus::Subscription {
+async fn subscribed(bus: &MemoryBus, pattern: &str) -> octollm_core::bus::Subscription {
     bus.subscribe(pattern.parse().unwrap(), Overflow::DropOldest(64)).await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
-async fn progress_before_the_first_wait_is_told() {
+async fn progress_before_the_first_wait_is_published() {
     for _ in 0..50 {
         let bus = MemoryBus::new();
-        let mut events = heard(&bus, "events:task:progress").await;
+        let mut events = subscribed(&bus, "events:task:progress").await;
         let brain = Brain::builder().arm::<TaskRequest>(Chatty).bus(bus).build().unwrap();
         brain.submit(goal("talk"), &anyone()).await.unwrap();
         assert!(matches!(events.next().await, Some(Signal::Event(_))));
@@ -228,16 +227,15 @@ async fn progress_before_the_first_wait_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_bus_is_told_of_a_task_that_is_cancelled_while_it_waits() {
+async fn the_cancellation_of_a_queued_task_is_published() {
     let bus = MemoryBus::new();
-    let mut events = heard(&bus, "events:task:cancelled").await;
-    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
+    let mut events = subscribed(&bus, "events:task:cancelled").await;
     let stuck = Stuck(Arc::new(AtomicBool::new(false)));
-    let brain = Brain::builder().arm::<TaskRequest>(stuck).bus(bus).config(config).build().unwrap();
+    let brain = Brain::builder().arm::<TaskRequest>(stuck).bus(bus).max_running(1).build().unwrap();
     running(&brain, "first").await;
     let second = brain.submit(goal("second"), &anyone()).await.unwrap().task_id;
     brain.cancel(&second, &anyone()).await.unwrap();
-    let Some(Signal::Event(event)) = events.next().await else { panic!("it is told") };
+    let Some(Signal::Event(event)) = events.next().await else { panic!("it is published") };
     assert_eq!(event.subject(), Some(second.as_str()));
 }
 

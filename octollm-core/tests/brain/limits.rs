@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use octollm_core::{
     Context,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     budget::{Budget, Usage},
     bus::{ConsumeOptions, DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
     clock::Clock,
@@ -13,9 +13,9 @@ use octollm_core::{
     deadline::Deadline,
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind},
-    orchestrator::{Orchestrator, TaskQuery},
-    store::{MemoryStore, MemoryStoreConfig, TaskStore},
-    task::{Priority, Submission, TaskBudget, TaskChange, TaskEvent, TaskRequest, TaskResult, TaskStatus},
+    orchestrator::Orchestrator,
+    store::{MemoryStore, TaskStore},
+    task::{Priority, Submission, TaskBudget, TaskEvent, TaskQuery, TaskRequest, TaskResult, TaskStatus},
     transport::{NoArms, Transport},
 };
 use tokio::time::{Instant, advance, sleep, timeout};
@@ -118,13 +118,16 @@ async fn a_budget_that_is_no_amount_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_task_has_the_time_that_its_submission_asks_for_up_to_the_brains_limit() {
-    let sleeper = program(|task, _| async move {
-        sleep(task.number as u32 * SECOND).await;
-        Ok(task.number)
+    let sleeper = program(|input, _| async move {
+        sleep(input.number as u32 * SECOND).await;
+        Ok(input.number)
     });
-    let config = BrainConfig { max_task_time: 4_000 * SECOND, ..BrainConfig::default() };
-    let brain =
-        Brain::builder().arm::<Compute>(sleeper).clock(Clock::runtime()).config(config).build().unwrap();
+    let brain = Brain::builder()
+        .arm::<Compute>(sleeper)
+        .clock(Clock::runtime())
+        .max_task_time(4_000 * SECOND)
+        .build()
+        .unwrap();
     for (asked, takes, ends) in [
         (3_600.0, 3_500, Ok(3_500)),
         (3_600.0, 3_700, Err(3_600)),
@@ -147,10 +150,9 @@ async fn a_task_has_the_time_that_its_submission_asks_for_up_to_the_brains_limit
 
 #[tokio::test(start_paused = true)]
 async fn trace_correlation_and_caller_travel_through_the_queue_and_over_a_crash() {
-    let calls =
-        program(
-            |task: Compute, cx: Context| async move { Ok(cx.call(Increment { number: task.number }).await?) },
-        );
+    let calls = program(|input: Compute, cx: Context| async move {
+        Ok(cx.call(Increment { number: input.number }).await?)
+    });
     let (store, arms) = (shared_store(), Scripted::new(|_| Does::Hangs));
     let mut parts = ContextParts::new();
     parts.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
@@ -177,12 +179,17 @@ async fn trace_correlation_and_caller_travel_through_the_queue_and_over_a_crash(
 #[tokio::test(start_paused = true)]
 async fn a_large_input_is_stored_once_as_text_and_counts_in_bytes() {
     let (store, arms) = (shared_store(), Local::new());
-    let config = BrainConfig { max_running: 1, max_queued_bytes: 5 * 1024 * 1024, ..BrainConfig::default() };
     let builder = Brain::builder().arm::<TaskRequest>(octollm_core::arm::arm_fn(|_: TaskRequest, _| async {
         std::future::pending::<()>().await;
         Ok::<_, octollm_core::error::ArmError>(TaskResult::new(()))
     }));
-    let brain = builder.arms(arms).store(store.clone()).config(config).build().unwrap();
+    let brain = builder
+        .arms(arms)
+        .store(store.clone())
+        .max_running(1)
+        .max_queued_bytes(5 * 1024 * 1024)
+        .build()
+        .unwrap();
     let rows = format!("[{}]", vec![r#"{"k":0}"#; 260_000].join(","));
     let body = format!(r#"{{"goal":"sum","context":{{"rows":{rows}}}}}"#);
     let submission = || Submission::from_json(body.as_bytes()).unwrap();
@@ -254,9 +261,8 @@ async fn of_five_thousand_submissions_at_once_no_more_wait_than_may() {
     let (arms, store) = (Local::new(), Trouble::new());
     arms.hang("number.increment");
     store.slow(Duration::from_millis(30));
-    let config = BrainConfig { max_running: 1, max_queued: 100, ..BrainConfig::default() };
     let brain = Brain::builder().arm::<Compute>(crate::support::Computer).arms(arms);
-    let brain = brain.store(store).config(config).build().unwrap();
+    let brain = brain.store(store).max_running(1).max_queued(100).build().unwrap();
     let cx = anyone();
     let answers = join_all((0..5_000).map(|number| brain.submit(compute(number), &cx))).await;
     let accepted = answers.iter().filter(|answer| answer.is_ok()).count();
@@ -271,9 +277,8 @@ async fn of_five_thousand_submissions_at_once_no_more_wait_than_may() {
 
 #[tokio::test(start_paused = true)]
 async fn tasks_that_come_faster_than_the_bus_takes_their_events_are_not_refused() {
-    let config = MemoryStoreConfig { events: 5_000, ..MemoryStoreConfig::default() };
-    let store = Arc::new(MemoryStore::with_config(config));
-    let answers = program(|task: Compute, _| async move { Ok(task.number) });
+    let store = Arc::new(MemoryStore::new().events(5_000));
+    let answers = program(|input: Compute, _| async move { Ok(input.number) });
     let brain = Brain::builder().arm::<Compute>(answers).store(store).build().unwrap();
     let cx = anyone();
     let submitters = (0..200).map(|_| async {
@@ -288,14 +293,13 @@ async fn tasks_that_come_faster_than_the_bus_takes_their_events_are_not_refused(
 #[tokio::test(start_paused = true)]
 async fn a_brain_with_one_place_ends_tasks_that_call_it_at_their_limit() {
     let store = shared_store();
-    let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
     let inner = brain_on(&Local::new(), store.clone());
     let mut arm = Dispatcher::new("itself");
     arm.serve::<Compute>(inner.clone());
     let outer = octollm_core::arm::arm_fn(|_: TaskRequest, cx: Context| async move {
         Ok::<_, octollm_core::error::ArmError>(TaskResult::new(cx.call(Compute { number: 4 }).await?))
     });
-    let outer = Brain::builder().arm::<TaskRequest>(outer).arms(Local::of(arm)).store(store).config(config);
+    let outer = Brain::builder().arm::<TaskRequest>(outer).arms(Local::of(arm)).store(store).max_running(1);
     let outer = outer.clock(Clock::runtime()).build().unwrap();
     for urgent in [Priority::Low, Priority::High] {
         let id = outer.submit(goal("nested").with_priority(urgent), &anyone()).await.unwrap().task_id;
@@ -306,9 +310,9 @@ async fn a_brain_with_one_place_ends_tasks_that_call_it_at_their_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rerun_has_what_the_attempts_before_it_left() {
-    let program = program(|task: Compute, cx: Context| async move {
+    let program = program(|input: Compute, cx: Context| async move {
         cx.spend(Usage::tokens(1))?;
-        Ok(cx.call(Increment { number: task.number }).await?)
+        Ok(cx.call(Increment { number: input.number }).await?)
     });
     let arms =
         Scripted::new(|call| Does::Fails(error(call, ErrorKind::Unavailable).with_usage(Usage::tokens(10))));
@@ -345,21 +349,19 @@ async fn the_end_of_a_task_is_published_however_long_its_error_is() {
     assert_eq!(task.error.unwrap().message.len(), 4_000_000, "the task has all of it");
     let mut changes = Vec::new();
     while let Ok(Some(Signal::Event(event))) = timeout(30 * SECOND, events.next()).await {
-        changes.push(TaskEvent::try_from(&event).unwrap().change);
+        changes.push(TaskEvent::try_from(&event).unwrap());
     }
-    let [_, _, TaskChange::Progress(progress), TaskChange::Failed(error, _)] = &changes[..] else {
-        panic!("{} events", changes.len());
-    };
+    let [_, _, progress, failed] = &changes[..] else { panic!("{} events", changes.len()) };
+    let (progress, error) = (progress.progress.as_ref().unwrap(), failed.error.as_ref().unwrap());
     assert!(progress.message.len() < 5_000 && error.message.len() < 5_000 && error.details.is_none());
 }
 
 #[tokio::test(start_paused = true)]
 async fn finished_tasks_are_stored_within_a_number_of_bytes() {
-    let config = MemoryStoreConfig { finished_bytes: 10_000, ..MemoryStoreConfig::default() };
     let answers = octollm_core::arm::arm_fn(|request: TaskRequest, _| async move {
         Ok::<_, ArmError>(TaskResult::new("x".repeat(request.goal.parse()?)))
     });
-    let store = MemoryStore::with_config(config);
+    let store = MemoryStore::new().finished_bytes(10_000);
     let brain = Brain::builder().arm::<TaskRequest>(answers).store(store).build().unwrap();
     let mut ids = Vec::new();
     for bytes in ["3000", "3000", "3000", "3000", "50000", "10"] {

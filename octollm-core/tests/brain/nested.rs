@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::{Brain, BrainConfig},
-    budget::{Budget, Usage},
+    brain::Brain,
+    budget::{Budget, Cost, Usage},
     clock::Clock,
     context::ContextParts,
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind},
-    orchestrator::{Orchestrator, TaskQuery},
-    task::{TaskBudget, TaskRequest, TaskResult, TaskStatus},
+    orchestrator::Orchestrator,
+    task::{TaskBudget, TaskQuery, TaskRequest, TaskResult, TaskStatus},
     transport::NoArms,
 };
 
@@ -124,8 +124,7 @@ async fn what_an_inner_task_used_until_its_time_was_up_counts() {
         std::future::pending().await
     });
     for (within, busy) in [(2_000, false), (2_000, true), (7, false)] {
-        let config = BrainConfig { max_running: 1, ..BrainConfig::default() };
-        let inner = Brain::builder().arm::<Compute>(spender.clone()).config(config).build().unwrap();
+        let inner = Brain::builder().arm::<Compute>(spender.clone()).max_running(1).build().unwrap();
         if busy {
             // The place is taken for half of the time.
             let half = TaskBudget { max_time_seconds: Some(1.0), ..TaskBudget::default() };
@@ -140,4 +139,19 @@ async fn what_an_inner_task_used_until_its_time_was_up_counts() {
         let task = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.remove(0);
         assert!(task.status.is_finished(), "{task:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_inner_task_used_is_reported_in_full() {
+    let mut used = Usage::metered(70, 30).with_cached(20).with_cost(Cost::from_nano_dollars(5));
+    used.unmetered = 1;
+    let spender = program(move |input: Compute, cx: Context| async move {
+        cx.spend(used)?;
+        Ok(input.number)
+    });
+    let mut arm = Dispatcher::new("computer");
+    arm.serve::<Compute>(Brain::builder().arm::<Compute>(spender).build().unwrap());
+    let cx = Context::root(Arc::new(Local::of(arm)));
+    cx.call(Compute { number: 4 }).await.unwrap();
+    assert_eq!(cx.used(), used);
 }

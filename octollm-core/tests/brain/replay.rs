@@ -27,9 +27,9 @@ const SECOND: Duration = Duration::from_secs(1);
 #[tokio::test(start_paused = true)]
 async fn a_rerun_replays_a_failure_that_the_program_survived() {
     for named in [false, true] {
-        let program = program(move |task: Compute, cx: Context| async move {
+        let program = program(move |input: Compute, cx: Context| async move {
             let call = |name: &str| {
-                let call = cx.call(Increment { number: task.number });
+                let call = cx.call(Increment { number: input.number });
                 if named { call.named(name) } else { call }
             };
             let number = match call("first").await {
@@ -59,8 +59,8 @@ async fn a_rerun_replays_a_failure_that_the_program_survived() {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_the_caller_cannot_decode_is_a_failure_that_a_rerun_asks_for_again() {
-    let program = program(|task: Compute, cx: Context| async move {
-        let number = cx.call(Double { number: task.number }).await?;
+    let program = program(|input: Compute, cx: Context| async move {
+        let number = cx.call(Double { number: input.number }).await?;
         Ok(cx.call(Increment { number }).await?)
     });
     for wrong in [r#""seven""#, "7.5", "seven", "[7", r#"{"number":7}"#] {
@@ -86,8 +86,8 @@ async fn an_answer_that_the_caller_cannot_decode_is_a_failure_that_a_rerun_asks_
 #[tokio::test(start_paused = true)]
 async fn a_replayed_error_equals_the_original() {
     // Everything that a program can read of an error, down to its last source.
-    let program = program(|task: Compute, cx: Context| async move {
-        let error = cx.call(Double { number: task.number }).await.unwrap_err();
+    let program = program(|input: Compute, cx: Context| async move {
+        let error = cx.call(Double { number: input.number }).await.unwrap_err();
         let facts = (error.arm(), error.endpoint(), error.usage(), error.attempts(), error.step());
         let mut text = format!("{error} {:?} {facts:?}", error.failure());
         let mut source = std::error::Error::source(&error);
@@ -124,7 +124,7 @@ async fn a_replayed_error_equals_the_original() {
 async fn a_call_that_may_have_charged_is_not_made_again_unless_the_operator_insists() {
     let program =
         program(
-            |task: Compute, cx: Context| async move { Ok(cx.call(Charge { amount: task.number }).await?) },
+            |input: Compute, cx: Context| async move { Ok(cx.call(Charge { amount: input.number }).await?) },
         );
     let arms = Scripted::new(|call| Does::Fails(error(call, ErrorKind::ConnectionLost)));
     let brain = on(&shared_store(), &arms, program.clone());
@@ -153,9 +153,9 @@ async fn a_call_that_may_have_charged_is_not_made_again_unless_the_operator_insi
 
 #[tokio::test(start_paused = true)]
 async fn a_rerun_makes_all_failed_calls_of_a_batch_again_and_no_other() {
-    let program = program(|task: Compute, cx: Context| async move {
+    let program = program(|input: Compute, cx: Context| async move {
         let _survived = cx.call(Double { number: 99 }).await;
-        let batch = (0..5).map(|number| Increment { number: task.number + number });
+        let batch = (0..5).map(|number| Increment { number: input.number + number });
         let each = cx.call_all(batch).named("each").each().await;
         Ok(each.into_iter().collect::<Result<Vec<u64>, _>>()?.into_iter().sum())
     });
@@ -174,8 +174,8 @@ async fn a_rerun_makes_all_failed_calls_of_a_batch_again_and_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn a_rerun_from_a_step_discards_what_was_recorded_after_it_and_nothing_else() {
-    let program = program(|task: Compute, cx: Context| async move {
-        let first = cx.call(Increment { number: task.number }).named("first").await?;
+    let program = program(|input: Compute, cx: Context| async move {
+        let first = cx.call(Increment { number: input.number }).named("first").await?;
         let second = cx.call(Double { number: first }).await?;
         let third = cx.call(Increment { number: second }).named("third").await?;
         Err(ArmError::failed(format!("no use for {third}")))
@@ -197,8 +197,8 @@ async fn a_rerun_from_a_step_discards_what_was_recorded_after_it_and_nothing_els
 
 #[tokio::test(start_paused = true)]
 async fn two_reruns_at_once_are_one() {
-    let program = program(|task: Compute, cx: Context| async move {
-        let number = cx.call(Increment { number: task.number }).await?;
+    let program = program(|input: Compute, cx: Context| async move {
+        let number = cx.call(Increment { number: input.number }).await?;
         Ok(cx.call(Double { number }).await?)
     });
     let arms = Scripted::new(|call| Does::Fails(error(call, ErrorKind::Unavailable)));
@@ -217,8 +217,8 @@ async fn two_reruns_at_once_are_one() {
 
 #[tokio::test(start_paused = true)]
 async fn answers_are_replayed_in_the_order_in_which_they_came() {
-    let program = program(|task: Compute, cx: Context| async move {
-        let calls = (0..5).map(|number| cx.call(Increment { number: task.number + number }));
+    let program = program(|input: Compute, cx: Context| async move {
+        let calls = (0..5).map(|number| cx.call(Increment { number: input.number + number }));
         let mut answers = calls.collect::<FuturesUnordered<_>>();
         let (mut text, mut winners) = (String::new(), Vec::new());
         while let Some(answer) = answers.next().await {
@@ -242,8 +242,8 @@ async fn answers_are_replayed_in_the_order_in_which_they_came() {
 
 #[tokio::test(start_paused = true)]
 async fn answers_keep_their_order_where_the_program_takes_time_of_its_own() {
-    let program = program(|task: Compute, cx: Context| async move {
-        let (first, second) = (cx.call(Increment { number: task.number }), cx.call(Double { number: 2 }));
+    let program = program(|input: Compute, cx: Context| async move {
+        let (first, second) = (cx.call(Increment { number: input.number }), cx.call(Double { number: 2 }));
         let mut answers = FuturesUnordered::new();
         answers.push(futures_util::future::Either::Left(async {
             sleep(3 * SECOND).await;
@@ -274,7 +274,7 @@ async fn answers_keep_their_order_where_the_program_takes_time_of_its_own() {
 async fn a_transport_goes_on_from_the_handle_that_it_reported() {
     let program =
         program(
-            |task: Compute, cx: Context| async move { Ok(cx.call(Charge { amount: task.number }).await?) },
+            |input: Compute, cx: Context| async move { Ok(cx.call(Charge { amount: input.number }).await?) },
         );
     let arms = Scripted::new(|_| Does::Follows("5"));
     let task = interrupted(&arms, program, |_| Does::Follows("5")).await;
@@ -288,7 +288,7 @@ async fn a_transport_goes_on_from_the_handle_that_it_reported() {
 async fn how_long_a_key_has_been_remembered_is_judged_by_the_stores_clock() {
     let program =
         program(
-            |task: Compute, cx: Context| async move { Ok(cx.call(Charge { amount: task.number }).await?) },
+            |input: Compute, cx: Context| async move { Ok(cx.call(Charge { amount: input.number }).await?) },
         );
     for (away, ahead, made) in [(30, true, 2), (30, false, 2), (75, true, 1), (75, false, 1)] {
         let (store, arms) = (shared_store(), Scripted::new(|_| Does::Hangs));

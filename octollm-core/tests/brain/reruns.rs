@@ -90,8 +90,8 @@ async fn named_steps_that_are_left_out_are_waited_for_once() {
 async fn a_rerun_may_leave_out_what_the_program_did_because_a_call_failed() {
     // It reports the failure of a call, and returns it. Where the call succeeds it goes another way.
     let program = |other_way: bool| {
-        program(move |task: Compute, cx: Context| async move {
-            match cx.call(Increment { number: task.number }).await {
+        program(move |input: Compute, cx: Context| async move {
+            match cx.call(Increment { number: input.number }).await {
                 Ok(number) if other_way => Ok(cx.call(Double { number }).await?),
                 Ok(number) => Ok(number),
                 Err(error) => {

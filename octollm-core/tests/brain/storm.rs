@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     clock::Clock,
     error::ArmError,
     id::TaskId,
@@ -65,7 +65,7 @@ struct Busy(Dice, Watched);
 
 #[async_trait]
 impl Arm<Compute> for Busy {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
         let id = cx.task_id().unwrap().clone();
         let here = Here(self.1.clone(), id.clone());
         let running = {
@@ -75,7 +75,7 @@ impl Arm<Compute> for Busy {
             *running
         };
         *self.1.overlaps.lock().unwrap() += u32::from(running > 1);
-        let number = cx.call(Increment { number: task.number }).await?;
+        let number = cx.call(Increment { number: input.number }).await?;
         self.0.pause(3_000).await;
         let doubled = cx.call_all((0..4).map(|more| Double { number: number + more })).await?;
         self.0.pause(3_000).await;
@@ -96,13 +96,12 @@ fn fail_at_random(store: &Trouble, dice: &Dice, failures: u64) {
 async fn storm(seed: u64, failures: u64) {
     let (dice, arms, store, watched) = (Dice::new(seed), Local::new(), Trouble::new(), Watched::default());
     store.slow(Duration::from_millis(dice.below(40)));
-    let config = BrainConfig { max_running: 3, lease: Duration::from_secs(3), ..BrainConfig::default() };
     // One for all: each would begin anew at the time of day, whatever tokio's shows by then.
     let clock = Clock::runtime();
     let make = || {
         let arm = Busy(dice.clone(), watched.clone());
         let builder = Brain::builder().arm::<Compute>(arm).arms(arms.clone()).store(store.clone());
-        builder.clock(clock).config(config.clone()).build().unwrap()
+        builder.clock(clock).max_running(3).lease(Duration::from_secs(3)).build().unwrap()
     };
     let mut brains = vec![make(), make()];
     for brain in &brains {

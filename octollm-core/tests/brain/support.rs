@@ -45,16 +45,16 @@ pub(crate) struct Adder;
 
 #[async_trait]
 impl Arm<Increment> for Adder {
-    async fn execute(&self, task: Increment, cx: &Context) -> Result<u64, ArmError> {
+    async fn execute(&self, input: Increment, cx: &Context) -> Result<u64, ArmError> {
         cx.spend(octollm_core::budget::Usage::tokens(10))?;
-        Ok(task.number + 1)
+        Ok(input.number + 1)
     }
 }
 
 #[async_trait]
 impl Arm<Double> for Adder {
-    async fn execute(&self, task: Double, _: &Context) -> Result<u64, ArmError> {
-        Ok(task.number * 2)
+    async fn execute(&self, input: Double, _: &Context) -> Result<u64, ArmError> {
+        Ok(input.number * 2)
     }
 }
 
@@ -138,8 +138,8 @@ pub(crate) struct Computer;
 
 #[async_trait]
 impl Arm<Compute> for Computer {
-    async fn execute(&self, task: Compute, cx: &Context) -> Result<u64, ArmError> {
-        let number = cx.call(Increment { number: task.number }).await?;
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        let number = cx.call(Increment { number: input.number }).await?;
         cx.progress_steps(1, 3);
         let number = cx.call(Double { number }).await?;
         cx.progress_steps(2, 3);

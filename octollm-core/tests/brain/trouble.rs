@@ -11,15 +11,14 @@ use std::{
 
 use async_trait::async_trait;
 use octollm_core::{
+    contract::ContractRef,
     event::Event,
     id::TaskId,
-    store::{
-        Changes, Claim, Claimed, JournalEntry, MemoryStore, Room, Run, SideEffects, StoreError, TaskFilter,
-        TaskStore, Topic,
-    },
-    task::{TaskRecord, TaskUpdate},
+    parts::Caller,
+    store::{JournalEntry, MemoryStore, Run, SideEffects, StoreError, TaskStore, Topic},
+    task::{TaskQuery, TaskRecord, TaskUpdate},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 type Fails = dyn FnMut(&str, Option<&TaskRecord>) -> Option<StoreError> + Send;
 
@@ -126,27 +125,39 @@ pub(crate) fn away() -> StoreError {
 
 #[async_trait]
 impl TaskStore for Trouble {
-    async fn create(&self, record: TaskRecord, effects: SideEffects, room: Room) -> Result<(), StoreError> {
+    async fn create(
+        &self,
+        record: TaskRecord,
+        effects: SideEffects,
+        max_queued: usize,
+        max_queued_bytes: usize,
+    ) -> Result<(), StoreError> {
         self.pass("create", Some(&record)).await?;
-        self.inner.create(record.clone(), effects, room).await?;
+        self.inner.create(record.clone(), effects, max_queued, max_queued_bytes).await?;
         self.ask("after create", Some(&record))
     }
 
-    async fn get(&self, id: &TaskId) -> Result<Option<TaskRecord>, StoreError> {
+    async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
         self.pass("get", None).await?;
         self.inner.get(id).await
     }
 
-    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<TaskRecord, StoreError> {
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
         self.pass("commit", Some(&record)).await?;
-        let record = self.inner.commit(record, effects).await?;
-        self.ask("after commit", Some(&record))?;
-        Ok(record)
+        self.inner.commit(record.clone(), effects).await?;
+        self.ask("after commit", Some(&record))
     }
 
-    async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, StoreError> {
+    async fn claim(
+        &self,
+        holder: &str,
+        contracts: &[ContractRef],
+        lease: Duration,
+        limit: usize,
+        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
+    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
         self.pass("claim", None).await?;
-        self.answer("claim", self.inner.claim(claim)).await
+        self.answer("claim", self.inner.claim(holder, contracts, lease, limit, effects)).await
     }
 
     async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
@@ -157,9 +168,13 @@ impl TaskStore for Trouble {
         self.inner.renew(holder, lease, runs).await
     }
 
-    async fn list(&self, filter: &TaskFilter) -> Result<Vec<TaskRecord>, StoreError> {
+    async fn list(
+        &self,
+        query: &TaskQuery,
+        owner: Option<&Caller>,
+    ) -> Result<Vec<Arc<TaskRecord>>, StoreError> {
         self.pass("list", None).await?;
-        self.inner.list(filter).await
+        self.inner.list(query, owner).await
     }
 
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
@@ -173,9 +188,15 @@ impl TaskStore for Trouble {
         self.ask("after append", None)
     }
 
-    async fn append_updates(&self, run: &Run, updates: Vec<TaskUpdate>) -> Result<(), StoreError> {
+    async fn append_updates(
+        &self,
+        run: &Run,
+        first: u64,
+        updates: Vec<TaskUpdate>,
+    ) -> Result<(), StoreError> {
         self.pass("append_updates", None).await?;
-        self.inner.append_updates(run, updates).await
+        self.inner.append_updates(run, first, updates).await?;
+        self.ask("after append_updates", None)
     }
 
     async fn updates_after(
@@ -198,7 +219,7 @@ impl TaskStore for Trouble {
         self.inner.published(event_ids).await
     }
 
-    fn changes(&self, topic: Topic) -> Changes {
+    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
         self.inner.changes(topic)
     }
 }

@@ -13,9 +13,9 @@ use octollm_core::{
     contract::{ContractSpec, TaskContract},
     error::{ArmError, Failure},
     id::TaskId,
-    orchestrator::{Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates, follow},
-    store::{MemoryStore, MemoryStoreConfig},
-    task::{Submission, Task, TaskStatus},
+    orchestrator::{Orchestrator, TaskPage, TaskUpdates, follow},
+    store::MemoryStore,
+    task::{Submission, Task, TaskQuery, TaskStatus, TaskUpdate},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use crate::{
     scripted::program,
     support::{Compute, Local, anyone, brain, compute, end_of, run},
-    trouble::Trouble,
+    trouble::{Trouble, away},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -70,8 +70,7 @@ async fn seen(brain: &Brain, id: &TaskId, after: Option<u64>) -> Vec<TaskUpdate>
 
 #[tokio::test(start_paused = true)]
 async fn chunks_are_stored_within_a_number_of_bytes_and_the_rest_is_a_gap() {
-    let config = MemoryStoreConfig { update_bytes: 1_000, ..MemoryStoreConfig::default() };
-    let brain = streams(MemoryStore::with_config(config));
+    let brain = streams(MemoryStore::new().update_bytes(1_000));
     let id = stream(&brain, 20, 300).await;
     end_of(&brain, &id).await;
     let updates = seen(&brain, &id, None).await;
@@ -198,19 +197,41 @@ async fn who_follows_a_task_over_broken_streams_sees_each_update_once() {
 
 #[tokio::test(start_paused = true)]
 async fn messages_of_progress_are_stored_within_a_number_of_bytes_too() {
-    let config = MemoryStoreConfig { update_bytes: 1_000, ..MemoryStoreConfig::default() };
-    let talks = program(|task: Compute, cx: Context| async move {
+    let talks = program(|input: Compute, cx: Context| async move {
         for percent in 0..20 {
             cx.progress(percent, "x".repeat(300));
             sleep(SECOND).await;
         }
-        Ok(task.number)
+        Ok(input.number)
     });
-    let store = MemoryStore::with_config(config);
+    let store = MemoryStore::new().update_bytes(1_000);
     let brain = Brain::builder().arm::<Compute>(talks).store(store).build().unwrap();
     let id = run(&brain, compute(4)).await.task_id;
     let updates = seen(&brain, &id, None).await;
     let messages = updates.iter().filter(|update| matches!(update, TaskUpdate::Progress { .. })).count();
     assert_eq!(messages, 3);
     assert!(matches!(updates[0], TaskUpdate::Gap { .. }) && updates.last().unwrap().is_last());
+}
+
+#[tokio::test(start_paused = true)]
+async fn chunks_that_were_stored_and_reported_as_failed_are_stored_once() {
+    // The store confirms no second append, or none from the third on, so that the end of the task has to bring the rest.
+    for fails in [|count: &usize| count % 2 == 1, |count: &usize| *count > 2] {
+        let store = Trouble::new();
+        let mut count = 0;
+        store.fails(move |operation, _| {
+            count += usize::from(operation == "after append_updates");
+            (operation == "after append_updates" && fails(&count)).then(away)
+        });
+        let brain = streams(store);
+        let id = stream(&brain, 12, 3).await;
+        end_of(&brain, &id).await;
+        let chunk = |update| match update {
+            TaskUpdate::Chunk { data, .. } => data.read::<String>().ok(),
+            _ => None,
+        };
+        let chunks: Vec<_> = seen(&brain, &id, None).await.into_iter().filter_map(chunk).collect();
+        let expected: Vec<_> = (0..12).map(|number| format!("{number:03}")).collect();
+        assert_eq!(chunks, expected);
+    }
 }

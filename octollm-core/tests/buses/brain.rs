@@ -7,7 +7,7 @@ use octollm_core::brain::Brain;
 use octollm_core::bus::{EventBus, MemoryBus, Overflow};
 use octollm_core::error::ArmError;
 use octollm_core::orchestrator::{Orchestrator, finished};
-use octollm_core::task::{Submission, TaskChange, TaskEvent, TaskRequest, TaskResult};
+use octollm_core::task::{Submission, TaskEvent, TaskRequest, TaskResult, TaskStatus};
 use octollm_core::{Arm, Context};
 
 use crate::*;
@@ -42,10 +42,10 @@ async fn a_stalled_monitor_hides_the_end_of_no_task_from_another() {
         let next = tokio::time::timeout(std::time::Duration::from_secs(30), monitor.next()).await;
         let Ok(Some(Signal::Event(event))) = next else { panic!("after {seen} events: {next:?}") };
         seen += 1;
-        let TaskEvent { task_id, change, .. } = TaskEvent::try_from(&event).unwrap();
-        if let TaskChange::Completed(spent) = change {
-            assert!(spent.usage.is_some());
-            assert!(tasks.remove(&task_id), "{task_id} ended once");
+        let event = TaskEvent::try_from(&event).unwrap();
+        if event.status == Some(TaskStatus::Completed) {
+            assert!(event.usage().is_some());
+            assert!(tasks.remove(&event.task_id), "{} ended once", event.task_id);
         }
     }
     assert!(seen > Overflow::BLOCK_CAPACITY, "the stalled one had no room for all");

@@ -49,7 +49,7 @@ async fn a_spent_budget_ends_the_attempts_with_what_all_of_them_used() {
     let mesh = flaky(9).await;
     let error = mesh.call(measure(1)).retry(5).budget(Budget::tokens(80)).await.unwrap_err();
     assert_eq!((error.kind(), error.usage()), (ErrorKind::Unavailable, Usage::tokens(80)));
-    assert_eq!(mesh.calls().count(), 2);
+    assert_eq!(mesh.calls().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -83,7 +83,7 @@ async fn only_what_is_safe_is_sent_again() {
     // It was not even begun.
     mesh.fault("worker", Fault::error(ErrorKind::Unreachable).once());
     assert_eq!(mesh.call(Charge { number: 7 }).retry(1).await.unwrap(), 7);
-    assert_eq!(mesh.calls().of::<Charge>().count(), 3);
+    assert_eq!(mesh.calls_of::<Charge>().len(), 3);
     // Nobody asked for it.
     mesh.fault("worker", Fault::error(ErrorKind::Unreachable).once());
     assert_eq!(mesh.call(measure(1)).await.unwrap_err().kind(), ErrorKind::Unreachable);
@@ -116,10 +116,10 @@ async fn the_callers_own_facts_decide_and_not_the_card() {
     let cautious = Cautious { number: 1, ms: 0, spends: Spends::Nothing };
     let error = mesh.call(cautious).retry(3).await.unwrap_err();
     assert!(error.may_have_executed());
-    assert_eq!(mesh.calls().count(), 1);
+    assert_eq!(mesh.calls().len(), 1);
     let contract: ContractRef = "work.measure".parse().unwrap();
     let call = || mesh.context().call_json(&contract, &json!(measure(1))).retry(1);
-    let count = || mesh.calls().count();
+    let count = || mesh.calls().len();
     call().await.unwrap_err();
     assert_eq!(count(), 2, "no facts, no second attempt");
     let mut spec = OwnedSpec::new(contract.clone());
@@ -204,7 +204,7 @@ async fn a_retry_layer_around_calls_that_ask_for_attempts_does_not_multiply_them
     for (retries, attempts) in [(0, 3), (2, 3), (4, 5)] {
         mesh.forget_calls();
         let error = mesh.call(measure(1)).retry(retries).await.unwrap_err();
-        assert_eq!((error.attempts(), mesh.calls().count()), (attempts, attempts as usize), "{retries}");
+        assert_eq!((error.attempts(), mesh.calls().len()), (attempts, attempts as usize), "{retries}");
     }
 }
 
@@ -254,7 +254,7 @@ async fn only_the_hop_beside_a_failure_tries_again() {
     mesh.fault("worker", Fault::error(ErrorKind::Unavailable).always().on::<Measure>());
     let error = mesh.call(MeasureMany { times: 1 }).retry(5).await.unwrap_err();
     assert!(!error.retryable());
-    assert_eq!((mesh.calls().of::<MeasureMany>().count(), mesh.calls().of::<Measure>().count()), (1, 1));
+    assert_eq!((mesh.calls_of::<MeasureMany>().len(), mesh.calls_of::<Measure>().len()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -46,7 +46,7 @@ async fn a_call_with_no_time_at_all_is_refused_before_it_is_sent() {
     assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::DeadlineExceeded, false));
     let each = mesh.context().call_all([measure(1)]).within(Duration::ZERO).each().await;
     assert_eq!(each[0].as_ref().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
-    assert_eq!(mesh.calls().count(), 0);
+    assert_eq!(mesh.calls().len(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -76,7 +76,7 @@ async fn limits_of_a_call_only_narrow_those_of_its_context() {
     let refused = cx.call(measure(1)).await.unwrap_err();
     assert_eq!((refused.kind(), refused.may_have_executed()), (ErrorKind::DeadlineExceeded, false));
     assert_eq!(refused.step(), Some(&StepKey::Order(3)));
-    assert_eq!(mesh.calls().count(), 3);
+    assert_eq!(mesh.calls().len(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -267,7 +267,7 @@ async fn a_plan_hands_no_rounded_number_on() {
     let error = task.error.unwrap();
     assert_eq!(error.kind, ErrorKind::UpstreamFailed);
     assert!(error.message.contains(&u128::MAX.to_string()), "{}", error.message);
-    assert_eq!(mesh.calls().count(), 1, "the second step got nothing");
+    assert_eq!(mesh.calls().len(), 1, "the second step got nothing");
 }
 
 #[tokio::test(start_paused = true)]
@@ -277,7 +277,7 @@ async fn facts_of_another_contract_are_refused() {
     let other = OwnedSpec::new("work.measure".parse().unwrap());
     let error = mesh.context().call_json(&contract, &json!({ "number": 1 })).spec(other).await.unwrap_err();
     assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::BadRequest, false));
-    assert_eq!(mesh.calls().count(), 0);
+    assert_eq!(mesh.calls().len(), 0);
 }
 
 /// Gives one call up after a second, and makes another.

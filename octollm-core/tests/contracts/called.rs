@@ -58,5 +58,5 @@ async fn an_input_with_a_number_that_is_none_is_not_sent() {
     assert_eq!(error.kind(), ErrorKind::BadRequest);
     assert!(error.failure().message.contains("weight is infinite or not a number"), "{error}");
     assert!(!error.may_have_executed());
-    assert_eq!(mesh.calls().count(), 0);
+    assert_eq!(mesh.calls().len(), 0);
 }

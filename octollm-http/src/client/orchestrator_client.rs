@@ -13,9 +13,9 @@ use octollm_core::{
     deadline::Deadline,
     error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
-    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates},
+    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
     parts::ContextParts,
-    task::{Submission, Task, TaskStatus},
+    task::{Submission, Task, TaskQuery, TaskStatus, TaskUpdate},
     transport::StepKey,
     update::Progress,
 };

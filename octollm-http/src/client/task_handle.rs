@@ -6,7 +6,7 @@ use octollm_core::{
     Context,
     budget::Usage,
     contract::TaskContract,
-    error::{CallError, ErrorKind, Failure},
+    error::{CallError, Failure},
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskUpdates, finished},
     task::{Submission, Task},
@@ -34,10 +34,8 @@ impl OrchestratorClient {
     /// # Cancel safety
     /// If the future is dropped, the task may be queued or not.
     pub async fn submit<C: TaskContract>(&self, input: C) -> Result<TaskHandle<C>, CallError> {
-        let submission = Submission::of(&input).map_err(|error| {
-            let failure = Failure::new(ErrorKind::BadRequest, "the input cannot be written as JSON");
-            CallError::new(C::SPEC.reference(), failure).with_source(error)
-        })?;
+        let submission =
+            Submission::of(&input).map_err(|failure| CallError::new(C::SPEC.reference(), failure))?;
         let cx = Context::detached();
         let task =
             Orchestrator::submit(self, submission, &cx).await.map_err(|failure| self.failed::<C>(failure))?;

@@ -10,10 +10,10 @@ use octollm_core::{
     error::{ArmError, ConfigError, ErrorKind, Failure},
     id::{StepKey, TaskId},
     json,
-    orchestrator::{JournalStep, Orchestrator, TaskQuery},
+    orchestrator::{JournalStep, Orchestrator},
     parts::ContextParts,
-    reflex::{Reaction, Reflex, ReflexInput, screen, screen_submission},
-    task::{Origin, Submission, TaskRecord, TaskResult},
+    reflex::{Observations, Reaction, Reflex, ReflexInput, screen_submission},
+    task::{Submission, TaskQuery, TaskRecord, TaskResult},
     transport::{NoArms, Transport},
 };
 use schemars::JsonSchema;
@@ -133,7 +133,7 @@ impl Tasks {
             (submission, reaction) =
                 screened(&cx, screen_submission(&*screen.reflex, submission, &cx)).await?;
             match reaction {
-                Reaction::Answer(answer) => return answered(submission, answer, parts),
+                Reaction::Answer(answer) => return answered(submission, answer),
                 Reaction::Refuse(reason) => return Err(Failure::new(ErrorKind::Refused, reason).into()),
                 Reaction::Pass | Reaction::Rewrite(_) => {}
             }
@@ -176,10 +176,8 @@ fn context(parts: ContextParts) -> Context {
 }
 
 /// A task that a reflex has answered, so that no orchestrator knows it.
-fn answered(submission: Submission, answer: Value, parts: ContextParts) -> Result<Answer, Refusal> {
-    let origin = Origin::new(parts.caller, parts.correlation_id);
-    let task = TaskRecord::answered(submission, origin, TaskResult::new(answer), Timestamp::now());
-    Ok(Answer::json(&task)?)
+fn answered(submission: Submission, answer: Value) -> Result<Answer, Refusal> {
+    Ok(Answer::json(&TaskRecord::answered(submission, TaskResult::new(answer), Timestamp::now()))?)
 }
 
 /// A reflex, and the arms that it can call.
@@ -251,20 +249,22 @@ impl Endpoint for Preprocess {
         input.detect_pii = body.detect_pii;
         input.detect_injection = body.detect_injection;
         let cx = self.0.context(inbound.parts);
-        let screening = screened(&cx, screen(&*self.0.reflex, input, &cx)).await?;
-        let should_proceed = screening.should_proceed();
-        let cached_result = match screening.reaction {
-            Reaction::Answer(answer) => Some(answer),
-            _ => None,
+        let mut seen = Observations::default();
+        let reaction = screened(&cx, self.0.reflex.react(&input, &mut seen, &cx)).await?;
+        let should_proceed = matches!(reaction, Reaction::Pass | Reaction::Rewrite(_));
+        let (sanitized_input, cached_result) = match reaction {
+            Reaction::Rewrite(text) => (text, None),
+            Reaction::Answer(answer) => (input.text, Some(answer)),
+            Reaction::Pass | Reaction::Refuse(_) => (input.text, None),
         };
         Ok(Answer::json(&Preprocessed {
             cache_hit: cached_result.is_some(),
             cached_result,
-            pii_detected: !screening.seen.pii_types.is_empty(),
-            pii_types: screening.seen.pii_types,
-            injection_detected: screening.seen.injection_detected,
-            risk_score: screening.seen.risk_score,
-            sanitized_input: screening.text,
+            pii_detected: !seen.pii_types.is_empty(),
+            pii_types: seen.pii_types,
+            injection_detected: seen.injection_detected,
+            risk_score: seen.risk_score,
+            sanitized_input,
             should_proceed,
         })?)
     }

@@ -16,7 +16,8 @@ use octollm_core::{
     budget::Usage,
     error::{ArmError, ErrorKind},
     id::StepKey,
-    orchestrator::{Orchestrator, StepOutcome, TaskQuery},
+    orchestrator::{Orchestrator, StepOutcome},
+    task::TaskQuery,
 };
 use octollm_http::{Arms, OrchestratorClient, Server};
 use octollm_macros::TaskContract;

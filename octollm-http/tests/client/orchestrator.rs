@@ -11,9 +11,9 @@ use octollm_core::{
     budget::Usage,
     error::ErrorKind,
     id::TaskId,
-    orchestrator::{Orchestrator, StepOutcome, TaskQuery, TaskUpdate, finished},
+    orchestrator::{Orchestrator, StepOutcome, finished},
     parts::ContextParts,
-    task::{Priority, Submission, TaskBudget, TaskRequest, TaskStatus},
+    task::{Priority, Submission, TaskBudget, TaskQuery, TaskRequest, TaskStatus, TaskUpdate},
     transport::{NoArms, StepKey},
 };
 use octollm_http::client::OrchestratorClient;

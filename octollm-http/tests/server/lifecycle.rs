@@ -7,10 +7,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use octollm_core::{
-    brain::{Brain, BrainConfig},
-    store::MemoryStore,
-};
+use octollm_core::{brain::Brain, store::MemoryStore};
 use octollm_http::{Server, io::Connector};
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
@@ -221,9 +218,8 @@ async fn what_does_not_end_is_dropped_after_the_grace() {
 /// at once.
 async fn ended_with_tasks(body: &str) -> (Worker, Duration, [serde_json::Value; 2]) {
     let (worker, store) = (Worker::default(), Arc::new(MemoryStore::new()));
-    let one_at_a_time = BrainConfig { max_running: 1, ..BrainConfig::default() };
     let brain = || Brain::builder().arm::<Wait>(worker.clone()).store(store.clone());
-    let first = brain().config(one_at_a_time).build().unwrap();
+    let first = brain().max_running(1).build().unwrap();
     let (peer, acceptor) = network();
     let bound = Server::new("brain").orchestrator(first).listen(acceptor).unwrap();
     let (stop, stopped) = oneshot::channel();

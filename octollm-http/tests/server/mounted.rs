@@ -6,8 +6,8 @@ use http_body_util::{BodyExt, Full};
 use octollm_core::{
     Context,
     error::ErrorKind,
-    orchestrator::{Orchestrator, TaskQuery},
-    task::{TaskRequest, TaskStatus},
+    orchestrator::Orchestrator,
+    task::{TaskQuery, TaskRequest, TaskStatus},
 };
 use octollm_http::{Arms, OrchestratorClient, Server, server::HttpService};
 use tower::ServiceExt;

@@ -13,10 +13,10 @@ use octollm_core::{
     card::ArmCard,
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
-    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
+    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
     parts::Caller,
     reflex::{Observations, Reaction, Reflex, ReflexInput},
-    task::{Submission, Task},
+    task::{Submission, Task, TaskQuery},
 };
 use octollm_http::Server;
 use serde_json::Value;

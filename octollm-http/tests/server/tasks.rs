@@ -13,9 +13,9 @@ use octollm_core::{
     card::ArmCard,
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
-    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdates},
+    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
     reflex::{Observations, Reaction, Reflex, ReflexInput},
-    task::{Origin, Submission, Task, TaskRecord, TaskRequest, TaskResult},
+    task::{Submission, Task, TaskQuery, TaskRecord, TaskRequest, TaskResult},
 };
 use octollm_http::Server;
 use serde::Deserialize;
@@ -214,8 +214,7 @@ struct Rerunning(Mutex<Vec<Option<StepKey>>>);
 #[async_trait]
 impl Orchestrator for Rerunning {
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
-        let origin = Origin::new(cx.caller().clone(), cx.correlation_id().clone());
-        Ok(TaskRecord::new(submission, origin, Duration::from_secs(60), Timestamp::now()).into_task())
+        Ok(TaskRecord::new(submission, cx.parts(), Duration::from_secs(60), Timestamp::now()).into_task())
     }
 
     async fn get(&self, _: &TaskId, _: &Context) -> Result<Task, Failure> {

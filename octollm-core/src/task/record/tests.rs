@@ -19,14 +19,13 @@ enum Change {
 }
 
 fn record() -> TaskRecord {
-    let origin = Origin::new(Caller::Unchecked, RequestId::new());
     let request = TaskRequest::new("goal").into();
-    TaskRecord::new(request, origin, Duration::from_secs(60), Timestamp::UNIX_EPOCH)
+    TaskRecord::new(request, &ContextParts::new(), Duration::from_secs(60), Timestamp::UNIX_EPOCH)
 }
 
 fn apply(record: &mut TaskRecord, change: Change, now: Timestamp) -> Result<(), Failure> {
     match change {
-        Change::Claim => record.claim(Lease { holder: "b".into(), until: now }, now),
+        Change::Claim => record.claim("b", now, now),
         Change::Complete => record.complete(TaskResult::new("done"), now),
         Change::Fail => record.fail((&Failure::of(ErrorKind::ArmFailed)).into(), now),
         Change::Cancel => record.cancel(now),

@@ -1,4 +1,4 @@
-//! Between caller and arm.
+//! The transport of a mesh: how a call reaches its arm.
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tower::{Layer, service_fn};
 
 use super::{
-    calls::{Calls, Ending, Recorder},
+    calls::{Ending, Recorder},
     fault::{Fault, Faults},
 };
 use crate::{
@@ -25,19 +25,19 @@ use crate::{
     transport::{Call, CallService, NoArms, Reply, ServedBy, ServiceTransport, Transport},
 };
 
-/// Where an arm of a mesh is.
+/// The endpoint of an arm of a mesh.
 pub(super) fn endpoint(arm: &str) -> String {
     format!("in-process/{arm}")
 }
 
-/// Puts a user's layer around the calls.
+/// Adds a layer of the user around the calls.
 pub(super) type CallLayer = Box<dyn FnOnce(CallService) -> CallService + Send>;
 
-/// Carries the calls of one caller. A clone is the same mesh.
+/// The transport of one caller. A clone is of the same mesh.
 #[derive(Clone)]
-pub(super) struct Wires {
+pub(super) struct MeshTransport {
     shared: Arc<Shared>,
-    /// The users' layers, the retry, and the choice of an arm.
+    /// The layers of the user, the retry, and the choice of an arm.
     stack: Arc<dyn Transport>,
     from: Option<Arc<str>>,
 }
@@ -46,7 +46,7 @@ struct Shared {
     arms: Vec<MeshArm>,
     faults: Mutex<Faults>,
     recorder: Arc<Recorder>,
-    /// For the arms, which call through it too. It outlives their calls.
+    /// For the calls of the arms.
     stack: OnceLock<Weak<dyn Transport>>,
 }
 
@@ -56,7 +56,7 @@ struct MeshArm {
     dispatcher: Dispatcher,
 }
 
-impl Wires {
+impl MeshTransport {
     /// The layer added last is the outermost.
     pub(super) fn new(arms: Vec<Dispatcher>, layers: Vec<CallLayer>) -> Self {
         let arm = |dispatcher: Dispatcher| {
@@ -71,7 +71,7 @@ impl Wires {
         Self { shared, stack, from: None }
     }
 
-    /// As the brain calls.
+    /// The transport of the brain.
     pub(super) fn of_brain(&self) -> Self {
         Self { from: Some("orchestrator".into()), ..self.clone() }
     }
@@ -80,12 +80,8 @@ impl Wires {
         self.shared.arms.iter().any(|arm| *arm.id == *id)
     }
 
-    pub(super) fn forget_calls(&self) {
-        self.shared.recorder.forget();
-    }
-
-    pub(super) fn calls(&self) -> Calls {
-        self.shared.recorder.calls()
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.shared.recorder
     }
 
     pub(super) fn faults(&self) -> MutexGuard<'_, Faults> {
@@ -93,7 +89,7 @@ impl Wires {
     }
 }
 
-impl Transport for Wires {
+impl Transport for MeshTransport {
     // Written out: the future of the stack is returned as it is, in place of one more around it.
     fn call<'a, 'b>(
         &'a self,
@@ -131,7 +127,7 @@ fn stack(shared: &Arc<Shared>, layers: Vec<CallLayer>) -> Arc<dyn Transport> {
     Arc::new(ServiceTransport::new(service, cards))
 }
 
-/// Brings a call to one of the arms that serve its contract.
+/// Sends a call to one of the arms that serve its contract.
 #[derive(Clone)]
 struct Choice(Arc<Shared>);
 
@@ -151,14 +147,14 @@ impl Choice {
         let (contract, shared) = (call.contract.clone(), &*self.0);
         let (arm, route) =
             shared.choose(&call).map_err(|failure| CallError::new(contract.clone(), failure))?;
-        let fault = shared.faults().meet(&arm.id, &call);
+        let fault = shared.faults().apply(&arm.id, &call);
         let recording = shared.recorder.begin(&call, &arm.id, fault.clone());
         let deadline = call.parts.deadline;
-        let mut around = Execution::new(call.parts, self.calls_of(arm));
-        around.updates = call.updates;
-        let work = pin!(route.execute(&call.input, around));
-        // Here as well as above the layers, for here is known which arm it was.
-        let outcome = Deadline::run_until(deadline, suffer(fault, work, &arm.id)).await;
+        let mut execution = Execution::new(call.parts, self.calls_of(arm));
+        execution.updates = call.updates;
+        let work = pin!(route.execute(&call.input, execution));
+        // As above the layers, but here the arm is known.
+        let outcome = Deadline::run_until(deadline, with_fault(fault, work, &arm.id)).await;
         let outcome = outcome.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)));
         let (result, usage) = match outcome {
             Ok(outcome) => (outcome.result.map_err(ArmError::into_failure), outcome.usage),
@@ -178,17 +174,19 @@ impl Choice {
         }
     }
 
-    /// What the arm itself calls through.
+    /// The transport of an arm.
     fn calls_of(&self, arm: &MeshArm) -> Arc<dyn Transport> {
         match self.0.stack.get().and_then(Weak::upgrade) {
-            Some(stack) => Arc::new(Wires { shared: self.0.clone(), stack, from: Some(arm.id.clone()) }),
+            Some(stack) => {
+                Arc::new(MeshTransport { shared: self.0.clone(), stack, from: Some(arm.id.clone()) })
+            }
             None => Arc::new(NoArms),
         }
     }
 }
 
 impl Shared {
-    /// The first arm for the contract that is not to be avoided. Where all are, any but the one that was tried last.
+    /// The first arm of the contract that is not to be avoided, else any but the last one that was tried, else the first.
     fn choose(&self, call: &Call) -> Result<(&MeshArm, &Route), Failure> {
         let serving =
             || self.arms.iter().filter_map(|arm| Some((arm, arm.dispatcher.find(&call.contract).ok()?)));
@@ -208,8 +206,8 @@ impl Shared {
     }
 }
 
-/// Lets a fault have its way with the work.
-async fn suffer(
+/// Runs the work of an arm under a fault.
+async fn with_fault(
     fault: Option<Fault>,
     mut work: Pin<&mut (impl Future<Output = Outcome> + Send)>,
     arm: &str,
@@ -234,7 +232,7 @@ async fn suffer(
     }
 }
 
-impl fmt::Debug for Wires {
+impl fmt::Debug for MeshTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.shared.arms.iter().map(|arm| &arm.dispatcher)).finish()
     }

@@ -135,8 +135,9 @@ async fn an_error_is_nested_too_where_the_server_says_so() {
         assert_eq!(ours.code.code(), code);
     }
     let document = nested.get("/openapi.json").await.json();
-    let problem = &document["components"]["schemas"]["Problem"];
-    assert_eq!(problem["properties"]["error"]["required"], json!(["code", "message"]));
+    let schemas = &document["components"]["schemas"];
+    assert_eq!(schemas["Problem"]["properties"]["error"]["$ref"], "#/components/schemas/NestedError");
+    assert_eq!(schemas["NestedError"]["required"], json!(["code", "message"]));
 
     let flat = start(server(&Worker::default()));
     assert!(flat.get("/nowhere").await.is_problem(404, "not_found").get("error").is_none());

@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap, error::Error, fmt, future::Future, net::SocketAddr, pin::Pin, time::Duration,
 };
 
-use octollm::http::server::ServerConfig;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
@@ -98,7 +97,7 @@ pub(crate) struct Arena {
     pub(crate) size: Size,
     pub(crate) child: Child,
     /// The limits of the attacked server.
-    pub(crate) config: ServerConfig,
+    pub(crate) config: target::Limits,
 }
 
 impl Arena {

@@ -8,11 +8,7 @@ use std::{
     time::Duration,
 };
 
-use octollm::{
-    http::server::{BoundServer, ServerConfig},
-    prelude::*,
-    store::MemoryStore,
-};
+use octollm::{http::server::BoundServer, prelude::*, store::MemoryStore};
 use tokio::time::sleep;
 
 use crate::frame::{Broken, Size};
@@ -134,9 +130,63 @@ impl Arm<TaskRequest> for Worker {
 pub(crate) const MAX_QUEUED: usize = 100;
 pub(crate) const MAX_RUNNING: usize = 8;
 
+/// The limits that attacks run into, at their defaults.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) head_timeout: Duration,
+    pub(crate) body_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) write_timeout: Duration,
+    pub(crate) max_body: usize,
+    pub(crate) max_arriving: usize,
+    pub(crate) max_head: usize,
+    pub(crate) max_headers: usize,
+    pub(crate) max_uri: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) max_in_flight: usize,
+    pub(crate) max_streams: u32,
+}
+
+impl Limits {
+    fn set(self, server: Server) -> Server {
+        server
+            .head_timeout(self.head_timeout)
+            .body_timeout(self.body_timeout)
+            .idle_timeout(self.idle_timeout)
+            .write_timeout(self.write_timeout)
+            .max_body(self.max_body)
+            .max_arriving(self.max_arriving)
+            .max_head(self.max_head)
+            .max_headers(self.max_headers)
+            .max_uri(self.max_uri)
+            .max_connections(self.max_connections)
+            .max_in_flight(self.max_in_flight)
+            .max_streams(self.max_streams)
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            max_body: 2 << 20,
+            max_arriving: 256 << 20,
+            max_head: 16 << 10,
+            max_headers: 100,
+            max_uri: 8 << 10,
+            max_connections: 10_000,
+            max_in_flight: 1024,
+            max_streams: 100,
+        }
+    }
+}
+
 /// The limits of the server: the defaults. In the short form an attack may set times of its own, in milliseconds.
-pub(crate) fn limits(size: Size, settings: &[(&str, usize)]) -> Result<ServerConfig, Broken> {
-    let mut config = ServerConfig::default();
+pub(crate) fn limits(size: Size, settings: &[(&str, usize)]) -> Result<Limits, Broken> {
+    let mut config = Limits::default();
     for (name, value) in settings {
         let time = Duration::from_millis(*value as u64);
         match *name {
@@ -175,7 +225,7 @@ pub(crate) async fn server(size: Size, settings: &[(&str, usize)]) -> Result<Bou
         .arm::<Large>(worker.clone())
         .arm::<Store>(worker.clone())
         .arm::<Look>(worker)
-        .orchestrator(brain)
-        .config(limits(size, settings)?);
+        .orchestrator(brain);
+    let server = limits(size, settings)?.set(server);
     Ok(server.bind("127.0.0.1:0").await?)
 }

@@ -1,8 +1,8 @@
-//! Where connections come from: TCP, pipes in memory, or anything else that carries bytes both ways.
+//! Connections: over TCP, in memory, or over anything else that carries bytes in both directions.
 //!
-//! A client opens connections through a [`Connector`], a server takes them from an [`Acceptor`]. [`Tcp`] and
-//! [`TcpAcceptor`] are what both use by default. [`Pipes`] is a network in memory: a whole system runs over it without a
-//! socket, and under tokio's paused clock without waiting.
+//! A client opens connections through a [`Connector`], and a server accepts them from an [`Acceptor`]. Both use TCP by
+//! default. [`Pipes`] is a network in memory: a whole system runs over it without a socket, and under tokio's paused clock
+//! without waiting.
 //!
 //! ```
 //! use octollm_http::io::{Acceptor, Connector, Pipes};
@@ -26,7 +26,7 @@
 use std::{
     any::Any,
     collections::HashMap,
-    fmt,
+    fmt::{self, Debug},
     future::{Future, Ready, pending, ready},
     io,
     net::SocketAddr,
@@ -41,68 +41,68 @@ use tokio::{
     sync::mpsc,
 };
 
-/// Bytes both ways: implemented for everything that can be.
+/// A connection: implemented for every type that carries bytes in both directions.
 pub trait Io: AsyncRead + AsyncWrite + Any + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 
-/// A connection of any kind.
-pub type BoxIo = Box<dyn Io>;
-
 /// Opens connections.
 #[async_trait]
 pub trait Connector: Send + Sync + 'static {
-    /// Opens a connection to the scheme, host and port of a URI; the rest of it means nothing here.
+    /// Opens a connection to the scheme, host and port of a URI, whose path is ignored.
     ///
     /// # Errors
-    /// No connection came about, so nothing was sent.
+    /// The connection cannot be opened. Nothing was sent.
     ///
     /// # Cancel safety
-    /// Dropping the future gives the attempt up.
-    async fn connect(&self, to: &Uri) -> io::Result<BoxIo>;
+    /// The caller drops the future when the call is cancelled or its time limit passes. A connection that is half open must
+    /// then be closed.
+    async fn connect(&self, to: &Uri) -> io::Result<Box<dyn Io>>;
 }
 
-/// Takes the connections that others open.
+/// Accepts connections.
 pub trait Acceptor: Send + 'static {
-    /// What a connection is.
+    /// Type of the connections.
     type Io: Io;
-    /// What is left to do before a connection carries bytes, such as a TLS handshake. A server runs it beside the next
-    /// `accept`, within its limit on heads.
+    /// The rest of opening a connection, such as a TLS handshake. A server polls it concurrently with the next `accept`, within
+    /// [`head_timeout`](crate::Server::head_timeout), and drops it after that.
     type Opening: Future<Output = io::Result<(Self::Io, Peer)>> + Send + 'static;
 
-    /// The next connection. After an error the next call may succeed.
+    /// Accepts the next connection.
     ///
     /// # Errors
-    /// This connection was lost, or the system is short of something, such as file descriptors.
+    /// The connection was lost, or a resource of the system is exhausted, such as file descriptors. The server logs the error
+    /// and calls `accept` again: at once after a lost connection, and else after 100 ms.
     ///
     /// # Cancel safety
-    /// Dropping the future loses no connection.
+    /// The server drops the future when it ends and at any other event. A connection that was accepted must be returned by the
+    /// next call.
     fn accept(&mut self) -> impl Future<Output = io::Result<Self::Opening>> + Send;
 
-    /// Whether nobody beyond this machine can connect.
+    /// Whether only this machine can connect. A server on any other acceptor has to establish who calls.
     fn is_local(&self) -> bool {
         false
     }
 }
 
-/// What is known of the other end of a connection.
+/// The other end of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
-    /// Its address, where it has one.
+    /// Network address, where the connection has one.
     pub address: Option<SocketAddr>,
 }
 
 /// Connects over TCP, without TLS.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Tcp;
+pub(crate) struct Tcp;
 
 #[async_trait]
 impl Connector for Tcp {
-    async fn connect(&self, to: &Uri) -> io::Result<BoxIo> {
+    async fn connect(&self, to: &Uri) -> io::Result<Box<dyn Io>> {
         let (host, port) = host_and_port(to.authority().ok_or_else(|| no_host(to))?);
         let stream = TcpStream::connect((host, port)).await?;
-        // Small requests must not wait for the acknowledgement of the last one. What cannot be set still works.
+        // Small requests must not wait for the acknowledgement of the one before. The connection works without this option too.
         let _ = stream.set_nodelay(true);
         Ok(Box::new(stream))
     }
@@ -119,10 +119,13 @@ pub struct TcpAcceptor {
 const BACKLOG: u32 = 4096;
 
 impl TcpAcceptor {
-    /// Listens on the first of the addresses that can be had. Port 0 has the system choose one.
+    /// Listens on the first of the addresses that is free. For port 0 the system chooses one.
     ///
     /// # Errors
-    /// The address names nothing, or the system refuses.
+    /// The address has no host, or none of its addresses is free.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the listener.
     pub async fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
         let mut last = None;
         for address in lookup_host(address).await? {
@@ -131,12 +134,12 @@ impl TcpAcceptor {
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the address names nothing")))
+        Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the name has no address")))
     }
 
     fn bind_one(address: SocketAddr) -> io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A server that was restarted takes its address again at once. On Windows the option means something else.
+        // A restarted server can listen on its address again at once. On Windows the option means something else.
         #[cfg(not(windows))]
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
@@ -145,7 +148,7 @@ impl TcpAcceptor {
         Ok(Self { listener, address })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
@@ -157,7 +160,7 @@ impl Acceptor for TcpAcceptor {
 
     async fn accept(&mut self) -> io::Result<Self::Opening> {
         let (stream, address) = self.listener.accept().await?;
-        // Answers are small, and written whole.
+        // Answers are small and written whole.
         let _ = stream.set_nodelay(true);
         Ok(ready(Ok((stream, Peer { address: Some(address) }))))
     }
@@ -167,36 +170,36 @@ impl Acceptor for TcpAcceptor {
     }
 }
 
-/// A network in memory. Clones are the same network.
+/// A network in memory, for tests. Clones share it.
 #[derive(Clone, Default)]
 pub struct Pipes(Arc<Mutex<Hosts>>);
 
 type Hosts = HashMap<(String, u16), mpsc::Sender<DuplexStream>>;
 
-/// Takes the connections to one host of a network in memory.
-pub struct PipeAcceptor {
+/// Accepts the connections to one host of a network in memory.
+struct PipeAcceptor {
     incoming: mpsc::Receiver<DuplexStream>,
     /// The network is gone.
     closed: bool,
 }
 
-/// Bytes on the way, in each direction.
+/// Bytes that a connection buffers in each direction.
 const PIPE: usize = 64 * 1024;
 /// Connections that may wait to be accepted.
 const WAITING: usize = 1024;
 
 impl Pipes {
-    /// A network without hosts.
+    /// Creates a network without hosts.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Opens a host, such as `judge` or `judge:8103`; the port is 80 by default. It is there until its acceptor is
-    /// dropped.
+    /// Listens on a host, such as `judge` or `judge:8103` (default port 80), until the acceptor is dropped.
     ///
     /// # Errors
-    /// The name is none, or is taken.
-    pub fn listen(&self, host: &str) -> io::Result<PipeAcceptor> {
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for a name that is no host, [`AddrInUse`](io::ErrorKind::AddrInUse) for
+    /// one that is in use.
+    pub fn listen(&self, host: &str) -> io::Result<impl Acceptor<Io = DuplexStream> + Debug + use<>> {
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
         let (sender, incoming) = mpsc::channel(WAITING);
         let key = key_of(&Authority::try_from(host).map_err(invalid)?);
@@ -215,7 +218,7 @@ impl Pipes {
 
 #[async_trait]
 impl Connector for Pipes {
-    async fn connect(&self, to: &Uri) -> io::Result<BoxIo> {
+    async fn connect(&self, to: &Uri) -> io::Result<Box<dyn Io>> {
         let key = key_of(to.authority().ok_or_else(|| no_host(to))?);
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let host = self.hosts().get(&key).cloned().ok_or_else(refused)?;
@@ -236,7 +239,7 @@ impl Acceptor for PipeAcceptor {
                 None => self.closed = true,
             }
         }
-        // Nobody can connect any more, and whoever serves goes on with the connections there are.
+        // The network is gone: the server still serves the connections it has.
         pending().await
     }
 
@@ -245,13 +248,13 @@ impl Acceptor for PipeAcceptor {
     }
 }
 
-impl fmt::Debug for Pipes {
+impl Debug for Pipes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.hosts().keys()).finish()
     }
 }
 
-impl fmt::Debug for PipeAcceptor {
+impl Debug for PipeAcceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PipeAcceptor").field("waiting", &self.incoming.len()).finish_non_exhaustive()
     }
@@ -268,7 +271,7 @@ fn host_and_port(authority: &Authority) -> (&str, u16) {
 }
 
 fn no_host(uri: &Uri) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("`{uri}` names no host"))
+    io::Error::new(io::ErrorKind::InvalidInput, format!("`{uri}` has no host"))
 }
 
 #[cfg(test)]
@@ -302,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tcp_listens_on_the_first_address_that_can_be_had() {
+    async fn tcp_listens_on_the_first_address_that_is_free() {
         let taken = TcpAcceptor::bind("127.0.0.1:0").await.unwrap();
         assert!(TcpAcceptor::bind(taken.local_addr()).await.is_err());
         let free = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -19,8 +19,8 @@
 //!
 //! #[async_trait]
 //! impl Arm<CountWords> for Scribe {
-//!     async fn execute(&self, task: CountWords, _: &Context) -> Result<usize, ArmError> {
-//!         Ok(task.text.split_whitespace().count())
+//!     async fn execute(&self, input: CountWords, _: &Context) -> Result<usize, ArmError> {
+//!         Ok(input.text.split_whitespace().count())
 //!     }
 //! }
 //!
@@ -37,12 +37,13 @@
 //! What crosses the network is written down in `docs/wire.md`. Most programs depend on `octollm`, which brings this crate
 //! along.
 // A module uses only what stands before it here; `client` and `server` never import each other.
+mod limits;
 pub mod io;
 pub mod wire;
 pub mod client;
 pub mod server;
 
 pub use self::{
-    client::{Arms, ClientConfig, OrchestratorClient},
-    server::{Authenticate, BoundServer, Server, ServerConfig},
+    client::{Arms, OrchestratorClient},
+    server::{Authenticate, BoundServer, Server},
 };

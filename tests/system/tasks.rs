@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use octollm::{http::ClientConfig, orchestrator::finished, prelude::*, task::TaskQuery};
+use octollm::{orchestrator::finished, prelude::*, task::TaskQuery};
 
 /// Returns what it is given.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -36,8 +36,8 @@ async fn a_thousand_tasks_at_once_over_sockets() {
     let brain = Brain::builder().arm(Through).arms(arms).build().unwrap();
     let orchestrator = Server::new("orchestrator").orchestrator(brain).bind("127.0.0.1:0").await.unwrap();
     // A thousand that ask again and again share a hundred connections: each waits its turn.
-    let config = ClientConfig { pool_wait: Duration::from_secs(60), ..ClientConfig::default() };
-    let client = OrchestratorClient::builder(orchestrator.url()).config(config).build().unwrap();
+    let client =
+        OrchestratorClient::builder(orchestrator.url()).pool_wait(Duration::from_secs(60)).build().unwrap();
     tokio::spawn(echo.run());
     tokio::spawn(orchestrator.run());
 

@@ -1,6 +1,7 @@
 //! Heads: what travels beside the bodies.
 
 use std::{
+    convert::Infallible,
     fmt::Write,
     sync::{Arc, Mutex},
     time::Duration,
@@ -14,11 +15,7 @@ use octollm::{
     budget::Usage,
     context::ContextParts,
     deadline::Deadline,
-    http::{
-        Arms, Server,
-        client::{Exchange, ExchangeError},
-        server::HttpService,
-    },
+    http::{Arms, Server, client::Exchange, server::HttpService},
     prelude::*,
 };
 use tower::{layer::layer_fn, service_fn};
@@ -45,7 +42,7 @@ fn arms(service: HttpService, heads: Heads) -> Arms {
         let (service, heads) = (service.clone(), heads.clone());
         service_fn(move |request: Request<Bytes>| {
             let (service, heads) = (service.clone(), heads.clone());
-            async move { Ok::<_, ExchangeError>(carry(service, heads, request).await) }
+            async move { Ok::<_, Infallible>(carry(service, heads, request).await) }
         })
     });
     Arms::builder()

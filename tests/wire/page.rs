@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use octollm::{
     brain::Brain,
     failure::{ErrorKind, Failure},
-    http::{ClientConfig, ServerConfig},
+    http::{Arms, Server},
 };
 
 use crate::golden::folder;
@@ -42,34 +42,58 @@ fn it_lists_every_kind_of_error_as_it_is() {
     assert!(rows.iter().all(|row| !row[2].is_empty()), "each has a meaning");
 }
 
+/// The limits of a builder are not public: it prints them.
+fn limits(builder: impl std::fmt::Debug) -> String {
+    format!("{builder:?}")
+}
+
+/// The number after `name: `, and its unit.
+fn number<'l>(limits: &'l str, name: &str) -> (u64, &'l str) {
+    let (_, rest) = limits.split_once(&format!(" {name}: ")).expect(name);
+    let value = rest.split([',', ' ', '}']).next().unwrap_or_default();
+    let (digits, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit()).unwrap_or(value.len()));
+    (digits.parse().expect(name), unit)
+}
+
 #[test]
 fn its_limits_are_the_defaults() {
-    let (page, server) = (page(), ServerConfig::default());
-    let (brain, client) = (format!("{:?}", Brain::builder()), ClientConfig::default());
-    let limit = |name: &str| {
-        let value = brain.split(&format!("{name}: ")).nth(1).expect("a limit").split([',', ' ']).next();
-        value.unwrap_or_default().to_owned()
+    let (page, server, client) = (page(), limits(Server::new("any")), limits(Arms::builder()));
+    let brain = limits(Brain::builder());
+    let count = |limits: &str, name| number(limits, name).0;
+    let mib = |limits: &str, name| count(limits, name) >> 20;
+    let kib = |limits: &str, name| count(limits, name) >> 10;
+    let seconds = |name| match number(&server, name) {
+        (seconds, "s") => seconds,
+        (other, unit) => panic!("{name} is {other} {unit}"),
     };
-    let (head, body) = (server.head_timeout, server.body_timeout);
     for row in [
-        format!("| body of a request | {} MiB |", server.max_body >> 20),
-        format!("| head; fields in it | {} KiB; {} |", server.max_head >> 10, server.max_headers),
-        format!("| path and query | {} KiB |", server.max_uri >> 10),
-        format!("| a head, a body to arrive | {} s, {} s |", head.as_secs(), body.as_secs()),
+        format!("| body of a request | {} MiB |", mib(&server, "max_body")),
         format!(
-            "| a connection at rest, over HTTP/2 without streams | {} s |",
-            server.idle_timeout.as_secs()
+            "| head; fields in it | {} KiB; {} |",
+            kib(&server, "max_head"),
+            count(&server, "max_headers")
         ),
+        format!("| path and query | {} KiB |", kib(&server, "max_uri")),
+        format!(
+            "| a head, a body to arrive | {} s, {} s |",
+            seconds("head_timeout"),
+            seconds("body_timeout")
+        ),
+        format!("| a connection at rest, over HTTP/2 without streams | {} s |", seconds("idle_timeout")),
         format!(
             "| a write of which less than 16 KiB, or than the rest, are taken | {} s |",
-            server.write_timeout.as_secs()
+            seconds("write_timeout")
         ),
-        format!("| all bodies that are still arriving | {} MiB |", server.max_arriving >> 20),
-        format!("| establishing who calls | {} s |", server.authenticate_timeout.as_secs()),
-        format!("| requests running in one server | {} |", server.max_in_flight),
-        format!("| connections to one server | {} |", server.max_connections),
-        format!("| tasks running, waiting in a brain | {}, {} |", limit("max_running"), limit("max_queued")),
-        format!("| an answer that the client reads | {} MiB |", client.max_answer >> 20),
+        format!("| all bodies that are still arriving | {} MiB |", mib(&server, "max_arriving")),
+        format!("| establishing who calls | {} s |", seconds("authenticate_timeout")),
+        format!("| requests running in one server | {} |", count(&server, "max_in_flight")),
+        format!("| connections to one server | {} |", count(&server, "max_connections")),
+        format!(
+            "| tasks running, waiting in a brain | {}, {} |",
+            count(&brain, "max_running"),
+            count(&brain, "max_queued")
+        ),
+        format!("| an answer that the client reads | {} MiB |", mib(&client, "max_answer")),
     ] {
         assert!(page.contains(&row), "{row}");
     }

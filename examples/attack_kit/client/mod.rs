@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use octollm::{http::client::ClientConfig, prelude::*};
+use octollm::{http::client::ArmsBuilder, prelude::*};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -63,19 +63,16 @@ impl Ended {
     }
 }
 
-/// The limits of the client: the defaults, and in the short form the same with times of a second or two.
-fn limits(size: Size) -> ClientConfig {
-    let usual = ClientConfig::default();
+/// A client with the limits that it has by default, and in the short form with times of a second or two.
+fn builder(size: Size) -> ArmsBuilder {
     match size {
-        Size::Full => usual,
-        Size::Short => ClientConfig {
-            connect_timeout: Duration::from_secs(2),
-            read_idle: Duration::from_secs(2),
-            write_idle: Duration::from_secs(2),
-            idle_timeout: Duration::from_millis(500),
-            capabilities_timeout: Duration::from_secs(2),
-            ..usual
-        },
+        Size::Full => Arms::builder(),
+        Size::Short => Arms::builder()
+            .connect_timeout(Duration::from_secs(2))
+            .read_idle(Duration::from_secs(2))
+            .write_idle(Duration::from_secs(2))
+            .idle_timeout(Duration::from_millis(500))
+            .capabilities_timeout(Duration::from_secs(2)),
     }
 }
 
@@ -98,7 +95,7 @@ async fn within(arena: &Arena, how: &str, url: &str, limit: Duration, text: &str
 
 /// The attacked side: it makes the calls that it is told to make.
 pub(crate) struct Caller {
-    config: ClientConfig,
+    size: Size,
     /// By URL: their connections stay for as long as the process runs.
     arms: Mutex<HashMap<String, Arms>>,
     stopped: AtomicBool,
@@ -109,7 +106,7 @@ pub(crate) struct Caller {
 impl Caller {
     pub(crate) fn new(size: Size) -> Self {
         let (arms, stopped, made, calls) = Default::default();
-        Self { config: limits(size), arms, stopped, made, calls }
+        Self { size, arms, stopped, made, calls }
     }
 
     /// `start` and `stop` for the healthy calls to `own`, and else `HOW URL MS TEXT`.
@@ -157,7 +154,7 @@ impl Caller {
             return Ok(arms.clone());
         }
         let (first, second) = url.split_once('+').unwrap_or((url, ""));
-        let builder = Arms::builder().config(self.config.clone());
+        let builder = builder(self.size);
         let mut builder = match how {
             "card" => builder.endpoint("liar", first),
             _ => builder.endpoint_serving::<Check>("liar", first).endpoint_serving::<Again>("liar", first),

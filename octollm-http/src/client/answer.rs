@@ -1,10 +1,10 @@
-//! What a server answered.
+//! Reading the answer to a call.
 
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, Response, StatusCode,
+    Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     response::Parts,
 };
@@ -17,8 +17,7 @@ use serde::de::IgnoredAny;
 use super::foreign;
 use crate::wire;
 
-/// The output, or the failure that the arm reports; and what was used, either way: work whose usage is not reported is
-/// unmetered, unless the failure says that it has not run.
+/// Reads the output or the failure, and the usage. Usage that is not reported is unmetered, or zero for work that has not run.
 ///
 /// `reads` decides whether an answer without a body is an output.
 pub(super) fn read(
@@ -36,12 +35,12 @@ pub(super) fn read(
     }
 }
 
-/// For answers that always have a body.
+/// The `reads` of an answer that always has a body.
 pub(super) fn never_nothing(_: &[u8]) -> Result<(), serde_json::Error> {
     Err(serde::de::Error::custom("an answer is due"))
 }
 
-/// An output that the caller cannot decode.
+/// The failure for an output that the caller cannot decode.
 pub(super) fn unreadable(error: &serde_json::Error) -> Failure {
     Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"))
 }
@@ -61,11 +60,13 @@ fn output(
             Err(_) => bad(format!("answered {} where an output is due", head.status.as_u16())),
         };
     }
-    // None was asked for: undoing one could only make an answer larger than the limit.
+    // No coding was requested. Decoding one could make the answer larger than the limit.
     if head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         return bad("the answer is in a content coding that was not asked for".into());
     }
-    if !is_declared_json(&head.headers) && serde_json::from_slice::<IgnoredAny>(&body).is_err() {
+    // JSON under another name is an output too, once it was parsed.
+    let is_declared = head.headers.get(CONTENT_TYPE).is_some_and(wire::is_json);
+    if !is_declared && serde_json::from_slice::<IgnoredAny>(&body).is_err() {
         return bad(format!("answered {} with what is not JSON", head.status.as_u16()));
     }
     Ok(body)
@@ -74,8 +75,8 @@ fn output(
 /// The output `()`.
 const NOTHING: &[u8] = b"null";
 
-/// Whether a body is left out on purpose: the status says so, or the work is done, the length is 0, and no type is declared, as
-/// frameworks answer where a handler writes nothing. Without the length the answer might have been cut off.
+/// Whether an answer has no body on purpose: by its status, or because it succeeded with a length of 0 and no content type, as
+/// frameworks answer for a handler without output. Without the length the answer could be incomplete.
 fn has_no_content(head: &Parts) -> bool {
     match head.status {
         StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT => true,
@@ -88,17 +89,6 @@ fn has_no_content(head: &Parts) -> bool {
     }
 }
 
-/// Services that send JSON under another name are believed once their answer has been looked through.
-fn is_declared_json(head: &HeaderMap) -> bool {
-    head.get(CONTENT_TYPE).is_some_and(|media_type| {
-        media_type == "application/json"
-            || media_type.to_str().is_ok_and(|text| {
-                let text = text.split(';').next().unwrap_or_default().trim();
-                text.eq_ignore_ascii_case("application/json") || text.ends_with("+json")
-            })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use http::{HeaderName, HeaderValue};
@@ -107,17 +97,17 @@ mod tests {
 
     #[test]
     fn what_is_json_by_name_or_by_look_is_an_output() {
-        let told = |media_type: &str, body: &'static str| {
+        let answered = |media_type: &str, body: &'static str| {
             let response = Response::builder().header(CONTENT_TYPE, media_type);
             read(response.body(Bytes::from(body)).unwrap(), |_| Ok(())).0.map_err(|failure| failure.kind)
         };
         for media_type in
             ["application/json", "application/JSON; charset=utf-8", "application/x+json", "text/plain"]
         {
-            assert_eq!(told(media_type, "{}").unwrap(), "{}", "{media_type}");
+            assert_eq!(answered(media_type, "{}").unwrap(), "{}", "{media_type}");
         }
-        assert_eq!(told("text/html", "<html>"), Err(ErrorKind::BadResponse));
-        assert_eq!(told("text/plain", ""), Err(ErrorKind::BadResponse));
+        assert_eq!(answered("text/html", "<html>"), Err(ErrorKind::BadResponse));
+        assert_eq!(answered("text/plain", ""), Err(ErrorKind::BadResponse));
         let packed =
             Response::builder().header(CONTENT_TYPE, "application/json").header(CONTENT_ENCODING, "gzip");
         assert_eq!(
@@ -160,13 +150,13 @@ mod tests {
 
     #[test]
     fn a_usage_that_cannot_be_read_is_a_bad_response_and_what_can_be_is_counted() {
-        let told = |usage: &str| {
+        let answered = |usage: &str| {
             let response = Response::builder().header(CONTENT_TYPE, "application/json");
             let response = response.header(wire::names::USAGE, usage).body(Bytes::from("{}")).unwrap();
             read(response, |_| Ok(()))
         };
-        assert_eq!(told("tokens=10.0").1, Usage::tokens(10));
-        let (output, usage) = told("tokens=7;cost_usd=abc");
+        assert_eq!(answered("tokens=10.0").1, Usage::tokens(10));
+        let (output, usage) = answered("tokens=7;cost_usd=abc");
         assert_eq!((output.unwrap_err().kind, usage), (ErrorKind::BadResponse, Usage::tokens(7)));
     }
 

@@ -1,4 +1,4 @@
-//! Which arm offers what: learned from the arms' own cards, when it is needed.
+//! The cards of the arms: asking for them when they are needed.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,12 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use http::{
-    HeaderValue, Request, StatusCode,
-    header::{ACCEPT, HOST},
-};
+use http::{Method, StatusCode};
 use octollm_core::{
     card::ArmCard,
     contract::{ContractRef, Spec},
@@ -29,15 +25,13 @@ use tokio::{
 };
 
 use super::{
-    endpoint::Endpoint,
-    exchange::{Exchanger, Target},
+    exchange::{ExchangeLimits, Target},
     foreign,
-    pool::Terms,
-    route::{self, ConfiguredArm, Drift, Offer, Route},
+    offers::{self, ConfiguredArm, Drift, Endpoint, Offer, Offers},
+    requests::Exchanger,
 };
-use crate::wire;
 
-/// What is known of the arms. It asks them in rounds: at the first call, and when something is not as it was.
+/// The arms and their cards. It asks them in rounds, at the first call and when an offer has changed.
 pub(super) struct Directory {
     arms: Vec<ConfiguredArm>,
     exchanger: Exchanger,
@@ -45,49 +39,49 @@ pub(super) struct Directory {
     known: RwLock<Known>,
     round: watch::Sender<Round>,
     fingerprints: Mutex<HashMap<ContractRef, String>>,
-    told_drifts: Mutex<HashSet<(ContractRef, Arc<str>)>>,
+    reported_drifts: Mutex<HashSet<(ContractRef, Arc<str>)>>,
 }
 
 #[derive(Default)]
 struct Known {
-    routes: HashMap<ContractRef, Arc<Route>>,
+    offers: HashMap<ContractRef, Arc<Offers>>,
     cards: Vec<Learned>,
 }
 
-/// What is known of one arm.
+/// The last answer of an arm.
 #[derive(Default)]
 struct Learned {
-    /// Its last card.
+    /// Last card.
     card: Option<ArmCard>,
-    /// Why it gave none the last time.
+    /// Failure of the last round, if it failed.
     trouble: Option<Failure>,
-    /// The last round in which it was asked.
+    /// Last round in which the arm was asked.
     round: u64,
 }
 
 #[derive(Debug, Default)]
 struct Round {
     number: u64,
-    /// The runtime that it runs in, which may stand still for ever.
+    /// Runtime of the round, which may have stopped.
     running: Option<runtime::Id>,
-    /// When it was begun, or has ended.
+    /// Time of its begin or its end.
     changed: Option<Instant>,
 }
 
-/// So much time is between two rounds at least.
+/// The shortest time between two rounds.
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
-/// So many arms are asked at a time: questions to silent ones must leave connections to calls, and to each other.
+/// The most arms that are asked at a time, since requests to silent arms must leave connections to calls and to each other.
 const ASKED_AT_ONCE: usize = 32;
-/// The largest card that is read, in bytes: as values its schemas take up to a hundred times as much memory.
+/// The largest card, in bytes. As values its schemas take up to a hundred times as much memory.
 const MAX_CARD: usize = 1 << 20;
 
 impl Directory {
     pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
         let card = |arm: &ConfiguredArm| Some(reached_at(arm.card.clone()?, arm.endpoints.first()));
         let cards = arms.iter().map(|arm| Learned { card: card(arm), ..Learned::default() }).collect();
-        let mut known = Known { routes: HashMap::new(), cards };
-        known.routes = routes(&arms, &known.cards);
+        let mut known = Known { offers: HashMap::new(), cards };
+        known.offers = offers_of(&arms, &known.cards);
         Self {
             arms,
             exchanger,
@@ -95,32 +89,32 @@ impl Directory {
             known: RwLock::new(known),
             round: watch::Sender::default(),
             fingerprints: Mutex::default(),
-            told_drifts: Mutex::default(),
+            reported_drifts: Mutex::default(),
         }
     }
 
-    /// What is known by now.
-    pub(super) fn route(&self, contract: &ContractRef) -> Option<Arc<Route>> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).routes.get(contract).cloned()
+    /// The offers of a contract, as far as they are known now.
+    pub(super) fn offers(&self, contract: &ContractRef) -> Option<Arc<Offers>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).offers.get(contract).cloned()
     }
 
-    /// Whether a call of this contract runs once if it has a key, as the cards say.
+    /// Whether a call of this contract with a key runs at most once, by the cards.
     pub(super) fn honours_keys(&self, contract: &ContractRef) -> bool {
-        self.route(contract).is_some_and(|route| route.honours_keys())
+        self.offers(contract).is_some_and(|offers| offers.honours_keys())
     }
 
-    /// The way to a contract; the arms are asked where it is not known. One that answers late holds up only calls
-    /// that no other can serve.
+    /// The offers of a contract. The arms are asked where there are none. One that answers late delays only calls that no
+    /// other arm can serve.
     ///
     /// # Errors
-    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] where arms could not be asked.
-    pub(super) async fn find(self: &Arc<Self>, contract: &ContractRef) -> Result<Arc<Route>, Failure> {
+    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] if arms could not be asked.
+    pub(super) async fn find(self: &Arc<Self>, contract: &ContractRef) -> Result<Arc<Offers>, Failure> {
         let mut round = self.begin_round();
         loop {
-            // In this order: what is learned behind the look at the routes is told as a change.
+            // In this order: what is learned after the look at the offers is seen as a change.
             let running = round.borrow_and_update().running;
-            if let Some(route) = self.route(contract) {
-                return Ok(route);
+            if let Some(offers) = self.offers(contract) {
+                return Ok(offers);
             }
             if running.is_none() {
                 return Err(self.unknown(contract));
@@ -137,7 +131,7 @@ impl Directory {
         }
     }
 
-    /// Asks all arms again, unless that was done a moment ago, and waits for the answer of this one.
+    /// Asks all arms again, unless that was done a moment ago, and waits for the answer of this arm.
     pub(super) async fn refresh_arm(self: &Arc<Self>, arm: &str) {
         let Some(position) = self.arms.iter().position(|known| &*known.id == arm) else { return };
         let learned_in = || self.known.read().unwrap_or_else(PoisonError::into_inner).cards[position].round;
@@ -151,19 +145,19 @@ impl Directory {
         }
     }
 
-    /// The cards of the arms that could be asked the last time.
+    /// The cards of the arms that answered in the last round.
     pub(super) fn cards(&self) -> Vec<ArmCard> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let reachable = known.cards.iter().filter(|learned| learned.trouble.is_none());
         reachable.filter_map(|learned| learned.card.clone()).collect()
     }
 
-    /// All endpoints of all arms, each in its place.
+    /// All endpoints of all arms, by position.
     pub(super) fn sites(&self) -> impl Iterator<Item = (&Arc<str>, &Endpoint)> {
         self.arms.iter().flat_map(|arm| arm.endpoints.iter().map(|endpoint| (&arm.id, endpoint)))
     }
 
-    /// Whether caller and arm mean the same by a contract. Told once for each arm.
+    /// The difference between the caller's schemas of a contract and the arm's, which is logged once for each arm.
     pub(super) fn drift<'o>(
         &self,
         contract: &ContractRef,
@@ -176,21 +170,21 @@ impl Directory {
         if offer.fingerprint.is_empty() {
             return offer.drift.get_or_init(|| None).as_ref();
         }
-        // A caller with JSON alone has no schemas: the next one may have.
+        // This caller has only JSON; the next one may have schemas.
         let ours = self.own_fingerprint(contract, spec?)?;
         let drift = offer.drift.get_or_init(|| {
             (ours != offer.fingerprint).then(|| Drift { ours, theirs: offer.fingerprint.clone() })
         });
         if let Some(Drift { ours, theirs }) = drift {
-            let mut told = self.told_drifts.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.insert((contract.clone(), Arc::clone(&offer.arm))) {
+            let mut reported = self.reported_drifts.lock().unwrap_or_else(PoisonError::into_inner);
+            if reported.insert((contract.clone(), Arc::clone(&offer.arm))) {
                 tracing::warn!(%contract, arm = %offer.arm, ours, theirs, "the schemas of caller and arm differ");
             }
         }
         drift.as_ref()
     }
 
-    /// Written from the schemas only once: that takes a while.
+    /// The fingerprint of the caller's schemas, which is computed once.
     fn own_fingerprint(&self, contract: &ContractRef, spec: &Spec) -> Option<String> {
         let mut fingerprints = self.fingerprints.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = fingerprints.get(contract) {
@@ -222,10 +216,9 @@ impl Directory {
         receiver
     }
 
-    /// Waits until something was learned, or the round has ended. One that runs in a runtime that stands still is not waited
-    /// for: another one is begun here.
+    /// Waits until an arm has answered or the round has ended. If its runtime has stopped, another round begins here.
     async fn changes(self: &Arc<Self>, round: &mut watch::Receiver<Round>) {
-        // It cannot be closed: the sender is ours.
+        // The channel is never closed: the sender is in `self`.
         if timeout(BETWEEN_ROUNDS, round.changed()).await.is_err() {
             self.begin_round();
         }
@@ -237,19 +230,19 @@ impl Directory {
         learned.round = round;
         match answer {
             Ok(card) => (learned.card, learned.trouble) = (Some(card), None),
-            // What it offered it may still offer: calls will tell.
+            // Its last offers may still hold.
             Err(trouble) => learned.trouble = Some(trouble),
         }
-        known.routes = routes(&self.arms, &known.cards);
+        known.offers = offers_of(&self.arms, &known.cards);
         drop(known);
         self.round.send_modify(|_| ());
     }
 
-    /// Why there is no way to a contract.
+    /// The failure for a contract without offers.
     fn unknown(&self, contract: &ContractRef) -> Failure {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let mut offered: Vec<_> = known.routes.keys().collect();
-        // Other versions first: that is what a caller is most likely to need.
+        let mut offered: Vec<_> = known.offers.keys().collect();
+        // Other versions first, which a caller needs most likely.
         offered.sort_by_key(|other| (other.name() != contract.name(), *other));
         let offered: Vec<_> = offered.into_iter().map(ToString::to_string).collect();
         let silent: Vec<_> = self
@@ -263,11 +256,11 @@ impl Directory {
     }
 }
 
-/// Why there is no way to a contract where some arms did not show their cards. A retry helps, unless all of them refused
-/// this caller.
+/// The failure for a contract without offers while some arms did not return their cards. A retry helps unless all of them
+/// refused this caller.
 fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[String]) -> Failure {
     let named: Vec<_> = silent.iter().map(|(arm, trouble)| format!("{arm} ({})", trouble.message)).collect();
-    let message = format!("{not_offered}; these did not show their cards: {}", named.join(", "));
+    let message = format!("{not_offered}; these did not return their cards: {}", named.join(", "));
     let unreachable: Vec<_> =
         silent.iter().map(|(arm, trouble)| json!({ "arm": arm, "reason": trouble.message })).collect();
     let refused = |(_, trouble): &(&str, &Failure)| is_refusal(trouble.kind);
@@ -276,7 +269,7 @@ fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[St
         _ => ErrorKind::Unreachable,
     };
     let mut failure = Failure::new(kind, message).before_execution();
-    // The arm may be any of them: a retry can help as soon as one of them can be asked again.
+    // Any of them may offer the contract: a retry can help as soon as one of them can be asked again.
     let wait = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
     failure.retry_after = wait.filter(|_| failure.retryable);
     failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
@@ -287,7 +280,7 @@ fn is_refusal(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unauthenticated | ErrorKind::InsufficientScope)
 }
 
-/// A card that names no endpoint is completed with the one by which its arm is reached.
+/// Sets the endpoint of a card that has none to the URL by which its arm was reached.
 fn reached_at(mut card: ArmCard, endpoint: Option<&Endpoint>) -> ArmCard {
     if card.endpoint.as_ref().is_none_or(|named| named.trim().is_empty()) {
         card.endpoint = endpoint.map(|endpoint| endpoint.as_str().to_owned());
@@ -295,12 +288,12 @@ fn reached_at(mut card: ArmCard, endpoint: Option<&Endpoint>) -> ArmCard {
     card
 }
 
-fn routes(arms: &[ConfiguredArm], cards: &[Learned]) -> HashMap<ContractRef, Arc<Route>> {
+fn offers_of(arms: &[ConfiguredArm], cards: &[Learned]) -> HashMap<ContractRef, Arc<Offers>> {
     let known = arms.iter().zip(cards);
-    route::all(known.filter_map(|(arm, learned)| Some((arm, learned.card.as_ref()?))))
+    offers::all(known.filter_map(|(arm, learned)| Some((arm, learned.card.as_ref()?))))
 }
 
-/// Ends the round however its task ends.
+/// Ends the round when it is dropped.
 struct RunningRound {
     directory: Arc<Directory>,
     number: u64,
@@ -325,15 +318,15 @@ async fn ask_all(round: RunningRound) {
     let mut answers: FuturesUnordered<_> = waiting.by_ref().take(ASKED_AT_ONCE).map(one).collect();
     while let Some((position, answer)) = answers.next().await {
         if let Err(trouble) = &answer {
-            tracing::warn!(arm = %directory.arms[position].id, %trouble, "the arm did not show its card");
+            tracing::warn!(arm = %directory.arms[position].id, %trouble, "the arm did not return its card");
         }
         directory.learn(position, round.number, answer);
         answers.extend(waiting.next().map(one));
     }
 }
 
-/// Asks the URLs of one arm: the next one as soon as one fails, or is silent for its share of the time limit, since
-/// one that leads nowhere must not hide the others.
+/// Asks the URLs of an arm: the next one as soon as one fails or has used its share of the time limit, so that a dead URL does not
+/// hide the others.
 async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, Failure> {
     let limit = directory.time_limit;
     let share = limit / u32::try_from(arm.endpoints.len()).unwrap_or(u32::MAX);
@@ -363,24 +356,21 @@ async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, Fail
 }
 
 async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) -> Result<ArmCard, Failure> {
-    let no_route = || Failure::new(ErrorKind::BadRequest, "no such URL").before_execution();
-    let mut request = Request::new(Bytes::new());
-    *request.uri_mut() = endpoint.route("/capabilities").ok_or_else(no_route)?;
+    let no_uri = || Failure::new(ErrorKind::BadRequest, "no such URL").before_execution();
+    let uri = endpoint.uri("/capabilities").ok_or_else(no_uri)?;
     let mut parts = ContextParts::new();
     parts.deadline = Some(Deadline::after(directory.time_limit));
-    request.headers_mut().insert(HOST, endpoint.host());
-    wire::write_parts(&parts, request.headers_mut());
-    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
-    let terms = Terms { deadline: parts.deadline, work: directory.time_limit };
+    let request = endpoint.request(Method::GET, uri, None, &parts);
+    let limits = ExchangeLimits { deadline: parts.deadline, work: directory.time_limit };
     let target = || Target {
         arm: Arc::clone(&arm.id),
-        endpoint: endpoint.as_str().into(),
+        endpoint: endpoint.shared(),
         contract: None,
         idempotent: true,
         deadline: parts.deadline,
         work: directory.time_limit,
     };
-    let answer = directory.exchanger.send(request, &arm.id, terms, target).await?;
+    let answer = directory.exchanger.send(request, &arm.id, limits, target).await?;
     if answer.status() != StatusCode::OK {
         let status = answer.status();
         let mut failure = foreign::failure(status, answer.headers(), answer.body(), SystemTime::now());

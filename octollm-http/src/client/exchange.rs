@@ -1,125 +1,177 @@
-//! One HTTP request and its answer, through the layers that a user put in between.
+//! One HTTP request: its limits, its purpose, and how it fails.
 
-use std::{
-    fmt,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
+use std::{error::Error, fmt, sync::Arc, time::Duration};
+
+use octollm_core::{
+    contract::ContractRef,
+    deadline::Deadline,
+    error::{ConfigError, ErrorKind, Failure},
 };
+use tower::BoxError;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use octollm_core::{contract::ContractRef, deadline::Deadline, error::ErrorKind};
-use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
+use crate::limits::limits_struct;
 
-use super::{
-    exchange_error::ExchangeError,
-    pool::{Pool, Terms},
-};
+/// The limits of one exchange.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ExchangeLimits {
+    /// The caller stops waiting then, so no timer is made that would end later.
+    pub(super) deadline: Option<Deadline>,
+    /// Time that the server may work before it answers.
+    pub(super) work: Duration,
+}
 
-/// What carries requests: the pool of connections, and the layers around it. A layer wraps it and is one again.
-///
-/// Each request carries a [`Target`] among its extensions. Its body is whole, and so is that of the answer: a layer
-/// that sends again never has to ask whether it still can.
-pub type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, ExchangeError>;
-
-/// What a layer may need to know of a request.
+/// The purpose of an HTTP request, among its extensions in a
+/// [`request_layer`](super::ArmsBuilder::request_layer).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Target {
-    /// The arm, or `orchestrator`.
+    /// Id of the arm, or `orchestrator`.
     pub arm: Arc<str>,
-    /// Its URL.
+    /// URL of the arm or orchestrator.
     pub endpoint: Arc<str>,
-    /// The contract that is called; `None` for what is no call, such as asking for capabilities.
+    /// Contract that is called; `None` for a request that is no call, such as one for a card.
     pub contract: Option<ContractRef>,
-    /// Whether doing it twice does no more than doing it once, as far as the caller knows.
+    /// Whether the request may run twice, by the caller's own contract.
     pub idempotent: bool,
-    /// After this moment nobody waits any more.
+    /// Deadline of the caller.
     pub deadline: Option<Deadline>,
-    /// How long the server may work before it answers.
+    /// Time that the server may work before it answers.
     pub work: Duration,
 }
 
-/// The pool as it is, or within layers. Without layers nothing is boxed.
-#[derive(Clone)]
-pub(super) enum Exchanger {
-    Plain(Pool),
-    Layered(Exchange),
+/// The failure of an exchange that returned no answer, and its cause. An answer that reports a failure is an answer.
+#[derive(Debug)]
+pub(super) struct ExchangeError {
+    pub(super) failure: Box<Failure>,
+    pub(super) cause: Option<BoxError>,
 }
 
-impl Exchanger {
-    /// Puts a layer around all that is there.
-    pub(super) fn layer<L>(self, layer: &L) -> Self
-    where
-        L: Layer<Exchange>,
-        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Request<Bytes>>>::Error: Into<ExchangeError>,
-        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
-    {
-        let inner = match self {
-            Self::Plain(pool) => BoxCloneSyncService::new(PoolService(pool)),
-            Self::Layered(inner) => inner,
-        };
-        Self::Layered(BoxCloneSyncService::new(layer.layer(inner).map_err(Into::into)))
+const SHORTEST: Duration = Duration::from_nanos(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Hands the limits of a client to another macro.
+macro_rules! client_limits {
+    ($then:ident $($arguments:tt)*) => {
+        $then! { $($arguments)* {
+            /// Sets the time limit on opening a connection, with the name lookup. Default 5 s, at most a day.
+            connect_timeout: Duration = Duration::from_secs(5), SHORTEST => DAY;
+            /// Sets the time that a server may send nothing while an answer is due. Until the answer begins, a contract whose
+            /// own time limit exceeds 30 s may take that long. Default 30 s, at most a day.
+            read_idle: Duration = Duration::from_secs(30), SHORTEST => DAY;
+            /// Sets the time that a server may read nothing while a request is sent. Default 10 s, at most a day.
+            write_idle: Duration = Duration::from_secs(10), SHORTEST => DAY;
+            /// Sets the time that a request waits for a connection when all are busy. Default 5 s, at most a day.
+            pool_wait: Duration = Duration::from_secs(5), SHORTEST => DAY;
+            /// Sets the most connections open at a time, to all arms together. Default 100, at most 100,000.
+            ///
+            /// With several arms no arm has calls on more than half of them, and with more than two none has calls on more
+            /// than are free. A connection that becomes free goes to a waiting call before it counts as idle.
+            max_connections: usize = 100, 1 => 100_000;
+            /// Sets the most idle connections that stay open. Default 20, at most
+            /// [`max_connections`](Self::max_connections).
+            max_idle: usize = 20, 0 => usize::MAX;
+            /// Sets the time after which an idle connection is closed. It should be less than the servers' own, so that the
+            /// client closes first. A connection whose server announces less (`Keep-Alive: timeout=5`) is not used after
+            /// that. Default 15 s, at most a day.
+            idle_timeout: Duration = Duration::from_secs(15), SHORTEST => DAY;
+            /// Sets the age after which a connection is not used again, with a random tenth added or taken away. Default
+            /// 5 minutes, at most a day.
+            max_age: Duration = Duration::from_secs(300), SHORTEST => DAY;
+            /// Sets the largest answer, in bytes. Default 8 MiB. A card has a limit of 1 MiB of its own. The body of a
+            /// failure beyond 256 KiB is ignored: only its status counts.
+            max_answer: usize = 8 << 20, 1 => usize::MAX;
+            /// Sets the time limit on asking an arm for its card. Default 5 s, at most a day.
+            capabilities_timeout: Duration = Duration::from_secs(5), SHORTEST => DAY;
+        } }
+    };
+}
+pub(super) use client_limits;
+
+client_limits!(limits_struct ClientConfig);
+
+impl ClientConfig {
+    /// # Errors
+    /// Names the first limit that is out of range.
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        self.check()?;
+        if self.max_idle > self.max_connections {
+            return Err(ConfigError::new("max_idle", "is above max_connections: set it to at most that"));
+        }
+        Ok(())
+    }
+}
+
+impl ExchangeError {
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Failure::new(kind, message).into()
     }
 
-    /// Sends a request and reads its answer, until its deadline.
-    ///
-    /// # Cancel safety
-    /// Dropping the future closes the connection: the server sees it.
-    pub(super) async fn send(
-        &self,
-        mut request: Request<Bytes>,
-        arm: &Arc<str>,
-        terms: Terms,
-        target: impl FnOnce() -> Target,
-    ) -> Result<Response<Bytes>, ExchangeError> {
-        match self {
-            Self::Plain(pool) => pool.exchange(request, arm, terms).await,
-            Self::Layered(service) => {
-                request.extensions_mut().insert(target());
-                Deadline::run_until(terms.deadline, service.clone().oneshot(request))
-                    .await
-                    .unwrap_or_else(|| Err(ExchangeError::of(ErrorKind::DeadlineExceeded)))
-            }
+    /// Marks the request as not sent, so that any request may be sent again.
+    pub(super) fn before_execution(mut self) -> Self {
+        self.failure.may_have_executed = false;
+        self
+    }
+
+    pub(super) fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+}
+
+impl From<Failure> for ExchangeError {
+    fn from(failure: Failure) -> Self {
+        Self { failure: Box::new(failure), cause: None }
+    }
+}
+
+/// Restores what passed through the layers of a user. A [`Failure`] is taken as it is, and any other error becomes the cause.
+impl From<BoxError> for ExchangeError {
+    fn from(error: BoxError) -> Self {
+        let error = match error.downcast::<Self>() {
+            Ok(ours) => return *ours,
+            Err(error) => error,
+        };
+        match error.downcast::<Failure>() {
+            Ok(failure) => (*failure).into(),
+            Err(foreign) => Self::new(ErrorKind::Internal, "a layer of the client failed").caused_by(foreign),
         }
     }
 }
 
-impl fmt::Debug for Exchanger {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Plain(_) => "Plain",
-            Self::Layered(_) => "Layered",
-        })
+impl From<ExchangeError> for Failure {
+    fn from(error: ExchangeError) -> Self {
+        *error.failure
     }
 }
 
-/// The pool, as the innermost service. Always ready: the wait for a connection is part of the call, where it has a
-/// time limit.
-#[derive(Clone)]
-struct PoolService(Pool);
-
-impl Service<Request<Bytes>> for PoolService {
-    type Response = Response<Bytes>;
-    type Error = ExchangeError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
+impl fmt::Display for ExchangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.fmt(f)
     }
+}
 
-    fn call(&mut self, mut request: Request<Bytes>) -> Self::Future {
-        let pool = self.0.clone();
-        Box::pin(async move {
-            let Some(target) = request.extensions_mut().remove::<Target>() else {
-                let error = ExchangeError::new(ErrorKind::Internal, "a layer has removed the target");
-                return Err(error.before_execution());
-            };
-            pool.exchange(request, &target.arm, Terms { deadline: target.deadline, work: target.work }).await
-        })
+impl Error for ExchangeError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_out_of_range_are_refused() {
+        let good = ClientConfig::default();
+        good.validate().unwrap();
+        for bad in [
+            ClientConfig { connect_timeout: Duration::ZERO, ..good.clone() },
+            ClientConfig { read_idle: Duration::MAX, ..good.clone() },
+            ClientConfig { max_connections: 0, max_idle: 0, ..good.clone() },
+            ClientConfig { max_idle: 101, ..good.clone() },
+            ClientConfig { max_answer: 0, ..good.clone() },
+        ] {
+            assert!(bad.validate().is_err(), "{bad:?}");
+        }
     }
 }

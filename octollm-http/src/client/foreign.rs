@@ -1,4 +1,4 @@
-//! Failures as services tell of them: in our form, or in whatever form theirs has.
+//! Reading failures: problems, and the error bodies of other frameworks.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::wire::Problem;
 
-/// The failure that an answer tells of.
+/// Reads the failure that an answer reports.
 pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
     let asked = retry_after(head, now);
     let body = if body.len() > MOST_READ { &[] } else { body };
@@ -24,14 +24,15 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
         failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
         return failure;
     }
-    let told = json.map(|json| read(&json)).unwrap_or_else(|| Told::text(body));
-    let message = told.message.filter(|message| !message.is_empty()).unwrap_or_else(|| in_words(status));
+    let reported = json.map(|json| read(&json)).unwrap_or_else(|| Reported::text(body));
+    let message = reported.message.filter(|message| !message.is_empty()).unwrap_or_else(|| in_words(status));
     let mut failure = Failure::new(kind(status), message);
-    failure.violations = told.violations;
-    failure.details = told.code.map(|code| serde_json::json!({ "status": status.as_u16(), "code": code }));
+    failure.violations = reported.violations;
+    failure.details =
+        reported.code.map(|code| serde_json::json!({ "status": status.as_u16(), "code": code }));
     failure.may_have_executed = may_have_executed(status);
     match asked {
-        // The key of this call is still running: an earlier attempt has begun, whose answer can be had after the wait.
+        // The key of this call is still running: an earlier attempt has begun, and its answer can be read after the wait.
         Some(wait) if status == StatusCode::CONFLICT => {
             failure = failure.retryable_after(wait);
             failure.may_have_executed = true;
@@ -41,55 +42,55 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
     failure
 }
 
-/// The largest body of a failure that is read, in bytes: as values JSON takes up to a hundred times as much memory. Of a
-/// longer one only the status counts.
+/// The largest error body that is read, in bytes. As values JSON takes up to a hundred times as much memory. Of a larger one only
+/// the status counts.
 const MOST_READ: usize = 256 << 10;
 
-/// What an error body of another make tells.
+/// The contents of an error body of another framework.
 #[derive(Default)]
-struct Told {
+struct Reported {
     message: Option<String>,
     code: Option<Value>,
     violations: Violations,
 }
 
-impl Told {
+impl Reported {
     fn message(text: &str) -> Self {
         Self { message: Some(one_line(text)), ..Self::default() }
     }
 
-    /// A page is not worth quoting.
+    /// Plain text, or nothing for an HTML page.
     fn text(body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(&body[..body.len().min(4096)]);
         if text.trim_start().starts_with('<') { Self::default() } else { Self::message(&text) }
     }
 }
 
-fn read(json: &Value) -> Told {
+fn read(json: &Value) -> Reported {
     match json {
-        Value::String(text) => Told::message(text),
+        Value::String(text) => Reported::message(text),
         Value::Object(object) => {
             let member = |name: &str| object.get(name).filter(|value| !value.is_null());
             let found = ["error", "detail", "message", "title"].into_iter().find_map(member);
-            let mut told = found.map(told_by).unwrap_or_default();
-            told.code = told.code.or_else(|| member("code").cloned());
-            told
+            let mut reported = found.map(reported_by).unwrap_or_default();
+            reported.code = reported.code.or_else(|| member("code").cloned());
+            reported
         }
-        _ => Told::default(),
+        _ => Reported::default(),
     }
 }
 
-/// What one member tells: words, an object with a message, or a list of broken rules.
-fn told_by(value: &Value) -> Told {
+/// The contents of a member: a text, an object with a message, or a list of violations.
+fn reported_by(value: &Value) -> Reported {
     match value {
-        Value::String(text) => Told::message(text),
+        Value::String(text) => Reported::message(text),
         Value::Object(object) => {
             let message = ["message", "detail", "msg", "description", "reason"]
                 .into_iter()
                 .find_map(|name| object.get(name)?.as_str())
                 .map(one_line);
             let code = ["code", "type", "status"].into_iter().find_map(|name| object.get(name)).cloned();
-            Told { message, code, ..Told::default() }
+            Reported { message, code, ..Reported::default() }
         }
         Value::Array(items) => {
             let mut violations = Violations::default();
@@ -99,15 +100,15 @@ fn told_by(value: &Value) -> Told {
                 violations.push(path(item.get("loc")), one_line(text.unwrap_or("is not valid")));
             }
             let message = (!violations.is_empty()).then(|| one_line(&violations.to_string()));
-            Told { message, violations, code: None }
+            Reported { message, violations, code: None }
         }
-        _ => Told::default(),
+        _ => Reported::default(),
     }
 }
 
 const MOST_VIOLATIONS: usize = 100;
 
-/// `["body", "items", 2, "name"]` → `items[2].name`: FastAPI's own way to name a field.
+/// The path of a field as FastAPI reports it: `["body", "items", 2, "name"]` is `items[2].name`.
 fn path(loc: Option<&Value>) -> String {
     let Some(steps) = loc.and_then(Value::as_array) else {
         return loc.and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -128,7 +129,7 @@ fn path(loc: Option<&Value>) -> String {
     path
 }
 
-/// The first line that says something, 300 characters at most, without control characters.
+/// The first line that is not empty, of at most 300 characters, without control characters.
 fn one_line(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     line.chars().filter(|c| !c.is_control()).take(300).collect()
@@ -170,13 +171,12 @@ fn kind(status: StatusCode) -> ErrorKind {
     }
 }
 
-/// A refusal comes before the work. Who refuses by 503 has not begun either.
+/// Whether the work may have run: not after a 4xx or a 503, which are sent before it.
 fn may_have_executed(status: StatusCode) -> bool {
     !status.is_client_error() && status != StatusCode::SERVICE_UNAVAILABLE
 }
 
-/// How long a server asks to wait. What it says is ignored where it is neither seconds nor a date; a date gone by is no
-/// wait at all.
+/// Reads `Retry-After`: seconds, or a date. A date in the past is no wait. Anything else is ignored.
 fn retry_after(head: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = head.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
@@ -192,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    fn told(status: u16, body: impl AsRef<[u8]>) -> Failure {
+    fn reported(status: u16, body: impl AsRef<[u8]>) -> Failure {
         let now = SystemTime::UNIX_EPOCH;
         failure(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_ref(), now)
     }
@@ -219,11 +219,11 @@ mod tests {
             (500, &long, ErrorKind::ArmFailed, &long[..300]),
         ];
         for (status, body, kind, message) in cases {
-            let failure = told(*status, body);
+            let failure = reported(*status, body);
             assert_eq!((failure.kind, &*failure.message), (*kind, *message), "{status} {body}");
         }
-        assert_eq!(told(500, [0xff, 0xfe]).message, "\u{fffd}\u{fffd}");
-        let coded = told(500, r#"{"error":{"code":"E7","message":"it broke"}}"#);
+        assert_eq!(reported(500, [0xff, 0xfe]).message, "\u{fffd}\u{fffd}");
+        let coded = reported(500, r#"{"error":{"code":"E7","message":"it broke"}}"#);
         assert_eq!(coded.details, Some(json!({ "status": 500, "code": "E7" })));
     }
 
@@ -234,7 +234,7 @@ mod tests {
             { "loc": ["body"], "msg": "bad" },
             "worse",
         ] });
-        let failure = told(422, body.to_string());
+        let failure = reported(422, body.to_string());
         assert_eq!(failure.kind, ErrorKind::ValidationFailed);
         let read: Vec<_> = failure.violations.iter().map(|v| (&*v.path, &*v.message)).collect();
         assert_eq!(read, [("items[2].name", "field required"), ("", "bad"), ("", "worse")]);
@@ -246,9 +246,9 @@ mod tests {
         let executed = [500, 501, 502, 504, 507, 302];
         for status in 300..600 {
             let expected = status >= 500 && status != 503 || status < 400;
-            assert_eq!(told(status, "").may_have_executed, expected, "{status}");
+            assert_eq!(reported(status, "").may_have_executed, expected, "{status}");
         }
-        assert!(executed.into_iter().all(|status| told(status, "").may_have_executed));
+        assert!(executed.into_iter().all(|status| reported(status, "").may_have_executed));
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         let mut ours = Failure::new(ErrorKind::ArmFailed, "it failed").before_execution();
         ours.details = Some(json!({ "offered": [] }));
         let body = serde_json::to_vec(&Problem::new(&ours, None, None)).unwrap();
-        assert_eq!(told(500, &body), ours);
+        assert_eq!(reported(500, &body), ours);
     }
 
     #[test]

@@ -1,20 +1,17 @@
-//! An orchestrator elsewhere.
+//! A client of an orchestrator over HTTP.
 
 use std::{collections::VecDeque, fmt, future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{
-    HeaderValue, Method, Request, Response,
-    header::{ACCEPT, CONTENT_TYPE, HOST},
-};
+use http::{Method, Response};
 use octollm_core::{
     Context,
     card::ArmCard,
     contract::ContractSpec,
     deadline::Deadline,
-    error::{ErrorKind, Failure},
+    error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
     parts::ContextParts,
@@ -27,13 +24,13 @@ use serde_json::json;
 
 use super::{
     answer,
-    endpoint::Endpoint,
-    exchange::{Exchanger, Target},
-    pool::Terms,
+    exchange::{ExchangeLimits, Target},
+    offers::Endpoint,
+    requests::{Exchange, Exchanger, Requests, request_setters},
 };
-use crate::wire;
+use crate::limits::limits_setters;
 
-/// Hands tasks to an orchestrator over HTTP. Cheap to clone; clones share their connections.
+/// A client of an orchestrator over HTTP. It is cheap to clone; clones share their connections.
 ///
 /// ```no_run
 /// # use octollm_http::client::OrchestratorClient;
@@ -44,10 +41,10 @@ use crate::wire;
 /// # Ok(()) }
 /// ```
 ///
-/// [`run`](Self::run) and [`submit`](Self::submit) need no context. Where there is one, such as in an arm, the methods of
-/// [`Orchestrator`] take it: its ids, deadline and budget travel with each request.
+/// [`run`](Self::run) and [`submit`](Self::submit) need no context. Inside an arm use the methods of [`Orchestrator`], which send
+/// the ids, deadline and budget of its context with each request.
 ///
-/// Updates of a task are polled for, at intervals that grow from 20 ms to half a second while nothing changes.
+/// Updates of a task are polled, at intervals that grow from 20 ms to 500 ms while nothing changes.
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>);
 
@@ -58,11 +55,24 @@ struct Inner {
 }
 
 impl OrchestratorClient {
+    /// Creates a client of the orchestrator at this URL, or of the reflex server in front of it.
+    ///
+    /// # Errors
+    /// The URL is invalid.
+    pub fn new(url: impl Into<String>) -> Result<Self, ConfigError> {
+        Self::builder(url).build()
+    }
+
+    /// Returns a builder, to set limits and layers.
+    pub fn builder(url: impl Into<String>) -> OrchestratorClientBuilder {
+        OrchestratorClientBuilder { url: url.into(), requests: Requests::default() }
+    }
+
     pub(super) fn assemble(endpoint: Endpoint, exchanger: Exchanger) -> Self {
         Self(Arc::new(Inner { arm: "orchestrator".into(), endpoint, exchanger }))
     }
 
-    /// The URL it was made with.
+    /// The URL of the orchestrator.
     pub(super) fn url(&self) -> &str {
         self.0.endpoint.as_str()
     }
@@ -94,34 +104,54 @@ impl OrchestratorClient {
         deadline: Deadline,
     ) -> Result<Response<Bytes>, Failure> {
         let Inner { arm, endpoint, exchanger } = &*self.0;
-        let uri =
-            endpoint.route(path).ok_or_else(|| Failure::of(ErrorKind::BadRequest).before_execution())?;
+        let refused = || Failure::of(ErrorKind::BadRequest).before_execution();
+        let uri = endpoint.uri(path).ok_or_else(refused)?;
         let idempotent = method.is_idempotent();
-        let has_body = body.is_some();
-        let mut request = Request::new(body.unwrap_or_default());
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        let head = request.headers_mut();
-        head.insert(HOST, endpoint.host());
-        head.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        if has_body {
-            head.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        }
-        wire::write_parts(parts, head);
-        let terms = Terms { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
+        let request = endpoint.request(method, uri, body, parts);
+        let limits = ExchangeLimits { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
         let target = || Target {
             arm: Arc::clone(arm),
-            endpoint: endpoint.as_str().into(),
+            endpoint: endpoint.shared(),
             contract: None,
             idempotent,
             deadline: Some(deadline),
             work: ContractSpec::DEFAULT_TIMEOUT,
         };
-        Ok(exchanger.send(request, arm, terms, target).await?)
+        Ok(exchanger.send(request, arm, limits, target).await?)
     }
 }
 
-/// What travels: the context's own limits. The deadline is for the request, the budget for the task it submits.
+/// Builds an [`OrchestratorClient`]: see [`OrchestratorClient::builder`].
+#[must_use = "a builder does nothing until it builds"]
+pub struct OrchestratorClientBuilder {
+    url: String,
+    requests: Requests,
+}
+
+impl OrchestratorClientBuilder {
+    /// Builds the client. The first request opens the first connection.
+    ///
+    /// # Errors
+    /// A setting or the URL is invalid.
+    pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
+        let endpoint =
+            Endpoint::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
+        Ok(OrchestratorClient::assemble(endpoint, self.requests.build(1)?))
+    }
+}
+
+impl fmt::Debug for OrchestratorClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No URL: it is not checked yet for credentials.
+        f.debug_struct("OrchestratorClientBuilder")
+            .field("config", &self.requests.config)
+            .finish_non_exhaustive()
+    }
+}
+
+request_setters!(OrchestratorClientBuilder);
+
+/// The parts that are sent: the deadline for the request, and the budget for the task that it submits.
 fn parts_of(cx: &Context) -> Result<ContextParts, Failure> {
     let mut parts = cx.parts().clone();
     parts.request_id = RequestId::new();
@@ -143,7 +173,7 @@ impl Orchestrator for OrchestratorClient {
         if cx.budget().is_exhausted() {
             return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
         }
-        // As JSON some of these are no number, which is no limit.
+        // Infinity and NaN are null as JSON, which is no limit.
         submission.budget.check().map_err(Failure::invalid)?;
         let body = submission.to_json().to_string();
         self.ask(Method::POST, "/tasks", Some(body.into()), cx).await
@@ -199,7 +229,7 @@ impl Orchestrator for OrchestratorClient {
     }
 }
 
-/// No value needs escaping: ids and statuses are letters, digits and underscores.
+/// The path of a list. No value needs escaping: ids and statuses have letters, digits and underscores only.
 fn list_path(query: &TaskQuery) -> String {
     let fields = [
         query.status.map(|status| format!("status={status}")),
@@ -210,13 +240,13 @@ fn list_path(query: &TaskQuery) -> String {
     if fields.is_empty() { "/tasks".to_owned() } else { format!("/tasks?{}", fields.join("&")) }
 }
 
-/// The first pause, the longest, and how many questions in a row may fail.
+/// The shortest and the longest interval of polls, and the most polls that may fail in a row.
 const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_millis(500);
 const FAILURES: u32 = 5;
 
-/// The updates that `first` and later answers of `ask` amount to, numbered from `after` + 1. Ends after the final status, and
-/// where asking fails for good.
+/// The differences between `first` and later answers of `ask`, as updates numbered from `after` + 1. It ends after the final
+/// status, and when asking fails for good.
 pub(super) fn updates<F, Fut>(first: Task, after: Option<u64>, ask: F) -> TaskUpdates
 where
     F: Fn(TaskId) -> Fut + Send + 'static,
@@ -246,7 +276,7 @@ where
     }))
 }
 
-/// What is known of a task, and the updates not yet returned.
+/// The last state of a task, and the updates not yet returned.
 struct Seen {
     id: TaskId,
     seq: u64,

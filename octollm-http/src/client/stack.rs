@@ -1,4 +1,4 @@
-//! The way of a call: layers, the choice of an endpoint, layers again, and at the bottom HTTP.
+//! The path of a call: layers, the choice of an endpoint, layers of that endpoint, and HTTP.
 
 use std::{
     fmt,
@@ -16,24 +16,23 @@ use octollm_core::{
     resilience::RetryLayer,
     transport::{Call, CallService, Reply, ServedBy},
 };
-use tower::{BoxError, Layer, Service, ServiceExt};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 
 use super::{
     answer,
     directory::Directory,
-    endpoint::Endpoint,
-    exchange::Exchanger,
-    pool::Terms,
-    route::{Offer, Route},
+    exchange::{ExchangeError, ExchangeLimits},
+    offers::{Endpoint, Offer, Offers},
+    requests::Exchanger,
 };
 
 /// The future of a call.
 pub(super) type Calling<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
 
-/// A layer of a user, for the place above the choice of an endpoint or below it.
+/// A layer of a user, above or below the choice of an endpoint.
 pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
 
-/// Makes one of a layer of any type. An error that is no [`CallError`] becomes the source of one.
+/// Erases the type of a layer. An error other than [`CallError`] becomes the source of one.
 pub(super) fn call_layer<L>(layer: L) -> CallLayer
 where
     L: Layer<CallService> + Send + Sync + 'static,
@@ -44,50 +43,29 @@ where
     Arc::new(move |inner| CallService::new(Typed::new(layer.layer(inner))))
 }
 
-/// A service, and the layers around it if there are any. Without layers nothing is boxed.
-#[derive(Clone)]
-enum Stack<S> {
-    Plain(S),
-    Layered(CallService),
-}
-
-impl<S> Stack<S>
-where
-    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
-{
-    /// The layer added last is the outermost.
-    fn new(inner: S, layers: &[CallLayer]) -> Self {
-        match layers {
-            [] => Self::Plain(inner),
-            layers => Self::Layered(layers.iter().fold(CallService::new(inner), |inner, layer| layer(inner))),
-        }
-    }
-}
-
 /// Carries calls to the arms of a directory.
 pub(super) struct Carrier {
-    choice: Choice,
-    /// The choice within the retry, and that within the layers of a user.
+    sites: Arc<Sites>,
+    /// The choice of an endpoint within the retry, and that within the layers of a user.
     top: CallService,
     has_layers_above: bool,
     has_layers_below: bool,
 }
 
-/// Chooses an endpoint for each call, and carries the call there.
-#[derive(Clone)]
-struct Choice(Arc<Sites>);
-
+/// All endpoints: one is chosen for each call, which is carried there.
 struct Sites {
     directory: Arc<Directory>,
-    /// One stack for each endpoint, for as long as it is known; offers name theirs by position.
-    stacks: Vec<Stack<AtEndpoint>>,
+    /// One stack for each endpoint; offers name theirs by position.
+    stacks: Vec<Stack>,
+}
+
+/// An endpoint, and the layers of a user around it if there are any. Without layers nothing is boxed.
+enum Stack {
+    Plain(Arc<Site>),
+    Layered(CallService),
 }
 
 /// One endpoint of one arm: writes calls as HTTP requests.
-#[derive(Clone)]
-struct AtEndpoint(Arc<Site>);
-
 struct Site {
     position: usize,
     arm: Arc<str>,
@@ -102,35 +80,45 @@ impl Carrier {
         exchanger: &Exchanger,
         (above, below): (&[CallLayer], &[CallLayer]),
     ) -> Self {
-        let at = |(position, (arm, endpoint)): (usize, (&Arc<str>, &Endpoint))| {
-            AtEndpoint(Arc::new(Site {
+        let stack = |(position, (arm, endpoint)): (usize, (&Arc<str>, &Endpoint))| {
+            let site = Arc::new(Site {
                 position,
                 arm: Arc::clone(arm),
                 endpoint: endpoint.clone(),
                 directory: Arc::clone(directory),
                 exchanger: exchanger.clone(),
-            }))
+            });
+            match below {
+                [] => Stack::Plain(site),
+                layers => Stack::Layered({
+                    let inner =
+                        service_of(site, |site: Arc<Site>, call| async move { site.carry(&call).await });
+                    layered(CallService::new(inner), layers)
+                }),
+            }
         };
-        let stacks = directory.sites().enumerate().map(|site| Stack::new(at(site), below)).collect();
-        let choice = Choice(Arc::new(Sites { directory: Arc::clone(directory), stacks }));
+        let stacks = directory.sites().enumerate().map(stack).collect();
+        let sites = Arc::new(Sites { directory: Arc::clone(directory), stacks });
         let cards = Arc::clone(directory);
         let retry = RetryLayer::when_asked().keys_honoured(move |call| cards.honours_keys(&call.contract));
-        let retried = CallService::new(retry.layer(choice.clone()));
+        let choice =
+            service_of(Arc::clone(&sites), |sites: Arc<Sites>, call| async move { sites.carry(&call).await });
+        let retried = CallService::new(retry.layer(choice));
         Self {
-            choice,
-            top: above.iter().fold(retried, |inner, layer| layer(inner)),
+            sites,
+            top: layered(retried, above),
             has_layers_above: !above.is_empty(),
             has_layers_below: !below.is_empty(),
         }
     }
 
     /// # Cancel safety
-    /// Dropping the future gives the call up.
+    /// Dropping the future cancels the call.
     pub(super) fn call(&self, call: Call) -> Calling<'_> {
         let is_plain = call.retry == 0 && !self.has_layers_above;
         if is_plain && !self.has_layers_below {
-            // The steps below end at the deadline themselves, and say more about it.
-            return Box::pin(async move { self.choice.0.carry(&call).await });
+            // The steps below end at the deadline themselves, with errors that state more.
+            return Box::pin(async move { self.sites.carry(&call).await });
         }
         Box::pin(async move {
             let (deadline, contract) = (call.parts.deadline, call.contract.clone());
@@ -142,51 +130,68 @@ impl Carrier {
     }
 
     async fn send(&self, call: Call, is_plain: bool) -> Result<Reply, CallError> {
-        if is_plain { self.choice.0.carry(&call).await } else { self.top.clone().oneshot(call).await }
+        if is_plain { self.sites.carry(&call).await } else { self.top.clone().oneshot(call).await }
     }
+}
+
+/// The layer added last is the outermost.
+fn layered(inner: CallService, layers: &[CallLayer]) -> CallService {
+    layers.iter().fold(inner, |inner, layer| layer(inner))
+}
+
+/// Shared state as a service. It is always ready: what has to be waited for is part of the call, where it has a time limit.
+fn service_of<T, F>(
+    shared: Arc<T>,
+    carry: impl Fn(Arc<T>, Call) -> F + Clone + Send + Sync + 'static,
+) -> impl Service<Call, Response = Reply, Error = CallError, Future = F> + Clone + Send + Sync + 'static
+where
+    T: Send + Sync + 'static,
+    F: Future<Output = Result<Reply, CallError>> + Send + 'static,
+{
+    service_fn(move |call| carry(Arc::clone(&shared), call))
 }
 
 impl Sites {
     async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
-        let route = match self.directory.route(&call.contract) {
-            Some(route) => route,
-            // What is rare is boxed: calls are moved about less when their futures are small.
+        let offers = match self.directory.offers(&call.contract) {
+            Some(offers) => offers,
+            // Boxed, since small futures are moved at less cost.
             None => Box::pin(self.find(call)).await?,
         };
-        match self.along(&route, call).await {
-            Err(error) if is_gone(&error) => Box::pin(self.again(&route, call, error)).await,
+        match self.along(&offers, call).await {
+            Err(error) if is_gone(&error) => Box::pin(self.again(&offers, call, error)).await,
             other => other,
         }
     }
 
-    /// Sends a call that its arm does not know to where the arm's card names it now.
-    async fn again(&self, refused: &Route, call: &Call, error: CallError) -> Result<Reply, CallError> {
+    /// Repeats a call that its arm does not know, at the path that the arm's card names now.
+    async fn again(&self, refused: &Offers, call: &Call, error: CallError) -> Result<Reply, CallError> {
         let refreshed = self.directory.refresh_arm(error.arm().unwrap_or_default());
         if Deadline::run_until(call.parts.deadline, refreshed).await.is_none() {
             return Err(error);
         }
-        match self.directory.route(&call.contract) {
+        match self.directory.offers(&call.contract) {
             Some(now) if !now.is_same(refused) => self.along(&now, call).await,
             Some(_) => Err(error),
-            // Nobody offers it any more, and the failure says what is offered.
+            // No arm offers the contract any more. The failure lists what is offered.
             None => Err(self.find(call).await.err().unwrap_or(error)),
         }
     }
 
-    async fn find(&self, call: &Call) -> Result<Arc<Route>, CallError> {
+    async fn find(&self, call: &Call) -> Result<Arc<Offers>, CallError> {
         Deadline::run_until(call.parts.deadline, self.directory.find(&call.contract))
             .await
             .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution()))
             .map_err(|failure| CallError::new(call.contract.clone(), failure))
     }
 
-    /// Tries the offers of a route in turn, as long as no connection comes about. Those that the call is to avoid come last.
-    async fn along(&self, route: &Route, call: &Call) -> Result<Reply, CallError> {
-        let turn = route.next_turn();
+    /// Tries the offers in turn until one can be connected. Those that the call avoids come last.
+    async fn along(&self, offers: &Offers, call: &Call) -> Result<Reply, CallError> {
+        let turn = offers.next_turn();
         let mut refused: Option<CallError> = None;
         let mut failovers = 0;
-        for step in route.steps() {
-            let Some(offer) = route.offer(turn, step, &call.avoid) else { continue };
+        for step in offers.steps() {
+            let Some(offer) = offers.offer(turn, step, &call.avoid) else { continue };
             match self.at(offer, call).await {
                 Ok(mut reply) => {
                     reply.served_by.attempts = reply.served_by.attempts.saturating_add(failovers);
@@ -209,7 +214,7 @@ impl Sites {
 
     async fn at(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
         match self.stacks.get(offer.site) {
-            Some(Stack::Plain(AtEndpoint(site))) => site.exchange(offer, call).await,
+            Some(Stack::Plain(site)) => site.exchange(offer, call).await,
             Some(Stack::Layered(service)) => service.clone().oneshot(call.clone()).await,
             None => Err(CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable))),
         }
@@ -217,10 +222,10 @@ impl Sites {
 }
 
 impl Site {
-    /// Sends the call to the route that the arm's card names now.
+    /// Sends the call to the path that the arm's card names now.
     async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
-        let route = self.directory.route(&call.contract);
-        match route.as_ref().and_then(|route| route.at_site(self.position)) {
+        let offers = self.directory.offers(&call.contract);
+        match offers.as_ref().and_then(|offers| offers.at_site(self.position)) {
             Some(offer) => self.exchange(offer, call).await,
             None => {
                 let failure = Failure::of(ErrorKind::ContractNotOffered).before_execution();
@@ -232,25 +237,25 @@ impl Site {
     async fn exchange(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
         let drift = self.directory.drift(&call.contract, offer, call.spec.as_ref());
         let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
-        let terms = Terms { deadline: call.parts.deadline, work };
+        let limits = ExchangeLimits { deadline: call.parts.deadline, work };
         let target = || offer.target(call, work);
-        let sent = self.exchanger.send(offer.request(call), &offer.arm, terms, target).await;
+        let sent = self.exchanger.send(offer.request(call), &offer.arm, limits, target).await;
         let response = match sent {
             Ok(response) => response,
             Err(error) => {
-                // What a reply would have reported is lost with it.
-                let usage = if error.may_have_executed() { Usage::UNMETERED } else { Usage::ZERO };
-                let (failure, source) = error.into_parts();
-                let error = self.failed(call, failure).with_usage(usage);
-                return Err(match source {
-                    Some(source) => error.with_source(source),
+                // The usage is lost with the reply.
+                let ExchangeError { failure, cause } = error;
+                let usage = if failure.may_have_executed { Usage::UNMETERED } else { Usage::ZERO };
+                let error = self.failed(call, *failure).with_usage(usage);
+                return Err(match cause {
+                    Some(cause) => error.with_source(cause),
                     None => error,
                 });
             }
         };
         let (output, usage) = answer::read(response, call.reads);
         let output = output.and_then(|output| match drift.and_then(|_| (call.reads)(&output).err()) {
-            // Schemas that differ may or may not matter to this output.
+            // A difference of schemas may or may not concern this output.
             Some(error) => Err(answer::unreadable(&error)),
             None => Ok(output),
         });
@@ -275,7 +280,7 @@ impl Site {
     }
 }
 
-/// Whether an arm does not know a route that its card names.
+/// Whether an arm does not know a path that its card names.
 fn is_gone(error: &CallError) -> bool {
     matches!(error.kind(), ErrorKind::ContractNotOffered | ErrorKind::NotFound) && !error.may_have_executed()
 }
@@ -284,44 +289,10 @@ fn is_elsewhere_worth_trying(error: &CallError) -> bool {
     error.kind() == ErrorKind::Unreachable && !error.may_have_executed()
 }
 
-type Carrying = Calling<'static>;
-
-/// Always ready: what has to be waited for is part of the call, where it has a time limit.
-impl Service<Call> for Choice {
-    type Response = Reply;
-    type Error = CallError;
-    type Future = Carrying;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Call) -> Carrying {
-        let sites = Arc::clone(&self.0);
-        Box::pin(async move { sites.carry(&call).await })
-    }
-}
-
-/// Always ready, as [`Choice`] is.
-impl Service<Call> for AtEndpoint {
-    type Response = Reply;
-    type Error = CallError;
-    type Future = Carrying;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Call) -> Carrying {
-        let site = Arc::clone(&self.0);
-        Box::pin(async move { site.carry(&call).await })
-    }
-}
-
-/// A layer's service whose errors are made [`CallError`]s.
+/// The service of a layer, with its errors as [`CallError`]s.
 struct Typed<S> {
     service: S,
-    /// Why it cannot be called: returned by the next call, which has a contract to name.
+    /// Error of `poll_ready`, which the next call returns, since that has a contract to name.
     unready: Option<BoxError>,
 }
 
@@ -345,7 +316,7 @@ where
 {
     type Response = Reply;
     type Error = CallError;
-    type Future = Carrying;
+    type Future = Calling<'static>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
         self.service.poll_ready(cx).map(|ready| {
@@ -354,7 +325,7 @@ where
         })
     }
 
-    fn call(&mut self, call: Call) -> Carrying {
+    fn call(&mut self, call: Call) -> Calling<'static> {
         let contract = call.contract.clone();
         if let Some(error) = self.unready.take() {
             return Box::pin(async move { Err(typed(contract, error)) });

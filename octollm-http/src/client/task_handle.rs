@@ -1,4 +1,4 @@
-//! Tasks for programs at the edge, which have no context: typed like calls.
+//! Typed tasks, for programs without a context.
 
 use std::{fmt, future::pending, marker::PhantomData};
 
@@ -15,13 +15,13 @@ use octollm_core::{
 use super::orchestrator_client::{OrchestratorClient, updates};
 
 impl OrchestratorClient {
-    /// Submits a task, waits until it has finished, however long that takes, and returns its output.
+    /// Submits a task, waits until it has finished, and returns its output. There is no time limit.
     ///
     /// # Errors
-    /// As [`submit`](Self::submit) and [`TaskHandle::output`].
+    /// Those of [`submit`](Self::submit) and [`TaskHandle::output`].
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the task running: only [`TaskHandle::cancel`] ends it.
+    /// Dropping the future does not cancel the task: only [`TaskHandle::cancel`] does.
     pub async fn run<C: TaskContract>(&self, input: C) -> Result<C::Output, CallError> {
         self.submit(input).await?.output().await
     }
@@ -29,10 +29,10 @@ impl OrchestratorClient {
     /// Submits a task, and returns once it is queued.
     ///
     /// # Errors
-    /// A [`CallError`]: the input cannot be written as JSON, the orchestrator refused it, or it could not be reached.
+    /// The input cannot be written as JSON, or the orchestrator cannot be reached or refuses the task.
     ///
     /// # Cancel safety
-    /// Dropping the future may leave a task queued.
+    /// If the future is dropped, the task may be queued or not.
     pub async fn submit<C: TaskContract>(&self, input: C) -> Result<TaskHandle<C>, CallError> {
         let submission =
             Submission::of(&input).map_err(|failure| CallError::new(C::SPEC.reference(), failure))?;
@@ -44,7 +44,7 @@ impl OrchestratorClient {
         Ok(TaskHandle { client: self.clone(), cx, id, answered, contract: PhantomData })
     }
 
-    /// The task of this id, which an earlier [`submit`](Self::submit) returned. Nothing is sent.
+    /// Returns a handle to the task of this id, which an earlier [`submit`](Self::submit) returned. Nothing is sent.
     pub fn task<C: TaskContract>(&self, id: TaskId) -> TaskHandle<C> {
         let (client, cx) = (self.clone(), Context::detached());
         TaskHandle { client, cx, id, answered: None, contract: PhantomData }
@@ -55,27 +55,30 @@ impl OrchestratorClient {
     }
 }
 
-/// A task that was submitted: see [`OrchestratorClient::submit`]. Dropping it leaves the task running.
+/// A handle to a submitted task: see [`OrchestratorClient::submit`]. Dropping it does not cancel the task.
 pub struct TaskHandle<C> {
     client: OrchestratorClient,
-    /// All requests for one task have one correlation id.
+    /// Context of all requests for the task, which share its correlation id.
     cx: Context,
     id: TaskId,
-    /// A task that had finished when it was submitted: a reflex answered it, and no orchestrator knows of it.
+    /// The task, if a reflex answered it at once, so that no orchestrator knows it.
     answered: Option<Box<Task>>,
     contract: PhantomData<fn(C)>,
 }
 
 impl<C: TaskContract> TaskHandle<C> {
-    /// The id of the task.
+    /// Returns the id of the task.
     pub fn id(&self) -> &TaskId {
         &self.id
     }
 
-    /// The task as it stands.
+    /// Returns the current state of the task.
     ///
     /// # Errors
-    /// A [`CallError`] where the orchestrator cannot be asked.
+    /// The orchestrator cannot be reached, refuses the request, or does not know the task.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect on the task.
     pub async fn status(&self) -> Result<Task, CallError> {
         if let Some(task) = &self.answered {
             return Ok(Task::clone(task));
@@ -86,12 +89,12 @@ impl<C: TaskContract> TaskHandle<C> {
     /// Waits until the task has finished, and returns its output.
     ///
     /// # Errors
-    /// A [`CallError`]: of the kind of the task's own error where it failed, [`Cancelled`](ErrorKind::Cancelled) where it
-    /// was cancelled, [`BadResponse`](ErrorKind::BadResponse) where its output is none of the contract; or the orchestrator
-    /// cannot be asked.
+    /// The kind is that of the task's error if it has failed, [`Cancelled`](ErrorKind::Cancelled) if it was cancelled, and
+    /// [`BadResponse`](ErrorKind::BadResponse) if its output is not one of the contract. Otherwise the orchestrator cannot be
+    /// reached, refuses the request, or does not know the task.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the task running; the method can be called again.
+    /// Dropping the future does not cancel the task. The method can be called again.
     pub async fn output(&self) -> Result<C::Output, CallError> {
         let finished = match &self.answered {
             Some(task) => Ok(Task::clone(task)),
@@ -102,10 +105,13 @@ impl<C: TaskContract> TaskHandle<C> {
         task.into_output::<C>().map_err(|failure| self.client.failed::<C>(failure).with_usage(usage))
     }
 
-    /// Cancels the task. One that has finished stays as it is.
+    /// Cancels the task. A finished task is not changed.
     ///
     /// # Errors
-    /// A [`CallError`] where the orchestrator cannot be asked.
+    /// The orchestrator cannot be reached, refuses the request, or does not know the task.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the task may be cancelled or not.
     pub async fn cancel(&self) -> Result<Task, CallError> {
         if let Some(task) = &self.answered {
             return Ok(Task::clone(task));
@@ -113,20 +119,27 @@ impl<C: TaskContract> TaskHandle<C> {
         self.client.cancel(&self.id, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
     }
 
-    /// Runs the failed task once more: calls that were answered are not made again. It returns once the task is queued; wait for
-    /// [`output`](Self::output).
+    /// Runs the failed task again, without repeating its answered calls. It returns once the task is queued; await
+    /// [`output`](Self::output) then.
     ///
     /// # Errors
-    /// A [`CallError`]: [`Conflict`](ErrorKind::Conflict) unless the task has failed, and where calls failed but none of them
-    /// ended it; or the orchestrator cannot be asked.
+    /// The kind is [`Conflict`](ErrorKind::Conflict) if the task has not failed, or if calls failed and none of them ended it.
+    /// Otherwise the orchestrator cannot be reached, refuses the request, or does not know the task.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the task may be queued or not.
     pub async fn rerun(&self) -> Result<Task, CallError> {
         self.rerun_with(None).await
     }
 
-    /// Runs the failed task once more, and makes every call from this step on again: its order, from 0, or its name.
+    /// Runs the failed task again, and repeats every call from this step on. A step is a position, from 0, or a name.
     ///
     /// # Errors
-    /// A [`CallError`]: [`Conflict`](ErrorKind::Conflict) unless the task has failed; or the orchestrator cannot be asked.
+    /// The kind is [`Conflict`](ErrorKind::Conflict) if the task has not failed. Otherwise the orchestrator cannot be reached,
+    /// refuses the request, or does not know the task.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the task may be queued or not.
     pub async fn rerun_from(&self, step: impl Into<StepKey>) -> Result<Task, CallError> {
         self.rerun_with(Some(step.into())).await
     }
@@ -136,10 +149,13 @@ impl<C: TaskContract> TaskHandle<C> {
         task.map_err(|failure| self.client.failed::<C>(failure))
     }
 
-    /// The calls that the task has made, in the order in which they were answered.
+    /// Returns the calls that the task has made, in the order of their answers.
     ///
     /// # Errors
-    /// A [`CallError`] where the orchestrator cannot be asked.
+    /// The orchestrator cannot be reached, refuses the request, or does not know the task.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect on the task.
     pub async fn journal(&self) -> Result<Vec<JournalStep>, CallError> {
         if self.answered.is_some() {
             return Ok(Vec::new());
@@ -147,10 +163,13 @@ impl<C: TaskContract> TaskHandle<C> {
         self.client.journal(&self.id, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
     }
 
-    /// The updates of the task from now on; the last one is its final status.
+    /// Returns the updates of the task from now on. The last one is its final status.
     ///
     /// # Errors
-    /// A [`CallError`] where the orchestrator cannot be asked.
+    /// The orchestrator cannot be reached, refuses the request, or does not know the task.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect on the task.
     pub async fn watch(&self) -> Result<TaskUpdates, CallError> {
         if let Some(task) = &self.answered {
             return Ok(updates(Task::clone(task), None, |_| pending()));

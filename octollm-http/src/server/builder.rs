@@ -1,6 +1,6 @@
-//! Putting a server together.
+//! The builder of a server.
 
-use std::{error::Error, fmt, future::Future, sync::Arc};
+use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -18,27 +18,36 @@ use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    assembly::Parts,
-    body::{RequestBody, ResponseBody},
-    config::ServerConfig,
+    arm::{self, ArmCapabilities, Check, HealthState, Written},
+    config::{ServerConfig, server_limits},
     identity::{Authenticate, Identity},
     listen::{BoundServer, Built},
-    probes::{Check, HealthState},
+    openapi::Document,
     reply::ErrorForm,
-    routes::RouteService,
+    request_body::RequestBody,
+    response_body::ResponseBody,
+    routes::{RouteService, RouteTable},
     service::HttpService,
+    tasks::{self, Screen},
 };
-use crate::io::{Acceptor, TcpAcceptor};
+use crate::{
+    io::{Acceptor, TcpAcceptor},
+    limits::limits_setters,
+};
 
-/// Serves arms, an orchestrator and a reflex over HTTP: each by itself, or together.
+/// Builds a server for arms, an orchestrator and a reflex, each alone or together.
 ///
-/// | added | served |
+/// It serves on TCP with [`serve`](Self::serve) and [`bind`](Self::bind), on another transport with [`listen`](Self::listen),
+/// and inside another server with [`into_service`](Self::into_service). Settings are checked there.
+///
+/// | set | routes |
 /// |---|---|
 /// | always | `GET /health`, `/ready`, `/capabilities`, `/openapi.json` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
 /// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
-/// | [`route`](Self::route) | whatever its service answers |
+/// | [`route`](Self::route) | a route of your own |
+#[must_use = "a server does nothing until it is bound, listens or is mounted"]
 pub struct Server {
     dispatcher: Dispatcher,
     transport: Arc<dyn Transport>,
@@ -55,7 +64,7 @@ pub struct Server {
 type BoxError = Box<dyn Error + Send + Sync>;
 
 impl Server {
-    /// A server of this id, such as `judge`, which serves nothing but its probes yet.
+    /// Creates a server of this id, such as `judge`, which has no routes but its probes.
     pub fn new(id: impl Into<String>) -> Self {
         Self {
             dispatcher: Dispatcher::new(id),
@@ -71,49 +80,48 @@ impl Server {
         }
     }
 
-    /// Adds a contract and the arm that serves it. The contract is inferred where the arm has one; `arm::<C>(..)` names it
-    /// where it has several. A contract that is served already is replaced.
-    #[must_use]
+    /// Adds an arm for a contract, in place of one that was added for it before.
+    ///
+    /// The contract is inferred if the arm implements one; `arm::<C>(..)` names it if the arm implements several.
     pub fn arm<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
         self.dispatcher.serve::<C>(arm);
         self
     }
 
-    /// Takes tasks for an orchestrator: a [`Brain`](octollm_core::brain::Brain), or a client of one elsewhere. The card at
-    /// `GET /capabilities` then lists the arms that it knows. It is drained and closed when the server ends (see
-    /// [`run_until`](BoundServer::run_until)); where the server is mounted, that is up to the service around it.
-    #[must_use]
+    /// Sets the orchestrator that runs tasks: a [`Brain`](octollm_core::brain::Brain), or a client of one elsewhere.
+    ///
+    /// The card at `GET /capabilities` then lists the arms that it knows. The server drains and closes it at its end (see
+    /// [`run_until`](BoundServer::run_until)). A mounted server leaves that to the server around it.
     pub fn orchestrator(mut self, orchestrator: impl Orchestrator) -> Self {
         self.orchestrator = Some(Arc::new(orchestrator));
         self
     }
 
-    /// Screens tasks. `POST /preprocess` answers what the reflex makes of a text, and `POST /tasks` hands on what passes. A
-    /// task that the reflex answers by itself comes back completed, with 200 in place of 202, and is not stored.
+    /// Sets the reflex that screens tasks.
     ///
-    /// Only tasks are screened: the inputs of contracts that the same server serves by [`arm`](Self::arm) go to the arm as
-    /// they are, by their own routes and by `POST /execute`.
-    #[must_use]
+    /// `POST /preprocess` answers the reaction of the reflex to a text. `POST /tasks` submits the tasks that pass. A task that
+    /// the reflex answers is returned completed, with 200 in place of 202, and is not stored.
+    ///
+    /// Only tasks are screened. Inputs of the contracts that the server serves by [`arm`](Self::arm) reach the arm unchanged.
     pub fn reflex(mut self, reflex: impl Reflex) -> Self {
         self.reflex = Some(Arc::new(reflex));
         self
     }
 
-    /// Sets the arms that arms and reflexes of this server may call.
-    #[must_use]
+    /// Sets the arms that the arms and the reflex of this server can call. By default there are none.
     pub fn arms(mut self, arms: impl Transport) -> Self {
         self.transport = Arc::new(arms);
         self
     }
 
-    /// Adds a route of your own. Its path may have `{parameters}`; the service reads them from the URI.
+    /// Adds a route of your own. Its path can have `{parameters}`, which the service reads from the URI.
     ///
-    /// The checks of every request come first: head, limits, identity. The service finds the
-    /// [`Caller`](octollm_core::parts::Caller) and the [`ContextParts`](octollm_core::parts::ContextParts) in the extensions
-    /// of the request, gets the body as it comes, and has a place among the requests that run until its answer is sent. It
-    /// may answer 101 and take the connection over with `hyper::upgrade::on`: that connection then has no limits but the
-    /// service's own, and ends with the server. An error is answered with 500 and logged.
-    #[must_use]
+    /// The head, the limits and the identity are checked first, as for every request. The extensions of the request hold the
+    /// [`Caller`](octollm_core::parts::Caller) and the [`ContextParts`](octollm_core::parts::ContextParts). The body is streamed.
+    /// The request counts as running until its answer is sent. An error of the service is logged and answered with 500.
+    ///
+    /// The service can answer 101 and take the connection over with `hyper::upgrade::on`. That connection has no limits but the
+    /// service's own, and is closed at the end of the server.
     pub fn route<S, B>(mut self, method: Method, path: impl Into<String>, service: S) -> Self
     where
         S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
@@ -129,9 +137,8 @@ impl Server {
         self
     }
 
-    /// Adds a tower layer around the whole service: every request passes it before any check. Of several, the one that was
-    /// added last is the outermost.
-    #[must_use]
+    /// Adds a tower layer around the whole service, which every request passes before any check. The layer added last is the
+    /// outermost.
     pub fn layer<L, B>(mut self, layer: L) -> Self
     where
         L: Layer<HttpService> + Send + 'static,
@@ -145,78 +152,63 @@ impl Server {
         self
     }
 
-    /// Establishes who calls. Without this and [`identity_from_extensions`](Self::identity_from_extensions) callers are
+    /// Sets the authenticator, which establishes who calls. Without this and
+    /// [`identity_from_extensions`](Self::identity_from_extensions) a caller is
     /// [`Unchecked`](octollm_core::parts::Caller::Unchecked).
-    #[must_use]
     pub fn authenticate(mut self, authenticator: impl Authenticate) -> Self {
         self.identity.authenticator = Some(Arc::new(authenticator));
         self
     }
 
-    /// Believes a [`Caller`](octollm_core::parts::Caller) in the extensions of a request, which a layer or the service around
-    /// this one has put there; it cannot come over the network. A request without one is authenticated if there is an
-    /// authenticator, and is anonymous otherwise.
-    #[must_use]
+    /// Accepts a [`Caller`](octollm_core::parts::Caller) in the extensions of a request, where a layer or the server around this
+    /// one has set it. It cannot come over the network. A request without one is authenticated, or is anonymous if there is no
+    /// authenticator.
     pub fn identity_from_extensions(mut self) -> Self {
         self.identity.from_extensions = true;
         self
     }
 
-    /// Lets everybody call everything that needs no identity established: a server that listens beyond loopback or is
-    /// mounted needs this, or one of the two above.
-    #[must_use]
+    /// Accepts every caller. A server that listens beyond loopback or is mounted needs this,
+    /// [`authenticate`](Self::authenticate) or [`identity_from_extensions`](Self::identity_from_extensions).
     pub fn open_to_all(mut self) -> Self {
         self.identity.open_to_all = true;
         self
     }
 
-    /// Sets what the server is for, in a sentence or two.
-    #[must_use]
+    /// Sets the description in the card: the purpose of the server, in a sentence or two.
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.dispatcher.card_mut().description = description.into();
         self
     }
 
-    /// Sets the version of the program that serves.
-    #[must_use]
+    /// Sets the version of the program in the card.
     pub fn version(mut self, version: impl Into<String>) -> Self {
         self.dispatcher.card_mut().version = version.into();
         self
     }
 
-    /// Sets the cost tier of its arms, from 1 (cheap) to 5 (default 3).
-    #[must_use]
+    /// Sets the cost tier of the arms in the card, from 1 (cheap) to 5. Default 3; a value out of range is clamped.
     pub fn cost_tier(mut self, tier: u8) -> Self {
         self.dispatcher.card_mut().cost_tier = tier.clamp(1, 5);
         self
     }
 
-    /// Sets where others reach it, such as `http://judge-arm:8103`. By default its card has what the caller asked, and
-    /// nothing where the server is mounted, since only the caller knows the path.
-    #[must_use]
+    /// Sets the URL in the card, such as `http://judge-arm:8103`. By default it is the host that the caller asked. The card of a
+    /// mounted server has none by default, since only the caller knows the path.
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.dispatcher.card_mut().endpoint = Some(endpoint.into());
         self
     }
 
-    /// Adds a member `error` to the body of every error that the server itself answers, with `code` and `message` once more,
-    /// for clients of other stacks that read `error.message`. Answers of [routes](Self::route) and
-    /// [layers](Self::layer) of your own stay as they are.
-    #[must_use]
+    /// Adds a member `error` with `code` and `message` to the body of every error, for clients that read `error.message`. Answers
+    /// of your own [routes](Self::route) and [layers](Self::layer) are not changed.
     pub fn nested_errors(mut self) -> Self {
         self.errors = ErrorForm::Nested;
         self
     }
 
-    /// Replaces the limits. They are checked when the server is built.
-    #[must_use]
-    pub fn config(mut self, config: ServerConfig) -> Self {
-        self.config = config;
-        self
-    }
-
-    /// Adds something that must hold for `GET /ready` to say so. Of several checks of one name all must hold.
-    #[must_use]
+    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. Several checks of one name are
+    /// reported as one, which holds if all of them do.
     pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -226,11 +218,10 @@ impl Server {
         self
     }
 
-    /// Listens on TCP, and serves until SIGTERM or Ctrl-C; then what runs may come to its end: see
-    /// [`run_until_signal`](BoundServer::run_until_signal).
+    /// Listens on TCP and serves until SIGTERM or Ctrl-C, as [`run_until_signal`](BoundServer::run_until_signal) does.
     ///
     /// # Errors
-    /// As [`bind`](Self::bind).
+    /// Those of [`bind`](Self::bind).
     ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
@@ -239,11 +230,14 @@ impl Server {
         Ok(())
     }
 
-    /// Listens on TCP, and serves nothing yet. Port 0 has the system choose one.
+    /// Listens on TCP, without serving yet. For port 0 the system chooses one.
     ///
     /// # Errors
-    /// The server cannot be built or cannot listen; it is an error of the setting `authenticate` beyond loopback where nothing establishes who
-    /// calls.
+    /// A setting is invalid, or the address cannot be listened on. The setting is `authenticate` if the address is beyond loopback
+    /// and nothing establishes who calls.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the server, and the listener with it.
     pub async fn bind(self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
         let addresses: Vec<_> = lookup_host(address).await.map_err(not_found)?.collect();
         let beyond = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
@@ -258,10 +252,11 @@ impl Server {
         Ok(BoundServer::new(acceptor, built))
     }
 
-    /// Takes connections from an acceptor of any kind, and serves nothing yet.
+    /// Accepts connections from an acceptor, without serving yet.
     ///
     /// # Errors
-    /// As [`bind`](Self::bind), where the acceptor is not [local](Acceptor::is_local).
+    /// A setting is invalid. The setting is `authenticate` if the acceptor is not [local](Acceptor::is_local) and nothing
+    /// establishes who calls.
     pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer<A>, ConfigError> {
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;
@@ -269,22 +264,32 @@ impl Server {
         Ok(BoundServer::new(acceptor, self.build()?))
     }
 
-    /// The server as a tower service, to mount into a server that exists already. Limits on connections are then that
-    /// server's; those on requests hold. Nothing closes an [orchestrator](Self::orchestrator) when that server ends: call its
-    /// [`close`](Orchestrator::close) there.
+    /// Returns the server as a tower service, to mount into another server.
+    ///
+    /// Limits on requests hold; limits on connections are those of the other server. Call [`close`](Orchestrator::close) of an
+    /// [orchestrator](Self::orchestrator) at its end.
     ///
     /// # Errors
-    /// The server cannot be built; it is an error of the setting `authenticate` where nothing establishes who calls.
+    /// A setting is invalid. The setting is `authenticate` if nothing establishes who calls.
     pub fn into_service(self) -> Result<HttpService, ConfigError> {
         self.guarded(|| "a mounted service".into())?;
         self.build().map(|built| built.service)
     }
 
+    fn config_mut(&mut self) -> &mut ServerConfig {
+        &mut self.config
+    }
+
     fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ConfigError> {
-        match self.identity.is_decided() {
-            true => Ok(()),
-            false => Err(ConfigError::new("authenticate", unguarded(&exposed()))),
+        if self.identity.is_decided() {
+            return Ok(());
         }
+        let problem = format!(
+            "is not set, so that nothing establishes who calls {}, which others can reach: set `authenticate(..)`, \
+             `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`",
+            exposed()
+        );
+        Err(ConfigError::new("authenticate", problem))
     }
 
     fn build(self) -> Result<Built, ConfigError> {
@@ -292,35 +297,33 @@ impl Server {
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
         }
+        let Self { dispatcher, transport, orchestrator, errors, .. } = self;
         let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
-        let parts = Parts {
-            dispatcher: Arc::new(self.dispatcher),
-            transport: self.transport,
-            health: health.clone(),
-            screen: self.reflex,
-            orchestrator: self.orchestrator.clone(),
-            errors: self.errors,
-        };
-        let mut table = parts.routes()?;
+        let dispatcher = Arc::new(dispatcher);
+        let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
+        let mut table = RouteTable::default();
+        // Before the routes of contracts: of two routes with one path the error names the contract.
+        arm::add_probes(&mut table, &own)?;
+        let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
+        let document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
+        table.add(Method::GET, "/openapi.json", Written(document.write()))?;
+        let screen = self.reflex.map(|reflex| Screen { reflex, transport: transport.clone() });
+        tasks::add_tasks(&mut table, own, screen, orchestrator.clone())?;
+        arm::add_contracts(&mut table, &dispatcher, &transport)?;
         for (method, path, service) in self.routes {
             table.service(method, &path, service)?;
         }
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
-        let service = HttpService::new(table, self.config, identity, self.errors);
+        let service = HttpService::new(table, self.config, identity, errors);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok(Built { service, health, orchestrator: self.orchestrator })
+        Ok(Built { service, health, orchestrator })
     }
 }
 
+server_limits!(limits_setters Server);
+
 fn not_found(source: std::io::Error) -> ConfigError {
     ConfigError::new("address", "was not found").with_source(source)
-}
-
-fn unguarded(exposed: &str) -> String {
-    format!(
-        "is not set, so that nothing establishes who calls {exposed}, which others can reach: set `authenticate(..)`, \
-         `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`"
-    )
 }
 
 impl fmt::Debug for Server {

@@ -3,142 +3,83 @@
 use std::time::Duration;
 
 use octollm_core::error::ConfigError;
+use tokio::sync::Semaphore;
+
+use crate::limits::limits_struct;
 
 const KIB: usize = 1024;
-
-/// What a server puts up with. Checked when the server is built.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerConfig {
-    /// From the first byte of a request to the end of its head, and from the opening of a connection to the end of its
-    /// first head.
-    pub head_timeout: Duration,
-    /// From the end of the head to the end of the body.
-    pub body_timeout: Duration,
-    /// How long a connection stays open between two requests, and over HTTP/2 without a stream. A client should keep it
-    /// for less.
-    pub idle_timeout: Duration,
-    /// How long a caller may take for 16 KiB of what is written to it, or for the rest of it (default 30 s). Over HTTP/2 this
-    /// is the limit for a stream as well.
-    pub write_timeout: Duration,
-    /// How long it may take to establish who calls. After that the caller is answered 503.
-    pub authenticate_timeout: Duration,
-    /// Bytes of a body.
-    pub max_body: usize,
-    /// Bytes of all bodies that are still arriving. A request whose body would exceed them is answered 503; a body that
-    /// arrives in one piece is not counted.
-    pub max_arriving: usize,
-    /// Bytes of a head, the request line included.
-    pub max_head: usize,
-    /// Header fields of a head.
-    pub max_headers: usize,
-    /// Bytes of a request target.
-    pub max_uri: usize,
-    /// Connections at a time. Those beyond wait in the system's queue.
-    pub max_connections: usize,
-    /// Requests that run at a time, from the end of the request's body to the end of the answer's; those for
-    /// `/capabilities`, `/arms` and `/openapi.json` are counted by themselves, those for `/health` and `/ready` not at all. Those
-    /// beyond are answered 503.
-    pub max_in_flight: usize,
-    /// HTTP/2 streams at a time on one connection.
-    pub max_streams: u32,
-    /// HTTP/2 flow control: bytes on the way on one stream.
-    pub stream_window: u32,
-    /// HTTP/2 flow control: bytes on the way on one connection.
-    pub connection_window: u32,
-    /// How long one readiness check may take before it counts as failed.
-    pub check_timeout: Duration,
-    /// After SIGTERM: how long the server goes on accepting while it already says that it is not ready.
-    pub drain_notice: Duration,
-    /// After that: how long requests that are running may go on.
-    pub drain_grace: Duration,
-}
-
-impl Default for ServerConfig {
-    fn default() -> Self {
-        Self {
-            head_timeout: Duration::from_secs(10),
-            body_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(30),
-            write_timeout: Duration::from_secs(30),
-            authenticate_timeout: Duration::from_secs(5),
-            max_body: 2 * KIB * KIB,
-            max_arriving: 256 * KIB * KIB,
-            max_head: 16 * KIB,
-            max_headers: 100,
-            max_uri: 8 * KIB,
-            max_connections: 10_000,
-            max_in_flight: 1024,
-            max_streams: 100,
-            stream_window: 64 * 1024,
-            connection_window: 1024 * 1024,
-            check_timeout: Duration::from_secs(2),
-            drain_notice: Duration::from_secs(5),
-            drain_grace: Duration::from_secs(30),
-        }
-    }
-}
-
+const SHORTEST: Duration = Duration::from_nanos(1);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// RFC 9113 §6.9.1.
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 
-impl ServerConfig {
-    /// Checks every limit.
-    ///
-    /// # Errors
-    /// The first that is zero where that would let nothing through, or out of range.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let times = [
-            ("head_timeout", self.head_timeout, true),
-            ("body_timeout", self.body_timeout, true),
-            ("idle_timeout", self.idle_timeout, true),
-            ("write_timeout", self.write_timeout, true),
-            ("authenticate_timeout", self.authenticate_timeout, true),
-            ("check_timeout", self.check_timeout, true),
-            ("drain_notice", self.drain_notice, false),
-            ("drain_grace", self.drain_grace, false),
-        ];
-        for (field, time, needed) in times {
-            within(field, u128::from(needed), time.as_nanos(), YEAR.as_nanos())?;
-        }
-        let counts = [
-            ("max_body", self.max_body, 1, u32::MAX as usize),
-            ("max_arriving", self.max_arriving, 1, usize::MAX),
-            ("max_head", self.max_head, 256, 1024 * KIB),
-            ("max_headers", self.max_headers, 1, 4096),
-            ("max_uri", self.max_uri, 16, 64 * KIB),
-            ("max_connections", self.max_connections, 1, tokio::sync::Semaphore::MAX_PERMITS),
-            ("max_in_flight", self.max_in_flight, 1, tokio::sync::Semaphore::MAX_PERMITS),
-            ("max_streams", self.max_streams as usize, 1, u32::MAX as usize),
-            ("stream_window", self.stream_window as usize, 1, MAX_WINDOW as usize),
-            ("connection_window", self.connection_window as usize, 1, MAX_WINDOW as usize),
-        ];
-        for (field, count, least, most) in counts {
-            within(field, least as u128, count as u128, most as u128)?;
-        }
-        Ok(())
-    }
+/// Hands the limits of a server to another macro.
+macro_rules! server_limits {
+    ($then:ident $($arguments:tt)*) => {
+        $then! { $($arguments)* {
+            /// Sets the time limit from the first byte of a request to the end of its head, and from the opening of a
+            /// connection to the end of its first head. Default 10 s, at most a year.
+            head_timeout: Duration = Duration::from_secs(10), SHORTEST => YEAR;
+            /// Sets the time limit from the end of the head to the end of the body. Default 30 s, at most a year.
+            body_timeout: Duration = Duration::from_secs(30), SHORTEST => YEAR;
+            /// Sets the time that a connection stays open between two requests, and over HTTP/2 without a stream. A client
+            /// should reuse connections for less. Default 30 s, at most a year.
+            idle_timeout: Duration = Duration::from_secs(30), SHORTEST => YEAR;
+            /// Sets the time that a caller may take to read 16 KiB of what is written to it, or the rest of it. Over HTTP/2
+            /// this is the limit for each stream as well. Default 30 s, at most a year.
+            write_timeout: Duration = Duration::from_secs(30), SHORTEST => YEAR;
+            /// Sets the time limit on [authentication](Server::authenticate). A request that exceeds it is answered 503.
+            /// Default 5 s, at most a year.
+            authenticate_timeout: Duration = Duration::from_secs(5), SHORTEST => YEAR;
+            /// Sets the largest body of a request, in bytes. Default 2 MiB.
+            max_body: usize = 2 * KIB * KIB, 1 => u32::MAX as usize;
+            /// Sets the bytes that all bodies still arriving may hold together. A request whose body would exceed them is
+            /// answered 503. A body that arrives in one piece is not counted. Default 256 MiB.
+            max_arriving: usize = 256 * KIB * KIB, 1 => usize::MAX;
+            /// Sets the largest head of a request, in bytes, with the request line. Default 16 KiB, 256 bytes to 1 MiB.
+            max_head: usize = 16 * KIB, 256 => 1024 * KIB;
+            /// Sets the most header fields of a request. Default 100, at most 4096.
+            max_headers: usize = 100, 1 => 4096;
+            /// Sets the largest path and query of a request, in bytes. Default 8 KiB, 16 bytes to 64 KiB.
+            max_uri: usize = 8 * KIB, 16 => 64 * KIB;
+            /// Sets the most connections at a time. Further ones wait in the queue of the system. Default 10,000.
+            max_connections: usize = 10_000, 1 => Semaphore::MAX_PERMITS;
+            /// Sets the most requests that run at a time, each from the end of its body to the end of the answer's. Further
+            /// ones are answered 503. Requests for `/capabilities`, `/arms` and `/openapi.json` have a limit of the same
+            /// size of their own; those for `/health` and `/ready` have none. Default 1024.
+            max_in_flight: usize = 1024, 1 => Semaphore::MAX_PERMITS;
+            /// Sets the most HTTP/2 streams at a time on one connection. Default 100.
+            max_streams: u32 = 100, 1 => u32::MAX;
+            /// Sets the HTTP/2 flow-control window of a stream, in bytes. Default 64 KiB, at most 2 GiB.
+            stream_window: u32 = 64 * 1024, 1 => MAX_WINDOW;
+            /// Sets the HTTP/2 flow-control window of a connection, in bytes. Default 1 MiB, at most 2 GiB.
+            connection_window: u32 = 1024 * 1024, 1 => MAX_WINDOW;
+            /// Sets the time limit on a readiness [check](Server::check), which fails after it. Default 2 s, at most a year.
+            check_timeout: Duration = Duration::from_secs(2), SHORTEST => YEAR;
+            /// Sets the time after SIGTERM in which the server still accepts requests, while `/ready` answers 503. Default
+            /// 5 s, at most a year; zero for none.
+            drain_notice: Duration = Duration::from_secs(5), Duration::ZERO => YEAR;
+            /// Sets the time that running requests and tasks have to finish after that. Default 30 s, at most a year; zero
+            /// for none.
+            drain_grace: Duration = Duration::from_secs(30), Duration::ZERO => YEAR;
+        } }
+    };
 }
+pub(super) use server_limits;
 
-fn within(field: &'static str, least: u128, value: u128, most: u128) -> Result<(), ConfigError> {
-    match value {
-        _ if value < least => Err(ConfigError::new(field, "is too small")),
-        _ if value > most => Err(ConfigError::new(field, "is too great")),
-        _ => Ok(()),
-    }
-}
+server_limits!(limits_struct ServerConfig);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_hold() {
+    fn the_defaults_are_in_range() {
         ServerConfig::default().check().unwrap();
     }
 
     #[test]
-    fn limits_that_let_nothing_through_are_refused() {
+    fn limits_out_of_range_are_refused() {
         let default = ServerConfig::default;
         for (field, config) in [
             ("head_timeout", ServerConfig { head_timeout: Duration::ZERO, ..default() }),
@@ -149,5 +90,7 @@ mod tests {
         ] {
             assert_eq!(config.check().unwrap_err().setting(), field);
         }
+        let error = ServerConfig { max_head: 1, ..default() }.check().unwrap_err();
+        assert_eq!(error.to_string(), "`max_head` is 1: set it to a value from 256 to 1048576");
     }
 }

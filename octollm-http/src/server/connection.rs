@@ -1,4 +1,4 @@
-//! One connection: its protocol, its limits, and its end.
+//! Serving one connection: its protocol, its limits, and its shutdown.
 
 use std::{
     convert::Infallible,
@@ -25,17 +25,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    body::ResponseBody,
+    arm::HealthState,
     config::ServerConfig,
     head::Arrival,
     limited::{Limited, Protocol, State, Times},
-    probes::HealthState,
+    response_body::ResponseBody,
     service::HttpService,
     streams::{Stream, Streams},
 };
 use crate::io::{Io, Peer};
 
-/// Serves connections, each by itself.
+/// Serves connections.
 pub(crate) struct Connections {
     service: HttpService,
     health: Arc<HealthState>,
@@ -43,19 +43,19 @@ pub(crate) struct Connections {
     times: Times,
 }
 
-/// How often an HTTP/2 caller is asked whether it is still there, and how long it has to answer.
+/// Interval of HTTP/2 pings, and the time limit on their answers.
 const PING: Duration = Duration::from_secs(20);
 const PONG: Duration = Duration::from_secs(10);
-/// What hyper allows by itself, at no cost.
+/// The most header fields that hyper reads by default, without an allocation.
 const USUAL_HEADERS: usize = 100;
-/// When everything ends: how long to wait for a request that was sent before the caller could know.
+/// In a shutdown, the time to wait for a request that is already on its way.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
 impl Connections {
     pub(crate) fn new(service: HttpService, health: Arc<HealthState>) -> Self {
         let config = service.config();
         let mut http1 = http1::Builder::new();
-        // The time limit on heads is checked below hyper, whose own would be the limit on idle connections as well.
+        // Checked below hyper, whose own time limit on heads holds for idle connections too.
         http1.header_read_timeout(None).max_header_size(config.max_head);
         if config.max_headers != USUAL_HEADERS {
             http1.max_headers(config.max_headers);
@@ -79,7 +79,7 @@ impl Connections {
         http2
     }
 
-    /// Serves one connection to its end. When `drain` is cancelled, what runs is answered and nothing more is taken.
+    /// Serves one connection to its end. When `drain` is cancelled, running requests are answered and no more are accepted.
     pub(crate) async fn serve<I: Io>(
         &self,
         opening: impl Future<Output = std::io::Result<(I, Peer)>>,
@@ -89,11 +89,11 @@ impl Connections {
         let begun = Instant::now();
         let (io, peer) = match timeout_at(begun + self.times.head, opening).await {
             Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => return tracing::debug!(%error, "connection not opened"),
-            Err(_) => return tracing::debug!("connection not opened in time"),
+            Ok(Err(error)) => return tracing::debug!(%error, "the connection could not be opened"),
+            Err(_) => return tracing::debug!("the connection was not opened in time"),
         };
         let state = Arc::new(State::default());
-        // However this future ends, so does what the connection was upgraded to.
+        // The upgraded connection ends with this future, however that ends.
         let _end = state.end.clone().drop_guard();
         let mut io = Limited::new(io, self.times, begun, state.clone(), place);
         let protocol = {
@@ -110,7 +110,7 @@ impl Connections {
         match protocol {
             Ok(Protocol::Http1) => self.serve_http1(io, peer, state, drain).await,
             Ok(Protocol::Http2) => self.serve_http2(io, peer, drain).await,
-            Err(error) => tracing::debug!(%error, "connection without a request"),
+            Err(error) => tracing::debug!(%error, "the connection ended without a request"),
         }
     }
 
@@ -137,14 +137,14 @@ impl Connections {
         let answer = service_fn(move |request| answer_http2(service.clone(), peer, request));
         let streams = Streams::new(self.times.write);
         let connection = self.http2(streams.clone()).serve_connection(TokioIo::new(io), answer);
-        // GOAWAY says which requests are still taken.
+        // GOAWAY names the last request that is accepted.
         let close = http2::Connection::graceful_shutdown;
         let mut finished = pin!(finish(connection, close, drain.clone(), Duration::ZERO));
         tokio::select! {
             () = &mut finished => return,
             () = streams.idle(self.times.idle) => drain.cancel(),
         }
-        // Nothing runs that could be waited for, and whoever does not close its side may hold on to nothing.
+        // Nothing runs any more, and a caller that does not close its side must not hold the connection.
         let _ = timeout(self.times.idle, finished).await;
     }
 }
@@ -170,7 +170,7 @@ async fn finish<C>(
         },
     };
     if let Err(error) = result {
-        tracing::debug!(%error, "connection broke off");
+        tracing::debug!(%error, "the connection was lost");
     }
 }
 
@@ -188,7 +188,7 @@ async fn answer_http1(
     if status == StatusCode::SWITCHING_PROTOCOLS || (tunnel && status.is_success()) {
         state.upgrade();
     } else if health.is_draining() {
-        // A connection that is closed under its caller may lose the next request, so the answer before says it.
+        // A caller could lose its next request when the connection closes, so that this answer announces it.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.body_mut().sent_by_http1(running);

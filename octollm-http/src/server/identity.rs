@@ -1,4 +1,4 @@
-//! Who calls: established by the server, or by what it is mounted in.
+//! Authentication: who calls, as the server or the server around it establishes.
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -11,13 +11,12 @@ use octollm_core::{
     parts::Caller,
 };
 
-/// Establishes who sent a request.
+/// Establishes the caller of a request.
 ///
-/// It is asked once for each request that does work, before the body is read; `/health`, `/ready`, `/capabilities`,
-/// `/arms` and `/openapi.json` need no identity. What the caller may do is not its business: the scope of a contract is
-/// checked where the contract is known.
+/// The server calls it once for each request, before it reads the body. Requests for `/health`, `/ready`, `/capabilities`,
+/// `/arms` and `/openapi.json` need no caller. The scope of a contract is checked later, by the server itself.
 ///
-/// A function of the head will do where nothing has to be waited for.
+/// A function of the head implements it, for authentication that does not wait.
 ///
 /// ```
 /// use http::{header, request::Parts};
@@ -33,16 +32,16 @@ use octollm_core::{
 /// ```
 #[async_trait]
 pub trait Authenticate: Send + Sync + 'static {
-    /// Who sent a request with this head. Its extensions hold the [`Peer`](crate::io::Peer) of a connection that the server
-    /// itself accepted.
+    /// Returns the caller of a request with this head. The extensions hold the [`Peer`](crate::io::Peer) of a connection that
+    /// the server itself accepted.
     ///
     /// # Errors
-    /// Usually [`ErrorKind::Unauthenticated`] for credentials that are not valid, which is answered with 401; whatever it
-    /// is, it is answered as it is. A caller without credentials is no error but [`Caller::Anonymous`].
+    /// The failure is the answer to the request, such as [`ErrorKind::Unauthenticated`] for invalid credentials (401). A caller
+    /// without credentials is no error: return [`Caller::Anonymous`].
     ///
     /// # Cancel safety
-    /// The future is dropped when the caller goes away, when its deadline passes, and when it takes longer than
-    /// [`authenticate_timeout`](super::ServerConfig::authenticate_timeout).
+    /// The server drops the future when the caller disconnects, when the deadline of the request passes, and after
+    /// [`authenticate_timeout`](super::Server::authenticate_timeout).
     async fn authenticate(&self, head: &Parts) -> Result<Caller, Failure>;
 }
 
@@ -60,19 +59,19 @@ where
 #[derive(Clone, Default)]
 pub(crate) struct Identity {
     pub(crate) authenticator: Option<Arc<dyn Authenticate>>,
-    /// A caller in the extensions of a request is believed.
+    /// A caller in the extensions of a request is accepted.
     pub(crate) from_extensions: bool,
     pub(crate) open_to_all: bool,
     pub(crate) limit: Duration,
 }
 
 impl Identity {
-    /// Whether it was decided who may call.
+    /// Whether the program has set who may call.
     pub(crate) fn is_decided(&self) -> bool {
         self.open_to_all || self.from_extensions || self.authenticator.is_some()
     }
 
-    /// Who sent a request with this head, where nobody has to be asked.
+    /// The caller of a request with this head, if the authenticator is not needed.
     pub(crate) fn known(&self, head: &Parts) -> Option<Caller> {
         let given = self.from_extensions.then(|| head.extensions.get::<Caller>().cloned()).flatten();
         given.or(match (&self.authenticator, self.from_extensions) {
@@ -82,10 +81,10 @@ impl Identity {
         })
     }
 
-    /// Asks the authenticator who sent a request with this head.
+    /// Calls the authenticator.
     ///
     /// # Errors
-    /// Its own; it panicked, or took too long.
+    /// The failure of the authenticator, its panic, or its time limit.
     pub(crate) async fn ask(&self, head: &Parts, deadline: Option<Deadline>) -> Result<Caller, Failure> {
         let Some(authenticator) = &self.authenticator else { return Ok(Caller::Anonymous) };
         let own = Deadline::after(self.limit);
@@ -100,7 +99,9 @@ impl Identity {
                 tracing::error!("authenticator panicked");
                 Err(Failure::of(ErrorKind::Internal).before_execution())
             }
-            None => Err(Failure::new(kind, "it was not established in time who calls").before_execution()),
+            None => {
+                Err(Failure::new(kind, "authentication took too long: try again later").before_execution())
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A connection's bytes, with limits on what is waited for.
+//! The bytes of a connection, with time limits on reading and writing.
 
 use std::{
     future::{Future, poll_fn},
@@ -23,38 +23,38 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::config::ServerConfig;
 
-/// The stream below hyper.
+/// The stream below hyper, with time limits.
 ///
-/// Over HTTP/1 reading ends when a head takes too long, or no request comes for too long; writing fails when the caller
-/// takes less than a piece for too long. What counts is which calls have begun and ended, never what the bytes look like. A connection that was
-/// upgraded has none of these limits. When hyper closes the connection, what the caller still sends is read for a moment
-/// and thrown away, so that it gets to read the answer before it finds the connection closed.
+/// Over HTTP/1 reading ends when a head is too slow or no request arrives in time. Writing fails when the caller reads less than
+/// a piece in time. The limits follow the begin and end of calls, never the bytes themselves. An upgraded connection has no
+/// limits. After hyper has closed the connection, the bytes that the caller still sends are read and discarded for a moment, so
+/// that the caller can read the answer before it sees the connection closed.
 pub(crate) struct Limited<S> {
     stream: S,
     times: Times,
     state: Arc<State>,
-    /// Read before hyper was there, to know the protocol.
+    /// Bytes that were read before hyper, to detect the protocol.
     early: Bytes,
-    /// A limit has passed: this is the end of the bytes, as far as hyper sees.
+    /// A limit was exceeded: hyper sees the end of the stream.
     closed: bool,
-    /// How many calls had begun when the wait began.
+    /// Calls that had begun when the wait began.
     begun: usize,
-    /// Whether a part of a head has come, or the first one is due.
+    /// Whether a part of a head has arrived, or the first head is due.
     in_head: bool,
-    /// What the wait counts from.
+    /// Begin of the wait.
     since: Option<Instant>,
-    /// When something was written last.
+    /// Time of the last write.
     written: Option<Instant>,
     read_limit: Option<Pin<Box<Sleep>>>,
-    /// Set from a write that found no room until all is written, or a piece more of it.
+    /// Set by a write that found no room, until everything or one more piece is written.
     write_limit: Option<Pin<Box<Sleep>>>,
-    /// What was written since.
+    /// Bytes written since then.
     taken: usize,
     linger: Option<Pin<Box<Sleep>>>,
     lingered: usize,
     /// Set once the connection is upgraded.
     end: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    /// Held for as long as the connection is there, whoever has it.
+    /// Held while the connection exists, whoever owns it.
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -66,13 +66,13 @@ pub(crate) struct Times {
     pub(crate) write: Duration,
 }
 
-/// What a connection's bytes, its calls and its server know of each other.
+/// State that the bytes of a connection, its calls and its server share.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     begun: AtomicUsize,
     ended: AtomicUsize,
     mode: Mode,
-    /// The bytes are gone.
+    /// Notified when the stream is dropped.
     gone: Notify,
     /// Ends a connection that was upgraded.
     pub(crate) end: CancellationToken,
@@ -84,11 +84,11 @@ struct Mode {
     upgraded: AtomicBool,
 }
 
-/// A call over HTTP/1, until its answer is sent or given up.
+/// A call over HTTP/1, until its answer is sent or dropped.
 #[derive(Debug)]
-pub(crate) struct Running(Arc<State>);
+pub(crate) struct RunningCall(Arc<State>);
 
-/// What a connection speaks.
+/// The protocol of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Http1,
@@ -96,11 +96,11 @@ pub(crate) enum Protocol {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// So much of an answer is taken within the limit on writes.
+/// Bytes of an answer that the caller has to read within the limit on writes.
 const PIECE: usize = 16 * 1024;
-/// How long the rest of a refused request is read.
+/// Time for which the rest of a refused request is read.
 const LINGER: Duration = Duration::from_secs(1);
-/// How many bytes of it.
+/// The most bytes of it.
 const MOST_LINGERED: usize = 4 << 20;
 
 impl Times {
@@ -110,13 +110,13 @@ impl Times {
 }
 
 impl State {
-    /// A call begins.
-    pub(crate) fn begin(self: &Arc<Self>) -> Running {
+    /// Begins a call.
+    pub(crate) fn begin(self: &Arc<Self>) -> RunningCall {
         self.begun.fetch_add(1, Ordering::Relaxed);
-        Running(self.clone())
+        RunningCall(self.clone())
     }
 
-    /// The bytes are the endpoint's own from here on.
+    /// Hands the bytes over to the endpoint.
     pub(crate) fn upgrade(&self) {
         self.mode.upgraded.store(true, Ordering::Release);
     }
@@ -125,13 +125,13 @@ impl State {
         self.mode.upgraded.load(Ordering::Acquire)
     }
 
-    /// Returns when the bytes are gone, whoever had them last.
+    /// Waits until the stream is dropped, whoever owns it.
     pub(crate) async fn gone(&self) {
         self.gone.notified().await;
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCall {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::Relaxed);
     }
@@ -166,10 +166,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         }
     }
 
-    /// Reads as far as needed to know the protocol.
+    /// Reads until the protocol is known.
     ///
     /// # Errors
-    /// The connection's own, or none of it came in time.
+    /// The connection failed, or sent nothing in time.
     pub(crate) async fn protocol(&mut self) -> io::Result<Protocol> {
         let mut bytes = Vec::new();
         let mut space = [0; 2048];
@@ -187,7 +187,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         Ok(if http2 { Protocol::Http2 } else { Protocol::Http1 })
     }
 
-    /// Whether the caller has had all the time it gets for what it does now.
+    /// Completes when the caller has exceeded the limit that holds now.
     fn poll_limit(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.state.mode.http2.load(Ordering::Relaxed) {
             return Poll::Pending;
@@ -197,8 +197,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
             (self.begun, self.in_head, self.since) = (begun, false, self.written);
         }
         if begun != self.state.ended.load(Ordering::Relaxed) {
-            // The caller waits for us, not we for it. A body has a limit of its own, which is answered with 408. hyper may
-            // not ask again when the call ends: the timer makes it.
+            // The caller waits for the server. A body has a limit of its own, which is answered with 408. hyper may not poll
+            // again when the call ends, so that the timer has to wake it.
             let idle = self.times.idle;
             let timer = self.read_limit.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + idle)));
             while timer.as_mut().poll(cx).is_ready() {
@@ -209,14 +209,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         let limit = if self.in_head { self.times.head } else { self.times.idle };
         let mut deadline = *self.since.get_or_insert_with(Instant::now) + limit;
         let timer = self.read_limit.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
-        // One that rings too early is not set anew: over many requests that is cheaper than one timer each.
+        // A timer that fires too early is not reset: over many requests that is cheaper than one timer each.
         if timer.deadline() > deadline {
             timer.as_mut().reset(deadline);
         }
         loop {
             ready!(timer.as_mut().poll(cx));
             if self.write_limit.is_some() {
-                // The last answer is still on its way, which has a limit of its own.
+                // The last answer is still being written, which has a limit of its own.
                 let now = Instant::now();
                 (self.since, deadline) = (Some(now), now + limit);
             } else if timer.deadline() >= deadline {
@@ -226,7 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         }
     }
 
-    /// Bytes came. Those of a head have begun unless a call runs, which they may be the body of.
+    /// Records that bytes have arrived. Without a running call, whose body they may be, they begin a head.
     fn came(&mut self) {
         let begun = self.state.begun.load(Ordering::Relaxed);
         let waits = begun == self.state.ended.load(Ordering::Relaxed);
@@ -235,8 +235,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         }
     }
 
-    /// Turns a write into an error when its caller takes less than a piece for too long: one that takes a byte at a time may
-    /// hold on to no answer.
+    /// Makes a write fail when its caller reads less than a piece in time, so that no caller can hold an answer by reading byte by
+    /// byte.
     fn limited(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(written) = &write {
             self.taken = self.taken.saturating_add(written.as_ref().map_or(PIECE, |written| *written));
@@ -246,7 +246,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
             if !self.state.mode.http2.load(Ordering::Relaxed) {
                 let now = Instant::now();
                 self.written = Some(now);
-                // A timer for a head may ring after the connection has rested for long enough, and hyper may not ask before.
+                // A timer for a head may fire later than the limit on idle connections, and hyper may not poll before.
                 if let Some(timer) = &mut self.read_limit
                     && timer.deadline() > now + self.times.idle
                 {
@@ -267,14 +267,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
-    /// Whether the server has ended what the connection was upgraded to.
+    /// Completes when the server ends the upgraded connection.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let end = &self.state.end;
         self.end.get_or_insert_with(|| Box::pin(end.clone().cancelled_owned())).as_mut().poll(cx)
     }
 
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Frames of HTTP/2 say by themselves what was taken.
+        // Over HTTP/2 frames report what was read.
         if self.closed || self.state.mode.http2.load(Ordering::Relaxed) {
             return Poll::Ready(());
         }
@@ -292,8 +292,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
     }
 }
 
-/// Polls what ends a piece of work also where the work has spent the cooperative budget of its task: an answer whose body never waits
-/// would otherwise hold back what is written of it, and its limit on writes.
+/// Polls outside the cooperative budget of the task. A body that is always ready would otherwise spend the budget, and delay both
+/// the write and its time limit.
 fn at_any_budget<T>(cx: &mut Context<'_>, poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
     pin!(unconstrained(poll_fn(poll))).poll(cx)
 }
@@ -330,7 +330,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Limited<S> {
         match read {
             Poll::Ready(Ok(())) => {
                 if buffer.filled().len() == before {
-                    // The caller has closed its side: there is nothing to linger for.
+                    // The caller has closed its side: nothing is left to read.
                     this.closed = true;
                 } else {
                     this.came();
@@ -379,7 +379,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Limited<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper has written all it had.
+        // hyper has written everything.
         self.write_limit = None;
         at_any_budget(cx, |cx| Pin::new(&mut self.stream).poll_flush(cx))
     }

@@ -1,4 +1,4 @@
-//! Listening, accepting, and coming to an end.
+//! A server that listens: accepting connections, and shutting down.
 
 use std::{
     fmt,
@@ -19,10 +19,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{connection::Connections, probes::HealthState, service::HttpService};
+use super::{arm::HealthState, connection::Connections, service::HttpService};
 use crate::io::{Acceptor, TcpAcceptor};
 
-/// A server that listens, on TCP by default. Awaiting it serves, as [`run`](Self::run) does.
+/// A server that listens, on TCP by default. Awaiting it is the same as [`run`](Self::run).
 pub struct BoundServer<A = TcpAcceptor> {
     acceptor: A,
     service: HttpService,
@@ -30,25 +30,25 @@ pub struct BoundServer<A = TcpAcceptor> {
     orchestrator: Option<Arc<dyn Orchestrator>>,
 }
 
-/// What a server is built of.
+/// The parts of a server that is built.
 pub(crate) struct Built {
     pub(crate) service: HttpService,
     pub(crate) health: Arc<HealthState>,
     pub(crate) orchestrator: Option<Arc<dyn Orchestrator>>,
 }
 
-/// How long an orchestrator may take to hand back what it runs; after that its leases expire by themselves.
+/// Time limit on closing an orchestrator. After it the leases of its tasks expire by themselves.
 const CLOSE: Duration = Duration::from_secs(5);
-/// After a failed accept, such as one for lack of file descriptors.
+/// Pause after a failed accept, such as one without a free file descriptor.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 impl BoundServer {
-    /// Where it listens.
+    /// The address that the server listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.acceptor.local_addr()
     }
 
-    /// Its address as a URL, such as `http://127.0.0.1:8103`.
+    /// The address as a URL, such as `http://127.0.0.1:8103`.
     pub fn url(&self) -> String {
         format!("http://{}", self.local_addr())
     }
@@ -59,7 +59,7 @@ impl<A: Acceptor> BoundServer<A> {
         Self { acceptor, service, health, orchestrator }
     }
 
-    /// Serves for ever.
+    /// Serves until the future is dropped.
     ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
@@ -67,9 +67,10 @@ impl<A: Acceptor> BoundServer<A> {
         self.run_until(pending()).await;
     }
 
-    /// Serves until SIGTERM or Ctrl-C, then ends as [`run_until`](Self::run_until) does. After SIGTERM it goes on for a
-    /// while ([`drain_notice`](super::ServerConfig::drain_notice)) as not ready, so that no balancer sends requests to a
-    /// closed door. Ctrl-C while it is ending closes everything at once.
+    /// Serves until SIGTERM or Ctrl-C, then shuts down as [`run_until`](Self::run_until) does.
+    ///
+    /// After SIGTERM the server first accepts requests for [`drain_notice`](super::Server::drain_notice) while `GET /ready` answers
+    /// 503, so that load balancers stop sending. A Ctrl-C during the shutdown closes everything at once.
     ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
@@ -88,16 +89,16 @@ impl<A: Acceptor> BoundServer<A> {
         tokio::select! {
             () = serving => {}
             () = async { ending.cancelled().await; interrupt().await } => {
-                tracing::warn!("interrupted while ending: connections dropped");
+                tracing::warn!("interrupted during the shutdown: connections are dropped");
             }
         }
     }
 
-    /// Serves until `shutdown` is ready. Then nothing more is accepted, what runs may come to its end
-    /// ([`drain_grace`](super::ServerConfig::drain_grace)), and what still runs after that is dropped.
+    /// Serves until `shutdown` completes, then shuts down gracefully.
     ///
-    /// The same holds for the tasks of an [orchestrator](super::Server::orchestrator): it starts no more of them, those that run
-    /// have the grace, and then it is [closed](Orchestrator::close), for which it has 5 s.
+    /// The server accepts no more connections. Running requests have [`drain_grace`](super::Server::drain_grace) to finish, and
+    /// are dropped after that. An [orchestrator](super::Server::orchestrator) starts no more tasks; its running tasks have the same
+    /// time. Then it is [closed](Orchestrator::close), within 5 s.
     ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
@@ -127,7 +128,7 @@ impl<A: Acceptor> BoundServer<A> {
             while running.try_join_next().is_some() {}
         }
         health.drain();
-        // Who has connected by now has sent a request, or is about to.
+        // A caller that has connected by now has sent a request, or is about to.
         while let Some(accepted) = unconstrained(incoming.next()).now_or_never() {
             running.spawn(serve(accepted));
         }
@@ -141,13 +142,16 @@ impl<A: Acceptor> BoundServer<A> {
             }
         };
         if timeout(grace, async { tokio::join!(answered, drained) }).await.is_err() {
-            tracing::warn!(connections = running.len(), "connections or tasks are given up after the grace");
+            tracing::warn!(
+                connections = running.len(),
+                "connections and tasks that still run are dropped: the grace period is over"
+            );
         }
         running.abort_all();
         if let Some(orchestrator) = orchestrator
             && timeout(CLOSE, orchestrator.close()).await.is_err()
         {
-            tracing::warn!("the orchestrator was not closed in time");
+            tracing::warn!("the orchestrator did not close in time: the leases of its tasks expire");
         }
     }
 }
@@ -167,22 +171,22 @@ impl<A: fmt::Debug> fmt::Debug for BoundServer<A> {
     }
 }
 
-/// One of the connections at a time.
+/// A place among the connections that may be open.
 type Place = Option<OwnedSemaphorePermit>;
 
-/// The connections that come, as far as there is room for them.
+/// Incoming connections, up to the limit.
 struct Incoming<A> {
     acceptor: A,
     places: Arc<Semaphore>,
 }
 
 impl<A: Acceptor> Incoming<A> {
-    /// The next connection, whatever happens to those before it.
+    /// Accepts the next connection. A failed accept is logged and repeated.
     ///
     /// # Cancel safety
     /// Dropping the future loses no connection.
     async fn next(&mut self) -> (A::Opening, Place) {
-        // Never closed, so there is a place for all that comes.
+        // The semaphore is never closed.
         let place = self.places.clone().acquire_owned().await.ok();
         loop {
             match self.acceptor.accept().await {
@@ -197,7 +201,7 @@ impl<A: Acceptor> Incoming<A> {
     }
 }
 
-/// Whether the next accept can succeed at once.
+/// Whether the connection failed, so that the next accept can succeed at once.
 fn is_the_callers(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
@@ -205,9 +209,9 @@ fn is_the_callers(error: &io::Error) -> bool {
 
 #[derive(PartialEq, Eq)]
 enum Signal {
-    /// From whatever runs this process.
+    /// SIGTERM, from the supervisor of the process.
     Terminate,
-    /// From somebody at a keyboard.
+    /// Ctrl-C, from a terminal.
     Interrupt,
 }
 
@@ -240,6 +244,6 @@ async fn interrupt() {
 }
 
 async fn no_signals(error: &io::Error) {
-    tracing::warn!(%error, "signals cannot be received");
+    tracing::warn!(%error, "signals cannot be received: the server ends only with its process");
     pending().await
 }

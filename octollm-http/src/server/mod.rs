@@ -17,8 +17,8 @@
 //!
 //! #[async_trait::async_trait]
 //! impl Arm<Shout> for Loud {
-//!     async fn execute(&self, task: Shout, _: &Context) -> Result<String, ArmError> {
-//!         Ok(task.text.to_uppercase())
+//!     async fn execute(&self, input: Shout, _: &Context) -> Result<String, ArmError> {
+//!         Ok(input.text.to_uppercase())
 //!     }
 //! }
 //!
@@ -31,35 +31,28 @@
 //! # }
 //! ```
 //!
-//! A request's head is checked, a route found, the caller established, the body read; whatever goes wrong is a problem
-//! ([`wire::Problem`](crate::wire::Problem)). [`HttpService`] is that service by itself, to mount into a server that exists
-//! already; [`BoundServer`] serves it over an [`Acceptor`](crate::io::Acceptor), with limits on what a connection may do.
+//! For each request the server checks the head, finds the route, authenticates the caller and reads the body. Every failure is
+//! answered with a [`Problem`](crate::wire::Problem). [`HttpService`] is this service alone, to mount into another server.
+//! [`BoundServer`] serves it over an [`Acceptor`](crate::io::Acceptor), with limits on each connection.
 // A module uses only what stands before it here.
 mod config;
 mod limited;
 mod streams;
-mod body;
+mod request_body;
+mod response_body;
 mod reply;
 mod head;
-mod intake;
 mod identity;
 mod routes;
 mod service;
-mod probes;
-mod contracts;
+mod arm;
 mod tasks;
-mod screening;
 mod openapi;
 mod connection;
 mod listen;
-mod assembly;
 mod builder;
 
 pub use self::{
-    body::{RequestBody, ResponseBody},
-    builder::Server,
-    config::ServerConfig,
-    identity::Authenticate,
-    listen::BoundServer,
-    service::{HttpService, ResponseFuture},
+    builder::Server, identity::Authenticate, listen::BoundServer, request_body::RequestBody,
+    response_body::ResponseBody, service::HttpService,
 };

@@ -1,4 +1,4 @@
-//! From what an endpoint returns to the answer on the wire.
+//! Answers: what an endpoint returns, and what is sent.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -11,17 +11,17 @@ use octollm_core::{
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::body::ResponseBody;
+use super::response_body::ResponseBody;
 use crate::wire::{Problem, names, write_problem, write_usage};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
-/// What an endpoint answers.
+/// The answer of an endpoint.
 #[derive(Debug)]
-pub(crate) struct Reply(Response<ResponseBody>);
+pub(crate) struct Answer(Response<ResponseBody>);
 
-/// Why an endpoint does not answer, and what the head of the problem says beside.
+/// The failure of an endpoint, with more header fields of the problem.
 #[derive(Debug)]
 pub(crate) struct Refusal(Box<Refused>);
 
@@ -33,26 +33,26 @@ struct Refused {
     place: Option<OwnedSemaphorePermit>,
 }
 
-impl Reply {
-    /// 200 with JSON that is written already.
+impl Answer {
+    /// 200 with a body of JSON.
     pub(crate) fn written(body: Bytes) -> Self {
         let mut response = Response::new(ResponseBody::full(body));
         response.headers_mut().insert(header::CONTENT_TYPE, JSON);
         Self(response)
     }
 
-    /// 200 with a value as JSON.
-    pub(crate) fn json(value: &impl Serialize) -> Result<Self, Refusal> {
+    /// 200 with a value, which is written as JSON.
+    pub(crate) fn json(value: &impl Serialize) -> Result<Self, Failure> {
         match serde_json::to_vec(value) {
             Ok(body) => Ok(Self::written(body.into())),
             Err(error) => {
                 tracing::error!(%error, "answer cannot be written as JSON");
-                Err(Failure::of(ErrorKind::Internal).into())
+                Err(Failure::of(ErrorKind::Internal))
             }
         }
     }
 
-    /// Whatever a service of the user's answers.
+    /// The answer of a service of the user.
     pub(crate) fn foreign(response: Response<ResponseBody>) -> Self {
         Self(response)
     }
@@ -72,7 +72,7 @@ impl Reply {
         self
     }
 
-    /// The place is held until the body is sent.
+    /// Holds the place until the body is sent.
     pub(crate) fn holding(mut self, place: OwnedSemaphorePermit) -> Self {
         self.0.body_mut().hold(place);
         self
@@ -90,13 +90,13 @@ impl Refusal {
         self
     }
 
-    /// The place is held until the problem is sent.
+    /// Holds the place until the problem is sent.
     pub(crate) fn holding(mut self, place: OwnedSemaphorePermit) -> Self {
         self.0.place = Some(place);
         self
     }
 
-    /// The task that failed.
+    /// Sets the task that failed.
     pub(crate) fn task(mut self, task: TaskId) -> Self {
         self.0.task = Some(task);
         self
@@ -109,17 +109,17 @@ impl From<Failure> for Refusal {
     }
 }
 
-/// The form of the errors of a server.
+/// The form of a server's errors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum ErrorForm {
     /// A problem.
     #[default]
     Flat,
-    /// A problem that repeats its code and message in a member `error`.
+    /// A problem whose member `error` repeats its code and message.
     Nested,
 }
 
-/// The ids that every answer carries, errors too.
+/// The ids in the head of every answer.
 pub(crate) struct Ids {
     request: HeaderValue,
     correlation: HeaderValue,
@@ -136,10 +136,14 @@ impl Ids {
         Self { request, correlation, task: parts.task_id.clone() }
     }
 
-    /// The answer on the wire; `errors` is the form that a refusal takes.
-    pub(crate) fn respond(self, result: Result<Reply, Refusal>, errors: ErrorForm) -> Response<ResponseBody> {
+    /// The answer that is sent; `errors` is the form of a refusal.
+    pub(crate) fn respond(
+        self,
+        result: Result<Answer, Refusal>,
+        errors: ErrorForm,
+    ) -> Response<ResponseBody> {
         let mut response = match result {
-            Ok(Reply(response)) => response,
+            Ok(Answer(response)) => response,
             Err(refusal) => self.problem(refusal, errors),
         };
         response.headers_mut().insert(names::REQUEST_ID, self.request);
@@ -170,7 +174,7 @@ impl Ids {
     }
 }
 
-/// What a caller can do about a refusal of its identity (RFC 6750 §3).
+/// The challenge to a caller whose identity is refused (RFC 6750 §3).
 fn challenge(kind: ErrorKind) -> Option<HeaderValue> {
     match kind {
         ErrorKind::Unauthenticated => Some(HeaderValue::from_static("Bearer")),
@@ -179,7 +183,7 @@ fn challenge(kind: ErrorKind) -> Option<HeaderValue> {
     }
 }
 
-/// The value as it came, where it was taken as it came: that costs no memory.
+/// The value of an id, which shares the memory of the request's field if that was valid.
 fn echo(head: &HeaderMap, name: &HeaderName, id: &RequestId) -> HeaderValue {
     match head.get(name) {
         Some(value) if value == id.as_str() => value.clone(),
@@ -192,7 +196,7 @@ fn echo(head: &HeaderMap, name: &HeaderName, id: &RequestId) -> HeaderValue {
     }
 }
 
-/// Takes the body away, and leaves the head as it would be with it.
+/// Removes the body, and leaves the head as it would be with one.
 pub(crate) fn head_only(response: Response<ResponseBody>) -> Response<ResponseBody> {
     let length = http_body::Body::size_hint(response.body()).exact();
     let mut response = response.map(|_| ResponseBody::empty());

@@ -1,44 +1,46 @@
-//! Which endpoint answers what.
+//! The routes of a server: which endpoint answers a request.
 
-use std::{collections::HashMap, error::Error};
+use std::{collections::HashMap, error::Error, future::Future};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use octollm_core::{
+    deadline::Deadline,
     error::{ConfigError, ErrorKind, Failure},
     parts::ContextParts,
 };
 use tower::util::BoxCloneSyncService;
 
 use super::{
-    body::{RequestBody, ResponseBody},
     head::{Accepts, Arrival},
-    reply::{Refusal, Reply},
+    reply::{Answer, Refusal},
+    request_body::RequestBody,
+    response_body::ResponseBody,
 };
 
-/// A request that passed every check that does not depend on its endpoint.
+/// A request that has passed the checks common to all endpoints.
 pub(crate) struct Inbound<'r> {
-    /// What travelled with it.
+    /// Ids, limits and caller of the request.
     pub(crate) parts: ContextParts,
     pub(crate) head: &'r Parts,
-    /// What stands in the path for `{id}`; empty in paths without.
+    /// The text in place of `{id}` in the path; empty for a path without one.
     pub(crate) id: &'r str,
     pub(crate) arrival: Arrival,
-    /// The whole body; empty unless the endpoint takes one.
+    /// The whole body; empty if the endpoint takes none.
     pub(crate) body: Bytes,
 }
 
-/// What a request needs before an endpoint sees it.
+/// The needs of an endpoint, which are met before it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Takes {
-    /// Nothing: it is answered at any load, to anybody.
+    /// None: it answers everybody, at any load.
     Probe,
-    /// A place among the requests for documents: what a server says of itself may be long.
+    /// A place among the requests for documents, which can be large.
     Document,
-    /// An identity, and a place among the requests that run.
+    /// A caller, and a place among the running requests.
     Place,
-    /// An identity, a body of JSON, and a place.
+    /// A caller, a body of JSON, and a place.
     Json,
 }
 
@@ -53,19 +55,19 @@ impl Takes {
 pub(crate) trait Endpoint: Send + Sync + 'static {
     fn takes(&self) -> Takes;
 
-    /// Whether it can answer in a form that the caller takes.
+    /// Whether the caller accepts the media type of the answer.
     fn satisfies(&self, accepts: Accepts) -> bool {
         accepts.json()
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal>;
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal>;
 }
 
-/// A service of the user's: it reads the body as it comes, answers what it likes, and may take the connection over.
+/// A service of the user, which streams bodies and can take the connection over.
 pub(crate) type RouteService =
     BoxCloneSyncService<Request<RequestBody>, Response<ResponseBody>, Box<dyn Error + Send + Sync>>;
 
-/// What answers the requests of one route.
+/// The handler of a route.
 pub(crate) enum Handler {
     Endpoint(Box<dyn Endpoint>),
     Service(RouteService),
@@ -77,7 +79,7 @@ impl<E: Endpoint> From<E> for Handler {
     }
 }
 
-/// The routes of a server: paths as they stand, and paths with an `{id}` in them.
+/// The routes of a server: exact paths, and patterns with parameters.
 #[derive(Default)]
 pub(crate) struct RouteTable {
     exact: HashMap<String, Methods>,
@@ -88,7 +90,7 @@ pub(crate) struct RouteTable {
 struct Methods(Vec<(Method, Handler)>);
 
 const NOT_A_PATH: &str =
-    "is not the path of a route: it begins with `/` and has no `{`, `}`, `%`, `?` or `#`";
+    "is not the path of a route: begin it with `/`, and leave out `{`, `}`, `%`, `?` and `#`";
 const TAKEN: &str =
     "is a route already: give one of the contracts another path, as in `#[task(path = \"/other\")]`";
 const IS_RESERVED: &str =
@@ -98,13 +100,13 @@ const IS_RESERVED: &str =
 const RESERVED: [&str; 4] = ["/mcp", "/a2a", "/hooks", "/.well-known"];
 
 impl RouteTable {
-    /// Adds a route of a contract, whose path is taken as it stands.
+    /// Adds a route of a contract, whose path has no parameters.
     pub(crate) fn contract(&mut self, path: &str, endpoint: impl Endpoint) -> Result<(), ConfigError> {
         check_path(path, "")?;
         self.add(Method::POST, path, endpoint)
     }
 
-    /// Adds a route of the user's. Its path may have `{parameters}`.
+    /// Adds a route of the user, whose path can have `{parameters}`.
     pub(crate) fn service(
         &mut self,
         method: Method,
@@ -140,10 +142,10 @@ impl RouteTable {
         }
     }
 
-    /// The endpoint of a request, and what stands for `{id}`.
+    /// The handler of a request, and the text in place of `{id}`.
     ///
     /// # Errors
-    /// No such route, or not for this method.
+    /// There is no such route, or it has another method.
     pub(crate) fn find<'p>(&self, method: &Method, path: &'p str) -> Result<(&Handler, &'p str), Refusal> {
         let (methods, id) = match self.exact.get(path) {
             Some(methods) => (methods, ""),
@@ -152,7 +154,7 @@ impl RouteTable {
                 Err(_) => return Err(Failure::new(ErrorKind::NotFound, "there is no such route").into()),
             },
         };
-        // HEAD is GET without the body, unless it has a route of its own.
+        // HEAD is answered as GET without the body, unless it has a route of its own.
         let without_body = || if method == Method::HEAD { methods.get(&Method::GET) } else { None };
         let handler = methods.get(method).or_else(without_body);
         handler.map(|handler| (handler, id)).ok_or_else(|| methods.refusal())
@@ -179,7 +181,15 @@ impl Methods {
     }
 }
 
-/// Checks a path that was written by the user; `also` are characters that it may have as well.
+/// Ends work at the deadline of its caller.
+pub(crate) async fn within<T>(
+    deadline: Option<Deadline>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    Deadline::run_until(deadline, work).await.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
+}
+
+/// Checks a path of the user; `also` lists more characters that are allowed.
 fn check_path(path: &str, also: &str) -> Result<(), ConfigError> {
     let odd = |c: char| {
         let unusual = c.is_control() || c.is_whitespace() || !c.is_ascii() || "{}%?#\\".contains(c);

@@ -1,4 +1,4 @@
-//! The service that a server is: checks, route, identity, endpoint, answer.
+//! The server as a tower service: checks the head, finds the route, authenticates, reads the body, answers.
 
 use std::{
     convert::Infallible,
@@ -24,12 +24,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    body::{RequestBody, ResponseBody},
     config::ServerConfig,
     head::{self, Arrival, Fields},
     identity::Identity,
-    intake::{self, Arriving, BodyLimits},
-    reply::{ErrorForm, Ids, Refusal, Reply, head_only},
+    reply::{Answer, ErrorForm, Ids, Refusal, head_only},
+    request_body::{self, ArrivingBytes, BodyLimits, RequestBody},
+    response_body::ResponseBody,
     routes::{Handler, Inbound, RouteService, RouteTable, Takes},
 };
 use crate::{
@@ -37,10 +37,10 @@ use crate::{
     wire::{names, read_parts},
 };
 
-/// A server as a tower service: mount it into a server of your own.
+/// A server as a tower service, to mount into another server.
 ///
-/// It is always ready, has its own limit of requests that run at a time, and never fails: what goes wrong is an answer.
-/// Layers that were added to the [`Server`](super::Server) are around it.
+/// It is always ready and never fails: every failure is an answer. Its limit on running requests holds over all clones. It
+/// includes the layers of the [`Server`](super::Server).
 #[derive(Clone)]
 pub struct HttpService {
     core: Arc<Core>,
@@ -56,13 +56,12 @@ pub(crate) struct Core {
     identity: Identity,
     errors: ErrorForm,
     places: Arc<Semaphore>,
-    /// Apart, so that discovery works at any load.
+    /// A limit of their own, so that discovery works at any load.
     documents: Arc<Semaphore>,
-    arriving: Arriving,
+    arriving: ArrivingBytes,
 }
 
-/// An answer on its way.
-pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
 
 impl<B> Service<Request<B>> for HttpService
 where
@@ -81,7 +80,7 @@ where
         if let Some(layered) = &self.layered {
             return Box::pin(layered.clone().oneshot(request.map(RequestBody::new)));
         }
-        // Set where the server itself accepted the connection; it cannot come over the network.
+        // Set only where the server itself accepted the connection: it cannot come over the network.
         let arrival = request.extensions().get().copied().unwrap_or(Arrival::Mounted);
         let core = self.core.clone();
         Box::pin(async move { Ok(core.answer(request, arrival).await) })
@@ -107,7 +106,7 @@ impl HttpService {
     ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_in_flight));
         let (places, documents) = (places(), places());
-        let arriving = Arriving::new(config.max_arriving);
+        let arriving = ArrivingBytes::new(config.max_arriving);
         let core = Core { routes, config, identity, errors, places, documents, arriving };
         Self { core: Arc::new(core), layered: None }
     }
@@ -159,14 +158,14 @@ impl HttpService {
     }
 }
 
-/// The answer in the place of a layer's own error, or its panic.
+/// The answer in place of the error or the panic of a layer.
 fn failed(ids: &HeaderMap, error: BoxError, errors: ErrorForm) -> Response<ResponseBody> {
     let parts = read_parts(ids).unwrap_or_else(|refused| refused.1);
     tracing::error!(request = %parts.request_id, %error, "layer failed");
     Ids::of(ids, &parts).respond(Err(Failure::of(ErrorKind::Internal).into()), errors)
 }
 
-/// The fields that every answer echoes.
+/// The header fields that every answer echoes.
 fn ids_of(head: &HeaderMap) -> HeaderMap {
     let field = |name| head.get(&name).cloned().map(|value| (name, value));
     [names::REQUEST_ID, names::CORRELATION_ID].into_iter().filter_map(field).collect()
@@ -176,7 +175,7 @@ impl Core {
     /// Answers one request.
     ///
     /// # Cancel safety
-    /// Everything runs inside this future: dropping it drops the arm's.
+    /// Dropping the future drops that of the arm.
     async fn answer<B>(&self, request: Request<B>, arrival: Arrival) -> Response<ResponseBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -204,7 +203,7 @@ impl Core {
         mut parts: ContextParts,
         malformed: Option<Failure>,
         arrival: Arrival,
-    ) -> Result<Reply, Refusal>
+    ) -> Result<Answer, Refusal>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -222,7 +221,7 @@ impl Core {
         }
         let endpoint = match handler {
             Handler::Endpoint(endpoint) => endpoint,
-            // What is rare has memory of its own: the future of every request is as large as its largest part.
+            // Boxed, since the future of every request is as large as its largest part.
             Handler::Service(service) => {
                 return Box::pin(self.hand_over(service.clone(), taken(head), body, parts)).await;
             }
@@ -231,7 +230,7 @@ impl Core {
             Takes::Json => {
                 let ServerConfig { max_body: bytes, body_timeout: time, .. } = self.config;
                 let limits = BodyLimits { bytes, time, deadline: parts.deadline, arriving: &self.arriving };
-                intake::read(body, limits).await?
+                request_body::read(body, limits).await?
             }
             Takes::Place | Takes::Document | Takes::Probe => Bytes::new(),
         };
@@ -246,19 +245,19 @@ impl Core {
         let Some(place) = place else { return result };
         match result {
             Ok(reply) => Ok(reply.holding(place)),
-            // Broken rules and details can make a problem as large as any answer.
+            // Violations and details can make a problem as large as any answer.
             Err(refusal) => Err(refusal.holding(place)),
         }
     }
 
-    /// Hands a request over to a service of the user's.
+    /// Passes a request to a service of the user.
     async fn hand_over<B>(
         &self,
         service: RouteService,
         mut head: Parts,
         body: B,
         parts: ContextParts,
-    ) -> Result<Reply, Refusal>
+    ) -> Result<Answer, Refusal>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -269,7 +268,7 @@ impl Core {
         head.extensions.insert(parts);
         let request = Request::from_parts(head, RequestBody::new(body));
         match caught(service.oneshot(request), &path).await? {
-            Ok(response) => Ok(Reply::foreign(response).holding(place)),
+            Ok(response) => Ok(Answer::foreign(response).holding(place)),
             Err(error) => {
                 tracing::error!(path, %error, "route failed");
                 Err(Failure::of(ErrorKind::Internal).into())
@@ -277,7 +276,7 @@ impl Core {
         }
     }
 
-    /// All that is decided by the head. Returns what answers, and what stands for `{id}`.
+    /// Checks the head. Returns the handler of the route, and the text in place of `{id}`.
     fn admit<'a>(
         &'a self,
         head: &'a Parts,
@@ -313,17 +312,17 @@ impl Core {
     }
 }
 
-/// A place among the requests that run, or among those that are answered with a document.
+/// A place among the running requests, or among those for documents.
 fn place_of(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
-    places.clone().try_acquire_owned().map_err(|_| intake::overloaded())
+    places.clone().try_acquire_owned().map_err(|_| request_body::overloaded())
 }
 
-/// The head by itself; an empty one takes its place.
+/// Takes the head, and leaves an empty one.
 fn taken(head: &mut Parts) -> Parts {
     std::mem::replace(head, Request::new(()).into_parts().0)
 }
 
-/// What an endpoint returns. Arms catch their own panics; this is for orchestrators, reflexes, checks and the user's routes.
+/// Catches the panics of orchestrators, reflexes and routes of the user. Those of arms are caught before.
 async fn caught<F: Future>(work: F, path: &str) -> Result<F::Output, Failure> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
         tracing::error!(path, "endpoint panicked");

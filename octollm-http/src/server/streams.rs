@@ -1,4 +1,4 @@
-//! The streams of an HTTP/2 connection: how many there are, and which of them stand still.
+//! The streams of an HTTP/2 connection: their number, and the time limit on each.
 
 use std::{
     future::Future,
@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-/// The streams of one connection: hyper gives each of them to this executor.
+/// The streams of one connection: the executor on which hyper spawns each of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Streams(Arc<Shared>);
 
@@ -25,16 +25,16 @@ pub(crate) struct Streams(Arc<Shared>);
 struct Shared {
     write_timeout: Duration,
     running: AtomicUsize,
-    /// The first stream was opened, or the last one has ended.
+    /// Notified when the first stream opens and when the last one ends.
     changed: Notify,
 }
 
-/// What the body of an answer says of its stream.
+/// The state of a stream, which the body of its answer reports.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
-    /// Something was written that the caller has yet to take.
+    /// Whether the caller has yet to read what was written.
     writing: AtomicBool,
-    /// How many pieces were written.
+    /// Pieces written so far.
     pieces: AtomicUsize,
 }
 
@@ -48,13 +48,13 @@ impl Stream {
         CURRENT.try_with(Arc::clone).ok()
     }
 
-    /// One more piece is written.
+    /// Records that one more piece was written.
     pub(crate) fn writes(&self) {
         self.pieces.fetch_add(1, Ordering::Relaxed);
         self.writing.store(true, Ordering::Relaxed);
     }
 
-    /// There is nothing to write at the moment.
+    /// Records that there is nothing to write.
     pub(crate) fn rests(&self) {
         self.writing.store(false, Ordering::Relaxed);
     }
@@ -65,7 +65,7 @@ impl Streams {
         Self(Arc::new(Shared { write_timeout, running: AtomicUsize::new(0), changed: Notify::new() }))
     }
 
-    /// Returns when no stream was open for so long.
+    /// Waits until no stream has been open for this time.
     pub(crate) async fn idle(&self, limit: Duration) {
         loop {
             let changed = self.0.changed.notified();
@@ -89,7 +89,7 @@ where
         if self.0.running.fetch_add(1, Ordering::AcqRel) == 0 {
             self.0.changed.notify_waiters();
         }
-        let guard = Guarded {
+        let guard = StreamTask {
             work: Box::pin(work),
             stream: Arc::default(),
             seen: 0,
@@ -101,12 +101,12 @@ where
     }
 }
 
-/// One stream. It is given up, which resets it, when the caller takes nothing for as long as a write may stand still.
-struct Guarded<F> {
+/// The task of one stream. It ends, which resets the stream, when the caller reads nothing within the limit on writes.
+struct StreamTask<F> {
     work: Pin<Box<F>>,
     stream: Arc<Stream>,
     seen: usize,
-    /// When the last piece was written.
+    /// Time of the last piece.
     since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
     open: Open,
@@ -122,7 +122,7 @@ impl Drop for Open {
     }
 }
 
-impl<F: Future<Output = ()>> Future for Guarded<F> {
+impl<F: Future<Output = ()>> Future for StreamTask<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

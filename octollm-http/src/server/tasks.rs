@@ -1,135 +1,94 @@
-//! Handing tasks to an orchestrator.
+//! The routes of an orchestrator and of a reflex: tasks, and their screening.
 
 use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
+use jiff::Timestamp;
 use octollm_core::{
     Context,
-    card::ArmCard,
-    deadline::Deadline,
-    error::{ErrorKind, Failure},
-    id::TaskId,
+    error::{ArmError, ConfigError, ErrorKind, Failure},
+    id::{StepKey, TaskId},
     json,
     orchestrator::{JournalStep, Orchestrator},
     parts::ContextParts,
-    task::{Submission, TaskQuery},
-    transport::{NoArms, StepKey},
+    reflex::{Observations, Reaction, Reflex, ReflexInput, screen_submission},
+    task::{Submission, TaskQuery, TaskRecord, TaskResult},
+    transport::{NoArms, Transport},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
+    arm::{ArmCapabilities, KnownArms},
     head::percent_decoded,
-    probes::ArmCapabilities,
-    reply::{Refusal, Reply},
-    routes::{Endpoint, Inbound, Takes},
+    reply::{Answer, Refusal},
+    routes::{Endpoint, Inbound, RouteTable, Takes, within},
 };
 
-/// `POST /tasks`
-pub(crate) struct Submit(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /tasks`
-pub(crate) struct List(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /tasks/{id}`
-pub(crate) struct Status(pub(crate) Arc<dyn Orchestrator>);
-/// `DELETE /tasks/{id}`
-pub(crate) struct Cancel(pub(crate) Arc<dyn Orchestrator>);
-/// `POST /tasks/{id}/rerun`
-pub(crate) struct Rerun(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /tasks/{id}/journal`
-pub(crate) struct Journal(pub(crate) Arc<dyn Orchestrator>);
-/// `GET /capabilities` and `GET /arms` of an orchestrator: the cards of the arms it knows, and its own beside them where it serves
-/// contracts itself.
-pub(crate) struct KnownArms {
-    pub(crate) orchestrator: Arc<dyn Orchestrator>,
-    pub(crate) own: ArmCapabilities,
+/// Adds the routes of an orchestrator and of a reflex.
+pub(crate) fn add_tasks(
+    table: &mut RouteTable,
+    own: ArmCapabilities,
+    screen: Option<Screen>,
+    orchestrator: Option<Arc<dyn Orchestrator>>,
+) -> Result<(), ConfigError> {
+    if let Some(screen) = &screen {
+        table.add(Method::POST, "/preprocess", Preprocess(screen.clone()))?;
+    }
+    let Some(orchestrator) = orchestrator else {
+        return table.add(Method::GET, "/capabilities", own);
+    };
+    for path in ["/capabilities", "/arms"] {
+        let known = KnownArms { orchestrator: orchestrator.clone(), own: own.clone() };
+        table.add(Method::GET, path, known)?;
+    }
+    for (method, path, operation) in [
+        (Method::POST, "/tasks", TaskOperation::Submit),
+        (Method::GET, "/tasks", TaskOperation::List),
+        (Method::GET, "/tasks/{id}", TaskOperation::Get),
+        (Method::DELETE, "/tasks/{id}", TaskOperation::Cancel),
+        (Method::POST, "/tasks/{id}/rerun", TaskOperation::Rerun),
+        (Method::GET, "/tasks/{id}/journal", TaskOperation::Journal),
+    ] {
+        let (orchestrator, screen) = (orchestrator.clone(), screen.clone());
+        table.add(method, path, Tasks { operation, orchestrator, screen })?;
+    }
+    Ok(())
 }
 
-#[async_trait]
-impl Endpoint for Submit {
-    fn takes(&self) -> Takes {
-        Takes::Json
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        let submission = Submission::from_json(&inbound.body)?;
-        submit(&*self.0, submission, inbound.parts).await
-    }
+/// A route of an orchestrator.
+struct Tasks {
+    operation: TaskOperation,
+    orchestrator: Arc<dyn Orchestrator>,
+    /// Screens each task before it is submitted.
+    screen: Option<Screen>,
 }
 
-/// Queues a task; 202 and where it is, relative to the request, so that it holds below any prefix.
-pub(crate) async fn submit(
-    orchestrator: &dyn Orchestrator,
-    submission: Submission,
-    parts: ContextParts,
-) -> Result<Reply, Refusal> {
-    let (deadline, cx) = context(parts);
-    let task = within(deadline, orchestrator.submit(submission, &cx)).await?;
-    let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
-        .map_err(|_| Failure::of(ErrorKind::Internal))?;
-    Ok(Reply::json(&task)?.status(StatusCode::ACCEPTED).header(header::LOCATION, location))
+/// The operation of a route.
+#[derive(Debug, Clone, Copy)]
+enum TaskOperation {
+    /// `POST /tasks`
+    Submit,
+    /// `GET /tasks`
+    List,
+    /// `GET /tasks/{id}`
+    Get,
+    /// `DELETE /tasks/{id}`
+    Cancel,
+    /// `POST /tasks/{id}/rerun`
+    Rerun,
+    /// `GET /tasks/{id}/journal`
+    Journal,
 }
 
-#[async_trait]
-impl Endpoint for List {
-    fn takes(&self) -> Takes {
-        Takes::Place
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        let query = query(inbound.head.uri.query().unwrap_or_default())?;
-        let (deadline, cx) = context(inbound.parts);
-        Reply::json(&within(deadline, self.0.list(query, &cx)).await?)
-    }
-}
-
-#[async_trait]
-impl Endpoint for Status {
-    fn takes(&self) -> Takes {
-        Takes::Place
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        let id = task_id(inbound.id)?;
-        let (deadline, cx) = context(inbound.parts);
-        answer(within(deadline, self.0.get(&id, &cx)).await, id)
-    }
-}
-
-#[async_trait]
-impl Endpoint for Cancel {
-    fn takes(&self) -> Takes {
-        Takes::Place
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        let id = task_id(inbound.id)?;
-        let (deadline, cx) = context(inbound.parts);
-        answer(within(deadline, self.0.cancel(&id, &cx)).await, id)
-    }
-}
-
-#[derive(Deserialize, JsonSchema)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RerunBody {
     /// The number or the name of the first step to discard.
     #[serde(default)]
     from: Option<StepKey>,
-}
-
-#[async_trait]
-impl Endpoint for Rerun {
-    fn takes(&self) -> Takes {
-        Takes::Json
-    }
-
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        let id = task_id(inbound.id)?;
-        let body: RerunBody = json::read_input(&inbound.body)?;
-        let (deadline, cx) = context(inbound.parts);
-        let task = within(deadline, self.0.rerun(&id, body.from.as_ref(), &cx)).await;
-        Ok(answer(task, id)?.status(StatusCode::ACCEPTED))
-    }
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -138,62 +97,178 @@ pub(crate) struct Steps {
 }
 
 #[async_trait]
-impl Endpoint for Journal {
+impl Endpoint for Tasks {
     fn takes(&self) -> Takes {
-        Takes::Place
+        match self.operation {
+            TaskOperation::Submit | TaskOperation::Rerun => Takes::Json,
+            _ => Takes::Place,
+        }
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        let id = task_id(inbound.id)?;
-        let (deadline, cx) = context(inbound.parts);
-        let steps = within(deadline, self.0.journal(&id, &cx)).await;
-        answer(steps.map(|steps| Steps { steps }), id)
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        match self.operation {
+            TaskOperation::Submit => self.submit(inbound).await,
+            TaskOperation::List => self.list(inbound).await,
+            _ => {
+                // A text that is no task id is the id of no task.
+                let id: TaskId = inbound.id.parse().map_err(|_| Failure::of(ErrorKind::TaskNotFound))?;
+                let rerun = match self.operation {
+                    TaskOperation::Rerun => json::read_input(&inbound.body)?,
+                    _ => RerunBody::default(),
+                };
+                let done = self.with_one(&id, rerun, inbound.parts).await;
+                done.map_err(|failure| Refusal::from(failure).task(id))
+            }
+        }
     }
+}
+
+impl Tasks {
+    async fn submit(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let mut submission = Submission::from_json(&inbound.body)?;
+        let parts = inbound.parts;
+        if let Some(screen) = &self.screen {
+            let cx = screen.context(parts.clone());
+            let reaction;
+            (submission, reaction) =
+                screened(&cx, screen_submission(&*screen.reflex, submission, &cx)).await?;
+            match reaction {
+                Reaction::Answer(answer) => return answered(submission, answer),
+                Reaction::Refuse(reason) => return Err(Failure::new(ErrorKind::Refused, reason).into()),
+                Reaction::Pass | Reaction::Rewrite(_) => {}
+            }
+        }
+        let (deadline, cx) = (parts.deadline, context(parts));
+        let task = within(deadline, self.orchestrator.submit(submission, &cx)).await?;
+        // Relative to the request, so that it holds below any prefix.
+        let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
+            .map_err(|_| Failure::of(ErrorKind::Internal))?;
+        Ok(Answer::json(&task)?.status(StatusCode::ACCEPTED).header(header::LOCATION, location))
+    }
+
+    async fn list(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let query = query(inbound.head.uri.query().unwrap_or_default())?;
+        let (deadline, cx) = (inbound.parts.deadline, context(inbound.parts));
+        Ok(Answer::json(&within(deadline, self.orchestrator.list(query, &cx)).await?)?)
+    }
+
+    async fn with_one(&self, id: &TaskId, rerun: RerunBody, parts: ContextParts) -> Result<Answer, Failure> {
+        let orchestrator = &*self.orchestrator;
+        let (deadline, cx) = (parts.deadline, context(parts));
+        match self.operation {
+            TaskOperation::Journal => {
+                let steps = within(deadline, orchestrator.journal(id, &cx)).await?;
+                Answer::json(&Steps { steps })
+            }
+            TaskOperation::Cancel => Answer::json(&within(deadline, orchestrator.cancel(id, &cx)).await?),
+            TaskOperation::Rerun => {
+                let task = within(deadline, orchestrator.rerun(id, rerun.from.as_ref(), &cx)).await?;
+                Ok(Answer::json(&task)?.status(StatusCode::ACCEPTED))
+            }
+            _ => Answer::json(&within(deadline, orchestrator.get(id, &cx)).await?),
+        }
+    }
+}
+
+/// The context of a request to an orchestrator, which calls arms by transports of its own.
+fn context(parts: ContextParts) -> Context {
+    Context::from_parts(parts, Arc::new(NoArms))
+}
+
+/// A task that a reflex has answered, so that no orchestrator knows it.
+fn answered(submission: Submission, answer: Value) -> Result<Answer, Refusal> {
+    let task = TaskRecord::answered(submission, TaskResult::new(answer), Timestamp::now());
+    Ok(Answer::json(&task)?)
+}
+
+/// A reflex, and the arms that it can call.
+#[derive(Clone)]
+pub(crate) struct Screen {
+    pub(crate) reflex: Arc<dyn Reflex>,
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+impl Screen {
+    fn context(&self, parts: ContextParts) -> Context {
+        Context::from_parts(parts, self.transport.clone())
+    }
+}
+
+/// The result of a reflex, until the deadline.
+async fn screened<T>(cx: &Context, work: impl Future<Output = Result<T, ArmError>>) -> Result<T, Failure> {
+    let logged = async {
+        work.await.map_err(|error| {
+            tracing::warn!(request = %cx.request_id(), %error, "reflex failed");
+            error.into_failure()
+        })
+    };
+    within(cx.deadline(), logged).await
+}
+
+/// `POST /preprocess`: screens a text.
+struct Preprocess(Screen);
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PreprocessBody {
+    input_text: String,
+    #[serde(default = "yes")]
+    check_cache: bool,
+    #[serde(default = "yes")]
+    detect_pii: bool,
+    #[serde(default = "yes")]
+    detect_injection: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Serialize, JsonSchema)]
-pub(crate) struct ArmsBody {
-    #[serde(flatten)]
-    own: Option<ArmCard>,
-    arms: Vec<ArmCard>,
+pub(crate) struct Preprocessed {
+    cache_hit: bool,
+    cached_result: Option<Value>,
+    pii_detected: bool,
+    pii_types: Vec<String>,
+    injection_detected: bool,
+    #[schemars(range(min = 0, max = 1))]
+    risk_score: f64,
+    sanitized_input: String,
+    should_proceed: bool,
 }
 
 #[async_trait]
-impl Endpoint for KnownArms {
+impl Endpoint for Preprocess {
     fn takes(&self) -> Takes {
-        Takes::Document
+        Takes::Json
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Reply, Refusal> {
-        let own = Some(self.own.card(&inbound)).filter(|card| !card.contracts.is_empty());
-        let cards = async { Ok(self.orchestrator.cards().await) };
-        Reply::json(&ArmsBody { own, arms: within(inbound.parts.deadline, cards).await? })
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let body: PreprocessBody = json::read_input(&inbound.body)?;
+        let mut input = ReflexInput::new(body.input_text);
+        input.check_cache = body.check_cache;
+        input.detect_pii = body.detect_pii;
+        input.detect_injection = body.detect_injection;
+        let cx = self.0.context(inbound.parts);
+        let mut seen = Observations::default();
+        let reaction = screened(&cx, self.0.reflex.react(&input, &mut seen, &cx)).await?;
+        let should_proceed = matches!(reaction, Reaction::Pass | Reaction::Rewrite(_));
+        let (sanitized_input, cached_result) = match reaction {
+            Reaction::Rewrite(text) => (text, None),
+            Reaction::Answer(answer) => (input.text, Some(answer)),
+            Reaction::Pass | Reaction::Refuse(_) => (input.text, None),
+        };
+        Ok(Answer::json(&Preprocessed {
+            cache_hit: cached_result.is_some(),
+            cached_result,
+            pii_detected: !seen.pii_types.is_empty(),
+            pii_types: seen.pii_types,
+            injection_detected: seen.injection_detected,
+            risk_score: seen.risk_score,
+            sanitized_input,
+            should_proceed,
+        })?)
     }
-}
-
-/// The orchestrator calls arms by transports of its own.
-fn context(parts: ContextParts) -> (Option<Deadline>, Context) {
-    (parts.deadline, Context::from_parts(parts, Arc::new(NoArms)))
-}
-
-/// Ends work when the caller does not wait for it any more.
-pub(crate) async fn within<T>(
-    deadline: Option<Deadline>,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    Deadline::run_until(deadline, work).await.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
-}
-
-fn answer(found: Result<impl Serialize, Failure>, id: TaskId) -> Result<Reply, Refusal> {
-    match found {
-        Ok(found) => Reply::json(&found),
-        Err(failure) => Err(Refusal::from(failure).task(id)),
-    }
-}
-
-/// What is no task id names no task.
-fn task_id(text: &str) -> Result<TaskId, Failure> {
-    text.parse().map_err(|_| Failure::of(ErrorKind::TaskNotFound))
 }
 
 /// Reads `status=&after=&limit=`, each at most once.

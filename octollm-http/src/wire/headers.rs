@@ -1,4 +1,4 @@
-//! What travels in the head of a request, and of its answer.
+//! Header fields of requests and answers.
 
 use std::{borrow::Cow, str::FromStr, time::Duration};
 
@@ -13,44 +13,44 @@ use octollm_core::{
     transport::IdempotencyKey,
 };
 
-/// The names of the headers beyond HTTP's own.
+/// Names of the header fields that HTTP itself does not define.
 pub mod names {
     use http::HeaderName;
 
-    /// One a request; always echoed.
+    /// Id of the request, which the answer echoes.
     pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-    /// The same over all hops of one piece of work.
+    /// Id shared by all requests of one piece of work.
     pub const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
     /// W3C Trace Context.
     pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-    /// W3C Trace Context, the vendors' part.
+    /// W3C Trace Context, vendor-specific part.
     pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-    /// Milliseconds left.
+    /// Milliseconds until the deadline.
     pub const TIMEOUT: HeaderName = HeaderName::from_static("octollm-timeout");
-    /// Tokens and money left.
+    /// Budget left, in tokens and dollars.
     pub const BUDGET: HeaderName = HeaderName::from_static("octollm-budget");
-    /// 1 for the first try.
+    /// Number of the attempt, from 1.
     pub const ATTEMPT: HeaderName = HeaderName::from_static("octollm-attempt");
-    /// The task that the request belongs to.
+    /// Id of the task that the request belongs to.
     pub const TASK_ID: HeaderName = HeaderName::from_static("octollm-task-id");
-    /// In an answer: what was used up.
+    /// Usage, in an answer.
     pub const USAGE: HeaderName = HeaderName::from_static("octollm-usage");
-    /// Names a request that may be repeated. So far its form is checked, and nothing is replayed.
+    /// Key of a request that may be repeated. Servers check its form; they replay no answers yet.
     pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 }
 
-/// Reads what travels. Ids and traces that are malformed are replaced or ignored, limits that are malformed refused:
-/// a wrong id costs a log line its thread, a wrong limit could let work run for ever.
+/// Reads the parts of a request. Malformed ids and traces are replaced or ignored. A malformed limit is refused, since without it
+/// work could run without end.
 ///
 /// # Errors
-/// [`ErrorKind::BadRequest`], with the ids as far as they could be read.
+/// [`ErrorKind::BadRequest`], with the ids that could be read.
 pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure, ContextParts)>> {
     let fields = Fields::of(head);
     let request_id: RequestId = parsed(fields.request_id).unwrap_or_default();
     let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| request_id.clone());
     let mut parts = ContextParts::of(request_id, correlation_id);
     parts.task_id = parsed(fields.task_id);
-    // Two parents are none (W3C Trace Context, 3.2).
+    // More than one traceparent is ignored (W3C Trace Context §3.2).
     parts.trace = parsed::<TraceContext>(fields.traceparent.once())
         .map(|trace| trace.with_tracestate(&fields.tracestate.join()));
     match read_limits(&fields, &mut parts) {
@@ -59,7 +59,7 @@ pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure,
     }
 }
 
-/// The values that travel, found in one pass: most requests have few fields, and few of these.
+/// The values of the fields that are read, found in one pass.
 #[derive(Default)]
 struct Fields<'h> {
     request_id: Option<&'h HeaderValue>,
@@ -72,7 +72,7 @@ struct Fields<'h> {
     attempt: Limit<'h>,
 }
 
-/// The value of a field that may stand once.
+/// The value of a field that may occur once.
 #[derive(Default, Clone, Copy)]
 enum Limit<'h> {
     #[default]
@@ -101,7 +101,7 @@ impl<'h> Fields<'h> {
     }
 }
 
-/// The values of a field that may stand several times, which means the same as one with commas.
+/// The values of a field that may occur several times, which is the same as one with commas.
 #[derive(Default)]
 enum List<'h> {
     #[default]
@@ -112,7 +112,7 @@ enum List<'h> {
 
 impl<'h> List<'h> {
     fn add(&mut self, value: &'h HeaderValue) {
-        // Values that are not text are left out, as empty ones are.
+        // Values that are empty or no text are ignored.
         let Some(value) = value.to_str().ok().filter(|value| !value.trim().is_empty()) else { return };
         match self {
             Self::None => *self = Self::One(value),
@@ -184,13 +184,13 @@ fn malformed(name: &HeaderName) -> Failure {
     Failure::new(ErrorKind::BadRequest, format!("malformed header {name}"))
 }
 
-/// The time that an answer has for its way back: a server that stops at the limit it was given still reports what was
-/// used before its caller stops waiting.
+/// The time reserved for the answer's way back, so that a server that ends at its limit still reports the usage before its caller
+/// stops waiting.
 fn way_back(left: Duration) -> Duration {
     (left / 16).clamp(Duration::from_millis(5), Duration::from_millis(250)).min(left / 2)
 }
 
-/// Writes what travels: the deadline as the time that is left now, less the way back of the answer.
+/// Writes the parts of a request. The deadline is written as the time left, less the way back of the answer.
 pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
     put(head, names::REQUEST_ID, parts.request_id.as_str());
     put(head, names::CORRELATION_ID, parts.correlation_id.as_str());
@@ -205,8 +205,8 @@ pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
     }
     if let Some(deadline) = parts.deadline {
         let left = deadline.remaining();
-        let told = left.saturating_sub(way_back(left));
-        head.insert(names::TIMEOUT, decimal(u64::try_from(told.as_millis()).unwrap_or(u64::MAX)));
+        let sent = left.saturating_sub(way_back(left));
+        head.insert(names::TIMEOUT, decimal(u64::try_from(sent.as_millis()).unwrap_or(u64::MAX)));
     }
     if !parts.budget.is_unlimited() {
         put(head, names::BUDGET, &parts.budget.to_string());
@@ -214,7 +214,7 @@ pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
     head.insert(names::ATTEMPT, decimal(parts.attempt.into()));
 }
 
-/// Without the growing and shrinking of buffers that `HeaderValue::from` does.
+/// A number as a header value, with one allocation, where `HeaderValue::from` needs several.
 fn decimal(mut number: u64) -> HeaderValue {
     if number == 1 {
         return HeaderValue::from_static("1");
@@ -232,10 +232,10 @@ fn decimal(mut number: u64) -> HeaderValue {
     HeaderValue::from_bytes(&digits[first..]).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
-/// Most calls use nothing: this is written and read without being parsed.
+/// The usage of most calls, which is written and read without parsing.
 const NOTHING_USED: &str = "tokens=0;cost_usd=0";
 
-/// Writes what was used. Nothing is written out too: an absent header is a usage that nobody reports.
+/// Writes the usage, also if it is zero: a missing field is a usage that is not reported.
 pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
     if usage.is_zero() {
         head.insert(names::USAGE, HeaderValue::from_static(NOTHING_USED));
@@ -244,8 +244,8 @@ pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
     }
 }
 
-/// Reads what was used, and whether all of it could be read; `None` where it is not reported. It stands once: of several fields
-/// nobody says whether they add up, so that all of them are counted and none is relied on.
+/// Reads the usage, and whether all of it could be read; `None` if it is not reported. Several fields are added up, and count as
+/// one that could not be read.
 pub(crate) fn read_usage(head: &HeaderMap) -> Option<(Usage, bool)> {
     let mut values = head.get_all(&names::USAGE).iter();
     let first = usage_of(values.next()?);
@@ -266,7 +266,7 @@ fn usage_of(value: &HeaderValue) -> (Usage, bool) {
     }
 }
 
-/// Writes the key of a call, as a quoted string.
+/// Writes the key of a call as a quoted string.
 pub(crate) fn write_key(key: &IdempotencyKey, head: &mut HeaderMap) {
     let mut quoted = String::with_capacity(key.as_str().len() + 2);
     quoted.push('"');

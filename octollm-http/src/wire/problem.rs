@@ -1,4 +1,4 @@
-//! `application/problem+json` (RFC 9457), with members of our own.
+//! `application/problem+json` (RFC 9457), with extension members.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-/// The body of every error answer.
+/// The body of an error answer.
 ///
-/// A body of another make may lack our members. It is then not retryable, and whether the work may have run is what is usual for
-/// its code.
+/// The body of another server may lack some members. It is not retryable then, and its code decides whether the work may have
+/// run.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -27,8 +27,8 @@ use serde_json::{Map, Value};
 /// use octollm_core::error::CallError;
 /// use octollm_http::wire::Problem;
 ///
-/// // What a server of another make answers when a call has failed. With axum, a handler that returns a
-/// // `Result<_, Response>` has `arms.call(..).await.map_err(Problem::from)?`.
+/// // The answer of your own server when a call has failed. With axum, a handler that returns `Result<_, Response>` uses
+/// // `arms.call(..).await.map_err(Problem::from)?`.
 /// fn answer(error: CallError) -> Response<Bytes> {
 ///     Problem::from(error).into()
 /// }
@@ -67,8 +67,8 @@ pub struct Problem {
     pub task_id: Option<TaskId>,
 }
 
-/// A problem as it comes, perhaps from a server of another make: each member but the first two may be missing, and one of another
-/// type, such as null, is as one that is missing.
+/// A problem as received, possibly from another server. All members but the first two may be missing. A member of another type,
+/// such as null, counts as missing.
 #[derive(Deserialize)]
 struct Received {
     status: u16,
@@ -106,15 +106,14 @@ impl From<Received> for Problem {
     }
 }
 
-/// What the caller of a server reads when a call that the server made has failed, as if an arm had made it: the hop beside the
-/// failure has had its chance to retry.
+/// The problem for a server whose own call has failed. It is not retryable, since the server could retry the call itself.
 impl From<CallError> for Problem {
     fn from(error: CallError) -> Self {
         Self::new(ArmError::from(error).failure(), None, None)
     }
 }
 
-/// `application/problem+json`, with `Retry-After` where a retry helps after a while.
+/// An answer with this problem, and with `Retry-After` if the problem has it.
 impl<B: From<Bytes>> From<Problem> for Response<B> {
     fn from(problem: Problem) -> Self {
         let mut response = Self::new(write_problem(&problem, false).into());
@@ -130,7 +129,7 @@ impl<B: From<Bytes>> From<Problem> for Response<B> {
 }
 
 impl Problem {
-    /// What `failure` looks like on the wire.
+    /// Creates the problem of a failure.
     pub fn new(failure: &Failure, request_id: Option<RequestId>, task_id: Option<TaskId>) -> Self {
         let status = failure.kind.status();
         let title = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
@@ -148,7 +147,7 @@ impl Problem {
         }
         Self {
             type_uri: "about:blank".into(),
-            // RFC 9110 renamed two; the `http` crate keeps the older words.
+            // RFC 9110 renamed two statuses; the `http` crate has the older names.
             title: match status {
                 413 => "Content Too Large",
                 422 => "Unprocessable Content",
@@ -168,7 +167,7 @@ impl Problem {
         }
     }
 
-    /// The failure that it reports, with what is long in it cut short.
+    /// Returns the failure that the problem reports. Long texts are truncated.
     pub fn into_failure(mut self) -> Failure {
         let violations = self.details.remove("violations");
         let words =
@@ -206,14 +205,15 @@ struct Nested<'p> {
     error: NestedError<'p>,
 }
 
-#[derive(Serialize)]
-struct NestedError<'p> {
+/// A problem as clients of other stacks read it.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct NestedError<'p> {
     code: ErrorKind,
     message: &'p str,
 }
 
-/// What a caller sent comes back in these: without limits a body of many wrong fields made an answer many times as long. And
-/// what a server sent is stored with its caller's task.
+/// Limits on what is repeated of a request: without them a body of many wrong fields would be answered with a much larger one. What a
+/// server sends is stored with the caller's task, and has the same limits.
 const MOST_VIOLATIONS: usize = 100;
 const MAX_MESSAGE: usize = 1024;
 
@@ -225,7 +225,7 @@ fn first(violations: &Violations) -> Violations {
     first
 }
 
-/// At most so many bytes, and an ellipsis where something is missing.
+/// Truncates a text to this many bytes, and adds an ellipsis.
 fn shortened(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();
@@ -234,7 +234,7 @@ fn shortened(text: &str, most: usize) -> String {
     format!("{}…", &text[..end])
 }
 
-/// Rounded up: waiting less than was asked would be refused again.
+/// Rounds up, since a shorter wait would be refused again.
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0))
 }
@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_long_is_told_in_short() {
+    fn long_texts_are_truncated() {
         let mut violations = Violations::default();
         for n in 0..100_000 {
             violations.push(format!("{n}{}", "é".repeat(n % 1000)), "unknown field");
@@ -289,8 +289,8 @@ mod tests {
         let busy = read(r#"{"status":503,"code":"overloaded","title":"Busy","detail":" "}"#);
         assert_eq!(busy.message, "Busy");
         assert!(!busy.may_have_executed && !busy.retryable);
-        let told = read(r#"{"status":500,"code":"arm_failed","may_have_executed":false,"retryable":true}"#);
-        assert!(!told.may_have_executed && told.retryable);
+        let stated = read(r#"{"status":500,"code":"arm_failed","may_have_executed":false,"retryable":true}"#);
+        assert!(!stated.may_have_executed && stated.retryable);
         let odd = read(
             r#"{"status":500,"code":"arm_failed","title":null,"details":null,"detail":"it broke","message":7,"request_id":"","task_id":"1",
                 "retryable":true,"retry_after":1.5,"may_have_executed":null}"#,

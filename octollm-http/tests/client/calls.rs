@@ -11,17 +11,14 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request};
 use octollm_core::{budget::Cost, error::ErrorKind, parts::ContextParts};
-use octollm_http::{
-    client::{ClientConfig, Target},
-    wire::Problem,
-};
+use octollm_http::{client::Target, wire::Problem};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tower::{ServiceExt, util::MapRequestLayer};
 
-use crate::peer::{Answer, Check, Peer, Verdict, arms, card, cause, check, judge, judge_within};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, card, cause, check, judge, judge_within, usual};
 
 #[tokio::test(start_paused = true)]
 async fn a_call_is_typed_both_ways() {
@@ -251,7 +248,7 @@ async fn an_arm_that_spends_and_hangs_reports_it_before_its_caller_stops_waiting
     })
     .await;
     for time in [Duration::from_millis(20), Duration::from_secs(1), Duration::from_secs(20)] {
-        let cx = judge_within(&peer.url, ClientConfig::default()).within(time);
+        let cx = judge_within(&peer.url, usual()).within(time);
         let error = cx.call(check()).await.unwrap_err();
         assert_eq!((error.kind(), cx.used().tokens), (ErrorKind::DeadlineExceeded, 100), "{time:?}");
     }

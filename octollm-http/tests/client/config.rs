@@ -1,7 +1,7 @@
 //! Settings that are right, and settings that are refused.
 
 use octollm_core::error::ErrorKind;
-use octollm_http::client::{Arms, ClientConfig};
+use octollm_http::client::Arms;
 
 use crate::peer::{Check, check};
 
@@ -39,10 +39,9 @@ fn a_bad_variable_is_named_and_its_secrets_are_not() {
 }
 
 #[test]
-fn a_builder_tells_its_mistakes_when_it_builds() {
+fn a_builder_reports_its_mistakes_when_it_builds() {
     let builder =
         Arms::builder().endpoint("judge", "http://a").endpoint_serving::<Check>("judge", "http://a");
     assert!(builder.build().unwrap_err().to_string().contains("is set already"));
-    let config = ClientConfig { max_connections: 0, ..ClientConfig::default() };
-    assert_eq!(Arms::builder().config(config).build().unwrap_err().setting(), "max_connections");
+    assert_eq!(Arms::builder().max_connections(0).build().unwrap_err().setting(), "max_connections");
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::peer::{Answer, Peer, Verdict, arms, card, check, judge, short, silent, unused_host};
+use crate::peer::{Answer, Peer, Verdict, arms, card, check, judge, silent, unused_host};
 
 /// [`crate::peer::Check`], as it is to become.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -86,8 +86,7 @@ async fn an_arm_out_of_reach_may_be_the_one() {
 async fn a_silent_arm_does_not_hold_up_the_others() {
     let silent = Peer::start(|_| async { Answer::Silence }).await;
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
-    let arms =
-        arms().endpoint("coder", &silent.url).endpoint("judge", &peer.url).config(short()).build().unwrap();
+    let arms = arms().endpoint("coder", &silent.url).endpoint("judge", &peer.url).build().unwrap();
     let began = Instant::now();
     arms.call(check()).await.unwrap();
     assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
@@ -186,9 +185,8 @@ async fn a_url_that_is_silent_does_not_hide_the_next() {
     // Connections come about, and nobody ever answers.
     let (silent, _listening) = silent();
     let peer = Peer::arm(|_| async { Answer::verdict() }).await;
-    let config = octollm_http::client::ClientConfig { read_idle: Duration::from_secs(30), ..short() };
     let urls = format!("{silent},{}", peer.url);
-    let arms = arms().endpoint("judge", urls).config(config).build().unwrap();
+    let arms = arms().endpoint("judge", urls).read_idle(Duration::from_secs(30)).build().unwrap();
     assert_eq!(arms.cards().await.len(), 1);
 }
 
@@ -227,12 +225,8 @@ async fn many_silent_arms_do_not_hide_one_that_answers() {
     for n in 0..120 {
         builder = builder.endpoint(format!("silent{n}"), &silent);
     }
-    let config = octollm_http::client::ClientConfig {
-        read_idle: Duration::from_secs(30),
-        pool_wait: Duration::from_secs(5),
-        ..short()
-    };
-    let arms = builder.endpoint("judge", &peer.url).config(config).build().unwrap();
+    let builder = builder.read_idle(Duration::from_secs(30)).pool_wait(Duration::from_secs(5));
+    let arms = builder.endpoint("judge", &peer.url).build().unwrap();
     arms.call(check()).await.unwrap();
 }
 

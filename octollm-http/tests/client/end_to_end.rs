@@ -132,8 +132,8 @@ async fn a_failed_task_continues_from_the_step_that_its_error_names() {
             let error = handle.output().await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::UpstreamFailed, "{error}");
             let failed = handle.status().await.unwrap();
-            let told = failed.error.unwrap().step.unwrap();
-            assert_eq!(told.to_string(), step);
+            let failed_step = failed.error.unwrap().step.unwrap();
+            assert_eq!(failed_step.to_string(), step);
 
             let cx = Context::detached();
             let journal = client.journal(handle.id(), &cx).await.unwrap();
@@ -144,7 +144,7 @@ async fn a_failed_task_continues_from_the_step_that_its_error_names() {
             mended.store(true, Ordering::Relaxed);
             let from = match by {
                 "nothing" => None,
-                "the step" => Some(told),
+                "the step" => Some(failed_step),
                 _ => Some(StepKey::Name(step.to_owned())),
             };
             client
@@ -172,7 +172,7 @@ struct WriteLong {
 async fn tasks_with_long_outputs_are_listed_page_by_page() {
     let host = unused_host();
     let writer =
-        arm_fn(async |task: WriteLong, _: Context| Ok::<_, ArmError>("x".repeat(task.megabytes << 20)));
+        arm_fn(async |input: WriteLong, _: Context| Ok::<_, ArmError>("x".repeat(input.megabytes << 20)));
     let brain = Brain::builder().arm::<WriteLong>(writer).build().unwrap();
     let server = Server::new("brain").orchestrator(brain).listen(network().listen(&host).unwrap()).unwrap();
     tokio::spawn(server.run());

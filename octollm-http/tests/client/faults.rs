@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use http::Uri;
 use octollm_core::error::{CallError, ErrorKind};
 use octollm_http::{
-    client::{Arms, ClientConfig},
-    io::{Acceptor, BoxIo, Connector},
+    client::Arms,
+    io::{Acceptor, Connector, Io},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -21,7 +21,7 @@ use tokio::{io::AsyncReadExt, net::TcpListener, time::Instant};
 
 use crate::peer::{
     Answer, Check, Peer, Verdict, arms, card, check, json_answer, judge, judge_within, network, short, until,
-    unused_host,
+    unused_host, usual,
 };
 
 /// The error of a call that the server answers so.
@@ -33,7 +33,7 @@ async fn fails(answer: Answer) -> CallError {
 /// The same on a socket of the system.
 async fn fails_over_tcp(answer: Answer) -> CallError {
     let peer = Peer::tcp(move |_| std::future::ready(answer.clone())).await;
-    let arms = Arms::builder().endpoint_serving::<Check>("judge", &peer.url).config(short()).build().unwrap();
+    let arms = short(Arms::builder().endpoint_serving::<Check>("judge", &peer.url)).build().unwrap();
     fails_at(&peer, &arms).await
 }
 
@@ -111,7 +111,6 @@ async fn fails_then_closes(bytes: Vec<u8>) -> CallError {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_beyond_the_limit_is_refused_before_it_is_read() {
-    let config = ClientConfig { max_answer: 1000, ..short() };
     for head in ["content-length: 5000000000", "transfer-encoding: chunked"] {
         let chunk = format!("7d0\r\n{}\r\n", "x".repeat(2000));
         let bytes = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n{chunk}").into_bytes();
@@ -120,8 +119,7 @@ async fn an_answer_beyond_the_limit_is_refused_before_it_is_read() {
             async move { Answer::Raw(bytes) }
         })
         .await;
-        let arms =
-            arms().endpoint_serving::<Check>("judge", &peer.url).config(config.clone()).build().unwrap();
+        let arms = arms().endpoint_serving::<Check>("judge", &peer.url).max_answer(1000).build().unwrap();
         let error = arms.call(check()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadResponse, "{head}");
         assert_eq!(error.failure().message, "the answer is larger than 1000 bytes");
@@ -190,9 +188,11 @@ async fn a_stale_connection_with_the_request_written_is_an_error_for_a_call_and_
 async fn a_server_that_does_not_read_is_given_up_after_the_write_limit() {
     let host = unused_host();
     let mut listener = network().listen(&host).unwrap();
-    let config = ClientConfig { read_idle: Duration::from_secs(20), ..short() };
-    let arms =
-        arms().endpoint_serving::<Check>("judge", format!("http://{host}")).config(config).build().unwrap();
+    let arms = arms()
+        .endpoint_serving::<Check>("judge", format!("http://{host}"))
+        .read_idle(Duration::from_secs(20))
+        .build()
+        .unwrap();
     let call = tokio::spawn({
         let arms = arms.clone();
         async move { arms.call(Check { code: "x".repeat(1 << 20) }).await }
@@ -230,7 +230,7 @@ struct BlackHole;
 
 #[async_trait]
 impl Connector for BlackHole {
-    async fn connect(&self, _: &Uri) -> io::Result<BoxIo> {
+    async fn connect(&self, _: &Uri) -> io::Result<Box<dyn Io>> {
         std::future::pending().await
     }
 }
@@ -278,8 +278,7 @@ async fn a_contract_that_may_take_minutes_may_be_silent_for_minutes() {
         Answer::verdict()
     })
     .await;
-    let config = ClientConfig::default();
-    let arms = arms().endpoint_serving::<Prove>("judge", &peer.url).config(config).build().unwrap();
+    let arms = usual().endpoint_serving::<Prove>("judge", &peer.url).build().unwrap();
     assert!(arms.call(Prove {}).await.unwrap().is_valid);
 }
 
@@ -338,7 +337,7 @@ async fn closed_in_the_instant_of_the_call(last: &'static [u8]) {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_dropped_closes_its_connection() {
     let peer = Peer::arm(|_| async { Answer::Silence }).await;
-    let arms = judge_within(&peer.url, ClientConfig::default());
+    let arms = judge_within(&peer.url, usual());
     arms.cards().await;
     let call = tokio::spawn({
         let arms = arms.clone();

@@ -16,9 +16,9 @@ use octollm_core::{
     deadline::Deadline,
     error::{CallError, ErrorKind},
     parts::ContextParts,
-    transport::{Call, IdempotencyKey, Reply, StepKey, Transport},
+    transport::{Call, CallService, IdempotencyKey, Reply, StepKey, Transport},
 };
-use octollm_http::client::{CallService, ClientConfig, Target};
+use octollm_http::client::Target;
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ use tower::{
     util::{MapErrLayer, MapRequestLayer},
 };
 
-use crate::peer::{Answer, Check, Peer, Verdict, arms, card, cause, check, judge};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, card, cause, check, judge, usual};
 
 /// Retries what may be done twice, at another endpoint.
 #[derive(Clone)]
@@ -172,11 +172,10 @@ async fn each_endpoint_has_one_service_below_the_choice() {
         count.fetch_add(1, Ordering::SeqCst);
         inner
     });
-    let arms = arms()
+    let arms = usual()
         .endpoint("judge", format!("{},{}", one.url, two.url))
         .endpoint_layer(ConcurrencyLimitLayer::new(1))
         .endpoint_layer(counting)
-        .config(ClientConfig::default())
         .build()
         .unwrap();
     let begun = Instant::now();
@@ -194,11 +193,10 @@ async fn layers_stack_and_one_that_is_not_ready_holds_up_the_one_around_it() {
         Answer::verdict()
     })
     .await;
-    let arms = arms()
+    let arms = usual()
         .endpoint("judge", &peer.url)
         .layer(ConcurrencyLimitLayer::new(1))
         .layer(LoadShedLayer::new())
-        .config(ClientConfig::default())
         .build()
         .unwrap();
     let results = arms.context().call_all((0..3).map(|_| check())).each().await;

@@ -10,7 +10,7 @@ use std::{
 
 use octollm_core::error::ErrorKind;
 use octollm_http::{
-    client::{Arms, ClientConfig},
+    client::Arms,
     io::{Acceptor, TcpAcceptor},
     wire::Problem,
 };
@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::peer::{
-    Answer, Check, Peer, Verdict, arms, check, judge, judge_within, network, short, unused_host,
+    Answer, Check, Peer, Verdict, arms, check, judge, judge_within, network, unused_host, usual,
 };
 
 const TRUE: &str = "{\"is_valid\":true}";
@@ -114,12 +114,12 @@ async fn each_phase_of_a_call_ends_at_the_deadline() {
     let limit = Duration::from_millis(50);
     let half = b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\n{".to_vec();
     let layered = Arc::new(AtomicUsize::new(0));
-    let config = ClientConfig { max_connections: 1, max_idle: 1, ..ClientConfig::default() };
     for layers in [false, true] {
         for (answer, executed) in [(Answer::Silence, true), (Answer::Raw(half.clone()), true)] {
             let peer = Peer::arm(move |_| std::future::ready(answer.clone())).await;
             let counted = Arc::clone(&layered);
-            let mut builder = arms().config(config.clone()).endpoint_serving::<Check>("judge", &peer.url);
+            let mut builder =
+                usual().max_connections(1).max_idle(1).endpoint_serving::<Check>("judge", &peer.url);
             if layers {
                 builder = builder.endpoint_layer(tower::layer::layer_fn(move |inner| {
                     counted.fetch_add(1, Ordering::Relaxed);
@@ -144,7 +144,7 @@ async fn each_phase_of_a_call_ends_at_the_deadline() {
     assert_eq!(layered.load(Ordering::Relaxed), 2);
     // While its card is asked for, nothing was sent either.
     let peer = Peer::start(|_| std::future::ready(Answer::Silence)).await;
-    let error = judge_within(&peer.url, short()).within(limit).call(check()).await.unwrap_err();
+    let error = judge_within(&peer.url, arms()).within(limit).call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::DeadlineExceeded, false));
 }
 
@@ -157,12 +157,12 @@ async fn numbers_without_measure_end_a_call_and_nothing_more() {
     let most = u64::MAX;
     let problem = format!(r#"{{"status":503,"code":"overloaded","retryable":true,"retry_after":{most}}}"#);
     let wait = format!("HTTP/1.1 503 X\r\nretry-after: {most}\r\ncontent-length: 0\r\n\r\n");
-    let told = format!("HTTP/1.1 503 X\r\ncontent-length: {}\r\n\r\n{problem}", problem.len());
+    let stated = format!("HTTP/1.1 503 X\r\ncontent-length: {}\r\n\r\n{problem}", problem.len());
     let usage =
         format!("tokens={most};cost_usd=1e300;input={most};output={most};cached={most};unmetered={most}");
     let spent = format!("HTTP/1.1 500 X\r\noctollm-usage: {usage}\r\ncontent-length: 0\r\n\r\n");
     for (answer, kind) in
-        [(wait, ErrorKind::Unavailable), (told, ErrorKind::Overloaded), (spent, ErrorKind::ArmFailed)]
+        [(wait, ErrorKind::Unavailable), (stated, ErrorKind::Overloaded), (spent, ErrorKind::ArmFailed)]
     {
         let bytes = answer.clone().into_bytes();
         let peer = Peer::start(move |_| std::future::ready(Answer::Raw(bytes.clone()))).await;
@@ -181,7 +181,7 @@ async fn numbers_without_measure_end_a_call_and_nothing_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_problem_without_end_is_told_in_short() {
+async fn a_very_large_problem_is_truncated() {
     let long = "x".repeat(3 << 20);
     let violations: Vec<_> =
         (0..20_000).map(|n| json!({ "path": format!("a[{n}]"), "message": long[..20] })).collect();

@@ -119,16 +119,16 @@ async fn a_task_is_followed_to_its_end() {
     let client = orchestrator(&peer.url);
     let (id, cx) = (ID.parse().unwrap(), Context::detached());
     let mut updates = client.watch(&id, Some(10), &cx).await.unwrap();
-    let mut told = Vec::new();
+    let mut seen = Vec::new();
     while let Some(update) = updates.next().await {
-        told.push(match &update {
+        seen.push(match &update {
             TaskUpdate::Progress { progress, seq, .. } => format!("{seq} {progress} %"),
             TaskUpdate::Status { status, seq, .. } => format!("{seq} {status}"),
             other => format!("{other:?}"),
         });
-        assert_eq!(update.is_last(), told.len() == 6);
+        assert_eq!(update.is_last(), seen.len() == 6);
     }
-    assert_eq!(told, ["11 0 %", "12 queued", "13 40 %", "14 processing", "15 100 %", "16 completed"]);
+    assert_eq!(seen, ["11 0 %", "12 queued", "13 40 %", "14 processing", "15 100 %", "16 completed"]);
     let done = finished(&client, &id, &cx).await.unwrap();
     assert_eq!(done.result.unwrap().output, 7);
 }

@@ -13,7 +13,7 @@ use std::{
 
 use octollm_core::{card::ArmCard, contract::ContractCard, error::CallError};
 use octollm_http::{
-    client::{Arms, ArmsBuilder, ClientConfig, OrchestratorClient},
+    client::{Arms, ArmsBuilder, OrchestratorClient},
     io::{Acceptor, Pipes, TcpAcceptor},
 };
 use octollm_macros::TaskContract;
@@ -37,9 +37,14 @@ pub(crate) fn unused_host() -> String {
     format!("host{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Arms on that network.
+/// Arms on that network, with the limits that a builder has by default.
+pub(crate) fn usual() -> ArmsBuilder {
+    Arms::builder().connector(network())
+}
+
+/// Arms on that network, with limits short enough for a test.
 pub(crate) fn arms() -> ArmsBuilder {
-    Arms::builder().connector(network()).config(short())
+    short(usual())
 }
 
 /// An orchestrator on that network.
@@ -339,23 +344,21 @@ pub(crate) fn card(arm: &str) -> ArmCard {
 
 /// One arm, `judge`, with limits short enough for a test.
 pub(crate) fn judge(url: &str) -> Arms {
-    judge_within(url, short())
+    judge_within(url, arms())
 }
 
-pub(crate) fn judge_within(url: &str, config: ClientConfig) -> Arms {
-    arms().endpoint("judge", url).config(config).build().unwrap()
+pub(crate) fn judge_within(url: &str, builder: ArmsBuilder) -> Arms {
+    builder.endpoint("judge", url).build().unwrap()
 }
 
-pub(crate) fn short() -> ClientConfig {
-    ClientConfig {
-        connect_timeout: Duration::from_millis(300),
-        read_idle: Duration::from_millis(200),
-        write_idle: Duration::from_millis(200),
-        pool_wait: Duration::from_millis(200),
-        idle_timeout: Duration::from_millis(500),
-        capabilities_timeout: Duration::from_millis(500),
-        ..ClientConfig::default()
-    }
+pub(crate) fn short(builder: ArmsBuilder) -> ArmsBuilder {
+    builder
+        .connect_timeout(Duration::from_millis(300))
+        .read_idle(Duration::from_millis(200))
+        .write_idle(Duration::from_millis(200))
+        .pool_wait(Duration::from_millis(200))
+        .idle_timeout(Duration::from_millis(500))
+        .capabilities_timeout(Duration::from_millis(500))
 }
 
 /// The cause of an error on this side.

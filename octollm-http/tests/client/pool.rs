@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use octollm_core::error::ErrorKind;
-use octollm_http::client::{Arms, ClientConfig};
+use octollm_http::client::Arms;
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use crate::peer::{Answer, Check, Peer, Verdict, arms, card, check, judge_within, short, until};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, card, check, judge_within, until, usual};
 
 async fn slow(after: Duration) -> Peer {
     Peer::arm(move |_| async move {
@@ -22,7 +22,7 @@ async fn slow(after: Duration) -> Peer {
 #[tokio::test(start_paused = true)]
 async fn a_call_waits_for_its_turn_but_not_for_ever() {
     let peer = slow(Duration::from_millis(150)).await;
-    let arms = judge_within(&peer.url, ClientConfig { max_connections: 2, max_idle: 2, ..short() });
+    let arms = judge_within(&peer.url, arms().max_connections(2).max_idle(2));
     arms.cards().await;
     let results = arms.context().call_all((0..10).map(|_| check())).each().await;
     let (served, waited): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
@@ -43,10 +43,11 @@ struct Write {}
 #[tokio::test(start_paused = true)]
 async fn the_limit_holds_over_all_arms_together() {
     let (one, two) = (slow(Duration::from_millis(50)).await, slow(Duration::from_millis(50)).await);
-    let arms = arms()
+    let arms = usual()
         .endpoint_serving::<Check>("judge", &one.url)
         .endpoint_serving::<Write>("coder", &two.url)
-        .config(ClientConfig { max_connections: 4, max_idle: 3, ..ClientConfig::default() })
+        .max_connections(4)
+        .max_idle(3)
         .build()
         .unwrap();
     // Two are half: of three calls, one waits.
@@ -64,7 +65,7 @@ async fn the_limit_holds_over_all_arms_together() {
 #[tokio::test(start_paused = true)]
 async fn a_thousand_callers_share_a_hundred_connections() {
     let peer = slow(Duration::from_millis(1)).await;
-    let arms = judge_within(&peer.url, ClientConfig::default());
+    let arms = judge_within(&peer.url, usual());
     let mut callers = JoinSet::new();
     for _ in 0..1000 {
         let arms = arms.clone();
@@ -155,8 +156,12 @@ fn connections_belong_to_their_runtime() {
 fn runtimes_that_run_at_once_share_one_connection_in_turn() {
     let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let peer = server.block_on(Peer::tcp(|_| std::future::ready(Answer::verdict())));
-    let config = ClientConfig { max_connections: 1, max_idle: 1, ..ClientConfig::default() };
-    let arms = Arms::builder().endpoint_serving::<Check>("judge", &peer.url).config(config).build().unwrap();
+    let arms = Arms::builder()
+        .max_connections(1)
+        .max_idle(1)
+        .endpoint_serving::<Check>("judge", &peer.url)
+        .build()
+        .unwrap();
     let callers: Vec<_> = (0..3)
         .map(|_| {
             let arms = arms.clone();
@@ -178,8 +183,7 @@ fn runtimes_that_run_at_once_share_one_connection_in_turn() {
 #[tokio::test(start_paused = true)]
 async fn what_rests_too_long_is_closed() {
     let peer = slow(Duration::from_millis(20)).await;
-    let config = ClientConfig { idle_timeout: Duration::from_millis(200), max_idle: 4, ..short() };
-    let arms = judge_within(&peer.url, config);
+    let arms = judge_within(&peer.url, arms().idle_timeout(Duration::from_millis(200)).max_idle(4));
     arms.context().call_all((0..10).map(|_| check())).await.unwrap();
     until(|| peer.open() <= 4).await;
     assert!(peer.open() > 0);
@@ -206,7 +210,7 @@ async fn a_connection_does_not_rest_for_longer_than_its_server_announces() {
             r#"{"is_valid":true}"#
         );
         let peer = Peer::start(move |_| std::future::ready(Answer::Raw(answer.clone().into()))).await;
-        let arms = arms().endpoint_serving::<Check>("judge", &peer.url).config(ClientConfig::default());
+        let arms = usual().endpoint_serving::<Check>("judge", &peer.url);
         let arms = arms.build().unwrap();
         for (rest, connections) in [(Duration::ZERO, 1), (longest - secs(1) / 100, 1), (longest, 2)] {
             tokio::time::sleep(rest).await;
@@ -219,7 +223,7 @@ async fn a_connection_does_not_rest_for_longer_than_its_server_announces() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_retires_at_its_age() {
     let peer = slow(Duration::ZERO).await;
-    let arms = judge_within(&peer.url, ClientConfig { max_age: Duration::from_millis(100), ..short() });
+    let arms = judge_within(&peer.url, arms().max_age(Duration::from_millis(100)));
     arms.call(check()).await.unwrap();
     arms.call(check()).await.unwrap();
     assert_eq!(peer.accepted(), 1);
@@ -231,7 +235,7 @@ async fn a_connection_retires_at_its_age() {
 #[tokio::test(start_paused = true)]
 async fn calls_dropped_at_any_moment_give_back_what_they_held() {
     let peer = slow(Duration::from_millis(10)).await;
-    let arms = judge_within(&peer.url, ClientConfig { max_connections: 4, max_idle: 4, ..short() });
+    let arms = judge_within(&peer.url, arms().max_connections(4).max_idle(4));
     arms.cards().await;
     for round in 0..2500_u64 {
         let calls = (0..4).map(|_| arms.call(check()));

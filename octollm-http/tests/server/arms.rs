@@ -11,12 +11,13 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{Arm, Context, budget::Usage, error::ArmError};
 use octollm_http::{
-    io::{PipeAcceptor, Pipes},
-    server::{Server, ServerConfig},
+    io::{Acceptor, Pipes},
+    server::Server,
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::io::DuplexStream;
 use tokio::sync::Notify;
 
 use crate::peer::Peer;
@@ -107,21 +108,21 @@ impl Drop for CountDrop<'_> {
 
 #[async_trait]
 impl Arm<Echo> for Worker {
-    async fn execute(&self, task: Echo, cx: &Context) -> Result<Said, ArmError> {
+    async fn execute(&self, input: Echo, cx: &Context) -> Result<Said, ArmError> {
         cx.spend(Usage::tokens(3))?;
-        if task.text == "fail" {
+        if input.text == "fail" {
             return Err(std::io::Error::other("the password is swordfish").into());
         }
-        Ok(Said { text: task.text, caller: None })
+        Ok(Said { text: input.text, caller: None })
     }
 }
 
 #[async_trait]
 impl Arm<Wait> for Worker {
-    async fn execute(&self, task: Wait, _: &Context) -> Result<(), ArmError> {
+    async fn execute(&self, input: Wait, _: &Context) -> Result<(), ArmError> {
         let drop = CountDrop(&self.0);
         self.0.count(&self.0.begun);
-        match task.ms {
+        match input.ms {
             Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
             None => std::future::pending().await,
         }
@@ -153,7 +154,7 @@ pub(crate) fn worker() -> Server {
 }
 
 /// A network in memory, and the place of its only host.
-pub(crate) fn network() -> (Peer, PipeAcceptor) {
+pub(crate) fn network() -> (Peer, impl Acceptor<Io = DuplexStream> + use<>) {
     let pipes: &'static Pipes = Box::leak(Box::new(Pipes::new()));
     (Peer::Pipe(pipes), pipes.listen("x").unwrap())
 }
@@ -166,7 +167,7 @@ pub(crate) fn start(server: Server) -> Peer {
 }
 
 /// Starts a server in memory with all arms and these limits.
-pub(crate) fn start_with(config: ServerConfig) -> (Peer, Worker) {
+pub(crate) fn start_with(limits: impl FnOnce(Server) -> Server) -> (Peer, Worker) {
     let worker = Worker::default();
-    (start(server(&worker).config(config)), worker)
+    (start(limits(server(&worker))), worker)
 }

@@ -7,10 +7,7 @@ use futures_util::stream;
 use http::{Method, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
-use octollm_http::{
-    Server,
-    server::{RequestBody, ServerConfig},
-};
+use octollm_http::{Server, server::RequestBody};
 use tokio::time::{sleep, timeout};
 use tower::service_fn;
 
@@ -139,10 +136,11 @@ type Odd = std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Bytes>
 const PLACES: usize = 5;
 
 fn crowded(worker: &Worker) -> Server {
-    let config = ServerConfig { max_in_flight: PLACES, ..ServerConfig::default() };
     ["/panics", "/fails", "/empties", "/endless"]
         .into_iter()
-        .fold(server(worker).config(config), |server, path| server.route(Method::GET, path, service_fn(odd)))
+        .fold(server(worker).max_in_flight(PLACES), |server, path| {
+            server.route(Method::GET, path, service_fn(odd))
+        })
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,5 @@
 //! Callers of HTTP/2 that send much and mean nothing: what they cost is bounded, and others are served.
 
-use octollm_http::server::ServerConfig;
-
 use crate::{
     arms::start_with,
     peer::{Line, Peer},
@@ -60,7 +58,7 @@ fn sent(mut bytes: &[u8], kind: u8) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn streams_opened_and_reset() {
-    let (peer, _) = start_with(ServerConfig::default());
+    let (peer, _) = start_with(|server| server);
     let line = flood(connect(peer).await, |n| {
         let stream = 2 * n + 1;
         let mut frames = frame(HEADERS, END_HEADERS | END_STREAM, stream, GET_HEAD);
@@ -74,7 +72,7 @@ async fn streams_opened_and_reset() {
 
 #[tokio::test(start_paused = true)]
 async fn a_head_without_an_end() {
-    let (peer, _) = start_with(ServerConfig::default());
+    let (peer, _) = start_with(|server| server);
     let mut line = connect(peer).await;
     line.write(frame(HEADERS, 0, 1, GET_HEAD)).await;
     let field = b"\x00\x01a\x01b".repeat(1000);
@@ -86,7 +84,7 @@ async fn a_head_without_an_end() {
 
 #[tokio::test(start_paused = true)]
 async fn data_without_data() {
-    let (peer, _) = start_with(ServerConfig::default());
+    let (peer, _) = start_with(|server| server);
     let mut line = connect(peer).await;
     line.write(frame(HEADERS, END_HEADERS, 1, POST_HEAD)).await;
     let line = flood(line, |_| frame(DATA, 0, 1, &[]));
@@ -97,7 +95,7 @@ async fn data_without_data() {
 
 #[tokio::test(start_paused = true)]
 async fn questions_whose_answers_nobody_reads() {
-    let (peer, _) = start_with(ServerConfig::default());
+    let (peer, _) = start_with(|server| server);
     for question in [frame(PING, 0, 0, b"12345678"), frame(SETTINGS, 0, 0, &[])] {
         let frames = question.repeat(100);
         let line = flood(connect(peer).await, |_| frames.clone());

@@ -12,7 +12,7 @@ use octollm_core::{
 use octollm_http::{
     Authenticate, Server,
     io::{Acceptor, Peer as From},
-    server::{HttpService, ServerConfig},
+    server::HttpService,
 };
 use tower::{ServiceExt, layer::layer_fn};
 
@@ -209,8 +209,7 @@ async fn others_are_let_in_only_on_purpose() {
 
 #[tokio::test(start_paused = true)]
 async fn a_task_belongs_to_its_submitter() {
-    let config = ServerConfig::default();
-    let server = Server::new("brain").orchestrator(brain()).config(config).authenticate(Doorman);
+    let server = Server::new("brain").orchestrator(brain()).authenticate(Doorman);
     let peer = start(server.route(Method::GET, "/hello", hello()));
     let ali = "Authorization: Bearer ali\r\n";
     let accepted = peer.post("/tasks", ali, r#"{"goal":"wait"}"#).await;

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use octollm_core::{brain::Brain, store::MemoryStore};
-use octollm_http::{Server, io::Connector, server::ServerConfig};
+use octollm_http::{Server, io::Connector};
 use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
 
 use crate::{
@@ -36,7 +36,7 @@ fn request(path: &str, body: &'static str) -> Request<Full<Bytes>> {
 
 #[tokio::test(start_paused = true)]
 async fn an_http1_caller_that_goes_away_drops_the_arm() {
-    let (peer, worker) = start_with(ServerConfig::default());
+    let (peer, worker) = start_with(|server| server);
     let mut line = peer.connect().await;
     line.write(post("/wait", "", "{}")).await;
     worker.0.begun(1).await;
@@ -46,7 +46,7 @@ async fn an_http1_caller_that_goes_away_drops_the_arm() {
 
 #[tokio::test(start_paused = true)]
 async fn an_http2_caller_that_goes_away_drops_the_arm() {
-    let (peer, worker) = start_with(ServerConfig::default());
+    let (peer, worker) = start_with(|server| server);
     let (mut calls, cable) = http2(peer).await;
     let given_up = tokio::spawn(calls.send_request(request("/wait", "{}")));
     worker.0.begun(1).await;
@@ -65,7 +65,7 @@ async fn an_http2_caller_that_goes_away_drops_the_arm() {
 
 #[tokio::test(start_paused = true)]
 async fn http2_answers_as_http1_does() {
-    let (peer, _) = start_with(ServerConfig::default());
+    let (peer, _) = start_with(|server| server);
     let (mut calls, _) = http2(peer).await;
     let answer = calls.send_request(request("/echo", r#"{"text":"a"}"#)).await.unwrap();
     assert_eq!(answer.headers()["octollm-usage"], "tokens=3;cost_usd=0");
@@ -86,7 +86,7 @@ async fn http2_answers_as_http1_does() {
 
 #[tokio::test(start_paused = true)]
 async fn the_callers_deadline_ends_the_work() {
-    let (peer, worker) = start_with(ServerConfig::default());
+    let (peer, worker) = start_with(|server| server);
     let answer = peer.post("/wait", "Octollm-Timeout: 50\r\n", "{}").await;
     let problem = answer.is_problem(504, "deadline_exceeded");
     assert_eq!(problem["may_have_executed"], true);
@@ -98,7 +98,7 @@ async fn the_callers_deadline_ends_the_work() {
 
 #[tokio::test(start_paused = true)]
 async fn requests_behind_each_other_are_answered_in_order() {
-    let (peer, _) = start_with(ServerConfig::default());
+    let (peer, _) = start_with(|server| server);
     let mut line = peer.connect().await;
     let mut bytes = post("/wait", "", r#"{"ms":50}"#);
     bytes.extend(post("/echo", "", r#"{"text":"a"}"#));
@@ -119,7 +119,7 @@ async fn requests_behind_each_other_are_answered_in_order() {
 
 #[tokio::test(start_paused = true)]
 async fn older_and_careful_callers_are_served() {
-    let (peer, _) = start_with(ServerConfig::default());
+    let (peer, _) = start_with(|server| server);
     assert_eq!(peer.send("GET /health HTTP/1.0\r\n\r\n").await.status, 200);
     assert_eq!(peer.send("GET http://x/health HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 200);
     let mut line = peer.connect().await;
@@ -138,10 +138,10 @@ struct Running {
     server: JoinHandle<()>,
 }
 
-fn running(config: ServerConfig) -> Running {
+fn running(limits: impl FnOnce(Server) -> Server) -> Running {
     let worker = Worker::default();
     let (peer, acceptor) = network();
-    let bound = server(&worker).config(config).listen(acceptor).unwrap();
+    let bound = limits(server(&worker)).listen(acceptor).unwrap();
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(bound.run_until(async {
         let _ = stopped.await;
@@ -151,7 +151,7 @@ fn running(config: ServerConfig) -> Running {
 
 #[tokio::test(start_paused = true)]
 async fn what_runs_is_answered_before_the_end() {
-    let Running { peer, worker, stop, server } = running(ServerConfig::default());
+    let Running { peer, worker, stop, server } = running(|server| server);
     let mut idle = peer.connect().await;
     idle.write(post("/echo", "", r#"{"text":"a"}"#)).await;
     assert_eq!(idle.answer().await.status, 200);
@@ -176,7 +176,7 @@ async fn what_runs_is_answered_before_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_on_its_way_is_answered_before_the_end() {
-    let Running { peer, stop, server, .. } = running(ServerConfig::default());
+    let Running { peer, stop, server, .. } = running(|server| server);
     let mut lines = Vec::new();
     for _ in 0..20 {
         let mut line = peer.connect().await;
@@ -202,8 +202,7 @@ async fn what_was_on_its_way_is_answered_before_the_end() {
 #[tokio::test(start_paused = true)]
 async fn what_does_not_end_is_dropped_after_the_grace() {
     let grace = Duration::from_millis(100);
-    let config = ServerConfig { drain_grace: grace, ..ServerConfig::default() };
-    let Running { peer, worker, stop, server } = running(config);
+    let Running { peer, worker, stop, server } = running(|server| server.drain_grace(grace));
     let mut busy = peer.connect().await;
     busy.write(post("/wait", "", "{}")).await;
     let (mut calls, _) = http2(peer).await;
@@ -217,12 +216,12 @@ async fn what_does_not_end_is_dropped_after_the_grace() {
 
 /// Ends a server whose brain runs a task of this body, with one more that waits, and looks for both with another brain on the same store
 /// at once.
-async fn ended_with_tasks(body: &str, config: ServerConfig) -> (Worker, Duration, [serde_json::Value; 2]) {
+async fn ended_with_tasks(body: &str) -> (Worker, Duration, [serde_json::Value; 2]) {
     let (worker, store) = (Worker::default(), Arc::new(MemoryStore::new()));
     let brain = || Brain::builder().arm::<Wait>(worker.clone()).store(store.clone());
     let first = brain().max_running(1).build().unwrap();
     let (peer, acceptor) = network();
-    let bound = Server::new("brain").orchestrator(first).config(config).listen(acceptor).unwrap();
+    let bound = Server::new("brain").orchestrator(first).listen(acceptor).unwrap();
     let (stop, stopped) = oneshot::channel();
     let server = tokio::spawn(bound.run_until(async {
         let _ = stopped.await;
@@ -252,13 +251,13 @@ async fn ended_with_tasks(body: &str, config: ServerConfig) -> (Worker, Duration
 
 #[tokio::test(start_paused = true)]
 async fn a_task_that_runs_when_its_server_ends_has_the_grace_and_none_is_begun() {
-    let (_, took, seen) = ended_with_tasks(r#"{"ms":20000}"#, ServerConfig::default()).await;
+    let (_, took, seen) = ended_with_tasks(r#"{"ms":20000}"#).await;
     assert_eq!((took.as_secs(), seen), (20, ["completed".into(), "queued".into()]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_task_that_does_not_end_within_the_grace_goes_to_another_brain_at_once() {
-    let (worker, took, seen) = ended_with_tasks("{}", ServerConfig::default()).await;
+    let (worker, took, seen) = ended_with_tasks("{}").await;
     assert_eq!((took.as_secs(), seen), (30, ["queued".into(), "queued".into()]));
     worker.0.dropped(1).await;
     worker.0.begun(3).await;

@@ -2,10 +2,7 @@
 
 use std::{io, pin::Pin, time::Duration};
 
-use octollm_http::{
-    io::{Acceptor, Peer as From, PipeAcceptor},
-    server::ServerConfig,
-};
+use octollm_http::io::{Acceptor, Peer as From};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
@@ -17,7 +14,7 @@ use crate::{
 };
 
 fn usual() -> Peer {
-    start_with(ServerConfig::default()).0
+    start_with(|server| server).0
 }
 
 fn secs(n: u64) -> Duration {
@@ -77,7 +74,7 @@ async fn a_connection_rests_for_thirty_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_rests_for_less_than_a_head_may_take() {
-    let (peer, _) = start_with(ServerConfig { idle_timeout: secs(2), ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.idle_timeout(secs(2)));
     let get = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n".to_vec();
     for request in
         [get, post("/echo", "", ECHO), post("/wait", "", r#"{"ms":1}"#), post("/wait", "", r#"{"ms":5000}"#)]
@@ -152,7 +149,7 @@ async fn a_body_that_trickles_is_timed_out() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_too_large_is_refused_before_it_is_read_or_at_the_byte() {
-    let (peer, _) = start_with(ServerConfig { max_body: 64 * 1024, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_body(64 * 1024));
     let text = |n: usize| format!(r#"{{"text":"{}"}}"#, "a".repeat(n - 11));
     assert_eq!(peer.post("/echo", "", &text(64 * 1024)).await.status, 200);
     peer.post("/echo", "", &text(64 * 1024 + 1)).await.is_problem(413, "payload_too_large");
@@ -175,7 +172,7 @@ async fn a_body_too_large_is_refused_before_it_is_read_or_at_the_byte() {
 
 #[tokio::test(start_paused = true)]
 async fn overload_is_answered_at_once_and_probes_answer() {
-    let (peer, worker) = start_with(ServerConfig { max_in_flight: 1, ..ServerConfig::default() });
+    let (peer, worker) = start_with(|server| server.max_in_flight(1));
     let mut held = peer.connect().await;
     held.write(post("/wait", "", "{}")).await;
     worker.0.begun(1).await;
@@ -193,8 +190,7 @@ async fn overload_is_answered_at_once_and_probes_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn bodies_that_trickle_take_no_places() {
-    let config = ServerConfig { max_in_flight: 2, max_arriving: 3000, ..ServerConfig::default() };
-    let (peer, _) = start_with(config);
+    let (peer, _) = start_with(|server| server.max_in_flight(2).max_arriving(3000));
     let mut trickling = Vec::new();
     for _ in 0..20 {
         let mut line = peer.connect().await;
@@ -213,7 +209,7 @@ async fn bodies_that_trickle_take_no_places() {
 
 #[tokio::test(start_paused = true)]
 async fn connections_beyond_the_limit_wait() {
-    let (peer, _) = start_with(ServerConfig { max_connections: 1, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_connections(1));
     let mut first = peer.connect().await;
     first.write(post("/echo", "", ECHO)).await;
     assert_eq!(first.answer().await.status, 200);
@@ -224,9 +220,9 @@ async fn connections_beyond_the_limit_wait() {
 }
 
 /// Opens its first connection never, and the others at once.
-struct Stuck(PipeAcceptor, bool);
+struct Stuck<A>(A, bool);
 
-impl Acceptor for Stuck {
+impl<A: Acceptor<Io = DuplexStream>> Acceptor for Stuck<A> {
     type Io = DuplexStream;
     type Opening = Pin<Box<dyn Future<Output = io::Result<(DuplexStream, From)>> + Send>>;
 
@@ -250,8 +246,7 @@ impl Acceptor for Stuck {
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_for_a_connection_that_does_not_open() {
     let (peer, acceptor) = network();
-    let config = ServerConfig { max_connections: 2, ..ServerConfig::default() };
-    tokio::spawn(worker().config(config).listen(Stuck(acceptor, false)).unwrap().run());
+    tokio::spawn(worker().max_connections(2).listen(Stuck(acceptor, false)).unwrap().run());
     let stuck = peer.connect().await;
     sleep(secs(1)).await;
     assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
@@ -265,7 +260,7 @@ fn large() -> Vec<u8> {
 
 #[tokio::test(start_paused = true)]
 async fn a_place_is_held_until_the_answer_is_sent() {
-    let (peer, _) = start_with(ServerConfig { max_in_flight: 1, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_in_flight(1));
     let mut slow = peer.connect().await;
     slow.write(large()).await;
     sleep(secs(1)).await;
@@ -276,10 +271,10 @@ async fn a_place_is_held_until_the_answer_is_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_stops_is_given_up() {
-    let (peer, _) = start_with(ServerConfig { max_in_flight: 1, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_in_flight(1));
     let mut line = peer.connect().await;
     line.write(large()).await;
-    // The next one waits in the pipe, behind the answer that nobody reads.
+    // The next one waits in the pipe, after the answer that nobody reads.
     sleep(secs(29)).await;
     peer.post("/echo", "", ECHO).await.is_problem(503, "overloaded");
     sleep(secs(2)).await;
@@ -289,8 +284,7 @@ async fn a_reader_that_stops_is_given_up() {
 
 #[tokio::test]
 async fn limits_are_checked_and_the_world_is_kept_out() {
-    let config = ServerConfig { max_body: 0, ..ServerConfig::default() };
-    let error = worker().config(config).bind("127.0.0.1:0").await.unwrap_err();
+    let error = worker().max_body(0).bind("127.0.0.1:0").await.unwrap_err();
     assert_eq!(error.setting(), "max_body");
     let error = worker().bind("0.0.0.0:0").await.unwrap_err();
     assert_eq!(error.setting(), "authenticate");
@@ -303,7 +297,7 @@ async fn limits_are_checked_and_the_world_is_kept_out() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_takes_a_byte_at_a_time_is_given_up() {
-    let (peer, _) = start_with(ServerConfig { max_in_flight: 1, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_in_flight(1));
     let mut stream = peer.stream().await;
     stream.write_all(&large()).await.unwrap();
     for _ in 0..35 {
@@ -315,7 +309,7 @@ async fn a_reader_that_takes_a_byte_at_a_time_is_given_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_takes_a_piece_at_a_time_gets_all_of_it() {
-    let (peer, _) = start_with(ServerConfig { max_in_flight: 1, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_in_flight(1));
     let mut stream = peer.stream().await;
     let (begun, mut piece) = (Instant::now(), vec![0; 20_000]);
     stream.write_all(&large()).await.unwrap();

@@ -14,4 +14,5 @@ mod places;
 mod process;
 mod routed;
 mod routes;
+mod statuses;
 mod tasks;

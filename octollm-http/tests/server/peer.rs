@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use octollm_http::io::{BoxIo, Connector, Pipes};
+use octollm_http::io::{Connector, Io, Pipes};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -20,7 +20,7 @@ pub(crate) enum Peer {
 
 /// A connection to it.
 pub(crate) struct Line {
-    stream: BoxIo,
+    stream: Box<dyn Io>,
     read: Vec<u8>,
     wait_limit: Duration,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Answer {
 
 impl Peer {
     pub(crate) async fn connect(self) -> Line {
-        let (stream, wait_limit): (BoxIo, _) = match self {
+        let (stream, wait_limit): (Box<dyn Io>, _) = match self {
             // On a clock that is paused this much passes at once, and only when nothing else would happen before.
             Self::Pipe(pipes) => (self.pipe(pipes).await, Duration::from_secs(3600)),
             Self::Tcp(address) => {
@@ -45,12 +45,12 @@ impl Peer {
         Line { stream, read: Vec::new(), wait_limit }
     }
 
-    async fn pipe(self, pipes: &Pipes) -> BoxIo {
+    async fn pipe(self, pipes: &Pipes) -> Box<dyn Io> {
         pipes.connect(&"http://x".parse().unwrap()).await.unwrap()
     }
 
     /// A connection without the help of a [`Line`].
-    pub(crate) async fn stream(self) -> BoxIo {
+    pub(crate) async fn stream(self) -> Box<dyn Io> {
         self.connect().await.stream
     }
 

@@ -9,10 +9,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use octollm_http::{
-    Server,
-    server::{RequestBody, ServerConfig},
-};
+use octollm_http::{Server, server::RequestBody};
 use tokio::time::{Instant, sleep};
 use tower::{layer::layer_fn, service_fn};
 
@@ -43,7 +40,7 @@ fn echo(body: Bytes) -> Request<Full<Bytes>> {
 
 #[tokio::test(start_paused = true)]
 async fn answers_that_nobody_takes_hold_their_places_and_are_given_up() {
-    let (peer, _) = start_with(ServerConfig { max_in_flight: 4, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_in_flight(4));
     for window in [0, 1, 40_000] {
         let mut calls = caller(peer, window).await;
         let mut answers = Vec::new();
@@ -67,7 +64,7 @@ async fn answers_that_nobody_takes_hold_their_places_and_are_given_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_reader_gets_all_of_it() {
-    let (peer, _) = start_with(ServerConfig { max_in_flight: 1, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_in_flight(1));
     let mut calls = caller(peer, 100_000).await;
     let answer = calls.send_request(echo(large())).await.unwrap();
     let (mut body, mut bytes, begun) = (answer.into_body(), 0, Instant::now());
@@ -82,7 +79,7 @@ async fn a_slow_reader_gets_all_of_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_without_streams_rests_for_thirty_seconds() {
-    let (peer, _) = start_with(ServerConfig::default());
+    let (peer, _) = start_with(|server| server);
     let mut calls = caller(peer, 100_000).await;
     for _ in 0..3 {
         sleep(Duration::from_secs(28)).await;
@@ -116,8 +113,7 @@ fn pieces(count: usize, pause: Duration) -> Server {
         });
         Ok::<_, Infallible>(Response::new(StreamBody::new(pieces)))
     });
-    let config = ServerConfig { max_in_flight: 1, ..ServerConfig::default() };
-    worker().config(config).route(Method::GET, "/pieces", route)
+    worker().max_in_flight(1).route(Method::GET, "/pieces", route)
 }
 
 fn get() -> Request<Full<Bytes>> {
@@ -163,8 +159,7 @@ async fn answers_of_any_size_and_through_layers_are_given_up_while_their_connect
             Ok::<_, Infallible>(Response::new(Full::from(vec![b'x'; 1_000_000])))
         })
     };
-    let config = || ServerConfig { max_in_flight: 5, ..ServerConfig::default() };
-    let plain = || worker().config(config()).route(Method::GET, "/whole", whole());
+    let plain = || worker().max_in_flight(5).route(Method::GET, "/whole", whole());
     let medium = Bytes::from(format!(r#"{{"text":"{}"}}"#, "a".repeat(10_000)));
     let whole = Request::get("http://x/whole").body(Full::default()).unwrap();
     for layered in [false, true] {
@@ -196,7 +191,7 @@ fn invalid() -> Request<Full<Bytes>> {
 
 #[tokio::test(start_paused = true)]
 async fn problems_that_nobody_takes_hold_their_places_too() {
-    let (peer, _) = start_with(ServerConfig { max_in_flight: 4, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_in_flight(4));
     let mut calls = caller(peer, 0).await;
     let mut answers = Vec::new();
     for _ in 0..4 {
@@ -211,7 +206,7 @@ async fn problems_that_nobody_takes_hold_their_places_too() {
 
 #[tokio::test(start_paused = true)]
 async fn documents_that_nobody_takes_are_bounded_and_cost_no_work_its_place() {
-    let (peer, _) = start_with(ServerConfig { max_in_flight: 4, ..ServerConfig::default() });
+    let (peer, _) = start_with(|server| server.max_in_flight(4));
     let mut calls = caller(peer, 0).await;
     let mut answers = Vec::new();
     for path in ["/capabilities", "/openapi.json", "/capabilities", "/openapi.json"] {

@@ -1,4 +1,4 @@
-//! What happens to a whole process: it is told to end, or runs out of file descriptors. It runs in a child, which is
+//! A whole process: it gets a signal to end, or runs out of file descriptors. It runs in a child, which is
 //! this test binary once more.
 
 use std::{
@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use octollm_http::server::ServerConfig;
 use tokio::{net::TcpStream, task::spawn_blocking};
 
 use crate::{
@@ -17,7 +16,7 @@ use crate::{
 
 const IN_A_CHILD: &str = "OCTOLLM_TEST_IN_A_CHILD";
 
-/// Runs the server below in a child, behind these shell commands. Returns when it says where it listens.
+/// Runs the server below in a child, after these shell commands. Returns when it has printed its address.
 async fn child(before: &'static str) -> (Child, Peer) {
     spawn_blocking(move || {
         let mut command = Command::new("sh");
@@ -42,9 +41,9 @@ async fn end_of(mut child: Child) -> ExitStatus {
         .unwrap()
 }
 
-fn tell(child: &Child, signal: &str) {
-    let told = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-    assert!(told.success());
+fn send(child: &Child, signal: &str) {
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
 }
 
 /// The child; in any other process it does nothing.
@@ -53,8 +52,7 @@ async fn served_in_a_child() {
     if std::env::var_os(IN_A_CHILD).is_none() {
         return;
     }
-    let config = ServerConfig { drain_notice: Duration::from_millis(300), ..ServerConfig::default() };
-    let server = worker().config(config).bind("127.0.0.1:0").await.unwrap();
+    let server = worker().drain_notice(Duration::from_millis(300)).bind("127.0.0.1:0").await.unwrap();
     println!("listens at {}", server.local_addr());
     server.run_until_signal().await;
 }
@@ -66,7 +64,7 @@ async fn sigterm_is_told_before_it_is_done() {
     assert_eq!(peer.get("/ready").await.status, 200);
     let mut busy = peer.connect().await;
     busy.write(post("/wait", "", r#"{"ms":600}"#)).await;
-    tell(&child, "-TERM");
+    send(&child, "-TERM");
     while peer.get("/ready").await.status == 200 {
         tokio::task::yield_now().await;
     }
@@ -82,7 +80,7 @@ async fn sigterm_is_told_before_it_is_done() {
 async fn ctrl_c_ends_at_once() {
     let (child, peer) = child("").await;
     assert_eq!(peer.get("/ready").await.status, 200);
-    tell(&child, "-INT");
+    send(&child, "-INT");
     assert!(end_of(child).await.success());
 }
 
@@ -94,12 +92,12 @@ async fn ctrl_c_while_ending_ends_at_once() {
         let mut busy = peer.connect().await;
         busy.write(post("/wait", "", "{}")).await;
         assert_eq!(peer.get("/ready").await.status, 200);
-        tell(&child, first);
+        send(&child, first);
         // Once the first signal has arrived: the answers end, or there is nobody to answer.
         while matches!(peer, Peer::Tcp(at) if TcpStream::connect(at).await.is_ok()) {
             tokio::task::yield_now().await;
         }
-        tell(&child, "-INT");
+        send(&child, "-INT");
         let ended = tokio::time::Instant::now();
         assert!(end_of(child).await.success());
         assert!(ended.elapsed() < Duration::from_secs(3), "{:?}", ended.elapsed());

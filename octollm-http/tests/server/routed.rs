@@ -16,10 +16,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper_util::rt::TokioIo;
 use octollm_core::parts::{Caller, ContextParts};
-use octollm_http::{
-    Server,
-    server::{RequestBody, ServerConfig},
-};
+use octollm_http::{Server, server::RequestBody};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout},
@@ -63,8 +60,7 @@ const UPGRADE: &str = "GET /echoes HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\
 
 #[tokio::test(start_paused = true)]
 async fn an_upgrade_carries_bytes_both_ways_for_a_minute() {
-    let config = ServerConfig { max_connections: 1, ..ServerConfig::default() };
-    let server = worker().config(config).route(Method::GET, "/echoes", service_fn(echoes));
+    let server = worker().max_connections(1).route(Method::GET, "/echoes", service_fn(echoes));
     let peer = start(server);
     let mut line = peer.connect().await;
     line.write(UPGRADE).await;
@@ -122,8 +118,7 @@ async fn bodies_stream_both_ways() {
             pieces.map(|piece| piece.map(|piece| Frame::data(Bytes::from(format!("{};", piece.len())))));
         Ok::<_, Infallible>(Response::new(StreamBody::new(lengths)))
     });
-    let config = ServerConfig { max_in_flight: 1, ..ServerConfig::default() };
-    let peer = start(worker().config(config).route(Method::POST, "/lengths/{of}", lengths));
+    let peer = start(worker().max_in_flight(1).route(Method::POST, "/lengths/{of}", lengths));
     let mut line = peer.connect().await;
     line.write("POST /lengths/all HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n").await;
     assert!(line.head().await.starts_with("HTTP/1.1 200"));
@@ -349,8 +344,7 @@ async fn a_body_that_never_waits_holds_back_nothing_and_has_its_limits() {
         });
         std::future::ready(Ok::<_, Infallible>(Response::new(StreamBody::new(pieces))))
     });
-    let config = ServerConfig { write_timeout: Duration::from_millis(100), ..ServerConfig::default() };
-    let peer = start(worker().config(config).route(Method::GET, "/busy", route));
+    let peer = start(worker().write_timeout(Duration::from_millis(100)).route(Method::GET, "/busy", route));
     let get = |size: usize| format!("GET /busy?{size} HTTP/1.1\r\nHost: x\r\n\r\n");
     let until_dropped = || async {
         while !dropped.swap(false, Ordering::SeqCst) {

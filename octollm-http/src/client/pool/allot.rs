@@ -1,4 +1,4 @@
-//! Who gets a connection: decided here, without I/O and without a clock.
+//! The allotment of connections to callers, as a state machine without I/O and clock.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -7,39 +7,39 @@ use tokio::time::Instant;
 /// The limits of a pool.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Connections in all: busy, idle, and on their way.
+    /// The most connections: busy, idle, and being opened.
     pub(super) open: usize,
-    /// How many of them may be idle.
+    /// The most idle connections.
     pub(super) idle: usize,
-    /// How many one arm may hold.
+    /// The most connections of one arm.
     pub(super) share: usize,
-    /// Whether an arm takes another one only while it holds fewer than are free.
+    /// Whether an arm gets another connection only while it holds fewer than are free.
     pub(super) reserve: bool,
-    /// How long one may be idle.
+    /// Time after which an idle connection expires.
     pub(super) idle_timeout: Duration,
 }
 
-/// One arm at one origin, as seen from one runtime: its connections are interchangeable.
+/// One arm at one origin in one runtime, whose connections are interchangeable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LaneId(usize);
 
-/// The place of a caller in its lane's queue.
+/// Position of a caller in the queue of its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
-/// What a caller may do.
+/// The permission of a caller to use or open a connection.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Turn<T> {
+pub(super) enum Permit<T> {
     /// Use this connection, which has been idle since then.
     Use(T, Instant),
-    /// Open a connection, once this one is closed that had to make room for it.
+    /// Open a connection, after closing this one to make room.
     Open(Option<T>),
 }
 
-/// A caller whose turn it is, and what it may do in its lane.
-pub(super) type Next<T, W> = (W, LaneId, Turn<T>);
+/// A caller that is served, with its lane and its permit.
+pub(super) type Next<T, W> = (W, LaneId, Permit<T>);
 
-/// Counts and distributes the connections `T` of a pool among its callers; those who wait left a `W`.
+/// Counts the connections `T` of a pool and allots them to callers. A waiting caller leaves a `W`.
 ///
 /// A connection that becomes free goes to a waiting caller before it counts as idle: to the arm that holds fewest,
 /// within one arm to the lane that holds fewest, within a lane to the one who waits longest. No caller waits while it
@@ -48,7 +48,7 @@ pub(super) type Next<T, W> = (W, LaneId, Turn<T>);
 pub(super) struct Allotment<T, W> {
     limits: Limits,
     lanes: Vec<Lane<T, W>>,
-    /// How many connections each arm holds.
+    /// Connections that each arm holds.
     arms: Vec<usize>,
     open: usize,
     idle: usize,
@@ -60,7 +60,7 @@ pub(super) struct Allotment<T, W> {
 struct Lane<T, W> {
     arm: usize,
     busy: usize,
-    /// The one that was used last is the last one, and is used first, so that the others can expire.
+    /// Idle connections. The last one was used last, and is used first, so that the others can expire.
     idle: Vec<(T, Instant)>,
     waiting: VecDeque<(Ticket, W)>,
 }
@@ -80,14 +80,14 @@ impl<T, W> Allotment<T, W> {
         LaneId(self.lanes.len() - 1)
     }
 
-    /// Whether nothing is open and nobody waits, so that all arms and lanes can be forgotten.
+    /// Whether nothing is open and no caller waits, so that all arms and lanes can be removed.
     pub(super) fn is_quiet(&self) -> bool {
         self.open == 0 && self.waiting == 0
     }
 
     /// A connection for a caller, unless it has to wait.
-    pub(super) fn ask(&mut self, LaneId(lane): LaneId) -> Option<Turn<T>> {
-        // Callers with a free share wait only while nothing is free: nobody is overtaken.
+    pub(super) fn ask(&mut self, LaneId(lane): LaneId) -> Option<Permit<T>> {
+        // Callers with a free share wait only while nothing is free, so that no caller is overtaken.
         if self.lanes[lane].waiting.is_empty() && self.has_share(lane) { self.take(lane) } else { None }
     }
 
@@ -109,8 +109,7 @@ impl<T, W> Allotment<T, W> {
         true
     }
 
-    /// Takes back a connection that can be used again. Returns who is next, and a connection for which there is no
-    /// room any more.
+    /// Takes back a connection that can be used again. Returns the next caller, and a connection that exceeds the limit.
     pub(super) fn give_back(
         &mut self,
         id: LaneId,
@@ -125,15 +124,14 @@ impl<T, W> Allotment<T, W> {
         (next, surplus)
     }
 
-    /// Counts a connection that was closed. Returns who is next.
+    /// Counts a connection that was closed. Returns the next caller.
     pub(super) fn closed(&mut self, id: LaneId) -> Option<Next<T, W>> {
         self.leave(id);
         self.open -= 1;
         self.serve()
     }
 
-    /// Another idle connection in place of one that turned out to be dead and is closed. Where there is none, the caller opens one
-    /// in its place.
+    /// Returns another idle connection in place of a closed one. If there is none, the caller opens one in its place.
     pub(super) fn replace(&mut self, LaneId(lane): LaneId) -> Option<(T, Instant)> {
         let other = self.lanes[lane].idle.pop()?;
         self.idle -= 1;
@@ -141,7 +139,7 @@ impl<T, W> Allotment<T, W> {
         Some(other)
     }
 
-    /// Gives up all connections that have been idle too long.
+    /// Removes the connections that have been idle for too long.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<T> {
         let mut expired = Vec::new();
         for lane in &mut self.lanes {
@@ -153,7 +151,7 @@ impl<T, W> Allotment<T, W> {
         expired
     }
 
-    /// Gives up all connections of a lane that are idle.
+    /// Removes the idle connections of a lane.
     pub(super) fn clear(&mut self, LaneId(lane): LaneId) -> impl Iterator<Item = T> + use<T, W> {
         let idle = std::mem::take(&mut self.lanes[lane].idle);
         self.idle -= idle.len();
@@ -161,13 +159,13 @@ impl<T, W> Allotment<T, W> {
         idle.into_iter().map(|(connection, _)| connection)
     }
 
-    /// When the next idle connection expires.
+    /// Time at which the next idle connection expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         let oldest = self.lanes.iter().filter_map(|lane| lane.idle.first()).map(|(_, since)| *since).min()?;
         Some(oldest + self.limits.idle_timeout)
     }
 
-    /// Serves the caller that is next, if anybody can be served. Each event makes room for one.
+    /// Serves the next caller, if one can be served. Each event makes room for one.
     fn serve(&mut self) -> Option<Next<T, W>> {
         if self.waiting == 0 {
             return None;
@@ -176,28 +174,28 @@ impl<T, W> Allotment<T, W> {
         let (lane, _) =
             lanes.filter(|(lane, _)| self.has_share(*lane)).min_by_key(|(_, lane)| rank(&self.arms, lane))?;
         self.lanes[lane].waiting.front()?;
-        let turn = self.take(lane)?;
+        let permit = self.take(lane)?;
         let (_, waiter) = self.lanes[lane].waiting.pop_front()?;
         self.waiting -= 1;
-        Some((waiter, LaneId(lane), turn))
+        Some((waiter, LaneId(lane), permit))
     }
 
     /// A connection for this lane: an idle one, or room for one more.
-    fn take(&mut self, lane: usize) -> Option<Turn<T>> {
-        let turn = if let Some((connection, since)) = self.lanes[lane].idle.pop() {
+    fn take(&mut self, lane: usize) -> Option<Permit<T>> {
+        let permit = if let Some((connection, since)) = self.lanes[lane].idle.pop() {
             self.idle -= 1;
-            Turn::Use(connection, since)
+            Permit::Use(connection, since)
         } else {
             let evicted = if self.open < self.limits.open { None } else { Some(self.evict()?) };
             self.open += 1;
-            Turn::Open(evicted)
+            Permit::Open(evicted)
         };
         self.lanes[lane].busy += 1;
         self.arms[self.lanes[lane].arm] += 1;
-        Some(turn)
+        Some(permit)
     }
 
-    /// Gives up the connection that has been idle longest.
+    /// Removes the connection that has been idle longest.
     fn evict(&mut self) -> Option<T> {
         let since = |lane: &Lane<T, W>| lane.idle.first().map(|(_, since)| *since);
         let lanes = self.lanes.iter_mut().filter(|lane| !lane.idle.is_empty());
@@ -212,7 +210,7 @@ impl<T, W> Allotment<T, W> {
         self.arms[self.lanes[lane].arm] -= 1;
     }
 
-    /// Whether the arm of this lane may have one more. With a reserve any number `n` of slow arms leaves a part in `n + 1` of all
+    /// Whether the arm of this lane may have one more. With a reserve, `n` slow arms leave at least one of `n + 1` parts of all
     /// connections to the others.
     fn has_share(&self, lane: usize) -> bool {
         let (held, busy) = (self.arms[self.lanes[lane].arm], self.open - self.idle);
@@ -220,8 +218,8 @@ impl<T, W> Allotment<T, W> {
     }
 }
 
-/// Who is next: lanes in which nobody waits come last. Among lanes that hold equally many, one with an idle connection comes
-/// first, so that none is closed for another; but where neither holds any, the one who waits longest.
+/// The order in which lanes are served. Lanes without a waiting caller come last. Among lanes that hold equally many connections,
+/// one with an idle connection comes first, so that none is closed for another, and then the caller that has waited longest.
 fn rank<T, W>(arms: &[usize], lane: &Lane<T, W>) -> impl Ord + use<T, W> {
     let first = lane.waiting.front().map(|(ticket, _)| *ticket);
     let needs_another = lane.busy > 0 && lane.idle.is_empty();

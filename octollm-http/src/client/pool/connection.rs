@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::Body;
 use http_body_util::Full;
@@ -21,46 +21,46 @@ use octollm_core::error::ErrorKind;
 use tokio::{task::unconstrained, time::Instant};
 
 use super::meter::{Idle, Meter, Metered, WaitLimit};
-use crate::{client::exchange_error::ExchangeError, io::BoxIo};
+use crate::{client::exchange::ExchangeError, io::Io, wire::BodyBuffer};
 
 type Outgoing = Request<Full<Bytes>>;
 type Driver = http1::Connection<TokioIo<Metered>, Full<Bytes>>;
 
-/// An HTTP/1.1 connection without a task of its own: whoever makes a call over it drives it meanwhile. So a call that
-/// is dropped takes its socket along, and one that is answered wakes nobody.
+/// An HTTP/1.1 connection without a task of its own: the call that uses it drives it. So the socket is closed with a call that is
+/// dropped, and an answer wakes no other task.
 pub(super) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
-    /// `None` once the connection is over.
+    /// `None` once the connection has ended.
     driver: Option<Driver>,
     meter: Arc<Meter>,
-    /// It is not used again after this moment.
+    /// Time after which the connection is not used again.
     retires: Instant,
-    /// It is not used again after a longer rest, since the server closes it then; `None` where the server does not say.
+    /// Idle time after which the connection is not used again, as the server announces it.
     longest_rest: Option<Duration>,
 }
 
-/// Why an exchange failed.
-pub(super) enum Lost {
-    /// Not a byte was written, and here is the request again.
+/// The failure of an exchange.
+pub(super) enum SendError {
+    /// Nothing was written: the request is returned.
     Unsent(Box<Outgoing>),
-    /// Anything else.
+    /// Any other failure.
     Failed(ExchangeError),
 }
 
 impl Connection {
-    pub(super) async fn new(socket: BoxIo, retires: Instant) -> Result<Self, ExchangeError> {
+    pub(super) async fn new(socket: Box<dyn Io>, retires: Instant) -> Result<Self, ExchangeError> {
         let (io, meter) = Metered::new(socket);
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await.map_err(
-                |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").with_source(error),
+                |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").caused_by(error),
             )?;
         Ok(Self { sender, driver: Some(driver), meter, retires, longest_rest: None })
     }
 
-    /// Whether the server has not closed it after this rest, as far as is known here.
+    /// Whether the connection is still open after this idle time, as far as is known here.
     pub(super) fn is_alive(&mut self, now: Instant, rest: Duration) -> bool {
         let is_rested = self.longest_rest.is_some_and(|longest| rest >= longest);
-        // Nobody waits for it yet: the task that used it last must not be woken any more.
+        // No task waits for it yet, and the task that used it last must not be woken.
         self.meter.rests(true);
         let is_alive = !is_rested
             && now < self.retires
@@ -78,7 +78,7 @@ impl Connection {
         let Some(driver) = &mut self.driver else { return Poll::Ready(()) };
         let over = Pin::new(driver).poll(cx);
         if over.is_ready() {
-            // What it was still to send comes back when it is dropped.
+            // A request that was not sent is returned when the driver is dropped.
             self.driver = None;
         }
         over.map(drop)
@@ -90,12 +90,12 @@ impl Connection {
         request: Outgoing,
         max_answer: usize,
         wait_limit: &mut WaitLimit,
-    ) -> Result<Response<Bytes>, Lost> {
+    ) -> Result<Response<Bytes>, SendError> {
         let (head, body) = self.head(request, wait_limit).await?.into_parts();
         self.meter.has_head();
         self.longest_rest = longest_rest(&head.headers).or(self.longest_rest);
         wait_limit.answering();
-        let body = self.body(body, max_answer, wait_limit).await.map_err(Lost::Failed)?;
+        let body = self.body(body, max_answer, wait_limit).await.map_err(SendError::Failed)?;
         Ok(Response::from_parts(head, body))
     }
 
@@ -103,18 +103,18 @@ impl Connection {
         &mut self,
         request: Outgoing,
         wait_limit: &mut WaitLimit,
-    ) -> Result<Response<Incoming>, Lost> {
+    ) -> Result<Response<Incoming>, SendError> {
         let before = self.meter.written();
         self.meter.awaits_head(MAX_INTERIM);
-        // Answers come from driving the connection, which is done right here: no waker is needed, and the budget of
-        // the task must not make an answer wait for one.
+        // This function drives the connection, which produces the answer: no waker is needed, and the budget of the task must
+        // not delay an answer.
         let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
         poll_fn(|cx| {
             let _ = self.drive(cx);
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return Poll::Ready(answer.map_err(|error| lost_head(error, &self.meter, before)));
             }
-            wait_limit.poll(&self.meter, cx).map(|idle| Err(Lost::Failed(timed_out(idle))))
+            wait_limit.poll(&self.meter, cx).map(|idle| Err(SendError::Failed(timed_out(idle))))
         })
         .await
     }
@@ -128,7 +128,7 @@ impl Connection {
         if body.size_hint().lower() > max as u64 {
             return Err(too_large(max));
         }
-        let mut whole = Gathered::None;
+        let mut whole = BodyBuffer::default();
         while !body.is_end_stream() {
             let frame = poll_fn(|cx| {
                 if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
@@ -143,7 +143,7 @@ impl Connection {
             .await?;
             let Some(frame) = frame else { break };
             let frame = frame.map_err(|error| {
-                ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").with_source(error)
+                ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").caused_by(error)
             })?;
             if let Ok(data) = frame.into_data() {
                 if whole.len() + data.len() > max {
@@ -153,21 +153,21 @@ impl Connection {
             }
         }
         if !self.is_reusable() {
-            // The end of the answer may still be on its way through the connection.
+            // The end of the answer may not be processed yet.
             let _ = self.drive(&mut Context::from_waker(Waker::noop()));
         }
         Ok(whole.into_bytes())
     }
 }
 
-/// The largest head of an answer, and the most that is read at once.
+/// The largest head of an answer, and the most bytes of one read.
 const MAX_HEAD: usize = 64 << 10;
 
-/// So much may come before the head of an answer is complete: interim answers (1xx), without end from some servers.
+/// The most bytes before the head of an answer is complete, since some servers send interim answers (1xx) without end.
 const MAX_INTERIM: u64 = 4 * MAX_HEAD as u64;
 
-/// How long a connection may rest by `Keep-Alive: timeout=` of an answer, less what a request may need for its way: a server that
-/// closes a connection while a request comes in leaves its caller in doubt.
+/// The idle time of `Keep-Alive: timeout=` in an answer, less a margin for the next request: if a server closes a connection while
+/// a request arrives, its caller cannot know whether it ran.
 fn longest_rest(head: &HeaderMap) -> Option<Duration> {
     let fields = head.get(&KEEP_ALIVE)?.to_str().ok()?.split(',');
     let timeout = fields.filter_map(|field| field.split_once('=')).find_map(|(name, value)| {
@@ -192,9 +192,9 @@ fn too_large(max: usize) -> ExchangeError {
     ExchangeError::new(ErrorKind::BadResponse, format!("the answer is larger than {max} bytes"))
 }
 
-fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u64) -> Lost {
+fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u64) -> SendError {
     if let Some(request) = error.take_message() {
-        return Lost::Unsent(Box::new(request));
+        return SendError::Unsent(Box::new(request));
     }
     let error = error.into_error();
     let failure = if meter.is_flooded() {
@@ -207,43 +207,5 @@ fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u
         ExchangeError::new(ErrorKind::ConnectionLost, "the connection was lost before the request was sent")
             .before_execution()
     };
-    Lost::Failed(failure.with_source(error))
-}
-
-/// A body as it comes: one piece is kept as it is.
-enum Gathered {
-    None,
-    One(Bytes),
-    Many(BytesMut),
-}
-
-impl Gathered {
-    fn len(&self) -> usize {
-        match self {
-            Self::None => 0,
-            Self::One(bytes) => bytes.len(),
-            Self::Many(bytes) => bytes.len(),
-        }
-    }
-
-    fn push(&mut self, data: Bytes) {
-        match self {
-            Self::None => *self = Self::One(data),
-            Self::One(first) => {
-                let mut many = BytesMut::with_capacity((first.len() + data.len()) * 2);
-                many.extend_from_slice(first);
-                many.extend_from_slice(&data);
-                *self = Self::Many(many);
-            }
-            Self::Many(many) => many.extend_from_slice(&data),
-        }
-    }
-
-    fn into_bytes(self) -> Bytes {
-        match self {
-            Self::None => Bytes::new(),
-            Self::One(bytes) => bytes,
-            Self::Many(many) => many.freeze(),
-        }
-    }
+    SendError::Failed(failure.caused_by(error))
 }

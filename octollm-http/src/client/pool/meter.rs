@@ -1,4 +1,4 @@
-//! What moves through a socket, and how long to wait while nothing does.
+//! Counting the bytes of a socket, and the time limits on silence.
 
 use std::{
     any::Any,
@@ -21,28 +21,28 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::Terms;
-use crate::io::{BoxIo, Io};
+use crate::client::exchange::ExchangeLimits;
+use crate::io::Io;
 
-/// What moved through a socket. Read by whoever drives it, so that relaxed counting does.
+/// The bytes that moved through a socket. One task at a time reads and writes it, so that relaxed ordering suffices.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     read: AtomicU64,
     written: AtomicU64,
     blocked: AtomicBool,
-    /// Nothing is due from the server: whatever comes ends the connection.
+    /// No answer is due: any byte ends the connection.
     rests: AtomicBool,
-    /// How much may be read before the head of an answer has come; 0 for any amount.
+    /// Count of bytes read at which the head of an answer is too late; 0 for no limit.
     before_head: AtomicU64,
 }
 
 impl Meter {
-    /// Bytes that the kernel took for sending.
+    /// Bytes written to the kernel.
     pub(super) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
-    /// Changes whenever a byte moves, either way.
+    /// A number that changes whenever a byte moves in either direction.
     pub(super) fn moved(&self) -> u64 {
         self.written().wrapping_add(self.read.load(Ordering::Relaxed))
     }
@@ -52,12 +52,12 @@ impl Meter {
         self.blocked.load(Ordering::Relaxed)
     }
 
-    /// Says whether the connection rests, so that nothing is due from the server.
+    /// Sets whether no answer is due.
     pub(super) fn rests(&self, rests: bool) {
         self.rests.store(rests, Ordering::Relaxed);
     }
 
-    /// Allows this many bytes until the [head](Self::has_head) of an answer has come.
+    /// Allows this many bytes until the [head](Self::has_head) of an answer is complete.
     pub(super) fn awaits_head(&self, allowed: u64) {
         self.before_head.store(self.read.load(Ordering::Relaxed).wrapping_add(allowed), Ordering::Relaxed);
     }
@@ -66,13 +66,13 @@ impl Meter {
         self.before_head.store(0, Ordering::Relaxed);
     }
 
-    /// Whether more was read than any head is long.
+    /// Whether more bytes were read than are allowed before a head.
     pub(super) fn is_flooded(&self) -> bool {
         let limit = self.before_head.load(Ordering::Relaxed);
         limit > 0 && self.read.load(Ordering::Relaxed) >= limit
     }
 
-    /// Only one task at a time moves bytes: no read-modify-write is needed.
+    /// One task at a time moves bytes, so that no read-modify-write is needed.
     fn add(counter: &AtomicU64, bytes: usize) {
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(bytes as u64), Ordering::Relaxed);
     }
@@ -87,18 +87,18 @@ impl Meter {
 
 /// A socket and its meter.
 pub(super) struct Metered {
-    socket: BoxIo,
+    socket: Box<dyn Io>,
     meter: Arc<Meter>,
 }
 
 impl Metered {
-    pub(super) fn new(socket: BoxIo) -> (Self, Arc<Meter>) {
+    pub(super) fn new(socket: Box<dyn Io>) -> (Self, Arc<Meter>) {
         let meter = Arc::<Meter>::default();
         (Self { socket, meter: Arc::clone(&meter) }, meter)
     }
 }
 
-/// Whether bytes, or the end of them, wait in the system's socket. The runtime may not have looked at it since they came.
+/// Whether bytes or their end wait in the socket of the system, which the runtime may not have polled since.
 fn holds_something(socket: &dyn Io) -> bool {
     let tcp = (socket as &dyn Any).downcast_ref::<TcpStream>();
     tcp.is_some_and(|tcp| match SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]) {
@@ -155,12 +155,11 @@ impl AsyncWrite for Metered {
     }
 }
 
-/// The limits on doing nothing while a request is sent and its answer read.
+/// The time limits on silence while a request is sent and its answer is read.
 ///
-/// A timer is made only when something has to wait, and none where the caller's own deadline comes first: most calls
-/// make none.
+/// A timer is created only if something has to wait and the deadline of the caller is later. Most calls create none.
 pub(super) struct WaitLimit {
-    /// Until the head of the answer has come.
+    /// Limit until the head of the answer is complete.
     work: Duration,
     is_answering: bool,
     read: Duration,
@@ -176,7 +175,7 @@ struct Timer {
     moved: u64,
 }
 
-/// What the server did not do in time.
+/// The direction in which the server was silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Idle {
     Read,
@@ -184,13 +183,13 @@ pub(super) enum Idle {
 }
 
 impl WaitLimit {
-    /// A contract that may take longer than is usual may be silent for as long.
-    pub(super) fn new(read: Duration, write: Duration, terms: Terms) -> Self {
-        let work = if terms.work > ContractSpec::DEFAULT_TIMEOUT { read.max(terms.work) } else { read };
-        Self { work, is_answering: false, read, write, deadline: terms.deadline, timer: None }
+    /// A contract whose time limit exceeds the default may be silent for as long.
+    pub(super) fn new(read: Duration, write: Duration, limits: ExchangeLimits) -> Self {
+        let work = if limits.work > ContractSpec::DEFAULT_TIMEOUT { read.max(limits.work) } else { read };
+        Self { work, is_answering: false, read, write, deadline: limits.deadline, timer: None }
     }
 
-    /// The head of the answer has come.
+    /// Records that the head of the answer is complete.
     pub(super) fn answering(&mut self) {
         self.is_answering = true;
     }
@@ -203,7 +202,7 @@ impl WaitLimit {
         }
     }
 
-    /// To be asked whenever nothing can be done: ready when nothing moved for too long.
+    /// Completes when no byte has moved within the limit. Poll it whenever there is no progress.
     pub(super) fn poll(&mut self, meter: &Meter, cx: &mut Context<'_>) -> Poll<Idle> {
         let blocked = meter.is_write_blocked();
         let limit = self.limit(blocked);
@@ -239,7 +238,7 @@ mod tests {
     const WRITE: Duration = Duration::from_secs(10);
 
     fn wait_limit(deadline: Option<Deadline>, work: Duration) -> WaitLimit {
-        WaitLimit::new(READ, WRITE, Terms { deadline, work })
+        WaitLimit::new(READ, WRITE, ExchangeLimits { deadline, work })
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 mod allot;
 mod connection;
-mod lease;
+mod checkout;
 mod meter;
 
 use std::{
@@ -16,7 +16,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::Authority};
 use http_body_util::Full;
-use octollm_core::{deadline::Deadline, error::ErrorKind};
+use octollm_core::{
+    deadline::Deadline,
+    error::{ErrorKind, Failure},
+};
 use tokio::{
     runtime::{self, Handle},
     sync::oneshot,
@@ -24,15 +27,15 @@ use tokio::{
 };
 
 use self::{
-    allot::{Allotment, LaneId, Limits, Turn},
-    connection::{Connection, Lost},
-    lease::Lease,
+    allot::{Allotment, LaneId, Limits, Permit},
+    checkout::PooledConnection,
+    connection::{Connection, SendError},
     meter::WaitLimit,
 };
-use super::{config::ClientConfig, exchange_error::ExchangeError};
+use super::exchange::{ClientConfig, ExchangeError, ExchangeLimits};
 use crate::io::Connector;
 
-/// Connections that are used again, never more of them than the configuration allows. Cheap to clone.
+/// A pool of connections within the limits of the client. It is cheap to clone.
 #[derive(Clone)]
 pub(super) struct Pool(Arc<Shared>);
 
@@ -44,14 +47,14 @@ struct Shared {
 }
 
 struct State {
-    allotment: Allotment<Box<Connection>, (oneshot::Sender<Lease>, runtime::Id)>,
+    allotment: Allotment<Box<Connection>, (oneshot::Sender<PooledConnection>, runtime::Id)>,
     lanes: HashMap<Key, LaneId>,
     arms: HashMap<Arc<str>, usize>,
-    /// The runtimes that have a task which closes what is idle too long.
+    /// Runtimes with a task that closes expired connections.
     reapers: Vec<runtime::Id>,
 }
 
-/// Whose connections they are, where they lead, and which runtime drives their sockets: with another one, nobody would be woken.
+/// The arm, the origin and the runtime of a connection. In another runtime its socket would wake no task.
 #[derive(PartialEq, Eq)]
 struct Key {
     arm: Arc<str>,
@@ -59,33 +62,24 @@ struct Key {
     runtime: runtime::Id,
 }
 
-/// Compared and hashed as it is written, which is much faster than to fold its case; two ways to write one name have
-/// connections of their own.
+/// A host and port. It is compared and hashed as written, which is much faster than without case; two spellings of a name have
+/// separate connections.
 #[derive(Debug, Clone)]
 struct Origin(Authority);
 
-/// What an exchange has to observe.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Terms {
-    /// Whoever waits stops then: no timer is made that would end later.
-    pub(super) deadline: Option<Deadline>,
-    /// How long the server may work before it answers.
-    pub(super) work: Duration,
-}
-
 impl Pool {
-    /// For this number of arms. The configuration has been checked.
+    /// Creates a pool for this number of arms. The configuration is checked already.
     pub(super) fn new(config: ClientConfig, connector: Arc<dyn Connector>, arms: usize) -> Self {
         let open = config.max_connections;
         let share = if arms > 1 { (open / 2).max(1) } else { open };
-        // Between two, a half is a reserve.
+        // With two arms a half is the reserve.
         let reserve = arms > 2;
         let limits =
             Limits { open, idle: config.max_idle, share, reserve, idle_timeout: config.idle_timeout };
         Self(Arc::new(Shared { state: Mutex::new(State::new(limits)), limits, connector, config }))
     }
 
-    /// Sends a request to the origin that its URI names, and reads the answer whole, until the deadline.
+    /// Sends a request to the origin of its URI and reads the whole answer, until the deadline.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection.
@@ -93,17 +87,17 @@ impl Pool {
         &self,
         request: Request<Bytes>,
         arm: &Arc<str>,
-        terms: Terms,
+        limits: ExchangeLimits,
     ) -> Result<Response<Bytes>, ExchangeError> {
         let mut is_sending = false;
-        // Pinned in place: a future that is handed on by value is copied each time.
+        // Pinned in place, since a future that is passed by value is copied each time.
         let done = {
-            let exchange = pin!(self.exchange_until_done(request, arm, terms, &mut is_sending));
-            Deadline::run_until(terms.deadline, exchange).await
+            let exchange = pin!(self.exchange_until_done(request, arm, limits, &mut is_sending));
+            Deadline::run_until(limits.deadline, exchange).await
         };
         done.unwrap_or_else(|| {
-            let error = ExchangeError::of(ErrorKind::DeadlineExceeded);
-            Err(if is_sending { error } else { error.before_execution() })
+            let failure = Failure::of(ErrorKind::DeadlineExceeded);
+            Err(if is_sending { failure } else { failure.before_execution() }.into())
         })
     }
 
@@ -111,34 +105,36 @@ impl Pool {
         &self,
         request: Request<Bytes>,
         arm: &Arc<str>,
-        terms: Terms,
+        limits: ExchangeLimits,
         is_sending: &mut bool,
     ) -> Result<Response<Bytes>, ExchangeError> {
         let config = &self.0.config;
         let (origin, mut request) = addressed(request)?;
-        // What may be done twice is sent once more if a connection that was used before dies under it.
+        // An idempotent method is sent again if a connection that was used before is lost.
         let again = request.method().is_idempotent().then(|| request.clone());
-        let mut lease = Lease::new(&self.0, arm, &origin, terms.deadline).await?;
+        let mut pooled = PooledConnection::new(&self.0, arm, &origin, limits.deadline).await?;
         loop {
-            let (connection, used_before) = lease.connection(&origin).await?;
+            let (connection, used_before) = pooled.connection(&origin).await?;
             *is_sending = true;
-            let mut wait_limit = WaitLimit::new(config.read_idle, config.write_idle, terms);
-            let lost = match connection.exchange(request, config.max_answer, &mut wait_limit).await {
+            let mut wait_limit = WaitLimit::new(config.read_idle, config.write_idle, limits);
+            let failed = match connection.exchange(request, config.max_answer, &mut wait_limit).await {
                 Ok(answer) => {
-                    lease.keep();
+                    pooled.give_back();
                     return Ok(answer);
                 }
-                Err(lost) => lost,
+                Err(failed) => failed,
             };
-            lease.discard();
-            request = match lost {
-                Lost::Unsent(unsent) if used_before => {
+            pooled.discard();
+            request = match failed {
+                SendError::Unsent(unsent) if used_before => {
                     *is_sending = false;
                     *unsent
                 }
-                Lost::Unsent(_) => return Err(closed_at_once()),
-                Lost::Failed(error) => match &again {
-                    Some(again) if used_before && error.kind() == ErrorKind::ConnectionLost => again.clone(),
+                SendError::Unsent(_) => return Err(closed_at_once()),
+                SendError::Failed(error) => match &again {
+                    Some(again) if used_before && error.failure.kind == ErrorKind::ConnectionLost => {
+                        again.clone()
+                    }
                     _ => return Err(error),
                 },
             };
@@ -151,9 +147,9 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sees to it that what is idle is closed in time.
+    /// Spawns a task that closes expired connections, unless there is one.
     fn reap(self: &Arc<Self>) {
-        // Outside of a runtime, the next exchange does it.
+        // Outside a runtime the next exchange does this.
         let Ok(runtime) = Handle::try_current() else { return };
         let reaper = {
             let mut state = self.state();
@@ -186,13 +182,13 @@ impl State {
         *lanes.entry(key).or_insert_with(|| allotment.add_lane(arm))
     }
 
-    /// Gives up what is idle in one runtime.
+    /// Removes the idle connections of a runtime.
     fn clear(&mut self, runtime: runtime::Id) -> impl Sized + use<> {
         let lanes = self.lanes.iter().filter(|(key, _)| key.runtime == runtime);
         lanes.flat_map(|(_, lane)| self.allotment.clear(*lane)).collect::<Vec<_>>()
     }
 
-    /// Forgets arms, origins and runtimes that were used once. Nobody holds a lane where nothing is open.
+    /// Removes arms, origins and runtimes if nothing is open, so that no lane is in use.
     fn forget_if_quiet(&mut self, limits: Limits) {
         if self.allotment.is_quiet() && !self.lanes.is_empty() {
             (self.allotment, self.lanes, self.arms) =
@@ -217,7 +213,7 @@ impl Hash for Key {
     }
 }
 
-/// Splits the origin off, and names it in the head where the head does not.
+/// Splits the origin off the URI, and adds `Host` if it is missing.
 fn addressed(mut request: Request<Bytes>) -> Result<(Origin, Request<Full<Bytes>>), ExchangeError> {
     let unusable = || {
         ExchangeError::new(ErrorKind::BadRequest, "the request names no host to send it to")
@@ -237,13 +233,13 @@ fn closed_at_once() -> ExchangeError {
     ExchangeError::new(ErrorKind::ConnectionLost, "the connection was closed at once").before_execution()
 }
 
-/// Give or take a tenth, so that connections made together do not end together.
+/// Adds or subtracts up to a tenth, so that connections opened together do not end together.
 fn jittered(age: Duration) -> Duration {
     let random = RandomState::new().hash_one(0_u8) % 1000;
     age.mul_f64(0.9 + random as f64 * 0.0002)
 }
 
-/// Removes itself where its runtime ends first, and closes what is idle there.
+/// The task that closes expired connections. If its runtime ends first, the connections of that runtime are closed.
 struct Reaper {
     pool: Weak<Shared>,
     runtime: runtime::Id,
@@ -266,7 +262,7 @@ impl Drop for Reaper {
     }
 }
 
-/// Closes what is idle too long, and ends when nothing is idle.
+/// Closes expired connections, and ends when none is idle.
 async fn reap_idle(mut reaper: Reaper) {
     loop {
         let next = {
@@ -275,7 +271,7 @@ async fn reap_idle(mut reaper: Reaper) {
             let expired = state.allotment.expire(Instant::now());
             let next = state.allotment.next_expiry();
             if next.is_none() {
-                // Under the lock: whoever gives the next one back starts another reaper.
+                // Under the lock: the next connection that is given back starts another reaper.
                 state.reapers.retain(|runtime| *runtime != reaper.runtime);
                 state.forget_if_quiet(shared.limits);
                 reaper.is_done = true;

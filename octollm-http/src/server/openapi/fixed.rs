@@ -1,50 +1,57 @@
-//! The parts of a document that are the same for every server.
+//! The operations and schemas of a document that are the same for every server.
 
 use http::Method;
 use octollm_core::{
     card::ArmCard,
     contract::{input_schema, output_schema},
-    id::{RequestId, TaskId},
+    id::TaskId,
     orchestrator::TaskPage,
     task::{Submission, Task, TaskStatus},
 };
-use schemars::JsonSchema;
 use serde_json::{Map, Value, json};
 
 use super::{
     super::{
-        contracts::Executed,
-        probes::{HealthBody, ReadyBody},
-        screening::{PreprocessBody, Preprocessed},
-        tasks::{ArmsBody, RerunBody, Steps},
+        arm::{ArmsBody, Executed, HealthBody, ReadyBody},
+        tasks::{PreprocessBody, Preprocessed, RerunBody, Steps},
     },
-    codes, headers, insert, reference,
+    headers::inline,
+    insert, reference,
 };
 use crate::wire::Problem;
 
-/// A route, and what the document says of it.
+/// A route and its operation in the document.
 pub(crate) type Operation = (Method, &'static str, Value);
 
-/// What any route answers to a head that it does not take.
+/// Statuses of any route, for a head that is refused.
 const OF_HEADS: &[u16] = &[400, 406, 414, 417, 431];
-/// What a route answers beside that where it needs an identity and a place.
-const OF_PLACES: &[u16] = &[401, 403, 408, 429, 500, 503, 504];
-/// What a route answers beside that where it takes a body.
-const OF_BODIES: &[u16] = &[413, 415, 422];
-/// What the work of an arm may end in.
+/// More statuses of a route that answers with a document, whose requests have a limit.
+const OF_DOCUMENTS: &[u16] = &[503];
+/// More statuses of a route that asks an orchestrator for its arms.
+const OF_ARM_LISTS: &[u16] = &[500, 503, 504];
+/// More statuses of a route that needs an identity and a place among the requests that run.
+const OF_PLACES: &[u16] = &[401, 403, 429, 500, 503, 504];
+/// More statuses of a route with a body.
+const OF_BODIES: &[u16] = &[408, 413, 415, 422];
+/// More statuses of a route that runs an arm.
 pub(crate) const OF_ARMS: &[u16] = &[404, 409, 502];
-/// What the routes of one task answer beside that.
+/// More statuses of the routes of one task.
 const OF_TASKS: &[u16] = &[404, 409, 501];
 
 /// The routes of every server.
 pub(crate) fn operations() -> Vec<Operation> {
     let mut ready = get("ready", "Whether work may be sent here.", reference("Ready"));
     ready["responses"]["503"] = answer(reference("Ready"));
+    let document = |id: &str, summary: &str, output: Value| {
+        let mut operation = get(id, summary, output);
+        fails(&mut operation, OF_DOCUMENTS);
+        operation
+    };
     vec![
-        (Method::GET, "/capabilities", get("capabilities", "What is served here.", reference("Card"))),
+        (Method::GET, "/capabilities", document("capabilities", "What is served here.", reference("Card"))),
         (Method::GET, "/health", get("health", "Whether the process lives.", reference("Health"))),
         (Method::GET, "/ready", ready),
-        (Method::GET, "/openapi.json", get("openapi", "This document.", json!({ "type": "object" }))),
+        (Method::GET, "/openapi.json", document("openapi", "This document.", json!({ "type": "object" }))),
     ]
 }
 
@@ -79,9 +86,15 @@ pub(crate) fn task_operations() -> Vec<Operation> {
         "Continues a failed task with the step that failed, or discards its calls from a step on.",
     );
     push_parameters(&mut rerun, [task_in_path()]);
-    let cards =
-        || place("capabilities", "What is served here, and the arms that are known here.", "Arms", &[]);
-    let arms = place("arms", "The arms that are known here.", "Arms", &[]);
+    let cards = || {
+        place(
+            "capabilities",
+            "What is served here, and the arms that are known here.",
+            "Arms",
+            &[OF_ARM_LISTS],
+        )
+    };
+    let arms = place("arms", "The arms that are known here.", "Arms", &[OF_ARM_LISTS]);
     let journal = "The calls that a task has made, in the order of their answers.";
     vec![
         (Method::GET, "/capabilities", cards()),
@@ -208,46 +221,6 @@ pub(crate) fn problem_response() -> Value {
     response
 }
 
-pub(crate) fn parameters() -> Value {
-    let header = |name: &str, schema: Value, description: &str| json!({ "name": name, "in": "header", "schema": schema, "description": description });
-    let text = || json!({ "type": "string" });
-    let pattern =
-        |pattern: &str, example: &str| json!({ "type": "string", "pattern": pattern, "examples": [example] });
-    let number = |from: u64, to: u64| json!({ "type": "integer", "minimum": from, "maximum": to });
-    json!({
-        "RequestId": header("X-Request-ID", text(), "Names the request: 1 to 128 characters of A-Z, a-z, 0-9, `.`, `_` and `-`. Anything else is replaced. Always echoed."),
-        "CorrelationId": header("X-Correlation-ID", text(), "The same over all hops of one piece of work. Has the form of a request id; anything else is replaced by that."),
-        "Traceparent": header("traceparent", text(), "W3C Trace Context; a malformed one is ignored."),
-        "Tracestate": header("tracestate", text(), "W3C Trace Context, the vendors' part."),
-        "IdempotencyKey": header("Idempotency-Key", pattern(headers::KEY, "\"run-7\""), "Names a request that may be repeated: a quoted string. So far its form is checked, and nothing is replayed."),
-        "Timeout": header("Octollm-Timeout", number(0, u64::MAX), "Milliseconds left; at 0 the answer is 504."),
-        "Budget": header("Octollm-Budget", pattern(&headers::budget(), "tokens=1000;cost_usd=0.5"), "What may be used up, such as tokens=1000;cost_usd=0.5."),
-        "Attempt": header("Octollm-Attempt", number(1, u32::MAX.into()), "1 for the first try."),
-        "TaskId": header("Octollm-Task-Id", text(), "The task that the request belongs to: `task_` and 16 letters or digits. Anything else is ignored."),
-    })
-}
-
-pub(crate) fn headers() -> Value {
-    let header = |schema: Value, description: &str| json!({ "schema": schema, "description": description });
-    let id = inline::<RequestId>;
-    json!({
-        "RequestId": header(id(), "Names the request."),
-        "CorrelationId": header(id(), "The same over all hops of one piece of work."),
-        "Usage": header(json!({ "type": "string" }), "What was used up, such as tokens=12;cost_usd=0.01."),
-    })
-}
-
-/// The schema of a type that refers to no other.
-fn inline<T: JsonSchema>() -> Value {
-    let mut schema = output_schema::<T>();
-    if let Some(schema) = schema.as_object_mut() {
-        for key in ["$schema", "title", "description"] {
-            schema.remove(key);
-        }
-    }
-    schema
-}
-
 /// The schemas of every server's own bodies.
 pub(crate) fn schemas() -> Map<String, Value> {
     let mut schemas = Map::new();
@@ -275,15 +248,7 @@ pub(crate) fn reflex_schemas(schemas: &mut Map<String, Value>) {
     insert(schemas, "Preprocessed", output_schema::<Preprocessed>());
 }
 
-/// The member that repeats an error for clients of other stacks.
-pub(crate) fn nested_error() -> Value {
-    json!({
-        "type": "object", "required": ["code", "message"],
-        "properties": { "code": { "enum": codes() }, "message": { "type": "string" } },
-    })
-}
-
-/// The schema of the envelope around the input of one contract, which the envelope names in any of these forms.
+/// The schema of the envelope around the input of a contract, which has these names.
 pub(crate) fn envelope(names: &[String], input: Value) -> Value {
     let task = json!({ "anyOf": [inline::<TaskId>(), { "type": "null" }] });
     json!({

@@ -1,4 +1,50 @@
-//! The forms of header fields as regular expressions, each exactly what is read.
+//! Header fields in a document. A regular expression matches exactly what is read.
+
+use octollm_core::{contract::output_schema, id::RequestId};
+use schemars::JsonSchema;
+use serde_json::{Value, json};
+
+/// The header fields of requests.
+pub(crate) fn parameters() -> Value {
+    let header = |name: &str, schema: Value, description: &str| json!({ "name": name, "in": "header", "schema": schema, "description": description });
+    let text = || json!({ "type": "string" });
+    let pattern =
+        |pattern: &str, example: &str| json!({ "type": "string", "pattern": pattern, "examples": [example] });
+    let number = |from: u64, to: u64| json!({ "type": "integer", "minimum": from, "maximum": to });
+    json!({
+        "RequestId": header("X-Request-ID", text(), "Names the request: 1 to 128 characters of A-Z, a-z, 0-9, `.`, `_` and `-`. Anything else is replaced. Always echoed."),
+        "CorrelationId": header("X-Correlation-ID", text(), "The same over all hops of one piece of work. Has the form of a request id; anything else is replaced by that."),
+        "Traceparent": header("traceparent", text(), "W3C Trace Context; a malformed one is ignored."),
+        "Tracestate": header("tracestate", text(), "W3C Trace Context, the vendors' part."),
+        "IdempotencyKey": header("Idempotency-Key", pattern(KEY, "\"run-7\""), "Names a request that may be repeated: a quoted string. So far its form is checked, and nothing is replayed."),
+        "Timeout": header("Octollm-Timeout", number(0, u64::MAX), "Milliseconds left; at 0 the answer is 504."),
+        "Budget": header("Octollm-Budget", pattern(&budget(), "tokens=1000;cost_usd=0.5"), "What may be used up, such as tokens=1000;cost_usd=0.5."),
+        "Attempt": header("Octollm-Attempt", number(1, u32::MAX.into()), "1 for the first try."),
+        "TaskId": header("Octollm-Task-Id", text(), "The task that the request belongs to: `task_` and 16 letters or digits. Anything else is ignored."),
+    })
+}
+
+/// The header fields of answers.
+pub(crate) fn headers() -> Value {
+    let header = |schema: Value, description: &str| json!({ "schema": schema, "description": description });
+    let id = inline::<RequestId>;
+    json!({
+        "RequestId": header(id(), "Names the request."),
+        "CorrelationId": header(id(), "The same over all hops of one piece of work."),
+        "Usage": header(json!({ "type": "string" }), "What was used up, such as tokens=12;cost_usd=0.01."),
+    })
+}
+
+/// The schema of a type that refers to no other.
+pub(crate) fn inline<T: JsonSchema>() -> Value {
+    let mut schema = output_schema::<T>();
+    if let Some(schema) = schema.as_object_mut() {
+        for key in ["$schema", "title", "description"] {
+            schema.remove(key);
+        }
+    }
+    schema
+}
 
 /// `Idempotency-Key`: one quoted string of 1 to 255 characters, in which `"` and `\` stand after a `\`.
 pub(crate) const KEY: &str = r#"^"([ !#-\[\]-~]|\\["\\]){1,255}"$"#;
@@ -51,12 +97,16 @@ fn below(digit: u8) -> Option<String> {
 mod tests {
     use std::sync::LazyLock;
 
+    use http::{HeaderMap, HeaderValue};
     use octollm_core::budget::Budget;
     use proptest::{prelude::*, string::string_regex};
     use regex_automata::meta::Regex;
 
     use super::*;
-    use crate::server::head::is_quoted_string;
+    use crate::{
+        server::head::is_quoted_string,
+        wire::{names, read_parts},
+    };
 
     static BUDGETS: LazyLock<Regex> = LazyLock::new(|| Regex::new(&budget()).unwrap());
     static KEYS: LazyLock<Regex> = LazyLock::new(|| Regex::new(KEY).unwrap());
@@ -126,6 +176,26 @@ mod tests {
             agrees(&format!("cost_usd={dollars}"));
             agrees(&format!("cost_usd={dollars}.{part}"));
             agrees(&format!("cost_usd=18446744073.7{part}"));
+        }
+
+        #[test]
+        fn a_whole_number_is_read_where_the_document_says_so(
+            text in "[-+]?[0-9]{0,21}[.e, ]?[0-9]{0,2}",
+            near in 0_u64..100,
+        ) {
+            for (name, limit) in [(names::TIMEOUT, "Timeout"), (names::ATTEMPT, "Attempt")] {
+                let schema = &parameters()[limit]["schema"];
+                let (least, most) = (schema["minimum"].as_u64().unwrap(), schema["maximum"].as_u64().unwrap());
+                let (least, most) = (u128::from(least), u128::from(most));
+                let edge = |value: u128| (value.saturating_sub(50) + u128::from(near)).to_string();
+                for text in [text.clone(), text.trim_matches(|c: char| !c.is_ascii_digit()).into(), edge(least), edge(most)] {
+                    let head = HeaderMap::from_iter([(name.clone(), HeaderValue::try_from(&*text).unwrap())]);
+                    let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
+                    let number = text.parse::<u128>().ok().filter(|_| is_digits);
+                    let is_listed = number.is_some_and(|number| (least..=most).contains(&number));
+                    prop_assert_eq!(read_parts(&head).is_ok(), is_listed, "{} {}", name, text);
+                }
+            }
         }
 
         #[test]

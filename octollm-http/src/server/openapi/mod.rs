@@ -9,12 +9,13 @@ use bytes::Bytes;
 use http::Method;
 use octollm_core::{
     card::ArmCard,
-    contract::{ContractCard, ContractRef},
-    error::ErrorKind,
+    contract::{ContractCard, ContractRef, output_schema},
 };
 use serde_json::{Map, Value, json};
 
-/// A document that is being put together.
+use crate::wire::NestedError;
+
+/// The parts of a document.
 pub(crate) struct Document {
     info: Value,
     paths: Map<String, Value>,
@@ -22,8 +23,28 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// What every server answers.
-    pub(crate) fn of(card: &ArmCard) -> Self {
+    /// The document of a server with this card; `nested` adds the member that repeats an error, and `screens` and `has_tasks`
+    /// the routes of a reflex and of an orchestrator.
+    pub(crate) fn new(card: &ArmCard, nested: bool, screens: bool, has_tasks: bool) -> Self {
+        let mut document = Self::of(card);
+        if nested {
+            document = document.with_nested_errors();
+        }
+        if !card.contracts.is_empty() {
+            document = document.with_contracts(card);
+        }
+        if screens {
+            document = document.with_reflex();
+        }
+        match (has_tasks, screens) {
+            (false, _) => document,
+            (true, false) => document.with_tasks(),
+            (true, true) => document.with_screened_tasks(),
+        }
+    }
+
+    /// The routes of every server.
+    fn of(card: &ArmCard) -> Self {
         let version = if card.version.is_empty() { "0" } else { &card.version };
         let mut info = json!({ "title": card.name, "version": version });
         if !card.description.is_empty() {
@@ -37,9 +58,10 @@ impl Document {
     }
 
     /// Adds the member that repeats an error for clients of other stacks.
-    pub(crate) fn with_nested_errors(mut self) -> Self {
+    fn with_nested_errors(mut self) -> Self {
+        insert(&mut self.schemas, "NestedError", output_schema::<NestedError<'_>>());
         let problem = self.schemas.entry("Problem").or_insert(Value::Null);
-        problem["properties"]["error"] = fixed::nested_error();
+        problem["properties"]["error"] = reference("NestedError");
         if let Some(required) = problem["required"].as_array_mut() {
             required.push("error".into());
         }
@@ -47,7 +69,7 @@ impl Document {
     }
 
     /// Adds the contracts of an arm, each by its own route and all by the envelope.
-    pub(crate) fn with_contracts(mut self, card: &ArmCard) -> Self {
+    fn with_contracts(mut self, card: &ArmCard) -> Self {
         let (method, path, operation) = fixed::execute();
         self.operation(&method, path, operation);
         // The names of the contracts' own schemas come first: no definition of a type takes one.
@@ -60,7 +82,7 @@ impl Document {
     }
 
     /// Adds the routes of tasks.
-    pub(crate) fn with_tasks(mut self) -> Self {
+    fn with_tasks(mut self) -> Self {
         fixed::task_schemas(&mut self.schemas);
         for (method, path, operation) in fixed::task_operations() {
             self.operation(&method, path, operation);
@@ -68,8 +90,8 @@ impl Document {
         self
     }
 
-    /// A reflex may answer a task itself.
-    pub(crate) fn with_screened_tasks(self) -> Self {
+    /// Adds the routes of tasks that a reflex screens, and can answer itself.
+    fn with_screened_tasks(self) -> Self {
         let mut document = self.with_tasks();
         let answers = &mut document.paths.entry("/tasks").or_insert(Value::Null)["post"]["responses"];
         answers["200"] = answers["202"].clone();
@@ -78,7 +100,7 @@ impl Document {
     }
 
     /// Adds the route of a reflex.
-    pub(crate) fn with_reflex(mut self) -> Self {
+    fn with_reflex(mut self) -> Self {
         fixed::reflex_schemas(&mut self.schemas);
         let (method, path, operation) = fixed::preprocess();
         self.operation(&method, path, operation);
@@ -93,8 +115,8 @@ impl Document {
             "paths": self.paths,
             "components": {
                 "schemas": self.schemas,
-                "parameters": fixed::parameters(),
-                "headers": fixed::headers(),
+                "parameters": headers::parameters(),
+                "headers": headers::headers(),
                 "responses": { "Problem": fixed::problem_response() },
             },
         });
@@ -151,14 +173,9 @@ fn operation_id(contract: &ContractCard) -> String {
     }
 }
 
-/// What the schemas of an operation's input, output and chunks are called.
+/// The names of the schemas of an operation's input, output and chunks.
 fn schema_names(operation: &str) -> [String; 3] {
     ["input", "output", "chunk"].map(|part| format!("{operation}.{part}"))
-}
-
-/// Every code that a problem can have.
-fn codes() -> Vec<&'static str> {
-    ErrorKind::ALL.iter().map(|kind| kind.code()).collect()
 }
 
 /// Puts `schema` under `name` into `components`, and each of its `$defs` under a name that no other schema has, so that every
@@ -190,13 +207,13 @@ pub(crate) fn reference(name: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
-/// Component names have letters, digits, `.`, `-` and `_` alone.
+/// The name of a definition, with the letters, digits, `.`, `-` and `_` that component names can have.
 fn definition_name(name: &str, key: &str) -> String {
     let key = key.replace(|c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c)), "_");
     format!("{name}.{key}")
 }
 
-/// `name`, or `name_2`, `name_3` and so on where that is in use: two names can differ by what components cannot have.
+/// `name`, or `name_2`, `name_3` and so on if it is in use, since two names can differ by characters that components cannot have.
 fn unused(components: &Map<String, Value>, name: String) -> String {
     let free = |name: &String| !components.contains_key(name);
     if free(&name) {
@@ -205,14 +222,14 @@ fn unused(components: &Map<String, Value>, name: String) -> String {
     (2_u64..).map(|number| format!("{name}_{number}")).find(free).unwrap_or(name)
 }
 
-/// Where the parts of one schema are among the components.
+/// The component names of the definitions of one schema.
 struct Names<'n> {
     root: &'n str,
     definitions: HashMap<String, String>,
 }
 
 impl Names<'_> {
-    /// Rewrites the references in a schema. What stands for a value, such as a default, is left as it is.
+    /// Rewrites the references in a schema. Values, such as a default, are not changed.
     fn rewrite(&self, schema: &mut Value) {
         let object = match schema {
             Value::Object(object) => object,
@@ -236,7 +253,7 @@ impl Names<'_> {
         }
     }
 
-    /// Where a reference leads among the components, if it leads to a part of this schema.
+    /// The new target of a reference to a part of this schema.
     fn moved(&self, target: &str) -> Option<String> {
         if target == "#" {
             return Some(format!("#/components/schemas/{}", self.root));

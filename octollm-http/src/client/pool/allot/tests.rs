@@ -18,14 +18,14 @@ async fn what_becomes_free_goes_to_the_one_who_waits_longest() {
     let (now, mut pool) = (Instant::now(), Allotment::<u32, &str>::new(LIMITS));
     let lane = lanes(&mut pool, &[0])[0];
     for _ in 0..3 {
-        assert_eq!(pool.ask(lane), Some(Turn::Open(None)));
+        assert_eq!(pool.ask(lane), Some(Permit::Open(None)));
     }
     assert_eq!(pool.ask(lane), None);
     let (first, second) = (pool.wait(lane, "first"), pool.wait(lane, "second"));
     pool.wait(lane, "third");
-    assert_eq!(pool.give_back(lane, 1, now), (Some(("first", lane, Turn::Use(1, now))), None));
+    assert_eq!(pool.give_back(lane, 1, now), (Some(("first", lane, Permit::Use(1, now))), None));
     assert!(pool.withdraw(lane, second) && !pool.withdraw(lane, first));
-    assert_eq!(pool.closed(lane), Some(("third", lane, Turn::Open(None))));
+    assert_eq!(pool.closed(lane), Some(("third", lane, Permit::Open(None))));
     assert_eq!(pool.open, 3);
 }
 
@@ -36,15 +36,15 @@ async fn idle_ones_are_used_freshest_first_and_closed_oldest_first() {
     let mut pool = Allotment::<u32, ()>::new(LIMITS);
     let lane = lanes(&mut pool, &[0, 1]);
     for place in [0, 0, 1, 1] {
-        assert_eq!(pool.ask(lane[place]), Some(Turn::Open(None)));
+        assert_eq!(pool.ask(lane[place]), Some(Permit::Open(None)));
     }
     assert_eq!(pool.give_back(lane[0], 0, at(0)), (None, None));
     assert_eq!(pool.give_back(lane[1], 1, at(1)), (None, None));
     assert_eq!(pool.give_back(lane[0], 2, at(2)), (None, Some(0)), "two may be idle");
     assert_eq!(pool.next_expiry(), Some(at(16)));
-    assert_eq!(pool.ask(lane[0]), Some(Turn::Use(2, at(2))));
-    assert_eq!(pool.ask(lane[0]), Some(Turn::Open(None)));
-    assert_eq!(pool.ask(lane[0]), Some(Turn::Open(Some(1))), "an idle one makes room");
+    assert_eq!(pool.ask(lane[0]), Some(Permit::Use(2, at(2))));
+    assert_eq!(pool.ask(lane[0]), Some(Permit::Open(None)));
+    assert_eq!(pool.ask(lane[0]), Some(Permit::Open(Some(1))), "an idle one makes room");
     assert_eq!(pool.ask(lane[0]), None, "three are a share");
     pool.give_back(lane[0], 3, at(3));
     assert!(pool.expire(at(17)).is_empty());
@@ -70,10 +70,10 @@ async fn arms_that_all_have_callers_waiting_come_to_hold_equally_many_and_then_s
         let (arm, connection) = held.remove(step * 7919 % held.len());
         let (next, surplus) = pool.give_back(lane[arm], connection, now);
         assert_eq!(surplus, None);
-        let (arm, _, turn) = next.unwrap();
-        match turn {
-            Turn::Use(connection, _) => held.push((arm, connection)),
-            Turn::Open(closed) => {
+        let (arm, _, permit) = next.unwrap();
+        match permit {
+            Permit::Use(connection, _) => held.push((arm, connection)),
+            Permit::Open(closed) => {
                 assert!(closed.is_some() && step < 500, "step {step}");
                 opened += 1;
                 held.push((arm, 0));
@@ -127,10 +127,10 @@ struct Model {
 }
 
 impl Model {
-    fn turn(&mut self, lane: usize, turn: Turn<u32>) {
-        let connection = match turn {
-            Turn::Use(connection, _) => connection,
-            Turn::Open(_) => {
+    fn permit(&mut self, lane: usize, permit: Permit<u32>) {
+        let connection = match permit {
+            Permit::Use(connection, _) => connection,
+            Permit::Open(_) => {
                 self.made += 1;
                 self.made
             }
@@ -138,13 +138,13 @@ impl Model {
         self.held.push((lane, connection));
     }
 
-    fn next(&mut self, next: Option<(u32, LaneId, Turn<u32>)>) {
-        let Some((waiter, LaneId(lane), turn)) = next else { return };
+    fn next(&mut self, next: Option<(u32, LaneId, Permit<u32>)>) {
+        let Some((waiter, LaneId(lane), permit)) = next else { return };
         let place = self.waiting.iter().position(|(_, _, name)| *name == waiter).unwrap();
         self.waiting.remove(place);
         assert!(self.served[lane] < waiter, "in their order");
         self.served[lane] = waiter;
-        self.turn(lane, turn);
+        self.permit(lane, permit);
     }
 }
 
@@ -164,7 +164,7 @@ proptest! {
             now += Duration::from_secs(1);
             match event {
                 Event::Ask(place) => match pool.ask(lane[place]) {
-                    Some(turn) => model.turn(place, turn),
+                    Some(permit) => model.permit(place, permit),
                     None => model.waiting.push((place, pool.wait(lane[place], name), name)),
                 },
                 Event::GiveBack(n) if !model.held.is_empty() => {

@@ -1,47 +1,93 @@
-//! Reading the body of a request whole, within limits.
+//! The body of a request, and reading it whole within limits.
 
 use std::{
     error::Error,
+    fmt,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::atomic::{AtomicUsize, Ordering},
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use http_body::Body;
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use octollm_core::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
 };
 
-/// How much of a body is read, and for how long.
+use crate::wire::BodyBuffer;
+
+/// The body of a request, streamed.
+///
+/// It fails if the connection is lost or its bytes are not HTTP.
+pub struct RequestBody(UnsyncBoxBody<Bytes, BoxError>);
+
+impl RequestBody {
+    pub(crate) fn new<B>(body: B) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        Self(body.map_err(Into::into).boxed_unsync())
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody").field("size", &self.size_hint()).finish()
+    }
+}
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// The limits on reading a body.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BodyLimits<'a> {
     pub(crate) bytes: usize,
     pub(crate) time: Duration,
-    /// The caller's own deadline.
+    /// Deadline of the caller.
     pub(crate) deadline: Option<Deadline>,
-    /// What all bodies that are still arriving may hold.
-    pub(crate) arriving: &'a Arriving,
+    /// The bytes of all bodies that are still arriving.
+    pub(crate) arriving: &'a ArrivingBytes,
 }
 
 /// The bytes of all bodies that are still arriving.
 #[derive(Debug)]
-pub(crate) struct Arriving {
+pub(crate) struct ArrivingBytes {
     bytes: AtomicUsize,
     most: usize,
 }
 
-/// The part of them that is one body's.
+/// The share of one body in [`ArrivingBytes`].
 struct Share<'a> {
-    arriving: &'a Arriving,
+    arriving: &'a ArrivingBytes,
     bytes: usize,
 }
 
-impl Arriving {
+impl ArrivingBytes {
     pub(crate) fn new(most: usize) -> Self {
         Self { bytes: AtomicUsize::new(0), most }
     }
@@ -73,11 +119,12 @@ impl Drop for Share<'_> {
 /// Reads a whole body.
 ///
 /// # Errors
-/// Too large, at the byte or by what it says of itself; too late; too much with all others that are arriving; or broken off.
+/// The body is too large, in fact or as declared; it arrives too slowly; all arriving bodies together are too large; or the
+/// connection was lost.
 pub(crate) async fn read<B>(body: B, limits: BodyLimits<'_>) -> Result<Bytes, Failure>
 where
     B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B::Error: Into<BoxError>,
 {
     if body.size_hint().lower() > limits.bytes as u64 {
         return Err(too_large(limits.bytes));
@@ -100,10 +147,10 @@ where
     })
 }
 
-/// The output of a future that needs no more than one turn of the event loop.
+/// The output of a future that completes at its second poll.
 ///
-/// hyper hands over the body of an HTTP/1 request only after it was asked for it once: the first `Pending` says nothing
-/// about the caller. A body that has arrived is had in the second turn, without the cost of a timer.
+/// hyper yields the body of an HTTP/1 request only after a first poll, which returns `Pending`. A body that has arrived is read at
+/// the second poll, without the cost of a timer.
 async fn soon<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     let mut asked = false;
     poll_fn(move |cx| match future.as_mut().poll(cx) {
@@ -118,49 +165,41 @@ async fn soon<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
     .await
 }
 
-async fn collect<B>(body: B, most: usize, arriving: &Arriving) -> Result<Bytes, Failure>
+async fn collect<B>(body: B, most: usize, arriving: &ArrivingBytes) -> Result<Bytes, Failure>
 where
     B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
+    B::Error: Into<BoxError>,
 {
     let mut body = pin!(body);
     let mut share = arriving.share();
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
+    let mut whole = BodyBuffer::default();
     while !body.is_end_stream() {
         let Some(frame) = body.frame().await else { break };
         let frame = frame.map_err(broken_off)?;
         let Ok(data) = frame.into_data() else { continue };
-        if data.len() > most - first.len().max(rest.len()) {
+        if data.len() > most - whole.len() {
             return Err(too_large(most));
         }
-        // A body of one piece, as most are, is neither copied nor counted: it is there at once.
-        if first.is_empty() && rest.is_empty() && body.is_end_stream() {
+        // A body of one piece, as most are, is not counted: it is there at once.
+        if whole.len() == 0 && body.is_end_stream() {
             return Ok(data);
         }
         share.add(data.len())?;
-        if first.is_empty() && rest.is_empty() {
-            first = data;
-            continue;
-        }
-        if rest.is_empty() {
-            rest.extend_from_slice(&first);
-        }
-        rest.extend_from_slice(&data);
+        whole.push(data);
     }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
+    Ok(whole.into_bytes())
 }
 
 fn too_large(most: usize) -> Failure {
     Failure::new(ErrorKind::PayloadTooLarge, format!("the body is larger than {most} bytes"))
 }
 
-fn broken_off(error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
-    tracing::debug!(error = %error.into(), "body broken off");
-    Failure::new(ErrorKind::BadRequest, "the body is malformed or was broken off")
+fn broken_off(error: impl Into<BoxError>) -> Failure {
+    tracing::debug!(error = %error.into(), "the body ended early");
+    Failure::new(ErrorKind::BadRequest, "the body is malformed or incomplete")
 }
 
-/// More than this server takes at once.
+/// The failure of a server that is at one of its limits.
 pub(crate) fn overloaded() -> Failure {
     let mut failure = Failure::of(ErrorKind::Overloaded);
     failure.retry_after = Some(Duration::from_secs(1));
@@ -177,7 +216,7 @@ mod tests {
 
     use super::*;
 
-    static ARRIVING: Arriving = Arriving { bytes: AtomicUsize::new(0), most: 20 };
+    static ARRIVING: ArrivingBytes = ArrivingBytes { bytes: AtomicUsize::new(0), most: 20 };
     const LIMITS: BodyLimits<'static> =
         BodyLimits { bytes: 8, time: Duration::from_secs(30), deadline: None, arriving: &ARRIVING };
 
@@ -220,7 +259,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_all_bodies_hold_is_bounded() {
-        let arriving = Arriving::new(5);
+        let arriving = ArrivingBytes::new(5);
         let limits = BodyLimits { arriving: &arriving, ..LIMITS };
         let unended = frames(&["123"]).chain(stream::pending::<Result<Frame<Bytes>, Infallible>>());
         let mut waiting = Box::pin(read(StreamBody::new(unended), limits));

@@ -1,4 +1,4 @@
-//! A connection on loan from the pool.
+//! Checking a connection out of the pool, and giving it back.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -10,29 +10,30 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Connection, ExchangeError, Key, LaneId, Origin, Shared, Turn, allot::Ticket, jittered};
-use crate::io::BoxIo;
+use super::{Connection, ExchangeError, Key, LaneId, Origin, Permit, Shared, allot::Ticket, jittered};
+use crate::io::Io;
 
-/// The right to one connection. When it is dropped, the connection is given back or closed, and the next caller served.
-pub(super) struct Lease {
+/// A connection of the pool, or the permission to open one. When it is dropped, the connection is given back or closed, and the
+/// next caller is served.
+pub(super) struct PooledConnection {
     pool: Arc<Shared>,
     lane: LaneId,
     runtime: runtime::Id,
     connection: Option<Box<Connection>>,
     /// Whether the connection can be given back.
     is_fit: bool,
-    /// Since when the connection has been idle; `None` once that has been looked at.
+    /// Begin of the time without a call; `None` once that is checked.
     idle_since: Option<Instant>,
 }
 
-/// A server may have closed a connection that was idle for so long without the runtime having looked at its socket.
+/// Idle time after which a server may have closed the connection while the runtime has not yet polled its socket.
 const RESTED: Duration = Duration::from_micros(30);
 
-impl Lease {
-    /// A connection, or room for one, as soon as it is this caller's turn.
+impl PooledConnection {
+    /// Waits until the caller is served.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] where that takes too long.
+    /// [`ErrorKind::Timeout`] after the time limit on waiting.
     pub(super) async fn new(
         pool: &Arc<Shared>,
         arm: &Arc<str>,
@@ -49,9 +50,9 @@ impl Lease {
             let mut state = pool.state();
             let lane = state.lane(key);
             match state.allotment.ask(lane) {
-                Some(turn) => {
+                Some(permit) => {
                     drop(state);
-                    return Ok(Self::granted(pool, (lane, runtime), turn));
+                    return Ok(Self::granted(pool, (lane, runtime), permit));
                 }
                 None => {
                     let (sender, served) = oneshot::channel();
@@ -60,17 +61,17 @@ impl Lease {
                 }
             }
         };
-        waiting.turn(deadline).await
+        waiting.permit(deadline).await
     }
 
     fn granted(
         pool: &Arc<Shared>,
         (lane, runtime): (LaneId, runtime::Id),
-        turn: Turn<Box<Connection>>,
+        permit: Permit<Box<Connection>>,
     ) -> Self {
-        let (connection, idle_since) = match turn {
-            Turn::Use(connection, since) => (Some(connection), Some(since)),
-            Turn::Open(evicted) => {
+        let (connection, idle_since) = match permit {
+            Permit::Use(connection, since) => (Some(connection), Some(since)),
+            Permit::Open(evicted) => {
                 drop(evicted);
                 (None, None)
             }
@@ -78,7 +79,8 @@ impl Lease {
         Self { pool: Arc::clone(pool), lane, runtime, is_fit: connection.is_some(), connection, idle_since }
     }
 
-    /// The connection, and whether it was used before. From now on it is closed, unless it is [kept](Self::keep).
+    /// Returns the connection, opened if needed, and whether it was used before. It is closed on drop unless it is
+    /// [given back](Self::give_back).
     pub(super) async fn connection(
         &mut self,
         origin: &Origin,
@@ -95,7 +97,7 @@ impl Lease {
         }
     }
 
-    /// Whether there is a connection that was used before and is still good.
+    /// Whether there is a connection that was used before and is still open.
     async fn find_alive(&mut self) -> bool {
         self.is_fit = false;
         while let Some(connection) = &mut self.connection {
@@ -103,7 +105,7 @@ impl Lease {
             let idle =
                 self.idle_since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
             if idle >= RESTED {
-                // Lets the runtime look at its sockets, so that a close by the server is known.
+                // Lets the runtime poll its sockets, so that a close by the server is seen.
                 tokio::task::yield_now().await;
             }
             if idle < self.pool.config.idle_timeout && connection.is_alive(now, idle) {
@@ -114,7 +116,7 @@ impl Lease {
         false
     }
 
-    /// Closes the connection. Another one that is idle takes its place, where there is one.
+    /// Closes the connection, and replaces it by an idle one if there is one.
     pub(super) fn discard(&mut self) {
         self.connection = None;
         let other = self.pool.state().allotment.replace(self.lane);
@@ -123,16 +125,16 @@ impl Lease {
         }
     }
 
-    /// The exchange has ended well: the connection can be used again, as far as it says.
-    pub(super) fn keep(mut self) {
+    /// Gives the connection back after an exchange, if it can be used again.
+    pub(super) fn give_back(mut self) {
         self.is_fit = self.connection.as_ref().is_some_and(|connection| connection.is_reusable());
     }
 }
 
-impl Drop for Lease {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         let connection = self.connection.take().filter(|_| self.is_fit);
-        // What is not given back is closed by now, before another is opened in its place.
+        // A connection that is not given back is closed before another one is opened in its place.
         let is_idle = connection.is_some();
         let mut state = self.pool.state();
         let (next, surplus) = match connection {
@@ -144,9 +146,9 @@ impl Drop for Lease {
         drop(state);
         drop(surplus);
         match next {
-            // Where the waiter has just gone away, this drops the lease, which is given back at once.
-            Some(((waiter, runtime), lane, turn)) => {
-                drop(waiter.send(Self::granted(&self.pool, (lane, runtime), turn)));
+            // If the waiting caller has just gone away, this drops the connection, which is given back at once.
+            Some(((waiter, runtime), lane, permit)) => {
+                drop(waiter.send(Self::granted(&self.pool, (lane, runtime), permit)));
             }
             None if reap => self.pool.reap(),
             None => {}
@@ -154,28 +156,28 @@ impl Drop for Lease {
     }
 }
 
-/// A caller whose turn it is not yet.
+/// A caller that is not served yet.
 struct Waiting<'a> {
     pool: &'a Arc<Shared>,
     lane: LaneId,
     ticket: Ticket,
-    served: Option<oneshot::Receiver<Lease>>,
+    served: Option<oneshot::Receiver<PooledConnection>>,
 }
 
 impl Waiting<'_> {
-    async fn turn(mut self, deadline: Option<Deadline>) -> Result<Lease, ExchangeError> {
+    async fn permit(mut self, deadline: Option<Deadline>) -> Result<PooledConnection, ExchangeError> {
         let limit = self.pool.config.pool_wait;
         let Some(served) = &mut self.served else { return Err(all_busy()) };
         let served_first = deadline.is_some_and(|deadline| deadline.remaining() <= limit);
-        let lease = if served_first {
+        let pooled = if served_first {
             served.await.ok()
         } else {
             timeout(limit, served).await.ok().and_then(Result::ok)
         };
-        if lease.is_some() {
+        if pooled.is_some() {
             self.served = None;
         }
-        lease.ok_or_else(all_busy)
+        pooled.ok_or_else(all_busy)
     }
 }
 
@@ -183,7 +185,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if let Some(served) = self.served.take() {
             self.pool.state().allotment.withdraw(self.lane, self.ticket);
-            // A lease that has come meanwhile is given back, which takes the lock again.
+            // A connection that has arrived meanwhile is given back, which takes the lock again.
             drop(served);
         }
     }
@@ -195,7 +197,7 @@ fn all_busy() -> ExchangeError {
 
 /// # Errors
 /// [`ErrorKind::Unreachable`]: nothing was sent.
-async fn connect(pool: &Shared, origin: &Origin) -> Result<BoxIo, ExchangeError> {
+async fn connect(pool: &Shared, origin: &Origin) -> Result<Box<dyn Io>, ExchangeError> {
     let unusable = |_| ExchangeError::new(ErrorKind::BadRequest, "the origin is no URI").before_execution();
     let to = Uri::builder()
         .scheme("http")
@@ -208,17 +210,17 @@ async fn connect(pool: &Shared, origin: &Origin) -> Result<BoxIo, ExchangeError>
         Ok(Ok(socket)) => Ok(socket),
         Ok(Err(error)) => {
             Err(ExchangeError::new(ErrorKind::Unreachable, format!("no connection: {}", reason(&error)))
-                .with_source(error))
+                .caused_by(error))
         }
         Err(_) => Err(ExchangeError::new(ErrorKind::Unreachable, format!("no connection within {limit:?}"))),
     }
 }
 
-/// The kind alone: the system's own text may name addresses.
+/// The kind of the error alone, since the text of the system may name addresses.
 fn reason(error: &io::Error) -> String {
     use io::ErrorKind::*;
     match error.kind() {
-        // Name lookups have no kind of their own.
+        // Name lookups have no kind.
         kind if error.raw_os_error().is_some() => kind.to_string(),
         kind @ (ConnectionRefused | ConnectionReset | ConnectionAborted | TimedOut | UnexpectedEof
         | BrokenPipe | InvalidData | InvalidInput | PermissionDenied) => kind.to_string(),

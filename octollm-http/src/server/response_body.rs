@@ -1,4 +1,4 @@
-//! Bodies: of requests, as they come; of answers, whole or as they come.
+//! The body of an answer: whole or streamed.
 
 use std::{
     error::Error,
@@ -17,21 +17,16 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{limited::Running, streams::Stream};
+use super::{limited::RunningCall, streams::Stream};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// The body of a request, as it comes.
-///
-/// Its errors are those of the connection: the caller broke off, or wrote what is not HTTP.
-pub struct RequestBody(UnsyncBoxBody<Bytes, BoxError>);
-
 /// The body of an answer.
 ///
-/// It holds the place that its request has among those that run, until it is sent or dropped.
+/// Its request counts as running until the body is sent or dropped.
 pub struct ResponseBody {
     content: Content,
-    /// Given back with the body, or with the last of its memory where that is large.
+    /// Released with the body, or with the last of its memory if that is large.
     place: Option<OwnedSemaphorePermit>,
     sender: Sender,
 }
@@ -39,7 +34,7 @@ pub struct ResponseBody {
 enum Content {
     Nothing,
     Whole(Bytes),
-    /// A large one, in slices of memory whose end says that it is sent.
+    /// A large body, in slices of memory whose drop reports that it is sent.
     Large {
         rest: Bytes,
         sent: Arc<Sent>,
@@ -47,65 +42,29 @@ enum Content {
     Streamed(Streamed),
 }
 
-/// A body that comes in pieces.
+/// A streamed body.
 struct Streamed {
     body: UnsyncBoxBody<Bytes, BoxError>,
-    /// Of a piece that is sent on a stream of HTTP/2, what is still to be handed on.
+    /// On a stream of HTTP/2, the rest of a piece that is sent in parts.
     rest: Bytes,
-    /// Whether the last piece of that kind is sent.
+    /// Whether the last such piece is sent.
     sent: Option<Arc<Sent>>,
-    /// Nothing more comes.
+    /// The body has ended.
     ended: bool,
 }
 
-/// What sends a body, and learns from it how far it is.
+/// The connection that sends a body, which reports its progress there.
 enum Sender {
     Unknown,
-    Http1 { _running: Running },
+    Http1 { _running: RunningCall },
     Http2(Arc<Stream>),
 }
 
-/// A body beyond this many bytes is large: the memory itself holds its place. On a stream of HTTP/2 it is sent in pieces of
-/// this size, since h2 takes each piece in whole, whatever the caller's window.
+/// Bytes beyond which a body is large: its memory itself holds its place. On a stream of HTTP/2 it is sent in pieces of this
+/// size, since h2 buffers each piece whole, whatever the window of the caller.
 const LARGE: usize = 16 * 1024;
-/// On a stream of HTTP/2 whatever is beyond this many bytes is waited for until it is sent.
+/// On a stream of HTTP/2, bytes beyond which a body waits until it is sent.
 const SMALL: usize = 1024;
-
-impl RequestBody {
-    pub(crate) fn new<B>(body: B) -> Self
-    where
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
-        Self(body.map_err(Into::into).boxed_unsync())
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
-    }
-}
-
-impl fmt::Debug for RequestBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestBody").field("size", &self.size_hint()).finish()
-    }
-}
 
 impl ResponseBody {
     pub(crate) fn empty() -> Self {
@@ -130,7 +89,7 @@ impl ResponseBody {
         Self { content: Content::Streamed(streamed), ..Self::empty() }
     }
 
-    /// Gives it the place of its request to hold.
+    /// Holds the place of its request.
     pub(crate) fn hold(&mut self, place: OwnedSemaphorePermit) {
         match &mut self.content {
             Content::Nothing => {}
@@ -142,14 +101,14 @@ impl ResponseBody {
         }
     }
 
-    /// It is sent as the answer to a call over HTTP/1.
-    pub(crate) fn sent_by_http1(&mut self, running: Running) {
+    /// Marks the body as sent over HTTP/1.
+    pub(crate) fn sent_by_http1(&mut self, running: RunningCall) {
         if !matches!(self.content, Content::Nothing) {
             self.sender = Sender::Http1 { _running: running };
         }
     }
 
-    /// It is sent on a stream of HTTP/2.
+    /// Marks the body as sent on a stream of HTTP/2.
     pub(crate) fn sent_by_http2(&mut self, stream: Arc<Stream>) {
         if let Content::Whole(bytes) = &mut self.content
             && bytes.len() > SMALL
@@ -175,7 +134,7 @@ impl Body for ResponseBody {
         if let Sender::Http2(stream) = &this.sender {
             match &polled {
                 Poll::Ready(_) => stream.writes(),
-                // The caller has yet to take what was written last.
+                // The caller has yet to read what was written last.
                 Poll::Pending if this.content.is_all_written() => {}
                 Poll::Pending => stream.rests(),
             }
@@ -221,7 +180,7 @@ impl Default for ResponseBody {
 }
 
 impl Content {
-    /// Whether nothing is waited for but the caller.
+    /// Whether only the caller is waited for.
     fn is_all_written(&self) -> bool {
         matches!(self, Self::Large { .. } | Self::Streamed(Streamed { ended: true, .. }))
     }
@@ -244,7 +203,7 @@ impl Content {
             Self::Large { rest, .. } if in_pieces && rest.len() > LARGE => {
                 Poll::Ready(Some(Ok(Frame::data(rest.split_to(LARGE)))))
             }
-            // The last of it leaves no reference here, so that its memory is gone once it is sent.
+            // No reference to the last piece is left here, so that its memory is released once it is sent.
             Self::Large { rest, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(rest))))),
             Self::Streamed(streamed) => streamed.poll(in_pieces, cx),
         }
@@ -257,7 +216,7 @@ impl Streamed {
         in_pieces: bool,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        // What the body itself holds on to is let go only once all is sent.
+        // The body is released only once all of it is sent.
         self.ended |= self.rest.is_empty() && self.sent.is_some() && self.body.is_end_stream();
         if self.rest.is_empty() && !self.ended {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
@@ -275,7 +234,7 @@ impl Streamed {
         }
         if !self.rest.is_empty() {
             let piece = match self.rest.len() {
-                // No reference is left here, so that the memory is gone once it is sent.
+                // No reference is left here, so that the memory is released once it is sent.
                 ..=LARGE => std::mem::take(&mut self.rest),
                 _ => self.rest.split_to(LARGE),
             };
@@ -288,14 +247,14 @@ impl Streamed {
     }
 }
 
-/// The same bytes, and what says whether they are sent.
+/// The same bytes, with the flag that is set once they are sent.
 fn until_sent(bytes: Bytes, place: Option<OwnedSemaphorePermit>) -> (Bytes, Arc<Sent>) {
     let sent = Arc::new(Sent::default());
     let memory = Memory { bytes, sent: sent.clone(), _place: place };
     (Bytes::from_owner(memory), sent)
 }
 
-/// The memory of a large body. It is dropped when the last piece of it is written to the connection, or given up.
+/// The memory of a large body. It is dropped when the last piece is written to the connection or discarded.
 struct Memory {
     bytes: Bytes,
     sent: Arc<Sent>,
@@ -315,7 +274,7 @@ impl Drop for Memory {
     }
 }
 
-/// Whether a body's memory is gone.
+/// Whether the memory of a body is released.
 #[derive(Default)]
 struct Sent {
     done: AtomicBool,

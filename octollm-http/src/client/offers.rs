@@ -1,0 +1,355 @@
+//! Offers: which contracts are served at which URLs, and the requests that are sent there.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Uri,
+    header::{ACCEPT, CONTENT_TYPE, HOST},
+    uri::PathAndQuery,
+};
+use octollm_core::{
+    card::ArmCard,
+    contract::{ContractCard, ContractRef, Keys},
+    error::{ErrorKind, Failure},
+    parts::ContextParts,
+    transport::Call,
+};
+
+use super::exchange::Target;
+use crate::wire;
+
+/// The URL of a service: `http://host:port`, with a path if the service is mounted. It is cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Endpoint(Arc<Inner>);
+
+#[derive(PartialEq, Eq)]
+struct Inner {
+    /// Without a slash at its end.
+    url: Arc<str>,
+    host: HeaderValue,
+}
+
+const MALFORMED: &str = "is not a URL such as http://judge-arm:8103";
+
+impl Endpoint {
+    /// # Errors
+    /// The problem of the URL. The text does not repeat the URL, which could hold credentials.
+    pub(super) fn parse(url: &str) -> Result<Self, &'static str> {
+        let url = url.trim();
+        if url.is_empty() {
+            return Err("has an empty URL");
+        }
+        if url.contains(['?', '#']) {
+            return Err("has a query or a fragment");
+        }
+        let uri: Uri = url.parse().map_err(|_| MALFORMED)?;
+        match uri.scheme_str() {
+            None => return Err("has no scheme: write http://host:port"),
+            Some("http") => {}
+            Some("https") => {
+                return Err(
+                    "is https, which is not supported yet: put a TLS proxy beside this service, or use http",
+                );
+            }
+            Some(_) => return Err("has a scheme other than http"),
+        }
+        let authority = uri.authority().ok_or(MALFORMED)?;
+        if authority.as_str().contains('@') {
+            return Err("holds credentials, which would end up in logs: use tokens");
+        }
+        let explicit_port = authority.as_str().len() > authority.host().len();
+        if authority.host().is_empty() || (explicit_port && authority.port_u16().is_none_or(|port| port == 0))
+        {
+            return Err(MALFORMED);
+        }
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| MALFORMED)?;
+        let url = format!("http://{authority}{}", uri.path().trim_end_matches('/'));
+        Ok(Self(Arc::new(Inner { url: url.into(), host })))
+    }
+
+    /// The URL as it was given, without a slash at its end.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0.url
+    }
+
+    pub(super) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0.url)
+    }
+
+    /// Creates a request for JSON with these parts. The time left until the deadline is written now.
+    pub(super) fn request(
+        &self,
+        method: Method,
+        uri: Uri,
+        body: Option<Bytes>,
+        parts: &ContextParts,
+    ) -> Request<Bytes> {
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+        let mut head = HeaderMap::with_capacity(HEADERS);
+        head.insert(HOST, self.0.host.clone());
+        head.insert(ACCEPT, JSON);
+        if body.is_some() {
+            head.insert(CONTENT_TYPE, JSON);
+        }
+        wire::write_parts(parts, &mut head);
+        let mut request = Request::new(body.unwrap_or_default());
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = head;
+        request
+    }
+
+    /// The URI of a path that begins with a slash. `None` if it could be read as anything but a path below this URL.
+    pub(super) fn uri(&self, path: &str) -> Option<Uri> {
+        if !path.starts_with('/') || path.starts_with("//") || leads_upwards(path) {
+            return None;
+        }
+        path.parse::<PathAndQuery>().ok()?;
+        format!("{}{path}", self.0.url).parse().ok()
+    }
+}
+
+/// Whether a server, or a proxy before it, could read a segment as a step upwards. Escapes are read as what they stand for.
+fn leads_upwards(path: &str) -> bool {
+    let path = path.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase();
+    let path = path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
+    path.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An arm as configured.
+#[derive(Debug)]
+pub(super) struct ConfiguredArm {
+    pub(super) id: Arc<str>,
+    /// At least one.
+    pub(super) endpoints: Vec<Endpoint>,
+    /// Position of the first endpoint among those of all arms.
+    pub(super) first_site: usize,
+    /// Card, for an arm that has none of its own.
+    pub(super) card: Option<ArmCard>,
+}
+
+/// The offers of one contract: every arm that serves it, at each of its URLs.
+#[derive(Debug)]
+pub(super) struct Offers {
+    offers: Vec<Offer>,
+    /// Position of the offer that the next call begins with.
+    turn: AtomicUsize,
+}
+
+/// One contract, at one URL of one arm.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) arm: Arc<str>,
+    pub(super) endpoint: Endpoint,
+    uri: Uri,
+    /// Position among all endpoints of the directory.
+    pub(super) site: usize,
+    pub(super) timeout: Duration,
+    /// Whether a call with a key runs once, whichever process of the arm it reaches.
+    honours_keys: bool,
+    /// Fingerprint of the arm's schemas; empty where the card has none.
+    pub(super) fingerprint: String,
+    /// Set at the first call with schemas.
+    pub(super) drift: OnceLock<Option<Drift>>,
+}
+
+/// The fingerprints of a contract whose schemas differ between caller and arm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Drift {
+    pub(super) ours: String,
+    pub(super) theirs: String,
+}
+
+impl Offers {
+    /// Position of the offer that this call begins with.
+    pub(super) fn next_turn(&self) -> usize {
+        match self.offers.len() {
+            0 | 1 => 0,
+            many => self.turn.fetch_add(1, Ordering::Relaxed) % many,
+        }
+    }
+
+    /// The steps of [`offer`](Self::offer).
+    pub(super) fn steps(&self) -> Range<usize> {
+        0..2 * self.offers.len()
+    }
+
+    /// The offer of a step, if it has one. Over all steps each offer occurs once: first those that are not in `avoid`, from `turn`
+    /// on, then the others.
+    pub(super) fn offer(&self, turn: usize, step: usize, avoid: &[Arc<str>]) -> Option<&Offer> {
+        let offer = self.offers.get((turn + step) % self.offers.len().max(1))?;
+        let is_avoided = avoid.iter().any(|tried| **tried == *offer.endpoint.as_str());
+        (is_avoided == (step >= self.offers.len())).then_some(offer)
+    }
+
+    /// Whether both have the same arms and URIs.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let places = |all: &Self| {
+            all.offers.iter().map(|offer| (Arc::clone(&offer.arm), offer.uri.clone())).collect::<Vec<_>>()
+        };
+        places(self) == places(other)
+    }
+
+    /// Whether a call with a key runs once, however often it is sent and wherever.
+    pub(super) fn honours_keys(&self) -> bool {
+        let mut arms = self.offers.iter().map(|offer| &offer.arm);
+        let first = arms.next();
+        arms.all(|arm| Some(arm) == first) && self.offers.iter().all(|offer| offer.honours_keys)
+    }
+
+    pub(super) fn at_site(&self, site: usize) -> Option<&Offer> {
+        self.offers.iter().find(|offer| offer.site == site)
+    }
+}
+
+impl Offer {
+    /// The request of one call.
+    pub(super) fn request(&self, call: &Call) -> Request<Bytes> {
+        let (uri, input) = (self.uri.clone(), Some(call.input.clone()));
+        let mut request = self.endpoint.request(Method::POST, uri, input, &call.parts);
+        if let Some(key) = &call.key {
+            wire::write_key(key, request.headers_mut());
+        }
+        request
+    }
+
+    pub(super) fn target(&self, call: &Call, work: Duration) -> Target {
+        Target {
+            arm: Arc::clone(&self.arm),
+            endpoint: self.endpoint.shared(),
+            contract: Some(call.contract.clone()),
+            idempotent: call.is_idempotent(),
+            deadline: call.parts.deadline,
+            work,
+        }
+    }
+}
+
+/// Header fields of a usual call, with room for a token.
+const HEADERS: usize = 12;
+
+impl Drift {
+    /// Adds the fingerprints to a failure that may come from the difference.
+    pub(super) fn explain(&self, failure: &mut Failure) {
+        if !matches!(failure.kind, ErrorKind::ValidationFailed | ErrorKind::BadResponse) {
+            return;
+        }
+        failure.message.push_str("; the schemas of caller and arm differ");
+        let schemas = serde_json::json!({ "caller": self.ours, "arm": self.theirs });
+        match &mut failure.details {
+            Some(serde_json::Value::Object(details)) => {
+                details.insert("schemas".into(), schemas);
+            }
+            details => *details = Some(serde_json::json!({ "schemas": schemas })),
+        }
+    }
+}
+
+/// The offers of the contracts that these cards list.
+pub(super) fn all<'a>(
+    arms: impl Iterator<Item = (&'a ConfiguredArm, &'a ArmCard)>,
+) -> HashMap<ContractRef, Arc<Offers>> {
+    let mut found: HashMap<ContractRef, Vec<Offer>> = HashMap::new();
+    for (arm, card) in arms {
+        for contract in &card.contracts {
+            let Some(reference) = contract.reference() else { continue };
+            let endpoints = arm.endpoints.iter().zip(arm.first_site..);
+            let offers = endpoints.filter_map(|(endpoint, site)| offer(&arm.id, endpoint, site, contract));
+            found.entry(reference).or_default().extend(offers);
+        }
+    }
+    let shared = |offers| Arc::new(Offers { offers, turn: AtomicUsize::new(0) });
+    found
+        .into_iter()
+        .filter(|(_, offers)| !offers.is_empty())
+        .map(|(contract, offers)| (contract, shared(offers)))
+        .collect()
+}
+
+/// The offer of a contract at an endpoint. `None` if the path in the card is invalid.
+fn offer(arm: &Arc<str>, endpoint: &Endpoint, site: usize, contract: &ContractCard) -> Option<Offer> {
+    Some(Offer {
+        arm: Arc::clone(arm),
+        endpoint: endpoint.clone(),
+        uri: endpoint.uri(&contract.path)?,
+        site,
+        timeout: Duration::from_millis(contract.timeout_ms),
+        honours_keys: contract.keys == Keys::Shared,
+        fingerprint: contract.fingerprint.clone(),
+        drift: OnceLock::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_urls_of_services() {
+        for (url, read) in [
+            ("http://judge:8103", "http://judge:8103"),
+            (" http://judge:8103/ ", "http://judge:8103"),
+            ("http://host/arms/judge/", "http://host/arms/judge"),
+            ("http://[::1]:80", "http://[::1]:80"),
+        ] {
+            assert_eq!(Endpoint::parse(url).unwrap().as_str(), read);
+        }
+        let mounted = Endpoint::parse("http://host:1/arms/judge").unwrap();
+        assert_eq!(mounted.uri("/validate").unwrap(), "http://host:1/arms/judge/validate");
+        assert_eq!(mounted.0.host, "host:1");
+        assert_eq!(mounted.uri("/tasks?after=x..").unwrap().query(), Some("after=x.."));
+        for path in ["validate", "//elsewhere/x", "", "/with space", "@elsewhere", "/a\r\nb: c"] {
+            assert_eq!(mounted.uri(path), None, "{path}");
+        }
+        for path in [
+            "/../x",
+            "/a/..",
+            "/./x",
+            "/a/%2E%2e/x",
+            "/a%2f..%2Fx",
+            "/..\\x",
+            "/%2e%2e%5cx",
+            "/..?x",
+            "/..#x",
+        ] {
+            assert_eq!(mounted.uri(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_leads_nowhere() {
+        for (url, problem) in [
+            ("", "empty"),
+            ("  ", "empty"),
+            ("judge:8103", "no scheme"),
+            ("/judge", "no scheme"),
+            ("https://judge", "https"),
+            ("ftp://judge", "other than http"),
+            ("http://me:secret@judge", "credentials"),
+            ("http://judge?x=1", "query"),
+            ("http://judge/#x", "query"),
+            ("http://", "not a URL"),
+            ("http://judge:port", "not a URL"),
+            ("http://judge:99999", "not a URL"),
+            ("http://ju dge", "not a URL"),
+        ] {
+            assert!(Endpoint::parse(url).unwrap_err().contains(problem), "{url}");
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! The routes of an arm: its contracts, its card, and its health.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{FutureExt, future::join_all};
+use http::{Method, StatusCode, header, request::Parts, uri::Authority};
+use jiff::Timestamp;
+use octollm_core::{
+    card::{ArmCard, ArmStatus},
+    contract::ContractRef,
+    dispatcher::{Dispatcher, Execution, Route},
+    error::{ConfigError, ErrorKind, Failure},
+    id::TaskId,
+    json,
+    orchestrator::Orchestrator,
+    transport::Transport,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::{Instant, timeout};
+
+use super::{
+    head::Arrival,
+    reply::{Answer, Refusal},
+    routes::{Endpoint, Inbound, RouteTable, Takes, within},
+};
+
+/// Adds the routes of every server.
+pub(crate) fn add_probes(table: &mut RouteTable, own: &ArmCapabilities) -> Result<(), ConfigError> {
+    let (health, version) = (own.health.clone(), own.dispatcher.card().version.clone());
+    table.add(Method::GET, "/health", Health { health: health.clone(), version })?;
+    table.add(Method::GET, "/ready", Ready { health })
+}
+
+/// Adds the routes of contracts.
+pub(crate) fn add_contracts(
+    table: &mut RouteTable,
+    dispatcher: &Arc<Dispatcher>,
+    transport: &Arc<dyn Transport>,
+) -> Result<(), ConfigError> {
+    if dispatcher.routes().is_empty() {
+        return Ok(());
+    }
+    let execute = Execute { dispatcher: dispatcher.clone(), transport: transport.clone() };
+    table.add(Method::POST, "/execute", execute)?;
+    for (position, route) in dispatcher.routes().iter().enumerate() {
+        let (contract, path) = (route.contract().clone(), route.spec().path);
+        let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
+        table.contract(path, Contract { dispatcher, contract, position, transport })?;
+    }
+    Ok(())
+}
+
+/// `POST /{path}`: runs a contract.
+struct Contract {
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) contract: ContractRef,
+    /// Position among the routes of the dispatcher.
+    pub(crate) position: usize,
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+impl Contract {
+    fn route(&self) -> Result<&Route, Failure> {
+        match self.dispatcher.routes().get(self.position) {
+            Some(route) => Ok(route),
+            None => self.dispatcher.find(&self.contract),
+        }
+    }
+}
+
+#[async_trait]
+impl Endpoint for Contract {
+    fn takes(&self) -> Takes {
+        Takes::Json
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let execution = Execution::new(inbound.parts, self.transport.clone());
+        let outcome = self.route()?.execute(&inbound.body, execution).await;
+        match outcome.result {
+            Ok(output) => Ok(Answer::written(output).usage(outcome.usage)),
+            Err(error) => Err(Refusal::from(error.into_failure()).usage(outcome.usage)),
+        }
+    }
+}
+
+/// `POST /execute`: runs the contract that the body names.
+struct Execute {
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    #[serde(default)]
+    task_id: Option<TaskId>,
+    contract: ContractRef,
+    input: Box<RawValue>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Executed<'a> {
+    task_id: TaskId,
+    #[schemars(extend("const" = "completed"))]
+    status: &'static str,
+    #[schemars(with = "serde_json::Value")]
+    output: &'a RawValue,
+    provenance: Provenance<'a>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Provenance<'a> {
+    arm_id: &'a str,
+    timestamp: Timestamp,
+    duration_ms: u64,
+}
+
+#[async_trait]
+impl Endpoint for Execute {
+    fn takes(&self) -> Takes {
+        Takes::Json
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let envelope: Envelope = json::read_input(&inbound.body)?;
+        let mut parts = inbound.parts;
+        let task = envelope.task_id.or_else(|| parts.task_id.take()).unwrap_or_default();
+        parts.task_id = Some(task.clone());
+        let found = self.dispatcher.find(&envelope.contract);
+        let route = found.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
+
+        let (timestamp, begun) = (Timestamp::now(), Instant::now());
+        let execution = Execution::new(parts, self.transport.clone());
+        let outcome = route.execute(envelope.input.get().as_bytes(), execution).await;
+        let output = match outcome.result {
+            Ok(output) => output,
+            Err(error) => {
+                return Err(Refusal::from(error.into_failure()).usage(outcome.usage).task(task));
+            }
+        };
+        let output = serde_json::from_slice(&output).map_err(|_| Failure::of(ErrorKind::Internal))?;
+        let arm_id = &self.dispatcher.card().arm_id;
+        let provenance = Provenance { arm_id, timestamp, duration_ms: milliseconds(begun.elapsed()) };
+        let executed = Executed { task_id: task, status: "completed", output, provenance };
+        Ok(Answer::json(&executed)?.usage(outcome.usage))
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `GET /health`: reports that the process runs.
+struct Health {
+    pub(crate) health: Arc<HealthState>,
+    pub(crate) version: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct HealthBody<'a> {
+    status: ArmStatus,
+    version: &'a str,
+    uptime_seconds: u64,
+}
+
+#[async_trait]
+impl Endpoint for Health {
+    fn takes(&self) -> Takes {
+        Takes::Probe
+    }
+
+    async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
+        let uptime_seconds = self.health.uptime().as_secs();
+        Ok(Answer::json(&HealthBody { status: ArmStatus::Healthy, version: &self.version, uptime_seconds })?)
+    }
+}
+
+/// `GET /ready`: reports whether the server accepts work.
+struct Ready {
+    pub(crate) health: Arc<HealthState>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ReadyBody<'a> {
+    ready: bool,
+    checks: BTreeMap<&'a str, bool>,
+    timestamp: Timestamp,
+}
+
+#[async_trait]
+impl Endpoint for Ready {
+    fn takes(&self) -> Takes {
+        Takes::Probe
+    }
+
+    async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
+        let checks = self.health.run_checks().await;
+        let ready = !self.health.is_draining() && checks.values().all(|passed| *passed);
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        Ok(Answer::json(&ReadyBody { ready, checks, timestamp: Timestamp::now() })?.status(status))
+    }
+}
+
+/// `GET /capabilities` of an arm: its card.
+#[derive(Clone)]
+pub(crate) struct ArmCapabilities {
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) health: Arc<HealthState>,
+}
+
+#[async_trait]
+impl Endpoint for ArmCapabilities {
+    fn takes(&self) -> Takes {
+        Takes::Document
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        Ok(Answer::json(&self.card(&inbound))?)
+    }
+}
+
+impl ArmCapabilities {
+    /// The current card. Its endpoint, unless it is set, is the host that the caller asked. A mounted server does not know its
+    /// path, so that its card has none; the caller knows the URL.
+    pub(crate) fn card(&self, inbound: &Inbound<'_>) -> ArmCard {
+        let mut card: ArmCard = self.dispatcher.card().clone();
+        if card.endpoint.is_none() && inbound.arrival != Arrival::Mounted {
+            card.endpoint = asked_at(inbound.head).map(|authority| format!("http://{authority}"));
+        }
+        if self.health.is_draining() {
+            card.status = ArmStatus::Unavailable;
+        }
+        card
+    }
+}
+
+/// `GET /capabilities` and `GET /arms` of an orchestrator: the cards of the arms it knows, and its own if it serves contracts.
+pub(crate) struct KnownArms {
+    pub(crate) orchestrator: Arc<dyn Orchestrator>,
+    pub(crate) own: ArmCapabilities,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ArmsBody {
+    #[serde(flatten)]
+    own: Option<ArmCard>,
+    arms: Vec<ArmCard>,
+}
+
+#[async_trait]
+impl Endpoint for KnownArms {
+    fn takes(&self) -> Takes {
+        Takes::Document
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let own = Some(self.own.card(&inbound)).filter(|card| !card.contracts.is_empty());
+        let cards = async { Ok(self.orchestrator.cards().await) };
+        Ok(Answer::json(&ArmsBody { own, arms: within(inbound.parts.deadline, cards).await? })?)
+    }
+}
+
+/// The name by which the caller reached this server.
+fn asked_at(head: &Parts) -> Option<Authority> {
+    let host = || head.headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    head.uri.authority().cloned().or_else(host)
+}
+
+/// A document that never changes.
+pub(crate) struct Written(pub(crate) Bytes);
+
+#[async_trait]
+impl Endpoint for Written {
+    fn takes(&self) -> Takes {
+        Takes::Document
+    }
+
+    async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
+        Ok(Answer::written(self.0.clone()))
+    }
+}
+
+/// A readiness check.
+pub(crate) struct Check {
+    name: String,
+    run: Box<dyn Fn() -> CheckFuture + Send + Sync>,
+}
+
+type CheckFuture = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+impl Check {
+    pub(crate) fn new<F, Fut>(name: String, check: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = bool> + Send + 'static,
+    {
+        Self { name, run: Box::new(move || Box::pin(check())) }
+    }
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Check").field(&self.name).finish()
+    }
+}
+
+/// The health of a server: its uptime, its readiness checks, and whether it shuts down.
+#[derive(Debug)]
+pub(crate) struct HealthState {
+    started: Instant,
+    draining: AtomicBool,
+    checks: Vec<Check>,
+    check_timeout: Duration,
+}
+
+impl HealthState {
+    pub(crate) fn new(checks: Vec<Check>, check_timeout: Duration) -> Self {
+        Self { started: Instant::now(), draining: AtomicBool::new(false), checks, check_timeout }
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Makes the server not ready from now on.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Runs all checks concurrently. A check that exceeds its time limit or panics has failed.
+    pub(crate) async fn run_checks(&self) -> BTreeMap<&str, bool> {
+        let checks = self.checks.iter().map(|check| async move {
+            let run = AssertUnwindSafe(async { (check.run)().await }).catch_unwind();
+            let passed = matches!(timeout(self.check_timeout, run).await, Ok(Ok(true)));
+            (check.name.as_str(), passed)
+        });
+        let mut passed = BTreeMap::new();
+        for (name, holds) in join_all(checks).await {
+            *passed.entry(name).or_insert(true) &= holds;
+        }
+        passed
+    }
+}

@@ -21,7 +21,7 @@ use crate::{
     update::{Phase, Update, UpdateSink},
 };
 
-/// An arm for every contract `test.*`: answers what its input tells it to, and notes how it was called.
+/// An arm for every contract `test.*`: returns what its input contains, and records how it was called.
 #[derive(Default)]
 struct Script {
     called: Mutex<Vec<(String, Value)>>,
@@ -213,10 +213,10 @@ async fn independent_calls_run_together_up_to_the_bound() {
 }
 
 #[tokio::test]
-async fn progress_is_told() {
+async fn progress_is_reported() {
     #[derive(Default)]
-    struct Told(Mutex<Vec<Update>>);
-    impl UpdateSink for Told {
+    struct Updates(Mutex<Vec<Update>>);
+    impl UpdateSink for Updates {
         fn update(&self, update: Update) {
             self.0.lock().unwrap().push(update);
         }
@@ -224,9 +224,9 @@ async fn progress_is_told() {
 
     let mut dispatcher = Dispatcher::new("plan");
     dispatcher.serve::<Plan>(PlanRunner::new());
-    let told = Arc::new(Told::default());
+    let updates = Arc::new(Updates::default());
     let mut around = Execution::new(ContextParts::new(), Arc::new(Script::default()));
-    around.updates = Some(told.clone());
+    around.updates = Some(updates.clone());
     let plan = json!({ "steps": [
         { "id": "a", "contract": "test.any" }, { "id": "b", "contract": "test.any", "after": ["a"] } ] });
     let route = dispatcher.find(&Plan::SPEC.reference()).unwrap();
@@ -235,7 +235,7 @@ async fn progress_is_told() {
     assert_eq!(output.ran, ["a", "b"]);
     let expected =
         [Update::Phase(Phase::Execution), Update::Steps(0, 2), Update::Steps(1, 2), Update::Steps(2, 2)];
-    assert_eq!(*told.0.lock().unwrap(), expected);
+    assert_eq!(*updates.0.lock().unwrap(), expected);
 }
 
 #[tokio::test]

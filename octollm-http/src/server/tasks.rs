@@ -177,7 +177,8 @@ fn context(parts: ContextParts) -> Context {
 
 /// A task that a reflex has answered, so that no orchestrator knows it.
 fn answered(submission: Submission, answer: Value) -> Result<Answer, Refusal> {
-    Ok(Answer::json(&TaskRecord::answered(submission, TaskResult::new(answer), Timestamp::now()))?)
+    let task = TaskRecord::answered(submission, TaskResult::new(answer), Timestamp::now());
+    Ok(Answer::json(&task)?)
 }
 
 /// A reflex, and the arms that it can call.

@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
+    arm::arm_fn,
     budget::{Budget, Usage},
     bus::{Overflow, Signal},
     context::ContextParts,
@@ -387,4 +388,27 @@ async fn a_plan_goes_on_where_its_brain_crashed() {
     );
     let steps: Vec<_> = mesh.calls().iter().map(|call| call.step.to_string()).collect();
     assert_eq!(steps, ["short", "long", "long", "last"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_whose_time_ended_while_no_brain_ran_it_may_have_executed() {
+    let adder = arm_fn(|input: Increment, cx: Context| async move {
+        cx.spend(Usage::tokens(5))?;
+        Ok(input.number + 1)
+    });
+    let program = arm_fn(|_: TaskRequest, cx: Context| async move {
+        cx.call(add(1)).await?;
+        Err::<TaskResult, ArmError>(std::future::pending().await)
+    });
+    let mesh = Mesh::builder().arm("adder", adder).brain(program).start().await;
+    let mut request = TaskRequest::new("charge");
+    request.budget.max_time_seconds = Some(20.0);
+    let task = mesh.submit(request).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    mesh.crash_brain().await.unwrap();
+    let (brain, cx) = (mesh.brain(), mesh.context());
+    let task = octollm_core::orchestrator::finished(&brain, &task.task_id, &cx).await.unwrap();
+    let error = task.error.unwrap();
+    assert_eq!((error.kind, error.may_have_executed), (ErrorKind::DeadlineExceeded, true));
+    assert_eq!((task.metadata.tokens_used, task.metadata.arms_used), (5, vec!["adder".to_owned()]));
 }

@@ -41,6 +41,9 @@ impl State {
         let last_of_all = entries.iter().map(|entry| entry.seq).max();
         let mut state = Self { sequence: Sequence::after(answered, last_of_all), ..Self::default() };
         for entry in entries {
+            if entry.recorded.is_answered() {
+                state.used_arm(&entry.served_by.arm);
+            }
             match entry.recorded {
                 Recorded::Again { last } if last_of_all <= Some(last) => {
                     state.sequence.hold(entry.seq);

@@ -47,6 +47,9 @@ impl Brain {
             let mut record: TaskRecord = Arc::unwrap_or_clone(record);
             let made_again = reopened.iter().map(|entry| entry.seq).min();
             record.will_replay(replayed(&journal, &discarded, &reopened), made_again);
+            if record.budget().budget().after(record.used_before()).is_exhausted() {
+                return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
+            }
             record.rerun(from.is_some(), self.0.clock.now())?;
             let task = record.task().clone();
             let change = events::of_change(&record, self.0.source());

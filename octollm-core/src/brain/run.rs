@@ -94,6 +94,8 @@ async fn execute(
     };
     let claimed_at = record.deadline_at().and_then(|end| end.checked_sub(started.time_left).ok());
     let claimed_at = claimed_at.unwrap_or_else(|| inner.clock.now());
+    let recorded = entries.iter().filter(|entry| entry.recorded.is_answered());
+    let recorded = recorded.fold(Usage::ZERO, |used, entry| used.plus(entry.usage));
     let journal = Journal::new(inner, record.clone(), entries, claimed_at);
     let (result, usage) = match inner.dispatcher.find(record.contract()) {
         Ok(route) => {
@@ -115,8 +117,11 @@ async fn execute(
                 (outcome, ()) = run => outcome,
                 never = publish_progress(inner, record, &started.log, version, progress) => match never {},
             };
-            let usage = outcome.usage;
-            (checked(outcome, route, &journal), usage)
+            // A run that ended before it had replayed everything used what is recorded all the same.
+            let usage = outcome.usage.plus(recorded.minus(outcome.usage));
+            let result = checked(outcome, route, &journal);
+            // An earlier run of the task may have done all of it.
+            (result.map_err(|error| if record.run() > 1 { error.executed() } else { error }), usage)
         }
         // A brain claims only tasks of its contracts.
         Err(failure) => (Err(failure.into()), Usage::default()),

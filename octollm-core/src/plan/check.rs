@@ -179,24 +179,71 @@ pub(super) enum Template {
 pub(super) struct Missing(pub(super) String);
 
 impl Template {
-    /// Replaces the references by values.
+    /// Replaces the references by values. An output may stand in many places: the result is bounded.
     pub(super) fn fill(&self, outputs: &[Value], item: Option<&Value>) -> Result<Value, Missing> {
+        self.fill_within(outputs, item, &mut Room(MAX_FILLED))
+    }
+
+    fn fill_within(
+        &self,
+        outputs: &[Value],
+        item: Option<&Value>,
+        room: &mut Room,
+    ) -> Result<Value, Missing> {
+        let missing = |of: &str, pointer: &str| Missing(format!("{of} has no `{pointer}`"));
         match self {
-            Self::Literal(value) => Ok(value.clone()),
-            Self::Output { step, id, pointer } => outputs
-                .get(*step)
-                .and_then(|output| output.pointer(pointer))
-                .cloned()
-                .ok_or_else(|| Missing(format!("the output of {id} has no `{pointer}`"))),
-            Self::Item { pointer } => item
-                .and_then(|item| item.pointer(pointer))
-                .cloned()
-                .ok_or_else(|| Missing(format!("the item has no `{pointer}`"))),
-            Self::Array(items) => items.iter().map(|part| part.fill(outputs, item)).collect(),
-            Self::Object(fields) => {
-                let fill = |(key, part): &(String, Self)| Ok((key.clone(), part.fill(outputs, item)?));
-                Ok(Value::Object(fields.iter().map(fill).collect::<Result<Map<_, _>, _>>()?))
+            Self::Literal(value) => room.copy(value),
+            Self::Output { step, id, pointer } => {
+                let output = outputs.get(*step).and_then(|output| output.pointer(pointer));
+                room.copy(output.ok_or_else(|| missing(&format!("the output of {id}"), pointer))?)
             }
+            Self::Item { pointer } => {
+                let part = item.and_then(|item| item.pointer(pointer));
+                room.copy(part.ok_or_else(|| missing("the item", pointer))?)
+            }
+            Self::Array(items) => items.iter().map(|part| part.fill_within(outputs, item, room)).collect(),
+            Self::Object(fields) => {
+                let mut fill =
+                    |(key, part): &(String, Self)| Ok((key.clone(), part.fill_within(outputs, item, room)?));
+                Ok(Value::Object(fields.iter().map(&mut fill).collect::<Result<Map<_, _>, _>>()?))
+            }
+        }
+    }
+}
+
+/// Memory of one filled input, or of the items of one step, in bytes.
+const MAX_FILLED: usize = 64 << 20;
+
+/// Memory that values may still take, in bytes, about as serde_json allocates it.
+#[derive(Debug)]
+pub(super) struct Room(pub(super) usize);
+
+impl Room {
+    /// Copies a value while there is room.
+    fn copy(&mut self, value: &Value) -> Result<Value, Missing> {
+        self.take(value)?;
+        Ok(value.clone())
+    }
+
+    /// Takes the room of a value.
+    ///
+    /// # Errors
+    /// When there is not enough.
+    pub(super) fn take(&mut self, value: &Value) -> Result<(), Missing> {
+        const NODE: usize = 64;
+        let own = match value {
+            Value::String(text) => NODE + text.len(),
+            _ => NODE,
+        };
+        self.0 =
+            self.0.checked_sub(own).ok_or_else(|| Missing("the values of the plan are too large".into()))?;
+        match value {
+            Value::Array(items) => items.iter().try_for_each(|item| self.take(item)),
+            Value::Object(fields) => fields.iter().try_for_each(|(key, field)| {
+                self.0 = self.0.saturating_sub(NODE + key.len());
+                self.take(field)
+            }),
+            _ => Ok(()),
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::task::coop::consume_budget;
 
 use super::{
     PlanOutput,
-    check::{Checked, CheckedStep, Missing},
+    check::{Checked, CheckedStep, Missing, Room},
 };
 use crate::{
     budget::Budget,
@@ -72,7 +72,11 @@ struct PlanRun<'a> {
     open: Vec<usize>,
     /// By step: its output, null until then.
     outputs: Vec<Value>,
+    room: Room,
 }
+
+/// Memory of the outputs of one plan, in bytes.
+const MAX_OUTPUTS: usize = 256 << 20;
 
 impl<'a> PlanRun<'a> {
     fn new(plan: Checked, specs: &'a HashMap<ContractRef, Spec>, cx: &'a Context) -> Self {
@@ -86,6 +90,7 @@ impl<'a> PlanRun<'a> {
             items: vec![Vec::new(); steps],
             open: vec![0; steps],
             outputs: vec![Value::Null; steps],
+            room: Room(MAX_OUTPUTS),
         }
     }
 
@@ -142,6 +147,7 @@ impl<'a> PlanRun<'a> {
     fn answered(&mut self, place: Place, answer: Result<Value, CallError>) -> Result<(), ArmError> {
         let Place { step, item } = place;
         let output = answer.map_err(|error| failed(&name(&self.plan.steps[step].id, place), error))?;
+        self.room.take(&output).map_err(|missing| unfit(&name(&self.plan.steps[step].id, place), missing))?;
         match item {
             Some(item) => self.outputs[step][item] = output,
             None => self.outputs[step] = output,

@@ -92,6 +92,32 @@ async fn faults(plan: Value) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_output_that_is_used_many_times_does_not_fill_the_memory() {
+    let reference = |id: &str| json!({ "$output": id });
+    let wide = json!([
+        { "id": "a", "contract": "test.any", "input": { "say": "x".repeat(100_000) } },
+        { "id": "b", "contract": "test.any", "input": { "all": vec![reference("a"); 1_000] } },
+    ]);
+    let mut doubling =
+        vec![json!({ "id": "s0", "contract": "test.any", "input": { "say": "x".repeat(1_000) } })];
+    for step in 1..40 {
+        let before = reference(&format!("s{}", step - 1));
+        doubling.push(
+            json!({ "id": format!("s{step}"), "contract": "test.any", "input": { "say": [before, before] } }),
+        );
+    }
+    let each = json!([
+        { "id": "a", "contract": "test.any", "input": { "say": "x".repeat(100_000) } },
+        { "id": "b", "contract": "test.any", "each": vec![reference("a"); 1_000], "input": {} },
+    ]);
+    for plan in [wide, json!(doubling), each] {
+        let error = run(plan).await.0.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadResponse);
+        assert!(error.to_string().ends_with("the values of the plan are too large"), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn outputs_become_inputs_and_lists_fan_out_in_order() {
     let (answer, script) = run(json!([
         { "id": "join", "contract": "test.any", "input": { "reports": { "$output": "judge" } }, "after": ["guard"] },

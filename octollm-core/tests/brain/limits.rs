@@ -329,8 +329,10 @@ async fn a_rerun_has_what_the_attempts_before_it_left() {
     assert_eq!(again(&brain, &task.task_id).await.metadata.tokens_used, 22);
     assert_eq!(arms.last().parts.budget, Budget::tokens(13));
     assert_eq!(again(&brain, &task.task_id).await.metadata.tokens_used, 33);
-    let task = again(&brain, &task.task_id).await;
-    assert_eq!(task.error.unwrap().kind, ErrorKind::BudgetExhausted);
+    let refused = brain.rerun(&task.task_id, None, &anyone()).await.unwrap_err();
+    assert_eq!((refused.kind, refused.may_have_executed), (ErrorKind::BudgetExhausted, false));
+    let task = brain.get(&task.task_id, &anyone()).await.unwrap();
+    assert_eq!(task.error.unwrap().kind, ErrorKind::Unavailable, "it stays as it was");
     assert_eq!(arms.steps().len(), 3);
 }
 

@@ -281,8 +281,8 @@ impl<C: TaskContract, A: Arm<C>> Handler for Typed<C, A> {
     async fn run(&self, input: &[u8], cx: &Context) -> Result<Bytes, ArmError> {
         let task = json::read_contract::<C>(input)?;
         let output = self.arm.execute(task, cx).await?;
-        let bytes = json::write(&output).map_err(|error| {
-            ArmError::failed(format!("the output cannot be written: {error}")).with_source(error)
+        let bytes = json::try_write(&output).map_err(|(failure, cause)| {
+            ArmError::failed(format!("the output cannot be written: {failure}")).with_source(cause)
         })?;
         Ok(bytes.into())
     }
@@ -312,10 +312,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::{
-        contract::{NoChunk, Violations},
-        transport::NoArms,
-    };
+    use crate::contract::Violation;
 
     /// A contract whose own code panics: where it is checked, and where its output is written.
     #[derive(Serialize, Deserialize, JsonSchema)]
@@ -334,10 +331,10 @@ mod tests {
 
     impl TaskContract for Panics {
         type Output = Unwritable;
-        type Chunk = NoChunk;
+        type Chunk = ();
         const SPEC: ContractSpec = ContractSpec::new("test.panics", "/panics", "test:panics");
 
-        fn check(&self) -> Result<(), Violations> {
+        fn check(&self) -> Result<(), Vec<Violation>> {
             assert!(!self.in_check, "while it is checked");
             Ok(())
         }
@@ -360,7 +357,7 @@ mod tests {
         let checked = route.check(br#"{"in_check":true}"#);
         assert_eq!(checked.unwrap_err().kind, ErrorKind::ArmPanicked);
         for input in ["{\"in_check\":true}", "{\"in_check\":false}"] {
-            let around = Execution::new(ContextParts::new(), Arc::new(NoArms));
+            let around = Execution::new(ContextParts::new(), Arc::new(()));
             let error = route.execute(input.as_bytes(), around).await.result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ArmPanicked);
         }
@@ -379,7 +376,7 @@ mod tests {
     async fn work_is_cancelled_beside_work_that_spends_every_cooperative_budget() {
         let mut dispatcher = Dispatcher::new("test");
         dispatcher.serve::<Panics>(Waits);
-        let around = Execution::new(ContextParts::new(), Arc::new(NoArms));
+        let around = Execution::new(ContextParts::new(), Arc::new(()));
         let (cancellation, begun) = (around.cancellation.clone(), tokio::time::Instant::now());
         tokio::spawn(async move {
             // Time passes only where nothing waits: it is moved on by hand.

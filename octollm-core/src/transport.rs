@@ -99,7 +99,7 @@ impl Call {
 
     /// Whether running it twice does no more than running it once, as far as its caller knows.
     pub fn is_idempotent(&self) -> bool {
-        self.spec.as_ref().is_some_and(Spec::idempotent)
+        self.spec.as_ref().is_some_and(Spec::is_idempotent)
     }
 }
 
@@ -221,14 +221,11 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
     }
 }
 
-/// Knows no arms: every call fails with [`ErrorKind::ContractNotOffered`].
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoArms;
-
+/// No arms: every call fails with [`ErrorKind::ContractNotOffered`].
 #[async_trait]
-impl Transport for NoArms {
+impl Transport for () {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        let failure = Failure::new(ErrorKind::ContractNotOffered, "no arms were given to call");
+        let failure = Failure::new(ErrorKind::ContractNotOffered, "there are no arms to call");
         Err(CallError::new(call.contract, failure))
     }
 
@@ -237,27 +234,54 @@ impl Transport for NoArms {
     }
 }
 
-/// A service of calls without its type: what a user's layer wraps, and what it is again.
+/// A transport is a tower service of calls, for layers to be put around it: see [`from_service`].
+impl<T: Transport + ?Sized> Service<Call> for Arc<T> {
+    type Response = Reply;
+    type Error = CallError;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let transport = self.clone();
+        Box::pin(async move { (*transport).call(call).await })
+    }
+}
+
+/// A boxed tower service of calls: what the layers of a client wrap.
 pub type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 
-/// A tower service of calls as a transport: `ServiceTransport::new(RetryLayer::default().layer(service), arms)`.
+/// A transport that carries calls by a tower service. The cards are those of `arms`, which also explains errors.
 ///
-/// It ends each call at its deadline, whatever the service does.
+/// Each call ends at its deadline, whatever the service does.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use octollm_core::{Context, resilience::RetryLayer, transport::{Transport, from_service}};
+/// # use tower::Layer;
+/// # let arms: Arc<dyn Transport> = Arc::new(());
+/// let retrying = from_service(RetryLayer::new().layer(arms.clone()), arms);
+/// let cx = Context::root(Arc::new(retrying));
+/// ```
+pub fn from_service<S>(service: S, arms: Arc<dyn Transport>) -> impl Transport + Clone
+where
+    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    FromService { service, arms }
+}
+
+/// See [`from_service`].
 #[derive(Clone)]
-pub struct ServiceTransport<S> {
+struct FromService<S> {
     service: S,
     arms: Arc<dyn Transport>,
 }
 
-impl<S> ServiceTransport<S> {
-    /// Calls through `service`; the cards are those of `arms`, which also explains errors.
-    pub fn new(service: S, arms: Arc<dyn Transport>) -> Self {
-        Self { service, arms }
-    }
-}
-
 #[async_trait]
-impl<S> Transport for ServiceTransport<S>
+impl<S> Transport for FromService<S>
 where
     S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -274,43 +298,5 @@ where
 
     fn explain(&self, error: CallError) -> CallError {
         self.arms.explain(error)
-    }
-}
-
-impl<S> fmt::Debug for ServiceTransport<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ServiceTransport")
-    }
-}
-
-/// A transport as a tower service, for layers to be put around it.
-#[derive(Clone)]
-pub struct TransportService(Arc<dyn Transport>);
-
-impl TransportService {
-    /// A service that carries calls by `transport`.
-    pub fn new(transport: Arc<dyn Transport>) -> Self {
-        Self(transport)
-    }
-}
-
-impl Service<Call> for TransportService {
-    type Response = Reply;
-    type Error = CallError;
-    type Future = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Call) -> Self::Future {
-        let transport = self.0.clone();
-        Box::pin(async move { transport.call(call).await })
-    }
-}
-
-impl fmt::Debug for TransportService {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TransportService")
     }
 }

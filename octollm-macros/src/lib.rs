@@ -26,7 +26,7 @@
 //! assert_eq!(ValidateCode::SPEC.summary, "Checks that a piece of code parses.");
 //!
 //! let empty = ValidateCode { code: String::new(), language: "rust".into() };
-//! assert_eq!(empty.check().unwrap_err().to_string(), "code: length is lower than 1");
+//! assert_eq!(empty.check().unwrap_err()[0].to_string(), "code: length is lower than 1");
 //! ```
 //!
 //! # How the runtime crate is found

@@ -14,7 +14,7 @@ use octollm::{
     prelude::*,
     store::MemoryStore,
     task::{Task, TaskBudget},
-    transport::{Call, NoArms, Reply, ServedBy, Transport},
+    transport::{Call, Reply, ServedBy, Transport},
     update::Phase,
 };
 
@@ -78,7 +78,7 @@ pub(crate) fn brain_on(bus: MemoryBus, store: Arc<MemoryStore>) -> Brain {
 pub(crate) fn caller() -> Context {
     let mut parts = ContextParts::new();
     parts.correlation_id = parsed("review-7");
-    Context::from_parts(parts, Arc::new(NoArms))
+    Context::from_parts(parts, Arc::new(()))
 }
 
 /// Queues a review; one of `busy` fails at its second call.

@@ -19,7 +19,7 @@ use octollm::{
     prelude::*,
     store::{MemoryStore, TaskFilter, TaskStore},
     task::{TaskRecord, TaskUpdate},
-    transport::{Call, NoArms, Reply, ServedBy, Transport},
+    transport::{Call, Reply, ServedBy, Transport},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -153,7 +153,7 @@ impl Transport for Ledger {
             return Err(fails(octollm::Failure::new(ErrorKind::Unavailable, "the attack")));
         }
         let route = self.0.arm.find(&call.contract).map_err(fails)?;
-        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(NoArms))).await;
+        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(()))).await;
         self.0.dice.pause(4).await;
         match outcome.result {
             Ok(output) => Ok(Reply::new(output, ServedBy::new("ledger", "in-process"))),

@@ -11,7 +11,7 @@ use crate::{
     dispatcher::Dispatcher,
     error::ConfigError,
     store::{MemoryStore, TaskStore},
-    transport::{NoArms, Transport},
+    transport::Transport,
 };
 
 /// Builds a brain: see [`Brain::builder`]. Bus and store are in memory by default.
@@ -29,7 +29,7 @@ impl Default for BrainBuilder {
     fn default() -> Self {
         Self {
             dispatcher: Dispatcher::new("orchestrator"),
-            transport: Arc::new(NoArms),
+            transport: Arc::new(()),
             bus: Arc::new(MemoryBus::new()),
             store: Arc::new(MemoryStore::new()),
             clock: Clock::system(),

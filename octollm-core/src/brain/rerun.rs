@@ -6,7 +6,7 @@ use super::{Brain, scheduler, uncertain};
 use crate::{
     budget::Usage,
     context::Context,
-    contract::Violations,
+    contract::Violation,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, StepOutcome},
@@ -78,7 +78,7 @@ fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Plan, Failur
     let find = |step: &StepKey| journal.iter().find(|entry| entry.step == *step);
     let Some(first) = find(step).or_else(|| find(&alike)) else {
         let message = format!("the journal has no step {step}; it has: {}", listed(journal));
-        return Err(Failure::invalid(Violations::one("from", message)));
+        return Err(Failure::invalid(vec![Violation::new("from", message)]));
     };
     let later = journal.iter().filter(|entry| entry.seq >= first.seq || !entry.recorded.is_answered());
     Ok(Plan { discarded: later.map(|entry| entry.step.clone()).collect(), ..Plan::default() })

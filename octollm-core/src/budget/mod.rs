@@ -220,28 +220,6 @@ impl FromStr for Budget {
 /// An amount that is negative, not a number, out of range, or given twice.
 const INVALID: InvalidValue = InvalidValue::new("budget, such as `tokens=1000;cost_usd=0.5`");
 
-/// A spent budget: see [`Context::spend`](crate::Context::spend).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BudgetExhausted;
-
-impl fmt::Display for BudgetExhausted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the budget is used up")
-    }
-}
-
-impl std::error::Error for BudgetExhausted {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&Spent)
-    }
-}
-
-/// The source of [`BudgetExhausted`], which is found in a chain of sources also where a wrapper hides the type of the error
-/// that it holds.
-#[derive(Debug, thiserror::Error)]
-#[error("budget_exhausted")]
-pub(crate) struct Spent;
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

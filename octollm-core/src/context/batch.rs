@@ -39,28 +39,27 @@ pub const CALLS_AT_ONCE: usize = 16;
 /// # Cancel safety
 /// Dropping the future gives all calls up.
 #[must_use = "calls are sent when they are awaited"]
-pub struct BatchFuture<T> {
+pub struct BatchFuture<T, O = Result<Vec<T>, CallError>> {
     /// Until the first poll.
     batch: Option<Batch<T>>,
-    running: Option<Running<Result<Vec<T>, CallError>>>,
+    run: fn(Batch<T>) -> Running<O>,
+    running: Option<Running<O>>,
 }
 
-/// A batch that goes on when calls fail: see [`BatchFuture::each`].
-///
-/// # Cancel safety
-/// Dropping the future gives all calls up.
-#[must_use = "calls are sent when they are awaited"]
-pub struct EachFuture<T> {
-    batch: Option<Batch<T>>,
-    running: Option<Running<Vec<Result<T, CallError>>>>,
-}
-
-impl<T> BatchFuture<T> {
+impl<T: Send + 'static> BatchFuture<T> {
     pub(super) fn new(cx: Context, requests: Vec<Request>, read: Read<T>) -> Self {
         let (at_once, within, budget) = (CALLS_AT_ONCE, None, Budget::UNLIMITED);
-        Self { batch: Some(Batch { cx, requests, read, at_once, within, budget }), running: None }
+        let batch = Batch { cx, requests, read, at_once, within, budget };
+        Self { batch: Some(batch), run: |batch| Box::pin(batch.all()), running: None }
     }
 
+    /// Goes on when calls fail: the output is the result of each call, in the order of the inputs.
+    pub fn each(self) -> BatchFuture<T, Vec<Result<T, CallError>>> {
+        BatchFuture { batch: self.batch, run: |batch| Box::pin(batch.each()), running: None }
+    }
+}
+
+impl<T, O> BatchFuture<T, O> {
     /// Runs at most `calls` at once (default [`CALLS_AT_ONCE`], at least 1).
     pub fn at_once(self, calls: usize) -> Self {
         self.with(|batch| batch.at_once = calls.max(1))
@@ -87,11 +86,6 @@ impl<T> BatchFuture<T> {
         self.with(|batch| batch.name(&name))
     }
 
-    /// Goes on when calls fail: the result of each call, in the order of the inputs.
-    pub fn each(self) -> EachFuture<T> {
-        EachFuture { batch: self.batch, running: None }
-    }
-
     fn with(mut self, change: impl FnOnce(&mut Batch<T>)) -> Self {
         if let Some(batch) = &mut self.batch {
             change(batch);
@@ -100,23 +94,12 @@ impl<T> BatchFuture<T> {
     }
 }
 
-impl<T: Send + 'static> Future for BatchFuture<T> {
-    type Output = Result<Vec<T>, CallError>;
+impl<T, O> Future for BatchFuture<T, O> {
+    type Output = O;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<O> {
         if let Some(batch) = self.batch.take() {
-            self.running = Some(Box::pin(batch.all()));
-        }
-        poll_running(&mut self.running, cx)
-    }
-}
-
-impl<T: Send + 'static> Future for EachFuture<T> {
-    type Output = Vec<Result<T, CallError>>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Self::Output> {
-        if let Some(batch) = self.batch.take() {
-            self.running = Some(Box::pin(batch.each()));
+            self.running = Some((self.run)(batch));
         }
         poll_running(&mut self.running, cx)
     }
@@ -202,15 +185,9 @@ impl<T> fmt::Debug for Batch<T> {
     }
 }
 
-impl<T> fmt::Debug for BatchFuture<T> {
+impl<T, O> fmt::Debug for BatchFuture<T, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("BatchFuture").field(&self.batch).finish()
-    }
-}
-
-impl<T> fmt::Debug for EachFuture<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("EachFuture").field(&self.batch).finish()
     }
 }
 

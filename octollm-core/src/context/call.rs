@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::Context;
 use crate::{
     budget::{Budget, narrower},
-    contract::{ContractRef, ContractSpec, OwnedSpec, Spec, TaskContract},
+    contract::{ContractRef, ContractSpec, Spec, TaskContract},
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     json::{self, read_value},
@@ -113,12 +113,13 @@ impl<T> CallFuture<T> {
 impl CallFuture<Value> {
     /// Adds the facts of a contract that is known at run time only: its time limit, and whether it is idempotent, which it
     /// is not without them. The call fails with [`ErrorKind::BadRequest`] where they are of another contract.
-    pub fn spec(self, spec: OwnedSpec) -> Self {
+    pub fn spec(self, spec: Spec) -> Self {
         self.with(|request| {
-            if spec.contract != request.contract {
-                request.input = Err(unsendable(&request.contract, "the spec is of another contract"));
+            if spec.reference() != request.contract {
+                let failure = Failure::new(ErrorKind::BadRequest, "the spec is of another contract");
+                request.input = Err(CallError::new(request.contract.clone(), failure));
             }
-            request.spec = Some(spec.into());
+            request.spec = Some(spec);
         })
     }
 }
@@ -164,14 +165,12 @@ pub(crate) struct Request {
 impl Request {
     pub(super) fn typed<C: TaskContract>(cx: Context, step: StepKey, input: &C) -> Self {
         let contract = C::SPEC.reference();
-        let input = match json::write_input(input) {
+        let input = match json::try_write_input(input) {
             Ok(written) => Ok(written.into()),
-            Err(error) => {
-                Err(unsendable(&contract, format!("the input cannot be written: {error}")).with_source(error))
-            }
+            Err((failure, cause)) => Err(CallError::new(contract.clone(), failure).with_source(cause)),
         };
         let reads: Read<()> = |output| read::<C>(output).map(drop);
-        Self { spec: Some(Spec::Static(&C::SPEC)), reads, ..Self::new(cx, step, contract, input) }
+        Self { spec: Some(Spec::of::<C>()), reads, ..Self::new(cx, step, contract, input) }
     }
 
     /// A call by name. The caller knows no facts of the contract.
@@ -266,10 +265,6 @@ impl Request {
     fn unreadable(&self, reply: Reply, error: serde_json::Error) -> CallError {
         self.cx.0.transport.explain(reply.unreadable(self.contract.clone(), error))
     }
-}
-
-fn unsendable(contract: &ContractRef, why: impl Into<String>) -> CallError {
-    CallError::new(contract.clone(), Failure::new(ErrorKind::BadRequest, why))
 }
 
 pub(super) fn read<C: TaskContract>(output: &[u8]) -> Result<C::Output, serde_json::Error> {

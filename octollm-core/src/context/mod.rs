@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::call::Steps;
 pub use self::{
-    batch::{BatchFuture, CALLS_AT_ONCE, EachFuture},
+    batch::{BatchFuture, CALLS_AT_ONCE},
     call::CallFuture,
 };
 pub(crate) use self::{
@@ -23,14 +23,15 @@ pub(crate) use self::{
 };
 pub use crate::parts::{Caller, ContextParts, Grant};
 use crate::{
-    budget::{Budget, BudgetExhausted, Ledger, Usage, narrower},
+    budget::{Budget, Ledger, Usage, narrower},
     card::ArmCard,
     contract::{ContractRef, TaskContract},
     deadline::Deadline,
+    error::{ErrorKind, Failure},
     id::{RequestId, TaskId},
     json::{self, read_value},
     trace::TraceContext,
-    transport::{NoArms, StepKey, Transport},
+    transport::{StepKey, Transport},
     update::{Phase, Update, UpdateSink},
 };
 
@@ -62,7 +63,7 @@ impl Context {
 
     /// A context of its own, with no arms to call: for testing an arm by itself.
     pub fn detached() -> Self {
-        Self::root(Arc::new(NoArms))
+        Self::root(Arc::new(()))
     }
 
     /// A context from what travelled.
@@ -155,15 +156,15 @@ impl Context {
     /// Counts what was used up.
     ///
     /// # Errors
-    /// [`BudgetExhausted`] when more was used than there was. It is counted all the same.
-    pub fn spend(&self, usage: Usage) -> Result<(), BudgetExhausted> {
+    /// [`ErrorKind::BudgetExhausted`] when more was used than there was. It is counted all the same.
+    pub fn spend(&self, usage: Usage) -> Result<(), Failure> {
         self.count(usage);
         let over = self.and_outer().any(|Self(shared)| {
             let (limit, used) = (shared.parts.budget, shared.ledger.used());
             limit.tokens.is_some_and(|limit| used.tokens > limit)
                 || limit.cost.is_some_and(|limit| used.cost > limit)
         });
-        if over { Err(BudgetExhausted) } else { Ok(()) }
+        if over { Err(Failure::of(ErrorKind::BudgetExhausted)) } else { Ok(()) }
     }
 
     /// Resolves when the work that an arm was given is cancelled: the caller went away, the task was cancelled, or the

@@ -13,7 +13,7 @@ mod unruled;
 mod violation;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 
 pub(crate) use self::{
     card::hex,
@@ -22,8 +22,8 @@ pub(crate) use self::{
 pub use self::{
     card::{ContractCard, Keys, fingerprint},
     reference::ContractRef,
-    spec::{ContractSpec, Effects, OwnedSpec, Spec},
-    violation::{Violation, Violations},
+    spec::{ContractSpec, Effects, Spec},
+    violation::Violation,
 };
 #[doc(hidden)]
 pub use self::{
@@ -40,9 +40,9 @@ pub use self::{
     note = "derive it: `#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]`"
 )]
 pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
-    /// What the arm answers.
+    /// What the arm returns.
     type Output: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
-    /// What the arm may stream before it answers; [`NoChunk`] where it streams nothing.
+    /// What the arm may stream before its output; `()` where it streams nothing.
     type Chunk: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
     /// The facts of the contract that are not in its types.
     const SPEC: ContractSpec;
@@ -51,7 +51,7 @@ pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync 
     ///
     /// # Errors
     /// Every rule that was broken, each with the path of its field.
-    fn check(&self) -> Result<(), Violations> {
+    fn check(&self) -> Result<(), Vec<Violation>> {
         Ok(())
     }
 
@@ -60,19 +60,5 @@ pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync 
     fn schema_rules(rules: &mut SchemaRules) {
         // Written by hand, as the check is.
         rules.skip();
-    }
-}
-
-/// The chunk of a contract that streams nothing: it has no values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum NoChunk {}
-
-impl JsonSchema for NoChunk {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "NoChunk".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        false.into()
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{NoChunk, SchemaRules, TaskContract};
+use super::{SchemaRules, TaskContract};
 
 /// JSON Schema of the input: an object, and closed, because servers refuse what an input does not have.
 pub(super) fn input<C: TaskContract>() -> Value {
@@ -76,7 +76,7 @@ pub fn output_schema<T: JsonSchema>() -> Value {
 
 /// JSON Schema of what is streamed; null where nothing is.
 pub(super) fn chunk<C: TaskContract>() -> Value {
-    let streams = TypeId::of::<C::Chunk>() != TypeId::of::<NoChunk>();
+    let streams = TypeId::of::<C::Chunk>() != TypeId::of::<()>();
     if streams { schema_of::<C::Chunk>() } else { Value::Null }
 }
 

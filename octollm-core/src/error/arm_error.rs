@@ -6,8 +6,7 @@ use super::{
     CallError, Carried as CarriedFailure, Error as ProgramError, ErrorKind, Failure, call_error::CallFacts,
 };
 use crate::{
-    budget::{BudgetExhausted, Spent},
-    contract::{ContractRef, Violations},
+    contract::{ContractRef, Violation},
     id::StepKey,
 };
 
@@ -17,8 +16,8 @@ use crate::{
 /// is logged and never sent: the caller reads that the arm failed. What a constructor such as [`ArmError::failed`] is
 /// given, the caller reads.
 ///
-/// A [`CallError`], a [`Failure`], a [`BudgetExhausted`] or an `ArmError` (see [`into_boxed`](Self::into_boxed)) keeps its kind, wherever it is
-/// in the chain of sources: context that was added on the way is for the log.
+/// A [`CallError`], a [`Failure`] or an `ArmError` (see [`into_boxed`](Self::into_boxed)) retains its kind, wherever it is in
+/// the chain of sources: context that was added on the way is for the log.
 ///
 /// Like `anyhow::Error` it is not an [`Error`] itself, which is what lets every error convert into it.
 pub struct ArmError {
@@ -39,7 +38,7 @@ impl ArmError {
 
     /// The input breaks a rule that only the arm knows.
     pub fn invalid(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Failure::invalid(Violations::one(path, message)).into()
+        Failure::invalid(vec![Violation::new(path, message)]).into()
     }
 
     /// The arm cannot work at the moment.
@@ -161,9 +160,6 @@ fn known(error: &(dyn Error + 'static)) -> Option<Failure> {
         }
         if let Some(Carried(carried)) = error.downcast_ref() {
             return Some(carried.failure().clone());
-        }
-        if error.is::<BudgetExhausted>() || error.is::<Spent>() {
-            return Some(Failure::of(ErrorKind::BudgetExhausted));
         }
         if let Some(CarriedFailure(failure)) = error.downcast_ref() {
             return Some(failure.clone());
@@ -336,10 +332,10 @@ mod tests {
     #[test]
     fn a_spent_budget_keeps_its_kind_wherever_it_is() {
         for error in [
-            converted(BudgetExhausted),
-            converted(anyhow::Error::from(BudgetExhausted)),
-            converted(anyhow::Error::from(BudgetExhausted).context("swordfish")),
-            converted(ProgramError::from(BudgetExhausted)),
+            converted(Failure::of(ErrorKind::BudgetExhausted)),
+            converted(anyhow::Error::from(Failure::of(ErrorKind::BudgetExhausted))),
+            converted(anyhow::Error::from(Failure::of(ErrorKind::BudgetExhausted)).context("swordfish")),
+            converted(ProgramError::from(Failure::of(ErrorKind::BudgetExhausted))),
         ] {
             assert_eq!(error.failure(), &Failure::of(ErrorKind::BudgetExhausted));
         }

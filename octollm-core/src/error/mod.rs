@@ -13,7 +13,7 @@ use std::{fmt, sync::OnceLock, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind, program::Error};
-use crate::contract::Violations;
+use crate::contract::Violation;
 pub use crate::invalid::{ConfigError, InvalidValue};
 
 /// What both sides read about a failure.
@@ -25,7 +25,7 @@ pub struct Failure {
     /// One line for people. It crosses the network: no secrets, nobody's inner text.
     pub message: String,
     /// The rules an input broke, where that was the failure.
-    pub violations: Violations,
+    pub violations: Vec<Violation>,
     /// More, for programs.
     pub details: Option<serde_json::Value>,
     /// Whether the same call can succeed later.
@@ -44,7 +44,7 @@ impl Failure {
         Self {
             kind,
             message: message.into(),
-            violations: Violations::default(),
+            violations: Vec::new(),
             details: None,
             retryable: kind.usually_retryable(),
             retry_after: None,
@@ -74,8 +74,8 @@ impl Failure {
     }
 
     /// An input that breaks its contract.
-    pub fn invalid(violations: Violations) -> Self {
-        let message = violations.to_string();
+    pub fn invalid(violations: Vec<Violation>) -> Self {
+        let message = violations.iter().map(Violation::to_string).collect::<Vec<_>>().join("; ");
         Self { violations, ..Self::new(ErrorKind::ValidationFailed, message) }
     }
 }

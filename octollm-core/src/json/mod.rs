@@ -21,17 +21,14 @@ mod write;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Deserializer, Value, de::StrRead};
 
-pub(crate) use self::value::read_value;
-pub use self::{
-    raw::RawJson,
-    write::{Unwritable, write},
-};
+pub use self::{raw::RawJson, write::write};
 use self::{
     unique::Unique,
     watch::{Notes, Watch},
 };
+pub(crate) use self::{value::read_value, write::try_write};
 use crate::{
-    contract::{TaskContract, Violations, input_of},
+    contract::{TaskContract, Violation, input_of},
     error::{ErrorKind, Failure},
 };
 
@@ -103,9 +100,9 @@ pub(crate) fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_
 #[cold]
 fn all_known<C: TaskContract>(bytes: &[u8]) -> Result<(), Failure> {
     let value: Value = serde_json::from_slice(bytes).map_err(malformed)?;
-    let mut violations = Violations::default();
+    let mut violations = Vec::new();
     for path in unknown::unknown(&input_of::<C>(), &value).into_iter().take(shape::NAMED_AT_MOST) {
-        violations.push(path, "unknown field");
+        violations.push(Violation::new(path, "unknown field"));
     }
     if violations.is_empty() { Ok(()) } else { Err(Failure::invalid(violations)) }
 }
@@ -114,8 +111,13 @@ fn all_known<C: TaskContract>(bytes: &[u8]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// As [`write()`].
-pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Unwritable> {
-    let mut bytes = write(input)?;
+pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Failure> {
+    try_write_input(input).map_err(|(failure, _)| failure)
+}
+
+/// The same, with the cause of a failure for the log.
+pub(crate) fn try_write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, (Failure, serde_json::Error)> {
+    let mut bytes = try_write(input)?;
     if bytes == b"null" {
         bytes.clear();
         bytes.extend_from_slice(b"{}");

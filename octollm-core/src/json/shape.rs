@@ -9,7 +9,7 @@ use super::{
     message, parser,
     watch::{Notes, Watch},
 };
-use crate::contract::Violations;
+use crate::contract::Violation;
 
 /// Reads once more, slowly, and notes where it fails and which fields the type does not know.
 ///
@@ -17,7 +17,7 @@ use crate::contract::Violations;
 ///
 /// # Errors
 /// The first place that does not fit, and every unknown field before it.
-pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, Violations> {
+pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, Vec<Violation>> {
     let (mut json, mut track) = (parser(text), Track::new());
     let mut unknown = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| {
@@ -27,16 +27,16 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, 
     };
     let paths = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let value = T::deserialize(Watch::new(serde_ignored::Deserializer::new(paths, &mut note), notes));
-    let mut violations = Violations::default();
+    let mut violations = Vec::new();
     for path in unknown {
-        violations.push(path, "unknown field");
+        violations.push(Violation::new(path, "unknown field"));
     }
     match value {
         Ok(value) if violations.is_empty() => Ok(value),
         Ok(_) => Err(violations),
         Err(error) => {
             let (path, message) = located(failed(&track.path()), &message(&error));
-            violations.push(path, message);
+            violations.push(Violation::new(path, message));
             Err(violations)
         }
     }

@@ -32,7 +32,7 @@ fn told<T: serde::de::DeserializeOwned>(text: &str) -> String {
         Ok(_) => String::new(),
         Err(failure) => {
             assert_eq!(failure.kind, ErrorKind::ValidationFailed, "{failure}");
-            failure.violations.to_string()
+            failure.message.clone()
         }
     }
 }

@@ -13,21 +13,21 @@
 //!     mesh::{Fault, Mesh},
 //!     task::{TaskRequest, TaskResult, TaskStatus},
 //! };
-//! # use octollm_core::contract::{ContractSpec, NoChunk, TaskContract};
+//! # use octollm_core::contract::{ContractSpec, TaskContract};
 //! # use schemars::JsonSchema;
 //! # use serde::{Deserialize, Serialize};
 //! # #[derive(Serialize, Deserialize, JsonSchema)]
 //! # struct ListFiles { folder: String }
 //! # impl TaskContract for ListFiles {
 //! #     type Output = Vec<String>;
-//! #     type Chunk = NoChunk;
+//! #     type Chunk = ();
 //! #     const SPEC: ContractSpec = ContractSpec::new("files.list", "/list", "files:list").idempotent();
 //! # }
 //! # #[derive(Serialize, Deserialize, JsonSchema)]
 //! # struct ValidateCode { file: String }
 //! # impl TaskContract for ValidateCode {
 //! #     type Output = bool;
-//! #     type Chunk = NoChunk;
+//! #     type Chunk = ();
 //! #     const SPEC: ContractSpec = ContractSpec::new("code.validate", "/validate", "code:validate").idempotent();
 //! # }
 //! # struct Judge;
@@ -89,7 +89,7 @@ use crate::{
     bus::EventBus,
     context::{CallFuture, Context},
     contract::TaskContract,
-    error::{ErrorKind, Failure},
+    error::Failure,
     id::TaskId,
     orchestrator::{Orchestrator, finished},
     task::{Submission, Task},
@@ -188,12 +188,9 @@ impl Mesh {
     /// Submits a task to the brain.
     ///
     /// # Errors
-    /// [`ErrorKind::ContractNotOffered`] and [`ErrorKind::ValidationFailed`], as [`Orchestrator::submit`].
+    /// [`ContractNotOffered`](crate::error::ErrorKind::ContractNotOffered) and [`ValidationFailed`](crate::error::ErrorKind::ValidationFailed), as [`Orchestrator::submit`].
     pub async fn submit<C: TaskContract>(&self, task: C) -> Result<Task, Failure> {
-        let unwritable = |error: crate::task::InvalidSubmission| {
-            Failure::new(ErrorKind::BadRequest, error.to_string()).before_execution()
-        };
-        self.brain().submit(Submission::of(&task).map_err(unwritable)?, &self.context()).await
+        self.brain().submit(Submission::of(&task)?, &self.context()).await
     }
 
     /// The brain: the orchestrator of the mesh.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     card::ArmCard,
-    contract::{ContractCard, ContractRef, Violations},
+    contract::{ContractCard, ContractRef, Violation},
 };
 
 /// A plan in which nothing was found.
@@ -31,15 +31,15 @@ pub(super) struct CheckedStep {
 }
 
 /// Looks at everything, and tells all that is wrong at once.
-pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<Checked, Violations> {
+pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<Checked, Vec<Violation>> {
     if plan.steps.is_empty() {
-        return Err(Violations::one("steps", "is empty"));
+        return Err(vec![Violation::new("steps", "is empty")]);
     }
     if plan.steps.len() > max_steps {
         let count = plan.steps.len();
-        return Err(Violations::one("steps", format!("has {count} steps, and {max_steps} is the most")));
+        return Err(vec![Violation::new("steps", format!("has {count} steps, and {max_steps} is the most"))]);
     }
-    let mut violations = Violations::default();
+    let mut violations = Vec::new();
     let ids = ids(&plan.steps, &mut violations);
     let offered = Offered::new(cards);
     let (mut steps, mut needs) = (Vec::new(), Vec::new());
@@ -58,7 +58,7 @@ pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<
     for circle in circles {
         let names = circle.iter().chain(circle.first()).map(|step| plan.steps[*step].id.as_str());
         let way = names.collect::<Vec<_>>().join(" → ");
-        violations.push(format!("steps[{}]", circle[0]), format!("goes in a circle: {way}"));
+        violations.push(Violation::new(format!("steps[{}]", circle[0]), format!("goes in a circle: {way}")));
     }
     match order {
         Ok(order) if violations.is_empty() => Ok(Checked { steps, order }),
@@ -66,15 +66,15 @@ pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<
     }
 }
 
-fn ids<'a>(steps: &'a [PlanStep], violations: &mut Violations) -> HashMap<&'a str, usize> {
+fn ids<'a>(steps: &'a [PlanStep], violations: &mut Vec<Violation>) -> HashMap<&'a str, usize> {
     let mut ids = HashMap::new();
     for (position, step) in steps.iter().enumerate() {
         let path = || format!("steps[{position}].id");
         if !is_id(&step.id) {
-            violations.push(path(), "is not 1 to 64 of letters, digits, `_`, `.` and `-`");
+            violations.push(Violation::new(path(), "is not 1 to 64 of letters, digits, `_`, `.` and `-`"));
         }
         if let Some(first) = ids.get(&*step.id) {
-            violations.push(path(), format!("`{}` is taken by steps[{first}]", step.id));
+            violations.push(Violation::new(path(), format!("`{}` is taken by steps[{first}]", step.id)));
         } else {
             ids.insert(&*step.id, position);
         }
@@ -93,7 +93,7 @@ fn references(
     step: &PlanStep,
     path: &str,
     ids: &HashMap<&str, usize>,
-    violations: &mut Violations,
+    violations: &mut Vec<Violation>,
 ) -> (CheckedStep, BTreeSet<usize>) {
     let mut reader = Reader { steps: ids, violations, needs: BTreeSet::new(), item: false };
     let each = step.each.as_ref().map(|each| {
@@ -101,7 +101,9 @@ fn references(
         if matches!(&template, Template::Object(_))
             || matches!(&template, Template::Literal(value) if !value.is_array())
         {
-            reader.violations.push(format!("{path}.each"), "is neither a list nor stands for one");
+            reader
+                .violations
+                .push(Violation::new(format!("{path}.each"), "is neither a list nor stands for one"));
         }
         template
     });
@@ -129,7 +131,7 @@ impl<'a> Offered<'a> {
         &self,
         contract: &ContractRef,
         path: &str,
-        violations: &mut Violations,
+        violations: &mut Vec<Violation>,
     ) -> Option<&'a ContractCard> {
         let card = self.contracts.get(contract).copied();
         if card.is_none() {
@@ -137,14 +139,14 @@ impl<'a> Offered<'a> {
             offered.sort();
             let offered = if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") };
             let message = format!("{contract} is not offered; offered: {offered}");
-            violations.push(format!("{path}.contract"), message);
+            violations.push(Violation::new(format!("{path}.contract"), message));
         }
         card
     }
 }
 
 /// Fields that the contract requires, as far as card and plan tell.
-fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations: &mut Violations) {
+fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations: &mut Vec<Violation>) {
     let has = |field: &str| match input {
         Template::Object(fields) => fields.iter().any(|(key, _)| key == field),
         Template::Literal(Value::Object(fields)) => fields.contains_key(field),
@@ -154,6 +156,6 @@ fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations:
     };
     let required = card.input_schema.get("required").and_then(Value::as_array);
     for field in required.into_iter().flatten().filter_map(Value::as_str).filter(|field| !has(field)) {
-        violations.push(format!("{path}.input.{field}"), "missing field");
+        violations.push(Violation::new(format!("{path}.input.{field}"), "missing field"));
     }
 }

@@ -50,7 +50,7 @@ use crate::{
     arm::Arm,
     card::ArmCard,
     context::{CALLS_AT_ONCE, Context},
-    contract::{ContractCard, ContractRef, ContractSpec, NoChunk, OwnedSpec, Spec, TaskContract, Violations},
+    contract::{ContractCard, ContractRef, ContractSpec, Spec, TaskContract, Violation},
     error::{ArmError, ConfigError, Failure},
     json::{RawJson, read_value},
 };
@@ -156,7 +156,7 @@ impl PlanOutput {
 
 impl TaskContract for Plan {
     type Output = PlanOutput;
-    type Chunk = NoChunk;
+    type Chunk = ();
     const SPEC: ContractSpec = ContractSpec::new("plan.run", "/plan", "plan:run")
         .timeout(Duration::from_secs(600))
         .summary("Runs steps given as data: independent ones in parallel, each when what it needs is done.")
@@ -223,8 +223,8 @@ impl PlanRunner {
 
     /// Adds what the program's user knows of a contract: see [`contract`](Self::contract).
     #[must_use]
-    pub fn spec(mut self, spec: OwnedSpec) -> Self {
-        self.specs.insert(spec.contract.clone(), spec.into());
+    pub fn spec(mut self, spec: Spec) -> Self {
+        self.specs.insert(spec.reference(), spec);
         self
     }
 
@@ -234,7 +234,7 @@ impl PlanRunner {
     /// Every fault, with paths such as `steps[2].input.file`: an empty or too long plan, ids that are malformed or
     /// taken, references to steps that are not there or that go in a circle, `$item` without `each`, malformed
     /// pointers, contracts that nobody offers, and fields that a contract requires and the input lacks.
-    pub fn check(&self, plan: &Plan, cards: &[ArmCard]) -> Result<(), Violations> {
+    pub fn check(&self, plan: &Plan, cards: &[ArmCard]) -> Result<(), Vec<Violation>> {
         check::check(plan, cards, self.config.max_steps).map(drop)
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value};
 
-use crate::contract::Violations;
+use crate::contract::Violation;
 
 /// An input, or a part of one.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Template {
 pub(super) struct Reader<'a> {
     /// The steps of the plan by their ids.
     pub(super) steps: &'a HashMap<&'a str, usize>,
-    pub(super) violations: &'a mut Violations,
+    pub(super) violations: &'a mut Vec<Violation>,
     /// The steps referred to so far.
     pub(super) needs: BTreeSet<usize>,
     /// Whether there is an item.
@@ -88,7 +88,7 @@ impl Reader<'_> {
                 .get("pointer")
                 .map_or(Some(String::new()), |pointer| self.pointer(pointer, &format!("{path}.pointer")));
             let Some(id) = step.as_str() else {
-                self.violations.push(format!("{path}.$output"), "is not the id of a step");
+                self.violations.push(Violation::new(format!("{path}.$output"), "is not the id of a step"));
                 return Some(nothing());
             };
             let step = self.step(id, path);
@@ -100,7 +100,7 @@ impl Reader<'_> {
         if let Some(pointer) = object.get("$item") {
             self.no_fields_beside(object, &["$item"], path);
             if !self.item {
-                self.violations.push(path, "takes a part of an item where there is none");
+                self.violations.push(Violation::new(path, "takes a part of an item where there is none"));
             }
             let pointer = self.pointer(pointer, &format!("{path}.$item"));
             return Some(pointer.map_or_else(nothing, |pointer| Template::Item { pointer }));
@@ -115,7 +115,7 @@ impl Reader<'_> {
         let step = self.steps.get(id).copied();
         match step {
             Some(step) => self.needs.extend([step]),
-            None => self.violations.push(path, format!("there is no step `{id}`")),
+            None => self.violations.push(Violation::new(path, format!("there is no step `{id}`"))),
         }
         step
     }
@@ -123,14 +123,15 @@ impl Reader<'_> {
     fn pointer(&mut self, pointer: &Value, path: &str) -> Option<String> {
         let pointer = pointer.as_str().filter(|pointer| is_pointer(pointer));
         if pointer.is_none() {
-            self.violations.push(path, "is not a JSON pointer such as `/files/0`");
+            self.violations.push(Violation::new(path, "is not a JSON pointer such as `/files/0`"));
         }
         pointer.map(str::to_owned)
     }
 
     fn no_fields_beside(&mut self, object: &Map<String, Value>, known: &[&str], path: &str) {
         for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
-            self.violations.push(format!("{path}.{key}"), format!("has no place beside `{}`", known[0]));
+            self.violations
+                .push(Violation::new(format!("{path}.{key}"), format!("has no place beside `{}`", known[0])));
         }
     }
 }
@@ -147,9 +148,9 @@ mod tests {
 
     use super::*;
 
-    fn read(value: Value) -> (Template, Violations) {
+    fn read(value: Value) -> (Template, Vec<Violation>) {
         let steps = HashMap::from([("list", 0)]);
-        let mut violations = Violations::default();
+        let mut violations = Vec::new();
         let mut reader =
             Reader { steps: &steps, violations: &mut violations, needs: BTreeSet::new(), item: true };
         (reader.read(&value, "input"), violations)
@@ -164,7 +165,7 @@ mod tests {
             "schema": { "$ref": "#/x" },
             "kept": { "$literal": { "$output": "list" } },
         }));
-        assert!(violations.is_empty(), "{violations}");
+        assert!(violations.is_empty(), "{violations:?}");
         let output = json!({ "files": [0, { "a/b": true }] });
         let filled = template.fill(std::slice::from_ref(&output), Some(&json!(7))).unwrap();
         assert_eq!(

@@ -17,7 +17,7 @@ use crate::{
     contract::ContractCard,
     dispatcher::{Dispatcher, Execution},
     error::{CallError, ErrorKind},
-    transport::{Call, NoArms, Reply, ServedBy, Transport},
+    transport::{Call, Reply, ServedBy, Transport},
     update::{Phase, Update, UpdateSink},
 };
 
@@ -149,7 +149,7 @@ fn limits_are_kept_and_must_make_sense() {
     let config = PlanConfig { max_steps: 1, ..PlanConfig::default() };
     let step = |id| json!({ "id": id, "contract": "test.any" });
     let faults = PlanRunner::with_config(config).unwrap().check(&steps(json!([step("a"), step("b")])), &[]);
-    assert_eq!(faults.unwrap_err().to_string(), "steps: has 2 steps, and 1 is the most");
+    assert_eq!(faults.unwrap_err()[0].to_string(), "steps: has 2 steps, and 1 is the most");
     for config in [
         PlanConfig { max_steps: 0, ..PlanConfig::default() },
         PlanConfig { calls_at_once: 0, ..PlanConfig::default() },
@@ -246,7 +246,7 @@ async fn progress_is_told() {
 #[tokio::test]
 async fn a_plan_is_refused_where_there_are_no_arms() {
     let plan = steps(json!([{ "id": "a", "contract": "test.any" }]));
-    let error = PlanRunner::new().run(&plan, &Context::root(Arc::new(NoArms))).await.unwrap_err();
+    let error = PlanRunner::new().run(&plan, &Context::root(Arc::new(()))).await.unwrap_err();
     assert_eq!(error.to_string(), "steps[0].contract: test.any is not offered; offered: nothing");
 }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 pub use self::{
     event::{TaskChange, TaskEvent, TaskSpent},
     record::{Lease, TaskRecord},
-    request::{InvalidSubmission, Priority, Submission, TaskBudget, TaskRequest},
+    request::{Priority, Submission, TaskBudget, TaskRequest},
     status::TaskStatus,
     update::TaskUpdate,
 };

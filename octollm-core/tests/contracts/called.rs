@@ -35,7 +35,7 @@ async fn an_input_without_members_is_called_like_any_other() {
     let contract = Ping::SPEC.reference();
     mesh.context().call_json(&contract, &json!({})).await.unwrap();
     let error = mesh.context().call_json(&contract, &json!({ "x": 1 })).await.unwrap_err();
-    assert_eq!(error.failure().violations.to_string(), "x: unknown field");
+    assert_eq!(error.failure().violations[0].to_string(), "x: unknown field");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use octollm_core::{
-    contract::Violations,
+    contract::Violation,
     error::{ErrorKind, Failure},
 };
 use serde::Deserialize;
@@ -50,7 +50,7 @@ const MOST_READ: usize = 256 << 10;
 struct Told {
     message: Option<String>,
     code: Option<Value>,
-    violations: Violations,
+    violations: Vec<Violation>,
 }
 
 impl Told {
@@ -92,14 +92,16 @@ fn told_by(value: &Value) -> Told {
             Told { message, code, ..Told::default() }
         }
         Value::Array(items) => {
-            let mut violations = Violations::default();
+            let mut violations = Vec::new();
             for item in items.iter().take(MOST_VIOLATIONS) {
                 let text =
                     item.as_str().or_else(|| item.get("msg").or_else(|| item.get("message"))?.as_str());
-                violations.push(path(item.get("loc")), one_line(text.unwrap_or("is not valid")));
+                violations
+                    .push(Violation::new(path(item.get("loc")), one_line(text.unwrap_or("is not valid"))));
             }
-            let message = (!violations.is_empty()).then(|| one_line(&violations.to_string()));
-            Told { message, violations, code: None }
+            let failure = Failure::invalid(violations);
+            let message = (!failure.violations.is_empty()).then(|| one_line(&failure.message));
+            Told { message, violations: failure.violations, code: None }
         }
         _ => Told::default(),
     }

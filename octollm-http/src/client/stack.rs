@@ -114,7 +114,8 @@ impl Carrier {
         let stacks = directory.sites().enumerate().map(|site| Stack::new(at(site), below)).collect();
         let choice = Choice(Arc::new(Sites { directory: Arc::clone(directory), stacks }));
         let cards = Arc::clone(directory);
-        let retry = RetryLayer::when_asked().keys_honoured(move |call| cards.honours_keys(&call.contract));
+        let retry =
+            RetryLayer::new().attempts(1).keys_honoured(move |call| cards.honours_keys(&call.contract));
         let retried = CallService::new(retry.layer(choice.clone()));
         Self {
             choice,

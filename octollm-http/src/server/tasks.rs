@@ -14,7 +14,7 @@ use octollm_core::{
     orchestrator::{JournalStep, Orchestrator, TaskQuery},
     parts::ContextParts,
     task::Submission,
-    transport::{NoArms, StepKey},
+    transport::StepKey,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -173,7 +173,7 @@ impl Endpoint for KnownArms {
 
 /// The orchestrator calls arms by transports of its own.
 fn context(parts: ContextParts) -> (Option<Deadline>, Context) {
-    (parts.deadline, Context::from_parts(parts, Arc::new(NoArms)))
+    (parts.deadline, Context::from_parts(parts, Arc::new(())))
 }
 
 /// Ends work when the caller does not wait for it any more.

@@ -52,7 +52,7 @@ fn implement(
     rt: &TokenStream,
 ) -> TokenStream {
     let Contract { ident, output, .. } = contract;
-    let chunk = contract.chunk.clone().unwrap_or_else(|| parse_quote!(#rt::NoChunk));
+    let chunk = contract.chunk.clone().unwrap_or_else(|| parse_quote!(()));
     let generics = bounded(contract, rt);
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     quote! {
@@ -101,7 +101,7 @@ fn check(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
     };
     quote! {
         #[allow(unused_mut, unused_variables)]
-        fn check(&self) -> ::core::result::Result<(), #rt::Violations> {
+        fn check(&self) -> ::core::result::Result<(), ::std::vec::Vec<#rt::Violation>> {
             #run
         }
 

@@ -24,7 +24,7 @@ struct Ping;
 
 impl TaskContract for Ping {
     type Output = ();
-    type Chunk = NoChunk;
+    type Chunk = ();
     const SPEC: ContractSpec = ContractSpec::new("ping.run", "/run", "ping:run");
 }
 

@@ -33,6 +33,14 @@ impl Errors {
         }
     }
 
+    /// Those whose message is of this kind.
+    pub(crate) fn only(self, is_it: impl Fn(&str) -> bool) -> Self {
+        let mut errors = Self::default();
+        let all = self.0.into_iter().flatten();
+        all.filter(|error| is_it(&error.to_string())).for_each(|error| errors.absorb(error));
+        errors
+    }
+
     /// Whether one of the messages has these words.
     pub(crate) fn mention(&self, words: &str) -> bool {
         let errors = self.0.clone().into_iter().flatten();

@@ -159,9 +159,10 @@ pub fn derive_task_contract(input: TokenStream) -> TokenStream {
 /// | `context(Type as name)` | what functions are handed, and its name in expressions; `()` where none is named |
 /// | `crate = path` | where octollm is, if the manifest does not tell |
 ///
-/// Rules that need a feature of garde (`email`, `url`, `credit_card`, `phone_number`) are refused: for those, add `garde` to
-/// the dependencies and derive `garde::Validate`, which octollm takes as well. What no JSON Schema expresses in the same way
-/// (`pattern`, whose dialect is Rust's, and lengths in `bytes`, `utf16` or `graphemes`) is refused too.
+/// Rules that need a feature of garde (`pattern`, `email`, `url`, `credit_card`, `phone_number`) are refused: for those, add
+/// `garde` with that feature to the dependencies and derive `garde::Validate`, which octollm takes as well. A `pattern` is a
+/// literal that means the same in Rust and in ECMA-262, the dialect of JSON Schema. Lengths in `bytes`, `utf16` or
+/// `graphemes`, which no JSON Schema expresses, are refused too.
 ///
 /// Broken rules are reported in the order of the fields, and of the rules at each field.
 ///

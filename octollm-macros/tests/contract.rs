@@ -334,3 +334,33 @@ fn a_violation_in_an_enum_or_a_newtype_is_at_the_path_that_json_has() {
         assert_eq!(json.pointer(&pointer), Some(&10.into()), "{pointer} in {json}");
     }
 }
+
+/// garde runs the pattern, and the schema has it.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract, garde::Validate)]
+struct FindWord {
+    #[serde(rename = "theWord")]
+    #[garde(pattern(r"^[a-zä]+(-[0-9]{1,3})?$"))]
+    word: String,
+    #[serde(default)]
+    #[garde(inner(pattern(r"^(\*|\[[^\]]\])$")))]
+    others: Vec<String>,
+}
+
+#[test]
+fn a_pattern_is_run_and_published() {
+    let find = |word: &str, other: &str| FindWord { word: word.into(), others: vec![other.into()] };
+    for (input, is_valid) in [
+        (find("abc-12", "[x]"), true),
+        (find("äbc", "*"), true),
+        (find("abc-1234", "*"), false),
+        (find("abc\n", "*"), false),
+        (find("abc", "[]]"), false),
+        (find("abc", "**"), false),
+    ] {
+        assert_eq!(input.check().is_ok(), is_valid, "{input:?}");
+    }
+    let schema = ContractCard::checked::<FindWord>().unwrap().input_schema;
+    let at = |pointer: &str| schema.pointer(pointer).cloned().unwrap_or_default();
+    assert_eq!(at("/properties/theWord/pattern"), r"^[a-zä]+(-[0-9]{1,3})?$");
+    assert_eq!(at("/properties/others/items/pattern"), r"^(\*|\[[^\]]\])$");
+}

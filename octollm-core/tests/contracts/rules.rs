@@ -160,14 +160,14 @@ fn what_breaks_a_rule_is_refused_at_its_place() {
         (with("map", json!({ "k": [4] })), "map.k[0]"),
         (with("map", json!({ "k": [] })), "map.k"),
         (with("any", json!("1.2.3.04")), "any"),
-        (with("named", json!("a")), "named[0]"),
-        (with("boxed", json!("ä1")), "boxed[0]"),
+        (with("named", json!("a")), "named"),
+        (with("boxed", json!("ä1")), "boxed"),
         (with("kinds", json!([{ "kind": "long_one", "text": "y" }])), "kinds[0].text"),
-        (with("kinds", json!([{ "kind": "other", "text": "x" }])), "kinds[0][0].text"),
-        (with("beside", json!({ "t": "Pair", "c": ["a", "bc"] })), "beside[1]"),
-        (with("beside", json!({ "t": "only", "c": "ä" })), "beside[0]"),
-        (with("bare", json!("ä")), "bare[0]"),
-        (with("bare", json!({ "text": "x" })), "bare[0].text"),
+        (with("kinds", json!([{ "kind": "other", "text": "x" }])), "kinds[0].text"),
+        (with("beside", json!({ "t": "Pair", "c": ["a", "bc"] })), "beside.c[1]"),
+        (with("beside", json!({ "t": "only", "c": "ä" })), "beside.c"),
+        (with("bare", json!("ä")), "bare"),
+        (with("bare", json!({ "text": "x" })), "bare.text"),
         (with("tree", json!({ "label": "a", "children": [{ "label": "ä" }] })), "tree.children[0].label"),
         (with("cursor", json!("äa")), "cursor"),
     ] {
@@ -219,6 +219,60 @@ struct Holder {
 struct RunHalf {
     name: Name,
     named: Vec<Holder>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct PairNames {
+    name: Name,
+    pairs: Option<Vec<(Name, u32)>>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct TryName {
+    name: Name,
+    tried: Result<Name, String>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct PairTogether {
+    name: Name,
+    #[garde(skip)]
+    pair: (Name, u32),
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct PairRuled {
+    pair: (Name, Named),
+    plain: (String, u32),
+    tried: Result<u32, String>,
+    #[serde(flatten)]
+    bare: Beside,
+    #[serde(flatten)]
+    plain_page: PlainPage,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct PlainPage {
+    from: u32,
+}
+
+/// A type parameter has to be asked for.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct TakeAny<T> {
+    any: T,
+}
+
+#[test]
+fn a_rule_in_a_type_that_runs_none_is_refused_at_registration() {
+    let place = |refused: octollm_core::error::ConfigError| {
+        refused.to_string().split('`').nth(3).unwrap_or_default().to_owned()
+    };
+    assert_eq!(place(ContractCard::checked::<PairNames>().unwrap_err()), "pairs");
+    assert_eq!(place(ContractCard::checked::<TryName>().unwrap_err()), "Result_of_Name_or_string.Ok");
+    assert_eq!(place(ContractCard::checked::<TakeAny<Name>>().unwrap_err()), "any");
+    assert!(ContractCard::checked::<TakeAny<u32>>().is_ok());
+    assert!(ContractCard::checked::<PairTogether>().is_ok(), "`skip` states that the type checks itself");
+    assert!(ContractCard::checked::<PairRuled>().is_ok(), "what has rules runs them");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     errors::Errors,
-    validate::{NEEDS_GARDE, Validated, wire},
+    validate::{FLATTENED_OPTION, NEEDS_GARDE, Validated, wire},
 };
 
 /// A contract as it is written into the impl.
@@ -133,6 +133,9 @@ fn rules<'a>(input: &'a DeriveInput, errors: &mut Errors) -> Option<Validated<'a
     let mut found = Errors::default();
     let rules = Validated::new(input, &mut found);
     if found.mention(NEEDS_GARDE) {
+        // garde's own derive reads the other rules.
+        let is_ours = |message: &str| message.starts_with("`pattern`") && !message.contains(NEEDS_GARDE);
+        errors.append(found.only(|message| is_ours(message) || message == FLATTENED_OPTION));
         return None;
     }
     errors.append(found);

@@ -76,7 +76,9 @@ fn check(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
         {
             #[allow(unused_imports)]
             use #rt::{NotRuled as _, RuledByDerive as _, RuledByHand as _};
-            (&&#rt::OwnSchema::<Self>::of()).octollm_add(__octollm_rules);
+            __octollm_rules.part(&mut |__octollm_rules| {
+                (&&#rt::OwnSchema::<Self>::of()).octollm_add(__octollm_rules);
+            });
         }
     };
     let run = match &contract.rules {

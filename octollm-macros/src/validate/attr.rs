@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{Attribute, Expr, Ident, Path, Token, Type, ext::IdentExt, parse::ParseStream, token::Paren};
 
-use super::bounds::Bounds;
+use super::{bounds::Bounds, pattern};
 use crate::{
     entries::{self, argument, begin_value, in_parentheses, set},
     errors::Errors,
@@ -160,6 +160,10 @@ fn rule(entry: ParseStream<'_>) -> syn::Result<Rule> {
         "adapt" => Kind::Adapt(argument(entry, &name, "a_module")?),
         "inner" => Kind::Inner(inner(entry, &name)?),
         "if" => conditional(entry, &name)?,
+        "pattern" => {
+            pattern::check(&argument(entry, &name, "\"^[a-z]+$\"")?)?;
+            return Err(left_out(&name));
+        }
         _ => return Err(unknown(&name)),
     };
     if entry.peek(Paren) {
@@ -213,11 +217,6 @@ fn conditional(entry: ParseStream<'_>, name: &Ident) -> syn::Result<Kind> {
 
 fn unknown(name: &Ident) -> syn::Error {
     let word = name.to_string();
-    if word == "pattern" {
-        let message = "`pattern` is in Rust's dialect, in which a schema would mean something else: check the text with \
-                       `custom`, and publish its form with `#[schemars(regex(pattern = \"..\"))]`";
-        return syn::Error::new_spanned(name, message);
-    }
     if LEFT_OUT.contains(&word.as_str()) {
         return left_out(name);
     }

@@ -93,6 +93,10 @@ impl<'a> Validated<'a> {
     }
 }
 
+/// Said of `#[serde(flatten)]` at an `Option`.
+pub(crate) const FLATTENED_OPTION: &str = "serde reads an `Option` that is flattened as `None` where a member is wrong, and \
+     the input is lost: flatten the type in it, with `#[serde(default)]` at its fields, or remove `flatten`";
+
 fn refuse_rules(attrs: &[Attribute], errors: &mut Errors) {
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("garde")) {
         errors.at(attr, "a variant has no rules of its own: they stand at its fields");
@@ -109,6 +113,9 @@ fn has_one_checked_field(shape: &Shape<'_>) -> bool {
 fn variant<'a>(fields: &'a Fields, case: Option<Case>, allows: bool, errors: &mut Errors) -> Variant<'a> {
     let rules = fields.iter().map(|field| {
         let mut found = Errors::default();
+        if let Some(flatten) = wire::flattened_option(&field.ty, &field.attrs) {
+            found.at(flatten, FLATTENED_OPTION);
+        }
         let written = attr::rules(&field.attrs, &mut found);
         let is_unruled = written.is_empty();
         let mut rules = field_rules(written, fields, &mut found);

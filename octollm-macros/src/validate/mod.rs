@@ -7,13 +7,19 @@ mod attr;
 mod bounds;
 mod check;
 mod expand;
+mod pattern;
 mod schema;
 pub(crate) mod wire;
 
 use proc_macro2::TokenStream;
 use syn::DeriveInput;
 
-pub(crate) use self::{attr::NEEDS_GARDE, check::Validated, expand::report, schema::rules as schema_rules};
+pub(crate) use self::{
+    attr::NEEDS_GARDE,
+    check::{FLATTENED_OPTION, Validated},
+    expand::report,
+    schema::rules as schema_rules,
+};
 use crate::{errors::Errors, reach};
 
 pub(crate) fn derive(input: &DeriveInput) -> TokenStream {

@@ -89,9 +89,12 @@ impl Writer<'_> {
             }
             // The members of a flattened field are there among those of the others, and cannot be counted alone.
             (None, Fields::Named(_)) if rules.rules.iter().all(|rule| matches!(rule.kind, Kind::Dive(_))) => {
-                all
+                quote!(__octollm_rules.part(&mut |__octollm_rules| { #all });)
             }
-            (None, Fields::Named(_)) => quote!(__octollm_rules.described(); #own #skip),
+            (None, Fields::Named(_)) => quote! {
+                __octollm_rules.described();
+                __octollm_rules.part(&mut |__octollm_rules| { #own #skip });
+            },
             (_, Fields::Unnamed(fields)) if fields.unnamed.len() == 1 => all,
             _ => quote!(__octollm_rules.item(#index, &mut |__octollm_rules| { #all });),
         }

@@ -54,11 +54,15 @@
 //!
 //! # Features
 //!
-//! `http` (the default) has the servers and clients, `mesh` (the default) the in-process mesh for tests, `events` the
-//! event encodings; `full` is all of them.
+//! | feature | adds |
+//! |---|---|
+//! | `http` (default) | servers and clients |
+//! | `events` | encodings of events |
+//! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` |
+//! | `full` | all of these |
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, event, id, json,
+    arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, error, event, id, json,
     orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
 };
 
@@ -73,21 +77,13 @@ pub use octollm_http as http;
 #[cfg(feature = "events")]
 pub use octollm_events as events;
 
-/// Failures: what kind, whether a retry can help, and whether the work may have run.
-pub mod failure {
-    pub use octollm_core::error::*;
-}
-
-pub use octollm_core::{
-    Arm, Context,
-    error::{ArmError, CallError, Error, ErrorKind, Failure},
-};
+pub use octollm_core::{Arm, Context, error::Error};
 
 #[doc(hidden)]
 pub use octollm_core::__private;
 
 pub mod prelude {
-    //! What most programs need, in one line.
+    //! What most programs need, in one line. All else is imported from its module.
 
     pub use async_trait::async_trait;
     // By its module: where another crate turns on garde's own derive, `garde::Validate` is a macro too.
@@ -96,17 +92,12 @@ pub mod prelude {
         Arm, Context,
         arm::arm_fn,
         brain::Brain,
-        budget::{Budget, Usage},
-        bus::{DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
-        context::Caller,
+        budget::Budget,
+        bus::EventBus,
         contract::TaskContract,
-        deadline::Deadline,
         error::{ArmError, CallError, ErrorKind},
-        event::Event,
         orchestrator::Orchestrator,
-        plan::{Plan, PlanRunner},
-        reflex::{Observations, Reaction, Reflex, ReflexChain, ReflexInput},
-        task::{Submission, Task, TaskRequest, TaskResult, TaskStatus},
+        task::{TaskRequest, TaskResult, TaskStatus},
     };
     #[cfg(feature = "http")]
     pub use octollm_http::{Arms, OrchestratorClient, Server};

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use octollm::{
     orchestrator::{JournalStep, TaskUpdate, follow},
     prelude::*,
-    task::TaskBudget,
+    task::{Task, TaskBudget},
 };
 
 /// How the review ended.

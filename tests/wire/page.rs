@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use octollm::{
     brain::BrainConfig,
-    failure::{ErrorKind, Failure},
+    error::{ErrorKind, Failure},
     http::{ClientConfig, ServerConfig},
 };
 

@@ -5,7 +5,7 @@ use std::{fmt::Write, time::Duration};
 use octollm::{
     contract::Violation,
     dispatcher::not_offered,
-    failure::{ErrorKind, Failure},
+    error::{ErrorKind, Failure},
     http::wire::Problem,
 };
 

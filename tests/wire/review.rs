@@ -6,14 +6,15 @@ use async_trait::async_trait;
 use octollm::{
     Context,
     budget::{Cost, Usage},
+    bus::MemoryBus,
     card::ArmCard,
     clock::Clock,
     context::ContextParts,
-    failure::Failure,
+    error::Failure,
     orchestrator::Orchestrator,
     prelude::*,
     store::MemoryStore,
-    task::{Task, TaskBudget},
+    task::{Submission, Task, TaskBudget},
     transport::{Call, Reply, ServedBy, Transport},
     update::Phase,
 };

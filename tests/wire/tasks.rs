@@ -5,11 +5,11 @@ use std::time::Duration;
 use octollm::{
     budget::{Cost, Usage},
     context::Caller,
-    failure::{ErrorKind, Failure},
+    error::{ErrorKind, Failure},
     id::StepKey,
     orchestrator::TaskPage,
     prelude::*,
-    task::{Lease, Origin, Priority, Task, TaskBudget, TaskError, TaskRecord, TaskSpent},
+    task::{Lease, Origin, Priority, Submission, Task, TaskBudget, TaskError, TaskRecord, TaskSpent},
     trace::TraceContext,
     update::{Phase, Progress, Update},
 };

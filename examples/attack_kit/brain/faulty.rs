@@ -9,8 +9,8 @@ use std::{
 };
 
 use octollm::{
-    bus::{BusError, Capability, Subscription, engine::Counters},
-    event::Pattern,
+    bus::{BusError, Capability, MemoryBus, Overflow, Subscription, engine::Counters},
+    event::{Event, Pattern},
     id::TaskId,
     prelude::*,
     store::{

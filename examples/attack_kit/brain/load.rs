@@ -5,10 +5,12 @@ use std::{sync::Arc, time::Duration};
 use octollm::{
     arm::arm_fn,
     brain::{Brain, BrainConfig},
+    bus::MemoryBus,
     dispatcher::Dispatcher,
     id::TaskId,
     prelude::*,
     store::{MemoryStore, MemoryStoreConfig},
+    task::{Submission, Task},
 };
 use tokio::{
     task::JoinSet,

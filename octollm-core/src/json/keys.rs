@@ -11,7 +11,7 @@ use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, Visitor};
 
 /// Digests of the keys that an object has had so far.
 ///
-/// Two keys with one digest are taken for the same: whoever refuses an object for it looks again, at the keys themselves.
+/// Two keys with one digest are taken for the same. A digest has 64 bits and a random seed, so that this does not happen.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     few: [u64; 8],
@@ -104,8 +104,9 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Seen<'_, D> {
 macro_rules! visit {
     ($($method:ident($value:ident: $type:ty) $text:expr;)*) => {$(
         fn $method<E: Error>(self, $value: $type) -> Result<V::Value, E> {
-            if !self.keys.add($text) {
-                return Err(E::custom("a key may be there twice"));
+            let text = $text;
+            if !self.keys.add(text) {
+                return Err(E::custom(format_args!("duplicate key `{text}`")));
             }
             self.inner.$method($value)
         }

@@ -7,6 +7,7 @@
 //! it is read again: in the second case to say why.
 
 mod keys;
+mod notes;
 mod raw;
 mod shape;
 #[cfg(test)]
@@ -15,17 +16,13 @@ mod unique;
 mod unknown;
 mod value;
 mod watch;
-mod whole;
 mod write;
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde_json::{Deserializer, Value, de::StrRead};
 
+use self::{notes::Notes, unique::Unique, watch::Watch};
 pub use self::{raw::RawJson, write::write};
-use self::{
-    unique::Unique,
-    watch::{Notes, Watch},
-};
 pub(crate) use self::{value::read_value, write::try_write};
 use crate::{
     contract::{TaskContract, Violation, input_of},
@@ -138,7 +135,7 @@ fn well_formed(text: &str) -> Result<(), Failure> {
 
 fn unique(text: &str) -> Result<(), Failure> {
     let mut json = parser(text);
-    Unique::deserialize(&mut json).and_then(|_| json.end()).map_err(malformed)
+    Unique::default().deserialize(&mut json).and_then(|()| json.end()).map_err(malformed)
 }
 
 /// Only for [`Unique`], which bounds the depth, and for what it let pass.

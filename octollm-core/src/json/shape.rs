@@ -5,10 +5,7 @@ use std::fmt::Write;
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment, Track};
 
-use super::{
-    message, parser,
-    watch::{Notes, Watch},
-};
+use super::{message, notes::Notes, parser, watch::Watch};
 use crate::contract::Violation;
 
 /// Reads once more, slowly, and notes where it fails and which fields the type does not know.

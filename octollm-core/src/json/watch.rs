@@ -3,10 +3,7 @@
 //! For a plain struct of plain fields, serde and serde_json refuse on their own all that is to be refused: the watch
 //! then costs nothing but a flag, and no second look at the text is needed. It tells when one is.
 
-use std::{
-    cell::{Cell, OnceCell},
-    fmt::{self, Write},
-};
+use std::fmt::{self, Write};
 
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Expected, IgnoredAny, MapAccess, SeqAccess, VariantAccess,
@@ -15,38 +12,8 @@ use serde::de::{
 
 use super::{
     keys::{Keys, Seen},
-    value::BEYOND_INTEGERS,
-    whole::{Integer, Whole},
+    notes::{Integer, Notes},
 };
-
-/// What a type did with its input.
-#[derive(Debug, Default)]
-pub(super) struct Notes {
-    /// It left something out: a field that it does not know.
-    pub(super) ignored: Cell<bool>,
-    /// It took a text as it came, raw or as bytes, and nobody looked into it.
-    pub(super) unread: Cell<bool>,
-    /// It took a part aside before it knew what it is, as serde does where a struct is flattened or an enum has a tag:
-    /// what it leaves out of that is not seen.
-    pub(super) set_aside: Cell<bool>,
-    /// Set where a float without a fraction is taken for an integer: JSON Schema does not tell them apart. These values are
-    /// not, as what is written has a fraction.
-    pub(super) inexact: OnceCell<Vec<f64>>,
-}
-
-impl Notes {
-    /// From now on `3.0` is taken where an integer is due.
-    pub(super) fn take_whole_floats(&self, text: &str) {
-        self.inexact.get_or_init(|| super::value::inexact(text.as_bytes()));
-    }
-
-    /// The integer that a float is, if it is one.
-    pub(super) fn whole(&self, float: f64) -> Option<Whole> {
-        let is_whole = float.fract() == 0.0 && float.abs() < BEYOND_INTEGERS;
-        let is_exact = self.inexact.get().is_some_and(|inexact| !inexact.contains(&float));
-        (is_whole && is_exact).then(|| Whole::of(float))
-    }
-}
 
 macro_rules! visit {
     ($($method:ident($($value:ident: $type:ty)?);)*) => {$(

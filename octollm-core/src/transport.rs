@@ -21,7 +21,7 @@ use crate::{
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     parts::ContextParts,
-    update::{Handle, UpdateSink},
+    update::UpdateSink,
 };
 
 /// Names one call for an arm that remembers what it answered: the same over every attempt and every recovery.
@@ -72,7 +72,7 @@ pub struct Call {
     /// Where progress and chunks of the called arm go.
     pub updates: Option<Arc<dyn UpdateSink>>,
     /// What an earlier attempt reported through [`UpdateSink::handle`]: the transport may go on from it.
-    pub handle: Option<Handle>,
+    pub handle: Option<String>,
     /// Whether the caller can decode an output. What it cannot is a failed call, also for a journal.
     pub reads: fn(&[u8]) -> Result<(), serde_json::Error>,
 }

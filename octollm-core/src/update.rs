@@ -76,24 +76,6 @@ impl Progress {
     }
 }
 
-/// What a transport may report of a call that a foreign service runs by itself, such as the id of its task: enough to find
-/// the work again after a crash. Its text is the transport's own.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Handle(String);
-
-impl Handle {
-    /// A handle of this text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text, as the transport made it.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 /// Where the updates of running work go.
 #[async_trait]
 pub trait UpdateSink: Send + Sync + 'static {
@@ -108,11 +90,15 @@ pub trait UpdateSink: Send + Sync + 'static {
         self.update(Update::Chunk(chunk));
     }
 
-    /// Takes the handle of a call, and returns once it is stored.
+    /// Stores the handle of a call that a foreign service runs by itself, such as the id of its task: enough to find the
+    /// work again after a crash. Its text is the transport's own. By default it is dropped.
     ///
     /// # Errors
-    /// Where it cannot be stored: the call is given up then.
-    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+    /// A [`Failure`] where it cannot be stored. The call then ends with it.
+    ///
+    /// # Cancel safety
+    /// A handle whose future is dropped may or may not have been stored.
+    async fn handle(&self, handle: String) -> Result<(), Failure> {
         drop(handle);
         Ok(())
     }

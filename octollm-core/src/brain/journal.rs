@@ -30,7 +30,7 @@ use crate::{
     store::{JournalEntry, Recorded, Run, StoreError, TaskStore},
     task::TaskRecord,
     transport::{Call, Reply, Transport},
-    update::{Handle, Update, UpdateSink},
+    update::{Update, UpdateSink},
 };
 
 /// Carries the calls of one run of a task: from its journal where they were answered before, else by the transport,
@@ -327,7 +327,7 @@ impl UpdateSink for Handles {
         }
     }
 
-    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+    async fn handle(&self, handle: String) -> Result<(), Failure> {
         let inner = &*self.journal.0;
         let number = inner.state().sequence.number();
         let entry = self.draft.entry(number, Recorded::Handle(handle), inner.clock);

@@ -19,4 +19,4 @@
 mod policy;
 mod retry;
 
-pub use self::retry::{Retry, RetryLayer};
+pub use self::retry::RetryLayer;

@@ -23,7 +23,7 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     id::RequestId,
     transport::{Call, Reply},
-    update::{Handle, Update, UpdateSink},
+    update::{Update, UpdateSink},
 };
 
 /// Tries failed calls again where that is safe and can help: see the [module](super).
@@ -242,12 +242,12 @@ impl Attempts {
 
 /// Remembers the handle that an attempt reports, for the next one.
 struct Reported {
-    handle: Mutex<Option<Handle>>,
+    handle: Mutex<Option<String>>,
     to: Option<Arc<dyn UpdateSink>>,
 }
 
 impl Reported {
-    fn latest(&self) -> Option<Handle> {
+    fn latest(&self) -> Option<String> {
         self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -266,7 +266,7 @@ impl UpdateSink for Reported {
         }
     }
 
-    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+    async fn handle(&self, handle: String) -> Result<(), Failure> {
         if let Some(to) = &self.to {
             to.handle(handle.clone()).await?;
         }

@@ -10,7 +10,6 @@ use crate::{
     id::StepKey,
     json::RawJson,
     transport::ServedBy,
-    update::Handle,
 };
 
 /// One call of a task, as its journal remembers it.
@@ -58,8 +57,8 @@ pub enum Recorded {
         /// The greatest number of all entries when this was decided.
         last: u64,
     },
-    /// A transport follows it by this handle.
-    Handle(Handle),
+    /// A transport follows it by this handle, whose text is the transport's own.
+    Handle(String),
     /// The output, as it came.
     Output(RawJson),
     /// A failure.

@@ -19,7 +19,6 @@ use octollm_core::{
     resilience::RetryLayer,
     task::{TaskRequest, TaskResult, TaskStatus},
     transport::{Call, CallService, Reply, from_service},
-    update::Handle,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -281,7 +280,7 @@ impl Service<Call> for Reports {
             match &call.handle {
                 None => {
                     let sink = call.updates.clone().unwrap();
-                    sink.handle(Handle::new("job-7")).await.unwrap();
+                    sink.handle("job-7".to_owned()).await.unwrap();
                     let failure = Failure::of(ErrorKind::Unavailable);
                     Err(CallError::new(call.contract, failure).with_usage(Usage::tokens(40)))
                 }

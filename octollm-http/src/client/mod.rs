@@ -24,4 +24,3 @@ pub use self::{
     orchestrator_client::OrchestratorClient,
     task_handle::TaskHandle,
 };
-pub use octollm_core::transport::CallService;

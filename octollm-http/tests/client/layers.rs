@@ -16,9 +16,9 @@ use octollm_core::{
     deadline::Deadline,
     error::{CallError, ErrorKind},
     parts::ContextParts,
-    transport::{Call, IdempotencyKey, Reply, StepKey, Transport},
+    transport::{Call, CallService, IdempotencyKey, Reply, StepKey, Transport},
 };
-use octollm_http::client::{CallService, ClientConfig, Target};
+use octollm_http::client::{ClientConfig, Target};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

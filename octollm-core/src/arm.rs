@@ -6,11 +6,11 @@ use async_trait::async_trait;
 
 use crate::{context::Context, contract::TaskContract, error::ArmError};
 
-/// Does what a contract asks for. A type implements it for each contract it serves.
+/// Serves a contract: returns an output for an input. A type implements it for each contract that it serves.
 ///
 /// # Cancel safety
 /// The future is dropped when the caller goes away or the deadline passes. What must not be left half done belongs
-/// behind a transaction, or in a spawned task that watches [`Context::cancelled`].
+/// in a transaction, or in a spawned task that watches [`Context::cancelled`].
 #[async_trait]
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not serve `{C}`",

@@ -1,4 +1,4 @@
-//! The list of entries inside an attribute, read so that a mistake costs its own entry only.
+//! The list of entries in an attribute. An error in one entry does not affect the others.
 
 use proc_macro2::TokenTree;
 use syn::{
@@ -10,7 +10,7 @@ use syn::{
 
 use crate::errors::Errors;
 
-/// Reads one entry; the comma after it is not its business.
+/// Reads one entry, without the comma after it.
 pub(crate) type Entry<'a> = dyn FnMut(ParseStream<'_>) -> syn::Result<()> + 'a;
 
 /// The entries of `#[attr(..)]`.
@@ -19,15 +19,15 @@ pub(crate) fn of(attr: &Attribute, example: &str, errors: &mut Errors, entry: &m
         errors.at(attr, format!("this attribute takes its entries in parentheses: `{example}`"));
         return;
     }
-    errors.keep(attr.parse_args_with(|entries: ParseStream<'_>| each(entries, entry)));
+    errors.collect(attr.parse_args_with(|entries: ParseStream<'_>| each(entries, entry)));
 }
 
-/// Reads entries up to the end of the stream, and then tells all that is wrong with them.
+/// Reads entries up to the end of the stream, and returns all errors together.
 pub(crate) fn each(entries: ParseStream<'_>, entry: &mut Entry<'_>) -> syn::Result<()> {
     let mut errors = Errors::default();
     while !entries.is_empty() {
         let done = entry(entries).and_then(|()| at_end(entries));
-        if errors.keep(done).is_none() {
+        if errors.collect(done).is_none() {
             skip(entries)?;
         }
         if !entries.is_empty() {
@@ -37,7 +37,7 @@ pub(crate) fn each(entries: ParseStream<'_>, entry: &mut Entry<'_>) -> syn::Resu
     errors.into_result()
 }
 
-/// Fills what was empty.
+/// Sets a value once.
 pub(crate) fn set<T>(slot: &mut Option<T>, key: &Ident, value: T) -> syn::Result<()> {
     if slot.is_some() {
         return Err(syn::Error::new_spanned(key, format!("`{key}` is given twice")));

@@ -1,4 +1,4 @@
-//! Many calls of one contract at a time, and the budget that they share.
+//! Batches of calls, and the budget that they share.
 
 use std::{
     fmt,
@@ -34,10 +34,10 @@ pub const CALLS_AT_ONCE: usize = 16;
 /// returns. A call waits while the others have all of it reserved.
 ///
 /// # Errors
-/// The failure that comes first in time, a [`CallError`]; the calls still running are given up then.
+/// The failure that comes first in time, a [`CallError`]; the calls that still run are cancelled.
 ///
 /// # Cancel safety
-/// Dropping the future gives all calls up.
+/// Dropping the future cancels all calls.
 #[must_use = "calls are sent when they are awaited"]
 pub struct BatchFuture<T, O = Result<Vec<T>, CallError>> {
     /// Until the first poll.
@@ -70,7 +70,7 @@ impl<T, O> BatchFuture<T, O> {
         self.with(|batch| batch.within = narrower(batch.within, Some(time)))
     }
 
-    /// Limits what all calls together may use up.
+    /// Limits the budget of all calls together.
     pub fn budget(self, budget: Budget) -> Self {
         self.with(|batch| batch.budget = batch.budget.within(budget))
     }
@@ -201,7 +201,7 @@ pub(crate) fn count_ended<F: Future>(cx: &Context, running: &mut FuturesUnordere
 
 /// The part of a budget that is reserved by the calls of one batch that run now.
 ///
-/// It only counts: what is left is given to it, and who waits is the caller's business.
+/// It only counts: the caller passes what is left, and waits where there is no share.
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
     reserved: Usage,

@@ -1,4 +1,4 @@
-//! One call, from its making to its answer.
+//! A single call.
 
 use std::{
     collections::BTreeSet,
@@ -28,7 +28,7 @@ use crate::{
 
 /// One call to an arm, which is sent when it is first polled: see [`Context::call`].
 ///
-/// Its limits can be narrowed until then. It is a future itself, so that `join_all`, `buffered` and `tokio::spawn` take it.
+/// Its limits can be narrowed until then. It is a future, so that `join_all`, `buffered` and `tokio::spawn` take it.
 /// A limit that is set after the first poll has no effect.
 ///
 /// # Errors
@@ -37,7 +37,7 @@ use crate::{
 /// executed. Under a brain a refusal is journaled as any failure is, unless the work is cancelled.
 ///
 /// # Cancel safety
-/// Dropping the future gives the call up, and what the arm was calling for it.
+/// Dropping the future cancels the call, and the calls that the arm makes for it.
 #[must_use = "a call is sent when it is awaited"]
 pub struct CallFuture<T> {
     /// Until the first poll.
@@ -71,7 +71,7 @@ impl<T> CallFuture<T> {
         self.with(|request| request.within = narrower(request.within, Some(time)))
     }
 
-    /// Limits what the call may use up: at most this, and at most what the context has left.
+    /// Limits the budget of the call: at most this, and at most what the context has left.
     pub fn budget(self, budget: Budget) -> Self {
         self.with(|request| request.budget = request.budget.within(budget))
     }
@@ -96,8 +96,8 @@ impl<T> CallFuture<T> {
         })
     }
 
-    /// Sends the progress and the chunks of the called arm to `sink`, as far as the transport carries them. A further
-    /// attempt sends its chunks from the first one on.
+    /// Sends the progress and the chunks of the called arm to `sink`, if the transport carries them. A further attempt sends
+    /// its chunks from the first one on.
     pub fn updates(self, sink: Arc<dyn UpdateSink>) -> Self {
         self.with(|request| request.updates = Some(sink))
     }
@@ -111,8 +111,8 @@ impl<T> CallFuture<T> {
 }
 
 impl CallFuture<Value> {
-    /// Adds the facts of a contract that is known at run time only: its time limit, and whether it is idempotent, which it
-    /// is not without them. The call fails with [`ErrorKind::BadRequest`] where they are of another contract.
+    /// Sets the spec of a contract that is known at run time only: its time limit, and whether it is idempotent. Without a
+    /// spec it is not. The call fails with [`ErrorKind::BadRequest`] if the spec is of another contract.
     pub fn spec(self, spec: Spec) -> Self {
         self.with(|request| {
             if spec.reference() != request.contract {
@@ -173,7 +173,7 @@ impl Request {
         Self { spec: Some(Spec::of::<C>()), reads, ..Self::new(cx, step, contract, input) }
     }
 
-    /// A call by name. The caller knows no facts of the contract.
+    /// A call by name, without a spec.
     pub(crate) fn json(cx: Context, step: StepKey, contract: &ContractRef, input: &Value) -> Self {
         let input = Ok(Bytes::from(input.to_string()));
         let reads: Read<()> = |output| read_value(output).map(drop);
@@ -196,12 +196,12 @@ impl Request {
         }
     }
 
-    /// Adds what the caller knows of the contract.
+    /// Sets the caller's spec of the contract.
     pub(crate) fn with_spec(self, spec: Option<Spec>) -> Self {
         Self { spec, ..self }
     }
 
-    /// Says which batch it belongs to, and the share of that batch's budget that it may use.
+    /// Sets the batch that it belongs to, and its share of the batch's budget.
     pub(crate) fn of_batch(mut self, first: StepKey, share: Budget) -> Self {
         self.budget = self.budget.within(share);
         Self { batch: Some(first), ..self }
@@ -255,7 +255,7 @@ impl Request {
         Ok(call)
     }
 
-    /// Whoever knows no facts of the contract leaves its time limit to the arm.
+    /// The deadline of the call. Without a spec, the time limit of the contract is left to the arm.
     fn deadline(&self) -> Deadline {
         let limits = [self.spec.as_ref().map(Spec::timeout), self.within].into_iter().flatten();
         let limit = limits.min().map(Deadline::after);

@@ -1,4 +1,4 @@
-//! The context: what travels with every task, and the way to call on.
+//! The context of running work: limits, ids, progress, and calls to other arms.
 
 mod batch;
 mod call;
@@ -35,11 +35,11 @@ use crate::{
     update::{Phase, Update, UpdateSink},
 };
 
-/// What travels with a task: ids, trace, deadline, budget, caller and cancellation; and the way to report progress
-/// and to call other arms.
+/// The context of running work: ids, trace, deadline, budget, caller and cancellation. It reports progress and calls other
+/// arms.
 ///
-/// Each limit can only shrink on the way: a call gets no more time and no more budget than is left here. A clone
-/// shares everything with its original.
+/// Each limit can only shrink on the way: a call gets at most the time and the budget that are left here. A clone shares
+/// everything with its original.
 #[derive(Clone)]
 pub struct Context(Arc<Shared>);
 
@@ -47,7 +47,7 @@ struct Shared {
     parts: ContextParts,
     ledger: Ledger,
     steps: Mutex<Steps>,
-    /// `None` where nobody can cancel the work.
+    /// `None` where the work cannot be cancelled.
     cancellation: Option<CancellationToken>,
     transport: Arc<dyn Transport>,
     updates: Option<Arc<dyn UpdateSink>>,
@@ -56,17 +56,17 @@ struct Shared {
 }
 
 impl Context {
-    /// The beginning of a piece of work that calls arms through `transport`.
+    /// The context of new work that calls arms through `transport`.
     pub fn root(transport: Arc<dyn Transport>) -> Self {
         Self::from_parts(ContextParts::new(), transport)
     }
 
-    /// A context of its own, with no arms to call: for testing an arm by itself.
+    /// The context of new work without arms to call, for a test of a single arm.
     pub fn detached() -> Self {
         Self::root(Arc::new(()))
     }
 
-    /// A context from what travelled.
+    /// A context from the parts of a call.
     pub fn from_parts(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
         Self::assemble(parts, transport, None, None)
     }
@@ -97,17 +97,17 @@ impl Context {
         self.narrowed(None, budget)
     }
 
-    /// All that travelled here.
+    /// The parts of the call.
     pub fn parts(&self) -> &ContextParts {
         &self.0.parts
     }
 
-    /// Names this request alone.
+    /// Id of this request.
     pub fn request_id(&self) -> &RequestId {
         &self.0.parts.request_id
     }
 
-    /// Names the piece of work over all its requests.
+    /// Id of the piece of work over all its requests.
     pub fn correlation_id(&self) -> &RequestId {
         &self.0.parts.correlation_id
     }
@@ -117,43 +117,43 @@ impl Context {
         self.0.parts.task_id.as_ref()
     }
 
-    /// The caller's trace.
+    /// The trace of the caller.
     pub fn trace(&self) -> Option<&TraceContext> {
         self.0.parts.trace.as_ref()
     }
 
-    /// Who calls.
+    /// The caller.
     pub fn caller(&self) -> &Caller {
         &self.0.parts.caller
     }
 
-    /// 1 for the caller's first try.
+    /// The number of the caller's attempt, from 1.
     pub fn attempt(&self) -> u32 {
         self.0.parts.attempt
     }
 
-    /// After this moment nobody waits any more.
+    /// The moment after which the result is no longer awaited.
     pub fn deadline(&self) -> Option<Deadline> {
         self.0.parts.deadline
     }
 
-    /// How much time is left; `None` without a deadline.
+    /// The time that is left; `None` without a deadline.
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline().map(Deadline::remaining)
     }
 
-    /// What may still be used up.
+    /// The budget that is left.
     pub fn budget(&self) -> Budget {
         let left = |Self(shared): &Self| shared.parts.budget.after(shared.ledger.used());
         self.and_outer().map(left).fold(Budget::UNLIMITED, Budget::within)
     }
 
-    /// What was used up so far, by this work and all that it called.
+    /// The usage so far, of this work and all that it called.
     pub fn used(&self) -> Usage {
         self.0.ledger.used()
     }
 
-    /// Counts what was used up.
+    /// Adds to the usage.
     ///
     /// # Errors
     /// [`ErrorKind::BudgetExhausted`] when more was used than there was. It is counted all the same.
@@ -170,11 +170,10 @@ impl Context {
     /// Resolves when the work that an arm was given is cancelled: the caller went away, the task was cancelled, or the
     /// deadline passed. A context that was made by hand is not cancelled.
     ///
-    /// An arm's own future is dropped then, without having to ask. This is for work that it handed elsewhere, such
-    /// as a thread or a spawned task.
+    /// The future of the arm is dropped then. This is for work outside of it, such as a thread or a spawned task.
     ///
     /// # Cancel safety
-    /// Safe to drop and to ask again.
+    /// Cancel safe: it can be dropped and called again.
     pub async fn cancelled(&self) {
         match &self.0.cancellation {
             Some(cancellation) => cancellation.cancelled().await,
@@ -187,17 +186,17 @@ impl Context {
         self.0.cancellation.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 
-    /// Tells how far the work is: percent (100 at most), and what it is doing.
+    /// Reports progress: a percentage of at most 100, and the current activity.
     pub fn progress(&self, percentage: u8, message: impl Into<String>) {
         self.update(|| Update::Progress(percentage.min(100), message.into()));
     }
 
-    /// Tells which phase of a task begins.
+    /// Reports that a phase of the task begins.
     pub fn phase(&self, phase: Phase) {
         self.update(|| Update::Phase(phase));
     }
 
-    /// Tells how many steps are done, and how many there are.
+    /// Reports how many steps are done, and how many there are.
     pub fn progress_steps(&self, completed: u64, total: u64) {
         self.update(|| Update::Steps(completed, total));
     }
@@ -259,6 +258,9 @@ impl Context {
     }
 
     /// The cards of the arms that can be reached now.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future has no effect on calls.
     pub async fn cards(&self) -> Vec<ArmCard> {
         self.0.transport.cards().await
     }

@@ -1,7 +1,7 @@
-//! Task contracts: what can be asked of an arm, and what comes back.
+//! Task contracts: the inputs, outputs and properties of what an arm serves.
 //!
-//! One annotated type is the single source of truth. Its [`ContractSpec`] gives the route, the required scope, the
-//! time limit and whether a retry is safe; its schemas and their fingerprint stand on the arm's [`ContractCard`].
+//! One annotated type is the single source of truth. Its [`ContractSpec`] has the route, the required scope, the time
+//! limit and whether a retry is safe. The arm's [`ContractCard`] has its schemas and their fingerprint.
 
 mod card;
 mod patterns;
@@ -33,8 +33,8 @@ pub use self::{
 
 /// A type that can be asked of an arm. Derive it with `#[derive(TaskContract)]`.
 ///
-/// The type itself is the input; [`Output`](Self::Output) is what comes back and [`Chunk`](Self::Chunk) what may be
-/// streamed on the way.
+/// The type is the input, [`Output`](Self::Output) is what the arm returns, and [`Chunk`](Self::Chunk) is what it may stream
+/// before that.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a task contract",
     note = "derive it: `#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]`"
@@ -47,10 +47,10 @@ pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync 
     /// The facts of the contract that are not in its types.
     const SPEC: ContractSpec;
 
-    /// Checks the rules that the JSON form cannot express, such as lengths and ranges.
+    /// Checks the rules of the input, such as lengths and ranges.
     ///
     /// # Errors
-    /// Every rule that was broken, each with the path of its field.
+    /// Every broken rule, each with the path of its field.
     fn check(&self) -> Result<(), Vec<Violation>> {
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The facts of a contract that its types do not show.
+//! The properties of a contract that are not in its types.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::{ContractRef, TaskContract, fingerprint};
 
-/// The facts of a contract that its types do not show.
+/// The properties of a contract that are not in its types.
 ///
-/// The derive macro writes it; a contract made by hand starts with [`ContractSpec::new`]. For a contract that is known
-/// at run time only there is [`Spec::new`].
+/// The derive macro writes it. A contract by hand starts with [`ContractSpec::new`]. For a contract that is known at run time
+/// only there is [`Spec::new`].
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct ContractSpec {
@@ -27,13 +27,13 @@ pub struct ContractSpec {
     pub idempotent: bool,
     /// One sentence for catalogues and for a planner.
     pub summary: &'static str,
-    /// Computes the digest of the schemas; `None` where nobody set it, and drift is then not reported.
+    /// Computes the digest of the schemas. Without it (`None`), differing schemas are not reported.
     pub fingerprint: Option<fn() -> String>,
-    /// A name for people; empty where there is none.
+    /// A human-readable name; empty where there is none.
     pub title: &'static str,
-    /// Words to find it by.
+    /// Keywords.
     pub tags: &'static [&'static str],
-    /// Requests in plain words that it serves.
+    /// Example requests in plain words.
     pub examples: &'static [&'static str],
     /// What it changes beyond its output; `None` where that is not stated.
     pub effects: Option<Effects>,
@@ -55,7 +55,7 @@ pub enum Effects {
 }
 
 impl ContractSpec {
-    /// The time limit of a contract that names none: the read timeout of the decision record.
+    /// The default time limit: 30 s.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
     /// A contract of version 1 that is not idempotent and may take 30 s.
@@ -112,28 +112,28 @@ impl ContractSpec {
         self
     }
 
-    /// Sets the name for people.
+    /// Sets the human-readable name.
     #[must_use]
     pub const fn title(mut self, title: &'static str) -> Self {
         self.title = title;
         self
     }
 
-    /// Sets the words to find it by.
+    /// Sets the keywords.
     #[must_use]
     pub const fn tags(mut self, tags: &'static [&'static str]) -> Self {
         self.tags = tags;
         self
     }
 
-    /// Sets requests in plain words that it serves.
+    /// Sets example requests in plain words.
     #[must_use]
     pub const fn examples(mut self, examples: &'static [&'static str]) -> Self {
         self.examples = examples;
         self
     }
 
-    /// States what it changes beyond its output.
+    /// Sets what it changes beyond its output.
     #[must_use]
     pub const fn effects(mut self, effects: Effects) -> Self {
         self.effects = Some(effects);

@@ -1,4 +1,4 @@
-//! What an arm returns when it fails.
+//! The error of an arm.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -10,16 +10,16 @@ use crate::{
     id::StepKey,
 };
 
-/// Why an arm failed.
+/// The error that an arm returns.
 ///
 /// Anything that converts into a boxed error converts into one with `?`: every error, `anyhow::Error`, a text. Its text
-/// is logged and never sent: the caller reads that the arm failed. What a constructor such as [`ArmError::failed`] is
-/// given, the caller reads.
+/// is logged and never sent: the caller reads that the arm failed. The message of a constructor such as
+/// [`ArmError::failed`] is sent to the caller.
 ///
 /// A [`CallError`], a [`Failure`] or an `ArmError` (see [`into_boxed`](Self::into_boxed)) retains its kind, wherever it is in
 /// the chain of sources: context that was added on the way is for the log.
 ///
-/// Like `anyhow::Error` it is not an [`Error`] itself, which is what lets every error convert into it.
+/// Like `anyhow::Error` it does not implement [`Error`], so that every error can convert into it.
 pub struct ArmError {
     failure: Box<Failure>,
     source: Option<Box<dyn Error + Send + Sync>>,
@@ -46,14 +46,14 @@ impl ArmError {
         Self::new(ErrorKind::Unavailable, message)
     }
 
-    /// Says that the same call can succeed later.
+    /// Declares that the same call can succeed later.
     #[must_use]
     pub fn retryable(mut self) -> Self {
         self.failure.retryable = true;
         self
     }
 
-    /// Says that the same call can succeed after so long.
+    /// Declares that the same call can succeed after `wait`.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         *self.failure = self.failure.retryable_after(wait);
@@ -74,13 +74,13 @@ impl ArmError {
         self
     }
 
-    /// Says which step of a plan it was, before what the caller reads.
+    /// Adds the step of a plan, before what the caller reads.
     pub(crate) fn at_step(mut self, step: &str) -> Self {
         self.failure.message = format!("step {step}: {}", self.failure.message);
         self.with_details(serde_json::json!({ "step": step }))
     }
 
-    /// Says that the work was begun.
+    /// Declares that the work was begun.
     pub(crate) fn executed(mut self) -> Self {
         self.failure.may_have_executed = true;
         self
@@ -91,7 +91,7 @@ impl ArmError {
         self.failure.kind
     }
 
-    /// All that the caller is told.
+    /// The failure as the caller reads it.
     pub fn failure(&self) -> &Failure {
         &self.failure
     }

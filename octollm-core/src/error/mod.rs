@@ -16,17 +16,17 @@ pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind, prog
 use crate::contract::Violation;
 pub use crate::invalid::{ConfigError, InvalidValue};
 
-/// What both sides read about a failure.
+/// A failure, as both sides of a call read it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Failure {
-    /// What happened.
+    /// Its kind.
     pub kind: ErrorKind,
-    /// One line for people. It crosses the network: no secrets, nobody's inner text.
+    /// One line for people. It crosses the network: it has no secrets and no text of foreign errors.
     pub message: String,
-    /// The rules an input broke, where that was the failure.
+    /// The rules that the input breaks, where that is the failure.
     pub violations: Vec<Violation>,
-    /// More, for programs.
+    /// Further data, for programs.
     pub details: Option<serde_json::Value>,
     /// Whether the same call can succeed later.
     pub retryable: bool,
@@ -35,7 +35,7 @@ pub struct Failure {
     /// Whether the work may have been done, wholly or in part.
     pub may_have_executed: bool,
     #[serde(skip)]
-    pub(crate) itself: Itself,
+    pub(crate) as_source: AsSource,
 }
 
 impl Failure {
@@ -49,11 +49,11 @@ impl Failure {
             retryable: kind.usually_retryable(),
             retry_after: None,
             may_have_executed: kind.usually_executed(),
-            itself: Itself::default(),
+            as_source: AsSource::default(),
         }
     }
 
-    /// A failure whose kind says all there is to say.
+    /// A failure with the default message of its kind.
     pub fn of(kind: ErrorKind) -> Self {
         Self::new(kind, kind.summary())
     }
@@ -102,25 +102,25 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&**self.itself.0.get_or_init(|| Box::new(Carried(self.clone()))))
+        Some(&**self.as_source.0.get_or_init(|| Box::new(Carried(self.clone()))))
     }
 }
 
-/// A failure as its own first source, which is found in a chain of sources also where a wrapper hides the type of the error
-/// that it holds. Made once it is asked for.
+/// A failure as its own first source, made on demand. So it is found in a chain of sources even where a wrapper hides the
+/// type of the error that it holds.
 #[derive(Debug, Default)]
-pub(crate) struct Itself(OnceLock<Box<Carried>>);
+pub(crate) struct AsSource(OnceLock<Box<Carried>>);
 
 #[derive(Debug)]
 struct Carried(Failure);
 
-impl Clone for Itself {
+impl Clone for AsSource {
     fn clone(&self) -> Self {
         Self::default()
     }
 }
 
-impl PartialEq for Itself {
+impl PartialEq for AsSource {
     fn eq(&self, _: &Self) -> bool {
         true
     }

@@ -1,10 +1,10 @@
-//! Reading what comes in, strictly.
+//! Strict reading of inputs, and strict writing.
 //!
-//! serde_json alone lets pass what this does not: a key twice, of which the last would win; escapes that are no
-//! text and numbers that are none, where the type leaves them out; fields that the type does not know.
+//! serde_json alone accepts a key twice, of which the last wins; invalid escapes and numbers in what the type ignores; and
+//! fields that the type does not know. This refuses them.
 //!
-//! All is read once, watched. Only where a type takes raw text, which nobody has looked into, and where an input is refused,
-//! it is read again: in the second case to say why.
+//! An input is read once, through a deserializer that watches what its type does with it. It is read again only where the
+//! type takes raw text, which may have a key twice, and where the input is refused, to find out why.
 
 mod keys;
 mod notes;
@@ -77,10 +77,10 @@ fn read_noting<T: DeserializeOwned>(bytes: &[u8], notes: &Notes) -> Result<T, Fa
     }
 }
 
-/// Reads an output: what it has more than the type is passed over, and `3.0` is an integer.
+/// Reads an output. Members that the type does not know are ignored, and `3.0` is an integer.
 ///
 /// # Errors
-/// Where it is no JSON, or has another shape.
+/// Where it is not JSON, or has another shape.
 pub(crate) fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     let read = serde_json::from_slice(bytes);
     let Err(error) = read else { return read };
@@ -122,7 +122,7 @@ pub(crate) fn try_write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, (Fa
     Ok(bytes)
 }
 
-/// Looks at any text, in full: whether it is no JSON comes before whether it fits.
+/// Checks a whole text: whether it is JSON comes before whether it has the right shape.
 fn well_formed(text: &str) -> Result<(), Failure> {
     if text.starts_with('\u{feff}') {
         return Err(malformed("it begins with a byte order mark"));
@@ -138,7 +138,7 @@ fn unique(text: &str) -> Result<(), Failure> {
     Unique::default().deserialize(&mut json).and_then(|()| json.end()).map_err(malformed)
 }
 
-/// Only for [`Unique`], which bounds the depth, and for what it let pass.
+/// Only for [`Unique`], which bounds the depth, and for texts that it accepted.
 fn parser(text: &str) -> Deserializer<StrRead<'_>> {
     let mut json = Deserializer::from_str(text);
     json.disable_recursion_limit();
@@ -149,7 +149,7 @@ fn malformed(why: impl std::fmt::Display) -> Failure {
     Failure::new(ErrorKind::BadRequest, format!("not valid JSON: {why}"))
 }
 
-/// What serde_json says, without the place.
+/// The message of serde_json, without the place.
 fn message(error: &serde_json::Error) -> String {
     let mut text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());

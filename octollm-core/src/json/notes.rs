@@ -16,15 +16,15 @@ use super::value::BEYOND_INTEGERS;
 /// What a type did with its input.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
-    /// It left something out: a field that it does not know.
+    /// It ignored something: a field that it does not know.
     pub(super) ignored: Cell<bool>,
-    /// It took a text as it came, raw or as bytes, and nobody looked into it.
+    /// It took a text unparsed, raw or as bytes.
     pub(super) unread: Cell<bool>,
     /// It took a part aside before it knew what it is, as serde does where a struct is flattened or an enum has a tag:
     /// what it leaves out of that is not seen.
     pub(super) set_aside: Cell<bool>,
-    /// Set where a float without a fraction is taken for an integer: JSON Schema does not tell them apart. These values are
-    /// not, as what is written has a fraction.
+    /// Set where a float without a fraction is taken for an integer: they are the same in JSON Schema. These values are
+    /// not taken, as what is written has a fraction.
     pub(super) inexact: OnceCell<Vec<f64>>,
 }
 

@@ -1,4 +1,4 @@
-//! What is wrong with JSON of another shape, field by field.
+//! The errors of JSON of another shape, field by field.
 
 use std::fmt::Write;
 
@@ -39,7 +39,7 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, 
     }
 }
 
-/// How many unknown fields are named at most: whoever sends more learns nothing from the rest.
+/// The most unknown fields that are reported.
 pub(super) const NAMED_AT_MOST: usize = 100;
 
 /// serde names a field that is missing in the message alone.

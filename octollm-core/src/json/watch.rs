@@ -1,7 +1,7 @@
 //! A deserializer that watches what a type takes from another one.
 //!
 //! For a plain struct of plain fields, serde and serde_json refuse on their own all that is to be refused: the watch
-//! then costs nothing but a flag, and no second look at the text is needed. It tells when one is.
+//! then costs a flag, and the text is not read again. The notes record when it has to be.
 
 use std::fmt::{self, Write};
 
@@ -28,7 +28,7 @@ macro_rules! visit {
 enum Place {
     Root,
     Within,
-    /// In a map, or in what a type takes whatever it is. Nobody but this looks for a key that is there twice.
+    /// In a map, or in what a type takes whatever it is. Only this finds a key that is there twice.
     InMap,
     /// In a `serde_json::Value`, which takes all there is.
     InAnyValue,

@@ -1,4 +1,5 @@
-//! Surviving failures of others: layers around any tower service of [`Call`](crate::transport::Call)s. They know no HTTP.
+//! Layers for any tower service of [`Call`](crate::transport::Call)s that survive the failures of arms. They are independent of
+//! HTTP.
 //!
 //! # When a call is tried again
 //!

@@ -1,4 +1,4 @@
-//! Whether a failed call is tried again, and after which wait.
+//! The decision whether a failed call is tried again, and after which wait.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl Limits {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Failed<'a> {
     pub(super) failure: &'a Failure,
-    /// Whether it does no harm where the work was done already.
+    /// Whether the call may be sent again after the work was done.
     pub(super) repeatable: bool,
     /// Attempts after the first one.
     pub(super) retries: u32,
@@ -73,7 +73,7 @@ pub(super) struct Failed<'a> {
     pub(super) budget: Budget,
 }
 
-/// Whether the same call ends the same way, whatever the failure says.
+/// Whether the same call would fail again, whatever `retryable` is.
 fn is_final(failure: &Failure) -> bool {
     match failure.kind {
         // A key that is still running is answered with the time to wait; any other conflict stays one.

@@ -29,7 +29,7 @@ const KEYS: [&str; 14] = [
     "crate",
 ];
 
-/// What the attribute says, as it is written.
+/// The attribute, unchecked.
 #[derive(Default)]
 pub(crate) struct Attrs {
     pub(crate) name: Option<LitStr>,

@@ -1,4 +1,4 @@
-//! From what is written to what is meant, with every rule checked.
+//! The checked contract.
 
 use quote::ToTokens;
 use syn::{Data, DeriveInput, Fields, Generics, Ident, LitStr, Type, ext::IdentExt, parse_quote};
@@ -75,7 +75,7 @@ impl<'a> Contract<'a> {
             idempotent: attrs.idempotent.unwrap_or(false),
             summary: match &attrs.summary {
                 Some(text) => text.value(),
-                None => errors.keep(summary::of(&input.attrs)).unwrap_or_default(),
+                None => errors.collect(summary::of(&input.attrs)).unwrap_or_default(),
             },
             title: attrs.title,
             tags: attrs.tags.unwrap_or_default(),
@@ -156,7 +156,7 @@ fn effects(word: &LitStr, errors: &mut Errors) -> Option<Ident> {
     Some(Ident::new(variant, proc_macro2::Span::call_site()))
 }
 
-/// Whether models can call it, told once where the name is wrong already.
+/// Checks the length of the name as a function of a model, unless the name is wrong already.
 fn check_length(
     ident: &Ident,
     given: Option<&LitStr>,

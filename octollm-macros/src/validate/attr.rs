@@ -110,7 +110,7 @@ pub(crate) enum Kind {
 
 /// A rule that is a function of garde.
 pub(crate) struct Call {
-    /// Tells rules apart that may not stand twice.
+    /// Distinguishes rules that may be given once.
     pub(crate) key: String,
     /// Below `garde::rules`.
     pub(crate) module: TokenStream,

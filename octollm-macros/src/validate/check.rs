@@ -1,4 +1,4 @@
-//! From what is written to what is checked, field by field.
+//! The checked rules of a type, field by field.
 
 use std::collections::HashSet;
 
@@ -93,7 +93,7 @@ impl<'a> Validated<'a> {
     }
 }
 
-/// Said of `#[serde(flatten)]` at an `Option`.
+/// The error of `#[serde(flatten)]` at an `Option`.
 pub(crate) const FLATTENED_OPTION: &str = "serde reads an `Option` that is flattened as `None` where a member is wrong, and \
      the input is lost: flatten the type in it, with `#[serde(default)]` at its fields, or remove `flatten`";
 
@@ -128,7 +128,7 @@ fn variant<'a>(fields: &'a Fields, case: Option<Case>, allows: bool, errors: &mu
     Variant { wire: None, fields, rules: rules.collect() }
 }
 
-/// Takes out what is said about the field itself, and checks the rest.
+/// Separates the options of the field from its rules, and checks the rules.
 fn field_rules(written: Vec<Rule>, fields: &Fields, errors: &mut Errors) -> FieldRules {
     let mut field =
         FieldRules { adapt: None, rules: Vec::new(), is_skipped: false, wire: None, is_absent: false };

@@ -1,4 +1,4 @@
-//! What a field is called in JSON: serde's renaming, as far as it concerns what is read.
+//! The names of fields and variants in JSON: serde's renaming and tagging.
 
 use syn::{
     Attribute, Expr, ExprLit, Ident, Lit, LitStr, Meta, Token, Type, ext::IdentExt, punctuated::Punctuated,
@@ -44,7 +44,7 @@ pub(crate) fn name(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Opt
     Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
 }
 
-/// How the variants of an enum are told apart in JSON.
+/// The tagging of an enum in JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Tagging {
     /// `{"Name": content}`
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn variants_are_told_apart_as_serde_does() {
+    fn variants_are_tagged_as_by_serde() {
         let tagging = |input: DeriveInput| super::tagging(&input.attrs);
         assert_eq!(
             tagging(parse_quote!(

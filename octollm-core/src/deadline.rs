@@ -68,7 +68,7 @@ impl Deadline {
     /// # Cancel safety
     /// As [`run`](Self::run).
     pub fn run_until<F: Future>(deadline: Option<Self>, work: F) -> impl Future<Output = Option<F::Output>> {
-        Run { work, deadline, timer: None }
+        RunUntil { work, deadline, timer: None }
     }
 }
 
@@ -76,7 +76,7 @@ pin_project! {
     /// Work that ends at a deadline: see [`Deadline::run`].
     // A type of its own: the future of an `async fn` stores its arguments twice.
     #[must_use = "futures do nothing unless they are awaited"]
-    struct Run<F> {
+    struct RunUntil<F> {
         #[pin]
         work: F,
         deadline: Option<Deadline>,
@@ -86,7 +86,7 @@ pin_project! {
     }
 }
 
-impl<F: Future> Future for Run<F> {
+impl<F: Future> Future for RunUntil<F> {
     type Output = Option<F::Output>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

@@ -13,7 +13,7 @@ use tokio::task::coop::consume_budget;
 
 use super::{
     Context,
-    call::{Read, Request, Running, poll_running},
+    call::{Read, UnsentCall, Work, poll_work},
 };
 use crate::{
     budget::{Budget, Cost, Usage, narrower},
@@ -42,12 +42,12 @@ pub const CALLS_AT_ONCE: usize = 16;
 pub struct BatchFuture<T, O = Result<Vec<T>, CallError>> {
     /// Until the first poll.
     batch: Option<Batch<T>>,
-    run: fn(Batch<T>) -> Running<O>,
-    running: Option<Running<O>>,
+    run: fn(Batch<T>) -> Work<O>,
+    running: Option<Work<O>>,
 }
 
 impl<T: Send + 'static> BatchFuture<T> {
-    pub(super) fn new(cx: Context, requests: Vec<Request>, read: Read<T>) -> Self {
+    pub(super) fn new(cx: Context, requests: Vec<UnsentCall>, read: Read<T>) -> Self {
         let (at_once, within, budget) = (CALLS_AT_ONCE, None, Budget::UNLIMITED);
         let batch = Batch { cx, requests, read, at_once, within, budget };
         Self { batch: Some(batch), run: |batch| Box::pin(batch.all()), running: None }
@@ -101,14 +101,14 @@ impl<T, O> Future for BatchFuture<T, O> {
         if let Some(batch) = self.batch.take() {
             self.running = Some((self.run)(batch));
         }
-        poll_running(&mut self.running, cx)
+        poll_work(&mut self.running, cx)
     }
 }
 
 /// A batch that was not started yet.
 struct Batch<T> {
     cx: Context,
-    requests: Vec<Request>,
+    requests: Vec<UnsentCall>,
     read: Read<T>,
     at_once: usize,
     within: Option<Duration>,

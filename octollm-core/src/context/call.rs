@@ -41,18 +41,18 @@ use crate::{
 #[must_use = "a call is sent when it is awaited"]
 pub struct CallFuture<T> {
     /// Until the first poll.
-    request: Option<Request>,
-    running: Option<Running<Result<T, CallError>>>,
+    request: Option<UnsentCall>,
+    running: Option<Work<Result<T, CallError>>>,
     read: Read<T>,
 }
 
 pub(super) type Read<T> = fn(&[u8]) -> Result<T, serde_json::Error>;
 
 /// From the first poll on.
-pub(super) type Running<O> = Pin<Box<dyn Future<Output = O> + Send>>;
+pub(super) type Work<O> = Pin<Box<dyn Future<Output = O> + Send>>;
 
 /// Polls what runs, and drops it once it has ended: a future that is polled again after that stays pending.
-pub(super) fn poll_running<O>(running: &mut Option<Running<O>>, cx: &mut Poll_<'_>) -> Poll<O> {
+pub(super) fn poll_work<O>(running: &mut Option<Work<O>>, cx: &mut Poll_<'_>) -> Poll<O> {
     let Some(work) = running else { return Poll::Pending };
     let output = ready!(work.as_mut().poll(cx));
     *running = None;
@@ -60,7 +60,7 @@ pub(super) fn poll_running<O>(running: &mut Option<Running<O>>, cx: &mut Poll_<'
 }
 
 impl<T> CallFuture<T> {
-    pub(super) fn new(request: Request, read: Read<T>) -> Self {
+    pub(super) fn new(request: UnsentCall, read: Read<T>) -> Self {
         Self { request: Some(request), running: None, read }
     }
 
@@ -102,7 +102,7 @@ impl<T> CallFuture<T> {
         self.with(|request| request.updates = Some(sink))
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Request)) -> Self {
+    fn with(mut self, change: impl FnOnce(&mut UnsentCall)) -> Self {
         if let Some(request) = &mut self.request {
             change(request);
         }
@@ -132,7 +132,7 @@ impl<T: 'static> Future for CallFuture<T> {
         if let Some(request) = self.request.take() {
             self.running = Some(Box::pin(request.answer(read)));
         }
-        poll_running(&mut self.running, cx)
+        poll_work(&mut self.running, cx)
     }
 }
 
@@ -147,7 +147,7 @@ impl<T> fmt::Debug for CallFuture<T> {
 }
 
 /// A call that was not sent yet.
-pub(crate) struct Request {
+pub(crate) struct UnsentCall {
     pub(super) cx: Context,
     contract: ContractRef,
     spec: Option<Spec>,
@@ -162,7 +162,7 @@ pub(crate) struct Request {
     reads: Read<()>,
 }
 
-impl Request {
+impl UnsentCall {
     pub(super) fn typed<C: TaskContract>(cx: Context, step: StepKey, input: &C) -> Self {
         let contract = C::SPEC.reference();
         let input = match json::try_write_input(input) {

@@ -19,7 +19,7 @@ pub use self::{
 };
 pub(crate) use self::{
     batch::{Shares, count_ended},
-    call::Request,
+    call::UnsentCall,
 };
 pub use crate::parts::{Caller, ContextParts, Grant};
 use crate::{
@@ -230,7 +230,7 @@ impl Context {
     /// Those of [`call_all`](Self::call_all) share it.
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
         let step = StepKey::Order(self.order().take(1));
-        CallFuture::new(Request::typed(self.clone(), step, &input), call::read::<C>)
+        CallFuture::new(UnsentCall::typed(self.clone(), step, &input), call::read::<C>)
     }
 
     /// Calls once for each input: `cx.call_all(inputs).at_once(3).await`. The outputs are in the order of the inputs.
@@ -240,7 +240,7 @@ impl Context {
         let unnumbered = StepKey::Order(0);
         let mut requests: Vec<_> = inputs
             .into_iter()
-            .map(|input| Request::typed(self.clone(), unnumbered.clone(), &input))
+            .map(|input| UnsentCall::typed(self.clone(), unnumbered.clone(), &input))
             .collect();
         let first = self.order().take(requests.len());
         for (order, request) in (first..).zip(&mut requests) {
@@ -254,7 +254,7 @@ impl Context {
     /// An output with an integer beyond `u64` and `i64`, which a [`Value`] would round, is a failure.
     pub fn call_json(&self, contract: &ContractRef, input: &Value) -> CallFuture<Value> {
         let step = StepKey::Order(self.order().take(1));
-        CallFuture::new(Request::json(self.clone(), step, contract, input), read_value)
+        CallFuture::new(UnsentCall::json(self.clone(), step, contract, input), read_value)
     }
 
     /// The cards of the arms that can be reached now.

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{
     patterns::{ipv4, ipv6, literal},
     schema::{COMPOSED, percent_decoded},
+    unruled::{escaped, readable},
 };
 
 /// Added to the description of what has a rule that no schema expresses.
@@ -375,30 +376,4 @@ impl SchemaRules {
 
 fn is_composed(schema: &Value) -> bool {
     COMPOSED.iter().any(|key| schema.get(key).is_some())
-}
-
-pub(super) fn readable(pointer: &str) -> String {
-    let mut path = String::new();
-    let mut segments = pointer.split('/').skip(1);
-    while let Some(segment) = segments.next() {
-        match segment {
-            "properties" => {
-                let name = segments.next().unwrap_or_default();
-                path = join(&path, &name.replace("~1", "/").replace("~0", "~"));
-            }
-            "items" | "additionalProperties" => path.push_str("[]"),
-            "$defs" => path = segments.next().unwrap_or_default().to_owned(),
-            _ => {}
-        }
-    }
-    path
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
-}
-
-/// A key in a JSON pointer.
-pub(super) fn escaped(key: &str) -> String {
-    key.replace('~', "~0").replace('/', "~1")
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::rules::{SchemaRules, escaped, readable};
+use super::rules::SchemaRules;
 
 /// Rules in the schema that nothing runs.
 impl SchemaRules {
@@ -128,4 +128,31 @@ fn has_rule(schema: &Value) -> bool {
         })
     });
     of_text || of_list || of_number
+}
+
+/// A JSON pointer into a schema as people write it: `lines[].count`.
+pub(super) fn readable(pointer: &str) -> String {
+    let mut path = String::new();
+    let mut segments = pointer.split('/').skip(1);
+    while let Some(segment) = segments.next() {
+        match segment {
+            "properties" => {
+                let name = segments.next().unwrap_or_default();
+                path = join(&path, &name.replace("~1", "/").replace("~0", "~"));
+            }
+            "items" | "additionalProperties" => path.push_str("[]"),
+            "$defs" => path = segments.next().unwrap_or_default().to_owned(),
+            _ => {}
+        }
+    }
+    path
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// A key in a JSON pointer.
+pub(super) fn escaped(key: &str) -> String {
+    key.replace('~', "~0").replace('/', "~1")
 }

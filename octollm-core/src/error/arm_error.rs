@@ -2,9 +2,7 @@
 
 use std::{error::Error, fmt, time::Duration};
 
-use super::{
-    CallError, Carried as CarriedFailure, Error as ProgramError, ErrorKind, Failure, call_error::CallFacts,
-};
+use super::{CallError, Error as ProgramError, ErrorKind, Failure, FailureSource, call_error::CallFacts};
 use crate::{
     contract::{ContractRef, Violation},
     id::StepKey,
@@ -107,7 +105,8 @@ impl ArmError {
         std::iter::successors(cause, |&error| error.source()).find_map(|error| {
             let of_call = error.downcast_ref::<CallError>().and_then(CallError::step);
             let of_facts = || error.downcast_ref::<CallFacts>().and_then(CallFacts::step);
-            let of_arm = || error.downcast_ref::<Carried>().and_then(|Carried(carried)| carried.step());
+            let of_arm =
+                || error.downcast_ref::<ArmErrorSource>().and_then(|ArmErrorSource(carried)| carried.step());
             of_call.or_else(of_facts).or_else(of_arm)
         })
     }
@@ -120,12 +119,12 @@ impl ArmError {
     /// The same as a standard error, for code that asks for one. With `?` in an arm it becomes this error again, also
     /// where context was added in between.
     pub fn into_boxed(self) -> Box<dyn Error + Send + Sync> {
-        Box::new(Standard(Carried(self)))
+        Box::new(BoxedArmError(ArmErrorSource(self)))
     }
 
     fn of(error: Box<dyn Error + Send + Sync>) -> Self {
-        let error = match error.downcast::<Standard>() {
-            Ok(standard) => return standard.0.0,
+        let error = match error.downcast::<BoxedArmError>() {
+            Ok(boxed) => return boxed.0.0,
             Err(error) => error,
         };
         let error = match error.downcast::<Failure>() {
@@ -158,10 +157,10 @@ fn known(error: &(dyn Error + 'static)) -> Option<Failure> {
         if let Some(facts) = error.downcast_ref::<CallFacts>() {
             return Some(failed_call(facts.contract(), facts.failure()));
         }
-        if let Some(Carried(carried)) = error.downcast_ref() {
+        if let Some(ArmErrorSource(carried)) = error.downcast_ref() {
             return Some(carried.failure().clone());
         }
-        if let Some(CarriedFailure(failure)) = error.downcast_ref() {
+        if let Some(FailureSource(failure)) = error.downcast_ref() {
             return Some(failure.clone());
         }
         error.downcast_ref::<Failure>().cloned()
@@ -195,31 +194,31 @@ fn failed_call(contract: &ContractRef, failure: &Failure) -> Failure {
 /// Some wrappers, such as the box that an `anyhow::Error` converts into, hide the type of the error that they hold but
 /// not its source. That is why the error itself is its own first source here, under another type.
 #[derive(Debug)]
-struct Standard(Carried);
+struct BoxedArmError(ArmErrorSource);
 
 #[derive(Debug)]
-struct Carried(ArmError);
+struct ArmErrorSource(ArmError);
 
-impl fmt::Display for Standard {
+impl fmt::Display for BoxedArmError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.0.fmt(f)
     }
 }
 
-impl Error for Standard {
+impl Error for BoxedArmError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&self.0)
     }
 }
 
 /// The code of what happened.
-impl fmt::Display for Carried {
+impl fmt::Display for ArmErrorSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.kind().fmt(f)
     }
 }
 
-impl Error for Carried {
+impl Error for ArmErrorSource {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
     }

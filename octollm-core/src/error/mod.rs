@@ -35,7 +35,7 @@ pub struct Failure {
     /// Whether the work may have been done, wholly or in part.
     pub may_have_executed: bool,
     #[serde(skip)]
-    pub(crate) as_source: AsSource,
+    pub(crate) as_source: SourceCell,
 }
 
 impl Failure {
@@ -49,7 +49,7 @@ impl Failure {
             retryable: kind.usually_retryable(),
             retry_after: None,
             may_have_executed: kind.usually_executed(),
-            as_source: AsSource::default(),
+            as_source: SourceCell::default(),
         }
     }
 
@@ -102,35 +102,35 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&**self.as_source.0.get_or_init(|| Box::new(Carried(self.clone()))))
+        Some(&**self.as_source.0.get_or_init(|| Box::new(FailureSource(self.clone()))))
     }
 }
 
 /// A failure as its own first source, made on demand. So it is found in a chain of sources even where a wrapper hides the
 /// type of the error that it holds.
 #[derive(Debug, Default)]
-pub(crate) struct AsSource(OnceLock<Box<Carried>>);
+pub(crate) struct SourceCell(OnceLock<Box<FailureSource>>);
 
 #[derive(Debug)]
-struct Carried(Failure);
+struct FailureSource(Failure);
 
-impl Clone for AsSource {
+impl Clone for SourceCell {
     fn clone(&self) -> Self {
         Self::default()
     }
 }
 
-impl PartialEq for AsSource {
+impl PartialEq for SourceCell {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
 /// The code of what happened.
-impl fmt::Display for Carried {
+impl fmt::Display for FailureSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.kind.fmt(f)
     }
 }
 
-impl std::error::Error for Carried {}
+impl std::error::Error for FailureSource {}

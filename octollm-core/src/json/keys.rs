@@ -13,13 +13,13 @@ use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, Visitor};
 ///
 /// Two keys with one digest are taken for the same. A digest has 64 bits and a random seed, so that this does not happen.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
+pub(super) struct KeyDigests {
     few: [u64; 8],
     count: usize,
     more: HashSet<u64>,
 }
 
-impl Keys {
+impl KeyDigests {
     /// Whether a key is new.
     fn add(&mut self, key: &str) -> bool {
         static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -40,7 +40,7 @@ impl Keys {
 /// Wraps what reads a key, what it reads from, and what it visits.
 pub(super) struct Seen<'k, X> {
     pub(super) inner: X,
-    pub(super) keys: &'k mut Keys,
+    pub(super) keys: &'k mut KeyDigests,
 }
 
 impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Seen<'_, S> {

@@ -7,7 +7,7 @@ use serde::{
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use super::keys::{Keys, Seen};
+use super::keys::{KeyDigests, Seen};
 
 /// How deep values may be nested.
 pub(super) const MAX_DEPTH: usize = 128;
@@ -53,7 +53,7 @@ impl<'de> Visitor<'de> for Unique {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let (within, mut keys) = (self.within()?, Keys::default());
+        let (within, mut keys) = (self.within()?, KeyDigests::default());
         while map.next_key_seed(Seen { inner: PhantomData::<IgnoredAny>, keys: &mut keys })?.is_some() {
             map.next_value_seed(within)?;
         }

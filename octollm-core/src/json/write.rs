@@ -31,7 +31,7 @@ pub fn write<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Failure> {
 /// The same, with the cause of a failure for the log.
 pub(crate) fn try_write<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, (Failure, serde_json::Error)> {
     let mut bytes = Vec::with_capacity(USUAL);
-    let fault = Fault::default();
+    let fault = FaultPath::default();
     match value.serialize(Strict { inner: &mut serde_json::Serializer::new(&mut bytes), fault: &fault }) {
         Ok(()) => Ok(bytes),
         Err(cause) => Err((unwritable(fault.0.into_inner()), cause)),
@@ -54,9 +54,9 @@ const USUAL: usize = 1024;
 
 /// Where a number was none; built from the inside out, and only then.
 #[derive(Default)]
-struct Fault(RefCell<Option<String>>);
+struct FaultPath(RefCell<Option<String>>);
 
-impl Fault {
+impl FaultPath {
     fn at<T, E>(&self, result: Result<T, E>, segment: impl FnOnce() -> Option<String>) -> Result<T, E> {
         if result.is_err()
             && let Some(path) = self.0.borrow_mut().as_mut()
@@ -75,7 +75,7 @@ impl Fault {
 /// Wraps a serializer, what it hands out, and the values that it is given.
 struct Strict<'f, X> {
     inner: X,
-    fault: &'f Fault,
+    fault: &'f FaultPath,
 }
 
 impl<'f, X> Strict<'f, X> {
@@ -86,16 +86,16 @@ impl<'f, X> Strict<'f, X> {
 }
 
 /// A list or an object that is being written.
-struct Items<'f, X> {
+struct Compound<'f, X> {
     inner: X,
-    fault: &'f Fault,
+    fault: &'f FaultPath,
     /// How many items it has so far.
     count: usize,
     /// What it is in, where it is the content of an enum's variant.
     variant: Option<&'static str>,
 }
 
-impl<X> Items<'_, X> {
+impl<X> Compound<'_, X> {
     /// Notes where an item is whose number is none.
     fn noted<T, E>(&self, result: Result<T, E>, segment: impl FnOnce() -> Option<String>) -> Result<T, E> {
         let result = self.fault.at(result, segment);
@@ -123,7 +123,7 @@ macro_rules! plain {
 macro_rules! compound {
     ($($method:ident($($arg:ident: $type:ty),*) -> $kind:ident;)*) => {$(
         fn $method(self, $($arg: $type),*) -> Result<Self::$kind, S::Error> {
-            Ok(Items { inner: self.inner.$method($($arg),*)?, fault: self.fault, count: 0, variant: None })
+            Ok(Compound { inner: self.inner.$method($($arg),*)?, fault: self.fault, count: 0, variant: None })
         }
     )*};
 }
@@ -131,13 +131,13 @@ macro_rules! compound {
 impl<'f, S: Serializer> Serializer for Strict<'f, S> {
     type Ok = S::Ok;
     type Error = S::Error;
-    type SerializeSeq = Items<'f, S::SerializeSeq>;
-    type SerializeTuple = Items<'f, S::SerializeTuple>;
-    type SerializeTupleStruct = Items<'f, S::SerializeTupleStruct>;
-    type SerializeTupleVariant = Items<'f, S::SerializeTupleVariant>;
-    type SerializeMap = Items<'f, S::SerializeMap>;
-    type SerializeStruct = Items<'f, S::SerializeStruct>;
-    type SerializeStructVariant = Items<'f, S::SerializeStructVariant>;
+    type SerializeSeq = Compound<'f, S::SerializeSeq>;
+    type SerializeTuple = Compound<'f, S::SerializeTuple>;
+    type SerializeTupleStruct = Compound<'f, S::SerializeTupleStruct>;
+    type SerializeTupleVariant = Compound<'f, S::SerializeTupleVariant>;
+    type SerializeMap = Compound<'f, S::SerializeMap>;
+    type SerializeStruct = Compound<'f, S::SerializeStruct>;
+    type SerializeStructVariant = Compound<'f, S::SerializeStructVariant>;
 
     plain! {
         serialize_bool(value: bool);
@@ -176,7 +176,7 @@ impl<'f, S: Serializer> Serializer for Strict<'f, S> {
         len: usize,
     ) -> Result<Self::SerializeTupleVariant, S::Error> {
         let inner = self.inner.serialize_tuple_variant(name, index, variant, len)?;
-        Ok(Items { inner, fault: self.fault, count: 0, variant: Some(variant) })
+        Ok(Compound { inner, fault: self.fault, count: 0, variant: Some(variant) })
     }
 
     fn serialize_struct_variant(
@@ -187,7 +187,7 @@ impl<'f, S: Serializer> Serializer for Strict<'f, S> {
         len: usize,
     ) -> Result<Self::SerializeStructVariant, S::Error> {
         let inner = self.inner.serialize_struct_variant(name, index, variant, len)?;
-        Ok(Items { inner, fault: self.fault, count: 0, variant: Some(variant) })
+        Ok(Compound { inner, fault: self.fault, count: 0, variant: Some(variant) })
     }
 
     fn serialize_f32(self, value: f32) -> Result<S::Ok, S::Error> {
@@ -229,7 +229,7 @@ impl<'f, S: Serializer> Serializer for Strict<'f, S> {
 
 macro_rules! items {
     ($($trait:ident::$method:ident;)*) => {$(
-        impl<X: $trait> $trait for Items<'_, X> {
+        impl<X: $trait> $trait for Compound<'_, X> {
             type Ok = X::Ok;
             type Error = X::Error;
 
@@ -256,7 +256,7 @@ items! {
 
 macro_rules! fields {
     ($($trait:ident)*) => {$(
-        impl<X: $trait> $trait for Items<'_, X> {
+        impl<X: $trait> $trait for Compound<'_, X> {
             type Ok = X::Ok;
             type Error = X::Error;
 
@@ -275,7 +275,7 @@ macro_rules! fields {
 
 fields!(SerializeStruct SerializeStructVariant);
 
-impl<X: SerializeMap> SerializeMap for Items<'_, X> {
+impl<X: SerializeMap> SerializeMap for Compound<'_, X> {
     type Ok = X::Ok;
     type Error = X::Error;
 

@@ -18,7 +18,7 @@ pub use self::{
 
 /// Chooses between the `Validate` of a contract, where it has one, and the rules that its own derive has read.
 #[derive(Debug)]
-pub struct Checked<'a, T>(pub &'a T);
+pub struct ContractCheck<'a, T>(pub &'a T);
 
 /// The choice for types that implement `Validate`.
 pub trait CheckedByValidate {
@@ -30,13 +30,13 @@ pub trait CheckedByItself {
     fn octollm_check(&self) -> Option<Result<(), Vec<Violation>>>;
 }
 
-impl<T: garde::Validate<Context: Default>> CheckedByValidate for Checked<'_, T> {
+impl<T: garde::Validate<Context: Default>> CheckedByValidate for ContractCheck<'_, T> {
     fn octollm_check(&self) -> Option<Result<(), Vec<Violation>>> {
         Some(self.0.validate().map_err(|report| Violation::all_of(&report)))
     }
 }
 
-impl<T> CheckedByItself for &Checked<'_, T> {
+impl<T> CheckedByItself for &ContractCheck<'_, T> {
     fn octollm_check(&self) -> Option<Result<(), Vec<Violation>>> {
         None
     }

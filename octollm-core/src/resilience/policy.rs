@@ -12,7 +12,7 @@ use crate::{
 
 /// How often and after which waits calls are tried again: the setters of [`RetryLayer`](super::RetryLayer) explain each.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct RetryLimits {
     pub(super) attempts: u32,
     pub(super) backoff: Duration,
     pub(super) throttled_backoff: Duration,
@@ -20,7 +20,7 @@ pub(super) struct Limits {
     pub(super) max_retry_after: Duration,
 }
 
-impl Default for Limits {
+impl Default for RetryLimits {
     fn default() -> Self {
         Self {
             attempts: 3,
@@ -32,7 +32,7 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl RetryLimits {
     /// How long to wait for the next attempt; `None` where there is none. `random` is at least 0 and below 1.
     pub(super) fn wait(&self, failed: &Failed<'_>, now: Instant, random: f64) -> Option<Duration> {
         let failure = failed.failure;
@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn wait(failed: &Failed<'_>) -> Option<Duration> {
-        Limits::default().wait(failed, Instant::now(), 0.5)
+        RetryLimits::default().wait(failed, Instant::now(), 0.5)
     }
 
     #[test]
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn nothing_is_tried_beyond_attempts_deadline_and_budget() {
         let failure = Failure::of(ErrorKind::Unavailable);
-        let config = Limits::default();
+        let config = RetryLimits::default();
         let now = Instant::now();
         let until = |left: Duration| Failed { deadline: Some(Deadline::at(now + left)), ..failed(&failure) };
         assert_eq!(config.wait(&until(26 * MS), now, 0.5), Some(25 * MS));
@@ -193,7 +193,7 @@ mod tests {
             let now = Instant::now();
             let deadline = Some(Deadline::at(now + Duration::from_millis(left)));
             let failed = Failed { retries, allowed: u32::MAX, deadline, ..failed(&failure) };
-            if let Some(wait) = Limits::default().wait(&failed, now, random) {
+            if let Some(wait) = RetryLimits::default().wait(&failed, now, random) {
                 prop_assert!(wait < Duration::from_millis(left));
                 prop_assert!(wait >= failure.retry_after.unwrap_or_default());
                 prop_assert!(wait <= Duration::from_secs(5).max(failure.retry_after.unwrap_or_default()));

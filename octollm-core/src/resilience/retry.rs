@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt};
 
-use super::policy::{Failed, Limits};
+use super::policy::{Failed, RetryLimits};
 use crate::{
     budget::Usage,
     deadline::Deadline,
@@ -41,7 +41,7 @@ use crate::{
 /// ```
 #[derive(Clone, Default)]
 pub struct RetryLayer {
-    limits: Limits,
+    limits: RetryLimits,
     honoured: Option<Arc<KeysHonoured>>,
 }
 
@@ -294,7 +294,7 @@ mod tests {
     fn limits_out_of_range_are_the_nearest_within() {
         let none = Duration::ZERO;
         let layer = RetryLayer::new().attempts(0).backoff(none).throttled_backoff(none).max_backoff(none);
-        let Limits { attempts, backoff, throttled_backoff, max_backoff, .. } = layer.limits;
+        let RetryLimits { attempts, backoff, throttled_backoff, max_backoff, .. } = layer.limits;
         assert_eq!(attempts, 1);
         assert_eq!([backoff, throttled_backoff, max_backoff], [SHORTEST_BACKOFF; 3]);
     }

@@ -93,7 +93,7 @@ fn check(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
                 #[allow(unused_imports)]
                 use #rt::{CheckedByItself as _, CheckedByValidate as _};
                 #[allow(clippy::needless_borrow)]
-                let __octollm_validated = (&#rt::Checked(self)).octollm_check();
+                let __octollm_validated = (&#rt::ContractCheck(self)).octollm_check();
                 match __octollm_validated {
                     ::core::option::Option::Some(__octollm_checked) => __octollm_checked,
                     ::core::option::Option::None => #rt::checked(#report),

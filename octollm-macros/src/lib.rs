@@ -38,7 +38,6 @@
 mod contract;
 mod entries;
 mod errors;
-mod nearest;
 mod reach;
 mod validate;
 

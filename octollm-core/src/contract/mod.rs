@@ -10,10 +10,11 @@ mod rules;
 mod schema;
 mod spec;
 mod unruled;
-mod violation;
+
+use std::fmt;
 
 use schemars::JsonSchema;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub(crate) use self::{
     card::hex,
@@ -23,7 +24,6 @@ pub use self::{
     card::{ContractCard, Keys, fingerprint},
     reference::ContractRef,
     spec::{ContractSpec, Effects, Spec},
-    violation::Violation,
 };
 #[doc(hidden)]
 pub use self::{
@@ -60,5 +60,36 @@ pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync 
     fn schema_rules(rules: &mut SchemaRules) {
         // Written by hand, as the check is.
         rules.skip();
+    }
+}
+
+/// One broken rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// The field, such as `items[2].name`; empty for the whole value.
+    pub path: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl Violation {
+    /// A broken rule of the field at `path`.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+
+    /// The broken rules of a report by garde.
+    pub(crate) fn all_of(report: &garde::Report) -> Vec<Self> {
+        report.iter().map(|(path, error)| Self::new(path.to_string(), error.message())).collect()
+    }
+}
+
+/// `code: length is lower than 1`
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.path {
+            "" => f.write_str(&self.message),
+            path => write!(f, "{path}: {}", self.message),
+        }
     }
 }

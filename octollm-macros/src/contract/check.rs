@@ -4,8 +4,8 @@ use quote::ToTokens;
 use syn::{Data, DeriveInput, Fields, Generics, Ident, LitStr, Type, ext::IdentExt, parse_quote};
 
 use super::{
-    attr::{Attrs, Texts},
-    name, summary, timeout,
+    attr::{self, Attrs, Texts},
+    name, summary,
 };
 use crate::{
     errors::Errors,
@@ -63,7 +63,7 @@ impl<'a> Contract<'a> {
         let timeout_ms = attrs
             .timeout
             .as_ref()
-            .and_then(|text| timeout::millis(&text.value()).map_err(|why| errors.at(text, why)).ok());
+            .and_then(|text| attr::millis(&text.value()).map_err(|why| errors.at(text, why)).ok());
         Self {
             ident: &input.ident,
             generics: &input.generics,

@@ -5,7 +5,6 @@ mod check;
 mod expand;
 mod name;
 mod summary;
-mod timeout;
 
 use proc_macro2::TokenStream;
 use syn::{Data, DeriveInput};

@@ -8,7 +8,7 @@ use super::{bounds::Bounds, pattern};
 use crate::{
     entries::{self, argument, begin_value, in_parentheses, set},
     errors::Errors,
-    nearest, reach,
+    reach,
 };
 
 const EXAMPLE: &str = "#[garde(length(min = 1))]";
@@ -82,7 +82,7 @@ impl Options {
                 format!("`{rule}` is a rule for fields, not for the whole type"),
             )),
             unknown => {
-                let hint = nearest::hint(unknown, &OPTIONS, "options of a type");
+                let hint = entries::hint(unknown, &OPTIONS, "options of a type");
                 Err(syn::Error::new_spanned(&key, format!("unknown option `{unknown}`: {hint}")))
             }
         }
@@ -223,7 +223,7 @@ fn unknown(name: &Ident) -> syn::Error {
     if word == "rename" || word == "code" {
         return syn::Error::new_spanned(name, format!("`{word}` changes nothing that is checked: remove it"));
     }
-    let hint = nearest::hint(&word, &RULES, "rules");
+    let hint = entries::hint(&word, &RULES, "rules");
     syn::Error::new_spanned(name, format!("unknown rule `{word}`: {hint}"))
 }
 

@@ -8,7 +8,7 @@ use super::{
     attr::{self, Arguments, Kind, Options, Rule},
     wire::{self, Case, Tagging},
 };
-use crate::{errors::Errors, nearest::nearest};
+use crate::{entries::nearest, errors::Errors};
 
 /// A type and its rules.
 pub(crate) struct Validated<'a> {

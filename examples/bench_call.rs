@@ -1,10 +1,10 @@
-//! What one call costs: about 1 KiB of JSON in, 150 bytes out, over a kept-open loopback connection.
+//! Measures one call: about 1 KiB of JSON in, 150 bytes out, over a loopback connection that stays open.
 //!
 //! ```text
 //! cargo run --release --example bench_call -- CONCURRENCY CALLS
 //! ```
 //!
-//! One server thread and one client thread, each with a runtime of its own. Prints one line; `cpu_us` is the CPU time of
+//! One server thread and one client thread, each with a runtime of its own. Prints one line. `cpu_us` is the CPU time of
 //! both ends for each call.
 
 use std::{
@@ -36,7 +36,7 @@ struct Verdict {
     issues: Vec<String>,
 }
 
-fn task() -> ValidateCode {
+fn input() -> ValidateCode {
     let line = "def parse(path):\n    with open(path) as f:\n        return json.load(f)\n";
     ValidateCode {
         task_id: "task-550e8400-e29b-41d4-a716-446655440000".into(),
@@ -49,14 +49,14 @@ struct Judge;
 
 #[async_trait]
 impl Arm<ValidateCode> for Judge {
-    async fn execute(&self, task: ValidateCode, _: &Context) -> Result<Verdict, ArmError> {
-        let is_valid = task.code.len() > 10;
+    async fn execute(&self, input: ValidateCode, _: &Context) -> Result<Verdict, ArmError> {
+        let is_valid = input.code.len() > 10;
         let issues = vec!["missing docstring".to_owned()];
-        Ok(Verdict { task_id: task.task_id, is_valid, score: 0.97, issues })
+        Ok(Verdict { task_id: input.task_id, is_valid, score: 0.97, issues })
     }
 }
 
-/// User and system time of this process so far.
+/// User and system time of this process.
 fn cpu() -> Result<(Duration, Duration), octollm::Error> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     let time = |value: nix::sys::time::TimeVal| {
@@ -65,7 +65,7 @@ fn cpu() -> Result<(Duration, Duration), octollm::Error> {
     Ok((time(usage.user_time()), time(usage.system_time())))
 }
 
-/// Makes the calls, so many at a time, and tells how long each took.
+/// Makes the calls, `concurrency` at a time, and returns the duration of each.
 async fn run(arms: &Arms, concurrency: usize, calls: usize) -> Result<Vec<Duration>, octollm::Error> {
     let mut callers = JoinSet::new();
     for _ in 0..concurrency {
@@ -74,7 +74,7 @@ async fn run(arms: &Arms, concurrency: usize, calls: usize) -> Result<Vec<Durati
             let mut times = Vec::with_capacity(calls / concurrency);
             for _ in 0..calls / concurrency {
                 let began = Instant::now();
-                let verdict = arms.call(task()).await?;
+                let verdict = arms.call(input()).await?;
                 assert!(verdict.is_valid);
                 times.push(began.elapsed());
             }
@@ -112,13 +112,13 @@ async fn measure(url: String, concurrency: usize, calls: usize) -> Result<(), oc
     Ok(())
 }
 
-/// Serves on a thread of its own, and tells where.
+/// Serves on a thread of its own, and returns the address.
 fn serve() -> oneshot::Receiver<String> {
-    let (told, url) = oneshot::channel();
+    let (sender, url) = oneshot::channel();
     thread::spawn(move || {
         let serving = async {
             let server = Server::new("judge").arm(Judge).bind("127.0.0.1:0").await?;
-            let _ = told.send(server.url());
+            let _ = sender.send(server.url());
             server.run().await;
             Ok::<_, octollm::Error>(())
         };

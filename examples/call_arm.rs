@@ -1,4 +1,4 @@
-//! Calling an arm from anywhere: another arm, a service, a test. Typed both ways.
+//! Calls an arm from a program, with a typed input and a typed output.
 //!
 //! ```text
 //! cargo run --example hello_arm &
@@ -7,7 +7,7 @@
 
 use octollm::prelude::*;
 
-/// The caller's own view of the contract: a difference between the two is logged at the first call.
+/// The same contract as in `hello_arm`. A difference between the schemas is logged at the first call.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "code.validate", output = Verdict, idempotent, timeout = "10s")]
 struct ValidateCode {

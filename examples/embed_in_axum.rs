@@ -1,4 +1,4 @@
-//! An arm mounted into a web service that already exists: one line, below any path.
+//! Mounts an arm into an existing axum service.
 //!
 //! ```text
 //! cargo run --example embed_in_axum [ADDRESS]
@@ -26,18 +26,18 @@ struct Scribe;
 
 #[async_trait]
 impl Arm<CountWords> for Scribe {
-    async fn execute(&self, task: CountWords, _: &Context) -> Result<Count, ArmError> {
-        Ok(Count { words: task.text.split_whitespace().count() })
+    async fn execute(&self, input: CountWords, _: &Context) -> Result<Count, ArmError> {
+        Ok(Count { words: input.text.split_whitespace().count() })
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), octollm::Error> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".into());
-    // Nobody is checked here: see the guide for identities that your own middleware establishes.
+    // Callers are not checked here. The guide has servers that identify their callers.
     let scribe = Server::new("scribe").arm(Scribe).open_to_all();
     let app = Router::new()
-        .route("/", get(|| async { "the service that was here before" }))
+        .route("/", get(|| async { "the existing service" }))
         .nest_service("/arms/scribe", scribe.into_service()?);
     axum::serve(tokio::net::TcpListener::bind(address).await?, app).await?;
     Ok(())

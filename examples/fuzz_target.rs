@@ -1,10 +1,10 @@
-//! An arm, an orchestrator and a reflex on ports of their own, for a fuzzer to compare with their documents.
+//! Serves an arm, an orchestrator and a reflex, for a fuzzer that compares them with their OpenAPI documents.
 //!
 //! ```text
 //! cargo run --example fuzz_target
 //! ```
 //!
-//! Prints one line for each, such as `arm http://127.0.0.1:40001`, and runs until it is stopped.
+//! Prints a line for each server, such as `arm http://127.0.0.1:40001`, and runs until it is stopped.
 //! `scripts/fuzz_schemas.sh` runs it.
 
 use std::{collections::BTreeMap, num::NonZeroU8, sync::Arc};
@@ -42,7 +42,7 @@ struct Options {
 #[serde(rename_all = "snake_case")]
 enum Case {
     #[default]
-    Kept,
+    Unchanged,
     Folded,
 }
 
@@ -189,18 +189,18 @@ struct Worker;
 
 #[async_trait]
 impl Arm<CountWords> for Worker {
-    async fn execute(&self, task: CountWords, _: &Context) -> Result<Counted, ArmError> {
-        let words = task.text.split_whitespace().filter(|word| !task.without.iter().any(|no| no == word));
-        let words: Vec<_> = words.take(task.limit.map_or(usize::MAX, usize::from)).collect();
+    async fn execute(&self, input: CountWords, _: &Context) -> Result<Counted, ArmError> {
+        let words = input.text.split_whitespace().filter(|word| !input.without.iter().any(|no| no == word));
+        let words: Vec<_> = words.take(input.limit.map_or(usize::MAX, usize::from)).collect();
         let longest = words.iter().max_by_key(|word| word.len()).map(|word| (*word).to_owned());
-        Ok(Counted { words: words.len() as u64, case: task.options.case, longest })
+        Ok(Counted { words: words.len() as u64, case: input.options.case, longest })
     }
 }
 
 #[async_trait]
 impl Arm<MeasureShape> for Worker {
-    async fn execute(&self, task: MeasureShape, _: &Context) -> Result<f64, ArmError> {
-        Ok(match task.shape {
+    async fn execute(&self, input: MeasureShape, _: &Context) -> Result<f64, ArmError> {
+        Ok(match input.shape {
             Shape::Square { side } => f64::from(side) * f64::from(side),
             Shape::Rectangle { width, height } => f64::from(width) * f64::from(height),
         })
@@ -209,19 +209,19 @@ impl Arm<MeasureShape> for Worker {
 
 #[async_trait]
 impl Arm<CheckName> for Worker {
-    async fn execute(&self, task: CheckName, _: &Context) -> Result<bool, ArmError> {
-        Ok(task.comment.is_none_or(|comment| comment.len() > task.name.len()))
+    async fn execute(&self, input: CheckName, _: &Context) -> Result<bool, ArmError> {
+        Ok(input.comment.is_none_or(|comment| comment.len() > input.name.len()))
     }
 }
 
 #[async_trait]
 impl Arm<TryRules> for Worker {
-    async fn execute(&self, task: TryRules, _: &Context) -> Result<Tried, ArmError> {
-        Ok(Tried { rows: task.rows.len(), page: task.page })
+    async fn execute(&self, input: TryRules, _: &Context) -> Result<Tried, ArmError> {
+        Ok(Tried { rows: input.rows.len(), page: input.page })
     }
 }
 
-/// What the orchestrator runs for a goal.
+/// The arm that the orchestrator runs for a goal.
 struct Answering;
 
 #[async_trait]

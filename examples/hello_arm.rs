@@ -1,4 +1,4 @@
-//! An arm behind its own HTTP server: a contract, the work, one line to serve it.
+//! An arm with an HTTP server of its own.
 //!
 //! ```text
 //! cargo run --example hello_arm [ADDRESS]
@@ -26,24 +26,24 @@ struct Judge;
 
 #[async_trait]
 impl Arm<ValidateCode> for Judge {
-    async fn execute(&self, task: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
+    async fn execute(&self, input: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
         cx.progress(10, "parsing");
-        judge(&task)
+        judge(&input)
     }
 }
 
-fn judge(task: &ValidateCode) -> Result<Verdict, ArmError> {
-    if task.language != "rust" {
-        return Err(ArmError::invalid("language", "is not one that this judge reads: rust"));
+fn judge(input: &ValidateCode) -> Result<Verdict, ArmError> {
+    if input.language != "rust" {
+        return Err(ArmError::invalid("language", "is not supported: the only language is rust"));
     }
-    let verdict = match syn::parse_file(&task.code) {
+    let verdict = match syn::parse_file(&input.code) {
         Ok(_) => Verdict { is_valid: true, issues: Vec::new() },
         Err(error) => {
             let at = error.span().start();
             Verdict { is_valid: false, issues: vec![format!("{}:{}: {error}", at.line, at.column + 1)] }
         }
     };
-    // The parser keeps the text of all that it was given, for its spans, until it is told that none is left.
+    // For its spans proc-macro2 stores all parsed text of a thread until they are invalidated.
     proc_macro2::extra::invalidate_current_thread_spans();
     Ok(verdict)
 }

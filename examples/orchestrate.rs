@@ -1,4 +1,4 @@
-//! An arm that calls arms, run by a brain: submitted as a task, journaled, cancellable.
+//! A brain that runs an arm for each task. The arm calls two other arms over HTTP.
 //!
 //! ```text
 //! cargo run --example orchestrate [ADDRESS]
@@ -26,8 +26,8 @@ struct Splitter;
 
 #[async_trait]
 impl Arm<SplitText> for Splitter {
-    async fn execute(&self, task: SplitText, _: &Context) -> Result<Vec<String>, ArmError> {
-        Ok(task.text.split_whitespace().map(str::to_owned).collect())
+    async fn execute(&self, input: SplitText, _: &Context) -> Result<Vec<String>, ArmError> {
+        Ok(input.text.split_whitespace().map(str::to_owned).collect())
     }
 }
 
@@ -35,19 +35,19 @@ struct Shouter;
 
 #[async_trait]
 impl Arm<ShoutWord> for Shouter {
-    async fn execute(&self, task: ShoutWord, _: &Context) -> Result<String, ArmError> {
-        Ok(task.word.to_uppercase())
+    async fn execute(&self, input: ShoutWord, _: &Context) -> Result<String, ArmError> {
+        Ok(input.word.to_uppercase())
     }
 }
 
-/// What the brain runs for each task: plain code, whose calls are remembered.
+/// The arm that the brain runs for each task. Its calls are recorded in the journal of the task.
 struct Headline;
 
 #[async_trait]
 impl Arm<TaskRequest> for Headline {
     async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
         let words = cx.call(SplitText { text: request.goal }).await?;
-        let loud = cx.call_all(words.into_iter().map(|word| ShoutWord { word })).await?; // bounded, ordered
+        let loud = cx.call_all(words.into_iter().map(|word| ShoutWord { word })).await?; // at most 16 at a time, in order
         Ok(TaskResult::new(loud.join(" ")))
     }
 }
@@ -56,7 +56,7 @@ impl Arm<TaskRequest> for Headline {
 async fn main() -> Result<(), octollm::Error> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
 
-    // Two arms, each behind a server of its own, on ports that the system gives out.
+    // Two arms, each with a server of its own, on ports that the system chooses.
     let splitter = Server::new("splitter").arm(Splitter).bind("127.0.0.1:0").await?;
     let shouter = Server::new("shouter").arm(Shouter).bind("127.0.0.1:0").await?;
     let arms =

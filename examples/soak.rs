@@ -1,11 +1,11 @@
-//! Puts many tasks through a whole system in one process and shows that memory stays flat.
+//! Runs many tasks through a whole system in one process and measures its memory.
 //!
 //! ```text
 //! cargo run --release --example soak [TASKS [AT_ONCE]]
 //! ```
 //!
-//! TASKS (10 000) go through the mesh, AT_ONCE (1 000) at a time: each is submitted to the brain, makes two calls, and is
-//! checked. A line each tenth of the way tells the resident memory; the last says how much it grew since the first.
+//! Submits TASKS tasks (default 10 000) to the brain of a mesh, AT_ONCE (default 1 000) at a time. Each makes two calls, and its result
+//! is checked. Every tenth of the tasks a line reports the resident memory. The last line reports its growth since the middle.
 
 use std::time::Instant;
 
@@ -23,8 +23,8 @@ struct Adder;
 
 #[async_trait]
 impl Arm<Increment> for Adder {
-    async fn execute(&self, task: Increment, _: &Context) -> Result<u64, ArmError> {
-        Ok(task.number + 1)
+    async fn execute(&self, input: Increment, _: &Context) -> Result<u64, ArmError> {
+        Ok(input.number + 1)
     }
 }
 
@@ -70,7 +70,7 @@ async fn main() -> Result<(), octollm::Error> {
     while let Some(answer) = running.join_next().await {
         wrong += u64::from(!matches!(answer, Ok(true)));
     }
-    // The first tenths fill what is kept on purpose: finished tasks, up to the store's limit.
+    // In the first half the store fills with finished tasks, up to its limit.
     let middle = resident.get(resident.len() / 2).copied().unwrap_or_default();
     let grown = resident.last().copied().unwrap_or_default() - middle;
     let rate = total as f64 / started.elapsed().as_secs_f64();
@@ -78,7 +78,7 @@ async fn main() -> Result<(), octollm::Error> {
     std::process::exit(i32::from(wrong > 0));
 }
 
-/// The memory that this process holds, where the system tells (Linux).
+/// Resident memory of this process in MiB; 0 where the system does not report it (Linux does).
 fn resident_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

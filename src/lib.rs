@@ -1,5 +1,5 @@
-//! Systems of LLM agents made of services: typed task contracts over HTTP/JSON, an orchestrator whose work survives its
-//! process, events, and deadlines, budgets and cancellation that hold over any number of hops.
+//! An SDK for systems of LLM agents that are made of services: typed task contracts over HTTP and JSON, an orchestrator with
+//! a journal, events, and deadlines, budgets and cancellation over any number of hops.
 //!
 //! ```no_run
 //! use octollm::prelude::*;
@@ -22,7 +22,7 @@
 //! impl Arm<ValidateCode> for Judge {
 //!     async fn execute(&self, input: ValidateCode, cx: &Context) -> Result<Verdict, ArmError> {
 //!         cx.progress(10, "parsing");
-//!         Ok(judge(&input)?) // `?` takes any error: std, anyhow, a string
+//!         Ok(judge(&input)?) // `?` converts any error: std, anyhow, a string
 //!     }
 //! }
 //!
@@ -37,29 +37,29 @@
 //! # }
 //! ```
 //!
-//! The README has a first program, and `docs/guide` a chapter for each subject.
+//! The README has the first programs. The guide in `docs/guide` has a chapter for each subject.
 //!
 //! | to | see |
 //! |---|---|
-//! | declare what can be asked | [`contract::TaskContract`], derived by `#[derive(TaskContract)]` |
-//! | do it | [`Arm`], [`Context`] |
+//! | declare a contract | [`contract::TaskContract`], derived by `#[derive(TaskContract)]` |
+//! | implement it | [`Arm`], [`Context`] |
 //! | serve it | `http::Server` |
 //! | call it | `http::Arms`, [`Context::call`] |
-//! | run work that survives the process | [`brain::Brain`] |
-//! | run steps given as data | [`plan`] |
-//! | retry, on any tower stack | [`resilience`] |
-//! | screen what comes in | [`reflex`] |
+//! | run tasks with a journal | [`brain::Brain`] |
+//! | run steps as data | [`plan`] |
+//! | retry calls, on any tower stack | [`resilience`] |
+//! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
 //! | test a system without a network | `mesh::Mesh` |
 //!
 //! # Features
 //!
-//! | feature | adds |
-//! |---|---|
-//! | `http` (default) | servers and clients |
-//! | `events` | encodings of events |
-//! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` |
-//! | `full` | all of these |
+//! | feature | adds | default |
+//! |---|---|---|
+//! | `http` | servers and clients | yes |
+//! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
+//! | `events` | the encodings of events | no |
+//! | `full` | all of them | no |
 
 pub use octollm_core::{
     arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, error, event, id, json,
@@ -73,7 +73,7 @@ pub use octollm_core::mesh;
 #[cfg(feature = "http")]
 pub use octollm_http as http;
 
-/// Encodings of events.
+/// The encodings of events.
 #[cfg(feature = "events")]
 pub use octollm_events as events;
 
@@ -83,7 +83,7 @@ pub use octollm_core::{Arm, Context, error::Error};
 pub use octollm_core::__private;
 
 pub mod prelude {
-    //! What most programs need, in one line. All else is imported from its module.
+    //! The names that most programs need. Others are imported from their modules.
 
     pub use async_trait::async_trait;
     // By its module: where another crate turns on garde's own derive, `garde::Validate` is a macro too.
@@ -125,6 +125,8 @@ mod guide {
     mod events {}
     #[doc = include_str!("../docs/guide/failure.md")]
     mod failure {}
+    #[doc = include_str!("../docs/guide/operations.md")]
+    mod operations {}
     #[doc = include_str!("../docs/guide/orchestration.md")]
     mod orchestration {}
     #[doc = include_str!("../docs/guide/plans.md")]

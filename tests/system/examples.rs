@@ -114,7 +114,7 @@ fn orchestrate_runs_a_task() {
 #[test]
 fn embed_in_axum_serves_beside_what_was_there() {
     let (_server, address) = serve("embed_in_axum");
-    assert_eq!(request(address, "GET", "/", "").1, "the service that was here before");
+    assert_eq!(request(address, "GET", "/", "").1, "the existing service");
     let count = request(address, "POST", "/arms/scribe/count", r#"{"text":"Ten arms, one brain."}"#);
     assert_eq!(count, (200, r#"{"words":4}"#.into()));
     let (status, card) = request(address, "GET", "/arms/scribe/capabilities", "");

@@ -238,6 +238,8 @@ impl Content {
                 *self = Self::Nothing;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
+            // Over HTTP/1 or mounted, whoever has the bytes may need the end of the body before letting go of them.
+            Self::Large { rest, .. } if rest.is_empty() && !in_pieces => Poll::Ready(None),
             Self::Large { rest, sent } if rest.is_empty() => sent.poll(cx).map(|()| None),
             Self::Large { rest, .. } if in_pieces && rest.len() > LARGE => {
                 Poll::Ready(Some(Ok(Frame::data(rest.split_to(LARGE)))))

@@ -56,6 +56,18 @@ async fn a_service_needs_no_socket() {
     assert_eq!(ask(service, "/echo", "{}").await.0, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_any_size_can_be_collected_before_it_is_sent() {
+    let service = server(&Worker::default()).open_to_all().into_service().unwrap();
+    let text = "a".repeat(100_000);
+    let body: &'static str = serde_json::json!({ "text": text }).to_string().leak();
+    let (status, answer) = ask(service.clone(), "/echo", body).await;
+    assert_eq!((status, answer["text"].as_str()), (StatusCode::OK, Some(&*text)));
+    let request = Request::get("/openapi.json").body(Full::<bytes::Bytes>::default()).unwrap();
+    let document = service.oneshot(request).await.unwrap().into_body().collect().await.unwrap();
+    assert!(document.to_bytes().len() > 1024);
+}
+
 /// A contract by hand, to give it any path.
 macro_rules! at {
     ($name:ident, $contract:literal, $path:literal) => {

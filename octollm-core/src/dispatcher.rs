@@ -281,7 +281,8 @@ impl<C: TaskContract, A: Arm<C>> Handler for Typed<C, A> {
     async fn run(&self, input: &[u8], cx: &Context) -> Result<Bytes, ArmError> {
         let input = json::read_contract::<C>(input)?;
         let output = self.arm.execute(input, cx).await?;
-        let bytes = json::try_write(&output).map_err(|(failure, cause)| {
+        let bytes = json::try_write(&output).map_err(|error| {
+            let (failure, cause) = *error;
             ArmError::failed(format!("the output cannot be written: {failure}")).with_source(cause)
         })?;
         Ok(bytes.into())

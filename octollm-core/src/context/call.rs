@@ -167,7 +167,10 @@ impl UnsentCall {
         let contract = C::SPEC.reference();
         let input = match json::try_write_input(input) {
             Ok(written) => Ok(written.into()),
-            Err((failure, cause)) => Err(CallError::new(contract.clone(), failure).with_source(cause)),
+            Err(error) => {
+                let (failure, cause) = *error;
+                Err(CallError::new(contract.clone(), failure).with_source(cause))
+            }
         };
         let reads: Read<()> = |output| read::<C>(output).map(drop);
         Self { spec: Some(Spec::of::<C>()), reads, ..Self::new(cx, step, contract, input) }

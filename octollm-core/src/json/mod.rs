@@ -109,11 +109,13 @@ fn all_known<C: TaskContract>(bytes: &[u8]) -> Result<(), Failure> {
 /// # Errors
 /// As [`write()`].
 pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Failure> {
-    try_write_input(input).map_err(|(failure, _)| failure)
+    try_write_input(input).map_err(|error| error.0)
 }
 
 /// The same, with the cause of a failure for the log.
-pub(crate) fn try_write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, (Failure, serde_json::Error)> {
+pub(crate) fn try_write_input<C: TaskContract>(
+    input: &C,
+) -> Result<Vec<u8>, Box<(Failure, serde_json::Error)>> {
     let mut bytes = try_write(input)?;
     if bytes == b"null" {
         bytes.clear();

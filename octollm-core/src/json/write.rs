@@ -25,16 +25,18 @@ use crate::{
 /// [`ErrorKind::ValidationFailed`], with the path of a number that is infinite or NaN; also where a type refuses to be
 /// written.
 pub fn write<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Failure> {
-    try_write(value).map_err(|(failure, _)| failure)
+    try_write(value).map_err(|error| error.0)
 }
 
 /// The same, with the cause of a failure for the log.
-pub(crate) fn try_write<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, (Failure, serde_json::Error)> {
+pub(crate) fn try_write<T: Serialize + ?Sized>(
+    value: &T,
+) -> Result<Vec<u8>, Box<(Failure, serde_json::Error)>> {
     let mut bytes = Vec::with_capacity(USUAL);
     let fault = FaultPath::default();
     match value.serialize(Strict { inner: &mut serde_json::Serializer::new(&mut bytes), fault: &fault }) {
         Ok(()) => Ok(bytes),
-        Err(cause) => Err((unwritable(fault.0.into_inner()), cause)),
+        Err(cause) => Err(Box::new((unwritable(fault.0.into_inner()), cause))),
     }
 }
 

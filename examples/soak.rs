@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use octollm::{mesh::Mesh, prelude::*};
+use octollm::{mesh::Mesh, prelude::*, task::Task};
 use tokio::task::JoinSet;
 
 /// Adds one.

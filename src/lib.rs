@@ -57,12 +57,12 @@
 //! | feature | adds | default |
 //! |---|---|---|
 //! | `http` | servers and clients | yes |
-//! | `mesh` | the in-process mesh for tests | yes |
+//! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `full` | all of them | no |
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, event, id, json,
+    arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, error, event, id, json,
     orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
 };
 
@@ -77,21 +77,13 @@ pub use octollm_http as http;
 #[cfg(feature = "events")]
 pub use octollm_events as events;
 
-/// Errors: their kind, whether a retry can help, and whether the work may have run.
-pub mod failure {
-    pub use octollm_core::error::*;
-}
-
-pub use octollm_core::{
-    Arm, Context,
-    error::{ArmError, CallError, Error, ErrorKind, Failure},
-};
+pub use octollm_core::{Arm, Context, error::Error};
 
 #[doc(hidden)]
 pub use octollm_core::__private;
 
 pub mod prelude {
-    //! The names that most programs need.
+    //! The names that most programs need. Others are imported from their modules.
 
     pub use async_trait::async_trait;
     // By its module: where another crate turns on garde's own derive, `garde::Validate` is a macro too.
@@ -100,17 +92,12 @@ pub mod prelude {
         Arm, Context,
         arm::arm_fn,
         brain::Brain,
-        budget::{Budget, Usage},
-        bus::{DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
-        context::Caller,
+        budget::Budget,
+        bus::EventBus,
         contract::TaskContract,
-        deadline::Deadline,
         error::{ArmError, CallError, ErrorKind},
-        event::Event,
         orchestrator::Orchestrator,
-        plan::{Plan, PlanRunner},
-        reflex::{Observations, Reaction, Reflex, ReflexInput},
-        task::{Submission, Task, TaskRequest, TaskResult, TaskStatus},
+        task::{TaskRequest, TaskResult, TaskStatus},
     };
     #[cfg(feature = "http")]
     pub use octollm_http::{Arms, OrchestratorClient, Server};

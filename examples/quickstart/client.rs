@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use octollm::{
     orchestrator::{JournalStep, follow},
     prelude::*,
-    task::{TaskBudget, TaskUpdate},
+    task::{Task, TaskBudget, TaskUpdate},
 };
 
 /// How the review ended.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use octollm::{
     http::BoundServer,
     prelude::*,
-    reflex::{Observations, ReflexInput},
+    reflex::{Observations, Reaction, Reflex, ReflexInput},
 };
 
 use crate::{

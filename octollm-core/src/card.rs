@@ -1,4 +1,4 @@
-//! What an arm tells about itself.
+//! The card of an arm.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -14,10 +14,10 @@ use crate::{
 pub struct ArmCard {
     /// `judge`
     pub arm_id: String,
-    /// A name for people.
+    /// A human-readable name.
     #[serde(default)]
     pub name: String,
-    /// What it is for.
+    /// Its purpose.
     #[serde(default)]
     pub description: String,
     /// The arm's own version.
@@ -26,7 +26,7 @@ pub struct ArmCard {
     /// The contracts it serves, by name.
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// Names one run of the process: it differs after each start. `None` where a foreign card has none.
+    /// Id of one run of the process, which differs after each start. `None` where a foreign card has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     /// The scopes that it needs for calls of its own, such as `code:validate`.
@@ -35,14 +35,14 @@ pub struct ArmCard {
     /// The public key that verifies what it signs, as a JWK.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<Map<String, Value>>,
-    /// 1 (cheap) to 5 (dear).
+    /// 1 (cheap) to 5 (expensive).
     #[serde(default = "middle_tier")]
     #[schemars(range(min = 1, max = 5))]
     pub cost_tier: u8,
-    /// Where it can be reached, as far as it knows.
+    /// The URL at which it can be reached, as far as it knows.
     #[serde(default)]
     pub endpoint: Option<String>,
-    /// How it is.
+    /// Its status.
     #[serde(default)]
     pub status: ArmStatus,
     /// The contracts it serves, in full.
@@ -78,7 +78,7 @@ impl ArmCard {
         }
     }
 
-    /// Gives the card an instance of its own: the arm is starting in this process.
+    /// Sets a new [`instance`](Self::instance): the arm starts in this process.
     #[must_use]
     pub fn started(mut self) -> Self {
         self.instance = Some(RequestId::new().as_str().to_owned());
@@ -91,16 +91,16 @@ impl ArmCard {
     }
 }
 
-/// How an arm is.
+/// The status of an arm.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ArmStatus {
-    /// All is well.
+    /// It works.
     #[default]
     Healthy,
-    /// It works, but not as it should.
+    /// It works, with less than its usual quality or speed.
     Degraded,
-    /// It takes no work.
+    /// It accepts no work.
     Unavailable,
 }

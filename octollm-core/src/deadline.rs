@@ -1,4 +1,4 @@
-//! Until when work may go on.
+//! Deadlines, and the one race against them.
 
 use std::{
     future::Future,
@@ -13,48 +13,49 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// A moment after which nobody waits for the result. It crosses the network as the time that is left, never as a
-/// clock time, and follows tokio's clock, so that tests can pause it.
+/// The moment after which a result is no longer awaited.
+///
+/// It crosses the network as the time that is left, never as a clock time. It follows tokio's clock, so that tests can
+/// pause it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
-/// What cannot be added to a clock is this far away.
+/// Stands for durations that cannot be added to the clock.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Deadline {
-    /// So long from now.
+    /// The moment `duration` from now.
     pub fn after(duration: Duration) -> Self {
         let now = Instant::now();
         Self(now.checked_add(duration).unwrap_or(now + FAR))
     }
 
-    /// At this moment.
+    /// A deadline at `instant`.
     pub fn at(instant: Instant) -> Self {
         Self(instant)
     }
 
-    /// The moment itself.
+    /// The moment of the deadline.
     pub fn instant(self) -> Instant {
         self.0
     }
 
-    /// What is left; zero when it has passed.
+    /// The time that is left; zero once the deadline has passed.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// Whether it has passed.
+    /// Whether the deadline has passed.
     pub fn has_passed(self) -> bool {
         self.remaining().is_zero()
     }
 
-    /// Runs `work` until it ends or this moment passes, whichever comes first. Where both are true at once the work has
-    /// ended.
+    /// Runs `work` until it ends or the deadline passes, whichever comes first. If both happen at once, the work has ended.
     ///
-    /// The timer is polled outside of tokio's cooperative budget: work that spends the budget of every turn is ended all
-    /// the same.
+    /// The timer is polled outside of tokio's cooperative budget, so that it also ends work that spends the budget of every
+    /// turn.
     ///
-    /// Returns `None` where this moment passed; the work was dropped then.
+    /// Returns `None` if the deadline passed. The work is dropped then.
     ///
     /// # Cancel safety
     /// Dropping the future drops the work.
@@ -67,25 +68,25 @@ impl Deadline {
     /// # Cancel safety
     /// As [`run`](Self::run).
     pub fn run_until<F: Future>(deadline: Option<Self>, work: F) -> impl Future<Output = Option<F::Output>> {
-        Run { work, deadline, timer: None }
+        RunUntil { work, deadline, timer: None }
     }
 }
 
 pin_project! {
     /// Work that ends at a deadline: see [`Deadline::run`].
-    // A type of its own: the future of an `async fn` has room for what it is given twice over.
+    // A type of its own: the future of an `async fn` stores its arguments twice.
     #[must_use = "futures do nothing unless they are awaited"]
-    struct Run<F> {
+    struct RunUntil<F> {
         #[pin]
         work: F,
         deadline: Option<Deadline>,
-        // Once the work was pending.
+        // From the first pending poll on.
         #[pin]
         timer: Option<Unconstrained<Sleep>>,
     }
 }
 
-impl<F: Future> Future for Run<F> {
+impl<F: Future> Future for RunUntil<F> {
     type Output = Option<F::Output>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

@@ -1,4 +1,4 @@
-//! One arm with all its contracts, ready to take calls from any transport.
+//! An arm with all its contracts, for any transport.
 
 use std::{
     fmt,
@@ -32,7 +32,7 @@ use crate::{
 
 /// An arm's identity and the contracts it serves, without their types: what a server or a mesh runs.
 ///
-/// It reads and checks the input, keeps the time limit, catches panics, and writes the output.
+/// It reads and checks the input, enforces the time limit, catches panics, and writes the output.
 pub struct Dispatcher {
     card: ArmCard,
     routes: Vec<Route>,
@@ -46,34 +46,34 @@ pub struct Route {
     handler: Box<dyn Handler>,
 }
 
-/// What became of one execution.
+/// The result of an execution.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The output's JSON, or why there is none.
+    /// The output's JSON, or the error of the arm.
     pub result: Result<Bytes, ArmError>,
-    /// What was used up, either way.
+    /// What was used, in either case.
     pub usage: Usage,
-    /// How many calls the arm made, without those that it gave names.
+    /// The number of calls without a name that the arm made.
     pub calls: u32,
 }
 
-/// What an execution runs with, beside its input.
+/// The environment of an execution.
 #[non_exhaustive]
 pub struct Execution {
-    /// What travelled with the call.
+    /// The parts of the call.
     pub parts: ContextParts,
     /// The arms it may call.
     pub transport: Arc<dyn Transport>,
     /// Cancels the work from outside.
     pub cancellation: CancellationToken,
-    /// Where its updates go.
+    /// Receives its updates.
     pub updates: Option<Arc<dyn UpdateSink>>,
-    /// How long the work may take, in place of the contract's own limit.
+    /// The time limit, in place of the contract's own.
     pub time_limit: Option<Duration>,
 }
 
 impl Execution {
-    /// What travelled, and arms to call.
+    /// An execution with the parts of a call, and the arms that it may call.
     pub fn new(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
         Self { parts, transport, cancellation: CancellationToken::new(), updates: None, time_limit: None }
     }
@@ -85,7 +85,7 @@ impl Dispatcher {
         Self { card: ArmCard::new(arm_id).started(), routes: Vec::new(), refused: Vec::new() }
     }
 
-    /// Adds a contract. One that is served already is replaced; one that cannot be served is [`refused`](Self::refused).
+    /// Adds a contract. It replaces the same contract; one that cannot be served is [`refused`](Self::refused).
     pub fn serve<C: TaskContract>(&mut self, arm: impl Arm<C>) {
         let card = match ContractCard::checked::<C>() {
             Ok(card) => card,
@@ -105,18 +105,18 @@ impl Dispatcher {
         self.routes.push(Route { spec, contract, handler });
     }
 
-    /// What the arm tells about itself.
+    /// The card of the arm.
     pub fn card(&self) -> &ArmCard {
         &self.card
     }
 
-    /// For what the card says beside the contracts.
+    /// The card, to set what it has beside the contracts.
     pub fn card_mut(&mut self) -> &mut ArmCard {
         &mut self.card
     }
 
-    /// Why contracts that were given to [`serve`](Self::serve) are not served. A server that starts without them would
-    /// answer that they are not offered, so check this first.
+    /// The errors of contracts that [`serve`](Self::serve) refused. A server that starts without them answers that they are
+    /// not offered, so check this first.
     pub fn refused(&self) -> &[ConfigError] {
         &self.refused
     }
@@ -154,12 +154,12 @@ impl Route {
         &self.contract
     }
 
-    /// What it says of itself.
+    /// The spec of the contract.
     pub fn spec(&self) -> &ContractSpec {
         &self.spec
     }
 
-    /// Whether a caller may call it: the contract's scope is checked here and nowhere else.
+    /// Checks that a caller has the contract's scope.
     ///
     /// # Errors
     /// As [`Caller::may`].
@@ -178,11 +178,11 @@ impl Route {
 
     /// Runs the arm once.
     ///
-    /// The shorter of the caller's deadline and the contract's own limit holds; a deadline or a budget that is spent
-    /// already is answered without running the arm.
+    /// The earlier of the caller's deadline and the contract's time limit applies. If the deadline has passed or the budget is
+    /// spent, the arm does not run.
     ///
     /// # Cancel safety
-    /// Dropping the future drops the arm's, and cancels its context.
+    /// Dropping the future drops the future of the arm, and cancels its context.
     pub async fn execute(&self, input: &[u8], execution: Execution) -> Outcome {
         let Execution { mut parts, transport, cancellation, updates, time_limit } = execution;
         let refused = self.admit(&parts.caller).err().or_else(|| spent(parts.deadline, parts.budget));
@@ -202,7 +202,7 @@ impl Route {
             log(&self.contract, &cx, error);
         }
         let usage = cx.used();
-        // Whatever the arm says of itself: what was used up was used up by work.
+        // Usage proves execution, whatever the arm's error has.
         let result = result.map_err(|error| if usage == Usage::default() { error } else { error.executed() });
         Outcome { result, usage, calls: cx.ordered_calls() }
     }
@@ -249,7 +249,7 @@ fn panicked() -> Failure {
     Failure::of(ErrorKind::ArmPanicked)
 }
 
-/// What the caller is not told.
+/// Logs the cause, which is not sent to the caller.
 fn log(contract: &ContractRef, cx: &Context, error: &ArmError) {
     let (request, kind) = (cx.request_id(), error.kind());
     match error.source() {
@@ -279,10 +279,11 @@ impl<C: TaskContract, A: Arm<C>> Handler for Typed<C, A> {
     }
 
     async fn run(&self, input: &[u8], cx: &Context) -> Result<Bytes, ArmError> {
-        let task = json::read_contract::<C>(input)?;
-        let output = self.arm.execute(task, cx).await?;
-        let bytes = json::write(&output).map_err(|error| {
-            ArmError::failed(format!("the output cannot be written: {error}")).with_source(error)
+        let input = json::read_contract::<C>(input)?;
+        let output = self.arm.execute(input, cx).await?;
+        let bytes = json::try_write(&output).map_err(|error| {
+            let (failure, cause) = *error;
+            ArmError::failed(format!("the output cannot be written: {failure}")).with_source(cause)
         })?;
         Ok(bytes.into())
     }
@@ -312,10 +313,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::{
-        contract::{NoChunk, Violations},
-        transport::NoArms,
-    };
+    use crate::contract::Violation;
 
     /// A contract whose own code panics: where it is checked, and where its output is written.
     #[derive(Serialize, Deserialize, JsonSchema)]
@@ -334,10 +332,10 @@ mod tests {
 
     impl TaskContract for Panics {
         type Output = Unwritable;
-        type Chunk = NoChunk;
+        type Chunk = ();
         const SPEC: ContractSpec = ContractSpec::new("test.panics", "/panics", "test:panics");
 
-        fn check(&self) -> Result<(), Violations> {
+        fn check(&self) -> Result<(), Vec<Violation>> {
             assert!(!self.in_check, "while it is checked");
             Ok(())
         }
@@ -360,8 +358,8 @@ mod tests {
         let checked = route.check(br#"{"in_check":true}"#);
         assert_eq!(checked.unwrap_err().kind, ErrorKind::ArmPanicked);
         for input in ["{\"in_check\":true}", "{\"in_check\":false}"] {
-            let around = Execution::new(ContextParts::new(), Arc::new(NoArms));
-            let error = route.execute(input.as_bytes(), around).await.result.unwrap_err();
+            let execution = Execution::new(ContextParts::new(), Arc::new(()));
+            let error = route.execute(input.as_bytes(), execution).await.result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ArmPanicked);
         }
     }
@@ -379,8 +377,8 @@ mod tests {
     async fn work_is_cancelled_beside_work_that_spends_every_cooperative_budget() {
         let mut dispatcher = Dispatcher::new("test");
         dispatcher.serve::<Panics>(Waits);
-        let around = Execution::new(ContextParts::new(), Arc::new(NoArms));
-        let (cancellation, begun) = (around.cancellation.clone(), tokio::time::Instant::now());
+        let execution = Execution::new(ContextParts::new(), Arc::new(()));
+        let (cancellation, begun) = (execution.cancellation.clone(), tokio::time::Instant::now());
         tokio::spawn(async move {
             // Time passes only where nothing waits: it is moved on by hand.
             tokio::time::advance(std::time::Duration::from_secs(1)).await;
@@ -393,7 +391,7 @@ mod tests {
             if begun.elapsed().as_secs() < 2 { Poll::Pending } else { Poll::Ready(()) }
         });
         let route = &dispatcher.routes()[0];
-        let work = async { (route.execute(br#"{"in_check":false}"#, around).await, begun.elapsed()) };
+        let work = async { (route.execute(br#"{"in_check":false}"#, execution).await, begun.elapsed()) };
         let ((), (outcome, took)) = tokio::join!(biased; greedy, work);
         assert_eq!(outcome.result.unwrap_err().kind(), ErrorKind::Cancelled);
         assert!(took < std::time::Duration::from_millis(1_200), "{took:?}");

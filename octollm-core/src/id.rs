@@ -1,4 +1,4 @@
-//! The names that follow a piece of work: request, correlation, task.
+//! Ids: of a request, of a piece of work over all its requests, of a task, and of a call within one.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::invalid::InvalidValue;
 
-/// Base 62 in ASCII order, so that what is encoded sorts as it did.
+/// Base 62 in ASCII order, so that encoded numbers sort as the numbers do.
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 fn base62(mut value: u64) -> [u8; 11] {
@@ -30,29 +30,28 @@ fn push_base62(value: u64, width: usize, text: &mut String) {
     text.extend(base62(value)[11 - width..].iter().map(|&digit| char::from(digit)));
 }
 
-/// UUIDs that several threads make at once do not always count up.
-fn behind_the_last(milliseconds: u64, count: u64) -> (u64, u64) {
+/// The next count. UUIDs that several threads make at once do not always increase.
+fn after_the_last(milliseconds: u64, count: u64) -> (u64, u64) {
     static LAST: Mutex<(u64, u64)> = Mutex::new((0, 0));
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     *last = (last.0, last.1 + 1).max((milliseconds, count));
     *last
 }
 
-/// Names one call among those that a task makes: its order, or the name that the user gave it.
+/// The key of one call among those that a task makes: its position, or the name that the user gave it.
 #[derive(
     Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
 #[serde(untagged)]
 pub enum StepKey {
-    /// Its position among the unnamed calls, from 0.
+    /// Position among the task's unnamed calls, from 0.
     Order(u32),
     /// The name that the user gave it.
     Name(String),
 }
 
 impl StepKey {
-    /// The step that a text names: a number as a position is written, without zeros before it, is a position; anything
-    /// else is a name.
+    /// Parses a key. A number without leading zeros is a position; anything else is a name.
     pub fn from_text(text: &str) -> Self {
         match text.parse() {
             Ok(order) if Self::Order(order).to_string() == text => Self::Order(order),
@@ -88,7 +87,7 @@ impl fmt::Display for StepKey {
     }
 }
 
-/// Names one task: `task_` and 16 letters or digits, which sort by the time of their making.
+/// The id of a task: `task_` and 16 letters or digits. Ids sort by their time of creation.
 ///
 /// The first eight encode milliseconds since 1970, the rest are a counter that starts anew from random bits each
 /// millisecond: within one process later ids are greater.
@@ -98,13 +97,13 @@ impl fmt::Display for StepKey {
 pub struct TaskId(Arc<str>);
 
 impl TaskId {
-    /// A new id that sorts behind every earlier one of this process.
+    /// A new id, greater than every earlier one of this process.
     pub fn new() -> Self {
         let bits = Uuid::now_v7().as_u128();
         let milliseconds = (bits >> 80) as u64;
-        // 12 bits behind the version, 35 behind the variant: the part of a UUIDv7 that counts up.
+        // 12 bits after the version, 35 after the variant: the part of a UUIDv7 that counts up.
         let count = (((bits >> 64) as u64 & 0xfff) << 35) | ((bits as u64 & (u64::MAX >> 2)) >> 27);
-        let (milliseconds, count) = behind_the_last(milliseconds, count);
+        let (milliseconds, count) = after_the_last(milliseconds, count);
         let mut text = String::with_capacity(21);
         text.push_str("task_");
         push_base62(milliseconds, 8, &mut text);
@@ -161,7 +160,7 @@ impl fmt::Debug for TaskId {
     }
 }
 
-/// Names one request, or one piece of work over all its requests.
+/// The id of a request, or of a piece of work over all its requests.
 ///
 /// 1 to 128 characters of `[A-Za-z0-9._-]`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]

@@ -1,8 +1,8 @@
-//! The two errors of values and settings, used by every module.
+//! The errors of values and of settings.
 
 use std::{borrow::Cow, error::Error, fmt, sync::Arc};
 
-/// A text or a value that is not valid for its type, such as an id, a budget, or the name of a contract.
+/// The error of a text or value that is not valid for its type, such as an id, a budget, or the name of a contract.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid {kind}{}{reason}", if reason.is_empty() { "" } else { ": " })]
 pub struct InvalidValue {
@@ -16,20 +16,20 @@ impl InvalidValue {
         Self { kind, reason: Cow::Borrowed("") }
     }
 
-    /// Adds the rule that the value breaks.
+    /// Sets the rule that the value breaks.
     #[must_use]
     pub fn because(mut self, reason: impl Into<Cow<'static, str>>) -> Self {
         self.reason = reason.into();
         self
     }
 
-    /// What the value was read as, such as `task id`.
+    /// The kind of value that was expected, such as `task id`.
     pub fn kind(&self) -> &'static str {
         self.kind
     }
 }
 
-/// A setting with which nothing can be built: a limit out of range, an invalid URL, a contract that cannot be served.
+/// The error of a setting: a limit out of range, an invalid URL, a contract that cannot be served.
 #[derive(Debug, Clone)]
 pub struct ConfigError {
     setting: Cow<'static, str>,
@@ -43,7 +43,7 @@ impl ConfigError {
         Self { setting: setting.into(), reason: reason.into(), source: None }
     }
 
-    /// Adds the cause.
+    /// Sets the cause.
     #[must_use]
     pub fn with_source(mut self, source: impl Error + Send + Sync + 'static) -> Self {
         self.source = Some(Arc::new(source));

@@ -1,4 +1,4 @@
-//! The ideas of octollm, without I/O: what can be asked, who does it, what travels along, and how work survives failure.
+//! The ideas of octollm, without I/O: contracts, arms, contexts, tasks, brains, events.
 //!
 //! ```
 //! use async_trait::async_trait;
@@ -18,8 +18,8 @@
 //!
 //! #[async_trait]
 //! impl Arm<CountWords> for Scribe {
-//!     async fn execute(&self, task: CountWords, _: &Context) -> Result<usize, ArmError> {
-//!         Ok(task.text.split_whitespace().count())
+//!     async fn execute(&self, input: CountWords, _: &Context) -> Result<usize, ArmError> {
+//!         Ok(input.text.split_whitespace().count())
 //!     }
 //! }
 //!
@@ -30,13 +30,12 @@
 //! # }
 //! ```
 //!
-//! Most programs depend on `octollm`, which brings this crate along. Read the modules in the order in which they stand: each
-//! uses only those before it.
+//! Most programs depend on `octollm`, which re-exports this crate. Each module uses only those that precede it in this file.
 //!
 //! # Features
 //!
-//! `mesh` has the in-process mesh for tests; `full` is all there is.
-// A module uses only what stands before it here.
+//! `mesh` adds the in-process mesh, for tests; `full` is all features.
+// A module uses only those above it.
 mod invalid;
 pub mod id;
 pub mod budget;

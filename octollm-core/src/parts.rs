@@ -1,4 +1,4 @@
-//! What travels with a task from hop to hop.
+//! The data that travels from hop to hop, and the caller with its scopes.
 
 use std::sync::Arc;
 
@@ -13,37 +13,36 @@ use crate::{
     trace::TraceContext,
 };
 
-/// Everything that travels with a task, as plain data: what a server reads from the head of a request and a client
-/// writes into one.
+/// Everything that travels with a call, as plain data. A server reads it from the head of a request, and a client writes it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ContextParts {
-    /// Names this request alone.
+    /// Id of this request.
     pub request_id: RequestId,
-    /// Names the piece of work over all its requests.
+    /// Id of the piece of work over all its requests.
     pub correlation_id: RequestId,
     /// The task that this work belongs to.
     pub task_id: Option<TaskId>,
     /// The trace of the caller.
     pub trace: Option<TraceContext>,
-    /// After this moment nobody waits any more.
+    /// The moment after which the result is no longer awaited.
     pub deadline: Option<Deadline>,
-    /// What may still be used up.
+    /// The budget that is left.
     pub budget: Budget,
-    /// Who calls.
+    /// The caller.
     pub caller: Caller,
-    /// 1 for the first try.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
 }
 
 impl ContextParts {
-    /// The beginning of a piece of work: ids of its own, no limits, nobody known.
+    /// The parts of new work: new ids, no limits, an unchecked caller.
     pub fn new() -> Self {
         let request_id = RequestId::new();
         Self::of(request_id.clone(), request_id)
     }
 
-    /// One request of a piece of work: without limits, of a caller that nobody checked.
+    /// The parts of a request with these ids: no limits, an unchecked caller.
     pub fn of(request_id: RequestId, correlation_id: RequestId) -> Self {
         Self {
             correlation_id,
@@ -78,7 +77,7 @@ impl Default for ContextParts {
     }
 }
 
-/// Why work with these limits must not start, where one is spent.
+/// The failure of starting work with these limits, if one is spent.
 pub(crate) fn spent(deadline: Option<Deadline>, budget: Budget) -> Option<Failure> {
     if deadline.is_some_and(Deadline::has_passed) {
         Some(Failure::of(ErrorKind::DeadlineExceeded).before_execution())
@@ -89,12 +88,12 @@ pub(crate) fn spent(deadline: Option<Deadline>, budget: Budget) -> Option<Failur
     }
 }
 
-/// Who calls, and what they may do: three different values, never confused.
+/// The caller of an arm, and its scopes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Caller {
-    /// Nobody checks callers here: a program that calls its own arms, a test, a server open to all. Everything is
+    /// Callers are not checked, as in a program that calls its own arms, a test, or a server open to all. Everything is
     /// allowed.
     #[default]
     Unchecked,
@@ -104,11 +103,11 @@ pub enum Caller {
     Known(Arc<Grant>),
 }
 
-/// What a known caller was granted.
+/// The identity and the scopes of a known caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Grant {
-    /// Who vouches for the subject: the issuer of the first token. Equal subjects of two issuers are two callers.
+    /// The issuer of the first token. Equal subjects of two issuers are two callers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
     /// The subject: a person or a service.
@@ -130,7 +129,7 @@ impl Grant {
         Self { issuer: None, subject: subject.into(), scopes, valid_until: None }
     }
 
-    /// Sets who vouches for the subject.
+    /// Sets the issuer.
     #[must_use]
     pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
         self.issuer = Some(issuer.into());
@@ -175,7 +174,7 @@ impl Caller {
         self.grant().map(|grant| &*grant.subject)
     }
 
-    /// Whether this scope is granted. The one place where scopes are checked.
+    /// Checks that a scope is granted. Scopes are checked nowhere else.
     ///
     /// # Errors
     /// [`ErrorKind::Unauthenticated`] for an anonymous caller, [`ErrorKind::InsufficientScope`] for a known one without
@@ -190,7 +189,7 @@ impl Caller {
         Err(Failure::new(refused, format!("the scope {scope} is required")).before_execution())
     }
 
-    /// Whether both are the same caller, whatever each was granted: the same subject of the same issuer.
+    /// Whether both are the same caller, whatever their scopes: the same subject of the same issuer.
     pub fn is_same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Known(a), Self::Known(b)) => (&a.issuer, &a.subject) == (&b.issuer, &b.subject),

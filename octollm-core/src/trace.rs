@@ -1,4 +1,4 @@
-//! W3C Trace Context, as it travels.
+//! W3C Trace Context.
 
 use std::{fmt, str::FromStr};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::invalid::InvalidValue;
 
-/// A `traceparent` and its `tracestate`, passed on as they came.
+/// A `traceparent` and its `tracestate`, forwarded unchanged.
 ///
 /// Source: W3C Trace Context, level 1, sections 3.2 and 3.3.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct TraceContext {
     state: Option<Box<str>>,
 }
 
-/// As both headers name it.
+/// The stored form, with the names of the headers.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     traceparent: String,
@@ -48,12 +48,12 @@ impl TraceContext {
         &self.parent
     }
 
-    /// The vendors' own data, if any.
+    /// The vendor-specific data, if any.
     pub fn tracestate(&self) -> Option<&str> {
         self.state.as_deref()
     }
 
-    /// Adds the vendors' own data; anything beyond printable ASCII or 512 characters is left out.
+    /// Sets the vendor-specific data. It is left out if it has more than 512 characters or any beyond printable ASCII.
     #[must_use]
     pub fn with_tracestate(mut self, state: &str) -> Self {
         let fits =
@@ -62,7 +62,7 @@ impl TraceContext {
         self
     }
 
-    /// 32 hexadecimal digits.
+    /// The trace id: 32 hexadecimal digits.
     pub fn trace_id(&self) -> &str {
         self.parent.get(3..35).unwrap_or_default()
     }
@@ -98,7 +98,6 @@ impl fmt::Display for TraceContext {
     }
 }
 
-/// A text that is no `traceparent`.
 const INVALID: InvalidValue = InvalidValue::new("traceparent");
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The seam between contracts and whatever carries calls.
+//! Transports, which carry calls to arms.
 
 use std::{
     fmt,
@@ -21,10 +21,10 @@ use crate::{
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     parts::ContextParts,
-    update::{Handle, UpdateSink},
+    update::UpdateSink,
 };
 
-/// Names one call for an arm that remembers what it answered: the same over every attempt and every recovery.
+/// The idempotency key of a call: the same over every attempt and every recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct IdempotencyKey(Box<str>);
@@ -47,38 +47,38 @@ impl IdempotencyKey {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Call {
-    /// What is asked.
+    /// The contract that is called.
     pub contract: ContractRef,
-    /// The caller's own facts of the contract; `None` where it has only a name and JSON. They decide whether the call may be
-    /// sent twice: without them it may not.
+    /// The caller's own spec of the contract; `None` where it has only a name and JSON. It decides whether the call may be
+    /// sent twice: without it, the call may not.
     pub spec: Option<Spec>,
-    /// Which call of its maker this is.
+    /// The step: which call of its task this is.
     pub step: StepKey,
-    /// The first step of the batch that the call belongs to; `None` where it is made by itself.
+    /// The first step of the batch that the call belongs to; `None` for a single call.
     pub batch: Option<StepKey>,
-    /// Names the call for an arm that honours keys. A journal sets it.
+    /// The key for an arm that honours keys. A journal sets it.
     pub key: Option<IdempotencyKey>,
     /// The arm that makes the call, where the transport knows it.
     pub from: Option<Arc<str>>,
-    /// The contract's JSON.
+    /// The input's JSON.
     pub input: Bytes,
-    /// What travels with it. The deadline is always set.
+    /// The data that travels with the call. The deadline is always set.
     pub parts: ContextParts,
     /// How many further attempts are allowed where one is safe. Below a [`RetryLayer`](crate::resilience::RetryLayer), which
     /// makes them, it is 0.
     pub retry: u32,
-    /// The endpoints that were tried already: another one is preferred.
+    /// Endpoints that were tried. Another one is preferred.
     pub avoid: Vec<Arc<str>>,
-    /// Where progress and chunks of the called arm go.
+    /// Receives the progress and the chunks of the called arm.
     pub updates: Option<Arc<dyn UpdateSink>>,
     /// What an earlier attempt reported through [`UpdateSink::handle`]: the transport may go on from it.
-    pub handle: Option<Handle>,
-    /// Whether the caller can decode an output. What it cannot is a failed call, also for a journal.
+    pub handle: Option<String>,
+    /// Checks that the caller can decode an output. A call whose output it cannot decode has failed, also for a journal.
     pub reads: fn(&[u8]) -> Result<(), serde_json::Error>,
 }
 
 impl Call {
-    /// A call without facts of its contract, for one attempt, whose output may be any JSON.
+    /// A call without a spec, for one attempt, whose output may be any JSON.
     pub fn new(contract: ContractRef, step: StepKey, input: Bytes, parts: ContextParts) -> Self {
         Self {
             contract,
@@ -97,9 +97,9 @@ impl Call {
         }
     }
 
-    /// Whether running it twice does no more than running it once, as far as its caller knows.
+    /// Whether the caller's own spec declares the contract idempotent.
     pub fn is_idempotent(&self) -> bool {
-        self.spec.as_ref().is_some_and(Spec::idempotent)
+        self.spec.as_ref().is_some_and(Spec::is_idempotent)
     }
 }
 
@@ -115,20 +115,20 @@ impl fmt::Debug for Call {
     }
 }
 
-/// What came back.
+/// The answer to a call.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Reply {
     /// The output's JSON.
     pub output: Bytes,
-    /// What the arm used up, and all that it called.
+    /// What the arm used, with all that it called.
     pub usage: Usage,
-    /// How the call travelled.
+    /// The arm that answered, and where.
     pub served_by: ServedBy,
 }
 
 impl Reply {
-    /// An output that used up nothing.
+    /// An output without usage.
     pub fn new(output: Bytes, served_by: ServedBy) -> Self {
         Self { output, usage: Usage::default(), served_by }
     }
@@ -144,7 +144,7 @@ impl Reply {
             .with_source(error)
     }
 
-    /// Sets what was used up.
+    /// Sets the usage.
     #[must_use]
     pub fn with_usage(mut self, usage: Usage) -> Self {
         self.usage = usage;
@@ -152,51 +152,60 @@ impl Reply {
     }
 }
 
-/// How a call travelled.
+/// The arm that answered a call, and where.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ServedBy {
     /// The arm that answered.
     pub arm: Arc<str>,
-    /// Where it is; `in-process/judge` in a mesh.
+    /// Its endpoint; `in-process/judge` in a mesh.
     pub endpoint: Arc<str>,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: u32,
 }
 
 impl ServedBy {
-    /// A served_by of one attempt.
+    /// An answer at the first attempt.
     pub fn new(arm: impl Into<Arc<str>>, endpoint: impl Into<Arc<str>>) -> Self {
         Self { arm: arm.into(), endpoint: endpoint.into(), attempts: 1 }
     }
 }
 
-/// Carries calls to arms. The HTTP client is one, the mesh another; the brain's journal is one around another.
+/// Carries calls to arms. The HTTP client and the mesh are transports; the journal of a brain wraps one.
 ///
 /// # Cancel safety
-/// Dropping the future of a call gives the call up: the arm's own work ends, as far as the transport reaches.
+/// Dropping the future of a call cancels the call, and with it the work of the arm.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    /// Carries one call and returns its answer, or ends it at its deadline: see [`Deadline::run`]. The caller does
-    /// not do that itself, so that a transport can record that the deadline passed.
+    /// Carries a call and returns its answer. The transport also ends the call at its deadline, as [`Deadline::run`] does, so
+    /// that it can record that the deadline passed.
     ///
     /// # Errors
-    /// A [`CallError`] that says what is known of the failure.
+    /// A [`CallError`] with the failure, and the arm and endpoint once they are chosen.
+    ///
+    /// # Cancel safety
+    /// Dropping the future must cancel the call.
     async fn call(&self, call: Call) -> Result<Reply, CallError>;
 
-    /// Answers a call that is not made because the limits of its caller are spent. A transport that records answers records
+    /// Answers a call that is not made, because the limits of its caller are spent. A transport that records answers records
     /// this one too, or returns the one that it has recorded.
     ///
     /// # Errors
-    /// The `refusal`, unless the call was answered before.
+    /// The `refusal`, unless another answer is recorded.
+    ///
+    /// # Cancel safety
+    /// A refusal whose future is dropped may or may not have been recorded.
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
         Err(CallError::new(call.contract, refusal))
     }
 
     /// The cards of the arms that can be reached now.
+    ///
+    /// # Cancel safety
+    /// Dropping the future must have no effect on calls.
     async fn cards(&self) -> Vec<ArmCard>;
 
-    /// Adds what the transport knows about an output that its caller could not decode, such as that the schemas differ.
+    /// Adds to the error of an undecodable output what the transport knows, such as that the schemas differ.
     fn explain(&self, error: CallError) -> CallError {
         error
     }
@@ -221,14 +230,11 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
     }
 }
 
-/// Knows no arms: every call fails with [`ErrorKind::ContractNotOffered`].
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoArms;
-
+/// No arms: every call fails with [`ErrorKind::ContractNotOffered`].
 #[async_trait]
-impl Transport for NoArms {
+impl Transport for () {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
-        let failure = Failure::new(ErrorKind::ContractNotOffered, "no arms were given to call");
+        let failure = Failure::new(ErrorKind::ContractNotOffered, "there are no arms to call");
         Err(CallError::new(call.contract, failure))
     }
 
@@ -237,27 +243,54 @@ impl Transport for NoArms {
     }
 }
 
-/// A service of calls without its type: what a user's layer wraps, and what it is again.
+/// A transport is a tower service of calls, for layers to be put around it: see [`from_service`].
+impl<T: Transport + ?Sized> Service<Call> for Arc<T> {
+    type Response = Reply;
+    type Error = CallError;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let transport = self.clone();
+        Box::pin(async move { (*transport).call(call).await })
+    }
+}
+
+/// A boxed tower service of calls: what the layers of a client wrap.
 pub type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 
-/// A tower service of calls as a transport: `ServiceTransport::new(RetryLayer::default().layer(service), arms)`.
+/// A transport that carries calls by a tower service. The cards are those of `arms`, which also explains errors.
 ///
-/// It ends each call at its deadline, whatever the service does.
+/// Each call ends at its deadline, whatever the service does.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use octollm_core::{Context, resilience::RetryLayer, transport::{Transport, from_service}};
+/// # use tower::Layer;
+/// # let arms: Arc<dyn Transport> = Arc::new(());
+/// let retrying = from_service(RetryLayer::new().layer(arms.clone()), arms);
+/// let cx = Context::root(Arc::new(retrying));
+/// ```
+pub fn from_service<S>(service: S, arms: Arc<dyn Transport>) -> impl Transport + Clone
+where
+    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    FromService { service, arms }
+}
+
+/// See [`from_service`].
 #[derive(Clone)]
-pub struct ServiceTransport<S> {
+struct FromService<S> {
     service: S,
     arms: Arc<dyn Transport>,
 }
 
-impl<S> ServiceTransport<S> {
-    /// Calls through `service`; the cards are those of `arms`, which also explains errors.
-    pub fn new(service: S, arms: Arc<dyn Transport>) -> Self {
-        Self { service, arms }
-    }
-}
-
 #[async_trait]
-impl<S> Transport for ServiceTransport<S>
+impl<S> Transport for FromService<S>
 where
     S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -274,43 +307,5 @@ where
 
     fn explain(&self, error: CallError) -> CallError {
         self.arms.explain(error)
-    }
-}
-
-impl<S> fmt::Debug for ServiceTransport<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ServiceTransport")
-    }
-}
-
-/// A transport as a tower service, for layers to be put around it.
-#[derive(Clone)]
-pub struct TransportService(Arc<dyn Transport>);
-
-impl TransportService {
-    /// A service that carries calls by `transport`.
-    pub fn new(transport: Arc<dyn Transport>) -> Self {
-        Self(transport)
-    }
-}
-
-impl Service<Call> for TransportService {
-    type Response = Reply;
-    type Error = CallError;
-    type Future = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Call) -> Self::Future {
-        let transport = self.0.clone();
-        Box::pin(async move { transport.call(call).await })
-    }
-}
-
-impl fmt::Debug for TransportService {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TransportService")
     }
 }

@@ -1,4 +1,4 @@
-//! What work tells while it runs.
+//! Progress and other updates of running work.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -6,57 +6,57 @@ use serde_json::Value;
 
 use crate::error::Failure;
 
-/// Where a task stands.
+/// A phase of a task.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Phase {
-    /// Before anything was planned.
+    /// Before planning.
     #[default]
     Preprocessing,
-    /// The goal is being turned into steps.
+    /// The goal is turned into steps.
     Planning,
-    /// Steps are being run.
+    /// Steps run.
     Execution,
-    /// Results are being checked.
+    /// Results are checked.
     Validation,
-    /// Results are being joined.
+    /// Results are joined.
     Synthesis,
 }
 
-/// How far a task is.
+/// The progress of a task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Where it stands.
+    /// The current phase.
     pub current_step: Phase,
     /// Steps done.
     pub completed_steps: u64,
-    /// Steps known of.
+    /// Steps in total, as far as known.
     pub total_steps: u64,
     /// 0 to 100.
     #[schemars(range(max = 100))]
     pub percentage: u8,
-    /// What is being done.
+    /// The current activity.
     pub message: String,
 }
 
-/// One thing that work tells while it runs.
+/// An update of running work.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Update {
-    /// How far it is, in percent, and what it is doing.
+    /// Progress in percent, and the current activity.
     Progress(u8, String),
     /// It entered a phase.
     Phase(Phase),
-    /// Steps done, and steps known of.
+    /// Steps done, and steps in total.
     Steps(u64, u64),
     /// A part of the output, as the contract's chunk.
     Chunk(Value),
 }
 
 impl Progress {
-    /// Takes an update in. A chunk changes nothing here.
+    /// Applies an update. A chunk changes nothing.
     pub fn apply(&mut self, update: &Update) {
         match update {
             Update::Progress(percentage, message) => {
@@ -76,43 +76,29 @@ impl Progress {
     }
 }
 
-/// What a transport may report of a call that a foreign service runs by itself, such as the id of its task: enough to find
-/// the work again after a crash. Its text is the transport's own.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Handle(String);
-
-impl Handle {
-    /// A handle of this text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text, as the transport made it.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Where the updates of running work go.
+/// Receives the updates of running work.
 #[async_trait]
 pub trait UpdateSink: Send + Sync + 'static {
-    /// Takes one update. Called while work runs: it must not block, and may drop what comes too fast.
+    /// Receives an update. It is called while work runs: it must not block, and may drop updates that arrive too fast.
     fn update(&self, update: Update);
 
-    /// Takes one chunk of the output, which is never dropped: it returns when there is room for the next one.
+    /// Receives a chunk of the output, which must not be dropped. Returns when there is room for the next one.
     ///
     /// # Cancel safety
-    /// A chunk whose future is dropped may or may not have been taken.
+    /// A chunk whose future is dropped may or may not have been received.
     async fn chunk(&self, chunk: Value) {
         self.update(Update::Chunk(chunk));
     }
 
-    /// Takes the handle of a call, and returns once it is stored.
+    /// Stores the handle of a call that a foreign service runs by itself, such as the id of its task: enough to find the
+    /// work again after a crash. Its text is the transport's own. By default it is dropped.
     ///
     /// # Errors
-    /// Where it cannot be stored: the call is given up then.
-    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+    /// A [`Failure`] where it cannot be stored. The call then ends with it.
+    ///
+    /// # Cancel safety
+    /// A handle whose future is dropped may or may not have been stored.
+    async fn handle(&self, handle: String) -> Result<(), Failure> {
         drop(handle);
         Ok(())
     }
@@ -133,7 +119,7 @@ impl UpdateSink for Option<std::sync::Arc<dyn UpdateSink>> {
         }
     }
 
-    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+    async fn handle(&self, handle: String) -> Result<(), Failure> {
         match self {
             Some(sink) => sink.handle(handle).await,
             None => Ok(()),

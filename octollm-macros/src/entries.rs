@@ -1,4 +1,4 @@
-//! The list of entries inside an attribute, read so that a mistake costs its own entry only.
+//! The list of entries in an attribute. An error in one entry does not affect the others.
 
 use proc_macro2::TokenTree;
 use syn::{
@@ -10,7 +10,7 @@ use syn::{
 
 use crate::errors::Errors;
 
-/// Reads one entry; the comma after it is not its business.
+/// Reads one entry, without the comma after it.
 pub(crate) type Entry<'a> = dyn FnMut(ParseStream<'_>) -> syn::Result<()> + 'a;
 
 /// The entries of `#[attr(..)]`.
@@ -19,15 +19,15 @@ pub(crate) fn of(attr: &Attribute, example: &str, errors: &mut Errors, entry: &m
         errors.at(attr, format!("this attribute takes its entries in parentheses: `{example}`"));
         return;
     }
-    errors.keep(attr.parse_args_with(|entries: ParseStream<'_>| each(entries, entry)));
+    errors.collect(attr.parse_args_with(|entries: ParseStream<'_>| each(entries, entry)));
 }
 
-/// Reads entries up to the end of the stream, and then tells all that is wrong with them.
+/// Reads entries up to the end of the stream, and returns all errors together.
 pub(crate) fn each(entries: ParseStream<'_>, entry: &mut Entry<'_>) -> syn::Result<()> {
     let mut errors = Errors::default();
     while !entries.is_empty() {
         let done = entry(entries).and_then(|()| at_end(entries));
-        if errors.keep(done).is_none() {
+        if errors.collect(done).is_none() {
             skip(entries)?;
         }
         if !entries.is_empty() {
@@ -37,7 +37,7 @@ pub(crate) fn each(entries: ParseStream<'_>, entry: &mut Entry<'_>) -> syn::Resu
     errors.into_result()
 }
 
-/// Fills what was empty.
+/// Sets a value once.
 pub(crate) fn set<T>(slot: &mut Option<T>, key: &Ident, value: T) -> syn::Result<()> {
     if slot.is_some() {
         return Err(syn::Error::new_spanned(key, format!("`{key}` is given twice")));
@@ -136,4 +136,65 @@ fn before_entry(entries: ParseStream<'_>) -> bool {
     ahead.is_empty()
         || ahead.call(Ident::parse_any).is_ok()
             && (ahead.is_empty() || ahead.peek(Token![=]) || ahead.peek(Token![,]) || ahead.peek(Paren))
+}
+
+/// The candidate that is fewest edits away, if it is near enough to be meant.
+pub(crate) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let limit = (word.chars().count() / 3).max(1);
+    candidates
+        .iter()
+        .map(|candidate| (distance(word, candidate), *candidate))
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// `did you mean …?`, or the whole list where nothing is near.
+pub(crate) fn hint(word: &str, candidates: &[&str], plural: &str) -> String {
+    match nearest(word, candidates) {
+        Some(candidate) => format!("did you mean `{candidate}`?"),
+        None => format!("the {plural} are `{}`", candidates.join("`, `")),
+    }
+}
+
+/// Edits (insert, delete, replace, swap neighbours) from one word to the other.
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    let mut before = Vec::new();
+    let mut above: Vec<usize> = (0..=to.len()).collect();
+    for row in 0..from.len() {
+        let mut line = vec![row + 1];
+        for column in 0..to.len() {
+            let replace = above[column] + usize::from(from[row] != to[column]);
+            let mut least = replace.min(above[column + 1] + 1).min(line[column] + 1);
+            if row > 0 && column > 0 && from[row] == to[column - 1] && from[row - 1] == to[column] {
+                let before: &Vec<usize> = &before;
+                least = least.min(before[column - 1] + 1);
+            }
+            line.push(least);
+        }
+        before = std::mem::replace(&mut above, line);
+    }
+    above[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_was_meant_and_nothing_far_off() {
+        let keys = ["name", "version", "path", "timeout", "idempotent"];
+        for (word, meant) in [
+            ("nmae", Some("name")),
+            ("nam", Some("name")),
+            ("versoin", Some("version")),
+            ("timout", Some("timeout")),
+            ("idempotence", Some("idempotent")),
+            ("retries", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(word, &keys), meant, "{word}");
+        }
+    }
 }

@@ -1,16 +1,16 @@
-//! Every mistake of one derive, told together.
+//! The errors of one derive, reported together.
 
 use std::fmt::Display;
 
 use proc_macro2::TokenStream;
 use quote::ToTokens;
 
-/// What was found wrong so far.
+/// The errors so far.
 #[derive(Debug, Default)]
 pub(crate) struct Errors(Option<syn::Error>);
 
 impl Errors {
-    /// Adds a mistake that stands at `tokens`.
+    /// Adds an error at `tokens`.
     pub(crate) fn at(&mut self, tokens: impl ToTokens, message: impl Display) {
         self.absorb(syn::Error::new_spanned(tokens, message));
     }
@@ -22,8 +22,8 @@ impl Errors {
         }
     }
 
-    /// The value; a mistake is kept and leaves `None`.
-    pub(crate) fn keep<T>(&mut self, result: syn::Result<T>) -> Option<T> {
+    /// Returns the value, or adds the error and returns `None`.
+    pub(crate) fn collect<T>(&mut self, result: syn::Result<T>) -> Option<T> {
         result.map_err(|error| self.absorb(error)).ok()
     }
 
@@ -33,7 +33,15 @@ impl Errors {
         }
     }
 
-    /// Whether one of the messages has these words.
+    /// The errors whose message `is_it` selects.
+    pub(crate) fn only(self, is_it: impl Fn(&str) -> bool) -> Self {
+        let mut errors = Self::default();
+        let all = self.0.into_iter().flatten();
+        all.filter(|error| is_it(&error.to_string())).for_each(|error| errors.absorb(error));
+        errors
+    }
+
+    /// Whether a message contains `words`.
     pub(crate) fn mention(&self, words: &str) -> bool {
         let errors = self.0.clone().into_iter().flatten();
         errors.into_iter().any(|error| error.to_string().contains(words))
@@ -47,7 +55,7 @@ impl Errors {
         self.0.map_or(Ok(()), Err)
     }
 
-    /// One `compile_error!` for each mistake; nothing where there is none.
+    /// One `compile_error!` for each error.
     pub(crate) fn into_tokens(self) -> TokenStream {
         self.0.map(syn::Error::into_compile_error).unwrap_or_default()
     }

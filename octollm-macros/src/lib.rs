@@ -1,7 +1,7 @@
 //! The derive macros of octollm: [`TaskContract`] and [`Validate`].
 //!
-//! Whoever uses `octollm` has both in its prelude, under the names of the traits that they implement. A library that is
-//! written against `octollm-core` alone takes them from here.
+//! The prelude of `octollm` has both, under the names of the traits that they implement. A library that depends on
+//! `octollm-core` alone takes them from here.
 //!
 //! ```
 //! use octollm::prelude::*;
@@ -26,7 +26,7 @@
 //! assert_eq!(ValidateCode::SPEC.summary, "Checks that a piece of code parses.");
 //!
 //! let empty = ValidateCode { code: String::new(), language: "rust".into() };
-//! assert_eq!(empty.check().unwrap_err().to_string(), "code: length is lower than 1");
+//! assert_eq!(empty.check().unwrap_err()[0].to_string(), "code: length is lower than 1");
 //! ```
 //!
 //! # How the runtime crate is found
@@ -38,7 +38,6 @@
 mod contract;
 mod entries;
 mod errors;
-mod nearest;
 mod reach;
 mod validate;
 
@@ -46,17 +45,17 @@ use proc_macro::TokenStream;
 use proc_macro2::Span;
 use syn::{DeriveInput, parse_macro_input};
 
-/// Makes a type a task contract: what can be asked of an arm, and what comes back.
+/// Implements `TaskContract`: the type becomes the input of a contract that arms serve.
 ///
 /// The type is the input, which is an object in JSON: a struct with named fields, or without any (`struct Ping;` is
-/// `{}`). It owns its data, and derives `Serialize`, `Deserialize` and `JsonSchema` too. All else is said in
-/// `#[task(..)]`, or follows:
+/// `{}`). It owns its data, and derives `Serialize`, `Deserialize` and `JsonSchema` too. All else is set in
+/// `#[task(..)]`, or has a default:
 ///
 /// | key | is | left out |
 /// |---|---|---|
 /// | `name = "code.validate"` | the entity and what is done to it, in lower case | from the type's name, see below |
 /// | `version = 2` | the version, 1 or more | 1 |
-/// | `output = Verdict` | what comes back, any type that JSON can tell | `()` |
+/// | `output = Verdict` | the output, any type that JSON can hold | `()` |
 /// | `chunk = Line` | what may be streamed before that | nothing is streamed |
 /// | `path = "/validate"` | the route on the arm's server | the verb: `/validate`, or `/v2/validate` for version 2 |
 /// | `scope = "code:validate"` | the scope that a caller's token needs | the name, its last dot a colon |
@@ -89,7 +88,7 @@ use syn::{DeriveInput, parse_macro_input};
 ///
 /// # Generics
 ///
-/// Type parameters are taken, and the contract holds for those with which input, output and chunk can be told in JSON.
+/// Type parameters are taken, and the contract holds for those with which input, output and chunk can be held by JSON.
 /// It has one name for all of them: an arm serves one. Lifetimes are refused, for a contract owns its data.
 ///
 /// # Example
@@ -121,7 +120,7 @@ pub fn derive_task_contract(input: TokenStream) -> TokenStream {
     contract::derive(&parse_macro_input!(input as DeriveInput)).into()
 }
 
-/// Checks what is in `#[garde(..)]`.
+/// Implements garde's `Validate` by the rules in `#[garde(..)]`.
 ///
 /// Implements garde's own `Validate` with garde's own rules, and reads the same words as garde's derive, without asking
 /// for `garde` among the dependencies. The schema of a contract has every rule that a schema can express; where it cannot, the
@@ -136,7 +135,7 @@ pub fn derive_task_contract(input: TokenStream) -> TokenStream {
 /// | `ascii`, `alphanumeric` | for text of such characters only |
 /// | `length(min = 1, max = 64)`, `length(equal = 8)` | for text of so many characters, lists and maps of so many items |
 /// | `range(min = 0, max = 9)`, `range(equal = 7)` | for numbers within, both ends included |
-/// | `contains("a")`, `prefix("a")`, `suffix("a")` | for text with that in it, before it, behind it |
+/// | `contains("a")`, `prefix("a")`, `suffix("a")` | for text that contains, begins with, or ends with it |
 /// | `ip`, `ipv4`, `ipv6` | for text that is such an address |
 /// | `matches(other)` | for what equals another field |
 /// | `required` | for `Some` |
@@ -157,11 +156,12 @@ pub fn derive_task_contract(input: TokenStream) -> TokenStream {
 /// | `transparent` | the path of the one field is left out |
 /// | `custom(function)` | a rule over the whole value |
 /// | `context(Type as name)` | what functions are handed, and its name in expressions; `()` where none is named |
-/// | `crate = path` | where octollm is, if the manifest does not tell |
+/// | `crate = path` | the path of octollm, if it is not in the manifest |
 ///
-/// Rules that need a feature of garde (`email`, `url`, `credit_card`, `phone_number`) are refused: for those, add `garde` to
-/// the dependencies and derive `garde::Validate`, which octollm takes as well. What no JSON Schema expresses in the same way
-/// (`pattern`, whose dialect is Rust's, and lengths in `bytes`, `utf16` or `graphemes`) is refused too.
+/// Rules that need a feature of garde (`pattern`, `email`, `url`, `credit_card`, `phone_number`) are refused: for those, add
+/// `garde` with that feature to the dependencies and derive `garde::Validate`, which octollm takes as well. A `pattern` is a
+/// literal that means the same in Rust and in ECMA-262, the dialect of JSON Schema. Lengths in `bytes`, `utf16` or
+/// `graphemes`, which no JSON Schema expresses, are refused too.
 ///
 /// Broken rules are reported in the order of the fields, and of the rules at each field.
 ///

@@ -23,12 +23,12 @@ pub(crate) fn runtime(input: &DeriveInput) -> syn::Result<TokenStream> {
     Ok(quote!(#root::__private))
 }
 
-/// `crate = …` in `#[task(..)]` or `#[garde(..)]`; either serves both derives, so that it is said once.
+/// `crate = …` in `#[task(..)]` or `#[garde(..)]`; either applies to both derives.
 fn given(input: &DeriveInput) -> Option<Path> {
     let mut given = None;
     for attr in &input.attrs {
         if attr.path().is_ident("task") || attr.path().is_ident("garde") {
-            // Whatever is wrong with an attribute is told by the derive that owns it.
+            // The derive that owns the attribute reports its errors.
             let _ = attr.parse_args_with(|entries: ParseStream<'_>| {
                 while !entries.is_empty() {
                     if entries.peek(Token![crate]) && entries.peek2(Token![=]) {

@@ -3,7 +3,6 @@
 use std::{collections::HashMap, time::Duration};
 
 use octollm::{
-    __private::NoChunk,
     contract::{ContractCard, ContractRef, Effects, Spec},
     prelude::*,
 };
@@ -68,7 +67,7 @@ fn what_is_left_out_follows_from_the_type() {
     assert!(!spec.idempotent);
     assert_eq!(spec.summary, "Checks that a piece of code parses.");
     assert!(same::<<ValidateCode as TaskContract>::Output, Verdict>());
-    assert!(same::<<ValidateCode as TaskContract>::Chunk, NoChunk>());
+    assert!(same::<<ValidateCode as TaskContract>::Chunk, ()>());
 }
 
 #[test]
@@ -179,6 +178,11 @@ struct CountBoth {
     text: String,
 }
 
+/// The rules that an input breaks, each as text.
+fn broken(input: &impl TaskContract) -> Vec<String> {
+    input.check().unwrap_err().iter().map(ToString::to_string).collect()
+}
+
 #[test]
 fn the_check_runs_the_rules_of_the_fields_and_of_their_types() {
     let nested = Filter { length: 1, inner: vec![filter(1), filter(0)] };
@@ -190,7 +194,7 @@ fn the_check_runs_the_rules_of_the_fields_and_of_their_types() {
         language: String::new(),
         page: Page { limit: 10 },
     };
-    let violations = task.check().unwrap_err().to_string();
+    let violations = broken(&task);
     let expected = [
         "wholeText: length is greater than 3",
         "filters[1].minLength: lower than 1",
@@ -201,7 +205,7 @@ fn the_check_runs_the_rules_of_the_fields_and_of_their_types() {
         "unchecked.minLength: lower than 1",
         "limit: greater than 9",
     ];
-    assert_eq!(violations.split("; ").collect::<Vec<_>>(), expected);
+    assert_eq!(violations, expected);
     let task = CountLines {
         whole_text: "abc".into(),
         filters: vec![filter(7)],
@@ -232,9 +236,8 @@ fn a_violation_is_at_the_path_that_json_has() {
 
 #[test]
 fn a_validate_of_ones_own_is_what_is_run() {
-    assert_eq!(CountWords { filter: filter(0) }.check().unwrap_err().to_string(), "by hand");
-    let twice = CountBoth { text: "four".into() }.check().unwrap_err();
-    assert_eq!(twice.to_string(), "text: length is greater than 3");
+    assert_eq!(broken(&CountWords { filter: filter(0) }), ["by hand"]);
+    assert_eq!(broken(&CountBoth { text: "four".into() }), ["text: length is greater than 3"]);
 }
 
 /// A unit struct is an input without members.
@@ -330,4 +333,34 @@ fn a_violation_in_an_enum_or_a_newtype_is_at_the_path_that_json_has() {
         let pointer = format!("/{}", path.replace(['.', '['], "/").replace(']', ""));
         assert_eq!(json.pointer(&pointer), Some(&10.into()), "{pointer} in {json}");
     }
+}
+
+/// garde runs the pattern, and the schema has it.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract, garde::Validate)]
+struct FindWord {
+    #[serde(rename = "theWord")]
+    #[garde(pattern(r"^[a-zä]+(-[0-9]{1,3})?$"))]
+    word: String,
+    #[serde(default)]
+    #[garde(inner(pattern(r"^(\*|\[[^\]]\])$")))]
+    others: Vec<String>,
+}
+
+#[test]
+fn a_pattern_is_run_and_published() {
+    let find = |word: &str, other: &str| FindWord { word: word.into(), others: vec![other.into()] };
+    for (input, is_valid) in [
+        (find("abc-12", "[x]"), true),
+        (find("äbc", "*"), true),
+        (find("abc-1234", "*"), false),
+        (find("abc\n", "*"), false),
+        (find("abc", "[]]"), false),
+        (find("abc", "**"), false),
+    ] {
+        assert_eq!(input.check().is_ok(), is_valid, "{input:?}");
+    }
+    let schema = ContractCard::checked::<FindWord>().unwrap().input_schema;
+    let at = |pointer: &str| schema.pointer(pointer).cloned().unwrap_or_default();
+    assert_eq!(at("/properties/theWord/pattern"), r"^[a-zä]+(-[0-9]{1,3})?$");
+    assert_eq!(at("/properties/others/items/pattern"), r"^(\*|\[[^\]]\])$");
 }

@@ -1,7 +1,8 @@
 //! The events of a task.
 
 use octollm::{
-    bus::Subscription,
+    bus::{MemoryBus, Overflow, Signal, Subscription},
+    event::Event,
     orchestrator::{Orchestrator, finished},
     prelude::*,
     task::TaskEvent,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use octollm::{
+    bus::MemoryBus,
     orchestrator::finished,
     prelude::*,
     store::{MemoryStore, TaskStore},

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use octollm::{
     brain::Brain,
-    failure::{ErrorKind, Failure},
+    error::{ErrorKind, Failure},
     http::{Arms, Server},
 };
 

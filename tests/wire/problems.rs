@@ -3,9 +3,9 @@
 use std::{fmt::Write, time::Duration};
 
 use octollm::{
-    contract::Violations,
+    contract::Violation,
     dispatcher::not_offered,
-    failure::{ErrorKind, Failure},
+    error::{ErrorKind, Failure},
     http::wire::Problem,
 };
 
@@ -29,8 +29,8 @@ fn every_kind() {
 
 #[test]
 fn a_problem_with_all_it_can_have() {
-    let mut violations = Violations::one("code", "length is lower than 1");
-    violations.push("items[2].name", "unknown field");
+    let mut violations = vec![Violation::new("code", "length is lower than 1")];
+    violations.push(Violation::new("items[2].name", "unknown field"));
     let mut failure = Failure::invalid(violations).retryable_after(Duration::from_millis(1500));
     let full = Problem::new(&failure, Some(parsed("req-1")), Some(parsed(TASK)));
     hold_json("problem_full.json", &full);
@@ -41,7 +41,7 @@ fn a_problem_with_all_it_can_have() {
 
 #[test]
 fn problems_of_some_kinds() {
-    let violations = Violations::one("code", "length is lower than 1");
+    let violations = vec![Violation::new("code", "length is lower than 1")];
     hold_json("problem_validation_failed.json", &problem(&Failure::invalid(violations)));
     let busy = Failure::new(ErrorKind::Unavailable, "the parser is being updated");
     let busy = busy.retryable_after(Duration::from_secs(30));

@@ -3,8 +3,7 @@
 use http::StatusCode;
 use octollm::{
     card::{ArmCard, ArmStatus},
-    prelude::*,
-    task::Priority,
+    task::{Priority, Submission},
 };
 
 use crate::{

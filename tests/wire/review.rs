@@ -6,15 +6,16 @@ use async_trait::async_trait;
 use octollm::{
     Context,
     budget::{Cost, Usage},
+    bus::MemoryBus,
     card::ArmCard,
     clock::Clock,
     context::ContextParts,
-    failure::Failure,
+    error::Failure,
     orchestrator::Orchestrator,
     prelude::*,
     store::MemoryStore,
-    task::{Task, TaskBudget},
-    transport::{Call, NoArms, Reply, ServedBy, Transport},
+    task::{Submission, Task, TaskBudget},
+    transport::{Call, Reply, ServedBy, Transport},
     update::Phase,
 };
 
@@ -78,7 +79,7 @@ pub(crate) fn brain_on(bus: MemoryBus, store: Arc<MemoryStore>) -> Brain {
 pub(crate) fn caller() -> Context {
     let mut parts = ContextParts::new();
     parts.correlation_id = parsed("review-7");
-    Context::from_parts(parts, Arc::new(NoArms))
+    Context::from_parts(parts, Arc::new(()))
 }
 
 /// Queues a review; one of `busy` fails at its second call.

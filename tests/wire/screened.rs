@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use octollm::{
     Context,
+    bus::MemoryBus,
     http::{Server, server::HttpService},
     prelude::*,
-    reflex::{Observations, ReflexInput},
+    reflex::{Observations, Reaction, Reflex, ReflexInput},
 };
 
 use crate::{

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use http::header;
 use octollm::{
+    bus::MemoryBus,
     http::{Server, server::HttpService},
     orchestrator::TaskPage,
-    prelude::*,
     task::Task,
 };
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 use octollm::{
     budget::{Cost, Usage},
     context::{Caller, ContextParts},
-    failure::{ErrorKind, Failure},
+    error::{ErrorKind, Failure},
     id::StepKey,
     orchestrator::TaskPage,
     prelude::*,
-    task::{Priority, Task, TaskBudget, TaskError, TaskRecord},
+    task::{Priority, Submission, Task, TaskBudget, TaskError, TaskRecord},
     trace::TraceContext,
     update::{Phase, Progress, Update},
 };

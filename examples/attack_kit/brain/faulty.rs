@@ -9,10 +9,10 @@ use std::{
 };
 
 use octollm::{
-    bus::{BusError, Capability, Subscription, engine::Counters},
+    bus::{BusError, Capability, MemoryBus, Overflow, Subscription, engine::Counters},
     context::Caller,
     contract::ContractRef,
-    event::Pattern,
+    event::{Event, Pattern},
     id::TaskId,
     prelude::*,
     store::{JournalEntry, MemoryStore, Run, SideEffects, StoreError, TaskStore, Topic},

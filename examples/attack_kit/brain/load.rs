@@ -3,7 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use octollm::{
-    arm::arm_fn, brain::Brain, dispatcher::Dispatcher, id::TaskId, prelude::*, store::MemoryStore,
+    arm::arm_fn,
+    brain::Brain,
+    bus::MemoryBus,
+    dispatcher::Dispatcher,
+    id::TaskId,
+    prelude::*,
+    store::MemoryStore,
+    task::{Submission, Task},
 };
 use tokio::{
     task::JoinSet,

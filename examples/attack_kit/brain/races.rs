@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use octollm::{brain::Brain, id::TaskId, prelude::*};
+use octollm::{brain::Brain, bus::MemoryBus, id::TaskId, prelude::*, task::Submission};
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{

@@ -11,7 +11,7 @@ use std::{
 
 use octollm::{
     brain::Brain,
-    bus::Subscription,
+    bus::{Overflow, Signal, Subscription},
     card::ArmCard,
     dispatcher::{Dispatcher, Execution},
     id::TaskId,
@@ -20,7 +20,7 @@ use octollm::{
     store::{MemoryStore, TaskStore},
     task::TaskQuery,
     task::{TaskRecord, TaskUpdate},
-    transport::{Call, NoArms, Reply, ServedBy, Transport},
+    transport::{Call, Reply, ServedBy, Transport},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -148,13 +148,14 @@ impl Transport for Ledger {
         self.0.dice.pause(4).await;
         let fails = |failure| CallError::new(call.contract.clone(), failure);
         if call.contract.name() == "ledger.charge" {
-            self.charged(&call.input)
-                .map_err(|error| fails(octollm::Failure::new(ErrorKind::BadRequest, error.to_string())))?;
+            self.charged(&call.input).map_err(|error| {
+                fails(octollm::error::Failure::new(ErrorKind::BadRequest, error.to_string()))
+            })?;
         } else if self.0.dice.below(100) < self.0.failures.load(Ordering::Relaxed) {
-            return Err(fails(octollm::Failure::new(ErrorKind::Unavailable, "the attack")));
+            return Err(fails(octollm::error::Failure::new(ErrorKind::Unavailable, "the attack")));
         }
         let route = self.0.arm.find(&call.contract).map_err(fails)?;
-        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(NoArms))).await;
+        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(()))).await;
         self.0.dice.pause(4).await;
         match outcome.result {
             Ok(output) => Ok(Reply::new(output, ServedBy::new("ledger", "in-process"))),

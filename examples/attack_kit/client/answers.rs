@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use octollm::ErrorKind::{self, BadResponse, ConnectionLost, DeadlineExceeded, Timeout, Unreachable};
+use octollm::error::ErrorKind::{self, BadResponse, ConnectionLost, DeadlineExceeded, Timeout, Unreachable};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::mpsc,

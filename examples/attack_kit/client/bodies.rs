@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use octollm::ErrorKind::{self, ArmFailed, BadResponse, Overloaded, Unavailable};
+use octollm::error::ErrorKind::{self, ArmFailed, BadResponse, Overloaded, Unavailable};
 
 use super::{
     answers::all_fail,

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use octollm::ErrorKind;
+use octollm::error::ErrorKind;
 use serde_json::{Value, json};
 
 use super::{

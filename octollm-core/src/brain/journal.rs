@@ -32,7 +32,7 @@ use crate::{
     store::{JournalEntry, Recorded, Run, StoreError, TaskStore},
     task::TaskRecord,
     transport::{Call, Reply, Transport},
-    update::{Handle, Update, UpdateSink},
+    update::{Update, UpdateSink},
 };
 
 /// The transport of one run of a task. It answers a call from the journal of the task where it was answered before. Otherwise it
@@ -327,7 +327,7 @@ impl UpdateSink for StoresHandle {
         self.to.chunk(chunk).await;
     }
 
-    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+    async fn handle(&self, handle: String) -> Result<(), Failure> {
         let inner = &*self.journal.0;
         let number = inner.state().sequence.number();
         let entry = self.draft.entry(number, Recorded::Handle(handle), inner.clock);

@@ -39,7 +39,7 @@ use crate::{
     error::{ConfigError, Failure},
     id::RequestId,
     store::{MemoryStore, StoreError, TaskStore},
-    transport::{NoArms, Transport},
+    transport::Transport,
 };
 
 /// Accepts tasks, runs an arm for each, journals its calls, publishes events, and stores the tasks. A clone is the same
@@ -219,7 +219,7 @@ impl Default for BrainBuilder {
     fn default() -> Self {
         Self {
             dispatcher: Dispatcher::new("orchestrator"),
-            transport: Arc::new(NoArms),
+            transport: Arc::new(()),
             bus: Arc::new(MemoryBus::new()),
             store: Arc::new(MemoryStore::new()),
             clock: Clock::system(),

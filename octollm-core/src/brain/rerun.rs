@@ -6,7 +6,7 @@ use super::{Brain, events, limited, scheduler, tasks::uncertain};
 use crate::{
     budget::Usage,
     context::Context,
-    contract::Violations,
+    contract::Violation,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
     parts::spent,
@@ -83,7 +83,7 @@ fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Reopening, F
     let find = |step: &StepKey| journal.iter().find(|entry| entry.step == *step);
     let Some(first) = find(step).or_else(|| find(&alike)) else {
         let message = format!("the journal has no step {step}; it has: {}", listed(journal));
-        return Err(Failure::invalid(Violations::one("from", message)));
+        return Err(Failure::invalid(vec![Violation::new("from", message)]));
     };
     let later = journal.iter().filter(|entry| entry.seq >= first.seq || !entry.recorded.is_answered());
     Ok(Reopening { discarded: later.map(|entry| entry.step.clone()).collect(), ..Reopening::default() })

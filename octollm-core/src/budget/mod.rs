@@ -1,4 +1,4 @@
-//! What a piece of work may use up, and what it did.
+//! Budgets and usage: tokens and money.
 
 mod usage;
 
@@ -20,15 +20,15 @@ pub struct Cost {
 const NANO: u64 = 1_000_000_000;
 
 impl Cost {
-    /// Nothing.
+    /// No money.
     pub const ZERO: Self = Self { nano_dollars: 0 };
 
-    /// So many billionths of a dollar.
+    /// An amount in billionths of a dollar.
     pub const fn from_nano_dollars(nano_dollars: u64) -> Self {
         Self { nano_dollars }
     }
 
-    /// So many dollars, rounded to the nearest billionth.
+    /// An amount in dollars, rounded to the nearest billionth.
     ///
     /// # Errors
     /// [`InvalidValue`] for NaN, a negative amount, or more than 18 billion dollars.
@@ -41,12 +41,12 @@ impl Cost {
         Ok(Self { nano_dollars: nano_dollars.round() as u64 })
     }
 
-    /// In dollars, for display and JSON.
+    /// The amount in dollars, for display and JSON.
     pub fn dollars(self) -> f64 {
         self.nano_dollars as f64 / NANO as f64
     }
 
-    /// In billionths of a dollar.
+    /// The amount in billionths of a dollar.
     pub const fn nano_dollars(self) -> u64 {
         self.nano_dollars
     }
@@ -116,7 +116,7 @@ impl<'de> Deserialize<'de> for Cost {
     }
 }
 
-/// How much may still be used up. `None` is no limit.
+/// The tokens and the money that work may still use. `None` is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Budget {
     /// Tokens left.
@@ -129,21 +129,20 @@ impl Budget {
     /// No limit at all.
     pub const UNLIMITED: Self = Self { tokens: None, cost: None };
 
-    /// Up to `tokens` tokens, and any cost.
+    /// At most `tokens` tokens, at any cost.
     pub const fn tokens(tokens: u64) -> Self {
         Self { tokens: Some(tokens), cost: None }
     }
 
-    /// Up to `dollars`, and any number of tokens.
+    /// At most `dollars`, for any number of tokens.
     ///
     /// # Errors
-    /// [`InvalidValue`] for NaN, a negative amount, or more than 18 billion dollars: what is no amount is no limit
-    /// either.
+    /// [`InvalidValue`] for NaN, a negative amount, or more than 18 billion dollars.
     pub fn dollars(dollars: f64) -> Result<Self, InvalidValue> {
         Ok(Self { tokens: None, cost: Some(Cost::from_dollars(dollars)?) })
     }
 
-    /// What is left after `usage`; never below zero.
+    /// The budget that is left after `usage`; never below zero.
     #[must_use]
     pub fn after(self, usage: Usage) -> Self {
         let cost =
@@ -151,18 +150,18 @@ impl Budget {
         Self { tokens: self.tokens.map(|left| left.saturating_sub(usage.tokens)), cost: self.cost.map(cost) }
     }
 
-    /// The narrower of both, each dimension for itself.
+    /// The lesser of both limits, for tokens and for money.
     #[must_use]
     pub fn within(self, other: Self) -> Self {
         Self { tokens: narrower(self.tokens, other.tokens), cost: narrower(self.cost, other.cost) }
     }
 
-    /// Whether a limit has been reached: nothing more may start.
+    /// Whether a limit is 0, so that nothing more may start.
     pub fn is_exhausted(self) -> bool {
         self.tokens == Some(0) || self.cost == Some(Cost::ZERO)
     }
 
-    /// Whether nothing is limited.
+    /// Whether there is no limit.
     pub fn is_unlimited(self) -> bool {
         self == Self::UNLIMITED
     }
@@ -188,8 +187,7 @@ impl fmt::Display for Budget {
     }
 }
 
-/// Reads the header form. Names it does not know are passed over, so that later ones can be added; but one that it
-/// knows has to be there, or a misspelt limit would be none.
+/// Parses the header form. An unknown name is an error: a limit that is not known cannot be enforced.
 impl FromStr for Budget {
     type Err = InvalidValue;
 
@@ -206,7 +204,6 @@ impl FromStr for Budget {
                     budget.tokens.replace(value.parse().map_err(|_| INVALID)?).is_some()
                 }
                 "cost_usd" => budget.cost.replace(value.parse()?).is_some(),
-                // A limit that is not known cannot be held.
                 _ => return Err(INVALID),
             };
             if twice {
@@ -219,28 +216,6 @@ impl FromStr for Budget {
 
 /// An amount that is negative, not a number, out of range, or given twice.
 const INVALID: InvalidValue = InvalidValue::new("budget, such as `tokens=1000;cost_usd=0.5`");
-
-/// A spent budget: see [`Context::spend`](crate::Context::spend).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BudgetExhausted;
-
-impl fmt::Display for BudgetExhausted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the budget is used up")
-    }
-}
-
-impl std::error::Error for BudgetExhausted {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&Spent)
-    }
-}
-
-/// The source of [`BudgetExhausted`], which is found in a chain of sources also where a wrapper hides the type of the error
-/// that it holds.
-#[derive(Debug, thiserror::Error)]
-#[error("budget_exhausted")]
-pub(crate) struct Spent;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! What work used.
+//! The usage of work: tokens and money.
 
 use std::{
     fmt,
@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::Cost;
 use crate::invalid::InvalidValue;
 
-/// What work used.
+/// The tokens and the money that work used.
 ///
-/// A call whose usage nobody reported is *unmetered*: it counts in [`unmetered`](Self::unmetered), because an absent
+/// A call whose usage was not reported is *unmetered*: it counts in [`unmetered`](Self::unmetered), because an absent
 /// usage is not zero. What a [`Budget`](super::Budget) limits is the total of tokens and the cost; the other members are for reports.
 ///
 /// ```
@@ -27,22 +27,22 @@ use crate::invalid::InvalidValue;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Tokens in all.
+    /// Tokens in total.
     #[serde(default)]
     pub tokens: u64,
-    /// What they cost.
+    /// Their cost.
     #[serde(default)]
     pub cost: Cost,
-    /// Tokens that models read, as far as they are known; part of `tokens`.
+    /// Input tokens, as far as they are known; part of `tokens`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub input: u64,
-    /// Tokens that models wrote, as far as they are known; part of `tokens`.
+    /// Output tokens, as far as they are known; part of `tokens`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub output: u64,
-    /// Tokens that models read from a cache; part of `input`.
+    /// Input tokens from a cache; part of `input`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cached: u64,
-    /// Calls whose usage nobody reported.
+    /// Calls whose usage was not reported.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unmetered: u64,
 }
@@ -53,10 +53,10 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Usage {
-    /// Nothing.
+    /// No usage.
     pub const ZERO: Self = Self { tokens: 0, cost: Cost::ZERO, input: 0, output: 0, cached: 0, unmetered: 0 };
 
-    /// One call whose usage nobody reported.
+    /// One unmetered call.
     pub const UNMETERED: Self = Self { unmetered: 1, ..Self::ZERO };
 
     /// `tokens` tokens that cost nothing.
@@ -64,19 +64,19 @@ impl Usage {
         Self { tokens, ..Self::ZERO }
     }
 
-    /// Tokens that a model read and wrote: together they are the total.
+    /// Input and output tokens: their sum is the total.
     pub const fn metered(input: u64, output: u64) -> Self {
         Self { tokens: input.saturating_add(output), input, output, ..Self::ZERO }
     }
 
-    /// Sets what it cost.
+    /// Sets the cost.
     #[must_use]
     pub const fn with_cost(mut self, cost: Cost) -> Self {
         self.cost = cost;
         self
     }
 
-    /// Sets how many of the tokens read came from a cache.
+    /// Sets how many of the input tokens came from a cache.
     #[must_use]
     pub const fn with_cached(mut self, cached: u64) -> Self {
         self.cached = cached;
@@ -128,7 +128,7 @@ impl fmt::Display for Usage {
     }
 }
 
-/// Reads the header form. A count may be written as other stacks print whole numbers, such as `10.0`. Members may be
+/// Parses the header form. A count may be written as other stacks print whole numbers, such as `10.0`. Members may be
 /// absent, and unknown ones are ignored, so that later versions can add some; but at least one known member has to be
 /// there.
 impl FromStr for Usage {
@@ -174,7 +174,7 @@ impl FromStr for Usage {
     }
 }
 
-/// Digits, and after a point nothing but zeros.
+/// A count: digits, and after a point nothing but zeros.
 fn count(text: &str) -> Option<u64> {
     let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -184,7 +184,7 @@ fn count(text: &str) -> Option<u64> {
 /// A usage without any known member, or with one that is negative, not a whole number, out of range, or given twice.
 const INVALID: InvalidValue = InvalidValue::new("usage, such as `tokens=1000;cost_usd=0.5`");
 
-/// Adds up what a piece of work uses, from any number of threads.
+/// Adds up the usage of a piece of work, from any number of threads.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger(Mutex<Usage>);
 

@@ -1,4 +1,4 @@
-//! Many calls of one contract at a time, and the budget that they share.
+//! Batches of calls, and the budget that they share.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use tokio::task::coop::consume_budget;
 
 use super::{
     Context,
-    call::{Read, Request, Running, poll_running},
+    call::{Read, UnsentCall, Work, poll_work},
 };
 use crate::{
     budget::{Budget, Cost, Usage, narrower},
@@ -34,33 +34,32 @@ pub const CALLS_AT_ONCE: usize = 16;
 /// returns. A call waits while the others have all of it reserved.
 ///
 /// # Errors
-/// The failure that comes first in time, a [`CallError`]; the calls still running are given up then.
+/// The failure that comes first in time, a [`CallError`]; the calls that still run are cancelled.
 ///
 /// # Cancel safety
-/// Dropping the future gives all calls up.
+/// Dropping the future cancels all calls.
 #[must_use = "calls are sent when they are awaited"]
-pub struct BatchFuture<T> {
+pub struct BatchFuture<T, O = Result<Vec<T>, CallError>> {
     /// Until the first poll.
     batch: Option<Batch<T>>,
-    running: Option<Running<Result<Vec<T>, CallError>>>,
+    run: fn(Batch<T>) -> Work<O>,
+    running: Option<Work<O>>,
 }
 
-/// A batch that goes on when calls fail: see [`BatchFuture::each`].
-///
-/// # Cancel safety
-/// Dropping the future gives all calls up.
-#[must_use = "calls are sent when they are awaited"]
-pub struct EachFuture<T> {
-    batch: Option<Batch<T>>,
-    running: Option<Running<Vec<Result<T, CallError>>>>,
-}
-
-impl<T> BatchFuture<T> {
-    pub(super) fn new(cx: Context, requests: Vec<Request>, read: Read<T>) -> Self {
+impl<T: Send + 'static> BatchFuture<T> {
+    pub(super) fn new(cx: Context, requests: Vec<UnsentCall>, read: Read<T>) -> Self {
         let (at_once, within, budget) = (CALLS_AT_ONCE, None, Budget::UNLIMITED);
-        Self { batch: Some(Batch { cx, requests, read, at_once, within, budget }), running: None }
+        let batch = Batch { cx, requests, read, at_once, within, budget };
+        Self { batch: Some(batch), run: |batch| Box::pin(batch.all()), running: None }
     }
 
+    /// Goes on when calls fail: the output is the result of each call, in the order of the inputs.
+    pub fn each(self) -> BatchFuture<T, Vec<Result<T, CallError>>> {
+        BatchFuture { batch: self.batch, run: |batch| Box::pin(batch.each()), running: None }
+    }
+}
+
+impl<T, O> BatchFuture<T, O> {
     /// Runs at most `calls` at once (default [`CALLS_AT_ONCE`], at least 1).
     pub fn at_once(self, calls: usize) -> Self {
         self.with(|batch| batch.at_once = calls.max(1))
@@ -71,7 +70,7 @@ impl<T> BatchFuture<T> {
         self.with(|batch| batch.within = narrower(batch.within, Some(time)))
     }
 
-    /// Limits what all calls together may use up.
+    /// Limits the budget of all calls together.
     pub fn budget(self, budget: Budget) -> Self {
         self.with(|batch| batch.budget = batch.budget.within(budget))
     }
@@ -87,11 +86,6 @@ impl<T> BatchFuture<T> {
         self.with(|batch| batch.name(&name))
     }
 
-    /// Goes on when calls fail: the result of each call, in the order of the inputs.
-    pub fn each(self) -> EachFuture<T> {
-        EachFuture { batch: self.batch, running: None }
-    }
-
     fn with(mut self, change: impl FnOnce(&mut Batch<T>)) -> Self {
         if let Some(batch) = &mut self.batch {
             change(batch);
@@ -100,32 +94,21 @@ impl<T> BatchFuture<T> {
     }
 }
 
-impl<T: Send + 'static> Future for BatchFuture<T> {
-    type Output = Result<Vec<T>, CallError>;
+impl<T, O> Future for BatchFuture<T, O> {
+    type Output = O;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<O> {
         if let Some(batch) = self.batch.take() {
-            self.running = Some(Box::pin(batch.all()));
+            self.running = Some((self.run)(batch));
         }
-        poll_running(&mut self.running, cx)
-    }
-}
-
-impl<T: Send + 'static> Future for EachFuture<T> {
-    type Output = Vec<Result<T, CallError>>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Poll_<'_>) -> Poll<Self::Output> {
-        if let Some(batch) = self.batch.take() {
-            self.running = Some(Box::pin(batch.each()));
-        }
-        poll_running(&mut self.running, cx)
+        poll_work(&mut self.running, cx)
     }
 }
 
 /// A batch that was not started yet.
 struct Batch<T> {
     cx: Context,
-    requests: Vec<Request>,
+    requests: Vec<UnsentCall>,
     read: Read<T>,
     at_once: usize,
     within: Option<Duration>,
@@ -202,15 +185,9 @@ impl<T> fmt::Debug for Batch<T> {
     }
 }
 
-impl<T> fmt::Debug for BatchFuture<T> {
+impl<T, O> fmt::Debug for BatchFuture<T, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("BatchFuture").field(&self.batch).finish()
-    }
-}
-
-impl<T> fmt::Debug for EachFuture<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("EachFuture").field(&self.batch).finish()
     }
 }
 
@@ -224,7 +201,7 @@ pub(crate) fn count_ended<F: Future>(cx: &Context, running: &mut FuturesUnordere
 
 /// The part of a budget that is reserved by the calls of one batch that run now.
 ///
-/// It only counts: what is left is given to it, and who waits is the caller's business.
+/// It only counts: the caller passes what is left, and waits where there is no share.
 #[derive(Debug, Default)]
 pub(crate) struct Shares {
     reserved: Usage,

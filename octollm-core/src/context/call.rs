@@ -1,4 +1,4 @@
-//! One call, from its making to its answer.
+//! A single call.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::Context;
 use crate::{
     budget::{Budget, narrower},
-    contract::{ContractRef, ContractSpec, OwnedSpec, Spec, TaskContract},
+    contract::{ContractRef, ContractSpec, Spec, TaskContract},
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     json::{self, read_value},
@@ -28,7 +28,7 @@ use crate::{
 
 /// One call to an arm, which is sent when it is first polled: see [`Context::call`].
 ///
-/// Its limits can be narrowed until then. It is a future itself, so that `join_all`, `buffered` and `tokio::spawn` take it.
+/// Its limits can be narrowed until then. It is a future, so that `join_all`, `buffered` and `tokio::spawn` take it.
 /// A limit that is set after the first poll has no effect.
 ///
 /// # Errors
@@ -37,22 +37,22 @@ use crate::{
 /// executed. Under a brain a refusal is journaled as any failure is, unless the work is cancelled.
 ///
 /// # Cancel safety
-/// Dropping the future gives the call up, and what the arm was calling for it.
+/// Dropping the future cancels the call, and the calls that the arm makes for it.
 #[must_use = "a call is sent when it is awaited"]
 pub struct CallFuture<T> {
     /// Until the first poll.
-    request: Option<Request>,
-    running: Option<Running<Result<T, CallError>>>,
+    request: Option<UnsentCall>,
+    running: Option<Work<Result<T, CallError>>>,
     read: Read<T>,
 }
 
 pub(super) type Read<T> = fn(&[u8]) -> Result<T, serde_json::Error>;
 
 /// From the first poll on.
-pub(super) type Running<O> = Pin<Box<dyn Future<Output = O> + Send>>;
+pub(super) type Work<O> = Pin<Box<dyn Future<Output = O> + Send>>;
 
 /// Polls what runs, and drops it once it has ended: a future that is polled again after that stays pending.
-pub(super) fn poll_running<O>(running: &mut Option<Running<O>>, cx: &mut Poll_<'_>) -> Poll<O> {
+pub(super) fn poll_work<O>(running: &mut Option<Work<O>>, cx: &mut Poll_<'_>) -> Poll<O> {
     let Some(work) = running else { return Poll::Pending };
     let output = ready!(work.as_mut().poll(cx));
     *running = None;
@@ -60,7 +60,7 @@ pub(super) fn poll_running<O>(running: &mut Option<Running<O>>, cx: &mut Poll_<'
 }
 
 impl<T> CallFuture<T> {
-    pub(super) fn new(request: Request, read: Read<T>) -> Self {
+    pub(super) fn new(request: UnsentCall, read: Read<T>) -> Self {
         Self { request: Some(request), running: None, read }
     }
 
@@ -71,7 +71,7 @@ impl<T> CallFuture<T> {
         self.with(|request| request.within = narrower(request.within, Some(time)))
     }
 
-    /// Limits what the call may use up: at most this, and at most what the context has left.
+    /// Limits the budget of the call: at most this, and at most what the context has left.
     pub fn budget(self, budget: Budget) -> Self {
         self.with(|request| request.budget = request.budget.within(budget))
     }
@@ -96,13 +96,13 @@ impl<T> CallFuture<T> {
         })
     }
 
-    /// Sends the progress and the chunks of the called arm to `sink`, as far as the transport carries them. A further
-    /// attempt sends its chunks from the first one on.
+    /// Sends the progress and the chunks of the called arm to `sink`, if the transport carries them. A further attempt sends
+    /// its chunks from the first one on.
     pub fn updates(self, sink: Arc<dyn UpdateSink>) -> Self {
         self.with(|request| request.updates = Some(sink))
     }
 
-    fn with(mut self, change: impl FnOnce(&mut Request)) -> Self {
+    fn with(mut self, change: impl FnOnce(&mut UnsentCall)) -> Self {
         if let Some(request) = &mut self.request {
             change(request);
         }
@@ -111,14 +111,15 @@ impl<T> CallFuture<T> {
 }
 
 impl CallFuture<Value> {
-    /// Adds the facts of a contract that is known at run time only: its time limit, and whether it is idempotent, which it
-    /// is not without them. The call fails with [`ErrorKind::BadRequest`] where they are of another contract.
-    pub fn spec(self, spec: OwnedSpec) -> Self {
+    /// Sets the spec of a contract that is known at run time only: its time limit, and whether it is idempotent. Without a
+    /// spec it is not. The call fails with [`ErrorKind::BadRequest`] if the spec is of another contract.
+    pub fn spec(self, spec: Spec) -> Self {
         self.with(|request| {
-            if spec.contract != request.contract {
-                request.input = Err(unsendable(&request.contract, "the spec is of another contract"));
+            if spec.reference() != request.contract {
+                let failure = Failure::new(ErrorKind::BadRequest, "the spec is of another contract");
+                request.input = Err(CallError::new(request.contract.clone(), failure));
             }
-            request.spec = Some(spec.into());
+            request.spec = Some(spec);
         })
     }
 }
@@ -131,7 +132,7 @@ impl<T: 'static> Future for CallFuture<T> {
         if let Some(request) = self.request.take() {
             self.running = Some(Box::pin(request.answer(read)));
         }
-        poll_running(&mut self.running, cx)
+        poll_work(&mut self.running, cx)
     }
 }
 
@@ -146,7 +147,7 @@ impl<T> fmt::Debug for CallFuture<T> {
 }
 
 /// A call that was not sent yet.
-pub(crate) struct Request {
+pub(crate) struct UnsentCall {
     pub(super) cx: Context,
     contract: ContractRef,
     spec: Option<Spec>,
@@ -161,20 +162,21 @@ pub(crate) struct Request {
     reads: Read<()>,
 }
 
-impl Request {
+impl UnsentCall {
     pub(super) fn typed<C: TaskContract>(cx: Context, step: StepKey, input: &C) -> Self {
         let contract = C::SPEC.reference();
-        let input = match json::write_input(input) {
+        let input = match json::try_write_input(input) {
             Ok(written) => Ok(written.into()),
             Err(error) => {
-                Err(unsendable(&contract, format!("the input cannot be written: {error}")).with_source(error))
+                let (failure, cause) = *error;
+                Err(CallError::new(contract.clone(), failure).with_source(cause))
             }
         };
         let reads: Read<()> = |output| read::<C>(output).map(drop);
-        Self { spec: Some(Spec::Static(&C::SPEC)), reads, ..Self::new(cx, step, contract, input) }
+        Self { spec: Some(Spec::of::<C>()), reads, ..Self::new(cx, step, contract, input) }
     }
 
-    /// A call by name. The caller knows no facts of the contract.
+    /// A call by name, without a spec.
     pub(crate) fn json(cx: Context, step: StepKey, contract: &ContractRef, input: &Value) -> Self {
         let input = Ok(Bytes::from(input.to_string()));
         let reads: Read<()> = |output| read_value(output).map(drop);
@@ -197,12 +199,12 @@ impl Request {
         }
     }
 
-    /// Adds what the caller knows of the contract.
+    /// Sets the caller's spec of the contract.
     pub(crate) fn with_spec(self, spec: Option<Spec>) -> Self {
         Self { spec, ..self }
     }
 
-    /// Says which batch it belongs to, and the share of that batch's budget that it may use.
+    /// Sets the batch that it belongs to, and its share of the batch's budget.
     pub(crate) fn of_batch(mut self, first: StepKey, share: Budget) -> Self {
         self.budget = self.budget.within(share);
         Self { batch: Some(first), ..self }
@@ -256,7 +258,7 @@ impl Request {
         Ok(call)
     }
 
-    /// Whoever knows no facts of the contract leaves its time limit to the arm.
+    /// The deadline of the call. Without a spec, the time limit of the contract is left to the arm.
     fn deadline(&self) -> Deadline {
         let limits = [self.spec.as_ref().map(Spec::timeout), self.within].into_iter().flatten();
         let limit = limits.min().map(Deadline::after);
@@ -266,10 +268,6 @@ impl Request {
     fn unreadable(&self, reply: Reply, error: serde_json::Error) -> CallError {
         self.cx.0.transport.explain(reply.unreadable(self.contract.clone(), error))
     }
-}
-
-fn unsendable(contract: &ContractRef, why: impl Into<String>) -> CallError {
-    CallError::new(contract.clone(), Failure::new(ErrorKind::BadRequest, why))
 }
 
 pub(super) fn read<C: TaskContract>(output: &[u8]) -> Result<C::Output, serde_json::Error> {

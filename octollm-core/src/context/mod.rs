@@ -1,4 +1,4 @@
-//! The context: what travels with every task, and the way to call on.
+//! The context of running work: limits, ids, progress, and calls to other arms.
 
 mod batch;
 mod call;
@@ -14,31 +14,32 @@ use tokio_util::sync::CancellationToken;
 
 use self::call::Steps;
 pub use self::{
-    batch::{BatchFuture, CALLS_AT_ONCE, EachFuture},
+    batch::{BatchFuture, CALLS_AT_ONCE},
     call::CallFuture,
 };
 pub(crate) use self::{
     batch::{Shares, count_ended},
-    call::Request,
+    call::UnsentCall,
 };
 pub use crate::parts::{Caller, ContextParts, Grant};
 use crate::{
-    budget::{Budget, BudgetExhausted, Ledger, Usage, narrower},
+    budget::{Budget, Ledger, Usage, narrower},
     card::ArmCard,
     contract::{ContractRef, TaskContract},
     deadline::Deadline,
+    error::{ErrorKind, Failure},
     id::{RequestId, TaskId},
     json::{self, read_value},
     trace::TraceContext,
-    transport::{NoArms, StepKey, Transport},
+    transport::{StepKey, Transport},
     update::{Phase, Update, UpdateSink},
 };
 
-/// What travels with a task: ids, trace, deadline, budget, caller and cancellation; and the way to report progress
-/// and to call other arms.
+/// The context of running work: ids, trace, deadline, budget, caller and cancellation. It reports progress and calls other
+/// arms.
 ///
-/// Each limit can only shrink on the way: a call gets no more time and no more budget than is left here. A clone
-/// shares everything with its original.
+/// Each limit can only shrink on the way: a call gets at most the time and the budget that are left here. A clone shares
+/// everything with its original.
 #[derive(Clone)]
 pub struct Context(Arc<Shared>);
 
@@ -46,7 +47,7 @@ struct Shared {
     parts: ContextParts,
     ledger: Ledger,
     steps: Mutex<Steps>,
-    /// `None` where nobody can cancel the work.
+    /// `None` where the work cannot be cancelled.
     cancellation: Option<CancellationToken>,
     transport: Arc<dyn Transport>,
     updates: Option<Arc<dyn UpdateSink>>,
@@ -55,17 +56,17 @@ struct Shared {
 }
 
 impl Context {
-    /// The beginning of a piece of work that calls arms through `transport`.
+    /// The context of new work that calls arms through `transport`.
     pub fn root(transport: Arc<dyn Transport>) -> Self {
         Self::from_parts(ContextParts::new(), transport)
     }
 
-    /// A context of its own, with no arms to call: for testing an arm by itself.
+    /// The context of new work without arms to call, for a test of a single arm.
     pub fn detached() -> Self {
-        Self::root(Arc::new(NoArms))
+        Self::root(Arc::new(()))
     }
 
-    /// A context from what travelled.
+    /// A context from the parts of a call.
     pub fn from_parts(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
         Self::assemble(parts, transport, None, None)
     }
@@ -96,17 +97,17 @@ impl Context {
         self.narrowed(None, budget)
     }
 
-    /// All that travelled here.
+    /// The parts of the call.
     pub fn parts(&self) -> &ContextParts {
         &self.0.parts
     }
 
-    /// Names this request alone.
+    /// Id of this request.
     pub fn request_id(&self) -> &RequestId {
         &self.0.parts.request_id
     }
 
-    /// Names the piece of work over all its requests.
+    /// Id of the piece of work over all its requests.
     pub fn correlation_id(&self) -> &RequestId {
         &self.0.parts.correlation_id
     }
@@ -116,64 +117,63 @@ impl Context {
         self.0.parts.task_id.as_ref()
     }
 
-    /// The caller's trace.
+    /// The trace of the caller.
     pub fn trace(&self) -> Option<&TraceContext> {
         self.0.parts.trace.as_ref()
     }
 
-    /// Who calls.
+    /// The caller.
     pub fn caller(&self) -> &Caller {
         &self.0.parts.caller
     }
 
-    /// 1 for the caller's first try.
+    /// The number of the caller's attempt, from 1.
     pub fn attempt(&self) -> u32 {
         self.0.parts.attempt
     }
 
-    /// After this moment nobody waits any more.
+    /// The moment after which the result is no longer awaited.
     pub fn deadline(&self) -> Option<Deadline> {
         self.0.parts.deadline
     }
 
-    /// How much time is left; `None` without a deadline.
+    /// The time that is left; `None` without a deadline.
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline().map(Deadline::remaining)
     }
 
-    /// What may still be used up.
+    /// The budget that is left.
     pub fn budget(&self) -> Budget {
         let left = |Self(shared): &Self| shared.parts.budget.after(shared.ledger.used());
         self.and_outer().map(left).fold(Budget::UNLIMITED, Budget::within)
     }
 
-    /// What was used up so far, by this work and all that it called.
+    /// The usage so far, of this work and all that it called.
     pub fn used(&self) -> Usage {
         self.0.ledger.used()
     }
 
-    /// Counts what was used up.
+    /// Adds to the usage.
     ///
     /// # Errors
-    /// [`BudgetExhausted`] when more was used than there was. It is counted all the same.
-    pub fn spend(&self, usage: Usage) -> Result<(), BudgetExhausted> {
+    /// [`ErrorKind::BudgetExhausted`] when more was used than there was. It is counted all the same.
+    pub fn spend(&self, usage: Usage) -> Result<(), Failure> {
         self.count(usage);
         let over = self.and_outer().any(|Self(shared)| {
             let (limit, used) = (shared.parts.budget, shared.ledger.used());
             limit.tokens.is_some_and(|limit| used.tokens > limit)
                 || limit.cost.is_some_and(|limit| used.cost > limit)
         });
-        if over { Err(BudgetExhausted) } else { Ok(()) }
+        if over { Err(Failure::of(ErrorKind::BudgetExhausted)) } else { Ok(()) }
     }
 
     /// Resolves when the work that an arm was given is cancelled: the caller went away, the task was cancelled, or the
     /// deadline passed. A context that was made by hand is not cancelled.
     ///
-    /// An arm's own future is dropped then, without having to ask. This is for work that it handed elsewhere, such
-    /// as a thread or a spawned task.
+    /// The future of the arm is dropped then. This is for work outside of it, such as a thread or a spawned task.
     ///
     /// # Cancel safety
-    /// Safe to drop and to ask again.
+    /// Cancel safe: it can be dropped and called again.
     pub async fn cancelled(&self) {
         match &self.0.cancellation {
             Some(cancellation) => cancellation.cancelled().await,
@@ -186,17 +186,17 @@ impl Context {
         self.0.cancellation.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 
-    /// Tells how far the work is: percent (100 at most), and what it is doing.
+    /// Reports progress: a percentage of at most 100, and the current activity.
     pub fn progress(&self, percentage: u8, message: impl Into<String>) {
         self.update(|| Update::Progress(percentage.min(100), message.into()));
     }
 
-    /// Tells which phase of a task begins.
+    /// Reports that a phase of the task begins.
     pub fn phase(&self, phase: Phase) {
         self.update(|| Update::Phase(phase));
     }
 
-    /// Tells how many steps are done, and how many there are.
+    /// Reports how many steps are done, and how many there are.
     pub fn progress_steps(&self, completed: u64, total: u64) {
         self.update(|| Update::Steps(completed, total));
     }
@@ -230,7 +230,7 @@ impl Context {
     /// Those of [`call_all`](Self::call_all) share it.
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
         let step = StepKey::Order(self.order().take(1));
-        CallFuture::new(Request::typed(self.clone(), step, &input), call::read::<C>)
+        CallFuture::new(UnsentCall::typed(self.clone(), step, &input), call::read::<C>)
     }
 
     /// Calls once for each input: `cx.call_all(inputs).at_once(3).await`. The outputs are in the order of the inputs.
@@ -240,7 +240,7 @@ impl Context {
         let unnumbered = StepKey::Order(0);
         let mut requests: Vec<_> = inputs
             .into_iter()
-            .map(|input| Request::typed(self.clone(), unnumbered.clone(), &input))
+            .map(|input| UnsentCall::typed(self.clone(), unnumbered.clone(), &input))
             .collect();
         let first = self.order().take(requests.len());
         for (order, request) in (first..).zip(&mut requests) {
@@ -254,10 +254,13 @@ impl Context {
     /// An output with an integer beyond `u64` and `i64`, which a [`Value`] would round, is a failure.
     pub fn call_json(&self, contract: &ContractRef, input: &Value) -> CallFuture<Value> {
         let step = StepKey::Order(self.order().take(1));
-        CallFuture::new(Request::json(self.clone(), step, contract, input), read_value)
+        CallFuture::new(UnsentCall::json(self.clone(), step, contract, input), read_value)
     }
 
     /// The cards of the arms that can be reached now.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future has no effect on calls.
     pub async fn cards(&self) -> Vec<ArmCard> {
         self.0.transport.cards().await
     }

@@ -1,4 +1,4 @@
-//! What an arm tells about a contract it serves.
+//! The card of a contract: what an arm publishes about it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -33,7 +33,7 @@ pub struct ContractCard {
     /// Whether a call with an idempotency key runs once.
     #[serde(default)]
     pub keys: Keys,
-    /// How long the answer to a key is retained, in seconds.
+    /// How long the output of a call with a key is retained, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys_retained_s: Option<u64>,
     /// How long one execution may take, in milliseconds.
@@ -41,13 +41,13 @@ pub struct ContractCard {
     /// One sentence about it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub summary: String,
-    /// A name for people; empty where there is none.
+    /// A human-readable name; empty where there is none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub title: String,
-    /// Words to find it by.
+    /// Keywords.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// Requests in plain words that it serves.
+    /// Example requests in plain words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<String>,
     /// What it changes beyond its output, where that is stated.
@@ -59,12 +59,12 @@ pub struct ContractCard {
     /// JSON Schema of the output.
     #[serde(default)]
     pub output_schema: Value,
-    /// JSON Schema of what is streamed; null where nothing is.
+    /// JSON Schema of a chunk; null where nothing is streamed.
     #[serde(default)]
     pub chunk_schema: Value,
 }
 
-/// Which calls with an idempotency key an arm runs once, whatever arrives again.
+/// Whether an arm runs a call with an idempotency key once, however often it arrives.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -120,11 +120,11 @@ impl ContractCard {
         }
     }
 
-    /// The card of `C`, if it can be served: its name has a form in other protocols, its input is an object in JSON, and the
-    /// rules that its schema has are those that are run.
+    /// The card of `C`, checked: its name has a form in other protocols, its input is an object in JSON, and the rules in its
+    /// schema are those that are run.
     ///
-    /// The derive macro refuses what it can see; this finds the rest, such as a contract that is written by hand, or one
-    /// that is `#[serde(transparent)]`.
+    /// The derive macro refuses most mistakes. This finds the rest, such as those of a contract that is written by hand or is
+    /// `#[serde(transparent)]`.
     ///
     /// # Errors
     /// A [`ConfigError`] for the first of these that does not hold.
@@ -164,10 +164,9 @@ impl ContractCard {
     }
 }
 
-/// 32 hexadecimal digits that tell whether two parties mean the same schemas.
+/// The digest by which two parties compare their schemas: 32 hexadecimal digits.
 ///
-/// Taken from the schemas in canonical form, without titles and descriptions: better words are no drift. The first
-/// half of their SHA-256.
+/// It is the first half of the SHA-256 of the schemas in canonical form, without titles and descriptions.
 pub fn fingerprint(schemas: &[&Value]) -> String {
     let mut digest = Sha256::new();
     for schema in schemas {

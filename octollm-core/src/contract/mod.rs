@@ -1,7 +1,7 @@
-//! Task contracts: what can be asked of an arm, and what comes back.
+//! Task contracts: the inputs, outputs and properties of what an arm serves.
 //!
-//! One annotated type is the single source of truth. Its [`ContractSpec`] gives the route, the required scope, the
-//! time limit and whether a retry is safe; its schemas and their fingerprint stand on the arm's [`ContractCard`].
+//! One annotated type is the single source of truth. Its [`ContractSpec`] has the route, the required scope, the time
+//! limit and whether a retry is safe. The arm's [`ContractCard`] has its schemas and their fingerprint.
 
 mod card;
 mod patterns;
@@ -10,7 +10,8 @@ mod rules;
 mod schema;
 mod spec;
 mod unruled;
-mod violation;
+
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -22,8 +23,7 @@ pub(crate) use self::{
 pub use self::{
     card::{ContractCard, Keys, fingerprint},
     reference::ContractRef,
-    spec::{ContractSpec, Effects, OwnedSpec, Spec},
-    violation::{Violation, Violations},
+    spec::{ContractSpec, Effects, Spec},
 };
 #[doc(hidden)]
 pub use self::{
@@ -33,25 +33,25 @@ pub use self::{
 
 /// A type that can be asked of an arm. Derive it with `#[derive(TaskContract)]`.
 ///
-/// The type itself is the input; [`Output`](Self::Output) is what comes back and [`Chunk`](Self::Chunk) what may be
-/// streamed on the way.
+/// The type is the input, [`Output`](Self::Output) is what the arm returns, and [`Chunk`](Self::Chunk) is what it may stream
+/// before that.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a task contract",
     note = "derive it: `#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]`"
 )]
 pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
-    /// What the arm answers.
+    /// What the arm returns.
     type Output: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
-    /// What the arm may stream before it answers; [`NoChunk`] where it streams nothing.
+    /// What the arm may stream before its output; `()` where it streams nothing.
     type Chunk: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
     /// The facts of the contract that are not in its types.
     const SPEC: ContractSpec;
 
-    /// Checks the rules that the JSON form cannot express, such as lengths and ranges.
+    /// Checks the rules of the input, such as lengths and ranges.
     ///
     /// # Errors
-    /// Every rule that was broken, each with the path of its field.
-    fn check(&self) -> Result<(), Violations> {
+    /// Every broken rule, each with the path of its field.
+    fn check(&self) -> Result<(), Vec<Violation>> {
         Ok(())
     }
 
@@ -63,16 +63,33 @@ pub trait TaskContract: Serialize + DeserializeOwned + JsonSchema + Send + Sync 
     }
 }
 
-/// The chunk of a contract that streams nothing: it has no values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum NoChunk {}
+/// One broken rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// The field, such as `items[2].name`; empty for the whole value.
+    pub path: String,
+    /// What is wrong with it.
+    pub message: String,
+}
 
-impl JsonSchema for NoChunk {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "NoChunk".into()
+impl Violation {
+    /// A broken rule of the field at `path`.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
     }
 
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        false.into()
+    /// The broken rules of a report by garde.
+    pub(crate) fn all_of(report: &garde::Report) -> Vec<Self> {
+        report.iter().map(|(path, error)| Self::new(path.to_string(), error.message())).collect()
+    }
+}
+
+/// `code: length is lower than 1`
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.path {
+            "" => f.write_str(&self.message),
+            path => write!(f, "{path}: {}", self.message),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! How a contract is named at run time.
+//! The name and version of a contract at run time.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -26,22 +26,22 @@ pub struct ContractRef {
 }
 
 impl ContractRef {
-    /// Names a contract.
+    /// A reference to the contract of this name and version.
     ///
     /// # Errors
     /// [`InvalidValue`] when the name breaks a rule above, or the version is 0.
     pub fn new(name: impl Into<String>, version: u32) -> Result<Self, InvalidValue> {
         let reference = Self { name: Cow::Owned(name.into()), version };
-        match reference.flaw() {
+        match reference.fault() {
             None => Ok(reference),
             Some(why) => Err(invalid(&reference.to_string(), why)),
         }
     }
 
-    /// Names the contract that was read from `text`.
+    /// A reference that was parsed from `text`.
     fn read(name: &str, version: u32, text: &str) -> Result<Self, InvalidValue> {
         let reference = Self { name: Cow::Owned(name.to_owned()), version };
-        match reference.flaw() {
+        match reference.fault() {
             None => Ok(reference),
             Some(why) => Err(invalid(text, why)),
         }
@@ -105,8 +105,8 @@ impl ContractRef {
         Self::read(name, version, text)
     }
 
-    /// Which rule it breaks.
-    pub(super) fn flaw(&self) -> Option<&'static str> {
+    /// The rule that the name breaks, if any.
+    pub(super) fn fault(&self) -> Option<&'static str> {
         let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let segment = |s: &str| {
             s.starts_with(|c: char| c.is_ascii_lowercase())

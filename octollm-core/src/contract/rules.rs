@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{
     patterns::{ipv4, ipv6, literal},
     schema::{COMPOSED, percent_decoded},
+    unruled::{escaped, readable},
 };
 
 /// Added to the description of what has a rule that no schema expresses.
@@ -22,9 +23,13 @@ pub struct SchemaRules {
     /// JSON pointer to the schema that the next rule is for.
     at: String,
     /// The types whose rules were added, and where.
-    pub(super) entered: BTreeSet<(&'static str, String)>,
+    entered: BTreeSet<(&'static str, String)>,
     /// The members and items whose rules are known, if they have any.
     pub(super) covered: BTreeSet<String>,
+    /// Where rules were added.
+    pub(super) ruled: BTreeSet<String>,
+    /// Where a type stands that runs no rules.
+    pub(super) unruled: BTreeSet<String>,
     /// Rules that have no place in the schema.
     lost: Vec<String>,
 }
@@ -42,13 +47,21 @@ pub enum RangeEnd {
 
 impl SchemaRules {
     pub(super) fn new(root: Value) -> Self {
-        Self { root, at: String::new(), entered: BTreeSet::new(), covered: BTreeSet::new(), lost: Vec::new() }
+        Self {
+            root,
+            at: String::new(),
+            entered: BTreeSet::new(),
+            covered: BTreeSet::new(),
+            ruled: BTreeSet::new(),
+            unruled: BTreeSet::new(),
+            lost: Vec::new(),
+        }
     }
 
     /// The schema with the rules, and the path of the first rule in it that is not run, or not in it.
     pub(super) fn finish(self) -> (Value, Option<String>) {
-        let flaw = self.lost.first().cloned().or_else(|| self.unknown_rule());
-        (self.root, flaw)
+        let wrong = self.lost.first().cloned().or_else(|| self.unknown_rule()).or_else(|| self.unrun_rule());
+        (self.root, wrong)
     }
 
     /// The rules of a type, at its definition where it has one; once at each place.
@@ -125,6 +138,18 @@ impl SchemaRules {
     pub fn skip(&mut self) {
         let below: Vec<_> = self.properties_below(&self.at);
         self.covered.extend(below);
+        self.unruled.remove(&self.at);
+    }
+
+    /// The rules of a type that stands for a part of an object, beside others.
+    pub fn part(&mut self, rules: &mut dyn FnMut(&mut Self)) {
+        rules(self);
+        self.unruled.remove(&self.at);
+    }
+
+    /// The type of the value runs no rules: what it is made of must have none.
+    pub fn unruled(&mut self) {
+        self.unruled.insert(self.at.clone());
     }
 
     /// A length: characters of a text, items of a list, members of a map.
@@ -263,6 +288,7 @@ impl SchemaRules {
         if self.root.pointer(&self.at).is_none() {
             self.lost.push(self.path());
         }
+        self.ruled.insert(self.at.clone());
         let schema = self.root.pointer_mut(&self.at)?;
         if *schema == Value::Bool(true) {
             *schema = json!({});
@@ -350,30 +376,4 @@ impl SchemaRules {
 
 fn is_composed(schema: &Value) -> bool {
     COMPOSED.iter().any(|key| schema.get(key).is_some())
-}
-
-pub(super) fn readable(pointer: &str) -> String {
-    let mut path = String::new();
-    let mut segments = pointer.split('/').skip(1);
-    while let Some(segment) = segments.next() {
-        match segment {
-            "properties" => {
-                let name = segments.next().unwrap_or_default();
-                path = join(&path, &name.replace("~1", "/").replace("~0", "~"));
-            }
-            "items" | "additionalProperties" => path.push_str("[]"),
-            "$defs" => path = segments.next().unwrap_or_default().to_owned(),
-            _ => {}
-        }
-    }
-    path
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
-}
-
-/// A key in a JSON pointer.
-pub(super) fn escaped(key: &str) -> String {
-    key.replace('~', "~0").replace('/', "~1")
 }

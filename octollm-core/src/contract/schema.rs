@@ -10,7 +10,7 @@ use std::{
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{NoChunk, SchemaRules, TaskContract};
+use super::{SchemaRules, TaskContract};
 
 /// JSON Schema of the input: an object, and closed, because servers refuse what an input does not have.
 pub(super) fn input<C: TaskContract>() -> Value {
@@ -21,8 +21,8 @@ pub(super) fn input<C: TaskContract>() -> Value {
 pub(super) fn ruled_input<C: TaskContract>() -> (Value, Option<String>) {
     let mut rules = SchemaRules::new(schema_of::<C>());
     C::schema_rules(&mut rules);
-    let (schema, flaw) = rules.finish();
-    (of_input::<C>(schema), flaw)
+    let (schema, wrong) = rules.finish();
+    (of_input::<C>(schema), wrong)
 }
 
 fn of_input<C: TaskContract>(mut schema: Value) -> Value {
@@ -76,7 +76,7 @@ pub fn output_schema<T: JsonSchema>() -> Value {
 
 /// JSON Schema of what is streamed; null where nothing is.
 pub(super) fn chunk<C: TaskContract>() -> Value {
-    let streams = TypeId::of::<C::Chunk>() != TypeId::of::<NoChunk>();
+    let streams = TypeId::of::<C::Chunk>() != TypeId::of::<()>();
     if streams { schema_of::<C::Chunk>() } else { Value::Null }
 }
 
@@ -247,16 +247,16 @@ pub(super) fn percent_decoded(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let Some((&first, behind)) = rest.split_first() {
-        let digit = |at: usize| char::from(*behind.get(at)?).to_digit(16);
+    while let Some((&first, after)) = rest.split_first() {
+        let digit = |at: usize| char::from(*after.get(at)?).to_digit(16);
         match (first, digit(0), digit(1)) {
             (b'%', Some(high), Some(low)) => {
                 bytes.push((high << 4 | low) as u8);
-                rest = &behind[2..];
+                rest = &after[2..];
             }
             _ => {
                 bytes.push(first);
-                rest = behind;
+                rest = after;
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::rules::{SchemaRules, escaped, readable};
+use super::rules::SchemaRules;
 
 /// Rules in the schema that nothing runs.
 impl SchemaRules {
@@ -15,6 +15,42 @@ impl SchemaRules {
         Some(readable(&unknown))
     }
 
+    /// The first value of a type that runs no rules, such as a tuple, and is made of one that has some.
+    pub(super) fn unrun_rule(&self) -> Option<String> {
+        let unrun = self.unruled.iter().find(|at| self.is_made_of_ruled_types(at))?;
+        Some(readable(unrun))
+    }
+
+    /// Whether a value refers to a type that has rules, itself or in its items.
+    fn is_made_of_ruled_types(&self, at: &str) -> bool {
+        let (mut open, mut seen) = (vec![at.to_owned()], BTreeSet::new());
+        while let Some(at) = open.pop() {
+            let Some(schema) = self.root.pointer(&at) else { continue };
+            if !seen.insert(at.clone()) {
+                continue;
+            }
+            if let Some(target) = self.target(&at) {
+                if self.has_rules(&target) {
+                    return true;
+                }
+                open.push(target);
+            }
+            open.extend(parts(schema, &at));
+        }
+        false
+    }
+
+    /// Whether rules were added to a definition, or stand in it.
+    fn has_rules(&self, definition: &str) -> bool {
+        let is_within = |at: &str| {
+            let below = at.strip_prefix(definition);
+            below.is_some_and(|below| {
+                below.is_empty() || below.starts_with('/') && !below.starts_with("/$defs/")
+            })
+        };
+        self.ruled.iter().any(|at| is_within(at)) || self.root.pointer(definition).is_some_and(has_rule)
+    }
+
     /// Whether the value of a member, or an item in it, has a rule or is of a type that has some.
     fn has_rule_within(&self, member: &str) -> bool {
         let (mut open, mut seen) = (vec![member.to_owned()], BTreeSet::new());
@@ -23,18 +59,10 @@ impl SchemaRules {
             if !seen.insert(at.clone()) {
                 continue;
             }
-            let is_of_ruled_type = self.target(&at).is_some_and(|target| {
-                self.entered.iter().any(|(_, at)| *at == target)
-                    || self.root.pointer(&target).is_some_and(has_rule)
-            });
-            if is_of_ruled_type || has_rule(schema) {
+            if self.target(&at).is_some_and(|target| self.has_rules(&target)) || has_rule(schema) {
                 return true;
             }
-            for key in ["oneOf", "anyOf", "allOf", "prefixItems"] {
-                let branches = schema.get(key).and_then(Value::as_array).map_or(0, Vec::len);
-                open.extend((0..branches).map(|index| format!("{at}/{key}/{index}")));
-            }
-            open.extend(["items", "additionalProperties"].map(|key| format!("{at}/{key}")));
+            open.extend(parts(schema, &at));
         }
         false
     }
@@ -44,23 +72,28 @@ impl SchemaRules {
         let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
         let mut open = vec![from.to_owned()];
         while let Some(at) = open.pop() {
-            let Some(object) = self.root.pointer(&at).and_then(Value::as_object) else { continue };
+            let Some(schema) = self.root.pointer(&at) else { continue };
             if !seen.insert(at.clone()) {
                 continue;
             }
-            for key in ["oneOf", "anyOf", "allOf", "prefixItems"] {
-                let branches = object.get(key).and_then(Value::as_array).map_or(0, Vec::len);
-                open.extend((0..branches).map(|index| format!("{at}/{key}/{index}")));
-            }
-            open.extend(["items", "additionalProperties"].map(|key| format!("{at}/{key}")));
+            open.extend(parts(schema, &at));
             open.extend(self.target(&at));
-            let members = object.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+            let members = schema.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
             let members: Vec<_> = members.map(|name| format!("{at}/properties/{}", escaped(name))).collect();
             found.extend(members.iter().cloned());
             open.extend(members);
         }
         found
     }
+}
+
+/// Pointers to the schemas of which the one at `at` is composed, and to those of its items.
+fn parts(schema: &Value, at: &str) -> Vec<String> {
+    let branches = ["oneOf", "anyOf", "allOf", "prefixItems"].into_iter().flat_map(|key| {
+        let branches = schema.get(key).and_then(Value::as_array).map_or(0, Vec::len);
+        (0..branches).map(move |index| format!("{at}/{key}/{index}"))
+    });
+    branches.chain(["items", "additionalProperties"].map(|key| format!("{at}/{key}"))).collect()
 }
 
 /// Whether a member has a rule that is not one of its type: what `JsonSchema` writes for `#[garde(..)]`.
@@ -95,4 +128,31 @@ fn has_rule(schema: &Value) -> bool {
         })
     });
     of_text || of_list || of_number
+}
+
+/// A JSON pointer into a schema as people write it: `lines[].count`.
+pub(super) fn readable(pointer: &str) -> String {
+    let mut path = String::new();
+    let mut segments = pointer.split('/').skip(1);
+    while let Some(segment) = segments.next() {
+        match segment {
+            "properties" => {
+                let name = segments.next().unwrap_or_default();
+                path = join(&path, &name.replace("~1", "/").replace("~0", "~"));
+            }
+            "items" | "additionalProperties" => path.push_str("[]"),
+            "$defs" => path = segments.next().unwrap_or_default().to_owned(),
+            _ => {}
+        }
+    }
+    path
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// A key in a JSON pointer.
+pub(super) fn escaped(key: &str) -> String {
+    key.replace('~', "~0").replace('/', "~1")
 }

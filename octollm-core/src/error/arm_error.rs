@@ -1,26 +1,23 @@
-//! What an arm returns when it fails.
+//! The error of an arm.
 
 use std::{error::Error, fmt, time::Duration};
 
-use super::{
-    CallError, Carried as CarriedFailure, Error as ProgramError, ErrorKind, Failure, call_error::CallFacts,
-};
+use super::{CallError, Error as ProgramError, ErrorKind, Failure, FailureSource, call_error::CallFacts};
 use crate::{
-    budget::{BudgetExhausted, Spent},
-    contract::{ContractRef, Violations},
+    contract::{ContractRef, Violation},
     id::StepKey,
 };
 
-/// Why an arm failed.
+/// The error that an arm returns.
 ///
 /// Anything that converts into a boxed error converts into one with `?`: every error, `anyhow::Error`, a text. Its text
-/// is logged and never sent: the caller reads that the arm failed. What a constructor such as [`ArmError::failed`] is
-/// given, the caller reads.
+/// is logged and never sent: the caller reads that the arm failed. The message of a constructor such as
+/// [`ArmError::failed`] is sent to the caller.
 ///
-/// A [`CallError`], a [`Failure`], a [`BudgetExhausted`] or an `ArmError` (see [`into_boxed`](Self::into_boxed)) keeps its kind, wherever it is
-/// in the chain of sources: context that was added on the way is for the log.
+/// A [`CallError`], a [`Failure`] or an `ArmError` (see [`into_boxed`](Self::into_boxed)) retains its kind, wherever it is in
+/// the chain of sources: context that was added on the way is for the log.
 ///
-/// Like `anyhow::Error` it is not an [`Error`] itself, which is what lets every error convert into it.
+/// Like `anyhow::Error` it does not implement [`Error`], so that every error can convert into it.
 pub struct ArmError {
     failure: Box<Failure>,
     source: Option<Box<dyn Error + Send + Sync>>,
@@ -39,7 +36,7 @@ impl ArmError {
 
     /// The input breaks a rule that only the arm knows.
     pub fn invalid(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Failure::invalid(Violations::one(path, message)).into()
+        Failure::invalid(vec![Violation::new(path, message)]).into()
     }
 
     /// The arm cannot work at the moment.
@@ -47,14 +44,14 @@ impl ArmError {
         Self::new(ErrorKind::Unavailable, message)
     }
 
-    /// Says that the same call can succeed later.
+    /// Declares that the same call can succeed later.
     #[must_use]
     pub fn retryable(mut self) -> Self {
         self.failure.retryable = true;
         self
     }
 
-    /// Says that the same call can succeed after so long.
+    /// Declares that the same call can succeed after `wait`.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         *self.failure = self.failure.retryable_after(wait);
@@ -75,13 +72,13 @@ impl ArmError {
         self
     }
 
-    /// Says which step of a plan it was, before what the caller reads.
+    /// Adds the step of a plan, before what the caller reads.
     pub(crate) fn at_step(mut self, step: &str) -> Self {
         self.failure.message = format!("step {step}: {}", self.failure.message);
         self.with_details(serde_json::json!({ "step": step }))
     }
 
-    /// Says that the work was begun.
+    /// Declares that the work was begun.
     pub(crate) fn executed(mut self) -> Self {
         self.failure.may_have_executed = true;
         self
@@ -92,7 +89,7 @@ impl ArmError {
         self.failure.kind
     }
 
-    /// All that the caller is told.
+    /// The failure as the caller reads it.
     pub fn failure(&self) -> &Failure {
         &self.failure
     }
@@ -108,7 +105,8 @@ impl ArmError {
         std::iter::successors(cause, |&error| error.source()).find_map(|error| {
             let of_call = error.downcast_ref::<CallError>().and_then(CallError::step);
             let of_facts = || error.downcast_ref::<CallFacts>().and_then(CallFacts::step);
-            let of_arm = || error.downcast_ref::<Carried>().and_then(|Carried(carried)| carried.step());
+            let of_arm =
+                || error.downcast_ref::<ArmErrorSource>().and_then(|ArmErrorSource(carried)| carried.step());
             of_call.or_else(of_facts).or_else(of_arm)
         })
     }
@@ -121,12 +119,12 @@ impl ArmError {
     /// The same as a standard error, for code that asks for one. With `?` in an arm it becomes this error again, also
     /// where context was added in between.
     pub fn into_boxed(self) -> Box<dyn Error + Send + Sync> {
-        Box::new(Standard(Carried(self)))
+        Box::new(BoxedArmError(ArmErrorSource(self)))
     }
 
     fn of(error: Box<dyn Error + Send + Sync>) -> Self {
-        let error = match error.downcast::<Standard>() {
-            Ok(standard) => return standard.0.0,
+        let error = match error.downcast::<BoxedArmError>() {
+            Ok(boxed) => return boxed.0.0,
             Err(error) => error,
         };
         let error = match error.downcast::<Failure>() {
@@ -159,13 +157,10 @@ fn known(error: &(dyn Error + 'static)) -> Option<Failure> {
         if let Some(facts) = error.downcast_ref::<CallFacts>() {
             return Some(failed_call(facts.contract(), facts.failure()));
         }
-        if let Some(Carried(carried)) = error.downcast_ref() {
+        if let Some(ArmErrorSource(carried)) = error.downcast_ref() {
             return Some(carried.failure().clone());
         }
-        if error.is::<BudgetExhausted>() || error.is::<Spent>() {
-            return Some(Failure::of(ErrorKind::BudgetExhausted));
-        }
-        if let Some(CarriedFailure(failure)) = error.downcast_ref() {
+        if let Some(FailureSource(failure)) = error.downcast_ref() {
             return Some(failure.clone());
         }
         error.downcast_ref::<Failure>().cloned()
@@ -199,31 +194,31 @@ fn failed_call(contract: &ContractRef, failure: &Failure) -> Failure {
 /// Some wrappers, such as the box that an `anyhow::Error` converts into, hide the type of the error that they hold but
 /// not its source. That is why the error itself is its own first source here, under another type.
 #[derive(Debug)]
-struct Standard(Carried);
+struct BoxedArmError(ArmErrorSource);
 
 #[derive(Debug)]
-struct Carried(ArmError);
+struct ArmErrorSource(ArmError);
 
-impl fmt::Display for Standard {
+impl fmt::Display for BoxedArmError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.0.fmt(f)
     }
 }
 
-impl Error for Standard {
+impl Error for BoxedArmError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(&self.0)
     }
 }
 
 /// The code of what happened.
-impl fmt::Display for Carried {
+impl fmt::Display for ArmErrorSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.kind().fmt(f)
     }
 }
 
-impl Error for Carried {
+impl Error for ArmErrorSource {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
     }
@@ -336,10 +331,10 @@ mod tests {
     #[test]
     fn a_spent_budget_keeps_its_kind_wherever_it_is() {
         for error in [
-            converted(BudgetExhausted),
-            converted(anyhow::Error::from(BudgetExhausted)),
-            converted(anyhow::Error::from(BudgetExhausted).context("swordfish")),
-            converted(ProgramError::from(BudgetExhausted)),
+            converted(Failure::of(ErrorKind::BudgetExhausted)),
+            converted(anyhow::Error::from(Failure::of(ErrorKind::BudgetExhausted))),
+            converted(anyhow::Error::from(Failure::of(ErrorKind::BudgetExhausted)).context("swordfish")),
+            converted(ProgramError::from(Failure::of(ErrorKind::BudgetExhausted))),
         ] {
             assert_eq!(error.failure(), &Failure::of(ErrorKind::BudgetExhausted));
         }

@@ -1,11 +1,11 @@
-//! What a caller gets when a call fails.
+//! The error of a failed call.
 
 use std::{error::Error, fmt, time::Duration};
 
 use super::{ErrorKind, Failure};
 use crate::{budget::Usage, contract::ContractRef, id::StepKey};
 
-/// Why a call failed, and where.
+/// The error of a failed call: the failure, and where it happened.
 #[derive(Debug)]
 pub struct CallError(Box<CallFacts>);
 
@@ -32,21 +32,21 @@ impl CallError {
         Self(Box::new(CallFacts { contract, failure, arm, endpoint, step, attempts: 1, usage, source }))
     }
 
-    /// Adds which arm was called.
+    /// Sets the arm that was called.
     #[must_use]
     pub fn with_arm(mut self, arm: impl Into<String>) -> Self {
         self.0.arm = Some(arm.into());
         self
     }
 
-    /// Adds where it was called.
+    /// Sets the endpoint that was called.
     #[must_use]
     pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.0.endpoint = Some(endpoint.into());
         self
     }
 
-    /// Adds which call of its maker it was.
+    /// Sets the step: which call of its task it was.
     #[must_use]
     pub fn with_step(mut self, step: StepKey) -> Self {
         self.0.step = Some(step);
@@ -60,7 +60,7 @@ impl CallError {
         self
     }
 
-    /// Adds what the arm used before it failed.
+    /// Sets what the arm used before it failed.
     #[must_use]
     pub fn with_usage(mut self, usage: Usage) -> Self {
         self.0.usage = usage;
@@ -75,7 +75,7 @@ impl CallError {
         self.0.failure.may_have_executed |= may_have_executed;
     }
 
-    /// Adds the cause on this side.
+    /// Sets the cause on this side.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
@@ -92,17 +92,17 @@ impl CallError {
         self.0.arm.as_deref()
     }
 
-    /// Where it was called.
+    /// The endpoint that was called.
     pub fn endpoint(&self) -> Option<&str> {
         self.0.endpoint.as_deref()
     }
 
-    /// Which call of its maker it was; `None` where it was made without a context.
+    /// The step: which call of its task it was. `None` where it was made without a context.
     pub fn step(&self) -> Option<&StepKey> {
         self.0.step.as_ref()
     }
 
-    /// How many attempts were made.
+    /// The number of attempts.
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }
@@ -112,12 +112,12 @@ impl CallError {
         self.0.usage
     }
 
-    /// What happened.
+    /// The kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.failure.kind
     }
 
-    /// All that is known of the failure.
+    /// The failure.
     pub fn failure(&self) -> &Failure {
         &self.0.failure
     }
@@ -127,7 +127,7 @@ impl CallError {
         self.0.failure.retryable
     }
 
-    /// How long to wait before that.
+    /// How long to wait before another attempt.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.failure.retry_after
     }

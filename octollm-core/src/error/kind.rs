@@ -1,4 +1,4 @@
-//! The fixed list of what can go wrong.
+//! The kinds of failures.
 
 use std::{fmt, str::FromStr};
 
@@ -8,7 +8,7 @@ use crate::invalid::InvalidValue;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $code:literal, $status:literal;)*) => {
-        /// What went wrong. The codes are part of the wire: see `docs/wire.md`.
+        /// The kind of a failure. The codes are part of the wire: see `docs/wire.md`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
         #[non_exhaustive]
         pub enum ErrorKind {
@@ -57,13 +57,13 @@ kinds! {
     ContractNotOffered = "contract_not_offered", 404;
     /// The route exists, but not for this method.
     MethodNotAllowed = "method_not_allowed", 405;
-    /// The answer is JSON, and the caller takes none.
+    /// The response is JSON, which the caller does not accept.
     NotAcceptable = "not_acceptable", 406;
     /// The body did not arrive in time.
     RequestTimeout = "request_timeout", 408;
     /// Another change came first, or the same key is still running.
     Conflict = "conflict", 409;
-    /// An earlier attempt may have run, and nobody can say whether it did: it is not made again.
+    /// An earlier attempt may have run, and it is unknown whether it did. It is not made again.
     OutcomeUnknown = "outcome_unknown", 409;
     /// The work was cancelled.
     Cancelled = "cancelled", 409;
@@ -77,7 +77,7 @@ kinds! {
     ExpectationFailed = "expectation_failed", 417;
     /// Well-formed, but breaks the contract.
     ValidationFailed = "validation_failed", 422;
-    /// This caller sends too much.
+    /// This caller sends too many requests.
     RateLimited = "rate_limited", 429;
     /// The budget that came with the work is used up.
     BudgetExhausted = "budget_exhausted", 429;
@@ -91,19 +91,19 @@ kinds! {
     JournalMismatch = "journal_mismatch", 500;
     /// A store or another part of this service failed.
     Internal = "internal", 500;
-    /// A method that no route knows.
+    /// A method that no route has.
     NotImplemented = "not_implemented", 501;
-    /// A service behind this one failed.
+    /// A service that this one called failed.
     UpstreamFailed = "upstream_failed", 502;
-    /// The answer could not be read.
+    /// The response could not be read.
     BadResponse = "bad_response", 502;
-    /// The connection was lost before the answer was whole.
+    /// The connection was lost before the response was complete.
     ConnectionLost = "connection_lost", 502;
-    /// Not now.
+    /// The service accepts no work at the moment.
     Unavailable = "unavailable", 503;
-    /// More work than this service takes at once.
+    /// The service has more work than it accepts at once.
     Overloaded = "overloaded", 503;
-    /// No connection came about.
+    /// No connection could be established.
     Unreachable = "unreachable", 503;
     /// The deadline passed.
     DeadlineExceeded = "deadline_exceeded", 504;
@@ -112,7 +112,7 @@ kinds! {
 }
 
 impl ErrorKind {
-    /// The usual words for it.
+    /// The default message.
     pub const fn summary(self) -> &'static str {
         match self {
             Self::Cancelled => "the work was cancelled",
@@ -141,7 +141,7 @@ impl ErrorKind {
         )
     }
 
-    /// Whether the work may usually have run when this is told.
+    /// Whether the work may usually have run when this is returned.
     pub const fn usually_executed(self) -> bool {
         matches!(
             self,

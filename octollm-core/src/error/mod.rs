@@ -13,20 +13,20 @@ use std::{fmt, sync::OnceLock, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind, program::Error};
-use crate::contract::Violations;
+use crate::contract::Violation;
 pub use crate::invalid::{ConfigError, InvalidValue};
 
-/// What both sides read about a failure.
+/// A failure, as both sides of a call read it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Failure {
-    /// What happened.
+    /// Its kind.
     pub kind: ErrorKind,
-    /// One line for people. It crosses the network: no secrets, nobody's inner text.
+    /// One line for people. It crosses the network: it has no secrets and no text of foreign errors.
     pub message: String,
-    /// The rules an input broke, where that was the failure.
-    pub violations: Violations,
-    /// More, for programs.
+    /// The rules that the input breaks, where that is the failure.
+    pub violations: Vec<Violation>,
+    /// Further data, for programs.
     pub details: Option<serde_json::Value>,
     /// Whether the same call can succeed later.
     pub retryable: bool,
@@ -35,7 +35,7 @@ pub struct Failure {
     /// Whether the work may have been done, wholly or in part.
     pub may_have_executed: bool,
     #[serde(skip)]
-    pub(crate) itself: Itself,
+    pub(crate) as_source: SourceCell,
 }
 
 impl Failure {
@@ -44,16 +44,16 @@ impl Failure {
         Self {
             kind,
             message: message.into(),
-            violations: Violations::default(),
+            violations: Vec::new(),
             details: None,
             retryable: kind.usually_retryable(),
             retry_after: None,
             may_have_executed: kind.usually_executed(),
-            itself: Itself::default(),
+            as_source: SourceCell::default(),
         }
     }
 
-    /// A failure whose kind says all there is to say.
+    /// A failure with the default message of its kind.
     pub fn of(kind: ErrorKind) -> Self {
         Self::new(kind, kind.summary())
     }
@@ -74,8 +74,8 @@ impl Failure {
     }
 
     /// An input that breaks its contract.
-    pub fn invalid(violations: Violations) -> Self {
-        let message = violations.to_string();
+    pub fn invalid(violations: Vec<Violation>) -> Self {
+        let message = violations.iter().map(Violation::to_string).collect::<Vec<_>>().join("; ");
         Self { violations, ..Self::new(ErrorKind::ValidationFailed, message) }
     }
 }
@@ -102,35 +102,35 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&**self.itself.0.get_or_init(|| Box::new(Carried(self.clone()))))
+        Some(&**self.as_source.0.get_or_init(|| Box::new(FailureSource(self.clone()))))
     }
 }
 
-/// A failure as its own first source, which is found in a chain of sources also where a wrapper hides the type of the error
-/// that it holds. Made once it is asked for.
+/// A failure as its own first source, made on demand. So it is found in a chain of sources even where a wrapper hides the
+/// type of the error that it holds.
 #[derive(Debug, Default)]
-pub(crate) struct Itself(OnceLock<Box<Carried>>);
+pub(crate) struct SourceCell(OnceLock<Box<FailureSource>>);
 
 #[derive(Debug)]
-struct Carried(Failure);
+struct FailureSource(Failure);
 
-impl Clone for Itself {
+impl Clone for SourceCell {
     fn clone(&self) -> Self {
         Self::default()
     }
 }
 
-impl PartialEq for Itself {
+impl PartialEq for SourceCell {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
 /// The code of what happened.
-impl fmt::Display for Carried {
+impl fmt::Display for FailureSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.kind.fmt(f)
     }
 }
 
-impl std::error::Error for Carried {}
+impl std::error::Error for FailureSource {}

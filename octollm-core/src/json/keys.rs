@@ -11,15 +11,15 @@ use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, Visitor};
 
 /// Digests of the keys that an object has had so far.
 ///
-/// Two keys with one digest are taken for the same: whoever refuses an object for it looks again, at the keys themselves.
+/// Two keys with one digest are taken for the same. A digest has 64 bits and a random seed, so that this does not happen.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
+pub(super) struct KeyDigests {
     few: [u64; 8],
     count: usize,
     more: HashSet<u64>,
 }
 
-impl Keys {
+impl KeyDigests {
     /// Whether a key is new.
     fn add(&mut self, key: &str) -> bool {
         static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -40,7 +40,7 @@ impl Keys {
 /// Wraps what reads a key, what it reads from, and what it visits.
 pub(super) struct Seen<'k, X> {
     pub(super) inner: X,
-    pub(super) keys: &'k mut Keys,
+    pub(super) keys: &'k mut KeyDigests,
 }
 
 impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Seen<'_, S> {
@@ -104,8 +104,9 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Seen<'_, D> {
 macro_rules! visit {
     ($($method:ident($value:ident: $type:ty) $text:expr;)*) => {$(
         fn $method<E: Error>(self, $value: $type) -> Result<V::Value, E> {
-            if !self.keys.add($text) {
-                return Err(E::custom("a key may be there twice"));
+            let text = $text;
+            if !self.keys.add(text) {
+                return Err(E::custom(format_args!("duplicate key `{text}`")));
             }
             self.inner.$method($value)
         }

@@ -1,12 +1,13 @@
-//! Reading what comes in, strictly.
+//! Strict reading of inputs, and strict writing.
 //!
-//! serde_json alone lets pass what this does not: a key twice, of which the last would win; escapes that are no
-//! text and numbers that are none, where the type leaves them out; fields that the type does not know.
+//! serde_json alone accepts a key twice, of which the last wins; invalid escapes and numbers in what the type ignores; and
+//! fields that the type does not know. This refuses them.
 //!
-//! All is read once, watched. Only where a type takes raw text, which nobody has looked into, and where an input is refused,
-//! it is read again: in the second case to say why.
+//! An input is read once, through a deserializer that watches what its type does with it. It is read again only where the
+//! type takes raw text, which may have a key twice, and where the input is refused, to find out why.
 
 mod keys;
+mod notes;
 mod raw;
 mod shape;
 #[cfg(test)]
@@ -15,23 +16,16 @@ mod unique;
 mod unknown;
 mod value;
 mod watch;
-mod whole;
 mod write;
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde_json::{Deserializer, Value, de::StrRead};
 
-pub(crate) use self::value::read_value;
-pub use self::{
-    raw::RawJson,
-    write::{Unwritable, write},
-};
-use self::{
-    unique::Unique,
-    watch::{Notes, Watch},
-};
+use self::{notes::Notes, unique::Unique, watch::Watch};
+pub use self::{raw::RawJson, write::write};
+pub(crate) use self::{value::read_value, write::try_write};
 use crate::{
-    contract::{TaskContract, Violations, input_of},
+    contract::{TaskContract, Violation, input_of},
     error::{ErrorKind, Failure},
 };
 
@@ -83,10 +77,10 @@ fn read_noting<T: DeserializeOwned>(bytes: &[u8], notes: &Notes) -> Result<T, Fa
     }
 }
 
-/// Reads an output: what it has more than the type is passed over, and `3.0` is an integer.
+/// Reads an output. Members that the type does not know are ignored, and `3.0` is an integer.
 ///
 /// # Errors
-/// Where it is no JSON, or has another shape.
+/// Where it is not JSON, or has another shape.
 pub(crate) fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     let read = serde_json::from_slice(bytes);
     let Err(error) = read else { return read };
@@ -103,9 +97,9 @@ pub(crate) fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_
 #[cold]
 fn all_known<C: TaskContract>(bytes: &[u8]) -> Result<(), Failure> {
     let value: Value = serde_json::from_slice(bytes).map_err(malformed)?;
-    let mut violations = Violations::default();
+    let mut violations = Vec::new();
     for path in unknown::unknown(&input_of::<C>(), &value).into_iter().take(shape::NAMED_AT_MOST) {
-        violations.push(path, "unknown field");
+        violations.push(Violation::new(path, "unknown field"));
     }
     if violations.is_empty() { Ok(()) } else { Err(Failure::invalid(violations)) }
 }
@@ -114,8 +108,15 @@ fn all_known<C: TaskContract>(bytes: &[u8]) -> Result<(), Failure> {
 ///
 /// # Errors
 /// As [`write()`].
-pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Unwritable> {
-    let mut bytes = write(input)?;
+pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Failure> {
+    try_write_input(input).map_err(|error| error.0)
+}
+
+/// The same, with the cause of a failure for the log.
+pub(crate) fn try_write_input<C: TaskContract>(
+    input: &C,
+) -> Result<Vec<u8>, Box<(Failure, serde_json::Error)>> {
+    let mut bytes = try_write(input)?;
     if bytes == b"null" {
         bytes.clear();
         bytes.extend_from_slice(b"{}");
@@ -123,7 +124,7 @@ pub fn write_input<C: TaskContract>(input: &C) -> Result<Vec<u8>, Unwritable> {
     Ok(bytes)
 }
 
-/// Looks at any text, in full: whether it is no JSON comes before whether it fits.
+/// Checks a whole text: whether it is JSON comes before whether it has the right shape.
 fn well_formed(text: &str) -> Result<(), Failure> {
     if text.starts_with('\u{feff}') {
         return Err(malformed("it begins with a byte order mark"));
@@ -136,10 +137,10 @@ fn well_formed(text: &str) -> Result<(), Failure> {
 
 fn unique(text: &str) -> Result<(), Failure> {
     let mut json = parser(text);
-    Unique::deserialize(&mut json).and_then(|_| json.end()).map_err(malformed)
+    Unique::default().deserialize(&mut json).and_then(|()| json.end()).map_err(malformed)
 }
 
-/// Only for [`Unique`], which bounds the depth, and for what it let pass.
+/// Only for [`Unique`], which bounds the depth, and for texts that it accepted.
 fn parser(text: &str) -> Deserializer<StrRead<'_>> {
     let mut json = Deserializer::from_str(text);
     json.disable_recursion_limit();
@@ -150,7 +151,7 @@ fn malformed(why: impl std::fmt::Display) -> Failure {
     Failure::new(ErrorKind::BadRequest, format!("not valid JSON: {why}"))
 }
 
-/// What serde_json says, without the place.
+/// The message of serde_json, without the place.
 fn message(error: &serde_json::Error) -> String {
     let mut text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());

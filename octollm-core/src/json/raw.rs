@@ -1,11 +1,11 @@
-//! JSON that is stored and sent as the text that it came as.
+//! JSON that is stored and sent as text.
 
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
-/// JSON text, checked once and then shared: a clone costs no memory, and numbers keep every digit.
+/// JSON text, checked once and then shared. A clone does not allocate, and numbers retain every digit.
 ///
 /// Two are equal when they mean the same, whatever their white space and the order of their keys.
 #[derive(Clone)]
@@ -37,12 +37,12 @@ impl RawJson {
         Self::from(Value::Object(serde_json::Map::new()))
     }
 
-    /// The text.
+    /// The JSON text.
     pub fn as_str(&self) -> &str {
         self.0.get()
     }
 
-    /// The value as a type.
+    /// Deserializes the value.
     ///
     /// # Errors
     /// When it has another shape.

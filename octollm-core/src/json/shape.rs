@@ -1,15 +1,12 @@
-//! What is wrong with JSON of another shape, field by field.
+//! The errors of JSON of another shape, field by field.
 
 use std::fmt::Write;
 
 use serde::de::DeserializeOwned;
 use serde_path_to_error::{Path, Segment, Track};
 
-use super::{
-    message, parser,
-    watch::{Notes, Watch},
-};
-use crate::contract::Violations;
+use super::{message, notes::Notes, parser, watch::Watch};
+use crate::contract::Violation;
 
 /// Reads once more, slowly, and notes where it fails and which fields the type does not know.
 ///
@@ -17,7 +14,7 @@ use crate::contract::Violations;
 ///
 /// # Errors
 /// The first place that does not fit, and every unknown field before it.
-pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, Violations> {
+pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, Vec<Violation>> {
     let (mut json, mut track) = (parser(text), Track::new());
     let mut unknown = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| {
@@ -27,22 +24,22 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, 
     };
     let paths = serde_path_to_error::Deserializer::new(&mut json, &mut track);
     let value = T::deserialize(Watch::new(serde_ignored::Deserializer::new(paths, &mut note), notes));
-    let mut violations = Violations::default();
+    let mut violations = Vec::new();
     for path in unknown {
-        violations.push(path, "unknown field");
+        violations.push(Violation::new(path, "unknown field"));
     }
     match value {
         Ok(value) if violations.is_empty() => Ok(value),
         Ok(_) => Err(violations),
         Err(error) => {
             let (path, message) = located(failed(&track.path()), &message(&error));
-            violations.push(path, message);
+            violations.push(Violation::new(path, message));
             Err(violations)
         }
     }
 }
 
-/// How many unknown fields are named at most: whoever sends more learns nothing from the rest.
+/// The most unknown fields that are reported.
 pub(super) const NAMED_AT_MOST: usize = 100;
 
 /// serde names a field that is missing in the message alone.

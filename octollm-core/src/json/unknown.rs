@@ -1,7 +1,7 @@
 //! Members that a schema does not know.
 //!
-//! What serde takes aside before it knows what it is (a flattened struct, an enum with a tag) it reads without a word about
-//! members that are left over. The published schema refuses them, so the server asks the schema.
+//! What serde takes aside before it knows what it is (a flattened struct, an enum with a tag) it reads and ignores
+//! the members that are left over. The published schema refuses them, so the input is compared with the schema.
 
 use std::collections::BTreeSet;
 

@@ -1,12 +1,9 @@
 //! A deserializer that watches what a type takes from another one.
 //!
 //! For a plain struct of plain fields, serde and serde_json refuse on their own all that is to be refused: the watch
-//! then costs nothing but a flag, and no second look at the text is needed. It tells when one is.
+//! then costs a flag, and the text is not read again. The notes record when it has to be.
 
-use std::{
-    cell::{Cell, OnceCell},
-    fmt::{self, Write},
-};
+use std::fmt::{self, Write};
 
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Expected, IgnoredAny, MapAccess, SeqAccess, VariantAccess,
@@ -14,39 +11,9 @@ use serde::de::{
 };
 
 use super::{
-    keys::{Keys, Seen},
-    value::BEYOND_INTEGERS,
-    whole::{Integer, Whole},
+    keys::{KeyDigests, Seen},
+    notes::{Integer, Notes},
 };
-
-/// What a type did with its input.
-#[derive(Debug, Default)]
-pub(super) struct Notes {
-    /// It left something out: a field that it does not know.
-    pub(super) ignored: Cell<bool>,
-    /// It took a text as it came, raw or as bytes, and nobody looked into it.
-    pub(super) unread: Cell<bool>,
-    /// It took a part aside before it knew what it is, as serde does where a struct is flattened or an enum has a tag:
-    /// what it leaves out of that is not seen.
-    pub(super) set_aside: Cell<bool>,
-    /// Set where a float without a fraction is taken for an integer: JSON Schema does not tell them apart. These values are
-    /// not, as what is written has a fraction.
-    pub(super) inexact: OnceCell<Vec<f64>>,
-}
-
-impl Notes {
-    /// From now on `3.0` is taken where an integer is due.
-    pub(super) fn take_whole_floats(&self, text: &str) {
-        self.inexact.get_or_init(|| super::value::inexact(text.as_bytes()));
-    }
-
-    /// The integer that a float is, if it is one.
-    pub(super) fn whole(&self, float: f64) -> Option<Whole> {
-        let is_whole = float.fract() == 0.0 && float.abs() < BEYOND_INTEGERS;
-        let is_exact = self.inexact.get().is_some_and(|inexact| !inexact.contains(&float));
-        (is_whole && is_exact).then(|| Whole::of(float))
-    }
-}
 
 macro_rules! visit {
     ($($method:ident($($value:ident: $type:ty)?);)*) => {$(
@@ -58,10 +25,10 @@ macro_rules! visit {
 
 /// Where a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum Position {
     Root,
     Within,
-    /// In a map, or in what a type takes whatever it is. Nobody but this looks for a key that is there twice.
+    /// In a map, or in what a type takes whatever it is. Only this finds a key that is there twice.
     InMap,
     /// In a `serde_json::Value`, which takes all there is.
     InAnyValue,
@@ -73,42 +40,43 @@ enum Place {
 pub(super) struct Watch<'n, X> {
     inner: X,
     notes: &'n Notes,
-    place: Place,
+    position: Position,
 }
 
 impl<'n, X> Watch<'n, X> {
     pub(super) fn new(inner: X, notes: &'n Notes) -> Self {
-        Self { inner, notes, place: Place::Root }
+        Self { inner, notes, position: Position::Root }
     }
 
     /// For what is no input: a unit struct is not read from an object.
     pub(super) fn of_output(inner: X, notes: &'n Notes) -> Self {
-        Self { inner, notes, place: Place::Within }
+        Self { inner, notes, position: Position::Within }
     }
 
     /// Something within what is watched here.
     fn hand_out<Y>(&self, inner: Y) -> Watch<'n, Y> {
-        let place = if self.place == Place::InAnyValue { Place::InAnyValue } else { Place::Within };
-        Watch { inner, notes: self.notes, place }
+        let position =
+            if self.position == Position::InAnyValue { Position::InAnyValue } else { Position::Within };
+        Watch { inner, notes: self.notes, position }
     }
 
     /// Looks at what a type asks for. The names that serde passes show what it is going to do with it.
-    fn asks_freely<'de, V: Visitor<'de>>(&self, visitor: &V) -> Place {
-        if self.place == Place::InAnyValue {
-            return Place::InAnyValue;
+    fn asks_freely<'de, V: Visitor<'de>>(&self, visitor: &V) -> Position {
+        if self.position == Position::InAnyValue {
+            return Position::InAnyValue;
         }
         let mut words = Words { text: [0; 22], length: 0 };
         let _ = write!(words, "{}", visitor as &dyn Expected);
         let words = &words.text[..words.length];
         if words == b"any valid JSON value" {
-            return Place::InAnyValue;
+            return Position::InAnyValue;
         }
         let aside: [&[u8]; 3] = [b"any value", b"struct ", b"internally tagged enum"];
         if aside.iter().any(|aside| words.starts_with(aside)) {
             self.notes.set_aside.set(true);
-            return Place::Aside;
+            return Position::Aside;
         }
-        Place::InMap
+        Position::InMap
     }
 }
 
@@ -186,13 +154,13 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        let place = self.asks_freely(&visitor);
-        self.inner.deserialize_any(Watch { inner: visitor, notes: self.notes, place })
+        let position = self.asks_freely(&visitor);
+        self.inner.deserialize_any(Watch { inner: visitor, notes: self.notes, position })
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-        let place = self.asks_freely(&visitor);
-        self.inner.deserialize_map(Watch { inner: visitor, notes: self.notes, place })
+        let position = self.asks_freely(&visitor);
+        self.inner.deserialize_map(Watch { inner: visitor, notes: self.notes, position })
     }
 
     fn deserialize_unit_struct<V: Visitor<'de>>(
@@ -200,7 +168,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, D::Error> {
-        if self.place == Place::Root {
+        if self.position == Position::Root {
             let visitor = self.hand_out(Memberless(visitor));
             return self.inner.deserialize_any(visitor);
         }
@@ -217,7 +185,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
         if name.starts_with('$') {
             self.notes.unread.set(true);
         }
-        let visitor = Watch { inner: visitor, notes: self.notes, place: self.place };
+        let visitor = Watch { inner: visitor, notes: self.notes, position: self.position };
         self.inner.deserialize_newtype_struct(name, visitor)
     }
 
@@ -302,7 +270,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, float: f64) -> Result<V::Value, E> {
-        let whole = if self.place == Place::Aside { self.notes.whole(float) } else { None };
+        let whole = if self.position == Position::Aside { self.notes.whole(float) } else { None };
         match whole {
             None => self.inner.visit_f64(float),
             Some(whole) => whole.visit(self.inner, |visitor, _| visitor.visit_f64(float)),
@@ -327,8 +295,9 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<V::Value, A::Error> {
         // With whole floats, the keys have been compared before.
         let is_new = self.notes.inexact.get().is_none();
-        let looks = is_new && matches!(self.place, Place::InMap | Place::Aside | Place::InAnyValue);
-        let map = Members { inner: self.hand_out(map), keys: looks.then(Keys::default) };
+        let looks =
+            is_new && matches!(self.position, Position::InMap | Position::Aside | Position::InAnyValue);
+        let map = WatchedMembers { inner: self.hand_out(map), keys: looks.then(KeyDigests::default) };
         self.inner.visit_map(map)
     }
 
@@ -361,13 +330,13 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Watch<'_, A> {
 }
 
 /// The members of an object.
-struct Members<'n, A> {
+struct WatchedMembers<'n, A> {
     inner: Watch<'n, A>,
     /// Where a key that is there twice has to be found here; a struct finds it by itself.
-    keys: Option<Keys>,
+    keys: Option<KeyDigests>,
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'_, A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for WatchedMembers<'_, A> {
     type Error = A::Error;
 
     // Keys are text and have nothing to watch but that they differ.
@@ -393,9 +362,9 @@ impl<'de, 'n, A: EnumAccess<'de>> EnumAccess<'de> for Watch<'n, A> {
     type Variant = Watch<'n, A::Variant>;
 
     fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self::Variant), A::Error> {
-        let (notes, place) = (self.notes, self.place);
+        let (notes, position) = (self.notes, self.position);
         let (name, variant) = self.inner.variant_seed(seed)?;
-        Ok((name, Watch { inner: variant, notes, place }))
+        Ok((name, Watch { inner: variant, notes, position }))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writing what goes out, strictly.
 //!
-//! serde_json alone writes `null` for a number that is none. The type on the other side would refuse it, or take it for
-//! something that is not there.
+//! serde_json alone writes `null` for a number that is infinite or NaN. The type on the other side would refuse it, or take
+//! it for an absent value.
 
 use std::cell::RefCell;
 
@@ -14,42 +14,41 @@ use serde::{
 };
 
 use super::shape::join;
+use crate::{
+    contract::Violation,
+    error::{ErrorKind, Failure},
+};
 
-/// A value that JSON cannot tell.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", self.message())]
-pub struct Unwritable {
-    /// Where the number is that is none.
-    path: Option<String>,
-    source: serde_json::Error,
-}
-
-impl Unwritable {
-    /// The path of the number that is infinite or NaN, such as `scores[2]`; `None` where something else was wrong.
-    pub fn path(&self) -> Option<&str> {
-        self.path.as_deref()
-    }
-
-    fn message(&self) -> String {
-        match self.path.as_deref() {
-            None => "the value has no JSON form".into(),
-            Some("") => "the value is infinite or not a number".into(),
-            Some(path) => format!("{path} is infinite or not a number"),
-        }
-    }
-}
-
-/// Writes JSON in which every number is one.
+/// Writes a value as JSON, strictly: every number is a number.
 ///
 /// # Errors
-/// [`Unwritable`], with the path of a number that is infinite or NaN; also where a type refuses to be written.
-pub fn write<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Unwritable> {
+/// [`ErrorKind::ValidationFailed`], with the path of a number that is infinite or NaN; also where a type refuses to be
+/// written.
+pub fn write<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Failure> {
+    try_write(value).map_err(|error| error.0)
+}
+
+/// The same, with the cause of a failure for the log.
+pub(crate) fn try_write<T: Serialize + ?Sized>(
+    value: &T,
+) -> Result<Vec<u8>, Box<(Failure, serde_json::Error)>> {
     let mut bytes = Vec::with_capacity(USUAL);
-    let flaw = Flaw::default();
-    match value.serialize(Strict { inner: &mut serde_json::Serializer::new(&mut bytes), flaw: &flaw }) {
+    let fault = FaultPath::default();
+    match value.serialize(Strict { inner: &mut serde_json::Serializer::new(&mut bytes), fault: &fault }) {
         Ok(()) => Ok(bytes),
-        Err(source) => Err(Unwritable { path: flaw.0.into_inner(), source }),
+        Err(cause) => Err(Box::new((unwritable(fault.0.into_inner()), cause))),
     }
+}
+
+/// The failure of a value that JSON cannot hold: at `path` is a number that is infinite or NaN.
+fn unwritable(path: Option<String>) -> Failure {
+    let Some(path) = path else {
+        return Failure::new(ErrorKind::ValidationFailed, "the value has no JSON form");
+    };
+    let subject = if path.is_empty() { "the value" } else { &path };
+    let message = format!("{subject} is infinite or not a number");
+    let violations = vec![Violation::new(path, "is infinite or not a number")];
+    Failure { message, ..Failure::invalid(violations) }
 }
 
 /// Room for the JSON of most inputs and outputs, in bytes.
@@ -57,9 +56,9 @@ const USUAL: usize = 1024;
 
 /// Where a number was none; built from the inside out, and only then.
 #[derive(Default)]
-struct Flaw(RefCell<Option<String>>);
+struct FaultPath(RefCell<Option<String>>);
 
-impl Flaw {
+impl FaultPath {
     fn at<T, E>(&self, result: Result<T, E>, segment: impl FnOnce() -> Option<String>) -> Result<T, E> {
         if result.is_err()
             && let Some(path) = self.0.borrow_mut().as_mut()
@@ -78,32 +77,32 @@ impl Flaw {
 /// Wraps a serializer, what it hands out, and the values that it is given.
 struct Strict<'f, X> {
     inner: X,
-    flaw: &'f Flaw,
+    fault: &'f FaultPath,
 }
 
 impl<'f, X> Strict<'f, X> {
     fn none<T, E: Error>(&self) -> Result<T, E> {
-        *self.flaw.0.borrow_mut() = Some(String::new());
+        *self.fault.0.borrow_mut() = Some(String::new());
         Err(E::custom("a number that is infinite or NaN"))
     }
 }
 
 /// A list or an object that is being written.
-struct Items<'f, X> {
+struct Compound<'f, X> {
     inner: X,
-    flaw: &'f Flaw,
+    fault: &'f FaultPath,
     /// How many items it has so far.
     count: usize,
     /// What it is in, where it is the content of an enum's variant.
     variant: Option<&'static str>,
 }
 
-impl<X> Items<'_, X> {
+impl<X> Compound<'_, X> {
     /// Notes where an item is whose number is none.
     fn noted<T, E>(&self, result: Result<T, E>, segment: impl FnOnce() -> Option<String>) -> Result<T, E> {
-        let result = self.flaw.at(result, segment);
+        let result = self.fault.at(result, segment);
         match self.variant {
-            Some(variant) => self.flaw.at(result, || Some(variant.to_owned())),
+            Some(variant) => self.fault.at(result, || Some(variant.to_owned())),
             None => result,
         }
     }
@@ -111,7 +110,7 @@ impl<X> Items<'_, X> {
 
 impl<T: Serialize + ?Sized> Serialize for Strict<'_, &T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.inner.serialize(Strict { inner: serializer, flaw: self.flaw })
+        self.inner.serialize(Strict { inner: serializer, fault: self.fault })
     }
 }
 
@@ -126,7 +125,7 @@ macro_rules! plain {
 macro_rules! compound {
     ($($method:ident($($arg:ident: $type:ty),*) -> $kind:ident;)*) => {$(
         fn $method(self, $($arg: $type),*) -> Result<Self::$kind, S::Error> {
-            Ok(Items { inner: self.inner.$method($($arg),*)?, flaw: self.flaw, count: 0, variant: None })
+            Ok(Compound { inner: self.inner.$method($($arg),*)?, fault: self.fault, count: 0, variant: None })
         }
     )*};
 }
@@ -134,13 +133,13 @@ macro_rules! compound {
 impl<'f, S: Serializer> Serializer for Strict<'f, S> {
     type Ok = S::Ok;
     type Error = S::Error;
-    type SerializeSeq = Items<'f, S::SerializeSeq>;
-    type SerializeTuple = Items<'f, S::SerializeTuple>;
-    type SerializeTupleStruct = Items<'f, S::SerializeTupleStruct>;
-    type SerializeTupleVariant = Items<'f, S::SerializeTupleVariant>;
-    type SerializeMap = Items<'f, S::SerializeMap>;
-    type SerializeStruct = Items<'f, S::SerializeStruct>;
-    type SerializeStructVariant = Items<'f, S::SerializeStructVariant>;
+    type SerializeSeq = Compound<'f, S::SerializeSeq>;
+    type SerializeTuple = Compound<'f, S::SerializeTuple>;
+    type SerializeTupleStruct = Compound<'f, S::SerializeTupleStruct>;
+    type SerializeTupleVariant = Compound<'f, S::SerializeTupleVariant>;
+    type SerializeMap = Compound<'f, S::SerializeMap>;
+    type SerializeStruct = Compound<'f, S::SerializeStruct>;
+    type SerializeStructVariant = Compound<'f, S::SerializeStructVariant>;
 
     plain! {
         serialize_bool(value: bool);
@@ -179,7 +178,7 @@ impl<'f, S: Serializer> Serializer for Strict<'f, S> {
         len: usize,
     ) -> Result<Self::SerializeTupleVariant, S::Error> {
         let inner = self.inner.serialize_tuple_variant(name, index, variant, len)?;
-        Ok(Items { inner, flaw: self.flaw, count: 0, variant: Some(variant) })
+        Ok(Compound { inner, fault: self.fault, count: 0, variant: Some(variant) })
     }
 
     fn serialize_struct_variant(
@@ -190,7 +189,7 @@ impl<'f, S: Serializer> Serializer for Strict<'f, S> {
         len: usize,
     ) -> Result<Self::SerializeStructVariant, S::Error> {
         let inner = self.inner.serialize_struct_variant(name, index, variant, len)?;
-        Ok(Items { inner, flaw: self.flaw, count: 0, variant: Some(variant) })
+        Ok(Compound { inner, fault: self.fault, count: 0, variant: Some(variant) })
     }
 
     fn serialize_f32(self, value: f32) -> Result<S::Ok, S::Error> {
@@ -202,7 +201,7 @@ impl<'f, S: Serializer> Serializer for Strict<'f, S> {
     }
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
-        self.inner.serialize_some(&Strict { inner: value, flaw: self.flaw })
+        self.inner.serialize_some(&Strict { inner: value, fault: self.fault })
     }
 
     fn serialize_newtype_struct<T: Serialize + ?Sized>(
@@ -210,7 +209,7 @@ impl<'f, S: Serializer> Serializer for Strict<'f, S> {
         name: &'static str,
         value: &T,
     ) -> Result<S::Ok, S::Error> {
-        self.inner.serialize_newtype_struct(name, &Strict { inner: value, flaw: self.flaw })
+        self.inner.serialize_newtype_struct(name, &Strict { inner: value, fault: self.fault })
     }
 
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
@@ -220,9 +219,9 @@ impl<'f, S: Serializer> Serializer for Strict<'f, S> {
         variant: &'static str,
         value: &T,
     ) -> Result<S::Ok, S::Error> {
-        let value = Strict { inner: value, flaw: self.flaw };
+        let value = Strict { inner: value, fault: self.fault };
         let written = self.inner.serialize_newtype_variant(name, index, variant, &value);
-        self.flaw.at(written, || Some(variant.to_owned()))
+        self.fault.at(written, || Some(variant.to_owned()))
     }
 
     fn is_human_readable(&self) -> bool {
@@ -232,14 +231,14 @@ impl<'f, S: Serializer> Serializer for Strict<'f, S> {
 
 macro_rules! items {
     ($($trait:ident::$method:ident;)*) => {$(
-        impl<X: $trait> $trait for Items<'_, X> {
+        impl<X: $trait> $trait for Compound<'_, X> {
             type Ok = X::Ok;
             type Error = X::Error;
 
             fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), X::Error> {
-                let (index, flaw) = (self.count, self.flaw);
+                let (index, fault) = (self.count, self.fault);
                 self.count += 1;
-                let written = self.inner.$method(&Strict { inner: value, flaw });
+                let written = self.inner.$method(&Strict { inner: value, fault });
                 self.noted(written, || Some(format!("[{index}]")))
             }
 
@@ -259,13 +258,13 @@ items! {
 
 macro_rules! fields {
     ($($trait:ident)*) => {$(
-        impl<X: $trait> $trait for Items<'_, X> {
+        impl<X: $trait> $trait for Compound<'_, X> {
             type Ok = X::Ok;
             type Error = X::Error;
 
             fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), X::Error> {
-                let flaw = self.flaw;
-                let written = self.inner.serialize_field(key, &Strict { inner: value, flaw });
+                let fault = self.fault;
+                let written = self.inner.serialize_field(key, &Strict { inner: value, fault });
                 self.noted(written, || Some(key.to_owned()))
             }
 
@@ -278,7 +277,7 @@ macro_rules! fields {
 
 fields!(SerializeStruct SerializeStructVariant);
 
-impl<X: SerializeMap> SerializeMap for Items<'_, X> {
+impl<X: SerializeMap> SerializeMap for Compound<'_, X> {
     type Ok = X::Ok;
     type Error = X::Error;
 
@@ -287,7 +286,7 @@ impl<X: SerializeMap> SerializeMap for Items<'_, X> {
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), X::Error> {
-        self.inner.serialize_value(&Strict { inner: value, flaw: self.flaw })
+        self.inner.serialize_value(&Strict { inner: value, fault: self.fault })
     }
 
     fn serialize_entry<K: Serialize + ?Sized, V: Serialize + ?Sized>(
@@ -295,8 +294,8 @@ impl<X: SerializeMap> SerializeMap for Items<'_, X> {
         key: &K,
         value: &V,
     ) -> Result<(), X::Error> {
-        let flaw = self.flaw;
-        flaw.at(self.inner.serialize_entry(key, &Strict { inner: value, flaw }), || {
+        let fault = self.fault;
+        fault.at(self.inner.serialize_entry(key, &Strict { inner: value, fault }), || {
             serde_json::to_value(key)
                 .ok()
                 .map(|key| key.as_str().map_or_else(|| key.to_string(), str::to_owned))
@@ -340,7 +339,7 @@ mod tests {
     }
 
     fn path<T: Serialize>(value: &T) -> Option<String> {
-        write(value).unwrap_err().path().map(str::to_owned)
+        write(value).unwrap_err().violations.first().map(|violation| violation.path.clone())
     }
 
     #[test]
@@ -365,10 +364,10 @@ mod tests {
     }
 
     #[test]
-    fn what_refuses_to_be_written_is_another_flaw() {
+    fn what_refuses_to_be_written_is_another_fault() {
         let map = BTreeMap::from([((1, 2), 3)]);
         let error = write(&map).unwrap_err();
-        assert_eq!((error.path(), &*error.to_string()), (None, "the value has no JSON form"));
+        assert_eq!((error.violations.len(), &*error.to_string()), (0, "the value has no JSON form"));
     }
 
     #[test]
@@ -390,7 +389,7 @@ mod tests {
                 Ok(bytes) => prop_assert_eq!(bytes, serde_json::to_vec(&value).unwrap()),
                 Err(error) => {
                     let first = numbers.iter().position(|number| !number.is_finite());
-                    prop_assert_eq!(error.path().map(str::to_owned), first.map(|index| format!("[0][{index}]")));
+                    prop_assert_eq!(error.violations.first().map(|it| it.path.clone()), first.map(|index| format!("[0][{index}]")));
                 }
             }
         }

@@ -12,21 +12,21 @@
 //!     mesh::{Fault, Mesh},
 //!     task::{TaskRequest, TaskResult, TaskStatus},
 //! };
-//! # use octollm_core::contract::{ContractSpec, NoChunk, TaskContract};
+//! # use octollm_core::contract::{ContractSpec, TaskContract};
 //! # use schemars::JsonSchema;
 //! # use serde::{Deserialize, Serialize};
 //! # #[derive(Serialize, Deserialize, JsonSchema)]
 //! # struct ListFiles { folder: String }
 //! # impl TaskContract for ListFiles {
 //! #     type Output = Vec<String>;
-//! #     type Chunk = NoChunk;
+//! #     type Chunk = ();
 //! #     const SPEC: ContractSpec = ContractSpec::new("files.list", "/list", "files:list").idempotent();
 //! # }
 //! # #[derive(Serialize, Deserialize, JsonSchema)]
 //! # struct ValidateCode { file: String }
 //! # impl TaskContract for ValidateCode {
 //! #     type Output = bool;
-//! #     type Chunk = NoChunk;
+//! #     type Chunk = ();
 //! #     const SPEC: ContractSpec = ContractSpec::new("code.validate", "/validate", "code:validate").idempotent();
 //! # }
 //! # struct Judge;

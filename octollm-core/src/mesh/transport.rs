@@ -22,7 +22,7 @@ use crate::{
     dispatcher::{Dispatcher, Execution, Outcome, Route, not_offered},
     error::{ArmError, CallError, ErrorKind, Failure},
     resilience::RetryLayer,
-    transport::{Call, CallService, NoArms, Reply, ServedBy, ServiceTransport, Transport},
+    transport::{Call, CallService, Reply, ServedBy, Transport, from_service},
 };
 
 /// The endpoint of an arm of a mesh.
@@ -116,15 +116,15 @@ impl Transport for MeshTransport {
 fn stack(shared: &Arc<Shared>, layers: Vec<CallLayer>) -> Arc<dyn Transport> {
     let choice = Choice(shared.clone());
     let cards = Arc::new(choice.clone());
-    let service = RetryLayer::when_asked().layer(service_fn(move |call| {
+    let service = RetryLayer::new().attempts(1).layer(service_fn(move |call| {
         let choice = choice.clone();
         async move { choice.carry(call).await }
     }));
     if layers.is_empty() {
-        return Arc::new(ServiceTransport::new(service, cards));
+        return Arc::new(from_service(service, cards));
     }
     let service = layers.into_iter().fold(CallService::new(service), |service, layer| layer(service));
-    Arc::new(ServiceTransport::new(service, cards))
+    Arc::new(from_service(service, cards))
 }
 
 /// Sends a call to one of the arms that serve its contract.
@@ -180,7 +180,7 @@ impl Choice {
             Some(stack) => {
                 Arc::new(MeshTransport { shared: self.0.clone(), stack, from: Some(arm.id.clone()) })
             }
-            None => Arc::new(NoArms),
+            None => Arc::new(()),
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::{Plan, PlanStep, run::Order};
 use crate::{
     card::ArmCard,
-    contract::{ContractCard, ContractRef, Violations},
+    contract::{ContractCard, ContractRef, Violation},
 };
 
 /// A plan without mistakes.
@@ -27,15 +27,18 @@ pub(super) struct CheckedStep {
 }
 
 /// Checks a plan, and returns all of its mistakes.
-pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<Checked, Violations> {
+pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<Checked, Vec<Violation>> {
     if plan.steps.is_empty() {
-        return Err(Violations::one("steps", "is empty"));
+        return Err(vec![Violation::new("steps", "is empty")]);
     }
     if plan.steps.len() > max_steps {
         let count = plan.steps.len();
-        return Err(Violations::one("steps", format!("has {count} steps; at most {max_steps} are allowed")));
+        return Err(vec![Violation::new(
+            "steps",
+            format!("has {count} steps; at most {max_steps} are allowed"),
+        )]);
     }
-    let mut violations = Violations::default();
+    let mut violations = Vec::new();
     let ids = ids(&plan.steps, &mut violations);
     let offered = Offered::new(cards);
     let (mut steps, mut needs) = (Vec::new(), Vec::new());
@@ -54,7 +57,8 @@ pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<
     for cycle in cycles {
         let names = cycle.iter().chain(cycle.first()).map(|step| plan.steps[*step].id.as_str());
         let path = names.collect::<Vec<_>>().join(" → ");
-        violations.push(format!("steps[{}]", cycle[0]), format!("is part of a cycle: {path}"));
+        violations
+            .push(Violation::new(format!("steps[{}]", cycle[0]), format!("is part of a cycle: {path}")));
     }
     match order {
         Ok(order) if violations.is_empty() => Ok(Checked { steps, order }),
@@ -62,15 +66,15 @@ pub(super) fn check(plan: &Plan, cards: &[ArmCard], max_steps: usize) -> Result<
     }
 }
 
-fn ids<'a>(steps: &'a [PlanStep], violations: &mut Violations) -> HashMap<&'a str, usize> {
+fn ids<'a>(steps: &'a [PlanStep], violations: &mut Vec<Violation>) -> HashMap<&'a str, usize> {
     let mut ids = HashMap::new();
     for (position, step) in steps.iter().enumerate() {
         let path = || format!("steps[{position}].id");
         if !is_id(&step.id) {
-            violations.push(path(), "is not 1 to 64 of letters, digits, `_`, `.` and `-`");
+            violations.push(Violation::new(path(), "is not 1 to 64 of letters, digits, `_`, `.` and `-`"));
         }
         if let Some(first) = ids.get(&*step.id) {
-            violations.push(path(), format!("`{}` is the id of steps[{first}] too", step.id));
+            violations.push(Violation::new(path(), format!("`{}` is the id of steps[{first}] too", step.id)));
         } else {
             ids.insert(&*step.id, position);
         }
@@ -89,7 +93,7 @@ fn references(
     step: &PlanStep,
     path: &str,
     ids: &HashMap<&str, usize>,
-    violations: &mut Violations,
+    violations: &mut Vec<Violation>,
 ) -> (CheckedStep, BTreeSet<usize>) {
     let mut reader = Reader { steps: ids, violations, needs: BTreeSet::new(), item: false };
     let each = step.each.as_ref().map(|each| {
@@ -97,9 +101,10 @@ fn references(
         if matches!(&template, Template::Object(_))
             || matches!(&template, Template::Literal(value) if !value.is_array())
         {
-            reader
-                .violations
-                .push(format!("{path}.each"), "is neither a list nor an object that stands for one");
+            reader.violations.push(Violation::new(
+                format!("{path}.each"),
+                "is neither a list nor an object that stands for one",
+            ));
         }
         template
     });
@@ -127,7 +132,7 @@ impl<'a> Offered<'a> {
         &self,
         contract: &ContractRef,
         path: &str,
-        violations: &mut Violations,
+        violations: &mut Vec<Violation>,
     ) -> Option<&'a ContractCard> {
         let card = self.contracts.get(contract).copied();
         if card.is_none() {
@@ -135,14 +140,14 @@ impl<'a> Offered<'a> {
             offered.sort();
             let offered = if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") };
             let message = format!("{contract} is not offered; offered: {offered}");
-            violations.push(format!("{path}.contract"), message);
+            violations.push(Violation::new(format!("{path}.contract"), message));
         }
         card
     }
 }
 
 /// Checks the fields that the contract requires, as far as they are known before the plan runs.
-fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations: &mut Violations) {
+fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations: &mut Vec<Violation>) {
     let has = |field: &str| match input {
         Template::Object(fields) => fields.iter().any(|(key, _)| key == field),
         Template::Literal(Value::Object(fields)) => fields.contains_key(field),
@@ -152,7 +157,7 @@ fn missing_fields(card: &ContractCard, input: &Template, path: &str, violations:
     };
     let required = card.input_schema.get("required").and_then(Value::as_array);
     for field in required.into_iter().flatten().filter_map(Value::as_str).filter(|field| !has(field)) {
-        violations.push(format!("{path}.input.{field}"), "missing field");
+        violations.push(Violation::new(format!("{path}.input.{field}"), "missing field"));
     }
 }
 
@@ -252,7 +257,7 @@ impl Room {
 pub(super) struct Reader<'a> {
     /// The steps of the plan by their ids.
     pub(super) steps: &'a HashMap<&'a str, usize>,
-    pub(super) violations: &'a mut Violations,
+    pub(super) violations: &'a mut Vec<Violation>,
     /// The steps that were referred to.
     pub(super) needs: BTreeSet<usize>,
     /// Whether the step has items.
@@ -285,7 +290,7 @@ impl Reader<'_> {
                 .get("pointer")
                 .map_or(Some(String::new()), |pointer| self.pointer(pointer, &format!("{path}.pointer")));
             let Some(id) = step.as_str() else {
-                self.violations.push(format!("{path}.$output"), "is not the id of a step");
+                self.violations.push(Violation::new(format!("{path}.$output"), "is not the id of a step"));
                 return Some(nothing());
             };
             let step = self.step(id, path);
@@ -297,7 +302,7 @@ impl Reader<'_> {
         if let Some(pointer) = object.get("$item") {
             self.no_fields_beside(object, &["$item"], path);
             if !self.item {
-                self.violations.push(path, "refers to an item, but the step has no `each`");
+                self.violations.push(Violation::new(path, "refers to an item, but the step has no `each`"));
             }
             let pointer = self.pointer(pointer, &format!("{path}.$item"));
             return Some(pointer.map_or_else(nothing, |pointer| Template::Item { pointer }));
@@ -312,7 +317,7 @@ impl Reader<'_> {
         let step = self.steps.get(id).copied();
         match step {
             Some(step) => self.needs.extend([step]),
-            None => self.violations.push(path, format!("there is no step `{id}`")),
+            None => self.violations.push(Violation::new(path, format!("there is no step `{id}`"))),
         }
         step
     }
@@ -320,14 +325,17 @@ impl Reader<'_> {
     fn pointer(&mut self, pointer: &Value, path: &str) -> Option<String> {
         let pointer = pointer.as_str().filter(|pointer| is_pointer(pointer));
         if pointer.is_none() {
-            self.violations.push(path, "is not a JSON pointer such as `/files/0`");
+            self.violations.push(Violation::new(path, "is not a JSON pointer such as `/files/0`"));
         }
         pointer.map(str::to_owned)
     }
 
     fn no_fields_beside(&mut self, object: &Map<String, Value>, known: &[&str], path: &str) {
         for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
-            self.violations.push(format!("{path}.{key}"), format!("is not allowed beside `{}`", known[0]));
+            self.violations.push(Violation::new(
+                format!("{path}.{key}"),
+                format!("is not allowed beside `{}`", known[0]),
+            ));
         }
     }
 }
@@ -344,9 +352,9 @@ mod tests {
 
     use super::*;
 
-    fn read(value: Value) -> (Template, Violations) {
+    fn read(value: Value) -> (Template, Vec<Violation>) {
         let steps = HashMap::from([("list", 0)]);
-        let mut violations = Violations::default();
+        let mut violations = Vec::new();
         let mut reader =
             Reader { steps: &steps, violations: &mut violations, needs: BTreeSet::new(), item: true };
         (reader.read(&value, "input"), violations)
@@ -361,7 +369,7 @@ mod tests {
             "schema": { "$ref": "#/x" },
             "kept": { "$literal": { "$output": "list" } },
         }));
-        assert!(violations.is_empty(), "{violations}");
+        assert!(violations.is_empty(), "{violations:?}");
         let output = json!({ "files": [0, { "a/b": true }] });
         let filled = template.fill(std::slice::from_ref(&output), Some(&json!(7))).unwrap();
         assert_eq!(

@@ -49,7 +49,7 @@ use crate::{
     arm::Arm,
     card::ArmCard,
     context::{CALLS_AT_ONCE, Context},
-    contract::{ContractCard, ContractRef, ContractSpec, NoChunk, OwnedSpec, Spec, TaskContract, Violations},
+    contract::{ContractCard, ContractRef, ContractSpec, Spec, TaskContract, Violation},
     error::{ArmError, Failure},
     json::{RawJson, read_value},
 };
@@ -155,7 +155,7 @@ impl PlanOutput {
 
 impl TaskContract for Plan {
     type Output = PlanOutput;
-    type Chunk = NoChunk;
+    type Chunk = ();
     const SPEC: ContractSpec = ContractSpec::new("plan.run", "/plan", "plan:run")
         .timeout(Duration::from_secs(600))
         .summary("Runs steps given as data: independent ones in parallel, each when what it needs is done.")
@@ -212,8 +212,8 @@ impl PlanRunner {
 
     /// Adds the facts of a contract that is known at run time: see [`contract`](Self::contract).
     #[must_use]
-    pub fn spec(mut self, spec: OwnedSpec) -> Self {
-        self.specs.insert(spec.contract.clone(), spec.into());
+    pub fn spec(mut self, spec: Spec) -> Self {
+        self.specs.insert(spec.reference(), spec);
         self
     }
 
@@ -223,7 +223,7 @@ impl PlanRunner {
     /// Every mistake, with paths such as `steps[2].input.file`: an empty or too long plan, ids that are malformed or repeated,
     /// references to steps that do not exist or that form a cycle, `$item` without `each`, malformed pointers, contracts that no
     /// arm offers, and required fields that the input lacks.
-    pub fn check(&self, plan: &Plan, cards: &[ArmCard]) -> Result<(), Violations> {
+    pub fn check(&self, plan: &Plan, cards: &[ArmCard]) -> Result<(), Vec<Violation>> {
         check::check(plan, cards, self.max_steps).map(drop)
     }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     budget::Budget,
-    context::{Context, Request, Shares, count_ended},
+    context::{Context, Shares, UnsentCall, count_ended},
     contract::{ContractRef, Spec},
     error::{ArmError, CallError, ErrorKind},
     json::read_value,
@@ -133,13 +133,13 @@ impl<'a> PlanRun<'a> {
     }
 
     /// The call of a place. All calls of a plan are one batch: several may fail before the plan ends.
-    fn call(&self, place: Place, share: Budget) -> Result<Request, ArmError> {
+    fn call(&self, place: Place, share: Budget) -> Result<UnsentCall, ArmError> {
         let CheckedStep { id, contract, input, .. } = &self.plan.steps[place.step];
         let item = place.item.and_then(|item| self.items[place.step].get(item));
         let name = name(id, place);
         let input = input.fill(&self.outputs, item).map_err(|missing| unfit(&name, missing))?;
         let first = self.plan.steps.first().map_or_else(|| name.clone(), |step| step.id.clone());
-        let request = Request::json(self.cx.clone(), StepKey::Name(name), contract, &input)
+        let request = UnsentCall::json(self.cx.clone(), StepKey::Name(name), contract, &input)
             .with_spec(self.specs.get(contract).cloned());
         Ok(request.of_batch(StepKey::Name(first), share))
     }

@@ -17,7 +17,7 @@ use crate::{
     contract::ContractCard,
     dispatcher::{Dispatcher, Execution},
     error::{CallError, ErrorKind},
-    transport::{Call, NoArms, Reply, ServedBy, Transport},
+    transport::{Call, Reply, ServedBy, Transport},
     update::{Phase, Update, UpdateSink},
 };
 
@@ -174,10 +174,10 @@ async fn every_fault_is_reported_before_the_first_call() {
 fn limits_apply_and_are_at_least_1() {
     let step = |id| json!({ "id": id, "contract": "test.any" });
     let faults = PlanRunner::new().max_steps(1).check(&steps(json!([step("a"), step("b")])), &[]);
-    assert_eq!(faults.unwrap_err().to_string(), "steps: has 2 steps; at most 1 are allowed");
+    assert_eq!(faults.unwrap_err()[0].to_string(), "steps: has 2 steps; at most 1 are allowed");
     // 0 counts as 1.
     let faults = PlanRunner::new().max_steps(0).check(&steps(json!([step("a")])), &[]).unwrap_err();
-    assert_eq!(faults.iter().next().unwrap().path, "steps[0].contract");
+    assert_eq!(faults[0].path, "steps[0].contract");
 }
 
 #[tokio::test(start_paused = true)]
@@ -267,7 +267,7 @@ async fn progress_is_reported() {
 #[tokio::test]
 async fn a_plan_is_refused_where_there_are_no_arms() {
     let plan = steps(json!([{ "id": "a", "contract": "test.any" }]));
-    let error = PlanRunner::new().run(&plan, &Context::root(Arc::new(NoArms))).await.unwrap_err();
+    let error = PlanRunner::new().run(&plan, &Context::root(Arc::new(()))).await.unwrap_err();
     assert_eq!(error.to_string(), "steps[0].contract: test.any is not offered; offered: nothing");
 }
 

@@ -22,7 +22,7 @@ impl HasSimpleLength for Measured {
     }
 }
 
-/// What has a length: characters of a text, items of a list, members of a map. `M` tells the kinds apart.
+/// What has a length: characters of a text, items of a list, members of a map. `M` distinguishes the kinds.
 pub trait Length<M> {
     /// `None` where nothing is there.
     fn octollm_length(&self) -> Option<Measured>;

@@ -5,7 +5,7 @@ pub use serde;
 pub use serde_json;
 
 pub use crate::contract::{
-    ContractCard, ContractSpec, Effects, NoChunk, RangeEnd, SchemaRules, TaskContract, Violations,
+    ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation,
 };
 
 mod lengths;
@@ -18,33 +18,33 @@ pub use self::{
 
 /// Chooses between the `Validate` of a contract, where it has one, and the rules that its own derive has read.
 #[derive(Debug)]
-pub struct Checked<'a, T>(pub &'a T);
+pub struct ContractCheck<'a, T>(pub &'a T);
 
 /// The choice for types that implement `Validate`.
 pub trait CheckedByValidate {
-    fn octollm_check(&self) -> Option<Result<(), Violations>>;
+    fn octollm_check(&self) -> Option<Result<(), Vec<Violation>>>;
 }
 
 /// The choice for all others.
 pub trait CheckedByItself {
-    fn octollm_check(&self) -> Option<Result<(), Violations>>;
+    fn octollm_check(&self) -> Option<Result<(), Vec<Violation>>>;
 }
 
-impl<T: garde::Validate<Context: Default>> CheckedByValidate for Checked<'_, T> {
-    fn octollm_check(&self) -> Option<Result<(), Violations>> {
-        Some(self.0.validate().map_err(Violations::from))
+impl<T: garde::Validate<Context: Default>> CheckedByValidate for ContractCheck<'_, T> {
+    fn octollm_check(&self) -> Option<Result<(), Vec<Violation>>> {
+        Some(self.0.validate().map_err(|report| Violation::all_of(&report)))
     }
 }
 
-impl<T> CheckedByItself for &Checked<'_, T> {
-    fn octollm_check(&self) -> Option<Result<(), Violations>> {
+impl<T> CheckedByItself for &ContractCheck<'_, T> {
+    fn octollm_check(&self) -> Option<Result<(), Vec<Violation>>> {
         None
     }
 }
 
 /// What a report comes to.
-pub fn checked(report: garde::Report) -> Result<(), Violations> {
-    if report.is_empty() { Ok(()) } else { Err(report.into()) }
+pub fn checked(report: garde::Report) -> Result<(), Vec<Violation>> {
+    if report.is_empty() { Ok(()) } else { Err(Violation::all_of(&report)) }
 }
 
 /// Chooses, for a field, between the rules of its type and nothing at all.
@@ -78,13 +78,13 @@ impl<T: ?Sized> Unruled for &OwnRules<'_, T> {
     note = "without it the rules would be in the schema and never be run"
 )]
 pub trait Ruled {
-    fn octollm_check(&self) -> Result<(), Violations>;
+    fn octollm_check(&self) -> Result<(), Vec<Violation>>;
 }
 
 // Reported as `Ruled`, which has the words above.
 #[diagnostic::do_not_recommend]
 impl<T: garde::Validate<Context: Default>> Ruled for T {
-    fn octollm_check(&self) -> Result<(), Violations> {
-        self.validate().map_err(Violations::from)
+    fn octollm_check(&self) -> Result<(), Vec<Violation>> {
+        self.validate().map_err(|report| Violation::all_of(&report))
     }
 }

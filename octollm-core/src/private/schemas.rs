@@ -103,7 +103,9 @@ impl<T: garde::Validate + ?Sized> RuledByHand for &&OwnSchema<T> {
 }
 
 impl<T: ?Sized> NotRuled for OwnSchema<T> {
-    fn octollm_add(&self, _: &mut SchemaRules) {}
+    fn octollm_add(&self, rules: &mut SchemaRules) {
+        rules.unruled();
+    }
 }
 
 /// One end of a range, as a rule has it.

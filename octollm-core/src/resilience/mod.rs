@@ -1,10 +1,11 @@
-//! Surviving failures of others: layers around any tower service of [`Call`](crate::transport::Call)s. They know no HTTP.
+//! Layers for any tower service of [`Call`](crate::transport::Call)s that survive the failures of arms. They are independent of
+//! HTTP.
 //!
 //! # When a call is tried again
 //!
 //! All of these have to hold:
 //!
-//! - Attempts are left: [`RetryConfig::attempts`] of the layer, or those that the call itself
+//! - Attempts are left: [`RetryLayer::attempts`], or those that the call itself
 //!   [asks for](crate::context::CallFuture::retry).
 //! - The failure is [`retryable`](crate::error::Failure::retryable). A failure of a hop further down is not: only the hop
 //!   beside it retries. Nor is one that the same call meets again: 4xx but for `rate_limited` and `request_timeout`, a
@@ -14,12 +15,9 @@
 //! - The wait ends before the deadline, and something of the budget is left.
 //!
 //! The wait is a random part of `backoff · 2ⁿ` (full jitter), and never shorter than a `Retry-After`. A `Retry-After` beyond
-//! [`RetryConfig::max_retry_after`] fails the call at once.
+//! [`RetryLayer::max_retry_after`] fails the call at once.
 
 mod policy;
 mod retry;
 
-pub use self::{
-    policy::RetryConfig,
-    retry::{Retry, RetryLayer},
-};
+pub use self::retry::RetryLayer;

@@ -16,57 +16,105 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt};
 
-use super::policy::{Failed, RetryConfig};
+use super::policy::{Failed, RetryLimits};
 use crate::{
     budget::Usage,
     deadline::Deadline,
-    error::{CallError, ConfigError, ErrorKind, Failure},
+    error::{CallError, ErrorKind, Failure},
     id::RequestId,
     transport::{Call, Reply},
-    update::{Handle, Update, UpdateSink},
+    update::{Update, UpdateSink},
 };
 
 /// Tries failed calls again where that is safe and can help: see the [module](super).
 ///
 /// It belongs above the choice of an endpoint: a further attempt names those that failed in [`Call::avoid`], and has the
-/// handle that an earlier one reported in [`Call::handle`]. The answer has what all attempts used, and how many were made.
+/// handle that an earlier one reported in [`Call::handle`]. The reply has what all attempts used, and how many were made.
 ///
 /// It makes all attempts that a call asks for: a retry layer below it makes only those that it has by default.
-#[derive(Debug, Clone, Default)]
+///
+/// ```
+/// use std::time::Duration;
+/// use octollm_core::resilience::RetryLayer;
+///
+/// let layer = RetryLayer::new().attempts(5).max_backoff(Duration::from_secs(2));
+/// ```
+#[derive(Clone, Default)]
 pub struct RetryLayer {
-    rules: Arc<Rules>,
+    limits: RetryLimits,
+    honoured: Option<Arc<KeysHonoured>>,
 }
 
+type KeysHonoured = dyn Fn(&Call) -> bool + Send + Sync;
+
 impl RetryLayer {
-    /// With limits of its own.
-    ///
-    /// # Errors
-    /// A [`ConfigError`] for limits that make no sense.
-    pub fn new(config: RetryConfig) -> Result<Self, ConfigError> {
-        config.check()?;
-        Ok(Self { rules: Arc::new(Rules { config, ..Rules::default() }) })
+    /// A layer with the default limits.
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// One attempt, unless the call asks for more.
-    pub fn when_asked() -> Self {
-        let config = RetryConfig { attempts: 1, ..RetryConfig::default() };
-        Self { rules: Arc::new(Rules { config, ..Rules::default() }) }
+    /// Sets how many attempts are made in all, the first one included (default 3, at least 1). A call that
+    /// [asks for more](crate::context::CallFuture::retry) gets them.
+    #[must_use]
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.limits.attempts = attempts.max(1);
+        self
+    }
+
+    /// Sets the longest wait before the second attempt (default 50 ms, at least 1 ms). It doubles with each further one.
+    #[must_use]
+    pub fn backoff(mut self, longest: Duration) -> Self {
+        self.limits.backoff = longest.max(SHORTEST_BACKOFF);
+        self
+    }
+
+    /// Sets the same for an arm that has more work than it takes (default 1 s, at least 1 ms).
+    #[must_use]
+    pub fn throttled_backoff(mut self, longest: Duration) -> Self {
+        self.limits.throttled_backoff = longest.max(SHORTEST_BACKOFF);
+        self
+    }
+
+    /// Sets the longest wait before any attempt, unless the arm asks for a longer one (default 5 s, at least 1 ms).
+    #[must_use]
+    pub fn max_backoff(mut self, longest: Duration) -> Self {
+        self.limits.max_backoff = longest.max(SHORTEST_BACKOFF);
+        self
+    }
+
+    /// Sets the longest wait that an arm may ask for (default 60 s). Where it asks for more, the call fails at once.
+    #[must_use]
+    pub fn max_retry_after(mut self, longest: Duration) -> Self {
+        self.limits.max_retry_after = longest;
+        self
     }
 
     /// Sets how to find out whether the arms of a call honour its key: they run it once, however often it is sent. Without
     /// this none does.
     #[must_use]
-    pub fn keys_honoured(self, honoured: impl Fn(&Call) -> bool + Send + Sync + 'static) -> Self {
-        let rules = Rules { config: self.rules.config.clone(), honoured: Box::new(honoured) };
-        Self { rules: Arc::new(rules) }
+    pub fn keys_honoured(mut self, honoured: impl Fn(&Call) -> bool + Send + Sync + 'static) -> Self {
+        self.honoured = Some(Arc::new(honoured));
+        self
+    }
+
+    /// Attempts after the first one.
+    fn allowed(&self, call: &Call) -> u32 {
+        call.retry.max(self.limits.attempts.saturating_sub(1))
+    }
+
+    fn is_repeatable(&self, call: &Call) -> bool {
+        call.is_idempotent()
+            || call.key.is_some() && self.honoured.as_ref().is_some_and(|honoured| honoured(call))
     }
 }
+
+const SHORTEST_BACKOFF: Duration = Duration::from_millis(1);
 
 impl<S> Layer<S> for RetryLayer {
     type Service = Retry<S>;
 
     fn layer(&self, service: S) -> Self::Service {
-        Retry { rules: self.rules.clone(), service }
+        Retry { rules: Arc::new(self.clone()), service }
     }
 }
 
@@ -75,7 +123,7 @@ impl<S> Layer<S> for RetryLayer {
 /// Each attempt ends at the deadline of its call, whatever the service below does.
 #[derive(Debug, Clone)]
 pub struct Retry<S> {
-    rules: Arc<Rules>,
+    rules: Arc<RetryLayer>,
     service: S,
 }
 
@@ -104,31 +152,9 @@ where
     }
 }
 
-struct Rules {
-    config: RetryConfig,
-    honoured: Box<dyn Fn(&Call) -> bool + Send + Sync>,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self { config: RetryConfig::default(), honoured: Box::new(|_| false) }
-    }
-}
-
-impl Rules {
-    /// Attempts after the first one.
-    fn allowed(&self, call: &Call) -> u32 {
-        call.retry.max(self.config.attempts.saturating_sub(1))
-    }
-
-    fn is_repeatable(&self, call: &Call) -> bool {
-        call.is_idempotent() || call.key.is_some() && (self.honoured)(call)
-    }
-}
-
 /// The attempts of one call, and what they have come to.
 struct Attempts {
-    rules: Arc<Rules>,
+    rules: Arc<RetryLayer>,
     /// The next attempt.
     call: Call,
     reported: Arc<Reported>,
@@ -142,7 +168,7 @@ struct Attempts {
 }
 
 impl Attempts {
-    fn new(rules: Arc<Rules>, mut call: Call) -> Self {
+    fn new(rules: Arc<RetryLayer>, mut call: Call) -> Self {
         let reported = Arc::new(Reported { handle: Mutex::default(), to: call.updates.take() });
         call.updates = Some(reported.clone());
         let allowed = rules.allowed(&call);
@@ -194,7 +220,7 @@ impl Attempts {
             deadline: call.parts.deadline,
             budget: call.parts.budget,
         };
-        let Some(wait) = self.rules.config.wait(&failed, Instant::now(), random()) else {
+        let Some(wait) = self.rules.limits.wait(&failed, Instant::now(), random()) else {
             error.after_attempts(self.sent, self.used, self.may_have_executed);
             return None;
         };
@@ -216,12 +242,12 @@ impl Attempts {
 
 /// Remembers the handle that an attempt reports, for the next one.
 struct Reported {
-    handle: Mutex<Option<Handle>>,
+    handle: Mutex<Option<String>>,
     to: Option<Arc<dyn UpdateSink>>,
 }
 
 impl Reported {
-    fn latest(&self) -> Option<Handle> {
+    fn latest(&self) -> Option<String> {
         self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -240,7 +266,7 @@ impl UpdateSink for Reported {
         }
     }
 
-    async fn handle(&self, handle: Handle) -> Result<(), Failure> {
+    async fn handle(&self, handle: String) -> Result<(), Failure> {
         if let Some(to) = &self.to {
             to.handle(handle.clone()).await?;
         }
@@ -254,8 +280,22 @@ fn random() -> f64 {
     (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-impl fmt::Debug for Rules {
+impl fmt::Debug for RetryLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Rules").field(&self.config).finish()
+        f.debug_struct("RetryLayer").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_out_of_range_are_the_nearest_within() {
+        let none = Duration::ZERO;
+        let layer = RetryLayer::new().attempts(0).backoff(none).throttled_backoff(none).max_backoff(none);
+        let RetryLimits { attempts, backoff, throttled_backoff, max_backoff, .. } = layer.limits;
+        assert_eq!(attempts, 1);
+        assert_eq!([backoff, throttled_backoff, max_backoff], [SHORTEST_BACKOFF; 3]);
     }
 }

@@ -10,7 +10,6 @@ use crate::{
     id::StepKey,
     json::RawJson,
     transport::ServedBy,
-    update::Handle,
 };
 
 /// An entry of a task's journal: one call, and what is known of its end. A store reads the members that are public here, and
@@ -74,8 +73,8 @@ pub(crate) enum Recorded {
         /// The greatest number of all entries when this was decided.
         last: u64,
     },
-    /// A transport follows it by this handle.
-    Handle(Handle),
+    /// A transport follows it by this handle, whose text is the transport's own.
+    Handle(String),
     /// The output, as it came.
     Output(RawJson),
     /// A failure.

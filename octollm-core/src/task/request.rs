@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::TaskResult;
 use crate::{
     budget::{Budget, Cost, narrower},
-    contract::{ContractCard, ContractRef, ContractSpec, NoChunk, TaskContract, Violations, input_schema},
+    contract::{ContractCard, ContractRef, ContractSpec, TaskContract, Violation, input_schema},
     error::{ErrorKind, Failure},
     json::{self, RawJson},
 };
@@ -63,23 +63,23 @@ impl TaskRequest {
 
 impl TaskContract for TaskRequest {
     type Output = TaskResult;
-    type Chunk = NoChunk;
+    type Chunk = ();
     const SPEC: ContractSpec = ContractSpec::new("task.run", "/run", "task:run")
         .timeout(Duration::from_secs(600))
         .summary("Works towards a goal that is given in words.")
         .fingerprint(ContractCard::fingerprint_of::<Self>);
 
-    fn check(&self) -> Result<(), Violations> {
-        let mut violations = Violations::default();
+    fn check(&self) -> Result<(), Vec<Violation>> {
+        let mut violations = Vec::new();
         if self.goal.trim().is_empty() {
-            violations.push("goal", "is empty");
+            violations.push(Violation::new("goal", "is empty"));
         }
         if self.goal.chars().nth(10_000).is_some() {
-            violations.push("goal", "is longer than 10000 characters");
+            violations.push(Violation::new("goal", "is longer than 10000 characters"));
         }
         for (field, json) in [("context", &self.context), ("metadata", &self.metadata)] {
             if !json.is_object() {
-                violations.push(field, "is not an object");
+                violations.push(Violation::new(field, "is not an object"));
             }
         }
         if let Err(more) = self.budget.check() {
@@ -133,13 +133,13 @@ impl TaskBudget {
     ///
     /// # Errors
     /// The members that are negative, not finite or out of range.
-    pub fn check(&self) -> Result<(), Violations> {
-        let mut violations = Violations::default();
+    pub fn check(&self) -> Result<(), Vec<Violation>> {
+        let mut violations = Vec::new();
         if self.max_time_seconds.is_some_and(|seconds| !(seconds > 0.0 && seconds <= MAX_SECONDS)) {
-            violations.push("budget.max_time_seconds", "is not between 0 and a year");
+            violations.push(Violation::new("budget.max_time_seconds", "is not between 0 and a year"));
         }
         if self.max_cost_dollars.is_some_and(|dollars| Cost::from_dollars(dollars).is_err()) {
-            violations.push("budget.max_cost_dollars", "is not an amount of money");
+            violations.push(Violation::new("budget.max_cost_dollars", "is not an amount of money"));
         }
         if violations.is_empty() { Ok(()) } else { Err(violations) }
     }
@@ -278,7 +278,7 @@ impl Submission {
         let Named { contract, input, priority, budget, metadata } = json::read_input(body)?;
         budget.check().map_err(Failure::invalid)?;
         if !metadata.is_object() {
-            return Err(Failure::invalid(Violations::one("metadata", "is not an object")));
+            return Err(Failure::invalid(vec![Violation::new("metadata", "is not an object")]));
         }
         let named = Self { contract, input, goal: None, priority, budget, metadata };
         Ok(if named.contract == TaskRequest::SPEC.reference() { named.with_its_goal() } else { named })

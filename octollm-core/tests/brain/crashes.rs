@@ -21,9 +21,7 @@ use octollm_core::{
     resilience::RetryLayer,
     store::{MemoryStore, TaskStore},
     task::{Submission, Task, TaskQuery, TaskStatus},
-    transport::{
-        Call, IdempotencyKey, NoArms, Reply, ServedBy, ServiceTransport, Transport, TransportService,
-    },
+    transport::{Call, IdempotencyKey, Reply, ServedBy, Transport, from_service},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -161,7 +159,7 @@ impl Transport for Bookkeeping {
             self.booked.lock().unwrap().push(key.clone());
         }
         let route = self.ledger.find(&contract).unwrap();
-        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(NoArms))).await;
+        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(()))).await;
         match outcome.result {
             Ok(output) => {
                 let reply = Reply::new(output, ServedBy::new("ledger", "in-process/ledger"));
@@ -198,8 +196,8 @@ impl Outside {
     fn brain(&self, fate: &Arc<Fate>) -> Brain {
         let arms = Arc::new(self.doomed(fate, self.arms.clone()));
         // Each attempt of a call is a call to the outside.
-        let service = RetryLayer::when_asked().layer(TransportService::new(arms.clone()));
-        let builder = Brain::builder().arm::<Settle>(Accountant).arms(ServiceTransport::new(service, arms));
+        let service = RetryLayer::new().attempts(1).layer(arms.clone());
+        let builder = Brain::builder().arm::<Settle>(Accountant).arms(from_service(service, arms));
         let builder = builder.store(self.doomed(fate, self.store.clone()));
         builder.bus(self.doomed(fate, self.bus.clone())).clock(Clock::runtime()).build().unwrap()
     }

@@ -17,7 +17,6 @@ use octollm_core::{
     error::{ArmError, ErrorKind},
     orchestrator::Orchestrator,
     task::{Priority, TaskBudget, TaskQuery, TaskRequest, TaskResult, TaskStatus, TaskUpdate},
-    transport::NoArms,
 };
 use serde_json::json;
 
@@ -268,7 +267,7 @@ fn caller(name: &str, scopes: &[&str]) -> Context {
 fn of(caller: Caller) -> Context {
     let mut parts = ContextParts::new();
     parts.caller = caller;
-    Context::from_parts(parts, Arc::new(NoArms))
+    Context::from_parts(parts, Arc::new(()))
 }
 
 #[tokio::test(start_paused = true)]

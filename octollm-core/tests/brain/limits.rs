@@ -16,7 +16,7 @@ use octollm_core::{
     orchestrator::Orchestrator,
     store::{MemoryStore, TaskStore},
     task::{Priority, Submission, TaskBudget, TaskEvent, TaskQuery, TaskRequest, TaskResult, TaskStatus},
-    transport::{NoArms, Transport},
+    transport::Transport,
 };
 use tokio::time::{Instant, advance, sleep, timeout};
 
@@ -157,7 +157,7 @@ async fn trace_correlation_and_caller_travel_through_the_queue_and_over_a_crash(
     let mut parts = ContextParts::new();
     parts.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
     parts.caller = Caller::known("ann", ["number:compute", "number:increment"]);
-    let cx = Context::from_parts(parts.clone(), Arc::new(NoArms));
+    let cx = Context::from_parts(parts.clone(), Arc::new(()));
     let one = on(&store, &arms, calls.clone());
     let id = one.submit(compute(4), &cx).await.unwrap().task_id;
     sleep(SECOND).await;

@@ -13,7 +13,6 @@ use octollm_core::{
     error::{ArmError, ErrorKind},
     orchestrator::Orchestrator,
     task::{TaskBudget, TaskQuery, TaskRequest, TaskResult, TaskStatus},
-    transport::NoArms,
 };
 
 use crate::{
@@ -66,7 +65,7 @@ async fn the_trace_of_the_caller_continues_through_both() {
     let outer = builder.build().unwrap();
     let mut parts = ContextParts::new();
     parts.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
-    let cx = Context::from_parts(parts.clone(), Arc::new(NoArms));
+    let cx = Context::from_parts(parts.clone(), Arc::new(()));
     let id = outer.submit(goal("4"), &cx).await.unwrap().task_id;
     assert_eq!(end_of(&outer, &id).await.status, TaskStatus::Completed);
     let called = arms.last().parts;

@@ -13,7 +13,6 @@ use octollm_core::{
     orchestrator::{Orchestrator, StepOutcome},
     task::TaskStatus,
     transport::Call,
-    update::Handle,
 };
 use tokio::time::{advance, sleep, timeout};
 
@@ -279,7 +278,7 @@ async fn a_transport_goes_on_from_the_handle_that_it_reported() {
     let arms = Scripted::new(|_| Does::Follows("5"));
     let task = interrupted(&arms, program, |_| Does::Follows("5")).await;
     assert_eq!(task.result.unwrap().output, 5);
-    assert_eq!(arms.last().handle, Some(Handle::new("job-1")));
+    assert_eq!(arms.last().handle, Some("job-1".to_owned()));
     assert_eq!(arms.steps().len(), 2);
 }
 

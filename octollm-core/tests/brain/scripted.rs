@@ -21,7 +21,6 @@ use octollm_core::{
     store::MemoryStore,
     task::Task,
     transport::{Call, Reply, ServedBy, Transport},
-    update::Handle,
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -112,9 +111,9 @@ impl Transport for Scripted {
             }
             Does::Fails(error) => Err(error),
             Does::Hangs => std::future::pending().await,
-            Does::Follows(text) if call.handle == Some(Handle::new("job-1")) => reply(text),
+            Does::Follows(text) if call.handle == Some("job-1".to_owned()) => reply(text),
             Does::Follows(_) => {
-                call.updates.unwrap().handle(Handle::new("job-1")).await.unwrap();
+                call.updates.unwrap().handle("job-1".to_owned()).await.unwrap();
                 std::future::pending().await
             }
         }

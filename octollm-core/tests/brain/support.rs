@@ -14,7 +14,7 @@ use octollm_core::{
     orchestrator::{Orchestrator, finished},
     store::MemoryStore,
     task::{Submission, Task, TaskRequest},
-    transport::{Call, NoArms, Reply, ServedBy, Transport},
+    transport::{Call, Reply, ServedBy, Transport},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -118,7 +118,7 @@ impl Transport for Local {
             .arm
             .find(&call.contract)
             .map_err(|failure| CallError::new(call.contract.clone(), failure))?;
-        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(NoArms))).await;
+        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(()))).await;
         let served_by = ServedBy::new("adder", "in-process");
         match outcome.result {
             Ok(output) => Ok(Reply::new(output, served_by).with_usage(outcome.usage)),

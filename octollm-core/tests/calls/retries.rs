@@ -12,14 +12,13 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     budget::{Budget, Usage},
-    contract::{ContractRef, ContractSpec, NoChunk, OwnedSpec, TaskContract},
+    contract::{ContractRef, ContractSpec, Spec, TaskContract},
     error::{ArmError, CallError, ErrorKind, Failure},
     mesh::{Fault, Mesh},
     orchestrator::finished,
     resilience::RetryLayer,
     task::{TaskRequest, TaskResult, TaskStatus},
-    transport::{Call, CallService, Reply, ServiceTransport, TransportService},
-    update::Handle,
+    transport::{Call, CallService, Reply, from_service},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -99,7 +98,7 @@ struct Cautious {
 
 impl TaskContract for Cautious {
     type Output = Seen;
-    type Chunk = NoChunk;
+    type Chunk = ();
     const SPEC: ContractSpec = ContractSpec::new("work.measure", "/measure", "work:measure");
 }
 
@@ -122,11 +121,10 @@ async fn the_callers_own_facts_decide_and_not_the_card() {
     let count = || mesh.calls().len();
     call().await.unwrap_err();
     assert_eq!(count(), 2, "no facts, no second attempt");
-    let mut spec = OwnedSpec::new(contract.clone());
+    let spec = Spec::new(contract.clone());
     call().spec(spec.clone()).await.unwrap_err();
     assert_eq!(count(), 3, "not idempotent by default");
-    spec.idempotent = true;
-    call().spec(spec).await.unwrap_err();
+    call().spec(spec.idempotent()).await.unwrap_err();
     assert_eq!(count(), 5);
 }
 
@@ -213,8 +211,8 @@ async fn any_transport_can_have_layers_and_keys_make_a_call_safe() {
     let mesh = mesh().await;
     mesh.fault("worker", Fault::DropReply.once());
     let layer = RetryLayer::default().keys_honoured(|call| call.contract.name() == "work.charge");
-    let service = layer.layer(TransportService::new(mesh.transport()));
-    let transport = std::sync::Arc::new(ServiceTransport::new(service, mesh.transport()));
+    let service = layer.layer(mesh.transport());
+    let transport = std::sync::Arc::new(from_service(service, mesh.transport()));
     // Without a key it is not safe, whatever the arm honours.
     let cx = Context::root(transport);
     assert_eq!(cx.call(Charge { number: 1 }).await.unwrap_err().kind(), ErrorKind::ConnectionLost);
@@ -282,7 +280,7 @@ impl Service<Call> for Reports {
             match &call.handle {
                 None => {
                     let sink = call.updates.clone().unwrap();
-                    sink.handle(Handle::new("job-7")).await.unwrap();
+                    sink.handle("job-7".to_owned()).await.unwrap();
                     let failure = Failure::of(ErrorKind::Unavailable);
                     Err(CallError::new(call.contract, failure).with_usage(Usage::tokens(40)))
                 }
@@ -298,7 +296,7 @@ impl Service<Call> for Reports {
 #[tokio::test(start_paused = true)]
 async fn a_further_attempt_has_the_handle_of_the_one_before() {
     let service = RetryLayer::default().layer(Reports);
-    let cx = Context::root(std::sync::Arc::new(ServiceTransport::new(service, mesh().await.transport())));
+    let cx = Context::root(std::sync::Arc::new(from_service(service, mesh().await.transport())));
     let contract: ContractRef = "work.measure".parse().unwrap();
     assert_eq!(cx.call_json(&contract, &json!({})).await.unwrap(), "job-7");
     assert_eq!(cx.used(), Usage::tokens(40));
@@ -307,7 +305,7 @@ async fn a_further_attempt_has_the_handle_of_the_one_before() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_passes_during_a_further_attempt_leaves_what_was_used() {
     let service = RetryLayer::default().layer(Reports);
-    let cx = Context::root(std::sync::Arc::new(ServiceTransport::new(service, mesh().await.transport())));
+    let cx = Context::root(std::sync::Arc::new(from_service(service, mesh().await.transport())));
     let error = cx.call(measure(1)).within(ms(5_000)).await.unwrap_err();
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::DeadlineExceeded, 2));
     assert_eq!((error.usage(), cx.used()), (Usage::tokens(40), Usage::tokens(40)));

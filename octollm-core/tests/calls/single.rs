@@ -11,7 +11,7 @@ use octollm_core::{
     Arm, Context,
     arm::arm_fn,
     budget::{Budget, Usage},
-    contract::{ContractRef, ContractSpec, NoChunk, OwnedSpec, TaskContract},
+    contract::{ContractRef, ContractSpec, Spec, TaskContract},
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     mesh::{Fault, Mesh},
@@ -60,7 +60,7 @@ async fn a_call_without_facts_leaves_the_time_to_its_caller() {
     assert_eq!(begun.elapsed(), ms(30_000));
     call().within(ms(60_000)).await.unwrap_err();
     assert_eq!(begun.elapsed(), ms(90_000));
-    call().within(ms(60_000)).spec(OwnedSpec::new(contract.clone())).await.unwrap_err();
+    call().within(ms(60_000)).spec(Spec::new(contract.clone())).await.unwrap_err();
     assert_eq!(begun.elapsed(), ms(120_000));
 }
 
@@ -239,7 +239,7 @@ struct Huge {}
 
 impl TaskContract for Huge {
     type Output = u128;
-    type Chunk = NoChunk;
+    type Chunk = ();
     const SPEC: ContractSpec = ContractSpec::new("number.huge", "/huge", "number:huge");
 }
 
@@ -274,7 +274,7 @@ async fn a_plan_hands_no_rounded_number_on() {
 async fn facts_of_another_contract_are_refused() {
     let mesh = mesh().await;
     let contract: ContractRef = "work.charge".parse().unwrap();
-    let other = OwnedSpec::new("work.measure".parse().unwrap());
+    let other = Spec::new("work.measure".parse().unwrap());
     let error = mesh.context().call_json(&contract, &json!({ "number": 1 })).spec(other).await.unwrap_err();
     assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::BadRequest, false));
     assert_eq!(mesh.calls().len(), 0);

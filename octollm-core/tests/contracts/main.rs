@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
-    contract::{ContractCard, ContractSpec, NoChunk, TaskContract},
+    contract::{ContractCard, ContractSpec, TaskContract},
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind, Failure},
     json,
@@ -194,7 +194,7 @@ fn a_member_nobody_knows_is_refused_wherever_it_is() {
 #[test]
 fn a_misspelt_member_of_a_flattened_struct_is_named() {
     let failure = read::<Search>(&json!({ "query": "q", "limit": 1, "limitt": 5 })).unwrap_err();
-    assert_eq!(failure.violations.to_string(), "limitt: unknown field");
+    assert_eq!(failure.violations[0].to_string(), "limitt: unknown field");
     let input = json!({ "query": "q", "limit": 1, "sort": { "by": "a", "bye": 1 }, "x": 1 });
     assert_eq!(paths(&read::<Search>(&input).unwrap_err()), ["sort.bye", "x"]);
 }
@@ -251,7 +251,7 @@ macro_rules! by_hand {
     ($input:ident, $name:literal, $version:literal) => {
         impl TaskContract for $input {
             type Output = ();
-            type Chunk = NoChunk;
+            type Chunk = ();
             const SPEC: ContractSpec = ContractSpec::new($name, "/x", "x:x").version($version);
         }
     };
@@ -340,5 +340,5 @@ fn an_input_that_json_cannot_tell_is_not_sent() {
         values: Vec<f64>,
     }
     let error = json::write_input(&Score { values: vec![1.0, f64::NAN] }).unwrap_err();
-    assert_eq!(error.path(), Some("values[1]"));
+    assert_eq!(error.violations[0].path, "values[1]");
 }

@@ -221,6 +221,60 @@ struct RunHalf {
     named: Vec<Holder>,
 }
 
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct PairNames {
+    name: Name,
+    pairs: Option<Vec<(Name, u32)>>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct TryName {
+    name: Name,
+    tried: Result<Name, String>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct PairTogether {
+    name: Name,
+    #[garde(skip)]
+    pair: (Name, u32),
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct PairRuled {
+    pair: (Name, Named),
+    plain: (String, u32),
+    tried: Result<u32, String>,
+    #[serde(flatten)]
+    bare: Beside,
+    #[serde(flatten)]
+    plain_page: PlainPage,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct PlainPage {
+    from: u32,
+}
+
+/// A type parameter has to be asked for.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct TakeAny<T> {
+    any: T,
+}
+
+#[test]
+fn a_rule_in_a_type_that_runs_none_is_refused_at_registration() {
+    let place = |refused: octollm_core::error::ConfigError| {
+        refused.to_string().split('`').nth(3).unwrap_or_default().to_owned()
+    };
+    assert_eq!(place(ContractCard::checked::<PairNames>().unwrap_err()), "pairs");
+    assert_eq!(place(ContractCard::checked::<TryName>().unwrap_err()), "Result_of_Name_or_string.Ok");
+    assert_eq!(place(ContractCard::checked::<TakeAny<Name>>().unwrap_err()), "any");
+    assert!(ContractCard::checked::<TakeAny<u32>>().is_ok());
+    assert!(ContractCard::checked::<PairTogether>().is_ok(), "`skip` states that the type checks itself");
+    assert!(ContractCard::checked::<PairRuled>().is_ok(), "what has rules runs them");
+}
+
 #[test]
 fn a_rule_that_nobody_runs_is_refused_at_registration() {
     let refused = ContractCard::checked::<ForgetRules>().unwrap_err();

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use octollm_core::{
-    contract::Violations,
+    contract::Violation,
     error::{ErrorKind, Failure},
 };
 use serde::Deserialize;
@@ -51,7 +51,7 @@ const MOST_READ: usize = 256 << 10;
 struct Reported {
     message: Option<String>,
     code: Option<Value>,
-    violations: Violations,
+    violations: Vec<Violation>,
 }
 
 impl Reported {
@@ -93,14 +93,16 @@ fn reported_by(value: &Value) -> Reported {
             Reported { message, code, ..Reported::default() }
         }
         Value::Array(items) => {
-            let mut violations = Violations::default();
+            let mut violations = Vec::new();
             for item in items.iter().take(MOST_VIOLATIONS) {
                 let text =
                     item.as_str().or_else(|| item.get("msg").or_else(|| item.get("message"))?.as_str());
-                violations.push(path(item.get("loc")), one_line(text.unwrap_or("is not valid")));
+                violations
+                    .push(Violation::new(path(item.get("loc")), one_line(text.unwrap_or("is not valid"))));
             }
-            let message = (!violations.is_empty()).then(|| one_line(&violations.to_string()));
-            Reported { message, violations, code: None }
+            let failure = Failure::invalid(violations);
+            let message = (!failure.violations.is_empty()).then(|| one_line(&failure.message));
+            Reported { message, violations: failure.violations, code: None }
         }
         _ => Reported::default(),
     }

@@ -6,13 +6,8 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm,
-    contract::TaskContract,
-    dispatcher::Dispatcher,
-    error::ConfigError,
-    orchestrator::Orchestrator,
-    reflex::Reflex,
-    transport::{NoArms, Transport},
+    Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, orchestrator::Orchestrator,
+    reflex::Reflex, transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -68,7 +63,7 @@ impl Server {
     pub fn new(id: impl Into<String>) -> Self {
         Self {
             dispatcher: Dispatcher::new(id),
-            transport: Arc::new(NoArms),
+            transport: Arc::new(()),
             orchestrator: None,
             reflex: None,
             routes: Vec::new(),

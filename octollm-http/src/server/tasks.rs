@@ -14,7 +14,7 @@ use octollm_core::{
     parts::ContextParts,
     reflex::{Observations, Reaction, Reflex, ReflexInput, screen_submission},
     task::{Submission, TaskQuery, TaskRecord, TaskResult},
-    transport::{NoArms, Transport},
+    transport::Transport,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -172,7 +172,7 @@ impl Tasks {
 
 /// The context of a request to an orchestrator, which calls arms by transports of its own.
 fn context(parts: ContextParts) -> Context {
-    Context::from_parts(parts, Arc::new(NoArms))
+    Context::from_parts(parts, Arc::new(()))
 }
 
 /// A task that a reflex has answered, so that no orchestrator knows it.

@@ -8,7 +8,7 @@ use http::{
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
 use octollm_core::{
-    contract::Violations,
+    contract::Violation,
     error::{ArmError, CallError, ErrorKind, Failure},
     id::{RequestId, TaskId},
 };
@@ -175,7 +175,7 @@ impl Problem {
         let words = words.map_or(self.code.summary(), String::as_str);
         let mut failure = Failure::new(self.code, shortened(words, MAX_MESSAGE));
         failure.violations = violations
-            .and_then(|violations| serde_json::from_value::<Violations>(violations).ok())
+            .and_then(|violations| serde_json::from_value::<Vec<Violation>>(violations).ok())
             .map(|violations| first(&violations))
             .unwrap_or_default();
         failure.details = (!self.details.is_empty()).then_some(Value::Object(self.details));
@@ -217,12 +217,13 @@ pub(crate) struct NestedError<'p> {
 const MOST_VIOLATIONS: usize = 100;
 const MAX_MESSAGE: usize = 1024;
 
-fn first(violations: &Violations) -> Violations {
-    let mut first = Violations::default();
-    for broken in violations.iter().take(MOST_VIOLATIONS) {
-        first.push(shortened(&broken.path, MAX_MESSAGE), shortened(&broken.message, MAX_MESSAGE));
-    }
+fn first(violations: &[Violation]) -> Vec<Violation> {
+    let first = violations.iter().take(MOST_VIOLATIONS);
     first
+        .map(|broken| {
+            Violation::new(shortened(&broken.path, MAX_MESSAGE), shortened(&broken.message, MAX_MESSAGE))
+        })
+        .collect()
 }
 
 /// Truncates a text to this many bytes, and adds an ellipsis.
@@ -245,14 +246,14 @@ mod tests {
 
     #[test]
     fn long_texts_are_truncated() {
-        let mut violations = Violations::default();
+        let mut violations = Vec::new();
         for n in 0..100_000 {
-            violations.push(format!("{n}{}", "é".repeat(n % 1000)), "unknown field");
+            violations.push(Violation::new(format!("{n}{}", "é".repeat(n % 1000)), "unknown field"));
         }
         let problem = Problem::new(&Failure::invalid(violations), None, None);
         assert_eq!(problem.details["violations"].as_array().unwrap().len(), MOST_VIOLATIONS);
         assert!(problem.message.ends_with('…') && problem.detail == problem.message);
-        let long = Failure::invalid(Violations::one("k".repeat(1 << 20), "unknown field"));
+        let long = Failure::invalid(vec![Violation::new("k".repeat(1 << 20), "unknown field")]);
         assert!(serde_json::to_vec(&Problem::new(&long, None, None)).unwrap().len() < 5 * MAX_MESSAGE);
         assert_eq!(shortened("aé", 2), "a…");
         assert_eq!(shortened("aé", 3), "aé");
@@ -260,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_failure_survives_the_wire() {
-        let failure = Failure::invalid(Violations::one("code", "length is lower than 1"));
+        let failure = Failure::invalid(vec![Violation::new("code", "length is lower than 1")]);
         let mut failure = failure.retryable_after(Duration::from_secs(3));
         failure.details = Some(serde_json::json!({ "offered": ["a.b"] }));
         let bytes = serde_json::to_vec(&Problem::new(&failure, Some(RequestId::new()), None)).unwrap();

@@ -10,7 +10,7 @@ use std::{
 
 use octollm_core::{
     card::ArmCard,
-    contract::{ContractCard, ContractSpec, NoChunk, TaskContract},
+    contract::{ContractCard, ContractSpec, TaskContract},
     error::ErrorKind,
 };
 use octollm_http::client::Arms;
@@ -27,7 +27,7 @@ struct CheckTwo {}
 
 impl TaskContract for CheckTwo {
     type Output = Verdict;
-    type Chunk = NoChunk;
+    type Chunk = ();
     const SPEC: ContractSpec = ContractSpec::new("code.validate", "/v2/validate", "code:validate").version(2);
 }
 

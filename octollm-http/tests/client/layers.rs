@@ -61,7 +61,7 @@ impl Policy<Call, Reply, CallError> for Elsewhere {
 fn idempotent() -> Call {
     static SPEC: octollm_core::contract::ContractSpec = Check::SPEC.idempotent();
     let mut call = plain();
-    call.spec = Some(Spec::Static(&SPEC));
+    call.spec = Some(Spec::from(&SPEC));
     call
 }
 
@@ -70,7 +70,7 @@ fn plain() -> Call {
     parts.deadline = Some(Deadline::after(Duration::from_secs(30)));
     let input = Bytes::from_static(br#"{"code":"fn main() {}"}"#);
     let mut call = Call::new(Check::SPEC.reference(), StepKey::Order(0), input, parts);
-    call.spec = Some(Spec::Static(&Check::SPEC));
+    call.spec = Some(Spec::of::<Check>());
     call
 }
 

@@ -192,7 +192,7 @@ async fn a_very_large_problem_is_truncated() {
         let peer = Peer::arm(move |_| std::future::ready(Answer::Json(500, body.clone()))).await;
         let error = judge(&peer.url).call(check()).await.unwrap_err();
         assert!(error.failure().message.len() <= 2048, "{}", error.failure().message.len());
-        assert!(error.failure().violations.iter().count() <= 100);
+        assert!(error.failure().violations.len() <= 100);
     }
 }
 

@@ -14,7 +14,7 @@ use octollm_core::{
     orchestrator::{Orchestrator, StepOutcome, finished},
     parts::ContextParts,
     task::{Priority, Submission, TaskBudget, TaskQuery, TaskRequest, TaskStatus, TaskUpdate},
-    transport::{NoArms, StepKey},
+    transport::StepKey,
 };
 use octollm_http::client::OrchestratorClient;
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ async fn each_route_is_asked_as_the_wire_says() {
     let client = orchestrator(&peer.url);
     let mut parts = ContextParts::new();
     parts.budget = "tokens=5".parse().unwrap();
-    let cx = Context::from_parts(parts, std::sync::Arc::new(NoArms));
+    let cx = Context::from_parts(parts, std::sync::Arc::new(()));
     let id: TaskId = ID.parse().unwrap();
 
     let budget = TaskBudget { max_tokens: Some(50), ..TaskBudget::default() };
@@ -149,7 +149,7 @@ async fn failures_are_told_as_they_are() {
 
     let mut parts = ContextParts::new();
     parts.deadline = Some(octollm_core::deadline::Deadline::after(Duration::ZERO));
-    let late = Context::from_parts(parts, std::sync::Arc::new(NoArms));
+    let late = Context::from_parts(parts, std::sync::Arc::new(()));
     let failure = client.get(&id, &late).await.unwrap_err();
     assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::DeadlineExceeded, false));
     assert_eq!(peer.calls().len(), 1);
@@ -292,7 +292,7 @@ async fn a_spent_context_submits_nothing() {
     let peer = telling(vec![(202, task("queued", 0))]).await;
     let mut parts = ContextParts::new();
     parts.budget = "tokens=5".parse().unwrap();
-    let cx = Context::from_parts(parts, std::sync::Arc::new(NoArms));
+    let cx = Context::from_parts(parts, std::sync::Arc::new(()));
     cx.spend(Usage::tokens(5)).unwrap();
     let refused =
         Orchestrator::submit(&orchestrator(&peer.url), Submission::of(&check()).unwrap(), &cx).await;

@@ -76,7 +76,7 @@ macro_rules! at {
 
         impl octollm_core::contract::TaskContract for $name {
             type Output = Said;
-            type Chunk = octollm_core::contract::NoChunk;
+            type Chunk = ();
             const SPEC: octollm_core::contract::ContractSpec =
                 octollm_core::contract::ContractSpec::new($contract, $path, "a:b");
         }

@@ -9,7 +9,7 @@ use syn::{
 use crate::{
     entries::{self, begin_value, set, value},
     errors::Errors,
-    nearest, reach,
+    reach,
 };
 
 const KEYS: [&str; 14] = [
@@ -29,7 +29,7 @@ const KEYS: [&str; 14] = [
     "crate",
 ];
 
-/// What the attribute says, as it is written.
+/// The attribute, unchecked.
 #[derive(Default)]
 pub(crate) struct Attrs {
     pub(crate) name: Option<LitStr>,
@@ -80,7 +80,7 @@ impl Attrs {
                 set(&mut self.krate, &key, reach::crate_path(entry)?)
             }
             unknown => {
-                let hint = nearest::hint(unknown, &KEYS, "keys");
+                let hint = entries::hint(unknown, &KEYS, "keys");
                 Err(syn::Error::new_spanned(&key, format!("unknown key `{unknown}`: {hint}")))
             }
         }
@@ -116,6 +116,29 @@ fn flag(entry: ParseStream<'_>, key: &Ident) -> syn::Result<bool> {
         return Ok(true);
     }
     value::<LitBool>(entry, key, "`true` or `false`", "true").map(|value| value.value)
+}
+
+/// The milliseconds of `500ms`, `10s`, `2m` or `1h`.
+pub(crate) fn millis(text: &str) -> Result<u64, String> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(unit_at);
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    if digits.is_empty() || factor == 0 {
+        return Err(format!(
+            "`{text}` is not a time limit: it takes a whole number and `ms`, `s`, `m` or `h`, such as `10s`"
+        ));
+    }
+    match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)) {
+        Some(0) => Err("a time limit of nothing would end every call before it began".into()),
+        Some(millis) => Ok(millis),
+        None => Err(format!("`{text}` is too long a time")),
+    }
 }
 
 #[cfg(test)]
@@ -198,6 +221,36 @@ mod tests {
                 struct A;
             ));
             assert!(!errors.is_empty(), "{tokens}");
+        }
+    }
+
+    #[test]
+    fn reads_whole_numbers_with_a_unit() {
+        for (text, expected) in
+            [("500ms", 500), ("10s", 10_000), ("2m", 120_000), ("1h", 3_600_000), ("007s", 7_000)]
+        {
+            assert_eq!(millis(text), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn refuses_other_time_limits() {
+        for text in [
+            "",
+            "10",
+            "s",
+            "0s",
+            "0ms",
+            "1.5s",
+            "-1s",
+            "+1s",
+            "10 s",
+            "10S",
+            "1d",
+            "1m30s",
+            "99999999999999999h",
+        ] {
+            assert!(millis(text).is_err(), "{text}");
         }
     }
 }

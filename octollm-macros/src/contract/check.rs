@@ -1,15 +1,15 @@
-//! From what is written to what is meant, with every rule checked.
+//! The checked contract.
 
 use quote::ToTokens;
 use syn::{Data, DeriveInput, Fields, Generics, Ident, LitStr, Type, ext::IdentExt, parse_quote};
 
 use super::{
-    attr::{Attrs, Texts},
-    name, summary, timeout,
+    attr::{self, Attrs, Texts},
+    name, summary,
 };
 use crate::{
     errors::Errors,
-    validate::{NEEDS_GARDE, Validated, wire},
+    validate::{FLATTENED_OPTION, NEEDS_GARDE, Validated, wire},
 };
 
 /// A contract as it is written into the impl.
@@ -63,7 +63,7 @@ impl<'a> Contract<'a> {
         let timeout_ms = attrs
             .timeout
             .as_ref()
-            .and_then(|text| timeout::millis(&text.value()).map_err(|why| errors.at(text, why)).ok());
+            .and_then(|text| attr::millis(&text.value()).map_err(|why| errors.at(text, why)).ok());
         Self {
             ident: &input.ident,
             generics: &input.generics,
@@ -75,7 +75,7 @@ impl<'a> Contract<'a> {
             idempotent: attrs.idempotent.unwrap_or(false),
             summary: match &attrs.summary {
                 Some(text) => text.value(),
-                None => errors.keep(summary::of(&input.attrs)).unwrap_or_default(),
+                None => errors.collect(summary::of(&input.attrs)).unwrap_or_default(),
             },
             title: attrs.title,
             tags: attrs.tags.unwrap_or_default(),
@@ -133,6 +133,9 @@ fn rules<'a>(input: &'a DeriveInput, errors: &mut Errors) -> Option<Validated<'a
     let mut found = Errors::default();
     let rules = Validated::new(input, &mut found);
     if found.mention(NEEDS_GARDE) {
+        // garde's own derive reads the other rules.
+        let is_ours = |message: &str| message.starts_with("`pattern`") && !message.contains(NEEDS_GARDE);
+        errors.append(found.only(|message| is_ours(message) || message == FLATTENED_OPTION));
         return None;
     }
     errors.append(found);
@@ -153,7 +156,7 @@ fn effects(word: &LitStr, errors: &mut Errors) -> Option<Ident> {
     Some(Ident::new(variant, proc_macro2::Span::call_site()))
 }
 
-/// Whether models can call it, told once where the name is wrong already.
+/// Checks the length of the name as a function of a model, unless the name is wrong already.
 fn check_length(
     ident: &Ident,
     given: Option<&LitStr>,

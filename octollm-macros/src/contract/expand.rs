@@ -52,7 +52,7 @@ fn implement(
     rt: &TokenStream,
 ) -> TokenStream {
     let Contract { ident, output, .. } = contract;
-    let chunk = contract.chunk.clone().unwrap_or_else(|| parse_quote!(#rt::NoChunk));
+    let chunk = contract.chunk.clone().unwrap_or_else(|| parse_quote!(()));
     let generics = bounded(contract, rt);
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     quote! {
@@ -76,7 +76,9 @@ fn check(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
         {
             #[allow(unused_imports)]
             use #rt::{NotRuled as _, RuledByDerive as _, RuledByHand as _};
-            (&&#rt::OwnSchema::<Self>::of()).octollm_add(__octollm_rules);
+            __octollm_rules.part(&mut |__octollm_rules| {
+                (&&#rt::OwnSchema::<Self>::of()).octollm_add(__octollm_rules);
+            });
         }
     };
     let run = match &contract.rules {
@@ -91,7 +93,7 @@ fn check(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
                 #[allow(unused_imports)]
                 use #rt::{CheckedByItself as _, CheckedByValidate as _};
                 #[allow(clippy::needless_borrow)]
-                let __octollm_validated = (&#rt::Checked(self)).octollm_check();
+                let __octollm_validated = (&#rt::ContractCheck(self)).octollm_check();
                 match __octollm_validated {
                     ::core::option::Option::Some(__octollm_checked) => __octollm_checked,
                     ::core::option::Option::None => #rt::checked(#report),
@@ -101,7 +103,7 @@ fn check(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream {
     };
     quote! {
         #[allow(unused_mut, unused_variables)]
-        fn check(&self) -> ::core::result::Result<(), #rt::Violations> {
+        fn check(&self) -> ::core::result::Result<(), ::std::vec::Vec<#rt::Violation>> {
             #run
         }
 

@@ -5,7 +5,6 @@ mod check;
 mod expand;
 mod name;
 mod summary;
-mod timeout;
 
 use proc_macro2::TokenStream;
 use syn::{Data, DeriveInput};
@@ -17,7 +16,7 @@ pub(crate) fn derive(input: &DeriveInput) -> TokenStream {
     let mut errors = Errors::default();
     let attrs = Attrs::read(&input.attrs, &mut errors);
     let contract = Contract::new(input, attrs, &mut errors);
-    let runtime = errors.keep(reach::runtime(input));
+    let runtime = errors.collect(reach::runtime(input));
     let implementation = match runtime {
         Some(rt) if errors.is_empty() => expand::contract(&contract, &rt),
         Some(rt) if may_stand_in(input) => expand::fallback(&contract, &rt),

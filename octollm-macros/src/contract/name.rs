@@ -229,7 +229,7 @@ mod tests {
             ("a.v2", "reads as a version"),
             ("a.b.v10", "reads as a version"),
         ] {
-            assert!(check(name).is_err_and(|told| told.contains(why)), "{name}");
+            assert!(check(name).is_err_and(|error| error.contains(why)), "{name}");
         }
         for name in ["a_b.c-d", "v2.a", "a.v2.b", "a.v", "a.v2x", "a--b.c"] {
             assert_eq!(check(name), Ok(()));

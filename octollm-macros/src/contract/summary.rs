@@ -1,4 +1,4 @@
-//! What the doc comment says in short.
+//! The summary of a doc comment.
 
 use syn::{Attribute, Expr, ExprLit, Lit, Meta};
 

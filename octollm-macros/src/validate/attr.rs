@@ -4,11 +4,11 @@ use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{Attribute, Expr, Ident, Path, Token, Type, ext::IdentExt, parse::ParseStream, token::Paren};
 
-use super::bounds::Bounds;
+use super::{bounds::Bounds, pattern};
 use crate::{
     entries::{self, argument, begin_value, in_parentheses, set},
     errors::Errors,
-    nearest, reach,
+    reach,
 };
 
 const EXAMPLE: &str = "#[garde(length(min = 1))]";
@@ -82,7 +82,7 @@ impl Options {
                 format!("`{rule}` is a rule for fields, not for the whole type"),
             )),
             unknown => {
-                let hint = nearest::hint(unknown, &OPTIONS, "options of a type");
+                let hint = entries::hint(unknown, &OPTIONS, "options of a type");
                 Err(syn::Error::new_spanned(&key, format!("unknown option `{unknown}`: {hint}")))
             }
         }
@@ -110,7 +110,7 @@ pub(crate) enum Kind {
 
 /// A rule that is a function of garde.
 pub(crate) struct Call {
-    /// Tells rules apart that may not stand twice.
+    /// Distinguishes rules that may be given once.
     pub(crate) key: String,
     /// Below `garde::rules`.
     pub(crate) module: TokenStream,
@@ -160,6 +160,10 @@ fn rule(entry: ParseStream<'_>) -> syn::Result<Rule> {
         "adapt" => Kind::Adapt(argument(entry, &name, "a_module")?),
         "inner" => Kind::Inner(inner(entry, &name)?),
         "if" => conditional(entry, &name)?,
+        "pattern" => {
+            pattern::check(&argument(entry, &name, "\"^[a-z]+$\"")?)?;
+            return Err(left_out(&name));
+        }
         _ => return Err(unknown(&name)),
     };
     if entry.peek(Paren) {
@@ -213,18 +217,13 @@ fn conditional(entry: ParseStream<'_>, name: &Ident) -> syn::Result<Kind> {
 
 fn unknown(name: &Ident) -> syn::Error {
     let word = name.to_string();
-    if word == "pattern" {
-        let message = "`pattern` is in Rust's dialect, in which a schema would mean something else: check the text with \
-                       `custom`, and publish its form with `#[schemars(regex(pattern = \"..\"))]`";
-        return syn::Error::new_spanned(name, message);
-    }
     if LEFT_OUT.contains(&word.as_str()) {
         return left_out(name);
     }
     if word == "rename" || word == "code" {
         return syn::Error::new_spanned(name, format!("`{word}` changes nothing that is checked: remove it"));
     }
-    let hint = nearest::hint(&word, &RULES, "rules");
+    let hint = entries::hint(&word, &RULES, "rules");
     syn::Error::new_spanned(name, format!("unknown rule `{word}`: {hint}"))
 }
 

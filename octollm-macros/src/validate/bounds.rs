@@ -4,10 +4,7 @@ use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{Expr, Ident, Lit, UnOp, ext::IdentExt, parse::ParseStream};
 
-use crate::{
-    entries::{self, set, value},
-    nearest,
-};
+use crate::entries::{self, set, value};
 
 /// Ways of counting that garde has and no JSON Schema.
 const FOREIGN: [&str; 4] = ["simple", "bytes", "utf16", "graphemes"];
@@ -50,7 +47,7 @@ impl Bounds {
             )),
             unknown => {
                 let known: &[&str] = &["min", "max", "equal", "chars"];
-                let hint = nearest::hint(unknown, if counts { known } else { &known[..3] }, "arguments");
+                let hint = entries::hint(unknown, if counts { known } else { &known[..3] }, "arguments");
                 Err(syn::Error::new_spanned(&key, format!("unknown argument `{unknown}`: {hint}")))
             }
         }

@@ -1,4 +1,4 @@
-//! From what is written to what is checked, field by field.
+//! The checked rules of a type, field by field.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use super::{
     attr::{self, Arguments, Kind, Options, Rule},
     wire::{self, Case, Tagging},
 };
-use crate::{errors::Errors, nearest::nearest};
+use crate::{entries::nearest, errors::Errors};
 
 /// A type and its rules.
 pub(crate) struct Validated<'a> {
@@ -93,6 +93,10 @@ impl<'a> Validated<'a> {
     }
 }
 
+/// The error of `#[serde(flatten)]` at an `Option`.
+pub(crate) const FLATTENED_OPTION: &str = "serde reads an `Option` that is flattened as `None` where a member is wrong, and \
+     the input is lost: flatten the type in it, with `#[serde(default)]` at its fields, or remove `flatten`";
+
 fn refuse_rules(attrs: &[Attribute], errors: &mut Errors) {
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("garde")) {
         errors.at(attr, "a variant has no rules of its own: they stand at its fields");
@@ -109,6 +113,9 @@ fn has_one_checked_field(shape: &Shape<'_>) -> bool {
 fn variant<'a>(fields: &'a Fields, case: Option<Case>, allows: bool, errors: &mut Errors) -> Variant<'a> {
     let rules = fields.iter().map(|field| {
         let mut found = Errors::default();
+        if let Some(flatten) = wire::flattened_option(&field.ty, &field.attrs) {
+            found.at(flatten, FLATTENED_OPTION);
+        }
         let written = attr::rules(&field.attrs, &mut found);
         let is_unruled = written.is_empty();
         let mut rules = field_rules(written, fields, &mut found);
@@ -121,7 +128,7 @@ fn variant<'a>(fields: &'a Fields, case: Option<Case>, allows: bool, errors: &mu
     Variant { wire: None, fields, rules: rules.collect() }
 }
 
-/// Takes out what is said about the field itself, and checks the rest.
+/// Separates the options of the field from its rules, and checks the rules.
 fn field_rules(written: Vec<Rule>, fields: &Fields, errors: &mut Errors) -> FieldRules {
     let mut field =
         FieldRules { adapt: None, rules: Vec::new(), is_skipped: false, wire: None, is_absent: false };

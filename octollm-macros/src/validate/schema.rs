@@ -14,7 +14,7 @@ use super::{
 /// Statements that add every rule of the type to `__octollm_rules`.
 pub(crate) fn rules(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream {
     let on_type = (!validated.custom.is_empty()).then(|| quote!(__octollm_rules.described();));
-    let writer = |variant| Writer { rt, variant, validated };
+    let writer = |variant| SchemaWriter { rt, variant, validated };
     let on_fields = match &validated.shape {
         Shape::Struct(variant) => writer(variant).fields(),
         Shape::Enum(tagging, variants) => {
@@ -54,13 +54,13 @@ pub(crate) fn rules(validated: &Validated<'_>, rt: &TokenStream) -> TokenStream 
     }
 }
 
-struct Writer<'a> {
+struct SchemaWriter<'a> {
     rt: &'a TokenStream,
     variant: &'a Variant<'a>,
     validated: &'a Validated<'a>,
 }
 
-impl Writer<'_> {
+impl SchemaWriter<'_> {
     fn fields(&self) -> TokenStream {
         let fields = self.variant.fields.iter().zip(&self.variant.rules).enumerate();
         fields.map(|(index, (field, rules))| self.field(index, field, rules)).collect()
@@ -89,9 +89,12 @@ impl Writer<'_> {
             }
             // The members of a flattened field are there among those of the others, and cannot be counted alone.
             (None, Fields::Named(_)) if rules.rules.iter().all(|rule| matches!(rule.kind, Kind::Dive(_))) => {
-                all
+                quote!(__octollm_rules.part(&mut |__octollm_rules| { #all });)
             }
-            (None, Fields::Named(_)) => quote!(__octollm_rules.described(); #own #skip),
+            (None, Fields::Named(_)) => quote! {
+                __octollm_rules.described();
+                __octollm_rules.part(&mut |__octollm_rules| { #own #skip });
+            },
             (_, Fields::Unnamed(fields)) if fields.unnamed.len() == 1 => all,
             _ => quote!(__octollm_rules.item(#index, &mut |__octollm_rules| { #all });),
         }

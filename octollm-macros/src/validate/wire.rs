@@ -1,6 +1,8 @@
-//! What a field is called in JSON: serde's renaming, as far as it concerns what is read.
+//! The names of fields and variants in JSON: serde's renaming and tagging.
 
-use syn::{Attribute, Expr, ExprLit, Ident, Lit, LitStr, Meta, Token, ext::IdentExt, punctuated::Punctuated};
+use syn::{
+    Attribute, Expr, ExprLit, Ident, Lit, LitStr, Meta, Token, Type, ext::IdentExt, punctuated::Punctuated,
+};
 
 /// One of serde's cases for all fields of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub(crate) fn name(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> Opt
     Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
 }
 
-/// How the variants of an enum are told apart in JSON.
+/// The tagging of an enum in JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Tagging {
     /// `{"Name": content}`
@@ -87,6 +89,13 @@ pub(crate) fn variant(ident: &Ident, attrs: &[Attribute], all: Option<Case>) -> 
         all.map_or(name.clone(), |case| case.apply_to_variant(&name))
     };
     Some(text(attrs, "rename").map_or_else(own, |name| name.value()))
+}
+
+/// The `flatten` of a field whose type is an `Option`.
+pub(crate) fn flattened_option(ty: &Type, attrs: &[Attribute]) -> Option<Meta> {
+    let Type::Path(ty) = ty else { return None };
+    let is_option = ty.path.segments.last().is_some_and(|segment| segment.ident == "Option");
+    entries(attrs).into_iter().find(|entry| is_option && entry.path().is_ident("flatten"))
 }
 
 /// Whether a field or a variant is never read.
@@ -334,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn variants_are_told_apart_as_serde_does() {
+    fn variants_are_tagged_as_by_serde() {
         let tagging = |input: DeriveInput| super::tagging(&input.attrs);
         assert_eq!(
             tagging(parse_quote!(

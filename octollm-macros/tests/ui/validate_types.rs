@@ -20,4 +20,21 @@ enum Kinds {
     Text(#[garde(ascii)] String),
 }
 
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Page {
+    limit: u32,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+struct ListPages {
+    #[serde(flatten)]
+    page: Option<Page>,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Validate)]
+struct Filter {
+    #[serde(default, flatten)]
+    page: std::option::Option<Page>,
+}
+
 fn main() {}

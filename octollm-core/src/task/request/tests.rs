@@ -24,7 +24,7 @@ struct Ping;
 
 impl TaskContract for Ping {
     type Output = ();
-    type Chunk = NoChunk;
+    type Chunk = ();
     const SPEC: ContractSpec = ContractSpec::new("ping.run", "/run", "ping:run");
 }
 
@@ -45,7 +45,7 @@ fn context_and_metadata_are_objects() {
         ("metadata", r#"{"contract":"a.b","input":{},"metadata":7}"#),
     ] {
         let failure = Submission::from_json(body.as_bytes()).unwrap_err();
-        assert_eq!(failure.violations.iter().next().unwrap().path, field, "{body}");
+        assert_eq!(failure.violations[0].path, field, "{body}");
     }
 }
 

@@ -1,6 +1,9 @@
-//! Integers that are written as floats: JSON Schema does not tell `3.0` and `3` apart.
+//! What is noted while a type reads its input, and the integers that are written as floats: `3.0` is 3 in JSON Schema.
 
-use std::fmt;
+use std::{
+    cell::{Cell, OnceCell},
+    fmt,
+};
 
 use serde::{
     Deserialize,
@@ -8,7 +11,36 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use super::watch::Notes;
+use super::value::BEYOND_INTEGERS;
+
+/// What a type did with its input.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// It ignored something: a field that it does not know.
+    pub(super) ignored: Cell<bool>,
+    /// It took a text unparsed, raw or as bytes.
+    pub(super) unread: Cell<bool>,
+    /// It took a part aside before it knew what it is, as serde does where a struct is flattened or an enum has a tag:
+    /// what it leaves out of that is not seen.
+    pub(super) set_aside: Cell<bool>,
+    /// Set where a float without a fraction is taken for an integer: they are the same in JSON Schema. These values are
+    /// not taken, as what is written has a fraction.
+    pub(super) inexact: OnceCell<Vec<f64>>,
+}
+
+impl Notes {
+    /// From now on `3.0` is taken where an integer is due.
+    pub(super) fn take_whole_floats(&self, text: &str) {
+        self.inexact.get_or_init(|| super::value::inexact(text.as_bytes()));
+    }
+
+    /// The integer that a float is, if it is one.
+    pub(super) fn whole(&self, float: f64) -> Option<Whole> {
+        let is_whole = float.fract() == 0.0 && float.abs() < BEYOND_INTEGERS;
+        let is_exact = self.inexact.get().is_some_and(|inexact| !inexact.contains(&float));
+        (is_whole && is_exact).then(|| Whole::of(float))
+    }
+}
 
 /// An integer that is written as a float.
 pub(super) enum Whole {

@@ -52,7 +52,7 @@ use crate::{
     context::{CALLS_AT_ONCE, Context},
     contract::{ContractCard, ContractRef, ContractSpec, Spec, TaskContract, Violation},
     error::{ArmError, ConfigError, Failure},
-    json::{RawJson, read_value},
+    json::{RawJson, read_output, read_value},
 };
 
 /// The contract `plan.run`: runs a plan and answers what its steps answered.
@@ -110,7 +110,7 @@ impl FromStr for Plan {
     type Err = serde_json::Error;
 
     fn from_str(json: &str) -> Result<Self, Self::Err> {
-        serde_json::from_str(json)
+        read_output(json.as_bytes())
     }
 }
 

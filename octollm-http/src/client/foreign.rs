@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use octollm_core::{
     contract::Violation,
     error::{ErrorKind, Failure},
+    json::read_output,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,7 +17,7 @@ use crate::wire::Problem;
 pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
     let asked = retry_after(head, now);
     let body = if body.len() > MOST_READ { &[] } else { body };
-    let json: Option<Value> = serde_json::from_slice(body).ok();
+    let json: Option<Value> = read_output(body).ok();
     if let Some(json) = &json
         && let Ok(problem) = Problem::deserialize(json)
     {

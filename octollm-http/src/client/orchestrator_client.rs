@@ -16,6 +16,7 @@ use octollm_core::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
     id::{RequestId, TaskId},
+    json::read_output,
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskQuery, TaskUpdate, TaskUpdates},
     parts::ContextParts,
     task::{Submission, Task, TaskStatus},
@@ -80,7 +81,7 @@ impl OrchestratorClient {
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
         let answer = self.exchange(method, path, body, &parts, deadline).await?;
         let output = answer::read(answer, answer::never_nothing).0?;
-        serde_json::from_slice(&output).map_err(|error| {
+        read_output(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
         })
     }

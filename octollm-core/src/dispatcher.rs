@@ -1,6 +1,7 @@
 //! An arm with all its contracts, for any transport.
 
 use std::{
+    any::Any,
     fmt,
     future::{Future, poll_fn},
     marker::PhantomData,
@@ -173,7 +174,8 @@ impl Route {
     /// [`ErrorKind::BadRequest`] or [`ErrorKind::ValidationFailed`]; [`ErrorKind::ArmPanicked`] where the contract's own
     /// code did.
     pub fn check(&self, input: &[u8]) -> Result<(), Failure> {
-        catch_unwind(AssertUnwindSafe(|| self.handler.check(input))).unwrap_or_else(|_| Err(panicked()))
+        catch_unwind(AssertUnwindSafe(|| self.handler.check(input)))
+            .unwrap_or_else(|panic| Err(panicked(panic)))
     }
 
     /// Runs the arm once.
@@ -231,22 +233,31 @@ impl Route {
             }),
         );
         let kind = match ended.await {
-            Some(Some(answer)) => return answer.unwrap_or_else(|_| Err(panicked().into())),
+            Some(Some(answer)) => return answer.unwrap_or_else(|panic| Err(panicked(panic).into())),
             Some(None) => ErrorKind::Cancelled,
             None => ErrorKind::DeadlineExceeded,
         };
         cancellation.cancel();
         // What the arm holds may panic as well, on its way out.
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(work)));
-        if dropped.is_err() {
+        if let Err(panic) = dropped {
+            discard(panic);
             tracing::error!(contract = %self.contract, "the arm panicked while it was dropped");
         }
         Err(Failure::of(kind).into())
     }
 }
 
-fn panicked() -> Failure {
+fn panicked(panic: Box<dyn Any + Send>) -> Failure {
+    discard(panic);
     Failure::of(ErrorKind::ArmPanicked)
+}
+
+/// Drops the value that code panicked with, which may panic as well.
+fn discard(panic: Box<dyn Any + Send>) {
+    if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(another);
+    }
 }
 
 /// Logs the cause, which is not sent to the caller.
@@ -362,6 +373,33 @@ mod tests {
             let error = route.execute(input.as_bytes(), execution).await.result.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ArmPanicked);
         }
+    }
+
+    /// Panics once more when it is dropped.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("while what was thrown is dropped")
+        }
+    }
+
+    struct Throws;
+
+    #[async_trait]
+    impl Arm<Panics> for Throws {
+        async fn execute(&self, _: Panics, _: &Context) -> Result<Unwritable, ArmError> {
+            std::panic::panic_any(Bomb)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_whose_value_panics_when_it_is_dropped_is_one_failure() {
+        let mut dispatcher = Dispatcher::new("test");
+        dispatcher.serve::<Panics>(Throws);
+        let execution = Execution::new(ContextParts::new(), Arc::new(()));
+        let outcome = dispatcher.routes()[0].execute(br#"{"in_check":false}"#, execution).await;
+        assert_eq!(outcome.result.unwrap_err().kind(), ErrorKind::ArmPanicked);
     }
 
     struct Waits;

@@ -107,7 +107,7 @@ const CONTENT_TYPE: &str = "datacontenttype";
 const DATA: &str = "data";
 
 fn parse<'de, T: serde::Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, InvalidEvent> {
-    serde_json::from_slice(bytes).map_err(|source| InvalidEvent::Json { source })
+    octollm_core::json::read_output(bytes).map_err(|source| InvalidEvent::Json { source })
 }
 
 fn text(attribute: &'static str, bytes: &[u8]) -> Result<String, InvalidEvent> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use super::{Channel, Event, InvalidEvent};
+use crate::json::read_output;
 
 /// The JSON of an event. Attributes from `id` on are optional in events of other systems.
 #[derive(Serialize, Deserialize)]
@@ -122,8 +123,7 @@ impl Event {
     /// # Errors
     /// [`InvalidEvent::Json`] when the bytes do not have that form, and the first attribute that is not valid.
     pub fn from_json(bytes: &[u8]) -> Result<Self, InvalidEvent> {
-        let native: NativeEvent<'_> =
-            serde_json::from_slice(bytes).map_err(|source| InvalidEvent::Json { source })?;
+        let native: NativeEvent<'_> = read_output(bytes).map_err(|source| InvalidEvent::Json { source })?;
         native.check()
     }
 }

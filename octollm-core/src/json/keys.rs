@@ -9,6 +9,8 @@ use std::{
 
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, Visitor};
 
+use super::reserved;
+
 /// Digests of the keys that an object has had so far.
 ///
 /// Two keys with one digest are taken for the same. A digest has 64 bits and a random seed, so that this does not happen.
@@ -105,6 +107,9 @@ macro_rules! visit {
     ($($method:ident($value:ident: $type:ty) $text:expr;)*) => {$(
         fn $method<E: Error>(self, $value: $type) -> Result<V::Value, E> {
             let text = $text;
+            if reserved::is_reserved(text) {
+                return Err(reserved::error(text));
+            }
             if !self.keys.add(text) {
                 return Err(E::custom(format_args!("duplicate key `{text}`")));
             }

@@ -9,6 +9,7 @@
 mod keys;
 mod notes;
 mod raw;
+mod reserved;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -51,7 +52,7 @@ pub fn read_contract<C: TaskContract>(bytes: &[u8]) -> Result<C, Failure> {
 /// # Errors
 /// [`ErrorKind::BadRequest`] for what is not JSON as it is meant between programs: bytes that are not UTF-8, a byte order
 /// mark, a key twice in one object, more than 128 values inside each other, half a surrogate pair, a number beyond any
-/// `f64`, anything after the value. [`ErrorKind::ValidationFailed`] for JSON of another shape, with the paths of the
+/// `f64`, a name that begins with `$serde_json::private::`, anything after the value. [`ErrorKind::ValidationFailed`] for JSON of another shape, with the paths of the
 /// fields.
 pub fn read_input<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     read_noting(bytes, &Notes::default())
@@ -60,6 +61,7 @@ pub fn read_input<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
 fn read_noting<T: DeserializeOwned>(bytes: &[u8], notes: &Notes) -> Result<T, Failure> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| malformed(format_args!("byte {} is not UTF-8", error.valid_up_to())))?;
+    reserved::refuse(text).map_err(|error| malformed(message(&error)))?;
     let mut json = Deserializer::from_str(text);
     let value = T::deserialize(Watch::new(&mut json, notes)).and_then(|value| json.end().map(|()| value));
     match value {
@@ -77,11 +79,14 @@ fn read_noting<T: DeserializeOwned>(bytes: &[u8], notes: &Notes) -> Result<T, Fa
     }
 }
 
-/// Reads an output. Members that the type does not know are ignored, and `3.0` is an integer.
+/// Reads JSON that another program wrote, such as an output. Members that the type does not know are ignored, and `3.0` is
+/// an integer.
 ///
 /// # Errors
-/// Where it is not JSON, or has another shape.
-pub(crate) fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+/// When it is not JSON, has another shape, or has a member whose name begins with `$serde_json::private::`. serde_json would
+/// parse the text of such a member.
+pub fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    reserved::refuse_bytes(bytes)?;
     let read = serde_json::from_slice(bytes);
     let Err(error) = read else { return read };
     let Ok(text) = std::str::from_utf8(bytes) else { return Err(error) };

@@ -25,6 +25,7 @@ impl RawJson {
     /// # Errors
     /// When they are not JSON, or not UTF-8.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        super::reserved::refuse_bytes(bytes)?;
         serde_json::from_slice::<Box<RawValue>>(bytes).map(Self::raw)
     }
 
@@ -91,7 +92,9 @@ impl Serialize for RawJson {
 
 impl<'de> Deserialize<'de> for RawJson {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Box::<RawValue>::deserialize(deserializer).map(Self::raw)
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        super::reserved::refuse(raw.get()).map_err(serde::de::Error::custom)?;
+        Ok(Self::raw(raw))
     }
 }
 

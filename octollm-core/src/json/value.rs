@@ -3,8 +3,11 @@
 use serde::de::Error;
 use serde_json::Value;
 
+use super::reserved;
+
 /// Reads any JSON, and refuses the integers that a [`Value`] would round: those beyond `u64` and `i64`.
 pub(crate) fn read_value(json: &[u8]) -> Result<Value, serde_json::Error> {
+    reserved::refuse_bytes(json)?;
     let value = serde_json::from_slice(json)?;
     match rounded_integer(json) {
         Some(integer) => {
@@ -20,11 +23,12 @@ fn rounded_integer(json: &[u8]) -> Option<&[u8]> {
     Numbers { json, at: 0 }.find(|number| is_rounded(number))
 }
 
-/// The values of an `f64` that stand for a number with a fraction or an exponent which has another value: `0.99999999999999999` is
-/// not 1. Only whole values are listed.
+/// The values of an `f64` that stand for a number which has another value: `0.99999999999999999` is not 1, and
+/// `-9223372036854775809` is not -2^63. Only whole values are listed.
 pub(super) fn inexact(json: &[u8]) -> Vec<f64> {
     let written = Numbers { json, at: 0 }.filter_map(|number| str::from_utf8(number).ok());
-    let floats = written.filter(|number| number.contains(['.', 'e', 'E']));
+    // serde_json reads an integer beyond 64 bits as a float.
+    let floats = written.filter(|number| number.contains(['.', 'e', 'E']) || is_rounded(number.as_bytes()));
     let parsed = floats.filter_map(|number| Some((number, number.parse::<f64>().ok()?)));
     parsed
         .filter(|(number, float)| float.fract() == 0.0 && !is_exactly(number, *float))
@@ -139,6 +143,7 @@ mod tests {
     fn a_float_is_whole_where_what_is_written_is() {
         let whole = "[3.0, 1e2, -0.0, 120.0e-1, 9007199254740992.0, 1e22, 0.0e999, 1e300, 2.5]";
         assert_eq!(inexact(whole.as_bytes()), [1e300]);
+        assert_eq!(inexact(b"[-9223372036854775809, -9223372036854775808]"), [i64::MIN as f64]);
         for number in ["0.99999999999999999", "9007199254740993.0", "3.0000000000000000001", "1e23", "1e-400"]
         {
             let found = inexact(format!("{{\"1.0\": {number}}}").as_bytes());

@@ -51,7 +51,7 @@ use crate::{
     context::{CALLS_AT_ONCE, Context},
     contract::{ContractCard, ContractRef, ContractSpec, Spec, TaskContract, Violation},
     error::{ArmError, Failure},
-    json::{RawJson, read_value},
+    json::{RawJson, read_output, read_value},
 };
 
 /// A plan, and the contract `plan.run` that returns the outputs of its steps.
@@ -109,7 +109,7 @@ impl FromStr for Plan {
     type Err = serde_json::Error;
 
     fn from_str(json: &str) -> Result<Self, Self::Err> {
-        serde_json::from_str(json)
+        read_output(json.as_bytes())
     }
 }
 

@@ -15,6 +15,7 @@ use octollm_core::{
     deadline::Deadline,
     dispatcher::not_offered,
     error::{ErrorKind, Failure},
+    json::read_output,
     parts::ContextParts,
 };
 use serde_json::json;
@@ -381,7 +382,7 @@ async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint)
         return Err(Failure::new(ErrorKind::BadResponse, "its card is larger than 1 MiB"));
     }
     let no_card = |_| Failure::new(ErrorKind::BadResponse, "its answer is no card of an arm");
-    let card = serde_json::from_slice(answer.body()).map_err(no_card)?;
+    let card = read_output(answer.body()).map_err(no_card)?;
     Ok(reached_at(card, Some(endpoint)))
 }
 

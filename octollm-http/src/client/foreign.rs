@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use octollm_core::{
     contract::Violation,
     error::{ErrorKind, Failure},
+    json::read_output,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -16,7 +17,7 @@ use crate::wire::Problem;
 pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
     let asked = retry_after(head, now);
     let body = if body.len() > MOST_READ { &[] } else { body };
-    let json: Option<Value> = serde_json::from_slice(body).ok();
+    let json: Option<Value> = read_output(body).ok();
     if let Some(json) = &json
         && let Ok(problem) = Problem::deserialize(json)
     {
@@ -197,6 +198,14 @@ mod tests {
     fn reported(status: u16, body: impl AsRef<[u8]>) -> Failure {
         let now = SystemTime::UNIX_EPOCH;
         failure(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_ref(), now)
+    }
+
+    #[test]
+    fn text_under_a_reserved_name_is_not_parsed() {
+        let hidden = format!("{}0{}", "[".repeat(100), "]".repeat(100));
+        let details = json!({ "$serde_json::private::RawValue": hidden }).to_string();
+        let failure = told(500, format!(r#"{{"status":500,"code":"arm_failed","details":{details}}}"#));
+        assert_eq!((failure.kind, failure.details), (ErrorKind::ArmFailed, None));
     }
 
     #[test]

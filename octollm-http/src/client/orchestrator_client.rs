@@ -13,6 +13,7 @@ use octollm_core::{
     deadline::Deadline,
     error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
+    json::read_output,
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
     parts::ContextParts,
     task::{Submission, Task, TaskQuery, TaskStatus, TaskUpdate},
@@ -90,7 +91,7 @@ impl OrchestratorClient {
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
         let answer = self.exchange(method, path, body, &parts, deadline).await?;
         let output = answer::read(answer, answer::never_nothing).0?;
-        serde_json::from_slice(&output).map_err(|error| {
+        read_output(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
         })
     }

@@ -106,7 +106,7 @@ impl Encoding {
 const CONTENT_TYPE: &str = "datacontenttype";
 const DATA: &str = "data";
 
-fn parse<'de, T: serde::Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, InvalidEvent> {
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidEvent> {
     octollm_core::json::read_output(bytes).map_err(|source| InvalidEvent::Json { source })
 }
 

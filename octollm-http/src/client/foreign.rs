@@ -204,7 +204,7 @@ mod tests {
     fn text_under_a_reserved_name_is_not_parsed() {
         let hidden = format!("{}0{}", "[".repeat(100), "]".repeat(100));
         let details = json!({ "$serde_json::private::RawValue": hidden }).to_string();
-        let failure = told(500, format!(r#"{{"status":500,"code":"arm_failed","details":{details}}}"#));
+        let failure = reported(500, format!(r#"{{"status":500,"code":"arm_failed","details":{details}}}"#));
         assert_eq!((failure.kind, failure.details), (ErrorKind::ArmFailed, None));
     }
 

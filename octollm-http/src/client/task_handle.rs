@@ -89,8 +89,8 @@ impl<C: TaskContract> TaskHandle<C> {
     /// Waits until the task has finished, and returns its output.
     ///
     /// # Errors
-    /// The kind is that of the task's error if it has failed, [`Cancelled`](ErrorKind::Cancelled) if it was cancelled, and
-    /// [`BadResponse`](ErrorKind::BadResponse) if its output is not one of the contract. Otherwise the orchestrator cannot be
+    /// The kind is that of the task's error if it has failed, [`Cancelled`](octollm_core::error::ErrorKind::Cancelled) if it was cancelled, and
+    /// [`BadResponse`](octollm_core::error::ErrorKind::BadResponse) if its output is not one of the contract. Otherwise the orchestrator cannot be
     /// reached, refuses the request, or does not know the task.
     ///
     /// # Cancel safety
@@ -123,7 +123,7 @@ impl<C: TaskContract> TaskHandle<C> {
     /// [`output`](Self::output) then.
     ///
     /// # Errors
-    /// The kind is [`Conflict`](ErrorKind::Conflict) if the task has not failed, or if calls failed and none of them ended it.
+    /// The kind is [`Conflict`](octollm_core::error::ErrorKind::Conflict) if the task has not failed, or if calls failed and none of them ended it.
     /// Otherwise the orchestrator cannot be reached, refuses the request, or does not know the task.
     ///
     /// # Cancel safety
@@ -135,7 +135,7 @@ impl<C: TaskContract> TaskHandle<C> {
     /// Runs the failed task again, and repeats every call from this step on. A step is a position, from 0, or a name.
     ///
     /// # Errors
-    /// The kind is [`Conflict`](ErrorKind::Conflict) if the task has not failed. Otherwise the orchestrator cannot be reached,
+    /// The kind is [`Conflict`](octollm_core::error::ErrorKind::Conflict) if the task has not failed. Otherwise the orchestrator cannot be reached,
     /// refuses the request, or does not know the task.
     ///
     /// # Cancel safety

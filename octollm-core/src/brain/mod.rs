@@ -1,6 +1,6 @@
 //! The stock orchestrator, which runs arms as tasks.
 //!
-//! What a brain runs is an [`Arm`](crate::Arm) like any other, whose calls are journaled. If the process dies, another
+//! What a brain runs is an [`Arm`] like any other, whose calls are journaled. If the process dies, another
 //! brain on the same store claims the task and runs the arm again; calls that were answered return from the journal. An arm is
 //! therefore written as plain code, and becomes durable by running under a brain.
 

@@ -40,7 +40,7 @@ pub trait EventHandler: Send + Sync + 'static {
 }
 
 impl Consumer {
-    /// Handles the events until the consumer ends, at most [`max_in_flight`](ConsumeOptions::max_in_flight) at a time,
+    /// Handles the events until the consumer ends, at most [`max_in_flight`](super::ConsumeOptions::max_in_flight) at a time,
     /// and settles them by the result of `handler`. Returns why the consumer has ended, once the running handlers have
     /// finished.
     ///

@@ -1,6 +1,6 @@
 //! A whole system in one process, for tests: arms, a brain and a bus, without a network, and with faults on demand.
 //!
-//! Calls are JSON, and the same [`Dispatcher`](crate::dispatcher::Dispatcher) as in a server runs them. All waiting follows
+//! Calls are JSON, and the same [`Dispatcher`] as in a server runs them. All waiting follows
 //! tokio's clock: with `#[tokio::test(start_paused = true)]` a test of minutes takes no time.
 //!
 //! ```

@@ -277,7 +277,8 @@ impl BrainBuilder {
         self
     }
 
-    /// Sets how many tasks may be queued in the store (at least 1, default 10 000). Further ones are refused as overloaded.
+    /// Sets how many tasks may be queued in the store (at least 1, default 10 000). Further submissions are refused as overloaded; reruns
+    /// are not.
     pub fn max_queued(mut self, tasks: usize) -> Self {
         self.limits.max_queued = tasks;
         self

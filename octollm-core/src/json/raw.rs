@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::{Value, value::RawValue};
 
 /// JSON text, checked once and then shared. A clone does not allocate, and numbers retain every digit.
@@ -17,7 +20,8 @@ impl RawJson {
     /// # Errors
     /// When it cannot be written as JSON.
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, serde_json::Error> {
-        serde_json::value::to_raw_value(value).map(Self::raw)
+        let written = super::write(value).map_err(|failure| serde_json::Error::custom(failure.message))?;
+        Self::from_slice(&written)
     }
 
     /// The JSON in these bytes.
@@ -164,6 +168,12 @@ mod tests {
             n: u128,
         }
         assert_eq!(raw.read::<Big>().unwrap().n, u128::MAX);
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_not_written() {
+        let error = RawJson::of(&vec![1.0, f64::NAN]).unwrap_err().to_string();
+        assert!(error.contains("[1]"), "{error}");
     }
 
     #[test]

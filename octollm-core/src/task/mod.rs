@@ -202,7 +202,7 @@ pub struct TaskResult {
 }
 
 impl TaskResult {
-    /// A result with this output.
+    /// A result with this output. A float that is infinite or NaN is null in a `serde_json::Value`: see [`of`](Self::of).
     pub fn new(output: impl Into<RawJson>) -> Self {
         Self { output: output.into(), confidence: None, validation_passed: None }
     }
@@ -210,7 +210,7 @@ impl TaskResult {
     /// A result with an output of any type.
     ///
     /// # Errors
-    /// When the output cannot be written as JSON.
+    /// When the output cannot be written as JSON, as with a float that is infinite or NaN.
     pub fn of(output: &impl Serialize) -> Result<Self, serde_json::Error> {
         Ok(Self::new(RawJson::of(output)?))
     }

@@ -26,6 +26,7 @@ use crate::{
     deadline::Deadline,
     error::{ArmError, ConfigError, ErrorKind, Failure},
     json,
+    panics::discard,
     parts::{Caller, ContextParts, spent},
     transport::Transport,
     update::UpdateSink,
@@ -251,13 +252,6 @@ impl Route {
 fn panicked(panic: Box<dyn Any + Send>) -> Failure {
     discard(panic);
     Failure::of(ErrorKind::ArmPanicked)
-}
-
-/// Drops the value that code panicked with, which may panic as well.
-fn discard(panic: Box<dyn Any + Send>) {
-    if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        std::mem::forget(another);
-    }
 }
 
 /// Logs the cause, which is not sent to the caller.

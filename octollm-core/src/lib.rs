@@ -37,6 +37,7 @@
 //! `mesh` adds the in-process mesh, for tests; `full` is all features.
 // A module uses only those above it.
 mod invalid;
+mod panics;
 pub mod id;
 pub mod budget;
 pub mod deadline;

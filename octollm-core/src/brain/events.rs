@@ -1,8 +1,7 @@
 //! How the events of task changes reach the bus: the store holds them until the relay has published them.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -13,6 +12,7 @@ use super::{limited, scheduler::store_changed};
 use crate::{
     bus::{BusError, EventBus},
     event::Event,
+    panics::{Panicked, caught},
     store::{SideEffects, TaskStore, Topic},
     task::{TaskError, TaskEvent, TaskRecord, TaskUpdate},
     update::Progress,
@@ -248,9 +248,10 @@ enum Unpublished {
 }
 
 async fn publish(bus: &dyn EventBus, event: Event, limit: Duration) -> Result<(), Unpublished> {
-    match AssertUnwindSafe(timeout(limit, bus.publish(event))).catch_unwind().await {
+    // Within a future of its own: a bus may also panic before it returns its future.
+    match caught(timeout(limit, async { bus.publish(event).await })).await {
         Ok(Ok(taken)) => taken.map_err(Unpublished::Refused),
         Ok(Err(_)) => Err(Unpublished::TooSlow(limit)),
-        Err(_) => Err(Unpublished::Panicked),
+        Err(Panicked) => Err(Unpublished::Panicked),
     }
 }

@@ -17,12 +17,10 @@ mod updates;
 use std::{
     fmt,
     future::Future,
-    panic::AssertUnwindSafe,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
-use futures_util::FutureExt;
 use tokio::time::timeout;
 
 use self::{
@@ -38,6 +36,7 @@ use crate::{
     dispatcher::Dispatcher,
     error::{ConfigError, Failure},
     id::RequestId,
+    panics::{Panicked, caught},
     store::{MemoryStore, StoreError, TaskStore},
     transport::Transport,
 };
@@ -114,10 +113,10 @@ const STORE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Ends an operation of the store that hangs or panics as one that failed.
 async fn limited<T>(operation: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    match AssertUnwindSafe(Deadline::after(STORE_LIMIT).run(operation)).catch_unwind().await {
+    match caught(Deadline::after(STORE_LIMIT).run(operation)).await {
         Ok(Some(answer)) => answer,
         Ok(None) => Err(StoreError::Unavailable(format!("no answer came within {STORE_LIMIT:?}").into())),
-        Err(_) => Err(StoreError::Unavailable("it panicked".into())),
+        Err(Panicked) => Err(StoreError::Unavailable("it panicked".into())),
     }
 }
 

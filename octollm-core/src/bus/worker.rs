@@ -2,19 +2,18 @@
 
 use std::collections::HashMap;
 use std::future::pending;
-use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::delivery::Lease;
 use super::{BusError, Consumer, Delivery, Gap, Nack};
 use crate::event::Event;
+use crate::panics::{Panicked, caught};
 
 /// Handles the events of a [`Consumer`] that [`run`](Consumer::run)s.
 #[async_trait]
@@ -70,12 +69,22 @@ impl Consumer {
         let handler = Arc::new(handler);
         let mut shutdown = pin!(shutdown);
         let (mut running, mut in_progress) = (JoinSet::new(), HashMap::<String, Arc<InProgress>>::new());
+        let mut tasks = HashMap::new();
         let result = loop {
             let next = tokio::select! {
                 biased;
                 () = &mut shutdown => break self.close().await,
                 next = self.next() => next,
             };
+            while let Some(finished) = running.try_join_next_with_id() {
+                // Also of a task that panicked: an event that is delivered again is handled again.
+                let task = finished.map_or_else(|error| error.id(), |(task, ())| task);
+                if let Some((id, event)) = tasks.remove(&task)
+                    && in_progress.get(&id).is_some_and(|current| Arc::ptr_eq(current, &event))
+                {
+                    in_progress.remove(&id);
+                }
+            }
             match next {
                 // If every thread was blocked until the lease expired, the event is delivered again.
                 Some(Ok(delivery))
@@ -83,21 +92,16 @@ impl Consumer {
                 }
                 // Bounded: a consumer returns no more deliveries than can be unsettled.
                 Some(Ok(delivery)) => {
-                    let event = Arc::new(InProgress::new(&delivery));
-                    in_progress.insert(delivery.event().id().to_owned(), Arc::clone(&event));
+                    let (id, event) =
+                        (delivery.event().id().to_owned(), Arc::new(InProgress::new(&delivery)));
+                    in_progress.insert(id.clone(), Arc::clone(&event));
                     // Spawned before the handler, which may block the thread.
                     let extender = LeaseExtender::spawn(Arc::clone(&event), delivery.lease_time());
-                    running.spawn(handle(delivery, event, Arc::clone(&handler), extender));
+                    let work = handle(delivery, Arc::clone(&event), Arc::clone(&handler), extender);
+                    tasks.insert(running.spawn(work).id(), (id, event));
                 }
                 Some(Err(gap)) => handler.gap(gap).await,
                 None => break Err(self.ended().cloned().unwrap_or(BusError::Closed)),
-            }
-            while let Some(finished) = running.try_join_next() {
-                if let Ok((id, event)) = finished
-                    && in_progress.get(&id).is_some_and(|current| Arc::ptr_eq(current, &event))
-                {
-                    in_progress.remove(&id);
-                }
             }
         };
         while running.join_next().await.is_some() {}
@@ -110,25 +114,25 @@ async fn handle(
     event: Arc<InProgress>,
     handler: Arc<impl EventHandler>,
     mut extender: LeaseExtender,
-) -> (String, Arc<InProgress>) {
+) {
     let event_id = delivery.event().id().to_owned();
-    let work = handler.handle(delivery.event().clone(), delivery.attempt());
+    // Within a future of its own: a handler may also panic before it returns its future.
+    let work = async { handler.handle(delivery.event().clone(), delivery.attempt()).await };
     let outcome = tokio::select! {
         biased;
-        outcome = AssertUnwindSafe(work).catch_unwind() => outcome,
+        outcome = caught(work) => outcome,
         () = extender.lost() => {
             // Another consumer has it, unless it was delivered to this one in the meantime.
             let _ = event.settle(Err(Nack::Release)).await;
-            return (event_id, event);
+            return;
         }
     };
     drop(extender);
-    let outcome = outcome.unwrap_or_else(|_panic| Err(Nack::retry()));
+    let outcome = outcome.unwrap_or_else(|Panicked| Err(Nack::retry()));
     if let Err(error) = event.settle(outcome).await {
         // The event is delivered again.
         tracing::warn!(event_id, %error, "event not settled");
     }
-    (event_id, event)
 }
 
 /// An event that is being handled, with its latest lease.

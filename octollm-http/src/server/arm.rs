@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     fmt,
     future::Future,
-    panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
         Arc,
@@ -15,7 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{FutureExt, future::join_all};
+use futures_util::future::join_all;
 use http::{Method, StatusCode, header, request::Parts, uri::Authority};
 use jiff::Timestamp;
 use octollm_core::{
@@ -37,6 +36,7 @@ use super::{
     head::Arrival,
     reply::{Answer, Refusal},
     routes::{Endpoint, Inbound, RouteTable, Takes, within},
+    service::guarded,
 };
 
 /// Adds the routes of every server.
@@ -350,8 +350,8 @@ impl HealthState {
     /// Runs all checks concurrently. A check that exceeds its time limit or panics has failed.
     pub(crate) async fn run_checks(&self) -> BTreeMap<&str, bool> {
         let checks = self.checks.iter().map(|check| async move {
-            let run = AssertUnwindSafe(async { (check.run)().await }).catch_unwind();
-            let passed = matches!(timeout(self.check_timeout, run).await, Ok(Ok(true)));
+            let run = guarded(async { (check.run)().await });
+            let passed = matches!(timeout(self.check_timeout, run).await, Ok(Some(true)));
             (check.name.as_str(), passed)
         });
         let mut passed = BTreeMap::new();

@@ -1,15 +1,16 @@
 //! Authentication: who calls, as the server or the server around it establishes.
 
-use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
 use http::request::Parts;
 use octollm_core::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
     parts::Caller,
 };
+
+use super::service::guarded;
 
 /// Establishes the caller of a request.
 ///
@@ -92,10 +93,10 @@ impl Identity {
             Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
             _ => (own, ErrorKind::Unavailable),
         };
-        let asked = AssertUnwindSafe(async { authenticator.authenticate(head).await }).catch_unwind();
+        let asked = guarded(async { authenticator.authenticate(head).await });
         match limit.run(asked).await {
-            Some(Ok(answer)) => answer.map_err(Failure::before_execution),
-            Some(Err(_)) => {
+            Some(Some(answer)) => answer.map_err(Failure::before_execution),
+            Some(None) => {
                 tracing::error!("authenticator panicked");
                 Err(Failure::of(ErrorKind::Internal).before_execution())
             }

@@ -131,10 +131,10 @@ impl HttpService {
         let service = tower::service_fn(move |request: Request<RequestBody>| {
             let (service, ids) = (service.clone(), ids_of(request.headers()));
             async move {
-                Ok(match AssertUnwindSafe(service.oneshot(request)).catch_unwind().await {
-                    Ok(Ok(response)) => response.map(ResponseBody::streamed),
-                    Ok(Err(error)) => failed(&ids, error.into(), errors),
-                    Err(_) => failed(&ids, "it panicked".into(), errors),
+                Ok(match guarded(service.oneshot(request)).await {
+                    Some(Ok(response)) => response.map(ResponseBody::streamed),
+                    Some(Err(error)) => failed(&ids, error.into(), errors),
+                    None => failed(&ids, "it panicked".into(), errors),
                 })
             }
         });
@@ -324,8 +324,20 @@ fn taken(head: &mut Parts) -> Parts {
 
 /// Catches the panics of orchestrators, reflexes and routes of the user. Those of arms are caught before.
 async fn caught<F: Future>(work: F, path: &str) -> Result<F::Output, Failure> {
-    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| {
+    guarded(work).await.ok_or_else(|| {
         tracing::error!(path, "endpoint panicked");
         Failure::of(ErrorKind::Internal)
     })
+}
+
+/// Runs a future to its end; `None` where it panicked. What it panicked with may panic as well when it is dropped.
+pub(crate) async fn guarded<F: Future>(work: F) -> Option<F::Output> {
+    let panic = match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(output) => return Some(output),
+        Err(panic) => panic,
+    };
+    if let Err(another) = std::panic::catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(another);
+    }
+    None
 }

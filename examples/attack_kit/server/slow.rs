@@ -138,7 +138,7 @@ const GROWTH: u64 = 32;
 /// Large answers that nobody reads: the connection is closed at the limit on writes, and its answer is freed, so that a second
 /// round finds room in what the first one left.
 async fn not_taken(arena: &Arena) -> Outcome {
-    let (limit, count) = (arena.config.write_timeout, arena.pick(8, 100));
+    let (limit, count) = (arena.config.write_timeout, arena.pick(4, 100));
     let first = never_read(arena, count).await?;
     let second = never_read(arena, count).await?;
     let grown = second.kib.saturating_sub(first.kib) / 1024;

@@ -147,7 +147,7 @@ pub(super) async fn watchers(seed: u64, size: Size) -> Outcome {
     let (dice, bus) = (Dice::new(seed), MemoryBus::new());
     let mut scene = Scene::new(&dice, &bus, 0).await?;
     let brain = scene.brain(scene.store.clone(), bus, Duration::from_secs(30))?;
-    let (count, each) = (size.pick(40, 400), size.pick(25, 100));
+    let (count, each) = (size.pick(20, 400), size.pick(25, 100));
     let (mut ids, mut watching, mut held) = (Vec::new(), JoinSet::new(), Vec::new());
     for number in 0..count {
         let submission = Submission::of(&Journey { number })?;
@@ -235,7 +235,7 @@ pub(super) async fn nested(seed: u64, size: Size) -> Outcome {
     });
     let arms = Ledger::of(arm, &dice, 0);
     let outer = Brain::builder().arm::<Double>(outer_arm).arms(arms.clone()).build()?;
-    let (count, mut ids, mut cancelling) = (size.pick(100, 3000), Vec::new(), JoinSet::new());
+    let (count, mut ids, mut cancelling) = (size.pick(50, 3000), Vec::new(), JoinSet::new());
     for number in 0..count {
         let submission = Submission::of(&Double { number })?;
         let id = outer.submit(submission, &anyone()).await.map_err(|failure| failure.to_string())?.task_id;

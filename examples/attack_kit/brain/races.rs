@@ -27,7 +27,7 @@ pub(super) async fn cancel(seed: u64, size: Size) -> Outcome {
     let (dice, bus) = (Dice::new(seed), MemoryBus::new());
     let mut scene = Scene::new(&dice, &bus, 4).await?;
     let brain = scene.brain(scene.store.clone(), bus, Duration::from_secs(30))?;
-    let count = size.pick(150, 5000);
+    let count = size.pick(100, 2500);
     let (mut ids, mut watching) = (Vec::new(), JoinSet::new());
     let mut running = JoinSet::new();
     for number in 0..count {
@@ -79,7 +79,7 @@ pub(super) async fn takeover(seed: u64, size: Size) -> Outcome {
         brain.recover().await.map_err(|failure| failure.to_string())?;
         brains.push(brain);
     }
-    let (rounds, each) = (size.pick(2, 30), size.pick(60, 100));
+    let (rounds, each) = (size.pick(2, 16), size.pick(30, 100));
     let mut ids = Vec::new();
     for round in 0..rounds {
         for number in 0..each {
@@ -117,7 +117,7 @@ async fn troubled(seed: u64, size: Size, faults: Faults) -> Outcome {
     let store = Faulty::new(scene.store.clone(), dice.clone());
     let brains = [0, 1].map(|_| scene.brain(store.clone(), bus.clone(), LEASE));
     let brains: Vec<Brain> = brains.into_iter().collect::<Result<_, _>>()?;
-    let (rounds, each) = (size.pick(2, 60), 30);
+    let (rounds, each) = (size.pick(1, 30), 30);
     let (mut ids, mut refused) = (Vec::new(), 0);
     for _ in 0..rounds {
         store.set(faults);
@@ -154,7 +154,7 @@ pub(super) async fn full_bus(seed: u64, size: Size) -> Outcome {
     let bus = FullBus::new(dice.clone());
     let mut scene = Scene::new(&dice, &bus.inner, 3).await?;
     let brain = scene.brain(scene.store.clone(), bus.clone(), Duration::from_secs(30))?;
-    let count = size.pick(100, 3000);
+    let count = size.pick(50, 1500);
     let mut ids = Vec::new();
     for number in 0..count {
         ids.push(submitted(&brain, number).await?);

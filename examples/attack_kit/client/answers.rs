@@ -230,11 +230,17 @@ async fn early(arena: &Arena) -> Outcome {
         line.rest().await.map(drop)
     })
     .await?;
-    for _ in 0..arena.pick(5, 50) {
-        let ended = made(arena, "call", &liar.url, LIE).await?;
+    // A call over a connection whose answer was read before ends at its limit, since the server answers no more.
+    let (limit, rounds) = (Duration::from_secs(1), arena.pick(5, 50));
+    let mut ends = Vec::new();
+    for _ in 0..rounds {
+        let ended = within(arena, "call", &liar.url, limit, LIE).await?;
         ensure!(ended.kind.is_some() || ended.output.as_deref() == Some("forged"), "{ended:?}");
+        ends.push(ended.kind.map_or("answered".to_owned(), |kind| kind.to_string()));
     }
-    Ok("an early refusal read, answers at connect end their own call and no other".into())
+    let (answered, accepted) = (ends.iter().filter(|end| *end == "answered").count(), liar.accepted());
+    ensure!(answered <= accepted, "{answered} calls answered over {accepted} connections");
+    Ok(format!("an early refusal read, answers at connect end one call each and no other: {}", counted(ends)))
 }
 
 /// Answers that come too slowly, or stop: each call ends at its limit. A byte now and then keeps one alive, but not beyond

@@ -48,7 +48,7 @@ async fn floods<P>(
 where
     P: Fn(u32) -> Vec<u8> + Clone + Send + Sync + 'static,
 {
-    let (address, connections) = (arena.address(), arena.pick(4, 16));
+    let (address, connections) = (arena.address(), arena.pick(2, 16));
     at_once(connections, |_| {
         let (part, opening) = (part.clone(), opening.clone());
         async move {

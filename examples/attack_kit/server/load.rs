@@ -56,7 +56,7 @@ async fn small_values(arena: &Arena) -> Outcome {
 
 /// Tasks of small values that wait: they are stored as text, in bytes that are bounded, and listing copies none.
 async fn large_tasks(arena: &Arena) -> Outcome {
-    let count = arena.pick(24, 400);
+    let count = arena.pick(20, 400);
     let body =
         format!("{{\"goal\":\"for ever\",\"context\":{{\"x\":{}}}}}", small(arena.pick(200_000, 2_000_000)));
     let request = post("/tasks", "", &body);

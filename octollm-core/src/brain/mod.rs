@@ -44,7 +44,8 @@ use crate::{
 /// Accepts tasks, runs an arm for each, journals its calls, publishes events, and stores the tasks. A clone is the same
 /// brain.
 ///
-/// Tasks run on tokio's runtime, in the background. A brain whose last clone is dropped runs its tasks to their end;
+/// Tasks run in the background, on the tokio runtime of the first submission. While that runtime is alive and nobody drives it, a task
+/// that is submitted from another runtime waits. A brain whose last clone is dropped runs its tasks to their end;
 /// [`close`](Self::close) hands them back, for another brain to claim.
 #[derive(Clone)]
 pub struct Brain(Arc<Inner>);

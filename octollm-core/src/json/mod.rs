@@ -102,10 +102,11 @@ pub fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::E
 #[cold]
 fn all_known<C: TaskContract>(bytes: &[u8]) -> Result<(), Failure> {
     let value: Value = serde_json::from_slice(bytes).map_err(malformed)?;
-    let mut violations = Vec::new();
-    for path in unknown::unknown(&input_of::<C>(), &value).into_iter().take(shape::NAMED_AT_MOST) {
-        violations.push(Violation::new(path, "unknown field"));
-    }
+    let Ok(unknown) = unknown::unknown(&input_of::<C>(), &value) else {
+        let message = "too many parts fit several variants of their types to be checked";
+        return Err(Failure::invalid(vec![Violation::new("", message)]));
+    };
+    let violations: Vec<_> = unknown.into_iter().map(|path| Violation::new(path, "unknown field")).collect();
     if violations.is_empty() { Ok(()) } else { Err(Failure::invalid(violations)) }
 }
 

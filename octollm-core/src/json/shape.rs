@@ -17,9 +17,12 @@ use crate::contract::Violation;
 pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, Vec<Violation>> {
     let (mut json, mut track) = (parser(text), Track::new());
     let mut unknown = Vec::new();
+    let mut bytes = 0;
     let mut note = |path: serde_ignored::Path<'_>| {
-        if unknown.len() < NAMED_AT_MOST {
-            unknown.push(ignored(&path));
+        if unknown.len() < NAMED_AT_MOST && bytes < NAMED_BYTES {
+            let path = ignored(&path);
+            bytes += path.len();
+            unknown.push(path);
         }
     };
     let paths = serde_path_to_error::Deserializer::new(&mut json, &mut track);
@@ -41,6 +44,8 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, 
 
 /// The most unknown fields that are reported.
 pub(super) const NAMED_AT_MOST: usize = 100;
+/// No further ones are reported once their paths have so many bytes: a path has a copy of each key on the way.
+pub(super) const NAMED_BYTES: usize = 64 * 1024;
 
 /// serde names a field that is missing in the message alone.
 fn located(path: String, message: &str) -> (String, String) {

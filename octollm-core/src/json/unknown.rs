@@ -3,27 +3,46 @@
 //! What serde takes aside before it knows what it is (a flattened struct, an enum with a tag) it reads and ignores
 //! the members that are left over. The published schema refuses them, so the input is compared with the schema.
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::shape::join;
+use super::shape::{NAMED_AT_MOST, NAMED_BYTES, join};
 use crate::contract::referred;
 
 /// How many schemas may refer to each other on the way to one value.
 const MAX_STEPS: usize = 2_000;
 
-/// The paths of all members of a value that its schema refuses.
+/// How often a schema and a value are compared for one input. Where several variants fit at each level of a value, the number
+/// doubles with each.
+const MAX_VISITS: u32 = 2_000_000;
+
+/// The value has too many parts that fit several variants.
+#[derive(Debug)]
+pub(super) struct TooAmbiguous;
+
+/// The paths of the members of a value that its schema refuses, as far as they are reported.
 ///
 /// Only names are looked at: that the value fits otherwise is known.
-pub(super) fn unknown(schema: &Value, value: &Value) -> Vec<String> {
+pub(super) fn unknown(schema: &Value, value: &Value) -> Result<Vec<String>, TooAmbiguous> {
     let mut found = Vec::new();
-    Walk { root: schema }.visit(schema, value, "", 0, &mut BTreeSet::new(), &mut found);
-    found
+    let walk = Walk { root: schema, visits: Cell::new(MAX_VISITS) };
+    walk.visit(schema, value, "", 0, &mut BTreeSet::new(), &mut found);
+    if walk.visits.get() == 0 { Err(TooAmbiguous) } else { Ok(found) }
 }
 
 struct Walk<'a> {
     root: &'a Value,
+    /// How many visits are left.
+    visits: Cell<u32>,
+}
+
+/// Notes a member, while there is room for it.
+fn note(found: &mut Vec<String>, path: &str, name: &str) {
+    let bytes: usize = found.iter().map(String::len).sum();
+    if found.len() < NAMED_AT_MOST && bytes < NAMED_BYTES {
+        found.push(join(path, name));
+    }
 }
 
 impl<'a> Walk<'a> {
@@ -37,7 +56,9 @@ impl<'a> Walk<'a> {
         known: &mut BTreeSet<&'v str>,
         found: &mut Vec<String>,
     ) {
-        let (Some(schema), true) = (schema.as_object(), steps < MAX_STEPS) else { return };
+        let (Some(schema), true) = (schema.as_object(), steps < MAX_STEPS && self.has_visits()) else {
+            return;
+        };
         if let Some(definition) = self.referred(schema) {
             self.visit(definition, value, path, steps + 1, known, found);
         }
@@ -79,7 +100,7 @@ impl<'a> Walk<'a> {
             let schema = match (named.and_then(|named| named.get(name)), others) {
                 (Some(schema), _) => Some(schema),
                 (None, Some(Value::Bool(false))) => {
-                    found.push(join(path, name));
+                    note(found, path, name);
                     None
                 }
                 (None, Some(schema)) => Some(schema),
@@ -93,7 +114,7 @@ impl<'a> Walk<'a> {
         if schema.get("unevaluatedProperties") == Some(&Value::Bool(false)) {
             for name in members.keys() {
                 if known.insert(name) {
-                    found.push(join(path, name));
+                    note(found, path, name);
                 }
             }
         }
@@ -119,7 +140,7 @@ impl<'a> Walk<'a> {
     /// Whether a value is of the type that a schema is for; members without a place do not count.
     fn fits(&self, schema: &'a Value, value: &Value, steps: usize) -> bool {
         let Some(schema) = schema.as_object() else { return schema != &Value::Bool(false) };
-        if steps >= MAX_STEPS {
+        if steps >= MAX_STEPS || !self.has_visits() {
             return true;
         }
         let fits = |schema: &'a Value, value: &Value| self.fits(schema, value, steps + 1);
@@ -147,6 +168,13 @@ impl<'a> Walk<'a> {
                 }
                 _ => true,
             }
+    }
+
+    /// Takes one visit.
+    fn has_visits(&self) -> bool {
+        let left = self.visits.get().saturating_sub(1);
+        self.visits.set(left);
+        left > 0
     }
 
     fn referred(&self, schema: &Map<String, Value>) -> Option<&'a Value> {

@@ -1,4 +1,7 @@
 //! What the derive macros write against; not for people.
+
+use std::fmt::Write;
+
 pub use garde;
 pub use schemars;
 pub use serde;
@@ -45,6 +48,31 @@ impl<T> CheckedByItself for &ContractCheck<'_, T> {
 /// What a report comes to.
 pub fn checked(report: garde::Report) -> Result<(), Vec<Violation>> {
     if report.is_empty() { Ok(()) } else { Err(Violation::all_of(&report)) }
+}
+
+/// Adds a broken rule to a report, unless it has 100 already, or paths of more than 64 KiB: each has a copy of the keys on
+/// the way to it.
+pub fn append(report: &mut garde::Report, path: &mut dyn FnMut() -> garde::Path, error: garde::Error) {
+    const MOST: usize = 100;
+    const MOST_BYTES: usize = 64 * 1024;
+    let (mut count, mut bytes) = (0, Written(0));
+    for (path, _) in report.iter() {
+        count += 1;
+        let _ = write!(bytes, "{path}");
+    }
+    if count < MOST && bytes.0 < MOST_BYTES {
+        report.append(path(), error);
+    }
+}
+
+/// Counts the bytes that are written.
+struct Written(usize);
+
+impl Write for Written {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0 += text.len();
+        Ok(())
+    }
 }
 
 /// Chooses, for a field, between the rules of its type and nothing at all.

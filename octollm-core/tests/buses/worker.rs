@@ -267,3 +267,55 @@ async fn an_event_that_its_handler_releases_keeps_its_attempt() {
     assert_eq!((handled.load(Ordering::Relaxed), unsettled(&bus).await), (10, (0, 0)));
     assert!(dead_letters(&bus).await.is_empty());
 }
+
+/// Panics once before it returns its future, and once with a value that panics when it is dropped.
+struct PanicsTwice(Arc<AtomicU32>);
+
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("while what was thrown is dropped")
+    }
+}
+
+impl EventHandler for PanicsTwice {
+    fn handle<'a, 'f>(
+        &'a self,
+        _: Event,
+        _: u32,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Nack>> + Send + 'f>>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        match self.0.fetch_add(1, Ordering::Relaxed) {
+            0 => panic!("before the future"),
+            1 => Box::pin(async { std::panic::panic_any(Bomb) }),
+            _ => Box::pin(async { Ok(()) }),
+        }
+    }
+
+    fn gap<'a, 'f>(&'a self, _: Gap) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'f>>
+    where
+        'a: 'f,
+        Self: 'f,
+    {
+        Box::pin(async {})
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_is_handled_again_after_a_panic_of_any_kind() {
+    let (bus, handled) = (durable(), Arc::new(AtomicU32::new(0)));
+    let consumer = consumer(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    let (shutdown, worker) = work(consumer, PanicsTwice(Arc::clone(&handled)));
+    while handled.load(Ordering::Relaxed) < 3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(shutdown);
+    worker.await.unwrap().unwrap();
+    assert_eq!((handled.load(Ordering::Relaxed), unsettled(&bus).await), (3, (0, 0)));
+    assert!(dead_letters(&bus).await.is_empty());
+}

@@ -355,3 +355,56 @@ fn a_number_without_a_fraction_is_an_integer_however_it_is_written() {
         assert_eq!(read(text), Err(ErrorKind::ValidationFailed), "{text}");
     }
 }
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "edits.apply")]
+struct ApplyEdits {
+    files: BTreeMap<String, Vec<Edit>>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+struct Edit {
+    #[garde(range(min = 1))]
+    line: u32,
+}
+
+#[test]
+fn broken_rules_below_a_long_key_are_bounded() {
+    let lines = vec![json!({ "line": 0 }); 5_000];
+    for (key, expected) in [("k".to_owned(), 100), ("k".repeat(100_000), 1), ("k".repeat(1_000), 65)] {
+        let input = json!({ "files": { key: lines } }).to_string();
+        let failure = octollm_core::json::read_contract::<ApplyEdits>(input.as_bytes()).unwrap_err();
+        assert_eq!(failure.violations.len(), expected);
+    }
+}
+
+/// Two variants that fit the same values.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Overlapping {
+    Leaf(u8),
+    Short {
+        a: Box<Overlapping>,
+    },
+    Long {
+        a: Box<Overlapping>,
+        #[serde(default)]
+        b: u8,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "tree.read")]
+struct ReadTree {
+    tree: Overlapping,
+}
+
+#[test]
+fn a_value_that_fits_several_variants_at_each_level_is_checked_within_bounds() {
+    let nested = |depth: usize| format!("{{\"tree\":{}1{}}}", "{\"a\":".repeat(depth), "}".repeat(depth));
+    let read = |depth| octollm_core::json::read_contract::<ReadTree>(nested(depth).as_bytes());
+    assert!(read(3).is_ok());
+    let failure = read(60).unwrap_err();
+    assert_eq!(failure.kind, octollm_core::error::ErrorKind::ValidationFailed);
+    assert!(failure.message.contains("several variants"), "{}", failure.message);
+}

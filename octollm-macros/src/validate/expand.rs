@@ -223,7 +223,7 @@ impl Writer<'_> {
                     && let ::core::result::Result::Err(__octollm_error) =
                         #module::length::simple::apply(&__octollm_length, #bounds)
                 {
-                    __octollm_report.append(__octollm_path(), __octollm_error);
+                    #rt::append(__octollm_report, &mut __octollm_path, __octollm_error);
                 }
             };
         }
@@ -245,7 +245,7 @@ impl Writer<'_> {
         let check = quote_spanned!(at=> #module::#rule::apply(__octollm_value, #arguments));
         quote! {
             if let ::core::result::Result::Err(__octollm_error) = #check {
-                __octollm_report.append(__octollm_path(), __octollm_error);
+                #rt::append(__octollm_report, &mut __octollm_path, __octollm_error);
             }
         }
     }
@@ -264,7 +264,7 @@ impl Writer<'_> {
 fn custom(rt: &TokenStream, custom: &Expr, value: &TokenStream) -> TokenStream {
     quote! {
         if let ::core::result::Result::Err(__octollm_error) = (#custom)(#value, __octollm_context) {
-            __octollm_report.append(__octollm_path(), #rt::garde::error::Error::new(__octollm_error));
+            #rt::append(__octollm_report, &mut __octollm_path, #rt::garde::error::Error::new(__octollm_error));
         }
     }
 }

@@ -18,7 +18,10 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use octollm_core::error::ErrorKind;
-use tokio::{task::unconstrained, time::Instant};
+use tokio::{
+    task::{coop::consume_budget, unconstrained},
+    time::Instant,
+};
 
 use super::meter::{Idle, Meter, Metered, WaitLimit};
 use crate::{client::exchange::ExchangeError, io::Io, wire::BodyBuffer};
@@ -142,6 +145,8 @@ impl Connection {
             })
             .await?;
             let Some(frame) = frame else { break };
+            // Many small pieces must not hold back the deadline.
+            consume_budget().await;
             let frame = frame.map_err(|error| {
                 ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").caused_by(error)
             })?;

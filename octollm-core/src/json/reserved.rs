@@ -35,14 +35,12 @@ pub(super) fn refuse_bytes(bytes: &[u8]) -> Result<(), serde_json::Error> {
     std::str::from_utf8(bytes).map_or(Ok(()), refuse)
 }
 
-/// Whether it has the name, or an escape by which it could be written. Few texts do. A search for one character is faster
-/// than one for a text.
+/// Whether it has the name, or an escape by which it could be written. Few texts do.
 fn may_have_one(text: &str) -> bool {
-    let rest = |at: usize| text.as_bytes().get(at..).unwrap_or_default();
-    let is_name = |at: usize| rest(at).starts_with(b"$serde_json");
-    let is_escape = |at: usize| matches!(rest(at), [b'\\', b'u', b'0', b'0', b'2'..=b'7', ..]);
-    text.match_indices('$').any(|(at, _)| is_name(at))
-        || text.match_indices('\\').any(|(at, _)| is_escape(at))
+    let escapes = |at: usize| text.as_bytes().get(at + 4).is_some_and(|digit| (b'2'..=b'7').contains(digit));
+    // `contains` is several times as fast as `match_indices`.
+    text.contains("$serde_json")
+        || (text.contains("\\u00") && text.match_indices("\\u00").any(|(at, _)| escapes(at)))
 }
 
 /// The error for a reserved name.

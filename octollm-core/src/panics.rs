@@ -10,10 +10,10 @@ use futures_util::FutureExt;
 
 /// Code panicked. What it panicked with was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Panicked;
+pub struct Panicked;
 
 /// Runs a future to its end, or to its panic.
-pub(crate) async fn caught<F: Future>(work: F) -> Result<F::Output, Panicked> {
+pub async fn caught<F: Future>(work: F) -> Result<F::Output, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(discard)
 }
 

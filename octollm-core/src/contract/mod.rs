@@ -73,6 +73,11 @@ pub struct Violation {
 }
 
 impl Violation {
+    /// The most that are reported for one input.
+    pub(crate) const MOST: usize = 100;
+    /// No further ones are reported once their paths have so many bytes: a path has a copy of each key on the way.
+    pub(crate) const MOST_PATH_BYTES: usize = 64 * 1024;
+
     /// A broken rule of the field at `path`.
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into() }

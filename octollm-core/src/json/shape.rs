@@ -17,16 +17,9 @@ use crate::contract::Violation;
 pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, Vec<Violation>> {
     let (mut json, mut track) = (parser(text), Track::new());
     let mut unknown = Vec::new();
-    let mut bytes = 0;
-    let mut note = |path: serde_ignored::Path<'_>| {
-        if unknown.len() < NAMED_AT_MOST && bytes < NAMED_BYTES {
-            let path = ignored(&path);
-            bytes += path.len();
-            unknown.push(path);
-        }
-    };
+    let mut note_ignored = |path: serde_ignored::Path<'_>| note(&mut unknown, || ignored(&path));
     let paths = serde_path_to_error::Deserializer::new(&mut json, &mut track);
-    let value = T::deserialize(Watch::new(serde_ignored::Deserializer::new(paths, &mut note), notes));
+    let value = T::deserialize(Watch::new(serde_ignored::Deserializer::new(paths, &mut note_ignored), notes));
     let mut violations = Vec::new();
     for path in unknown {
         violations.push(Violation::new(path, "unknown field"));
@@ -42,10 +35,13 @@ pub(super) fn read<T: DeserializeOwned>(text: &str, notes: &Notes) -> Result<T, 
     }
 }
 
-/// The most unknown fields that are reported.
-pub(super) const NAMED_AT_MOST: usize = 100;
-/// No further ones are reported once their paths have so many bytes: a path has a copy of each key on the way.
-pub(super) const NAMED_BYTES: usize = 64 * 1024;
+/// Notes a field that is unknown, while there is room for it.
+pub(super) fn note(unknown: &mut Vec<String>, path: impl FnOnce() -> String) {
+    let bytes: usize = unknown.iter().map(String::len).sum();
+    if unknown.len() < Violation::MOST && bytes < Violation::MOST_PATH_BYTES {
+        unknown.push(path());
+    }
+}
 
 /// serde names a field that is missing in the message alone.
 fn located(path: String, message: &str) -> (String, String) {

@@ -7,7 +7,7 @@ use std::{cell::Cell, collections::BTreeSet};
 
 use serde_json::{Map, Value};
 
-use super::shape::{NAMED_AT_MOST, NAMED_BYTES, join};
+use super::shape::{join, note};
 use crate::contract::referred;
 
 /// How many schemas may refer to each other on the way to one value.
@@ -35,14 +35,6 @@ struct Walk<'a> {
     root: &'a Value,
     /// How many visits are left.
     visits: Cell<u32>,
-}
-
-/// Notes a member, while there is room for it.
-fn note(found: &mut Vec<String>, path: &str, name: &str) {
-    let bytes: usize = found.iter().map(String::len).sum();
-    if found.len() < NAMED_AT_MOST && bytes < NAMED_BYTES {
-        found.push(join(path, name));
-    }
 }
 
 impl<'a> Walk<'a> {
@@ -100,7 +92,7 @@ impl<'a> Walk<'a> {
             let schema = match (named.and_then(|named| named.get(name)), others) {
                 (Some(schema), _) => Some(schema),
                 (None, Some(Value::Bool(false))) => {
-                    note(found, path, name);
+                    note(found, || join(path, name));
                     None
                 }
                 (None, Some(schema)) => Some(schema),
@@ -114,7 +106,7 @@ impl<'a> Walk<'a> {
         if schema.get("unevaluatedProperties") == Some(&Value::Bool(false)) {
             for name in members.keys() {
                 if known.insert(name) {
-                    note(found, path, name);
+                    note(found, || join(path, name));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What the derive macros write against; not for people.
+//! What the derive macros write against, and what the crates of this workspace share; not for people.
 
 use std::fmt::Write;
 
@@ -7,8 +7,9 @@ pub use schemars;
 pub use serde;
 pub use serde_json;
 
-pub use crate::contract::{
-    ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation,
+pub use crate::{
+    contract::{ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation},
+    panics::{Panicked, caught},
 };
 
 mod lengths;
@@ -50,17 +51,16 @@ pub fn checked(report: garde::Report) -> Result<(), Vec<Violation>> {
     if report.is_empty() { Ok(()) } else { Err(Violation::all_of(&report)) }
 }
 
-/// Adds a broken rule to a report, unless it has 100 already, or paths of more than 64 KiB: each has a copy of the keys on
-/// the way to it.
+/// Adds a broken rule to a report, while there is room for it: see [`Violation::MOST`] and [`Violation::MOST_PATH_BYTES`].
 pub fn append(report: &mut garde::Report, path: &mut dyn FnMut() -> garde::Path, error: garde::Error) {
-    const MOST: usize = 100;
-    const MOST_BYTES: usize = 64 * 1024;
-    let (mut count, mut bytes) = (0, Written(0));
+    if report.iter().nth(Violation::MOST - 1).is_some() {
+        return;
+    }
+    let mut bytes = Written(0);
     for (path, _) in report.iter() {
-        count += 1;
         let _ = write!(bytes, "{path}");
     }
-    if count < MOST && bytes.0 < MOST_BYTES {
+    if bytes.0 < Violation::MOST_PATH_BYTES {
         report.append(path(), error);
     }
 }

@@ -18,6 +18,7 @@ use futures_util::future::join_all;
 use http::{Method, StatusCode, header, request::Parts, uri::Authority};
 use jiff::Timestamp;
 use octollm_core::{
+    __private::caught,
     card::{ArmCard, ArmStatus},
     contract::ContractRef,
     dispatcher::{Dispatcher, Execution, Route},
@@ -36,7 +37,6 @@ use super::{
     head::Arrival,
     reply::{Answer, Refusal},
     routes::{Endpoint, Inbound, RouteTable, Takes, within},
-    service::guarded,
 };
 
 /// Adds the routes of every server.
@@ -350,8 +350,8 @@ impl HealthState {
     /// Runs all checks concurrently. A check that exceeds its time limit or panics has failed.
     pub(crate) async fn run_checks(&self) -> BTreeMap<&str, bool> {
         let checks = self.checks.iter().map(|check| async move {
-            let run = guarded(async { (check.run)().await });
-            let passed = matches!(timeout(self.check_timeout, run).await, Ok(Some(true)));
+            let run = caught(async { (check.run)().await });
+            let passed = matches!(timeout(self.check_timeout, run).await, Ok(Ok(true)));
             (check.name.as_str(), passed)
         });
         let mut passed = BTreeMap::new();

@@ -5,12 +5,11 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use http::request::Parts;
 use octollm_core::{
+    __private::{Panicked, caught},
     deadline::Deadline,
     error::{ErrorKind, Failure},
     parts::Caller,
 };
-
-use super::service::guarded;
 
 /// Establishes the caller of a request.
 ///
@@ -93,10 +92,10 @@ impl Identity {
             Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
             _ => (own, ErrorKind::Unavailable),
         };
-        let asked = guarded(async { authenticator.authenticate(head).await });
+        let asked = caught(async { authenticator.authenticate(head).await });
         match limit.run(asked).await {
-            Some(Some(answer)) => answer.map_err(Failure::before_execution),
-            Some(None) => {
+            Some(Ok(answer)) => answer.map_err(Failure::before_execution),
+            Some(Err(Panicked)) => {
                 tracing::error!("authenticator panicked");
                 Err(Failure::of(ErrorKind::Internal).before_execution())
             }

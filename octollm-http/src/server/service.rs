@@ -5,18 +5,17 @@ use std::{
     error::Error,
     fmt,
     future::Future,
-    panic::AssertUnwindSafe,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::{HeaderMap, Method, Request, Response, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
 use octollm_core::{
+    __private::{Panicked, caught},
     error::{ErrorKind, Failure},
     parts::ContextParts,
 };
@@ -131,10 +130,10 @@ impl HttpService {
         let service = tower::service_fn(move |request: Request<RequestBody>| {
             let (service, ids) = (service.clone(), ids_of(request.headers()));
             async move {
-                Ok(match guarded(service.oneshot(request)).await {
-                    Some(Ok(response)) => response.map(ResponseBody::streamed),
-                    Some(Err(error)) => failed(&ids, error.into(), errors),
-                    None => failed(&ids, "it panicked".into(), errors),
+                Ok(match caught(service.oneshot(request)).await {
+                    Ok(Ok(response)) => response.map(ResponseBody::streamed),
+                    Ok(Err(error)) => failed(&ids, error.into(), errors),
+                    Err(Panicked) => failed(&ids, "it panicked".into(), errors),
                 })
             }
         });
@@ -241,7 +240,7 @@ impl Core {
         };
         let path = head.uri.path();
         let call = endpoint.call(Inbound { parts, head, id, arrival, body });
-        let result = caught(call, path).await?;
+        let result = contained(call, path).await?;
         let Some(place) = place else { return result };
         match result {
             Ok(reply) => Ok(reply.holding(place)),
@@ -267,7 +266,7 @@ impl Core {
         head.extensions.insert(parts.caller.clone());
         head.extensions.insert(parts);
         let request = Request::from_parts(head, RequestBody::new(body));
-        match caught(service.oneshot(request), &path).await? {
+        match contained(service.oneshot(request), &path).await? {
             Ok(response) => Ok(Answer::foreign(response).holding(place)),
             Err(error) => {
                 tracing::error!(path, %error, "route failed");
@@ -323,21 +322,9 @@ fn taken(head: &mut Parts) -> Parts {
 }
 
 /// Catches the panics of orchestrators, reflexes and routes of the user. Those of arms are caught before.
-async fn caught<F: Future>(work: F, path: &str) -> Result<F::Output, Failure> {
-    guarded(work).await.ok_or_else(|| {
+async fn contained<F: Future>(work: F, path: &str) -> Result<F::Output, Failure> {
+    caught(work).await.map_err(|Panicked| {
         tracing::error!(path, "endpoint panicked");
         Failure::of(ErrorKind::Internal)
     })
-}
-
-/// Runs a future to its end; `None` where it panicked. What it panicked with may panic as well when it is dropped.
-pub(crate) async fn guarded<F: Future>(work: F) -> Option<F::Output> {
-    let panic = match AssertUnwindSafe(work).catch_unwind().await {
-        Ok(output) => return Some(output),
-        Err(panic) => panic,
-    };
-    if let Err(another) = std::panic::catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        std::mem::forget(another);
-    }
-    None
 }

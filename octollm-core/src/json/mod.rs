@@ -86,10 +86,10 @@ fn read_noting<T: DeserializeOwned>(bytes: &[u8], notes: &Notes) -> Result<T, Fa
 /// When it is not JSON, has another shape, or has a member whose name begins with `$serde_json::private::`. serde_json would
 /// parse the text of such a member.
 pub fn read_output<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
-    reserved::refuse_bytes(bytes)?;
-    let read = serde_json::from_slice(bytes);
+    let Ok(text) = std::str::from_utf8(bytes) else { return serde_json::from_slice(bytes) };
+    reserved::refuse(text)?;
+    let read = serde_json::from_str(text);
     let Err(error) = read else { return read };
-    let Ok(text) = std::str::from_utf8(bytes) else { return Err(error) };
     let notes = Notes::default();
     notes.take_whole_floats(text);
     let mut json = Deserializer::from_str(text);

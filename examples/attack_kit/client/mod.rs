@@ -1,4 +1,4 @@
-//! Attacks against a client: servers that lie. The client runs in the attacked process and calls where it is told to; the
+//! Attacks against a client: servers that lie. The client runs in the attacked process and calls the URLs that it receives; the
 //! servers are here.
 
 mod answers;
@@ -93,7 +93,7 @@ async fn within(arena: &Arena, how: &str, url: &str, limit: Duration, text: &str
     Ok(ended)
 }
 
-/// The attacked side: it makes the calls that it is told to make.
+/// The attacked side: it makes the calls that its parent asks for.
 pub(crate) struct Caller {
     size: Size,
     /// By URL: their connections stay for as long as the process runs.

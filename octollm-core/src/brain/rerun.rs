@@ -67,7 +67,7 @@ impl Brain {
 }
 
 /// The usage of the answers that are replayed.
-fn replayed(journal: &[JournalEntry], discarded: &[StepKey], reopened: &[JournalEntry]) -> Usage {
+pub(super) fn replayed(journal: &[JournalEntry], discarded: &[StepKey], reopened: &[JournalEntry]) -> Usage {
     let gone: HashSet<_> = discarded.iter().chain(reopened.iter().map(|entry| &entry.step)).collect();
     let left = journal.iter().filter(|entry| entry.recorded.is_answered() && !gone.contains(&entry.step));
     left.fold(Usage::ZERO, |used, entry| used.plus(entry.usage))

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, events, journal::Journal, limited, scheduler::Stop, updates::UpdateLog};
+use super::{Inner, events, journal::Journal, limited, rerun::replayed, scheduler::Stop, updates::UpdateLog};
 use crate::{
     budget::Usage,
     context::ContextParts,
@@ -94,8 +94,7 @@ async fn execute(
     };
     let claimed_at = record.deadline_at().and_then(|end| end.checked_sub(started.time_left).ok());
     let claimed_at = claimed_at.unwrap_or_else(|| inner.clock.now());
-    let recorded = entries.iter().filter(|entry| entry.recorded.is_answered());
-    let recorded = recorded.fold(Usage::ZERO, |used, entry| used.plus(entry.usage));
+    let recorded = replayed(&entries, &[], &[]);
     let journal = Journal::new(inner, record.clone(), entries, claimed_at);
     let (result, usage) = match inner.dispatcher.find(record.contract()) {
         Ok(route) => {

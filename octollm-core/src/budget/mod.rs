@@ -10,6 +10,7 @@ use crate::invalid::InvalidValue;
 
 pub(crate) use self::usage::Ledger;
 pub use self::usage::Usage;
+pub(crate) use self::usage::is_zero;
 
 /// An amount of money, exact to a billionth of a US dollar.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -255,21 +255,15 @@ impl Reported {
 #[async_trait]
 impl UpdateSink for Reported {
     fn update(&self, update: Update) {
-        if let Some(to) = &self.to {
-            to.update(update);
-        }
+        self.to.update(update);
     }
 
     async fn chunk(&self, chunk: Value) {
-        if let Some(to) = &self.to {
-            to.chunk(chunk).await;
-        }
+        self.to.chunk(chunk).await;
     }
 
     async fn handle(&self, handle: String) -> Result<(), Failure> {
-        if let Some(to) = &self.to {
-            to.handle(handle.clone()).await?;
-        }
+        self.to.handle(handle.clone()).await?;
         *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
         Ok(())
     }

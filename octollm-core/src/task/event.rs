@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use super::{TaskError, TaskStatus};
 use crate::{
+    budget::is_zero,
     budget::{Cost, Usage},
     contract::ContractRef,
     event::{Event, InvalidEvent},
@@ -208,11 +209,6 @@ fn known_status<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TaskStatus>
         Some(TaskStatus::Unknown) => Err(D::Error::custom("the status is not known")),
         status => Ok(status),
     }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 #[cfg(test)]

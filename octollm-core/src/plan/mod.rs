@@ -28,6 +28,7 @@
 
 mod check;
 mod run;
+mod template;
 #[cfg(test)]
 mod tests;
 

@@ -8,7 +8,8 @@ use tokio::task::coop::consume_budget;
 
 use super::{
     PlanOutput,
-    check::{Checked, CheckedStep, Missing, Room},
+    check::{Checked, CheckedStep},
+    template::{Missing, Room},
 };
 use crate::{
     budget::Budget,

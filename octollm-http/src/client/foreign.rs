@@ -11,7 +11,7 @@ use octollm_core::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::wire::Problem;
+use crate::wire::{MOST_VIOLATIONS, Problem};
 
 /// Reads the failure that an answer reports.
 pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
@@ -108,8 +108,6 @@ fn reported_by(value: &Value) -> Reported {
         _ => Reported::default(),
     }
 }
-
-const MOST_VIOLATIONS: usize = 100;
 
 /// The path of a field as FastAPI reports it: `["body", "items", 2, "name"]` is `items[2].name`.
 fn path(loc: Option<&Value>) -> String {

@@ -214,7 +214,7 @@ pub(crate) struct NestedError<'p> {
 
 /// Limits on what is repeated of a request: without them a body of many wrong fields would be answered with a much larger one. What a
 /// server sends is stored with the caller's task, and has the same limits.
-const MOST_VIOLATIONS: usize = 100;
+pub(crate) const MOST_VIOLATIONS: usize = 100;
 const MAX_MESSAGE: usize = 1024;
 
 fn first(violations: &[Violation]) -> Vec<Violation> {

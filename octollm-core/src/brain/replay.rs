@@ -79,7 +79,6 @@ impl State {
             return Ok(Known::Begun(Box::new(entry)));
         }
         self.sequence.ask(entry.seq);
-        self.used_arm(&entry.served_by.arm);
         if entry.recorded.failure().is_some() {
             self.failed.insert(entry.step.clone());
         }

@@ -19,10 +19,10 @@ mod value;
 mod watch;
 mod write;
 
-use serde::de::{DeserializeOwned, DeserializeSeed};
+use serde::de::DeserializeOwned;
 use serde_json::{Deserializer, Value, de::StrRead};
 
-use self::{notes::Notes, unique::Unique, watch::Watch};
+use self::{notes::Notes, watch::Watch};
 pub use self::{raw::RawJson, write::write};
 pub(crate) use self::{value::read_value, write::try_write};
 use crate::{
@@ -142,11 +142,10 @@ fn well_formed(text: &str) -> Result<(), Failure> {
 }
 
 fn unique(text: &str) -> Result<(), Failure> {
-    let mut json = parser(text);
-    Unique::default().deserialize(&mut json).and_then(|()| json.end()).map_err(malformed)
+    unique::check(text).map_err(malformed)
 }
 
-/// Only for [`Unique`], which bounds the depth, and for texts that it accepted.
+/// Only for [`unique::check`], which bounds the depth, and for texts that it accepted.
 fn parser(text: &str) -> Deserializer<StrRead<'_>> {
     let mut json = Deserializer::from_str(text);
     json.disable_recursion_limit();

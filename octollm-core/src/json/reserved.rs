@@ -4,10 +4,9 @@
 //! `$serde_json::private::`. A `serde_json::Value` recognizes these names in any input: it parses the text in such a
 //! member as JSON, which is then neither checked nor bounded in depth. No input may have them.
 
-use serde::de::{DeserializeSeed, Error};
-use serde_json::Deserializer;
+use serde::de::Error;
 
-use super::unique::Unique;
+use super::unique;
 
 /// The beginning of these names.
 const PREFIX: &str = "$serde_json::private::";
@@ -22,12 +21,7 @@ pub(super) fn is_reserved(name: &str) -> bool {
 /// # Errors
 /// Names the member. A text that is not JSON, has a key twice or is too deep is refused as well where it has to be parsed.
 pub(super) fn refuse(text: &str) -> Result<(), serde_json::Error> {
-    if !may_have_one(text) {
-        return Ok(());
-    }
-    let mut json = Deserializer::from_str(text);
-    json.disable_recursion_limit();
-    Unique::default().deserialize(&mut json).and_then(|()| json.end())
+    if may_have_one(text) { unique::check(text) } else { Ok(()) }
 }
 
 /// As [`refuse`]; text that is not UTF-8 is left to the parser.

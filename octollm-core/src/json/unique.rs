@@ -7,7 +7,10 @@ use serde::{
     de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use super::keys::{KeyDigests, Seen};
+use super::{
+    keys::{KeyDigests, Seen},
+    parser,
+};
 
 /// How deep values may be nested.
 pub(super) const MAX_DEPTH: usize = 128;
@@ -17,6 +20,12 @@ pub(super) const MAX_DEPTH: usize = 128;
 pub(super) struct Unique {
     /// How many values this one is in.
     depth: usize,
+}
+
+/// Checks a whole text.
+pub(super) fn check(text: &str) -> Result<(), serde_json::Error> {
+    let mut json = parser(text);
+    Unique::default().deserialize(&mut json).and_then(|()| json.end())
 }
 
 impl<'de> DeserializeSeed<'de> for Unique {

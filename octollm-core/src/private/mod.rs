@@ -51,7 +51,7 @@ pub fn checked(report: garde::Report) -> Result<(), Vec<Violation>> {
     if report.is_empty() { Ok(()) } else { Err(Violation::all_of(&report)) }
 }
 
-/// Adds a broken rule to a report, while there is room for it: see [`Violation::MOST`] and [`Violation::MOST_PATH_BYTES`].
+/// Adds a broken rule to a report, while there is room for it: at most `Violation::MOST` rules and `Violation::MOST_PATH_BYTES` bytes of paths.
 pub fn append(report: &mut garde::Report, path: &mut dyn FnMut() -> garde::Path, error: garde::Error) {
     if report.iter().nth(Violation::MOST - 1).is_some() {
         return;

@@ -117,6 +117,12 @@ pub struct Grant {
     /// When the grant ends; `None` where it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_until: Option<Timestamp>,
+    /// The task that the caller's token is limited to; `None` where it is limited to none. It is not stored.
+    #[serde(skip)]
+    pub task: Option<TaskId>,
+    /// The delegation links from a root to this process, by which it may call on. They are not stored.
+    #[serde(skip)]
+    pub links: Arc<[Arc<str>]>,
 }
 
 /// Verbs that `entity:*` does not cover: they are always granted by name.
@@ -126,7 +132,14 @@ impl Grant {
     /// A grant without an issuer and without an end.
     pub fn new(subject: impl Into<String>, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let scopes = scopes.into_iter().map(Into::into).collect();
-        Self { issuer: None, subject: subject.into(), scopes, valid_until: None }
+        Self {
+            issuer: None,
+            subject: subject.into(),
+            scopes,
+            valid_until: None,
+            task: None,
+            links: Arc::default(),
+        }
     }
 
     /// Sets the issuer.
@@ -143,16 +156,43 @@ impl Grant {
         self
     }
 
+    /// Limits the grant to a task.
+    #[must_use]
+    pub fn task(mut self, task: TaskId) -> Self {
+        self.task = Some(task);
+        self
+    }
+
+    /// Sets the delegation links by which this process may call on.
+    #[must_use]
+    pub fn links(mut self, links: impl Into<Arc<[Arc<str>]>>) -> Self {
+        self.links = links.into();
+        self
+    }
+
     /// Whether a scope is granted: by name, or by `entity:*`, which covers every verb of the entity but `admin`,
     /// `register`, `serve` and `publish`.
     pub fn has_scope(&self, scope: &str) -> bool {
-        let Some((entity, verb)) = scope.rsplit_once(':').filter(|(entity, _)| !entity.is_empty()) else {
-            return false;
-        };
-        let covers =
-            |granted: &str| granted.strip_suffix(":*") == Some(entity) && !NAMED_VERBS.contains(&verb);
-        self.scopes.iter().any(|granted| granted == scope || covers(granted))
+        covers(&self.scopes, scope)
     }
+
+    /// The scopes that are both granted and in `needed`: `a:*` and `a:b` have `a:b` in common.
+    pub fn scopes_within(&self, needed: &[String]) -> Vec<String> {
+        let mut common: Vec<_> = needed.iter().filter(|scope| covers(&self.scopes, scope)).collect();
+        common.extend(self.scopes.iter().filter(|scope| covers(needed, scope)));
+        common.sort_unstable();
+        common.dedup();
+        common.into_iter().cloned().collect()
+    }
+}
+
+/// Whether a list of scopes covers a scope.
+fn covers(scopes: &[String], scope: &str) -> bool {
+    let Some((entity, verb)) = scope.rsplit_once(':').filter(|(entity, _)| !entity.is_empty()) else {
+        return false;
+    };
+    let by_entity = |granted: &str| granted.strip_suffix(":*") == Some(entity) && !NAMED_VERBS.contains(&verb);
+    scopes.iter().any(|granted| granted == scope || by_entity(granted))
 }
 
 impl Caller {
@@ -220,6 +260,26 @@ mod tests {
             "arms:register",
         ] {
             assert!(!grant.has_scope(refused), "{refused}");
+        }
+    }
+
+    #[test]
+    fn common_scopes_are_no_wider_than_either_list() {
+        let list = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        for (granted, needed, common) in [
+            ("code:validate", "code:*", "code:validate"),
+            ("code:*", "code:validate", "code:validate"),
+            ("code:*", "code:* code:run", "code:* code:run"),
+            ("code:*", "code:admin code:publish code:run", "code:run"),
+            ("code:admin code:run", "code:*", "code:run"),
+            ("code:admin", "code:admin", "code:admin"),
+            ("code:run", "data:* code:ru", ""),
+            ("*", "*", ""),
+            ("", "code:run", ""),
+            ("code:run", "", ""),
+        ] {
+            let grant = Grant::new("me", list(granted));
+            assert_eq!(grant.scopes_within(&list(needed)), list(common), "{granted} and {needed}");
         }
     }
 

@@ -1,0 +1,66 @@
+//! Capability tokens: who may call what.
+//!
+//! A *root* issues tokens: a brain, or a program with [`TokenIssuer::root`]. A token names a subject, one arm, scopes, and a time of
+//! minutes. Servers verify it with a [`TokenVerifier`], which knows only the keys of the roots.
+//!
+//! An arm that calls others signs its own tokens with its own key. The token that it was called with has a *delegation link*
+//! for that, which names the arm's public key, and scopes that are at most those of its issuer. The arm passes on the links from
+//! the root to itself, and adds one for the arm that it calls. No link is a token, and no token is passed on.
+//!
+//! ```
+//! use octollm_core::{card::ArmCard, parts::Grant};
+//! use octollm_http::token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier};
+//!
+//! # fn main() -> Result<(), octollm_core::error::Error> {
+//! let key = SigningKey::generate()?;
+//! let issuer = TokenIssuer::root("brain", key.clone()).build()?;
+//! let token = issuer.issue(&Grant::new("ali", ["code:*"]), &["code:validate"], &ArmCard::new("judge"))?;
+//!
+//! let roots = KeySet::new("brain").with_key(&key)?;
+//! let verifier = TokenVerifier::builder().audience("judge").root(roots).build()?;
+//! let grant = verifier.verify(token.expose_secret())?;
+//! assert_eq!((&*grant.subject, grant.has_scope("code:validate")), ("ali", true));
+//! # Ok(())
+//! # }
+//! ```
+mod cache;
+mod key;
+mod jws;
+mod claims;
+mod key_set;
+mod link;
+mod verifier;
+mod issuer;
+
+use octollm_core::error::{ErrorKind, Failure};
+pub use secrecy::{ExposeSecret, SecretString};
+
+pub use self::{
+    issuer::{TokenIssuer, TokenIssuerBuilder},
+    key::SigningKey,
+    key_set::KeySet,
+    verifier::{TokenVerifier, TokenVerifierBuilder},
+};
+
+/// Most links from a root to the arm that may act last.
+const LINKS: usize = 4;
+
+/// Why a token or a link is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    /// The rule that it breaks.
+    Invalid(&'static str),
+    /// A root has no key of this id.
+    UnknownKey,
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        let reason = match refused {
+            Refused::Invalid(reason) => reason,
+            Refused::UnknownKey => "its issuer has no key of this id",
+        };
+        let message = format!("the token is not valid: {reason}");
+        Failure::new(ErrorKind::Unauthenticated, message).before_execution()
+    }
+}

@@ -191,7 +191,8 @@ fn covers(scopes: &[String], scope: &str) -> bool {
     let Some((entity, verb)) = scope.rsplit_once(':').filter(|(entity, _)| !entity.is_empty()) else {
         return false;
     };
-    let by_entity = |granted: &str| granted.strip_suffix(":*") == Some(entity) && !NAMED_VERBS.contains(&verb);
+    let by_entity =
+        |granted: &str| granted.strip_suffix(":*") == Some(entity) && !NAMED_VERBS.contains(&verb);
     scopes.iter().any(|granted| granted == scope || by_entity(granted))
 }
 

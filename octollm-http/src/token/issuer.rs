@@ -212,12 +212,7 @@ impl Inner {
     }
 
     /// The link by which the callee may call on. `None` if it needs nothing that can be delegated.
-    fn link(
-        &self,
-        authority: &Authority,
-        callee: &ArmCard,
-        times: Times,
-    ) -> Result<Option<String>, Failure> {
+    fn link(&self, authority: &Authority, callee: &ArmCard, times: Times) -> Result<Option<String>, Failure> {
         let Some(jwk) = &callee.key else { return Ok(None) };
         let scope = authority.grant.scopes_within(&callee.needs);
         if scope.is_empty() || authority.links.len() >= LINKS {
@@ -225,7 +220,8 @@ impl Inner {
         }
         let key = PublicKey::from_jwk(jwk).ok().filter(PublicKey::can_delegate);
         let key = key.ok_or_else(|| {
-            let message = format!("the key on the card of {} is not a public Ed25519 or P-256 key", callee.arm_id);
+            let message =
+                format!("the key on the card of {} is not a public Ed25519 or P-256 key", callee.arm_id);
             refused(ErrorKind::BadResponse, message)
         })?;
         let claims = LinkClaims {

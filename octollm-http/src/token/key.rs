@@ -11,7 +11,9 @@ use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD as BASE64},
 };
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, crypto::aws_lc::DEFAULT_PROVIDER, jwk::EllipticCurve};
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, crypto::aws_lc::DEFAULT_PROVIDER, jwk::EllipticCurve,
+};
 use octollm_core::{
     error::{ConfigError, InvalidValue},
     id::RequestId,
@@ -377,8 +379,9 @@ impl SigningKey {
         const OTHER: &str = "its parts are not of one key";
         let point = public.decoding.try_get_as_bytes().unwrap_or_default();
         let pkcs8 = match public.algorithm {
-            Algorithm::EdDSA => Ed25519KeyPair::from_seed_and_public_key(private, point)
-                .map(|pair| pair.to_pkcs8v1().ok()),
+            Algorithm::EdDSA => {
+                Ed25519KeyPair::from_seed_and_public_key(private, point).map(|pair| pair.to_pkcs8v1().ok())
+            }
             Algorithm::ES256 => EcdsaKeyPair::from_private_key_and_public_key(
                 &ECDSA_P256_SHA256_FIXED_SIGNING,
                 private,

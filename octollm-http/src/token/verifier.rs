@@ -84,9 +84,8 @@ impl TokenVerifier {
             return Err(Refused::Invalid("it is longer than 8 KiB"));
         }
         let hash = sha256(token.as_bytes());
-        let known = verified.get(&hash, |known| {
-            !known.key.is_removed() && known.times.check_now(now, rules.leeway).is_ok()
-        });
+        let known = verified
+            .get(&hash, |known| !known.key.is_removed() && known.times.check_now(now, rules.leeway).is_ok());
         if let Some(known) = known {
             let is_for_this = audiences.iter().any(|audience| **audience == *known.audience)
                 || providers.iter().any(|provider| *provider.audience == *known.audience);

@@ -1,0 +1,526 @@
+//! An attacker that controls some arms, against a model.
+//!
+//! What holds: who controls an arm can elsewhere make only requests whose root, subject, task and scope one link to that arm's key
+//! covers, until its end and 30 s. Colluding arms can make the union of theirs.
+//!
+//! The attacker has the keys of three arms, and all links and tokens that they were ever sent. It recombines them as the cases say,
+//! signs with its keys what it likes, and sends it to an arm that is not its own. The model knows only which links the roots and
+//! the honest arms have issued to a key of the attacker. It shares no code with the crate.
+
+use std::{cell::Cell, sync::OnceLock, time::Duration};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use octollm_core::clock::Clock;
+use octollm_http::token::{KeySet, TokenVerifier};
+use proptest::{prelude::*, test_runner::TestRunner};
+use serde_json::{Value, json};
+
+use crate::support::{Key, b64, claims_of};
+
+const CASES: u32 = 3_000;
+const TASKS: [Option<&str>; 3] = [None, Some("task_3fK9aZ0qLw81bXyT"), Some("task_4fK9aZ0qLw81bXyT")];
+const SUBJECTS: [&str; 3] = ["ali", "bob", "eve"];
+const SCOPES: [&str; 7] = ["code:run", "code:*", "code:admin", "data:read", "data:*", "tasks:admin", "*"];
+/// The roots, the honest arms, and those of the attacker.
+const NAMES: [&str; 7] = ["brain", "other", "honest", "judge", "mal", "mel", "mol"];
+const MINE: [usize; 3] = [4, 5, 6];
+const JUDGE: usize = 3;
+
+fn key(name: usize) -> &'static Key {
+    static KEYS: OnceLock<Vec<Key>> = OnceLock::new();
+    &KEYS.get_or_init(|| NAMES.iter().map(|_| Key::new()).collect())[name]
+}
+
+/// What a link covers, in the model.
+#[derive(Debug, Clone)]
+struct Cover {
+    root: &'static str,
+    subject: &'static str,
+    task: Option<&'static str>,
+    scopes: Vec<&'static str>,
+    end: i64,
+}
+
+impl Cover {
+    fn covers(&self, root: &str, subject: &str, task: Option<&str>, scopes: &[String], end: i64) -> bool {
+        self.root == root
+            && self.subject == subject
+            && (self.task.is_none() || self.task == task)
+            && end <= self.end
+            && scopes.iter().all(|scope| self.scopes.iter().any(|own| includes(own, scope)))
+    }
+}
+
+/// Whether a scope includes another, by the words of the specification.
+fn includes(own: &str, scope: &str) -> bool {
+    let (Some((entity, verbs)), Some((other, verb))) = (own.split_once(':'), scope.split_once(':')) else {
+        return false;
+    };
+    let named = ["admin", "register", "serve", "publish"].contains(&verb);
+    entity == other && (verbs == verb || verbs == "*" && !named)
+}
+
+/// A link as the attacker composes it. Names are positions in [`NAMES`].
+#[derive(Debug, Clone)]
+struct LinkOf {
+    /// A link that is not composed, but was received.
+    received: Option<String>,
+    iss: usize,
+    sub: &'static str,
+    to: usize,
+    key: usize,
+    scopes: Vec<&'static str>,
+    iat: i64,
+    exp: i64,
+    task: Option<&'static str>,
+    prv: Option<String>,
+    signer: usize,
+    typ: &'static str,
+    extra: Value,
+}
+
+impl LinkOf {
+    fn text(&self, before: Option<&str>) -> String {
+        if let Some(text) = &self.received {
+            return text.clone();
+        }
+        let mut claims = json!({
+            "iss": NAMES[self.iss], "sub": self.sub, "may_act": { "sub": NAMES[self.to] },
+            "cnf": { "jwk": key(self.key).jwk() }, "scope": self.scopes.join(" "),
+            "iat": self.iat, "exp": self.exp,
+        });
+        if let Some(task) = self.task {
+            claims["task"] = task.into();
+        }
+        if let Some(prv) = self.prv.clone().or_else(|| before.map(hash)) {
+            claims["prv"] = prv.into();
+        }
+        merge(&mut claims, &self.extra);
+        let head = json!({ "alg": "EdDSA", "typ": self.typ, "kid": NAMES[self.iss] });
+        key(self.signer).sign(&head, &claims)
+    }
+}
+
+fn merge(claims: &mut Value, extra: &Value) {
+    for (member, value) in extra.as_object().into_iter().flatten() {
+        claims[member] = value.clone();
+    }
+}
+
+fn hash(link: &str) -> String {
+    b64(digest(&SHA256, link.as_bytes()))
+}
+
+/// What the attacker has been sent, and what the model knows of it.
+struct World {
+    now: i64,
+    chains: Vec<Vec<LinkOf>>,
+    /// Links and tokens, as texts.
+    seen: Vec<String>,
+    covers: Vec<Cover>,
+}
+
+impl World {
+    fn new(now: i64) -> Self {
+        let mut world = Self { now, chains: Vec::new(), seen: Vec::new(), covers: Vec::new() };
+        let [_, one, two] = TASKS;
+        // Each hop: from, to, scopes, seconds, task.
+        world.issue("ali", &[(0, 4, &["code:*", "data:read"], 300, one)]);
+        world.issue("ali", &[(0, 4, &["code:run"], 100, None)]);
+        world.issue(
+            "bob",
+            &[(0, 2, &["data:*", "tasks:admin"], 300, None), (2, 5, &["data:read"], 200, None)],
+        );
+        world.issue(
+            "bob",
+            &[
+                (0, 2, &["data:*", "code:*"], 300, None),
+                (2, 4, &["data:*", "code:run"], 300, two),
+                (4, 2, &["data:read"], 300, two),
+                (2, 6, &["data:read"], 250, two),
+            ],
+        );
+        world.issue("ali", &[(1, 6, &["tasks:admin", "data:*"], 300, None)]);
+        world.issue("eve", &[(0, 6, &["code:*"], 300, None)]);
+        world
+    }
+
+    /// Issues links one after another, as roots and honest arms do, and tokens to the arms of the attacker.
+    fn issue(
+        &mut self,
+        sub: &'static str,
+        hops: &[(usize, usize, &[&'static str], i64, Option<&'static str>)],
+    ) {
+        let mut chain: Vec<LinkOf> = Vec::new();
+        for &(iss, to, scopes, life, task) in hops {
+            let (iat, exp) = (self.now, self.now + life);
+            let scopes = scopes.to_vec();
+            let mut link = LinkOf {
+                received: None,
+                iss,
+                sub,
+                to,
+                key: to,
+                scopes,
+                iat,
+                exp,
+                task,
+                prv: None,
+                signer: iss,
+                typ: "delegation+jwt",
+                extra: json!({}),
+            };
+            let text = link.text(chain.last().and_then(|link| link.received.as_deref()));
+            link.received = Some(text.clone());
+            if MINE.contains(&to) && !MINE.contains(&iss) {
+                let root = NAMES[chain.first().map_or(iss, |first| first.iss)];
+                let scopes = link.scopes.clone();
+                self.covers.push(Cover { root, subject: sub, task, scopes, end: exp });
+                let prf: Vec<_> = chain.iter().filter_map(|link| link.received.clone()).collect();
+                let token = TokenOf::of(&chain, to, self.now, exp, sub, task);
+                let mut token = TokenOf { signer: iss, iss, dlg: Some(text.clone()), ..token };
+                token.scopes = link.scopes.clone();
+                self.seen.push(token.text(&prf));
+            }
+            self.seen.push(text);
+            chain.push(link);
+        }
+        self.chains.push(chain);
+    }
+
+    fn seen(&self, at: usize) -> String {
+        self.seen[at % self.seen.len()].clone()
+    }
+}
+
+/// A token as the attacker composes it.
+#[derive(Debug, Clone)]
+struct TokenOf {
+    iss: usize,
+    sub: &'static str,
+    aud: usize,
+    scopes: Vec<&'static str>,
+    iat: i64,
+    exp: i64,
+    task: Option<&'static str>,
+    dlg: Option<String>,
+    signer: usize,
+    typ: &'static str,
+    extra: Value,
+}
+
+impl TokenOf {
+    fn of(
+        chain: &[LinkOf],
+        aud: usize,
+        iat: i64,
+        exp: i64,
+        sub: &'static str,
+        task: Option<&'static str>,
+    ) -> Self {
+        let iss = chain.last().map_or(0, |link| link.to);
+        let scopes = chain.last().map_or_else(Vec::new, |link| link.scopes.clone());
+        Self {
+            iss,
+            sub,
+            aud,
+            scopes,
+            iat,
+            exp,
+            task,
+            dlg: None,
+            signer: iss,
+            typ: "at+jwt",
+            extra: json!({}),
+        }
+    }
+
+    fn text(&self, prf: &[String]) -> String {
+        let mut claims = json!({
+            "iss": NAMES[self.iss], "sub": self.sub, "aud": NAMES[self.aud], "jti": "t",
+            "scope": self.scopes.join(" "), "iat": self.iat, "exp": self.exp,
+        });
+        if let Some(task) = self.task {
+            claims["task"] = task.into();
+        }
+        if !prf.is_empty() {
+            claims["prf"] = prf.into();
+        }
+        if let Some(dlg) = &self.dlg {
+            claims["dlg"] = dlg.as_str().into();
+        }
+        merge(&mut claims, &self.extra);
+        let head = json!({ "alg": "EdDSA", "typ": self.typ, "kid": NAMES[self.iss] });
+        key(self.signer).sign(&head, &claims)
+    }
+}
+
+/// One step of an attack: what is changed, where, and to what.
+type Step = (u8, usize, usize);
+
+/// An attack: where it begins, its steps, and how long it waits before it sends.
+#[derive(Debug, Clone)]
+struct Attack {
+    chain: usize,
+    /// Whether the token passes on a link to the judge.
+    onward: bool,
+    /// Through which of its other arms it passes on its authority first.
+    through: Option<usize>,
+    steps: Vec<Step>,
+    wait: u64,
+}
+
+fn attack() -> impl Strategy<Value = Attack> {
+    let step = (0..26_u8, any::<usize>(), any::<usize>());
+    let through = prop::option::of(0..3_usize);
+    let wait = prop_oneof![3 => Just(0), 1 => 0..400_u64];
+    (any::<usize>(), any::<bool>(), through, prop::collection::vec(step, 0..4), wait)
+        .prop_map(|(chain, onward, through, steps, wait)| Attack { chain, onward, through, steps, wait })
+}
+
+/// The composition that the steps change.
+struct Draft {
+    links: Vec<LinkOf>,
+    token: TokenOf,
+    onward: Option<LinkOf>,
+    /// A change of the finished text.
+    finish: Option<(u8, usize, usize)>,
+}
+
+impl Draft {
+    /// A request that the attacker may make: along a chain, as far as it ends at an arm of its own.
+    fn new(world: &World, attack: &Attack) -> Self {
+        let mut links = world.chains[attack.chain % world.chains.len()].clone();
+        if let (Some(through), true) = (attack.through, links.len() < 3) {
+            let last = &links[links.len() - 1];
+            let to = MINE[through];
+            let next = LinkOf { received: None, iss: last.to, to, key: to, signer: last.to, ..last.clone() };
+            links.push(next);
+        }
+        let last = &links[links.len() - 1];
+        let token = TokenOf::of(&links, JUDGE, last.iat, last.exp, last.sub, last.task);
+        let onward = (attack.onward && links.len() < 4).then(|| LinkOf {
+            received: None,
+            iss: last.to,
+            to: JUDGE,
+            key: JUDGE,
+            signer: last.to,
+            ..last.clone()
+        });
+        Self { links, token, onward, finish: None }
+    }
+
+    /// The link that a step changes. A received one is composed anew, and is signed by a key of the attacker.
+    fn link(&mut self, at: usize, by: usize) -> Option<&mut LinkOf> {
+        let count = self.links.len() + usize::from(self.onward.is_some());
+        let at = at.checked_rem(count)?;
+        let link = if at < self.links.len() { self.links.get_mut(at) } else { self.onward.as_mut() }?;
+        if link.received.take().is_some() && !MINE.contains(&link.signer) {
+            link.signer = MINE[by % 3];
+        }
+        Some(link)
+    }
+
+    fn change(&mut self, world: &World, (what, at, to): Step) -> Option<()> {
+        let exp = world.now + [50, 150, 250, 290, 300][to % 5];
+        match what {
+            // The token.
+            0 => self.token.sub = SUBJECTS[to % 3],
+            1 => self.token.task = TASKS[to % 3],
+            2 => self.token.scopes.push(SCOPES[to % 7]),
+            3 => self.token.scopes = vec![SCOPES[to % 7]],
+            4 => self.token.exp = exp,
+            5 => self.token.iss = to % NAMES.len(),
+            6 => self.token.signer = MINE[to % 3],
+            7 => self.token.dlg = Some(world.seen(to)),
+            8 => self.token.extra = extra(to),
+            9 => self.token.typ = ["delegation+jwt", "JWT"][to % 2],
+            // The list.
+            10 => self.links.truncate(at % (self.links.len() + 1)),
+            11 => drop(self.links.remove(at.checked_rem(self.links.len())?)),
+            12 => {
+                let count = self.links.len();
+                self.links.swap(at.checked_rem(count)?, to.checked_rem(count)?);
+            }
+            13 => self
+                .links
+                .insert(at % (self.links.len() + 1), self.links.get(to % self.links.len().max(1))?.clone()),
+            14 | 15 => {
+                let chain = &world.chains[to % world.chains.len()];
+                let link = chain[at % chain.len()].clone();
+                let place = (at / 8) % (self.links.len() + 1);
+                match (what, self.links.get_mut(place)) {
+                    (15, Some(old)) => *old = link,
+                    _ => self.links.insert(place, link),
+                }
+            }
+            // A link.
+            16 => self.link(at, to)?.sub = SUBJECTS[to % 3],
+            17 => self.link(at, to)?.task = TASKS[to % 3],
+            18 => self.link(at, to)?.scopes.push(SCOPES[to % 7]),
+            19 => self.link(at, to)?.exp = exp,
+            20 => self.link(at, to)?.iss = (to / 3) % NAMES.len(),
+            21 => {
+                let link = self.link(at, to)?;
+                (link.to, link.key) = ((to / 3) % NAMES.len(), MINE[to % 3]);
+            }
+            22 => self.link(at, to)?.signer = MINE[to % 3],
+            23 => self.link(at, to)?.prv = Some(hash(&world.seen(to))),
+            24 => self.link(at, to)?.extra = extra(to),
+            // The text.
+            _ => self.finish = Some((what, at, to)),
+        }
+        Some(())
+    }
+
+    fn text(&self, world: &World) -> String {
+        let mut prf: Vec<String> = Vec::new();
+        for link in &self.links {
+            let text = link.text(prf.last().map(String::as_str));
+            prf.push(text);
+        }
+        let mut token = self.token.clone();
+        if let Some(onward) = &self.onward {
+            token.dlg.get_or_insert(onward.text(prf.last().map(String::as_str)));
+        }
+        let text = token.text(&prf);
+        match self.finish {
+            Some((_, at, to)) => finished(&text, &world.seen(to), at),
+            None => text,
+        }
+    }
+}
+
+/// Claims that the attacker adds.
+fn extra(to: usize) -> Value {
+    [
+        json!({ "sub_id": { "format": "iss_sub", "iss": "other", "sub": "ali" } }),
+        json!({ "sub_id": { "format": "iss_sub", "iss": "brain", "sub": "bob" } }),
+        json!({ "aud": ["judge", "mal"] }),
+        json!({ "aud": "mal" }),
+        json!({ "nbf": 0 }),
+        json!({ "task": null }),
+        json!({ "prf": null }),
+        json!({ "cnf": { "jwk": key(4).jwk() } }),
+    ][to % 8]
+        .clone()
+}
+
+/// A text with a part of another, or that other one.
+fn finished(text: &str, other: &str, at: usize) -> String {
+    let (mine, theirs): (Vec<_>, Vec<_>) = (text.split('.').collect(), other.split('.').collect());
+    match at % 6 {
+        0 => other.to_owned(),
+        1 => [mine[0], mine[1], theirs[2]].join("."),
+        2 => [mine[0], theirs[1], mine[2]].join("."),
+        3 => [theirs[0], mine[1], mine[2]].join("."),
+        4 => [theirs[0], mine[1], theirs[2]].join("."),
+        _ => [theirs[0], theirs[1], mine[2]].join("."),
+    }
+}
+
+fn judge(clock: Clock) -> TokenVerifier {
+    let root = |at: usize| {
+        let key = key(at).signing().with_kid(NAMES[at]).unwrap();
+        KeySet::new(NAMES[at]).with_key(&key).unwrap()
+    };
+    TokenVerifier::builder().audience("judge").root(root(0)).root(root(1)).clock(clock).build().unwrap()
+}
+
+/// Makes one attack. Returns whether the judge accepted it.
+async fn attempt(verifier: &TokenVerifier, clock: Clock, attack: &Attack) -> Result<bool, TestCaseError> {
+    let world = World::new(clock.now().as_second());
+    let mut draft = Draft::new(&world, attack);
+    for step in &attack.steps {
+        draft.change(&world, *step);
+    }
+    let text = draft.text(&world);
+    tokio::time::advance(Duration::from_secs(attack.wait)).await;
+    let now = clock.now().as_second();
+    let Ok(grant) = verifier.verify(&text) else {
+        let is_late = now >= draft.token.exp + 30;
+        prop_assert!(is_late || !attack.steps.is_empty(), "refused: {}", claims_of(&text));
+        return Ok(false);
+    };
+    let root = grant.issuer.clone().unwrap_or_default();
+    let end = grant.valid_until.map_or(i64::MAX, |end| end.as_second());
+    prop_assert!(now < end + 30, "accepted after its end");
+    let is_covered = |task: Option<&str>, scopes: &[String], end: i64| {
+        world.covers.iter().any(|cover| cover.covers(&root, &grant.subject, task, scopes, end))
+    };
+    let task = grant.task.as_ref().map(|task| task.as_str());
+    prop_assert!(is_covered(task, &grant.scopes, end), "not covered: {grant:?} by {}", claims_of(&text));
+    // Nor may the judge act on a link that the attacker could not have issued.
+    if let Some(onward) = grant.links.last() {
+        let claims = claims_of(onward);
+        let scopes: Vec<_> = claims["scope"].as_str().unwrap().split(' ').map(str::to_owned).collect();
+        prop_assert_eq!(claims["sub"].as_str(), Some(&*grant.subject));
+        let end = claims["exp"].as_i64().unwrap();
+        prop_assert!(is_covered(claims["task"].as_str(), &scopes, end), "not covered: {claims}");
+    }
+    Ok(true)
+}
+
+#[test]
+fn an_attacker_has_no_more_than_the_links_to_its_keys() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let (clock, verifier) = runtime.block_on(async {
+        let clock = Clock::runtime();
+        (clock, judge(clock))
+    });
+    let config = ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() };
+    let (accepted, changed) = (Cell::new(0), Cell::new(0));
+    let result = TestRunner::new(config).run(&attack(), |attack| {
+        let was_accepted = runtime.block_on(attempt(&verifier, clock, &attack))?;
+        accepted.set(accepted.get() + u32::from(was_accepted));
+        changed.set(changed.get() + u32::from(was_accepted && !attack.steps.is_empty()));
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+    // The attacks are worth something: many are accepted as what they may be, and many are refused.
+    let (accepted, changed) = (accepted.get(), changed.get());
+    assert!((CASES / 10..CASES * 9 / 10).contains(&accepted) && changed > CASES / 30, "{accepted} {changed}");
+}
+
+/// The attacks that a reader thinks of first, one by one.
+#[tokio::test(start_paused = true)]
+async fn attacks_by_name() {
+    let clock = Clock::runtime();
+    let verifier = judge(clock);
+    let plain = |chain: usize| Attack { chain, onward: false, through: None, steps: Vec::new(), wait: 0 };
+    for chain in 0..6 {
+        for through in [None, Some(0), Some(2)] {
+            let attack = Attack { through, ..plain(chain) };
+            assert!(
+                attempt(&verifier, clock, &attack).await.unwrap(),
+                "what is covered is accepted: {chain}"
+            );
+        }
+    }
+    for (name, chain, steps) in [
+        ("changed subject", 0, vec![(0, 0, 1)]),
+        ("changed task", 0, vec![(1, 0, 2)]),
+        ("dropped task", 0, vec![(1, 0, 0)]),
+        ("wider scope", 0, vec![(2, 0, 4)]),
+        ("longer life", 1, vec![(4, 0, 4)]),
+        ("named like a root", 0, vec![(5, 0, 0)]),
+        ("named like its caller", 2, vec![(5, 0, 2)]),
+        ("signed by another arm", 0, vec![(6, 0, 1)]),
+        ("a link as a token", 0, vec![(9, 0, 0)]),
+        ("no links", 0, vec![(10, 0, 0)]),
+        ("truncated at its caller", 2, vec![(10, 1, 0)]),
+        ("without its first link", 2, vec![(11, 0, 0)]),
+        ("reordered", 2, vec![(12, 0, 1)]),
+        ("twice the same link", 0, vec![(13, 0, 0)]),
+        ("spliced after the root's link to another", 2, vec![(15, 0, 3)]),
+        ("the root of another", 0, vec![(15, 0, 4)]),
+        ("its own link in place of its caller's", 2, vec![(22, 1, 2)]),
+        ("its own link in place of the root's", 0, vec![(22, 0, 0)]),
+        ("a token that was sent to it", 0, vec![(25, 0, 0)]),
+        ("the signature of another", 0, vec![(25, 1, 0)]),
+    ] {
+        let attack = Attack { steps, ..plain(chain) };
+        assert!(!attempt(&verifier, clock, &attack).await.unwrap(), "accepted: {name}");
+    }
+}

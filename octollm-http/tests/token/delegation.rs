@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use octollm_core::{
     card::ArmCard,
     clock::Clock,
@@ -36,7 +38,10 @@ impl System {
     }
 
     fn arm(&self, id: &str, needs: &[&str]) -> ArmOf {
-        let key = SigningKey::generate().unwrap();
+        self.arm_with(id, needs, SigningKey::generate().unwrap())
+    }
+
+    fn arm_with(&self, id: &str, needs: &[&str], key: SigningKey) -> ArmOf {
         let roots = TokenVerifier::builder().audience(id).root(self.keys.clone()).clock(self.clock);
         let card = card(id, &key, needs);
         let issuer = TokenIssuer::arm(id, key).clock(self.clock).build().unwrap();
@@ -96,6 +101,19 @@ fn three_hops_are_each_narrower() {
     // The store got no link.
     let failure = store.issuer.issue(&at_store, &["data:read"], &judge.card).unwrap_err();
     assert!(unauthenticated(&failure).contains("has not delegated"));
+}
+
+#[test]
+fn the_key_of_a_delegate_may_be_of_p256() {
+    let system = System::new();
+    let pkcs8 = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap().to_pkcs8v1().unwrap();
+    let body = BASE64_STANDARD.encode(pkcs8.as_ref());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
+    let coder = system.arm_with("coder", &["code:*"], SigningKey::from_pem(&pem.into()).unwrap());
+    let judge = system.arm("judge", &["code:*"]);
+    let at_coder = call(&system.root, &Grant::new("ali", ["code:*"]), "code:run", &coder);
+    let at_judge = call(&coder.issuer, &at_coder, "code:run", &judge);
+    assert_eq!((&*at_judge.subject, at_judge.links.len()), ("ali", 2));
 }
 
 #[test]

@@ -50,6 +50,7 @@
 //! | retry calls, on any tower stack | [`resilience`] |
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
+//! | say who may call what | `http::token` |
 //! | test a system without a network | `mesh::Mesh` |
 //!
 //! # Features
@@ -57,6 +58,7 @@
 //! | feature | adds | default |
 //! |---|---|---|
 //! | `http` | servers and clients | yes |
+//! | `tokens` | capability tokens (with `http`) | yes |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `full` | all of them | no |

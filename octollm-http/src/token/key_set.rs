@@ -112,7 +112,7 @@ impl KeySet {
         let read = read_jwks(jwks)?;
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::take(&mut *keys);
-        *keys = read.into_iter().map(|(kid, key)| kept_or_new(&old, kid, key)).collect();
+        *keys = read.into_iter().map(|(kid, key)| reused_or_new(&old, kid, key)).collect();
         for gone in old.iter().filter(|old| !keys.iter().any(|key| Arc::ptr_eq(key, old))) {
             gone.removed.store(true, Ordering::Release);
         }
@@ -188,7 +188,7 @@ impl KeySet {
 }
 
 /// The key as it was in the set before, if it was, so that what it verified remains valid.
-fn kept_or_new(old: &[Arc<IssuerKey>], kid: Arc<str>, key: PublicKey) -> Arc<IssuerKey> {
+fn reused_or_new(old: &[Arc<IssuerKey>], kid: Arc<str>, key: PublicKey) -> Arc<IssuerKey> {
     let same = old.iter().find(|old| old.kid == kid && old.key == key).cloned();
     same.unwrap_or_else(|| Arc::new(IssuerKey { kid, key, removed: AtomicBool::new(false) }))
 }

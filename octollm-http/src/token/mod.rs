@@ -33,6 +33,7 @@ mod verifier;
 mod issuer;
 
 use octollm_core::error::{ErrorKind, Failure};
+#[doc(no_inline)]
 pub use secrecy::{ExposeSecret, SecretString};
 
 pub use self::{

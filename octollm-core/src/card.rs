@@ -1,6 +1,6 @@
 //! The card of an arm.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -45,9 +45,19 @@ pub struct ArmCard {
     /// Its status.
     #[serde(default)]
     pub status: ArmStatus,
-    /// The contracts it serves, in full.
-    #[serde(default)]
+    /// The contracts it serves, in full. One that cannot be read is left out, and logged as a warning: the arm can still be
+    /// called for the others.
+    #[serde(default, deserialize_with = "readable")]
     pub contracts: Vec<ContractCard>,
+}
+
+fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ContractCard>, D::Error> {
+    let cards = Vec::<Value>::deserialize(deserializer)?;
+    let read = cards.into_iter().filter_map(|card| {
+        let read = serde_json::from_value(card);
+        read.inspect_err(|error| tracing::warn!(%error, "a contract on the card of an arm cannot be read")).ok()
+    });
+    Ok(read.collect())
 }
 
 fn middle_tier() -> u8 {
@@ -99,8 +109,9 @@ pub enum ArmStatus {
     /// It works.
     #[default]
     Healthy,
-    /// It works, with less than its usual quality or speed.
-    Degraded,
     /// It accepts no work.
     Unavailable,
+    /// It works, with less than its usual quality or speed. A word that this version does not know is read as this.
+    #[serde(other)]
+    Degraded,
 }

@@ -45,12 +45,12 @@ pub struct ArmCard {
     /// Its status.
     #[serde(default)]
     pub status: ArmStatus,
-    /// The contracts it serves, in full. One that cannot be read is left out, and logged as a warning: the arm can still be
-    /// called for the others.
+    /// The contracts it serves, in full.
     #[serde(default, deserialize_with = "readable")]
     pub contracts: Vec<ContractCard>,
 }
 
+/// A contract that cannot be read is left out: the arm can still be called for the others.
 fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ContractCard>, D::Error> {
     let cards = Vec::<Value>::deserialize(deserializer)?;
     let read = cards.into_iter().filter_map(|card| {

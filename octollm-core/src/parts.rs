@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::{
     budget::Budget,
@@ -120,9 +121,13 @@ pub struct Grant {
     /// The task that the caller's token is limited to; `None` where it is limited to none. It is not stored.
     #[serde(skip)]
     pub task: Option<TaskId>,
-    /// The delegation links from a root to this process, by which it may call on. They are not stored.
+    /// The arm that acts for the subject; `None` where the subject or a root does. It is not stored.
     #[serde(skip)]
-    pub links: Arc<[Arc<str>]>,
+    pub actor: Option<String>,
+    /// The delegation links from a root to this process, by which it may call on: none where the caller's token has no link for
+    /// it. `None` where the caller is not known by a token. They are not stored.
+    #[serde(skip)]
+    pub links: Option<Arc<[Arc<str>]>>,
 }
 
 /// Verbs that `entity:*` does not cover: they are always granted by name.
@@ -138,7 +143,8 @@ impl Grant {
             scopes,
             valid_until: None,
             task: None,
-            links: Arc::default(),
+            actor: None,
+            links: None,
         }
     }
 
@@ -166,7 +172,7 @@ impl Grant {
     /// Sets the delegation links by which this process may call on.
     #[must_use]
     pub fn links(mut self, links: impl Into<Arc<[Arc<str>]>>) -> Self {
-        self.links = links.into();
+        self.links = Some(links.into());
         self
     }
 
@@ -227,7 +233,23 @@ impl Caller {
             Self::Known(_) => ErrorKind::InsufficientScope,
             Self::Anonymous => ErrorKind::Unauthenticated,
         };
-        Err(Failure::new(refused, format!("the scope {scope} is required")).before_execution())
+        let mut failure = Failure::new(refused, format!("the scope {scope} is required")).before_execution();
+        failure.details = Some(json!({ "scope": scope }));
+        Err(failure)
+    }
+
+    /// Checks that the caller may work for a task: its token can be limited to one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InsufficientScope`] if the token is for another task.
+    pub fn may_work_for(&self, task: &TaskId) -> Result<(), Failure> {
+        match self.grant().and_then(|grant| grant.task.as_ref()) {
+            Some(own) if own != task => {
+                let words = "the token is for another task";
+                Err(Failure::new(ErrorKind::InsufficientScope, words).before_execution())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether both are the same caller, whatever their scopes: the same subject of the same issuer.

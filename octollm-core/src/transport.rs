@@ -11,6 +11,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 pub use crate::id::StepKey;
@@ -209,6 +210,12 @@ pub trait Transport: Send + Sync + 'static {
     fn explain(&self, error: CallError) -> CallError {
         error
     }
+
+    /// The public key, as a JWK, of what the transport signs on behalf of the arm that calls through it. It belongs on the card
+    /// of that arm.
+    fn public_key(&self) -> Option<Map<String, Value>> {
+        None
+    }
 }
 
 #[async_trait]
@@ -227,6 +234,10 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     fn explain(&self, error: CallError) -> CallError {
         (**self).explain(error)
+    }
+
+    fn public_key(&self) -> Option<Map<String, Value>> {
+        (**self).public_key()
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     Inner,
     entry::{Draft, digest, outcome_unknown, own_times, replay, served_by},
-    limited,
+    grants, limited,
     replay::{Known, State, Turn},
     scheduler::Stop,
 };
@@ -214,7 +214,11 @@ impl Transport for Journal {
     async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
         let inner = &*self.0;
         let draft = Draft::of(&call, digest(&call.input));
-        match inner.recall(&call, &draft.input_digest)? {
+        let known = inner.recall(&call, &draft.input_digest)?;
+        if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), inner.clock.now()) {
+            return self.unauthorized(call, draft, known, refusal).await;
+        }
+        match known {
             Known::Answer(entry) => return inner.replayed(*entry).await,
             Known::Begun(entry) => match entry.recorded {
                 Recorded::Handle(handle) => call.handle = Some(handle),
@@ -272,6 +276,26 @@ impl Transport for Journal {
 }
 
 impl Journal {
+    /// Answers a call that the grant of the task does not cover. A recorded answer remains recorded.
+    async fn unauthorized(
+        &self,
+        call: Call,
+        draft: Draft,
+        known: Known,
+        refusal: Failure,
+    ) -> Result<Reply, CallError> {
+        let refusal = match known {
+            Known::Answer(entry) => {
+                let _placed = Placed(&self.0, entry.seq);
+                self.0.turn(entry.seq).await;
+                return Err(CallError::new(call.contract, refusal));
+            }
+            Known::Begun(_) => Failure { may_have_executed: true, ..refusal },
+            Known::Nothing => refusal,
+        };
+        self.answered(draft, Err(CallError::new(call.contract, refusal))).await
+    }
+
     /// Records an answer, and returns it in its turn.
     async fn answered(&self, draft: Draft, answer: Result<Reply, CallError>) -> Result<Reply, CallError> {
         let inner = &*self.0;

@@ -10,7 +10,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, events, journal::Journal, limited, rerun::replayed, scheduler::Stop, updates::UpdateLog};
+use super::{
+    Inner, events, grants, journal::Journal, limited, rerun::replayed, scheduler::Stop, updates::UpdateLog,
+};
 use crate::{
     budget::Usage,
     context::ContextParts,
@@ -144,7 +146,7 @@ fn execution(started: &Started, journal: Journal) -> Execution {
     parts.task_id = Some(record.id().clone());
     parts.trace = record.trace().cloned();
     parts.budget = record.budget().budget().after(record.used_before());
-    parts.caller = record.caller().clone();
+    parts.caller = grants::of_run(record);
     parts.attempt = record.attempt();
     parts.deadline = Some(Deadline::after(started.time_left));
     let mut execution = Execution::new(parts, Arc::new(journal));

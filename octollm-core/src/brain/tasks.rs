@@ -28,7 +28,7 @@ const PAGE: usize = 4 << 20;
 #[async_trait]
 impl Orchestrator for Brain {
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
-        let record = self.prepare(submission, cx)?;
+        let record = self.prepare(submission, cx).await?;
         self.store(record).await
     }
 
@@ -116,7 +116,7 @@ impl Brain {
     }
 
     /// Checks a submission, and makes a task of it.
-    fn prepare(&self, mut submission: Submission, cx: &Context) -> Result<TaskRecord, Failure> {
+    async fn prepare(&self, mut submission: Submission, cx: &Context) -> Result<TaskRecord, Failure> {
         if self.0.running.is_closed() {
             return Err(Failure::new(ErrorKind::Unavailable, "the brain is closed").before_execution());
         }
@@ -131,7 +131,9 @@ impl Brain {
         submission.budget = submission.budget.within(cx.budget());
         let asked = submission.budget.time().unwrap_or(route.spec().timeout);
         let time_limit = asked.min(self.0.limits.max_task_time);
-        Ok(TaskRecord::new(submission, cx.parts(), time_limit, self.0.clock.now()))
+        let mut record = TaskRecord::new(submission, cx.parts(), time_limit, self.0.clock.now());
+        record.set_caller(self.granted(cx).await?);
+        Ok(record)
     }
 
     /// Queues a task.
@@ -201,7 +203,7 @@ impl<C: TaskContract> Arm<C> for Brain {
         let submission = Submission::of(&input)?;
         let end = cx.deadline().map(|deadline| Deadline::after(shortened(deadline.remaining())));
         let budget = narrowed(submission.budget, end);
-        let record = self.prepare(submission.with_budget(budget), cx)?;
+        let record = self.prepare(submission.with_budget(budget), cx).await?;
         let id = record.id().clone();
         // Before the task is stored: the call may be dropped meanwhile.
         let guard = CancelOnDrop { brain: self, id: &id, cx, armed: true };

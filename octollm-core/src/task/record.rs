@@ -147,6 +147,10 @@ impl TaskRecord {
         &self.caller
     }
 
+    pub(crate) fn set_caller(&mut self, caller: Caller) {
+        self.caller = caller;
+    }
+
     /// The trace of the submission.
     pub fn trace(&self) -> Option<&TraceContext> {
         self.trace.as_ref()

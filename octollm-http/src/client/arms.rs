@@ -14,16 +14,19 @@ use octollm_core::{
     parts::ContextParts,
     transport::{Call, CallService, Reply, Transport},
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tower::{BoxError, Layer, Service};
 
 use super::{
+    authority::Authority,
     directory::Directory,
     offers::{ConfiguredArm, Endpoint},
     requests::{Exchange, Requests, request_setters},
     stack::{CallLayer, Calling, Carrier, call_layer},
 };
 use crate::limits::limits_setters;
+#[cfg(feature = "tokens")]
+use crate::token::TokenIssuer;
 
 /// A client of arms over HTTP. It is cheap to clone; clones share their connections.
 ///
@@ -42,6 +45,7 @@ pub struct Arms(Arc<Shared>);
 
 struct Shared {
     carrier: Carrier,
+    authority: Authority,
     directory: Arc<Directory>,
 }
 
@@ -127,6 +131,10 @@ impl Transport for Arms {
     async fn cards(&self) -> Vec<ArmCard> {
         self.0.cards().await
     }
+
+    fn public_key(&self) -> Option<Map<String, Value>> {
+        self.0.authority.public_key()
+    }
 }
 
 #[async_trait]
@@ -164,6 +172,7 @@ pub struct ArmsBuilder {
     above: Vec<CallLayer>,
     below: Vec<CallLayer>,
     requests: Requests,
+    authority: Authority,
 }
 
 request_setters!(ArmsBuilder);
@@ -210,6 +219,27 @@ impl ArmsBuilder {
         Ok(self)
     }
 
+    /// Sends a token with each call.
+    ///
+    /// A root issues it to the caller of the context. It acts for itself in a context whose callers are not checked, such as that of
+    /// [`Arms::call`]. An arm issues it by the link that it was given. If the caller has not delegated the scope of the contract,
+    /// the call fails before it is sent.
+    ///
+    /// Each arm is the audience of its tokens under the id that it has here.
+    #[cfg(feature = "tokens")]
+    pub fn tokens(mut self, issuer: TokenIssuer) -> Self {
+        self.authority.issuer = Some(issuer);
+        self
+    }
+
+    /// Allows tokens to be sent in cleartext to other machines, as in a service mesh that encrypts connections itself. With a
+    /// [connector](Self::connector) of your own they are allowed.
+    #[cfg(feature = "tokens")]
+    pub fn cleartext(mut self) -> Self {
+        self.authority.cleartext = true;
+        self
+    }
+
     /// Adds a tower layer around each call, above its [retry](octollm_core::context::CallFuture::retry) and the choice of an
     /// endpoint. A retry in this layer can reach another endpoint with [`Call::avoid`]. The layer added last is the outermost.
     ///
@@ -245,14 +275,19 @@ impl ArmsBuilder {
     pub fn build(self) -> Result<Arms, ConfigError> {
         let time_limit = self.requests.config.capabilities_timeout;
         let count = self.arms.iter().map(|arm| &arm.id).collect::<HashSet<_>>().len();
+        let over_tcp = self.requests.connector.is_none();
         let exchanger = self.requests.build(count)?;
         let mut arms: Vec<ConfiguredArm> = Vec::new();
         for named in self.arms {
             add(&mut arms, named)?;
         }
+        for arm in arms.iter().filter(|_| over_tcp) {
+            self.authority.check(&arm.id, &arm.endpoints)?;
+        }
         let directory = Arc::new(Directory::new(arms, exchanger.clone(), time_limit));
-        let carrier = Carrier::new(&directory, &exchanger, (&self.above, &self.below));
-        Ok(Arms(Arc::new(Shared { carrier, directory })))
+        let layers = (&*self.above, &*self.below);
+        let carrier = Carrier::new(&directory, &exchanger, &self.authority, layers);
+        Ok(Arms(Arc::new(Shared { carrier, authority: self.authority, directory })))
     }
 }
 

@@ -6,6 +6,7 @@ mod requests;
 mod foreign;
 mod answer;
 mod offers;
+mod authority;
 mod directory;
 mod stack;
 mod arms;

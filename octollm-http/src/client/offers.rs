@@ -82,6 +82,17 @@ impl Endpoint {
         &self.0.url
     }
 
+    /// Whether the host is this machine.
+    #[cfg(feature = "tokens")]
+    pub(super) fn is_local(&self) -> bool {
+        let authority: Option<http::uri::Authority> =
+            self.0.host.to_str().ok().and_then(|host| host.parse().ok());
+        let host = authority.as_ref().map_or("", |authority| authority.host());
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let is_loopback = |ip: std::net::IpAddr| ip.to_canonical().is_loopback();
+        host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
+    }
+
     pub(super) fn shared(&self) -> Arc<str> {
         Arc::clone(&self.0.url)
     }
@@ -161,6 +172,10 @@ pub(super) struct Offer {
     /// Position among all endpoints of the directory.
     pub(super) site: usize,
     pub(super) timeout: Duration,
+    /// Scope that a token needs.
+    pub(super) scope: String,
+    /// Id, key and needs of the arm.
+    pub(super) callee: Arc<ArmCard>,
     /// Whether a call with a key runs once, whichever process of the arm it reaches.
     honours_keys: bool,
     /// Fingerprint of the arm's schemas; empty where the card has none.
@@ -267,10 +282,15 @@ pub(super) fn all<'a>(
 ) -> HashMap<ContractRef, Arc<Offers>> {
     let mut found: HashMap<ContractRef, Vec<Offer>> = HashMap::new();
     for (arm, card) in arms {
+        // A card may name another arm as itself: tokens are for the arm that was configured.
+        let mut callee = ArmCard::new(&*arm.id);
+        (callee.needs, callee.key) = (card.needs.clone(), card.key.clone());
+        let callee = Arc::new(callee);
         for contract in &card.contracts {
             let Some(reference) = contract.reference() else { continue };
             let endpoints = arm.endpoints.iter().zip(arm.first_site..);
-            let offers = endpoints.filter_map(|(endpoint, site)| offer(&arm.id, endpoint, site, contract));
+            let offers =
+                endpoints.filter_map(|(endpoint, site)| offer(&callee, arm, endpoint, site, contract));
             found.entry(reference).or_default().extend(offers);
         }
     }
@@ -283,9 +303,17 @@ pub(super) fn all<'a>(
 }
 
 /// The offer of a contract at an endpoint. `None` if the path in the card is invalid.
-fn offer(arm: &Arc<str>, endpoint: &Endpoint, site: usize, contract: &ContractCard) -> Option<Offer> {
+fn offer(
+    callee: &Arc<ArmCard>,
+    arm: &ConfiguredArm,
+    endpoint: &Endpoint,
+    site: usize,
+    contract: &ContractCard,
+) -> Option<Offer> {
     Some(Offer {
-        arm: Arc::clone(arm),
+        arm: Arc::clone(&arm.id),
+        scope: contract.scope.clone(),
+        callee: Arc::clone(callee),
         endpoint: endpoint.clone(),
         uri: endpoint.uri(&contract.path)?,
         site,

@@ -25,6 +25,7 @@ use serde_json::json;
 
 use super::{
     answer,
+    authority::Authority,
     exchange::{ExchangeLimits, Target},
     offers::Endpoint,
     requests::{Exchange, Exchanger, Requests, request_setters},
@@ -53,6 +54,9 @@ struct Inner {
     arm: Arc<str>,
     endpoint: Endpoint,
     exchanger: Exchanger,
+    authority: Authority,
+    /// Names the audience of its tokens.
+    card: ArmCard,
 }
 
 impl OrchestratorClient {
@@ -66,11 +70,12 @@ impl OrchestratorClient {
 
     /// Returns a builder, to set limits and layers.
     pub fn builder(url: impl Into<String>) -> OrchestratorClientBuilder {
-        OrchestratorClientBuilder { url: url.into(), requests: Requests::default() }
-    }
-
-    pub(super) fn assemble(endpoint: Endpoint, exchanger: Exchanger) -> Self {
-        Self(Arc::new(Inner { arm: "orchestrator".into(), endpoint, exchanger }))
+        OrchestratorClientBuilder {
+            url: url.into(),
+            requests: Requests::default(),
+            authority: Authority::default(),
+            audience: ORCHESTRATOR.to_owned(),
+        }
     }
 
     /// The URL of the orchestrator.
@@ -104,11 +109,12 @@ impl OrchestratorClient {
         parts: &ContextParts,
         deadline: Deadline,
     ) -> Result<Response<Bytes>, Failure> {
-        let Inner { arm, endpoint, exchanger } = &*self.0;
+        let Inner { arm, endpoint, exchanger, authority, card } = &*self.0;
         let refused = || Failure::of(ErrorKind::BadRequest).before_execution();
         let uri = endpoint.uri(path).ok_or_else(refused)?;
         let idempotent = method.is_idempotent();
-        let request = endpoint.request(method, uri, body, parts);
+        let mut request = endpoint.request(method, uri, body, parts);
+        authority.add(request.headers_mut(), &parts.caller, None, card)?;
         let limits = ExchangeLimits { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
         let target = || Target {
             arm: Arc::clone(arm),
@@ -127,9 +133,31 @@ impl OrchestratorClient {
 pub struct OrchestratorClientBuilder {
     url: String,
     requests: Requests,
+    authority: Authority,
+    audience: String,
 }
 
+/// The usual id of an orchestrator.
+const ORCHESTRATOR: &str = "orchestrator";
+
 impl OrchestratorClientBuilder {
+    /// Sends a token with each request in whose context the caller is known. Its audience is the id of the orchestrator. It has all
+    /// scopes of the caller that this program can pass on, since the tasks of the caller run with them.
+    #[cfg(feature = "tokens")]
+    pub fn tokens(mut self, issuer: crate::token::TokenIssuer, audience: impl Into<String>) -> Self {
+        self.authority.issuer = Some(issuer);
+        self.audience = audience.into();
+        self
+    }
+
+    /// Allows tokens to be sent in cleartext to another machine, as
+    /// [`ArmsBuilder::cleartext`](super::ArmsBuilder::cleartext) does.
+    #[cfg(feature = "tokens")]
+    pub fn cleartext(mut self) -> Self {
+        self.authority.cleartext = true;
+        self
+    }
+
     /// Builds the client. The first request opens the first connection.
     ///
     /// # Errors
@@ -137,7 +165,12 @@ impl OrchestratorClientBuilder {
     pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
         let endpoint =
             Endpoint::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
-        Ok(OrchestratorClient::assemble(endpoint, self.requests.build(1)?))
+        if self.requests.connector.is_none() {
+            self.authority.check(ORCHESTRATOR, std::slice::from_ref(&endpoint))?;
+        }
+        let Self { authority, audience, requests, .. } = self;
+        let (arm, card, exchanger) = (ORCHESTRATOR.into(), ArmCard::new(audience), requests.build(1)?);
+        Ok(OrchestratorClient(Arc::new(Inner { arm, endpoint, exchanger, authority, card })))
     }
 }
 

@@ -141,6 +141,7 @@ impl Endpoint for Execute {
         let envelope: Envelope = json::read_input(&inbound.body)?;
         let mut parts = inbound.parts;
         let task = envelope.task_id.or_else(|| parts.task_id.take()).unwrap_or_default();
+        parts.caller.may_work_for(&task)?;
         parts.task_id = Some(task.clone());
         let found = self.dispatcher.find(&envelope.contract);
         let route = found.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
@@ -293,6 +294,22 @@ impl Endpoint for Written {
 
     async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
         Ok(Answer::written(self.0.clone()))
+    }
+}
+
+/// `GET /.well-known/jwks.json`: the public keys of an issuer, as they are now.
+#[cfg(feature = "tokens")]
+pub(crate) struct Jwks(pub(crate) crate::token::KeySet);
+
+#[cfg(feature = "tokens")]
+#[async_trait]
+impl Endpoint for Jwks {
+    fn takes(&self) -> Takes {
+        Takes::Document
+    }
+
+    async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
+        Ok(Answer::json(&self.0.to_jwks())?)
     }
 }
 

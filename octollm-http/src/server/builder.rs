@@ -54,6 +54,8 @@ pub struct Server {
     checks: Vec<Check>,
     identity: Identity,
     errors: ErrorForm,
+    #[cfg(feature = "tokens")]
+    jwks: Option<crate::token::KeySet>,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -72,6 +74,8 @@ impl Server {
             checks: Vec::new(),
             identity: Identity::default(),
             errors: ErrorForm::default(),
+            #[cfg(feature = "tokens")]
+            jwks: None,
         }
     }
 
@@ -103,8 +107,10 @@ impl Server {
         self
     }
 
-    /// Sets the arms that the arms and the reflex of this server can call. By default there are none.
+    /// Sets the arms that the arms and the reflex of this server can call. By default there are none. If they are called with
+    /// tokens, the card has the public key for them.
     pub fn arms(mut self, arms: impl Transport) -> Self {
+        self.dispatcher.card_mut().key = arms.public_key();
         self.transport = Arc::new(arms);
         self
     }
@@ -167,6 +173,27 @@ impl Server {
     /// [`authenticate`](Self::authenticate) or [`identity_from_extensions`](Self::identity_from_extensions).
     pub fn open_to_all(mut self) -> Self {
         self.identity.open_to_all = true;
+        self
+    }
+
+    /// Adds the scope of a contract that an arm of this server calls to the `needs` of the card. Callers delegate no other scopes.
+    pub fn needs<C: TaskContract>(self) -> Self {
+        self.needs_scope(C::SPEC.scope)
+    }
+
+    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does.
+    pub fn needs_scope(mut self, scope: impl Into<String>) -> Self {
+        let (needs, scope) = (&mut self.dispatcher.card_mut().needs, scope.into());
+        if !needs.contains(&scope) {
+            needs.push(scope);
+        }
+        self
+    }
+
+    /// Serves the public keys of an issuer at `GET /.well-known/jwks.json`.
+    #[cfg(feature = "tokens")]
+    pub fn jwks(mut self, keys: crate::token::KeySet) -> Self {
+        self.jwks = Some(keys);
         self
     }
 
@@ -305,6 +332,10 @@ impl Server {
         let screen = self.reflex.map(|reflex| Screen { reflex, transport: transport.clone() });
         tasks::add_tasks(&mut table, own, screen, orchestrator.clone())?;
         arm::add_contracts(&mut table, &dispatcher, &transport)?;
+        #[cfg(feature = "tokens")]
+        if let Some(keys) = self.jwks {
+            table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;
+        }
         for (method, path, service) in self.routes {
             table.service(method, &path, service)?;
         }

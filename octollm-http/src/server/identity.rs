@@ -55,6 +55,22 @@ where
     }
 }
 
+/// The caller is the subject of its bearer token, and anonymous without a token.
+#[cfg(feature = "tokens")]
+#[async_trait]
+impl Authenticate for crate::token::TokenVerifier {
+    async fn authenticate(&self, head: &Parts) -> Result<Caller, Failure> {
+        let Some(field) = head.headers.get(http::header::AUTHORIZATION) else { return Ok(Caller::Anonymous) };
+        let words = field.to_str().ok().and_then(|field| field.split_once(' '));
+        let bearer = words.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let Some((_, token)) = bearer else {
+            let words = "the authorization is no bearer token: send `Authorization: Bearer <token>`";
+            return Err(Failure::new(ErrorKind::Unauthenticated, words));
+        };
+        Ok(Caller::Known(self.verify(token.trim_start_matches(' '))?))
+    }
+}
+
 /// How a server establishes who calls.
 #[derive(Clone, Default)]
 pub(crate) struct Identity {

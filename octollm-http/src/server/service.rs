@@ -215,8 +215,12 @@ impl Core {
         if takes.needs_identity() {
             parts.caller = match self.identity.known(head) {
                 Some(caller) => caller,
-                None => Box::pin(self.identity.ask(head, parts.deadline)).await?,
+                None => match Box::pin(self.identity.ask(head, parts.deadline)).await {
+                    Ok(caller) => caller,
+                    Err(failure) => return Err(Refusal::of_credentials(failure, &head.headers)),
+                },
             };
+            of_its_task(&mut parts)?;
         }
         let endpoint = match handler {
             Handler::Endpoint(endpoint) => endpoint,
@@ -308,6 +312,17 @@ impl Core {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());
         }
         Ok((handler, id))
+    }
+}
+
+/// Limits a request to the task of its token.
+fn of_its_task(parts: &mut ContextParts) -> Result<(), Failure> {
+    match &parts.task_id {
+        Some(task) => parts.caller.may_work_for(task),
+        None => {
+            parts.task_id = parts.caller.grant().and_then(|grant| grant.task.clone());
+            Ok(())
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use octollm_core::{
     parts::Grant,
 };
 use secrecy::SecretString;
+use serde_json::{Map, Value};
 
 use super::{
     LINKS,
@@ -69,19 +70,29 @@ impl TokenIssuer {
     /// [`InsufficientScope`](ErrorKind::InsufficientScope) if a scope is not covered, and
     /// [`Unauthenticated`](ErrorKind::Unauthenticated) if there is no link to this arm and its key, or the grant has ended.
     pub fn issue(&self, grant: &Grant, scopes: &[&str], callee: &ArmCard) -> Result<SecretString, Failure> {
-        let header = self.header(grant, scopes, callee)?;
+        let header = self.header(grant, Some(scopes), callee)?;
         let token = header.to_str().ok().and_then(|value| value.strip_prefix(BEARER));
         Ok(token.unwrap_or_default().into())
     }
 
-    /// The value of the `Authorization` header for a call.
+    /// The public key for the card of an arm. `None` for a root.
+    pub(crate) fn public_key(&self) -> Option<Map<String, Value>> {
+        if self.0.is_root { None } else { self.0.key.public_jwk() }
+    }
+
+    /// The name of a root, which may act for itself.
+    pub(crate) fn root_name(&self) -> Option<&str> {
+        self.0.is_root.then_some(&*self.0.name)
+    }
+
+    /// The value of the `Authorization` header for a call with these scopes, or with all that can be passed on.
     ///
     /// # Errors
     /// Those of [`issue`](Self::issue).
     pub(crate) fn header(
         &self,
         grant: &Grant,
-        scopes: &[&str],
+        scopes: Option<&[&str]>,
         callee: &ArmCard,
     ) -> Result<HeaderValue, Failure> {
         let now = self.0.clock.now().as_second();
@@ -102,7 +113,7 @@ impl TokenIssuer {
 const BEARER: &str = "Bearer ";
 
 /// The digest of everything that a token depends on.
-fn hash_of(grant: &Grant, scopes: &[&str], callee: &ArmCard) -> Hash {
+fn hash_of(grant: &Grant, scopes: Option<&[&str]>, callee: &ArmCard) -> Hash {
     let mut digest = Digest::new(&SHA256);
     // The length of a list and of each text makes the whole unambiguous.
     let mut add_all = |texts: &mut dyn ExactSizeIterator<Item = &str>| {
@@ -116,10 +127,12 @@ fn hash_of(grant: &Grant, scopes: &[&str], callee: &ArmCard) -> Hash {
     add_all(&mut grant.issuer.as_deref().into_iter());
     add_all(&mut grant.task.iter().map(TaskId::as_str));
     add_all(&mut grant.valid_until.map(|end| end.to_string()).iter().map(|end| &**end));
-    add_all(&mut scopes.iter().copied());
+    add_all(&mut scopes.map(|_| "some").into_iter());
+    add_all(&mut scopes.unwrap_or_default().iter().copied());
     add_all(&mut callee.needs.iter().map(|scope| &**scope));
     add_all(&mut grant.scopes.iter().map(|scope| &**scope));
-    add_all(&mut grant.links.iter().map(|link| &**link));
+    // The last link names the one before it, and so all of them.
+    add_all(&mut grant.links.as_deref().and_then(|links| links.last()).map(|link| &**link).into_iter());
     let key = callee.key.as_ref().map(|key| serde_json::to_string(key).unwrap_or_default());
     add_all(&mut key.iter().map(|key| &**key));
     let mut hash = [0; 32];
@@ -139,11 +152,21 @@ struct Authority {
 }
 
 impl Inner {
-    fn issue(&self, grant: &Grant, scopes: &[&str], callee: &ArmCard, now: i64) -> Result<Issued, Failure> {
+    fn issue(
+        &self,
+        grant: &Grant,
+        scopes: Option<&[&str]>,
+        callee: &ArmCard,
+        now: i64,
+    ) -> Result<Issued, Failure> {
         let authority = if self.is_root { self.own(grant) } else { self.delegated(grant)? };
         if authority.end <= now {
             return Err(refused(ErrorKind::Unauthenticated, "the grant of the caller has ended"));
         }
+        let scopes = match scopes {
+            Some(scopes) => scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+            None => authority.grant.scopes.clone(),
+        };
         if let Some(scope) = scopes.iter().find(|scope| !authority.grant.has_scope(scope)) {
             let message = format!("the scope {scope} is not granted to {}", self.name);
             return Err(refused(ErrorKind::InsufficientScope, message));
@@ -157,7 +180,7 @@ impl Inner {
             aud: callee.arm_id.clone(),
             times,
             jti: RequestId::new().as_str().to_owned(),
-            scope: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+            scope: scopes,
             task: authority.task,
             prf: Some(authority.links).filter(|links| !links.is_empty()),
             dlg: dlg.map(Arc::from),
@@ -191,7 +214,8 @@ impl Inner {
             let words = "the caller has not delegated to this arm: its card needs `key` and `needs`";
             refused(ErrorKind::Unauthenticated, words)
         };
-        let last = grant.links.last().ok_or_else(none)?;
+        let links = grant.links.as_deref().unwrap_or_default();
+        let last = links.last().ok_or_else(none)?;
         let jws = Jws::read(last)?;
         let claims = link::read(&jws)?;
         let key = PublicKey::from_jwk(&claims.cnf.jwk).map_err(|_| none())?;
@@ -207,7 +231,7 @@ impl Inner {
             grant: Grant::new(claims.sub, claims.scope),
             task,
             end: claims.times.exp,
-            links: grant.links.to_vec(),
+            links: links.to_vec(),
         })
     }
 

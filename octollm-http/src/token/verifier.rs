@@ -199,6 +199,7 @@ impl Inner {
         grant.scopes = grant.scopes_within(&provider.ceiling);
         grant.issuer = Some(provider.keys.issuer().to_owned());
         grant.valid_until = Timestamp::from_second(times.exp).ok();
+        grant.links = Some(Arc::default());
         Ok(Verified { grant: Arc::new(grant), audience: (*provider.audience).into(), times, key })
     }
 }
@@ -208,9 +209,9 @@ fn verified(claims: &TokenClaims, issuer: &str, key: Arc<IssuerKey>, links: &[Ar
     grant.issuer = Some(issuer.to_owned());
     grant.valid_until = Timestamp::from_second(claims.times.exp).ok();
     grant.task = claims.task.clone();
-    if let Some(onward) = &claims.dlg {
-        grant.links = links.iter().chain([onward]).cloned().collect();
-    }
+    grant.actor = claims.prf.is_some().then(|| claims.iss.clone());
+    let onward = claims.dlg.iter().flat_map(|onward| links.iter().chain([onward]));
+    grant.links = Some(onward.cloned().collect());
     Verified { grant: Arc::new(grant), audience: (*claims.aud).into(), times: claims.times, key }
 }
 

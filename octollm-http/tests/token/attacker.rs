@@ -15,7 +15,7 @@ use octollm_http::token::{KeySet, TokenVerifier};
 use proptest::{prelude::*, test_runner::TestRunner};
 use serde_json::{Value, json};
 
-use crate::support::{Key, b64, claims_of};
+use crate::support::{Key, b64, claims_of, links_of};
 
 const CASES: u32 = 1_500;
 const TASKS: [Option<&str>; 3] = [None, Some("task_3fK9aZ0qLw81bXyT"), Some("task_4fK9aZ0qLw81bXyT")];
@@ -465,7 +465,7 @@ async fn attempt(verifier: &TokenVerifier, clock: Clock, attack: &Attack) -> Res
     let task = grant.task.as_ref().map(|task| task.as_str());
     prop_assert!(is_covered(task, &grant.scopes, end), "not covered: {grant:?} by {}", claims_of(&text));
     // Nor may the judge act on a link that the attacker could not have issued.
-    if let Some(onward) = grant.links.last() {
+    if let Some(onward) = links_of(&grant).last() {
         let claims = claims_of(onward);
         let scopes: Vec<_> = claims["scope"].as_str().unwrap().split(' ').map(str::to_owned).collect();
         prop_assert_eq!(claims["sub"].as_str(), Some(&*grant.subject));

@@ -6,3 +6,4 @@ mod keys;
 mod reuse;
 mod rules;
 mod support;
+mod wired;

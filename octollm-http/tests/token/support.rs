@@ -1,5 +1,7 @@
 //! Tokens written by hand, with any head, any claims and any key.
 
+use std::sync::Arc;
+
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::{
     Engine,
@@ -9,6 +11,7 @@ use octollm_core::{
     card::ArmCard,
     clock::Clock,
     error::{ErrorKind, Failure},
+    parts::Grant,
 };
 use octollm_http::token::{KeySet, SigningKey, TokenVerifier};
 use serde_json::{Map, Value, json};
@@ -60,6 +63,11 @@ pub(crate) fn b64(bytes: impl AsRef<[u8]>) -> String {
 pub(crate) fn claims_of(token: &str) -> Value {
     let claims = token.split('.').nth(1).unwrap();
     serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap()
+}
+
+/// The links by which the receiver of a token may call on.
+pub(crate) fn links_of(grant: &Grant) -> &[Arc<str>] {
+    grant.links.as_deref().expect("the caller is known by a token")
 }
 
 /// The system `brain` as a root, and the arm `judge`, whose verifier trusts it.

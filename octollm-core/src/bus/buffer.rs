@@ -184,6 +184,30 @@ impl Missing {
     }
 }
 
+impl Gap {
+    /// Maximum number of ids in [`Gap::Trimmed`].
+    pub const MAX_EVENT_IDS: usize = 1024;
+
+    pub(super) fn truncated(mut self) -> Self {
+        if let Self::Trimmed { event_ids } = &mut self {
+            event_ids.truncate(Self::MAX_EVENT_IDS);
+        }
+        self
+    }
+
+    /// Merges two gaps at the same point of a stream. `Trimmed` is the narrowest one, because it can name what is
+    /// missing.
+    pub(super) fn merged(self, later: Self) -> Self {
+        match (self, later) {
+            (Self::Trimmed { mut event_ids }, Self::Trimmed { event_ids: more }) => {
+                event_ids.extend(more);
+                Self::Trimmed { event_ids }.truncated()
+            }
+            (Self::Trimmed { .. }, wider) | (wider, _) => wider,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -1,12 +1,16 @@
-//! A member of a group.
+//! The consumers of a group, and the deliveries that they settle.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::delivery::{EngineSource, Source};
-use super::engine::ConsumerEngine;
-use super::{BusError, Delivery, Gap};
+use async_trait::async_trait;
+use futures_util::future::join_all;
+
+use super::engine::{ConsumerEngine, EngineSource};
+use super::{BusError, Gap};
 use crate::error::ConfigError;
+use crate::event::Event;
 
 /// Receives the events of a group. At most [`max_in_flight`](ConsumeOptions::max_in_flight) deliveries are unsettled at
 /// a time.
@@ -37,6 +41,49 @@ pub struct ConsumeOptions {
     ///
     /// A bus without [`Capability::History`](super::Capability::History) returns [`BusError::Unsupported`].
     pub from_start: bool,
+}
+
+/// One delivery of an event to one consumer, which holds a lease on the event.
+///
+/// It is settled once, by [`ack`](Self::ack), [`nack`](Self::nack) or [`release`](Self::release). If it is dropped, the
+/// event is delivered again when the lease expires, as the next attempt.
+///
+/// ```compile_fail,E0382
+/// # use octollm_core::bus::{BusError, Delivery};
+/// async fn settle_twice(delivery: Delivery) -> Result<(), BusError> {
+///     delivery.ack().await?;
+///     delivery.ack().await
+/// }
+/// ```
+#[must_use = "the event of a dropped delivery is delivered again when the lease expires"]
+pub struct Delivery {
+    pub(super) event: Event,
+    pub(super) attempt: u32,
+    pub(super) lease_time: Duration,
+    pub(super) lease: Arc<dyn Lease>,
+}
+
+/// What happens to an event that was not handled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Nack {
+    /// The event is delivered again. After the last attempt it becomes a dead letter.
+    Retry {
+        /// Delay before the next delivery. `None` is the backoff of the [`ConsumeOptions`].
+        ///
+        /// A bus without [`Capability::DelayedNack`](super::Capability::DelayedNack) returns
+        /// [`BusError::Unsupported`] for a delay, and retries at once without one.
+        after: Option<Duration>,
+    },
+    /// The event is delivered again at once, and this attempt does not count. For an event that was not begun.
+    Release,
+    /// The event is not delivered again.
+    Drop,
+    /// The event becomes a dead letter.
+    DeadLetter {
+        /// Reason for the reader of the dead letters.
+        reason: String,
+    },
 }
 
 impl Default for ConsumeOptions {
@@ -141,6 +188,125 @@ impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer").field("ended", &self.ended).finish_non_exhaustive()
     }
+}
+
+impl Nack {
+    /// Retries after the backoff of the consumer.
+    pub fn retry() -> Self {
+        Self::Retry { after: None }
+    }
+
+    /// Retries after a delay.
+    pub fn retry_after(delay: Duration) -> Self {
+        Self::Retry { after: Some(delay) }
+    }
+
+    /// Makes the event a dead letter.
+    pub fn dead_letter(reason: impl Into<String>) -> Self {
+        Self::DeadLetter { reason: reason.into() }
+    }
+}
+
+impl Delivery {
+    /// Returns the event.
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+
+    /// Returns the number of this delivery among those of the event to the group, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Returns the duration of the lease.
+    pub fn lease_time(&self) -> Duration {
+        self.lease_time
+    }
+
+    /// Acknowledges the event, which is not delivered again. After the lease has expired, this is possible until the
+    /// event goes to another consumer.
+    ///
+    /// # Errors
+    /// [`BusError::LeaseLost`] when another consumer has or had the event, and [`BusError::Unavailable`]. The event may
+    /// be delivered again.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the delivery may or may not be settled.
+    pub async fn ack(self) -> Result<(), BusError> {
+        self.lease.settle(Ok(())).await
+    }
+
+    /// Acknowledges several events concurrently. Returns a result for each delivery, by index. A bus that settles in
+    /// batches receives them together.
+    ///
+    /// # Errors
+    /// For each delivery as [`ack`](Self::ack).
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, each delivery may or may not be settled.
+    pub async fn ack_all(deliveries: impl IntoIterator<Item = Self>) -> Vec<Result<(), BusError>> {
+        join_all(deliveries.into_iter().map(Self::ack)).await
+    }
+
+    /// Refuses the event.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack), and [`BusError::Unsupported`] for a delay on a bus without delayed nacks. After that the
+    /// event is delivered again when the lease expires.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the delivery may or may not be settled.
+    pub async fn nack(self, nack: Nack) -> Result<(), BusError> {
+        self.lease.settle(Err(nack)).await
+    }
+
+    /// Returns the event to the group without counting this attempt. For an event that was not begun.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack).
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the delivery may or may not be settled.
+    pub async fn release(self) -> Result<(), BusError> {
+        self.nack(Nack::Release).await
+    }
+
+    /// Extends the lease to `time` from now on. A lease that has expired is renewed if no other consumer has received
+    /// the event and this consumer has room for another delivery.
+    ///
+    /// # Errors
+    /// [`BusError::LeaseLost`] when the lease cannot be renewed, [`BusError::Unsupported`] on a bus without lease
+    /// extension, and [`BusError::Unavailable`].
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the lease may or may not be extended.
+    pub async fn extend(&self, time: Duration) -> Result<(), BusError> {
+        self.lease.extend(time).await
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("event", &self.event)
+            .field("attempt", &self.attempt)
+            .field("lease_time", &self.lease_time)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The lease of one delivery.
+#[async_trait]
+pub(super) trait Lease: Send + Sync {
+    async fn settle(&self, outcome: Result<(), Nack>) -> Result<(), BusError>;
+    async fn extend(&self, time: Duration) -> Result<(), BusError>;
+}
+
+/// A [`ConsumerEngine`] of any type.
+#[async_trait]
+pub(super) trait Source: Send + Sync {
+    async fn next(&self) -> Result<Result<Delivery, Gap>, BusError>;
+    async fn close(&self) -> Result<(), BusError>;
 }
 
 #[cfg(test)]

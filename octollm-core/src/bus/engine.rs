@@ -12,10 +12,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-pub use super::feed::{Feed, deliver};
-use super::{BusError, Gap, Nack};
+use super::consumer::{Lease, Source};
+pub use super::subscription::{Feed, deliver};
+use super::{BusError, Delivery, Gap, Nack};
+use crate::error::ConfigError;
 use crate::event::Event;
 
 /// One member of a group, which a [`Consumer`](super::Consumer) drives.
@@ -123,6 +127,149 @@ impl Counters {
     /// Counts deleted dead letters.
     pub fn add_discarded(&self, letters: u64) {
         self.0.discarded.fetch_add(letters, Ordering::Relaxed);
+    }
+}
+
+/// Makes deliveries of what an engine returns.
+pub(super) struct EngineSource<E: ConsumerEngine> {
+    engine: Arc<E>,
+    lease_time: Duration,
+    batches: Option<mpsc::UnboundedSender<Request<E::Receipt>>>,
+}
+
+impl<E: ConsumerEngine> EngineSource<E> {
+    pub(super) fn new(engine: E, lease_time: Duration) -> Self {
+        Self { engine: Arc::new(engine), lease_time, batches: None }
+    }
+
+    pub(super) fn batched(engine: E, lease_time: Duration, max_batch: usize) -> Result<Self, BusError> {
+        if max_batch == 0 {
+            return Err(ConfigError::new("max_batch", "is 0").into());
+        }
+        let runtime = Handle::try_current().map_err(BusError::unavailable)?;
+        let (batches, requests) = mpsc::unbounded_channel();
+        let engine = Arc::new(engine);
+        runtime.spawn(send_batches(Arc::clone(&engine), requests, max_batch));
+        Ok(Self { engine, lease_time, batches: Some(batches) })
+    }
+}
+
+#[async_trait]
+impl<E: ConsumerEngine> Source for EngineSource<E> {
+    async fn next(&self) -> Result<Result<Delivery, Gap>, BusError> {
+        let (event, attempt, receipt) = match self.engine.next().await? {
+            Ok(next) => next,
+            Err(gap) => return Ok(Err(gap.truncated())),
+        };
+        let lease: Arc<dyn Lease> = match &self.batches {
+            None => Arc::new(DirectLease { engine: Arc::clone(&self.engine), receipt }),
+            Some(batches) => Arc::new(BatchedLease { batches: batches.clone(), receipt }),
+        };
+        Ok(Ok(Delivery { event, attempt, lease_time: self.lease_time, lease }))
+    }
+
+    async fn close(&self) -> Result<(), BusError> {
+        self.engine.close().await
+    }
+}
+
+impl<E: ConsumerEngine> Drop for EngineSource<E> {
+    fn drop(&mut self) {
+        self.engine.leave();
+    }
+}
+
+struct DirectLease<E: ConsumerEngine> {
+    engine: Arc<E>,
+    receipt: E::Receipt,
+}
+
+#[async_trait]
+impl<E: ConsumerEngine> Lease for DirectLease<E> {
+    async fn settle(&self, outcome: Result<(), Nack>) -> Result<(), BusError> {
+        only(self.engine.settle(vec![(self.receipt.clone(), outcome)]).await)
+    }
+
+    async fn extend(&self, time: Duration) -> Result<(), BusError> {
+        only(self.engine.extend(vec![(self.receipt.clone(), time)]).await)
+    }
+}
+
+/// The result for the only item of a batch.
+fn only(results: Vec<Result<(), BusError>>) -> Result<(), BusError> {
+    results.into_iter().next().unwrap_or(Err(BusError::Unavailable { source: None }))
+}
+
+struct BatchedLease<R> {
+    /// Bounded by the deliveries: each waits for at most one request of each kind.
+    batches: mpsc::UnboundedSender<Request<R>>,
+    receipt: R,
+}
+
+enum Request<R> {
+    Settle(R, Result<(), Nack>, Reply),
+    Extend(R, Duration, Reply),
+}
+
+type Reply = oneshot::Sender<Result<(), BusError>>;
+
+impl<R> BatchedLease<R> {
+    async fn request(&self, request: impl FnOnce(Reply) -> Request<R>) -> Result<(), BusError> {
+        let (reply, result) = oneshot::channel();
+        if self.batches.send(request(reply)).is_err() {
+            return Err(BusError::Unavailable { source: None });
+        }
+        result.await.unwrap_or(Err(BusError::Unavailable { source: None }))
+    }
+}
+
+#[async_trait]
+impl<R: Clone + Send + Sync + 'static> Lease for BatchedLease<R> {
+    async fn settle(&self, outcome: Result<(), Nack>) -> Result<(), BusError> {
+        self.request(|reply| Request::Settle(self.receipt.clone(), outcome, reply)).await
+    }
+
+    async fn extend(&self, time: Duration) -> Result<(), BusError> {
+        self.request(|reply| Request::Extend(self.receipt.clone(), time, reply)).await
+    }
+}
+
+/// Ends when the consumer and its deliveries are dropped.
+async fn send_batches<E: ConsumerEngine>(
+    engine: Arc<E>,
+    mut requests: mpsc::UnboundedReceiver<Request<E::Receipt>>,
+    max_batch: usize,
+) {
+    let mut batch = Vec::new();
+    while requests.recv_many(&mut batch, max_batch).await > 0 {
+        let (mut outcomes, mut settled) = (Vec::new(), Vec::new());
+        let (mut extensions, mut extended) = (Vec::new(), Vec::new());
+        for request in batch.drain(..) {
+            match request {
+                Request::Settle(receipt, outcome, reply) => {
+                    outcomes.push((receipt, outcome));
+                    settled.push(reply);
+                }
+                Request::Extend(receipt, time, reply) => {
+                    extensions.push((receipt, time));
+                    extended.push(reply);
+                }
+            }
+        }
+        // An extension was requested before the settlement of the same delivery, which consumes the delivery.
+        if !extensions.is_empty() {
+            reply_to(extended, engine.extend(extensions).await);
+        }
+        if !outcomes.is_empty() {
+            reply_to(settled, engine.settle(outcomes).await);
+        }
+    }
+}
+
+fn reply_to(replies: Vec<Reply>, results: Vec<Result<(), BusError>>) {
+    for (reply, result) in replies.into_iter().zip(results) {
+        // The caller may have given up.
+        let _ = reply.send(result);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::engine::{Counters, Expiry, Feed};
-use super::feed::deliver_until;
+use super::subscription::deliver_until;
 use super::{BusError, Capability, EventBus, Overflow, Subscription};
 use crate::error::ConfigError;
 use crate::event::{Event, Pattern};

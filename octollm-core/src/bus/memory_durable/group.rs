@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::builder::Limit;
+use super::store::Limit;
 use crate::bus::engine::{Counters, Expiry, later};
 use crate::bus::{BusError, ConsumeOptions, DeadLetter, Gap, GroupStatus, Nack};
 use crate::event::{Event, Pattern};

@@ -1,6 +1,5 @@
 //! A durable bus within one process.
 
-mod builder;
 mod group;
 mod store;
 
@@ -11,10 +10,8 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
-use self::builder::Limits;
-pub use self::builder::MemoryDurableBusBuilder;
 use self::group::{Claim, Group, Item, Lost, Turn};
-use self::store::{Membership, Store};
+use self::store::{Limit, Limits, Membership, Store};
 use super::engine::{ConsumerEngine, Counters};
 use super::{
     BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,
@@ -34,6 +31,17 @@ use crate::event::{Event, Pattern};
 #[derive(Debug, Clone)]
 pub struct MemoryDurableBus {
     owner: Arc<Owner>,
+}
+
+/// Builds a [`MemoryDurableBus`].
+///
+/// Each limit is a number of events and the sum of their [`size`](crate::event::Event::size)s in bytes.
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct MemoryDurableBusBuilder {
+    max_event_bytes: usize,
+    block_timeout: Duration,
+    limits: Limits,
 }
 
 impl MemoryDurableBus {
@@ -63,6 +71,76 @@ impl MemoryDurableBus {
 
     fn parse_entry(entry: &str) -> Result<u64, BusError> {
         entry.parse().map_err(|_| BusError::UnknownDeadLetter { entry: entry.to_owned() })
+    }
+}
+
+impl MemoryDurableBusBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            max_event_bytes: MemoryBus::DEFAULT_MAX_EVENT_BYTES,
+            block_timeout: MemoryBus::DEFAULT_BLOCK_TIMEOUT,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Sets the size of the largest event that is accepted (default 1 MiB). Each limit below has room for such an
+    /// event, except that the history can be empty.
+    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
+        self.max_event_bytes = bytes;
+        self
+    }
+
+    /// Sets the time for which a publisher waits for a subscriber under
+    /// [`Overflow::Block`] (default 5 s). It does not wait if that is zero.
+    pub fn block_timeout(mut self, timeout: Duration) -> Self {
+        self.block_timeout = timeout;
+        self
+    }
+
+    /// Limits the events that are stored for later groups (default 65 536 events, 64 MiB). A group that starts with the
+    /// history receives a gap if older events were deleted.
+    pub fn history(mut self, events: usize, bytes: usize) -> Self {
+        self.limits.history = Limit { events, bytes };
+        self
+    }
+
+    /// Limits the unsettled events of a group (default 1 048 576 events, 256 MiB). Publishing another one to the group
+    /// returns [`BusError::Full`].
+    pub fn backlog(mut self, events: usize, bytes: usize) -> Self {
+        self.limits.backlog = Limit { events, bytes };
+        self
+    }
+
+    /// Limits the events that are to be published later (default 65 536 events, 64 MiB). Adding another one returns
+    /// [`BusError::Full`].
+    pub fn delayed(mut self, events: usize, bytes: usize) -> Self {
+        self.limits.delayed = Limit { events, bytes };
+        self
+    }
+
+    /// Limits the dead letters of a group (default 65 536 events, 64 MiB). The oldest are deleted to make room.
+    pub fn dead_letters(mut self, events: usize, bytes: usize) -> Self {
+        self.limits.dead_letters = Limit { events, bytes };
+        self
+    }
+
+    /// Creates the bus.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that is not valid.
+    pub fn build(self) -> Result<MemoryDurableBus, ConfigError> {
+        let invalid = |setting, reason| Err(ConfigError::new(setting, reason));
+        let live = MemoryBus::with_limits(self.max_event_bytes, self.block_timeout)?;
+        let Limits { history, backlog, delayed, dead_letters } = self.limits;
+        for (setting, limit) in [("backlog", backlog), ("delayed", delayed), ("dead_letters", dead_letters)] {
+            if !limit.allows(1, self.max_event_bytes) {
+                return invalid(setting, "has no room for the largest event");
+            }
+        }
+        if !backlog.allows(history.events, history.bytes) {
+            return invalid("history", "is greater than the backlog");
+        }
+        Ok(MemoryDurableBus::over(live, self.limits))
     }
 }
 

@@ -7,7 +7,6 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::builder::Limits;
 use super::group::{Group, Item};
 use crate::bus::engine::{Counters, Expiry};
 use crate::bus::{BusError, ConsumeOptions, Gap};
@@ -42,6 +41,20 @@ pub(super) struct Membership {
     pub(super) group: Arc<str>,
     pub(super) member: u64,
     pub(super) changed: Arc<Notify>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) history: Limit,
+    pub(super) backlog: Limit,
+    pub(super) delayed: Limit,
+    pub(super) dead_letters: Limit,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
 }
 
 impl Store {
@@ -193,6 +206,33 @@ impl Store {
             }
         }
         group
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const EVENTS: usize = 64 * 1024;
+        const BYTES: usize = 64 * 1024 * 1024;
+        let limit = Limit { events: EVENTS, bytes: BYTES };
+        let backlog = Limit { events: 16 * EVENTS, bytes: 4 * BYTES };
+        Self { history: limit, backlog, delayed: limit, dead_letters: limit }
+    }
+}
+
+impl Limit {
+    pub(super) fn allows(self, events: usize, bytes: usize) -> bool {
+        events <= self.events && bytes <= self.bytes
+    }
+
+    /// # Errors
+    /// [`BusError::Full`].
+    pub(super) fn check(self, events: usize, bytes: usize) -> Result<(), BusError> {
+        let Self { events: most, bytes: most_bytes } = self;
+        if self.allows(events, bytes) {
+            Ok(())
+        } else {
+            Err(BusError::Full { events: most, bytes: most_bytes })
+        }
     }
 }
 

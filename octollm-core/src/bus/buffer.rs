@@ -22,15 +22,6 @@ pub(super) struct Buffer {
     ended: Option<BusError>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Offered {
-    Queued,
-    /// This event or an older one was dropped.
-    Dropped,
-    /// The subscription has ended.
-    Ended,
-}
-
 #[derive(Debug)]
 pub(super) enum Taken {
     Signal(Signal),
@@ -57,31 +48,28 @@ impl Buffer {
     }
 
     /// Queues an event, or applies the overflow. Under [`Overflow::Block`] the caller ensures that there is room.
-    pub(super) fn offer(&mut self, event: &Event, expiry: Expiry) -> Offered {
+    /// Returns `false` if the subscription has ended.
+    pub(super) fn offer(&mut self, event: &Event, expiry: Expiry) -> bool {
         if self.ended.is_some() {
-            return Offered::Ended;
+            return false;
         }
-        let mut outcome = Offered::Queued;
         if self.events >= self.overflow.capacity() {
             match self.overflow {
                 Overflow::Block => {}
                 Overflow::Disconnect(_) => {
                     self.ended = Some(BusError::SlowConsumer);
-                    return Offered::Ended;
+                    return false;
                 }
                 Overflow::DropNewest(_) => {
                     self.lose();
-                    return Offered::Dropped;
+                    return true;
                 }
-                Overflow::DropOldest(_) => {
-                    self.drop_oldest();
-                    outcome = Offered::Dropped;
-                }
+                Overflow::DropOldest(_) => self.drop_oldest(),
             }
         }
         self.entries.push_back(Entry::Event(event.clone(), expiry));
         self.events += 1;
-        outcome
+        true
     }
 
     /// Marks one event as missing after the last entry.

@@ -105,6 +105,10 @@ pub struct GroupStatus {
     pub waiting: usize,
     /// Number of dead letters.
     pub dead_letters: usize,
+    /// Number of events that had expired before they were delivered.
+    pub expired: u64,
+    /// Number of dead letters that were deleted for lack of room.
+    pub discarded: u64,
 }
 
 /// An event that is no longer delivered to a group. It is stored until it is replayed or the group is removed.

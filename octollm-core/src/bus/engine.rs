@@ -4,10 +4,8 @@
 //! |---|---|
 //! | feed subscriptions, which overflow the same way on every bus | [`Feed`], [`deliver`] |
 //! | deliver to a consumer, and settle its deliveries | [`ConsumerEngine`], [`Consumer::new`](super::Consumer::new), [`Consumer::batched`](super::Consumer::batched) |
-//! | count | [`Counters`] |
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -73,61 +71,6 @@ pub trait ConsumerEngine: Send + Sync + 'static {
 
     /// Leaves the group, because the consumer was dropped. Its deliveries can still be settled.
     fn leave(&self);
-}
-
-/// The counters of a bus, which start at 0. Clones share their values.
-#[derive(Debug, Clone, Default)]
-pub struct Counters(Arc<Values>);
-
-#[derive(Debug, Default)]
-struct Values {
-    published: AtomicU64,
-    expired: AtomicU64,
-    lagged: AtomicU64,
-    discarded: AtomicU64,
-}
-
-impl Counters {
-    /// Returns the number of events accepted from publishers.
-    pub fn published(&self) -> u64 {
-        self.0.published.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of events that had expired before they were delivered, counted for each subscription or
-    /// group.
-    pub fn expired(&self) -> u64 {
-        self.0.expired.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of events that were dropped for slow subscribers, counted for each subscription.
-    pub fn lagged(&self) -> u64 {
-        self.0.lagged.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of dead letters that were deleted for lack of room.
-    pub fn discarded(&self) -> u64 {
-        self.0.discarded.load(Ordering::Relaxed)
-    }
-
-    /// Counts an event accepted from a publisher.
-    pub fn add_published(&self) {
-        self.0.published.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts expired events.
-    pub fn add_expired(&self, events: u64) {
-        self.0.expired.fetch_add(events, Ordering::Relaxed);
-    }
-
-    /// Counts events dropped for a slow subscriber.
-    pub fn add_lagged(&self, events: u64) {
-        self.0.lagged.fetch_add(events, Ordering::Relaxed);
-    }
-
-    /// Counts deleted dead letters.
-    pub fn add_discarded(&self, letters: u64) {
-        self.0.discarded.fetch_add(letters, Ordering::Relaxed);
-    }
 }
 
 /// Makes deliveries of what an engine returns.

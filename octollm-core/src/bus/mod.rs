@@ -46,7 +46,6 @@ use async_trait::async_trait;
 
 pub use self::consumer::{ConsumeOptions, Consumer, Delivery, Nack};
 pub use self::durable::{DeadLetter, DurableBus, GroupStatus};
-use self::engine::Counters;
 pub use self::memory::MemoryBus;
 pub use self::memory_durable::{MemoryDurableBus, MemoryDurableBusBuilder};
 pub use self::subscription::Subscription;
@@ -89,9 +88,6 @@ pub trait EventBus: Send + Sync + 'static {
 
     /// Returns the size of the largest event that the bus accepts, in the bytes of [`Event::size`].
     fn max_event_bytes(&self) -> usize;
-
-    /// Returns the counters of the bus.
-    fn counters(&self) -> &Counters;
 
     /// Publishes events in order, each as [`publish`](Self::publish) does. Returns a result for each event, by index.
     /// An error does not affect the other events.
@@ -352,10 +348,6 @@ impl<B: EventBus + ?Sized> EventBus for Arc<B> {
 
     fn max_event_bytes(&self) -> usize {
         (**self).max_event_bytes()
-    }
-
-    fn counters(&self) -> &Counters {
-        (**self).counters()
     }
 
     async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<(), BusError>> {

@@ -12,8 +12,8 @@ use futures_util::future::join_all;
 use tokio::sync::{Notify, Semaphore, TryAcquireError};
 use tokio::time::{Instant, timeout_at};
 
-use super::buffer::{Buffer, Offered, Taken};
-use super::engine::{Counters, Expiry, later};
+use super::buffer::{Buffer, Taken};
+use super::engine::{Expiry, later};
 use super::{BusError, Gap, Overflow, Signal};
 use crate::error::ConfigError;
 use crate::event::Event;
@@ -44,6 +44,11 @@ impl Subscription {
     /// If the future is dropped, no signal is lost.
     pub async fn next(&mut self) -> Option<Signal> {
         poll_fn(|cx| self.poll_signal(cx)).await
+    }
+
+    /// Returns the number of events that had expired before they were received.
+    pub fn expired(&self) -> u64 {
+        self.shared.lock().expired
     }
 
     /// Returns why the subscription has ended, or `None` if it has not. Signals may still wait.
@@ -109,18 +114,13 @@ impl Feed {
     ///
     /// # Errors
     /// [`ConfigError`] when the capacity of `overflow` is 0.
-    pub fn new(
-        overflow: Overflow,
-        block_timeout: Duration,
-        counters: &Counters,
-    ) -> Result<(Self, Subscription), ConfigError> {
+    pub fn new(overflow: Overflow, block_timeout: Duration) -> Result<(Self, Subscription), ConfigError> {
         if overflow.capacity() == 0 {
             return Err(ConfigError::new("overflow", "has room for no event"));
         }
-        let state = State { buffer: Buffer::new(overflow), reader: None, abandoned: false, full_since: None };
+        let state = State { buffer: Buffer::new(overflow), expired: 0, reader: None, full_since: None };
         let slots = (overflow == Overflow::Block).then(|| Slots::new(block_timeout));
-        let (state, ended, counters) = (Mutex::new(state), Notify::new(), counters.clone());
-        let shared = Arc::new(Shared { state, slots, ended, counters });
+        let shared = Arc::new(Shared { state: Mutex::new(state), slots, ended: Notify::new() });
         Ok((Self { shared: Arc::clone(&shared) }, Subscription::new(shared)))
     }
 
@@ -146,8 +146,7 @@ impl Feed {
 
     /// Returns whether the subscription has ended.
     pub fn is_closed(&self) -> bool {
-        let state = self.shared.lock();
-        state.abandoned || state.buffer.ended().is_some()
+        self.shared.lock().buffer.ended().is_some()
     }
 
     /// Waits until the subscription has ended.
@@ -221,7 +220,7 @@ impl Drop for Blocked {
             slots.waiting.fetch_sub(1, Ordering::SeqCst);
         }
         if !self.settled {
-            self.shared.lose();
+            self.shared.change(Buffer::lose);
         }
     }
 }
@@ -277,14 +276,14 @@ pub(super) struct Shared {
     slots: Option<Slots>,
     /// Notified when the subscription ends.
     ended: Notify,
-    counters: Counters,
 }
 
 #[derive(Debug)]
 struct State {
     buffer: Buffer,
     reader: Option<Waker>,
-    abandoned: bool,
+    /// Number of events that had expired before they were received.
+    expired: u64,
     /// The time since which there has been no room and the subscriber has received nothing.
     full_since: Option<Instant>,
 }
@@ -303,10 +302,8 @@ impl Shared {
                 reader => *reader = Some(cx.waker().clone()),
             }
         }
+        state.expired += expired as u64;
         drop(state);
-        if expired > 0 {
-            self.counters.add_expired(expired as u64);
-        }
         if let Some(slots) = &self.slots {
             match expired + usize::from(matches!(taken, Taken::Signal(Signal::Event(_)))) {
                 0 => {}
@@ -327,7 +324,6 @@ impl Shared {
     /// Ends the subscription because the subscriber dropped it.
     pub(super) fn abandon(&self) {
         let mut state = self.lock();
-        state.abandoned = true;
         state.buffer.end(BusError::Closed);
         state.buffer.clear();
         drop(state);
@@ -335,23 +331,11 @@ impl Shared {
     }
 
     fn push(&self, event: &Event, expiry: Expiry) -> Offer {
-        let mut state = self.lock();
-        let offered = state.buffer.offer(event, expiry);
-        let reader = state.reader.take();
-        drop(state);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
-        match offered {
-            Offered::Queued => Offer::Passed,
-            Offered::Dropped => {
-                self.counters.add_lagged(1);
-                Offer::Passed
-            }
-            Offered::Ended => {
-                self.release();
-                Offer::Ended
-            }
+        if self.change(|buffer| buffer.offer(event, expiry)) {
+            Offer::Passed
+        } else {
+            self.release();
+            Offer::Ended
         }
     }
 
@@ -378,28 +362,16 @@ impl Shared {
         }
     }
 
-    fn lose(&self) {
+    /// Changes what waits, and wakes the subscriber.
+    fn change<T>(&self, change: impl FnOnce(&mut Buffer) -> T) -> T {
         let mut state = self.lock();
-        if state.buffer.ended().is_some() {
-            return;
-        }
-        state.buffer.lose();
-        let reader = state.reader.take();
-        drop(state);
-        self.counters.add_lagged(1);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Buffer)) {
-        let mut state = self.lock();
-        change(&mut state.buffer);
+        let result = change(&mut state.buffer);
         let reader = state.reader.take();
         drop(state);
         if let Some(reader) = reader {
             reader.wake();
         }
+        result
     }
 
     /// Releases the publishers that wait.

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     brain::Brain,
-    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Signal, Subscription, engine::Counters},
+    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Signal, Subscription},
     clock::Clock,
     error::{ArmError, ErrorKind},
     event::{Event, Pattern},
@@ -123,10 +123,6 @@ impl EventBus for Panics {
 
     fn max_event_bytes(&self) -> usize {
         self.0.max_event_bytes()
-    }
-
-    fn counters(&self) -> &Counters {
-        self.0.counters()
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::store::Limit;
-use crate::bus::engine::{Counters, Expiry, later};
+use crate::bus::engine::{Expiry, later};
 use crate::bus::{BusError, ConsumeOptions, DeadLetter, Gap, GroupStatus, Nack};
 use crate::event::{Event, Pattern};
 
@@ -35,7 +35,9 @@ pub(super) struct Group {
     /// For the next member that receives something.
     pub(super) gap: Option<Gap>,
     last_token: u64,
-    counters: Counters,
+    /// Numbers of expired events and of deleted dead letters.
+    expired: u64,
+    discarded: u64,
 }
 
 /// An event on its way through a group.
@@ -95,7 +97,7 @@ struct Leased {
 }
 
 impl Group {
-    pub(super) fn new(pattern: Pattern, max_dead: Limit, counters: Counters) -> Self {
+    pub(super) fn new(pattern: Pattern, max_dead: Limit) -> Self {
         Self {
             pattern,
             queue: KeyedQueue::default(),
@@ -109,7 +111,8 @@ impl Group {
             max_dead,
             gap: None,
             last_token: 0,
-            counters,
+            expired: 0,
+            discarded: 0,
         }
     }
 
@@ -156,7 +159,7 @@ impl Group {
         }
         while let Some((number, mut item)) = self.queue.pop() {
             if item.expiry.is_over(|| now) {
-                self.counters.add_expired(1);
+                self.expired += 1;
                 self.remove(&item);
                 continue;
             }
@@ -226,6 +229,8 @@ impl Group {
             pending: self.leased.len(),
             waiting: self.queue.len() + self.delayed.len(),
             dead_letters: self.dead.len(),
+            expired: self.expired,
+            discarded: self.discarded,
         }
     }
 
@@ -315,7 +320,7 @@ impl Group {
         while !self.max_dead.allows(self.dead.len(), self.dead_bytes) {
             let Some((_, (oldest, _))) = self.dead.pop_first() else { return };
             self.dead_bytes -= oldest.size;
-            self.counters.add_discarded(1);
+            self.discarded += 1;
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::group::{Claim, Group, Item, Lost, Turn};
 use self::store::{Limit, Limits, Membership, Store};
-use super::engine::{ConsumerEngine, Counters};
+use super::engine::ConsumerEngine;
 use super::{
     BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,
     GroupStatus, MemoryBus, Nack, Overflow, Subscription,
@@ -61,7 +61,7 @@ impl MemoryDurableBus {
     }
 
     fn over(live: MemoryBus, limits: Limits) -> Self {
-        let store = Mutex::new(Store::new(limits, live.counters().clone()));
+        let store = Mutex::new(Store::new(limits));
         Self { owner: Arc::new(Owner { shared: Arc::new(Shared { live, store }) }) }
     }
 
@@ -184,10 +184,6 @@ impl EventBus for MemoryDurableBus {
 
     fn max_event_bytes(&self) -> usize {
         self.shared().live.max_event_bytes()
-    }
-
-    fn counters(&self) -> &Counters {
-        self.shared().live.counters()
     }
 }
 

@@ -8,14 +8,13 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::group::{Group, Item};
-use crate::bus::engine::{Counters, Expiry};
+use crate::bus::engine::Expiry;
 use crate::bus::{BusError, ConsumeOptions, Gap};
 use crate::event::{Event, Pattern};
 
 #[derive(Debug)]
 pub(super) struct Store {
     limits: Limits,
-    counters: Counters,
     groups: HashMap<Arc<str>, GroupSlot>,
     history: VecDeque<(u64, Item)>,
     history_bytes: usize,
@@ -58,10 +57,9 @@ pub(super) struct Limit {
 }
 
 impl Store {
-    pub(super) fn new(limits: Limits, counters: Counters) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
-            counters,
             groups: HashMap::new(),
             history: VecDeque::new(),
             history_bytes: 0,
@@ -194,7 +192,7 @@ impl Store {
     }
 
     fn create(&self, pattern: Pattern, from_start: bool) -> Group {
-        let mut group = Group::new(pattern, self.limits.dead_letters, self.counters.clone());
+        let mut group = Group::new(pattern, self.limits.dead_letters);
         if from_start {
             if self.trimmed {
                 group.gap = Some(Gap::Trimmed { event_ids: Vec::new() });

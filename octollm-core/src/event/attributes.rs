@@ -6,7 +6,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::{Channel, Event, InvalidEvent};
+use super::{Channel, Event, invalid};
+use crate::error::InvalidValue;
 use crate::json::read_output;
 
 /// The JSON of an event. Attributes from `id` on are optional in events of other systems.
@@ -82,24 +83,24 @@ impl Event {
     /// `event_type`, `timestamp` and `source` are required. An event without `id` gets a new one.
     ///
     /// # Errors
-    /// The first attribute that is missing, repeated or not valid.
+    /// [`InvalidValue`] for the first attribute that is missing, repeated or not valid.
     pub fn from_attributes(
         attributes: impl IntoIterator<Item = (impl AsRef<str>, impl Into<String>)>,
         data: impl Into<Value>,
-    ) -> Result<Self, InvalidEvent> {
+    ) -> Result<Self, InvalidValue> {
         let mut values = [const { None::<String> }; NAMES.len()];
         for (name, value) in attributes {
             let Some(index) = NAMES.iter().position(|known| *known == name.as_ref()) else {
                 continue;
             };
             if values[index].replace(value.into()).is_some() {
-                return Err(InvalidEvent::Repeated { attribute: NAMES[index] });
+                return Err(invalid(format!("`{}` is given more than once", NAMES[index])));
             }
         }
         let [event_type, timestamp, source, id, specversion, rest @ ..] =
             values.map(|value| value.map(Cow::Owned));
         let [subject, correlation_id, causation_id, traceparent, partition_key, expires_at, domain] = rest;
-        let required = |value: Option<_>, attribute| value.ok_or(InvalidEvent::Missing { attribute });
+        let required = |value: Option<_>, name| value.ok_or_else(|| invalid(format!("`{name}` is missing")));
         let native = NativeEvent {
             event_type: required(event_type, "event_type")?,
             timestamp: required(timestamp, "timestamp")?,
@@ -118,12 +119,12 @@ impl Event {
         native.check()
     }
 
-    /// Reads the native JSON form. In contrast to serde, the error is typed.
+    /// Reads the native JSON form. In contrast to serde, the error names the attribute.
     ///
     /// # Errors
-    /// [`InvalidEvent::Json`] when the bytes do not have that form, and the first attribute that is not valid.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, InvalidEvent> {
-        let native: NativeEvent<'_> = read_output(bytes).map_err(|source| InvalidEvent::Json { source })?;
+    /// [`InvalidValue`] when the bytes do not have that form, or for the first attribute that is not valid.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, InvalidValue> {
+        let native: NativeEvent<'_> = read_output(bytes).map_err(|error| invalid(error.to_string()))?;
         native.check()
     }
 }
@@ -148,9 +149,9 @@ impl<'a> NativeEvent<'a> {
         }
     }
 
-    fn check(self) -> Result<Event, InvalidEvent> {
+    fn check(self) -> Result<Event, InvalidValue> {
         if let Some(found) = self.specversion.filter(|version| version != SPECVERSION) {
-            return Err(InvalidEvent::Version { found: found.into_owned() });
+            return Err(invalid(format!("the specversion {found:?} is not supported")));
         }
         let mut channel = Channel::from_event_type(&self.event_type)?;
         if let Some(domain) = self.domain {
@@ -173,8 +174,8 @@ impl<'a> NativeEvent<'a> {
     }
 }
 
-fn timestamp(attribute: &'static str, text: &str) -> Result<jiff::Timestamp, InvalidEvent> {
-    text.parse().map_err(|source| InvalidEvent::Timestamp { attribute, source })
+fn timestamp(attribute: &'static str, text: &str) -> Result<jiff::Timestamp, InvalidValue> {
+    text.parse().map_err(|error| invalid(format!("`{attribute}` is not an RFC 3339 timestamp: {error}")))
 }
 
 impl Serialize for Event {

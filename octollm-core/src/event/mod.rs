@@ -20,8 +20,8 @@
 
 mod attributes;
 mod channel;
-mod error;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 use self::attributes::SPECVERSION;
 pub use self::channel::{Channel, Pattern};
-pub use self::error::InvalidEvent;
+use crate::error::InvalidValue;
 
 /// Something that happened, published on its [`Channel`].
 ///
@@ -61,24 +61,24 @@ impl Event {
     /// Creates an event of the type `<entity>.<action>` in the domain `events`, with the current time and a new id.
     ///
     /// # Errors
-    /// [`InvalidEvent`] when the type is not valid or `source` is empty.
+    /// [`InvalidValue`] when the type is not valid or `source` is empty.
     pub fn new(
         event_type: &str,
         source: impl Into<String>,
         data: impl Into<Value>,
-    ) -> Result<Self, InvalidEvent> {
+    ) -> Result<Self, InvalidValue> {
         Self::on(Channel::from_event_type(event_type)?, source, data)
     }
 
     /// Creates an event on a channel, with the current time and a new id. Its type derives from the channel.
     ///
     /// # Errors
-    /// [`InvalidEvent::Empty`] when `source` is empty.
+    /// [`InvalidValue`] when `source` is empty.
     pub fn on(
         channel: Channel,
         source: impl Into<String>,
         data: impl Into<Value>,
-    ) -> Result<Self, InvalidEvent> {
+    ) -> Result<Self, InvalidValue> {
         Ok(Self(Arc::new(Attributes {
             channel,
             id: Uuid::now_v7().to_string(),
@@ -97,13 +97,13 @@ impl Event {
     /// Creates an event whose data is a serialized value.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and [`InvalidEvent::Data`] when the value cannot be written as JSON.
+    /// As [`new`](Self::new), and [`InvalidValue`] when the value cannot be written as JSON.
     pub fn of<T: Serialize + ?Sized>(
         event_type: &str,
         source: impl Into<String>,
         data: &T,
-    ) -> Result<Self, InvalidEvent> {
-        let data = serde_json::to_value(data).map_err(|source| InvalidEvent::Data { source })?;
+    ) -> Result<Self, InvalidValue> {
+        let data = serde_json::to_value(data).map_err(bad_data)?;
         Self::new(event_type, source, data)
     }
 
@@ -118,8 +118,8 @@ impl Event {
     /// Sets the id.
     ///
     /// # Errors
-    /// [`InvalidEvent::Empty`] when `id` is empty.
-    pub fn with_id(mut self, id: impl Into<String>) -> Result<Self, InvalidEvent> {
+    /// [`InvalidValue`] when `id` is empty.
+    pub fn with_id(mut self, id: impl Into<String>) -> Result<Self, InvalidValue> {
         self.change().id = required("id", id.into())?;
         Ok(self)
     }
@@ -127,8 +127,8 @@ impl Event {
     /// Moves the event to another domain. Entity and action stay the same.
     ///
     /// # Errors
-    /// [`InvalidEvent`] when `domain` is not a segment of a channel.
-    pub fn with_domain(mut self, domain: &str) -> Result<Self, InvalidEvent> {
+    /// [`InvalidValue`] when `domain` is not a segment of a channel.
+    pub fn with_domain(mut self, domain: &str) -> Result<Self, InvalidValue> {
         let channel = self.0.channel.with_domain(domain)?;
         self.change().channel = channel;
         Ok(self)
@@ -216,9 +216,9 @@ impl Event {
     /// Deserializes the data.
     ///
     /// # Errors
-    /// [`InvalidEvent::Data`] when the data is not of that type.
-    pub fn data_as<T: DeserializeOwned>(&self) -> Result<T, InvalidEvent> {
-        T::deserialize(&self.0.data).map_err(|source| InvalidEvent::Data { source })
+    /// [`InvalidValue`] when the data is not of that type.
+    pub fn data_as<T: DeserializeOwned>(&self) -> Result<T, InvalidValue> {
+        T::deserialize(&self.0.data).map_err(bad_data)
     }
 
     /// Returns the version of the envelope, `1.0`.
@@ -277,8 +277,17 @@ impl fmt::Debug for Event {
     }
 }
 
-fn required(attribute: &'static str, text: String) -> Result<String, InvalidEvent> {
-    if text.is_empty() { Err(InvalidEvent::Empty { attribute }) } else { Ok(text) }
+/// The error of an event.
+fn invalid(reason: impl Into<Cow<'static, str>>) -> InvalidValue {
+    InvalidValue::new("event").because(reason)
+}
+
+fn bad_data(error: serde_json::Error) -> InvalidValue {
+    invalid(format!("the data does not have the expected form: {error}"))
+}
+
+fn required(attribute: &'static str, text: String) -> Result<String, InvalidValue> {
+    if text.is_empty() { Err(invalid(format!("`{attribute}` is empty"))) } else { Ok(text) }
 }
 
 fn optional(text: impl Into<String>) -> Option<String> {

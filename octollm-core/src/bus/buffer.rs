@@ -5,9 +5,8 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::engine::Expiry;
 use super::{BusError, Gap, Overflow, Signal};
-use crate::event::Event;
+use crate::event::{Event, Expiry};
 
 /// Events and marks of missing events, in order: at most as many events as the overflow has room for, and between two
 /// of them at most one mark of each kind.

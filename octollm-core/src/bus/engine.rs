@@ -9,14 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
-use super::consumer::{Lease, Source};
+use super::consumer::Lease;
 pub use super::subscription::{Feed, deliver};
-use super::{BusError, Delivery, Gap, Nack};
+use super::{BusError, Gap, Nack};
 use crate::error::ConfigError;
 use crate::event::Event;
 
@@ -73,90 +71,38 @@ pub trait ConsumerEngine: Send + Sync + 'static {
     fn leave(&self);
 }
 
-/// Makes deliveries of what an engine returns.
-pub(super) struct EngineSource<E: ConsumerEngine> {
-    engine: Arc<E>,
-    lease_time: Duration,
-    batches: Option<mpsc::UnboundedSender<Request<E::Receipt>>>,
+/// Starts to collect the settlements of deliveries. Ends when the consumer and its deliveries are dropped.
+pub(super) fn batches<E: ConsumerEngine>(
+    engine: &Arc<E>,
+    max_batch: usize,
+) -> Result<mpsc::UnboundedSender<Request<E::Receipt>>, BusError> {
+    if max_batch == 0 {
+        return Err(ConfigError::new("max_batch", "is 0").into());
+    }
+    let runtime = Handle::try_current().map_err(BusError::unavailable)?;
+    let (batches, requests) = mpsc::unbounded_channel();
+    runtime.spawn(send_batches(Arc::clone(engine), requests, max_batch));
+    Ok(batches)
 }
 
-impl<E: ConsumerEngine> EngineSource<E> {
-    pub(super) fn new(engine: E, lease_time: Duration) -> Self {
-        Self { engine: Arc::new(engine), lease_time, batches: None }
-    }
-
-    pub(super) fn batched(engine: E, lease_time: Duration, max_batch: usize) -> Result<Self, BusError> {
-        if max_batch == 0 {
-            return Err(ConfigError::new("max_batch", "is 0").into());
-        }
-        let runtime = Handle::try_current().map_err(BusError::unavailable)?;
-        let (batches, requests) = mpsc::unbounded_channel();
-        let engine = Arc::new(engine);
-        runtime.spawn(send_batches(Arc::clone(&engine), requests, max_batch));
-        Ok(Self { engine, lease_time, batches: Some(batches) })
-    }
-}
-
-#[async_trait]
-impl<E: ConsumerEngine> Source for EngineSource<E> {
-    async fn next(&self) -> Result<Result<Delivery, Gap>, BusError> {
-        let (event, attempt, receipt) = match self.engine.next().await? {
-            Ok(next) => next,
-            Err(gap) => return Ok(Err(gap.truncated())),
-        };
-        let lease: Arc<dyn Lease> = match &self.batches {
-            None => Arc::new(DirectLease { engine: Arc::clone(&self.engine), receipt }),
-            Some(batches) => Arc::new(BatchedLease { batches: batches.clone(), receipt }),
-        };
-        Ok(Ok(Delivery { event, attempt, lease_time: self.lease_time, lease }))
-    }
-
-    async fn close(&self) -> Result<(), BusError> {
-        self.engine.close().await
-    }
-}
-
-impl<E: ConsumerEngine> Drop for EngineSource<E> {
-    fn drop(&mut self) {
-        self.engine.leave();
-    }
-}
-
-struct DirectLease<E: ConsumerEngine> {
-    engine: Arc<E>,
-    receipt: E::Receipt,
-}
-
-#[async_trait]
-impl<E: ConsumerEngine> Lease for DirectLease<E> {
-    async fn settle(&self, outcome: Result<(), Nack>) -> Result<(), BusError> {
-        only(self.engine.settle(vec![(self.receipt.clone(), outcome)]).await)
-    }
-
-    async fn extend(&self, time: Duration) -> Result<(), BusError> {
-        only(self.engine.extend(vec![(self.receipt.clone(), time)]).await)
-    }
-}
-
-/// The result for the only item of a batch.
-fn only(results: Vec<Result<(), BusError>>) -> Result<(), BusError> {
-    results.into_iter().next().unwrap_or(Err(BusError::Unavailable { source: None }))
-}
-
-struct BatchedLease<R> {
+pub(super) struct BatchedLease<R> {
     /// Bounded by the deliveries: each waits for at most one request of each kind.
     batches: mpsc::UnboundedSender<Request<R>>,
     receipt: R,
 }
 
-enum Request<R> {
+pub(super) enum Request<R> {
     Settle(R, Result<(), Nack>, Reply),
     Extend(R, Duration, Reply),
 }
 
-type Reply = oneshot::Sender<Result<(), BusError>>;
+pub(super) type Reply = oneshot::Sender<Result<(), BusError>>;
 
 impl<R> BatchedLease<R> {
+    pub(super) fn new(batches: mpsc::UnboundedSender<Request<R>>, receipt: R) -> Self {
+        Self { batches, receipt }
+    }
+
     async fn request(&self, request: impl FnOnce(Reply) -> Request<R>) -> Result<(), BusError> {
         let (reply, result) = oneshot::channel();
         if self.batches.send(request(reply)).is_err() {
@@ -177,7 +123,6 @@ impl<R: Clone + Send + Sync + 'static> Lease for BatchedLease<R> {
     }
 }
 
-/// Ends when the consumer and its deliveries are dropped.
 async fn send_batches<E: ConsumerEngine>(
     engine: Arc<E>,
     mut requests: mpsc::UnboundedReceiver<Request<E::Receipt>>,
@@ -213,69 +158,5 @@ fn reply_to(replies: Vec<Reply>, results: Vec<Result<(), BusError>>) {
     for (reply, result) in replies.into_iter().zip(results) {
         // The caller may have given up.
         let _ = reply.send(result);
-    }
-}
-
-/// The `expires_at` of an event on the monotonic clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Expiry {
-    Never,
-    At(Instant),
-    /// It had expired when it was published.
-    Past,
-}
-
-impl Expiry {
-    /// Reads the clocks only if the event expires.
-    pub(super) fn of(event: &Event) -> Self {
-        event.expires_at().map_or(Self::Never, |at| Self::from_wall(at, Timestamp::now(), Instant::now()))
-    }
-
-    /// Converts a time of the wall clock, which shows `wall` when the monotonic clock shows `now`.
-    fn from_wall(expires_at: Timestamp, wall: Timestamp, now: Instant) -> Self {
-        // The difference of two timestamps does not overflow. A negative one is not a `Duration`.
-        match Duration::try_from(expires_at.duration_since(wall)) {
-            Ok(Duration::ZERO) | Err(_) => Self::Past,
-            Ok(left) => now.checked_add(left).map_or(Self::Never, Self::At),
-        }
-    }
-
-    /// Calls `now` only if the result depends on it.
-    pub(super) fn is_over(self, now: impl FnOnce() -> Instant) -> bool {
-        match self {
-            Self::Never => false,
-            Self::At(at) => now() >= at,
-            Self::Past => true,
-        }
-    }
-}
-
-/// Returns `now + by`, or a time 30 years from now if the clock cannot represent it.
-pub(super) fn later(now: Instant, by: Duration) -> Instant {
-    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-    now.checked_add(by).unwrap_or(now + FAR)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wall_clock_time_becomes_a_monotonic_one() {
-        let (wall, now) = (Timestamp::UNIX_EPOCH, Instant::now());
-        let second = Duration::from_secs(1);
-        assert_eq!(Expiry::from_wall(wall + second, wall, now), Expiry::At(now + second));
-        assert_eq!(Expiry::from_wall(wall, wall, now), Expiry::Past);
-        assert_eq!(Expiry::from_wall(wall - second, wall, now), Expiry::Past);
-        assert_ne!(Expiry::from_wall(Timestamp::MAX, Timestamp::MIN, now), Expiry::Past);
-    }
-
-    #[test]
-    fn an_event_expires_at_its_time() {
-        let now = Instant::now();
-        assert!(Expiry::At(now).is_over(|| now));
-        assert!(!Expiry::At(now + Duration::from_millis(1)).is_over(|| now));
-        assert!(Expiry::Past.is_over(|| now));
-        assert!(!Expiry::Never.is_over(|| now));
     }
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::engine::{Expiry, Feed};
-use super::subscription::deliver_until;
+use super::subscription::{Feed, deliver_until};
 use super::{BusError, Capability, EventBus, Overflow, Subscription};
 use crate::error::ConfigError;
-use crate::event::{Event, Pattern};
+use crate::event::{Event, Expiry, Pattern};
 
 /// An [`EventBus`] within one process. It delivers at most once and stores nothing. Clones are handles of the same bus.
 ///

@@ -13,10 +13,10 @@ use tokio::sync::{Notify, Semaphore, TryAcquireError};
 use tokio::time::{Instant, timeout_at};
 
 use super::buffer::{Buffer, Taken};
-use super::engine::{Expiry, later};
 use super::{BusError, Gap, Overflow, Signal};
+use crate::deadline::later;
 use crate::error::ConfigError;
-use crate::event::Event;
+use crate::event::{Event, Expiry};
 
 /// A stream of [`Signal`]s in order. Dropping it ends the subscription.
 #[derive(Debug)]

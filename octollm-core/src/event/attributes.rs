@@ -1,12 +1,12 @@
-//! The native form of an event: its attributes as texts, and as JSON.
+//! The native form of an event: its attributes as texts and as JSON, and its size.
 
 use std::borrow::Cow;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
-use super::{Channel, Event, invalid};
+use super::{Attributes, Channel, Event, invalid};
 use crate::error::InvalidValue;
 use crate::json::read_output;
 
@@ -58,6 +58,16 @@ const NAMES: [&str; 12] = [
 ];
 
 impl Event {
+    /// Returns the size in bytes that a bus compares with its limit: the data as compact JSON plus the text attributes.
+    /// It does not depend on the encoding.
+    pub fn size(&self) -> usize {
+        let Attributes { channel, id, source, subject, correlation_id, .. } = &*self.0;
+        let optional =
+            [subject, correlation_id, &self.0.causation_id, &self.0.traceparent, &self.0.partition_key];
+        let texts: usize = optional.into_iter().flatten().map(String::len).sum();
+        channel.as_str().len() + id.len() + source.len() + texts + json_len(&self.0.data)
+    }
+
     /// The attributes as texts under their names in the native form, without the data. An encoding writes these.
     pub fn attributes(&self) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
         let native = NativeEvent::of(self);
@@ -189,3 +199,46 @@ impl<'de> Deserialize<'de> for Event {
         NativeEvent::deserialize(deserializer)?.check().map_err(D::Error::custom)
     }
 }
+
+/// Returns the length of a value as compact JSON without writing it.
+fn json_len(value: &Value) -> usize {
+    // Commas stand between members, and two brackets around them.
+    let within = |members: usize, texts: usize| 2 + texts + members.saturating_sub(1);
+    match value {
+        Value::Null | Value::Bool(true) => 4,
+        Value::Bool(false) => 5,
+        Value::Number(number) => number_len(number),
+        Value::String(text) => text_len(text),
+        Value::Array(items) => within(items.len(), items.iter().map(json_len).sum()),
+        Value::Object(members) => {
+            let texts = members.iter().map(|(name, value)| text_len(name) + 1 + json_len(value)).sum();
+            within(members.len(), texts)
+        }
+    }
+}
+
+fn number_len(number: &Number) -> usize {
+    let digits = |number: u64| 1 + number.checked_ilog10().unwrap_or(0) as usize;
+    match (number.as_u64(), number.as_i64()) {
+        (Some(number), _) => digits(number),
+        (_, Some(number)) => 1 + digits(number.unsigned_abs()),
+        _ => number.to_string().len(),
+    }
+}
+
+fn text_len(text: &str) -> usize {
+    2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
+}
+
+/// Number of bytes that escaping adds to each byte.
+const ESCAPE: [u8; 256] = {
+    let mut escape = [0; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        escape[byte] = if matches!(byte, 0x08 | 0x09 | 0x0a | 0x0c | 0x0d) { 1 } else { 5 };
+        byte += 1;
+    }
+    escape[b'"' as usize] = 1;
+    escape[b'\\' as usize] = 1;
+    escape
+};

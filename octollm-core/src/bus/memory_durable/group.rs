@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::store::Limit;
-use crate::bus::engine::{Expiry, later};
+use super::store::{Item, Limit};
 use crate::bus::{BusError, ConsumeOptions, DeadLetter, Gap, GroupStatus, Nack};
+use crate::deadline::later;
 use crate::event::{Event, Pattern};
 
 /// An event waits in `queue`, is then `leased`, and from there is removed, returns to `queue`, or waits in `delayed` to
@@ -38,18 +38,6 @@ pub(super) struct Group {
     /// Numbers of expired events and of deleted dead letters.
     expired: u64,
     discarded: u64,
-}
-
-/// An event on its way through a group.
-#[derive(Debug, Clone)]
-pub(super) struct Item {
-    pub(super) event: Event,
-    pub(super) expiry: Expiry,
-    pub(super) size: usize,
-    /// Number of deliveries.
-    pub(super) attempts: u32,
-    /// The last delivery.
-    pub(super) holder: Option<Holder>,
 }
 
 /// Identifies a delivery. Tokens are unique in a group and members in the bus, so that a delivery of a removed group is

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
-use self::group::{Claim, Group, Item, Lost, Turn};
-use self::store::{Limit, Limits, Membership, Store};
+use self::group::{Claim, Group, Lost, Turn};
+use self::store::{Item, Limit, Limits, Membership, Store};
 use super::engine::ConsumerEngine;
 use super::{
     BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,

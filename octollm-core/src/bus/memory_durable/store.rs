@@ -7,10 +7,9 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::group::{Group, Item};
-use crate::bus::engine::Expiry;
+use super::group::{Group, Holder};
 use crate::bus::{BusError, ConsumeOptions, Gap};
-use crate::event::{Event, Pattern};
+use crate::event::{Event, Expiry, Pattern};
 
 #[derive(Debug)]
 pub(super) struct Store {
@@ -54,6 +53,18 @@ pub(super) struct Limits {
 pub(super) struct Limit {
     pub(super) events: usize,
     pub(super) bytes: usize,
+}
+
+/// An event on its way through a group.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    pub(super) event: Event,
+    pub(super) expiry: Expiry,
+    pub(super) size: usize,
+    /// Number of deliveries.
+    pub(super) attempts: u32,
+    /// The last delivery.
+    pub(super) holder: Option<Holder>,
 }
 
 impl Store {

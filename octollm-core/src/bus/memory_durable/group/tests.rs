@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::event::Expiry;
 
 const SECOND: Duration = Duration::from_secs(1);
 

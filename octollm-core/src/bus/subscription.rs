@@ -34,10 +34,6 @@ pub struct Feed {
 }
 
 impl Subscription {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
-    }
-
     /// Waits for the next signal. Returns `None` once the subscription has ended and all waiting signals are received.
     ///
     /// # Cancel safety
@@ -53,7 +49,7 @@ impl Subscription {
 
     /// Returns why the subscription has ended, or `None` if it has not. Signals may still wait.
     pub fn ended(&self) -> Option<BusError> {
-        self.shared.ended()
+        self.shared.lock().buffer.ended().cloned()
     }
 
     fn poll_signal(&mut self, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
@@ -121,7 +117,7 @@ impl Feed {
         let state = State { buffer: Buffer::new(overflow), expired: 0, reader: None, full_since: None };
         let slots = (overflow == Overflow::Block).then(|| Slots::new(block_timeout));
         let shared = Arc::new(Shared { state: Mutex::new(state), slots, ended: Notify::new() });
-        Ok((Self { shared: Arc::clone(&shared) }, Subscription::new(shared)))
+        Ok((Self { shared: Arc::clone(&shared) }, Subscription { shared }))
     }
 
     /// Sends an event. Under [`Overflow::Block`] it waits for room. Returns `false` if the subscription has ended. A
@@ -270,7 +266,7 @@ impl Slots {
 
 /// The state shared by a [`Feed`] and its [`Subscription`].
 #[derive(Debug)]
-pub(super) struct Shared {
+struct Shared {
     state: Mutex<State>,
     /// Present under [`Overflow::Block`].
     slots: Option<Slots>,
@@ -289,7 +285,7 @@ struct State {
 }
 
 impl Shared {
-    pub(super) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
+    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
         let mut expired = 0;
         let mut state = self.lock();
         let taken = state.buffer.take(Instant::now, &mut expired);
@@ -317,12 +313,8 @@ impl Shared {
         }
     }
 
-    pub(super) fn ended(&self) -> Option<BusError> {
-        self.lock().buffer.ended().cloned()
-    }
-
     /// Ends the subscription because the subscriber dropped it.
-    pub(super) fn abandon(&self) {
+    fn abandon(&self) {
         let mut state = self.lock();
         state.buffer.end(BusError::Closed);
         state.buffer.clear();

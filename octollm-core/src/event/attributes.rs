@@ -68,7 +68,7 @@ impl Event {
         channel.as_str().len() + id.len() + source.len() + texts + json_len(&self.0.data)
     }
 
-    /// The attributes as texts under their names in the native form, without the data. An encoding writes these.
+    /// Returns the attributes as texts under their names in the native form, without the data. An encoding writes these.
     pub fn attributes(&self) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
         let native = NativeEvent::of(self);
         let values = [
@@ -88,7 +88,7 @@ impl Event {
         NAMES.into_iter().zip(values).filter_map(|(name, value)| Some((name, value?)))
     }
 
-    /// The event with these [`attributes`](Self::attributes), in any order. Attributes of other names are ignored.
+    /// Creates an event from [`attributes`](Self::attributes) in any order. Attributes of other names are ignored.
     ///
     /// `event_type`, `timestamp` and `source` are required. An event without `id` gets a new one.
     ///

@@ -52,7 +52,11 @@ impl MemoryDurableBus {
 
     /// Returns a builder, to set the limits.
     pub fn builder() -> MemoryDurableBusBuilder {
-        MemoryDurableBusBuilder::new()
+        MemoryDurableBusBuilder {
+            max_event_bytes: MemoryBus::DEFAULT_MAX_EVENT_BYTES,
+            block_timeout: MemoryBus::DEFAULT_BLOCK_TIMEOUT,
+            limits: Limits::default(),
+        }
     }
 
     /// Ends every subscription and consumer. Deliveries can still be settled. Closing twice has no effect.
@@ -75,14 +79,6 @@ impl MemoryDurableBus {
 }
 
 impl MemoryDurableBusBuilder {
-    pub(super) fn new() -> Self {
-        Self {
-            max_event_bytes: MemoryBus::DEFAULT_MAX_EVENT_BYTES,
-            block_timeout: MemoryBus::DEFAULT_BLOCK_TIMEOUT,
-            limits: Limits::default(),
-        }
-    }
-
     /// Sets the size of the largest event that is accepted (default 1 MiB). Each limit below has room for such an
     /// event, except that the history can be empty.
     pub fn max_event_bytes(mut self, bytes: usize) -> Self {
@@ -90,8 +86,8 @@ impl MemoryDurableBusBuilder {
         self
     }
 
-    /// Sets the time for which a publisher waits for a subscriber under
-    /// [`Overflow::Block`] (default 5 s). It does not wait if that is zero.
+    /// Sets the time for which a publisher waits for a subscriber under [`Overflow::Block`] (default 5 s). It does not wait if
+    /// that is zero.
     pub fn block_timeout(mut self, timeout: Duration) -> Self {
         self.block_timeout = timeout;
         self

@@ -16,7 +16,7 @@ use regex::Regex;
 use crate::{
     contracts::{FileReport, Finding, Rule},
     items::{name_of, opens, outer_modules, public_items, test_code},
-    parse::{Lines, Source},
+    parse::{Source, place},
 };
 
 /// The most lines of a function, from its `fn` to its closing brace.
@@ -28,8 +28,8 @@ type Found = (usize, Rule, String);
 /// Judges any text. `path` is relative, with `/`; it distinguishes tests and benchmarks from the rest.
 pub(crate) fn judge(path: &str, text: &str) -> FileReport {
     let mut report = FileReport { path: path.into(), lines: text.lines().count(), ..FileReport::default() };
-    let (lines, source) = (Lines::of(text), Source::parse(text));
-    let mut found = todos(&source, &lines);
+    let source = Source::parse(text);
+    let mut found = todos(&source);
     if let Some((at, message)) = source.error {
         found.push((at, Rule::DoesNotParse, message));
     } else {
@@ -43,12 +43,12 @@ pub(crate) fn judge(path: &str, text: &str) -> FileReport {
         for (name, _) in public_items.iter().filter(|(_, documented)| !documented) {
             found.push((start(name), Rule::MissingDocs, format!("`{name}` is public and not documented")));
         }
-        found.extend(functions.iter().filter_map(|function| too_long(function, &lines)));
+        found.extend(functions.iter().filter_map(|function| too_long(text, function)));
         found.extend(panics(&source.tokens, &tests));
-        found.extend(unsafe_without_reason(&source.tokens, &lines));
+        found.extend(unsafe_without_reason(text, &source.tokens));
     }
     let findings = found.into_iter().map(|(at, rule, message)| {
-        let (line, column) = lines.place(at);
+        let (line, column) = place(text, at);
         Finding { path: path.into(), rule, line, column, message }
     });
     report.findings = findings.collect();
@@ -69,13 +69,14 @@ impl FileReport {
 }
 
 /// The lines of comments with a mark as a word of its own, in capitals: in small letters it is prose.
-fn todos(source: &Source, lines: &Lines<'_>) -> Vec<Found> {
+fn todos(source: &Source) -> Vec<Found> {
     static MARKS: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\b(?:TODO|FIXME)\b").ok());
     let comments = source.tokens.iter().filter(|token| token.kind() == COMMENT);
     let marks = comments.flat_map(|comment| {
         let marks = MARKS.iter().flat_map(|marks| marks.find_iter(comment.text()));
         let mut marks: Vec<_> = marks.map(|mark| (start(comment) + mark.start(), mark.as_str())).collect();
-        marks.dedup_by_key(|(at, _)| lines.line(*at));
+        let line = |at: usize| comment.text()[..at - start(comment)].matches('\n').count();
+        marks.dedup_by_key(|(at, _)| line(*at));
         marks
     });
     marks.map(|(at, mark)| (at, Rule::Todo, format!("a comment says {mark}"))).collect()
@@ -107,11 +108,10 @@ fn code_after(element: SyntaxElement) -> impl Iterator<Item = SyntaxElement> {
     after.filter(|next| !next.kind().is_trivia())
 }
 
-fn too_long((name, range): &(SyntaxToken, TextRange), lines: &Lines<'_>) -> Option<Found> {
-    let (first, end) = (usize::from(range.start()), usize::from(range.end()));
-    let length = lines.line(end - 1) - lines.line(first) + 1;
+fn too_long(text: &str, (name, range): &(SyntaxToken, TextRange)) -> Option<Found> {
+    let length = text.get(std::ops::Range::<usize>::from(*range))?.lines().count();
     let message = format!("the function `{name}` is {length} lines long, {MOST_LINES} at most");
-    (length > MOST_LINES).then_some((first, Rule::LongFunction, message))
+    (length > MOST_LINES).then_some((range.start().into(), Rule::LongFunction, message))
 }
 
 /// Finds `.unwrap()`, `.expect(…)` and `panic!` outside tests. A method is recognised by its name, whatever its receiver.
@@ -137,7 +137,7 @@ fn panics(tokens: &[SyntaxToken], tests: &[TextRange]) -> Vec<Found> {
 
 /// Finds `unsafe` blocks and implementations without a comment that says `SAFETY:`, in the statement before them, above
 /// that statement, on their line, or as the first thing in the block. The callers of an `unsafe fn` make the promise.
-fn unsafe_without_reason(tokens: &[SyntaxToken], lines: &Lines<'_>) -> Vec<Found> {
+fn unsafe_without_reason(text: &str, tokens: &[SyntaxToken]) -> Vec<Found> {
     let mut found = Vec::new();
     for (index, token) in tokens.iter().enumerate().filter(|(_, token)| token.kind() == T![unsafe]) {
         let (before, after) = tokens.split_at(index);
@@ -146,13 +146,14 @@ fn unsafe_without_reason(tokens: &[SyntaxToken], lines: &Lines<'_>) -> Vec<Found
             Some(T![impl]) => "an `unsafe impl`",
             _ => continue,
         };
-        let (first, line) = (statement(token), lines.line(start(token)));
+        let first = statement(token);
+        let line = text[start(token)..].find('\n').map_or(text.len(), |end| start(token) + end);
         // Below a macro, a statement is what no separator divides.
         let belongs = |before: &&SyntaxToken| match first {
             Some(first) => before.kind() == COMMENT || before.text_range().start() >= first,
             None => !matches!(before.kind(), T![;] | T!['{'] | T!['}']),
         };
-        let on_line = after.iter().take_while(|next| lines.line(start(next)) == line);
+        let on_line = after.iter().take_while(|next| start(next) < line);
         let block = after.iter().skip_while(|next| next.kind() != T!['{']).skip(1);
         let in_block = block.take_while(|next| next.kind() == COMMENT);
         let mut around = before.iter().rev().take_while(belongs).chain(on_line).chain(in_block);

@@ -134,27 +134,9 @@ fn too_deep(text: &str) -> Option<usize> {
     None
 }
 
-/// The lines of a text.
-pub(crate) struct Lines<'a> {
-    text: &'a str,
-    starts: Vec<usize>,
-}
-
-impl<'a> Lines<'a> {
-    pub(crate) fn of(text: &'a str) -> Self {
-        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1));
-        Self { text, starts: starts.collect() }
-    }
-
-    /// The line of a byte, from 1.
-    pub(crate) fn line(&self, at: usize) -> usize {
-        self.starts.partition_point(|start| *start <= at)
-    }
-
-    /// The line of a byte, and its column in characters, both from 1.
-    pub(crate) fn place(&self, at: usize) -> (usize, usize) {
-        let line = self.line(at);
-        let start = self.starts.get(line - 1).copied().unwrap_or_default();
-        (line, self.text.get(start..at).map_or(0, |before| before.chars().count()) + 1)
-    }
+/// The line of a byte, and its column in characters, both from 1.
+pub(crate) fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or_default();
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
 }

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-use crate::{contracts::Secret, parse::Lines};
+use crate::{contracts::Secret, parse::place};
 
 /// The kinds of credentials. A form's group is the credential; it ends where another sort of character follows.
 const FORMS: [(&str, &str); 12] = [
@@ -41,13 +41,12 @@ static PATTERNS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
 
 /// Finds the secrets of a file, in its strings, its comments and its code.
 pub(crate) fn scan(path: &str, text: &str) -> Vec<Secret> {
-    let lines = Lines::of(text);
     let mut secrets = Vec::new();
     for (kind, pattern) in PATTERNS.iter() {
         let tokens = pattern.captures_iter(text).filter_map(|captures| captures.get(1));
         let tokens = tokens.filter(|token| is_secret(kind, token.as_str(), &text[..token.start()]));
         secrets.extend(tokens.map(|token| {
-            let (line, column) = lines.place(token.start());
+            let (line, column) = place(text, token.start());
             Secret {
                 path: path.into(),
                 kind: (*kind).into(),

@@ -34,10 +34,8 @@ const FORMS: [(&str, &str); 12] = [
     ("url-password", r#"[A-Za-z0-9]://[^\s/?\#"'`<>\\|,:]*:([^\s/?\#"'`<>\\|,]+)@[A-Za-z0-9\[{$]"#),
 ];
 
-static PATTERNS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
-    let patterns = FORMS.iter().map(|(kind, form)| Some((*kind, Regex::new(form).ok()?)));
-    patterns.flatten().collect()
-});
+static PATTERNS: LazyLock<Vec<(&str, Regex)>> =
+    LazyLock::new(|| FORMS.iter().filter_map(|(kind, form)| Some((*kind, Regex::new(form).ok()?))).collect());
 
 /// Finds the secrets of a file, in its strings, its comments and its code.
 pub(crate) fn scan(path: &str, text: &str) -> Vec<Secret> {

@@ -15,8 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Inner,
-    limited,
+    Inner, limited,
     replay::{Known, State, Turn},
     scheduler::{Run, Stop},
 };
@@ -29,7 +28,8 @@ use crate::{
     id::StepKey,
     json::RawJson,
     store::{
-        Draft, JournalEntry, Recorded, StoreError, TaskStore, digest, outcome_unknown, own_times, replay, served_by,
+        Draft, JournalEntry, Recorded, StoreError, TaskStore, digest, outcome_unknown, own_times, replay,
+        served_by,
     },
     task::TaskRecord,
     transport::{Call, Reply, Transport},

@@ -309,7 +309,10 @@ impl BrainBuilder {
     /// A [`ConfigError`] for a name that is no arm id, a limit that is out of its range, or a contract that cannot be run.
     pub fn build(self) -> Result<Brain, ConfigError> {
         if !is_arm_id(&self.dispatcher.card().arm_id) {
-            return Err(ConfigError::new("name", "is not an arm id of lower-case letters, digits and dashes"));
+            return Err(ConfigError::new(
+                "name",
+                "is not an arm id of lower-case letters, digits and dashes",
+            ));
         }
         self.limits.check()?;
         match self.dispatcher.refused().first() {

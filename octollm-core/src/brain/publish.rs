@@ -376,17 +376,9 @@ impl Drop for EndBacklog<'_> {
     }
 }
 
-/// Publishes an event that may be lost.
-pub(super) async fn publish_once(bus: &dyn EventBus, event: Event) {
-    let event_type = event.event_type().to_owned();
-    if let Err(problem) = publish(bus, event, Duration::from_secs(1)).await {
-        tracing::debug!(event_type, %problem, "event not published");
-    }
-}
-
 /// The reason why an event was not published.
 #[derive(Debug, thiserror::Error)]
-enum Unpublished {
+pub(super) enum Unpublished {
     #[error(transparent)]
     Refused(BusError),
     #[error("the bus did not take it within {0:?}")]
@@ -395,7 +387,7 @@ enum Unpublished {
     Panicked,
 }
 
-async fn publish(bus: &dyn EventBus, event: Event, limit: Duration) -> Result<(), Unpublished> {
+pub(super) async fn publish(bus: &dyn EventBus, event: Event, limit: Duration) -> Result<(), Unpublished> {
     // Within a future of its own: a bus may also panic before it returns its future.
     match caught(timeout(limit, async { bus.publish(event).await })).await {
         Ok(Ok(taken)) => taken.map_err(Unpublished::Refused),

@@ -14,17 +14,19 @@ use super::{
     Inner,
     journal::Journal,
     limited,
-    publish::{UpdateLog, publish_once},
+    publish::{UpdateLog, publish},
     replay::replayed,
     scheduler::{Run, Stop},
 };
 use crate::{
     budget::Usage,
+    bus::EventBus,
     context::ContextParts,
     contract::TaskContract,
     deadline::Deadline,
     dispatcher::{Execution, Outcome, Route},
     error::{ArmError, ErrorKind, Failure},
+    event::Event,
     json::RawJson,
     store::{SideEffects, StoreError, progress_event},
     task::{TaskError, TaskRecord, TaskRequest, TaskResult},
@@ -181,6 +183,14 @@ async fn publish_progress(
                 publish_once(&*inner.bus, event).await;
             }
         }
+    }
+}
+
+/// Publishes an event that may be lost.
+async fn publish_once(bus: &dyn EventBus, event: Event) {
+    let event_type = event.event_type().to_owned();
+    if let Err(problem) = publish(bus, event, Duration::from_secs(1)).await {
+        tracing::debug!(event_type, %problem, "event not published");
     }
 }
 

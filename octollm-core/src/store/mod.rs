@@ -9,14 +9,14 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+pub(crate) use self::{
+    change::progress_event,
+    journal::{Draft, Recorded, digest, outcome_unknown, own_times, replay, served_by},
+};
 pub use self::{
     change::{Claim, SideEffects},
     journal::JournalEntry,
     memory::MemoryStore,
-};
-pub(crate) use self::{
-    change::progress_event,
-    journal::{Draft, Recorded, digest, outcome_unknown, own_times, replay, served_by},
 };
 use crate::{
     error::{ErrorKind, Failure},

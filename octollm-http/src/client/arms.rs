@@ -11,6 +11,7 @@ use octollm_core::{
     contract::{ContractCard, ContractRef, TaskContract},
     deadline::Deadline,
     error::{CallError, ConfigError},
+    id::is_arm_id,
     parts::ContextParts,
     transport::{Call, CallService, Reply, Transport},
 };

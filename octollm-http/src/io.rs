@@ -37,7 +37,7 @@ use async_trait::async_trait;
 use http::{Uri, uri::Authority};
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, duplex},
-    net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc,
 };
 
@@ -64,9 +64,12 @@ pub trait Connector: Send + Sync + 'static {
 pub trait Acceptor: Send + 'static {
     /// Type of the connections.
     type Io: Io;
+    /// What is known of the other end of a connection, such as its address or the certificate that it showed. An
+    /// [authenticator](crate::Authenticate) finds it among the extensions of a request, by its type.
+    type Peer: Clone + Send + Sync + 'static;
     /// The rest of opening a connection, such as a TLS handshake. A server polls it concurrently with the next `accept`, within
     /// [`head_timeout`](crate::Server::head_timeout), and drops it after that.
-    type Opening: Future<Output = io::Result<(Self::Io, Peer)>> + Send + 'static;
+    type Opening: Future<Output = io::Result<(Self::Io, Self::Peer)>> + Send + 'static;
 
     /// Accepts the next connection.
     ///
@@ -85,14 +88,6 @@ pub trait Acceptor: Send + 'static {
     }
 }
 
-/// The other end of a connection.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Peer {
-    /// Network address, where the connection has one.
-    pub address: Option<SocketAddr>,
-}
-
 /// Connects over TCP, without TLS.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tcp;
@@ -108,65 +103,45 @@ impl Connector for Tcp {
     }
 }
 
-/// Listens on TCP, without TLS.
-#[derive(Debug)]
-pub struct TcpAcceptor {
-    listener: TcpListener,
-    address: SocketAddr,
-}
-
 /// Connections that may wait to be accepted, as far as the system allows.
 const BACKLOG: u32 = 4096;
 
-impl TcpAcceptor {
-    /// Listens on the first of the addresses that is free. For port 0 the system chooses one.
-    ///
-    /// # Errors
-    /// The address has no host, or none of its addresses is free.
-    ///
-    /// # Cancel safety
-    /// Dropping the future closes the listener.
-    pub async fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
-        let mut last = None;
-        for address in lookup_host(address).await? {
-            match Self::bind_one(address) {
-                Ok(acceptor) => return Ok(acceptor),
-                Err(error) => last = Some(error),
-            }
+/// Listens on the first of the addresses that is free. For port 0 the system chooses one.
+pub(crate) fn listen(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
+    let mut last = None;
+    for address in addresses {
+        match listen_at(*address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some(error),
         }
-        Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the name has no address")))
     }
-
-    fn bind_one(address: SocketAddr) -> io::Result<Self> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A restarted server can listen on its address again at once. On Windows the option means something else.
-        #[cfg(not(windows))]
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        let listener = socket.listen(BACKLOG)?;
-        let address = listener.local_addr()?;
-        Ok(Self { listener, address })
-    }
-
-    /// The address that it listens on.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
-    }
+    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the name has no address")))
 }
 
-impl Acceptor for TcpAcceptor {
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restarted server can listen on its address again at once. On Windows the option means something else.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Connections over TCP, without TLS.
+impl Acceptor for TcpListener {
     type Io = TcpStream;
-    type Opening = Ready<io::Result<(TcpStream, Peer)>>;
+    type Peer = SocketAddr;
+    type Opening = Ready<io::Result<(TcpStream, SocketAddr)>>;
 
     async fn accept(&mut self) -> io::Result<Self::Opening> {
-        let (stream, address) = self.listener.accept().await?;
+        let (stream, address) = TcpListener::accept(self).await?;
         // Answers are small and written whole.
         let _ = stream.set_nodelay(true);
-        Ok(ready(Ok((stream, Peer { address: Some(address) }))))
+        Ok(ready(Ok((stream, address))))
     }
 
     fn is_local(&self) -> bool {
-        self.address.ip().to_canonical().is_loopback()
+        self.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
     }
 }
 
@@ -230,12 +205,13 @@ impl Connector for Pipes {
 
 impl Acceptor for PipeAcceptor {
     type Io = DuplexStream;
-    type Opening = Ready<io::Result<(DuplexStream, Peer)>>;
+    type Peer = ();
+    type Opening = Ready<io::Result<(DuplexStream, ())>>;
 
     async fn accept(&mut self) -> io::Result<Self::Opening> {
         if !self.closed {
             match self.incoming.recv().await {
-                Some(stream) => return Ok(ready(Ok((stream, Peer::default())))),
+                Some(stream) => return Ok(ready(Ok((stream, ())))),
                 None => self.closed = true,
             }
         }
@@ -306,13 +282,14 @@ mod tests {
 
     #[tokio::test]
     async fn tcp_listens_on_the_first_address_that_is_free() {
-        let taken = TcpAcceptor::bind("127.0.0.1:0").await.unwrap();
-        assert!(TcpAcceptor::bind(taken.local_addr()).await.is_err());
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut acceptor = TcpAcceptor::bind(&[taken.local_addr(), free][..]).await.unwrap();
+        let taken = listen(&[free]).unwrap().local_addr().unwrap();
+        let holder = listen(&[taken]).unwrap();
+        assert!(listen(&[taken]).is_err() && listen(&[]).is_err());
+        let mut acceptor = listen(&[holder.local_addr().unwrap(), free]).unwrap();
         assert!(acceptor.is_local());
-        let url = format!("http://{}", acceptor.local_addr()).parse().unwrap();
-        let (near, far) = tokio::join!(Tcp.connect(&url), acceptor.accept());
-        assert!(near.is_ok() && far.unwrap().await.unwrap().1.address.is_some());
+        let url = format!("http://{}", acceptor.local_addr().unwrap()).parse().unwrap();
+        let (near, far) = tokio::join!(Tcp.connect(&url), Acceptor::accept(&mut acceptor));
+        assert!(near.is_ok() && far.unwrap().await.unwrap().1.ip().is_loopback());
     }
 }

@@ -18,9 +18,9 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
     orchestrator::{JournalStep, StepOutcome},
-    store::{JournalEntry, Recorded},
+    store::{JournalEntry, Recorded, ServedBy},
     task::{TaskError, TaskRecord},
-    transport::{Call, Reply, ServedBy},
+    transport::{Call, Reply},
 };
 
 /// The part of an entry that is known when the call is made.
@@ -82,7 +82,9 @@ pub(super) fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
             Err(if served_by.endpoint.is_empty() { error } else { error.with_endpoint(&*served_by.endpoint) })
         }
         Recorded::Output(output) => {
-            Ok(Reply::new(Bytes::from(output.as_str().to_owned()), served_by).with_usage(usage))
+            let ServedBy { arm, endpoint, attempts } = served_by;
+            let output = Bytes::from(output.as_str().to_owned());
+            Ok(Reply { attempts, ..Reply::new(output, arm, endpoint).with_usage(usage) })
         }
         // Only answers are replayed.
         Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => {
@@ -91,10 +93,17 @@ pub(super) fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
     }
 }
 
-pub(super) fn served_by(error: &CallError) -> ServedBy {
-    let mut served_by = ServedBy::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
-    served_by.attempts = error.attempts();
-    served_by
+pub(super) fn served_by(answer: Result<&Reply, &CallError>) -> ServedBy {
+    match answer {
+        Ok(reply) => {
+            ServedBy { arm: reply.arm.clone(), endpoint: reply.endpoint.clone(), attempts: reply.attempts }
+        }
+        Err(error) => ServedBy {
+            arm: error.arm().unwrap_or_default().into(),
+            endpoint: error.endpoint().unwrap_or_default().into(),
+            attempts: error.attempts(),
+        },
+    }
 }
 
 pub(super) fn outcome_unknown(call: &Call) -> CallError {

@@ -200,7 +200,7 @@ impl Attempts {
 
     fn answered(&self, mut reply: Reply) -> Reply {
         reply.usage = self.used.plus(reply.usage);
-        reply.served_by.attempts = reply.served_by.attempts.saturating_add(self.sent);
+        reply.attempts = reply.attempts.saturating_add(self.sent);
         reply
     }
 

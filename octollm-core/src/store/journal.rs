@@ -1,5 +1,7 @@
 //! The entries of a task's journal.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +11,6 @@ use crate::{
     error::Failure,
     id::StepKey,
     json::RawJson,
-    transport::ServedBy,
 };
 
 /// An entry of a task's journal: one call, and what is known of its end. A store reads the members that are public here, and
@@ -59,6 +60,14 @@ impl JournalEntry {
             Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => 0,
         }
     }
+}
+
+/// The arm that answered a call, its endpoint, and the number of attempts.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct ServedBy {
+    pub(crate) arm: Arc<str>,
+    pub(crate) endpoint: Arc<str>,
+    pub(crate) attempts: u32,
 }
 
 /// What is known of the end of a call: what its caller received, or that it was begun.

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub(crate) use self::journal::Recorded;
+pub(crate) use self::journal::{Recorded, ServedBy};
 pub use self::{journal::JournalEntry, memory::MemoryStore};
 use crate::{
     contract::ContractRef,

@@ -14,14 +14,14 @@ use octollm_core::{
     card::ArmCard,
     clock::Clock,
     contract::Keys,
-    dispatcher::{Dispatcher, Execution},
+    dispatcher::Dispatcher,
     error::{ArmError, CallError, ErrorKind},
     id::StepKey,
     orchestrator::Orchestrator,
     resilience::RetryLayer,
     store::{MemoryStore, TaskStore},
     task::{Submission, Task, TaskQuery, TaskStatus},
-    transport::{Call, IdempotencyKey, Reply, ServedBy, Transport, from_service},
+    transport::{Call, IdempotencyKey, Reply, Transport, from_service},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -158,11 +158,10 @@ impl Transport for Bookkeeping {
         if contract.name() == "ledger.book" {
             self.booked.lock().unwrap().push(key.clone());
         }
-        let route = self.ledger.find(&contract).unwrap();
-        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(()))).await;
-        match outcome.result {
+        let mut cx = Context::from_parts(call.parts, Arc::new(()));
+        match self.ledger.execute(&contract, &call.input, &mut cx).await {
             Ok(output) => {
-                let reply = Reply::new(output, ServedBy::new("ledger", "in-process/ledger"));
+                let reply = Reply::new(output, "ledger", "in-process/ledger");
                 self.answers.lock().unwrap().extend(key.map(|key| (key, reply.clone())));
                 Ok(reply)
             }

@@ -18,7 +18,7 @@ use octollm_core::{
     orchestrator::finished,
     resilience::RetryLayer,
     task::{TaskRequest, TaskResult, TaskStatus},
-    transport::{Call, CallService, Reply, from_service},
+    transport::{Call, Reply, from_service},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,9 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::support::*;
+
+/// What a layer of calls wraps.
+type Calls = tower::util::BoxCloneSyncService<Call, Reply, CallError>;
 
 async fn flaky(failures: u32) -> Mesh {
     Mesh::builder().arm::<Measure>("flaky", Flaky(AtomicU32::new(failures))).start().await
@@ -145,12 +148,12 @@ async fn another_attempt_goes_to_another_arm() {
 struct Elsewhere;
 
 #[derive(Clone)]
-struct ElsewhereService(CallService);
+struct ElsewhereService(Calls);
 
-impl Layer<CallService> for Elsewhere {
+impl Layer<Calls> for Elsewhere {
     type Service = ElsewhereService;
 
-    fn layer(&self, service: CallService) -> ElsewhereService {
+    fn layer(&self, service: Calls) -> ElsewhereService {
         ElsewhereService(service)
     }
 }
@@ -285,7 +288,7 @@ impl Service<Call> for Reports {
                     Err(CallError::new(call.contract, failure).with_usage(Usage::tokens(40)))
                 }
                 Some(handle) if call.parts.deadline.is_some_and(|until| until.remaining() > ms(10_000)) => {
-                    Ok(Reply::new(json!(handle.as_str()).to_string().into(), Default::default()))
+                    Ok(Reply::new(json!(handle.as_str()).to_string().into(), "", ""))
                 }
                 Some(_) => std::future::pending().await,
             }

@@ -12,7 +12,7 @@ use octollm_core::{
     deadline::Deadline,
     error::{CallError, ConfigError},
     parts::ContextParts,
-    transport::{Call, CallService, Reply, Transport},
+    transport::{Call, Reply, Transport},
 };
 use serde_json::Value;
 use tower::{BoxError, Layer, Service};
@@ -21,7 +21,7 @@ use super::{
     directory::Directory,
     offers::{ConfiguredArm, Endpoint},
     requests::{Exchange, Requests, request_setters},
-    stack::{CallLayer, Calling, Carrier, call_layer},
+    stack::{CallLayer, CallService, Calling, Carrier, call_layer},
 };
 use crate::limits::limits_setters;
 

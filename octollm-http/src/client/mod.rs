@@ -16,6 +16,5 @@ pub use self::{
     arms::{Arms, ArmsBuilder},
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
-    requests::Exchange,
     task_handle::TaskHandle,
 };

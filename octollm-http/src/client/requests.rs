@@ -16,15 +16,8 @@ use super::{
 };
 use crate::io::{Connector, Tcp};
 
-/// The service around which a [`request_layer`](super::ArmsBuilder::request_layer) is added. It sends a request and reads its
-/// answer.
-///
-/// Each request has a [`Target`] among its extensions. Bodies are whole in both directions, so that a layer can always send a
-/// request again.
-///
-/// If a layer returns a [`Failure`] as its error, the call fails with it. Any other error of a layer becomes the source of the
-/// call's error.
-pub type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
+/// The service around which a [`request_layer`](super::ArmsBuilder::request_layer) is added.
+pub(super) type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
 
 /// How requests are sent: limits, connections, and layers from the innermost to the outermost.
 #[derive(Default)]
@@ -75,6 +68,10 @@ macro_rules! request_setters {
 
             /// Adds a tower layer around each HTTP request and its answer, for example to add a header. Requests for cards pass
             /// it too. The layer added last is the outermost.
+            ///
+            /// Each request has a [`Target`](super::Target) among its extensions. Bodies are whole in both directions, so that a
+            /// layer can always send a request again. If a layer returns a [`Failure`](octollm_core::error::Failure) as its
+            /// error, the call fails with it. Any other error becomes the source of the call's error.
             pub fn request_layer<L>(mut self, layer: L) -> Self
             where
                 L: tower::Layer<Exchange> + Send + Sync + 'static,

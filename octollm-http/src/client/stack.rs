@@ -14,9 +14,9 @@ use octollm_core::{
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     resilience::RetryLayer,
-    transport::{Call, CallService, Reply, ServedBy},
+    transport::{Call, Reply},
 };
-use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::{
     answer,
@@ -28,6 +28,9 @@ use super::{
 
 /// The future of a call.
 pub(super) type Calling<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
+
+/// A service of calls, within layers of the user.
+pub(super) type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 
 /// A layer of a user, above or below the choice of an endpoint.
 pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
@@ -195,7 +198,7 @@ impl Sites {
             let Some(offer) = offers.offer(turn, step, &call.avoid) else { continue };
             match self.at(offer, call).await {
                 Ok(mut reply) => {
-                    reply.served_by.attempts = reply.served_by.attempts.saturating_add(failovers);
+                    reply.attempts = reply.attempts.saturating_add(failovers);
                     return Ok(reply);
                 }
                 Err(error) => {
@@ -262,8 +265,7 @@ impl Site {
         });
         match output {
             Ok(output) => {
-                let served_by = ServedBy::new(Arc::clone(&self.arm), self.endpoint.shared());
-                Ok(Reply::new(output, served_by).with_usage(usage))
+                Ok(Reply::new(output, Arc::clone(&self.arm), self.endpoint.shared()).with_usage(usage))
             }
             Err(mut failure) => {
                 if let Some(drift) = drift {

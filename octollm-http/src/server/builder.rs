@@ -14,19 +14,18 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
     arm::{self, ArmCapabilities, Check, HealthState, Written},
+    body::HttpBody,
     config::{ServerConfig, server_limits},
     identity::{Authenticate, Identity},
     listen::{BoundServer, Built},
     openapi::Document,
     reply::ErrorForm,
-    request_body::RequestBody,
-    response_body::ResponseBody,
     routes::{RouteService, RouteTable},
     service::HttpService,
     tasks::{self, Screen},
 };
 use crate::{
-    io::{Acceptor, TcpAcceptor},
+    io::{self, Acceptor},
     limits::limits_setters,
 };
 
@@ -119,14 +118,14 @@ impl Server {
     /// service's own, and is closed at the end of the server.
     pub fn route<S, B>(mut self, method: Method, path: impl Into<String>, service: S) -> Self
     where
-        S: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S: Service<Request<HttpBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
         S::Error: Into<BoxError> + 'static,
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let service = service
-            .map_response(|response: Response<B>| response.map(ResponseBody::streamed))
+            .map_response(|response: Response<B>| response.map(HttpBody::streamed))
             .map_err(Into::into);
         self.routes.push((method, path.into(), BoxCloneSyncService::new(service)));
         self
@@ -137,9 +136,9 @@ impl Server {
     pub fn layer<L, B>(mut self, layer: L) -> Self
     where
         L: Layer<HttpService> + Send + 'static,
-        L::Service: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Request<RequestBody>>>::Future: Send + 'static,
-        <L::Service as Service<Request<RequestBody>>>::Error: Into<BoxError>,
+        L::Service: Service<Request<HttpBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<HttpBody>>>::Future: Send + 'static,
+        <L::Service as Service<Request<HttpBody>>>::Error: Into<BoxError>,
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
@@ -240,7 +239,7 @@ impl Server {
             self.guarded(|| address.to_string())?;
         }
         let built = self.build()?;
-        let acceptor = TcpAcceptor::bind(&*addresses).await.map_err(|source| {
+        let acceptor = io::listen(&addresses).map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
         })?;

@@ -26,14 +26,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     arm::HealthState,
+    body::HttpBody,
     config::ServerConfig,
     head::Arrival,
     limited::{Limited, Protocol, State, Times},
-    response_body::ResponseBody,
-    service::HttpService,
+    service::{HttpService, Peer},
     streams::{Stream, Streams},
 };
-use crate::io::{Io, Peer};
+use crate::io::Io;
 
 /// Serves connections.
 pub(crate) struct Connections {
@@ -80,9 +80,9 @@ impl Connections {
     }
 
     /// Serves one connection to its end. When `drain` is cancelled, running requests are answered and no more are accepted.
-    pub(crate) async fn serve<I: Io>(
+    pub(crate) async fn serve<I: Io, P: Peer>(
         &self,
-        opening: impl Future<Output = std::io::Result<(I, Peer)>>,
+        opening: impl Future<Output = std::io::Result<(I, P)>>,
         place: Option<OwnedSemaphorePermit>,
         drain: CancellationToken,
     ) {
@@ -114,16 +114,16 @@ impl Connections {
         }
     }
 
-    async fn serve_http1<I: Io>(
+    async fn serve_http1<I: Io, P: Peer>(
         &self,
         io: Limited<I>,
-        peer: Peer,
+        peer: P,
         state: Arc<State>,
         drain: CancellationToken,
     ) {
         let (service, health, calls) = (self.service.clone(), self.health.clone(), state.clone());
         let answer = service_fn(move |request| {
-            answer_http1(service.clone(), health.clone(), calls.clone(), peer, request)
+            answer_http1(service.clone(), health.clone(), calls.clone(), peer.clone(), request)
         });
         let connection = self.http1.serve_connection(TokioIo::new(io), answer).with_upgrades();
         finish(connection, UpgradeableConnection::graceful_shutdown, drain, ON_ITS_WAY).await;
@@ -132,9 +132,9 @@ impl Connections {
         }
     }
 
-    async fn serve_http2<I: Io>(&self, io: Limited<I>, peer: Peer, drain: CancellationToken) {
+    async fn serve_http2<I: Io, P: Peer>(&self, io: Limited<I>, peer: P, drain: CancellationToken) {
         let service = self.service.clone();
-        let answer = service_fn(move |request| answer_http2(service.clone(), peer, request));
+        let answer = service_fn(move |request| answer_http2(service.clone(), peer.clone(), request));
         let streams = Streams::new(self.times.write);
         let connection = self.http2(streams.clone()).serve_connection(TokioIo::new(io), answer);
         // GOAWAY names the last request that is accepted.
@@ -178,9 +178,9 @@ async fn answer_http1(
     service: HttpService,
     health: Arc<HealthState>,
     state: Arc<State>,
-    peer: Peer,
+    peer: impl Peer,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Result<Response<HttpBody>, Infallible> {
     let running = state.begin();
     let tunnel = request.method() == Method::CONNECT;
     let mut response = service.answer(request, Arrival::Http1, peer).await;
@@ -197,9 +197,9 @@ async fn answer_http1(
 
 async fn answer_http2(
     service: HttpService,
-    peer: Peer,
+    peer: impl Peer,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Result<Response<HttpBody>, Infallible> {
     let mut response = service.answer(request, Arrival::Http2, peer).await;
     if let Some(stream) = Stream::current() {
         response.body_mut().sent_by_http2(stream);

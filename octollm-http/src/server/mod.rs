@@ -39,7 +39,7 @@ mod config;
 mod limited;
 mod streams;
 mod request_body;
-mod response_body;
+mod body;
 mod reply;
 mod head;
 mod identity;
@@ -53,6 +53,5 @@ mod listen;
 mod builder;
 
 pub use self::{
-    builder::Server, identity::Authenticate, listen::BoundServer, request_body::RequestBody,
-    response_body::ResponseBody, service::HttpService,
+    body::HttpBody, builder::Server, identity::Authenticate, listen::BoundServer, service::HttpService,
 };

@@ -11,7 +11,7 @@ use octollm_core::{
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::response_body::ResponseBody;
+use super::body::HttpBody;
 use crate::wire::{Problem, names, write_problem, write_usage};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -19,7 +19,7 @@ const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json"
 
 /// The answer of an endpoint.
 #[derive(Debug)]
-pub(crate) struct Answer(Response<ResponseBody>);
+pub(crate) struct Answer(Response<HttpBody>);
 
 /// The failure of an endpoint, with more header fields of the problem.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ struct Refused {
 impl Answer {
     /// 200 with a body of JSON.
     pub(crate) fn written(body: Bytes) -> Self {
-        let mut response = Response::new(ResponseBody::full(body));
+        let mut response = Response::new(HttpBody::full(body));
         response.headers_mut().insert(header::CONTENT_TYPE, JSON);
         Self(response)
     }
@@ -53,7 +53,7 @@ impl Answer {
     }
 
     /// The answer of a service of the user.
-    pub(crate) fn foreign(response: Response<ResponseBody>) -> Self {
+    pub(crate) fn foreign(response: Response<HttpBody>) -> Self {
         Self(response)
     }
 
@@ -137,11 +137,7 @@ impl Ids {
     }
 
     /// The answer that is sent; `errors` is the form of a refusal.
-    pub(crate) fn respond(
-        self,
-        result: Result<Answer, Refusal>,
-        errors: ErrorForm,
-    ) -> Response<ResponseBody> {
+    pub(crate) fn respond(self, result: Result<Answer, Refusal>, errors: ErrorForm) -> Response<HttpBody> {
         let mut response = match result {
             Ok(Answer(response)) => response,
             Err(refusal) => self.problem(refusal, errors),
@@ -151,7 +147,7 @@ impl Ids {
         response
     }
 
-    fn problem(&self, refusal: Refusal, errors: ErrorForm) -> Response<ResponseBody> {
+    fn problem(&self, refusal: Refusal, errors: ErrorForm) -> Response<HttpBody> {
         let Refused { failure, mut headers, task, place } = *refusal.0;
         let request: Option<RequestId> = self.request.to_str().ok().and_then(|id| id.parse().ok());
         let problem = Problem::new(&failure, request, task.or_else(|| self.task.clone()));
@@ -163,7 +159,7 @@ impl Ids {
         }
         headers.insert(header::CONTENT_TYPE, PROBLEM);
         let body = write_problem(&problem, errors == ErrorForm::Nested);
-        let mut response = Response::new(ResponseBody::full(body));
+        let mut response = Response::new(HttpBody::full(body));
         *response.status_mut() =
             StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         *response.headers_mut() = headers;
@@ -197,9 +193,9 @@ fn echo(head: &HeaderMap, name: &HeaderName, id: &RequestId) -> HeaderValue {
 }
 
 /// Removes the body, and leaves the head as it would be with one.
-pub(crate) fn head_only(response: Response<ResponseBody>) -> Response<ResponseBody> {
+pub(crate) fn head_only(response: Response<HttpBody>) -> Response<HttpBody> {
     let length = http_body::Body::size_hint(response.body()).exact();
-    let mut response = response.map(|_| ResponseBody::empty());
+    let mut response = response.map(|_| HttpBody::empty());
     if let Some(length) = length {
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     }

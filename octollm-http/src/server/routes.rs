@@ -13,10 +13,9 @@ use octollm_core::{
 use tower::util::BoxCloneSyncService;
 
 use super::{
+    body::HttpBody,
     head::{Accepts, Arrival},
     reply::{Answer, Refusal},
-    request_body::RequestBody,
-    response_body::ResponseBody,
 };
 
 /// A request that has passed the checks common to all endpoints.
@@ -65,7 +64,7 @@ pub(crate) trait Endpoint: Send + Sync + 'static {
 
 /// A service of the user, which streams bodies and can take the connection over.
 pub(crate) type RouteService =
-    BoxCloneSyncService<Request<RequestBody>, Response<ResponseBody>, Box<dyn Error + Send + Sync>>;
+    BoxCloneSyncService<Request<HttpBody>, Response<HttpBody>, Box<dyn Error + Send + Sync>>;
 
 /// The handler of a route.
 pub(crate) enum Handler {

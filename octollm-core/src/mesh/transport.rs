@@ -120,7 +120,7 @@ impl Transport for MeshTransport {
 fn stack(shared: &Arc<Shared>, layers: Vec<CallLayer>) -> Arc<dyn Transport> {
     let choice = Choice(shared.clone());
     let cards = Arc::new(choice.clone());
-    let service = RetryLayer::new().attempts(1).layer(service_fn(move |call| {
+    let service = RetryLayer::new().retries(0).layer(service_fn(move |call| {
         let choice = choice.clone();
         async move { choice.carry(call).await }
     }));

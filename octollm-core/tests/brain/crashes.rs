@@ -195,7 +195,7 @@ impl Outside {
     fn brain(&self, fate: &Arc<Fate>) -> Brain {
         let arms = Arc::new(self.doomed(fate, self.arms.clone()));
         // Each attempt of a call is a call to the outside.
-        let service = RetryLayer::new().attempts(1).layer(arms.clone());
+        let service = RetryLayer::new().retries(0).layer(arms.clone());
         let builder = Brain::builder().arm::<Settle>(Accountant).arms(from_service(service, arms));
         let builder = builder.store(self.doomed(fate, self.store.clone()));
         builder.bus(self.doomed(fate, self.bus.clone())).clock(Clock::runtime()).build().unwrap()

@@ -210,6 +210,19 @@ async fn a_retry_layer_around_calls_that_ask_for_attempts_does_not_multiply_them
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_layer_makes_as_many_retries_as_it_says_and_a_wait_of_zero_is_none() {
+    for retries in [0, 1, 6] {
+        let flaky = Flaky(AtomicU32::new(u32::MAX));
+        let none = Duration::ZERO;
+        let layer = RetryLayer::new().retries(retries).backoff(none).throttled_backoff(none);
+        let mesh = Mesh::builder().arm::<Measure>("flaky", flaky).layer(layer).start().await;
+        let begun = Instant::now();
+        let error = mesh.call(measure(1)).await.unwrap_err();
+        assert_eq!((error.attempts(), begun.elapsed()), (retries + 1, Duration::ZERO));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn any_transport_can_have_layers_and_keys_make_a_call_safe() {
     let mesh = mesh().await;
     mesh.fault("worker", Fault::DropReply.once());

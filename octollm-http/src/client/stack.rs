@@ -104,7 +104,7 @@ impl Carrier {
         let sites = Arc::new(Sites { directory: Arc::clone(directory), stacks });
         let cards = Arc::clone(directory);
         let retry =
-            RetryLayer::new().attempts(1).keys_honoured(move |call| cards.honours_keys(&call.contract));
+            RetryLayer::new().retries(0).keys_honoured(move |call| cards.honours_keys(&call.contract));
         let choice =
             service_of(Arc::clone(&sites), |sites: Arc<Sites>, call| async move { sites.carry(&call).await });
         let retried = CallService::new(retry.layer(choice));

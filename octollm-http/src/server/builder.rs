@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     io::{self, Acceptor},
-    limits::limits_setters,
+    limits::{limits_setters, within},
 };
 
 /// Builds a server for arms, an orchestrator and a reflex, each alone or together.
@@ -181,9 +181,9 @@ impl Server {
         self
     }
 
-    /// Sets the cost tier of the arms in the card, from 1 (cheap) to 5. Default 3; a value out of range is clamped.
+    /// Sets the cost tier of the arms in the card, from 1 (cheap) to 5. Default 3.
     pub fn cost_tier(mut self, tier: u8) -> Self {
-        self.dispatcher.card_mut().cost_tier = tier.clamp(1, 5);
+        self.dispatcher.card_mut().cost_tier = tier;
         self
     }
 
@@ -288,6 +288,7 @@ impl Server {
 
     fn build(self) -> Result<Built, ConfigError> {
         self.config.check()?;
+        within("cost_tier", 1, self.dispatcher.card().cost_tier, 5)?;
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
         }

@@ -19,11 +19,10 @@ use octollm_core::{
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::{
-    answer,
     directory::Directory,
-    exchange::{ExchangeError, ExchangeLimits},
+    exchange::{Exchanger, read_answer, unreadable},
     offers::{Endpoint, Offer, Offers},
-    requests::Exchanger,
+    pool::{ExchangeError, ExchangeLimits},
 };
 
 /// The future of a call.
@@ -257,10 +256,10 @@ impl Site {
                 });
             }
         };
-        let (output, usage) = answer::read(response, call.reads);
+        let (output, usage) = read_answer(response, call.reads);
         let output = output.and_then(|output| match drift.and_then(|_| (call.reads)(&output).err()) {
             // A difference of schemas may or may not concern this output.
-            Some(error) => Err(answer::unreadable(&error)),
+            Some(error) => Err(unreadable(&error)),
             None => Ok(output),
         });
         match output {

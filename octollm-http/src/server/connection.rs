@@ -27,13 +27,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     arm::HealthState,
     body::HttpBody,
-    config::ServerConfig,
     head::Arrival,
     limited::{Limited, Protocol, State, Times},
     service::{HttpService, Peer},
     streams::{Stream, Streams},
 };
-use crate::io::Io;
+use crate::{io::Io, limits::ServerConfig};
 
 /// Serves connections.
 pub(crate) struct Connections {

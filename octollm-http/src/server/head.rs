@@ -3,8 +3,11 @@
 use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts};
 use octollm_core::error::{ErrorKind, Failure};
 
-use super::{config::ServerConfig, reply::Refusal};
-use crate::wire::{is_json, names};
+use super::reply::Refusal;
+use crate::{
+    limits::ServerConfig,
+    wire::{is_json, names},
+};
 
 const CODINGS: &str = "the only transfer coding that is supported is chunked";
 

@@ -24,14 +24,16 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
     body::HttpBody,
-    config::ServerConfig,
     head::{self, Arrival, Fields},
     identity::Identity,
     reply::{Answer, ErrorForm, Ids, Refusal, head_only},
     request_body::{self, ArrivingBytes, BodyLimits},
     routes::{Handler, Inbound, RouteService, RouteTable, Takes},
 };
-use crate::wire::{names, read_parts};
+use crate::{
+    limits::ServerConfig,
+    wire::{names, read_parts},
+};
 
 /// A server as a tower service, to mount into another server.
 ///

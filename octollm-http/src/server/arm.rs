@@ -34,11 +34,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
-use super::{
-    head::Arrival,
-    reply::{Answer, Refusal},
-    routes::{Endpoint, Inbound, RouteTable, Takes, within},
-};
+use super::routes::{Answer, Arrival, Endpoint, Inbound, Refusal, RouteTable, Takes, within};
 
 /// Adds the routes of every server.
 pub(crate) fn add_probes(table: &mut RouteTable, own: &ArmCapabilities) -> Result<(), ConfigError> {

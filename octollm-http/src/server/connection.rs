@@ -27,8 +27,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     arm::HealthState,
     body::HttpBody,
-    head::Arrival,
     limited::{Limited, Protocol, State, Times},
+    routes::Arrival,
     service::{HttpService, Peer},
     streams::{Stream, Streams},
 };

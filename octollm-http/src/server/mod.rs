@@ -39,10 +39,9 @@ mod limited;
 mod streams;
 mod request_body;
 mod body;
-mod reply;
+mod routes;
 mod head;
 mod identity;
-mod routes;
 mod service;
 mod arm;
 mod tasks;
@@ -67,8 +66,7 @@ use self::{
     identity::Identity,
     listen::Built,
     openapi::Document,
-    reply::ErrorForm,
-    routes::{RouteService, RouteTable},
+    routes::{ErrorForm, RouteService, RouteTable},
     tasks::Screen,
 };
 pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};

@@ -24,11 +24,13 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
     body::HttpBody,
-    head::{self, Arrival, Fields},
+    head::{self, Fields},
     identity::Identity,
-    reply::{Answer, ErrorForm, Ids, Refusal, head_only},
     request_body::{self, ArrivingBytes, BodyLimits},
-    routes::{Handler, Inbound, RouteService, RouteTable, Takes},
+    routes::{
+        Answer, Arrival, ErrorForm, Handler, Ids, Inbound, Refusal, RouteService, RouteTable, Takes,
+        head_only,
+    },
 };
 use crate::{
     limits::ServerConfig,
@@ -271,7 +273,7 @@ impl Core {
         head.extensions.insert(parts);
         let request = Request::from_parts(head, HttpBody::streamed(body));
         match contained(service.oneshot(request), &path).await? {
-            Ok(response) => Ok(Answer::foreign(response).holding(place)),
+            Ok(response) => Ok(Answer(response).holding(place)),
             Err(error) => {
                 tracing::error!(path, %error, "route failed");
                 Err(Failure::of(ErrorKind::Internal).into())
@@ -297,7 +299,7 @@ impl Core {
         let (handler, id) = self.routes.find(&head.method, head.uri.path())?;
         let takes = match handler {
             Handler::Endpoint(endpoint) => {
-                if !endpoint.satisfies(fields.accepts()) {
+                if !fields.accepts_json() {
                     let words = "the answer is application/json";
                     return Err(Failure::new(ErrorKind::NotAcceptable, words).into());
                 }

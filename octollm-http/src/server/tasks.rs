@@ -23,8 +23,7 @@ use serde_json::Value;
 use super::{
     arm::{ArmCapabilities, KnownArms},
     head::percent_decoded,
-    reply::{Answer, Refusal},
-    routes::{Endpoint, Inbound, RouteTable, Takes, within},
+    routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
 };
 
 /// Adds the routes of an orchestrator and of a reflex.

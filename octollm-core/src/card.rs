@@ -1,6 +1,6 @@
 //! The card of an arm.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -46,8 +46,19 @@ pub struct ArmCard {
     #[serde(default)]
     pub status: ArmStatus,
     /// The contracts it serves, in full.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "readable")]
     pub contracts: Vec<ContractCard>,
+}
+
+/// A contract that cannot be read is left out: the arm can still be called for the others.
+fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ContractCard>, D::Error> {
+    let cards = Vec::<Value>::deserialize(deserializer)?;
+    let read = cards.into_iter().filter_map(|card| {
+        let read = serde_json::from_value(card);
+        read.inspect_err(|error| tracing::warn!(%error, "a contract on the card of an arm cannot be read"))
+            .ok()
+    });
+    Ok(read.collect())
 }
 
 fn middle_tier() -> u8 {
@@ -99,8 +110,9 @@ pub enum ArmStatus {
     /// It works.
     #[default]
     Healthy,
-    /// It works, with less than its usual quality or speed.
-    Degraded,
     /// It accepts no work.
     Unavailable,
+    /// It works, with less than its usual quality or speed. A word that this version does not know is read as this.
+    #[serde(other)]
+    Degraded,
 }

@@ -41,13 +41,13 @@ fn of_input<C: TaskContract>(mut schema: Value) -> Value {
     finished(schema)
 }
 
-/// JSON Schema of what is read by `T` and by nothing else: closed, and with bounds at its integers.
+/// JSON Schema of what is read by `T` and by nothing else: closed, and with bounds at its numbers.
 pub fn input_schema<T: JsonSchema>() -> Value {
     finished(schema_of::<T>())
 }
 
 fn finished(mut schema: Value) -> Value {
-    bound_integers(&mut schema);
+    bound_numbers(&mut schema);
     close(schema)
 }
 
@@ -84,11 +84,11 @@ fn schema_of<T: JsonSchema>() -> Value {
     schemars::schema_for!(T).to_value()
 }
 
-/// Adds the bounds of the type of each integer, which `format` names and no validator checks, where the schema has none.
-fn bound_integers(schema: &mut Value) {
+/// Adds the bounds of the type of each integer and `f32`, which `format` names and no validator checks, where the schema has none.
+fn bound_numbers(schema: &mut Value) {
     let object = match schema {
         Value::Object(object) => object,
-        Value::Array(schemas) => return schemas.iter_mut().for_each(bound_integers),
+        Value::Array(schemas) => return schemas.iter_mut().for_each(bound_numbers),
         _ => return,
     };
     let bounds = match object.get("format").and_then(Value::as_str) {
@@ -96,6 +96,7 @@ fn bound_integers(schema: &mut Value) {
         Some("uint32") => Some((json!(u32::MIN), json!(u32::MAX))),
         Some("int64" | "int") => Some((json!(i64::MIN), json!(i64::MAX))),
         Some("uint64" | "uint") => Some((json!(u64::MIN), json!(u64::MAX))),
+        Some("float") => Some((json!(f32::MIN), json!(f32::MAX))),
         _ => None,
     };
     if let Some((minimum, maximum)) = bounds {
@@ -104,7 +105,7 @@ fn bound_integers(schema: &mut Value) {
     }
     for (key, value) in object {
         if !matches!(key.as_str(), "default" | "const" | "enum" | "example" | "examples") {
-            bound_integers(value);
+            bound_numbers(value);
         }
     }
 }

@@ -6,8 +6,8 @@
 use std::fmt::{self, Write};
 
 use serde::de::{
-    DeserializeSeed, Deserializer, EnumAccess, Expected, IgnoredAny, MapAccess, SeqAccess, VariantAccess,
-    Visitor,
+    DeserializeSeed, Deserializer, EnumAccess, Expected, IgnoredAny, MapAccess, SeqAccess, Unexpected,
+    VariantAccess, Visitor,
 };
 
 use super::{
@@ -34,6 +34,8 @@ enum Position {
     InAnyValue,
     /// In what is set aside until it is known what it is. An integer is due there, or any number.
     Aside,
+    /// In an `f32`, which would take a number beyond its range for infinity.
+    InF32,
 }
 
 /// Wraps a deserializer, and everything that it hands out.
@@ -123,7 +125,6 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
 
     deserialize! {
         deserialize_bool();
-        deserialize_f32();
         deserialize_f64();
         deserialize_char();
         deserialize_str();
@@ -151,6 +152,11 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Watch<'_, D> {
         deserialize_u32, false;
         deserialize_u64, false;
         deserialize_u128, true;
+    }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        let visitor = Watch { inner: visitor, notes: self.notes, position: Position::InF32 };
+        self.inner.deserialize_f32(visitor)
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
@@ -270,6 +276,9 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Watch<'_, V> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, float: f64) -> Result<V::Value, E> {
+        if self.position == Position::InF32 && (float as f32).is_infinite() {
+            return Err(E::invalid_value(Unexpected::Float(float), &"an f32"));
+        }
         let whole = if self.position == Position::Aside { self.notes.whole(float) } else { None };
         match whole {
             None => self.inner.visit_f64(float),

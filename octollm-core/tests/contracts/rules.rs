@@ -286,6 +286,29 @@ fn a_rule_that_nobody_runs_is_refused_at_registration() {
     assert!(ContractCard::checked::<AllowForgotten>().is_ok());
 }
 
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+struct Weigh {
+    weight: f32,
+    each: Vec<Option<f32>>,
+}
+
+#[test]
+fn a_number_beyond_an_f32_is_refused_and_not_infinite() {
+    let read = |text: &str| json::read_contract::<Weigh>(text.as_bytes());
+    let weigh = read(r#"{"weight": 3.4028234663852886e38, "each": [-3.4e38, null, 1e-300, 7]}"#).unwrap();
+    assert_eq!((weigh.weight, weigh.each.len()), (f32::MAX, 4));
+    for (text, path) in [
+        (r#"{"weight": 1e39, "each": []}"#, "weight"),
+        (r#"{"weight": 1, "each": [null, -1e39]}"#, "each[1]"),
+    ] {
+        let failure = read(text).unwrap_err();
+        assert_eq!(failure.kind, ErrorKind::ValidationFailed, "{text}");
+        assert_eq!(failure.violations[0].path, path);
+    }
+    let schema = &ContractCard::of::<Weigh>().input_schema;
+    assert_eq!(schema["properties"]["weight"]["maximum"], json!(f32::MAX));
+}
+
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[serde(default)]
 struct CountAll {

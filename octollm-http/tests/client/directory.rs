@@ -9,7 +9,7 @@ use std::{
 };
 
 use octollm_core::{
-    card::ArmCard,
+    card::{ArmCard, ArmStatus},
     contract::{ContractCard, ContractSpec, TaskContract},
     error::ErrorKind,
 };
@@ -250,6 +250,24 @@ async fn a_card_without_an_endpoint_is_listed_with_the_one_it_is_reached_by() {
         .unwrap();
     let endpoints: Vec<_> = arms.cards().await.into_iter().map(|card| card.endpoint.unwrap()).collect();
     assert_eq!(endpoints, [&*one.url, "http://coder.example", &*blank.url, "http://foreign.example/api"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_card_of_another_make_offers_what_can_be_read_of_it() {
+    let mut odd = serde_json::to_value(card("judge")).unwrap();
+    odd["status"] = json!("warming_up");
+    odd["contracts"].as_array_mut().unwrap().insert(0, json!({ "name": "code.write", "version": "two" }));
+    let peer = Peer::start(move |request| {
+        let odd = odd.clone();
+        async move {
+            if request.path == "/capabilities" { Answer::Json(200, odd) } else { Answer::verdict() }
+        }
+    })
+    .await;
+    let arms = judge(&peer.url);
+    arms.call(check()).await.unwrap();
+    let cards = arms.cards().await;
+    assert_eq!((cards[0].status, cards[0].contracts.len()), (ArmStatus::Degraded, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -102,7 +102,7 @@ macro_rules! request_setters {
             /// Adds a tower layer around each HTTP request and its answer, for example to add a header. Requests for cards pass
             /// it too. The layer added last is the outermost.
             ///
-            /// Each request has a [`Target`](super::Target) among its extensions. Bodies are whole in both directions, so that a
+            /// Each request has a [`Target`](crate::client::Target) among its extensions. Bodies are whole in both directions, so that a
             /// layer can always send a request again. If a layer returns a [`Failure`](octollm_core::error::Failure) as its
             /// error, the call fails with it. Any other error becomes the source of the call's error.
             pub fn request_layer<L>(mut self, layer: L) -> Self

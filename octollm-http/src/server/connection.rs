@@ -29,10 +29,13 @@ use super::{
     body::HttpBody,
     limited::{Limited, Protocol, State, Times},
     routes::Arrival,
-    service::{HttpService, Peer},
+    service::HttpService,
     streams::{Stream, Streams},
 };
-use crate::{io::Io, limits::ServerConfig};
+use crate::{
+    io::{Io, Peer},
+    limits::ServerConfig,
+};
 
 /// Serves connections.
 pub(crate) struct Connections {
@@ -79,9 +82,9 @@ impl Connections {
     }
 
     /// Serves one connection to its end. When `drain` is cancelled, running requests are answered and no more are accepted.
-    pub(crate) async fn serve<I: Io, P: Peer>(
+    pub(crate) async fn serve<I: Io>(
         &self,
-        opening: impl Future<Output = std::io::Result<(I, P)>>,
+        opening: impl Future<Output = std::io::Result<(I, Peer)>>,
         place: Option<OwnedSemaphorePermit>,
         drain: CancellationToken,
     ) {
@@ -113,16 +116,16 @@ impl Connections {
         }
     }
 
-    async fn serve_http1<I: Io, P: Peer>(
+    async fn serve_http1<I: Io>(
         &self,
         io: Limited<I>,
-        peer: P,
+        peer: Peer,
         state: Arc<State>,
         drain: CancellationToken,
     ) {
         let (service, health, calls) = (self.service.clone(), self.health.clone(), state.clone());
         let answer = service_fn(move |request| {
-            answer_http1(service.clone(), health.clone(), calls.clone(), peer.clone(), request)
+            answer_http1(service.clone(), health.clone(), calls.clone(), peer, request)
         });
         let connection = self.http1.serve_connection(TokioIo::new(io), answer).with_upgrades();
         finish(connection, UpgradeableConnection::graceful_shutdown, drain, ON_ITS_WAY).await;
@@ -131,9 +134,9 @@ impl Connections {
         }
     }
 
-    async fn serve_http2<I: Io, P: Peer>(&self, io: Limited<I>, peer: P, drain: CancellationToken) {
+    async fn serve_http2<I: Io>(&self, io: Limited<I>, peer: Peer, drain: CancellationToken) {
         let service = self.service.clone();
-        let answer = service_fn(move |request| answer_http2(service.clone(), peer.clone(), request));
+        let answer = service_fn(move |request| answer_http2(service.clone(), peer, request));
         let streams = Streams::new(self.times.write);
         let connection = self.http2(streams.clone()).serve_connection(TokioIo::new(io), answer);
         // GOAWAY names the last request that is accepted.
@@ -177,7 +180,7 @@ async fn answer_http1(
     service: HttpService,
     health: Arc<HealthState>,
     state: Arc<State>,
-    peer: impl Peer,
+    peer: Peer,
     request: Request<Incoming>,
 ) -> Result<Response<HttpBody>, Infallible> {
     let running = state.begin();
@@ -196,7 +199,7 @@ async fn answer_http1(
 
 async fn answer_http2(
     service: HttpService,
-    peer: impl Peer,
+    peer: Peer,
     request: Request<Incoming>,
 ) -> Result<Response<HttpBody>, Infallible> {
     let mut response = service.answer(request, Arrival::Http2, peer).await;

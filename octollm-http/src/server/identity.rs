@@ -32,8 +32,8 @@ use octollm_core::{
 /// ```
 #[async_trait]
 pub trait Authenticate: Send + Sync + 'static {
-    /// Returns the caller of a request with this head. On a connection that the server itself accepted, the extensions hold what
-    /// the acceptor knows of the [peer](crate::io::Acceptor::Peer): over TCP its [`SocketAddr`](std::net::SocketAddr).
+    /// Returns the caller of a request with this head. The extensions hold the [`Peer`](crate::io::Peer) of a connection that
+    /// the server itself accepted.
     ///
     /// # Errors
     /// The failure is the answer to the request, such as [`ErrorKind::Unauthenticated`] for invalid credentials (401). A caller

@@ -33,7 +33,7 @@
 //!
 //! For each request the server checks the head, finds the route, authenticates the caller and reads the body. Every failure is
 //! answered with a [`Problem`](crate::wire::Problem). [`HttpService`] is this service alone, to mount into another server.
-//! [`BoundServer`] serves it over an [`Acceptor`](crate::io::Acceptor), with limits on each connection.
+//! [`BoundServer`] serves it over an [`Acceptor`], with limits on each connection.
 // A module uses only what stands before it here.
 mod limited;
 mod streams;

@@ -33,6 +33,7 @@ use super::{
     },
 };
 use crate::{
+    io::Peer,
     limits::ServerConfig,
     wire::{names, read_parts},
 };
@@ -60,11 +61,6 @@ pub(crate) struct Core {
     documents: Arc<Semaphore>,
     arriving: ArrivingBytes,
 }
-
-/// What an acceptor knows of the other end of a connection.
-pub(crate) trait Peer: Clone + Send + Sync + 'static {}
-
-impl<T: Clone + Send + Sync + 'static> Peer for T {}
 
 type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<HttpBody>, Infallible>> + Send>>;
 
@@ -151,7 +147,7 @@ impl HttpService {
         &self,
         mut request: Request<Incoming>,
         arrival: Arrival,
-        peer: impl Peer,
+        peer: Peer,
     ) -> Response<HttpBody> {
         if self.core.identity.authenticator.is_some() {
             request.extensions_mut().insert(peer);

@@ -2,7 +2,7 @@
 
 use std::{io, pin::Pin, time::Duration};
 
-use octollm_http::io::Acceptor;
+use octollm_http::io::{Acceptor, Peer as From};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     time::{Instant, sleep},
@@ -224,8 +224,7 @@ struct Stuck<A>(A, bool);
 
 impl<A: Acceptor<Io = DuplexStream>> Acceptor for Stuck<A> {
     type Io = DuplexStream;
-    type Peer = A::Peer;
-    type Opening = Pin<Box<dyn Future<Output = io::Result<(DuplexStream, A::Peer)>> + Send>>;
+    type Opening = Pin<Box<dyn Future<Output = io::Result<(DuplexStream, From)>> + Send>>;
 
     async fn accept(&mut self) -> io::Result<Self::Opening> {
         let opening = self.0.accept().await?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use octollm::{
     http::BoundServer,
     prelude::*,
-    reflex::{Observations, Reaction, Reflex, ReflexInput},
+    reflex::{Reaction, Reflex, ReflexInput},
 };
 
 use crate::{
@@ -55,19 +55,14 @@ struct NoTakeover;
 
 #[async_trait]
 impl Reflex for NoTakeover {
-    async fn react(
-        &self,
-        goal: &ReflexInput,
-        seen: &mut Observations,
-        _: &Context,
-    ) -> Result<Reaction, ArmError> {
-        let text = goal.text.to_lowercase();
+    async fn react(&self, goal: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+        let text = goal.text().to_lowercase();
         if text.contains("ignore") && text.contains("previous instructions") {
-            seen.injection_detected = true;
-            seen.risk(0.9);
+            goal.injection_detected = true;
+            goal.raise_risk(0.9);
             return Ok(Reaction::Refuse("the goal tries to take the arms over".into()));
         }
-        let line = goal.text.split_whitespace().collect::<Vec<_>>().join(" ");
-        Ok(if line == goal.text { Reaction::Pass } else { Reaction::Rewrite(line) })
+        let line = goal.text().split_whitespace().collect::<Vec<_>>().join(" ");
+        Ok(if line == goal.text() { Reaction::Pass } else { Reaction::Rewrite(line) })
     }
 }

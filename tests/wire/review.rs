@@ -14,7 +14,7 @@ use octollm::{
     prelude::*,
     store::MemoryStore,
     task::{Submission, Task, TaskBudget},
-    transport::{Call, Reply, ServedBy, Transport},
+    transport::{Call, Reply, Transport},
     update::Phase,
 };
 
@@ -57,7 +57,7 @@ impl Transport for Judges {
         }
         let usage = Usage::tokens(120).with_cost(Cost::from_nano_dollars(2_500_000));
         let output = br#"{"is_valid":true,"issues":[]}"#.as_slice().into();
-        Ok(Reply::new(output, ServedBy::new("judge", "http://judge-arm:8103")).with_usage(usage))
+        Ok(Reply::new(output, "judge", "http://judge-arm:8103").with_usage(usage))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

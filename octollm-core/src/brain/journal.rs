@@ -280,12 +280,10 @@ impl Journal {
             Ok(output) => Ok((reply, output)),
             Err(error) => Err(reply.unreadable(draft.contract.clone(), error)),
         });
-        let (recorded, served_by, usage) = match &answer {
-            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.served_by.clone(), reply.usage),
-            Err(error) => {
-                let failure = Box::new(error.failure().clone());
-                (Recorded::Failure(failure), served_by(error), error.usage())
-            }
+        let served_by = served_by(answer.as_ref().map(|(reply, _)| reply));
+        let (recorded, usage) = match &answer {
+            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.usage),
+            Err(error) => (Recorded::Failure(Box::new(error.failure().clone())), error.usage()),
         };
         let placed = {
             let mut state = inner.state();

@@ -81,7 +81,7 @@ impl Inner {
         let relay = Relay::new(holder.clone(), store.clone(), bus.clone());
         Self {
             holder,
-            contracts: dispatcher.routes().iter().map(|route| route.contract().clone()).collect(),
+            contracts: dispatcher.specs().map(crate::contract::ContractSpec::reference).collect(),
             running: Running::new(limits.max_running),
             relay: Arc::new(relay),
             claiming: tokio::sync::Mutex::default(),

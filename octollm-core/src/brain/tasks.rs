@@ -123,13 +123,13 @@ impl Brain {
         if let Some(failure) = spent(cx.deadline(), cx.budget()) {
             return Err(failure);
         }
-        let route = self.0.dispatcher.find(&submission.contract)?;
-        route.admit(cx.caller())?;
+        let spec = self.0.dispatcher.spec(&submission.contract)?;
+        cx.caller().may(spec.scope)?;
         submission.budget.check().map_err(Failure::invalid)?;
-        route.check(submission.input.as_str().as_bytes())?;
+        self.0.dispatcher.check(&submission.contract, submission.input.as_str().as_bytes())?;
         // A task has no more budget than its submitter. The deadline of the submitter is for the submission alone.
         submission.budget = submission.budget.within(cx.budget());
-        let asked = submission.budget.time().unwrap_or(route.spec().timeout);
+        let asked = submission.budget.time().unwrap_or(spec.timeout);
         let time_limit = asked.min(self.0.limits.max_task_time);
         Ok(TaskRecord::new(submission, cx.parts(), time_limit, self.0.clock.now()))
     }

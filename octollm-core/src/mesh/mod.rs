@@ -84,7 +84,7 @@ pub use self::{
 };
 use self::{
     fault::Faults,
-    transport::{CallLayer, MeshTransport},
+    transport::{CallLayer, CallService, MeshTransport},
 };
 use crate::{
     arm::Arm,
@@ -98,7 +98,7 @@ use crate::{
     orchestrator::{Orchestrator, finished},
     store::TaskStore,
     task::{Submission, Task},
-    transport::{Call, CallService, Reply, Transport},
+    transport::{Call, Reply, Transport},
 };
 
 /// Arms, a brain and a bus in one process: see [`Mesh::builder`].

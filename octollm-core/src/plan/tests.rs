@@ -13,11 +13,10 @@ use tokio::time::Instant;
 use super::*;
 use crate::{
     card::ArmCard,
-    context::ContextParts,
     contract::ContractCard,
-    dispatcher::{Dispatcher, Execution},
+    dispatcher::Dispatcher,
     error::{CallError, ErrorKind},
-    transport::{Call, Reply, ServedBy, Transport},
+    transport::{Call, Reply, Transport},
     update::{Phase, Update, UpdateSink},
 };
 
@@ -54,7 +53,7 @@ impl Transport for Script {
             return Err(CallError::new(call.contract, failure));
         }
         let output = input.get("say").unwrap_or(&input).to_string();
-        Ok(Reply::new(output.into(), ServedBy::new("script", "here")))
+        Ok(Reply::new(output.into(), "script", "here"))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -252,13 +251,12 @@ async fn progress_is_reported() {
     let mut dispatcher = Dispatcher::new("plan");
     dispatcher.serve::<Plan>(PlanRunner::new());
     let updates = Arc::new(Updates::default());
-    let mut around = Execution::new(ContextParts::new(), Arc::new(Script::default()));
-    around.updates = Some(updates.clone());
+    let mut cx = Context::root(Arc::new(Script::default())).with_updates(updates.clone());
     let plan = json!({ "steps": [
         { "id": "a", "contract": "test.any" }, { "id": "b", "contract": "test.any", "after": ["a"] } ] });
-    let route = dispatcher.find(&Plan::SPEC.reference()).unwrap();
-    let outcome = route.execute(plan.to_string().as_bytes(), around).await;
-    let output: PlanOutput = serde_json::from_slice(&outcome.result.unwrap()).unwrap();
+    let contract = Plan::SPEC.reference();
+    let output = dispatcher.execute(&contract, plan.to_string().as_bytes(), &mut cx).await.unwrap();
+    let output: PlanOutput = serde_json::from_slice(&output).unwrap();
     assert_eq!(output.ran, ["a", "b"]);
     let expected =
         [Update::Phase(Phase::Execution), Update::Steps(0, 2), Update::Steps(1, 2), Update::Steps(2, 2)];

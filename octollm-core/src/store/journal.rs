@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +22,7 @@ use crate::{
     id::StepKey,
     json::RawJson,
     task::TaskRecord,
-    transport::{Call, Reply, ServedBy},
+    transport::{Call, Reply},
 };
 
 /// An entry of a task's journal: one call, and what is known of its end. A store reads the members that are public here, and
@@ -71,6 +72,14 @@ impl JournalEntry {
             Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => 0,
         }
     }
+}
+
+/// The arm that answered a call, its endpoint, and the number of attempts.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct ServedBy {
+    pub(crate) arm: Arc<str>,
+    pub(crate) endpoint: Arc<str>,
+    pub(crate) attempts: u32,
 }
 
 /// What is known of the end of a call: what its caller received, or that it was begun.
@@ -167,7 +176,9 @@ pub(crate) fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
             Err(if served_by.endpoint.is_empty() { error } else { error.with_endpoint(&*served_by.endpoint) })
         }
         Recorded::Output(output) => {
-            Ok(Reply::new(Bytes::from(output.as_str().to_owned()), served_by).with_usage(usage))
+            let ServedBy { arm, endpoint, attempts } = served_by;
+            let output = Bytes::from(output.as_str().to_owned());
+            Ok(Reply { attempts, ..Reply::new(output, arm, endpoint).with_usage(usage) })
         }
         // Only answers are replayed.
         Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => {
@@ -176,10 +187,17 @@ pub(crate) fn replay(entry: JournalEntry) -> Result<Reply, CallError> {
     }
 }
 
-pub(crate) fn served_by(error: &CallError) -> ServedBy {
-    let mut served_by = ServedBy::new(error.arm().unwrap_or_default(), error.endpoint().unwrap_or_default());
-    served_by.attempts = error.attempts();
-    served_by
+pub(crate) fn served_by(answer: Result<&Reply, &CallError>) -> ServedBy {
+    match answer {
+        Ok(reply) => {
+            ServedBy { arm: reply.arm.clone(), endpoint: reply.endpoint.clone(), attempts: reply.attempts }
+        }
+        Err(error) => ServedBy {
+            arm: error.arm().unwrap_or_default().into(),
+            endpoint: error.endpoint().unwrap_or_default().into(),
+            attempts: error.attempts(),
+        },
+    }
 }
 
 pub(crate) fn outcome_unknown(call: &Call) -> CallError {

@@ -19,7 +19,7 @@ use octollm_core::{
     orchestrator::Orchestrator,
     store::MemoryStore,
     task::Task,
-    transport::{Call, Reply, ServedBy, Transport},
+    transport::{Call, Reply, Transport},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -99,9 +99,7 @@ impl Transport for Scripted {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         self.0.calls.lock().unwrap().push(call.clone());
         let does = (self.0.script.lock().unwrap())(&call);
-        let reply = |text: &'static str| {
-            Ok(Reply::new(Bytes::from_static(text.as_bytes()), ServedBy::new("arm", "here")))
-        };
+        let reply = |text: &'static str| Ok(Reply::new(Bytes::from_static(text.as_bytes()), "arm", "here"));
         match does {
             Does::Answers(text) => reply(text),
             Does::After(time, text) => {

@@ -11,13 +11,13 @@ use octollm_core::{
     Arm, Context,
     brain::Brain,
     card::ArmCard,
-    dispatcher::{Dispatcher, Execution},
+    dispatcher::Dispatcher,
     error::{ArmError, CallError, ErrorKind, Failure},
     id::TaskId,
     orchestrator::{Orchestrator, finished},
     store::MemoryStore,
     task::{Submission, Task, TaskRequest},
-    transport::{Call, Reply, ServedBy, Transport},
+    transport::{Call, Reply, Transport},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -117,18 +117,12 @@ impl Transport for Local {
         if hanging {
             std::future::pending::<()>().await;
         }
-        let route = self
-            .0
-            .arm
-            .find(&call.contract)
-            .map_err(|failure| CallError::new(call.contract.clone(), failure))?;
-        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(()))).await;
-        let served_by = ServedBy::new("adder", "in-process");
-        match outcome.result {
-            Ok(output) => Ok(Reply::new(output, served_by).with_usage(outcome.usage)),
+        let mut cx = Context::from_parts(call.parts, Arc::new(()));
+        match self.0.arm.execute(&call.contract, &call.input, &mut cx).await {
+            Ok(output) => Ok(Reply::new(output, "adder", "in-process").with_usage(cx.used())),
             Err(error) => Err(CallError::new(call.contract, error.into_failure())
                 .with_arm("adder")
-                .with_usage(outcome.usage)),
+                .with_usage(cx.used())),
         }
     }
 

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, num::NonZeroU8, sync::Arc};
 
 use octollm::{
     prelude::*,
-    reflex::{Observations, Reaction, Reflex, ReflexInput},
+    reflex::{Reaction, Reflex, ReflexInput},
 };
 
 /// Counts the words of a text: rules for lengths, ranges and parts.
@@ -236,15 +236,10 @@ struct Marked;
 
 #[async_trait]
 impl Reflex for Marked {
-    async fn react(
-        &self,
-        text: &ReflexInput,
-        seen: &mut Observations,
-        _: &Context,
-    ) -> Result<Reaction, ArmError> {
-        if text.detect_pii && text.text.contains('@') {
-            seen.pii("email");
-            return Ok(Reaction::Rewrite(text.text.replace('@', " at ")));
+    async fn react(&self, text: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+        if text.detect_pii && text.text().contains('@') {
+            text.add_pii("email");
+            return Ok(Reaction::Rewrite(text.text().replace('@', " at ")));
         }
         Ok(Reaction::Pass)
     }

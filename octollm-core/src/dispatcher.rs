@@ -7,7 +7,6 @@ use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
-    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -19,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     arm::Arm,
-    budget::{Usage, narrower},
     card::ArmCard,
     context::Context,
     contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
@@ -27,9 +25,7 @@ use crate::{
     error::{ArmError, ConfigError, ErrorKind, Failure},
     json,
     panics::discard,
-    parts::{Caller, ContextParts, spent},
-    transport::Transport,
-    update::UpdateSink,
+    parts::spent,
 };
 
 /// An arm's identity and the contracts it serves, without their types: what a server or a mesh runs.
@@ -37,54 +33,21 @@ use crate::{
 /// It reads and checks the input, enforces the time limit, catches panics, and writes the output.
 pub struct Dispatcher {
     card: ArmCard,
-    routes: Vec<Route>,
+    served: Vec<Served>,
     refused: Vec<ConfigError>,
 }
 
-/// One contract that a [`Dispatcher`] serves.
-pub struct Route {
+/// One contract, and the arm that serves it.
+struct Served {
     spec: ContractSpec,
     contract: ContractRef,
     handler: Box<dyn Handler>,
 }
 
-/// The result of an execution.
-#[derive(Debug)]
-pub struct Outcome {
-    /// The output's JSON, or the error of the arm.
-    pub result: Result<Bytes, ArmError>,
-    /// What was used, in either case.
-    pub usage: Usage,
-    /// The number of calls without a name that the arm made.
-    pub calls: u32,
-}
-
-/// The environment of an execution.
-#[non_exhaustive]
-pub struct Execution {
-    /// The parts of the call.
-    pub parts: ContextParts,
-    /// The arms it may call.
-    pub transport: Arc<dyn Transport>,
-    /// Cancels the work from outside.
-    pub cancellation: CancellationToken,
-    /// Receives its updates.
-    pub updates: Option<Arc<dyn UpdateSink>>,
-    /// The time limit, in place of the contract's own.
-    pub time_limit: Option<Duration>,
-}
-
-impl Execution {
-    /// An execution with the parts of a call, and the arms that it may call.
-    pub fn new(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
-        Self { parts, transport, cancellation: CancellationToken::new(), updates: None, time_limit: None }
-    }
-}
-
 impl Dispatcher {
     /// An arm that serves nothing yet.
     pub fn new(arm_id: impl Into<String>) -> Self {
-        Self { card: ArmCard::new(arm_id).started(), routes: Vec::new(), refused: Vec::new() }
+        Self { card: ArmCard::new(arm_id).started(), served: Vec::new(), refused: Vec::new() }
     }
 
     /// Adds a contract. It replaces the same contract; one that cannot be served is [`refused`](Self::refused).
@@ -97,14 +60,14 @@ impl Dispatcher {
             }
         };
         let (spec, contract) = (C::SPEC, C::SPEC.reference());
-        self.routes.retain(|route| route.contract != contract);
+        self.served.retain(|served| served.contract != contract);
         self.card.contracts.retain(|card| card.reference().as_ref() != Some(&contract));
         self.card.contracts.push(card);
         if !self.card.capabilities.iter().any(|name| name == spec.name) {
             self.card.capabilities.push(spec.name.into());
         }
         let handler = Box::new(Typed { arm, contract: PhantomData::<fn(C)> });
-        self.routes.push(Route { spec, contract, handler });
+        self.served.push(Served { spec, contract, handler });
     }
 
     /// The card of the arm.
@@ -123,18 +86,71 @@ impl Dispatcher {
         &self.refused
     }
 
-    /// The contracts it serves.
-    pub fn routes(&self) -> &[Route] {
-        &self.routes
+    /// The specs of the contracts that it serves, in the order in which they were added.
+    pub fn specs(&self) -> impl Iterator<Item = &ContractSpec> {
+        self.served.iter().map(|served| &served.spec)
     }
 
-    /// The route of one contract.
+    /// The spec of one contract.
     ///
     /// # Errors
     /// [`ErrorKind::ContractNotOffered`], with the list of what is offered.
-    pub fn find(&self, contract: &ContractRef) -> Result<&Route, Failure> {
-        self.routes.iter().find(|route| route.contract == *contract).ok_or_else(|| {
-            let offered: Vec<_> = self.routes.iter().map(|route| route.contract.to_string()).collect();
+    pub fn spec(&self, contract: &ContractRef) -> Result<&ContractSpec, Failure> {
+        self.find(contract).map(|served| &served.spec)
+    }
+
+    /// Whether it serves a contract.
+    pub fn serves(&self, contract: &ContractRef) -> bool {
+        self.served.iter().any(|served| served.contract == *contract)
+    }
+
+    /// Checks an input without running it. The scope of its caller is checked by [`Caller::may`](crate::parts::Caller::may).
+    ///
+    /// # Errors
+    /// As [`spec`](Self::spec); [`ErrorKind::BadRequest`] or [`ErrorKind::ValidationFailed`]; [`ErrorKind::ArmPanicked`]
+    /// where the contract's own code did.
+    pub fn check(&self, contract: &ContractRef, input: &[u8]) -> Result<(), Failure> {
+        let served = self.find(contract)?;
+        catch_unwind(AssertUnwindSafe(|| served.handler.check(input)))
+            .unwrap_or_else(|panic| Err(panicked(panic)))
+    }
+
+    /// Runs the arm of a contract once, and returns the JSON of its output. What it used is [`Context::used`], in either case.
+    ///
+    /// The caller needs the scope of the contract. The earlier of the context's deadline and the contract's time limit applies,
+    /// and becomes the deadline of the context. If the deadline has passed or the budget is spent, the arm does not run.
+    ///
+    /// # Errors
+    /// As [`spec`](Self::spec) and [`Caller::may`](crate::parts::Caller::may); the error of the arm;
+    /// [`ErrorKind::DeadlineExceeded`], [`ErrorKind::BudgetExhausted`], [`ErrorKind::Cancelled`] and
+    /// [`ErrorKind::ArmPanicked`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the future of the arm, and cancels its context.
+    pub async fn execute(
+        &self,
+        contract: &ContractRef,
+        input: &[u8],
+        cx: &mut Context,
+    ) -> Result<Bytes, ArmError> {
+        let served = self.find(contract)?;
+        served.execute(input, cx, served.spec.timeout).await
+    }
+
+    /// As [`execute`](Self::execute), with a time limit in place of the contract's own.
+    pub(crate) async fn execute_within(
+        &self,
+        limit: Duration,
+        contract: &ContractRef,
+        input: &[u8],
+        cx: &mut Context,
+    ) -> Result<Bytes, ArmError> {
+        self.find(contract)?.execute(input, cx, limit).await
+    }
+
+    fn find(&self, contract: &ContractRef) -> Result<&Served, Failure> {
+        self.served.iter().find(|served| served.contract == *contract).ok_or_else(|| {
+            let offered: Vec<_> = self.served.iter().map(|served| served.contract.to_string()).collect();
             not_offered(&self.card.arm_id, contract, &offered)
         })
     }
@@ -150,64 +166,24 @@ pub fn not_offered(by: &str, contract: &ContractRef, offered: &[String]) -> Fail
     }
 }
 
-impl Route {
-    /// The contract.
-    pub fn contract(&self) -> &ContractRef {
-        &self.contract
-    }
-
-    /// The spec of the contract.
-    pub fn spec(&self) -> &ContractSpec {
-        &self.spec
-    }
-
-    /// Checks that a caller has the contract's scope.
-    ///
-    /// # Errors
-    /// As [`Caller::may`].
-    pub fn admit(&self, caller: &Caller) -> Result<(), Failure> {
-        caller.may(self.spec.scope)
-    }
-
-    /// Checks an input without running it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::BadRequest`] or [`ErrorKind::ValidationFailed`]; [`ErrorKind::ArmPanicked`] where the contract's own
-    /// code did.
-    pub fn check(&self, input: &[u8]) -> Result<(), Failure> {
-        catch_unwind(AssertUnwindSafe(|| self.handler.check(input)))
-            .unwrap_or_else(|panic| Err(panicked(panic)))
-    }
-
-    /// Runs the arm once.
-    ///
-    /// The earlier of the caller's deadline and the contract's time limit applies. If the deadline has passed or the budget is
-    /// spent, the arm does not run.
-    ///
-    /// # Cancel safety
-    /// Dropping the future drops the future of the arm, and cancels its context.
-    pub async fn execute(&self, input: &[u8], execution: Execution) -> Outcome {
-        let Execution { mut parts, transport, cancellation, updates, time_limit } = execution;
-        let refused = self.admit(&parts.caller).err().or_else(|| spent(parts.deadline, parts.budget));
-        if let Some(failure) = refused {
-            return Outcome { result: Err(failure.into()), usage: Usage::default(), calls: 0 };
+impl Served {
+    async fn execute(&self, input: &[u8], cx: &mut Context, limit: Duration) -> Result<Bytes, ArmError> {
+        cx.caller().may(self.spec.scope)?;
+        if let Some(failure) = spent(cx.deadline(), cx.budget()) {
+            return Err(failure.into());
         }
-        let limit = time_limit.unwrap_or(self.spec.timeout);
-        parts.deadline = narrower(parts.deadline, Some(Deadline::after(limit)));
-        let limit = parts.deadline;
+        let cancellation = cx.begin(limit);
         let guard = cancellation.clone().drop_guard();
-        let cx = Context::assemble(parts, transport, Some(cancellation.clone()), updates);
-        let result = self.guarded(input, &cx, &cancellation, limit).await;
+        let used_before = cx.used();
+        let result = self.guarded(input, cx, &cancellation).await;
         if result.is_ok() {
             guard.disarm();
         }
-        if let Err(error) = &result {
-            log(&self.contract, &cx, error);
-        }
-        let usage = cx.used();
-        // Usage proves execution, whatever the arm's error has.
-        let result = result.map_err(|error| if usage == Usage::default() { error } else { error.executed() });
-        Outcome { result, usage, calls: cx.ordered_calls() }
+        result.map_err(|error| {
+            log(&self.contract, cx, &error);
+            // Usage proves execution, whatever the arm's error has.
+            if cx.used() == used_before { error } else { error.executed() }
+        })
     }
 
     async fn guarded(
@@ -215,14 +191,13 @@ impl Route {
         input: &[u8],
         cx: &Context,
         cancellation: &CancellationToken,
-        limit: Option<Deadline>,
     ) -> Result<Bytes, ArmError> {
         let mut work = AssertUnwindSafe(self.handler.run(input, cx)).catch_unwind();
         let mut cancelled = pin!(cancellation.cancelled());
         // Cancellation comes before the arm, which would see its calls fail and could answer with what it has. Neither is
         // polled within tokio's cooperative budget, which the arm may spend.
         let ended = Deadline::run_until(
-            limit,
+            cx.deadline(),
             poll_fn(|task| {
                 if cancellation.is_cancelled() {
                     return Poll::Ready(None);
@@ -296,19 +271,11 @@ impl<C: TaskContract, A: Arm<C>> Handler for Typed<C, A> {
 
 impl fmt::Debug for Dispatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dispatcher").field("arm_id", &self.card.arm_id).field("routes", &self.routes).finish()
-    }
-}
-
-impl fmt::Debug for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Route").field(&self.contract).finish()
-    }
-}
-
-impl fmt::Debug for Execution {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Execution").field("parts", &self.parts).finish_non_exhaustive()
+        let contracts: Vec<_> = self.served.iter().map(|served| &served.contract).collect();
+        f.debug_struct("Dispatcher")
+            .field("arm_id", &self.card.arm_id)
+            .field("contracts", &contracts)
+            .finish()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The reflex layer: it screens requests before the brain.
 
-use std::ops::Range;
+use std::{mem, ops::Range};
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -12,32 +12,18 @@ use crate::{
     task::{Submission, TaskRequest},
 };
 
-/// The input of a reflex.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The input of a reflex: a text, the checks that are asked for, and what reflexes have detected so far.
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ReflexInput {
-    /// Text of the request, as earlier reflexes have rewritten it.
-    pub text: String,
+    text: String,
     /// Whether a reflex may answer from a cache.
     pub check_cache: bool,
     /// Whether to detect personal data.
     pub detect_pii: bool,
     /// Whether to detect prompt injection.
     pub detect_injection: bool,
-}
-
-impl ReflexInput {
-    /// An input of this text, with every check on.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into(), check_cache: true, detect_pii: true, detect_injection: true }
-    }
-}
-
-/// What reflexes detected in a request.
-#[derive(Debug, Clone, Default, PartialEq)]
-#[non_exhaustive]
-pub struct Observations {
-    /// Kinds of personal data, such as `email`, each once.
+    /// Kinds of personal data that were detected, such as `email`, each once.
     pub pii_types: Vec<String>,
     /// Whether a prompt injection was detected.
     pub injection_detected: bool,
@@ -45,9 +31,27 @@ pub struct Observations {
     pub risk_score: f64,
 }
 
-impl Observations {
-    /// Adds a kind of personal data.
-    pub fn pii(&mut self, kind: impl Into<String>) {
+impl ReflexInput {
+    /// An input of this text, with every check on, in which nothing was detected.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            check_cache: true,
+            detect_pii: true,
+            detect_injection: true,
+            pii_types: Vec::new(),
+            injection_detected: false,
+            risk_score: 0.0,
+        }
+    }
+
+    /// The text of the request, as earlier reflexes have rewritten it. A reflex rewrites it by [`Reaction::Rewrite`].
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Adds a kind of personal data to those that were detected.
+    pub fn add_pii(&mut self, kind: impl Into<String>) {
         let kind = kind.into();
         if !self.pii_types.contains(&kind) {
             self.pii_types.push(kind);
@@ -55,7 +59,7 @@ impl Observations {
     }
 
     /// Raises the risk to at least `score`. A score outside of 0 to 1 is clamped, and NaN counts as 1.
-    pub fn risk(&mut self, score: f64) {
+    pub fn raise_risk(&mut self, score: f64) {
         let score = if score.is_nan() { 1.0 } else { score.clamp(0.0, 1.0) };
         self.risk_score = self.risk_score.max(score);
     }
@@ -77,19 +81,14 @@ pub enum Reaction {
 /// Screens requests before the brain.
 #[async_trait]
 pub trait Reflex: Send + Sync + 'static {
-    /// Screens an input: adds what it detects to `seen`, and returns what to do with the request.
+    /// Screens an input: adds what it detects to the input, and returns what to do with the request.
     ///
     /// # Errors
     /// When the reflex cannot decide. The request is then refused with this error.
     ///
     /// # Cancel safety
     /// The future is dropped when the deadline of the request passes or its caller disconnects.
-    async fn react(
-        &self,
-        input: &ReflexInput,
-        seen: &mut Observations,
-        cx: &Context,
-    ) -> Result<Reaction, ArmError>;
+    async fn react(&self, input: &mut ReflexInput, cx: &Context) -> Result<Reaction, ArmError>;
 
     /// Screens with this reflex, and then with `next`, which receives the text as this one rewrote it. An answer or a refusal ends
     /// the screening.
@@ -118,7 +117,7 @@ pub async fn screen_submission(
     submission: Submission,
     cx: &Context,
 ) -> Result<(Submission, Reaction), ArmError> {
-    let mut screener = Screener { reflex, seen: Observations::default(), cx };
+    let mut screener = Screener { reflex, input: ReflexInput::new(""), cx };
     match screener.submission(&submission).await {
         Ok(screened) => Ok((screened, Reaction::Pass)),
         Err(Interrupted::Ended(reaction)) => Ok((submission, reaction)),
@@ -128,7 +127,8 @@ pub async fn screen_submission(
 
 struct Screener<'a> {
     reflex: &'a dyn Reflex,
-    seen: Observations,
+    /// The text that is screened now, and what was detected in all of them.
+    input: ReflexInput,
     cx: &'a Context,
 }
 
@@ -181,7 +181,8 @@ impl Screener<'_> {
 
     async fn react(&mut self, text: &str) -> Result<Reaction, ArmError> {
         tokio::task::coop::consume_budget().await;
-        self.reflex.react(&ReflexInput::new(text), &mut self.seen, self.cx).await
+        text.clone_into(&mut self.input.text);
+        self.reflex.react(&mut self.input, self.cx).await
     }
 
     /// The rewritten text. An answer to a part of a submission is ignored.
@@ -236,20 +237,17 @@ struct Then<A, B>(A, B);
 
 #[async_trait]
 impl<A: Reflex, B: Reflex> Reflex for Then<A, B> {
-    async fn react(
-        &self,
-        input: &ReflexInput,
-        seen: &mut Observations,
-        cx: &Context,
-    ) -> Result<Reaction, ArmError> {
-        let text = match self.0.react(input, seen, cx).await? {
-            Reaction::Pass => return self.1.react(input, seen, cx).await,
+    async fn react(&self, input: &mut ReflexInput, cx: &Context) -> Result<Reaction, ArmError> {
+        let rewritten = match self.0.react(input, cx).await? {
+            Reaction::Pass => return self.1.react(input, cx).await,
             Reaction::Rewrite(text) => text,
             end @ (Reaction::Answer(_) | Reaction::Refuse(_)) => return Ok(end),
         };
-        let input = ReflexInput { text, ..input.clone() };
-        Ok(match self.1.react(&input, seen, cx).await? {
-            Reaction::Pass => Reaction::Rewrite(input.text),
+        let text = mem::replace(&mut input.text, rewritten);
+        let reaction = self.1.react(input, cx).await;
+        let rewritten = mem::replace(&mut input.text, text);
+        Ok(match reaction? {
+            Reaction::Pass => Reaction::Rewrite(rewritten),
             reaction => reaction,
         })
     }
@@ -266,50 +264,40 @@ mod tests {
 
     #[async_trait]
     impl Reflex for Lower {
-        async fn react(
-            &self,
-            s: &ReflexInput,
-            seen: &mut Observations,
-            _: &Context,
-        ) -> Result<Reaction, ArmError> {
-            seen.risk(0.2);
-            let lower = s.text.to_lowercase();
-            Ok(if lower == s.text { Reaction::Pass } else { Reaction::Rewrite(lower) })
+        async fn react(&self, input: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+            input.raise_risk(0.2);
+            let lower = input.text().to_lowercase();
+            Ok(if lower == input.text() { Reaction::Pass } else { Reaction::Rewrite(lower) })
         }
     }
 
     #[async_trait]
     impl Reflex for NoSpam {
-        async fn react(
-            &self,
-            s: &ReflexInput,
-            seen: &mut Observations,
-            _: &Context,
-        ) -> Result<Reaction, ArmError> {
-            if !s.text.contains("spam") {
+        async fn react(&self, input: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+            if !input.text().contains("spam") {
                 return Ok(Reaction::Pass);
             }
-            seen.risk(0.9);
+            input.raise_risk(0.9);
             Ok(Reaction::Refuse("no spam".into()))
         }
     }
 
     #[async_trait]
     impl Reflex for Greets {
-        async fn react(
-            &self,
-            s: &ReflexInput,
-            _: &mut Observations,
-            _: &Context,
-        ) -> Result<Reaction, ArmError> {
-            Ok(if s.text == "hello" { Reaction::Answer("hello yourself".into()) } else { Reaction::Pass })
+        async fn react(&self, input: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+            Ok(if input.text() == "hello" {
+                Reaction::Answer("hello yourself".into())
+            } else {
+                Reaction::Pass
+            })
         }
     }
 
-    async fn through(text: &str) -> (Reaction, Observations) {
-        let (chain, mut seen) = (Lower.then(NoSpam).then(Greets), Observations::default());
-        let reaction = chain.react(&ReflexInput::new(text), &mut seen, &Context::detached()).await.unwrap();
-        (reaction, seen)
+    async fn through(text: &str) -> (Reaction, ReflexInput) {
+        let (chain, mut input) = (Lower.then(NoSpam).then(Greets), ReflexInput::new(text));
+        let reaction = chain.react(&mut input, &Context::detached()).await.unwrap();
+        assert_eq!(input.text(), text, "a reflex does not change it");
+        (reaction, input)
     }
 
     #[tokio::test]
@@ -330,14 +318,9 @@ mod tests {
 
     #[async_trait]
     impl Reflex for NoMail {
-        async fn react(
-            &self,
-            s: &ReflexInput,
-            _: &mut Observations,
-            _: &Context,
-        ) -> Result<Reaction, ArmError> {
-            let rewritten = s.text.replace("a@b", "\"mail\"");
-            Ok(if rewritten == s.text { Reaction::Pass } else { Reaction::Rewrite(rewritten) })
+        async fn react(&self, input: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+            let rewritten = input.text().replace("a@b", "\"mail\"");
+            Ok(if rewritten == input.text() { Reaction::Pass } else { Reaction::Rewrite(rewritten) })
         }
     }
 

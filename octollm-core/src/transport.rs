@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tower::{Service, ServiceExt, util::BoxCloneSyncService};
+use tower::{Service, ServiceExt};
 
 pub use crate::id::StepKey;
 use crate::{
@@ -124,23 +124,27 @@ pub struct Reply {
     pub output: Bytes,
     /// What the arm used, with all that it called.
     pub usage: Usage,
-    /// The arm that answered, and where.
-    pub served_by: ServedBy,
+    /// The arm that answered.
+    pub arm: Arc<str>,
+    /// Its endpoint; `in-process/judge` in a mesh.
+    pub endpoint: Arc<str>,
+    /// The number of attempts, from 1.
+    pub attempts: u32,
 }
 
 impl Reply {
-    /// An output without usage.
-    pub fn new(output: Bytes, served_by: ServedBy) -> Self {
-        Self { output, usage: Usage::default(), served_by }
+    /// The output of an arm at the first attempt, without usage.
+    pub fn new(output: Bytes, arm: impl Into<Arc<str>>, endpoint: impl Into<Arc<str>>) -> Self {
+        Self { output, usage: Usage::default(), arm: arm.into(), endpoint: endpoint.into(), attempts: 1 }
     }
 
     /// The failure of a caller that cannot decode the output.
     pub(crate) fn unreadable(self, contract: ContractRef, error: serde_json::Error) -> CallError {
         let failure = Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"));
         CallError::new(contract, failure)
-            .with_arm(&*self.served_by.arm)
-            .with_endpoint(&*self.served_by.endpoint)
-            .with_attempts(self.served_by.attempts)
+            .with_arm(&*self.arm)
+            .with_endpoint(&*self.endpoint)
+            .with_attempts(self.attempts)
             .with_usage(self.usage)
             .with_source(error)
     }
@@ -150,25 +154,6 @@ impl Reply {
     pub fn with_usage(mut self, usage: Usage) -> Self {
         self.usage = usage;
         self
-    }
-}
-
-/// The arm that answered a call, and where.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct ServedBy {
-    /// The arm that answered.
-    pub arm: Arc<str>,
-    /// Its endpoint; `in-process/judge` in a mesh.
-    pub endpoint: Arc<str>,
-    /// The number of attempts.
-    pub attempts: u32,
-}
-
-impl ServedBy {
-    /// An answer at the first attempt.
-    pub fn new(arm: impl Into<Arc<str>>, endpoint: impl Into<Arc<str>>) -> Self {
-        Self { arm: arm.into(), endpoint: endpoint.into(), attempts: 1 }
     }
 }
 
@@ -269,9 +254,6 @@ impl<T: Transport + ?Sized> Service<Call> for Arc<T> {
         Box::pin(async move { (*transport).call(call).await })
     }
 }
-
-/// A boxed tower service of calls: what the layers of a client wrap.
-pub type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 
 /// A transport that carries calls by a tower service. The cards are those of `arms`, which also explains errors.
 ///

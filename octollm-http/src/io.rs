@@ -37,7 +37,7 @@ use async_trait::async_trait;
 use http::{Uri, uri::Authority};
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, duplex},
-    net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc,
 };
 
@@ -108,65 +108,44 @@ impl Connector for Tcp {
     }
 }
 
-/// Listens on TCP, without TLS.
-#[derive(Debug)]
-pub struct TcpAcceptor {
-    listener: TcpListener,
-    address: SocketAddr,
-}
-
 /// Connections that may wait to be accepted, as far as the system allows.
 const BACKLOG: u32 = 4096;
 
-impl TcpAcceptor {
-    /// Listens on the first of the addresses that is free. For port 0 the system chooses one.
-    ///
-    /// # Errors
-    /// The address has no host, or none of its addresses is free.
-    ///
-    /// # Cancel safety
-    /// Dropping the future closes the listener.
-    pub async fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
-        let mut last = None;
-        for address in lookup_host(address).await? {
-            match Self::bind_one(address) {
-                Ok(acceptor) => return Ok(acceptor),
-                Err(error) => last = Some(error),
-            }
+/// Listens on the first of the addresses that is free. For port 0 the system chooses one.
+pub(crate) fn listen(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
+    let mut last = None;
+    for address in addresses {
+        match listen_at(*address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some(error),
         }
-        Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the name has no address")))
     }
-
-    fn bind_one(address: SocketAddr) -> io::Result<Self> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // A restarted server can listen on its address again at once. On Windows the option means something else.
-        #[cfg(not(windows))]
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        let listener = socket.listen(BACKLOG)?;
-        let address = listener.local_addr()?;
-        Ok(Self { listener, address })
-    }
-
-    /// The address that it listens on.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
-    }
+    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the name has no address")))
 }
 
-impl Acceptor for TcpAcceptor {
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restarted server can listen on its address again at once. On Windows the option means something else.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Connections over TCP, without TLS.
+impl Acceptor for TcpListener {
     type Io = TcpStream;
     type Opening = Ready<io::Result<(TcpStream, Peer)>>;
 
     async fn accept(&mut self) -> io::Result<Self::Opening> {
-        let (stream, address) = self.listener.accept().await?;
+        let (stream, address) = TcpListener::accept(self).await?;
         // Answers are small and written whole.
         let _ = stream.set_nodelay(true);
         Ok(ready(Ok((stream, Peer { address: Some(address) }))))
     }
 
     fn is_local(&self) -> bool {
-        self.address.ip().to_canonical().is_loopback()
+        self.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
     }
 }
 
@@ -306,13 +285,14 @@ mod tests {
 
     #[tokio::test]
     async fn tcp_listens_on_the_first_address_that_is_free() {
-        let taken = TcpAcceptor::bind("127.0.0.1:0").await.unwrap();
-        assert!(TcpAcceptor::bind(taken.local_addr()).await.is_err());
         let free = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut acceptor = TcpAcceptor::bind(&[taken.local_addr(), free][..]).await.unwrap();
+        let holder = listen(&[free]).unwrap();
+        let taken = holder.local_addr().unwrap();
+        assert!(listen(&[taken]).is_err() && listen(&[]).is_err());
+        let mut acceptor = listen(&[taken, free]).unwrap();
         assert!(acceptor.is_local());
-        let url = format!("http://{}", acceptor.local_addr()).parse().unwrap();
-        let (near, far) = tokio::join!(Tcp.connect(&url), acceptor.accept());
+        let url = format!("http://{}", acceptor.local_addr().unwrap()).parse().unwrap();
+        let (near, far) = tokio::join!(Tcp.connect(&url), Acceptor::accept(&mut acceptor));
         assert!(near.is_ok() && far.unwrap().await.unwrap().1.address.is_some());
     }
 }

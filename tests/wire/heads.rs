@@ -15,7 +15,7 @@ use octollm::{
     budget::Usage,
     context::ContextParts,
     deadline::Deadline,
-    http::{Arms, Server, client::Exchange, server::HttpService},
+    http::{Arms, Server, server::HttpService},
     prelude::*,
 };
 use tower::{layer::layer_fn, service_fn};
@@ -38,7 +38,7 @@ type Heads = Arc<Mutex<Vec<String>>>;
 
 /// Arms whose calls go to a server in this process; each head on the way is kept.
 fn arms(service: HttpService, heads: Heads) -> Arms {
-    let layer = layer_fn(move |_: Exchange| {
+    let layer = layer_fn(move |_| {
         let (service, heads) = (service.clone(), heads.clone());
         service_fn(move |request: Request<Bytes>| {
             let (service, heads) = (service.clone(), heads.clone());

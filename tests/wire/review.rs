@@ -8,14 +8,13 @@ use octollm::{
     budget::{Cost, Usage},
     bus::MemoryBus,
     card::ArmCard,
-    clock::Clock,
     context::ContextParts,
     error::Failure,
     orchestrator::Orchestrator,
     prelude::*,
     store::MemoryStore,
     task::{Submission, Task, TaskBudget},
-    transport::{Call, Reply, ServedBy, Transport},
+    transport::{Call, Reply, Transport},
     update::Phase,
 };
 
@@ -58,7 +57,7 @@ impl Transport for Judges {
         }
         let usage = Usage::tokens(120).with_cost(Cost::from_nano_dollars(2_500_000));
         let output = br#"{"is_valid":true,"issues":[]}"#.as_slice().into();
-        Ok(Reply::new(output, ServedBy::new("judge", "http://judge-arm:8103")).with_usage(usage))
+        Ok(Reply::new(output, "judge", "http://judge-arm:8103").with_usage(usage))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -72,7 +71,7 @@ pub(crate) fn brain(bus: MemoryBus) -> Brain {
 
 pub(crate) fn brain_on(bus: MemoryBus, store: Arc<MemoryStore>) -> Brain {
     let builder = Brain::builder().arm::<Review>(Reviewer).arms(Judges).bus(bus).store(store);
-    builder.clock(Clock::runtime()).build().unwrap()
+    builder.build().unwrap()
 }
 
 /// Who submits.

@@ -6,7 +6,7 @@ use octollm::{
     bus::MemoryBus,
     http::{Server, server::HttpService},
     prelude::*,
-    reflex::{Observations, Reaction, Reflex, ReflexInput},
+    reflex::{Reaction, Reflex, ReflexInput},
 };
 
 use crate::{
@@ -20,24 +20,19 @@ struct Doorkeeper;
 
 #[async_trait]
 impl Reflex for Doorkeeper {
-    async fn react(
-        &self,
-        input: &ReflexInput,
-        seen: &mut Observations,
-        _: &Context,
-    ) -> Result<Reaction, ArmError> {
-        let text = &input.text;
+    async fn react(&self, input: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+        let text = input.text().to_owned();
         if input.detect_injection && text.contains("ignore all instructions") {
-            seen.injection_detected = true;
-            seen.risk(0.95);
+            input.injection_detected = true;
+            input.raise_risk(0.95);
             return Ok(Reaction::Refuse("the text tries to take the model over".into()));
         }
         if input.check_cache && text == "Hello" {
             return Ok(Reaction::Answer("Hello yourself".into()));
         }
         if input.detect_pii && text.contains("alice@example.com") {
-            seen.pii("email");
-            seen.risk(0.25);
+            input.add_pii("email");
+            input.raise_risk(0.25);
             return Ok(Reaction::Rewrite(text.replace("alice@example.com", "[email]")));
         }
         Ok(Reaction::Pass)

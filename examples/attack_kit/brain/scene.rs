@@ -13,14 +13,14 @@ use octollm::{
     brain::Brain,
     bus::{Overflow, Signal, Subscription},
     card::ArmCard,
-    dispatcher::{Dispatcher, Execution},
+    dispatcher::Dispatcher,
     id::TaskId,
     orchestrator::TaskUpdates,
     prelude::*,
     store::{MemoryStore, TaskStore},
     task::TaskQuery,
     task::{TaskRecord, TaskUpdate},
-    transport::{Call, Reply, ServedBy, Transport},
+    transport::{Call, Reply, Transport},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -154,11 +154,11 @@ impl Transport for Ledger {
         } else if self.0.dice.below(100) < self.0.failures.load(Ordering::Relaxed) {
             return Err(fails(octollm::error::Failure::new(ErrorKind::Unavailable, "the attack")));
         }
-        let route = self.0.arm.find(&call.contract).map_err(fails)?;
-        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(()))).await;
+        let mut cx = Context::from_parts(call.parts, Arc::new(()));
+        let result = self.0.arm.execute(&call.contract, &call.input, &mut cx).await;
         self.0.dice.pause(4).await;
-        match outcome.result {
-            Ok(output) => Ok(Reply::new(output, ServedBy::new("ledger", "in-process"))),
+        match result {
+            Ok(output) => Ok(Reply::new(output, "ledger", "in-process")),
             Err(error) => Err(CallError::new(call.contract, error.into_failure()).with_arm("ledger")),
         }
     }

@@ -15,11 +15,9 @@ use tokio::{
 };
 
 use super::{
-    Inner,
-    entry::{Draft, digest, outcome_unknown, own_times, replay, served_by},
-    grants, limited,
+    Inner, grants, limited,
     replay::{Known, State, Turn},
-    scheduler::Stop,
+    scheduler::{Run, Stop},
 };
 use crate::{
     card::ArmCard,
@@ -29,7 +27,10 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
     json::RawJson,
-    store::{JournalEntry, Recorded, Run, StoreError, TaskStore},
+    store::{
+        Draft, JournalEntry, Recorded, StoreError, TaskStore, digest, outcome_unknown, own_times, replay,
+        served_by,
+    },
     task::TaskRecord,
     transport::{Call, Reply, Transport},
     update::{Update, UpdateSink},
@@ -80,11 +81,11 @@ impl Journal {
         let own_time = own_times(&record, &entries);
         Self(Arc::new(Shared {
             brain: Arc::downgrade(brain),
-            run: Run::new(record.id().clone(), record.run()),
+            run: (record.id().clone(), record.run()),
             record,
             store: brain.store.clone(),
             transport: brain.transport.clone(),
-            clock: brain.clock,
+            clock: brain.clock.clone(),
             claimed: (claimed_at, Instant::now()),
             own_time,
             state: Mutex::new(State::new(entries)),
@@ -160,12 +161,12 @@ impl Shared {
     async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match limited(self.store.append(&self.run, entry.clone())).await {
+            let error = match limited(self.store.append(&self.run.0, self.run.1, entry.clone())).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
             if !matches!(error, StoreError::Unavailable(_)) || pause > LAST_PAUSE {
-                tracing::warn!(task = %self.run.task, step = %entry.step, %error, "journal not written; the run stops");
+                tracing::warn!(task = %self.run.0, step = %entry.step, %error, "journal not written; the run stops");
                 return Err(self.lose(entry.contract));
             }
             sleep(pause).await;
@@ -226,7 +227,7 @@ impl Transport for Journal {
                 _ => return self.answered(draft, Err(outcome_unknown(&call))).await,
             },
             Known::Nothing if !call.is_idempotent() => {
-                let begun = draft.entry(inner.state().sequence.number(), Recorded::Begun, inner.clock);
+                let begun = draft.entry(inner.state().sequence.number(), Recorded::Begun, &inner.clock);
                 inner.write(begun).await?;
                 // The write may have taken longer than the lease.
                 if !inner.is_held() {
@@ -303,12 +304,10 @@ impl Journal {
             Ok(output) => Ok((reply, output)),
             Err(error) => Err(reply.unreadable(draft.contract.clone(), error)),
         });
-        let (recorded, served_by, usage) = match &answer {
-            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.served_by.clone(), reply.usage),
-            Err(error) => {
-                let failure = Box::new(error.failure().clone());
-                (Recorded::Failure(failure), served_by(error), error.usage())
-            }
+        let served_by = served_by(answer.as_ref().map(|(reply, _)| reply));
+        let (recorded, usage) = match &answer {
+            Ok((reply, output)) => (Recorded::Output(output.clone()), reply.usage),
+            Err(error) => (Recorded::Failure(Box::new(error.failure().clone())), error.usage()),
         };
         let placed = {
             let mut state = inner.state();
@@ -319,7 +318,7 @@ impl Journal {
             let held = state.again.get(&draft.step).copied();
             Placed(inner, state.sequence.enter(held))
         };
-        let entry = JournalEntry { served_by, usage, ..draft.entry(placed.1, recorded, inner.clock) };
+        let entry = JournalEntry { served_by, usage, ..draft.entry(placed.1, recorded, &inner.clock) };
         inner.write(entry.clone()).await?;
         inner.turn(placed.1).await;
         match answer {
@@ -354,7 +353,7 @@ impl UpdateSink for StoresHandle {
     async fn handle(&self, handle: String) -> Result<(), Failure> {
         let inner = &*self.journal.0;
         let number = inner.state().sequence.number();
-        let entry = self.draft.entry(number, Recorded::Handle(handle), inner.clock);
+        let entry = self.draft.entry(number, Recorded::Handle(handle), &inner.clock);
         inner.write(entry).await.map_err(|error| error.failure().clone())
     }
 }

@@ -4,16 +4,13 @@
 //! brain on the same store claims the task and runs the arm again; calls that were answered return from the journal. An arm is
 //! therefore written as plain code, and becomes durable by running under a brain.
 
-mod entry;
-mod events;
 mod grants;
 mod journal;
+mod publish;
 mod replay;
-mod rerun;
 mod run;
 mod scheduler;
 mod tasks;
-mod updates;
 
 use std::{
     fmt,
@@ -22,21 +19,22 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::time::timeout;
 
 use self::{
-    events::Relay,
+    publish::Relay,
     scheduler::{Running, Stop},
 };
 use crate::{
     arm::Arm,
     bus::{EventBus, MemoryBus},
-    clock::Clock,
+    clock::{self, Clock},
     contract::{ContractRef, TaskContract},
     deadline::Deadline,
     dispatcher::Dispatcher,
     error::{ConfigError, Failure},
-    id::RequestId,
+    id::{RequestId, is_arm_id},
     panics::{Panicked, caught},
     store::{MemoryStore, StoreError, TaskStore},
     transport::Transport,
@@ -84,7 +82,7 @@ impl Inner {
         let relay = Relay::new(holder.clone(), store.clone(), bus.clone());
         Self {
             holder,
-            contracts: dispatcher.routes().iter().map(|route| route.contract().clone()).collect(),
+            contracts: dispatcher.specs().map(crate::contract::ContractSpec::reference).collect(),
             running: Running::new(limits.max_running),
             relay: Arc::new(relay),
             claiming: tokio::sync::Mutex::default(),
@@ -186,7 +184,7 @@ impl Brain {
     pub(crate) fn successor(&self) -> Self {
         let Inner { dispatcher, transport, bus, store, clock, limits, .. } = &*self.0;
         let (transport, bus, store) = (transport.clone(), bus.clone(), store.clone());
-        Self(Arc::new(Inner::new(dispatcher.clone(), transport, bus, store, *clock, limits.clone())))
+        Self(Arc::new(Inner::new(dispatcher.clone(), transport, bus, store, clock.clone(), limits.clone())))
     }
 }
 
@@ -226,7 +224,7 @@ impl Default for BrainBuilder {
             transport: Arc::new(()),
             bus: Arc::new(MemoryBus::new()),
             store: Arc::new(MemoryStore::new()),
-            clock: Clock::system(),
+            clock: Clock::new(clock::now),
             limits: Limits {
                 max_running: 256,
                 max_queued: 10_000,
@@ -240,7 +238,8 @@ impl Default for BrainBuilder {
 }
 
 impl BrainBuilder {
-    /// Sets the name of the brain (default `orchestrator`): the source of its events, and its id as an arm.
+    /// Sets the name of the brain (default `orchestrator`): the source of its events, and its id as an arm, of at most 128
+    /// lower-case letters, digits and dashes.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.dispatcher.card_mut().arm_id = name.into();
         self
@@ -270,9 +269,10 @@ impl BrainBuilder {
         self
     }
 
-    /// Sets the clock of its records (default: the system's). Leases and deadlines follow the clock of the store.
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
+    /// Sets the clock of its records. The default is the system's, or tokio's where a test has paused that. Leases and deadlines
+    /// follow the clock of the store.
+    pub fn clock(mut self, now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        self.clock = Clock::new(now);
         self
     }
 
@@ -320,8 +320,14 @@ impl BrainBuilder {
     /// Builds the brain.
     ///
     /// # Errors
-    /// A [`ConfigError`] for a limit that is out of its range, or a contract that cannot be run.
+    /// A [`ConfigError`] for a name that is no arm id, a limit that is out of its range, or a contract that cannot be run.
     pub fn build(self) -> Result<Brain, ConfigError> {
+        if !is_arm_id(&self.dispatcher.card().arm_id) {
+            return Err(ConfigError::new(
+                "name",
+                "is not an arm id of lower-case letters, digits and dashes",
+            ));
+        }
         self.limits.check()?;
         match self.dispatcher.refused().first() {
             Some(invalid) => Err(invalid.clone()),

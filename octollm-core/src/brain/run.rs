@@ -11,17 +11,23 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Inner, events, grants, journal::Journal, limited, rerun::replayed, scheduler::Stop, updates::UpdateLog,
+    Inner, grants,
+    journal::Journal,
+    limited,
+    publish::{UpdateLog, publish},
+    replay::replayed,
+    scheduler::{Run, Stop},
 };
 use crate::{
     budget::Usage,
-    context::ContextParts,
-    contract::TaskContract,
+    bus::EventBus,
+    context::{Context, ContextParts},
+    contract::{ContractRef, TaskContract},
     deadline::Deadline,
-    dispatcher::{Execution, Outcome, Route},
     error::{ArmError, ErrorKind, Failure},
+    event::Event,
     json::RawJson,
-    store::{Run, SideEffects, StoreError},
+    store::{SideEffects, StoreError, progress_event},
     task::{TaskError, TaskRecord, TaskRequest, TaskResult},
     update::Progress,
 };
@@ -65,7 +71,7 @@ pub(super) async fn run(inner: Arc<Inner>, started: Started) {
 pub(super) async fn release(inner: Arc<Inner>, record: Arc<TaskRecord>) {
     let mut record = Arc::unwrap_or_clone(record);
     if record.release(inner.clock.now()).is_ok() {
-        let effects = events::of_change(&record, inner.source());
+        let effects = SideEffects::of_change(&record, inner.source());
         if let Err(error) = limited(inner.store.commit(record, effects)).await {
             tracing::warn!(%error, "task not handed back; its lease expires");
         }
@@ -98,48 +104,49 @@ async fn execute(
     let claimed_at = claimed_at.unwrap_or_else(|| inner.clock.now());
     let recorded = replayed(&entries, &[], &[]);
     let journal = Journal::new(inner, record.clone(), entries, claimed_at);
-    let (result, usage) = match inner.dispatcher.find(record.contract()) {
-        Ok(route) => {
-            let execution = execution(started, journal.clone());
-            let work = async {
-                let outcome = route.execute(record.input().as_str().as_bytes(), execution).await;
-                started.log.end();
-                outcome
-            };
-            let write = async {
-                if !started.log.write(&*inner.store, &started.run).await {
-                    inner.running.stop_run(&started.run, Stop::Lost);
-                }
-            };
-            let run = futures_util::future::join(work, write);
-            // From before the arm's first step.
-            let (version, progress) = (started.log.version(), started.log.progress());
-            let outcome = tokio::select! {
-                (outcome, ()) = run => outcome,
-                never = publish_progress(inner, record, &started.log, version, progress) => match never {},
-            };
-            // A run that ended before it had replayed everything used what is recorded all the same.
-            let usage = outcome.usage.plus(recorded.minus(outcome.usage));
-            let result = checked(outcome, route, &journal);
-            // An earlier run of the task may have done all of it.
-            (result.map_err(|error| if record.run() > 1 { error.executed() } else { error }), usage)
-        }
-        // A brain claims only tasks of its contracts.
-        Err(failure) => (Err(failure.into()), Usage::default()),
+    let contract = record.contract();
+    let mut cx = context(started, journal.clone());
+    let work = async {
+        // The limit is that of the submission, within the limit of the brain.
+        let (limit, input) = (record.time_limit(), record.input().as_str().as_bytes());
+        let result = inner.dispatcher.execute_within(limit, contract, input, &mut cx).await;
+        started.log.end();
+        result
     };
+    let write = async {
+        if !started.log.write(&*inner.store, &started.run).await {
+            inner.running.stop_run(&started.run, Stop::Lost);
+        }
+    };
+    let run = futures_util::future::join(work, write);
+    // From before the arm's first step.
+    let (version, progress) = (started.log.version(), started.log.progress());
+    let result = tokio::select! {
+        (result, ()) = run => result,
+        never = publish_progress(inner, record, &started.log, version, progress) => match never {},
+    };
+    // A run that ended before it had replayed everything used what is recorded all the same.
+    let usage = cx.used().plus(recorded.minus(cx.used()));
+    let result = checked(result, cx.ordered_calls(), contract, &journal);
+    // An earlier run of the task may have done all of it.
+    let result = result.map_err(|error| if record.run() > 1 { error.executed() } else { error });
     Some((result, usage, journal))
 }
 
-/// The result of an outcome. A run that does not match its journal, or whose output is no result, has failed.
-fn checked(outcome: Outcome, route: &Route, journal: &Journal) -> Result<TaskResult, ArmError> {
-    let ended_well = outcome.result.is_ok();
-    match journal.mismatch(ended_well.then_some(outcome.calls)) {
+/// The result of an execution. A run that does not match its journal, or whose output is no result, has failed.
+fn checked(
+    output: Result<Bytes, ArmError>,
+    calls: u32,
+    contract: &ContractRef,
+    journal: &Journal,
+) -> Result<TaskResult, ArmError> {
+    match journal.mismatch(output.is_ok().then_some(calls)) {
         Some(failure) => Err(failure.into()),
-        None => Ok(result(route, &outcome.result?)?),
+        None => Ok(result(contract, &output?)?),
     }
 }
 
-fn execution(started: &Started, journal: Journal) -> Execution {
+fn context(started: &Started, journal: Journal) -> Context {
     let record = &started.record;
     let mut parts = ContextParts::new();
     parts.correlation_id = record.correlation_id().clone();
@@ -149,12 +156,9 @@ fn execution(started: &Started, journal: Journal) -> Execution {
     parts.caller = grants::of_run(record);
     parts.attempt = record.attempt();
     parts.deadline = Some(Deadline::after(started.time_left));
-    let mut execution = Execution::new(parts, Arc::new(journal));
-    execution.cancellation = started.cancellation.clone();
-    execution.updates = Some(started.log.clone());
-    // That of the submission, within the limit of the brain.
-    execution.time_limit = Some(record.time_limit());
-    execution
+    Context::from_parts(parts, Arc::new(journal))
+        .with_cancellation(started.cancellation.clone())
+        .with_updates(started.log.clone())
 }
 
 /// Publishes progress. Where it changes faster than the bus takes events, only the latest is published.
@@ -172,10 +176,18 @@ async fn publish_progress(
         let progress = log.progress();
         if progress != published {
             published.clone_from(&progress);
-            if let Some(event) = events::of_progress(record, progress, inner.source()) {
-                events::publish_once(&*inner.bus, event).await;
+            if let Some(event) = progress_event(record, progress, inner.source()) {
+                publish_once(&*inner.bus, event).await;
             }
         }
+    }
+}
+
+/// Publishes an event that may be lost.
+async fn publish_once(bus: &dyn EventBus, event: Event) {
+    let event_type = event.event_type().to_owned();
+    if let Err(problem) = publish(bus, event, Duration::from_secs(1)).await {
+        tracing::debug!(event_type, %problem, "event not published");
     }
 }
 
@@ -190,10 +202,10 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
         }
         let record = match current.take() {
             Some(record) => Ok(Some(record)),
-            None => limited(inner.store.get(&started.run.task)).await,
+            None => limited(inner.store.get(&started.run.0)).await,
         };
         let written = match record {
-            Ok(Some(record)) if record.is_held(&inner.holder, started.run.number) => {
+            Ok(Some(record)) if record.is_held(&inner.holder, started.run.1) => {
                 let Ok((record, mut effects)) = end(inner, &record, started, ending, stop) else { return };
                 effects.updates.splice(..0, updates.iter().cloned());
                 effects.first_update = Some(first_update);
@@ -207,13 +219,13 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
             Ok(()) | Err(StoreError::NotFound) => return,
             Err(StoreError::Conflict) => continue,
             Err(error) => {
-                tracing::warn!(task = %started.run.task, %error, "end of task not stored yet");
+                tracing::warn!(task = %started.run.0, %error, "end of task not stored yet");
                 sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
             }
         }
     }
-    tracing::error!(task = %started.run.task, "end of task not stored; its lease expires");
+    tracing::error!(task = %started.run.0, "end of task not stored; its lease expires");
 }
 
 /// The record as the run leaves it, and what is stored with it.
@@ -227,7 +239,7 @@ fn end(
     let mut record = record.clone();
     record.report(ending.usage, ending.journal.arms_used(), ending.duration, started.log.progress());
     settle(&mut record, ending, stop, inner.clock.now())?;
-    let effects = events::of_change(&record, inner.source());
+    let effects = SideEffects::of_change(&record, inner.source());
     Ok((record, effects))
 }
 
@@ -253,8 +265,8 @@ fn settle(
 }
 
 /// The result of an output. The output for a goal in words is a [`TaskResult`] itself.
-fn result(route: &Route, output: &Bytes) -> Result<TaskResult, Failure> {
-    let read = if *route.contract() == TaskRequest::SPEC.reference() {
+fn result(contract: &ContractRef, output: &Bytes) -> Result<TaskResult, Failure> {
+    let read = if *contract == TaskRequest::SPEC.reference() {
         serde_json::from_slice(output)
     } else {
         RawJson::from_slice(output).map(TaskResult::new)

@@ -68,17 +68,46 @@ impl Context {
 
     /// A context from the parts of a call.
     pub fn from_parts(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
-        Self::assemble(parts, transport, None, None)
+        let (ledger, steps) = (Ledger::default(), Mutex::default());
+        let (cancellation, updates, outer) = (None, None, None);
+        Self(Arc::new(Shared { parts, ledger, steps, cancellation, transport, updates, outer }))
     }
 
-    pub(crate) fn assemble(
-        parts: ContextParts,
-        transport: Arc<dyn Transport>,
-        cancellation: Option<CancellationToken>,
-        updates: Option<Arc<dyn UpdateSink>>,
-    ) -> Self {
-        let (ledger, steps) = (Ledger::default(), Mutex::default());
-        Self(Arc::new(Shared { parts, ledger, steps, cancellation, transport, updates, outer: None }))
+    /// A context whose work is cancelled by this token.
+    #[must_use]
+    pub fn with_cancellation(mut self, token: CancellationToken) -> Self {
+        let _ = self.change(|shared| shared.cancellation = Some(token));
+        self
+    }
+
+    /// A context whose updates are sent to this sink.
+    #[must_use]
+    pub fn with_updates(mut self, updates: Arc<dyn UpdateSink>) -> Self {
+        let _ = self.change(|shared| shared.updates = Some(updates));
+        self
+    }
+
+    /// Begins an execution with a time limit, and returns the token that cancels it.
+    pub(crate) fn begin(&mut self, limit: Duration) -> CancellationToken {
+        let begun = self.change(|shared| {
+            shared.parts.deadline = narrower(shared.parts.deadline, Some(Deadline::after(limit)));
+            let token = match &shared.cancellation {
+                // The end of this execution must not cancel what is around it.
+                Some(token) if shared.outer.is_some() => token.child_token(),
+                Some(token) => token.clone(),
+                None => CancellationToken::new(),
+            };
+            shared.cancellation.insert(token).clone()
+        });
+        begun.unwrap_or_default()
+    }
+
+    /// Changes this context alone: if it is shared, it is replaced by one that narrows it.
+    fn change<T>(&mut self, change: impl FnOnce(&mut Shared) -> T) -> Option<T> {
+        if Arc::get_mut(&mut self.0).is_none() {
+            *self = self.narrowed(None, Budget::UNLIMITED);
+        }
+        Arc::get_mut(&mut self.0).map(change)
     }
 
     /// A context that ends at this deadline, unless this one ends earlier.

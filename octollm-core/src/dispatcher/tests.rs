@@ -43,12 +43,12 @@ impl Arm<Panics> for Arms {
 async fn a_panic_of_the_contract_itself_is_a_failure_too() {
     let mut dispatcher = Dispatcher::new("test");
     dispatcher.serve::<Panics>(Arms);
-    let route = &dispatcher.routes()[0];
-    let checked = route.check(br#"{"in_check":true}"#);
+    let contract = Panics::SPEC.reference();
+    let checked = dispatcher.check(&contract, br#"{"in_check":true}"#);
     assert_eq!(checked.unwrap_err().kind, ErrorKind::ArmPanicked);
     for input in ["{\"in_check\":true}", "{\"in_check\":false}"] {
-        let execution = Execution::new(ContextParts::new(), Arc::new(()));
-        let error = route.execute(input.as_bytes(), execution).await.result.unwrap_err();
+        let mut cx = Context::detached();
+        let error = dispatcher.execute(&contract, input.as_bytes(), &mut cx).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ArmPanicked);
     }
 }
@@ -75,9 +75,9 @@ impl Arm<Panics> for Throws {
 async fn a_panic_whose_value_panics_when_it_is_dropped_is_one_failure() {
     let mut dispatcher = Dispatcher::new("test");
     dispatcher.serve::<Panics>(Throws);
-    let execution = Execution::new(ContextParts::new(), Arc::new(()));
-    let outcome = dispatcher.routes()[0].execute(br#"{"in_check":false}"#, execution).await;
-    assert_eq!(outcome.result.unwrap_err().kind(), ErrorKind::ArmPanicked);
+    let (contract, mut cx) = (Panics::SPEC.reference(), Context::detached());
+    let result = dispatcher.execute(&contract, br#"{"in_check":false}"#, &mut cx).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::ArmPanicked);
 }
 
 struct Waits;
@@ -93,8 +93,8 @@ impl Arm<Panics> for Waits {
 async fn work_is_cancelled_beside_work_that_spends_every_cooperative_budget() {
     let mut dispatcher = Dispatcher::new("test");
     dispatcher.serve::<Panics>(Waits);
-    let execution = Execution::new(ContextParts::new(), Arc::new(()));
-    let (cancellation, begun) = (execution.cancellation.clone(), tokio::time::Instant::now());
+    let (cancellation, begun) = (CancellationToken::new(), tokio::time::Instant::now());
+    let mut cx = Context::detached().with_cancellation(cancellation.clone());
     tokio::spawn(async move {
         // Time passes only where nothing waits: it is moved on by hand.
         tokio::time::advance(std::time::Duration::from_secs(1)).await;
@@ -106,9 +106,36 @@ async fn work_is_cancelled_beside_work_that_spends_every_cooperative_budget() {
         while pin!(tokio::task::coop::consume_budget()).poll(task).is_ready() {}
         if begun.elapsed().as_secs() < 2 { Poll::Pending } else { Poll::Ready(()) }
     });
-    let route = &dispatcher.routes()[0];
-    let work = async { (route.execute(br#"{"in_check":false}"#, execution).await, begun.elapsed()) };
-    let ((), (outcome, took)) = tokio::join!(biased; greedy, work);
-    assert_eq!(outcome.result.unwrap_err().kind(), ErrorKind::Cancelled);
+    let contract = Panics::SPEC.reference();
+    let work = async {
+        let result = dispatcher.execute(&contract, br#"{"in_check":false}"#, &mut cx).await;
+        (result, begun.elapsed())
+    };
+    let ((), (result, took)) = tokio::join!(biased; greedy, work);
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled);
     assert!(took < std::time::Duration::from_millis(1_200), "{took:?}");
+}
+
+struct Spends;
+
+#[async_trait]
+impl Arm<Panics> for Spends {
+    async fn execute(&self, _: Panics, cx: &Context) -> Result<Unwritable, ArmError> {
+        cx.spend(crate::budget::Usage::tokens(3))?;
+        Err(cx.deadline().map_or("no deadline", |_| "a deadline").into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_context_that_is_shared_is_narrowed_and_counts_what_the_arm_uses() {
+    let mut dispatcher = Dispatcher::new("test");
+    dispatcher.serve::<Panics>(Spends);
+    let shared = Context::detached();
+    let mut cx = shared.clone();
+    let result = dispatcher.execute(&Panics::SPEC.reference(), br#"{"in_check":false}"#, &mut cx).await;
+    let error = result.unwrap_err();
+    let cause = error.source().map(ToString::to_string);
+    assert_eq!((cause.as_deref(), error.into_failure().may_have_executed), (Some("a deadline"), true));
+    assert_eq!((shared.used().tokens, cx.used().tokens), (3, 3));
+    assert_eq!((shared.deadline(), shared.is_cancelled(), cx.is_cancelled()), (None, false, true));
 }

@@ -84,13 +84,12 @@ pub use self::{
 };
 use self::{
     fault::Faults,
-    transport::{CallLayer, MeshTransport},
+    transport::{CallLayer, CallService, MeshTransport},
 };
 use crate::{
     arm::Arm,
     brain::{Brain, BrainBuilder},
     bus::EventBus,
-    clock::Clock,
     context::{CallFuture, Context},
     contract::TaskContract,
     dispatcher::Dispatcher,
@@ -99,7 +98,7 @@ use crate::{
     orchestrator::{Orchestrator, finished},
     store::TaskStore,
     task::{Submission, Task},
-    transport::{Call, CallService, Reply, Transport},
+    transport::{Call, Reply, Transport},
 };
 
 /// Arms, a brain and a bus in one process: see [`Mesh::builder`].
@@ -320,8 +319,7 @@ impl MeshBuilder {
     /// Dropping the future starts nothing.
     pub async fn start(self) -> Mesh {
         let transport = MeshTransport::new(self.arms, self.layers);
-        // The clock of the brain starts here, on the runtime of the mesh.
-        let brain = self.brain.clock(Clock::runtime()).arms(transport.of_brain()).assemble();
+        let brain = self.brain.arms(transport.of_brain()).assemble();
         Mesh { transport, brain: Mutex::new(brain) }
     }
 }

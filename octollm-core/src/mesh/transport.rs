@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tower::{Layer, service_fn};
+use tower::{Layer, service_fn, util::BoxCloneSyncService};
 
 use super::{
     calls::{Ending, Recorder},
@@ -18,17 +18,21 @@ use super::{
 use crate::{
     budget::Usage,
     card::ArmCard,
+    context::Context,
     deadline::Deadline,
-    dispatcher::{Dispatcher, Execution, Outcome, Route, not_offered},
+    dispatcher::{Dispatcher, not_offered},
     error::{ArmError, CallError, ErrorKind, Failure},
     resilience::RetryLayer,
-    transport::{Call, CallService, Reply, ServedBy, Transport, from_service},
+    transport::{Call, Reply, Transport, from_service},
 };
 
 /// The endpoint of an arm of a mesh.
 pub(super) fn endpoint(arm: &str) -> String {
     format!("in-process/{arm}")
 }
+
+/// The calls, within layers of the user.
+pub(super) type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 
 /// Adds a layer of the user around the calls.
 pub(super) type CallLayer = Box<dyn FnOnce(CallService) -> CallService + Send>;
@@ -116,7 +120,7 @@ impl Transport for MeshTransport {
 fn stack(shared: &Arc<Shared>, layers: Vec<CallLayer>) -> Arc<dyn Transport> {
     let choice = Choice(shared.clone());
     let cards = Arc::new(choice.clone());
-    let service = RetryLayer::new().attempts(1).layer(service_fn(move |call| {
+    let service = RetryLayer::new().retries(0).layer(service_fn(move |call| {
         let choice = choice.clone();
         async move { choice.carry(call).await }
     }));
@@ -145,31 +149,31 @@ impl Transport for Choice {
 impl Choice {
     async fn carry(&self, call: Call) -> Result<Reply, CallError> {
         let (contract, shared) = (call.contract.clone(), &*self.0);
-        let (arm, route) =
-            shared.choose(&call).map_err(|failure| CallError::new(contract.clone(), failure))?;
+        let arm = shared.choose(&call).map_err(|failure| CallError::new(contract.clone(), failure))?;
         let fault = shared.faults().apply(&arm.id, &call);
         let recording = shared.recorder.begin(&call, &arm.id, fault.clone());
         let deadline = call.parts.deadline;
-        let mut execution = Execution::new(call.parts, self.calls_of(arm));
-        execution.updates = call.updates;
-        let work = pin!(route.execute(&call.input, execution));
+        let mut cx = Context::from_parts(call.parts, self.calls_of(arm));
+        if let Some(updates) = call.updates {
+            cx = cx.with_updates(updates);
+        }
+        let work = pin!(async {
+            let result = arm.dispatcher.execute(&call.contract, &call.input, &mut cx).await;
+            (result.map_err(ArmError::into_failure), cx.used())
+        });
         // As above the layers, but here the arm is known.
         let outcome = Deadline::run_until(deadline, with_fault(fault, work, &arm.id)).await;
         let outcome = outcome.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)));
-        let (result, usage) = match outcome {
-            Ok(outcome) => (outcome.result.map_err(ArmError::into_failure), outcome.usage),
-            Err(failure) => (Err(failure), Usage::default()),
-        };
+        let (result, usage) = outcome.unwrap_or_else(|failure| (Err(failure), Usage::default()));
         recording.end(match &result {
             Ok(output) => Ending::Output(output.clone()),
             Err(failure) => Ending::Failure(failure.clone()),
         });
-        let served_by = ServedBy::new(&*arm.id, &*arm.endpoint);
         match result {
-            Ok(output) => Ok(Reply::new(output, served_by).with_usage(usage)),
+            Ok(output) => Ok(Reply::new(output, &*arm.id, &*arm.endpoint).with_usage(usage)),
             Err(failure) => {
                 let error = CallError::new(contract, failure).with_usage(usage);
-                Err(error.with_arm(&*served_by.arm).with_endpoint(&*served_by.endpoint))
+                Err(error.with_arm(&*arm.id).with_endpoint(&*arm.endpoint))
             }
         }
     }
@@ -187,16 +191,14 @@ impl Choice {
 
 impl Shared {
     /// The first arm of the contract that is not to be avoided, else any but the last one that was tried, else the first.
-    fn choose(&self, call: &Call) -> Result<(&MeshArm, &Route), Failure> {
-        let serving =
-            || self.arms.iter().filter_map(|arm| Some((arm, arm.dispatcher.find(&call.contract).ok()?)));
+    fn choose(&self, call: &Call) -> Result<&MeshArm, Failure> {
+        let serving = || self.arms.iter().filter(|arm| arm.dispatcher.serves(&call.contract));
         let avoided = |arm: &MeshArm| call.avoid.iter().any(|endpoint| **endpoint == arm.endpoint);
         let last = |arm: &MeshArm| call.avoid.last().is_some_and(|endpoint| **endpoint == arm.endpoint);
-        let fresh =
-            serving().find(|(arm, _)| !avoided(arm)).or_else(|| serving().find(|(arm, _)| !last(arm)));
+        let fresh = serving().find(|arm| !avoided(arm)).or_else(|| serving().find(|arm| !last(arm)));
         fresh.or_else(|| serving().next()).ok_or_else(|| {
-            let routes = self.arms.iter().flat_map(|arm| arm.dispatcher.routes());
-            let offered: Vec<_> = routes.map(|route| route.contract().to_string()).collect();
+            let specs = self.arms.iter().flat_map(|arm| arm.dispatcher.specs());
+            let offered: Vec<_> = specs.map(ToString::to_string).collect();
             not_offered("the mesh", &call.contract, &offered)
         })
     }
@@ -207,11 +209,11 @@ impl Shared {
 }
 
 /// Runs the work of an arm under a fault.
-async fn with_fault(
+async fn with_fault<T>(
     fault: Option<Fault>,
-    mut work: Pin<&mut (impl Future<Output = Outcome> + Send)>,
+    mut work: Pin<&mut (impl Future<Output = T> + Send)>,
     arm: &str,
-) -> Result<Outcome, Failure> {
+) -> Result<T, Failure> {
     let lost = || Failure::new(ErrorKind::ConnectionLost, format!("the connection to {arm} was lost"));
     let Some(fault) = fault else { return Ok(work.await) };
     match fault {

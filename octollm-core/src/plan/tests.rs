@@ -13,11 +13,10 @@ use tokio::time::Instant;
 use super::*;
 use crate::{
     card::ArmCard,
-    context::ContextParts,
     contract::ContractCard,
-    dispatcher::{Dispatcher, Execution},
+    dispatcher::Dispatcher,
     error::{CallError, ErrorKind},
-    transport::{Call, Reply, ServedBy, Transport},
+    transport::{Call, Reply, Transport},
     update::{Phase, Update, UpdateSink},
 };
 
@@ -54,7 +53,7 @@ impl Transport for Script {
             return Err(CallError::new(call.contract, failure));
         }
         let output = input.get("say").unwrap_or(&input).to_string();
-        Ok(Reply::new(output.into(), ServedBy::new("script", "here")))
+        Ok(Reply::new(output.into(), "script", "here"))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -173,11 +172,12 @@ async fn every_fault_is_reported_before_the_first_call() {
 #[test]
 fn limits_apply_and_are_at_least_1() {
     let step = |id| json!({ "id": id, "contract": "test.any" });
-    let faults = PlanRunner::new().max_steps(1).check(&steps(json!([step("a"), step("b")])), &[]);
+    let runner = PlanRunner::new().max_steps(1).unwrap();
+    let faults = runner.check(&steps(json!([step("a"), step("b")])), &[]);
     assert_eq!(faults.unwrap_err()[0].to_string(), "steps: has 2 steps; at most 1 are allowed");
-    // 0 counts as 1.
-    let faults = PlanRunner::new().max_steps(0).check(&steps(json!([step("a")])), &[]).unwrap_err();
-    assert_eq!(faults[0].path, "steps[0].contract");
+    let refused = [PlanRunner::new().max_steps(0), PlanRunner::new().calls_at_once(0)];
+    let refused = refused.map(|refused| refused.unwrap_err().to_string());
+    assert_eq!(refused, ["`max_steps` is 0", "`calls_at_once` is 0"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,7 +232,7 @@ async fn independent_calls_run_together_up_to_the_bound() {
         let script = Arc::new(Script::default());
         let started = Instant::now();
         let cx = Context::root(script.clone());
-        PlanRunner::new().calls_at_once(bound).run(&plan, &cx).await.unwrap();
+        PlanRunner::new().calls_at_once(bound).unwrap().run(&plan, &cx).await.unwrap();
         assert_eq!(started.elapsed(), Duration::from_millis(takes));
         assert_eq!(script.most.load(Ordering::Relaxed), bound.min(10));
     }
@@ -251,13 +251,12 @@ async fn progress_is_reported() {
     let mut dispatcher = Dispatcher::new("plan");
     dispatcher.serve::<Plan>(PlanRunner::new());
     let updates = Arc::new(Updates::default());
-    let mut around = Execution::new(ContextParts::new(), Arc::new(Script::default()));
-    around.updates = Some(updates.clone());
+    let mut cx = Context::root(Arc::new(Script::default())).with_updates(updates.clone());
     let plan = json!({ "steps": [
         { "id": "a", "contract": "test.any" }, { "id": "b", "contract": "test.any", "after": ["a"] } ] });
-    let route = dispatcher.find(&Plan::SPEC.reference()).unwrap();
-    let outcome = route.execute(plan.to_string().as_bytes(), around).await;
-    let output: PlanOutput = serde_json::from_slice(&outcome.result.unwrap()).unwrap();
+    let contract = Plan::SPEC.reference();
+    let output = dispatcher.execute(&contract, plan.to_string().as_bytes(), &mut cx).await.unwrap();
+    let output: PlanOutput = serde_json::from_slice(&output).unwrap();
     assert_eq!(output.ran, ["a", "b"]);
     let expected =
         [Update::Phase(Phase::Execution), Update::Steps(0, 2), Update::Steps(1, 2), Update::Steps(2, 2)];
@@ -290,7 +289,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let script = Arc::new(Script::default());
         let cx = Context::root(script.clone());
-        let output = runtime.block_on(PlanRunner::new().calls_at_once(bound).run(&plan, &cx)).unwrap();
+        let output = runtime.block_on(PlanRunner::new().calls_at_once(bound).unwrap().run(&plan, &cx)).unwrap();
         prop_assert_eq!(output.outputs.len(), needs.len());
         prop_assert!(script.most.load(Ordering::Relaxed) <= bound);
         let called = script.called.lock().unwrap();

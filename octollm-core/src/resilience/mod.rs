@@ -5,7 +5,7 @@
 //!
 //! All of these have to hold:
 //!
-//! - Attempts are left: [`RetryLayer::attempts`], or those that the call itself
+//! - Attempts are left: [`RetryLayer::retries`], or those that the call itself
 //!   [asks for](crate::context::CallFuture::retry).
 //! - The failure is [`retryable`](crate::error::Failure::retryable). A failure of a hop further down is not: only the hop
 //!   beside it retries. Nor is one that the same call meets again: 4xx but for `rate_limited` and `request_timeout`, a

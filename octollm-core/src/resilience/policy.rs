@@ -13,7 +13,7 @@ use crate::{
 /// How often and after which waits calls are tried again: the setters of [`RetryLayer`](super::RetryLayer) explain each.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RetryLimits {
-    pub(super) attempts: u32,
+    pub(super) retries: u32,
     pub(super) backoff: Duration,
     pub(super) throttled_backoff: Duration,
     pub(super) max_backoff: Duration,
@@ -23,7 +23,7 @@ pub(super) struct RetryLimits {
 impl Default for RetryLimits {
     fn default() -> Self {
         Self {
-            attempts: 3,
+            retries: 2,
             backoff: Duration::from_millis(50),
             throttled_backoff: Duration::from_secs(1),
             max_backoff: Duration::from_secs(5),

@@ -26,7 +26,7 @@ use crate::{
     update::{Update, UpdateSink},
 };
 
-/// Tries failed calls again where that is safe and can help: see the [module](super).
+/// Tries failed calls again where that is safe and can help: see the [module](super). Every value of a limit is valid.
 ///
 /// It belongs above the choice of an endpoint: a further attempt names those that failed in [`Call::avoid`], and has the
 /// handle that an earlier one reported in [`Call::handle`]. The reply has what all attempts used, and how many were made.
@@ -37,7 +37,7 @@ use crate::{
 /// use std::time::Duration;
 /// use octollm_core::resilience::RetryLayer;
 ///
-/// let layer = RetryLayer::new().attempts(5).max_backoff(Duration::from_secs(2));
+/// let layer = RetryLayer::new().retries(4).max_backoff(Duration::from_secs(2));
 /// ```
 #[derive(Clone, Default)]
 pub struct RetryLayer {
@@ -53,36 +53,36 @@ impl RetryLayer {
         Self::default()
     }
 
-    /// Sets how many attempts are made in all, the first one included (default 3, at least 1). A call that
+    /// Sets how many attempts are made after the first one (default 2). A call that
     /// [asks for more](crate::context::CallFuture::retry) gets them.
     #[must_use]
-    pub fn attempts(mut self, attempts: u32) -> Self {
-        self.limits.attempts = attempts.max(1);
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.limits.retries = retries;
         self
     }
 
-    /// Sets the longest wait before the second attempt (default 50 ms, at least 1 ms). It doubles with each further one.
+    /// Sets the longest wait before the second attempt (default 50 ms). It doubles with each further one. Zero retries at once.
     #[must_use]
     pub fn backoff(mut self, longest: Duration) -> Self {
-        self.limits.backoff = longest.max(SHORTEST_BACKOFF);
+        self.limits.backoff = longest;
         self
     }
 
-    /// Sets the same for an arm that has more work than it takes (default 1 s, at least 1 ms).
+    /// Sets the same for an arm that has more work than it takes (default 1 s).
     #[must_use]
     pub fn throttled_backoff(mut self, longest: Duration) -> Self {
-        self.limits.throttled_backoff = longest.max(SHORTEST_BACKOFF);
+        self.limits.throttled_backoff = longest;
         self
     }
 
-    /// Sets the longest wait before any attempt, unless the arm asks for a longer one (default 5 s, at least 1 ms).
+    /// Sets the longest wait before any attempt, unless the arm asks for a longer one (default 5 s).
     #[must_use]
     pub fn max_backoff(mut self, longest: Duration) -> Self {
-        self.limits.max_backoff = longest.max(SHORTEST_BACKOFF);
+        self.limits.max_backoff = longest;
         self
     }
 
-    /// Sets the longest wait that an arm may ask for (default 60 s). Where it asks for more, the call fails at once.
+    /// Sets the longest wait that an arm may ask for (default 60 s). If it asks for more, the call fails at once.
     #[must_use]
     pub fn max_retry_after(mut self, longest: Duration) -> Self {
         self.limits.max_retry_after = longest;
@@ -99,7 +99,7 @@ impl RetryLayer {
 
     /// Attempts after the first one.
     fn allowed(&self, call: &Call) -> u32 {
-        call.retry.max(self.limits.attempts.saturating_sub(1))
+        call.retry.max(self.limits.retries)
     }
 
     fn is_repeatable(&self, call: &Call) -> bool {
@@ -107,8 +107,6 @@ impl RetryLayer {
             || call.key.is_some() && self.honoured.as_ref().is_some_and(|honoured| honoured(call))
     }
 }
-
-const SHORTEST_BACKOFF: Duration = Duration::from_millis(1);
 
 impl<S> Layer<S> for RetryLayer {
     type Service = Retry<S>;
@@ -200,7 +198,7 @@ impl Attempts {
 
     fn answered(&self, mut reply: Reply) -> Reply {
         reply.usage = self.used.plus(reply.usage);
-        reply.served_by.attempts = reply.served_by.attempts.saturating_add(self.sent);
+        reply.attempts = reply.attempts.saturating_add(self.sent);
         reply
     }
 
@@ -277,19 +275,5 @@ fn random() -> f64 {
 impl fmt::Debug for RetryLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RetryLayer").field("limits", &self.limits).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_out_of_range_are_the_nearest_within() {
-        let none = Duration::ZERO;
-        let layer = RetryLayer::new().attempts(0).backoff(none).throttled_backoff(none).max_backoff(none);
-        let RetryLimits { attempts, backoff, throttled_backoff, max_backoff, .. } = layer.limits;
-        assert_eq!(attempts, 1);
-        assert_eq!([backoff, throttled_backoff, max_backoff], [SHORTEST_BACKOFF; 3]);
     }
 }

@@ -12,16 +12,15 @@ use octollm_core::{
     brain::Brain,
     bus::{EventBus, MemoryBus, Overflow, Signal, Subscription},
     card::ArmCard,
-    clock::Clock,
     contract::Keys,
-    dispatcher::{Dispatcher, Execution},
+    dispatcher::Dispatcher,
     error::{ArmError, CallError, ErrorKind},
     id::StepKey,
     orchestrator::Orchestrator,
     resilience::RetryLayer,
     store::{MemoryStore, TaskStore},
     task::{Submission, Task, TaskQuery, TaskStatus},
-    transport::{Call, IdempotencyKey, Reply, ServedBy, Transport, from_service},
+    transport::{Call, IdempotencyKey, Reply, Transport, from_service},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -158,11 +157,10 @@ impl Transport for Bookkeeping {
         if contract.name() == "ledger.book" {
             self.booked.lock().unwrap().push(key.clone());
         }
-        let route = self.ledger.find(&contract).unwrap();
-        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(()))).await;
-        match outcome.result {
+        let mut cx = Context::from_parts(call.parts, Arc::new(()));
+        match self.ledger.execute(&contract, &call.input, &mut cx).await {
             Ok(output) => {
-                let reply = Reply::new(output, ServedBy::new("ledger", "in-process/ledger"));
+                let reply = Reply::new(output, "ledger", "in-process/ledger");
                 self.answers.lock().unwrap().extend(key.map(|key| (key, reply.clone())));
                 Ok(reply)
             }
@@ -196,10 +194,10 @@ impl Outside {
     fn brain(&self, fate: &Arc<Fate>) -> Brain {
         let arms = Arc::new(self.doomed(fate, self.arms.clone()));
         // Each attempt of a call is a call to the outside.
-        let service = RetryLayer::new().attempts(1).layer(arms.clone());
+        let service = RetryLayer::new().retries(0).layer(arms.clone());
         let builder = Brain::builder().arm::<Settle>(Accountant).arms(from_service(service, arms));
         let builder = builder.store(self.doomed(fate, self.store.clone()));
-        builder.bus(self.doomed(fate, self.bus.clone())).clock(Clock::runtime()).build().unwrap()
+        builder.bus(self.doomed(fate, self.bus.clone())).build().unwrap()
     }
 
     fn doomed<T>(&self, fate: &Arc<Fate>, inner: T) -> Doomed<T> {

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use octollm_core::{
     Context,
     brain::Brain,
-    clock::Clock,
     error::ErrorKind,
     id::TaskId,
     orchestrator::{Orchestrator, finished},
@@ -13,7 +13,7 @@ use octollm_core::{
     store::{MemoryStore, TaskStore},
     task::{Task, TaskStatus},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     scripted::{Does, Scripted, error, program},
@@ -37,6 +37,16 @@ fn token(grant: Grant, clock: Clock) -> Grant {
     grant.valid_until(clock.now() + jiff::SignedDuration::from_mins(5)).links([])
 }
 
+/// The time of day, which follows the paused clock as that of a brain does.
+#[derive(Clone, Copy)]
+struct Clock(Instant, Timestamp);
+
+impl Clock {
+    fn now(self) -> Timestamp {
+        self.1.checked_add(self.0.elapsed()).unwrap()
+    }
+}
+
 struct System {
     store: Arc<MemoryStore>,
     arms: Scripted,
@@ -46,13 +56,18 @@ struct System {
 
 /// A brain whose tasks increment, wait for so many minutes as they are given, and double.
 fn system() -> System {
-    let (store, arms, clock) = (shared_store(), Scripted::new(|_| Does::Answers("1")), Clock::runtime());
+    let (store, arms, clock) =
+        (shared_store(), Scripted::new(|_| Does::Answers("1")), Clock(Instant::now(), Timestamp::now()));
     let waits = program(|input: Compute, cx: Context| async move {
         cx.call(Increment { number: 1 }).await?;
         sleep(MINUTE * u32::try_from(input.number).unwrap_or(0)).await;
         Ok(cx.call(Double { number: 1 }).await?)
     });
-    let brain = Brain::builder().arm::<Compute>(waits).arms(arms.clone()).store(store.clone()).clock(clock);
+    let brain = Brain::builder()
+        .arm::<Compute>(waits)
+        .arms(arms.clone())
+        .store(store.clone())
+        .clock(move || clock.now());
     let brain = brain.grant_life(10 * MINUTE).build().unwrap();
     System { store, arms, brain, clock }
 }

@@ -7,6 +7,7 @@ mod grants;
 mod hanging;
 mod interrupted;
 mod journal;
+mod layer;
 mod lifecycle;
 mod limits;
 mod nested;

@@ -13,14 +13,13 @@ use octollm_core::{
     arm::arm_fn,
     brain::Brain,
     card::ArmCard,
-    clock::Clock,
     contract::{ContractCard, Keys},
     error::{ArmError, CallError, ErrorKind, Failure},
     id::TaskId,
     orchestrator::Orchestrator,
     store::MemoryStore,
     task::Task,
-    transport::{Call, Reply, ServedBy, Transport},
+    transport::{Call, Reply, Transport},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -100,9 +99,7 @@ impl Transport for Scripted {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         self.0.calls.lock().unwrap().push(call.clone());
         let does = (self.0.script.lock().unwrap())(&call);
-        let reply = |text: &'static str| {
-            Ok(Reply::new(Bytes::from_static(text.as_bytes()), ServedBy::new("arm", "here")))
-        };
+        let reply = |text: &'static str| Ok(Reply::new(Bytes::from_static(text.as_bytes()), "arm", "here"));
         match does {
             Does::Answers(text) => reply(text),
             Does::After(time, text) => {
@@ -139,7 +136,7 @@ where
 
 pub(crate) fn on(store: &Arc<MemoryStore>, arms: &Scripted, program: impl Arm<Compute>) -> Brain {
     let builder = Brain::builder().arm::<Compute>(program).arms(arms.clone());
-    builder.store(store.clone()).clock(Clock::runtime()).build().unwrap()
+    builder.store(store.clone()).build().unwrap()
 }
 
 pub(crate) async fn again(brain: &Brain, id: &TaskId) -> Task {

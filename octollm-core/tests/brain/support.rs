@@ -1,24 +1,28 @@
 //! Contracts, arms and a transport for the tests: arms in this process, each call counted.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use octollm_core::{
     Arm, Context,
     brain::Brain,
     card::ArmCard,
-    clock::Clock,
-    dispatcher::{Dispatcher, Execution},
+    dispatcher::Dispatcher,
     error::{ArmError, CallError, ErrorKind, Failure},
     id::TaskId,
     orchestrator::{Orchestrator, finished},
     store::MemoryStore,
     task::{Submission, Task, TaskRequest},
-    transport::{Call, Reply, ServedBy, Transport},
+    transport::{Call, Reply, Transport},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 /// Adds one.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -113,18 +117,12 @@ impl Transport for Local {
         if hanging {
             std::future::pending::<()>().await;
         }
-        let route = self
-            .0
-            .arm
-            .find(&call.contract)
-            .map_err(|failure| CallError::new(call.contract.clone(), failure))?;
-        let outcome = route.execute(&call.input, Execution::new(call.parts, Arc::new(()))).await;
-        let served_by = ServedBy::new("adder", "in-process");
-        match outcome.result {
-            Ok(output) => Ok(Reply::new(output, served_by).with_usage(outcome.usage)),
+        let mut cx = Context::from_parts(call.parts, Arc::new(()));
+        match self.0.arm.execute(&call.contract, &call.input, &mut cx).await {
+            Ok(output) => Ok(Reply::new(output, "adder", "in-process").with_usage(cx.used())),
             Err(error) => Err(CallError::new(call.contract, error.into_failure())
                 .with_arm("adder")
-                .with_usage(outcome.usage)),
+                .with_usage(cx.used())),
         }
     }
 
@@ -157,13 +155,13 @@ pub(crate) fn brain(arms: &Local) -> Brain {
 }
 
 pub(crate) fn brain_on(arms: &Local, store: Arc<MemoryStore>) -> Brain {
-    Brain::builder()
-        .arm::<Compute>(Computer)
-        .arms(arms.clone())
-        .store(store)
-        .clock(Clock::runtime())
-        .build()
-        .unwrap()
+    Brain::builder().arm::<Compute>(Computer).arms(arms.clone()).store(store).build().unwrap()
+}
+
+/// A clock that follows tokio's, and is this number of seconds ahead of the time of day.
+pub(crate) fn clock_ahead(seconds: u64) -> impl Fn() -> Timestamp {
+    let (at, started) = (Timestamp::now() + Duration::from_secs(seconds), Instant::now());
+    move || at + started.elapsed()
 }
 
 pub(crate) fn anyone() -> Context {

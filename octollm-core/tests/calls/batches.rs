@@ -11,17 +11,20 @@ use octollm_core::{
     arm::arm_fn,
     budget::{Budget, Usage},
     context::CALLS_AT_ONCE,
-    error::{ArmError, ErrorKind},
+    error::{ArmError, CallError, ErrorKind},
     mesh::{Fault, Mesh},
     orchestrator::finished,
     plan::{Plan, PlanRunner},
     task::{TaskRequest, TaskResult, TaskStatus},
-    transport::{Call, CallService, StepKey},
+    transport::{Call, Reply, StepKey},
 };
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::support::*;
+
+/// What a layer of calls wraps.
+type Calls = tower::util::BoxCloneSyncService<Call, Reply, CallError>;
 
 #[tokio::test(start_paused = true)]
 async fn ten_calls_that_spend_all_they_get_stay_within_the_budget() {
@@ -93,7 +96,7 @@ async fn a_named_batch_names_its_steps_and_each_has_its_result() {
 #[tokio::test(start_paused = true)]
 async fn every_call_of_a_batch_or_a_plan_names_the_first_one() {
     static SEEN: Mutex<Vec<(String, Option<String>)>> = Mutex::new(Vec::new());
-    let recording = tower::layer::layer_fn(|service: CallService| {
+    let recording = tower::layer::layer_fn(|service: Calls| {
         tower::util::MapRequest::new(service, |call: Call| {
             let batch = call.batch.as_ref().map(StepKey::to_string);
             SEEN.lock().unwrap().push((call.step.to_string(), batch));

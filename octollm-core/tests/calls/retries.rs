@@ -18,7 +18,7 @@ use octollm_core::{
     orchestrator::finished,
     resilience::RetryLayer,
     task::{TaskRequest, TaskResult, TaskStatus},
-    transport::{Call, CallService, Reply, from_service},
+    transport::{Call, Reply, from_service},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,9 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::support::*;
+
+/// What a layer of calls wraps.
+type Calls = tower::util::BoxCloneSyncService<Call, Reply, CallError>;
 
 async fn flaky(failures: u32) -> Mesh {
     Mesh::builder().arm::<Measure>("flaky", Flaky(AtomicU32::new(failures))).start().await
@@ -145,12 +148,12 @@ async fn another_attempt_goes_to_another_arm() {
 struct Elsewhere;
 
 #[derive(Clone)]
-struct ElsewhereService(CallService);
+struct ElsewhereService(Calls);
 
-impl Layer<CallService> for Elsewhere {
+impl Layer<Calls> for Elsewhere {
     type Service = ElsewhereService;
 
-    fn layer(&self, service: CallService) -> ElsewhereService {
+    fn layer(&self, service: Calls) -> ElsewhereService {
         ElsewhereService(service)
     }
 }
@@ -203,6 +206,19 @@ async fn a_retry_layer_around_calls_that_ask_for_attempts_does_not_multiply_them
         mesh.forget_calls();
         let error = mesh.call(measure(1)).retry(retries).await.unwrap_err();
         assert_eq!((error.attempts(), mesh.calls().len()), (attempts, attempts as usize), "{retries}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_makes_as_many_retries_as_it_says_and_a_wait_of_zero_is_none() {
+    for retries in [0, 1, 6] {
+        let flaky = Flaky(AtomicU32::new(u32::MAX));
+        let none = Duration::ZERO;
+        let layer = RetryLayer::new().retries(retries).backoff(none).throttled_backoff(none);
+        let mesh = Mesh::builder().arm::<Measure>("flaky", flaky).layer(layer).start().await;
+        let begun = Instant::now();
+        let error = mesh.call(measure(1)).await.unwrap_err();
+        assert_eq!((error.attempts(), begun.elapsed()), (retries + 1, Duration::ZERO));
     }
 }
 
@@ -285,7 +301,7 @@ impl Service<Call> for Reports {
                     Err(CallError::new(call.contract, failure).with_usage(Usage::tokens(40)))
                 }
                 Some(handle) if call.parts.deadline.is_some_and(|until| until.remaining() > ms(10_000)) => {
-                    Ok(Reply::new(json!(handle.as_str()).to_string().into(), Default::default()))
+                    Ok(Reply::new(json!(handle.as_str()).to_string().into(), "", ""))
                 }
                 Some(_) => std::future::pending().await,
             }

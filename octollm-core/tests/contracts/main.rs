@@ -304,7 +304,7 @@ fn what_has_no_form_in_other_protocols_is_no_contract() {
     let mut dispatcher = Dispatcher::new("test");
     dispatcher.serve::<Ping>(Nobody);
     dispatcher.serve::<Transparent>(Nobody);
-    assert_eq!((dispatcher.routes().len(), dispatcher.card().contracts.len()), (1, 1));
+    assert_eq!((dispatcher.specs().count(), dispatcher.card().contracts.len()), (1, 1));
     let refused: Vec<_> = dispatcher.refused().iter().map(ToString::to_string).collect();
     assert_eq!(refused, [ContractCard::checked::<Transparent>().unwrap_err().to_string()]);
     for error in errors {

@@ -26,10 +26,10 @@ use tokio::{
 };
 
 use super::{
-    exchange::{ExchangeLimits, Target},
+    exchange::{Exchanger, Target},
     foreign,
     offers::{self, ConfiguredArm, Drift, Endpoint, Offer, Offers},
-    requests::Exchanger,
+    pool::ExchangeLimits,
 };
 
 /// The arms and their cards. It asks them in rounds, at the first call and when an offer has changed.

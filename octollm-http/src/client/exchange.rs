@@ -1,24 +1,34 @@
-//! One HTTP request: its limits, its purpose, and how it fails.
+//! One HTTP exchange: sending a request over the pool, through the layers of a user, and reading its answer.
 
-use std::{error::Error, fmt, sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use bytes::Bytes;
+use http::{
+    Request, Response, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    response::Parts,
+};
 use octollm_core::{
+    budget::Usage,
     contract::ContractRef,
     deadline::Deadline,
     error::{ConfigError, ErrorKind, Failure},
 };
-use tower::BoxError;
+use serde::de::IgnoredAny;
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
-use crate::limits::limits_struct;
-
-/// The limits of one exchange.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ExchangeLimits {
-    /// The caller stops waiting then, so no timer is made that would end later.
-    pub(super) deadline: Option<Deadline>,
-    /// Time that the server may work before it answers.
-    pub(super) work: Duration,
-}
+use super::{
+    foreign,
+    pool::{ExchangeError, ExchangeLimits, Pool},
+};
+use crate::{
+    io::{Connector, Tcp},
+    limits::ClientConfig,
+    wire,
+};
 
 /// The purpose of an HTTP request, among its extensions in a
 /// [`request_layer`](super::ArmsBuilder::request_layer).
@@ -39,139 +49,296 @@ pub struct Target {
     pub work: Duration,
 }
 
-/// The failure of an exchange that returned no answer, and its cause. An answer that reports a failure is an answer.
-#[derive(Debug)]
-pub(super) struct ExchangeError {
-    pub(super) failure: Box<Failure>,
-    pub(super) cause: Option<BoxError>,
+/// The service around which a [`request_layer`](super::ArmsBuilder::request_layer) is added.
+pub(super) type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
+
+/// How requests are sent: limits, connections, and layers from the innermost to the outermost.
+#[derive(Default)]
+pub(super) struct Requests {
+    pub(super) config: ClientConfig,
+    pub(super) connector: Option<Arc<dyn Connector>>,
+    layers: Vec<Wrap>,
 }
 
-const SHORTEST: Duration = Duration::from_nanos(1);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+type Wrap = Box<dyn FnOnce(Exchange) -> Exchange + Send + Sync>;
 
-/// Hands the limits of a client to another macro.
-macro_rules! client_limits {
-    ($then:ident $($arguments:tt)*) => {
-        $then! { $($arguments)* {
-            /// Sets the time limit on opening a connection, with the name lookup. Default 5 s, at most a day.
-            connect_timeout: Duration = Duration::from_secs(5), SHORTEST => DAY;
-            /// Sets the time that a server may send nothing while an answer is due. Until the answer begins, a contract whose
-            /// own time limit exceeds 30 s may take that long. Default 30 s, at most a day.
-            read_idle: Duration = Duration::from_secs(30), SHORTEST => DAY;
-            /// Sets the time that a server may read nothing while a request is sent. Default 10 s, at most a day.
-            write_idle: Duration = Duration::from_secs(10), SHORTEST => DAY;
-            /// Sets the time that a request waits for a connection when all are busy. Default 5 s, at most a day.
-            pool_wait: Duration = Duration::from_secs(5), SHORTEST => DAY;
-            /// Sets the most connections open at a time, to all arms together. Default 100, at most 100,000.
+impl Requests {
+    /// Adds a layer around the others.
+    pub(super) fn layer<L>(&mut self, layer: L)
+    where
+        L: Layer<Exchange> + Send + Sync + 'static,
+        L::Service: Service<Request<Bytes>, Response = Response<Bytes>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<Bytes>>>::Error: Into<BoxError>,
+        <L::Service as Service<Request<Bytes>>>::Future: Send + 'static,
+    {
+        self.layers.push(Box::new(move |inner| {
+            BoxCloneSyncService::new(layer.layer(inner).map_err(Into::<BoxError>::into))
+        }));
+    }
+
+    /// Builds the exchanger for this number of arms.
+    pub(super) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
+        self.config.validate()?;
+        let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
+        let pool = Pool::new(self.config, connector, arms);
+        if self.layers.is_empty() {
+            return Ok(Exchanger::Plain(pool));
+        }
+        let exchange = self.layers.into_iter().fold(innermost(pool), |inner, wrap| wrap(inner));
+        Ok(Exchanger::Layered(exchange))
+    }
+}
+
+/// Declares the setters of a builder with a field `requests`.
+macro_rules! request_setters {
+    ($Builder:ident) => {
+        impl $Builder {
+            /// Sets the connector that opens connections, in place of TCP.
+            pub fn connector(mut self, connector: impl crate::io::Connector) -> Self {
+                self.requests.connector = Some(std::sync::Arc::new(connector));
+                self
+            }
+
+            /// Adds a tower layer around each HTTP request and its answer, for example to add a header. Requests for cards pass
+            /// it too. The layer added last is the outermost.
             ///
-            /// With several arms no arm has calls on more than half of them, and with more than two none has calls on more
-            /// than are free. A connection that becomes free goes to a waiting call before it counts as idle.
-            max_connections: usize = 100, 1 => 100_000;
-            /// Sets the most idle connections that stay open. Default 20, at most
-            /// [`max_connections`](Self::max_connections).
-            max_idle: usize = 20, 0 => usize::MAX;
-            /// Sets the time after which an idle connection is closed. It should be less than the servers' own, so that the
-            /// client closes first. A connection whose server announces less (`Keep-Alive: timeout=5`) is not used after
-            /// that. Default 15 s, at most a day.
-            idle_timeout: Duration = Duration::from_secs(15), SHORTEST => DAY;
-            /// Sets the age after which a connection is not used again, with a random tenth added or taken away. Default
-            /// 5 minutes, at most a day.
-            max_age: Duration = Duration::from_secs(300), SHORTEST => DAY;
-            /// Sets the largest answer, in bytes. Default 8 MiB. A card has a limit of 1 MiB of its own. The body of a
-            /// failure beyond 256 KiB is ignored: only its status counts.
-            max_answer: usize = 8 << 20, 1 => usize::MAX;
-            /// Sets the time limit on asking an arm for its card. Default 5 s, at most a day.
-            capabilities_timeout: Duration = Duration::from_secs(5), SHORTEST => DAY;
-        } }
+            /// Each request has a [`Target`](crate::client::Target) among its extensions. Bodies are whole in both directions, so that a
+            /// layer can always send a request again. If a layer returns a [`Failure`](octollm_core::error::Failure) as its
+            /// error, the call fails with it. Any other error becomes the source of the call's error.
+            pub fn request_layer<L>(mut self, layer: L) -> Self
+            where
+                L: tower::Layer<Exchange> + Send + Sync + 'static,
+                L::Service: tower::Service<http::Request<Bytes>, Response = http::Response<Bytes>>
+                    + Clone
+                    + Send
+                    + Sync
+                    + 'static,
+                <L::Service as tower::Service<http::Request<Bytes>>>::Error: Into<tower::BoxError>,
+                <L::Service as tower::Service<http::Request<Bytes>>>::Future: Send + 'static,
+            {
+                self.requests.layer(layer);
+                self
+            }
+
+            fn config_mut(&mut self) -> &mut crate::limits::ClientConfig {
+                &mut self.requests.config
+            }
+        }
+
+        crate::limits::client_limits!(limits_setters $Builder);
     };
 }
-pub(super) use client_limits;
+pub(super) use request_setters;
 
-client_limits!(limits_struct ClientConfig);
-
-impl ClientConfig {
-    /// # Errors
-    /// Names the first limit that is out of range.
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        self.check()?;
-        if self.max_idle > self.max_connections {
-            return Err(ConfigError::new("max_idle", "is above max_connections: set it to at most that"));
+/// The pool as a service. It is always ready: the wait for a connection is part of the call, where it has a time limit.
+fn innermost(pool: Pool) -> Exchange {
+    BoxCloneSyncService::new(service_fn(move |mut request: Request<Bytes>| {
+        let pool = pool.clone();
+        async move {
+            let Some(Target { arm, deadline, work, .. }) = request.extensions_mut().remove() else {
+                let failure = Failure::new(ErrorKind::Internal, "a layer has removed the target");
+                return Err(failure.before_execution().into());
+            };
+            let answer = pool.exchange(request, &arm, ExchangeLimits { deadline, work }).await;
+            answer.map_err(BoxError::from)
         }
-        Ok(())
+    }))
+}
+
+/// The pool, alone or within layers. Without layers nothing is boxed.
+#[derive(Clone)]
+pub(super) enum Exchanger {
+    Plain(Pool),
+    Layered(Exchange),
+}
+
+impl Exchanger {
+    /// Sends a request and reads its answer, until its deadline.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection, which the server sees.
+    pub(super) async fn send(
+        &self,
+        mut request: Request<Bytes>,
+        arm: &Arc<str>,
+        limits: ExchangeLimits,
+        target: impl FnOnce() -> Target,
+    ) -> Result<Response<Bytes>, ExchangeError> {
+        match self {
+            Self::Plain(pool) => pool.exchange(request, arm, limits).await,
+            Self::Layered(service) => {
+                request.extensions_mut().insert(target());
+                match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
+                    Some(answer) => answer.map_err(Into::into),
+                    None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),
+                }
+            }
+        }
     }
 }
 
-impl ExchangeError {
-    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Failure::new(kind, message).into()
-    }
-
-    /// Marks the request as not sent, so that any request may be sent again.
-    pub(super) fn before_execution(mut self) -> Self {
-        self.failure.may_have_executed = false;
-        self
-    }
-
-    pub(super) fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
-        self.cause = Some(cause.into());
-        self
-    }
-}
-
-impl From<Failure> for ExchangeError {
-    fn from(failure: Failure) -> Self {
-        Self { failure: Box::new(failure), cause: None }
+/// Reads the output or the failure, and the usage. Usage that is not reported, or cannot be read whole, is unmetered; for work
+/// that has not run it is zero.
+///
+/// `reads` decides whether an answer without a body is an output.
+pub(super) fn read_answer(
+    response: Response<Bytes>,
+    reads: impl FnOnce(&[u8]) -> Result<(), serde_json::Error>,
+) -> (Result<Bytes, Failure>, Usage) {
+    let reported = wire::read_usage(response.headers());
+    match (output(response, reads), reported) {
+        (Ok(_), Some((usage, false))) => {
+            let failure = Failure::new(ErrorKind::BadResponse, "the usage in the answer cannot be read");
+            (Err(failure), usage.plus(Usage::UNMETERED))
+        }
+        (read, Some((usage, true))) => (read, usage),
+        (read, Some((usage, false))) => (read, usage.plus(Usage::UNMETERED)),
+        (Err(failure), None) if !failure.may_have_executed => (Err(failure), Usage::ZERO),
+        (read, None) => (read, Usage::UNMETERED),
     }
 }
 
-/// Restores what passed through the layers of a user. A [`Failure`] is taken as it is, and any other error becomes the cause.
-impl From<BoxError> for ExchangeError {
-    fn from(error: BoxError) -> Self {
-        let error = match error.downcast::<Self>() {
-            Ok(ours) => return *ours,
-            Err(error) => error,
+/// The `reads` of an answer that always has a body.
+pub(super) fn never_nothing(_: &[u8]) -> Result<(), serde_json::Error> {
+    Err(serde::de::Error::custom("an answer is due"))
+}
+
+/// The failure for an output that the caller cannot decode.
+pub(super) fn unreadable(error: &serde_json::Error) -> Failure {
+    Failure::new(ErrorKind::BadResponse, format!("the output has another shape: {error}"))
+}
+
+fn output(
+    response: Response<Bytes>,
+    reads: impl FnOnce(&[u8]) -> Result<(), serde_json::Error>,
+) -> Result<Bytes, Failure> {
+    let (head, body) = response.into_parts();
+    if !head.status.is_success() {
+        return Err(foreign::failure(head.status, &head.headers, &body, SystemTime::now()));
+    }
+    let bad = |message: String| Err(Failure::new(ErrorKind::BadResponse, message));
+    if body.is_empty() && has_no_content(&head) {
+        return match reads(NOTHING) {
+            Ok(()) => Ok(Bytes::from_static(NOTHING)),
+            Err(_) => bad(format!("answered {} where an output is due", head.status.as_u16())),
         };
-        match error.downcast::<Failure>() {
-            Ok(failure) => (*failure).into(),
-            Err(foreign) => Self::new(ErrorKind::Internal, "a layer of the client failed").caused_by(foreign),
+    }
+    // No coding was requested. Decoding one could make the answer larger than the limit.
+    if head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        return bad("the answer is in a content coding that was not asked for".into());
+    }
+    // JSON under another name is an output too, once it was parsed.
+    let is_declared = head.headers.get(CONTENT_TYPE).is_some_and(wire::is_json);
+    if !is_declared && serde_json::from_slice::<IgnoredAny>(&body).is_err() {
+        return bad(format!("answered {} with what is not JSON", head.status.as_u16()));
+    }
+    Ok(body)
+}
+
+/// The output `()`.
+const NOTHING: &[u8] = b"null";
+
+/// Whether an answer has no body on purpose: by its status, or because it succeeded with a length of 0 and no content type, as
+/// frameworks answer for a handler without output. Without the length the answer could be incomplete.
+fn has_no_content(head: &Parts) -> bool {
+    match head.status {
+        StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT => true,
+        StatusCode::OK | StatusCode::CREATED => {
+            let fields = &head.headers;
+            !fields.contains_key(CONTENT_TYPE)
+                && fields.get(CONTENT_LENGTH).is_some_and(|length| length == "0")
         }
-    }
-}
-
-impl From<ExchangeError> for Failure {
-    fn from(error: ExchangeError) -> Self {
-        *error.failure
-    }
-}
-
-impl fmt::Display for ExchangeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.failure.fmt(f)
-    }
-}
-
-impl Error for ExchangeError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.cause.as_deref().map(|cause| cause as _)
+        _ => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderName, HeaderValue};
+
     use super::*;
 
     #[test]
-    fn limits_out_of_range_are_refused() {
-        let good = ClientConfig::default();
-        good.validate().unwrap();
-        for bad in [
-            ClientConfig { connect_timeout: Duration::ZERO, ..good.clone() },
-            ClientConfig { read_idle: Duration::MAX, ..good.clone() },
-            ClientConfig { max_connections: 0, max_idle: 0, ..good.clone() },
-            ClientConfig { max_idle: 101, ..good.clone() },
-            ClientConfig { max_answer: 0, ..good.clone() },
+    fn what_is_json_by_name_or_by_look_is_an_output() {
+        let answered = |media_type: &str, body: &'static str| {
+            let response = Response::builder().header(CONTENT_TYPE, media_type);
+            read_answer(response.body(Bytes::from(body)).unwrap(), |_| Ok(()))
+                .0
+                .map_err(|failure| failure.kind)
+        };
+        for media_type in
+            ["application/json", "application/JSON; charset=utf-8", "application/x+json", "text/plain"]
+        {
+            assert_eq!(answered(media_type, "{}").unwrap(), "{}", "{media_type}");
+        }
+        assert_eq!(answered("text/html", "<html>"), Err(ErrorKind::BadResponse));
+        assert_eq!(answered("text/plain", ""), Err(ErrorKind::BadResponse));
+        let packed =
+            Response::builder().header(CONTENT_TYPE, "application/json").header(CONTENT_ENCODING, "gzip");
+        assert_eq!(
+            read_answer(packed.body(Bytes::new()).unwrap(), |_| Ok(())).0.unwrap_err().kind,
+            ErrorKind::BadResponse
+        );
+    }
+
+    #[test]
+    fn an_answer_without_a_body_is_the_output_that_is_nothing() {
+        let answer = |status: u16| Response::builder().status(status).body(Bytes::new()).unwrap();
+        let unit = |output: &[u8]| serde_json::from_slice::<()>(output);
+        let number = |output: &[u8]| serde_json::from_slice::<u32>(output).map(drop);
+        for status in [204, 205] {
+            assert_eq!(read_answer(answer(status), unit).0.unwrap(), "null");
+            assert_eq!(read_answer(answer(status), number).0.unwrap_err().kind, ErrorKind::BadResponse);
+        }
+        // With a length the answer is whole; a type promises content, and what is only accepted is not done.
+        for (status, fields, is_nothing) in [
+            (200, &[("content-length", "0")][..], true),
+            (201, &[("content-length", "0")], true),
+            (204, &[("content-encoding", "gzip")], true),
+            (200, &[], false),
+            (200, &[("content-length", "0"), ("content-type", "application/json")], false),
+            (202, &[("content-length", "0")], false),
         ] {
-            assert!(bad.validate().is_err(), "{bad:?}");
+            let mut response = answer(status);
+            response.headers_mut().extend(
+                fields
+                    .iter()
+                    .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))),
+            );
+            assert_eq!(
+                read_answer(response, unit).0.is_ok_and(|output| output == "null"),
+                is_nothing,
+                "{status} {fields:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_usage_that_cannot_be_read_is_a_bad_response_and_what_can_be_is_counted() {
+        let answered = |usage: &str| {
+            let response = Response::builder().header(CONTENT_TYPE, "application/json");
+            let response = response.header(wire::names::USAGE, usage).body(Bytes::from("{}")).unwrap();
+            read_answer(response, |_| Ok(()))
+        };
+        assert_eq!(answered("tokens=10.0").1, Usage::tokens(10));
+        let (output, usage) = answered("tokens=7;cost_usd=abc");
+        let seven = Usage::tokens(7).plus(Usage::UNMETERED);
+        assert_eq!((output.unwrap_err().kind, usage), (ErrorKind::BadResponse, seven));
+        assert_eq!(answered("tokens=-5").1, Usage::UNMETERED);
+    }
+
+    #[test]
+    fn work_whose_usage_is_not_reported_is_unmetered_unless_it_has_not_run() {
+        for (status, usage) in [
+            (200, Usage::UNMETERED),
+            (500, Usage::UNMETERED),
+            (302, Usage::UNMETERED),
+            (422, Usage::ZERO),
+            (503, Usage::ZERO),
+        ] {
+            let response = Response::builder().status(status).header(CONTENT_TYPE, "application/json");
+            let response = response.body(Bytes::from("{}")).unwrap();
+            assert_eq!(read_answer(response, |_| Ok(())).1, usage, "{status}");
         }
     }
 }

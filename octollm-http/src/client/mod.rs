@@ -1,22 +1,396 @@
-//! Calling arms and orchestrators over HTTP.
+//! Calling arms and orchestrators over HTTP: the client of arms, and its builder.
 // A module uses only what stands before it here.
-mod exchange;
 mod pool;
-mod requests;
 mod foreign;
-mod answer;
+mod exchange;
 mod offers;
 mod authority;
 mod directory;
 mod stack;
-mod arms;
 mod orchestrator_client;
 mod task_handle;
 
+use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use octollm_core::{
+    Context,
+    card::ArmCard,
+    context::CallFuture,
+    contract::{ContractCard, ContractRef, TaskContract},
+    deadline::Deadline,
+    error::{CallError, ConfigError},
+    parts::ContextParts,
+    transport::{Call, Reply, Transport},
+};
+use serde_json::{Map, Value};
+use tower::{BoxError, Layer, Service};
+
+use self::{
+    authority::Authority,
+    directory::Directory,
+    exchange::{Exchange, Requests, request_setters},
+    offers::{ConfiguredArm, Endpoint},
+    stack::{CallLayer, CallService, Calling, Carrier, call_layer},
+};
 pub use self::{
-    arms::{Arms, ArmsBuilder},
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
-    requests::Exchange,
     task_handle::TaskHandle,
 };
+use crate::limits::limits_setters;
+
+/// A client of arms over HTTP. It is cheap to clone; clones share their connections.
+///
+/// ```no_run
+/// # use octollm_http::client::Arms;
+/// # fn main() -> Result<(), octollm_core::error::ConfigError> {
+/// let arms = Arms::from_env()?; // OCTOLLM_ARM_JUDGE=http://judge-arm:8103
+/// let same = Arms::builder().endpoint("judge", "http://judge-arm:8103").build()?;
+/// # Ok(()) }
+/// ```
+///
+/// The client asks the arms for their contracts at the first call and after a change. If several arms serve a contract, or an
+/// arm has several URLs, calls go to them in turn. If one cannot be connected, the next one is tried.
+#[derive(Clone)]
+pub struct Arms(Arc<Shared>);
+
+struct Shared {
+    carrier: Carrier,
+    authority: Authority,
+    directory: Arc<Directory>,
+}
+
+impl Arms {
+    /// Creates a client of the arms in the environment: each `OCTOLLM_ARM_<ID>=http://host:port`, or several URLs separated by
+    /// commas. `OCTOLLM_ARM_CODE_REVIEWER` is the arm `code-reviewer`. Without such variables the client has no arms.
+    ///
+    /// # Errors
+    /// A variable is invalid: the setting of the error is its name.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_vars(std::env::vars_os())
+    }
+
+    /// Creates a client as [`from_env`](Self::from_env) does, from these variables.
+    ///
+    /// # Errors
+    /// Those of [`from_env`](Self::from_env).
+    pub fn from_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        Self::builder().vars(variables)?.build()
+    }
+
+    /// Returns a builder, to add arms one by one and to set limits and layers.
+    pub fn builder() -> ArmsBuilder {
+        ArmsBuilder::default()
+    }
+
+    /// Calls the arm that serves `C`, in a new context: see [`Context::call`].
+    ///
+    /// # Errors
+    /// Those of [`CallFuture`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call: its connection is closed, and the arm's future is dropped.
+    pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
+        self.context().call(input)
+    }
+
+    /// Calls a contract by its name, with JSON as input and output: see [`Context::call_json`].
+    ///
+    /// # Errors
+    /// Those of [`call`](Self::call).
+    ///
+    /// # Cancel safety
+    /// That of [`call`](Self::call).
+    pub fn call_json(&self, contract: &ContractRef, input: &Value) -> CallFuture<Value> {
+        self.context().call_json(contract, input)
+    }
+
+    /// Returns a new context, whose calls share a correlation id and a sum of usage.
+    pub fn context(&self) -> Context {
+        self.context_of(ContextParts::new())
+    }
+
+    /// Returns a new context with a deadline for all its calls together.
+    pub fn within(&self, time: Duration) -> Context {
+        let mut parts = ContextParts::new();
+        parts.deadline = Some(Deadline::after(time));
+        self.context_of(parts)
+    }
+
+    /// Returns a context with these ids, deadline and budget.
+    pub fn context_of(&self, parts: ContextParts) -> Context {
+        Context::from_parts(parts, Arc::clone(&self.0) as Arc<dyn Transport>)
+    }
+
+    /// Returns the cards of the arms that can be reached. They are asked, unless that was done within the last second.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect on calls.
+    pub async fn cards(&self) -> Vec<ArmCard> {
+        self.0.cards().await
+    }
+}
+
+#[async_trait]
+impl Transport for Arms {
+    async fn call(&self, call: Call) -> Result<Reply, CallError> {
+        Transport::call(&*self.0, call).await
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        self.0.cards().await
+    }
+
+    fn public_key(&self) -> Option<Map<String, Value>> {
+        self.0.authority.public_key()
+    }
+}
+
+#[async_trait]
+impl Transport for Shared {
+    // The expansion of an `async fn`, without a future around the one that is boxed already.
+    fn call<'a, 'async_trait>(&'a self, call: Call) -> Calling<'async_trait>
+    where
+        'a: 'async_trait,
+        Self: 'async_trait,
+    {
+        self.carrier.call(call)
+    }
+
+    async fn cards(&self) -> Vec<ArmCard> {
+        self.directory.refresh().await;
+        self.directory.cards()
+    }
+}
+
+impl fmt::Debug for Arms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arms").field("directory", &self.0.directory).finish()
+    }
+}
+
+/// Builds [`Arms`]: see [`Arms::builder`]. [`build`](Self::build) checks all settings.
+///
+/// A call passes the layers of [`layer`](Self::layer). Then an endpoint is chosen, and the call passes its layers of
+/// [`endpoint_layer`](Self::endpoint_layer). It is written as an HTTP request, which passes those of
+/// [`request_layer`](Self::request_layer).
+#[must_use = "a builder does nothing until it builds"]
+#[derive(Default)]
+pub struct ArmsBuilder {
+    arms: Vec<Named>,
+    above: Vec<CallLayer>,
+    below: Vec<CallLayer>,
+    requests: Requests,
+    authority: Authority,
+}
+
+request_setters!(ArmsBuilder);
+
+/// An arm as it was added.
+struct Named {
+    /// Name in errors: that of the variable, or the id of the arm.
+    name: String,
+    id: String,
+    urls: Vec<String>,
+    serves: Option<ContractCard>,
+}
+
+impl ArmsBuilder {
+    /// Adds an arm with its id and its URL, or several URLs separated by commas. The arm is asked for its contracts.
+    pub fn endpoint(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
+        self.named(id.into(), urls.as_ref(), None)
+    }
+
+    /// Adds a service that serves `C` at its usual path and is not asked for a card, such as one without octollm. A service with
+    /// several contracts is added once for each, with the same URLs.
+    pub fn endpoint_serving<C: TaskContract>(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
+        // The schemas of the service are not known.
+        let mut card = ContractCard::of::<C>();
+        card.fingerprint = String::new();
+        self.named(id.into(), urls.as_ref(), Some(card))
+    }
+
+    fn named(mut self, id: String, urls: &str, serves: Option<ContractCard>) -> Self {
+        let urls = urls.split(',').map(|url| url.trim().to_owned()).collect();
+        self.arms.push(Named { name: id.clone(), id, urls, serves });
+        self
+    }
+
+    /// Adds the arms of these environment variables, each `OCTOLLM_ARM_<ID>=url[,url]`. Other variables are ignored.
+    ///
+    /// # Errors
+    /// A value is not UTF-8.
+    pub fn vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        mut self,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        self.arms.extend(arm_variables(variables)?);
+        Ok(self)
+    }
+
+    /// Sends a token with each call.
+    ///
+    /// A root issues it to the caller of the context. It acts for itself in a context whose callers are not checked, such as that of
+    /// [`Arms::call`]. An arm issues it by the link that it was given. If the caller has not delegated the scope of the contract,
+    /// the call fails before it is sent.
+    ///
+    /// Each arm is the audience of its tokens under the id that it has here.
+    #[cfg(feature = "tokens")]
+    pub fn tokens(mut self, issuer: crate::token::TokenIssuer) -> Self {
+        self.authority.issuer = Some(issuer);
+        self
+    }
+
+    /// Allows tokens to be sent in cleartext to other machines, as in a service mesh that encrypts connections itself. With a
+    /// [connector](Self::connector) of your own they are allowed.
+    #[cfg(feature = "tokens")]
+    pub fn cleartext(mut self) -> Self {
+        self.authority.cleartext = true;
+        self
+    }
+
+    /// Adds a tower layer around each call, above its [retry](octollm_core::context::CallFuture::retry) and the choice of an
+    /// endpoint. A retry in this layer can reach another endpoint with [`Call::avoid`]. The layer added last is the outermost.
+    ///
+    /// An error other than [`CallError`] becomes the source of one.
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<CallService> + Send + Sync + 'static,
+        L::Service: Service<Call, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Call>>::Error: Into<BoxError>,
+        <L::Service as Service<Call>>::Future: Send + 'static,
+    {
+        self.above.push(call_layer(layer));
+        self
+    }
+
+    /// Adds a tower layer around the calls to each endpoint. It creates one service per endpoint, which is used as long as the
+    /// client exists. The layer added last is the outermost.
+    pub fn endpoint_layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<CallService> + Send + Sync + 'static,
+        L::Service: Service<Call, Response = Reply> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Call>>::Error: Into<BoxError>,
+        <L::Service as Service<Call>>::Future: Send + 'static,
+    {
+        self.below.push(call_layer(layer));
+        self
+    }
+
+    /// Builds the client. The first call opens the first connection.
+    ///
+    /// # Errors
+    /// A setting, an id or a URL is invalid.
+    pub fn build(self) -> Result<Arms, ConfigError> {
+        let time_limit = self.requests.config.capabilities_timeout;
+        let count = self.arms.iter().map(|arm| &arm.id).collect::<HashSet<_>>().len();
+        let over_tcp = self.requests.connector.is_none();
+        let exchanger = self.requests.build(count)?;
+        let mut arms: Vec<ConfiguredArm> = Vec::new();
+        for named in self.arms {
+            add(&mut arms, named)?;
+        }
+        for arm in arms.iter().filter(|_| over_tcp) {
+            self.authority.check(&arm.id, &arm.endpoints)?;
+        }
+        let directory = Arc::new(Directory::new(arms, exchanger.clone(), time_limit));
+        let layers = (&*self.above, &*self.below);
+        let carrier = Carrier::new(&directory, &exchanger, &self.authority, layers);
+        Ok(Arms(Arc::new(Shared { carrier, authority: self.authority, directory })))
+    }
+}
+
+impl fmt::Debug for ArmsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArmsBuilder")
+            .field("arms", &self.arms)
+            .field("config", &self.requests.config)
+            .finish_non_exhaustive()
+    }
+}
+
+const PREFIX: &str = "OCTOLLM_ARM_";
+
+/// Reads the variables `OCTOLLM_ARM_<ID>=url[,url]`, sorted by name, and ignores all others.
+fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    variables: impl IntoIterator<Item = (K, V)>,
+) -> Result<Vec<Named>, ConfigError> {
+    let mut arms = Vec::new();
+    for (name, value) in variables {
+        let name = name.as_ref().to_string_lossy();
+        let Some(id) = name.strip_prefix(PREFIX) else { continue };
+        let arm_id = id.to_ascii_lowercase().replace('_', "-");
+        let Some(value) = value.as_ref().to_str() else {
+            return Err(ConfigError::new(name.into_owned(), "is not UTF-8"));
+        };
+        let urls = value.split(',').map(|url| url.trim().to_owned()).collect();
+        arms.push(Named { name: name.into_owned(), id: arm_id, urls, serves: None });
+    }
+    arms.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(arms)
+}
+
+fn add(arms: &mut Vec<ConfiguredArm>, named: Named) -> Result<(), ConfigError> {
+    let Named { name, id, urls, serves } = named;
+    let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if !id.starts_with(|c: char| c.is_ascii_lowercase()) || !id.bytes().all(lower) || id.len() > 128 {
+        return Err(ConfigError::new(name, "is not an arm id of lower-case letters, digits and dashes"));
+    }
+    let endpoints = urls
+        .iter()
+        .map(|url| Endpoint::parse(url))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|problem| ConfigError::new(name.clone(), problem))?;
+    let Some(known) = arms.iter_mut().find(|arm| *arm.id == *id) else {
+        let card = serves.map(|contract| with_contract(ArmCard::new(&*id), contract));
+        let first_site = arms.last().map_or(0, |last| last.first_site + last.endpoints.len());
+        arms.push(ConfiguredArm { id: id.into(), endpoints, first_site, card });
+        return Ok(());
+    };
+    match (&mut known.card, serves) {
+        (Some(card), Some(contract)) if known.endpoints == endpoints => {
+            *card = with_contract(card.clone(), contract);
+            Ok(())
+        }
+        _ => Err(ConfigError::new(name, "names an arm that is set already")),
+    }
+}
+
+fn with_contract(mut card: ArmCard, contract: ContractCard) -> ArmCard {
+    if !card.capabilities.contains(&contract.name) {
+        card.capabilities.push(contract.name.clone());
+    }
+    card.contracts.push(contract);
+    card
+}
+
+impl fmt::Debug for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No URLs: they are not checked yet for credentials.
+        f.write_str(&self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_its_own_variables_only() {
+        let arms = arm_variables([
+            ("PATH", "/bin"),
+            ("OCTOLLM_ARM_JUDGE", "http://judge:8103"),
+            ("OCTOLLM_ARM_CODE_REVIEWER", "http://a:1, http://b:2"),
+            ("OCTOLLM_ARMS", "x"),
+        ])
+        .unwrap();
+        assert_eq!(arms.len(), 2);
+        assert_eq!(arms[0].id, "code-reviewer");
+        assert_eq!(arms[0].urls, ["http://a:1", "http://b:2"]);
+        assert_eq!(arms[1].name, "OCTOLLM_ARM_JUDGE");
+    }
+}

@@ -24,11 +24,10 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 
 use super::{
-    answer,
     authority::Authority,
-    exchange::{ExchangeLimits, Target},
+    exchange::{Exchange, Exchanger, Requests, Target, never_nothing, read_answer, request_setters},
     offers::Endpoint,
-    requests::{Exchange, Exchanger, Requests, request_setters},
+    pool::ExchangeLimits,
 };
 use crate::limits::limits_setters;
 
@@ -95,7 +94,7 @@ impl OrchestratorClient {
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
         let answer = self.exchange(method, path, body, &parts, deadline).await?;
-        let output = answer::read(answer, answer::never_nothing).0?;
+        let output = read_answer(answer, never_nothing).0?;
         read_output(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
         })

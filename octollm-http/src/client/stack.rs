@@ -14,21 +14,23 @@ use octollm_core::{
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     resilience::RetryLayer,
-    transport::{Call, CallService, Reply, ServedBy},
+    transport::{Call, Reply},
 };
-use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::{
-    answer,
     authority::Authority,
     directory::Directory,
-    exchange::{ExchangeError, ExchangeLimits},
+    exchange::{Exchanger, read_answer, unreadable},
     offers::{Endpoint, Offer, Offers},
-    requests::Exchanger,
+    pool::{ExchangeError, ExchangeLimits},
 };
 
 /// The future of a call.
 pub(super) type Calling<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
+
+/// A service of calls, within layers of the user.
+pub(super) type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 
 /// A layer of a user, above or below the choice of an endpoint.
 pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
@@ -105,7 +107,7 @@ impl Carrier {
         let sites = Arc::new(Sites { directory: Arc::clone(directory), stacks });
         let cards = Arc::clone(directory);
         let retry =
-            RetryLayer::new().attempts(1).keys_honoured(move |call| cards.honours_keys(&call.contract));
+            RetryLayer::new().retries(0).keys_honoured(move |call| cards.honours_keys(&call.contract));
         let choice =
             service_of(Arc::clone(&sites), |sites: Arc<Sites>, call| async move { sites.carry(&call).await });
         let retried = CallService::new(retry.layer(choice));
@@ -199,7 +201,7 @@ impl Sites {
             let Some(offer) = offers.offer(turn, step, &call.avoid) else { continue };
             match self.at(offer, call).await {
                 Ok(mut reply) => {
-                    reply.served_by.attempts = reply.served_by.attempts.saturating_add(failovers);
+                    reply.attempts = reply.attempts.saturating_add(failovers);
                     return Ok(reply);
                 }
                 Err(error) => {
@@ -264,16 +266,15 @@ impl Site {
                 });
             }
         };
-        let (output, usage) = answer::read(response, call.reads);
+        let (output, usage) = read_answer(response, call.reads);
         let output = output.and_then(|output| match drift.and_then(|_| (call.reads)(&output).err()) {
             // A difference of schemas may or may not concern this output.
-            Some(error) => Err(answer::unreadable(&error)),
+            Some(error) => Err(unreadable(&error)),
             None => Ok(output),
         });
         match output {
             Ok(output) => {
-                let served_by = ServedBy::new(Arc::clone(&self.arm), self.endpoint.shared());
-                Ok(Reply::new(output, served_by).with_usage(usage))
+                Ok(Reply::new(output, Arc::clone(&self.arm), self.endpoint.shared()).with_usage(usage))
             }
             Err(mut failure) => {
                 if let Some(drift) = drift {

@@ -19,9 +19,10 @@ use http::{Method, StatusCode, header, request::Parts, uri::Authority};
 use jiff::Timestamp;
 use octollm_core::{
     __private::caught,
+    Context,
     card::{ArmCard, ArmStatus},
     contract::ContractRef,
-    dispatcher::{Dispatcher, Execution, Route},
+    dispatcher::Dispatcher,
     error::{ConfigError, ErrorKind, Failure},
     id::TaskId,
     json,
@@ -33,11 +34,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
-use super::{
-    head::Arrival,
-    reply::{Answer, Refusal},
-    routes::{Endpoint, Inbound, RouteTable, Takes, within},
-};
+use super::routes::{Answer, Arrival, Endpoint, Inbound, Refusal, RouteTable, Takes, within};
 
 /// Adds the routes of every server.
 pub(crate) fn add_probes(table: &mut RouteTable, own: &ArmCapabilities) -> Result<(), ConfigError> {
@@ -52,35 +49,23 @@ pub(crate) fn add_contracts(
     dispatcher: &Arc<Dispatcher>,
     transport: &Arc<dyn Transport>,
 ) -> Result<(), ConfigError> {
-    if dispatcher.routes().is_empty() {
+    if dispatcher.specs().next().is_none() {
         return Ok(());
     }
     let execute = Execute { dispatcher: dispatcher.clone(), transport: transport.clone() };
     table.add(Method::POST, "/execute", execute)?;
-    for (position, route) in dispatcher.routes().iter().enumerate() {
-        let (contract, path) = (route.contract().clone(), route.spec().path);
+    for spec in dispatcher.specs() {
         let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
-        table.contract(path, Contract { dispatcher, contract, position, transport })?;
+        table.contract(spec.path, Contract { dispatcher, contract: spec.reference(), transport })?;
     }
     Ok(())
 }
 
 /// `POST /{path}`: runs a contract.
 struct Contract {
-    pub(crate) dispatcher: Arc<Dispatcher>,
-    pub(crate) contract: ContractRef,
-    /// Position among the routes of the dispatcher.
-    pub(crate) position: usize,
-    pub(crate) transport: Arc<dyn Transport>,
-}
-
-impl Contract {
-    fn route(&self) -> Result<&Route, Failure> {
-        match self.dispatcher.routes().get(self.position) {
-            Some(route) => Ok(route),
-            None => self.dispatcher.find(&self.contract),
-        }
-    }
+    dispatcher: Arc<Dispatcher>,
+    contract: ContractRef,
+    transport: Arc<dyn Transport>,
 }
 
 #[async_trait]
@@ -90,11 +75,10 @@ impl Endpoint for Contract {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let execution = Execution::new(inbound.parts, self.transport.clone());
-        let outcome = self.route()?.execute(&inbound.body, execution).await;
-        match outcome.result {
-            Ok(output) => Ok(Answer::written(output).usage(outcome.usage)),
-            Err(error) => Err(Refusal::from(error.into_failure()).usage(outcome.usage)),
+        let mut cx = Context::from_parts(inbound.parts, self.transport.clone());
+        match self.dispatcher.execute(&self.contract, &inbound.body, &mut cx).await {
+            Ok(output) => Ok(Answer::written(output).usage(cx.used())),
+            Err(error) => Err(Refusal::from(error.into_failure()).usage(cx.used())),
         }
     }
 }
@@ -143,23 +127,19 @@ impl Endpoint for Execute {
         let task = envelope.task_id.or_else(|| parts.task_id.take()).unwrap_or_default();
         parts.caller.may_work_for(&task)?;
         parts.task_id = Some(task.clone());
-        let found = self.dispatcher.find(&envelope.contract);
-        let route = found.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
+        let offered = self.dispatcher.spec(&envelope.contract);
+        offered.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
 
         let (timestamp, begun) = (Timestamp::now(), Instant::now());
-        let execution = Execution::new(parts, self.transport.clone());
-        let outcome = route.execute(envelope.input.get().as_bytes(), execution).await;
-        let output = match outcome.result {
-            Ok(output) => output,
-            Err(error) => {
-                return Err(Refusal::from(error.into_failure()).usage(outcome.usage).task(task));
-            }
-        };
+        let (mut cx, input) = (Context::from_parts(parts, self.transport.clone()), envelope.input.get());
+        let executed = self.dispatcher.execute(&envelope.contract, input.as_bytes(), &mut cx).await;
+        let output = executed
+            .map_err(|error| Refusal::from(error.into_failure()).usage(cx.used()).task(task.clone()))?;
         let output = serde_json::from_slice(&output).map_err(|_| Failure::of(ErrorKind::Internal))?;
         let arm_id = &self.dispatcher.card().arm_id;
         let provenance = Provenance { arm_id, timestamp, duration_ms: milliseconds(begun.elapsed()) };
         let executed = Executed { task_id: task, status: "completed", output, provenance };
-        Ok(Answer::json(&executed)?.usage(outcome.usage))
+        Ok(Answer::json(&executed)?.usage(cx.used()))
     }
 }
 

@@ -26,14 +26,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     arm::HealthState,
-    config::ServerConfig,
-    head::Arrival,
+    body::HttpBody,
     limited::{Limited, Protocol, State, Times},
-    response_body::ResponseBody,
+    routes::Arrival,
     service::HttpService,
     streams::{Stream, Streams},
 };
-use crate::io::{Io, Peer};
+use crate::{
+    io::{Io, Peer},
+    limits::ServerConfig,
+};
 
 /// Serves connections.
 pub(crate) struct Connections {
@@ -180,7 +182,7 @@ async fn answer_http1(
     state: Arc<State>,
     peer: Peer,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Result<Response<HttpBody>, Infallible> {
     let running = state.begin();
     let tunnel = request.method() == Method::CONNECT;
     let mut response = service.answer(request, Arrival::Http1, peer).await;
@@ -199,7 +201,7 @@ async fn answer_http2(
     service: HttpService,
     peer: Peer,
     request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Result<Response<HttpBody>, Infallible> {
     let mut response = service.answer(request, Arrival::Http2, peer).await;
     if let Some(stream) = Stream::current() {
         response.body_mut().sent_by_http2(stream);

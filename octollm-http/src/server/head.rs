@@ -3,8 +3,11 @@
 use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts};
 use octollm_core::error::{ErrorKind, Failure};
 
-use super::{config::ServerConfig, reply::Refusal};
-use crate::wire::{is_json, names};
+use super::routes::{Arrival, Refusal};
+use crate::{
+    limits::ServerConfig,
+    wire::{is_json, names},
+};
 
 const CODINGS: &str = "the only transfer coding that is supported is chunked";
 
@@ -19,15 +22,6 @@ pub(crate) struct Fields<'h> {
     accepts: Accepts,
     coded: bool,
     expects: bool,
-}
-
-/// The way by which a request arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Arrival {
-    /// Through the server around this one, which checks the framing.
-    Mounted,
-    Http1,
-    Http2,
 }
 
 /// A field that may occur once.
@@ -112,9 +106,9 @@ impl<'h> Fields<'h> {
         Ok(())
     }
 
-    /// The media types that the caller accepts.
-    pub(crate) fn accepts(&self) -> Accepts {
-        self.accepts
+    /// Whether the caller accepts `application/json`.
+    pub(crate) fn accepts_json(&self) -> bool {
+        self.accepts.json()
     }
 
     /// Checks that the body is declared as JSON in UTF-8 without a content coding.
@@ -227,14 +221,14 @@ fn hex(digit: u8) -> Option<u8> {
 
 /// Whether the `Accept` fields of a caller, taken together, include `application/json`.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Accepts {
+struct Accepts {
     /// Specificity and verdict of the most specific range that matches (RFC 9110 §12.5.1).
     best: Option<(u8, bool)>,
     stands: bool,
 }
 
 impl Accepts {
-    pub(crate) fn add(&mut self, value: &HeaderValue) {
+    fn add(&mut self, value: &HeaderValue) {
         self.stands = true;
         for range in value.to_str().unwrap_or_default().split(',') {
             if let Some(found) = range_for_json(range)
@@ -246,7 +240,7 @@ impl Accepts {
     }
 
     /// Whether the caller accepts `application/json`.
-    pub(crate) fn json(self) -> bool {
+    fn json(self) -> bool {
         !self.stands || self.best.is_some_and(|(_, taken)| taken)
     }
 }

@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::config::ServerConfig;
+use crate::limits::ServerConfig;
 
 /// The stream below hyper, with time limits.
 ///

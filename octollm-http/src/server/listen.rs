@@ -13,6 +13,7 @@ use std::{
 use futures_util::FutureExt;
 use octollm_core::orchestrator::Orchestrator;
 use tokio::{
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinSet, unconstrained},
     time::{sleep, timeout},
@@ -20,10 +21,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{arm::HealthState, connection::Connections, service::HttpService};
-use crate::io::{Acceptor, TcpAcceptor};
+use crate::io::Acceptor;
 
 /// A server that listens, on TCP by default. Awaiting it is the same as [`run`](Self::run).
-pub struct BoundServer<A = TcpAcceptor> {
+pub struct BoundServer<A = TcpListener> {
     acceptor: A,
     service: HttpService,
     health: Arc<HealthState>,
@@ -43,9 +44,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 impl BoundServer {
-    /// The address that the server listens on.
+    /// The address that the server listens on; `0.0.0.0:0` if the system does not return it.
     pub fn local_addr(&self) -> SocketAddr {
-        self.acceptor.local_addr()
+        self.acceptor.local_addr().unwrap_or_else(|_| SocketAddr::from(([0; 4], 0)))
     }
 
     /// The address as a URL, such as `http://127.0.0.1:8103`.

@@ -33,26 +33,379 @@
 //!
 //! For each request the server checks the head, finds the route, authenticates the caller and reads the body. Every failure is
 //! answered with a [`Problem`](crate::wire::Problem). [`HttpService`] is this service alone, to mount into another server.
-//! [`BoundServer`] serves it over an [`Acceptor`](crate::io::Acceptor), with limits on each connection.
+//! [`BoundServer`] serves it over an [`Acceptor`], with limits on each connection.
 // A module uses only what stands before it here.
-mod config;
 mod limited;
 mod streams;
 mod request_body;
-mod response_body;
-mod reply;
+mod body;
+mod routes;
 mod head;
 mod identity;
-mod routes;
 mod service;
 mod arm;
 mod tasks;
 mod openapi;
 mod connection;
 mod listen;
-mod builder;
 
-pub use self::{
-    builder::Server, identity::Authenticate, listen::BoundServer, request_body::RequestBody,
-    response_body::ResponseBody, service::HttpService,
+use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body::Body;
+use octollm_core::{
+    Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, orchestrator::Orchestrator,
+    reflex::Reflex, transport::Transport,
 };
+use tokio::net::{ToSocketAddrs, lookup_host};
+use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
+
+use self::{
+    arm::{ArmCapabilities, Check, HealthState, Written},
+    identity::Identity,
+    listen::Built,
+    openapi::Document,
+    routes::{ErrorForm, RouteService, RouteTable},
+    tasks::Screen,
+};
+pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};
+use crate::{
+    io::{self, Acceptor},
+    limits::{ServerConfig, limits_setters, server_limits, within},
+};
+
+/// Builds a server for arms, an orchestrator and a reflex, each alone or together.
+///
+/// It serves on TCP with [`serve`](Self::serve) and [`bind`](Self::bind), on another transport with [`listen`](Self::listen),
+/// and inside another server with [`into_service`](Self::into_service). Settings are checked there.
+///
+/// | set | routes |
+/// |---|---|
+/// | always | `GET /health`, `/ready`, `/capabilities`, `/openapi.json` |
+/// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
+/// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
+/// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
+/// | [`route`](Self::route) | a route of your own |
+#[must_use = "a server does nothing until it is bound, listens or is mounted"]
+pub struct Server {
+    dispatcher: Dispatcher,
+    transport: Arc<dyn Transport>,
+    orchestrator: Option<Arc<dyn Orchestrator>>,
+    reflex: Option<Arc<dyn Reflex>>,
+    routes: Vec<(Method, String, RouteService)>,
+    layers: Vec<Box<dyn FnOnce(HttpService) -> HttpService + Send>>,
+    config: ServerConfig,
+    checks: Vec<Check>,
+    identity: Identity,
+    errors: ErrorForm,
+    #[cfg(feature = "tokens")]
+    jwks: Option<crate::token::KeySet>,
+}
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+impl Server {
+    /// Creates a server of this id, such as `judge`, which has no routes but its probes.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self {
+            dispatcher: Dispatcher::new(id),
+            transport: Arc::new(()),
+            orchestrator: None,
+            reflex: None,
+            routes: Vec::new(),
+            layers: Vec::new(),
+            config: ServerConfig::default(),
+            checks: Vec::new(),
+            identity: Identity::default(),
+            errors: ErrorForm::default(),
+            #[cfg(feature = "tokens")]
+            jwks: None,
+        }
+    }
+
+    /// Adds an arm for a contract, in place of one that was added for it before.
+    ///
+    /// The contract is inferred if the arm implements one; `arm::<C>(..)` names it if the arm implements several.
+    pub fn arm<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
+        self.dispatcher.serve::<C>(arm);
+        self
+    }
+
+    /// Sets the orchestrator that runs tasks: a [`Brain`](octollm_core::brain::Brain), or a client of one elsewhere.
+    ///
+    /// The card at `GET /capabilities` then lists the arms that it knows. The server drains and closes it at its end (see
+    /// [`run_until`](BoundServer::run_until)). A mounted server leaves that to the server around it.
+    pub fn orchestrator(mut self, orchestrator: impl Orchestrator) -> Self {
+        self.orchestrator = Some(Arc::new(orchestrator));
+        self
+    }
+
+    /// Sets the reflex that screens tasks.
+    ///
+    /// `POST /preprocess` answers the reaction of the reflex to a text. `POST /tasks` submits the tasks that pass. A task that
+    /// the reflex answers is returned completed, with 200 in place of 202, and is not stored.
+    ///
+    /// Only tasks are screened. Inputs of the contracts that the server serves by [`arm`](Self::arm) reach the arm unchanged.
+    pub fn reflex(mut self, reflex: impl Reflex) -> Self {
+        self.reflex = Some(Arc::new(reflex));
+        self
+    }
+
+    /// Sets the arms that the arms and the reflex of this server can call. By default there are none. If they are called with
+    /// tokens, the card has the public key for them.
+    pub fn arms(mut self, arms: impl Transport) -> Self {
+        self.dispatcher.card_mut().key = arms.public_key();
+        self.transport = Arc::new(arms);
+        self
+    }
+
+    /// Adds a route of your own. Its path can have `{parameters}`, which the service reads from the URI.
+    ///
+    /// The head, the limits and the identity are checked first, as for every request. The extensions of the request hold the
+    /// [`Caller`](octollm_core::parts::Caller) and the [`ContextParts`](octollm_core::parts::ContextParts). The body is streamed.
+    /// The request counts as running until its answer is sent. An error of the service is logged and answered with 500.
+    ///
+    /// The service can answer 101 and take the connection over with `hyper::upgrade::on`. That connection has no limits but the
+    /// service's own, and is closed at the end of the server.
+    pub fn route<S, B>(mut self, method: Method, path: impl Into<String>, service: S) -> Self
+    where
+        S: Service<Request<HttpBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError> + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let service = service
+            .map_response(|response: Response<B>| response.map(HttpBody::streamed))
+            .map_err(Into::into);
+        self.routes.push((method, path.into(), BoxCloneSyncService::new(service)));
+        self
+    }
+
+    /// Adds a tower layer around the whole service, which every request passes before any check. The layer added last is the
+    /// outermost.
+    pub fn layer<L, B>(mut self, layer: L) -> Self
+    where
+        L: Layer<HttpService> + Send + 'static,
+        L::Service: Service<Request<HttpBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<HttpBody>>>::Future: Send + 'static,
+        <L::Service as Service<Request<HttpBody>>>::Error: Into<BoxError>,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.layers.push(Box::new(move |service| service.layer(layer)));
+        self
+    }
+
+    /// Sets the authenticator, which establishes who calls. Without this and
+    /// [`identity_from_extensions`](Self::identity_from_extensions) a caller is
+    /// [`Unchecked`](octollm_core::parts::Caller::Unchecked).
+    pub fn authenticate(mut self, authenticator: impl Authenticate) -> Self {
+        self.identity.authenticator = Some(Arc::new(authenticator));
+        self
+    }
+
+    /// Accepts a [`Caller`](octollm_core::parts::Caller) in the extensions of a request, where a layer or the server around this
+    /// one has set it. It cannot come over the network. A request without one is authenticated, or is anonymous if there is no
+    /// authenticator.
+    pub fn identity_from_extensions(mut self) -> Self {
+        self.identity.from_extensions = true;
+        self
+    }
+
+    /// Accepts every caller. A server that listens beyond loopback or is mounted needs this,
+    /// [`authenticate`](Self::authenticate) or [`identity_from_extensions`](Self::identity_from_extensions).
+    pub fn open_to_all(mut self) -> Self {
+        self.identity.open_to_all = true;
+        self
+    }
+
+    /// Adds the scope of a contract that an arm of this server calls to the `needs` of the card. Callers delegate no other scopes.
+    pub fn needs<C: TaskContract>(self) -> Self {
+        self.needs_scope(C::SPEC.scope)
+    }
+
+    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does.
+    pub fn needs_scope(mut self, scope: impl Into<String>) -> Self {
+        let (needs, scope) = (&mut self.dispatcher.card_mut().needs, scope.into());
+        if !needs.contains(&scope) {
+            needs.push(scope);
+        }
+        self
+    }
+
+    /// Serves the public keys of an issuer at `GET /.well-known/jwks.json`.
+    #[cfg(feature = "tokens")]
+    pub fn jwks(mut self, keys: crate::token::KeySet) -> Self {
+        self.jwks = Some(keys);
+        self
+    }
+
+    /// Sets the description in the card: the purpose of the server, in a sentence or two.
+    pub fn description(mut self, description: impl Into<String>) -> Self {
+        self.dispatcher.card_mut().description = description.into();
+        self
+    }
+
+    /// Sets the version of the program in the card.
+    pub fn version(mut self, version: impl Into<String>) -> Self {
+        self.dispatcher.card_mut().version = version.into();
+        self
+    }
+
+    /// Sets the cost tier of the arms in the card, from 1 (cheap) to 5. Default 3.
+    pub fn cost_tier(mut self, tier: u8) -> Self {
+        self.dispatcher.card_mut().cost_tier = tier;
+        self
+    }
+
+    /// Sets the URL in the card, such as `http://judge-arm:8103`. By default it is the host that the caller asked. The card of a
+    /// mounted server has none by default, since only the caller knows the path.
+    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.dispatcher.card_mut().endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Adds a member `error` with `code` and `message` to the body of every error, for clients that read `error.message`. Answers
+    /// of your own [routes](Self::route) and [layers](Self::layer) are not changed.
+    pub fn nested_errors(mut self) -> Self {
+        self.errors = ErrorForm::Nested;
+        self
+    }
+
+    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. Several checks of one name are
+    /// reported as one, which holds if all of them do.
+    pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = bool> + Send + 'static,
+    {
+        self.checks.push(Check::new(name.into(), check));
+        self
+    }
+
+    /// Listens on TCP and serves until SIGTERM or Ctrl-C, as [`run_until_signal`](BoundServer::run_until_signal) does.
+    ///
+    /// # Errors
+    /// Those of [`bind`](Self::bind).
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the server and every connection at once.
+    pub async fn serve(self, address: impl ToSocketAddrs) -> Result<(), ConfigError> {
+        self.bind(address).await?.run_until_signal().await;
+        Ok(())
+    }
+
+    /// Listens on TCP, without serving yet. For port 0 the system chooses one.
+    ///
+    /// # Errors
+    /// A setting is invalid, or the address cannot be listened on. The setting is `authenticate` if the address is beyond loopback
+    /// and nothing establishes who calls.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the server, and the listener with it.
+    pub async fn bind(self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
+        let addresses: Vec<_> = lookup_host(address).await.map_err(not_found)?.collect();
+        let beyond = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
+        if let Some(address) = beyond {
+            self.guarded(|| address.to_string())?;
+        }
+        let built = self.build()?;
+        let acceptor = io::listen(&addresses).map_err(|source| {
+            let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
+        })?;
+        Ok(BoundServer::new(acceptor, built))
+    }
+
+    /// Accepts connections from an acceptor, without serving yet.
+    ///
+    /// # Errors
+    /// A setting is invalid. The setting is `authenticate` if the acceptor is not [local](Acceptor::is_local) and nothing
+    /// establishes who calls.
+    pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer<A>, ConfigError> {
+        if !acceptor.is_local() {
+            self.guarded(|| "on an acceptor".into())?;
+        }
+        Ok(BoundServer::new(acceptor, self.build()?))
+    }
+
+    /// Returns the server as a tower service, to mount into another server.
+    ///
+    /// Limits on requests hold; limits on connections are those of the other server. Call [`close`](Orchestrator::close) of an
+    /// [orchestrator](Self::orchestrator) at its end.
+    ///
+    /// # Errors
+    /// A setting is invalid. The setting is `authenticate` if nothing establishes who calls.
+    pub fn into_service(self) -> Result<HttpService, ConfigError> {
+        self.guarded(|| "a mounted service".into())?;
+        self.build().map(|built| built.service)
+    }
+
+    fn config_mut(&mut self) -> &mut ServerConfig {
+        &mut self.config
+    }
+
+    fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ConfigError> {
+        if self.identity.is_decided() {
+            return Ok(());
+        }
+        let problem = format!(
+            "is not set, so that nothing establishes who calls {}, which others can reach: set `authenticate(..)`, \
+             `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`",
+            exposed()
+        );
+        Err(ConfigError::new("authenticate", problem))
+    }
+
+    fn build(self) -> Result<Built, ConfigError> {
+        self.config.check()?;
+        within("cost_tier", 1, self.dispatcher.card().cost_tier, 5)?;
+        if let Some(refused) = self.dispatcher.refused().first() {
+            return Err(refused.clone());
+        }
+        let Self { dispatcher, transport, orchestrator, errors, .. } = self;
+        let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
+        let dispatcher = Arc::new(dispatcher);
+        let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
+        let mut table = RouteTable::default();
+        // Before the routes of contracts: of two routes with one path the error names the contract.
+        arm::add_probes(&mut table, &own)?;
+        let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
+        let document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
+        table.add(Method::GET, "/openapi.json", Written(document.write()))?;
+        let screen = self.reflex.map(|reflex| Screen { reflex, transport: transport.clone() });
+        tasks::add_tasks(&mut table, own, screen, orchestrator.clone())?;
+        arm::add_contracts(&mut table, &dispatcher, &transport)?;
+        #[cfg(feature = "tokens")]
+        if let Some(keys) = self.jwks {
+            table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;
+        }
+        for (method, path, service) in self.routes {
+            table.service(method, &path, service)?;
+        }
+        let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
+        let service = HttpService::new(table, self.config, identity, errors);
+        let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
+        Ok(Built { service, health, orchestrator })
+    }
+}
+
+server_limits!(limits_setters Server);
+
+fn not_found(source: std::io::Error) -> ConfigError {
+    ConfigError::new("address", "was not found").with_source(source)
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("dispatcher", &self.dispatcher)
+            .field("orchestrator", &self.orchestrator.is_some())
+            .field("reflex", &self.reflex.is_some())
+            .field("config", &self.config)
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}

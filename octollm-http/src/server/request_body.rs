@@ -1,65 +1,23 @@
-//! The body of a request, and reading it whole within limits.
+//! Reading the body of a request whole, within limits.
 
 use std::{
     error::Error,
-    fmt,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::atomic::{AtomicUsize, Ordering},
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use http_body::Body;
+use http_body_util::BodyExt;
 use octollm_core::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
 };
 
 use crate::wire::BodyBuffer;
-
-/// The body of a request, streamed.
-///
-/// It fails if the connection is lost or its bytes are not HTTP.
-pub struct RequestBody(UnsyncBoxBody<Bytes, BoxError>);
-
-impl RequestBody {
-    pub(crate) fn new<B>(body: B) -> Self
-    where
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
-        Self(body.map_err(Into::into).boxed_unsync())
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.0).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
-    }
-}
-
-impl fmt::Debug for RequestBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestBody").field("size", &self.size_hint()).finish()
-    }
-}
 
 type BoxError = Box<dyn Error + Send + Sync>;
 

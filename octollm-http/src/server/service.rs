@@ -23,16 +23,18 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    config::ServerConfig,
-    head::{self, Arrival, Fields},
+    body::HttpBody,
+    head::{self, Fields},
     identity::Identity,
-    reply::{Answer, ErrorForm, Ids, Refusal, head_only},
-    request_body::{self, ArrivingBytes, BodyLimits, RequestBody},
-    response_body::ResponseBody,
-    routes::{Handler, Inbound, RouteService, RouteTable, Takes},
+    request_body::{self, ArrivingBytes, BodyLimits},
+    routes::{
+        Answer, Arrival, ErrorForm, Handler, Ids, Inbound, Refusal, RouteService, RouteTable, Takes,
+        head_only,
+    },
 };
 use crate::{
     io::Peer,
+    limits::ServerConfig,
     wire::{names, read_parts},
 };
 
@@ -46,7 +48,7 @@ pub struct HttpService {
     layered: Option<Layered>,
 }
 
-type Layered = BoxCloneSyncService<Request<RequestBody>, Response<ResponseBody>, Infallible>;
+type Layered = BoxCloneSyncService<Request<HttpBody>, Response<HttpBody>, Infallible>;
 type BoxError = Box<dyn Error + Send + Sync>;
 
 pub(crate) struct Core {
@@ -60,14 +62,14 @@ pub(crate) struct Core {
     arriving: ArrivingBytes,
 }
 
-type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<HttpBody>, Infallible>> + Send>>;
 
 impl<B> Service<Request<B>> for HttpService
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<ResponseBody>;
+    type Response = Response<HttpBody>;
     type Error = Infallible;
     type Future = ResponseFuture;
 
@@ -77,7 +79,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         if let Some(layered) = &self.layered {
-            return Box::pin(layered.clone().oneshot(request.map(RequestBody::new)));
+            return Box::pin(layered.clone().oneshot(request.map(HttpBody::streamed)));
         }
         // Set only where the server itself accepted the connection: it cannot come over the network.
         let arrival = request.extensions().get().copied().unwrap_or(Arrival::Mounted);
@@ -118,20 +120,20 @@ impl HttpService {
     pub(crate) fn layer<L, B>(self, layer: L) -> Self
     where
         L: Layer<Self>,
-        L::Service: Service<Request<RequestBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        <L::Service as Service<Request<RequestBody>>>::Future: Send + 'static,
-        <L::Service as Service<Request<RequestBody>>>::Error: Into<BoxError>,
+        L::Service: Service<Request<HttpBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<Request<HttpBody>>>::Future: Send + 'static,
+        <L::Service as Service<Request<HttpBody>>>::Error: Into<BoxError>,
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let core = self.core.clone();
         let errors = core.errors;
         let service = layer.layer(self);
-        let service = tower::service_fn(move |request: Request<RequestBody>| {
+        let service = tower::service_fn(move |request: Request<HttpBody>| {
             let (service, ids) = (service.clone(), ids_of(request.headers()));
             async move {
                 Ok(match caught(service.oneshot(request)).await {
-                    Ok(Ok(response)) => response.map(ResponseBody::streamed),
+                    Ok(Ok(response)) => response.map(HttpBody::streamed),
                     Ok(Err(error)) => failed(&ids, error.into(), errors),
                     Err(Panicked) => failed(&ids, "it panicked".into(), errors),
                 })
@@ -146,19 +148,19 @@ impl HttpService {
         mut request: Request<Incoming>,
         arrival: Arrival,
         peer: Peer,
-    ) -> Response<ResponseBody> {
+    ) -> Response<HttpBody> {
         if self.core.identity.authenticator.is_some() {
             request.extensions_mut().insert(peer);
         }
         let Some(layered) = &self.layered else { return self.core.answer(request, arrival).await };
         request.extensions_mut().insert(arrival);
-        let Ok(response) = Box::pin(layered.clone().oneshot(request.map(RequestBody::new))).await;
+        let Ok(response) = Box::pin(layered.clone().oneshot(request.map(HttpBody::streamed))).await;
         response
     }
 }
 
 /// The answer in place of the error or the panic of a layer.
-fn failed(ids: &HeaderMap, error: BoxError, errors: ErrorForm) -> Response<ResponseBody> {
+fn failed(ids: &HeaderMap, error: BoxError, errors: ErrorForm) -> Response<HttpBody> {
     let parts = read_parts(ids).unwrap_or_else(|refused| refused.1);
     tracing::error!(request = %parts.request_id, %error, "layer failed");
     Ids::of(ids, &parts).respond(Err(Failure::of(ErrorKind::Internal).into()), errors)
@@ -175,7 +177,7 @@ impl Core {
     ///
     /// # Cancel safety
     /// Dropping the future drops that of the arm.
-    async fn answer<B>(&self, request: Request<B>, arrival: Arrival) -> Response<ResponseBody>
+    async fn answer<B>(&self, request: Request<B>, arrival: Arrival) -> Response<HttpBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -269,9 +271,9 @@ impl Core {
         let path = head.uri.path().to_owned();
         head.extensions.insert(parts.caller.clone());
         head.extensions.insert(parts);
-        let request = Request::from_parts(head, RequestBody::new(body));
+        let request = Request::from_parts(head, HttpBody::streamed(body));
         match contained(service.oneshot(request), &path).await? {
-            Ok(response) => Ok(Answer::foreign(response).holding(place)),
+            Ok(response) => Ok(Answer(response).holding(place)),
             Err(error) => {
                 tracing::error!(path, %error, "route failed");
                 Err(Failure::of(ErrorKind::Internal).into())
@@ -297,7 +299,7 @@ impl Core {
         let (handler, id) = self.routes.find(&head.method, head.uri.path())?;
         let takes = match handler {
             Handler::Endpoint(endpoint) => {
-                if !endpoint.satisfies(fields.accepts()) {
+                if !fields.accepts_json() {
                     let words = "the answer is application/json";
                     return Err(Failure::new(ErrorKind::NotAcceptable, words).into());
                 }

@@ -12,7 +12,7 @@ use octollm_core::{
     json,
     orchestrator::{JournalStep, Orchestrator},
     parts::ContextParts,
-    reflex::{Observations, Reaction, Reflex, ReflexInput, screen_submission},
+    reflex::{Reaction, Reflex, ReflexInput, screen_submission},
     task::{Submission, TaskQuery, TaskRecord, TaskResult},
     transport::Transport,
 };
@@ -23,8 +23,7 @@ use serde_json::Value;
 use super::{
     arm::{ArmCapabilities, KnownArms},
     head::percent_decoded,
-    reply::{Answer, Refusal},
-    routes::{Endpoint, Inbound, RouteTable, Takes, within},
+    routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
 };
 
 /// Adds the routes of an orchestrator and of a reflex.
@@ -250,21 +249,20 @@ impl Endpoint for Preprocess {
         input.detect_pii = body.detect_pii;
         input.detect_injection = body.detect_injection;
         let cx = self.0.context(inbound.parts);
-        let mut seen = Observations::default();
-        let reaction = screened(&cx, self.0.reflex.react(&input, &mut seen, &cx)).await?;
+        let reaction = screened(&cx, self.0.reflex.react(&mut input, &cx)).await?;
         let should_proceed = matches!(reaction, Reaction::Pass | Reaction::Rewrite(_));
         let (sanitized_input, cached_result) = match reaction {
             Reaction::Rewrite(text) => (text, None),
-            Reaction::Answer(answer) => (input.text, Some(answer)),
-            Reaction::Pass | Reaction::Refuse(_) => (input.text, None),
+            Reaction::Answer(answer) => (input.text().to_owned(), Some(answer)),
+            Reaction::Pass | Reaction::Refuse(_) => (input.text().to_owned(), None),
         };
         Ok(Answer::json(&Preprocessed {
             cache_hit: cached_result.is_some(),
             cached_result,
-            pii_detected: !seen.pii_types.is_empty(),
-            pii_types: seen.pii_types,
-            injection_detected: seen.injection_detected,
-            risk_score: seen.risk_score,
+            pii_detected: !input.pii_types.is_empty(),
+            pii_types: input.pii_types,
+            injection_detected: input.injection_detected,
+            risk_score: input.risk_score,
             sanitized_input,
             should_proceed,
         })?)

@@ -5,9 +5,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use aws_lc_rs::digest::{Context as Digest, SHA256};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use http::HeaderValue;
+use jiff::Timestamp;
 use octollm_core::{
+    __private::now,
     card::ArmCard,
-    clock::Clock,
     error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
     parts::Grant,
@@ -16,7 +17,7 @@ use secrecy::SecretString;
 use serde_json::{Map, Value};
 
 use super::{
-    LINKS,
+    LINKS, Now,
     cache::{Cache, Hash},
     claims::{Confirmation, Format, LinkClaims, MayAct, SubjectId, Times, TokenClaims},
     jws::{self, Jws, sign},
@@ -38,7 +39,7 @@ struct Inner {
     is_root: bool,
     /// In seconds.
     life: i64,
-    clock: Clock,
+    clock: Now,
     issued: Cache<Issued>,
 }
 
@@ -95,7 +96,7 @@ impl TokenIssuer {
         scopes: Option<&[&str]>,
         callee: &ArmCard,
     ) -> Result<HeaderValue, Failure> {
-        let now = self.0.clock.now().as_second();
+        let now = (self.0.clock)().as_second();
         let hash = hash_of(grant, scopes, callee);
         let is_fresh = |issued: &Issued| {
             let Times { iat, exp, .. } = issued.times;
@@ -281,12 +282,12 @@ pub struct TokenIssuerBuilder {
     is_root: bool,
     life: Duration,
     cache_capacity: usize,
-    clock: Clock,
+    clock: Now,
 }
 
 impl TokenIssuerBuilder {
     fn new(name: String, key: SigningKey, is_root: bool) -> Self {
-        let (life, clock) = (Duration::from_secs(5 * 60), Clock::system());
+        let (life, clock): (_, Now) = (Duration::from_secs(5 * 60), Arc::new(now));
         Self { name, key, is_root, life, cache_capacity: 10_000, clock }
     }
 
@@ -303,9 +304,9 @@ impl TokenIssuerBuilder {
         self
     }
 
-    /// Sets the clock (default: that of the system).
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
+    /// Sets the clock. The default is the system's, or tokio's where a test has paused that.
+    pub fn clock(mut self, now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        self.clock = Arc::new(now);
         self
     }
 

@@ -32,6 +32,9 @@ mod link;
 mod verifier;
 mod issuer;
 
+use std::sync::Arc;
+
+use jiff::Timestamp;
 use octollm_core::error::{ErrorKind, Failure};
 #[doc(no_inline)]
 pub use secrecy::{ExposeSecret, SecretString};
@@ -45,6 +48,9 @@ pub use self::{
 
 /// Most links from a root to the arm that may act last.
 const LINKS: usize = 4;
+
+/// A clock.
+type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Why a token or a link is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

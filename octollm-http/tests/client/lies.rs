@@ -9,11 +9,7 @@ use std::{
 };
 
 use octollm_core::error::ErrorKind;
-use octollm_http::{
-    client::Arms,
-    io::{Acceptor, TcpAcceptor},
-    wire::Problem,
-};
+use octollm_http::{client::Arms, io::Acceptor, wire::Problem};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -98,8 +94,8 @@ async fn an_answer_that_comes_before_the_request_is_sent_is_read() {
 
 #[tokio::test]
 async fn an_answer_that_comes_before_the_request_is_sent_is_read_from_a_socket_that_was_reset() {
-    let acceptor = TcpAcceptor::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", acceptor.local_addr());
+    let acceptor = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", acceptor.local_addr().unwrap());
     hasty(acceptor, TOO_LARGE);
     let arms = Arms::builder().endpoint_serving::<Check>("judge", url).build().unwrap();
     for _ in 0..5 {

@@ -14,7 +14,7 @@ use std::{
 use octollm_core::{card::ArmCard, contract::ContractCard, error::CallError};
 use octollm_http::{
     client::{Arms, ArmsBuilder, OrchestratorClient},
-    io::{Acceptor, Pipes, TcpAcceptor},
+    io::{Acceptor, Pipes},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -171,8 +171,8 @@ impl Peer {
     where
         F: Future<Output = Answer> + Send + 'static,
     {
-        let acceptor = TcpAcceptor::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", acceptor.local_addr());
+        let acceptor = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", acceptor.local_addr().unwrap());
         Self::listen(acceptor, url, react)
     }
 

@@ -7,7 +7,7 @@ use futures_util::stream;
 use http::{Method, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
-use octollm_http::{Server, server::RequestBody};
+use octollm_http::{Server, server::HttpBody};
 use tokio::time::{sleep, timeout};
 use tower::service_fn;
 
@@ -109,12 +109,12 @@ async fn a_request_hidden_in_a_body_that_nobody_reads_never_runs() {
 }
 
 /// Answers without a look at the body.
-async fn early(_: Request<RequestBody>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn early(_: Request<HttpBody>) -> Result<Response<Full<Bytes>>, Infallible> {
     Ok(Response::new("early".into()))
 }
 
 /// Answers with a body that panics, fails or goes on for ever, as its path says.
-async fn odd(request: Request<RequestBody>) -> Result<Response<StreamBody<Odd>>, Infallible> {
+async fn odd(request: Request<HttpBody>) -> Result<Response<StreamBody<Odd>>, Infallible> {
     let path = request.uri().path().to_owned();
     let pieces: Odd = Box::pin(stream::unfold(0, move |n| {
         let path = path.clone();

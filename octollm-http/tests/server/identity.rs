@@ -132,7 +132,7 @@ async fn nobody_waits_for_a_body_of_a_caller_that_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_layer_can_say_who_calls() {
     let knows = layer_fn(|inner: HttpService| {
-        inner.map_request(|mut request: Request<octollm_http::server::RequestBody>| {
+        inner.map_request(|mut request: Request<octollm_http::server::HttpBody>| {
             if let Some(name) = request.headers().get("x-user").and_then(|name| name.to_str().ok()) {
                 let caller = Caller::known(name, ["text:*"]);
                 request.extensions_mut().insert(caller);

@@ -286,6 +286,10 @@ async fn a_reader_that_stops_is_given_up() {
 async fn limits_are_checked_and_the_world_is_kept_out() {
     let error = worker().max_body(0).bind("127.0.0.1:0").await.unwrap_err();
     assert_eq!(error.setting(), "max_body");
+    for tier in [0, 6] {
+        let error = worker().cost_tier(tier).bind("127.0.0.1:0").await.unwrap_err();
+        assert_eq!(error.to_string(), format!("`cost_tier` is {tier}: set it to a value from 1 to 5"));
+    }
     let error = worker().bind("0.0.0.0:0").await.unwrap_err();
     assert_eq!(error.setting(), "authenticate");
     assert!(worker().open_to_all().bind("0.0.0.0:0").await.is_ok());

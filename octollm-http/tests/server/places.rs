@@ -9,7 +9,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use octollm_http::{Server, server::RequestBody};
+use octollm_http::{Server, server::HttpBody};
 use tokio::time::{Instant, sleep};
 use tower::{layer::layer_fn, service_fn};
 
@@ -106,7 +106,7 @@ async fn a_connection_without_streams_rests_for_thirty_seconds() {
 
 /// Answers with so many pieces, one after each pause.
 fn pieces(count: usize, pause: Duration) -> Server {
-    let route = service_fn(move |_: Request<RequestBody>| async move {
+    let route = service_fn(move |_: Request<HttpBody>| async move {
         let pieces = stream::unfold(0, move |n| async move {
             sleep(pause).await;
             (n < count).then(|| (Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 20]))), n + 1))
@@ -155,7 +155,7 @@ async fn a_stream_that_nobody_reads_is_reset() {
 #[tokio::test(start_paused = true)]
 async fn answers_of_any_size_and_through_layers_are_given_up_while_their_connection_is_in_use() {
     let whole = || {
-        service_fn(async |_: Request<RequestBody>| {
+        service_fn(async |_: Request<HttpBody>| {
             Ok::<_, Infallible>(Response::new(Full::from(vec![b'x'; 1_000_000])))
         })
     };

@@ -16,7 +16,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper_util::rt::TokioIo;
 use octollm_core::parts::{Caller, ContextParts};
-use octollm_http::{Server, server::RequestBody};
+use octollm_http::{Server, server::HttpBody};
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, timeout},
@@ -31,13 +31,12 @@ use crate::{
 type Answer = Response<Full<Bytes>>;
 
 /// Answers everything with the same.
-pub(crate) fn hello()
--> impl Service<Request<RequestBody>, Response = Answer, Error = Infallible, Future: Send>
+pub(crate) fn hello() -> impl Service<Request<HttpBody>, Response = Answer, Error = Infallible, Future: Send>
 + Clone
 + Send
 + Sync
 + 'static {
-    service_fn(async |_: Request<RequestBody>| Ok(Response::new(Full::from("hello"))))
+    service_fn(async |_: Request<HttpBody>| Ok(Response::new(Full::from("hello"))))
 }
 
 fn secs(n: u64) -> Duration {
@@ -45,7 +44,7 @@ fn secs(n: u64) -> Duration {
 }
 
 /// Takes the connection over, and sends back what comes.
-async fn echoes(mut request: Request<RequestBody>) -> Result<Answer, Infallible> {
+async fn echoes(mut request: Request<HttpBody>) -> Result<Answer, Infallible> {
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
@@ -112,7 +111,7 @@ async fn an_upgraded_connection_ends_with_the_server() {
 #[tokio::test(start_paused = true)]
 async fn bodies_stream_both_ways() {
     // Answers each piece with its length, as it comes.
-    let lengths = service_fn(async |request: Request<RequestBody>| {
+    let lengths = service_fn(async |request: Request<HttpBody>| {
         let pieces = request.into_body().into_data_stream();
         let lengths =
             pieces.map(|piece| piece.map(|piece| Frame::data(Bytes::from(format!("{};", piece.len())))));
@@ -137,16 +136,16 @@ async fn bodies_stream_both_ways() {
 
 #[tokio::test(start_paused = true)]
 async fn a_route_is_checked_and_finds_what_travels() {
-    let seen = service_fn(async |request: Request<RequestBody>| {
+    let seen = service_fn(async |request: Request<HttpBody>| {
         let parts: &ContextParts = request.extensions().get().unwrap();
         let caller: &Caller = request.extensions().get().unwrap();
         let text = format!("{} {:?} {}", request.uri().path(), caller.subject(), parts.request_id.as_str());
         Ok::<_, Infallible>(Response::new(Full::from(text)))
     });
-    let fails = service_fn(async |_: Request<RequestBody>| {
+    let fails = service_fn(async |_: Request<HttpBody>| {
         Err::<Answer, _>(std::io::Error::other("the password is swordfish"))
     });
-    let panics = service_fn(async |request: Request<RequestBody>| -> Result<Answer, Infallible> {
+    let panics = service_fn(async |request: Request<HttpBody>| -> Result<Answer, Infallible> {
         panic!("the password is swordfish {}", request.uri())
     });
     let server = worker()
@@ -177,8 +176,8 @@ async fn layers_are_around_everything() {
     #[derive(Clone)]
     struct Stamp<S>(S, &'static str);
 
-    impl<S: Service<Request<RequestBody>, Response = Response<B>, Future: Send + 'static>, B>
-        Service<Request<RequestBody>> for Stamp<S>
+    impl<S: Service<Request<HttpBody>, Response = Response<B>, Future: Send + 'static>, B>
+        Service<Request<HttpBody>> for Stamp<S>
     {
         type Response = Response<B>;
         type Error = S::Error;
@@ -188,7 +187,7 @@ async fn layers_are_around_everything() {
             self.0.poll_ready(cx)
         }
 
-        fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        fn call(&mut self, request: Request<HttpBody>) -> Self::Future {
             let (answer, stamp) = (self.0.call(request), self.1);
             Box::pin(async move {
                 let mut answer = answer.await?;
@@ -199,7 +198,7 @@ async fn layers_are_around_everything() {
     }
 
     let refuses = |_| {
-        service_fn(async |request: Request<RequestBody>| match request.uri().path() {
+        service_fn(async |request: Request<HttpBody>| match request.uri().path() {
             "/broken" => Err(std::io::Error::other("the password is swordfish")),
             _ => Ok(Response::new(Full::from("cut short"))),
         })
@@ -250,7 +249,7 @@ async fn one_server_has_everything() {
 #[tokio::test(start_paused = true)]
 async fn a_route_for_head_is_not_hidden_by_that_for_get() {
     let named = |name: &'static str| {
-        service_fn(move |_: Request<RequestBody>| async move {
+        service_fn(move |_: Request<HttpBody>| async move {
             let answer = Response::builder().header("x-route", name);
             Ok::<_, Infallible>(answer.body(Full::<Bytes>::default()).unwrap())
         })
@@ -298,7 +297,7 @@ async fn no_path_leads_upwards_however_it_is_written() {
 #[tokio::test(start_paused = true)]
 async fn a_layer_that_panics_or_fails_is_answered_for_with_the_ids_of_its_request() {
     let odd = layer_fn(|_| {
-        service_fn(async |request: Request<RequestBody>| match request.uri().path() {
+        service_fn(async |request: Request<HttpBody>| match request.uri().path() {
             "/panics" => panic!("the password is swordfish"),
             _ => Err::<Answer, _>(std::io::Error::other("the password is swordfish")),
         })
@@ -331,7 +330,7 @@ async fn a_body_that_never_waits_holds_back_nothing_and_has_its_limits() {
     let dropped = Arc::<AtomicBool>::default();
     let flag = Arc::clone(&dropped);
     // A piece of this size, then nothing more, without ever giving the thread away on its own.
-    let route = service_fn(move |request: Request<RequestBody>| {
+    let route = service_fn(move |request: Request<HttpBody>| {
         let size: usize = request.uri().query().unwrap().parse().unwrap();
         let flag = Flag(Arc::clone(&flag));
         let pieces = futures_util::stream::unfold((false, flag), move |(is_sent, flag)| async move {

@@ -109,7 +109,7 @@ async fn what_goes_wrong_inside_stays_inside() {
 #[tokio::test(start_paused = true)]
 async fn an_error_is_nested_too_where_the_server_says_so() {
     let layer = tower::layer::layer_fn(|service: octollm_http::server::HttpService| {
-        tower::service_fn(move |request: http::Request<octollm_http::server::RequestBody>| {
+        tower::service_fn(move |request: http::Request<octollm_http::server::HttpBody>| {
             let service = service.clone();
             async move {
                 match request.uri().path() {

@@ -15,7 +15,7 @@ use octollm_core::{
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
     parts::Caller,
-    reflex::{Observations, Reaction, Reflex, ReflexInput},
+    reflex::{Reaction, Reflex, ReflexInput},
     task::{Submission, Task, TaskQuery},
 };
 use octollm_http::Server;
@@ -69,14 +69,9 @@ impl Arm<Echo> for Stub {
 
 #[async_trait]
 impl Reflex for Stub {
-    async fn react(
-        &self,
-        input: &ReflexInput,
-        _: &mut Observations,
-        _: &Context,
-    ) -> Result<Reaction, ArmError> {
+    async fn react(&self, input: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
         self.act().await.map_err(|failure| ArmError::new(failure.kind, failure.message))?;
-        Ok(if input.text == "hello" { Reaction::Answer("hello yourself".into()) } else { Reaction::Pass })
+        Ok(if input.text() == "hello" { Reaction::Answer("hello yourself".into()) } else { Reaction::Pass })
     }
 }
 

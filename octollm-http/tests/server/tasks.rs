@@ -14,7 +14,7 @@ use octollm_core::{
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
-    reflex::{Observations, Reaction, Reflex, ReflexInput},
+    reflex::{Reaction, Reflex, ReflexInput},
     task::{Submission, Task, TaskQuery, TaskRecord, TaskRequest, TaskResult},
 };
 use octollm_http::Server;
@@ -44,18 +44,13 @@ pub(crate) struct Careful;
 
 #[async_trait]
 impl Reflex for Careful {
-    async fn react(
-        &self,
-        input: &ReflexInput,
-        seen: &mut Observations,
-        _: &Context,
-    ) -> Result<Reaction, ArmError> {
-        if input.detect_pii && input.text.contains('@') {
-            seen.pii("email");
+    async fn react(&self, input: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+        if input.detect_pii && input.text().contains('@') {
+            input.add_pii("email");
         }
-        Ok(match input.text.as_str() {
+        Ok(match input.text() {
             "spam" => {
-                seen.risk(0.9);
+                input.raise_risk(0.9);
                 Reaction::Refuse("no spam".into())
             }
             "hello" => Reaction::Answer(json!("hello yourself")),

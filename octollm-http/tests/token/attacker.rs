@@ -10,12 +10,11 @@
 use std::{cell::Cell, sync::OnceLock, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use octollm_core::clock::Clock;
 use octollm_http::token::{KeySet, TokenVerifier};
 use proptest::{prelude::*, test_runner::TestRunner};
 use serde_json::{Value, json};
 
-use crate::support::{Key, b64, claims_of, links_of};
+use crate::support::{Clock, Key, b64, claims_of, links_of};
 
 const CASES: u32 = 1_500;
 const TASKS: [Option<&str>; 3] = [None, Some("task_3fK9aZ0qLw81bXyT"), Some("task_4fK9aZ0qLw81bXyT")];
@@ -434,7 +433,13 @@ fn judge(clock: Clock) -> TokenVerifier {
         let key = key(at).signing().with_kid(NAMES[at]).unwrap();
         KeySet::new(NAMES[at]).with_key(&key).unwrap()
     };
-    TokenVerifier::builder().audience("judge").root(root(0)).root(root(1)).clock(clock).build().unwrap()
+    TokenVerifier::builder()
+        .audience("judge")
+        .root(root(0))
+        .root(root(1))
+        .clock(clock.read())
+        .build()
+        .unwrap()
 }
 
 /// Makes one attack. Returns whether the judge accepted it.

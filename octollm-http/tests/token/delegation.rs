@@ -6,7 +6,6 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use octollm_core::{
     card::ArmCard,
-    clock::Clock,
     error::ErrorKind,
     id::TaskId,
     parts::{Caller, Grant},
@@ -14,7 +13,7 @@ use octollm_core::{
 use octollm_http::token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier};
 use serde_json::{Value, json};
 
-use crate::support::{Judge, Key, b64, card, claims_of, links_of, unauthenticated, with};
+use crate::support::{Clock, Judge, Key, b64, card, claims_of, links_of, unauthenticated, with};
 
 /// An arm with its key, its issuer and its verifier.
 struct ArmOf {
@@ -34,7 +33,7 @@ impl System {
     fn new() -> Self {
         let (key, clock) = (SigningKey::generate().unwrap(), Clock::runtime());
         let keys = KeySet::new("brain").with_key(&key).unwrap();
-        Self { root: TokenIssuer::root("brain", key).clock(clock).build().unwrap(), keys, clock }
+        Self { root: TokenIssuer::root("brain", key).clock(clock.read()).build().unwrap(), keys, clock }
     }
 
     fn arm(&self, id: &str, needs: &[&str]) -> ArmOf {
@@ -42,9 +41,9 @@ impl System {
     }
 
     fn arm_with(&self, id: &str, needs: &[&str], key: SigningKey) -> ArmOf {
-        let roots = TokenVerifier::builder().audience(id).root(self.keys.clone()).clock(self.clock);
+        let roots = TokenVerifier::builder().audience(id).root(self.keys.clone()).clock(self.clock.read());
         let card = card(id, &key, needs);
-        let issuer = TokenIssuer::arm(id, key).clock(self.clock).build().unwrap();
+        let issuer = TokenIssuer::arm(id, key).clock(self.clock.read()).build().unwrap();
         ArmOf { card, issuer, verifier: roots.build().unwrap() }
     }
 }
@@ -132,8 +131,10 @@ fn a_token_is_for_one_arm_and_signed_by_the_one_before_it() {
     unauthenticated(&coder.verifier.verify(second.expose_secret()).unwrap_err());
     let at_judge = judge.verifier.verify(second.expose_secret()).unwrap();
     // The links name the coder first: the judge cannot sign as its caller, nor the coder with another key.
-    let imposter =
-        TokenIssuer::arm("coder", SigningKey::generate().unwrap()).clock(system.clock).build().unwrap();
+    let imposter = TokenIssuer::arm("coder", SigningKey::generate().unwrap())
+        .clock(system.clock.read())
+        .build()
+        .unwrap();
     for (issuer, grant) in [(&judge.issuer, &at_coder), (&coder.issuer, &at_judge), (&imposter, &at_coder)] {
         let failure = issuer.issue(grant, &["code:run"], &judge.card).unwrap_err();
         assert!(unauthenticated(&failure).contains("has not delegated"));

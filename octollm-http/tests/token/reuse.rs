@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use octollm_core::{card::ArmCard, clock::Clock, id::TaskId, parts::Grant};
+use octollm_core::{card::ArmCard, id::TaskId, parts::Grant};
 use octollm_http::token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier};
 use serde_json::json;
 
-use crate::support::{Judge, Key, card, head, unauthenticated, with};
+use crate::support::{Clock, Judge, Key, card, head, unauthenticated, with};
 
 #[tokio::test(start_paused = true)]
 async fn a_token_is_issued_again_after_half_its_life() {
-    let issuer =
-        TokenIssuer::root("brain", SigningKey::generate().unwrap()).clock(Clock::runtime()).build().unwrap();
+    let issuer = TokenIssuer::root("brain", SigningKey::generate().unwrap())
+        .clock(Clock::runtime().read())
+        .build()
+        .unwrap();
     let (ali, judge) = (Grant::new("ali", ["a:*"]), ArmCard::new("judge"));
     let issue = || issuer.issue(&ali, &["a:b"], &judge).unwrap().expose_secret().to_owned();
     let first = issue();
@@ -26,7 +28,8 @@ async fn a_token_is_issued_again_after_half_its_life() {
 #[test]
 fn a_token_is_used_again_for_the_same_only() {
     let clock = Clock::runtime();
-    let issuer = TokenIssuer::root("brain", SigningKey::generate().unwrap()).clock(clock).build().unwrap();
+    let issuer =
+        TokenIssuer::root("brain", SigningKey::generate().unwrap()).clock(clock.read()).build().unwrap();
     let key = SigningKey::generate().unwrap();
     let ali = || Grant::new("ali", ["a:*"]);
     let judge = || card("judge", &key, &["a:b"]);
@@ -74,13 +77,14 @@ fn a_removed_key_ends_what_it_signed_at_once() {
         (SigningKey::generate().unwrap(), SigningKey::generate().unwrap(), Clock::runtime());
     let keys =
         KeySet::new("brain").with_key(&root).unwrap().with_key(&SigningKey::generate().unwrap()).unwrap();
-    let issuer = TokenIssuer::root("brain", root.clone()).clock(clock).build().unwrap();
-    let verifier =
-        |id: &str| TokenVerifier::builder().audience(id).root(keys.clone()).clock(clock).build().unwrap();
+    let issuer = TokenIssuer::root("brain", root.clone()).clock(clock.read()).build().unwrap();
+    let verifier = |id: &str| {
+        TokenVerifier::builder().audience(id).root(keys.clone()).clock(clock.read()).build().unwrap()
+    };
     let (at_coder, at_judge) = (verifier("coder"), verifier("judge"));
     let first = issuer.issue(&Grant::new("ali", ["a:*"]), &["a:b"], &card("coder", &arm, &["a:*"])).unwrap();
     let grant = at_coder.verify(first.expose_secret()).unwrap();
-    let coder = TokenIssuer::arm("coder", arm).clock(clock).build().unwrap();
+    let coder = TokenIssuer::arm("coder", arm).clock(clock.read()).build().unwrap();
     let second = coder.issue(&grant, &["a:b"], &ArmCard::new("judge")).unwrap();
     at_judge.verify(second.expose_secret()).unwrap();
     assert!(keys.remove(root.kid()));

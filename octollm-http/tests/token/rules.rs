@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use octollm_core::{
-    clock::Clock,
     error::ErrorKind,
     parts::{Caller, Grant},
 };
 use octollm_http::token::{KeySet, SigningKey, TokenIssuer, TokenVerifier};
 use serde_json::{Value, json};
 
-use crate::support::{Judge, Key, b64, head, links_of, unauthenticated, with};
+use crate::support::{Clock, Judge, Key, b64, head, links_of, unauthenticated, with};
 
 #[track_caller]
 fn refused(result: Result<(), String>, rule: &str, of: &dyn std::fmt::Debug) {
@@ -179,7 +178,7 @@ fn a_key_is_bound_to_its_issuer() {
     let other = Key::new();
     let keys = KeySet::new("other").with_key(&other.signing().with_kid("k2").unwrap()).unwrap();
     let builder = TokenVerifier::builder().audience("judge").root(judge.keys.clone()).root(keys);
-    let verifier = builder.clock(judge.clock).build().unwrap();
+    let verifier = builder.clock(judge.clock.read()).build().unwrap();
     let from = |issuer: &str| with(&judge.claims(), json!({ "iss": issuer }));
     let kid = |kid: &str| with(&head(), json!({ "kid": kid }));
     assert_eq!(
@@ -367,14 +366,19 @@ fn equal_names_of_two_roots_are_two_callers() {
     let (other, clock) = (SigningKey::generate().unwrap(), judge.clock);
     let keys = KeySet::new("other").with_key(&other).unwrap();
     let brain = judge.keys.clone().speaks_for("https://idp");
-    let verifier =
-        TokenVerifier::builder().audience("judge").root(brain).root(keys).clock(clock).build().unwrap();
+    let verifier = TokenVerifier::builder()
+        .audience("judge")
+        .root(brain)
+        .root(keys)
+        .clock(clock.read())
+        .build()
+        .unwrap();
     let issuers = [
         TokenIssuer::root("brain", judge.root.signing().with_kid("k1").unwrap())
-            .clock(clock)
+            .clock(clock.read())
             .build()
             .unwrap(),
-        TokenIssuer::root("other", other).clock(clock).build().unwrap(),
+        TokenIssuer::root("other", other).clock(clock.read()).build().unwrap(),
     ];
     let mut callers = Vec::new();
     for (issuer, grant) in [
@@ -411,7 +415,7 @@ impl Edge {
         let jwks = json!({ "keys": [with(&provider.jwk(), json!({ "kid": "p1", "use": "sig" }))] });
         let keys = KeySet::new("https://idp").with_jwks(&jwks.to_string()).unwrap();
         let root = KeySet::new("brain").with_key(&SigningKey::generate().unwrap()).unwrap();
-        let builder = TokenVerifier::builder().audience("brain").root(root).clock(clock);
+        let builder = TokenVerifier::builder().audience("brain").root(root).clock(clock.read());
         let verifier = builder.identity_provider(keys, "api", ["task:run", "data:*"]).build().unwrap();
         let now = clock.now().as_second();
         let claims = json!({

@@ -7,14 +7,32 @@ use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
+use jiff::Timestamp;
 use octollm_core::{
     card::ArmCard,
-    clock::Clock,
     error::{ErrorKind, Failure},
     parts::Grant,
 };
 use octollm_http::token::{KeySet, SigningKey, TokenVerifier};
 use serde_json::{Map, Value, json};
+
+/// A clock that follows tokio's, so that it stands still where a test has paused that.
+#[derive(Clone, Copy)]
+pub(crate) struct Clock(tokio::time::Instant, Timestamp);
+
+impl Clock {
+    pub(crate) fn runtime() -> Self {
+        Self(tokio::time::Instant::now(), Timestamp::now())
+    }
+
+    pub(crate) fn now(self) -> Timestamp {
+        self.1.checked_add(self.0.elapsed()).unwrap()
+    }
+
+    pub(crate) fn read(self) -> impl Fn() -> Timestamp + Send + Sync + 'static {
+        move || self.now()
+    }
+}
 
 /// An Ed25519 key, which signs anything.
 pub(crate) struct Key {
@@ -82,8 +100,12 @@ impl Judge {
     pub(crate) fn new() -> Self {
         let (root, clock) = (Key::new(), Clock::runtime());
         let keys = KeySet::new("brain").with_key(&root.signing().with_kid("k1").unwrap()).unwrap();
-        let verifier =
-            TokenVerifier::builder().audience("judge").root(keys.clone()).clock(clock).build().unwrap();
+        let verifier = TokenVerifier::builder()
+            .audience("judge")
+            .root(keys.clone())
+            .clock(clock.read())
+            .build()
+            .unwrap();
         Self { root, keys, verifier, clock }
     }
 

@@ -11,7 +11,6 @@ use http_body_util::{BodyExt, Full};
 use octollm_core::{
     Arm, Context,
     brain::Brain,
-    clock::Clock,
     error::{ArmError, ErrorKind},
     id::TaskId,
     orchestrator::{Orchestrator, finished},
@@ -23,7 +22,7 @@ use octollm_core::{
 use octollm_http::{
     Arms, OrchestratorClient, Server,
     io::Pipes,
-    server::{HttpService, RequestBody},
+    server::{HttpBody, HttpService},
     token::{KeySet, SigningKey, TokenIssuer, TokenVerifier},
 };
 use octollm_macros::TaskContract;
@@ -32,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tower::{ServiceExt, layer::layer_fn};
 
-use crate::support::{claims_of, unauthenticated};
+use crate::support::{Clock, claims_of, unauthenticated};
 
 /// Says on whose behalf it is called.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -105,15 +104,15 @@ impl System {
 
     fn verifier(&self, id: &str) -> TokenVerifier {
         let brain = KeySet::new("brain").with_key(&self.root).unwrap().speaks_for("portal");
-        TokenVerifier::builder().audience(id).root(brain).clock(self.clock).build().unwrap()
+        TokenVerifier::builder().audience(id).root(brain).clock(self.clock.read()).build().unwrap()
     }
 
     fn issuer(&self) -> TokenIssuer {
-        TokenIssuer::root("brain", self.root.clone()).clock(self.clock).build().unwrap()
+        TokenIssuer::root("brain", self.root.clone()).clock(self.clock.read()).build().unwrap()
     }
 
     fn arm(&self, id: &str) -> TokenIssuer {
-        TokenIssuer::arm(id, SigningKey::generate().unwrap()).clock(self.clock).build().unwrap()
+        TokenIssuer::arm(id, SigningKey::generate().unwrap()).clock(self.clock.read()).build().unwrap()
     }
 
     /// Serves on a host, and records what arrives.
@@ -121,7 +120,7 @@ impl System {
         let (sent, name) = (self.sent.clone(), host.to_owned());
         let records = layer_fn(move |inner: HttpService| {
             let (sent, name) = (sent.clone(), name.clone());
-            inner.map_request(move |request: Request<RequestBody>| {
+            inner.map_request(move |request: Request<HttpBody>| {
                 let to = format!("{} {name}{}", request.method(), request.uri().path());
                 sent.lock().unwrap().push((to, request.headers().clone()));
                 request
@@ -384,7 +383,7 @@ fn tokens_are_sent_in_cleartext_to_this_machine_only() {
 /// A brain on a store: a root, whose tasks are submitted by the subjects of the root `portal`.
 fn brain_on(system: &System, store: &Arc<MemoryStore>) -> Brain {
     let brain = Brain::builder().name("brain").arm::<Review>(Coder).arms(system.arms(Some(system.issuer())));
-    brain.store(store.clone()).clock(system.clock).max_running(1).build().unwrap()
+    brain.store(store.clone()).clock(system.clock.read()).max_running(1).build().unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -395,9 +394,10 @@ async fn tasks_that_waited_or_were_recovered_run_with_fresh_tokens() {
     let brain = brain_on(&system, &store);
     let portal = KeySet::new("portal").with_key(&system.portal).unwrap();
     let verifier =
-        TokenVerifier::builder().audience("brain").root(portal).clock(system.clock).build().unwrap();
+        TokenVerifier::builder().audience("brain").root(portal).clock(system.clock.read()).build().unwrap();
     system.serve("brain", Server::new("brain").orchestrator(brain.clone()).authenticate(verifier));
-    let portal = TokenIssuer::root("portal", system.portal.clone()).clock(system.clock).build().unwrap();
+    let portal =
+        TokenIssuer::root("portal", system.portal.clone()).clock(system.clock.read()).build().unwrap();
     let client = OrchestratorClient::builder("http://brain").connector(system.pipes.clone());
     let client = client.tokens(portal, "brain").build().unwrap();
     let (ali, eve) = (known(&system.arms(None), &["code:*"]), {

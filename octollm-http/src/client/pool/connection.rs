@@ -23,8 +23,9 @@ use tokio::{
     time::Instant,
 };
 
+use super::ExchangeError;
 use super::meter::{Idle, Meter, Metered, WaitLimit};
-use crate::{client::exchange::ExchangeError, io::Io, wire::BodyBuffer};
+use crate::{io::Io, wire::BodyBuffer};
 
 type Outgoing = Request<Full<Bytes>>;
 type Driver = http1::Connection<TokioIo<Metered>, Full<Bytes>>;

@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::client::exchange::ExchangeLimits;
+use super::ExchangeLimits;
 use crate::io::Io;
 
 /// The bytes that moved through a socket. One task at a time reads and writes it, so that relaxed ordering suffices.

@@ -7,6 +7,8 @@ mod meter;
 
 use std::{
     collections::HashMap,
+    error::Error,
+    fmt,
     hash::{BuildHasher, Hash, Hasher, RandomState},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -25,6 +27,7 @@ use tokio::{
     sync::oneshot,
     time::Instant,
 };
+use tower::BoxError;
 
 use self::{
     allot::{Allotment, LaneId, Limits, Permit},
@@ -32,8 +35,7 @@ use self::{
     connection::{Connection, SendError},
     meter::WaitLimit,
 };
-use super::exchange::{ClientConfig, ExchangeError, ExchangeLimits};
-use crate::io::Connector;
+use crate::{io::Connector, limits::ClientConfig};
 
 /// A pool of connections within the limits of the client. It is cheap to clone.
 #[derive(Clone)]
@@ -66,6 +68,22 @@ struct Key {
 /// separate connections.
 #[derive(Debug, Clone)]
 struct Origin(Authority);
+
+/// The limits of one exchange.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ExchangeLimits {
+    /// The caller stops waiting then, so no timer is made that would end later.
+    pub(super) deadline: Option<Deadline>,
+    /// Time that the server may work before it answers.
+    pub(super) work: Duration,
+}
+
+/// The failure of an exchange that returned no answer, and its cause. An answer that reports a failure is an answer.
+#[derive(Debug)]
+pub(super) struct ExchangeError {
+    pub(super) failure: Box<Failure>,
+    pub(super) cause: Option<BoxError>,
+}
 
 impl Pool {
     /// Creates a pool for this number of arms. The configuration is checked already.
@@ -284,5 +302,60 @@ async fn reap_idle(mut reaper: Reaper) {
             Some(next) => tokio::time::sleep_until(next).await,
             None => return,
         }
+    }
+}
+
+impl ExchangeError {
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Failure::new(kind, message).into()
+    }
+
+    /// Marks the request as not sent, so that any request may be sent again.
+    pub(super) fn before_execution(mut self) -> Self {
+        self.failure.may_have_executed = false;
+        self
+    }
+
+    pub(super) fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+}
+
+impl From<Failure> for ExchangeError {
+    fn from(failure: Failure) -> Self {
+        Self { failure: Box::new(failure), cause: None }
+    }
+}
+
+/// Restores what passed through the layers of a user. A [`Failure`] is taken as it is, and any other error becomes the cause.
+impl From<BoxError> for ExchangeError {
+    fn from(error: BoxError) -> Self {
+        let error = match error.downcast::<Self>() {
+            Ok(ours) => return *ours,
+            Err(error) => error,
+        };
+        match error.downcast::<Failure>() {
+            Ok(failure) => (*failure).into(),
+            Err(foreign) => Self::new(ErrorKind::Internal, "a layer of the client failed").caused_by(foreign),
+        }
+    }
+}
+
+impl From<ExchangeError> for Failure {
+    fn from(error: ExchangeError) -> Self {
+        *error.failure
+    }
+}
+
+impl fmt::Display for ExchangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.fmt(f)
+    }
+}
+
+impl Error for ExchangeError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
     }
 }

@@ -1,4 +1,4 @@
-//! The body of an answer: whole or streamed.
+//! The body of a request or an answer: whole or streamed.
 
 use std::{
     error::Error,
@@ -21,10 +21,11 @@ use super::{limited::RunningCall, streams::Stream};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// The body of an answer.
+/// The body of a request or an answer.
 ///
-/// Its request counts as running until the body is sent or dropped.
-pub struct ResponseBody {
+/// The body of a request fails if the connection is lost or its bytes are not HTTP. The request counts as running until the body of
+/// its answer is sent or dropped.
+pub struct HttpBody {
     content: Content,
     /// Released with the body, or with the last of its memory if that is large.
     place: Option<OwnedSemaphorePermit>,
@@ -66,7 +67,7 @@ const LARGE: usize = 16 * 1024;
 /// On a stream of HTTP/2, bytes beyond which a body waits until it is sent.
 const SMALL: usize = 1024;
 
-impl ResponseBody {
+impl HttpBody {
     pub(crate) fn empty() -> Self {
         Self { content: Content::Nothing, place: None, sender: Sender::Unknown }
     }
@@ -120,7 +121,7 @@ impl ResponseBody {
     }
 }
 
-impl Body for ResponseBody {
+impl Body for HttpBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -164,16 +165,16 @@ impl Body for ResponseBody {
     }
 }
 
-impl fmt::Debug for ResponseBody {
+impl fmt::Debug for HttpBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseBody")
+        f.debug_struct("HttpBody")
             .field("size", &self.size_hint())
             .field("holds_a_place", &self.place.is_some())
             .finish_non_exhaustive()
     }
 }
 
-impl Default for ResponseBody {
+impl Default for HttpBody {
     fn default() -> Self {
         Self::empty()
     }

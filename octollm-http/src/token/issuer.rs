@@ -21,8 +21,9 @@ use super::{
     cache::{Cache, Hash},
     claims::{Confirmation, Format, LinkClaims, MayAct, SubjectId, Times, TokenClaims},
     jws::{self, Jws, sign},
-    key::{PublicKey, SigningKey, sha256},
+    key::{PublicKey, sha256},
     link,
+    signing_key::SigningKey,
 };
 use crate::limits::within;
 
@@ -111,6 +112,8 @@ impl TokenIssuer {
     }
 }
 
+/// Most tokens that are stored to be used again.
+const ISSUED: usize = 10_000;
 const BEARER: &str = "Bearer ";
 
 /// The digest of everything that a token depends on.
@@ -281,26 +284,19 @@ pub struct TokenIssuerBuilder {
     key: SigningKey,
     is_root: bool,
     life: Duration,
-    cache_capacity: usize,
     clock: Now,
 }
 
 impl TokenIssuerBuilder {
     fn new(name: String, key: SigningKey, is_root: bool) -> Self {
         let (life, clock): (_, Now) = (Duration::from_secs(5 * 60), Arc::new(now));
-        Self { name, key, is_root, life, cache_capacity: 10_000, clock }
+        Self { name, key, is_root, life, clock }
     }
 
     /// Sets the life of tokens and links, which ends earlier where a grant or a link ends. Default 5 min, 1 s to a day. Verifiers
     /// have a limit of their own.
     pub fn life(mut self, life: Duration) -> Self {
         self.life = life;
-        self
-    }
-
-    /// Sets how many tokens are stored to be used again. Default 10 000, 2 to 10 million.
-    pub fn cache_capacity(mut self, capacity: usize) -> Self {
-        self.cache_capacity = capacity;
         self
     }
 
@@ -315,9 +311,8 @@ impl TokenIssuerBuilder {
     /// # Errors
     /// The name is empty, the key of an arm is neither Ed25519 nor P-256, or a limit is out of range.
     pub fn build(self) -> Result<TokenIssuer, ConfigError> {
-        let Self { name, key, is_root, life, cache_capacity, clock } = self;
+        let Self { name, key, is_root, life, clock } = self;
         within("life", Duration::from_secs(1), life, Duration::from_secs(24 * 3600))?;
-        within("cache_capacity", 2, cache_capacity, 10_000_000)?;
         if name.is_empty() {
             return Err(ConfigError::new(if is_root { "root" } else { "arm" }, "has an empty name"));
         }
@@ -325,7 +320,7 @@ impl TokenIssuerBuilder {
             return Err(ConfigError::new("arm", "needs an Ed25519 or P-256 key"));
         }
         let life = i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
-        let issued = Cache::new(cache_capacity);
+        let issued = Cache::new(ISSUED);
         Ok(TokenIssuer(Arc::new(Inner { name, key, is_root, life, clock, issued })))
     }
 }

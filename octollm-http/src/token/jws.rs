@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use super::{
     Refused,
-    key::{PublicKey, SigningKey, is_kid},
+    key::{PublicKey, is_kid},
+    signing_key::SigningKey,
 };
 
 /// Most bytes of a token.

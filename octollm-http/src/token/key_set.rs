@@ -14,7 +14,8 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Refused,
-    key::{PublicKey, SigningKey, is_kid},
+    key::{PublicKey, is_kid},
+    signing_key::SigningKey,
 };
 
 /// Most keys of one issuer.

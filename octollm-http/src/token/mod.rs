@@ -25,6 +25,7 @@
 //! ```
 mod cache;
 mod key;
+mod signing_key;
 mod jws;
 mod claims;
 mod key_set;
@@ -41,8 +42,8 @@ pub use secrecy::{ExposeSecret, SecretString};
 
 pub use self::{
     issuer::{TokenIssuer, TokenIssuerBuilder},
-    key::SigningKey,
     key_set::KeySet,
+    signing_key::SigningKey,
     verifier::{TokenVerifier, TokenVerifierBuilder},
 };
 

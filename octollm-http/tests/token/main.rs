@@ -2,8 +2,12 @@
 
 mod attacker;
 mod delegation;
+mod issuers;
 mod keys;
+mod links;
 mod reuse;
 mod rules;
 mod support;
+mod tasks;
 mod wired;
+mod world;

@@ -162,3 +162,12 @@ pub(crate) fn card(id: &str, key: &SigningKey, needs: &[&str]) -> ArmCard {
     card.needs = needs.iter().map(|scope| (*scope).to_owned()).collect();
     card
 }
+
+/// The token is refused for breaking this rule.
+#[track_caller]
+pub(crate) fn refused(result: Result<(), String>, rule: &str, of: &dyn std::fmt::Debug) {
+    match result {
+        Ok(()) => panic!("accepted: {of:?}"),
+        Err(message) => assert!(message.contains(rule), "{message} is not about {rule}: {of:?}"),
+    }
+}

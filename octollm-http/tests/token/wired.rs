@@ -10,13 +10,9 @@ use http::{HeaderMap, Request, header};
 use http_body_util::{BodyExt, Full};
 use octollm_core::{
     Arm, Context,
-    brain::Brain,
     error::{ArmError, ErrorKind},
     id::TaskId,
-    orchestrator::{Orchestrator, finished},
     parts::{Caller, ContextParts},
-    store::MemoryStore,
-    task::Submission,
     transport::Transport,
 };
 use octollm_http::{
@@ -31,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tower::{ServiceExt, layer::layer_fn};
 
-use crate::support::{Clock, claims_of, unauthenticated};
+use crate::support::{Clock, claims_of};
 
 /// Says on whose behalf it is called.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -46,9 +42,9 @@ struct Fetch {}
 /// Looks, after some seconds, and fetches if it should.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "code.review", output = String, timeout = "2h")]
-struct Review {
-    after: u64,
-    fetch: bool,
+pub(crate) struct Review {
+    pub(crate) after: u64,
+    pub(crate) fetch: bool,
 }
 
 fn whose(cx: &Context) -> String {
@@ -73,7 +69,7 @@ impl Arm<Fetch> for Judge {
     }
 }
 
-struct Coder;
+pub(crate) struct Coder;
 
 #[async_trait]
 impl Arm<Review> for Coder {
@@ -87,16 +83,16 @@ impl Arm<Review> for Coder {
 }
 
 /// A network, the root `brain`, and the authorizations that servers received.
-struct System {
-    pipes: Pipes,
-    root: SigningKey,
-    portal: SigningKey,
-    clock: Clock,
-    sent: Arc<Mutex<Vec<(String, HeaderMap)>>>,
+pub(crate) struct System {
+    pub(crate) pipes: Pipes,
+    pub(crate) root: SigningKey,
+    pub(crate) portal: SigningKey,
+    pub(crate) clock: Clock,
+    pub(crate) sent: Arc<Mutex<Vec<(String, HeaderMap)>>>,
 }
 
 impl System {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = || SigningKey::generate().unwrap();
         let (pipes, clock) = (Pipes::new(), Clock::runtime());
         Self { pipes, root: key(), portal: key(), clock, sent: Arc::default() }
@@ -107,7 +103,7 @@ impl System {
         TokenVerifier::builder().audience(id).root(brain).clock(self.clock.read()).build().unwrap()
     }
 
-    fn issuer(&self) -> TokenIssuer {
+    pub(crate) fn issuer(&self) -> TokenIssuer {
         TokenIssuer::root("brain", self.root.clone()).clock(self.clock.read()).build().unwrap()
     }
 
@@ -116,7 +112,7 @@ impl System {
     }
 
     /// Serves on a host, and records what arrives.
-    fn serve(&self, host: &str, server: Server) {
+    pub(crate) fn serve(&self, host: &str, server: Server) {
         let (sent, name) = (self.sent.clone(), host.to_owned());
         let records = layer_fn(move |inner: HttpService| {
             let (sent, name) = (sent.clone(), name.clone());
@@ -129,13 +125,13 @@ impl System {
         tokio::spawn(server.layer(records).listen(self.pipes.listen(host).unwrap()).unwrap().run());
     }
 
-    fn judge(&self) {
+    pub(crate) fn judge(&self) {
         let judge = Server::new("judge").arm::<Look>(Judge).arm::<Fetch>(Judge);
         self.serve("judge", judge.authenticate(self.verifier("judge")));
     }
 
     /// The arms `judge` and `coder`, as they are called with tokens of an issuer.
-    fn arms(&self, issuer: Option<TokenIssuer>) -> Arms {
+    pub(crate) fn arms(&self, issuer: Option<TokenIssuer>) -> Arms {
         let arms = Arms::builder().connector(self.pipes.clone()).endpoint("judge", "http://judge");
         let arms = arms.endpoint_serving::<Review>("coder", "http://coder");
         issuer.into_iter().fold(arms, |arms, issuer| arms.tokens(issuer)).build().unwrap()
@@ -153,14 +149,14 @@ impl System {
     }
 
     /// The claims of the last token that was sent to a route.
-    fn token_to(&self, to: &str) -> Value {
+    pub(crate) fn token_to(&self, to: &str) -> Value {
         let heads = self.sent_to(to);
         let field = heads.last().expect(to)[header::AUTHORIZATION].to_str().unwrap();
         claims_of(field.strip_prefix("Bearer ").unwrap())
     }
 }
 
-fn known(arms: &Arms, scopes: &[&str]) -> Context {
+pub(crate) fn known(arms: &Arms, scopes: &[&str]) -> Context {
     let mut parts = ContextParts::new();
     parts.caller = Caller::known("ali", scopes.iter().copied());
     arms.context_of(parts)
@@ -378,63 +374,6 @@ fn tokens_are_sent_in_cleartext_to_this_machine_only() {
         assert_eq!(brain().build().is_ok(), is_local, "{url}");
         assert!(brain().cleartext().build().is_ok());
     }
-}
-
-/// A brain on a store: a root, whose tasks are submitted by the subjects of the root `portal`.
-fn brain_on(system: &System, store: &Arc<MemoryStore>) -> Brain {
-    let brain = Brain::builder().name("brain").arm::<Review>(Coder).arms(system.arms(Some(system.issuer())));
-    brain.store(store.clone()).clock(system.clock.read()).max_running(1).build().unwrap()
-}
-
-#[tokio::test(start_paused = true)]
-async fn tasks_that_waited_or_were_recovered_run_with_fresh_tokens() {
-    let system = System::new();
-    system.judge();
-    let store = Arc::new(MemoryStore::new());
-    let brain = brain_on(&system, &store);
-    let portal = KeySet::new("portal").with_key(&system.portal).unwrap();
-    let verifier =
-        TokenVerifier::builder().audience("brain").root(portal).clock(system.clock.read()).build().unwrap();
-    system.serve("brain", Server::new("brain").orchestrator(brain.clone()).authenticate(verifier));
-    let portal =
-        TokenIssuer::root("portal", system.portal.clone()).clock(system.clock.read()).build().unwrap();
-    let client = OrchestratorClient::builder("http://brain").connector(system.pipes.clone());
-    let client = client.tokens(portal, "brain").build().unwrap();
-    let (ali, eve) = (known(&system.arms(None), &["code:*"]), {
-        let mut parts = ContextParts::new();
-        parts.caller = Caller::known("eve", ["code:*"]);
-        Context::from_parts(parts, Arc::new(()))
-    });
-    let submit = |after| Submission::of(&Review { after, fetch: false }).unwrap();
-    // The second waits for the first, and then for itself.
-    let first = Orchestrator::submit(&client, submit(3_000), &ali).await.unwrap().task_id;
-    let second = Orchestrator::submit(&client, submit(3_000), &ali).await.unwrap().task_id;
-    let begun = tokio::time::Instant::now();
-    for id in [&first, &second] {
-        let task = finished(&client, id, &ali).await.unwrap();
-        assert_eq!(task.result.unwrap().output, json!("ali of portal by -"));
-        let claims = system.token_to("POST judge/look");
-        assert_eq!((&claims["iss"], &claims["task"]), (&json!("brain"), &json!(id)));
-        assert_eq!(claims["sub_id"], json!({ "format": "iss_sub", "iss": "portal", "sub": "ali" }));
-    }
-    assert!(begun.elapsed().as_secs() >= 6_000);
-    // To others it does not exist.
-    assert_eq!(client.get(&second, &eve).await.unwrap_err().kind, ErrorKind::TaskNotFound);
-    let anyone = OrchestratorClient::builder("http://brain").connector(system.pipes.clone()).build().unwrap();
-    assert!(
-        unauthenticated(&Orchestrator::submit(&anyone, submit(0), &ali).await.unwrap_err()).contains("scope")
-    );
-
-    // Another brain recovers a task an hour after its submission.
-    let third = Orchestrator::submit(&client, submit(3_600), &ali).await.unwrap().task_id;
-    tokio::time::sleep(Duration::from_secs(3_000)).await;
-    brain.close().await;
-    let successor = brain_on(&system, &store);
-    successor.recover().await.unwrap();
-    let mut parts = ContextParts::new();
-    parts.caller = Caller::Known(octollm_core::parts::Grant::new("ali", ["code:*"]).issuer("portal").into());
-    let task = finished(&successor, &third, &Context::from_parts(parts, Arc::new(()))).await.unwrap();
-    assert_eq!(task.result.unwrap().output, json!("ali of portal by -"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -55,7 +55,8 @@ fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ContractCa
     let cards = Vec::<Value>::deserialize(deserializer)?;
     let read = cards.into_iter().filter_map(|card| {
         let read = serde_json::from_value(card);
-        read.inspect_err(|error| tracing::warn!(%error, "a contract on the card of an arm cannot be read")).ok()
+        read.inspect_err(|error| tracing::warn!(%error, "a contract on the card of an arm cannot be read"))
+            .ok()
     });
     Ok(read.collect())
 }

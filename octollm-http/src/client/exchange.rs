@@ -53,7 +53,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 macro_rules! client_limits {
     ($then:ident $($arguments:tt)*) => {
         $then! { $($arguments)* {
-            /// Sets the time limit on opening a connection, with the name lookup. Default 5 s, at most a day.
+            /// Sets the time limit on opening a connection, with the name lookup and the TLS handshake. Default 5 s, at most a day.
             connect_timeout: Duration = Duration::from_secs(5), SHORTEST => DAY;
             /// Sets the time that a server may send nothing while an answer is due. Until the answer begins, a contract whose
             /// own time limit exceeds 30 s may take that long. Default 30 s, at most a day.
@@ -104,6 +104,13 @@ impl ClientConfig {
 impl ExchangeError {
     pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Failure::new(kind, message).into()
+    }
+
+    /// The failure of a TLS handshake, which another attempt does not solve.
+    pub(super) fn not_trusted(problem: &'static str) -> Self {
+        let mut failure = Failure::new(ErrorKind::Unreachable, format!("no connection: {problem}"));
+        failure.retryable = false;
+        Self::from(failure).before_execution()
     }
 
     /// Marks the request as not sent, so that any request may be sent again.

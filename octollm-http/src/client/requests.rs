@@ -14,7 +14,7 @@ use super::{
     exchange::{ClientConfig, ExchangeError, ExchangeLimits, Target},
     pool::Pool,
 };
-use crate::io::{Connector, Tcp};
+use crate::io::{ClientTls, Connector, Tcp};
 
 /// The service around which a [`request_layer`](super::ArmsBuilder::request_layer) is added. It sends a request and reads its
 /// answer.
@@ -31,6 +31,7 @@ pub type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxErro
 pub(super) struct Requests {
     pub(super) config: ClientConfig,
     pub(super) connector: Option<Arc<dyn Connector>>,
+    pub(super) tls: ClientTls,
     layers: Vec<Wrap>,
 }
 
@@ -54,7 +55,7 @@ impl Requests {
     pub(super) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
         self.config.validate()?;
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
-        let pool = Pool::new(self.config, connector, arms);
+        let pool = Pool::new(self.config, connector, self.tls, arms);
         if self.layers.is_empty() {
             return Ok(Exchanger::Plain(pool));
         }
@@ -70,6 +71,18 @@ macro_rules! request_setters {
             /// Sets the connector that opens connections, in place of TCP.
             pub fn connector(mut self, connector: impl crate::io::Connector) -> Self {
                 self.requests.connector = Some(std::sync::Arc::new(connector));
+                self
+            }
+
+            /// Sets the configuration of TLS for `https` URLs: trusted roots, a certificate of the client. By default the roots
+            /// of the system are trusted, which are read with the first such connection of the process. ALPN is always
+            /// `http/1.1`.
+            #[cfg(feature = "tls")]
+            pub fn tls(
+                mut self,
+                config: impl Into<std::sync::Arc<crate::io::rustls::ClientConfig>>,
+            ) -> Self {
+                self.requests.tls = crate::io::ClientTls::new(config.into());
                 self
             }
 

@@ -15,6 +15,8 @@ use std::{
 
 use octollm_core::{contract::ContractSpec, deadline::Deadline};
 use socket2::SockRef;
+#[cfg(unix)]
+use tokio::net::UnixStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -100,8 +102,11 @@ impl Metered {
 
 /// Whether bytes or their end wait in the socket of the system, which the runtime may not have polled since.
 fn holds_something(socket: &dyn Io) -> bool {
-    let tcp = (socket as &dyn Any).downcast_ref::<TcpStream>();
-    tcp.is_some_and(|tcp| match SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]) {
+    let socket = socket as &dyn Any;
+    let system = socket.downcast_ref::<TcpStream>().map(SockRef::from);
+    #[cfg(unix)]
+    let system = system.or_else(|| socket.downcast_ref::<UnixStream>().map(SockRef::from));
+    system.is_some_and(|system| match system.peek(&mut [MaybeUninit::uninit()]) {
         Ok(_) => true,
         Err(error) => error.kind() != io::ErrorKind::WouldBlock,
     })

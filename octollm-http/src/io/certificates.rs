@@ -133,8 +133,9 @@ impl Files {
             }
             _ => builder.with_no_client_auth(),
         };
-        // Fails also if the key is that of another certificate.
-        let mut config = builder.with_single_cert(chain, key).map_err(unsuitable)?;
+        let mut config = builder.with_single_cert(chain, key).map_err(|source| {
+            unusable(&self.certificate, "cannot be used with its key").with_source(source)
+        })?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }

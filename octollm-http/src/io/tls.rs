@@ -219,7 +219,9 @@ fn certificate_problem(problem: &CertificateError) -> &'static str {
     match problem {
         Expired | ExpiredContext { .. } => "the certificate of the server has expired",
         NotValidYet | NotValidYetContext { .. } => "the certificate of the server is not valid yet",
-        UnknownIssuer => "no authority that is trusted here has signed the certificate of the server",
+        UnknownIssuer | BadSignature => {
+            "no authority that is trusted here has signed the certificate of the server"
+        }
         NotValidForName | NotValidForNameContext { .. } => {
             "the certificate of the server is for another name"
         }

@@ -4,7 +4,7 @@ use std::{
     fmt, fs,
     future::{Ready, ready},
     io,
-    os::unix::net::UnixStream as BlockingStream,
+    os::unix::{fs::FileTypeExt, net::UnixStream as BlockingStream},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -110,7 +110,9 @@ impl fmt::Debug for UnixAcceptor {
 
 /// Whether a socket is left over by a process that has ended.
 fn is_abandoned(file: &Path) -> bool {
-    BlockingStream::connect(file).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    // A file that is no socket refuses connections too.
+    fs::symlink_metadata(file).is_ok_and(|found| found.file_type().is_socket())
+        && BlockingStream::connect(file).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 fn no_socket(host: &str) -> io::Error {

@@ -62,7 +62,7 @@
 //! | `full` | all of them | no |
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, clock, context, contract, deadline, dispatcher, error, event, id, json,
+    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, id, json,
     orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
 };
 

@@ -1,34 +1,59 @@
 //! The time of day.
 
-use jiff::Timestamp;
+use std::sync::{Arc, OnceLock};
+
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-/// The time of day for the records of tasks. Durations and deadlines follow tokio's clock.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock(Source);
-
-#[derive(Debug, Clone, Copy)]
-enum Source {
-    System,
-    Runtime { started: Instant, at: Timestamp },
+/// Returns the time of day. Once a test has paused tokio's clock, it follows that one.
+pub(crate) fn now() -> Timestamp {
+    static START: OnceLock<(Timestamp, std::time::Instant)> = OnceLock::new();
+    let (at, started) = START.get_or_init(|| (Timestamp::now(), std::time::Instant::now()));
+    let before = std::time::Instant::now();
+    let tokio = Instant::now().into_std();
+    if before <= tokio && tokio <= std::time::Instant::now() {
+        return Timestamp::now();
+    }
+    // The real clock is not between these: tokio's clock shows a time of a test, which may precede `started`.
+    let passed = match tokio.checked_duration_since(*started) {
+        Some(passed) => SignedDuration::try_from(passed),
+        None => SignedDuration::try_from(started.duration_since(tokio)).map(|before| -before),
+    };
+    passed.ok().and_then(|passed| at.checked_add(passed).ok()).unwrap_or(*at)
 }
 
+/// The clock of a brain's records.
+#[derive(Clone)]
+pub(crate) struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
 impl Clock {
-    /// The system's clock.
-    pub fn system() -> Self {
-        Self(Source::System)
+    pub(crate) fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
     }
 
-    /// A clock that starts at the system's time and then follows tokio's clock, so that a test that pauses time pauses it too.
-    pub fn runtime() -> Self {
-        Self(Source::Runtime { started: Instant::now(), at: Timestamp::now() })
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.0)()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_day_follows_a_paused_clock_exactly() {
+        let (real, start) = (Timestamp::now(), now());
+        assert!(start.duration_since(real).abs() < SignedDuration::from_secs(5));
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(now().duration_since(start), SignedDuration::from_secs(3600));
     }
 
-    /// The time now, in UTC.
-    pub fn now(&self) -> Timestamp {
-        match self.0 {
-            Source::System => Timestamp::now(),
-            Source::Runtime { started, at } => at.checked_add(started.elapsed()).unwrap_or(at),
-        }
+    #[test]
+    fn the_time_of_day_is_that_of_the_system() {
+        let before = Timestamp::now();
+        let now = now();
+        assert!(before <= now && now <= Timestamp::now());
     }
 }

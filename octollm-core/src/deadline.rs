@@ -20,14 +20,10 @@ use tokio::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
-/// Stands for durations that cannot be added to the clock.
-const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
-
 impl Deadline {
     /// The moment `duration` from now.
     pub fn after(duration: Duration) -> Self {
-        let now = Instant::now();
-        Self(now.checked_add(duration).unwrap_or(now + FAR))
+        Self(later(Instant::now(), duration))
     }
 
     /// A deadline at `instant`.
@@ -70,6 +66,12 @@ impl Deadline {
     pub fn run_until<F: Future>(deadline: Option<Self>, work: F) -> impl Future<Output = Option<F::Output>> {
         RunUntil { work, deadline, timer: None }
     }
+}
+
+/// Returns `now + by`, or a time a year from now if the clock cannot represent it.
+pub(crate) fn later(now: Instant, by: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    now.checked_add(by).unwrap_or(now + FAR)
 }
 
 pin_project! {

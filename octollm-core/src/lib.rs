@@ -36,6 +36,7 @@
 //!
 //! `mesh` adds the in-process mesh, for tests; `full` is all features.
 // A module uses only those above it.
+mod clock;
 mod invalid;
 mod panics;
 pub mod id;
@@ -55,7 +56,6 @@ pub mod arm;
 pub mod dispatcher;
 pub mod event;
 pub mod bus;
-pub mod clock;
 pub mod task;
 pub mod store;
 pub mod orchestrator;

@@ -1,7 +1,7 @@
 //! Events, channels and pattern: what is valid, and what survives a round trip.
 
 use octollm_core::error::InvalidValue;
-use octollm_core::event::{Channel, Event, InvalidEvent, Pattern};
+use octollm_core::event::{Channel, Event, Pattern};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -188,8 +188,8 @@ fn a_consequence_names_its_cause() {
 fn an_empty_text_takes_the_attribute_away() {
     let event = Event::new("a.b", "s", Value::Null).unwrap().with_subject("x").with_subject("");
     assert_eq!(event.subject(), None);
-    assert!(matches!(Event::new("a.b", "", Value::Null), Err(InvalidEvent::Empty { attribute: "source" })));
-    assert!(matches!(event.with_id(""), Err(InvalidEvent::Empty { attribute: "id" })));
+    assert_eq!(message(Event::new("a.b", "", Value::Null)), "not a valid event: `source` is empty");
+    assert_eq!(message(event.with_id("")), "not a valid event: `id` is empty");
 }
 
 #[test]
@@ -230,11 +230,16 @@ fn clones_share_until_one_is_changed() {
 fn data_reads_as_a_type() {
     let event = Event::of("a.b", "s", &vec![1, 2]).unwrap();
     assert_eq!(event.data_as::<Vec<u8>>().unwrap(), [1, 2]);
-    assert!(matches!(event.data_as::<String>(), Err(InvalidEvent::Data { .. })));
+    let expected = "not a valid event: the data does not have the expected form: invalid type: sequence, expected a string";
+    assert_eq!(message(event.data_as::<String>()), expected);
+}
+
+fn message<T: std::fmt::Debug>(result: Result<T, InvalidValue>) -> String {
+    result.unwrap_err().to_string()
 }
 
 /// The event with the least attributes and some more.
-fn with(more: &[(&str, &str)]) -> Result<Event, InvalidEvent> {
+fn with(more: &[(&str, &str)]) -> Result<Event, InvalidValue> {
     let mut attributes =
         vec![("event_type", "task.completed"), ("timestamp", "2025-11-10T10:30:00Z"), ("source", "brain")];
     attributes.retain(|(name, _)| more.iter().all(|(other, _)| other != name));
@@ -252,25 +257,19 @@ fn four_attributes_are_an_event() {
 
 #[test]
 fn each_fault_has_its_error() {
-    assert!(
-        matches!(with(&[("specversion", "0.3")]), Err(InvalidEvent::Version { found }) if found == "0.3")
-    );
+    let of = |attributes: &[(&str, &str)]| message(with(attributes));
+    assert_eq!(of(&[("specversion", "0.3")]), "not a valid event: the specversion \"0.3\" is not supported");
     for attribute in ["timestamp", "expires_at"] {
-        let error = with(&[(attribute, "2025-13-01")]).unwrap_err();
-        assert!(matches!(error, InvalidEvent::Timestamp { attribute: found, .. } if found == attribute));
+        let expected = format!("not a valid event: `{attribute}` is not an RFC 3339 timestamp: ");
+        assert!(of(&[(attribute, "2025-13-01")]).starts_with(&expected));
     }
     for attribute in ["source", "id"] {
-        let error = with(&[(attribute, "")]).unwrap_err();
-        assert!(matches!(error, InvalidEvent::Empty { attribute: found } if found == attribute));
+        assert_eq!(of(&[(attribute, "")]), format!("not a valid event: `{attribute}` is empty"));
     }
-    assert!(matches!(
-        with(&[("domain", "*")]),
-        Err(InvalidEvent::Channel { source }) if source.kind() == "channel"
-    ));
-    let twice = with(&[("id", "a"), ("id", "b")]);
-    assert!(matches!(twice, Err(InvalidEvent::Repeated { attribute: "id" })));
+    assert_eq!(with(&[("domain", "*")]).unwrap_err().kind(), "channel");
+    assert_eq!(of(&[("id", "a"), ("id", "b")]), "not a valid event: `id` is given more than once");
     let none = Event::from_attributes([("timestamp", "2025-11-10T10:30:00Z")], Value::Null);
-    assert!(matches!(none, Err(InvalidEvent::Missing { attribute: "event_type" })));
+    assert_eq!(message(none), "not a valid event: `event_type` is missing");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
-use octollm_core::event::{Channel, Event, InvalidEvent};
+use octollm_core::error::InvalidValue;
+use octollm_core::event::{Channel, Event};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -80,10 +81,10 @@ impl<'a> CloudEvent<'a> {
         }
     }
 
-    pub(crate) fn into_event(self) -> Result<Event, InvalidEvent> {
+    pub(crate) fn into_event(self) -> Result<Event, InvalidValue> {
         if self.data_base64.is_some() {
             let found = self.datacontenttype.map_or_else(|| "binary".to_owned(), Cow::into_owned);
-            return Err(InvalidEvent::ContentType { found });
+            return Err(not_json(&found));
         }
         if let Some(content_type) = &self.datacontenttype {
             check_content_type(content_type)?;
@@ -108,12 +109,21 @@ impl<'a> CloudEvent<'a> {
 }
 
 /// Accepts JSON only: `application/json`, `text/json`, and types that end in `+json`.
-pub(crate) fn check_content_type(content_type: &str) -> Result<(), InvalidEvent> {
+pub(crate) fn check_content_type(content_type: &str) -> Result<(), InvalidValue> {
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if essence == JSON || essence == "text/json" || essence.ends_with("+json") {
         return Ok(());
     }
-    Err(InvalidEvent::ContentType { found: content_type.to_owned() })
+    Err(not_json(content_type))
+}
+
+fn not_json(found: &str) -> InvalidValue {
+    invalid(format!("the data is {found:?} and not JSON"))
+}
+
+/// The error of an event.
+pub(crate) fn invalid(reason: String) -> InvalidValue {
+    InvalidValue::new("event").because(reason)
 }
 
 /// The time of a CloudEvent that has none.

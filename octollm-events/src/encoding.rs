@@ -1,9 +1,10 @@
 //! The two encodings.
 
 use bytes::Bytes;
-use octollm_core::event::{Event, InvalidEvent};
+use octollm_core::error::InvalidValue;
+use octollm_core::event::Event;
 
-use crate::cloud::{CloudEvent, JSON, NAMES, check_content_type, now};
+use crate::cloud::{CloudEvent, JSON, NAMES, check_content_type, invalid, now};
 
 /// An encoding of events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -28,20 +29,20 @@ impl Encoding {
     /// Writes an event as a JSON document.
     ///
     /// # Errors
-    /// [`InvalidEvent::Data`] when the event cannot be written.
-    pub fn encode(self, event: &Event) -> Result<Bytes, InvalidEvent> {
+    /// [`InvalidValue`] when the event cannot be written.
+    pub fn encode(self, event: &Event) -> Result<Bytes, InvalidValue> {
         let written = match self {
             Self::Native => serde_json::to_vec(event),
             Self::CloudEvents => serde_json::to_vec(&CloudEvent::of(event)),
         };
-        written.map(Bytes::from).map_err(|source| InvalidEvent::Data { source })
+        written.map(Bytes::from).map_err(|error| invalid(error.to_string()))
     }
 
     /// Reads an event from a JSON document.
     ///
     /// # Errors
-    /// [`InvalidEvent`] when the bytes are not an event.
-    pub fn decode(self, bytes: &[u8]) -> Result<Event, InvalidEvent> {
+    /// [`InvalidValue`] when the bytes are not an event.
+    pub fn decode(self, bytes: &[u8]) -> Result<Event, InvalidValue> {
         match self {
             Self::Native => Event::from_json(bytes),
             Self::CloudEvents => parse::<CloudEvent<'_>>(bytes)?.into_event(),
@@ -51,9 +52,9 @@ impl Encoding {
     /// Writes an event as fields: one for each attribute, and `data` as JSON.
     ///
     /// # Errors
-    /// [`InvalidEvent::Data`] when the data cannot be written.
-    pub fn to_fields(self, event: &Event) -> Result<Vec<(&'static str, Bytes)>, InvalidEvent> {
-        let data = serde_json::to_vec(event.data()).map_err(|source| InvalidEvent::Data { source })?;
+    /// [`InvalidValue`] when the data cannot be written.
+    pub fn to_fields(self, event: &Event) -> Result<Vec<(&'static str, Bytes)>, InvalidValue> {
+        let data = serde_json::to_vec(event.data()).map_err(|error| invalid(error.to_string()))?;
         let mut fields = Vec::with_capacity(NAMES.len() + 2);
         for (name, value) in event.attributes() {
             let name = NAMES.iter().find(|(native, _)| *native == name).map_or(name, |both| self.name(*both));
@@ -69,8 +70,8 @@ impl Encoding {
     /// Reads an event from fields in any order. Fields of other names are ignored.
     ///
     /// # Errors
-    /// [`InvalidEvent`] when the fields are not those of an event.
-    pub fn from_fields<N, V>(self, fields: impl IntoIterator<Item = (N, V)>) -> Result<Event, InvalidEvent>
+    /// [`InvalidValue`] when the fields are not those of an event.
+    pub fn from_fields<N, V>(self, fields: impl IntoIterator<Item = (N, V)>) -> Result<Event, InvalidValue>
     where
         N: AsRef<[u8]>,
         V: AsRef<[u8]>,
@@ -80,7 +81,7 @@ impl Encoding {
             let (field, value) = (field.as_ref(), value.as_ref());
             if field == DATA.as_bytes() {
                 if data.replace(parse(value)?).is_some() {
-                    return Err(InvalidEvent::Repeated { attribute: DATA });
+                    return Err(invalid(format!("`{DATA}` is given more than once")));
                 }
             } else if self == Self::CloudEvents && field == CONTENT_TYPE.as_bytes() {
                 check_content_type(&text(CONTENT_TYPE, value)?)?;
@@ -106,11 +107,11 @@ impl Encoding {
 const CONTENT_TYPE: &str = "datacontenttype";
 const DATA: &str = "data";
 
-fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidEvent> {
-    octollm_core::json::read_output(bytes).map_err(|source| InvalidEvent::Json { source })
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, InvalidValue> {
+    octollm_core::json::read_output(bytes).map_err(|error| invalid(error.to_string()))
 }
 
-fn text(attribute: &'static str, bytes: &[u8]) -> Result<String, InvalidEvent> {
-    let text = std::str::from_utf8(bytes).map_err(|source| InvalidEvent::NotUtf8 { attribute, source })?;
-    Ok(text.to_owned())
+fn text(attribute: &'static str, bytes: &[u8]) -> Result<String, InvalidValue> {
+    let text = std::str::from_utf8(bytes);
+    Ok(text.map_err(|error| invalid(format!("`{attribute}` is not UTF-8: {error}")))?.to_owned())
 }

@@ -8,7 +8,6 @@ use octollm::{
     budget::{Cost, Usage},
     bus::MemoryBus,
     card::ArmCard,
-    clock::Clock,
     context::ContextParts,
     error::Failure,
     orchestrator::Orchestrator,
@@ -72,7 +71,7 @@ pub(crate) fn brain(bus: MemoryBus) -> Brain {
 
 pub(crate) fn brain_on(bus: MemoryBus, store: Arc<MemoryStore>) -> Brain {
     let builder = Brain::builder().arm::<Review>(Reviewer).arms(Judges).bus(bus).store(store);
-    builder.clock(Clock::runtime()).build().unwrap()
+    builder.build().unwrap()
 }
 
 /// Who submits.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use octollm::{
-    bus::{BusError, Capability, MemoryBus, Overflow, Subscription, engine::Counters},
+    bus::{BusError, Capability, MemoryBus, Overflow, Subscription},
     context::Caller,
     contract::ContractRef,
     event::{Event, Pattern},
@@ -221,9 +221,5 @@ impl EventBus for FullBus {
 
     fn max_event_bytes(&self) -> usize {
         self.inner.max_event_bytes()
-    }
-
-    fn counters(&self) -> &Counters {
-        self.inner.counters()
     }
 }

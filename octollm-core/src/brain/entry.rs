@@ -50,7 +50,7 @@ impl Draft {
         }
     }
 
-    pub(super) fn entry(&self, seq: u64, recorded: Recorded, clock: Clock) -> JournalEntry {
+    pub(super) fn entry(&self, seq: u64, recorded: Recorded, clock: &Clock) -> JournalEntry {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         JournalEntry {
             seq,

@@ -84,7 +84,7 @@ impl Journal {
             record,
             store: brain.store.clone(),
             transport: brain.transport.clone(),
-            clock: brain.clock,
+            clock: brain.clock.clone(),
             claimed: (claimed_at, Instant::now()),
             own_time,
             state: Mutex::new(State::new(entries)),
@@ -222,7 +222,7 @@ impl Transport for Journal {
                 _ => return self.answered(draft, Err(outcome_unknown(&call))).await,
             },
             Known::Nothing if !call.is_idempotent() => {
-                let begun = draft.entry(inner.state().sequence.number(), Recorded::Begun, inner.clock);
+                let begun = draft.entry(inner.state().sequence.number(), Recorded::Begun, &inner.clock);
                 inner.write(begun).await?;
                 // The write may have taken longer than the lease.
                 if !inner.is_held() {
@@ -295,7 +295,7 @@ impl Journal {
             let held = state.again.get(&draft.step).copied();
             Placed(inner, state.sequence.enter(held))
         };
-        let entry = JournalEntry { served_by, usage, ..draft.entry(placed.1, recorded, inner.clock) };
+        let entry = JournalEntry { served_by, usage, ..draft.entry(placed.1, recorded, &inner.clock) };
         inner.write(entry.clone()).await?;
         inner.turn(placed.1).await;
         match answer {
@@ -330,7 +330,7 @@ impl UpdateSink for StoresHandle {
     async fn handle(&self, handle: String) -> Result<(), Failure> {
         let inner = &*self.journal.0;
         let number = inner.state().sequence.number();
-        let entry = self.draft.entry(number, Recorded::Handle(handle), inner.clock);
+        let entry = self.draft.entry(number, Recorded::Handle(handle), &inner.clock);
         inner.write(entry).await.map_err(|error| error.failure().clone())
     }
 }

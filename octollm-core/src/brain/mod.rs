@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::time::timeout;
 
 use self::{
@@ -30,7 +31,7 @@ use self::{
 use crate::{
     arm::Arm,
     bus::{EventBus, MemoryBus},
-    clock::Clock,
+    clock::{self, Clock},
     contract::{ContractRef, TaskContract},
     deadline::Deadline,
     dispatcher::Dispatcher,
@@ -185,7 +186,7 @@ impl Brain {
     pub(crate) fn successor(&self) -> Self {
         let Inner { dispatcher, transport, bus, store, clock, limits, .. } = &*self.0;
         let (transport, bus, store) = (transport.clone(), bus.clone(), store.clone());
-        Self(Arc::new(Inner::new(dispatcher.clone(), transport, bus, store, *clock, limits.clone())))
+        Self(Arc::new(Inner::new(dispatcher.clone(), transport, bus, store, clock.clone(), limits.clone())))
     }
 }
 
@@ -222,7 +223,7 @@ impl Default for BrainBuilder {
             transport: Arc::new(()),
             bus: Arc::new(MemoryBus::new()),
             store: Arc::new(MemoryStore::new()),
-            clock: Clock::system(),
+            clock: Clock::new(clock::now),
             limits: Limits {
                 max_running: 256,
                 max_queued: 10_000,
@@ -265,9 +266,10 @@ impl BrainBuilder {
         self
     }
 
-    /// Sets the clock of its records (default: the system's). Leases and deadlines follow the clock of the store.
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
+    /// Sets the clock of its records. The default is the system's, or tokio's where a test has paused that. Leases and deadlines
+    /// follow the clock of the store.
+    pub fn clock(mut self, now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        self.clock = Clock::new(now);
         self
     }
 

@@ -5,9 +5,8 @@ use std::collections::VecDeque;
 
 use tokio::time::Instant;
 
-use super::engine::Expiry;
 use super::{BusError, Gap, Overflow, Signal};
-use crate::event::Event;
+use crate::event::{Event, Expiry};
 
 /// Events and marks of missing events, in order: at most as many events as the overflow has room for, and between two
 /// of them at most one mark of each kind.
@@ -20,15 +19,6 @@ pub(super) struct Buffer {
     /// Number of entries that are events.
     events: usize,
     ended: Option<BusError>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Offered {
-    Queued,
-    /// This event or an older one was dropped.
-    Dropped,
-    /// The subscription has ended.
-    Ended,
 }
 
 #[derive(Debug)]
@@ -57,31 +47,28 @@ impl Buffer {
     }
 
     /// Queues an event, or applies the overflow. Under [`Overflow::Block`] the caller ensures that there is room.
-    pub(super) fn offer(&mut self, event: &Event, expiry: Expiry) -> Offered {
+    /// Returns `false` if the subscription has ended.
+    pub(super) fn offer(&mut self, event: &Event, expiry: Expiry) -> bool {
         if self.ended.is_some() {
-            return Offered::Ended;
+            return false;
         }
-        let mut outcome = Offered::Queued;
         if self.events >= self.overflow.capacity() {
             match self.overflow {
                 Overflow::Block => {}
                 Overflow::Disconnect(_) => {
                     self.ended = Some(BusError::SlowConsumer);
-                    return Offered::Ended;
+                    return false;
                 }
                 Overflow::DropNewest(_) => {
                     self.lose();
-                    return Offered::Dropped;
+                    return true;
                 }
-                Overflow::DropOldest(_) => {
-                    self.drop_oldest();
-                    outcome = Offered::Dropped;
-                }
+                Overflow::DropOldest(_) => self.drop_oldest(),
             }
         }
         self.entries.push_back(Entry::Event(event.clone(), expiry));
         self.events += 1;
-        outcome
+        true
     }
 
     /// Marks one event as missing after the last entry.
@@ -181,6 +168,30 @@ impl Missing {
             (Some(gap), Some(later)) => Some(gap.merged(later)),
             (gap, later) => gap.or(later),
         };
+    }
+}
+
+impl Gap {
+    /// Maximum number of ids in [`Gap::Trimmed`].
+    pub const MAX_EVENT_IDS: usize = 1024;
+
+    pub(super) fn truncated(mut self) -> Self {
+        if let Self::Trimmed { event_ids } = &mut self {
+            event_ids.truncate(Self::MAX_EVENT_IDS);
+        }
+        self
+    }
+
+    /// Merges two gaps at the same point of a stream. `Trimmed` is the narrowest one, because it can name what is
+    /// missing.
+    pub(super) fn merged(self, later: Self) -> Self {
+        match (self, later) {
+            (Self::Trimmed { mut event_ids }, Self::Trimmed { event_ids: more }) => {
+                event_ids.extend(more);
+                Self::Trimmed { event_ids }.truncated()
+            }
+            (Self::Trimmed { .. }, wider) | (wider, _) => wider,
+        }
     }
 }
 

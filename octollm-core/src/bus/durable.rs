@@ -1,11 +1,13 @@
 //! Deliver at least once, to groups.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{BusError, ConsumeOptions, Consumer, EventBus};
+use super::{BusError, Consumer, EventBus};
+use crate::error::ConfigError;
 use crate::event::{Event, Pattern};
 
 /// Delivers every event to every group at least once, until a consumer of the group has settled it.
@@ -93,6 +95,26 @@ pub trait DurableBus: EventBus {
     async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError>;
 }
 
+/// Settings of a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConsumeOptions {
+    /// Maximum number of unsettled deliveries (default 16).
+    pub max_in_flight: usize,
+    /// Duration of a lease (default 30 s). After that another consumer can receive the event.
+    pub lease: Duration,
+    /// Number of deliveries after which an event becomes a dead letter (default 5).
+    pub max_attempts: u32,
+    /// Delay before the second attempt (default 100 ms). It doubles with each attempt.
+    pub min_backoff: Duration,
+    /// Maximum delay before an attempt (default 30 s).
+    pub max_backoff: Duration,
+    /// Whether a new group starts with the oldest stored event, and not with the next one that is published (default
+    /// `false`). An existing group continues where it is.
+    ///
+    /// A bus without [`Capability::History`](super::Capability::History) returns [`BusError::Unsupported`].
+    pub from_start: bool,
+}
+
 /// The numbers of a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -105,6 +127,10 @@ pub struct GroupStatus {
     pub waiting: usize,
     /// Number of dead letters.
     pub dead_letters: usize,
+    /// Number of events that had expired before they were delivered.
+    pub expired: u64,
+    /// Number of dead letters that were deleted for lack of room.
+    pub discarded: u64,
 }
 
 /// An event that is no longer delivered to a group. It is stored until it is replayed or the group is removed.
@@ -119,6 +145,48 @@ pub struct DeadLetter {
     pub reason: String,
     /// Number of deliveries.
     pub attempts: u32,
+}
+
+impl Default for ConsumeOptions {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 16,
+            lease: Duration::from_secs(30),
+            max_attempts: 5,
+            min_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(30),
+            from_start: false,
+        }
+    }
+}
+
+impl ConsumeOptions {
+    /// Checks the settings. Every bus does this in [`consume`](DurableBus::consume).
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that is not valid.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, reason| Err(ConfigError::new(setting, reason));
+        if self.max_in_flight == 0 {
+            return invalid("max_in_flight", "is 0");
+        }
+        if self.lease.is_zero() {
+            return invalid("lease", "is 0");
+        }
+        if self.max_attempts == 0 {
+            return invalid("max_attempts", "is 0");
+        }
+        if self.min_backoff > self.max_backoff {
+            return invalid("min_backoff", "is greater than max_backoff");
+        }
+        Ok(())
+    }
+
+    /// Returns the delay after an attempt, counted from 1.
+    pub fn backoff(&self, attempt: u32) -> Duration {
+        let doublings = attempt.saturating_sub(1).min(31);
+        self.min_backoff.saturating_mul(1 << doublings).min(self.max_backoff)
+    }
 }
 
 impl DeadLetter {
@@ -163,5 +231,32 @@ impl<B: DurableBus + ?Sized> DurableBus for Arc<B> {
 
     async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError> {
         (**self).replay(group, entry).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backoff_doubles_up_to_its_maximum() {
+        let options = ConsumeOptions { max_backoff: Duration::from_secs(1), ..ConsumeOptions::default() };
+        let delays: Vec<_> = (1..=5).map(|attempt| options.backoff(attempt).as_millis()).collect();
+        assert_eq!(delays, [100, 200, 400, 800, 1000]);
+        assert_eq!(options.backoff(u32::MAX), options.max_backoff);
+    }
+
+    #[test]
+    fn invalid_settings_are_refused_by_name() {
+        let cases = [
+            ("max_in_flight", ConsumeOptions { max_in_flight: 0, ..Default::default() }),
+            ("lease", ConsumeOptions { lease: Duration::ZERO, ..Default::default() }),
+            ("max_attempts", ConsumeOptions { max_attempts: 0, ..Default::default() }),
+            ("min_backoff", ConsumeOptions { min_backoff: Duration::from_secs(60), ..Default::default() }),
+        ];
+        for (name, options) in cases {
+            assert_eq!(options.check().unwrap_err().setting(), name);
+        }
+        assert!(ConsumeOptions::default().check().is_ok());
     }
 }

@@ -4,18 +4,18 @@
 //! |---|---|
 //! | feed subscriptions, which overflow the same way on every bus | [`Feed`], [`deliver`] |
 //! | deliver to a consumer, and settle its deliveries | [`ConsumerEngine`], [`Consumer::new`](super::Consumer::new), [`Consumer::batched`](super::Consumer::batched) |
-//! | count | [`Counters`] |
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 
-pub use super::feed::{Feed, deliver};
+use super::consumer::Lease;
+pub use super::subscription::{Feed, deliver};
 use super::{BusError, Gap, Nack};
+use crate::error::ConfigError;
 use crate::event::Event;
 
 /// One member of a group, which a [`Consumer`](super::Consumer) drives.
@@ -71,121 +71,92 @@ pub trait ConsumerEngine: Send + Sync + 'static {
     fn leave(&self);
 }
 
-/// The counters of a bus, which start at 0. Clones share their values.
-#[derive(Debug, Clone, Default)]
-pub struct Counters(Arc<Values>);
-
-#[derive(Debug, Default)]
-struct Values {
-    published: AtomicU64,
-    expired: AtomicU64,
-    lagged: AtomicU64,
-    discarded: AtomicU64,
+/// Starts to collect the settlements of deliveries. Ends when the consumer and its deliveries are dropped.
+pub(super) fn batches<E: ConsumerEngine>(
+    engine: &Arc<E>,
+    max_batch: usize,
+) -> Result<mpsc::UnboundedSender<Request<E::Receipt>>, BusError> {
+    if max_batch == 0 {
+        return Err(ConfigError::new("max_batch", "is 0").into());
+    }
+    let runtime = Handle::try_current().map_err(BusError::unavailable)?;
+    let (batches, requests) = mpsc::unbounded_channel();
+    runtime.spawn(send_batches(Arc::clone(engine), requests, max_batch));
+    Ok(batches)
 }
 
-impl Counters {
-    /// Returns the number of events accepted from publishers.
-    pub fn published(&self) -> u64 {
-        self.0.published.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of events that had expired before they were delivered, counted for each subscription or
-    /// group.
-    pub fn expired(&self) -> u64 {
-        self.0.expired.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of events that were dropped for slow subscribers, counted for each subscription.
-    pub fn lagged(&self) -> u64 {
-        self.0.lagged.load(Ordering::Relaxed)
-    }
-
-    /// Returns the number of dead letters that were deleted for lack of room.
-    pub fn discarded(&self) -> u64 {
-        self.0.discarded.load(Ordering::Relaxed)
-    }
-
-    /// Counts an event accepted from a publisher.
-    pub fn add_published(&self) {
-        self.0.published.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts expired events.
-    pub fn add_expired(&self, events: u64) {
-        self.0.expired.fetch_add(events, Ordering::Relaxed);
-    }
-
-    /// Counts events dropped for a slow subscriber.
-    pub fn add_lagged(&self, events: u64) {
-        self.0.lagged.fetch_add(events, Ordering::Relaxed);
-    }
-
-    /// Counts deleted dead letters.
-    pub fn add_discarded(&self, letters: u64) {
-        self.0.discarded.fetch_add(letters, Ordering::Relaxed);
-    }
+pub(super) struct BatchedLease<R> {
+    /// Bounded by the deliveries: each waits for at most one request of each kind.
+    batches: mpsc::UnboundedSender<Request<R>>,
+    receipt: R,
 }
 
-/// The `expires_at` of an event on the monotonic clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Expiry {
-    Never,
-    At(Instant),
-    /// It had expired when it was published.
-    Past,
+pub(super) enum Request<R> {
+    Settle(R, Result<(), Nack>, Reply),
+    Extend(R, Duration, Reply),
 }
 
-impl Expiry {
-    /// Reads the clocks only if the event expires.
-    pub(super) fn of(event: &Event) -> Self {
-        event.expires_at().map_or(Self::Never, |at| Self::from_wall(at, Timestamp::now(), Instant::now()))
+pub(super) type Reply = oneshot::Sender<Result<(), BusError>>;
+
+impl<R> BatchedLease<R> {
+    pub(super) fn new(batches: mpsc::UnboundedSender<Request<R>>, receipt: R) -> Self {
+        Self { batches, receipt }
     }
 
-    /// Converts a time of the wall clock, which shows `wall` when the monotonic clock shows `now`.
-    fn from_wall(expires_at: Timestamp, wall: Timestamp, now: Instant) -> Self {
-        // The difference of two timestamps does not overflow. A negative one is not a `Duration`.
-        match Duration::try_from(expires_at.duration_since(wall)) {
-            Ok(Duration::ZERO) | Err(_) => Self::Past,
-            Ok(left) => now.checked_add(left).map_or(Self::Never, Self::At),
+    async fn request(&self, request: impl FnOnce(Reply) -> Request<R>) -> Result<(), BusError> {
+        let (reply, result) = oneshot::channel();
+        if self.batches.send(request(reply)).is_err() {
+            return Err(BusError::Unavailable { source: None });
         }
+        result.await.unwrap_or(Err(BusError::Unavailable { source: None }))
+    }
+}
+
+#[async_trait]
+impl<R: Clone + Send + Sync + 'static> Lease for BatchedLease<R> {
+    async fn settle(&self, outcome: Result<(), Nack>) -> Result<(), BusError> {
+        self.request(|reply| Request::Settle(self.receipt.clone(), outcome, reply)).await
     }
 
-    /// Calls `now` only if the result depends on it.
-    pub(super) fn is_over(self, now: impl FnOnce() -> Instant) -> bool {
-        match self {
-            Self::Never => false,
-            Self::At(at) => now() >= at,
-            Self::Past => true,
+    async fn extend(&self, time: Duration) -> Result<(), BusError> {
+        self.request(|reply| Request::Extend(self.receipt.clone(), time, reply)).await
+    }
+}
+
+async fn send_batches<E: ConsumerEngine>(
+    engine: Arc<E>,
+    mut requests: mpsc::UnboundedReceiver<Request<E::Receipt>>,
+    max_batch: usize,
+) {
+    let mut batch = Vec::new();
+    while requests.recv_many(&mut batch, max_batch).await > 0 {
+        let (mut outcomes, mut settled) = (Vec::new(), Vec::new());
+        let (mut extensions, mut extended) = (Vec::new(), Vec::new());
+        for request in batch.drain(..) {
+            match request {
+                Request::Settle(receipt, outcome, reply) => {
+                    outcomes.push((receipt, outcome));
+                    settled.push(reply);
+                }
+                Request::Extend(receipt, time, reply) => {
+                    extensions.push((receipt, time));
+                    extended.push(reply);
+                }
+            }
+        }
+        // An extension was requested before the settlement of the same delivery, which consumes the delivery.
+        if !extensions.is_empty() {
+            reply_to(extended, engine.extend(extensions).await);
+        }
+        if !outcomes.is_empty() {
+            reply_to(settled, engine.settle(outcomes).await);
         }
     }
 }
 
-/// Returns `now + by`, or a time 30 years from now if the clock cannot represent it.
-pub(super) fn later(now: Instant, by: Duration) -> Instant {
-    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-    now.checked_add(by).unwrap_or(now + FAR)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wall_clock_time_becomes_a_monotonic_one() {
-        let (wall, now) = (Timestamp::UNIX_EPOCH, Instant::now());
-        let second = Duration::from_secs(1);
-        assert_eq!(Expiry::from_wall(wall + second, wall, now), Expiry::At(now + second));
-        assert_eq!(Expiry::from_wall(wall, wall, now), Expiry::Past);
-        assert_eq!(Expiry::from_wall(wall - second, wall, now), Expiry::Past);
-        assert_ne!(Expiry::from_wall(Timestamp::MAX, Timestamp::MIN, now), Expiry::Past);
-    }
-
-    #[test]
-    fn an_event_expires_at_its_time() {
-        let now = Instant::now();
-        assert!(Expiry::At(now).is_over(|| now));
-        assert!(!Expiry::At(now + Duration::from_millis(1)).is_over(|| now));
-        assert!(Expiry::Past.is_over(|| now));
-        assert!(!Expiry::Never.is_over(|| now));
+fn reply_to(replies: Vec<Reply>, results: Vec<Result<(), BusError>>) {
+    for (reply, result) in replies.into_iter().zip(results) {
+        // The caller may have given up.
+        let _ = reply.send(result);
     }
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::engine::{Counters, Expiry, Feed};
-use super::feed::deliver_until;
+use super::subscription::{Feed, deliver_until};
 use super::{BusError, Capability, EventBus, Overflow, Subscription};
 use crate::error::ConfigError;
-use crate::event::{Event, Pattern};
+use crate::event::{Event, Expiry, Pattern};
 
 /// An [`EventBus`] within one process. It delivers at most once and stores nothing. Clones are handles of the same bus.
 ///
@@ -54,8 +53,8 @@ impl MemoryBus {
     }
 
     pub(super) fn of(max_event_bytes: usize, block_timeout: Duration) -> Self {
-        let (subscribers, counters, closed) = Default::default();
-        Self { shared: Arc::new(Shared { max_event_bytes, block_timeout, subscribers, counters, closed }) }
+        let (subscribers, closed) = Default::default();
+        Self { shared: Arc::new(Shared { max_event_bytes, block_timeout, subscribers, closed }) }
     }
 
     /// Returns the size of an event that the bus accepts.
@@ -69,7 +68,6 @@ impl MemoryBus {
 
     /// Delivers an event that was checked to its subscribers.
     pub(super) async fn deliver(&self, event: &Event, expiry: Expiry) {
-        self.shared.counters.add_published();
         let subscribers = self.shared.subscribers();
         let matching = subscribers.iter().filter(|subscriber| subscriber.pattern.matches(event.channel()));
         if !deliver_until(matching.map(|subscriber| &subscriber.feed), event, expiry).await {
@@ -95,7 +93,7 @@ impl EventBus for MemoryBus {
     }
 
     async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
-        let (feed, subscription) = Feed::new(overflow, self.shared.block_timeout, &self.shared.counters)?;
+        let (feed, subscription) = Feed::new(overflow, self.shared.block_timeout)?;
         self.shared.add(Subscriber { pattern, feed })?;
         Ok(subscription)
     }
@@ -107,10 +105,6 @@ impl EventBus for MemoryBus {
     fn max_event_bytes(&self) -> usize {
         self.shared.max_event_bytes
     }
-
-    fn counters(&self) -> &Counters {
-        &self.shared.counters
-    }
 }
 
 #[derive(Debug)]
@@ -119,7 +113,6 @@ struct Shared {
     block_timeout: Duration,
     /// Copied on change, so that a publisher holds the lock only to clone the `Arc`.
     subscribers: RwLock<Subscribers>,
-    counters: Counters,
     closed: AtomicBool,
 }
 

@@ -30,10 +30,8 @@
 
 mod buffer;
 mod consumer;
-mod delivery;
 mod durable;
 pub mod engine;
-mod feed;
 mod memory;
 mod memory_durable;
 mod subscription;
@@ -46,13 +44,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::consumer::{ConsumeOptions, Consumer};
-pub use self::delivery::{Delivery, Nack};
-pub use self::durable::{DeadLetter, DurableBus, GroupStatus};
-use self::engine::Counters;
+pub use self::consumer::{Consumer, Delivery, Nack};
+pub use self::durable::{ConsumeOptions, DeadLetter, DurableBus, GroupStatus};
 pub use self::memory::MemoryBus;
 pub use self::memory_durable::{MemoryDurableBus, MemoryDurableBusBuilder};
-pub use self::subscription::{Gap, Overflow, Signal, Subscription};
+pub use self::subscription::Subscription;
 pub use self::worker::EventHandler;
 use crate::error::ConfigError;
 use crate::event::{Event, Pattern};
@@ -92,9 +88,6 @@ pub trait EventBus: Send + Sync + 'static {
 
     /// Returns the size of the largest event that the bus accepts, in the bytes of [`Event::size`].
     fn max_event_bytes(&self) -> usize;
-
-    /// Returns the counters of the bus.
-    fn counters(&self) -> &Counters;
 
     /// Publishes events in order, each as [`publish`](Self::publish) does. Returns a result for each event, by index.
     /// An error does not affect the other events.
@@ -143,6 +136,68 @@ pub trait DelayBus: EventBus {
     /// # Cancel safety
     /// If the future is dropped, the events may or may not be cancelled.
     async fn cancel_publish(&self, event_id: &str) -> Result<bool, BusError>;
+}
+
+/// An item of a [`Subscription`].
+#[derive(Debug, Clone)]
+pub enum Signal {
+    /// An event.
+    Event(Event),
+    /// Events may be missing at this point. Their number is not known.
+    Gap(Gap),
+    /// The subscriber was too slow, and exactly this number of events is missing at this point.
+    Lagged(u64),
+}
+
+/// The reason why events may be missing at a point of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Gap {
+    /// The connection to the broker was lost.
+    #[error("the connection to the broker was lost")]
+    ConnectionLost,
+    /// Events were deleted before they were delivered, to stay within the limits of the bus.
+    #[error("events were deleted before they were delivered")]
+    Trimmed {
+        /// The known ids of deleted events, at most [`Gap::MAX_EVENT_IDS`]. Others may be missing too.
+        event_ids: Vec<String>,
+    },
+    /// The group was lost, and was created again.
+    #[error("the group was lost and created again")]
+    GroupRecreated,
+}
+
+/// What happens to an event for which a subscription has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Overflow {
+    /// The publisher waits for room, for at most the block timeout of the bus (default 5 s). After that the event is
+    /// dropped and the subscriber receives [`Signal::Lagged`].
+    ///
+    /// The capacity is [`Overflow::BLOCK_CAPACITY`]. A publisher does not wait for a subscriber that has received
+    /// nothing for the block timeout, until the subscriber receives again.
+    Block,
+    /// The oldest of this number of events is dropped. The subscriber receives [`Signal::Lagged`] before the events
+    /// that are left.
+    DropOldest(usize),
+    /// The new event is dropped once this number of events waits. The subscriber receives [`Signal::Lagged`] after
+    /// those events.
+    DropNewest(usize),
+    /// The subscription ends with [`BusError::SlowConsumer`] once this number of events waits. Those events are still
+    /// received.
+    Disconnect(usize),
+}
+
+impl Overflow {
+    /// Capacity of a subscription under [`Overflow::Block`].
+    pub const BLOCK_CAPACITY: usize = 1024;
+
+    /// Returns the number of events that can wait.
+    pub fn capacity(self) -> usize {
+        match self {
+            Self::Block => Self::BLOCK_CAPACITY,
+            Self::DropOldest(events) | Self::DropNewest(events) | Self::Disconnect(events) => events,
+        }
+    }
 }
 
 /// Something that a bus may be able to do. Delayed publishing is the trait [`DelayBus`].
@@ -293,10 +348,6 @@ impl<B: EventBus + ?Sized> EventBus for Arc<B> {
 
     fn max_event_bytes(&self) -> usize {
         (**self).max_event_bytes()
-    }
-
-    fn counters(&self) -> &Counters {
-        (**self).counters()
     }
 
     async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<(), BusError>> {

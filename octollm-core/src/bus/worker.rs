@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use super::delivery::Lease;
+use super::consumer::Lease;
 use super::{BusError, Consumer, Delivery, Gap, Nack};
 use crate::event::Event;
 use crate::panics::{Panicked, caught};
@@ -147,7 +147,11 @@ struct LatestLease {
 
 impl InProgress {
     fn new(delivery: &Delivery) -> Self {
-        Self(Mutex::new(LatestLease { attempt: delivery.attempt(), lease: delivery.lease(), settled: false }))
+        Self(Mutex::new(LatestLease {
+            attempt: delivery.attempt(),
+            lease: Arc::clone(&delivery.lease),
+            settled: false,
+        }))
     }
 
     fn latest(&self) -> MutexGuard<'_, LatestLease> {
@@ -164,7 +168,7 @@ impl InProgress {
         let mut latest = self.latest();
         let renews = !latest.settled && delivery.attempt() > latest.attempt;
         if renews {
-            (latest.attempt, latest.lease) = (delivery.attempt(), delivery.lease());
+            (latest.attempt, latest.lease) = (delivery.attempt(), Arc::clone(&delivery.lease));
         }
         renews
     }

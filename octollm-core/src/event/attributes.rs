@@ -1,12 +1,13 @@
-//! The native form of an event: its attributes as texts, and as JSON.
+//! The native form of an event: its attributes as texts and as JSON, and its size.
 
 use std::borrow::Cow;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
-use super::{Channel, Event, InvalidEvent};
+use super::{Attributes, Channel, Event, invalid};
+use crate::error::InvalidValue;
 use crate::json::read_output;
 
 /// The JSON of an event. Attributes from `id` on are optional in events of other systems.
@@ -57,7 +58,17 @@ const NAMES: [&str; 12] = [
 ];
 
 impl Event {
-    /// The attributes as texts under their names in the native form, without the data. An encoding writes these.
+    /// Returns the size in bytes that a bus compares with its limit: the data as compact JSON plus the text attributes.
+    /// It does not depend on the encoding.
+    pub fn size(&self) -> usize {
+        let Attributes { channel, id, source, subject, correlation_id, .. } = &*self.0;
+        let optional =
+            [subject, correlation_id, &self.0.causation_id, &self.0.traceparent, &self.0.partition_key];
+        let texts: usize = optional.into_iter().flatten().map(String::len).sum();
+        channel.as_str().len() + id.len() + source.len() + texts + json_len(&self.0.data)
+    }
+
+    /// Returns the attributes as texts under their names in the native form, without the data. An encoding writes these.
     pub fn attributes(&self) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
         let native = NativeEvent::of(self);
         let values = [
@@ -77,29 +88,29 @@ impl Event {
         NAMES.into_iter().zip(values).filter_map(|(name, value)| Some((name, value?)))
     }
 
-    /// The event with these [`attributes`](Self::attributes), in any order. Attributes of other names are ignored.
+    /// Creates an event from [`attributes`](Self::attributes) in any order. Attributes of other names are ignored.
     ///
     /// `event_type`, `timestamp` and `source` are required. An event without `id` gets a new one.
     ///
     /// # Errors
-    /// The first attribute that is missing, repeated or not valid.
+    /// [`InvalidValue`] for the first attribute that is missing, repeated or not valid.
     pub fn from_attributes(
         attributes: impl IntoIterator<Item = (impl AsRef<str>, impl Into<String>)>,
         data: impl Into<Value>,
-    ) -> Result<Self, InvalidEvent> {
+    ) -> Result<Self, InvalidValue> {
         let mut values = [const { None::<String> }; NAMES.len()];
         for (name, value) in attributes {
             let Some(index) = NAMES.iter().position(|known| *known == name.as_ref()) else {
                 continue;
             };
             if values[index].replace(value.into()).is_some() {
-                return Err(InvalidEvent::Repeated { attribute: NAMES[index] });
+                return Err(invalid(format!("`{}` is given more than once", NAMES[index])));
             }
         }
         let [event_type, timestamp, source, id, specversion, rest @ ..] =
             values.map(|value| value.map(Cow::Owned));
         let [subject, correlation_id, causation_id, traceparent, partition_key, expires_at, domain] = rest;
-        let required = |value: Option<_>, attribute| value.ok_or(InvalidEvent::Missing { attribute });
+        let required = |value: Option<_>, name| value.ok_or_else(|| invalid(format!("`{name}` is missing")));
         let native = NativeEvent {
             event_type: required(event_type, "event_type")?,
             timestamp: required(timestamp, "timestamp")?,
@@ -118,12 +129,12 @@ impl Event {
         native.check()
     }
 
-    /// Reads the native JSON form. In contrast to serde, the error is typed.
+    /// Reads the native JSON form. In contrast to serde, the error names the attribute.
     ///
     /// # Errors
-    /// [`InvalidEvent::Json`] when the bytes do not have that form, and the first attribute that is not valid.
-    pub fn from_json(bytes: &[u8]) -> Result<Self, InvalidEvent> {
-        let native: NativeEvent<'_> = read_output(bytes).map_err(|source| InvalidEvent::Json { source })?;
+    /// [`InvalidValue`] when the bytes do not have that form, or for the first attribute that is not valid.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, InvalidValue> {
+        let native: NativeEvent<'_> = read_output(bytes).map_err(|error| invalid(error.to_string()))?;
         native.check()
     }
 }
@@ -148,9 +159,9 @@ impl<'a> NativeEvent<'a> {
         }
     }
 
-    fn check(self) -> Result<Event, InvalidEvent> {
+    fn check(self) -> Result<Event, InvalidValue> {
         if let Some(found) = self.specversion.filter(|version| version != SPECVERSION) {
-            return Err(InvalidEvent::Version { found: found.into_owned() });
+            return Err(invalid(format!("the specversion {found:?} is not supported")));
         }
         let mut channel = Channel::from_event_type(&self.event_type)?;
         if let Some(domain) = self.domain {
@@ -173,8 +184,8 @@ impl<'a> NativeEvent<'a> {
     }
 }
 
-fn timestamp(attribute: &'static str, text: &str) -> Result<jiff::Timestamp, InvalidEvent> {
-    text.parse().map_err(|source| InvalidEvent::Timestamp { attribute, source })
+fn timestamp(attribute: &'static str, text: &str) -> Result<jiff::Timestamp, InvalidValue> {
+    text.parse().map_err(|error| invalid(format!("`{attribute}` is not an RFC 3339 timestamp: {error}")))
 }
 
 impl Serialize for Event {
@@ -188,3 +199,46 @@ impl<'de> Deserialize<'de> for Event {
         NativeEvent::deserialize(deserializer)?.check().map_err(D::Error::custom)
     }
 }
+
+/// Returns the length of a value as compact JSON without writing it.
+fn json_len(value: &Value) -> usize {
+    // Commas stand between members, and two brackets around them.
+    let within = |members: usize, texts: usize| 2 + texts + members.saturating_sub(1);
+    match value {
+        Value::Null | Value::Bool(true) => 4,
+        Value::Bool(false) => 5,
+        Value::Number(number) => number_len(number),
+        Value::String(text) => text_len(text),
+        Value::Array(items) => within(items.len(), items.iter().map(json_len).sum()),
+        Value::Object(members) => {
+            let texts = members.iter().map(|(name, value)| text_len(name) + 1 + json_len(value)).sum();
+            within(members.len(), texts)
+        }
+    }
+}
+
+fn number_len(number: &Number) -> usize {
+    let digits = |number: u64| 1 + number.checked_ilog10().unwrap_or(0) as usize;
+    match (number.as_u64(), number.as_i64()) {
+        (Some(number), _) => digits(number),
+        (_, Some(number)) => 1 + digits(number.unsigned_abs()),
+        _ => number.to_string().len(),
+    }
+}
+
+fn text_len(text: &str) -> usize {
+    2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
+}
+
+/// Number of bytes that escaping adds to each byte.
+const ESCAPE: [u8; 256] = {
+    let mut escape = [0; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        escape[byte] = if matches!(byte, 0x08 | 0x09 | 0x0a | 0x0c | 0x0d) { 1 } else { 5 };
+        byte += 1;
+    }
+    escape[b'"' as usize] = 1;
+    escape[b'\\' as usize] = 1;
+    escape
+};

@@ -20,20 +20,22 @@
 
 mod attributes;
 mod channel;
-mod error;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Number, Value};
+use serde_json::Value;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::attributes::SPECVERSION;
 pub use self::channel::{Channel, Pattern};
-pub use self::error::InvalidEvent;
+use crate::error::InvalidValue;
 
 /// Something that happened, published on its [`Channel`].
 ///
@@ -61,24 +63,24 @@ impl Event {
     /// Creates an event of the type `<entity>.<action>` in the domain `events`, with the current time and a new id.
     ///
     /// # Errors
-    /// [`InvalidEvent`] when the type is not valid or `source` is empty.
+    /// [`InvalidValue`] when the type is not valid or `source` is empty.
     pub fn new(
         event_type: &str,
         source: impl Into<String>,
         data: impl Into<Value>,
-    ) -> Result<Self, InvalidEvent> {
+    ) -> Result<Self, InvalidValue> {
         Self::on(Channel::from_event_type(event_type)?, source, data)
     }
 
     /// Creates an event on a channel, with the current time and a new id. Its type derives from the channel.
     ///
     /// # Errors
-    /// [`InvalidEvent::Empty`] when `source` is empty.
+    /// [`InvalidValue`] when `source` is empty.
     pub fn on(
         channel: Channel,
         source: impl Into<String>,
         data: impl Into<Value>,
-    ) -> Result<Self, InvalidEvent> {
+    ) -> Result<Self, InvalidValue> {
         Ok(Self(Arc::new(Attributes {
             channel,
             id: Uuid::now_v7().to_string(),
@@ -97,13 +99,13 @@ impl Event {
     /// Creates an event whose data is a serialized value.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and [`InvalidEvent::Data`] when the value cannot be written as JSON.
+    /// As [`new`](Self::new), and [`InvalidValue`] when the value cannot be written as JSON.
     pub fn of<T: Serialize + ?Sized>(
         event_type: &str,
         source: impl Into<String>,
         data: &T,
-    ) -> Result<Self, InvalidEvent> {
-        let data = serde_json::to_value(data).map_err(|source| InvalidEvent::Data { source })?;
+    ) -> Result<Self, InvalidValue> {
+        let data = serde_json::to_value(data).map_err(bad_data)?;
         Self::new(event_type, source, data)
     }
 
@@ -118,8 +120,8 @@ impl Event {
     /// Sets the id.
     ///
     /// # Errors
-    /// [`InvalidEvent::Empty`] when `id` is empty.
-    pub fn with_id(mut self, id: impl Into<String>) -> Result<Self, InvalidEvent> {
+    /// [`InvalidValue`] when `id` is empty.
+    pub fn with_id(mut self, id: impl Into<String>) -> Result<Self, InvalidValue> {
         self.change().id = required("id", id.into())?;
         Ok(self)
     }
@@ -127,8 +129,8 @@ impl Event {
     /// Moves the event to another domain. Entity and action stay the same.
     ///
     /// # Errors
-    /// [`InvalidEvent`] when `domain` is not a segment of a channel.
-    pub fn with_domain(mut self, domain: &str) -> Result<Self, InvalidEvent> {
+    /// [`InvalidValue`] when `domain` is not a segment of a channel.
+    pub fn with_domain(mut self, domain: &str) -> Result<Self, InvalidValue> {
         let channel = self.0.channel.with_domain(domain)?;
         self.change().channel = channel;
         Ok(self)
@@ -216,9 +218,9 @@ impl Event {
     /// Deserializes the data.
     ///
     /// # Errors
-    /// [`InvalidEvent::Data`] when the data is not of that type.
-    pub fn data_as<T: DeserializeOwned>(&self) -> Result<T, InvalidEvent> {
-        T::deserialize(&self.0.data).map_err(|source| InvalidEvent::Data { source })
+    /// [`InvalidValue`] when the data is not of that type.
+    pub fn data_as<T: DeserializeOwned>(&self) -> Result<T, InvalidValue> {
+        T::deserialize(&self.0.data).map_err(bad_data)
     }
 
     /// Returns the version of the envelope, `1.0`.
@@ -256,16 +258,6 @@ impl Event {
         self.0.expires_at
     }
 
-    /// Returns the size in bytes that a bus compares with its limit: the data as compact JSON plus the text attributes.
-    /// It does not depend on the encoding.
-    pub fn size(&self) -> usize {
-        let Attributes { channel, id, source, subject, correlation_id, .. } = &*self.0;
-        let optional =
-            [subject, correlation_id, &self.0.causation_id, &self.0.traceparent, &self.0.partition_key];
-        let texts: usize = optional.into_iter().flatten().map(String::len).sum();
-        channel.as_str().len() + id.len() + source.len() + texts + json_len(&self.0.data)
-    }
-
     fn change(&mut self) -> &mut Attributes {
         Arc::make_mut(&mut self.0)
     }
@@ -277,53 +269,77 @@ impl fmt::Debug for Event {
     }
 }
 
-fn required(attribute: &'static str, text: String) -> Result<String, InvalidEvent> {
-    if text.is_empty() { Err(InvalidEvent::Empty { attribute }) } else { Ok(text) }
+/// The error of an event.
+fn invalid(reason: impl Into<Cow<'static, str>>) -> InvalidValue {
+    InvalidValue::new("event").because(reason)
+}
+
+fn bad_data(error: serde_json::Error) -> InvalidValue {
+    invalid(format!("the data does not have the expected form: {error}"))
+}
+
+fn required(attribute: &'static str, text: String) -> Result<String, InvalidValue> {
+    if text.is_empty() { Err(invalid(format!("`{attribute}` is empty"))) } else { Ok(text) }
 }
 
 fn optional(text: impl Into<String>) -> Option<String> {
     Some(text.into()).filter(|text| !text.is_empty())
 }
 
-/// Returns the length of a value as compact JSON without writing it.
-fn json_len(value: &Value) -> usize {
-    // Commas stand between members, and two brackets around them.
-    let within = |members: usize, texts: usize| 2 + texts + members.saturating_sub(1);
-    match value {
-        Value::Null | Value::Bool(true) => 4,
-        Value::Bool(false) => 5,
-        Value::Number(number) => number_len(number),
-        Value::String(text) => text_len(text),
-        Value::Array(items) => within(items.len(), items.iter().map(json_len).sum()),
-        Value::Object(members) => {
-            let texts = members.iter().map(|(name, value)| text_len(name) + 1 + json_len(value)).sum();
-            within(members.len(), texts)
+/// The `expires_at` of an event on the monotonic clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expiry {
+    Never,
+    At(Instant),
+    /// It had expired when it was published.
+    Past,
+}
+
+impl Expiry {
+    /// Reads the clocks only if the event expires.
+    pub(crate) fn of(event: &Event) -> Self {
+        event.expires_at().map_or(Self::Never, |at| Self::from_wall(at, Timestamp::now(), Instant::now()))
+    }
+
+    /// Converts a time of the wall clock, which shows `wall` when the monotonic clock shows `now`.
+    fn from_wall(expires_at: Timestamp, wall: Timestamp, now: Instant) -> Self {
+        // The difference of two timestamps does not overflow. A negative one is not a `Duration`.
+        match Duration::try_from(expires_at.duration_since(wall)) {
+            Ok(Duration::ZERO) | Err(_) => Self::Past,
+            Ok(left) => now.checked_add(left).map_or(Self::Never, Self::At),
+        }
+    }
+
+    /// Calls `now` only if the result depends on it.
+    pub(crate) fn is_over(self, now: impl FnOnce() -> Instant) -> bool {
+        match self {
+            Self::Never => false,
+            Self::At(at) => now() >= at,
+            Self::Past => true,
         }
     }
 }
 
-fn number_len(number: &Number) -> usize {
-    let digits = |number: u64| 1 + number.checked_ilog10().unwrap_or(0) as usize;
-    match (number.as_u64(), number.as_i64()) {
-        (Some(number), _) => digits(number),
-        (_, Some(number)) => 1 + digits(number.unsigned_abs()),
-        _ => number.to_string().len(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_time_becomes_a_monotonic_one() {
+        let (wall, now) = (Timestamp::UNIX_EPOCH, Instant::now());
+        let second = Duration::from_secs(1);
+        assert_eq!(Expiry::from_wall(wall + second, wall, now), Expiry::At(now + second));
+        assert_eq!(Expiry::from_wall(wall, wall, now), Expiry::Past);
+        assert_eq!(Expiry::from_wall(wall - second, wall, now), Expiry::Past);
+        assert_ne!(Expiry::from_wall(Timestamp::MAX, Timestamp::MIN, now), Expiry::Past);
+    }
+
+    #[test]
+    fn an_event_expires_at_its_time() {
+        let now = Instant::now();
+        assert!(Expiry::At(now).is_over(|| now));
+        assert!(!Expiry::At(now + Duration::from_millis(1)).is_over(|| now));
+        assert!(Expiry::Past.is_over(|| now));
+        assert!(!Expiry::Never.is_over(|| now));
     }
 }
-
-fn text_len(text: &str) -> usize {
-    2 + text.len() + text.bytes().map(|byte| usize::from(ESCAPE[usize::from(byte)])).sum::<usize>()
-}
-
-/// Number of bytes that escaping adds to each byte.
-const ESCAPE: [u8; 256] = {
-    let mut escape = [0; 256];
-    let mut byte = 0;
-    while byte < 0x20 {
-        escape[byte] = if matches!(byte, 0x08 | 0x09 | 0x0a | 0x0c | 0x0d) { 1 } else { 5 };
-        byte += 1;
-    }
-    escape[b'"' as usize] = 1;
-    escape[b'\\' as usize] = 1;
-    escape
-};

@@ -90,7 +90,6 @@ use crate::{
     arm::Arm,
     brain::{Brain, BrainBuilder},
     bus::EventBus,
-    clock::Clock,
     context::{CallFuture, Context},
     contract::TaskContract,
     dispatcher::Dispatcher,
@@ -320,8 +319,7 @@ impl MeshBuilder {
     /// Dropping the future starts nothing.
     pub async fn start(self) -> Mesh {
         let transport = MeshTransport::new(self.arms, self.layers);
-        // The clock of the brain starts here, on the runtime of the mesh.
-        let brain = self.brain.clock(Clock::runtime()).arms(transport.of_brain()).assemble();
+        let brain = self.brain.arms(transport.of_brain()).assemble();
         Mesh { transport, brain: Mutex::new(brain) }
     }
 }

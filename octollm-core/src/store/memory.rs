@@ -15,7 +15,7 @@ use tokio::{sync::watch, time::Instant};
 use self::tables::{ChangeHub, Row, Tables};
 use super::{JournalEntry, Run, SideEffects, StoreError, TaskStore, Topic};
 use crate::{
-    clock::Clock,
+    clock,
     contract::ContractRef,
     event::Event,
     id::TaskId,
@@ -32,8 +32,8 @@ pub struct MemoryStore {
     limits: Limits,
     tables: Mutex<Tables>,
     hub: ChangeHub,
-    /// Starts with the first operation, on the runtime of that.
-    clock: OnceLock<Clock>,
+    /// The time of the first operation, by the clock of the system and by tokio's.
+    start: OnceLock<(Timestamp, Instant)>,
 }
 
 #[derive(Debug)]
@@ -111,7 +111,8 @@ impl MemoryStore {
     }
 
     fn now(&self) -> Timestamp {
-        self.clock.get_or_init(Clock::runtime).now()
+        let (at, started) = self.start.get_or_init(|| (clock::now(), Instant::now()));
+        at.checked_add(started.elapsed()).unwrap_or(*at)
     }
 
     fn notify(&self, id: &TaskId, queue: bool, events: bool) {

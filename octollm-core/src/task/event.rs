@@ -9,7 +9,8 @@ use crate::{
     budget::is_zero,
     budget::{Cost, Usage},
     contract::ContractRef,
-    event::{Event, InvalidEvent},
+    error::InvalidValue,
+    event::Event,
     id::TaskId,
     update::Progress,
 };
@@ -170,20 +171,20 @@ impl TaskEvent {
     /// [`with_traceparent`](Event::with_traceparent).
     ///
     /// # Errors
-    /// [`InvalidEvent::Empty`] when `source` is empty.
-    pub fn to_event(&self, source: impl Into<String>) -> Result<Event, InvalidEvent> {
+    /// [`InvalidValue`] when `source` is empty.
+    pub fn to_event(&self, source: impl Into<String>) -> Result<Event, InvalidValue> {
         let id = self.task_id.as_str();
         Ok(Event::of(self.event_type(), source, self)?.with_subject(id).with_partition_key(id))
     }
 }
 
 impl TryFrom<&Event> for TaskEvent {
-    type Error = InvalidEvent;
+    type Error = InvalidValue;
 
     /// # Errors
-    /// [`InvalidEvent::OtherType`] when the event is not one of the six of a task, [`InvalidEvent::Data`] when its data is not
-    /// of this form.
-    fn try_from(event: &Event) -> Result<Self, InvalidEvent> {
+    /// [`InvalidValue`] when the event is not one of the six of a task, whose [`kind`](InvalidValue::kind) then is `type of a
+    /// task event`, or when its data is not of this form.
+    fn try_from(event: &Event) -> Result<Self, InvalidValue> {
         let status = match event.event_type() {
             "task.queued" => Some(TaskStatus::Queued),
             "task.started" => Some(TaskStatus::Processing),
@@ -191,10 +192,12 @@ impl TryFrom<&Event> for TaskEvent {
             "task.completed" => Some(TaskStatus::Completed),
             "task.failed" => Some(TaskStatus::Failed),
             "task.cancelled" => Some(TaskStatus::Cancelled),
-            other => return Err(InvalidEvent::OtherType { found: other.to_owned() }),
+            other => {
+                return Err(InvalidValue::new(OTHER_TYPE).because(format!("it is {other:?}")));
+            }
         };
         let read = Self { status, ..event.data_as()? };
-        let missing = |field| Err(InvalidEvent::Data { source: serde_json::Error::missing_field(field) });
+        let missing = |field| Err(InvalidValue::new("task event").because(format!("`{field}` is missing")));
         match status {
             None if read.progress.is_none() => missing("progress"),
             Some(TaskStatus::Failed) if read.error.is_none() => missing("error"),
@@ -202,6 +205,8 @@ impl TryFrom<&Event> for TaskEvent {
         }
     }
 }
+
+const OTHER_TYPE: &str = "type of a task event";
 
 /// A status of a later version is an error: its event has a type that this version does not read.
 fn known_status<'de, D: Deserializer<'de>>(from: D) -> Result<Option<TaskStatus>, D::Error> {
@@ -283,14 +288,13 @@ mod tests {
     fn what_is_no_task_event_is_refused() {
         for other in ["arm.registered", "task.noticed"] {
             let event = Event::new(other, "s", json!({ "task_id": TASK })).unwrap();
-            assert!(
-                matches!(TaskEvent::try_from(&event), Err(InvalidEvent::OtherType { found }) if found == other)
-            );
+            let error = TaskEvent::try_from(&event).unwrap_err();
+            assert_eq!(error.to_string(), format!("not a valid type of a task event: it is {other:?}"));
         }
         for data in [Value::Null, json!({}), json!({ "task_id": TASK })] {
             for event_type in ["task.failed", "task.progress"] {
                 let event = Event::new(event_type, "s", data.clone()).unwrap();
-                assert!(matches!(TaskEvent::try_from(&event), Err(InvalidEvent::Data { .. })));
+                assert_ne!(TaskEvent::try_from(&event).unwrap_err().kind(), OTHER_TYPE);
             }
         }
         let unknown = json!({ "task_id": TASK, "status": "input_required" });

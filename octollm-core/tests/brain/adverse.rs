@@ -13,7 +13,6 @@ use octollm_core::{
     Arm, Context,
     brain::{Brain, BrainBuilder},
     bus::{EventBus, MemoryBus, Overflow, Signal},
-    clock::Clock,
     error::{ArmError, ErrorKind},
     event::Event,
     orchestrator::Orchestrator,
@@ -31,7 +30,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn over(arms: &Local, store: &Arc<Trouble>) -> BrainBuilder {
     let builder = Brain::builder().arm::<Compute>(Computer).arms(arms.clone());
-    builder.store(store.clone()).clock(Clock::runtime())
+    builder.store(store.clone())
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,7 +162,7 @@ async fn a_slow_store_costs_a_brain_with_many_tasks_no_lease() {
     store.slow(Duration::from_millis(100));
     let make = || {
         let builder = Brain::builder().arm::<Compute>(Long(running.clone())).store(store.clone());
-        builder.clock(Clock::runtime()).lease(6 * SECOND).build().unwrap()
+        builder.lease(6 * SECOND).build().unwrap()
     };
     let (one, two) = (make(), make());
     let mut ids = Vec::new();
@@ -212,7 +211,7 @@ async fn a_long_queue_is_taken_over_as_fast_as_it_is_worked_off() {
     one.close().await;
     arms.heal();
     let two = Brain::builder().arm::<Compute>(Computer).arms(arms.clone()).store(store.clone());
-    let two = two.clock(Clock::runtime()).build().unwrap();
+    let two = two.build().unwrap();
     two.recover().await.unwrap();
     let begun = Instant::now();
     let last = end_of(&two, ids.last().unwrap()).await;

@@ -12,7 +12,6 @@ use octollm_core::{
     brain::Brain,
     bus::{EventBus, MemoryBus, Overflow, Signal, Subscription},
     card::ArmCard,
-    clock::Clock,
     contract::Keys,
     dispatcher::{Dispatcher, Execution},
     error::{ArmError, CallError, ErrorKind},
@@ -199,7 +198,7 @@ impl Outside {
         let service = RetryLayer::new().attempts(1).layer(arms.clone());
         let builder = Brain::builder().arm::<Settle>(Accountant).arms(from_service(service, arms));
         let builder = builder.store(self.doomed(fate, self.store.clone()));
-        builder.bus(self.doomed(fate, self.bus.clone())).clock(Clock::runtime()).build().unwrap()
+        builder.bus(self.doomed(fate, self.bus.clone())).build().unwrap()
     }
 
     fn doomed<T>(&self, fate: &Arc<Fate>, inner: T) -> Doomed<T> {

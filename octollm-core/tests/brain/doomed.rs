@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use octollm_core::{
-    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Subscription, engine::Counters},
+    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Subscription},
     card::ArmCard,
     contract::ContractRef,
     error::CallError,
@@ -137,10 +137,6 @@ impl EventBus for Doomed<MemoryBus> {
 
     fn max_event_bytes(&self) -> usize {
         self.inner.max_event_bytes()
-    }
-
-    fn counters(&self) -> &Counters {
-        self.inner.counters()
     }
 }
 

@@ -12,8 +12,7 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     brain::Brain,
-    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Signal, Subscription, engine::Counters},
-    clock::Clock,
+    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Signal, Subscription},
     error::{ArmError, ErrorKind},
     event::{Event, Pattern},
     orchestrator::Orchestrator,
@@ -43,7 +42,7 @@ const OPERATIONS: [&str; 11] = [
 
 fn over(arms: &Local, store: &Arc<Trouble>) -> Brain {
     let builder = Brain::builder().arm::<Compute>(Computer).arms(arms.clone());
-    builder.store(store.clone()).clock(Clock::runtime()).build().unwrap()
+    builder.store(store.clone()).build().unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,10 +123,6 @@ impl EventBus for Panics {
     fn max_event_bytes(&self) -> usize {
         self.0.max_event_bytes()
     }
-
-    fn counters(&self) -> &Counters {
-        self.0.counters()
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +171,7 @@ async fn no_two_brains_run_a_task_at_once_whenever_the_store_of_one_hangs() {
         let slow = Trouble::over(healthy.inner().clone());
         let brain = |store: &Arc<Trouble>| {
             let builder = Brain::builder().arm::<Compute>(runs.clone()).store(store.clone());
-            builder.clock(Clock::runtime()).lease(6 * SECOND).build().unwrap()
+            builder.lease(6 * SECOND).build().unwrap()
         };
         let (one, two) = (brain(&slow), brain(&healthy));
         two.recover().await.unwrap();
@@ -210,7 +205,7 @@ async fn a_task_that_is_cancelled_at_another_brain_makes_one_more_call_at_most()
     let (arms, store) = (Local::new(), Trouble::new());
     let brain = || {
         let builder = Brain::builder().arm::<Compute>(Slow).arms(arms.clone());
-        builder.store(store.clone()).clock(Clock::runtime()).build().unwrap()
+        builder.store(store.clone()).build().unwrap()
     };
     let (one, two) = (brain(), brain());
     let id = one.submit(compute(4), &anyone()).await.unwrap().task_id;

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use octollm_core::{
-    Arm, Context, brain::Brain, clock::Clock, error::ArmError, orchestrator::Orchestrator,
-    store::MemoryStore, task::TaskStatus,
+    Arm, Context, brain::Brain, error::ArmError, orchestrator::Orchestrator, store::MemoryStore,
+    task::TaskStatus,
 };
 use serde_json::json;
 use tokio::time::timeout;
@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn brain_with(arm: impl Arm<Compute>, arms: &Local, store: &Arc<MemoryStore>) -> Brain {
     let builder = Brain::builder().arm::<Compute>(arm).arms(arms.clone());
-    builder.store(store.clone()).clock(Clock::runtime()).build().unwrap()
+    builder.store(store.clone()).build().unwrap()
 }
 
 /// Answers what it could get.
@@ -74,7 +74,7 @@ impl Arm<Compute> for Brittle {
 async fn a_panic_while_an_arm_is_dropped_ends_its_task_all_the_same() {
     let (arms, store) = (Local::new(), shared_store());
     let builder = Brain::builder().arm::<Compute>(Brittle).arms(arms).store(store);
-    let brain = builder.clock(Clock::runtime()).max_running(1).build().unwrap();
+    let brain = builder.max_running(1).build().unwrap();
     let first = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
     let second = brain.submit(compute(2), &anyone()).await.unwrap().task_id;
     tokio::time::sleep(SECOND).await;
@@ -142,7 +142,7 @@ async fn a_cursor_of_an_earlier_run_does_not_hang() {
     let (arms, store) = (Local::new(), shared_store());
     arms.hang("number.double");
     let builder = Brain::builder().arm::<Compute>(Tolerant).arms(arms.clone()).store(store);
-    let brain = builder.clock(Clock::runtime()).max_running(1).build().unwrap();
+    let brain = builder.max_running(1).build().unwrap();
     let first = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
     let second = brain.submit(compute(2), &anyone()).await.unwrap().task_id;
     let mut updates = brain.watch(&second, Some(100), &anyone()).await.unwrap();

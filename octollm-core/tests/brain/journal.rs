@@ -6,7 +6,6 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     brain::Brain,
-    clock::Clock,
     error::{ArmError, ErrorKind},
     orchestrator::Orchestrator,
     store::StoreError,
@@ -138,13 +137,8 @@ async fn a_brain_that_dies_loses_its_lease_and_then_its_tasks() {
     arms.hang("number.double");
     // A runtime of its own, so that it can die with all that runs on it.
     let dying = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
-    let one = Brain::builder()
-        .arm::<Compute>(Computer)
-        .arms(arms.clone())
-        .store(store.clone())
-        .clock(Clock::runtime())
-        .build()
-        .unwrap();
+    let one =
+        Brain::builder().arm::<Compute>(Computer).arms(arms.clone()).store(store.clone()).build().unwrap();
     let (handle, submitter) = (dying.handle().clone(), one.clone());
     let id = handle
         .spawn(async move { submitter.submit(compute(4), &anyone()).await.unwrap().task_id })

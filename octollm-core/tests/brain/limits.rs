@@ -8,7 +8,6 @@ use octollm_core::{
     brain::Brain,
     budget::{Budget, Usage},
     bus::{ConsumeOptions, DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
-    clock::Clock,
     context::{Caller, ContextParts},
     deadline::Deadline,
     dispatcher::Dispatcher,
@@ -18,11 +17,14 @@ use octollm_core::{
     task::{Priority, Submission, TaskBudget, TaskEvent, TaskQuery, TaskRequest, TaskResult, TaskStatus},
     transport::Transport,
 };
-use tokio::time::{Instant, advance, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
     scripted::{Does, Scripted, again, error, on, program},
-    support::{Compute, Increment, Local, anyone, brain, brain_on, compute, end_of, goal, run, shared_store},
+    support::{
+        Compute, Increment, Local, anyone, brain, brain_on, clock_ahead, compute, end_of, goal, run,
+        shared_store,
+    },
     trouble::{Trouble, away},
 };
 
@@ -33,14 +35,11 @@ async fn brains_whose_clocks_differ_by_a_minute_run_a_task_once() {
     for ahead in [false, true] {
         let (arms, store) = (Local::new(), shared_store());
         arms.hang("number.double");
-        let early = Clock::runtime();
-        advance(60 * SECOND).await;
-        let late = Clock::runtime();
-        let brain = |clock| {
+        let brain = |seconds| {
             let builder = Brain::builder().arm::<Compute>(crate::support::Computer).arms(arms.clone());
-            builder.store(store.clone()).clock(clock).build().unwrap()
+            builder.store(store.clone()).clock(clock_ahead(seconds)).build().unwrap()
         };
-        let (one, two) = if ahead { (brain(early), brain(late)) } else { (brain(late), brain(early)) };
+        let (one, two) = if ahead { (brain(60), brain(0)) } else { (brain(0), brain(60)) };
         let id = one.submit(compute(4), &anyone()).await.unwrap().task_id;
         sleep(SECOND).await;
         two.recover().await.unwrap();
@@ -122,12 +121,7 @@ async fn a_task_has_the_time_that_its_submission_asks_for_up_to_the_brains_limit
         sleep(input.number as u32 * SECOND).await;
         Ok(input.number)
     });
-    let brain = Brain::builder()
-        .arm::<Compute>(sleeper)
-        .clock(Clock::runtime())
-        .max_task_time(4_000 * SECOND)
-        .build()
-        .unwrap();
+    let brain = Brain::builder().arm::<Compute>(sleeper).max_task_time(4_000 * SECOND).build().unwrap();
     for (asked, takes, ends) in [
         (3_600.0, 3_500, Ok(3_500)),
         (3_600.0, 3_700, Err(3_600)),
@@ -216,7 +210,7 @@ async fn a_caller_that_leaves_while_its_task_is_being_stored_leaves_none_running
             let (arms, store) = (Local::new(), Trouble::new());
             arms.hang("number.increment");
             let inner = Brain::builder().arm::<Compute>(crate::support::Computer).arms(arms.clone());
-            let inner = inner.store(store.clone()).clock(Clock::runtime()).build().unwrap();
+            let inner = inner.store(store.clone()).build().unwrap();
             let mut arm = Dispatcher::new("computer");
             arm.serve::<Compute>(inner.clone());
             let cx = Context::root(Arc::new(Local::of(arm)) as Arc<dyn Transport>);
@@ -243,7 +237,7 @@ async fn a_change_that_was_stored_and_reported_as_failed_is_neither_lost_nor_rep
         let mut times = 0..1;
         store.fails(move |asked, _| (asked == operation && times.next().is_some()).then(away));
         let brain = Brain::builder().arm::<Compute>(crate::support::Computer).arms(arms.clone());
-        let brain = brain.store(store).bus(bus).clock(Clock::runtime()).build().unwrap();
+        let brain = brain.store(store).bus(bus).build().unwrap();
         let id = brain.submit(compute(4), &anyone()).await.expect(operation).task_id;
         assert_eq!(end_of(&brain, &id).await.status, TaskStatus::Completed);
         let mut types = Vec::new();
@@ -300,7 +294,7 @@ async fn a_brain_with_one_place_ends_tasks_that_call_it_at_their_limit() {
         Ok::<_, octollm_core::error::ArmError>(TaskResult::new(cx.call(Compute { number: 4 }).await?))
     });
     let outer = Brain::builder().arm::<TaskRequest>(outer).arms(Local::of(arm)).store(store).max_running(1);
-    let outer = outer.clock(Clock::runtime()).build().unwrap();
+    let outer = outer.build().unwrap();
     for urgent in [Priority::Low, Priority::High] {
         let id = outer.submit(goal("nested").with_priority(urgent), &anyone()).await.unwrap().task_id;
         let task = timeout(300 * SECOND, end_of(&outer, &id)).await.expect("it is stuck");

@@ -7,7 +7,6 @@ use octollm_core::{
     Arm, Context,
     brain::Brain,
     budget::{Budget, Cost, Usage},
-    clock::Clock,
     context::ContextParts,
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind},
@@ -36,12 +35,7 @@ fn nested(arms: &Local) -> (Brain, Brain) {
     let inner = brain(arms);
     let mut arm = Dispatcher::new("computer");
     arm.serve::<Compute>(inner.clone());
-    let outer = Brain::builder()
-        .arm::<TaskRequest>(Outer)
-        .arms(Local::of(arm))
-        .clock(Clock::runtime())
-        .build()
-        .unwrap();
+    let outer = Brain::builder().arm::<TaskRequest>(Outer).arms(Local::of(arm)).build().unwrap();
     (outer, inner)
 }
 
@@ -61,7 +55,7 @@ async fn the_trace_of_the_caller_continues_through_both() {
     let arms = Scripted::new(|_| Does::Answers("5"));
     let mut arm = Dispatcher::new("computer");
     arm.serve::<Compute>(on(&shared_store(), &arms, Computer));
-    let builder = Brain::builder().arm::<TaskRequest>(Outer).arms(Local::of(arm)).clock(Clock::runtime());
+    let builder = Brain::builder().arm::<TaskRequest>(Outer).arms(Local::of(arm));
     let outer = builder.build().unwrap();
     let mut parts = ContextParts::new();
     parts.trace = Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());

@@ -7,18 +7,17 @@ use octollm_core::{
     Context,
     brain::Brain,
     budget::Usage,
-    clock::Clock,
     error::{ArmError, CallError, ErrorKind, Failure},
     id::StepKey,
     orchestrator::{Orchestrator, StepOutcome},
     task::TaskStatus,
     transport::Call,
 };
-use tokio::time::{advance, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::{
     scripted::{Charge, Does, Measure, Scripted, again, error, interrupted, on, program},
-    support::{Compute, Double, Increment, anyone, compute, end_of, run, shared_store},
+    support::{Compute, Double, Increment, anyone, clock_ahead, compute, end_of, run, shared_store},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -292,15 +291,11 @@ async fn how_long_a_key_has_been_remembered_is_judged_by_the_stores_clock() {
     for (away, ahead, made) in [(30, true, 2), (30, false, 2), (75, true, 1), (75, false, 1)] {
         let (store, arms) = (shared_store(), Scripted::new(|_| Does::Hangs));
         arms.remembers_keys(60 * SECOND);
-        let early = Clock::runtime();
-        advance(90 * SECOND).await;
-        let late = Clock::runtime();
-        let brain = |clock| {
+        let brain = |seconds| {
             let builder = Brain::builder().arm::<Compute>(program.clone()).arms(arms.clone());
-            builder.store(store.clone()).clock(clock).build().unwrap()
+            builder.store(store.clone()).clock(clock_ahead(seconds)).build().unwrap()
         };
-        // The one that was made first is ahead.
-        let (one, two) = if ahead { (brain(early), brain(late)) } else { (brain(late), brain(early)) };
+        let (one, two) = if ahead { (brain(90), brain(0)) } else { (brain(0), brain(90)) };
         let mut submission = compute(1);
         submission.budget.max_time_seconds = Some(600.0);
         let id = one.submit(submission, &anyone()).await.unwrap().task_id;

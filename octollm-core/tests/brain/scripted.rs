@@ -13,7 +13,6 @@ use octollm_core::{
     arm::arm_fn,
     brain::Brain,
     card::ArmCard,
-    clock::Clock,
     contract::{ContractCard, Keys},
     error::{ArmError, CallError, ErrorKind, Failure},
     id::TaskId,
@@ -139,7 +138,7 @@ where
 
 pub(crate) fn on(store: &Arc<MemoryStore>, arms: &Scripted, program: impl Arm<Compute>) -> Brain {
     let builder = Brain::builder().arm::<Compute>(program).arms(arms.clone());
-    builder.store(store.clone()).clock(Clock::runtime()).build().unwrap()
+    builder.store(store.clone()).build().unwrap()
 }
 
 pub(crate) async fn again(brain: &Brain, id: &TaskId) -> Task {

@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     brain::Brain,
-    clock::Clock,
     error::ArmError,
     id::TaskId,
     orchestrator::Orchestrator,
@@ -96,12 +95,10 @@ fn fail_at_random(store: &Trouble, dice: &Dice, failures: u64) {
 async fn storm(seed: u64, failures: u64) {
     let (dice, arms, store, watched) = (Dice::new(seed), Local::new(), Trouble::new(), Watched::default());
     store.slow(Duration::from_millis(dice.below(40)));
-    // One for all: each would begin anew at the time of day, whatever tokio's shows by then.
-    let clock = Clock::runtime();
     let make = || {
         let arm = Busy(dice.clone(), watched.clone());
         let builder = Brain::builder().arm::<Compute>(arm).arms(arms.clone()).store(store.clone());
-        builder.clock(clock).max_running(3).lease(Duration::from_secs(3)).build().unwrap()
+        builder.max_running(3).lease(Duration::from_secs(3)).build().unwrap()
     };
     let mut brains = vec![make(), make()];
     for brain in &brains {

@@ -1,13 +1,16 @@
 //! Contracts, arms and a transport for the tests: arms in this process, each call counted.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use octollm_core::{
     Arm, Context,
     brain::Brain,
     card::ArmCard,
-    clock::Clock,
     dispatcher::{Dispatcher, Execution},
     error::{ArmError, CallError, ErrorKind, Failure},
     id::TaskId,
@@ -19,6 +22,7 @@ use octollm_core::{
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 /// Adds one.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -157,13 +161,13 @@ pub(crate) fn brain(arms: &Local) -> Brain {
 }
 
 pub(crate) fn brain_on(arms: &Local, store: Arc<MemoryStore>) -> Brain {
-    Brain::builder()
-        .arm::<Compute>(Computer)
-        .arms(arms.clone())
-        .store(store)
-        .clock(Clock::runtime())
-        .build()
-        .unwrap()
+    Brain::builder().arm::<Compute>(Computer).arms(arms.clone()).store(store).build().unwrap()
+}
+
+/// A clock that follows tokio's, and is this number of seconds ahead of the time of day.
+pub(crate) fn clock_ahead(seconds: u64) -> impl Fn() -> Timestamp {
+    let (at, started) = (Timestamp::now() + Duration::from_secs(seconds), Instant::now());
+    move || at + started.elapsed()
 }
 
 pub(crate) fn anyone() -> Context {

@@ -9,7 +9,6 @@ use octollm_core::{
     arm::arm_fn,
     brain::Brain,
     card::ArmCard,
-    clock::Clock,
     contract::{ContractSpec, TaskContract},
     error::{ArmError, Failure},
     id::TaskId,
@@ -51,7 +50,7 @@ fn streams(store: impl octollm_core::store::TaskStore) -> Brain {
         }
         Ok::<_, ArmError>(input.times)
     });
-    Brain::builder().arm::<Stream>(arm).store(store).clock(Clock::runtime()).build().unwrap()
+    Brain::builder().arm::<Stream>(arm).store(store).build().unwrap()
 }
 
 async fn stream(brain: &Brain, times: usize, length: usize) -> TaskId {

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use octollm_core::bus::Capability;
 use octollm_core::bus::{
-    ConsumeOptions, Consumer, DeadLetter, Delivery, DurableBus, MemoryBus, MemoryDurableBus, Signal,
-    Subscription,
+    ConsumeOptions, Consumer, DeadLetter, Delivery, DurableBus, GroupStatus, MemoryBus, MemoryDurableBus,
+    Signal, Subscription,
 };
 use octollm_core::event::{Channel, Event, Pattern};
 use tokio::time::timeout;
@@ -113,8 +113,13 @@ async fn dead_letters(bus: &impl DurableBus) -> Vec<DeadLetter> {
     bus.dead_letters(GROUP, None, 100).await.unwrap()
 }
 
+/// The numbers of the group.
+async fn group(bus: &impl DurableBus) -> GroupStatus {
+    bus.group(GROUP).await.unwrap()
+}
+
 /// The number of unsettled deliveries and of waiting events.
 async fn unsettled(bus: &impl DurableBus) -> (usize, usize) {
-    let status = bus.group(GROUP).await.unwrap();
+    let status = group(bus).await;
     (status.pending, status.waiting)
 }

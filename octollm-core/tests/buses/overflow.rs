@@ -30,12 +30,8 @@ macro_rules! sixteen_of_a_thousand {
         let bus = $bus;
         let events = bus.subscribe(all(), $overflow).await.unwrap();
         send(&bus, 1000).await;
-        let counters = bus.counters().clone();
-        assert_eq!(counters.published(), 1000);
         drop(bus);
-        let outcome = drain(events).await;
-        assert_eq!(outcome.1.iter().map(|(_, count)| count).sum::<u64>(), counters.lagged());
-        outcome
+        drain(events).await
     }};
 }
 

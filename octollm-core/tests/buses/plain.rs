@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use octollm_core::bus::engine::{ConsumerEngine, Counters};
+use octollm_core::bus::engine::ConsumerEngine;
 use octollm_core::bus::{BusError, Capability, EventBus, Gap, GroupStatus, MemoryBus, Nack, Overflow};
 use octollm_core::event::Pattern;
 use tokio::sync::Notify;
@@ -87,10 +87,6 @@ impl EventBus for PlainBus {
 
     fn max_event_bytes(&self) -> usize {
         self.live.max_event_bytes()
-    }
-
-    fn counters(&self) -> &Counters {
-        self.live.counters()
     }
 }
 

@@ -242,7 +242,7 @@ async fn a_dead_consumer(bus: impl DurableBus) {
         drop(delivered(&mut dying).await);
     }
     drop(dying);
-    assert_eq!(bus.group(GROUP).await.unwrap().pending, 5);
+    assert_eq!(group(&bus).await.pending, 5);
     let mut peer = consumer(&bus).await;
     for expected in 0..5 {
         let delivery = delivered_within(&mut peer, LEASE + SECOND).await;
@@ -258,7 +258,7 @@ async fn the_events_of_a_dropped_consumer_are_delivered_to_a_peer() {
     a_dead_consumer(plain()).await;
     let bus = durable();
     drop(consumer(&bus).await);
-    assert_eq!(bus.group(GROUP).await.unwrap().members, 0);
+    assert_eq!(group(&bus).await.members, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,7 +17,8 @@ use serde::de::IgnoredAny;
 use super::foreign;
 use crate::wire;
 
-/// Reads the output or the failure, and the usage. Usage that is not reported is unmetered, or zero for work that has not run.
+/// Reads the output or the failure, and the usage. Usage that is not reported, or cannot be read whole, is unmetered; for work
+/// that has not run it is zero.
 ///
 /// `reads` decides whether an answer without a body is an output.
 pub(super) fn read(
@@ -27,9 +28,11 @@ pub(super) fn read(
     let reported = wire::read_usage(response.headers());
     match (output(response, reads), reported) {
         (Ok(_), Some((usage, false))) => {
-            (Err(Failure::new(ErrorKind::BadResponse, "the usage in the answer cannot be read")), usage)
+            let failure = Failure::new(ErrorKind::BadResponse, "the usage in the answer cannot be read");
+            (Err(failure), usage.plus(Usage::UNMETERED))
         }
-        (read, Some((usage, _))) => (read, usage),
+        (read, Some((usage, true))) => (read, usage),
+        (read, Some((usage, false))) => (read, usage.plus(Usage::UNMETERED)),
         (Err(failure), None) if !failure.may_have_executed => (Err(failure), Usage::ZERO),
         (read, None) => (read, Usage::UNMETERED),
     }
@@ -157,7 +160,9 @@ mod tests {
         };
         assert_eq!(answered("tokens=10.0").1, Usage::tokens(10));
         let (output, usage) = answered("tokens=7;cost_usd=abc");
-        assert_eq!((output.unwrap_err().kind, usage), (ErrorKind::BadResponse, Usage::tokens(7)));
+        let seven = Usage::tokens(7).plus(Usage::UNMETERED);
+        assert_eq!((output.unwrap_err().kind, usage), (ErrorKind::BadResponse, seven));
+        assert_eq!(answered("tokens=-5").1, Usage::UNMETERED);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
 use octollm_core::{
     contract::Violation,
     error::{ErrorKind, Failure},
-    json::read_output,
+    json::{read_input, read_output},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -18,8 +18,10 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
     let asked = retry_after(head, now);
     let body = if body.len() > MOST_READ { &[] } else { body };
     let json: Option<Value> = read_output(body).ok();
+    // A member that is there twice states nothing, so that the status decides.
     if let Some(json) = &json
         && let Ok(problem) = Problem::deserialize(json)
+        && read_input::<Value>(body).is_ok()
     {
         let mut failure = problem.into_failure();
         failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
@@ -181,7 +183,7 @@ fn may_have_executed(status: StatusCode) -> bool {
 fn retry_after(head: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = head.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        return value.parse().ok().map(Duration::from_secs);
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let until = httpdate::parse_http_date(value).ok()?;
     Some(until.duration_since(now).unwrap_or_default())
@@ -269,6 +271,20 @@ mod tests {
     }
 
     #[test]
+    fn the_message_of_a_problem_is_one_line() {
+        let body = r#"{"status":500,"code":"arm_failed","message":"a\r\nb\u001b[31mred"}"#;
+        assert_eq!(reported(500, body).message, "a  b [31mred");
+    }
+
+    #[test]
+    fn a_problem_that_contradicts_itself_states_nothing() {
+        let body =
+            r#"{"status":500,"code":"unavailable","may_have_executed":true,"may_have_executed":false}"#;
+        let failure = reported(500, body);
+        assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::ArmFailed, true));
+    }
+
+    #[test]
     fn a_wait_is_read_where_the_call_can_succeed_after_it() {
         let head = HeaderMap::from_iter([(RETRY_AFTER, "3".parse().unwrap())]);
         let waits = |status: u16, body: &str| {
@@ -309,7 +325,7 @@ mod tests {
             ("1.5", None),
             ("+1", None),
             ("", None),
-            ("99999999999999999999999", None),
+            ("99999999999999999999999", Some(u64::MAX)),
         ] {
             let head = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
             assert_eq!(retry_after(&head, now), wait.map(Duration::from_secs), "{value}");

@@ -181,7 +181,7 @@ impl Orchestrator for OrchestratorClient {
     }
 
     async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-        self.ask(Method::GET, &format!("/tasks/{id}"), None, cx).await
+        self.ask(Method::GET, &format!("/tasks/{id}"), None, cx).await.and_then(|task| of_id(task, id))
     }
 
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure> {
@@ -189,7 +189,7 @@ impl Orchestrator for OrchestratorClient {
     }
 
     async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-        self.ask(Method::DELETE, &format!("/tasks/{id}"), None, cx).await
+        self.ask(Method::DELETE, &format!("/tasks/{id}"), None, cx).await.and_then(|task| of_id(task, id))
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
@@ -203,7 +203,9 @@ impl Orchestrator for OrchestratorClient {
 
     async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
         let body = from.map_or_else(|| json!({}), |step| json!({ "from": step }));
-        self.ask(Method::POST, &format!("/tasks/{id}/rerun"), Some(body.to_string().into()), cx).await
+        let task =
+            self.ask(Method::POST, &format!("/tasks/{id}/rerun"), Some(body.to_string().into()), cx).await?;
+        of_id(task, id)
     }
 
     async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
@@ -228,6 +230,14 @@ impl Orchestrator for OrchestratorClient {
             }
         }
     }
+}
+
+/// Refuses another task than the one that was asked for.
+fn of_id(task: Task, id: &TaskId) -> Result<Task, Failure> {
+    if task.task_id == *id {
+        return Ok(task);
+    }
+    Err(Failure::new(ErrorKind::BadResponse, format!("the answer is of another task, {}", task.task_id)))
 }
 
 /// The path of a list. No value needs escaping: ids and statuses have letters, digits and underscores only.

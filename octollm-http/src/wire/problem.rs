@@ -173,7 +173,9 @@ impl Problem {
         let words =
             [&self.detail, &self.message, &self.title].into_iter().find(|words| !words.trim().is_empty());
         let words = words.map_or(self.code.summary(), String::as_str);
-        let mut failure = Failure::new(self.code, shortened(words, MAX_MESSAGE));
+        // The text of another program, which may be printed as one line on a terminal.
+        let words = words.replace(char::is_control, " ");
+        let mut failure = Failure::new(self.code, shortened(&words, MAX_MESSAGE));
         failure.violations = violations
             .and_then(|violations| serde_json::from_value::<Vec<Violation>>(violations).ok())
             .map(|violations| first(&violations))

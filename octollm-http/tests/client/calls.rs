@@ -199,7 +199,7 @@ async fn a_usage_that_cannot_be_read_is_an_error_and_what_can_be_is_counted() {
     assert_eq!(cx.used().tokens, 10);
     let error = cx.call(check()).await.unwrap_err();
     assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::BadResponse, true));
-    assert_eq!(cx.used().tokens, 17);
+    assert_eq!((cx.used().tokens, cx.used().unmetered), (17, 1));
 }
 
 #[tokio::test(start_paused = true)]

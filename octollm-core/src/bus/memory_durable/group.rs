@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::builder::Limit;
-use crate::bus::engine::{Counters, Expiry, later};
+use super::store::{Item, Limit};
 use crate::bus::{BusError, ConsumeOptions, DeadLetter, Gap, GroupStatus, Nack};
+use crate::deadline::later;
 use crate::event::{Event, Pattern};
 
 /// An event waits in `queue`, is then `leased`, and from there is removed, returns to `queue`, or waits in `delayed` to
@@ -35,19 +35,9 @@ pub(super) struct Group {
     /// For the next member that receives something.
     pub(super) gap: Option<Gap>,
     last_token: u64,
-    counters: Counters,
-}
-
-/// An event on its way through a group.
-#[derive(Debug, Clone)]
-pub(super) struct Item {
-    pub(super) event: Event,
-    pub(super) expiry: Expiry,
-    pub(super) size: usize,
-    /// Number of deliveries.
-    pub(super) attempts: u32,
-    /// The last delivery.
-    pub(super) holder: Option<Holder>,
+    /// Numbers of expired events and of deleted dead letters.
+    expired: u64,
+    discarded: u64,
 }
 
 /// Identifies a delivery. Tokens are unique in a group and members in the bus, so that a delivery of a removed group is
@@ -95,7 +85,7 @@ struct Leased {
 }
 
 impl Group {
-    pub(super) fn new(pattern: Pattern, max_dead: Limit, counters: Counters) -> Self {
+    pub(super) fn new(pattern: Pattern, max_dead: Limit) -> Self {
         Self {
             pattern,
             queue: KeyedQueue::default(),
@@ -109,7 +99,8 @@ impl Group {
             max_dead,
             gap: None,
             last_token: 0,
-            counters,
+            expired: 0,
+            discarded: 0,
         }
     }
 
@@ -156,7 +147,7 @@ impl Group {
         }
         while let Some((number, mut item)) = self.queue.pop() {
             if item.expiry.is_over(|| now) {
-                self.counters.add_expired(1);
+                self.expired += 1;
                 self.remove(&item);
                 continue;
             }
@@ -226,6 +217,8 @@ impl Group {
             pending: self.leased.len(),
             waiting: self.queue.len() + self.delayed.len(),
             dead_letters: self.dead.len(),
+            expired: self.expired,
+            discarded: self.discarded,
         }
     }
 
@@ -315,7 +308,7 @@ impl Group {
         while !self.max_dead.allows(self.dead.len(), self.dead_bytes) {
             let Some((_, (oldest, _))) = self.dead.pop_first() else { return };
             self.dead_bytes -= oldest.size;
-            self.counters.add_discarded(1);
+            self.discarded += 1;
         }
     }
 

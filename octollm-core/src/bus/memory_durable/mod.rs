@@ -1,6 +1,5 @@
 //! A durable bus within one process.
 
-mod builder;
 mod group;
 mod store;
 
@@ -11,11 +10,9 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
 
-use self::builder::Limits;
-pub use self::builder::MemoryDurableBusBuilder;
-use self::group::{Claim, Group, Item, Lost, Turn};
-use self::store::{Membership, Store};
-use super::engine::{ConsumerEngine, Counters};
+use self::group::{Claim, Group, Lost, Turn};
+use self::store::{Item, Limit, Limits, Membership, Store};
+use super::engine::ConsumerEngine;
 use super::{
     BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,
     GroupStatus, MemoryBus, Nack, Overflow, Subscription,
@@ -36,6 +33,17 @@ pub struct MemoryDurableBus {
     owner: Arc<Owner>,
 }
 
+/// Builds a [`MemoryDurableBus`].
+///
+/// Each limit is a number of events and the sum of their [`size`](crate::event::Event::size)s in bytes.
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct MemoryDurableBusBuilder {
+    max_event_bytes: usize,
+    block_timeout: Duration,
+    limits: Limits,
+}
+
 impl MemoryDurableBus {
     /// Creates a bus with the default limits.
     pub fn new() -> Self {
@@ -44,7 +52,11 @@ impl MemoryDurableBus {
 
     /// Returns a builder, to set the limits.
     pub fn builder() -> MemoryDurableBusBuilder {
-        MemoryDurableBusBuilder::new()
+        MemoryDurableBusBuilder {
+            max_event_bytes: MemoryBus::DEFAULT_MAX_EVENT_BYTES,
+            block_timeout: MemoryBus::DEFAULT_BLOCK_TIMEOUT,
+            limits: Limits::default(),
+        }
     }
 
     /// Ends every subscription and consumer. Deliveries can still be settled. Closing twice has no effect.
@@ -53,7 +65,7 @@ impl MemoryDurableBus {
     }
 
     fn over(live: MemoryBus, limits: Limits) -> Self {
-        let store = Mutex::new(Store::new(limits, live.counters().clone()));
+        let store = Mutex::new(Store::new(limits));
         Self { owner: Arc::new(Owner { shared: Arc::new(Shared { live, store }) }) }
     }
 
@@ -63,6 +75,68 @@ impl MemoryDurableBus {
 
     fn parse_entry(entry: &str) -> Result<u64, BusError> {
         entry.parse().map_err(|_| BusError::UnknownDeadLetter { entry: entry.to_owned() })
+    }
+}
+
+impl MemoryDurableBusBuilder {
+    /// Sets the size of the largest event that is accepted (default 1 MiB). Each limit below has room for such an
+    /// event, except that the history can be empty.
+    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
+        self.max_event_bytes = bytes;
+        self
+    }
+
+    /// Sets the time for which a publisher waits for a subscriber under [`Overflow::Block`] (default 5 s). It does not wait if
+    /// that is zero.
+    pub fn block_timeout(mut self, timeout: Duration) -> Self {
+        self.block_timeout = timeout;
+        self
+    }
+
+    /// Limits the events that are stored for later groups (default 65 536 events, 64 MiB). A group that starts with the
+    /// history receives a gap if older events were deleted.
+    pub fn history(mut self, events: usize, bytes: usize) -> Self {
+        self.limits.history = Limit { events, bytes };
+        self
+    }
+
+    /// Limits the unsettled events of a group (default 1 048 576 events, 256 MiB). Publishing another one to the group
+    /// returns [`BusError::Full`].
+    pub fn backlog(mut self, events: usize, bytes: usize) -> Self {
+        self.limits.backlog = Limit { events, bytes };
+        self
+    }
+
+    /// Limits the events that are to be published later (default 65 536 events, 64 MiB). Adding another one returns
+    /// [`BusError::Full`].
+    pub fn delayed(mut self, events: usize, bytes: usize) -> Self {
+        self.limits.delayed = Limit { events, bytes };
+        self
+    }
+
+    /// Limits the dead letters of a group (default 65 536 events, 64 MiB). The oldest are deleted to make room.
+    pub fn dead_letters(mut self, events: usize, bytes: usize) -> Self {
+        self.limits.dead_letters = Limit { events, bytes };
+        self
+    }
+
+    /// Creates the bus.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that is not valid.
+    pub fn build(self) -> Result<MemoryDurableBus, ConfigError> {
+        let invalid = |setting, reason| Err(ConfigError::new(setting, reason));
+        let live = MemoryBus::with_limits(self.max_event_bytes, self.block_timeout)?;
+        let Limits { history, backlog, delayed, dead_letters } = self.limits;
+        for (setting, limit) in [("backlog", backlog), ("delayed", delayed), ("dead_letters", dead_letters)] {
+            if !limit.allows(1, self.max_event_bytes) {
+                return invalid(setting, "has no room for the largest event");
+            }
+        }
+        if !backlog.allows(history.events, history.bytes) {
+            return invalid("history", "is greater than the backlog");
+        }
+        Ok(MemoryDurableBus::over(live, self.limits))
     }
 }
 
@@ -106,10 +180,6 @@ impl EventBus for MemoryDurableBus {
 
     fn max_event_bytes(&self) -> usize {
         self.shared().live.max_event_bytes()
-    }
-
-    fn counters(&self) -> &Counters {
-        self.shared().live.counters()
     }
 }
 

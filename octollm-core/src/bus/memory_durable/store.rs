@@ -7,16 +7,13 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::builder::Limits;
-use super::group::{Group, Item};
-use crate::bus::engine::{Counters, Expiry};
+use super::group::{Group, Holder};
 use crate::bus::{BusError, ConsumeOptions, Gap};
-use crate::event::{Event, Pattern};
+use crate::event::{Event, Expiry, Pattern};
 
 #[derive(Debug)]
 pub(super) struct Store {
     limits: Limits,
-    counters: Counters,
     groups: HashMap<Arc<str>, GroupSlot>,
     history: VecDeque<(u64, Item)>,
     history_bytes: usize,
@@ -44,11 +41,36 @@ pub(super) struct Membership {
     pub(super) changed: Arc<Notify>,
 }
 
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) history: Limit,
+    pub(super) backlog: Limit,
+    pub(super) delayed: Limit,
+    pub(super) dead_letters: Limit,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    pub(super) events: usize,
+    pub(super) bytes: usize,
+}
+
+/// An event on its way through a group.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    pub(super) event: Event,
+    pub(super) expiry: Expiry,
+    pub(super) size: usize,
+    /// Number of deliveries.
+    pub(super) attempts: u32,
+    /// The last delivery.
+    pub(super) holder: Option<Holder>,
+}
+
 impl Store {
-    pub(super) fn new(limits: Limits, counters: Counters) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
-            counters,
             groups: HashMap::new(),
             history: VecDeque::new(),
             history_bytes: 0,
@@ -181,7 +203,7 @@ impl Store {
     }
 
     fn create(&self, pattern: Pattern, from_start: bool) -> Group {
-        let mut group = Group::new(pattern, self.limits.dead_letters, self.counters.clone());
+        let mut group = Group::new(pattern, self.limits.dead_letters);
         if from_start {
             if self.trimmed {
                 group.gap = Some(Gap::Trimmed { event_ids: Vec::new() });
@@ -193,6 +215,33 @@ impl Store {
             }
         }
         group
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const EVENTS: usize = 64 * 1024;
+        const BYTES: usize = 64 * 1024 * 1024;
+        let limit = Limit { events: EVENTS, bytes: BYTES };
+        let backlog = Limit { events: 16 * EVENTS, bytes: 4 * BYTES };
+        Self { history: limit, backlog, delayed: limit, dead_letters: limit }
+    }
+}
+
+impl Limit {
+    pub(super) fn allows(self, events: usize, bytes: usize) -> bool {
+        events <= self.events && bytes <= self.bytes
+    }
+
+    /// # Errors
+    /// [`BusError::Full`].
+    pub(super) fn check(self, events: usize, bytes: usize) -> Result<(), BusError> {
+        let Self { events: most, bytes: most_bytes } = self;
+        if self.allows(events, bytes) {
+            Ok(())
+        } else {
+            Err(BusError::Full { events: most, bytes: most_bytes })
+        }
     }
 }
 

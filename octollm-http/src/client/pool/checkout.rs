@@ -109,8 +109,7 @@ impl PooledConnection {
             let now = Instant::now();
             let idle =
                 self.idle_since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-            if idle >= RESTED {
-                // Lets the runtime poll its sockets, so that a close by the server is seen.
+            if idle >= RESTED && connection.sees_close_late() {
                 tokio::task::yield_now().await;
             }
             if idle < self.pool.config.idle_timeout && connection.is_alive(now, idle) {

@@ -79,6 +79,11 @@ impl Connection {
         is_alive
     }
 
+    /// Whether the runtime must poll its sockets before a close by the server is seen.
+    pub(super) fn sees_close_late(&self) -> bool {
+        !self.meter.can_peek()
+    }
+
     /// Whether another request can be sent: the last answer has ended, and so has its request.
     pub(super) fn is_reusable(&self) -> bool {
         self.driver.is_some() && self.sender.is_ready()

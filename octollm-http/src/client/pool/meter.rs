@@ -36,6 +36,8 @@ pub(super) struct Meter {
     rests: AtomicBool,
     /// Count of bytes read at which the head of an answer is too late; 0 for no limit.
     before_head: AtomicU64,
+    /// Whether the socket of the system can be asked what waits in it.
+    can_peek: bool,
 }
 
 impl Meter {
@@ -52,6 +54,11 @@ impl Meter {
     /// Whether the last write found no room.
     pub(super) fn is_write_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Whether a close by the server is seen as soon as it arrives. Otherwise the runtime has to poll its sockets before.
+    pub(super) fn can_peek(&self) -> bool {
+        self.can_peek
     }
 
     /// Sets whether no answer is due.
@@ -95,18 +102,23 @@ pub(super) struct Metered {
 
 impl Metered {
     pub(super) fn new(socket: Box<dyn Io>) -> (Self, Arc<Meter>) {
-        let meter = Arc::<Meter>::default();
+        let meter = Arc::new(Meter { can_peek: system_socket(&*socket).is_some(), ..Meter::default() });
         (Self { socket, meter: Arc::clone(&meter) }, meter)
     }
 }
 
-/// Whether bytes or their end wait in the socket of the system, which the runtime may not have polled since.
-fn holds_something(socket: &dyn Io) -> bool {
+/// The socket of the system below a connection, where there is one.
+fn system_socket(socket: &dyn Io) -> Option<SockRef<'_>> {
     let socket = socket as &dyn Any;
     let system = socket.downcast_ref::<TcpStream>().map(SockRef::from);
     #[cfg(unix)]
     let system = system.or_else(|| socket.downcast_ref::<UnixStream>().map(SockRef::from));
-    system.is_some_and(|system| match system.peek(&mut [MaybeUninit::uninit()]) {
+    system
+}
+
+/// Whether bytes or their end wait in the socket of the system, which the runtime may not have polled since.
+fn holds_something(socket: &dyn Io) -> bool {
+    system_socket(socket).is_some_and(|system| match system.peek(&mut [MaybeUninit::uninit()]) {
         Ok(_) => true,
         Err(error) => error.kind() != io::ErrorKind::WouldBlock,
     })

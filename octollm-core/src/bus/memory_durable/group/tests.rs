@@ -3,12 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::event::Expiry;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn group(members: u64, options: ConsumeOptions) -> Group {
-    let mut group =
-        Group::new("a:b:*".parse().unwrap(), Limit { events: 4, bytes: 100 }, Counters::default());
+    let mut group = Group::new("a:b:*".parse().unwrap(), Limit { events: 4, bytes: 100 });
     (0..members).for_each(|member| group.join(member, options));
     group
 }
@@ -128,7 +128,7 @@ fn dead_letters_are_bounded_and_counted() {
         group.settle(&claim, Err(Nack::dead_letter("bad")), now).unwrap();
     }
     assert_eq!(group.dead_letters(None, 9, now).len(), 4);
-    assert_eq!(group.counters.discarded(), 2);
+    assert_eq!(group.discarded, 2);
 }
 
 #[test]
@@ -222,7 +222,7 @@ proptest! {
                 Step::Pass(millis) => now += Duration::from_millis(millis),
             }
             group.advance(now);
-            let dead = group.dead.len() as u64 + group.counters.discarded();
+            let dead = group.dead.len() as u64 + group.discarded;
             prop_assert_eq!(group.backlog() as u64 + dead + gone, pushed);
             for member in 0..2 {
                 let holds = |leased: &&Leased| leased.item.holder.is_some_and(|holder| holder.member == member);

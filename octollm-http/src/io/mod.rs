@@ -5,7 +5,7 @@
 //! without waiting. [`UnixSockets`] is a network of the sockets in a directory.
 //!
 //! With the feature `tls`, a client encrypts the connection to each `https` URL, over any connector, and a server accepts TLS
-//! with a [`TlsAcceptor`], over any acceptor.
+//! with a `TlsAcceptor`, over any acceptor.
 //!
 //! ```
 //! use octollm_http::io::{Acceptor, Connector, Pipes};
@@ -120,7 +120,7 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// Whether the connection is encrypted by TLS.
     pub is_encrypted: bool,
-    /// Certificate of the client as DER, verified, where the acceptor [requires](TlsAcceptor::client_ca) one.
+    /// Certificate of the client as DER, verified, where `TlsAcceptor::client_ca` requires one.
     pub certificate: Option<Bytes>,
 }
 

@@ -7,20 +7,17 @@ use octollm::{
     prelude::*,
     update::Phase,
 };
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
-    contracts::{
-        FileReport, FileSecrets, JudgeSource, ListSources, Listing, PlanReview, ReadSource, ScanSource,
-    },
+    contracts::{FileReport, JudgeSource, ListSources, Listing, PlanReview, ReadSource, ScanSource, Secret},
     judge,
     report::Report,
     secrets, source,
 };
 
-/// Run by the brain, which journals its calls: asks for a plan, runs it, joins the results.
+/// Run by the brain, which records its calls: gets a plan, runs it, joins the results.
 pub(crate) struct Review;
 
 #[async_trait]
@@ -30,17 +27,12 @@ impl Arm<TaskRequest> for Review {
         let plan = cx.call(PlanReview { goal: request.goal }).await?;
         let mut outputs = PlanRunner::default().run(&plan, cx).await?.outputs;
         cx.phase(Phase::Synthesis);
-        let listing: Listing = typed(outputs.remove("list"))?;
-        let judged = typed(outputs.remove("judge").or(Some(json!([]))))?;
-        let scanned = typed(outputs.remove("scan"))?;
-        Ok(TaskResult::of(&Report::new(judged, scanned, listing.skipped))?)
+        let mut output = |step| outputs.remove(step).unwrap_or_else(|| json!([]));
+        let listing: Listing = serde_json::from_value(output("list"))?;
+        let judged = serde_json::from_value(output("judge"))?;
+        let secrets: Vec<Vec<Secret>> = serde_json::from_value(output("scan"))?;
+        Ok(TaskResult::of(&Report::new(judged, secrets.into_iter().flatten().collect(), listing.skipped))?)
     }
-}
-
-/// An output of the plan as the type that its contract returns.
-fn typed<T: DeserializeOwned>(output: Option<Value>) -> Result<T, ArmError> {
-    let output = output.ok_or_else(|| ArmError::failed("the plan lacks a step that the report needs"))?;
-    Ok(serde_json::from_value(output)?)
 }
 
 /// Plans two goals: a review, and a search for secrets alone.
@@ -55,7 +47,7 @@ impl Arm<PlanReview> for Planner {
             return Err(ArmError::invalid("goal", "is neither a review nor a search for secrets"));
         }
         let each = json!({ "$output": "list", "pointer": "/files" });
-        let file = json!({ "path": { "$item": "/path" } });
+        let file = json!({ "path": { "$item": "" } });
         let mut steps = vec![json!({ "id": "list", "contract": "source.list", "input": {} })];
         if review {
             steps.push(json!({ "id": "judge", "contract": "source.judge", "each": each, "input": file }));
@@ -87,7 +79,7 @@ impl Arm<ReadSource> for Retriever {
     }
 }
 
-/// Judges sources, which it gets from the retriever.
+/// Judges sources, which it reads through the retriever.
 pub(crate) struct Judge;
 
 #[async_trait]
@@ -98,12 +90,12 @@ impl Arm<JudgeSource> for Judge {
     }
 }
 
-/// Looks for secrets in sources, which it gets from the retriever.
+/// Looks for secrets in sources, which it reads through the retriever.
 pub(crate) struct Guardian;
 
 #[async_trait]
 impl Arm<ScanSource> for Guardian {
-    async fn execute(&self, input: ScanSource, cx: &Context) -> Result<FileSecrets, ArmError> {
+    async fn execute(&self, input: ScanSource, cx: &Context) -> Result<Vec<Secret>, ArmError> {
         let text = cx.call(ReadSource { path: input.path.clone() }).await?;
         compute(move || secrets::scan(&input.path, &text)).await
     }
@@ -113,6 +105,6 @@ impl Arm<ScanSource> for Guardian {
 async fn compute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ArmError> {
     static PROCESSORS: LazyLock<Semaphore> =
         LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
-    let _place = PROCESSORS.acquire().await?;
+    let _permit = PROCESSORS.acquire().await?;
     Ok(spawn_blocking(work).await?)
 }

@@ -29,54 +29,41 @@ pub(crate) struct ReadSource {
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "source.judge", output = FileReport, idempotent, timeout = "60s")]
 pub(crate) struct JudgeSource {
-    /// Relative to the crate, as listed.
     #[garde(length(min = 1, max = 4_096))]
     pub(crate) path: String,
 }
 
 /// Looks for secrets in one source of the crate.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
-#[task(name = "source.scan", output = FileSecrets, idempotent, timeout = "60s")]
+#[task(name = "source.scan", output = Vec<Secret>, idempotent, timeout = "60s")]
 pub(crate) struct ScanSource {
-    /// Relative to the crate, as listed.
     #[garde(length(min = 1, max = 4_096))]
     pub(crate) path: String,
 }
 
-/// The sources of a crate.
+/// The sources of a crate, by path: relative to the crate, with `/`.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Listing {
-    /// Those that can be read, by path.
-    pub(crate) files: Vec<SourceFile>,
-    /// Those that cannot, by path.
+    pub(crate) files: Vec<String>,
     pub(crate) skipped: Vec<Skipped>,
 }
 
-/// A source that can be read.
-#[derive(Debug, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct SourceFile {
-    /// Relative to the crate, with `/`.
-    pub(crate) path: String,
-}
-
 /// A source that cannot be read.
-#[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Skipped {
-    /// Relative to the crate, with `/`.
     pub(crate) path: String,
     /// Why, in one clause.
     pub(crate) reason: String,
 }
 
-/// What one source contains, and which rules it breaks.
+/// What one source contains, and which rules it breaks. The counts are 0 if it does not parse.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct FileReport {
-    /// Relative to the crate, with `/`.
     pub(crate) path: String,
     pub(crate) lines: usize,
-    /// Functions that have a body; 0 if the file does not parse.
+    /// Functions that have a body.
     pub(crate) functions: usize,
-    /// Items that need documentation; 0 if the file does not parse.
+    /// Items that need documentation.
     pub(crate) public_items: usize,
     /// Modules in other files that only tests compile: their paths without `.rs`.
     pub(crate) test_modules: Vec<String>,
@@ -86,51 +73,42 @@ pub(crate) struct FileReport {
     pub(crate) findings: Vec<Finding>,
 }
 
-/// A place where a rule does not hold.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// A place where a rule does not hold. Lines and columns are counted from 1, columns in characters.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Finding {
+    pub(crate) path: String,
     pub(crate) rule: Rule,
     pub(crate) line: usize,
-    /// In characters.
     pub(crate) column: usize,
     /// What is wrong, in one clause.
     pub(crate) message: String,
 }
 
-/// What a source is judged by.
+/// What a source is judged by, the gravest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Rule {
     /// The file is not Rust, or nests too deeply to be parsed safely.
     DoesNotParse,
-    /// A public item has no documentation.
-    MissingDocs,
-    /// A function has more than sixty lines.
-    LongFunction,
-    /// `.unwrap()`, `.expect(…)` or `panic!` outside tests.
-    MayPanic,
     /// An `unsafe` block or `unsafe impl` without a `SAFETY:` comment.
     UnsafeWithoutSafety,
+    /// `.unwrap()`, `.expect(…)` or `panic!` outside tests.
+    MayPanic,
+    /// A function has more than sixty lines.
+    LongFunction,
+    /// A public item has no documentation.
+    MissingDocs,
     /// A comment that leaves work for later.
     Todo,
 }
 
-/// The secrets of one source.
-#[derive(Debug, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct FileSecrets {
-    /// Relative to the crate, with `/`.
-    pub(crate) path: String,
-    /// By line.
-    pub(crate) secrets: Vec<Secret>,
-}
-
 /// A credential in a source.
-#[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Secret {
+    pub(crate) path: String,
     /// What it gives access to: `github-token`.
     pub(crate) kind: String,
     pub(crate) line: usize,
-    /// In characters.
     pub(crate) column: usize,
     /// At most its first four characters, and its length.
     pub(crate) masked: String,

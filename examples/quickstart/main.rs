@@ -6,15 +6,14 @@
 //! ```
 //!
 //! PATH is the crate, by default this folder. `--json` prints the report as JSON and nothing else; `--explain` adds how
-//! each call travelled. Exit status: 0 when the review is done, 1 when it failed, 2 when there is nothing to review,
+//! each call was made. Exit status: 0 when the review is done, 1 when it failed, 2 when there is nothing to review,
 //! 130 when it was interrupted.
 //!
-//! What is octollm's comes first: the contracts, the arms, the system, its client. What the arms do follows.
+//! The first four modules show octollm: contracts, arms, the system they form, and here a client of it. The others review.
 
 mod contracts;
 mod arms;
 mod system;
-mod client;
 mod report;
 mod source;
 mod parse;
@@ -23,78 +22,74 @@ mod judge;
 mod secrets;
 
 use std::{
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
-use octollm::prelude::*;
-
-use client::End;
+use indicatif::{ProgressBar, ProgressStyle};
+use octollm::{
+    orchestrator::{JournalStep, follow},
+    prelude::*,
+    task::{Task, TaskBudget, TaskUpdate},
+};
 use report::Report;
 
-const USAGE: &str = "usage: quickstart [PATH] [--json] [--explain]";
-
-#[derive(Default)]
-struct Options {
-    path: Option<PathBuf>,
-    json: bool,
-    explain: bool,
-    help: bool,
-}
-
-fn options() -> Result<Options, String> {
-    let mut options = Options::default();
-    for argument in std::env::args_os().skip(1) {
-        match argument.to_str() {
-            Some("--json") => options.json = true,
-            Some("--explain") => options.explain = true,
-            Some("--help" | "-h") => options.help = true,
-            Some(flag) if flag.starts_with('-') => return Err(format!("{flag} is not known; {USAGE}")),
-            _ if options.path.is_some() => return Err(format!("one PATH at a time; {USAGE}")),
-            _ => options.path = Some(argument.into()),
+/// Submits the review to the reflex server and follows it to its end. `None`: it was interrupted, and is cancelled.
+async fn review(reflex_url: &str) -> Result<Option<Task>, octollm::Error> {
+    let reflex = OrchestratorClient::new(reflex_url)?;
+    let cx = Context::detached();
+    let budget =
+        TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(300.0), max_cost_dollars: None };
+    let request = TaskRequest { budget, ..TaskRequest::new("Review this crate, and look for secrets.") };
+    let bar = progress_bar();
+    let task = Orchestrator::submit(&reflex, request.into(), &cx).await?;
+    let followed = follow(&reflex, &task.task_id, &cx, |update| {
+        if let TaskUpdate::Progress { progress, phase, message, .. } = update {
+            bar.set_position(u64::from(*progress));
+            bar.set_message(if message.is_empty() { format!("{phase:?}") } else { message.clone() });
         }
-    }
-    Ok(options)
-}
-
-fn main() -> ExitCode {
-    let done = options().and_then(|options| {
-        if options.help {
-            return Ok(print(&format!("{USAGE}\n"))
-                .map(|()| ExitCode::SUCCESS)
-                .map_err(octollm::Error::from));
-        }
-        let root = options.path.clone().unwrap_or_else(|| ".".into());
-        source::list(&root)?;
-        Ok(in_runtime(root, &options))
     });
-    match done {
-        Ok(Ok(code)) => code,
-        Ok(Err(error)) => {
-            eprintln!("quickstart: {error:?}");
-            ExitCode::FAILURE
+    let task = tokio::select! {
+        task = followed => Some(task?),
+        _ = tokio::signal::ctrl_c() => {
+            // The calls three hops away stop with the task.
+            let _ = tokio::time::timeout(Duration::from_millis(500), reflex.cancel(&task.task_id, &cx)).await;
+            None
         }
-        Err(message) => {
-            eprintln!("quickstart: {message}");
-            ExitCode::from(2)
-        }
+    };
+    bar.finish_and_clear();
+    Ok(task)
+}
+
+/// A bar on standard error, hidden where that is not a terminal.
+fn progress_bar() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
     }
+    let style = ProgressStyle::with_template("{spinner} {bar:30} {percent:>3}% {elapsed} {wide_msg}");
+    let bar = ProgressBar::new(100).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
 }
 
-/// As `#[tokio::main]`, but with the stack that the parser needs, and without waiting at the end for a file
-/// that is being judged.
-fn in_runtime(root: PathBuf, options: &Options) -> Result<ExitCode, octollm::Error> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.enable_all().thread_stack_size(parse::STACK).build()?;
-    let code = runtime.block_on(run(root, options));
-    runtime.shutdown_background();
-    code
+/// A line for each call of the brain.
+fn explain(journal: &[JournalStep]) -> String {
+    let lines = journal.iter().map(|call| {
+        let JournalStep { step, contract, arm, endpoint, attempts, duration_ms, budget_left, .. } = call;
+        let left = call.time_left_ms.map_or("no time limit".into(), |ms| format!("{:.1} s", ms as f64 / 1e3));
+        format!(
+            "call {step}: {contract} by {arm} at {endpoint}, attempts {attempts}, {duration_ms:.2} ms; \
+             left {budget_left}, {left}\n"
+        )
+    });
+    lines.collect()
 }
 
-async fn run(root: PathBuf, options: &Options) -> Result<ExitCode, octollm::Error> {
-    let system = system::start(root).await?;
-    let End::Finished(task) = client::review(&system.reflex_url).await? else {
+async fn run(root: PathBuf, json: bool, explained: bool) -> Result<ExitCode, octollm::Error> {
+    let (reflex_url, brain) = system::start(root).await?;
+    let Some(task) = review(&reflex_url).await? else {
         eprintln!("quickstart: interrupted, and the task cancelled");
         return Ok(ExitCode::from(130));
     };
@@ -104,17 +99,15 @@ async fn run(root: PathBuf, options: &Options) -> Result<ExitCode, octollm::Erro
         return Ok(ExitCode::FAILURE);
     };
     let report: Report = result.output.read()?;
-    // Who reads the report may take long, and tokio handles the signal since it was first waited for.
+    // Printing may block, and from its first `ctrl_c()` on, tokio handles the signal.
     tokio::spawn(async {
         let _ = tokio::signal::ctrl_c().await;
         std::process::exit(130);
     });
-    let json = options.json.then(|| serde_json::to_string_pretty(&report)).transpose()?;
-    let mut text = json.map_or_else(|| report::render(&report), |json| json + "\n");
-    if options.explain {
-        let journal = system.brain.journal(&task.task_id, &Context::detached()).await?;
-        let explained = client::explain(&journal);
-        if options.json { eprint!("{explained}") } else { text += &format!("\n{explained}") }
+    let mut text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.page() };
+    if explained {
+        let calls = explain(&brain.journal(&task.task_id, &Context::detached()).await?);
+        if json { eprint!("{calls}") } else { text += &calls }
     }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
@@ -127,4 +120,39 @@ fn print(text: &str) -> io::Result<()> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
     }
+}
+
+fn main() -> ExitCode {
+    const USAGE: &str = "usage: quickstart [PATH] [--json] [--explain]";
+    let arguments = std::env::args_os().skip(1);
+    let (flags, paths): (Vec<_>, Vec<_>) =
+        arguments.partition(|argument| argument.to_str().is_some_and(|text| text.starts_with('-')));
+    let given = |name: &str| flags.iter().any(|flag| flag == name);
+    if given("--help") || given("-h") {
+        return print(&format!("{USAGE}\n")).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let unknown = flags.iter().find(|flag| *flag != "--json" && *flag != "--explain");
+    let root = paths.first().map_or_else(|| ".".into(), PathBuf::from);
+    let checked = match unknown {
+        Some(flag) => Err(format!("{} is not known; {USAGE}", flag.display())),
+        None if paths.len() > 1 => Err(format!("one PATH at a time; {USAGE}")),
+        None => source::list(&root).map(drop),
+    };
+    if let Err(message) = checked {
+        eprintln!("quickstart: {message}");
+        return ExitCode::from(2);
+    }
+    // As `#[tokio::main]`, but with the stack that the parser needs, and without waiting at the end for a file that is
+    // being judged.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let done = builder.enable_all().thread_stack_size(parse::STACK).build().map_err(octollm::Error::from);
+    let done = done.and_then(|runtime| {
+        let code = runtime.block_on(run(root, given("--json"), given("--explain")));
+        runtime.shutdown_background();
+        code
+    });
+    done.unwrap_or_else(|error| {
+        eprintln!("quickstart: {error:?}");
+        ExitCode::FAILURE
+    })
 }

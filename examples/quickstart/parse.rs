@@ -1,4 +1,4 @@
-//! From a text to a syntax tree, whose tokens include the comments.
+//! From a text to its syntax tree, whose tokens include the comments.
 
 use std::{ops::Range, panic::catch_unwind};
 
@@ -9,33 +9,33 @@ use ra_ap_syntax::{
 
 use crate::items::is_exempt;
 
-/// The most brackets that may be open at once, and the most tokens of the unfinished expressions around a place: the
-/// parser calls itself for each of them.
+/// The parser is recursive: the most open brackets, and the most tokens of unfinished expressions around a place.
 const MOST_BRACKETS: usize = 200;
 const MOST_TOKENS: usize = 1_000;
 
-/// The stack that the deepest source within these limits needs, in bytes. Only what is used of it is ever allocated.
+/// The stack that the deepest source within these limits needs, in bytes. Only what is used of it is allocated.
 pub(crate) const STACK: usize = 128 << 20;
 
-/// A source that is parsed: its nodes and its tokens, in order.
+/// Where a text is not Rust, in bytes, and why.
+type Problem = (usize, String);
+
+/// The nodes and the tokens of a source, in order.
 #[derive(Default)]
 pub(crate) struct Source {
     pub(crate) nodes: Vec<SyntaxNode>,
-    /// Comments among them, blanks not.
+    /// With comments, without blanks.
     pub(crate) tokens: Vec<SyntaxToken>,
-    /// Where the text is not Rust, in bytes, and why.
-    pub(crate) error: Option<(usize, String)>,
+    pub(crate) error: Option<Problem>,
 }
 
 impl Source {
     /// Parses any text.
     pub(crate) fn parse(text: &str) -> Self {
+        let failed = |at, why: &str| Self { error: Some((at, why.into())), ..Self::default() };
         if let Some(at) = too_deep(text) {
-            return Self { error: Some((at, "nested too deeply".into())), ..Self::default() };
+            return failed(at, "nested too deeply");
         }
-        let Ok((root, error)) = catch_unwind(|| parse(text)) else {
-            return Self { error: Some((0, "the parser failed".into())), ..Self::default() };
-        };
+        let Ok((root, error)) = catch_unwind(|| parse(text)) else { return failed(0, "the parser failed") };
         let mut source = Self { error, ..Self::default() };
         for element in root.descendants_with_tokens() {
             match element {
@@ -48,23 +48,23 @@ impl Source {
     }
 }
 
-/// Parses a text that does not nest too deeply. A macro that wraps items, `cfg_unix! { pub fn f() {} }`, is replaced by its
-/// items, which stay where they are.
-fn parse(text: &str) -> (SyntaxNode, Option<(usize, String)>) {
+/// Parses in the edition that fits. A macro that wraps items, `cfg_unix! { pub fn f() {} }`, is replaced by its items,
+/// which stay where they are.
+fn parse(text: &str) -> (SyntaxNode, Option<Problem>) {
     let (mut root, error) = parse_as(text, Edition::Edition2021);
     if error.is_some() {
-        // What is a keyword, or a type, is not the same in all editions.
+        // Keywords, and the types without `dyn`, differ between editions.
         let (older, older_error) = parse_as(text, Edition::Edition2015);
         return if older_error.is_none() { (older, None) } else { (root, error) };
     }
     let mut text = text.to_owned();
     loop {
-        let wrappers = root.descendants().filter_map(ast::MacroCall::cast).filter_map(|call| wrapper(&call));
-        let ranges: Vec<_> = wrappers.flatten().collect();
+        let calls = root.descendants().filter_map(ast::MacroCall::cast);
+        let ranges: Vec<_> = calls.filter_map(|call| wrapper(&call)).flatten().collect();
         for range in &ranges {
             let blank = |old: char| if old == '\n' { "\n".into() } else { " ".repeat(old.len_utf8()) };
-            let blanks = text.get(range.clone()).map(|old| old.chars().map(blank).collect::<String>());
-            text.replace_range(range.clone(), &blanks.unwrap_or_default());
+            let blanks: String = text[range.clone()].chars().map(blank).collect();
+            text.replace_range(range.clone(), &blanks);
         }
         match parse_as(&text, Edition::Edition2021) {
             (unwrapped, None) if !ranges.is_empty() => root = unwrapped,
@@ -73,13 +73,13 @@ fn parse(text: &str) -> (SyntaxNode, Option<(usize, String)>) {
     }
 }
 
-fn parse_as(text: &str, edition: Edition) -> (SyntaxNode, Option<(usize, String)>) {
+fn parse_as(text: &str, edition: Edition) -> (SyntaxNode, Option<Problem>) {
     let parse = SourceFile::parse(text, edition);
     let first = parse.errors().into_iter().min_by_key(|error| error.range().start());
     (parse.syntax_node(), first.map(|error| (error.range().start().into(), error.to_string())))
 }
 
-/// What is around the items that a macro is given, if it stands where items do.
+/// The text before and after the items that a macro is given, if the macro stands where items do.
 fn wrapper(call: &ast::MacroCall) -> Option<[Range<usize>; 2]> {
     let holder = call.syntax().parent()?.kind();
     if !matches!(holder, SOURCE_FILE | ITEM_LIST | ASSOC_ITEM_LIST) || is_exempt(call.syntax()) {
@@ -89,13 +89,12 @@ fn wrapper(call: &ast::MacroCall) -> Option<[Range<usize>; 2]> {
     let tree = call.token_tree()?.syntax().clone();
     let (open, close) = (tree.first_token()?.text_range().end(), tree.last_token()?.text_range().start());
     let text = tree.text().slice(TextRange::new(open, close) - tree.text_range().start()).to_string();
-    let parsed = SourceFile::parse(&text, Edition::Edition2021);
-    let items = parsed.tree().syntax().children().find(|child| child.kind() != ATTR)?;
-    // An attribute of the file would not be one where the macro is.
+    let parsed = SourceFile::parse(&text, Edition::Edition2021).ok().ok()?;
+    let items = parsed.syntax().children().find(|child| child.kind() != ATTR)?;
+    // Inner attributes of the macro would not be allowed where it stands.
     let attributes = items.prev_sibling().map_or(0.into(), |attribute| attribute.text_range().end());
-    let range = |from, to| Range::from(TextRange::new(from, to));
     let end = call.syntax().text_range().end();
-    parsed.errors().is_empty().then(|| [range(start, open + attributes), range(close, end)])
+    Some([TextRange::new(start, open + attributes), TextRange::new(close, end)].map(Range::from))
 }
 
 /// Where a text nests deeper than the limits, in bytes.
@@ -104,16 +103,15 @@ fn too_deep(text: &str) -> Option<usize> {
     let code: Vec<usize> = (0..lexed.len()).filter(|&token| !lexed.kind(token).is_trivia()).collect();
     // For each open bracket: the tokens since the last separator, and those of them that may open generics.
     let mut levels = vec![(0, 0)];
-    let (mut total, mut before) = (0, EOF);
+    let mut before = EOF;
     for (index, &token) in code.iter().enumerate() {
         let (kind, next) = (lexed.kind(token), code.get(index + 1).map_or(EOF, |&next| lexed.kind(next)));
-        let before = std::mem::replace(&mut before, kind);
         if matches!(kind, T![')'] | T![']'] | T!['}']) && levels.len() > 1 {
-            total -= levels.pop().map_or(0, |(run, _)| run);
+            levels.pop();
         }
-        let Some((run, generics)) = levels.last_mut() else { break };
+        let (run, generics) = levels.last_mut()?;
         let goes_on = next.is_punct() && next != T![#] || matches!(next, T![else] | T![as]);
-        let kept = match kind {
+        *run = match kind {
             T![;] => 0,
             T!['}'] if !goes_on => 0,
             // A bracket counts once; attributes in a row do not nest.
@@ -123,44 +121,22 @@ fn too_deep(text: &str) -> Option<usize> {
             T![,] => *generics,
             _ => *run + 1,
         };
-        total = total + kept - *run;
-        *run = kept;
         *generics =
-            (*generics + usize::from(kind == T![<])).saturating_sub(usize::from(kind == T![>])).min(kept);
+            (*generics + usize::from(kind == T![<])).saturating_sub(usize::from(kind == T![>])).min(*run);
         if matches!(kind, T!['('] | T!['['] | T!['{']) {
             levels.push((0, 0));
         }
-        if levels.len() > MOST_BRACKETS || total > MOST_TOKENS {
+        if levels.len() > MOST_BRACKETS || levels.iter().map(|(run, _)| run).sum::<usize>() > MOST_TOKENS {
             return Some(lexed.text_start(token));
         }
+        before = kind;
     }
     None
 }
 
-/// The lines of a text, without a byte order mark.
-pub(crate) struct Lines<'a> {
-    pub(crate) text: &'a str,
-    starts: Vec<usize>,
-}
-
-impl<'a> Lines<'a> {
-    pub(crate) fn of(text: &'a str) -> Self {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        Self {
-            text,
-            starts: std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect(),
-        }
-    }
-
-    /// The line of a byte, from 1.
-    pub(crate) fn line(&self, at: usize) -> usize {
-        self.starts.partition_point(|start| *start <= at)
-    }
-
-    /// The line of a byte, and its column in characters, both from 1.
-    pub(crate) fn place(&self, at: usize) -> (usize, usize) {
-        let line = self.line(at);
-        let start = line.checked_sub(1).and_then(|line| self.starts.get(line)).copied().unwrap_or_default();
-        (line, self.text.get(start..at).map_or(0, |before| before.chars().count()) + 1)
-    }
+/// The line of a byte, and its column in characters, both from 1.
+pub(crate) fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or_default();
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
 }

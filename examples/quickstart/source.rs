@@ -1,24 +1,23 @@
 //! The Rust sources of a crate: which there are, and the text of each.
 //!
-//! A listing depends on the folder alone: `.gitignore` applies, in a git checkout and out of one, and no
-//! setting of the machine does. Hidden files, and folders that Cargo marks as a cache (`target` is one), are
-//! left out.
+//! A listing depends on the folder alone: `.gitignore` applies, in a git checkout and out of one, and no setting of the
+//! machine does. Hidden files, and folders that Cargo marks as a cache (`target` is one), are left out.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Component, Path};
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Component, Path},
+};
 
-use ignore::{DirEntry, WalkBuilder};
+use ignore::WalkBuilder;
 
-use crate::contracts::{Listing, Skipped, SourceFile};
+use crate::contracts::{Listing, Skipped};
 
 /// The largest source that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Lists the Rust sources in a folder, or the one file that `root` is. The error says in one clause why there
-/// is nothing to review.
-///
-/// A source is skipped if it is larger than 1 MiB, not UTF-8, a link, or not readable.
+/// Lists the Rust sources in a folder, or the one file that `root` is. The error says in one clause why there is nothing
+/// to review. A source is skipped if it is larger than 1 MiB, not UTF-8, a link, or not readable.
 pub(crate) fn list(root: &Path) -> Result<Listing, String> {
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => format!("{} does not exist", root.display()),
@@ -34,13 +33,51 @@ pub(crate) fn list(root: &Path) -> Result<Listing, String> {
     if listing.files.is_empty() && listing.skipped.is_empty() {
         return Err(format!("{} has no Rust file", root.display()));
     }
-    listing.files.sort_by(|a, b| a.path.cmp(&b.path));
+    listing.files.sort();
     listing.skipped.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(listing)
 }
 
-/// Reads a source by the path that [`list`] returned. A path that leads out of the folder, also through a
-/// link, is refused.
+fn list_folder(root: &Path, listing: &mut Listing) {
+    // What the folders above ignore matters in their own checkout only.
+    let in_checkout = |root: &Path| root.ancestors().any(|up| up.join(".git").exists());
+    let checkout = fs::canonicalize(root).is_ok_and(|root| in_checkout(&root));
+    let mut walk = WalkBuilder::new(root);
+    walk.require_git(false).parents(checkout).git_global(false).git_exclude(false).ignore(false);
+    walk.filter_entry(|entry| entry.depth() == 0 || !entry.path().join("CACHEDIR.TAG").exists());
+    for entry in walk.build() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                add(listing, String::new(), Err(error.to_string()));
+                continue;
+            }
+        };
+        let (file, link) = (entry.path(), entry.path_is_symlink());
+        let is_source = if file.is_dir() { link } else { is_rust(file) };
+        if entry.depth() == 0 || !is_source {
+            continue;
+        }
+        let parts = file.strip_prefix(root).into_iter().flat_map(Path::components);
+        let path = parts.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/");
+        let text = match file.to_str() {
+            None => Err("its name is not UTF-8".into()),
+            Some(_) if link => Err("it is a symbolic link".into()),
+            Some(_) => read_file(file),
+        };
+        add(listing, path, text);
+    }
+}
+
+fn add(listing: &mut Listing, path: String, text: Result<String, String>) {
+    match text {
+        Ok(_) => listing.files.push(path),
+        Err(reason) => listing.skipped.push(Skipped { path, reason }),
+    }
+}
+
+/// Reads a source by the path that [`list`] returned, without a byte order mark. A path that leads out of the folder,
+/// also through a link, is refused.
 pub(crate) fn read(root: &Path, path: &str) -> Result<String, String> {
     let root = fs::canonicalize(root).map_err(unreadable)?;
     let whole = if root.is_file() { root.with_file_name(path) } else { root.join(path) };
@@ -63,46 +100,8 @@ fn read_file(file: &Path) -> Result<String, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("it is larger than {MAX_BYTES} bytes"));
     }
-    String::from_utf8(bytes).map_err(|_| "it is not UTF-8".into())
-}
-
-fn list_folder(root: &Path, listing: &mut Listing) {
-    // What the folders above ignore matters in their own checkout only.
-    let checkout =
-        fs::canonicalize(root).is_ok_and(|root| root.ancestors().any(|up| up.join(".git").exists()));
-    let mut walk = WalkBuilder::new(root);
-    walk.require_git(false).parents(checkout).git_global(false).git_exclude(false).ignore(false);
-    walk.filter_entry(|entry| entry.depth() == 0 || !entry.path().join("CACHEDIR.TAG").exists());
-    for entry in walk.build() {
-        match entry {
-            Ok(entry) if entry.depth() > 0 => add_entry(root, &entry, listing),
-            Ok(_) => {} // the folder itself, which may be a link
-            Err(error) => add(listing, String::new(), Err(error.to_string())),
-        }
-    }
-}
-
-fn add_entry(root: &Path, entry: &DirEntry, listing: &mut Listing) {
-    let file = entry.path();
-    let link = entry.path_is_symlink();
-    if !(is_rust(file) && (link || !file.is_dir()) || link && file.is_dir()) {
-        return;
-    }
-    let parts = entry.path().strip_prefix(root).into_iter().flat_map(Path::components);
-    let path = parts.map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/");
-    let text = match file.to_str() {
-        None => Err("its name is not UTF-8".into()),
-        Some(_) if link => Err("it is a symbolic link".into()),
-        Some(_) => read_file(file),
-    };
-    add(listing, path, text);
-}
-
-fn add(listing: &mut Listing, path: String, text: Result<String, String>) {
-    match text {
-        Ok(_) => listing.files.push(SourceFile { path }),
-        Err(reason) => listing.skipped.push(Skipped { path, reason }),
-    }
+    let text = String::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
+    Ok(text.trim_start_matches('\u{feff}').to_owned())
 }
 
 fn is_rust(path: &Path) -> bool {

@@ -38,6 +38,14 @@ fn after_the_last(milliseconds: u64, count: u64) -> (u64, u64) {
     *last
 }
 
+/// Whether a text is the id of an arm: at most 128 lower-case letters, digits and dashes, of which the first is a letter.
+pub fn is_arm_id(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    text.len() <= 128
+        && text.starts_with(|first: char| first.is_ascii_lowercase())
+        && text.bytes().all(allowed)
+}
+
 /// The key of one call among those that a task makes: its position, or the name that the user gave it.
 #[derive(
     Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,

@@ -19,6 +19,7 @@ use crate::{
     contract::ContractRef,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
+    store::{JournalEntry, Recorded},
     task::{Submission, Task, TaskError, TaskQuery, TaskUpdate},
 };
 
@@ -183,6 +184,31 @@ pub struct JournalStep {
     pub cost_dollars: f64,
     /// Time of the answer. For an unknown outcome, time of the call.
     pub at: Timestamp,
+}
+
+impl From<JournalEntry> for JournalStep {
+    fn from(entry: JournalEntry) -> Self {
+        let outcome = match &entry.recorded {
+            Recorded::Output(_) => StepOutcome::Answered,
+            Recorded::Failure(_) => StepOutcome::Failed,
+            Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => StepOutcome::Unknown,
+        };
+        Self {
+            error: entry.recorded.failure().map(TaskError::from),
+            outcome,
+            step: entry.step,
+            contract: entry.contract,
+            arm: entry.served_by.arm.as_ref().into(),
+            endpoint: entry.served_by.endpoint.as_ref().into(),
+            attempts: entry.served_by.attempts,
+            budget_left: entry.budget_left,
+            time_left_ms: entry.time_left_ms,
+            duration_ms: entry.duration_ms,
+            tokens_used: entry.usage.tokens,
+            cost_dollars: entry.usage.cost.dollars(),
+            at: entry.at,
+        }
+    }
 }
 
 fn one() -> u32 {

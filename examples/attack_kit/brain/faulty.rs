@@ -11,11 +11,10 @@ use std::{
 use octollm::{
     bus::{BusError, Capability, MemoryBus, Overflow, Subscription},
     context::Caller,
-    contract::ContractRef,
     event::{Event, Pattern},
     id::TaskId,
     prelude::*,
-    store::{JournalEntry, MemoryStore, Run, SideEffects, StoreError, TaskStore, Topic},
+    store::{Claim, JournalEntry, MemoryStore, SideEffects, StoreError, TaskStore},
     task::{TaskQuery, TaskRecord, TaskUpdate},
 };
 use tokio::{sync::watch, time::sleep};
@@ -117,18 +116,16 @@ impl TaskStore for Faulty {
         self.pass(self.inner.commit(record, effects)).await
     }
 
-    async fn claim(
-        &self,
-        holder: &str,
-        contracts: &[ContractRef],
-        lease: Duration,
-        limit: usize,
-        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
-    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
-        self.pass(self.inner.claim(holder, contracts, lease, limit, effects)).await
+    async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+        self.pass(self.inner.claim(claim)).await
     }
 
-    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
+    async fn renew(
+        &self,
+        holder: &str,
+        lease: Duration,
+        runs: &[(TaskId, u32)],
+    ) -> Result<Vec<(TaskId, u32)>, StoreError> {
         self.pass(self.inner.renew(holder, lease, runs)).await
     }
 
@@ -144,17 +141,18 @@ impl TaskStore for Faulty {
         self.pass(self.inner.journal(id)).await
     }
 
-    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
-        self.pass(self.inner.append(run, entry)).await
+    async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
+        self.pass(self.inner.append(id, run, entry)).await
     }
 
     async fn append_updates(
         &self,
-        run: &Run,
+        id: &TaskId,
+        run: u32,
         first: u64,
         updates: Vec<TaskUpdate>,
     ) -> Result<(), StoreError> {
-        self.pass(self.inner.append_updates(run, first, updates)).await
+        self.pass(self.inner.append_updates(id, run, first, updates)).await
     }
 
     async fn updates_after(
@@ -174,8 +172,16 @@ impl TaskStore for Faulty {
         self.pass(self.inner.published(event_ids)).await
     }
 
-    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
-        self.inner.changes(topic)
+    fn queue_changes(&self) -> watch::Receiver<()> {
+        self.inner.queue_changes()
+    }
+
+    fn event_changes(&self) -> watch::Receiver<()> {
+        self.inner.event_changes()
+    }
+
+    fn task_changes(&self, id: &TaskId) -> watch::Receiver<()> {
+        self.inner.task_changes(id)
     }
 }
 

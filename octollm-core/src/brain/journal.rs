@@ -15,11 +15,9 @@ use tokio::{
 };
 
 use super::{
-    Inner,
-    entry::{Draft, digest, outcome_unknown, own_times, replay, served_by},
-    limited,
+    Inner, limited,
     replay::{Known, State, Turn},
-    scheduler::Stop,
+    scheduler::{Run, Stop},
 };
 use crate::{
     card::ArmCard,
@@ -29,7 +27,10 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
     json::RawJson,
-    store::{JournalEntry, Recorded, Run, StoreError, TaskStore},
+    store::{
+        Draft, JournalEntry, Recorded, StoreError, TaskStore, digest, outcome_unknown, own_times, replay,
+        served_by,
+    },
     task::TaskRecord,
     transport::{Call, Reply, Transport},
     update::{Update, UpdateSink},
@@ -80,7 +81,7 @@ impl Journal {
         let own_time = own_times(&record, &entries);
         Self(Arc::new(Shared {
             brain: Arc::downgrade(brain),
-            run: Run::new(record.id().clone(), record.run()),
+            run: (record.id().clone(), record.run()),
             record,
             store: brain.store.clone(),
             transport: brain.transport.clone(),
@@ -160,12 +161,12 @@ impl Shared {
     async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match limited(self.store.append(&self.run, entry.clone())).await {
+            let error = match limited(self.store.append(&self.run.0, self.run.1, entry.clone())).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
             if !matches!(error, StoreError::Unavailable(_)) || pause > LAST_PAUSE {
-                tracing::warn!(task = %self.run.task, step = %entry.step, %error, "journal not written; the run stops");
+                tracing::warn!(task = %self.run.0, step = %entry.step, %error, "journal not written; the run stops");
                 return Err(self.lose(entry.contract));
             }
             sleep(pause).await;

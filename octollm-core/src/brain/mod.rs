@@ -4,15 +4,12 @@
 //! brain on the same store claims the task and runs the arm again; calls that were answered return from the journal. An arm is
 //! therefore written as plain code, and becomes durable by running under a brain.
 
-mod entry;
-mod events;
 mod journal;
+mod publish;
 mod replay;
-mod rerun;
 mod run;
 mod scheduler;
 mod tasks;
-mod updates;
 
 use std::{
     fmt,
@@ -25,7 +22,7 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 
 use self::{
-    events::Relay,
+    publish::Relay,
     scheduler::{Running, Stop},
 };
 use crate::{
@@ -36,7 +33,7 @@ use crate::{
     deadline::Deadline,
     dispatcher::Dispatcher,
     error::{ConfigError, Failure},
-    id::RequestId,
+    id::{RequestId, is_arm_id},
     panics::{Panicked, caught},
     store::{MemoryStore, StoreError, TaskStore},
     transport::Transport,
@@ -236,7 +233,8 @@ impl Default for BrainBuilder {
 }
 
 impl BrainBuilder {
-    /// Sets the name of the brain (default `orchestrator`): the source of its events, and its id as an arm.
+    /// Sets the name of the brain (default `orchestrator`): the source of its events, and its id as an arm, of at most 128
+    /// lower-case letters, digits and dashes.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.dispatcher.card_mut().arm_id = name.into();
         self
@@ -310,8 +308,14 @@ impl BrainBuilder {
     /// Builds the brain.
     ///
     /// # Errors
-    /// A [`ConfigError`] for a limit that is out of its range, or a contract that cannot be run.
+    /// A [`ConfigError`] for a name that is no arm id, a limit that is out of its range, or a contract that cannot be run.
     pub fn build(self) -> Result<Brain, ConfigError> {
+        if !is_arm_id(&self.dispatcher.card().arm_id) {
+            return Err(ConfigError::new(
+                "name",
+                "is not an arm id of lower-case letters, digits and dashes",
+            ));
+        }
         self.limits.check()?;
         match self.dispatcher.refused().first() {
             Some(invalid) => Err(invalid.clone()),

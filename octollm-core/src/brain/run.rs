@@ -10,16 +10,25 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, events, journal::Journal, limited, rerun::replayed, scheduler::Stop, updates::UpdateLog};
+use super::{
+    Inner,
+    journal::Journal,
+    limited,
+    publish::{UpdateLog, publish},
+    replay::replayed,
+    scheduler::{Run, Stop},
+};
 use crate::{
     budget::Usage,
+    bus::EventBus,
     context::ContextParts,
     contract::TaskContract,
     deadline::Deadline,
     dispatcher::{Execution, Outcome, Route},
     error::{ArmError, ErrorKind, Failure},
+    event::Event,
     json::RawJson,
-    store::{Run, SideEffects, StoreError},
+    store::{SideEffects, StoreError, progress_event},
     task::{TaskError, TaskRecord, TaskRequest, TaskResult},
     update::Progress,
 };
@@ -63,7 +72,7 @@ pub(super) async fn run(inner: Arc<Inner>, started: Started) {
 pub(super) async fn release(inner: Arc<Inner>, record: Arc<TaskRecord>) {
     let mut record = Arc::unwrap_or_clone(record);
     if record.release(inner.clock.now()).is_ok() {
-        let effects = events::of_change(&record, inner.source());
+        let effects = SideEffects::of_change(&record, inner.source());
         if let Err(error) = limited(inner.store.commit(record, effects)).await {
             tracing::warn!(%error, "task not handed back; its lease expires");
         }
@@ -170,10 +179,18 @@ async fn publish_progress(
         let progress = log.progress();
         if progress != published {
             published.clone_from(&progress);
-            if let Some(event) = events::of_progress(record, progress, inner.source()) {
-                events::publish_once(&*inner.bus, event).await;
+            if let Some(event) = progress_event(record, progress, inner.source()) {
+                publish_once(&*inner.bus, event).await;
             }
         }
+    }
+}
+
+/// Publishes an event that may be lost.
+async fn publish_once(bus: &dyn EventBus, event: Event) {
+    let event_type = event.event_type().to_owned();
+    if let Err(problem) = publish(bus, event, Duration::from_secs(1)).await {
+        tracing::debug!(event_type, %problem, "event not published");
     }
 }
 
@@ -188,10 +205,10 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
         }
         let record = match current.take() {
             Some(record) => Ok(Some(record)),
-            None => limited(inner.store.get(&started.run.task)).await,
+            None => limited(inner.store.get(&started.run.0)).await,
         };
         let written = match record {
-            Ok(Some(record)) if record.is_held(&inner.holder, started.run.number) => {
+            Ok(Some(record)) if record.is_held(&inner.holder, started.run.1) => {
                 let Ok((record, mut effects)) = end(inner, &record, started, ending, stop) else { return };
                 effects.updates.splice(..0, updates.iter().cloned());
                 effects.first_update = Some(first_update);
@@ -205,13 +222,13 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
             Ok(()) | Err(StoreError::NotFound) => return,
             Err(StoreError::Conflict) => continue,
             Err(error) => {
-                tracing::warn!(task = %started.run.task, %error, "end of task not stored yet");
+                tracing::warn!(task = %started.run.0, %error, "end of task not stored yet");
                 sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
             }
         }
     }
-    tracing::error!(task = %started.run.task, "end of task not stored; its lease expires");
+    tracing::error!(task = %started.run.0, "end of task not stored; its lease expires");
 }
 
 /// The record as the run leaves it, and what is stored with it.
@@ -225,7 +242,7 @@ fn end(
     let mut record = record.clone();
     record.report(ending.usage, ending.journal.arms_used(), ending.duration, started.log.progress());
     settle(&mut record, ending, stop, inner.clock.now())?;
-    let effects = events::of_change(&record, inner.source());
+    let effects = SideEffects::of_change(&record, inner.source());
     Ok((record, effects))
 }
 

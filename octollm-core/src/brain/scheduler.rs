@@ -12,10 +12,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, events, limited, run, updates::UpdateLog};
+use super::{Inner, limited, publish::UpdateLog, run};
 use crate::{
     id::TaskId,
-    store::{Run, StoreError, Topic},
+    store::{Claim, StoreError},
     task::TaskRecord,
 };
 
@@ -45,7 +45,7 @@ impl Drop for Loops {
 
 async fn schedule(brain: Loops, every: Duration) {
     let Some(inner) = brain.0.upgrade() else { return };
-    let (mut queue, mut count) = (inner.store.changes(Topic::Queue), inner.running.count());
+    let (mut queue, mut count) = (inner.store.queue_changes(), inner.running.count());
     let ended = inner.relay.ended.clone();
     drop(inner);
     loop {
@@ -89,11 +89,11 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
         if room == 0 {
             return Ok(started);
         }
-        let effects = |record: &TaskRecord| events::of_change(record, inner.source());
         let (lease, asked) = (inner.limits.lease, Instant::now());
-        let claimed = inner.store.claim(&inner.holder, &inner.contracts, lease, room, &effects);
+        let (holder, source, contracts) = (&*inner.holder, inner.source(), &*inner.contracts);
+        let claim = Claim { holder, contracts, lease, limit: room, source };
         // Tasks that are claimed by a later answer are free again when their leases expire.
-        let claimed = timeout(lease / 3, limited(claimed)).await;
+        let claimed = timeout(lease / 3, limited(inner.store.claim(&claim))).await;
         let claimed = claimed.map_err(|_| StoreError::Unavailable("no answer came in time".into()))??;
         let count = claimed.len();
         started += count;
@@ -109,7 +109,7 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
 
 fn begin(inner: &Arc<Inner>, record: Arc<TaskRecord>, time_left: Duration, held_until: Instant) {
     let log = Arc::new(UpdateLog::new(record.id().clone(), record.task().progress.clone()));
-    let run = Run::new(record.id().clone(), record.run());
+    let run = (record.id().clone(), record.run());
     match inner.running.begin(run.clone(), log.clone(), held_until) {
         Some(cancellation) => {
             let started = run::Started { record, time_left, run, log, cancellation };
@@ -162,6 +162,9 @@ async fn renew(inner: &Inner, asked: &[Run], lease: Duration) -> bool {
         }
     }
 }
+
+/// A run of a task: the task, and the number of the run from 1.
+pub(super) type Run = (TaskId, u32);
 
 /// The reason to stop a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,7 +243,7 @@ impl Running {
     /// Stops the runs of a task, and returns the latest one. The first reason to stop a run counts.
     pub(super) fn stop(&self, task: &TaskId, why: Stop) -> Option<Run> {
         let mut state = self.state();
-        let of_task = Run::new(task.clone(), 0)..=Run::new(task.clone(), u32::MAX);
+        let of_task = (task.clone(), 0)..=(task.clone(), u32::MAX);
         let mut latest = None;
         for (run, entry) in state.runs.range_mut(of_task) {
             entry.halt(why);
@@ -264,7 +267,7 @@ impl Running {
     /// The updates of a task that runs here.
     pub(super) fn log(&self, task: &TaskId) -> Option<Arc<UpdateLog>> {
         let state = self.state();
-        let of_task = Run::new(task.clone(), 0)..=Run::new(task.clone(), u32::MAX);
+        let of_task = (task.clone(), 0)..=(task.clone(), u32::MAX);
         state.runs.range(of_task).next_back().map(|(_, entry)| entry.log.clone())
     }
 

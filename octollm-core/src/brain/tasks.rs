@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{Brain, events, limited, scheduler, scheduler::Stop, updates};
+use super::{Brain, limited, publish, scheduler, scheduler::Stop};
 use crate::{
     arm::Arm,
     budget::Usage,
@@ -60,7 +60,7 @@ impl Orchestrator for Brain {
             }
             let mut record = Arc::unwrap_or_clone(record);
             record.cancel(self.0.clock.now())?;
-            let (task, effects) = (record.task().clone(), events::of_change(&record, self.0.source()));
+            let (task, effects) = (record.task().clone(), SideEffects::of_change(&record, self.0.source()));
             match limited(self.0.store.commit(record, effects)).await {
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(uncertain(error)),
@@ -75,7 +75,7 @@ impl Orchestrator for Brain {
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
         self.visible(id, cx).await?;
-        Ok(updates::watch(self.0.store.clone(), id.clone(), after))
+        Ok(publish::watch(self.0.store.clone(), id.clone(), after))
     }
 
     async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
@@ -140,7 +140,7 @@ impl Brain {
         self.0.relay.caught_up().await;
         let task = record.task().clone();
         // The submitter knows that it is queued: the live updates begin with its start.
-        let effects = SideEffects { updates: Vec::new(), ..events::of_change(&record, self.0.source()) };
+        let effects = SideEffects { updates: Vec::new(), ..SideEffects::of_change(&record, self.0.source()) };
         let (tasks, bytes) = (self.0.limits.max_queued, self.0.limits.max_queued_bytes);
         match limited(self.0.store.create(record, effects, tasks, bytes)).await {
             Ok(()) => Ok(task),

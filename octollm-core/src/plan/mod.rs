@@ -51,7 +51,7 @@ use crate::{
     card::ArmCard,
     context::{CALLS_AT_ONCE, Context},
     contract::{ContractCard, ContractRef, ContractSpec, Spec, TaskContract, Violation},
-    error::{ArmError, Failure},
+    error::{ArmError, ConfigError, Failure},
     json::{RawJson, read_output, read_value},
 };
 
@@ -187,18 +187,20 @@ impl PlanRunner {
         Self::default()
     }
 
-    /// Sets how many calls of a plan run at a time, over all its steps (default 16). 0 counts as 1.
-    #[must_use]
-    pub fn calls_at_once(mut self, calls: usize) -> Self {
-        self.calls_at_once = calls.max(1);
-        self
+    /// Sets how many calls of a plan run at a time, over all its steps (at least 1, default 16).
+    ///
+    /// # Errors
+    /// A [`ConfigError`] for 0.
+    pub fn calls_at_once(self, calls: usize) -> Result<Self, ConfigError> {
+        Ok(Self { calls_at_once: at_least_one("calls_at_once", calls)?, ..self })
     }
 
-    /// Sets how many steps a plan may have (default 256). 0 counts as 1.
-    #[must_use]
-    pub fn max_steps(mut self, steps: usize) -> Self {
-        self.max_steps = steps.max(1);
-        self
+    /// Sets how many steps a plan may have (at least 1, default 256).
+    ///
+    /// # Errors
+    /// A [`ConfigError`] for 0.
+    pub fn max_steps(self, steps: usize) -> Result<Self, ConfigError> {
+        Ok(Self { max_steps: at_least_one("max_steps", steps)?, ..self })
     }
 
     /// Adds the facts of the contract `C`: whether it is idempotent, and its time limit.
@@ -245,6 +247,10 @@ impl PlanRunner {
         let checked = check::check(plan, &cards, self.max_steps).map_err(Failure::invalid)?;
         run::run(checked, &self.specs, self.calls_at_once, cx).await
     }
+}
+
+fn at_least_one(setting: &'static str, count: usize) -> Result<usize, ConfigError> {
+    if count == 0 { Err(ConfigError::new(setting, "is 0")) } else { Ok(count) }
 }
 
 #[async_trait]

@@ -173,11 +173,12 @@ async fn every_fault_is_reported_before_the_first_call() {
 #[test]
 fn limits_apply_and_are_at_least_1() {
     let step = |id| json!({ "id": id, "contract": "test.any" });
-    let faults = PlanRunner::new().max_steps(1).check(&steps(json!([step("a"), step("b")])), &[]);
+    let runner = PlanRunner::new().max_steps(1).unwrap();
+    let faults = runner.check(&steps(json!([step("a"), step("b")])), &[]);
     assert_eq!(faults.unwrap_err()[0].to_string(), "steps: has 2 steps; at most 1 are allowed");
-    // 0 counts as 1.
-    let faults = PlanRunner::new().max_steps(0).check(&steps(json!([step("a")])), &[]).unwrap_err();
-    assert_eq!(faults[0].path, "steps[0].contract");
+    let refused = [PlanRunner::new().max_steps(0), PlanRunner::new().calls_at_once(0)];
+    let refused = refused.map(|refused| refused.unwrap_err().to_string());
+    assert_eq!(refused, ["`max_steps` is 0", "`calls_at_once` is 0"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,7 +233,7 @@ async fn independent_calls_run_together_up_to_the_bound() {
         let script = Arc::new(Script::default());
         let started = Instant::now();
         let cx = Context::root(script.clone());
-        PlanRunner::new().calls_at_once(bound).run(&plan, &cx).await.unwrap();
+        PlanRunner::new().calls_at_once(bound).unwrap().run(&plan, &cx).await.unwrap();
         assert_eq!(started.elapsed(), Duration::from_millis(takes));
         assert_eq!(script.most.load(Ordering::Relaxed), bound.min(10));
     }
@@ -290,7 +291,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let script = Arc::new(Script::default());
         let cx = Context::root(script.clone());
-        let output = runtime.block_on(PlanRunner::new().calls_at_once(bound).run(&plan, &cx)).unwrap();
+        let output = runtime.block_on(PlanRunner::new().calls_at_once(bound).unwrap().run(&plan, &cx)).unwrap();
         prop_assert_eq!(output.outputs.len(), needs.len());
         prop_assert!(script.most.load(Ordering::Relaxed) <= bound);
         let called = script.called.lock().unwrap();

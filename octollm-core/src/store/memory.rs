@@ -12,11 +12,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 
-use self::tables::{ChangeHub, Row, Tables};
-use super::{JournalEntry, Run, SideEffects, StoreError, TaskStore, Topic};
+use self::tables::{ChangeHub, Row, Tables, Topic};
+use super::{Claim, JournalEntry, SideEffects, StoreError, TaskStore};
 use crate::{
     clock,
-    contract::ContractRef,
     event::Event,
     id::TaskId,
     parts::Caller,
@@ -174,26 +173,16 @@ impl TaskStore for MemoryStore {
         Ok(())
     }
 
-    async fn claim(
-        &self,
-        holder: &str,
-        contracts: &[ContractRef],
-        lease: Duration,
-        limit: usize,
-        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
-    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+    async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
         let now = self.now();
-        let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
         let mut claimed = Vec::new();
-        while claimed.len() < limit {
+        while claimed.len() < claim.limit {
             let mut tables = self.tables();
-            let Some(free) = tables.next_free(contracts, now) else { break };
+            let Some(free) = tables.next_free(claim.contracts, now) else { break };
             let mut record = TaskRecord::clone(&free);
-            if record.claim(holder, until, now).is_err() {
-                break;
-            }
+            let Ok(stored) = claim.start(&mut record, now) else { break };
             record.set_revision(record.revision() + 1);
-            let (stored, record) = (effects(&record), Arc::new(record));
+            let record = Arc::new(record);
             tables.replace(record.clone(), stored, &self.limits);
             drop(tables);
             self.notify(record.id(), false, true);
@@ -204,16 +193,21 @@ impl TaskStore for MemoryStore {
         Ok(claimed)
     }
 
-    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
+    async fn renew(
+        &self,
+        holder: &str,
+        lease: Duration,
+        runs: &[(TaskId, u32)],
+    ) -> Result<Vec<(TaskId, u32)>, StoreError> {
         let until = self.now().checked_add(lease).unwrap_or(Timestamp::MAX);
         let mut guard = self.tables();
         let tables = &mut *guard;
         let mut held = Vec::with_capacity(runs.len());
-        for run in runs {
-            let Some(row) = tables.tasks.get_mut(&run.task) else { continue };
-            if row.record.is_held(holder, run.number) {
+        for run @ (id, number) in runs {
+            let Some(row) = tables.tasks.get_mut(id) else { continue };
+            if row.record.is_held(holder, *number) {
                 tables.index.remove(&row.record);
-                Arc::make_mut(&mut row.record).renew(holder, run.number, until);
+                Arc::make_mut(&mut row.record).renew(holder, *number, until);
                 tables.index.insert(row);
                 held.push(run.clone());
             }
@@ -245,20 +239,21 @@ impl TaskStore for MemoryStore {
         Ok(self.tables().tasks.get(id).map(|row| row.journal.values().cloned().collect()).unwrap_or_default())
     }
 
-    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
+    async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
         let at = self.now();
-        self.tables().run(run)?.append(JournalEntry { at, ..entry });
+        self.tables().run(id, run)?.append(JournalEntry { at, ..entry });
         Ok(())
     }
 
     async fn append_updates(
         &self,
-        run: &Run,
+        id: &TaskId,
+        run: u32,
         first: u64,
         updates: Vec<TaskUpdate>,
     ) -> Result<(), StoreError> {
-        self.tables().run(run)?.add_updates(Some(first), updates, &self.limits);
-        self.notify(&run.task, false, false);
+        self.tables().run(id, run)?.add_updates(Some(first), updates, &self.limits);
+        self.notify(id, false, false);
         Ok(())
     }
 
@@ -301,7 +296,15 @@ impl TaskStore for MemoryStore {
         Ok(())
     }
 
-    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
-        self.hub.subscribe(topic)
+    fn queue_changes(&self) -> watch::Receiver<()> {
+        self.hub.subscribe(Topic::Queue)
+    }
+
+    fn event_changes(&self) -> watch::Receiver<()> {
+        self.hub.subscribe(Topic::Events)
+    }
+
+    fn task_changes(&self, id: &TaskId) -> watch::Receiver<()> {
+        self.hub.subscribe(Topic::Task(id.clone()))
     }
 }

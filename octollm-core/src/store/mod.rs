@@ -1,5 +1,6 @@
 //! Stores of tasks, with their journals, their live updates, and the events of their changes.
 
+mod change;
 mod journal;
 mod memory;
 
@@ -8,13 +9,19 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub(crate) use self::journal::Recorded;
-pub use self::{journal::JournalEntry, memory::MemoryStore};
+pub(crate) use self::{
+    change::progress_event,
+    journal::{Draft, Recorded, digest, outcome_unknown, own_times, replay, served_by},
+};
+pub use self::{
+    change::{Claim, SideEffects},
+    journal::JournalEntry,
+    memory::MemoryStore,
+};
 use crate::{
-    contract::ContractRef,
     error::{ErrorKind, Failure},
     event::Event,
-    id::{StepKey, TaskId},
+    id::TaskId,
     parts::Caller,
     task::{TaskQuery, TaskRecord, TaskUpdate},
 };
@@ -68,34 +75,32 @@ pub trait TaskStore: Send + Sync + 'static {
     /// The change may or may not be stored when the future is dropped. If it is, its effects are too.
     async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError>;
 
-    /// Claims at most `limit` free tasks of these contracts for the brain `holder`, and stores the `effects` of each claim with
-    /// it. Returns each task, with its new run number, and the time that is left to its deadline.
+    /// Claims free tasks for a brain: [starts](Claim::start) a run of each, and stores the changed record with the effects.
+    /// Returns each task, with its new run number, and the time that is left to its deadline.
     ///
     /// A task is free as [`TaskRecord::is_free`] defines. Tasks of the highest priority come first, and the oldest of those. No
-    /// two brains claim the same run. The lease expires after `lease`, unless it is [renewed](Self::renew).
+    /// two brains claim the same run. A lease expires unless it is [renewed](Self::renew).
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]. Tasks that were claimed all the same are free again when their leases expire.
     ///
     /// # Cancel safety
     /// Tasks may be claimed when the future is dropped. They are free again when their leases expire.
-    async fn claim(
-        &self,
-        holder: &str,
-        contracts: &[ContractRef],
-        lease: Duration,
-        limit: usize,
-        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
-    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError>;
+    async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError>;
 
-    /// Renews the leases of these runs, and returns those that still hold their task.
+    /// Renews the leases of these runs, each a task and the number of its run, and returns those that still hold their task.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     ///
     /// # Cancel safety
     /// Each lease may or may not be renewed when the future is dropped.
-    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError>;
+    async fn renew(
+        &self,
+        holder: &str,
+        lease: Duration,
+        runs: &[(TaskId, u32)],
+    ) -> Result<Vec<(TaskId, u32)>, StoreError>;
 
     /// Returns the tasks of `owner`, or of everybody, newest first. The limit of the query applies as it is, also above
     /// [`TaskQuery::MAX_LIMIT`].
@@ -120,17 +125,17 @@ pub trait TaskStore: Send + Sync + 'static {
     /// Reads alone: dropping the future changes nothing.
     async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError>;
 
-    /// Writes a journal entry in place of an earlier one of the same step, and sets [`JournalEntry::at`] by the store's clock.
+    /// Writes a journal entry of a run in place of an earlier one of the same step, and sets [`JournalEntry::at`] by the store's clock.
     /// Writing an entry twice has the effect of writing it once.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when `run` is not the latest run of the task or the task is not processing,
+    /// [`StoreError::Conflict`] when `run` is not the number of the latest run of the task or the task is not processing,
     /// [`StoreError::NotFound`] when the task is gone, and [`StoreError::Unavailable`] when the entry may or may not have been
     /// written.
     ///
     /// # Cancel safety
     /// The entry may or may not be written when the future is dropped. The caller writes it again.
-    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError>;
+    async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError>;
 
     /// Appends live updates of a run. The store numbers them, over all runs of a task without repetition, and may drop the
     /// oldest.
@@ -143,8 +148,13 @@ pub trait TaskStore: Send + Sync + 'static {
     ///
     /// # Cancel safety
     /// The updates may or may not be appended when the future is dropped. The caller appends them again with the same `first`.
-    async fn append_updates(&self, run: &Run, first: u64, updates: Vec<TaskUpdate>)
-    -> Result<(), StoreError>;
+    async fn append_updates(
+        &self,
+        id: &TaskId,
+        run: u32,
+        first: u64,
+        updates: Vec<TaskUpdate>,
+    ) -> Result<(), StoreError>;
 
     /// Returns at most `limit` updates of a task after number `after`, in order. Where some of them are no longer stored, a
     /// [`TaskUpdate::Gap`] comes first. A number that no update has yet is read as 0.
@@ -182,9 +192,16 @@ pub trait TaskStore: Send + Sync + 'static {
     /// An event that is not deleted when the future is dropped is published again.
     async fn published(&self, event_ids: &[String]) -> Result<(), StoreError>;
 
-    /// Returns a receiver that changes with each change of the topic from now on. A store without notifications sends at
-    /// intervals.
-    fn changes(&self, topic: Topic) -> watch::Receiver<()>;
+    /// Returns a receiver that changes whenever a task becomes free to claim, from now on. A store without notifications sends
+    /// at intervals.
+    fn queue_changes(&self) -> watch::Receiver<()>;
+
+    /// Returns a receiver that changes whenever there are further events to publish: see
+    /// [`queue_changes`](Self::queue_changes).
+    fn event_changes(&self) -> watch::Receiver<()>;
+
+    /// Returns a receiver that changes whenever a task or its updates change: see [`queue_changes`](Self::queue_changes).
+    fn task_changes(&self, id: &TaskId) -> watch::Receiver<()>;
 }
 
 #[async_trait]
@@ -207,18 +224,16 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
         (**self).commit(record, effects).await
     }
 
-    async fn claim(
-        &self,
-        holder: &str,
-        contracts: &[ContractRef],
-        lease: Duration,
-        limit: usize,
-        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
-    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
-        (**self).claim(holder, contracts, lease, limit, effects).await
+    async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+        (**self).claim(claim).await
     }
 
-    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
+    async fn renew(
+        &self,
+        holder: &str,
+        lease: Duration,
+        runs: &[(TaskId, u32)],
+    ) -> Result<Vec<(TaskId, u32)>, StoreError> {
         (**self).renew(holder, lease, runs).await
     }
 
@@ -234,17 +249,18 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
         (**self).journal(id).await
     }
 
-    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
-        (**self).append(run, entry).await
+    async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
+        (**self).append(id, run, entry).await
     }
 
     async fn append_updates(
         &self,
-        run: &Run,
+        id: &TaskId,
+        run: u32,
         first: u64,
         updates: Vec<TaskUpdate>,
     ) -> Result<(), StoreError> {
-        (**self).append_updates(run, first, updates).await
+        (**self).append_updates(id, run, first, updates).await
     }
 
     async fn updates_after(
@@ -264,54 +280,16 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
         (**self).published(event_ids).await
     }
 
-    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
-        (**self).changes(topic)
+    fn queue_changes(&self) -> watch::Receiver<()> {
+        (**self).queue_changes()
     }
-}
 
-/// What a store reports changes of: see [`TaskStore::changes`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Topic {
-    /// Tasks that are free to claim.
-    Queue,
-    /// Events that are not published.
-    Events,
-    /// A task and its updates.
-    Task(TaskId),
-}
+    fn event_changes(&self) -> watch::Receiver<()> {
+        (**self).event_changes()
+    }
 
-/// What is stored together with a change of a task.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct SideEffects {
-    /// Events to be published, in this order.
-    pub events: Vec<Event>,
-    /// Live updates, which the store numbers.
-    pub updates: Vec<TaskUpdate>,
-    /// Position of the first of these updates among those of the run: see [`TaskStore::append_updates`]. `None` where they are
-    /// not of a run; all of them are appended then.
-    pub first_update: Option<u64>,
-    /// Steps whose journal entries are discarded.
-    pub discarded: Vec<StepKey>,
-    /// Journal entries that are written after that.
-    pub journal: Vec<JournalEntry>,
-}
-
-/// A run of a task, which starts with a claim.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub struct Run {
-    /// The task.
-    pub task: TaskId,
-    /// The number of the run, from 1.
-    pub number: u32,
-}
-
-impl Run {
-    /// The run of a task with this number.
-    pub fn new(task: TaskId, number: u32) -> Self {
-        Self { task, number }
+    fn task_changes(&self, id: &TaskId) -> watch::Receiver<()> {
+        (**self).task_changes(id)
     }
 }
 

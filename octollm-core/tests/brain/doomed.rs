@@ -7,23 +7,21 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use octollm_core::{
     bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Subscription},
     card::ArmCard,
-    contract::ContractRef,
     error::CallError,
     event::{Event, Pattern},
-    id::{StepKey, TaskId},
-    parts::Caller,
-    store::{JournalEntry, MemoryStore, Run, SideEffects, StoreError, TaskStore, Topic},
-    task::{TaskQuery, TaskRecord, TaskUpdate},
+    id::StepKey,
+    store::{MemoryStore, StoreError},
     transport::{Call, IdempotencyKey, Reply, Transport},
 };
 use tokio::sync::watch;
+
+use crate::layer::{Layer, Stores, layered};
 
 /// When a brain dies: before its n-th call takes effect, or after that and before it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,92 +138,34 @@ impl EventBus for Doomed<MemoryBus> {
     }
 }
 
-#[async_trait]
-impl TaskStore for Doomed<Arc<MemoryStore>> {
-    async fn create(
+impl Layer for Doomed<Arc<MemoryStore>> {
+    async fn around<T: Send>(
         &self,
-        record: TaskRecord,
-        effects: SideEffects,
-        max_queued: usize,
-        max_queued_bytes: usize,
-    ) -> Result<(), StoreError> {
-        self.fate.meet(self.inner.create(record, effects, max_queued, max_queued_bytes)).await
+        _: &'static str,
+        _: Stores<'_>,
+        work: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        self.fate.meet(work).await
     }
 
-    async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
-        self.fate.meet(self.inner.get(id)).await
-    }
-
-    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
-        let store = self.inner.clone();
-        self.on_its_way(async move { store.commit(record, effects).await }).await
-    }
-
-    async fn claim(
+    async fn around_detached<T: Send + 'static>(
         &self,
-        holder: &str,
-        contracts: &[ContractRef],
-        lease: Duration,
-        limit: usize,
-        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
-    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
-        self.fate.meet(self.inner.claim(holder, contracts, lease, limit, effects)).await
-    }
-
-    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
-        self.fate.meet(self.inner.renew(holder, lease, runs)).await
-    }
-
-    async fn list(
-        &self,
-        query: &TaskQuery,
-        owner: Option<&Caller>,
-    ) -> Result<Vec<Arc<TaskRecord>>, StoreError> {
-        self.fate.meet(self.inner.list(query, owner)).await
-    }
-
-    async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
-        self.fate.meet(self.inner.journal(id)).await
-    }
-
-    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
-        let (store, sight, run) = (self.inner.clone(), self.sight.clone(), run.clone());
-        let written = async move {
-            let answered = entry.is_answered().then(|| Seen::Answered(entry.step.clone()));
-            store.append(&run, entry).await?;
-            sight.lock().unwrap().extend(answered);
-            Ok(())
+        _: &'static str,
+        stores: Stores<'_>,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let answered = match stores {
+            Stores::Entry(entry) if entry.is_answered() => Some(Seen::Answered(entry.step.clone())),
+            _ => None,
         };
-        self.on_its_way(written).await
-    }
-
-    async fn append_updates(
-        &self,
-        run: &Run,
-        first: u64,
-        updates: Vec<TaskUpdate>,
-    ) -> Result<(), StoreError> {
-        self.fate.meet(self.inner.append_updates(run, first, updates)).await
-    }
-
-    async fn updates_after(
-        &self,
-        id: &TaskId,
-        after: u64,
-        limit: usize,
-    ) -> Result<Vec<TaskUpdate>, StoreError> {
-        self.fate.meet(self.inner.updates_after(id, after, limit)).await
-    }
-
-    async fn pending_events(&self, relay: &str, limit: usize) -> Result<Vec<Event>, StoreError> {
-        self.fate.meet(self.inner.pending_events(relay, limit)).await
-    }
-
-    async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
-        self.fate.meet(self.inner.published(event_ids)).await
-    }
-
-    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
-        self.inner.changes(topic)
+        let sight = self.sight.clone();
+        self.on_its_way(async move {
+            let done = work.await?;
+            sight.lock().unwrap().extend(answered);
+            Ok(done)
+        })
+        .await
     }
 }
+
+layered!(Doomed<Arc<MemoryStore>>);

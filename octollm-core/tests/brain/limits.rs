@@ -373,3 +373,14 @@ async fn finished_tasks_are_stored_within_a_number_of_bytes() {
         assert!(stored.iter().rev().map(|task| &task.task_id).eq(expected), "{bytes}");
     }
 }
+
+#[test]
+fn a_brain_has_an_arm_id_as_its_name() {
+    for name in ["", "Brain", "7", "a b", "orchestrator/2", &"a".repeat(129)] {
+        let refused = Brain::builder().name(name).build().unwrap_err();
+        assert_eq!(refused.setting(), "name", "{name}");
+    }
+    for name in ["orchestrator-2", &"a".repeat(128)] {
+        assert!(Brain::builder().name(name).build().is_ok(), "{name}");
+    }
+}

@@ -6,6 +6,7 @@ mod doomed;
 mod hanging;
 mod interrupted;
 mod journal;
+mod layer;
 mod lifecycle;
 mod limits;
 mod nested;

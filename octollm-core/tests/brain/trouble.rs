@@ -9,16 +9,13 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use octollm_core::{
-    contract::ContractRef,
-    event::Event,
-    id::TaskId,
-    parts::Caller,
-    store::{JournalEntry, MemoryStore, Run, SideEffects, StoreError, TaskStore, Topic},
-    task::{TaskQuery, TaskRecord, TaskUpdate},
+    store::{MemoryStore, StoreError},
+    task::TaskRecord,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::layer::{Layer, Stores, layered};
 
 type Fails = dyn FnMut(&str, Option<&TaskRecord>) -> Option<StoreError> + Send;
 
@@ -99,7 +96,7 @@ impl Trouble {
     async fn pass(&self, operation: &str, record: Option<&TaskRecord>) -> Result<(), StoreError> {
         let slow = self.slow.load(Ordering::Relaxed);
         if slow > 0 {
-            tokio::time::sleep(Duration::from_millis(slow)).await;
+            sleep(Duration::from_millis(slow)).await;
         }
         self.ask(operation, record)?;
         match self.hangs(operation) {
@@ -107,119 +104,45 @@ impl Trouble {
             _ => Ok(()),
         }
     }
-
-    /// Returns the answer of an operation that began now, when it is done.
-    async fn answer<T>(&self, operation: &str, work: impl Future<Output = T>) -> T {
-        let until = self.hangs(operation).flatten();
-        let answer = work.await;
-        if let Some(until) = until {
-            tokio::time::sleep_until(until).await;
-        }
-        answer
-    }
 }
 
 pub(crate) fn away() -> StoreError {
     StoreError::Unavailable("away".into())
 }
 
-#[async_trait]
-impl TaskStore for Trouble {
-    async fn create(
+impl Layer for Trouble {
+    async fn around<T: Send>(
         &self,
-        record: TaskRecord,
-        effects: SideEffects,
-        max_queued: usize,
-        max_queued_bytes: usize,
-    ) -> Result<(), StoreError> {
-        self.pass("create", Some(&record)).await?;
-        self.inner.create(record.clone(), effects, max_queued, max_queued_bytes).await?;
-        self.ask("after create", Some(&record))
-    }
-
-    async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
-        self.pass("get", None).await?;
-        self.inner.get(id).await
-    }
-
-    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
-        self.pass("commit", Some(&record)).await?;
-        self.inner.commit(record.clone(), effects).await?;
-        self.ask("after commit", Some(&record))
-    }
-
-    async fn claim(
-        &self,
-        holder: &str,
-        contracts: &[ContractRef],
-        lease: Duration,
-        limit: usize,
-        effects: &(dyn for<'r> Fn(&'r TaskRecord) -> SideEffects + Send + Sync),
-    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
-        self.pass("claim", None).await?;
-        self.answer("claim", self.inner.claim(holder, contracts, lease, limit, effects)).await
-    }
-
-    async fn renew(&self, holder: &str, lease: Duration, runs: &[Run]) -> Result<Vec<Run>, StoreError> {
-        self.pass("renew", None).await?;
-        if let Some(until) = self.hangs("renew").flatten() {
-            tokio::time::sleep_until(until).await;
+        operation: &'static str,
+        stores: Stores<'_>,
+        work: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        let record = match stores {
+            Stores::Record(record) => Some(record),
+            _ => None,
+        };
+        self.pass(operation, record).await?;
+        let until = self.hangs(operation).flatten();
+        let done = match (operation, until) {
+            ("renew", Some(until)) => {
+                sleep_until(until).await;
+                work.await
+            }
+            (_, Some(until)) => {
+                let done = work.await;
+                sleep_until(until).await;
+                done
+            }
+            (_, None) => work.await,
+        }?;
+        match operation {
+            "create" | "commit" | "append" | "append_updates" => {
+                self.ask(&format!("after {operation}"), record)?;
+            }
+            _ => {}
         }
-        self.inner.renew(holder, lease, runs).await
-    }
-
-    async fn list(
-        &self,
-        query: &TaskQuery,
-        owner: Option<&Caller>,
-    ) -> Result<Vec<Arc<TaskRecord>>, StoreError> {
-        self.pass("list", None).await?;
-        self.inner.list(query, owner).await
-    }
-
-    async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
-        self.pass("journal", None).await?;
-        self.inner.journal(id).await
-    }
-
-    async fn append(&self, run: &Run, entry: JournalEntry) -> Result<(), StoreError> {
-        self.pass("append", None).await?;
-        self.answer("append", self.inner.append(run, entry)).await?;
-        self.ask("after append", None)
-    }
-
-    async fn append_updates(
-        &self,
-        run: &Run,
-        first: u64,
-        updates: Vec<TaskUpdate>,
-    ) -> Result<(), StoreError> {
-        self.pass("append_updates", None).await?;
-        self.inner.append_updates(run, first, updates).await?;
-        self.ask("after append_updates", None)
-    }
-
-    async fn updates_after(
-        &self,
-        id: &TaskId,
-        after: u64,
-        limit: usize,
-    ) -> Result<Vec<TaskUpdate>, StoreError> {
-        self.pass("updates_after", None).await?;
-        self.inner.updates_after(id, after, limit).await
-    }
-
-    async fn pending_events(&self, relay: &str, limit: usize) -> Result<Vec<Event>, StoreError> {
-        self.pass("pending_events", None).await?;
-        self.inner.pending_events(relay, limit).await
-    }
-
-    async fn published(&self, event_ids: &[String]) -> Result<(), StoreError> {
-        self.pass("published", None).await?;
-        self.inner.published(event_ids).await
-    }
-
-    fn changes(&self, topic: Topic) -> watch::Receiver<()> {
-        self.inner.changes(topic)
+        Ok(done)
     }
 }
+
+layered!(Trouble);

@@ -14,7 +14,7 @@ use crate::{
     contract::ContractRef,
     event::Event,
     id::{StepKey, TaskId},
-    store::{JournalEntry, Run, SideEffects, StoreError, Topic},
+    store::{JournalEntry, SideEffects, StoreError},
     task::{Priority, TaskRecord, TaskStatus, TaskUpdate},
 };
 
@@ -91,9 +91,9 @@ impl Index {
 
 impl Tables {
     /// The row of a run that is the latest of its task and has not ended.
-    pub(super) fn run(&mut self, run: &Run) -> Result<&mut Row, StoreError> {
-        let row = self.tasks.get_mut(&run.task).ok_or(StoreError::NotFound)?;
-        let runs = row.record.run() == run.number && row.record.status() == TaskStatus::Processing;
+    pub(super) fn run(&mut self, id: &TaskId, run: u32) -> Result<&mut Row, StoreError> {
+        let row = self.tasks.get_mut(id).ok_or(StoreError::NotFound)?;
+        let runs = row.record.run() == run && row.record.status() == TaskStatus::Processing;
         if runs { Ok(row) } else { Err(StoreError::Conflict) }
     }
 
@@ -194,6 +194,17 @@ impl Row {
         self.add_updates(first_update, updates, limits);
         events
     }
+}
+
+/// What the store reports changes of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Topic {
+    /// Tasks that are free to claim.
+    Queue,
+    /// Events that are not published.
+    Events,
+    /// A task and its updates.
+    Task(TaskId),
 }
 
 /// The senders of a store's changes, by topic.

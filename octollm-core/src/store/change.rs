@@ -1,0 +1,132 @@
+//! What is stored together with a change of a task.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::JournalEntry;
+use crate::{
+    contract::ContractRef,
+    error::Failure,
+    event::Event,
+    id::StepKey,
+    task::{TaskError, TaskEvent, TaskRecord, TaskUpdate},
+    update::Progress,
+};
+
+/// What is stored together with a change of a task.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct SideEffects {
+    /// Events to be published, in this order.
+    pub events: Vec<Event>,
+    /// Live updates, which the store numbers.
+    pub updates: Vec<TaskUpdate>,
+    /// Position of the first of these updates among those of the run: see
+    /// [`append_updates`](super::TaskStore::append_updates). `None` where they are not of a run; all of them are appended then.
+    pub first_update: Option<u64>,
+    /// Steps whose journal entries are discarded.
+    pub discarded: Vec<StepKey>,
+    /// Journal entries that are written after that.
+    pub journal: Vec<JournalEntry>,
+}
+
+impl SideEffects {
+    /// The event and the update of a task's new status.
+    pub(crate) fn of_change(record: &TaskRecord, source: &str) -> Self {
+        let mut effects = Self::default();
+        let task = record.task();
+        let mut event = TaskEvent::of_status(task.task_id.clone(), record.contract().clone(), task.status);
+        if let Some(error) = &task.error {
+            event = event.with_error(brief(error));
+        }
+        if task.status.is_finished() {
+            event = event.with_arms_used(task.metadata.arms_used.clone());
+            if let Some(usage) = record.usage() {
+                let duration = Duration::try_from_secs_f64(task.metadata.duration_seconds);
+                event = event.with_usage(usage).with_duration(duration.unwrap_or_default());
+            }
+        }
+        effects.events.extend(written(record, &event, source));
+        effects.updates.push(TaskUpdate::Status {
+            task_id: task.task_id.clone(),
+            seq: 0,
+            status: task.status,
+            result: task.result.clone(),
+            error: task.error.clone(),
+        });
+        effects
+    }
+}
+
+/// A brain's request for tasks: see [`TaskStore::claim`](super::TaskStore::claim).
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Claim<'a> {
+    /// The brain, by a name that no other one on the store has.
+    pub holder: &'a str,
+    /// Contracts of the tasks.
+    pub contracts: &'a [ContractRef],
+    /// Time until the lease of each task expires.
+    pub lease: Duration,
+    /// Greatest number of tasks.
+    pub limit: usize,
+    /// Source of the events.
+    pub(crate) source: &'a str,
+}
+
+impl Claim<'_> {
+    /// Starts a run of the task, with a lease from `now` by the store's clock. Returns what the store writes together with the
+    /// record.
+    ///
+    /// # Errors
+    /// A [`Failure`] of kind conflict unless the task [is free](TaskRecord::is_free).
+    pub fn start(&self, record: &mut TaskRecord, now: Timestamp) -> Result<SideEffects, Failure> {
+        let until = now.checked_add(self.lease).unwrap_or(Timestamp::MAX);
+        record.claim(self.holder, until, now)?;
+        Ok(SideEffects::of_change(record, self.source))
+    }
+}
+
+/// The event of a task's progress.
+pub(crate) fn progress_event(record: &TaskRecord, progress: Progress, source: &str) -> Option<Event> {
+    let message = shortened(progress.message.clone());
+    let event = TaskEvent::of_progress(record.id().clone(), Progress { message, ..progress });
+    written(record, &event, source)
+}
+
+/// The longest message of an event in bytes, and the longest details of an error. A bus refuses larger events, and no
+/// subscriber would receive the end of the task.
+const MESSAGE: usize = 4 * 1024;
+const DETAILS: usize = 16 * 1024;
+
+fn shortened(mut message: String) -> String {
+    if message.len() > MESSAGE {
+        let end = (0..=MESSAGE).rev().find(|at| message.is_char_boundary(*at)).unwrap_or_default();
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
+/// An error as an event carries it. The task has the whole of it.
+fn brief(error: &TaskError) -> TaskError {
+    let details = error.details.clone().filter(|details| details.to_string().len() <= DETAILS);
+    TaskError { message: shortened(error.message.clone()), details, ..error.clone() }
+}
+
+fn written(record: &TaskRecord, event: &TaskEvent, source: &str) -> Option<Event> {
+    match event.to_event(source) {
+        Ok(event) => {
+            let event = event.with_correlation_id(record.correlation_id().as_str());
+            Some(match record.trace() {
+                Some(trace) => event.with_traceparent(trace.traceparent()),
+                None => event,
+            })
+        }
+        Err(error) => {
+            tracing::error!(task = %record.id(), %error, "the event of a task cannot be written");
+            None
+        }
+    }
+}

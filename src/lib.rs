@@ -57,6 +57,7 @@
 //! | feature | adds | default |
 //! |---|---|---|
 //! | `http` | servers and clients | yes |
+//! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `full` | all of them | no |

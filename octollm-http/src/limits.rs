@@ -130,7 +130,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 macro_rules! client_limits {
     ($then:ident $($arguments:tt)*) => {
         $then! { $($arguments)* {
-            /// Sets the time limit on opening a connection, with the name lookup. Default 5 s, at most a day.
+            /// Sets the time limit on opening a connection, with the name lookup and the TLS handshake. Default 5 s, at most a day.
             connect_timeout: Duration = Duration::from_secs(5), SHORTEST => DAY;
             /// Sets the time that a server may send nothing while an answer is due. Until the answer begins, a contract whose
             /// own time limit exceeds 30 s may take that long. Default 30 s, at most a day.

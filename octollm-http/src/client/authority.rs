@@ -31,9 +31,9 @@ impl Authority {
     /// The setting is the name of the endpoint.
     pub(super) fn check(&self, name: &str, endpoints: &[Endpoint]) -> Result<(), ConfigError> {
         #[cfg(feature = "tokens")]
-        if self.issuer.is_some() && !self.cleartext && !endpoints.iter().all(Endpoint::is_local) {
-            let problem = "is on another machine, to which tokens would be sent in cleartext: set `cleartext()` if the \
-                           network encrypts connections";
+        if self.issuer.is_some() && !self.cleartext && !endpoints.iter().all(Endpoint::is_confidential) {
+            let problem = "is on another machine, to which tokens would be sent in cleartext: use https, or set \
+                           `cleartext()` if the network encrypts connections";
             return Err(ConfigError::new(name.to_owned(), problem));
         }
         Ok(())

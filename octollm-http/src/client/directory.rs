@@ -264,12 +264,13 @@ fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[St
     let message = format!("{not_offered}; these did not return their cards: {}", named.join(", "));
     let unreachable: Vec<_> =
         silent.iter().map(|(arm, trouble)| json!({ "arm": arm, "reason": trouble.message })).collect();
-    let refused = |(_, trouble): &(&str, &Failure)| is_refusal(trouble.kind);
+    let refused = |(_, trouble): &(&str, &Failure)| is_refusal(trouble);
     let kind = match silent.first() {
         Some((_, trouble)) if silent.iter().all(refused) => trouble.kind,
         _ => ErrorKind::Unreachable,
     };
     let mut failure = Failure::new(kind, message).before_execution();
+    failure.retryable &= !silent.iter().all(refused);
     // Any of them may offer the contract: a retry can help as soon as one of them can be asked again.
     let wait = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
     failure.retry_after = wait.filter(|_| failure.retryable);
@@ -277,8 +278,12 @@ fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[St
     failure
 }
 
-fn is_refusal(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unauthenticated | ErrorKind::InsufficientScope)
+/// Whether the arm refused this caller, or one of them does not trust the other's certificate.
+fn is_refusal(trouble: &Failure) -> bool {
+    match trouble.kind {
+        ErrorKind::Unauthenticated | ErrorKind::InsufficientScope => true,
+        kind => kind == ErrorKind::Unreachable && !trouble.retryable,
+    }
 }
 
 /// Sets the endpoint of a card that has none to the URL by which its arm was reached.

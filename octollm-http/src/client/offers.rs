@@ -28,7 +28,7 @@ use octollm_core::{
 use super::exchange::Target;
 use crate::wire;
 
-/// The URL of a service: `http://host:port`, with a path if the service is mounted. It is cheap to clone.
+/// The URL of a service: `http://host:port` or `https://host`, with a path if the service is mounted. It is cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Endpoint(Arc<Inner>);
 
@@ -53,16 +53,14 @@ impl Endpoint {
             return Err("has a query or a fragment");
         }
         let uri: Uri = url.parse().map_err(|_| MALFORMED)?;
-        match uri.scheme_str() {
+        let scheme = match uri.scheme_str() {
             None => return Err("has no scheme: write http://host:port"),
-            Some("http") => {}
-            Some("https") => {
-                return Err(
-                    "is https, which is not supported yet: put a TLS proxy beside this service, or use http",
-                );
+            Some("https") if !cfg!(feature = "tls") => {
+                return Err("is https, for which octollm has to be built with its feature `tls`");
             }
-            Some(_) => return Err("has a scheme other than http"),
-        }
+            Some(scheme @ ("http" | "https")) => scheme,
+            Some(_) => return Err("has a scheme other than http and https"),
+        };
         let authority = uri.authority().ok_or(MALFORMED)?;
         if authority.as_str().contains('@') {
             return Err("holds credentials, which would end up in logs: use tokens");
@@ -73,7 +71,7 @@ impl Endpoint {
             return Err(MALFORMED);
         }
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| MALFORMED)?;
-        let url = format!("http://{authority}{}", uri.path().trim_end_matches('/'));
+        let url = format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/'));
         Ok(Self(Arc::new(Inner { url: url.into(), host })))
     }
 
@@ -82,9 +80,12 @@ impl Endpoint {
         &self.0.url
     }
 
-    /// Whether the host is this machine.
+    /// Whether nobody on the network can read what is sent: the URL is `https`, or its host is this machine.
     #[cfg(feature = "tokens")]
-    pub(super) fn is_local(&self) -> bool {
+    pub(super) fn is_confidential(&self) -> bool {
+        if self.0.url.starts_with("https://") {
+            return true;
+        }
         let authority: Option<http::uri::Authority> =
             self.0.host.to_str().ok().and_then(|host| host.parse().ok());
         let host = authority.as_ref().map_or("", |authority| authority.host());
@@ -335,6 +336,8 @@ mod tests {
             (" http://judge:8103/ ", "http://judge:8103"),
             ("http://host/arms/judge/", "http://host/arms/judge"),
             ("http://[::1]:80", "http://[::1]:80"),
+            #[cfg(feature = "tls")]
+            ("HTTPS://judge/", "https://judge"),
         ] {
             assert_eq!(Endpoint::parse(url).unwrap().as_str(), read);
         }
@@ -367,7 +370,8 @@ mod tests {
             ("  ", "empty"),
             ("judge:8103", "no scheme"),
             ("/judge", "no scheme"),
-            ("https://judge", "https"),
+            #[cfg(not(feature = "tls"))]
+            ("https://judge", "feature `tls`"),
             ("ftp://judge", "other than http"),
             ("http://me:secret@judge", "credentials"),
             ("http://judge?x=1", "query"),

@@ -35,6 +35,7 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
 use super::routes::{Answer, Arrival, Endpoint, Inbound, Refusal, RouteTable, Takes, within};
+use crate::io::Peer;
 
 /// Adds the routes of every server.
 pub(crate) fn add_probes(table: &mut RouteTable, own: &ArmCapabilities) -> Result<(), ConfigError> {
@@ -222,7 +223,9 @@ impl ArmCapabilities {
     pub(crate) fn card(&self, inbound: &Inbound<'_>) -> ArmCard {
         let mut card: ArmCard = self.dispatcher.card().clone();
         if card.endpoint.is_none() && inbound.arrival != Arrival::Mounted {
-            card.endpoint = asked_at(inbound.head).map(|authority| format!("http://{authority}"));
+            let is_encrypted = inbound.head.extensions.get().is_some_and(|peer: &Peer| peer.is_encrypted);
+            let scheme = if is_encrypted { "https" } else { "http" };
+            card.endpoint = asked_at(inbound.head).map(|authority| format!("{scheme}://{authority}"));
         }
         if self.health.is_draining() {
             card.status = ArmStatus::Unavailable;

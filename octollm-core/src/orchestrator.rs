@@ -86,7 +86,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     ///   every other one is replayed. A call that is not idempotent and may have run is made again only where it can be continued
     ///   or its key is honoured.
     /// - Without `from`, where no call failed: every call is replayed, and the arm continues where it failed.
-    /// - With `from`: that call and every call recorded after it are discarded, and made again.
+    /// - With `from`: that call and every call recorded after it are discarded, and made again. A call whose outcome is unknown
+    ///   counts as recorded when it was begun. One that was begun before `from` stays unknown: it is made again only where it can be
+    ///   continued or its key is honoured.
     ///
     /// A call that is made again takes the position of its failure in the order of the answers, and the arm may leave out what
     /// was recorded after that failure. The time limit starts anew; the budget is what earlier attempts have left.
@@ -105,15 +107,26 @@ pub trait Orchestrator: Send + Sync + 'static {
         Err(not_implemented())
     }
 
-    /// Returns the calls of a task, in the order in which they were answered.
+    /// Returns a page of the calls of a task, in the order in which they were answered, and the cursor of the next page, which is
+    /// `None` at the end. [`whole_journal`] follows the pages.
+    ///
+    /// The page begins after the position `after`, the cursor of the page before, and has at most `limit` calls, 1 to
+    /// [`MAX_STEPS`] (default 100). It ends before that where its errors are long. A call that is answered between two pages may
+    /// be in both.
     ///
     /// # Errors
     /// [`TaskNotFound`](ErrorKind::TaskNotFound). [`NotImplemented`](ErrorKind::NotImplemented) by default.
     ///
     /// # Cancel safety
     /// Reads alone: dropping the future changes nothing.
-    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
-        let _ = (id, cx);
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        cx: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
+        let _ = (id, after, limit, cx);
         Err(not_implemented())
     }
 
@@ -224,9 +237,14 @@ pub enum StepOutcome {
     Answered,
     /// The call failed.
     Failed,
-    /// No answer is recorded: the call runs, or the process died during it.
+    /// No answer is recorded: the call runs, or the process died during it. An outcome of a later version, of another service, is
+    /// read as this one.
+    #[serde(other)]
     Unknown,
 }
+
+/// The largest limit of a page of a journal.
+pub const MAX_STEPS: usize = 1_000;
 
 /// A page of a list of tasks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -274,6 +292,35 @@ impl Stream for TaskUpdates {
 impl fmt::Debug for TaskUpdates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TaskUpdates")
+    }
+}
+
+/// Returns all calls of a task, in the order in which they were answered: every page of [`Orchestrator::journal`].
+///
+/// # Errors
+/// As [`Orchestrator::journal`]. [`BadResponse`](ErrorKind::BadResponse) where a page is not after the one before.
+///
+/// # Cancel safety
+/// Reads alone: dropping the future changes nothing.
+pub async fn whole_journal(
+    orchestrator: &dyn Orchestrator,
+    id: &TaskId,
+    cx: &Context,
+) -> Result<Vec<JournalStep>, Failure> {
+    let (mut steps, mut after) = (Vec::new(), None);
+    loop {
+        let (page, next) = orchestrator.journal(id, after, Some(MAX_STEPS), cx).await?;
+        steps.extend(page);
+        match next {
+            None => return Ok(steps),
+            Some(_) if next > after => after = next,
+            Some(_) => {
+                return Err(Failure::new(
+                    ErrorKind::BadResponse,
+                    "the journal has a page that does not advance",
+                ));
+            }
+        }
     }
 }
 
@@ -360,8 +407,14 @@ impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
         (**self).rerun(id, from, cx).await
     }
 
-    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
-        (**self).journal(id, cx).await
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        cx: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
+        (**self).journal(id, after, limit, cx).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

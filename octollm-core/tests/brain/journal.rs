@@ -7,7 +7,7 @@ use octollm_core::{
     Arm, Context,
     brain::Brain,
     error::{ArmError, ErrorKind},
-    orchestrator::Orchestrator,
+    orchestrator::{Orchestrator, whole_journal},
     store::StoreError,
     task::TaskStatus,
 };
@@ -32,7 +32,7 @@ async fn a_task_run_again_does_not_repeat_finished_steps() {
     assert_eq!(arms.calls(), ["number.increment", "number.double", "number.double", "number.increment"]);
     // What the first run used up counts as well.
     assert_eq!(task.metadata.tokens_used, 20);
-    let journal = brain.journal(&task.task_id, &anyone()).await.unwrap();
+    let journal = whole_journal(&brain, &task.task_id, &anyone()).await.unwrap();
     assert_eq!(journal.len(), 3);
 }
 
@@ -235,7 +235,7 @@ async fn a_call_that_ran_out_of_time_is_written_down_as_such() {
     arms.hang("number.increment");
     let task = run(&brain, compute(4)).await;
     assert_eq!(task.result.unwrap().output, 16);
-    let journal = brain.journal(&task.task_id, &anyone()).await.unwrap();
+    let journal = whole_journal(&brain, &task.task_id, &anyone()).await.unwrap();
     let steps: Vec<_> = journal.iter().map(|entry| entry.contract.to_string()).collect();
     assert_eq!(steps, ["number.increment", "number.double", "number.double"]);
 }

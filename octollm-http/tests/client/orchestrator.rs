@@ -47,7 +47,7 @@ async fn each_route_is_asked_as_the_wire_says() {
         match (&*request.method, &*request.path) {
             ("POST", _) => Answer::Json(202, task("queued", 0)),
             (_, "/capabilities") => Answer::Json(200, json!({ "arms": [{ "arm_id": "judge" }] })),
-            (_, path) if path.ends_with("/journal") => {
+            (_, path) if path.contains("/journal?") => {
                 Answer::Json(200, json!({ "steps": [journal_step()] }))
             }
             (_, path) if path.starts_with("/tasks?") => Answer::Json(200, json!({ "tasks": [], "next": ID })),
@@ -72,7 +72,8 @@ async fn each_route_is_asked_as_the_wire_says() {
     assert_eq!(client.cancel(&id, &cx).await.unwrap().status, TaskStatus::Cancelled);
     assert_eq!(client.cards().await[0].arm_id, "judge");
 
-    assert_eq!(client.journal(&id, &cx).await.unwrap()[0].outcome, StepOutcome::Answered);
+    let (steps, next) = client.journal(&id, Some(6), Some(30), &cx).await.unwrap();
+    assert_eq!((steps[0].outcome, next), (StepOutcome::Answered, None));
     client.rerun(&id, None, &cx).await.unwrap();
     client.rerun(&id, Some(&StepKey::Order(2)), &cx).await.unwrap();
     client.rerun(&id, Some(&StepKey::Name("judge".into())), &cx).await.unwrap();
@@ -84,7 +85,7 @@ async fn each_route_is_asked_as_the_wire_says() {
         asked[..5],
         ["POST /tasks", "POST /tasks", &list, &format!("GET {one}"), &format!("DELETE {one}")]
     );
-    assert_eq!(asked[5..7], [format!("GET {one}/journal"), format!("POST {one}/rerun")]);
+    assert_eq!(asked[5..7], [format!("GET {one}/journal?after=6&limit=30"), format!("POST {one}/rerun")]);
     let reruns: Vec<_> =
         peer.calls()[6..].iter().map(|call| String::from_utf8(call.body.clone()).unwrap()).collect();
     assert_eq!(reruns, ["{}", r#"{"from":2}"#, r#"{"from":"judge"}"#]);

@@ -16,4 +16,5 @@ mod scripted;
 mod storm;
 mod support;
 mod trouble;
+mod unknown;
 mod watching;

@@ -19,7 +19,7 @@ use octollm_core::{
     orchestrator::Orchestrator,
     store::MemoryStore,
     task::Task,
-    transport::{Call, Reply, Transport},
+    transport::{Call, IdempotencyKey, Reply, Transport},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -79,6 +79,12 @@ impl Scripted {
     /// The steps that were called, in order.
     pub(crate) fn steps(&self) -> Vec<String> {
         self.0.calls.lock().unwrap().iter().map(|call| call.step.to_string()).collect()
+    }
+
+    /// The idempotency keys of the calls of a step, in order.
+    pub(crate) fn keys(&self, step: &str) -> Vec<Option<IdempotencyKey>> {
+        let calls = self.0.calls.lock().unwrap();
+        calls.iter().filter(|call| call.step.to_string() == step).map(|call| call.key.clone()).collect()
     }
 
     pub(crate) fn last(&self) -> Call {

@@ -266,14 +266,35 @@ async fn a_task_is_taken_up_by_its_id_and_rerun_from_a_step() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn all_pages_of_a_journal_are_requested() {
+    let page = |next: Value| (200, json!({ "steps": [journal_step()], "next": next }));
+    let peer = telling(vec![page(json!(4)), page(json!(u64::MAX)), page(Value::Null)]).await;
+    let handle = orchestrator(&peer.url).task::<Check>(ID.parse().unwrap());
+    assert_eq!(handle.journal().await.unwrap().len(), 3);
+    let asked: Vec<_> = peer.calls().iter().map(|call| call.path.clone()).collect();
+    let path = format!("/tasks/{ID}/journal");
+    let pages =
+        ["?limit=1000".to_owned(), "?after=4&limit=1000".into(), format!("?after={}&limit=1000", u64::MAX)];
+    assert_eq!(asked, pages.map(|query| format!("{path}{query}")));
+    // One that does not advance would never end.
+    let peer = telling(vec![page(json!(4)), page(json!(4))]).await;
+    let handle = orchestrator(&peer.url).task::<Check>(ID.parse().unwrap());
+    assert_eq!(handle.journal().await.unwrap_err().kind(), ErrorKind::BadResponse);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_that_ends_without_an_output_is_a_failed_call() {
     let failed = json!({
         "error": { "type": "budget_exhausted", "message": "the budget is used up", "details": null },
         "metadata": { "arms_used": [], "tokens_used": 7, "cost_dollars": 0.5, "duration_seconds": 1.0 },
     });
+    let later = json!({
+        "error": { "type": "quota_frozen", "message": "come back in May" }, "progress": { "percent": "half" },
+    });
     let shape = json!({ "result": { "output": "yes" } });
     for (end, kind) in [
         (ended("failed", failed), ErrorKind::BudgetExhausted),
+        (ended("failed", later), ErrorKind::ArmFailed),
         (ended("cancelled", json!({})), ErrorKind::Cancelled),
         (ended("completed", shape), ErrorKind::BadResponse),
     ] {

@@ -240,7 +240,7 @@ impl Transport for Journal {
             }
             Known::Nothing => {}
         }
-        call.key = inner.record.key_of(&call.step, draft.generation);
+        call.key = inner.record.idempotency_key(&call.step, draft.generation);
         call.updates = Some(Arc::new(StoresHandle {
             journal: self.clone(),
             draft: draft.clone(),

@@ -246,20 +246,15 @@ impl TaskRecord {
         self.run == run && self.lease.as_ref().is_some_and(|lease| lease.holder == holder)
     }
 
-    /// The idempotency key of a new call. It is the same over attempts and recoveries, and changes when the journal is discarded.
+    /// The idempotency key of a call that is begun in this [generation](Self::generation). It is the same over attempts and recoveries.
     ///
     /// It is an HMAC-SHA256 (RFC 2104) of the step under a secret of the task, so that it cannot be guessed.
-    pub fn idempotency_key(&self, step: &StepKey) -> Option<IdempotencyKey> {
-        self.key_of(step, self.generation)
-    }
-
-    /// The idempotency key of a call that was begun in this generation.
-    pub(crate) fn key_of(&self, step: &StepKey, generation: u32) -> Option<IdempotencyKey> {
+    pub fn idempotency_key(&self, step: &StepKey, generation: u32) -> Option<IdempotencyKey> {
         self.secret.key_of(step, generation)
     }
 
     /// The number of times that a part of the journal was discarded.
-    pub(crate) fn generation(&self) -> u32 {
+    pub fn generation(&self) -> u32 {
         self.generation
     }
 

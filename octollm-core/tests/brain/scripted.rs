@@ -52,6 +52,8 @@ pub(crate) enum Does {
     Hangs,
     /// Reports a handle, and hangs unless it got one.
     Follows(&'static str),
+    /// Reports a handle after so long, and hangs unless it got one.
+    FollowsAfter(Duration, &'static str),
 }
 
 type Script = dyn FnMut(&Call) -> Does + Send;
@@ -114,8 +116,13 @@ impl Transport for Scripted {
             }
             Does::Fails(error) => Err(error),
             Does::Hangs => std::future::pending().await,
-            Does::Follows(text) if call.handle == Some("job-1".to_owned()) => reply(text),
-            Does::Follows(_) => {
+            Does::Follows(text) | Does::FollowsAfter(_, text) if call.handle == Some("job-1".to_owned()) => {
+                reply(text)
+            }
+            Does::Follows(_) | Does::FollowsAfter(..) => {
+                if let Does::FollowsAfter(time, _) = does {
+                    sleep(time).await;
+                }
                 call.updates.unwrap().handle("job-1".to_owned()).await.unwrap();
                 std::future::pending().await
             }

@@ -113,6 +113,33 @@ async fn an_unknown_call_that_a_rerun_makes_again_has_the_key_that_it_had() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_is_followed_by_its_handle_counts_as_recorded_when_it_was_begun() {
+    let program = program(|input: Compute, cx: Context| async move {
+        let pay = cx.call(Charge { amount: input.number }).named("pay");
+        let chain = async {
+            let number = cx.call(Increment { number: input.number }).named("inc").await?;
+            cx.call(Increment { number }).named("c").await
+        };
+        let (paid, number) = futures_util::future::try_join(pay, chain).await?;
+        Ok(paid + number)
+    });
+    // The handle is reported when the answer of the first increment is recorded.
+    let script = |call: &Call| match hangs_and_fails(call) {
+        Does::Hangs => Does::FollowsAfter(SECOND + SECOND / 2, "5"),
+        Does::Fails(_) => Does::After(2 * SECOND, "wrong"),
+        does => does,
+    };
+    let arms = Scripted::new(script);
+    let brain = on(&shared_store(), &arms, program);
+    let id = run(&brain, compute(1)).await.task_id;
+    let mended =
+        move |call: &Call| if &*call.step.to_string() == "c" { Does::Answers("2") } else { script(call) };
+    arms.now(mended);
+    assert_eq!(rerun_from(&brain, &id, "inc").await.result.unwrap().output, 7);
+    assert_eq!(arms.steps(), ["pay", "inc", "c", "pay", "inc", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rerun_from_a_call_of_a_batch_repeats_what_was_begun_after_it() {
     let program = program(|input: Compute, cx: Context| async move {
         let first = cx.call(Increment { number: input.number }).named("first").await?;

@@ -71,7 +71,7 @@ fn a_key_is_of_one_step_of_one_task_and_one_generation() {
         apply(record, Change::Claim, now).unwrap();
         apply(record, Change::Fail, now).unwrap();
         record.rerun(discarded, now).unwrap();
-        key(&record, &order).unwrap()
+        key(record, &order).unwrap()
     };
     assert_eq!(again(&mut one, false), first);
     assert_ne!(again(&mut one, true), first);

@@ -10,7 +10,7 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     context::Context,
-    contract::TaskContract,
+    contract::{ContractRef, TaskContract},
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
@@ -27,6 +27,10 @@ const PAGE: usize = 4 << 20;
 
 #[async_trait]
 impl Orchestrator for Brain {
+    fn authorize(&self, contract: &ContractRef, cx: &Context) -> Result<(), Failure> {
+        cx.caller().may(self.0.dispatcher.spec(contract)?.scope)
+    }
+
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
         let record = self.prepare(submission, cx)?;
         self.store(record).await
@@ -124,7 +128,7 @@ impl Brain {
             return Err(failure);
         }
         let spec = self.0.dispatcher.spec(&submission.contract)?;
-        cx.caller().may(spec.scope)?;
+        self.authorize(&submission.contract, cx)?;
         submission.budget.check().map_err(Failure::invalid)?;
         self.0.dispatcher.check(&submission.contract, submission.input.as_str().as_bytes())?;
         // A task has no more budget than its submitter. The deadline of the submitter is for the submission alone.
@@ -146,7 +150,7 @@ impl Brain {
             Ok(()) => Ok(task),
             // It may have been stored all the same.
             Err(error @ StoreError::Unavailable(_)) => match limited(self.0.store.get(&task.task_id)).await {
-                Ok(Some(record)) => Ok(record.task().clone()),
+                Ok(Some(_)) => Ok(task),
                 _ => Err(uncertain(error)),
             },
             Err(error) => Err(error.into()),

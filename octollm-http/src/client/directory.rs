@@ -146,11 +146,16 @@ impl Directory {
         }
     }
 
-    /// The cards of the arms that answered in the last round.
+    /// The cards of the arms that answered in the last round, without contracts that cannot be called.
     pub(super) fn cards(&self) -> Vec<ArmCard> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let reachable = known.cards.iter().filter(|learned| learned.trouble.is_none());
-        reachable.filter_map(|learned| learned.card.clone()).collect()
+        let usable = |card: &ArmCard| {
+            let mut card = card.clone();
+            card.contracts.retain(|contract| offers::unusable(contract).is_none());
+            card
+        };
+        reachable.filter_map(|learned| learned.card.as_ref().map(usable)).collect()
     }
 
     /// All endpoints of all arms, by position.

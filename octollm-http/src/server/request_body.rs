@@ -61,11 +61,7 @@ impl ArrivingBytes {
     }
 }
 
-impl<'a> Share<'a> {
-    fn all(&self) -> &'a ArrivingBytes {
-        self.all
-    }
-
+impl Share<'_> {
     /// Counts a head, unless it is counted already.
     pub(crate) fn add_head(&mut self, head: &HeaderMap) -> Result<(), Failure> {
         if self.bytes > 0 {
@@ -106,7 +102,7 @@ where
     if body.size_hint().lower() > limits.bytes as u64 {
         return Err(too_large(limits.bytes));
     }
-    let mut reading = pin!(collect(body, limits.bytes, limits.arriving.all()));
+    let mut reading = pin!(collect(body, limits.bytes, limits.arriving.all));
     if let Some(done) = soon(reading.as_mut()).await {
         return done;
     }

@@ -149,7 +149,7 @@ impl HttpService {
         arrival: Arrival,
         peer: Peer,
     ) -> Response<HttpBody> {
-        if self.core.identity.authenticator.is_some() || peer.is_encrypted {
+        if self.core.identity.authenticator.is_some() {
             request.extensions_mut().insert(peer);
         }
         let Some(layered) = &self.layered else { return self.core.answer(request, arrival).await };

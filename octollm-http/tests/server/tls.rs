@@ -147,7 +147,7 @@ async fn http2_is_chosen_by_alpn() {
         assert_eq!((answer.status(), answer.version()), (StatusCode::OK, Version::HTTP_2));
         let card: serde_json::Value =
             serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap();
-        assert_eq!(card["endpoint"], "https://worker");
+        assert_eq!(card["arm_id"], "worker");
     }
 }
 

@@ -29,6 +29,7 @@ mod signing_key;
 mod jws;
 mod claims;
 mod key_set;
+mod jwks_url;
 mod link;
 mod verifier;
 mod issuer;
@@ -54,19 +55,22 @@ const LINKS: usize = 4;
 type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Why a token or a link is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Refused {
     /// The rule that it breaks.
     Invalid(&'static str),
-    /// A root has no key of this id.
-    UnknownKey,
+    /// This issuer has no key of this id.
+    UnknownKey(Arc<str>),
+    /// The keys of this issuer were not fetched for too long.
+    OldKeys(Arc<str>),
 }
 
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         let reason = match refused {
             Refused::Invalid(reason) => reason,
-            Refused::UnknownKey => "its issuer has no key of this id",
+            Refused::UnknownKey(_) => "its issuer has no key of this id",
+            Refused::OldKeys(_) => "the keys of its issuer cannot be fetched",
         };
         let message = format!("the token is not valid: {reason}");
         Failure::new(ErrorKind::Unauthenticated, message).before_execution()

@@ -23,6 +23,18 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! In development a file is enough, which is created with a new key: one line for a server, and one for those that call it. So a system
+//! has tokens from its first day, and no server needs to be open to all.
+//!
+//! ```no_run
+//! # use octollm_core::error::ConfigError;
+//! # use octollm_http::{Arms, Server, token::{TokenIssuer, TokenVerifier}};
+//! # fn main() -> Result<(), ConfigError> {
+//! let judge = Server::new("judge").authenticate(TokenVerifier::development("judge", "dev-key.pem")?);
+//! let arms = Arms::builder().tokens(TokenIssuer::development("dev-key.pem")?);
+//! # Ok(()) }
+//! ```
 mod cache;
 mod key;
 mod signing_key;
@@ -50,6 +62,9 @@ pub use self::{
 
 /// Most links from a root to the arm that may act last.
 const LINKS: usize = 4;
+
+/// Name of the root in development.
+const DEVELOPMENT: &str = "development";
 
 /// A clock.
 type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;

@@ -1,6 +1,6 @@
 //! The verifier of tokens.
 
-use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, path::Path, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use octollm_core::{
@@ -10,13 +10,14 @@ use octollm_core::{
 };
 
 use super::{
-    Now, Refused,
+    DEVELOPMENT, Now, Refused,
     cache::Cache,
     claims::{self, ForeignClaims, Times, TokenClaims},
     jws::{self, Jws},
     key::sha256,
     key_set::{IssuerKey, KeySet},
     link::{Derived, Link, Links, Rules, first_issuer},
+    signing_key::SigningKey,
 };
 use crate::limits::within;
 
@@ -66,6 +67,20 @@ impl TokenVerifier {
             cache_capacity: 10_000,
             clock: Arc::new(now),
         }
+    }
+
+    /// Returns a verifier for development: it trusts a root named `development`, whose key is in this file, and is created if it is
+    /// missing. [`TokenIssuer::development`](super::TokenIssuer::development) of the same file issues its tokens.
+    ///
+    /// # Errors
+    /// Those of [`SigningKey::from_file_or_new`], or the audience is empty.
+    pub fn development(audience: impl Into<String>, key_file: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let key = SigningKey::from_file_or_new(&key_file)?;
+        let keys = KeySet::new(DEVELOPMENT).with_key(&key).map_err(|source| {
+            let file = key_file.as_ref().display().to_string();
+            ConfigError::new(file, "holds a key that cannot be used").with_source(source)
+        })?;
+        Self::builder().audience(audience).root(keys).build()
     }
 
     /// Verifies a token, and returns what it grants: its subject, its scopes, its task, its end, and the links by which this

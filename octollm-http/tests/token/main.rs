@@ -2,6 +2,7 @@
 
 mod attacker;
 mod delegation;
+mod fetched;
 mod issuers;
 mod keys;
 mod links;

@@ -5,6 +5,8 @@ mod delegation;
 mod issuers;
 mod keys;
 mod links;
+mod others;
+mod pairs;
 mod reuse;
 mod rules;
 mod support;

@@ -1,6 +1,7 @@
 //! Capability tokens, through their public interface: tokens are forged by hand, and verified and issued by the crate.
 
 mod attacker;
+mod bad_input;
 mod delegation;
 mod issuers;
 mod keys;

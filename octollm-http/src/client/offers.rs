@@ -88,10 +88,7 @@ impl Endpoint {
         }
         let authority: Option<http::uri::Authority> =
             self.0.host.to_str().ok().and_then(|host| host.parse().ok());
-        let host = authority.as_ref().map_or("", |authority| authority.host());
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let is_loopback = |ip: std::net::IpAddr| ip.to_canonical().is_loopback();
-        host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
+        crate::io::is_loopback(authority.as_ref().map_or("", |authority| authority.host()))
     }
 
     pub(super) fn shared(&self) -> Arc<str> {

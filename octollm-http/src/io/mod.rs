@@ -278,7 +278,7 @@ mod without_tls {
 
     use http::Uri;
 
-    #[derive(Debug, Default)]
+    #[derive(Debug, Clone, Default)]
     pub(crate) struct ClientTls;
 
     /// A connection as its scheme demands.
@@ -309,6 +309,14 @@ const HTTPS: u16 = 443;
 
 pub(crate) fn is_https(uri: &Uri) -> bool {
     uri.scheme() == Some(&Scheme::HTTPS)
+}
+
+/// Whether a host, with or without brackets, is this machine.
+#[cfg(feature = "tokens")]
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    let is_loopback = |ip: std::net::IpAddr| ip.to_canonical().is_loopback();
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
 }
 
 /// The host, which is not in brackets, and the port.

@@ -128,7 +128,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// TLS of a client: with the configuration of its user, or else with the roots of the system.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct ClientTls(Option<Arc<ClientConfig>>);
 
 /// A connection as its scheme demands.

@@ -67,7 +67,7 @@ impl Authenticate for crate::token::TokenVerifier {
             let words = "the authorization is no bearer token: send `Authorization: Bearer <token>`";
             return Err(Failure::new(ErrorKind::Unauthenticated, words));
         };
-        Ok(Caller::Known(self.verify(token.trim_start_matches(' '))?))
+        Ok(Caller::Known(self.verify_and_fetch(token.trim_start_matches(' ')).await?))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The issuer of tokens: a root, or an arm that calls on.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use aws_lc_rs::digest::{Context as Digest, SHA256};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
@@ -17,7 +17,7 @@ use secrecy::SecretString;
 use serde_json::{Map, Value};
 
 use super::{
-    LINKS, Now,
+    DEVELOPMENT, LINKS, Now,
     cache::{Cache, Hash},
     claims::{Confirmation, Format, LinkClaims, MayAct, SubjectId, Times, TokenClaims},
     jws::{self, Jws, sign},
@@ -61,6 +61,14 @@ impl TokenIssuer {
     /// callers need its public key, which its card has.
     pub fn arm(id: impl Into<String>, key: SigningKey) -> TokenIssuerBuilder {
         TokenIssuerBuilder::new(id.into(), key, false)
+    }
+
+    /// Returns a root for development, named `development`, whose key is in this file, and is created if it is missing.
+    ///
+    /// # Errors
+    /// Those of [`SigningKey::from_file_or_new`].
+    pub fn development(key_file: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        Self::root(DEVELOPMENT, SigningKey::from_file_or_new(key_file)?).build()
     }
 
     /// Issues a token for a subject at an arm, with these scopes. If the card of the arm has a key and lists what it needs, the

@@ -9,14 +9,16 @@ use std::{
     },
 };
 
-use octollm_core::error::InvalidValue;
+use octollm_core::error::{ErrorKind, Failure, InvalidValue};
 use serde_json::{Map, Value, json};
 
 use super::{
     Refused,
+    jwks_url::{Source, Validity},
     key::{PublicKey, is_kid},
     signing_key::SigningKey,
 };
+use crate::io::Connector;
 
 /// Most keys of one issuer.
 const MOST: usize = 100;
@@ -39,6 +41,7 @@ pub struct KeySet {
     issuer: Arc<str>,
     speaks_for: Vec<Arc<str>>,
     keys: Arc<RwLock<Vec<Arc<IssuerKey>>>>,
+    pub(super) source: Source,
 }
 
 /// One key of an issuer.
@@ -46,18 +49,20 @@ pub(super) struct IssuerKey {
     kid: Arc<str>,
     pub(super) key: PublicKey,
     removed: AtomicBool,
+    validity: Arc<Validity>,
 }
 
 impl IssuerKey {
-    pub(super) fn is_removed(&self) -> bool {
-        self.removed.load(Ordering::Acquire)
+    /// Whether what it has signed is accepted.
+    pub(super) fn is_valid(&self) -> bool {
+        !self.removed.load(Ordering::Acquire) && self.validity.holds()
     }
 }
 
 impl KeySet {
     /// A set without keys, of the issuer with this `iss`.
     pub fn new(issuer: impl Into<Arc<str>>) -> Self {
-        Self { issuer: issuer.into(), speaks_for: Vec::new(), keys: Arc::default() }
+        Self { issuer: issuer.into(), speaks_for: Vec::new(), keys: Arc::default(), source: Source::new() }
     }
 
     /// Adds the public key of a signing key. That of an HS256 secret is the secret itself.
@@ -90,6 +95,63 @@ impl KeySet {
         Ok(self)
     }
 
+    /// Sets the URL of a JWK set, in place of all keys that were added: `https` with the feature `tls`, or `http` on loopback.
+    ///
+    /// It is fetched with the first token, by [`verify_and_fetch`](super::TokenVerifier::verify_and_fetch) and by servers, and again
+    /// every 5 min. A token that names an unknown key waits for it to be fetched, at most every 30 s, and all such tokens for one
+    /// request; so publish a key 5 min before you sign with it. If that fails, the keys that were fetched last remain valid for
+    /// an hour. A fetch ends after 3 s and 256 KiB, and follows no redirect.
+    ///
+    /// ```
+    /// # use octollm_http::token::{KeySet, TokenVerifier};
+    /// # fn main() -> Result<(), octollm_core::error::Error> {
+    /// let brain = KeySet::new("brain").url("http://localhost:8000/.well-known/jwks.json")?;
+    /// let verifier = TokenVerifier::builder().audience("judge").root(brain).build()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// It is not such a URL.
+    pub fn url(mut self, url: &str) -> Result<Self, InvalidValue> {
+        self.source.set_url(url)?;
+        Ok(self)
+    }
+
+    /// Sets the connector that opens the connections to the URL, in place of TCP.
+    #[must_use]
+    pub fn connector(mut self, connector: impl Connector) -> Self {
+        self.source.connector = Arc::new(connector);
+        self
+    }
+
+    /// Sets the configuration of TLS for the URL: trusted roots, a certificate of the client. By default the roots of the system
+    /// are trusted.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, config: impl Into<Arc<crate::io::rustls::ClientConfig>>) -> Self {
+        self.source.tls = crate::io::ClientTls::new(config.into());
+        self
+    }
+
+    /// Fetches the keys from the URL, for a program that needs them at its start. It does nothing if they were fetched, or if that
+    /// was tried, in the last 30 s, or if there is no URL.
+    ///
+    /// # Errors
+    /// [`Unreachable`](ErrorKind::Unreachable) if the keys could not be fetched the last time. Those that are known remain.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops nothing: the keys are fetched for all who wait.
+    pub async fn fetch(&self) -> Result<(), Failure> {
+        self.source.fetch(self).await;
+        match self.source.problem() {
+            None => Ok(()),
+            Some(problem) => {
+                let message = format!("the keys of {} were not fetched: {problem}", self.issuer);
+                Err(Failure::new(ErrorKind::Unreachable, message).before_execution())
+            }
+        }
+    }
+
     /// Lets the issuer issue tokens for subjects of another issuer, which it names in `sub_id`, such as a brain for those who
     /// submitted its tasks.
     #[must_use]
@@ -113,7 +175,7 @@ impl KeySet {
         let read = read_jwks(jwks)?;
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::take(&mut *keys);
-        *keys = read.into_iter().map(|(kid, key)| reused_or_new(&old, kid, key)).collect();
+        *keys = read.into_iter().map(|(kid, key)| self.reused_or_new(&old, kid, key)).collect();
         for gone in old.iter().filter(|old| !keys.iter().any(|key| Arc::ptr_eq(key, old))) {
             gone.removed.store(true, Ordering::Release);
         }
@@ -157,7 +219,7 @@ impl KeySet {
         if keys.len() == MOST {
             return Err(invalid("it has more than 100 keys"));
         }
-        keys.push(Arc::new(IssuerKey { kid, key, removed: AtomicBool::new(false) }));
+        keys.push(self.new_key(kid, key));
         drop(keys);
         Ok(self)
     }
@@ -165,15 +227,31 @@ impl KeySet {
     /// The key that a head names. Without an id it is the only key.
     pub(super) fn find(&self, kid: Option<&str>, algorithm: &str) -> Result<Arc<IssuerKey>, Refused> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let unknown = || Refused::UnknownKey(self.issuer.clone());
         let found = match (kid, &**keys) {
-            (Some(kid), keys) => keys.iter().find(|key| *key.kid == *kid).ok_or(Refused::UnknownKey)?,
+            (Some(kid), keys) => keys.iter().find(|key| *key.kid == *kid).ok_or_else(unknown)?,
             (None, [only]) => only,
+            (None, []) if self.source.has_url() => return Err(unknown()),
             (None, _) => return Err(Refused::Invalid("it names no key of its issuer")),
         };
         if found.key.name() != algorithm {
             return Err(Refused::Invalid("its algorithm is not that of its key"));
         }
-        Ok(found.clone())
+        match found.is_valid() {
+            true => Ok(found.clone()),
+            false => Err(Refused::OldKeys(self.issuer.clone())),
+        }
+    }
+
+    /// The key as it was in the set before, if it was, so that what it verified remains valid.
+    fn reused_or_new(&self, old: &[Arc<IssuerKey>], kid: Arc<str>, key: PublicKey) -> Arc<IssuerKey> {
+        let same = old.iter().find(|old| old.kid == kid && old.key == key).cloned();
+        same.unwrap_or_else(|| self.new_key(kid, key))
+    }
+
+    fn new_key(&self, kid: Arc<str>, key: PublicKey) -> Arc<IssuerKey> {
+        let validity = self.source.validity.clone();
+        Arc::new(IssuerKey { kid, key, removed: AtomicBool::new(false), validity })
     }
 
     /// The issuer of the subject of a token of this root: the root itself, or the one that it names and may speak for.
@@ -186,12 +264,6 @@ impl KeySet {
             }
         }
     }
-}
-
-/// The key as it was in the set before, if it was, so that what it verified remains valid.
-fn reused_or_new(old: &[Arc<IssuerKey>], kid: Arc<str>, key: PublicKey) -> Arc<IssuerKey> {
-    let same = old.iter().find(|old| old.kid == kid && old.key == key).cloned();
-    same.unwrap_or_else(|| Arc::new(IssuerKey { kid, key, removed: AtomicBool::new(false) }))
 }
 
 fn read_jwks(text: &str) -> Result<Vec<(Arc<str>, PublicKey)>, InvalidValue> {

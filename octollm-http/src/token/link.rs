@@ -83,9 +83,8 @@ impl Links {
     ) -> Result<Arc<Link>, Refused> {
         let hash = sha256(text.as_bytes());
         let before = previous.map(|link| link.hash);
-        let known = self
-            .0
-            .get(&hash, |link| !link.root.is_removed() && link.times.check_now(now, rules.leeway).is_ok());
+        let known =
+            self.0.get(&hash, |link| link.root.is_valid() && link.times.check_now(now, rules.leeway).is_ok());
         if let Some(link) = known.filter(|link| link.previous == before) {
             return Ok(link);
         }

@@ -23,12 +23,25 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! In development a file is enough, which is created with a new key: one line for a server, and one for those that call it. So a system
+//! has tokens from its first day, and no server needs to be open to all.
+//!
+//! ```no_run
+//! # use octollm_core::error::ConfigError;
+//! # use octollm_http::{Arms, Server, token::{TokenIssuer, TokenVerifier}};
+//! # fn main() -> Result<(), ConfigError> {
+//! let judge = Server::new("judge").authenticate(TokenVerifier::development("judge", "dev-key.pem")?);
+//! let arms = Arms::builder().tokens(TokenIssuer::development("dev-key.pem")?);
+//! # Ok(()) }
+//! ```
 mod cache;
 mod key;
 mod signing_key;
 mod jws;
 mod claims;
 mod key_set;
+mod jwks_url;
 mod link;
 mod verifier;
 mod issuer;
@@ -50,23 +63,29 @@ pub use self::{
 /// Most links from a root to the arm that may act last.
 const LINKS: usize = 4;
 
+/// Name of the root in development.
+const DEVELOPMENT: &str = "development";
+
 /// A clock.
 type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Why a token or a link is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Refused {
     /// The rule that it breaks.
     Invalid(&'static str),
-    /// A root has no key of this id.
-    UnknownKey,
+    /// This issuer has no key of this id.
+    UnknownKey(Arc<str>),
+    /// The keys of this issuer were not fetched for too long.
+    OldKeys(Arc<str>),
 }
 
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         let reason = match refused {
             Refused::Invalid(reason) => reason,
-            Refused::UnknownKey => "its issuer has no key of this id",
+            Refused::UnknownKey(_) => "its issuer has no key of this id",
+            Refused::OldKeys(_) => "the keys of its issuer cannot be fetched",
         };
         let message = format!("the token is not valid: {reason}");
         Failure::new(ErrorKind::Unauthenticated, message).before_execution()

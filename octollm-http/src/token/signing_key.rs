@@ -1,6 +1,12 @@
 //! Private keys: reading, generating and signing.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    path::Path,
+    sync::Arc,
+};
 
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der},
@@ -8,7 +14,10 @@ use aws_lc_rs::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use jsonwebtoken::{Algorithm, EncodingKey, crypto::aws_lc::DEFAULT_PROVIDER, jwk::EllipticCurve};
-use octollm_core::error::{ConfigError, InvalidValue};
+use octollm_core::{
+    error::{ConfigError, InvalidValue},
+    id::RequestId,
+};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
@@ -39,6 +48,30 @@ impl SigningKey {
         let pkcs8 = Ed25519KeyPair::generate().and_then(|pair| pair.to_pkcs8v1());
         let unavailable = || ConfigError::new("generate", "failed, because the system has no random numbers");
         Self::ed25519(pkcs8.map_err(|_| unavailable())?.as_ref()).map_err(|_| unavailable())
+    }
+
+    /// Reads the key from a PEM file, and generates an Ed25519 key into it if there is none. On Unix only its owner can then read
+    /// and write it. Of several processes that start at once all have the same key.
+    ///
+    /// Files are read and written by blocking calls.
+    ///
+    /// # Errors
+    /// The file cannot be read or created, or holds no key that [`from_pem`](Self::from_pem) reads. The setting of the error is
+    /// the path.
+    pub fn from_file_or_new(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let failed = |problem| move |source| setting(path, problem).with_source(source);
+        let pem = match fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let pem = Self::generate()?.to_pem().unwrap_or_default();
+                create(path, pem.expose_secret()).map_err(failed("cannot be created"))?;
+                fs::read_to_string(path)
+            }
+            read => read,
+        };
+        let pem = SecretString::from(pem.map_err(failed("cannot be read"))?);
+        warn_if_public(path);
+        Self::from_pem(&pem).map_err(|source| setting(path, "holds no private key").with_source(source))
     }
 
     /// Reads a PEM with one private key: `PRIVATE KEY` (PKCS#8), `EC PRIVATE KEY` or `RSA PRIVATE KEY`.
@@ -201,6 +234,47 @@ impl SigningKey {
             _ => Self::p256(pkcs8.as_ref()),
         }
     }
+}
+
+fn setting(path: &Path, problem: &'static str) -> ConfigError {
+    ConfigError::new(path.display().to_string(), problem)
+}
+
+/// Creates a file that only its owner can read, with its content at once. A file that was created meanwhile remains.
+fn create(path: &Path, text: &str) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", RequestId::new()));
+    let draft = path.with_file_name(name);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let written = options.open(&draft).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    });
+    // Unlike a rename, a link replaces no file.
+    let linked = written.and_then(|()| match fs::hard_link(&draft, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    });
+    // It may not be there.
+    let _ = fs::remove_file(&draft);
+    linked
+}
+
+fn warn_if_public(path: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+        if mode & 0o077 != 0 {
+            let path = path.display();
+            tracing::warn!(%path, "others can read or write a private key: set the mode of its file to 0600");
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = path;
 }
 
 fn invalid(reason: &'static str) -> InvalidValue {

@@ -1,6 +1,6 @@
 //! The verifier of tokens.
 
-use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, path::Path, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use octollm_core::{
@@ -10,19 +10,20 @@ use octollm_core::{
 };
 
 use super::{
-    Now, Refused,
+    DEVELOPMENT, Now, Refused,
     cache::Cache,
     claims::{self, ForeignClaims, Times, TokenClaims},
     jws::{self, Jws},
     key::sha256,
     key_set::{IssuerKey, KeySet},
     link::{Derived, Link, Links, Rules, first_issuer},
+    signing_key::SigningKey,
 };
 use crate::limits::within;
 
 /// Verifies tokens. It is cheap to clone; clones share what they have verified.
 ///
-/// It knows the keys of roots only, and needs no network. A token that was verified is looked up by its hash from then on, until it
+/// It knows the keys of roots only, and needs no network unless these are fetched from a [URL](KeySet::url). A token that was verified is looked up by its hash from then on, until it
 /// expires or the key of its root is removed.
 #[derive(Clone)]
 pub struct TokenVerifier(Arc<Inner>);
@@ -68,13 +69,51 @@ impl TokenVerifier {
         }
     }
 
+    /// Returns a verifier for development: it trusts a root named `development`, whose key is in this file, and is created if it is
+    /// missing. [`TokenIssuer::development`](super::TokenIssuer::development) of the same file issues its tokens.
+    ///
+    /// # Errors
+    /// Those of [`SigningKey::from_file_or_new`], or the audience is empty.
+    pub fn development(audience: impl Into<String>, key_file: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let key = SigningKey::from_file_or_new(&key_file)?;
+        let keys = KeySet::new(DEVELOPMENT).with_key(&key).map_err(|source| {
+            let file = key_file.as_ref().display().to_string();
+            ConfigError::new(file, "holds a key that cannot be used").with_source(source)
+        })?;
+        Self::builder().audience(audience).root(keys).build()
+    }
+
     /// Verifies a token, and returns what it grants: its subject, its scopes, its task, its end, and the links by which this
     /// process may call on.
+    ///
+    /// It does not wait. Keys from a [URL](KeySet::url) are fetched by [`verify_and_fetch`](Self::verify_and_fetch).
     ///
     /// # Errors
     /// [`Unauthenticated`](octollm_core::error::ErrorKind::Unauthenticated), with the rule that the token breaks.
     pub fn verify(&self, token: &str) -> Result<Arc<Grant>, Failure> {
         Ok(self.check(token)?)
+    }
+
+    /// Verifies a token as [`verify`](Self::verify) does, and fetches keys from the [URL](KeySet::url) of their issuer where they
+    /// are due or the token names one that is not known. A server does this for each request.
+    ///
+    /// # Errors
+    /// Those of [`verify`](Self::verify).
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops nothing: keys that are being fetched are fetched for all.
+    pub async fn verify_and_fetch(&self, token: &str) -> Result<Arc<Grant>, Failure> {
+        for keys in self.0.key_sets() {
+            keys.source.keep_fresh(keys).await;
+        }
+        let unknown = match self.check(token) {
+            Err(Refused::UnknownKey(issuer) | Refused::OldKeys(issuer)) => issuer,
+            checked => return Ok(checked?),
+        };
+        if let Some(keys) = self.0.key_sets().find(|keys| keys.issuer() == &*unknown) {
+            keys.source.fetch(keys).await;
+        }
+        self.verify(token)
     }
 
     fn check(&self, token: &str) -> Result<Arc<Grant>, Refused> {
@@ -85,7 +124,7 @@ impl TokenVerifier {
         }
         let hash = sha256(token.as_bytes());
         let known = verified
-            .get(&hash, |known| !known.key.is_removed() && known.times.check_now(now, rules.leeway).is_ok());
+            .get(&hash, |known| known.key.is_valid() && known.times.check_now(now, rules.leeway).is_ok());
         if let Some(known) = known {
             let is_for_this = audiences.iter().any(|audience| **audience == *known.audience)
                 || providers.iter().any(|provider| *provider.audience == *known.audience);
@@ -101,6 +140,10 @@ impl TokenVerifier {
 const ANOTHER: Refused = Refused::Invalid("it is for another audience");
 
 impl Inner {
+    fn key_sets(&self) -> impl Iterator<Item = &KeySet> {
+        self.rules.roots.iter().chain(self.providers.iter().map(|provider| &provider.keys))
+    }
+
     fn verify(&self, token: &str, now: i64) -> Result<Verified, Refused> {
         let jws = Jws::read(token)?;
         let issuer = jws.claims.get("iss").and_then(serde_json::Value::as_str);

@@ -228,3 +228,41 @@ fn no_output_shows_a_secret() {
         assert!(!shown.contains(hidden), "{shown}");
     }
 }
+
+#[test]
+fn a_key_file_is_created_once_and_only_its_owner_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.pem");
+    let kids: Vec<_> = std::thread::scope(|scope| {
+        let start = || SigningKey::from_file_or_new(&path).unwrap().kid().to_owned();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(kids.iter().all(|kid| *kid == kids[0]), "{kids:?}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no draft is left");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    std::fs::write(&path, "nothing").unwrap();
+    for wrong in [&path, &folder.path().join("missing/key.pem"), folder.path()] {
+        let error = SigningKey::from_file_or_new(wrong).unwrap_err();
+        assert_eq!(error.setting(), wrong.display().to_string());
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "nothing", "a file that is no key is not replaced");
+}
+
+#[test]
+fn in_development_a_file_is_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key.pem");
+    let verifier = TokenVerifier::development("judge", &path).unwrap();
+    let token = TokenIssuer::development(&path)
+        .unwrap()
+        .issue(&Grant::new("ali", ["a:b"]), &["a:b"], &ArmCard::new("judge"))
+        .unwrap();
+    assert_eq!(verifier.verify(token.expose_secret()).unwrap().subject, "ali");
+    let other = TokenVerifier::development("judge", folder.path().join("other.pem")).unwrap();
+    assert!(other.verify(token.expose_secret()).is_err());
+}

@@ -14,9 +14,9 @@ use crate::{
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
-    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates, follow},
+    orchestrator::{JournalStep, MAX_STEPS, Orchestrator, TaskPage, TaskUpdates, follow},
     parts::spent,
-    store::{Recorded, SideEffects, StoreError},
+    store::{JournalEntry, Recorded, SideEffects, StoreError},
     task::{Submission, Task, TaskBudget, TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
 };
 
@@ -24,6 +24,9 @@ use crate::{
 const ADMIN: &str = "tasks:admin";
 /// Bytes of the tasks of one page: half of what a client reads as one answer by default.
 const PAGE: usize = 4 << 20;
+/// Bytes of the errors of one page of a journal, which has so many steps by default.
+const STEPS_PAGE: usize = 256 << 10;
+const DEFAULT_STEPS: usize = 100;
 
 #[async_trait]
 impl Orchestrator for Brain {
@@ -40,7 +43,7 @@ impl Orchestrator for Brain {
         let limit = query.limit.unwrap_or(20).clamp(1, TaskQuery::MAX_LIMIT);
         let owner = (!sees_all(cx)).then(|| cx.caller());
         let mut records = limited(self.0.store.list(&query.limit(limit + 1), owner)).await?;
-        let fitting = fitting(&records).min(limit);
+        let fitting = fitting(records.iter().map(|record| listed_size(record.task())), PAGE).min(limit);
         let more = records.len() > fitting;
         records.truncate(fitting);
         let next = records.last().filter(|_| more).map(|record| record.id().clone());
@@ -82,12 +85,23 @@ impl Orchestrator for Brain {
         self.run_again(id, from, cx).await
     }
 
-    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        cx: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
         self.visible(id, cx).await?;
-        let entries = limited(self.0.store.journal(id)).await?.into_iter();
+        let limit = limit.unwrap_or(DEFAULT_STEPS).clamp(1, MAX_STEPS);
+        let mut entries = limited(self.0.store.journal(id, after, limit + 1)).await?;
+        let fitting = fitting(entries.iter().map(JournalEntry::error_size), STEPS_PAGE).min(limit);
+        let more = entries.len() > fitting;
+        entries.truncate(fitting);
+        let next = entries.last().filter(|_| more).map(|entry| entry.seq);
         // A call that is to be made again is not made yet.
-        let calls = entries.filter(|entry| !matches!(entry.recorded, Recorded::Again { .. }));
-        Ok(calls.map(JournalStep::from).collect())
+        let calls = entries.into_iter().filter(|entry| !matches!(entry.recorded, Recorded::Again { .. }));
+        Ok((calls.map(JournalStep::from).collect(), next))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -177,16 +191,19 @@ pub(super) fn uncertain(error: StoreError) -> Failure {
     Failure { may_have_executed: failure.may_have_executed || unknown, ..failure }
 }
 
-/// How many of these fit into one page: at least one.
-fn fitting(records: &[Arc<TaskRecord>]) -> usize {
+/// How many items of these sizes fit into a page of so many bytes: at least one.
+fn fitting(sizes: impl Iterator<Item = usize>, page: usize) -> usize {
     let mut bytes = 0_usize;
-    let mut fits = |record: &&Arc<TaskRecord>| {
-        let task = record.task();
-        let output = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
-        bytes = bytes.saturating_add(task.metadata.submitted.as_str().len()).saturating_add(output);
-        bytes <= PAGE
+    let mut fits = |size: &usize| {
+        bytes = bytes.saturating_add(*size);
+        bytes <= page
     };
-    records.iter().take_while(&mut fits).count().max(1)
+    sizes.take_while(&mut fits).count().max(1)
+}
+
+fn listed_size(task: &Task) -> usize {
+    let output = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
+    task.metadata.submitted.as_str().len().saturating_add(output)
 }
 
 fn sees_all(cx: &Context) -> bool {

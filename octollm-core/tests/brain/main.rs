@@ -17,4 +17,5 @@ mod scripted;
 mod storm;
 mod support;
 mod trouble;
+mod unknown;
 mod watching;

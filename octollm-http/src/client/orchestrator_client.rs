@@ -256,13 +256,24 @@ impl Orchestrator for OrchestratorClient {
         of_id(task, id)
     }
 
-    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        cx: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
         #[derive(Deserialize)]
-        struct Journal {
+        struct Page {
             steps: Vec<JournalStep>,
+            #[serde(default)]
+            next: Option<u64>,
         }
-        let journal: Journal = self.ask(Method::GET, &format!("/tasks/{id}/journal"), None, cx).await?;
-        Ok(journal.steps)
+        let fields =
+            [after.map(|after| format!("after={after}")), limit.map(|limit| format!("limit={limit}"))];
+        let path = with_query(format!("/tasks/{id}/journal"), fields);
+        let page: Page = self.ask(Method::GET, &path, None, cx).await?;
+        Ok((page.steps, page.next))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -295,8 +306,12 @@ fn list_path(query: &TaskQuery) -> String {
         query.after.as_ref().map(|after| format!("after={after}")),
         query.limit.map(|limit| format!("limit={limit}")),
     ];
+    with_query("/tasks".to_owned(), fields)
+}
+
+fn with_query<const N: usize>(path: String, fields: [Option<String>; N]) -> String {
     let fields: Vec<_> = fields.into_iter().flatten().collect();
-    if fields.is_empty() { "/tasks".to_owned() } else { format!("/tasks?{}", fields.join("&")) }
+    if fields.is_empty() { path } else { format!("{path}?{}", fields.join("&")) }
 }
 
 /// The shortest and the longest interval of polls, and the most polls that may fail in a row.

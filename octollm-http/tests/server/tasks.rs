@@ -233,9 +233,18 @@ impl Orchestrator for Rerunning {
         self.submit(Submission::from_json(br#"{"goal":"again"}"#)?, cx).await
     }
 
-    async fn journal(&self, id: &TaskId, _: &Context) -> Result<Vec<JournalStep>, Failure> {
-        match id.as_str() {
-            "task_0000000000000001" => Ok(serde_json::from_value(steps()).unwrap()),
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        _: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
+        match (id.as_str(), after, limit) {
+            ("task_0000000000000001", None, None) => Ok((serde_json::from_value(steps()).unwrap(), None)),
+            ("task_0000000000000001", after, limit) => {
+                Ok((Vec::new(), after.and_then(|after| after.checked_add(limit? as u64))))
+            }
             _ => Err(Failure::of(ErrorKind::TaskNotFound)),
         }
     }
@@ -287,6 +296,9 @@ async fn a_task_runs_once_more_and_shows_its_calls() {
     let journal: JournalBody =
         serde_json::from_value(peer.get(&format!("{path}/journal")).await.json()).unwrap();
     assert_eq!(journal.steps, serde_json::from_value::<Vec<JournalStep>>(steps()).unwrap());
+    let page = peer.get(&format!("{path}/journal?after=7&limit=30")).await.json();
+    assert_eq!(page, json!({ "steps": [], "next": 37 }));
+    peer.get(&format!("{path}/journal?limit=1001")).await.is_problem(400, "bad_request");
     peer.get("/tasks/task_0000000000000002/journal").await.is_problem(404, "task_not_found");
     peer.get(&rerun).await.is_problem(405, "method_not_allowed");
     let arms = peer.get("/arms").await.json();

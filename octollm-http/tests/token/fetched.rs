@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Method, Request, Response};
-use http_body_util::Full;
+use http_body_util::{Empty, Full};
 use octollm_core::error::ErrorKind;
 use octollm_http::{
     Server,
@@ -19,7 +19,7 @@ use octollm_http::{
 };
 use serde_json::json;
 use tokio::time::{advance, sleep};
-use tower::service_fn;
+use tower::{ServiceExt, service_fn};
 
 use crate::support::{Clock, Key, head, unauthenticated, with};
 
@@ -260,6 +260,33 @@ async fn a_set_that_is_too_large_or_private_replaces_nothing() {
         assert!(system.keys.fetch().await.is_err());
         assert_eq!(system.verify(&system.token(&key, "k")).await, Ok(()));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_waits_for_the_keys_of_a_token_and_challenges_those_that_are_not_known() {
+    let (old, new, stranger) = (Key::new(), Key::new(), Key::new());
+    let system = System::new(jwks(&[(&old, "old")]));
+    let answer = service_fn(|_: Request<HttpBody>| async {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let server =
+        Server::new("judge").authenticate(system.verifier.clone()).route(Method::GET, "/own", answer);
+    let service = server.into_service().unwrap();
+    let ask = async |token: String| {
+        let request = Request::get("/own").header("authorization", format!("Bearer {token}"));
+        let response = service.clone().oneshot(request.body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+        (response.status().as_u16(), response.headers().contains_key("www-authenticate"))
+    };
+    assert_eq!(ask(system.token(&old, "old")).await, (200, false));
+    system.set(jwks(&[(&old, "old"), (&new, "new")]));
+    sleep(31 * SECOND).await;
+    let (accepted, refused, known) = tokio::join!(
+        ask(system.token(&new, "new")),
+        ask(system.token(&stranger, "random")),
+        ask(system.token(&old, "old")),
+    );
+    assert_eq!((accepted, refused, known), ((200, false), (401, true), (200, false)));
+    assert_eq!(system.fetches(), 2);
 }
 
 #[test]

@@ -352,6 +352,8 @@ fn tokens_are_sent_in_cleartext_to_this_machine_only() {
         ("http://127.9.9.9:1", true),
         ("http://[::1]:1/x", true),
         ("http://localhost:1", true),
+        #[cfg(feature = "tls")]
+        ("https://judge:1", true),
         ("http://judge:1", false),
         ("http://10.0.0.1:1", false),
         ("http://0.0.0.0:1", false),

@@ -78,7 +78,7 @@ impl OrchestratorClient {
     }
 
     /// Returns the same client for [`run`](Self::run), [`submit`](Self::submit) and [`task`](Self::task) on behalf of a caller. If
-    /// the client has an issuer of [tokens](OrchestratorClientBuilder::tokens), each request has a token of this caller.
+    /// the client has an issuer of tokens, each request has a token of this caller.
     #[must_use]
     pub fn on_behalf_of(&self, caller: Caller) -> Self {
         Self(Arc::clone(&self.0), caller)

@@ -17,9 +17,11 @@ pub use self::journal::{JournalStep, MAX_STEPS, StepOutcome, whole_journal};
 use crate::{
     card::ArmCard,
     context::Context,
+    contract::{ContractRef, TaskContract},
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
-    task::{Submission, Task, TaskQuery, TaskUpdate},
+    parts::Caller,
+    task::{Submission, Task, TaskQuery, TaskRequest, TaskUpdate},
 };
 
 /// Accepts tasks and runs them: a brain, or a client of a brain in another process.
@@ -32,7 +34,27 @@ use crate::{
 /// effect. Dropping a future never stops a task that is accepted.
 #[async_trait]
 pub trait Orchestrator: Send + Sync + 'static {
-    /// Queues a task, and returns it once it is stored: the task then runs also where this process ends.
+    /// Checks the scope that the caller needs to submit tasks of a contract. A server checks it before it screens a submission, so
+    /// that no reflex works for callers that are refused. [`submit`](Self::submit) checks it again.
+    ///
+    /// By default, for an orchestrator that does not know the contracts, the caller needs the scope of [`TaskRequest`] for that
+    /// contract, and is not anonymous for any other.
+    ///
+    /// # Errors
+    /// Those of [`Caller::may`], and [`ContractNotOffered`](ErrorKind::ContractNotOffered).
+    fn authorize(&self, contract: &ContractRef, cx: &Context) -> Result<(), Failure> {
+        match cx.caller() {
+            caller if *contract == TaskRequest::SPEC.reference() => caller.may(TaskRequest::SPEC.scope),
+            Caller::Anonymous => {
+                let message = format!("tasks of {contract} need a caller that is known");
+                Err(Failure::new(ErrorKind::Unauthenticated, message).before_execution())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Queues a task, and returns it once it is stored: the task then runs also where this process ends. A task that is returned
+    /// finished was answered by a reflex in front of the orchestrator, and is not stored.
     ///
     /// # Errors
     /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed), and
@@ -266,6 +288,10 @@ async fn watch_to_the_end(
 
 #[async_trait]
 impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
+    fn authorize(&self, contract: &ContractRef, cx: &Context) -> Result<(), Failure> {
+        (**self).authorize(contract, cx)
+    }
+
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
         (**self).submit(submission, cx).await
     }

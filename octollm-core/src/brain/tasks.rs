@@ -10,12 +10,12 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     context::Context,
-    contract::TaskContract,
+    contract::{ContractRef, TaskContract},
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, MAX_STEPS, Orchestrator, TaskPage, TaskUpdates, follow},
-    parts::spent,
+    parts::{Caller, spent},
     store::{JournalEntry, Recorded, SideEffects, StoreError},
     task::{Submission, Task, TaskBudget, TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
 };
@@ -30,6 +30,15 @@ const DEFAULT_STEPS: usize = 100;
 
 #[async_trait]
 impl Orchestrator for Brain {
+    fn authorize(&self, contract: &ContractRef, cx: &Context) -> Result<(), Failure> {
+        match self.0.dispatcher.spec(contract) {
+            Ok(spec) => cx.caller().may(spec.scope),
+            Err(not_offered) if matches!(cx.caller(), Caller::Anonymous) => Err(not_offered),
+            // A reflex may answer or refuse it.
+            Err(_) => Ok(()),
+        }
+    }
+
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
         let record = self.prepare(submission, cx).await?;
         self.store(record).await
@@ -138,7 +147,7 @@ impl Brain {
             return Err(failure);
         }
         let spec = self.0.dispatcher.spec(&submission.contract)?;
-        cx.caller().may(spec.scope)?;
+        self.authorize(&submission.contract, cx)?;
         submission.budget.check().map_err(Failure::invalid)?;
         self.0.dispatcher.check(&submission.contract, submission.input.as_str().as_bytes())?;
         // A task has no more budget than its submitter. The deadline of the submitter is for the submission alone.
@@ -162,7 +171,7 @@ impl Brain {
             Ok(()) => Ok(task),
             // It may have been stored all the same.
             Err(error @ StoreError::Unavailable(_)) => match limited(self.0.store.get(&task.task_id)).await {
-                Ok(Some(record)) => Ok(record.task().clone()),
+                Ok(Some(_)) => Ok(task),
                 _ => Err(uncertain(error)),
             },
             Err(error) => Err(error.into()),

@@ -21,6 +21,7 @@ use octollm_core::{
     contract::{ContractCard, ContractRef, TaskContract},
     deadline::Deadline,
     error::{CallError, ConfigError},
+    id::is_arm_id,
     parts::{Caller, ContextParts},
     transport::{Call, Reply, Transport},
 };
@@ -344,8 +345,7 @@ fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
 
 fn add(arms: &mut Vec<ConfiguredArm>, named: Named) -> Result<(), ConfigError> {
     let Named { name, id, urls, serves } = named;
-    let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if !id.starts_with(|c: char| c.is_ascii_lowercase()) || !id.bytes().all(lower) || id.len() > 128 {
+    if !is_arm_id(&id) {
         return Err(ConfigError::new(name, "is not an arm id of lower-case letters, digits and dashes"));
     }
     let endpoints = urls

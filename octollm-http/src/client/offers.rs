@@ -1,7 +1,7 @@
 //! Offers: which contracts are served at which URLs, and the requests that are sent there.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     ops::Range,
     sync::{
@@ -120,11 +120,39 @@ impl Endpoint {
 
     /// The URI of a path that begins with a slash. `None` if it could be read as anything but a path below this URL.
     pub(super) fn uri(&self, path: &str) -> Option<Uri> {
-        if !path.starts_with('/') || path.starts_with("//") || leads_upwards(path) {
+        if !is_path(path) {
             return None;
         }
-        path.parse::<PathAndQuery>().ok()?;
         format!("{}{path}", self.0.url).parse().ok()
+    }
+}
+
+fn is_path(path: &str) -> bool {
+    let is_absolute = path.starts_with('/') && !path.starts_with("//");
+    is_absolute && !leads_upwards(path) && path.parse::<PathAndQuery>().is_ok()
+}
+
+/// The reason why a contract on a card cannot be called, if it cannot.
+pub(super) fn unusable(contract: &ContractCard) -> Option<&'static str> {
+    if contract.reference().is_none() {
+        let is_name = ContractRef::new(&*contract.name, 1).is_ok();
+        return Some(if is_name {
+            "its version is not a number from 1"
+        } else {
+            "its name is not that of a contract"
+        });
+    }
+    (!is_path(&contract.path)).then_some("its path is not the path of a route, which begins with `/`")
+}
+
+/// Logs the contracts on a card that are left out.
+pub(super) fn log_left_out(arm: &str, card: &ArmCard) {
+    let mut listed = HashSet::new();
+    for contract in &card.contracts {
+        let twice = || (!listed.insert(contract.reference())).then_some("it is on the card twice");
+        if let Some(reason) = unusable(contract).or_else(twice) {
+            tracing::warn!(arm, contract = contract.name, reason, "a contract on a card is left out");
+        }
     }
 }
 
@@ -284,8 +312,13 @@ pub(super) fn all<'a>(
         let mut callee = ArmCard::new(&*arm.id);
         (callee.needs, callee.key) = (card.needs.clone(), card.key.clone());
         let callee = Arc::new(callee);
-        for contract in &card.contracts {
+        let mut listed = HashSet::new();
+        for contract in card.contracts.iter().filter(|contract| unusable(contract).is_none()) {
             let Some(reference) = contract.reference() else { continue };
+            // Of equal contracts on one card the first is called.
+            if !listed.insert(reference.clone()) {
+                continue;
+            }
             let endpoints = arm.endpoints.iter().zip(arm.first_site..);
             let offers =
                 endpoints.filter_map(|(endpoint, site)| offer(&callee, arm, endpoint, site, contract));

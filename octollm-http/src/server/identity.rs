@@ -11,6 +11,8 @@ use octollm_core::{
     parts::Caller,
 };
 
+use super::request_body::earlier;
+
 /// Establishes the caller of a request.
 ///
 /// The server calls it once for each request, before it reads the body. Requests for `/health`, `/ready`, `/capabilities`,
@@ -103,11 +105,7 @@ impl Identity {
     /// The failure of the authenticator, its panic, or its time limit.
     pub(crate) async fn ask(&self, head: &Parts, deadline: Option<Deadline>) -> Result<Caller, Failure> {
         let Some(authenticator) = &self.authenticator else { return Ok(Caller::Anonymous) };
-        let own = Deadline::after(self.limit);
-        let (limit, kind) = match deadline {
-            Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
-            _ => (own, ErrorKind::Unavailable),
-        };
+        let (limit, kind) = earlier(deadline, self.limit, ErrorKind::Unavailable);
         let asked = caught(async { authenticator.authenticate(head).await });
         match limit.run(asked).await {
             Some(Ok(answer)) => answer.map_err(Failure::before_execution),

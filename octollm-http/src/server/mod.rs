@@ -55,8 +55,8 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, orchestrator::Orchestrator,
-    reflex::Reflex, transport::Transport,
+    Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
+    orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -106,7 +106,8 @@ pub struct Server {
 type BoxError = Box<dyn Error + Send + Sync>;
 
 impl Server {
-    /// Creates a server of this id, such as `judge`, which has no routes but its probes.
+    /// Creates a server of this id, such as `judge`, which has no routes but its probes. An id has at most 128 lower-case letters,
+    /// digits and dashes, and begins with a letter.
     pub fn new(id: impl Into<String>) -> Self {
         Self {
             dispatcher: Dispatcher::new(id),
@@ -145,6 +146,10 @@ impl Server {
     ///
     /// `POST /preprocess` answers the reaction of the reflex to a text. `POST /tasks` submits the tasks that pass. A task that
     /// the reflex answers is returned completed, with 200 in place of 202, and is not stored.
+    ///
+    /// The caller needs the scope of the task before it is screened, and that of [`TaskRequest`](octollm_core::task::TaskRequest) for
+    /// `POST /preprocess`. The screening has a [time limit](Self::reflex_timeout) and a
+    /// [number of texts](Self::max_screened_texts).
     ///
     /// Only tasks are screened. Inputs of the contracts that the server serves by [`arm`](Self::arm) reach the arm unchanged.
     pub fn reflex(mut self, reflex: impl Reflex) -> Self {
@@ -260,8 +265,8 @@ impl Server {
         self
     }
 
-    /// Sets the URL in the card, such as `http://judge-arm:8103`. By default it is the host that the caller asked. The card of a
-    /// mounted server has none by default, since only the caller knows the path.
+    /// Sets the URL in the card, such as `http://judge-arm:8103`. By default the card has none: a server does not know the name and
+    /// the scheme by which its callers reach it, and a client uses the URL that it was given.
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.dispatcher.card_mut().endpoint = Some(endpoint.into());
         self
@@ -362,6 +367,10 @@ impl Server {
     fn build(self) -> Result<Built, ConfigError> {
         self.config.check()?;
         within("cost_tier", 1, self.dispatcher.card().cost_tier, 5)?;
+        if !is_arm_id(&self.dispatcher.card().arm_id) {
+            let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";
+            return Err(ConfigError::new("id", problem));
+        }
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
         }
@@ -375,7 +384,9 @@ impl Server {
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
         let document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
         table.add(Method::GET, "/openapi.json", Written(document.write()))?;
-        let screen = self.reflex.map(|reflex| Screen { reflex, transport: transport.clone() });
+        let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
+        let screen =
+            self.reflex.map(|reflex| Screen { reflex, transport: transport.clone(), limit, max_texts });
         tasks::add_tasks(&mut table, own, screen, orchestrator.clone())?;
         arm::add_contracts(&mut table, &dispatcher, &transport)?;
         #[cfg(feature = "tokens")]

@@ -28,7 +28,6 @@ pub(crate) struct Inbound<'r> {
     pub(crate) head: &'r Parts,
     /// The text in place of `{id}` in the path; empty for a path without one.
     pub(crate) id: &'r str,
-    pub(crate) arrival: Arrival,
     /// The whole body; empty if the endpoint takes none.
     pub(crate) body: Bytes,
 }

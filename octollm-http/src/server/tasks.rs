@@ -1,19 +1,20 @@
 //! The routes of an orchestrator and of a reflex: tasks, and their screening.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method, StatusCode, header};
 use jiff::Timestamp;
 use octollm_core::{
     Context,
+    contract::TaskContract,
     error::{ArmError, ConfigError, ErrorKind, Failure},
     id::{StepKey, TaskId},
     json,
     orchestrator::{JournalStep, MAX_STEPS, Orchestrator},
     parts::ContextParts,
     reflex::{Reaction, Reflex, ReflexInput, screen_submission},
-    task::{Submission, TaskQuery, TaskRecord, TaskResult},
+    task::{Submission, TaskQuery, TaskRecord, TaskRequest, TaskResult},
     transport::Transport,
 };
 use schemars::JsonSchema;
@@ -23,6 +24,7 @@ use serde_json::Value;
 use super::{
     arm::{ArmCapabilities, KnownArms},
     head::percent_decoded,
+    request_body::earlier,
     routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
 };
 
@@ -127,9 +129,10 @@ impl Tasks {
         let parts = inbound.parts;
         if let Some(screen) = &self.screen {
             let cx = screen.context(parts.clone());
+            self.orchestrator.authorize(&submission.contract, &cx)?;
+            let screening = screen_submission(&*screen.reflex, submission, screen.max_texts, &cx);
             let reaction;
-            (submission, reaction) =
-                screened(&cx, screen_submission(&*screen.reflex, submission, &cx)).await?;
+            (submission, reaction) = screened(&cx, screen.limit, screening).await?;
             match reaction {
                 Reaction::Answer(answer) => return answered(submission, answer),
                 Reaction::Refuse(reason) => return Err(Failure::new(ErrorKind::Refused, reason).into()),
@@ -138,6 +141,10 @@ impl Tasks {
         }
         let (deadline, cx) = (parts.deadline, context(parts));
         let task = within(deadline, self.orchestrator.submit(submission, &cx)).await?;
+        if task.status.is_finished() {
+            // A reflex in front of the orchestrator has answered it.
+            return Ok(Answer::json(&task)?);
+        }
         // Relative to the request, so that it holds below any prefix.
         let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
             .map_err(|_| Failure::of(ErrorKind::Internal))?;
@@ -187,6 +194,8 @@ fn answered(submission: Submission, answer: Value) -> Result<Answer, Refusal> {
 pub(crate) struct Screen {
     pub(crate) reflex: Arc<dyn Reflex>,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) limit: Duration,
+    pub(crate) max_texts: usize,
 }
 
 impl Screen {
@@ -195,15 +204,25 @@ impl Screen {
     }
 }
 
-/// The result of a reflex, until the deadline.
-async fn screened<T>(cx: &Context, work: impl Future<Output = Result<T, ArmError>>) -> Result<T, Failure> {
+/// The result of a reflex, until the deadline and within the limit.
+async fn screened<T>(
+    cx: &Context,
+    limit: Duration,
+    work: impl Future<Output = Result<T, ArmError>>,
+) -> Result<T, Failure> {
     let logged = async {
         work.await.map_err(|error| {
             tracing::warn!(request = %cx.request_id(), %error, "reflex failed");
             error.into_failure()
         })
     };
-    within(cx.deadline(), logged).await
+    let (end, kind) = earlier(cx.deadline(), limit, ErrorKind::Unavailable);
+    end.run(logged).await.unwrap_or_else(|| {
+        if kind == ErrorKind::Unavailable {
+            tracing::warn!(request = %cx.request_id(), ?limit, "reflex exceeded its time limit");
+        }
+        Err(Failure::new(kind, "the screening took too long: try again later").before_execution())
+    })
 }
 
 /// `POST /preprocess`: screens a text.
@@ -245,13 +264,14 @@ impl Endpoint for Preprocess {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        inbound.parts.caller.may(TaskRequest::SPEC.scope)?;
         let body: PreprocessBody = json::read_input(&inbound.body)?;
         let mut input = ReflexInput::new(body.input_text);
         input.check_cache = body.check_cache;
         input.detect_pii = body.detect_pii;
         input.detect_injection = body.detect_injection;
         let cx = self.0.context(inbound.parts);
-        let reaction = screened(&cx, self.0.reflex.react(&mut input, &cx)).await?;
+        let reaction = screened(&cx, self.0.limit, self.0.reflex.react(&mut input, &cx)).await?;
         let should_proceed = matches!(reaction, Reaction::Pass | Reaction::Rewrite(_));
         let (sanitized_input, cached_result) = match reaction {
             Reaction::Rewrite(text) => (text, None),

@@ -136,6 +136,9 @@ mod guide {
     mod plans {}
     #[doc = include_str!("../docs/guide/reflexes.md")]
     mod reflexes {}
+    #[cfg(feature = "tokens")]
+    #[doc = include_str!("../docs/guide/security.md")]
+    mod security {}
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
 }

@@ -22,7 +22,7 @@ use octollm_core::{
     deadline::Deadline,
     error::{CallError, ConfigError},
     id::is_arm_id,
-    parts::ContextParts,
+    parts::{Caller, ContextParts},
     transport::{Call, Reply, Transport},
 };
 use serde_json::{Map, Value};
@@ -122,7 +122,15 @@ impl Arms {
         self.context_of(parts)
     }
 
-    /// Returns a context with these ids, deadline and budget.
+    /// Returns a new context whose calls are made on behalf of a caller. If the client has the issuer of a root, each call
+    /// has a token of this caller. Without an issuer the arms do not learn who calls.
+    pub fn on_behalf_of(&self, caller: Caller) -> Context {
+        let mut parts = ContextParts::new();
+        parts.caller = caller;
+        self.context_of(parts)
+    }
+
+    /// Returns a context with these parts: ids, deadline, budget and caller.
     pub fn context_of(&self, parts: ContextParts) -> Context {
         Context::from_parts(parts, Arc::clone(&self.0) as Arc<dyn Transport>)
     }

@@ -15,7 +15,7 @@ use octollm_core::{
     id::{RequestId, TaskId},
     json::read_output,
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
-    parts::ContextParts,
+    parts::{Caller, ContextParts},
     task::{Submission, Task, TaskQuery, TaskStatus, TaskUpdate},
     transport::StepKey,
     update::Progress,
@@ -47,7 +47,7 @@ use crate::limits::limits_setters;
 ///
 /// Updates of a task are polled, at intervals that grow from 20 ms to 500 ms while nothing changes.
 #[derive(Clone)]
-pub struct OrchestratorClient(Arc<Inner>);
+pub struct OrchestratorClient(Arc<Inner>, Caller);
 
 struct Inner {
     arm: Arc<str>,
@@ -75,6 +75,20 @@ impl OrchestratorClient {
             authority: Authority::default(),
             audience: ORCHESTRATOR.to_owned(),
         }
+    }
+
+    /// Returns the same client for [`run`](Self::run), [`submit`](Self::submit) and [`task`](Self::task) on behalf of a caller. If
+    /// the client has an issuer of tokens, each request has a token of this caller.
+    #[must_use]
+    pub fn on_behalf_of(&self, caller: Caller) -> Self {
+        Self(Arc::clone(&self.0), caller)
+    }
+
+    /// The context of requests that have none.
+    pub(super) fn context(&self) -> Context {
+        let mut parts = ContextParts::new();
+        parts.caller = self.1.clone();
+        Context::from_parts(parts, Arc::new(()))
     }
 
     /// The URL of the orchestrator.
@@ -140,7 +154,8 @@ pub struct OrchestratorClientBuilder {
 const ORCHESTRATOR: &str = "orchestrator";
 
 impl OrchestratorClientBuilder {
-    /// Sends a token with each request in whose context the caller is known. Its audience is the id of the orchestrator. It has all
+    /// Sends a token with each request on behalf of a known caller: that of the context, or else that of
+    /// [`on_behalf_of`](OrchestratorClient::on_behalf_of). Its audience is the id of the orchestrator. It has all
     /// scopes of the caller that this program can pass on, since the tasks of the caller run with them.
     #[cfg(feature = "tokens")]
     pub fn tokens(mut self, issuer: crate::token::TokenIssuer, audience: impl Into<String>) -> Self {
@@ -169,7 +184,8 @@ impl OrchestratorClientBuilder {
         }
         let Self { authority, audience, requests, .. } = self;
         let (arm, card, exchanger) = (ORCHESTRATOR.into(), ArmCard::new(audience), requests.build(1)?);
-        Ok(OrchestratorClient(Arc::new(Inner { arm, endpoint, exchanger, authority, card })))
+        let inner = Inner { arm, endpoint, exchanger, authority, card };
+        Ok(OrchestratorClient(Arc::new(inner), Caller::Unchecked))
     }
 }
 

@@ -36,7 +36,7 @@ impl OrchestratorClient {
     pub async fn submit<C: TaskContract>(&self, input: C) -> Result<TaskHandle<C>, CallError> {
         let submission =
             Submission::of(&input).map_err(|failure| CallError::new(C::SPEC.reference(), failure))?;
-        let cx = Context::detached();
+        let cx = self.context();
         let task =
             Orchestrator::submit(self, submission, &cx).await.map_err(|failure| self.failed::<C>(failure))?;
         let id = task.task_id.clone();
@@ -46,7 +46,7 @@ impl OrchestratorClient {
 
     /// Returns a handle to the task of this id, which an earlier [`submit`](Self::submit) returned. Nothing is sent.
     pub fn task<C: TaskContract>(&self, id: TaskId) -> TaskHandle<C> {
-        let (client, cx) = (self.clone(), Context::detached());
+        let (client, cx) = (self.clone(), self.context());
         TaskHandle { client, cx, id, answered: None, contract: PhantomData }
     }
 

@@ -226,7 +226,11 @@ impl Inner {
             let words = "the caller has not delegated to this arm: its card needs `key` and `needs`";
             refused(ErrorKind::Unauthenticated, words)
         };
-        let links = grant.links.as_deref().unwrap_or_default();
+        let Some(links) = grant.links.as_deref() else {
+            let words = "the caller is not known by a token, so only a root can call on for it: \
+                         set `tokens(TokenIssuer::root(..))`";
+            return Err(refused(ErrorKind::Unauthenticated, words));
+        };
         let last = links.last().ok_or_else(none)?;
         let jws = Jws::read(last)?;
         let claims = link::read(&jws)?;

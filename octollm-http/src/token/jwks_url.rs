@@ -68,7 +68,7 @@ impl Source {
         Self {
             url: None,
             connector: Arc::new(Tcp),
-            tls: ClientTls::default(),
+            tls: Default::default(),
             validity: Arc::new(Validity { base: Instant::now(), until: AtomicU64::new(ALWAYS) }),
             state: Arc::default(),
         }

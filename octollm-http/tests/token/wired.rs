@@ -32,12 +32,12 @@ use crate::support::{Clock, claims_of};
 /// Says on whose behalf it is called.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "code.look", output = String, idempotent)]
-struct Look {}
+pub(crate) struct Look {}
 
 /// Fetches nothing.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "data.fetch", output = String, idempotent)]
-struct Fetch {}
+pub(crate) struct Fetch {}
 
 /// Looks, after some seconds, and fetches if it should.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -53,7 +53,7 @@ fn whose(cx: &Context) -> String {
     format!("{} of {issuer} by {actor}", grant.subject)
 }
 
-struct Judge;
+pub(crate) struct Judge;
 
 #[async_trait]
 impl Arm<Look> for Judge {
@@ -98,7 +98,7 @@ impl System {
         Self { pipes, root: key(), portal: key(), clock, sent: Arc::default() }
     }
 
-    fn verifier(&self, id: &str) -> TokenVerifier {
+    pub(crate) fn verifier(&self, id: &str) -> TokenVerifier {
         let brain = KeySet::new("brain").with_key(&self.root).unwrap().speaks_for("portal");
         TokenVerifier::builder().audience(id).root(brain).clock(self.clock.read()).build().unwrap()
     }
@@ -107,7 +107,7 @@ impl System {
         TokenIssuer::root("brain", self.root.clone()).clock(self.clock.read()).build().unwrap()
     }
 
-    fn arm(&self, id: &str) -> TokenIssuer {
+    pub(crate) fn arm(&self, id: &str) -> TokenIssuer {
         TokenIssuer::arm(id, SigningKey::generate().unwrap()).clock(self.clock.read()).build().unwrap()
     }
 
@@ -138,12 +138,12 @@ impl System {
     }
 
     /// The same, where the card of the coder is read.
-    fn with_cards(&self, issuer: TokenIssuer) -> Arms {
+    pub(crate) fn with_cards(&self, issuer: TokenIssuer) -> Arms {
         let arms = Arms::builder().connector(self.pipes.clone()).tokens(issuer);
         arms.endpoint("judge", "http://judge").endpoint("coder", "http://coder").build().unwrap()
     }
 
-    fn sent_to(&self, to: &str) -> Vec<HeaderMap> {
+    pub(crate) fn sent_to(&self, to: &str) -> Vec<HeaderMap> {
         let sent = self.sent.lock().unwrap();
         sent.iter().filter(|(target, _)| target == to).map(|(_, head)| head.clone()).collect()
     }

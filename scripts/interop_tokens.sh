@@ -12,7 +12,7 @@ pyjwt=2.15.1 cryptography=50.0.2 jose=6.2.18
 
 home=$PWD/target/interop
 mkdir -p "$home"
-install() { apt-get update -q && apt-get install -y -q "$@"; }
+install() { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q "$@"; }
 if [[ "$("$home/venv/bin/python" -c 'import jwt; print(jwt.__version__)' 2>&1)" != "$pyjwt" ]]; then
     python3 -c 'import ensurepip' 2>/dev/null || install python3 python3-venv
     python3 -m venv --clear "$home/venv"

@@ -84,7 +84,10 @@ fn its_limits_are_the_defaults() {
             "| a write of which less than 16 KiB, or than the rest, are taken | {} s |",
             seconds("write_timeout")
         ),
-        format!("| all bodies that are still arriving | {} MiB |", mib(&server, "max_arriving")),
+        format!(
+            "| all bodies that are still arriving, and the heads of requests that wait for one or for authentication | {} MiB |",
+            mib(&server, "max_arriving")
+        ),
         format!("| establishing who calls | {} s |", seconds("authenticate_timeout")),
         format!("| requests running in one server | {} |", count(&server, "max_in_flight")),
         format!("| connections to one server | {} |", count(&server, "max_connections")),

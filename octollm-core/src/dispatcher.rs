@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     arm::Arm,
     card::ArmCard,
-    context::{Context, dropped},
+    context::Context,
     contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
     deadline::Deadline,
+    dropped,
     error::{ArmError, ConfigError, ErrorKind, Failure},
     json,
     panics::discard,

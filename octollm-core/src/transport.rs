@@ -18,9 +18,9 @@ pub use crate::id::StepKey;
 use crate::{
     budget::Usage,
     card::ArmCard,
-    context::dropped::{Sent, report},
     contract::{ContractRef, Spec},
     deadline::Deadline,
+    dropped::{Sent, report},
     error::{CallError, ErrorKind, Failure},
     parts::ContextParts,
     update::UpdateSink,

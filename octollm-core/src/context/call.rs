@@ -14,11 +14,12 @@ use std::{
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Context, dropped::Sent};
+use super::Context;
 use crate::{
     budget::{Budget, narrower},
     contract::{ContractRef, ContractSpec, Spec, TaskContract},
     deadline::Deadline,
+    dropped::Sent,
     error::{CallError, ErrorKind, Failure},
     json::{self, read_value},
     parts::spent,

@@ -2,7 +2,6 @@
 
 mod batch;
 mod call;
-pub(crate) mod dropped;
 
 use std::{
     collections::HashSet,

@@ -18,9 +18,10 @@ use super::{
 use crate::{
     budget::Usage,
     card::ArmCard,
-    context::{Context, dropped::Reports},
+    context::Context,
     deadline::Deadline,
     dispatcher::{Dispatcher, not_offered},
+    dropped::Reports,
     error::{ArmError, CallError, ErrorKind, Failure},
     resilience::RetryLayer,
     transport::{Call, Reply, Transport, from_service},

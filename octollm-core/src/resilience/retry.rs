@@ -19,8 +19,8 @@ use tower::{Layer, Service, ServiceExt};
 use super::policy::{Failed, RetryLimits};
 use crate::{
     budget::Usage,
-    context::dropped::{Reports, Sent, report},
     deadline::Deadline,
+    dropped::{Reports, Sent, report},
     error::{CallError, ErrorKind, Failure},
     id::RequestId,
     transport::{Call, Reply},

@@ -1,8 +1,11 @@
 //! Measures one call: about 1 KiB of JSON in, 150 bytes out, over a loopback connection that stays open.
 //!
 //! ```text
-//! cargo run --release --example bench_call -- CONCURRENCY CALLS
+//! cargo run --release --example bench_call -- CONCURRENCY CALLS [tokens]
 //! ```
+//!
+//! With `tokens` the client is an arm that calls on: its token has the link by which a root delegated to it, and the server
+//! verifies both.
 //!
 //! One server thread and one client thread, each with a runtime of its own. Prints one line. `cpu_us` is the CPU time of
 //! both ends for each call.
@@ -16,7 +19,12 @@ use nix::sys::{
     resource::{UsageWho, getrusage},
     time::TimeValLike,
 };
-use octollm::prelude::*;
+use octollm::{
+    card::ArmCard,
+    context::{Caller, ContextParts, Grant},
+    http::token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier},
+    prelude::*,
+};
 use tokio::{runtime, sync::oneshot, task::JoinSet};
 
 /// Checks a piece of code.
@@ -66,15 +74,22 @@ fn cpu() -> Result<(Duration, Duration), octollm::Error> {
 }
 
 /// Makes the calls, `concurrency` at a time, and returns the duration of each.
-async fn run(arms: &Arms, concurrency: usize, calls: usize) -> Result<Vec<Duration>, octollm::Error> {
+async fn run(
+    arms: &Arms,
+    caller: &Caller,
+    concurrency: usize,
+    calls: usize,
+) -> Result<Vec<Duration>, octollm::Error> {
     let mut callers = JoinSet::new();
     for _ in 0..concurrency {
-        let arms = arms.clone();
+        let (arms, caller) = (arms.clone(), caller.clone());
         callers.spawn(async move {
             let mut times = Vec::with_capacity(calls / concurrency);
             for _ in 0..calls / concurrency {
                 let began = Instant::now();
-                let verdict = arms.call(input()).await?;
+                let mut parts = ContextParts::new();
+                parts.caller = caller.clone();
+                let verdict = arms.context_of(parts).call(input()).await?;
                 assert!(verdict.is_valid);
                 times.push(began.elapsed());
             }
@@ -88,13 +103,24 @@ async fn run(arms: &Arms, concurrency: usize, calls: usize) -> Result<Vec<Durati
     Ok(times)
 }
 
-async fn measure(url: String, concurrency: usize, calls: usize) -> Result<(), octollm::Error> {
-    let arms = Arms::builder().endpoint("judge", url).build()?;
+async fn measure(
+    url: String,
+    authority: Option<(TokenIssuer, Caller)>,
+    concurrency: usize,
+    calls: usize,
+) -> Result<(), octollm::Error> {
+    let mut arms = Arms::builder().endpoint("judge", url);
+    let mut caller = Caller::Unchecked;
+    if let Some((issuer, delegated)) = authority {
+        arms = arms.tokens(issuer);
+        caller = delegated;
+    }
+    let arms = arms.build()?;
     // Connections, caches and the branch predictor warm up.
-    run(&arms, concurrency, (calls / 10).max(concurrency)).await?;
+    run(&arms, &caller, concurrency, (calls / 10).max(concurrency)).await?;
     let (user_before, system_before) = cpu()?;
     let began = Instant::now();
-    let mut times = run(&arms, concurrency, calls).await?;
+    let mut times = run(&arms, &caller, concurrency, calls).await?;
     let elapsed = began.elapsed();
     let (user, system) = cpu()?;
     times.sort_unstable();
@@ -112,12 +138,30 @@ async fn measure(url: String, concurrency: usize, calls: usize) -> Result<(), oc
     Ok(())
 }
 
+/// A root delegates to the arm `coder`: the keys that the server knows, and what the coder calls with.
+fn delegation() -> Result<(KeySet, TokenIssuer, Caller), octollm::Error> {
+    let (root, coder) = (SigningKey::generate()?, SigningKey::generate()?);
+    let keys = KeySet::new("brain").with_key(&root)?;
+    let mut card = ArmCard::new("coder");
+    card.key = coder.public_jwk();
+    card.needs = vec!["code:validate".into()];
+    let granted = Grant::new("ali", ["code:*"]);
+    let token = TokenIssuer::root("brain", root).build()?.issue(&granted, &["code:write"], &card)?;
+    let verifier = TokenVerifier::builder().audience("coder").root(keys.clone()).build()?;
+    let grant = verifier.verify(token.expose_secret())?;
+    Ok((keys, TokenIssuer::arm("coder", coder).build()?, Caller::Known(grant)))
+}
+
 /// Serves on a thread of its own, and returns the address.
-fn serve() -> oneshot::Receiver<String> {
+fn serve(roots: Option<KeySet>) -> oneshot::Receiver<String> {
     let (sender, url) = oneshot::channel();
     thread::spawn(move || {
         let serving = async {
-            let server = Server::new("judge").arm(Judge).bind("127.0.0.1:0").await?;
+            let mut server = Server::new("judge").arm(Judge);
+            if let Some(roots) = roots {
+                server = server.authenticate(TokenVerifier::builder().audience("judge").root(roots).build()?);
+            }
+            let server = server.bind("127.0.0.1:0").await?;
             let _ = sender.send(server.url());
             server.run().await;
             Ok::<_, octollm::Error>(())
@@ -128,10 +172,16 @@ fn serve() -> oneshot::Receiver<String> {
 }
 
 fn main() -> Result<(), octollm::Error> {
-    let mut numbers = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
+    let mut arguments: Vec<_> = std::env::args().skip(1).collect();
+    let tokens = arguments.pop_if(|last| last == "tokens").is_some();
+    let mut numbers = arguments.iter().map(|argument| argument.parse::<usize>());
     let concurrency = numbers.next().transpose()?.unwrap_or(64).max(1);
     let calls = numbers.next().transpose()?.unwrap_or(60_000).max(concurrency);
-    let url = serve();
+    let (roots, authority) = match tokens.then(delegation).transpose()? {
+        Some((roots, issuer, caller)) => (Some(roots), Some((issuer, caller))),
+        None => (None, None),
+    };
+    let url = serve(roots);
     let client = runtime::Builder::new_current_thread().enable_all().build()?;
-    client.block_on(async { measure(url.await?, concurrency, calls).await })
+    client.block_on(async { measure(url.await?, authority, concurrency, calls).await })
 }

@@ -19,7 +19,7 @@ esac
 home=$PWD/target/fuzz
 mkdir -p "$home"
 if [[ "$("$home/venv/bin/st" --version 2>&1)" != *"$schemathesis"* ]]; then
-    python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && apt-get install -y -q python3 python3-venv; }
+    python3 -c 'import ensurepip' 2>/dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q python3 python3-venv; }
     python3 -m venv --clear "$home/venv"
     "$home/venv/bin/pip" install -q --disable-pip-version-check "schemathesis==$schemathesis"
 fi

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
-# and storm, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, and for the last Python 3 and PyPI.
+# and storm, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, for the comparisons Python 3 and
+# PyPI, and for that of tokens Node.js and npm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,5 +38,8 @@ cargo run -q --example attack_kit -- --short
 
 step "schemas against servers"
 scripts/fuzz_schemas.sh --short
+
+step "tokens of other libraries"
+scripts/interop_tokens.sh
 
 step done

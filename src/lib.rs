@@ -50,6 +50,7 @@
 //! | retry calls, on any tower stack | [`resilience`] |
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
+//! | say who may call what | `http::token` |
 //! | test a system without a network | `mesh::Mesh` |
 //!
 //! # Features
@@ -57,6 +58,8 @@
 //! | feature | adds | default |
 //! |---|---|---|
 //! | `http` | servers and clients | yes |
+//! | `tokens` | capability tokens (with `http`) | yes |
+//! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `full` | all of them | no |
@@ -133,6 +136,9 @@ mod guide {
     mod plans {}
     #[doc = include_str!("../docs/guide/reflexes.md")]
     mod reflexes {}
+    #[cfg(feature = "tokens")]
+    #[doc = include_str!("../docs/guide/security.md")]
+    mod security {}
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
 }

@@ -30,7 +30,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use octollm::{
-    orchestrator::{JournalStep, follow},
+    orchestrator::{JournalStep, follow, whole_journal},
     prelude::*,
     task::{Task, TaskBudget, TaskUpdate},
 };
@@ -106,7 +106,7 @@ async fn run(root: PathBuf, json: bool, explained: bool) -> Result<ExitCode, oct
     });
     let mut text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.page() };
     if explained {
-        let calls = explain(&brain.journal(&task.task_id, &Context::detached()).await?);
+        let calls = explain(&whole_journal(&brain, &task.task_id, &Context::detached()).await?);
         if json { eprint!("{calls}") } else { text += &calls }
     }
     print(&text)?;

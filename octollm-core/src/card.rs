@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    contract::{ContractCard, ContractRef},
+    contract::{ContractCard, ContractRef, lenient},
     id::RequestId,
 };
 
@@ -15,35 +15,35 @@ pub struct ArmCard {
     /// `judge`
     pub arm_id: String,
     /// A human-readable name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     pub name: String,
     /// Its purpose.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     pub description: String,
     /// The arm's own version.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     pub version: String,
     /// The contracts it serves, by name.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     pub capabilities: Vec<String>,
     /// Id of one run of the process, which differs after each start. `None` where a foreign card has none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     /// The scopes that it needs for calls of its own, such as `code:validate`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
     /// The public key that verifies what it signs, as a JWK.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub key: Option<Map<String, Value>>,
     /// 1 (cheap) to 5 (expensive).
-    #[serde(default = "middle_tier")]
+    #[serde(default = "middle_tier", deserialize_with = "tier")]
     #[schemars(range(min = 1, max = 5))]
     pub cost_tier: u8,
     /// The URL at which it can be reached, as far as it knows.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     pub endpoint: Option<String>,
     /// Its status.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     pub status: ArmStatus,
     /// The contracts it serves, in full.
     #[serde(default, deserialize_with = "readable")]
@@ -52,13 +52,18 @@ pub struct ArmCard {
 
 /// A contract that cannot be read is left out: the arm can still be called for the others.
 fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ContractCard>, D::Error> {
-    let cards = Vec::<Value>::deserialize(deserializer)?;
+    let cards: Vec<Value> = lenient(deserializer)?;
     let read = cards.into_iter().filter_map(|card| {
-        let read = serde_json::from_value(card);
+        let read = serde_json::from_value(card).map(ContractCard::completed);
         read.inspect_err(|error| tracing::warn!(%error, "a contract on the card of an arm cannot be read"))
             .ok()
     });
     Ok(read.collect())
+}
+
+fn tier<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+    let tier = lenient(deserializer)?;
+    Ok(if (1..=5).contains(&tier) { tier } else { middle_tier() })
 }
 
 fn middle_tier() -> u8 {

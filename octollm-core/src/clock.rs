@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 /// Returns the time of day. Once a test has paused tokio's clock, it follows that one.
-pub(crate) fn now() -> Timestamp {
+pub fn now() -> Timestamp {
     static START: OnceLock<(Timestamp, std::time::Instant)> = OnceLock::new();
     let (at, started) = START.get_or_init(|| (Timestamp::now(), std::time::Instant::now()));
     let before = std::time::Instant::now();

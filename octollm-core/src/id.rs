@@ -50,7 +50,7 @@ pub fn is_arm_id(text: &str) -> bool {
 #[derive(
     Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema,
 )]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a step is its position, from 0 to 4294967295, or its name")]
 pub enum StepKey {
     /// Position among the task's unnamed calls, from 0.
     Order(u32),

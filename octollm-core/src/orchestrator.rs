@@ -1,5 +1,7 @@
 //! The trait of an orchestrator: it accepts tasks and runs them.
 
+mod journal;
+
 use std::{
     fmt,
     pin::Pin,
@@ -9,18 +11,17 @@ use std::{
 use async_trait::async_trait;
 use futures_core::Stream;
 use futures_util::StreamExt;
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::journal::{JournalStep, MAX_STEPS, StepOutcome, whole_journal};
 use crate::{
-    budget::Budget,
     card::ArmCard,
     context::Context,
-    contract::ContractRef,
+    contract::{ContractRef, TaskContract},
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
-    store::{JournalEntry, Recorded},
-    task::{Submission, Task, TaskError, TaskQuery, TaskUpdate},
+    parts::Caller,
+    task::{Submission, Task, TaskQuery, TaskRequest, TaskUpdate},
 };
 
 /// Accepts tasks and runs them: a brain, or a client of a brain in another process.
@@ -33,7 +34,27 @@ use crate::{
 /// effect. Dropping a future never stops a task that is accepted.
 #[async_trait]
 pub trait Orchestrator: Send + Sync + 'static {
-    /// Queues a task, and returns it once it is stored: the task then runs also where this process ends.
+    /// Checks the scope that the caller needs to submit tasks of a contract. A server checks it before it screens a submission, so
+    /// that no reflex works for callers that are refused. [`submit`](Self::submit) checks it again.
+    ///
+    /// By default, for an orchestrator that does not know the contracts, the caller needs the scope of [`TaskRequest`] for that
+    /// contract, and is not anonymous for any other.
+    ///
+    /// # Errors
+    /// Those of [`Caller::may`], and [`ContractNotOffered`](ErrorKind::ContractNotOffered).
+    fn authorize(&self, contract: &ContractRef, cx: &Context) -> Result<(), Failure> {
+        match cx.caller() {
+            caller if *contract == TaskRequest::SPEC.reference() => caller.may(TaskRequest::SPEC.scope),
+            Caller::Anonymous => {
+                let message = format!("tasks of {contract} need a caller that is known");
+                Err(Failure::new(ErrorKind::Unauthenticated, message).before_execution())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Queues a task, and returns it once it is stored: the task then runs also where this process ends. A task that is returned
+    /// finished was answered by a reflex in front of the orchestrator, and is not stored.
     ///
     /// # Errors
     /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed), and
@@ -86,7 +107,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     ///   every other one is replayed. A call that is not idempotent and may have run is made again only where it can be continued
     ///   or its key is honoured.
     /// - Without `from`, where no call failed: every call is replayed, and the arm continues where it failed.
-    /// - With `from`: that call and every call recorded after it are discarded, and made again.
+    /// - With `from`: that call and every call recorded after it are discarded, and made again. A call whose outcome is unknown
+    ///   counts as recorded when it was begun. One that was begun before `from` stays unknown: it is made again only where it can be
+    ///   continued or its key is honoured.
     ///
     /// A call that is made again takes the position of its failure in the order of the answers, and the arm may leave out what
     /// was recorded after that failure. The time limit starts anew; the budget is what earlier attempts have left.
@@ -105,15 +128,26 @@ pub trait Orchestrator: Send + Sync + 'static {
         Err(not_implemented())
     }
 
-    /// Returns the calls of a task, in the order in which they were answered.
+    /// Returns a page of the calls of a task, in the order in which they were answered, and the cursor of the next page, which is
+    /// `None` at the end. [`whole_journal`] follows the pages.
+    ///
+    /// The page begins after the position `after`, the cursor of the page before, and has at most `limit` calls, 1 to
+    /// [`MAX_STEPS`] (default 100). It ends before that where its errors are long. A call that is answered between two pages may
+    /// be in both.
     ///
     /// # Errors
     /// [`TaskNotFound`](ErrorKind::TaskNotFound). [`NotImplemented`](ErrorKind::NotImplemented) by default.
     ///
     /// # Cancel safety
     /// Reads alone: dropping the future changes nothing.
-    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
-        let _ = (id, cx);
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        cx: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
+        let _ = (id, after, limit, cx);
         Err(not_implemented())
     }
 
@@ -144,88 +178,6 @@ pub trait Orchestrator: Send + Sync + 'static {
 
 fn not_implemented() -> Failure {
     Failure::new(ErrorKind::NotImplemented, "this orchestrator does not support the operation")
-}
-
-/// One call of a task, as its owner sees it: see [`Orchestrator::journal`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-#[non_exhaustive]
-pub struct JournalStep {
-    /// Position of the call among the task's calls, from 0, or its name.
-    pub step: StepKey,
-    /// Contract of the call.
-    pub contract: ContractRef,
-    /// Arm that answered. Empty where none is known.
-    #[serde(default)]
-    pub arm: String,
-    /// Endpoint of the arm. Empty where it is not known.
-    #[serde(default)]
-    pub endpoint: String,
-    /// Number of attempts.
-    #[serde(default = "one")]
-    pub attempts: u32,
-    /// Outcome of the call.
-    pub outcome: StepOutcome,
-    /// Error of a failed call.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<TaskError>,
-    /// Budget of the task when the call was made.
-    #[serde(default)]
-    pub budget_left: Budget,
-    /// Time to the deadline when the call was made, in milliseconds.
-    #[serde(default)]
-    pub time_left_ms: Option<u64>,
-    /// Duration of the call, in milliseconds.
-    #[schemars(range(min = 0))]
-    pub duration_ms: f64,
-    /// Tokens that the call used, with all that its arm called.
-    pub tokens_used: u64,
-    /// Cost of the call in US dollars, with all that its arm called.
-    #[schemars(range(min = 0))]
-    pub cost_dollars: f64,
-    /// Time of the answer. For an unknown outcome, time of the call.
-    pub at: Timestamp,
-}
-
-impl From<JournalEntry> for JournalStep {
-    fn from(entry: JournalEntry) -> Self {
-        let outcome = match &entry.recorded {
-            Recorded::Output(_) => StepOutcome::Answered,
-            Recorded::Failure(_) => StepOutcome::Failed,
-            Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => StepOutcome::Unknown,
-        };
-        Self {
-            error: entry.recorded.failure().map(TaskError::from),
-            outcome,
-            step: entry.step,
-            contract: entry.contract,
-            arm: entry.served_by.arm.as_ref().into(),
-            endpoint: entry.served_by.endpoint.as_ref().into(),
-            attempts: entry.served_by.attempts,
-            budget_left: entry.budget_left,
-            time_left_ms: entry.time_left_ms,
-            duration_ms: entry.duration_ms,
-            tokens_used: entry.usage.tokens,
-            cost_dollars: entry.usage.cost.dollars(),
-            at: entry.at,
-        }
-    }
-}
-
-fn one() -> u32 {
-    1
-}
-
-/// The outcome of a call of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum StepOutcome {
-    /// The call returned an output.
-    Answered,
-    /// The call failed.
-    Failed,
-    /// No answer is recorded: the call runs, or the process died during it.
-    Unknown,
 }
 
 /// A page of a list of tasks.
@@ -336,6 +288,10 @@ async fn watch_to_the_end(
 
 #[async_trait]
 impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
+    fn authorize(&self, contract: &ContractRef, cx: &Context) -> Result<(), Failure> {
+        (**self).authorize(contract, cx)
+    }
+
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
         (**self).submit(submission, cx).await
     }
@@ -360,8 +316,14 @@ impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
         (**self).rerun(id, from, cx).await
     }
 
-    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
-        (**self).journal(id, cx).await
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        cx: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
+        (**self).journal(id, after, limit, cx).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::{
     budget::Budget,
@@ -117,6 +118,16 @@ pub struct Grant {
     /// When the grant ends; `None` where it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_until: Option<Timestamp>,
+    /// The task that the caller's token is limited to; `None` where it is limited to none. It is not stored.
+    #[serde(skip)]
+    pub task: Option<TaskId>,
+    /// The arm that acts for the subject; `None` where the subject or a root does. It is not stored.
+    #[serde(skip)]
+    pub actor: Option<String>,
+    /// The delegation links from a root to this process, by which it may call on: none where the caller's token has no link for
+    /// it. `None` where the caller is not known by a token. They are not stored.
+    #[serde(skip)]
+    pub links: Option<Arc<[Arc<str>]>>,
 }
 
 /// Verbs that `entity:*` does not cover: they are always granted by name.
@@ -126,7 +137,15 @@ impl Grant {
     /// A grant without an issuer and without an end.
     pub fn new(subject: impl Into<String>, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let scopes = scopes.into_iter().map(Into::into).collect();
-        Self { issuer: None, subject: subject.into(), scopes, valid_until: None }
+        Self {
+            issuer: None,
+            subject: subject.into(),
+            scopes,
+            valid_until: None,
+            task: None,
+            actor: None,
+            links: None,
+        }
     }
 
     /// Sets the issuer.
@@ -143,16 +162,44 @@ impl Grant {
         self
     }
 
+    /// Limits the grant to a task.
+    #[must_use]
+    pub fn task(mut self, task: TaskId) -> Self {
+        self.task = Some(task);
+        self
+    }
+
+    /// Sets the delegation links by which this process may call on.
+    #[must_use]
+    pub fn links(mut self, links: impl Into<Arc<[Arc<str>]>>) -> Self {
+        self.links = Some(links.into());
+        self
+    }
+
     /// Whether a scope is granted: by name, or by `entity:*`, which covers every verb of the entity but `admin`,
     /// `register`, `serve` and `publish`.
     pub fn has_scope(&self, scope: &str) -> bool {
-        let Some((entity, verb)) = scope.rsplit_once(':').filter(|(entity, _)| !entity.is_empty()) else {
-            return false;
-        };
-        let covers =
-            |granted: &str| granted.strip_suffix(":*") == Some(entity) && !NAMED_VERBS.contains(&verb);
-        self.scopes.iter().any(|granted| granted == scope || covers(granted))
+        covers(&self.scopes, scope)
     }
+
+    /// The scopes that are both granted and in `needed`: `a:*` and `a:b` have `a:b` in common.
+    pub fn scopes_within(&self, needed: &[String]) -> Vec<String> {
+        let mut common: Vec<_> = needed.iter().filter(|scope| covers(&self.scopes, scope)).collect();
+        common.extend(self.scopes.iter().filter(|scope| covers(needed, scope)));
+        common.sort_unstable();
+        common.dedup();
+        common.into_iter().cloned().collect()
+    }
+}
+
+/// Whether a list of scopes covers a scope.
+fn covers(scopes: &[String], scope: &str) -> bool {
+    let Some((entity, verb)) = scope.rsplit_once(':').filter(|(entity, _)| !entity.is_empty()) else {
+        return false;
+    };
+    let by_entity =
+        |granted: &str| granted.strip_suffix(":*") == Some(entity) && !NAMED_VERBS.contains(&verb);
+    scopes.iter().any(|granted| granted == scope || by_entity(granted))
 }
 
 impl Caller {
@@ -186,7 +233,23 @@ impl Caller {
             Self::Known(_) => ErrorKind::InsufficientScope,
             Self::Anonymous => ErrorKind::Unauthenticated,
         };
-        Err(Failure::new(refused, format!("the scope {scope} is required")).before_execution())
+        let mut failure = Failure::new(refused, format!("the scope {scope} is required")).before_execution();
+        failure.details = Some(json!({ "scope": scope }));
+        Err(failure)
+    }
+
+    /// Checks that the caller may work for a task: its token can be limited to one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InsufficientScope`] if the token is for another task.
+    pub fn may_work_for(&self, task: &TaskId) -> Result<(), Failure> {
+        match self.grant().and_then(|grant| grant.task.as_ref()) {
+            Some(own) if own != task => {
+                let words = "the token is for another task";
+                Err(Failure::new(ErrorKind::InsufficientScope, words).before_execution())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether both are the same caller, whatever their scopes: the same subject of the same issuer.
@@ -220,6 +283,26 @@ mod tests {
             "arms:register",
         ] {
             assert!(!grant.has_scope(refused), "{refused}");
+        }
+    }
+
+    #[test]
+    fn common_scopes_are_no_wider_than_either_list() {
+        let list = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        for (granted, needed, common) in [
+            ("code:validate", "code:*", "code:validate"),
+            ("code:*", "code:validate", "code:validate"),
+            ("code:*", "code:* code:run", "code:* code:run"),
+            ("code:*", "code:admin code:publish code:run", "code:run"),
+            ("code:admin code:run", "code:*", "code:run"),
+            ("code:admin", "code:admin", "code:admin"),
+            ("code:run", "data:* code:ru", ""),
+            ("*", "*", ""),
+            ("", "code:run", ""),
+            ("code:run", "", ""),
+        ] {
+            let grant = Grant::new("me", list(granted));
+            assert_eq!(grant.scopes_within(&list(needed)), list(common), "{granted} and {needed}");
         }
     }
 

@@ -1,13 +1,14 @@
 //! The reflex layer: it screens requests before the brain.
 
-use std::{mem, ops::Range};
+use std::{collections::HashMap, mem, ops::Range};
 
 use async_trait::async_trait;
 use serde_json::Value;
 
 use crate::{
     context::Context,
-    error::ArmError,
+    contract::Violation,
+    error::{ArmError, Failure},
     json::RawJson,
     task::{Submission, TaskRequest},
 };
@@ -105,19 +106,22 @@ pub trait Reflex: Send + Sync + 'static {
 /// The goal in words, or else the whole input as JSON, is screened first, and only this may be answered. Then each string of the
 /// input and of the metadata is screened by itself, and replaced where it is rewritten. The orchestrator checks whether the
 /// result fits its contract. The keys of objects are screened too, and never rewritten. The reaction is never
-/// [`Reaction::Rewrite`].
+/// [`Reaction::Rewrite`]. Empty texts are not screened, and equal texts are screened once. There is no time limit.
 ///
 /// # Errors
-/// When the reflex cannot decide.
+/// When the reflex cannot decide. [`ErrorKind::ValidationFailed`](crate::error::ErrorKind::ValidationFailed) when the submission has
+/// more than `max_texts` different texts.
 ///
 /// # Cancel safety
 /// Dropping the future ends the screening.
 pub async fn screen_submission(
     reflex: &dyn Reflex,
     submission: Submission,
+    max_texts: usize,
     cx: &Context,
 ) -> Result<(Submission, Reaction), ArmError> {
-    let mut screener = Screener { reflex, input: ReflexInput::new(""), cx };
+    let (input, known) = (ReflexInput::new(""), HashMap::new());
+    let mut screener = Screener { reflex, input, known, texts: 0, max_texts, cx };
     match screener.submission(&submission).await {
         Ok(screened) => Ok((screened, Reaction::Pass)),
         Err(Interrupted::Ended(reaction)) => Ok((submission, reaction)),
@@ -129,6 +133,11 @@ struct Screener<'a> {
     reflex: &'a dyn Reflex,
     /// The text that is screened now, and what was detected in all of them.
     input: ReflexInput,
+    /// The texts that were screened, with what they were rewritten to.
+    known: HashMap<String, Option<String>>,
+    /// Number of texts that were screened.
+    texts: usize,
+    max_texts: usize,
     cx: &'a Context,
 }
 
@@ -164,10 +173,14 @@ impl Screener<'_> {
     }
 
     async fn request(&mut self, mut request: TaskRequest) -> Result<TaskRequest, Interrupted> {
-        match self.react(&request.goal).await? {
-            Reaction::Pass => {}
-            Reaction::Rewrite(goal) => request.goal = goal,
+        let rewritten = match self.react(&request.goal).await? {
+            Reaction::Pass => None,
+            Reaction::Rewrite(goal) => Some(goal),
             end @ (Reaction::Answer(_) | Reaction::Refuse(_)) => return Err(Interrupted::Ended(end)),
+        };
+        self.known.insert(request.goal.clone(), rewritten.clone());
+        if let Some(goal) = rewritten {
+            request.goal = goal;
         }
         for text in request.constraints.iter_mut().chain(&mut request.acceptance_criteria) {
             if let Some(rewritten) = self.text(text).await? {
@@ -180,18 +193,34 @@ impl Screener<'_> {
     }
 
     async fn react(&mut self, text: &str) -> Result<Reaction, ArmError> {
-        tokio::task::coop::consume_budget().await;
+        if self.texts == self.max_texts {
+            let problem = format!(
+                "the submission has more than {} different texts, which are screened one by one",
+                self.max_texts
+            );
+            return Err(Failure::invalid(vec![Violation::new("", problem)]).into());
+        }
+        self.texts += 1;
         text.clone_into(&mut self.input.text);
         self.reflex.react(&mut self.input, self.cx).await
     }
 
     /// The rewritten text. An answer to a part of a submission is ignored.
     async fn text(&mut self, text: &str) -> Result<Option<String>, Interrupted> {
-        match self.react(text).await? {
-            Reaction::Pass | Reaction::Answer(_) => Ok(None),
-            Reaction::Rewrite(rewritten) => Ok(Some(rewritten)),
-            refused @ Reaction::Refuse(_) => Err(Interrupted::Ended(refused)),
+        if text.is_empty() {
+            return Ok(None);
         }
+        tokio::task::coop::consume_budget().await;
+        if let Some(known) = self.known.get(text) {
+            return Ok(known.clone());
+        }
+        let rewritten = match self.react(text).await? {
+            Reaction::Pass | Reaction::Answer(_) => None,
+            Reaction::Rewrite(rewritten) => Some(rewritten),
+            refused @ Reaction::Refuse(_) => return Err(Interrupted::Ended(refused)),
+        };
+        self.known.insert(text.to_owned(), rewritten.clone());
+        Ok(rewritten)
     }
 
     /// Rewrites strings. Everything else stays as it is written, to the digit.
@@ -255,6 +284,8 @@ impl<A: Reflex, B: Reflex> Reflex for Then<A, B> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::task::Priority;
 
@@ -327,7 +358,7 @@ mod tests {
     async fn screened(body: &str) -> (Submission, Reaction) {
         let chain = NoSpam.then(Greets).then(NoMail);
         let submission = Submission::from_json(body.as_bytes()).unwrap();
-        screen_submission(&chain, submission, &Context::detached()).await.unwrap()
+        screen_submission(&chain, submission, 100, &Context::detached()).await.unwrap()
     }
 
     #[tokio::test]
@@ -370,5 +401,48 @@ mod tests {
         assert_eq!(screened(r#"{"goal":"hello"}"#).await.1, answer);
         assert_eq!(screened(r#"{"goal":"look","context":{"x":"hello"}}"#).await.1, Reaction::Pass);
         assert_eq!(screened(r#"{"contract":"a.b","input":{"x":"hello"}}"#).await.1, Reaction::Pass);
+    }
+
+    #[derive(Default)]
+    struct Counts(AtomicUsize);
+
+    #[async_trait]
+    impl Reflex for Counts {
+        async fn react(&self, input: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            assert!(!input.text().is_empty());
+            Ok(if input.text() == "a" { Reaction::Rewrite("b".into()) } else { Reaction::Pass })
+        }
+    }
+
+    #[tokio::test]
+    async fn empty_texts_are_skipped_and_equal_ones_are_screened_once() {
+        let items = r#""","a","#.repeat(50_000);
+        let body = format!(r#"{{"goal":"a","constraints":["a"],"context":{{"x":[{items}"c"]}}}}"#);
+        let submission = Submission::from_json(body.as_bytes()).unwrap();
+        let reflex = Counts::default();
+        // `a`, `x` and `c`.
+        let (screened, reaction) =
+            screen_submission(&reflex, submission, 3, &Context::detached()).await.unwrap();
+        assert_eq!((reaction, reflex.0.load(Ordering::Relaxed)), (Reaction::Pass, 3));
+        let request: TaskRequest = screened.input.read().unwrap();
+        assert_eq!((&*request.goal, &*request.constraints[0]), ("b", "b"));
+        let rewritten = format!(r#"{{"x":[{}"c"]}}"#, r#""","b","#.repeat(50_000));
+        assert_eq!(request.context.as_str(), rewritten);
+    }
+
+    #[tokio::test]
+    async fn the_number_of_different_texts_is_bounded() {
+        for body in [
+            r#"{"goal":"a","context":{"x":["c","d"]}}"#,
+            r#"{"contract":"a.b","input":{"x":"c"},"metadata":{"y":""}}"#,
+        ] {
+            let submission = Submission::from_json(body.as_bytes()).unwrap();
+            let reflex = Counts::default();
+            let error = screen_submission(&reflex, submission, 3, &Context::detached()).await.unwrap_err();
+            assert_eq!(error.kind(), crate::error::ErrorKind::ValidationFailed);
+            assert!(error.to_string().contains("more than 3 different texts"), "{error}");
+            assert_eq!(reflex.0.load(Ordering::Relaxed), 3);
+        }
     }
 }

@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tower::{Service, ServiceExt};
 
 pub use crate::id::StepKey;
@@ -204,6 +205,12 @@ pub trait Transport: Send + Sync + 'static {
     fn explain(&self, error: CallError) -> CallError {
         error
     }
+
+    /// The public key, as a JWK, of what the transport signs on behalf of the arm that calls through it. It belongs on the card
+    /// of that arm.
+    fn public_key(&self) -> Option<Map<String, Value>> {
+        None
+    }
 }
 
 #[async_trait]
@@ -226,6 +233,10 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     fn explain(&self, error: CallError) -> CallError {
         (**self).explain(error)
+    }
+
+    fn public_key(&self) -> Option<Map<String, Value>> {
+        (**self).public_key()
     }
 }
 

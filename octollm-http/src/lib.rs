@@ -40,6 +40,8 @@
 mod limits;
 pub mod io;
 pub mod wire;
+#[cfg(feature = "tokens")]
+pub mod token;
 pub mod client;
 pub mod server;
 

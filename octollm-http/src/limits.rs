@@ -86,10 +86,18 @@ macro_rules! server_limits {
             /// Sets the time limit on [authentication](Server::authenticate). A request that exceeds it is answered 503.
             /// Default 5 s, at most a year.
             authenticate_timeout: Duration = Duration::from_secs(5), SHORTEST => YEAR;
+            /// Sets the time limit on the [reflex](Server::reflex), for all texts of a request together. A request that exceeds it
+            /// is answered 503. Default 5 s, at most a year.
+            reflex_timeout: Duration = Duration::from_secs(5), SHORTEST => YEAR;
+            /// Sets the most different texts of a submission that the [reflex](Server::reflex) screens. A submission with more is
+            /// answered 422. Empty texts are not screened. Default 1000.
+            max_screened_texts: usize = 1000, 1 => usize::MAX;
             /// Sets the largest body of a request, in bytes. Default 2 MiB.
             max_body: usize = 2 * KIB * KIB, 1 => u32::MAX as usize;
-            /// Sets the bytes that all bodies still arriving may hold together. A request whose body would exceed them is
-            /// answered 503. A body that arrives in one piece is not counted. Default 256 MiB.
+            /// Sets the bytes that all requests still arriving may hold together: their bodies, and their heads while the body
+            /// arrives or the caller is authenticated. A head counts with 8 KiB and twice its bytes, since it is held decoded. A
+            /// request that would exceed the limit is answered 503. A body that arrives in one piece is not counted. Default
+            /// 256 MiB.
             max_arriving: usize = 256 * KIB * KIB, 1 => usize::MAX;
             /// Sets the largest head of a request, in bytes, with the request line. Default 16 KiB, 256 bytes to 1 MiB.
             max_head: usize = 16 * KIB, 256 => 1024 * KIB;
@@ -130,7 +138,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 macro_rules! client_limits {
     ($then:ident $($arguments:tt)*) => {
         $then! { $($arguments)* {
-            /// Sets the time limit on opening a connection, with the name lookup. Default 5 s, at most a day.
+            /// Sets the time limit on opening a connection, with the name lookup and the TLS handshake. Default 5 s, at most a day.
             connect_timeout: Duration = Duration::from_secs(5), SHORTEST => DAY;
             /// Sets the time that a server may send nothing while an answer is due. Until the answer begins, a contract whose
             /// own time limit exceeds 30 s may take that long. Default 30 s, at most a day.

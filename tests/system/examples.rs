@@ -121,3 +121,27 @@ fn embed_in_axum_serves_beside_what_was_there() {
     assert_eq!(status, 200);
     assert!(card.contains(r#""arm_id":"scribe""#), "{card}");
 }
+
+#[test]
+fn secure_arm_answers_401_and_403() {
+    let output = example("secure_arm").output().expect("it runs");
+    let (shown, errors) = text(&output);
+    assert!(output.status.success(), "{errors}");
+    for line in [
+        r#"www-authenticate: Bearer error="invalid_token""#,
+        r#"www-authenticate: Bearer error="insufficient_scope", scope="text:count""#,
+        r#"{"words":1,"caller":"bob"}"#,
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is not in {shown}");
+    }
+}
+
+#[test]
+fn delegation_is_narrower_at_each_hop() {
+    let output = example("delegation").output().expect("it runs");
+    let (shown, errors) = text(&output);
+    assert!(output.status.success(), "{errors}");
+    assert!(shown.contains("archive: called by checker on behalf of ali, with data:read"), "{shown}");
+    assert!(shown.contains("the scope data:delete is not granted to checker"), "{shown}");
+    assert!(shown.contains("its issuer is not trusted"), "{shown}");
+}

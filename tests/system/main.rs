@@ -3,4 +3,5 @@
 mod examples;
 mod hops;
 mod quickstart;
+mod repository;
 mod tasks;

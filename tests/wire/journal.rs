@@ -20,12 +20,13 @@ async fn an_answered_call_and_a_failed_one() {
     let brain = brain_on(MemoryBus::new(), store.clone());
     let task = submit(&brain, "busy").await.task_id;
     finished(&brain, &task, &caller()).await.unwrap();
-    let mut steps = brain.journal(&task, &caller()).await.unwrap();
+    let (mut steps, next) = brain.journal(&task, None, None, &caller()).await.unwrap();
+    assert_eq!(next, None);
     for step in &mut steps {
         step.at = parsed(NOW);
     }
     hold_json("journal_steps.json", &steps);
-    let mut entries = store.journal(&task).await.unwrap();
+    let mut entries = store.journal(&task, None, 10).await.unwrap();
     for entry in &mut entries {
         entry.at = parsed(NOW);
     }

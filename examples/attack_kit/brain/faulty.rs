@@ -137,8 +137,13 @@ impl TaskStore for Faulty {
         self.pass(self.inner.list(query, owner)).await
     }
 
-    async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
-        self.pass(self.inner.journal(id)).await
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<JournalEntry>, StoreError> {
+        self.pass(self.inner.journal(id, after, limit)).await
     }
 
     async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Inner, limited,
+    Inner, grants, limited,
     replay::{Known, State, Turn},
     scheduler::{Run, Stop},
 };
@@ -240,18 +240,30 @@ impl Drop for Placed<'_> {
 impl Transport for Journal {
     async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
         let inner = &*self.0;
-        let draft = Draft::of(&call, digest(&call.input));
+        let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
+        let mut begun = None;
         let mut not_sent = Reports(Some(Usage::ZERO));
-        match inner.recall(&call, &draft.input_digest)? {
+        let known = inner.recall(&call, &draft.input_digest)?;
+        if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), inner.clock.now()) {
+            return self.unauthorized(call, draft, known, refusal).await;
+        }
+        match known {
             Known::Answer(entry) => return inner.replayed(*entry).await,
-            Known::Begun(entry) => match entry.recorded {
-                Recorded::Handle(handle) => call.handle = Some(handle),
-                _ if inner.keys_are_honoured(&entry).await => {}
-                _ => return self.answered(draft, Err(outcome_unknown(&call))).await,
-            },
+            Known::Begun(entry) => {
+                (draft.generation, begun) = (entry.generation, Some(entry.seq));
+                match entry.recorded {
+                    Recorded::Handle(handle) => call.handle = Some(handle),
+                    _ if inner.keys_are_honoured(&entry).await => {}
+                    _ => {
+                        let unknown = outcome_unknown(&call).with_usage(entry.usage);
+                        return self.answered(draft, begun, Err(unknown)).await;
+                    }
+                }
+            }
             Known::Nothing if !call.is_idempotent() => {
-                let begun = draft.entry(inner.state().sequence.number(), Recorded::Begun, &inner.clock);
-                inner.write(begun).await?;
+                let number = inner.state().sequence.number();
+                begun = Some(number);
+                inner.write(draft.entry(number, Recorded::Begun, &inner.clock)).await?;
                 // The write may have taken longer than the lease.
                 if !inner.is_held() {
                     return Err(inner.lose(call.contract));
@@ -259,10 +271,11 @@ impl Transport for Journal {
             }
             Known::Nothing => {}
         }
-        call.key = inner.record.idempotency_key(&call.step);
+        call.key = inner.record.idempotency_key(&call.step, draft.generation);
         call.updates = Some(Arc::new(StoresHandle {
             journal: self.clone(),
             draft: draft.clone(),
+            begun,
             to: call.updates.take(),
         }));
         let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
@@ -284,18 +297,23 @@ impl Transport for Journal {
         match answer {
             // It is not known to have ended, and nobody waits for its answer.
             Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
-            answer => self.answered(draft, answer).await,
+            answer => self.answered(draft, None, answer).await,
         }
     }
 
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
-        let draft = Draft::of(&call, digest(&call.input));
-        let refusal = match self.0.recall(&call, &draft.input_digest)? {
+        let mut draft = Draft::of(&call, digest(&call.input), self.0.record.generation());
+        let (mut refused, mut begun) = (CallError::new(call.contract.clone(), refusal.clone()), None);
+        match self.0.recall(&call, &draft.input_digest)? {
             Known::Answer(entry) => return self.0.replayed(*entry).await,
-            Known::Begun(_) => Failure { may_have_executed: true, ..refusal },
-            Known::Nothing => refusal,
-        };
-        self.answered(draft, Err(CallError::new(call.contract, refusal))).await
+            Known::Begun(entry) => {
+                (draft.generation, begun) = (entry.generation, Some(entry.seq));
+                let refusal = Failure { may_have_executed: true, ..refusal };
+                refused = CallError::new(call.contract, refusal).with_usage(entry.usage);
+            }
+            Known::Nothing => {}
+        }
+        self.answered(draft, begun, Err(refused)).await
     }
 
     fn resumed(&self, batch: &StepKey) -> HashSet<StepKey> {
@@ -312,8 +330,38 @@ impl Transport for Journal {
 }
 
 impl Journal {
-    /// Records an answer, and returns it in its turn.
-    async fn answered(&self, draft: Draft, answer: Result<Reply, CallError>) -> Result<Reply, CallError> {
+    /// Answers a call that the grant of the task does not cover. A recorded answer remains recorded.
+    async fn unauthorized(
+        &self,
+        call: Call,
+        mut draft: Draft,
+        known: Known,
+        refusal: Failure,
+    ) -> Result<Reply, CallError> {
+        let (mut begun, mut refusal) = (None, refusal);
+        match known {
+            Known::Answer(entry) => {
+                let _placed = Placed(&self.0, entry.seq);
+                self.0.turn(entry.seq).await;
+                return Err(CallError::new(call.contract, refusal));
+            }
+            Known::Begun(entry) => {
+                (draft.generation, begun) = (entry.generation, Some(entry.seq));
+                refusal.may_have_executed = true;
+            }
+            Known::Nothing => {}
+        }
+        self.answered(draft, begun, Err(CallError::new(call.contract, refusal))).await
+    }
+
+    /// Records an answer, and returns it in its turn. `unknown` is the position where the call was begun, if the answer does not
+    /// say how that ended.
+    async fn answered(
+        &self,
+        draft: Draft,
+        unknown: Option<u64>,
+        answer: Result<Reply, CallError>,
+    ) -> Result<Reply, CallError> {
         let inner = &*self.0;
         let answer = answer.and_then(|reply| match RawJson::from_slice(&reply.output) {
             Ok(output) => Ok((reply, output)),
@@ -334,7 +382,8 @@ impl Journal {
             let held = state.again.get(&draft.step).copied();
             Placed(inner, state.sequence.enter(held))
         };
-        let entry = JournalEntry { served_by, usage, ..draft.entry(placed.1, recorded, &inner.clock) };
+        let entry = draft.entry(placed.1, recorded, &inner.clock);
+        let entry = JournalEntry { served_by, usage, begun: unknown, ..entry };
         inner.write(entry.clone()).await?;
         inner.turn(placed.1).await;
         answered.0 = None;
@@ -354,6 +403,8 @@ impl Journal {
 struct StoresHandle {
     journal: Journal,
     draft: Draft,
+    /// Position of the begun entry.
+    begun: Option<u64>,
     to: Option<Arc<dyn UpdateSink>>,
 }
 
@@ -369,7 +420,7 @@ impl UpdateSink for StoresHandle {
 
     async fn handle(&self, handle: String) -> Result<(), Failure> {
         let inner = &*self.journal.0;
-        let number = inner.state().sequence.number();
+        let number = self.begun.unwrap_or_else(|| inner.state().sequence.number());
         let entry = self.draft.entry(number, Recorded::Handle(handle), &inner.clock);
         inner.write(entry).await.map_err(|error| error.failure().clone())
     }

@@ -4,6 +4,7 @@
 //! brain on the same store claims the task and runs the arm again; calls that were answered return from the journal. An arm is
 //! therefore written as plain code, and becomes durable by running under a brain.
 
+mod grants;
 mod journal;
 mod publish;
 mod replay;
@@ -204,6 +205,8 @@ pub struct BrainBuilder {
     limits: Limits,
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 #[derive(Debug, Clone)]
 struct Limits {
     max_running: usize,
@@ -211,6 +214,7 @@ struct Limits {
     max_queued_bytes: usize,
     max_task_time: Duration,
     lease: Duration,
+    grant_life: Duration,
 }
 
 impl Default for BrainBuilder {
@@ -225,8 +229,9 @@ impl Default for BrainBuilder {
                 max_running: 256,
                 max_queued: 10_000,
                 max_queued_bytes: 64 * 1024 * 1024,
-                max_task_time: Duration::from_secs(24 * 3600),
+                max_task_time: DAY,
                 lease: Duration::from_secs(30),
+                grant_life: DAY,
             },
         }
     }
@@ -305,6 +310,13 @@ impl BrainBuilder {
         self
     }
 
+    /// Sets how long a task may act for the caller that submitted it, or that has run it again (1 s to 10 years, default 24 hours).
+    /// A task that an arm submits on behalf of a caller ends with the grant of the task in which the arm works.
+    pub fn grant_life(mut self, life: Duration) -> Self {
+        self.limits.grant_life = life;
+        self
+    }
+
     /// Builds the brain.
     ///
     /// # Errors
@@ -345,6 +357,9 @@ impl Limits {
         }
         if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(86_400) {
             return Err(ConfigError::new("lease", "is not between 100 ms and a day"));
+        }
+        if self.grant_life < Duration::from_secs(1) || self.grant_life > DAY * 3_650 {
+            return Err(ConfigError::new("grant_life", "is not between 1 s and 10 years"));
         }
         Ok(())
     }

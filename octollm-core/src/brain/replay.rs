@@ -247,17 +247,19 @@ impl Brain {
                 let message = format!("a {} task is not run again", record.status());
                 return Err(Failure::new(ErrorKind::Conflict, message));
             }
-            let journal = limited(self.0.store.journal(id)).await?;
+            let journal = limited(self.0.store.journal(id, None, usize::MAX)).await?;
             let Reopening { discarded, reopened } = match from {
                 Some(step) => discard_from(step, &journal)?,
                 None => continue_after(record.failed_step(), &journal)?,
             };
             let mut record: TaskRecord = Arc::unwrap_or_clone(record);
-            let made_again = reopened.iter().map(|entry| entry.seq).min();
+            // What stays before a named step was recorded before the calls that are open again.
+            let made_again = from.is_none().then(|| reopened.iter().map(|entry| entry.seq).min()).flatten();
             record.will_replay(replayed(&journal, &discarded, &reopened), made_again);
             if record.budget().budget().after(record.used_before()).is_exhausted() {
                 return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
             }
+            record.set_caller(self.granted_again(&record, cx).await?);
             record.rerun(from.is_some(), self.0.clock.now())?;
             let task = record.task().clone();
             let change = SideEffects::of_change(&record, self.0.source());
@@ -274,14 +276,15 @@ impl Brain {
     }
 }
 
-/// The usage of the answers that are replayed.
+/// The usage of the calls that stay recorded. One that is begun is unmetered.
 pub(super) fn replayed(journal: &[JournalEntry], discarded: &[StepKey], reopened: &[JournalEntry]) -> Usage {
     let gone: HashSet<_> = discarded.iter().chain(reopened.iter().map(|entry| &entry.step)).collect();
-    let left = journal.iter().filter(|entry| entry.recorded.is_answered() && !gone.contains(&entry.step));
+    let left = journal.iter().filter(|entry| !gone.contains(&entry.step));
     left.fold(Usage::ZERO, |used, entry| used.plus(entry.usage))
 }
 
-/// Discards a step and everything that was recorded after it.
+/// Discards a step and everything that was recorded after it. A call that was begun before the step stays begun where its
+/// outcome is unknown.
 fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Reopening, Failure> {
     // A failed task names its step as a text, where a position and a name of digits look alike.
     let alike = match step {
@@ -293,8 +296,18 @@ fn discard_from(step: &StepKey, journal: &[JournalEntry]) -> Result<Reopening, F
         let message = format!("the journal has no step {step}; it has: {}", listed(journal));
         return Err(Failure::invalid(vec![Violation::new("from", message)]));
     };
-    let later = journal.iter().filter(|entry| entry.seq >= first.seq || !entry.recorded.is_answered());
-    Ok(Reopening { discarded: later.map(|entry| entry.step.clone()).collect(), ..Reopening::default() })
+    let position = first.position();
+    let later = journal.iter().filter(|entry| entry.position() >= position);
+    let begun = journal.iter().filter(|entry| entry.position() < position && entry.seq >= position);
+    Ok(Reopening {
+        discarded: later.map(|entry| entry.step.clone()).collect(),
+        reopened: begun.map(|entry| reopened(entry, entry.position(), Recorded::Begun)).collect(),
+    })
+}
+
+/// An entry without its answer, whose usage is counted already.
+fn reopened(entry: &JournalEntry, seq: u64, recorded: Recorded) -> JournalEntry {
+    JournalEntry { seq, begun: None, recorded, usage: Usage::ZERO, ..entry.clone() }
 }
 
 /// Makes the call again whose error ended the task, with all failures of its batch, and replays all others.
@@ -317,12 +330,12 @@ fn continue_after(failed: Option<&StepKey>, journal: &[JournalEntry]) -> Result<
     let batch = journal.iter().find(|entry| entry.step == *step).and_then(|entry| entry.batch.clone());
     let with_it = |entry: &&JournalEntry| entry.step == *step || (batch.is_some() && entry.batch == batch);
     let last = journal.iter().map(|entry| entry.seq).max().unwrap_or_default();
-    let reopened = failures().filter(with_it).map(|entry| {
+    let again = failures().filter(with_it).map(|entry| {
         let ran = entry.recorded.failure().is_some_and(|failure| failure.may_have_executed);
         let recorded = if !entry.idempotent && ran { Recorded::Begun } else { Recorded::Again { last } };
-        JournalEntry { recorded, ..entry.clone() }
+        reopened(entry, entry.seq, recorded)
     });
-    Ok(Reopening { reopened: reopened.collect(), ..Reopening::default() })
+    Ok(Reopening { reopened: again.collect(), ..Reopening::default() })
 }
 
 fn listed(journal: &[JournalEntry]) -> String {
@@ -331,72 +344,4 @@ fn listed(journal: &[JournalEntry]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn an_answer_waits_for_those_before_it() {
-        let mut sequence = Sequence::after([2, 5].into_iter(), Some(6));
-        assert_eq!(sequence.turn(5), Turn::NotAsked(2));
-        sequence.ask(2);
-        assert_eq!((sequence.turn(2), sequence.turn(5)), (Turn::Now, Turn::Pending(2)));
-        sequence.leave(2);
-        assert_eq!(sequence.turn(5), Turn::Now);
-        let new = sequence.enter(None);
-        assert_eq!((new, sequence.turn(new)), (7, Turn::NotAsked(5)));
-        assert!(sequence.skip(Turn::NotAsked(5)));
-        assert_eq!(sequence.turn(new), Turn::Now);
-    }
-
-    #[test]
-    fn two_that_wait_for_one_answer_skip_it_once() {
-        let mut sequence = Sequence::after([1, 2].into_iter(), Some(2));
-        let before = sequence.turn(9);
-        assert!(sequence.skip(before) && !sequence.skip(before));
-        let before = sequence.turn(9);
-        sequence.ask(2);
-        assert!(!sequence.skip(before), "it has been asked for since");
-        assert_eq!(sequence.turn(9), Turn::Pending(2));
-    }
-
-    #[test]
-    fn an_answer_takes_the_place_of_its_failure_until_a_later_one_was_returned() {
-        let fresh = || {
-            let mut sequence = Sequence::after([1, 4].into_iter(), Some(4));
-            sequence.hold(2);
-            sequence.hold(3);
-            sequence
-        };
-        let mut sequence = fresh();
-        sequence.leave(1);
-        assert_eq!((sequence.turn(4), sequence.enter(Some(3))), (Turn::Now, 3));
-        assert_eq!(sequence.turn(4), Turn::Pending(3));
-        sequence.leave(3);
-        assert_eq!((sequence.enter(Some(2)), sequence.enter(Some(3))), (5, 6));
-        let mut sequence = fresh();
-        sequence.leave(4);
-        assert_eq!(sequence.enter(Some(3)), 5);
-    }
-
-    proptest! {
-        #[test]
-        fn answers_leave_in_the_order_of_their_numbers(asked in Just((0_u64..8).collect::<Vec<_>>()).prop_shuffle(), fresh in 0_usize..4) {
-            let mut sequence = Sequence::after(0..8, Some(7));
-            let mut waiting: Vec<u64> = Vec::new();
-            let mut left = Vec::new();
-            let news = (0..fresh).map(|_| sequence.enter(None)).collect::<Vec<_>>();
-            for seq in news.into_iter().chain(asked) {
-                sequence.ask(seq);
-                waiting.push(seq);
-                while let Some(at) = waiting.iter().position(|seq| sequence.turn(*seq) == Turn::Now) {
-                    let seq = waiting.swap_remove(at);
-                    sequence.leave(seq);
-                    left.push(seq);
-                }
-            }
-            prop_assert_eq!(left, (0..8 + fresh as u64).collect::<Vec<_>>());
-        }
-    }
-}
+mod tests;

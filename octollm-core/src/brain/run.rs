@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Inner,
+    Inner, grants,
     journal::Journal,
     limited,
     publish::{UpdateLog, publish},
@@ -28,7 +28,7 @@ use crate::{
     event::Event,
     json::RawJson,
     store::{SideEffects, StoreError, progress_event},
-    task::{TaskError, TaskRecord, TaskRequest, TaskResult},
+    task::{TaskError, TaskRecord, TaskRequest, TaskResult, TaskStatus},
     update::Progress,
 };
 
@@ -93,7 +93,7 @@ async fn execute(
     started: &Started,
 ) -> Option<(Result<TaskResult, ArmError>, Usage, Journal)> {
     let record = &started.record;
-    let entries = match limited(inner.store.journal(record.id())).await {
+    let entries = match limited(inner.store.journal(record.id(), None, usize::MAX)).await {
         Ok(entries) => entries,
         Err(error) => {
             tracing::error!(task = %record.id(), %error, "journal not read; the task is tried again");
@@ -154,7 +154,7 @@ fn context(started: &Started, journal: Journal) -> Context {
     parts.task_id = Some(record.id().clone());
     parts.trace = record.trace().cloned();
     parts.budget = record.budget().budget().after(record.used_before());
-    parts.caller = record.caller().clone();
+    parts.caller = grants::of_run(record);
     parts.attempt = record.attempt();
     parts.deadline = Some(Deadline::after(started.time_left));
     Context::from_parts(parts, Arc::new(journal))
@@ -207,10 +207,11 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
         };
         let written = match record {
             Ok(Some(record)) if record.is_held(&inner.holder, started.run.1) => {
-                let Ok((record, mut effects)) = end(inner, &record, started, ending, stop) else { return };
+                let Ok(record) = end(inner, &record, started, ending, stop) else { return };
+                let mut effects = SideEffects::of_change(&record, inner.source());
                 effects.updates.splice(..0, updates.iter().cloned());
                 effects.first_update = Some(first_update);
-                limited(inner.store.commit(record, effects)).await
+                commit(inner, record, effects).await
             }
             // It ended elsewhere, or by a write that was reported as failed.
             Ok(_) => return,
@@ -229,19 +230,27 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
     tracing::error!(task = %started.run.0, "end of task not stored; its lease expires");
 }
 
-/// The record as the run leaves it, and what is stored with it.
+/// Stores the end of a run. Where the task is queued again, its usage that is not recorded in the journal stays counted.
+async fn commit(inner: &Inner, mut record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
+    if record.status() == TaskStatus::Queued {
+        let journal = limited(inner.store.journal(record.id(), None, usize::MAX)).await?;
+        record.will_replay(replayed(&journal, &[], &[]), None);
+    }
+    limited(inner.store.commit(record, effects)).await
+}
+
+/// The record as the run leaves it.
 fn end(
     inner: &Inner,
     record: &TaskRecord,
     started: &Started,
     ending: &Ending,
     stop: Option<Stop>,
-) -> Result<(TaskRecord, SideEffects), Failure> {
+) -> Result<TaskRecord, Failure> {
     let mut record = record.clone();
     record.report(ending.usage, ending.journal.arms_used(), ending.duration, started.log.progress());
     settle(&mut record, ending, stop, inner.clock.now())?;
-    let effects = SideEffects::of_change(&record, inner.source());
-    Ok((record, effects))
+    Ok(record)
 }
 
 /// Sets the status after an outcome. A result that came before the cancellation completes the task.

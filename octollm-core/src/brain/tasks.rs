@@ -10,13 +10,13 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     context::Context,
-    contract::TaskContract,
+    contract::{ContractRef, TaskContract},
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
-    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates, follow},
-    parts::spent,
-    store::{Recorded, SideEffects, StoreError},
+    orchestrator::{JournalStep, MAX_STEPS, Orchestrator, TaskPage, TaskUpdates, follow},
+    parts::{Caller, spent},
+    store::{JournalEntry, Recorded, SideEffects, StoreError},
     task::{Submission, Task, TaskBudget, TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
 };
 
@@ -24,11 +24,23 @@ use crate::{
 const ADMIN: &str = "tasks:admin";
 /// Bytes of the tasks of one page: half of what a client reads as one answer by default.
 const PAGE: usize = 4 << 20;
+/// Bytes of the errors of one page of a journal, which has so many steps by default.
+const STEPS_PAGE: usize = 256 << 10;
+const DEFAULT_STEPS: usize = 100;
 
 #[async_trait]
 impl Orchestrator for Brain {
+    fn authorize(&self, contract: &ContractRef, cx: &Context) -> Result<(), Failure> {
+        match self.0.dispatcher.spec(contract) {
+            Ok(spec) => cx.caller().may(spec.scope),
+            Err(not_offered) if matches!(cx.caller(), Caller::Anonymous) => Err(not_offered),
+            // A reflex may answer or refuse it.
+            Err(_) => Ok(()),
+        }
+    }
+
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
-        let record = self.prepare(submission, cx)?;
+        let record = self.prepare(submission, cx).await?;
         self.store(record).await
     }
 
@@ -40,7 +52,7 @@ impl Orchestrator for Brain {
         let limit = query.limit.unwrap_or(20).clamp(1, TaskQuery::MAX_LIMIT);
         let owner = (!sees_all(cx)).then(|| cx.caller());
         let mut records = limited(self.0.store.list(&query.limit(limit + 1), owner)).await?;
-        let fitting = fitting(&records).min(limit);
+        let fitting = fitting(records.iter().map(|record| listed_size(record.task())), PAGE).min(limit);
         let more = records.len() > fitting;
         records.truncate(fitting);
         let next = records.last().filter(|_| more).map(|record| record.id().clone());
@@ -82,12 +94,23 @@ impl Orchestrator for Brain {
         self.run_again(id, from, cx).await
     }
 
-    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        cx: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
         self.visible(id, cx).await?;
-        let entries = limited(self.0.store.journal(id)).await?.into_iter();
+        let limit = limit.unwrap_or(DEFAULT_STEPS).clamp(1, MAX_STEPS);
+        let mut entries = limited(self.0.store.journal(id, after, limit + 1)).await?;
+        let fitting = fitting(entries.iter().map(JournalEntry::error_size), STEPS_PAGE).min(limit);
+        let more = entries.len() > fitting;
+        entries.truncate(fitting);
+        let next = entries.last().filter(|_| more).map(|entry| entry.seq);
         // A call that is to be made again is not made yet.
-        let calls = entries.filter(|entry| !matches!(entry.recorded, Recorded::Again { .. }));
-        Ok(calls.map(JournalStep::from).collect())
+        let calls = entries.into_iter().filter(|entry| !matches!(entry.recorded, Recorded::Again { .. }));
+        Ok((calls.map(JournalStep::from).collect(), next))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -116,7 +139,7 @@ impl Brain {
     }
 
     /// Checks a submission, and makes a task of it.
-    fn prepare(&self, mut submission: Submission, cx: &Context) -> Result<TaskRecord, Failure> {
+    async fn prepare(&self, mut submission: Submission, cx: &Context) -> Result<TaskRecord, Failure> {
         if self.0.running.is_closed() {
             return Err(Failure::new(ErrorKind::Unavailable, "the brain is closed").before_execution());
         }
@@ -124,14 +147,16 @@ impl Brain {
             return Err(failure);
         }
         let spec = self.0.dispatcher.spec(&submission.contract)?;
-        cx.caller().may(spec.scope)?;
+        self.authorize(&submission.contract, cx)?;
         submission.budget.check().map_err(Failure::invalid)?;
         self.0.dispatcher.check(&submission.contract, submission.input.as_str().as_bytes())?;
         // A task has no more budget than its submitter. The deadline of the submitter is for the submission alone.
         submission.budget = submission.budget.within(cx.budget());
         let asked = submission.budget.time().unwrap_or(spec.timeout);
         let time_limit = asked.min(self.0.limits.max_task_time);
-        Ok(TaskRecord::new(submission, cx.parts(), time_limit, self.0.clock.now()))
+        let mut record = TaskRecord::new(submission, cx.parts(), time_limit, self.0.clock.now());
+        record.set_caller(self.granted(cx).await?);
+        Ok(record)
     }
 
     /// Queues a task.
@@ -146,7 +171,7 @@ impl Brain {
             Ok(()) => Ok(task),
             // It may have been stored all the same.
             Err(error @ StoreError::Unavailable(_)) => match limited(self.0.store.get(&task.task_id)).await {
-                Ok(Some(record)) => Ok(record.task().clone()),
+                Ok(Some(_)) => Ok(task),
                 _ => Err(uncertain(error)),
             },
             Err(error) => Err(error.into()),
@@ -175,16 +200,19 @@ pub(super) fn uncertain(error: StoreError) -> Failure {
     Failure { may_have_executed: failure.may_have_executed || unknown, ..failure }
 }
 
-/// How many of these fit into one page: at least one.
-fn fitting(records: &[Arc<TaskRecord>]) -> usize {
+/// How many items of these sizes fit into a page of so many bytes: at least one.
+fn fitting(sizes: impl Iterator<Item = usize>, page: usize) -> usize {
     let mut bytes = 0_usize;
-    let mut fits = |record: &&Arc<TaskRecord>| {
-        let task = record.task();
-        let output = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
-        bytes = bytes.saturating_add(task.metadata.submitted.as_str().len()).saturating_add(output);
-        bytes <= PAGE
+    let mut fits = |size: &usize| {
+        bytes = bytes.saturating_add(*size);
+        bytes <= page
     };
-    records.iter().take_while(&mut fits).count().max(1)
+    sizes.take_while(&mut fits).count().max(1)
+}
+
+fn listed_size(task: &Task) -> usize {
+    let output = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
+    task.metadata.submitted.as_str().len().saturating_add(output)
 }
 
 fn sees_all(cx: &Context) -> bool {
@@ -201,7 +229,7 @@ impl<C: TaskContract> Arm<C> for Brain {
         let submission = Submission::of(&input)?;
         let end = cx.deadline().map(|deadline| Deadline::after(shortened(deadline.remaining())));
         let budget = narrowed(submission.budget, end);
-        let record = self.prepare(submission.with_budget(budget), cx)?;
+        let record = self.prepare(submission.with_budget(budget), cx).await?;
         let id = record.id().clone();
         // Before the task is stored: the call may be dropped meanwhile.
         let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false };

@@ -1,6 +1,6 @@
 //! The card of a contract: what an arm publishes about it.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -14,44 +14,46 @@ pub struct ContractCard {
     /// `code.validate`
     pub name: String,
     /// 1 or more (default 1).
-    #[serde(default = "first_version")]
+    #[serde(default = "first_version", deserialize_with = "version")]
     #[schemars(range(min = 1))]
     pub version: u32,
     /// Changes when a schema changes: see [`fingerprint`]. Empty where the card has none.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     #[schemars(regex(pattern = "^([0-9a-f]{32})?$"))]
     pub fingerprint: String,
     /// The route on the arm's server.
+    #[serde(default, deserialize_with = "lenient")]
     #[schemars(regex(pattern = "^/"))]
     pub path: String,
     /// The scope a caller's token needs.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     pub scope: String,
     /// Whether running it twice has the same effect as running it once.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     pub idempotent: bool,
     /// Whether a call with an idempotency key runs once.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     pub keys: Keys,
     /// How long the output of a call with a key is retained, in seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub keys_retained_s: Option<u64>,
     /// How long one execution may take, in milliseconds.
+    #[serde(default = "default_timeout", deserialize_with = "timeout")]
     pub timeout_ms: u64,
     /// One sentence about it.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "String::is_empty")]
     pub summary: String,
     /// A human-readable name; empty where there is none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "String::is_empty")]
     pub title: String,
     /// Keywords.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
     /// Example requests in plain words.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<String>,
     /// What it changes beyond its output, where that is stated.
-    #[serde(default, deserialize_with = "known_effects", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub effects: Option<Effects>,
     /// JSON Schema of the input.
     #[serde(default)]
@@ -79,9 +81,28 @@ pub enum Keys {
     None,
 }
 
-/// A word that this version does not know states nothing.
-fn known_effects<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Effects>, D::Error> {
+/// Reads a member of a foreign card. One of another form is read as if it were missing, so that it does not hide the rest.
+pub(crate) fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Ok(serde_json::from_value(Value::deserialize(deserializer)?).unwrap_or_default())
+}
+
+/// What is no version is read as 0, which no contract has.
+fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    lenient(deserializer)
+}
+
+/// What is no time limit is read as the default one.
+fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Ok(match lenient(deserializer)? {
+        0 => default_timeout(),
+        timeout => timeout,
+    })
+}
+
+fn default_timeout() -> u64 {
+    u64::try_from(ContractSpec::DEFAULT_TIMEOUT.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn first_version() -> u32 {
@@ -156,6 +177,18 @@ impl ContractCard {
     /// the arm gets it.
     pub fn honours_keys_for(&self, age: std::time::Duration) -> bool {
         self.keys == Keys::Shared && self.keys_retained_s.is_some_and(|seconds| age.as_secs() < seconds)
+    }
+
+    /// Sets the conventional path, such as `/v2/validate`, if a foreign card has none.
+    pub(crate) fn completed(mut self) -> Self {
+        if self.path.is_empty() {
+            let verb = self.name.rsplit('.').next().unwrap_or_default();
+            self.path = match self.version {
+                1 => format!("/{verb}"),
+                version => format!("/v{version}/{verb}"),
+            };
+        }
+        self
     }
 
     /// Name and version; `None` where a foreign card names no contract.

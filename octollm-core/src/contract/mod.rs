@@ -16,14 +16,14 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub(crate) use self::{
-    card::hex,
-    schema::{input_of, referred},
-};
 pub use self::{
     card::{ContractCard, Keys, fingerprint},
     reference::ContractRef,
     spec::{ContractSpec, Effects, Spec},
+};
+pub(crate) use self::{
+    card::{hex, lenient},
+    schema::{input_of, referred},
 };
 #[doc(hidden)]
 pub use self::{

@@ -183,6 +183,7 @@ struct RunTimeFacts {
     contract: ContractRef,
     timeout: Duration,
     idempotent: bool,
+    scope: Option<&'static str>,
     /// Of the input and the output.
     schemas: Option<(Value, Value)>,
 }
@@ -196,7 +197,8 @@ impl Spec {
     /// A contract that is known at run time only. It is not idempotent and may take 30 s.
     pub fn new(contract: ContractRef) -> Self {
         let timeout = ContractSpec::DEFAULT_TIMEOUT;
-        Self(Facts::AtRunTime(Arc::new(RunTimeFacts { contract, timeout, idempotent: false, schemas: None })))
+        let (idempotent, scope, schemas) = (false, None, None);
+        Self(Facts::AtRunTime(Arc::new(RunTimeFacts { contract, timeout, idempotent, scope, schemas })))
     }
 
     /// Sets the time limit of one execution.
@@ -224,6 +226,7 @@ impl Spec {
                 contract: spec.reference(),
                 timeout: spec.timeout,
                 idempotent: spec.idempotent,
+                scope: Some(spec.scope),
                 schemas: None,
             }),
         };
@@ -252,6 +255,14 @@ impl Spec {
         match &self.0 {
             Facts::OfType(spec) => spec.idempotent,
             Facts::AtRunTime(facts) => facts.idempotent,
+        }
+    }
+
+    /// The scope that a caller needs. `None` where it is not known on this side.
+    pub fn scope(&self) -> Option<&'static str> {
+        match &self.0 {
+            Facts::OfType(spec) => Some(spec.scope),
+            Facts::AtRunTime(facts) => facts.scope,
         }
     }
 

@@ -141,7 +141,12 @@ impl CallError {
 /// `code.validate at judge: the deadline has passed`
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.contract)?;
+        // The failure may begin with the contract.
+        let contract = self.0.contract.to_string();
+        if self.0.failure.message.strip_prefix(&contract).is_some_and(|rest| rest.starts_with(' ')) {
+            return write!(f, "{}", self.0.failure);
+        }
+        f.write_str(&contract)?;
         if let Some(arm) = &self.0.arm {
             write!(f, " at {arm}")?;
         }

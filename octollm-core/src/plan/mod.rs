@@ -161,6 +161,11 @@ impl TaskContract for Plan {
         .timeout(Duration::from_secs(600))
         .summary("Runs steps given as data: independent ones in parallel, each when what it needs is done.")
         .fingerprint(ContractCard::fingerprint_of::<Self>);
+
+    /// Checks what does not depend on arms: the ids of the steps, and what they take from each other.
+    fn check(&self) -> Result<(), Vec<Violation>> {
+        check::check(self, None, usize::MAX, usize::MAX).map(drop)
+    }
 }
 
 /// The stock arm that runs plans: independent steps in parallel, each as soon as the steps that it needs are done.
@@ -245,7 +250,7 @@ impl PlanRunner {
     /// references to steps that do not exist or that form a cycle, `$item` without `each`, malformed pointers, contracts that no
     /// arm offers, and required fields that the input lacks.
     pub fn check(&self, plan: &Plan, cards: &[ArmCard]) -> Result<(), Vec<Violation>> {
-        check::check(plan, cards, self.max_steps, self.max_calls).map(drop)
+        check::check(plan, Some(cards), self.max_steps, self.max_calls).map(drop)
     }
 
     /// Runs a plan within another arm. The ids of its steps name its calls in the journal: where a task runs several plans, the ids
@@ -263,7 +268,8 @@ impl PlanRunner {
     /// [`ErrorKind::BadResponse`]: crate::error::ErrorKind::BadResponse
     pub async fn run(&self, plan: &Plan, cx: &Context) -> Result<PlanOutput, ArmError> {
         let cards = cx.cards().await;
-        let checked = check::check(plan, &cards, self.max_steps, self.max_calls).map_err(Failure::invalid)?;
+        let checked =
+            check::check(plan, Some(&cards), self.max_steps, self.max_calls).map_err(Failure::invalid)?;
         run::run(checked, &self.specs, self.calls_at_once, cx).await
     }
 }

@@ -8,6 +8,7 @@ pub use serde;
 pub use serde_json;
 
 pub use crate::{
+    clock::now,
     contract::{ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation},
     panics::{Panicked, caught},
 };

@@ -42,11 +42,17 @@ pub struct JournalEntry {
     pub(crate) idempotent: bool,
     /// Digest of the input, whatever the order of its keys.
     pub(crate) input_digest: String,
+    /// Generation of the idempotency key that the call has.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub(crate) generation: u32,
+    /// Position of the begun entry of a call whose recorded failure says that its outcome is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) begun: Option<u64>,
     /// What is known of the end of the call.
     pub(crate) recorded: Recorded,
     /// Arm and endpoint that answered, and the number of attempts.
     pub(crate) served_by: ServedBy,
-    /// Usage of the call, with all that its arm called.
+    /// Usage of the call, with all that its arm called. A call that is begun is unmetered until its answer is recorded.
     pub(crate) usage: Usage,
     /// Budget of the task when the call was made.
     pub(crate) budget_left: Budget,
@@ -58,10 +64,31 @@ pub struct JournalEntry {
     pub at: Timestamp,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_first(generation: &u32) -> bool {
+    *generation == 0
+}
+
 impl JournalEntry {
+    /// Position of the begin of a call whose outcome is unknown. For an answer, its own position.
+    pub(crate) fn position(&self) -> u64 {
+        self.begun.unwrap_or(self.seq)
+    }
+
     /// Whether the call has ended.
     pub fn is_answered(&self) -> bool {
         self.recorded.is_answered()
+    }
+
+    /// The size of the error of a failed call in bytes, as its owner reads it.
+    pub(crate) fn error_size(&self) -> usize {
+        let size = |failure: &Failure| {
+            let details = failure.details.as_ref().map_or(0, |details| details.to_string().len());
+            let violations =
+                failure.violations.iter().map(|violation| violation.to_string().len()).sum::<usize>();
+            failure.message.len() + details + violations
+        };
+        self.recorded.failure().map_or(0, size)
     }
 
     /// The size of the output or of the message in bytes.
@@ -125,19 +152,22 @@ pub(crate) struct Draft {
     pub(crate) contract: ContractRef,
     idempotent: bool,
     pub(crate) input_digest: String,
+    pub(crate) generation: u32,
     budget_left: Budget,
     time_left: Option<Duration>,
     begun: Instant,
 }
 
 impl Draft {
-    pub(crate) fn of(call: &Call, input_digest: String) -> Self {
+    /// A call with an idempotency key of this generation.
+    pub(crate) fn of(call: &Call, input_digest: String, generation: u32) -> Self {
         Self {
             step: call.step.clone(),
             batch: call.batch.clone(),
             contract: call.contract.clone(),
             idempotent: call.is_idempotent(),
             input_digest,
+            generation,
             budget_left: call.parts.budget,
             time_left: call.parts.deadline.map(Deadline::remaining),
             begun: Instant::now(),
@@ -146,6 +176,7 @@ impl Draft {
 
     pub(crate) fn entry(&self, seq: u64, recorded: Recorded, clock: &Clock) -> JournalEntry {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let usage = if recorded.is_answered() { Usage::ZERO } else { Usage::UNMETERED };
         JournalEntry {
             seq,
             step: self.step.clone(),
@@ -153,9 +184,11 @@ impl Draft {
             contract: self.contract.clone(),
             idempotent: self.idempotent,
             input_digest: self.input_digest.clone(),
+            generation: self.generation,
+            begun: None,
             recorded,
             served_by: ServedBy::default(),
-            usage: Usage::default(),
+            usage,
             budget_left: self.budget_left,
             time_left_ms: self.time_left.map(milliseconds),
             duration_ms: self.begun.elapsed().as_secs_f64() * 1e3,

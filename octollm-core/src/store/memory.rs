@@ -17,7 +17,7 @@ use super::{Claim, JournalEntry, SideEffects, StoreError, TaskStore};
 use crate::{
     clock,
     event::Event,
-    id::TaskId,
+    id::{StepKey, TaskId},
     parts::Caller,
     task::{TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
 };
@@ -235,8 +235,17 @@ impl TaskStore for MemoryStore {
         })
     }
 
-    async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
-        Ok(self.tables().tasks.get(id).map(|row| row.journal.values().cloned().collect()).unwrap_or_default())
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<JournalEntry>, StoreError> {
+        let Some(first) = after.map_or(Some(0), |after| after.checked_add(1)) else { return Ok(Vec::new()) };
+        let tables = self.tables();
+        let Some(row) = tables.tasks.get(id) else { return Ok(Vec::new()) };
+        let page = row.journal.range((first, StepKey::Order(0))..).take(limit);
+        Ok(page.map(|(_, entry)| entry.clone()).collect())
     }
 
     async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {

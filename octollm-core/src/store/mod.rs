@@ -116,14 +116,20 @@ pub trait TaskStore: Send + Sync + 'static {
         owner: Option<&Caller>,
     ) -> Result<Vec<Arc<TaskRecord>>, StoreError>;
 
-    /// Returns the journal of a task, in the order of [`JournalEntry::seq`]. It is empty where the task is gone.
+    /// Returns at most `limit` entries of the journal of a task, in the order of [`JournalEntry::seq`]: the first ones, or those
+    /// after position `after`. There are none where the task is gone.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
     ///
     /// # Cancel safety
     /// Reads alone: dropping the future changes nothing.
-    async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError>;
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<JournalEntry>, StoreError>;
 
     /// Writes a journal entry of a run in place of an earlier one of the same step, and sets [`JournalEntry::at`] by the store's clock.
     /// Writing an entry twice has the effect of writing it once.
@@ -245,8 +251,13 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
         (**self).list(query, owner).await
     }
 
-    async fn journal(&self, id: &TaskId) -> Result<Vec<JournalEntry>, StoreError> {
-        (**self).journal(id).await
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<JournalEntry>, StoreError> {
+        (**self).journal(id, after, limit).await
     }
 
     async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {

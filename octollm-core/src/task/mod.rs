@@ -8,7 +8,7 @@ mod update;
 use std::{fmt, str::FromStr};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 pub use self::{
@@ -37,7 +37,8 @@ pub struct Task {
     pub status: TaskStatus,
     /// Goal in words. `None` for a task of another contract than [`TaskRequest`].
     pub goal: Option<String>,
-    /// Progress of the task.
+    /// Progress of the task. One of a later version that cannot be read is the default.
+    #[serde(deserialize_with = "readable")]
     pub progress: Progress,
     /// Result of a completed task.
     pub result: Option<TaskResult>,
@@ -234,8 +235,8 @@ impl TaskResult {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
 pub struct TaskError {
-    /// Kind of the error.
-    #[serde(rename = "type")]
+    /// Kind of the error. One of a later version, of another service, is read as [`ArmFailed`](ErrorKind::ArmFailed).
+    #[serde(rename = "type", deserialize_with = "known_kind")]
     pub kind: ErrorKind,
     /// Message for people, in one line.
     pub message: String,
@@ -256,6 +257,14 @@ pub struct TaskError {
 
 fn yes() -> bool {
     true
+}
+
+fn known_kind<'de, D: Deserializer<'de>>(from: D) -> Result<ErrorKind, D::Error> {
+    Ok(String::deserialize(from)?.parse().unwrap_or(ErrorKind::ArmFailed))
+}
+
+fn readable<'de, D: Deserializer<'de>, T: DeserializeOwned + Default>(from: D) -> Result<T, D::Error> {
+    Ok(serde_json::from_value(Value::deserialize(from)?).unwrap_or_default())
 }
 
 impl TaskError {
@@ -352,5 +361,23 @@ mod tests {
         assert_eq!(status, TaskStatus::Unknown);
         assert!(!status.is_finished() && TaskStatus::ALL.iter().all(|next| !status.may_become(*next)));
         assert!("unknown".parse::<TaskStatus>().is_err(), "nobody asks for it");
+    }
+
+    #[test]
+    fn an_error_and_a_progress_of_a_later_version_are_read_as_far_as_they_are_known() {
+        let submission = Submission::from(TaskRequest::new("do it"));
+        let task = TaskRecord::answered(submission, TaskResult::new(7), Timestamp::UNIX_EPOCH);
+        let mut later = serde_json::to_value(&task).unwrap();
+        later["status"] = "failed".into();
+        later["error"] =
+            serde_json::json!({ "type": "quota_frozen", "message": "come back in May", "retryable": true });
+        for progress in [serde_json::json!("half"), serde_json::json!({ "current_step": "dreaming" })] {
+            later["progress"] = progress;
+            let read: Task = serde_json::from_value(later.clone()).unwrap();
+            assert_eq!(read.progress, Progress::default());
+            let failure = read.into_output::<TaskRequest>().unwrap_err();
+            assert_eq!((failure.kind, &*failure.message), (ErrorKind::ArmFailed, "come back in May"));
+            assert!(failure.retryable && failure.may_have_executed);
+        }
     }
 }

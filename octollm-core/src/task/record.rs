@@ -147,6 +147,10 @@ impl TaskRecord {
         &self.caller
     }
 
+    pub(crate) fn set_caller(&mut self, caller: Caller) {
+        self.caller = caller;
+    }
+
     /// The trace of the submission.
     pub fn trace(&self) -> Option<&TraceContext> {
         self.trace.as_ref()
@@ -246,11 +250,16 @@ impl TaskRecord {
         self.run == run && self.lease.as_ref().is_some_and(|lease| lease.holder == holder)
     }
 
-    /// The idempotency key of a call. It is the same over attempts and recoveries, and changes when the journal is discarded.
+    /// The idempotency key of a call that is begun in this [generation](Self::generation). It is the same over attempts and recoveries.
     ///
     /// It is an HMAC-SHA256 (RFC 2104) of the step under a secret of the task, so that it cannot be guessed.
-    pub fn idempotency_key(&self, step: &StepKey) -> Option<IdempotencyKey> {
-        self.secret.key_of(step, self.generation)
+    pub fn idempotency_key(&self, step: &StepKey, generation: u32) -> Option<IdempotencyKey> {
+        self.secret.key_of(step, generation)
+    }
+
+    /// The number of times that a part of the journal was discarded.
+    pub fn generation(&self) -> u32 {
+        self.generation
     }
 
     fn change_status(&mut self, status: TaskStatus, now: Timestamp) -> Result<(), Failure> {
@@ -366,7 +375,7 @@ impl TaskRecord {
         Ok(())
     }
 
-    /// Sets what a rerun replays: `replayed` is the usage of the recorded answers, and `made_again` the number of the first
+    /// Sets what the next run replays: `replayed` is the usage of the recorded calls, and `made_again` the number of the first
     /// failure whose call is made again.
     pub(crate) fn will_replay(&mut self, replayed: Usage, made_again: Option<u64>) {
         self.used_before = self.used.unwrap_or_default().minus(replayed);

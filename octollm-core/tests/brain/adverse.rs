@@ -15,7 +15,7 @@ use octollm_core::{
     bus::{EventBus, MemoryBus, Overflow, Signal},
     error::{ArmError, ErrorKind},
     event::Event,
-    orchestrator::Orchestrator,
+    orchestrator::{Orchestrator, whole_journal},
     task::TaskStatus,
 };
 use serde_json::json;
@@ -81,7 +81,7 @@ async fn a_rerun_that_was_not_stored_changes_nothing() {
     assert_eq!((refused.kind, refused.may_have_executed), (ErrorKind::Unavailable, true));
     store.fails(|_, _| None);
     assert_eq!(brain.get(&id, &anyone()).await.unwrap().status, TaskStatus::Failed, "nothing was run");
-    let journal = brain.journal(&id, &anyone()).await.unwrap();
+    let journal = whole_journal(&brain, &id, &anyone()).await.unwrap();
     assert_eq!(journal.len(), 2, "and nothing was discarded");
     brain.rerun(&id, None, &anyone()).await.unwrap();
     assert_eq!(end_of(&brain, &id).await.status, TaskStatus::Completed);

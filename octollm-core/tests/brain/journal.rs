@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     brain::Brain,
-    error::{ArmError, ErrorKind},
-    orchestrator::Orchestrator,
+    error::{ArmError, CallError, ErrorKind, Failure},
+    orchestrator::{Orchestrator, whole_journal},
     store::StoreError,
     task::TaskStatus,
 };
@@ -15,7 +15,10 @@ use octollm_core::{
 use crate::support::{
     Compute, Computer, Double, Increment, Local, anyone, brain, brain_on, compute, end_of, run, shared_store,
 };
-use crate::trouble::Trouble;
+use crate::{
+    scripted::{Does, Scripted, on},
+    trouble::Trouble,
+};
 
 #[tokio::test(start_paused = true)]
 async fn a_task_run_again_does_not_repeat_finished_steps() {
@@ -32,7 +35,7 @@ async fn a_task_run_again_does_not_repeat_finished_steps() {
     assert_eq!(arms.calls(), ["number.increment", "number.double", "number.double", "number.increment"]);
     // What the first run used up counts as well.
     assert_eq!(task.metadata.tokens_used, 20);
-    let journal = brain.journal(&task.task_id, &anyone()).await.unwrap();
+    let journal = whole_journal(&brain, &task.task_id, &anyone()).await.unwrap();
     assert_eq!(journal.len(), 3);
 }
 
@@ -235,7 +238,7 @@ async fn a_call_that_ran_out_of_time_is_written_down_as_such() {
     arms.hang("number.increment");
     let task = run(&brain, compute(4)).await;
     assert_eq!(task.result.unwrap().output, 16);
-    let journal = brain.journal(&task.task_id, &anyone()).await.unwrap();
+    let journal = whole_journal(&brain, &task.task_id, &anyone()).await.unwrap();
     let steps: Vec<_> = journal.iter().map(|entry| entry.contract.to_string()).collect();
     assert_eq!(steps, ["number.increment", "number.double", "number.double"]);
 }
@@ -252,4 +255,51 @@ async fn a_run_that_has_lost_its_task_calls_nothing_any_more() {
     // The first run made one call and no other; the second one began when the lease had expired.
     assert_eq!(task.result.unwrap().output, 10);
     assert_eq!(arms.calls(), ["number.increment", "number.increment", "number.double"]);
+}
+
+/// Calls as often as its number, and survives each failure.
+struct Repeats;
+
+#[async_trait]
+impl Arm<Compute> for Repeats {
+    async fn execute(&self, input: Compute, cx: &Context) -> Result<u64, ArmError> {
+        for number in 0..input.number {
+            let _ = cx.call(Increment { number }).await;
+        }
+        Ok(input.number)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_journal_is_read_in_pages() {
+    let arms = Scripted::new(|_| Does::Answers("1"));
+    let brain = on(&shared_store(), &arms, Repeats);
+    let id = run(&brain, compute(2_300)).await.task_id;
+    let whole = whole_journal(&brain, &id, &anyone()).await.unwrap();
+    assert_eq!(whole.len(), 2_300);
+    for (limit, length) in [(None, 100), (Some(0), 1), (Some(7), 7), (Some(usize::MAX), 1_000)] {
+        let (mut steps, mut after, mut pages) = (Vec::new(), None, 0);
+        while pages == 0 || after.is_some() && pages < 30 {
+            let (page, next) = brain.journal(&id, after, limit, &anyone()).await.unwrap();
+            assert!(page.len() == length || next.is_none());
+            steps.extend(page);
+            (after, pages) = (next, pages + 1);
+        }
+        assert_eq!(steps, whole[..steps.len()], "at most {limit:?}");
+        assert_eq!(steps.len(), 2_300.min(30 * length));
+    }
+    assert_eq!(brain.journal(&id, Some(u64::MAX), None, &anyone()).await.unwrap(), (vec![], None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_long_errors_has_fewer_of_them() {
+    let arms = Scripted::new(|call| {
+        let failure = Failure::new(ErrorKind::ArmFailed, "x".repeat(100_000));
+        Does::Fails(CallError::new(call.contract.clone(), failure))
+    });
+    let brain = on(&shared_store(), &arms, Repeats);
+    let id = run(&brain, compute(5)).await.task_id;
+    let (page, next) = brain.journal(&id, None, None, &anyone()).await.unwrap();
+    assert_eq!((page.len(), next.is_some()), (2, true));
+    assert_eq!(whole_journal(&brain, &id, &anyone()).await.unwrap().len(), 5);
 }

@@ -97,8 +97,13 @@ macro_rules! layered {
                     self.around("list", Stores::Nothing, self.inner.list(query, owner)).await
                 }
 
-                async fn journal(&self, id: &TaskId) -> Answer<Vec<JournalEntry>> {
-                    self.around("journal", Stores::Nothing, self.inner.journal(id)).await
+                async fn journal(
+                    &self,
+                    id: &TaskId,
+                    after: Option<u64>,
+                    limit: usize,
+                ) -> Answer<Vec<JournalEntry>> {
+                    self.around("journal", Stores::Nothing, self.inner.journal(id, after, limit)).await
                 }
 
                 async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Answer<()> {

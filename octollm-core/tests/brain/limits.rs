@@ -165,7 +165,9 @@ async fn trace_correlation_and_caller_travel_through_the_queue_and_over_a_crash(
     assert_eq!(arms.steps().len(), 2);
     let called = arms.last().parts;
     assert_eq!(called.trace.unwrap().trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
-    assert_eq!(called.caller, parts.caller);
+    assert!(called.caller.is_same_as(&parts.caller));
+    let (grant, submitted) = (called.caller.grant().unwrap(), parts.caller.grant().unwrap());
+    assert_eq!((&grant.scopes, &grant.task), (&submitted.scopes, &Some(id.clone())));
     assert_eq!(called.correlation_id, parts.correlation_id);
     assert_eq!(called.task_id, Some(id));
 }

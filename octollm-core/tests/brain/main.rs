@@ -3,6 +3,7 @@
 mod adverse;
 mod crashes;
 mod doomed;
+mod grants;
 mod hanging;
 mod interrupted;
 mod journal;
@@ -16,4 +17,5 @@ mod scripted;
 mod storm;
 mod support;
 mod trouble;
+mod unknown;
 mod watching;

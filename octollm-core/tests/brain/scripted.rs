@@ -19,7 +19,7 @@ use octollm_core::{
     orchestrator::Orchestrator,
     store::MemoryStore,
     task::Task,
-    transport::{Call, Reply, Transport},
+    transport::{Call, IdempotencyKey, Reply, Transport},
 };
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -52,6 +52,8 @@ pub(crate) enum Does {
     Hangs,
     /// Reports a handle, and hangs unless it got one.
     Follows(&'static str),
+    /// Reports a handle after so long, and hangs unless it got one.
+    FollowsAfter(Duration, &'static str),
 }
 
 type Script = dyn FnMut(&Call) -> Does + Send;
@@ -81,6 +83,12 @@ impl Scripted {
         self.0.calls.lock().unwrap().iter().map(|call| call.step.to_string()).collect()
     }
 
+    /// The idempotency keys of the calls of a step, in order.
+    pub(crate) fn keys(&self, step: &str) -> Vec<Option<IdempotencyKey>> {
+        let calls = self.0.calls.lock().unwrap();
+        calls.iter().filter(|call| call.step.to_string() == step).map(|call| call.key.clone()).collect()
+    }
+
     pub(crate) fn last(&self) -> Call {
         self.0.calls.lock().unwrap().last().unwrap().clone()
     }
@@ -108,8 +116,13 @@ impl Transport for Scripted {
             }
             Does::Fails(error) => Err(error),
             Does::Hangs => std::future::pending().await,
-            Does::Follows(text) if call.handle == Some("job-1".to_owned()) => reply(text),
-            Does::Follows(_) => {
+            Does::Follows(text) | Does::FollowsAfter(_, text) if call.handle == Some("job-1".to_owned()) => {
+                reply(text)
+            }
+            Does::Follows(_) | Does::FollowsAfter(..) => {
+                if let Does::FollowsAfter(time, _) = does {
+                    sleep(time).await;
+                }
                 call.updates.unwrap().handle("job-1".to_owned()).await.unwrap();
                 std::future::pending().await
             }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fmt,
+    fmt::{self, Write as _},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
@@ -146,11 +146,16 @@ impl Directory {
         }
     }
 
-    /// The cards of the arms that answered in the last round.
+    /// The cards of the arms that answered in the last round, without contracts that cannot be called.
     pub(super) fn cards(&self) -> Vec<ArmCard> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let reachable = known.cards.iter().filter(|learned| learned.trouble.is_none());
-        reachable.filter_map(|learned| learned.card.clone()).collect()
+        let usable = |card: &ArmCard| {
+            let mut card = card.clone();
+            card.contracts.retain(|contract| offers::unusable(contract).is_none());
+            card
+        };
+        reachable.filter_map(|learned| learned.card.as_ref().map(usable)).collect()
     }
 
     /// All endpoints of all arms, by position.
@@ -252,7 +257,25 @@ impl Directory {
             .zip(&known.cards)
             .filter_map(|(arm, learned)| Some((&*arm.id, learned.trouble.as_ref()?)))
             .collect();
-        let failure = not_offered("any arm", contract, &offered);
+        let mut failure = not_offered("any arm", contract, &offered);
+        if self.arms.is_empty() {
+            failure.message = format!(
+                "{contract} is not offered: no arm is set; set OCTOLLM_ARM_<ID>=http://host:port for `Arms::from_env()`, \
+                 or call `.endpoint(id, url)` of `Arms::builder()`"
+            );
+        }
+        for (arm, learned) in self.arms.iter().zip(&known.cards) {
+            let named = learned.card.iter().flat_map(|card| &card.contracts).filter(|card| {
+                card.name == contract.name() && [0, contract.version()].contains(&card.version)
+            });
+            for reason in named.filter_map(offers::unusable) {
+                let _ = write!(
+                    failure.message,
+                    "; it is on the card of {}, but cannot be called: {reason}",
+                    arm.id
+                );
+            }
+        }
         if silent.is_empty() { failure } else { unknown_without(&silent, &failure.message, &offered) }
     }
 }
@@ -264,12 +287,13 @@ fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[St
     let message = format!("{not_offered}; these did not return their cards: {}", named.join(", "));
     let unreachable: Vec<_> =
         silent.iter().map(|(arm, trouble)| json!({ "arm": arm, "reason": trouble.message })).collect();
-    let refused = |(_, trouble): &(&str, &Failure)| is_refusal(trouble.kind);
+    let refused = |(_, trouble): &(&str, &Failure)| is_refusal(trouble);
     let kind = match silent.first() {
         Some((_, trouble)) if silent.iter().all(refused) => trouble.kind,
         _ => ErrorKind::Unreachable,
     };
     let mut failure = Failure::new(kind, message).before_execution();
+    failure.retryable &= !silent.iter().all(refused);
     // Any of them may offer the contract: a retry can help as soon as one of them can be asked again.
     let wait = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
     failure.retry_after = wait.filter(|_| failure.retryable);
@@ -277,8 +301,12 @@ fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[St
     failure
 }
 
-fn is_refusal(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unauthenticated | ErrorKind::InsufficientScope)
+/// Whether the arm refused this caller, or one of them does not trust the other's certificate.
+fn is_refusal(trouble: &Failure) -> bool {
+    match trouble.kind {
+        ErrorKind::Unauthenticated | ErrorKind::InsufficientScope => true,
+        kind => kind == ErrorKind::Unreachable && !trouble.retryable,
+    }
 }
 
 /// Sets the endpoint of a card that has none to the URL by which its arm was reached.
@@ -383,6 +411,7 @@ async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint)
     }
     let no_card = |_| Failure::new(ErrorKind::BadResponse, "its answer is no card of an arm");
     let card = read_output(answer.body()).map_err(no_card)?;
+    offers::log_left_out(&arm.id, &card);
     Ok(reached_at(card, Some(endpoint)))
 }
 

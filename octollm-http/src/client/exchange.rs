@@ -25,7 +25,7 @@ use super::{
     pool::{ExchangeError, ExchangeLimits, Pool},
 };
 use crate::{
-    io::{Connector, Tcp},
+    io::{ClientTls, Connector, Tcp},
     limits::ClientConfig,
     wire,
 };
@@ -57,6 +57,7 @@ pub(super) type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, 
 pub(super) struct Requests {
     pub(super) config: ClientConfig,
     pub(super) connector: Option<Arc<dyn Connector>>,
+    pub(super) tls: ClientTls,
     layers: Vec<Wrap>,
 }
 
@@ -80,7 +81,7 @@ impl Requests {
     pub(super) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
         self.config.validate()?;
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
-        let pool = Pool::new(self.config, connector, arms);
+        let pool = Pool::new(self.config, connector, self.tls, arms);
         if self.layers.is_empty() {
             return Ok(Exchanger::Plain(pool));
         }
@@ -96,6 +97,18 @@ macro_rules! request_setters {
             /// Sets the connector that opens connections, in place of TCP.
             pub fn connector(mut self, connector: impl crate::io::Connector) -> Self {
                 self.requests.connector = Some(std::sync::Arc::new(connector));
+                self
+            }
+
+            /// Sets the configuration of TLS for `https` URLs: trusted roots, a certificate of the client. By default the roots
+            /// of the system are trusted, which are read with the first such connection of the process. ALPN is always
+            /// `http/1.1`.
+            #[cfg(feature = "tls")]
+            pub fn tls(
+                mut self,
+                config: impl Into<std::sync::Arc<crate::io::rustls::ClientConfig>>,
+            ) -> Self {
+                self.requests.tls = crate::io::ClientTls::new(config.into());
                 self
             }
 

@@ -4,6 +4,7 @@ mod pool;
 mod foreign;
 mod exchange;
 mod offers;
+mod authority;
 mod directory;
 mod stack;
 mod orchestrator_client;
@@ -20,13 +21,15 @@ use octollm_core::{
     contract::{ContractCard, ContractRef, TaskContract},
     deadline::Deadline,
     error::{CallError, ConfigError},
-    parts::ContextParts,
+    id::is_arm_id,
+    parts::{Caller, ContextParts},
     transport::{Call, Reply, Transport},
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tower::{BoxError, Layer, Service};
 
 use self::{
+    authority::Authority,
     directory::Directory,
     exchange::{Exchange, Requests, request_setters},
     offers::{ConfiguredArm, Endpoint},
@@ -56,6 +59,7 @@ pub struct Arms(Arc<Shared>);
 
 struct Shared {
     carrier: Carrier,
+    authority: Authority,
     directory: Arc<Directory>,
 }
 
@@ -118,7 +122,15 @@ impl Arms {
         self.context_of(parts)
     }
 
-    /// Returns a context with these ids, deadline and budget.
+    /// Returns a new context whose calls are made on behalf of a caller. If the client has the issuer of a root, each call
+    /// has a token of this caller. Without an issuer the arms do not learn who calls.
+    pub fn on_behalf_of(&self, caller: Caller) -> Context {
+        let mut parts = ContextParts::new();
+        parts.caller = caller;
+        self.context_of(parts)
+    }
+
+    /// Returns a context with these parts: ids, deadline, budget and caller.
     pub fn context_of(&self, parts: ContextParts) -> Context {
         Context::from_parts(parts, Arc::clone(&self.0) as Arc<dyn Transport>)
     }
@@ -140,6 +152,10 @@ impl Transport for Arms {
 
     async fn cards(&self) -> Vec<ArmCard> {
         self.0.cards().await
+    }
+
+    fn public_key(&self) -> Option<Map<String, Value>> {
+        self.0.authority.public_key()
     }
 }
 
@@ -178,6 +194,7 @@ pub struct ArmsBuilder {
     above: Vec<CallLayer>,
     below: Vec<CallLayer>,
     requests: Requests,
+    authority: Authority,
 }
 
 request_setters!(ArmsBuilder);
@@ -224,6 +241,27 @@ impl ArmsBuilder {
         Ok(self)
     }
 
+    /// Sends a token with each call.
+    ///
+    /// A root issues it to the caller of the context. It acts for itself in a context whose callers are not checked, such as that of
+    /// [`Arms::call`]. An arm issues it by the link that it was given. If the caller has not delegated the scope of the contract,
+    /// the call fails before it is sent.
+    ///
+    /// Each arm is the audience of its tokens under the id that it has here.
+    #[cfg(feature = "tokens")]
+    pub fn tokens(mut self, issuer: crate::token::TokenIssuer) -> Self {
+        self.authority.issuer = Some(issuer);
+        self
+    }
+
+    /// Allows tokens to be sent in cleartext to other machines, as in a service mesh that encrypts connections itself. With a
+    /// [connector](Self::connector) of your own they are allowed.
+    #[cfg(feature = "tokens")]
+    pub fn cleartext(mut self) -> Self {
+        self.authority.cleartext = true;
+        self
+    }
+
     /// Adds a tower layer around each call, above its [retry](octollm_core::context::CallFuture::retry) and the choice of an
     /// endpoint. A retry in this layer can reach another endpoint with [`Call::avoid`]. The layer added last is the outermost.
     ///
@@ -259,14 +297,19 @@ impl ArmsBuilder {
     pub fn build(self) -> Result<Arms, ConfigError> {
         let time_limit = self.requests.config.capabilities_timeout;
         let count = self.arms.iter().map(|arm| &arm.id).collect::<HashSet<_>>().len();
+        let over_tcp = self.requests.connector.is_none();
         let exchanger = self.requests.build(count)?;
         let mut arms: Vec<ConfiguredArm> = Vec::new();
         for named in self.arms {
             add(&mut arms, named)?;
         }
+        for arm in arms.iter().filter(|_| over_tcp) {
+            self.authority.check(&arm.id, &arm.endpoints)?;
+        }
         let directory = Arc::new(Directory::new(arms, exchanger.clone(), time_limit));
-        let carrier = Carrier::new(&directory, &exchanger, (&self.above, &self.below));
-        Ok(Arms(Arc::new(Shared { carrier, directory })))
+        let layers = (&*self.above, &*self.below);
+        let carrier = Carrier::new(&directory, &exchanger, &self.authority, layers);
+        Ok(Arms(Arc::new(Shared { carrier, authority: self.authority, directory })))
     }
 }
 
@@ -302,8 +345,7 @@ fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
 
 fn add(arms: &mut Vec<ConfiguredArm>, named: Named) -> Result<(), ConfigError> {
     let Named { name, id, urls, serves } = named;
-    let lower = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if !id.starts_with(|c: char| c.is_ascii_lowercase()) || !id.bytes().all(lower) || id.len() > 128 {
+    if !is_arm_id(&id) {
         return Err(ConfigError::new(name, "is not an arm id of lower-case letters, digits and dashes"));
     }
     let endpoints = urls

@@ -1,7 +1,7 @@
 //! Offers: which contracts are served at which URLs, and the requests that are sent there.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     ops::Range,
     sync::{
@@ -28,7 +28,7 @@ use octollm_core::{
 use super::exchange::Target;
 use crate::wire;
 
-/// The URL of a service: `http://host:port`, with a path if the service is mounted. It is cheap to clone.
+/// The URL of a service: `http://host:port` or `https://host`, with a path if the service is mounted. It is cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Endpoint(Arc<Inner>);
 
@@ -53,16 +53,14 @@ impl Endpoint {
             return Err("has a query or a fragment");
         }
         let uri: Uri = url.parse().map_err(|_| MALFORMED)?;
-        match uri.scheme_str() {
+        let scheme = match uri.scheme_str() {
             None => return Err("has no scheme: write http://host:port"),
-            Some("http") => {}
-            Some("https") => {
-                return Err(
-                    "is https, which is not supported yet: put a TLS proxy beside this service, or use http",
-                );
+            Some("https") if !cfg!(feature = "tls") => {
+                return Err("is https, for which octollm has to be built with its feature `tls`");
             }
-            Some(_) => return Err("has a scheme other than http"),
-        }
+            Some(scheme @ ("http" | "https")) => scheme,
+            Some(_) => return Err("has a scheme other than http and https"),
+        };
         let authority = uri.authority().ok_or(MALFORMED)?;
         if authority.as_str().contains('@') {
             return Err("holds credentials, which would end up in logs: use tokens");
@@ -73,13 +71,24 @@ impl Endpoint {
             return Err(MALFORMED);
         }
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| MALFORMED)?;
-        let url = format!("http://{authority}{}", uri.path().trim_end_matches('/'));
+        let url = format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/'));
         Ok(Self(Arc::new(Inner { url: url.into(), host })))
     }
 
     /// The URL as it was given, without a slash at its end.
     pub(super) fn as_str(&self) -> &str {
         &self.0.url
+    }
+
+    /// Whether nobody on the network can read what is sent: the URL is `https`, or its host is this machine.
+    #[cfg(feature = "tokens")]
+    pub(super) fn is_confidential(&self) -> bool {
+        if self.0.url.starts_with("https://") {
+            return true;
+        }
+        let authority: Option<http::uri::Authority> =
+            self.0.host.to_str().ok().and_then(|host| host.parse().ok());
+        crate::io::is_loopback(authority.as_ref().map_or("", |authority| authority.host()))
     }
 
     pub(super) fn shared(&self) -> Arc<str> {
@@ -111,11 +120,39 @@ impl Endpoint {
 
     /// The URI of a path that begins with a slash. `None` if it could be read as anything but a path below this URL.
     pub(super) fn uri(&self, path: &str) -> Option<Uri> {
-        if !path.starts_with('/') || path.starts_with("//") || leads_upwards(path) {
+        if !is_path(path) {
             return None;
         }
-        path.parse::<PathAndQuery>().ok()?;
         format!("{}{path}", self.0.url).parse().ok()
+    }
+}
+
+fn is_path(path: &str) -> bool {
+    let is_absolute = path.starts_with('/') && !path.starts_with("//");
+    is_absolute && !leads_upwards(path) && path.parse::<PathAndQuery>().is_ok()
+}
+
+/// The reason why a contract on a card cannot be called, if it cannot.
+pub(super) fn unusable(contract: &ContractCard) -> Option<&'static str> {
+    if contract.reference().is_none() {
+        let is_name = ContractRef::new(&*contract.name, 1).is_ok();
+        return Some(if is_name {
+            "its version is not a number from 1"
+        } else {
+            "its name is not that of a contract"
+        });
+    }
+    (!is_path(&contract.path)).then_some("its path is not the path of a route, which begins with `/`")
+}
+
+/// Logs the contracts on a card that are left out.
+pub(super) fn log_left_out(arm: &str, card: &ArmCard) {
+    let mut listed = HashSet::new();
+    for contract in &card.contracts {
+        let twice = || (!listed.insert(contract.reference())).then_some("it is on the card twice");
+        if let Some(reason) = unusable(contract).or_else(twice) {
+            tracing::warn!(arm, contract = contract.name, reason, "a contract on a card is left out");
+        }
     }
 }
 
@@ -161,6 +198,10 @@ pub(super) struct Offer {
     /// Position among all endpoints of the directory.
     pub(super) site: usize,
     pub(super) timeout: Duration,
+    /// Scope that a token needs.
+    pub(super) scope: String,
+    /// Id, key and needs of the arm.
+    pub(super) callee: Arc<ArmCard>,
     /// Whether a call with a key runs once, whichever process of the arm it reaches.
     honours_keys: bool,
     /// Fingerprint of the arm's schemas; empty where the card has none.
@@ -267,10 +308,20 @@ pub(super) fn all<'a>(
 ) -> HashMap<ContractRef, Arc<Offers>> {
     let mut found: HashMap<ContractRef, Vec<Offer>> = HashMap::new();
     for (arm, card) in arms {
-        for contract in &card.contracts {
+        // A card may name another arm as itself: tokens are for the arm that was configured.
+        let mut callee = ArmCard::new(&*arm.id);
+        (callee.needs, callee.key) = (card.needs.clone(), card.key.clone());
+        let callee = Arc::new(callee);
+        let mut listed = HashSet::new();
+        for contract in card.contracts.iter().filter(|contract| unusable(contract).is_none()) {
             let Some(reference) = contract.reference() else { continue };
+            // Of equal contracts on one card the first is called.
+            if !listed.insert(reference.clone()) {
+                continue;
+            }
             let endpoints = arm.endpoints.iter().zip(arm.first_site..);
-            let offers = endpoints.filter_map(|(endpoint, site)| offer(&arm.id, endpoint, site, contract));
+            let offers =
+                endpoints.filter_map(|(endpoint, site)| offer(&callee, arm, endpoint, site, contract));
             found.entry(reference).or_default().extend(offers);
         }
     }
@@ -283,9 +334,17 @@ pub(super) fn all<'a>(
 }
 
 /// The offer of a contract at an endpoint. `None` if the path in the card is invalid.
-fn offer(arm: &Arc<str>, endpoint: &Endpoint, site: usize, contract: &ContractCard) -> Option<Offer> {
+fn offer(
+    callee: &Arc<ArmCard>,
+    arm: &ConfiguredArm,
+    endpoint: &Endpoint,
+    site: usize,
+    contract: &ContractCard,
+) -> Option<Offer> {
     Some(Offer {
-        arm: Arc::clone(arm),
+        arm: Arc::clone(&arm.id),
+        scope: contract.scope.clone(),
+        callee: Arc::clone(callee),
         endpoint: endpoint.clone(),
         uri: endpoint.uri(&contract.path)?,
         site,
@@ -307,6 +366,8 @@ mod tests {
             (" http://judge:8103/ ", "http://judge:8103"),
             ("http://host/arms/judge/", "http://host/arms/judge"),
             ("http://[::1]:80", "http://[::1]:80"),
+            #[cfg(feature = "tls")]
+            ("HTTPS://judge/", "https://judge"),
         ] {
             assert_eq!(Endpoint::parse(url).unwrap().as_str(), read);
         }
@@ -339,7 +400,8 @@ mod tests {
             ("  ", "empty"),
             ("judge:8103", "no scheme"),
             ("/judge", "no scheme"),
-            ("https://judge", "https"),
+            #[cfg(not(feature = "tls"))]
+            ("https://judge", "feature `tls`"),
             ("ftp://judge", "other than http"),
             ("http://me:secret@judge", "credentials"),
             ("http://judge?x=1", "query"),

@@ -15,7 +15,7 @@ use octollm_core::{
     id::{RequestId, TaskId},
     json::read_output,
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
-    parts::ContextParts,
+    parts::{Caller, ContextParts},
     task::{Submission, Task, TaskQuery, TaskStatus, TaskUpdate},
     transport::StepKey,
     update::Progress,
@@ -24,6 +24,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 
 use super::{
+    authority::Authority,
     exchange::{Exchange, Exchanger, Requests, Target, never_nothing, read_answer, request_setters},
     offers::Endpoint,
     pool::ExchangeLimits,
@@ -46,12 +47,15 @@ use crate::limits::limits_setters;
 ///
 /// Updates of a task are polled, at intervals that grow from 20 ms to 500 ms while nothing changes.
 #[derive(Clone)]
-pub struct OrchestratorClient(Arc<Inner>);
+pub struct OrchestratorClient(Arc<Inner>, Caller);
 
 struct Inner {
     arm: Arc<str>,
     endpoint: Endpoint,
     exchanger: Exchanger,
+    authority: Authority,
+    /// Names the audience of its tokens.
+    card: ArmCard,
 }
 
 impl OrchestratorClient {
@@ -65,11 +69,26 @@ impl OrchestratorClient {
 
     /// Returns a builder, to set limits and layers.
     pub fn builder(url: impl Into<String>) -> OrchestratorClientBuilder {
-        OrchestratorClientBuilder { url: url.into(), requests: Requests::default() }
+        OrchestratorClientBuilder {
+            url: url.into(),
+            requests: Requests::default(),
+            authority: Authority::default(),
+            audience: ORCHESTRATOR.to_owned(),
+        }
     }
 
-    pub(super) fn assemble(endpoint: Endpoint, exchanger: Exchanger) -> Self {
-        Self(Arc::new(Inner { arm: "orchestrator".into(), endpoint, exchanger }))
+    /// Returns the same client for [`run`](Self::run), [`submit`](Self::submit) and [`task`](Self::task) on behalf of a caller. If
+    /// the client has an issuer of tokens, each request has a token of this caller.
+    #[must_use]
+    pub fn on_behalf_of(&self, caller: Caller) -> Self {
+        Self(Arc::clone(&self.0), caller)
+    }
+
+    /// The context of requests that have none.
+    pub(super) fn context(&self) -> Context {
+        let mut parts = ContextParts::new();
+        parts.caller = self.1.clone();
+        Context::from_parts(parts, Arc::new(()))
     }
 
     /// The URL of the orchestrator.
@@ -103,11 +122,12 @@ impl OrchestratorClient {
         parts: &ContextParts,
         deadline: Deadline,
     ) -> Result<Response<Bytes>, Failure> {
-        let Inner { arm, endpoint, exchanger } = &*self.0;
+        let Inner { arm, endpoint, exchanger, authority, card } = &*self.0;
         let refused = || Failure::of(ErrorKind::BadRequest).before_execution();
         let uri = endpoint.uri(path).ok_or_else(refused)?;
         let idempotent = method.is_idempotent();
-        let request = endpoint.request(method, uri, body, parts);
+        let mut request = endpoint.request(method, uri, body, parts);
+        authority.add(request.headers_mut(), &parts.caller, None, card)?;
         let limits = ExchangeLimits { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
         let target = || Target {
             arm: Arc::clone(arm),
@@ -126,9 +146,32 @@ impl OrchestratorClient {
 pub struct OrchestratorClientBuilder {
     url: String,
     requests: Requests,
+    authority: Authority,
+    audience: String,
 }
 
+/// The usual id of an orchestrator.
+const ORCHESTRATOR: &str = "orchestrator";
+
 impl OrchestratorClientBuilder {
+    /// Sends a token with each request on behalf of a known caller: that of the context, or else that of
+    /// [`on_behalf_of`](OrchestratorClient::on_behalf_of). Its audience is the id of the orchestrator. It has all
+    /// scopes of the caller that this program can pass on, since the tasks of the caller run with them.
+    #[cfg(feature = "tokens")]
+    pub fn tokens(mut self, issuer: crate::token::TokenIssuer, audience: impl Into<String>) -> Self {
+        self.authority.issuer = Some(issuer);
+        self.audience = audience.into();
+        self
+    }
+
+    /// Allows tokens to be sent in cleartext to another machine, as
+    /// [`ArmsBuilder::cleartext`](super::ArmsBuilder::cleartext) does.
+    #[cfg(feature = "tokens")]
+    pub fn cleartext(mut self) -> Self {
+        self.authority.cleartext = true;
+        self
+    }
+
     /// Builds the client. The first request opens the first connection.
     ///
     /// # Errors
@@ -136,7 +179,13 @@ impl OrchestratorClientBuilder {
     pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
         let endpoint =
             Endpoint::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
-        Ok(OrchestratorClient::assemble(endpoint, self.requests.build(1)?))
+        if self.requests.connector.is_none() {
+            self.authority.check(ORCHESTRATOR, std::slice::from_ref(&endpoint))?;
+        }
+        let Self { authority, audience, requests, .. } = self;
+        let (arm, card, exchanger) = (ORCHESTRATOR.into(), ArmCard::new(audience), requests.build(1)?);
+        let inner = Inner { arm, endpoint, exchanger, authority, card };
+        Ok(OrchestratorClient(Arc::new(inner), Caller::Unchecked))
     }
 }
 
@@ -207,13 +256,24 @@ impl Orchestrator for OrchestratorClient {
         of_id(task, id)
     }
 
-    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        cx: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
         #[derive(Deserialize)]
-        struct Journal {
+        struct Page {
             steps: Vec<JournalStep>,
+            #[serde(default)]
+            next: Option<u64>,
         }
-        let journal: Journal = self.ask(Method::GET, &format!("/tasks/{id}/journal"), None, cx).await?;
-        Ok(journal.steps)
+        let fields =
+            [after.map(|after| format!("after={after}")), limit.map(|limit| format!("limit={limit}"))];
+        let path = with_query(format!("/tasks/{id}/journal"), fields);
+        let page: Page = self.ask(Method::GET, &path, None, cx).await?;
+        Ok((page.steps, page.next))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -246,8 +306,12 @@ fn list_path(query: &TaskQuery) -> String {
         query.after.as_ref().map(|after| format!("after={after}")),
         query.limit.map(|limit| format!("limit={limit}")),
     ];
+    with_query("/tasks".to_owned(), fields)
+}
+
+fn with_query<const N: usize>(path: String, fields: [Option<String>; N]) -> String {
     let fields: Vec<_> = fields.into_iter().flatten().collect();
-    if fields.is_empty() { "/tasks".to_owned() } else { format!("/tasks?{}", fields.join("&")) }
+    if fields.is_empty() { path } else { format!("{path}?{}", fields.join("&")) }
 }
 
 /// The shortest and the longest interval of polls, and the most polls that may fail in a row.

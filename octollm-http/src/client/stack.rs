@@ -19,6 +19,7 @@ use octollm_core::{
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::{
+    authority::Authority,
     directory::Directory,
     exchange::{Exchanger, read_answer, unreadable},
     offers::{Endpoint, Offer, Offers},
@@ -74,12 +75,14 @@ struct Site {
     endpoint: Endpoint,
     directory: Arc<Directory>,
     exchanger: Exchanger,
+    authority: Authority,
 }
 
 impl Carrier {
     pub(super) fn new(
         directory: &Arc<Directory>,
         exchanger: &Exchanger,
+        authority: &Authority,
         (above, below): (&[CallLayer], &[CallLayer]),
     ) -> Self {
         let stack = |(position, (arm, endpoint)): (usize, (&Arc<str>, &Endpoint))| {
@@ -89,6 +92,7 @@ impl Carrier {
                 endpoint: endpoint.clone(),
                 directory: Arc::clone(directory),
                 exchanger: exchanger.clone(),
+                authority: authority.clone(),
             });
             match below {
                 [] => Stack::Plain(site),
@@ -242,7 +246,13 @@ impl Site {
         let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
         let limits = ExchangeLimits { deadline: call.parts.deadline, work };
         let target = || offer.target(call, work);
-        let sent = self.exchanger.send(offer.request(call), &offer.arm, limits, target).await;
+        let mut request = offer.request(call);
+        let scope = [&*offer.scope];
+        let scopes = if offer.scope.is_empty() { &[][..] } else { &scope };
+        let authorized =
+            self.authority.add(request.headers_mut(), &call.parts.caller, Some(scopes), &offer.callee);
+        authorized.map_err(|failure| self.failed(call, failure))?;
+        let sent = self.exchanger.send(request, &offer.arm, limits, target).await;
         let response = match sent {
             Ok(response) => response,
             Err(error) => {

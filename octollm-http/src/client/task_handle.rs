@@ -8,7 +8,7 @@ use octollm_core::{
     contract::TaskContract,
     error::{CallError, Failure},
     id::{StepKey, TaskId},
-    orchestrator::{JournalStep, Orchestrator, TaskUpdates, finished},
+    orchestrator::{JournalStep, Orchestrator, TaskUpdates, finished, whole_journal},
     task::{Submission, Task},
 };
 
@@ -36,7 +36,7 @@ impl OrchestratorClient {
     pub async fn submit<C: TaskContract>(&self, input: C) -> Result<TaskHandle<C>, CallError> {
         let submission =
             Submission::of(&input).map_err(|failure| CallError::new(C::SPEC.reference(), failure))?;
-        let cx = Context::detached();
+        let cx = self.context();
         let task =
             Orchestrator::submit(self, submission, &cx).await.map_err(|failure| self.failed::<C>(failure))?;
         let id = task.task_id.clone();
@@ -46,7 +46,7 @@ impl OrchestratorClient {
 
     /// Returns a handle to the task of this id, which an earlier [`submit`](Self::submit) returned. Nothing is sent.
     pub fn task<C: TaskContract>(&self, id: TaskId) -> TaskHandle<C> {
-        let (client, cx) = (self.clone(), Context::detached());
+        let (client, cx) = (self.clone(), self.context());
         TaskHandle { client, cx, id, answered: None, contract: PhantomData }
     }
 
@@ -132,7 +132,8 @@ impl<C: TaskContract> TaskHandle<C> {
         self.rerun_with(None).await
     }
 
-    /// Runs the failed task again, and repeats every call from this step on. A step is a position, from 0, or a name.
+    /// Runs the failed task again, and repeats this call and every call recorded after it. A step is a position, from 0, or a
+    /// name. A call that was begun before it and whose outcome is unknown is not repeated.
     ///
     /// # Errors
     /// The kind is [`Conflict`](octollm_core::error::ErrorKind::Conflict) if the task has not failed. Otherwise the orchestrator cannot be reached,
@@ -149,7 +150,7 @@ impl<C: TaskContract> TaskHandle<C> {
         task.map_err(|failure| self.client.failed::<C>(failure))
     }
 
-    /// Returns the calls that the task has made, in the order of their answers.
+    /// Returns all calls that the task has made, in the order of their answers. They are requested in pages.
     ///
     /// # Errors
     /// The orchestrator cannot be reached, refuses the request, or does not know the task.
@@ -160,7 +161,8 @@ impl<C: TaskContract> TaskHandle<C> {
         if self.answered.is_some() {
             return Ok(Vec::new());
         }
-        self.client.journal(&self.id, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
+        let journal = whole_journal(&self.client, &self.id, &self.cx).await;
+        journal.map_err(|failure| self.client.failed::<C>(failure))
     }
 
     /// Returns the updates of the task from now on. The last one is its final status.

@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{Method, StatusCode, header, request::Parts, uri::Authority};
+use http::{Method, StatusCode};
 use jiff::Timestamp;
 use octollm_core::{
     __private::caught,
@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
-use super::routes::{Answer, Arrival, Endpoint, Inbound, Refusal, RouteTable, Takes, within};
+use super::routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within};
 
 /// Adds the routes of every server.
 pub(crate) fn add_probes(table: &mut RouteTable, own: &ArmCapabilities) -> Result<(), ConfigError> {
@@ -125,6 +125,7 @@ impl Endpoint for Execute {
         let envelope: Envelope = json::read_input(&inbound.body)?;
         let mut parts = inbound.parts;
         let task = envelope.task_id.or_else(|| parts.task_id.take()).unwrap_or_default();
+        parts.caller.may_work_for(&task)?;
         parts.task_id = Some(task.clone());
         let offered = self.dispatcher.spec(&envelope.contract);
         offered.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
@@ -210,19 +211,15 @@ impl Endpoint for ArmCapabilities {
         Takes::Document
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        Ok(Answer::json(&self.card(&inbound))?)
+    async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
+        Ok(Answer::json(&self.card())?)
     }
 }
 
 impl ArmCapabilities {
-    /// The current card. Its endpoint, unless it is set, is the host that the caller asked. A mounted server does not know its
-    /// path, so that its card has none; the caller knows the URL.
-    pub(crate) fn card(&self, inbound: &Inbound<'_>) -> ArmCard {
-        let mut card: ArmCard = self.dispatcher.card().clone();
-        if card.endpoint.is_none() && inbound.arrival != Arrival::Mounted {
-            card.endpoint = asked_at(inbound.head).map(|authority| format!("http://{authority}"));
-        }
+    /// The current card.
+    pub(crate) fn card(&self) -> ArmCard {
+        let mut card = self.dispatcher.card().clone();
         if self.health.is_draining() {
             card.status = ArmStatus::Unavailable;
         }
@@ -250,16 +247,10 @@ impl Endpoint for KnownArms {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let own = Some(self.own.card(&inbound)).filter(|card| !card.contracts.is_empty());
+        let own = Some(self.own.card()).filter(|card| !card.contracts.is_empty());
         let cards = async { Ok(self.orchestrator.cards().await) };
         Ok(Answer::json(&ArmsBody { own, arms: within(inbound.parts.deadline, cards).await? })?)
     }
-}
-
-/// The name by which the caller reached this server.
-fn asked_at(head: &Parts) -> Option<Authority> {
-    let host = || head.headers.get(header::HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    head.uri.authority().cloned().or_else(host)
 }
 
 /// A document that never changes.
@@ -273,6 +264,22 @@ impl Endpoint for Written {
 
     async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
         Ok(Answer::written(self.0.clone()))
+    }
+}
+
+/// `GET /.well-known/jwks.json`: the public keys of an issuer, as they are now.
+#[cfg(feature = "tokens")]
+pub(crate) struct Jwks(pub(crate) crate::token::KeySet);
+
+#[cfg(feature = "tokens")]
+#[async_trait]
+impl Endpoint for Jwks {
+    fn takes(&self) -> Takes {
+        Takes::Document
+    }
+
+    async fn call(&self, _: Inbound<'_>) -> Result<Answer, Refusal> {
+        Ok(Answer::json(&self.0.to_jwks())?)
     }
 }
 

@@ -125,7 +125,7 @@ impl Connections {
     ) {
         let (service, health, calls) = (self.service.clone(), self.health.clone(), state.clone());
         let answer = service_fn(move |request| {
-            answer_http1(service.clone(), health.clone(), calls.clone(), peer, request)
+            answer_http1(service.clone(), health.clone(), calls.clone(), peer.clone(), request)
         });
         let connection = self.http1.serve_connection(TokioIo::new(io), answer).with_upgrades();
         finish(connection, UpgradeableConnection::graceful_shutdown, drain, ON_ITS_WAY).await;
@@ -136,7 +136,7 @@ impl Connections {
 
     async fn serve_http2<I: Io>(&self, io: Limited<I>, peer: Peer, drain: CancellationToken) {
         let service = self.service.clone();
-        let answer = service_fn(move |request| answer_http2(service.clone(), peer, request));
+        let answer = service_fn(move |request| answer_http2(service.clone(), peer.clone(), request));
         let streams = Streams::new(self.times.write);
         let connection = self.http2(streams.clone()).serve_connection(TokioIo::new(io), answer);
         // GOAWAY names the last request that is accepted.

@@ -11,6 +11,8 @@ use octollm_core::{
     parts::Caller,
 };
 
+use super::request_body::earlier;
+
 /// Establishes the caller of a request.
 ///
 /// The server calls it once for each request, before it reads the body. Requests for `/health`, `/ready`, `/capabilities`,
@@ -55,6 +57,22 @@ where
     }
 }
 
+/// The caller is the subject of its bearer token, and anonymous without a token.
+#[cfg(feature = "tokens")]
+#[async_trait]
+impl Authenticate for crate::token::TokenVerifier {
+    async fn authenticate(&self, head: &Parts) -> Result<Caller, Failure> {
+        let Some(field) = head.headers.get(http::header::AUTHORIZATION) else { return Ok(Caller::Anonymous) };
+        let words = field.to_str().ok().and_then(|field| field.split_once(' '));
+        let bearer = words.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+        let Some((_, token)) = bearer else {
+            let words = "the authorization is no bearer token: send `Authorization: Bearer <token>`";
+            return Err(Failure::new(ErrorKind::Unauthenticated, words));
+        };
+        Ok(Caller::Known(self.verify_and_fetch(token.trim_start_matches(' ')).await?))
+    }
+}
+
 /// How a server establishes who calls.
 #[derive(Clone, Default)]
 pub(crate) struct Identity {
@@ -87,11 +105,7 @@ impl Identity {
     /// The failure of the authenticator, its panic, or its time limit.
     pub(crate) async fn ask(&self, head: &Parts, deadline: Option<Deadline>) -> Result<Caller, Failure> {
         let Some(authenticator) = &self.authenticator else { return Ok(Caller::Anonymous) };
-        let own = Deadline::after(self.limit);
-        let (limit, kind) = match deadline {
-            Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
-            _ => (own, ErrorKind::Unavailable),
-        };
+        let (limit, kind) = earlier(deadline, self.limit, ErrorKind::Unavailable);
         let asked = caught(async { authenticator.authenticate(head).await });
         match limit.run(asked).await {
             Some(Ok(answer)) => answer.map_err(Failure::before_execution),

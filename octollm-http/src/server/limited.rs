@@ -379,15 +379,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Limited<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flush = at_any_budget(cx, |cx| Pin::new(&mut self.stream).poll_flush(cx));
+        if flush.is_pending() {
+            // TLS has encrypted bytes that its caller does not read.
+            return self.written(cx, Poll::Pending).map_ok(drop);
+        }
         // hyper has written everything.
         self.write_limit = None;
-        at_any_budget(cx, |cx| Pin::new(&mut self.stream).poll_flush(cx))
+        flush
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Once lingering has begun, the writing side is shut down already.
         if self.linger.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            match Pin::new(&mut self.stream).poll_shutdown(cx) {
+                Poll::Ready(shut) => shut?,
+                Poll::Pending => return self.written(cx, Poll::Pending).map_ok(drop),
+            }
         }
         if self.state.is_upgraded() {
             return Poll::Ready(Ok(()));

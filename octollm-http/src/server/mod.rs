@@ -55,8 +55,8 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, orchestrator::Orchestrator,
-    reflex::Reflex, transport::Transport,
+    Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
+    orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -99,12 +99,15 @@ pub struct Server {
     checks: Vec<Check>,
     identity: Identity,
     errors: ErrorForm,
+    #[cfg(feature = "tokens")]
+    jwks: Option<crate::token::KeySet>,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
 impl Server {
-    /// Creates a server of this id, such as `judge`, which has no routes but its probes.
+    /// Creates a server of this id, such as `judge`, which has no routes but its probes. An id has at most 128 lower-case letters,
+    /// digits and dashes, and begins with a letter.
     pub fn new(id: impl Into<String>) -> Self {
         Self {
             dispatcher: Dispatcher::new(id),
@@ -117,6 +120,8 @@ impl Server {
             checks: Vec::new(),
             identity: Identity::default(),
             errors: ErrorForm::default(),
+            #[cfg(feature = "tokens")]
+            jwks: None,
         }
     }
 
@@ -142,14 +147,20 @@ impl Server {
     /// `POST /preprocess` answers the reaction of the reflex to a text. `POST /tasks` submits the tasks that pass. A task that
     /// the reflex answers is returned completed, with 200 in place of 202, and is not stored.
     ///
+    /// The caller needs the scope of the task before it is screened, and that of [`TaskRequest`](octollm_core::task::TaskRequest) for
+    /// `POST /preprocess`. The screening has a [time limit](Self::reflex_timeout) and a
+    /// [number of texts](Self::max_screened_texts).
+    ///
     /// Only tasks are screened. Inputs of the contracts that the server serves by [`arm`](Self::arm) reach the arm unchanged.
     pub fn reflex(mut self, reflex: impl Reflex) -> Self {
         self.reflex = Some(Arc::new(reflex));
         self
     }
 
-    /// Sets the arms that the arms and the reflex of this server can call. By default there are none.
+    /// Sets the arms that the arms and the reflex of this server can call. By default there are none. If they are called with
+    /// tokens, the card has the public key for them.
     pub fn arms(mut self, arms: impl Transport) -> Self {
+        self.dispatcher.card_mut().key = arms.public_key();
         self.transport = Arc::new(arms);
         self
     }
@@ -215,6 +226,27 @@ impl Server {
         self
     }
 
+    /// Adds the scope of a contract that an arm of this server calls to the `needs` of the card. Callers delegate no other scopes.
+    pub fn needs<C: TaskContract>(self) -> Self {
+        self.needs_scope(C::SPEC.scope)
+    }
+
+    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does.
+    pub fn needs_scope(mut self, scope: impl Into<String>) -> Self {
+        let (needs, scope) = (&mut self.dispatcher.card_mut().needs, scope.into());
+        if !needs.contains(&scope) {
+            needs.push(scope);
+        }
+        self
+    }
+
+    /// Serves the public keys of an issuer at `GET /.well-known/jwks.json`.
+    #[cfg(feature = "tokens")]
+    pub fn jwks(mut self, keys: crate::token::KeySet) -> Self {
+        self.jwks = Some(keys);
+        self
+    }
+
     /// Sets the description in the card: the purpose of the server, in a sentence or two.
     pub fn description(mut self, description: impl Into<String>) -> Self {
         self.dispatcher.card_mut().description = description.into();
@@ -233,8 +265,8 @@ impl Server {
         self
     }
 
-    /// Sets the URL in the card, such as `http://judge-arm:8103`. By default it is the host that the caller asked. The card of a
-    /// mounted server has none by default, since only the caller knows the path.
+    /// Sets the URL in the card, such as `http://judge-arm:8103`. By default the card has none: a server does not know the name and
+    /// the scheme by which its callers reach it, and a client uses the URL that it was given.
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.dispatcher.card_mut().endpoint = Some(endpoint.into());
         self
@@ -335,6 +367,10 @@ impl Server {
     fn build(self) -> Result<Built, ConfigError> {
         self.config.check()?;
         within("cost_tier", 1, self.dispatcher.card().cost_tier, 5)?;
+        if !is_arm_id(&self.dispatcher.card().arm_id) {
+            let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";
+            return Err(ConfigError::new("id", problem));
+        }
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
         }
@@ -348,9 +384,15 @@ impl Server {
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
         let document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
         table.add(Method::GET, "/openapi.json", Written(document.write()))?;
-        let screen = self.reflex.map(|reflex| Screen { reflex, transport: transport.clone() });
+        let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
+        let screen =
+            self.reflex.map(|reflex| Screen { reflex, transport: transport.clone(), limit, max_texts });
         tasks::add_tasks(&mut table, own, screen, orchestrator.clone())?;
         arm::add_contracts(&mut table, &dispatcher, &transport)?;
+        #[cfg(feature = "tokens")]
+        if let Some(keys) = self.jwks {
+            table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;
+        }
         for (method, path, service) in self.routes {
             table.service(method, &path, service)?;
         }

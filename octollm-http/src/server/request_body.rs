@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::Body;
 use http_body_util::BodyExt;
 use octollm_core::{
@@ -22,44 +23,58 @@ use crate::wire::BodyBuffer;
 type BoxError = Box<dyn Error + Send + Sync>;
 
 /// The limits on reading a body.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct BodyLimits<'a> {
     pub(crate) bytes: usize,
     pub(crate) time: Duration,
     /// Deadline of the caller.
     pub(crate) deadline: Option<Deadline>,
-    /// The bytes of all bodies that are still arriving.
-    pub(crate) arriving: &'a ArrivingBytes,
+    /// The share of the head, which is counted once the body is awaited.
+    pub(crate) arriving: Share<'a>,
+    pub(crate) head: &'a HeaderMap,
 }
 
-/// The bytes of all bodies that are still arriving.
+/// The bytes of all requests that are still arriving.
 #[derive(Debug)]
 pub(crate) struct ArrivingBytes {
     bytes: AtomicUsize,
     most: usize,
 }
 
-/// The share of one body in [`ArrivingBytes`].
-struct Share<'a> {
-    arriving: &'a ArrivingBytes,
+/// The share of one head or one body in [`ArrivingBytes`].
+#[derive(Debug)]
+pub(crate) struct Share<'a> {
+    all: &'a ArrivingBytes,
     bytes: usize,
 }
+
+/// Bytes of a request that waits, besides its head: its stream and its future.
+const WAITING: usize = 8 * 1024;
 
 impl ArrivingBytes {
     pub(crate) fn new(most: usize) -> Self {
         Self { bytes: AtomicUsize::new(0), most }
     }
 
-    fn share(&self) -> Share<'_> {
-        Share { arriving: self, bytes: 0 }
+    pub(crate) fn share(&self) -> Share<'_> {
+        Share { all: self, bytes: 0 }
     }
 }
 
 impl Share<'_> {
+    /// Counts a head, unless it is counted already.
+    pub(crate) fn add_head(&mut self, head: &HeaderMap) -> Result<(), Failure> {
+        if self.bytes > 0 {
+            return Ok(());
+        }
+        let bytes: usize = head.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        self.add(WAITING + 2 * bytes)
+    }
+
     fn add(&mut self, bytes: usize) -> Result<(), Failure> {
-        let before = self.arriving.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.all.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;
-        if before.saturating_add(bytes) <= self.arriving.most {
+        if before.saturating_add(bytes) <= self.all.most {
             return Ok(());
         }
         Err(overloaded())
@@ -69,7 +84,7 @@ impl Share<'_> {
 impl Drop for Share<'_> {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.arriving.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+            self.all.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
         }
     }
 }
@@ -79,7 +94,7 @@ impl Drop for Share<'_> {
 /// # Errors
 /// The body is too large, in fact or as declared; it arrives too slowly; all arriving bodies together are too large; or the
 /// connection was lost.
-pub(crate) async fn read<B>(body: B, limits: BodyLimits<'_>) -> Result<Bytes, Failure>
+pub(crate) async fn read<B>(body: B, mut limits: BodyLimits<'_>) -> Result<Bytes, Failure>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
@@ -87,15 +102,12 @@ where
     if body.size_hint().lower() > limits.bytes as u64 {
         return Err(too_large(limits.bytes));
     }
-    let mut reading = pin!(collect(body, limits.bytes, limits.arriving));
+    let mut reading = pin!(collect(body, limits.bytes, limits.arriving.all));
     if let Some(done) = soon(reading.as_mut()).await {
         return done;
     }
-    let own = Deadline::after(limits.time);
-    let (limit, kind) = match limits.deadline {
-        Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
-        _ => (own, ErrorKind::RequestTimeout),
-    };
+    limits.arriving.add_head(limits.head)?;
+    let (limit, kind) = earlier(limits.deadline, limits.time, ErrorKind::RequestTimeout);
     limit.run(reading).await.unwrap_or_else(|| {
         let words = match kind {
             ErrorKind::RequestTimeout => "the body did not arrive in time",
@@ -103,6 +115,19 @@ where
         };
         Err(Failure::new(kind, words).before_execution())
     })
+}
+
+/// The earlier of a caller's deadline and a limit from now, with the kind of the failure beyond it.
+pub(crate) fn earlier(
+    deadline: Option<Deadline>,
+    limit: Duration,
+    beyond: ErrorKind,
+) -> (Deadline, ErrorKind) {
+    let own = Deadline::after(limit);
+    match deadline {
+        Some(deadline) if deadline < own => (deadline, ErrorKind::DeadlineExceeded),
+        _ => (own, beyond),
+    }
 }
 
 /// The output of a future that completes at its second poll.
@@ -174,9 +199,16 @@ mod tests {
 
     use super::*;
 
-    static ARRIVING: ArrivingBytes = ArrivingBytes { bytes: AtomicUsize::new(0), most: 20 };
-    const LIMITS: BodyLimits<'static> =
-        BodyLimits { bytes: 8, time: Duration::from_secs(30), deadline: None, arriving: &ARRIVING };
+    static ARRIVING: ArrivingBytes = ArrivingBytes { bytes: AtomicUsize::new(0), most: WAITING + 20 };
+
+    fn limits<'a>(arriving: &'a ArrivingBytes, head: &'a HeaderMap) -> BodyLimits<'a> {
+        let (time, arriving) = (Duration::from_secs(30), arriving.share());
+        BodyLimits { bytes: 8, time, deadline: None, arriving, head }
+    }
+
+    async fn read_usual(body: impl Body<Data = Bytes, Error = Infallible>) -> Result<Bytes, Failure> {
+        read(body, limits(&ARRIVING, &HeaderMap::new())).await
+    }
 
     fn frames(pieces: &[&'static str]) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + use<> {
         let frames: Vec<_> =
@@ -190,11 +222,11 @@ mod tests {
 
     #[tokio::test]
     async fn pieces_become_one_up_to_the_limit() {
-        assert_eq!(read(body(&[]), LIMITS).await.unwrap(), "");
-        assert_eq!(read(body(&["12345678"]), LIMITS).await.unwrap(), "12345678");
-        assert_eq!(read(body(&["123", "", "45678"]), LIMITS).await.unwrap(), "12345678");
+        assert_eq!(read_usual(body(&[])).await.unwrap(), "");
+        assert_eq!(read_usual(body(&["12345678"])).await.unwrap(), "12345678");
+        assert_eq!(read_usual(body(&["123", "", "45678"])).await.unwrap(), "12345678");
         for pieces in [&["123456789"][..], &["12345678", "9"], &["123", "456", "789"]] {
-            assert_eq!(read(body(pieces), LIMITS).await.unwrap_err().kind, ErrorKind::PayloadTooLarge);
+            assert_eq!(read_usual(body(pieces)).await.unwrap_err().kind, ErrorKind::PayloadTooLarge);
         }
     }
 
@@ -207,9 +239,10 @@ mod tests {
             }))
         };
         let begun = Deadline::after(Duration::ZERO).instant();
-        let failure = read(trickle(), LIMITS).await.unwrap_err();
+        let failure = read_usual(trickle()).await.unwrap_err();
         assert_eq!((failure.kind, begun.elapsed().as_secs()), (ErrorKind::RequestTimeout, 30));
-        let hurried = BodyLimits { deadline: Some(Deadline::after(Duration::from_secs(7))), ..LIMITS };
+        let (head, deadline) = (HeaderMap::new(), Some(Deadline::after(Duration::from_secs(7))));
+        let hurried = BodyLimits { deadline, ..limits(&ARRIVING, &head) };
         let failure = read(trickle(), hurried).await.unwrap_err();
         assert_eq!((failure.kind, begun.elapsed().as_secs()), (ErrorKind::DeadlineExceeded, 37));
         assert!(!failure.may_have_executed);
@@ -217,13 +250,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_all_bodies_hold_is_bounded() {
-        let arriving = ArrivingBytes::new(5);
-        let limits = BodyLimits { arriving: &arriving, ..LIMITS };
+        let (arriving, head) = (ArrivingBytes::new(WAITING + 5), HeaderMap::new());
         let unended = frames(&["123"]).chain(stream::pending::<Result<Frame<Bytes>, Infallible>>());
-        let mut waiting = Box::pin(read(StreamBody::new(unended), limits));
+        let mut waiting = Box::pin(read(StreamBody::new(unended), limits(&arriving, &head)));
         let waits = tokio::time::timeout(Duration::from_secs(1), waiting.as_mut()).await;
         assert!(waits.is_err());
-        let failure = read(body(&["123", "4"]), limits).await.unwrap_err();
+        let failure = read(body(&["123", "4"]), limits(&arriving, &head)).await.unwrap_err();
         assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::Overloaded, false));
         drop(waiting);
         assert_eq!(arriving.bytes.load(Ordering::Relaxed), 0);

@@ -28,7 +28,6 @@ pub(crate) struct Inbound<'r> {
     pub(crate) head: &'r Parts,
     /// The text in place of `{id}` in the path; empty for a path without one.
     pub(crate) id: &'r str,
-    pub(crate) arrival: Arrival,
     /// The whole body; empty if the endpoint takes none.
     pub(crate) body: Bytes,
 }
@@ -130,6 +129,17 @@ impl Answer {
 }
 
 impl Refusal {
+    /// A caller whose identity is not accepted. What it showed, if anything, is not valid (RFC 6750 §3.1).
+    pub(crate) fn of_credentials(failure: Failure, head: &HeaderMap) -> Self {
+        let is_invalid =
+            failure.kind == ErrorKind::Unauthenticated && head.contains_key(header::AUTHORIZATION);
+        let refusal = Self::from(failure);
+        if !is_invalid {
+            return refusal;
+        }
+        refusal.header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer error=\"invalid_token\""))
+    }
+
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.insert(name, value);
         self
@@ -204,8 +214,8 @@ impl Ids {
         if let Some(seconds) = problem.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(challenge) = challenge(failure.kind) {
-            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        if let Some(challenge) = challenge(&failure) {
+            headers.entry(header::WWW_AUTHENTICATE).or_insert(challenge);
         }
         headers.insert(header::CONTENT_TYPE, PROBLEM);
         let body = write_problem(&problem, errors == ErrorForm::Nested);
@@ -221,10 +231,16 @@ impl Ids {
 }
 
 /// The challenge to a caller whose identity is refused (RFC 6750 §3).
-fn challenge(kind: ErrorKind) -> Option<HeaderValue> {
-    match kind {
+fn challenge(failure: &Failure) -> Option<HeaderValue> {
+    const INSUFFICIENT: &str = "Bearer error=\"insufficient_scope\"";
+    match failure.kind {
         ErrorKind::Unauthenticated => Some(HeaderValue::from_static("Bearer")),
-        ErrorKind::InsufficientScope => Some(HeaderValue::from_static("Bearer error=\"insufficient_scope\"")),
+        ErrorKind::InsufficientScope => {
+            let scope = failure.details.as_ref().and_then(|details| details.get("scope")?.as_str());
+            let scope = scope.filter(|scope| !scope.contains(['"', '\\']));
+            let named = scope.and_then(|scope| format!("{INSUFFICIENT}, scope=\"{scope}\"").parse().ok());
+            Some(named.unwrap_or(HeaderValue::from_static(INSUFFICIENT)))
+        }
         _ => None,
     }
 }

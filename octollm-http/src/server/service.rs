@@ -214,26 +214,39 @@ impl Core {
             Handler::Endpoint(endpoint) => endpoint.takes(),
             Handler::Service(_) => Takes::Place,
         };
+        let mut arriving = self.arriving.share();
         if takes.needs_identity() {
             parts.caller = match self.identity.known(head) {
                 Some(caller) => caller,
-                None => Box::pin(self.identity.ask(head, parts.deadline)).await?,
+                None => {
+                    arriving.add_head(&head.headers)?;
+                    match Box::pin(self.identity.ask(head, parts.deadline)).await {
+                        Ok(caller) => caller,
+                        Err(failure) => return Err(Refusal::of_credentials(failure, &head.headers)),
+                    }
+                }
             };
+            of_its_task(&mut parts)?;
         }
         let endpoint = match handler {
             Handler::Endpoint(endpoint) => endpoint,
             // Boxed, since the future of every request is as large as its largest part.
             Handler::Service(service) => {
+                drop(arriving);
                 return Box::pin(self.hand_over(service.clone(), taken(head), body, parts)).await;
             }
         };
         let body = match takes {
             Takes::Json => {
                 let ServerConfig { max_body: bytes, body_timeout: time, .. } = self.config;
-                let limits = BodyLimits { bytes, time, deadline: parts.deadline, arriving: &self.arriving };
+                let (deadline, head) = (parts.deadline, &head.headers);
+                let limits = BodyLimits { bytes, time, deadline, arriving, head };
                 request_body::read(body, limits).await?
             }
-            Takes::Place | Takes::Document | Takes::Probe => Bytes::new(),
+            Takes::Place | Takes::Document | Takes::Probe => {
+                drop(arriving);
+                Bytes::new()
+            }
         };
         let place = match takes {
             Takes::Probe => None,
@@ -241,7 +254,7 @@ impl Core {
             Takes::Place | Takes::Json => Some(place_of(&self.places)?),
         };
         let path = head.uri.path();
-        let call = endpoint.call(Inbound { parts, head, id, arrival, body });
+        let call = endpoint.call(Inbound { parts, head, id, body });
         let result = contained(call, path).await?;
         let Some(place) = place else { return result };
         match result {
@@ -310,6 +323,17 @@ impl Core {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());
         }
         Ok((handler, id))
+    }
+}
+
+/// Limits a request to the task of its token.
+fn of_its_task(parts: &mut ContextParts) -> Result<(), Failure> {
+    match &parts.task_id {
+        Some(task) => parts.caller.may_work_for(task),
+        None => {
+            parts.task_id = parts.caller.grant().and_then(|grant| grant.task.clone());
+            Ok(())
+        }
     }
 }
 

@@ -1,19 +1,20 @@
 //! The routes of an orchestrator and of a reflex: tasks, and their screening.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::{HeaderValue, Method, StatusCode, header};
 use jiff::Timestamp;
 use octollm_core::{
     Context,
+    contract::TaskContract,
     error::{ArmError, ConfigError, ErrorKind, Failure},
     id::{StepKey, TaskId},
     json,
-    orchestrator::{JournalStep, Orchestrator},
+    orchestrator::{JournalStep, MAX_STEPS, Orchestrator},
     parts::ContextParts,
     reflex::{Reaction, Reflex, ReflexInput, screen_submission},
-    task::{Submission, TaskQuery, TaskRecord, TaskResult},
+    task::{Submission, TaskQuery, TaskRecord, TaskRequest, TaskResult},
     transport::Transport,
 };
 use schemars::JsonSchema;
@@ -23,6 +24,7 @@ use serde_json::Value;
 use super::{
     arm::{ArmCapabilities, KnownArms},
     head::percent_decoded,
+    request_body::earlier,
     routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
 };
 
@@ -92,7 +94,10 @@ pub(crate) struct RerunBody {
 
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct Steps {
+    /// Calls, in the order of their answers.
     steps: Vec<JournalStep>,
+    /// Cursor of the next page. Null at the end.
+    next: Option<u64>,
 }
 
 #[async_trait]
@@ -111,11 +116,7 @@ impl Endpoint for Tasks {
             _ => {
                 // A text that is no task id is the id of no task.
                 let id: TaskId = inbound.id.parse().map_err(|_| Failure::of(ErrorKind::TaskNotFound))?;
-                let rerun = match self.operation {
-                    TaskOperation::Rerun => json::read_input(&inbound.body)?,
-                    _ => RerunBody::default(),
-                };
-                let done = self.with_one(&id, rerun, inbound.parts).await;
+                let done = self.with_one(&id, inbound).await;
                 done.map_err(|failure| Refusal::from(failure).task(id))
             }
         }
@@ -128,9 +129,10 @@ impl Tasks {
         let parts = inbound.parts;
         if let Some(screen) = &self.screen {
             let cx = screen.context(parts.clone());
+            self.orchestrator.authorize(&submission.contract, &cx)?;
+            let screening = screen_submission(&*screen.reflex, submission, screen.max_texts, &cx);
             let reaction;
-            (submission, reaction) =
-                screened(&cx, screen_submission(&*screen.reflex, submission, &cx)).await?;
+            (submission, reaction) = screened(&cx, screen.limit, screening).await?;
             match reaction {
                 Reaction::Answer(answer) => return answered(submission, answer),
                 Reaction::Refuse(reason) => return Err(Failure::new(ErrorKind::Refused, reason).into()),
@@ -139,6 +141,10 @@ impl Tasks {
         }
         let (deadline, cx) = (parts.deadline, context(parts));
         let task = within(deadline, self.orchestrator.submit(submission, &cx)).await?;
+        if task.status.is_finished() {
+            // A reflex in front of the orchestrator has answered it.
+            return Ok(Answer::json(&task)?);
+        }
         // Relative to the request, so that it holds below any prefix.
         let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
             .map_err(|_| Failure::of(ErrorKind::Internal))?;
@@ -151,16 +157,19 @@ impl Tasks {
         Ok(Answer::json(&within(deadline, self.orchestrator.list(query, &cx)).await?)?)
     }
 
-    async fn with_one(&self, id: &TaskId, rerun: RerunBody, parts: ContextParts) -> Result<Answer, Failure> {
+    async fn with_one(&self, id: &TaskId, inbound: Inbound<'_>) -> Result<Answer, Failure> {
         let orchestrator = &*self.orchestrator;
-        let (deadline, cx) = (parts.deadline, context(parts));
+        let (deadline, cx) = (inbound.parts.deadline, context(inbound.parts));
         match self.operation {
             TaskOperation::Journal => {
-                let steps = within(deadline, orchestrator.journal(id, &cx)).await?;
-                Answer::json(&Steps { steps })
+                let (after, limit) = page(inbound.head.uri.query().unwrap_or_default())?;
+                let page = orchestrator.journal(id, after, limit, &cx);
+                let (steps, next) = within(deadline, page).await?;
+                Answer::json(&Steps { steps, next })
             }
             TaskOperation::Cancel => Answer::json(&within(deadline, orchestrator.cancel(id, &cx)).await?),
             TaskOperation::Rerun => {
+                let rerun: RerunBody = json::read_input(&inbound.body)?;
                 let task = within(deadline, orchestrator.rerun(id, rerun.from.as_ref(), &cx)).await?;
                 Ok(Answer::json(&task)?.status(StatusCode::ACCEPTED))
             }
@@ -185,6 +194,8 @@ fn answered(submission: Submission, answer: Value) -> Result<Answer, Refusal> {
 pub(crate) struct Screen {
     pub(crate) reflex: Arc<dyn Reflex>,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) limit: Duration,
+    pub(crate) max_texts: usize,
 }
 
 impl Screen {
@@ -193,15 +204,25 @@ impl Screen {
     }
 }
 
-/// The result of a reflex, until the deadline.
-async fn screened<T>(cx: &Context, work: impl Future<Output = Result<T, ArmError>>) -> Result<T, Failure> {
+/// The result of a reflex, until the deadline and within the limit.
+async fn screened<T>(
+    cx: &Context,
+    limit: Duration,
+    work: impl Future<Output = Result<T, ArmError>>,
+) -> Result<T, Failure> {
     let logged = async {
         work.await.map_err(|error| {
             tracing::warn!(request = %cx.request_id(), %error, "reflex failed");
             error.into_failure()
         })
     };
-    within(cx.deadline(), logged).await
+    let (end, kind) = earlier(cx.deadline(), limit, ErrorKind::Unavailable);
+    end.run(logged).await.unwrap_or_else(|| {
+        if kind == ErrorKind::Unavailable {
+            tracing::warn!(request = %cx.request_id(), ?limit, "reflex exceeded its time limit");
+        }
+        Err(Failure::new(kind, "the screening took too long: try again later").before_execution())
+    })
 }
 
 /// `POST /preprocess`: screens a text.
@@ -243,13 +264,14 @@ impl Endpoint for Preprocess {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        inbound.parts.caller.may(TaskRequest::SPEC.scope)?;
         let body: PreprocessBody = json::read_input(&inbound.body)?;
         let mut input = ReflexInput::new(body.input_text);
         input.check_cache = body.check_cache;
         input.detect_pii = body.detect_pii;
         input.detect_injection = body.detect_injection;
         let cx = self.0.context(inbound.parts);
-        let reaction = screened(&cx, self.0.reflex.react(&mut input, &cx)).await?;
+        let reaction = screened(&cx, self.0.limit, self.0.reflex.react(&mut input, &cx)).await?;
         let should_proceed = matches!(reaction, Reaction::Pass | Reaction::Rewrite(_));
         let (sanitized_input, cached_result) = match reaction {
             Reaction::Rewrite(text) => (text, None),
@@ -271,28 +293,45 @@ impl Endpoint for Preprocess {
 
 /// Reads `status=&after=&limit=`, each at most once.
 fn query(text: &str) -> Result<TaskQuery, Failure> {
+    let mut query = TaskQuery::default();
+    parameters(text, |name, value| match name {
+        "status" => value.parse().ok().map(|status| query.status.replace(status).is_some()),
+        "after" => value.parse().ok().map(|after| query.after.replace(after).is_some()),
+        "limit" => limit(value, TaskQuery::MAX_LIMIT).map(|limit| query.limit.replace(limit).is_some()),
+        _ => None,
+    })?;
+    Ok(query)
+}
+
+/// Reads `after=&limit=` of a journal, each at most once.
+fn page(text: &str) -> Result<(Option<u64>, Option<usize>), Failure> {
+    let (mut after, mut at_most) = (None, None);
+    parameters(text, |name, value| match name {
+        "after" => value.parse().ok().map(|position| after.replace(position).is_some()),
+        "limit" => limit(value, MAX_STEPS).map(|limit| at_most.replace(limit).is_some()),
+        _ => None,
+    })?;
+    Ok((after, at_most))
+}
+
+fn limit(value: &str, most: usize) -> Option<usize> {
+    value.parse().ok().filter(|limit| (1..=most).contains(limit))
+}
+
+/// Reads the parameters of a query. `read` returns whether a parameter is given twice, and `None` where it is malformed or
+/// unknown. An empty one counts as left out.
+fn parameters(text: &str, mut read: impl FnMut(&str, &str) -> Option<bool>) -> Result<(), Failure> {
     let refused =
         |name: &str| Failure::new(ErrorKind::BadRequest, format!("malformed query parameter {name}"));
-    let mut query = TaskQuery::default();
     for pair in text.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = percent_decoded(value.as_bytes()).and_then(|value| String::from_utf8(value).ok());
         let value = value.ok_or_else(|| refused(name))?;
-        let read = match name {
-            _ if value.is_empty() => Some(false),
-            "status" => value.parse().ok().map(|status| query.status.replace(status).is_some()),
-            "after" => value.parse().ok().map(|after| query.after.replace(after).is_some()),
-            "limit" => {
-                let limit = value.parse().ok().filter(|limit| (1..=TaskQuery::MAX_LIMIT).contains(limit));
-                limit.map(|limit| query.limit.replace(limit).is_some())
-            }
-            _ => None,
-        };
-        if read != Some(false) {
+        if !value.is_empty() && read(name, &value) != Some(false) {
             return Err(refused(name));
         }
     }
-    Ok(query)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -300,6 +339,17 @@ mod tests {
     use octollm_core::task::TaskStatus;
 
     use super::*;
+
+    #[test]
+    fn a_page_of_a_journal_is_read_or_refused() {
+        assert_eq!(page("").unwrap(), (None, None));
+        assert_eq!(page("after=&limit=").unwrap(), (None, None));
+        assert_eq!(page("after=0&limit=1000").unwrap(), (Some(0), Some(1_000)));
+        for text in ["limit=0", "limit=1001", "after=-1", "after=task_1", "after=1&after=2", "status=failed"]
+        {
+            assert_eq!(page(text).unwrap_err().kind, ErrorKind::BadRequest, "{text}");
+        }
+    }
 
     #[test]
     fn a_query_is_read_or_refused() {

@@ -344,3 +344,92 @@ fn a_round_of_questions_in_a_runtime_that_stands_still_holds_up_no_other() {
 #[derive(Debug, Serialize, Deserialize, JsonSchema, octollm_macros::TaskContract)]
 #[task(name = "code.other", output = Verdict)]
 struct Other {}
+
+/// The card of the judge after a change of its contract.
+async fn judge_with(change: impl FnOnce(&mut serde_json::Value)) -> (Peer, Arms) {
+    let mut odd = serde_json::to_value(card("judge")).unwrap();
+    change(&mut odd);
+    let peer = Peer::start(move |request| {
+        let odd = odd.clone();
+        async move {
+            if request.path == "/capabilities" { Answer::Json(200, odd) } else { Answer::verdict() }
+        }
+    })
+    .await;
+    let arms = judge(&peer.url);
+    (peer, arms)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_odd_member_of_a_card_does_not_hide_the_arm() {
+    let odd = [
+        ("cost_tier", json!(900)),
+        ("status", json!(7)),
+        ("needs", json!("all")),
+        ("key", json!(1)),
+        ("instance", json!({})),
+    ];
+    for (member, value) in odd {
+        let (_peer, arms) = judge_with(|card| card[member] = value).await;
+        arms.call(check()).await.unwrap();
+        let card = arms.cards().await.remove(0);
+        assert_eq!((card.cost_tier, card.status), (3, ArmStatus::Healthy), "{member}");
+    }
+    for (member, value) in [
+        ("timeout_ms", json!(-1)),
+        ("timeout_ms", json!(1e300)),
+        ("timeout_ms", json!(0)),
+        ("timeout_ms", json!(null)),
+        ("path", json!(null)),
+        ("keys", json!(3)),
+        ("tags", json!({})),
+        ("idempotent", json!("yes")),
+    ] {
+        let (peer, arms) = judge_with(|card| card["contracts"][0][member] = value).await;
+        arms.call(check()).await.unwrap();
+        assert_eq!(peer.calls()[0].path, "/validate", "{member}");
+        let contract = arms.cards().await.remove(0).contracts.remove(0);
+        if member == "timeout_ms" {
+            assert_eq!(contract.timeout_ms, 30_000);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_contract_that_cannot_be_called_is_named_with_the_reason() {
+    for (member, value, reason) in [
+        ("path", json!("validate"), "its path is not the path of a route, which begins with `/`"),
+        ("version", json!(0), "its version is not a number from 1"),
+        ("version", json!("two"), "its version is not a number from 1"),
+    ] {
+        let (_peer, arms) = judge_with(|card| card["contracts"][0][member] = value).await;
+        let error = arms.call(check()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ContractNotOffered);
+        let expected = format!(
+            "code.validate is not offered by any arm; offered: nothing; it is on the card of judge, but cannot be called: {reason}"
+        );
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_contract_that_is_on_a_card_twice_the_first_is_called() {
+    let (peer, arms) = judge_with(|card| {
+        let mut again = card["contracts"][0].clone();
+        again["path"] = json!("/again");
+        card["contracts"].as_array_mut().unwrap().push(again);
+    })
+    .await;
+    for _ in 0..4 {
+        arms.call(check()).await.unwrap();
+    }
+    assert!(peer.calls().iter().all(|call| call.path != "/again"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_arms_the_error_says_how_to_set_one() {
+    let error = arms().build().unwrap().call(check()).await.unwrap_err();
+    let expected = "code.validate is not offered: no arm is set; set OCTOLLM_ARM_<ID>=http://host:port for \
+                    `Arms::from_env()`, or call `.endpoint(id, url)` of `Arms::builder()`";
+    assert_eq!(error.to_string(), expected);
+}

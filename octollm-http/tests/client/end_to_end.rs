@@ -16,7 +16,7 @@ use octollm_core::{
     budget::Usage,
     error::{ArmError, ErrorKind},
     id::StepKey,
-    orchestrator::{Orchestrator, StepOutcome},
+    orchestrator::{Orchestrator, StepOutcome, whole_journal},
     task::TaskQuery,
 };
 use octollm_http::{Arms, OrchestratorClient, Server};
@@ -136,7 +136,7 @@ async fn a_failed_task_continues_from_the_step_that_its_error_names() {
             assert_eq!(failed_step.to_string(), step);
 
             let cx = Context::detached();
-            let journal = client.journal(handle.id(), &cx).await.unwrap();
+            let journal = whole_journal(&client, handle.id(), &cx).await.unwrap();
             let entry = journal.iter().find(|entry| entry.step.to_string() == step).unwrap();
             assert!(matches!(entry.outcome, StepOutcome::Failed), "{entry:?}");
             assert_eq!((entry.tokens_used, &*entry.arm), (10, "judge"));

@@ -1,6 +1,9 @@
 //! The client against servers that do what it must survive, byte by byte: in memory on paused time, on sockets where those matter.
 
 mod calls;
+#[cfg(feature = "tls")]
+#[path = "../certificates/mod.rs"]
+mod certificates;
 mod config;
 mod directory;
 mod end_to_end;
@@ -10,3 +13,5 @@ mod lies;
 mod orchestrator;
 mod peer;
 mod pool;
+#[cfg(feature = "tls")]
+mod tls;

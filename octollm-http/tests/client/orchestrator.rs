@@ -47,7 +47,7 @@ async fn each_route_is_asked_as_the_wire_says() {
         match (&*request.method, &*request.path) {
             ("POST", _) => Answer::Json(202, task("queued", 0)),
             (_, "/capabilities") => Answer::Json(200, json!({ "arms": [{ "arm_id": "judge" }] })),
-            (_, path) if path.ends_with("/journal") => {
+            (_, path) if path.contains("/journal?") => {
                 Answer::Json(200, json!({ "steps": [journal_step()] }))
             }
             (_, path) if path.starts_with("/tasks?") => Answer::Json(200, json!({ "tasks": [], "next": ID })),
@@ -72,7 +72,8 @@ async fn each_route_is_asked_as_the_wire_says() {
     assert_eq!(client.cancel(&id, &cx).await.unwrap().status, TaskStatus::Cancelled);
     assert_eq!(client.cards().await[0].arm_id, "judge");
 
-    assert_eq!(client.journal(&id, &cx).await.unwrap()[0].outcome, StepOutcome::Answered);
+    let (steps, next) = client.journal(&id, Some(6), Some(30), &cx).await.unwrap();
+    assert_eq!((steps[0].outcome, next), (StepOutcome::Answered, None));
     client.rerun(&id, None, &cx).await.unwrap();
     client.rerun(&id, Some(&StepKey::Order(2)), &cx).await.unwrap();
     client.rerun(&id, Some(&StepKey::Name("judge".into())), &cx).await.unwrap();
@@ -84,7 +85,7 @@ async fn each_route_is_asked_as_the_wire_says() {
         asked[..5],
         ["POST /tasks", "POST /tasks", &list, &format!("GET {one}"), &format!("DELETE {one}")]
     );
-    assert_eq!(asked[5..7], [format!("GET {one}/journal"), format!("POST {one}/rerun")]);
+    assert_eq!(asked[5..7], [format!("GET {one}/journal?after=6&limit=30"), format!("POST {one}/rerun")]);
     let reruns: Vec<_> =
         peer.calls()[6..].iter().map(|call| String::from_utf8(call.body.clone()).unwrap()).collect();
     assert_eq!(reruns, ["{}", r#"{"from":2}"#, r#"{"from":"judge"}"#]);
@@ -265,14 +266,35 @@ async fn a_task_is_taken_up_by_its_id_and_rerun_from_a_step() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn all_pages_of_a_journal_are_requested() {
+    let page = |next: Value| (200, json!({ "steps": [journal_step()], "next": next }));
+    let peer = telling(vec![page(json!(4)), page(json!(u64::MAX)), page(Value::Null)]).await;
+    let handle = orchestrator(&peer.url).task::<Check>(ID.parse().unwrap());
+    assert_eq!(handle.journal().await.unwrap().len(), 3);
+    let asked: Vec<_> = peer.calls().iter().map(|call| call.path.clone()).collect();
+    let path = format!("/tasks/{ID}/journal");
+    let pages =
+        ["?limit=1000".to_owned(), "?after=4&limit=1000".into(), format!("?after={}&limit=1000", u64::MAX)];
+    assert_eq!(asked, pages.map(|query| format!("{path}{query}")));
+    // One that does not advance would never end.
+    let peer = telling(vec![page(json!(4)), page(json!(4))]).await;
+    let handle = orchestrator(&peer.url).task::<Check>(ID.parse().unwrap());
+    assert_eq!(handle.journal().await.unwrap_err().kind(), ErrorKind::BadResponse);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_that_ends_without_an_output_is_a_failed_call() {
     let failed = json!({
         "error": { "type": "budget_exhausted", "message": "the budget is used up", "details": null },
         "metadata": { "arms_used": [], "tokens_used": 7, "cost_dollars": 0.5, "duration_seconds": 1.0 },
     });
+    let later = json!({
+        "error": { "type": "quota_frozen", "message": "come back in May" }, "progress": { "percent": "half" },
+    });
     let shape = json!({ "result": { "output": "yes" } });
     for (end, kind) in [
         (ended("failed", failed), ErrorKind::BudgetExhausted),
+        (ended("failed", later), ErrorKind::ArmFailed),
         (ended("cancelled", json!({})), ErrorKind::Cancelled),
         (ended("completed", shape), ErrorKind::BadResponse),
     ] {

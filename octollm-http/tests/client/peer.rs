@@ -176,7 +176,7 @@ impl Peer {
         Self::listen(acceptor, url, react)
     }
 
-    fn listen<A, F>(
+    pub(crate) fn listen<A, F>(
         mut acceptor: A,
         url: String,
         react: impl Fn(Received) -> F + Send + Sync + 'static,

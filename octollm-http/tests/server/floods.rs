@@ -103,3 +103,32 @@ async fn questions_whose_answers_nobody_reads() {
         assert_eq!(answer.status, 200);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn heads_whose_bodies_never_arrive() {
+    const SLOW: &str =
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
+    let (peer, _) = start_with(|server| server.max_arriving(185_000));
+    // One more field, of 14,000 bytes.
+    let mut head = [POST_HEAD, b"\x00\x01a\x7f\xb1\x6c"].concat();
+    head.extend(b"b".repeat(14_000));
+    let mut lines = Vec::new();
+    for _ in 0..3 {
+        let mut line = connect(peer).await;
+        for stream in [1, 3] {
+            line.write(frame(HEADERS, END_HEADERS, stream, &head)).await;
+        }
+        lines.push(line);
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let mut slow = peer.connect().await;
+    slow.write(SLOW).await;
+    slow.answer().await.is_problem(503, "overloaded");
+    assert_eq!(peer.get("/health").await.status, 200);
+    assert_eq!(peer.post("/echo", "", r#"{"text":"a"}"#).await.status, 200);
+    drop(lines);
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let mut slow = peer.connect().await;
+    slow.write(SLOW).await;
+    slow.answer().await.is_problem(408, "request_timeout");
+}

@@ -58,12 +58,12 @@ async fn scopes_are_checked_on_every_way_to_a_contract() {
     for (path, body) in [("/echo", ECHO), ("/execute", execute)] {
         for (field, status, code, challenge) in [
             ("", 401, "unauthenticated", "Bearer"),
-            ("Authorization: Bearer eve\r\n", 401, "unauthenticated", "Bearer"),
+            ("Authorization: Bearer eve\r\n", 401, "unauthenticated", "Bearer error=\"invalid_token\""),
             (
                 "Authorization: Bearer bob\r\n",
                 403,
                 "insufficient_scope",
-                "Bearer error=\"insufficient_scope\"",
+                "Bearer error=\"insufficient_scope\", scope=\"text:echo\"",
             ),
         ] {
             let answer = peer.post(path, field, body).await;

@@ -190,7 +190,7 @@ async fn overload_is_answered_at_once_and_probes_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn bodies_that_trickle_take_no_places() {
-    let (peer, _) = start_with(|server| server.max_in_flight(2).max_arriving(3000));
+    let (peer, _) = start_with(|server| server.max_in_flight(2).max_arriving(190_000));
     let mut trickling = Vec::new();
     for _ in 0..20 {
         let mut line = peer.connect().await;
@@ -200,7 +200,7 @@ async fn bodies_that_trickle_take_no_places() {
     assert_eq!(peer.post("/echo", "", ECHO).await.status, 200);
     // What they hold together is bounded all the same.
     let mut last = peer.connect().await;
-    last.write(format!("{HEAD}Content-Length: 2000\r\n\r\n{}", "a".repeat(1500))).await;
+    last.write(format!("{HEAD}Content-Length: 50000\r\n\r\n{}", "a".repeat(40_000))).await;
     last.answer().await.is_problem(503, "overloaded");
     for mut line in trickling {
         line.answer().await.is_problem(408, "request_timeout");

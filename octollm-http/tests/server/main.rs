@@ -3,6 +3,9 @@
 mod arms;
 mod attacks;
 mod bad_input;
+#[cfg(feature = "tls")]
+#[path = "../certificates/mod.rs"]
+mod certificates;
 mod floods;
 mod identity;
 mod lifecycle;
@@ -16,3 +19,7 @@ mod routed;
 mod routes;
 mod statuses;
 mod tasks;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(unix)]
+mod unix;

@@ -154,7 +154,7 @@ async fn clients_reach_servers_below_a_prefix() {
     assert_eq!(task.cancel().await.unwrap().status, TaskStatus::Completed, "a finished task stays as it is");
     let cx = Context::detached();
     assert_eq!(client.list(TaskQuery::default(), &cx).await.unwrap().tasks.len(), 1);
-    assert!(client.journal(task.id(), &cx).await.unwrap().is_empty());
+    assert!(client.journal(task.id(), None, None, &cx).await.unwrap().0.is_empty());
     let refused = client.rerun(task.id(), None, &cx).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Conflict);
 }

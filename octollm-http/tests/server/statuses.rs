@@ -106,9 +106,15 @@ impl Orchestrator for Stub {
         self.brain.get(id, cx).await
     }
 
-    async fn journal(&self, id: &TaskId, cx: &Context) -> Result<Vec<JournalStep>, Failure> {
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        cx: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
         self.act().await?;
-        self.brain.journal(id, cx).await
+        self.brain.journal(id, after, limit, cx).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

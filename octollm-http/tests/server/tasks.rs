@@ -233,9 +233,18 @@ impl Orchestrator for Rerunning {
         self.submit(Submission::from_json(br#"{"goal":"again"}"#)?, cx).await
     }
 
-    async fn journal(&self, id: &TaskId, _: &Context) -> Result<Vec<JournalStep>, Failure> {
-        match id.as_str() {
-            "task_0000000000000001" => Ok(serde_json::from_value(steps()).unwrap()),
+    async fn journal(
+        &self,
+        id: &TaskId,
+        after: Option<u64>,
+        limit: Option<usize>,
+        _: &Context,
+    ) -> Result<(Vec<JournalStep>, Option<u64>), Failure> {
+        match (id.as_str(), after, limit) {
+            ("task_0000000000000001", None, None) => Ok((serde_json::from_value(steps()).unwrap(), None)),
+            ("task_0000000000000001", after, limit) => {
+                Ok((Vec::new(), after.and_then(|after| after.checked_add(limit? as u64))))
+            }
             _ => Err(Failure::of(ErrorKind::TaskNotFound)),
         }
     }
@@ -287,9 +296,141 @@ async fn a_task_runs_once_more_and_shows_its_calls() {
     let journal: JournalBody =
         serde_json::from_value(peer.get(&format!("{path}/journal")).await.json()).unwrap();
     assert_eq!(journal.steps, serde_json::from_value::<Vec<JournalStep>>(steps()).unwrap());
+    let page = peer.get(&format!("{path}/journal?after=7&limit=30")).await.json();
+    assert_eq!(page, json!({ "steps": [], "next": 37 }));
+    peer.get(&format!("{path}/journal?limit=1001")).await.is_problem(400, "bad_request");
     peer.get("/tasks/task_0000000000000002/journal").await.is_problem(404, "task_not_found");
     peer.get(&rerun).await.is_problem(405, "method_not_allowed");
     let arms = peer.get("/arms").await.json();
     assert_eq!(arms["arms"][0]["arm_id"], "judge");
     assert_eq!(arms, peer.get("/capabilities").await.json());
+}
+
+/// Never decides, and counts how often it is asked.
+#[derive(Clone, Default)]
+struct Undecided(Arc<std::sync::atomic::AtomicUsize>);
+
+#[async_trait]
+impl Reflex for Undecided {
+    async fn react(&self, _: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reflex_that_never_decides_ends_at_its_limit() {
+    let peer =
+        start(Server::new("reflex").reflex(Undecided::default()).orchestrator(brain()).max_in_flight(1));
+    for (path, body) in [("/tasks", r#"{"goal":"a"}"#), ("/preprocess", r#"{"input_text":"a"}"#)] {
+        for (fields, status, code, seconds) in
+            [("", 503, "unavailable", 5), ("Octollm-Timeout: 2000\r\n", 504, "deadline_exceeded", 2)]
+        {
+            let begun = tokio::time::Instant::now();
+            let problem = peer.post(path, fields, body).await.is_problem(status, code);
+            assert_eq!((begun.elapsed().as_secs(), &problem["may_have_executed"]), (seconds, &false.into()));
+        }
+    }
+    let within = Server::new("reflex").reflex(Undecided::default()).reflex_timeout(Duration::from_secs(1));
+    let begun = tokio::time::Instant::now();
+    let peer = start(within);
+    peer.post("/preprocess", "", r#"{"input_text":"a"}"#).await.is_problem(503, "unavailable");
+    assert_eq!(begun.elapsed().as_secs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_screened_for_callers_that_are_refused() {
+    let reflex = Undecided::default();
+    let known = |head: &http::request::Parts| {
+        Ok(match head.headers.get("x-user") {
+            None => octollm_core::parts::Caller::Anonymous,
+            Some(_) => octollm_core::parts::Caller::known("bob", ["text:echo"]),
+        })
+    };
+    let server = Server::new("reflex").reflex(reflex.clone()).orchestrator(brain()).authenticate(known);
+    let peer = start(server);
+    for (path, body) in [("/tasks", r#"{"goal":"hello"}"#), ("/preprocess", r#"{"input_text":"hello"}"#)] {
+        peer.post(path, "", body).await.is_problem(401, "unauthenticated");
+        peer.post(path, "X-User: bob\r\n", body).await.is_problem(403, "insufficient_scope");
+    }
+    // An orchestrator elsewhere checks the scopes of its other contracts itself.
+    let elsewhere = Server::new("reflex").reflex(reflex.clone()).orchestrator(Rerunning(Mutex::default()));
+    let peer = start(elsewhere.authenticate(known));
+    peer.post("/tasks", "", r#"{"goal":"hello"}"#).await.is_problem(401, "unauthenticated");
+    peer.post("/tasks", "", r#"{"contract":"a.b","input":{}}"#).await.is_problem(401, "unauthenticated");
+    peer.post("/tasks", "X-User: bob\r\n", r#"{"goal":"hello"}"#).await.is_problem(403, "insufficient_scope");
+    assert_eq!(reflex.0.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_texts_of_a_submission_are_bounded() {
+    let peer = start(Server::new("reflex").reflex(Careful).orchestrator(brain()).max_screened_texts(3));
+    let problem = peer
+        .post("/tasks", "", r#"{"goal":"a","context":{"b":["c","d"]}}"#)
+        .await
+        .is_problem(422, "validation_failed");
+    assert!(problem["detail"].as_str().unwrap().contains("more than 3 different texts"), "{problem}");
+    let body = format!(r#"{{"goal":"a","context":{{"b":[{}"c"]}}}}"#, r#""","c","#.repeat(10_000));
+    assert_eq!(peer.post("/tasks", "", &body).await.status, 202);
+}
+
+#[tokio::test]
+async fn an_answer_of_a_reflex_behind_another_is_no_task_either() {
+    let first = Server::new("first").reflex(Careful).orchestrator(brain());
+    let first = first.bind("127.0.0.1:0").await.unwrap();
+    let client = octollm_http::client::OrchestratorClient::new(first.url()).unwrap();
+    tokio::spawn(first.run());
+    let peer = start(Server::new("second").reflex(NoOne).orchestrator(client));
+    let answered = peer.post("/tasks", "", r#"{"goal":"hello"}"#).await;
+    assert_eq!((answered.status, answered.field("location")), (200, None));
+    assert_eq!(answered.json()["result"]["output"], "hello yourself");
+    let accepted = peer.post("/tasks", "", r#"{"goal":"look"}"#).await;
+    assert_eq!(accepted.status, 202);
+    assert_eq!(peer.get(&format!("/{}", accepted.field("location").unwrap())).await.status, 200);
+}
+
+/// Lets everything pass.
+struct NoOne;
+
+#[async_trait]
+impl Reflex for NoOne {
+    async fn react(&self, _: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+        Ok(Reaction::Pass)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_with_mistakes_is_no_task() {
+    let brain = Brain::builder().arm(octollm_core::plan::PlanRunner::new()).build().unwrap();
+    let peer = start(Server::new("planner").orchestrator(brain));
+    for step in [
+        json!({ "id": "a b", "contract": "a.b" }),
+        json!({ "id": "a", "contract": "a.b", "after": ["b"] }),
+        json!({ "id": "a", "contract": "a.b", "after": ["a"] }),
+        json!({ "id": "a", "contract": "a.b", "inputs": {} }),
+    ] {
+        let body = json!({ "contract": "plan.run", "input": { "steps": [step] } }).to_string();
+        peer.post("/tasks", "", &body).await.is_problem(422, "validation_failed");
+    }
+    // Whether an arm offers a contract is seen when the task runs.
+    let body = r#"{"contract":"plan.run","input":{"steps":[{"id":"a","contract":"a.b"}]}}"#;
+    assert_eq!(peer.post("/tasks", "", body).await.status, 202);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_is_none_is_refused_with_what_is_allowed() {
+    let problem = orchestrator()
+        .post("/tasks/task_0000000000000000/rerun", "", r#"{"from":-1}"#)
+        .await
+        .is_problem(422, "validation_failed");
+    let expected = "a step is its position, from 0 to 4294967295, or its name";
+    assert!(problem["detail"].as_str().unwrap().contains(expected), "{problem}");
+}
+
+#[tokio::test]
+async fn a_server_has_an_arm_id_as_its_name() {
+    for id in ["", "Judge", "a b", "1st"] {
+        let error = Server::new(id).bind("127.0.0.1:0").await.unwrap_err();
+        assert_eq!(error.setting(), "id", "{id}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use http::Uri;
+use http::{Uri, uri::Scheme};
 use octollm_core::{deadline::Deadline, error::ErrorKind};
 use tokio::{
     runtime::{self, Handle},
@@ -10,8 +10,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Connection, ExchangeError, Key, LaneId, Origin, Permit, Shared, allot::Ticket, jittered};
-use crate::io::Io;
+use super::{
+    Connection, ExchangeError, Key, LaneId, Origin, Permit, Shared,
+    allot::Ticket,
+    jittered,
+    meter::{Meter, Metered},
+};
+use crate::io::{Secured, handshake_problem};
 
 /// A connection of the pool, or the permission to open one. When it is dropped, the connection is given back or closed, and the
 /// next caller is served.
@@ -87,9 +92,9 @@ impl PooledConnection {
     ) -> Result<(&mut Connection, bool), ExchangeError> {
         let used_before = self.find_alive().await;
         if !used_before {
-            let socket = connect(&self.pool, origin).await?;
+            let (io, meter) = connect(&self.pool, origin).await?;
             let retires = Instant::now() + jittered(self.pool.config.max_age);
-            self.connection = Some(Box::new(Connection::new(socket, retires).await?));
+            self.connection = Some(Box::new(Connection::new(io, meter, retires).await?));
         }
         match &mut self.connection {
             Some(connection) => Ok((connection, used_before)),
@@ -196,18 +201,26 @@ fn all_busy() -> ExchangeError {
 
 /// # Errors
 /// [`ErrorKind::Unreachable`]: nothing was sent.
-async fn connect(pool: &Shared, origin: &Origin) -> Result<Box<dyn Io>, ExchangeError> {
+async fn connect(pool: &Shared, origin: &Origin) -> Result<(Secured<Metered>, Arc<Meter>), ExchangeError> {
     let unusable = |_| ExchangeError::new(ErrorKind::BadRequest, "the origin is no URI").before_execution();
     let to = Uri::builder()
-        .scheme("http")
-        .authority(origin.0.clone())
+        .scheme(if origin.is_https { Scheme::HTTPS } else { Scheme::HTTP })
+        .authority(origin.authority.clone())
         .path_and_query("/")
         .build()
         .map_err(unusable)?;
     let limit = pool.config.connect_timeout;
-    match timeout(limit, pool.connector.connect(&to)).await {
-        Ok(Ok(socket)) => Ok(socket),
+    let opening = async {
+        // Below TLS, so that the meter counts what reaches the socket.
+        let (io, meter) = Metered::new(pool.connector.connect(&to).await?);
+        Ok((pool.tls.secure(&to, io).await?, meter))
+    };
+    match timeout(limit, opening).await {
+        Ok(Ok(opened)) => Ok(opened),
         Ok(Err(error)) => {
+            if let Some(problem) = handshake_problem(&error) {
+                return Err(ExchangeError::not_trusted(problem).caused_by(error));
+            }
             Err(ExchangeError::new(ErrorKind::Unreachable, format!("no connection: {}", reason(&error)))
                 .caused_by(error))
         }

@@ -25,10 +25,13 @@ use tokio::{
 
 use super::ExchangeError;
 use super::meter::{Idle, Meter, Metered, WaitLimit};
-use crate::{io::Io, wire::BodyBuffer};
+use crate::{
+    io::{Secured, refusal},
+    wire::BodyBuffer,
+};
 
 type Outgoing = Request<Full<Bytes>>;
-type Driver = http1::Connection<TokioIo<Metered>, Full<Bytes>>;
+type Driver = http1::Connection<TokioIo<Secured<Metered>>, Full<Bytes>>;
 
 /// An HTTP/1.1 connection without a task of its own: the call that uses it drives it. So the socket is closed with a call that is
 /// dropped, and an answer wakes no other task.
@@ -52,8 +55,11 @@ pub(super) enum SendError {
 }
 
 impl Connection {
-    pub(super) async fn new(socket: Box<dyn Io>, retires: Instant) -> Result<Self, ExchangeError> {
-        let (io, meter) = Metered::new(socket);
+    pub(super) async fn new(
+        io: Secured<Metered>,
+        meter: Arc<Meter>,
+        retires: Instant,
+    ) -> Result<Self, ExchangeError> {
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await.map_err(
                 |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").caused_by(error),
@@ -208,7 +214,9 @@ fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u
         return SendError::Unsent(Box::new(request));
     }
     let error = error.into_error();
-    let failure = if meter.is_flooded() {
+    let failure = if let Some(problem) = refusal(&error) {
+        ExchangeError::not_trusted(problem)
+    } else if meter.is_flooded() {
         ExchangeError::new(ErrorKind::BadResponse, "the server sends interim answers without end")
     } else if error.is_parse() || error.is_parse_status() || error.is_parse_too_large() {
         ExchangeError::new(ErrorKind::BadResponse, "the answer is not HTTP")

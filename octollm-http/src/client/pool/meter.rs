@@ -15,6 +15,8 @@ use std::{
 
 use octollm_core::{contract::ContractSpec, deadline::Deadline};
 use socket2::SockRef;
+#[cfg(unix)]
+use tokio::net::UnixStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -100,18 +102,23 @@ pub(super) struct Metered {
 
 impl Metered {
     pub(super) fn new(socket: Box<dyn Io>) -> (Self, Arc<Meter>) {
-        let meter = Arc::new(Meter { can_peek: tcp(&*socket).is_some(), ..Meter::default() });
+        let meter = Arc::new(Meter { can_peek: system_socket(&*socket).is_some(), ..Meter::default() });
         (Self { socket, meter: Arc::clone(&meter) }, meter)
     }
 }
 
-fn tcp(socket: &dyn Io) -> Option<&TcpStream> {
-    (socket as &dyn Any).downcast_ref()
+/// The socket of the system below a connection, where there is one.
+fn system_socket(socket: &dyn Io) -> Option<SockRef<'_>> {
+    let socket = socket as &dyn Any;
+    let system = socket.downcast_ref::<TcpStream>().map(SockRef::from);
+    #[cfg(unix)]
+    let system = system.or_else(|| socket.downcast_ref::<UnixStream>().map(SockRef::from));
+    system
 }
 
 /// Whether bytes or their end wait in the socket of the system, which the runtime may not have polled since.
 fn holds_something(socket: &dyn Io) -> bool {
-    tcp(socket).is_some_and(|tcp| match SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]) {
+    system_socket(socket).is_some_and(|system| match system.peek(&mut [MaybeUninit::uninit()]) {
         Ok(_) => true,
         Err(error) => error.kind() != io::ErrorKind::WouldBlock,
     })

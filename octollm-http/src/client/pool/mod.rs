@@ -16,7 +16,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::Authority};
+use http::{
+    HeaderValue, Request, Response, Uri,
+    header::HOST,
+    uri::{Authority, Scheme},
+};
 use http_body_util::Full;
 use octollm_core::{
     deadline::Deadline,
@@ -35,7 +39,10 @@ use self::{
     connection::{Connection, SendError},
     meter::WaitLimit,
 };
-use crate::{io::Connector, limits::ClientConfig};
+use crate::{
+    io::{ClientTls, Connector},
+    limits::ClientConfig,
+};
 
 /// A pool of connections within the limits of the client. It is cheap to clone.
 #[derive(Clone)]
@@ -45,6 +52,7 @@ struct Shared {
     config: ClientConfig,
     limits: Limits,
     connector: Arc<dyn Connector>,
+    tls: ClientTls,
     state: Mutex<State>,
 }
 
@@ -64,10 +72,13 @@ struct Key {
     runtime: runtime::Id,
 }
 
-/// A host and port. It is compared and hashed as written, which is much faster than without case; two spellings of a name have
-/// separate connections.
+/// A scheme, host and port. It is compared and hashed as written, which is much faster than without case; two spellings of a name
+/// have separate connections.
 #[derive(Debug, Clone)]
-struct Origin(Authority);
+struct Origin {
+    is_https: bool,
+    authority: Authority,
+}
 
 /// The limits of one exchange.
 #[derive(Debug, Clone, Copy)]
@@ -87,14 +98,19 @@ pub(super) struct ExchangeError {
 
 impl Pool {
     /// Creates a pool for this number of arms. The configuration is checked already.
-    pub(super) fn new(config: ClientConfig, connector: Arc<dyn Connector>, arms: usize) -> Self {
+    pub(super) fn new(
+        config: ClientConfig,
+        connector: Arc<dyn Connector>,
+        tls: ClientTls,
+        arms: usize,
+    ) -> Self {
         let open = config.max_connections;
         let share = if arms > 1 { (open / 2).max(1) } else { open };
         // With two arms a half is the reserve.
         let reserve = arms > 2;
         let limits =
             Limits { open, idle: config.max_idle, share, reserve, idle_timeout: config.idle_timeout };
-        Self(Arc::new(Shared { state: Mutex::new(State::new(limits)), limits, connector, config }))
+        Self(Arc::new(Shared { state: Mutex::new(State::new(limits)), limits, connector, tls, config }))
     }
 
     /// Sends a request to the origin of its URI and reads the whole answer, until the deadline.
@@ -217,7 +233,7 @@ impl State {
 
 impl PartialEq for Origin {
     fn eq(&self, other: &Self) -> bool {
-        self.0.as_str() == other.0.as_str()
+        self.is_https == other.is_https && self.authority.as_str() == other.authority.as_str()
     }
 }
 
@@ -226,7 +242,7 @@ impl Eq for Origin {}
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.arm.hash(state);
-        self.origin.0.as_str().hash(state);
+        self.origin.authority.as_str().hash(state);
         self.runtime.hash(state);
     }
 }
@@ -238,13 +254,14 @@ fn addressed(mut request: Request<Bytes>) -> Result<(Origin, Request<Full<Bytes>
             .before_execution()
     };
     let parts = std::mem::take(request.uri_mut()).into_parts();
-    let origin = parts.authority.ok_or_else(unusable)?;
+    let is_https = parts.scheme.as_ref() == Some(&Scheme::HTTPS);
+    let authority = parts.authority.ok_or_else(unusable)?;
     *request.uri_mut() = parts.path_and_query.map(Uri::from).unwrap_or_default();
     if !request.headers().contains_key(HOST) {
-        let host = HeaderValue::from_str(origin.as_str()).map_err(|_| unusable())?;
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| unusable())?;
         request.headers_mut().insert(HOST, host);
     }
-    Ok((Origin(origin), request.map(Full::new)))
+    Ok((Origin { is_https, authority }, request.map(Full::new)))
 }
 
 fn closed_at_once() -> ExchangeError {
@@ -308,6 +325,13 @@ async fn reap_idle(mut reaper: Reaper) {
 impl ExchangeError {
     pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Failure::new(kind, message).into()
+    }
+
+    /// The failure of a TLS handshake, which another attempt does not solve.
+    pub(super) fn not_trusted(problem: &'static str) -> Self {
+        let mut failure = Failure::new(ErrorKind::Unreachable, format!("no connection: {problem}"));
+        failure.retryable = false;
+        Self::from(failure).before_execution()
     }
 
     /// Marks the request as not sent, so that any request may be sent again.

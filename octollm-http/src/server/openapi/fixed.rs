@@ -5,7 +5,7 @@ use octollm_core::{
     card::ArmCard,
     contract::{input_schema, output_schema},
     id::TaskId,
-    orchestrator::TaskPage,
+    orchestrator::{MAX_STEPS, TaskPage},
     task::{Submission, Task, TaskStatus},
 };
 use serde_json::{Map, Value, json};
@@ -95,12 +95,14 @@ pub(crate) fn task_operations() -> Vec<Operation> {
         )
     };
     let arms = place("arms", "The arms that are known here.", "Arms", &[OF_ARM_LISTS]);
-    let journal = "The calls that a task has made, in the order of their answers.";
+    let journal = "A page of the calls that a task has made, in the order of their answers.";
+    let mut journal = of_task("taskJournal", journal, "Journal");
+    push_parameters(&mut journal, journal_parameters());
     vec![
         (Method::GET, "/capabilities", cards()),
         (Method::GET, "/arms", arms),
         (Method::POST, "/tasks/{id}/rerun", rerun),
-        (Method::GET, "/tasks/{id}/journal", of_task("taskJournal", journal, "Journal")),
+        (Method::GET, "/tasks/{id}/journal", journal),
         (Method::POST, "/tasks", submit),
         (Method::GET, "/tasks", list),
         (Method::GET, "/tasks/{id}", of_task("getTask", "A task as it stands.", "Task")),
@@ -116,8 +118,18 @@ fn task_in_path() -> Value {
     json!({ "name": "id", "in": "path", "required": true, "schema": inline::<TaskId>() })
 }
 
+fn query(name: &str, schema: Value) -> Value {
+    json!({ "name": name, "in": "query", "schema": schema, "allowEmptyValue": true })
+}
+
+fn journal_parameters() -> [Value; 2] {
+    let after =
+        json!({ "type": "integer", "minimum": 0, "description": "Where the page before ended: its next." });
+    let limit = json!({ "type": "integer", "minimum": 1, "maximum": MAX_STEPS, "default": 100 });
+    [query("after", after), query("limit", limit)]
+}
+
 fn list_parameters() -> [Value; 3] {
-    let query = |name: &str, schema: Value| json!({ "name": name, "in": "query", "schema": schema, "allowEmptyValue": true });
     let statuses = TaskStatus::ALL.map(TaskStatus::as_str);
     [
         query("status", json!({ "enum": statuses })),

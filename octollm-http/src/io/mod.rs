@@ -2,7 +2,10 @@
 //!
 //! A client opens connections through a [`Connector`], and a server accepts them from an [`Acceptor`]. Both use TCP by
 //! default. [`Pipes`] is a network in memory: a whole system runs over it without a socket, and under tokio's paused clock
-//! without waiting.
+//! without waiting. [`UnixSockets`] is a network of the sockets in a directory.
+//!
+//! With the feature `tls`, a client encrypts the connection to each `https` URL, over any connector, and a server accepts TLS
+//! with a `TlsAcceptor`, over any acceptor.
 //!
 //! ```
 //! use octollm_http::io::{Acceptor, Connector, Pipes};
@@ -23,6 +26,13 @@
 //! # }
 //! ```
 
+#[cfg(feature = "tls")]
+mod certificates;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(unix)]
+mod unix;
+
 use std::{
     any::Any,
     collections::HashMap,
@@ -34,12 +44,23 @@ use std::{
 };
 
 use async_trait::async_trait;
-use http::{Uri, uri::Authority};
+use bytes::Bytes;
+use http::{
+    Uri,
+    uri::{Authority, Scheme},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, duplex},
     net::{TcpListener, TcpSocket, TcpStream},
     sync::mpsc,
 };
+
+#[cfg(feature = "tls")]
+pub use self::tls::TlsAcceptor;
+#[cfg(unix)]
+pub use self::unix::UnixSockets;
+#[cfg(feature = "tls")]
+pub use tokio_rustls::rustls;
 
 /// A connection: implemented for every type that carries bytes in both directions.
 pub trait Io: AsyncRead + AsyncWrite + Any + Send + Unpin {}
@@ -49,7 +70,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 /// Opens connections.
 #[async_trait]
 pub trait Connector: Send + Sync + 'static {
-    /// Opens a connection to the scheme, host and port of a URI, whose path is ignored.
+    /// Opens a connection to the host and port of a URI, whose path is ignored. The default port is that of its scheme: 443 for
+    /// `https`, else 80. The client itself encrypts the connection to an `https` URI.
     ///
     /// # Errors
     /// The connection cannot be opened. Nothing was sent.
@@ -85,22 +107,31 @@ pub trait Acceptor: Send + 'static {
     }
 }
 
+#[cfg(feature = "tls")]
+pub(crate) use self::tls::{ClientTls, Secured, handshake_problem, refusal};
+#[cfg(not(feature = "tls"))]
+pub(crate) use self::without_tls::{ClientTls, Secured, handshake_problem, refusal};
+
 /// The other end of a connection.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Peer {
     /// Network address, where the connection has one.
     pub address: Option<SocketAddr>,
+    /// Whether the connection is encrypted by TLS.
+    pub is_encrypted: bool,
+    /// Certificate of the client as DER, verified, where `TlsAcceptor::client_ca` requires one.
+    pub certificate: Option<Bytes>,
 }
 
-/// Connects over TCP, without TLS.
+/// Connects over TCP.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tcp;
 
 #[async_trait]
 impl Connector for Tcp {
     async fn connect(&self, to: &Uri) -> io::Result<Box<dyn Io>> {
-        let (host, port) = host_and_port(to.authority().ok_or_else(|| no_host(to))?);
+        let (host, port) = host_and_port(to)?;
         let stream = TcpStream::connect((host, port)).await?;
         // Small requests must not wait for the acknowledgement of the one before. The connection works without this option too.
         let _ = stream.set_nodelay(true);
@@ -141,7 +172,7 @@ impl Acceptor for TcpListener {
         let (stream, address) = TcpListener::accept(self).await?;
         // Answers are small and written whole.
         let _ = stream.set_nodelay(true);
-        Ok(ready(Ok((stream, Peer { address: Some(address) }))))
+        Ok(ready(Ok((stream, Peer { address: Some(address), ..Peer::default() }))))
     }
 
     fn is_local(&self) -> bool {
@@ -181,7 +212,8 @@ impl Pipes {
     pub fn listen(&self, host: &str) -> io::Result<impl Acceptor<Io = DuplexStream> + Debug + use<>> {
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
         let (sender, incoming) = mpsc::channel(WAITING);
-        let key = key_of(&Authority::try_from(host).map_err(invalid)?);
+        let authority = Authority::try_from(host).map_err(invalid)?;
+        let key = key_of((authority.host(), authority.port_u16().unwrap_or(HTTP)));
         let mut hosts = self.hosts();
         if hosts.get(&key).is_some_and(|open| !open.is_closed()) {
             return Err(io::ErrorKind::AddrInUse.into());
@@ -198,7 +230,7 @@ impl Pipes {
 #[async_trait]
 impl Connector for Pipes {
     async fn connect(&self, to: &Uri) -> io::Result<Box<dyn Io>> {
-        let key = key_of(to.authority().ok_or_else(|| no_host(to))?);
+        let key = key_of(host_and_port(to)?);
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let host = self.hosts().get(&key).cloned().ok_or_else(refused)?;
         let (near, far) = duplex(PIPE);
@@ -239,18 +271,62 @@ impl Debug for PipeAcceptor {
     }
 }
 
-fn key_of(authority: &Authority) -> (String, u16) {
-    let (host, port) = host_and_port(authority);
-    (host.to_ascii_lowercase(), port)
+/// A client built without TLS. It has no `https` URLs.
+#[cfg(not(feature = "tls"))]
+mod without_tls {
+    use std::{error::Error, io};
+
+    use http::Uri;
+
+    #[derive(Debug, Clone, Default)]
+    pub(crate) struct ClientTls;
+
+    /// A connection as its scheme demands.
+    pub(crate) type Secured<I> = I;
+
+    impl ClientTls {
+        pub(crate) async fn secure<I>(&self, to: &Uri, io: I) -> io::Result<Secured<I>> {
+            if super::is_https(to) { Err(io::ErrorKind::Unsupported.into()) } else { Ok(io) }
+        }
+    }
+
+    pub(crate) fn handshake_problem(_: &io::Error) -> Option<&'static str> {
+        None
+    }
+
+    pub(crate) fn refusal(_: &(dyn Error + 'static)) -> Option<&'static str> {
+        None
+    }
 }
 
-fn host_and_port(authority: &Authority) -> (&str, u16) {
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    (host, authority.port_u16().unwrap_or(80))
+fn key_of((host, port): (&str, u16)) -> (String, u16) {
+    (host.trim_matches(['[', ']']).to_ascii_lowercase(), port)
 }
 
-fn no_host(uri: &Uri) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, format!("`{uri}` has no host"))
+/// Default ports of `http` and `https`.
+const HTTP: u16 = 80;
+const HTTPS: u16 = 443;
+
+pub(crate) fn is_https(uri: &Uri) -> bool {
+    uri.scheme() == Some(&Scheme::HTTPS)
+}
+
+/// Whether a host, with or without brackets, is this machine.
+#[cfg(feature = "tokens")]
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let host = host.trim_matches(['[', ']']);
+    let is_loopback = |ip: std::net::IpAddr| ip.to_canonical().is_loopback();
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_loopback)
+}
+
+/// The host, which is not in brackets, and the port.
+///
+/// # Errors
+/// The URI has no host.
+fn host_and_port(uri: &Uri) -> io::Result<(&str, u16)> {
+    let no_host = || io::Error::new(io::ErrorKind::InvalidInput, format!("`{uri}` has no host"));
+    let host = uri.host().ok_or_else(no_host)?.trim_matches(['[', ']']);
+    Ok((host, uri.port_u16().unwrap_or(if is_https(uri) { HTTPS } else { HTTP })))
 }
 
 #[cfg(test)]
@@ -277,6 +353,10 @@ mod tests {
         assert_eq!(answer, "answer");
 
         drop(other);
+        let mut secure = network.listen("judge:443").unwrap();
+        network.connect(&Uri::from_static("https://judge")).await.unwrap();
+        drop(secure.accept().await.unwrap());
+
         for gone in ["http://judge:8103", "http://nobody", "/judge"] {
             assert!(network.connect(&gone.parse().unwrap()).await.is_err(), "{gone}");
         }

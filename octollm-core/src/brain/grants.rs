@@ -1,0 +1,78 @@
+//! On whose authority tasks run, and until when.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{Brain, limited};
+use crate::{
+    context::Context,
+    contract::Spec,
+    error::{ErrorKind, Failure},
+    parts::{Caller, Grant},
+    task::TaskRecord,
+};
+
+impl Brain {
+    /// The caller with the grant under which its task runs.
+    ///
+    /// The grant of a subject ends some time after the submission. A task that an arm submits on behalf of a subject ends with the
+    /// grant under which the arm works.
+    pub(super) async fn granted(&self, cx: &Context) -> Result<Caller, Failure> {
+        let Some(grant) = cx.caller().grant() else { return Ok(cx.caller().clone()) };
+        let now = self.0.clock.now();
+        let end = now.checked_add(self.0.limits.grant_life).unwrap_or(Timestamp::MAX);
+        let limit = match &grant.task {
+            Some(task) => {
+                let above = limited(self.0.store.get(task)).await?;
+                let above = above.filter(|record| record.caller().is_same_as(cx.caller()));
+                // That of another brain is not known here.
+                above.map_or(grant.valid_until, |record| {
+                    record.caller().grant().and_then(|own| own.valid_until)
+                })
+            }
+            // The token of the subject itself, which ends in minutes, stands for a new grant.
+            None if grant.links.is_some() && grant.actor.is_none() => None,
+            None => grant.valid_until,
+        };
+        let mut grant = stored(grant);
+        grant.valid_until = Some(limit.map_or(end, |limit| limit.min(end)));
+        Ok(Caller::Known(Arc::new(grant)))
+    }
+
+    /// The caller of a task that is run again: with its present scopes as far as it had them, if the owner runs it again. Others renew
+    /// nothing.
+    pub(super) async fn granted_again(&self, record: &TaskRecord, cx: &Context) -> Result<Caller, Failure> {
+        let (owner, caller) = (record.caller(), cx.caller());
+        let (Some(own), true) = (owner.grant(), owner.is_same_as(caller)) else { return Ok(owner.clone()) };
+        let present = self.granted(cx).await?;
+        let Some(present) = present.grant() else { return Ok(owner.clone()) };
+        let mut grant = own.clone();
+        grant.scopes = present.scopes_within(&own.scopes);
+        grant.valid_until = present.valid_until;
+        Ok(Caller::Known(Arc::new(grant)))
+    }
+}
+
+/// A grant without what holds for one request only.
+fn stored(grant: &Grant) -> Grant {
+    Grant { task: None, actor: None, links: None, ..grant.clone() }
+}
+
+/// The caller of the calls of a task: its owner, limited to the task.
+pub(super) fn of_run(record: &TaskRecord) -> Caller {
+    match record.caller() {
+        Caller::Known(grant) => Caller::Known(Arc::new(Grant::clone(grant).task(record.id().clone()))),
+        other => other.clone(),
+    }
+}
+
+/// Checks that a task may make a call at this time, or receive the recorded answer of one.
+pub(super) fn check(record: &TaskRecord, spec: Option<&Spec>, now: Timestamp) -> Result<(), Failure> {
+    let end = record.caller().grant().and_then(|grant| grant.valid_until);
+    if end.is_some_and(|end| end <= now) {
+        let words = "the grant of the task has ended: its owner can run it again";
+        return Err(Failure::new(ErrorKind::Unauthenticated, words).before_execution());
+    }
+    spec.and_then(Spec::scope).map_or(Ok(()), |scope| record.caller().may(scope))
+}

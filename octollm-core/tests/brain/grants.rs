@@ -1,0 +1,198 @@
+//! On whose authority a task runs: with which scopes, until when, and what a rerun renews.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use octollm_core::{
+    Context,
+    brain::Brain,
+    error::ErrorKind,
+    id::TaskId,
+    orchestrator::{Orchestrator, finished},
+    parts::{Caller, ContextParts, Grant},
+    store::{MemoryStore, TaskStore},
+    task::{Task, TaskStatus},
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    scripted::{Does, Scripted, error, program},
+    support::{Compute, Double, Increment, compute, shared_store},
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn context(grant: Grant) -> Context {
+    let mut parts = ContextParts::new();
+    parts.caller = Caller::Known(Arc::new(grant));
+    Context::from_parts(parts, Arc::new(()))
+}
+
+fn ali(scopes: &[&str]) -> Grant {
+    Grant::new("ali", scopes.iter().copied()).issuer("portal")
+}
+
+/// A grant that came with a token of five minutes.
+fn token(grant: Grant, clock: Clock) -> Grant {
+    grant.valid_until(clock.now() + jiff::SignedDuration::from_mins(5)).links([])
+}
+
+/// The time of day, which follows the paused clock as that of a brain does.
+#[derive(Clone, Copy)]
+struct Clock(Instant, Timestamp);
+
+impl Clock {
+    fn now(self) -> Timestamp {
+        self.1.checked_add(self.0.elapsed()).unwrap()
+    }
+}
+
+struct System {
+    store: Arc<MemoryStore>,
+    arms: Scripted,
+    brain: Brain,
+    clock: Clock,
+}
+
+/// A brain whose tasks increment, wait for so many minutes as they are given, and double.
+fn system() -> System {
+    let (store, arms, clock) =
+        (shared_store(), Scripted::new(|_| Does::Answers("1")), Clock(Instant::now(), Timestamp::now()));
+    let waits = program(|input: Compute, cx: Context| async move {
+        cx.call(Increment { number: 1 }).await?;
+        sleep(MINUTE * u32::try_from(input.number).unwrap_or(0)).await;
+        Ok(cx.call(Double { number: 1 }).await?)
+    });
+    let brain = Brain::builder()
+        .arm::<Compute>(waits)
+        .arms(arms.clone())
+        .store(store.clone())
+        .clock(move || clock.now());
+    let brain = brain.grant_life(10 * MINUTE).build().unwrap();
+    System { store, arms, brain, clock }
+}
+
+impl System {
+    async fn run(&self, minutes: u64, cx: &Context) -> Task {
+        let submission = compute(minutes).with_budget(octollm_core::task::TaskBudget::default());
+        let id = self.brain.submit(submission, cx).await.unwrap().task_id;
+        finished(&self.brain, &id, cx).await.unwrap()
+    }
+
+    async fn rerun(&self, id: &TaskId, cx: &Context) -> Task {
+        self.brain.rerun(id, None, cx).await.unwrap();
+        finished(&self.brain, id, cx).await.unwrap()
+    }
+
+    async fn end_of(&self, id: &TaskId) -> Option<i64> {
+        let record = self.store.get(id).await.unwrap().unwrap();
+        let grant = record.caller().grant().unwrap();
+        assert!(
+            grant.task.is_none() && grant.actor.is_none() && grant.links.is_none(),
+            "nothing of a request is stored"
+        );
+        grant.valid_until.map(|end| end.as_second() - self.clock.now().as_second())
+    }
+}
+
+/// The arm passes on the failure of its call.
+#[track_caller]
+fn assert_failed(task: &Task, words: &str) {
+    let error = task.error.as_ref().expect("it fails");
+    assert_eq!(error.kind, ErrorKind::UpstreamFailed);
+    assert!(error.message.contains(words), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_needs_the_scope_of_its_contract_whoever_carries_it() {
+    let system = system();
+    let all = ["number:compute", "number:increment", "number:double"];
+    assert_eq!(system.run(0, &context(ali(&all))).await.status, TaskStatus::Completed);
+    let task = system.run(0, &context(ali(&all[..2]))).await;
+    assert_failed(&task, "the scope number:double is required");
+    assert_eq!(system.arms.steps(), ["0", "1", "0"], "the last call was not made");
+    assert_eq!(system.arms.last().parts.caller.grant().unwrap().task, Some(task.task_id));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_ends_some_time_after_the_submission() {
+    let system = system();
+    let cx = context(token(ali(&["number:*"]), system.clock));
+    // Longer than the token, and shorter than the grant.
+    let nine = Brain::builder().grant_life(Duration::ZERO).build().unwrap_err();
+    assert_eq!(nine.setting(), "grant_life");
+    let id = system.brain.submit(compute(0), &cx).await.unwrap().task_id;
+    assert_eq!(system.end_of(&id).await, Some(600));
+    // A grant of the service's own middleware, which has an end, ends no later than that.
+    let end = system.clock.now() + jiff::SignedDuration::from_mins(2);
+    let id =
+        system.brain.submit(compute(0), &context(ali(&["number:*"]).valid_until(end))).await.unwrap().task_id;
+    assert_eq!(system.end_of(&id).await, Some(120));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_of_a_task_ends_with_the_grant_of_the_first() {
+    let system = system();
+    let cx = context(token(ali(&["number:*"]), system.clock));
+    system.arms.now(|_| Does::Hangs);
+    let above = system.brain.submit(compute(0), &cx).await.unwrap().task_id;
+    sleep(MINUTE).await;
+    let below = |grant: Grant| {
+        let mut grant = token(grant, system.clock);
+        grant.actor = Some("coder".into());
+        context(grant)
+    };
+    for (grant, end) in [
+        // The token is limited to the task in which the arm works.
+        (ali(&["number:*"]).task(above.clone()), 540),
+        // Without that, and for a task that is unknown here, only the token is known.
+        (ali(&["number:*"]), 300),
+        (ali(&["number:*"]).task(TaskId::new()), 300),
+        // The task of somebody else is as good as unknown.
+        (Grant::new("ali", ["number:*"]).issuer("other").task(above.clone()), 300),
+    ] {
+        let id = system.brain.submit(compute(0), &below(grant.clone())).await.unwrap().task_id;
+        assert_eq!(system.end_of(&id).await, Some(end), "{grant:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_its_owner_renews_the_grant_of_a_task() {
+    let system = system();
+    let ali = || context(token(ali(&["number:*"]), system.clock));
+    system.arms.now(|call| Does::Fails(error(call, ErrorKind::Unavailable)));
+    let id = system.run(0, &ali()).await.task_id;
+    sleep(11 * MINUTE).await;
+    system.arms.now(|_| Does::Answers("1"));
+    let calls = system.arms.steps().len();
+    let admin = context(Grant::new("root", ["tasks:admin", "number:*"]).issuer("portal"));
+    let task = system.rerun(&id, &admin).await;
+    assert_failed(&task, "the grant of the task has ended");
+    assert_eq!(system.arms.steps().len(), calls, "nothing was called");
+    let task = system.rerun(&id, &ali()).await;
+    assert_eq!(task.status, TaskStatus::Completed, "{:?}", task.error);
+    assert_eq!(system.end_of(&id).await, Some(600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rerun_has_what_its_owner_had_and_has() {
+    let system = system();
+    let fails = |call: &octollm_core::transport::Call| match call.step.to_string().as_str() {
+        "1" => Does::Fails(error(call, ErrorKind::Unavailable)),
+        _ => Does::Answers("1"),
+    };
+    system.arms.now(fails);
+    let with = |scopes: &[&str]| context(token(ali(scopes), system.clock));
+    let id = system.run(0, &with(&["number:compute", "number:increment", "number:double"])).await.task_id;
+    system.arms.now(|_| Does::Answers("1"));
+    let calls = system.arms.steps().len();
+    // The first call is answered in the journal, and its scope is no longer there.
+    let task = system.rerun(&id, &with(&["number:compute", "number:double", "tasks:read"])).await;
+    assert_failed(&task, "the scope number:increment is required");
+    assert_eq!(system.arms.steps().len(), calls);
+    // What is lost is lost: a later rerun has no more.
+    let task = system.rerun(&id, &with(&["number:*"])).await;
+    assert_failed(&task, "the scope number:increment is required");
+    let record = system.store.get(&id).await.unwrap().unwrap();
+    assert_eq!(record.caller().grant().unwrap().scopes, ["number:compute", "number:double"]);
+}

@@ -1,0 +1,17 @@
+//! Capability tokens, through their public interface: tokens are forged by hand, and verified and issued by the crate.
+
+mod attacker;
+mod bad_input;
+mod delegation;
+mod fetched;
+mod issuers;
+mod keys;
+mod links;
+mod others;
+mod pairs;
+mod reuse;
+mod rules;
+mod support;
+mod tasks;
+mod wired;
+mod world;

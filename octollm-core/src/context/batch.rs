@@ -208,6 +208,9 @@ impl<T, A: FnMut(usize, Result<T, CallError>) -> Result<(), CallError>> Calls<T>
     }
 }
 
+/// A call to start and its place, or why it cannot be made.
+pub(crate) type Next<P, E> = Result<(P, UnsentCall), E>;
+
 /// The calls of a batch or a plan.
 pub(crate) trait Calls<T> {
     type Place: Copy;
@@ -216,7 +219,7 @@ pub(crate) trait Calls<T> {
     /// How many calls can start now.
     fn waiting(&self) -> usize;
     /// The next call to start, with this share of the budget.
-    fn next(&mut self, share: Budget) -> Option<Result<(Self::Place, UnsentCall), Self::Error>>;
+    fn next(&mut self, share: Budget) -> Option<Next<Self::Place, Self::Error>>;
     /// Takes an answer. An error ends all calls.
     fn answered(&mut self, place: Self::Place, answer: Result<T, CallError>) -> Result<(), Self::Error>;
 }

@@ -22,6 +22,7 @@ use crate::{
     context::Context,
     contract::{ContractCard, ContractRef, ContractSpec, TaskContract},
     deadline::Deadline,
+    dropped,
     error::{ArmError, ConfigError, ErrorKind, Failure},
     json,
     panics::discard,
@@ -126,7 +127,7 @@ impl Dispatcher {
     /// [`ErrorKind::ArmPanicked`].
     ///
     /// # Cancel safety
-    /// Dropping the future drops the future of the arm, and cancels its context.
+    /// Dropping the future drops the future of the arm. Its context is cancelled then, as at any other end.
     pub async fn execute(
         &self,
         contract: &ContractRef,
@@ -173,13 +174,12 @@ impl Served {
             return Err(failure.into());
         }
         let cancellation = cx.begin(limit);
-        let guard = cancellation.clone().drop_guard();
         let used_before = cx.used();
-        let result = self.guarded(input, cx, &cancellation).await;
-        if result.is_ok() {
-            guard.disarm();
-        }
+        let mut execution = Execution { cx, ended: None };
+        let result = self.guarded(input, execution.cx, &cancellation).await;
+        execution.ended = Some(result.is_ok());
         result.map_err(|error| {
+            let cx = &*execution.cx;
             log(&self.contract, cx, &error);
             // Usage proves execution, whatever the arm's error has.
             if cx.used() == used_before { error } else { error.executed() }
@@ -221,6 +221,22 @@ impl Served {
             tracing::error!(contract = %self.contract, "the arm panicked while it was dropped");
         }
         Err(Failure::of(kind).into())
+    }
+}
+
+/// One execution of an arm. Its end cancels its context.
+struct Execution<'a> {
+    cx: &'a mut Context,
+    /// Whether it was a success.
+    ended: Option<bool>,
+}
+
+impl Drop for Execution<'_> {
+    fn drop(&mut self) {
+        self.cx.end(self.ended == Some(true));
+        if self.ended.is_none() {
+            dropped::report(self.cx.used());
+        }
     }
 }
 

@@ -41,6 +41,7 @@ mod invalid;
 mod panics;
 pub mod id;
 pub mod budget;
+mod dropped;
 pub mod deadline;
 pub mod trace;
 pub mod contract;

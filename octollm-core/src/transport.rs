@@ -1,9 +1,10 @@
 //! Transports, which carry calls to arms.
 
 use std::{
+    collections::HashSet,
     fmt,
-    future::Future,
-    pin::Pin,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
 };
@@ -20,6 +21,7 @@ use crate::{
     card::ArmCard,
     contract::{ContractRef, Spec},
     deadline::Deadline,
+    dropped::{Sent, report},
     error::{CallError, ErrorKind, Failure},
     parts::ContextParts,
     update::UpdateSink,
@@ -160,7 +162,8 @@ impl Reply {
 /// Carries calls to arms. The HTTP client and the mesh are transports; the journal of a brain wraps one.
 ///
 /// # Cancel safety
-/// Dropping the future of a call cancels the call, and with it the work of the arm.
+/// Dropping the future of a call cancels the call, and with it the work of the arm. The call counts as unmetered, unless a
+/// [`Dispatcher`](crate::dispatcher::Dispatcher) runs it within its future: what the arm has used until then counts instead.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     /// Carries a call and returns its answer. The transport also ends the call at its deadline, as [`Deadline::run`] does, so
@@ -183,6 +186,13 @@ pub trait Transport: Send + Sync + 'static {
     /// A refusal whose future is dropped may or may not have been recorded.
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
         Err(CallError::new(call.contract, refusal))
+    }
+
+    /// The recorded steps of a batch, where the outcome of one of them is not known: empty otherwise. A batch that ends at its
+    /// first failure makes these calls before others, so that none is sent if it ends with an unknown outcome.
+    fn resumed(&self, batch: &StepKey) -> HashSet<StepKey> {
+        let _ = batch;
+        HashSet::new()
     }
 
     /// The cards of the arms that can be reached now.
@@ -211,6 +221,10 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
         (**self).refuse(call, refusal).await
+    }
+
+    fn resumed(&self, batch: &StepKey) -> HashSet<StepKey> {
+        (**self).resumed(batch)
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -290,8 +304,13 @@ where
 {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let (contract, deadline) = (call.contract.clone(), call.parts.deadline);
-        let answer = Deadline::run_until(deadline, self.service.clone().oneshot(call)).await;
-        answer.unwrap_or_else(|| Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded))))
+        let work = pin!(Some(self.service.clone().oneshot(call)));
+        let mut sent = Sent::new(work, report);
+        let answer = Deadline::run_until(deadline, poll_fn(|task| sent.poll(task))).await;
+        answer.unwrap_or_else(|| {
+            let failure = Failure::of(ErrorKind::DeadlineExceeded);
+            Err(CallError::new(contract, failure).with_usage(sent.abandon()))
+        })
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

@@ -1,8 +1,13 @@
 //! How calls are journaled: a call that was answered once is not made again.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    collections::{HashMap, HashSet},
+    future::poll_fn,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,10 +25,12 @@ use super::{
     scheduler::{Run, Stop},
 };
 use crate::{
+    budget::Usage,
     card::ArmCard,
     clock::Clock,
     contract::ContractRef,
     deadline::Deadline,
+    dropped::{Reports, Sent, report},
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
     json::RawJson,
@@ -56,6 +63,8 @@ struct Shared {
     /// Time that the program took before each recorded answer without waiting for one.
     own_time: HashMap<u64, Duration>,
     state: Mutex<State>,
+    /// Calls that were sent and have not ended.
+    in_flight: Arc<AtomicUsize>,
     /// Changes with the sequence.
     moved: watch::Sender<()>,
 }
@@ -89,8 +98,14 @@ impl Journal {
             claimed: (claimed_at, Instant::now()),
             own_time,
             state: Mutex::new(State::new(entries)),
+            in_flight: Arc::default(),
             moved: watch::Sender::new(()),
         }))
+    }
+
+    /// The number of calls that were sent and have not ended.
+    pub(super) fn in_flight(&self) -> Arc<AtomicUsize> {
+        self.0.in_flight.clone()
     }
 
     /// The arms that answered, in the order of their first answer.
@@ -153,7 +168,9 @@ impl Shared {
     /// Returns a recorded answer in its turn.
     async fn replayed(&self, entry: JournalEntry) -> Result<Reply, CallError> {
         let _placed = Placed(self, entry.seq);
+        let mut replays = Reports(Some(entry.usage));
         self.turn(entry.seq).await;
+        replays.0 = None;
         replay(entry)
     }
 
@@ -200,6 +217,15 @@ impl Shared {
     }
 }
 
+/// Counts a call that has ended, also where it is dropped.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Leaves the position of an answer, also where its call is dropped.
 struct Placed<'a>(&'a Shared, u64);
 
@@ -216,6 +242,7 @@ impl Transport for Journal {
         let inner = &*self.0;
         let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
         let mut begun = None;
+        let mut not_sent = Reports(Some(Usage::ZERO));
         let known = inner.recall(&call, &draft.input_digest)?;
         if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), inner.clock.now()) {
             return self.unauthorized(call, draft, known, refusal).await;
@@ -252,9 +279,17 @@ impl Transport for Journal {
             to: call.updates.take(),
         }));
         let (contract, reads, deadline) = (call.contract.clone(), call.reads, call.parts.deadline);
-        let answer = Deadline::run_until(deadline, inner.transport.call(call)).await.unwrap_or_else(|| {
-            Err(CallError::new(contract.clone(), Failure::of(ErrorKind::DeadlineExceeded)))
+        not_sent.0 = None;
+        inner.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = InFlight(&inner.in_flight);
+        let work = pin!(Some(inner.transport.call(call)));
+        let mut sent = Sent::new(work, report);
+        let answer = Deadline::run_until(deadline, poll_fn(|task| sent.poll(task))).await;
+        let answer = answer.unwrap_or_else(|| {
+            let failure = Failure::of(ErrorKind::DeadlineExceeded);
+            Err(CallError::new(contract.clone(), failure).with_usage(sent.abandon()))
         });
+        drop(in_flight);
         let answer = answer.and_then(|reply| match reads(&reply.output) {
             Ok(()) => Ok(reply),
             Err(error) => Err(inner.transport.explain(reply.unreadable(contract, error))),
@@ -279,6 +314,10 @@ impl Transport for Journal {
             Known::Nothing => {}
         }
         self.answered(draft, begun, Err(refused)).await
+    }
+
+    fn resumed(&self, batch: &StepKey) -> HashSet<StepKey> {
+        self.0.state().resumed(batch)
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
@@ -333,6 +372,7 @@ impl Journal {
             Ok((reply, output)) => (Recorded::Output(output.clone()), reply.usage),
             Err(error) => (Recorded::Failure(Box::new(error.failure().clone())), error.usage()),
         };
+        let mut answered = Reports(Some(usage));
         let placed = {
             let mut state = inner.state();
             state.used_arm(&served_by.arm);
@@ -346,6 +386,7 @@ impl Journal {
         let entry = JournalEntry { served_by, usage, begun: unknown, ..entry };
         inner.write(entry.clone()).await?;
         inner.turn(placed.1).await;
+        answered.0 = None;
         match answer {
             Ok((reply, _)) => Ok(reply),
             // As a replay returns it: without its source.

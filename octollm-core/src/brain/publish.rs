@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +23,9 @@ use super::{
     scheduler::{Run, store_changed},
 };
 use crate::{
+    budget::Usage,
     bus::{BusError, EventBus},
+    context::{Context, WeakContext},
     event::Event,
     id::TaskId,
     json::RawJson,
@@ -43,6 +48,8 @@ pub(super) struct UpdateLog {
     state: Mutex<Unstored>,
     /// Changes with the state.
     version: watch::Sender<u64>,
+    /// The context of the run, which has this log for its updates, and the number of its calls in flight.
+    context: OnceLock<(WeakContext, Arc<AtomicUsize>)>,
 }
 
 #[derive(Debug)]
@@ -59,7 +66,20 @@ impl UpdateLog {
     pub(super) fn new(task_id: TaskId, progress: Progress) -> Self {
         let progress = Progress { current_step: Phase::Execution, ..progress };
         let state = Mutex::new(Unstored { progress, pending: Vec::new(), first: 0, ended: false });
-        Self { task_id, state, version: watch::Sender::new(0) }
+        Self { task_id, state, version: watch::Sender::new(0), context: OnceLock::new() }
+    }
+
+    /// Sets the context of the run.
+    pub(super) fn runs_in(&self, cx: &Context, in_flight: Arc<AtomicUsize>) {
+        // A log has one run.
+        let _ = self.context.set((cx.downgrade(), in_flight));
+    }
+
+    /// The usage of the run so far. Each call in flight counts as unmetered.
+    pub(super) fn used(&self) -> Usage {
+        let Some((context, in_flight)) = self.context.get() else { return Usage::ZERO };
+        let unmetered = in_flight.load(Ordering::Relaxed).try_into().unwrap_or(u64::MAX);
+        context.used().plus(Usage { unmetered, ..Usage::ZERO })
     }
 
     fn state(&self) -> MutexGuard<'_, Unstored> {

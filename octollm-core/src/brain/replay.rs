@@ -94,6 +94,15 @@ impl State {
         Ok(Known::Answer(Box::new(entry)))
     }
 
+    /// The recorded steps of a batch that this run has not made yet, if one of them is not known to have ended.
+    pub(super) fn resumed(&self, batch: &StepKey) -> HashSet<StepKey> {
+        let of_batch = || self.recorded.values().filter(|entry| entry.batch.as_ref() == Some(batch));
+        if !of_batch().any(|entry| matches!(entry.recorded, Recorded::Begun)) {
+            return HashSet::new();
+        }
+        of_batch().map(|entry| entry.step.clone()).collect()
+    }
+
     pub(super) fn used_arm(&mut self, arm: &str) {
         if !arm.is_empty() && !self.arms.iter().any(|used| used == arm) {
             self.arms.push(arm.to_owned());

@@ -106,6 +106,7 @@ async fn execute(
     let journal = Journal::new(inner, record.clone(), entries, claimed_at);
     let contract = record.contract();
     let mut cx = context(started, journal.clone());
+    started.log.runs_in(&cx, journal.in_flight());
     let work = async {
         // The limit is that of the submission, within the limit of the brain.
         let (limit, input) = (record.time_limit(), record.input().as_str().as_bytes());

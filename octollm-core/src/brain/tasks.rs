@@ -232,8 +232,9 @@ impl<C: TaskContract> Arm<C> for Brain {
         let record = self.prepare(submission.with_budget(budget), cx).await?;
         let id = record.id().clone();
         // Before the task is stored: the call may be dropped meanwhile.
-        let guard = CancelOnDrop { brain: self, id: &id, cx, armed: true };
+        let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false };
         self.store(record).await?;
+        guard.stored = true;
         let followed = Deadline::run_until(end, follow(self, &id, cx, |update| pass_on(update, cx))).await;
         let in_time = followed.is_some();
         let task = match followed {
@@ -288,6 +289,7 @@ struct CancelOnDrop<'a> {
     id: &'a TaskId,
     cx: &'a Context,
     armed: bool,
+    stored: bool,
 }
 
 impl CancelOnDrop<'_> {
@@ -305,6 +307,12 @@ impl Drop for CancelOnDrop<'_> {
         if !self.armed {
             return;
         }
+        // What runs here has used this much. What runs elsewhere is unknown.
+        let _ = self.cx.spend(match self.brain.0.running.log(self.id) {
+            Some(log) => log.used(),
+            None if self.stored => Usage::UNMETERED,
+            None => Usage::ZERO,
+        });
         // A run stops at once; the change of the task waits for the store.
         self.brain.0.running.stop(self.id, Stop::Cancel);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

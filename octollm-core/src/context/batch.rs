@@ -1,14 +1,17 @@
 //! Batches of calls, and the budget that they share.
 
 use std::{
+    collections::{HashSet, VecDeque},
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
+    mem,
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
     task::{Context as Poll_, Poll},
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::task::coop::consume_budget;
 
 use super::{
@@ -34,7 +37,9 @@ pub const CALLS_AT_ONCE: usize = 16;
 /// returns. A call waits while the others have all of it reserved.
 ///
 /// # Errors
-/// The failure that comes first in time, a [`CallError`]; the calls that still run are cancelled.
+/// The failure that comes first in time, a [`CallError`]. No call is sent after it. Calls in flight are dropped if their
+/// contract is idempotent, and awaited if not, because their outcome would be unknown. The deadline and a cancellation of the
+/// work end them as well.
 ///
 /// # Cancel safety
 /// Dropping the future cancels all calls.
@@ -127,7 +132,7 @@ impl<T> Batch<T> {
 
     async fn all(self) -> Result<Vec<T>, CallError> {
         let mut outputs: Vec<Option<T>> = self.requests.iter().map(|_| None).collect();
-        self.run(|place, answer| {
+        self.run(true, |place, answer| {
             outputs[place] = Some(answer?);
             Ok(())
         })
@@ -137,7 +142,7 @@ impl<T> Batch<T> {
 
     async fn each(self) -> Vec<Result<T, CallError>> {
         let mut results: Vec<Option<Result<T, CallError>>> = self.requests.iter().map(|_| None).collect();
-        let ended = self.run(|place, answer| {
+        let ended = self.run(false, |place, answer| {
             results[place] = Some(answer);
             Ok(())
         });
@@ -149,31 +154,133 @@ impl<T> Batch<T> {
     /// Runs the calls, and hands each answer to `answered` until that returns an error.
     async fn run(
         self,
-        mut answered: impl FnMut(usize, Result<T, CallError>) -> Result<(), CallError>,
+        fails_fast: bool,
+        answered: impl FnMut(usize, Result<T, CallError>) -> Result<(), CallError>,
     ) -> Result<(), CallError> {
         let cx = self.cx.narrowed(self.within.map(Deadline::after), self.budget);
         let Some(first) = self.requests.first().map(|request| request.step.clone()) else { return Ok(()) };
-        let (mut shares, mut running) = (Shares::default(), FuturesUnordered::new());
-        let mut waiting = self.requests.into_iter().enumerate();
+        let resumed = if fails_fast { cx.resumed(&first) } else { HashSet::new() };
+        let waiting = self.requests.into_iter().enumerate();
+        // Those that an earlier run has recorded come first.
+        let (mut recorded, mut waiting): (VecDeque<_>, VecDeque<_>) =
+            waiting.partition(|(_, request)| resumed.contains(&request.step));
+        if recorded.is_empty() {
+            mem::swap(&mut recorded, &mut waiting);
+        }
+        let mut calls = BatchCalls { cx: &cx, first, now: recorded, waiting, answered };
         loop {
-            while running.len() < self.at_once && waiting.len() > 0 {
-                let places = waiting.len().min(self.at_once - running.len());
-                let Some(share) = shares.take(cx.budget(), places) else { break };
-                let Some((place, mut request)) = waiting.next() else { break };
-                request.cx = cx.clone();
-                let call = request.of_batch(first.clone(), share).answer(self.read);
-                running.push(async move { (place, share, call.await) });
+            run_calls(&mut calls, &cx, self.at_once, self.read).await?;
+            if calls.waiting.is_empty() {
+                return Ok(());
             }
-            let Some((place, share, answer)) = running.next().await else { return Ok(()) };
-            shares.give_back(share);
-            if let Err(error) = answered(place, answer) {
-                count_ended(&cx, &mut running);
-                return Err(error);
-            }
-            // Calls that never wait must not hold the thread for as long as the batch lasts.
-            consume_budget().await;
+            mem::swap(&mut calls.now, &mut calls.waiting);
         }
     }
+}
+
+/// The calls of a batch, and what receives their answers.
+struct BatchCalls<'a, A> {
+    cx: &'a Context,
+    first: StepKey,
+    /// Calls to make now.
+    now: VecDeque<(usize, UnsentCall)>,
+    /// Calls to make when those have ended.
+    waiting: VecDeque<(usize, UnsentCall)>,
+    answered: A,
+}
+
+impl<T, A: FnMut(usize, Result<T, CallError>) -> Result<(), CallError>> Calls<T> for BatchCalls<'_, A> {
+    type Place = usize;
+    type Error = CallError;
+
+    fn waiting(&self) -> usize {
+        self.now.len()
+    }
+
+    fn next(&mut self, share: Budget) -> Option<Result<(usize, UnsentCall), CallError>> {
+        let (place, mut request) = self.now.pop_front()?;
+        request.cx = self.cx.clone();
+        Some(Ok((place, request.of_batch(self.first.clone(), share))))
+    }
+
+    fn answered(&mut self, place: usize, answer: Result<T, CallError>) -> Result<(), CallError> {
+        (self.answered)(place, answer)
+    }
+}
+
+/// A call to start and its place, or why it cannot be made.
+pub(crate) type Next<P, E> = Result<(P, UnsentCall), E>;
+
+/// The calls of a batch or a plan.
+pub(crate) trait Calls<T> {
+    type Place: Copy;
+    type Error;
+
+    /// How many calls can start now.
+    fn waiting(&self) -> usize;
+    /// The next call to start, with this share of the budget.
+    fn next(&mut self, share: Budget) -> Option<Next<Self::Place, Self::Error>>;
+    /// Takes an answer. An error ends all calls.
+    fn answered(&mut self, place: Self::Place, answer: Result<T, CallError>) -> Result<(), Self::Error>;
+}
+
+/// Runs calls until none is left, or to the first failure. After that no call is sent, and those in flight that are not
+/// idempotent are awaited.
+pub(crate) async fn run_calls<T, C: Calls<T>>(
+    calls: &mut C,
+    cx: &Context,
+    at_once: usize,
+    read: Read<T>,
+) -> Result<(), C::Error> {
+    let (stopped, mut shares) = (AtomicBool::new(false), Shares::default());
+    // Those that are not idempotent, and those that are.
+    let (mut awaited, mut dropped) = (FuturesUnordered::new(), FuturesUnordered::new());
+    let failure = 'calls: loop {
+        loop {
+            let running = awaited.len() + dropped.len();
+            if running >= at_once || calls.waiting() == 0 {
+                break;
+            }
+            let places = calls.waiting().min(at_once - running);
+            let Some(share) = shares.take(cx.budget(), places) else { break };
+            let (place, call) = match calls.next(share) {
+                Some(Ok(next)) => next,
+                Some(Err(error)) => break 'calls error,
+                None => break,
+            };
+            let list = if call.is_idempotent() { &mut dropped } else { &mut awaited };
+            list.push(unless(&stopped, (place, share), call, read));
+        }
+        let next = poll_fn(|task| match awaited.poll_next_unpin(task) {
+            Poll::Ready(Some(answer)) => Poll::Ready(Some(answer)),
+            awaited => match dropped.poll_next_unpin(task) {
+                Poll::Ready(None) => awaited,
+                answer => answer,
+            },
+        });
+        let Some(answer) = next.await else { return Ok(()) };
+        let Some(((place, share), answer)) = answer else { continue };
+        shares.give_back(share);
+        if let Err(error) = calls.answered(place, answer) {
+            break error;
+        }
+        // Calls that never wait must not hold the thread for as long as all of them last.
+        consume_budget().await;
+    };
+    stopped.store(true, Ordering::Relaxed);
+    drop(dropped);
+    while awaited.next().await.is_some() {}
+    Err(failure)
+}
+
+/// Sends a call when it is first polled, unless `stopped` by then.
+async fn unless<P, T>(
+    stopped: &AtomicBool,
+    place: P,
+    call: UnsentCall,
+    read: Read<T>,
+) -> Option<(P, Result<T, CallError>)> {
+    if stopped.load(Ordering::Relaxed) { None } else { Some((place, call.answer(read).await)) }
 }
 
 impl<T> fmt::Debug for Batch<T> {
@@ -191,19 +298,11 @@ impl<T, O> fmt::Debug for BatchFuture<T, O> {
     }
 }
 
-/// Takes the answers of calls that ended in the same instant as the one that ends them all, for what they used counts. That
-/// is at the deadline: before it, calls may be among them that were not sent yet.
-pub(crate) fn count_ended<F: Future>(cx: &Context, running: &mut FuturesUnordered<F>) {
-    if cx.deadline().is_some_and(Deadline::has_passed) {
-        while let Some(Some(_)) = running.next().now_or_never() {}
-    }
-}
-
 /// The part of a budget that is reserved by the calls of one batch that run now.
 ///
 /// It only counts: the caller passes what is left, and waits where there is no share.
 #[derive(Debug, Default)]
-pub(crate) struct Shares {
+struct Shares {
     reserved: Usage,
 }
 
@@ -213,7 +312,7 @@ impl Shares {
     ///
     /// `left` has to include what the running calls have reserved. `None` where all of it is reserved: the call waits until
     /// one of those returns its share. Where nothing is left at all the share is 0, which no call can run with.
-    pub(crate) fn take(&mut self, left: Budget, places: usize) -> Option<Budget> {
+    fn take(&mut self, left: Budget, places: usize) -> Option<Budget> {
         let places = u64::try_from(places).unwrap_or(u64::MAX).max(1);
         let tokens = part(left.tokens, self.reserved.tokens, places)?;
         let cost = part(left.cost.map(Cost::nano_dollars), self.reserved.cost.nano_dollars(), places)?;
@@ -224,7 +323,7 @@ impl Shares {
 
     /// Returns the share of a call that has ended. What the call used has to be subtracted from what is left before the
     /// next share is taken.
-    pub(crate) fn give_back(&mut self, share: Budget) {
+    fn give_back(&mut self, share: Budget) {
         let share = usage(share);
         let cost = self.reserved.cost.nano_dollars().saturating_sub(share.cost.nano_dollars());
         let tokens = self.reserved.tokens.saturating_sub(share.tokens);

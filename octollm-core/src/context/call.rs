@@ -19,6 +19,7 @@ use crate::{
     budget::{Budget, narrower},
     contract::{ContractRef, ContractSpec, Spec, TaskContract},
     deadline::Deadline,
+    dropped::Sent,
     error::{CallError, ErrorKind, Failure},
     json::{self, read_value},
     parts::spent,
@@ -37,7 +38,9 @@ use crate::{
 /// executed. Under a brain a refusal is journaled as any failure is, unless the work is cancelled.
 ///
 /// # Cancel safety
-/// Dropping the future cancels the call, and the calls that the arm makes for it.
+/// Dropping the future cancels the call, and the calls that the arm makes for it. What an arm in this process has used until
+/// then counts. For one in another process the usage is unknown, and the call counts as
+/// [unmetered](crate::budget::Usage::unmetered).
 #[must_use = "a call is sent when it is awaited"]
 pub struct CallFuture<T> {
     /// Until the first poll.
@@ -210,6 +213,11 @@ impl UnsentCall {
         Self { batch: Some(first), ..self }
     }
 
+    /// Whether the caller's spec declares the contract idempotent.
+    pub(crate) fn is_idempotent(&self) -> bool {
+        self.spec.as_ref().is_some_and(Spec::is_idempotent)
+    }
+
     /// Sends the call and reads its output.
     pub(crate) async fn answer<T>(mut self, read: Read<T>) -> Result<T, CallError> {
         let answer = match self.send().await {
@@ -227,20 +235,27 @@ impl UnsentCall {
         }
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
-        let mut work = match spent(call.parts.deadline, budget) {
-            Some(refusal) => shared.transport.refuse(call, refusal),
-            None => shared.transport.call(call),
+        let (work, is_sent) = match spent(call.parts.deadline, budget) {
+            Some(refusal) => (shared.transport.refuse(call, refusal), false),
+            None => (shared.transport.call(call), true),
         };
+        let work = pin!(Some(work));
+        let mut sent = Sent::new(work, |usage| {
+            if is_sent {
+                self.cx.count(usage);
+            }
+        });
         let mut cancelled = pin!(self.cx.cancelled());
-        poll_fn(|task| match work.as_mut().poll(task) {
+        poll_fn(|task| match sent.poll(task) {
             Poll::Ready(answer) => {
                 self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
                 Poll::Ready(answer)
             }
-            Poll::Pending => cancelled
-                .as_mut()
-                .poll(task)
-                .map(|()| Err(CallError::new(self.contract.clone(), Failure::of(ErrorKind::Cancelled)))),
+            Poll::Pending => cancelled.as_mut().poll(task).map(|()| {
+                let error = CallError::new(self.contract.clone(), Failure::of(ErrorKind::Cancelled));
+                let usage = sent.abandon();
+                Err(if is_sent { error.with_usage(usage) } else { error })
+            }),
         })
         .await
     }

@@ -4,8 +4,9 @@ mod batch;
 mod call;
 
 use std::{
+    collections::HashSet,
     fmt, iter,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ pub use self::{
     call::CallFuture,
 };
 pub(crate) use self::{
-    batch::{Shares, count_ended},
+    batch::{Calls, run_calls},
     call::UnsentCall,
 };
 pub use crate::parts::{Caller, ContextParts, Grant};
@@ -42,6 +43,22 @@ use crate::{
 /// everything with its original.
 #[derive(Clone)]
 pub struct Context(Arc<Shared>);
+
+/// A context that may have ended.
+pub(crate) struct WeakContext(Weak<Shared>);
+
+impl WeakContext {
+    /// The usage so far; nothing once the context is gone.
+    pub(crate) fn used(&self) -> Usage {
+        self.0.upgrade().map(|shared| shared.ledger.used()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for WeakContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WeakContext").field(&self.used()).finish()
+    }
+}
 
 struct Shared {
     parts: ContextParts,
@@ -87,19 +104,31 @@ impl Context {
         self
     }
 
+    pub(crate) fn downgrade(&self) -> WeakContext {
+        WeakContext(Arc::downgrade(&self.0))
+    }
+
     /// Begins an execution with a time limit, and returns the token that cancels it.
     pub(crate) fn begin(&mut self, limit: Duration) -> CancellationToken {
         let begun = self.change(|shared| {
             shared.parts.deadline = narrower(shared.parts.deadline, Some(Deadline::after(limit)));
             let token = match &shared.cancellation {
                 // The end of this execution must not cancel what is around it.
-                Some(token) if shared.outer.is_some() => token.child_token(),
-                Some(token) => token.clone(),
+                Some(token) => token.child_token(),
                 None => CancellationToken::new(),
             };
             shared.cancellation.insert(token).clone()
         });
         begun.unwrap_or_default()
+    }
+
+    /// Cancels what is left of an execution that has ended. After a success nothing is left unless the context is shared.
+    pub(crate) fn end(&mut self, is_success: bool) {
+        if (!is_success || Arc::get_mut(&mut self.0).is_none())
+            && let Some(cancellation) = &self.0.cancellation
+        {
+            cancellation.cancel();
+        }
     }
 
     /// Changes this context alone: if it is shared, it is replaced by one that narrows it.
@@ -196,8 +225,8 @@ impl Context {
         if over { Err(Failure::of(ErrorKind::BudgetExhausted)) } else { Ok(()) }
     }
 
-    /// Resolves when the work that an arm was given is cancelled: the caller went away, the task was cancelled, or the
-    /// deadline passed. A context that was made by hand is not cancelled.
+    /// Resolves when the work that an arm was given has ended: the arm returned, the caller disconnected, the task was
+    /// cancelled, or the deadline passed. A context that was made by hand is not cancelled.
     ///
     /// The future of the arm is dropped then. This is for work outside of it, such as a thread or a spawned task.
     ///
@@ -210,7 +239,7 @@ impl Context {
         }
     }
 
-    /// Whether the work is cancelled.
+    /// Whether the work is cancelled or has ended. Its calls fail with [`ErrorKind::Cancelled`] from then on.
     pub fn is_cancelled(&self) -> bool {
         self.0.cancellation.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
@@ -264,7 +293,7 @@ impl Context {
 
     /// Calls once for each input: `cx.call_all(inputs).at_once(3).await`. The outputs are in the order of the inputs.
     ///
-    /// The first failure ends the batch; with [`each`](BatchFuture::each) every call has a result of its own.
+    /// The first failure ends the batch, as [`BatchFuture`] says; with [`each`](BatchFuture::each) every call has a result of its own.
     pub fn call_all<C: TaskContract>(&self, inputs: impl IntoIterator<Item = C>) -> BatchFuture<C::Output> {
         let unnumbered = StepKey::Order(0);
         let mut requests: Vec<_> = inputs
@@ -321,6 +350,11 @@ impl Context {
 
     fn count(&self, usage: Usage) {
         self.and_outer().for_each(|Self(shared)| shared.ledger.add(usage));
+    }
+
+    /// See [`Transport::resumed`].
+    pub(crate) fn resumed(&self, batch: &StepKey) -> HashSet<StepKey> {
+        self.0.transport.resumed(batch)
     }
 
     /// How many calls were made without a name of their own.

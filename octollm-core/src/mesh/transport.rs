@@ -21,6 +21,7 @@ use crate::{
     context::Context,
     deadline::Deadline,
     dispatcher::{Dispatcher, not_offered},
+    dropped::Reports,
     error::{ArmError, CallError, ErrorKind, Failure},
     resilience::RetryLayer,
     transport::{Call, Reply, Transport, from_service},
@@ -151,6 +152,8 @@ impl Choice {
         let (contract, shared) = (call.contract.clone(), &*self.0);
         let arm = shared.choose(&call).map_err(|failure| CallError::new(contract.clone(), failure))?;
         let fault = shared.faults().apply(&arm.id, &call);
+        // The arm reports what it has used, if the call is dropped after it has begun.
+        let mut in_process = Reports(Some(Usage::ZERO));
         let recording = shared.recorder.begin(&call, &arm.id, fault.clone());
         let deadline = call.parts.deadline;
         let mut cx = Context::from_parts(call.parts, self.calls_of(arm));
@@ -165,6 +168,7 @@ impl Choice {
         let outcome = Deadline::run_until(deadline, with_fault(fault, work, &arm.id)).await;
         let outcome = outcome.unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)));
         let (result, usage) = outcome.unwrap_or_else(|failure| (Err(failure), Usage::default()));
+        in_process.0 = None;
         recording.end(match &result {
             Ok(output) => Ending::Output(output.clone()),
             Err(failure) => Ending::Failure(failure.clone()),

@@ -19,6 +19,9 @@ use crate::{
 pub(super) struct Checked {
     pub(super) steps: Vec<CheckedStep>,
     pub(super) order: Order,
+    /// Calls that steps may make whose number of items is not known yet, and the limit of all calls.
+    pub(super) calls_left: usize,
+    pub(super) max_calls: usize,
 }
 
 /// A step whose references exist.
@@ -35,6 +38,7 @@ pub(super) fn check(
     plan: &Plan,
     cards: Option<&[ArmCard]>,
     max_steps: usize,
+    max_calls: usize,
 ) -> Result<Checked, Vec<Violation>> {
     if plan.steps.is_empty() {
         return Err(vec![Violation::new("steps", "is empty")]);
@@ -60,6 +64,12 @@ pub(super) fn check(
         steps.push(checked);
         needs.push(needed);
     }
+    let calls: usize = plan.steps.iter().map(known_calls).sum();
+    let calls_left = max_calls.checked_sub(calls);
+    if calls_left.is_none() {
+        let message = format!("make {calls} calls; at most {max_calls} are allowed");
+        violations.push(Violation::new("steps", message));
+    }
     let order = Order::new(needs);
     let cycles = order.as_ref().err().into_iter().flatten();
     for cycle in cycles {
@@ -68,9 +78,20 @@ pub(super) fn check(
         violations
             .push(Violation::new(format!("steps[{}]", cycle[0]), format!("is part of a cycle: {path}")));
     }
-    match order {
-        Ok(order) if violations.is_empty() => Ok(Checked { steps, order }),
+    match (order, calls_left) {
+        (Ok(order), Some(calls_left)) if violations.is_empty() => {
+            Ok(Checked { steps, order, calls_left, max_calls })
+        }
         _ => Err(violations),
+    }
+}
+
+/// The number of calls of a step, 0 where it depends on an output.
+fn known_calls(step: &PlanStep) -> usize {
+    match &step.each {
+        None => 1,
+        Some(Value::Array(items)) => items.len(),
+        Some(literal) => literal.get("$literal").and_then(Value::as_array).map_or(0, Vec::len),
     }
 }
 

@@ -164,25 +164,29 @@ impl TaskContract for Plan {
 
     /// Checks what does not depend on arms: the ids of the steps, and what they take from each other.
     fn check(&self) -> Result<(), Vec<Violation>> {
-        check::check(self, None, usize::MAX).map(drop)
+        check::check(self, None, usize::MAX, usize::MAX).map(drop)
     }
 }
 
 /// The stock arm that runs plans: independent steps in parallel, each as soon as the steps that it needs are done.
 ///
-/// A plan with mistakes is refused before the first call, with all of them. The first step that fails ends the plan, and
-/// calls that still run are dropped. Under a brain each call is journaled by the id of its step, `judge` or `judge[3]`, so that a
+/// A plan with mistakes is refused before the first call, with all of them. The first step that fails ends the plan: no call is
+/// sent after it, and calls in flight are dropped if their contracts are idempotent, and awaited if not. Under a brain each call is journaled by the id of its step, `judge` or `judge[3]`, so that a
 /// recovered plan continues where it was.
 #[derive(Debug, Clone)]
 pub struct PlanRunner {
     calls_at_once: usize,
     max_steps: usize,
+    max_calls: usize,
     specs: HashMap<ContractRef, Spec>,
 }
 
+/// The highest `max_calls`.
+const MOST_CALLS: usize = 100_000;
+
 impl Default for PlanRunner {
     fn default() -> Self {
-        Self { calls_at_once: CALLS_AT_ONCE, max_steps: 256, specs: HashMap::new() }
+        Self { calls_at_once: CALLS_AT_ONCE, max_steps: 256, max_calls: 1_000, specs: HashMap::new() }
     }
 }
 
@@ -208,6 +212,20 @@ impl PlanRunner {
         Ok(Self { max_steps: at_least_one("max_steps", steps)?, ..self })
     }
 
+    /// Sets how many calls a plan may make, over all items of all its steps (at least 1, at most 100 000, default 1 000).
+    ///
+    /// # Errors
+    /// A [`ConfigError`] for 0, or for more than 100 000.
+    pub fn max_calls(self, calls: usize) -> Result<Self, ConfigError> {
+        if calls > MOST_CALLS {
+            return Err(ConfigError::new(
+                "max_calls",
+                format!("is {calls}; at most {MOST_CALLS} are allowed"),
+            ));
+        }
+        Ok(Self { max_calls: at_least_one("max_calls", calls)?, ..self })
+    }
+
     /// Adds the facts of the contract `C`: whether it is idempotent, and its time limit.
     ///
     /// A plan names its contracts alone. A step of a contract without facts is not idempotent: it is not retried once it may
@@ -228,11 +246,11 @@ impl PlanRunner {
     /// Checks whether a plan can run with the arms of these cards.
     ///
     /// # Errors
-    /// Every mistake, with paths such as `steps[2].input.file`: an empty or too long plan, ids that are malformed or repeated,
+    /// Every mistake, with paths such as `steps[2].input.file`: an empty or too long plan, more calls than are allowed, ids that are malformed or repeated,
     /// references to steps that do not exist or that form a cycle, `$item` without `each`, malformed pointers, contracts that no
     /// arm offers, and required fields that the input lacks.
     pub fn check(&self, plan: &Plan, cards: &[ArmCard]) -> Result<(), Vec<Violation>> {
-        check::check(plan, Some(cards), self.max_steps).map(drop)
+        check::check(plan, Some(cards), self.max_steps, self.max_calls).map(drop)
     }
 
     /// Runs a plan within another arm. The ids of its steps name its calls in the journal: where a task runs several plans, the ids
@@ -240,7 +258,8 @@ impl PlanRunner {
     ///
     /// # Errors
     /// [`ErrorKind::ValidationFailed`] as [`check`](Self::check), before the first call; the failure of the first
-    /// step that fails; [`ErrorKind::BadResponse`] when an output lacks what another step takes from it.
+    /// step that fails; [`ErrorKind::BadResponse`] when an output lacks what another step takes from it, or
+    /// has more items than calls are left.
     ///
     /// # Cancel safety
     /// Dropping the future drops all calls that run.
@@ -249,7 +268,8 @@ impl PlanRunner {
     /// [`ErrorKind::BadResponse`]: crate::error::ErrorKind::BadResponse
     pub async fn run(&self, plan: &Plan, cx: &Context) -> Result<PlanOutput, ArmError> {
         let cards = cx.cards().await;
-        let checked = check::check(plan, Some(&cards), self.max_steps).map_err(Failure::invalid)?;
+        let checked =
+            check::check(plan, Some(&cards), self.max_steps, self.max_calls).map_err(Failure::invalid)?;
         run::run(checked, &self.specs, self.calls_at_once, cx).await
     }
 }

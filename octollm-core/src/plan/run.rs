@@ -1,19 +1,20 @@
 //! How the steps of a plan run: the order, and the loop.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    mem,
+};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::Value;
-use tokio::task::coop::consume_budget;
 
 use super::{
     PlanOutput,
     check::{Checked, CheckedStep},
-    template::{Missing, Room},
+    template::{Missing, Room, Template},
 };
 use crate::{
     budget::Budget,
-    context::{Context, Shares, UnsentCall, count_ended},
+    context::{Calls, Context, UnsentCall, run_calls},
     contract::{ContractRef, Spec},
     error::{ArmError, CallError, ErrorKind},
     json::read_value,
@@ -32,25 +33,15 @@ pub(super) async fn run(
     cx.phase(Phase::Execution);
     run.report_progress();
     run.start_ready()?;
-    let (mut calls, mut shares) = (FuturesUnordered::new(), Shares::default());
     loop {
-        while calls.len() < calls_at_once && !run.waiting.is_empty() {
-            let places = run.waiting.len().min(calls_at_once - calls.len());
-            let Some(share) = shares.take(cx.budget(), places) else { break };
-            let Some(place) = run.waiting.pop_front() else { break };
-            let call = run.call(place, share)?.answer(read_value);
-            calls.push(async move { (place, share, call.await) });
+        run_calls(&mut run, cx, calls_at_once, read_value).await?;
+        // Every call that was recorded has ended.
+        run.recorded.clear();
+        if run.later.is_empty() {
+            return Ok(run.output());
         }
-        let Some((place, share, answer)) = calls.next().await else { break };
-        shares.give_back(share);
-        if let Err(error) = run.answered(place, answer) {
-            count_ended(cx, &mut calls);
-            return Err(error);
-        }
-        // Calls that never wait must not block the thread for the whole plan.
-        consume_budget().await;
+        mem::swap(&mut run.waiting, &mut run.later);
     }
-    Ok(run.output())
 }
 
 /// One call of a step.
@@ -68,6 +59,10 @@ struct PlanRun<'a> {
     done: Done,
     /// Calls that may be made now, in the order in which they became ready.
     waiting: VecDeque<Place>,
+    /// Calls that wait for those in `recorded`.
+    later: VecDeque<Place>,
+    /// Calls that are made before others: see [`Transport::resumed`](crate::transport::Transport::resumed).
+    recorded: HashSet<StepKey>,
     /// By step: its items, and the number of calls that are not answered yet.
     items: Vec<Vec<Value>>,
     open: Vec<usize>,
@@ -82,12 +77,16 @@ const MAX_OUTPUTS: usize = 256 << 20;
 impl<'a> PlanRun<'a> {
     fn new(plan: Checked, specs: &'a HashMap<ContractRef, Spec>, cx: &'a Context) -> Self {
         let steps = plan.steps.len();
+        let first = plan.steps.first().map(|step| StepKey::Name(step.id.clone()));
+        let recorded = first.map(|first| cx.resumed(&first)).unwrap_or_default();
         Self {
             plan,
             specs,
             cx,
             done: Done::default(),
             waiting: VecDeque::new(),
+            later: VecDeque::new(),
+            recorded,
             items: vec![Vec::new(); steps],
             open: vec![0; steps],
             outputs: vec![Value::Null; steps],
@@ -115,7 +114,7 @@ impl<'a> PlanRun<'a> {
     fn start(&mut self, step: usize) -> Result<(), ArmError> {
         let Some(each) = &self.plan.steps[step].each else {
             self.open[step] = 1;
-            self.waiting.push_back(Place { step, item: None });
+            self.queue(Place { step, item: None });
             return Ok(());
         };
         let id = &self.plan.steps[step].id;
@@ -123,9 +122,17 @@ impl<'a> PlanRun<'a> {
             Value::Array(items) => items,
             _ => return Err(unfit(id, Missing("`each` stands for a value that is not a list".into()))),
         };
+        if matches!(each, Template::Output { .. }) {
+            let (count, most) = (items.len(), self.plan.max_calls);
+            let left = self.plan.calls_left.checked_sub(count).ok_or_else(|| {
+                let message = format!("`each` has {count} items, and a plan makes at most {most} calls");
+                unfit(id, Missing(message))
+            });
+            self.plan.calls_left = left?;
+        }
         self.open[step] = items.len();
         self.outputs[step] = Value::Array(vec![Value::Null; items.len()]);
-        self.waiting.extend((0..items.len()).map(|item| Place { step, item: Some(item) }));
+        (0..items.len()).for_each(|item| self.queue(Place { step, item: Some(item) }));
         if items.is_empty() {
             self.finished(step);
         }
@@ -145,6 +152,37 @@ impl<'a> PlanRun<'a> {
         Ok(request.of_batch(StepKey::Name(first), share))
     }
 
+    fn finished(&mut self, step: usize) {
+        self.done.add(step);
+        self.report_progress();
+    }
+
+    /// Queues a call. While recorded calls are made first, others wait.
+    fn queue(&mut self, place: Place) {
+        let step = || StepKey::Name(name(&self.plan.steps[place.step].id, place));
+        let is_later = !self.recorded.is_empty() && !self.recorded.contains(&step());
+        if is_later { self.later.push_back(place) } else { self.waiting.push_back(place) }
+    }
+
+    fn output(self) -> PlanOutput {
+        let ran: Vec<_> = self.plan.steps.into_iter().map(|step| step.id).collect();
+        PlanOutput { outputs: ran.iter().cloned().zip(self.outputs).collect(), ran }
+    }
+}
+
+impl Calls<Value> for PlanRun<'_> {
+    type Place = Place;
+    type Error = ArmError;
+
+    fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn next(&mut self, share: Budget) -> Option<Result<(Place, UnsentCall), ArmError>> {
+        let place = self.waiting.pop_front()?;
+        Some(self.call(place, share).map(|call| (place, call)))
+    }
+
     fn answered(&mut self, place: Place, answer: Result<Value, CallError>) -> Result<(), ArmError> {
         let Place { step, item } = place;
         let output = answer.map_err(|error| failed(&name(&self.plan.steps[step].id, place), error))?;
@@ -159,16 +197,6 @@ impl<'a> PlanRun<'a> {
             self.start_ready()?;
         }
         Ok(())
-    }
-
-    fn finished(&mut self, step: usize) {
-        self.done.add(step);
-        self.report_progress();
-    }
-
-    fn output(self) -> PlanOutput {
-        let ran: Vec<_> = self.plan.steps.into_iter().map(|step| step.id).collect();
-        PlanOutput { outputs: ran.iter().cloned().zip(self.outputs).collect(), ran }
     }
 }
 

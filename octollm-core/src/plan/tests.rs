@@ -107,7 +107,7 @@ async fn an_output_that_is_used_many_times_does_not_fill_the_memory() {
     }
     let each = json!([
         { "id": "a", "contract": "test.any", "input": { "say": "x".repeat(100_000) } },
-        { "id": "b", "contract": "test.any", "each": vec![reference("a"); 1_000], "input": {} },
+        { "id": "b", "contract": "test.any", "each": vec![reference("a"); 900], "input": {} },
     ]);
     for plan in [wide, json!(doubling), each] {
         let error = run(plan).await.0.unwrap_err();
@@ -178,6 +178,23 @@ fn limits_apply_and_are_at_least_1() {
     let refused = [PlanRunner::new().max_steps(0), PlanRunner::new().calls_at_once(0)];
     let refused = refused.map(|refused| refused.unwrap_err().to_string());
     assert_eq!(refused, ["`max_steps` is 0", "`calls_at_once` is 0"]);
+    let refused = [0, 100_001].map(|calls| PlanRunner::new().max_calls(calls).unwrap_err().to_string());
+    assert_eq!(refused, ["`max_calls` is 0", "`max_calls` is 100001; at most 100000 are allowed"]);
+    assert!(PlanRunner::new().max_calls(100_000).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_makes_at_most_so_many_calls() {
+    let many = |count: usize| json!({ "id": "many", "contract": "test.any", "each": vec![1; count] });
+    assert!(run(json!([many(1_000)])).await.0.is_ok());
+    let one = json!({ "id": "one", "contract": "test.any", "input": { "say": vec![1; 600] } });
+    assert_eq!(faults(json!([many(1_000), one])).await, ["steps: make 1001 calls; at most 1000 are allowed"]);
+    let next = |id: &str| json!({ "id": id, "contract": "test.any", "each": { "$output": "one" }, "after": ["one"] });
+    let (answer, script) = run(json!([one, next("a"), next("b")])).await;
+    let error = answer.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BadResponse);
+    assert_eq!(error.to_string(), "step b: `each` has 600 items, and a plan makes at most 1000 calls");
+    assert_eq!(script.called.lock().unwrap().len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,13 +225,14 @@ async fn an_output_that_lacks_what_is_taken_from_it_fails_the_step() {
 #[tokio::test(start_paused = true)]
 async fn the_first_failure_gives_the_others_up() {
     let started = Instant::now();
-    let (answer, script) = run(json!([
+    let plan = steps(json!([
         { "id": "slow", "contract": "test.any", "input": { "ms": 1000 } },
         { "id": "bad", "contract": "test.any", "each": [5, 50, 70], "input": { "ms": { "$item": "" }, "fail": "no luck" } },
         { "id": "never", "contract": "test.any", "after": ["bad"] },
-    ]))
-    .await;
-    let error = answer.unwrap_err();
+    ]));
+    let script = Arc::new(Script::default());
+    let runner = PlanRunner::new().spec(Spec::new("test.any".parse().unwrap()).idempotent());
+    let error = runner.run(&plan, &Context::root(script.clone())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UpstreamFailed);
     assert_eq!(error.to_string(), "step bad[0]: test.any: no luck");
     assert_eq!(error.failure().details, Some(json!({ "step": "bad[0]" })));

@@ -2,10 +2,10 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     hash::{BuildHasher, RandomState},
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -20,6 +20,7 @@ use super::policy::{Failed, RetryLimits};
 use crate::{
     budget::Usage,
     deadline::Deadline,
+    dropped::{Reports, Sent, report},
     error::{CallError, ErrorKind, Failure},
     id::RequestId,
     transport::{Call, Reply},
@@ -182,14 +183,22 @@ impl Attempts {
     {
         loop {
             let (call, deadline) = (self.call.clone(), self.call.parts.deadline);
-            let attempt = async { service.ready().await?.call(call).await };
-            let answer = Deadline::run_until(deadline, attempt).await.unwrap_or_else(|| {
-                Err(CallError::new(self.call.contract.clone(), Failure::of(ErrorKind::DeadlineExceeded)))
+            let attempt = pin!(Some(async { service.ready().await?.call(call).await }));
+            let used = self.used;
+            let mut sent = Sent::new(attempt, |usage| report(used.plus(usage)));
+            let answer = Deadline::run_until(deadline, poll_fn(|task| sent.poll(task))).await;
+            let answer = answer.unwrap_or_else(|| {
+                let failure = Failure::of(ErrorKind::DeadlineExceeded);
+                Err(CallError::new(self.call.contract.clone(), failure).with_usage(sent.abandon()))
             });
             match answer {
                 Ok(reply) => return Ok(self.answered(reply)),
                 Err(mut error) => match self.failed(&mut error) {
-                    Some(wait) => sleep(wait).await,
+                    Some(wait) => {
+                        let mut waits = Reports(Some(self.used));
+                        sleep(wait).await;
+                        waits.0 = None;
+                    }
                     None => return Err(error),
                 },
             }

@@ -3,6 +3,7 @@
 
 mod batches;
 mod crashes;
+mod dropped;
 mod retries;
 mod single;
 mod support;

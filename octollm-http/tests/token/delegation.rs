@@ -54,8 +54,8 @@ fn call(issuer: &TokenIssuer, grant: &Grant, scope: &str, to: &ArmOf) -> Grant {
     Grant::clone(&to.verifier.verify(token.expose_secret()).unwrap())
 }
 
-#[test]
-fn three_hops_are_each_narrower() {
+#[tokio::test(start_paused = true)]
+async fn three_hops_are_each_narrower() {
     let system = System::new();
     let coder = system.arm("coder", &["code:*", "data:read"]);
     let judge = system.arm("judge", &["data:read", "net:fetch"]);
@@ -106,8 +106,8 @@ fn three_hops_are_each_narrower() {
     assert!(unauthenticated(&failure).contains("has not delegated"));
 }
 
-#[test]
-fn the_key_of_a_delegate_may_be_of_p256() {
+#[tokio::test(start_paused = true)]
+async fn the_key_of_a_delegate_may_be_of_p256() {
     let system = System::new();
     let pkcs8 = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap().to_pkcs8v1().unwrap();
     let body = BASE64_STANDARD.encode(pkcs8.as_ref());
@@ -119,8 +119,8 @@ fn the_key_of_a_delegate_may_be_of_p256() {
     assert_eq!((&*at_judge.subject, links_of(&at_judge).len()), ("ali", 2));
 }
 
-#[test]
-fn a_token_is_for_one_arm_and_signed_by_the_one_before_it() {
+#[tokio::test(start_paused = true)]
+async fn a_token_is_for_one_arm_and_signed_by_the_one_before_it() {
     let system = System::new();
     let (coder, judge) = (system.arm("coder", &["code:*"]), system.arm("judge", &["code:*"]));
     let ali = Grant::new("ali", ["code:*"]);
@@ -141,8 +141,8 @@ fn a_token_is_for_one_arm_and_signed_by_the_one_before_it() {
     }
 }
 
-#[test]
-fn what_an_arm_does_not_need_it_does_not_get() {
+#[tokio::test(start_paused = true)]
+async fn what_an_arm_does_not_need_it_does_not_get() {
     let system = System::new();
     let ali = Grant::new("ali", ["code:*"]);
     let mut cards = vec![system.arm("coder", &[]).card, system.arm("coder", &["data:read"]).card];
@@ -167,8 +167,8 @@ fn what_an_arm_does_not_need_it_does_not_get() {
     }
 }
 
-#[test]
-fn four_links_are_the_most() {
+#[tokio::test(start_paused = true)]
+async fn four_links_are_the_most() {
     let system = System::new();
     let arms: Vec<_> = (0..6).map(|n| system.arm(&format!("arm{n}"), &["code:*"])).collect();
     let mut grant = call(&system.root, &Grant::new("ali", ["code:*"]), "code:run", &arms[0]);
@@ -205,8 +205,8 @@ async fn authority_ends_for_all_at_once() {
     unauthenticated(&judge.verifier.verify(token.expose_secret()).unwrap_err());
 }
 
-#[test]
-fn a_task_that_is_set_stays() {
+#[tokio::test(start_paused = true)]
+async fn a_task_that_is_set_stays() {
     let system = System::new();
     let (coder, judge) = (system.arm("coder", &["code:*"]), system.arm("judge", &["code:*"]));
     let (one, two) = (TaskId::new(), TaskId::new());
@@ -223,8 +223,8 @@ fn a_task_that_is_set_stays() {
     assert_eq!(call(&coder.issuer, &free, "code:run", &judge).task, Some(two));
 }
 
-#[test]
-fn the_first_issuer_stays() {
+#[tokio::test(start_paused = true)]
+async fn the_first_issuer_stays() {
     let system = System::new();
     let keys = system.keys.clone().speaks_for("https://idp");
     let system = System { keys, ..system };

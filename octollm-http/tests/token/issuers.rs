@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Clock, Judge, Key, links_of, refused, unauthenticated, with};
 
-#[test]
-fn a_verifier_names_an_audience_and_an_issuer() {
+#[tokio::test(start_paused = true)]
+async fn a_verifier_names_an_audience_and_an_issuer() {
     let keys = || KeySet::new("brain").with_key(&SigningKey::generate().unwrap()).unwrap();
     let built = |builder: octollm_http::token::TokenVerifierBuilder| {
         builder.build().err().map(|error| error.setting().to_owned())
@@ -38,8 +38,8 @@ fn a_verifier_names_an_audience_and_an_issuer() {
     assert_eq!(built(audience().root(keys())), None);
 }
 
-#[test]
-fn equal_names_of_two_roots_are_two_callers() {
+#[tokio::test(start_paused = true)]
+async fn equal_names_of_two_roots_are_two_callers() {
     let judge = Judge::new();
     let (other, clock) = (SigningKey::generate().unwrap(), judge.clock);
     let keys = KeySet::new("other").with_key(&other).unwrap();
@@ -110,8 +110,8 @@ impl Edge {
     }
 }
 
-#[test]
-fn an_identity_provider_has_its_own_audience_and_a_ceiling() {
+#[tokio::test(start_paused = true)]
+async fn an_identity_provider_has_its_own_audience_and_a_ceiling() {
     let edge = Edge::new();
     for (head, changes) in [
         (json!({}), json!({})),
@@ -143,8 +143,8 @@ fn an_identity_provider_has_its_own_audience_and_a_ceiling() {
     }
 }
 
-#[test]
-fn an_arm_refuses_the_token_of_an_identity_provider() {
+#[tokio::test(start_paused = true)]
+async fn an_arm_refuses_the_token_of_an_identity_provider() {
     let (judge, edge) = (Judge::new(), Edge::new());
     let head = json!({ "alg": "EdDSA", "typ": "at+jwt", "kid": "p1" });
     let claims = with(&edge.claims, json!({ "aud": "judge", "jti": "t", "exp": judge.now() + 300 }));

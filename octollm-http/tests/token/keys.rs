@@ -33,8 +33,8 @@ fn round_trip(key: &SigningKey, keys: KeySet) {
     assert_eq!(verifier.verify(token.expose_secret()).unwrap().subject, "ali");
 }
 
-#[test]
-fn keys_of_every_kind_sign_and_verify() {
+#[tokio::test(start_paused = true)]
+async fn keys_of_every_kind_sign_and_verify() {
     let ec = p256();
     let sec1: EcPrivateKeyRfc5915Der<'_> = ec.private_key().as_der().unwrap();
     let rsa = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
@@ -68,8 +68,8 @@ fn keys_of_every_kind_sign_and_verify() {
     round_trip(&secret, keys);
 }
 
-#[test]
-fn public_keys_are_read_from_a_pem() {
+#[tokio::test(start_paused = true)]
+async fn public_keys_are_read_from_a_pem() {
     let (ed, ec) = (Key::new(), p256());
     let spki = [&b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00"[..], ed.public()].concat();
     let set = KeySet::new("brain").with_pem(None, &pem("PUBLIC KEY", &spki)).unwrap();
@@ -101,8 +101,8 @@ fn spki_of(key: &Key) -> Vec<u8> {
 }
 
 /// The examples of RFC 8037 appendix A.
-#[test]
-fn jwks_and_thumbprints_are_those_of_the_rfc() {
+#[tokio::test(start_paused = true)]
+async fn jwks_and_thumbprints_are_those_of_the_rfc() {
     let public =
         json!({ "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo" });
     let private = with(&public, json!({ "d": "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A" }));
@@ -124,8 +124,8 @@ fn jwks_and_thumbprints_are_those_of_the_rfc() {
     round_trip(&key, KeySet::new("brain").with_key(&key).unwrap());
 }
 
-#[test]
-fn keys_that_are_weak_or_of_another_kind_are_refused() {
+#[tokio::test(start_paused = true)]
+async fn keys_that_are_weak_or_of_another_kind_are_refused() {
     for length in [0, 1, 31] {
         SigningKey::from_secret(&"s".repeat(length).into()).unwrap_err();
         let jwk = json!({ "kty": "oct", "k": b64(vec![7; length]) });
@@ -163,8 +163,8 @@ fn keys_that_are_weak_or_of_another_kind_are_refused() {
     assert_eq!(error.setting(), "arm");
 }
 
-#[test]
-fn a_set_has_public_keys_for_signatures() {
+#[tokio::test(start_paused = true)]
+async fn a_set_has_public_keys_for_signatures() {
     let key = Key::new();
     let kids = |jwks: Value| {
         let set = KeySet::new("idp").with_jwks(&jwks.to_string()).map_err(|error| error.to_string())?;
@@ -208,8 +208,8 @@ fn a_set_has_public_keys_for_signatures() {
     }
 }
 
-#[test]
-fn no_output_shows_a_secret() {
+#[tokio::test(start_paused = true)]
+async fn no_output_shows_a_secret() {
     let secret = "correct horse battery staple, twice over";
     let key = SigningKey::from_secret(&secret.into()).unwrap();
     let ed = SigningKey::generate().unwrap();
@@ -229,8 +229,8 @@ fn no_output_shows_a_secret() {
     }
 }
 
-#[test]
-fn a_key_file_is_created_once_and_only_its_owner_reads_it() {
+#[tokio::test(start_paused = true)]
+async fn a_key_file_is_created_once_and_only_its_owner_reads_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("key.pem");
     let kids: Vec<_> = std::thread::scope(|scope| {
@@ -253,8 +253,8 @@ fn a_key_file_is_created_once_and_only_its_owner_reads_it() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "nothing", "a file that is no key is not replaced");
 }
 
-#[test]
-fn in_development_a_file_is_enough() {
+#[tokio::test(start_paused = true)]
+async fn in_development_a_file_is_enough() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("key.pem");
     let verifier = TokenVerifier::development("judge", &path).unwrap();

@@ -69,8 +69,8 @@ impl Chain {
     }
 }
 
-#[test]
-fn every_rule_of_a_link_holds_by_itself() {
+#[tokio::test(start_paused = true)]
+async fn every_rule_of_a_link_holds_by_itself() {
     use Part::{First, Onward, Second, Token};
     let chain = Chain::new();
     let now = chain.judge.now();
@@ -164,8 +164,8 @@ fn every_rule_of_a_link_holds_by_itself() {
     }
 }
 
-#[test]
-fn a_link_of_a_root_is_of_the_same_key_and_subject_as_its_token() {
+#[tokio::test(start_paused = true)]
+async fn a_link_of_a_root_is_of_the_same_key_and_subject_as_its_token() {
     let judge = Judge::new();
     let link = |changes: Value, key: &Key| {
         let claims = json!({

@@ -25,8 +25,8 @@ async fn a_token_is_issued_again_after_half_its_life() {
     assert_eq!(issue(), second);
 }
 
-#[test]
-fn a_token_is_used_again_for_the_same_only() {
+#[tokio::test(start_paused = true)]
+async fn a_token_is_used_again_for_the_same_only() {
     let clock = Clock::runtime();
     let issuer =
         TokenIssuer::root("brain", SigningKey::generate().unwrap()).clock(clock.read()).build().unwrap();
@@ -71,8 +71,8 @@ async fn a_verified_token_ends_when_it_expires() {
     assert!(judge.verify_text(&token).unwrap_err().contains("expired"));
 }
 
-#[test]
-fn a_removed_key_ends_what_it_signed_at_once() {
+#[tokio::test(start_paused = true)]
+async fn a_removed_key_ends_what_it_signed_at_once() {
     let (root, arm, clock) =
         (SigningKey::generate().unwrap(), SigningKey::generate().unwrap(), Clock::runtime());
     let keys =
@@ -95,8 +95,8 @@ fn a_removed_key_ends_what_it_signed_at_once() {
     }
 }
 
-#[test]
-fn a_fetched_set_replaces_the_one_before_it() {
+#[tokio::test(start_paused = true)]
+async fn a_fetched_set_replaces_the_one_before_it() {
     let judge = Judge::new();
     let (next, head_of) = (Key::new(), |kid: &str| with(&head(), json!({ "kid": kid })));
     let token = judge.root.sign(&head(), &judge.claims());

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::support::{Judge, Key, b64, head, links_of, refused, unauthenticated, with};
 
-#[test]
-fn a_valid_token_says_who_calls() {
+#[tokio::test(start_paused = true)]
+async fn a_valid_token_says_who_calls() {
     let judge = Judge::new();
     let task = octollm_core::id::TaskId::new();
     let claims = with(&judge.claims(), json!({ "scope": "code:validate  data:*", "task": task }));
@@ -19,8 +19,8 @@ fn a_valid_token_says_who_calls() {
     assert!(links_of(&grant).is_empty());
 }
 
-#[test]
-fn a_token_has_three_parts_of_base64url() {
+#[tokio::test(start_paused = true)]
+async fn a_token_has_three_parts_of_base64url() {
     let judge = Judge::new();
     let token = judge.root.sign(&head(), &judge.claims());
     let parts: Vec<_> = token.split('.').collect();
@@ -54,8 +54,8 @@ fn a_token_has_three_parts_of_base64url() {
     judge.verify_text(&token).unwrap();
 }
 
-#[test]
-fn parts_are_objects_with_each_member_once() {
+#[tokio::test(start_paused = true)]
+async fn parts_are_objects_with_each_member_once() {
     let judge = Judge::new();
     let (good_head, good) = (head().to_string(), judge.claims().to_string());
     for (head, claims) in [
@@ -76,8 +76,8 @@ fn parts_are_objects_with_each_member_once() {
     }
 }
 
-#[test]
-fn the_algorithm_is_that_of_the_key() {
+#[tokio::test(start_paused = true)]
+async fn the_algorithm_is_that_of_the_key() {
     let judge = Judge::new();
     let claims = judge.claims();
     for algorithm in ["none", "None", "", "HS256", "HS512", "RS256", "ES256", "PS256", "eddsa", "Ed25519"] {
@@ -92,8 +92,8 @@ fn the_algorithm_is_that_of_the_key() {
     }
 }
 
-#[test]
-fn a_public_key_is_no_secret() {
+#[tokio::test(start_paused = true)]
+async fn a_public_key_is_no_secret() {
     let judge = Judge::new();
     let message = format!(
         "{}.{}",
@@ -108,8 +108,8 @@ fn a_public_key_is_no_secret() {
     }
 }
 
-#[test]
-fn nothing_in_a_head_is_followed() {
+#[tokio::test(start_paused = true)]
+async fn nothing_in_a_head_is_followed() {
     let judge = Judge::new();
     let eve = Key::new();
     for parameter in [
@@ -132,8 +132,8 @@ fn nothing_in_a_head_is_followed() {
     judge.verify_text(&token).unwrap();
 }
 
-#[test]
-fn a_key_is_found_by_its_id_alone() {
+#[tokio::test(start_paused = true)]
+async fn a_key_is_found_by_its_id_alone() {
     let judge = Judge::new();
     for kid in [
         json!("../../etc/passwd"),
@@ -159,8 +159,8 @@ fn a_key_is_found_by_its_id_alone() {
     assert!(unauthenticated(&verifier.verify(&token).unwrap_err()).contains("names no key"));
 }
 
-#[test]
-fn a_key_is_bound_to_its_issuer() {
+#[tokio::test(start_paused = true)]
+async fn a_key_is_bound_to_its_issuer() {
     let judge = Judge::new();
     let other = Key::new();
     let keys = KeySet::new("other").with_key(&other.signing().with_kid("k2").unwrap()).unwrap();
@@ -179,8 +179,8 @@ fn a_key_is_bound_to_its_issuer() {
     }
 }
 
-#[test]
-fn a_token_has_its_own_type() {
+#[tokio::test(start_paused = true)]
+async fn a_token_has_its_own_type() {
     let judge = Judge::new();
     for kind in [json!("at+jwt"), json!("AT+JWT"), json!("application/at+jwt")] {
         let token = judge.root.sign(&with(&head(), json!({ "typ": kind })), &judge.claims());
@@ -200,8 +200,8 @@ fn a_token_has_its_own_type() {
     }
 }
 
-#[test]
-fn every_claim_is_there_and_of_its_type() {
+#[tokio::test(start_paused = true)]
+async fn every_claim_is_there_and_of_its_type() {
     let judge = Judge::new();
     let now = judge.now();
     for changes in [
@@ -267,8 +267,8 @@ fn every_claim_is_there_and_of_its_type() {
     judge.verify(&with(&judge.claims(), json!({ "azp": 1.5, "x": { "y": [null] } }))).unwrap();
 }
 
-#[test]
-fn times_are_those_of_the_verifier() {
+#[tokio::test(start_paused = true)]
+async fn times_are_those_of_the_verifier() {
     let judge = Judge::new();
     let now = judge.now();
     for (iat, exp) in [(0, 300), (-300, 0), (-329, -29), (30, 330), (-10, 1)] {
@@ -292,8 +292,8 @@ fn times_are_those_of_the_verifier() {
 }
 
 /// The bad input that is answered 403: the token is valid, and its scopes do not cover the contract's.
-#[test]
-fn a_scope_is_matched_whole() {
+#[tokio::test(start_paused = true)]
+async fn a_scope_is_matched_whole() {
     let judge = Judge::new();
     for (scope, kind) in [
         ("code:validate", None),

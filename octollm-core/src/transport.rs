@@ -296,6 +296,22 @@ struct FromService<S> {
     arms: Arc<dyn Transport>,
 }
 
+/// Awaits a call until its deadline, and drops it then. If it is dropped before it has ended, `dropped` receives its usage.
+pub(crate) async fn sent_until(
+    deadline: Option<Deadline>,
+    contract: &ContractRef,
+    work: impl Future<Output = Result<Reply, CallError>>,
+    dropped: impl FnMut(Usage),
+) -> Result<Reply, CallError> {
+    let work = pin!(Some(work));
+    let mut sent = Sent::new(work, dropped);
+    let answer = Deadline::run_until(deadline, poll_fn(|task| sent.poll(task))).await;
+    answer.unwrap_or_else(|| {
+        let failure = Failure::of(ErrorKind::DeadlineExceeded);
+        Err(CallError::new(contract.clone(), failure).with_usage(sent.abandon()))
+    })
+}
+
 #[async_trait]
 impl<S> Transport for FromService<S>
 where
@@ -304,13 +320,7 @@ where
 {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let (contract, deadline) = (call.contract.clone(), call.parts.deadline);
-        let work = pin!(Some(self.service.clone().oneshot(call)));
-        let mut sent = Sent::new(work, report);
-        let answer = Deadline::run_until(deadline, poll_fn(|task| sent.poll(task))).await;
-        answer.unwrap_or_else(|| {
-            let failure = Failure::of(ErrorKind::DeadlineExceeded);
-            Err(CallError::new(contract, failure).with_usage(sent.abandon()))
-        })
+        sent_until(deadline, &contract, self.service.clone().oneshot(call), report).await
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

@@ -2,8 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    future::poll_fn,
-    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -29,8 +27,7 @@ use crate::{
     card::ArmCard,
     clock::Clock,
     contract::ContractRef,
-    deadline::Deadline,
-    dropped::{Reports, Sent, report},
+    dropped::{Reports, report},
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
     json::RawJson,
@@ -39,7 +36,7 @@ use crate::{
         served_by,
     },
     task::TaskRecord,
-    transport::{Call, Reply, Transport},
+    transport::{Call, Reply, Transport, sent_until},
     update::{Update, UpdateSink},
 };
 
@@ -282,13 +279,7 @@ impl Transport for Journal {
         not_sent.0 = None;
         inner.in_flight.fetch_add(1, Ordering::Relaxed);
         let in_flight = InFlight(&inner.in_flight);
-        let work = pin!(Some(inner.transport.call(call)));
-        let mut sent = Sent::new(work, report);
-        let answer = Deadline::run_until(deadline, poll_fn(|task| sent.poll(task))).await;
-        let answer = answer.unwrap_or_else(|| {
-            let failure = Failure::of(ErrorKind::DeadlineExceeded);
-            Err(CallError::new(contract.clone(), failure).with_usage(sent.abandon()))
-        });
+        let answer = sent_until(deadline, &contract, inner.transport.call(call), report).await;
         drop(in_flight);
         let answer = answer.and_then(|reply| match reads(&reply.output) {
             Ok(()) => Ok(reply),
@@ -302,18 +293,12 @@ impl Transport for Journal {
     }
 
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
-        let mut draft = Draft::of(&call, digest(&call.input), self.0.record.generation());
-        let (mut refused, mut begun) = (CallError::new(call.contract.clone(), refusal.clone()), None);
+        let draft = Draft::of(&call, digest(&call.input), self.0.record.generation());
         match self.0.recall(&call, &draft.input_digest)? {
-            Known::Answer(entry) => return self.0.replayed(*entry).await,
-            Known::Begun(entry) => {
-                (draft.generation, begun) = (entry.generation, Some(entry.seq));
-                let refusal = Failure { may_have_executed: true, ..refusal };
-                refused = CallError::new(call.contract, refusal).with_usage(entry.usage);
-            }
-            Known::Nothing => {}
+            Known::Answer(entry) => self.0.replayed(*entry).await,
+            Known::Begun(entry) => self.refused(call, draft, Some(*entry), refusal).await,
+            Known::Nothing => self.refused(call, draft, None, refusal).await,
         }
-        self.answered(draft, begun, Err(refused)).await
     }
 
     fn resumed(&self, batch: &StepKey) -> HashSet<StepKey> {
@@ -334,24 +319,36 @@ impl Journal {
     async fn unauthorized(
         &self,
         call: Call,
-        mut draft: Draft,
+        draft: Draft,
         known: Known,
         refusal: Failure,
     ) -> Result<Reply, CallError> {
-        let (mut begun, mut refusal) = (None, refusal);
         match known {
             Known::Answer(entry) => {
                 let _placed = Placed(&self.0, entry.seq);
                 self.0.turn(entry.seq).await;
-                return Err(CallError::new(call.contract, refusal));
+                Err(CallError::new(call.contract, refusal))
             }
-            Known::Begun(entry) => {
-                (draft.generation, begun) = (entry.generation, Some(entry.seq));
-                refusal.may_have_executed = true;
-            }
-            Known::Nothing => {}
+            Known::Begun(entry) => self.refused(call, draft, Some(*entry), refusal).await,
+            Known::Nothing => self.refused(call, draft, None, refusal).await,
         }
-        self.answered(draft, begun, Err(CallError::new(call.contract, refusal))).await
+    }
+
+    /// Records the refusal of a call that has no answer. One that was begun may have run, and its usage stays unknown.
+    async fn refused(
+        &self,
+        call: Call,
+        mut draft: Draft,
+        begun: Option<JournalEntry>,
+        mut refusal: Failure,
+    ) -> Result<Reply, CallError> {
+        let Some(begun) = begun else {
+            return self.answered(draft, None, Err(CallError::new(call.contract, refusal))).await;
+        };
+        draft.generation = begun.generation;
+        refusal.may_have_executed = true;
+        let refused = CallError::new(call.contract, refusal).with_usage(begun.usage);
+        self.answered(draft, Some(begun.seq), Err(refused)).await
     }
 
     /// Records an answer, and returns it in its turn. `unknown` is the position where the call was begun, if the answer does not

@@ -2,10 +2,10 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::Future,
     hash::{BuildHasher, RandomState},
     mem,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -19,11 +19,10 @@ use tower::{Layer, Service, ServiceExt};
 use super::policy::{Failed, RetryLimits};
 use crate::{
     budget::Usage,
-    deadline::Deadline,
-    dropped::{Reports, Sent, report},
-    error::{CallError, ErrorKind, Failure},
+    dropped::{Reports, report},
+    error::{CallError, Failure},
     id::RequestId,
-    transport::{Call, Reply},
+    transport::{Call, Reply, sent_until},
     update::{Update, UpdateSink},
 };
 
@@ -183,15 +182,9 @@ impl Attempts {
     {
         loop {
             let (call, deadline) = (self.call.clone(), self.call.parts.deadline);
-            let attempt = pin!(Some(async { service.ready().await?.call(call).await }));
-            let used = self.used;
-            let mut sent = Sent::new(attempt, |usage| report(used.plus(usage)));
-            let answer = Deadline::run_until(deadline, poll_fn(|task| sent.poll(task))).await;
-            let answer = answer.unwrap_or_else(|| {
-                let failure = Failure::of(ErrorKind::DeadlineExceeded);
-                Err(CallError::new(self.call.contract.clone(), failure).with_usage(sent.abandon()))
-            });
-            match answer {
+            let attempt = async { service.ready().await?.call(call).await };
+            let (contract, used) = (&self.call.contract, self.used);
+            match sent_until(deadline, contract, attempt, |usage| report(used.plus(usage))).await {
                 Ok(reply) => return Ok(self.answered(reply)),
                 Err(mut error) => match self.failed(&mut error) {
                     Some(wait) => {

@@ -17,17 +17,14 @@ use crate::wire::{MOST_VIOLATIONS, Problem};
 pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
     let asked = retry_after(head, now);
     let body = if body.len() > MOST_READ { &[] } else { body };
-    let json: Option<Value> = read_output(body).ok();
     // A member that is there twice states nothing, so that the status decides.
-    if let Some(json) = &json
-        && let Ok(problem) = Problem::deserialize(json)
-        && read_input::<Value>(body).is_ok()
-    {
+    let strict: Option<Value> = read_input(body).ok();
+    if let Some(problem) = strict.and_then(|json| Problem::deserialize(json).ok()) {
         let mut failure = problem.into_failure();
         failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
         return failure;
     }
-    let reported = json.map(|json| read(&json)).unwrap_or_else(|| Reported::text(body));
+    let reported = read_output(body).ok().map(|json| read(&json)).unwrap_or_else(|| Reported::text(body));
     let message = reported.message.filter(|message| !message.is_empty()).unwrap_or_else(|| in_words(status));
     let mut failure = Failure::new(kind(status), message);
     failure.violations = reported.violations;

@@ -299,6 +299,15 @@ async fn a_task_runs_once_more_and_shows_its_calls() {
     let page = peer.get(&format!("{path}/journal?after=7&limit=30")).await.json();
     assert_eq!(page, json!({ "steps": [], "next": 37 }));
     peer.get(&format!("{path}/journal?limit=1001")).await.is_problem(400, "bad_request");
+    // As `/openapi.json` says.
+    peer.get(&format!("{path}/journal?after={}", u128::from(u64::MAX) + 1))
+        .await
+        .is_problem(400, "bad_request");
+    let document = peer.get("/openapi.json").await.json();
+    let parameters =
+        document["paths"]["/tasks/{id}/journal"]["get"]["parameters"].as_array().unwrap().clone();
+    let after = parameters.iter().find(|parameter| parameter["name"] == "after").unwrap();
+    assert_eq!(after["schema"]["maximum"], u64::MAX);
     peer.get("/tasks/task_0000000000000002/journal").await.is_problem(404, "task_not_found");
     peer.get(&rerun).await.is_problem(405, "method_not_allowed");
     let arms = peer.get("/arms").await.json();

@@ -123,8 +123,8 @@ fn query(name: &str, schema: Value) -> Value {
 }
 
 fn journal_parameters() -> [Value; 2] {
-    let after =
-        json!({ "type": "integer", "minimum": 0, "description": "Where the page before ended: its next." });
+    let after = "Where the page before ended: its next.";
+    let after = json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX, "description": after });
     let limit = json!({ "type": "integer", "minimum": 1, "maximum": MAX_STEPS, "default": 100 });
     [query("after", after), query("limit", limit)]
 }

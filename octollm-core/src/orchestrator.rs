@@ -43,14 +43,7 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// # Errors
     /// Those of [`Caller::may`], and [`ContractNotOffered`](ErrorKind::ContractNotOffered).
     fn authorize(&self, contract: &ContractRef, cx: &Context) -> Result<(), Failure> {
-        match cx.caller() {
-            caller if *contract == TaskRequest::SPEC.reference() => caller.may(TaskRequest::SPEC.scope),
-            Caller::Anonymous => {
-                let message = format!("tasks of {contract} need a caller that is known");
-                Err(Failure::new(ErrorKind::Unauthenticated, message).before_execution())
-            }
-            _ => Ok(()),
-        }
+        authorize_unknown(contract, cx.caller())
     }
 
     /// Queues a task, and returns it once it is stored: the task then runs also where this process ends. A task that is returned
@@ -284,6 +277,18 @@ async fn watch_to_the_end(
         each(&update);
     }
     orchestrator.get(id, cx).await
+}
+
+/// Checks a caller for a contract whose scope is not known here.
+pub(crate) fn authorize_unknown(contract: &ContractRef, caller: &Caller) -> Result<(), Failure> {
+    match caller {
+        caller if *contract == TaskRequest::SPEC.reference() => caller.may(TaskRequest::SPEC.scope),
+        Caller::Anonymous => {
+            let message = format!("tasks of {contract} need a caller that is known");
+            Err(Failure::new(ErrorKind::Unauthenticated, message).before_execution())
+        }
+        _ => Ok(()),
+    }
 }
 
 #[async_trait]

@@ -4,9 +4,14 @@ use async_trait::async_trait;
 use octollm::{
     Context,
     bus::MemoryBus,
+    context::{Caller, ContextParts},
+    contract::TaskContract,
+    error::ErrorKind,
     http::{Server, server::HttpService},
+    orchestrator::Orchestrator,
     prelude::*,
     reflex::{Reaction, Reflex, ReflexInput},
+    task::TaskRequest,
 };
 
 use crate::{
@@ -73,4 +78,20 @@ async fn tasks_in_front_of_an_orchestrator() {
     answered.fixed(times).fixed([("task_id", TASK)]).is(200, JSON, "task_answered_by_reflex.json");
     let review = r#"{"contract":"crate.review","input":{"path":"src/lib.rs"}}"#;
     assert_eq!(ask(&server, "POST", "/tasks", review).await.status, 202);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goal_needs_its_scope_also_where_no_goal_is_served() {
+    let (brain, goal) = (brain(MemoryBus::new()), TaskRequest::SPEC.reference());
+    for (caller, refused) in [
+        (Caller::Unchecked, None),
+        (Caller::known("ali", ["task:run"]), None),
+        (Caller::known("ali", ["crate:review"]), Some(ErrorKind::InsufficientScope)),
+        (Caller::Anonymous, Some(ErrorKind::Unauthenticated)),
+    ] {
+        let mut parts = ContextParts::new();
+        parts.caller = caller;
+        let cx = Context::from_parts(parts, std::sync::Arc::new(()));
+        assert_eq!(brain.authorize(&goal, &cx).err().map(|failure| failure.kind), refused);
+    }
 }

@@ -14,8 +14,8 @@ use crate::{
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
     id::{StepKey, TaskId},
-    orchestrator::{JournalStep, MAX_STEPS, Orchestrator, TaskPage, TaskUpdates, follow},
-    parts::{Caller, spent},
+    orchestrator::{JournalStep, MAX_STEPS, Orchestrator, TaskPage, TaskUpdates, authorize_unknown, follow},
+    parts::spent,
     store::{JournalEntry, Recorded, SideEffects, StoreError},
     task::{Submission, Task, TaskBudget, TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
 };
@@ -33,9 +33,8 @@ impl Orchestrator for Brain {
     fn authorize(&self, contract: &ContractRef, cx: &Context) -> Result<(), Failure> {
         match self.0.dispatcher.spec(contract) {
             Ok(spec) => cx.caller().may(spec.scope),
-            Err(not_offered) if matches!(cx.caller(), Caller::Anonymous) => Err(not_offered),
-            // A reflex may answer or refuse it.
-            Err(_) => Ok(()),
+            // A submission of it is refused, after a reflex may have answered it.
+            Err(_) => authorize_unknown(contract, cx.caller()),
         }
     }
 

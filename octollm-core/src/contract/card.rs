@@ -9,6 +9,7 @@ use crate::invalid::ConfigError;
 
 /// A contract as an arm's card shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[schemars(transform = without_defaults)]
 #[non_exhaustive]
 pub struct ContractCard {
     /// `code.validate`
@@ -99,6 +100,15 @@ fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> 
         0 => default_timeout(),
         timeout => timeout,
     })
+}
+
+/// Foreign cards alone may lack these: what a server publishes has them.
+fn without_defaults(schema: &mut schemars::Schema) {
+    for member in ["/properties/path", "/properties/timeout_ms"] {
+        if let Some(member) = schema.pointer_mut(member).and_then(Value::as_object_mut) {
+            member.remove("default");
+        }
+    }
 }
 
 fn default_timeout() -> u64 {

@@ -34,6 +34,7 @@ mod durable;
 pub mod engine;
 mod memory;
 mod memory_durable;
+mod scopes;
 mod subscription;
 mod worker;
 
@@ -50,7 +51,7 @@ pub use self::memory::MemoryBus;
 pub use self::memory_durable::{MemoryDurableBus, MemoryDurableBusBuilder};
 pub use self::subscription::Subscription;
 pub use self::worker::EventHandler;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, Failure};
 use crate::event::{Event, Pattern};
 
 /// Publishes events to the current subscribers, at most once.
@@ -280,6 +281,13 @@ pub enum BusError {
         events: usize,
         /// Maximum sum of their sizes in bytes.
         bytes: usize,
+    },
+    /// The caller does not have the scope of the channel, on a bus of [`Context::bus`](crate::Context::bus). The operation had
+    /// no effect.
+    #[error("the caller may not use the channel")]
+    Denied {
+        /// Names the scope.
+        source: Arc<Failure>,
     },
     /// The broker cannot be reached at the moment.
     #[error("the bus is not available")]

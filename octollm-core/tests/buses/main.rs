@@ -12,6 +12,7 @@ mod overflow;
 mod pairs;
 mod plain;
 mod publish;
+mod scopes;
 mod settling;
 mod worker;
 

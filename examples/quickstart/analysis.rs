@@ -138,13 +138,18 @@ fn is_public(node: &SyntaxNode) -> bool {
 }
 
 fn undocumented(item: &SyntaxNode) -> Option<Found> {
+    let is_doc =
+        |token: &SyntaxToken| ast::Comment::cast(token.clone()).is_some_and(|comment| comment.is_doc());
+    // A blank line and a comment may separate an item from its documentation.
+    let above = successors(item.first_token()?.prev_token(), SyntaxToken::prev_token);
+    let mut above = above.take_while(|token| token.kind().is_trivia() && !token.text().starts_with("//!"));
     let is_documented = item.children_with_tokens().any(|child| match child {
-        NodeOrToken::Token(token) => ast::Comment::cast(token).is_some_and(|comment| comment.is_doc()),
-        NodeOrToken::Node(child) => child.kind() == ATTR && meta(&child).starts_with("doc"),
+        NodeOrToken::Token(token) => is_doc(&token),
+        NodeOrToken::Node(child) => child.kind() == ATTR && path(&meta(&child)) == "doc",
     });
     let name = item.children().find(|child| child.kind() == NAME)?.first_token()?;
     let message = format!("`{name}` is public and not documented");
-    (!is_documented).then(|| (start(&name), Rule::MissingDocs, message))
+    (!is_documented && !above.any(|token| is_doc(&token))).then(|| (start(&name), Rule::MissingDocs, message))
 }
 
 /// An attribute without its brackets and blanks.
@@ -153,12 +158,16 @@ fn meta(attribute: &SyntaxNode) -> String {
     text.trim_start_matches(['#', '!', '[']).trim_end_matches(']').to_owned()
 }
 
+/// The name of an attribute.
+fn path(meta: &str) -> &str {
+    meta.split(['(', '=']).next().unwrap_or_default()
+}
+
 /// The parts of a file that have the attribute of a test, or are compiled for tests only.
 fn tests(root: &SyntaxNode) -> Vec<TextRange> {
     let is_test = |attribute: &SyntaxNode| {
         let meta = meta(attribute);
-        let path = meta.split(['(', '=']).next().unwrap_or_default();
-        meta == "cfg(test)" || path == "test" || path.ends_with("::test")
+        meta == "cfg(test)" || path(&meta).rsplit("::").next() == Some("test")
     };
     let attributes = root.descendants().filter(|node| node.kind() == ATTR).filter(is_test);
     attributes.filter_map(|attribute| Some(attribute.parent()?.text_range())).collect()

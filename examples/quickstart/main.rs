@@ -96,18 +96,23 @@ async fn run(options: Options) -> Result<i32, octollm::Error> {
         task.output().await
     };
     let result = tokio::select! {
-        result = followed => result?,
+        result = followed => result,
         _ = tokio::signal::ctrl_c() => {
             bar.finish_and_clear();
             // The calls three hops away stop with the task.
             let _ = tokio::time::timeout(Duration::from_millis(500), task.cancel()).await;
-            eprintln!("quickstart: interrupted, and the task is cancelled");
+            eprintln!("quickstart: interrupted");
             return Ok(130);
         }
     };
     bar.finish_and_clear();
+    // Printing may block, and from its first `ctrl_c()` on, tokio handles the signal.
+    tokio::spawn(async {
+        let _ = tokio::signal::ctrl_c().await;
+        std::process::exit(130);
+    });
 
-    let report: Report = result.output.read()?;
+    let report: Report = result?.output.read()?;
     let mut text = if options.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.page() };
     if options.explain {
         let mut lines: String = task.journal().await?.iter().map(explain).collect();

@@ -1,7 +1,9 @@
-//! The token of a request.
+//! What the requests of a client are authorized with: tokens, and header fields for one arm.
 #![cfg_attr(not(feature = "tokens"), allow(unused_variables, clippy::unused_self))]
 
-use http::HeaderMap;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use octollm_core::{
     card::ArmCard,
     error::{ConfigError, ErrorKind, Failure},
@@ -57,21 +59,18 @@ impl Authority {
         head: &mut HeaderMap,
         caller: &Caller,
         scopes: Option<&[&str]>,
-        callee: &ArmCard,
+        callee: &Arc<ArmCard>,
     ) -> Result<(), Failure> {
         #[cfg(feature = "tokens")]
         if let Some(issuer) = &self.issuer {
-            let header = match (caller, scopes) {
-                (Caller::Known(grant), _) => issuer.header(grant, scopes, callee)?,
-                (Caller::Unchecked, Some(scopes)) => {
-                    let Some(name) = issuer.root_name() else { return Ok(()) };
-                    // Where callers are not checked, everything is allowed.
-                    let all = scopes.iter().copied().chain(callee.needs.iter().map(|scope| &**scope));
-                    issuer.header(&octollm_core::parts::Grant::new(name, all), Some(scopes), callee)?
-                }
+            let grant = match (caller, scopes) {
+                (Caller::Known(grant), _) => Some(grant),
+                // Where callers are not checked, everything is allowed.
+                (Caller::Unchecked, Some(_)) if issuer.is_root() => None,
                 _ => return Ok(()),
             };
-            head.insert(http::header::AUTHORIZATION, header);
+            let header = issuer.header(grant, scopes, callee)?;
+            head.insert(header::AUTHORIZATION, header);
             return Ok(());
         }
         if caller.grant().is_some_and(|grant| grant.links.is_some()) {

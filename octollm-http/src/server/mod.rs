@@ -383,6 +383,8 @@ impl Server {
         arm::add_probes(&mut table, &own)?;
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
         let document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
+        #[cfg(feature = "tokens")]
+        let document = if self.jwks.is_some() { document.with_jwks() } else { document };
         table.add(Method::GET, "/openapi.json", Written(document.write()))?;
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
         let screen =

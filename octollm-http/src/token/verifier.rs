@@ -68,18 +68,18 @@ impl TokenVerifier {
         }
     }
 
-    /// Returns a verifier for development: it trusts a root named `development`, whose key is in this file, and is created if it is
-    /// missing. [`TokenIssuer::development`](super::TokenIssuer::development) of the same file issues its tokens.
+    /// Returns a builder for development, of a verifier that trusts a root named `development`. Its key is in this file, which is
+    /// created if it is missing. [`TokenIssuer::development`](super::TokenIssuer::development) of the same file issues its tokens.
     ///
     /// # Errors
-    /// Those of [`SigningKey::from_file_or_new`], or the audience is empty.
-    pub fn development(audience: impl Into<String>, key_file: impl AsRef<Path>) -> Result<Self, ConfigError> {
+    /// Those of [`SigningKey::from_file_or_new`].
+    pub fn development(key_file: impl AsRef<Path>) -> Result<TokenVerifierBuilder, ConfigError> {
         let key = SigningKey::from_file_or_new(&key_file)?;
         let keys = KeySet::new(DEVELOPMENT).with_key(&key).map_err(|source| {
             let file = key_file.as_ref().display().to_string();
             ConfigError::new(file, "holds a key that cannot be used").with_source(source)
         })?;
-        Self::builder().audience(audience).root(keys).build()
+        Ok(Self::builder().root(keys))
     }
 
     /// Verifies a token, and returns what it grants: its subject, its scopes, its task, its end, and the links by which this
@@ -300,6 +300,11 @@ impl TokenVerifierBuilder {
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
         self.audiences.push(audience.into());
         self
+    }
+
+    /// Adds an audience if there is none.
+    pub(crate) fn audience_or(self, audience: &str) -> Self {
+        if self.audiences.is_empty() { self.audience(audience) } else { self }
     }
 
     /// Adds a root: an issuer whose tokens are accepted, and whose links delegate. At least one issuer is needed.

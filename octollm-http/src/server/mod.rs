@@ -387,7 +387,7 @@ impl Server {
             return Ok(());
         }
         let problem = format!(
-            "is not set, so that nothing establishes who calls {}, which others can reach: set `authenticate(..)`, \
+            "is not set, so that nothing establishes who calls {}, which others can reach: set {TOKENS}`authenticate(..)`, \
              `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`",
             exposed()
         );
@@ -442,6 +442,9 @@ impl Server {
 }
 
 server_limits!(limits_setters Server);
+
+/// A way to establish who calls, where it is there.
+const TOKENS: &str = if cfg!(feature = "tokens") { "`tokens(..)`, " } else { "" };
 
 fn not_found(source: std::io::Error) -> ConfigError {
     ConfigError::new("address", "was not found").with_source(source)

@@ -122,7 +122,9 @@ impl Endpoint {
     ) -> Request<Bytes> {
         const JSON: HeaderValue = HeaderValue::from_static("application/json");
         let mut head = HeaderMap::with_capacity(HEADERS);
-        head.extend(self.0.fields.iter().cloned());
+        for (name, value) in &self.0.fields {
+            head.insert(name.clone(), value.clone());
+        }
         head.insert(HOST, self.0.host.clone());
         head.insert(ACCEPT, JSON);
         if body.is_some() {

@@ -1,6 +1,6 @@
 //! The issuer of tokens: a root, or an arm that calls on.
 
-use std::{fmt, hash::Hasher, path::Path, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use http::HeaderValue;
@@ -17,8 +17,9 @@ use serde_json::{Map, Value};
 
 use super::{
     DEVELOPMENT, LINKS, Now,
-    cache::{Cache, end_of},
+    cache::Cache,
     claims::{Confirmation, Format, LinkClaims, MayAct, SubjectId, Times, TokenClaims},
+    issued::{Issued, Token, Wanted},
     jws::{self, Jws, sign},
     key::{PublicKey, sha256},
     link,
@@ -41,31 +42,6 @@ struct Inner {
     life: i64,
     clock: Now,
     issued: Cache<Issued>,
-}
-
-/// A token, and what it was issued for.
-struct Issued {
-    grant: Option<Arc<Grant>>,
-    scopes: Option<Vec<String>>,
-    callee: Arc<ArmCard>,
-    token: Token,
-}
-
-#[derive(Clone)]
-struct Token {
-    /// `Bearer` and the token.
-    header: HeaderValue,
-    times: Times,
-}
-
-/// What a token is issued for: everything that it depends on.
-#[derive(Clone, Copy)]
-struct Wanted<'w> {
-    /// That of the caller. `None` for a root that acts for itself.
-    grant: Option<&'w Arc<Grant>>,
-    /// `None` for all that can be passed on.
-    scopes: Option<&'w [&'w str]>,
-    callee: &'w Arc<ArmCard>,
 }
 
 impl TokenIssuer {
@@ -162,54 +138,6 @@ impl TokenIssuer {
 /// Most tokens that are stored to be used again.
 const ISSUED: usize = 10_000;
 const BEARER: &str = "Bearer ";
-
-impl Wanted<'_> {
-    /// Writes what differs between calls that are made at once, without lengths: all of it is compared.
-    fn write(&self, hasher: &mut impl Hasher) {
-        let mut write = |text: &str| hasher.write(text.as_bytes());
-        write(&self.callee.arm_id);
-        self.callee.needs.iter().for_each(|scope| write(scope));
-        self.callee.key.iter().filter_map(|key| key.get("x")?.as_str()).for_each(&mut write);
-        self.scopes.unwrap_or_default().iter().copied().for_each(&mut write);
-        let Some(grant) = self.grant else { return };
-        write(&grant.subject);
-        grant.issuer.as_deref().into_iter().for_each(&mut write);
-        grant.task.as_ref().map(TaskId::as_str).into_iter().for_each(&mut write);
-        grant.scopes.iter().for_each(|scope| write(scope));
-        if let Some(last) = grant.links.as_deref().and_then(<[_]>::last) {
-            hasher.write(end_of(last.as_bytes()));
-        }
-        hasher.write_i64(grant.valid_until.map_or(i64::MAX, |end| end.as_second()));
-    }
-
-    /// Whether a token was issued for this.
-    fn is_of(&self, issued: &Issued) -> bool {
-        let Self { grant, scopes, callee } = *self;
-        let is_grant = match (grant, &issued.grant) {
-            (Some(grant), Some(known)) => Arc::ptr_eq(grant, known) || grant == known,
-            (grant, known) => grant.is_none() && known.is_none(),
-        };
-        let is_callee = || {
-            let known = &issued.callee;
-            Arc::ptr_eq(callee, known)
-                || (&callee.arm_id, &callee.needs, &callee.key) == (&known.arm_id, &known.needs, &known.key)
-        };
-        let are_scopes = match (scopes, issued.scopes.as_deref()) {
-            (Some(scopes), Some(known)) => scopes == known,
-            (scopes, known) => scopes.is_none() && known.is_none(),
-        };
-        are_scopes && is_grant && is_callee()
-    }
-
-    fn with(self, token: Token) -> Issued {
-        Issued {
-            grant: self.grant.cloned(),
-            scopes: self.scopes.map(|scopes| scopes.iter().map(|scope| (*scope).to_owned()).collect()),
-            callee: self.callee.clone(),
-            token,
-        }
-    }
-}
 
 /// On whose authority a token is issued.
 struct Authority {

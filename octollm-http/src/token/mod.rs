@@ -44,6 +44,7 @@ mod key_set;
 mod jwks_url;
 mod link;
 mod verifier;
+mod issued;
 mod issuer;
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use futures_util::stream;
 use serde_json::Value;
 use tokio::{
+    runtime::Handle,
     sync::watch,
     time::{Instant, sleep, timeout},
 };
@@ -288,6 +289,8 @@ pub(super) struct Relay {
     pub(super) crashed: CancellationToken,
     /// Whether more events come than the bus takes.
     backlog: watch::Sender<bool>,
+    /// Whether it runs.
+    awake: AtomicBool,
 }
 
 /// After so many batches in a row there is a backlog.
@@ -299,7 +302,24 @@ impl Relay {
     pub(super) fn new(name: String, store: Arc<dyn TaskStore>, bus: Arc<dyn EventBus>) -> Self {
         let (ended, crashed) = (CancellationToken::new(), CancellationToken::new());
         let (turn, backlog) = (tokio::sync::Mutex::default(), watch::Sender::new(false));
-        Self { name, store, bus, turn, ended, crashed, backlog }
+        Self { name, store, bus, turn, ended, crashed, backlog, awake: AtomicBool::new(false) }
+    }
+
+    /// Publishes in the background from now on. After its end it publishes once more what waits.
+    pub(super) fn wake(self: &Arc<Self>) {
+        if self.awake.load(Ordering::Acquire) && !self.ended.is_cancelled() {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        if !self.awake.swap(true, Ordering::AcqRel) || self.ended.is_cancelled() {
+            let awake = Awake(self.clone());
+            runtime.spawn(async move { awake.0.run().await });
+        }
+    }
+
+    /// Wakes the relay when it is dropped.
+    pub(super) fn wakes(self: &Arc<Self>) -> Wakes<'_> {
+        Wakes(self)
     }
 
     /// Returns when few events wait, or after 100 ms. Without this pause, tasks that come as fast as they can run would leave the
@@ -310,7 +330,7 @@ impl Relay {
         }
     }
 
-    pub(super) async fn run(self: Arc<Self>) {
+    async fn run(&self) {
         let mut changes = self.store.event_changes();
         let mut pause = FIRST_PAUSE;
         loop {
@@ -384,6 +404,24 @@ impl Relay {
             }
         }
         (published, None)
+    }
+}
+
+/// A relay that runs. It may be woken anew once it has ended, as when its runtime was shut down.
+struct Awake(Arc<Relay>);
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.0.awake.store(false, Ordering::Release);
+    }
+}
+
+/// See [`Relay::wakes`].
+pub(super) struct Wakes<'a>(&'a Arc<Relay>);
+
+impl Drop for Wakes<'_> {
+    fn drop(&mut self) {
+        self.0.wake();
     }
 }
 

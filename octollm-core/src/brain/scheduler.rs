@@ -29,7 +29,7 @@ pub(super) fn start(inner: &Arc<Inner>) {
     }
     tokio::spawn(schedule(Loops(Arc::downgrade(inner)), inner.limits.lease / 3));
     tokio::spawn(renew_leases(Arc::downgrade(inner), inner.limits.lease));
-    tokio::spawn(inner.relay.clone().run());
+    inner.relay.wake();
 }
 
 /// The loops may be started anew once they have ended, as when their runtime was shut down.

@@ -1,10 +1,15 @@
 //! What a brain offers: its tasks as an orchestrator, and its contracts as an arm.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{Brain, limited, publish, scheduler, scheduler::Stop};
+use super::{
+    Brain, limited, publish,
+    replay::{replayed, report_recorded},
+    scheduler,
+    scheduler::Stop,
+};
 use crate::{
     arm::Arm,
     budget::Usage,
@@ -64,24 +69,8 @@ impl Orchestrator for Brain {
             self.0.running.ended(&run).await;
         }
         // A task that has not ended by now is queued, or runs elsewhere.
-        loop {
-            let record = self.visible(id, cx).await?;
-            if record.status().is_finished() {
-                return Ok(record.task().clone());
-            }
-            let mut record = Arc::unwrap_or_clone(record);
-            record.cancel(self.0.clock.now())?;
-            let (task, effects) = (record.task().clone(), SideEffects::of_change(&record, self.0.source()));
-            match limited(self.0.store.commit(record, effects)).await {
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(uncertain(error)),
-                Ok(()) => {
-                    // It may have been started since it was looked for.
-                    self.0.running.stop(id, Stop::Lost);
-                    return Ok(task);
-                }
-            }
-        }
+        let (record, _) = self.cancel_stored(id, cx, |_| true).await?;
+        Ok(record.into_task())
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
@@ -137,11 +126,46 @@ impl Brain {
             .ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))
     }
 
+    /// Checks that the brain accepts tasks.
+    pub(super) fn is_open(&self) -> Result<(), Failure> {
+        if self.0.running.is_closed() { Err(closed()) } else { Ok(()) }
+    }
+
+    /// Cancels a task that does not run here, unless it has ended or is not one of `those`. Returns it, and whether it was
+    /// cancelled.
+    async fn cancel_stored(
+        &self,
+        id: &TaskId,
+        cx: &Context,
+        those: impl Fn(&TaskRecord) -> bool + Send,
+    ) -> Result<(TaskRecord, bool), Failure> {
+        loop {
+            let mut record = Arc::unwrap_or_clone(self.visible(id, cx).await?);
+            if record.status().is_finished() || !those(&record) {
+                return Ok((record, false));
+            }
+            let now = self.0.clock.now();
+            if record.run() > 0 {
+                let journal = limited(self.0.store.journal(id, None, usize::MAX)).await?;
+                report_recorded(&mut record, journal, now);
+            }
+            record.cancel(now)?;
+            let effects = SideEffects::of_change(&record, self.0.source());
+            match self.0.commit(record.clone(), effects).await {
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(uncertain(error)),
+                Ok(()) => {
+                    // It may have been started since it was looked for.
+                    self.0.running.stop(id, Stop::Lost);
+                    return Ok((record, true));
+                }
+            }
+        }
+    }
+
     /// Checks a submission, and makes a task of it.
     async fn prepare(&self, mut submission: Submission, cx: &Context) -> Result<TaskRecord, Failure> {
-        if self.0.running.is_closed() {
-            return Err(Failure::new(ErrorKind::Unavailable, "the brain is closed").before_execution());
-        }
+        self.is_open()?;
         if let Some(failure) = spent(cx.deadline(), cx.budget()) {
             return Err(failure);
         }
@@ -160,6 +184,7 @@ impl Brain {
 
     /// Queues a task.
     async fn store(&self, record: TaskRecord) -> Result<Task, Failure> {
+        let _wakes = self.0.relay.wakes();
         scheduler::start(&self.0);
         self.0.relay.caught_up().await;
         let task = record.task().clone();
@@ -187,6 +212,11 @@ impl Brain {
         }
         task
     }
+}
+
+/// The failure of a brain that is closed.
+fn closed() -> Failure {
+    Failure::new(ErrorKind::Unavailable, "the brain is closed").before_execution()
 }
 
 /// The failure for a change that may have been stored.
@@ -221,7 +251,11 @@ fn sees_all(cx: &Context) -> bool {
 /// Runs the contract as a task of this brain and waits for its end.
 ///
 /// The task has at most the budget of the caller, and slightly less time than its deadline leaves, so that the usage of the
-/// task is known before the deadline. It is cancelled when the call is dropped.
+/// task is known before the deadline. It is cancelled when the call is dropped. The usage of a task that another brain on the
+/// store runs is what its journal has if it is cancelled, and one unmetered call if that has nothing.
+///
+/// A brain that is closed answers with [`ErrorKind::Unavailable`]: see [`Brain::close`]. While it drains it accepts calls, and
+/// their tasks wait for another brain on the store, until the brain closes.
 #[async_trait]
 impl<C: TaskContract> Arm<C> for Brain {
     async fn execute(&self, input: C, cx: &Context) -> Result<C::Output, ArmError> {
@@ -234,26 +268,70 @@ impl<C: TaskContract> Arm<C> for Brain {
         let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false };
         self.store(record).await?;
         guard.stored = true;
-        let followed = Deadline::run_until(end, follow(self, &id, cx, |update| pass_on(update, cx))).await;
-        let in_time = followed.is_some();
-        let task = match followed {
-            Some(task) => task?,
-            // It is queued, or is just being ended.
-            None => self.cancel(&id, cx).await?,
-        };
-        // The task itself has neither the parts of its tokens nor the unmetered calls.
-        let record = limited(self.0.store.get(&id)).await.ok().flatten();
+        let (task, ended) = self.ended(&id, end, cx).await?;
+        let used = self.used(&task).await;
         guard.disarm();
-        let used = record.and_then(|record| record.usage()).unwrap_or_else(|| Usage {
-            cost: task.metadata.cost,
-            ..Usage::tokens(task.metadata.tokens_used)
-        });
         // Work that is done is answered, also above the budget: the next call is refused then.
         let _ = cx.spend(used);
-        if !in_time && task.status == TaskStatus::Cancelled {
-            return Err(Failure::of(ErrorKind::DeadlineExceeded).into());
+        match ended {
+            Ended::Late if task.status == TaskStatus::Cancelled => {
+                Err(Failure::of(ErrorKind::DeadlineExceeded).into())
+            }
+            Ended::Closed { executed } => Err(Failure { may_have_executed: executed, ..closed() }.into()),
+            Ended::Itself | Ended::Late => Ok(task.into_output::<C>()?),
         }
-        Ok(task.into_output::<C>()?)
+    }
+}
+
+/// How the task of a caller ended.
+enum Ended {
+    Itself,
+    /// The time of the caller was up.
+    Late,
+    /// The brain is closed, and nobody continues the task.
+    Closed { executed: bool },
+}
+
+impl Brain {
+    /// Waits for the end of the task of a caller, or ends it.
+    async fn ended(&self, id: &TaskId, end: Option<Deadline>, cx: &Context) -> Result<(Task, Ended), Failure> {
+        let mut followed = pin!(Deadline::run_until(end, follow(self, id, cx, |update| pass_on(update, cx))));
+        let in_time = tokio::select! {
+            biased;
+            in_time = &mut followed => in_time,
+            () = self.0.relay.ended.cancelled() => {
+                let is_left = |record: &TaskRecord| record.run() == 0 || self.0.is_alone;
+                let (record, cancelled) = self.cancel_stored(id, cx, is_left).await?;
+                if cancelled {
+                    let executed = record.run() > 0;
+                    return Ok((record.into_task(), Ended::Closed { executed }));
+                }
+                followed.await
+            }
+        };
+        match in_time {
+            Some(task) => Ok((task?, Ended::Itself)),
+            // It is queued, or is just being ended.
+            None => Ok((self.cancel(id, cx).await?, Ended::Late)),
+        }
+    }
+
+    /// The usage of a task that has ended.
+    async fn used(&self, task: &Task) -> Usage {
+        // The task itself has neither the parts of its tokens nor the unmetered calls.
+        let record = limited(self.0.store.get(&task.task_id)).await.ok().flatten();
+        let Some(record) = record else {
+            return Usage { cost: task.metadata.cost, ..Usage::tokens(task.metadata.tokens_used) };
+        };
+        match record.usage() {
+            Some(used) => used,
+            None if record.run() == 0 => Usage::ZERO,
+            None => {
+                let journal = limited(self.0.store.journal(record.id(), None, usize::MAX)).await;
+                let journal = journal.ok().filter(|journal| !journal.is_empty());
+                journal.map_or(Usage::UNMETERED, |journal| replayed(&journal, &[], &[]))
+            }
+        }
     }
 }
 

@@ -4,13 +4,15 @@
 //! brain on the same store claims the task and runs the arm again; calls that were answered return from the journal. An arm is
 //! therefore written as plain code, and becomes durable by running under a brain.
 
+mod arm;
 mod grants;
 mod journal;
-mod publish;
+mod relay;
 mod replay;
 mod run;
 mod scheduler;
 mod tasks;
+mod updates;
 
 use std::{
     fmt,
@@ -23,7 +25,7 @@ use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
 
 use self::{
-    publish::Relay,
+    relay::Relay,
     scheduler::{Running, Stop},
 };
 use crate::{
@@ -119,6 +121,8 @@ impl Drop for Inner {
     }
 }
 
+/// The store is asked at this interval also without a change.
+const STORE_INTERVAL: Duration = Duration::from_secs(5);
 /// The time limit of an operation of the store.
 const STORE_LIMIT: Duration = Duration::from_secs(10);
 

@@ -241,10 +241,10 @@ impl Brain {
         from: Option<&StepKey>,
         cx: &Context,
     ) -> Result<Task, Failure> {
+        self.is_open()?;
         if let Some(failure) = spent(cx.deadline(), cx.budget()) {
             return Err(failure);
         }
-        self.is_open()?;
         let task = loop {
             let record = self.visible(id, cx).await?;
             if record.status() != TaskStatus::Failed {

@@ -14,10 +14,11 @@ use super::{
     Inner, grants,
     journal::Journal,
     limited,
-    publish::{UpdateLog, publish},
+    relay::publish,
     repeated,
     replay::replayed,
     scheduler::{Run, Stop},
+    updates::UpdateLog,
 };
 use crate::{
     budget::Usage,

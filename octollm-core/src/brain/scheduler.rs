@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, limited, publish::UpdateLog, run};
+use super::{Inner, limited, run, updates::UpdateLog};
 use crate::{
     id::TaskId,
     store::{Claim, StoreError},

@@ -82,7 +82,11 @@ async fn a_task_that_another_brain_cancels_reports_what_is_recorded() {
         let event = TaskEvent::try_from(&event).unwrap();
         assert_eq!(event.usage(), Some(RECORDED));
         sleep(60 * SECOND).await;
-        assert_eq!(other.get(&id, &anyone()).await.unwrap(), task, "the run that has lost it changes nothing");
+        assert_eq!(
+            other.get(&id, &anyone()).await.unwrap(),
+            task,
+            "the run that has lost it changes nothing"
+        );
     }
 }
 

@@ -52,8 +52,7 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// # Errors
     /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed),
     /// [`Overloaded`](ErrorKind::Overloaded) when too many tasks wait, and [`Unavailable`](ErrorKind::Unavailable) where the
-    /// orchestrator is closed. A failure with `may_have_executed` where the task may have
-    /// been stored.
+    /// orchestrator is closed. A failure with `may_have_executed` where the task may have been stored.
     ///
     /// # Cancel safety
     /// The task may or may not be queued when the future is dropped.
@@ -112,8 +111,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// # Errors
     /// [`BudgetExhausted`](ErrorKind::BudgetExhausted) and [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where the context
     /// has nothing left. [`TaskNotFound`](ErrorKind::TaskNotFound). [`Unavailable`](ErrorKind::Unavailable) where the orchestrator is
-    /// closed. [`Conflict`](ErrorKind::Conflict) where the task has not failed
-    /// and, without `from`, where calls failed but none of their errors ended the task.
+    /// closed. [`Conflict`](ErrorKind::Conflict) where the task has not failed and, without `from`, where calls failed but none of
+    /// their errors ended the task.
     /// [`ValidationFailed`](ErrorKind::ValidationFailed) where no call is recorded as `from`.
     /// [`NotImplemented`](ErrorKind::NotImplemented) by default.
     ///
@@ -162,8 +161,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Dropping the future stops no task. The orchestrator still starts no more of them.
     async fn drain(&self) {}
 
-    /// Stops the orchestrator: accepts no more tasks and no reruns, and hands back the tasks that run, so that another orchestrator continues them. A
-    /// second call has no effect.
+    /// Stops the orchestrator: accepts no more tasks and no reruns, and hands back the tasks that run, so that another orchestrator
+    /// continues them. A second call has no effect.
     ///
     /// Has no effect by default.
     ///

@@ -50,9 +50,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// finished was answered by a reflex in front of the orchestrator, and is not stored.
     ///
     /// # Errors
-    /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed), and
-    /// [`Overloaded`](ErrorKind::Overloaded) when too many tasks wait. A failure with `may_have_executed` where the task may have
-    /// been stored.
+    /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed),
+    /// [`Overloaded`](ErrorKind::Overloaded) when too many tasks wait, and [`Unavailable`](ErrorKind::Unavailable) where the
+    /// orchestrator is closed. A failure with `may_have_executed` where the task may have been stored.
     ///
     /// # Cancel safety
     /// The task may or may not be queued when the future is dropped.
@@ -76,7 +76,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Reads alone: dropping the future changes nothing.
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure>;
 
-    /// Cancels a task, and returns it once it has ended. A finished task does not change.
+    /// Cancels a task, and returns it once it has ended. A finished task does not change. The usage of a task that another process
+    /// runs is what its journal has.
     ///
     /// # Errors
     /// [`TaskNotFound`](ErrorKind::TaskNotFound).
@@ -109,8 +110,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`BudgetExhausted`](ErrorKind::BudgetExhausted) and [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where the context
-    /// has nothing left. [`TaskNotFound`](ErrorKind::TaskNotFound). [`Conflict`](ErrorKind::Conflict) where the task has not failed
-    /// and, without `from`, where calls failed but none of their errors ended the task.
+    /// has nothing left. [`TaskNotFound`](ErrorKind::TaskNotFound). [`Unavailable`](ErrorKind::Unavailable) where the orchestrator is
+    /// closed. [`Conflict`](ErrorKind::Conflict) where the task has not failed and, without `from`, where calls failed but none of
+    /// their errors ended the task.
     /// [`ValidationFailed`](ErrorKind::ValidationFailed) where no call is recorded as `from`.
     /// [`NotImplemented`](ErrorKind::NotImplemented) by default.
     ///
@@ -150,8 +152,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Reads alone: dropping the future changes nothing.
     async fn cards(&self) -> Vec<ArmCard>;
 
-    /// Starts no more tasks in this process, and returns when none runs. Tasks are still accepted, for another process. A server
-    /// that shuts down calls this during its grace period, and [`close`](Self::close) after it.
+    /// Starts no more tasks in this process, and returns when none runs. Tasks are still accepted, for another process: where there
+    /// is none, they wait. A server that shuts down calls this during its grace period, and [`close`](Self::close) after it.
     ///
     /// Returns at once by default, for an orchestrator whose tasks run elsewhere.
     ///
@@ -159,8 +161,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Dropping the future stops no task. The orchestrator still starts no more of them.
     async fn drain(&self) {}
 
-    /// Stops the orchestrator: accepts no more tasks, and hands back those that run, so that another orchestrator continues them. A
-    /// second call has no effect.
+    /// Stops the orchestrator: accepts no more tasks and no reruns, and hands back the tasks that run, so that another orchestrator
+    /// continues them. A second call has no effect.
     ///
     /// Has no effect by default.
     ///

@@ -14,11 +14,11 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
-    Inner, grants, limited,
+    Inner, grants, repeated,
     replay::{Known, State, Turn},
     scheduler::{Run, Stop},
 };
@@ -32,8 +32,7 @@ use crate::{
     id::StepKey,
     json::RawJson,
     store::{
-        Draft, JournalEntry, Recorded, StoreError, TaskStore, digest, outcome_unknown, own_times, replay,
-        served_by,
+        Draft, JournalEntry, Recorded, TaskStore, digest, outcome_unknown, own_times, replay, served_by,
     },
     task::TaskRecord,
     transport::{Call, Reply, Transport, sent_until},
@@ -71,10 +70,6 @@ struct Shared {
 const SKIPPED_AFTER: Duration = Duration::from_secs(1);
 /// How long others wait for an answer that is being recorded: its future may not be polled any more.
 const STUCK: Duration = Duration::from_secs(30);
-/// Pause before a write is tried again, doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// After this pause the run is stopped.
-const LAST_PAUSE: Duration = Duration::from_millis(1_600);
 
 impl Journal {
     /// The journal of a task that was claimed at this time of the store's clock.
@@ -173,24 +168,20 @@ impl Shared {
 
     /// Writes an entry, again where the store is not available. Where it cannot be written, the run is stopped.
     async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let error = match limited(self.store.append(&self.run.0, self.run.1, entry.clone())).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            if !matches!(error, StoreError::Unavailable(_)) || pause > LAST_PAUSE {
-                tracing::warn!(task = %self.run.0, step = %entry.step, %error, "journal not written; the run stops");
-                return Err(self.lose(entry.contract));
-            }
-            sleep(pause).await;
-            pause *= 2;
-        }
+        let append = || self.store.append(&self.run.0, self.run.1, entry.clone());
+        let Err(error) = repeated(append).await else { return Ok(()) };
+        tracing::warn!(task = %self.run.0, step = %entry.step, %error, "journal not written; the run stops");
+        Err(self.lose(entry.contract))
     }
 
     /// Whether the run holds its task, as far as is known here.
     fn is_held(&self) -> bool {
         self.brain.upgrade().is_some_and(|brain| brain.running.is_held(&self.run, Instant::now()))
+    }
+
+    /// Whether the run was stopped, or has ended.
+    fn is_stopped(&self) -> bool {
+        self.brain.upgrade().is_none_or(|brain| brain.running.stopped(&self.run).is_some())
     }
 
     /// Stops the run.
@@ -286,8 +277,8 @@ impl Transport for Journal {
             Err(error) => Err(inner.transport.explain(reply.unreadable(contract, error))),
         });
         match answer {
-            // It is not known to have ended, and nobody waits for its answer.
-            Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
+            // The run is cancelled, and not the call by its arm: nobody waits for an answer.
+            Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => Err(error),
             answer => self.answered(draft, None, answer).await,
         }
     }

@@ -166,7 +166,8 @@ impl TaskRecord {
         &self.budget
     }
 
-    /// The usage of all attempts. `None` until one has ended.
+    /// The usage of all attempts. `None` until one has ended, and where nothing is recorded of a task that was cancelled by a brain
+    /// that did not run it.
     pub fn usage(&self) -> Option<Usage> {
         self.used
     }

@@ -2,6 +2,7 @@
 #![cfg(feature = "mesh")]
 
 mod batches;
+mod cancelled;
 mod crashes;
 mod dropped;
 mod retries;

@@ -149,11 +149,11 @@ impl Transport for Bookkeeping {
         if self.keys == Keys::Shared
             && call.contract.name() == "ledger.book"
             && let Some(reply) =
-                call.key.as_ref().and_then(|key| self.answers.lock().unwrap().get(key).cloned())
+                call.parts.key.as_ref().and_then(|key| self.answers.lock().unwrap().get(key).cloned())
         {
             return Ok(reply);
         }
-        let (contract, key) = (call.contract.clone(), call.key.clone());
+        let (contract, key) = (call.contract.clone(), call.parts.key.clone());
         if contract.name() == "ledger.book" {
             self.booked.lock().unwrap().push(key.clone());
         }

@@ -4,6 +4,8 @@
 mod batches;
 mod crashes;
 mod dropped;
+mod keyed;
+mod once;
 mod retries;
 mod single;
 mod support;

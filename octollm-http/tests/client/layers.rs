@@ -151,7 +151,7 @@ async fn a_key_travels_with_each_attempt() {
     let peer = busy().await;
     let arms = arms().endpoint("judge", &peer.url).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
     let mut call = idempotent();
-    call.key = IdempotencyKey::new("task-7/step \"a\"");
+    call.parts.key = IdempotencyKey::new("task-7/step \"a\"");
     Transport::call(&arms, call).await.unwrap_err();
     let keys: Vec<_> =
         peer.calls().iter().map(|call| call.header("idempotency-key").map(str::to_owned)).collect();
@@ -326,7 +326,7 @@ async fn a_key_makes_a_retry_safe_where_the_card_says_that_keys_are_shared() {
         .await;
         let arms = arms().endpoint("judge", &peer.url).build().unwrap();
         let mut call = plain();
-        (call.key, call.retry) = (IdempotencyKey::new("k"), 3);
+        (call.parts.key, call.retry) = (IdempotencyKey::new("k"), 3);
         assert_eq!(Transport::call(&arms, call).await.is_ok(), sent == 2);
         assert_eq!(peer.calls().len(), sent, "{keys:?}");
     }
@@ -346,7 +346,7 @@ async fn a_key_that_is_still_running_is_waited_for() {
         .await;
         let arms = arms().endpoint("judge", &peer.url).build().unwrap();
         let (mut call, begun) = (plain(), Instant::now());
-        (call.key, call.retry) = (IdempotencyKey::new("k"), 3);
+        (call.parts.key, call.retry) = (IdempotencyKey::new("k"), 3);
         match Transport::call(&arms, call).await {
             Ok(_) => assert!(served && begun.elapsed() >= Duration::from_secs(4)),
             Err(error) => {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::Method;
 use octollm_core::{
     card::ArmCard,
-    contract::{ContractCard, ContractRef, output_schema},
+    contract::{ContractCard, ContractRef, Keys, output_schema},
 };
 use serde_json::{Map, Value, json};
 

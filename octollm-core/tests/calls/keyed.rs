@@ -68,8 +68,16 @@ fn keyed(key: &str) -> ContextParts {
     parts
 }
 
+fn by(caller: Caller) -> ContextParts {
+    let mut parts = keyed("k");
+    parts.caller = caller;
+    parts
+}
+
 fn repeated(key: &str) -> ContextParts {
-    ContextParts { repeated: true, ..keyed(key) }
+    let mut parts = keyed(key);
+    parts.repeated = true;
+    parts
 }
 
 /// The output or the failure, and the context.
@@ -119,14 +127,12 @@ async fn a_key_is_for_one_input_in_any_form() {
 #[tokio::test]
 async fn another_caller_has_a_record_of_its_own_and_none_without_the_scope() {
     let (arm, runs) = payments(MemoryIdempotencyStore::new());
-    let of =
-        |subject: &str, scope: &str| ContextParts { caller: Caller::known(subject, [scope]), ..keyed("k") };
+    let of = |subject: &str, scope: &str| by(Caller::known(subject, [scope]));
     assert_eq!(charge(&arm, of("me", "work:charge"), 9).await.0.unwrap(), "9001");
     assert_eq!(charge(&arm, of("you", "work:charge"), 9).await.0.unwrap(), "9002");
     assert_eq!(charge(&arm, of("me", "work:*"), 9).await.0.unwrap(), "9001");
     assert_eq!(kind(&arm, of("me", "work:measure"), 9).await, Some(ErrorKind::InsufficientScope));
-    let anonymous = ContextParts { caller: Caller::Anonymous, ..keyed("k") };
-    assert_eq!(kind(&arm, anonymous, 9).await, Some(ErrorKind::Unauthenticated));
+    assert_eq!(kind(&arm, by(Caller::Anonymous), 9).await, Some(ErrorKind::Unauthenticated));
     assert_eq!(runs.load(SeqCst), 2);
 }
 

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     budget::{Budget, Usage},
-    contract::{ContractRef, ContractSpec, Spec, TaskContract},
+    contract::{ContractRef, ContractSpec, Keys, Spec, TaskContract},
     error::{ArmError, CallError, ErrorKind, Failure},
     mesh::{Fault, Mesh},
     orchestrator::finished,

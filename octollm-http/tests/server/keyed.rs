@@ -266,6 +266,6 @@ async fn a_brain_that_ends_between_the_answer_and_the_journal_is_followed_by_one
     let successor = brain(&store, arms().build().unwrap());
     successor.recover().await.unwrap();
     let task = finished(&successor, &id, &cx).await.unwrap();
-    assert_eq!((task.result.unwrap().output, bank.begun()), (json!(901), 1));
+    assert_eq!((task.result.unwrap().output.to_value(), bank.begun()), (json!(901), 1));
     assert_eq!(task.metadata.tokens_used, 5);
 }

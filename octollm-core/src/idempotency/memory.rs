@@ -213,6 +213,11 @@ impl Records {
         now: Instant,
     ) -> Begun {
         self.purge(now);
+        if let Some(ended) = self.records.get(&run.record).map(|record| record.end).filter(|end| *end <= now)
+        {
+            self.ends.remove(&(ended, run.record.clone()));
+            self.forget(&run.record);
+        }
         match self.records.get(&run.record) {
             Some(record) if record.input != run.input => return Begun::OtherInput,
             Some(record) => match &record.state {
@@ -279,18 +284,27 @@ impl Records {
         true
     }
 
-    /// Deletes the records that have ended.
+    /// Deletes records that have ended: some of them, so that no call waits for many.
     fn purge(&mut self, now: Instant) {
-        while self.ends.first().is_some_and(|(end, _)| *end <= now) {
-            let Some((_, id)) = self.ends.pop_first() else { return };
-            let Some(record) = self.records.remove(&id) else { continue };
-            if let State::Answered(answer) = record.state {
-                self.bytes -= answer.bytes.len();
-                // It is the oldest one, or ended at the same time as those before it.
-                let position =
-                    self.answered.iter().position(|(known, run)| *known == id && *run == record.run);
-                position.and_then(|position| self.answered.remove(position));
+        const AT_ONCE: usize = 256;
+        for _ in 0..AT_ONCE {
+            match self.ends.first() {
+                Some((end, _)) if *end <= now => {}
+                _ => return,
             }
+            if let Some((_, id)) = self.ends.pop_first() {
+                self.forget(&id);
+            }
+        }
+    }
+
+    fn forget(&mut self, id: &str) {
+        let Some(record) = self.records.remove(id) else { return };
+        if let State::Answered(answer) = record.state {
+            self.bytes -= answer.bytes.len();
+            // It is one of the first: answers end in the order in which they were recorded.
+            let position = self.answered.iter().position(|(known, run)| known == id && *run == record.run);
+            position.and_then(|position| self.answered.remove(position));
         }
     }
 }

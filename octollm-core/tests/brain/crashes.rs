@@ -133,6 +133,8 @@ struct Bookkeeping {
 impl Bookkeeping {
     fn new(keys: Keys) -> Self {
         let mut ledger = Dispatcher::new("ledger");
+        // The records are below.
+        ledger.idempotency(());
         ledger.serve::<Double>(Ledger);
         ledger.serve::<Book>(Ledger);
         for card in &mut ledger.card_mut().contracts {

@@ -187,7 +187,7 @@ async fn nothing_is_sent_beside_a_call_whose_outcome_is_unknown() {
     for goal in ["batch", "plan"] {
         let (paid, arm) = cashier(&[0]);
         let mesh = Mesh::builder().arm("cashier", arm).brain(till()).start().await;
-        mesh.fault("cashier", Fault::Crash.once().when(|input: &Charge| input.number == 1));
+        mesh.fault("cashier", Fault::Hang.once().when(|input: &Charge| input.number == 1));
         let failed = mesh.run(TaskRequest::new(goal)).await.unwrap();
         assert_eq!(*paid.lock().unwrap(), [2], "{goal}");
         let unknown = mesh.rerun(&failed.task_id).await.unwrap();

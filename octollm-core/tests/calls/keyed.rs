@@ -260,6 +260,25 @@ async fn cards_state_who_has_the_records() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn many_records_that_end_at_once_make_room_and_are_not_found() {
+    let store = MemoryIdempotencyStore::new().max_records(2_000);
+    let run = |key: usize| KeyedRun::new(&keyed(&key.to_string()), &Charge::SPEC.reference(), b"{}").unwrap();
+    for key in 0..2_000 {
+        let run = run(key);
+        assert_eq!(store.begin(&run, SECOND, false).await.unwrap(), Begun::Run);
+        let answer = KeyedAnswer::new(Ok("1".into()), Usage::ZERO, jiff::Timestamp::UNIX_EPOCH, SECOND);
+        store.finish(&run, answer).await.unwrap();
+    }
+    assert_eq!(store.begin(&run(2_000), SECOND, false).await.unwrap(), Begun::Full);
+    advance(Duration::from_secs(600)).await;
+    for key in (0..2_000).rev() {
+        assert_eq!(store.begin(&run(key), SECOND, false).await.unwrap(), Begun::Run, "{key}");
+    }
+    assert!(format!("{store:?}").contains("bytes: 0"));
+    assert_eq!(store.begin(&run(2_000), SECOND, false).await.unwrap(), Begun::Full);
+}
+
 /// A store that is away.
 #[derive(Clone, Copy, PartialEq)]
 enum Away {

@@ -3,24 +3,30 @@
 use std::{
     future::pending,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, Request, Response};
 use octollm_core::{
     Arm, Context,
     arm::arm_fn,
     brain::Brain,
     budget::Usage,
-    error::{ArmError, CallError},
+    contract::TaskContract,
+    deadline::Deadline,
+    error::{ArmError, CallError, ErrorKind, Failure},
+    id::IdempotencyKey,
     idempotency::MemoryIdempotencyStore,
     orchestrator::{Orchestrator, finished},
+    parts::ContextParts,
     store::MemoryStore,
     task::{Submission, TaskRequest, TaskResult},
-    transport::{Call, Reply},
+    transport::{Call, Reply, StepKey, Transport},
 };
 use octollm_http::{Arms, Server, io::Pipes};
 use octollm_macros::TaskContract;
@@ -31,7 +37,7 @@ use tokio::{
     sync::Notify,
     time::{advance, sleep},
 };
-use tower::{ServiceExt, layer::layer_fn, service_fn, util::BoxCloneSyncService};
+use tower::{BoxError, ServiceExt, layer::layer_fn, service_fn, util::BoxCloneSyncService};
 
 use crate::{
     arms::start,
@@ -227,6 +233,47 @@ async fn keys_are_honoured_below_a_prefix() {
         let answer = peer.post("/arms/bank/charge", &with("k"), NINE).await;
         assert_eq!((&*answer.body, answer.field(REPLAYED)), ("901", replayed));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_reads_a_lost_answer_with_the_key_and_goes_nowhere_else() {
+    let (bank, pipes) = (Bank::default(), Pipes::new());
+    for host in ["bank", "other"] {
+        tokio::spawn(bank.server().listen(pipes.listen(host).unwrap()).unwrap().run());
+    }
+    let (heads, lost) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(true)));
+    let seen = heads.clone();
+    let loses = layer_fn(move |inner: BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>| {
+        let (seen, lost) = (seen.clone(), lost.clone());
+        service_fn(move |request: Request<Bytes>| {
+            let is_call = request.method() == Method::POST;
+            if is_call {
+                seen.lock().unwrap().push(request.headers().clone());
+            }
+            let (inner, loses) = (inner.clone(), is_call && lost.swap(false, SeqCst));
+            async move {
+                let answer = inner.oneshot(request).await;
+                if loses { Err(BoxError::from(Failure::of(ErrorKind::ConnectionLost))) } else { answer }
+            }
+        })
+    });
+    let arms = Arms::builder().connector(pipes.clone()).endpoint("bank", "http://bank,http://other");
+    let arms = arms.request_layer(loses).build().unwrap();
+    arms.cards().await;
+    let mut parts = ContextParts::new();
+    (parts.key, parts.deadline) = (IdempotencyKey::new("k"), Some(Deadline::after(Duration::from_secs(30))));
+    let mut call = Call::new(Charge::SPEC.reference(), StepKey::Order(0), NINE.into(), parts);
+    call.retry = 1;
+    let reply = Transport::call(&arms, call).await.unwrap();
+    assert_eq!((&*reply.output, reply.attempts, bank.begun()), (&b"901"[..], 2, 1));
+    assert_eq!(reply.usage, Usage::tokens(5).plus(Usage::UNMETERED), "that of the lost answer is not known");
+    let heads = heads.lock().unwrap();
+    assert_eq!(heads.len(), 2);
+    assert!(!heads[0].contains_key("octollm-instance") && heads[1].contains_key("octollm-instance"));
+    assert_eq!(
+        (&heads[0]["idempotency-key"], &heads[0]["host"]),
+        (&heads[1]["idempotency-key"], &heads[1]["host"])
+    );
 }
 
 /// A brain that pays, as its transport the arms on a network.

@@ -54,7 +54,7 @@ impl Served {
         let must_exist = cx.parts().repeated && store.keys() != Keys::Shared;
         // The arm is dropped at its deadline, so that the lease needs no renewal.
         let deadline = narrower(cx.deadline(), Some(Deadline::after(limit)));
-        let lease = deadline.map_or(limit, Deadline::remaining) + BEYOND_DEADLINE;
+        let lease = deadline.map_or(limit, Deadline::remaining).saturating_add(BEYOND_DEADLINE);
         let begun = within(Deadline::run_until(deadline, store.begin(&run, lease, must_exist))).await?;
         match begun
             .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
@@ -80,13 +80,8 @@ impl Served {
             Some(failure) if failure.retryable || !failure.may_have_executed => {
                 within(store.release(&run, failure.may_have_executed)).await
             }
-            failure => {
-                let answer = match (&result, failure) {
-                    (Ok(output), _) => Ok(output.clone()),
-                    (Err(_), failure) => {
-                        Err(failure.cloned().unwrap_or_else(|| Failure::of(ErrorKind::Internal)))
-                    }
-                };
+            _ => {
+                let answer = result.as_ref().map(Bytes::clone).map_err(|error| error.failure().clone());
                 within(store.finish(&run, KeyedAnswer::new(answer, cx.used(), began, took))).await
             }
         };

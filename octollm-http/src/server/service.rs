@@ -84,7 +84,7 @@ where
         // Set only where the server itself accepted the connection: it cannot come over the network.
         let arrival = request.extensions().get().copied().unwrap_or(Arrival::Mounted);
         let core = self.core.clone();
-        Box::pin(async move { Ok(core.answer(request, arrival).await) })
+        Box::pin(async move { Ok(core.answer(request, arrival, None).await) })
     }
 }
 
@@ -149,11 +149,12 @@ impl HttpService {
         arrival: Arrival,
         peer: Peer,
     ) -> Response<HttpBody> {
-        if self.core.identity.authenticator.is_some() {
+        let peer = Some(peer).filter(|_| self.core.identity.authenticator.is_some());
+        let Some(layered) = &self.layered else { return self.core.answer(request, arrival, peer).await };
+        request.extensions_mut().insert(arrival);
+        if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
-        let Some(layered) = &self.layered else { return self.core.answer(request, arrival).await };
-        request.extensions_mut().insert(arrival);
         let Ok(response) = Box::pin(layered.clone().oneshot(request.map(HttpBody::streamed))).await;
         response
     }
@@ -173,11 +174,11 @@ fn ids_of(head: &HeaderMap) -> HeaderMap {
 }
 
 impl Core {
-    /// Answers one request.
+    /// Answers one request. The peer is not among the extensions yet, since few requests need it there.
     ///
     /// # Cancel safety
     /// Dropping the future drops that of the arm.
-    async fn answer<B>(&self, request: Request<B>, arrival: Arrival) -> Response<HttpBody>
+    async fn answer<B>(&self, request: Request<B>, arrival: Arrival, peer: Option<Peer>) -> Response<HttpBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -192,7 +193,7 @@ impl Core {
         };
         let ids = Ids::of(&head.headers, &parts);
         let no_body = head.method == Method::HEAD;
-        let result = self.reply(&mut head, body, parts, malformed, arrival).await;
+        let result = self.reply(&mut head, body, parts, malformed, (arrival, peer)).await;
         let response = ids.respond(result, self.errors);
         if no_body { head_only(response) } else { response }
     }
@@ -203,29 +204,33 @@ impl Core {
         body: B,
         mut parts: ContextParts,
         malformed: Option<Failure>,
-        arrival: Arrival,
+        (arrival, mut peer): (Arrival, Option<Peer>),
     ) -> Result<Answer, Refusal>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (handler, id) = self.admit(head, &parts, malformed, arrival)?;
+        let (handler, mut id) = self.admit(head, &parts, malformed, arrival)?;
+        let copied: String;
         let takes = match handler {
             Handler::Endpoint(endpoint) => endpoint.takes(),
             Handler::Service(_) => Takes::Place,
         };
         let mut arriving = self.arriving.share();
         if takes.needs_identity() {
-            parts.caller = match self.identity.known(head) {
+            let caller = match self.identity.known(head) {
                 Some(caller) => caller,
                 None => {
                     arriving.add_head(&head.headers)?;
-                    match Box::pin(self.identity.ask(head, parts.deadline)).await {
-                        Ok(caller) => caller,
-                        Err(failure) => return Err(Refusal::of_credentials(failure, &head.headers)),
+                    if let Some(peer) = peer.take() {
+                        copied = id.to_owned();
+                        id = &copied;
+                        head.extensions.insert(peer);
                     }
+                    Box::pin(self.identity.ask(head, parts.deadline)).await
                 }
             };
+            parts.caller = caller.map_err(|failure| Refusal::of_credentials(failure, &head.headers))?;
             of_its_task(&mut parts)?;
         }
         let endpoint = match handler {
@@ -233,6 +238,9 @@ impl Core {
             // Boxed, since the future of every request is as large as its largest part.
             Handler::Service(service) => {
                 drop(arriving);
+                if let Some(peer) = peer {
+                    head.extensions.insert(peer);
+                }
                 return Box::pin(self.hand_over(service.clone(), taken(head), body, parts)).await;
             }
         };
@@ -291,13 +299,13 @@ impl Core {
     }
 
     /// Checks the head. Returns the handler of the route, and the text in place of `{id}`.
-    fn admit<'a>(
+    fn admit<'a, 'h>(
         &'a self,
-        head: &'a Parts,
+        head: &'h Parts,
         parts: &ContextParts,
         malformed: Option<Failure>,
         arrival: Arrival,
-    ) -> Result<(&'a Handler, &'a str), Refusal> {
+    ) -> Result<(&'a Handler, &'h str), Refusal> {
         let fields = Fields::of(&head.headers);
         fields.check_framing(arrival, head.version)?;
         head::check_head(head, &self.config)?;

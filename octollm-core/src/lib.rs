@@ -51,6 +51,7 @@ pub mod error;
 pub mod json;
 pub mod update;
 pub mod parts;
+pub mod idempotency;
 pub mod transport;
 pub mod resilience;
 pub mod context;

@@ -10,7 +10,7 @@ use crate::{
     budget::Budget,
     deadline::Deadline,
     error::{ErrorKind, Failure},
-    id::{RequestId, TaskId},
+    id::{IdempotencyKey, RequestId, TaskId},
     trace::TraceContext,
 };
 
@@ -34,6 +34,11 @@ pub struct ContextParts {
     pub caller: Caller,
     /// The number of the attempt, from 1.
     pub attempt: u32,
+    /// The idempotency key of the call: an arm that honours keys runs it once. A journal sets it.
+    pub key: Option<IdempotencyKey>,
+    /// Whether a call with this key may have been made before. Then an arm whose records are not shared answers from the record
+    /// of the key alone: without one the call may have run at another instance.
+    pub repeated: bool,
 }
 
 impl ContextParts {
@@ -54,6 +59,8 @@ impl ContextParts {
             budget: Budget::UNLIMITED,
             caller: Caller::Unchecked,
             attempt: 1,
+            key: None,
+            repeated: false,
         }
     }
 
@@ -68,6 +75,8 @@ impl ContextParts {
             budget,
             caller: self.caller.clone(),
             attempt: 1,
+            key: None,
+            repeated: false,
         }
     }
 }

@@ -26,14 +26,12 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     clock::Clock,
-    contract::ContractRef,
+    contract::{ContractRef, Keys},
     dropped::{Reports, report},
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
-    json::RawJson,
-    store::{
-        Draft, JournalEntry, Recorded, TaskStore, digest, outcome_unknown, own_times, replay, served_by,
-    },
+    json::{RawJson, digest},
+    store::{Draft, JournalEntry, Recorded, TaskStore, outcome_unknown, own_times, replay, served_by},
     task::TaskRecord,
     transport::{Call, Reply, Transport, sent_until},
     update::{Update, UpdateSink},
@@ -192,7 +190,8 @@ impl Shared {
         CallError::new(contract, Failure::of(ErrorKind::Cancelled))
     }
 
-    /// Whether every arm that offers the contract remembers keys for long enough, also over its restarts.
+    /// Whether every arm that offers the contract has a record of the call if it ran there: for long enough and over its restarts,
+    /// or else it answers a repeated call from that record alone.
     async fn keys_are_honoured(&self, entry: &JournalEntry) -> bool {
         let (claimed_at, since) = self.claimed;
         let age = claimed_at.duration_since(entry.at);
@@ -201,7 +200,8 @@ impl Shared {
         };
         let cards = self.transport.cards().await;
         let mut offers = cards.iter().filter_map(|card| card.contract(&entry.contract)).peekable();
-        offers.peek().is_some() && offers.all(|offer| offer.honours_keys_for(age))
+        offers.peek().is_some()
+            && offers.all(|offer| offer.keys == Keys::Instance || offer.honours_keys_for(age))
     }
 }
 
@@ -229,7 +229,7 @@ impl Transport for Journal {
     async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
         let inner = &*self.0;
         let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
-        let mut begun = None;
+        let (mut begun, mut unknown) = (None, None);
         let mut not_sent = Reports(Some(Usage::ZERO));
         let known = inner.recall(&call, &draft.input_digest)?;
         if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), inner.clock.now()) {
@@ -241,7 +241,10 @@ impl Transport for Journal {
                 (draft.generation, begun) = (entry.generation, Some(entry.seq));
                 match entry.recorded {
                     Recorded::Handle(handle) => call.handle = Some(handle),
-                    _ if inner.keys_are_honoured(&entry).await => {}
+                    _ if inner.keys_are_honoured(&entry).await => {
+                        call.parts.repeated = true;
+                        unknown = Some(outcome_unknown(&call).with_usage(entry.usage));
+                    }
                     _ => {
                         let unknown = outcome_unknown(&call).with_usage(entry.usage);
                         return self.answered(draft, begun, Err(unknown)).await;
@@ -259,7 +262,7 @@ impl Transport for Journal {
             }
             Known::Nothing => {}
         }
-        call.key = inner.record.idempotency_key(&call.step, draft.generation);
+        call.parts.key = inner.record.idempotency_key(&call.step, draft.generation);
         call.updates = Some(Arc::new(StoresHandle {
             journal: self.clone(),
             draft: draft.clone(),
@@ -279,6 +282,9 @@ impl Transport for Journal {
         match answer {
             // The run is cancelled, and not the call by its arm: nobody waits for an answer.
             Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => Err(error),
+            Err(error) if error.kind() == ErrorKind::OutcomeUnknown && unknown.is_some() => {
+                self.answered(draft, begun, Err(unknown.unwrap_or(error))).await
+            }
             answer => self.answered(draft, None, answer).await,
         }
     }

@@ -5,6 +5,8 @@ mod batches;
 mod cancelled;
 mod crashes;
 mod dropped;
+mod keyed;
+mod once;
 mod retries;
 mod single;
 mod support;

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{Method, StatusCode};
 use octollm_core::{
     card::ArmCard,
-    contract::{ContractRef, Spec},
+    contract::{ContractRef, Keys, Spec},
     deadline::Deadline,
     dispatcher::not_offered,
     error::{ErrorKind, Failure},
@@ -99,9 +99,9 @@ impl Directory {
         self.known.read().unwrap_or_else(PoisonError::into_inner).offers.get(contract).cloned()
     }
 
-    /// Whether a call of this contract with a key runs at most once, by the cards.
-    pub(super) fn honours_keys(&self, contract: &ContractRef) -> bool {
-        self.offers(contract).is_some_and(|offers| offers.honours_keys())
+    /// Who has the record of a call of this contract with a key, by the cards.
+    pub(super) fn keys(&self, contract: &ContractRef) -> Keys {
+        self.offers(contract).map_or(Keys::None, |offers| offers.keys())
     }
 
     /// The offers of a contract. The arms are asked where there are none. One that answers late delays only calls that no

@@ -222,8 +222,10 @@ pub(super) struct Offer {
     pub(super) scope: String,
     /// Id, key and needs of the arm.
     pub(super) callee: Arc<ArmCard>,
-    /// Whether a call with a key runs once, whichever process of the arm it reaches.
-    honours_keys: bool,
+    /// Who has the records of calls with a key.
+    keys: Keys,
+    /// Id of the process of the arm.
+    instance: HeaderValue,
     /// Fingerprint of the arm's schemas; empty where the card has none.
     pub(super) fingerprint: String,
     /// Set at the first call with schemas.
@@ -252,10 +254,13 @@ impl Offers {
     }
 
     /// The offer of a step, if it has one. Over all steps each offer occurs once: first those that are not in `avoid`, from `turn`
-    /// on, then the others.
-    pub(super) fn offer(&self, turn: usize, step: usize, avoid: &[Arc<str>]) -> Option<&Offer> {
+    /// on, then the others. Where the call may go to one endpoint only, the others have no step.
+    pub(super) fn offer(&self, turn: usize, step: usize, call: &Call) -> Option<&Offer> {
         let offer = self.offers.get((turn + step) % self.offers.len().max(1))?;
-        let is_avoided = avoid.iter().any(|tried| **tried == *offer.endpoint.as_str());
+        if call.only.as_ref().is_some_and(|only| **only != *offer.endpoint.as_str()) {
+            return None;
+        }
+        let is_avoided = call.avoid.iter().any(|tried| **tried == *offer.endpoint.as_str());
         (is_avoided == (step >= self.offers.len())).then_some(offer)
     }
 
@@ -267,11 +272,17 @@ impl Offers {
         places(self) == places(other)
     }
 
-    /// Whether a call with a key runs once, however often it is sent and wherever.
-    pub(super) fn honours_keys(&self) -> bool {
+    /// Who has the record of a call with a key: all offers, only that to which it was sent, or nobody.
+    pub(super) fn keys(&self) -> Keys {
         let mut arms = self.offers.iter().map(|offer| &offer.arm);
         let first = arms.next();
-        arms.all(|arm| Some(arm) == first) && self.offers.iter().all(|offer| offer.honours_keys)
+        let is_one_arm = arms.all(|arm| Some(arm) == first);
+        let all = |accepted: &[Keys]| self.offers.iter().all(|offer| accepted.contains(&offer.keys));
+        match is_one_arm {
+            _ if !all(&[Keys::Shared, Keys::Instance]) => Keys::None,
+            true if all(&[Keys::Shared]) => Keys::Shared,
+            _ => Keys::Instance,
+        }
     }
 
     pub(super) fn at_site(&self, site: usize) -> Option<&Offer> {
@@ -284,8 +295,8 @@ impl Offer {
     pub(super) fn request(&self, call: &Call) -> Request<Bytes> {
         let (uri, input) = (self.uri.clone(), Some(call.input.clone()));
         let mut request = self.endpoint.request(Method::POST, uri, input, &call.parts);
-        if let Some(key) = &call.key {
-            wire::write_key(key, request.headers_mut());
+        if call.parts.repeated {
+            request.headers_mut().insert(wire::names::INSTANCE, self.instance.clone());
         }
         request
     }
@@ -332,6 +343,8 @@ pub(super) fn all<'a>(
         let mut callee = ArmCard::new(&*arm.id);
         (callee.needs, callee.key) = (card.needs.clone(), card.key.clone());
         let callee = Arc::new(callee);
+        let instance = card.instance.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
+        let instance = instance.unwrap_or(HeaderValue::from_static("?"));
         let mut listed = HashSet::new();
         for contract in card.contracts.iter().filter(|contract| unusable(contract).is_none()) {
             let Some(reference) = contract.reference() else { continue };
@@ -340,8 +353,8 @@ pub(super) fn all<'a>(
                 continue;
             }
             let endpoints = arm.endpoints.iter().zip(arm.first_site..);
-            let offers =
-                endpoints.filter_map(|(endpoint, site)| offer(&callee, arm, endpoint, site, contract));
+            let offers = endpoints
+                .filter_map(|(endpoint, site)| offer((&callee, &instance), arm, endpoint, site, contract));
             found.entry(reference).or_default().extend(offers);
         }
     }
@@ -355,7 +368,7 @@ pub(super) fn all<'a>(
 
 /// The offer of a contract at an endpoint. `None` if the path in the card is invalid.
 fn offer(
-    callee: &Arc<ArmCard>,
+    (callee, instance): (&Arc<ArmCard>, &HeaderValue),
     arm: &ConfiguredArm,
     endpoint: &Endpoint,
     site: usize,
@@ -369,7 +382,8 @@ fn offer(
         uri: endpoint.uri(&contract.path)?,
         site,
         timeout: Duration::from_millis(contract.timeout_ms),
-        honours_keys: contract.keys == Keys::Shared,
+        keys: contract.keys,
+        instance: instance.clone(),
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),
     })

@@ -207,6 +207,8 @@ fn parts_of(cx: &Context) -> Result<ContextParts, Failure> {
     parts.request_id = RequestId::new();
     parts.budget = cx.budget();
     parts.attempt = 1;
+    // They are those of the call in which this request is made.
+    (parts.key, parts.repeated) = (None, false);
     let spent = if parts.deadline.is_some_and(Deadline::has_passed) {
         ErrorKind::DeadlineExceeded
     } else if cx.is_cancelled() {

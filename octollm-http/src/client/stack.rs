@@ -106,8 +106,7 @@ impl Carrier {
         let stacks = directory.sites().enumerate().map(stack).collect();
         let sites = Arc::new(Sites { directory: Arc::clone(directory), stacks });
         let cards = Arc::clone(directory);
-        let retry =
-            RetryLayer::new().retries(0).keys_honoured(move |call| cards.honours_keys(&call.contract));
+        let retry = RetryLayer::new().retries(0).keys_honoured(move |call| cards.keys(&call.contract));
         let choice =
             service_of(Arc::clone(&sites), |sites: Arc<Sites>, call| async move { sites.carry(&call).await });
         let retried = CallService::new(retry.layer(choice));
@@ -198,7 +197,7 @@ impl Sites {
         let mut refused: Option<CallError> = None;
         let mut failovers = 0;
         for step in offers.steps() {
-            let Some(offer) = offers.offer(turn, step, &call.avoid) else { continue };
+            let Some(offer) = offers.offer(turn, step, call) else { continue };
             match self.at(offer, call).await {
                 Ok(mut reply) => {
                     reply.attempts = reply.attempts.saturating_add(failovers);

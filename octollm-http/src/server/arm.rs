@@ -25,6 +25,7 @@ use octollm_core::{
     dispatcher::Dispatcher,
     error::{ConfigError, ErrorKind, Failure},
     id::TaskId,
+    idempotency::task_of_key,
     json,
     orchestrator::Orchestrator,
     transport::Transport,
@@ -77,8 +78,10 @@ impl Endpoint for Contract {
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let mut cx = Context::from_parts(inbound.parts, self.transport.clone());
         match self.dispatcher.execute(&self.contract, &inbound.body, &mut cx).await {
-            Ok(output) => Ok(Answer::written(output).usage(cx.used())),
-            Err(error) => Err(Refusal::from(error.into_failure()).usage(cx.used())),
+            Ok(output) => Ok(Answer::written(output).usage(cx.used()).replayed(cx.is_replayed())),
+            Err(error) => {
+                Err(Refusal::from(error.into_failure()).usage(cx.used()).replayed(cx.is_replayed()))
+            }
         }
     }
 }
@@ -124,7 +127,10 @@ impl Endpoint for Execute {
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let envelope: Envelope = json::read_input(&inbound.body)?;
         let mut parts = inbound.parts;
-        let task = envelope.task_id.or_else(|| parts.task_id.take()).unwrap_or_default();
+        let task = envelope.task_id.or_else(|| parts.task_id.take()).unwrap_or_else(|| match &parts.key {
+            Some(key) => task_of_key(&parts.caller, key),
+            None => TaskId::new(),
+        });
         parts.caller.may_work_for(&task)?;
         parts.task_id = Some(task.clone());
         let offered = self.dispatcher.spec(&envelope.contract);
@@ -133,13 +139,16 @@ impl Endpoint for Execute {
         let (timestamp, begun) = (Timestamp::now(), Instant::now());
         let (mut cx, input) = (Context::from_parts(parts, self.transport.clone()), envelope.input.get());
         let executed = self.dispatcher.execute(&envelope.contract, input.as_bytes(), &mut cx).await;
-        let output = executed
-            .map_err(|error| Refusal::from(error.into_failure()).usage(cx.used()).task(task.clone()))?;
+        let output = executed.map_err(|error| {
+            let refusal = Refusal::from(error.into_failure()).usage(cx.used());
+            refusal.task(task.clone()).replayed(cx.is_replayed())
+        })?;
         let output = serde_json::from_slice(&output).map_err(|_| Failure::of(ErrorKind::Internal))?;
         let arm_id = &self.dispatcher.card().arm_id;
-        let provenance = Provenance { arm_id, timestamp, duration_ms: milliseconds(begun.elapsed()) };
+        let (timestamp, took) = cx.executed().unwrap_or_else(|| (timestamp, begun.elapsed()));
+        let provenance = Provenance { arm_id, timestamp, duration_ms: milliseconds(took) };
         let executed = Executed { task_id: task, status: "completed", output, provenance };
-        Ok(Answer::json(&executed)?.usage(cx.used()))
+        Ok(Answer::json(&executed)?.usage(cx.used()).replayed(cx.is_replayed()))
     }
 }
 

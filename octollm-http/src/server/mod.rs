@@ -56,7 +56,7 @@ use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
     Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
-    orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
+    idempotency::IdempotencyStore, orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -166,6 +166,15 @@ impl Server {
     pub fn arms(mut self, arms: impl Transport) -> Self {
         self.dispatcher.card_mut().key = arms.public_key();
         self.transport = Arc::new(arms);
+        self
+    }
+
+    /// Sets the store of the records of calls with an `Idempotency-Key`, by which each of them runs once. By default each server has
+    /// a [`MemoryIdempotencyStore`](octollm_core::idempotency::MemoryIdempotencyStore). With `()` keys are ignored.
+    ///
+    /// Contracts that are idempotent ignore keys.
+    pub fn idempotency(mut self, store: impl IdempotencyStore) -> Self {
+        self.dispatcher.idempotency(store);
         self
     }
 

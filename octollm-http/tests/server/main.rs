@@ -8,6 +8,7 @@ mod bad_input;
 mod certificates;
 mod floods;
 mod identity;
+mod keyed;
 mod lifecycle;
 mod limits;
 mod mounted;

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::{
     contract::{ContractCard, ContractRef, lenient},
     id::RequestId,
+    parts::is_scope,
 };
 
 /// An arm's card: who it is, and the contracts it serves.
@@ -29,8 +30,9 @@ pub struct ArmCard {
     /// Id of one run of the process, which differs after each start. `None` where a foreign card has none.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// The scopes that it needs for calls of its own, such as `code:validate`.
-    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
+    /// The scopes that it needs for calls of its own, such as `code:validate`. Those of a foreign card that are
+    /// [no scopes](crate::parts::is_scope) are left out.
+    #[serde(default, deserialize_with = "needs", skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
     /// The public key that verifies what it signs, as a JWK.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
@@ -59,6 +61,16 @@ fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ContractCa
             .ok()
     });
     Ok(read.collect())
+}
+
+/// A need that is no scope is left out: the arm can still be given the others.
+fn needs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let listed: Vec<Value> = lenient(deserializer)?;
+    let scope = |need| match need {
+        Value::String(scope) if is_scope(&scope) => Some(scope),
+        _ => None,
+    };
+    Ok(listed.into_iter().filter_map(scope).collect())
 }
 
 fn tier<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {

@@ -49,6 +49,7 @@ pub mod card;
 pub mod error;
 pub mod json;
 pub mod update;
+mod scope;
 pub mod parts;
 pub mod transport;
 pub mod resilience;

@@ -56,7 +56,7 @@ use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
     Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
-    orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
+    orchestrator::Orchestrator, parts::is_scope, reflex::Reflex, transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -231,7 +231,8 @@ impl Server {
         self.needs_scope(C::SPEC.scope)
     }
 
-    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does.
+    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does. The server is not built with a text that is
+    /// [no scope](octollm_core::parts::is_scope).
     pub fn needs_scope(mut self, scope: impl Into<String>) -> Self {
         let (needs, scope) = (&mut self.dispatcher.card_mut().needs, scope.into());
         if !needs.contains(&scope) {
@@ -371,6 +372,7 @@ impl Server {
             let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";
             return Err(ConfigError::new("id", problem));
         }
+        check_needs(&self.dispatcher.card().needs)?;
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
         }
@@ -404,6 +406,15 @@ impl Server {
 }
 
 server_limits!(limits_setters Server);
+
+fn check_needs(needs: &[String]) -> Result<(), ConfigError> {
+    match needs.iter().find(|need| !is_scope(need)) {
+        Some(need) => {
+            Err(ConfigError::new("needs", format!("has {need:?}, which is no scope: use `entity:verb`")))
+        }
+        None => Ok(()),
+    }
+}
 
 fn not_found(source: std::io::Error) -> ConfigError {
     ConfigError::new("address", "was not found").with_source(source)

@@ -11,7 +11,7 @@ use octollm_core::{
     card::ArmCard,
     error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
-    parts::Grant,
+    parts::{Grant, is_scope},
 };
 use secrecy::SecretString;
 use serde_json::{Map, Value};
@@ -77,8 +77,8 @@ impl TokenIssuer {
     /// A root issues what is granted. An arm issues what its link covers.
     ///
     /// # Errors
-    /// [`InsufficientScope`](ErrorKind::InsufficientScope) if a scope is not covered, and
-    /// [`Unauthenticated`](ErrorKind::Unauthenticated) if there is no link to this arm and its key, or the grant has ended.
+    /// [`InsufficientScope`](ErrorKind::InsufficientScope) if a scope is not covered, as no text is that is
+    /// [no scope](octollm_core::parts::is_scope), and [`Unauthenticated`](ErrorKind::Unauthenticated) if there is no link to this arm and its key, or the grant has ended.
     pub fn issue(&self, grant: &Grant, scopes: &[&str], callee: &ArmCard) -> Result<SecretString, Failure> {
         let header = self.header(grant, Some(scopes), callee)?;
         let token = header.to_str().ok().and_then(|value| value.strip_prefix(BEARER));
@@ -175,10 +175,16 @@ impl Inner {
         if authority.end <= now {
             return Err(refused(ErrorKind::Unauthenticated, "the grant of the caller has ended"));
         }
-        let scopes = match scopes {
+        let scopes: Vec<_> = match scopes {
             Some(scopes) => scopes.iter().map(|scope| (*scope).to_owned()).collect(),
-            None => authority.grant.scopes.clone(),
+            None => authority.grant.scopes.iter().filter(|scope| is_scope(scope)).cloned().collect(),
         };
+        if let Some(text) = scopes.iter().find(|scope| !is_scope(scope)) {
+            return Err(refused(
+                ErrorKind::InsufficientScope,
+                format!("{text:?} is no scope, so it is granted to nobody"),
+            ));
+        }
         if let Some(scope) = scopes.iter().find(|scope| !authority.grant.has_scope(scope)) {
             let message = format!("the scope {scope} is not granted to {}", self.name);
             return Err(refused(ErrorKind::InsufficientScope, message));

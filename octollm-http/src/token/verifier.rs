@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use octollm_core::{
     __private::now,
     error::{ConfigError, Failure},
-    parts::Grant,
+    parts::{Grant, is_scope},
 };
 
 use super::{
@@ -326,7 +326,8 @@ impl TokenVerifierBuilder {
     /// Builds the verifier.
     ///
     /// # Errors
-    /// There is no audience or no issuer, one of them is empty, an issuer occurs twice, or a limit is out of range.
+    /// There is no audience or no issuer, one of them is empty, an issuer occurs twice, a scope is
+    /// [none](octollm_core::parts::is_scope), or a limit is out of range.
     pub fn build(self) -> Result<TokenVerifier, ConfigError> {
         let Self { audiences, roots, providers, leeway, max_life, cache_capacity, clock } = self;
         within("leeway", Duration::ZERO, leeway, Duration::from_secs(300))?;
@@ -343,6 +344,12 @@ impl TokenVerifierBuilder {
             if keys.issuer().is_empty() || !issuers.insert(keys.issuer()) {
                 return Err(ConfigError::new("root", "has an issuer that is empty or is set twice"));
             }
+        }
+        if providers.iter().any(|provider| provider.ceiling.iter().any(|scope| !is_scope(scope))) {
+            return Err(ConfigError::new(
+                "identity_provider",
+                "has a scope that is not of the form `entity:verb`",
+            ));
         }
         if issuers.is_empty() {
             return Err(ConfigError::new("root", "is not set: set the keys of the issuer of tokens"));

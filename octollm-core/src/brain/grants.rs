@@ -9,11 +9,32 @@ use crate::{
     context::Context,
     contract::Spec,
     error::{ErrorKind, Failure},
+    orchestrator::Orchestrator,
     parts::{Caller, Grant},
     task::TaskRecord,
 };
 
+/// The scope of a caller that sees the tasks of all callers.
+const ADMIN: &str = "tasks:admin";
+
 impl Brain {
+    /// Checks that a caller may see a task and act on it. It is its own and one that its token is for, and the scope of its contract
+    /// is granted; or the caller has `tasks:admin`, and its token is not for another task.
+    ///
+    /// # Errors
+    /// [`TaskNotFound`](ErrorKind::TaskNotFound); for a task of the caller those of [`Caller::may`].
+    pub(super) fn check_access(&self, record: &TaskRecord, cx: &Context) -> Result<(), Failure> {
+        let caller = cx.caller();
+        // An administrator by a token without a task sees all, whoever acts for it.
+        let is_admin = sees_all(caller);
+        let is_limited = |grant: &Grant| grant.task.is_some() || !is_admin;
+        let is_other = caller.grant().is_some_and(|grant| is_limited(grant) && !record.is_of(grant));
+        if is_other || !is_admin && !record.caller().is_same_as(caller) {
+            return Err(Failure::of(ErrorKind::TaskNotFound));
+        }
+        if is_admin { Ok(()) } else { self.authorize(record.contract(), cx) }
+    }
+
     /// The caller with the grant under which its task runs.
     ///
     /// The grant of a subject ends some time after the submission. A task that an arm submits on behalf of a subject ends with the
@@ -51,6 +72,22 @@ impl Brain {
         grant.scopes = present.scopes_within(&own.scopes);
         grant.valid_until = present.valid_until;
         Ok(Caller::Known(Arc::new(grant)))
+    }
+}
+
+/// Whether a caller may see the tasks of all callers.
+pub(super) fn sees_all(caller: &Caller) -> bool {
+    caller.may(ADMIN).is_ok()
+}
+
+/// Checks that a caller is known, or that callers are not checked.
+pub(super) fn check_known(caller: &Caller) -> Result<(), Failure> {
+    match caller {
+        Caller::Anonymous => {
+            Err(Failure::new(ErrorKind::Unauthenticated, "tasks need a caller that is known")
+                .before_execution())
+        }
+        _ => Ok(()),
     }
 }
 

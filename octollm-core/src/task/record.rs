@@ -15,7 +15,7 @@ use crate::{
     error::{ErrorKind, Failure},
     id::{RequestId, StepKey, TaskId},
     json::RawJson,
-    parts::{Caller, ContextParts},
+    parts::{Caller, ContextParts, Grant},
     trace::TraceContext,
     transport::IdempotencyKey,
     update::Progress,
@@ -28,6 +28,9 @@ pub struct TaskRecord {
     contract: ContractRef,
     input: RawJson,
     caller: Caller,
+    /// For what the caller's token was, where it was not for the subject itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    submitted: Option<Submitted>,
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_trace")]
     trace: Option<TraceContext>,
     priority: Priority,
@@ -59,6 +62,24 @@ struct Lease {
     until: Timestamp,
 }
 
+/// The token by which a task was submitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Submitted {
+    /// The task that it was limited to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    under: Option<TaskId>,
+    /// The arm that acted for the subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+}
+
+impl Submitted {
+    fn of(caller: &Caller) -> Option<Self> {
+        let grant = caller.grant().filter(|grant| grant.task.is_some() || grant.actor.is_some())?;
+        Some(Self { under: grant.task.clone(), by: grant.actor.clone() })
+    }
+}
+
 impl TaskRecord {
     /// A queued task with a new id, which may run for `time_limit` from its first start. It continues the trace and the
     /// correlation id of its submitter's context, and belongs to the caller there.
@@ -82,6 +103,7 @@ impl TaskRecord {
             },
             contract,
             input,
+            submitted: Submitted::of(&caller),
             caller,
             trace,
             priority,
@@ -149,6 +171,19 @@ impl TaskRecord {
 
     pub(crate) fn set_caller(&mut self, caller: Caller) {
         self.caller = caller;
+    }
+
+    /// Whether a token is for this task: every token of a subject itself, a token that is limited to this task or to the one that
+    /// it was submitted under, and, of those that are limited to no task, that of the arm that submitted it.
+    pub(crate) fn is_of(&self, grant: &Grant) -> bool {
+        let submitted = self.submitted.as_ref();
+        match (&grant.task, &grant.actor) {
+            (Some(task), _) => {
+                *self.id() == *task || submitted.and_then(|token| token.under.as_ref()) == Some(task)
+            }
+            (None, Some(actor)) => submitted.and_then(|token| token.by.as_ref()) == Some(actor),
+            (None, None) => true,
+        }
     }
 
     /// The trace of the submission.

@@ -6,6 +6,7 @@ mod delegation;
 mod fetched;
 mod issuers;
 mod keys;
+mod limited;
 mod links;
 mod others;
 mod pairs;

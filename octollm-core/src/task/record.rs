@@ -28,6 +28,9 @@ pub struct TaskRecord {
     contract: ContractRef,
     input: RawJson,
     caller: Caller,
+    /// The caller of a rerun that had fewer scopes than its owner had at first, with those, until the next rerun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    narrowed: Option<Caller>,
     /// For what the caller's token was, where it was not for the subject itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     submitted: Option<Submitted>,
@@ -103,6 +106,7 @@ impl TaskRecord {
             },
             contract,
             input,
+            narrowed: None,
             submitted: Submitted::of(&caller),
             caller,
             trace,
@@ -170,7 +174,17 @@ impl TaskRecord {
     }
 
     pub(crate) fn set_caller(&mut self, caller: Caller) {
-        self.caller = caller;
+        (self.caller, self.narrowed) = (caller, None);
+    }
+
+    /// Sets the caller of the next attempt only.
+    pub(crate) fn narrow(&mut self, caller: Option<Caller>) {
+        self.narrowed = caller;
+    }
+
+    /// The caller with the scopes of the present attempt.
+    pub(crate) fn runs_for(&self) -> &Caller {
+        self.narrowed.as_ref().unwrap_or(&self.caller)
     }
 
     /// Whether a token is for this task: every token of a subject itself, a token that is limited to this task or to the one that

@@ -190,11 +190,38 @@ async fn a_rerun_has_what_its_owner_had_and_has() {
     let task = system.rerun(&id, &with(&["number:compute", "number:double", "tasks:read"])).await;
     assert_failed(&task, "the scope number:increment is required");
     assert_eq!(system.arms.steps().len(), calls);
-    // What is lost is lost: a later rerun has no more.
-    let task = system.rerun(&id, &with(&["number:*"])).await;
-    assert_failed(&task, "the scope number:increment is required");
+    // A rerun needs the scope of the contract before it is accepted.
+    let failure = system.brain.rerun(&id, None, &with(&["number:double"])).await.unwrap_err();
+    assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::InsufficientScope, false));
+    // What the owner had at first is stored: a later rerun has it again.
     let record = system.store.get(&id).await.unwrap().unwrap();
-    assert_eq!(record.caller().grant().unwrap().scopes, ["number:compute", "number:double"]);
+    assert_eq!(
+        record.caller().grant().unwrap().scopes,
+        ["number:compute", "number:increment", "number:double"]
+    );
+    let task = system.rerun(&id, &with(&["number:*"])).await;
+    assert_eq!(task.status, TaskStatus::Completed, "{:?}", task.error);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_administrator_runs_a_task_again_with_what_is_stored() {
+    let system = system();
+    system.arms.now(|call| Does::Fails(error(call, ErrorKind::Unavailable)));
+    let with = |scopes: &[&str]| context(token(ali(scopes), system.clock));
+    let id = system.run(0, &with(&["number:*"])).await.task_id;
+    sleep(8 * MINUTE).await;
+    // With fewer scopes the owner renews the grant of that attempt alone.
+    system.arms.now(|_| Does::Answers("1"));
+    let task = system.rerun(&id, &with(&["number:compute"])).await;
+    assert_failed(&task, "the scope number:increment is required");
+    let end = system.store.get(&id).await.unwrap().unwrap().caller().grant().unwrap().valid_until;
+    assert!(end.unwrap() <= system.clock.now() + jiff::SignedDuration::from_mins(2));
+    // The administrator has none of the scopes of the task, and runs it with those that are stored.
+    let admin = context(Grant::new("root", ["tasks:admin"]).issuer("portal"));
+    let task = system.rerun(&id, &admin).await;
+    assert_eq!(task.status, TaskStatus::Completed, "{:?}", task.error);
+    let record = system.store.get(&id).await.unwrap().unwrap();
+    assert_eq!(record.caller().grant().unwrap().valid_until, end, "nothing is renewed");
 }
 
 /// What a caller gets by each operation on a task: none may leave a trace.

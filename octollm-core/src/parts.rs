@@ -123,7 +123,7 @@ pub struct Grant {
     /// The task that the caller's token is limited to; `None` where it is limited to none. It is not stored.
     #[serde(skip)]
     pub task: Option<TaskId>,
-    /// The arm that acts for the subject; `None` where the subject or a root does. It is not stored.
+    /// The arm that acts for the subject; `None` where the subject does, or a root that nobody has delegated to. It is not stored.
     #[serde(skip)]
     pub actor: Option<String>,
     /// The delegation links from a root to this process, by which it may call on: none where the caller's token has no link for

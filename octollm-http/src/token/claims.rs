@@ -33,6 +33,8 @@ pub(super) struct TokenClaims {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub(super) task: Option<TaskId>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub(super) act: Option<Actor>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub(super) prf: Option<Vec<Arc<str>>>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub(super) dlg: Option<Arc<str>>,
@@ -47,7 +49,7 @@ pub(super) struct LinkClaims {
     pub(super) sub: String,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub(super) sub_id: Option<SubjectId>,
-    pub(super) may_act: MayAct,
+    pub(super) may_act: Actor,
     pub(super) cnf: Confirmation,
     #[serde(flatten)]
     pub(super) times: Times,
@@ -90,9 +92,9 @@ pub(super) enum Format {
     IssSub,
 }
 
-/// The arm that may act (RFC 8693).
+/// The arm that may act, or does (RFC 8693).
 #[derive(Serialize, Deserialize)]
-pub(super) struct MayAct {
+pub(super) struct Actor {
     #[serde(deserialize_with = "name")]
     pub(super) sub: String,
 }

@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use super::{
     DEVELOPMENT, LINKS, Now,
     cache::{Cache, Hash},
-    claims::{Confirmation, Format, LinkClaims, MayAct, SubjectId, Times, TokenClaims},
+    claims::{Actor, Confirmation, Format, LinkClaims, SubjectId, Times, TokenClaims},
     jws::{self, Jws, sign},
     key::{PublicKey, sha256},
     link,
@@ -74,7 +74,8 @@ impl TokenIssuer {
     /// Issues a token for a subject at an arm, with these scopes. If the card of the arm has a key and lists what it needs, the
     /// token has a link by which the arm may call on with that, as far as it is granted here.
     ///
-    /// A root issues what is granted. An arm issues what its link covers.
+    /// A root issues what is granted, until the grant ends. Where an arm acts for the subject, by a delegated token, the token of the
+    /// root names that arm and has no link. An arm issues what its link covers.
     ///
     /// # Errors
     /// [`InsufficientScope`](ErrorKind::InsufficientScope) if a scope is not covered, as no text is that is
@@ -137,6 +138,7 @@ fn hash_of(grant: &Grant, scopes: Option<&[&str]>, callee: &ArmCard) -> Hash {
     };
     add_all(&mut [&*callee.arm_id, &*grant.subject].into_iter());
     add_all(&mut grant.issuer.as_deref().into_iter());
+    add_all(&mut grant.actor.as_deref().into_iter());
     add_all(&mut grant.task.iter().map(TaskId::as_str));
     add_all(&mut grant.valid_until.map(|end| end.to_string()).iter().map(|end| &**end));
     add_all(&mut scopes.map(|_| "some").into_iter());
@@ -158,6 +160,8 @@ struct Authority {
     /// What may be passed on.
     grant: Grant,
     task: Option<TaskId>,
+    /// The arm that acts for the subject, where a root issues for a grant that came by links.
+    actor: Option<String>,
     /// When it ends, in seconds since 1970.
     end: i64,
     links: Vec<Arc<str>>,
@@ -200,6 +204,7 @@ impl Inner {
             jti: RequestId::new().as_str().to_owned(),
             scope: scopes,
             task: authority.task,
+            act: authority.actor.map(|sub| Actor { sub }),
             prf: Some(authority.links).filter(|links| !links.is_empty()),
             dlg: dlg.map(Arc::from),
         };
@@ -221,6 +226,7 @@ impl Inner {
             sub_id: first.map(|iss| SubjectId { format: Format::IssSub, iss, sub: grant.subject.clone() }),
             grant: grant.clone(),
             task: grant.task.clone(),
+            actor: grant.actor.clone(),
             end: grant.valid_until.map_or(i64::MAX, |end| end.as_second()),
             links: Vec::new(),
         }
@@ -252,6 +258,7 @@ impl Inner {
             sub_id: claims.sub_id,
             grant: Grant::new(claims.sub, claims.scope),
             task,
+            actor: None,
             end: claims.times.exp,
             links: links.to_vec(),
         })
@@ -261,7 +268,8 @@ impl Inner {
     fn link(&self, authority: &Authority, callee: &ArmCard, times: Times) -> Result<Option<String>, Failure> {
         let Some(jwk) = &callee.key else { return Ok(None) };
         let scope = authority.grant.scopes_within(&callee.needs);
-        if scope.is_empty() || authority.links.len() >= LINKS {
+        // Links of a root for what came by links would be counted anew.
+        if scope.is_empty() || authority.links.len() >= LINKS || authority.actor.is_some() {
             return Ok(None);
         }
         let key = PublicKey::from_jwk(jwk).ok().filter(PublicKey::can_delegate);
@@ -274,7 +282,7 @@ impl Inner {
             iss: self.name.clone(),
             sub: authority.grant.subject.clone(),
             sub_id: authority.sub_id.clone(),
-            may_act: MayAct { sub: callee.arm_id.clone() },
+            may_act: Actor { sub: callee.arm_id.clone() },
             cnf: Confirmation { jwk: key.jwk().cloned().unwrap_or_default() },
             times,
             scope,

@@ -252,7 +252,10 @@ fn verified(claims: &TokenClaims, issuer: &str, key: Arc<IssuerKey>, links: &[Ar
     grant.issuer = Some(issuer.to_owned());
     grant.valid_until = Timestamp::from_second(claims.times.exp).ok();
     grant.task = claims.task.clone();
-    grant.actor = claims.prf.is_some().then(|| claims.iss.clone());
+    grant.actor = match claims.prf {
+        Some(_) => Some(claims.iss.clone()),
+        None => claims.act.as_ref().map(|actor| actor.sub.clone()),
+    };
     let onward = claims.dlg.iter().flat_map(|onward| links.iter().chain([onward]));
     grant.links = Some(onward.cloned().collect());
     Verified { grant: Arc::new(grant), audience: (*claims.aud).into(), times: claims.times, key }

@@ -1,6 +1,6 @@
 //! What a token that is not of the subject itself is good for at the routes of tasks.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, header};
@@ -11,17 +11,18 @@ use octollm_http::{
     server::HttpService,
     token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::{
-    support::card,
+    support::{card, claims_of},
     wired::{Coder, Review, System},
 };
 
 /// A brain that accepts tokens of `portal`, and the arm `coder`, to which `portal` delegates.
 struct World {
     system: System,
+    store: Arc<MemoryStore>,
     service: HttpService,
     portal: TokenIssuer,
     coder_key: SigningKey,
@@ -51,7 +52,7 @@ impl World {
             TokenIssuer::root("portal", system.portal.clone()).clock(system.clock.read()).build().unwrap();
         let coder = TokenIssuer::arm("coder", coder_key.clone()).clock(system.clock.read()).build().unwrap();
         let (service, verifier) = (server.into_service().unwrap(), verifier("coder"));
-        Self { system, service, portal, coder_key, coder, verifier }
+        Self { system, store, service, portal, coder_key, coder, verifier }
     }
 
     /// A token of the subject `ali`.
@@ -66,8 +67,7 @@ impl World {
     fn by_link(&self, task: Option<&TaskId>, scopes: &[&str]) -> String {
         let mut ali = Grant::new("ali", ["code:*", "text:*"]);
         ali.task = task.cloned();
-        let token = self.portal.issue(&ali, &["code:look"], &card("coder", &self.coder_key, scopes)).unwrap();
-        let grant = self.verifier.verify(token.expose_secret()).unwrap();
+        let grant = self.at_coder(&ali, scopes);
         let card = octollm_core::card::ArmCard::new("brain");
         self.coder.issue(&grant, scopes, &card).unwrap().expose_secret().to_owned()
     }
@@ -142,7 +142,7 @@ async fn a_link_has_no_tasks_but_its_own() {
         (world.token(None, &["text:count"]), [SCOPE, SCOPE, SCOPE, SCOPE]),
         (world.token(None, &["tasks:admin"]), [SEEN, SEEN, SEEN, SEEN]),
     ] {
-        let claims = crate::support::claims_of(&token);
+        let claims = claims_of(&token);
         let mut seen = Vec::new();
         for id in [&first, &other, &below, &mine] {
             seen.push(world.statuses(id, &token).await);
@@ -154,4 +154,45 @@ async fn a_link_has_no_tasks_but_its_own() {
     let challenge = head[header::WWW_AUTHENTICATE].to_str().unwrap();
     assert!(challenge.contains("scope=\"code:review\""), "{challenge}");
     drop(world.system);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_root_that_passes_a_link_on_makes_it_neither_longer_nor_wider() {
+    let world = World::new();
+    let clock = world.system.clock;
+    // An edge that verifies the token of the coder, and calls on as the root `portal`.
+    let keys = KeySet::new("portal").with_key(&world.system.portal).unwrap();
+    let edge = TokenVerifier::builder().audience("edge").root(keys).clock(clock.read()).build().unwrap();
+    for task in [None, Some(TaskId::new())] {
+        let mut ali = Grant::new("ali", ["code:*"]);
+        ali.task = task.clone();
+        let grant = world.at_coder(&ali, &["code:review"]);
+        let to_edge = octollm_core::card::ArmCard::new("edge");
+        let token = world.coder.issue(&grant, &["code:review"], &to_edge).unwrap();
+        let at_edge = edge.verify(token.expose_secret()).unwrap();
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let judge_key = SigningKey::generate().unwrap();
+        let brain = card("brain", &judge_key, &["code:*"]);
+        let token = world.portal.issue(&at_edge, &["code:review"], &brain).unwrap();
+        let claims = claims_of(token.expose_secret());
+        assert_eq!((&claims["act"]["sub"], &claims["sub"]), (&json!("coder"), &json!("ali")));
+        assert_eq!(claims["exp"].as_i64().unwrap(), at_edge.valid_until.unwrap().as_second());
+        assert_eq!(claims["task"], json!(task));
+        assert_eq!(claims.get("dlg"), None, "the count of links does not begin anew");
+        // The task ends with the link, and the token has no other tasks.
+        let own = world.submit(&world.token(None, &["code:*"])).await;
+        let id = world.submit(token.expose_secret()).await;
+        let record = world.store.get(&id).await.unwrap().unwrap();
+        let end = record.caller().grant().unwrap().valid_until.unwrap();
+        assert!(end <= at_edge.valid_until.unwrap() && end > clock.now());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(world.statuses(&id, token.expose_secret()).await, SEEN);
+        assert_eq!(world.statuses(&own, token.expose_secret()).await, HIDDEN);
+        // The same subject without an arm in between has a token of its own.
+        let mut itself = Grant::clone(&at_edge);
+        itself.actor = None;
+        let other = world.portal.issue(&itself, &["code:review"], &brain).unwrap();
+        let claims = claims_of(other.expose_secret());
+        assert!(claims.get("act").is_none() && claims.get("dlg").is_some(), "{claims}");
+    }
 }

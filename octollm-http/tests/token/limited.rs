@@ -196,3 +196,28 @@ async fn a_root_that_passes_a_link_on_makes_it_neither_longer_nor_wider() {
         assert!(claims.get("act").is_none() && claims.get("dlg").is_some(), "{claims}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_route_of_tasks_is_401_without_a_token() {
+    let world = World::new();
+    let id = world.submit(&world.token(None, &["code:*"])).await;
+    let there = format!("/tasks/{id}");
+    let submission = r#"{"contract":"code.review","input":{"after":1,"fetch":false}}"#;
+    for (method, path, body) in [
+        (Method::GET, "/tasks", ""),
+        (Method::GET, "/tasks?status=failed", ""),
+        (Method::POST, "/tasks", submission),
+        (Method::POST, "/tasks", r#"{"goal":""}"#),
+        (Method::GET, &*there, ""),
+        (Method::GET, "/tasks/task_3fK9aZ0qLw81bXyT", ""),
+        (Method::GET, "/tasks/none", ""),
+        (Method::DELETE, &*there, ""),
+        (Method::GET, &*format!("{there}/journal"), ""),
+        (Method::POST, &*format!("{there}/rerun"), "{}"),
+    ] {
+        let (status, head, problem) = world.ask(method.clone(), path, "", body).await;
+        assert_eq!((status, &problem["code"]), (401, &json!("unauthenticated")), "{method} {path}");
+        assert_eq!(head[header::WWW_AUTHENTICATE], "Bearer", "{method} {path}");
+        assert_eq!((&problem["task_id"], &problem["may_have_executed"]), (&Value::Null, &json!(false)));
+    }
+}

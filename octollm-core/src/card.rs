@@ -9,6 +9,9 @@ use crate::{
     parts::is_scope,
 };
 
+/// Most scopes that an arm can need.
+pub const MAX_NEEDS: usize = 256;
+
 /// An arm's card: who it is, and the contracts it serves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[non_exhaustive]
@@ -31,7 +34,7 @@ pub struct ArmCard {
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
     /// The scopes that it needs for calls of its own, such as `code:validate`. Those of a foreign card that are
-    /// [no scopes](crate::parts::is_scope) are left out.
+    /// [no scopes](crate::parts::is_scope) are left out, and so are all of them where there are more than [`MAX_NEEDS`].
     #[serde(default, deserialize_with = "needs", skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
     /// The public key that verifies what it signs, as a JWK.
@@ -63,9 +66,18 @@ fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ContractCa
     Ok(read.collect())
 }
 
-/// A need that is no scope is left out: the arm can still be given the others.
+/// A need that is no scope is left out: the arm can still be given the others. Of too many none is used, rather than some.
 fn needs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let listed: Vec<Value> = lenient(deserializer)?;
+    if listed.len() > MAX_NEEDS {
+        let count = listed.len();
+        tracing::warn!(
+            count,
+            most = MAX_NEEDS,
+            "the needs on the card of an arm are too many, and are not used"
+        );
+        return Ok(Vec::new());
+    }
     let scope = |need| match need {
         Value::String(scope) if is_scope(&scope) => Some(scope),
         _ => None,

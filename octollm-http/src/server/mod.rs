@@ -55,7 +55,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
+    Arm, card::MAX_NEEDS, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
     orchestrator::Orchestrator, parts::is_scope, reflex::Reflex, transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
@@ -232,7 +232,7 @@ impl Server {
     }
 
     /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does. The server is not built with a text that is
-    /// [no scope](octollm_core::parts::is_scope).
+    /// [no scope](octollm_core::parts::is_scope), or with more than [`MAX_NEEDS`].
     pub fn needs_scope(mut self, scope: impl Into<String>) -> Self {
         let (needs, scope) = (&mut self.dispatcher.card_mut().needs, scope.into());
         if !needs.contains(&scope) {
@@ -408,12 +408,10 @@ impl Server {
 server_limits!(limits_setters Server);
 
 fn check_needs(needs: &[String]) -> Result<(), ConfigError> {
-    match needs.iter().find(|need| !is_scope(need)) {
-        Some(need) => {
-            Err(ConfigError::new("needs", format!("has {need:?}, which is no scope: use `entity:verb`")))
-        }
-        None => Ok(()),
+    if let Some(need) = needs.iter().find(|need| !is_scope(need)) {
+        return Err(ConfigError::new("needs", format!("has {need:?}, which is no scope: use `entity:verb`")));
     }
+    within("needs", 0, needs.len(), MAX_NEEDS)
 }
 
 fn not_found(source: std::io::Error) -> ConfigError {

@@ -179,20 +179,10 @@ impl Inner {
         if authority.end <= now {
             return Err(refused(ErrorKind::Unauthenticated, "the grant of the caller has ended"));
         }
-        let scopes: Vec<_> = match scopes {
-            Some(scopes) => scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+        let scopes = match scopes {
+            Some(scopes) => self.checked(scopes, &authority.grant)?,
             None => authority.grant.scopes.iter().filter(|scope| is_scope(scope)).cloned().collect(),
         };
-        if let Some(text) = scopes.iter().find(|scope| !is_scope(scope)) {
-            return Err(refused(
-                ErrorKind::InsufficientScope,
-                format!("{text:?} is no scope, so it is granted to nobody"),
-            ));
-        }
-        if let Some(scope) = scopes.iter().find(|scope| !authority.grant.has_scope(scope)) {
-            let message = format!("the scope {scope} is not granted to {}", self.name);
-            return Err(refused(ErrorKind::InsufficientScope, message));
-        }
         let times = Times { iat: now, exp: authority.end.min(now + self.life), nbf: None };
         let dlg = self.link(&authority, callee, times)?;
         let claims = TokenClaims {
@@ -217,6 +207,16 @@ impl Inner {
         let mut header = header.map_err(|_| refused(ErrorKind::Internal, "a token is no header value"))?;
         header.set_sensitive(true);
         Ok(Issued { header, times })
+    }
+
+    /// Checks that scopes are granted.
+    fn checked(&self, scopes: &[&str], grant: &Grant) -> Result<Vec<String>, Failure> {
+        let missing = match scopes.iter().find(|scope| !grant.has_scope(scope)) {
+            None => return Ok(scopes.iter().map(|scope| (*scope).to_owned()).collect()),
+            Some(text) if !is_scope(text) => format!("{text:?} is no scope, so it is granted to nobody"),
+            Some(scope) => format!("the scope {scope} is not granted to {}", self.name),
+        };
+        Err(refused(ErrorKind::InsufficientScope, missing))
     }
 
     /// The authority of a root: what it grants itself.

@@ -138,6 +138,23 @@ async fn a_server_needs_scopes_alone() {
     Server::new("coder").needs_scope("code:run").open_to_all().into_service().unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_card_with_too_many_needs_has_none() {
+    let read = |count: usize| {
+        let needs: Vec<_> = (0..count).map(|n| format!("a{n}:b")).collect();
+        serde_json::from_value::<ArmCard>(json!({ "arm_id": "coder", "needs": needs })).unwrap().needs.len()
+    };
+    assert_eq!((read(256), read(257), read(95_000)), (256, 0, 0));
+    let long = json!({ "arm_id": "coder", "needs": ["a:b", format!("a:{}", "b".repeat(255))] });
+    assert_eq!(serde_json::from_value::<ArmCard>(long).unwrap().needs, ["a:b"]);
+    let server = |count: usize| {
+        let needs = (0..count).map(|n| format!("a{n}:b"));
+        needs.fold(Server::new("coder").open_to_all(), Server::needs_scope).into_service()
+    };
+    server(256).unwrap();
+    assert_eq!(server(257).unwrap_err().setting(), "needs");
+}
+
 /// Texts that are nearly scopes.
 fn text() -> impl Strategy<Value = String> {
     let part =

@@ -128,7 +128,8 @@ impl SigningKey {
     pub fn with_kid(mut self, kid: impl Into<String>) -> Result<Self, InvalidValue> {
         let kid = kid.into();
         if !is_kid(&kid) {
-            return Err(InvalidValue::new("key id").because("it is not 1 to 64 letters and digits"));
+            return Err(InvalidValue::new("key id")
+                .because("it is not 1 to 64 letters, digits and `._~+/=:-`, without `..`"));
         }
         self.kid = kid.into();
         Ok(self)

@@ -5,7 +5,12 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, header};
 use http_body_util::{BodyExt, Full};
-use octollm_core::{brain::Brain, id::TaskId, parts::Grant};
+use octollm_core::{
+    brain::Brain,
+    id::TaskId,
+    parts::Grant,
+    store::{MemoryStore, TaskStore},
+};
 use octollm_http::{
     Server,
     server::HttpService,
@@ -34,9 +39,10 @@ impl World {
     fn new() -> Self {
         let system = System::new();
         system.judge();
+        let store = Arc::new(MemoryStore::new());
+        let brain = Brain::builder().name("brain").arm::<Review>(Coder).store(store.clone());
         let brain =
-            Brain::builder().name("brain").arm::<Review>(Coder).arms(system.arms(Some(system.issuer())));
-        let brain = brain.clock(system.clock.read()).build().unwrap();
+            brain.arms(system.arms(Some(system.issuer()))).clock(system.clock.read()).build().unwrap();
         let keys = || KeySet::new("portal").with_key(&system.portal).unwrap();
         let verifier = |audience: &str| {
             TokenVerifier::builder()
@@ -70,6 +76,12 @@ impl World {
         let grant = self.at_coder(&ali, scopes);
         let card = octollm_core::card::ArmCard::new("brain");
         self.coder.issue(&grant, scopes, &card).unwrap().expose_secret().to_owned()
+    }
+
+    /// What the coder is granted by a token of `portal` with a link for these scopes.
+    fn at_coder(&self, ali: &Grant, scopes: &[&str]) -> Arc<Grant> {
+        let token = self.portal.issue(ali, &["code:look"], &card("coder", &self.coder_key, scopes)).unwrap();
+        self.verifier.verify(token.expose_secret()).unwrap()
     }
 
     async fn ask(
@@ -166,14 +178,14 @@ async fn a_root_that_passes_a_link_on_makes_it_neither_longer_nor_wider() {
     for task in [None, Some(TaskId::new())] {
         let mut ali = Grant::new("ali", ["code:*"]);
         ali.task = task.clone();
-        let grant = world.at_coder(&ali, &["code:review"]);
+        let grant = world.at_coder(&ali, &["code:*"]);
         let to_edge = octollm_core::card::ArmCard::new("edge");
-        let token = world.coder.issue(&grant, &["code:review"], &to_edge).unwrap();
+        let token = world.coder.issue(&grant, &["code:*"], &to_edge).unwrap();
         let at_edge = edge.verify(token.expose_secret()).unwrap();
         tokio::time::sleep(Duration::from_secs(100)).await;
         let judge_key = SigningKey::generate().unwrap();
         let brain = card("brain", &judge_key, &["code:*"]);
-        let token = world.portal.issue(&at_edge, &["code:review"], &brain).unwrap();
+        let token = world.portal.issue(&at_edge, &["code:*"], &brain).unwrap();
         let claims = claims_of(token.expose_secret());
         assert_eq!((&claims["act"]["sub"], &claims["sub"]), (&json!("coder"), &json!("ali")));
         assert_eq!(claims["exp"].as_i64().unwrap(), at_edge.valid_until.unwrap().as_second());
@@ -191,7 +203,7 @@ async fn a_root_that_passes_a_link_on_makes_it_neither_longer_nor_wider() {
         // The same subject without an arm in between has a token of its own.
         let mut itself = Grant::clone(&at_edge);
         itself.actor = None;
-        let other = world.portal.issue(&itself, &["code:review"], &brain).unwrap();
+        let other = world.portal.issue(&itself, &["code:*"], &brain).unwrap();
         let claims = claims_of(other.expose_secret());
         assert!(claims.get("act").is_none() && claims.get("dlg").is_some(), "{claims}");
     }

@@ -64,7 +64,8 @@ async fn tasks_that_waited_or_were_recovered_run_with_fresh_tokens() {
     assert_eq!(client.get(&second, &eve).await.unwrap_err().kind, ErrorKind::TaskNotFound);
     let anyone = OrchestratorClient::builder("http://brain").connector(system.pipes.clone()).build().unwrap();
     assert!(
-        unauthenticated(&Orchestrator::submit(&anyone, submit(0), &ali).await.unwrap_err()).contains("scope")
+        unauthenticated(&Orchestrator::submit(&anyone, submit(0), &ali).await.unwrap_err())
+            .contains("a caller that is known")
     );
 
     // Another brain recovers a task an hour after its submission.

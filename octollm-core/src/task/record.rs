@@ -1,13 +1,14 @@
 //! A task as a store holds it: its state machine.
 
 mod secret;
+mod submitted;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use self::secret::Secret;
+use self::{secret::Secret, submitted::Submitted};
 use super::{Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult, TaskStatus};
 use crate::{
     budget::Usage,
@@ -63,24 +64,6 @@ pub struct TaskRecord {
 struct Lease {
     holder: String,
     until: Timestamp,
-}
-
-/// The token by which a task was submitted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Submitted {
-    /// The task that it was limited to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    under: Option<TaskId>,
-    /// The arm that acted for the subject.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    by: Option<String>,
-}
-
-impl Submitted {
-    fn of(caller: &Caller) -> Option<Self> {
-        let grant = caller.grant().filter(|grant| grant.task.is_some() || grant.actor.is_some())?;
-        Some(Self { under: grant.task.clone(), by: grant.actor.clone() })
-    }
 }
 
 impl TaskRecord {
@@ -187,17 +170,9 @@ impl TaskRecord {
         self.narrowed.as_ref().unwrap_or(&self.caller)
     }
 
-    /// Whether a token is for this task: every token of a subject itself, a token that is limited to this task or to the one that
-    /// it was submitted under, and, of those that are limited to no task, that of the arm that submitted it.
+    /// Whether a token is for this task, as `Submitted` defines.
     pub(crate) fn is_of(&self, grant: &Grant) -> bool {
-        let submitted = self.submitted.as_ref();
-        match (&grant.task, &grant.actor) {
-            (Some(task), _) => {
-                *self.id() == *task || submitted.and_then(|token| token.under.as_ref()) == Some(task)
-            }
-            (None, Some(actor)) => submitted.and_then(|token| token.by.as_ref()) == Some(actor),
-            (None, None) => true,
-        }
+        Submitted::is_of(self.submitted.as_ref(), self.id(), grant)
     }
 
     /// The trace of the submission.

@@ -50,6 +50,7 @@ pub mod card;
 pub mod error;
 pub mod json;
 pub mod update;
+mod scope;
 pub mod parts;
 pub mod idempotency;
 pub mod transport;

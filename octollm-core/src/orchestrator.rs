@@ -27,7 +27,9 @@ use crate::{
 /// Accepts tasks and runs them: a brain, or a client of a brain in another process.
 ///
 /// A task belongs to the caller of the context it was submitted in. Other callers do not find it, unless they have the scope
-/// `tasks:admin`.
+/// `tasks:admin`. Every operation on a task needs the scope that its submission needs. A caller whose
+/// [token](crate::parts::Grant::task) is limited to a task finds only that one and those that were submitted with such a token; an
+/// [arm](crate::parts::Grant::actor) that acts for a subject by another token finds those that it submitted.
 ///
 /// # Cancel safety
 /// A method that changes a task may or may not take effect when its future is dropped, as a whole. A method that reads has no

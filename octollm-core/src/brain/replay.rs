@@ -263,7 +263,7 @@ impl Brain {
             if record.budget().budget().after(record.used_before()).is_exhausted() {
                 return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
             }
-            record.set_caller(self.granted_again(&record, cx).await?);
+            self.grant_again(&mut record, cx).await?;
             record.rerun(from.is_some(), self.0.clock.now())?;
             let task = record.task().clone();
             let change = SideEffects::of_change(&record, self.0.source());

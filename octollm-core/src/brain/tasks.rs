@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Brain, limited, replay::report_recorded, scheduler, scheduler::Stop, updates};
+use super::{Brain, grants, limited, replay::report_recorded, scheduler, scheduler::Stop, updates};
 use crate::{
     card::ArmCard,
     context::Context,
@@ -17,8 +17,8 @@ use crate::{
     task::{Submission, Task, TaskError, TaskQuery, TaskRecord},
 };
 
-/// The scope of a caller that sees the tasks of all callers.
-const ADMIN: &str = "tasks:admin";
+/// Most pages of the store that are searched for one page of a list.
+const SEARCHED: usize = 10;
 /// Bytes of the tasks of one page: half of what a client reads as one answer by default.
 const PAGE: usize = 4 << 20;
 /// Bytes of the errors of one page of a journal, which has so many steps by default.
@@ -46,13 +46,12 @@ impl Orchestrator for Brain {
 
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure> {
         let limit = query.limit.unwrap_or(20).clamp(1, TaskQuery::MAX_LIMIT);
-        let owner = (!sees_all(cx)).then(|| cx.caller());
-        let records = limited(self.0.store.list(&query.limit(limit + 1), owner)).await?;
+        let (records, rest) = self.search(query, limit, cx).await?;
         let mut tasks: Vec<_> = records.iter().map(|record| self.live(record)).collect();
         let fitting = fitting(tasks.iter().map(listed_size), PAGE).min(limit);
         let more = tasks.len() > fitting;
         tasks.truncate(fitting);
-        let next = tasks.last().filter(|_| more).map(|task| task.task_id.clone());
+        let next = if more { tasks.last().map(|task| task.task_id.clone()) } else { rest };
         Ok(TaskPage { tasks, next })
     }
 
@@ -113,10 +112,34 @@ impl Orchestrator for Brain {
 impl Brain {
     /// A task that this caller may see.
     pub(super) async fn visible(&self, id: &TaskId, cx: &Context) -> Result<Arc<TaskRecord>, Failure> {
+        grants::check_known(cx.caller())?;
         let record = limited(self.0.store.get(id)).await?;
-        record
-            .filter(|record| sees_all(cx) || record.caller().is_same_as(cx.caller()))
-            .ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))
+        let record = record.ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))?;
+        self.check_access(&record, cx)?;
+        Ok(record)
+    }
+
+    /// The tasks that this caller may see: more than `limit` if there are more, else with the last task that was looked at if some
+    /// are left.
+    async fn search(
+        &self,
+        mut query: TaskQuery,
+        limit: usize,
+        cx: &Context,
+    ) -> Result<(Vec<Arc<TaskRecord>>, Option<TaskId>), Failure> {
+        grants::check_known(cx.caller())?;
+        let owner = (!grants::sees_all(cx.caller())).then(|| cx.caller());
+        let (most, mut found) = (limit + 1, Vec::new());
+        for _ in 0..SEARCHED {
+            let page = limited(self.0.store.list(&query.clone().limit(most), owner)).await?;
+            let (is_last, last) = (page.len() < most, page.last().map(|record| record.id().clone()));
+            found.extend(page.into_iter().filter(|record| self.check_access(record, cx).is_ok()));
+            if is_last || found.len() > limit {
+                return Ok((found, None));
+            }
+            query.after = last;
+        }
+        Ok((found, query.after))
     }
 
     /// Checks that the brain accepts tasks.
@@ -241,8 +264,4 @@ fn listed_size(task: &Task) -> usize {
     let goal = task.goal.as_ref().map_or(0, String::len);
     let error = task.error.as_ref().map_or(0, TaskError::size);
     goal + output + error + task.progress.message.len() + task.metadata.submitted.as_str().len()
-}
-
-fn sees_all(cx: &Context) -> bool {
-    cx.caller().may(ADMIN).is_ok()
 }

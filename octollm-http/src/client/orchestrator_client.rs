@@ -77,8 +77,9 @@ impl OrchestratorClient {
         }
     }
 
-    /// Returns the same client for [`run`](Self::run), [`submit`](Self::submit) and [`task`](Self::task) on behalf of a caller. If
-    /// the client has an issuer of tokens, each request has a token of this caller.
+    /// Returns the same client on behalf of a caller, for [`run`](Self::run), [`submit`](Self::submit) and [`task`](Self::task), and for
+    /// the methods of [`Orchestrator`] with a context whose callers are not checked, such as [`Context::detached`]. If the client has an
+    /// issuer of tokens, each request has a token of this caller.
     #[must_use]
     pub fn on_behalf_of(&self, caller: Caller) -> Self {
         Self(Arc::clone(&self.0), caller)
@@ -104,7 +105,10 @@ impl OrchestratorClient {
         body: Option<Bytes>,
         cx: &Context,
     ) -> Result<T, Failure> {
-        let parts = parts_of(cx)?;
+        let mut parts = parts_of(cx)?;
+        if parts.caller == Caller::Unchecked {
+            parts.caller = self.1.clone();
+        }
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
         let answer = self.exchange(method, path, body, &parts, deadline).await?;
@@ -284,7 +288,11 @@ impl Orchestrator for OrchestratorClient {
         struct Known {
             arms: Vec<ArmCard>,
         }
-        match self.ask::<Known>(Method::GET, "/capabilities", None, &Context::detached()).await {
+        // Cards need no token.
+        let mut parts = ContextParts::new();
+        parts.caller = Caller::Anonymous;
+        let cx = Context::from_parts(parts, Arc::new(()));
+        match self.ask::<Known>(Method::GET, "/capabilities", None, &cx).await {
             Ok(known) => known.arms,
             Err(failure) => {
                 tracing::warn!(%failure, "the orchestrator did not list its arms");

@@ -55,8 +55,9 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
-    idempotency::IdempotencyStore, orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
+    Arm, card::MAX_NEEDS, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
+    idempotency::IdempotencyStore, orchestrator::Orchestrator, parts::is_scope, reflex::Reflex,
+    transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -266,7 +267,8 @@ impl Server {
         self.needs_scope(C::SPEC.scope)
     }
 
-    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does.
+    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does. The server is not built with a text that is
+    /// [no scope](octollm_core::parts::is_scope), or with more than [`MAX_NEEDS`].
     pub fn needs_scope(mut self, scope: impl Into<String>) -> Self {
         let (needs, scope) = (&mut self.dispatcher.card_mut().needs, scope.into());
         if !needs.contains(&scope) {
@@ -410,6 +412,7 @@ impl Server {
             let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";
             return Err(ConfigError::new("id", problem));
         }
+        check_needs(&self.dispatcher.card().needs)?;
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
         }
@@ -454,6 +457,13 @@ server_limits!(limits_setters Server);
 
 /// A way to establish who calls, where it is there.
 const TOKENS: &str = if cfg!(feature = "tokens") { "`tokens(..)`, " } else { "" };
+
+fn check_needs(needs: &[String]) -> Result<(), ConfigError> {
+    if let Some(need) = needs.iter().find(|need| !is_scope(need)) {
+        return Err(ConfigError::new("needs", format!("has {need:?}, which is no scope: use `entity:verb`")));
+    }
+    within("needs", 0, needs.len(), MAX_NEEDS)
+}
 
 fn not_found(source: std::io::Error) -> ConfigError {
     ConfigError::new("address", "was not found").with_source(source)

@@ -236,11 +236,16 @@ impl<C: TaskContract> Arm<C> for Brain {
         guard.stored = true;
         let followed = Deadline::run_until(end, follow(self, &id, cx, |update| pass_on(update, cx))).await;
         let in_time = followed.is_some();
-        let task = match followed {
-            Some(task) => task?,
+        let ended = match followed {
+            Some(task) => task,
             // It is queued, or is just being ended.
-            None => self.cancel(&id, cx).await?,
+            None => self.cancel(&id, cx).await,
         };
+        let task = ended.map_err(|failure| {
+            // The task is stored. Whether it has run, and what it used, is not known.
+            let _ = cx.spend(Usage::UNMETERED);
+            ArmError::from(failure).executed()
+        })?;
         // The task itself has neither the parts of its tokens nor the unmetered calls.
         let record = limited(self.0.store.get(&id)).await.ok().flatten();
         guard.disarm();

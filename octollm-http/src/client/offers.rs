@@ -25,7 +25,7 @@ use octollm_core::{
     transport::Call,
 };
 
-use super::exchange::Target;
+use super::exchange::{Target, add_detail};
 use crate::wire;
 
 /// The URL of a service: `http://host:port` or `https://host`, with a path if the service is mounted. It is cheap to clone.
@@ -292,13 +292,7 @@ impl Drift {
             return;
         }
         failure.message.push_str("; the schemas of caller and arm differ");
-        let schemas = serde_json::json!({ "caller": self.ours, "arm": self.theirs });
-        match &mut failure.details {
-            Some(serde_json::Value::Object(details)) => {
-                details.insert("schemas".into(), schemas);
-            }
-            details => *details = Some(serde_json::json!({ "schemas": schemas })),
-        }
+        add_detail(failure, "schemas", serde_json::json!({ "caller": self.ours, "arm": self.theirs }));
     }
 }
 

@@ -215,7 +215,7 @@ impl<C: TaskContract> TaskHandle<C> {
     /// Dropping the future has no effect on the task.
     pub async fn watch(&self) -> Result<TaskUpdates, CallError> {
         if let Some(task) = &self.answered {
-            return Ok(updates(Task::clone(task), None, |_| pending()));
+            return Ok(updates(Task::clone(task), None, None, |_| pending()));
         }
         self.client.watch(&self.id, None, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
     }

@@ -457,3 +457,49 @@ async fn a_submission_that_may_have_been_accepted_is_not_to_be_repeated() {
     assert_eq!((error.may_have_executed(), error.retryable(), error.usage()), (false, true, Usage::ZERO));
     assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
 }
+
+/// When a task was polled that its orchestrator answers so, and how following it ended.
+async fn polled(polls: Vec<Answer>, cx: &Context) -> (Vec<Duration>, Result<TaskStatus, ErrorKind>) {
+    let (begun, times) =
+        (tokio::time::Instant::now(), std::sync::Arc::new(std::sync::Mutex::new(Vec::new())));
+    let (count, noted) = (AtomicUsize::new(0), times.clone());
+    let peer = Peer::start(move |_| {
+        noted.lock().unwrap().push(begun.elapsed());
+        std::future::ready(polls[count.fetch_add(1, Ordering::SeqCst).min(polls.len() - 1)].clone())
+    })
+    .await;
+    let end = finished(&orchestrator(&peer.url), &ID.parse().unwrap(), cx).await;
+    let times = times.lock().unwrap().clone();
+    (times, end.map(|task| task.status).map_err(|failure| failure.kind))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_is_asked_to_wait_waits() {
+    let queued = || Answer::Json(200, task("queued", 0));
+    let done = Answer::Json(200, task("completed", 100));
+    // A restart, seen by the first poll and by later ones.
+    for (before, count) in [(vec![], 5), (vec![queued(), queued()], 8)] {
+        let restart = vec![busy(5); count];
+        let first = before.len();
+        let (times, end) = polled([before, restart, vec![done.clone()]].concat(), &Context::detached()).await;
+        assert_eq!(end, Ok(TaskStatus::Completed));
+        let waits: Vec<_> = times[first..=first + count].windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(waits.iter().all(|wait| *wait >= Duration::from_secs(5)), "{waits:?}");
+    }
+    // Longer than anybody waits.
+    for before in [vec![], vec![queued()]] {
+        let (times, end) = polled([before, vec![busy(61)]].concat(), &Context::detached()).await;
+        assert_eq!(end, Err(ErrorKind::Unavailable));
+        assert!(times.last().unwrap() < &Duration::from_secs(2), "{times:?}");
+    }
+    // Beyond the deadline.
+    for before in [vec![], vec![queued()]] {
+        let mut parts = ContextParts::new();
+        parts.deadline = Some(octollm_core::deadline::Deadline::after(Duration::from_secs(12)));
+        let cx = Context::from_parts(parts, std::sync::Arc::new(()));
+        let begun = tokio::time::Instant::now();
+        let (times, end) = polled([before, vec![busy(5)]].concat(), &cx).await;
+        assert_eq!(end, Err(ErrorKind::Unavailable), "{times:?}");
+        assert!(begun.elapsed() < Duration::from_secs(12), "{times:?}");
+    }
+}

@@ -113,17 +113,18 @@ impl Directory {
     /// other arm can serve.
     ///
     /// # Errors
-    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] if arms could not be asked.
+    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] if arms could not be asked. A retry waits for the next round.
     pub(super) async fn find(self: &Arc<Self>, contract: &ContractRef) -> Result<Arc<Offers>, Failure> {
         let mut round = self.begin_round();
         loop {
             // In this order: what is learned after the look at the offers is seen as a change.
-            let running = round.borrow_and_update().running;
+            let Round { running, changed, .. } = *round.borrow_and_update();
             if let Some(offers) = self.offers(contract) {
                 return Ok(offers);
             }
             if running.is_none() {
-                return Err(self.unknown(contract));
+                let since = changed.map_or(BETWEEN_ROUNDS, |changed| changed.elapsed());
+                return Err(self.unknown(contract, BETWEEN_ROUNDS.saturating_sub(since)));
             }
             self.changes(&mut round).await;
         }
@@ -260,8 +261,8 @@ impl Directory {
         self.round.send_modify(|_| ());
     }
 
-    /// The failure for a contract without offers.
-    fn unknown(&self, contract: &ContractRef) -> Failure {
+    /// The failure for a contract without offers, when the next round can begin after `wait`.
+    fn unknown(&self, contract: &ContractRef, wait: Duration) -> Failure {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let mut offered: Vec<_> = known.offers.keys().collect();
         // Other versions first, which a caller needs most likely.
@@ -290,13 +291,18 @@ impl Directory {
                 );
             }
         }
-        if silent.is_empty() { failure } else { unknown_without(&silent, &failure.message, &offered) }
+        if silent.is_empty() { failure } else { unknown_without(&silent, &failure.message, &offered, wait) }
     }
 }
 
 /// The failure for a contract without offers while some arms did not return their cards. A retry helps unless all of them
-/// refused this caller.
-fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[String]) -> Failure {
+/// refused this caller, but not before the next round, in `wait`.
+fn unknown_without(
+    silent: &[(&str, &Failure)],
+    not_offered: &str,
+    offered: &[String],
+    wait: Duration,
+) -> Failure {
     let named: Vec<_> = silent.iter().map(|(arm, trouble)| format!("{arm} ({})", trouble.message)).collect();
     let message = format!("{not_offered}; these did not return their cards: {}", named.join(", "));
     let unreachable: Vec<_> =
@@ -309,8 +315,8 @@ fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[St
     let mut failure = Failure::new(kind, message).before_execution();
     failure.retryable &= !silent.iter().all(refused);
     // Any of them may offer the contract: a retry can help as soon as one of them can be asked again.
-    let wait = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
-    failure.retry_after = wait.filter(|_| failure.retryable);
+    let asked = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
+    failure.retry_after = asked.max(Some(wait)).filter(|wait| failure.retryable && !wait.is_zero());
     failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
     failure
 }

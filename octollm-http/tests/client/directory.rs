@@ -527,3 +527,44 @@ async fn a_work_that_may_have_run_is_not_passed_on_to_another_instance() {
     assert_eq!(kinds.iter().filter(|kind| **kind == Err(ErrorKind::NotFound)).count(), 1);
     assert_eq!((one.calls().len(), two.calls().len()), (1, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_retry_of_a_call_without_a_card_asks_for_the_card() {
+    let (arms, begun) = (judge(&nobody()), Instant::now());
+    let error = arms.call(check()).retry(3).await.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreachable, 4));
+    assert!((3..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    // Nothing is tried beyond the deadline.
+    let begun = Instant::now();
+    let error = arms.within(Duration::from_millis(500)).call(check()).retry(3).await.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreachable, 1));
+    assert!(begun.elapsed() < Duration::from_millis(500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_retries_of_calls_without_a_card_ask_for_it_together() {
+    let down = Arc::new(AtomicBool::new(true));
+    let is_down = Arc::clone(&down);
+    let peer = Peer::start(move |request| {
+        std::future::ready(match &*request.path {
+            _ if is_down.load(Ordering::SeqCst) => Answer::Json(503, json!({ "error": "starting" })),
+            "/capabilities" => Answer::Json(200, serde_json::to_value(card("judge")).unwrap()),
+            _ => Answer::verdict(),
+        })
+    })
+    .await;
+    let arms = judge(&peer.url);
+    let calls: Vec<_> = (0..1_000)
+        .map(|_| {
+            let arms = arms.clone();
+            tokio::spawn(async move { arms.call(check()).retry(4).within(Duration::from_secs(60)).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(peer.asked_for_card(), 3, "one round, and one for each second after it");
+    down.store(false, Ordering::SeqCst);
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!((peer.asked_for_card(), peer.calls().len()), (4, 1_000));
+}

@@ -6,6 +6,7 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context as Poll_, Poll},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -18,9 +19,11 @@ use crate::{
     card::ArmCard,
     context::Context,
     contract::{ContractRef, TaskContract},
+    deadline::Deadline,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
     parts::Caller,
+    resilience::MAX_RETRY_AFTER,
     task::{Submission, Task, TaskQuery, TaskRequest, TaskUpdate},
 };
 
@@ -226,7 +229,7 @@ impl fmt::Debug for TaskUpdates {
     }
 }
 
-/// Waits until a task is finished, without a time limit, and returns it.
+/// Waits until a task is finished, without a time limit, and returns it. It tries again as [`follow`] does.
 ///
 /// # Errors
 /// As [`Orchestrator::watch`].
@@ -239,7 +242,8 @@ pub async fn finished(orchestrator: &dyn Orchestrator, id: &TaskId, cx: &Context
 
 /// Waits until a task is finished, and calls `each` with every update, once. Returns the task.
 ///
-/// After a failure that is retryable it tries again, up to five times in a row.
+/// After a failure that is retryable it tries again, up to five times in a row. It waits for at least the time that the failure asks
+/// for: see [`wait_to_poll`].
 ///
 /// # Errors
 /// As [`Orchestrator::watch`].
@@ -254,19 +258,40 @@ pub async fn follow(
 ) -> Result<Task, Failure> {
     let (mut failures, mut after) = (0, None);
     loop {
-        match watch_to_the_end(orchestrator, id, cx, &mut after, &mut each).await {
+        let wait = match watch_to_the_end(orchestrator, id, cx, &mut after, &mut each).await {
             Ok(task) if task.status.is_finished() => return Ok(task),
-            // The updates ended before the task did: another brain continues it.
-            Ok(_) => failures = 0,
-            Err(failure) if failure.retryable && failures < FOLLOW_FAILURES => failures += 1,
-            Err(failure) => return Err(failure),
-        }
-        tokio::time::sleep(FOLLOW_INTERVAL * 2_u32.pow(failures)).await;
+            Ok(_) => {
+                // The updates ended before the task did: another brain continues it.
+                failures = 0;
+                FOLLOW_INTERVAL
+            }
+            Err(failure) => {
+                failures += 1;
+                let wait = wait_to_poll(&failure, FOLLOW_INTERVAL * 2_u32.pow(failures), cx.deadline());
+                match wait.filter(|_| failures <= FOLLOW_FAILURES) {
+                    Some(wait) => wait,
+                    None => return Err(failure),
+                }
+            }
+        };
+        tokio::time::sleep(wait).await;
     }
 }
 
-const FOLLOW_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 const FOLLOW_FAILURES: u32 = 5;
+
+/// Returns how long to wait for the next poll after a failed one: `shortest`, or longer where the failure asks for it. `None` where
+/// the failure is not retryable, or asks for more than 60 s or for more than is left until the deadline.
+pub fn wait_to_poll(failure: &Failure, shortest: Duration, deadline: Option<Deadline>) -> Option<Duration> {
+    if !failure.retryable {
+        return None;
+    }
+    let Some(asked) = failure.retry_after else { return Some(shortest) };
+    let wait = shortest.max(asked);
+    let in_time = deadline.is_none_or(|deadline| wait < deadline.remaining());
+    (asked <= MAX_RETRY_AFTER && in_time).then_some(wait)
+}
 
 async fn watch_to_the_end(
     orchestrator: &dyn Orchestrator,

@@ -37,7 +37,9 @@ impl<C: TaskContract> Arm<C> for Brain {
         let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false };
         self.store(record).await?;
         guard.stored = true;
-        let (task, ended) = self.ended(&id, end, cx).await?;
+        // The task is stored. Whether it has run is not known.
+        let ended = self.ended(&id, end, cx).await;
+        let (task, ended) = ended.map_err(|failure| ArmError::from(failure).executed())?;
         let used = self.used(&task).await;
         guard.disarm();
         // Work that is done is answered, also above the budget: the next call is refused then.

@@ -18,6 +18,7 @@ use octollm_core::{
 use crate::{
     scripted::{Does, Scripted, on, program},
     support::{Compute, Computer, Local, anyone, brain, brain_on, compute, end_of, goal, run, shared_store},
+    trouble::{Trouble, away},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -68,6 +69,18 @@ async fn the_trace_of_the_caller_continues_through_both() {
     let called = arms.last().parts;
     assert_eq!(called.trace.unwrap().trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
     assert_eq!(called.correlation_id, parts.correlation_id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_brain_that_cannot_follow_its_task_does_not_report_that_nothing_has_run() {
+    let store = Trouble::new();
+    let hangs = program(|_: Compute, _| std::future::pending());
+    let brain = Brain::builder().arm::<Compute>(hangs).store(store.clone()).build().unwrap();
+    store.fails(|operation, _| (operation == "get").then(away));
+    let cx = anyone();
+    let error = Arm::<Compute>::execute(&brain, Compute { number: 4 }, &cx).await.unwrap_err();
+    assert_eq!((error.kind(), error.failure().may_have_executed), (ErrorKind::Unavailable, true));
+    assert_eq!(cx.used(), Usage::UNMETERED);
 }
 
 #[tokio::test(start_paused = true)]

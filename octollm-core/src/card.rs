@@ -33,8 +33,8 @@ pub struct ArmCard {
     /// Id of one run of the process, which differs after each start. `None` where a foreign card has none.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// The scopes that it needs for calls of its own, such as `code:validate`. Those of a foreign card that are
-    /// [no scopes](crate::parts::is_scope) are left out, and so are all of them where there are more than [`MAX_NEEDS`].
+    /// The scopes that it needs for calls of its own, such as `code:validate`. What is no scope is left out when a card is read, and
+    /// of more than 256 scopes all are.
     #[serde(default, deserialize_with = "needs", skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
     /// The public key that verifies what it signs, as a JWK.

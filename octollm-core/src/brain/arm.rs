@@ -34,12 +34,16 @@ impl<C: TaskContract> Arm<C> for Brain {
         let record = self.prepare(submission.with_budget(budget), cx).await?;
         let id = record.id().clone();
         // Before the task is stored: the call may be dropped meanwhile.
-        let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false };
+        let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false, lost: false };
         self.store(record).await?;
         guard.stored = true;
-        // The task is stored. Whether it has run is not known.
-        let ended = self.ended(&id, end, cx).await;
-        let (task, ended) = ended.map_err(|failure| ArmError::from(failure).executed())?;
+        let (task, ended) = match self.ended(&id, end, cx).await {
+            Ok(ended) => ended,
+            Err(failure) => {
+                guard.lost = true;
+                return Err(ArmError::from(failure).executed());
+            }
+        };
         let used = self.used(&task).await;
         guard.disarm();
         // Work that is done is answered, also above the budget: the next call is refused then.
@@ -145,6 +149,8 @@ struct CancelOnDrop<'a> {
     cx: &'a Context,
     armed: bool,
     stored: bool,
+    /// The task cannot be followed: what it has used beyond what is known here is unknown.
+    lost: bool,
 }
 
 impl CancelOnDrop<'_> {
@@ -164,6 +170,7 @@ impl Drop for CancelOnDrop<'_> {
         }
         // What runs here has used this much. What runs elsewhere is unknown.
         let _ = self.cx.spend(match self.brain.0.running.log(self.id) {
+            Some(log) if self.lost => log.used().plus(Usage::UNMETERED),
             Some(log) => log.used(),
             None if self.stored => Usage::UNMETERED,
             None => Usage::ZERO,

@@ -50,6 +50,7 @@ pub mod error;
 pub mod json;
 pub mod update;
 pub mod parts;
+pub mod limit;
 pub mod transport;
 pub mod resilience;
 pub mod context;

@@ -369,7 +369,8 @@ mod tests {
     fn keys_that_are_full_make_room_and_others_share() {
         let limit = RateLimit::new(2, SECOND * 2);
         let (mut counts, now) = (Counts::default(), Instant::now());
-        let mut take = |key: &str, slot: u64, at: Instant| allowed(counts.take(2, (key, slot), &limit, 1, at));
+        let mut take =
+            |key: &str, slot: u64, at: Instant| allowed(counts.take(2, (key, slot), &limit, 1, at));
         assert!(take("a", 1, now) && take("b", 2, now));
         // Without room: two keys of one slot share, one of another slot does not.
         assert!(take("c", 3, now) && take("d", 3, now) && !take("c", 3, now) && !take("d", 3, now));

@@ -111,6 +111,11 @@ macro_rules! server_limits {
             /// ones are answered 503. Requests for `/capabilities`, `/arms` and `/openapi.json` have a limit of the same
             /// size of their own; those for `/health` and `/ready` have none. Default 1024.
             max_in_flight: usize = 1024, 1 => Semaphore::MAX_PERMITS;
+            /// Sets the most answers that are cached, for contracts with a [cache time](octollm_core::contract::ContractSpec::cache).
+            /// Beyond it the oldest are dropped. 0 turns the cache off. Default 10,000.
+            cache_answers: usize = 10_000, 0 => usize::MAX;
+            /// Sets the bytes of all answers that are cached, each with 256 bytes beside its output. Default 64 MiB.
+            cache_bytes: usize = 64 * KIB * KIB, 0 => usize::MAX;
             /// Sets the most HTTP/2 streams at a time on one connection. Default 100.
             max_streams: u32 = 100, 1 => u32::MAX;
             /// Sets the HTTP/2 flow-control window of a stream, in bytes. Default 64 KiB, at most 2 GiB.

@@ -42,10 +42,14 @@ mod body;
 mod routes;
 mod head;
 mod identity;
+mod rates;
+mod cache;
+mod guard;
 mod service;
 mod arm;
 mod tasks;
 mod openapi;
+mod limiting;
 mod connection;
 mod listen;
 
@@ -64,6 +68,7 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use self::{
     arm::{ArmCapabilities, Check, HealthState, Written},
     identity::Identity,
+    limiting::Limiting,
     listen::Built,
     openapi::Document,
     routes::{ErrorForm, RouteService, RouteTable},
@@ -98,6 +103,7 @@ pub struct Server {
     config: ServerConfig,
     checks: Vec<Check>,
     identity: Identity,
+    limiting: Limiting,
     errors: ErrorForm,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
@@ -119,6 +125,7 @@ impl Server {
             config: ServerConfig::default(),
             checks: Vec::new(),
             identity: Identity::default(),
+            limiting: Limiting::default(),
             errors: ErrorForm::default(),
             #[cfg(feature = "tokens")]
             jwks: None,
@@ -377,6 +384,7 @@ impl Server {
         let Self { dispatcher, transport, orchestrator, errors, .. } = self;
         let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
         let dispatcher = Arc::new(dispatcher);
+        let (rates, guards) = self.limiting.build(&dispatcher, orchestrator.is_some(), &self.config)?;
         let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
         let mut table = RouteTable::default();
         // Before the routes of contracts: of two routes with one path the error names the contract.
@@ -387,8 +395,8 @@ impl Server {
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
         let screen =
             self.reflex.map(|reflex| Screen { reflex, transport: transport.clone(), limit, max_texts });
-        tasks::add_tasks(&mut table, own, screen, orchestrator.clone())?;
-        arm::add_contracts(&mut table, &dispatcher, &transport)?;
+        tasks::add_tasks(&mut table, own, screen, orchestrator.clone(), rates.clone())?;
+        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards)?;
         #[cfg(feature = "tokens")]
         if let Some(keys) = self.jwks {
             table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;
@@ -397,7 +405,7 @@ impl Server {
             table.service(method, &path, service)?;
         }
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
-        let service = HttpService::new(table, self.config, identity, errors);
+        let service = HttpService::new(table, self.config, identity, errors, rates);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
         Ok(Built { service, health, orchestrator })
     }

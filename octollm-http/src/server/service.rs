@@ -16,8 +16,9 @@ use http_body::Body;
 use hyper::body::Incoming;
 use octollm_core::{
     __private::{Panicked, caught},
+    deadline::Deadline,
     error::{ErrorKind, Failure},
-    parts::ContextParts,
+    parts::{Caller, ContextParts},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -26,6 +27,7 @@ use super::{
     body::HttpBody,
     head::{self, Fields},
     identity::Identity,
+    rates::Rates,
     request_body::{self, ArrivingBytes, BodyLimits},
     routes::{
         Answer, Arrival, ErrorForm, Handler, Ids, Inbound, Refusal, RouteService, RouteTable, Takes,
@@ -56,6 +58,7 @@ pub(crate) struct Core {
     config: ServerConfig,
     identity: Identity,
     errors: ErrorForm,
+    rates: Option<Arc<Rates>>,
     places: Arc<Semaphore>,
     /// A limit of their own, so that discovery works at any load.
     documents: Arc<Semaphore>,
@@ -104,11 +107,12 @@ impl HttpService {
         config: ServerConfig,
         identity: Identity,
         errors: ErrorForm,
+        rates: Option<Arc<Rates>>,
     ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_in_flight));
         let (places, documents) = (places(), places());
         let arriving = ArrivingBytes::new(config.max_arriving);
-        let core = Core { routes, config, identity, errors, places, documents, arriving };
+        let core = Core { routes, config, identity, errors, rates, places, documents, arriving };
         Self { core: Arc::new(core), layered: None }
     }
 
@@ -149,7 +153,7 @@ impl HttpService {
         arrival: Arrival,
         peer: Peer,
     ) -> Response<HttpBody> {
-        if self.core.identity.authenticator.is_some() {
+        if self.core.identity.authenticator.is_some() || self.core.rates.is_some() {
             request.extensions_mut().insert(peer);
         }
         let Some(layered) = &self.layered else { return self.core.answer(request, arrival).await };
@@ -220,10 +224,7 @@ impl Core {
                 Some(caller) => caller,
                 None => {
                     arriving.add_head(&head.headers)?;
-                    match Box::pin(self.identity.ask(head, parts.deadline)).await {
-                        Ok(caller) => caller,
-                        Err(failure) => return Err(Refusal::of_credentials(failure, &head.headers)),
-                    }
+                    Box::pin(self.authenticated(head, parts.deadline)).await?
                 }
             };
             of_its_task(&mut parts)?;
@@ -261,6 +262,24 @@ impl Core {
             Ok(reply) => Ok(reply.holding(place)),
             // Violations and details can make a problem as large as any answer.
             Err(refusal) => Err(refusal.holding(place)),
+        }
+    }
+
+    /// The caller that the authenticator establishes.
+    async fn authenticated(&self, head: &Parts, deadline: Option<Deadline>) -> Result<Caller, Refusal> {
+        if let Some(rates) = &self.rates {
+            rates.may_authenticate(head).await?;
+        }
+        match self.identity.ask(head, deadline).await {
+            Ok(caller) => Ok(caller),
+            Err(failure) => {
+                if let Some(rates) =
+                    self.rates.as_ref().filter(|_| failure.kind == ErrorKind::Unauthenticated)
+                {
+                    rates.authentication_failed(head).await;
+                }
+                Err(Refusal::of_credentials(failure, &head.headers))
+            }
         }
     }
 

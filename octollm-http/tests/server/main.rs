@@ -15,6 +15,8 @@ mod openapi;
 mod peer;
 mod places;
 mod process;
+mod rates;
+mod cached;
 mod routed;
 mod routes;
 mod statuses;

@@ -270,7 +270,7 @@ impl EventBus for Broken {
     }
 
     async fn subscribe(&self, pattern: Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
-        assert_eq!(pattern.as_str(), "events:cache:invalidated");
+        assert_eq!(pattern.to_string(), "events:cache:invalidated");
         if self.0.0.fetch_add(1, Ordering::SeqCst) < 3 {
             return Err(BusError::Unavailable { source: None });
         }

@@ -65,7 +65,7 @@
 //! | `full` | all of them | no |
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, id, json,
+    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, id, json, limit,
     orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
 };
 

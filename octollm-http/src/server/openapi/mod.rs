@@ -136,6 +136,7 @@ impl Document {
             insert(&mut self.schemas, &chunk, contract.chunk_schema.clone());
         }
         let mut operation = fixed::with_body(reference(&input), reference(&output), fixed::OF_ARMS);
+        fixed::cacheable(&mut operation);
         operation["operationId"] = base.into();
         operation["tags"] = json!(["contracts"]);
         operation["x-octollm-contract"] = ContractRef::new(name.clone(), *version)

@@ -32,7 +32,7 @@ pub(crate) struct Limiting {
 /// Limits on the rates of callers, and on the calls of single contracts.
 ///
 /// Rate limits count the requests with a body, once the caller is known: those for contracts, `POST /execute`, `POST /tasks`,
-/// `POST /tasks/{id}/rerun` and `POST /preprocess`. A request over a limit is answered 429 `rate_limited` with `Retry-After`. Each
+/// `POST /tasks/{id}/rerun` and `POST /preprocess`. [Routes](Self::route) of your own are not counted. A request over a limit is answered 429 `rate_limited` with `Retry-After`. Each
 /// answer to a request that was counted has `X-RateLimit-Limit`, `-Remaining` and `-Reset`, of the limit of which the least is left.
 /// Several limits may be set. A request that one of them refuses may have counted under those of its caller.
 impl Server {
@@ -133,7 +133,7 @@ impl Limiting {
         let cache = caches.then(|| AnswerCache::new(config.cache_answers, config.cache_bytes, self.bus));
         let guard = |spec: &ContractSpec| {
             let contract = spec.reference();
-            let rates = rates.clone().filter(|rates| rates.count(&contract));
+            let rates = rates.clone().filter(|rates| rates.apply_to(&contract));
             let places = self.places.iter().find(|(limited, _)| *limited == contract);
             let places = places.map(|(_, calls)| Arc::new(Semaphore::new(*calls)));
             let cache = cache.clone().zip(spec.cache);

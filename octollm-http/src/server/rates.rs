@@ -110,8 +110,8 @@ pub(crate) fn check_served(
 pub(crate) struct RateReport(Option<(RateLimit, RateState)>);
 
 impl Rates {
-    /// Whether a request for this contract counts.
-    pub(crate) fn count(&self, contract: &ContractRef) -> bool {
+    /// Whether a request for this contract is counted.
+    pub(crate) fn apply_to(&self, contract: &ContractRef) -> bool {
         self.rules.iter().any(|rule| rule.applies(Some(contract)))
     }
 
@@ -131,7 +131,8 @@ impl Rates {
                 Counted::InTotal => self.ask(rule, "", 1).await,
                 _ => self.ask(rule, caller_key.get_or_insert_with(|| key_of(caller, head)), 1).await,
             };
-            let Some(state) = state else { continue };
+            // Others would fail too, and each can take as long.
+            let Some(state) = state else { break };
             if let Some(wait) = state.retry_after {
                 return Err(refusal(rule.limit, state, wait));
             }

@@ -329,6 +329,18 @@ async fn nothing_is_repeated_after_an_event_could_be_missed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_is_dropped_leaves_no_subscription() {
+    let bus = Broken::default();
+    bus.0.0.store(3, Ordering::SeqCst);
+    let service = Dictionary::default().server().cache_bus(bus.clone()).open_to_all().into_service().unwrap();
+    sleep(Duration::from_millis(1)).await;
+    let feed = bus.0.1.lock().unwrap().pop().expect("it is subscribed before the first request");
+    assert!(!feed.is_closed());
+    drop(service);
+    feed.closed().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_cache_is_bounded_by_number_and_bytes() {
     let dictionary = Dictionary::default();
     let hits = async |server: Server, words: &[&str]| {

@@ -60,6 +60,7 @@
 //! | `http` | servers and clients | yes |
 //! | `tokens` | capability tokens (with `http`) | yes |
 //! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
+//! | `compression` | gzip for answers and request bodies of servers | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `full` | all of them | no |

@@ -94,6 +94,9 @@ macro_rules! server_limits {
             max_screened_texts: usize = 1000, 1 => usize::MAX;
             /// Sets the largest body of a request, in bytes. Default 2 MiB.
             max_body: usize = 2 * KIB * KIB, 1 => u32::MAX as usize;
+            /// Sets the largest body of a request after it is decompressed, in bytes, for a server with the setting `compression` of
+            /// the feature of that name. Default 8 MiB.
+            max_decoded: usize = 8 * KIB * KIB, 1 => u32::MAX as usize;
             /// Sets the bytes that all requests still arriving may hold together: their bodies, and their heads while the body
             /// arrives or the caller is authenticated. A head counts with 8 KiB and twice its bytes, since it is held decoded. A
             /// request that would exceed the limit is answered 503. A body that arrives in one piece is not counted. Default

@@ -40,6 +40,8 @@ mod streams;
 mod request_body;
 mod body;
 mod routes;
+#[cfg(feature = "compression")]
+mod compression;
 mod head;
 mod identity;
 mod rates;
@@ -105,6 +107,7 @@ pub struct Server {
     identity: Identity,
     limiting: Limiting,
     errors: ErrorForm,
+    is_compressing: bool,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
 }
@@ -127,6 +130,7 @@ impl Server {
             identity: Identity::default(),
             limiting: Limiting::default(),
             errors: ErrorForm::default(),
+            is_compressing: false,
             #[cfg(feature = "tokens")]
             jwks: None,
         }
@@ -286,6 +290,17 @@ impl Server {
         self
     }
 
+    /// Compresses answers of 1 KiB or more with gzip, for callers that accept that, and accepts request bodies in gzip, of at most
+    /// [`max_decoded`](Self::max_decoded) bytes. By default neither is done.
+    ///
+    /// Problems, and answers of your own [routes](Self::route), are not compressed. Do not compress answers that contain both a
+    /// secret and a text of somebody else: their length reveals what they have in common.
+    #[cfg(feature = "compression")]
+    pub fn compression(mut self) -> Self {
+        self.is_compressing = true;
+        self
+    }
+
     /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. Several checks of one name are
     /// reported as one, which holds if all of them do.
     pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
@@ -405,7 +420,7 @@ impl Server {
             table.service(method, &path, service)?;
         }
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
-        let service = HttpService::new(table, self.config, identity, errors, rates);
+        let service = HttpService::new(table, self.config, identity, errors, rates, self.is_compressing);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
         Ok(Built { service, health, orchestrator })
     }

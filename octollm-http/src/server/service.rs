@@ -23,6 +23,8 @@ use octollm_core::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
+#[cfg(feature = "compression")]
+use super::compression;
 use super::{
     body::HttpBody,
     head::{self, Fields},
@@ -59,6 +61,8 @@ pub(crate) struct Core {
     identity: Identity,
     errors: ErrorForm,
     rates: Option<Arc<Rates>>,
+    /// Only with the feature `compression`.
+    is_compressing: bool,
     places: Arc<Semaphore>,
     /// A limit of their own, so that discovery works at any load.
     documents: Arc<Semaphore>,
@@ -108,11 +112,13 @@ impl HttpService {
         identity: Identity,
         errors: ErrorForm,
         rates: Option<Arc<Rates>>,
+        is_compressing: bool,
     ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_in_flight));
         let (places, documents) = (places(), places());
         let arriving = ArrivingBytes::new(config.max_arriving);
-        let core = Core { routes, config, identity, errors, rates, places, documents, arriving };
+        let core =
+            Core { routes, config, identity, errors, rates, is_compressing, places, documents, arriving };
         Self { core: Arc::new(core), layered: None }
     }
 
@@ -213,7 +219,7 @@ impl Core {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (handler, id) = self.admit(head, &parts, malformed, arrival)?;
+        let (handler, id, is_coded) = self.admit(head, &parts, malformed, arrival)?;
         let takes = match handler {
             Handler::Endpoint(endpoint) => endpoint.takes(),
             Handler::Service(_) => Takes::Place,
@@ -254,9 +260,19 @@ impl Core {
             Takes::Document => Some(place_of(&self.documents)?),
             Takes::Place | Takes::Json => Some(place_of(&self.places)?),
         };
+        #[cfg(feature = "compression")]
+        let body =
+            if is_coded { compression::decompressed(body, self.config.max_decoded).await? } else { body };
+        #[cfg(not(feature = "compression"))]
+        let _ = is_coded;
         let path = head.uri.path();
         let call = endpoint.call(Inbound { parts, head, id, body });
         let result = contained(call, path).await?;
+        #[cfg(feature = "compression")]
+        let result = match result {
+            Ok(answer) if self.is_compressing => Ok(compression::compressed(answer, &head.headers)),
+            result => result,
+        };
         let Some(place) = place else { return result };
         match result {
             Ok(reply) => Ok(reply.holding(place)),
@@ -309,14 +325,14 @@ impl Core {
         }
     }
 
-    /// Checks the head. Returns the handler of the route, and the text in place of `{id}`.
+    /// Checks the head. Returns the handler of the route, the text in place of `{id}`, and whether the body is in gzip.
     fn admit<'a>(
         &'a self,
         head: &'a Parts,
         parts: &ContextParts,
         malformed: Option<Failure>,
         arrival: Arrival,
-    ) -> Result<(&'a Handler, &'a str), Refusal> {
+    ) -> Result<(&'a Handler, &'a str, bool), Refusal> {
         let fields = Fields::of(&head.headers);
         fields.check_framing(arrival, head.version)?;
         head::check_head(head, &self.config)?;
@@ -335,13 +351,11 @@ impl Core {
             }
             Handler::Service(_) => Takes::Place,
         };
-        if takes == Takes::Json {
-            fields.check_content()?;
-        }
+        let is_coded = takes == Takes::Json && fields.check_content(self.is_compressing)?;
         if takes.needs_identity() && parts.deadline.is_some_and(|deadline| deadline.has_passed()) {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());
         }
-        Ok((handler, id))
+        Ok((handler, id, is_coded))
     }
 }
 

@@ -3,6 +3,8 @@
 mod arms;
 mod attacks;
 mod bad_input;
+#[cfg(feature = "compression")]
+mod compressed;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;

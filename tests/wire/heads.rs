@@ -138,7 +138,7 @@ async fn a_rate_limit_is_reported_in_heads() {
     let server = Server::new("judge").arm(Judge).rate_limit(limit).open_to_all().into_service().unwrap();
     let body = || r#"{"code":"fn main() {}","language":"rust"}"#;
     for name in ["head_answer_counted.txt", "head_answer_rate_limited.txt"] {
-        let answer = ask(&server, "POST", "/validate", body().into()).await;
+        let answer = ask(&server, "POST", "/validate", body()).await;
         hold(name, &lines(&answer.status.to_string(), &answer.head));
     }
 }

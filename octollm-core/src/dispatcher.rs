@@ -181,6 +181,7 @@ impl Served {
         result.map_err(|error| {
             let cx = &*execution.cx;
             log(&self.contract, cx, &error);
+            let error = error.bounded();
             // Usage proves execution, whatever the arm's error has.
             if cx.used() == used_before { error } else { error.executed() }
         })

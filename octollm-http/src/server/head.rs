@@ -49,10 +49,8 @@ impl<'h> Fields<'h> {
                 header::AUTHORIZATION => fields.authorization.add(value),
                 header::CONTENT_TYPE => fields.content_type.add(value),
                 header::ACCEPT => fields.accepts.add(value),
-                header::CONTENT_ENCODING => {
-                    if !value.as_bytes().eq_ignore_ascii_case(b"identity") {
-                        fields.content_coding.add(value);
-                    }
+                header::CONTENT_ENCODING if !value.as_bytes().eq_ignore_ascii_case(b"identity") => {
+                    fields.content_coding.add(value);
                 }
                 header::EXPECT => fields.expects |= !value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
                 _ if *name == names::IDEMPOTENCY_KEY => fields.key.add(value),

@@ -261,8 +261,10 @@ impl Core {
             Takes::Place | Takes::Json => Some(place_of(&self.places)?),
         };
         #[cfg(feature = "compression")]
-        let body =
-            if is_coded { compression::decompressed(body, self.config.max_decoded).await? } else { body };
+        let body = match is_coded {
+            true => Box::pin(compression::decompressed(body, self.config.max_decoded)).await?,
+            false => body,
+        };
         #[cfg(not(feature = "compression"))]
         let _ = is_coded;
         let path = head.uri.path();

@@ -61,9 +61,9 @@ impl Server {
         self.rate("total_rate_limit_of", limit, Counted::InTotal, Some(C::SPEC.reference()))
     }
 
-    /// Limits the authentications of each address that fail with 401. Beyond it, every request from there that needs a caller is
-    /// answered 429, before its credentials are verified. So others at one address, as behind a proxy, are refused too. It does not
-    /// apply where the address is not known.
+    /// Limits the authentications of each address that fail with 401. Beyond it, a request from there that needs a caller is
+    /// answered 429, before its credentials are verified. So others at one address, as behind a proxy, are refused too, unless
+    /// [`authenticate_now`](super::Authenticate::authenticate_now) knows them. It does not apply where the address is not known.
     pub fn failed_authentication_limit(self, limit: RateLimit) -> Self {
         self.rate("failed_authentication_limit", limit, Counted::FailedAuthentications, None)
     }

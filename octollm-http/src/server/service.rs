@@ -91,7 +91,7 @@ where
         // Set only where the server itself accepted the connection: it cannot come over the network.
         let arrival = request.extensions().get().copied().unwrap_or(Arrival::Mounted);
         let core = self.core.clone();
-        Box::pin(async move { Ok(core.answer(request, arrival).await) })
+        Box::pin(async move { Ok(core.answer(request, arrival, None).await) })
     }
 }
 
@@ -159,11 +159,18 @@ impl HttpService {
         arrival: Arrival,
         peer: Peer,
     ) -> Response<HttpBody> {
-        if self.core.identity.authenticator.is_some() || self.core.rates.is_some() {
+        let is_needed = self.core.identity.authenticator.is_some();
+        let peer = if self.core.rates.is_some() {
+            request.extensions_mut().insert(peer);
+            None
+        } else {
+            Some(peer).filter(|_| is_needed)
+        };
+        let Some(layered) = &self.layered else { return self.core.answer(request, arrival, peer).await };
+        request.extensions_mut().insert(arrival);
+        if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
-        let Some(layered) = &self.layered else { return self.core.answer(request, arrival).await };
-        request.extensions_mut().insert(arrival);
         let Ok(response) = Box::pin(layered.clone().oneshot(request.map(HttpBody::streamed))).await;
         response
     }
@@ -183,11 +190,11 @@ fn ids_of(head: &HeaderMap) -> HeaderMap {
 }
 
 impl Core {
-    /// Answers one request.
+    /// Answers one request. The peer is not among the extensions yet, since few requests need it there.
     ///
     /// # Cancel safety
     /// Dropping the future drops that of the arm.
-    async fn answer<B>(&self, request: Request<B>, arrival: Arrival) -> Response<HttpBody>
+    async fn answer<B>(&self, request: Request<B>, arrival: Arrival, peer: Option<Peer>) -> Response<HttpBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -202,7 +209,7 @@ impl Core {
         };
         let ids = Ids::of(&head.headers, &parts);
         let no_body = head.method == Method::HEAD;
-        let result = self.reply(&mut head, body, parts, malformed, arrival).await;
+        let result = self.reply(&mut head, body, parts, malformed, (arrival, peer)).await;
         let response = ids.respond(result, self.errors);
         if no_body { head_only(response) } else { response }
     }
@@ -213,13 +220,14 @@ impl Core {
         body: B,
         mut parts: ContextParts,
         malformed: Option<Failure>,
-        arrival: Arrival,
+        (arrival, mut peer): (Arrival, Option<Peer>),
     ) -> Result<Answer, Refusal>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (handler, id, is_coded) = self.admit(head, &parts, malformed, arrival)?;
+        let (handler, mut id, is_coded) = self.admit(head, &parts, malformed, arrival)?;
+        let copied: String;
         let takes = match handler {
             Handler::Endpoint(endpoint) => endpoint.takes(),
             Handler::Service(_) => Takes::Place,
@@ -227,10 +235,17 @@ impl Core {
         let mut arriving = self.arriving.share();
         if takes.needs_identity() {
             parts.caller = match self.identity.known(head) {
-                Some(caller) => caller,
-                None => {
-                    arriving.add_head(&head.headers)?;
-                    Box::pin(self.authenticated(head, parts.deadline)).await?
+                Some(Ok(caller)) => caller,
+                known => {
+                    if known.is_none() {
+                        arriving.add_head(&head.headers)?;
+                        if let Some(peer) = peer.take() {
+                            copied = id.to_owned();
+                            id = &copied;
+                            head.extensions.insert(peer);
+                        }
+                    }
+                    Box::pin(self.authenticated(known, head, parts.deadline)).await?
                 }
             };
             of_its_task(&mut parts)?;
@@ -240,6 +255,9 @@ impl Core {
             // Boxed, since the future of every request is as large as its largest part.
             Handler::Service(service) => {
                 drop(arriving);
+                if let Some(peer) = peer {
+                    head.extensions.insert(peer);
+                }
                 return Box::pin(self.hand_over(service.clone(), taken(head), body, parts)).await;
             }
         };
@@ -283,12 +301,21 @@ impl Core {
         }
     }
 
-    /// The caller that the authenticator establishes.
-    async fn authenticated(&self, head: &Parts, deadline: Option<Deadline>) -> Result<Caller, Refusal> {
+    /// The caller that the authenticator establishes, where it is not `known` already that it is none.
+    async fn authenticated(
+        &self,
+        known: Option<Result<Caller, Failure>>,
+        head: &Parts,
+        deadline: Option<Deadline>,
+    ) -> Result<Caller, Refusal> {
         if let Some(rates) = &self.rates {
             rates.may_authenticate(head).await?;
         }
-        match self.identity.ask(head, deadline).await {
+        let caller = match known {
+            Some(known) => known,
+            None => self.identity.ask(head, deadline).await,
+        };
+        match caller {
             Ok(caller) => Ok(caller),
             Err(failure) => {
                 if let Some(rates) =
@@ -328,13 +355,13 @@ impl Core {
     }
 
     /// Checks the head. Returns the handler of the route, the text in place of `{id}`, and whether the body is in gzip.
-    fn admit<'a>(
+    fn admit<'a, 'h>(
         &'a self,
-        head: &'a Parts,
+        head: &'h Parts,
         parts: &ContextParts,
         malformed: Option<Failure>,
         arrival: Arrival,
-    ) -> Result<(&'a Handler, &'a str, bool), Refusal> {
+    ) -> Result<(&'a Handler, &'h str, bool), Refusal> {
         let fields = Fields::of(&head.headers);
         fields.check_framing(arrival, head.version)?;
         head::check_head(head, &self.config)?;

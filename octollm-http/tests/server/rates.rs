@@ -23,7 +23,7 @@ use octollm_core::{
     task::{Submission, TaskRequest, TaskResult, TaskStatus},
 };
 use octollm_http::{
-    Arms, OrchestratorClient, Server,
+    Arms, Authenticate, OrchestratorClient, Server,
     io::{Peer as From, Pipes},
     server::{HttpBody, HttpService},
 };
@@ -245,6 +245,36 @@ async fn failed_authentications_have_a_limit_of_their_own() {
         answer.is_problem(401, "unauthenticated");
     }
     assert_eq!(peer.post("/echo", ALI, ECHO).await.status, 200);
+}
+
+/// Remembers ali, and verifies the others.
+struct Remembers;
+
+#[async_trait]
+impl Authenticate for Remembers {
+    async fn authenticate(&self, head: &Parts) -> Result<Caller, Failure> {
+        known(head)
+    }
+
+    fn authenticate_now(&self, head: &Parts) -> Option<Result<Caller, Failure>> {
+        let token = head.headers.get(header::AUTHORIZATION)?;
+        (token == "Bearer ali" || token == "Bearer eve").then(|| known(head))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_known_already_is_not_refused_for_the_failures_of_others() {
+    let server = worker().authenticate(Remembers).failed_authentication_limit(RateLimit::new(1, MINUTE));
+    let peer = start(server.layer(layer_fn(behind_a_proxy)));
+    let send = async |fields: &str| {
+        peer.post("/echo", &format!("{fields}X-Forwarded-For: 192.0.2.1:1\r\n"), ECHO).await
+    };
+    let eve = "Authorization: Bearer eve\r\n";
+    send(eve).await.is_problem(401, "unauthenticated");
+    for fields in [eve, BOB, ""] {
+        refused(&send(fields).await, "60");
+    }
+    assert_eq!(send(ALI).await.status, 200);
 }
 
 /// A limiter whose store is away, or does not answer.

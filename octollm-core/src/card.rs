@@ -6,7 +6,11 @@ use serde_json::{Map, Value};
 use crate::{
     contract::{ContractCard, ContractRef, lenient},
     id::RequestId,
+    parts::is_scope,
 };
+
+/// Most scopes that an arm can need.
+pub const MAX_NEEDS: usize = 256;
 
 /// An arm's card: who it is, and the contracts it serves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -29,8 +33,9 @@ pub struct ArmCard {
     /// Id of one run of the process, which differs after each start. `None` where a foreign card has none.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
-    /// The scopes that it needs for calls of its own, such as `code:validate`.
-    #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Vec::is_empty")]
+    /// The scopes that it needs for calls of its own, such as `code:validate`. Those of a foreign card that are
+    /// [no scopes](crate::parts::is_scope) are left out, and so are all of them where there are more than [`MAX_NEEDS`].
+    #[serde(default, deserialize_with = "needs", skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
     /// The public key that verifies what it signs, as a JWK.
     #[serde(default, deserialize_with = "lenient", skip_serializing_if = "Option::is_none")]
@@ -59,6 +64,25 @@ fn readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ContractCa
             .ok()
     });
     Ok(read.collect())
+}
+
+/// A need that is no scope is left out: the arm can still be given the others. Of too many none is used, rather than some.
+fn needs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let listed: Vec<Value> = lenient(deserializer)?;
+    if listed.len() > MAX_NEEDS {
+        let count = listed.len();
+        tracing::warn!(
+            count,
+            most = MAX_NEEDS,
+            "the needs on the card of an arm are too many, and are not used"
+        );
+        return Ok(Vec::new());
+    }
+    let scope = |need| match need {
+        Value::String(scope) if is_scope(&scope) => Some(scope),
+        _ => None,
+    };
+    Ok(listed.into_iter().filter_map(scope).collect())
 }
 
 fn tier<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {

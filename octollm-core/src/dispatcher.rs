@@ -1,5 +1,7 @@
 //! An arm with all its contracts, for any transport.
 
+mod keyed;
+
 use std::{
     any::Any,
     fmt,
@@ -7,6 +9,7 @@ use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
@@ -16,6 +19,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
+use self::keyed::{honour_keys, honours_keys};
 use crate::{
     arm::Arm,
     card::ArmCard,
@@ -24,6 +28,7 @@ use crate::{
     deadline::Deadline,
     dropped,
     error::{ArmError, ConfigError, ErrorKind, Failure},
+    idempotency::{IdempotencyStore, MemoryIdempotencyStore},
     json,
     panics::discard,
     parts::spent,
@@ -31,10 +36,13 @@ use crate::{
 
 /// An arm's identity and the contracts it serves, without their types: what a server or a mesh runs.
 ///
-/// It reads and checks the input, enforces the time limit, catches panics, and writes the output.
+/// It reads and checks the input, enforces the time limit, catches panics, and writes the output. A call with an
+/// [idempotency key](crate::parts::ContextParts::key) runs once, unless its contract is idempotent: see
+/// [`idempotency`](Self::idempotency).
 pub struct Dispatcher {
     card: ArmCard,
     served: Vec<Served>,
+    keys: Arc<dyn IdempotencyStore>,
     refused: Vec<ConfigError>,
 }
 
@@ -48,18 +56,29 @@ struct Served {
 impl Dispatcher {
     /// An arm that serves nothing yet.
     pub fn new(arm_id: impl Into<String>) -> Self {
-        Self { card: ArmCard::new(arm_id).started(), served: Vec::new(), refused: Vec::new() }
+        let (card, keys) = (ArmCard::new(arm_id).started(), Arc::new(MemoryIdempotencyStore::new()));
+        Self { card, served: Vec::new(), keys, refused: Vec::new() }
+    }
+
+    /// Sets the store of the records of calls with an idempotency key. The default is a [`MemoryIdempotencyStore`]; with `()` keys
+    /// are ignored.
+    pub fn idempotency(&mut self, store: impl IdempotencyStore) {
+        self.keys = Arc::new(store);
+        for card in &mut self.card.contracts {
+            honour_keys(card, &*self.keys);
+        }
     }
 
     /// Adds a contract. It replaces the same contract; one that cannot be served is [`refused`](Self::refused).
     pub fn serve<C: TaskContract>(&mut self, arm: impl Arm<C>) {
-        let card = match ContractCard::checked::<C>() {
+        let mut card = match ContractCard::checked::<C>() {
             Ok(card) => card,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "a contract is not served");
                 return self.refused.push(error);
             }
         };
+        honour_keys(&mut card, &*self.keys);
         let (spec, contract) = (C::SPEC, C::SPEC.reference());
         self.served.retain(|served| served.contract != contract);
         self.card.contracts.retain(|card| card.reference().as_ref() != Some(&contract));
@@ -121,13 +140,19 @@ impl Dispatcher {
     /// The caller needs the scope of the contract. The earlier of the context's deadline and the contract's time limit applies,
     /// and becomes the deadline of the context. If the deadline has passed or the budget is spent, the arm does not run.
     ///
+    /// A call with a key is answered from the record of the key, if there is one: [`Context::is_replayed`] returns whether it was,
+    /// and the recorded usage counts. No progress and no chunks are sent again.
+    ///
     /// # Errors
     /// As [`spec`](Self::spec) and [`Caller::may`](crate::parts::Caller::may); the error of the arm;
     /// [`ErrorKind::DeadlineExceeded`], [`ErrorKind::BudgetExhausted`], [`ErrorKind::Cancelled`] and
-    /// [`ErrorKind::ArmPanicked`].
+    /// [`ErrorKind::ArmPanicked`]. For a call with a key also the recorded failure; [`ErrorKind::Conflict`] while another one
+    /// runs, [`ErrorKind::OutcomeUnknown`] where one may have run, [`ErrorKind::ValidationFailed`] where the key had
+    /// another input, [`ErrorKind::Overloaded`] where the store is full and [`ErrorKind::Unavailable`] where it failed.
     ///
     /// # Cancel safety
-    /// Dropping the future drops the future of the arm. Its context is cancelled then, as at any other end.
+    /// Dropping the future drops the future of the arm. Its context is cancelled then, as at any other end. The outcome of a call
+    /// with a key is unknown from then on.
     pub async fn execute(
         &self,
         contract: &ContractRef,
@@ -135,7 +160,7 @@ impl Dispatcher {
         cx: &mut Context,
     ) -> Result<Bytes, ArmError> {
         let served = self.find(contract)?;
-        served.execute(input, cx, served.spec.timeout).await
+        served.execute(input, cx, served.spec.timeout, &*self.keys).await
     }
 
     /// As [`execute`](Self::execute), with a time limit in place of the contract's own.
@@ -146,7 +171,7 @@ impl Dispatcher {
         input: &[u8],
         cx: &mut Context,
     ) -> Result<Bytes, ArmError> {
-        self.find(contract)?.execute(input, cx, limit).await
+        self.find(contract)?.execute(input, cx, limit, &*self.keys).await
     }
 
     fn find(&self, contract: &ContractRef) -> Result<&Served, Failure> {
@@ -168,11 +193,25 @@ pub fn not_offered(by: &str, contract: &ContractRef, offered: &[String]) -> Fail
 }
 
 impl Served {
-    async fn execute(&self, input: &[u8], cx: &mut Context, limit: Duration) -> Result<Bytes, ArmError> {
+    async fn execute(
+        &self,
+        input: &[u8],
+        cx: &mut Context,
+        limit: Duration,
+        keys: &dyn IdempotencyStore,
+    ) -> Result<Bytes, ArmError> {
         cx.caller().may(self.spec.scope)?;
         if let Some(failure) = spent(cx.deadline(), cx.budget()) {
             return Err(failure.into());
         }
+        if cx.parts().key.is_some() && honours_keys(self.spec.idempotent, keys) {
+            // Boxed, since the future of every call is as large as its largest part.
+            return Box::pin(self.run_once(input, cx, limit, keys)).await;
+        }
+        self.run(input, cx, limit).await
+    }
+
+    async fn run(&self, input: &[u8], cx: &mut Context, limit: Duration) -> Result<Bytes, ArmError> {
         let cancellation = cx.begin(limit);
         let used_before = cx.used();
         let mut execution = Execution { cx, ended: None };

@@ -119,6 +119,15 @@ impl TaskId {
         Self(text.into())
     }
 
+    /// The id that these bits stand for: equal bits have equal ids.
+    pub(crate) fn of_bits(bits: u128) -> Self {
+        let mut text = String::with_capacity(21);
+        text.push_str("task_");
+        push_base62((bits >> 64) as u64, 8, &mut text);
+        push_base62(bits as u64, 8, &mut text);
+        Self(text.into())
+    }
+
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -165,6 +174,27 @@ impl fmt::Display for TaskId {
 impl fmt::Debug for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// The idempotency key of a call: the same over every attempt and every recovery.
+///
+/// An arm that passes it on, such as to a payment provider, has the effect of its call once there as well.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct IdempotencyKey(Box<str>);
+
+impl IdempotencyKey {
+    /// A key of this text; `None` unless it is 1 to 255 printable ASCII characters.
+    pub fn new(text: impl Into<Box<str>>) -> Option<Self> {
+        let text = text.into();
+        let printable = text.bytes().all(|b| (b' '..=b'~').contains(&b));
+        ((1..=255).contains(&text.len()) && printable).then_some(Self(text))
+    }
+
+    /// The text of the key.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

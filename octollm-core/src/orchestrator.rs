@@ -6,6 +6,7 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context as Poll_, Poll},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -18,16 +19,20 @@ use crate::{
     card::ArmCard,
     context::Context,
     contract::{ContractRef, TaskContract},
+    deadline::Deadline,
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
     parts::Caller,
+    resilience::MAX_RETRY_AFTER,
     task::{Submission, Task, TaskQuery, TaskRequest, TaskUpdate},
 };
 
 /// Accepts tasks and runs them: a brain, or a client of a brain in another process.
 ///
 /// A task belongs to the caller of the context it was submitted in. Other callers do not find it, unless they have the scope
-/// `tasks:admin`.
+/// `tasks:admin`. Every operation on a task needs the scope that its submission needs. A caller whose
+/// [token](crate::parts::Grant::task) is limited to a task finds only that one and those that were submitted with such a token; an
+/// [arm](crate::parts::Grant::actor) that acts for a subject by another token finds those that it submitted.
 ///
 /// # Cancel safety
 /// A method that changes a task may or may not take effect when its future is dropped, as a whole. A method that reads has no
@@ -50,9 +55,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// finished was answered by a reflex in front of the orchestrator, and is not stored.
     ///
     /// # Errors
-    /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed), and
-    /// [`Overloaded`](ErrorKind::Overloaded) when too many tasks wait. A failure with `may_have_executed` where the task may have
-    /// been stored.
+    /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed),
+    /// [`Overloaded`](ErrorKind::Overloaded) when too many tasks wait, and [`Unavailable`](ErrorKind::Unavailable) where the
+    /// orchestrator is closed. A failure with `may_have_executed` where the task may have been stored.
     ///
     /// # Cancel safety
     /// The task may or may not be queued when the future is dropped.
@@ -76,7 +81,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Reads alone: dropping the future changes nothing.
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure>;
 
-    /// Cancels a task, and returns it once it has ended. A finished task does not change.
+    /// Cancels a task, and returns it once it has ended. A finished task does not change. The usage of a task that another process
+    /// runs is what its journal has.
     ///
     /// # Errors
     /// [`TaskNotFound`](ErrorKind::TaskNotFound).
@@ -109,8 +115,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`BudgetExhausted`](ErrorKind::BudgetExhausted) and [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where the context
-    /// has nothing left. [`TaskNotFound`](ErrorKind::TaskNotFound). [`Conflict`](ErrorKind::Conflict) where the task has not failed
-    /// and, without `from`, where calls failed but none of their errors ended the task.
+    /// has nothing left. [`TaskNotFound`](ErrorKind::TaskNotFound). [`Unavailable`](ErrorKind::Unavailable) where the orchestrator is
+    /// closed. [`Conflict`](ErrorKind::Conflict) where the task has not failed and, without `from`, where calls failed but none of
+    /// their errors ended the task.
     /// [`ValidationFailed`](ErrorKind::ValidationFailed) where no call is recorded as `from`.
     /// [`NotImplemented`](ErrorKind::NotImplemented) by default.
     ///
@@ -150,8 +157,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Reads alone: dropping the future changes nothing.
     async fn cards(&self) -> Vec<ArmCard>;
 
-    /// Starts no more tasks in this process, and returns when none runs. Tasks are still accepted, for another process. A server
-    /// that shuts down calls this during its grace period, and [`close`](Self::close) after it.
+    /// Starts no more tasks in this process, and returns when none runs. Tasks are still accepted, for another process: where there
+    /// is none, they wait. A server that shuts down calls this during its grace period, and [`close`](Self::close) after it.
     ///
     /// Returns at once by default, for an orchestrator whose tasks run elsewhere.
     ///
@@ -159,8 +166,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Dropping the future stops no task. The orchestrator still starts no more of them.
     async fn drain(&self) {}
 
-    /// Stops the orchestrator: accepts no more tasks, and hands back those that run, so that another orchestrator continues them. A
-    /// second call has no effect.
+    /// Stops the orchestrator: accepts no more tasks and no reruns, and hands back the tasks that run, so that another orchestrator
+    /// continues them. A second call has no effect.
     ///
     /// Has no effect by default.
     ///
@@ -222,7 +229,7 @@ impl fmt::Debug for TaskUpdates {
     }
 }
 
-/// Waits until a task is finished, without a time limit, and returns it.
+/// Waits until a task is finished, without a time limit, and returns it. It tries again as [`follow`] does.
 ///
 /// # Errors
 /// As [`Orchestrator::watch`].
@@ -235,7 +242,8 @@ pub async fn finished(orchestrator: &dyn Orchestrator, id: &TaskId, cx: &Context
 
 /// Waits until a task is finished, and calls `each` with every update, once. Returns the task.
 ///
-/// After a failure that is retryable it tries again, up to five times in a row.
+/// After a failure that is retryable it tries again, up to five times in a row. It waits for at least the time that the failure asks
+/// for: see [`wait_to_poll`].
 ///
 /// # Errors
 /// As [`Orchestrator::watch`].
@@ -250,19 +258,40 @@ pub async fn follow(
 ) -> Result<Task, Failure> {
     let (mut failures, mut after) = (0, None);
     loop {
-        match watch_to_the_end(orchestrator, id, cx, &mut after, &mut each).await {
+        let wait = match watch_to_the_end(orchestrator, id, cx, &mut after, &mut each).await {
             Ok(task) if task.status.is_finished() => return Ok(task),
-            // The updates ended before the task did: another brain continues it.
-            Ok(_) => failures = 0,
-            Err(failure) if failure.retryable && failures < FOLLOW_FAILURES => failures += 1,
-            Err(failure) => return Err(failure),
-        }
-        tokio::time::sleep(FOLLOW_INTERVAL * 2_u32.pow(failures)).await;
+            Ok(_) => {
+                // The updates ended before the task did: another brain continues it.
+                failures = 0;
+                FOLLOW_INTERVAL
+            }
+            Err(failure) => {
+                failures += 1;
+                let wait = wait_to_poll(&failure, FOLLOW_INTERVAL * 2_u32.pow(failures), cx.deadline());
+                match wait.filter(|_| failures <= FOLLOW_FAILURES) {
+                    Some(wait) => wait,
+                    None => return Err(failure),
+                }
+            }
+        };
+        tokio::time::sleep(wait).await;
     }
 }
 
-const FOLLOW_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 const FOLLOW_FAILURES: u32 = 5;
+
+/// Returns how long to wait for the next poll after a failed one: `shortest`, or longer where the failure asks for it. `None` where
+/// the failure is not retryable, or asks for more than 60 s or for more than is left until the deadline.
+pub fn wait_to_poll(failure: &Failure, shortest: Duration, deadline: Option<Deadline>) -> Option<Duration> {
+    if !failure.retryable {
+        return None;
+    }
+    let Some(asked) = failure.retry_after else { return Some(shortest) };
+    let wait = shortest.max(asked);
+    let in_time = deadline.is_none_or(|deadline| wait < deadline.remaining());
+    (asked <= MAX_RETRY_AFTER && in_time).then_some(wait)
+}
 
 async fn watch_to_the_end(
     orchestrator: &dyn Orchestrator,

@@ -6,11 +6,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+pub use crate::scope::is_scope;
 use crate::{
     budget::Budget,
     deadline::Deadline,
     error::{ErrorKind, Failure},
-    id::{RequestId, TaskId},
+    id::{IdempotencyKey, RequestId, TaskId},
+    scope,
     trace::TraceContext,
 };
 
@@ -34,6 +36,11 @@ pub struct ContextParts {
     pub caller: Caller,
     /// The number of the attempt, from 1.
     pub attempt: u32,
+    /// The idempotency key of the call: an arm that honours keys runs it once. A journal sets it.
+    pub key: Option<IdempotencyKey>,
+    /// Whether a call with this key may have been made before. Then an arm whose records are not shared answers from the record
+    /// of the key alone: without one the call may have run at another instance.
+    pub repeated: bool,
 }
 
 impl ContextParts {
@@ -54,6 +61,8 @@ impl ContextParts {
             budget: Budget::UNLIMITED,
             caller: Caller::Unchecked,
             attempt: 1,
+            key: None,
+            repeated: false,
         }
     }
 
@@ -68,6 +77,8 @@ impl ContextParts {
             budget,
             caller: self.caller.clone(),
             attempt: 1,
+            key: None,
+            repeated: false,
         }
     }
 }
@@ -113,7 +124,7 @@ pub struct Grant {
     pub issuer: Option<String>,
     /// The subject: a person or a service.
     pub subject: String,
-    /// The scopes, such as `code:validate` or `tasks:*`.
+    /// The scopes, such as `code:validate` or `tasks:*`. A text that is [no scope](is_scope) grants nothing.
     pub scopes: Vec<String>,
     /// When the grant ends; `None` where it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,7 +132,7 @@ pub struct Grant {
     /// The task that the caller's token is limited to; `None` where it is limited to none. It is not stored.
     #[serde(skip)]
     pub task: Option<TaskId>,
-    /// The arm that acts for the subject; `None` where the subject or a root does. It is not stored.
+    /// The arm that acts for the subject; `None` where the subject does, or a root that nobody has delegated to. It is not stored.
     #[serde(skip)]
     pub actor: Option<String>,
     /// The delegation links from a root to this process, by which it may call on: none where the caller's token has no link for
@@ -130,13 +141,10 @@ pub struct Grant {
     pub links: Option<Arc<[Arc<str>]>>,
 }
 
-/// Verbs that `entity:*` does not cover: they are always granted by name.
-const NAMED_VERBS: [&str; 4] = ["admin", "register", "serve", "publish"];
-
 impl Grant {
-    /// A grant without an issuer and without an end.
+    /// A grant without an issuer and without an end. Texts that are [no scopes](is_scope) are left out.
     pub fn new(subject: impl Into<String>, scopes: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        let scopes = scopes.into_iter().map(Into::into).collect();
+        let scopes = scopes.into_iter().map(Into::into).filter(|scope: &String| is_scope(scope)).collect();
         Self {
             issuer: None,
             subject: subject.into(),
@@ -177,33 +185,15 @@ impl Grant {
     }
 
     /// Whether a scope is granted: by name, or by `entity:*`, which covers every verb of the entity but `admin`,
-    /// `register`, `serve` and `publish`.
+    /// `register`, `serve` and `publish`. A text that is [no scope](is_scope) is not granted.
     pub fn has_scope(&self, scope: &str) -> bool {
-        covers(&self.scopes, scope)
+        scope::covers(&self.scopes, scope)
     }
 
     /// The scopes that are both granted and in `needed`: `a:*` and `a:b` have `a:b` in common.
     pub fn scopes_within(&self, needed: &[String]) -> Vec<String> {
-        let mut common: Vec<_> = needed.iter().filter(|scope| covers(&self.scopes, scope)).collect();
-        common.extend(self.scopes.iter().filter(|scope| covers(needed, scope)));
-        common.sort_unstable();
-        common.dedup();
-        common.into_iter().cloned().collect()
+        scope::common(&self.scopes, needed)
     }
-}
-
-/// Whether a list of scopes covers a scope.
-fn covers(scopes: &[String], scope: &str) -> bool {
-    // Scopes are short: a loop is faster than a search.
-    let Some(colon) = scope.bytes().rposition(|byte| byte == b':').filter(|colon| *colon > 0) else {
-        return false;
-    };
-    if scopes.iter().any(|granted| granted == scope) {
-        return true;
-    }
-    let (entity, verb) = (&scope[..colon], &scope[colon + 1..]);
-    let by_entity = |granted: &String| granted.strip_suffix(":*") == Some(entity);
-    !NAMED_VERBS.contains(&verb) && scopes.iter().any(by_entity)
 }
 
 impl Caller {

@@ -11,11 +11,10 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tower::{Service, ServiceExt};
 
-pub use crate::id::StepKey;
+pub use crate::id::{IdempotencyKey, StepKey};
 use crate::{
     budget::Usage,
     card::ArmCard,
@@ -26,25 +25,6 @@ use crate::{
     parts::ContextParts,
     update::UpdateSink,
 };
-
-/// The idempotency key of a call: the same over every attempt and every recovery.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct IdempotencyKey(Box<str>);
-
-impl IdempotencyKey {
-    /// A key of this text; `None` unless it is 1 to 255 printable ASCII characters.
-    pub fn new(text: impl Into<Box<str>>) -> Option<Self> {
-        let text = text.into();
-        let printable = text.bytes().all(|b| (b' '..=b'~').contains(&b));
-        ((1..=255).contains(&text.len()) && printable).then_some(Self(text))
-    }
-
-    /// The text of the key.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
 
 /// One call on its way to an arm.
 #[derive(Clone)]
@@ -59,8 +39,6 @@ pub struct Call {
     pub step: StepKey,
     /// The first step of the batch that the call belongs to; `None` for a single call.
     pub batch: Option<StepKey>,
-    /// The key for an arm that honours keys. A journal sets it.
-    pub key: Option<IdempotencyKey>,
     /// The arm that makes the call, where the transport knows it.
     pub from: Option<Arc<str>>,
     /// The input's JSON.
@@ -72,6 +50,8 @@ pub struct Call {
     pub retry: u32,
     /// Endpoints that were tried. Another one is preferred.
     pub avoid: Vec<Arc<str>>,
+    /// The only endpoint that may get the call: the one that has the record of its key. `None` where any may.
+    pub only: Option<Arc<str>>,
     /// Receives the progress and the chunks of the called arm.
     pub updates: Option<Arc<dyn UpdateSink>>,
     /// What an earlier attempt reported through [`UpdateSink::handle`]: the transport may go on from it.
@@ -88,12 +68,12 @@ impl Call {
             spec: None,
             step,
             batch: None,
-            key: None,
             from: None,
             input,
             parts,
             retry: 0,
             avoid: Vec::new(),
+            only: None,
             updates: None,
             handle: None,
             reads: |output| serde_json::from_slice::<serde::de::IgnoredAny>(output).map(drop),

@@ -9,11 +9,32 @@ use crate::{
     context::Context,
     contract::Spec,
     error::{ErrorKind, Failure},
+    orchestrator::Orchestrator,
     parts::{Caller, Grant},
     task::TaskRecord,
 };
 
+/// The scope of a caller that sees the tasks of all callers.
+const ADMIN: &str = "tasks:admin";
+
 impl Brain {
+    /// Checks that a caller may see a task and act on it. It is its own and one that its token is for, and the scope of its contract
+    /// is granted; or the caller has `tasks:admin`, and its token is not for another task.
+    ///
+    /// # Errors
+    /// [`TaskNotFound`](ErrorKind::TaskNotFound); for a task of the caller those of [`Caller::may`].
+    pub(super) fn check_access(&self, record: &TaskRecord, cx: &Context) -> Result<(), Failure> {
+        let caller = cx.caller();
+        // An administrator by a token without a task sees all, whoever acts for it.
+        let is_admin = sees_all(caller);
+        let is_limited = |grant: &Grant| grant.task.is_some() || !is_admin;
+        let is_other = caller.grant().is_some_and(|grant| is_limited(grant) && !record.is_of(grant));
+        if is_other || !is_admin && !record.caller().is_same_as(caller) {
+            return Err(Failure::of(ErrorKind::TaskNotFound));
+        }
+        if is_admin { Ok(()) } else { self.authorize(record.contract(), cx) }
+    }
+
     /// The caller with the grant under which its task runs.
     ///
     /// The grant of a subject ends some time after the submission. A task that an arm submits on behalf of a subject ends with the
@@ -28,7 +49,7 @@ impl Brain {
                 let above = above.filter(|record| record.caller().is_same_as(cx.caller()));
                 // That of another brain is not known here.
                 above.map_or(grant.valid_until, |record| {
-                    record.caller().grant().and_then(|own| own.valid_until)
+                    record.runs_for().grant().and_then(|own| own.valid_until)
                 })
             }
             // The token of the subject itself, which ends in minutes, stands for a new grant.
@@ -40,17 +61,43 @@ impl Brain {
         Ok(Caller::Known(Arc::new(grant)))
     }
 
-    /// The caller of a task that is run again: with its present scopes as far as it had them, if the owner runs it again. Others renew
-    /// nothing.
-    pub(super) async fn granted_again(&self, record: &TaskRecord, cx: &Context) -> Result<Caller, Failure> {
-        let (owner, caller) = (record.caller(), cx.caller());
-        let (Some(own), true) = (owner.grant(), owner.is_same_as(caller)) else { return Ok(owner.clone()) };
+    /// Sets on whose authority a task is run again. Where its owner runs it again, that is with its present scopes as far as it had
+    /// them at first: if it has all of these, its grant is renewed, and else that of this attempt alone. Others renew nothing: the task
+    /// runs with the grant that is stored.
+    pub(super) async fn grant_again(&self, record: &mut TaskRecord, cx: &Context) -> Result<(), Failure> {
+        record.narrow(None);
+        let caller = cx.caller();
+        let (Some(own), true) = (record.caller().grant(), record.caller().is_same_as(caller)) else {
+            return Ok(());
+        };
         let present = self.granted(cx).await?;
-        let Some(present) = present.grant() else { return Ok(owner.clone()) };
+        let Some(present) = present.grant() else { return Ok(()) };
+        let has_all = own.scopes.iter().all(|scope| present.has_scope(scope));
         let mut grant = own.clone();
-        grant.scopes = present.scopes_within(&own.scopes);
         grant.valid_until = present.valid_until;
-        Ok(Caller::Known(Arc::new(grant)))
+        if has_all {
+            record.set_caller(Caller::Known(Arc::new(grant)));
+        } else {
+            grant.scopes = present.scopes_within(&own.scopes);
+            record.narrow(Some(Caller::Known(Arc::new(grant))));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a caller may see the tasks of all callers.
+pub(super) fn sees_all(caller: &Caller) -> bool {
+    caller.may(ADMIN).is_ok()
+}
+
+/// Checks that a caller is known, or that callers are not checked.
+pub(super) fn check_known(caller: &Caller) -> Result<(), Failure> {
+    match caller {
+        Caller::Anonymous => {
+            Err(Failure::new(ErrorKind::Unauthenticated, "tasks need a caller that is known")
+                .before_execution())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -61,7 +108,7 @@ fn stored(grant: &Grant) -> Grant {
 
 /// The caller of the calls of a task: its owner, limited to the task.
 pub(super) fn of_run(record: &TaskRecord) -> Caller {
-    match record.caller() {
+    match record.runs_for() {
         Caller::Known(grant) => Caller::Known(Arc::new(Grant::clone(grant).task(record.id().clone()))),
         other => other.clone(),
     }
@@ -69,10 +116,10 @@ pub(super) fn of_run(record: &TaskRecord) -> Caller {
 
 /// Checks that a task may make a call at this time, or receive the recorded answer of one.
 pub(super) fn check(record: &TaskRecord, spec: Option<&Spec>, now: Timestamp) -> Result<(), Failure> {
-    let end = record.caller().grant().and_then(|grant| grant.valid_until);
+    let end = record.runs_for().grant().and_then(|grant| grant.valid_until);
     if end.is_some_and(|end| end <= now) {
         let words = "the grant of the task has ended: its owner can run it again";
         return Err(Failure::new(ErrorKind::Unauthenticated, words).before_execution());
     }
-    spec.and_then(Spec::scope).map_or(Ok(()), |scope| record.caller().may(scope))
+    spec.and_then(Spec::scope).map_or(Ok(()), |scope| record.runs_for().may(scope))
 }

@@ -14,11 +14,11 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
-    Inner, grants, limited,
+    Inner, grants, repeated,
     replay::{Known, State, Turn},
     scheduler::{Run, Stop},
 };
@@ -26,15 +26,12 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     clock::Clock,
-    contract::ContractRef,
+    contract::{ContractRef, Keys},
     dropped::{Reports, report},
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
-    json::RawJson,
-    store::{
-        Draft, JournalEntry, Recorded, StoreError, TaskStore, digest, outcome_unknown, own_times, replay,
-        served_by,
-    },
+    json::{RawJson, digest},
+    store::{Draft, JournalEntry, Recorded, TaskStore, outcome_unknown, own_times, replay, served_by},
     task::TaskRecord,
     transport::{Call, Reply, Transport, sent_until},
     update::{Update, UpdateSink},
@@ -71,10 +68,6 @@ struct Shared {
 const SKIPPED_AFTER: Duration = Duration::from_secs(1);
 /// How long others wait for an answer that is being recorded: its future may not be polled any more.
 const STUCK: Duration = Duration::from_secs(30);
-/// Pause before a write is tried again, doubled each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// After this pause the run is stopped.
-const LAST_PAUSE: Duration = Duration::from_millis(1_600);
 
 impl Journal {
     /// The journal of a task that was claimed at this time of the store's clock.
@@ -173,24 +166,20 @@ impl Shared {
 
     /// Writes an entry, again where the store is not available. Where it cannot be written, the run is stopped.
     async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let error = match limited(self.store.append(&self.run.0, self.run.1, entry.clone())).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            if !matches!(error, StoreError::Unavailable(_)) || pause > LAST_PAUSE {
-                tracing::warn!(task = %self.run.0, step = %entry.step, %error, "journal not written; the run stops");
-                return Err(self.lose(entry.contract));
-            }
-            sleep(pause).await;
-            pause *= 2;
-        }
+        let append = || self.store.append(&self.run.0, self.run.1, entry.clone());
+        let Err(error) = repeated(append).await else { return Ok(()) };
+        tracing::warn!(task = %self.run.0, step = %entry.step, %error, "journal not written; the run stops");
+        Err(self.lose(entry.contract))
     }
 
     /// Whether the run holds its task, as far as is known here.
     fn is_held(&self) -> bool {
         self.brain.upgrade().is_some_and(|brain| brain.running.is_held(&self.run, Instant::now()))
+    }
+
+    /// Whether the run was stopped, or has ended.
+    fn is_stopped(&self) -> bool {
+        self.brain.upgrade().is_none_or(|brain| brain.running.stopped(&self.run).is_some())
     }
 
     /// Stops the run.
@@ -201,7 +190,8 @@ impl Shared {
         CallError::new(contract, Failure::of(ErrorKind::Cancelled))
     }
 
-    /// Whether every arm that offers the contract remembers keys for long enough, also over its restarts.
+    /// Whether every arm that offers the contract has a record of the call if it ran there: for long enough and over its restarts,
+    /// or else it answers a repeated call from that record alone.
     async fn keys_are_honoured(&self, entry: &JournalEntry) -> bool {
         let (claimed_at, since) = self.claimed;
         let age = claimed_at.duration_since(entry.at);
@@ -210,7 +200,8 @@ impl Shared {
         };
         let cards = self.transport.cards().await;
         let mut offers = cards.iter().filter_map(|card| card.contract(&entry.contract)).peekable();
-        offers.peek().is_some() && offers.all(|offer| offer.honours_keys_for(age))
+        offers.peek().is_some()
+            && offers.all(|offer| offer.keys == Keys::Instance || offer.honours_keys_for(age))
     }
 }
 
@@ -238,7 +229,7 @@ impl Transport for Journal {
     async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
         let inner = &*self.0;
         let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
-        let mut begun = None;
+        let (mut begun, mut unknown) = (None, None);
         let mut not_sent = Reports(Some(Usage::ZERO));
         let known = inner.recall(&call, &draft.input_digest)?;
         if let Err(refusal) = grants::check(&inner.record, call.spec.as_ref(), inner.clock.now()) {
@@ -250,7 +241,10 @@ impl Transport for Journal {
                 (draft.generation, begun) = (entry.generation, Some(entry.seq));
                 match entry.recorded {
                     Recorded::Handle(handle) => call.handle = Some(handle),
-                    _ if inner.keys_are_honoured(&entry).await => {}
+                    _ if inner.keys_are_honoured(&entry).await => {
+                        call.parts.repeated = true;
+                        unknown = Some(outcome_unknown(&call).with_usage(entry.usage));
+                    }
                     _ => {
                         let unknown = outcome_unknown(&call).with_usage(entry.usage);
                         return self.answered(draft, begun, Err(unknown)).await;
@@ -268,7 +262,7 @@ impl Transport for Journal {
             }
             Known::Nothing => {}
         }
-        call.key = inner.record.idempotency_key(&call.step, draft.generation);
+        call.parts.key = inner.record.idempotency_key(&call.step, draft.generation);
         call.updates = Some(Arc::new(StoresHandle {
             journal: self.clone(),
             draft: draft.clone(),
@@ -286,8 +280,11 @@ impl Transport for Journal {
             Err(error) => Err(inner.transport.explain(reply.unreadable(contract, error))),
         });
         match answer {
-            // It is not known to have ended, and nobody waits for its answer.
-            Err(error) if error.kind() == ErrorKind::Cancelled => Err(error),
+            // The run is cancelled, and not the call by its arm: nobody waits for an answer.
+            Err(error) if error.kind() == ErrorKind::Cancelled && inner.is_stopped() => Err(error),
+            Err(error) if error.kind() == ErrorKind::OutcomeUnknown && unknown.is_some() => {
+                self.answered(draft, begun, Err(unknown.unwrap_or(error))).await
+            }
             answer => self.answered(draft, None, answer).await,
         }
     }

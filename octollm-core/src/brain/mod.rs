@@ -4,13 +4,15 @@
 //! brain on the same store claims the task and runs the arm again; calls that were answered return from the journal. An arm is
 //! therefore written as plain code, and becomes durable by running under a brain.
 
+mod arm;
 mod grants;
 mod journal;
-mod publish;
+mod relay;
 mod replay;
 mod run;
 mod scheduler;
 mod tasks;
+mod updates;
 
 use std::{
     fmt,
@@ -20,10 +22,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use self::{
-    publish::Relay,
+    relay::Relay,
     scheduler::{Running, Stop},
 };
 use crate::{
@@ -36,7 +38,8 @@ use crate::{
     error::{ConfigError, Failure},
     id::{RequestId, is_arm_id},
     panics::{Panicked, caught},
-    store::{MemoryStore, StoreError, TaskStore},
+    store::{MemoryStore, SideEffects, StoreError, TaskStore},
+    task::TaskRecord,
     transport::Transport,
 };
 
@@ -59,6 +62,8 @@ struct Inner {
     store: Arc<dyn TaskStore>,
     clock: Clock,
     limits: Limits,
+    /// Whether no other brain can have the store.
+    is_alone: bool,
     running: Running,
     relay: Arc<Relay>,
     claiming: tokio::sync::Mutex<()>,
@@ -77,6 +82,7 @@ impl Inner {
         store: Arc<dyn TaskStore>,
         clock: Clock,
         limits: Limits,
+        is_alone: bool,
     ) -> Self {
         let holder = format!("{}-{}", dispatcher.card().arm_id, RequestId::new());
         let relay = Relay::new(holder.clone(), store.clone(), bus.clone());
@@ -93,7 +99,14 @@ impl Inner {
             store,
             clock,
             limits,
+            is_alone,
         }
+    }
+
+    /// Stores a change of a task together with its effects. The relay publishes the events, also where the future is dropped.
+    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
+        let _wakes = self.relay.wakes();
+        limited(self.store.commit(record, effects)).await
     }
 
     /// The source of its events.
@@ -108,6 +121,8 @@ impl Drop for Inner {
     }
 }
 
+/// The store is asked at this interval also without a change.
+const STORE_INTERVAL: Duration = Duration::from_secs(5);
 /// The time limit of an operation of the store.
 const STORE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -117,6 +132,27 @@ async fn limited<T>(operation: impl Future<Output = Result<T, StoreError>>) -> R
         Ok(Some(answer)) => answer,
         Ok(None) => Err(StoreError::Unavailable(format!("no answer came within {STORE_LIMIT:?}").into())),
         Err(Panicked) => Err(StoreError::Unavailable("it panicked".into())),
+    }
+}
+
+/// Pause before an operation of the store is tried again, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// After this pause it is not tried again.
+const LAST_PAUSE: Duration = Duration::from_millis(1_600);
+
+/// Tries an operation again while the store is not available, for about three seconds.
+async fn repeated<T, W>(operation: impl Fn() -> W) -> Result<T, StoreError>
+where
+    W: Future<Output = Result<T, StoreError>>,
+{
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match limited(operation()).await {
+            Err(StoreError::Unavailable(_)) if pause <= LAST_PAUSE => {}
+            answer => return answer,
+        }
+        sleep(pause).await;
+        pause *= 2;
     }
 }
 
@@ -157,15 +193,20 @@ impl Brain {
         Ok(scheduler::claim(&self.0).await?)
     }
 
-    /// Stops the brain: accepts no more tasks, stops those that run and hands them back to the store, so that another brain
-    /// continues them, and publishes the events that wait (for at most 2 s). A second call has no effect.
+    /// Stops the brain: accepts no more tasks and no reruns, stops the tasks that run and hands them back to the store, so that
+    /// another brain continues them, and publishes the events that wait (for at most 2 s). A second call has no effect.
+    ///
+    /// Callers that wait for it as an arm receive [`ErrorKind::Unavailable`](crate::error::ErrorKind::Unavailable), and their tasks
+    /// are cancelled, except for tasks that were started and may be continued by another brain: those of a
+    /// [store](BrainBuilder::store) that was given.
     ///
     /// # Cancel safety
     /// The brain closes also when the future is dropped, and hands its tasks back.
     pub async fn close(&self) {
         self.0.running.close(Stop::Close);
+        let ended = self.0.relay.ended.clone().drop_guard();
         self.0.running.idle().await;
-        self.0.relay.ended.cancel();
+        drop(ended);
         if !matches!(timeout(LAST_EVENTS, self.0.relay.drain()).await, Ok(Ok(()))) {
             tracing::warn!(brain = self.0.holder, "events are left in the store");
         }
@@ -182,9 +223,10 @@ impl Brain {
     /// Another brain for the same tasks, on the same store.
     #[cfg(feature = "mesh")]
     pub(crate) fn successor(&self) -> Self {
-        let Inner { dispatcher, transport, bus, store, clock, limits, .. } = &*self.0;
+        let Inner { dispatcher, transport, bus, store, clock, limits, is_alone, .. } = &*self.0;
         let (transport, bus, store) = (transport.clone(), bus.clone(), store.clone());
-        Self(Arc::new(Inner::new(dispatcher.clone(), transport, bus, store, clock.clone(), limits.clone())))
+        let (dispatcher, clock, limits) = (dispatcher.clone(), clock.clone(), limits.clone());
+        Self(Arc::new(Inner::new(dispatcher, transport, bus, store, clock, limits, *is_alone)))
     }
 }
 
@@ -200,7 +242,8 @@ pub struct BrainBuilder {
     dispatcher: Dispatcher,
     transport: Arc<dyn Transport>,
     bus: Arc<dyn EventBus>,
-    store: Arc<dyn TaskStore>,
+    /// `None` for one in memory.
+    store: Option<Arc<dyn TaskStore>>,
     clock: Clock,
     limits: Limits,
 }
@@ -223,7 +266,7 @@ impl Default for BrainBuilder {
             dispatcher: Dispatcher::new("orchestrator"),
             transport: Arc::new(()),
             bus: Arc::new(MemoryBus::new()),
-            store: Arc::new(MemoryStore::new()),
+            store: None,
             clock: Clock::new(clock::now),
             limits: Limits {
                 max_running: 256,
@@ -263,9 +306,9 @@ impl BrainBuilder {
         self
     }
 
-    /// Sets the store of its tasks.
+    /// Sets the store of its tasks, which other brains may have as well.
     pub fn store(mut self, store: impl TaskStore) -> Self {
-        self.store = Arc::new(store);
+        self.store = Some(Arc::new(store));
         self
     }
 
@@ -338,7 +381,9 @@ impl BrainBuilder {
     /// Without a check: for the default limits.
     pub(crate) fn assemble(self) -> Brain {
         let Self { dispatcher, transport, bus, store, clock, limits } = self;
-        Brain(Arc::new(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, limits)))
+        let is_alone = store.is_none();
+        let store = store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
+        Brain(Arc::new(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, limits, is_alone)))
     }
 }
 

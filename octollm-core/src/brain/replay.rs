@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
+
+use jiff::Timestamp;
 
 use super::{Brain, limited, scheduler, tasks::uncertain};
 use crate::{
@@ -238,6 +241,7 @@ impl Brain {
         from: Option<&StepKey>,
         cx: &Context,
     ) -> Result<Task, Failure> {
+        self.is_open()?;
         if let Some(failure) = spent(cx.deadline(), cx.budget()) {
             return Err(failure);
         }
@@ -259,12 +263,12 @@ impl Brain {
             if record.budget().budget().after(record.used_before()).is_exhausted() {
                 return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
             }
-            record.set_caller(self.granted_again(&record, cx).await?);
+            self.grant_again(&mut record, cx).await?;
             record.rerun(from.is_some(), self.0.clock.now())?;
             let task = record.task().clone();
             let change = SideEffects::of_change(&record, self.0.source());
             let effects = SideEffects { discarded, journal: reopened, ..change };
-            match limited(self.0.store.commit(record, effects)).await {
+            match self.0.commit(record, effects).await {
                 // Another rerun came first, and may have failed again: this one is of the journal before it.
                 Err(StoreError::Conflict) => {}
                 Err(error) => return Err(uncertain(error)),
@@ -281,6 +285,21 @@ pub(super) fn replayed(journal: &[JournalEntry], discarded: &[StepKey], reopened
     let gone: HashSet<_> = discarded.iter().chain(reopened.iter().map(|entry| &entry.step)).collect();
     let left = journal.iter().filter(|entry| !gone.contains(&entry.step));
     left.fold(Usage::ZERO, |used, entry| used.plus(entry.usage))
+}
+
+/// Reports what is recorded of a task that ends without a run which reports it. A task whose journal is empty reports nothing.
+pub(super) fn report_recorded(record: &mut TaskRecord, journal: Vec<JournalEntry>, now: Timestamp) {
+    let Some(last) = journal.iter().map(|entry| entry.at).max() else { return };
+    let usage = record.used_before().plus(replayed(&journal, &[], &[]));
+    let task = record.task();
+    let duration = match task.status {
+        // Since it was claimed. The clocks may differ.
+        TaskStatus::Processing => now.max(last).duration_since(task.updated_at).as_secs_f64(),
+        _ => task.metadata.duration_seconds,
+    };
+    let duration = Duration::try_from_secs_f64(duration).unwrap_or_default();
+    let progress = task.progress.clone();
+    record.report(usage, State::new(journal).arms, duration, progress);
 }
 
 /// Discards a step and everything that was recorded after it. A call that was begun before the step stays begun where its

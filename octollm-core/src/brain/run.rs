@@ -14,9 +14,11 @@ use super::{
     Inner, grants,
     journal::Journal,
     limited,
-    publish::{UpdateLog, publish},
+    relay::publish,
+    repeated,
     replay::replayed,
     scheduler::{Run, Stop},
+    updates::UpdateLog,
 };
 use crate::{
     budget::Usage,
@@ -27,7 +29,7 @@ use crate::{
     error::{ArmError, ErrorKind, Failure},
     event::Event,
     json::RawJson,
-    store::{SideEffects, StoreError, progress_event},
+    store::{JournalEntry, SideEffects, StoreError, progress_event},
     task::{TaskError, TaskRecord, TaskRequest, TaskResult, TaskStatus},
     update::Progress,
 };
@@ -72,7 +74,7 @@ pub(super) async fn release(inner: Arc<Inner>, record: Arc<TaskRecord>) {
     let mut record = Arc::unwrap_or_clone(record);
     if record.release(inner.clock.now()).is_ok() {
         let effects = SideEffects::of_change(&record, inner.source());
-        if let Err(error) = limited(inner.store.commit(record, effects)).await {
+        if let Err(error) = inner.commit(record, effects).await {
             tracing::warn!(%error, "task not handed back; its lease expires");
         }
     }
@@ -86,23 +88,35 @@ struct Ending {
     duration: Duration,
 }
 
-/// Runs the arm, stores its updates, and publishes its progress. `None` where the journal cannot be read: the lease then
-/// expires.
+/// Reads the journal. `None` where it cannot be read, and the lease expires, or where the run is stopped before it is read.
+async fn recorded(inner: &Arc<Inner>, started: &Started) -> Option<Vec<JournalEntry>> {
+    let id = started.record.id();
+    let read = tokio::select! {
+        biased;
+        read = repeated(|| inner.store.journal(id, None, usize::MAX)) => read,
+        () = started.cancellation.cancelled() => {
+            if inner.running.stopped(&started.run) == Some(Stop::Close) {
+                release(inner.clone(), started.record.clone()).await;
+            }
+            return None;
+        }
+    };
+    read.inspect_err(|error| {
+        tracing::error!(task = %id, %error, "journal not read; the task is tried again when its lease expires");
+    })
+    .ok()
+}
+
+/// Runs the arm, stores its updates, and publishes its progress. `None` where its journal is not read.
 async fn execute(
     inner: &Arc<Inner>,
     started: &Started,
 ) -> Option<(Result<TaskResult, ArmError>, Usage, Journal)> {
     let record = &started.record;
-    let entries = match limited(inner.store.journal(record.id(), None, usize::MAX)).await {
-        Ok(entries) => entries,
-        Err(error) => {
-            tracing::error!(task = %record.id(), %error, "journal not read; the task is tried again");
-            return None;
-        }
-    };
+    let entries = recorded(inner, started).await?;
     let claimed_at = record.deadline_at().and_then(|end| end.checked_sub(started.time_left).ok());
     let claimed_at = claimed_at.unwrap_or_else(|| inner.clock.now());
-    let recorded = replayed(&entries, &[], &[]);
+    let replays = replayed(&entries, &[], &[]);
     let journal = Journal::new(inner, record.clone(), entries, claimed_at);
     let contract = record.contract();
     let mut cx = context(started, journal.clone());
@@ -127,7 +141,7 @@ async fn execute(
         never = publish_progress(inner, record, &started.log, version, progress) => match never {},
     };
     // A run that ended before it had replayed everything used what is recorded all the same.
-    let usage = cx.used().plus(recorded.minus(cx.used()));
+    let usage = cx.used().plus(replays.minus(cx.used()));
     let result = checked(result, cx.ordered_calls(), contract, &journal);
     // An earlier run of the task may have done all of it.
     let result = result.map_err(|error| if record.run() > 1 { error.executed() } else { error });
@@ -236,7 +250,7 @@ async fn commit(inner: &Inner, mut record: TaskRecord, effects: SideEffects) -> 
         let journal = limited(inner.store.journal(record.id(), None, usize::MAX)).await?;
         record.will_replay(replayed(&journal, &[], &[]), None);
     }
-    limited(inner.store.commit(record, effects)).await
+    inner.commit(record, effects).await
 }
 
 /// The record as the run leaves it.

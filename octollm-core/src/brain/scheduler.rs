@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Inner, limited, publish::UpdateLog, run};
+use super::{Inner, limited, run, updates::UpdateLog};
 use crate::{
     id::TaskId,
     store::{Claim, StoreError},
@@ -29,7 +29,7 @@ pub(super) fn start(inner: &Arc<Inner>) {
     }
     tokio::spawn(schedule(Loops(Arc::downgrade(inner)), inner.limits.lease / 3));
     tokio::spawn(renew_leases(Arc::downgrade(inner), inner.limits.lease));
-    tokio::spawn(inner.relay.clone().run());
+    inner.relay.wake();
 }
 
 /// The loops may be started anew once they have ended, as when their runtime was shut down.

@@ -1,27 +1,24 @@
-//! What a brain offers: its tasks as an orchestrator, and its contracts as an arm.
+//! What a brain offers as an orchestrator.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Brain, limited, publish, scheduler, scheduler::Stop};
+use super::{Brain, grants, limited, replay::report_recorded, scheduler, scheduler::Stop, updates};
 use crate::{
-    arm::Arm,
-    budget::Usage,
     card::ArmCard,
     context::Context,
-    contract::{ContractRef, TaskContract},
-    deadline::Deadline,
-    error::{ArmError, ErrorKind, Failure},
+    contract::ContractRef,
+    error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
-    orchestrator::{JournalStep, MAX_STEPS, Orchestrator, TaskPage, TaskUpdates, authorize_unknown, follow},
+    orchestrator::{JournalStep, MAX_STEPS, Orchestrator, TaskPage, TaskUpdates, authorize_unknown},
     parts::spent,
     store::{JournalEntry, Recorded, SideEffects, StoreError},
-    task::{Submission, Task, TaskBudget, TaskError, TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
+    task::{Submission, Task, TaskError, TaskQuery, TaskRecord},
 };
 
-/// The scope of a caller that sees the tasks of all callers.
-const ADMIN: &str = "tasks:admin";
+/// Most pages of the store that are searched for one page of a list.
+const SEARCHED: usize = 10;
 /// Bytes of the tasks of one page: half of what a client reads as one answer by default.
 const PAGE: usize = 4 << 20;
 /// Bytes of the errors of one page of a journal, which has so many steps by default.
@@ -49,13 +46,12 @@ impl Orchestrator for Brain {
 
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure> {
         let limit = query.limit.unwrap_or(20).clamp(1, TaskQuery::MAX_LIMIT);
-        let owner = (!sees_all(cx)).then(|| cx.caller());
-        let records = limited(self.0.store.list(&query.limit(limit + 1), owner)).await?;
+        let (records, rest) = self.search(query, limit, cx).await?;
         let mut tasks: Vec<_> = records.iter().map(|record| self.live(record)).collect();
         let fitting = fitting(tasks.iter().map(listed_size), PAGE).min(limit);
         let more = tasks.len() > fitting;
         tasks.truncate(fitting);
-        let next = tasks.last().filter(|_| more).map(|task| task.task_id.clone());
+        let next = if more { tasks.last().map(|task| task.task_id.clone()) } else { rest };
         Ok(TaskPage { tasks, next })
     }
 
@@ -65,29 +61,13 @@ impl Orchestrator for Brain {
             self.0.running.ended(&run).await;
         }
         // A task that has not ended by now is queued, or runs elsewhere.
-        loop {
-            let record = self.visible(id, cx).await?;
-            if record.status().is_finished() {
-                return Ok(record.task().clone());
-            }
-            let mut record = Arc::unwrap_or_clone(record);
-            record.cancel(self.0.clock.now())?;
-            let (task, effects) = (record.task().clone(), SideEffects::of_change(&record, self.0.source()));
-            match limited(self.0.store.commit(record, effects)).await {
-                Err(StoreError::Conflict) => {}
-                Err(error) => return Err(uncertain(error)),
-                Ok(()) => {
-                    // It may have been started since it was looked for.
-                    self.0.running.stop(id, Stop::Lost);
-                    return Ok(task);
-                }
-            }
-        }
+        let (record, _) = self.cancel_stored(id, cx, |_| true).await?;
+        Ok(record.into_task())
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
         self.visible(id, cx).await?;
-        Ok(publish::watch(self.0.store.clone(), id.clone(), after))
+        Ok(updates::watch(self.0.store.clone(), id.clone(), after))
     }
 
     async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
@@ -132,17 +112,80 @@ impl Orchestrator for Brain {
 impl Brain {
     /// A task that this caller may see.
     pub(super) async fn visible(&self, id: &TaskId, cx: &Context) -> Result<Arc<TaskRecord>, Failure> {
+        grants::check_known(cx.caller())?;
         let record = limited(self.0.store.get(id)).await?;
-        record
-            .filter(|record| sees_all(cx) || record.caller().is_same_as(cx.caller()))
-            .ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))
+        let record = record.ok_or_else(|| Failure::of(ErrorKind::TaskNotFound))?;
+        self.check_access(&record, cx)?;
+        Ok(record)
+    }
+
+    /// The tasks that this caller may see: more than `limit` if there are more, else with the last task that was looked at if some
+    /// are left.
+    async fn search(
+        &self,
+        mut query: TaskQuery,
+        limit: usize,
+        cx: &Context,
+    ) -> Result<(Vec<Arc<TaskRecord>>, Option<TaskId>), Failure> {
+        grants::check_known(cx.caller())?;
+        let owner = (!grants::sees_all(cx.caller())).then(|| cx.caller());
+        let (most, mut found) = (limit + 1, Vec::new());
+        for _ in 0..SEARCHED {
+            let page = limited(self.0.store.list(&query.clone().limit(most), owner)).await?;
+            let (is_last, last) = (page.len() < most, page.last().map(|record| record.id().clone()));
+            found.extend(page.into_iter().filter(|record| self.check_access(record, cx).is_ok()));
+            if is_last || found.len() > limit {
+                return Ok((found, None));
+            }
+            query.after = last;
+        }
+        Ok((found, query.after))
+    }
+
+    /// Checks that the brain accepts tasks.
+    pub(super) fn is_open(&self) -> Result<(), Failure> {
+        if self.0.running.is_closed() { Err(closed()) } else { Ok(()) }
+    }
+
+    /// Cancels a task that does not run here, unless it has ended or is not one of `those`. Returns it, and whether it was
+    /// cancelled.
+    pub(super) async fn cancel_stored(
+        &self,
+        id: &TaskId,
+        cx: &Context,
+        those: impl Fn(&TaskRecord) -> bool + Send,
+    ) -> Result<(TaskRecord, bool), Failure> {
+        loop {
+            let mut record = Arc::unwrap_or_clone(self.visible(id, cx).await?);
+            if record.status().is_finished() || !those(&record) {
+                return Ok((record, false));
+            }
+            let now = self.0.clock.now();
+            if record.run() > 0 {
+                let journal = limited(self.0.store.journal(id, None, usize::MAX)).await?;
+                report_recorded(&mut record, journal, now);
+            }
+            record.cancel(now)?;
+            let effects = SideEffects::of_change(&record, self.0.source());
+            match self.0.commit(record.clone(), effects).await {
+                Err(StoreError::Conflict) => {}
+                Err(error) => return Err(uncertain(error)),
+                Ok(()) => {
+                    // It may have been started since it was looked for.
+                    self.0.running.stop(id, Stop::Lost);
+                    return Ok((record, true));
+                }
+            }
+        }
     }
 
     /// Checks a submission, and makes a task of it.
-    async fn prepare(&self, mut submission: Submission, cx: &Context) -> Result<TaskRecord, Failure> {
-        if self.0.running.is_closed() {
-            return Err(Failure::new(ErrorKind::Unavailable, "the brain is closed").before_execution());
-        }
+    pub(super) async fn prepare(
+        &self,
+        mut submission: Submission,
+        cx: &Context,
+    ) -> Result<TaskRecord, Failure> {
+        self.is_open()?;
         if let Some(failure) = spent(cx.deadline(), cx.budget()) {
             return Err(failure);
         }
@@ -160,7 +203,8 @@ impl Brain {
     }
 
     /// Queues a task.
-    async fn store(&self, record: TaskRecord) -> Result<Task, Failure> {
+    pub(super) async fn store(&self, record: TaskRecord) -> Result<Task, Failure> {
+        let _wakes = self.0.relay.wakes();
         scheduler::start(&self.0);
         self.0.relay.caught_up().await;
         let task = record.task().clone();
@@ -190,6 +234,11 @@ impl Brain {
     }
 }
 
+/// The failure of a brain that is closed.
+pub(super) fn closed() -> Failure {
+    Failure::new(ErrorKind::Unavailable, "the brain is closed").before_execution()
+}
+
 /// The failure for a change that may have been stored.
 pub(super) fn uncertain(error: StoreError) -> Failure {
     let unknown = matches!(error, StoreError::Unavailable(_));
@@ -215,121 +264,4 @@ fn listed_size(task: &Task) -> usize {
     let goal = task.goal.as_ref().map_or(0, String::len);
     let error = task.error.as_ref().map_or(0, TaskError::size);
     goal + output + error + task.progress.message.len() + task.metadata.submitted.as_str().len()
-}
-
-fn sees_all(cx: &Context) -> bool {
-    cx.caller().may(ADMIN).is_ok()
-}
-
-/// Runs the contract as a task of this brain and waits for its end.
-///
-/// The task has at most the budget of the caller, and slightly less time than its deadline leaves, so that the usage of the
-/// task is known before the deadline. It is cancelled when the call is dropped.
-#[async_trait]
-impl<C: TaskContract> Arm<C> for Brain {
-    async fn execute(&self, input: C, cx: &Context) -> Result<C::Output, ArmError> {
-        let submission = Submission::of(&input)?;
-        let end = cx.deadline().map(|deadline| Deadline::after(shortened(deadline.remaining())));
-        let budget = narrowed(submission.budget, end);
-        let record = self.prepare(submission.with_budget(budget), cx).await?;
-        let id = record.id().clone();
-        // Before the task is stored: the call may be dropped meanwhile.
-        let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false };
-        self.store(record).await?;
-        guard.stored = true;
-        let followed = Deadline::run_until(end, follow(self, &id, cx, |update| pass_on(update, cx))).await;
-        let in_time = followed.is_some();
-        let task = match followed {
-            Some(task) => task?,
-            // It is queued, or is just being ended.
-            None => self.cancel(&id, cx).await?,
-        };
-        // The task itself has neither the parts of its tokens nor the unmetered calls.
-        let record = limited(self.0.store.get(&id)).await.ok().flatten();
-        guard.disarm();
-        let used = record.and_then(|record| record.usage()).unwrap_or_else(|| Usage {
-            cost: task.metadata.cost,
-            ..Usage::tokens(task.metadata.tokens_used)
-        });
-        // Work that is done is answered, also above the budget: the next call is refused then.
-        let _ = cx.spend(used);
-        if !in_time && task.status == TaskStatus::Cancelled {
-            return Err(Failure::of(ErrorKind::DeadlineExceeded).into());
-        }
-        Ok(task.into_output::<C>()?)
-    }
-}
-
-/// The longest part of a caller's time that is reserved to end a task and to read its usage.
-const TO_END: Duration = Duration::from_millis(50);
-
-fn shortened(left: Duration) -> Duration {
-    left.saturating_sub(TO_END.min(left / 10))
-}
-
-/// The caller waits, so that its deadline is that of the task.
-fn narrowed(asked: TaskBudget, end: Option<Deadline>) -> TaskBudget {
-    let seconds = end.map(|end| end.remaining().as_secs_f64().max(1e-3));
-    let max_time_seconds = match (asked.max_time_seconds, seconds) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    };
-    TaskBudget { max_time_seconds, ..asked }
-}
-
-/// Reports the progress of the task as that of the arm.
-fn pass_on(update: &TaskUpdate, cx: &Context) {
-    if let TaskUpdate::Progress { progress, phase, message, .. } = update {
-        cx.phase(*phase);
-        cx.progress(*progress, message.clone());
-    }
-}
-
-/// Cancels the task of a call that is dropped.
-struct CancelOnDrop<'a> {
-    brain: &'a Brain,
-    id: &'a TaskId,
-    cx: &'a Context,
-    armed: bool,
-    stored: bool,
-}
-
-impl CancelOnDrop<'_> {
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-/// Attempts to cancel a task that may just be on its way into the store.
-const ATTEMPTS: usize = 3;
-const PAUSE: Duration = Duration::from_secs(1);
-
-impl Drop for CancelOnDrop<'_> {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        // What runs here has used this much. What runs elsewhere is unknown.
-        let _ = self.cx.spend(match self.brain.0.running.log(self.id) {
-            Some(log) => log.used(),
-            None if self.stored => Usage::UNMETERED,
-            None => Usage::ZERO,
-        });
-        // A run stops at once; the change of the task waits for the store.
-        self.brain.0.running.stop(self.id, Stop::Cancel);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (brain, id, cx) = (self.brain.clone(), self.id.clone(), self.cx.clone());
-            runtime.spawn(async move {
-                for _ in 0..ATTEMPTS {
-                    match brain.cancel(&id, &cx).await {
-                        Ok(_) => return,
-                        Err(failure) => {
-                            tracing::debug!(task = %id, %failure, "abandoned task not cancelled yet");
-                        }
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                }
-            });
-        }
-    }
 }

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +30,7 @@ use crate::{
     contract::{ContractRef, TaskContract},
     deadline::Deadline,
     error::{ErrorKind, Failure},
-    id::{RequestId, TaskId},
+    id::{IdempotencyKey, RequestId, TaskId},
     json::{self, read_value},
     size::cut,
     trace::TraceContext,
@@ -72,6 +73,8 @@ struct Shared {
     cancellation: Option<CancellationToken>,
     transport: Arc<dyn Transport>,
     updates: Option<Arc<dyn UpdateSink>>,
+    /// When a call with a key was executed, how long it took, and whether that was an earlier one.
+    executed: Option<(Timestamp, Duration, bool)>,
     /// The context that this one narrows. What is used here counts there too, and the calls of both are numbered there.
     outer: Option<Context>,
 }
@@ -90,8 +93,8 @@ impl Context {
     /// A context from the parts of a call.
     pub fn from_parts(parts: ContextParts, transport: Arc<dyn Transport>) -> Self {
         let (ledger, steps) = (Ledger::default(), Mutex::default());
-        let (cancellation, updates, outer) = (None, None, None);
-        Self(Arc::new(Shared { parts, ledger, steps, cancellation, transport, updates, outer }))
+        let (cancellation, updates, executed, outer) = (None, None, None, None);
+        Self(Arc::new(Shared { parts, ledger, steps, cancellation, transport, updates, executed, outer }))
     }
 
     /// A context whose work is cancelled by this token.
@@ -124,6 +127,17 @@ impl Context {
             shared.cancellation.insert(token).clone()
         });
         begun.unwrap_or_default()
+    }
+
+    /// Counts the usage of an earlier execution, whose answer is returned again.
+    pub(crate) fn replay(&mut self, usage: Usage, began: Timestamp, took: Duration) {
+        self.count(usage);
+        let _ = self.change(|shared| shared.executed = Some((began, took, true)));
+    }
+
+    /// Sets when a call with a key was executed.
+    pub(crate) fn executed_in(&mut self, began: Timestamp, took: Duration) {
+        let _ = self.change(|shared| shared.executed = Some((began, took, false)));
     }
 
     /// Cancels what is left of an execution that has ended. After a success nothing is left unless the context is shared.
@@ -194,6 +208,11 @@ impl Context {
         self.0.parts.attempt
     }
 
+    /// The idempotency key of the call, where it has one. An arm can pass it on to a service that honours keys.
+    pub fn idempotency_key(&self) -> Option<&IdempotencyKey> {
+        self.0.parts.key.as_ref()
+    }
+
     /// The moment after which the result is no longer awaited.
     pub fn deadline(&self) -> Option<Deadline> {
         self.0.parts.deadline
@@ -213,6 +232,17 @@ impl Context {
     /// The usage so far, of this work and all that it called.
     pub fn used(&self) -> Usage {
         self.0.ledger.used()
+    }
+
+    /// When the execution of a call with an idempotency key began, and how long it took. `None` before its end, and for other
+    /// calls.
+    pub fn executed(&self) -> Option<(Timestamp, Duration)> {
+        self.0.executed.map(|(began, took, _)| (began, took))
+    }
+
+    /// Whether the answer of this call is that of an earlier one with its idempotency key.
+    pub fn is_replayed(&self) -> bool {
+        matches!(self.0.executed, Some((.., true)))
     }
 
     /// Adds to the usage.
@@ -347,6 +377,7 @@ impl Context {
             cancellation: cancellation.clone(),
             transport: transport.clone(),
             updates: updates.clone(),
+            executed: None,
             outer: Some(self.clone()),
         }))
     }

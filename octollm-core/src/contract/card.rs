@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{ContractRef, ContractSpec, Effects, TaskContract, schema};
-use crate::invalid::ConfigError;
+use crate::{invalid::ConfigError, parts::is_scope};
 
 /// A contract as an arm's card shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -151,8 +151,9 @@ impl ContractCard {
         }
     }
 
-    /// The card of `C`, checked: its name has a form in other protocols, its input is an object in JSON, and the rules in its
-    /// schema are those that are run. Answers are cached only where it is idempotent and streams nothing.
+    /// The card of `C`, checked: its name has a form in other protocols, its scope is [one](is_scope), its input is an object in
+    /// JSON, and the rules in its schema are those that are run. Answers are cached only where it is idempotent and
+    /// streams nothing.
     ///
     /// The derive macro refuses most mistakes. This finds the rest, such as those of a contract that is written by hand or is
     /// `#[serde(transparent)]`.
@@ -165,6 +166,10 @@ impl ContractCard {
         let contract = ContractRef::new(&*card.name, card.version).map_err(|error| {
             ConfigError::new(card.name.clone(), "cannot be the name of a contract").with_source(error)
         })?;
+        if !is_scope(&card.scope) {
+            let reason = format!("has the scope {:?}, which is not of the form `entity:verb`", card.scope);
+            return Err(ConfigError::new(contract.to_string(), reason));
+        }
         if let Some(path) = unpublished {
             let reason = format!(
                 "has rules at `{path}` that are not both run and published: derive `Validate` for the type that has them \

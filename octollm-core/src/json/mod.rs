@@ -6,6 +6,7 @@
 //! An input is read once, through a deserializer that watches what its type does with it. It is read again only where the
 //! type takes raw text, which may have a key twice, and where the input is refused, to find out why.
 
+mod digest;
 mod keys;
 mod notes;
 mod raw;
@@ -22,9 +23,13 @@ mod write;
 use serde::de::DeserializeOwned;
 use serde_json::{Deserializer, Value, de::StrRead};
 
+pub(crate) use self::{
+    digest::{bounded_digest, digest},
+    value::read_value,
+    write::try_write,
+};
 use self::{notes::Notes, watch::Watch};
 pub use self::{raw::RawJson, write::write};
-pub(crate) use self::{value::read_value, write::try_write};
 use crate::{
     contract::{TaskContract, Violation, input_of},
     error::{ErrorKind, Failure},

@@ -19,6 +19,7 @@ use crate::{
     budget::Usage,
     card::ArmCard,
     context::Context,
+    contract::Keys,
     deadline::Deadline,
     dispatcher::{Dispatcher, not_offered},
     dropped::Reports,
@@ -121,7 +122,9 @@ impl Transport for MeshTransport {
 fn stack(shared: &Arc<Shared>, layers: Vec<CallLayer>) -> Arc<dyn Transport> {
     let choice = Choice(shared.clone());
     let cards = Arc::new(choice.clone());
-    let service = RetryLayer::new().retries(0).layer(service_fn(move |call| {
+    let honouring = shared.clone();
+    let retry = RetryLayer::new().retries(0).keys_honoured(move |call| honouring.keys(call));
+    let service = retry.layer(service_fn(move |call| {
         let choice = choice.clone();
         async move { choice.carry(call).await }
     }));
@@ -194,9 +197,19 @@ impl Choice {
 }
 
 impl Shared {
-    /// The first arm of the contract that is not to be avoided, else any but the last one that was tried, else the first.
+    /// Whether all arms of the contract honour keys. Each has a record of its own.
+    fn keys(&self, call: &Call) -> Keys {
+        let cards = self.arms.iter().map(|arm| arm.dispatcher.card());
+        let mut offers = cards.filter_map(|card| card.contract(&call.contract)).peekable();
+        let honoured = offers.peek().is_some() && offers.all(|offer| offer.keys != Keys::None);
+        if honoured { Keys::Instance } else { Keys::None }
+    }
+
+    /// The only arm that may get the call, if there is one. Else the first arm of the contract that is not to be avoided, else any
+    /// but the last one that was tried, else the first.
     fn choose(&self, call: &Call) -> Result<&MeshArm, Failure> {
-        let serving = || self.arms.iter().filter(|arm| arm.dispatcher.serves(&call.contract));
+        let may = |arm: &&MeshArm| call.only.as_ref().is_none_or(|only| **only == arm.endpoint);
+        let serving = || self.arms.iter().filter(|arm| arm.dispatcher.serves(&call.contract)).filter(may);
         let avoided = |arm: &MeshArm| call.avoid.iter().any(|endpoint| **endpoint == arm.endpoint);
         let last = |arm: &MeshArm| call.avoid.last().is_some_and(|endpoint| **endpoint == arm.endpoint);
         let fresh = serving().find(|arm| !avoided(arm)).or_else(|| serving().find(|arm| !last(arm)));

@@ -20,4 +20,5 @@
 mod policy;
 mod retry;
 
+pub(crate) use self::policy::MAX_RETRY_AFTER;
 pub use self::retry::RetryLayer;

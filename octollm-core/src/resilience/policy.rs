@@ -20,6 +20,9 @@ pub(super) struct RetryLimits {
     pub(super) max_retry_after: Duration,
 }
 
+/// The longest wait that a failure may ask for, by default.
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
 impl Default for RetryLimits {
     fn default() -> Self {
         Self {
@@ -27,7 +30,7 @@ impl Default for RetryLimits {
             backoff: Duration::from_millis(50),
             throttled_backoff: Duration::from_secs(1),
             max_backoff: Duration::from_secs(5),
-            max_retry_after: Duration::from_secs(60),
+            max_retry_after: MAX_RETRY_AFTER,
         }
     }
 }

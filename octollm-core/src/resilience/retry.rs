@@ -19,6 +19,7 @@ use tower::{Layer, Service, ServiceExt};
 use super::policy::{Failed, RetryLimits};
 use crate::{
     budget::Usage,
+    contract::Keys,
     dropped::{Reports, report},
     error::{CallError, Failure},
     id::RequestId,
@@ -45,7 +46,7 @@ pub struct RetryLayer {
     honoured: Option<Arc<KeysHonoured>>,
 }
 
-type KeysHonoured = dyn Fn(&Call) -> bool + Send + Sync;
+type KeysHonoured = dyn Fn(&Call) -> Keys + Send + Sync;
 
 impl RetryLayer {
     /// A layer with the default limits.
@@ -90,9 +91,10 @@ impl RetryLayer {
     }
 
     /// Sets how to find out whether the arms of a call honour its key: they run it once, however often it is sent. Without
-    /// this none does.
+    /// this none does. A call that may have run is repeated at the endpoint where it was made, where only that has the
+    /// [record](Keys::Instance).
     #[must_use]
-    pub fn keys_honoured(mut self, honoured: impl Fn(&Call) -> bool + Send + Sync + 'static) -> Self {
+    pub fn keys_honoured(mut self, honoured: impl Fn(&Call) -> Keys + Send + Sync + 'static) -> Self {
         self.honoured = Some(Arc::new(honoured));
         self
     }
@@ -102,9 +104,12 @@ impl RetryLayer {
         call.retry.max(self.limits.retries)
     }
 
-    fn is_repeatable(&self, call: &Call) -> bool {
-        call.is_idempotent()
-            || call.key.is_some() && self.honoured.as_ref().is_some_and(|honoured| honoured(call))
+    /// Who has the record of the call.
+    fn keys(&self, call: &Call) -> Keys {
+        match &self.honoured {
+            Some(honoured) if call.parts.key.is_some() && !call.is_idempotent() => honoured(call),
+            _ => Keys::None,
+        }
     }
 }
 
@@ -212,9 +217,10 @@ impl Attempts {
         self.may_have_executed |= error.may_have_executed();
         let call = &mut self.call;
         call.parts.budget = call.parts.budget.after(error.usage());
+        let keys = self.rules.keys(call);
         let failed = Failed {
             failure: error.failure(),
-            repeatable: self.rules.is_repeatable(call),
+            repeatable: call.is_idempotent() || keys != Keys::None,
             retries: self.retries,
             allowed: self.allowed,
             deadline: call.parts.deadline,
@@ -235,7 +241,11 @@ impl Attempts {
             // The last one to fail is the last in the list, also where it failed before.
             call.avoid.retain(|avoided| **avoided != *endpoint);
             call.avoid.push(endpoint.into());
+            if keys == Keys::Instance && error.may_have_executed() {
+                call.only.get_or_insert_with(|| endpoint.into());
+            }
         }
+        call.parts.repeated |= keys != Keys::None && self.may_have_executed;
         Some(wait)
     }
 }

@@ -1,22 +1,16 @@
 //! The entries of a task's journal: how they are made from calls, and replayed.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::{
     budget::{Budget, Usage},
     clock::Clock,
-    contract::{ContractRef, hex},
+    contract::ContractRef,
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
@@ -257,60 +251,4 @@ pub(crate) fn own_times(record: &TaskRecord, entries: &[JournalEntry]) -> HashMa
         (entry.seq, Duration::try_from_secs_f64(own).unwrap_or_default())
     });
     times.collect()
-}
-
-/// The first half of the SHA-256 of the input with its keys sorted, in hexadecimal digits. Numbers keep every digit.
-pub(crate) fn digest(input: &[u8]) -> String {
-    let mut text = String::with_capacity(input.len());
-    match serde_json::from_slice::<&RawValue>(input) {
-        Ok(value) => canonical(value, 0, &mut text),
-        Err(_) => text.push_str(&String::from_utf8_lossy(input)),
-    }
-    hex(&Sha256::digest(text)[..16])
-}
-
-/// Below this depth the text is taken as it is.
-const SORTED_DEPTH: usize = 64;
-
-fn canonical(value: &RawValue, depth: usize, text: &mut String) {
-    let raw = value.get();
-    let sorted = depth < SORTED_DEPTH;
-    if let Some(fields) = (sorted && raw.starts_with('{')).then(|| read::<BTreeMap<String, &RawValue>>(raw)) {
-        text.push('{');
-        for (key, value) in fields.into_iter().flatten() {
-            text.push_str(&Value::String(key).to_string());
-            text.push(':');
-            canonical(value, depth + 1, text);
-            text.push(',');
-        }
-        text.push('}');
-    } else if let Some(items) = (sorted && raw.starts_with('[')).then(|| read::<Vec<&RawValue>>(raw)) {
-        text.push('[');
-        for item in items.into_iter().flatten() {
-            canonical(item, depth + 1, text);
-            text.push(',');
-        }
-        text.push(']');
-    } else {
-        text.push_str(raw);
-    }
-}
-
-/// The text was read as JSON before.
-fn read<'a, T: serde::Deserialize<'a>>(raw: &'a str) -> Option<T> {
-    serde_json::from_str(raw).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_digest_knows_every_digit_and_no_order_of_keys() {
-        let of = |text: &str| digest(text.as_bytes());
-        assert_eq!(of(r#"{"a":1,"b":[{"c":2,"d":3}]}"#), of(r#"{ "b": [{"d":3, "c":2}], "a": 1 }"#));
-        assert_ne!(of("[18446744073709551617]"), of("[18446744073709551618]"));
-        assert_ne!(of(r#"{"a":"1"}"#), of(r#"{"a":1}"#));
-        assert_ne!(of(r#"["a,b"]"#), of(r#"["a","b"]"#));
-    }
 }

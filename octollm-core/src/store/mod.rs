@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 pub(crate) use self::{
     change::progress_event,
-    journal::{Draft, Recorded, digest, outcome_unknown, own_times, replay, served_by},
+    journal::{Draft, Recorded, outcome_unknown, own_times, replay, served_by},
 };
 pub use self::{
     change::{Claim, SideEffects},

@@ -1,13 +1,14 @@
 //! A task as a store holds it: its state machine.
 
 mod secret;
+mod submitted;
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use self::secret::Secret;
+use self::{secret::Secret, submitted::Submitted};
 use super::{Priority, Submission, Task, TaskBudget, TaskError, TaskMetadata, TaskResult, TaskStatus};
 use crate::{
     budget::Usage,
@@ -15,7 +16,7 @@ use crate::{
     error::{ErrorKind, Failure},
     id::{RequestId, StepKey, TaskId},
     json::RawJson,
-    parts::{Caller, ContextParts},
+    parts::{Caller, ContextParts, Grant},
     trace::TraceContext,
     transport::IdempotencyKey,
     update::Progress,
@@ -28,6 +29,12 @@ pub struct TaskRecord {
     contract: ContractRef,
     input: RawJson,
     caller: Caller,
+    /// The caller of a rerun that had fewer scopes than its owner had at first, with those, until the next rerun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    narrowed: Option<Caller>,
+    /// For what the caller's token was, where it was not for the subject itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    submitted: Option<Submitted>,
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "known_trace")]
     trace: Option<TraceContext>,
     priority: Priority,
@@ -82,6 +89,8 @@ impl TaskRecord {
             },
             contract,
             input,
+            narrowed: None,
+            submitted: Submitted::of(&caller),
             caller,
             trace,
             priority,
@@ -148,7 +157,22 @@ impl TaskRecord {
     }
 
     pub(crate) fn set_caller(&mut self, caller: Caller) {
-        self.caller = caller;
+        (self.caller, self.narrowed) = (caller, None);
+    }
+
+    /// Sets the caller of the next attempt only.
+    pub(crate) fn narrow(&mut self, caller: Option<Caller>) {
+        self.narrowed = caller;
+    }
+
+    /// The caller with the scopes of the present attempt.
+    pub(crate) fn runs_for(&self) -> &Caller {
+        self.narrowed.as_ref().unwrap_or(&self.caller)
+    }
+
+    /// Whether a token is for this task, as `Submitted` defines.
+    pub(crate) fn is_of(&self, grant: &Grant) -> bool {
+        Submitted::is_of(self.submitted.as_ref(), self.id(), grant)
     }
 
     /// The trace of the submission.
@@ -166,7 +190,8 @@ impl TaskRecord {
         &self.budget
     }
 
-    /// The usage of all attempts. `None` until one has ended.
+    /// The usage of all attempts. `None` until one has ended, and where nothing is recorded of a task that was cancelled by a brain
+    /// that did not run it.
     pub fn usage(&self) -> Option<Usage> {
         self.used
     }

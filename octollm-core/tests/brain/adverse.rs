@@ -218,3 +218,41 @@ async fn a_long_queue_is_taken_over_as_fast_as_it_is_worked_off() {
     assert_eq!(last.status, TaskStatus::Completed);
     assert!(begun.elapsed() < 5 * SECOND, "{:?}", begun.elapsed());
 }
+
+/// Has the next `times` reads of the journal fail.
+fn no_journal(store: &Trouble, times: usize) {
+    let mut times = 0..times;
+    store.fails(move |operation, _| (operation == "journal" && times.next().is_some()).then(away));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_cannot_be_read_for_a_moment_costs_no_lease() {
+    let (arms, store) = (Local::new(), Trouble::new());
+    let brain = over(&arms, &store).build().unwrap();
+    no_journal(&store, 3);
+    let begun = Instant::now();
+    assert_eq!(run(&brain, compute(4)).await.status, TaskStatus::Completed);
+    assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
+    // One that is away for longer: the task is free for others when its lease expires.
+    no_journal(&store, 7);
+    let begun = Instant::now();
+    assert_eq!(run(&brain, compute(4)).await.status, TaskStatus::Completed);
+    assert!((30..45).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_whose_journal_is_not_read_yet_is_cancelled_and_handed_back() {
+    let (arms, store) = (Local::new(), Trouble::new());
+    let brain = over(&arms, &store).build().unwrap();
+    no_journal(&store, 4);
+    let first = brain.submit(compute(4), &anyone()).await.unwrap().task_id;
+    tokio::time::sleep(SECOND / 2).await;
+    store.fails(|_, _| None);
+    assert_eq!(brain.cancel(&first, &anyone()).await.unwrap().status, TaskStatus::Cancelled);
+    no_journal(&store, 4);
+    let second = brain.submit(compute(4), &anyone()).await.unwrap().task_id;
+    tokio::time::sleep(SECOND / 2).await;
+    timeout(SECOND / 10, brain.close()).await.expect("close waits for the journal");
+    assert_eq!(brain.get(&second, &anyone()).await.unwrap().status, TaskStatus::Queued);
+    assert!(arms.calls().is_empty());
+}

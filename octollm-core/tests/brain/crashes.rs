@@ -133,6 +133,8 @@ struct Bookkeeping {
 impl Bookkeeping {
     fn new(keys: Keys) -> Self {
         let mut ledger = Dispatcher::new("ledger");
+        // The records are below.
+        ledger.idempotency(());
         ledger.serve::<Double>(Ledger);
         ledger.serve::<Book>(Ledger);
         for card in &mut ledger.card_mut().contracts {
@@ -149,11 +151,11 @@ impl Transport for Bookkeeping {
         if self.keys == Keys::Shared
             && call.contract.name() == "ledger.book"
             && let Some(reply) =
-                call.key.as_ref().and_then(|key| self.answers.lock().unwrap().get(key).cloned())
+                call.parts.key.as_ref().and_then(|key| self.answers.lock().unwrap().get(key).cloned())
         {
             return Ok(reply);
         }
-        let (contract, key) = (call.contract.clone(), call.key.clone());
+        let (contract, key) = (call.contract.clone(), call.parts.key.clone());
         if contract.name() == "ledger.book" {
             self.booked.lock().unwrap().push(key.clone());
         }

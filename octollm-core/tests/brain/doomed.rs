@@ -108,7 +108,7 @@ impl<T> Doomed<T> {
 impl<T: Transport> Transport for Doomed<T> {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let made = async {
-            self.sight.lock().unwrap().push(Seen::Called(call.step.clone(), call.key.clone()));
+            self.sight.lock().unwrap().push(Seen::Called(call.step.clone(), call.parts.key.clone()));
             self.inner.call(call).await
         };
         self.fate.meet(made).await

@@ -190,9 +190,135 @@ async fn a_rerun_has_what_its_owner_had_and_has() {
     let task = system.rerun(&id, &with(&["number:compute", "number:double", "tasks:read"])).await;
     assert_failed(&task, "the scope number:increment is required");
     assert_eq!(system.arms.steps().len(), calls);
-    // What is lost is lost: a later rerun has no more.
-    let task = system.rerun(&id, &with(&["number:*"])).await;
-    assert_failed(&task, "the scope number:increment is required");
+    // A rerun needs the scope of the contract before it is accepted.
+    let failure = system.brain.rerun(&id, None, &with(&["number:double"])).await.unwrap_err();
+    assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::InsufficientScope, false));
+    // What the owner had at first is stored: a later rerun has it again.
     let record = system.store.get(&id).await.unwrap().unwrap();
-    assert_eq!(record.caller().grant().unwrap().scopes, ["number:compute", "number:double"]);
+    assert_eq!(
+        record.caller().grant().unwrap().scopes,
+        ["number:compute", "number:increment", "number:double"]
+    );
+    let task = system.rerun(&id, &with(&["number:*"])).await;
+    assert_eq!(task.status, TaskStatus::Completed, "{:?}", task.error);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_administrator_runs_a_task_again_with_what_is_stored() {
+    let system = system();
+    system.arms.now(|call| Does::Fails(error(call, ErrorKind::Unavailable)));
+    let with = |scopes: &[&str]| context(token(ali(scopes), system.clock));
+    let id = system.run(0, &with(&["number:*"])).await.task_id;
+    sleep(8 * MINUTE).await;
+    // With fewer scopes the owner renews the grant of that attempt alone.
+    system.arms.now(|_| Does::Answers("1"));
+    let task = system.rerun(&id, &with(&["number:compute"])).await;
+    assert_failed(&task, "the scope number:increment is required");
+    let end = system.store.get(&id).await.unwrap().unwrap().caller().grant().unwrap().valid_until;
+    assert!(end.unwrap() <= system.clock.now() + jiff::SignedDuration::from_mins(2));
+    // The administrator has none of the scopes of the task, and runs it with those that are stored.
+    let admin = context(Grant::new("root", ["tasks:admin"]).issuer("portal"));
+    let task = system.rerun(&id, &admin).await;
+    assert_eq!(task.status, TaskStatus::Completed, "{:?}", task.error);
+    let record = system.store.get(&id).await.unwrap().unwrap();
+    assert_eq!(record.caller().grant().unwrap().valid_until, end, "nothing is renewed");
+}
+
+/// What a caller gets by each operation on a task: none may leave a trace.
+async fn access(brain: &Brain, id: &TaskId, cx: &Context) -> Result<(), ErrorKind> {
+    let results = [
+        brain.get(id, cx).await.map(drop),
+        brain.watch(id, None, cx).await.map(drop),
+        brain.journal(id, None, None, cx).await.map(drop),
+        brain.rerun(id, None, cx).await.map(drop),
+        brain.cancel(id, cx).await.map(drop),
+    ];
+    // The tasks have completed, so that the rerun of one that is seen is a conflict.
+    let kinds = results.map(|result| result.err().map(|failure| failure.kind));
+    let mut query = octollm_core::task::TaskQuery::default().limit(1);
+    let mut is_listed = false;
+    loop {
+        let page = brain.list(query.clone(), cx).await.map_err(|failure| failure.kind)?;
+        is_listed |= page.tasks.iter().any(|task| task.task_id == *id);
+        let Some(next) = page.next else { break };
+        query = query.after(next);
+    }
+    match kinds[0] {
+        None => assert_eq!((kinds, is_listed), ([None, None, None, Some(ErrorKind::Conflict), None], true)),
+        kind => assert_eq!((kinds, is_listed), ([kind; 5], false)),
+    }
+    kinds[0].map_or(Ok(()), Err)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_for_its_tasks_and_needs_their_scope() {
+    let system = system();
+    let (all, look) = (["number:*"], ["number:increment"]);
+    let (run, other) = (&["number:compute"][..], &["number:increment", "number:double"][..]);
+    let above = system.run(0, &context(ali(&all))).await.task_id;
+    let by = |scopes: &[&str], task: Option<&TaskId>| {
+        let mut grant = ali(scopes);
+        grant.actor = Some("coder".into());
+        grant.task = task.cloned();
+        grant
+    };
+    // Submitted by the arm within the first task, and by it on behalf of the subject in no task.
+    let below = system.run(0, &context(by(&all, Some(&above)))).await.task_id;
+    let loose = system.run(0, &context(by(&all, None))).await.task_id;
+    let mut judge = by(run, None);
+    judge.actor = Some("judge".into());
+    let admin = |task: Option<&TaskId>| {
+        let mut grant = Grant::new("root", ["tasks:admin"]).issuer("portal");
+        grant.task = task.cloned();
+        grant
+    };
+    let (yes, no, scope) = (Ok(()), Err(ErrorKind::TaskNotFound), Err(ErrorKind::InsufficientScope));
+    for (grant, expected) in [
+        // The subject itself.
+        (ali(run), [yes, yes, yes]),
+        (ali(other), [scope, scope, scope]),
+        // Limited to a task: that one and what was submitted under it.
+        (ali(run).task(above.clone()), [yes, yes, no]),
+        (ali(run).task(below.clone()), [no, yes, no]),
+        (ali(run).task(TaskId::new()), [no, no, no]),
+        (ali(other).task(above.clone()), [scope, scope, no]),
+        // By a link, with and without a task.
+        (by(run, Some(&above)), [yes, yes, no]),
+        (by(run, None), [no, yes, yes]),
+        (by(&look, None), [no, scope, scope]),
+        (judge, [no, no, no]),
+        // Administrators.
+        (admin(None), [yes, yes, yes]),
+        (admin(Some(&above)), [yes, yes, no]),
+        (Grant::new("eve", ["number:*", "tasks:*"]).issuer("portal"), [no, no, no]),
+        (Grant::new("ali", ["number:*"]).issuer("other"), [no, no, no]),
+    ] {
+        let cx = context(grant.clone());
+        let seen = [
+            access(&system.brain, &above, &cx).await,
+            access(&system.brain, &below, &cx).await,
+            access(&system.brain, &loose, &cx).await,
+        ];
+        assert_eq!(seen, expected, "{grant:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_few_tasks_among_many_goes_on() {
+    let system = system();
+    let mine = system.run(0, &context(ali(&["number:*"]))).await.task_id;
+    for _ in 0..30 {
+        system.brain.submit(compute(0), &context(ali(&["number:*"]))).await.unwrap();
+    }
+    let cx = context(ali(&["number:compute"]).task(mine.clone()));
+    let (mut query, mut pages, mut seen) = (octollm_core::task::TaskQuery::default().limit(1), 0, Vec::new());
+    loop {
+        let page = system.brain.list(query.clone(), &cx).await.unwrap();
+        pages += 1;
+        seen.extend(page.tasks.into_iter().map(|task| task.task_id));
+        let Some(next) = page.next else { break };
+        query = query.after(next);
+    }
+    assert_eq!(seen, [mine]);
+    assert!(pages < 5, "a page searches further than it is long: {pages}");
 }

@@ -277,13 +277,20 @@ async fn a_task_belongs_to_who_submitted_it() {
         (caller("ann", &["task:run"]), caller("bob", &["tasks:*"]), caller("root", &["tasks:admin"]));
     let id = brain.submit(goal("mine"), &ann).await.unwrap().task_id;
     let anonymous = of(Caller::Anonymous);
-    for (stranger, kind) in [(&bob, ErrorKind::InsufficientScope), (&anonymous, ErrorKind::Unauthenticated)] {
-        assert_eq!(brain.submit(goal("not mine"), stranger).await.unwrap_err().kind, kind);
-        assert_eq!(brain.get(&id, stranger).await.unwrap_err().kind, ErrorKind::TaskNotFound);
-        assert_eq!(brain.cancel(&id, stranger).await.unwrap_err().kind, ErrorKind::TaskNotFound);
-        assert_eq!(brain.watch(&id, None, stranger).await.unwrap_err().kind, ErrorKind::TaskNotFound);
-        assert!(brain.list(TaskQuery::default(), stranger).await.unwrap().tasks.is_empty());
+    for (stranger, submitting, kind) in [
+        (&bob, ErrorKind::InsufficientScope, ErrorKind::TaskNotFound),
+        (&anonymous, ErrorKind::Unauthenticated, ErrorKind::Unauthenticated),
+    ] {
+        assert_eq!(brain.submit(goal("not mine"), stranger).await.unwrap_err().kind, submitting);
+        assert_eq!(brain.get(&id, stranger).await.unwrap_err().kind, kind);
+        assert_eq!(brain.cancel(&id, stranger).await.unwrap_err().kind, kind);
+        assert_eq!(brain.watch(&id, None, stranger).await.unwrap_err().kind, kind);
+        assert_eq!(brain.rerun(&id, None, stranger).await.unwrap_err().kind, kind);
+        assert_eq!(brain.journal(&id, None, None, stranger).await.unwrap_err().kind, kind);
     }
+    assert!(brain.list(TaskQuery::default(), &bob).await.unwrap().tasks.is_empty());
+    let failure = brain.list(TaskQuery::default(), &anonymous).await.unwrap_err();
+    assert_eq!((failure.kind, failure.may_have_executed), (ErrorKind::Unauthenticated, false));
     for owner in [&ann, &anyone()] {
         assert_eq!(brain.list(TaskQuery::default(), owner).await.unwrap().tasks.len(), 1);
     }

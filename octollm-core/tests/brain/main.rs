@@ -3,6 +3,7 @@
 mod adverse;
 mod crashes;
 mod doomed;
+mod elsewhere;
 mod grants;
 mod hanging;
 mod interrupted;

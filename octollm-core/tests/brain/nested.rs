@@ -9,15 +9,19 @@ use octollm_core::{
     budget::{Budget, Cost, Usage},
     context::ContextParts,
     dispatcher::Dispatcher,
-    error::{ArmError, ErrorKind},
-    orchestrator::Orchestrator,
+    error::{ArmError, CallError, ErrorKind},
+    id::StepKey,
+    orchestrator::{Orchestrator, StepOutcome, whole_journal},
     task::{TaskBudget, TaskQuery, TaskRequest, TaskResult, TaskStatus},
 };
 
 use crate::{
     scripted::{Does, Scripted, on, program},
-    support::{Compute, Computer, Local, anyone, brain, compute, end_of, goal, run, shared_store},
+    support::{Compute, Computer, Local, anyone, brain, brain_on, compute, end_of, goal, run, shared_store},
+    trouble::{Trouble, away},
 };
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Has the inner brain compute.
 struct Outer;
@@ -65,6 +69,18 @@ async fn the_trace_of_the_caller_continues_through_both() {
     let called = arms.last().parts;
     assert_eq!(called.trace.unwrap().trace_id(), "4bf92f3577b34da6a3ce929d0e0e4736");
     assert_eq!(called.correlation_id, parts.correlation_id);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_brain_that_cannot_follow_its_task_does_not_report_that_nothing_has_run() {
+    let store = Trouble::new();
+    let hangs = program(|_: Compute, _| std::future::pending());
+    let brain = Brain::builder().arm::<Compute>(hangs).store(store.clone()).build().unwrap();
+    store.fails(|operation, _| (operation == "get").then(away));
+    let cx = anyone();
+    let error = Arm::<Compute>::execute(&brain, Compute { number: 4 }, &cx).await.unwrap_err();
+    assert_eq!((error.kind(), error.failure().may_have_executed), (ErrorKind::Unavailable, true));
+    assert_eq!(cx.used(), Usage::UNMETERED);
 }
 
 #[tokio::test(start_paused = true)]
@@ -147,4 +163,80 @@ async fn what_an_inner_task_used_is_reported_in_full() {
     let cx = Context::root(Arc::new(Local::of(arm)));
     cx.call(Compute { number: 4 }).await.unwrap();
     assert_eq!(cx.used(), used);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_inner_task_that_an_operator_cancels_has_answered_its_call() {
+    let arms = Local::new();
+    arms.hang("number.double");
+    let (outer, inner) = nested(&arms);
+    let id = outer.submit(goal("4"), &anyone()).await.unwrap().task_id;
+    tokio::time::sleep(SECOND).await;
+    let inner_id = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks[0].task_id.clone();
+    inner.cancel(&inner_id, &anyone()).await.unwrap();
+    let task = end_of(&outer, &id).await;
+    let error = task.error.expect("it has not failed");
+    assert_eq!((error.kind, error.step), (ErrorKind::Cancelled, Some(StepKey::Order(0))));
+    assert_eq!(task.metadata.tokens_used, 10);
+    let journal = whole_journal(&outer, &id, &anyone()).await.unwrap();
+    assert_eq!(journal[0].outcome, StepOutcome::Failed);
+}
+
+/// Calls a brain as an arm, as a caller with nothing but a deadline of a minute.
+async fn calls(brain: &Brain) -> Result<u64, CallError> {
+    let mut arm = Dispatcher::new("computer");
+    arm.serve::<Compute>(brain.clone());
+    Context::root(Arc::new(Local::of(arm))).call(Compute { number: 4 }).await
+}
+
+/// Calls a brain that closes after a second, and returns its answer, which comes by then.
+async fn closes_while_it_is_called(brain: &Brain) -> Result<u64, CallError> {
+    let close = async {
+        tokio::time::sleep(SECOND).await;
+        brain.close().await;
+    };
+    let both = async { tokio::join!(calls(brain), close).0 };
+    tokio::time::timeout(2 * SECOND, both).await.expect("the caller waits on")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_brain_that_closes_answers_the_callers_whose_tasks_nobody_runs() {
+    for drained in [false, true] {
+        let arms = Local::new();
+        arms.hang("number.double");
+        // Nobody else can have its store.
+        let private = Brain::builder().arm::<Compute>(Computer).arms(arms.clone()).build().unwrap();
+        if drained {
+            private.drain().await;
+        }
+        let error = closes_while_it_is_called(&private).await.unwrap_err();
+        assert_eq!((error.kind(), error.retryable()), (ErrorKind::Unavailable, true));
+        assert_eq!(error.may_have_executed(), !drained);
+        let used = if drained { Usage::ZERO } else { Usage::tokens(10).plus(Usage::UNMETERED) };
+        assert_eq!(error.usage(), used);
+        let task = private.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.remove(0);
+        assert_eq!(task.status, TaskStatus::Cancelled);
+        let refused = calls(&private).await.unwrap_err();
+        assert_eq!((refused.kind(), refused.may_have_executed()), (ErrorKind::Unavailable, false));
+    }
+    // Others could have run the task, and have not.
+    let shared = brain(&Local::new());
+    shared.drain().await;
+    let error = closes_while_it_is_called(&shared).await.unwrap_err();
+    assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::Unavailable, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_of_a_brain_that_closes_gets_the_answer_of_the_one_that_continues() {
+    let (arms, store) = (Local::new(), shared_store());
+    arms.hang("number.double");
+    let one = brain_on(&arms, store.clone());
+    let close = async {
+        tokio::time::sleep(SECOND).await;
+        arms.heal();
+        one.close().await;
+        tokio::time::sleep(SECOND).await;
+        brain_on(&arms, store.clone()).recover().await.unwrap();
+    };
+    assert_eq!(tokio::join!(calls(&one), close).0.unwrap(), 11);
 }

@@ -128,7 +128,7 @@ async fn a_call_that_may_have_charged_is_not_made_again_unless_the_operator_insi
     let brain = on(&shared_store(), &arms, program.clone());
     let task = run(&brain, compute(1)).await;
     assert!(task.error.unwrap().may_have_executed);
-    let key = arms.last().key;
+    let key = arms.last().parts.key;
     arms.now(|_| Does::Answers("1"));
     for _ in 0..2 {
         let refused = again(&brain, &task.task_id).await.error.unwrap();
@@ -138,7 +138,7 @@ async fn a_call_that_may_have_charged_is_not_made_again_unless_the_operator_insi
     brain.rerun(&task.task_id, Some(&StepKey::Order(0)), &anyone()).await.unwrap();
     assert_eq!(end_of(&brain, &task.task_id).await.result.unwrap().output, 1);
     assert_eq!(arms.steps().len(), 2);
-    assert_ne!(arms.last().key, key, "an arm that remembers the first one must not replay it");
+    assert_ne!(arms.last().parts.key, key, "an arm that remembers the first one must not replay it");
 
     // One that was refused before it ran is made again.
     let refused = Failure::of(ErrorKind::Overloaded).before_execution();

@@ -119,3 +119,21 @@ async fn a_rerun_may_leave_out_what_the_program_did_because_a_call_failed() {
         assert_eq!(arms.steps().len(), if other_way { 4 } else { 3 });
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_brain_refuses_a_rerun_as_it_refuses_a_submission() {
+    let (store, arms) =
+        (shared_store(), Scripted::new(|call| Does::Fails(error(call, ErrorKind::Unavailable))));
+    let program = || program(|_, cx: Context| async move { Ok(cx.call(Increment { number: 1 }).await?) });
+    let one = on(&store, &arms, program());
+    let id = run(&one, compute(1)).await.task_id;
+    one.close().await;
+    let submitted = one.submit(compute(1), &anyone()).await.unwrap_err();
+    assert_eq!((submitted.kind, submitted.may_have_executed), (ErrorKind::Unavailable, false));
+    for from in [None, Some(&StepKey::Order(0))] {
+        assert_eq!(one.rerun(&id, from, &anyone()).await.unwrap_err(), submitted);
+    }
+    assert_eq!(one.get(&id, &anyone()).await.unwrap().status, TaskStatus::Failed);
+    arms.now(|_| Does::Answers("2"));
+    assert_eq!(again(&on(&store, &arms, program()), &id).await.status, TaskStatus::Completed);
+}

@@ -86,7 +86,7 @@ impl Scripted {
     /// The idempotency keys of the calls of a step, in order.
     pub(crate) fn keys(&self, step: &str) -> Vec<Option<IdempotencyKey>> {
         let calls = self.0.calls.lock().unwrap();
-        calls.iter().filter(|call| call.step.to_string() == step).map(|call| call.key.clone()).collect()
+        calls.iter().filter(|call| call.step.to_string() == step).map(|call| call.parts.key.clone()).collect()
     }
 
     pub(crate) fn last(&self) -> Call {

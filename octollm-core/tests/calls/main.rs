@@ -2,8 +2,11 @@
 #![cfg(feature = "mesh")]
 
 mod batches;
+mod cancelled;
 mod crashes;
 mod dropped;
+mod keyed;
+mod once;
 mod retries;
 mod single;
 mod support;

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use octollm_core::{
     Arm, Context,
     budget::{Budget, Usage},
-    contract::{ContractRef, ContractSpec, Spec, TaskContract},
+    contract::{ContractRef, ContractSpec, Keys, Spec, TaskContract},
     error::{ArmError, CallError, ErrorKind, Failure},
     mesh::{Fault, Mesh},
     orchestrator::finished,
@@ -226,7 +226,10 @@ async fn a_layer_makes_as_many_retries_as_it_says_and_a_wait_of_zero_is_none() {
 async fn any_transport_can_have_layers_and_keys_make_a_call_safe() {
     let mesh = mesh().await;
     mesh.fault("worker", Fault::DropReply.once());
-    let layer = RetryLayer::default().keys_honoured(|call| call.contract.name() == "work.charge");
+    let layer = RetryLayer::default().keys_honoured(|call| match call.contract.name() {
+        "work.charge" => Keys::Shared,
+        _ => Keys::None,
+    });
     let service = layer.layer(mesh.transport());
     let transport = std::sync::Arc::new(from_service(service, mesh.transport()));
     // Without a key it is not safe, whatever the arm honours.

@@ -312,6 +312,25 @@ fn what_has_no_form_in_other_protocols_is_no_contract() {
     }
 }
 
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Blank {}
+
+impl TaskContract for Blank {
+    type Output = ();
+    type Chunk = ();
+    const SPEC: ContractSpec = ContractSpec::new("test.blank", "/x", "test:admin x");
+}
+
+#[test]
+fn a_contract_has_a_scope() {
+    let error = ContractCard::checked::<Blank>().unwrap_err();
+    assert_eq!(error.setting(), "test.blank");
+    assert!(error.to_string().contains("`entity:verb`"), "{error}");
+    let mut dispatcher = Dispatcher::new("test");
+    dispatcher.serve::<Blank>(Nobody);
+    assert_eq!((dispatcher.specs().count(), dispatcher.refused().len()), (0, 1));
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Validate)]
 struct Line {
     #[garde(range(max = 9))]

@@ -1,7 +1,7 @@
 //! The cards of the arms: asking for them when they are needed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt::{self, Write as _},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, SystemTime},
@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{Method, StatusCode};
 use octollm_core::{
     card::ArmCard,
-    contract::{ContractRef, Spec},
+    contract::{ContractRef, Keys, Spec},
     deadline::Deadline,
     dispatcher::not_offered,
     error::{ErrorKind, Failure},
@@ -32,7 +32,8 @@ use super::{
     pool::ExchangeLimits,
 };
 
-/// The arms and their cards. It asks them in rounds, at the first call and when an offer has changed.
+/// The arms and their cards. It asks all endpoints in rounds, at the first call and when an offer has changed: in a deployment the
+/// endpoints of one arm may have different cards.
 pub(super) struct Directory {
     arms: Vec<ConfiguredArm>,
     exchanger: Exchanger,
@@ -46,17 +47,18 @@ pub(super) struct Directory {
 #[derive(Default)]
 struct Known {
     offers: HashMap<ContractRef, Arc<Offers>>,
+    /// Those of the endpoints, by position.
     cards: Vec<Learned>,
 }
 
-/// The last answer of an arm.
+/// The last answer of an endpoint.
 #[derive(Default)]
 struct Learned {
     /// Last card.
     card: Option<ArmCard>,
     /// Failure of the last round, if it failed.
     trouble: Option<Failure>,
-    /// Last round in which the arm was asked.
+    /// Last round in which the endpoint answered.
     round: u64,
 }
 
@@ -72,17 +74,20 @@ struct Round {
 /// The shortest time between two rounds.
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
-/// The most arms that are asked at a time, since requests to silent arms must leave connections to calls and to each other.
+/// The most endpoints that are asked at a time, since requests to silent ones must leave connections to calls and to each other.
 const ASKED_AT_ONCE: usize = 32;
 /// The largest card, in bytes. As values its schemas take up to a hundred times as much memory.
 const MAX_CARD: usize = 1 << 20;
 
 impl Directory {
     pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
-        let card = |arm: &ConfiguredArm| Some(reached_at(arm.card.clone()?, arm.endpoints.first()));
-        let cards = arms.iter().map(|arm| Learned { card: card(arm), ..Learned::default() }).collect();
-        let mut known = Known { offers: HashMap::new(), cards };
-        known.offers = offers_of(&arms, &known.cards);
+        let learned = |arm: &ConfiguredArm, endpoint| {
+            let card = arm.card.clone().map(|card| reached_at(card, endpoint));
+            Learned { card, ..Learned::default() }
+        };
+        let cards = arms.iter().flat_map(|arm| arm.endpoints.iter().map(|endpoint| learned(arm, endpoint)));
+        let mut known = Known { offers: HashMap::new(), cards: cards.collect() };
+        known.offers = offers_of(&arms, &known);
         Self {
             arms,
             exchanger,
@@ -99,26 +104,27 @@ impl Directory {
         self.known.read().unwrap_or_else(PoisonError::into_inner).offers.get(contract).cloned()
     }
 
-    /// Whether a call of this contract with a key runs at most once, by the cards.
-    pub(super) fn honours_keys(&self, contract: &ContractRef) -> bool {
-        self.offers(contract).is_some_and(|offers| offers.honours_keys())
+    /// Who has the record of a call of this contract with a key, by the cards.
+    pub(super) fn keys(&self, contract: &ContractRef) -> Keys {
+        self.offers(contract).map_or(Keys::None, |offers| offers.keys())
     }
 
     /// The offers of a contract. The arms are asked where there are none. One that answers late delays only calls that no
     /// other arm can serve.
     ///
     /// # Errors
-    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] if arms could not be asked.
+    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] if arms could not be asked. A retry waits for the next round.
     pub(super) async fn find(self: &Arc<Self>, contract: &ContractRef) -> Result<Arc<Offers>, Failure> {
         let mut round = self.begin_round();
         loop {
             // In this order: what is learned after the look at the offers is seen as a change.
-            let running = round.borrow_and_update().running;
+            let Round { running, changed, .. } = *round.borrow_and_update();
             if let Some(offers) = self.offers(contract) {
                 return Ok(offers);
             }
             if running.is_none() {
-                return Err(self.unknown(contract));
+                let since = changed.map_or(BETWEEN_ROUNDS, |changed| changed.elapsed());
+                return Err(self.unknown(contract, BETWEEN_ROUNDS.saturating_sub(since)));
             }
             self.changes(&mut round).await;
         }
@@ -132,30 +138,41 @@ impl Directory {
         }
     }
 
-    /// Asks all arms again, unless that was done a moment ago, and waits for the answer of this arm.
-    pub(super) async fn refresh_arm(self: &Arc<Self>, arm: &str) {
-        let Some(position) = self.arms.iter().position(|known| &*known.id == arm) else { return };
-        let learned_in = || self.known.read().unwrap_or_else(PoisonError::into_inner).cards[position].round;
+    /// Asks all arms again, unless that was done a moment ago. Returns at once.
+    pub(super) fn refresh_later(self: &Arc<Self>) {
+        self.begin_round();
+    }
+
+    /// Asks all arms again, unless that was done a moment ago, and waits for the answers of these endpoints.
+    pub(super) async fn refresh_sites(self: &Arc<Self>, sites: &[usize]) {
+        let learned_in = |number| {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            sites.iter().all(|site| known.cards.get(*site).is_none_or(|learned| learned.round == number))
+        };
         let mut receiver = self.begin_round();
         loop {
             let Round { number, running, .. } = *receiver.borrow_and_update();
-            if running.is_none() || learned_in() == number {
+            if running.is_none() || learned_in(number) {
                 return;
             }
             self.changes(&mut receiver).await;
         }
     }
 
-    /// The cards of the arms that answered in the last round, without contracts that cannot be called.
+    /// The cards of the arms that answered in the last round, without contracts that cannot be called. Of several endpoints of an arm
+    /// the first that answered counts.
     pub(super) fn cards(&self) -> Vec<ArmCard> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let reachable = known.cards.iter().filter(|learned| learned.trouble.is_none());
         let usable = |card: &ArmCard| {
             let mut card = card.clone();
             card.contracts.retain(|contract| offers::unusable(contract).is_none());
             card
         };
-        reachable.filter_map(|learned| learned.card.as_ref().map(usable)).collect()
+        let first = |arm: &ConfiguredArm| {
+            let mut reachable = known.of(arm).iter().filter(|learned| learned.trouble.is_none());
+            reachable.find_map(|learned| learned.card.as_ref())
+        };
+        self.arms.iter().filter_map(first).map(usable).collect()
     }
 
     /// All endpoints of all arms, by position.
@@ -230,33 +247,29 @@ impl Directory {
         }
     }
 
-    fn learn(&self, arm: usize, round: u64, answer: Result<ArmCard, Failure>) {
+    fn learn(&self, site: usize, round: u64, answer: Result<ArmCard, Failure>) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let learned = &mut known.cards[arm];
+        let learned = &mut known.cards[site];
         learned.round = round;
         match answer {
             Ok(card) => (learned.card, learned.trouble) = (Some(card), None),
             // Its last offers may still hold.
             Err(trouble) => learned.trouble = Some(trouble),
         }
-        known.offers = offers_of(&self.arms, &known.cards);
+        known.offers = offers_of(&self.arms, &known);
         drop(known);
         self.round.send_modify(|_| ());
     }
 
-    /// The failure for a contract without offers.
-    fn unknown(&self, contract: &ContractRef) -> Failure {
+    /// The failure for a contract without offers, when the next round can begin after `wait`.
+    fn unknown(&self, contract: &ContractRef, wait: Duration) -> Failure {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let mut offered: Vec<_> = known.offers.keys().collect();
         // Other versions first, which a caller needs most likely.
         offered.sort_by_key(|other| (other.name() != contract.name(), *other));
         let offered: Vec<_> = offered.into_iter().map(ToString::to_string).collect();
-        let silent: Vec<_> = self
-            .arms
-            .iter()
-            .zip(&known.cards)
-            .filter_map(|(arm, learned)| Some((&*arm.id, learned.trouble.as_ref()?)))
-            .collect();
+        let silent: Vec<_> =
+            self.arms.iter().filter_map(|arm| Some((&*arm.id, known.trouble(arm)?))).collect();
         let mut failure = not_offered("any arm", contract, &offered);
         if self.arms.is_empty() {
             failure.message = format!(
@@ -264,11 +277,13 @@ impl Directory {
                  or call `.endpoint(id, url)` of `Arms::builder()`"
             );
         }
-        for (arm, learned) in self.arms.iter().zip(&known.cards) {
-            let named = learned.card.iter().flat_map(|card| &card.contracts).filter(|card| {
+        for arm in &self.arms {
+            let cards = known.of(arm).iter().filter_map(|learned| learned.card.as_ref());
+            let named = cards.flat_map(|card| &card.contracts).filter(|card| {
                 card.name == contract.name() && [0, contract.version()].contains(&card.version)
             });
-            for reason in named.filter_map(offers::unusable) {
+            let reasons: BTreeSet<_> = named.filter_map(offers::unusable).collect();
+            for reason in reasons {
                 let _ = write!(
                     failure.message,
                     "; it is on the card of {}, but cannot be called: {reason}",
@@ -276,13 +291,18 @@ impl Directory {
                 );
             }
         }
-        if silent.is_empty() { failure } else { unknown_without(&silent, &failure.message, &offered) }
+        if silent.is_empty() { failure } else { unknown_without(&silent, &failure.message, &offered, wait) }
     }
 }
 
 /// The failure for a contract without offers while some arms did not return their cards. A retry helps unless all of them
-/// refused this caller.
-fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[String]) -> Failure {
+/// refused this caller, but not before the next round, in `wait`.
+fn unknown_without(
+    silent: &[(&str, &Failure)],
+    not_offered: &str,
+    offered: &[String],
+    wait: Duration,
+) -> Failure {
     let named: Vec<_> = silent.iter().map(|(arm, trouble)| format!("{arm} ({})", trouble.message)).collect();
     let message = format!("{not_offered}; these did not return their cards: {}", named.join(", "));
     let unreachable: Vec<_> =
@@ -295,8 +315,8 @@ fn unknown_without(silent: &[(&str, &Failure)], not_offered: &str, offered: &[St
     let mut failure = Failure::new(kind, message).before_execution();
     failure.retryable &= !silent.iter().all(refused);
     // Any of them may offer the contract: a retry can help as soon as one of them can be asked again.
-    let wait = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
-    failure.retry_after = wait.filter(|_| failure.retryable);
+    let asked = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
+    failure.retry_after = asked.max(Some(wait)).filter(|wait| failure.retryable && !wait.is_zero());
     failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
     failure
 }
@@ -310,16 +330,29 @@ fn is_refusal(trouble: &Failure) -> bool {
 }
 
 /// Sets the endpoint of a card that has none to the URL by which its arm was reached.
-fn reached_at(mut card: ArmCard, endpoint: Option<&Endpoint>) -> ArmCard {
+fn reached_at(mut card: ArmCard, endpoint: &Endpoint) -> ArmCard {
     if card.endpoint.as_ref().is_none_or(|named| named.trim().is_empty()) {
-        card.endpoint = endpoint.map(|endpoint| endpoint.as_str().to_owned());
+        card.endpoint = Some(endpoint.as_str().to_owned());
     }
     card
 }
 
-fn offers_of(arms: &[ConfiguredArm], cards: &[Learned]) -> HashMap<ContractRef, Arc<Offers>> {
-    let known = arms.iter().zip(cards);
-    offers::all(known.filter_map(|(arm, learned)| Some((arm, learned.card.as_ref()?))))
+fn offers_of(arms: &[ConfiguredArm], known: &Known) -> HashMap<ContractRef, Arc<Offers>> {
+    let cards = |arm| known.of(arm).iter().map(|learned| learned.card.as_ref()).collect();
+    offers::all(arms.iter().map(|arm| (arm, cards(arm))), &known.offers)
+}
+
+impl Known {
+    /// The answers of the endpoints of an arm.
+    fn of(&self, arm: &ConfiguredArm) -> &[Learned] {
+        self.cards.get(arm.first_site..).and_then(|rest| rest.get(..arm.endpoints.len())).unwrap_or_default()
+    }
+
+    /// The failure of an arm none of whose endpoints has returned its card. One that a retry can help comes first.
+    fn trouble(&self, arm: &ConfiguredArm) -> Option<&Failure> {
+        let troubles: Option<Vec<_>> = self.of(arm).iter().map(|learned| learned.trouble.as_ref()).collect();
+        troubles?.into_iter().min_by_key(|trouble| is_refusal(trouble))
+    }
 }
 
 /// Ends the round when it is dropped.
@@ -342,49 +375,42 @@ impl Drop for RunningRound {
 
 async fn ask_all(round: RunningRound) {
     let directory = &round.directory;
-    let mut waiting = directory.arms.iter().enumerate().filter(|(_, arm)| arm.card.is_none());
-    let one = async |(position, arm)| (position, ask(directory, arm).await);
+    let mut waiting = sites_to_ask(&directory.arms).into_iter();
+    let one = async |(site, arm, endpoint)| (site, ask_in_time(directory, arm, endpoint).await);
     let mut answers: FuturesUnordered<_> = waiting.by_ref().take(ASKED_AT_ONCE).map(one).collect();
-    while let Some((position, answer)) = answers.next().await {
-        if let Err(trouble) = &answer {
-            tracing::warn!(arm = %directory.arms[position].id, %trouble, "the arm did not return its card");
-        }
-        directory.learn(position, round.number, answer);
+    while let Some((site, answer)) = answers.next().await {
+        directory.learn(site, round.number, answer);
         answers.extend(waiting.next().map(one));
     }
 }
 
-/// Asks the URLs of an arm: the next one as soon as one fails or has used its share of the time limit, so that a dead URL does not
-/// hide the others.
-async fn ask(directory: &Directory, arm: &ConfiguredArm) -> Result<ArmCard, Failure> {
-    let limit = directory.time_limit;
-    let share = limit / u32::try_from(arm.endpoints.len()).unwrap_or(u32::MAX);
-    let asking = async {
-        let mut trouble = None;
-        let mut asked = FuturesUnordered::new();
-        for endpoint in &arm.endpoints {
-            asked.push(ask_at(directory, arm, endpoint));
-            match Deadline::after(share).run(asked.next()).await {
-                Some(Some(Ok(card))) => return Ok(card),
-                Some(Some(Err(why))) => trouble = Some(why),
-                Some(None) | None => {}
-            }
-        }
-        while let Some(answer) = asked.next().await {
-            match answer {
-                Ok(card) => return Ok(card),
-                Err(why) => trouble = Some(why),
-            }
-        }
-        Err(trouble.unwrap_or_else(|| Failure::of(ErrorKind::Unreachable)))
-    };
-    Deadline::after(limit)
-        .run(asking)
-        .await
-        .unwrap_or_else(|| Err(Failure::new(ErrorKind::Unreachable, format!("no answer within {limit:?}"))))
+/// The endpoints of the arms without a fixed card, by position: the first ones of all arms, then the second ones.
+fn sites_to_ask(arms: &[ConfiguredArm]) -> Vec<(usize, &ConfiguredArm, &Endpoint)> {
+    let mut sites: Vec<_> = arms
+        .iter()
+        .filter(|arm| arm.card.is_none())
+        .flat_map(|arm| (arm.first_site..).zip(&arm.endpoints).map(move |(site, url)| (site, arm, url)))
+        .collect();
+    sites.sort_by_key(|(site, arm, _)| site - arm.first_site);
+    sites
 }
 
-async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) -> Result<ArmCard, Failure> {
+async fn ask_in_time(
+    directory: &Directory,
+    arm: &ConfiguredArm,
+    endpoint: &Endpoint,
+) -> Result<ArmCard, Failure> {
+    let limit = directory.time_limit;
+    let late = || Err(Failure::new(ErrorKind::Unreachable, format!("no answer within {limit:?}")));
+    let answer = Deadline::after(limit).run(ask(directory, arm, endpoint)).await.unwrap_or_else(late);
+    if let Err(trouble) = &answer {
+        tracing::warn!(arm = %arm.id, ?endpoint, %trouble, "the arm did not return its card");
+    }
+    answer
+}
+
+/// Asks an endpoint for its card.
+async fn ask(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) -> Result<ArmCard, Failure> {
     let no_uri = || Failure::new(ErrorKind::BadRequest, "no such URL").before_execution();
     let uri = endpoint.uri("/capabilities").ok_or_else(no_uri)?;
     let mut parts = ContextParts::new();
@@ -412,7 +438,7 @@ async fn ask_at(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint)
     let no_card = |_| Failure::new(ErrorKind::BadResponse, "its answer is no card of an arm");
     let card = read_output(answer.body()).map_err(no_card)?;
     offers::log_left_out(&arm.id, &card);
-    Ok(reached_at(card, Some(endpoint)))
+    Ok(reached_at(card, endpoint))
 }
 
 impl fmt::Debug for Directory {

@@ -52,8 +52,9 @@ use crate::limits::limits_setters;
 /// # Ok(()) }
 /// ```
 ///
-/// The client asks the arms for their contracts at the first call and after a change. If several arms serve a contract, or an
-/// arm has several URLs, calls go to them in turn. If one cannot be connected, the next one is tried.
+/// The client asks every URL of the arms for its contracts at the first call and after a change. If several arms serve a contract, or
+/// an arm has several URLs, calls go to them in turn. If one cannot be connected, or refuses the call with `contract_not_offered` or 404
+/// before execution, the next one is tried.
 #[derive(Clone)]
 pub struct Arms(Arc<Shared>);
 

@@ -25,7 +25,7 @@ use octollm_core::{
     transport::Call,
 };
 
-use super::exchange::Target;
+use super::exchange::{Target, add_detail};
 use crate::wire;
 
 /// The URL of a service: `http://host:port` or `https://host`, with a path if the service is mounted. It is cheap to clone.
@@ -222,8 +222,10 @@ pub(super) struct Offer {
     pub(super) scope: String,
     /// Id, key and needs of the arm.
     pub(super) callee: Arc<ArmCard>,
-    /// Whether a call with a key runs once, whichever process of the arm it reaches.
-    honours_keys: bool,
+    /// Who has the records of calls with a key.
+    keys: Keys,
+    /// Id of the process of the arm.
+    instance: HeaderValue,
     /// Fingerprint of the arm's schemas; empty where the card has none.
     pub(super) fingerprint: String,
     /// Set at the first call with schemas.
@@ -252,10 +254,13 @@ impl Offers {
     }
 
     /// The offer of a step, if it has one. Over all steps each offer occurs once: first those that are not in `avoid`, from `turn`
-    /// on, then the others.
-    pub(super) fn offer(&self, turn: usize, step: usize, avoid: &[Arc<str>]) -> Option<&Offer> {
+    /// on, then the others. Where the call may go to one endpoint only, the others have no step.
+    pub(super) fn offer(&self, turn: usize, step: usize, call: &Call) -> Option<&Offer> {
         let offer = self.offers.get((turn + step) % self.offers.len().max(1))?;
-        let is_avoided = avoid.iter().any(|tried| **tried == *offer.endpoint.as_str());
+        if call.only.as_ref().is_some_and(|only| **only != *offer.endpoint.as_str()) {
+            return None;
+        }
+        let is_avoided = call.avoid.iter().any(|tried| **tried == *offer.endpoint.as_str());
         (is_avoided == (step >= self.offers.len())).then_some(offer)
     }
 
@@ -267,13 +272,20 @@ impl Offers {
         places(self) == places(other)
     }
 
-    /// Whether a call with a key runs once, however often it is sent and wherever.
-    pub(super) fn honours_keys(&self) -> bool {
+    /// Who has the record of a call with a key: all offers, only that to which it was sent, or nobody.
+    pub(super) fn keys(&self) -> Keys {
         let mut arms = self.offers.iter().map(|offer| &offer.arm);
         let first = arms.next();
-        arms.all(|arm| Some(arm) == first) && self.offers.iter().all(|offer| offer.honours_keys)
+        let is_one_arm = arms.all(|arm| Some(arm) == first);
+        let all = |accepted: &[Keys]| self.offers.iter().all(|offer| accepted.contains(&offer.keys));
+        match is_one_arm {
+            _ if !all(&[Keys::Shared, Keys::Instance]) => Keys::None,
+            true if all(&[Keys::Shared]) => Keys::Shared,
+            _ => Keys::Instance,
+        }
     }
 
+    /// The offer at an endpoint.
     pub(super) fn at_site(&self, site: usize) -> Option<&Offer> {
         self.offers.iter().find(|offer| offer.site == site)
     }
@@ -284,8 +296,8 @@ impl Offer {
     pub(super) fn request(&self, call: &Call) -> Request<Bytes> {
         let (uri, input) = (self.uri.clone(), Some(call.input.clone()));
         let mut request = self.endpoint.request(Method::POST, uri, input, &call.parts);
-        if let Some(key) = &call.key {
-            wire::write_key(key, request.headers_mut());
+        if call.parts.repeated {
+            request.headers_mut().insert(wire::names::INSTANCE, self.instance.clone());
         }
         request
     }
@@ -312,50 +324,75 @@ impl Drift {
             return;
         }
         failure.message.push_str("; the schemas of caller and arm differ");
-        let schemas = serde_json::json!({ "caller": self.ours, "arm": self.theirs });
-        match &mut failure.details {
-            Some(serde_json::Value::Object(details)) => {
-                details.insert("schemas".into(), schemas);
-            }
-            details => *details = Some(serde_json::json!({ "schemas": schemas })),
-        }
+        add_detail(failure, "schemas", serde_json::json!({ "caller": self.ours, "arm": self.theirs }));
     }
 }
 
-/// The offers of the contracts that these cards list.
+/// The offers of the contracts on these cards: those of each arm, one for each of its endpoints. An endpoint whose own card does not
+/// list a contract of its arm offers it as the first endpoint that lists it. Calls go on in the turns of the offers `before`.
 pub(super) fn all<'a>(
-    arms: impl Iterator<Item = (&'a ConfiguredArm, &'a ArmCard)>,
+    arms: impl Iterator<Item = (&'a ConfiguredArm, Vec<Option<&'a ArmCard>>)>,
+    before: &HashMap<ContractRef, Arc<Offers>>,
 ) -> HashMap<ContractRef, Arc<Offers>> {
     let mut found: HashMap<ContractRef, Vec<Offer>> = HashMap::new();
-    for (arm, card) in arms {
-        // A card may name another arm as itself: tokens are for the arm that was configured.
-        let mut callee = ArmCard::new(&*arm.id);
-        (callee.needs, callee.key) = (card.needs.clone(), card.key.clone());
-        let callee = Arc::new(callee);
+    for (arm, cards) in arms {
+        let cards: Vec<_> = cards.into_iter().map(|card| card.map(|card| OwnCard::of(arm, card))).collect();
         let mut listed = HashSet::new();
-        for contract in card.contracts.iter().filter(|contract| unusable(contract).is_none()) {
-            let Some(reference) = contract.reference() else { continue };
-            // Of equal contracts on one card the first is called.
-            if !listed.insert(reference.clone()) {
-                continue;
+        for first in cards.iter().flatten() {
+            for (reference, contract) in &first.contracts {
+                if !listed.insert(reference) {
+                    continue;
+                }
+                let endpoints = arm.endpoints.iter().zip(arm.first_site..).zip(&cards);
+                let offers = endpoints.filter_map(|((endpoint, site), own)| {
+                    let own = own.as_ref().and_then(|own| Some((own, *own.contracts.get(reference)?)));
+                    let (card, contract) = own.unwrap_or((first, contract));
+                    offer(card, arm, endpoint, site, contract)
+                });
+                found.entry(reference.clone()).or_default().extend(offers);
             }
-            let endpoints = arm.endpoints.iter().zip(arm.first_site..);
-            let offers =
-                endpoints.filter_map(|(endpoint, site)| offer(&callee, arm, endpoint, site, contract));
-            found.entry(reference).or_default().extend(offers);
         }
     }
-    let shared = |offers| Arc::new(Offers { offers, turn: AtomicUsize::new(0) });
+    let turn =
+        |contract: &ContractRef| before.get(contract).map_or(0, |offers| offers.turn.load(Ordering::Relaxed));
     found
         .into_iter()
         .filter(|(_, offers)| !offers.is_empty())
-        .map(|(contract, offers)| (contract, shared(offers)))
+        .map(|(contract, offers)| {
+            let turn = AtomicUsize::new(turn(&contract));
+            (contract, Arc::new(Offers { offers, turn }))
+        })
         .collect()
+}
+
+/// The card of one endpoint of an arm, as far as it is used in calls.
+struct OwnCard<'a> {
+    callee: Arc<ArmCard>,
+    instance: HeaderValue,
+    contracts: HashMap<ContractRef, &'a ContractCard>,
+}
+
+impl<'a> OwnCard<'a> {
+    fn of(arm: &ConfiguredArm, card: &'a ArmCard) -> Self {
+        // A card may name another arm as itself: tokens are for the arm that was configured.
+        let mut callee = ArmCard::new(&*arm.id);
+        (callee.needs, callee.key) = (card.needs.clone(), card.key.clone());
+        let mut contracts = HashMap::new();
+        for contract in card.contracts.iter().filter(|contract| unusable(contract).is_none()) {
+            // Of equal contracts on one card the first is called.
+            if let Some(reference) = contract.reference() {
+                contracts.entry(reference).or_insert(contract);
+            }
+        }
+        let instance = card.instance.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
+        let instance = instance.unwrap_or(HeaderValue::from_static("?"));
+        Self { callee: Arc::new(callee), instance, contracts }
+    }
 }
 
 /// The offer of a contract at an endpoint. `None` if the path in the card is invalid.
 fn offer(
-    callee: &Arc<ArmCard>,
+    card: &OwnCard<'_>,
     arm: &ConfiguredArm,
     endpoint: &Endpoint,
     site: usize,
@@ -364,12 +401,13 @@ fn offer(
     Some(Offer {
         arm: Arc::clone(&arm.id),
         scope: contract.scope.clone(),
-        callee: Arc::clone(callee),
+        callee: Arc::clone(&card.callee),
         endpoint: endpoint.clone(),
         uri: endpoint.uri(&contract.path)?,
         site,
         timeout: Duration::from_millis(contract.timeout_ms),
-        honours_keys: contract.keys == Keys::Shared,
+        keys: contract.keys,
+        instance: card.instance.clone(),
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),
     })

@@ -14,7 +14,7 @@ use octollm_core::{
     error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
     json::read_output,
-    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates},
+    orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates, wait_to_poll},
     parts::{Caller, ContextParts},
     task::{Submission, Task, TaskQuery, TaskStatus, TaskUpdate},
     transport::StepKey,
@@ -45,7 +45,8 @@ use crate::limits::limits_setters;
 /// [`run`](Self::run) and [`submit`](Self::submit) need no context. Inside an arm use the methods of [`Orchestrator`], which send
 /// the ids, deadline and budget of its context with each request.
 ///
-/// Updates of a task are polled, at intervals that grow from 20 ms to 500 ms while nothing changes.
+/// Updates of a task are polled, at intervals that grow from 20 ms to 500 ms while nothing changes. If a poll fails with `Retry-After`,
+/// the next one waits for at least that time, at most 60 s.
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>, Caller);
 
@@ -77,8 +78,9 @@ impl OrchestratorClient {
         }
     }
 
-    /// Returns the same client for [`run`](Self::run), [`submit`](Self::submit) and [`task`](Self::task) on behalf of a caller. If
-    /// the client has an issuer of tokens, each request has a token of this caller.
+    /// Returns the same client on behalf of a caller, for [`run`](Self::run), [`submit`](Self::submit) and [`task`](Self::task), and for
+    /// the methods of [`Orchestrator`] with a context whose callers are not checked, such as [`Context::detached`]. If the client has an
+    /// issuer of tokens, each request has a token of this caller.
     #[must_use]
     pub fn on_behalf_of(&self, caller: Caller) -> Self {
         Self(Arc::clone(&self.0), caller)
@@ -104,7 +106,10 @@ impl OrchestratorClient {
         body: Option<Bytes>,
         cx: &Context,
     ) -> Result<T, Failure> {
-        let parts = parts_of(cx)?;
+        let mut parts = parts_of(cx)?;
+        if parts.caller == Caller::Unchecked {
+            parts.caller = self.1.clone();
+        }
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
         let answer = self.exchange(method, path, body, &parts, deadline).await?;
@@ -207,6 +212,8 @@ fn parts_of(cx: &Context) -> Result<ContextParts, Failure> {
     parts.request_id = RequestId::new();
     parts.budget = cx.budget();
     parts.attempt = 1;
+    // They are those of the call in which this request is made.
+    (parts.key, parts.repeated) = (None, false);
     let spent = if parts.deadline.is_some_and(Deadline::has_passed) {
         ErrorKind::DeadlineExceeded
     } else if cx.is_cancelled() {
@@ -244,7 +251,7 @@ impl Orchestrator for OrchestratorClient {
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
         let first = self.get(id, cx).await?;
         let (client, cx) = (self.clone(), cx.clone());
-        Ok(updates(first, after, move |id| {
+        Ok(updates(first, after, cx.deadline(), move |id| {
             let (client, cx) = (client.clone(), cx.clone());
             async move { client.get(&id, &cx).await }
         }))
@@ -282,7 +289,11 @@ impl Orchestrator for OrchestratorClient {
         struct Known {
             arms: Vec<ArmCard>,
         }
-        match self.ask::<Known>(Method::GET, "/capabilities", None, &Context::detached()).await {
+        // Cards need no token.
+        let mut parts = ContextParts::new();
+        parts.caller = Caller::Anonymous;
+        let cx = Context::from_parts(parts, Arc::new(()));
+        match self.ask::<Known>(Method::GET, "/capabilities", None, &cx).await {
             Ok(known) => known.arms,
             Err(failure) => {
                 tracing::warn!(%failure, "the orchestrator did not list its arms");
@@ -322,12 +333,17 @@ const FAILURES: u32 = 5;
 
 /// The differences between `first` and later answers of `ask`, as updates numbered from `after` + 1. It ends after the final
 /// status, and when asking fails for good.
-pub(super) fn updates<F, Fut>(first: Task, after: Option<u64>, ask: F) -> TaskUpdates
+pub(super) fn updates<F, Fut>(
+    first: Task,
+    after: Option<u64>,
+    deadline: Option<Deadline>,
+    ask: F,
+) -> TaskUpdates
 where
     F: Fn(TaskId) -> Fut + Send + 'static,
     Fut: Future<Output = Result<Task, Failure>> + Send + 'static,
 {
-    let mut seen = Seen::new(first.task_id.clone(), after.unwrap_or(0));
+    let mut seen = Seen::new(first.task_id.clone(), after.unwrap_or(0), deadline);
     seen.take_in(first);
     TaskUpdates::new(stream::unfold((seen, ask), async |(mut seen, ask)| {
         loop {
@@ -337,14 +353,21 @@ where
             if seen.status.is_some_and(TaskStatus::is_finished) {
                 return None;
             }
-            tokio::time::sleep(seen.pause).await;
+            tokio::time::sleep(seen.wait.take().unwrap_or(seen.pause)).await;
+            if seen.failures > FAILURES {
+                return None;
+            }
             seen.pause = (seen.pause * 3 / 2).min(LONGEST);
             match ask(seen.id.clone()).await {
                 Ok(task) => seen.take_in(task),
-                Err(failure) if failure.retryable && seen.failures < FAILURES => seen.failures += 1,
                 Err(failure) => {
-                    tracing::debug!(task = %seen.id, %failure, "no longer following the task");
-                    return None;
+                    seen.failures += 1;
+                    seen.wait = wait_to_poll(&failure, seen.pause, seen.deadline);
+                    if seen.wait.is_none() || seen.failures > FAILURES {
+                        tracing::debug!(task = %seen.id, %failure, "no longer following the task");
+                    }
+                    // The next request for the task, by whoever follows it, waits too.
+                    seen.wait?;
                 }
             }
         }
@@ -359,13 +382,16 @@ struct Seen {
     progress: Progress,
     pending: VecDeque<TaskUpdate>,
     pause: Duration,
+    /// Wait for the next poll after a failed one.
+    wait: Option<Duration>,
     failures: u32,
+    deadline: Option<Deadline>,
 }
 
 impl Seen {
-    fn new(id: TaskId, seq: u64) -> Self {
+    fn new(id: TaskId, seq: u64, deadline: Option<Deadline>) -> Self {
         let (progress, pending) = (Progress::default(), VecDeque::new());
-        Self { id, seq, status: None, progress, pending, pause: SHORTEST, failures: 0 }
+        Self { id, seq, status: None, progress, pending, pause: SHORTEST, wait: None, failures: 0, deadline }
     }
 
     fn take_in(&mut self, task: Task) {

@@ -106,8 +106,7 @@ impl Carrier {
         let stacks = directory.sites().enumerate().map(stack).collect();
         let sites = Arc::new(Sites { directory: Arc::clone(directory), stacks });
         let cards = Arc::clone(directory);
-        let retry =
-            RetryLayer::new().retries(0).keys_honoured(move |call| cards.honours_keys(&call.contract));
+        let retry = RetryLayer::new().retries(0).keys_honoured(move |call| cards.keys(&call.contract));
         let choice =
             service_of(Arc::clone(&sites), |sites: Arc<Sites>, call| async move { sites.carry(&call).await });
         let retried = CallService::new(retry.layer(choice));
@@ -165,20 +164,37 @@ impl Sites {
             // Boxed, since small futures are moved at less cost.
             None => Box::pin(self.find(call)).await?,
         };
-        match self.along(&offers, call).await {
-            Err(error) if is_gone(&error) => Box::pin(self.again(&offers, call, error)).await,
-            other => other,
+        let mut gone = Vec::new();
+        let first = self.along(&offers, call, &mut gone).await;
+        if gone.is_empty() {
+            return first;
+        }
+        match first {
+            Err(error) if is_elsewhere_worth_trying(&error) => {
+                Box::pin(self.again(&offers, call, &gone, error)).await
+            }
+            tried => {
+                self.directory.refresh_later();
+                tried
+            }
         }
     }
 
-    /// Repeats a call that its arm does not know, at the path that the arm's card names now.
-    async fn again(&self, refused: &Offers, call: &Call, error: CallError) -> Result<Reply, CallError> {
-        let refreshed = self.directory.refresh_arm(error.arm().unwrap_or_default());
+    /// Repeats a call that no endpoint could take, at the paths that their cards name now. `gone` are the endpoints that do not know
+    /// it.
+    async fn again(
+        &self,
+        refused: &Offers,
+        call: &Call,
+        gone: &[usize],
+        error: CallError,
+    ) -> Result<Reply, CallError> {
+        let refreshed = self.directory.refresh_sites(gone);
         if Deadline::run_until(call.parts.deadline, refreshed).await.is_none() {
             return Err(error);
         }
         match self.directory.offers(&call.contract) {
-            Some(now) if !now.is_same(refused) => self.along(&now, call).await,
+            Some(now) if !now.is_same(refused) => self.along(&now, call, &mut Vec::new()).await,
             Some(_) => Err(error),
             // No arm offers the contract any more. The failure lists what is offered.
             None => Err(self.find(call).await.err().unwrap_or(error)),
@@ -192,31 +208,39 @@ impl Sites {
             .map_err(|failure| CallError::new(call.contract.clone(), failure))
     }
 
-    /// Tries the offers in turn until one can be connected. Those that the call avoids come last.
-    async fn along(&self, offers: &Offers, call: &Call) -> Result<Reply, CallError> {
+    /// Tries the offers in turn until one takes the call. Those that the call avoids come last. Adds to `gone` the endpoints that do not
+    /// know the call. If no offer takes it, and one could not be connected, the error is of that one, since a retry can help.
+    async fn along(&self, offers: &Offers, call: &Call, gone: &mut Vec<usize>) -> Result<Reply, CallError> {
         let turn = offers.next_turn();
         let mut refused: Option<CallError> = None;
-        let mut failovers = 0;
+        let (mut attempts, mut used) = (0_u32, Usage::ZERO);
         for step in offers.steps() {
-            let Some(offer) = offers.offer(turn, step, &call.avoid) else { continue };
+            let Some(offer) = offers.offer(turn, step, call) else { continue };
             match self.at(offer, call).await {
                 Ok(mut reply) => {
-                    reply.attempts = reply.attempts.saturating_add(failovers);
+                    reply.attempts = reply.attempts.saturating_add(attempts);
+                    reply.usage = used.plus(reply.usage);
                     return Ok(reply);
                 }
                 Err(error) => {
-                    let attempts = error.attempts().saturating_add(failovers);
-                    let error = error.with_attempts(attempts);
+                    attempts = attempts.saturating_add(error.attempts());
+                    used = used.plus(error.usage());
                     if !is_elsewhere_worth_trying(&error) {
-                        return Err(error);
+                        return Err(error.with_attempts(attempts).with_usage(used));
                     }
-                    refused = Some(error);
+                    let is_gone = is_gone(&error);
+                    if is_gone {
+                        gone.push(offer.site);
+                    }
+                    refused = Some(match refused {
+                        Some(unreachable) if is_gone && !self::is_gone(&unreachable) => unreachable,
+                        _ => error,
+                    });
                 }
             }
-            failovers += 1;
         }
-        Err(refused
-            .unwrap_or_else(|| CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable))))
+        let none = || CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable));
+        Err(refused.map_or_else(none, |error| error.with_attempts(attempts).with_usage(used)))
     }
 
     async fn at(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
@@ -294,13 +318,13 @@ impl Site {
     }
 }
 
-/// Whether an arm does not know a path that its card names.
+/// Whether an endpoint does not know a path that a card of its arm names.
 fn is_gone(error: &CallError) -> bool {
     matches!(error.kind(), ErrorKind::ContractNotOffered | ErrorKind::NotFound) && !error.may_have_executed()
 }
 
 fn is_elsewhere_worth_trying(error: &CallError) -> bool {
-    error.kind() == ErrorKind::Unreachable && !error.may_have_executed()
+    is_gone(error) || (error.kind() == ErrorKind::Unreachable && !error.may_have_executed())
 }
 
 /// The service of a layer, with its errors as [`CallError`]s.

@@ -12,24 +12,31 @@ use octollm_core::{
     task::{Submission, Task},
 };
 
-use super::orchestrator_client::{OrchestratorClient, updates};
+use super::{
+    exchange::add_detail,
+    orchestrator_client::{OrchestratorClient, updates},
+};
 
 impl OrchestratorClient {
     /// Submits a task, waits until it has finished, and returns its output. There is no time limit.
     ///
     /// # Errors
-    /// Those of [`submit`](Self::submit) and [`TaskHandle::output`].
+    /// Those of [`submit`](Self::submit) and [`TaskHandle::output`]. Once the task is accepted, or may be, no error is retryable, since
+    /// a second `run` would submit a second task. The id in the error leads to the accepted one: see [`task`](Self::task).
     ///
     /// # Cancel safety
     /// Dropping the future does not cancel the task: only [`TaskHandle::cancel`] does.
     pub async fn run<C: TaskContract>(&self, input: C) -> Result<C::Output, CallError> {
-        self.submit(input).await?.output().await
+        let handle = self.submit(input).await?;
+        let ended = handle.wait().await;
+        ended.map_err(|(failure, usage)| self.failed::<C>(not_repeatable(failure)).with_usage(usage))
     }
 
     /// Submits a task, and returns once it is queued.
     ///
     /// # Errors
-    /// The input cannot be written as JSON, or the orchestrator cannot be reached or refuses the task.
+    /// The input cannot be written as JSON, or the orchestrator cannot be reached or refuses the task. If the task may be queued all the
+    /// same, the error has `may_have_executed`, is not retryable, and counts one unmetered call.
     ///
     /// # Cancel safety
     /// If the future is dropped, the task may be queued or not.
@@ -37,8 +44,11 @@ impl OrchestratorClient {
         let submission =
             Submission::of(&input).map_err(|failure| CallError::new(C::SPEC.reference(), failure))?;
         let cx = self.context();
-        let task =
-            Orchestrator::submit(self, submission, &cx).await.map_err(|failure| self.failed::<C>(failure))?;
+        let submitted = Orchestrator::submit(self, submission, &cx).await;
+        let task = submitted.map_err(|failure| match failure.may_have_executed {
+            true => self.failed::<C>(not_repeatable(failure)).with_usage(Usage::UNMETERED),
+            false => self.failed::<C>(failure),
+        })?;
         let id = task.task_id.clone();
         let answered = task.status.is_finished().then(|| Box::new(task));
         Ok(TaskHandle { client: self.clone(), cx, id, answered, contract: PhantomData })
@@ -90,19 +100,50 @@ impl<C: TaskContract> TaskHandle<C> {
     ///
     /// # Errors
     /// The kind is that of the task's error if it has failed, [`Cancelled`](octollm_core::error::ErrorKind::Cancelled) if it was cancelled, and
-    /// [`BadResponse`](octollm_core::error::ErrorKind::BadResponse) if its output is not one of the contract. Otherwise the orchestrator cannot be
-    /// reached, refuses the request, or does not know the task.
+    /// [`BadResponse`](octollm_core::error::ErrorKind::BadResponse) if its output is not one of the contract. Such an error is not retryable,
+    /// and has the usage of the task.
+    ///
+    /// Otherwise the orchestrator cannot be reached, refuses the request, or does not know the task. If such an error is retryable, a
+    /// second `output` can succeed. Its usage is one unmetered call.
+    ///
+    /// Every error has `may_have_executed`, and the id of the task as `task_id` in the details of its failure, unless a reflex answered
+    /// the task.
     ///
     /// # Cancel safety
     /// Dropping the future does not cancel the task. The method can be called again.
     pub async fn output(&self) -> Result<C::Output, CallError> {
+        let ended = self.wait().await;
+        ended.map_err(|(failure, usage)| self.client.failed::<C>(failure).with_usage(usage))
+    }
+
+    async fn wait(&self) -> Result<C::Output, (Failure, Usage)> {
         let finished = match &self.answered {
             Some(task) => Ok(Task::clone(task)),
             None => finished(&self.client, &self.id, &self.cx).await,
         };
-        let task = finished.map_err(|failure| self.client.failed::<C>(failure))?;
-        let usage = Usage::tokens(task.metadata.tokens_used).with_cost(task.metadata.cost);
-        task.into_output::<C>().map_err(|failure| self.client.failed::<C>(failure).with_usage(usage))
+        let (failure, usage) = match finished {
+            Ok(task) => {
+                let usage = Usage::tokens(task.metadata.tokens_used).with_cost(task.metadata.cost);
+                match task.into_output::<C>() {
+                    Ok(output) => return Ok(output),
+                    Err(failure) => (not_repeatable(failure), usage),
+                }
+            }
+            Err(mut failure) => {
+                failure.message = format!("task {} cannot be followed: {failure}", self.id);
+                (failure, Usage::UNMETERED)
+            }
+        };
+        Err((self.of_accepted(failure), usage))
+    }
+
+    /// The failure of a task that was accepted.
+    fn of_accepted(&self, mut failure: Failure) -> Failure {
+        failure.may_have_executed = true;
+        if self.answered.is_none() {
+            add_detail(&mut failure, "task_id", self.id.as_str().into());
+        }
+        failure
     }
 
     /// Cancels the task. A finished task is not changed.
@@ -174,10 +215,16 @@ impl<C: TaskContract> TaskHandle<C> {
     /// Dropping the future has no effect on the task.
     pub async fn watch(&self) -> Result<TaskUpdates, CallError> {
         if let Some(task) = &self.answered {
-            return Ok(updates(Task::clone(task), None, |_| pending()));
+            return Ok(updates(Task::clone(task), None, None, |_| pending()));
         }
         self.client.watch(&self.id, None, &self.cx).await.map_err(|failure| self.client.failed::<C>(failure))
     }
+}
+
+/// The failure, where the same call would submit a second task or meet the same end.
+fn not_repeatable(mut failure: Failure) -> Failure {
+    (failure.retryable, failure.retry_after) = (false, None);
+    failure
 }
 
 impl<C> fmt::Debug for TaskHandle<C> {

@@ -25,6 +25,7 @@ use octollm_core::{
     dispatcher::Dispatcher,
     error::{ArmError, ConfigError, ErrorKind, Failure},
     id::TaskId,
+    idempotency::task_of_key,
     json,
     orchestrator::Orchestrator,
     parts::ContextParts,
@@ -82,8 +83,10 @@ impl Contract {
         let mut cx = Context::from_parts(inbound.parts, self.transport.clone());
         let (spec, task) = (self.dispatcher.spec(&self.contract)?, cx.task_id().cloned());
         report.on(match guard.execute(&self.dispatcher, spec, &inbound.body, task.as_ref(), &mut cx).await {
-            Ok((output, age)) => Ok(Answer::written(output).usage(cx.used()).age(age)),
-            Err(failure) => Err(Refusal::from(failure).usage(cx.used())),
+            Ok((output, age)) => {
+                Ok(Answer::written(output).usage(cx.used()).replayed(cx.is_replayed()).age(age))
+            }
+            Err(failure) => Err(Refusal::from(failure).usage(cx.used()).replayed(cx.is_replayed())),
         })
     }
 }
@@ -100,8 +103,10 @@ impl Endpoint for Contract {
         }
         let mut cx = Context::from_parts(inbound.parts, self.transport.clone());
         match self.dispatcher.execute(&self.contract, &inbound.body, &mut cx).await {
-            Ok(output) => Ok(Answer::written(output).usage(cx.used())),
-            Err(error) => Err(Refusal::from(error.into_failure()).usage(cx.used())),
+            Ok(output) => Ok(Answer::written(output).usage(cx.used()).replayed(cx.is_replayed())),
+            Err(error) => {
+                Err(Refusal::from(error.into_failure()).usage(cx.used()).replayed(cx.is_replayed()))
+            }
         }
     }
 }
@@ -161,7 +166,10 @@ impl Endpoint for Execute {
 impl Execute {
     async fn run(&self, envelope: Envelope, mut parts: ContextParts) -> Result<Answer, Refusal> {
         let named = envelope.task_id.or_else(|| parts.task_id.take());
-        let task = named.clone().unwrap_or_default();
+        let task = named.clone().unwrap_or_else(|| match &parts.key {
+            Some(key) => task_of_key(&parts.caller, key),
+            None => TaskId::new(),
+        });
         parts.caller.may_work_for(&task)?;
         parts.task_id = Some(task.clone());
         let offered = self.dispatcher.spec(&envelope.contract);
@@ -179,13 +187,15 @@ impl Execute {
                 executed.map(|output| (output, None)).map_err(ArmError::into_failure)
             }
         };
-        let refused = |failure| Refusal::from(failure).usage(cx.used()).task(task.clone());
+        let refused =
+            |failure| Refusal::from(failure).usage(cx.used()).task(task.clone()).replayed(cx.is_replayed());
         let (output, age) = executed.map_err(refused)?;
         let output = serde_json::from_slice(&output).map_err(|_| Failure::of(ErrorKind::Internal))?;
         let arm_id = &self.dispatcher.card().arm_id;
-        let provenance = Provenance { arm_id, timestamp, duration_ms: milliseconds(begun.elapsed()) };
+        let (timestamp, took) = cx.executed().unwrap_or_else(|| (timestamp, begun.elapsed()));
+        let provenance = Provenance { arm_id, timestamp, duration_ms: milliseconds(took) };
         let executed = Executed { task_id: task, status: "completed", output, provenance };
-        Ok(Answer::json(&executed)?.usage(cx.used()).age(age))
+        Ok(Answer::json(&executed)?.usage(cx.used()).replayed(cx.is_replayed()).age(age))
     }
 }
 

@@ -52,6 +52,8 @@ const PONG: Duration = Duration::from_secs(10);
 const USUAL_HEADERS: usize = 100;
 /// In a shutdown, the time to wait for a request that is already on its way.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
+/// In a shutdown, the time to wait for the answer to the ping that follows GOAWAY, without streams.
+const LAST_PONG: Duration = Duration::from_secs(1);
 
 impl Connections {
     pub(crate) fn new(service: HttpService, health: Arc<HealthState>) -> Self {
@@ -111,7 +113,7 @@ impl Connections {
         };
         match protocol {
             Ok(Protocol::Http1) => self.serve_http1(io, peer, state, drain).await,
-            Ok(Protocol::Http2) => self.serve_http2(io, peer, drain).await,
+            Ok(Protocol::Http2) => self.serve_http2(io, peer, &state, drain).await,
             Err(error) => tracing::debug!(%error, "the connection ended without a request"),
         }
     }
@@ -134,7 +136,7 @@ impl Connections {
         }
     }
 
-    async fn serve_http2<I: Io>(&self, io: Limited<I>, peer: Peer, drain: CancellationToken) {
+    async fn serve_http2<I: Io>(&self, io: Limited<I>, peer: Peer, state: &State, drain: CancellationToken) {
         let service = self.service.clone();
         let answer = service_fn(move |request| answer_http2(service.clone(), peer.clone(), request));
         let streams = Streams::new(self.times.write);
@@ -145,9 +147,22 @@ impl Connections {
         tokio::select! {
             () = &mut finished => return,
             () = streams.idle(self.times.idle) => drain.cancel(),
+            // Without an answer to its ping hyper would wait for further requests.
+            () = rest_after(&drain, &streams, state) => return,
         }
         // Nothing runs any more, and a caller that does not close its side must not hold the connection.
         let _ = timeout(self.times.idle, finished).await;
+    }
+}
+
+/// Waits until no stream has been open for a moment, and everything is written, after `drain` was cancelled.
+async fn rest_after(drain: &CancellationToken, streams: &Streams, state: &State) {
+    drain.cancelled().await;
+    loop {
+        streams.idle(LAST_PONG).await;
+        if !state.is_writing() {
+            return;
+        }
     }
 }
 

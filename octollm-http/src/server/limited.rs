@@ -72,6 +72,8 @@ pub(crate) struct State {
     begun: AtomicUsize,
     ended: AtomicUsize,
     mode: Mode,
+    /// Whether the caller has yet to read what was written.
+    writing: AtomicBool,
     /// Notified when the stream is dropped.
     gone: Notify,
     /// Ends a connection that was upgraded.
@@ -123,6 +125,11 @@ impl State {
 
     pub(crate) fn is_upgraded(&self) -> bool {
         self.mode.upgraded.load(Ordering::Acquire)
+    }
+
+    /// Whether the caller has yet to read what was written.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writing.load(Ordering::Relaxed)
     }
 
     /// Waits until the stream is dropped, whoever owns it.
@@ -241,7 +248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         if let Poll::Ready(written) = &write {
             self.taken = self.taken.saturating_add(written.as_ref().map_or(PIECE, |written| *written));
             if self.taken >= PIECE {
-                self.write_limit = None;
+                self.end_write_limit();
             }
             if !self.state.mode.http2.load(Ordering::Relaxed) {
                 let now = Instant::now();
@@ -261,10 +268,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Limited<S> {
         let limit = self.times.write;
         if self.write_limit.is_none() {
             self.taken = 0;
+            self.state.writing.store(true, Ordering::Relaxed);
         }
         let timer = self.write_limit.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
         ready!(at_any_budget(cx, |cx| timer.as_mut().poll(cx)));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn end_write_limit(&mut self) {
+        if self.write_limit.take().is_some() {
+            self.state.writing.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Completes when the server ends the upgraded connection.
@@ -385,7 +399,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Limited<S> {
             return self.written(cx, Poll::Pending).map_ok(drop);
         }
         // hyper has written everything.
-        self.write_limit = None;
+        self.end_write_limit();
         flush
     }
 

@@ -61,8 +61,9 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
-    orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
+    Arm, card::MAX_NEEDS, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
+    idempotency::IdempotencyStore, orchestrator::Orchestrator, parts::is_scope, reflex::Reflex,
+    transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -180,6 +181,15 @@ impl Server {
         self
     }
 
+    /// Sets the store of the records of calls with an `Idempotency-Key`, by which each of them runs once. By default each server has
+    /// a [`MemoryIdempotencyStore`](octollm_core::idempotency::MemoryIdempotencyStore). With `()` keys are ignored.
+    ///
+    /// Contracts that are idempotent ignore keys.
+    pub fn idempotency(mut self, store: impl IdempotencyStore) -> Self {
+        self.dispatcher.idempotency(store);
+        self
+    }
+
     /// Adds a route of your own. Its path can have `{parameters}`, which the service reads from the URI.
     ///
     /// The head, the limits and the identity are checked first, as for every request. The extensions of the request hold the
@@ -268,7 +278,8 @@ impl Server {
         self.needs_scope(C::SPEC.scope)
     }
 
-    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does.
+    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does. The server is not built with a text that is
+    /// [no scope](octollm_core::parts::is_scope), or with more than [`MAX_NEEDS`].
     pub fn needs_scope(mut self, scope: impl Into<String>) -> Self {
         let (needs, scope) = (&mut self.dispatcher.card_mut().needs, scope.into());
         if !needs.contains(&scope) {
@@ -423,6 +434,7 @@ impl Server {
             let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";
             return Err(ConfigError::new("id", problem));
         }
+        check_needs(&self.dispatcher.card().needs)?;
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
         }
@@ -468,6 +480,13 @@ server_limits!(limits_setters Server);
 
 /// A way to establish who calls, where it is there.
 const TOKENS: &str = if cfg!(feature = "tokens") { "`tokens(..)`, " } else { "" };
+
+fn check_needs(needs: &[String]) -> Result<(), ConfigError> {
+    if let Some(need) = needs.iter().find(|need| !is_scope(need)) {
+        return Err(ConfigError::new("needs", format!("has {need:?}, which is no scope: use `entity:verb`")));
+    }
+    within("needs", 0, needs.len(), MAX_NEEDS)
+}
 
 fn not_found(source: std::io::Error) -> ConfigError {
     ConfigError::new("address", "was not found").with_source(source)

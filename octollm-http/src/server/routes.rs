@@ -69,6 +69,7 @@ pub(crate) enum Arrival {
 }
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TRUE: HeaderValue = HeaderValue::from_static("true");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// The answer of an endpoint.
@@ -129,6 +130,11 @@ impl Answer {
         }
     }
 
+    /// Marks the answer of an earlier call with the same key.
+    pub(crate) fn replayed(self, is_replayed: bool) -> Self {
+        if is_replayed { self.header(names::REPLAYED, TRUE) } else { self }
+    }
+
     /// Holds the place until the body is sent.
     pub(crate) fn holding(mut self, place: OwnedSemaphorePermit) -> Self {
         self.0.body_mut().hold(place);
@@ -156,6 +162,11 @@ impl Refusal {
     pub(crate) fn usage(mut self, usage: Usage) -> Self {
         write_usage(usage, &mut self.0.headers);
         self
+    }
+
+    /// Marks the failure of an earlier call with the same key.
+    pub(crate) fn replayed(self, is_replayed: bool) -> Self {
+        if is_replayed { self.header(names::REPLAYED, TRUE) } else { self }
     }
 
     /// Holds the place until the problem is sent.

@@ -12,7 +12,7 @@ use octollm_core::{
     id::{StepKey, TaskId},
     json,
     orchestrator::{JournalStep, MAX_STEPS, Orchestrator},
-    parts::ContextParts,
+    parts::{Caller, ContextParts},
     reflex::{Reaction, Reflex, ReflexInput, screen_submission},
     task::{Submission, TaskQuery, TaskRecord, TaskRequest, TaskResult},
     transport::Transport,
@@ -114,6 +114,10 @@ impl Endpoint for Tasks {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        if inbound.parts.caller == Caller::Anonymous {
+            let words = "the routes of tasks need a caller that is known";
+            return Err(Failure::new(ErrorKind::Unauthenticated, words).before_execution().into());
+        }
         match (self.operation, &self.rates) {
             (TaskOperation::Submit, None) => {
                 self.submit(Submission::from_json(&inbound.body)?, inbound.parts).await

@@ -33,6 +33,8 @@ pub(super) struct TokenClaims {
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub(super) task: Option<TaskId>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    pub(super) act: Option<Actor>,
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub(super) prf: Option<Vec<Arc<str>>>,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub(super) dlg: Option<Arc<str>>,
@@ -47,7 +49,7 @@ pub(super) struct LinkClaims {
     pub(super) sub: String,
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub(super) sub_id: Option<SubjectId>,
-    pub(super) may_act: MayAct,
+    pub(super) may_act: Actor,
     pub(super) cnf: Confirmation,
     #[serde(flatten)]
     pub(super) times: Times,
@@ -64,13 +66,13 @@ pub(super) struct LinkClaims {
 pub(super) struct ForeignClaims {
     #[serde(deserialize_with = "name")]
     pub(super) sub: String,
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "names")]
     pub(super) aud: Vec<String>,
     #[serde(flatten)]
     pub(super) times: Times,
-    #[serde(default, deserialize_with = "one_or_many")]
+    #[serde(default, deserialize_with = "words")]
     pub(super) scope: Vec<String>,
-    #[serde(default, deserialize_with = "one_or_many")]
+    #[serde(default, deserialize_with = "words")]
     pub(super) scp: Vec<String>,
 }
 
@@ -90,9 +92,9 @@ pub(super) enum Format {
     IssSub,
 }
 
-/// The arm that may act (RFC 8693).
+/// The arm that may act, or does (RFC 8693).
 #[derive(Serialize, Deserialize)]
-pub(super) struct MayAct {
+pub(super) struct Actor {
     #[serde(deserialize_with = "name")]
     pub(super) sub: String,
 }
@@ -173,18 +175,24 @@ fn optional_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
     seconds(deserializer).map(Some)
 }
 
-/// A string with spaces between its words, or an array of strings.
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+/// A string, or an array of strings.
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Words {
+    enum Names {
         One(String),
         Many(Vec<String>),
     }
-    Ok(match Words::deserialize(deserializer)? {
-        Words::One(text) => text.split_ascii_whitespace().map(str::to_owned).collect(),
-        Words::Many(words) => words,
+    Ok(match Names::deserialize(deserializer)? {
+        Names::One(name) => vec![name],
+        Names::Many(names) => names,
     })
+}
+
+/// The words of a string, or of each string of an array.
+fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let texts = names(deserializer)?;
+    Ok(texts.iter().flat_map(|text| text.split_ascii_whitespace()).map(str::to_owned).collect())
 }
 
 /// Scopes as one string, with spaces between them (RFC 6749 §3.3).

@@ -10,7 +10,7 @@ use octollm_core::{
     card::ArmCard,
     error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
-    parts::Grant,
+    parts::{Grant, is_scope},
 };
 use secrecy::SecretString;
 use serde_json::{Map, Value};
@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use super::{
     DEVELOPMENT, LINKS, Now,
     cache::Cache,
-    claims::{Confirmation, Format, LinkClaims, MayAct, SubjectId, Times, TokenClaims},
+    claims::{Actor, Confirmation, Format, LinkClaims, SubjectId, Times, TokenClaims},
     issued::{Issued, Token, Wanted},
     jws::{self, Jws, sign},
     key::{PublicKey, sha256},
@@ -67,11 +67,12 @@ impl TokenIssuer {
     /// Issues a token for a subject at an arm, with these scopes. If the card of the arm has a key and lists what it needs, the
     /// token has a link by which the arm may call on with that, as far as it is granted here.
     ///
-    /// A root issues what is granted. An arm issues what its link covers.
+    /// A root issues what is granted, until the grant ends. Where an arm acts for the subject, by a delegated token, the token of the
+    /// root names that arm and has no link. An arm issues what its link covers.
     ///
     /// # Errors
-    /// [`InsufficientScope`](ErrorKind::InsufficientScope) if a scope is not covered, and
-    /// [`Unauthenticated`](ErrorKind::Unauthenticated) if there is no link to this arm and its key, or the grant has ended.
+    /// [`InsufficientScope`](ErrorKind::InsufficientScope) if a scope is not covered, as no text is that is
+    /// [no scope](octollm_core::parts::is_scope), and [`Unauthenticated`](ErrorKind::Unauthenticated) if there is no link to this arm and its key, or the grant has ended.
     pub fn issue(&self, grant: &Grant, scopes: &[&str], callee: &ArmCard) -> Result<SecretString, Failure> {
         let mut card = ArmCard::new(&*callee.arm_id);
         (card.needs, card.key) = (callee.needs.clone(), callee.key.clone());
@@ -145,6 +146,8 @@ struct Authority {
     /// What may be passed on.
     grant: Grant,
     task: Option<TaskId>,
+    /// The arm that acts for the subject, where a root issues for a grant that came by links.
+    actor: Option<String>,
     /// When it ends, in seconds since 1970.
     end: i64,
     links: Vec<Arc<str>>,
@@ -163,13 +166,9 @@ impl Inner {
             return Err(refused(ErrorKind::Unauthenticated, "the grant of the caller has ended"));
         }
         let scopes = match scopes {
-            Some(scopes) => scopes.iter().map(|scope| (*scope).to_owned()).collect(),
-            None => authority.grant.scopes.clone(),
+            Some(scopes) => self.checked(scopes, &authority.grant)?,
+            None => authority.grant.scopes.iter().filter(|scope| is_scope(scope)).cloned().collect(),
         };
-        if let Some(scope) = scopes.iter().find(|scope| !authority.grant.has_scope(scope)) {
-            let message = format!("the scope {scope} is not granted to {}", self.name);
-            return Err(refused(ErrorKind::InsufficientScope, message));
-        }
         let times = Times { iat: now, exp: authority.end.min(now + self.life), nbf: None };
         let dlg = self.link(&authority, callee, times)?;
         let claims = TokenClaims {
@@ -181,6 +180,7 @@ impl Inner {
             jti: RequestId::new().as_str().to_owned(),
             scope: scopes,
             task: authority.task,
+            act: authority.actor.map(|sub| Actor { sub }),
             prf: Some(authority.links).filter(|links| !links.is_empty()),
             dlg: dlg.map(Arc::from),
         };
@@ -195,6 +195,16 @@ impl Inner {
         Ok(Token { header, times })
     }
 
+    /// Checks that scopes are granted.
+    fn checked(&self, scopes: &[&str], grant: &Grant) -> Result<Vec<String>, Failure> {
+        let missing = match scopes.iter().find(|scope| !grant.has_scope(scope)) {
+            None => return Ok(scopes.iter().map(|scope| (*scope).to_owned()).collect()),
+            Some(text) if !is_scope(text) => format!("{text:?} is no scope, so it is granted to nobody"),
+            Some(scope) => format!("the scope {scope} is not granted to {}", self.name),
+        };
+        Err(refused(ErrorKind::InsufficientScope, missing))
+    }
+
     /// The authority of a root: what it grants itself.
     fn own(&self, grant: &Grant) -> Authority {
         let first = grant.issuer.clone().filter(|issuer| *issuer != self.name);
@@ -202,6 +212,7 @@ impl Inner {
             sub_id: first.map(|iss| SubjectId { format: Format::IssSub, iss, sub: grant.subject.clone() }),
             grant: grant.clone(),
             task: grant.task.clone(),
+            actor: grant.actor.clone(),
             end: grant.valid_until.map_or(i64::MAX, |end| end.as_second()),
             links: Vec::new(),
         }
@@ -233,6 +244,7 @@ impl Inner {
             sub_id: claims.sub_id,
             grant: Grant::new(claims.sub, claims.scope),
             task,
+            actor: None,
             end: claims.times.exp,
             links: links.to_vec(),
         })
@@ -242,7 +254,8 @@ impl Inner {
     fn link(&self, authority: &Authority, callee: &ArmCard, times: Times) -> Result<Option<String>, Failure> {
         let Some(jwk) = &callee.key else { return Ok(None) };
         let scope = authority.grant.scopes_within(&callee.needs);
-        if scope.is_empty() || authority.links.len() >= LINKS {
+        // Links of a root for what came by links would be counted anew.
+        if scope.is_empty() || authority.links.len() >= LINKS || authority.actor.is_some() {
             return Ok(None);
         }
         let key = PublicKey::from_jwk(jwk).ok().filter(PublicKey::can_delegate);
@@ -255,7 +268,7 @@ impl Inner {
             iss: self.name.clone(),
             sub: authority.grant.subject.clone(),
             sub_id: authority.sub_id.clone(),
-            may_act: MayAct { sub: callee.arm_id.clone() },
+            may_act: Actor { sub: callee.arm_id.clone() },
             cnf: Confirmation { jwk: key.jwk().cloned().unwrap_or_default() },
             times,
             scope,

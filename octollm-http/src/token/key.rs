@@ -39,6 +39,7 @@ struct Jwk {
     alg: Option<String>,
     #[serde(rename = "use")]
     usage: Option<String>,
+    key_ops: Option<Vec<String>>,
 }
 
 /// Members of a JWK that only a private or symmetric key has.
@@ -53,12 +54,19 @@ impl PublicKey {
         if is_private(jwk) {
             return Err("it has a private part");
         }
-        Self::public_part(jwk)
+        Self::for_operation("verify", jwk)
     }
 
+    /// The public part of a private key.
     pub(super) fn public_part(jwk: &Map<String, Value>) -> Result<Self, &'static str> {
+        Self::for_operation("sign", jwk)
+    }
+
+    fn for_operation(operation: &str, jwk: &Map<String, Value>) -> Result<Self, &'static str> {
         let jwk = Jwk::deserialize(jwk).map_err(|_| "a member is missing or has another type")?;
-        if jwk.usage.is_some_and(|usage| usage != "sig") {
+        let is_other =
+            jwk.key_ops.is_some_and(|operations| !operations.iter().any(|named| named == operation));
+        if is_other || jwk.usage.is_some_and(|usage| usage != "sig") {
             return Err("it is not for signatures");
         }
         let curve = jwk.crv.as_deref();
@@ -198,8 +206,8 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// Whether a text can be the id of a key.
+/// Whether a text can be the id of a key, as [`KeySet`](super::KeySet) documents.
 pub(super) fn is_kid(kid: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~+/=-".contains(&byte);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~+/=:-".contains(&byte);
     (1..=64).contains(&kid.len()) && kid.bytes().all(allowed) && !kid.contains("..")
 }

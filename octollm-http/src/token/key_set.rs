@@ -25,6 +25,10 @@ const MOST: usize = 100;
 
 /// The public keys of one issuer, by the id of each. It is cheap to clone; a clone is of the same keys.
 ///
+/// The id of a key (`kid`) has 1 to 64 of the characters `A-Z a-z 0-9 . _ ~ + / = : -`, and no two dots in a row. So the ids of common
+/// providers are ids, and paths to other folders, quotes and blanks are not. A key of a JWK set with another id is left out, with a
+/// warning in the log, and a token that names one is refused.
+///
 /// A change takes effect at once, in verifiers that have the set too: they no longer accept what a removed key signed, whether
 /// they have verified it before or not.
 ///
@@ -84,7 +88,8 @@ impl KeySet {
         self.with(kid, key)
     }
 
-    /// Adds the keys of a JWK or of a JWK set, except those that are of other types, or not for signatures.
+    /// Adds the keys of a JWK or of a JWK set, except those that are of other types, or that are not for signatures by their `use`
+    /// or `key_ops`.
     ///
     /// # Errors
     /// Those of [`set_jwks`](Self::set_jwks).
@@ -95,7 +100,8 @@ impl KeySet {
         Ok(self)
     }
 
-    /// Sets the URL of a JWK set, in place of all keys that were added: `https` with the feature `tls`, or `http` on loopback.
+    /// Sets the URL of a JWK set, in place of all keys that were added: `https` with the feature `tls`, or `http` on loopback. Those
+    /// are removed at once, so that nothing is accepted before the first fetch has succeeded.
     ///
     /// It is fetched with the first token, by [`verify_and_fetch`](super::TokenVerifier::verify_and_fetch) and by servers, and again
     /// every 5 min. A token that names an unknown key waits for it to be fetched, at most every 30 s, and all such tokens for one
@@ -114,6 +120,11 @@ impl KeySet {
     /// It is not such a URL.
     pub fn url(mut self, url: &str) -> Result<Self, InvalidValue> {
         self.source.set_url(url)?;
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        for gone in keys.drain(..) {
+            gone.removed.store(true, Ordering::Release);
+        }
+        drop(keys);
         Ok(self)
     }
 
@@ -210,7 +221,9 @@ impl KeySet {
 
     fn with(self, kid: Arc<str>, key: PublicKey) -> Result<Self, InvalidValue> {
         if !is_kid(&kid) {
-            return Err(invalid("the id of a key is not 1 to 64 letters and digits"));
+            return Err(invalid(
+                "the id of a key is not 1 to 64 letters, digits and `._~+/=:-`, without `..`",
+            ));
         }
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         if keys.iter().any(|known| known.kid == kid) {
@@ -287,7 +300,10 @@ fn read_jwks(text: &str) -> Result<Vec<(Arc<str>, PublicKey)>, InvalidValue> {
         let kid: Arc<str> = match jwk.get("kid") {
             None => key.thumbprint.clone(),
             Some(Value::String(kid)) if is_kid(kid) => kid.as_str().into(),
-            Some(_) => continue,
+            Some(kid) => {
+                tracing::warn!(%kid, "a key is left out: its id is not one of 1 to 64 letters, digits and `._~+/=:-`");
+                continue;
+            }
         };
         if !kids.insert(kid.clone()) {
             return Err(invalid("two keys have one id"));

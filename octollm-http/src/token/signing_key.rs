@@ -124,11 +124,12 @@ impl SigningKey {
     /// Sets the id of the key, by which verifiers find it (default: its RFC 7638 thumbprint).
     ///
     /// # Errors
-    /// It is not 1 to 64 letters, digits and `.`, `_`, `~`, `+`, `/`, `=`, `-`, or it holds `..`.
+    /// It is not 1 to 64 letters, digits and `.`, `_`, `~`, `+`, `/`, `=`, `:`, `-`, or it holds `..`.
     pub fn with_kid(mut self, kid: impl Into<String>) -> Result<Self, InvalidValue> {
         let kid = kid.into();
         if !is_kid(&kid) {
-            return Err(InvalidValue::new("key id").because("it is not 1 to 64 letters and digits"));
+            return Err(InvalidValue::new("key id")
+                .because("it is not 1 to 64 letters, digits and `._~+/=:-`, without `..`"));
         }
         self.kid = kid.into();
         Ok(self)

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use octollm_core::{
     __private::now,
     error::{ConfigError, Failure},
-    parts::Grant,
+    parts::{Grant, is_scope},
 };
 
 use super::{
@@ -273,7 +273,10 @@ fn verified(claims: &TokenClaims, issuer: &str, key: Arc<IssuerKey>, links: &[Ar
     grant.issuer = Some(issuer.to_owned());
     grant.valid_until = Timestamp::from_second(claims.times.exp).ok();
     grant.task = claims.task.clone();
-    grant.actor = claims.prf.is_some().then(|| claims.iss.clone());
+    grant.actor = match claims.prf {
+        Some(_) => Some(claims.iss.clone()),
+        None => claims.act.as_ref().map(|actor| actor.sub.clone()),
+    };
     let onward = claims.dlg.iter().flat_map(|onward| links.iter().chain([onward]));
     grant.links = Some(onward.cloned().collect());
     Verified { grant: Arc::new(grant), audience: (*claims.aud).into(), times: claims.times, key }
@@ -354,7 +357,8 @@ impl TokenVerifierBuilder {
     /// Builds the verifier.
     ///
     /// # Errors
-    /// There is no audience or no issuer, one of them is empty, an issuer occurs twice, or a limit is out of range.
+    /// There is no audience or no issuer, one of them is empty, an issuer occurs twice, a scope is
+    /// [none](octollm_core::parts::is_scope), or a limit is out of range.
     pub fn build(self) -> Result<TokenVerifier, ConfigError> {
         let Self { audiences, roots, providers, leeway, max_life, cache_capacity, clock } = self;
         within("leeway", Duration::ZERO, leeway, Duration::from_secs(300))?;
@@ -371,6 +375,12 @@ impl TokenVerifierBuilder {
             if keys.issuer().is_empty() || !issuers.insert(keys.issuer()) {
                 return Err(ConfigError::new("root", "has an issuer that is empty or is set twice"));
             }
+        }
+        if providers.iter().any(|provider| provider.ceiling.iter().any(|scope| !is_scope(scope))) {
+            return Err(ConfigError::new(
+                "identity_provider",
+                "has a scope that is not of the form `entity:verb`",
+            ));
         }
         if issuers.is_empty() {
             return Err(ConfigError::new("root", "is not set: set the keys of the issuer of tokens"));

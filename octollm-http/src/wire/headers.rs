@@ -35,7 +35,7 @@ pub mod names {
     pub const TASK_ID: HeaderName = HeaderName::from_static("octollm-task-id");
     /// Usage, in an answer.
     pub const USAGE: HeaderName = HeaderName::from_static("octollm-usage");
-    /// Key of a request that may be repeated. Servers check its form; they replay no answers yet.
+    /// Key of a call that may be repeated, and runs once.
     pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
     /// Most requests at once under the rate limit of which the least is left, in an answer.
     pub const RATE_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -43,6 +43,10 @@ pub mod names {
     pub const RATE_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
     /// Seconds until all of them are allowed again.
     pub const RATE_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+    /// Whether an answer is that of an earlier call with its key.
+    pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+    /// Id of the process of an arm that honours keys, in a call that may have been made before.
+    pub const INSTANCE: HeaderName = HeaderName::from_static("octollm-instance");
 }
 
 /// Reads the parts of a request. Malformed ids and traces are replaced or ignored. A malformed limit is refused, since without it
@@ -56,6 +60,8 @@ pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure,
     let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| request_id.clone());
     let mut parts = ContextParts::of(request_id, correlation_id);
     parts.task_id = parsed(fields.task_id);
+    parts.key = fields.key.and_then(read_key);
+    parts.repeated = fields.instance.is_some();
     // More than one traceparent is ignored (W3C Trace Context §3.2).
     parts.trace = parsed::<TraceContext>(fields.traceparent.once())
         .map(|trace| trace.with_tracestate(&fields.tracestate.join()));
@@ -71,6 +77,8 @@ struct Fields<'h> {
     request_id: Option<&'h HeaderValue>,
     correlation_id: Option<&'h HeaderValue>,
     task_id: Option<&'h HeaderValue>,
+    key: Option<&'h HeaderValue>,
+    instance: Option<&'h HeaderValue>,
     traceparent: Limit<'h>,
     tracestate: List<'h>,
     timeout: Limit<'h>,
@@ -95,6 +103,8 @@ impl<'h> Fields<'h> {
                 "x-request-id" => first(&mut fields.request_id, value),
                 "x-correlation-id" => first(&mut fields.correlation_id, value),
                 "octollm-task-id" => first(&mut fields.task_id, value),
+                "idempotency-key" => first(&mut fields.key, value),
+                "octollm-instance" => first(&mut fields.instance, value),
                 "traceparent" => fields.traceparent.add(value),
                 "tracestate" => fields.tracestate.add(value),
                 "octollm-timeout" => fields.timeout.add(value),
@@ -217,6 +227,9 @@ pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
     if !parts.budget.is_unlimited() {
         put(head, names::BUDGET, &parts.budget.to_string());
     }
+    if let Some(key) = &parts.key {
+        write_key(key, head);
+    }
     head.insert(names::ATTEMPT, decimal(parts.attempt.into()));
 }
 
@@ -272,8 +285,22 @@ fn usage_of(value: &HeaderValue) -> (Usage, bool) {
     }
 }
 
+/// Reads a quoted string. A server refuses a malformed one before it is used.
+fn read_key(value: &HeaderValue) -> Option<IdempotencyKey> {
+    let quoted = value.to_str().ok()?.strip_prefix('"')?.strip_suffix('"')?;
+    if !quoted.contains('\\') {
+        return IdempotencyKey::new(quoted);
+    }
+    let mut key = String::with_capacity(quoted.len());
+    let mut characters = quoted.chars();
+    while let Some(character) = characters.next() {
+        key.push(if character == '\\' { characters.next()? } else { character });
+    }
+    IdempotencyKey::new(key)
+}
+
 /// Writes the key of a call as a quoted string.
-pub(crate) fn write_key(key: &IdempotencyKey, head: &mut HeaderMap) {
+fn write_key(key: &IdempotencyKey, head: &mut HeaderMap) {
     let mut quoted = String::with_capacity(key.as_str().len() + 2);
     quoted.push('"');
     for character in key.as_str().chars() {
@@ -309,6 +336,7 @@ mod tests {
         parts.deadline = Some(Deadline::after(Duration::from_millis(1500)));
         parts.budget = "tokens=7;cost_usd=0.25".parse().unwrap();
         parts.task_id = Some(octollm_core::id::TaskId::new());
+        parts.key = IdempotencyKey::new("k");
         parts.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
         let mut head = HeaderMap::new();
         write_parts(&parts, &mut head);
@@ -376,6 +404,7 @@ mod tests {
         let mut head = HeaderMap::new();
         write_key(&IdempotencyKey::new(r#"a "b" \c"#).unwrap(), &mut head);
         assert_eq!(head[&names::IDEMPOTENCY_KEY], r#""a \"b\" \\c""#);
+        assert_eq!(read_parts(&head).unwrap().key, IdempotencyKey::new(r#"a "b" \c"#));
     }
 
     #[test]

@@ -433,3 +433,138 @@ async fn without_arms_the_error_says_how_to_set_one() {
                     `Arms::from_env()`, or call `.endpoint(id, url)` of `Arms::builder()`";
     assert_eq!(error.to_string(), expected);
 }
+
+/// An instance of an arm that serves the contract at a path of its own, or not at all: then it refuses it with this answer.
+async fn instance(path: Option<&'static str>, refusal: Answer) -> Peer {
+    let mut shown = card("judge");
+    match path {
+        Some(path) => shown.contracts[0].path = path.into(),
+        None => shown.contracts.clear(),
+    }
+    Peer::with_card(shown, move |request| {
+        let served = path == Some(&*request.path);
+        std::future::ready(if served { Answer::verdict() } else { refusal.clone() })
+    })
+    .await
+}
+
+fn refusals() -> [Answer; 2] {
+    let problem = json!({ "status": 404, "code": "contract_not_offered", "detail": "not here" });
+    [Answer::Json(404, json!({ "detail": "Not Found" })), Answer::Json(404, problem)]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_contract_that_one_instance_of_an_arm_does_not_serve_yet_is_served_by_the_others() {
+    for refusal in refusals() {
+        for other in [None, Some("/new")] {
+            for old_comes_first in [true, false] {
+                let (old, new) = (
+                    instance(other, refusal.clone()).await,
+                    instance(Some("/validate"), refusal.clone()).await,
+                );
+                let (first, second) = if old_comes_first { (&old, &new) } else { (&new, &old) };
+                let arms = judge(&format!("{},{}", first.url, second.url));
+                for round in 0..10 {
+                    let retries = 2 * (round % 2);
+                    arms.call(check()).retry(retries).await.unwrap();
+                }
+                // An instance at another path is called there, once its card is known.
+                tokio::time::sleep(Duration::from_millis(1050)).await;
+                arms.call(check()).await.unwrap();
+                arms.call(check()).await.unwrap();
+                if other.is_some() {
+                    assert!(old.calls().iter().any(|call| call.path == "/new"), "{:?}", old.calls());
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_contract_that_one_arm_refuses_is_served_by_another_arm() {
+    for refusal in refusals() {
+        let withdrawn = Peer::arm(move |_| std::future::ready(refusal.clone())).await;
+        let serving = Peer::arm(|_| async { Answer::verdict() }).await;
+        let arms = arms().endpoint("coder", &withdrawn.url).endpoint("judge", &serving.url).build().unwrap();
+        arms.cards().await;
+        for _ in 0..4 {
+            arms.call(check()).await.unwrap();
+        }
+        assert_eq!((withdrawn.calls().len(), serving.calls().len()), (2, 4));
+        // The card of the one that refuses is asked for again, and not with every call.
+        let asked = withdrawn.asked_for_card();
+        tokio::time::sleep(Duration::from_millis(1050)).await;
+        arms.context().call_all((0..20).map(|_| check())).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(withdrawn.asked_for_card(), asked + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_contract_that_every_instance_refuses_is_an_error() {
+    for (refusal, kind) in refusals().into_iter().zip([ErrorKind::NotFound, ErrorKind::ContractNotOffered]) {
+        let answer = refusal.clone();
+        let one = Peer::arm(move |_| std::future::ready(answer.clone())).await;
+        let two = Peer::arm(move |_| std::future::ready(refusal.clone())).await;
+        let error = judge(&format!("{},{}", one.url, two.url)).call(check()).retry(2).await.unwrap_err();
+        assert_eq!((error.kind(), error.may_have_executed(), error.attempts()), (kind, false, 2));
+        assert_eq!((one.calls().len(), two.calls().len()), (1, 1));
+        // One that is down may be the one that serves it.
+        let error = judge(&format!("{},{}", one.url, nobody())).call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.retryable()), (ErrorKind::Unreachable, true));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_work_that_may_have_run_is_not_passed_on_to_another_instance() {
+    let problem =
+        json!({ "status": 404, "code": "not_found", "detail": "no such file", "may_have_executed": true });
+    let one = Peer::arm(move |_| std::future::ready(Answer::Json(404, problem.clone()))).await;
+    let two = Peer::arm(|_| async { Answer::verdict() }).await;
+    let arms = judge(&format!("{},{}", one.url, two.url));
+    let kinds = [arms.call(check()).await, arms.call(check()).await]
+        .map(|result| result.map_err(|error| error.kind()));
+    assert_eq!(kinds.iter().filter(|kind| **kind == Err(ErrorKind::NotFound)).count(), 1);
+    assert_eq!((one.calls().len(), two.calls().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_retry_of_a_call_without_a_card_asks_for_the_card() {
+    let (arms, begun) = (judge(&nobody()), Instant::now());
+    let error = arms.call(check()).retry(3).await.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreachable, 4));
+    assert!((3..5).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    // Nothing is tried beyond the deadline.
+    let begun = Instant::now();
+    let error = arms.within(Duration::from_millis(500)).call(check()).retry(3).await.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreachable, 1));
+    assert!(begun.elapsed() < Duration::from_millis(500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_retries_of_calls_without_a_card_ask_for_it_together() {
+    let down = Arc::new(AtomicBool::new(true));
+    let is_down = Arc::clone(&down);
+    let peer = Peer::start(move |request| {
+        std::future::ready(match &*request.path {
+            _ if is_down.load(Ordering::SeqCst) => Answer::Json(503, json!({ "error": "starting" })),
+            "/capabilities" => Answer::Json(200, serde_json::to_value(card("judge")).unwrap()),
+            _ => Answer::verdict(),
+        })
+    })
+    .await;
+    let arms = judge(&peer.url);
+    let calls: Vec<_> = (0..1_000)
+        .map(|_| {
+            let arms = arms.clone();
+            tokio::spawn(async move { arms.call(check()).retry(4).within(Duration::from_secs(60)).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(peer.asked_for_card(), 3, "one round, and one for each second after it");
+    down.store(false, Ordering::SeqCst);
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!((peer.asked_for_card(), peer.calls().len()), (4, 1_000));
+}

@@ -151,7 +151,7 @@ async fn a_key_travels_with_each_attempt() {
     let peer = busy().await;
     let arms = arms().endpoint("judge", &peer.url).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
     let mut call = idempotent();
-    call.key = IdempotencyKey::new("task-7/step \"a\"");
+    call.parts.key = IdempotencyKey::new("task-7/step \"a\"");
     Transport::call(&arms, call).await.unwrap_err();
     let keys: Vec<_> =
         peer.calls().iter().map(|call| call.header("idempotency-key").map(str::to_owned)).collect();
@@ -314,10 +314,11 @@ async fn a_call_that_asks_for_a_retry_gets_it_at_another_endpoint() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_makes_a_retry_safe_where_the_card_says_that_keys_are_shared() {
-    for (keys, sent) in [(Keys::None, 1), (Keys::Instance, 1), (Keys::Shared, 2)] {
+async fn a_key_makes_a_retry_safe_where_the_card_says_that_keys_are_honoured() {
+    for (keys, sent) in [(Keys::None, 1), (Keys::Instance, 2), (Keys::Shared, 2)] {
         let mut card = card("judge");
         card.contracts[0].keys = keys;
+        card.instance = Some("i-1".into());
         let calls = AtomicUsize::new(0);
         let peer = Peer::with_card(card, move |_| {
             let lost = calls.fetch_add(1, Ordering::SeqCst) == 0;
@@ -326,9 +327,41 @@ async fn a_key_makes_a_retry_safe_where_the_card_says_that_keys_are_shared() {
         .await;
         let arms = arms().endpoint("judge", &peer.url).build().unwrap();
         let mut call = plain();
-        (call.key, call.retry) = (IdempotencyKey::new("k"), 3);
+        (call.parts.key, call.retry) = (IdempotencyKey::new("k"), 3);
         assert_eq!(Transport::call(&arms, call).await.is_ok(), sent == 2);
-        assert_eq!(peer.calls().len(), sent, "{keys:?}");
+        let calls = peer.calls();
+        assert_eq!(calls.len(), sent, "{keys:?}");
+        assert!(calls.iter().all(|call| call.header("idempotency-key") == Some("\"k\"")));
+        // The server that has no record of it may refuse it.
+        let instances: Vec<_> = calls.iter().map(|call| call.header("octollm-instance")).collect();
+        assert_eq!(instances, [None, Some("i-1")][..sent]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_may_have_run_is_repeated_where_its_record_is() {
+    for (keys, again) in [(Keys::Instance, "lost"), (Keys::Shared, "good")] {
+        let mut card = card("judge");
+        card.contracts[0].keys = keys;
+        let calls = Arc::new(AtomicUsize::new(0));
+        let count = calls.clone();
+        let lost = Peer::with_card(card.clone(), move |_| {
+            let lost = count.fetch_add(1, Ordering::SeqCst) == 0;
+            std::future::ready(if lost { Answer::Last(vec![]) } else { Answer::verdict() })
+        })
+        .await;
+        let good = Peer::with_card(card, |_| std::future::ready(Answer::verdict())).await;
+        let arms = arms().endpoint("judge", format!("{},{}", lost.url, good.url)).build().unwrap();
+        // The turn of each endpoint comes.
+        let mut replies = Vec::new();
+        for key in ["a", "b"] {
+            let mut call = plain();
+            (call.parts.key, call.retry) = (IdempotencyKey::new(key), 2);
+            replies.push(Transport::call(&arms, call).await.unwrap());
+        }
+        let retried = replies.iter().find(|reply| reply.attempts == 2).unwrap();
+        let expected = if again == "lost" { &lost.url } else { &good.url };
+        assert_eq!(&*retried.endpoint, expected, "{keys:?}");
     }
 }
 
@@ -346,7 +379,7 @@ async fn a_key_that_is_still_running_is_waited_for() {
         .await;
         let arms = arms().endpoint("judge", &peer.url).build().unwrap();
         let (mut call, begun) = (plain(), Instant::now());
-        (call.key, call.retry) = (IdempotencyKey::new("k"), 3);
+        (call.parts.key, call.retry) = (IdempotencyKey::new("k"), 3);
         match Transport::call(&arms, call).await {
             Ok(_) => assert!(served && begun.elapsed() >= Duration::from_secs(4)),
             Err(error) => {

@@ -1,6 +1,7 @@
 //! The client against servers that do what it must survive, byte by byte: in memory on paused time, on sockets where those matter.
 
 mod calls;
+mod cancelled;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;

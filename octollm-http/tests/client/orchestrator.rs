@@ -16,10 +16,11 @@ use octollm_core::{
     task::{Priority, Submission, TaskBudget, TaskQuery, TaskRequest, TaskStatus, TaskUpdate},
     transport::StepKey,
 };
-use octollm_http::client::OrchestratorClient;
+use octollm_http::{client::OrchestratorClient, io::Acceptor};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::peer::{Answer, Check, Peer, Verdict, check, orchestrator};
+use crate::peer::{Answer, Check, Peer, Verdict, check, json_answer, network, orchestrator, unused_host};
 
 const ID: &str = "task_3fK9aZ0qLw81bXyT";
 
@@ -340,4 +341,165 @@ async fn a_budget_that_is_no_amount_is_not_submitted() {
         }
     }
     assert_eq!(peer.calls().len(), 0);
+}
+
+/// An orchestrator that accepts every task, and answers each poll with the next of these, the last one for ever.
+async fn accepting(polls: Vec<Answer>) -> Peer {
+    let polled = AtomicUsize::new(0);
+    Peer::start(move |request| {
+        std::future::ready(match &*request.method {
+            "POST" => Answer::Json(202, task("queued", 0)),
+            _ => polls[polled.fetch_add(1, Ordering::SeqCst).min(polls.len() - 1)].clone(),
+        })
+    })
+    .await
+}
+
+fn submissions(peer: &Peer) -> usize {
+    peer.calls().iter().filter(|call| call.method == "POST").count()
+}
+
+/// An answer without a body that asks to wait.
+fn busy(retry_after: u64) -> Answer {
+    let head = format!("HTTP/1.1 503 X\r\nretry-after: {retry_after}\r\ncontent-length: 0\r\n\r\n");
+    Answer::Raw(head.into_bytes())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_accepted_task_that_cannot_be_followed_is_not_reported_as_one_that_may_be_submitted_again() {
+    let problem = |status: u16, code: &str| {
+        Answer::Json(status, json!({ "status": status, "code": code, "detail": "no" }))
+    };
+    for (poll, kind, can_be_awaited_again) in [
+        (Answer::Last(vec![]), ErrorKind::ConnectionLost, true),
+        (Answer::Json(503, json!({ "error": "restarting" })), ErrorKind::Unavailable, true),
+        (problem(404, "task_not_found"), ErrorKind::TaskNotFound, false),
+        (problem(401, "unauthenticated"), ErrorKind::Unauthenticated, false),
+        (Answer::Json(200, json!({ "task_id": 7 })), ErrorKind::BadResponse, false),
+    ] {
+        let peer = accepting(vec![poll]).await;
+        let client = orchestrator(&peer.url);
+        let error = client.run(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.usage()), (kind, Usage::UNMETERED));
+        assert!(error.may_have_executed() && !error.retryable(), "{error}");
+        assert_eq!((submissions(&peer), error.endpoint()), (1, Some(&*peer.url)));
+
+        // The id in the error leads to the task, whose output can be awaited again.
+        assert!(error.to_string().contains(ID), "{error}");
+        let id = error.failure().details.as_ref().unwrap()["task_id"].as_str().unwrap().parse().unwrap();
+        let error = client.task::<Check>(id).output().await.unwrap_err();
+        assert_eq!((error.kind(), error.usage()), (kind, Usage::UNMETERED));
+        assert_eq!((error.may_have_executed(), error.retryable()), (true, can_be_awaited_again), "{kind}");
+        assert_eq!(error.failure().details.as_ref().unwrap()["task_id"], ID);
+        assert_eq!(submissions(&peer), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_followed_by_its_id_after_its_orchestrator_was_gone() {
+    let host = unused_host();
+    let (client, mut listener) = (orchestrator(&format!("http://{host}")), network().listen(&host).unwrap());
+    let accepts_one = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap().await.unwrap();
+        let mut request = [0; 4096];
+        assert!(socket.read(&mut request).await.unwrap() > 0);
+        socket.write_all(&json_answer(202, &task("queued", 0))).await.unwrap();
+    });
+    let error = client.run(check()).await.unwrap_err();
+    accepts_one.await.unwrap();
+    assert_eq!((error.kind(), error.usage()), (ErrorKind::Unreachable, Usage::UNMETERED));
+    assert!(error.may_have_executed() && !error.retryable(), "{error}");
+
+    let output = json!({ "result": { "output": { "is_valid": true } } });
+    let back = network().listen(&host).unwrap();
+    Peer::listen(back, String::new(), move |_| {
+        std::future::ready(Answer::Json(200, ended("completed", output.clone())))
+    });
+    let id = error.failure().details.as_ref().unwrap()["task_id"].as_str().unwrap().parse().unwrap();
+    assert_eq!(client.task::<Check>(id).output().await.unwrap(), Verdict { is_valid: true });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_failed_is_not_reported_as_one_that_has_not_run() {
+    let refused = json!({
+        "error": { "type": "unavailable", "message": "busy", "details": ["a"], "retryable": true,
+                   "may_have_executed": false },
+        "metadata": { "arms_used": [], "tokens_used": 7, "cost_dollars": 0.5, "duration_seconds": 1.0 },
+    });
+    let peer = accepting(vec![Answer::Json(200, ended("failed", refused))]).await;
+    let client = orchestrator(&peer.url);
+    for error in [
+        client.run(check()).await.unwrap_err(),
+        client.task::<Check>(ID.parse().unwrap()).output().await.unwrap_err(),
+    ] {
+        assert_eq!(
+            (error.kind(), error.usage().tokens, error.usage().unmetered),
+            (ErrorKind::Unavailable, 7, 0)
+        );
+        assert!(error.may_have_executed() && !error.retryable(), "{error}");
+        let details = error.failure().details.as_ref().unwrap();
+        assert_eq!((&details["task_id"], &details["details"]), (&json!(ID), &json!(["a"])));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_submission_that_may_have_been_accepted_is_not_to_be_repeated() {
+    let peer = Peer::start(|_| async { Answer::Last(vec![]) }).await;
+    let client = orchestrator(&peer.url);
+    let submitted = client.submit(check()).await.map(drop);
+    for error in [client.run(check()).await.unwrap_err(), submitted.unwrap_err()] {
+        assert_eq!((error.kind(), error.usage()), (ErrorKind::ConnectionLost, Usage::UNMETERED));
+        assert!(error.may_have_executed() && !error.retryable(), "{error}");
+    }
+    // One that was refused may be.
+    let peer = Peer::start(|_| async { busy(2) }).await;
+    let error = orchestrator(&peer.url).run(check()).await.unwrap_err();
+    assert_eq!((error.may_have_executed(), error.retryable(), error.usage()), (false, true, Usage::ZERO));
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(2)));
+}
+
+/// When a task was polled that its orchestrator answers so, and how following it ended.
+async fn polled(polls: Vec<Answer>, cx: &Context) -> (Vec<Duration>, Result<TaskStatus, ErrorKind>) {
+    let (begun, times) =
+        (tokio::time::Instant::now(), std::sync::Arc::new(std::sync::Mutex::new(Vec::new())));
+    let (count, noted) = (AtomicUsize::new(0), times.clone());
+    let peer = Peer::start(move |_| {
+        noted.lock().unwrap().push(begun.elapsed());
+        std::future::ready(polls[count.fetch_add(1, Ordering::SeqCst).min(polls.len() - 1)].clone())
+    })
+    .await;
+    let end = finished(&orchestrator(&peer.url), &ID.parse().unwrap(), cx).await;
+    let times = times.lock().unwrap().clone();
+    (times, end.map(|task| task.status).map_err(|failure| failure.kind))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_is_asked_to_wait_waits() {
+    let queued = || Answer::Json(200, task("queued", 0));
+    let done = Answer::Json(200, task("completed", 100));
+    // A restart, seen by the first poll and by later ones.
+    for (before, count) in [(vec![], 5), (vec![queued(), queued()], 8)] {
+        let restart = vec![busy(5); count];
+        let first = before.len();
+        let (times, end) = polled([before, restart, vec![done.clone()]].concat(), &Context::detached()).await;
+        assert_eq!(end, Ok(TaskStatus::Completed));
+        let waits: Vec<_> = times[first..=first + count].windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(waits.iter().all(|wait| *wait >= Duration::from_secs(5)), "{waits:?}");
+    }
+    // Longer than anybody waits.
+    for before in [vec![], vec![queued()]] {
+        let (times, end) = polled([before, vec![busy(61)]].concat(), &Context::detached()).await;
+        assert_eq!(end, Err(ErrorKind::Unavailable));
+        assert!(times.last().unwrap() < &Duration::from_secs(2), "{times:?}");
+    }
+    // Beyond the deadline.
+    for before in [vec![], vec![queued()]] {
+        let mut parts = ContextParts::new();
+        parts.deadline = Some(octollm_core::deadline::Deadline::after(Duration::from_secs(12)));
+        let cx = Context::from_parts(parts, std::sync::Arc::new(()));
+        let begun = tokio::time::Instant::now();
+        let (times, end) = polled([before, vec![busy(5)]].concat(), &cx).await;
+        assert_eq!(end, Err(ErrorKind::Unavailable), "{times:?}");
+        assert!(begun.elapsed() < Duration::from_secs(12), "{times:?}");
+    }
 }

@@ -5,21 +5,22 @@ use crate::{
     peer::{Line, Peer},
 };
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
+pub(crate) const SETTINGS: u8 = 4;
 const PING: u8 = 6;
-const GOAWAY: u8 = 7;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
 
 /// `:method`, `:scheme http`, `:path /echo` or `/`, `:authority x`, in HPACK (RFC 7541) without compression.
 const GET_HEAD: &[u8] = b"\x82\x86\x84\x41\x01x";
 const POST_HEAD: &[u8] = b"\x83\x86\x44\x05/echo\x41\x01x\x5f\x10application/json";
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
     frame.extend(stream.to_be_bytes());
@@ -27,7 +28,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-async fn connect(peer: Peer) -> Line {
+pub(crate) async fn connect(peer: Peer) -> Line {
     let mut line = peer.connect().await;
     line.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
     line.write(frame(SETTINGS, 0, 0, &[])).await;
@@ -45,7 +46,7 @@ async fn flood(mut line: Line, mut frames: impl FnMut(u32) -> Vec<u8>) -> Line {
 }
 
 /// Whether a frame of this kind is among those that the server sent.
-fn sent(mut bytes: &[u8], kind: u8) -> bool {
+pub(crate) fn sent(mut bytes: &[u8], kind: u8) -> bool {
     while let [a, b, c, found, ..] = *bytes {
         if found == kind {
             return true;

@@ -3,16 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use octollm_core::{brain::Brain, store::MemoryStore};
-use octollm_http::{Server, io::Connector};
-use tokio::{sync::oneshot, task::JoinHandle, time::Instant};
+use octollm_http::{Server, io::Connector, server::HttpBody};
+use tokio::{
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tower::service_fn;
 
 use crate::{
     arms::{Wait, Worker, network, server, start_with},
+    floods::{self, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, SETTINGS, WINDOW_UPDATE, frame},
     peer::{Peer, post},
 };
 
@@ -212,6 +218,60 @@ async fn what_does_not_end_is_dropped_after_the_grace() {
     tokio::time::timeout(Duration::from_secs(5), server).await.expect("ends").unwrap();
     worker.0.dropped(2).await;
     assert!(call.await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http2_connection_without_streams_that_answers_no_ping_does_not_delay_the_end() {
+    let Running { peer, stop, server, .. } = running(|server| server);
+    let unused = floods::connect(peer).await;
+    let mut used = floods::connect(peer).await;
+    used.write(frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x82\x86\x84\x41\x01x")).await;
+    sleep(Duration::from_secs(5)).await;
+    let begun = Instant::now();
+    stop.send(()).unwrap();
+    server.await.unwrap();
+    assert!(begun.elapsed() <= Duration::from_secs(2), "{:?}", begun.elapsed());
+    for line in [unused, used] {
+        assert!(floods::sent(&line.rest().await, GOAWAY));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_over_http2_is_answered_before_the_end_also_where_no_ping_is() {
+    let Running { peer, worker, stop, server } = running(|server| server);
+    let mut line = floods::connect(peer).await;
+    let head = b"\x83\x86\x44\x05/wait\x41\x01x\x5f\x10application/json";
+    line.write(frame(HEADERS, END_HEADERS, 1, head)).await;
+    line.write(frame(DATA, END_STREAM, 1, br#"{"ms":20000}"#)).await;
+    worker.0.begun(1).await;
+    let begun = Instant::now();
+    stop.send(()).unwrap();
+    server.await.unwrap();
+    assert!((20..=22).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!(floods::sent(&line.rest().await, DATA));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_over_http2_is_read_to_its_end_by_a_slow_caller_during_the_end() {
+    const LENGTH: usize = 300_000;
+    let answer = || async {
+        Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(vec![b'x'; LENGTH]))))
+    };
+    let large = service_fn(move |_: Request<HttpBody>| answer());
+    let Running { peer, stop, server, .. } = running(|server| server.route(Method::GET, "/large", large));
+    let mut line = floods::connect(peer).await;
+    let window = 2_000_000_u32.to_be_bytes();
+    line.write(frame(SETTINGS, 0, 0, &[&[0, 4][..], &window].concat())).await;
+    line.write(frame(WINDOW_UPDATE, 0, 0, &window)).await;
+    line.write(frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x82\x86\x44\x06/large\x41\x01x")).await;
+    sleep(Duration::from_secs(5)).await;
+    let begun = Instant::now();
+    stop.send(()).unwrap();
+    sleep(Duration::from_secs(10)).await;
+    let bytes = line.rest().await;
+    assert!(bytes.iter().filter(|byte| **byte == b'x').count() >= LENGTH, "{} bytes", bytes.len());
+    server.await.unwrap();
+    assert!(begun.elapsed() <= Duration::from_secs(12), "{:?}", begun.elapsed());
 }
 
 /// Ends a server whose brain runs a task of this body, with one more that waits, and looks for both with another brain on the same store

@@ -10,6 +10,7 @@ mod compressed;
 mod certificates;
 mod floods;
 mod identity;
+mod keyed;
 mod lifecycle;
 mod limits;
 mod mounted;

@@ -318,3 +318,37 @@ async fn a_server_serves_the_keys_that_another_fetches() {
     fetched.fetch().await.unwrap();
     assert_eq!(fetched.to_jwks(), own.to_jwks());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_url_is_in_place_of_the_keys_before_it() {
+    let (added, fetched) = (Key::new(), Key::new());
+    let pipes = Pipes::new();
+    let clock = Clock::runtime();
+    let old = KeySet::new("brain").with_key(&added.signing().with_kid("added").unwrap()).unwrap();
+    let before =
+        TokenVerifier::builder().audience("judge").root(old.clone()).clock(clock.read()).build().unwrap();
+    let now = clock.now().as_second();
+    let token = |key: &Key, kid: &str| {
+        let claims = json!({
+            "iss": "brain", "sub": "ali", "aud": "judge", "iat": now, "exp": now + 300, "jti": "t",
+            "scope": "code:validate",
+        });
+        key.sign(&with(&head(), json!({ "kid": kid })), &claims)
+    };
+    before.verify(&token(&added, "added")).unwrap();
+    // Nobody listens yet: the first fetch fails.
+    let keys = old.url("http://localhost/keys").unwrap().connector(pipes.clone());
+    let verifier = TokenVerifier::builder().audience("judge").root(keys).clock(clock.read()).build().unwrap();
+    assert!(verifier.verify_and_fetch(&token(&added, "added")).await.is_err());
+    assert!(before.verify(&token(&added, "added")).is_err(), "what it has verified ends too");
+    let Answers::Keys(set) = jwks(&[(&fetched, "public:hydra.openid.id-token")]) else { unreachable!() };
+    let service = service_fn(move |_: Request<HttpBody>| {
+        let set = set.clone();
+        async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(set)))) }
+    });
+    let server = Server::new("brain").route(Method::GET, "/keys", service);
+    tokio::spawn(server.listen(pipes.listen("localhost").unwrap()).unwrap().run());
+    sleep(2 * SECOND).await;
+    verifier.verify_and_fetch(&token(&fetched, "public:hydra.openid.id-token")).await.unwrap();
+    assert!(verifier.verify_and_fetch(&token(&added, "added")).await.is_err());
+}

@@ -176,6 +176,14 @@ async fn a_set_has_public_keys_for_signatures() {
     // Others are ignored, as RFC 7517 §5 says.
     for other in [
         json!({ "use": "enc" }),
+        json!({ "key_ops": ["encrypt"] }),
+        json!({ "use": "sig", "key_ops": ["sign"] }),
+        json!({ "key_ops": [] }),
+        json!({ "key_ops": "verify" }),
+        json!({ "kid": "../../etc/passwd" }),
+        json!({ "kid": "' OR 1=1" }),
+        json!({ "kid": "a\0" }),
+        json!({ "kid": "k".repeat(65) }),
         json!({ "alg": "ES256" }),
         json!({ "kty": "XYZ" }),
         json!({ "crv": "X25519" }),
@@ -194,6 +202,10 @@ async fn a_set_has_public_keys_for_signatures() {
         kids(json!({ "keys": [jwk(json!({ "use": "sig", "alg": "EdDSA", "x5t": "x" }))] })),
         Ok(vec!["\"k\"".to_owned()])
     );
+    for kid in ["public:hydra.openid.id-token", "keys/1", "a+/=", &"k".repeat(64)] {
+        let changes = json!({ "kid": kid, "key_ops": ["verify", "sign"] });
+        assert_eq!(kids(json!({ "keys": [jwk(changes)] })), Ok(vec![format!("{kid:?}")]));
+    }
     for bad in [
         json!([]),
         json!({}),

@@ -15,9 +15,12 @@ use http_body_util::{BodyExt, Full};
 use octollm_core::{
     Arm, Context,
     contract::TaskContract,
+    deadline::Deadline,
     error::{ArmError, ErrorKind},
-    parts::Caller,
+    id::IdempotencyKey,
+    parts::{Caller, ContextParts},
     plan::{Plan, PlanRunner, PlanStep},
+    transport::{Call, StepKey, Transport},
 };
 use octollm_http::{Arms, Server, token::TokenIssuer};
 use octollm_macros::TaskContract;
@@ -195,4 +198,41 @@ async fn a_token_does_not_follow_a_redirect() {
     assert_eq!(error.kind(), ErrorKind::BadResponse, "{error}");
     assert_eq!(authorizations(&system, "POST judge/look").len(), 1);
     assert!(system.sent_to("POST eve/look").is_empty());
+}
+
+/// Charges, and returns how often it has.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.charge", output = usize)]
+struct Charge {}
+
+#[derive(Default)]
+struct Bank(AtomicUsize);
+
+#[async_trait]
+impl Arm<Charge> for Bank {
+    async fn execute(&self, _: Charge, _: &Context) -> Result<usize, ArmError> {
+        Ok(self.0.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_of_one_caller_who_may_call() {
+    let system = System::new();
+    let bank = Server::new("judge").arm::<Charge>(Bank::default());
+    system.serve("judge", bank.authenticate(system.verifier("judge")));
+    let arms = system.arms(Some(system.issuer()));
+    let charge = async |subject: &str, scope: &str| {
+        let mut parts = ContextParts::new();
+        parts.caller = Caller::known(subject, [scope]);
+        parts.key = IdempotencyKey::new("k");
+        parts.deadline = Some(Deadline::after(Duration::from_secs(30)));
+        let call = Call::new(Charge::SPEC.reference(), StepKey::Order(0), "{}".into(), parts);
+        Transport::call(&arms, call).await.map(|reply| reply.output)
+    };
+    for _ in 0..2 {
+        assert_eq!(charge("ali", "code:charge").await.unwrap(), "1");
+        assert_eq!(charge("bob", "code:*").await.unwrap(), "2");
+        let refused = charge("ali", "code:look").await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InsufficientScope, "also for what is recorded");
+    }
 }

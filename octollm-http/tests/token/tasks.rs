@@ -9,7 +9,7 @@ use octollm_core::{
     orchestrator::{Orchestrator, finished},
     parts::{Caller, ContextParts},
     store::MemoryStore,
-    task::Submission,
+    task::{Submission, TaskQuery, TaskStatus},
 };
 use octollm_http::{
     OrchestratorClient, Server,
@@ -64,7 +64,8 @@ async fn tasks_that_waited_or_were_recovered_run_with_fresh_tokens() {
     assert_eq!(client.get(&second, &eve).await.unwrap_err().kind, ErrorKind::TaskNotFound);
     let anyone = OrchestratorClient::builder("http://brain").connector(system.pipes.clone()).build().unwrap();
     assert!(
-        unauthenticated(&Orchestrator::submit(&anyone, submit(0), &ali).await.unwrap_err()).contains("scope")
+        unauthenticated(&Orchestrator::submit(&anyone, submit(0), &ali).await.unwrap_err())
+            .contains("a caller that is known")
     );
 
     // Another brain recovers a task an hour after its submission.
@@ -77,4 +78,43 @@ async fn tasks_that_waited_or_were_recovered_run_with_fresh_tokens() {
     parts.caller = Caller::Known(octollm_core::parts::Grant::new("ali", ["code:*"]).issuer("portal").into());
     let task = finished(&successor, &third, &Context::from_parts(parts, Arc::new(()))).await.unwrap();
     assert_eq!(task.result.unwrap().output, json!("ali of portal by -"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_on_behalf_of_a_caller_is_that_for_all_operations() {
+    let system = System::new();
+    system.judge();
+    let brain = brain_on(&system, &Arc::new(MemoryStore::new()));
+    let portal = KeySet::new("portal").with_key(&system.portal).unwrap();
+    let verifier = TokenVerifier::builder().audience("brain").root(portal).clock(system.clock.read());
+    system.serve("brain", Server::new("brain").orchestrator(brain).authenticate(verifier.build().unwrap()));
+    let portal =
+        TokenIssuer::root("portal", system.portal.clone()).clock(system.clock.read()).build().unwrap();
+    let client = OrchestratorClient::builder("http://brain").connector(system.pipes.clone());
+    let client = client.tokens(portal, "brain").build().unwrap();
+    let ali = client.on_behalf_of(Caller::known("ali", ["code:*"]));
+    let cx = Context::detached();
+    let submission = Submission::of(&Review { after: 60, fetch: true }).unwrap();
+    let id = Orchestrator::submit(&ali, submission, &cx).await.unwrap().task_id;
+    assert_eq!(ali.get(&id, &cx).await.unwrap().task_id, id);
+    assert_eq!(ali.list(TaskQuery::default(), &cx).await.unwrap().tasks.len(), 1);
+    assert!(ali.watch(&id, None, &cx).await.unwrap().next().await.is_some());
+    assert_eq!(finished(&ali, &id, &cx).await.unwrap().status, TaskStatus::Failed, "it may not fetch");
+    assert!(ali.journal(&id, None, None, &cx).await.is_ok());
+    ali.rerun(&id, None, &cx).await.unwrap();
+    assert_eq!(ali.cancel(&id, &cx).await.unwrap().status, TaskStatus::Cancelled);
+    // The caller of a context comes first, and one without credentials is nobody else.
+    let with = |caller: Caller| {
+        let mut parts = ContextParts::new();
+        parts.caller = caller;
+        Context::from_parts(parts, Arc::new(()))
+    };
+    let eve = with(Caller::known("eve", ["code:*"]));
+    assert_eq!(ali.get(&id, &eve).await.unwrap_err().kind, ErrorKind::TaskNotFound);
+    assert_eq!(ali.get(&id, &with(Caller::Anonymous)).await.unwrap_err().kind, ErrorKind::Unauthenticated);
+    // A client without a caller has no token.
+    assert_eq!(client.list(TaskQuery::default(), &cx).await.unwrap_err().kind, ErrorKind::Unauthenticated);
+    assert_eq!(ali.cards().await.len(), client.cards().await.len());
+    let asked = system.sent_to("GET brain/capabilities");
+    assert!(asked.iter().all(|head| !head.contains_key(http::header::AUTHORIZATION)));
 }

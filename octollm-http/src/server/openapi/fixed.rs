@@ -63,6 +63,7 @@ pub(crate) fn jwks() -> Operation {
 pub(crate) fn execute() -> Operation {
     let mut operation = with_body(reference("Execute"), reference("Executed"), OF_ARMS);
     cacheable(&mut operation);
+    honour_keys(&mut operation);
     (Method::POST, "/execute", named(operation, "execute", "Runs a contract that is picked by the body."))
 }
 
@@ -173,6 +174,13 @@ pub(crate) fn with_body(input: Value, output: Value, more_errors: &[u16]) -> Val
         operation.remove("summary");
     }
     operation
+}
+
+/// Adds what repeated requests with a key have.
+pub(crate) fn honour_keys(operation: &mut Value) {
+    push_parameters(operation, [json!({ "$ref": "#/components/parameters/Instance" })]);
+    operation["responses"]["200"]["headers"]["Idempotency-Replayed"] =
+        json!({ "$ref": "#/components/headers/Replayed" });
 }
 
 fn named(mut operation: Value, id: &str, summary: &str) -> Value {

@@ -16,7 +16,8 @@ pub(crate) fn parameters() -> Value {
         "CorrelationId": header("X-Correlation-ID", text(), "The same over all hops of one piece of work. Has the form of a request id; anything else is replaced by that."),
         "Traceparent": header("traceparent", text(), "W3C Trace Context; a malformed one is ignored."),
         "Tracestate": header("tracestate", text(), "W3C Trace Context, the vendors' part."),
-        "IdempotencyKey": header("Idempotency-Key", pattern(KEY, "\"run-7\""), "Names a request that may be repeated: a quoted string. So far its form is checked, and nothing is replayed."),
+        "IdempotencyKey": header("Idempotency-Key", pattern(KEY, "\"run-7\""), "Names a request that may be repeated: a quoted string. A contract that is not idempotent runs once for a caller, a task and a key, and its answer is replayed: 409 while it runs, and where its outcome is not known; 422 with another input. Ignored elsewhere."),
+        "Instance": header("Octollm-Instance", text(), "The `instance` of the card, in a request that may have been sent before with its key. A server whose records are not shared answers it from its record alone, and without one 409."),
         "Timeout": header("Octollm-Timeout", number(0, u64::MAX), "Milliseconds left; at 0 the answer is 504."),
         "Budget": header("Octollm-Budget", pattern(&budget(), "tokens=1000;cost_usd=0.5"), "What may be used up, such as tokens=1000;cost_usd=0.5."),
         "Attempt": header("Octollm-Attempt", number(1, u32::MAX.into()), "1 for the first try."),
@@ -32,6 +33,7 @@ pub(crate) fn headers() -> Value {
     json!({
         "RequestId": header(id(), "Names the request."),
         "CorrelationId": header(id(), "The same over all hops of one piece of work."),
+        "Replayed": header(json!({ "const": "true" }), "The answer is that of an earlier request with the same Idempotency-Key."),
         "Usage": header(json!({ "type": "string" }), "What was used up, such as tokens=12;cost_usd=0.01."),
         "Age": header(number(), "Seconds since the answer was returned by the arm, if it is repeated from the cache of the server."),
         "RateLimit": header(number(), "Requests that are allowed at once, under the rate limit of which the least is left. Absent where the request was not counted."),

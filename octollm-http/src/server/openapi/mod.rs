@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::Method;
 use octollm_core::{
     card::ArmCard,
-    contract::{ContractCard, ContractRef, output_schema},
+    contract::{ContractCard, ContractRef, Keys, output_schema},
 };
 use serde_json::{Map, Value, json};
 
@@ -145,6 +145,9 @@ impl Document {
         }
         let mut operation = fixed::with_body(reference(&input), reference(&output), fixed::OF_ARMS);
         fixed::cacheable(&mut operation);
+        if contract.keys != Keys::None {
+            fixed::honour_keys(&mut operation);
+        }
         operation["operationId"] = base.into();
         operation["tags"] = json!(["contracts"]);
         operation["x-octollm-contract"] = ContractRef::new(name.clone(), *version)

@@ -1,4 +1,4 @@
-//! How the live updates of a task reach its watchers, and the events of its changes the bus: both by way of the store.
+//! How the live updates of a task reach its watchers: by way of the store.
 
 use std::{
     collections::VecDeque,
@@ -14,23 +14,19 @@ use futures_util::stream;
 use serde_json::Value;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{
-    limited,
+    STORE_INTERVAL, limited,
     scheduler::{Run, store_changed},
 };
 use crate::{
     budget::Usage,
-    bus::{BusError, EventBus},
     context::{Context, WeakContext},
-    event::Event,
     id::TaskId,
     json::RawJson,
     orchestrator::TaskUpdates,
-    panics::{Panicked, caught},
     store::{StoreError, TaskStore},
     task::TaskUpdate,
     update::{Phase, Progress, Update, UpdateSink},
@@ -203,8 +199,6 @@ fn chunk(task_id: &TaskId, data: Value) -> TaskUpdate {
 
 /// Updates that are read from the store at a time.
 const PAGE: usize = 64;
-/// The store is asked at this interval also without a change.
-const STORE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The updates of a task after number `after`, as they are stored. They end after the final status.
 pub(super) fn watch(store: Arc<dyn TaskStore>, id: TaskId, after: Option<u64>) -> TaskUpdates {
@@ -262,156 +256,5 @@ impl Reader {
         };
         finished
             && matches!(limited(self.store.updates_after(&self.id, self.after, 1)).await, Ok(page) if page.is_empty())
-    }
-}
-
-/// Events that are read from the store at a time.
-const BATCH: usize = 64;
-/// After so long the store is asked again, which prolongs the turn of this relay.
-const BATCH_TIME: Duration = Duration::from_secs(2);
-/// Time limit of one publication.
-const PUBLISH_LIMIT: Duration = Duration::from_secs(10);
-/// Pauses after a failure: doubled from the first to the last.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
-
-/// Publishes the events of a store on a bus, each at least once and in order.
-pub(super) struct Relay {
-    name: String,
-    store: Arc<dyn TaskStore>,
-    bus: Arc<dyn EventBus>,
-    /// One at a time.
-    turn: tokio::sync::Mutex<()>,
-    /// The brain is gone, or closes: the relay ends when it has published what waits.
-    pub(super) ended: CancellationToken,
-    /// The relay ends at once, as by a crash.
-    pub(super) crashed: CancellationToken,
-    /// Whether more events come than the bus takes.
-    backlog: watch::Sender<bool>,
-}
-
-/// After so many batches in a row there is a backlog.
-const BACKLOG: u64 = 16;
-/// How long a submission waits at most for a backlog.
-const CATCHING_UP: Duration = Duration::from_millis(100);
-
-impl Relay {
-    pub(super) fn new(name: String, store: Arc<dyn TaskStore>, bus: Arc<dyn EventBus>) -> Self {
-        let (ended, crashed) = (CancellationToken::new(), CancellationToken::new());
-        let (turn, backlog) = (tokio::sync::Mutex::default(), watch::Sender::new(false));
-        Self { name, store, bus, turn, ended, crashed, backlog }
-    }
-
-    /// Returns when few events wait, or after 100 ms. Without this pause, tasks that come as fast as they can run would leave the
-    /// relay no time, until the store is full of events.
-    pub(super) async fn caught_up(&self) {
-        if *self.backlog.borrow() {
-            let _ = timeout(CATCHING_UP, self.backlog.subscribe().wait_for(|backlog| !backlog)).await;
-        }
-    }
-
-    pub(super) async fn run(self: Arc<Self>) {
-        let mut changes = self.store.event_changes();
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let drained = tokio::select! {
-                biased;
-                () = self.crashed.cancelled() => return,
-                drained = self.drain() => drained,
-            };
-            if self.ended.is_cancelled() {
-                return;
-            }
-            let mut wait = STORE_INTERVAL;
-            match drained {
-                Ok(()) => pause = FIRST_PAUSE,
-                Err(error) => {
-                    tracing::warn!(error, ?pause, "events not published yet");
-                    (wait, pause) = (pause, (pause * 2).min(LAST_PAUSE));
-                }
-            }
-            tokio::select! {
-                // After a failure the next change is no reason to try again sooner.
-                () = store_changed(&mut changes), if pause == FIRST_PAUSE => {}
-                () = self.ended.cancelled() => {}
-                () = sleep(wait) => {}
-            }
-        }
-    }
-
-    /// Publishes all that waits.
-    ///
-    /// # Errors
-    /// The problem of the first event that is not published.
-    pub(super) async fn drain(&self) -> Result<(), String> {
-        let _turn = self.turn.lock().await;
-        let _backlog = EndBacklog(&self.backlog);
-        for batch in 0_u64.. {
-            let events = limited(self.store.pending_events(&self.name, BATCH))
-                .await
-                .map_err(|error| error.to_string())?;
-            if events.is_empty() {
-                break;
-            }
-            if batch == BACKLOG {
-                self.backlog.send_replace(true);
-            }
-            let (published, problem) = self.publish(&events).await;
-            if !published.is_empty() {
-                limited(self.store.published(&published)).await.map_err(|error| error.to_string())?;
-            }
-            if let Some(problem) = problem {
-                return Err(problem);
-            }
-        }
-        Ok(())
-    }
-
-    async fn publish(&self, events: &[Event]) -> (Vec<String>, Option<String>) {
-        let (mut published, begun) = (Vec::with_capacity(events.len()), Instant::now());
-        for event in events {
-            match publish(&*self.bus, event.clone(), PUBLISH_LIMIT).await {
-                Ok(()) => {}
-                // A further attempt cannot succeed, and would delay all later events.
-                Err(Unpublished::Refused(error)) if !error.retryable() => {
-                    tracing::error!(event = event.id(), event_type = event.event_type(), %error, "event refused");
-                }
-                Err(problem) => return (published, Some(problem.to_string())),
-            }
-            published.push(event.id().to_owned());
-            if begun.elapsed() >= BATCH_TIME {
-                break;
-            }
-        }
-        (published, None)
-    }
-}
-
-/// Ends the backlog when the relay stops, also by a panic.
-struct EndBacklog<'a>(&'a watch::Sender<bool>);
-
-impl Drop for EndBacklog<'_> {
-    fn drop(&mut self) {
-        self.0.send_replace(false);
-    }
-}
-
-/// The reason why an event was not published.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Unpublished {
-    #[error(transparent)]
-    Refused(BusError),
-    #[error("the bus did not take it within {0:?}")]
-    TooSlow(Duration),
-    #[error("the bus panicked")]
-    Panicked,
-}
-
-pub(super) async fn publish(bus: &dyn EventBus, event: Event, limit: Duration) -> Result<(), Unpublished> {
-    // Within a future of its own: a bus may also panic before it returns its future.
-    match caught(timeout(limit, async { bus.publish(event).await })).await {
-        Ok(Ok(taken)) => taken.map_err(Unpublished::Refused),
-        Ok(Err(_)) => Err(Unpublished::TooSlow(limit)),
-        Err(Panicked) => Err(Unpublished::Panicked),
     }
 }

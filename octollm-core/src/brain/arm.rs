@@ -1,0 +1,188 @@
+//! A brain as an arm: its caller waits for a task.
+
+use std::{pin::pin, time::Duration};
+
+use async_trait::async_trait;
+
+use super::{Brain, limited, replay::replayed, scheduler::Stop, tasks::closed};
+use crate::{
+    arm::Arm,
+    budget::Usage,
+    context::Context,
+    contract::TaskContract,
+    deadline::Deadline,
+    error::{ArmError, ErrorKind, Failure},
+    id::TaskId,
+    orchestrator::{Orchestrator, follow},
+    task::{Submission, Task, TaskBudget, TaskRecord, TaskStatus, TaskUpdate},
+};
+
+/// Runs the contract as a task of this brain and waits for its end.
+///
+/// The task has at most the budget of the caller, and slightly less time than its deadline leaves, so that the usage of the
+/// task is known before the deadline. It is cancelled when the call is dropped. The usage of a task that another brain on the
+/// store runs is what its journal has if it is cancelled, and one unmetered call if that has nothing.
+///
+/// A brain that is closed answers with [`ErrorKind::Unavailable`]: see [`Brain::close`]. While it drains it accepts calls, and
+/// their tasks wait for another brain on the store, until the brain closes.
+#[async_trait]
+impl<C: TaskContract> Arm<C> for Brain {
+    async fn execute(&self, input: C, cx: &Context) -> Result<C::Output, ArmError> {
+        let submission = Submission::of(&input)?;
+        let end = cx.deadline().map(|deadline| Deadline::after(shortened(deadline.remaining())));
+        let budget = narrowed(submission.budget, end);
+        let record = self.prepare(submission.with_budget(budget), cx).await?;
+        let id = record.id().clone();
+        // Before the task is stored: the call may be dropped meanwhile.
+        let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false };
+        self.store(record).await?;
+        guard.stored = true;
+        // The task is stored. Whether it has run is not known.
+        let ended = self.ended(&id, end, cx).await;
+        let (task, ended) = ended.map_err(|failure| ArmError::from(failure).executed())?;
+        let used = self.used(&task).await;
+        guard.disarm();
+        // Work that is done is answered, also above the budget: the next call is refused then.
+        let _ = cx.spend(used);
+        match ended {
+            Ended::Late if task.status == TaskStatus::Cancelled => {
+                Err(Failure::of(ErrorKind::DeadlineExceeded).into())
+            }
+            Ended::Closed { executed } => Err(Failure { may_have_executed: executed, ..closed() }.into()),
+            Ended::Itself | Ended::Late => Ok(task.into_output::<C>()?),
+        }
+    }
+}
+
+/// How the task of a caller ended.
+enum Ended {
+    Itself,
+    /// The time of the caller was up.
+    Late,
+    /// The brain is closed, and nobody continues the task.
+    Closed {
+        executed: bool,
+    },
+}
+
+impl Brain {
+    /// Waits for the end of the task of a caller, or ends it.
+    async fn ended(
+        &self,
+        id: &TaskId,
+        end: Option<Deadline>,
+        cx: &Context,
+    ) -> Result<(Task, Ended), Failure> {
+        let mut followed = pin!(Deadline::run_until(end, follow(self, id, cx, |update| pass_on(update, cx))));
+        let in_time = tokio::select! {
+            biased;
+            in_time = &mut followed => in_time,
+            () = self.0.relay.ended.cancelled() => {
+                let is_left = |record: &TaskRecord| record.run() == 0 || self.0.is_alone;
+                let (record, cancelled) = self.cancel_stored(id, cx, is_left).await?;
+                if cancelled {
+                    let executed = record.run() > 0;
+                    return Ok((record.into_task(), Ended::Closed { executed }));
+                }
+                followed.await
+            }
+        };
+        match in_time {
+            Some(task) => Ok((task?, Ended::Itself)),
+            // It is queued, or is just being ended.
+            None => Ok((self.cancel(id, cx).await?, Ended::Late)),
+        }
+    }
+
+    /// The usage of a task that has ended.
+    async fn used(&self, task: &Task) -> Usage {
+        // The task itself has neither the parts of its tokens nor the unmetered calls.
+        let record = limited(self.0.store.get(&task.task_id)).await.ok().flatten();
+        let Some(record) = record else {
+            return Usage { cost: task.metadata.cost, ..Usage::tokens(task.metadata.tokens_used) };
+        };
+        match record.usage() {
+            Some(used) => used,
+            None if record.run() == 0 => Usage::ZERO,
+            None => {
+                let journal = limited(self.0.store.journal(record.id(), None, usize::MAX)).await;
+                let journal = journal.ok().filter(|journal| !journal.is_empty());
+                journal.map_or(Usage::UNMETERED, |journal| replayed(&journal, &[], &[]))
+            }
+        }
+    }
+}
+
+/// The longest part of a caller's time that is reserved to end a task and to read its usage.
+const TO_END: Duration = Duration::from_millis(50);
+
+fn shortened(left: Duration) -> Duration {
+    left.saturating_sub(TO_END.min(left / 10))
+}
+
+/// The caller waits, so that its deadline is that of the task.
+fn narrowed(asked: TaskBudget, end: Option<Deadline>) -> TaskBudget {
+    let seconds = end.map(|end| end.remaining().as_secs_f64().max(1e-3));
+    let max_time_seconds = match (asked.max_time_seconds, seconds) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    TaskBudget { max_time_seconds, ..asked }
+}
+
+/// Reports the progress of the task as that of the arm.
+fn pass_on(update: &TaskUpdate, cx: &Context) {
+    if let TaskUpdate::Progress { progress, phase, message, .. } = update {
+        cx.phase(*phase);
+        cx.progress(*progress, message.clone());
+    }
+}
+
+/// Cancels the task of a call that is dropped.
+struct CancelOnDrop<'a> {
+    brain: &'a Brain,
+    id: &'a TaskId,
+    cx: &'a Context,
+    armed: bool,
+    stored: bool,
+}
+
+impl CancelOnDrop<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+/// Attempts to cancel a task that may just be on its way into the store.
+const ATTEMPTS: usize = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        // What runs here has used this much. What runs elsewhere is unknown.
+        let _ = self.cx.spend(match self.brain.0.running.log(self.id) {
+            Some(log) => log.used(),
+            None if self.stored => Usage::UNMETERED,
+            None => Usage::ZERO,
+        });
+        // A run stops at once; the change of the task waits for the store.
+        self.brain.0.running.stop(self.id, Stop::Cancel);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (brain, id, cx) = (self.brain.clone(), self.id.clone(), self.cx.clone());
+            runtime.spawn(async move {
+                for _ in 0..ATTEMPTS {
+                    match brain.cancel(&id, &cx).await {
+                        Ok(_) => return,
+                        Err(failure) => {
+                            tracing::debug!(task = %id, %failure, "abandoned task not cancelled yet");
+                        }
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
+            });
+        }
+    }
+}

@@ -60,13 +60,14 @@
 //! | `http` | servers and clients | yes |
 //! | `tokens` | capability tokens (with `http`) | yes |
 //! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
+//! | `compression` | gzip for answers and request bodies of servers | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `full` | all of them | no |
 
 pub use octollm_core::{
     arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, id, idempotency,
-    json, orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
+    json, limit, orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
 };
 
 #[cfg(feature = "mesh")]

@@ -52,6 +52,7 @@ pub mod json;
 pub mod update;
 mod scope;
 pub mod parts;
+pub mod limit;
 pub mod idempotency;
 pub mod transport;
 pub mod resilience;

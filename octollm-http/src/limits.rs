@@ -94,6 +94,9 @@ macro_rules! server_limits {
             max_screened_texts: usize = 1000, 1 => usize::MAX;
             /// Sets the largest body of a request, in bytes. Default 2 MiB.
             max_body: usize = 2 * KIB * KIB, 1 => u32::MAX as usize;
+            /// Sets the largest body of a request after it is decompressed, in bytes, for a server with the setting `compression` of
+            /// the feature of that name. Default 8 MiB.
+            max_decoded: usize = 8 * KIB * KIB, 1 => u32::MAX as usize;
             /// Sets the bytes that all requests still arriving may hold together: their bodies, and their heads while the body
             /// arrives or the caller is authenticated. A head counts with 8 KiB and twice its bytes, since it is held decoded. A
             /// request that would exceed the limit is answered 503. A body that arrives in one piece is not counted. Default
@@ -111,6 +114,11 @@ macro_rules! server_limits {
             /// ones are answered 503. Requests for `/capabilities`, `/arms` and `/openapi.json` have a limit of the same
             /// size of their own; those for `/health` and `/ready` have none. Default 1024.
             max_in_flight: usize = 1024, 1 => Semaphore::MAX_PERMITS;
+            /// Sets the most answers that are cached, for contracts with a [cache time](octollm_core::contract::ContractSpec::cache).
+            /// Beyond it the oldest are dropped. 0 turns the cache off. Default 10,000.
+            cache_answers: usize = 10_000, 0 => usize::MAX;
+            /// Sets the bytes of all answers that are cached, each with 256 bytes beside its output. Default 64 MiB.
+            cache_bytes: usize = 64 * KIB * KIB, 0 => usize::MAX;
             /// Sets the most HTTP/2 streams at a time on one connection. Default 100.
             max_streams: u32 = 100, 1 => u32::MAX;
             /// Sets the HTTP/2 flow-control window of a stream, in bytes. Default 64 KiB, at most 2 GiB.

@@ -61,6 +61,7 @@ use syn::{DeriveInput, parse_macro_input};
 /// | `scope = "code:validate"` | the scope that a caller's token needs | the name, its last dot a colon |
 /// | `timeout = "10s"` | how long one execution may take: a whole number of `ms`, `s`, `m` or `h` | 30 s |
 /// | `idempotent`, `idempotent = true` | running it twice has the same effect as running it once, so a retry is safe | it is not |
+/// | `cache = "60s"` | how long a server may repeat an answer to the same caller in place of running it again; needs `idempotent` | each call runs |
 /// | `summary = "…"` | one sentence for catalogues and for a planner | the first paragraph of the doc comment |
 /// | `title = "…"` | a name for people | none |
 /// | `tags = ["…"]` | words to find it by | none |

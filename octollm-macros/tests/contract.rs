@@ -72,7 +72,12 @@ fn what_is_left_out_follows_from_the_type() {
 
 #[test]
 fn what_is_given_stands() {
+    #[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+    #[task(name = "word.look", idempotent, cache = "2m")]
+    struct Look {}
+    assert_eq!(Look::SPEC.cache, Some(Duration::from_secs(120)));
     let spec = Translate::SPEC;
+    assert_eq!(spec.cache, None);
     assert_eq!(spec.to_string(), "text.rust.translate@2");
     assert_eq!(spec.path, "/texts/translate");
     assert_eq!(spec.scope, "text:write");

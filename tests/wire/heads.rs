@@ -16,6 +16,7 @@ use octollm::{
     context::ContextParts,
     deadline::Deadline,
     http::{Arms, Server, server::HttpService},
+    limit::RateLimit,
     prelude::*,
 };
 use tower::{layer::layer_fn, service_fn};
@@ -127,6 +128,17 @@ async fn errors_have_heads_too() {
     for (code, name) in [("busy", "head_answer_unavailable.txt"), ("broken", "head_answer_failed.txt")] {
         let answer =
             ask(&server, "POST", "/validate", format!(r#"{{"code":"{code}","language":"rust"}}"#)).await;
+        hold(name, &lines(&answer.status.to_string(), &answer.head));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_limit_is_reported_in_heads() {
+    let limit = RateLimit::new(100, Duration::from_secs(60)).burst(1);
+    let server = Server::new("judge").arm(Judge).rate_limit(limit).open_to_all().into_service().unwrap();
+    let body = || r#"{"code":"fn main() {}","language":"rust"}"#;
+    for name in ["head_answer_counted.txt", "head_answer_rate_limited.txt"] {
+        let answer = ask(&server, "POST", "/validate", body()).await;
         hold(name, &lines(&answer.status.to_string(), &answer.head));
     }
 }

@@ -152,7 +152,8 @@ impl ContractCard {
     }
 
     /// The card of `C`, checked: its name has a form in other protocols, its scope is [one](is_scope), its input is an object in
-    /// JSON, and the rules in its schema are those that are run.
+    /// JSON, and the rules in its schema are those that are run. Answers are cached only where it is idempotent and
+    /// streams nothing.
     ///
     /// The derive macro refuses most mistakes. This finds the rest, such as those of a contract that is written by hand or is
     /// `#[serde(transparent)]`.
@@ -174,6 +175,13 @@ impl ContractCard {
                 "has rules at `{path}` that are not both run and published: derive `Validate` for the type that has them \
                  and for each type on the way to it"
             );
+            return Err(ConfigError::new(contract.to_string(), reason));
+        }
+        if C::SPEC
+            .cache
+            .is_some_and(|time| time.is_zero() || !card.idempotent || !card.chunk_schema.is_null())
+        {
+            let reason = "has answers that cannot be cached: it has to be idempotent, to stream nothing, and to set a time above 0";
             return Err(ConfigError::new(contract.to_string(), reason));
         }
         if card.input_schema.get("type").and_then(Value::as_str) == Some("object") {

@@ -25,6 +25,8 @@ pub struct ContractSpec {
     pub timeout: Duration,
     /// Whether running it twice has the same effect as running it once.
     pub idempotent: bool,
+    /// How long a server may repeat an answer in place of running it again; `None` for not at all.
+    pub cache: Option<Duration>,
     /// One sentence for catalogues and for a planner.
     pub summary: &'static str,
     /// Computes the digest of the schemas. Without it (`None`), differing schemas are not reported.
@@ -67,6 +69,7 @@ impl ContractSpec {
             scope,
             timeout: Self::DEFAULT_TIMEOUT,
             idempotent: false,
+            cache: None,
             summary: "",
             fingerprint: None,
             title: "",
@@ -94,6 +97,14 @@ impl ContractSpec {
     #[must_use]
     pub const fn idempotent(mut self) -> Self {
         self.idempotent = true;
+        self
+    }
+
+    /// Sets how long a server may repeat an answer, to an equal input of the same caller, in place of running it again. Only for
+    /// a contract that is idempotent and streams nothing.
+    #[must_use]
+    pub const fn cache(mut self, time: Duration) -> Self {
+        self.cache = Some(time);
         self
     }
 

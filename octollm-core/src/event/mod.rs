@@ -29,12 +29,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::attributes::SPECVERSION;
 pub use self::channel::{Channel, Pattern};
+use crate::contract::ContractRef;
 use crate::error::InvalidValue;
 
 /// Something that happened, published on its [`Channel`].
@@ -107,6 +108,22 @@ impl Event {
     ) -> Result<Self, InvalidValue> {
         let data = serde_json::to_value(data).map_err(bad_data)?;
         Self::new(event_type, source, data)
+    }
+
+    /// Creates an event by which servers drop their cached answers of a contract, or of all contracts: `cache.invalidated`. They
+    /// receive it if it is published on the bus that they are given.
+    ///
+    /// # Errors
+    /// [`InvalidValue`] when `source` is empty.
+    pub fn cache_invalidated(
+        source: impl Into<String>,
+        contract: impl Into<Option<ContractRef>>,
+    ) -> Result<Self, InvalidValue> {
+        let data = match contract.into() {
+            Some(contract) => json!({ "contract": contract }),
+            None => json!({}),
+        };
+        Self::new("cache.invalidated", source, data)
     }
 
     /// Sets the causation id to the id of `parent`, and the correlation id to that of `parent`, or to the id of

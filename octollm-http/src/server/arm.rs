@@ -1,7 +1,7 @@
 //! The routes of an arm: its contracts, its card, and its health.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     future::Future,
     pin::Pin,
@@ -23,11 +23,12 @@ use octollm_core::{
     card::{ArmCard, ArmStatus},
     contract::ContractRef,
     dispatcher::Dispatcher,
-    error::{ConfigError, ErrorKind, Failure},
+    error::{ArmError, ConfigError, ErrorKind, Failure},
     id::TaskId,
     idempotency::task_of_key,
     json,
     orchestrator::Orchestrator,
+    parts::ContextParts,
     transport::Transport,
 };
 use schemars::JsonSchema;
@@ -35,7 +36,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
 
-use super::routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within};
+use super::{
+    guard::Guard,
+    rates::Rates,
+    routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
+};
 
 /// Adds the routes of every server.
 pub(crate) fn add_probes(table: &mut RouteTable, own: &ArmCapabilities) -> Result<(), ConfigError> {
@@ -44,22 +49,24 @@ pub(crate) fn add_probes(table: &mut RouteTable, own: &ArmCapabilities) -> Resul
     table.add(Method::GET, "/ready", Ready { health })
 }
 
-/// Adds the routes of contracts.
+/// Adds the routes of contracts, with the guards of those that are limited.
 pub(crate) fn add_contracts(
     table: &mut RouteTable,
     dispatcher: &Arc<Dispatcher>,
     transport: &Arc<dyn Transport>,
+    rates: Option<Arc<Rates>>,
+    guards: HashMap<ContractRef, Arc<Guard>>,
 ) -> Result<(), ConfigError> {
     if dispatcher.specs().next().is_none() {
         return Ok(());
     }
-    let execute = Execute { dispatcher: dispatcher.clone(), transport: transport.clone() };
-    table.add(Method::POST, "/execute", execute)?;
     for spec in dispatcher.specs() {
-        let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
-        table.contract(spec.path, Contract { dispatcher, contract: spec.reference(), transport })?;
+        let (dispatcher, transport, contract) = (dispatcher.clone(), transport.clone(), spec.reference());
+        let guard = guards.get(&contract).cloned();
+        table.contract(spec.path, Contract { dispatcher, contract, transport, guard })?;
     }
-    Ok(())
+    let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
+    table.add(Method::POST, "/execute", Execute { dispatcher, transport, rates, guards })
 }
 
 /// `POST /{path}`: runs a contract.
@@ -67,6 +74,21 @@ struct Contract {
     dispatcher: Arc<Dispatcher>,
     contract: ContractRef,
     transport: Arc<dyn Transport>,
+    guard: Option<Arc<Guard>>,
+}
+
+impl Contract {
+    async fn guarded(&self, guard: &Guard, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        let report = guard.take(&inbound).await?;
+        let mut cx = Context::from_parts(inbound.parts, self.transport.clone());
+        let (spec, task) = (self.dispatcher.spec(&self.contract)?, cx.task_id().cloned());
+        report.on(match guard.execute(&self.dispatcher, spec, &inbound.body, task.as_ref(), &mut cx).await {
+            Ok((output, age)) => {
+                Ok(Answer::written(output).usage(cx.used()).replayed(cx.is_replayed()).age(age))
+            }
+            Err(failure) => Err(Refusal::from(failure).usage(cx.used()).replayed(cx.is_replayed())),
+        })
+    }
 }
 
 #[async_trait]
@@ -76,6 +98,9 @@ impl Endpoint for Contract {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        if let Some(guard) = &self.guard {
+            return Box::pin(self.guarded(guard, inbound)).await;
+        }
         let mut cx = Context::from_parts(inbound.parts, self.transport.clone());
         match self.dispatcher.execute(&self.contract, &inbound.body, &mut cx).await {
             Ok(output) => Ok(Answer::written(output).usage(cx.used()).replayed(cx.is_replayed())),
@@ -88,8 +113,10 @@ impl Endpoint for Contract {
 
 /// `POST /execute`: runs the contract that the body names.
 struct Execute {
-    pub(crate) dispatcher: Arc<Dispatcher>,
-    pub(crate) transport: Arc<dyn Transport>,
+    dispatcher: Arc<Dispatcher>,
+    transport: Arc<dyn Transport>,
+    rates: Option<Arc<Rates>>,
+    guards: HashMap<ContractRef, Arc<Guard>>,
 }
 
 #[derive(Deserialize)]
@@ -125,30 +152,50 @@ impl Endpoint for Execute {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let envelope: Envelope = json::read_input(&inbound.body)?;
-        let mut parts = inbound.parts;
-        let task = envelope.task_id.or_else(|| parts.task_id.take()).unwrap_or_else(|| match &parts.key {
+        let envelope = json::read_input::<Envelope>(&inbound.body);
+        let Some(rates) = &self.rates else { return self.run(envelope?, inbound.parts).await };
+        let contract = envelope.as_ref().ok().map(|envelope| &envelope.contract);
+        let report = rates.take(&inbound.parts.caller, inbound.head, contract).await?;
+        report.on(match envelope {
+            Ok(envelope) => Box::pin(self.run(envelope, inbound.parts)).await,
+            Err(failure) => Err(failure.into()),
+        })
+    }
+}
+
+impl Execute {
+    async fn run(&self, envelope: Envelope, mut parts: ContextParts) -> Result<Answer, Refusal> {
+        let named = envelope.task_id.or_else(|| parts.task_id.take());
+        let task = named.clone().unwrap_or_else(|| match &parts.key {
             Some(key) => task_of_key(&parts.caller, key),
             None => TaskId::new(),
         });
         parts.caller.may_work_for(&task)?;
         parts.task_id = Some(task.clone());
         let offered = self.dispatcher.spec(&envelope.contract);
-        offered.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
+        let spec = offered.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
 
         let (timestamp, begun) = (Timestamp::now(), Instant::now());
         let (mut cx, input) = (Context::from_parts(parts, self.transport.clone()), envelope.input.get());
-        let executed = self.dispatcher.execute(&envelope.contract, input.as_bytes(), &mut cx).await;
-        let output = executed.map_err(|error| {
-            let refusal = Refusal::from(error.into_failure()).usage(cx.used());
-            refusal.task(task.clone()).replayed(cx.is_replayed())
-        })?;
+        let executed = match self.guards.get(&envelope.contract) {
+            Some(guard) => {
+                let (input, task) = (input.as_bytes(), named.as_ref());
+                Box::pin(guard.execute(&self.dispatcher, spec, input, task, &mut cx)).await
+            }
+            None => {
+                let executed = self.dispatcher.execute(&envelope.contract, input.as_bytes(), &mut cx).await;
+                executed.map(|output| (output, None)).map_err(ArmError::into_failure)
+            }
+        };
+        let refused =
+            |failure| Refusal::from(failure).usage(cx.used()).task(task.clone()).replayed(cx.is_replayed());
+        let (output, age) = executed.map_err(refused)?;
         let output = serde_json::from_slice(&output).map_err(|_| Failure::of(ErrorKind::Internal))?;
         let arm_id = &self.dispatcher.card().arm_id;
         let (timestamp, took) = cx.executed().unwrap_or_else(|| (timestamp, begun.elapsed()));
         let provenance = Provenance { arm_id, timestamp, duration_ms: milliseconds(took) };
         let executed = Executed { task_id: task, status: "completed", output, provenance };
-        Ok(Answer::json(&executed)?.usage(cx.used()).replayed(cx.is_replayed()))
+        Ok(Answer::json(&executed)?.usage(cx.used()).replayed(cx.is_replayed()).age(age))
     }
 }
 

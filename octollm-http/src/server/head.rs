@@ -20,7 +20,7 @@ pub(crate) struct Fields<'h> {
     content_type: Stands<'h>,
     key: Stands<'h>,
     accepts: Accepts,
-    coded: bool,
+    content_coding: Stands<'h>,
     expects: bool,
 }
 
@@ -49,8 +49,8 @@ impl<'h> Fields<'h> {
                 header::AUTHORIZATION => fields.authorization.add(value),
                 header::CONTENT_TYPE => fields.content_type.add(value),
                 header::ACCEPT => fields.accepts.add(value),
-                header::CONTENT_ENCODING => {
-                    fields.coded |= !value.as_bytes().eq_ignore_ascii_case(b"identity")
+                header::CONTENT_ENCODING if !value.as_bytes().eq_ignore_ascii_case(b"identity") => {
+                    fields.content_coding.add(value);
                 }
                 header::EXPECT => fields.expects |= !value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
                 _ if *name == names::IDEMPOTENCY_KEY => fields.key.add(value),
@@ -111,14 +111,20 @@ impl<'h> Fields<'h> {
         self.accepts.json()
     }
 
-    /// Checks that the body is declared as JSON in UTF-8 without a content coding.
-    pub(crate) fn check_content(&self) -> Result<(), Failure> {
+    /// Checks that the body is declared as JSON in UTF-8, without a content coding or in gzip. Returns whether it is in gzip.
+    pub(crate) fn check_content(&self, accepts_gzip: bool) -> Result<bool, Failure> {
         let refused = |message: &str| Err(Failure::new(ErrorKind::UnsupportedMediaType, message));
-        if self.coded {
-            return refused("the body is in a content coding, which is not supported: send it without one");
-        }
+        let is_coded = match self.content_coding {
+            Stands::Nowhere => false,
+            Stands::Once(coding) if accepts_gzip && coding.as_bytes().eq_ignore_ascii_case(b"gzip") => true,
+            _ => {
+                return refused(
+                    "the body is in a content coding, which is not supported: send it without one",
+                );
+            }
+        };
         match self.content_type {
-            Stands::Once(media_type) if is_json(media_type) => Ok(()),
+            Stands::Once(media_type) if is_json(media_type) => Ok(is_coded),
             Stands::Nowhere => refused("the content type is missing: set it to application/json"),
             _ => refused("the content type is not application/json in UTF-8"),
         }

@@ -40,12 +40,18 @@ mod streams;
 mod request_body;
 mod body;
 mod routes;
+#[cfg(feature = "compression")]
+mod compression;
 mod head;
 mod identity;
+mod rates;
+mod cache;
+mod guard;
 mod service;
 mod arm;
 mod tasks;
 mod openapi;
+mod limiting;
 mod connection;
 mod listen;
 
@@ -65,6 +71,7 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use self::{
     arm::{ArmCapabilities, Check, HealthState, Written},
     identity::Identity,
+    limiting::Limiting,
     listen::Built,
     openapi::Document,
     routes::{ErrorForm, RouteService, RouteTable},
@@ -99,7 +106,9 @@ pub struct Server {
     config: ServerConfig,
     checks: Vec<Check>,
     identity: Identity,
+    limiting: Limiting,
     errors: ErrorForm,
+    is_compressing: bool,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
@@ -122,7 +131,9 @@ impl Server {
             config: ServerConfig::default(),
             checks: Vec::new(),
             identity: Identity::default(),
+            limiting: Limiting::default(),
             errors: ErrorForm::default(),
+            is_compressing: false,
             #[cfg(feature = "tokens")]
             jwks: None,
             #[cfg(feature = "tokens")]
@@ -316,6 +327,17 @@ impl Server {
         self
     }
 
+    /// Compresses answers of 1 KiB or more with gzip, for callers that accept that, and accepts request bodies in gzip, of at most
+    /// [`max_decoded`](Self::max_decoded) bytes. By default neither is done.
+    ///
+    /// Problems, and answers of your own [routes](Self::route), are not compressed. Do not compress answers that contain both a
+    /// secret and a text of somebody else: their length reveals what they have in common.
+    #[cfg(feature = "compression")]
+    pub fn compression(mut self) -> Self {
+        self.is_compressing = true;
+        self
+    }
+
     /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. Several checks of one name are
     /// reported as one, which holds if all of them do.
     pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
@@ -419,6 +441,7 @@ impl Server {
         let Self { dispatcher, transport, orchestrator, errors, .. } = self;
         let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
         let dispatcher = Arc::new(dispatcher);
+        let (rates, guards) = self.limiting.build(&dispatcher, orchestrator.is_some(), &self.config)?;
         let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
         let mut table = RouteTable::default();
         // Before the routes of contracts: of two routes with one path the error names the contract.
@@ -431,8 +454,8 @@ impl Server {
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
         let screen =
             self.reflex.map(|reflex| Screen { reflex, transport: transport.clone(), limit, max_texts });
-        tasks::add_tasks(&mut table, own, screen, orchestrator.clone())?;
-        arm::add_contracts(&mut table, &dispatcher, &transport)?;
+        tasks::add_tasks(&mut table, own, screen, orchestrator.clone(), rates.clone())?;
+        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards)?;
         #[cfg(feature = "tokens")]
         if let Some(keys) = self.jwks {
             table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;
@@ -447,7 +470,7 @@ impl Server {
             let verifier = verifier.audience_or(&dispatcher.card().arm_id).build()?;
             identity.authenticator = Some(Arc::new(verifier));
         }
-        let service = HttpService::new(table, self.config, identity, errors);
+        let service = HttpService::new(table, self.config, identity, errors, rates, self.is_compressing);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
         Ok(Built { service, health, orchestrator })
     }

@@ -1,6 +1,6 @@
 //! The routes of a server: which endpoint answers a request, what it receives, and what it returns.
 
-use std::{collections::HashMap, error::Error, future::Future};
+use std::{collections::HashMap, error::Error, future::Future, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -120,6 +120,14 @@ impl Answer {
     pub(crate) fn usage(mut self, usage: Usage) -> Self {
         write_usage(usage, self.0.headers_mut());
         self
+    }
+
+    /// Sets the age of an answer that was cached.
+    pub(crate) fn age(self, age: Option<Duration>) -> Self {
+        match age {
+            Some(age) => self.header(header::AGE, age.as_secs().into()),
+            None => self,
+        }
     }
 
     /// Marks the answer of an earlier call with the same key.

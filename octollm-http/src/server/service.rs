@@ -16,16 +16,20 @@ use http_body::Body;
 use hyper::body::Incoming;
 use octollm_core::{
     __private::{Panicked, caught},
+    deadline::Deadline,
     error::{ErrorKind, Failure},
-    parts::ContextParts,
+    parts::{Caller, ContextParts},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
+#[cfg(feature = "compression")]
+use super::compression;
 use super::{
     body::HttpBody,
     head::{self, Fields},
     identity::Identity,
+    rates::Rates,
     request_body::{self, ArrivingBytes, BodyLimits},
     routes::{
         Answer, Arrival, ErrorForm, Handler, Ids, Inbound, Refusal, RouteService, RouteTable, Takes,
@@ -56,6 +60,9 @@ pub(crate) struct Core {
     config: ServerConfig,
     identity: Identity,
     errors: ErrorForm,
+    rates: Option<Arc<Rates>>,
+    /// Only with the feature `compression`.
+    is_compressing: bool,
     places: Arc<Semaphore>,
     /// A limit of their own, so that discovery works at any load.
     documents: Arc<Semaphore>,
@@ -104,11 +111,14 @@ impl HttpService {
         config: ServerConfig,
         identity: Identity,
         errors: ErrorForm,
+        rates: Option<Arc<Rates>>,
+        is_compressing: bool,
     ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_in_flight));
         let (places, documents) = (places(), places());
         let arriving = ArrivingBytes::new(config.max_arriving);
-        let core = Core { routes, config, identity, errors, places, documents, arriving };
+        let core =
+            Core { routes, config, identity, errors, rates, is_compressing, places, documents, arriving };
         Self { core: Arc::new(core), layered: None }
     }
 
@@ -149,7 +159,13 @@ impl HttpService {
         arrival: Arrival,
         peer: Peer,
     ) -> Response<HttpBody> {
-        let peer = Some(peer).filter(|_| self.core.identity.authenticator.is_some());
+        let is_needed = self.core.identity.authenticator.is_some();
+        let peer = if self.core.rates.is_some() {
+            request.extensions_mut().insert(peer);
+            None
+        } else {
+            Some(peer).filter(|_| is_needed)
+        };
         let Some(layered) = &self.layered else { return self.core.answer(request, arrival, peer).await };
         request.extensions_mut().insert(arrival);
         if let Some(peer) = peer {
@@ -210,7 +226,7 @@ impl Core {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (handler, mut id) = self.admit(head, &parts, malformed, arrival)?;
+        let (handler, mut id, is_coded) = self.admit(head, &parts, malformed, arrival)?;
         let copied: String;
         let takes = match handler {
             Handler::Endpoint(endpoint) => endpoint.takes(),
@@ -218,19 +234,20 @@ impl Core {
         };
         let mut arriving = self.arriving.share();
         if takes.needs_identity() {
-            let caller = match self.identity.known(head) {
-                Some(caller) => caller,
-                None => {
-                    arriving.add_head(&head.headers)?;
-                    if let Some(peer) = peer.take() {
-                        copied = id.to_owned();
-                        id = &copied;
-                        head.extensions.insert(peer);
+            parts.caller = match self.identity.known(head) {
+                Some(Ok(caller)) => caller,
+                known => {
+                    if known.is_none() {
+                        arriving.add_head(&head.headers)?;
+                        if let Some(peer) = peer.take() {
+                            copied = id.to_owned();
+                            id = &copied;
+                            head.extensions.insert(peer);
+                        }
                     }
-                    Box::pin(self.identity.ask(head, parts.deadline)).await
+                    Box::pin(self.authenticated(known, head, parts.deadline)).await?
                 }
             };
-            parts.caller = caller.map_err(|failure| Refusal::of_credentials(failure, &head.headers))?;
             of_its_task(&mut parts)?;
         }
         let endpoint = match handler {
@@ -261,14 +278,53 @@ impl Core {
             Takes::Document => Some(place_of(&self.documents)?),
             Takes::Place | Takes::Json => Some(place_of(&self.places)?),
         };
+        #[cfg(feature = "compression")]
+        let body = match is_coded {
+            true => Box::pin(compression::decompressed(body, self.config.max_decoded)).await?,
+            false => body,
+        };
+        #[cfg(not(feature = "compression"))]
+        let _ = is_coded;
         let path = head.uri.path();
         let call = endpoint.call(Inbound { parts, head, id, body });
         let result = contained(call, path).await?;
+        #[cfg(feature = "compression")]
+        let result = match result {
+            Ok(answer) if self.is_compressing => Ok(compression::compressed(answer, &head.headers)),
+            result => result,
+        };
         let Some(place) = place else { return result };
         match result {
             Ok(reply) => Ok(reply.holding(place)),
             // Violations and details can make a problem as large as any answer.
             Err(refusal) => Err(refusal.holding(place)),
+        }
+    }
+
+    /// The caller that the authenticator establishes, where it is not `known` already that it is none.
+    async fn authenticated(
+        &self,
+        known: Option<Result<Caller, Failure>>,
+        head: &Parts,
+        deadline: Option<Deadline>,
+    ) -> Result<Caller, Refusal> {
+        if let Some(rates) = &self.rates {
+            rates.may_authenticate(head).await?;
+        }
+        let caller = match known {
+            Some(known) => known,
+            None => self.identity.ask(head, deadline).await,
+        };
+        match caller {
+            Ok(caller) => Ok(caller),
+            Err(failure) => {
+                if let Some(rates) =
+                    self.rates.as_ref().filter(|_| failure.kind == ErrorKind::Unauthenticated)
+                {
+                    rates.authentication_failed(head).await;
+                }
+                Err(Refusal::of_credentials(failure, &head.headers))
+            }
         }
     }
 
@@ -298,14 +354,14 @@ impl Core {
         }
     }
 
-    /// Checks the head. Returns the handler of the route, and the text in place of `{id}`.
+    /// Checks the head. Returns the handler of the route, the text in place of `{id}`, and whether the body is in gzip.
     fn admit<'a, 'h>(
         &'a self,
         head: &'h Parts,
         parts: &ContextParts,
         malformed: Option<Failure>,
         arrival: Arrival,
-    ) -> Result<(&'a Handler, &'h str), Refusal> {
+    ) -> Result<(&'a Handler, &'h str, bool), Refusal> {
         let fields = Fields::of(&head.headers);
         fields.check_framing(arrival, head.version)?;
         head::check_head(head, &self.config)?;
@@ -324,13 +380,11 @@ impl Core {
             }
             Handler::Service(_) => Takes::Place,
         };
-        if takes == Takes::Json {
-            fields.check_content()?;
-        }
+        let is_coded = takes == Takes::Json && fields.check_content(self.is_compressing)?;
         if takes.needs_identity() && parts.deadline.is_some_and(|deadline| deadline.has_passed()) {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());
         }
-        Ok((handler, id))
+        Ok((handler, id, is_coded))
     }
 }
 

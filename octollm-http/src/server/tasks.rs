@@ -24,6 +24,7 @@ use serde_json::Value;
 use super::{
     arm::{ArmCapabilities, KnownArms},
     head::percent_decoded,
+    rates::Rates,
     request_body::earlier,
     routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
 };
@@ -34,9 +35,10 @@ pub(crate) fn add_tasks(
     own: ArmCapabilities,
     screen: Option<Screen>,
     orchestrator: Option<Arc<dyn Orchestrator>>,
+    rates: Option<Arc<Rates>>,
 ) -> Result<(), ConfigError> {
     if let Some(screen) = &screen {
-        table.add(Method::POST, "/preprocess", Preprocess(screen.clone()))?;
+        table.add(Method::POST, "/preprocess", Preprocess(screen.clone(), rates.clone()))?;
     }
     let Some(orchestrator) = orchestrator else {
         return table.add(Method::GET, "/capabilities", own);
@@ -53,8 +55,8 @@ pub(crate) fn add_tasks(
         (Method::POST, "/tasks/{id}/rerun", TaskOperation::Rerun),
         (Method::GET, "/tasks/{id}/journal", TaskOperation::Journal),
     ] {
-        let (orchestrator, screen) = (orchestrator.clone(), screen.clone());
-        table.add(method, path, Tasks { operation, orchestrator, screen })?;
+        let (orchestrator, screen, rates) = (orchestrator.clone(), screen.clone(), rates.clone());
+        table.add(method, path, Tasks { operation, orchestrator, screen, rates })?;
     }
     Ok(())
 }
@@ -65,6 +67,8 @@ struct Tasks {
     orchestrator: Arc<dyn Orchestrator>,
     /// Screens each task before it is submitted.
     screen: Option<Screen>,
+    /// Limits on submissions and reruns.
+    rates: Option<Arc<Rates>>,
 }
 
 /// The operation of a route.
@@ -114,23 +118,38 @@ impl Endpoint for Tasks {
             let words = "the routes of tasks need a caller that is known";
             return Err(Failure::new(ErrorKind::Unauthenticated, words).before_execution().into());
         }
-        match self.operation {
-            TaskOperation::Submit => self.submit(inbound).await,
-            TaskOperation::List => self.list(inbound).await,
-            _ => {
-                // A text that is no task id is the id of no task.
-                let id: TaskId = inbound.id.parse().map_err(|_| Failure::of(ErrorKind::TaskNotFound))?;
-                let done = self.with_one(&id, inbound).await;
-                done.map_err(|failure| Refusal::from(failure).task(id))
+        match (self.operation, &self.rates) {
+            (TaskOperation::Submit, None) => {
+                self.submit(Submission::from_json(&inbound.body)?, inbound.parts).await
             }
+            (TaskOperation::Submit, Some(rates)) => {
+                let submission = Submission::from_json(&inbound.body);
+                let contract = submission.as_ref().ok().map(|submission| &submission.contract);
+                let report = rates.take(&inbound.parts.caller, inbound.head, contract).await?;
+                report.on(match submission {
+                    Ok(submission) => self.submit(submission, inbound.parts).await,
+                    Err(failure) => Err(failure.into()),
+                })
+            }
+            (TaskOperation::Rerun, Some(rates)) => {
+                let report = rates.take(&inbound.parts.caller, inbound.head, None).await?;
+                report.on(self.one(inbound).await)
+            }
+            (TaskOperation::List, _) => self.list(inbound).await,
+            _ => self.one(inbound).await,
         }
     }
 }
 
 impl Tasks {
-    async fn submit(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
-        let mut submission = Submission::from_json(&inbound.body)?;
-        let parts = inbound.parts;
+    async fn one(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        // A text that is no task id is the id of no task.
+        let id: TaskId = inbound.id.parse().map_err(|_| Failure::of(ErrorKind::TaskNotFound))?;
+        let done = self.with_one(&id, inbound).await;
+        done.map_err(|failure| Refusal::from(failure).task(id))
+    }
+
+    async fn submit(&self, mut submission: Submission, parts: ContextParts) -> Result<Answer, Refusal> {
         if let Some(screen) = &self.screen {
             let cx = screen.context(parts.clone());
             self.orchestrator.authorize(&submission.contract, &cx)?;
@@ -230,7 +249,7 @@ async fn screened<T>(
 }
 
 /// `POST /preprocess`: screens a text.
-struct Preprocess(Screen);
+struct Preprocess(Screen, Option<Arc<Rates>>);
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -268,6 +287,18 @@ impl Endpoint for Preprocess {
     }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        match &self.1 {
+            Some(rates) => {
+                let report = rates.take(&inbound.parts.caller, inbound.head, None).await?;
+                report.on(self.preprocess(inbound).await)
+            }
+            None => self.preprocess(inbound).await,
+        }
+    }
+}
+
+impl Preprocess {
+    async fn preprocess(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         inbound.parts.caller.may(TaskRequest::SPEC.scope)?;
         let body: PreprocessBody = json::read_input(&inbound.body)?;
         let mut input = ReflexInput::new(body.input_text);

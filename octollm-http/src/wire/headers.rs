@@ -37,6 +37,12 @@ pub mod names {
     pub const USAGE: HeaderName = HeaderName::from_static("octollm-usage");
     /// Key of a call that may be repeated, and runs once.
     pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+    /// Most requests at once under the rate limit of which the least is left, in an answer.
+    pub const RATE_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+    /// Requests that are allowed at once from now on.
+    pub const RATE_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+    /// Seconds until all of them are allowed again.
+    pub const RATE_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
     /// Whether an answer is that of an earlier call with its key.
     pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
     /// Id of the process of an arm that honours keys, in a call that may have been made before.

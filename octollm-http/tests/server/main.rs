@@ -3,6 +3,8 @@
 mod arms;
 mod attacks;
 mod bad_input;
+#[cfg(feature = "compression")]
+mod compressed;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;
@@ -16,6 +18,8 @@ mod openapi;
 mod peer;
 mod places;
 mod process;
+mod rates;
+mod cached;
 mod routed;
 mod routes;
 mod statuses;

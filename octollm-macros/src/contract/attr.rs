@@ -12,7 +12,7 @@ use crate::{
     reach,
 };
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "name",
     "version",
     "output",
@@ -21,6 +21,7 @@ const KEYS: [&str; 14] = [
     "scope",
     "timeout",
     "idempotent",
+    "cache",
     "summary",
     "title",
     "tags",
@@ -40,6 +41,7 @@ pub(crate) struct Attrs {
     pub(crate) scope: Option<LitStr>,
     pub(crate) timeout: Option<LitStr>,
     pub(crate) idempotent: Option<bool>,
+    pub(crate) cache: Option<LitStr>,
     pub(crate) summary: Option<LitStr>,
     pub(crate) title: Option<LitStr>,
     pub(crate) tags: Option<Texts>,
@@ -70,6 +72,7 @@ impl Attrs {
             "scope" => set(&mut self.scope, &key, text(entry, &key, "code:validate")?),
             "timeout" => set(&mut self.timeout, &key, text(entry, &key, "10s")?),
             "idempotent" => set(&mut self.idempotent, &key, flag(entry, &key)?),
+            "cache" => set(&mut self.cache, &key, text(entry, &key, "60s")?),
             "summary" => set(&mut self.summary, &key, text(entry, &key, "Checks code.")?),
             "title" => set(&mut self.title, &key, text(entry, &key, "Check code")?),
             "tags" => set(&mut self.tags, &key, value(entry, &key, TEXTS, "[\"rust\", \"review\"]")?),
@@ -118,8 +121,18 @@ fn flag(entry: ParseStream<'_>, key: &Ident) -> syn::Result<bool> {
     value::<LitBool>(entry, key, "`true` or `false`", "true").map(|value| value.value)
 }
 
-/// The milliseconds of `500ms`, `10s`, `2m` or `1h`.
-pub(crate) fn millis(text: &str) -> Result<u64, String> {
+/// The milliseconds of a time limit.
+pub(crate) fn time_limit(text: &str) -> Result<u64, String> {
+    millis(text, "a time limit", "a time limit of nothing would end every call before it began")
+}
+
+/// The milliseconds for which an answer is cached.
+pub(crate) fn cache_time(text: &str) -> Result<u64, String> {
+    millis(text, "a time", "an answer that is cached for no time is not cached: leave `cache` out")
+}
+
+/// The milliseconds of `500ms`, `10s`, `2m` or `1h`. `what` it is, and why it is not `nothing`, are for the error.
+fn millis(text: &str, what: &str, nothing: &str) -> Result<u64, String> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(unit_at);
     let factor = match unit {
@@ -131,11 +144,11 @@ pub(crate) fn millis(text: &str) -> Result<u64, String> {
     };
     if digits.is_empty() || factor == 0 {
         return Err(format!(
-            "`{text}` is not a time limit: it takes a whole number and `ms`, `s`, `m` or `h`, such as `10s`"
+            "`{text}` is not {what}: it takes a whole number and `ms`, `s`, `m` or `h`, such as `10s`"
         ));
     }
     match digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)) {
-        Some(0) => Err("a time limit of nothing would end every call before it began".into()),
+        Some(0) => Err(nothing.into()),
         Some(millis) => Ok(millis),
         None => Err(format!("`{text}` is too long a time")),
     }
@@ -159,7 +172,7 @@ mod tests {
         let (attrs, errors) = read(parse_quote! {
             #[task(name = "a.b", version = 2, output = HashMap<String, u8>, chunk = (), path = "/x",)]
             #[task(scope = "a:b", timeout = "1s", idempotent = false, summary = "S", crate = "a::b")]
-            #[task(title = "T", tags = ["a", "b",], examples = [], effects = "additive")]
+            #[task(cache = "60s", title = "T", tags = ["a", "b",], examples = [], effects = "additive")]
             struct A;
         });
         assert_eq!(errors, [""; 0]);
@@ -172,6 +185,7 @@ mod tests {
         assert_eq!(attrs.timeout.unwrap().value(), "1s");
         assert_eq!(attrs.idempotent, Some(false));
         assert_eq!(attrs.summary.unwrap().value(), "S");
+        assert_eq!(attrs.cache.unwrap().value(), "60s");
         assert_eq!(attrs.title.unwrap().value(), "T");
         let tags: Vec<_> = attrs.tags.unwrap().0.iter().map(LitStr::value).collect();
         assert_eq!(tags, ["a", "b"]);
@@ -191,7 +205,7 @@ mod tests {
                 "`name` takes a text in quotes: `name = \"code.validate\"`",
                 "`output` takes a type, without quotes: `output = Verdict`",
                 "unknown key `retries`: the keys are `name`, `version`, `output`, `chunk`, `path`, `scope`, `timeout`, \
-                 `idempotent`, `summary`, `title`, `tags`, `examples`, `effects`, `crate`",
+                 `idempotent`, `cache`, `summary`, `title`, `tags`, `examples`, `effects`, `crate`",
                 "`timeout` needs a value: `timeout = \"10s\"`",
                 "`idempotent` is given twice",
             ]
@@ -229,7 +243,7 @@ mod tests {
         for (text, expected) in
             [("500ms", 500), ("10s", 10_000), ("2m", 120_000), ("1h", 3_600_000), ("007s", 7_000)]
         {
-            assert_eq!(millis(text), Ok(expected));
+            assert_eq!(time_limit(text), Ok(expected));
         }
     }
 
@@ -250,7 +264,7 @@ mod tests {
             "1m30s",
             "99999999999999999h",
         ] {
-            assert!(millis(text).is_err(), "{text}");
+            assert!(time_limit(text).is_err() && cache_time(text).is_err(), "{text}");
         }
     }
 }

@@ -22,6 +22,7 @@ pub(crate) struct Contract<'a> {
     pub(crate) scope: String,
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) idempotent: bool,
+    pub(crate) cache_ms: Option<u64>,
     pub(crate) summary: String,
     pub(crate) title: Option<LitStr>,
     pub(crate) tags: Texts,
@@ -63,7 +64,8 @@ impl<'a> Contract<'a> {
         let timeout_ms = attrs
             .timeout
             .as_ref()
-            .and_then(|text| attr::millis(&text.value()).map_err(|why| errors.at(text, why)).ok());
+            .and_then(|text| attr::time_limit(&text.value()).map_err(|why| errors.at(text, why)).ok());
+        let cache_ms = attrs.cache.as_ref().and_then(|text| cache_ms(text, &attrs, errors));
         Self {
             ident: &input.ident,
             generics: &input.generics,
@@ -72,6 +74,7 @@ impl<'a> Contract<'a> {
             path: path.unwrap_or_default(),
             scope: scope.unwrap_or_default(),
             timeout_ms,
+            cache_ms,
             idempotent: attrs.idempotent.unwrap_or(false),
             summary: match &attrs.summary {
                 Some(text) => text.value(),
@@ -140,6 +143,18 @@ fn rules<'a>(input: &'a DeriveInput, errors: &mut Errors) -> Option<Validated<'a
     }
     errors.append(found);
     Some(rules)
+}
+
+/// How long answers are cached, which the rest of the contract has to allow.
+fn cache_ms(text: &LitStr, attrs: &Attrs, errors: &mut Errors) -> Option<u64> {
+    let time = attr::cache_time(&text.value()).map_err(|why| errors.at(text, why)).ok();
+    if !attrs.idempotent.unwrap_or(false) {
+        errors.at(text, "a cached answer stands in for another run: add `idempotent`, or leave `cache` out");
+    }
+    if attrs.chunk.is_some() {
+        errors.at(text, "a cached answer streams nothing: leave `chunk` or `cache` out");
+    }
+    time
 }
 
 fn effects(word: &LitStr, errors: &mut Errors) -> Option<Ident> {

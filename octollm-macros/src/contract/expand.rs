@@ -16,6 +16,7 @@ pub(crate) fn contract(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream
     let timeout =
         contract.timeout_ms.map(|millis| quote!(.timeout(::core::time::Duration::from_millis(#millis))));
     let idempotent = contract.idempotent.then(|| quote!(.idempotent()));
+    let cache = contract.cache_ms.map(|millis| quote!(.cache(::core::time::Duration::from_millis(#millis))));
     let title = contract.title.as_ref().map(|title| quote!(.title(#title)));
     let texts = |setter, texts: &Texts| {
         let setter = Ident::new(setter, Span::call_site());
@@ -31,6 +32,7 @@ pub(crate) fn contract(contract: &Contract<'_>, rt: &TokenStream) -> TokenStream
             .fingerprint(#rt::ContractCard::fingerprint_of::<Self>)
             #timeout
             #idempotent
+            #cache
             #title
             #tags
             #examples

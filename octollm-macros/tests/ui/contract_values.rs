@@ -51,4 +51,16 @@ struct Long;
 #[doc = concat!("A text that ", "no derive can read.")]
 struct Included;
 
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(cache = "60s")]
+struct CachedOnly;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(cache = "60", chunk = String, idempotent = false)]
+struct CachedInParts;
+
+#[derive(Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(cache = "0s", idempotent)]
+struct CachedForNothing;
+
 fn main() {}

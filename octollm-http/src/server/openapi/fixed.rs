@@ -62,6 +62,7 @@ pub(crate) fn jwks() -> Operation {
 /// The route of the envelope.
 pub(crate) fn execute() -> Operation {
     let mut operation = with_body(reference("Execute"), reference("Executed"), OF_ARMS);
+    cacheable(&mut operation);
     honour_keys(&mut operation);
     (Method::POST, "/execute", named(operation, "execute", "Runs a contract that is picked by the body."))
 }
@@ -164,6 +165,7 @@ pub(crate) fn with_body(input: Value, output: Value, more_errors: &[u16]) -> Val
     );
     operation["responses"]["200"]["headers"]["Octollm-Usage"] =
         json!({ "$ref": "#/components/headers/Usage" });
+    limited(&mut operation["responses"]["200"]);
     for statuses in [OF_PLACES, OF_BODIES, more_errors] {
         fails(&mut operation, statuses);
     }
@@ -242,11 +244,28 @@ fn problem() -> Value {
     json!({ "$ref": "#/components/responses/Problem" })
 }
 
+/// Adds the header fields of a request that a rate limit counts.
+fn limited(response: &mut Value) {
+    for (field, name) in [
+        ("X-RateLimit-Limit", "RateLimit"),
+        ("X-RateLimit-Remaining", "RateRemaining"),
+        ("X-RateLimit-Reset", "RateReset"),
+    ] {
+        response["headers"][field] = json!({ "$ref": format!("#/components/headers/{name}") });
+    }
+}
+
+/// Adds the header field of an answer that can come from the cache.
+pub(crate) fn cacheable(operation: &mut Value) {
+    operation["responses"]["200"]["headers"]["Age"] = json!({ "$ref": "#/components/headers/Age" });
+}
+
 pub(crate) fn problem_response() -> Value {
     let mut response = answer(Value::Null);
     response["description"] = "What went wrong (RFC 9457).".into();
     response["headers"]["Retry-After"] =
         json!({ "schema": { "type": "integer" }, "description": "Seconds to wait before the next try." });
+    limited(&mut response);
     response["content"] = json!({ "application/problem+json": { "schema": reference("Problem") } });
     response
 }

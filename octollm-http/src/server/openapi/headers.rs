@@ -29,11 +29,16 @@ pub(crate) fn parameters() -> Value {
 pub(crate) fn headers() -> Value {
     let header = |schema: Value, description: &str| json!({ "schema": schema, "description": description });
     let id = inline::<RequestId>;
+    let number = || json!({ "type": "integer", "minimum": 0 });
     json!({
         "RequestId": header(id(), "Names the request."),
         "CorrelationId": header(id(), "The same over all hops of one piece of work."),
         "Replayed": header(json!({ "const": "true" }), "The answer is that of an earlier request with the same Idempotency-Key."),
         "Usage": header(json!({ "type": "string" }), "What was used up, such as tokens=12;cost_usd=0.01."),
+        "Age": header(number(), "Seconds since the answer was returned by the arm, if it is repeated from the cache of the server."),
+        "RateLimit": header(number(), "Requests that are allowed at once, under the rate limit of which the least is left. Absent where the request was not counted."),
+        "RateRemaining": header(number(), "Requests that are allowed at once from now on."),
+        "RateReset": header(number(), "Seconds until all of them are allowed again."),
     })
 }
 

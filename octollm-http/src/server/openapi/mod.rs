@@ -144,6 +144,7 @@ impl Document {
             insert(&mut self.schemas, &chunk, contract.chunk_schema.clone());
         }
         let mut operation = fixed::with_body(reference(&input), reference(&output), fixed::OF_ARMS);
+        fixed::cacheable(&mut operation);
         if contract.keys != Keys::None {
             fixed::honour_keys(&mut operation);
         }

@@ -31,6 +31,7 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
     json::RawJson,
+    meters::Counter,
     store::{
         Draft, JournalEntry, Recorded, StoreError, TaskStore, digest, outcome_unknown, own_times, replay,
         served_by,
@@ -62,6 +63,8 @@ struct Shared {
     state: Mutex<State>,
     /// Calls that were sent and have not ended.
     in_flight: Arc<AtomicUsize>,
+    /// Counts the records that are stored.
+    written: Counter,
     /// Changes with the sequence.
     moved: watch::Sender<()>,
 }
@@ -96,6 +99,7 @@ impl Journal {
             own_time,
             state: Mutex::new(State::new(entries)),
             in_flight: Arc::default(),
+            written: brain.meters.writes.clone(),
             moved: watch::Sender::new(()),
         }))
     }
@@ -176,7 +180,10 @@ impl Shared {
         let mut pause = FIRST_PAUSE;
         loop {
             let error = match limited(self.store.append(&self.run.0, self.run.1, entry.clone())).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.written.count();
+                    return Ok(());
+                }
                 Err(error) => error,
             };
             if !matches!(error, StoreError::Unavailable(_)) || pause > LAST_PAUSE {

@@ -5,6 +5,7 @@
 //! therefore written as plain code, and becomes durable by running under a brain.
 
 mod grants;
+mod meters;
 mod journal;
 mod publish;
 mod replay;
@@ -23,6 +24,7 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 
 use self::{
+    meters::Meters,
     publish::Relay,
     scheduler::{Running, Stop},
 };
@@ -59,6 +61,7 @@ struct Inner {
     store: Arc<dyn TaskStore>,
     clock: Clock,
     limits: Limits,
+    meters: Meters,
     running: Running,
     relay: Arc<Relay>,
     claiming: tokio::sync::Mutex<()>,
@@ -83,6 +86,7 @@ impl Inner {
         Self {
             holder,
             contracts: dispatcher.specs().map(crate::contract::ContractSpec::reference).collect(),
+            meters: Meters::new(&dispatcher.card().arm_id),
             running: Running::new(limits.max_running),
             relay: Arc::new(relay),
             claiming: tokio::sync::Mutex::default(),
@@ -121,6 +125,12 @@ async fn limited<T>(operation: impl Future<Output = Result<T, StoreError>>) -> R
 }
 
 impl Brain {
+    fn of(inner: Inner) -> Self {
+        let inner = Arc::new(inner);
+        meters::read(&inner);
+        Self(inner)
+    }
+
     /// A builder of a brain.
     pub fn builder() -> BrainBuilder {
         BrainBuilder::default()
@@ -184,7 +194,7 @@ impl Brain {
     pub(crate) fn successor(&self) -> Self {
         let Inner { dispatcher, transport, bus, store, clock, limits, .. } = &*self.0;
         let (transport, bus, store) = (transport.clone(), bus.clone(), store.clone());
-        Self(Arc::new(Inner::new(dispatcher.clone(), transport, bus, store, clock.clone(), limits.clone())))
+        Self::of(Inner::new(dispatcher.clone(), transport, bus, store, clock.clone(), limits.clone()))
     }
 }
 
@@ -338,7 +348,7 @@ impl BrainBuilder {
     /// Without a check: for the default limits.
     pub(crate) fn assemble(self) -> Brain {
         let Self { dispatcher, transport, bus, store, clock, limits } = self;
-        Brain(Arc::new(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, limits)))
+        Brain::of(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, limits))
     }
 }
 

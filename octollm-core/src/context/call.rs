@@ -23,6 +23,7 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     json::{self, read_value},
     parts::spent,
+    spans,
     transport::{Call, Reply, StepKey},
     update::UpdateSink,
 };
@@ -235,10 +236,11 @@ impl UnsentCall {
         }
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
-        let (work, is_sent) = match spent(call.parts.deadline, budget) {
+        let span = spans::of_call(&call);
+        let (work, is_sent) = span.in_scope(|| match spent(call.parts.deadline, budget) {
             Some(refusal) => (shared.transport.refuse(call, refusal), false),
             None => (shared.transport.call(call), true),
-        };
+        });
         let work = pin!(Some(work));
         let mut sent = Sent::new(work, |usage| {
             if is_sent {
@@ -246,18 +248,21 @@ impl UnsentCall {
             }
         });
         let mut cancelled = pin!(self.cx.cancelled());
-        poll_fn(|task| match sent.poll(task) {
-            Poll::Ready(answer) => {
-                self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
-                Poll::Ready(answer)
+        let answer = poll_fn(|task| {
+            let _entered = span.enter();
+            match sent.poll(task) {
+                Poll::Ready(answer) => {
+                    self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
+                    Poll::Ready(answer)
+                }
+                Poll::Pending => cancelled.as_mut().poll(task).map(|()| {
+                    let error = CallError::new(self.contract.clone(), Failure::of(ErrorKind::Cancelled));
+                    let usage = sent.abandon();
+                    Err(if is_sent { error.with_usage(usage) } else { error })
+                }),
             }
-            Poll::Pending => cancelled.as_mut().poll(task).map(|()| {
-                let error = CallError::new(self.contract.clone(), Failure::of(ErrorKind::Cancelled));
-                let usage = sent.abandon();
-                Err(if is_sent { error.with_usage(usage) } else { error })
-            }),
-        })
-        .await
+        });
+        answer.await.inspect_err(|error| spans::failed(&span, error.kind()))
     }
 
     /// The call as the transport gets it.

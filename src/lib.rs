@@ -51,6 +51,7 @@
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
 //! | say who may call what | `http::token` |
+//! | see what a process does | [`metrics`], and the guide's chapter on operations |
 //! | test a system without a network | `mesh::Mesh` |
 //!
 //! # Features
@@ -65,7 +66,7 @@
 //! | `full` | all of them | no |
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, id, json,
+    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, id, json, metrics,
     orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
 };
 

@@ -107,9 +107,8 @@ struct Sources<S: ?Sized> {
 impl<S: Send + Sync + ?Sized + 'static> Gauges<S> {
     /// Registers gauges, each by its name, help and labels. `read` adds the values of one source.
     pub fn new(gauges: &[(&str, &str, &[&str])], read: fn(&S, &[IntGaugeVec])) -> Self {
-        let family = |(name, help, labels): &(&str, &str, &[&str])| {
-            IntGaugeVec::new(Opts::new(*name, *help), labels)
-        };
+        let family =
+            |(name, help, labels): &(&str, &str, &[&str])| IntGaugeVec::new(Opts::new(*name, *help), labels);
         let families = gauges.iter().flat_map(family).collect();
         let (sources, reading) = (Mutex::default(), Mutex::default());
         let gauges = Self(Arc::new(Sources { families, sources, reading, read }));

@@ -25,7 +25,7 @@ use octollm_core::{
     transport::Call,
 };
 
-use super::exchange::Target;
+use super::{exchange::Target, metrics::CallMeter};
 use crate::wire;
 
 /// The URL of a service: `http://host:port` or `https://host`, with a path if the service is mounted. It is cheap to clone.
@@ -198,6 +198,7 @@ pub(super) struct Offer {
     /// Position among all endpoints of the directory.
     pub(super) site: usize,
     pub(super) timeout: Duration,
+    pub(super) meter: Arc<CallMeter>,
     /// Scope that a token needs.
     pub(super) scope: String,
     /// Id, key and needs of the arm.
@@ -320,8 +321,9 @@ pub(super) fn all<'a>(
                 continue;
             }
             let endpoints = arm.endpoints.iter().zip(arm.first_site..);
-            let offers =
-                endpoints.filter_map(|(endpoint, site)| offer(&callee, arm, endpoint, site, contract));
+            let meter = CallMeter::of(&arm.id, &reference);
+            let offers = endpoints
+                .filter_map(|(endpoint, site)| offer(&callee, arm, endpoint, site, contract, &meter));
             found.entry(reference).or_default().extend(offers);
         }
     }
@@ -340,6 +342,7 @@ fn offer(
     endpoint: &Endpoint,
     site: usize,
     contract: &ContractCard,
+    meter: &Arc<CallMeter>,
 ) -> Option<Offer> {
     Some(Offer {
         arm: Arc::clone(&arm.id),
@@ -349,6 +352,7 @@ fn offer(
         uri: endpoint.uri(&contract.path)?,
         site,
         timeout: Duration::from_millis(contract.timeout_ms),
+        meter: Arc::clone(meter),
         honours_keys: contract.keys == Keys::Shared,
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),

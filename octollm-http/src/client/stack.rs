@@ -22,6 +22,7 @@ use super::{
     authority::Authority,
     directory::Directory,
     exchange::{Exchanger, read_answer, unreadable},
+    metrics::unplaced,
     offers::{Endpoint, Offer, Offers},
     pool::{ExchangeError, ExchangeLimits},
 };
@@ -190,6 +191,7 @@ impl Sites {
             .await
             .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution()))
             .map_err(|failure| CallError::new(call.contract.clone(), failure))
+            .inspect_err(unplaced)
     }
 
     /// Tries the offers in turn until one can be connected. Those that the call avoids come last.
@@ -199,7 +201,10 @@ impl Sites {
         let mut failovers = 0;
         for step in offers.steps() {
             let Some(offer) = offers.offer(turn, step, &call.avoid) else { continue };
-            match self.at(offer, call).await {
+            let metered = offer.meter.begin();
+            let answer = self.at(offer, call).await;
+            metered.end(&answer);
+            match answer {
                 Ok(mut reply) => {
                     reply.attempts = reply.attempts.saturating_add(failovers);
                     return Ok(reply);

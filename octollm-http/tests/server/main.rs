@@ -10,6 +10,7 @@ mod floods;
 mod identity;
 mod lifecycle;
 mod limits;
+mod metrics;
 mod mounted;
 mod openapi;
 mod peer;

@@ -55,6 +55,19 @@ pub(crate) fn operations() -> Vec<Operation> {
     ]
 }
 
+/// The metrics, for readers with a scope if there is one.
+pub(crate) fn metrics(scope: Option<&str>) -> Operation {
+    let mut operation =
+        get("metrics", "The metrics of the process, in the text format of Prometheus.", Value::Null);
+    operation["responses"]["200"]["content"] = json!({ "text/plain": { "schema": { "type": "string" } } });
+    fails(&mut operation, OF_DOCUMENTS);
+    if let Some(scope) = scope {
+        operation["x-octollm-scope"] = scope.into();
+        fails(&mut operation, &[401, 403, 504]);
+    }
+    (Method::GET, "/metrics", operation)
+}
+
 /// The route of the envelope.
 pub(crate) fn execute() -> Operation {
     let operation = with_body(reference("Execute"), reference("Executed"), OF_ARMS);

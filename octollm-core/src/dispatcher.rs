@@ -17,7 +17,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, Span};
 
 use crate::{
     arm::Arm,
@@ -31,7 +30,7 @@ use crate::{
     meters::{Counter, Counters, Durations, Spent, outcome},
     panics::discard,
     parts::spent,
-    spans,
+    spans::{self, Scope, Within},
 };
 
 /// An arm's identity and the contracts it serves, without their types: what a server or a mesh runs.
@@ -188,8 +187,8 @@ impl Served {
         execution.outcome = Some(result.as_ref().map(drop).map_err(ArmError::kind));
         result.map_err(|error| {
             let cx = &*execution.cx;
-            spans::failed(&span, error.kind());
-            span.in_scope(|| log(&self.contract, cx, &error));
+            span.failed(error.kind());
+            span.run(|| log(&self.contract, cx, &error));
             // Usage proves execution, whatever the arm's error has.
             if cx.used() == used_before { error } else { error.executed() }
         })
@@ -200,9 +199,9 @@ impl Served {
         input: &[u8],
         cx: &Context,
         cancellation: &CancellationToken,
-        span: &Span,
+        span: &Scope,
     ) -> Result<Bytes, ArmError> {
-        let run = self.handler.run(input, cx).instrument(span.clone());
+        let run = Within::new(self.handler.run(input, cx), span);
         let mut work = AssertUnwindSafe(run).catch_unwind();
         let mut cancelled = pin!(cancellation.cancelled());
         // Cancellation comes before the arm, which would see its calls fail and could answer with what it has. Neither is

@@ -2,9 +2,19 @@
 //!
 //! Ids are fields, never names. Where nobody listens, a span is made without reading them.
 
-use std::fmt;
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use tracing::{Span, field::display, info_span};
+use tracing::{
+    Span,
+    field::{Empty, display},
+    info_span,
+};
 
 use crate::{
     contract::ContractRef,
@@ -13,9 +23,73 @@ use crate::{
     transport::Call,
 };
 
+/// A span, or nothing where nobody listens. It is as large as a pointer, since it is a part of the future of every call.
+#[derive(Debug, Clone)]
+pub struct Scope(Option<Arc<Span>>);
+
+impl From<Span> for Scope {
+    fn from(span: Span) -> Self {
+        Self(if span.is_disabled() { None } else { Some(Arc::new(span)) })
+    }
+}
+
+impl Scope {
+    /// Runs work within the span.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &self.0 {
+            Some(span) => span.in_scope(work),
+            None => work(),
+        }
+    }
+
+    /// The span, if somebody listens.
+    pub fn span(&self) -> Option<&Span> {
+        self.0.as_deref()
+    }
+
+    /// Records why the work of the span failed.
+    pub(crate) fn failed(&self, kind: ErrorKind) {
+        if let Some(span) = &self.0 {
+            span.record("code", display(kind));
+        }
+    }
+}
+
+/// A boxed future that runs, and is dropped, within a span.
+pub(crate) struct Within<F: ?Sized> {
+    /// `None` once it is dropped.
+    work: Option<Pin<Box<F>>>,
+    scope: Scope,
+}
+
+impl<F: Future + ?Sized> Within<F> {
+    pub(crate) fn new(work: Pin<Box<F>>, scope: &Scope) -> Self {
+        Self { work: Some(work), scope: scope.clone() }
+    }
+}
+
+impl<F: Future + ?Sized> Future for Within<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let Self { work, scope } = &mut *self;
+        match work {
+            Some(work) => scope.run(|| work.as_mut().poll(cx)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F: ?Sized> Drop for Within<F> {
+    fn drop(&mut self) {
+        let Self { work, scope } = self;
+        scope.run(|| *work = None);
+    }
+}
+
 /// The span of an arm that runs a contract.
-pub(crate) fn of_arm(contract: &ContractRef, parts: &ContextParts) -> Span {
-    info_span!(
+pub(crate) fn of_arm(contract: &ContractRef, parts: &ContextParts) -> Scope {
+    Scope::from(info_span!(
         target: "octollm::span",
         "arm",
         %contract,
@@ -23,14 +97,14 @@ pub(crate) fn of_arm(contract: &ContractRef, parts: &ContextParts) -> Span {
         correlation = %parts.correlation_id,
         task = parts.task_id.as_ref().map(display),
         caller = who(&parts.caller).map(display),
-        code = tracing::field::Empty,
-    )
+        code = Empty,
+    ))
 }
 
 /// The span of a call, over all its attempts.
-pub(crate) fn of_call(call: &Call) -> Span {
+pub(crate) fn of_call(call: &Call) -> Scope {
     let parts = &call.parts;
-    info_span!(
+    Scope::from(info_span!(
         target: "octollm::span",
         "call",
         contract = %call.contract,
@@ -38,15 +112,8 @@ pub(crate) fn of_call(call: &Call) -> Span {
         request = %parts.request_id,
         correlation = %parts.correlation_id,
         task = parts.task_id.as_ref().map(display),
-        code = tracing::field::Empty,
-    )
-}
-
-/// Records why the work of a span failed.
-pub(crate) fn failed(span: &Span, kind: ErrorKind) {
-    if !span.is_disabled() {
-        span.record("code", display(kind));
-    }
+        code = Empty,
+    ))
 }
 
 /// A caller that is checked, for a log.

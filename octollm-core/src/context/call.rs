@@ -237,7 +237,7 @@ impl UnsentCall {
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
         let span = spans::of_call(&call);
-        let (work, is_sent) = span.in_scope(|| match spent(call.parts.deadline, budget) {
+        let (work, is_sent) = span.run(|| match spent(call.parts.deadline, budget) {
             Some(refusal) => (shared.transport.refuse(call, refusal), false),
             None => (shared.transport.call(call), true),
         });
@@ -249,8 +249,7 @@ impl UnsentCall {
         });
         let mut cancelled = pin!(self.cx.cancelled());
         let answer = poll_fn(|task| {
-            let _entered = span.enter();
-            match sent.poll(task) {
+            span.run(|| match sent.poll(task) {
                 Poll::Ready(answer) => {
                     self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
                     Poll::Ready(answer)
@@ -260,9 +259,9 @@ impl UnsentCall {
                     let usage = sent.abandon();
                     Err(if is_sent { error.with_usage(usage) } else { error })
                 }),
-            }
+            })
         });
-        answer.await.inspect_err(|error| spans::failed(&span, error.kind()))
+        answer.await.inspect_err(|error| span.failed(error.kind()))
     }
 
     /// The call as the transport gets it.

@@ -11,14 +11,11 @@ use std::{
 use http::{HeaderMap, HeaderName, Method, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::Body;
 use octollm_core::{
-    __private::{Counter, Counters, Durations, Spent, who},
+    __private::{Counter, Counters, Durations, Scope, Spent, who},
     parts::{Caller, ContextParts},
 };
 use tokio::time::Instant;
-use tracing::{
-    Span,
-    field::{Empty, display},
-};
+use tracing::field::{Empty, display};
 
 use super::body::HttpBody;
 use crate::wire::names;
@@ -109,7 +106,7 @@ impl RouteMeter {
 
 /// What becomes known of a request while it is answered.
 pub(crate) struct Seen {
-    pub(crate) span: Span,
+    pub(crate) scope: Scope,
     /// Position of the metrics of its route.
     route: AtomicUsize,
     caller: OnceLock<Box<str>>,
@@ -128,25 +125,28 @@ impl Seen {
             status = Empty,
             duration_ms = Empty,
         );
-        Self { span, route: AtomicUsize::new(0), caller: OnceLock::new() }
+        Self { scope: span.into(), route: AtomicUsize::new(0), caller: OnceLock::new() }
     }
 
     /// The head is read.
     pub(crate) fn matched(&self, position: usize, meter: &RouteMeter, parts: &ContextParts) {
         self.route.store(position, Ordering::Relaxed);
-        if !self.span.is_disabled() {
-            self.span.record("route", &*meter.route);
-            self.span.record("request", display(&parts.request_id));
-            self.span.record("correlation", display(&parts.correlation_id));
+        if let Some(span) = self.scope.span() {
+            span.record("route", &*meter.route);
+            span.record("request", display(&parts.request_id));
+            span.record("correlation", display(&parts.correlation_id));
         }
     }
 
     /// The caller is authenticated.
     pub(crate) fn identified(&self, caller: &Caller) {
-        if !self.span.is_disabled() || tracing::enabled!(target: "octollm::access", tracing::Level::INFO) {
+        let span = self.scope.span();
+        if span.is_some() || tracing::enabled!(target: "octollm::access", tracing::Level::INFO) {
             let Some(who) = who(caller) else { return };
             let who = self.caller.get_or_init(|| who.to_string().into());
-            self.span.record("caller", &**who);
+            if let Some(span) = span {
+                span.record("caller", &**who);
+            }
         }
     }
 }
@@ -176,9 +176,8 @@ impl<'a> Recording<'a> {
         let time = self.begun.elapsed();
         let status = response.map(Response::status);
         meter.count(status, time);
-        let span = &self.seen.span;
         let duration_ms = time.as_secs_f64() * 1e3;
-        if !span.is_disabled() {
+        if let Some(span) = self.seen.scope.span() {
             if let Some(status) = status {
                 span.record("status", status.as_u16());
             }
@@ -205,7 +204,7 @@ impl<'a> Recording<'a> {
         }
         match (response, meter.is_quiet) {
             // Only the span has the ids.
-            (None, _) => span.in_scope(|| log!(info)),
+            (None, _) => self.seen.scope.run(|| log!(info)),
             (Some(_), true) => log!(debug),
             (Some(_), false) => log!(info),
         }

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     error::Error,
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::{Arc, LazyLock},
     task::{Context, Poll},
@@ -21,7 +21,6 @@ use octollm_core::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
-use tracing::Instrument;
 
 use super::{
     body::HttpBody,
@@ -209,8 +208,8 @@ impl Core {
         let seen = Seen::new(request.method());
         let recording = Recording::begin(&self.routes.meters, &seen, request.method());
         // Pinned in place, since a future that is passed by value is copied.
-        let answer = pin!(self.answer(request, arrival, Some(&seen)));
-        let response = answer.instrument(seen.span.clone()).await;
+        let mut answer = pin!(self.answer(request, arrival, Some(&seen)));
+        let response = poll_fn(|cx| seen.scope.run(|| answer.as_mut().poll(cx))).await;
         recording.end(&response);
         response
     }
@@ -226,7 +225,8 @@ impl Core {
         let seen = Arc::new(Seen::new(request.method()));
         let recording = Recording::begin(&self.routes.meters, &seen, request.method());
         request.extensions_mut().insert(seen.clone());
-        let Ok(response) = layered.oneshot(request).instrument(seen.span.clone()).await;
+        let mut answer = pin!(layered.oneshot(request));
+        let Ok(response) = poll_fn(|cx| seen.scope.run(|| answer.as_mut().poll(cx))).await;
         recording.end(&response);
         response
     }

@@ -189,6 +189,7 @@ impl Served {
             let cx = &*execution.cx;
             span.failed(error.kind());
             span.run(|| log(&self.contract, cx, &error));
+            let error = error.bounded();
             // Usage proves execution, whatever the arm's error has.
             if cx.used() == used_before { error } else { error.executed() }
         })

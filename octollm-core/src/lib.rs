@@ -39,6 +39,7 @@
 mod clock;
 mod invalid;
 mod panics;
+mod size;
 pub mod id;
 pub mod budget;
 mod dropped;

@@ -17,7 +17,7 @@ use crate::{
     orchestrator::{JournalStep, MAX_STEPS, Orchestrator, TaskPage, TaskUpdates, authorize_unknown, follow},
     parts::spent,
     store::{JournalEntry, Recorded, SideEffects, StoreError},
-    task::{Submission, Task, TaskBudget, TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
+    task::{Submission, Task, TaskBudget, TaskError, TaskQuery, TaskRecord, TaskStatus, TaskUpdate},
 };
 
 /// The scope of a caller that sees the tasks of all callers.
@@ -50,12 +50,13 @@ impl Orchestrator for Brain {
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure> {
         let limit = query.limit.unwrap_or(20).clamp(1, TaskQuery::MAX_LIMIT);
         let owner = (!sees_all(cx)).then(|| cx.caller());
-        let mut records = limited(self.0.store.list(&query.limit(limit + 1), owner)).await?;
-        let fitting = fitting(records.iter().map(|record| listed_size(record.task())), PAGE).min(limit);
-        let more = records.len() > fitting;
-        records.truncate(fitting);
-        let next = records.last().filter(|_| more).map(|record| record.id().clone());
-        Ok(TaskPage { tasks: records.iter().map(|record| self.live(record)).collect(), next })
+        let records = limited(self.0.store.list(&query.limit(limit + 1), owner)).await?;
+        let mut tasks: Vec<_> = records.iter().map(|record| self.live(record)).collect();
+        let fitting = fitting(tasks.iter().map(listed_size), PAGE).min(limit);
+        let more = tasks.len() > fitting;
+        tasks.truncate(fitting);
+        let next = tasks.last().filter(|_| more).map(|task| task.task_id.clone());
+        Ok(TaskPage { tasks, next })
     }
 
     async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
@@ -214,7 +215,9 @@ fn fitting(sizes: impl Iterator<Item = usize>, page: usize) -> usize {
 
 fn listed_size(task: &Task) -> usize {
     let output = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
-    task.metadata.submitted.as_str().len().saturating_add(output)
+    let goal = task.goal.as_ref().map_or(0, String::len);
+    let error = task.error.as_ref().map_or(0, TaskError::size);
+    goal + output + error + task.progress.message.len() + task.metadata.submitted.as_str().len()
 }
 
 fn sees_all(cx: &Context) -> bool {

@@ -34,7 +34,7 @@ pub const CALLS_AT_ONCE: usize = 16;
 /// A limit that is set after the first poll has no effect.
 ///
 /// Calls that run at once share the budget: each starts with an equal part of what is left, and what it does not use
-/// returns. A call waits while the others have all of it reserved.
+/// returns. A call waits while less is free than what is left, divided by the calls that have not ended.
 ///
 /// # Errors
 /// The failure that comes first in time, a [`CallError`]. No call is sent after it. Calls in flight are dropped if their
@@ -241,8 +241,8 @@ pub(crate) async fn run_calls<T, C: Calls<T>>(
             if running >= at_once || calls.waiting() == 0 {
                 break;
             }
-            let places = calls.waiting().min(at_once - running);
-            let Some(share) = shares.take(cx.budget(), places) else { break };
+            let (waiting, places) = (calls.waiting(), calls.waiting().min(at_once - running));
+            let Some(share) = shares.take(cx.budget(), places, waiting + running) else { break };
             let (place, call) = match calls.next(share) {
                 Some(Ok(next)) => next,
                 Some(Err(error)) => break 'calls error,
@@ -307,15 +307,18 @@ struct Shares {
 }
 
 impl Shares {
-    /// Reserves the share of one more call: (what is left − what is reserved) ÷ `places`, rounded up. `places` is how many
-    /// calls can start now, this one included.
+    /// Reserves the share of one more call: (what is left − what is reserved) ÷ `places`, rounded up, but not less than what is left
+    /// ÷ `unfinished`. `places` is how many calls can start now, this one included, and `unfinished` how many run or wait.
     ///
-    /// `left` has to include what the running calls have reserved. `None` where all of it is reserved: the call waits until
-    /// one of those returns its share. Where nothing is left at all the share is 0, which no call can run with.
-    fn take(&mut self, left: Budget, places: usize) -> Option<Budget> {
-        let places = u64::try_from(places).unwrap_or(u64::MAX).max(1);
-        let tokens = part(left.tokens, self.reserved.tokens, places)?;
-        let cost = part(left.cost.map(Cost::nano_dollars), self.reserved.cost.nano_dollars(), places)?;
+    /// `left` has to include what the running calls have reserved. `None` where less than that is free: the call waits until
+    /// running ones return their shares. So calls of equal cost all succeed under a budget that suffices for them. Where nothing is
+    /// left at all the share is 0, which no call can run with.
+    fn take(&mut self, left: Budget, places: usize, unfinished: usize) -> Option<Budget> {
+        let many = |calls| u64::try_from(calls).unwrap_or(u64::MAX).max(1);
+        let (places, unfinished) = (many(places), many(unfinished));
+        let tokens = part(left.tokens, self.reserved.tokens, places, unfinished)?;
+        let (cost, reserved) = (left.cost.map(Cost::nano_dollars), self.reserved.cost.nano_dollars());
+        let cost = part(cost, reserved, places, unfinished)?;
         let share = Budget { tokens, cost: cost.map(Cost::from_nano_dollars) };
         self.reserved = self.reserved.plus(usage(share));
         Some(share)
@@ -332,10 +335,11 @@ impl Shares {
 }
 
 /// The share in one dimension; `Some(None)` where it has no limit.
-fn part(left: Option<u64>, reserved: u64, places: u64) -> Option<Option<u64>> {
+fn part(left: Option<u64>, reserved: u64, places: u64, unfinished: u64) -> Option<Option<u64>> {
     let Some(left) = left else { return Some(None) };
-    let free = left.saturating_sub(reserved);
-    if free == 0 && left > 0 { None } else { Some(Some(free.div_ceil(places))) }
+    let (free, least) = (left.saturating_sub(reserved), left / unfinished);
+    let waits = free < least || (free == 0 && left > 0);
+    (!waits).then(|| Some(free.div_ceil(places).max(least)))
 }
 
 fn usage(share: Budget) -> Usage {
@@ -353,22 +357,54 @@ mod tests {
         let mut shares = Shares::default();
         let left = Budget::tokens(1_000);
         for places in (1..=10).rev() {
-            assert_eq!(shares.take(left, places), Some(Budget::tokens(100)));
+            assert_eq!(shares.take(left, places, 11), Some(Budget::tokens(100)));
         }
-        assert_eq!(shares.take(left, 1), None);
+        assert_eq!(shares.take(left, 1, 11), None);
         // One ends having used 10: what it did not use is free again.
         shares.give_back(Budget::tokens(100));
-        assert_eq!(shares.take(left.after(Usage::tokens(10)), 1), Some(Budget::tokens(90)));
+        assert_eq!(shares.take(left.after(Usage::tokens(10)), 1, 10), None, "99 are the least");
+        shares.give_back(Budget::tokens(100));
+        assert_eq!(shares.take(left.after(Usage::tokens(20)), 1, 9), Some(Budget::tokens(180)));
     }
 
     #[test]
     fn a_spent_budget_is_a_share_of_nothing_and_no_limit_is_none() {
         let mut shares = Shares::default();
-        assert_eq!(shares.take(Budget::tokens(0), 4), Some(Budget::tokens(0)));
-        assert_eq!(shares.take(Budget::UNLIMITED, 4), Some(Budget::UNLIMITED));
+        assert_eq!(shares.take(Budget::tokens(0), 4, 4), Some(Budget::tokens(0)));
+        assert_eq!(shares.take(Budget::UNLIMITED, 4, 4), Some(Budget::UNLIMITED));
         let cents = |cents: u64| Some(Cost::from_nano_dollars(cents * 10_000_000));
-        let share = shares.take(Budget { tokens: None, cost: cents(100) }, 4);
+        let share = shares.take(Budget { tokens: None, cost: cents(100) }, 4, 4);
         assert_eq!(share, Some(Budget { tokens: None, cost: cents(25) }));
+    }
+
+    /// Runs calls that each use what `used` says of their share, and returns the shares in the order in which they were taken, and
+    /// the sum of what was used.
+    fn run(
+        limit: u64,
+        at_once: usize,
+        calls: &[prop::sample::Index],
+        used: impl Fn(usize, u64) -> u64,
+    ) -> Result<(Vec<u64>, u64), TestCaseError> {
+        let (mut shares, mut spent, mut taken) = (Shares::default(), 0, Vec::new());
+        let (mut running, mut waiting): (Vec<(usize, Budget)>, usize) = (Vec::new(), calls.len());
+        for which in calls {
+            let left = Budget::tokens(limit - spent);
+            while running.len() < at_once && waiting > 0 {
+                let places = (at_once - running.len()).min(waiting);
+                let Some(share) = shares.take(left, places, waiting + running.len()) else { break };
+                running.push((taken.len(), share));
+                taken.push(share.tokens.unwrap_or(0));
+                waiting -= 1;
+            }
+            prop_assert!(!running.is_empty());
+            let reserved: u64 = running.iter().filter_map(|(_, share)| share.tokens).sum();
+            prop_assert!(reserved <= limit - spent);
+            let (number, ended) = running.swap_remove(which.index(running.len()));
+            spent += used(number, ended.tokens.unwrap_or(0));
+            shares.give_back(ended);
+        }
+        prop_assert!(spent <= limit && running.is_empty() && waiting == 0);
+        Ok((taken, spent))
     }
 
     proptest! {
@@ -378,26 +414,24 @@ mod tests {
         fn calls_within_their_shares_are_within_the_budget(
             limit in 0_u64..2_000,
             at_once in 1_usize..12,
-            calls in prop::collection::vec((any::<prop::sample::Index>(), 0_u64..=100), 1..40),
+            ends in prop::collection::vec(any::<prop::sample::Index>(), 1..40),
+            percents in prop::collection::vec(0_u64..=100, 40),
         ) {
-            let (mut shares, mut used) = (Shares::default(), 0);
-            let (mut running, mut waiting): (Vec<Budget>, usize) = (Vec::new(), calls.len());
-            for (which, percent) in &calls {
-                let left = Budget::tokens(limit - used);
-                while running.len() < at_once && waiting > 0 {
-                    let Some(share) = shares.take(left, (at_once - running.len()).min(waiting)) else { break };
-                    prop_assert_eq!(share.tokens == Some(0), used == limit);
-                    running.push(share);
-                    waiting -= 1;
-                }
-                prop_assert!(!running.is_empty());
-                let reserved: u64 = running.iter().filter_map(|share| share.tokens).sum();
-                prop_assert!(reserved <= limit - used);
-                let ended = running.swap_remove(which.index(running.len()));
-                used += ended.tokens.unwrap_or(0) * percent / 100;
-                shares.give_back(ended);
-            }
-            prop_assert!(used <= limit && running.is_empty() && waiting == 0);
+            let (taken, spent) = run(limit, at_once, &ends, |call, share| share * percents[call] / 100)?;
+            prop_assert!(spent == limit || taken.iter().all(|share| *share > 0));
+        }
+
+        /// Calls of equal cost all succeed where the budget suffices for them, in whatever order they end.
+        #[test]
+        fn calls_of_equal_cost_have_their_share(
+            cost in 1_u64..200,
+            extra in 0_u64..400,
+            at_once in 1_usize..20,
+            ends in prop::collection::vec(any::<prop::sample::Index>(), 1..60),
+        ) {
+            let limit = cost * ends.len() as u64 + extra;
+            let (taken, _) = run(limit, at_once, &ends, |_, _| cost)?;
+            prop_assert!(taken.iter().all(|share| *share >= cost), "{taken:?}");
         }
     }
 }

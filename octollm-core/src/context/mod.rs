@@ -31,10 +31,14 @@ use crate::{
     error::{ErrorKind, Failure},
     id::{RequestId, TaskId},
     json::{self, read_value},
+    size::cut,
     trace::TraceContext,
     transport::{StepKey, Transport},
     update::{Phase, Update, UpdateSink},
 };
+
+/// Bytes of the longest message of progress.
+const MESSAGE_BYTES: usize = 4096;
 
 /// The context of running work: ids, trace, deadline, budget, caller and cancellation. It reports progress and calls other
 /// arms.
@@ -244,9 +248,13 @@ impl Context {
         self.0.cancellation.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 
-    /// Reports progress: a percentage of at most 100, and the current activity.
+    /// Reports progress: a percentage of at most 100, and the current activity in at most 4 096 bytes. A longer message is cut.
     pub fn progress(&self, percentage: u8, message: impl Into<String>) {
-        self.update(|| Update::Progress(percentage.min(100), message.into()));
+        self.update(|| {
+            let mut message = message.into();
+            cut(&mut message, MESSAGE_BYTES);
+            Update::Progress(percentage.min(100), message)
+        });
     }
 
     /// Reports that a phase of the task begins.

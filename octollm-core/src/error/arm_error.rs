@@ -78,6 +78,12 @@ impl ArmError {
         self.with_details(serde_json::json!({ "step": step }))
     }
 
+    /// Bounds what the caller reads: see [`Failure::MAX_SIZE`].
+    pub(crate) fn bounded(mut self) -> Self {
+        *self.failure = self.failure.bounded();
+        self
+    }
+
     /// Declares that the work was begun.
     pub(crate) fn executed(mut self) -> Self {
         self.failure.may_have_executed = true;

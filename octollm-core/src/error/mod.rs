@@ -13,8 +13,11 @@ use std::{fmt, sync::OnceLock, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use self::{arm_error::ArmError, call_error::CallError, kind::ErrorKind, program::Error};
-use crate::contract::Violation;
 pub use crate::invalid::{ConfigError, InvalidValue};
+use crate::{
+    contract::Violation,
+    size::{self, cut},
+};
 
 /// A failure, as both sides of a call read it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +42,10 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Bytes of the largest failure that an arm returns: 256 KiB of message, violations and details together. In place of the details
+    /// of a larger one is `{"omitted_bytes": n}`; message and violations are cut.
+    pub const MAX_SIZE: usize = 256 << 10;
+
     /// A failure with what is usual for its kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
@@ -77,6 +84,43 @@ impl Failure {
     pub fn invalid(violations: Vec<Violation>) -> Self {
         let message = violations.iter().map(Violation::to_string).collect::<Vec<_>>().join("; ");
         Self { violations, ..Self::new(ErrorKind::ValidationFailed, message) }
+    }
+
+    /// Bytes of what can be large: the message, the violations and the details, as text.
+    pub(crate) fn size(&self) -> usize {
+        self.size_with(size::text)
+    }
+
+    /// The same, in memory.
+    pub(crate) fn memory(&self) -> usize {
+        self.size_with(size::memory)
+    }
+
+    fn size_with(&self, details: fn(&serde_json::Value) -> usize) -> usize {
+        let violation = |violation: &Violation| violation.path.len() + violation.message.len();
+        let violations: usize = self.violations.iter().map(violation).sum();
+        self.message.len() + violations + self.details.as_ref().map_or(0, details)
+    }
+
+    /// The failure without the details, and with what fits of the violations and the message, where it is larger than
+    /// [`MAX_SIZE`](Self::MAX_SIZE).
+    pub(crate) fn bounded(mut self) -> Self {
+        const PART: usize = 16 << 10;
+        let size = self.size();
+        if size <= Self::MAX_SIZE {
+            return self;
+        }
+        tracing::warn!(kind = %self.kind, size, "failure cut: it is larger than {} bytes", Self::MAX_SIZE);
+        let mut bytes = 0;
+        self.violations.retain_mut(|violation| {
+            cut(&mut violation.path, PART);
+            cut(&mut violation.message, PART);
+            bytes += violation.path.len() + violation.message.len();
+            bytes <= Self::MAX_SIZE / 2
+        });
+        cut(&mut self.message, PART);
+        self.details = Some(serde_json::json!({ "omitted_bytes": size }));
+        self
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     error::Failure,
     event::Event,
     id::StepKey,
+    size,
     task::{TaskError, TaskEvent, TaskRecord, TaskUpdate},
     update::Progress,
 };
@@ -101,17 +102,13 @@ const MESSAGE: usize = 4 * 1024;
 const DETAILS: usize = 16 * 1024;
 
 fn shortened(mut message: String) -> String {
-    if message.len() > MESSAGE {
-        let end = (0..=MESSAGE).rev().find(|at| message.is_char_boundary(*at)).unwrap_or_default();
-        message.truncate(end);
-        message.push('…');
-    }
+    size::cut(&mut message, MESSAGE);
     message
 }
 
 /// An error as an event carries it. The task has the whole of it.
 fn brief(error: &TaskError) -> TaskError {
-    let details = error.details.clone().filter(|details| details.to_string().len() <= DETAILS);
+    let details = error.details.clone().filter(|details| size::text(details) <= DETAILS);
     TaskError { message: shortened(error.message.clone()), details, ..error.clone() }
 }
 

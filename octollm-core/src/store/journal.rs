@@ -82,22 +82,24 @@ impl JournalEntry {
 
     /// The size of the error of a failed call in bytes, as its owner reads it.
     pub(crate) fn error_size(&self) -> usize {
-        let size = |failure: &Failure| {
-            let details = failure.details.as_ref().map_or(0, |details| details.to_string().len());
-            let violations =
-                failure.violations.iter().map(|violation| violation.to_string().len()).sum::<usize>();
-            failure.message.len() + details + violations
-        };
-        self.recorded.failure().map_or(0, size)
+        self.recorded.failure().map_or(0, Failure::size)
     }
 
-    /// The size of the output or of the message in bytes.
+    /// Bytes of what can be large in memory: the names, and the output, the error or the handle.
     pub fn size(&self) -> usize {
-        match &self.recorded {
-            Recorded::Output(output) => output.as_str().len(),
-            Recorded::Failure(failure) => failure.message.len(),
-            Recorded::Begun | Recorded::Again { .. } | Recorded::Handle(_) => 0,
-        }
+        let step = |step: &StepKey| match step {
+            StepKey::Name(name) => name.len(),
+            StepKey::Order(_) => 0,
+        };
+        let ServedBy { arm, endpoint, .. } = &self.served_by;
+        let names = step(&self.step) + self.batch.as_ref().map_or(0, step) + arm.len() + endpoint.len();
+        names
+            + match &self.recorded {
+                Recorded::Output(output) => output.as_str().len(),
+                Recorded::Failure(failure) => failure.memory(),
+                Recorded::Handle(handle) => handle.len(),
+                Recorded::Begun | Recorded::Again { .. } => 0,
+            }
     }
 }
 

@@ -73,8 +73,8 @@ impl MemoryStore {
         self
     }
 
-    /// Sets how many bytes the inputs, results, journals and updates of finished tasks may have (default 256 MiB). The one that
-    /// finished last is always stored.
+    /// Sets how many bytes of memory the inputs, results, errors, journals and updates of finished tasks may have (default 256 MiB). The
+    /// details of errors are estimated. The one that finished last is always stored.
     #[must_use]
     pub fn finished_bytes(mut self, bytes: usize) -> Self {
         self.limits.finished_bytes = bytes;

@@ -24,6 +24,7 @@ use crate::{
     id::{StepKey, TaskId},
     invalid::InvalidValue,
     json::RawJson,
+    size,
     update::Progress,
 };
 
@@ -273,6 +274,16 @@ impl TaskError {
     pub fn at_step(mut self, step: Option<StepKey>) -> Self {
         self.step = step;
         self
+    }
+
+    /// Bytes of what can be large: the message and the details, as text.
+    pub(crate) fn size(&self) -> usize {
+        self.message.len() + self.details.as_ref().map_or(0, size::text)
+    }
+
+    /// The same, in memory.
+    pub(crate) fn memory(&self) -> usize {
+        self.message.len() + self.details.as_ref().map_or(0, size::memory)
     }
 
     /// Converts to a failure, for a caller that waits for the task.

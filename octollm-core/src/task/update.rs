@@ -86,7 +86,8 @@ impl TaskUpdate {
         match self {
             Self::Chunk { data, .. } => data.as_str().len(),
             Self::Progress { message, .. } => message.len(),
-            Self::Status { .. } | Self::Gap { .. } => 0,
+            Self::Status { error, .. } => error.as_ref().map_or(0, TaskError::memory),
+            Self::Gap { .. } => 0,
         }
     }
 

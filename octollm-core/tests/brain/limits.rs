@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use octollm_core::{
     Context,
+    arm::arm_fn,
     brain::Brain,
     budget::{Budget, Usage},
     bus::{ConsumeOptions, DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
@@ -12,6 +13,7 @@ use octollm_core::{
     deadline::Deadline,
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind},
+    mesh::Mesh,
     orchestrator::Orchestrator,
     store::{MemoryStore, TaskStore},
     task::{Priority, Submission, TaskBudget, TaskEvent, TaskQuery, TaskRequest, TaskResult, TaskStatus},
@@ -344,14 +346,17 @@ async fn the_end_of_a_task_is_published_however_long_its_error_is() {
     });
     let brain = Brain::builder().arm::<Compute>(failing).bus(bus).build().unwrap();
     let task = run(&brain, compute(4)).await;
-    assert_eq!(task.error.unwrap().message.len(), 4_000_000, "the task has all of it");
+    let error = task.error.unwrap();
+    assert!((10_000..20_000).contains(&error.message.len()) && error.message.ends_with("é…"));
+    assert_eq!(error.details, Some(serde_json::json!({ "omitted_bytes": 6_000_010 })));
     let mut changes = Vec::new();
     while let Ok(Some(Signal::Event(event))) = timeout(30 * SECOND, events.next()).await {
         changes.push(TaskEvent::try_from(&event).unwrap());
     }
     let [_, _, progress, failed] = &changes[..] else { panic!("{} events", changes.len()) };
     let (progress, error) = (progress.progress.as_ref().unwrap(), failed.error.as_ref().unwrap());
-    assert!(progress.message.len() < 5_000 && error.message.len() < 5_000 && error.details.is_none());
+    assert!(progress.message.len() < 5_000 && error.message.len() < 5_000);
+    assert_eq!(error.details, Some(serde_json::json!({ "omitted_bytes": 6_000_010 })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -374,6 +379,72 @@ async fn finished_tasks_are_stored_within_a_number_of_bytes() {
         };
         assert!(stored.iter().rev().map(|task| &task.task_id).eq(expected), "{bytes}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_names_and_messages_count_among_the_bytes_of_finished_tasks() {
+    const LARGE: usize = 100_000;
+    let large = || "x".repeat(LARGE);
+    let refused = move || ArmError::failed("no").with_details(serde_json::json!({ "echo": large() }));
+    let worker = move |input: Increment, _: Context| async move {
+        if input.number == 0 { Err(refused()) } else { Ok(input.number) }
+    };
+    let mesh = Mesh::builder().arm("worker", arm_fn(worker)).start().await;
+    let program = move |request: TaskRequest, cx: Context| async move {
+        match &*request.goal {
+            "fail" => return Err(refused()),
+            "survive" => assert!(cx.call(Increment { number: 0 }).await.is_err()),
+            "survive a batch" => {
+                let each = cx.call_all([0, 0].map(|number| Increment { number })).each().await;
+                assert!(each.iter().all(Result::is_err));
+            }
+            "name" => drop(cx.call(Increment { number: 1 }).named(large()).await?),
+            goal => panic!("{goal}"),
+        }
+        Ok(TaskResult::new("done"))
+    };
+    // The error of a task is in the task and in its last update.
+    for (work, expected) in [("fail", 4), ("survive", 9), ("survive a batch", 4), ("name", 9)] {
+        let store = MemoryStore::new().finished_bytes(10 * LARGE);
+        let brain = Brain::builder().arm::<TaskRequest>(arm_fn(program)).arms(mesh.transport());
+        let brain = brain.store(store).build().unwrap();
+        for _ in 0..12 {
+            run(&brain, goal(work)).await;
+        }
+        let stored = brain.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.len();
+        assert_eq!(stored, expected, "{work}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_tasks_is_bounded_whatever_they_carry() {
+    let program = |input: Compute, cx: Context| async move {
+        cx.progress(50, "x".repeat(1_000_000));
+        if input.number == 0 {
+            std::future::pending::<()>().await;
+        }
+        let details = serde_json::json!({ "echo": "x".repeat(200_000) });
+        Err(ArmError::failed("y".repeat(50_000)).with_details(details))
+    };
+    let brain = Brain::builder().arm::<Compute>(arm_fn(program)).build().unwrap();
+    for _ in 0..40 {
+        run(&brain, compute(4)).await;
+    }
+    for _ in 0..10 {
+        brain.submit(compute(0), &anyone()).await.unwrap();
+    }
+    sleep(SECOND).await;
+    let (mut query, mut seen) = (TaskQuery::default().limit(TaskQuery::MAX_LIMIT), 0);
+    loop {
+        let page = brain.list(query.clone(), &anyone()).await.unwrap();
+        let bytes = serde_json::to_vec(&page).unwrap().len();
+        assert!(bytes < 5 << 20, "{bytes}");
+        seen += page.tasks.len();
+        let Some(next) = page.next else { break };
+        query = query.after(next);
+    }
+    assert_eq!(seen, 50);
+    brain.close().await;
 }
 
 #[test]

@@ -222,6 +222,10 @@ async fn dead_letters_and_delays_are_bounded_by_bytes_too() {
         delivered(&mut consumer).await.nack(Nack::dead_letter("bad")).await.unwrap();
     }
     assert_eq!((dead_letters(&bus).await.len(), group(&bus).await.discarded), (2, 1));
+    // The reasons count.
+    bus.publish(event(0)).await.unwrap();
+    delivered(&mut consumer).await.nack(Nack::dead_letter("r".repeat(2000))).await.unwrap();
+    assert_eq!((dead_letters(&bus).await.len(), group(&bus).await.discarded), (1, 3));
     let first = large();
     bus.publish_after(first.clone(), SECOND).await.unwrap();
     bus.publish_after(large(), SECOND).await.unwrap();

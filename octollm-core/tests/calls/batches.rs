@@ -52,6 +52,21 @@ async fn what_a_call_leaves_goes_to_the_next_and_none_starts_with_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_of_equal_cost_all_succeed_under_a_budget_that_suffices() {
+    let mesh = mesh().await;
+    for (calls, budget) in [(20, 2_000), (20, 2_200), (40, 4_400), (100, 10_000), (100, 12_000)] {
+        for at_once in [1, 7, CALLS_AT_ONCE, 100] {
+            let cx = limited(&mesh, Budget::tokens(budget), None);
+            let batch = (0..calls)
+                .map(|number| measure(number).taking(10 + number % 7).spending(Spends::Tokens(100)));
+            let outputs = cx.call_all(batch).at_once(at_once).await;
+            assert!(outputs.is_ok(), "{calls} calls under {budget}, {at_once} at once: {outputs:?}");
+            assert_eq!(cx.used(), Usage::tokens(calls * 100));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_most_so_many_run_at_once() {
     let mesh = mesh().await;
     for (at_once, took) in [(0, 320), (1, 320), (5, 70), (CALLS_AT_ONCE, 20), (100, 10)] {

@@ -238,8 +238,8 @@ impl Group {
     }
 
     pub(super) fn remove_dead_letter(&mut self, entry: u64) -> Option<Item> {
-        let (item, _) = self.dead.remove(&entry)?;
-        self.dead_bytes -= item.size;
+        let (item, reason) = self.dead.remove(&entry)?;
+        self.dead_bytes -= item.size + reason.len();
         Some(item)
     }
 
@@ -303,11 +303,16 @@ impl Group {
 
     fn add_dead_letter(&mut self, number: u64, item: Item, reason: String) {
         self.remove(&item);
-        self.dead_bytes += item.size;
+        self.dead_bytes += item.size + reason.len();
         self.dead.insert(number, (item, reason));
+        self.limit_dead_letters();
+    }
+
+    /// Deletes the oldest dead letters beyond the limit.
+    fn limit_dead_letters(&mut self) {
         while !self.max_dead.allows(self.dead.len(), self.dead_bytes) {
-            let Some((_, (oldest, _))) = self.dead.pop_first() else { return };
-            self.dead_bytes -= oldest.size;
+            let Some((_, (oldest, reason))) = self.dead.pop_first() else { return };
+            self.dead_bytes -= oldest.size + reason.len();
             self.discarded += 1;
         }
     }
@@ -320,7 +325,11 @@ impl Group {
             Ok(()) | Err(Nack::Drop) => {
                 self.remove_dead_letter(claim.number);
             }
-            Err(Nack::DeadLetter { reason }) => *last_reason = reason,
+            Err(Nack::DeadLetter { reason }) => {
+                self.dead_bytes = self.dead_bytes + reason.len() - last_reason.len();
+                *last_reason = reason;
+                self.limit_dead_letters();
+            }
             // No attempts are left.
             Err(Nack::Retry { .. }) => {}
             Err(Nack::Release) => return Err(Lost),

@@ -114,7 +114,7 @@ impl MemoryDurableBusBuilder {
         self
     }
 
-    /// Limits the dead letters of a group (default 65 536 events, 64 MiB). The oldest are deleted to make room.
+    /// Limits the dead letters of a group (default 65 536 events, 64 MiB with their reasons). The oldest are deleted to make room.
     pub fn dead_letters(mut self, events: usize, bytes: usize) -> Self {
         self.limits.dead_letters = Limit { events, bytes };
         self

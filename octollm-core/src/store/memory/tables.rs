@@ -19,7 +19,7 @@ use crate::{
     id::{StepKey, TaskId},
     meters::Gauges,
     store::{JournalEntry, SideEffects, StoreError},
-    task::{Priority, TaskRecord, TaskStatus, TaskUpdate},
+    task::{Priority, TaskError, TaskRecord, TaskStatus, TaskUpdate},
 };
 
 #[derive(Debug, Default)]
@@ -174,9 +174,9 @@ impl Row {
     pub(super) fn bytes(&self) -> usize {
         let task = self.record.task();
         let result = task.result.as_ref().map_or(0, |result| result.output.as_str().len());
-        let error = task.error.as_ref().map_or(0, |error| error.message.len());
+        let error = task.error.as_ref().map_or(0, TaskError::memory);
         let journal: usize = self.journal.values().map(JournalEntry::size).sum();
-        self.record.size() + result + error + self.update_bytes + journal
+        self.record.size() + result + error + task.progress.message.len() + self.update_bytes + journal
     }
 
     pub(super) fn append(&mut self, entry: JournalEntry) {

@@ -235,7 +235,8 @@ proptest! {
             keys.sort_unstable();
             prop_assert!(keys.windows(2).all(|pair| pair[0] != pair[1]));
             prop_assert_eq!(group.due.len(), group.leased.len() + group.delayed.len());
-            prop_assert_eq!((group.bytes, group.dead_bytes), (10 * group.backlog(), 10 * group.dead.len()));
+            let dead: usize = group.dead.values().map(|(item, reason)| item.size + reason.len()).sum();
+            prop_assert_eq!((group.bytes, group.dead_bytes), (10 * group.backlog(), dead));
         }
     }
 }

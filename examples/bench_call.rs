@@ -5,7 +5,10 @@
 //! ```
 //!
 //! With `tokens` the client is an arm that calls on: its token has the link by which a root delegated to it, and the server
-//! verifies both.
+//! verifies both. Nothing else differs. Each call has a context of its own with the caller, as in a server that was called with
+//! one token many times, and an authorization of about 1 KiB. The server looks the token up, checks its times, its key, its audience
+//! and the scope of the contract, and gives the arm the grant. What is signed and verified is so once, in the calls that warm up, as
+//! it is every 2.5 minutes in a system.
 //!
 //! One server thread and one client thread, each with a runtime of its own. Prints one line. `cpu_us` is the CPU time of
 //! both ends for each call.
@@ -159,7 +162,7 @@ fn serve(roots: Option<KeySet>) -> oneshot::Receiver<String> {
         let serving = async {
             let mut server = Server::new("judge").arm(Judge);
             if let Some(roots) = roots {
-                server = server.authenticate(TokenVerifier::builder().audience("judge").root(roots).build()?);
+                server = server.tokens(TokenVerifier::builder().root(roots));
             }
             let server = server.bind("127.0.0.1:0").await?;
             let _ = sender.send(server.url());

@@ -48,8 +48,8 @@ async fn main() -> Result<(), octollm::Error> {
 
     // The arm has the public key of the issuer.
     let roots = KeySet::new("portal").with_key(&key)?;
-    let verifier = TokenVerifier::builder().audience("scribe").root(roots).build()?;
-    let scribe = Server::new("scribe").arm(Scribe).authenticate(verifier).bind("127.0.0.1:0").await?;
+    let scribe = Server::new("scribe").arm(Scribe).tokens(TokenVerifier::builder().root(roots));
+    let scribe = scribe.bind("127.0.0.1:0").await?;
     let (url, address) = (scribe.url(), scribe.local_addr());
     tokio::spawn(scribe.run());
 

@@ -1,21 +1,39 @@
-//! The arms of the review, each behind a server of its own, and the arm that the brain runs.
+//! The arms, each behind a server of its own, the arm that the brain runs, and the reflex before it.
 
-use std::{path::PathBuf, sync::LazyLock};
+use std::path::PathBuf;
 
 use octollm::{
     plan::{Plan, PlanRunner},
     prelude::*,
+    reflex::{Reaction, Reflex, ReflexInput},
     update::Phase,
 };
 use serde_json::json;
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 
 use crate::{
-    contracts::{FileReport, JudgeSource, ListSources, Listing, PlanReview, ReadSource, ScanSource, Secret},
-    judge,
+    analysis,
+    contracts::{FileReport, Finding, JudgeSource, ListSources, PlanReview, ReadSource, Rule, ScanSource},
     report::Report,
-    secrets, source,
+    sources,
 };
+
+/// Refuses a goal that asks the arms to ignore their instructions, and joins the lines of any other.
+pub(crate) struct NoTakeover;
+
+#[async_trait]
+impl Reflex for NoTakeover {
+    async fn react(&self, goal: &mut ReflexInput, _: &Context) -> Result<Reaction, ArmError> {
+        let text = goal.text().to_lowercase();
+        if text.contains("ignore") && text.contains("previous instructions") {
+            goal.injection_detected = true;
+            goal.raise_risk(0.9);
+            return Ok(Reaction::Refuse("the goal tries to take the arms over".into()));
+        }
+        let line = goal.text().split_whitespace().collect::<Vec<_>>().join(" ");
+        Ok(if line == goal.text() { Reaction::Pass } else { Reaction::Rewrite(line) })
+    }
+}
 
 /// Run by the brain, which records its calls: gets a plan, runs it, joins the results.
 pub(crate) struct Review;
@@ -25,34 +43,33 @@ impl Arm<TaskRequest> for Review {
     async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
         cx.phase(Phase::Planning);
         let plan = cx.call(PlanReview { goal: request.goal }).await?;
-        let mut outputs = PlanRunner::default().run(&plan, cx).await?.outputs;
+        let output = PlanRunner::default().run(&plan, cx).await?;
         cx.phase(Phase::Synthesis);
-        let mut output = |step| outputs.remove(step).unwrap_or_else(|| json!([]));
-        let listing: Listing = serde_json::from_value(output("list"))?;
-        let judged = serde_json::from_value(output("judge"))?;
-        let secrets: Vec<Vec<Secret>> = serde_json::from_value(output("scan"))?;
-        Ok(TaskResult::of(&Report::new(judged, secrets.into_iter().flatten().collect(), listing.skipped))?)
+        let files: Vec<String> = output.read("list")?;
+        let judged: Option<Vec<FileReport>> = output.read("judge")?;
+        let secrets: Option<Vec<Vec<Finding>>> = output.read("scan")?;
+        Ok(TaskResult::of(&Report::new(files.len(), judged, secrets))?)
     }
 }
 
-/// Plans two goals: a review, and a search for secrets alone.
+/// Plans a review, a search for secrets, or both.
 pub(crate) struct Planner;
 
 #[async_trait]
 impl Arm<PlanReview> for Planner {
     async fn execute(&self, input: PlanReview, _: &Context) -> Result<Plan, ArmError> {
         let goal = input.goal.to_lowercase();
-        let (review, scan) = (goal.contains("review"), goal.contains("secret"));
-        if !review && !scan {
+        let mut steps = vec![json!({ "id": "list", "contract": "source.list", "input": {} })];
+        for (word, id, contract) in [("review", "judge", "source.judge"), ("secret", "scan", "source.scan")] {
+            if goal.contains(word) {
+                // One call for each file. The brain makes at most 16 of them at a time.
+                let (each, input) = (json!({ "$output": "list" }), json!({ "path": { "$item": "" } }));
+                steps.push(json!({ "id": id, "contract": contract, "each": each, "input": input }));
+            }
+        }
+        if steps.len() == 1 {
             return Err(ArmError::invalid("goal", "is neither a review nor a search for secrets"));
         }
-        let each = json!({ "$output": "list", "pointer": "/files" });
-        let file = json!({ "path": { "$item": "" } });
-        let mut steps = vec![json!({ "id": "list", "contract": "source.list", "input": {} })];
-        if review {
-            steps.push(json!({ "id": "judge", "contract": "source.judge", "each": each, "input": file }));
-        }
-        steps.push(json!({ "id": "scan", "contract": "source.scan", "each": each, "input": file }));
         Ok(serde_json::from_value(json!({ "steps": steps }))?)
     }
 }
@@ -65,9 +82,9 @@ pub(crate) struct Retriever {
 
 #[async_trait]
 impl Arm<ListSources> for Retriever {
-    async fn execute(&self, _: ListSources, _: &Context) -> Result<Listing, ArmError> {
+    async fn execute(&self, _: ListSources, _: &Context) -> Result<Vec<String>, ArmError> {
         let root = self.root.clone();
-        spawn_blocking(move || source::list(&root)).await?.map_err(ArmError::failed)
+        spawn_blocking(move || sources::list(&root)).await?.map_err(ArmError::failed)
     }
 }
 
@@ -75,36 +92,48 @@ impl Arm<ListSources> for Retriever {
 impl Arm<ReadSource> for Retriever {
     async fn execute(&self, input: ReadSource, _: &Context) -> Result<String, ArmError> {
         let root = self.root.clone();
-        spawn_blocking(move || source::read(&root, &input.path)).await?.map_err(ArmError::failed)
+        let text = spawn_blocking(move || sources::read(&root, &input.path)).await?;
+        text.map_err(|reason| ArmError::invalid("path", reason))
     }
 }
 
-/// Judges sources, which it reads through the retriever.
+/// Reads a source through the retriever. The inner error is why the retriever refuses the file: the review goes on without it.
+/// The outer error is any other failure, and ends the review.
+async fn read(path: &str, cx: &Context) -> Result<Result<String, String>, CallError> {
+    match cx.call(ReadSource { path: path.into() }).await {
+        Ok(text) => Ok(Ok(text)),
+        Err(error) if error.kind() == ErrorKind::ValidationFailed => {
+            let reasons = error.failure().violations.iter().map(|violation| violation.message.clone());
+            Ok(Err(reasons.collect::<Vec<_>>().join("; ")))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Judges sources.
 pub(crate) struct Judge;
 
 #[async_trait]
 impl Arm<JudgeSource> for Judge {
-    async fn execute(&self, input: JudgeSource, cx: &Context) -> Result<FileReport, ArmError> {
-        let text = cx.call(ReadSource { path: input.path.clone() }).await?;
-        compute(move || judge::judge(&input.path, &text)).await
+    async fn execute(&self, JudgeSource { path }: JudgeSource, cx: &Context) -> Result<FileReport, ArmError> {
+        let text = match read(&path, cx).await? {
+            Ok(text) => text,
+            Err(message) => {
+                let finding = Finding { path, line: 1, column: 1, rule: Rule::Unreadable, message };
+                return Ok(FileReport { findings: vec![finding], ..FileReport::default() });
+            }
+        };
+        Ok(spawn_blocking(move || analysis::judge(&path, &text)).await?)
     }
 }
 
-/// Looks for secrets in sources, which it reads through the retriever.
+/// Looks for secrets in sources.
 pub(crate) struct Guardian;
 
 #[async_trait]
 impl Arm<ScanSource> for Guardian {
-    async fn execute(&self, input: ScanSource, cx: &Context) -> Result<Vec<Secret>, ArmError> {
-        let text = cx.call(ReadSource { path: input.path.clone() }).await?;
-        compute(move || secrets::scan(&input.path, &text)).await
+    async fn execute(&self, ScanSource { path }: ScanSource, cx: &Context) -> Result<Vec<Finding>, ArmError> {
+        let Ok(text) = read(&path, cx).await? else { return Ok(Vec::new()) };
+        Ok(spawn_blocking(move || analysis::secrets(&path, &text)).await?)
     }
-}
-
-/// Computes on at most as many threads as there are processors, so that the servers beside it stay responsive.
-async fn compute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ArmError> {
-    static PROCESSORS: LazyLock<Semaphore> =
-        LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
-    let _permit = PROCESSORS.acquire().await?;
-    Ok(spawn_blocking(work).await?)
 }

@@ -1,66 +1,141 @@
-//! Reviews a Rust crate with a whole system of arms, in one process: reflex server, orchestrator, planner, retriever,
-//! judge and guardian, each behind its own HTTP server.
+//! Reviews a Rust crate with a system of services in one process: a reflex server, a brain and four arms, each of them behind
+//! an HTTP server of its own.
 //!
 //! ```text
-//! cargo run --example quickstart [PATH] [--json] [--explain]
+//! cargo run --example quickstart [PATH] [--goal TEXT] [--json] [--explain]
 //! ```
 //!
-//! PATH is the crate, by default this folder. `--json` prints the report as JSON and nothing else; `--explain` adds how
-//! each call was made. Exit status: 0 when the review is done, 1 when it failed, 2 when there is nothing to review,
+//! PATH is the folder of the crate, by default this one. TEXT is what the brain is asked for: a review, a search for
+//! secrets, or both. `--json` prints the report as JSON and nothing else. `--explain` adds the calls and the events of the
+//! task. Exit status: 0 when the task is completed, 1 when it failed or was refused, 2 when there is nothing to review,
 //! 130 when it was interrupted.
 //!
-//! The first four modules show octollm: contracts, arms, the system they form, and here a client of it. The others review.
+//! Read this file first, then `contracts` and `arms`. The other modules do the arms' own work, without octollm.
 
 mod contracts;
 mod arms;
-mod system;
 mod report;
-mod source;
-mod parse;
-mod items;
-mod judge;
-mod secrets;
+mod sources;
+mod analysis;
 
 use std::{
     io::{self, ErrorKind, IsTerminal, Write},
     path::PathBuf,
-    process::ExitCode,
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
 use octollm::{
-    orchestrator::{JournalStep, follow, whole_journal},
+    bus::{MemoryBus, Overflow, Signal},
+    http::BoundServer,
+    orchestrator::JournalStep,
     prelude::*,
-    task::{Task, TaskBudget, TaskUpdate},
+    task::{TaskBudget, TaskUpdate},
 };
-use report::Report;
 
-/// Submits the review to the reflex server and follows it to its end. `None`: it was interrupted, and is cancelled.
-async fn review(reflex_url: &str) -> Result<Option<Task>, octollm::Error> {
-    let reflex = OrchestratorClient::new(reflex_url)?;
-    let cx = Context::detached();
+use crate::{
+    arms::{Guardian, Judge, NoTakeover, Planner, Retriever, Review},
+    contracts::{ListSources, ReadSource},
+    report::Report,
+};
+
+/// Starts all servers, on ports that the operating system chooses. Returns the URL of the reflex server.
+async fn start(root: PathBuf, bus: MemoryBus) -> Result<String, octollm::Error> {
+    let retriever = Retriever { root };
+    let retriever = Server::new("retriever")
+        .description("Lists and reads the sources of one crate.")
+        .arm::<ListSources>(retriever.clone())
+        .arm::<ReadSource>(retriever);
+    let retriever = spawn(retriever.bind("127.0.0.1:0").await?);
+
+    // Arms call arms directly: these two call the retriever for each file.
+    let sources = Arms::builder().endpoint("retriever", &retriever).build()?;
+    let judge = spawn(Server::new("judge").arm(Judge).arms(sources.clone()).bind("127.0.0.1:0").await?);
+    let guardian = spawn(Server::new("guardian").arm(Guardian).arms(sources).bind("127.0.0.1:0").await?);
+    let planner = spawn(Server::new("planner").arm(Planner).bind("127.0.0.1:0").await?);
+
+    let arms = Arms::builder()
+        .endpoint("planner", planner)
+        .endpoint("retriever", retriever)
+        .endpoint("judge", judge)
+        .endpoint("guardian", guardian)
+        .build()?;
+    let brain = Brain::builder().arm(Review).arms(arms).bus(bus).build()?;
+    let brain = spawn(Server::new("brain").orchestrator(brain).bind("127.0.0.1:0").await?);
+
+    let reflex = Server::new("reflex").reflex(NoTakeover).orchestrator(OrchestratorClient::new(brain)?);
+    Ok(spawn(reflex.bind("127.0.0.1:0").await?))
+}
+
+/// Serves until the process ends. Returns the URL.
+fn spawn(server: BoundServer) -> String {
+    let url = server.url();
+    tokio::spawn(server.run());
+    url
+}
+
+/// Submits the task as any client would, follows it to its end, and prints the report. Returns the exit status.
+async fn run(options: Options) -> Result<i32, octollm::Error> {
+    let bus = MemoryBus::new();
+    let events = "events:task:queued,events:task:started,events:task:completed".parse()?;
+    let mut events = bus.subscribe(events, Overflow::DropOldest(16)).await?;
+    let reflex = OrchestratorClient::new(start(options.root, bus).await?)?;
+
     let budget =
         TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(300.0), max_cost_dollars: None };
-    let request = TaskRequest { budget, ..TaskRequest::new("Review this crate, and look for secrets.") };
+    let task = reflex.submit(TaskRequest { budget, ..TaskRequest::new(options.goal) }).await?;
     let bar = progress_bar();
-    let task = Orchestrator::submit(&reflex, request.into(), &cx).await?;
-    let followed = follow(&reflex, &task.task_id, &cx, |update| {
-        if let TaskUpdate::Progress { progress, phase, message, .. } = update {
-            bar.set_position(u64::from(*progress));
-            bar.set_message(if message.is_empty() { format!("{phase:?}") } else { message.clone() });
+    let mut updates = task.watch().await?;
+    let followed = async {
+        while let Some(update) = updates.next().await {
+            if let TaskUpdate::Progress { progress, phase, message, .. } = update {
+                bar.set_position(u64::from(progress));
+                bar.set_message(if message.is_empty() { format!("{phase:?}") } else { message });
+            }
         }
-    });
-    let task = tokio::select! {
-        task = followed => Some(task?),
+        task.output().await
+    };
+    let result = tokio::select! {
+        result = followed => result,
         _ = tokio::signal::ctrl_c() => {
+            bar.finish_and_clear();
             // The calls three hops away stop with the task.
-            let _ = tokio::time::timeout(Duration::from_millis(500), reflex.cancel(&task.task_id, &cx)).await;
-            None
+            let _ = tokio::time::timeout(Duration::from_millis(500), task.cancel()).await;
+            eprintln!("quickstart: interrupted");
+            return Ok(130);
         }
     };
     bar.finish_and_clear();
-    Ok(task)
+    // Printing may block, and from its first `ctrl_c()` on, tokio handles the signal.
+    tokio::spawn(async {
+        let _ = tokio::signal::ctrl_c().await;
+        std::process::exit(130);
+    });
+
+    let report: Report = result?.output.read()?;
+    let mut text = if options.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.page() };
+    if options.explain {
+        let mut lines: String = task.journal().await?.iter().map(explain).collect();
+        while let Some(Signal::Event(event)) = events.next().await {
+            lines += &format!("event {}: {}\n", event.event_type(), event.data());
+            if event.event_type() == "task.completed" {
+                break;
+            }
+        }
+        if options.json { eprint!("{lines}") } else { text += &lines }
+    }
+    print(&text)?;
+    Ok(0)
+}
+
+/// One call of the brain, as a line.
+fn explain(call: &JournalStep) -> String {
+    let JournalStep { step, contract, arm, endpoint, attempts, duration_ms, budget_left, .. } = call;
+    let left = call.time_left_ms.map_or("no time limit".into(), |ms| format!("{:.1} s", ms as f64 / 1e3));
+    format!(
+        "call {step}: {contract} by {arm} at {endpoint}, attempts {attempts}, {duration_ms:.2} ms; \
+         left {budget_left}, {left}\n"
+    )
 }
 
 /// A bar on standard error, hidden where that is not a terminal.
@@ -74,45 +149,6 @@ fn progress_bar() -> ProgressBar {
     bar
 }
 
-/// A line for each call of the brain.
-fn explain(journal: &[JournalStep]) -> String {
-    let lines = journal.iter().map(|call| {
-        let JournalStep { step, contract, arm, endpoint, attempts, duration_ms, budget_left, .. } = call;
-        let left = call.time_left_ms.map_or("no time limit".into(), |ms| format!("{:.1} s", ms as f64 / 1e3));
-        format!(
-            "call {step}: {contract} by {arm} at {endpoint}, attempts {attempts}, {duration_ms:.2} ms; \
-             left {budget_left}, {left}\n"
-        )
-    });
-    lines.collect()
-}
-
-async fn run(root: PathBuf, json: bool, explained: bool) -> Result<ExitCode, octollm::Error> {
-    let (reflex_url, brain) = system::start(root).await?;
-    let Some(task) = review(&reflex_url).await? else {
-        eprintln!("quickstart: interrupted, and the task cancelled");
-        return Ok(ExitCode::from(130));
-    };
-    let Some(result) = task.result else {
-        let why = task.error.map_or_else(|| task.status.to_string(), |error| error.message);
-        eprintln!("quickstart: the review failed: {why}");
-        return Ok(ExitCode::FAILURE);
-    };
-    let report: Report = result.output.read()?;
-    // Printing may block, and from its first `ctrl_c()` on, tokio handles the signal.
-    tokio::spawn(async {
-        let _ = tokio::signal::ctrl_c().await;
-        std::process::exit(130);
-    });
-    let mut text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.page() };
-    if explained {
-        let calls = explain(&whole_journal(&brain, &task.task_id, &Context::detached()).await?);
-        if json { eprint!("{calls}") } else { text += &calls }
-    }
-    print(&text)?;
-    Ok(ExitCode::SUCCESS)
-}
-
 /// Writes to standard output. A reader that has seen enough, such as `head`, is not a failure.
 fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
@@ -122,37 +158,58 @@ fn print(text: &str) -> io::Result<()> {
     }
 }
 
-fn main() -> ExitCode {
-    const USAGE: &str = "usage: quickstart [PATH] [--json] [--explain]";
-    let arguments = std::env::args_os().skip(1);
-    let (flags, paths): (Vec<_>, Vec<_>) =
-        arguments.partition(|argument| argument.to_str().is_some_and(|text| text.starts_with('-')));
-    let given = |name: &str| flags.iter().any(|flag| flag == name);
-    if given("--help") || given("-h") {
-        return print(&format!("{USAGE}\n")).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+struct Options {
+    root: PathBuf,
+    goal: String,
+    json: bool,
+    explain: bool,
+    help: bool,
+}
+
+const USAGE: &str = "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain]";
+
+/// Reads the command line. The error is one line.
+fn options() -> Result<Options, String> {
+    let goal = "Review this crate, and look for secrets.".into();
+    let mut options = Options { root: ".".into(), goal, json: false, explain: false, help: false };
+    let mut paths = 0;
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.to_str() {
+            Some("--json") => options.json = true,
+            Some("--explain") => options.explain = true,
+            Some("--help" | "-h") => options.help = true,
+            Some("--goal") => {
+                let goal = arguments.next().and_then(|goal| goal.into_string().ok());
+                options.goal = goal.ok_or_else(|| format!("--goal needs a text; {USAGE}"))?;
+            }
+            Some(flag) if flag.starts_with('-') => return Err(format!("{flag} is not known; {USAGE}")),
+            _ if paths > 0 => return Err(format!("one PATH at a time; {USAGE}")),
+            _ => (options.root, paths) = (argument.into(), 1),
+        }
     }
-    let unknown = flags.iter().find(|flag| *flag != "--json" && *flag != "--explain");
-    let root = paths.first().map_or_else(|| ".".into(), PathBuf::from);
-    let checked = match unknown {
-        Some(flag) => Err(format!("{} is not known; {USAGE}", flag.display())),
-        None if paths.len() > 1 => Err(format!("one PATH at a time; {USAGE}")),
-        None => source::list(&root).map(drop),
+    if !options.help {
+        sources::list(&options.root)?;
+    }
+    Ok(options)
+}
+
+#[tokio::main]
+async fn main() {
+    let done = match options() {
+        Ok(Options { help: true, .. }) => {
+            print(&format!("{USAGE}\n")).map(|()| 0).map_err(octollm::Error::from)
+        }
+        Ok(options) => run(options).await,
+        Err(message) => {
+            eprintln!("quickstart: {message}");
+            Ok(2)
+        }
     };
-    if let Err(message) = checked {
-        eprintln!("quickstart: {message}");
-        return ExitCode::from(2);
-    }
-    // As `#[tokio::main]`, but with the stack that the parser needs, and without waiting at the end for a file that is
-    // being judged.
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let done = builder.enable_all().thread_stack_size(parse::STACK).build().map_err(octollm::Error::from);
-    let done = done.and_then(|runtime| {
-        let code = runtime.block_on(run(root, given("--json"), given("--explain")));
-        runtime.shutdown_background();
-        code
-    });
-    done.unwrap_or_else(|error| {
+    let status = done.unwrap_or_else(|error| {
         eprintln!("quickstart: {error:?}");
-        ExitCode::FAILURE
-    })
+        1
+    });
+    // Ends without waiting for a file that is still being judged.
+    std::process::exit(status)
 }

@@ -4,110 +4,101 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use octollm::prelude::*;
 
-use crate::contracts::{FileReport, Finding, Rule, Secret, Skipped};
+use crate::contracts::{FileReport, Finding, Rule};
 
-const RULES: [(Rule, &str); 6] = [
-    (Rule::DoesNotParse, "does-not-parse"),
-    (Rule::UnsafeWithoutSafety, "unsafe-without-safety"),
-    (Rule::MayPanic, "may-panic"),
-    (Rule::LongFunction, "long-function"),
-    (Rule::MissingDocs, "missing-docs"),
-    (Rule::Todo, "todo"),
+/// Each rule with its name, and what counts: a finding is true by this definition.
+const RULES: [(Rule, &str, &str); 8] = [
+    (Rule::Secret, "secret", "texts in the form of a private key or of a well-known token"),
+    (
+        Rule::Unreadable,
+        "unreadable",
+        "files that are not UTF-8, or larger than 256 KiB; nothing is counted in them",
+    ),
+    (
+        Rule::DoesNotParse,
+        "does-not-parse",
+        "files that are Rust of neither edition 2021 nor 2015, or nest too deeply; only their lines are counted",
+    ),
+    (
+        Rule::UnsafeWithoutSafety,
+        "unsafe-without-safety",
+        "`unsafe` blocks and implementations without `SAFETY:` in a comment before them, within their statement or item or \
+         directly above it, outside macros",
+    ),
+    (
+        Rule::MayPanic,
+        "may-panic",
+        "`.unwrap(`, `.expect(` and `panic!`, but not below `#[test]`, `#[…::test]` or `#[cfg(test)]` in the same \
+         file, nor in files and folders named `tests` or `benches`",
+    ),
+    (Rule::LongFunction, "long-function", "functions of more than 60 lines, from `fn` to the closing brace"),
+    (Rule::MissingDocs, "missing-docs", "public items with neither a doc comment nor an attribute `doc`"),
+    (Rule::Todo, "todo", "`TODO` and `FIXME` in comments"),
 ];
 
 /// All figures, and all findings by path and line.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Report {
-    /// The files that were read.
-    pub(crate) files: usize,
-    pub(crate) lines: usize,
-    pub(crate) functions: usize,
-    pub(crate) public_items: usize,
-    /// How often each rule is broken; every rule is listed.
-    pub(crate) totals: BTreeMap<Rule, usize>,
-    /// The files with the most findings, the worst first.
-    pub(crate) worst: Vec<WorstFile>,
     pub(crate) findings: Vec<Finding>,
-    pub(crate) secrets: Vec<Secret>,
-    /// The files that were not read.
-    pub(crate) skipped: Vec<Skipped>,
+    /// At most five files with the most findings, the worst first.
+    pub(crate) worst: Vec<(String, usize)>,
+    pub(crate) figures: Vec<Figure>,
 }
 
-/// A file and the number of its findings.
+/// A number, and what it counts.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct WorstFile {
-    pub(crate) path: String,
-    pub(crate) findings: usize,
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) value: usize,
+    pub(crate) counts: String,
 }
 
 impl Report {
-    /// Joins what was found in each file, which are in the order of their paths. A file that another one declares as a
-    /// module of tests is judged as a test; one that another one hides needs no documentation.
-    pub(crate) fn new(mut files: Vec<FileReport>, secrets: Vec<Secret>, skipped: Vec<Skipped>) -> Self {
-        let tests: Vec<String> = files.iter().flat_map(|file| file.test_modules.clone()).collect();
-        let hidden: Vec<String> = files.iter().flat_map(|file| file.hidden_modules.clone()).collect();
-        for file in &mut files {
-            let is_test = tests.iter().any(|module| is_in(&file.path, module));
-            if is_test || hidden.iter().any(|module| is_in(&file.path, module)) {
-                file.spare(is_test);
-            }
+    /// Joins what was found. Of what was not looked for there is no figure.
+    pub(crate) fn new(
+        files: usize,
+        judged: Option<Vec<FileReport>>,
+        secrets: Option<Vec<Vec<Finding>>>,
+    ) -> Self {
+        let mut figures = Vec::new();
+        let mut figure = |name: &str, value, counts: &str| {
+            figures.push(Figure { name: name.into(), value, counts: counts.into() });
+        };
+        figure("files", files, "named `*.rs`, and not excluded by a `.gitignore`");
+        if let Some(judged) = &judged {
+            let sum = |count: fn(&FileReport) -> usize| judged.iter().map(count).sum();
+            figure("lines", sum(|file| file.lines), "of these files");
+            figure("functions", sum(|file| file.functions), "with a body, outside macros");
+            let counts = "functions, types, traits, constants and statics that say `pub`, outside macros";
+            figure("public-items", sum(|file| file.public_items), counts);
         }
-        let mut totals = BTreeMap::from(RULES.map(|(rule, _)| (rule, 0)));
-        files
-            .iter()
-            .flat_map(|file| &file.findings)
-            .for_each(|found| *totals.entry(found.rule).or_default() += 1);
-        let bad = files.iter().filter(|file| !file.findings.is_empty());
-        let mut worst: Vec<_> =
-            bad.map(|file| WorstFile { path: file.path.clone(), findings: file.findings.len() }).collect();
-        worst.sort_by_key(|file| Reverse(file.findings)); // stable: by path where equal
+        let looked_for = |rule| if rule == Rule::Secret { secrets.is_some() } else { judged.is_some() };
+        let rules = RULES.iter().filter(|(rule, ..)| looked_for(*rule)).collect::<Vec<_>>();
+        let judged = judged.into_iter().flatten().flat_map(|file| file.findings);
+        let mut findings: Vec<_> = judged.chain(secrets.into_iter().flatten().flatten()).collect();
+        findings.sort_by(|a, b| (&a.path, a.line, a.column).cmp(&(&b.path, b.line, b.column)));
+        for (rule, name, counts) in rules {
+            figure(name, findings.iter().filter(|finding| finding.rule == *rule).count(), counts);
+        }
+        let mut by_file = BTreeMap::new();
+        findings.iter().for_each(|finding| *by_file.entry(finding.path.clone()).or_default() += 1);
+        let mut worst: Vec<_> = by_file.into_iter().collect();
+        worst.sort_by_key(|(_, findings)| Reverse(*findings)); // stable: by path where equal
         worst.truncate(5);
-        Self {
-            files: files.len(),
-            lines: files.iter().map(|file| file.lines).sum(),
-            functions: files.iter().map(|file| file.functions).sum(),
-            public_items: files.iter().map(|file| file.public_items).sum(),
-            totals,
-            worst,
-            findings: files.into_iter().flat_map(|file| file.findings).collect(),
-            secrets,
-            skipped,
-        }
+        Self { findings, worst, figures }
     }
 
     /// The report as a page. The figures come last, where a terminal leaves them in sight.
     pub(crate) fn page(&self) -> String {
-        let name = |rule| RULES.iter().find(|(other, _)| *other == rule).map_or("", |(_, name)| name);
-        let findings = self.findings.iter().map(|Finding { path, rule, line, column, message }| {
+        let name = |rule| RULES.iter().find(|(other, ..)| *other == rule).map_or("", |(_, name, _)| name);
+        let findings = self.findings.iter().map(|Finding { path, line, column, rule, message }| {
             format!("{path}:{line}:{column}: {}: {message}", name(*rule))
         });
-        let secrets = self.secrets.iter().map(|Secret { path, kind, line, column, masked }| {
-            format!("{path}:{line}:{column}: {kind}: {masked}")
-        });
-        let skipped = self.skipped.iter().map(|file| format!("{}: {}", file.path, file.reason));
-        let worst = self.worst.iter().map(|file| format!("{:>6}  {}", file.findings, file.path));
-        let totals = self.totals.iter().map(|(rule, total)| format!("{total:>6}  {}", name(*rule)));
-        section("Findings", findings)
-            + &section("Secrets", secrets)
-            + &section("Skipped", skipped)
-            + &section("Worst files", worst)
-            + &section("Rules", totals)
-            + &format!(
-                "{} files, {} lines, {} functions, {} public items, {} findings, {} secrets\n",
-                self.files,
-                self.lines,
-                self.functions,
-                self.public_items,
-                self.findings.len(),
-                self.secrets.len(),
-            )
+        let worst = self.worst.iter().map(|(path, findings)| format!("{findings:>6}  {path}"));
+        let figures =
+            self.figures.iter().map(|Figure { name, value, counts }| format!("{value:>6}  {name}: {counts}"));
+        section("Findings", findings) + &section("Worst files", worst) + &section("Figures", figures)
     }
-}
-
-/// Whether a file is, or is below, a module: the file of its name, and all of the folder of its name.
-fn is_in(path: &str, module: &str) -> bool {
-    let rest = path.trim_end_matches(".rs").strip_prefix(module);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Rows below a heading; nothing if there are none.

@@ -194,12 +194,16 @@ impl Grant {
 
 /// Whether a list of scopes covers a scope.
 fn covers(scopes: &[String], scope: &str) -> bool {
-    let Some((entity, verb)) = scope.rsplit_once(':').filter(|(entity, _)| !entity.is_empty()) else {
+    // Scopes are short: a loop is faster than a search.
+    let Some(colon) = scope.bytes().rposition(|byte| byte == b':').filter(|colon| *colon > 0) else {
         return false;
     };
-    let by_entity =
-        |granted: &str| granted.strip_suffix(":*") == Some(entity) && !NAMED_VERBS.contains(&verb);
-    scopes.iter().any(|granted| granted == scope || by_entity(granted))
+    if scopes.iter().any(|granted| granted == scope) {
+        return true;
+    }
+    let (entity, verb) = (&scope[..colon], &scope[colon + 1..]);
+    let by_entity = |granted: &String| granted.strip_suffix(":*") == Some(entity);
+    !NAMED_VERBS.contains(&verb) && scopes.iter().any(by_entity)
 }
 
 impl Caller {

@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -144,4 +144,68 @@ fn delegation_is_narrower_at_each_hop() {
     assert!(shown.contains("archive: called by checker on behalf of ali, with data:read"), "{shown}");
     assert!(shown.contains("the scope data:delete is not granted to checker"), "{shown}");
     assert!(shown.contains("its issuer is not trusted"), "{shown}");
+}
+
+/// Runs the example `token` in a folder, with this as its input. Returns its output, or its error.
+fn token(folder: &Path, command: &str, options: &[(&str, &str)], input: &str) -> Result<String, String> {
+    let options = options.iter().flat_map(|(name, value)| [format!("--{name}"), (*value).to_owned()]);
+    let mut program = example("token");
+    program.current_dir(folder).args(command.split(' ')).args(options);
+    let program = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = program.spawn().expect("it starts");
+    // A command that reads no input may have ended.
+    let _ = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
+    let output = child.wait_with_output().expect("it ends");
+    let (shown, error) = text(&output);
+    if output.status.success() { Ok(shown.trim().to_owned()) } else { Err(error) }
+}
+
+#[test]
+fn token_makes_delegates_and_verifies_tokens() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    for name in ["brain", "coder"] {
+        let jwks = token(folder, &format!("keygen {name}.pem"), &[], "").expect("a key");
+        assert!(!jwks.contains("\"d\""), "no private part: {jwks}");
+        assert_eq!(token(folder, &format!("keygen {name}.pem"), &[], ""), Ok(jwks.clone()), "the same key");
+        std::fs::write(folder.join(format!("{name}.jwks")), jwks).expect("a file");
+    }
+
+    let issued = [
+        ("key", "brain.pem"),
+        ("issuer", "brain"),
+        ("subject", "ali"),
+        ("audience", "coder"),
+        ("scope", "code:review"),
+        ("grant", "code:review code:validate"),
+        ("callee-key", "coder.jwks"),
+        ("needs", "code:validate data:read"),
+    ];
+    let first = token(folder, "issue", &issued, "").expect("a token");
+    let shown = token(folder, "inspect", &[], &first).expect("its claims");
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!((&shown["head"]["typ"], &shown["claims"]["sub"]), (&"at+jwt".into(), &"ali".into()));
+    assert_eq!(shown["claims"]["dlg"]["claims"]["scope"], "code:validate", "what is granted and needed");
+
+    let keys = [("keys", "brain.jwks"), ("issuer", "brain")];
+    let coder = [("key", "coder.pem"), ("as", "coder"), ("audience", "judge")];
+    let with = |parts: &[&[(&'static str, &'static str)]]| parts.concat();
+    let second = with(&[&keys, &coder, &[("scope", "code:validate")]]);
+    let second = token(folder, "delegate", &second, &first).expect("a token of the coder");
+    let wider = token(folder, "delegate", &with(&[&keys, &coder, &[("scope", "code:review")]]), &first);
+    assert!(wider.unwrap_err().contains("the scope code:review is not granted to coder"));
+
+    for (audience, given, subject, actor, links) in
+        [("coder", &first, "ali", serde_json::Value::Null, 1), ("judge", &second, "ali", "coder".into(), 0)]
+    {
+        let said = token(folder, "verify", &with(&[&keys, &[("audience", audience)]]), given).expect("valid");
+        let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        assert_eq!((&said["issuer"], &said["subject"]), (&"brain".into(), &subject.into()), "{said}");
+        assert_eq!((&said["actor"], &said["links"]), (&actor, &links.into()), "{said}");
+    }
+    let elsewhere = token(folder, "verify", &with(&[&keys, &[("audience", "judge")]]), &first);
+    assert!(elsewhere.unwrap_err().contains("it is for another audience"));
+    let stranger = [("keys", "coder.jwks"), ("issuer", "brain"), ("audience", "coder")];
+    assert!(token(folder, "verify", &stranger, &first).unwrap_err().contains("no key of this id"));
+    assert!(token(folder, "sign", &[], "").unwrap_err().contains("usage: token keygen FILE"));
 }

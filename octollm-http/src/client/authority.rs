@@ -1,7 +1,9 @@
-//! The token of a request.
+//! What the requests of a client are authorized with: tokens, and header fields for one arm.
 #![cfg_attr(not(feature = "tokens"), allow(unused_variables, clippy::unused_self))]
 
-use http::HeaderMap;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use octollm_core::{
     card::ArmCard,
     error::{ConfigError, ErrorKind, Failure},
@@ -9,7 +11,7 @@ use octollm_core::{
 };
 use serde_json::{Map, Value};
 
-use super::offers::Endpoint;
+use super::offers::{ConfiguredArm, Endpoint};
 
 #[cfg(feature = "tokens")]
 use crate::token::TokenIssuer;
@@ -19,21 +21,25 @@ use crate::token::TokenIssuer;
 pub(super) struct Authority {
     #[cfg(feature = "tokens")]
     pub(super) issuer: Option<TokenIssuer>,
-    /// Tokens may be sent to other machines in cleartext.
-    #[cfg(feature = "tokens")]
+    /// Tokens and header fields of an arm may be sent to other machines in cleartext.
     pub(super) cleartext: bool,
 }
 
 impl Authority {
-    /// Checks that no token is sent in cleartext to another machine.
+    /// Checks that no token and no header field of an arm is sent in cleartext to another machine.
     ///
     /// # Errors
     /// The setting is the name of the endpoint.
     pub(super) fn check(&self, name: &str, endpoints: &[Endpoint]) -> Result<(), ConfigError> {
         #[cfg(feature = "tokens")]
-        if self.issuer.is_some() && !self.cleartext && !endpoints.iter().all(Endpoint::is_confidential) {
-            let problem = "is on another machine, to which tokens would be sent in cleartext: use https, or set \
-                           `cleartext()` if the network encrypts connections";
+        let sends_tokens = self.issuer.is_some();
+        #[cfg(not(feature = "tokens"))]
+        let sends_tokens = false;
+        let is_secret = |endpoint: &&Endpoint| sends_tokens || endpoint.has_fields();
+        let exposed = endpoints.iter().filter(is_secret).any(|endpoint| !endpoint.is_confidential());
+        if exposed && !self.cleartext {
+            let problem = "is on another machine, to which tokens or header fields would be sent in cleartext: use https, \
+                           or set `cleartext()` if the network encrypts connections";
             return Err(ConfigError::new(name.to_owned(), problem));
         }
         Ok(())
@@ -57,21 +63,18 @@ impl Authority {
         head: &mut HeaderMap,
         caller: &Caller,
         scopes: Option<&[&str]>,
-        callee: &ArmCard,
+        callee: &Arc<ArmCard>,
     ) -> Result<(), Failure> {
         #[cfg(feature = "tokens")]
         if let Some(issuer) = &self.issuer {
-            let header = match (caller, scopes) {
-                (Caller::Known(grant), _) => issuer.header(grant, scopes, callee)?,
-                (Caller::Unchecked, Some(scopes)) => {
-                    let Some(name) = issuer.root_name() else { return Ok(()) };
-                    // Where callers are not checked, everything is allowed.
-                    let all = scopes.iter().copied().chain(callee.needs.iter().map(|scope| &**scope));
-                    issuer.header(&octollm_core::parts::Grant::new(name, all), Some(scopes), callee)?
-                }
+            let grant = match (caller, scopes) {
+                (Caller::Known(grant), _) => Some(grant),
+                // Where callers are not checked, everything is allowed.
+                (Caller::Unchecked, Some(_)) if issuer.is_root() => None,
                 _ => return Ok(()),
             };
-            head.insert(http::header::AUTHORIZATION, header);
+            let header = issuer.header(grant, scopes, callee)?;
+            head.insert(header::AUTHORIZATION, header);
             return Ok(());
         }
         if caller.grant().is_some_and(|grant| grant.links.is_some()) {
@@ -80,4 +83,52 @@ impl Authority {
         }
         Ok(())
     }
+}
+
+/// Fields that the client sets, or that would change how a request is read.
+const OWN: [HeaderName; 8] = [
+    header::HOST,
+    header::ACCEPT,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Sets the header fields of arms, each as arm, name and value.
+///
+/// # Errors
+/// The setting is the header or its arm.
+pub(super) fn set_headers(
+    arms: &mut [ConfiguredArm],
+    headers: &[(String, String, String)],
+) -> Result<(), ConfigError> {
+    for (arm, ..) in headers {
+        if !arms.iter().any(|known| *known.id == **arm) {
+            return Err(ConfigError::new(arm.clone(), "has a header, but is not among the arms"));
+        }
+    }
+    for arm in arms {
+        let mut fields: Vec<(HeaderName, HeaderValue)> = Vec::new();
+        for (_, name, value) in headers.iter().filter(|(id, ..)| *id == *arm.id) {
+            let refused =
+                |problem: &'static str| ConfigError::new(format!("header {name} of {}", arm.id), problem);
+            let field: HeaderName = name.parse().map_err(|_| refused("is not the name of a header field"))?;
+            let mut value = HeaderValue::try_from(value).map_err(|_| refused("has a malformed value"))?;
+            value.set_sensitive(true);
+            if OWN.contains(&field) {
+                return Err(refused("is set by the client itself"));
+            }
+            if fields.iter().any(|(known, _)| *known == field) {
+                return Err(refused("is set twice"));
+            }
+            fields.push((field, value));
+        }
+        if !fields.is_empty() {
+            arm.endpoints.iter_mut().for_each(|endpoint| *endpoint = endpoint.with_fields(&fields));
+        }
+    }
+    Ok(())
 }

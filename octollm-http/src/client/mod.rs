@@ -30,7 +30,7 @@ use serde_json::{Map, Value};
 use tower::{BoxError, Layer, Service};
 
 use self::{
-    authority::Authority,
+    authority::{Authority, set_headers},
     directory::Directory,
     exchange::{Exchange, Requests, request_setters},
     offers::{ConfiguredArm, Endpoint},
@@ -196,6 +196,8 @@ pub struct ArmsBuilder {
     below: Vec<CallLayer>,
     requests: Requests,
     authority: Authority,
+    /// Arm, name and value.
+    headers: Vec<(String, String, String)>,
 }
 
 request_setters!(ArmsBuilder);
@@ -255,9 +257,34 @@ impl ArmsBuilder {
         self
     }
 
-    /// Allows tokens to be sent in cleartext to other machines, as in a service mesh that encrypts connections itself. With a
-    /// [connector](Self::connector) of your own they are allowed.
-    #[cfg(feature = "tokens")]
+    /// Adds a header field to each request to one arm, such as the API key or the fixed bearer token of a service that does not know
+    /// tokens of octollm. With a field `authorization`, no token is issued for the arm.
+    ///
+    /// The value is a secret: it is not logged, and not sent in cleartext to another machine unless [`cleartext`](Self::cleartext) is
+    /// set.
+    ///
+    /// ```
+    /// # use octollm_http::Arms;
+    /// # fn main() -> Result<(), octollm_core::error::ConfigError> {
+    /// # let key = "secret";
+    /// let arms = Arms::builder()
+    ///     .endpoint("scribe", "http://localhost:8200")
+    ///     .header("scribe", "authorization", format!("Bearer {key}"))
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn header(
+        mut self,
+        arm: impl Into<String>,
+        name: impl Into<String>,
+        value: impl Into<String>,
+    ) -> Self {
+        self.headers.push((arm.into(), name.into(), value.into()));
+        self
+    }
+
+    /// Allows tokens and the [header fields](Self::header) of an arm to be sent in cleartext to other machines, as in a service mesh
+    /// that encrypts connections itself. With a [connector](Self::connector) of your own they are allowed.
     pub fn cleartext(mut self) -> Self {
         self.authority.cleartext = true;
         self
@@ -304,6 +331,7 @@ impl ArmsBuilder {
         for named in self.arms {
             add(&mut arms, named)?;
         }
+        set_headers(&mut arms, &self.headers)?;
         for arm in arms.iter().filter(|_| over_tcp) {
             self.authority.check(&arm.id, &arm.endpoints)?;
         }
@@ -316,6 +344,7 @@ impl ArmsBuilder {
 
 impl fmt::Debug for ArmsBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No values of headers, which are secrets.
         f.debug_struct("ArmsBuilder")
             .field("arms", &self.arms)
             .field("config", &self.requests.config)

@@ -13,8 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Uri,
-    header::{ACCEPT, CONTENT_TYPE, HOST},
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST},
     uri::PathAndQuery,
 };
 use octollm_core::{
@@ -37,6 +37,8 @@ struct Inner {
     /// Without a slash at its end.
     url: Arc<str>,
     host: HeaderValue,
+    /// Fields of each request.
+    fields: Vec<(HeaderName, HeaderValue)>,
 }
 
 const MALFORMED: &str = "is not a URL such as http://judge-arm:8103";
@@ -72,7 +74,23 @@ impl Endpoint {
         }
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| MALFORMED)?;
         let url = format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/'));
-        Ok(Self(Arc::new(Inner { url: url.into(), host })))
+        Ok(Self(Arc::new(Inner { url: url.into(), host, fields: Vec::new() })))
+    }
+
+    /// The same endpoint with these fields in each request.
+    pub(super) fn with_fields(&self, fields: &[(HeaderName, HeaderValue)]) -> Self {
+        let Inner { url, host, .. } = &*self.0;
+        Self(Arc::new(Inner { url: url.clone(), host: host.clone(), fields: fields.to_vec() }))
+    }
+
+    /// Whether its requests have fields of their own.
+    pub(super) fn has_fields(&self) -> bool {
+        !self.0.fields.is_empty()
+    }
+
+    /// Whether its requests have an authorization of their own.
+    pub(super) fn has_authorization(&self) -> bool {
+        self.0.fields.iter().any(|(name, _)| *name == AUTHORIZATION)
     }
 
     /// The URL as it was given, without a slash at its end.
@@ -81,7 +99,6 @@ impl Endpoint {
     }
 
     /// Whether nobody on the network can read what is sent: the URL is `https`, or its host is this machine.
-    #[cfg(feature = "tokens")]
     pub(super) fn is_confidential(&self) -> bool {
         if self.0.url.starts_with("https://") {
             return true;
@@ -105,6 +122,9 @@ impl Endpoint {
     ) -> Request<Bytes> {
         const JSON: HeaderValue = HeaderValue::from_static("application/json");
         let mut head = HeaderMap::with_capacity(HEADERS);
+        for (name, value) in &self.0.fields {
+            head.insert(name.clone(), value.clone());
+        }
         head.insert(HOST, self.0.host.clone());
         head.insert(ACCEPT, JSON);
         if body.is_some() {

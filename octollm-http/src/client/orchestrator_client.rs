@@ -55,7 +55,7 @@ struct Inner {
     exchanger: Exchanger,
     authority: Authority,
     /// Names the audience of its tokens.
-    card: ArmCard,
+    card: Arc<ArmCard>,
 }
 
 impl OrchestratorClient {
@@ -183,7 +183,8 @@ impl OrchestratorClientBuilder {
             self.authority.check(ORCHESTRATOR, std::slice::from_ref(&endpoint))?;
         }
         let Self { authority, audience, requests, .. } = self;
-        let (arm, card, exchanger) = (ORCHESTRATOR.into(), ArmCard::new(audience), requests.build(1)?);
+        let (arm, card, exchanger) =
+            (ORCHESTRATOR.into(), Arc::new(ArmCard::new(audience)), requests.build(1)?);
         let inner = Inner { arm, endpoint, exchanger, authority, card };
         Ok(OrchestratorClient(Arc::new(inner), Caller::Unchecked))
     }

@@ -312,7 +312,6 @@ pub(crate) fn is_https(uri: &Uri) -> bool {
 }
 
 /// Whether a host, with or without brackets, is this machine.
-#[cfg(feature = "tokens")]
 pub(crate) fn is_loopback(host: &str) -> bool {
     let host = host.trim_matches(['[', ']']);
     let is_loopback = |ip: std::net::IpAddr| ip.to_canonical().is_loopback();

@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use http::request::Parts;
 use octollm_core::{
     __private::{Panicked, caught},
@@ -45,6 +46,18 @@ pub trait Authenticate: Send + Sync + 'static {
     /// The server drops the future when the caller disconnects, when the deadline of the request passes, and after
     /// [`authenticate_timeout`](super::Server::authenticate_timeout).
     async fn authenticate(&self, head: &Parts) -> Result<Caller, Failure>;
+
+    /// Returns the caller if the head alone and what is in memory show it, such as credentials that were verified before. The server
+    /// then does not call [`authenticate`](Self::authenticate), and allocates nothing. It must not block. The default returns `None`.
+    ///
+    /// The extensions hold what the layers of the server have set, but no [`Peer`](crate::io::Peer).
+    ///
+    /// # Errors
+    /// Those of [`authenticate`](Self::authenticate).
+    fn authenticate_now(&self, head: &Parts) -> Option<Result<Caller, Failure>> {
+        let _ = head;
+        None
+    }
 }
 
 #[async_trait]
@@ -62,15 +75,42 @@ where
 #[async_trait]
 impl Authenticate for crate::token::TokenVerifier {
     async fn authenticate(&self, head: &Parts) -> Result<Caller, Failure> {
-        let Some(field) = head.headers.get(http::header::AUTHORIZATION) else { return Ok(Caller::Anonymous) };
-        let words = field.to_str().ok().and_then(|field| field.split_once(' '));
-        let bearer = words.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-        let Some((_, token)) = bearer else {
-            let words = "the authorization is no bearer token: send `Authorization: Bearer <token>`";
-            return Err(Failure::new(ErrorKind::Unauthenticated, words));
-        };
-        Ok(Caller::Known(self.verify_and_fetch(token.trim_start_matches(' ')).await?))
+        let Some(token) = bearer(head)? else { return Ok(Caller::Anonymous) };
+        let token = std::str::from_utf8(token).map_err(|_| no_bearer())?;
+        Ok(Caller::Known(self.verify_and_fetch(token).await?))
     }
+
+    fn authenticate_now(&self, head: &Parts) -> Option<Result<Caller, Failure>> {
+        match bearer(head) {
+            Ok(Some(token)) => self.known(token).map(|verdict| verdict.map(Caller::Known)),
+            Ok(None) => Some(Ok(Caller::Anonymous)),
+            Err(failure) => Some(Err(failure)),
+        }
+    }
+}
+
+/// The bearer token of a request, if it has an authorization.
+#[cfg(feature = "tokens")]
+fn bearer(head: &Parts) -> Result<Option<&[u8]>, Failure> {
+    let Some(field) = head.headers.get(http::header::AUTHORIZATION) else { return Ok(None) };
+    match field.as_bytes().split_at_checked(BEARER.len()) {
+        Some((scheme, mut token)) if scheme == BEARER || scheme.eq_ignore_ascii_case(BEARER) => {
+            while let Some(rest) = token.strip_prefix(b" ") {
+                token = rest;
+            }
+            Ok(Some(token))
+        }
+        _ => Err(no_bearer()),
+    }
+}
+
+#[cfg(feature = "tokens")]
+const BEARER: &[u8] = b"Bearer ";
+
+#[cfg(feature = "tokens")]
+fn no_bearer() -> Failure {
+    let words = "the authorization is no bearer token: send `Authorization: Bearer <token>`";
+    Failure::new(ErrorKind::Unauthenticated, words)
 }
 
 /// How a server establishes who calls.
@@ -89,14 +129,23 @@ impl Identity {
         self.open_to_all || self.from_extensions || self.authenticator.is_some()
     }
 
-    /// The caller of a request with this head, if the authenticator is not needed.
-    pub(crate) fn known(&self, head: &Parts) -> Option<Caller> {
+    /// The caller of a request with this head, if that needs no waiting.
+    ///
+    /// # Errors
+    /// The failure of the authenticator, or its panic.
+    pub(crate) fn known(&self, head: &Parts) -> Option<Result<Caller, Failure>> {
         let given = self.from_extensions.then(|| head.extensions.get::<Caller>().cloned()).flatten();
-        given.or(match (&self.authenticator, self.from_extensions) {
-            (Some(_), _) => None,
-            (None, true) => Some(Caller::Anonymous),
-            (None, false) => Some(Caller::Unchecked),
-        })
+        match (given, &self.authenticator, self.from_extensions) {
+            (Some(given), ..) => Some(Ok(given)),
+            (None, None, true) => Some(Ok(Caller::Anonymous)),
+            (None, None, false) => Some(Ok(Caller::Unchecked)),
+            (None, Some(authenticator), _) => {
+                match caught(async { authenticator.authenticate_now(head) }).now_or_never()? {
+                    Ok(answer) => Some(answer?.map_err(Failure::before_execution)),
+                    Err(Panicked) => Some(Err(panicked())),
+                }
+            }
+        }
     }
 
     /// Calls the authenticator.
@@ -109,15 +158,17 @@ impl Identity {
         let asked = caught(async { authenticator.authenticate(head).await });
         match limit.run(asked).await {
             Some(Ok(answer)) => answer.map_err(Failure::before_execution),
-            Some(Err(Panicked)) => {
-                tracing::error!("authenticator panicked");
-                Err(Failure::of(ErrorKind::Internal).before_execution())
-            }
+            Some(Err(Panicked)) => Err(panicked()),
             None => {
                 Err(Failure::new(kind, "authentication took too long: try again later").before_execution())
             }
         }
     }
+}
+
+fn panicked() -> Failure {
+    tracing::error!("authenticator panicked");
+    Failure::of(ErrorKind::Internal).before_execution()
 }
 
 impl fmt::Debug for Identity {

@@ -103,6 +103,8 @@ pub struct Server {
     metrics: Metrics,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
+    #[cfg(feature = "tokens")]
+    tokens: Option<crate::token::TokenVerifierBuilder>,
 }
 
 /// Who may read the metrics.
@@ -134,6 +136,8 @@ impl Server {
             metrics: Metrics::default(),
             #[cfg(feature = "tokens")]
             jwks: None,
+            #[cfg(feature = "tokens")]
+            tokens: None,
         }
     }
 
@@ -215,11 +219,33 @@ impl Server {
         self
     }
 
-    /// Sets the authenticator, which establishes who calls. Without this and
+    /// Sets the authenticator, which establishes who calls. Without this, [`tokens`](Self::tokens) and
     /// [`identity_from_extensions`](Self::identity_from_extensions) a caller is
     /// [`Unchecked`](octollm_core::parts::Caller::Unchecked).
     pub fn authenticate(mut self, authenticator: impl Authenticate) -> Self {
+        #[cfg(feature = "tokens")]
+        {
+            self.tokens = None;
+        }
         self.identity.authenticator = Some(Arc::new(authenticator));
+        self
+    }
+
+    /// Sets the verifier of tokens as the authenticator. If it has no audience of its own, its audience is the id of this server. The
+    /// server builds it when it is bound, listens or is mounted.
+    ///
+    /// ```
+    /// # use octollm_http::{Server, token::{KeySet, SigningKey, TokenVerifier}};
+    /// # fn main() -> Result<(), octollm_core::error::Error> {
+    /// # let key = SigningKey::generate()?;
+    /// let roots = KeySet::new("brain").with_key(&key)?;
+    /// let judge = Server::new("judge").tokens(TokenVerifier::builder().root(roots));
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "tokens")]
+    pub fn tokens(mut self, verifier: crate::token::TokenVerifierBuilder) -> Self {
+        self.identity.authenticator = None;
+        self.tokens = Some(verifier);
         self
     }
 
@@ -378,11 +404,15 @@ impl Server {
     }
 
     fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ConfigError> {
+        #[cfg(feature = "tokens")]
+        if self.tokens.is_some() {
+            return Ok(());
+        }
         if self.identity.is_decided() {
             return Ok(());
         }
         let problem = format!(
-            "is not set, so that nothing establishes who calls {}, which others can reach: set `authenticate(..)`, \
+            "is not set, so that nothing establishes who calls {}, which others can reach: set {TOKENS}`authenticate(..)`, \
              `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`",
             exposed()
         );
@@ -408,6 +438,10 @@ impl Server {
         arm::add_probes(&mut table, &own)?;
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
         let mut document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
+        #[cfg(feature = "tokens")]
+        if self.jwks.is_some() {
+            document = document.with_jwks();
+        }
         let page = match self.metrics {
             Metrics::Everybody => Some(MetricsPage { scope: None }),
             Metrics::Scope(scope) if scope.contains(':') => Some(MetricsPage { scope: Some(scope) }),
@@ -433,7 +467,13 @@ impl Server {
         for (method, path, service) in self.routes {
             table.service(method, &path, service)?;
         }
-        let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
+        #[cfg_attr(not(feature = "tokens"), expect(unused_mut))]
+        let mut identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
+        #[cfg(feature = "tokens")]
+        if let Some(verifier) = self.tokens {
+            let verifier = verifier.audience_or(&dispatcher.card().arm_id).build()?;
+            identity.authenticator = Some(Arc::new(verifier));
+        }
         let service = HttpService::new(table, self.config, identity, errors);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
         Ok(Built { service, health, orchestrator })
@@ -441,6 +481,9 @@ impl Server {
 }
 
 server_limits!(limits_setters Server);
+
+/// A way to establish who calls, where it is there.
+const TOKENS: &str = if cfg!(feature = "tokens") { "`tokens(..)`, " } else { "" };
 
 fn not_found(source: std::io::Error) -> ConfigError {
     ConfigError::new("address", "was not found").with_source(source)

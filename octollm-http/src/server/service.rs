@@ -105,9 +105,9 @@ where
         let core = self.core.clone();
         if self.is_inner {
             let seen = request.extensions().get::<Arc<Seen>>().cloned();
-            return Box::pin(async move { Ok(core.answer(request, arrival, seen.as_deref()).await) });
+            return Box::pin(async move { Ok(core.answer(request, arrival, (None, seen.as_deref())).await) });
         }
-        Box::pin(async move { Ok(core.recorded(request, arrival).await) })
+        Box::pin(async move { Ok(core.recorded(request, arrival, None).await) })
     }
 }
 
@@ -173,11 +173,12 @@ impl HttpService {
         arrival: Arrival,
         peer: Peer,
     ) -> Response<HttpBody> {
-        if self.core.identity.authenticator.is_some() {
+        let peer = Some(peer).filter(|_| self.core.identity.authenticator.is_some());
+        let Some(layered) = &self.layered else { return self.core.recorded(request, arrival, peer).await };
+        request.extensions_mut().insert(arrival);
+        if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
-        let Some(layered) = &self.layered else { return self.core.recorded(request, arrival).await };
-        request.extensions_mut().insert(arrival);
         Box::pin(self.core.layered(layered.clone(), request)).await
     }
 }
@@ -200,7 +201,12 @@ impl Core {
     ///
     /// # Cancel safety
     /// Dropping the future drops that of the arm.
-    async fn recorded<B>(&self, request: Request<B>, arrival: Arrival) -> Response<HttpBody>
+    async fn recorded<B>(
+        &self,
+        request: Request<B>,
+        arrival: Arrival,
+        peer: Option<Peer>,
+    ) -> Response<HttpBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -208,7 +214,7 @@ impl Core {
         let seen = Seen::new(request.method());
         let recording = Recording::begin(&self.routes.meters, &seen, request.method());
         // Pinned in place, since a future that is passed by value is copied.
-        let mut answer = pin!(self.answer(request, arrival, Some(&seen)));
+        let mut answer = pin!(self.answer(request, arrival, (peer, Some(&seen))));
         let response = poll_fn(|cx| seen.scope.run(|| answer.as_mut().poll(cx))).await;
         recording.end(&response);
         response
@@ -231,7 +237,7 @@ impl Core {
         response
     }
 
-    /// Answers one request.
+    /// Answers one request. The peer is not among the extensions yet, since few requests need it there.
     ///
     /// # Cancel safety
     /// Dropping the future drops that of the arm.
@@ -239,7 +245,7 @@ impl Core {
         &self,
         request: Request<B>,
         arrival: Arrival,
-        seen: Option<&Seen>,
+        (peer, seen): (Option<Peer>, Option<&Seen>),
     ) -> Response<HttpBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -262,7 +268,7 @@ impl Core {
                 seen.matched(position, meter, &parts);
             }
         }
-        let result = self.reply(&mut head, body, parts, malformed, (arrival, seen, found)).await;
+        let result = self.reply(&mut head, body, parts, malformed, (arrival, peer, seen, found)).await;
         let response = ids.respond(result, self.errors);
         if no_body { head_only(response) } else { response }
     }
@@ -273,7 +279,7 @@ impl Core {
         body: B,
         mut parts: ContextParts,
         malformed: Option<Failure>,
-        (arrival, seen, found): (Arrival, Option<&Seen>, Result<&Route, Refusal>),
+        (arrival, mut peer, seen, found): (Arrival, Option<Peer>, Option<&Seen>, Result<&Route, Refusal>),
     ) -> Result<Answer, Refusal>
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -286,18 +292,18 @@ impl Core {
         };
         let mut arriving = self.arriving.share();
         if takes.needs_identity() {
-            parts.caller = match self.identity.known(head) {
+            let caller = match self.identity.known(head) {
                 Some(caller) => caller,
                 None => {
-                    arriving
-                        .add_head(&head.headers)
-                        .inspect_err(|_| self.routes.server.refused("arriving"))?;
-                    match Box::pin(self.identity.ask(head, parts.deadline)).await {
-                        Ok(caller) => caller,
-                        Err(failure) => return Err(Refusal::of_credentials(failure, &head.headers)),
+                    let counted = arriving.add_head(&head.headers);
+                    counted.inspect_err(|_| self.routes.server.refused("arriving"))?;
+                    if let Some(peer) = peer.take() {
+                        head.extensions.insert(peer);
                     }
+                    Box::pin(self.identity.ask(head, parts.deadline)).await
                 }
             };
+            parts.caller = caller.map_err(|failure| Refusal::of_credentials(failure, &head.headers))?;
             if let Some(seen) = seen {
                 seen.identified(&parts.caller);
             }
@@ -308,6 +314,9 @@ impl Core {
             // Boxed, since the future of every request is as large as its largest part.
             Handler::Service(service) => {
                 drop(arriving);
+                if let Some(peer) = peer {
+                    head.extensions.insert(peer);
+                }
                 return Box::pin(self.hand_over(service.clone(), taken(head), body, parts)).await;
             }
         };

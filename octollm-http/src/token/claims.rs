@@ -132,6 +132,11 @@ impl Times {
         self.check_now(now, leeway)
     }
 
+    /// Whether less than half of the life is over.
+    pub(super) fn is_in_first_half(&self, now: i64) -> bool {
+        (self.iat..self.iat + (self.exp - self.iat + 1) / 2).contains(&now)
+    }
+
     /// Checks the times that change.
     pub(super) fn check_now(&self, now: i64, leeway: i64) -> Result<(), Refused> {
         if now.saturating_sub(leeway) >= self.exp {

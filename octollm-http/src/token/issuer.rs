@@ -2,7 +2,6 @@
 
 use std::{fmt, path::Path, sync::Arc, time::Duration};
 
-use aws_lc_rs::digest::{Context as Digest, SHA256};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use http::HeaderValue;
 use jiff::Timestamp;
@@ -18,8 +17,9 @@ use serde_json::{Map, Value};
 
 use super::{
     DEVELOPMENT, LINKS, Now,
-    cache::{Cache, Hash},
+    cache::Cache,
     claims::{Confirmation, Format, LinkClaims, MayAct, SubjectId, Times, TokenClaims},
+    issued::{Issued, Token, Wanted},
     jws::{self, Jws, sign},
     key::{PublicKey, sha256},
     link,
@@ -42,13 +42,6 @@ struct Inner {
     life: i64,
     clock: Now,
     issued: Cache<Issued>,
-}
-
-#[derive(Clone)]
-struct Issued {
-    /// `Bearer` and the token.
-    header: HeaderValue,
-    times: Times,
 }
 
 impl TokenIssuer {
@@ -80,7 +73,9 @@ impl TokenIssuer {
     /// [`InsufficientScope`](ErrorKind::InsufficientScope) if a scope is not covered, and
     /// [`Unauthenticated`](ErrorKind::Unauthenticated) if there is no link to this arm and its key, or the grant has ended.
     pub fn issue(&self, grant: &Grant, scopes: &[&str], callee: &ArmCard) -> Result<SecretString, Failure> {
-        let header = self.header(grant, Some(scopes), callee)?;
+        let mut card = ArmCard::new(&*callee.arm_id);
+        (card.needs, card.key) = (callee.needs.clone(), callee.key.clone());
+        let header = self.header(Some(&Arc::new(grant.clone())), Some(scopes), &Arc::new(card))?;
         let token = header.to_str().ok().and_then(|value| value.strip_prefix(BEARER));
         Ok(token.unwrap_or_default().into())
     }
@@ -90,67 +85,59 @@ impl TokenIssuer {
         if self.0.is_root { None } else { self.0.key.public_jwk() }
     }
 
-    /// The name of a root, which may act for itself.
-    pub(crate) fn root_name(&self) -> Option<&str> {
-        self.0.is_root.then_some(&*self.0.name)
+    /// Whether this is a root, which may act for itself.
+    pub(crate) fn is_root(&self) -> bool {
+        self.0.is_root
     }
 
-    /// The value of the `Authorization` header for a call with these scopes, or with all that can be passed on.
+    /// The value of the `Authorization` header for a call with these scopes, or with all that can be passed on. Without a grant a
+    /// root acts for itself, with these scopes and what the callee needs.
+    ///
+    /// A token that was issued for the same is used again. Where the grant and the card are the same in memory too, nothing of them
+    /// is compared.
     ///
     /// # Errors
     /// Those of [`issue`](Self::issue).
     pub(crate) fn header(
         &self,
-        grant: &Grant,
+        grant: Option<&Arc<Grant>>,
         scopes: Option<&[&str]>,
-        callee: &ArmCard,
+        callee: &Arc<ArmCard>,
     ) -> Result<HeaderValue, Failure> {
         let now = (self.0.clock)().as_second();
-        let hash = hash_of(grant, scopes, callee);
-        let is_fresh = |issued: &Issued| {
-            let Times { iat, exp, .. } = issued.times;
-            (iat..iat + (exp - iat + 1) / 2).contains(&now)
-        };
-        if let Some(issued) = self.0.issued.get(&hash, is_fresh) {
-            return Ok(issued.header);
+        let wanted = Wanted { grant, scopes, callee };
+        let hash = self.0.issued.hash(|hasher| wanted.write(hasher));
+        let known = self.0.issued.get(
+            hash,
+            |issued| wanted.is_of(issued),
+            |issued| {
+                // The next look-up compares pointers.
+                if let (Some(known), Some(grant)) = (&mut issued.grant, grant) {
+                    known.clone_from(grant);
+                }
+                issued.callee.clone_from(callee);
+                issued.token.times.is_in_first_half(now).then(|| issued.token.header.clone())
+            },
+        );
+        if let Some(header) = known {
+            return Ok(header);
         }
-        let issued = self.0.issue(grant, scopes, callee, now)?;
-        self.0.issued.insert(hash, issued.clone());
-        Ok(issued.header)
+        let token = match grant {
+            Some(grant) => self.0.issue(grant, scopes, callee, now)?,
+            None => {
+                let needs = callee.needs.iter().map(|scope| &**scope);
+                let all = scopes.unwrap_or_default().iter().copied().chain(needs);
+                self.0.issue(&Grant::new(&*self.0.name, all), scopes, callee, now)?
+            }
+        };
+        self.0.issued.insert(hash, wanted.with(token.clone()));
+        Ok(token.header)
     }
 }
 
 /// Most tokens that are stored to be used again.
 const ISSUED: usize = 10_000;
 const BEARER: &str = "Bearer ";
-
-/// The digest of everything that a token depends on.
-fn hash_of(grant: &Grant, scopes: Option<&[&str]>, callee: &ArmCard) -> Hash {
-    let mut digest = Digest::new(&SHA256);
-    // The length of a list and of each text makes the whole unambiguous.
-    let mut add_all = |texts: &mut dyn ExactSizeIterator<Item = &str>| {
-        digest.update(&texts.len().to_be_bytes());
-        for text in texts {
-            digest.update(&text.len().to_be_bytes());
-            digest.update(text.as_bytes());
-        }
-    };
-    add_all(&mut [&*callee.arm_id, &*grant.subject].into_iter());
-    add_all(&mut grant.issuer.as_deref().into_iter());
-    add_all(&mut grant.task.iter().map(TaskId::as_str));
-    add_all(&mut grant.valid_until.map(|end| end.to_string()).iter().map(|end| &**end));
-    add_all(&mut scopes.map(|_| "some").into_iter());
-    add_all(&mut scopes.unwrap_or_default().iter().copied());
-    add_all(&mut callee.needs.iter().map(|scope| &**scope));
-    add_all(&mut grant.scopes.iter().map(|scope| &**scope));
-    // The last link names the one before it, and so all of them.
-    add_all(&mut grant.links.as_deref().and_then(|links| links.last()).map(|link| &**link).into_iter());
-    let key = callee.key.as_ref().map(|key| serde_json::to_string(key).unwrap_or_default());
-    add_all(&mut key.iter().map(|key| &**key));
-    let mut hash = [0; 32];
-    hash.copy_from_slice(digest.finish().as_ref());
-    hash
-}
 
 /// On whose authority a token is issued.
 struct Authority {
@@ -170,7 +157,7 @@ impl Inner {
         scopes: Option<&[&str]>,
         callee: &ArmCard,
         now: i64,
-    ) -> Result<Issued, Failure> {
+    ) -> Result<Token, Failure> {
         let authority = if self.is_root { self.own(grant) } else { self.delegated(grant)? };
         if authority.end <= now {
             return Err(refused(ErrorKind::Unauthenticated, "the grant of the caller has ended"));
@@ -205,7 +192,7 @@ impl Inner {
         let header = HeaderValue::try_from(format!("{BEARER}{token}"));
         let mut header = header.map_err(|_| refused(ErrorKind::Internal, "a token is no header value"))?;
         header.set_sensitive(true);
-        Ok(Issued { header, times })
+        Ok(Token { header, times })
     }
 
     /// The authority of a root: what it grants itself.

@@ -111,18 +111,20 @@ impl Source {
 
     /// Begins to fetch the keys if they are due. It waits for that only if none were fetched or tried for long.
     pub(super) async fn keep_fresh(&self, keys: &KeySet) {
-        if self.url.is_none() {
-            return;
-        }
-        let is_idle = self.state().attempted.is_some_and(|attempted| attempted.elapsed() >= IDLE);
+        let is_idle = self.is_idle();
         let running = self.begin(keys, false);
         if let Some(running) = running.filter(|_| is_idle) {
             ended(running).await;
         }
     }
 
+    /// Whether nothing was fetched or tried for so long that a verification waits for the next attempt.
+    pub(super) fn is_idle(&self) -> bool {
+        self.url.is_some() && self.state().attempted.is_some_and(|attempted| attempted.elapsed() >= IDLE)
+    }
+
     /// The attempt that runs, which begins here if one is due. It runs on when its first caller is gone.
-    fn begin(&self, keys: &KeySet, is_wanted: bool) -> Option<watch::Receiver<()>> {
+    pub(super) fn begin(&self, keys: &KeySet, is_wanted: bool) -> Option<watch::Receiver<()>> {
         self.url.as_ref()?;
         let runtime = Handle::try_current().ok()?;
         let now = Instant::now();

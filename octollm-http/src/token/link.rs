@@ -7,7 +7,7 @@ use octollm_core::parts::Grant;
 
 use super::{
     LINKS, Refused,
-    cache::{Cache, Hash},
+    cache::Cache,
     claims::{self, LinkClaims, SubjectId, Times},
     jws::{self, Jws},
     key::{PublicKey, sha256},
@@ -42,9 +42,11 @@ pub(super) struct Link {
     pub(super) times: Times,
     /// The key of the first link.
     pub(super) root: Arc<IssuerKey>,
-    hash: Hash,
+    text: Box<str>,
+    /// Its SHA-256, which the link after it names.
+    hash: [u8; 32],
     /// The link before it.
-    previous: Option<Hash>,
+    previous: Option<[u8; 32]>,
     /// How many links there are from the root to this one.
     depth: usize,
 }
@@ -81,27 +83,23 @@ impl Links {
         rules: &Rules,
         now: i64,
     ) -> Result<Arc<Link>, Refused> {
-        let hash = sha256(text.as_bytes());
-        let before = previous.map(|link| link.hash);
-        let known =
-            self.0.get(&hash, |link| link.root.is_valid() && link.times.check_now(now, rules.leeway).is_ok());
-        if let Some(link) = known.filter(|link| link.previous == before) {
+        let (hash, before) = (self.0.hash_signed(text.as_bytes()), previous.map(|link| link.hash));
+        let is_it = |link: &Arc<Link>| *link.text == *text && link.previous == before;
+        let known = self.0.get(hash, is_it, |link| {
+            let is_valid = link.root.is_valid() && link.times.check_now(now, rules.leeway).is_ok();
+            is_valid.then(|| link.clone())
+        });
+        if let Some(link) = known {
             return Ok(link);
         }
-        let link = Arc::new(Link::verify(text, hash, previous.map(|link| &**link), rules, now)?);
+        let link = Arc::new(Link::verify(text, previous.map(|link| &**link), rules, now)?);
         self.0.insert(hash, link.clone());
         Ok(link)
     }
 }
 
 impl Link {
-    fn verify(
-        text: &str,
-        hash: Hash,
-        previous: Option<&Self>,
-        rules: &Rules,
-        now: i64,
-    ) -> Result<Self, Refused> {
+    fn verify(text: &str, previous: Option<&Self>, rules: &Rules, now: i64) -> Result<Self, Refused> {
         let jws = Jws::read(text)?;
         let claims = read(&jws)?;
         claims.times.check(now, rules.leeway, rules.max_life)?;
@@ -123,8 +121,9 @@ impl Link {
         if rules.root(&may_act.sub).is_some() {
             return Err(Refused::Invalid("a link delegates to a root"));
         }
-        let previous = previous.map(|link| link.hash);
-        Ok(Self { grant, sub_id, delegator, delegate: may_act.sub, key, times, root, hash, previous, depth })
+        let (hash, previous) = (sha256(text.as_bytes()), previous.map(|link| link.hash));
+        let (text, delegate) = (text.into(), may_act.sub);
+        Ok(Self { grant, sub_id, delegator, delegate, key, times, root, text, hash, previous, depth })
     }
 
     /// What a link after this one delegates.

@@ -31,7 +31,7 @@
 //! # use octollm_core::error::ConfigError;
 //! # use octollm_http::{Arms, Server, token::{TokenIssuer, TokenVerifier}};
 //! # fn main() -> Result<(), ConfigError> {
-//! let judge = Server::new("judge").authenticate(TokenVerifier::development("judge", "dev-key.pem")?);
+//! let judge = Server::new("judge").tokens(TokenVerifier::development("dev-key.pem")?);
 //! let arms = Arms::builder().tokens(TokenIssuer::development("dev-key.pem")?);
 //! # Ok(()) }
 //! ```
@@ -44,6 +44,7 @@ mod key_set;
 mod jwks_url;
 mod link;
 mod verifier;
+mod issued;
 mod issuer;
 
 use std::sync::Arc;

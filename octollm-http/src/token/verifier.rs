@@ -14,7 +14,6 @@ use super::{
     cache::Cache,
     claims::{self, ForeignClaims, Times, TokenClaims},
     jws::{self, Jws},
-    key::sha256,
     key_set::{IssuerKey, KeySet},
     link::{Derived, Link, Links, Rules, first_issuer},
     signing_key::SigningKey,
@@ -23,8 +22,8 @@ use crate::limits::within;
 
 /// Verifies tokens. It is cheap to clone; clones share what they have verified.
 ///
-/// It knows the keys of roots only, and needs no network unless these are fetched from a [URL](KeySet::url). A token that was verified is looked up by its hash from then on, until it
-/// expires or the key of its root is removed.
+/// It knows the keys of roots only, and needs no network unless these are fetched from a [URL](KeySet::url). The verdict on a token
+/// that was verified is found by the text of the token from then on, until it expires or the key of its root is removed.
 #[derive(Clone)]
 pub struct TokenVerifier(Arc<Inner>);
 
@@ -33,7 +32,8 @@ struct Inner {
     rules: Rules,
     providers: Vec<Provider>,
     clock: Now,
-    verified: Cache<Verified>,
+    /// With their texts.
+    verified: Cache<(Box<str>, Verified)>,
     links: Links,
 }
 
@@ -47,7 +47,6 @@ struct Provider {
 }
 
 /// A token that was verified.
-#[derive(Clone)]
 struct Verified {
     grant: Arc<Grant>,
     audience: Arc<str>,
@@ -69,18 +68,18 @@ impl TokenVerifier {
         }
     }
 
-    /// Returns a verifier for development: it trusts a root named `development`, whose key is in this file, and is created if it is
-    /// missing. [`TokenIssuer::development`](super::TokenIssuer::development) of the same file issues its tokens.
+    /// Returns a builder for development, of a verifier that trusts a root named `development`. Its key is in this file, which is
+    /// created if it is missing. [`TokenIssuer::development`](super::TokenIssuer::development) of the same file issues its tokens.
     ///
     /// # Errors
-    /// Those of [`SigningKey::from_file_or_new`], or the audience is empty.
-    pub fn development(audience: impl Into<String>, key_file: impl AsRef<Path>) -> Result<Self, ConfigError> {
+    /// Those of [`SigningKey::from_file_or_new`].
+    pub fn development(key_file: impl AsRef<Path>) -> Result<TokenVerifierBuilder, ConfigError> {
         let key = SigningKey::from_file_or_new(&key_file)?;
         let keys = KeySet::new(DEVELOPMENT).with_key(&key).map_err(|source| {
             let file = key_file.as_ref().display().to_string();
             ConfigError::new(file, "holds a key that cannot be used").with_source(source)
         })?;
-        Self::builder().audience(audience).root(keys).build()
+        Ok(Self::builder().root(keys))
     }
 
     /// Verifies a token, and returns what it grants: its subject, its scopes, its task, its end, and the links by which this
@@ -116,23 +115,30 @@ impl TokenVerifier {
         self.verify(token)
     }
 
+    /// The verdict on a token that was verified before. `None` where [`verify_and_fetch`](Self::verify_and_fetch) is needed.
+    pub(crate) fn known(&self, token: &[u8]) -> Option<Result<Arc<Grant>, Failure>> {
+        for keys in self.0.key_sets() {
+            if keys.source.is_idle() {
+                return None;
+            }
+            keys.source.begin(keys, false);
+        }
+        let known = self.0.known(token, (self.0.clock)().as_second())?;
+        Some(known.map_err(Failure::from))
+    }
+
     fn check(&self, token: &str) -> Result<Arc<Grant>, Refused> {
-        let Inner { audiences, rules, providers, verified, .. } = &*self.0;
         let now = (self.0.clock)().as_second();
         if token.len() > jws::MOST {
             return Err(Refused::Invalid("it is longer than 8 KiB"));
         }
-        let hash = sha256(token.as_bytes());
-        let known = verified
-            .get(&hash, |known| known.key.is_valid() && known.times.check_now(now, rules.leeway).is_ok());
-        if let Some(known) = known {
-            let is_for_this = audiences.iter().any(|audience| **audience == *known.audience)
-                || providers.iter().any(|provider| *provider.audience == *known.audience);
-            return if is_for_this { Ok(known.grant) } else { Err(ANOTHER) };
+        if let Some(known) = self.0.known(token.as_bytes(), now) {
+            return known;
         }
         let found = self.0.verify(token, now)?;
         let grant = found.grant.clone();
-        verified.insert(hash, found);
+        let verified = &self.0.verified;
+        verified.insert(verified.hash_signed(token.as_bytes()), (token.into(), found));
         Ok(grant)
     }
 }
@@ -142,6 +148,21 @@ const ANOTHER: Refused = Refused::Invalid("it is for another audience");
 impl Inner {
     fn key_sets(&self) -> impl Iterator<Item = &KeySet> {
         self.rules.roots.iter().chain(self.providers.iter().map(|provider| &provider.keys))
+    }
+
+    /// The verdict on a token that was verified before, whose text is compared whole. Its times, its key and its audience are
+    /// checked again.
+    fn known(&self, token: &[u8], now: i64) -> Option<Result<Arc<Grant>, Refused>> {
+        let is_it = |(text, _): &(Box<str>, Verified)| text.as_bytes() == token;
+        self.verified.get(self.verified.hash_signed(token), is_it, |(_, known)| {
+            let is_valid = known.key.is_valid() && known.times.check_now(now, self.rules.leeway).is_ok();
+            is_valid.then(|| if self.is_for_this(known) { Ok(known.grant.clone()) } else { Err(ANOTHER) })
+        })
+    }
+
+    fn is_for_this(&self, known: &Verified) -> bool {
+        self.audiences.iter().any(|audience| **audience == *known.audience)
+            || self.providers.iter().any(|provider| *provider.audience == *known.audience)
     }
 
     fn verify(&self, token: &str, now: i64) -> Result<Verified, Refused> {
@@ -274,10 +295,16 @@ pub struct TokenVerifierBuilder {
 }
 
 impl TokenVerifierBuilder {
-    /// Adds an audience whose tokens are accepted: the id of the arm or the brain that verifies. At least one is needed.
+    /// Adds an audience whose tokens are accepted: the id of the arm or the brain that verifies. At least one is needed, except for
+    /// [`Server::tokens`](crate::Server::tokens), which adds the id of the server.
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
         self.audiences.push(audience.into());
         self
+    }
+
+    /// Adds an audience if there is none.
+    pub(crate) fn audience_or(self, audience: &str) -> Self {
+        if self.audiences.is_empty() { self.audience(audience) } else { self }
     }
 
     /// Adds a root: an issuer whose tokens are accepted, and whose links delegate. At least one issuer is needed.
@@ -311,7 +338,8 @@ impl TokenVerifierBuilder {
         self
     }
 
-    /// Sets how many verified tokens, and as many links, are remembered. Default 10 000, 2 to 10 million.
+    /// Sets how many verified tokens, and as many links, are remembered. Default 10 000, 2 to 10 million. Each takes up to 8 KiB,
+    /// the limit of its text, and as much again for the links that it holds; usual ones take 1 to 2 KiB.
     pub fn cache_capacity(mut self, capacity: usize) -> Self {
         self.cache_capacity = capacity;
         self

@@ -1,6 +1,12 @@
 //! Who calls: established by the server, by what it is mounted in, or by nobody.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use http::{Method, Request, header, request::Parts};
@@ -115,6 +121,49 @@ async fn an_authenticator_that_panics_at_once_lets_nobody_in() {
     for _ in 0..2 {
         line.write(crate::peer::post("/echo", "", ECHO)).await;
         line.answer().await.is_problem(500, "internal");
+    }
+}
+
+/// Knows some by their tokens alone.
+#[derive(Default)]
+struct Quick {
+    asked: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Authenticate for Quick {
+    async fn authenticate(&self, head: &Parts) -> Result<Caller, Failure> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Doorman.authenticate(head).await
+    }
+
+    fn authenticate_now(&self, head: &Parts) -> Option<Result<Caller, Failure>> {
+        assert!(head.extensions.get::<From>().is_none(), "it is not needed yet");
+        match head.headers.get(header::AUTHORIZATION)?.to_str().ok()? {
+            "Bearer carol" => Some(Ok(Caller::known("carol", ["text:echo"]))),
+            "Bearer eve" => Some(Err(Failure::new(ErrorKind::Unauthenticated, "the token is not valid"))),
+            "Bearer panic" => panic!("the password is swordfish"),
+            _ => None,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_is_known_at_once_is_not_asked_for_again() {
+    let quick = Quick::default();
+    let asked = quick.asked.clone();
+    let peer = start(server(&Worker::default()).authenticate(quick));
+    for (token, status, times) in [
+        ("carol", 200, 0),
+        ("eve", 401, 0),
+        ("panic", 500, 0),
+        ("ali", 200, 1),
+        ("bob", 403, 2),
+        ("", 401, 3),
+    ] {
+        let answer = echo(peer, token).await;
+        assert_eq!((answer.status, asked.load(Ordering::Relaxed)), (status, times), "{token}");
+        assert!(!answer.body.contains("swordfish"));
     }
 }
 

@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::time::{advance, sleep};
 use tower::{ServiceExt, service_fn};
 
-use crate::support::{Clock, Key, head, unauthenticated, with};
+use crate::support::{Clock, Key, head, known, unauthenticated, with};
 
 /// The answer of an issuer to requests for its keys.
 #[derive(Clone)]
@@ -95,7 +95,11 @@ impl System {
         key.sign(&with(&head(), json!({ "kid": kid })), &claims)
     }
 
+    /// As a server does.
     async fn verify(&self, token: &str) -> Result<(), String> {
+        if let Some(known) = known(&self.verifier, token) {
+            return known;
+        }
         self.verifier.verify_and_fetch(token).await.map(drop).map_err(|failure| unauthenticated(&failure))
     }
 }

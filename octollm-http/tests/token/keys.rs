@@ -257,12 +257,13 @@ async fn a_key_file_is_created_once_and_only_its_owner_reads_it() {
 async fn in_development_a_file_is_enough() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("key.pem");
-    let verifier = TokenVerifier::development("judge", &path).unwrap();
+    let verifier = TokenVerifier::development(&path).unwrap().audience("judge").build().unwrap();
     let token = TokenIssuer::development(&path)
         .unwrap()
         .issue(&Grant::new("ali", ["a:b"]), &["a:b"], &ArmCard::new("judge"))
         .unwrap();
     assert_eq!(verifier.verify(token.expose_secret()).unwrap().subject, "ali");
-    let other = TokenVerifier::development("judge", folder.path().join("other.pem")).unwrap();
+    let other = TokenVerifier::development(folder.path().join("other.pem")).unwrap();
+    let other = other.audience("judge").build().unwrap();
     assert!(other.verify(token.expose_secret()).is_err());
 }

@@ -11,6 +11,7 @@ mod others;
 mod pairs;
 mod reuse;
 mod rules;
+mod settings;
 mod support;
 mod tasks;
 mod wired;

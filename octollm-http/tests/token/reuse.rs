@@ -6,7 +6,7 @@ use octollm_core::{card::ArmCard, id::TaskId, parts::Grant};
 use octollm_http::token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier};
 use serde_json::json;
 
-use crate::support::{Clock, Judge, Key, card, head, unauthenticated, with};
+use crate::support::{Clock, Judge, Key, card, head, known, unauthenticated, with};
 
 #[tokio::test(start_paused = true)]
 async fn a_token_is_issued_again_after_half_its_life() {
@@ -71,6 +71,43 @@ async fn a_verified_token_ends_when_it_expires() {
     assert!(judge.verify_text(&token).unwrap_err().contains("expired"));
 }
 
+/// A verdict is found by the end of the token, and belongs to the whole of it.
+#[tokio::test(start_paused = true)]
+async fn a_text_with_the_end_of_a_verified_token_is_another() {
+    let judge = Judge::new();
+    let token = judge.root.sign(&head(), &judge.claims());
+    judge.verify_text(&token).unwrap();
+    let other = judge.root.sign(&head(), &with(&judge.claims(), json!({ "sub": "bob" })));
+    let end = &token[token.len() - 32..];
+    let mut texts: Vec<_> = [1, 10, 100].iter().map(|cut| token[*cut..].to_owned()).collect();
+    texts.push(format!("{}{end}", &other[..other.len() - 32]));
+    texts.push(format!("{}{}", &other[..other.rfind('.').unwrap()], &token[token.rfind('.').unwrap()..]));
+    texts.push(end.to_owned());
+    texts.extend([format!("a{token}"), format!("{token}a"), token.to_uppercase()]);
+    for text in texts {
+        judge.verify_text(&text).unwrap_err();
+        assert!(known(&judge.verifier, &token).is_some_and(|known| known.is_ok()), "{text} drops nothing");
+    }
+}
+
+/// An entry costs a valid signature, and more than the capacity drops what is not used.
+#[tokio::test(start_paused = true)]
+async fn more_tokens_than_the_capacity_are_verified_again() {
+    let judge = Judge::new();
+    let builder = TokenVerifier::builder().audience("judge").root(judge.keys.clone()).cache_capacity(4);
+    let verifier = builder.clock(judge.clock.read()).build().unwrap();
+    let token = |n: usize| judge.root.sign(&head(), &with(&judge.claims(), json!({ "jti": n.to_string() })));
+    let used = token(0);
+    verifier.verify(&used).unwrap();
+    for n in 1..20 {
+        verifier.verify(&token(n)).unwrap();
+        verifier.verify("a.b.c").unwrap_err();
+        assert_eq!(known(&verifier, &used), Some(Ok(())), "used between all others, at {n}");
+    }
+    assert_eq!(known(&verifier, &token(1)), None);
+    verifier.verify(&token(1)).unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_removed_key_ends_what_it_signed_at_once() {
     let (root, arm, clock) =
@@ -90,6 +127,7 @@ async fn a_removed_key_ends_what_it_signed_at_once() {
     assert!(keys.remove(root.kid()));
     assert!(!keys.remove(root.kid()));
     for (verifier, token) in [(&at_coder, &first), (&at_judge, &second)] {
+        assert_eq!(known(verifier, token.expose_secret()), None, "no verdict is left");
         let message = unauthenticated(&verifier.verify(token.expose_secret()).unwrap_err());
         assert!(message.contains("no key of this id"), "{message}");
     }

@@ -13,7 +13,10 @@ use octollm_core::{
     error::{ErrorKind, Failure},
     parts::Grant,
 };
-use octollm_http::token::{KeySet, SigningKey, TokenVerifier};
+use octollm_http::{
+    Authenticate,
+    token::{KeySet, SigningKey, TokenVerifier},
+};
 use serde_json::{Map, Value, json};
 
 /// A clock that follows tokio's, so that it stands still where a test has paused that.
@@ -126,10 +129,25 @@ impl Judge {
         self.verify_text(&self.root.sign(&head(), claims))
     }
 
-    /// The message of the failure, which is 401 in any case.
+    /// The message of the failure, which is 401 in any case. What is in memory is used, and is right.
     pub(crate) fn verify_text(&self, token: &str) -> Result<(), String> {
-        self.verifier.verify(token).map(drop).map_err(|failure| unauthenticated(&failure))
+        let in_memory = known(&self.verifier, token);
+        let verified = self.verifier.verify(token).map(drop).map_err(|failure| unauthenticated(&failure));
+        if let Some(in_memory) = in_memory {
+            assert_eq!(in_memory, verified);
+        }
+        let is_in_memory = known(&self.verifier, token).is_some_and(|known| known.is_ok());
+        assert_eq!(is_in_memory, verified.is_ok(), "a verdict is remembered exactly if it is good");
+        verified
     }
+}
+
+/// The verdict on a token that a server has without waiting, if it has one.
+pub(crate) fn known(verifier: &TokenVerifier, token: &str) -> Option<Result<(), String>> {
+    let request = http::Request::builder().header("authorization", format!("Bearer {token}"));
+    let head = request.body(()).ok()?.into_parts().0;
+    let known = verifier.authenticate_now(&head)?;
+    Some(known.map(drop).map_err(|failure| unauthenticated(&failure)))
 }
 
 pub(crate) fn unauthenticated(failure: &Failure) -> String {

@@ -42,11 +42,6 @@ const OF_TASKS: &[u16] = &[404, 409, 501];
 pub(crate) fn operations() -> Vec<Operation> {
     let mut ready = get("ready", "Whether work may be sent here.", reference("Ready"));
     ready["responses"]["503"] = answer(reference("Ready"));
-    let document = |id: &str, summary: &str, output: Value| {
-        let mut operation = get(id, summary, output);
-        fails(&mut operation, OF_DOCUMENTS);
-        operation
-    };
     vec![
         (Method::GET, "/capabilities", document("capabilities", "What is served here.", reference("Card"))),
         (Method::GET, "/health", get("health", "Whether the process lives.", reference("Health"))),
@@ -66,6 +61,15 @@ pub(crate) fn metrics(scope: Option<&str>) -> Operation {
         fails(&mut operation, &[401, 403, 504]);
     }
     (Method::GET, "/metrics", operation)
+}
+
+/// The route of the public keys of an issuer.
+#[cfg(feature = "tokens")]
+pub(crate) fn jwks() -> Operation {
+    let keys = json!({ "type": "array", "items": { "type": "object", "required": ["kty"] } });
+    let set = json!({ "type": "object", "required": ["keys"], "properties": { "keys": keys } });
+    let summary = "The public keys of the issuer of tokens (RFC 7517).";
+    (Method::GET, "/.well-known/jwks.json", document("jwks", summary, set))
 }
 
 /// The route of the envelope.
@@ -203,6 +207,12 @@ fn fails(operation: &mut Value, statuses: &[u16]) {
     for status in statuses {
         operation["responses"][status.to_string()] = problem();
     }
+}
+
+fn document(id: &str, summary: &str, output: Value) -> Value {
+    let mut operation = get(id, summary, output);
+    fails(&mut operation, OF_DOCUMENTS);
+    operation
 }
 
 fn get(id: &str, summary: &str, output: Value) -> Value {

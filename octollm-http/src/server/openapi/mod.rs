@@ -113,6 +113,14 @@ impl Document {
         self
     }
 
+    /// Adds the route of the public keys of an issuer.
+    #[cfg(feature = "tokens")]
+    pub(crate) fn with_jwks(mut self) -> Self {
+        let (method, path, operation) = fixed::jwks();
+        self.operation(&method, path, operation);
+        self
+    }
+
     /// The document as JSON.
     pub(crate) fn write(self) -> Bytes {
         let document = json!({

@@ -23,8 +23,8 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     json::{self, read_value},
     parts::spent,
-    spans,
-    transport::{Call, Reply, StepKey},
+    spans::{self, Scope},
+    transport::{Call, Reply, StepKey, Transport},
     update::UpdateSink,
 };
 
@@ -236,11 +236,9 @@ impl UnsentCall {
         }
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
-        let span = spans::of_call(&call);
-        let (work, is_sent) = span.run(|| match spent(call.parts.deadline, budget) {
-            Some(refusal) => (shared.transport.refuse(call, refusal), false),
-            None => (shared.transport.call(call), true),
-        });
+        let refusal = spent(call.parts.deadline, budget);
+        let is_sent = refusal.is_none();
+        let (span, work) = begin(&*shared.transport, call, refusal);
         let work = pin!(Some(work));
         let mut sent = Sent::new(work, |usage| {
             if is_sent {
@@ -287,6 +285,19 @@ impl UnsentCall {
     fn unreadable(&self, reply: Reply, error: serde_json::Error) -> CallError {
         self.cx.0.transport.explain(reply.unreadable(self.contract.clone(), error))
     }
+}
+
+/// The future of a transport.
+type Sending<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
+
+/// Begins a call, or refuses it, within its span. A function of its own, so that the call is no part of the future around it.
+fn begin(transport: &dyn Transport, call: Call, refusal: Option<Failure>) -> (Scope, Sending<'_>) {
+    let span = spans::of_call(&call);
+    let work = span.run(|| match refusal {
+        Some(refusal) => transport.refuse(call, refusal),
+        None => transport.call(call),
+    });
+    (span, work)
 }
 
 pub(super) fn read<C: TaskContract>(output: &[u8]) -> Result<C::Output, serde_json::Error> {

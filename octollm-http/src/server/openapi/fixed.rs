@@ -55,6 +55,10 @@ pub(crate) fn metrics(scope: Option<&str>) -> Operation {
     let mut operation =
         get("metrics", "The metrics of the process, in the text format of Prometheus.", Value::Null);
     operation["responses"]["200"]["content"] = json!({ "text/plain": { "schema": { "type": "string" } } });
+    // It is text, whatever its readers accept.
+    if let Some(responses) = operation["responses"].as_object_mut() {
+        responses.remove("406");
+    }
     fails(&mut operation, OF_DOCUMENTS);
     if let Some(scope) = scope {
         operation["x-octollm-scope"] = scope.into();

@@ -23,8 +23,8 @@ static DURATIONS: LazyLock<Durations> = LazyLock::new(|| {
     Durations::new("octollm_client_request_duration_seconds", help, &["arm", "contract"])
 });
 /// The metrics of the contracts of arms. Cards come over the network, so that their number is limited.
-static METERS: LazyLock<Mutex<HashMap<(Arc<str>, ContractRef), Arc<CallMeter>>>> =
-    LazyLock::new(Mutex::default);
+static METERS: LazyLock<Mutex<Meters>> = LazyLock::new(Mutex::default);
+type Meters = HashMap<(Arc<str>, ContractRef), Arc<CallMeter>>;
 const MOST_CONTRACTS: usize = 1_000;
 /// The label of contracts beyond that, and of those that no arm offers.
 const OTHER: &str = "other";

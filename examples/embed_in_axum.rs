@@ -33,6 +33,7 @@ impl Arm<CountWords> for Scribe {
 
 #[tokio::main]
 async fn main() -> Result<(), octollm::Error> {
+    tracing_subscriber::fmt::init(); // the environment variable RUST_LOG selects what is logged
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".into());
     // Callers are not checked here. The guide has servers that identify their callers.
     let scribe = Server::new("scribe").arm(Scribe).open_to_all();

@@ -50,6 +50,7 @@ fn judge(input: &ValidateCode) -> Result<Verdict, ArmError> {
 
 #[tokio::main]
 async fn main() -> Result<(), octollm::Error> {
+    tracing_subscriber::fmt::init(); // the environment variable RUST_LOG selects what is logged
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8103".into());
     Server::new("judge").arm(Judge).serve(address).await?;
     Ok(())

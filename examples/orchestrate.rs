@@ -54,6 +54,7 @@ impl Arm<TaskRequest> for Headline {
 
 #[tokio::main]
 async fn main() -> Result<(), octollm::Error> {
+    tracing_subscriber::fmt::init(); // the environment variable RUST_LOG selects what is logged
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".into());
 
     // Two arms, each with a server of its own, on ports that the system chooses.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
 # and storm, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, for the comparisons Python 3 and
-# PyPI, and for that of tokens Node.js and npm.
+# PyPI, for that of tokens Node.js and npm, and for the metrics Debian's prometheus.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,6 +38,9 @@ cargo run -q --example attack_kit -- --short
 
 step "schemas against servers"
 scripts/fuzz_schemas.sh --short
+
+step "metrics for Prometheus"
+scripts/prometheus.sh --short
 
 step "tokens of other libraries"
 scripts/interop_tokens.sh

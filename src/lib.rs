@@ -51,6 +51,7 @@
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
 //! | say who may call what | `http::token` |
+//! | see what a process does | [`metrics`], and the guide's chapter on operations |
 //! | test a system without a network | `mesh::Mesh` |
 //!
 //! # Features
@@ -67,7 +68,7 @@
 
 pub use octollm_core::{
     arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, id, idempotency,
-    json, limit, orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
+    json, limit, metrics, orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
 };
 
 #[cfg(feature = "mesh")]

@@ -9,7 +9,7 @@ use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     task::Poll,
     time::Duration,
 };
@@ -17,6 +17,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::keyed::{honour_keys, honours_keys};
@@ -30,8 +31,10 @@ use crate::{
     error::{ArmError, ConfigError, ErrorKind, Failure},
     idempotency::{IdempotencyStore, MemoryIdempotencyStore},
     json,
+    meters::{Counter, Counters, Durations, Spent, outcome},
     panics::discard,
     parts::spent,
+    spans::{self, Scope, Within},
 };
 
 /// An arm's identity and the contracts it serves, without their types: what a server or a mesh runs.
@@ -51,6 +54,7 @@ struct Served {
     spec: ContractSpec,
     contract: ContractRef,
     handler: Box<dyn Handler>,
+    meter: Meter,
 }
 
 impl Dispatcher {
@@ -87,7 +91,8 @@ impl Dispatcher {
             self.card.capabilities.push(spec.name.into());
         }
         let handler = Box::new(Typed { arm, contract: PhantomData::<fn(C)> });
-        self.served.push(Served { spec, contract, handler });
+        let meter = Meter::new(&self.card.arm_id, &contract);
+        self.served.push(Served { spec, contract, handler, meter });
     }
 
     /// The card of the arm.
@@ -214,12 +219,14 @@ impl Served {
     async fn run(&self, input: &[u8], cx: &mut Context, limit: Duration) -> Result<Bytes, ArmError> {
         let cancellation = cx.begin(limit);
         let used_before = cx.used();
-        let mut execution = Execution { cx, ended: None };
-        let result = self.guarded(input, execution.cx, &cancellation).await;
-        execution.ended = Some(result.is_ok());
+        let span = spans::of_arm(&self.contract, cx.parts());
+        let mut execution = Execution { cx, meter: &self.meter, begun: Instant::now(), outcome: None };
+        let result = self.guarded(input, execution.cx, &cancellation, &span).await;
+        execution.outcome = Some(result.as_ref().map(drop).map_err(ArmError::kind));
         result.map_err(|error| {
             let cx = &*execution.cx;
-            log(&self.contract, cx, &error);
+            span.failed(error.kind());
+            span.run(|| log(&self.contract, cx, &error));
             let error = error.bounded();
             // Usage proves execution, whatever the arm's error has.
             if cx.used() == used_before { error } else { error.executed() }
@@ -231,8 +238,10 @@ impl Served {
         input: &[u8],
         cx: &Context,
         cancellation: &CancellationToken,
+        span: &Scope,
     ) -> Result<Bytes, ArmError> {
-        let mut work = AssertUnwindSafe(self.handler.run(input, cx)).catch_unwind();
+        let run = Within::new(self.handler.run(input, cx), span);
+        let mut work = AssertUnwindSafe(run).catch_unwind();
         let mut cancelled = pin!(cancellation.cancelled());
         // Cancellation comes before the arm, which would see its calls fail and could answer with what it has. Neither is
         // polled within tokio's cooperative budget, which the arm may spend.
@@ -267,15 +276,53 @@ impl Served {
 /// One execution of an arm. Its end cancels its context.
 struct Execution<'a> {
     cx: &'a mut Context,
-    /// Whether it was a success.
-    ended: Option<bool>,
+    meter: &'a Meter,
+    begun: Instant,
+    /// `None` while it runs.
+    outcome: Option<Result<(), ErrorKind>>,
 }
 
 impl Drop for Execution<'_> {
     fn drop(&mut self) {
-        self.cx.end(self.ended == Some(true));
-        if self.ended.is_none() {
+        self.cx.end(self.outcome == Some(Ok(())));
+        if self.outcome.is_none() {
             dropped::report(self.cx.used());
+        }
+        self.meter.count(self.outcome.unwrap_or(Err(ErrorKind::Cancelled)), self.begun.elapsed());
+    }
+}
+
+/// The metrics of a contract that an arm serves.
+struct Meter {
+    arm: String,
+    contract: String,
+    /// Runs that returned an output.
+    ok: Counter,
+    durations: Spent,
+}
+
+static RUNS: LazyLock<Counters> = LazyLock::new(|| {
+    let help = "Runs of arms that have ended, by their outcome: ok, or the code of the error.";
+    Counters::new("octollm_arm_runs_total", help, &["arm", "contract", "code"])
+});
+static DURATIONS: LazyLock<Durations> = LazyLock::new(|| {
+    let help = "Durations of the runs of arms.";
+    Durations::new("octollm_arm_run_duration_seconds", help, &["arm", "contract"])
+});
+
+impl Meter {
+    fn new(arm: &str, contract: &ContractRef) -> Self {
+        let (arm, contract) = (arm.to_owned(), contract.to_string());
+        let ok = RUNS.with(&[&arm, &contract, "ok"]);
+        let durations = DURATIONS.with(&[&arm, &contract]);
+        Self { arm, contract, ok, durations }
+    }
+
+    fn count(&self, result: Result<(), ErrorKind>, time: Duration) {
+        self.durations.count(time);
+        match result {
+            Ok(()) => self.ok.count(),
+            Err(_) => RUNS.with(&[&self.arm, &self.contract, outcome(result)]).count(),
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Whole systems over sockets, and the example programs as a user runs them.
 
+mod counts;
 mod examples;
 mod hops;
+mod logged;
 mod quickstart;
+mod reports;
 mod repository;
 mod tasks;

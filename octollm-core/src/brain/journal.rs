@@ -31,6 +31,7 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     id::StepKey,
     json::{RawJson, digest},
+    meters::Counter,
     store::{Draft, JournalEntry, Recorded, TaskStore, outcome_unknown, own_times, replay, served_by},
     task::TaskRecord,
     transport::{Call, Reply, Transport, sent_until},
@@ -59,6 +60,8 @@ struct Shared {
     state: Mutex<State>,
     /// Calls that were sent and have not ended.
     in_flight: Arc<AtomicUsize>,
+    /// Counts the records that are stored.
+    written: Counter,
     /// Changes with the sequence.
     moved: watch::Sender<()>,
 }
@@ -89,6 +92,7 @@ impl Journal {
             own_time,
             state: Mutex::new(State::new(entries)),
             in_flight: Arc::default(),
+            written: brain.meters.writes.clone(),
             moved: watch::Sender::new(()),
         }))
     }
@@ -167,7 +171,10 @@ impl Shared {
     /// Writes an entry, again where the store is not available. Where it cannot be written, the run is stopped.
     async fn write(&self, entry: JournalEntry) -> Result<(), CallError> {
         let append = || self.store.append(&self.run.0, self.run.1, entry.clone());
-        let Err(error) = repeated(append).await else { return Ok(()) };
+        let Err(error) = repeated(append).await else {
+            self.written.count();
+            return Ok(());
+        };
         tracing::warn!(task = %self.run.0, step = %entry.step, %error, "journal not written; the run stops");
         Err(self.lose(entry.contract))
     }

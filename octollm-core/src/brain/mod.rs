@@ -6,6 +6,7 @@
 
 mod arm;
 mod grants;
+mod meters;
 mod journal;
 mod relay;
 mod replay;
@@ -25,6 +26,7 @@ use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
 
 use self::{
+    meters::Meters,
     relay::Relay,
     scheduler::{Running, Stop},
 };
@@ -64,6 +66,7 @@ struct Inner {
     limits: Limits,
     /// Whether no other brain can have the store.
     is_alone: bool,
+    meters: Meters,
     running: Running,
     relay: Arc<Relay>,
     claiming: tokio::sync::Mutex<()>,
@@ -89,6 +92,7 @@ impl Inner {
         Self {
             holder,
             contracts: dispatcher.specs().map(crate::contract::ContractSpec::reference).collect(),
+            meters: Meters::new(&dispatcher.card().arm_id),
             running: Running::new(limits.max_running),
             relay: Arc::new(relay),
             claiming: tokio::sync::Mutex::default(),
@@ -157,6 +161,12 @@ where
 }
 
 impl Brain {
+    fn of(inner: Inner) -> Self {
+        let inner = Arc::new(inner);
+        meters::read(&inner);
+        Self(inner)
+    }
+
     /// A builder of a brain.
     pub fn builder() -> BrainBuilder {
         BrainBuilder::default()
@@ -226,7 +236,7 @@ impl Brain {
         let Inner { dispatcher, transport, bus, store, clock, limits, is_alone, .. } = &*self.0;
         let (transport, bus, store) = (transport.clone(), bus.clone(), store.clone());
         let (dispatcher, clock, limits) = (dispatcher.clone(), clock.clone(), limits.clone());
-        Self(Arc::new(Inner::new(dispatcher, transport, bus, store, clock, limits, *is_alone)))
+        Self::of(Inner::new(dispatcher, transport, bus, store, clock, limits, *is_alone))
     }
 }
 
@@ -383,7 +393,7 @@ impl BrainBuilder {
         let Self { dispatcher, transport, bus, store, clock, limits } = self;
         let is_alone = store.is_none();
         let store = store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
-        Brain(Arc::new(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, limits, is_alone)))
+        Brain::of(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, limits, is_alone))
     }
 }
 

@@ -9,11 +9,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::field::display;
 
 use super::{
     Inner, grants,
     journal::Journal,
-    limited,
+    limited, meters,
     relay::publish,
     repeated,
     replay::replayed,
@@ -210,6 +211,7 @@ async fn publish_once(bus: &dyn EventBus, event: Event) {
 async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
     let (mut pause, mut current) = (FIRST_PAUSE, Some(started.record.clone()));
     let (first_update, updates) = started.log.take_pending();
+    let mut status = TaskStatus::Processing;
     for _ in 0..ATTEMPTS {
         let stop = inner.running.stopped(&started.run);
         if stop == Some(Stop::Lost) {
@@ -222,6 +224,7 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
         let written = match record {
             Ok(Some(record)) if record.is_held(&inner.holder, started.run.1) => {
                 let Ok(record) = end(inner, &record, started, ending, stop) else { return };
+                status = record.status();
                 let mut effects = SideEffects::of_change(&record, inner.source());
                 effects.updates.splice(..0, updates.iter().cloned());
                 effects.first_update = Some(first_update);
@@ -232,7 +235,8 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
             Err(error) => Err(error),
         };
         match written {
-            Ok(()) | Err(StoreError::NotFound) => return,
+            Ok(()) => return ended(inner, status, ending),
+            Err(StoreError::NotFound) => return,
             Err(StoreError::Conflict) => continue,
             Err(error) => {
                 tracing::warn!(task = %started.run.0, %error, "end of task not stored yet");
@@ -242,6 +246,14 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
         }
     }
     tracing::error!(task = %started.run.0, "end of task not stored; its lease expires");
+}
+
+/// Logs and counts the end of a run.
+fn ended(inner: &Inner, status: TaskStatus, ending: &Ending) {
+    meters::ended(inner.source(), status);
+    let (duration_ms, usage) = (ending.duration.as_millis() as u64, ending.usage);
+    let (tokens, code) = (usage.tokens, ending.result.as_ref().err().map(|error| display(error.kind())));
+    tracing::info!(%status, duration_ms, tokens, code, "the run of a task has ended");
 }
 
 /// Stores the end of a run. Where the task is queued again, its usage that is not recorded in the journal stays counted.

@@ -11,8 +11,9 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
-use super::{Inner, limited, run, updates::UpdateLog};
+use super::{Inner, limited, meters, run, updates::UpdateLog};
 use crate::{
     id::TaskId,
     store::{Claim, StoreError},
@@ -112,8 +113,9 @@ fn begin(inner: &Arc<Inner>, record: Arc<TaskRecord>, time_left: Duration, held_
     let run = (record.id().clone(), record.run());
     match inner.running.begin(run.clone(), log.clone(), held_until) {
         Some(cancellation) => {
+            let span = meters::span(&record);
             let started = run::Started { record, time_left, run, log, cancellation };
-            tokio::spawn(run::run(inner.clone(), started));
+            tokio::spawn(run::run(inner.clone(), started).instrument(span));
         }
         // The brain was closed meanwhile, or begins no more runs.
         None => {

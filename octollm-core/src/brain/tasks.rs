@@ -212,7 +212,10 @@ impl Brain {
         let effects = SideEffects { updates: Vec::new(), ..SideEffects::of_change(&record, self.0.source()) };
         let (tasks, bytes) = (self.0.limits.max_queued, self.0.limits.max_queued_bytes);
         match limited(self.0.store.create(record, effects, tasks, bytes)).await {
-            Ok(()) => Ok(task),
+            Ok(()) => {
+                self.0.meters.submitted.count();
+                Ok(task)
+            }
             // It may have been stored all the same.
             Err(error @ StoreError::Unavailable(_)) => match limited(self.0.store.get(&task.task_id)).await {
                 Ok(Some(_)) => Ok(task),

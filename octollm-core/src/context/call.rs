@@ -23,7 +23,8 @@ use crate::{
     error::{CallError, ErrorKind, Failure},
     json::{self, read_value},
     parts::spent,
-    transport::{Call, Reply, StepKey},
+    spans::{self, Scope},
+    transport::{Call, Reply, StepKey, Transport},
     update::UpdateSink,
 };
 
@@ -235,10 +236,9 @@ impl UnsentCall {
         }
         let call = self.call(budget)?;
         let Context(shared) = &self.cx;
-        let (work, is_sent) = match spent(call.parts.deadline, budget) {
-            Some(refusal) => (shared.transport.refuse(call, refusal), false),
-            None => (shared.transport.call(call), true),
-        };
+        let refusal = spent(call.parts.deadline, budget);
+        let is_sent = refusal.is_none();
+        let (span, work) = begin(&*shared.transport, call, refusal);
         let work = pin!(Some(work));
         let mut sent = Sent::new(work, |usage| {
             if is_sent {
@@ -246,18 +246,20 @@ impl UnsentCall {
             }
         });
         let mut cancelled = pin!(self.cx.cancelled());
-        poll_fn(|task| match sent.poll(task) {
-            Poll::Ready(answer) => {
-                self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
-                Poll::Ready(answer)
-            }
-            Poll::Pending => cancelled.as_mut().poll(task).map(|()| {
-                let error = CallError::new(self.contract.clone(), Failure::of(ErrorKind::Cancelled));
-                let usage = sent.abandon();
-                Err(if is_sent { error.with_usage(usage) } else { error })
-            }),
-        })
-        .await
+        let answer = poll_fn(|task| {
+            span.run(|| match sent.poll(task) {
+                Poll::Ready(answer) => {
+                    self.cx.count(answer.as_ref().map_or_else(CallError::usage, |reply| reply.usage));
+                    Poll::Ready(answer)
+                }
+                Poll::Pending => cancelled.as_mut().poll(task).map(|()| {
+                    let error = CallError::new(self.contract.clone(), Failure::of(ErrorKind::Cancelled));
+                    let usage = sent.abandon();
+                    Err(if is_sent { error.with_usage(usage) } else { error })
+                }),
+            })
+        });
+        answer.await.inspect_err(|error| span.failed(error.kind()))
     }
 
     /// The call as the transport gets it.
@@ -283,6 +285,19 @@ impl UnsentCall {
     fn unreadable(&self, reply: Reply, error: serde_json::Error) -> CallError {
         self.cx.0.transport.explain(reply.unreadable(self.contract.clone(), error))
     }
+}
+
+/// The future of a transport.
+type Sending<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
+
+/// Begins a call, or refuses it, within its span. A function of its own, so that the call is no part of the future around it.
+fn begin(transport: &dyn Transport, call: Call, refusal: Option<Failure>) -> (Scope, Sending<'_>) {
+    let span = spans::of_call(&call);
+    let work = span.run(|| match refusal {
+        Some(refusal) => transport.refuse(call, refusal),
+        None => transport.call(call),
+    });
+    (span, work)
 }
 
 pub(super) fn read<C: TaskContract>(output: &[u8]) -> Result<C::Output, serde_json::Error> {

@@ -10,7 +10,9 @@ pub use serde_json;
 pub use crate::{
     clock::now,
     contract::{ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation},
+    meters::{Counter, Counters, Durations, Gauges, Spent, outcome},
     panics::{Panicked, caught},
+    spans::{Scope, who},
 };
 
 mod lengths;

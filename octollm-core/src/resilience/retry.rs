@@ -6,7 +6,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,6 +23,7 @@ use crate::{
     dropped::{Reports, report},
     error::{CallError, Failure},
     id::RequestId,
+    meters::Counters,
     transport::{Call, Reply, sent_until},
     update::{Update, UpdateSink},
 };
@@ -155,6 +156,11 @@ where
     }
 }
 
+static RETRIES: LazyLock<Counters> = LazyLock::new(|| {
+    let help = "Attempts of calls after the first one, by the code of the error before.";
+    Counters::new("octollm_call_retries_total", help, &["code"])
+});
+
 /// The attempts of one call, and what they have come to.
 struct Attempts {
     rules: Arc<RetryLayer>,
@@ -231,6 +237,7 @@ impl Attempts {
             return None;
         };
         self.retries += 1;
+        RETRIES.with(&[error.kind().code()]).count();
         tracing::debug!(contract = %call.contract, %error, ?wait, "call is tried again");
         call.parts.attempt = call.parts.attempt.saturating_add(1);
         call.parts.request_id = RequestId::new();

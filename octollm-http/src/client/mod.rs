@@ -1,5 +1,6 @@
 //! Calling arms and orchestrators over HTTP: the client of arms, and its builder.
 // A module uses only what stands before it here.
+mod metrics;
 mod pool;
 mod foreign;
 mod exchange;

@@ -25,7 +25,10 @@ use octollm_core::{
     transport::Call,
 };
 
-use super::exchange::{Target, add_detail};
+use super::{
+    exchange::{Target, add_detail},
+    metrics::CallMeter,
+};
 use crate::wire;
 
 /// The URL of a service: `http://host:port` or `https://host`, with a path if the service is mounted. It is cheap to clone.
@@ -218,6 +221,7 @@ pub(super) struct Offer {
     /// Position among all endpoints of the directory.
     pub(super) site: usize,
     pub(super) timeout: Duration,
+    pub(super) meter: Arc<CallMeter>,
     /// Scope that a token needs.
     pub(super) scope: String,
     /// Id, key and needs of the arm.
@@ -344,10 +348,11 @@ pub(super) fn all<'a>(
                     continue;
                 }
                 let endpoints = arm.endpoints.iter().zip(arm.first_site..).zip(&cards);
+                let meter = CallMeter::of(&arm.id, reference);
                 let offers = endpoints.filter_map(|((endpoint, site), own)| {
                     let own = own.as_ref().and_then(|own| Some((own, *own.contracts.get(reference)?)));
                     let (card, contract) = own.unwrap_or((first, contract));
-                    offer(card, arm, endpoint, site, contract)
+                    offer(card, arm, endpoint, site, contract, &meter)
                 });
                 found.entry(reference.clone()).or_default().extend(offers);
             }
@@ -397,6 +402,7 @@ fn offer(
     endpoint: &Endpoint,
     site: usize,
     contract: &ContractCard,
+    meter: &Arc<CallMeter>,
 ) -> Option<Offer> {
     Some(Offer {
         arm: Arc::clone(&arm.id),
@@ -408,6 +414,7 @@ fn offer(
         timeout: Duration::from_millis(contract.timeout_ms),
         keys: contract.keys,
         instance: card.instance.clone(),
+        meter: Arc::clone(meter),
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),
     })

@@ -22,6 +22,7 @@ use super::{
     authority::Authority,
     directory::Directory,
     exchange::{Exchanger, read_answer, unreadable},
+    metrics::unplaced,
     offers::{Endpoint, Offer, Offers},
     pool::{ExchangeError, ExchangeLimits},
 };
@@ -206,6 +207,7 @@ impl Sites {
             .await
             .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution()))
             .map_err(|failure| CallError::new(call.contract.clone(), failure))
+            .inspect_err(unplaced)
     }
 
     /// Tries the offers in turn until one takes the call. Those that the call avoids come last. Adds to `gone` the endpoints that do not
@@ -216,7 +218,10 @@ impl Sites {
         let (mut attempts, mut used) = (0_u32, Usage::ZERO);
         for step in offers.steps() {
             let Some(offer) = offers.offer(turn, step, call) else { continue };
-            match self.at(offer, call).await {
+            let metered = offer.meter.begin();
+            let answer = self.at(offer, call).await;
+            metered.end(&answer);
+            match answer {
                 Ok(mut reply) => {
                     reply.attempts = reply.attempts.saturating_add(attempts);
                     reply.usage = used.plus(reply.usage);

@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use jiff::Timestamp;
 use octollm_core::{
     __private::caught,
@@ -26,7 +26,7 @@ use octollm_core::{
     error::{ArmError, ConfigError, ErrorKind, Failure},
     id::TaskId,
     idempotency::task_of_key,
-    json,
+    json, metrics,
     orchestrator::Orchestrator,
     parts::ContextParts,
     transport::Transport,
@@ -306,6 +306,31 @@ impl Endpoint for KnownArms {
         let own = Some(self.own.card()).filter(|card| !card.contracts.is_empty());
         let cards = async { Ok(self.orchestrator.cards().await) };
         Ok(Answer::json(&ArmsBody { own, arms: within(inbound.parts.deadline, cards).await? })?)
+    }
+}
+
+/// `GET /metrics`: the metrics of the process.
+pub(crate) struct MetricsPage {
+    /// The scope that its callers need.
+    pub(crate) scope: Option<String>,
+}
+
+#[async_trait]
+impl Endpoint for MetricsPage {
+    fn takes(&self) -> Takes {
+        if self.scope.is_some() { Takes::GuardedDocument } else { Takes::Document }
+    }
+
+    fn is_json(&self) -> bool {
+        false
+    }
+
+    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+        const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        if let Some(scope) = &self.scope {
+            inbound.parts.caller.may(scope)?;
+        }
+        Ok(Answer::written(metrics::page().into()).header(CONTENT_TYPE, TEXT))
     }
 }
 

@@ -39,6 +39,7 @@ mod limited;
 mod streams;
 mod request_body;
 mod body;
+mod recording;
 mod routes;
 #[cfg(feature = "compression")]
 mod compression;
@@ -69,7 +70,7 @@ use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use self::{
-    arm::{ArmCapabilities, Check, HealthState, Written},
+    arm::{ArmCapabilities, Check, HealthState, MetricsPage, Written},
     identity::Identity,
     limiting::Limiting,
     listen::Built,
@@ -90,7 +91,7 @@ use crate::{
 ///
 /// | set | routes |
 /// |---|---|
-/// | always | `GET /health`, `/ready`, `/capabilities`, `/openapi.json` |
+/// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
 /// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
@@ -109,10 +110,20 @@ pub struct Server {
     limiting: Limiting,
     errors: ErrorForm,
     is_compressing: bool,
+    metrics: Metrics,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
     tokens: Option<crate::token::TokenVerifierBuilder>,
+}
+
+/// Who may read the metrics.
+#[derive(Default)]
+enum Metrics {
+    #[default]
+    Everybody,
+    Scope(String),
+    Nobody,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -134,6 +145,7 @@ impl Server {
             limiting: Limiting::default(),
             errors: ErrorForm::default(),
             is_compressing: false,
+            metrics: Metrics::default(),
             #[cfg(feature = "tokens")]
             jwks: None,
             #[cfg(feature = "tokens")]
@@ -327,6 +339,19 @@ impl Server {
         self
     }
 
+    /// Requires a scope for `GET /metrics`, such as `metrics:read`. By default everybody who reaches the server may read the
+    /// metrics, as with `GET /capabilities`.
+    pub fn metrics_scope(mut self, scope: impl Into<String>) -> Self {
+        self.metrics = Metrics::Scope(scope.into());
+        self
+    }
+
+    /// Leaves out `GET /metrics`. [`metrics::page`](octollm_core::metrics::page) returns its text.
+    pub fn without_metrics(mut self) -> Self {
+        self.metrics = Metrics::Nobody;
+        self
+    }
+
     /// Compresses answers of 1 KiB or more with gzip, for callers that accept that, and accepts request bodies in gzip, of at most
     /// [`max_decoded`](Self::max_decoded) bytes. By default neither is done.
     ///
@@ -443,13 +468,27 @@ impl Server {
         let dispatcher = Arc::new(dispatcher);
         let (rates, guards) = self.limiting.build(&dispatcher, orchestrator.is_some(), &self.config)?;
         let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
-        let mut table = RouteTable::default();
+        let mut table = RouteTable::new(&dispatcher.card().arm_id);
         // Before the routes of contracts: of two routes with one path the error names the contract.
         arm::add_probes(&mut table, &own)?;
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
-        let document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
+        let mut document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
         #[cfg(feature = "tokens")]
-        let document = if self.jwks.is_some() { document.with_jwks() } else { document };
+        if self.jwks.is_some() {
+            document = document.with_jwks();
+        }
+        let page = match self.metrics {
+            Metrics::Everybody => Some(MetricsPage { scope: None }),
+            Metrics::Scope(scope) if scope.contains(':') => Some(MetricsPage { scope: Some(scope) }),
+            Metrics::Scope(_) => {
+                return Err(ConfigError::new("metrics_scope", "is not a scope such as metrics:read"));
+            }
+            Metrics::Nobody => None,
+        };
+        if let Some(page) = page {
+            document.add_metrics(page.scope.as_deref());
+            table.add(Method::GET, "/metrics", page)?;
+        }
         table.add(Method::GET, "/openapi.json", Written(document.write()))?;
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
         let screen =

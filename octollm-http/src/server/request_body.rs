@@ -56,6 +56,11 @@ impl ArrivingBytes {
         Self { bytes: AtomicUsize::new(0), most }
     }
 
+    /// The bytes that arrive now.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn share(&self) -> Share<'_> {
         Share { all: self, bytes: 0 }
     }

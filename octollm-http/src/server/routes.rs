@@ -18,7 +18,10 @@ use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 use tower::util::BoxCloneSyncService;
 
-use super::body::HttpBody;
+use super::{
+    body::HttpBody,
+    recording::{RouteMeter, ServerMeter},
+};
 use crate::wire::{Problem, names, write_problem, write_usage};
 
 /// A request that has passed the checks common to all endpoints.
@@ -39,6 +42,8 @@ pub(crate) enum Takes {
     Probe,
     /// A place among the requests for documents, which can be large.
     Document,
+    /// A caller, and a place among the requests for documents.
+    GuardedDocument,
     /// A caller, and a place among the running requests.
     Place,
     /// A caller, a body of JSON, and a place.
@@ -47,7 +52,7 @@ pub(crate) enum Takes {
 
 impl Takes {
     pub(crate) fn needs_identity(self) -> bool {
-        matches!(self, Self::Place | Self::Json)
+        matches!(self, Self::Place | Self::Json | Self::GuardedDocument)
     }
 }
 
@@ -55,6 +60,11 @@ impl Takes {
 #[async_trait]
 pub(crate) trait Endpoint: Send + Sync + 'static {
     fn takes(&self) -> Takes;
+
+    /// Whether it answers JSON, which its callers have to accept.
+    fn is_json(&self) -> bool {
+        true
+    }
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal>;
 }
@@ -303,15 +313,34 @@ impl<E: Endpoint> From<E> for Handler {
     }
 }
 
+/// A route, and its handler.
+pub(crate) struct Route {
+    pub(crate) handler: Handler,
+    /// Position of its metrics.
+    pub(crate) meter: usize,
+    /// Position of `{id}` in its path, if that is the first parameter.
+    id_at: Option<usize>,
+}
+
+impl Route {
+    /// The text in place of `{id}` in a path that matches the route.
+    pub(crate) fn id<'p>(&self, path: &'p str) -> &'p str {
+        let rest = self.id_at.and_then(|at| path.get(at..)).unwrap_or_default();
+        rest.split('/').next().unwrap_or_default()
+    }
+}
+
 /// The routes of a server: exact paths, and patterns with parameters.
-#[derive(Default)]
 pub(crate) struct RouteTable {
     exact: HashMap<String, Methods>,
     patterns: matchit::Router<Methods>,
+    /// Those of each route, after those of requests without a route.
+    pub(crate) meters: Vec<RouteMeter>,
+    pub(crate) server: ServerMeter,
 }
 
 #[derive(Default)]
-struct Methods(Vec<(Method, Handler)>);
+struct Methods(Vec<(Method, Route)>);
 
 const NOT_A_PATH: &str =
     "is not the path of a route: begin it with `/`, and leave out `{`, `}`, `%`, `?` and `#`";
@@ -324,6 +353,13 @@ const IS_RESERVED: &str =
 const RESERVED: [&str; 4] = ["/mcp", "/a2a", "/hooks", "/.well-known"];
 
 impl RouteTable {
+    /// A table without routes, for a server of this id.
+    pub(crate) fn new(server: &str) -> Self {
+        let meters = vec![RouteMeter::unmatched(server)];
+        let (exact, patterns) = (HashMap::new(), matchit::Router::default());
+        Self { exact, patterns, meters, server: ServerMeter::new(server) }
+    }
+
     /// Adds a route of a contract, whose path has no parameters.
     pub(crate) fn contract(&mut self, path: &str, endpoint: impl Endpoint) -> Result<(), ConfigError> {
         check_path(path, "")?;
@@ -359,35 +395,37 @@ impl RouteTable {
         };
         match methods {
             Some(methods) if methods.get(&method).is_none() => {
-                methods.0.push((method, handler.into()));
+                let id_at = path.find('{').filter(|at| path[*at..].starts_with("{id}"));
+                let meter = RouteMeter::new(&self.server.server, method.as_str(), path);
+                methods.0.push((method, Route { handler: handler.into(), meter: self.meters.len(), id_at }));
+                self.meters.push(meter);
                 Ok(())
             }
             _ => Err(ConfigError::new(format!("{method} {path}"), TAKEN)),
         }
     }
 
-    /// The handler of a request, and the text in place of `{id}`.
+    /// The route of a request.
     ///
     /// # Errors
     /// There is no such route, or it has another method.
-    pub(crate) fn find<'p>(&self, method: &Method, path: &'p str) -> Result<(&Handler, &'p str), Refusal> {
-        let (methods, id) = match self.exact.get(path) {
-            Some(methods) => (methods, ""),
+    pub(crate) fn find(&self, method: &Method, path: &str) -> Result<&Route, Refusal> {
+        let methods = match self.exact.get(path) {
+            Some(methods) => methods,
             None => match self.patterns.at(path) {
-                Ok(found) => (found.value, found.params.get("id").unwrap_or_default()),
+                Ok(found) => found.value,
                 Err(_) => return Err(Failure::new(ErrorKind::NotFound, "there is no such route").into()),
             },
         };
         // HEAD is answered as GET without the body, unless it has a route of its own.
         let without_body = || if method == Method::HEAD { methods.get(&Method::GET) } else { None };
-        let handler = methods.get(method).or_else(without_body);
-        handler.map(|handler| (handler, id)).ok_or_else(|| methods.refusal())
+        methods.get(method).or_else(without_body).ok_or_else(|| methods.refusal())
     }
 }
 
 impl Methods {
-    fn get(&self, method: &Method) -> Option<&Handler> {
-        self.0.iter().find(|(known, _)| known == method).map(|(_, handler)| handler)
+    fn get(&self, method: &Method) -> Option<&Route> {
+        self.0.iter().find(|(known, _)| known == method).map(|(_, route)| route)
     }
 
     fn refusal(&self) -> Refusal {

@@ -4,9 +4,9 @@ use std::{
     convert::Infallible,
     error::Error,
     fmt,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{Arc, LazyLock},
     task::{Context, Poll},
 };
 
@@ -15,7 +15,7 @@ use http::{HeaderMap, Method, Request, Response, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
 use octollm_core::{
-    __private::{Panicked, caught},
+    __private::{Gauges, Panicked, caught},
     deadline::Deadline,
     error::{ErrorKind, Failure},
     parts::{Caller, ContextParts},
@@ -30,9 +30,10 @@ use super::{
     head::{self, Fields},
     identity::Identity,
     rates::Rates,
+    recording::{Recording, Seen},
     request_body::{self, ArrivingBytes, BodyLimits},
     routes::{
-        Answer, Arrival, ErrorForm, Handler, Ids, Inbound, Refusal, RouteService, RouteTable, Takes,
+        Answer, Arrival, ErrorForm, Handler, Ids, Inbound, Refusal, Route, RouteService, RouteTable, Takes,
         head_only,
     },
 };
@@ -50,6 +51,8 @@ use crate::{
 pub struct HttpService {
     core: Arc<Core>,
     layered: Option<Layered>,
+    /// Whether it is within its layers: what is around them records the requests.
+    is_inner: bool,
 }
 
 type Layered = BoxCloneSyncService<Request<HttpBody>, Response<HttpBody>, Infallible>;
@@ -69,6 +72,18 @@ pub(crate) struct Core {
     arriving: ArrivingBytes,
 }
 
+static GAUGES: LazyLock<Gauges<Core>> = LazyLock::new(|| {
+    let running = ("octollm_http_requests_running", "Requests that run now.", &["server"][..]);
+    let arriving = ("octollm_http_arriving_bytes", "Bytes of requests that arrive now.", &["server"][..]);
+    Gauges::new(&[running, arriving], |core, gauges| {
+        let [running, arriving] = gauges else { return };
+        let (server, places) = ([&*core.routes.server.server], core.places.available_permits());
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        running.with_label_values(&server).add(count(core.config.max_in_flight.saturating_sub(places)));
+        arriving.with_label_values(&server).add(count(core.arriving.bytes()));
+    })
+});
+
 type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<HttpBody>, Infallible>> + Send>>;
 
 impl<B> Service<Request<B>> for HttpService
@@ -86,12 +101,20 @@ where
 
     fn call(&mut self, request: Request<B>) -> ResponseFuture {
         if let Some(layered) = &self.layered {
-            return Box::pin(layered.clone().oneshot(request.map(HttpBody::streamed)));
+            let (core, layered) = (self.core.clone(), layered.clone());
+            if self.is_inner {
+                return Box::pin(layered.oneshot(request.map(HttpBody::streamed)));
+            }
+            return Box::pin(async move { Ok(core.layered(layered, request).await) });
         }
         // Set only where the server itself accepted the connection: it cannot come over the network.
         let arrival = request.extensions().get().copied().unwrap_or(Arrival::Mounted);
         let core = self.core.clone();
-        Box::pin(async move { Ok(core.answer(request, arrival, None).await) })
+        if self.is_inner {
+            let seen = request.extensions().get::<Arc<Seen>>().cloned();
+            return Box::pin(async move { Ok(core.answer(request, arrival, (None, seen.as_deref())).await) });
+        }
+        Box::pin(async move { Ok(core.recorded(request, arrival, None).await) })
     }
 }
 
@@ -119,7 +142,9 @@ impl HttpService {
         let arriving = ArrivingBytes::new(config.max_arriving);
         let core =
             Core { routes, config, identity, errors, rates, is_compressing, places, documents, arriving };
-        Self { core: Arc::new(core), layered: None }
+        let core = Arc::new(core);
+        GAUGES.add(&core);
+        Self { core, layered: None, is_inner: false }
     }
 
     pub(crate) fn config(&self) -> &ServerConfig {
@@ -138,7 +163,7 @@ impl HttpService {
     {
         let core = self.core.clone();
         let errors = core.errors;
-        let service = layer.layer(self);
+        let service = layer.layer(Self { is_inner: true, ..self });
         let service = tower::service_fn(move |request: Request<HttpBody>| {
             let (service, ids) = (service.clone(), ids_of(request.headers()));
             async move {
@@ -149,7 +174,7 @@ impl HttpService {
                 })
             }
         });
-        Self { core, layered: Some(BoxCloneSyncService::new(service)) }
+        Self { core, layered: Some(BoxCloneSyncService::new(service)), is_inner: false }
     }
 
     /// Answers a request of a connection that the server itself accepted.
@@ -166,13 +191,12 @@ impl HttpService {
         } else {
             Some(peer).filter(|_| is_needed)
         };
-        let Some(layered) = &self.layered else { return self.core.answer(request, arrival, peer).await };
+        let Some(layered) = &self.layered else { return self.core.recorded(request, arrival, peer).await };
         request.extensions_mut().insert(arrival);
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
-        let Ok(response) = Box::pin(layered.clone().oneshot(request.map(HttpBody::streamed))).await;
-        response
+        Box::pin(self.core.layered(layered.clone(), request)).await
     }
 }
 
@@ -190,11 +214,56 @@ fn ids_of(head: &HeaderMap) -> HeaderMap {
 }
 
 impl Core {
+    /// Answers one request, and records it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops that of the arm.
+    async fn recorded<B>(
+        &self,
+        request: Request<B>,
+        arrival: Arrival,
+        peer: Option<Peer>,
+    ) -> Response<HttpBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let seen = Seen::new(request.method());
+        let recording = Recording::begin(&self.routes.meters, &seen, request.method());
+        // Pinned in place, since a future that is passed by value is copied.
+        let mut answer = pin!(self.answer(request, arrival, (peer, Some(&seen))));
+        let response = poll_fn(|cx| seen.scope.run(|| answer.as_mut().poll(cx))).await;
+        recording.end(&response);
+        response
+    }
+
+    /// Answers one request through the layers of the user, and records it.
+    async fn layered<B>(&self, layered: Layered, request: Request<B>) -> Response<HttpBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let mut request = request.map(HttpBody::streamed);
+        // A server that is mounted in a route of another one is recorded by both.
+        let seen = Arc::new(Seen::new(request.method()));
+        let recording = Recording::begin(&self.routes.meters, &seen, request.method());
+        request.extensions_mut().insert(seen.clone());
+        let mut answer = pin!(layered.oneshot(request));
+        let Ok(response) = poll_fn(|cx| seen.scope.run(|| answer.as_mut().poll(cx))).await;
+        recording.end(&response);
+        response
+    }
+
     /// Answers one request. The peer is not among the extensions yet, since few requests need it there.
     ///
     /// # Cancel safety
     /// Dropping the future drops that of the arm.
-    async fn answer<B>(&self, request: Request<B>, arrival: Arrival, peer: Option<Peer>) -> Response<HttpBody>
+    async fn answer<B>(
+        &self,
+        request: Request<B>,
+        arrival: Arrival,
+        (peer, seen): (Option<Peer>, Option<&Seen>),
+    ) -> Response<HttpBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -209,7 +278,14 @@ impl Core {
         };
         let ids = Ids::of(&head.headers, &parts);
         let no_body = head.method == Method::HEAD;
-        let result = self.reply(&mut head, body, parts, malformed, (arrival, peer)).await;
+        let found = self.routes.find(&head.method, head.uri.path());
+        if let Some(seen) = seen {
+            let position = found.as_ref().map_or(0, |route| route.meter);
+            if let Some(meter) = self.routes.meters.get(position) {
+                seen.matched(position, meter, &parts);
+            }
+        }
+        let result = self.reply(&mut head, body, parts, malformed, (arrival, peer, seen, found)).await;
         let response = ids.respond(result, self.errors);
         if no_body { head_only(response) } else { response }
     }
@@ -220,15 +296,14 @@ impl Core {
         body: B,
         mut parts: ContextParts,
         malformed: Option<Failure>,
-        (arrival, mut peer): (Arrival, Option<Peer>),
+        (arrival, mut peer, seen, found): (Arrival, Option<Peer>, Option<&Seen>, Result<&Route, Refusal>),
     ) -> Result<Answer, Refusal>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (handler, mut id, is_coded) = self.admit(head, &parts, malformed, arrival)?;
-        let copied: String;
-        let takes = match handler {
+        let (route, is_coded) = self.admit(head, &parts, malformed, arrival, found)?;
+        let takes = match &route.handler {
             Handler::Endpoint(endpoint) => endpoint.takes(),
             Handler::Service(_) => Takes::Place,
         };
@@ -238,19 +313,21 @@ impl Core {
                 Some(Ok(caller)) => caller,
                 known => {
                     if known.is_none() {
-                        arriving.add_head(&head.headers)?;
+                        let counted = arriving.add_head(&head.headers);
+                        counted.inspect_err(|_| self.routes.server.refused("arriving"))?;
                         if let Some(peer) = peer.take() {
-                            copied = id.to_owned();
-                            id = &copied;
                             head.extensions.insert(peer);
                         }
                     }
                     Box::pin(self.authenticated(known, head, parts.deadline)).await?
                 }
             };
+            if let Some(seen) = seen {
+                seen.identified(&parts.caller);
+            }
             of_its_task(&mut parts)?;
         }
-        let endpoint = match handler {
+        let endpoint = match &route.handler {
             Handler::Endpoint(endpoint) => endpoint,
             // Boxed, since the future of every request is as large as its largest part.
             Handler::Service(service) => {
@@ -266,17 +343,23 @@ impl Core {
                 let ServerConfig { max_body: bytes, body_timeout: time, .. } = self.config;
                 let (deadline, head) = (parts.deadline, &head.headers);
                 let limits = BodyLimits { bytes, time, deadline, arriving, head };
-                request_body::read(body, limits).await?
+                let body = request_body::read(body, limits).await.inspect_err(|failure| {
+                    if failure.kind == ErrorKind::Overloaded {
+                        self.routes.server.refused("arriving");
+                    }
+                })?;
+                self.routes.server.received(body.len());
+                body
             }
-            Takes::Place | Takes::Document | Takes::Probe => {
+            Takes::Place | Takes::Document | Takes::GuardedDocument | Takes::Probe => {
                 drop(arriving);
                 Bytes::new()
             }
         };
         let place = match takes {
             Takes::Probe => None,
-            Takes::Document => Some(place_of(&self.documents)?),
-            Takes::Place | Takes::Json => Some(place_of(&self.places)?),
+            Takes::Document | Takes::GuardedDocument => Some(self.place_of(&self.documents, "documents")?),
+            Takes::Place | Takes::Json => Some(self.place_of(&self.places, "in_flight")?),
         };
         #[cfg(feature = "compression")]
         let body = match is_coded {
@@ -286,7 +369,7 @@ impl Core {
         #[cfg(not(feature = "compression"))]
         let _ = is_coded;
         let path = head.uri.path();
-        let call = endpoint.call(Inbound { parts, head, id, body });
+        let call = endpoint.call(Inbound { parts, head, id: route.id(path), body });
         let result = contained(call, path).await?;
         #[cfg(feature = "compression")]
         let result = match result {
@@ -340,7 +423,7 @@ impl Core {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let place = place_of(&self.places)?;
+        let place = self.place_of(&self.places, "in_flight")?;
         let path = head.uri.path().to_owned();
         head.extensions.insert(parts.caller.clone());
         head.extensions.insert(parts);
@@ -354,14 +437,23 @@ impl Core {
         }
     }
 
-    /// Checks the head. Returns the handler of the route, the text in place of `{id}`, and whether the body is in gzip.
-    fn admit<'a, 'h>(
-        &'a self,
-        head: &'h Parts,
+    /// A place among the running requests, or among those for documents.
+    fn place_of(&self, places: &Arc<Semaphore>, limit: &str) -> Result<OwnedSemaphorePermit, Failure> {
+        places.clone().try_acquire_owned().map_err(|_| {
+            self.routes.server.refused(limit);
+            request_body::overloaded()
+        })
+    }
+
+    /// Checks the head. Returns the route that was found, and whether the body is in gzip.
+    fn admit<'a>(
+        &self,
+        head: &Parts,
         parts: &ContextParts,
         malformed: Option<Failure>,
         arrival: Arrival,
-    ) -> Result<(&'a Handler, &'h str, bool), Refusal> {
+        found: Result<&'a Route, Refusal>,
+    ) -> Result<(&'a Route, bool), Refusal> {
         let fields = Fields::of(&head.headers);
         fields.check_framing(arrival, head.version)?;
         head::check_head(head, &self.config)?;
@@ -369,10 +461,10 @@ impl Core {
         if let Some(failure) = malformed {
             return Err(failure.into());
         }
-        let (handler, id) = self.routes.find(&head.method, head.uri.path())?;
-        let takes = match handler {
+        let route = found?;
+        let takes = match &route.handler {
             Handler::Endpoint(endpoint) => {
-                if !fields.accepts_json() {
+                if endpoint.is_json() && !fields.accepts_json() {
                     let words = "the answer is application/json";
                     return Err(Failure::new(ErrorKind::NotAcceptable, words).into());
                 }
@@ -384,7 +476,7 @@ impl Core {
         if takes.needs_identity() && parts.deadline.is_some_and(|deadline| deadline.has_passed()) {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());
         }
-        Ok((handler, id, is_coded))
+        Ok((route, is_coded))
     }
 }
 
@@ -397,11 +489,6 @@ fn of_its_task(parts: &mut ContextParts) -> Result<(), Failure> {
             Ok(())
         }
     }
-}
-
-/// A place among the running requests, or among those for documents.
-fn place_of(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
-    places.clone().try_acquire_owned().map_err(|_| request_body::overloaded())
 }
 
 /// Takes the head, and leaves an empty one.

@@ -13,6 +13,7 @@ mod identity;
 mod keyed;
 mod lifecycle;
 mod limits;
+mod metrics;
 mod mounted;
 mod openapi;
 mod peer;

@@ -3,7 +3,10 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use jiff::Timestamp;
@@ -14,6 +17,7 @@ use crate::{
     contract::ContractRef,
     event::Event,
     id::{StepKey, TaskId},
+    meters::Gauges,
     store::{JournalEntry, SideEffects, StoreError},
     task::{Priority, TaskError, TaskRecord, TaskStatus, TaskUpdate},
 };
@@ -33,11 +37,32 @@ pub(super) struct Tables {
 pub(super) struct Index {
     pub(super) queued: BTreeSet<(Reverse<Priority>, TaskId)>,
     pub(super) queued_bytes: usize,
+    queue_size: QueueSize,
     /// By the end of the lease.
     leased: BTreeSet<(Timestamp, TaskId)>,
     /// In the order in which they finished, with their bytes.
     finished: VecDeque<(TaskId, usize)>,
     finished_bytes: usize,
+}
+
+/// The number of queued tasks, which the metrics read without a lock.
+#[derive(Debug)]
+struct QueueSize(Arc<AtomicUsize>);
+
+static QUEUED: LazyLock<Gauges<AtomicUsize>> = LazyLock::new(|| {
+    let help = "Tasks that wait in the stores in memory.";
+    Gauges::new(&[("octollm_tasks_queued", help, &[][..])], |queued, gauges| {
+        let queued = i64::try_from(queued.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+        gauges.iter().for_each(|gauge| gauge.with_label_values::<&str>(&[]).add(queued));
+    })
+});
+
+impl Default for QueueSize {
+    fn default() -> Self {
+        let size = Arc::new(AtomicUsize::new(0));
+        QUEUED.add(&size);
+        Self(size)
+    }
 }
 
 impl Index {
@@ -47,6 +72,7 @@ impl Index {
             TaskStatus::Queued => {
                 self.queued.insert((Reverse(record.priority()), id));
                 self.queued_bytes += record.size();
+                self.queue_size.0.store(self.queued.len(), Ordering::Relaxed);
             }
             TaskStatus::Processing => {
                 self.leased.insert((record.leased_until().unwrap_or(Timestamp::MIN), id));
@@ -65,6 +91,7 @@ impl Index {
             TaskStatus::Queued => {
                 self.queued.remove(&(Reverse(record.priority()), id.clone()));
                 self.queued_bytes -= record.size();
+                self.queue_size.0.store(self.queued.len(), Ordering::Relaxed);
             }
             TaskStatus::Processing => {
                 self.leased.remove(&(record.leased_until().unwrap_or(Timestamp::MIN), id.clone()));

@@ -80,6 +80,14 @@ impl<T, W> Allotment<T, W> {
         LaneId(self.lanes.len() - 1)
     }
 
+    /// The connections of an arm in use and idle, and the callers that wait for one.
+    pub(super) fn counts(&self, arm: usize) -> [usize; 3] {
+        let lanes = || self.lanes.iter().filter(|lane| lane.arm == arm);
+        let idle = lanes().map(|lane| lane.idle.len()).sum();
+        let waiting = lanes().map(|lane| lane.waiting.len()).sum();
+        [self.arms.get(arm).copied().unwrap_or(0), idle, waiting]
+    }
+
     /// Whether nothing is open and no caller waits, so that all arms and lanes can be removed.
     pub(super) fn is_quiet(&self) -> bool {
         self.open == 0 && self.waiting == 0

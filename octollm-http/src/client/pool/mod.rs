@@ -11,7 +11,7 @@ use std::{
     fmt,
     hash::{BuildHasher, Hash, Hasher, RandomState},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use http::{
 };
 use http_body_util::Full;
 use octollm_core::{
+    __private::Gauges,
     deadline::Deadline,
     error::{ErrorKind, Failure},
 };
@@ -96,6 +97,28 @@ pub(super) struct ExchangeError {
     pub(super) cause: Option<BoxError>,
 }
 
+static GAUGES: LazyLock<Gauges<Shared>> = LazyLock::new(|| {
+    let connections = ("octollm_client_connections", "Connections to an arm.", &["arm", "state"][..]);
+    let waiting = ("octollm_client_waiting", "Requests that wait for a connection to an arm.", &["arm"][..]);
+    Gauges::new(&[connections, waiting], |pool, gauges| {
+        let counts: Vec<_> = {
+            let state = pool.state();
+            state
+                .arms
+                .iter()
+                .map(|(arm, number)| (Arc::clone(arm), state.allotment.counts(*number)))
+                .collect()
+        };
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let [connections, waiting] = gauges else { return };
+        for (arm, [in_use, idle, waits]) in counts {
+            connections.with_label_values(&[&*arm, "in_use"]).add(count(in_use));
+            connections.with_label_values(&[&*arm, "idle"]).add(count(idle));
+            waiting.with_label_values(&[&*arm]).add(count(waits));
+        }
+    })
+});
+
 impl Pool {
     /// Creates a pool for this number of arms. The configuration is checked already.
     pub(super) fn new(
@@ -110,7 +133,10 @@ impl Pool {
         let reserve = arms > 2;
         let limits =
             Limits { open, idle: config.max_idle, share, reserve, idle_timeout: config.idle_timeout };
-        Self(Arc::new(Shared { state: Mutex::new(State::new(limits)), limits, connector, tls, config }))
+        let state = Mutex::new(State::new(limits));
+        let shared = Arc::new(Shared { state, limits, connector, tls, config });
+        GAUGES.add(&shared);
+        Self(shared)
     }
 
     /// Sends a request to the origin of its URI and reads the whole answer, until the deadline.

@@ -50,6 +50,23 @@ pub(crate) fn operations() -> Vec<Operation> {
     ]
 }
 
+/// The metrics, for readers with a scope if there is one.
+pub(crate) fn metrics(scope: Option<&str>) -> Operation {
+    let mut operation =
+        get("metrics", "The metrics of the process, in the text format of Prometheus.", Value::Null);
+    operation["responses"]["200"]["content"] = json!({ "text/plain": { "schema": { "type": "string" } } });
+    // It is text, whatever its readers accept.
+    if let Some(responses) = operation["responses"].as_object_mut() {
+        responses.remove("406");
+    }
+    fails(&mut operation, OF_DOCUMENTS);
+    if let Some(scope) = scope {
+        operation["x-octollm-scope"] = scope.into();
+        fails(&mut operation, &[401, 403, 504]);
+    }
+    (Method::GET, "/metrics", operation)
+}
+
 /// The route of the public keys of an issuer.
 #[cfg(feature = "tokens")]
 pub(crate) fn jwks() -> Operation {

@@ -81,6 +81,12 @@ impl Document {
         self
     }
 
+    /// Adds the metrics, with the scope that their readers need.
+    pub(crate) fn add_metrics(&mut self, scope: Option<&str>) {
+        let (method, path, operation) = fixed::metrics(scope);
+        self.operation(&method, path, operation);
+    }
+
     /// Adds the routes of tasks.
     fn with_tasks(mut self) -> Self {
         fixed::task_schemas(&mut self.schemas);

@@ -1,0 +1,130 @@
+//! The metrics of a client: the requests of its calls, and its connections.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
+
+use octollm_core::{
+    __private::{Counter, Counters, Durations, Spent, outcome},
+    contract::ContractRef,
+    error::{CallError, ErrorKind},
+    transport::Reply,
+};
+use tokio::time::Instant;
+
+static REQUESTS: LazyLock<Counters> = LazyLock::new(|| {
+    let help = "Requests of calls to arms, by their outcome: ok, or the code of the error.";
+    Counters::new("octollm_client_requests_total", help, &["arm", "contract", "code"])
+});
+static DURATIONS: LazyLock<Durations> = LazyLock::new(|| {
+    let help = "Durations of the requests of calls to arms.";
+    Durations::new("octollm_client_request_duration_seconds", help, &["arm", "contract"])
+});
+/// The metrics of the contracts of arms. Cards come over the network, so that their number is limited.
+static METERS: LazyLock<Mutex<Meters>> = LazyLock::new(Mutex::default);
+type Meters = HashMap<(Arc<str>, ContractRef), Arc<CallMeter>>;
+const MOST_CONTRACTS: usize = 1_000;
+/// The label of contracts beyond that, and of those that no arm offers.
+const OTHER: &str = "other";
+
+/// The metrics of the requests for one contract of one arm.
+pub(super) struct CallMeter {
+    arm: Arc<str>,
+    contract: String,
+    ok: Counter,
+    durations: Spent,
+}
+
+impl CallMeter {
+    /// The metrics of a contract that is on the card of an arm.
+    pub(super) fn of(arm: &Arc<str>, contract: &ContractRef) -> Arc<Self> {
+        let mut meters = METERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (arm.clone(), contract.clone());
+        if let Some(known) = meters.get(&key) {
+            return known.clone();
+        }
+        if meters.len() >= MOST_CONTRACTS {
+            return Arc::new(Self::new(arm, OTHER.into()));
+        }
+        let meter = Arc::new(Self::new(arm, contract.to_string()));
+        meters.insert(key, meter.clone());
+        meter
+    }
+
+    fn new(arm: &Arc<str>, contract: String) -> Self {
+        let ok = REQUESTS.with(&[arm, &contract, "ok"]);
+        let durations = DURATIONS.with(&[arm, &contract]);
+        Self { arm: arm.clone(), contract, ok, durations }
+    }
+
+    /// Begins a request. It counts as cancelled if it is dropped.
+    pub(super) fn begin(&self) -> Metered<'_> {
+        Metered { meter: self, begun: Instant::now(), ended: false }
+    }
+
+    fn count(&self, begun: Instant, result: Result<(), ErrorKind>) {
+        self.durations.count(begun.elapsed());
+        match result {
+            Ok(()) => self.ok.count(),
+            Err(_) => REQUESTS.with(&[&self.arm, &self.contract, outcome(result)]).count(),
+        }
+    }
+}
+
+/// Counts a call that fails before an arm is chosen. Its contract is any text.
+pub(super) fn unplaced(error: &CallError) {
+    REQUESTS.with(&["", OTHER, error.kind().code()]).count();
+}
+
+/// A request that is under way.
+pub(super) struct Metered<'a> {
+    meter: &'a CallMeter,
+    begun: Instant,
+    ended: bool,
+}
+
+impl Metered<'_> {
+    pub(super) fn end(mut self, answer: &Result<Reply, CallError>) {
+        self.ended = true;
+        self.meter.count(self.begun, answer.as_ref().map(drop).map_err(CallError::kind));
+    }
+}
+
+impl Drop for Metered<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.meter.count(self.begun, Err(ErrorKind::Cancelled));
+        }
+    }
+}
+
+impl fmt::Debug for CallMeter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.contract, self.arm)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contracts_of_cards_have_a_bounded_number_of_labels() {
+        let arm: Arc<str> = "prolific".into();
+        for number in 0..2 * MOST_CONTRACTS {
+            let contract = ContractRef::new(format!("made.up{number}"), 1).unwrap();
+            CallMeter::of(&arm, &contract).begin().end(&Err(CallError::new(
+                contract.clone(),
+                octollm_core::error::Failure::of(ErrorKind::Unreachable),
+            )));
+        }
+        let page = octollm_core::metrics::page();
+        let lines =
+            page.lines().filter(|line| line.starts_with("octollm_client_requests_total{arm=\"prolific\""));
+        assert!(lines.clone().count() <= 2 * (MOST_CONTRACTS + 1));
+        assert!(lines.clone().any(|line| line.contains("contract=\"made.up0\"")));
+        assert!(lines.clone().any(|line| line.contains("contract=\"other\"")));
+    }
+}

@@ -293,7 +293,7 @@ mod tests {
     }
 
     proptest! {
-        /// In no window are more allowed than the burst and what came back in it, and a key that waits as it is told is allowed.
+        /// In no window are more allowed than the burst and what came back in it, and a key that waits for the returned time is allowed.
         #[test]
         fn no_window_has_more_than_the_burst_and_what_came_back(
             requests in 1_u32..50,

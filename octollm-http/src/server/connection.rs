@@ -113,7 +113,8 @@ impl Connections {
         };
         match protocol {
             Ok(Protocol::Http1) => self.serve_http1(io, peer, state, drain).await,
-            Ok(Protocol::Http2) => self.serve_http2(io, peer, &state, drain).await,
+            // Boxed, so that a connection over HTTP/1.1 does not have its size.
+            Ok(Protocol::Http2) => Box::pin(self.serve_http2(io, peer, &state, drain)).await,
             Err(error) => tracing::debug!(%error, "the connection ended without a request"),
         }
     }

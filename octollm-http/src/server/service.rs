@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::{HeaderMap, Method, Request, Response, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -178,12 +179,14 @@ impl HttpService {
     }
 
     /// Answers a request of a connection that the server itself accepted.
-    pub(crate) async fn answer(
+    ///
+    /// No `async` function, which would hold the request twice.
+    pub(crate) fn answer(
         &self,
         mut request: Request<Incoming>,
         arrival: Arrival,
         peer: Peer,
-    ) -> Response<HttpBody> {
+    ) -> impl Future<Output = Response<HttpBody>> + Send {
         let is_needed = self.core.identity.authenticator.is_some();
         let peer = if self.core.rates.is_some() {
             request.extensions_mut().insert(peer);
@@ -191,12 +194,14 @@ impl HttpService {
         } else {
             Some(peer).filter(|_| is_needed)
         };
-        let Some(layered) = &self.layered else { return self.core.recorded(request, arrival, peer).await };
+        let Some(layered) = &self.layered else {
+            return Either::Left(self.core.recorded(request, arrival, peer));
+        };
         request.extensions_mut().insert(arrival);
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
-        Box::pin(self.core.layered(layered.clone(), request)).await
+        Either::Right(Box::pin(self.core.layered(layered.clone(), request)))
     }
 }
 

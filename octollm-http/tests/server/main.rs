@@ -8,6 +8,7 @@ mod compressed;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;
+mod ending;
 mod floods;
 mod identity;
 mod keyed;

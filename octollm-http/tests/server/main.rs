@@ -9,6 +9,7 @@ mod compressed;
 #[path = "../certificates/mod.rs"]
 mod certificates;
 mod ending;
+mod faults;
 mod floods;
 mod identity;
 mod keyed;

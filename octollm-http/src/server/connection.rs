@@ -207,8 +207,11 @@ async fn answer_http1(
     let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS || (tunnel && status.is_success()) {
         state.upgrade();
-    } else if health.is_draining() {
-        // A caller could lose its next request when the connection closes, so that this answer announces it.
+    } else if health.is_draining()
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE)
+    {
+        // A caller could lose its next request when the connection closes, so that this answer announces it. After these two
+        // statuses the rest of the body is not read.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.body_mut().sent_by_http1(running);

@@ -474,7 +474,7 @@ impl Core {
         found: Result<&'a Route, Refusal>,
     ) -> Result<(&'a Route, bool), Refusal> {
         let fields = Fields::of(&head.headers);
-        fields.check_framing(arrival, head.version)?;
+        fields.check_framing(arrival, head.version, &head.uri)?;
         head::check_head(head, &self.config)?;
         fields.check()?;
         if let Some(failure) = malformed {

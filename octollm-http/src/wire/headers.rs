@@ -65,6 +65,9 @@ pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure,
     // More than one traceparent is ignored (W3C Trace Context §3.2).
     parts.trace = parsed::<TraceContext>(fields.traceparent.once())
         .map(|trace| trace.with_tracestate(&fields.tracestate.join()));
+    if parts.trace.is_none() && !matches!(fields.traceparent, Limit::None) {
+        tracing::debug!(name = %names::TRACEPARENT, id = %parts.request_id, "malformed trace ignored");
+    }
     match read_limits(&fields, &mut parts) {
         Ok(()) => Ok(parts),
         Err(failure) => Err(Box::new((failure, parts))),

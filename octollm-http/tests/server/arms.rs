@@ -93,6 +93,11 @@ impl Seen {
         self.reaches(&self.begun, n).await;
     }
 
+    /// The number of waits that have begun.
+    pub(crate) fn begun_so_far(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
     /// The number of waits that go on now.
     pub(crate) fn running(&self) -> usize {
         let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);

@@ -212,15 +212,12 @@ async fn ids_and_traces_that_are_malformed_are_replaced_and_logged() {
     ] {
         let before = log.said(line).len();
         let body = r#"{"number":1}"#;
-        let answer = send(
-            address,
-            &format!(
-                "POST /inner HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-                 connection: close\r\n{name}: {value}\r\n\r\n{body}",
-                body.len()
-            ),
+        let length = body.len();
+        let request = format!(
+            "POST /inner HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+             connection: close\r\n{name}: {value}\r\n\r\n{body}"
         );
-        let answer = answer.await;
+        let answer = send(address, &request).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {value}: {answer}");
         assert!(!answer.contains(value), "{answer}");
         let lines = log.said(line);

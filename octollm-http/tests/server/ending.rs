@@ -1,6 +1,6 @@
 //! What a server gives up at its end: it is dropped, counted and published.
 
-use std::{convert::Infallible, future::pending, time::Duration};
+use std::{convert::Infallible, future::pending, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, request::Parts};
@@ -9,6 +9,7 @@ use octollm_core::{
     bus::{EventBus, MemoryBus, Overflow, Signal, Subscription},
     error::{ErrorKind, Failure},
     event::Event,
+    idempotency::MemoryIdempotencyStore,
     metrics,
     parts::{Caller, Grant},
 };
@@ -19,7 +20,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
-use tower::service_fn;
+use tower::{layer::layer_fn, service_fn};
 
 use crate::{
     arms::{Echo, Wait, Worker, network},
@@ -221,4 +222,33 @@ async fn a_thousand_requests_are_published_and_all_are_counted() {
     for call in all {
         assert!(call.await.unwrap().is_err());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_below_layers_is_reported_and_its_key_has_an_unknown_outcome() {
+    let (bus, keys) = (MemoryBus::new(), Arc::new(MemoryIdempotencyStore::default()));
+    let mut events = dropped(&bus).await;
+    let set = |server: Server| {
+        let server = server.bus(bus.clone()).idempotency(keys.clone()).drain_grace(Duration::from_secs(1));
+        server.layer(layer_fn(|inner| inner))
+    };
+    let Running { peer, worker, stop, server } = running("layered-end", set);
+    let fields = "Idempotency-Key: \"k1\"\r\nX-Request-ID: r1\r\n";
+    let mut one = peer.connect().await;
+    one.write(post("/wait", fields, "{}")).await;
+    worker.0.begun(1).await;
+    stop.send(()).unwrap();
+    server.await.unwrap();
+    let events = published(&mut events).await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(
+        (&events[0].data()["request_id"], &events[0].data()["contract"]),
+        (&json!("r1"), &json!("work.wait"))
+    );
+
+    // Another instance with the same records.
+    let Running { peer, worker, .. } = running("layered-end", set);
+    let problem = peer.post("/wait", fields, "{}").await.is_problem(409, "outcome_unknown");
+    assert_eq!(problem["may_have_executed"], true);
+    assert_eq!(worker.0.begun_so_far(), 0);
 }

@@ -105,6 +105,16 @@ pub trait Acceptor: Send + 'static {
     fn is_local(&self) -> bool {
         false
     }
+
+    /// The network address on which it accepts connections, where it has one.
+    fn address(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    /// Whether connections are encrypted by TLS.
+    fn is_encrypted(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(feature = "tls")]
@@ -177,6 +187,10 @@ impl Acceptor for TcpListener {
 
     fn is_local(&self) -> bool {
         self.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        self.local_addr().ok()
     }
 }
 

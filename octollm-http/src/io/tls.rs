@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::Future,
     io,
+    net::SocketAddr,
     path::PathBuf,
     pin::Pin,
     sync::{Arc, LazyLock},
@@ -108,6 +109,14 @@ impl<A: Acceptor> Acceptor for TlsAcceptor<A> {
 
     fn is_local(&self) -> bool {
         self.inner.is_local()
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        self.inner.address()
+    }
+
+    fn is_encrypted(&self) -> bool {
+        true
     }
 }
 

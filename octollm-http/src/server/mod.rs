@@ -55,6 +55,7 @@ mod openapi;
 mod limiting;
 mod connection;
 mod listen;
+mod env;
 
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
@@ -71,6 +72,7 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use self::{
     arm::{ArmCapabilities, Check, HealthState, MetricsPage, Written},
+    env::{Exposure, LISTEN},
     identity::Identity,
     limiting::Limiting,
     listen::Built,
@@ -111,6 +113,7 @@ pub struct Server {
     errors: ErrorForm,
     is_compressing: bool,
     metrics: Metrics,
+    exposure: Exposure,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
@@ -146,6 +149,7 @@ impl Server {
             errors: ErrorForm::default(),
             is_compressing: false,
             metrics: Metrics::default(),
+            exposure: Exposure::default(),
             #[cfg(feature = "tokens")]
             jwks: None,
             #[cfg(feature = "tokens")]
@@ -386,7 +390,8 @@ impl Server {
         Ok(())
     }
 
-    /// Listens on TCP, without serving yet. For port 0 the system chooses one.
+    /// Listens on TCP, without serving yet. For port 0 the system chooses one. Where [`env`](Self::env) has read another address or the
+    /// files of a certificate, it listens there, or with TLS.
     ///
     /// # Errors
     /// A setting is invalid, or the address cannot be listened on. The setting is `authenticate` if the address is beyond loopback
@@ -394,17 +399,30 @@ impl Server {
     ///
     /// # Cancel safety
     /// Dropping the future drops the server, and the listener with it.
-    pub async fn bind(self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
-        let addresses: Vec<_> = lookup_host(address).await.map_err(not_found)?.collect();
+    pub async fn bind(mut self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
+        let addresses: Vec<_> = match &self.exposure.address {
+            Some(named) => lookup_host(named).await.map_err(|source| not_found(LISTEN, source))?.collect(),
+            None => lookup_host(address).await.map_err(|source| not_found("address", source))?.collect(),
+        };
         let beyond = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
         if let Some(address) = beyond {
             self.guarded(|| address.to_string())?;
         }
+        #[cfg_attr(not(feature = "tls"), expect(unused_variables))]
+        let tls = self.exposure.tls.take();
         let built = self.build()?;
         let acceptor = io::listen(&addresses).map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
         })?;
+        #[cfg(feature = "tls")]
+        if let Some(tls) = tls {
+            let mut acceptor = io::TlsAcceptor::new(acceptor, tls.certificate, tls.key)?;
+            if let Some(authorities) = tls.client_ca {
+                acceptor = acceptor.client_ca(authorities)?;
+            }
+            return Ok(BoundServer::new(acceptor, built));
+        }
         Ok(BoundServer::new(acceptor, built))
     }
 
@@ -413,7 +431,8 @@ impl Server {
     /// # Errors
     /// A setting is invalid. The setting is `authenticate` if the acceptor is not [local](Acceptor::is_local) and nothing
     /// establishes who calls.
-    pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer<A>, ConfigError> {
+    pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer, ConfigError> {
+        self.exposure.unused()?;
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;
         }
@@ -428,6 +447,7 @@ impl Server {
     /// # Errors
     /// A setting is invalid. The setting is `authenticate` if nothing establishes who calls.
     pub fn into_service(self) -> Result<HttpService, ConfigError> {
+        self.exposure.unused()?;
         self.guarded(|| "a mounted service".into())?;
         self.build().map(|built| built.service)
     }
@@ -527,8 +547,8 @@ fn check_needs(needs: &[String]) -> Result<(), ConfigError> {
     within("needs", 0, needs.len(), MAX_NEEDS)
 }
 
-fn not_found(source: std::io::Error) -> ConfigError {
-    ConfigError::new("address", "was not found").with_source(source)
+fn not_found(setting: &'static str, source: std::io::Error) -> ConfigError {
+    ConfigError::new(setting, "was not found").with_source(source)
 }
 
 impl fmt::Debug for Server {

@@ -7,8 +7,8 @@ use octollm_core::{__limits_struct as limits_struct, error::ConfigError};
 use tokio::sync::Semaphore;
 
 const KIB: usize = 1024;
-const SHORTEST: Duration = Duration::from_nanos(1);
-const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const SHORTEST: Duration = Duration::from_nanos(1);
+pub(crate) const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// RFC 9113 §6.9.1.
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 

@@ -59,7 +59,9 @@ fn set_issuer(
         (Some(root), None) => TokenIssuer::root(root, key),
         (None, Some(arm)) => TokenIssuer::arm(arm, key),
         _ => {
-            return Err(failed("needs OCTOLLM_CLIENT_TOKEN_ISSUER or OCTOLLM_CLIENT_TOKEN_ARM, and not both"));
+            return Err(failed(
+                "needs OCTOLLM_CLIENT_TOKEN_ISSUER or OCTOLLM_CLIENT_TOKEN_ARM, and not both",
+            ));
         }
     };
     authority.issuer = Some(issuer.build()?);

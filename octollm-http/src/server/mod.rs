@@ -83,7 +83,7 @@ use self::{
 pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};
 use crate::{
     io::{self, Acceptor},
-    limits::{ServerConfig, limits_setters, server_limits, within},
+    limits::{SHORTEST, ServerConfig, YEAR, limits_setters, server_limits, within},
 };
 
 /// Builds a server for arms, an orchestrator and a reflex, each alone or together.
@@ -367,14 +367,40 @@ impl Server {
         self
     }
 
-    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. Several checks of one name are
-    /// reported as one, which holds if all of them do.
+    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. A check that panics or exceeds
+    /// [`check_timeout`](Self::check_timeout) has failed. Several checks of one name are reported as one, which holds if all of them
+    /// do.
+    ///
+    /// All checks run at once. Requests that arrive while they run receive the result of that run, so that probes of many load
+    /// balancers do not add up. The run ends with the last of those requests.
+    ///
+    /// ```
+    /// # use octollm_core::{orchestrator::Orchestrator, brain::Brain, Context, task::TaskQuery};
+    /// # use octollm_http::Server;
+    /// # fn checked(brain: Brain) -> Server {
+    /// let store = brain.clone();
+    /// Server::new("brain").orchestrator(brain).check("store", move || {
+    ///     let store = store.clone();
+    ///     async move { store.list(TaskQuery::default().limit(1), &Context::detached()).await.is_ok() }
+    /// })
+    /// # }
+    /// ```
     pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = bool> + Send + 'static,
     {
-        self.checks.push(Check::new(name.into(), check));
+        self.checks.push(Check::new(name.into(), None, check));
+        self
+    }
+
+    /// Adds a readiness check as [`check`](Self::check) does, with a time limit of its own, at most a year.
+    pub fn check_within<F, Fut>(mut self, name: impl Into<String>, limit: Duration, check: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = bool> + Send + 'static,
+    {
+        self.checks.push(Check::new(name.into(), Some(limit), check));
         self
     }
 
@@ -474,6 +500,9 @@ impl Server {
 
     fn build(self) -> Result<Built, ConfigError> {
         self.config.check()?;
+        for limit in self.checks.iter().filter_map(|check| check.limit) {
+            within("check_within", SHORTEST, limit, YEAR)?;
+        }
         within("cost_tier", 1, self.dispatcher.card().cost_tier, 5)?;
         if !is_arm_id(&self.dispatcher.card().arm_id) {
             let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";

@@ -8,6 +8,7 @@ mod compressed;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;
+mod env;
 mod floods;
 mod identity;
 mod keyed;
@@ -20,6 +21,7 @@ mod peer;
 mod places;
 mod process;
 mod rates;
+mod ready;
 mod cached;
 mod routed;
 mod routes;

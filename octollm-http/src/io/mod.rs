@@ -30,6 +30,7 @@
 mod certificates;
 #[cfg(feature = "tls")]
 mod tls;
+mod listener;
 #[cfg(unix)]
 mod unix;
 
@@ -55,6 +56,8 @@ use tokio::{
     sync::mpsc,
 };
 
+pub use self::listener::Listener;
+pub(crate) use self::listener::TlsFiles;
 #[cfg(feature = "tls")]
 pub use self::tls::TlsAcceptor;
 #[cfg(unix)]
@@ -103,16 +106,6 @@ pub trait Acceptor: Send + 'static {
 
     /// Whether only this machine can connect. A server on any other acceptor has to establish who calls.
     fn is_local(&self) -> bool {
-        false
-    }
-
-    /// The network address on which it accepts connections, where it has one.
-    fn address(&self) -> Option<SocketAddr> {
-        None
-    }
-
-    /// Whether connections are encrypted by TLS.
-    fn is_encrypted(&self) -> bool {
         false
     }
 }
@@ -187,10 +180,6 @@ impl Acceptor for TcpListener {
 
     fn is_local(&self) -> bool {
         self.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback())
-    }
-
-    fn address(&self) -> Option<SocketAddr> {
-        self.local_addr().ok()
     }
 }
 

@@ -5,7 +5,6 @@ use std::{
     fmt,
     future::Future,
     io,
-    net::SocketAddr,
     path::PathBuf,
     pin::Pin,
     sync::{Arc, LazyLock},
@@ -81,6 +80,10 @@ impl<A: Acceptor> TlsAcceptor<A> {
         Self::with_files(self.inner, Files { client_ca: Some(file.into()), ..self.files })
     }
 
+    pub(super) fn inner(&self) -> &A {
+        &self.inner
+    }
+
     fn with_files(inner: A, files: Files) -> Result<Self, ConfigError> {
         let certificates = Arc::new(Certificates::load(files.clone())?);
         Ok(Self { inner, files, certificates })
@@ -109,14 +112,6 @@ impl<A: Acceptor> Acceptor for TlsAcceptor<A> {
 
     fn is_local(&self) -> bool {
         self.inner.is_local()
-    }
-
-    fn address(&self) -> Option<SocketAddr> {
-        self.inner.address()
-    }
-
-    fn is_encrypted(&self) -> bool {
-        true
     }
 }
 

@@ -8,6 +8,7 @@ use octollm_core::{
 };
 
 use super::Server;
+use crate::io::TlsFiles;
 
 const PREFIX: &str = "OCTOLLM_SERVER_";
 /// The variables beside those of the limits.
@@ -28,15 +29,6 @@ const NAMES: [&str; 9] = [
 pub(super) struct Exposure {
     pub(super) address: Option<String>,
     pub(super) tls: Option<TlsFiles>,
-}
-
-/// The files of a server with TLS.
-#[derive(Debug)]
-#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "without TLS they are refused"))]
-pub(super) struct TlsFiles {
-    pub(super) certificate: PathBuf,
-    pub(super) key: PathBuf,
-    pub(super) client_ca: Option<PathBuf>,
 }
 
 /// The environment.

@@ -20,19 +20,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{arm::HealthState, connection::Connections, service::HttpService};
-use crate::io::Acceptor;
+use crate::io::{Acceptor, Listener};
 
-/// A server that listens. Awaiting it is the same as [`run`](Self::run).
-pub struct BoundServer {
-    address: Option<SocketAddr>,
-    is_encrypted: bool,
+/// A server that listens: by default on TCP, with or without TLS. Awaiting it is the same as [`run`](Self::run).
+pub struct BoundServer<A = Listener> {
+    acceptor: A,
+    service: HttpService,
     health: Arc<HealthState>,
-    drain_notice: Duration,
-    serve: Box<dyn FnOnce(CancellationToken) -> Serving + Send>,
+    orchestrator: Option<Arc<dyn Orchestrator>>,
 }
-
-/// Serves until the token is cancelled, and then until the end of the shutdown.
-type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The parts of a server that is built.
 pub(crate) struct Built {
@@ -47,25 +43,21 @@ const CLOSE: Duration = Duration::from_secs(5);
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 impl BoundServer {
-    pub(crate) fn new<A: Acceptor>(acceptor: A, built: Built) -> Self {
-        Self {
-            address: acceptor.address(),
-            is_encrypted: acceptor.is_encrypted(),
-            health: built.health.clone(),
-            drain_notice: built.service.config().drain_notice,
-            serve: Box::new(move |shutdown| Box::pin(serve(acceptor, built, shutdown))),
-        }
-    }
-
-    /// The address that the server listens on; `0.0.0.0:0` if its acceptor has none.
+    /// The address that the server listens on; `0.0.0.0:0` if the system does not return it.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address.unwrap_or_else(|| SocketAddr::from(([0; 4], 0)))
+        self.acceptor.local_addr().unwrap_or_else(|_| SocketAddr::from(([0; 4], 0)))
     }
 
     /// The address as a URL, such as `http://127.0.0.1:8103`.
     pub fn url(&self) -> String {
-        let scheme = if self.is_encrypted { "https" } else { "http" };
+        let scheme = if self.acceptor.is_encrypted() { "https" } else { "http" };
         format!("{scheme}://{}", self.local_addr())
+    }
+}
+
+impl<A: Acceptor> BoundServer<A> {
+    pub(crate) fn new(acceptor: A, Built { service, health, orchestrator }: Built) -> Self {
+        Self { acceptor, service, health, orchestrator }
     }
 
     /// Serves until the future is dropped.
@@ -84,7 +76,7 @@ impl BoundServer {
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until_signal(self) {
-        let (health, notice) = (self.health.clone(), self.drain_notice);
+        let (health, notice) = (self.health.clone(), self.service.config().drain_notice);
         let ending = CancellationToken::new();
         let begun = ending.clone();
         let serving = self.run_until(async move {
@@ -112,72 +104,60 @@ impl BoundServer {
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
-        let address = self.address.map(tracing::field::display);
-        tracing::info!(address, "serving");
-        let ending = CancellationToken::new();
-        let mut serving = (self.serve)(ending.clone());
-        tokio::select! {
-            biased;
-            () = shutdown => ending.cancel(),
-            () = &mut serving => return,
-        }
-        serving.await;
-    }
-}
-
-async fn serve<A: Acceptor>(acceptor: A, built: Built, shutdown: CancellationToken) {
-    let Built { service, health, orchestrator } = built;
-    let (limit, grace) = (service.config().max_connections, service.config().drain_grace);
-    let drain = CancellationToken::new();
-    let connections = Arc::new(Connections::new(service, health.clone()));
-    let mut incoming = Incoming { acceptor, places: Arc::new(Semaphore::new(limit)) };
-    let mut running = JoinSet::new();
-    let mut shutdown = pin!(shutdown.cancelled_owned());
-    let serve = |(opening, place): (A::Opening, Place)| {
-        let (connections, drain) = (connections.clone(), drain.child_token());
-        async move { connections.serve(opening, place, drain).await }
-    };
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            // Before what has ended: new connections do not wait for it.
-            accepted = incoming.next() => {
-                running.spawn(serve(accepted));
+        let Self { acceptor, service, health, orchestrator } = self;
+        let (limit, grace) = (service.config().max_connections, service.config().drain_grace);
+        let drain = CancellationToken::new();
+        let connections = Arc::new(Connections::new(service, health.clone()));
+        let mut incoming = Incoming { acceptor, places: Arc::new(Semaphore::new(limit)) };
+        let mut running = JoinSet::new();
+        let serve = |(opening, place): (A::Opening, Place)| {
+            let (connections, drain) = (connections.clone(), drain.child_token());
+            async move { connections.serve(opening, place, drain).await }
+        };
+        let mut shutdown = pin!(shutdown);
+        tracing::info!("serving");
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                // Before what has ended: new connections do not wait for it.
+                accepted = incoming.next() => {
+                    running.spawn(serve(accepted));
+                }
+                Some(_) = running.join_next() => {}
             }
-            Some(_) = running.join_next() => {}
+            while running.try_join_next().is_some() {}
         }
-        while running.try_join_next().is_some() {}
-    }
-    health.drain();
-    // A caller that has connected by now has sent a request, or is about to.
-    while let Some(accepted) = unconstrained(incoming.next()).now_or_never() {
-        running.spawn(serve(accepted));
-    }
-    drop(incoming);
-    drain.cancel();
-    tracing::info!(connections = running.len(), "draining");
-    let answered = async { while running.join_next().await.is_some() {} };
-    let drained = async {
-        if let Some(orchestrator) = &orchestrator {
-            orchestrator.drain().await;
+        health.drain();
+        // A caller that has connected by now has sent a request, or is about to.
+        while let Some(accepted) = unconstrained(incoming.next()).now_or_never() {
+            running.spawn(serve(accepted));
         }
-    };
-    if timeout(grace, async { tokio::join!(answered, drained) }).await.is_err() {
-        tracing::warn!(
-            connections = running.len(),
-            "connections and tasks that still run are dropped: the grace period is over"
-        );
-    }
-    running.abort_all();
-    if let Some(orchestrator) = orchestrator
-        && timeout(CLOSE, orchestrator.close()).await.is_err()
-    {
-        tracing::warn!("the orchestrator did not close in time: the leases of its tasks expire");
+        drop(incoming);
+        drain.cancel();
+        tracing::info!(connections = running.len(), "draining");
+        let answered = async { while running.join_next().await.is_some() {} };
+        let drained = async {
+            if let Some(orchestrator) = &orchestrator {
+                orchestrator.drain().await;
+            }
+        };
+        if timeout(grace, async { tokio::join!(answered, drained) }).await.is_err() {
+            tracing::warn!(
+                connections = running.len(),
+                "connections and tasks that still run are dropped: the grace period is over"
+            );
+        }
+        running.abort_all();
+        if let Some(orchestrator) = orchestrator
+            && timeout(CLOSE, orchestrator.close()).await.is_err()
+        {
+            tracing::warn!("the orchestrator did not close in time: the leases of its tasks expire");
+        }
     }
 }
 
-impl IntoFuture for BoundServer {
+impl<A: Acceptor> IntoFuture for BoundServer<A> {
     type Output = ();
     type IntoFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -186,9 +166,9 @@ impl IntoFuture for BoundServer {
     }
 }
 
-impl fmt::Debug for BoundServer {
+impl<A: fmt::Debug> fmt::Debug for BoundServer<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoundServer").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("BoundServer").field("acceptor", &self.acceptor).finish_non_exhaustive()
     }
 }
 

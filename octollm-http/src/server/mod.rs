@@ -82,7 +82,7 @@ use self::{
 };
 pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};
 use crate::{
-    io::{self, Acceptor},
+    io::{self, Acceptor, Listener},
     limits::{SHORTEST, ServerConfig, YEAR, limits_setters, server_limits, within},
 };
 
@@ -434,22 +434,13 @@ impl Server {
         if let Some(address) = beyond {
             self.guarded(|| address.to_string())?;
         }
-        #[cfg_attr(not(feature = "tls"), expect(unused_variables))]
         let tls = self.exposure.tls.take();
         let built = self.build()?;
-        let acceptor = io::listen(&addresses).map_err(|source| {
+        let listener = io::listen(&addresses).map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
         })?;
-        #[cfg(feature = "tls")]
-        if let Some(tls) = tls {
-            let mut acceptor = io::TlsAcceptor::new(acceptor, tls.certificate, tls.key)?;
-            if let Some(authorities) = tls.client_ca {
-                acceptor = acceptor.client_ca(authorities)?;
-            }
-            return Ok(BoundServer::new(acceptor, built));
-        }
-        Ok(BoundServer::new(acceptor, built))
+        Ok(BoundServer::new(Listener::new(listener, tls)?, built))
     }
 
     /// Accepts connections from an acceptor, without serving yet.
@@ -457,7 +448,7 @@ impl Server {
     /// # Errors
     /// A setting is invalid. The setting is `authenticate` if the acceptor is not [local](Acceptor::is_local) and nothing
     /// establishes who calls.
-    pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer, ConfigError> {
+    pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer<A>, ConfigError> {
         self.exposure.unused()?;
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;

@@ -9,11 +9,19 @@ use super::{authority::Authority, exchange::Requests};
 
 pub(super) const PREFIX: &str = "OCTOLLM_CLIENT_";
 /// The variables beside those of the limits.
-const NAMES: [&str; 5] = ["ORCHESTRATOR_URL", "CLEARTEXT", "TOKEN_ISSUER", "TOKEN_ARM", "TOKEN_KEY_FILE"];
+const NAMES: [&str; 6] =
+    ["ORCHESTRATOR_URL", "ORCHESTRATOR_AUDIENCE", "CLEARTEXT", "TOKEN_ISSUER", "TOKEN_ARM", "TOKEN_KEY_FILE"];
 /// The variable that has the URL of the orchestrator.
 pub(super) const ORCHESTRATOR_URL: &str = "OCTOLLM_CLIENT_ORCHESTRATOR_URL";
 
-/// Takes the variables of a client. Returns the URL of the orchestrator, where there is one.
+/// An orchestrator, as far as the environment has it.
+pub(super) struct Named {
+    pub(super) url: Option<String>,
+    /// Audience of its tokens.
+    pub(super) audience: Option<String>,
+}
+
+/// Takes the variables of a client.
 ///
 /// # Errors
 /// A variable is unknown, or its value cannot be read or is out of range.
@@ -21,20 +29,20 @@ pub(super) fn take(
     mut vars: Vars,
     requests: &mut Requests,
     authority: &mut Authority,
-) -> Result<Option<String>, ConfigError> {
+) -> Result<Named, ConfigError> {
     requests.config.take(&mut vars)?;
-    let [orchestrator, cleartext, issuer, arm, key_file] = NAMES;
-    let orchestrator = vars.take(orchestrator, text)?;
+    let [url, audience, cleartext, issuer, arm, key] = NAMES;
+    let orchestrator = Named { url: vars.take(url, text)?, audience: vars.take(audience, text)? };
     if let Some(cleartext) = vars.take(cleartext, flag)? {
         authority.cleartext = cleartext;
     }
     let root = vars.take(issuer, text)?;
     let arm = vars.take(arm, text)?;
-    let key_file = vars.take(key_file, text)?;
+    let key_file = vars.take(key, text)?;
     if let Some(file) = key_file {
-        set_issuer(&vars.full(NAMES[4]), &file, root, arm, authority)?;
+        set_issuer(&vars.full(key), &file, root, arm, authority)?;
     } else if root.is_some() || arm.is_some() {
-        return Err(ConfigError::new(vars.full(NAMES[4]), "is not set, and tokens need it"));
+        return Err(ConfigError::new(vars.full(key), "is not set, and tokens need it"));
     }
     vars.finish()?;
     Ok(orchestrator)

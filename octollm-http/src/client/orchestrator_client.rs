@@ -71,7 +71,8 @@ impl OrchestratorClient {
     }
 
     /// Creates a client of the orchestrator whose URL the environment has as `OCTOLLM_CLIENT_ORCHESTRATOR_URL`, with limits and tokens
-    /// as for [`ArmsBuilder::env`](super::ArmsBuilder::env).
+    /// as for [`ArmsBuilder::env`](super::ArmsBuilder::env). The audience of its tokens is `OCTOLLM_CLIENT_ORCHESTRATOR_AUDIENCE`, by
+    /// default `orchestrator`.
     ///
     /// # Errors
     /// Those of [`ArmsBuilder::env`](super::ArmsBuilder::env), and the variable is not set or no URL.
@@ -88,9 +89,10 @@ impl OrchestratorClient {
     ) -> Result<Self, ConfigError> {
         let mut builder = Self::builder("");
         let vars = Vars::read(env::PREFIX, variables)?;
-        let url = env::take(vars, &mut builder.requests, &mut builder.authority)?;
+        let named = env::take(vars, &mut builder.requests, &mut builder.authority)?;
         let not_set = || ConfigError::new(env::ORCHESTRATOR_URL, "is not set");
-        builder.url = url.ok_or_else(not_set)?;
+        builder.url = named.url.ok_or_else(not_set)?;
+        builder.audience = named.audience.unwrap_or(builder.audience);
         Endpoint::parse(&builder.url).map_err(|problem| ConfigError::new(env::ORCHESTRATOR_URL, problem))?;
         builder.build()
     }

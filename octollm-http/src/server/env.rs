@@ -12,7 +12,7 @@ use crate::io::TlsFiles;
 
 const PREFIX: &str = "OCTOLLM_SERVER_";
 /// The variables beside those of the limits.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "LISTEN",
     "OPEN_TO_ALL",
     "TLS_CERT_FILE",
@@ -22,6 +22,7 @@ const NAMES: [&str; 9] = [
     "TOKEN_KEYS_FILE",
     "TOKEN_KEYS_URL",
     "TOKEN_AUDIENCE",
+    "TOKEN_SPEAKS_FOR",
 ];
 
 /// Where a server listens, as far as its environment has it.
@@ -47,6 +48,7 @@ impl Server {
     /// | `OCTOLLM_SERVER_TOKEN_ISSUER` | the `iss` of the root whose tokens are accepted (feature `tokens`), in place of an authenticator of the program |
     /// | `OCTOLLM_SERVER_TOKEN_KEYS_URL`, `_TOKEN_KEYS_FILE` | where its public keys are: the URL of a JWK set, or a file with such a set or a PEM; one of them |
     /// | `OCTOLLM_SERVER_TOKEN_AUDIENCE` | the `aud` of the tokens; by default the id of the server |
+    /// | `OCTOLLM_SERVER_TOKEN_SPEAKS_FOR` | other issuers, separated by commas, for whose subjects the root issues tokens, as a brain does |
     /// | `OCTOLLM_SERVER_OPEN_TO_ALL` | `true` for [`open_to_all`](Self::open_to_all) |
     ///
     /// ```no_run
@@ -74,7 +76,8 @@ impl Server {
     ) -> Result<Self, ConfigError> {
         let mut vars = Vars::read(PREFIX, variables)?;
         self.config.take(&mut vars)?;
-        let [address, open, certificate, key, client_ca, issuer, keys_file, keys_url, audience] = NAMES;
+        let [address, open, certificate, key, client_ca, issuer, keys_file, keys_url, audience, others] =
+            NAMES;
         if let Some(address) = vars.take(address, |text| with_port(text).map(str::to_owned))? {
             self.exposure.address = Some(address);
         }
@@ -85,20 +88,25 @@ impl Server {
         if let Some(tls) = tls_files(&vars, files)? {
             self.exposure.tls = Some(tls);
         }
-        let texts = [issuer, keys_file, keys_url, audience].map(|name| Ok((name, vars.take(name, text)?)));
+        let texts =
+            [issuer, keys_file, keys_url, audience, others].map(|name| Ok((name, vars.take(name, text)?)));
         let server = self.token_variables(&vars, texts)?;
         vars.finish()?;
         Ok(server)
     }
 
     #[cfg(feature = "tokens")]
-    fn token_variables(self, vars: &Vars, texts: [Taken<String>; 4]) -> Result<Self, ConfigError> {
+    fn token_variables(self, vars: &Vars, texts: [Taken<String>; 5]) -> Result<Self, ConfigError> {
         use crate::token::{KeySet, TokenVerifier};
 
-        let [issuer, keys_file, keys_url, audience] = texts;
-        let (issuer, keys_file, keys_url, audience) = (issuer?, keys_file?, keys_url?, audience?);
+        let [issuer, keys_file, keys_url, audience, others] = texts;
+        let (issuer, keys_file, keys_url) = (issuer?, keys_file?, keys_url?);
+        let (audience, others) = (audience?, others?);
         let Some(iss) = issuer.1 else {
-            return match [keys_file, keys_url, audience].into_iter().find(|(_, value)| value.is_some()) {
+            return match [keys_file, keys_url, audience, others]
+                .into_iter()
+                .find(|(_, value)| value.is_some())
+            {
                 Some((name, _)) => {
                     Err(ConfigError::new(vars.full(name), "needs OCTOLLM_SERVER_TOKEN_ISSUER as well"))
                 }
@@ -106,6 +114,11 @@ impl Server {
             };
         };
         let keys = KeySet::new(iss);
+        let keys = others
+            .1
+            .iter()
+            .flat_map(|others| others.split(','))
+            .fold(keys, |keys, other| keys.speaks_for(other.trim()));
         let keys = match (keys_file, keys_url) {
             ((name, Some(file)), (_, None)) => {
                 let failed = |problem| ConfigError::new(vars.full(name), problem);
@@ -135,7 +148,7 @@ impl Server {
     }
 
     #[cfg(not(feature = "tokens"))]
-    fn token_variables(self, vars: &Vars, texts: [Taken<String>; 4]) -> Result<Self, ConfigError> {
+    fn token_variables(self, vars: &Vars, texts: [Taken<String>; 5]) -> Result<Self, ConfigError> {
         for taken in texts {
             if let (name, Some(_)) = taken? {
                 return Err(ConfigError::new(vars.full(name), "needs the feature `tokens` of octollm"));

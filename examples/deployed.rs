@@ -55,7 +55,7 @@ impl Reflex for NoSecrets {
 
 #[tokio::main]
 async fn main() -> Result<(), octollm::Error> {
-    tracing_subscriber::fmt().with_ansi(false).init(); // the environment variable RUST_LOG selects what is logged
+    tracing_subscriber::fmt::init(); // the environment variable RUST_LOG selects what is logged
     match std::env::args().nth(1).as_deref() {
         Some("judge") => Server::new("judge").arm(Judge).env()?.serve("127.0.0.1:8103").await?,
         Some("brain") => {

@@ -28,3 +28,47 @@ fn every_test_that_the_documents_name_is_there() {
         assert!(is_test, "{path} has no test {test}");
     }
 }
+
+/// The sources of the crates that are published.
+fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+        if entry.is_dir() {
+            sources(&entry, found);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            found.push(entry);
+        }
+    }
+}
+
+#[test]
+fn every_warning_and_error_is_on_the_page_for_operators() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("docs/operations.md")).expect("it is there");
+    let mut files = Vec::new();
+    for part in ["octollm-core/src", "octollm-http/src", "octollm-events/src"] {
+        sources(&root.join(part), &mut files);
+    }
+    // The message is the last text of the macro, or the format of one.
+    let line = regex::Regex::new(r#"(?s)tracing::(warn|error)!\(((?:[^"]|"(?:[^"\\]|\\.)*")*?)\)\s*[;},\n]"#)
+        .unwrap();
+    let text = regex::Regex::new(r#"(?s)"((?:[^"\\]|\\.)*)""#).unwrap();
+    let broken = regex::Regex::new(r"\\\n\s*").unwrap();
+    let mut count = 0;
+    for file in files {
+        let source = std::fs::read_to_string(&file).expect("a source");
+        for found in line.captures_iter(&source) {
+            let message = text.captures_iter(&found[2]).last().map(|text| text[1].to_owned());
+            let message = broken.replace_all(message.as_deref().expect("a message"), "").into_owned();
+            // Without what is written as code, and without values.
+            let begin = message.split(['`', '{']).next().unwrap_or_default().trim_end();
+            let row = format!("| {} | `{begin}", &found[1]);
+            assert!(
+                document.contains(&row),
+                "docs/operations.md has no row for `{message}`, a {} in {file:?}",
+                &found[1]
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 50, "{count}");
+}

@@ -170,9 +170,10 @@ fn a_deployed_system_is_configured_by_its_environment() {
     assert_eq!(request(reflex, "POST", "/tasks", r#"{"goal":"my password"}"#).0, 403);
     let (status, submitted) = request(reflex, "POST", "/tasks", r#"{"goal":"ten arms, one brain"}"#);
     assert_eq!(status, 202, "{submitted}");
-    let id = submitted.split("task_").nth(1).and_then(|rest| rest.split('"').next()).expect("a task id");
+    let submitted: serde_json::Value = serde_json::from_str(&submitted).expect("JSON");
+    let path = format!("/tasks/{}", submitted["task_id"].as_str().expect("an id"));
     let until = Instant::now() + Duration::from_secs(20);
-    while !request(brain, "GET", &format!("/tasks/task_{id}"), "").1.contains("4 words") {
+    while !request(brain, "GET", &path, "").1.contains("4 words") {
         assert!(Instant::now() < until, "the task does not end");
     }
     assert!(request(brain, "GET", "/ready", "").1.contains(r#""store":true"#));

@@ -40,6 +40,25 @@ fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
     }
 }
 
+/// The text up to the parenthesis that closes it.
+fn arguments(text: &str) -> &str {
+    let (mut depth, mut is_text, mut is_escaped) = (1, false, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if is_text => is_escaped = true,
+            '"' => is_text = !is_text,
+            '(' if !is_text => depth += 1,
+            ')' if !is_text => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return &text[..at];
+        }
+    }
+    text
+}
+
 #[test]
 fn every_warning_and_error_is_on_the_page_for_operators() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -48,25 +67,18 @@ fn every_warning_and_error_is_on_the_page_for_operators() {
     for part in ["octollm-core/src", "octollm-http/src", "octollm-events/src"] {
         sources(&root.join(part), &mut files);
     }
-    // The message is the last text of the macro, or the format of one.
-    let line = regex::Regex::new(r#"(?s)tracing::(warn|error)!\(((?:[^"]|"(?:[^"\\]|\\.)*")*?)\)\s*[;},\n]"#)
-        .unwrap();
-    let text = regex::Regex::new(r#"(?s)"((?:[^"\\]|\\.)*)""#).unwrap();
-    let broken = regex::Regex::new(r"\\\n\s*").unwrap();
+    let begin = regex::Regex::new(r"tracing::(warn|error)!\(").expect("a pattern");
+    let text = regex::Regex::new(r#"(?s)"((?:[^"\\]|\\.)*)""#).expect("a pattern");
     let mut count = 0;
     for file in files {
         let source = std::fs::read_to_string(&file).expect("a source");
-        for found in line.captures_iter(&source) {
-            let message = text.captures_iter(&found[2]).last().map(|text| text[1].to_owned());
-            let message = broken.replace_all(message.as_deref().expect("a message"), "").into_owned();
-            // Without what is written as code, and without values.
-            let begin = message.split(['`', '{']).next().unwrap_or_default().trim_end();
-            let row = format!("| {} | `{begin}", &found[1]);
-            assert!(
-                document.contains(&row),
-                "docs/operations.md has no row for `{message}`, a {} in {file:?}",
-                &found[1]
-            );
+        for found in begin.captures_iter(&source) {
+            let arguments = arguments(&source[found.get(0).expect("a match").end()..]);
+            // The last text is the message. What is written as code in it, and values, are left out.
+            let message = text.captures_iter(arguments).last().expect("a message");
+            let first = message[1].split(['`', '{', '\\']).next().unwrap_or_default().trim_end();
+            let row = format!("| {} | `{first}", &found[1]);
+            assert!(document.contains(&row), "docs/operations.md has no row for {message:?} in {file:?}");
             count += 1;
         }
     }

@@ -64,7 +64,7 @@ impl Listener {
 }
 
 #[cfg(feature = "tls")]
-type Stream = tokio_util::either::Either<TcpStream, <TlsAcceptor as Acceptor>::Io>;
+type Stream = tokio_util::either::Either<TcpStream, Box<<TlsAcceptor as Acceptor>::Io>>;
 #[cfg(not(feature = "tls"))]
 type Stream = TcpStream;
 
@@ -84,7 +84,9 @@ impl Acceptor for Listener {
             #[cfg(feature = "tls")]
             Kind::Tls(tls) => {
                 let opening = tls.accept().await?;
-                Ok(Box::pin(async move { opening.await.map(|(stream, peer)| (Stream::Right(stream), peer)) }))
+                Ok(Box::pin(async move {
+                    opening.await.map(|(stream, peer)| (Stream::Right(Box::new(stream)), peer))
+                }))
             }
         }
     }

@@ -78,3 +78,59 @@ fn libraries_read_the_clock_of_the_runtime() {
     }
     assert!(read > 100, "{read}");
 }
+
+/// The sources of the crates that are published.
+fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
+        if entry.is_dir() {
+            sources(&entry, found);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            found.push(entry);
+        }
+    }
+}
+
+/// The text up to the parenthesis that closes it.
+fn arguments(text: &str) -> &str {
+    let (mut depth, mut is_text, mut is_escaped) = (1, false, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if is_text => is_escaped = true,
+            '"' => is_text = !is_text,
+            '(' if !is_text => depth += 1,
+            ')' if !is_text => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return &text[..at];
+        }
+    }
+    text
+}
+
+#[test]
+fn every_warning_and_error_is_on_the_page_for_operators() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("docs/operations.md")).expect("it is there");
+    let mut files = Vec::new();
+    for part in ["octollm-core/src", "octollm-http/src", "octollm-events/src"] {
+        sources(&root.join(part), &mut files);
+    }
+    let begin = regex::Regex::new(r"tracing::(warn|error)!\(").expect("a pattern");
+    let text = regex::Regex::new(r#"(?s)"((?:[^"\\]|\\.)*)""#).expect("a pattern");
+    let mut count = 0;
+    for file in files {
+        let source = std::fs::read_to_string(&file).expect("a source");
+        for found in begin.captures_iter(&source) {
+            let arguments = arguments(&source[found.get(0).expect("a match").end()..]);
+            // The last text is the message. What is written as code in it, and values, are left out.
+            let message = text.captures_iter(arguments).last().expect("a message");
+            let first = message[1].split(['`', '{', '\\']).next().unwrap_or_default().trim_end();
+            let row = format!("| {} | `{first}", &found[1]);
+            assert!(document.contains(&row), "docs/operations.md has no row for {message:?} in {file:?}");
+            count += 1;
+        }
+    }
+    assert!(count >= 50, "{count}");
+}

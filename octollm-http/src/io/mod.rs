@@ -30,6 +30,7 @@
 mod certificates;
 #[cfg(feature = "tls")]
 mod tls;
+mod listener;
 #[cfg(unix)]
 mod unix;
 
@@ -55,6 +56,8 @@ use tokio::{
     sync::mpsc,
 };
 
+pub use self::listener::Listener;
+pub(crate) use self::listener::TlsFiles;
 #[cfg(feature = "tls")]
 pub use self::tls::TlsAcceptor;
 #[cfg(unix)]

@@ -93,6 +93,10 @@ impl<A: Acceptor> TlsAcceptor<A> {
         Self::with_files(self.inner, Files { clients: Some(clients), ..self.files })
     }
 
+    pub(super) fn inner(&self) -> &A {
+        &self.inner
+    }
+
     fn with_files(inner: A, files: Files) -> Result<Self, ConfigError> {
         let certificates = Arc::new(Certificates::load(files.clone())?);
         Ok(Self { inner, files, certificates })

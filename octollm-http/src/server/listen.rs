@@ -15,7 +15,6 @@ use octollm_core::{bus::EventBus, orchestrator::Orchestrator};
 #[cfg(unix)]
 use tokio::signal::unix::{self, SignalKind};
 use tokio::{
-    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinSet, unconstrained},
     time::{sleep, timeout},
@@ -23,10 +22,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{arm::HealthState, connection::Connections, ending::Reason, service::HttpService};
-use crate::io::Acceptor;
+use crate::io::{Acceptor, Listener};
 
-/// A server that listens, on TCP by default. Awaiting it is the same as [`run`](Self::run).
-pub struct BoundServer<A = TcpListener> {
+/// A server that listens: by default on TCP, with or without TLS. Awaiting it is the same as [`run`](Self::run).
+pub struct BoundServer<A = Listener> {
     acceptor: A,
     service: HttpService,
     health: Arc<HealthState>,
@@ -57,7 +56,8 @@ impl BoundServer {
 
     /// The address as a URL, such as `http://127.0.0.1:8103`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.local_addr())
+        let scheme = if self.acceptor.is_encrypted() { "https" } else { "http" };
+        format!("{scheme}://{}", self.local_addr())
     }
 }
 

@@ -56,6 +56,7 @@ mod openapi;
 mod limiting;
 mod connection;
 mod listen;
+mod env;
 
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
@@ -72,6 +73,7 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use self::{
     arm::{ArmCapabilities, Check, HealthState, MetricsPage, Written},
+    env::{Exposure, LISTEN},
     identity::Identity,
     limiting::Limiting,
     listen::Built,
@@ -81,8 +83,8 @@ use self::{
 };
 pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};
 use crate::{
-    io::{self, Acceptor},
-    limits::{ServerConfig, limits_setters, server_limits, within},
+    io::{self, Acceptor, Listener},
+    limits::{SHORTEST, ServerConfig, YEAR, limits_setters, server_limits, within},
 };
 
 /// Builds a server for arms, an orchestrator and a reflex, each alone or together.
@@ -113,6 +115,7 @@ pub struct Server {
     errors: ErrorForm,
     is_compressing: bool,
     metrics: Metrics,
+    exposure: Exposure,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
@@ -149,6 +152,7 @@ impl Server {
             errors: ErrorForm::default(),
             is_compressing: false,
             metrics: Metrics::default(),
+            exposure: Exposure::default(),
             #[cfg(feature = "tokens")]
             jwks: None,
             #[cfg(feature = "tokens")]
@@ -381,14 +385,40 @@ impl Server {
         self
     }
 
-    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. Several checks of one name are
-    /// reported as one, which holds if all of them do.
+    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. A check that panics or exceeds
+    /// [`check_timeout`](Self::check_timeout) has failed. Several checks of one name are reported as one, which holds if all of them
+    /// do.
+    ///
+    /// All checks run at once. Requests that arrive while they run receive the result of that run, so that probes of many load
+    /// balancers do not add up. The run ends with the last of those requests.
+    ///
+    /// ```
+    /// # use octollm_core::{orchestrator::Orchestrator, brain::Brain, Context, task::TaskQuery};
+    /// # use octollm_http::Server;
+    /// # fn checked(brain: Brain) -> Server {
+    /// let store = brain.clone();
+    /// Server::new("brain").orchestrator(brain).check("store", move || {
+    ///     let store = store.clone();
+    ///     async move { store.list(TaskQuery::default().limit(1), &Context::detached()).await.is_ok() }
+    /// })
+    /// # }
+    /// ```
     pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = bool> + Send + 'static,
     {
-        self.checks.push(Check::new(name.into(), check));
+        self.checks.push(Check::new(name.into(), None, check));
+        self
+    }
+
+    /// Adds a readiness check as [`check`](Self::check) does, with a time limit of its own, at most a year.
+    pub fn check_within<F, Fut>(mut self, name: impl Into<String>, limit: Duration, check: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = bool> + Send + 'static,
+    {
+        self.checks.push(Check::new(name.into(), Some(limit), check));
         self
     }
 
@@ -404,7 +434,8 @@ impl Server {
         Ok(())
     }
 
-    /// Listens on TCP, without serving yet. For port 0 the system chooses one.
+    /// Listens on TCP, without serving yet. For port 0 the system chooses one. Where [`env`](Self::env) has read another address or the
+    /// files of a certificate, it listens there, or with TLS.
     ///
     /// # Errors
     /// A setting is invalid, or the address cannot be listened on. The setting is `authenticate` if the address is beyond loopback
@@ -412,18 +443,22 @@ impl Server {
     ///
     /// # Cancel safety
     /// Dropping the future drops the server, and the listener with it.
-    pub async fn bind(self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
-        let addresses: Vec<_> = lookup_host(address).await.map_err(not_found)?.collect();
+    pub async fn bind(mut self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
+        let addresses: Vec<_> = match &self.exposure.address {
+            Some(named) => lookup_host(named).await.map_err(|source| not_found(LISTEN, source))?.collect(),
+            None => lookup_host(address).await.map_err(|source| not_found("address", source))?.collect(),
+        };
         let beyond = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
         if let Some(address) = beyond {
             self.guarded(|| address.to_string())?;
         }
+        let tls = self.exposure.tls.take();
         let built = self.build()?;
-        let acceptor = io::listen(&addresses).map_err(|source| {
+        let listener = io::listen(&addresses).map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
         })?;
-        Ok(BoundServer::new(acceptor, built))
+        Ok(BoundServer::new(Listener::new(listener, tls)?, built))
     }
 
     /// Accepts connections from an acceptor, without serving yet.
@@ -432,6 +467,7 @@ impl Server {
     /// A setting is invalid. The setting is `authenticate` if the acceptor is not [local](Acceptor::is_local) and nothing
     /// establishes who calls.
     pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer<A>, ConfigError> {
+        self.exposure.unused()?;
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;
         }
@@ -446,6 +482,7 @@ impl Server {
     /// # Errors
     /// A setting is invalid. The setting is `authenticate` if nothing establishes who calls.
     pub fn into_service(self) -> Result<HttpService, ConfigError> {
+        self.exposure.unused()?;
         self.guarded(|| "a mounted service".into())?;
         self.build().map(|built| built.service)
     }
@@ -472,6 +509,9 @@ impl Server {
 
     fn build(self) -> Result<Built, ConfigError> {
         self.config.check()?;
+        for limit in self.checks.iter().filter_map(|check| check.limit) {
+            within("check_within", SHORTEST, limit, YEAR)?;
+        }
         within("cost_tier", 1, self.dispatcher.card().cost_tier, 5)?;
         if !is_arm_id(&self.dispatcher.card().arm_id) {
             let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";
@@ -546,8 +586,8 @@ fn check_needs(needs: &[String]) -> Result<(), ConfigError> {
     within("needs", 0, needs.len(), MAX_NEEDS)
 }
 
-fn not_found(source: std::io::Error) -> ConfigError {
-    ConfigError::new("address", "was not found").with_source(source)
+fn not_found(setting: &'static str, source: std::io::Error) -> ConfigError {
+    ConfigError::new(setting, "was not found").with_source(source)
 }
 
 impl fmt::Debug for Server {

@@ -10,6 +10,7 @@ mod compressed;
 #[path = "../certificates/mod.rs"]
 mod certificates;
 mod ending;
+mod env;
 mod faults;
 mod floods;
 mod identity;
@@ -23,6 +24,7 @@ mod peer;
 mod places;
 mod process;
 mod rates;
+mod ready;
 mod cached;
 mod routed;
 mod routes;

@@ -293,7 +293,7 @@ pub(crate) fn schemas() -> Map<String, Value> {
     insert(&mut schemas, "Problem", output_schema::<Problem>());
     insert(&mut schemas, "Executed", output_schema::<Executed<'_>>());
     insert(&mut schemas, "Health", output_schema::<HealthBody<'_>>());
-    insert(&mut schemas, "Ready", output_schema::<ReadyBody<'_>>());
+    insert(&mut schemas, "Ready", output_schema::<ReadyBody>());
     insert(&mut schemas, "Card", output_schema::<ArmCard>());
     schemas
 }

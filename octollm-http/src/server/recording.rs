@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::field::{Empty, display};
 
 use super::body::HttpBody;
-use crate::wire::names;
+use crate::wire::{names, read_trace};
 
 static REQUESTS: LazyLock<Counters> = LazyLock::new(|| {
     let help =
@@ -113,7 +113,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    pub(crate) fn new(method: &Method) -> Self {
+    pub(crate) fn new(method: &Method, head: &HeaderMap) -> Self {
         let span = tracing::info_span!(
             target: "octollm::span",
             "request",
@@ -125,7 +125,9 @@ impl Seen {
             status = Empty,
             duration_ms = Empty,
         );
-        Self { scope: span.into(), route: AtomicUsize::new(0), caller: OnceLock::new() }
+        // Before the span is entered: a span that has begun keeps its parent.
+        let scope = Scope::joined(span, || read_trace(head));
+        Self { scope, route: AtomicUsize::new(0), caller: OnceLock::new() }
     }
 
     /// The head is read.

@@ -41,6 +41,12 @@ pub fn connect_traces(traces: Traces) {
     let _ = TRACES.set(traces);
 }
 
+/// The trace with the current span as the caller, if that belongs to one.
+pub(crate) fn current_trace() -> Option<TraceContext> {
+    let traces = TRACES.get()?;
+    (traces.context)(&Span::current())
+}
+
 /// A span, or nothing where nobody listens. It is as large as a pointer, since it is a part of the future of every call.
 #[derive(Debug, Clone)]
 pub struct Scope(Option<Arc<Span>>);

@@ -1,5 +1,7 @@
 //! Whole systems over sockets, and the example programs as a user runs them.
 
+#[cfg(feature = "otel")]
+mod collector;
 mod counts;
 mod examples;
 mod hops;
@@ -8,3 +10,5 @@ mod quickstart;
 mod reports;
 mod repository;
 mod tasks;
+#[cfg(feature = "otel")]
+mod traces;

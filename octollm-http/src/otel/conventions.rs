@@ -37,7 +37,8 @@ pub(super) fn exported(mut span: SpanData) -> Option<SpanData> {
         }
         "send" => {
             span.span_kind = SpanKind::Client;
-            failure = failure.or_else(|| status.filter(|status| *status >= 400).map(|status| status.to_string()));
+            failure =
+                failure.or_else(|| status.filter(|status| *status >= 400).map(|status| status.to_string()));
             method.to_owned()
         }
         kind => {

@@ -262,8 +262,9 @@ fn timeout() -> Result<Duration, ConfigError> {
 fn check_sampler() -> Result<(), ConfigError> {
     let (name, argument) = ("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG");
     match variable(name).as_deref() {
-        None
-        | Some("always_on" | "always_off" | "parentbased_always_on" | "parentbased_always_off") => Ok(()),
+        None | Some("always_on" | "always_off" | "parentbased_always_on" | "parentbased_always_off") => {
+            Ok(())
+        }
         Some("traceidratio" | "parentbased_traceidratio") => {
             let share: Option<f64> = variable(argument).map_or(Some(1.0), |text| text.parse().ok());
             let is_share = share.is_some_and(|share| (0.0..=1.0).contains(&share));

@@ -240,9 +240,6 @@ async fn a_task_is_one_trace_from_a_foreign_caller_to_the_last_arm() {
     for span in &trace.0 {
         assert!(!span.name.contains(task) && !span.name.contains("127.0.0.1"), "{span:#?}");
     }
-    // The traces of the requests that ask for the task are others.
-    let others = collector.spans().into_iter().filter(|span| span.trace != ID);
-    assert!(others.filter(|span| span.kind == SERVER).all(|span| span.name == "GET /tasks/{id}"));
 }
 
 /// Waits for ever the first time.
@@ -382,7 +379,7 @@ async fn a_trace_that_is_not_sampled_is_passed_on_and_not_exported() {
         assert!(!noted.contains(CALLER), "{noted}");
         let trace = Trace::of(&exporter, &collector, ID, CALLER);
         match flags {
-            "00" => assert!(collector.spans().is_empty(), "{:#?}", collector.spans()),
+            "00" => assert!(trace.0.is_empty(), "{:#?}", trace.0),
             // What an arm reads is its own span.
             _ => assert!(noted.contains(&trace.one("arm trace.inner").id), "{noted}"),
         }

@@ -51,7 +51,7 @@
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
 //! | say who may call what | `http::token` |
-//! | see what a process does | [`metrics`], and the guide's chapter on operations |
+//! | see what a process does | [`metrics`], `otel`, and the guide's chapter on operations |
 //! | test a system without a network | `mesh::Mesh` |
 //!
 //! # Features

@@ -78,7 +78,9 @@ impl Arm<Inner> for Notes {
 #[async_trait]
 impl Arm<Outer> for Notes {
     async fn execute(&self, input: Outer, cx: &Context) -> Result<u64, ArmError> {
-        Ok(cx.call(Inner { number: input.number }).await?)
+        // Within a span of the program.
+        let call = cx.call(Inner { number: input.number });
+        Ok(call.instrument(info_span!("own")).await?)
     }
 }
 
@@ -220,7 +222,7 @@ async fn a_task_is_one_trace_from_a_foreign_caller_to_the_last_arm() {
     let outer = hop("arm trace.outer", "POST /outer");
     let (call_inner, call_outer) = (("call trace.inner", INTERNAL), ("call trace.outer", INTERNAL));
     let direct = [&inner[..], &[call_inner], &submitted].concat();
-    let nested = [&inner[..], &[call_inner], &outer, &[call_outer], &submitted].concat();
+    let nested = [&inner[..], &[call_inner, ("own", INTERNAL)], &outer, &[call_outer], &submitted].concat();
     let mut paths: Vec<_> = trace.named("arm trace.inner").into_iter().map(|span| trace.path(span)).collect();
     paths.sort_by_key(Vec::len);
     assert_eq!(paths, [direct.clone(), direct.clone(), direct, nested]);
@@ -310,7 +312,8 @@ async fn a_mesh_is_traced_as_a_network_is() {
     let task = ["arm task.run", "task task.run", "edge"];
     let direct = [&["arm trace.inner", "call trace.inner"][..], &task].concat();
     let nested =
-        [&["arm trace.inner", "call trace.inner", "arm trace.outer", "call trace.outer"][..], &task].concat();
+        [&["arm trace.inner", "call trace.inner", "own", "arm trace.outer", "call trace.outer"][..], &task]
+            .concat();
     let path = |span| -> Vec<_> { trace.path(span).into_iter().map(|(name, _)| name).collect() };
     let mut paths: Vec<_> = trace.named("arm trace.inner").into_iter().map(path).collect();
     paths.sort_by_key(Vec::len);
@@ -470,7 +473,7 @@ async fn a_collector_that_hangs_or_is_away_delays_no_call_and_the_loss_is_report
         let ending = Instant::now();
         drop(exporter);
         assert!(ending.elapsed() < Duration::from_secs(5), "{:?}", ending.elapsed());
-        // Each of the calls has eight spans, of which twenty could wait.
+        // Each of the calls has nine spans, of which twenty could wait.
         assert!(lost() - before >= 300.0, "{}", lost() - before);
         let warned = log.said("spans were lost on the way to the collector");
         assert_eq!(warned.len(), 1, "{warned:#?}");

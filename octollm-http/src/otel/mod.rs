@@ -10,7 +10,7 @@
 //!
 //! # async fn run(server: Server) -> Result<(), Box<dyn std::error::Error>> {
 //! let exporter = Exporter::from_env("judge")?; // OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318
-//! tracing_subscriber::registry().with(tracing_subscriber::fmt::layer()).with(exporter.layer()).init();
+//! tracing_subscriber::registry().with(exporter.layer()).init(); // with further layers, such as that of a log
 //! server.serve("127.0.0.1:8103").await?;
 //! # Ok(()) } // here the exporter is dropped, and sends what is left
 //! ```
@@ -86,6 +86,15 @@ impl Exporter {
     }
 
     /// Installs a subscriber for the whole program that exports spans and logs nothing.
+    ///
+    /// ```standalone_crate
+    /// # use octollm_http::otel::Exporter;
+    /// # fn main() -> Result<(), octollm_core::error::ConfigError> {
+    /// let exporter = Exporter::builder("judge").endpoint("http://127.0.0.1:4318").build()?;
+    /// exporter.install()?;
+    /// assert!(exporter.install().is_err());
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// The program has a subscriber already: add [`layer`](Self::layer) to that.

@@ -18,7 +18,7 @@ pub(crate) fn example(name: &str) -> Command {
 }
 
 /// A program that is ended with the test.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -29,8 +29,16 @@ impl Drop for Running {
 
 /// Starts a server example on a free port and waits until it takes connections.
 fn serve(name: &str) -> (Running, SocketAddr) {
+    serve_with(name, |command| command.stdout(Stdio::null()))
+}
+
+/// The same, with what is added to its command.
+pub(crate) fn serve_with(
+    name: &str,
+    set: impl FnOnce(&mut Command) -> &mut Command,
+) -> (Running, SocketAddr) {
     let address = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a free port");
-    let child = example(name).arg(address.to_string()).stdout(Stdio::null()).spawn().expect("it starts");
+    let child = set(example(name).arg(address.to_string())).spawn().expect("it starts");
     let running = Running(child);
     let until = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect(address).is_err() {
@@ -41,7 +49,7 @@ fn serve(name: &str) -> (Running, SocketAddr) {
 }
 
 /// What curl would do: one request, the status line and the body of the answer.
-fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+pub(crate) fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut socket = TcpStream::connect(address).expect("it listens");
     let length = body.len();
     write!(

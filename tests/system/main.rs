@@ -1,5 +1,7 @@
 //! Whole systems over sockets, and the example programs as a user runs them.
 
+#[cfg(feature = "otel")]
+mod collector;
 mod counts;
 #[cfg(unix)]
 mod ending;
@@ -10,3 +12,5 @@ mod quickstart;
 mod reports;
 mod repository;
 mod tasks;
+#[cfg(feature = "otel")]
+mod traces;

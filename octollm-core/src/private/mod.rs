@@ -12,7 +12,7 @@ pub use crate::{
     contract::{ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation},
     meters::{Counter, Counters, Durations, Gauges, Spent, outcome},
     panics::{Panicked, caught},
-    spans::{Scope, who},
+    spans::{Scope, Traces, connect_traces, who},
 };
 
 /// The limits of builders, and settings as variables of the environment.

@@ -1,7 +1,7 @@
 //! Calling arms and orchestrators over HTTP: the client of arms, and its builder.
 // A module uses only what stands before it here.
-mod metrics;
 mod pool;
+mod metrics;
 mod foreign;
 mod exchange;
 mod offers;
@@ -34,10 +34,13 @@ use tower::{BoxError, Layer, Service};
 use self::{
     authority::{Authority, set_headers},
     directory::Directory,
-    exchange::{Exchange, Requests, request_setters},
-    offers::{ConfiguredArm, Endpoint},
+    exchange::{Exchange, request_setters},
+    offers::ConfiguredArm,
     stack::{CallLayer, CallService, Calling, Carrier, call_layer},
 };
+#[cfg(feature = "otel")]
+pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
+pub(crate) use self::{exchange::Requests, offers::Endpoint};
 pub use self::{
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},

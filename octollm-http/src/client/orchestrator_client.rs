@@ -28,6 +28,7 @@ use super::{
     authority::Authority,
     env,
     exchange::{Exchange, Exchanger, Requests, Target, never_nothing, read_answer, request_setters},
+    metrics::SendSpan,
     offers::Endpoint,
     pool::ExchangeLimits,
 };
@@ -171,7 +172,10 @@ impl OrchestratorClient {
             deadline: Some(deadline),
             work: ContractSpec::DEFAULT_TIMEOUT,
         };
-        Ok(exchanger.send(request, arm, limits, target).await?)
+        let span = SendSpan::begin(&mut request, (arm, endpoint.as_str()), None, parts);
+        let answer = exchanger.send(request, arm, limits, target).await;
+        span.end(&answer);
+        Ok(answer?)
     }
 }
 

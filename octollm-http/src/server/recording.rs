@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::field::{Empty, display};
 
 use super::body::HttpBody;
-use crate::wire::names;
+use crate::wire::{names, read_trace};
 
 static REQUESTS: LazyLock<Counters> = LazyLock::new(|| {
     let help =
@@ -121,7 +121,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    pub(crate) fn new(method: &Method) -> Self {
+    pub(crate) fn new(method: &Method, head: &HeaderMap) -> Self {
         let span = tracing::info_span!(
             target: "octollm::span",
             "request",
@@ -133,8 +133,10 @@ impl Seen {
             status = Empty,
             duration_ms = Empty,
         );
+        // Before the span is entered: a span that has begun keeps its parent.
+        let scope = Scope::joined(span, || read_trace(head));
         Self {
-            scope: span.into(),
+            scope,
             begun: Instant::now(),
             caller: OnceLock::new(),
             contract: OnceLock::new(),

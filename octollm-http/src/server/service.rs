@@ -249,7 +249,7 @@ impl Core {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let seen = Seen::new(request.method());
+        let seen = Seen::new(request.method(), request.headers());
         let recording = Recording::begin(&self.routes.meters, &seen, request.method());
         // Pinned in place, since a future that is passed by value is copied.
         let mut answer = pin!(self.answer(request, arrival, (peer, Some(&seen))));
@@ -266,7 +266,7 @@ impl Core {
     {
         let mut request = request.map(HttpBody::streamed);
         // A server that is mounted in a route of another one is recorded by both.
-        let seen = Arc::new(Seen::new(request.method()));
+        let seen = Arc::new(Seen::new(request.method(), request.headers()));
         let recording = Recording::begin(&self.routes.meters, &seen, request.method());
         request.extensions_mut().insert(seen.clone());
         let mut answer = pin!(layered.oneshot(request));
@@ -290,7 +290,7 @@ impl Core {
         B::Error: Into<BoxError>,
     {
         let (mut head, body) = request.into_parts();
-        let (parts, malformed) = match read_parts(&head.headers) {
+        let (mut parts, malformed) = match read_parts(&head.headers) {
             Ok(parts) => (parts, None),
             Err(malformed) => {
                 let (failure, parts) = *malformed;
@@ -304,6 +304,9 @@ impl Core {
             let position = found.as_ref().map_or(0, |route| route.meter);
             if let Some(meter) = self.routes.meters.get(position) {
                 seen.matched(position, meter, &parts);
+            }
+            if let Some(trace) = seen.scope.trace() {
+                parts.trace = Some(trace);
             }
         }
         let meter = found.as_ref().ok().and_then(|route| self.routes.meters.get(route.meter));

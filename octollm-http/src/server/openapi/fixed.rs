@@ -15,8 +15,8 @@ use super::{
         arm::{ArmsBody, Executed, HealthBody, ReadyBody},
         tasks::{PreprocessBody, Preprocessed, RerunBody, Steps},
     },
+    components::{insert, reference},
     headers::inline,
-    insert, reference,
 };
 use crate::wire::Problem;
 

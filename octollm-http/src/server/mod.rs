@@ -74,7 +74,7 @@ use self::{
     identity::Identity,
     limiting::Limiting,
     listen::Built,
-    openapi::Document,
+    openapi::{Document, Features},
     routes::{ErrorForm, RouteService, RouteTable},
     tasks::Screen,
 };
@@ -472,7 +472,13 @@ impl Server {
         // Before the routes of contracts: of two routes with one path the error names the contract.
         arm::add_probes(&mut table, &own)?;
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
-        let mut document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
+        let nested_errors = errors == ErrorForm::Nested;
+        #[cfg(feature = "tokens")]
+        let verifies_tokens = self.tokens.is_some();
+        #[cfg(not(feature = "tokens"))]
+        let verifies_tokens = false;
+        let features = Features { nested_errors, screens, has_tasks, verifies_tokens };
+        let mut document = Document::new(&dispatcher, features);
         #[cfg(feature = "tokens")]
         if self.jwks.is_some() {
             document = document.with_jwks();

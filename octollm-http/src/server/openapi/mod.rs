@@ -4,11 +4,13 @@ mod components;
 mod fixed;
 mod headers;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::Method;
 use octollm_core::{
-    card::ArmCard,
     contract::{ContractCard, ContractRef, Keys, output_schema},
+    dispatcher::Dispatcher,
 };
 use serde_json::{Map, Value, json};
 
@@ -20,23 +22,36 @@ pub(crate) struct Document {
     info: Value,
     paths: Map<String, Value>,
     schemas: Map<String, Value>,
+    verifies_tokens: bool,
+}
+
+/// What a server has beside its contracts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Features {
+    /// Errors have a member that repeats them.
+    pub(crate) nested_errors: bool,
+    /// It has a reflex.
+    pub(crate) screens: bool,
+    /// It has an orchestrator.
+    pub(crate) has_tasks: bool,
+    /// Its callers have capability tokens.
+    pub(crate) verifies_tokens: bool,
 }
 
 impl Document {
-    /// The document of a server with this card; `nested` adds the member that repeats an error, and `screens` and `has_tasks`
-    /// the routes of a reflex and of an orchestrator.
-    pub(crate) fn new(card: &ArmCard, nested: bool, screens: bool, has_tasks: bool) -> Self {
-        let mut document = Self::of(card);
-        if nested {
+    /// The document of a server with these contracts.
+    pub(crate) fn new(dispatcher: &Dispatcher, features: Features) -> Self {
+        let mut document = Self::of(dispatcher, features);
+        if features.nested_errors {
             document = document.with_nested_errors();
         }
-        if !card.contracts.is_empty() {
-            document = document.with_contracts(card);
+        if !dispatcher.card().contracts.is_empty() {
+            document = document.with_contracts(dispatcher);
         }
-        if screens {
+        if features.screens {
             document = document.with_reflex();
         }
-        match (has_tasks, screens) {
+        match (features.has_tasks, features.screens) {
             (false, _) => document,
             (true, false) => document.with_tasks(),
             (true, true) => document.with_screened_tasks(),
@@ -44,13 +59,14 @@ impl Document {
     }
 
     /// The routes of every server.
-    fn of(card: &ArmCard) -> Self {
+    fn of(dispatcher: &Dispatcher, Features { verifies_tokens, .. }: Features) -> Self {
+        let card = dispatcher.card();
         let version = if card.version.is_empty() { "0" } else { &card.version };
-        let mut info = json!({ "title": card.name, "version": version });
+        let mut info = json!({ "title": card.name, "version": version, "x-octollm-arm": card.arm_id });
         if !card.description.is_empty() {
             info["description"] = card.description.as_str().into();
         }
-        let mut document = Self { info, paths: Map::new(), schemas: fixed::schemas() };
+        let mut document = Self { info, paths: Map::new(), schemas: fixed::schemas(), verifies_tokens };
         for (method, path, operation) in fixed::operations() {
             document.operation(&method, path, operation);
         }
@@ -69,14 +85,22 @@ impl Document {
     }
 
     /// Adds the contracts of an arm, each by its own route and all by the envelope.
-    fn with_contracts(mut self, card: &ArmCard) -> Self {
-        let (method, path, operation) = fixed::execute();
+    fn with_contracts(mut self, dispatcher: &Dispatcher) -> Self {
+        let contracts = &dispatcher.card().contracts;
+        let cached = |contract: &ContractCard| {
+            contract.reference().and_then(|contract| dispatcher.spec(&contract).ok()?.cache)
+        };
+        let (method, path, mut operation) = fixed::execute();
+        if contracts.iter().any(|contract| cached(contract).is_some()) {
+            fixed::cacheable(&mut operation);
+        }
         self.operation(&method, path, operation);
         // The names of the contracts' own schemas come first: no definition of a type takes one.
-        for name in card.contracts.iter().flat_map(|contract| schema_names(&operation_id(contract))) {
+        for name in contracts.iter().flat_map(|contract| schema_names(&operation_id(contract))) {
             self.schemas.insert(name, Value::Null);
         }
-        let envelopes: Vec<_> = card.contracts.iter().map(|contract| self.contract(contract)).collect();
+        let envelopes: Vec<_> =
+            contracts.iter().map(|contract| self.contract(contract, cached(contract))).collect();
         self.schemas.insert("Execute".into(), json!({ "oneOf": envelopes }));
         self
     }
@@ -84,6 +108,12 @@ impl Document {
     /// Adds the metrics, with the scope that their readers need.
     pub(crate) fn add_metrics(&mut self, scope: Option<&str>) {
         let (method, path, operation) = fixed::metrics(scope);
+        self.operation(&method, path, operation);
+    }
+
+    /// Adds the page that displays the document.
+    pub(crate) fn add_page(&mut self) {
+        let (method, path, operation) = fixed::page();
         self.operation(&method, path, operation);
     }
 
@@ -123,22 +153,41 @@ impl Document {
 
     /// The document as JSON.
     pub(crate) fn write(self) -> Bytes {
+        let mut components = json!({
+            "schemas": self.schemas,
+            "parameters": headers::parameters(),
+            "headers": headers::headers(),
+            "responses": { "Problem": fixed::problem_response(), "Challenge": fixed::challenge_response() },
+        });
+        if self.verifies_tokens {
+            components["securitySchemes"] = json!({ TOKEN: {
+                "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
+                "description": "A capability token for this server, with the scopes that an operation lists.",
+            } });
+        }
+        let in_use = |tag: &str| {
+            let operations = self.paths.values().filter_map(Value::as_object).flat_map(Map::values);
+            operations.into_iter().any(|operation| operation["tags"][0] == tag)
+        };
+        let tags: Vec<_> = fixed::TAGS
+            .iter()
+            .filter(|(tag, _)| in_use(tag))
+            .map(|(tag, words)| json!({ "name": tag, "description": words }))
+            .collect();
         let document = json!({
             "openapi": "3.1.0",
             "info": self.info,
+            // Relative to the URL of the document: a server does not know below which prefix it is mounted.
+            "servers": [{ "url": "." }],
+            "tags": tags,
             "paths": self.paths,
-            "components": {
-                "schemas": self.schemas,
-                "parameters": headers::parameters(),
-                "headers": headers::headers(),
-                "responses": { "Problem": fixed::problem_response() },
-            },
+            "components": components,
         });
         document.to_string().into()
     }
 
     /// Adds the route of a contract; returns the schema of its envelope.
-    fn contract(&mut self, contract: &ContractCard) -> Value {
+    fn contract(&mut self, contract: &ContractCard, cached: Option<Duration>) -> Value {
         let ContractCard { name, version, .. } = contract;
         let base = operation_id(contract);
         let [input, output, chunk] = schema_names(&base);
@@ -150,25 +199,14 @@ impl Document {
             insert(&mut self.schemas, &chunk, contract.chunk_schema.clone());
         }
         let mut operation = fixed::with_body(reference(&input), reference(&output), fixed::OF_ARMS);
-        fixed::cacheable(&mut operation);
+        if cached.is_some() {
+            fixed::cacheable(&mut operation);
+        }
         if contract.keys != Keys::None {
             fixed::honour_keys(&mut operation);
         }
+        describe(&mut operation, contract, cached);
         operation["operationId"] = base.into();
-        operation["tags"] = json!(["contracts"]);
-        operation["x-octollm-contract"] = ContractRef::new(name.clone(), *version)
-            .map_or_else(|_| name.clone(), |contract| contract.to_string())
-            .into();
-        for (key, value) in [
-            ("x-octollm-scope", contract.scope.clone().into()),
-            ("x-octollm-idempotent", contract.idempotent.into()),
-            ("x-octollm-timeout-ms", contract.timeout_ms.into()),
-        ] {
-            operation[key] = value;
-        }
-        if !contract.summary.is_empty() {
-            operation["summary"] = contract.summary.as_str().into();
-        }
         self.operation(&Method::POST, &contract.path, operation);
         let mut names = vec![format!("{name}@{version}")];
         if *version == 1 {
@@ -177,9 +215,56 @@ impl Document {
         fixed::envelope(&names, reference(&input))
     }
 
-    fn operation(&mut self, method: &Method, path: &str, operation: Value) {
+    fn operation(&mut self, method: &Method, path: &str, mut operation: Value) {
+        // What answers 401 needs a token. The contracts that are picked by a body have different scopes.
+        if self.verifies_tokens && operation["responses"].get("401").is_some() {
+            let scope = operation.get("x-octollm-scope").cloned();
+            operation["security"] = json!([{ TOKEN: Vec::from_iter(scope) }]);
+        }
         let item = self.paths.entry(path).or_insert_with(|| json!({}));
         item[method.as_str().to_ascii_lowercase()] = operation;
+    }
+}
+
+/// Name of the security scheme.
+const TOKEN: &str = "token";
+
+/// Adds what the card states about a contract to its operation.
+fn describe(operation: &mut Value, contract: &ContractCard, cached: Option<Duration>) {
+    let tags = contract.tags.iter().filter(|tag| *tag != fixed::CONTRACTS);
+    operation["tags"] = json!(Vec::from_iter([fixed::CONTRACTS].into_iter().chain(tags.map(String::as_str))));
+    let reference =
+        contract.reference().as_ref().map_or_else(|| contract.name.clone(), ContractRef::to_string);
+    let mut put = |key: &str, value: Value| operation[key] = value;
+    match (&*contract.title, &*contract.summary) {
+        ("", "") => {}
+        ("", summary) => put("summary", summary.into()),
+        (title, "") => put("summary", title.into()),
+        (title, summary) => {
+            put("summary", title.into());
+            put("description", summary.into());
+        }
+    }
+    // `#[deprecated]` on the type of the input.
+    if contract.input_schema.get("deprecated") == Some(&Value::Bool(true)) {
+        put("deprecated", true.into());
+    }
+    put("x-octollm-contract", reference.into());
+    put("x-octollm-scope", contract.scope.clone().into());
+    put("x-octollm-idempotent", contract.idempotent.into());
+    put("x-octollm-timeout-ms", contract.timeout_ms.into());
+    put("x-octollm-keys", json!(contract.keys));
+    if let Some(seconds) = contract.keys_retained_s {
+        put("x-octollm-keys-retained-s", seconds.into());
+    }
+    if let Some(time) = cached {
+        put("x-octollm-cache-s", time.as_secs_f64().into());
+    }
+    if let Some(effects) = contract.effects {
+        put("x-octollm-effects", json!(effects));
+    }
+    if !contract.examples.is_empty() {
+        put("x-octollm-examples", json!(contract.examples));
     }
 }
 

@@ -52,6 +52,7 @@ mod service;
 mod arm;
 mod tasks;
 mod openapi;
+mod docs;
 mod limiting;
 mod connection;
 mod listen;
@@ -71,6 +72,7 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use self::{
     arm::{ArmCapabilities, Check, HealthState, MetricsPage, Written},
+    docs::DocsPage,
     identity::Identity,
     limiting::Limiting,
     listen::Built,
@@ -91,7 +93,7 @@ use crate::{
 ///
 /// | set | routes |
 /// |---|---|
-/// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json` |
+/// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json`, `/docs` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
 /// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
@@ -111,6 +113,7 @@ pub struct Server {
     errors: ErrorForm,
     is_compressing: bool,
     metrics: Metrics,
+    has_docs: bool,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
@@ -146,6 +149,7 @@ impl Server {
             errors: ErrorForm::default(),
             is_compressing: false,
             metrics: Metrics::default(),
+            has_docs: true,
             #[cfg(feature = "tokens")]
             jwks: None,
             #[cfg(feature = "tokens")]
@@ -352,6 +356,13 @@ impl Server {
         self
     }
 
+    /// Leaves out `GET /docs`, the page that displays `/openapi.json` in a browser. By default everybody who reaches the server may
+    /// read both, as with `GET /capabilities`.
+    pub fn without_docs(mut self) -> Self {
+        self.has_docs = false;
+        self
+    }
+
     /// Compresses answers of 1 KiB or more with gzip, for callers that accept that, and accepts request bodies in gzip, of at most
     /// [`max_decoded`](Self::max_decoded) bytes. By default neither is done.
     ///
@@ -494,6 +505,10 @@ impl Server {
         if let Some(page) = page {
             document.add_metrics(page.scope.as_deref());
             table.add(Method::GET, "/metrics", page)?;
+        }
+        if self.has_docs {
+            document.add_page();
+            table.add(Method::GET, "/docs", DocsPage)?;
         }
         table.add(Method::GET, "/openapi.json", Written(document.write()))?;
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;

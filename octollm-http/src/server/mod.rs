@@ -114,6 +114,8 @@ pub struct Server {
     is_compressing: bool,
     metrics: Metrics,
     has_docs: bool,
+    /// Only with the feature `tokens`.
+    verifies_tokens: bool,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
@@ -150,6 +152,7 @@ impl Server {
             is_compressing: false,
             metrics: Metrics::default(),
             has_docs: true,
+            verifies_tokens: false,
             #[cfg(feature = "tokens")]
             jwks: None,
             #[cfg(feature = "tokens")]
@@ -251,6 +254,8 @@ impl Server {
         #[cfg(feature = "tokens")]
         {
             self.tokens = None;
+            let authenticator: &dyn std::any::Any = &authenticator;
+            self.verifies_tokens = authenticator.is::<crate::token::TokenVerifier>();
         }
         self.identity.authenticator = Some(Arc::new(authenticator));
         self
@@ -270,6 +275,7 @@ impl Server {
     #[cfg(feature = "tokens")]
     pub fn tokens(mut self, verifier: crate::token::TokenVerifierBuilder) -> Self {
         self.identity.authenticator = None;
+        self.verifies_tokens = true;
         self.tokens = Some(verifier);
         self
     }
@@ -484,11 +490,7 @@ impl Server {
         arm::add_probes(&mut table, &own)?;
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
         let nested_errors = errors == ErrorForm::Nested;
-        #[cfg(feature = "tokens")]
-        let verifies_tokens = self.tokens.is_some();
-        #[cfg(not(feature = "tokens"))]
-        let verifies_tokens = false;
-        let features = Features { nested_errors, screens, has_tasks, verifies_tokens };
+        let features = Features { nested_errors, screens, has_tasks, verifies_tokens: self.verifies_tokens };
         let mut document = Document::new(&dispatcher, features);
         #[cfg(feature = "tokens")]
         if self.jwks.is_some() {

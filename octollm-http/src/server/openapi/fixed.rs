@@ -55,13 +55,17 @@ pub(crate) const OF_ARMS: &[u16] = &[404, 409, 502];
 /// More statuses of the routes of one task.
 const OF_TASKS: &[u16] = &[404, 409, 501];
 
+/// The route of the card of a server without an orchestrator.
+pub(crate) fn capabilities() -> Operation {
+    (Method::GET, "/capabilities", document("capabilities", "What is served here.", reference("Card")))
+}
+
 /// The routes of every server.
 pub(crate) fn operations() -> Vec<Operation> {
     let mut ready = get("ready", "Whether work may be sent here.", reference("Ready"));
     ready["responses"]["503"] = answer(reference("Ready"));
     ready["responses"]["503"]["description"] = "No work may be sent here now.".into();
     vec![
-        (Method::GET, "/capabilities", document("capabilities", "What is served here.", reference("Card"))),
         (Method::GET, "/health", get("health", "Whether the process lives.", reference("Health"))),
         (Method::GET, "/ready", ready),
         (Method::GET, "/openapi.json", document("openapi", "This document.", json!({ "type": "object" }))),
@@ -346,11 +350,19 @@ pub(crate) fn challenge_response() -> Value {
 pub(crate) fn schemas() -> Map<String, Value> {
     let mut schemas = Map::new();
     insert(&mut schemas, "Problem", output_schema::<Problem>());
-    insert(&mut schemas, "Executed", output_schema::<Executed<'_>>());
     insert(&mut schemas, "Health", output_schema::<HealthBody<'_>>());
     insert(&mut schemas, "Ready", output_schema::<ReadyBody<'_>>());
-    insert(&mut schemas, "Card", output_schema::<ArmCard>());
     schemas
+}
+
+/// The schema of a card.
+pub(crate) fn card_schema(schemas: &mut Map<String, Value>) {
+    insert(schemas, "Card", output_schema::<ArmCard>());
+}
+
+/// The schema of the answer of `/execute`.
+pub(crate) fn executed_schema(schemas: &mut Map<String, Value>) {
+    insert(schemas, "Executed", output_schema::<Executed<'_>>());
 }
 
 /// The schemas of tasks.

@@ -52,7 +52,7 @@ impl Document {
             document = document.with_reflex();
         }
         match (features.has_tasks, features.screens) {
-            (false, _) => document,
+            (false, _) => document.with_card(),
             (true, false) => document.with_tasks(),
             (true, true) => document.with_screened_tasks(),
         }
@@ -71,6 +71,14 @@ impl Document {
             document.operation(&method, path, operation);
         }
         document
+    }
+
+    /// Adds the card of the server, in whose place an orchestrator has a list of cards.
+    fn with_card(mut self) -> Self {
+        fixed::card_schema(&mut self.schemas);
+        let (method, path, operation) = fixed::capabilities();
+        self.operation(&method, path, operation);
+        self
     }
 
     /// Adds the member that repeats an error for clients of other stacks.
@@ -95,6 +103,7 @@ impl Document {
             fixed::cacheable(&mut operation);
         }
         self.operation(&method, path, operation);
+        fixed::executed_schema(&mut self.schemas);
         // The names of the contracts' own schemas come first: no definition of a type takes one.
         for name in contracts.iter().flat_map(|contract| schema_names(&operation_id(contract))) {
             self.schemas.insert(name, Value::Null);

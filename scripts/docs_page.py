@@ -186,11 +186,14 @@ def check(browser, urls, pictures):
     page = Page(browser, urls["arm"])
     count += is_displayed(page, urls["arm"])
     shown = page.run("document.getElementById('op-text.count').innerText")
-    for words in ("1 to 40 characters", "at most 3 items", "2 to 8 characters", "0 to 1", '"folded"', "no other members", "required", "422", "validation_failed", "Retry-After", "30 s"):
+    for words in ("1 to 40 characters", "at most 3 items", "2 to 8 characters", "0 to 1", '"folded"', "without other members", "required", "422", "validation_failed", "Retry-After", "30 s"):
         assert words in shown, f"text.count is displayed without {words}: {shown}"
     shown = page.run("document.getElementById('op-shape.measure').innerText + document.getElementById('op-shape.measure.v2').innerText")
     for words in ("deprecated", "Area of a shape", "geometry", "How large is a square", "cached 10 s", "it only reads", "square", "rectangle"):
         assert words in shown, f"shape.measure is displayed without {words}: {shown}"
+    shown = page.run("document.getElementById('op-rules.try').innerText")
+    for words in ("matches ^a", "matches b$", "4 forms or null", "array of 2: integer (uint8), integer (int16) or null"):
+        assert words in shown, f"rules.try is displayed without {words}: {shown}"
     answer = page.attempt("text.count", '{"text": "ten arms", "without": []}', **{"X-Request-ID": "from-the-page"})
     assert "200" in answer and '"words": 2' in answer, answer
     page.run("document.querySelector('[id=\"op-text.count\"] .result details').open = true")

@@ -5,6 +5,7 @@ mod attacks;
 mod bad_input;
 #[cfg(feature = "compression")]
 mod compressed;
+mod docs;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;

@@ -103,8 +103,14 @@ struct CheckName {
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "tree.list", output = Nested<Tree>, idempotent)]
 struct ListTrees {
-    from: Option<Nested<Name>>,
-    within: Option<Nested<Nested<Name>>>,
+    from: Option<Nested<Count>>,
+    within: Option<Nested<Nested<Count>>>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+struct Count {
+    of: u16,
+    is_exact: Option<bool>,
 }
 
 /// A value, and more of them.
@@ -135,7 +141,13 @@ struct Repeated {
     text: String,
     #[serde(rename = "constructor", default)]
     huge: u64,
+    #[serde(default)]
+    nest: Nest,
 }
+
+/// Contains nothing but itself.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema, Validate)]
+struct Nest(Vec<Nest>);
 
 /// Has every rule, at every kind of field.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -270,7 +282,7 @@ impl Arm<MeasureSquare> for Worker {
 #[async_trait]
 impl Arm<ListTrees> for Worker {
     async fn execute(&self, input: ListTrees, _: &Context) -> Result<Nested<Tree>, ArmError> {
-        let label = input.from.map_or_else(String::new, |from| from.value.0);
+        let label = input.from.map_or_else(String::new, |from| from.value.of.to_string());
         Ok(Nested { value: Tree { label, children: Vec::new() }, more: Vec::new() })
     }
 }
@@ -278,7 +290,7 @@ impl Arm<ListTrees> for Worker {
 #[async_trait]
 impl Arm<Repeat> for Worker {
     async fn execute(&self, input: Repeat, _: &Context) -> Result<Repeated, ArmError> {
-        Ok(Repeated { text: input.text, huge: u64::MAX })
+        Ok(Repeated { text: input.text, huge: u64::MAX, nest: Nest::default() })
     }
 }
 

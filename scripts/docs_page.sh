@@ -4,7 +4,7 @@
 #
 #   scripts/docs_page.sh [--pictures DIR]
 #
-# Needs Python 3; Debian's chromium is installed with apt-get when it is missing. --pictures draws the page into DIR.
+# Needs Python 3 and curl; Debian's chromium is installed with apt-get when it is missing. --pictures draws the page into DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,6 +28,10 @@ for _ in arm orchestrator reflex secure hostile mounted; do
     read -r -t 30 -u 3 name url || { cat "$folder/target.log" >&2; exit 1; }
     servers+=("$name=$url")
 done
+# The same page over HTTP/2, which browsers speak only over TLS.
+arm=${servers[0]#*=}
+version=$(curl -sf --http2-prior-knowledge -o "$folder/page" -w '%{http_version}' "$arm/docs")
+[[ $version == 2 ]] && cmp "$folder/page" octollm-http/src/server/docs.html
 TOKEN=$("$built/token" issue --key "$folder/key.pem" --issuer fuzz --subject ali --audience secure --scope text:count)
 export TOKEN PYTHONDONTWRITEBYTECODE=1
 timeout 300 python3 scripts/docs_page.py chromium "$folder/profile" "$@" "${servers[@]}"

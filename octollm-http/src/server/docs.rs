@@ -10,7 +10,7 @@ use super::routes::{Answer, Endpoint, Inbound, Refusal, Takes};
 const PAGE: &str = include_str!("docs.html");
 
 /// Allows the style and the script of the page by their hashes, requests to its own server, and no markup that a script writes.
-const POLICY: &str = "default-src 'none'; script-src 'sha256-x3pXTbVBG2ObXtZqpCSwGqIFN+H4NoEerU6eklvUSwE='; style-src 'sha256-gf4TwvMLLK9AjBy6aFr3KoOcNul2FnVwxQxLNQsfaL8='; \
+const POLICY: &str = "default-src 'none'; script-src 'sha256-ji1rJ4JZT51TCJt+pRNXsbK8yZkkiikeWS0bZuWONT0='; style-src 'sha256-gf4TwvMLLK9AjBy6aFr3KoOcNul2FnVwxQxLNQsfaL8='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 

@@ -55,7 +55,7 @@ macro_rules! server_limits {
             /// Sets the most connections at a time. Further ones wait in the queue of the system. Default 10,000.
             max_connections: usize as count = 10_000, 1 => Semaphore::MAX_PERMITS;
             /// Sets the most requests that run at a time, each from the end of its body to the end of the answer's. Further
-            /// ones are answered 503. Requests for `/capabilities`, `/arms` and `/openapi.json` have a limit of the same
+            /// ones are answered 503. Requests for `/capabilities`, `/arms`, `/openapi.json` and `/docs` have a limit of the same
             /// size of their own; those for `/health` and `/ready` have none. Default 1024.
             max_in_flight: usize as count = 1024, 1 => Semaphore::MAX_PERMITS;
             /// Sets the most answers that are cached, for contracts with a [cache time](octollm_core::contract::ContractSpec::cache).

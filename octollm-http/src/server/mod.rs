@@ -53,6 +53,7 @@ mod service;
 mod arm;
 mod tasks;
 mod openapi;
+mod docs;
 mod limiting;
 mod connection;
 mod listen;
@@ -73,11 +74,12 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use self::{
     arm::{ArmCapabilities, Check, HealthState, MetricsPage, Written},
+    docs::DocsPage,
     env::{Exposure, LISTEN},
     identity::Identity,
     limiting::Limiting,
     listen::Built,
-    openapi::Document,
+    openapi::{Document, Features},
     routes::{ErrorForm, RouteService, RouteTable},
     tasks::Screen,
 };
@@ -94,7 +96,7 @@ use crate::{
 ///
 /// | set | routes |
 /// |---|---|
-/// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json` |
+/// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json`, `/docs` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
 /// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
@@ -116,6 +118,9 @@ pub struct Server {
     is_compressing: bool,
     metrics: Metrics,
     exposure: Exposure,
+    has_docs: bool,
+    /// Only with the feature `tokens`.
+    verifies_tokens: bool,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
@@ -153,6 +158,8 @@ impl Server {
             is_compressing: false,
             metrics: Metrics::default(),
             exposure: Exposure::default(),
+            has_docs: true,
+            verifies_tokens: false,
             #[cfg(feature = "tokens")]
             jwks: None,
             #[cfg(feature = "tokens")]
@@ -269,6 +276,8 @@ impl Server {
         #[cfg(feature = "tokens")]
         {
             self.tokens = None;
+            let authenticator: &dyn std::any::Any = &authenticator;
+            self.verifies_tokens = authenticator.is::<crate::token::TokenVerifier>();
         }
         self.identity.authenticator = Some(Arc::new(authenticator));
         self
@@ -288,6 +297,7 @@ impl Server {
     #[cfg(feature = "tokens")]
     pub fn tokens(mut self, verifier: crate::token::TokenVerifierBuilder) -> Self {
         self.identity.authenticator = None;
+        self.verifies_tokens = true;
         self.tokens = Some(verifier);
         self
     }
@@ -371,6 +381,13 @@ impl Server {
     /// Leaves out `GET /metrics`. [`metrics::page`](octollm_core::metrics::page) returns its text.
     pub fn without_metrics(mut self) -> Self {
         self.metrics = Metrics::Nobody;
+        self
+    }
+
+    /// Leaves out `GET /docs`, the page that displays `/openapi.json` in a browser. By default everybody who reaches the server may
+    /// read both, as with `GET /capabilities`.
+    pub fn without_docs(mut self) -> Self {
+        self.has_docs = false;
         self
     }
 
@@ -531,7 +548,9 @@ impl Server {
         // Before the routes of contracts: of two routes with one path the error names the contract.
         arm::add_probes(&mut table, &own)?;
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
-        let mut document = Document::new(dispatcher.card(), errors == ErrorForm::Nested, screens, has_tasks);
+        let nested_errors = errors == ErrorForm::Nested;
+        let features = Features { nested_errors, screens, has_tasks, verifies_tokens: self.verifies_tokens };
+        let mut document = Document::new(&dispatcher, features);
         #[cfg(feature = "tokens")]
         if self.jwks.is_some() {
             document = document.with_jwks();
@@ -547,6 +566,10 @@ impl Server {
         if let Some(page) = page {
             document.add_metrics(page.scope.as_deref());
             table.add(Method::GET, "/metrics", page)?;
+        }
+        if self.has_docs {
+            document.add_page();
+            table.add(Method::GET, "/docs", DocsPage)?;
         }
         table.add(Method::GET, "/openapi.json", Written(document.write()))?;
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;

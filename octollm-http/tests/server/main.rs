@@ -6,6 +6,7 @@ mod bad_http2;
 mod bad_input;
 #[cfg(feature = "compression")]
 mod compressed;
+mod docs;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;

@@ -139,7 +139,7 @@ impl Problem {
             None => Map::new(),
         };
         let message = shortened(&failure.message, MAX_MESSAGE);
-        let violations = first(&failure.violations);
+        let violations = first(&failure.violations, |text| shortened(text, MAX_MESSAGE));
         if !violations.is_empty()
             && let Ok(violations) = serde_json::to_value(&violations)
         {
@@ -173,12 +173,10 @@ impl Problem {
         let words =
             [&self.detail, &self.message, &self.title].into_iter().find(|words| !words.trim().is_empty());
         let words = words.map_or(self.code.summary(), String::as_str);
-        // The text of another program, which may be printed as one line on a terminal.
-        let words = words.replace(char::is_control, " ");
-        let mut failure = Failure::new(self.code, shortened(&words, MAX_MESSAGE));
+        let mut failure = Failure::new(self.code, one_line(words));
         failure.violations = violations
             .and_then(|violations| serde_json::from_value::<Vec<Violation>>(violations).ok())
-            .map(|violations| first(&violations))
+            .map(|violations| received(&violations))
             .unwrap_or_default();
         failure.details = (!self.details.is_empty()).then_some(Value::Object(self.details));
         failure.retryable = self.retryable;
@@ -219,13 +217,19 @@ pub(crate) struct NestedError<'p> {
 pub(crate) const MOST_VIOLATIONS: usize = 100;
 const MAX_MESSAGE: usize = 1024;
 
-fn first(violations: &[Violation]) -> Vec<Violation> {
+fn first(violations: &[Violation], text: impl Fn(&str) -> String) -> Vec<Violation> {
     let first = violations.iter().take(MOST_VIOLATIONS);
-    first
-        .map(|broken| {
-            Violation::new(shortened(&broken.path, MAX_MESSAGE), shortened(&broken.message, MAX_MESSAGE))
-        })
-        .collect()
+    first.map(|broken| Violation::new(text(&broken.path), text(&broken.message))).collect()
+}
+
+/// The violations that another program reports.
+pub(crate) fn received(violations: &[Violation]) -> Vec<Violation> {
+    first(violations, one_line)
+}
+
+/// The text of another program, which may be printed as one line on a terminal.
+fn one_line(text: &str) -> String {
+    shortened(&text.replace(char::is_control, " "), MAX_MESSAGE)
 }
 
 /// Truncates a text to this many bytes, and adds an ellipsis.
@@ -259,6 +263,16 @@ mod tests {
         assert!(serde_json::to_vec(&Problem::new(&long, None, None)).unwrap().len() < 5 * MAX_MESSAGE);
         assert_eq!(shortened("aé", 2), "a…");
         assert_eq!(shortened("aé", 3), "aé");
+    }
+
+    #[test]
+    fn what_another_program_reports_is_short_lines() {
+        let broken = serde_json::json!([{ "path": "a\u{1b}[31m", "message": "b\r\nc".repeat(1000) }]);
+        let body = serde_json::json!({ "status": 422, "code": "validation_failed", "details": { "violations": broken } });
+        let failure = serde_json::from_value::<Problem>(body).unwrap().into_failure();
+        let [violation] = &*failure.violations else { panic!("{failure:?}") };
+        assert_eq!(violation.path, "a [31m");
+        assert!(violation.message.starts_with("b  cb") && violation.message.len() <= MAX_MESSAGE + 3);
     }
 
     #[test]

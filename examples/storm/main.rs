@@ -4,7 +4,7 @@
 //! ```text
 //! cargo run --release --example storm [loris] [--short]
 //! cargo run --release --example storm memory [--short]
-//! cargo run --release --example storm serve [--keys FILE --issuer NAME] [--certificate FILE --key FILE] [--compress]
+//! cargo run --release --example storm serve [--keys FILE --issuer NAME] [--certificate FILE --key FILE] [--compress] [--log]
 //! cargo run --release --example storm bare
 //! ```
 //!
@@ -16,7 +16,7 @@
 //! `memory` measures the memory of the server for each idle connection and each running request.
 //!
 //! `serve` prints the address that it listens on, and serves `POST /check` and `POST /report` until Ctrl-C or SIGTERM. With `--keys`
-//! callers need tokens, and rates and concurrency are limited. `bare` is a server of hyper alone with the same `POST /check`, to
+//! callers need tokens, and rates and concurrency are limited. With `--log` spans and the access log are on. `bare` is a server of hyper alone with the same `POST /check`, to
 //! compare with. `scripts/load.sh` runs both under load.
 
 mod bare;

@@ -10,12 +10,12 @@ use std::{
 use octollm::{
     http::{
         io::Acceptor,
+        server::BoundServer,
         token::{KeySet, TokenVerifier},
     },
     limit::RateLimit,
     prelude::*,
 };
-use tokio::net::TcpListener;
 
 use crate::Result;
 
@@ -82,6 +82,7 @@ struct Options<'w> {
     certificate: Option<&'w str>,
     key: Option<&'w str>,
     compress: bool,
+    log: bool,
 }
 
 impl<'w> Options<'w> {
@@ -97,6 +98,10 @@ impl<'w> Options<'w> {
                     options.compress = true;
                     continue;
                 }
+                "--log" => {
+                    options.log = true;
+                    continue;
+                }
                 other => return Err(format!("there is no option {other}").into()),
             };
             *option = Some(words.next().ok_or_else(|| format!("{word} needs a value"))?);
@@ -107,10 +112,10 @@ impl<'w> Options<'w> {
 
 /// Serves until Ctrl-C or SIGTERM.
 pub(crate) async fn serve(words: &[&str]) -> Result<()> {
-    if std::env::var_os("RUST_LOG").is_some() {
+    let options = Options::read(words)?;
+    if options.log {
         tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
     }
-    let options = Options::read(words)?;
     let mut server = Server::new("storm").arm::<Check>(Worker).arm::<Report>(Worker).arm::<Wait>(Worker);
     if let Some(file) = options.keys {
         let keys = KeySet::new(options.issuer.ok_or("--keys needs --issuer")?);
@@ -120,22 +125,24 @@ pub(crate) async fn serve(words: &[&str]) -> Result<()> {
     if options.compress {
         server = compressed(server)?;
     }
-    let tcp = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
-    let address = tcp.local_addr()?;
     match (options.certificate, options.key) {
-        (Some(certificate), Some(key)) => secure(server, tcp, certificate, key).await,
-        _ => listen(server, tcp, address).await,
+        (Some(certificate), Some(key)) => secure(server, certificate, key).await,
+        _ => {
+            let server = server.bind("127.0.0.1:0").await?;
+            let address = server.local_addr();
+            listening(server, address).await
+        }
     }
 }
 
 /// Limits that are checked with each call, and that no load reaches.
 fn limited(server: Server) -> Server {
     let all = RateLimit::new(1_000_000, Duration::from_secs(1));
-    server.rate_limit(all).total_rate_limit_of::<Check>(all).max_in_flight_of::<Check>(1_000)
+    let server = server.rate_limit(all).total_rate_limit_of::<Check>(all);
+    server.max_in_flight(20_000).max_in_flight_of::<Check>(20_000)
 }
 
-async fn listen(server: Server, acceptor: impl Acceptor, address: SocketAddr) -> Result<()> {
-    let server = server.listen(acceptor)?;
+async fn listening(server: BoundServer<impl Acceptor>, address: SocketAddr) -> Result<()> {
     println!("{address}");
     stdout().flush()?;
     server.run_until_signal().await;
@@ -143,13 +150,14 @@ async fn listen(server: Server, acceptor: impl Acceptor, address: SocketAddr) ->
 }
 
 #[cfg(feature = "tls")]
-async fn secure(server: Server, tcp: TcpListener, certificate: &str, key: &str) -> Result<()> {
+async fn secure(server: Server, certificate: &str, key: &str) -> Result<()> {
+    let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = tcp.local_addr()?;
-    listen(server, octollm::http::io::TlsAcceptor::new(tcp, certificate, key)?, address).await
+    listening(server.listen(octollm::http::io::TlsAcceptor::new(tcp, certificate, key)?)?, address).await
 }
 
 #[cfg(not(feature = "tls"))]
-async fn secure(_: Server, _: TcpListener, _: &str, _: &str) -> Result<()> {
+async fn secure(_: Server, _: &str, _: &str) -> Result<()> {
     Err("--certificate needs the feature `tls`".into())
 }
 

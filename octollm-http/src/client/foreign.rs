@@ -131,8 +131,10 @@ fn path(loc: Option<&Value>) -> String {
 
 /// The first line that is not empty, of at most 300 characters, without control characters.
 fn one_line(text: &str) -> String {
-    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-    line.chars().filter(|c| !c.is_control()).take(300).collect()
+    let is_shown = |c: char| !c.is_control() && !c.is_whitespace();
+    let line = text.lines().find(|line| line.contains(is_shown)).unwrap_or_default();
+    let shown = line.chars().filter(|c| !c.is_control()).skip_while(|c| c.is_whitespace());
+    shown.take(300).collect::<String>().trim_end().to_owned()
 }
 
 fn in_words(status: StatusCode) -> String {
@@ -219,6 +221,8 @@ mod tests {
             (502, "\n  upstream down \nstack trace\n", ErrorKind::UpstreamFailed, "upstream down"),
             (503, page, ErrorKind::Unavailable, "answered 503 Service Unavailable"),
             (500, "", ErrorKind::ArmFailed, "answered 500 Internal Server Error"),
+            (500, "\0 \u{b}\0\n \0 down\0 ", ErrorKind::ArmFailed, "down"),
+            (500, "\0 \0\n", ErrorKind::ArmFailed, "answered 500 Internal Server Error"),
             (500, "[1]", ErrorKind::ArmFailed, "answered 500 Internal Server Error"),
             (500, "\"words\"", ErrorKind::ArmFailed, "words"),
             (599, "{}", ErrorKind::ArmFailed, "answered 599"),

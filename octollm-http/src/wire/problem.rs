@@ -170,10 +170,9 @@ impl Problem {
     /// Returns the failure that the problem reports. Long texts are truncated.
     pub fn into_failure(mut self) -> Failure {
         let violations = self.details.remove("violations");
-        let words =
-            [&self.detail, &self.message, &self.title].into_iter().find(|words| !words.trim().is_empty());
-        let words = words.map_or(self.code.summary(), String::as_str);
-        let mut failure = Failure::new(self.code, one_line(words));
+        let words = [&self.detail, &self.message, &self.title].into_iter().map(|words| one_line(words));
+        let words = words.into_iter().find(|words| !words.trim().is_empty());
+        let mut failure = Failure::new(self.code, words.unwrap_or_else(|| self.code.summary().to_owned()));
         failure.violations = violations
             .and_then(|violations| serde_json::from_value::<Vec<Violation>>(violations).ok())
             .map(|violations| received(&violations))
@@ -305,6 +304,8 @@ mod tests {
         assert_eq!(failed.message, "the arm failed");
         let busy = read(r#"{"status":503,"code":"overloaded","title":"Busy","detail":" "}"#);
         assert_eq!(busy.message, "Busy");
+        let blank = read(r#"{"status":500,"code":"arm_failed","detail":"\u001f\u0000","message":"\t"}"#);
+        assert_eq!(blank.message, "the arm failed");
         assert!(!busy.may_have_executed && !busy.retryable);
         let stated = read(r#"{"status":500,"code":"arm_failed","may_have_executed":false,"retryable":true}"#);
         assert!(!stated.may_have_executed && stated.retryable);

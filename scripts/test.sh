@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
-# and storm, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, for the comparisons Python 3 and
-# PyPI, for that of tokens Node.js and npm, for metrics and manifests Debian's prometheus, systemd and openssl, and for the
-# documentation page Debian's chromium.
+# and storm, of the load, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, for the comparisons
+# Python 3 and PyPI, for that of tokens Node.js and npm, for metrics and manifests Debian's prometheus, systemd and openssl, for the load
+# wrk, nghttp2-client and openssl, and for the documentation page chromium.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,6 +33,11 @@ step "short forms of the benchmarks and storms"
 cargo run -q --example bench_call -- 8 400
 cargo run -q -p octollm-core --example bench_bus -- 20000
 cargo run -q --example soak -- 400 100
+cargo run -q --example storm -- --short
+cargo run -q --example storm -- memory --short
+
+step "load by wrk and h2load"
+scripts/load.sh --short
 
 step "attacks on servers, clients and brains"
 cargo run -q --example attack_kit -- --short

@@ -11,7 +11,7 @@ use octollm_core::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::wire::{MOST_VIOLATIONS, Problem};
+use crate::wire::{MOST_VIOLATIONS, Problem, received};
 
 /// Reads the failure that an answer reports.
 pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: SystemTime) -> Failure {
@@ -27,7 +27,7 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
     let reported = read_output(body).ok().map(|json| read(&json)).unwrap_or_else(|| Reported::text(body));
     let message = reported.message.filter(|message| !message.is_empty()).unwrap_or_else(|| in_words(status));
     let mut failure = Failure::new(kind(status), message);
-    failure.violations = reported.violations;
+    failure.violations = received(&reported.violations);
     failure.details =
         reported.code.map(|code| serde_json::json!({ "status": status.as_u16(), "code": code }));
     failure.may_have_executed = may_have_executed(status);
@@ -131,8 +131,10 @@ fn path(loc: Option<&Value>) -> String {
 
 /// The first line that is not empty, of at most 300 characters, without control characters.
 fn one_line(text: &str) -> String {
-    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-    line.chars().filter(|c| !c.is_control()).take(300).collect()
+    let is_shown = |c: char| !c.is_control() && !c.is_whitespace();
+    let line = text.lines().find(|line| line.contains(is_shown)).unwrap_or_default();
+    let shown = line.chars().filter(|c| !c.is_control()).skip_while(|c| c.is_whitespace());
+    shown.take(300).collect::<String>().trim_end().to_owned()
 }
 
 fn in_words(status: StatusCode) -> String {
@@ -219,6 +221,8 @@ mod tests {
             (502, "\n  upstream down \nstack trace\n", ErrorKind::UpstreamFailed, "upstream down"),
             (503, page, ErrorKind::Unavailable, "answered 503 Service Unavailable"),
             (500, "", ErrorKind::ArmFailed, "answered 500 Internal Server Error"),
+            (500, "\0 \u{b}\0\n \0 down\0 ", ErrorKind::ArmFailed, "down"),
+            (500, "\0 \0\n", ErrorKind::ArmFailed, "answered 500 Internal Server Error"),
             (500, "[1]", ErrorKind::ArmFailed, "answered 500 Internal Server Error"),
             (500, "\"words\"", ErrorKind::ArmFailed, "words"),
             (599, "{}", ErrorKind::ArmFailed, "answered 599"),
@@ -247,6 +251,15 @@ mod tests {
         let read: Vec<_> = failure.violations.iter().map(|v| (&*v.path, &*v.message)).collect();
         assert_eq!(read, [("items[2].name", "field required"), ("", "bad"), ("", "worse")]);
         assert!(failure.message.starts_with("items[2].name: field required"));
+    }
+
+    #[test]
+    fn the_path_of_a_broken_rule_is_a_short_line() {
+        for loc in [json!("\n".repeat(5000)), json!(["body", "x".repeat(5000), "a\nb"])] {
+            let failure = reported(422, json!({ "detail": [{ "loc": loc, "msg": "bad" }] }).to_string());
+            let path = &failure.violations[0].path;
+            assert!(path.len() < 1030 && !path.contains(char::is_control), "{path}");
+        }
     }
 
     #[test]

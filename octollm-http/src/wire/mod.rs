@@ -8,9 +8,8 @@ use http::HeaderValue;
 
 pub use self::headers::names;
 pub(crate) use self::headers::{read_parts, read_trace, read_usage, write_parts, write_trace, write_usage};
-pub(crate) use self::problem::MOST_VIOLATIONS;
 pub use self::problem::Problem;
-pub(crate) use self::problem::{NestedError, write_problem};
+pub(crate) use self::problem::{MOST_VIOLATIONS, NestedError, received, write_problem};
 
 /// A buffer for a body that arrives in pieces. One piece is not copied. Several are copied together, so that a body of many small
 /// pieces takes no more memory than its bytes.

@@ -139,7 +139,7 @@ impl Problem {
             None => Map::new(),
         };
         let message = shortened(&failure.message, MAX_MESSAGE);
-        let violations = first(&failure.violations);
+        let violations = first(&failure.violations, |text| shortened(text, MAX_MESSAGE));
         if !violations.is_empty()
             && let Ok(violations) = serde_json::to_value(&violations)
         {
@@ -170,15 +170,12 @@ impl Problem {
     /// Returns the failure that the problem reports. Long texts are truncated.
     pub fn into_failure(mut self) -> Failure {
         let violations = self.details.remove("violations");
-        let words =
-            [&self.detail, &self.message, &self.title].into_iter().find(|words| !words.trim().is_empty());
-        let words = words.map_or(self.code.summary(), String::as_str);
-        // The text of another program, which may be printed as one line on a terminal.
-        let words = words.replace(char::is_control, " ");
-        let mut failure = Failure::new(self.code, shortened(&words, MAX_MESSAGE));
+        let words = [&self.detail, &self.message, &self.title].into_iter().map(|words| one_line(words));
+        let words = words.into_iter().find(|words| !words.trim().is_empty());
+        let mut failure = Failure::new(self.code, words.unwrap_or_else(|| self.code.summary().to_owned()));
         failure.violations = violations
             .and_then(|violations| serde_json::from_value::<Vec<Violation>>(violations).ok())
-            .map(|violations| first(&violations))
+            .map(|violations| received(&violations))
             .unwrap_or_default();
         failure.details = (!self.details.is_empty()).then_some(Value::Object(self.details));
         failure.retryable = self.retryable;
@@ -219,13 +216,19 @@ pub(crate) struct NestedError<'p> {
 pub(crate) const MOST_VIOLATIONS: usize = 100;
 const MAX_MESSAGE: usize = 1024;
 
-fn first(violations: &[Violation]) -> Vec<Violation> {
+fn first(violations: &[Violation], text: impl Fn(&str) -> String) -> Vec<Violation> {
     let first = violations.iter().take(MOST_VIOLATIONS);
-    first
-        .map(|broken| {
-            Violation::new(shortened(&broken.path, MAX_MESSAGE), shortened(&broken.message, MAX_MESSAGE))
-        })
-        .collect()
+    first.map(|broken| Violation::new(text(&broken.path), text(&broken.message))).collect()
+}
+
+/// The violations that another program reports.
+pub(crate) fn received(violations: &[Violation]) -> Vec<Violation> {
+    first(violations, one_line)
+}
+
+/// The text of another program, which may be printed as one line on a terminal.
+fn one_line(text: &str) -> String {
+    shortened(&text.replace(char::is_control, " "), MAX_MESSAGE)
 }
 
 /// Truncates a text to this many bytes, and adds an ellipsis.
@@ -262,6 +265,16 @@ mod tests {
     }
 
     #[test]
+    fn what_another_program_reports_is_short_lines() {
+        let broken = serde_json::json!([{ "path": "a\u{1b}[31m", "message": "b\r\nc".repeat(1000) }]);
+        let body = serde_json::json!({ "status": 422, "code": "validation_failed", "details": { "violations": broken } });
+        let failure = serde_json::from_value::<Problem>(body).unwrap().into_failure();
+        let [violation] = &*failure.violations else { panic!("{failure:?}") };
+        assert_eq!(violation.path, "a [31m");
+        assert!(violation.message.starts_with("b  cb") && violation.message.len() <= MAX_MESSAGE + 3);
+    }
+
+    #[test]
     fn a_failure_survives_the_wire() {
         let failure = Failure::invalid(vec![Violation::new("code", "length is lower than 1")]);
         let mut failure = failure.retryable_after(Duration::from_secs(3));
@@ -291,6 +304,8 @@ mod tests {
         assert_eq!(failed.message, "the arm failed");
         let busy = read(r#"{"status":503,"code":"overloaded","title":"Busy","detail":" "}"#);
         assert_eq!(busy.message, "Busy");
+        let blank = read(r#"{"status":500,"code":"arm_failed","detail":"\u001f\u0000","message":"\t"}"#);
+        assert_eq!(blank.message, "the arm failed");
         assert!(!busy.may_have_executed && !busy.retryable);
         let stated = read(r#"{"status":500,"code":"arm_failed","may_have_executed":false,"retryable":true}"#);
         assert!(!stated.may_have_executed && stated.retryable);

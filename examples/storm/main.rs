@@ -1,0 +1,138 @@
+//! A storm on a server: slow and hostile connections beside an even load of calls, the memory that connections take, and a server for
+//! load generators.
+//!
+//! ```text
+//! cargo run --release --example storm [loris] [--short]
+//! cargo run --release --example storm memory [--short]
+//! cargo run --release --example storm serve [--keys FILE --issuer NAME] [--certificate FILE --key FILE] [--compress] [--log]
+//! cargo run --release --example storm bare
+//! ```
+//!
+//! `loris` makes 2 000 calls/s for 60 s beside 1 000 connections that send too little: nothing at all, heads byte by byte, bodies
+//! of 1 B/s, and HTTP/2 prefaces and frames that stop. When the server closes one, it is opened again. Before that it makes the
+//! same calls for 20 s without them. The server has default limits, and runs in a process of its own. The program ends with 1 if a call
+//! fails, if a connection is open for longer than the limits of the server allow, or if the server has sockets left after the end.
+//!
+//! `memory` measures the memory of the server for each idle connection and each running request.
+//!
+//! `serve` prints the address that it listens on, and serves `POST /check` and `POST /report` until Ctrl-C or SIGTERM. With `--keys`
+//! callers need tokens, and rates and concurrency are limited. With `--log` spans and the access log are on. `bare` is a server of hyper alone with the same `POST /check`, to
+//! compare with. `scripts/load.sh` runs both under load.
+
+mod bare;
+mod load;
+mod loris;
+mod memory;
+mod process;
+mod target;
+
+use std::{env, process::ExitCode, time::Duration};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use octollm::prelude::*;
+
+use crate::{
+    load::Load,
+    loris::Lorises,
+    process::{Process, Sockets},
+};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    match run(&words).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(words: &[String]) -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match *words {
+        [] | ["loris"] => storm(Size::FULL).await,
+        ["--short"] | ["loris", "--short"] => storm(Size::SHORT).await,
+        ["memory"] => memory::measure(4_000, 1_000).await,
+        ["memory", "--short"] => memory::measure(200, 100).await,
+        ["serve", ref options @ ..] => target::serve(options).await,
+        ["bare"] => bare::serve().await,
+        _ => Err("usage: storm [loris|memory] [--short] | serve [OPTIONS] | bare".into()),
+    }
+}
+
+/// How much, and for how long.
+struct Size {
+    lorises: usize,
+    calls_per_second: u32,
+    alone: Duration,
+    beside: Duration,
+}
+
+impl Size {
+    const FULL: Self = Self {
+        lorises: 1_000,
+        calls_per_second: 2_000,
+        alone: Duration::from_secs(20),
+        beside: Duration::from_secs(60),
+    };
+    const SHORT: Self = Self {
+        lorises: 100,
+        calls_per_second: 200,
+        alone: Duration::from_secs(1),
+        beside: Duration::from_secs(3),
+    };
+}
+
+async fn storm(size: Size) -> Result<()> {
+    let server = Process::start(&["serve"])?;
+    let arms = Arms::builder().endpoint("storm", server.url()).build()?;
+    let before = server.figures();
+    let rate = size.calls_per_second;
+    load::run(&arms, rate, Duration::from_millis(500)).await;
+    let warm = server.figures();
+
+    let alone = load::run(&arms, rate, size.alone).await;
+    println!("storm lorises=0 {alone} resident_mib={:.1}", server.figures().resident_mib());
+    let lorises = Lorises::start(server.address(), size.lorises);
+    let beside = load::run(&arms, rate, size.beside).await;
+    let under = server.figures();
+    let attacked = lorises.stop().await;
+    println!("storm lorises={} {beside} resident_mib={:.1}", size.lorises, under.resident_mib());
+    for line in &attacked {
+        println!("storm {line}");
+    }
+    drop(arms);
+    let left = server.sockets_left(before.sockets).await;
+    let after = server.figures();
+    println!(
+        "storm resident_mib before={:.1} warm={:.1} under={:.1} after={:.1} sockets under={} after={left}",
+        before.resident_mib(),
+        warm.resident_mib(),
+        under.resident_mib(),
+        after.resident_mib(),
+        under.sockets - before.sockets.min(under.sockets),
+    );
+    verdict(&[&alone, &beside], attacked.iter().filter(|line| line.is_late()).count(), left)
+}
+
+fn verdict(loads: &[&Load], late: usize, left: Sockets) -> Result<()> {
+    let failed: usize = loads.iter().map(|load| load.failed()).sum();
+    if failed > 0 {
+        return Err(format!("{failed} calls have failed").into());
+    }
+    if late > 0 {
+        return Err("connections were open for longer than the limits of the server allow".into());
+    }
+    if left > 0 {
+        return Err(format!("the server has {left} sockets left").into());
+    }
+    Ok(())
+}

@@ -1,18 +1,21 @@
-//! Serves an arm, an orchestrator and a reflex, for a fuzzer that compares them with their OpenAPI documents.
+//! Serves an arm, an orchestrator, a reflex and others, for programs that compare them with their OpenAPI documents.
 //!
 //! ```text
-//! cargo run --example fuzz_target
+//! cargo run --example fuzz_target [KEY]
 //! ```
 //!
-//! Prints a line for each server, such as `arm http://127.0.0.1:40001`, and runs until it is stopped.
-//! `scripts/fuzz_schemas.sh` runs it.
+//! Prints a line for each server, such as `arm http://127.0.0.1:40001`, and runs until it is stopped. The server `secure` accepts
+//! tokens that the issuer `fuzz` has signed with KEY, a PEM file, which is created if it is not there. `mounted` is an arm below a prefix. The
+//! texts of `hostile` try to become markup. `scripts/fuzz_schemas.sh`, `scripts/openapi.sh` and `scripts/docs_page.sh` run it.
 
 use std::{collections::BTreeMap, num::NonZeroU8, sync::Arc};
 
 use octollm::{
+    http::token::{KeySet, SigningKey, TokenVerifier},
     prelude::*,
     reflex::{Reaction, Reflex, ReflexInput},
 };
+use tokio::net::TcpListener;
 
 /// Counts the words of a text: rules for lengths, ranges and parts.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -53,9 +56,21 @@ struct Counted {
     longest: Option<String>,
 }
 
+/// Measures a square. Version 2 measures other shapes too.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "shape.measure", output = f64, idempotent)]
+#[schemars(extend("deprecated" = true))]
+struct MeasureSquare {
+    #[garde(range(min = 0, max = 1000))]
+    side: u32,
+}
+
 /// Measures a shape: one of several forms, with a tag.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
-#[task(name = "shape.measure", version = 2, output = f64, idempotent)]
+#[task(
+    name = "shape.measure", version = 2, output = f64, idempotent, cache = "10s", timeout = "2s", effects = "none",
+    title = "Area of a shape", tags = ["geometry", "exact"], examples = ["How large is a square with sides of 3?"]
+)]
 struct MeasureShape {
     shape: Shape,
 }
@@ -83,6 +98,56 @@ struct CheckName {
     name: String,
     comment: Option<String>,
 }
+
+/// Lists trees, in a generic type that contains itself.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "tree.list", output = Nested<Tree>, idempotent)]
+struct ListTrees {
+    from: Option<Nested<Count>>,
+    within: Option<Nested<Nested<Count>>>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+struct Count {
+    of: u16,
+    is_exact: Option<bool>,
+}
+
+/// A value, and more of them.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+struct Nested<T: Validate<Context = ()>> {
+    value: T,
+    #[garde(length(max = 2))]
+    more: Vec<Nested<T>>,
+}
+
+/// Repeats a text. <img src=x onerror="document.title='injected'"> <script>document.title = 'injected'</script>
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(
+    name = "text.repeat", output = Repeated, idempotent,
+    title = "<b onmouseover=alert(1)>Repeat</b>", tags = ["<script>alert(1)</script>"], examples = ["\"><svg onload=alert(1)>"]
+)]
+struct Repeat {
+    /// <img src=x onerror=alert(1)> `</code><script>alert(1)</script>`
+    #[serde(rename = "\"><img src=x onerror=alert(1)>")]
+    text: String,
+    #[serde(rename = "__proto__", default)]
+    prototype: Option<Box<Repeated>>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Validate)]
+#[schemars(title = "<script>alert(1)</script>")]
+struct Repeated {
+    text: String,
+    #[serde(rename = "constructor", default)]
+    huge: u64,
+    #[serde(default)]
+    nest: Nest,
+}
+
+/// Contains nothing but itself.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema, Validate)]
+struct Nest(Vec<Nest>);
 
 /// Has every rule, at every kind of field.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -208,6 +273,28 @@ impl Arm<MeasureShape> for Worker {
 }
 
 #[async_trait]
+impl Arm<MeasureSquare> for Worker {
+    async fn execute(&self, input: MeasureSquare, _: &Context) -> Result<f64, ArmError> {
+        Ok(f64::from(input.side) * f64::from(input.side))
+    }
+}
+
+#[async_trait]
+impl Arm<ListTrees> for Worker {
+    async fn execute(&self, input: ListTrees, _: &Context) -> Result<Nested<Tree>, ArmError> {
+        let label = input.from.map_or_else(String::new, |from| from.value.of.to_string());
+        Ok(Nested { value: Tree { label, children: Vec::new() }, more: Vec::new() })
+    }
+}
+
+#[async_trait]
+impl Arm<Repeat> for Worker {
+    async fn execute(&self, input: Repeat, _: &Context) -> Result<Repeated, ArmError> {
+        Ok(Repeated { text: input.text, huge: u64::MAX, nest: Nest::default() })
+    }
+}
+
+#[async_trait]
 impl Arm<CheckName> for Worker {
     async fn execute(&self, input: CheckName, _: &Context) -> Result<bool, ArmError> {
         Ok(input.comment.is_none_or(|comment| comment.len() > input.name.len()))
@@ -249,24 +336,61 @@ fn brain() -> Result<Brain, octollm::Error> {
     Ok(Brain::builder().arm(Answering).build()?)
 }
 
-#[tokio::main]
-async fn main() -> Result<(), octollm::Error> {
-    let arm = Server::new("arm")
+fn worker(id: &str) -> Server {
+    Server::new(id)
+        .description("Counts, measures and checks.")
+        .version("1.2.3")
         .arm::<CountWords>(Worker)
+        .arm::<MeasureSquare>(Worker)
         .arm::<MeasureShape>(Worker)
         .arm::<CheckName>(Worker)
+        .arm::<ListTrees>(Worker)
         .arm::<TryRules>(Worker)
         // A fuzzer uses one key with many inputs, which is refused although each request is valid.
         .idempotency(())
-        .bind("127.0.0.1:0")
-        .await?;
-    let orchestrator = Server::new("orchestrator").orchestrator(brain()?).bind("127.0.0.1:0").await?;
-    let reflex = Server::new("reflex").reflex(Marked).orchestrator(brain()?).bind("127.0.0.1:0").await?;
+}
+
+/// A server for callers with tokens, whose routes have different scopes.
+fn secure(key: &SigningKey) -> Result<Server, octollm::Error> {
+    let keys = KeySet::new("fuzz").with_key(key)?;
+    let server = Server::new("secure").arm::<CountWords>(Worker).arm::<CheckName>(Worker).idempotency(());
+    let server = server.orchestrator(brain()?).reflex(Marked).metrics_scope("metrics:read");
+    Ok(server.jwks(keys.clone()).tokens(TokenVerifier::builder().root(keys)))
+}
+
+/// Serves the arm below a prefix of another server.
+async fn mounted() -> Result<String, octollm::Error> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/arms/worker", listener.local_addr()?);
+    let service = worker("worker").open_to_all().into_service()?;
+    let app = axum::Router::new().nest_service("/arms/worker", service);
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Ok(url)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), octollm::Error> {
+    let key = match std::env::args().nth(1) {
+        Some(file) => SigningKey::from_file_or_new(file)?,
+        None => SigningKey::generate()?,
+    };
+    let hostile =
+        "<script>document.title = 'injected'</script><img src=x onerror=\"document.title = 'injected'\">";
+    let arm = worker("arm").bind("127.0.0.1:0").await?;
     println!("arm {}", arm.url());
-    println!("orchestrator {}", orchestrator.url());
-    println!("reflex {}", reflex.url());
+    let arms = Arms::builder().endpoint("arm", arm.url()).build()?;
     tokio::spawn(arm.run());
-    tokio::spawn(orchestrator.run());
-    reflex.run().await;
-    Ok(())
+    let servers = [
+        Server::new("orchestrator").orchestrator(Brain::builder().arm(Answering).arms(arms).build()?),
+        Server::new("reflex").reflex(Marked).orchestrator(brain()?),
+        secure(&key)?,
+        Server::new("hostile").description(hostile).version("<b>1</b>").arm::<Repeat>(Worker),
+    ];
+    for (name, server) in ["orchestrator", "reflex", "secure", "hostile"].into_iter().zip(servers) {
+        let server = server.bind("127.0.0.1:0").await?;
+        println!("{name} {}", server.url());
+        tokio::spawn(server.run());
+    }
+    println!("mounted {}", mounted().await?);
+    std::future::pending().await
 }

@@ -3,6 +3,8 @@
 #[cfg(feature = "otel")]
 mod collector;
 mod counts;
+#[cfg(unix)]
+mod ending;
 mod examples;
 mod hops;
 mod logged;

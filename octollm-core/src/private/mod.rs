@@ -15,6 +15,11 @@ pub use crate::{
     spans::{Scope, Traces, connect_traces, who},
 };
 
+/// The limits of builders, and settings as variables of the environment.
+pub mod settings {
+    pub use crate::settings::{SERVICE_LINK, Vars, bytes, count, flag, is_service_link, time, within};
+}
+
 mod lengths;
 mod schemas;
 

@@ -35,7 +35,7 @@ use serde_json::{Map, Value};
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "Received")]
-#[schemars(!from)]
+#[schemars(!from, description = "The body of an error answer.")]
 #[non_exhaustive]
 pub struct Problem {
     /// Always `about:blank`: the code tells the kind.

@@ -78,7 +78,7 @@ async fn scopes_are_checked_on_every_way_to_a_contract() {
             assert_eq!(problem["may_have_executed"], false);
         }
     }
-    for probe in ["/health", "/ready", "/metrics", "/capabilities", "/openapi.json"] {
+    for probe in ["/health", "/ready", "/metrics", "/capabilities", "/openapi.json", "/docs"] {
         assert_eq!(peer.get(probe).await.status, 200, "{probe} needs no identity");
     }
 }

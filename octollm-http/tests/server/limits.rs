@@ -180,7 +180,7 @@ async fn overload_is_answered_at_once_and_probes_answer() {
     let problem = refused.is_problem(503, "overloaded");
     assert_eq!((refused.field("retry-after"), &problem["retryable"]), (Some("1"), &true.into()));
     assert_eq!(problem["may_have_executed"], false);
-    for probe in ["/health", "/ready", "/metrics", "/capabilities", "/openapi.json"] {
+    for probe in ["/health", "/ready", "/metrics", "/capabilities", "/openapi.json", "/docs"] {
         assert_eq!(peer.get(probe).await.status, 200, "{probe}");
     }
     drop(held);

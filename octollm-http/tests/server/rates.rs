@@ -96,7 +96,7 @@ async fn a_caller_over_its_limit_waits_and_others_do_not() {
         assert_eq!(rates(&answer), [Some(3), Some(0), Some(60)]);
     }
     assert_eq!(peer.post("/echo", BOB, ECHO).await.status, 200);
-    for path in ["/health", "/ready", "/capabilities", "/openapi.json"] {
+    for path in ["/health", "/ready", "/capabilities", "/openapi.json", "/docs"] {
         let answer = peer.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n{ALI}\r\n")).await;
         assert_eq!((answer.status, rates(&answer)), (200, [None; 3]), "{path} is never limited");
     }

@@ -11,7 +11,7 @@ use octollm_http::{
     server::HttpService,
     token::{ExposeSecret, KeySet, TokenVerifier, TokenVerifierBuilder},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::wired::{Coder, Judge, Look, Review, System, known};
@@ -58,6 +58,30 @@ async fn a_server_reports_the_mistakes_of_its_verifier() {
     let long = std::time::Duration::from_secs(1_000_000);
     let error = Server::new("judge").tokens(builder(&System::new()).max_life(long)).bind("127.0.0.1:0").await;
     assert_eq!(error.unwrap_err().setting(), "max_life");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_document_states_which_scopes_a_token_needs() {
+    let system = System::new();
+    let verifier = || builder(&system);
+    let judge = || Server::new("judge").arm::<Review>(Coder).metrics_scope("metrics:read");
+    let by_setting = judge().tokens(verifier());
+    let by_hand = judge().authenticate(verifier().audience("judge").build().unwrap());
+    let last_setting = judge().tokens(verifier()).authenticate(Unasked);
+    for (server, is_stated) in [(by_setting, true), (by_hand, true), (last_setting, false)] {
+        let request = Request::get("/openapi.json").body(Full::<bytes::Bytes>::default()).unwrap();
+        let answer = server.into_service().unwrap().oneshot(request).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let document: Value = serde_json::from_slice(&body).unwrap();
+        let security = |path: &str, method: &str| document["paths"][path][method]["security"].clone();
+        let needs = |scopes: Value| if is_stated { json!([{ "token": scopes }]) } else { Value::Null };
+        assert_eq!(security("/review", "post"), needs(json!(["code:review"])));
+        assert_eq!(security("/execute", "post"), needs(json!([])), "it depends on the body");
+        assert_eq!(security("/metrics", "get"), needs(json!(["metrics:read"])));
+        assert_eq!(security("/health", "get"), Value::Null);
+        let scheme = &document["components"]["securitySchemes"]["token"]["scheme"];
+        assert_eq!(scheme == "bearer", is_stated, "{scheme}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

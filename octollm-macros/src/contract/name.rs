@@ -1,12 +1,13 @@
 //! What a contract is called: the rules of names, scopes and routes, and what stands where none is given.
 
 /// Routes that servers have for themselves, now or for other protocols.
-const RESERVED: [&str; 16] = [
+const RESERVED: [&str; 17] = [
     "/a2a",
     "/arms",
     "/capabilities",
     "/dashboard",
     "/dead-letters",
+    "/docs",
     "/events",
     "/execute",
     "/health",

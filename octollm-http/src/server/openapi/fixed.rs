@@ -1,9 +1,10 @@
 //! The operations and schemas of a document that are the same for every server.
 
-use http::Method;
+use http::{Method, StatusCode};
 use octollm_core::{
     card::ArmCard,
     contract::{input_schema, output_schema},
+    error::ErrorKind,
     id::TaskId,
     orchestrator::{MAX_STEPS, TaskPage},
     task::{Submission, Task, TaskStatus},
@@ -15,13 +16,29 @@ use super::{
         arm::{ArmsBody, Executed, HealthBody, ReadyBody},
         tasks::{PreprocessBody, Preprocessed, RerunBody, Steps},
     },
+    components::{insert, reference},
     headers::inline,
-    insert, reference,
 };
 use crate::wire::Problem;
 
 /// A route and its operation in the document.
 pub(crate) type Operation = (Method, &'static str, Value);
+
+/// The tag of contracts.
+pub(crate) const CONTRACTS: &str = "contracts";
+const TASKS: &str = "tasks";
+const SCREENING: &str = "screening";
+const SERVER: &str = "server";
+/// The tags that group the operations, in the order of a reader's interest.
+pub(crate) const TAGS: [(&str, &str); 4] = [
+    (
+        CONTRACTS,
+        "What the arm does: one route for each contract, and one that picks the contract by its body.",
+    ),
+    (TASKS, "Work that is queued, and goes on without its submitter."),
+    (SCREENING, "Texts are screened before they become tasks."),
+    (SERVER, "What the server reports about itself."),
+];
 
 /// Statuses of any route, for a head that is refused.
 const OF_HEADS: &[u16] = &[400, 406, 414, 417, 431];
@@ -38,12 +55,17 @@ pub(crate) const OF_ARMS: &[u16] = &[404, 409, 502];
 /// More statuses of the routes of one task.
 const OF_TASKS: &[u16] = &[404, 409, 501];
 
+/// The route of the card of a server without an orchestrator.
+pub(crate) fn capabilities() -> Operation {
+    (Method::GET, "/capabilities", document("capabilities", "What is served here.", reference("Card")))
+}
+
 /// The routes of every server.
 pub(crate) fn operations() -> Vec<Operation> {
     let mut ready = get("ready", "Whether work may be sent here.", reference("Ready"));
     ready["responses"]["503"] = answer(reference("Ready"));
+    ready["responses"]["503"]["description"] = "No work may be sent here now.".into();
     vec![
-        (Method::GET, "/capabilities", document("capabilities", "What is served here.", reference("Card"))),
         (Method::GET, "/health", get("health", "Whether the process lives.", reference("Health"))),
         (Method::GET, "/ready", ready),
         (Method::GET, "/openapi.json", document("openapi", "This document.", json!({ "type": "object" }))),
@@ -52,19 +74,28 @@ pub(crate) fn operations() -> Vec<Operation> {
 
 /// The metrics, for readers with a scope if there is one.
 pub(crate) fn metrics(scope: Option<&str>) -> Operation {
-    let mut operation =
-        get("metrics", "The metrics of the process, in the text format of Prometheus.", Value::Null);
-    operation["responses"]["200"]["content"] = json!({ "text/plain": { "schema": { "type": "string" } } });
-    // It is text, whatever its readers accept.
-    if let Some(responses) = operation["responses"].as_object_mut() {
-        responses.remove("406");
-    }
-    fails(&mut operation, OF_DOCUMENTS);
+    let summary = "The metrics of the process, in the text format of Prometheus.";
+    let mut operation = text("metrics", summary, "text/plain");
     if let Some(scope) = scope {
         operation["x-octollm-scope"] = scope.into();
         fails(&mut operation, &[401, 403, 504]);
     }
     (Method::GET, "/metrics", operation)
+}
+
+/// The page that displays the document.
+pub(crate) fn page() -> Operation {
+    (Method::GET, "/docs", text("docs", "A page that displays this document.", "text/html"))
+}
+
+/// A document of this media type, whatever its readers accept.
+fn text(id: &str, summary: &str, media_type: &str) -> Value {
+    let mut operation = document(id, summary, Value::Null);
+    operation["responses"]["200"]["content"] = json!({ media_type: { "schema": { "type": "string" } } });
+    if let Some(responses) = operation["responses"].as_object_mut() {
+        responses.remove("406");
+    }
+    operation
 }
 
 /// The route of the public keys of an issuer.
@@ -79,8 +110,8 @@ pub(crate) fn jwks() -> Operation {
 /// The route of the envelope.
 pub(crate) fn execute() -> Operation {
     let mut operation = with_body(reference("Execute"), reference("Executed"), OF_ARMS);
-    cacheable(&mut operation);
     honour_keys(&mut operation);
+    operation["tags"] = json!([CONTRACTS]);
     (Method::POST, "/execute", named(operation, "execute", "Runs a contract that is picked by the body."))
 }
 
@@ -121,9 +152,8 @@ pub(crate) fn task_operations() -> Vec<Operation> {
     let journal = "A page of the calls that a task has made, in the order of their answers.";
     let mut journal = of_task("taskJournal", journal, "Journal");
     push_parameters(&mut journal, journal_parameters());
-    vec![
-        (Method::GET, "/capabilities", cards()),
-        (Method::GET, "/arms", arms),
+    let cards = [(Method::GET, "/capabilities", cards()), (Method::GET, "/arms", arms)];
+    let mut operations = vec![
         (Method::POST, "/tasks/{id}/rerun", rerun),
         (Method::GET, "/tasks/{id}/journal", journal),
         (Method::POST, "/tasks", submit),
@@ -134,7 +164,12 @@ pub(crate) fn task_operations() -> Vec<Operation> {
             "/tasks/{id}",
             of_task("cancelTask", "Cancels a task; one that is finished stays as it is.", "Task"),
         ),
-    ]
+    ];
+    for (_, _, operation) in &mut operations {
+        operation["tags"] = json!([TASKS]);
+    }
+    operations.extend(cards);
+    operations
 }
 
 fn task_in_path() -> Value {
@@ -166,7 +201,8 @@ fn list_parameters() -> [Value; 3] {
 
 /// The route of a reflex.
 pub(crate) fn preprocess() -> Operation {
-    let operation = with_body(reference("Preprocess"), reference("Preprocessed"), OF_ARMS);
+    let mut operation = with_body(reference("Preprocess"), reference("Preprocessed"), OF_ARMS);
+    operation["tags"] = json!([SCREENING]);
     (Method::POST, "/preprocess", named(operation, "preprocess", "Screens a text."))
 }
 
@@ -209,8 +245,9 @@ fn named(mut operation: Value, id: &str, summary: &str) -> Value {
 /// Answers 202 in place of 200.
 fn accepted(mut operation: Value) -> Value {
     if let Some(responses) = operation["responses"].as_object_mut()
-        && let Some(answer) = responses.remove("200")
+        && let Some(mut answer) = responses.remove("200")
     {
+        answer["description"] = "The work was accepted, and runs later.".into();
         responses.insert("202".into(), answer);
     }
     operation
@@ -219,7 +256,7 @@ fn accepted(mut operation: Value) -> Value {
 /// Adds statuses that are answered with a problem.
 fn fails(operation: &mut Value, statuses: &[u16]) {
     for status in statuses {
-        operation["responses"][status.to_string()] = problem();
+        operation["responses"][status.to_string()] = problem(*status);
     }
 }
 
@@ -233,8 +270,8 @@ fn get(id: &str, summary: &str, output: Value) -> Value {
     let parameters = ["RequestId", "CorrelationId"]
         .map(|name| json!({ "$ref": format!("#/components/parameters/{name}") }));
     let mut operation = json!({
-        "operationId": id, "summary": summary, "parameters": parameters,
-        "responses": { "200": answer(output), "default": problem() },
+        "operationId": id, "summary": summary, "tags": [SERVER], "parameters": parameters,
+        "responses": { "200": answer(output), "default": reference_to_problem("Problem") },
     });
     fails(&mut operation, OF_HEADS);
     operation
@@ -257,8 +294,18 @@ fn answer(schema: Value) -> Value {
     })
 }
 
-fn problem() -> Value {
-    json!({ "$ref": "#/components/responses/Problem" })
+/// The problem with a status, and the codes that it can have.
+fn problem(status: u16) -> Value {
+    let mut problem = reference_to_problem(if matches!(status, 401 | 403) { "Challenge" } else { "Problem" });
+    let codes = ErrorKind::ALL.iter().filter(|kind| kind.status() == status).map(|kind| kind.code());
+    let codes: Vec<_> = codes.map(|code| format!("`{code}`")).collect();
+    let name = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    problem["description"] = format!("{}: {}.", name.unwrap_or("Problem"), codes.join(", ")).into();
+    problem
+}
+
+fn reference_to_problem(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/responses/{name}") })
 }
 
 /// Adds the header fields of a request that a rate limit counts.
@@ -282,8 +329,20 @@ pub(crate) fn problem_response() -> Value {
     response["description"] = "What went wrong (RFC 9457).".into();
     response["headers"]["Retry-After"] =
         json!({ "schema": { "type": "integer" }, "description": "Seconds to wait before the next try." });
+    for (field, name) in
+        [("Octollm-Usage", "Usage"), ("Idempotency-Replayed", "Replayed"), ("Allow", "Allow")]
+    {
+        response["headers"][field] = json!({ "$ref": format!("#/components/headers/{name}") });
+    }
     limited(&mut response);
     response["content"] = json!({ "application/problem+json": { "schema": reference("Problem") } });
+    response
+}
+
+/// The problem of a caller whose identity is refused.
+pub(crate) fn challenge_response() -> Value {
+    let mut response = problem_response();
+    response["headers"]["WWW-Authenticate"] = json!({ "$ref": "#/components/headers/Challenge" });
     response
 }
 
@@ -291,11 +350,19 @@ pub(crate) fn problem_response() -> Value {
 pub(crate) fn schemas() -> Map<String, Value> {
     let mut schemas = Map::new();
     insert(&mut schemas, "Problem", output_schema::<Problem>());
-    insert(&mut schemas, "Executed", output_schema::<Executed<'_>>());
     insert(&mut schemas, "Health", output_schema::<HealthBody<'_>>());
-    insert(&mut schemas, "Ready", output_schema::<ReadyBody<'_>>());
-    insert(&mut schemas, "Card", output_schema::<ArmCard>());
+    insert(&mut schemas, "Ready", output_schema::<ReadyBody>());
     schemas
+}
+
+/// The schema of a card.
+pub(crate) fn card_schema(schemas: &mut Map<String, Value>) {
+    insert(schemas, "Card", output_schema::<ArmCard>());
+}
+
+/// The schema of the answer of `/execute`.
+pub(crate) fn executed_schema(schemas: &mut Map<String, Value>) {
+    insert(schemas, "Executed", output_schema::<Executed<'_>>());
 }
 
 /// The schemas of tasks.

@@ -31,10 +31,12 @@ pub(crate) fn headers() -> Value {
     let id = inline::<RequestId>;
     let number = || json!({ "type": "integer", "minimum": 0 });
     json!({
+        "Allow": header(json!({ "type": "string" }), "With 405: the methods of the route."),
+        "Challenge": header(json!({ "type": "string" }), "`Bearer`, with the error and the scope that is missing (RFC 6750)."),
         "RequestId": header(id(), "Names the request."),
         "CorrelationId": header(id(), "The same over all hops of one piece of work."),
         "Replayed": header(json!({ "const": "true" }), "The answer is that of an earlier request with the same Idempotency-Key."),
-        "Usage": header(json!({ "type": "string" }), "What was used up, such as tokens=12;cost_usd=0.01."),
+        "Usage": header(json!({ "type": "string" }), "What the work used, such as tokens=12;cost_usd=0.01; also after a failure."),
         "Age": header(number(), "Seconds since the answer was returned by the arm, if it is repeated from the cache of the server."),
         "RateLimit": header(number(), "Requests that are allowed at once, under the rate limit of which the least is left. Absent where the request was not counted."),
         "RateRemaining": header(number(), "Requests that are allowed at once from now on."),

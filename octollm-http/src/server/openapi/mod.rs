@@ -1,18 +1,20 @@
 //! The OpenAPI 3.1 document of a server, made from its card.
 
+mod components;
 mod fixed;
 mod headers;
 
-use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
 use octollm_core::{
-    card::ArmCard,
     contract::{ContractCard, ContractRef, Keys, output_schema},
+    dispatcher::Dispatcher,
 };
 use serde_json::{Map, Value, json};
 
+use self::components::{insert, reference};
 use crate::wire::NestedError;
 
 /// The parts of a document.
@@ -20,41 +22,63 @@ pub(crate) struct Document {
     info: Value,
     paths: Map<String, Value>,
     schemas: Map<String, Value>,
+    verifies_tokens: bool,
+}
+
+/// What a server has beside its contracts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Features {
+    /// Errors have a member that repeats them.
+    pub(crate) nested_errors: bool,
+    /// It has a reflex.
+    pub(crate) screens: bool,
+    /// It has an orchestrator.
+    pub(crate) has_tasks: bool,
+    /// Its callers have capability tokens.
+    pub(crate) verifies_tokens: bool,
 }
 
 impl Document {
-    /// The document of a server with this card; `nested` adds the member that repeats an error, and `screens` and `has_tasks`
-    /// the routes of a reflex and of an orchestrator.
-    pub(crate) fn new(card: &ArmCard, nested: bool, screens: bool, has_tasks: bool) -> Self {
-        let mut document = Self::of(card);
-        if nested {
+    /// The document of a server with these contracts.
+    pub(crate) fn new(dispatcher: &Dispatcher, features: Features) -> Self {
+        let mut document = Self::of(dispatcher, features);
+        if features.nested_errors {
             document = document.with_nested_errors();
         }
-        if !card.contracts.is_empty() {
-            document = document.with_contracts(card);
+        if !dispatcher.card().contracts.is_empty() {
+            document = document.with_contracts(dispatcher);
         }
-        if screens {
+        if features.screens {
             document = document.with_reflex();
         }
-        match (has_tasks, screens) {
-            (false, _) => document,
+        match (features.has_tasks, features.screens) {
+            (false, _) => document.with_card(),
             (true, false) => document.with_tasks(),
             (true, true) => document.with_screened_tasks(),
         }
     }
 
     /// The routes of every server.
-    fn of(card: &ArmCard) -> Self {
+    fn of(dispatcher: &Dispatcher, Features { verifies_tokens, .. }: Features) -> Self {
+        let card = dispatcher.card();
         let version = if card.version.is_empty() { "0" } else { &card.version };
-        let mut info = json!({ "title": card.name, "version": version });
+        let mut info = json!({ "title": card.name, "version": version, "x-octollm-arm": card.arm_id });
         if !card.description.is_empty() {
             info["description"] = card.description.as_str().into();
         }
-        let mut document = Self { info, paths: Map::new(), schemas: fixed::schemas() };
+        let mut document = Self { info, paths: Map::new(), schemas: fixed::schemas(), verifies_tokens };
         for (method, path, operation) in fixed::operations() {
             document.operation(&method, path, operation);
         }
         document
+    }
+
+    /// Adds the card of the server, in whose place an orchestrator has a list of cards.
+    fn with_card(mut self) -> Self {
+        fixed::card_schema(&mut self.schemas);
+        let (method, path, operation) = fixed::capabilities();
+        self.operation(&method, path, operation);
+        self
     }
 
     /// Adds the member that repeats an error for clients of other stacks.
@@ -69,14 +93,23 @@ impl Document {
     }
 
     /// Adds the contracts of an arm, each by its own route and all by the envelope.
-    fn with_contracts(mut self, card: &ArmCard) -> Self {
-        let (method, path, operation) = fixed::execute();
+    fn with_contracts(mut self, dispatcher: &Dispatcher) -> Self {
+        let contracts = &dispatcher.card().contracts;
+        let cached = |contract: &ContractCard| {
+            contract.reference().and_then(|contract| dispatcher.spec(&contract).ok()?.cache)
+        };
+        let (method, path, mut operation) = fixed::execute();
+        if contracts.iter().any(|contract| cached(contract).is_some()) {
+            fixed::cacheable(&mut operation);
+        }
         self.operation(&method, path, operation);
+        fixed::executed_schema(&mut self.schemas);
         // The names of the contracts' own schemas come first: no definition of a type takes one.
-        for name in card.contracts.iter().flat_map(|contract| schema_names(&operation_id(contract))) {
+        for name in contracts.iter().flat_map(|contract| schema_names(&operation_id(contract))) {
             self.schemas.insert(name, Value::Null);
         }
-        let envelopes: Vec<_> = card.contracts.iter().map(|contract| self.contract(contract)).collect();
+        let envelopes: Vec<_> =
+            contracts.iter().map(|contract| self.contract(contract, cached(contract))).collect();
         self.schemas.insert("Execute".into(), json!({ "oneOf": envelopes }));
         self
     }
@@ -84,6 +117,12 @@ impl Document {
     /// Adds the metrics, with the scope that their readers need.
     pub(crate) fn add_metrics(&mut self, scope: Option<&str>) {
         let (method, path, operation) = fixed::metrics(scope);
+        self.operation(&method, path, operation);
+    }
+
+    /// Adds the page that displays the document.
+    pub(crate) fn add_page(&mut self) {
+        let (method, path, operation) = fixed::page();
         self.operation(&method, path, operation);
     }
 
@@ -123,22 +162,41 @@ impl Document {
 
     /// The document as JSON.
     pub(crate) fn write(self) -> Bytes {
+        let mut components = json!({
+            "schemas": self.schemas,
+            "parameters": headers::parameters(),
+            "headers": headers::headers(),
+            "responses": { "Problem": fixed::problem_response(), "Challenge": fixed::challenge_response() },
+        });
+        if self.verifies_tokens {
+            components["securitySchemes"] = json!({ TOKEN: {
+                "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
+                "description": "A capability token for this server, with the scopes that an operation lists.",
+            } });
+        }
+        let in_use = |tag: &str| {
+            let operations = self.paths.values().filter_map(Value::as_object).flat_map(Map::values);
+            operations.into_iter().any(|operation| operation["tags"][0] == tag)
+        };
+        let tags: Vec<_> = fixed::TAGS
+            .iter()
+            .filter(|(tag, _)| in_use(tag))
+            .map(|(tag, words)| json!({ "name": tag, "description": words }))
+            .collect();
         let document = json!({
             "openapi": "3.1.0",
             "info": self.info,
+            // Relative to the URL of the document: a server does not know below which prefix it is mounted.
+            "servers": [{ "url": "." }],
+            "tags": tags,
             "paths": self.paths,
-            "components": {
-                "schemas": self.schemas,
-                "parameters": headers::parameters(),
-                "headers": headers::headers(),
-                "responses": { "Problem": fixed::problem_response() },
-            },
+            "components": components,
         });
         document.to_string().into()
     }
 
     /// Adds the route of a contract; returns the schema of its envelope.
-    fn contract(&mut self, contract: &ContractCard) -> Value {
+    fn contract(&mut self, contract: &ContractCard, cached: Option<Duration>) -> Value {
         let ContractCard { name, version, .. } = contract;
         let base = operation_id(contract);
         let [input, output, chunk] = schema_names(&base);
@@ -150,25 +208,14 @@ impl Document {
             insert(&mut self.schemas, &chunk, contract.chunk_schema.clone());
         }
         let mut operation = fixed::with_body(reference(&input), reference(&output), fixed::OF_ARMS);
-        fixed::cacheable(&mut operation);
+        if cached.is_some() {
+            fixed::cacheable(&mut operation);
+        }
         if contract.keys != Keys::None {
             fixed::honour_keys(&mut operation);
         }
+        describe(&mut operation, contract, cached);
         operation["operationId"] = base.into();
-        operation["tags"] = json!(["contracts"]);
-        operation["x-octollm-contract"] = ContractRef::new(name.clone(), *version)
-            .map_or_else(|_| name.clone(), |contract| contract.to_string())
-            .into();
-        for (key, value) in [
-            ("x-octollm-scope", contract.scope.clone().into()),
-            ("x-octollm-idempotent", contract.idempotent.into()),
-            ("x-octollm-timeout-ms", contract.timeout_ms.into()),
-        ] {
-            operation[key] = value;
-        }
-        if !contract.summary.is_empty() {
-            operation["summary"] = contract.summary.as_str().into();
-        }
         self.operation(&Method::POST, &contract.path, operation);
         let mut names = vec![format!("{name}@{version}")];
         if *version == 1 {
@@ -177,9 +224,56 @@ impl Document {
         fixed::envelope(&names, reference(&input))
     }
 
-    fn operation(&mut self, method: &Method, path: &str, operation: Value) {
+    fn operation(&mut self, method: &Method, path: &str, mut operation: Value) {
+        // What answers 401 needs a token. The contracts that are picked by a body have different scopes.
+        if self.verifies_tokens && operation["responses"].get("401").is_some() {
+            let scope = operation.get("x-octollm-scope").cloned();
+            operation["security"] = json!([{ TOKEN: Vec::from_iter(scope) }]);
+        }
         let item = self.paths.entry(path).or_insert_with(|| json!({}));
         item[method.as_str().to_ascii_lowercase()] = operation;
+    }
+}
+
+/// Name of the security scheme.
+const TOKEN: &str = "token";
+
+/// Adds what the card states about a contract to its operation.
+fn describe(operation: &mut Value, contract: &ContractCard, cached: Option<Duration>) {
+    let tags = contract.tags.iter().filter(|tag| *tag != fixed::CONTRACTS);
+    operation["tags"] = json!(Vec::from_iter([fixed::CONTRACTS].into_iter().chain(tags.map(String::as_str))));
+    let reference =
+        contract.reference().as_ref().map_or_else(|| contract.name.clone(), ContractRef::to_string);
+    let mut put = |key: &str, value: Value| operation[key] = value;
+    match (&*contract.title, &*contract.summary) {
+        ("", "") => {}
+        ("", summary) => put("summary", summary.into()),
+        (title, "") => put("summary", title.into()),
+        (title, summary) => {
+            put("summary", title.into());
+            put("description", summary.into());
+        }
+    }
+    // `#[deprecated]` on the type of the input.
+    if contract.input_schema.get("deprecated") == Some(&Value::Bool(true)) {
+        put("deprecated", true.into());
+    }
+    put("x-octollm-contract", reference.into());
+    put("x-octollm-scope", contract.scope.clone().into());
+    put("x-octollm-idempotent", contract.idempotent.into());
+    put("x-octollm-timeout-ms", contract.timeout_ms.into());
+    put("x-octollm-keys", json!(contract.keys));
+    if let Some(seconds) = contract.keys_retained_s {
+        put("x-octollm-keys-retained-s", seconds.into());
+    }
+    if let Some(time) = cached {
+        put("x-octollm-cache-s", time.as_secs_f64().into());
+    }
+    if let Some(effects) = contract.effects {
+        put("x-octollm-effects", json!(effects));
+    }
+    if !contract.examples.is_empty() {
+        put("x-octollm-examples", json!(contract.examples));
     }
 }
 
@@ -194,166 +288,4 @@ fn operation_id(contract: &ContractCard) -> String {
 /// The names of the schemas of an operation's input, output and chunks.
 fn schema_names(operation: &str) -> [String; 3] {
     ["input", "output", "chunk"].map(|part| format!("{operation}.{part}"))
-}
-
-/// Puts `schema` under `name` into `components`, and each of its `$defs` under a name that no other schema has, so that every
-/// `$ref` leads to its own.
-pub(crate) fn insert(components: &mut Map<String, Value>, name: &str, mut schema: Value) {
-    let mut names = Names { root: name, definitions: HashMap::new() };
-    if let Value::Object(object) = &mut schema {
-        object.remove("$schema");
-        if let Some(Value::Object(definitions)) = object.remove("$defs") {
-            for key in definitions.keys() {
-                let component = unused(components, definition_name(name, key));
-                components.insert(component.clone(), Value::Null);
-                names.definitions.insert(key.clone(), component);
-            }
-            for (key, mut definition) in definitions {
-                names.rewrite(&mut definition);
-                if let Some(component) = names.definitions.get(&key) {
-                    components.insert(component.clone(), definition);
-                }
-            }
-        }
-    }
-    names.rewrite(&mut schema);
-    components.insert(name.to_owned(), schema);
-}
-
-/// A reference to a schema of the document.
-pub(crate) fn reference(name: &str) -> Value {
-    json!({ "$ref": format!("#/components/schemas/{name}") })
-}
-
-/// The name of a definition, with the letters, digits, `.`, `-` and `_` that component names can have.
-fn definition_name(name: &str, key: &str) -> String {
-    let key = key.replace(|c: char| !(c.is_ascii_alphanumeric() || "._-".contains(c)), "_");
-    format!("{name}.{key}")
-}
-
-/// `name`, or `name_2`, `name_3` and so on if it is in use, since two names can differ by characters that components cannot have.
-fn unused(components: &Map<String, Value>, name: String) -> String {
-    let free = |name: &String| !components.contains_key(name);
-    if free(&name) {
-        return name;
-    }
-    (2_u64..).map(|number| format!("{name}_{number}")).find(free).unwrap_or(name)
-}
-
-/// The component names of the definitions of one schema.
-struct Names<'n> {
-    root: &'n str,
-    definitions: HashMap<String, String>,
-}
-
-impl Names<'_> {
-    /// Rewrites the references in a schema. Values, such as a default, are not changed.
-    fn rewrite(&self, schema: &mut Value) {
-        let object = match schema {
-            Value::Object(object) => object,
-            Value::Array(schemas) => return schemas.iter_mut().for_each(|schema| self.rewrite(schema)),
-            _ => return,
-        };
-        for (key, value) in object {
-            match (key.as_str(), value) {
-                ("$ref", Value::String(target)) => {
-                    if let Some(moved) = self.moved(target) {
-                        *target = moved;
-                    }
-                }
-                ("default" | "const" | "enum" | "example" | "examples", _) => {}
-                (
-                    "properties" | "patternProperties" | "dependentSchemas" | "$defs" | "definitions",
-                    Value::Object(schemas),
-                ) => schemas.values_mut().for_each(|schema| self.rewrite(schema)),
-                (_, value) => self.rewrite(value),
-            }
-        }
-    }
-
-    /// The new target of a reference to a part of this schema.
-    fn moved(&self, target: &str) -> Option<String> {
-        if target == "#" {
-            return Some(format!("#/components/schemas/{}", self.root));
-        }
-        let rest = target.strip_prefix("#/$defs/")?;
-        let (key, deeper) = rest.split_once('/').map_or((rest, None), |(key, deeper)| (key, Some(deeper)));
-        // A pointer escapes two characters (RFC 6901 §3), and a fragment more (RFC 3986 §3.5).
-        let key = super::head::percent_decoded(key.as_bytes()).and_then(|key| String::from_utf8(key).ok());
-        let component = self.definitions.get(&key?.replace("~1", "/").replace("~0", "~"))?;
-        Some(match deeper {
-            Some(deeper) => format!("#/components/schemas/{component}/{deeper}"),
-            None => format!("#/components/schemas/{component}"),
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_reference_leads_somewhere() {
-        let mut components = Map::new();
-        insert(
-            &mut components,
-            "a.b.input",
-            json!({
-                "$schema": "x",
-                "type": "object",
-                "properties": {
-                    "self": { "$ref": "#" },
-                    "$ref": { "anyOf": [{ "$ref": "#/$defs/Node<u8>" }, { "type": "null" }] },
-                    "default": { "$ref": "#/$defs/Node%3Cu8%3E/properties/next" },
-                    "text": { "type": "string", "default": { "$ref": "#/$defs/none" } },
-                },
-                "$defs": { "Node<u8>": { "properties": { "next": { "$ref": "#/$defs/Node<u8>" } } } },
-            }),
-        );
-        let node = "#/components/schemas/a.b.input.Node_u8_";
-        assert_eq!(components["a.b.input.Node_u8_"], json!({ "properties": { "next": { "$ref": node } } }));
-        assert_eq!(
-            components["a.b.input"],
-            json!({
-                "type": "object",
-                "properties": {
-                    "self": { "$ref": "#/components/schemas/a.b.input" },
-                    "$ref": { "anyOf": [{ "$ref": node }, { "type": "null" }] },
-                    "default": { "$ref": format!("{node}/properties/next") },
-                    "text": { "type": "string", "default": { "$ref": "#/$defs/none" } },
-                },
-            })
-        );
-    }
-
-    #[test]
-    fn names_that_differ_by_what_components_cannot_have_are_two() {
-        let mut components = Map::from_iter([("a.b.input.input".to_owned(), Value::Null)]);
-        let schema = json!({
-            "properties": {
-                "size": { "$ref": "#/$defs/Gr%C3%B6%C3%9Fe" },
-                "greetings": { "items": { "$ref": "#/$defs/Grüße" } },
-                "input": { "$ref": "#/$defs/input" },
-            },
-            "$defs": {
-                "Größe": { "type": "integer" },
-                "Grüße": { "type": "string" },
-                "input": { "anyOf": [{ "$ref": "#/$defs/Größe" }, { "$ref": "#/$defs/Grüße" }] },
-            },
-        });
-        insert(&mut components, "a.b.input", schema);
-        let at = |reference: &Value| {
-            let name = reference["$ref"].as_str().unwrap().strip_prefix("#/components/schemas/").unwrap();
-            components[name].clone()
-        };
-        let properties = &components["a.b.input"]["properties"];
-        assert_eq!(at(&properties["size"]), json!({ "type": "integer" }));
-        assert_eq!(at(&properties["greetings"]["items"]), json!({ "type": "string" }));
-        let either = at(&properties["input"]);
-        assert_eq!(at(&either["anyOf"][0]), json!({ "type": "integer" }));
-        assert_eq!(at(&either["anyOf"][1]), json!({ "type": "string" }));
-        assert!(components["a.b.input.input"].is_null(), "it is another contract's");
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        assert!(components.keys().all(|name| name.chars().all(allowed)), "{components:?}");
-    }
 }

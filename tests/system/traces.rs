@@ -419,7 +419,7 @@ async fn a_foreign_service_finds_the_exported_span_in_the_request() {
     let trace = Trace::of(&exporter, &collector, ID, CALLER);
     let sent = trace.one("POST");
     assert_eq!(*heads.lock().unwrap(), [(format!("00-{ID}-{}-01", sent.id), "vendor=1".into())]);
-    assert_eq!((sent.kind, &*trace.path(sent)[1].0), (CLIENT, "call trace.inner"));
+    assert_eq!((sent.kind, trace.path(sent)[1].0), (CLIENT, "call trace.inner"));
 }
 
 #[tokio::test]

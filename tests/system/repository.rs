@@ -29,6 +29,56 @@ fn every_test_that_the_documents_name_is_there() {
     }
 }
 
+#[test]
+fn every_fault_has_a_row() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("docs/reliability.md")).expect("it is there");
+    let faults =
+        document.split("## Faults").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a table");
+    let rows: Vec<_> =
+        faults.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| |")).collect();
+    let numbers: Vec<u32> =
+        rows.iter().filter_map(|row| row.split('|').nth(1)?.trim().parse().ok()).collect();
+    let mut distinct = numbers.clone();
+    distinct.dedup();
+    assert_eq!(distinct, (1..=43).collect::<Vec<_>>(), "in the order of the numbers");
+    // A row names a test, or says that there is none yet.
+    for row in document.lines().filter(|line| line.starts_with('|') && !line.starts_with("|---")) {
+        let last = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default().trim();
+        let is_head = matches!(last, "test");
+        assert!(is_head || last.contains(".rs::") || last.starts_with("not "), "{row}");
+    }
+}
+
+/// Tests cannot pause the clock of the standard library.
+#[test]
+fn libraries_read_the_clock_of_the_runtime() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders: Vec<_> = ["src", "octollm-core/src", "octollm-http/src", "octollm-events/src"]
+        .map(|folder| root.join(folder))
+        .into();
+    let mut read = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let source = std::fs::read_to_string(&path).expect("a text");
+            read += 1;
+            // The one place that compares the two.
+            if path.ends_with("octollm-core/src/clock.rs") || path.ends_with("tests.rs") {
+                continue;
+            }
+            assert!(!source.contains("std::time::Instant"), "{}", path.display());
+            let from_std = source.split("use std::").skip(1).filter_map(|rest| rest.split(';').next());
+            assert!(from_std.into_iter().all(|names| !names.contains("Instant")), "{}", path.display());
+        }
+    }
+    assert!(read > 100, "{read}");
+}
+
 /// The sources of the crates that are published.
 fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {

@@ -123,7 +123,8 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// Whether the connection is encrypted by TLS.
     pub is_encrypted: bool,
-    /// Certificate of the client as DER, verified, where `TlsAcceptor::client_ca` requires one.
+    /// Certificate that the client has presented, as DER, verified by the authority of `TlsAcceptor::client_ca` or
+    /// `optional_client_ca`. `None` where it has presented none.
     pub certificate: Option<Bytes>,
 }
 

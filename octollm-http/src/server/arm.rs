@@ -42,6 +42,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     guard::Guard,
     rates::Rates,
+    recording::Seen,
     routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
 };
 
@@ -66,7 +67,8 @@ pub(crate) fn add_contracts(
     for spec in dispatcher.specs() {
         let (dispatcher, transport, contract) = (dispatcher.clone(), transport.clone(), spec.reference());
         let guard = guards.get(&contract).cloned();
-        table.contract(spec.path, Contract { dispatcher, contract, transport, guard })?;
+        let named = contract.clone();
+        table.contract(&named, spec.path, Contract { dispatcher, contract, transport, guard })?;
     }
     let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
     table.add(Method::POST, "/execute", Execute { dispatcher, transport, rates, guards })
@@ -156,18 +158,23 @@ impl Endpoint for Execute {
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let envelope = json::read_input::<Envelope>(&inbound.body);
-        let Some(rates) = &self.rates else { return self.run(envelope?, inbound.parts).await };
+        let Some(rates) = &self.rates else { return self.run(envelope?, inbound.parts, inbound.seen).await };
         let contract = envelope.as_ref().ok().map(|envelope| &envelope.contract);
         let report = rates.take(&inbound.parts.caller, inbound.head, contract).await?;
         report.on(match envelope {
-            Ok(envelope) => Box::pin(self.run(envelope, inbound.parts)).await,
+            Ok(envelope) => Box::pin(self.run(envelope, inbound.parts, inbound.seen)).await,
             Err(failure) => Err(failure.into()),
         })
     }
 }
 
 impl Execute {
-    async fn run(&self, envelope: Envelope, mut parts: ContextParts) -> Result<Answer, Refusal> {
+    async fn run(
+        &self,
+        envelope: Envelope,
+        mut parts: ContextParts,
+        seen: Option<&Seen>,
+    ) -> Result<Answer, Refusal> {
         let named = envelope.task_id.or_else(|| parts.task_id.take());
         let task = named.clone().unwrap_or_else(|| match &parts.key {
             Some(key) => task_of_key(&parts.caller, key),
@@ -177,6 +184,9 @@ impl Execute {
         parts.task_id = Some(task.clone());
         let offered = self.dispatcher.spec(&envelope.contract);
         let spec = offered.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
+        if let Some(seen) = seen {
+            seen.contract.get_or_init(|| spec.reference());
+        }
 
         let (timestamp, begun) = (Timestamp::now(), Instant::now());
         let (mut cx, input) = (Context::from_parts(parts, self.transport.clone()), envelope.input.get());

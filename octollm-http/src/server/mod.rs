@@ -48,6 +48,7 @@ mod identity;
 mod rates;
 mod cache;
 mod guard;
+mod ending;
 mod service;
 mod arm;
 mod tasks;
@@ -63,9 +64,9 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm, card::MAX_NEEDS, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
-    idempotency::IdempotencyStore, orchestrator::Orchestrator, parts::is_scope, reflex::Reflex,
-    transport::Transport,
+    Arm, bus::EventBus, card::MAX_NEEDS, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError,
+    id::is_arm_id, idempotency::IdempotencyStore, orchestrator::Orchestrator, parts::is_scope,
+    reflex::Reflex, transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -110,6 +111,7 @@ pub struct Server {
     checks: Vec<Check>,
     identity: Identity,
     limiting: Limiting,
+    bus: Option<Arc<dyn EventBus>>,
     errors: ErrorForm,
     is_compressing: bool,
     metrics: Metrics,
@@ -146,6 +148,7 @@ impl Server {
             checks: Vec::new(),
             identity: Identity::default(),
             limiting: Limiting::default(),
+            bus: None,
             errors: ErrorForm::default(),
             is_compressing: false,
             metrics: Metrics::default(),
@@ -203,6 +206,21 @@ impl Server {
     /// Contracts that are idempotent ignore keys.
     pub fn idempotency(mut self, store: impl IdempotencyStore) -> Self {
         self.dispatcher.idempotency(store);
+        self
+    }
+
+    /// Sets the bus of the server.
+    ///
+    /// **Cached answers.** Contracts with a [cache time](octollm_core::contract::ContractSpec::cache) have their answers repeated
+    /// until that has passed, or until an [`Event::cache_invalidated`](octollm_core::event::Event::cache_invalidated) is published on
+    /// this bus. An answer is repeated to the same caller with the same scopes, for the same task, if the bytes of the input are the
+    /// same. It has an `Age`, and a usage of 0. Failures are not cached. Equal calls at one time all run. While the server has no
+    /// subscription, or after events were lost, all answers are dropped. Without a bus they expire only.
+    ///
+    /// **The end.** Requests that are given up at the [end of the server](BoundServer::run_until) are published as `request.dropped`,
+    /// within 1 s.
+    pub fn bus(mut self, bus: impl EventBus) -> Self {
+        self.bus = Some(Arc::new(bus));
         self
     }
 
@@ -506,7 +524,8 @@ impl Server {
         let Self { dispatcher, transport, orchestrator, errors, .. } = self;
         let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
         let dispatcher = Arc::new(dispatcher);
-        let (rates, guards) = self.limiting.build(&dispatcher, orchestrator.is_some(), &self.config)?;
+        let (rates, guards) =
+            self.limiting.build(&dispatcher, orchestrator.is_some(), &self.config, self.bus.clone())?;
         let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
         let mut table = RouteTable::new(&dispatcher.card().arm_id);
         // Before the routes of contracts: of two routes with one path the error names the contract.
@@ -551,7 +570,7 @@ impl Server {
         }
         let service = HttpService::new(table, self.config, identity, errors, rates, self.is_compressing);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok(Built { service, health, orchestrator })
+        Ok(Built { service, health, orchestrator, bus: self.bus })
     }
 }
 

@@ -57,7 +57,12 @@ pub mod names {
 pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure, ContextParts)>> {
     let fields = Fields::of(head);
     let request_id: RequestId = parsed(fields.request_id).unwrap_or_default();
-    let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| request_id.clone());
+    let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| {
+        if fields.correlation_id.is_some() {
+            tracing::debug!(name = %names::CORRELATION_ID, id = %request_id, "malformed id replaced");
+        }
+        request_id.clone()
+    });
     let mut parts = ContextParts::of(request_id, correlation_id);
     parts.task_id = parsed(fields.task_id);
     parts.key = fields.key.and_then(read_key);
@@ -65,6 +70,9 @@ pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure,
     // More than one traceparent is ignored (W3C Trace Context §3.2).
     parts.trace = parsed::<TraceContext>(fields.traceparent.once())
         .map(|trace| trace.with_tracestate(&fields.tracestate.join()));
+    if parts.trace.is_none() && !matches!(fields.traceparent, Limit::None) {
+        tracing::debug!(name = %names::TRACEPARENT, id = %parts.request_id, "malformed trace ignored");
+    }
     match read_limits(&fields, &mut parts) {
         Ok(()) => Ok(parts),
         Err(failure) => Err(Box::new((failure, parts))),

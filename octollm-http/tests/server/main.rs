@@ -2,13 +2,16 @@
 
 mod arms;
 mod attacks;
+mod bad_http2;
 mod bad_input;
 #[cfg(feature = "compression")]
 mod compressed;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;
+mod ending;
 mod env;
+mod faults;
 mod floods;
 mod identity;
 mod keyed;

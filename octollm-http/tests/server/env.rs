@@ -16,7 +16,7 @@ fn free() -> String {
 }
 
 fn refused(variables: &[(&str, &str)]) -> (String, String) {
-    let error = worker().vars(variables.iter().copied()).err().expect("a variable is refused");
+    let error = worker().vars(variables.iter().copied()).expect_err("a variable is refused");
     (error.setting().to_owned(), error.to_string())
 }
 

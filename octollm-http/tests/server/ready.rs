@@ -80,18 +80,10 @@ fn counted(server: Server) -> (Server, Arc<AtomicUsize>, Arc<Notify>) {
 async fn probes_at_once_share_a_run_and_the_next_one_begins_another() {
     let (server, begun, end) = counted(worker());
     let peer = start(server);
-    let probes = tokio::spawn(join_all((0..100).map({
-        let peer = peer.clone();
-        move |_| {
-            let peer = peer.clone();
-            async move { peer.get("/ready").await.status }
-        }
-    })));
+    let probe = move || async move { peer.get("/ready").await.status };
+    let probes = tokio::spawn(join_all((0..100).map(move |_| probe())));
     // One of them gives up, which ends the run of nobody.
-    let given_up = tokio::spawn({
-        let peer = peer.clone();
-        async move { peer.get("/ready").await.status }
-    });
+    let given_up = tokio::spawn(probe());
     sleep(Duration::from_millis(100)).await;
     given_up.abort();
     sleep(Duration::from_millis(100)).await;
@@ -108,7 +100,7 @@ async fn probes_at_once_share_a_run_and_the_next_one_begins_another() {
 async fn a_run_that_nobody_waits_for_any_more_ends_and_the_next_probe_begins_another() {
     let (server, begun, end) = counted(worker());
     let peer = start(server);
-    let mut line = peer.clone().connect().await;
+    let mut line = peer.connect().await;
     line.write("GET /ready HTTP/1.1\r\nHost: x\r\n\r\n").await;
     sleep(Duration::from_millis(100)).await;
     drop(line);
@@ -127,7 +119,7 @@ async fn probes_need_no_caller_and_no_place_among_the_requests_that_run() {
     assert_eq!((peer.get("/ready").await.status, peer.get("/health").await.status), (200, 200));
 
     let busy = start(worker().max_in_flight(1).check("holds", || ready(true)));
-    let mut line = busy.clone().connect().await;
+    let mut line = busy.connect().await;
     line.write(crate::peer::post("/wait", "", "{}")).await;
     sleep(Duration::from_millis(100)).await;
     busy.post("/echo", "", r#"{"text":"hi"}"#).await.is_problem(503, "overloaded");
@@ -138,12 +130,12 @@ async fn probes_need_no_caller_and_no_place_among_the_requests_that_run() {
 #[tokio::test]
 async fn after_sigterm_a_server_whose_checks_hold_is_not_ready_and_alive() {
     let (mut child, peer): (_, Peer) = crate::process::child("").await;
-    assert_eq!(peer.clone().get("/ready").await.status, 200);
+    assert_eq!(peer.get("/ready").await.status, 200);
     crate::process::send(&child, "-TERM");
     // Within its notice of 300 ms; until it has the signal it is ready.
     let not_ready = async {
         loop {
-            let answer = peer.clone().get("/ready").await;
+            let answer = peer.get("/ready").await;
             if answer.status == 503 {
                 return answer.json();
             }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
 # and storm, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, for the comparisons Python 3 and
-# PyPI, for that of tokens Node.js and npm, for the metrics Debian's prometheus, and for the documentation page Debian's chromium.
+# PyPI, for that of tokens Node.js and npm, for metrics and manifests Debian's prometheus, systemd and openssl, and for the
+# documentation page Debian's chromium.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -47,6 +48,9 @@ scripts/fuzz_schemas.sh --short
 
 step "metrics for Prometheus"
 scripts/prometheus.sh --short
+
+step "manifests and alerts"
+scripts/manifests.sh --short
 
 step "tokens of other libraries"
 scripts/interop_tokens.sh

@@ -51,7 +51,7 @@
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
 //! | say who may call what | `http::token` |
-//! | see what a process does | [`metrics`], and the guide's chapter on operations |
+//! | see what a process does | [`metrics`], `otel`, and the guide's chapter on operations |
 //! | test a system without a network | `mesh::Mesh` |
 //!
 //! # Features
@@ -62,6 +62,7 @@
 //! | `tokens` | capability tokens (with `http`) | yes |
 //! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
 //! | `compression` | gzip for answers and request bodies of servers | no |
+//! | `otel` | the export of traces to OpenTelemetry | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `full` | all of them | no |
@@ -77,6 +78,10 @@ pub use octollm_core::mesh;
 /// Servers and clients over HTTP.
 #[cfg(feature = "http")]
 pub use octollm_http as http;
+
+/// The export of traces to OpenTelemetry.
+#[cfg(feature = "otel")]
+pub use octollm_http::otel;
 
 /// The encodings of events.
 #[cfg(feature = "events")]

@@ -220,6 +220,9 @@ impl Served {
         let cancellation = cx.begin(limit);
         let used_before = cx.used();
         let span = spans::of_arm(&self.contract, cx.parts());
+        if let Some(trace) = span.trace() {
+            cx.set_trace(trace);
+        }
         let mut execution = Execution { cx, meter: &self.meter, begun: Instant::now(), outcome: None };
         let result = self.guarded(input, execution.cx, &cancellation, &span).await;
         execution.outcome = Some(result.as_ref().map(drop).map_err(ArmError::kind));

@@ -48,6 +48,7 @@ pub mod trace;
 pub mod contract;
 pub mod card;
 pub mod error;
+mod settings;
 mod meters;
 pub mod metrics;
 pub mod json;

@@ -3,10 +3,11 @@
 //! Ids are fields, never names. Where nobody listens, a span is made without reading them.
 
 use std::{
+    borrow::Borrow,
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
 
@@ -20,8 +21,31 @@ use crate::{
     contract::ContractRef,
     error::ErrorKind,
     parts::{Caller, ContextParts},
+    trace::TraceContext,
     transport::Call,
 };
+
+/// Connects spans with the traces of other processes. An exporter of traces provides it.
+#[derive(Debug, Clone, Copy)]
+pub struct Traces {
+    /// Places a span that was not entered yet below the caller of a trace, unless the current span belongs to that trace.
+    pub join: fn(&Span, &TraceContext),
+    /// The trace with this span as the caller, if the span belongs to one.
+    pub context: fn(&Span) -> Option<TraceContext>,
+}
+
+static TRACES: OnceLock<Traces> = OnceLock::new();
+
+/// Sets what connects spans with traces. Of several calls the first one counts.
+pub fn connect_traces(traces: Traces) {
+    let _ = TRACES.set(traces);
+}
+
+/// The trace with the current span as the caller, if that belongs to one.
+pub(crate) fn current_trace() -> Option<TraceContext> {
+    let traces = TRACES.get()?;
+    (traces.context)(&Span::current())
+}
 
 /// A span, or nothing where nobody listens. It is as large as a pointer, since it is a part of the future of every call.
 #[derive(Debug, Clone)]
@@ -34,6 +58,34 @@ impl From<Span> for Scope {
 }
 
 impl Scope {
+    /// The span of work that belongs to a trace.
+    pub fn joined<T: Borrow<TraceContext>>(span: Span, trace: impl FnOnce() -> Option<T>) -> Self {
+        let scope = Self::from(span);
+        if let (Some(span), Some(traces)) = (scope.span(), TRACES.get())
+            && let Some(trace) = trace()
+        {
+            (traces.join)(span, trace.borrow());
+        }
+        scope
+    }
+
+    /// The span of work that is of interest in a trace alone. It is not made where traces are not exported.
+    pub fn traced<T: Borrow<TraceContext>>(
+        span: impl FnOnce() -> Span,
+        trace: impl FnOnce() -> Option<T>,
+    ) -> Self {
+        match TRACES.get() {
+            Some(_) => Self::joined(span(), trace),
+            None => Self(None),
+        }
+    }
+
+    /// The trace with this span as the caller, if it is to be exported or at least passed on.
+    pub fn trace(&self) -> Option<TraceContext> {
+        let span = self.span()?;
+        (TRACES.get()?.context)(span)
+    }
+
     /// Runs work within the span.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> T {
         match &self.0 {
@@ -48,7 +100,7 @@ impl Scope {
     }
 
     /// Records why the work of the span failed.
-    pub(crate) fn failed(&self, kind: ErrorKind) {
+    pub fn failed(&self, kind: ErrorKind) {
         if let Some(span) = &self.0 {
             span.record("code", display(kind));
         }
@@ -89,7 +141,7 @@ impl<F: ?Sized> Drop for Within<F> {
 
 /// The span of an arm that runs a contract.
 pub(crate) fn of_arm(contract: &ContractRef, parts: &ContextParts) -> Scope {
-    Scope::from(info_span!(
+    let span = info_span!(
         target: "octollm::span",
         "arm",
         %contract,
@@ -98,13 +150,14 @@ pub(crate) fn of_arm(contract: &ContractRef, parts: &ContextParts) -> Scope {
         task = parts.task_id.as_ref().map(display),
         caller = who(&parts.caller).map(display),
         code = Empty,
-    ))
+    );
+    Scope::joined(span, || parts.trace.as_ref())
 }
 
 /// The span of a call, over all its attempts.
 pub(crate) fn of_call(call: &Call) -> Scope {
     let parts = &call.parts;
-    Scope::from(info_span!(
+    let span = info_span!(
         target: "octollm::span",
         "call",
         contract = %call.contract,
@@ -113,7 +166,8 @@ pub(crate) fn of_call(call: &Call) -> Scope {
         correlation = %parts.correlation_id,
         task = parts.task_id.as_ref().map(display),
         code = Empty,
-    ))
+    );
+    Scope::joined(span, || parts.trace.as_ref())
 }
 
 /// A caller that is checked, for a log.

@@ -44,6 +44,8 @@ pub mod wire;
 pub mod token;
 pub mod client;
 pub mod server;
+#[cfg(feature = "otel")]
+pub mod otel;
 
 pub use self::{
     client::{Arms, OrchestratorClient},

@@ -1,70 +1,14 @@
 //! The limits of servers and clients: each has its setter, type, default and range in one place.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use octollm_core::error::ConfigError;
+pub(crate) use octollm_core::{__limits_setters as limits_setters, __private::settings::within};
+use octollm_core::{__limits_struct as limits_struct, error::ConfigError};
 use tokio::sync::Semaphore;
 
-/// Declares the struct that holds the limits of a builder, with its defaults and its check.
-macro_rules! limits_struct {
-    ($Limits:ident { $( $(#[$doc:meta])* $limit:ident: $type:ty = $default:expr, $least:expr => $most:expr; )+ }) => {
-        /// The limits as they are set, by default or by their setters.
-        #[derive(Debug, Clone, PartialEq, Eq)]
-        pub(crate) struct $Limits {
-            $( pub(crate) $limit: $type, )+
-        }
-
-        impl Default for $Limits {
-            fn default() -> Self {
-                Self { $( $limit: $default, )+ }
-            }
-        }
-
-        impl $Limits {
-            /// # Errors
-            /// Names the first limit that is out of range.
-            pub(crate) fn check(&self) -> Result<(), ConfigError> {
-                $( crate::limits::within(stringify!($limit), $least, self.$limit, $most)?; )+
-                Ok(())
-            }
-        }
-    };
-}
-
-/// Declares a setter for each limit on a builder, whose `config_mut` returns the struct.
-macro_rules! limits_setters {
-    ($Builder:ident { $( $(#[$doc:meta])* $limit:ident: $type:ty = $default:expr, $least:expr => $most:expr; )+ }) => {
-        /// Limits. They are checked when the builder builds.
-        impl $Builder {
-            $(
-                $(#[$doc])*
-                pub fn $limit(mut self, $limit: $type) -> Self {
-                    self.config_mut().$limit = $limit;
-                    self
-                }
-            )+
-        }
-    };
-}
-pub(crate) use limits_setters;
-
-/// # Errors
-/// Names the setting when its value is out of range.
-pub(crate) fn within<T: PartialOrd + fmt::Debug>(
-    setting: &'static str,
-    least: T,
-    value: T,
-    most: T,
-) -> Result<(), ConfigError> {
-    if least <= value && value <= most {
-        return Ok(());
-    }
-    Err(ConfigError::new(setting, format!("is {value:?}: set it to a value from {least:?} to {most:?}")))
-}
-
 const KIB: usize = 1024;
-const SHORTEST: Duration = Duration::from_nanos(1);
-const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const SHORTEST: Duration = Duration::from_nanos(1);
+pub(crate) const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// RFC 9113 §6.9.1.
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 
@@ -74,65 +18,65 @@ macro_rules! server_limits {
         $then! { $($arguments)* {
             /// Sets the time limit from the first byte of a request to the end of its head, and from the opening of a
             /// connection to the end of its first head. Default 10 s, at most a year.
-            head_timeout: Duration = Duration::from_secs(10), SHORTEST => YEAR;
+            head_timeout: Duration as time = Duration::from_secs(10), SHORTEST => YEAR;
             /// Sets the time limit from the end of the head to the end of the body. Default 30 s, at most a year.
-            body_timeout: Duration = Duration::from_secs(30), SHORTEST => YEAR;
+            body_timeout: Duration as time = Duration::from_secs(30), SHORTEST => YEAR;
             /// Sets the time that a connection stays open between two requests, and over HTTP/2 without a stream. A client
             /// should reuse connections for less. Default 30 s, at most a year.
-            idle_timeout: Duration = Duration::from_secs(30), SHORTEST => YEAR;
+            idle_timeout: Duration as time = Duration::from_secs(30), SHORTEST => YEAR;
             /// Sets the time that a caller may take to read 16 KiB of what is written to it, or the rest of it. Over HTTP/2
             /// this is the limit for each stream as well. Default 30 s, at most a year.
-            write_timeout: Duration = Duration::from_secs(30), SHORTEST => YEAR;
+            write_timeout: Duration as time = Duration::from_secs(30), SHORTEST => YEAR;
             /// Sets the time limit on [authentication](Server::authenticate). A request that exceeds it is answered 503.
             /// Default 5 s, at most a year.
-            authenticate_timeout: Duration = Duration::from_secs(5), SHORTEST => YEAR;
+            authenticate_timeout: Duration as time = Duration::from_secs(5), SHORTEST => YEAR;
             /// Sets the time limit on the [reflex](Server::reflex), for all texts of a request together. A request that exceeds it
             /// is answered 503. Default 5 s, at most a year.
-            reflex_timeout: Duration = Duration::from_secs(5), SHORTEST => YEAR;
+            reflex_timeout: Duration as time = Duration::from_secs(5), SHORTEST => YEAR;
             /// Sets the most different texts of a submission that the [reflex](Server::reflex) screens. A submission with more is
             /// answered 422. Empty texts are not screened. Default 1000.
-            max_screened_texts: usize = 1000, 1 => usize::MAX;
+            max_screened_texts: usize as count = 1000, 1 => usize::MAX;
             /// Sets the largest body of a request, in bytes. Default 2 MiB.
-            max_body: usize = 2 * KIB * KIB, 1 => u32::MAX as usize;
+            max_body: usize as bytes = 2 * KIB * KIB, 1 => u32::MAX as usize;
             /// Sets the largest body of a request after it is decompressed, in bytes, for a server with the setting `compression` of
             /// the feature of that name. Default 8 MiB.
-            max_decoded: usize = 8 * KIB * KIB, 1 => u32::MAX as usize;
+            max_decoded: usize as bytes = 8 * KIB * KIB, 1 => u32::MAX as usize;
             /// Sets the bytes that all requests still arriving may hold together: their bodies, and their heads while the body
             /// arrives or the caller is authenticated. A head counts with 8 KiB and twice its bytes, since it is held decoded. A
             /// request that would exceed the limit is answered 503. A body that arrives in one piece is not counted. Default
             /// 256 MiB.
-            max_arriving: usize = 256 * KIB * KIB, 1 => usize::MAX;
+            max_arriving: usize as bytes = 256 * KIB * KIB, 1 => usize::MAX;
             /// Sets the largest head of a request, in bytes, with the request line. Default 16 KiB, 256 bytes to 1 MiB.
-            max_head: usize = 16 * KIB, 256 => 1024 * KIB;
+            max_head: usize as bytes = 16 * KIB, 256 => 1024 * KIB;
             /// Sets the most header fields of a request. Default 100, at most 4096.
-            max_headers: usize = 100, 1 => 4096;
+            max_headers: usize as count = 100, 1 => 4096;
             /// Sets the largest path and query of a request, in bytes. Default 8 KiB, 16 bytes to 64 KiB.
-            max_uri: usize = 8 * KIB, 16 => 64 * KIB;
+            max_uri: usize as bytes = 8 * KIB, 16 => 64 * KIB;
             /// Sets the most connections at a time. Further ones wait in the queue of the system. Default 10,000.
-            max_connections: usize = 10_000, 1 => Semaphore::MAX_PERMITS;
+            max_connections: usize as count = 10_000, 1 => Semaphore::MAX_PERMITS;
             /// Sets the most requests that run at a time, each from the end of its body to the end of the answer's. Further
             /// ones are answered 503. Requests for `/capabilities`, `/arms`, `/openapi.json` and `/docs` have a limit of the same
             /// size of their own; those for `/health` and `/ready` have none. Default 1024.
-            max_in_flight: usize = 1024, 1 => Semaphore::MAX_PERMITS;
+            max_in_flight: usize as count = 1024, 1 => Semaphore::MAX_PERMITS;
             /// Sets the most answers that are cached, for contracts with a [cache time](octollm_core::contract::ContractSpec::cache).
             /// Beyond it the oldest are dropped. 0 turns the cache off. Default 10,000.
-            cache_answers: usize = 10_000, 0 => usize::MAX;
+            cache_answers: usize as count = 10_000, 0 => usize::MAX;
             /// Sets the bytes of all answers that are cached, each with 256 bytes beside its output. Default 64 MiB.
-            cache_bytes: usize = 64 * KIB * KIB, 0 => usize::MAX;
+            cache_bytes: usize as bytes = 64 * KIB * KIB, 0 => usize::MAX;
             /// Sets the most HTTP/2 streams at a time on one connection. Default 100.
-            max_streams: u32 = 100, 1 => u32::MAX;
+            max_streams: u32 as count = 100, 1 => u32::MAX;
             /// Sets the HTTP/2 flow-control window of a stream, in bytes. Default 64 KiB, at most 2 GiB.
-            stream_window: u32 = 64 * 1024, 1 => MAX_WINDOW;
+            stream_window: u32 as bytes = 64 * 1024, 1 => MAX_WINDOW;
             /// Sets the HTTP/2 flow-control window of a connection, in bytes. Default 1 MiB, at most 2 GiB.
-            connection_window: u32 = 1024 * 1024, 1 => MAX_WINDOW;
+            connection_window: u32 as bytes = 1024 * 1024, 1 => MAX_WINDOW;
             /// Sets the time limit on a readiness [check](Server::check), which fails after it. Default 2 s, at most a year.
-            check_timeout: Duration = Duration::from_secs(2), SHORTEST => YEAR;
+            check_timeout: Duration as time = Duration::from_secs(2), SHORTEST => YEAR;
             /// Sets the time after SIGTERM in which the server still accepts requests, while `/ready` answers 503. Default
             /// 5 s, at most a year; zero for none.
-            drain_notice: Duration = Duration::from_secs(5), Duration::ZERO => YEAR;
+            drain_notice: Duration as time = Duration::from_secs(5), Duration::ZERO => YEAR;
             /// Sets the time that running requests and tasks have to finish after that. Default 30 s, at most a year; zero
             /// for none.
-            drain_grace: Duration = Duration::from_secs(30), Duration::ZERO => YEAR;
+            drain_grace: Duration as time = Duration::from_secs(30), Duration::ZERO => YEAR;
         } }
     };
 }
@@ -147,34 +91,34 @@ macro_rules! client_limits {
     ($then:ident $($arguments:tt)*) => {
         $then! { $($arguments)* {
             /// Sets the time limit on opening a connection, with the name lookup and the TLS handshake. Default 5 s, at most a day.
-            connect_timeout: Duration = Duration::from_secs(5), SHORTEST => DAY;
+            connect_timeout: Duration as time = Duration::from_secs(5), SHORTEST => DAY;
             /// Sets the time that a server may send nothing while an answer is due. Until the answer begins, a contract whose
             /// own time limit exceeds 30 s may take that long. Default 30 s, at most a day.
-            read_idle: Duration = Duration::from_secs(30), SHORTEST => DAY;
+            read_idle: Duration as time = Duration::from_secs(30), SHORTEST => DAY;
             /// Sets the time that a server may read nothing while a request is sent. Default 10 s, at most a day.
-            write_idle: Duration = Duration::from_secs(10), SHORTEST => DAY;
+            write_idle: Duration as time = Duration::from_secs(10), SHORTEST => DAY;
             /// Sets the time that a request waits for a connection when all are busy. Default 5 s, at most a day.
-            pool_wait: Duration = Duration::from_secs(5), SHORTEST => DAY;
+            pool_wait: Duration as time = Duration::from_secs(5), SHORTEST => DAY;
             /// Sets the most connections open at a time, to all arms together. Default 100, at most 100,000.
             ///
             /// With several arms no arm has calls on more than half of them, and with more than two none has calls on more
             /// than are free. A connection that becomes free goes to a waiting call before it counts as idle.
-            max_connections: usize = 100, 1 => 100_000;
+            max_connections: usize as count = 100, 1 => 100_000;
             /// Sets the most idle connections that stay open. Default 20, at most
             /// [`max_connections`](Self::max_connections).
-            max_idle: usize = 20, 0 => usize::MAX;
+            max_idle: usize as count = 20, 0 => usize::MAX;
             /// Sets the time after which an idle connection is closed. It should be less than the servers' own, so that the
             /// client closes first. A connection whose server announces less (`Keep-Alive: timeout=5`) is not used after
             /// that. Default 15 s, at most a day.
-            idle_timeout: Duration = Duration::from_secs(15), SHORTEST => DAY;
+            idle_timeout: Duration as time = Duration::from_secs(15), SHORTEST => DAY;
             /// Sets the age after which a connection is not used again, with a random tenth added or taken away. Default
             /// 5 minutes, at most a day.
-            max_age: Duration = Duration::from_secs(300), SHORTEST => DAY;
+            max_age: Duration as time = Duration::from_secs(300), SHORTEST => DAY;
             /// Sets the largest answer, in bytes. Default 8 MiB. A card has a limit of 1 MiB of its own. The body of a
             /// failure beyond 256 KiB is ignored: only its status counts.
-            max_answer: usize = 8 << 20, 1 => usize::MAX;
+            max_answer: usize as bytes = 8 << 20, 1 => usize::MAX;
             /// Sets the time limit on asking an arm for its card. Default 5 s, at most a day.
-            capabilities_timeout: Duration = Duration::from_secs(5), SHORTEST => DAY;
+            capabilities_timeout: Duration as time = Duration::from_secs(5), SHORTEST => DAY;
         } }
     };
 }

@@ -18,7 +18,7 @@ pub(crate) fn example(name: &str) -> Command {
 }
 
 /// A program that is ended with the test.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -29,8 +29,16 @@ impl Drop for Running {
 
 /// Starts a server example on a free port and waits until it takes connections.
 fn serve(name: &str) -> (Running, SocketAddr) {
+    serve_with(name, |command| command.stdout(Stdio::null()))
+}
+
+/// The same, with what is added to its command.
+pub(crate) fn serve_with(
+    name: &str,
+    set: impl FnOnce(&mut Command) -> &mut Command,
+) -> (Running, SocketAddr) {
     let address = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr()).expect("a free port");
-    let child = example(name).arg(address.to_string()).stdout(Stdio::null()).spawn().expect("it starts");
+    let child = set(example(name).arg(address.to_string())).spawn().expect("it starts");
     let running = Running(child);
     let until = Instant::now() + Duration::from_secs(20);
     while TcpStream::connect(address).is_err() {
@@ -41,7 +49,7 @@ fn serve(name: &str) -> (Running, SocketAddr) {
 }
 
 /// What curl would do: one request, the status line and the body of the answer.
-fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+pub(crate) fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut socket = TcpStream::connect(address).expect("it listens");
     let length = body.len();
     write!(
@@ -144,6 +152,49 @@ fn delegation_is_narrower_at_each_hop() {
     assert!(shown.contains("archive: called by checker on behalf of ali, with data:read"), "{shown}");
     assert!(shown.contains("the scope data:delete is not granted to checker"), "{shown}");
     assert!(shown.contains("its issuer is not trusted"), "{shown}");
+}
+
+#[test]
+fn a_deployed_system_is_configured_by_its_environment() {
+    let start = |role: &str, variables: &[(&str, String)]| {
+        let probe = TcpListener::bind("127.0.0.1:0").and_then(|probe| probe.local_addr());
+        let address = probe.expect("a free port");
+        let mut program = example("deployed");
+        program.arg(role).env("OCTOLLM_SERVER_LISTEN", address.to_string()).stdout(Stdio::null());
+        let child = program.envs(variables.iter().map(|(name, value)| (name, value))).spawn();
+        let running = Running(child.expect("it starts"));
+        let until = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < until, "{role} does not listen on {address}");
+            std::thread::yield_now();
+        }
+        (running, address)
+    };
+    let (_judge, judge) = start("judge", &[("OCTOLLM_SERVER_MAX_BODY", "1KiB".into())]);
+    let (_brain, brain) = start("brain", &[("OCTOLLM_ARM_JUDGE", format!("http://{judge}"))]);
+    let url = ("OCTOLLM_CLIENT_ORCHESTRATOR_URL", format!("http://{brain}"));
+    let (_reflex, reflex) = start("reflex", &[url]);
+    assert_eq!(request(judge, "POST", "/count", &" ".repeat(1025)).0, 413);
+    assert_eq!(request(reflex, "POST", "/tasks", r#"{"goal":"my password"}"#).0, 403);
+    let (status, submitted) = request(reflex, "POST", "/tasks", r#"{"goal":"ten arms, one brain"}"#);
+    assert_eq!(status, 202, "{submitted}");
+    let submitted: serde_json::Value = serde_json::from_str(&submitted).expect("JSON");
+    let path = format!("/tasks/{}", submitted["task_id"].as_str().expect("an id"));
+    let until = Instant::now() + Duration::from_secs(20);
+    while !request(brain, "GET", &path, "").1.contains("4 words") {
+        assert!(Instant::now() < until, "the task does not end");
+    }
+    assert!(request(brain, "GET", "/ready", "").1.contains(r#""store":true"#));
+
+    for (role, name) in [
+        ("judge", "OCTOLLM_SERVER_MAX_BDY"),
+        ("brain", "OCTOLLM_BRAIN_LEASES"),
+        ("reflex", "OCTOLLM_CLIENT_X"),
+    ] {
+        let output = example("deployed").arg(role).env(name, "swordfish").output().expect("it runs");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(name) && !error.contains("swordfish"), "{error}");
+    }
 }
 
 /// Runs the example `token` in a folder, with this as its input. Returns its output, or its error.

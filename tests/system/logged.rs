@@ -50,6 +50,14 @@ impl Log {
         Self { lines, _guard: tracing::subscriber::set_default(subscriber) }
     }
 
+    /// The same, on a thread whose spans are exported too.
+    #[cfg(feature = "otel")]
+    pub(crate) fn beside(exporter: &octollm::otel::Exporter) -> Self {
+        let lines = Lines::default();
+        let subscriber = Registry::default().with(lines.clone()).with(exporter.layer());
+        Self { lines, _guard: tracing::subscriber::set_default(subscriber) }
+    }
+
     pub(crate) fn lines(&self) -> Vec<Line> {
         self.lines.0.lock().unwrap().clone()
     }

@@ -192,6 +192,48 @@ async fn lines_in_a_mesh_have_the_caller_too() {
     names_are_fixed(&log);
 }
 
+#[tokio::test]
+async fn ids_and_traces_that_are_malformed_are_replaced_and_logged() {
+    let log = Log::start();
+    let server = Server::new("inner").arm::<Inner>(Talks::default()).bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr();
+    tokio::spawn(server.run());
+    let long = "a".repeat(129);
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for (name, value, line) in [
+        ("x-request-id", &*long, "malformed id replaced"),
+        ("x-request-id", "a\tb", "malformed id replaced"),
+        ("x-request-id", "<script>", "malformed id replaced"),
+        ("x-correlation-id", &*long, "malformed id replaced"),
+        ("traceparent", "00-x", "malformed trace ignored"),
+        ("traceparent", &format!("{trace}-{trace}"), "malformed trace ignored"),
+        ("traceparent", &trace.replace('4', "\u{e4}"), "malformed trace ignored"),
+        ("traceparent", &format!("{trace}\r\ntraceparent: {trace}"), "malformed trace ignored"),
+    ] {
+        let before = log.said(line).len();
+        let body = r#"{"number":1}"#;
+        let length = body.len();
+        let request = format!(
+            "POST /inner HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+             connection: close\r\n{name}: {value}\r\n\r\n{body}"
+        );
+        let answer = send(address, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {value}: {answer}");
+        assert!(!answer.contains(value), "{answer}");
+        let lines = log.said(line);
+        assert_eq!(lines.len(), before + 1, "{name}: {value}");
+        let logged = &lines[before].own;
+        assert_eq!(logged["name"], name);
+        let id = format!("x-request-id: {}", logged["id"]);
+        assert!(name == "x-correlation-id" || answer.contains(&id), "{id}: {answer}");
+    }
+    // CR and LF cannot be in a value: they end the field, or fold it, which is no HTTP.
+    let folded = "GET /health HTTP/1.1\r\nhost: x\r\nx-request-id: a\r\n b\r\n\r\n";
+    assert!(send(address, folded).await.starts_with("HTTP/1.1 400"));
+    let ended = "GET /health HTTP/1.1\r\nhost: x\r\nx-request-id: a\rb\r\n\r\n";
+    assert!(send(address, ended).await.starts_with("HTTP/1.1 400"));
+}
+
 /// Sends bytes, and reads until the server closes the connection.
 async fn send(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();

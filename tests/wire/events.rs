@@ -1,12 +1,18 @@
-//! The events of a task.
+//! The events of a task, and of a request that is given up.
+
+use std::time::Duration;
 
 use octollm::{
-    bus::{MemoryBus, Overflow, Signal, Subscription},
+    bus::{EventBus, MemoryBus, Overflow, Signal, Subscription},
+    context::Caller,
+    error::Failure,
     event::Event,
+    http::io::{Connector, Pipes},
     orchestrator::{Orchestrator, finished},
     prelude::*,
     task::TaskEvent,
 };
+use tokio::{io::AsyncWriteExt, sync::oneshot};
 
 use crate::{
     golden::{NOW, TASK, hold, pretty, read, read_json},
@@ -14,15 +20,24 @@ use crate::{
     review::{brain, caller, submit},
 };
 
-/// The next event of a task, in its native form, with ids and times that are fixed.
-async fn next(events: &mut Subscription) -> (String, String) {
+async fn received(events: &mut Subscription) -> Event {
     let Some(Signal::Event(event)) = events.next().await else { panic!("no event was published") };
-    let task = event.subject().unwrap().to_owned();
-    let written = pretty(&event).replace(&task, TASK);
+    event
+}
+
+/// An event with an id and a time that are fixed.
+fn fixed(written: &str) -> String {
     let fixed = Ordered::parse(written.as_bytes())
         .fix("id", "019a6d2f-9c00-7000-8000-000000000001")
         .fix("timestamp", NOW);
-    (event.event_type().to_owned(), pretty(&fixed))
+    pretty(&fixed)
+}
+
+/// The next event of a task, in its native form, with ids and times that are fixed.
+async fn next(events: &mut Subscription) -> (String, String) {
+    let event = received(events).await;
+    let task = event.subject().unwrap().to_owned();
+    (event.event_type().to_owned(), fixed(&pretty(&event).replace(&task, TASK)))
 }
 
 /// Holds the next event to its file, which is read as an event and as a change of a task, and written the same.
@@ -68,4 +83,46 @@ async fn of_a_task_that_is_cancelled() {
         assert_eq!(next(&mut events).await.0, event_type);
     }
     hold_next(&mut events, "task.cancelled", "event_task_cancelled.json").await;
+}
+
+/// Waits for ever.
+#[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
+#[task(name = "code.validate", output = (), timeout = "60s")]
+struct Validate {}
+
+struct Waits;
+
+#[async_trait]
+impl Arm<Validate> for Waits {
+    async fn execute(&self, _: Validate, _: &Context) -> Result<(), ArmError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_request_that_is_given_up() {
+    let (bus, pipes) = (MemoryBus::new(), Pipes::new());
+    let all = "events:request:*".parse().unwrap();
+    let mut events = bus.subscribe(all, Overflow::DropOldest(64)).await.unwrap();
+    let ali = |_: &http::request::Parts| Ok::<_, Failure>(Caller::known("ali", ["code:validate"]));
+    let server = Server::new("judge").arm(Waits).authenticate(ali).bus(bus);
+    let server = server.listen(pipes.listen("judge").unwrap()).unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(server.run_until(async {
+        let _ = stopped.await;
+    }));
+    let mut caller = pipes.connect(&"http://judge".parse().unwrap()).await.unwrap();
+    let request = format!(
+        "POST /validate HTTP/1.1\r\nhost: judge\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\
+         x-request-id: request-7\r\nx-correlation-id: review-7\r\noctollm-task-id: {TASK}\r\n\r\n{{}}"
+    );
+    caller.write_all(request.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_250)).await;
+    stop.send(()).unwrap();
+    server.await.unwrap();
+    let event = received(&mut events).await;
+    assert_eq!(event.event_type(), "request.dropped");
+    hold("event_request_dropped.json", &fixed(&pretty(&event)));
+    let event = read_json::<Event>("event_request_dropped.json");
+    assert_eq!(pretty(&event), read("event_request_dropped.json"));
 }

@@ -2,11 +2,12 @@
 
 use std::sync::{Arc, LazyLock};
 
-use tracing::{Span, info_span};
+use tracing::{Span, field::Empty, info_span};
 
 use super::Inner;
 use crate::{
     meters::{Counter, Counters, Gauges},
+    spans::Scope,
     task::{TaskRecord, TaskStatus},
 };
 
@@ -52,9 +53,10 @@ pub(super) fn read(brain: &Arc<Inner>) {
     RUNNING.add(brain);
 }
 
-/// The span of one run of a task. It has no parent: the request that submitted the task has ended.
+/// The span of one run of a task. The request that submitted the task has ended, or was made to another brain: its span is the
+/// parent in the trace alone.
 pub(super) fn span(record: &TaskRecord) -> Span {
-    info_span!(
+    let span = info_span!(
         target: "octollm::span",
         parent: None,
         "task",
@@ -62,5 +64,7 @@ pub(super) fn span(record: &TaskRecord) -> Span {
         task = %record.id(),
         run = record.run(),
         correlation = %record.correlation_id(),
-    )
+        code = Empty,
+    );
+    Scope::joined(span, || record.trace()).span().cloned().unwrap_or_else(Span::none)
 }

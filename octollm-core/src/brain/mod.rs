@@ -16,6 +16,7 @@ mod tasks;
 mod updates;
 
 use std::{
+    ffi::OsStr,
     fmt,
     future::Future,
     sync::{Arc, atomic::AtomicBool},
@@ -31,6 +32,7 @@ use self::{
     scheduler::{Running, Stop},
 };
 use crate::{
+    __limits_setters, __limits_struct,
     arm::Arm,
     bus::{EventBus, MemoryBus},
     clock::{self, Clock},
@@ -40,6 +42,7 @@ use crate::{
     error::{ConfigError, Failure},
     id::{RequestId, is_arm_id},
     panics::{Panicked, caught},
+    settings::Vars,
     store::{MemoryStore, SideEffects, StoreError, TaskStore},
     task::TaskRecord,
     transport::Transport,
@@ -260,15 +263,32 @@ pub struct BrainBuilder {
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-#[derive(Debug, Clone)]
-struct Limits {
-    max_running: usize,
-    max_queued: usize,
-    max_queued_bytes: usize,
-    max_task_time: Duration,
-    lease: Duration,
-    grant_life: Duration,
+/// Hands the limits of a brain to another macro.
+macro_rules! brain_limits {
+    ($then:ident $($arguments:tt)*) => {
+        $then! { $($arguments)* {
+            /// Sets the most tasks that run at a time. Default 256.
+            max_running: usize as count = 256, 1 => usize::MAX;
+            /// Sets the most tasks that may be queued in the store. Further submissions are refused as overloaded; reruns are not.
+            /// Default 10,000.
+            max_queued: usize as count = 10_000, 1 => usize::MAX;
+            /// Sets the most bytes that the submissions of queued tasks may have. Further ones are refused as overloaded. Default
+            /// 64 MiB.
+            max_queued_bytes: usize as bytes = 64 << 20, 1 => usize::MAX;
+            /// Sets the longest time limit of a task. A submission that asks for more has this one. A submission without a time limit
+            /// has that of its contract. Default 24 h, at least 1 ns.
+            max_task_time: Duration as time = DAY, Duration::from_nanos(1) => Duration::MAX;
+            /// Sets the lease of a task. Another brain may claim the task when its lease expires. A brain renews a lease after a third
+            /// of it, and an operation of the store has to take less than that. Default 30 s, 100 ms to a day.
+            lease: Duration as time = Duration::from_secs(30), Duration::from_millis(100) => DAY;
+            /// Sets how long a task may act for the caller that submitted it, or that has run it again. A task that an arm submits on
+            /// behalf of a caller ends with the grant of the task in which the arm works. Default 24 h, 1 s to 10 years.
+            grant_life: Duration as time = DAY, Duration::from_secs(1) => DAY * 3_650;
+        } }
+    };
 }
+
+brain_limits!(__limits_struct Limits);
 
 impl Default for BrainBuilder {
     fn default() -> Self {
@@ -278,14 +298,7 @@ impl Default for BrainBuilder {
             bus: Arc::new(MemoryBus::new()),
             store: None,
             clock: Clock::new(clock::now),
-            limits: Limits {
-                max_running: 256,
-                max_queued: 10_000,
-                max_queued_bytes: 64 * 1024 * 1024,
-                max_task_time: DAY,
-                lease: Duration::from_secs(30),
-                grant_life: DAY,
-            },
+            limits: Limits::default(),
         }
     }
 }
@@ -329,45 +342,29 @@ impl BrainBuilder {
         self
     }
 
-    /// Sets how many tasks run at a time (at least 1, default 256).
-    pub fn max_running(mut self, tasks: usize) -> Self {
-        self.limits.max_running = tasks;
-        self
+    /// Sets the limits that the environment has: `OCTOLLM_BRAIN_LEASE=10s` is [`lease`](Self::lease) of 10 s, and so on for each setter
+    /// below. As with any setter, the last one holds: a limit that is set before this is a default, which a variable replaces, and one
+    /// that is set after it is fixed.
+    ///
+    /// # Errors
+    /// A variable that begins with `OCTOLLM_` is unknown, or its value cannot be read or is out of range. The setting of the error is
+    /// its name.
+    pub fn env(self) -> Result<Self, ConfigError> {
+        self.vars(std::env::vars_os())
     }
 
-    /// Sets how many tasks may be queued in the store (at least 1, default 10 000). Further submissions are refused as overloaded; reruns
-    /// are not.
-    pub fn max_queued(mut self, tasks: usize) -> Self {
-        self.limits.max_queued = tasks;
-        self
-    }
-
-    /// Sets how many bytes the submissions of queued tasks may have (at least 1, default 64 MiB). Further ones are refused as
-    /// overloaded.
-    pub fn max_queued_bytes(mut self, bytes: usize) -> Self {
-        self.limits.max_queued_bytes = bytes;
-        self
-    }
-
-    /// Sets the longest time limit of a task (more than 0, default 24 hours). A submission that asks for more has this one. A
-    /// submission without a time limit has that of its contract.
-    pub fn max_task_time(mut self, time: Duration) -> Self {
-        self.limits.max_task_time = time;
-        self
-    }
-
-    /// Sets the lease of a task (100 ms to a day, default 30 s). Another brain may claim the task when its lease expires. A brain
-    /// renews a lease after a third of it, and an operation of the store has to take less than that.
-    pub fn lease(mut self, lease: Duration) -> Self {
-        self.limits.lease = lease;
-        self
-    }
-
-    /// Sets how long a task may act for the caller that submitted it, or that has run it again (1 s to 10 years, default 24 hours).
-    /// A task that an arm submits on behalf of a caller ends with the grant of the task in which the arm works.
-    pub fn grant_life(mut self, life: Duration) -> Self {
-        self.limits.grant_life = life;
-        self
+    /// Sets the limits that these variables have, as [`env`](Self::env) does.
+    ///
+    /// # Errors
+    /// Those of [`env`](Self::env).
+    pub fn vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        mut self,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        let mut vars = Vars::read("OCTOLLM_BRAIN_", variables)?;
+        self.limits.take(&mut vars)?;
+        vars.finish()?;
+        Ok(self)
     }
 
     /// Builds the brain.
@@ -395,30 +392,13 @@ impl BrainBuilder {
         let store = store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
         Brain::of(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, limits, is_alone))
     }
-}
 
-impl Limits {
-    fn check(&self) -> Result<(), ConfigError> {
-        let counts = [
-            ("max_running", self.max_running),
-            ("max_queued", self.max_queued),
-            ("max_queued_bytes", self.max_queued_bytes),
-        ];
-        if let Some((setting, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
-            return Err(ConfigError::new(setting, "is 0"));
-        }
-        if self.max_task_time.is_zero() {
-            return Err(ConfigError::new("max_task_time", "is 0"));
-        }
-        if self.lease < Duration::from_millis(100) || self.lease > Duration::from_secs(86_400) {
-            return Err(ConfigError::new("lease", "is not between 100 ms and a day"));
-        }
-        if self.grant_life < Duration::from_secs(1) || self.grant_life > DAY * 3_650 {
-            return Err(ConfigError::new("grant_life", "is not between 1 s and 10 years"));
-        }
-        Ok(())
+    fn config_mut(&mut self) -> &mut Limits {
+        &mut self.limits
     }
 }
+
+brain_limits!(__limits_setters BrainBuilder);
 
 impl fmt::Debug for BrainBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -426,5 +406,17 @@ impl fmt::Debug for BrainBuilder {
             .field("arm", &self.dispatcher)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_for_operators_has_each_limit_with_its_default() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+        let document = std::fs::read_to_string(file).unwrap();
+        assert_eq!(Limits::undocumented("OCTOLLM_BRAIN_", &document), [""; 0]);
     }
 }

@@ -253,6 +253,7 @@ fn ended(inner: &Inner, status: TaskStatus, ending: &Ending) {
     meters::ended(inner.source(), status);
     let (duration_ms, usage) = (ending.duration.as_millis() as u64, ending.usage);
     let (tokens, code) = (usage.tokens, ending.result.as_ref().err().map(|error| display(error.kind())));
+    tracing::Span::current().record("code", &code);
     tracing::info!(%status, duration_ms, tokens, code, "the run of a task has ended");
 }
 

@@ -291,8 +291,11 @@ impl UnsentCall {
 type Sending<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
 
 /// Begins a call, or refuses it, within its span. A function of its own, so that the call is no part of the future around it.
-fn begin(transport: &dyn Transport, call: Call, refusal: Option<Failure>) -> (Scope, Sending<'_>) {
+fn begin(transport: &dyn Transport, mut call: Call, refusal: Option<Failure>) -> (Scope, Sending<'_>) {
     let span = spans::of_call(&call);
+    if let Some(trace) = span.trace() {
+        call.parts.trace = Some(trace);
+    }
     let work = span.run(|| match refusal {
         Some(refusal) => transport.refuse(call, refusal),
         None => transport.call(call),

@@ -129,6 +129,11 @@ impl Context {
         begun.unwrap_or_default()
     }
 
+    /// Sets the trace that calls and tasks are part of.
+    pub(crate) fn set_trace(&mut self, trace: TraceContext) {
+        let _ = self.change(|shared| shared.parts.trace = Some(trace));
+    }
+
     /// Counts the usage of an earlier execution, whose answer is returned again.
     pub(crate) fn replay(&mut self, usage: Usage, began: Timestamp, took: Duration) {
         self.count(usage);

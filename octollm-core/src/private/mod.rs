@@ -12,8 +12,13 @@ pub use crate::{
     contract::{ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation},
     meters::{Counter, Counters, Durations, Gauges, Spent, outcome},
     panics::{Panicked, caught},
-    spans::{Scope, who},
+    spans::{Scope, Traces, connect_traces, who},
 };
+
+/// The limits of builders, and settings as variables of the environment.
+pub mod settings {
+    pub use crate::settings::{SERVICE_LINK, Vars, bytes, count, flag, is_service_link, time, within};
+}
 
 mod lengths;
 mod schemas;

@@ -17,6 +17,7 @@ use crate::{
     id::{RequestId, StepKey, TaskId},
     json::RawJson,
     parts::{Caller, ContextParts, Grant},
+    spans,
     trace::TraceContext,
     transport::IdempotencyKey,
     update::Progress,
@@ -68,11 +69,11 @@ struct Lease {
 
 impl TaskRecord {
     /// A queued task with a new id, which may run for `time_limit` from its first start. It continues the trace and the
-    /// correlation id of its submitter's context, and belongs to the caller there.
+    /// correlation id of its submitter's context, and belongs to the caller there. Without a trace there it continues that of the current span.
     pub fn new(submission: Submission, from: &ContextParts, time_limit: Duration, now: Timestamp) -> Self {
         let Submission { contract, input, goal, priority, budget, metadata } = submission;
-        let (caller, correlation_id, trace) =
-            (from.caller.clone(), from.correlation_id.clone(), from.trace.clone());
+        let (caller, correlation_id) = (from.caller.clone(), from.correlation_id.clone());
+        let trace = from.trace.clone().or_else(spans::current_trace);
         Self {
             task: Task {
                 task_id: TaskId::new(),

@@ -457,3 +457,27 @@ fn a_brain_has_an_arm_id_as_its_name() {
         assert!(Brain::builder().name(name).build().is_ok(), "{name}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn limits_of_the_environment_are_those_of_the_setters_and_the_last_one_holds() {
+    let one = [("OCTOLLM_BRAIN_MAX_QUEUED_BYTES", "1"), ("OCTOLLM_SERVER_MAX_BODY", "x"), ("PATH", "/bin")];
+    let submit = async |builder: octollm_core::brain::BrainBuilder| {
+        let brain =
+            builder.arm(arm_fn(|_: TaskRequest, _| async { Ok(TaskResult::new("done")) })).build().unwrap();
+        brain.submit(TaskRequest::new("a").into(), &Context::detached()).await.map_err(|failure| failure.kind)
+    };
+    let full = submit(Brain::builder().max_queued_bytes(1 << 20).vars(one).unwrap()).await;
+    assert_eq!(full.unwrap_err(), ErrorKind::Overloaded);
+    assert!(submit(Brain::builder().vars(one).unwrap().max_queued_bytes(1 << 20)).await.is_ok());
+    for (name, value, problem) in [
+        ("OCTOLLM_BRAIN_LEASE", "30", "is not a time"),
+        ("OCTOLLM_BRAIN_LEASE", "99ms", "is 99ms: set it to a value from 100ms to 86400s"),
+        ("OCTOLLM_BRAIN_MAX_RUNNING", "0", "is 0: set it to a value from 1 to"),
+        ("OCTOLLM_BRAIN_LEASES", "30s", "is no setting of octollm"),
+        ("OCTOLLM_BRAIN_SERVICE_HOST", "10.0.0.1", "enableServiceLinks: false"),
+    ] {
+        let error = Brain::builder().vars([(name, value)]).unwrap_err();
+        assert_eq!(error.setting(), name);
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+}

@@ -55,8 +55,8 @@ pub(super) type Exchange = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, 
 
 /// How requests are sent: limits, connections, and layers from the innermost to the outermost.
 #[derive(Default)]
-pub(super) struct Requests {
-    pub(super) config: ClientConfig,
+pub(crate) struct Requests {
+    pub(crate) config: ClientConfig,
     pub(super) connector: Option<Arc<dyn Connector>>,
     pub(super) tls: ClientTls,
     layers: Vec<Wrap>,
@@ -79,7 +79,7 @@ impl Requests {
     }
 
     /// Builds the exchanger for this number of arms.
-    pub(super) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
+    pub(crate) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
         self.config.validate()?;
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
         let pool = Pool::new(self.config, connector, self.tls, arms);
@@ -161,17 +161,36 @@ fn innermost(pool: Pool) -> Exchange {
 
 /// The pool, alone or within layers. Without layers nothing is boxed.
 #[derive(Clone)]
-pub(super) enum Exchanger {
+pub(crate) enum Exchanger {
     Plain(Pool),
     Layered(Exchange),
 }
 
 impl Exchanger {
+    /// Sends a request that is for no arm, and that passes no layers.
+    #[cfg(feature = "otel")]
+    pub(crate) async fn send_plain(
+        &self,
+        request: Request<Bytes>,
+        name: &Arc<str>,
+        limits: ExchangeLimits,
+    ) -> Result<Response<Bytes>, ExchangeError> {
+        let target = || Target {
+            arm: Arc::clone(name),
+            endpoint: Arc::clone(name),
+            contract: None,
+            idempotent: true,
+            deadline: limits.deadline,
+            work: limits.work,
+        };
+        self.send(request, name, limits, target).await
+    }
+
     /// Sends a request and reads its answer, until its deadline.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection, which the server sees.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
         mut request: Request<Bytes>,
         arm: &Arc<str>,

@@ -1,4 +1,4 @@
-//! The metrics of a client: the requests of its calls, and its connections.
+//! What is counted of the calls of a client, and the spans of its requests.
 
 use std::{
     collections::HashMap,
@@ -6,13 +6,20 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
+use bytes::Bytes;
+use http::{Request, Response};
 use octollm_core::{
-    __private::{Counter, Counters, Durations, Spent, outcome},
+    __private::{Counter, Counters, Durations, Scope, Spent, outcome},
     contract::ContractRef,
     error::{CallError, ErrorKind},
+    parts::ContextParts,
     transport::Reply,
 };
 use tokio::time::Instant;
+use tracing::field::Empty;
+
+use super::pool::ExchangeError;
+use crate::wire;
 
 static REQUESTS: LazyLock<Counters> = LazyLock::new(|| {
     let help = "Requests of calls to arms, by their outcome: ok, or the code of the error.";
@@ -69,6 +76,51 @@ impl CallMeter {
         match result {
             Ok(()) => self.ok.count(),
             Err(_) => REQUESTS.with(&[&self.arm, &self.contract, outcome(result)]).count(),
+        }
+    }
+}
+
+/// The span of one request, which is the parent of what the server does. It is never entered, so that no line of a log is longer
+/// by it, and made only where traces are exported.
+pub(super) struct SendSpan(Scope);
+
+impl SendSpan {
+    /// Begins the span, and writes it into the request. A request for a contract has its name.
+    pub(super) fn begin(
+        request: &mut Request<Bytes>,
+        (arm, endpoint): (&str, &str),
+        contract: Option<&ContractRef>,
+        parts: &ContextParts,
+    ) -> Self {
+        let span = || {
+            tracing::info_span!(
+                target: "octollm::span",
+                "send",
+                method = request.method().as_str(),
+                contract = contract.map(tracing::field::display),
+                arm,
+                endpoint,
+                attempt = parts.attempt,
+                request = %parts.request_id,
+                correlation = %parts.correlation_id,
+                status = Empty,
+                code = Empty,
+            )
+        };
+        let scope = Scope::traced(span, || parts.trace.as_ref());
+        if let Some(trace) = scope.trace() {
+            wire::write_trace(&trace, request.headers_mut());
+        }
+        Self(scope)
+    }
+
+    pub(super) fn end(self, answer: &Result<Response<Bytes>, ExchangeError>) {
+        match (self.0.span(), answer) {
+            (Some(span), Ok(response)) => {
+                span.record("status", response.status().as_u16());
+            }
+            (_, Err(error)) => self.0.failed(error.failure.kind),
+            (None, Ok(_)) => {}
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Calling arms and orchestrators over HTTP: the client of arms, and its builder.
 // A module uses only what stands before it here.
-mod metrics;
 mod pool;
+mod metrics;
 mod foreign;
 mod exchange;
 mod offers;
 mod authority;
+mod env;
 mod directory;
 mod stack;
 mod orchestrator_client;
@@ -16,6 +17,7 @@ use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use octollm_core::{
+    __private::settings::{SERVICE_LINK, Vars, is_service_link},
     Context,
     card::ArmCard,
     context::CallFuture,
@@ -32,10 +34,13 @@ use tower::{BoxError, Layer, Service};
 use self::{
     authority::{Authority, set_headers},
     directory::Directory,
-    exchange::{Exchange, Requests, request_setters},
-    offers::{ConfiguredArm, Endpoint},
+    exchange::{Exchange, request_setters},
+    offers::ConfiguredArm,
     stack::{CallLayer, CallService, Calling, Carrier, call_layer},
 };
+#[cfg(feature = "otel")]
+pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
+pub(crate) use self::{exchange::Requests, offers::Endpoint};
 pub use self::{
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
@@ -67,10 +72,11 @@ struct Shared {
 
 impl Arms {
     /// Creates a client of the arms in the environment: each `OCTOLLM_ARM_<ID>=http://host:port`, or several URLs separated by
-    /// commas. `OCTOLLM_ARM_CODE_REVIEWER` is the arm `code-reviewer`. Without such variables the client has no arms.
+    /// commas. `OCTOLLM_ARM_CODE_REVIEWER` is the arm `code-reviewer`. Without such variables the client has no arms. Limits and
+    /// tokens are those of the environment too: see [`ArmsBuilder::env`].
     ///
     /// # Errors
-    /// A variable is invalid: the setting of the error is its name.
+    /// Those of [`ArmsBuilder::env`].
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_vars(std::env::vars_os())
     }
@@ -233,15 +239,39 @@ impl ArmsBuilder {
         self
     }
 
-    /// Adds the arms of these environment variables, each `OCTOLLM_ARM_<ID>=url[,url]`. Other variables are ignored.
+    /// Configures the client by the environment.
+    ///
+    /// It adds the arm of each `OCTOLLM_ARM_<ID>=url[,url]`. `OCTOLLM_CLIENT_CONNECT_TIMEOUT=2s` is
+    /// [`connect_timeout`](Self::connect_timeout) of 2 s, and so on for each limit. As with any setter, the last one holds: a limit that
+    /// is set before this is a default, which a variable replaces, and one that is set after it is fixed.
+    ///
+    /// | variable | |
+    /// |---|---|
+    /// | `OCTOLLM_CLIENT_TOKEN_KEY_FILE` | PEM file with the private key of an issuer (feature `tokens`), which sends tokens |
+    /// | `OCTOLLM_CLIENT_TOKEN_ISSUER` | the `iss` of the issuer, where it is a root |
+    /// | `OCTOLLM_CLIENT_TOKEN_ARM` | the id of the arm, where it is one that calls others; one of the two |
+    /// | `OCTOLLM_CLIENT_CLEARTEXT` | `true` for [`cleartext`](Self::cleartext) |
     ///
     /// # Errors
-    /// A value is not UTF-8.
+    /// A variable that begins with `OCTOLLM_` is unknown, or its value cannot be read or is out of range. The setting of the error is
+    /// its name. URLs are checked when the client is built.
+    pub fn env(self) -> Result<Self, ConfigError> {
+        self.vars(std::env::vars_os())
+    }
+
+    /// Configures the client by these variables, as [`env`](Self::env) does.
+    ///
+    /// # Errors
+    /// Those of [`env`](Self::env).
     pub fn vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
         mut self,
         variables: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
-        self.arms.extend(arm_variables(variables)?);
+        let (arms, others): (Vec<_>, Vec<_>) =
+            variables.into_iter().partition(|(name, _)| name.as_ref().to_string_lossy().starts_with(PREFIX));
+        let vars = Vars::read(env::PREFIX, others)?;
+        env::take(vars, &mut self.requests, &mut self.authority)?;
+        self.arms.extend(arm_variables(arms)?);
         Ok(self)
     }
 
@@ -355,7 +385,7 @@ impl fmt::Debug for ArmsBuilder {
 
 const PREFIX: &str = "OCTOLLM_ARM_";
 
-/// Reads the variables `OCTOLLM_ARM_<ID>=url[,url]`, sorted by name, and ignores all others.
+/// Reads the variables `OCTOLLM_ARM_<ID>=url[,url]`, sorted by name.
 fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     variables: impl IntoIterator<Item = (K, V)>,
 ) -> Result<Vec<Named>, ConfigError> {
@@ -363,6 +393,9 @@ fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     for (name, value) in variables {
         let name = name.as_ref().to_string_lossy();
         let Some(id) = name.strip_prefix(PREFIX) else { continue };
+        if is_service_link(&name, value.as_ref().to_str()) {
+            return Err(ConfigError::new(name.into_owned(), SERVICE_LINK));
+        }
         let arm_id = id.to_ascii_lowercase().replace('_', "-");
         let Some(value) = value.as_ref().to_str() else {
             return Err(ConfigError::new(name.into_owned(), "is not UTF-8"));
@@ -419,17 +452,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_its_own_variables_only() {
+    fn arms_are_sorted_and_have_one_url_or_several() {
         let arms = arm_variables([
             ("PATH", "/bin"),
             ("OCTOLLM_ARM_JUDGE", "http://judge:8103"),
             ("OCTOLLM_ARM_CODE_REVIEWER", "http://a:1, http://b:2"),
-            ("OCTOLLM_ARMS", "x"),
         ])
         .unwrap();
         assert_eq!(arms.len(), 2);
         assert_eq!(arms[0].id, "code-reviewer");
         assert_eq!(arms[0].urls, ["http://a:1", "http://b:2"]);
         assert_eq!(arms[1].name, "OCTOLLM_ARM_JUDGE");
+        let link = arm_variables([("OCTOLLM_ARM_JUDGE_SERVICE_HOST", "10.0.0.1")]).unwrap_err();
+        assert!(link.to_string().contains("enableServiceLinks"));
     }
 }

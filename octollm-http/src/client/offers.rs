@@ -33,7 +33,7 @@ use crate::wire;
 
 /// The URL of a service: `http://host:port` or `https://host`, with a path if the service is mounted. It is cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Endpoint(Arc<Inner>);
+pub(crate) struct Endpoint(Arc<Inner>);
 
 #[derive(PartialEq, Eq)]
 struct Inner {
@@ -49,7 +49,7 @@ const MALFORMED: &str = "is not a URL such as http://judge-arm:8103";
 impl Endpoint {
     /// # Errors
     /// The problem of the URL. The text does not repeat the URL, which could hold credentials.
-    pub(super) fn parse(url: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse(url: &str) -> Result<Self, &'static str> {
         let url = url.trim();
         if url.is_empty() {
             return Err("has an empty URL");

@@ -1,12 +1,13 @@
 //! A client of an orchestrator over HTTP.
 
-use std::{collections::VecDeque, fmt, future::Future, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ffi::OsStr, fmt, future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Method, Response};
 use octollm_core::{
+    __private::settings::Vars,
     Context,
     card::ArmCard,
     contract::ContractSpec,
@@ -25,7 +26,9 @@ use serde_json::json;
 
 use super::{
     authority::Authority,
+    env,
     exchange::{Exchange, Exchanger, Requests, Target, never_nothing, read_answer, request_setters},
+    metrics::SendSpan,
     offers::Endpoint,
     pool::ExchangeLimits,
 };
@@ -66,6 +69,33 @@ impl OrchestratorClient {
     /// The URL is invalid.
     pub fn new(url: impl Into<String>) -> Result<Self, ConfigError> {
         Self::builder(url).build()
+    }
+
+    /// Creates a client of the orchestrator whose URL the environment has as `OCTOLLM_CLIENT_ORCHESTRATOR_URL`, with limits and tokens
+    /// as for [`ArmsBuilder::env`](super::ArmsBuilder::env). The audience of its tokens is `OCTOLLM_CLIENT_ORCHESTRATOR_AUDIENCE`, by
+    /// default `orchestrator`.
+    ///
+    /// # Errors
+    /// Those of [`ArmsBuilder::env`](super::ArmsBuilder::env), and the variable is not set or no URL.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_vars(std::env::vars_os())
+    }
+
+    /// Creates a client as [`from_env`](Self::from_env) does, from these variables.
+    ///
+    /// # Errors
+    /// Those of [`from_env`](Self::from_env).
+    pub fn from_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        let mut builder = Self::builder("");
+        let vars = Vars::read(env::PREFIX, variables)?;
+        let named = env::take(vars, &mut builder.requests, &mut builder.authority)?;
+        let not_set = || ConfigError::new(env::ORCHESTRATOR_URL, "is not set");
+        builder.url = named.url.ok_or_else(not_set)?;
+        builder.audience = named.audience.unwrap_or(builder.audience);
+        Endpoint::parse(&builder.url).map_err(|problem| ConfigError::new(env::ORCHESTRATOR_URL, problem))?;
+        builder.build()
     }
 
     /// Returns a builder, to set limits and layers.
@@ -142,7 +172,10 @@ impl OrchestratorClient {
             deadline: Some(deadline),
             work: ContractSpec::DEFAULT_TIMEOUT,
         };
-        Ok(exchanger.send(request, arm, limits, target).await?)
+        let span = SendSpan::begin(&mut request, (arm, endpoint.as_str()), None, parts);
+        let answer = exchanger.send(request, arm, limits, target).await;
+        span.end(&answer);
+        Ok(answer?)
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     authority::Authority,
     directory::Directory,
     exchange::{Exchanger, read_answer, unreadable},
-    metrics::unplaced,
+    metrics::{SendSpan, unplaced},
     offers::{Endpoint, Offer, Offers},
     pool::{ExchangeError, ExchangeLimits},
 };
@@ -283,7 +283,10 @@ impl Site {
                 self.authority.add(request.headers_mut(), &call.parts.caller, Some(scopes), &offer.callee);
             authorized.map_err(|failure| self.failed(call, failure))?;
         }
+        let place = (&*self.arm, self.endpoint.as_str());
+        let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
         let sent = self.exchanger.send(request, &offer.arm, limits, target).await;
+        span.end(&sent);
         let response = match sent {
             Ok(response) => response,
             Err(error) => {

@@ -13,7 +13,7 @@ use tokio::{sync::Mutex, task::spawn_blocking, time::Instant};
 use tokio_rustls::rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
 use super::tls::provider;
@@ -23,7 +23,15 @@ use super::tls::provider;
 pub(super) struct Files {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
-    pub(super) client_ca: Option<PathBuf>,
+    pub(super) clients: Option<ClientCa>,
+}
+
+/// The authorities that sign the certificates of clients.
+#[derive(Debug, Clone)]
+pub(super) struct ClientCa {
+    pub(super) file: PathBuf,
+    /// Whether a client without a certificate is accepted.
+    pub(super) is_optional: bool,
 }
 
 /// The configuration from files, reloaded when they change.
@@ -100,14 +108,14 @@ impl Certificates {
 
 impl Files {
     pub(super) fn new(certificate: PathBuf, key: PathBuf) -> Self {
-        Self { certificate, key, client_ca: None }
+        Self { certificate, key, clients: None }
     }
 
     fn read(&self) -> Result<Contents, ConfigError> {
         Ok(Contents {
             certificate: read(&self.certificate)?,
             key: read(&self.key)?,
-            client_ca: self.client_ca.as_deref().map(read).transpose()?,
+            client_ca: self.clients.as_ref().map(|clients| read(&clients.file)).transpose()?,
         })
     }
 
@@ -119,18 +127,8 @@ impl Files {
         let builder = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(unsuitable)?;
-        let builder = match (&self.client_ca, &contents.client_ca) {
-            (Some(file), Some(pem)) => {
-                let unsuitable = "holds a certificate that is no authority";
-                let mut roots = RootCertStore::empty();
-                for authority in certificates(file, pem)? {
-                    roots.add(authority).map_err(|source| unusable(file, unsuitable).with_source(source))?;
-                }
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-                    .build()
-                    .map_err(|source| unusable(file, unsuitable).with_source(source))?;
-                builder.with_client_cert_verifier(verifier)
-            }
+        let builder = match (&self.clients, &contents.client_ca) {
+            (Some(clients), Some(pem)) => builder.with_client_cert_verifier(clients.verifier(pem)?),
             _ => builder.with_no_client_auth(),
         };
         let mut config = builder.with_single_cert(chain, key).map_err(|source| {
@@ -138,6 +136,20 @@ impl Files {
         })?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
+    }
+}
+
+impl ClientCa {
+    fn verifier(&self, pem: &[u8]) -> Result<Arc<dyn ClientCertVerifier>, ConfigError> {
+        let Self { file, is_optional } = self;
+        let no_authority = "holds a certificate that is no authority";
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(file, pem)? {
+            roots.add(authority).map_err(|source| unusable(file, no_authority).with_source(source))?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+        let verifier = if *is_optional { verifier.allow_unauthenticated() } else { verifier };
+        verifier.build().map_err(|source| unusable(file, no_authority).with_source(source))
     }
 }
 

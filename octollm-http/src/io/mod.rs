@@ -30,6 +30,7 @@
 mod certificates;
 #[cfg(feature = "tls")]
 mod tls;
+mod listener;
 #[cfg(unix)]
 mod unix;
 
@@ -55,6 +56,8 @@ use tokio::{
     sync::mpsc,
 };
 
+pub use self::listener::Listener;
+pub(crate) use self::listener::TlsFiles;
 #[cfg(feature = "tls")]
 pub use self::tls::TlsAcceptor;
 #[cfg(unix)]
@@ -120,7 +123,8 @@ pub struct Peer {
     pub address: Option<SocketAddr>,
     /// Whether the connection is encrypted by TLS.
     pub is_encrypted: bool,
-    /// Certificate of the client as DER, verified, where `TlsAcceptor::client_ca` requires one.
+    /// Certificate that the client has presented, as DER, verified by the authority of `TlsAcceptor::client_ca` or
+    /// `optional_client_ca`. `None` where it has presented none.
     pub certificate: Option<Bytes>,
 }
 

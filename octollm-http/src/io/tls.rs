@@ -31,7 +31,7 @@ use tokio_util::either::Either;
 
 use super::{
     Acceptor, Peer,
-    certificates::{Certificates, Files},
+    certificates::{Certificates, ClientCa, Files},
     host_and_port, is_https,
 };
 
@@ -77,7 +77,24 @@ impl<A: Acceptor> TlsAcceptor<A> {
     /// # Errors
     /// Those of [`new`](Self::new).
     pub fn client_ca(self, file: impl Into<PathBuf>) -> Result<Self, ConfigError> {
-        Self::with_files(self.inner, Files { client_ca: Some(file.into()), ..self.files })
+        self.with_client_ca(ClientCa { file: file.into(), is_optional: false })
+    }
+
+    /// Verifies the certificate of each client that presents one, as [`client_ca`](Self::client_ca) does, and accepts clients
+    /// without a certificate as well. [`Peer::certificate`] is `None` for those. A certificate by another authority is refused.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn optional_client_ca(self, file: impl Into<PathBuf>) -> Result<Self, ConfigError> {
+        self.with_client_ca(ClientCa { file: file.into(), is_optional: true })
+    }
+
+    fn with_client_ca(self, clients: ClientCa) -> Result<Self, ConfigError> {
+        Self::with_files(self.inner, Files { clients: Some(clients), ..self.files })
+    }
+
+    pub(super) fn inner(&self) -> &A {
+        &self.inner
     }
 
     fn with_files(inner: A, files: Files) -> Result<Self, ConfigError> {

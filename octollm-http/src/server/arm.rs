@@ -6,7 +6,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -14,7 +14,10 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{
+    FutureExt,
+    future::{WeakShared, join_all},
+};
 use http::{HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use jiff::Timestamp;
 use octollm_core::{
@@ -39,6 +42,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     guard::Guard,
     rates::Rates,
+    recording::Seen,
     routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
 };
 
@@ -63,7 +67,8 @@ pub(crate) fn add_contracts(
     for spec in dispatcher.specs() {
         let (dispatcher, transport, contract) = (dispatcher.clone(), transport.clone(), spec.reference());
         let guard = guards.get(&contract).cloned();
-        table.contract(spec.path, Contract { dispatcher, contract, transport, guard })?;
+        let named = contract.clone();
+        table.contract(&named, spec.path, Contract { dispatcher, contract, transport, guard })?;
     }
     let (dispatcher, transport) = (dispatcher.clone(), transport.clone());
     table.add(Method::POST, "/execute", Execute { dispatcher, transport, rates, guards })
@@ -153,18 +158,23 @@ impl Endpoint for Execute {
 
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let envelope = json::read_input::<Envelope>(&inbound.body);
-        let Some(rates) = &self.rates else { return self.run(envelope?, inbound.parts).await };
+        let Some(rates) = &self.rates else { return self.run(envelope?, inbound.parts, inbound.seen).await };
         let contract = envelope.as_ref().ok().map(|envelope| &envelope.contract);
         let report = rates.take(&inbound.parts.caller, inbound.head, contract).await?;
         report.on(match envelope {
-            Ok(envelope) => Box::pin(self.run(envelope, inbound.parts)).await,
+            Ok(envelope) => Box::pin(self.run(envelope, inbound.parts, inbound.seen)).await,
             Err(failure) => Err(failure.into()),
         })
     }
 }
 
 impl Execute {
-    async fn run(&self, envelope: Envelope, mut parts: ContextParts) -> Result<Answer, Refusal> {
+    async fn run(
+        &self,
+        envelope: Envelope,
+        mut parts: ContextParts,
+        seen: Option<&Seen>,
+    ) -> Result<Answer, Refusal> {
         let named = envelope.task_id.or_else(|| parts.task_id.take());
         let task = named.clone().unwrap_or_else(|| match &parts.key {
             Some(key) => task_of_key(&parts.caller, key),
@@ -174,6 +184,9 @@ impl Execute {
         parts.task_id = Some(task.clone());
         let offered = self.dispatcher.spec(&envelope.contract);
         let spec = offered.map_err(|failure| Refusal::from(failure).task(task.clone()))?;
+        if let Some(seen) = seen {
+            seen.contract.get_or_init(|| spec.reference());
+        }
 
         let (timestamp, begun) = (Timestamp::now(), Instant::now());
         let (mut cx, input) = (Context::from_parts(parts, self.transport.clone()), envelope.input.get());
@@ -234,9 +247,9 @@ struct Ready {
 }
 
 #[derive(Serialize, JsonSchema)]
-pub(crate) struct ReadyBody<'a> {
+pub(crate) struct ReadyBody {
     ready: bool,
-    checks: BTreeMap<&'a str, bool>,
+    checks: Arc<Passed>,
     timestamp: Timestamp,
 }
 
@@ -367,18 +380,24 @@ impl Endpoint for Jwks {
 /// A readiness check.
 pub(crate) struct Check {
     name: String,
+    /// Its own time limit, where it has one.
+    pub(crate) limit: Option<Duration>,
     run: Box<dyn Fn() -> CheckFuture + Send + Sync>,
 }
 
 type CheckFuture = Pin<Box<dyn Future<Output = bool> + Send>>;
+/// Which checks hold, by name.
+type Passed = BTreeMap<String, bool>;
+/// A run of all checks, for whoever probes meanwhile.
+type Run = Pin<Box<dyn Future<Output = Arc<Passed>> + Send>>;
 
 impl Check {
-    pub(crate) fn new<F, Fut>(name: String, check: F) -> Self
+    pub(crate) fn new<F, Fut>(name: String, limit: Option<Duration>, check: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = bool> + Send + 'static,
     {
-        Self { name, run: Box::new(move || Box::pin(check())) }
+        Self { name, limit, run: Box::new(move || Box::pin(check())) }
     }
 }
 
@@ -393,13 +412,20 @@ impl fmt::Debug for Check {
 pub(crate) struct HealthState {
     started: Instant,
     draining: AtomicBool,
-    checks: Vec<Check>,
+    checks: Arc<[Check]>,
     check_timeout: Duration,
+    running: Mutex<Option<WeakShared<Run>>>,
 }
 
 impl HealthState {
     pub(crate) fn new(checks: Vec<Check>, check_timeout: Duration) -> Self {
-        Self { started: Instant::now(), draining: AtomicBool::new(false), checks, check_timeout }
+        Self {
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            checks: checks.into(),
+            check_timeout,
+            running: Mutex::default(),
+        }
     }
 
     pub(crate) fn uptime(&self) -> Duration {
@@ -415,17 +441,31 @@ impl HealthState {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Runs all checks concurrently. A check that exceeds its time limit or panics has failed.
-    pub(crate) async fn run_checks(&self) -> BTreeMap<&str, bool> {
-        let checks = self.checks.iter().map(|check| async move {
-            let run = caught(async { (check.run)().await });
-            let passed = matches!(timeout(self.check_timeout, run).await, Ok(Ok(true)));
-            (check.name.as_str(), passed)
-        });
-        let mut passed = BTreeMap::new();
-        for (name, holds) in join_all(checks).await {
-            *passed.entry(name).or_insert(true) &= holds;
-        }
-        passed
+    /// Returns the result of the run of all checks that is under way, or of a new one.
+    async fn run_checks(&self) -> Arc<Passed> {
+        let run = {
+            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let under_way = running.as_ref().and_then(WeakShared::upgrade);
+            under_way.filter(|run| run.peek().is_none()).unwrap_or_else(|| {
+                let run: Run = Box::pin(run_all(self.checks.clone(), self.check_timeout));
+                let run = run.shared();
+                *running = run.downgrade();
+                run
+            })
+        };
+        run.await
     }
+}
+
+/// Runs all checks concurrently. A check that exceeds its time limit or panics has failed.
+async fn run_all(checks: Arc<[Check]>, default_limit: Duration) -> Arc<Passed> {
+    let runs = checks.iter().map(|check| async move {
+        let run = caught(async { (check.run)().await });
+        matches!(timeout(check.limit.unwrap_or(default_limit), run).await, Ok(Ok(true)))
+    });
+    let mut passed = Passed::new();
+    for (check, holds) in checks.iter().zip(join_all(runs).await) {
+        *passed.entry(check.name.clone()).or_insert(true) &= holds;
+    }
+    Arc::new(passed)
 }

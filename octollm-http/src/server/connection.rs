@@ -19,7 +19,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    sync::OwnedSemaphorePermit,
+    sync::{OwnedSemaphorePermit, mpsc},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,8 @@ pub(crate) struct Connections {
     health: Arc<HealthState>,
     http1: http1::Builder,
     times: Times,
+    /// Held by every connection of HTTP/2 and its streams, which are tasks of their own.
+    open: mpsc::Sender<()>,
 }
 
 /// Interval of HTTP/2 pings, and the time limit on their answers.
@@ -56,7 +58,8 @@ const ON_ITS_WAY: Duration = Duration::from_millis(100);
 const LAST_PONG: Duration = Duration::from_secs(1);
 
 impl Connections {
-    pub(crate) fn new(service: HttpService, health: Arc<HealthState>) -> Self {
+    /// Serves connections whose last stream drops `open`.
+    pub(crate) fn new(service: HttpService, health: Arc<HealthState>, open: mpsc::Sender<()>) -> Self {
         let config = service.config();
         let mut http1 = http1::Builder::new();
         // Checked below hyper, whose own time limit on heads holds for idle connections too.
@@ -65,7 +68,7 @@ impl Connections {
             http1.max_headers(config.max_headers);
         }
         let times = Times::of(config);
-        Self { service, health, http1, times }
+        Self { service, health, http1, times, open }
     }
 
     fn http2(&self, streams: Streams) -> http2::Builder<Streams> {
@@ -113,7 +116,8 @@ impl Connections {
         };
         match protocol {
             Ok(Protocol::Http1) => self.serve_http1(io, peer, state, drain).await,
-            Ok(Protocol::Http2) => self.serve_http2(io, peer, &state, drain).await,
+            // Boxed, so that a connection over HTTP/1.1 does not have its size.
+            Ok(Protocol::Http2) => Box::pin(self.serve_http2(io, peer, &state, drain)).await,
             Err(error) => tracing::debug!(%error, "the connection ended without a request"),
         }
     }
@@ -139,7 +143,7 @@ impl Connections {
     async fn serve_http2<I: Io>(&self, io: Limited<I>, peer: Peer, state: &State, drain: CancellationToken) {
         let service = self.service.clone();
         let answer = service_fn(move |request| answer_http2(service.clone(), peer.clone(), request));
-        let streams = Streams::new(self.times.write);
+        let streams = Streams::new(self.times.write, self.open.clone());
         let connection = self.http2(streams.clone()).serve_connection(TokioIo::new(io), answer);
         // GOAWAY names the last request that is accepted.
         let close = http2::Connection::graceful_shutdown;
@@ -204,8 +208,11 @@ async fn answer_http1(
     let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS || (tunnel && status.is_success()) {
         state.upgrade();
-    } else if health.is_draining() {
-        // A caller could lose its next request when the connection closes, so that this answer announces it.
+    } else if health.is_draining()
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE)
+    {
+        // A caller could lose its next request when the connection closes, so that this answer announces it. After these two
+        // statuses the rest of the body is not read.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response.body_mut().sent_by_http1(running);

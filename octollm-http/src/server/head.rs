@@ -1,6 +1,6 @@
 //! Checks of a request's head: the rules of HTTP, the target, and media types.
 
-use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts};
 use octollm_core::error::{ErrorKind, Failure};
 
 use super::routes::{Arrival, Refusal};
@@ -14,7 +14,7 @@ const CODINGS: &str = "the only transfer coding that is supported is chunked";
 /// The header fields that are checked.
 #[derive(Debug, Default)]
 pub(crate) struct Fields<'h> {
-    hosts: usize,
+    host: Stands<'h>,
     codings: Stands<'h>,
     authorization: Stands<'h>,
     content_type: Stands<'h>,
@@ -44,7 +44,7 @@ impl<'h> Fields<'h> {
         let mut fields = Self::default();
         for (name, value) in head {
             match *name {
-                header::HOST => fields.hosts += 1,
+                header::HOST => fields.host.add(value),
                 header::TRANSFER_ENCODING => fields.codings.add(value),
                 header::AUTHORIZATION => fields.authorization.add(value),
                 header::CONTENT_TYPE => fields.content_type.add(value),
@@ -62,15 +62,21 @@ impl<'h> Fields<'h> {
 
     /// Refuses a head that another server could read as another request, and closes the connection. hyper itself handles a
     /// request with two lengths: it reads the chunks and closes the connection.
-    pub(crate) fn check_framing(&self, arrival: Arrival, version: Version) -> Result<(), Refusal> {
-        let words = match (arrival, self.codings, self.hosts) {
-            (Arrival::Mounted, ..) => return Ok(()),
-            (Arrival::Http2, _, 0 | 1) => return Ok(()),
+    pub(crate) fn check_framing(&self, arrival: Arrival, version: Version, uri: &Uri) -> Result<(), Refusal> {
+        let words = match (arrival, self.codings, self.host) {
+            (Arrival::Mounted, ..) | (Arrival::Http2, _, Stands::Nowhere) => return Ok(()),
+            // RFC 9113 §8.3.1.
+            (Arrival::Http2, _, Stands::Once(host)) => match uri.authority() {
+                Some(authority) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+                    "Host is not that of the request"
+                }
+                _ => return Ok(()),
+            },
             (_, Stands::Once(coding), _) if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") => CODINGS,
             (_, Stands::Twice, _) => CODINGS,
-            (_, _, 1) => return Ok(()),
-            (_, _, 0) if version < Version::HTTP_11 => return Ok(()),
-            (_, _, 0) => "Host is missing",
+            (_, _, Stands::Once(_)) => return Ok(()),
+            (_, _, Stands::Nowhere) if version < Version::HTTP_11 => return Ok(()),
+            (_, _, Stands::Nowhere) => "Host is missing",
             _ => "there is more than one Host",
         };
         let refusal = Refusal::from(Failure::new(ErrorKind::BadRequest, words));

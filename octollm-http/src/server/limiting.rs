@@ -25,8 +25,6 @@ pub(crate) struct Limiting {
     rates: RateSettings,
     /// The most calls of a contract at a time.
     places: Vec<(ContractRef, usize)>,
-    /// Publishes which cached answers are invalid.
-    bus: Option<Arc<dyn EventBus>>,
 }
 
 /// Limits on the rates of callers, and on the calls of single contracts.
@@ -85,19 +83,6 @@ impl Server {
         self
     }
 
-    /// Sets the bus by which cached answers are dropped. Contracts with a [cache time](octollm_core::contract::ContractSpec::cache)
-    /// have their answers repeated until that has passed, or until an
-    /// [`Event::cache_invalidated`](octollm_core::event::Event::cache_invalidated) is published on this bus.
-    ///
-    /// An answer is repeated to the same caller with the same scopes, for the same task, if the bytes of the input are the same. It
-    /// has an `Age`, and a usage of 0. Failures are not cached. Equal calls at one time all run.
-    ///
-    /// While the server has no subscription, or after events were lost, all answers are dropped. Without a bus they expire only.
-    pub fn cache_bus(mut self, bus: impl EventBus) -> Self {
-        self.limiting.bus = Some(Arc::new(bus));
-        self
-    }
-
     fn rate(
         mut self,
         setting: &'static str,
@@ -122,6 +107,7 @@ impl Limiting {
         dispatcher: &Dispatcher,
         has_tasks: bool,
         config: &ServerConfig,
+        bus: Option<Arc<dyn EventBus>>,
     ) -> Result<(Option<Arc<Rates>>, Guards), ConfigError> {
         let arm_id = &dispatcher.card().arm_id;
         let rates = self.rates.build(arm_id, |contract| has_tasks || dispatcher.serves(contract))?;
@@ -130,7 +116,7 @@ impl Limiting {
             within("max_in_flight_of", 1, *calls, Semaphore::MAX_PERMITS)?;
         }
         let caches = dispatcher.specs().any(|spec| spec.cache.is_some()) && config.cache_answers > 0;
-        let cache = caches.then(|| AnswerCache::new(config.cache_answers, config.cache_bytes, self.bus));
+        let cache = caches.then(|| AnswerCache::new(config.cache_answers, config.cache_bytes, bus.clone()));
         let guard = |spec: &ContractSpec| {
             let contract = spec.reference();
             let rates = rates.clone().filter(|rates| rates.apply_to(&contract));

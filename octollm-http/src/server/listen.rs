@@ -11,24 +11,26 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use octollm_core::orchestrator::Orchestrator;
+use octollm_core::{bus::EventBus, orchestrator::Orchestrator};
+#[cfg(unix)]
+use tokio::signal::unix::{self, SignalKind};
 use tokio::{
-    net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinSet, unconstrained},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{arm::HealthState, connection::Connections, service::HttpService};
-use crate::io::Acceptor;
+use super::{arm::HealthState, connection::Connections, ending::Reason, service::HttpService};
+use crate::io::{Acceptor, Listener};
 
-/// A server that listens, on TCP by default. Awaiting it is the same as [`run`](Self::run).
-pub struct BoundServer<A = TcpListener> {
+/// A server that listens: by default on TCP, with or without TLS. Awaiting it is the same as [`run`](Self::run).
+pub struct BoundServer<A = Listener> {
     acceptor: A,
     service: HttpService,
     health: Arc<HealthState>,
     orchestrator: Option<Arc<dyn Orchestrator>>,
+    bus: Option<Arc<dyn EventBus>>,
 }
 
 /// The parts of a server that is built.
@@ -36,10 +38,13 @@ pub(crate) struct Built {
     pub(crate) service: HttpService,
     pub(crate) health: Arc<HealthState>,
     pub(crate) orchestrator: Option<Arc<dyn Orchestrator>>,
+    pub(crate) bus: Option<Arc<dyn EventBus>>,
 }
 
 /// Time limit on closing an orchestrator. After it the leases of its tasks expire by themselves.
 const CLOSE: Duration = Duration::from_secs(5);
+/// Time limit on dropping what is given up.
+const DROP: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, such as one without a free file descriptor.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
@@ -51,13 +56,14 @@ impl BoundServer {
 
     /// The address as a URL, such as `http://127.0.0.1:8103`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.local_addr())
+        let scheme = if self.acceptor.is_encrypted() { "https" } else { "http" };
+        format!("{scheme}://{}", self.local_addr())
     }
 }
 
 impl<A: Acceptor> BoundServer<A> {
-    pub(crate) fn new(acceptor: A, Built { service, health, orchestrator }: Built) -> Self {
-        Self { acceptor, service, health, orchestrator }
+    pub(crate) fn new(acceptor: A, Built { service, health, orchestrator, bus }: Built) -> Self {
+        Self { acceptor, service, health, orchestrator, bus }
     }
 
     /// Serves until the future is dropped.
@@ -71,54 +77,63 @@ impl<A: Acceptor> BoundServer<A> {
     /// Serves until SIGTERM or Ctrl-C, then shuts down as [`run_until`](Self::run_until) does.
     ///
     /// After SIGTERM the server first accepts requests for [`drain_notice`](super::Server::drain_notice) while `GET /ready` answers
-    /// 503, so that load balancers stop sending. A Ctrl-C during the shutdown closes everything at once.
+    /// 503, so that load balancers stop sending. A second signal closes everything at once: what still runs is given up, and the
+    /// orchestrator is not closed, so that its tasks stay leased.
     ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until_signal(self) {
         let (health, notice) = (self.health.clone(), self.service.config().drain_notice);
-        let ending = CancellationToken::new();
-        let begun = ending.clone();
-        let serving = self.run_until(async move {
-            let signal = first_signal().await;
-            begun.cancel();
-            if signal == Signal::Terminate {
+        let (mut first, mut second) = (Signals::listen(), Signals::listen());
+        let shutdown = async move {
+            if first.next().await == Signal::Terminate {
+                tracing::info!(?notice, "not ready any more");
                 health.drain();
                 sleep(notice).await;
             }
-        });
-        tokio::select! {
-            () = serving => {}
-            () = async { ending.cancelled().await; interrupt().await } => {
-                tracing::warn!("interrupted during the shutdown: connections are dropped");
-            }
-        }
+        };
+        let at_once = async move {
+            second.next().await;
+            second.next().await;
+        };
+        self.serve(shutdown, at_once).await;
     }
 
     /// Serves until `shutdown` completes, then shuts down gracefully.
     ///
-    /// The server accepts no more connections. Running requests have [`drain_grace`](super::Server::drain_grace) to finish, and
-    /// are dropped after that. An [orchestrator](super::Server::orchestrator) starts no more tasks; its running tasks have the same
+    /// The server accepts no more connections. Running requests have [`drain_grace`](super::Server::drain_grace) to finish. What
+    /// runs after that is given up: it is dropped, logged, counted in `octollm_http_given_up_total`, and published on the
+    /// [bus](super::Server::bus). An [orchestrator](super::Server::orchestrator) starts no more tasks; its running tasks have the same
     /// time. Then it is [closed](Orchestrator::close), within 5 s.
     ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
-        let Self { acceptor, service, health, orchestrator } = self;
+        self.serve(shutdown, pending()).await;
+    }
+
+    /// Serves until one of the two completes. After `shutdown`, running requests may finish until `at_once` completes.
+    async fn serve(self, shutdown: impl Future<Output = ()>, at_once: impl Future<Output = ()>) {
+        let Self { acceptor, service, health, orchestrator, bus } = self;
         let (limit, grace) = (service.config().max_connections, service.config().drain_grace);
-        let drain = CancellationToken::new();
-        let connections = Arc::new(Connections::new(service, health.clone()));
+        let (drain, (open, closed)) = (CancellationToken::new(), mpsc::channel(1));
+        let connections = Arc::new(Connections::new(service.clone(), health.clone(), open));
         let mut incoming = Incoming { acceptor, places: Arc::new(Semaphore::new(limit)) };
         let mut running = JoinSet::new();
         let serve = |(opening, place): (A::Opening, Place)| {
             let (connections, drain) = (connections.clone(), drain.child_token());
             async move { connections.serve(opening, place, drain).await }
         };
-        let mut shutdown = pin!(shutdown);
+        let (mut shutdown, mut at_once) = (pin!(shutdown), pin!(at_once));
+        let mut is_ended = false;
         tracing::info!("serving");
         loop {
             tokio::select! {
                 biased;
+                () = &mut at_once => {
+                    is_ended = true;
+                    break;
+                }
                 () = &mut shutdown => break,
                 // Before what has ended: new connections do not wait for it.
                 accepted = incoming.next() => {
@@ -133,28 +148,66 @@ impl<A: Acceptor> BoundServer<A> {
         while let Some(accepted) = unconstrained(incoming.next()).now_or_never() {
             running.spawn(serve(accepted));
         }
-        drop(incoming);
+        drop((incoming, connections));
         drain.cancel();
         tracing::info!(connections = running.len(), "draining");
-        let answered = async { while running.join_next().await.is_some() {} };
-        let drained = async {
-            if let Some(orchestrator) = &orchestrator {
-                orchestrator.drain().await;
-            }
+        let given_up = match is_ended {
+            true => Some(Reason::Signal),
+            false => drained(&mut running, orchestrator.as_deref(), grace, at_once).await.err(),
         };
-        if timeout(grace, async { tokio::join!(answered, drained) }).await.is_err() {
-            tracing::warn!(
-                connections = running.len(),
-                "connections and tasks that still run are dropped: the grace period is over"
-            );
+        if let Some(reason) = given_up {
+            give_up(reason, &service, running, closed, bus.as_deref()).await;
         }
-        running.abort_all();
-        if let Some(orchestrator) = orchestrator
-            && timeout(CLOSE, orchestrator.close()).await.is_err()
-        {
+        let Some(orchestrator) = orchestrator.filter(|_| given_up != Some(Reason::Signal)) else { return };
+        if timeout(CLOSE, orchestrator.close()).await.is_err() {
             tracing::warn!("the orchestrator did not close in time: the leases of its tasks expire");
         }
     }
+}
+
+/// Waits until connections and tasks have ended.
+///
+/// # Errors
+/// Why what still runs is given up.
+async fn drained(
+    running: &mut JoinSet<()>,
+    orchestrator: Option<&dyn Orchestrator>,
+    grace: Duration,
+    at_once: impl Future<Output = ()>,
+) -> Result<(), Reason> {
+    let answered = async { while running.join_next().await.is_some() {} };
+    let tasks = async {
+        if let Some(orchestrator) = orchestrator {
+            orchestrator.drain().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        ((), ()) = async { tokio::join!(answered, tasks) } => Ok(()),
+        () = at_once => Err(Reason::Signal),
+        () = sleep(grace) => Err(Reason::Grace),
+    }
+}
+
+/// Drops what still runs, and reports it.
+async fn give_up(
+    reason: Reason,
+    service: &HttpService,
+    mut running: JoinSet<()>,
+    mut closed: mpsc::Receiver<()>,
+    bus: Option<&dyn EventBus>,
+) {
+    let (ending, connections) = (service.ending(), running.len());
+    ending.give_up(reason);
+    let dropped = async {
+        running.shutdown().await;
+        // Streams of HTTP/2 end after their connection.
+        while closed.recv().await.is_some() {}
+    };
+    // An arm that blocks its thread cannot be dropped before it awaits.
+    let is_all = timeout(DROP, dropped).await.is_ok();
+    let requests = ending.publish(bus).await;
+    tracing::warn!(%reason, connections, requests, is_all, "what still ran was given up");
 }
 
 impl<A: Acceptor> IntoFuture for BoundServer<A> {
@@ -216,31 +269,50 @@ enum Signal {
     Interrupt,
 }
 
+/// The signals that end a server, from the moment on when it listens for them.
 #[cfg(unix)]
-async fn first_signal() -> Signal {
-    use tokio::signal::unix::{SignalKind, signal};
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => terminate.recv().await.unwrap_or_default(),
-            Err(error) => no_signals(&error).await,
+struct Signals {
+    terminate: io::Result<unix::Signal>,
+    interrupt: io::Result<unix::Signal>,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> Self {
+        let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
+        Self { terminate: unix::signal(terminate), interrupt: unix::signal(interrupt) }
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            () = received(&mut self.terminate) => Signal::Terminate,
+            () = received(&mut self.interrupt) => Signal::Interrupt,
         }
-    };
-    tokio::select! {
-        () = terminated => Signal::Terminate,
-        () = interrupt() => Signal::Interrupt,
+    }
+}
+
+#[cfg(unix)]
+async fn received(signal: &mut io::Result<unix::Signal>) {
+    match signal {
+        Ok(signal) => signal.recv().await.unwrap_or_default(),
+        Err(error) => no_signals(error).await,
     }
 }
 
 #[cfg(not(unix))]
-async fn first_signal() -> Signal {
-    interrupt().await;
-    Signal::Interrupt
-}
+struct Signals;
 
-/// Returns at the next Ctrl-C.
-async fn interrupt() {
-    if let Err(error) = tokio::signal::ctrl_c().await {
-        no_signals(&error).await;
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) -> Signal {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            no_signals(&error).await;
+        }
+        Signal::Interrupt
     }
 }
 

@@ -48,6 +48,7 @@ mod identity;
 mod rates;
 mod cache;
 mod guard;
+mod ending;
 mod service;
 mod arm;
 mod tasks;
@@ -56,6 +57,7 @@ mod docs;
 mod limiting;
 mod connection;
 mod listen;
+mod env;
 
 use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
 
@@ -63,9 +65,9 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm, card::MAX_NEEDS, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError, id::is_arm_id,
-    idempotency::IdempotencyStore, orchestrator::Orchestrator, parts::is_scope, reflex::Reflex,
-    transport::Transport,
+    Arm, bus::EventBus, card::MAX_NEEDS, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError,
+    id::is_arm_id, idempotency::IdempotencyStore, orchestrator::Orchestrator, parts::is_scope,
+    reflex::Reflex, transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -73,6 +75,7 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use self::{
     arm::{ArmCapabilities, Check, HealthState, MetricsPage, Written},
     docs::DocsPage,
+    env::{Exposure, LISTEN},
     identity::Identity,
     limiting::Limiting,
     listen::Built,
@@ -82,8 +85,8 @@ use self::{
 };
 pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};
 use crate::{
-    io::{self, Acceptor},
-    limits::{ServerConfig, limits_setters, server_limits, within},
+    io::{self, Acceptor, Listener},
+    limits::{SHORTEST, ServerConfig, YEAR, limits_setters, server_limits, within},
 };
 
 /// Builds a server for arms, an orchestrator and a reflex, each alone or together.
@@ -110,12 +113,14 @@ pub struct Server {
     checks: Vec<Check>,
     identity: Identity,
     limiting: Limiting,
+    bus: Option<Arc<dyn EventBus>>,
     errors: ErrorForm,
     is_compressing: bool,
     metrics: Metrics,
     has_docs: bool,
     /// Only with the feature `tokens`.
     verifies_tokens: bool,
+    exposure: Exposure,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
@@ -148,11 +153,13 @@ impl Server {
             checks: Vec::new(),
             identity: Identity::default(),
             limiting: Limiting::default(),
+            bus: None,
             errors: ErrorForm::default(),
             is_compressing: false,
             metrics: Metrics::default(),
             has_docs: true,
             verifies_tokens: false,
+            exposure: Exposure::default(),
             #[cfg(feature = "tokens")]
             jwks: None,
             #[cfg(feature = "tokens")]
@@ -206,6 +213,21 @@ impl Server {
     /// Contracts that are idempotent ignore keys.
     pub fn idempotency(mut self, store: impl IdempotencyStore) -> Self {
         self.dispatcher.idempotency(store);
+        self
+    }
+
+    /// Sets the bus of the server.
+    ///
+    /// **Cached answers.** Contracts with a [cache time](octollm_core::contract::ContractSpec::cache) have their answers repeated
+    /// until that has passed, or until an [`Event::cache_invalidated`](octollm_core::event::Event::cache_invalidated) is published on
+    /// this bus. An answer is repeated to the same caller with the same scopes, for the same task, if the bytes of the input are the
+    /// same. It has an `Age`, and a usage of 0. Failures are not cached. Equal calls at one time all run. While the server has no
+    /// subscription, or after events were lost, all answers are dropped. Without a bus they expire only.
+    ///
+    /// **The end.** Requests that are given up at the [end of the server](BoundServer::run_until) are published as `request.dropped`,
+    /// within 1 s.
+    pub fn bus(mut self, bus: impl EventBus) -> Self {
+        self.bus = Some(Arc::new(bus));
         self
     }
 
@@ -380,14 +402,40 @@ impl Server {
         self
     }
 
-    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. Several checks of one name are
-    /// reported as one, which holds if all of them do.
+    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. A check that panics or exceeds
+    /// [`check_timeout`](Self::check_timeout) has failed. Several checks of one name are reported as one, which holds if all of them
+    /// do.
+    ///
+    /// All checks run at once. Requests that arrive while they run receive the result of that run, so that probes of many load
+    /// balancers do not add up. The run ends with the last of those requests.
+    ///
+    /// ```
+    /// # use octollm_core::{orchestrator::Orchestrator, brain::Brain, Context, task::TaskQuery};
+    /// # use octollm_http::Server;
+    /// # fn checked(brain: Brain) -> Server {
+    /// let store = brain.clone();
+    /// Server::new("brain").orchestrator(brain).check("store", move || {
+    ///     let store = store.clone();
+    ///     async move { store.list(TaskQuery::default().limit(1), &Context::detached()).await.is_ok() }
+    /// })
+    /// # }
+    /// ```
     pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = bool> + Send + 'static,
     {
-        self.checks.push(Check::new(name.into(), check));
+        self.checks.push(Check::new(name.into(), None, check));
+        self
+    }
+
+    /// Adds a readiness check as [`check`](Self::check) does, with a time limit of its own, at most a year.
+    pub fn check_within<F, Fut>(mut self, name: impl Into<String>, limit: Duration, check: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = bool> + Send + 'static,
+    {
+        self.checks.push(Check::new(name.into(), Some(limit), check));
         self
     }
 
@@ -403,7 +451,8 @@ impl Server {
         Ok(())
     }
 
-    /// Listens on TCP, without serving yet. For port 0 the system chooses one.
+    /// Listens on TCP, without serving yet. For port 0 the system chooses one. Where [`env`](Self::env) has read another address or the
+    /// files of a certificate, it listens there, or with TLS.
     ///
     /// # Errors
     /// A setting is invalid, or the address cannot be listened on. The setting is `authenticate` if the address is beyond loopback
@@ -411,18 +460,22 @@ impl Server {
     ///
     /// # Cancel safety
     /// Dropping the future drops the server, and the listener with it.
-    pub async fn bind(self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
-        let addresses: Vec<_> = lookup_host(address).await.map_err(not_found)?.collect();
+    pub async fn bind(mut self, address: impl ToSocketAddrs) -> Result<BoundServer, ConfigError> {
+        let addresses: Vec<_> = match &self.exposure.address {
+            Some(named) => lookup_host(named).await.map_err(|source| not_found(LISTEN, source))?.collect(),
+            None => lookup_host(address).await.map_err(|source| not_found("address", source))?.collect(),
+        };
         let beyond = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
         if let Some(address) = beyond {
             self.guarded(|| address.to_string())?;
         }
+        let tls = self.exposure.tls.take();
         let built = self.build()?;
-        let acceptor = io::listen(&addresses).map_err(|source| {
+        let listener = io::listen(&addresses).map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
             ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
         })?;
-        Ok(BoundServer::new(acceptor, built))
+        Ok(BoundServer::new(Listener::new(listener, tls)?, built))
     }
 
     /// Accepts connections from an acceptor, without serving yet.
@@ -431,6 +484,7 @@ impl Server {
     /// A setting is invalid. The setting is `authenticate` if the acceptor is not [local](Acceptor::is_local) and nothing
     /// establishes who calls.
     pub fn listen<A: Acceptor>(self, acceptor: A) -> Result<BoundServer<A>, ConfigError> {
+        self.exposure.unused()?;
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;
         }
@@ -445,6 +499,7 @@ impl Server {
     /// # Errors
     /// A setting is invalid. The setting is `authenticate` if nothing establishes who calls.
     pub fn into_service(self) -> Result<HttpService, ConfigError> {
+        self.exposure.unused()?;
         self.guarded(|| "a mounted service".into())?;
         self.build().map(|built| built.service)
     }
@@ -471,6 +526,9 @@ impl Server {
 
     fn build(self) -> Result<Built, ConfigError> {
         self.config.check()?;
+        for limit in self.checks.iter().filter_map(|check| check.limit) {
+            within("check_within", SHORTEST, limit, YEAR)?;
+        }
         within("cost_tier", 1, self.dispatcher.card().cost_tier, 5)?;
         if !is_arm_id(&self.dispatcher.card().arm_id) {
             let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";
@@ -483,7 +541,8 @@ impl Server {
         let Self { dispatcher, transport, orchestrator, errors, .. } = self;
         let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
         let dispatcher = Arc::new(dispatcher);
-        let (rates, guards) = self.limiting.build(&dispatcher, orchestrator.is_some(), &self.config)?;
+        let (rates, guards) =
+            self.limiting.build(&dispatcher, orchestrator.is_some(), &self.config, self.bus.clone())?;
         let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
         let mut table = RouteTable::new(&dispatcher.card().arm_id);
         // Before the routes of contracts: of two routes with one path the error names the contract.
@@ -534,7 +593,7 @@ impl Server {
         }
         let service = HttpService::new(table, self.config, identity, errors, rates, self.is_compressing);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok(Built { service, health, orchestrator })
+        Ok(Built { service, health, orchestrator, bus: self.bus })
     }
 }
 
@@ -550,8 +609,8 @@ fn check_needs(needs: &[String]) -> Result<(), ConfigError> {
     within("needs", 0, needs.len(), MAX_NEEDS)
 }
 
-fn not_found(source: std::io::Error) -> ConfigError {
-    ConfigError::new("address", "was not found").with_source(source)
+fn not_found(setting: &'static str, source: std::io::Error) -> ConfigError {
+    ConfigError::new(setting, "was not found").with_source(source)
 }
 
 impl fmt::Debug for Server {

@@ -12,13 +12,14 @@ use http::{HeaderMap, HeaderName, Method, Response, StatusCode, header::CONTENT_
 use http_body::Body;
 use octollm_core::{
     __private::{Counter, Counters, Durations, Scope, Spent, who},
+    contract::ContractRef,
     parts::{Caller, ContextParts},
 };
 use tokio::time::Instant;
 use tracing::field::{Empty, display};
 
 use super::body::HttpBody;
-use crate::wire::names;
+use crate::wire::{names, read_trace};
 
 static REQUESTS: LazyLock<Counters> = LazyLock::new(|| {
     let help =
@@ -68,11 +69,13 @@ impl ServerMeter {
 
 /// The metrics of one route. They are registered when they first count something.
 pub(crate) struct RouteMeter {
-    server: String,
-    method: String,
+    pub(crate) server: String,
+    pub(crate) method: String,
     /// The pattern, as it was added.
-    route: String,
-    is_quiet: bool,
+    pub(crate) route: String,
+    /// The contract that it always runs.
+    pub(crate) contract: Option<ContractRef>,
+    pub(crate) is_quiet: bool,
     durations: OnceLock<Spent>,
     statuses: [OnceLock<Counter>; STATUSES.len()],
 }
@@ -83,6 +86,7 @@ impl RouteMeter {
             server: server.to_owned(),
             method: method.to_owned(),
             route: route.to_owned(),
+            contract: None,
             is_quiet: QUIET.contains(&route),
             durations: OnceLock::new(),
             statuses: Default::default(),
@@ -107,13 +111,17 @@ impl RouteMeter {
 /// What becomes known of a request while it is answered.
 pub(crate) struct Seen {
     pub(crate) scope: Scope,
+    pub(crate) begun: Instant,
+    /// The caller, where callers are checked.
+    pub(crate) caller: OnceLock<Caller>,
+    /// The contract that the body named.
+    pub(crate) contract: OnceLock<ContractRef>,
     /// Position of the metrics of its route.
     route: AtomicUsize,
-    caller: OnceLock<Box<str>>,
 }
 
 impl Seen {
-    pub(crate) fn new(method: &Method) -> Self {
+    pub(crate) fn new(method: &Method, head: &HeaderMap) -> Self {
         let span = tracing::info_span!(
             target: "octollm::span",
             "request",
@@ -125,7 +133,15 @@ impl Seen {
             status = Empty,
             duration_ms = Empty,
         );
-        Self { scope: span.into(), route: AtomicUsize::new(0), caller: OnceLock::new() }
+        // Before the span is entered: a span that has begun keeps its parent.
+        let scope = Scope::joined(span, || read_trace(head));
+        Self {
+            scope,
+            begun: Instant::now(),
+            caller: OnceLock::new(),
+            contract: OnceLock::new(),
+            route: AtomicUsize::new(0),
+        }
     }
 
     /// The head is read.
@@ -140,13 +156,12 @@ impl Seen {
 
     /// The caller is authenticated.
     pub(crate) fn identified(&self, caller: &Caller) {
-        let span = self.scope.span();
-        if span.is_some() || tracing::enabled!(target: "octollm::access", tracing::Level::INFO) {
-            let Some(who) = who(caller) else { return };
-            let who = self.caller.get_or_init(|| who.to_string().into());
-            if let Some(span) = span {
-                span.record("caller", &**who);
-            }
+        if *caller == Caller::Unchecked {
+            return;
+        }
+        let caller = self.caller.get_or_init(|| caller.clone());
+        if let (Some(span), Some(who)) = (self.scope.span(), who(caller)) {
+            span.record("caller", display(who));
         }
     }
 }
@@ -156,13 +171,12 @@ pub(crate) struct Recording<'a> {
     meters: &'a [RouteMeter],
     seen: &'a Seen,
     method: &'static str,
-    begun: Instant,
     ended: bool,
 }
 
 impl<'a> Recording<'a> {
     pub(crate) fn begin(meters: &'a [RouteMeter], seen: &'a Seen, method: &Method) -> Self {
-        Self { meters, seen, method: method_name(method), begun: Instant::now(), ended: false }
+        Self { meters, seen, method: method_name(method), ended: false }
     }
 
     pub(crate) fn end(mut self, response: &Response<HttpBody>) {
@@ -173,7 +187,7 @@ impl<'a> Recording<'a> {
     fn write(&self, response: Option<&Response<HttpBody>>) {
         let position = self.seen.route.load(Ordering::Relaxed);
         let Some(meter) = self.meters.get(position) else { return };
-        let time = self.begun.elapsed();
+        let time = self.seen.begun.elapsed();
         let status = response.map(Response::status);
         meter.count(status, time);
         let duration_ms = time.as_secs_f64() * 1e3;
@@ -195,10 +209,10 @@ impl<'a> Recording<'a> {
                     bytes = response.and_then(length),
                     request = response.and_then(|response| id(response, &names::REQUEST_ID)),
                     correlation = response.and_then(|response| id(response, &names::CORRELATION_ID)),
-                    caller = self.seen.caller.get().map(|caller| &**caller),
+                    caller = self.seen.caller.get().and_then(who).map(display),
                     server = &*meter.server,
                     "{}",
-                    if response.is_some() { "answered" } else { "dropped: the caller is gone" }
+                    if response.is_some() { "answered" } else { "dropped without an answer" }
                 )
             };
         }

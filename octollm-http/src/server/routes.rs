@@ -9,6 +9,7 @@ use http::{
 };
 use octollm_core::{
     budget::Usage,
+    contract::ContractRef,
     deadline::Deadline,
     error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
@@ -20,7 +21,7 @@ use tower::util::BoxCloneSyncService;
 
 use super::{
     body::HttpBody,
-    recording::{RouteMeter, ServerMeter},
+    recording::{RouteMeter, Seen, ServerMeter},
 };
 use crate::wire::{Problem, names, write_problem, write_usage};
 
@@ -33,6 +34,8 @@ pub(crate) struct Inbound<'r> {
     pub(crate) id: &'r str,
     /// The whole body; empty if the endpoint takes none.
     pub(crate) body: Bytes,
+    /// What is reported of the request.
+    pub(crate) seen: Option<&'r Seen>,
 }
 
 /// The needs of an endpoint, which are met before it is called.
@@ -225,6 +228,15 @@ impl Ids {
         Self { request, correlation, task: parts.task_id.clone() }
     }
 
+    /// The ids of the request and of the piece of work.
+    pub(crate) fn texts(&self) -> (&str, &str) {
+        (self.request.to_str().unwrap_or_default(), self.correlation.to_str().unwrap_or_default())
+    }
+
+    pub(crate) fn task_id(&self) -> Option<&TaskId> {
+        self.task.as_ref()
+    }
+
     /// The answer that is sent; `errors` is the form of a refusal.
     pub(crate) fn respond(self, result: Result<Answer, Refusal>, errors: ErrorForm) -> Response<HttpBody> {
         let mut response = match result {
@@ -361,9 +373,18 @@ impl RouteTable {
     }
 
     /// Adds a route of a contract, whose path has no parameters.
-    pub(crate) fn contract(&mut self, path: &str, endpoint: impl Endpoint) -> Result<(), ConfigError> {
+    pub(crate) fn contract(
+        &mut self,
+        contract: &ContractRef,
+        path: &str,
+        endpoint: impl Endpoint,
+    ) -> Result<(), ConfigError> {
         check_path(path, "")?;
-        self.add(Method::POST, path, endpoint)
+        self.add(Method::POST, path, endpoint)?;
+        if let Some(meter) = self.meters.last_mut() {
+            meter.contract = Some(contract.clone());
+        }
+        Ok(())
     }
 
     /// Adds a route of the user, whose path can have `{parameters}`.

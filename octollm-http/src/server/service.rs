@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::{HeaderMap, Method, Request, Response, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -27,6 +28,7 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use super::compression;
 use super::{
     body::HttpBody,
+    ending::{Ending, Unanswered},
     head::{self, Fields},
     identity::Identity,
     rates::Rates,
@@ -70,6 +72,7 @@ pub(crate) struct Core {
     /// A limit of their own, so that discovery works at any load.
     documents: Arc<Semaphore>,
     arriving: ArrivingBytes,
+    ending: Ending,
 }
 
 static GAUGES: LazyLock<Gauges<Core>> = LazyLock::new(|| {
@@ -140,15 +143,29 @@ impl HttpService {
         let places = || Arc::new(Semaphore::new(config.max_in_flight));
         let (places, documents) = (places(), places());
         let arriving = ArrivingBytes::new(config.max_arriving);
-        let core =
-            Core { routes, config, identity, errors, rates, is_compressing, places, documents, arriving };
-        let core = Arc::new(core);
+        let ending = Ending::default();
+        let core = Arc::new(Core {
+            routes,
+            config,
+            identity,
+            errors,
+            rates,
+            is_compressing,
+            places,
+            documents,
+            arriving,
+            ending,
+        });
         GAUGES.add(&core);
         Self { core, layered: None, is_inner: false }
     }
 
     pub(crate) fn config(&self) -> &ServerConfig {
         &self.core.config
+    }
+
+    pub(crate) fn ending(&self) -> &Ending {
+        &self.core.ending
     }
 
     /// The same service with a layer around it.
@@ -178,12 +195,14 @@ impl HttpService {
     }
 
     /// Answers a request of a connection that the server itself accepted.
-    pub(crate) async fn answer(
+    ///
+    /// No `async` function, which would hold the request twice.
+    pub(crate) fn answer(
         &self,
         mut request: Request<Incoming>,
         arrival: Arrival,
         peer: Peer,
-    ) -> Response<HttpBody> {
+    ) -> impl Future<Output = Response<HttpBody>> + Send {
         let is_needed = self.core.identity.authenticator.is_some();
         let peer = if self.core.rates.is_some() {
             request.extensions_mut().insert(peer);
@@ -191,12 +210,14 @@ impl HttpService {
         } else {
             Some(peer).filter(|_| is_needed)
         };
-        let Some(layered) = &self.layered else { return self.core.recorded(request, arrival, peer).await };
+        let Some(layered) = &self.layered else {
+            return Either::Left(self.core.recorded(request, arrival, peer));
+        };
         request.extensions_mut().insert(arrival);
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
-        Box::pin(self.core.layered(layered.clone(), request)).await
+        Either::Right(Box::pin(self.core.layered(layered.clone(), request)))
     }
 }
 
@@ -228,7 +249,7 @@ impl Core {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let seen = Seen::new(request.method());
+        let seen = Seen::new(request.method(), request.headers());
         let recording = Recording::begin(&self.routes.meters, &seen, request.method());
         // Pinned in place, since a future that is passed by value is copied.
         let mut answer = pin!(self.answer(request, arrival, (peer, Some(&seen))));
@@ -245,7 +266,7 @@ impl Core {
     {
         let mut request = request.map(HttpBody::streamed);
         // A server that is mounted in a route of another one is recorded by both.
-        let seen = Arc::new(Seen::new(request.method()));
+        let seen = Arc::new(Seen::new(request.method(), request.headers()));
         let recording = Recording::begin(&self.routes.meters, &seen, request.method());
         request.extensions_mut().insert(seen.clone());
         let mut answer = pin!(layered.oneshot(request));
@@ -269,7 +290,7 @@ impl Core {
         B::Error: Into<BoxError>,
     {
         let (mut head, body) = request.into_parts();
-        let (parts, malformed) = match read_parts(&head.headers) {
+        let (mut parts, malformed) = match read_parts(&head.headers) {
             Ok(parts) => (parts, None),
             Err(malformed) => {
                 let (failure, parts) = *malformed;
@@ -284,8 +305,14 @@ impl Core {
             if let Some(meter) = self.routes.meters.get(position) {
                 seen.matched(position, meter, &parts);
             }
+            if let Some(trace) = seen.scope.trace() {
+                parts.trace = Some(trace);
+            }
         }
+        let meter = found.as_ref().ok().and_then(|route| self.routes.meters.get(route.meter));
+        let unanswered = Unanswered::new(&self.ending, meter, seen, &ids);
         let result = self.reply(&mut head, body, parts, malformed, (arrival, peer, seen, found)).await;
+        unanswered.answered();
         let response = ids.respond(result, self.errors);
         if no_body { head_only(response) } else { response }
     }
@@ -369,7 +396,7 @@ impl Core {
         #[cfg(not(feature = "compression"))]
         let _ = is_coded;
         let path = head.uri.path();
-        let call = endpoint.call(Inbound { parts, head, id: route.id(path), body });
+        let call = endpoint.call(Inbound { parts, head, id: route.id(path), body, seen });
         let result = contained(call, path).await?;
         #[cfg(feature = "compression")]
         let result = match result {
@@ -455,7 +482,7 @@ impl Core {
         found: Result<&'a Route, Refusal>,
     ) -> Result<(&'a Route, bool), Refusal> {
         let fields = Fields::of(&head.headers);
-        fields.check_framing(arrival, head.version)?;
+        fields.check_framing(arrival, head.version, &head.uri)?;
         head::check_head(head, &self.config)?;
         fields.check()?;
         if let Some(failure) = malformed {

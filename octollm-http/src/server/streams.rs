@@ -13,7 +13,7 @@ use std::{
 
 use hyper::rt::Executor;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, mpsc},
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
@@ -27,6 +27,8 @@ struct Shared {
     running: AtomicUsize,
     /// Notified when the first stream opens and when the last one ends.
     changed: Notify,
+    /// Dropped with the last stream.
+    _open: mpsc::Sender<()>,
 }
 
 /// The state of a stream, which the body of its answer reports.
@@ -61,8 +63,10 @@ impl Stream {
 }
 
 impl Streams {
-    pub(crate) fn new(write_timeout: Duration) -> Self {
-        Self(Arc::new(Shared { write_timeout, running: AtomicUsize::new(0), changed: Notify::new() }))
+    /// The streams of a connection, the last of which drops `open`.
+    pub(crate) fn new(write_timeout: Duration, open: mpsc::Sender<()>) -> Self {
+        let (running, changed) = (AtomicUsize::new(0), Notify::new());
+        Self(Arc::new(Shared { write_timeout, running, changed, _open: open }))
     }
 
     /// Waits until no stream has been open for this time.

@@ -57,18 +57,29 @@ pub mod names {
 pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure, ContextParts)>> {
     let fields = Fields::of(head);
     let request_id: RequestId = parsed(fields.request_id).unwrap_or_default();
-    let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| request_id.clone());
+    let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| {
+        if fields.correlation_id.is_some() {
+            tracing::debug!(name = %names::CORRELATION_ID, id = %request_id, "malformed id replaced");
+        }
+        request_id.clone()
+    });
     let mut parts = ContextParts::of(request_id, correlation_id);
     parts.task_id = parsed(fields.task_id);
     parts.key = fields.key.and_then(read_key);
     parts.repeated = fields.instance.is_some();
-    // More than one traceparent is ignored (W3C Trace Context §3.2).
-    parts.trace = parsed::<TraceContext>(fields.traceparent.once())
-        .map(|trace| trace.with_tracestate(&fields.tracestate.join()));
+    parts.trace = fields.trace();
+    if parts.trace.is_none() && !matches!(fields.traceparent, Limit::None) {
+        tracing::debug!(name = %names::TRACEPARENT, id = %parts.request_id, "malformed trace ignored");
+    }
     match read_limits(&fields, &mut parts) {
         Ok(()) => Ok(parts),
         Err(failure) => Err(Box::new((failure, parts))),
     }
+}
+
+/// Reads the trace of the caller.
+pub(crate) fn read_trace(head: &HeaderMap) -> Option<TraceContext> {
+    Fields::of(head).trace()
 }
 
 /// The values of the fields that are read, found in one pass.
@@ -114,6 +125,12 @@ impl<'h> Fields<'h> {
             }
         }
         fields
+    }
+
+    fn trace(&self) -> Option<TraceContext> {
+        // More than one traceparent is ignored (W3C Trace Context §3.2).
+        let trace = parsed::<TraceContext>(self.traceparent.once())?;
+        Some(trace.with_tracestate(&self.tracestate.join()))
     }
 }
 
@@ -206,6 +223,15 @@ fn way_back(left: Duration) -> Duration {
     (left / 16).clamp(Duration::from_millis(5), Duration::from_millis(250)).min(left / 2)
 }
 
+/// Writes the trace of a request, in place of one that it has already.
+pub(crate) fn write_trace(trace: &TraceContext, head: &mut HeaderMap) {
+    put(head, names::TRACEPARENT, trace.traceparent());
+    match trace.tracestate() {
+        Some(state) => put(head, names::TRACESTATE, state),
+        None => drop(head.remove(names::TRACESTATE)),
+    }
+}
+
 /// Writes the parts of a request. The deadline is written as the time left, less the way back of the answer.
 pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
     put(head, names::REQUEST_ID, parts.request_id.as_str());
@@ -214,10 +240,7 @@ pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
         put(head, names::TASK_ID, task.as_str());
     }
     if let Some(trace) = &parts.trace {
-        put(head, names::TRACEPARENT, trace.traceparent());
-        if let Some(state) = trace.tracestate() {
-            put(head, names::TRACESTATE, state);
-        }
+        write_trace(trace, head);
     }
     if let Some(deadline) = parts.deadline {
         let left = deadline.remaining();

@@ -62,6 +62,7 @@ pub(crate) struct Panic {}
 pub(crate) struct Seen {
     begun: AtomicUsize,
     dropped: AtomicUsize,
+    ended: AtomicUsize,
     changed: Notify,
 }
 
@@ -90,6 +91,17 @@ impl Seen {
     /// Returns when so many waits have begun.
     pub(crate) async fn begun(&self, n: usize) {
         self.reaches(&self.begun, n).await;
+    }
+
+    /// The number of waits that have begun.
+    pub(crate) fn begun_so_far(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// The number of waits that go on now.
+    pub(crate) fn running(&self) -> usize {
+        let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
+        count(&self.begun) - count(&self.dropped) - count(&self.ended)
     }
 
     /// Returns when so many waits were given up.
@@ -127,6 +139,7 @@ impl Arm<Wait> for Worker {
             None => std::future::pending().await,
         }
         std::mem::forget(drop);
+        self.0.count(&self.0.ended);
         Ok(())
     }
 }

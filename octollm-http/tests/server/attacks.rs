@@ -3,7 +3,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{future::join_all, stream};
 use http::{Method, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -28,11 +28,10 @@ async fn all_answers(peer: Peer, bytes: &[u8]) -> String {
     String::from_utf8(line.rest().await).unwrap()
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_request_hidden_by_its_framing_never_runs() {
-    let peer = start(worker());
+/// Fields of a head, and the rest of the bytes, in which somebody may see another request.
+fn framings() -> Vec<(&'static str, String)> {
     let in_chunks = |size: usize| format!("{size:x}\r\n{HIDDEN}\r\n0\r\n\r\n");
-    let framings = [
+    vec![
         // Whatever one of the two lengths makes a body of, the other makes a request of.
         ("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", in_chunks(HIDDEN.len())),
         ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", format!("0\r\n\r\n{HIDDEN}")),
@@ -67,13 +66,33 @@ async fn a_request_hidden_by_its_framing_never_runs() {
         ("Transfer-Encoding: chunked\r\n", format!("2\r\n{{}}XX0\r\n\r\n{HIDDEN}")),
         ("Transfer-Encoding: chunked\r\n", format!("2\r\n{{}}0\r\n\r\n{HIDDEN}")),
         ("Transfer-Encoding: chunked\r\n", format!("0\r\nX: y\r\n z\r\n{HIDDEN}")),
-    ];
-    for (fields, rest) in framings {
-        let answers = all_answers(peer, format!("{HEAD}{fields}\r\n{rest}").as_bytes()).await;
-        assert!(answers.starts_with("HTTP/1.1 "), "{fields:?} {rest:?}: {answers}");
-        assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{fields:?} {rest:?}: {answers}");
-        assert!(!answers.contains("hidden"), "{fields:?} {rest:?}: {answers}");
+    ]
+}
+
+async fn is_answered_once(peer: Peer, fields: &str, rest: &str) {
+    let answers = all_answers(peer, format!("{HEAD}{fields}\r\n{rest}").as_bytes()).await;
+    assert!(answers.starts_with("HTTP/1.1 "), "{fields:?} {rest:?}: {answers}");
+    assert_eq!(answers.matches("HTTP/1.1 ").count(), 1, "{fields:?} {rest:?}: {answers}");
+    assert!(!answers.contains("hidden"), "{fields:?} {rest:?}: {answers}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_hidden_by_its_framing_never_runs() {
+    let peer = start(worker());
+    for (fields, rest) in framings() {
+        is_answered_once(peer, fields, &rest).await;
     }
+}
+
+#[tokio::test]
+async fn a_request_hidden_by_its_framing_never_runs_over_a_socket_either() {
+    let limit = Duration::from_millis(300);
+    let server = worker().idle_timeout(limit).head_timeout(limit).body_timeout(limit);
+    let server = server.bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer::Tcp(server.local_addr());
+    tokio::spawn(server.run());
+    let framings = framings();
+    join_all(framings.iter().map(|(fields, rest)| is_answered_once(peer, fields, rest))).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,7 +202,7 @@ async fn every_place_comes_back_whenever_and_however_its_caller_leaves() {
                 .await;
             });
         }
-        futures_util::future::join_all(callers).await;
+        join_all(callers).await;
     }
     all_places_are_free(peer).await;
 }
@@ -228,7 +247,7 @@ async fn every_place_comes_back_whenever_a_stream_of_http2_is_reset() {
                 }
             }));
         }
-        futures_util::future::join_all(callers).await;
+        join_all(callers).await;
     }
     all_places_are_free(peer).await;
 }

@@ -15,8 +15,7 @@ type Row = (&'static str, Vec<u8>, u16, &'static str);
 
 const BARE: &str = "";
 
-async fn all_are_answered(rows: Vec<Row>) {
-    let peer = peer();
+async fn all_are_answered(peer: Peer, rows: Vec<Row>) {
     for (name, bytes, status, code) in rows {
         let answer = peer.send(&bytes).await;
         assert_eq!((answer.status, name), (status, name), "{answer:?}");
@@ -51,10 +50,9 @@ fn body(body: impl AsRef<[u8]>) -> Vec<u8> {
     post("/echo", "", body)
 }
 
-#[tokio::test(start_paused = true)]
-async fn framing() {
+fn framing_rows() -> Vec<Row> {
     let chunks = "d\r\n{\"text\":\"hi\"}\r\n0\r\n\r\n";
-    all_are_answered(vec![
+    vec![
         ("differing lengths", head("Content-Length: 2\r\nContent-Length: 3\r\n", "{}"), 400, BARE),
         ("length with sign", head("Content-Length: +2\r\n", "{}"), 400, BARE),
         ("list of lengths", head("Content-Length: 2, 3\r\n", "{}"), 400, BARE),
@@ -77,8 +75,12 @@ async fn framing() {
         ("no version", raw("GET /health\r\nHost: x\r\n\r\n"), 400, BARE),
         ("unknown version", raw("GET /health HTTP/3.7\r\nHost: x\r\n\r\n"), 400, BARE),
         ("no HTTP", raw("\u{16}\u{3}\u{1} hello\r\n\r\n"), 400, BARE),
-    ])
-    .await;
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn framing() {
+    all_are_answered(peer(), framing_rows()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,11 +101,10 @@ async fn a_second_length_ends_the_connection() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn json() {
+fn json_rows() -> Vec<Row> {
     let nested =
         |depth: usize| format!(r#"{{"text":"a","data":{}{}}}"#, "[".repeat(depth), "]".repeat(depth));
-    all_are_answered(vec![
+    vec![
         ("truncated", body(r#"{"text":"hi""#), 400, "bad_request"),
         ("key twice", body(r#"{"text":"a","text":"b"}"#), 400, "bad_request"),
         ("key twice further down", body(r#"{"text":"a","data":{"b":[{"c":1,"c":2}]}}"#), 400, "bad_request"),
@@ -121,15 +122,18 @@ async fn json() {
         ("a field missing", body("{}"), 422, "validation_failed"),
         ("an unknown field", body(r#"{"text":"a","txet":"b"}"#), 422, "validation_failed"),
         ("no object", body("[]"), 422, "validation_failed"),
-    ])
-    .await;
+    ]
 }
 
 #[tokio::test(start_paused = true)]
-async fn heads_and_paths() {
+async fn json() {
+    all_are_answered(peer(), json_rows()).await;
+}
+
+fn head_rows() -> Vec<Row> {
     let long = |n: usize| "a".repeat(n);
     let key = |key: &str| field(&format!("Idempotency-Key: {key}\r\n"));
-    all_are_answered(vec![
+    vec![
         ("NUL in the path", get("/a%00", ""), 400, "bad_request"),
         ("a step upwards", get("/a/%2e%2e/health", ""), 400, "bad_request"),
         ("half an escape", get("/a%2", ""), 400, "bad_request"),
@@ -155,16 +159,19 @@ async fn heads_and_paths() {
         ("too many fields", get("/health", &"a: b\r\n".repeat(101)), 431, BARE),
         ("long field", get("/health", &format!("a: {}\r\n", long(17 * 1024))), 431, BARE),
         ("other expectation", field("Expect: 200-ok\r\n"), 417, "expectation_failed"),
-    ])
-    .await;
+    ]
 }
 
 #[tokio::test(start_paused = true)]
-async fn media() {
+async fn heads_and_paths() {
+    all_are_answered(peer(), head_rows()).await;
+}
+
+fn media_rows() -> Vec<Row> {
     let typed = |value: &str| {
         format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{value}\r\n{{}}").into_bytes()
     };
-    all_are_answered(vec![
+    vec![
         ("no type", typed(""), 415, "unsupported_media_type"),
         ("text", typed("Content-Type: text/plain\r\n"), 415, "unsupported_media_type"),
         (
@@ -178,8 +185,12 @@ async fn media() {
         ("coded twice", field("Content-Encoding: identity, gzip\r\n"), 415, "unsupported_media_type"),
         ("nothing acceptable", field("Accept: text/html\r\n"), 406, "not_acceptable"),
         ("JSON not acceptable", get("/health", "Accept: application/json;q=0\r\n"), 406, "not_acceptable"),
-    ])
-    .await;
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn media() {
+    all_are_answered(peer(), media_rows()).await;
     let peer = peer();
     for field in [
         "Accept: text/html, */*;q=0.1\r\n",
@@ -189,6 +200,64 @@ async fn media() {
         let answer = peer.post("/echo", field, r#"{"text":"hi"}"#).await;
         assert_eq!(answer.status, 200, "{field} {answer:?}");
     }
+}
+
+#[tokio::test]
+async fn every_row_over_a_socket() {
+    let server = server(&Worker::default()).bind("127.0.0.1:0").await.unwrap();
+    let peer = Peer::Tcp(server.local_addr());
+    tokio::spawn(server.run());
+    all_are_answered(peer, framing_rows()).await;
+    all_are_answered(peer, json_rows()).await;
+    all_are_answered(peer, head_rows()).await;
+    all_are_answered(peer, media_rows()).await;
+    all_are_answered(peer, method_and_length_rows()).await;
+}
+
+fn method_and_length_rows() -> Vec<Row> {
+    let length = |length: &str| format!("{HEAD}Content-Length: {length}\r\n\r\n").into_bytes();
+    let method =
+        |method: &str, path: &str| format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes();
+    vec![
+        ("GET where POST is taken", method("GET", "/echo"), 405, "method_not_allowed"),
+        ("DELETE where GET is taken", method("DELETE", "/health"), 405, "method_not_allowed"),
+        ("TRACE", method("TRACE", "/health"), 405, "method_not_allowed"),
+        ("CONNECT", raw("CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n"), 404, "not_found"),
+        ("a method in small letters", method("post", "/echo"), 501, "not_implemented"),
+        ("too long by its length", length("2097153"), 413, "payload_too_large"),
+        ("far too long by its length", length("18446744073709551615"), 431, BARE),
+        ("longer than any length", length("99999999999999999999999"), 400, BARE),
+        (
+            "an upgrade to a protocol that is not there",
+            get("/ws", "Connection: upgrade\r\nUpgrade: websocket\r\n"),
+            404,
+            "not_found",
+        ),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn methods_and_lengths() {
+    let peer = peer();
+    all_are_answered(peer, method_and_length_rows()).await;
+    let wrong = peer.get("/echo").await;
+    assert_eq!(wrong.field("allow"), Some("POST"), "{wrong:?}");
+    let wrong = peer.post("/capabilities", "", "{}").await;
+    assert_eq!(wrong.field("allow"), Some("GET, HEAD"), "{wrong:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_answered_is_not_run() {
+    let worker = Worker::default();
+    let peer = start(server(&worker));
+    let rows = [framing_rows(), json_rows(), head_rows(), media_rows()].concat();
+    for (name, bytes, ..) in rows.into_iter().filter(|row| row.0 != "a field missing") {
+        // The same for an arm that counts, and for which the input of the echo would be no input either.
+        let text = String::from_utf8_lossy(&bytes).replace("POST /echo", "POST /wait");
+        let answer = peer.send(text.as_bytes()).await;
+        assert!(answer.status >= 400, "{name}: {answer:?}");
+    }
+    assert_eq!(worker.0.begun_so_far(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -203,7 +203,7 @@ async fn failures_are_not_cached() {
 #[tokio::test(start_paused = true)]
 async fn an_event_drops_the_answers_of_a_contract_or_all() {
     let bus = MemoryBus::new();
-    let peer = start(Dictionary::default().server().cache_bus(bus.clone()));
+    let peer = start(Dictionary::default().server().bus(bus.clone()));
     // Nothing is cached before the server is subscribed.
     sleep(Duration::from_millis(1)).await;
     let count = async || {
@@ -230,7 +230,7 @@ async fn an_event_drops_the_answers_of_a_contract_or_all() {
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_was_begun_before_an_event_is_not_cached_after_it() {
     let (bus, dictionary) = (MemoryBus::new(), Dictionary::default());
-    let peer = start(dictionary.server().cache_bus(bus.clone()));
+    let peer = start(dictionary.server().bus(bus.clone()));
     sleep(Duration::from_millis(1)).await;
     let waiting = tokio::spawn(async move { look(peer, "", "wait").await });
     dictionary.begun.notified().await;
@@ -291,7 +291,7 @@ impl EventBus for Broken {
 #[tokio::test(start_paused = true)]
 async fn nothing_is_repeated_after_an_event_could_be_missed() {
     let bus = Broken::default();
-    let peer = start(Dictionary::default().server().cache_bus(bus.clone()));
+    let peer = start(Dictionary::default().server().bus(bus.clone()));
     for run in 1..4 {
         assert_eq!(look(peer, "", "arm").await, (run, None), "there is no subscription");
     }
@@ -332,7 +332,7 @@ async fn nothing_is_repeated_after_an_event_could_be_missed() {
 async fn a_server_that_is_dropped_leaves_no_subscription() {
     let bus = Broken::default();
     bus.0.0.store(3, Ordering::SeqCst);
-    let service = Dictionary::default().server().cache_bus(bus.clone()).open_to_all().into_service().unwrap();
+    let service = Dictionary::default().server().bus(bus.clone()).open_to_all().into_service().unwrap();
     sleep(Duration::from_millis(1)).await;
     let feed = bus.0.1.lock().unwrap().pop().expect("it is subscribed before the first request");
     assert!(!feed.is_closed());

@@ -2,6 +2,7 @@
 
 mod arms;
 mod attacks;
+mod bad_http2;
 mod bad_input;
 #[cfg(feature = "compression")]
 mod compressed;
@@ -9,6 +10,9 @@ mod docs;
 #[cfg(feature = "tls")]
 #[path = "../certificates/mod.rs"]
 mod certificates;
+mod ending;
+mod env;
+mod faults;
 mod floods;
 mod identity;
 mod keyed;
@@ -21,6 +25,7 @@ mod peer;
 mod places;
 mod process;
 mod rates;
+mod ready;
 mod cached;
 mod routed;
 mod routes;

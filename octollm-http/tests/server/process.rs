@@ -17,7 +17,7 @@ use crate::{
 const IN_A_CHILD: &str = "OCTOLLM_TEST_IN_A_CHILD";
 
 /// Runs the server below in a child, after these shell commands. Returns when it has printed its address.
-async fn child(before: &'static str) -> (Child, Peer) {
+pub(crate) async fn child(before: &'static str) -> (Child, Peer) {
     spawn_blocking(move || {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{before} exec \"$0\" \"$@\"")]).arg(std::env::current_exe().unwrap());
@@ -41,7 +41,7 @@ async fn end_of(mut child: Child) -> ExitStatus {
         .unwrap()
 }
 
-fn send(child: &Child, signal: &str) {
+pub(crate) fn send(child: &Child, signal: &str) {
     let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
 }

@@ -171,30 +171,87 @@ async fn a_caller_that_does_not_read_its_answer_is_closed_at_the_limit() {
     calls(&pipes, &authority).await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_certificate_of_a_client_is_required_and_identifies_it() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
+/// Serves as the host `worker`, and verifies the certificates of clients by the file `clients.pem`.
+fn start_for_clients(authority: &Authority, is_optional: bool) -> Pipes {
     let (chain, key) = authority.write(&["worker"]);
     let pipes = Pipes::new();
     let acceptor = TlsAcceptor::new(pipes.listen("worker:443").unwrap(), chain, key).unwrap();
-    let acceptor = acceptor.client_ca(authority.file("ca.pem")).unwrap();
+    let clients = authority.file("clients.pem");
+    let acceptor = match is_optional {
+        true => acceptor.optional_client_ca(clients),
+        false => acceptor.client_ca(clients),
+    };
     let by_certificate = |head: &Parts| -> Result<Caller, Failure> {
         let peer = head.extensions.get::<Peer>().unwrap();
-        assert!(peer.is_encrypted && peer.certificate.as_ref().unwrap().len() > 100);
+        assert!(peer.is_encrypted);
+        match &peer.certificate {
+            Some(certificate) => assert!(certificate.len() > 100),
+            None => return Ok(Caller::Anonymous),
+        }
         Ok(Caller::known("brain", ["text:*"]))
     };
-    let server = worker().authenticate(by_certificate);
-    tokio::spawn(server.listen(acceptor).unwrap().run());
+    tokio::spawn(worker().authenticate(by_certificate).listen(acceptor.unwrap()).unwrap().run());
+    pipes
+}
 
-    let ask = async |config: ClientConfig| {
-        let mut stream = connect(&pipes, config).await;
-        stream.write_all(&post("/echo", "Connection: close\r\n", r#"{"text":"hi"}"#)).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.map(|_| answer)
-    };
-    assert!(ask(authority.known("brain", &authority)).await.unwrap().starts_with("HTTP/1.1 200"));
-    assert!(ask(authority.trusted()).await.is_err());
-    assert!(ask(authority.known("brain", &stranger)).await.is_err());
+/// The status of the answer to an echo, if there is one.
+async fn ask(pipes: &Pipes, config: ClientConfig) -> Result<String, std::io::Error> {
+    let mut stream = connect(pipes, config).await;
+    stream.write_all(&post("/echo", "Connection: close\r\n", r#"{"text":"hi"}"#)).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer[9..12].to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_certificate_of_a_client_is_required_and_identifies_it() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    fs::copy(authority.file("ca.pem"), authority.file("clients.pem")).unwrap();
+    let pipes = start_for_clients(&authority, false);
+    assert_eq!(ask(&pipes, authority.known("brain", &authority)).await.unwrap(), "200");
+    assert!(ask(&pipes, authority.trusted()).await.is_err());
+    assert!(ask(&pipes, authority.known("brain", &stranger)).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_certificate_of_a_client_can_be_optional() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    fs::copy(authority.file("ca.pem"), authority.file("clients.pem")).unwrap();
+    let pipes = start_for_clients(&authority, true);
+    assert_eq!(ask(&pipes, authority.known("brain", &authority)).await.unwrap(), "200");
+    // Without one it is accepted, and is nobody.
+    assert_eq!(ask(&pipes, authority.trusted()).await.unwrap(), "401");
+    assert!(ask(&pipes, authority.known("brain", &stranger)).await.is_err(), "no certificate is better");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_authority_of_clients_is_reloaded_and_a_bad_file_changes_nothing() {
+    for is_optional in [false, true] {
+        let (authority, first, second) = (Authority::new(), Authority::new(), Authority::new());
+        let clients = authority.file("clients.pem");
+        fs::copy(first.file("ca.pem"), &clients).unwrap();
+        let pipes = start_for_clients(&authority, is_optional);
+        let by = |signer: &Authority| ask(&pipes, authority.known("brain", signer));
+        assert_eq!(by(&first).await.unwrap(), "200");
+        assert!(by(&second).await.is_err());
+        // No file, no certificate, and a certificate that is not whole.
+        let half = fs::read(second.file("ca.pem")).unwrap();
+        for bad in [None, Some(&b"none"[..]), Some(&half[..half.len() / 2])] {
+            match bad {
+                None => fs::remove_file(&clients).unwrap(),
+                Some(bytes) => fs::write(&clients, bytes).unwrap(),
+            }
+            sleep(Duration::from_millis(1100)).await;
+            assert_eq!(by(&first).await.unwrap(), "200");
+            assert!(by(&second).await.is_err());
+        }
+        fs::copy(second.file("ca.pem"), &clients).unwrap();
+        sleep(Duration::from_millis(1100)).await;
+        assert_eq!(by(&second).await.unwrap(), "200");
+        assert!(by(&first).await.is_err());
+        // A client that has none is still refused or accepted as before.
+        assert_eq!(ask(&pipes, authority.trusted()).await.is_ok(), is_optional);
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod attacker;
 mod bad_input;
 mod delegation;
+mod env;
 mod fetched;
 mod issuers;
 mod keys;

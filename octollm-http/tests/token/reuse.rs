@@ -1,7 +1,14 @@
 //! Tokens that are issued once and verified once, for as long as that is right.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
+use jiff::Timestamp;
 use octollm_core::{card::ArmCard, id::TaskId, parts::Grant};
 use octollm_http::token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier};
 use serde_json::json;
@@ -157,4 +164,56 @@ async fn a_fetched_set_replaces_the_one_before_it() {
     set(&[jwk(&judge.root, "k2")]).unwrap();
     assert!(judge.verify_text(&newer).unwrap_err().contains("signature"));
     judge.verify_text(&judge.root.sign(&head_of("k2"), &judge.claims())).unwrap();
+}
+
+/// A clock of the system, which somebody sets.
+#[derive(Clone)]
+struct SetClock(Arc<AtomicI64>);
+
+impl SetClock {
+    fn read(&self) -> impl Fn() -> Timestamp + Send + Sync + 'static {
+        let now = self.0.clone();
+        move || Timestamp::from_second(now.load(Ordering::SeqCst)).unwrap()
+    }
+
+    fn set(&self, now: i64) {
+        self.0.store(now, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_43_a_clock_that_is_set_back_underflows_nothing_and_revives_no_token() {
+    let now = Timestamp::now().as_second();
+    let clock = SetClock(Arc::new(AtomicI64::new(now)));
+    let key = SigningKey::generate().unwrap();
+    let keys = KeySet::new("brain").with_key(&key).unwrap();
+    let issuer = TokenIssuer::root("brain", key).clock(clock.read()).build().unwrap();
+    let verifier = TokenVerifier::builder().audience("judge").root(keys).clock(clock.read()).build().unwrap();
+    let (ali, judge) = (Grant::new("ali", ["a:*"]), ArmCard::new("judge"));
+    let issue = || issuer.issue(&ali, &["a:b"], &judge).unwrap().expose_secret().to_owned();
+    let first = issue();
+    verifier.verify(&first).unwrap();
+    for back in [31, 3600, 365 * 24 * 3600, now, now + 1, now + 365 * 24 * 3600] {
+        clock.set(now - back);
+        // It was issued in what is the future now, whether the verdict was remembered or not.
+        let refused = verifier.verify(&first).unwrap_err();
+        assert_eq!(unauthenticated(&refused), "the token is not valid: it is not valid yet", "{back} s back");
+        assert!(known(&verifier, &first).is_none_or(|known| known.is_err()));
+        // A fresh one is issued by the clock as it is, and valid by it, as long as that shows a time after 1970.
+        let again = issuer.issue(&ali, &["a:b"], &judge).map(|token| token.expose_secret().to_owned());
+        match again {
+            Ok(again) if back <= now => {
+                assert_ne!(again, first);
+                verifier.verify(&again).unwrap();
+            }
+            _ => assert!(back > now),
+        }
+        clock.set(now);
+        verifier.verify(&first).unwrap();
+    }
+    clock.set(now + 400);
+    assert_eq!(
+        unauthenticated(&verifier.verify(&first).unwrap_err()),
+        "the token is not valid: it has expired"
+    );
 }

@@ -13,6 +13,7 @@ use tokio::{
 use super::{
     Connection, ExchangeError, Key, LaneId, Origin, Permit, Shared,
     allot::Ticket,
+    connection::RESTED,
     jittered,
     meter::{Meter, Metered},
 };
@@ -30,9 +31,6 @@ pub(super) struct PooledConnection {
     /// Begin of the time without a call; `None` once that is checked.
     idle_since: Option<Instant>,
 }
-
-/// Idle time after which a server may have closed the connection while the runtime has not yet polled its socket.
-const RESTED: Duration = Duration::from_micros(30);
 
 impl PooledConnection {
     /// Waits until the caller is served.

@@ -44,6 +44,8 @@ pub(super) struct Connection {
     retires: Instant,
     /// Idle time after which the connection is not used again, as the server announces it.
     longest_rest: Option<Duration>,
+    /// Whether a request was sent after another one, so that the server leaves connections open.
+    is_proven: bool,
 }
 
 /// The failure of an exchange.
@@ -64,14 +66,17 @@ impl Connection {
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await.map_err(
                 |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").caused_by(error),
             )?;
-        Ok(Self { sender, driver: Some(driver), meter, retires, longest_rest: None })
+        Ok(Self { sender, driver: Some(driver), meter, retires, longest_rest: None, is_proven: false })
     }
 
     /// Whether the connection is still open after this idle time, as far as is known here.
     pub(super) fn is_alive(&mut self, now: Instant, rest: Duration) -> bool {
         let is_rested = self.longest_rest.is_some_and(|longest| rest >= longest);
+        // A close within so short a time would often be on its way still. No idle limit of a server is as short.
+        let asks_system = rest >= RESTED || !self.is_proven;
+        self.is_proven = true;
         // No task waits for it yet, and the task that used it last must not be woken.
-        self.meter.rests(true);
+        self.meter.rests(asks_system);
         let is_alive = !is_rested
             && now < self.retires
             && self.drive(&mut Context::from_waker(Waker::noop())).is_pending();
@@ -176,6 +181,9 @@ impl Connection {
         Ok(whole.into_bytes())
     }
 }
+
+/// Idle time after which a server may have closed the connection while the runtime has not yet polled its socket.
+pub(super) const RESTED: Duration = Duration::from_micros(30);
 
 /// The largest head of an answer, and the most bytes of one read.
 const MAX_HEAD: usize = 64 << 10;

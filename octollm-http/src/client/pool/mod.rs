@@ -47,7 +47,7 @@ use crate::{
 
 /// A pool of connections within the limits of the client. It is cheap to clone.
 #[derive(Clone)]
-pub(super) struct Pool(Arc<Shared>);
+pub(crate) struct Pool(Arc<Shared>);
 
 struct Shared {
     config: ClientConfig,
@@ -83,16 +83,16 @@ struct Origin {
 
 /// The limits of one exchange.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ExchangeLimits {
+pub(crate) struct ExchangeLimits {
     /// The caller stops waiting then, so no timer is made that would end later.
-    pub(super) deadline: Option<Deadline>,
+    pub(crate) deadline: Option<Deadline>,
     /// Time that the server may work before it answers.
-    pub(super) work: Duration,
+    pub(crate) work: Duration,
 }
 
 /// The failure of an exchange that returned no answer, and its cause. An answer that reports a failure is an answer.
 #[derive(Debug)]
-pub(super) struct ExchangeError {
+pub(crate) struct ExchangeError {
     pub(super) failure: Box<Failure>,
     pub(super) cause: Option<BoxError>,
 }

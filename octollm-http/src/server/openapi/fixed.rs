@@ -351,7 +351,7 @@ pub(crate) fn schemas() -> Map<String, Value> {
     let mut schemas = Map::new();
     insert(&mut schemas, "Problem", output_schema::<Problem>());
     insert(&mut schemas, "Health", output_schema::<HealthBody<'_>>());
-    insert(&mut schemas, "Ready", output_schema::<ReadyBody<'_>>());
+    insert(&mut schemas, "Ready", output_schema::<ReadyBody>());
     schemas
 }
 

@@ -1,0 +1,231 @@
+//! A server as its environment configures it.
+
+use std::{ffi::OsStr, path::PathBuf};
+
+use octollm_core::{
+    __private::settings::{Vars, flag},
+    error::ConfigError,
+};
+
+use super::Server;
+use crate::io::TlsFiles;
+
+const PREFIX: &str = "OCTOLLM_SERVER_";
+/// The variables beside those of the limits.
+const NAMES: [&str; 10] = [
+    "LISTEN",
+    "OPEN_TO_ALL",
+    "TLS_CERT_FILE",
+    "TLS_KEY_FILE",
+    "TLS_CLIENT_CA_FILE",
+    "TOKEN_ISSUER",
+    "TOKEN_KEYS_FILE",
+    "TOKEN_KEYS_URL",
+    "TOKEN_AUDIENCE",
+    "TOKEN_SPEAKS_FOR",
+];
+
+/// Where a server listens, as far as its environment has it.
+#[derive(Debug, Default)]
+pub(super) struct Exposure {
+    pub(super) address: Option<String>,
+    pub(super) tls: Option<TlsFiles>,
+}
+
+/// The environment.
+impl Server {
+    /// Configures the server by the environment.
+    ///
+    /// `OCTOLLM_SERVER_MAX_BODY=64KiB` is [`max_body`](Self::max_body) of 65,536, `OCTOLLM_SERVER_DRAIN_NOTICE=10s` is
+    /// [`drain_notice`](Self::drain_notice) of 10 s, and so on for each limit. As with any setter, the last one holds: what is set
+    /// before this is a default, which a variable replaces, and what is set after it is fixed.
+    ///
+    /// | variable | |
+    /// |---|---|
+    /// | `OCTOLLM_SERVER_LISTEN` | address and port for [`serve`](Self::serve) and [`bind`](Self::bind), in place of their argument |
+    /// | `OCTOLLM_SERVER_TLS_CERT_FILE`, `_TLS_KEY_FILE` | PEM files, with which they accept TLS alone (feature `tls`); both or none |
+    /// | `OCTOLLM_SERVER_TLS_CLIENT_CA_FILE` | PEM file with the authorities whose clients may connect |
+    /// | `OCTOLLM_SERVER_TOKEN_ISSUER` | the `iss` of the root whose tokens are accepted (feature `tokens`), in place of an authenticator of the program |
+    /// | `OCTOLLM_SERVER_TOKEN_KEYS_URL`, `_TOKEN_KEYS_FILE` | where its public keys are: the URL of a JWK set, or a file with such a set or a PEM; one of them |
+    /// | `OCTOLLM_SERVER_TOKEN_AUDIENCE` | the `aud` of the tokens; by default the id of the server |
+    /// | `OCTOLLM_SERVER_TOKEN_SPEAKS_FOR` | other issuers, separated by commas, for whose subjects the root issues tokens, as a brain does |
+    /// | `OCTOLLM_SERVER_OPEN_TO_ALL` | `true` for [`open_to_all`](Self::open_to_all) |
+    ///
+    /// ```no_run
+    /// # use octollm_http::Server;
+    /// # async fn run(server: Server) -> Result<(), octollm_core::error::ConfigError> {
+    /// server.env()?.serve("127.0.0.1:8103").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// A variable that begins with `OCTOLLM_` is unknown, or its value cannot be read or is out of range. The setting of the error is
+    /// its name. Files are read here, but for those of TLS, which [`bind`](Self::bind) reads. A server that does not listen on TCP
+    /// by itself is not built where a variable has its address or its certificate.
+    pub fn env(self) -> Result<Self, ConfigError> {
+        self.vars(std::env::vars_os())
+    }
+
+    /// Configures the server by these variables, as [`env`](Self::env) does.
+    ///
+    /// # Errors
+    /// Those of [`env`](Self::env).
+    pub fn vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        mut self,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        let mut vars = Vars::read(PREFIX, variables)?;
+        self.config.take(&mut vars)?;
+        let [address, open, certificate, key, client_ca, issuer, keys_file, keys_url, audience, others] =
+            NAMES;
+        if let Some(address) = vars.take(address, |text| with_port(text).map(str::to_owned))? {
+            self.exposure.address = Some(address);
+        }
+        if let Some(open_to_all) = vars.take(open, flag)? {
+            self.identity.open_to_all = open_to_all;
+        }
+        let files = [certificate, key, client_ca].map(|name| Ok((name, vars.take(name, path)?)));
+        if let Some(tls) = tls_files(&vars, files)? {
+            self.exposure.tls = Some(tls);
+        }
+        let texts =
+            [issuer, keys_file, keys_url, audience, others].map(|name| Ok((name, vars.take(name, text)?)));
+        let server = self.token_variables(&vars, texts)?;
+        vars.finish()?;
+        Ok(server)
+    }
+
+    #[cfg(feature = "tokens")]
+    fn token_variables(self, vars: &Vars, texts: [Taken<String>; 5]) -> Result<Self, ConfigError> {
+        use crate::token::{KeySet, TokenVerifier};
+
+        let [issuer, keys_file, keys_url, audience, others] = texts;
+        let (issuer, keys_file, keys_url) = (issuer?, keys_file?, keys_url?);
+        let (audience, others) = (audience?, others?);
+        let Some(iss) = issuer.1 else {
+            return match [keys_file, keys_url, audience, others]
+                .into_iter()
+                .find(|(_, value)| value.is_some())
+            {
+                Some((name, _)) => {
+                    Err(ConfigError::new(vars.full(name), "needs OCTOLLM_SERVER_TOKEN_ISSUER as well"))
+                }
+                None => Ok(self),
+            };
+        };
+        let keys = KeySet::new(iss);
+        let keys = others
+            .1
+            .iter()
+            .flat_map(|others| others.split(','))
+            .fold(keys, |keys, other| keys.speaks_for(other.trim()));
+        let keys = match (keys_file, keys_url) {
+            ((name, Some(file)), (_, None)) => {
+                let failed = |problem| ConfigError::new(vars.full(name), problem);
+                let text = std::fs::read_to_string(file)
+                    .map_err(|source| failed("names a file that cannot be read").with_source(source))?;
+                let read = if text.trim_start().starts_with('{') {
+                    keys.with_jwks(&text)
+                } else {
+                    keys.with_pem(None, &text)
+                };
+                read.map_err(|source| failed("names a file without a public key").with_source(source))?
+            }
+            ((_, None), (name, Some(url))) => keys.url(&url).map_err(|source| {
+                ConfigError::new(vars.full(name), "is not a URL of keys: use `https`").with_source(source)
+            })?,
+            _ => {
+                let problem =
+                    "needs OCTOLLM_SERVER_TOKEN_KEYS_FILE or OCTOLLM_SERVER_TOKEN_KEYS_URL, and not both";
+                return Err(ConfigError::new(vars.full(issuer.0), problem));
+            }
+        };
+        let verifier = TokenVerifier::builder().root(keys);
+        Ok(self.tokens(match audience.1 {
+            Some(audience) => verifier.audience(audience),
+            None => verifier,
+        }))
+    }
+
+    #[cfg(not(feature = "tokens"))]
+    fn token_variables(self, vars: &Vars, texts: [Taken<String>; 5]) -> Result<Self, ConfigError> {
+        for taken in texts {
+            if let (name, Some(_)) = taken? {
+                return Err(ConfigError::new(vars.full(name), "needs the feature `tokens` of octollm"));
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// A variable that was taken, with its name.
+type Taken<T> = Result<(&'static str, Option<T>), ConfigError>;
+
+fn tls_files(vars: &Vars, files: [Taken<PathBuf>; 3]) -> Result<Option<TlsFiles>, ConfigError> {
+    let [certificate, key, client_ca] = files;
+    let (certificate, key, client_ca) = (certificate?, key?, client_ca?);
+    match (certificate.1, key.1) {
+        (Some(_), Some(_)) if cfg!(not(feature = "tls")) => {
+            Err(ConfigError::new(vars.full(certificate.0), "needs the feature `tls` of octollm"))
+        }
+        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key, client_ca: client_ca.1 })),
+        (None, None) if client_ca.1.is_none() => Ok(None),
+        (None, _) => Err(ConfigError::new(vars.full(certificate.0), "is not set, and TLS needs it")),
+        (_, None) => Err(ConfigError::new(vars.full(key.0), "is not set, and TLS needs it")),
+    }
+}
+
+impl Exposure {
+    /// # Errors
+    /// Names the variable by which a server should listen that listens elsewhere.
+    pub(super) fn unused(&self) -> Result<(), ConfigError> {
+        let [address, _, certificate, ..] = NAMES;
+        let set = [(address, self.address.is_some()), (certificate, self.tls.is_some())];
+        match set.into_iter().find(|(_, is_set)| *is_set) {
+            Some((name, _)) => {
+                let problem =
+                    "is set, but this server is mounted or listens on an acceptor of the program: unset it";
+                Err(ConfigError::new(format!("{PREFIX}{name}"), problem))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The variable that has the address.
+pub(super) const LISTEN: &str = "OCTOLLM_SERVER_LISTEN";
+
+fn with_port(text: &str) -> Result<&str, &'static str> {
+    let has_port =
+        text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if has_port { Ok(text) } else { Err("is not an address with a port, such as 0.0.0.0:8103") }
+}
+
+fn text(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() { Err("is empty") } else { Ok(text.to_owned()) }
+}
+
+fn path(path: &str) -> Result<PathBuf, &'static str> {
+    text(path).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::ServerConfig;
+
+    #[test]
+    fn the_table_for_operators_has_each_variable_with_its_default_and_no_other() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+        let document = std::fs::read_to_string(file).unwrap();
+        assert_eq!(ServerConfig::undocumented(PREFIX, &document), [""; 0]);
+        for name in NAMES {
+            assert!(document.contains(&format!("| `{PREFIX}{name}` | ")), "{name}");
+        }
+        let named = document.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        for name in named.filter(|name| name.starts_with(PREFIX)) {
+            let error = Server::new("judge").vars([(name, "\u{1}")]).err().map(|error| error.to_string());
+            assert!(error.is_none_or(|error| !error.contains("is no setting")), "{name}");
+        }
+    }
+}

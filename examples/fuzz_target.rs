@@ -282,7 +282,7 @@ impl Arm<MeasureSquare> for Worker {
 #[async_trait]
 impl Arm<ListTrees> for Worker {
     async fn execute(&self, input: ListTrees, _: &Context) -> Result<Nested<Tree>, ArmError> {
-        let label = input.from.map_or_else(String::new, |from| from.value.of.to_string());
+        let label = input.from.map_or_else(String::new, |from| (from.value.of % 1000).to_string());
         Ok(Nested { value: Tree { label, children: Vec::new() }, more: Vec::new() })
     }
 }

@@ -147,8 +147,9 @@ fn check_status(answer: &Response<Bytes>, error: &CallError) {
 fn check_next_hop(failure: &Failure) {
     let written = serde_json::to_vec(&Problem::new(failure, None, None)).expect("JSON");
     let mut read = serde_json::from_slice::<Problem>(&written).expect("a problem").into_failure();
-    // A number of JSON is exact up to here.
-    if failure.retry_after.is_some_and(|wait| wait.as_secs() > 1 << 53) {
+    // The wait is written in whole seconds, and is never shorter. A number of JSON is exact up to 2^53.
+    if let Some((passed, wait)) = read.retry_after.zip(failure.retry_after) {
+        assert!(passed >= wait && passed - wait < Duration::from_secs(1) || wait.as_secs() > 1 << 53);
         read.retry_after = failure.retry_after;
     }
     assert_eq!(read, *failure);

@@ -58,35 +58,33 @@ mod limiting;
 mod connection;
 mod listen;
 mod env;
+mod about;
+mod build;
 
-use std::{error::Error, fmt, future::Future, sync::Arc, time::Duration};
+use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm, bus::EventBus, card::MAX_NEEDS, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError,
-    id::is_arm_id, idempotency::IdempotencyStore, orchestrator::Orchestrator, parts::is_scope,
-    reflex::Reflex, transport::Transport,
+    Arm, bus::EventBus, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError,
+    idempotency::IdempotencyStore, orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use self::{
-    arm::{ArmCapabilities, Check, HealthState, MetricsPage, Written},
-    docs::DocsPage,
+    about::Metrics,
+    arm::Check,
     env::{Exposure, LISTEN},
     identity::Identity,
     limiting::Limiting,
-    listen::Built,
-    openapi::{Document, Features},
-    routes::{ErrorForm, RouteService, RouteTable},
-    tasks::Screen,
+    routes::{ErrorForm, RouteService},
 };
 pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};
 use crate::{
     io::{self, Acceptor, Listener},
-    limits::{SHORTEST, ServerConfig, YEAR, limits_setters, server_limits, within},
+    limits::{ServerConfig, limits_setters, server_limits},
 };
 
 /// Builds a server for arms, an orchestrator and a reflex, each alone or together.
@@ -125,15 +123,6 @@ pub struct Server {
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
     tokens: Option<crate::token::TokenVerifierBuilder>,
-}
-
-/// Who may read the metrics.
-#[derive(Default)]
-enum Metrics {
-    #[default]
-    Everybody,
-    Scope(String),
-    Nobody,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -317,77 +306,10 @@ impl Server {
         self
     }
 
-    /// Adds the scope of a contract that an arm of this server calls to the `needs` of the card. Callers delegate no other scopes.
-    pub fn needs<C: TaskContract>(self) -> Self {
-        self.needs_scope(C::SPEC.scope)
-    }
-
-    /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does. The server is not built with a text that is
-    /// [no scope](octollm_core::parts::is_scope), or with more than [`MAX_NEEDS`].
-    pub fn needs_scope(mut self, scope: impl Into<String>) -> Self {
-        let (needs, scope) = (&mut self.dispatcher.card_mut().needs, scope.into());
-        if !needs.contains(&scope) {
-            needs.push(scope);
-        }
-        self
-    }
-
-    /// Serves the public keys of an issuer at `GET /.well-known/jwks.json`.
-    #[cfg(feature = "tokens")]
-    pub fn jwks(mut self, keys: crate::token::KeySet) -> Self {
-        self.jwks = Some(keys);
-        self
-    }
-
-    /// Sets the description in the card: the purpose of the server, in a sentence or two.
-    pub fn description(mut self, description: impl Into<String>) -> Self {
-        self.dispatcher.card_mut().description = description.into();
-        self
-    }
-
-    /// Sets the version of the program in the card.
-    pub fn version(mut self, version: impl Into<String>) -> Self {
-        self.dispatcher.card_mut().version = version.into();
-        self
-    }
-
-    /// Sets the cost tier of the arms in the card, from 1 (cheap) to 5. Default 3.
-    pub fn cost_tier(mut self, tier: u8) -> Self {
-        self.dispatcher.card_mut().cost_tier = tier;
-        self
-    }
-
-    /// Sets the URL in the card, such as `http://judge-arm:8103`. By default the card has none: a server does not know the name and
-    /// the scheme by which its callers reach it, and a client uses the URL that it was given.
-    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
-        self.dispatcher.card_mut().endpoint = Some(endpoint.into());
-        self
-    }
-
     /// Adds a member `error` with `code` and `message` to the body of every error, for clients that read `error.message`. Answers
     /// of your own [routes](Self::route) and [layers](Self::layer) are not changed.
     pub fn nested_errors(mut self) -> Self {
         self.errors = ErrorForm::Nested;
-        self
-    }
-
-    /// Requires a scope for `GET /metrics`, such as `metrics:read`. By default everybody who reaches the server may read the
-    /// metrics, as with `GET /capabilities`.
-    pub fn metrics_scope(mut self, scope: impl Into<String>) -> Self {
-        self.metrics = Metrics::Scope(scope.into());
-        self
-    }
-
-    /// Leaves out `GET /metrics`. [`metrics::page`](octollm_core::metrics::page) returns its text.
-    pub fn without_metrics(mut self) -> Self {
-        self.metrics = Metrics::Nobody;
-        self
-    }
-
-    /// Leaves out `GET /docs`, the page that displays `/openapi.json` in a browser. By default everybody who reaches the server may
-    /// read both, as with `GET /capabilities`.
-    pub fn without_docs(mut self) -> Self {
-        self.has_docs = false;
         self
     }
 
@@ -399,43 +321,6 @@ impl Server {
     #[cfg(feature = "compression")]
     pub fn compression(mut self) -> Self {
         self.is_compressing = true;
-        self
-    }
-
-    /// Adds a readiness check. `GET /ready` answers 200 if all of them return `true`, and else 503. A check that panics or exceeds
-    /// [`check_timeout`](Self::check_timeout) has failed. Several checks of one name are reported as one, which holds if all of them
-    /// do.
-    ///
-    /// All checks run at once. Requests that arrive while they run receive the result of that run, so that probes of many load
-    /// balancers do not add up. The run ends with the last of those requests.
-    ///
-    /// ```
-    /// # use octollm_core::{orchestrator::Orchestrator, brain::Brain, Context, task::TaskQuery};
-    /// # use octollm_http::Server;
-    /// # fn checked(brain: Brain) -> Server {
-    /// let store = brain.clone();
-    /// Server::new("brain").orchestrator(brain).check("store", move || {
-    ///     let store = store.clone();
-    ///     async move { store.list(TaskQuery::default().limit(1), &Context::detached()).await.is_ok() }
-    /// })
-    /// # }
-    /// ```
-    pub fn check<F, Fut>(mut self, name: impl Into<String>, check: F) -> Self
-    where
-        F: Fn() -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = bool> + Send + 'static,
-    {
-        self.checks.push(Check::new(name.into(), None, check));
-        self
-    }
-
-    /// Adds a readiness check as [`check`](Self::check) does, with a time limit of its own, at most a year.
-    pub fn check_within<F, Fut>(mut self, name: impl Into<String>, limit: Duration, check: F) -> Self
-    where
-        F: Fn() -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = bool> + Send + 'static,
-    {
-        self.checks.push(Check::new(name.into(), Some(limit), check));
         self
     }
 
@@ -507,107 +392,9 @@ impl Server {
     fn config_mut(&mut self) -> &mut ServerConfig {
         &mut self.config
     }
-
-    fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ConfigError> {
-        #[cfg(feature = "tokens")]
-        if self.tokens.is_some() {
-            return Ok(());
-        }
-        if self.identity.is_decided() {
-            return Ok(());
-        }
-        let problem = format!(
-            "is not set, so that nothing establishes who calls {}, which others can reach: set {TOKENS}`authenticate(..)`, \
-             `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`",
-            exposed()
-        );
-        Err(ConfigError::new("authenticate", problem))
-    }
-
-    fn build(self) -> Result<Built, ConfigError> {
-        self.config.check()?;
-        for limit in self.checks.iter().filter_map(|check| check.limit) {
-            within("check_within", SHORTEST, limit, YEAR)?;
-        }
-        within("cost_tier", 1, self.dispatcher.card().cost_tier, 5)?;
-        if !is_arm_id(&self.dispatcher.card().arm_id) {
-            let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";
-            return Err(ConfigError::new("id", problem));
-        }
-        check_needs(&self.dispatcher.card().needs)?;
-        if let Some(refused) = self.dispatcher.refused().first() {
-            return Err(refused.clone());
-        }
-        let Self { dispatcher, transport, orchestrator, errors, .. } = self;
-        let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
-        let dispatcher = Arc::new(dispatcher);
-        let (rates, guards) =
-            self.limiting.build(&dispatcher, orchestrator.is_some(), &self.config, self.bus.clone())?;
-        let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
-        let mut table = RouteTable::new(&dispatcher.card().arm_id);
-        // Before the routes of contracts: of two routes with one path the error names the contract.
-        arm::add_probes(&mut table, &own)?;
-        let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
-        let nested_errors = errors == ErrorForm::Nested;
-        let features = Features { nested_errors, screens, has_tasks, verifies_tokens: self.verifies_tokens };
-        let mut document = Document::new(&dispatcher, features);
-        #[cfg(feature = "tokens")]
-        if self.jwks.is_some() {
-            document = document.with_jwks();
-        }
-        let page = match self.metrics {
-            Metrics::Everybody => Some(MetricsPage { scope: None }),
-            Metrics::Scope(scope) if scope.contains(':') => Some(MetricsPage { scope: Some(scope) }),
-            Metrics::Scope(_) => {
-                return Err(ConfigError::new("metrics_scope", "is not a scope such as metrics:read"));
-            }
-            Metrics::Nobody => None,
-        };
-        if let Some(page) = page {
-            document.add_metrics(page.scope.as_deref());
-            table.add(Method::GET, "/metrics", page)?;
-        }
-        if self.has_docs {
-            document.add_page();
-            table.add(Method::GET, "/docs", DocsPage)?;
-        }
-        table.add(Method::GET, "/openapi.json", Written(document.write()))?;
-        let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
-        let screen =
-            self.reflex.map(|reflex| Screen { reflex, transport: transport.clone(), limit, max_texts });
-        tasks::add_tasks(&mut table, own, screen, orchestrator.clone(), rates.clone())?;
-        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards)?;
-        #[cfg(feature = "tokens")]
-        if let Some(keys) = self.jwks {
-            table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;
-        }
-        for (method, path, service) in self.routes {
-            table.service(method, &path, service)?;
-        }
-        #[cfg_attr(not(feature = "tokens"), expect(unused_mut))]
-        let mut identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
-        #[cfg(feature = "tokens")]
-        if let Some(verifier) = self.tokens {
-            let verifier = verifier.audience_or(&dispatcher.card().arm_id).build()?;
-            identity.authenticator = Some(Arc::new(verifier));
-        }
-        let service = HttpService::new(table, self.config, identity, errors, rates, self.is_compressing);
-        let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok(Built { service, health, orchestrator, bus: self.bus })
-    }
 }
 
 server_limits!(limits_setters Server);
-
-/// A way to establish who calls, where it is there.
-const TOKENS: &str = if cfg!(feature = "tokens") { "`tokens(..)`, " } else { "" };
-
-fn check_needs(needs: &[String]) -> Result<(), ConfigError> {
-    if let Some(need) = needs.iter().find(|need| !is_scope(need)) {
-        return Err(ConfigError::new("needs", format!("has {need:?}, which is no scope: use `entity:verb`")));
-    }
-    within("needs", 0, needs.len(), MAX_NEEDS)
-}
 
 fn not_found(setting: &'static str, source: std::io::Error) -> ConfigError {
     ConfigError::new(setting, "was not found").with_source(source)

@@ -340,6 +340,13 @@ impl Route {
         let rest = self.id_at.and_then(|at| path.get(at..)).unwrap_or_default();
         rest.split('/').next().unwrap_or_default()
     }
+
+    pub(crate) fn takes(&self) -> Takes {
+        match &self.handler {
+            Handler::Endpoint(endpoint) => endpoint.takes(),
+            Handler::Service(_) => Takes::Place,
+        }
+    }
 }
 
 /// The routes of a server: exact paths, and patterns with parameters.

@@ -33,7 +33,7 @@ use super::{
     identity::Identity,
     rates::Rates,
     recording::{Recording, Seen},
-    request_body::{self, ArrivingBytes, BodyLimits},
+    request_body::{self, ArrivingBytes, BodyLimits, Share},
     routes::{
         Answer, Arrival, ErrorForm, Handler, Ids, Inbound, Refusal, Route, RouteService, RouteTable, Takes,
         head_only,
@@ -330,23 +330,14 @@ impl Core {
         B::Error: Into<BoxError>,
     {
         let (route, is_coded) = self.admit(head, &parts, malformed, arrival, found)?;
-        let takes = match &route.handler {
-            Handler::Endpoint(endpoint) => endpoint.takes(),
-            Handler::Service(_) => Takes::Place,
-        };
+        let takes = route.takes();
         let mut arriving = self.arriving.share();
         if takes.needs_identity() {
             parts.caller = match self.identity.known(head) {
                 Some(Ok(caller)) => caller,
                 known => {
-                    if known.is_none() {
-                        let counted = arriving.add_head(&head.headers);
-                        counted.inspect_err(|_| self.routes.server.refused("arriving"))?;
-                        if let Some(peer) = peer.take() {
-                            head.extensions.insert(peer);
-                        }
-                    }
-                    Box::pin(self.authenticated(known, head, parts.deadline)).await?
+                    let deadline = parts.deadline;
+                    Box::pin(self.authenticated(known, head, deadline, (&mut peer, &mut arriving))).await?
                 }
             };
             if let Some(seen) = seen {
@@ -365,29 +356,16 @@ impl Core {
                 return Box::pin(self.hand_over(service.clone(), taken(head), body, parts)).await;
             }
         };
-        let body = match takes {
-            Takes::Json => {
-                let ServerConfig { max_body: bytes, body_timeout: time, .. } = self.config;
-                let (deadline, head) = (parts.deadline, &head.headers);
-                let limits = BodyLimits { bytes, time, deadline, arriving, head };
-                let body = request_body::read(body, limits).await.inspect_err(|failure| {
-                    if failure.kind == ErrorKind::Overloaded {
-                        self.routes.server.refused("arriving");
-                    }
-                })?;
-                self.routes.server.received(body.len());
-                body
-            }
-            Takes::Place | Takes::Document | Takes::GuardedDocument | Takes::Probe => {
-                drop(arriving);
-                Bytes::new()
-            }
+        let body = if takes == Takes::Json {
+            let ServerConfig { max_body: bytes, body_timeout: time, .. } = self.config;
+            let limits = BodyLimits { bytes, time, deadline: parts.deadline, arriving, head: &head.headers };
+            let read = request_body::read(body, limits).await;
+            self.counted(read)?
+        } else {
+            drop(arriving);
+            Bytes::new()
         };
-        let place = match takes {
-            Takes::Probe => None,
-            Takes::Document | Takes::GuardedDocument => Some(self.place_of(&self.documents, "documents")?),
-            Takes::Place | Takes::Json => Some(self.place_of(&self.places, "in_flight")?),
-        };
+        let place = self.place_for(takes)?;
         #[cfg(feature = "compression")]
         let body = match is_coded {
             true => Box::pin(compression::decompressed(body, self.config.max_decoded)).await?,
@@ -411,13 +389,32 @@ impl Core {
         }
     }
 
-    /// The caller that the authenticator establishes, where it is not `known` already that it is none.
+    /// Counts a body that was read, or refused since too many arrive.
+    fn counted(&self, body: Result<Bytes, Failure>) -> Result<Bytes, Failure> {
+        match &body {
+            Ok(body) => self.routes.server.received(body.len()),
+            Err(failure) if failure.kind == ErrorKind::Overloaded => self.routes.server.refused("arriving"),
+            Err(_) => {}
+        }
+        body
+    }
+
+    /// The caller that the authenticator establishes, where it is not `known` already that it is none. Meanwhile the head counts
+    /// among what arrives.
     async fn authenticated(
         &self,
         known: Option<Result<Caller, Failure>>,
-        head: &Parts,
+        head: &mut Parts,
         deadline: Option<Deadline>,
+        (peer, arriving): (&mut Option<Peer>, &mut Share<'_>),
     ) -> Result<Caller, Refusal> {
+        if known.is_none() {
+            let counted = arriving.add_head(&head.headers);
+            counted.inspect_err(|_| self.routes.server.refused("arriving"))?;
+            if let Some(peer) = peer.take() {
+                head.extensions.insert(peer);
+            }
+        }
         if let Some(rates) = &self.rates {
             rates.may_authenticate(head).await?;
         }
@@ -464,6 +461,15 @@ impl Core {
         }
     }
 
+    /// The place that a request needs: among those that run, among those for documents, or none.
+    fn place_for(&self, takes: Takes) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        match takes {
+            Takes::Probe => Ok(None),
+            Takes::Document | Takes::GuardedDocument => self.place_of(&self.documents, "documents").map(Some),
+            Takes::Place | Takes::Json => self.place_of(&self.places, "in_flight").map(Some),
+        }
+    }
+
     /// A place among the running requests, or among those for documents.
     fn place_of(&self, places: &Arc<Semaphore>, limit: &str) -> Result<OwnedSemaphorePermit, Failure> {
         places.clone().try_acquire_owned().map_err(|_| {
@@ -489,16 +495,13 @@ impl Core {
             return Err(failure.into());
         }
         let route = found?;
-        let takes = match &route.handler {
-            Handler::Endpoint(endpoint) => {
-                if endpoint.is_json() && !fields.accepts_json() {
-                    let words = "the answer is application/json";
-                    return Err(Failure::new(ErrorKind::NotAcceptable, words).into());
-                }
-                endpoint.takes()
-            }
-            Handler::Service(_) => Takes::Place,
-        };
+        if let Handler::Endpoint(endpoint) = &route.handler
+            && endpoint.is_json()
+            && !fields.accepts_json()
+        {
+            return Err(Failure::new(ErrorKind::NotAcceptable, "the answer is application/json").into());
+        }
+        let takes = route.takes();
         let is_coded = takes == Takes::Json && fields.check_content(self.is_compressing)?;
         if takes.needs_identity() && parts.deadline.is_some_and(|deadline| deadline.has_passed()) {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());

@@ -1,0 +1,127 @@
+//! The way from the settings of a server to its service.
+
+use std::sync::Arc;
+
+use http::Method;
+use octollm_core::{card::MAX_NEEDS, error::ConfigError, id::is_arm_id, parts::is_scope};
+
+use super::{
+    HttpService, Server,
+    about::Metrics,
+    arm::{self, ArmCapabilities, HealthState, MetricsPage, Written},
+    docs::DocsPage,
+    identity::Identity,
+    listen::Built,
+    openapi::{Document, Features},
+    routes::{ErrorForm, RouteTable},
+    tasks::{self, Screen},
+};
+use crate::limits::{SHORTEST, ServerConfig, YEAR, within};
+
+impl Server {
+    /// Fails if nothing establishes who calls what others can reach.
+    pub(super) fn guarded(&self, exposed: impl FnOnce() -> String) -> Result<(), ConfigError> {
+        #[cfg(feature = "tokens")]
+        if self.tokens.is_some() {
+            return Ok(());
+        }
+        if self.identity.is_decided() {
+            return Ok(());
+        }
+        let problem = format!(
+            "is not set, so that nothing establishes who calls {}, which others can reach: set {TOKENS}`authenticate(..)`, \
+             `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`",
+            exposed()
+        );
+        Err(ConfigError::new("authenticate", problem))
+    }
+
+    pub(super) fn build(self) -> Result<Built, ConfigError> {
+        self.check_settings()?;
+        let Self { dispatcher, transport, orchestrator, errors, .. } = self;
+        let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
+        let dispatcher = Arc::new(dispatcher);
+        let (rates, guards) =
+            self.limiting.build(&dispatcher, orchestrator.is_some(), &self.config, self.bus.clone())?;
+        let own = ArmCapabilities { dispatcher: dispatcher.clone(), health: health.clone() };
+        let mut table = RouteTable::new(&dispatcher.card().arm_id);
+        // Before the routes of contracts: of two routes with one path the error names the contract.
+        arm::add_probes(&mut table, &own)?;
+        let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
+        let nested_errors = errors == ErrorForm::Nested;
+        let features = Features { nested_errors, screens, has_tasks, verifies_tokens: self.verifies_tokens };
+        let mut document = Document::new(&dispatcher, features);
+        #[cfg(feature = "tokens")]
+        if self.jwks.is_some() {
+            document = document.with_jwks();
+        }
+        let page = metrics_page(self.metrics)?;
+        if let Some(page) = page {
+            document.add_metrics(page.scope.as_deref());
+            table.add(Method::GET, "/metrics", page)?;
+        }
+        if self.has_docs {
+            document.add_page();
+            table.add(Method::GET, "/docs", DocsPage)?;
+        }
+        table.add(Method::GET, "/openapi.json", Written(document.write()))?;
+        let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
+        let screen =
+            self.reflex.map(|reflex| Screen { reflex, transport: transport.clone(), limit, max_texts });
+        tasks::add_tasks(&mut table, own, screen, orchestrator.clone(), rates.clone())?;
+        arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards)?;
+        #[cfg(feature = "tokens")]
+        if let Some(keys) = self.jwks {
+            table.add(Method::GET, "/.well-known/jwks.json", arm::Jwks(keys))?;
+        }
+        for (method, path, service) in self.routes {
+            table.service(method, &path, service)?;
+        }
+        #[cfg_attr(not(feature = "tokens"), expect(unused_mut))]
+        let mut identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
+        #[cfg(feature = "tokens")]
+        if let Some(verifier) = self.tokens {
+            let verifier = verifier.audience_or(&dispatcher.card().arm_id).build()?;
+            identity.authenticator = Some(Arc::new(verifier));
+        }
+        let service = HttpService::new(table, self.config, identity, errors, rates, self.is_compressing);
+        let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
+        Ok(Built { service, health, orchestrator, bus: self.bus })
+    }
+
+    fn check_settings(&self) -> Result<(), ConfigError> {
+        self.config.check()?;
+        for limit in self.checks.iter().filter_map(|check| check.limit) {
+            within("check_within", SHORTEST, limit, YEAR)?;
+        }
+        within("cost_tier", 1, self.dispatcher.card().cost_tier, 5)?;
+        if !is_arm_id(&self.dispatcher.card().arm_id) {
+            let problem = "is not an id of at most 128 lower-case letters, digits and dashes, of which the first is a letter";
+            return Err(ConfigError::new("id", problem));
+        }
+        check_needs(&self.dispatcher.card().needs)?;
+        if let Some(refused) = self.dispatcher.refused().first() {
+            return Err(refused.clone());
+        }
+        Ok(())
+    }
+}
+
+fn metrics_page(metrics: Metrics) -> Result<Option<MetricsPage>, ConfigError> {
+    match metrics {
+        Metrics::Everybody => Ok(Some(MetricsPage { scope: None })),
+        Metrics::Scope(scope) if scope.contains(':') => Ok(Some(MetricsPage { scope: Some(scope) })),
+        Metrics::Scope(_) => Err(ConfigError::new("metrics_scope", "is not a scope such as metrics:read")),
+        Metrics::Nobody => Ok(None),
+    }
+}
+
+/// A way to establish who calls, where it is there.
+const TOKENS: &str = if cfg!(feature = "tokens") { "`tokens(..)`, " } else { "" };
+
+fn check_needs(needs: &[String]) -> Result<(), ConfigError> {
+    if let Some(need) = needs.iter().find(|need| !is_scope(need)) {
+        return Err(ConfigError::new("needs", format!("has {need:?}, which is no scope: use `entity:verb`")));
+    }
+    within("needs", 0, needs.len(), MAX_NEEDS)
+}

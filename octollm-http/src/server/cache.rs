@@ -205,11 +205,29 @@ pub(crate) fn cache_key(
             part(grant.subject.as_bytes());
             part(&(scopes.len() as u64).to_be_bytes());
             scopes.into_iter().for_each(|scope| part(scope.as_bytes()));
+            onward(grant.links.as_deref(), &mut part);
         }
         None => part(&[u8::from(*caller == Caller::Anonymous)]),
     }
     part(input);
     digest.finalize().into()
+}
+
+/// Adds what the arm may call on with for its caller, which its answer can depend on. The same is passed on by other links later.
+fn onward(links: Option<&[Arc<str>]>, part: &mut impl FnMut(&[u8])) {
+    let Some(links) = links else { return part(&[0]) };
+    let Some(last) = links.last() else { return part(&[1]) };
+    #[cfg(feature = "tokens")]
+    if let Some((mut scopes, task)) = crate::token::covered_by(last) {
+        scopes.sort_unstable();
+        scopes.dedup();
+        part(&[2]);
+        part(task.as_ref().map_or("", TaskId::as_str).as_bytes());
+        part(&(scopes.len() as u64).to_be_bytes());
+        return scopes.iter().for_each(|scope| part(scope.as_bytes()));
+    }
+    part(&[3]);
+    part(last.as_bytes());
 }
 
 /// Answers by key, bounded in number and bytes. Of more, the oldest are dropped.

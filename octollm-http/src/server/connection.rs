@@ -54,6 +54,8 @@ const PONG: Duration = Duration::from_secs(10);
 const USUAL_HEADERS: usize = 100;
 /// In a shutdown, the time to wait for a request that is already on its way.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
+/// In a shutdown, the time to wait for a handshake that is under way.
+const OPENING: Duration = Duration::from_secs(1);
 /// In a shutdown, the time to wait for the answer to the ping that follows GOAWAY, without streams.
 const LAST_PONG: Duration = Duration::from_secs(1);
 
@@ -94,10 +96,10 @@ impl Connections {
         drain: CancellationToken,
     ) {
         let begun = Instant::now();
-        let (io, peer) = match timeout_at(begun + self.times.head, opening).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => return tracing::debug!(%error, "the connection could not be opened"),
-            Err(_) => return tracing::debug!("the connection was not opened in time"),
+        let (io, peer) = match opened(opening, begun + self.times.head, &drain).await {
+            Some(Ok(opened)) => opened,
+            Some(Err(error)) => return tracing::debug!(%error, "the connection could not be opened"),
+            None => return tracing::debug!("the connection was not opened in time"),
         };
         let state = Arc::new(State::default());
         // The upgraded connection ends with this future, however that ends.
@@ -156,6 +158,16 @@ impl Connections {
         }
         // Nothing runs any more, and a caller that does not close its side must not hold the connection.
         let _ = timeout(self.times.idle, finished).await;
+    }
+}
+
+/// The output of opening a connection: until `limit`, and once `drain` is cancelled only for as long as a handshake takes.
+async fn opened<T>(opening: impl Future<Output = T>, limit: Instant, drain: &CancellationToken) -> Option<T> {
+    let mut opening = pin!(timeout_at(limit, opening));
+    tokio::select! {
+        biased;
+        opened = opening.as_mut() => opened.ok(),
+        () = drain.cancelled() => timeout(OPENING, opening).await.ok()?.ok(),
     }
 }
 

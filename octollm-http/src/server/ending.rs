@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderMap;
 use octollm_core::{
     __private::{Counters, who},
     bus::EventBus,
@@ -18,6 +19,7 @@ use super::{
     recording::{RouteMeter, Seen},
     routes::Ids,
 };
+use crate::wire::read_parts;
 
 static GIVEN_UP: LazyLock<Counters> = LazyLock::new(|| {
     let help = "Requests that were dropped without an answer at the end of the server.";
@@ -60,6 +62,17 @@ pub(crate) struct Unanswered<'a> {
     is_answered: bool,
 }
 
+/// A request within the layers of the user, which can hold it before and after the server itself has it. Dropped there at the end of
+/// the server, it is reported.
+pub(crate) struct InLayers<'a> {
+    pub(crate) ending: &'a Ending,
+    pub(crate) meters: &'a [RouteMeter],
+    pub(crate) seen: &'a Seen,
+    /// The ids in its head.
+    pub(crate) head: HeaderMap,
+    pub(crate) is_answered: bool,
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -99,6 +112,9 @@ impl Ending {
     }
 
     fn report(&self, reason: Reason, ids: &Ids, meter: &RouteMeter, seen: &Seen) {
+        if !seen.give_up() {
+            return;
+        }
         let (server, method, route) = (&*meter.server, &*meter.method, &*meter.route);
         let reason = reason.to_string();
         GIVEN_UP.with(&[server, method, route, &reason]).count();
@@ -169,5 +185,14 @@ impl Drop for Unanswered<'_> {
         if let (Some(meter), Some(seen)) = (self.meter.filter(|meter| !meter.is_quiet), self.seen) {
             self.ending.report(*reason, self.ids, meter, seen);
         }
+    }
+}
+
+impl Drop for InLayers<'_> {
+    fn drop(&mut self) {
+        let Some(reason) = self.ending.reason.get().filter(|_| !self.is_answered) else { return };
+        let Some(meter) = self.seen.meter(self.meters).filter(|meter| !meter.is_quiet) else { return };
+        let parts = read_parts(&self.head).unwrap_or_else(|refused| refused.1);
+        self.ending.report(*reason, &Ids::of(&self.head, &parts), meter, self.seen);
     }
 }

@@ -44,7 +44,8 @@ impl Server {
         self.rate("rate_limit", limit, Counted::PerCaller, None)
     }
 
-    /// Limits the calls of one contract by each caller: at its route, by `/execute`, or as a task.
+    /// Limits the calls of one contract by each caller: at its route, by `/execute`, or as a task. A rerun of a task counts under the
+    /// limits for all contracts only.
     pub fn rate_limit_of<C: TaskContract>(self, limit: RateLimit) -> Self {
         self.rate("rate_limit_of", limit, Counted::PerCaller, Some(C::SPEC.reference()))
     }

@@ -153,14 +153,20 @@ impl<A: Acceptor> BoundServer<A> {
         tracing::info!(connections = running.len(), "draining");
         let given_up = match is_ended {
             true => Some(Reason::Signal),
-            false => drained(&mut running, orchestrator.as_deref(), grace, at_once).await.err(),
+            false => drained(&mut running, orchestrator.as_deref(), grace, at_once.as_mut()).await.err(),
         };
         if let Some(reason) = given_up {
             give_up(reason, &service, running, closed, bus.as_deref()).await;
         }
         let Some(orchestrator) = orchestrator.filter(|_| given_up != Some(Reason::Signal)) else { return };
-        if timeout(CLOSE, orchestrator.close()).await.is_err() {
-            tracing::warn!("the orchestrator did not close in time: the leases of its tasks expire");
+        tokio::select! {
+            biased;
+            () = at_once => tracing::warn!("the orchestrator was not closed: the leases of its tasks expire"),
+            closed = timeout(CLOSE, orchestrator.close()) => {
+                if closed.is_err() {
+                    tracing::warn!("the orchestrator did not close in time: the leases of its tasks expire");
+                }
+            }
         }
     }
 }
@@ -319,4 +325,68 @@ impl Signals {
 async fn no_signals(error: &io::Error) {
     tracing::warn!(%error, "signals cannot be received: the server ends only with its process");
     pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use async_trait::async_trait;
+    use octollm_core::{
+        Context,
+        card::ArmCard,
+        error::{ErrorKind, Failure},
+        id::TaskId,
+        orchestrator::{TaskPage, TaskUpdates},
+        task::{Submission, Task, TaskQuery},
+    };
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{Server, io::Pipes};
+
+    /// Does not close, as if its store did not answer.
+    struct Hangs;
+
+    #[async_trait]
+    impl Orchestrator for Hangs {
+        async fn submit(&self, _: Submission, _: &Context) -> Result<Task, Failure> {
+            Err(Failure::of(ErrorKind::Unavailable))
+        }
+
+        async fn get(&self, _: &TaskId, _: &Context) -> Result<Task, Failure> {
+            Err(Failure::of(ErrorKind::Unavailable))
+        }
+
+        async fn list(&self, _: TaskQuery, _: &Context) -> Result<TaskPage, Failure> {
+            Err(Failure::of(ErrorKind::Unavailable))
+        }
+
+        async fn cancel(&self, _: &TaskId, _: &Context) -> Result<Task, Failure> {
+            Err(Failure::of(ErrorKind::Unavailable))
+        }
+
+        async fn watch(&self, _: &TaskId, _: Option<u64>, _: &Context) -> Result<TaskUpdates, Failure> {
+            Err(Failure::of(ErrorKind::Unavailable))
+        }
+
+        async fn cards(&self) -> Vec<ArmCard> {
+            Vec::new()
+        }
+
+        async fn close(&self) {
+            pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_signal_ends_the_closing_of_the_orchestrator_too() {
+        for (second, expected) in [(Duration::from_secs(1), Duration::from_secs(1)), (CLOSE * 2, CLOSE)] {
+            let server =
+                Server::new("brain").orchestrator(Hangs).listen(Pipes::new().listen("brain").unwrap());
+            let begun = Instant::now();
+            server.unwrap().serve(ready(()), sleep(second)).await;
+            assert_eq!(begun.elapsed(), expected);
+        }
+    }
 }

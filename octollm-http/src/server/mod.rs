@@ -209,8 +209,8 @@ impl Server {
     ///
     /// **Cached answers.** Contracts with a [cache time](octollm_core::contract::ContractSpec::cache) have their answers repeated
     /// until that has passed, or until an [`Event::cache_invalidated`](octollm_core::event::Event::cache_invalidated) is published on
-    /// this bus. An answer is repeated to the same caller with the same scopes, for the same task, if the bytes of the input are the
-    /// same. It has an `Age`, and a usage of 0. Failures are not cached. Equal calls at one time all run. While the server has no
+    /// this bus. An answer is repeated to the same caller with the same scopes, its own and those that it has delegated to this server,
+    /// for the same task, if the bytes of the input are the same. It has an `Age`, and a usage of 0. Failures are not cached. Equal calls at one time all run. While the server has no
     /// subscription, or after events were lost, all answers are dropped. Without a bus they expire only.
     ///
     /// **The end.** Requests that are given up at the [end of the server](BoundServer::run_until) are published as `request.dropped`,

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         LazyLock, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -118,6 +118,7 @@ pub(crate) struct Seen {
     pub(crate) contract: OnceLock<ContractRef>,
     /// Position of the metrics of its route.
     route: AtomicUsize,
+    is_given_up: AtomicBool,
 }
 
 impl Seen {
@@ -141,7 +142,18 @@ impl Seen {
             caller: OnceLock::new(),
             contract: OnceLock::new(),
             route: AtomicUsize::new(0),
+            is_given_up: AtomicBool::new(false),
         }
+    }
+
+    /// The metrics of its route, or of requests without one for as long as its head is not read.
+    pub(crate) fn meter<'m>(&self, meters: &'m [RouteMeter]) -> Option<&'m RouteMeter> {
+        meters.get(self.route.load(Ordering::Relaxed))
+    }
+
+    /// Marks the request as given up. Returns whether it was not before.
+    pub(crate) fn give_up(&self) -> bool {
+        !self.is_given_up.swap(true, Ordering::Relaxed)
     }
 
     /// The head is read.
@@ -185,8 +197,7 @@ impl<'a> Recording<'a> {
     }
 
     fn write(&self, response: Option<&Response<HttpBody>>) {
-        let position = self.seen.route.load(Ordering::Relaxed);
-        let Some(meter) = self.meters.get(position) else { return };
+        let Some(meter) = self.seen.meter(self.meters) else { return };
         let time = self.seen.begun.elapsed();
         let status = response.map(Response::status);
         meter.count(status, time);

@@ -28,7 +28,7 @@ use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 use super::compression;
 use super::{
     body::HttpBody,
-    ending::{Ending, Unanswered},
+    ending::{Ending, InLayers, Unanswered},
     head::{self, Fields},
     identity::Identity,
     rates::Rates,
@@ -269,8 +269,12 @@ impl Core {
         let seen = Arc::new(Seen::new(request.method(), request.headers()));
         let recording = Recording::begin(&self.routes.meters, &seen, request.method());
         request.extensions_mut().insert(seen.clone());
+        let (ending, meters, head) = (&self.ending, &*self.routes.meters, ids_of(request.headers()));
+        // Before the answer, so that it is dropped after it.
+        let mut within = InLayers { ending, meters, seen: &seen, head, is_answered: false };
         let mut answer = pin!(layered.oneshot(request));
         let Ok(response) = poll_fn(|cx| seen.scope.run(|| answer.as_mut().poll(cx))).await;
+        within.is_answered = true;
         recording.end(&response);
         response
     }

@@ -67,6 +67,12 @@ const LINKS: usize = 4;
 /// Name of the root in development.
 const DEVELOPMENT: &str = "development";
 
+/// What a link covers, once it is verified: its scopes, and the task that it is limited to. `None` where the text is no link.
+pub(crate) fn covered_by(link: &str) -> Option<(Vec<String>, Option<octollm_core::id::TaskId>)> {
+    let claims = link::read(&jws::Jws::read(link).ok()?).ok()?;
+    Some((claims.scope, claims.task))
+}
+
 /// A clock.
 type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 

@@ -183,6 +183,38 @@ async fn an_answer_is_for_one_caller_its_scopes_and_its_task() {
     answer.is_problem(504, "deadline_exceeded");
 }
 
+/// An answer can depend on what the arm calls on with for its caller.
+#[cfg(feature = "tokens")]
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_for_what_its_caller_has_delegated() {
+    use octollm_core::{card::ArmCard, parts::Grant};
+    use octollm_http::token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier};
+
+    let (root, arm) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+    let root = root.with_kid("k1").unwrap();
+    let keys = KeySet::new("brain").with_key(&root).unwrap();
+    let peer = start(Dictionary::default().server().tokens(TokenVerifier::builder().root(keys)));
+    let issuer = TokenIssuer::root("brain", root.clone()).build().unwrap();
+    let ali = Grant::new("ali", ["word:*", "data:*"]);
+    let mut runs = 0;
+    for needs in [&[][..], &["data:read"], &["data:read", "data:list"]] {
+        let mut card = ArmCard::new("dictionary");
+        (card.key, card.needs) = (arm.public_jwk(), needs.iter().map(|need| (*need).to_owned()).collect());
+        let token = issuer.issue(&ali, &["word:look"], &card).unwrap();
+        let fields = format!("Authorization: Bearer {}\r\n", token.expose_secret());
+        runs += 1;
+        assert_eq!(look(peer, &fields, "arm").await, (runs, None), "{needs:?}");
+        assert_eq!(look(peer, &fields, "arm").await, (runs, Some(0)), "{needs:?}");
+        // Another token with a link for the same.
+        card.needs.reverse();
+        let other = TokenIssuer::root("brain", root.clone()).build().unwrap();
+        let token = other.issue(&ali, &["word:look"], &card).unwrap();
+        let again = format!("Authorization: Bearer {}\r\n", token.expose_secret());
+        assert_ne!(again, fields);
+        assert_eq!(look(peer, &again, "arm").await, (runs, Some(0)), "{needs:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn failures_are_not_cached() {
     let dictionary = Dictionary::default();

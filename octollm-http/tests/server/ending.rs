@@ -252,3 +252,35 @@ async fn what_is_given_up_below_layers_is_reported_and_its_key_has_an_unknown_ou
     assert_eq!(problem["may_have_executed"], true);
     assert_eq!(worker.0.begun_so_far(), 0);
 }
+
+/// Layers hold a request before the server has read it, and after the server has answered it.
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_within_layers_is_reported_too() {
+    let bus = MemoryBus::new();
+    let mut events = dropped(&bus).await;
+    let holding = layer_fn(|inner: octollm_http::server::HttpService| {
+        service_fn(move |request: Request<HttpBody>| {
+            let (inner, is_first) = (inner.clone(), request.headers().contains_key("x-first"));
+            async move {
+                if is_first {
+                    pending::<()>().await;
+                }
+                let _answer = tower::ServiceExt::oneshot(inner, request).await?;
+                pending::<Result<Response<HttpBody>, Infallible>>().await
+            }
+        })
+    });
+    let set = |server: Server| server.bus(bus.clone()).drain_grace(Duration::from_secs(1)).layer(holding);
+    let Running { peer, stop, server, .. } = running("held-in-layers", set);
+    let (mut before, mut after) = (peer.connect().await, peer.connect().await);
+    before.write(post("/wait", "X-First: 1\r\nX-Request-ID: r1\r\n", r#"{"ms":1}"#)).await;
+    after.write(post("/wait", "X-Request-ID: r2\r\n", r#"{"ms":1}"#)).await;
+    sleep(Duration::from_millis(10)).await;
+    stop.send(()).unwrap();
+    server.await.unwrap();
+    let mut events = published(&mut events).await;
+    events.sort_by_key(|event| event.subject().unwrap().to_owned());
+    let routes: Vec<_> =
+        events.iter().map(|event| (event.subject().unwrap(), event.data()["route"].clone())).collect();
+    assert_eq!(routes, [("r1", json!("unmatched")), ("r2", json!("/wait"))]);
+}

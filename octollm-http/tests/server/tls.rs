@@ -18,6 +18,7 @@ use octollm_http::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
+    sync::oneshot,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -70,6 +71,37 @@ async fn a_handshake_that_does_not_end_is_closed_at_the_limit_and_delays_nobody(
         assert_eq!(io.read(&mut [0]).await.unwrap(), 0);
         assert_eq!(begun.elapsed(), Duration::from_secs(10));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_that_does_not_end_delays_the_end_by_a_second_at_most() {
+    let authority = Authority::new();
+    authority.write(&["worker"]);
+    let pipes = Pipes::new();
+    let (certificate, key) = (authority.file("tls.crt"), authority.file("tls.key"));
+    let acceptor = TlsAcceptor::new(pipes.listen("worker:443").unwrap(), certificate, key).unwrap();
+    let (stop, stopped) = oneshot::channel();
+    let server = tokio::spawn(worker().listen(acceptor).unwrap().run_until(async {
+        let _ = stopped.await;
+    }));
+    let _silent = pipes.connect(&"https://worker".parse().unwrap()).await.unwrap();
+    let mut slow = pipes.connect(&"https://worker".parse().unwrap()).await.unwrap();
+    slow.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
+    calls(&pipes, &authority).await;
+    // One that is under way is completed, and its request answered.
+    let late = pipes.connect(&"https://worker".parse().unwrap()).await.unwrap();
+    let begun = Instant::now();
+    stop.send(()).unwrap();
+    sleep(Duration::from_millis(500)).await;
+    let connector = TlsConnector::from(Arc::new(authority.trusted()));
+    let mut late = connector.connect("worker".try_into().unwrap(), late).await.unwrap();
+    late.write_all(b"GET /health HTTP/1.1\r\nHost: worker\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    late.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"), "{}", String::from_utf8_lossy(&answer));
+    drop(late);
+    server.await.unwrap();
+    assert!(begun.elapsed() <= Duration::from_millis(1_100), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

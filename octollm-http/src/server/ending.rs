@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
-    recording::{RouteMeter, Seen},
+    recording::{RouteMeter, Seen, milliseconds},
     routes::Ids,
 };
 
@@ -123,7 +123,7 @@ impl Ending {
             contract,
             caller = seen.caller.get().and_then(who).map(tracing::field::display),
             task,
-            running_ms = running.as_secs_f64() * 1e3,
+            running_ms = milliseconds(running),
             reason,
             server,
             "request given up"

@@ -85,7 +85,7 @@ use self::{
 };
 pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};
 use crate::{
-    io::{self, Acceptor, Listener},
+    io::{self, Acceptor, Listener, TlsFiles},
     limits::{SHORTEST, ServerConfig, YEAR, limits_setters, server_limits, within},
 };
 
@@ -469,13 +469,16 @@ impl Server {
         if let Some(address) = beyond {
             self.guarded(|| address.to_string())?;
         }
-        let tls = self.exposure.tls.take();
+        let (tls, is_of_environment) = (self.exposure.tls.take(), self.exposure.address.is_some());
         let built = self.build()?;
         let listener = io::listen(&addresses).map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-            ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
+            let error = ConfigError::new(named.join(", "), "cannot be listened on").with_source(source);
+            if is_of_environment { error.for_setting(LISTEN) } else { error }
         })?;
-        Ok(BoundServer::new(Listener::new(listener, tls)?, built))
+        let names = tls.as_ref().map(TlsFiles::named);
+        let listener = Listener::new(listener, tls).map_err(|error| env::of_file(names, error))?;
+        Ok(BoundServer::new(listener, built).with_url())
     }
 
     /// Accepts connections from an acceptor, without serving yet.
@@ -518,14 +521,15 @@ impl Server {
         }
         let problem = format!(
             "is not set, so that nothing establishes who calls {}, which others can reach: set {TOKENS}`authenticate(..)`, \
-             `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`",
-            exposed()
+             `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`{}",
+            exposed(),
+            self.exposure.alternatives()
         );
         Err(ConfigError::new("authenticate", problem))
     }
 
     fn build(self) -> Result<Built, ConfigError> {
-        self.config.check()?;
+        self.config.validate()?;
         for limit in self.checks.iter().filter_map(|check| check.limit) {
             within("check_within", SHORTEST, limit, YEAR)?;
         }

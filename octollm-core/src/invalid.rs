@@ -50,6 +50,12 @@ impl ConfigError {
         self
     }
 
+    /// The same error under another name of its setting, such as that of the variable which had the value.
+    #[must_use]
+    pub fn for_setting(self, setting: impl Into<Cow<'static, str>>) -> Self {
+        Self { setting: setting.into(), ..self }
+    }
+
     /// The setting: the name of a method, of an environment variable, or of what was configured.
     pub fn setting(&self) -> &str {
         &self.setting

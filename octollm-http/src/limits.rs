@@ -7,6 +7,8 @@ use octollm_core::{__limits_struct as limits_struct, error::ConfigError};
 use tokio::sync::Semaphore;
 
 const KIB: usize = 1024;
+/// Bytes of a request that arrives, besides its head and its body: its stream and its future.
+pub(crate) const WAITING: usize = 8 * KIB;
 pub(crate) const SHORTEST: Duration = Duration::from_nanos(1);
 pub(crate) const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// RFC 9113 §6.9.1.
@@ -44,7 +46,7 @@ macro_rules! server_limits {
             /// Sets the bytes that all requests still arriving may hold together: their bodies, and their heads while the body
             /// arrives or the caller is authenticated. A head counts with 8 KiB and twice its bytes, since it is held decoded. A
             /// request that would exceed the limit is answered 503. A body that arrives in one piece is not counted. Default
-            /// 256 MiB.
+            /// 256 MiB, at least what one request takes with the largest head and the largest body.
             max_arriving: usize as bytes = 256 * KIB * KIB, 1 => usize::MAX;
             /// Sets the largest head of a request, in bytes, with the request line. Default 16 KiB, 256 bytes to 1 MiB.
             max_head: usize as bytes = 16 * KIB, 256 => 1024 * KIB;
@@ -104,7 +106,7 @@ macro_rules! client_limits {
             /// With several arms no arm has calls on more than half of them, and with more than two none has calls on more
             /// than are free. A connection that becomes free goes to a waiting call before it counts as idle.
             max_connections: usize as count = 100, 1 => 100_000;
-            /// Sets the most idle connections that stay open. Default 20, at most
+            /// Sets the most idle connections that stay open. Default 20, and never more than
             /// [`max_connections`](Self::max_connections).
             max_idle: usize as count = 20, 0 => usize::MAX;
             /// Sets the time after which an idle connection is closed. It should be less than the servers' own, so that the
@@ -126,13 +128,19 @@ pub(crate) use client_limits;
 
 client_limits!(limits_struct ClientConfig);
 
-impl ClientConfig {
+impl ServerConfig {
     /// # Errors
-    /// Names the first limit that is out of range.
+    /// Names the first limit that is out of range, or that another limit contradicts.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         self.check()?;
-        if self.max_idle > self.max_connections {
-            return Err(ConfigError::new("max_idle", "is above max_connections: set it to at most that"));
+        let largest = WAITING.saturating_add(2 * self.max_head).saturating_add(self.max_body);
+        if self.max_arriving < largest {
+            let problem = format!(
+                "is {}, and one request takes up to {largest} with the `max_body` and `max_head` of this server: set it to at \
+                 least that, or them to less",
+                self.max_arriving
+            );
+            return Err(ConfigError::new("max_arriving", problem));
         }
         Ok(())
     }
@@ -144,7 +152,7 @@ mod tests {
 
     #[test]
     fn the_defaults_are_in_range() {
-        ServerConfig::default().check().unwrap();
+        ServerConfig::default().validate().unwrap();
     }
 
     #[test]
@@ -164,17 +172,27 @@ mod tests {
     }
 
     #[test]
+    fn one_request_has_room_among_those_that_arrive() {
+        let bodies =
+            |max_body, max_arriving| ServerConfig { max_body, max_arriving, ..ServerConfig::default() };
+        let heads = WAITING + 2 * 16 * KIB;
+        bodies(1000, heads + 1000).validate().unwrap();
+        for bad in [bodies(1000, heads + 999), bodies(300 << 20, 256 << 20), bodies(2 << 20, 1 << 20)] {
+            assert_eq!(bad.validate().unwrap_err().setting(), "max_arriving");
+        }
+    }
+
+    #[test]
     fn limits_of_clients_out_of_range_are_refused() {
         let good = ClientConfig::default();
-        good.validate().unwrap();
+        good.check().unwrap();
         for bad in [
             ClientConfig { connect_timeout: Duration::ZERO, ..good.clone() },
             ClientConfig { read_idle: Duration::MAX, ..good.clone() },
             ClientConfig { max_connections: 0, max_idle: 0, ..good.clone() },
-            ClientConfig { max_idle: 101, ..good.clone() },
             ClientConfig { max_answer: 0, ..good.clone() },
         ] {
-            assert!(bad.validate().is_err(), "{bad:?}");
+            assert!(bad.check().is_err(), "{bad:?}");
         }
     }
 }

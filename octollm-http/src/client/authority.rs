@@ -39,7 +39,8 @@ impl Authority {
         let exposed = endpoints.iter().filter(is_secret).any(|endpoint| !endpoint.is_confidential());
         if exposed && !self.cleartext {
             let problem = "is on another machine, to which tokens or header fields would be sent in cleartext: use https, \
-                           or set `cleartext()` if the network encrypts connections";
+                           or, if the network encrypts connections, set `cleartext()`, in the environment \
+                           OCTOLLM_CLIENT_CLEARTEXT=true";
             return Err(ConfigError::new(name.to_owned(), problem));
         }
         Ok(())

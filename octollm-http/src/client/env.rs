@@ -3,6 +3,7 @@
 use octollm_core::{
     __private::settings::{Vars, flag},
     error::ConfigError,
+    id::is_arm_id,
 };
 
 use super::{authority::Authority, exchange::Requests};
@@ -37,7 +38,7 @@ pub(super) fn take(
         authority.cleartext = cleartext;
     }
     let root = vars.take(issuer, text)?;
-    let arm = vars.take(arm, text)?;
+    let arm = vars.take(arm, arm_id)?;
     let key_file = vars.take(key, text)?;
     if let Some(file) = key_file {
         set_issuer(&vars.full(key), &file, root, arm, authority)?;
@@ -72,7 +73,7 @@ fn set_issuer(
             ));
         }
     };
-    authority.issuer = Some(issuer.build()?);
+    authority.issuer = Some(issuer.build().map_err(|error| error.for_setting(name.to_owned()))?);
     Ok(())
 }
 
@@ -85,6 +86,14 @@ fn set_issuer(
     _: &mut Authority,
 ) -> Result<(), ConfigError> {
     Err(ConfigError::new(name.to_owned(), "needs the feature `tokens` of octollm"))
+}
+
+fn arm_id(text: &str) -> Result<String, &'static str> {
+    if is_arm_id(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("is not an arm id of lower-case letters, digits and dashes")
+    }
 }
 
 fn text(text: &str) -> Result<String, &'static str> {

@@ -80,7 +80,7 @@ impl Requests {
 
     /// Builds the exchanger for this number of arms.
     pub(crate) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
-        self.config.validate()?;
+        self.config.check()?;
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
         let pool = Pool::new(self.config, connector, self.tls, arms);
         if self.layers.is_empty() {

@@ -30,8 +30,9 @@ impl Server {
         }
         let problem = format!(
             "is not set, so that nothing establishes who calls {}, which others can reach: set {TOKENS}`authenticate(..)`, \
-             `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`",
-            exposed()
+             `identity_from_extensions()` or, to let everybody call everything, `open_to_all()`{}",
+            exposed(),
+            self.exposure.alternatives()
         );
         Err(ConfigError::new("authenticate", problem))
     }
@@ -90,7 +91,7 @@ impl Server {
     }
 
     fn check_settings(&self) -> Result<(), ConfigError> {
-        self.config.check()?;
+        self.config.validate()?;
         for limit in self.checks.iter().filter_map(|check| check.limit) {
             within("check_within", SHORTEST, limit, YEAR)?;
         }

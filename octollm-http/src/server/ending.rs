@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
-    recording::{RouteMeter, Seen},
+    recording::{RouteMeter, Seen, milliseconds},
     routes::Ids,
 };
 use crate::wire::read_parts;
@@ -139,7 +139,7 @@ impl Ending {
             contract,
             caller = seen.caller.get().and_then(who).map(tracing::field::display),
             task,
-            running_ms = running.as_secs_f64() * 1e3,
+            running_ms = milliseconds(running),
             reason,
             server,
             "request given up"

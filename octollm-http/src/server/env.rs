@@ -30,6 +30,8 @@ const NAMES: [&str; 10] = [
 pub(super) struct Exposure {
     pub(super) address: Option<String>,
     pub(super) tls: Option<TlsFiles>,
+    /// The server reads its environment.
+    pub(super) is_read: bool,
 }
 
 /// The environment.
@@ -76,14 +78,14 @@ impl Server {
     ) -> Result<Self, ConfigError> {
         let mut vars = Vars::read(PREFIX, variables)?;
         self.config.take(&mut vars)?;
+        self.exposure.is_read = true;
         let [address, open, certificate, key, client_ca, issuer, keys_file, keys_url, audience, others] =
             NAMES;
         if let Some(address) = vars.take(address, |text| with_port(text).map(str::to_owned))? {
             self.exposure.address = Some(address);
         }
-        if let Some(open_to_all) = vars.take(open, flag)? {
-            self.identity.open_to_all = open_to_all;
-        }
+        let open_to_all = vars.take(open, flag)?;
+        self.identity.open_to_all = open_to_all.unwrap_or(self.identity.open_to_all);
         let files = [certificate, key, client_ca].map(|name| Ok((name, vars.take(name, path)?)));
         if let Some(tls) = tls_files(&vars, files)? {
             self.exposure.tls = Some(tls);
@@ -91,8 +93,22 @@ impl Server {
         let texts =
             [issuer, keys_file, keys_url, audience, others].map(|name| Ok((name, vars.take(name, text)?)));
         let server = self.token_variables(&vars, texts)?;
+        if open_to_all == Some(true) && server.checks_callers() {
+            let problem = "is true, but this server has tokens or another authenticator, which refuses callers all the same: \
+                           unset one of the two";
+            return Err(ConfigError::new(vars.full(open), problem));
+        }
         vars.finish()?;
         Ok(server)
+    }
+
+    /// Whether anything establishes who calls.
+    fn checks_callers(&self) -> bool {
+        #[cfg(feature = "tokens")]
+        if self.tokens.is_some() {
+            return true;
+        }
+        self.identity.authenticator.is_some() || self.identity.from_extensions
     }
 
     #[cfg(feature = "tokens")]
@@ -113,12 +129,13 @@ impl Server {
                 None => Ok(self),
             };
         };
-        let keys = KeySet::new(iss);
-        let keys = others
-            .1
-            .iter()
-            .flat_map(|others| others.split(','))
-            .fold(keys, |keys, other| keys.speaks_for(other.trim()));
+        let mut keys = KeySet::new(iss);
+        for other in others.1.iter().flat_map(|others| others.split(',')).map(str::trim) {
+            if other.is_empty() {
+                return Err(ConfigError::new(vars.full(others.0), "has an empty name between its commas"));
+            }
+            keys = keys.speaks_for(other);
+        }
         let keys = match (keys_file, keys_url) {
             ((name, Some(file)), (_, None)) => {
                 let failed = |problem| ConfigError::new(vars.full(name), problem);
@@ -175,7 +192,38 @@ fn tls_files(vars: &Vars, files: [Taken<PathBuf>; 3]) -> Result<Option<TlsFiles>
     }
 }
 
+impl TlsFiles {
+    /// The variables of the files, with their paths as errors have them.
+    pub(super) fn named(&self) -> [(&'static str, String); 3] {
+        let [_, _, certificate, key, client_ca, ..] = NAMES;
+        let path = |path: &PathBuf| path.display().to_string();
+        let authorities = self.client_ca.as_ref().map(path).unwrap_or_default();
+        [(certificate, path(&self.certificate)), (key, path(&self.key)), (client_ca, authorities)]
+    }
+}
+
+/// The variable that names the file of an error, in place of its path.
+pub(super) fn of_file(names: Option<[(&'static str, String); 3]>, error: ConfigError) -> ConfigError {
+    let named = names.into_iter().flatten().find(|(_, file)| file == error.setting());
+    match named {
+        Some((name, _)) => error.for_setting(format!("{PREFIX}{name}")),
+        None => error,
+    }
+}
+
 impl Exposure {
+    /// How the environment can establish who calls, as the end of an error about that.
+    pub(super) fn alternatives(&self) -> &'static str {
+        match (self.is_read, cfg!(feature = "tokens")) {
+            (false, _) => "",
+            (true, true) => {
+                "; or in the environment OCTOLLM_SERVER_TOKEN_ISSUER and OCTOLLM_SERVER_TOKEN_KEYS_FILE, or \
+                 OCTOLLM_SERVER_OPEN_TO_ALL"
+            }
+            (true, false) => "; or in the environment OCTOLLM_SERVER_OPEN_TO_ALL",
+        }
+    }
+
     /// # Errors
     /// Names the variable by which a server should listen that listens elsewhere.
     pub(super) fn unused(&self) -> Result<(), ConfigError> {

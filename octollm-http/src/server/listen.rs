@@ -31,6 +31,8 @@ pub struct BoundServer<A = Listener> {
     health: Arc<HealthState>,
     orchestrator: Option<Arc<dyn Orchestrator>>,
     bus: Option<Arc<dyn EventBus>>,
+    /// For the log.
+    url: Option<String>,
 }
 
 /// The parts of a server that is built.
@@ -59,11 +61,16 @@ impl BoundServer {
         let scheme = if self.acceptor.is_encrypted() { "https" } else { "http" };
         format!("{scheme}://{}", self.local_addr())
     }
+
+    /// Logs the address as well.
+    pub(crate) fn with_url(self) -> Self {
+        Self { url: Some(self.url()), ..self }
+    }
 }
 
 impl<A: Acceptor> BoundServer<A> {
     pub(crate) fn new(acceptor: A, Built { service, health, orchestrator, bus }: Built) -> Self {
-        Self { acceptor, service, health, orchestrator, bus }
+        Self { acceptor, service, health, orchestrator, bus, url: None }
     }
 
     /// Serves until the future is dropped.
@@ -83,11 +90,12 @@ impl<A: Acceptor> BoundServer<A> {
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until_signal(self) {
-        let (health, notice) = (self.health.clone(), self.service.config().drain_notice);
+        let (health, service) = (self.health.clone(), self.service.clone());
         let (mut first, mut second) = (Signals::listen(), Signals::listen());
         let shutdown = async move {
             if first.next().await == Signal::Terminate {
-                tracing::info!(?notice, "not ready any more");
+                let notice = service.config().drain_notice;
+                tracing::info!(server = service.server(), ?notice, "not ready any more");
                 health.drain();
                 sleep(notice).await;
             }
@@ -114,7 +122,7 @@ impl<A: Acceptor> BoundServer<A> {
 
     /// Serves until one of the two completes. After `shutdown`, running requests may finish until `at_once` completes.
     async fn serve(self, shutdown: impl Future<Output = ()>, at_once: impl Future<Output = ()>) {
-        let Self { acceptor, service, health, orchestrator, bus } = self;
+        let Self { acceptor, service, health, orchestrator, bus, url } = self;
         let (limit, grace) = (service.config().max_connections, service.config().drain_grace);
         let (drain, (open, closed)) = (CancellationToken::new(), mpsc::channel(1));
         let connections = Arc::new(Connections::new(service.clone(), health.clone(), open));
@@ -126,7 +134,7 @@ impl<A: Acceptor> BoundServer<A> {
         };
         let (mut shutdown, mut at_once) = (pin!(shutdown), pin!(at_once));
         let mut is_ended = false;
-        tracing::info!("serving");
+        tracing::info!(server = service.server(), url, "serving");
         loop {
             tokio::select! {
                 biased;
@@ -150,7 +158,7 @@ impl<A: Acceptor> BoundServer<A> {
         }
         drop((incoming, connections));
         drain.cancel();
-        tracing::info!(connections = running.len(), "draining");
+        tracing::info!(server = service.server(), connections = running.len(), "draining");
         let given_up = match is_ended {
             true => Some(Reason::Signal),
             false => drained(&mut running, orchestrator.as_deref(), grace, at_once.as_mut()).await.err(),

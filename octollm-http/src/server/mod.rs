@@ -83,7 +83,7 @@ use self::{
 };
 pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};
 use crate::{
-    io::{self, Acceptor, Listener},
+    io::{self, Acceptor, Listener, TlsFiles},
     limits::{ServerConfig, limits_setters, server_limits},
 };
 
@@ -354,13 +354,16 @@ impl Server {
         if let Some(address) = beyond {
             self.guarded(|| address.to_string())?;
         }
-        let tls = self.exposure.tls.take();
+        let (tls, is_of_environment) = (self.exposure.tls.take(), self.exposure.address.is_some());
         let built = self.build()?;
         let listener = io::listen(&addresses).map_err(|source| {
             let named: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-            ConfigError::new(named.join(", "), "cannot be listened on").with_source(source)
+            let error = ConfigError::new(named.join(", "), "cannot be listened on").with_source(source);
+            if is_of_environment { error.for_setting(LISTEN) } else { error }
         })?;
-        Ok(BoundServer::new(Listener::new(listener, tls)?, built))
+        let names = tls.as_ref().map(TlsFiles::named);
+        let listener = Listener::new(listener, tls).map_err(|error| env::of_file(names, error))?;
+        Ok(BoundServer::new(listener, built).with_url())
     }
 
     /// Accepts connections from an acceptor, without serving yet.

@@ -39,6 +39,12 @@ static RECEIVED: LazyLock<Counters> = LazyLock::new(|| {
     Counters::new("octollm_http_request_body_bytes_total", help, &["server"])
 });
 
+/// A time for a line of the log, to the microsecond.
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    u32::try_from(time.as_micros())
+        .map_or_else(|_| time.as_secs_f64() * 1e3, |micros| f64::from(micros) / 1e3)
+}
+
 /// The values of the label `status`.
 const STATUSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "dropped"];
 const DROPPED: usize = 5;
@@ -201,7 +207,7 @@ impl<'a> Recording<'a> {
         let time = self.seen.begun.elapsed();
         let status = response.map(Response::status);
         meter.count(status, time);
-        let duration_ms = time.as_secs_f64() * 1e3;
+        let duration_ms = milliseconds(time);
         if let Some(span) = self.seen.scope.span() {
             if let Some(status) = status {
                 span.record("status", status.as_u16());

@@ -18,7 +18,7 @@ use octollm_core::{
     error::{ErrorKind, Failure},
 };
 
-use crate::wire::BodyBuffer;
+use crate::{limits::WAITING, wire::BodyBuffer};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -47,9 +47,6 @@ pub(crate) struct Share<'a> {
     all: &'a ArrivingBytes,
     bytes: usize,
 }
-
-/// Bytes of a request that waits, besides its head: its stream and its future.
-const WAITING: usize = 8 * 1024;
 
 impl ArrivingBytes {
     pub(crate) fn new(most: usize) -> Self {

@@ -164,6 +164,11 @@ impl HttpService {
         &self.core.config
     }
 
+    /// The id of the server.
+    pub(crate) fn server(&self) -> &str {
+        &self.core.routes.server.server
+    }
+
     pub(crate) fn ending(&self) -> &Ending {
         &self.core.ending
     }

@@ -98,6 +98,11 @@ async fn a_server_listens_where_its_environment_has_it_and_needs_a_caller_there_
     let everywhere = [("OCTOLLM_SERVER_LISTEN", "0.0.0.0:0")];
     let error = worker().vars(everywhere).unwrap().bind(&other).await.unwrap_err();
     assert_eq!(error.setting(), "authenticate");
+    // What an operator can do about it is a variable, and what the program can do a setter.
+    let has_variables =
+        |error: octollm_core::error::ConfigError| error.to_string().contains("OCTOLLM_SERVER_OPEN_TO_ALL");
+    assert!(has_variables(error));
+    assert!(!has_variables(worker().bind("0.0.0.0:0").await.unwrap_err()));
     let open = [everywhere[0], ("OCTOLLM_SERVER_OPEN_TO_ALL", "true")];
     assert!(worker().vars(open).unwrap().bind(&other).await.is_ok());
     let closed = [everywhere[0], ("OCTOLLM_SERVER_OPEN_TO_ALL", "false")];
@@ -106,6 +111,31 @@ async fn a_server_listens_where_its_environment_has_it_and_needs_a_caller_there_
     let nowhere = [("OCTOLLM_SERVER_LISTEN", "no.such.host.invalid:80")];
     let error = worker().vars(nowhere).unwrap().bind(&other).await.unwrap_err();
     assert_eq!(error.setting(), "OCTOLLM_SERVER_LISTEN");
+    let taken = [("OCTOLLM_SERVER_LISTEN", &address)];
+    let error = worker().vars(taken).unwrap().bind(&other).await.unwrap_err();
+    assert_eq!(error.to_string(), "`OCTOLLM_SERVER_LISTEN` cannot be listened on");
+}
+
+#[test]
+fn a_server_that_checks_its_callers_is_not_open_to_all() {
+    let open = [("OCTOLLM_SERVER_OPEN_TO_ALL", "true")];
+    let known = |_: &http::request::Parts| Ok(octollm_core::parts::Caller::Anonymous);
+    for server in [worker().authenticate(known), worker().identity_from_extensions()] {
+        assert_eq!(server.vars(open).unwrap_err().setting(), open[0].0);
+    }
+    // A default of the program is replaced.
+    assert!(
+        worker().open_to_all().vars([("PATH", "/bin")]).unwrap().authenticate(known).into_service().is_ok()
+    );
+}
+
+/// Such a request would be answered 503 for ever.
+#[test]
+fn a_server_has_room_for_its_largest_request() {
+    for alone in [("OCTOLLM_SERVER_MAX_BODY", "300MiB"), ("OCTOLLM_SERVER_MAX_ARRIVING", "1MiB")] {
+        let error = worker().vars([alone]).unwrap().open_to_all().into_service().unwrap_err();
+        assert_eq!(error.setting(), "max_arriving");
+    }
 }
 
 #[test]
@@ -156,6 +186,12 @@ async fn certificates_from_the_environment_mean_tls_and_nothing_else() {
         assert_eq!(refused(&[(files[present].0, &files[present].1)]).0, missing);
     }
     assert_eq!(refused(&[(files[2].0, &files[2].1)]).0, "OCTOLLM_SERVER_TLS_CERT_FILE");
+    for (wrong, (name, _)) in files.iter().enumerate() {
+        let mut files = files.clone();
+        files[wrong].1 = "/no/such/file".into();
+        let error = worker().vars(files).unwrap().bind("127.0.0.1:0").await.unwrap_err();
+        assert_eq!(error.to_string(), format!("`{name}` cannot be read"));
+    }
     let mounted = worker().vars(variables(2)).unwrap().open_to_all().into_service().unwrap_err();
     assert_eq!(mounted.setting(), "OCTOLLM_SERVER_TLS_CERT_FILE");
     let gone = [(files[0].0, file("no.crt")), (files[1].0, file("tls.key"))];

@@ -173,7 +173,7 @@ async fn fault_32_ping_and_settings_floods_whose_answers_nobody_reads() {
 async fn heads_whose_bodies_never_arrive() {
     const SLOW: &str =
         "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
-    let (peer, _) = start_with(|server| server.max_arriving(185_000));
+    let (peer, _) = start_with(|server| server.max_body(1000).max_arriving(185_000));
     // One more field, of 14,000 bytes.
     let mut head = [POST_HEAD, b"\x00\x01a\x7f\xb1\x6c"].concat();
     head.extend(b"b".repeat(14_000));

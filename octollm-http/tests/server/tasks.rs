@@ -443,3 +443,19 @@ async fn a_server_has_an_arm_id_as_its_name() {
         assert_eq!(error.setting(), "id", "{id}");
     }
 }
+
+/// It would ask itself for its card, and wait for the answer before it answers.
+#[tokio::test(start_paused = true)]
+async fn a_brain_calls_an_arm_of_its_own_server() {
+    use octollm_http::{Arms, io::Pipes};
+
+    use crate::arms::{Echo, worker};
+
+    let pipes = Pipes::new();
+    let arms = Arms::builder().connector(pipes.clone()).endpoint("worker", "http://worker").build().unwrap();
+    let brain = Brain::builder().arm(Review).arms(arms.clone()).build().unwrap();
+    let server = worker().orchestrator(brain).listen(pipes.listen("worker").unwrap()).unwrap();
+    tokio::spawn(server.run());
+    let echo = Echo { text: "hi".into(), data: 0.into(), number: 0.0 };
+    assert_eq!(arms.call(echo).await.unwrap().text, "hi");
+}

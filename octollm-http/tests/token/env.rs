@@ -101,6 +101,14 @@ fn what_is_missing_or_no_key_is_named() {
             vec![files.server()[0].clone(), ("OCTOLLM_SERVER_TOKEN_KEYS_URL", "ftp://me:swordfish@x".into())],
             "OCTOLLM_SERVER_TOKEN_KEYS_URL",
         ),
+        (
+            [files.server(), vec![("OCTOLLM_SERVER_TOKEN_SPEAKS_FOR", "portal,".into())]].concat(),
+            "OCTOLLM_SERVER_TOKEN_SPEAKS_FOR",
+        ),
+        (
+            [files.server(), vec![("OCTOLLM_SERVER_OPEN_TO_ALL", "true".into())]].concat(),
+            "OCTOLLM_SERVER_OPEN_TO_ALL",
+        ),
     ] {
         let error = refused(variables);
         assert_eq!(error.setting(), setting, "{error}");
@@ -125,6 +133,7 @@ fn what_is_missing_or_no_key_is_named() {
             vec![files.client()[1].clone(), ("OCTOLLM_CLIENT_TOKEN_KEY_FILE", files.path("keys.json"))],
             "OCTOLLM_CLIENT_TOKEN_KEY_FILE",
         ),
+        (vec![("OCTOLLM_CLIENT_TOKEN_ARM", "The Coder".into())], "OCTOLLM_CLIENT_TOKEN_ARM"),
     ] {
         assert_eq!(Arms::from_vars(variables).unwrap_err().setting(), setting);
     }

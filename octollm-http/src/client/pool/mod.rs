@@ -131,8 +131,13 @@ impl Pool {
         let share = if arms > 1 { (open / 2).max(1) } else { open };
         // With two arms a half is the reserve.
         let reserve = arms > 2;
-        let limits =
-            Limits { open, idle: config.max_idle, share, reserve, idle_timeout: config.idle_timeout };
+        let limits = Limits {
+            open,
+            idle: config.max_idle.min(open),
+            share,
+            reserve,
+            idle_timeout: config.idle_timeout,
+        };
         let state = Mutex::new(State::new(limits));
         let shared = Arc::new(Shared { state, limits, connector, tls, config });
         GAUGES.add(&shared);

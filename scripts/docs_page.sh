@@ -4,7 +4,7 @@
 #
 #   scripts/docs_page.sh [--pictures DIR]
 #
-# Needs Python 3 and curl; Debian's chromium is installed with apt-get when it is missing. --pictures draws the page into DIR.
+# Needs Python 3; Debian's chromium and curl are installed with apt-get when they are missing. --pictures draws the page into DIR.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,9 +12,9 @@ case "${1:-}" in
     "" | --pictures) ;;
     *) echo "usage: $0 [--pictures DIR]" >&2; exit 2 ;;
 esac
-if ! command -v chromium > /dev/null; then
+if ! { command -v chromium && command -v curl; } > /dev/null; then
     apt-get update -q
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium curl fonts-dejavu-core
 fi
 
 cargo build -q --example fuzz_target --example token

@@ -23,7 +23,6 @@ enum Kind {
 
 /// The files of a server with TLS.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "they are refused before"))]
 pub(crate) struct TlsFiles {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,

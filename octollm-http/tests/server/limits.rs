@@ -190,7 +190,7 @@ async fn overload_is_answered_at_once_and_probes_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn bodies_that_trickle_take_no_places() {
-    let (peer, _) = start_with(|server| server.max_in_flight(2).max_arriving(190_000));
+    let (peer, _) = start_with(|server| server.max_in_flight(2).max_body(50_000).max_arriving(190_000));
     let mut trickling = Vec::new();
     for _ in 0..20 {
         let mut line = peer.connect().await;

@@ -45,7 +45,9 @@ const OF_HEADS: &[u16] = &[400, 406, 414, 417, 431];
 /// More statuses of a route that answers with a document, whose requests have a limit.
 const OF_DOCUMENTS: &[u16] = &[503];
 /// More statuses of a route that asks an orchestrator for its arms.
-const OF_ARM_LISTS: &[u16] = &[500, 503, 504];
+const OF_ARM_LISTS: &[u16] = &[500, 503];
+/// One more, where the server does not answer with a card of its own in time.
+const OF_LATE_LISTS: &[u16] = &[504];
 /// More statuses of a route that needs an identity and a place among the requests that run.
 const OF_PLACES: &[u16] = &[401, 403, 429, 500, 503, 504];
 /// More statuses of a route with a body.
@@ -116,7 +118,7 @@ pub(crate) fn execute() -> Operation {
 }
 
 /// The routes of tasks.
-pub(crate) fn task_operations() -> Vec<Operation> {
+pub(crate) fn task_operations(has_contracts: bool) -> Vec<Operation> {
     let place = |id: &str, summary: &str, output: &str, errors: &[&[u16]]| {
         let mut operation = get(id, summary, reference(output));
         errors.iter().for_each(|statuses| fails(&mut operation, statuses));
@@ -140,15 +142,10 @@ pub(crate) fn task_operations() -> Vec<Operation> {
         "Continues a failed task with the step that failed, or discards its calls from a step on.",
     );
     push_parameters(&mut rerun, [task_in_path()]);
-    let cards = || {
-        place(
-            "capabilities",
-            "What is served here, and the arms that are known here.",
-            "Arms",
-            &[OF_ARM_LISTS],
-        )
-    };
-    let arms = place("arms", "The arms that are known here.", "Arms", &[OF_ARM_LISTS]);
+    let lists: &[&[u16]] = if has_contracts { &[OF_ARM_LISTS] } else { &[OF_ARM_LISTS, OF_LATE_LISTS] };
+    let cards =
+        || place("capabilities", "What is served here, and the arms that are known here.", "Arms", lists);
+    let arms = place("arms", "The arms that are known here.", "Arms", lists);
     let journal = "A page of the calls that a task has made, in the order of their answers.";
     let mut journal = of_task("taskJournal", journal, "Journal");
     push_parameters(&mut journal, journal_parameters());

@@ -129,7 +129,7 @@ impl Document {
     /// Adds the routes of tasks.
     fn with_tasks(mut self) -> Self {
         fixed::task_schemas(&mut self.schemas);
-        for (method, path, operation) in fixed::task_operations() {
+        for (method, path, operation) in fixed::task_operations(self.paths.contains_key("/execute")) {
             self.operation(&method, path, operation);
         }
         self

@@ -23,7 +23,7 @@ impl Server {
     }
 
     /// Adds a scope to the `needs` of the card, as [`needs`](Self::needs) does. The server is not built with a text that is
-    /// [no scope](octollm_core::parts::is_scope), or with more than [`MAX_NEEDS`].
+    /// [no scope](octollm_core::parts::is_scope), or with more than [`MAX_NEEDS`](octollm_core::card::MAX_NEEDS).
     pub fn needs_scope(mut self, scope: impl Into<String>) -> Self {
         let (needs, scope) = (&mut self.dispatcher.card_mut().needs, scope.into());
         if !needs.contains(&scope) {

@@ -309,16 +309,15 @@ impl Core {
         let ids = Ids::of(&head.headers, &parts);
         let no_body = head.method == Method::HEAD;
         let found = self.routes.find(&head.method, head.uri.path());
-        if let Some(seen) = seen {
-            let position = found.as_ref().map_or(0, |route| route.meter);
-            if let Some(meter) = self.routes.meters.get(position) {
-                seen.matched(position, meter, &parts);
-            }
+        // Of requests without a route the first one.
+        let position = found.as_ref().map_or(0, |route| route.meter);
+        let meter = self.routes.meters.get(position);
+        if let (Some(seen), Some(meter)) = (seen, meter) {
+            seen.matched(position, meter, &parts);
             if let Some(trace) = seen.scope.trace() {
                 parts.trace = Some(trace);
             }
         }
-        let meter = found.as_ref().ok().and_then(|route| self.routes.meters.get(route.meter));
         let unanswered = Unanswered::new(&self.ending, meter, seen, &ids);
         let result = self.reply(&mut head, body, parts, malformed, (arrival, peer, seen, found)).await;
         unanswered.answered();

@@ -163,6 +163,14 @@ pub fn flag(text: &str) -> Result<bool, &'static str> {
     text.parse().map_err(|_| "is neither `true` nor `false`")
 }
 
+/// Reads a text that is not empty.
+///
+/// # Errors
+/// What is expected.
+pub fn text(text: &str) -> Result<String, &'static str> {
+    if text.is_empty() { Err("is empty") } else { Ok(text.to_owned()) }
+}
+
 /// The number at the begin of a text, and what follows.
 fn split(text: &str) -> Option<(u64, &str)> {
     let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));

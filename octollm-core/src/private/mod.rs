@@ -17,7 +17,7 @@ pub use crate::{
 
 /// The limits of builders, and settings as variables of the environment.
 pub mod settings {
-    pub use crate::settings::{SERVICE_LINK, Vars, bytes, count, flag, is_service_link, time, within};
+    pub use crate::settings::{SERVICE_LINK, Vars, bytes, count, flag, is_service_link, text, time, within};
 }
 
 mod lengths;

@@ -1,7 +1,7 @@
 //! Clients as their environment configures them.
 
 use octollm_core::{
-    __private::settings::{Vars, flag},
+    __private::settings::{Vars, flag, text},
     error::ConfigError,
     id::is_arm_id,
 };
@@ -94,10 +94,6 @@ fn arm_id(text: &str) -> Result<String, &'static str> {
     } else {
         Err("is not an arm id of lower-case letters, digits and dashes")
     }
-}
-
-fn text(text: &str) -> Result<String, &'static str> {
-    if text.is_empty() { Err("is empty") } else { Ok(text.to_owned()) }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{ffi::OsStr, path::PathBuf};
 
 use octollm_core::{
-    __private::settings::{Vars, flag},
+    __private::settings::{Vars, flag, text},
     error::ConfigError,
 };
 
@@ -11,19 +11,17 @@ use super::Server;
 use crate::io::TlsFiles;
 
 const PREFIX: &str = "OCTOLLM_SERVER_";
-/// The variables beside those of the limits.
-const NAMES: [&str; 10] = [
-    "LISTEN",
-    "OPEN_TO_ALL",
-    "TLS_CERT_FILE",
-    "TLS_KEY_FILE",
-    "TLS_CLIENT_CA_FILE",
-    "TOKEN_ISSUER",
-    "TOKEN_KEYS_FILE",
-    "TOKEN_KEYS_URL",
-    "TOKEN_AUDIENCE",
-    "TOKEN_SPEAKS_FOR",
-];
+// The variables beside those of the limits.
+const ADDRESS: &str = "LISTEN";
+const OPEN_TO_ALL: &str = "OPEN_TO_ALL";
+const CERTIFICATE: &str = "TLS_CERT_FILE";
+const KEY: &str = "TLS_KEY_FILE";
+const CLIENT_CA: &str = "TLS_CLIENT_CA_FILE";
+const ISSUER: &str = "TOKEN_ISSUER";
+const KEYS_FILE: &str = "TOKEN_KEYS_FILE";
+const KEYS_URL: &str = "TOKEN_KEYS_URL";
+const AUDIENCE: &str = "TOKEN_AUDIENCE";
+const SPEAKS_FOR: &str = "TOKEN_SPEAKS_FOR";
 
 /// Where a server listens, as far as its environment has it.
 #[derive(Debug, Default)]
@@ -79,24 +77,19 @@ impl Server {
         let mut vars = Vars::read(PREFIX, variables)?;
         self.config.take(&mut vars)?;
         self.exposure.is_read = true;
-        let [address, open, certificate, key, client_ca, issuer, keys_file, keys_url, audience, others] =
-            NAMES;
-        if let Some(address) = vars.take(address, |text| with_port(text).map(str::to_owned))? {
+        if let Some(address) = vars.take(ADDRESS, |text| with_port(text).map(str::to_owned))? {
             self.exposure.address = Some(address);
         }
-        let open_to_all = vars.take(open, flag)?;
+        let open_to_all = vars.take(OPEN_TO_ALL, flag)?;
         self.identity.open_to_all = open_to_all.unwrap_or(self.identity.open_to_all);
-        let files = [certificate, key, client_ca].map(|name| Ok((name, vars.take(name, path)?)));
-        if let Some(tls) = tls_files(&vars, files)? {
+        if let Some(tls) = tls_files(&mut vars)? {
             self.exposure.tls = Some(tls);
         }
-        let texts =
-            [issuer, keys_file, keys_url, audience, others].map(|name| Ok((name, vars.take(name, text)?)));
-        let server = self.token_variables(&vars, texts)?;
+        let server = self.token_variables(&mut vars)?;
         if open_to_all == Some(true) && server.checks_callers() {
             let problem = "is true, but this server has tokens or another authenticator, which refuses callers all the same: \
                            unset one of the two";
-            return Err(ConfigError::new(vars.full(open), problem));
+            return Err(ConfigError::new(vars.full(OPEN_TO_ALL), problem));
         }
         vars.finish()?;
         Ok(server)
@@ -112,62 +105,61 @@ impl Server {
     }
 
     #[cfg(feature = "tokens")]
-    fn token_variables(self, vars: &Vars, texts: [Taken<String>; 5]) -> Result<Self, ConfigError> {
+    fn token_variables(self, vars: &mut Vars) -> Result<Self, ConfigError> {
         use crate::token::{KeySet, TokenVerifier};
 
-        let [issuer, keys_file, keys_url, audience, others] = texts;
-        let (issuer, keys_file, keys_url) = (issuer?, keys_file?, keys_url?);
-        let (audience, others) = (audience?, others?);
-        let Some(iss) = issuer.1 else {
-            return match [keys_file, keys_url, audience, others]
-                .into_iter()
-                .find(|(_, value)| value.is_some())
-            {
-                Some((name, _)) => {
-                    Err(ConfigError::new(vars.full(name), "needs OCTOLLM_SERVER_TOKEN_ISSUER as well"))
-                }
+        let issuer = vars.take(ISSUER, text)?;
+        let (file, url) = (vars.take(KEYS_FILE, text)?, vars.take(KEYS_URL, text)?);
+        let (audience, others) = (vars.take(AUDIENCE, text)?, vars.take(SPEAKS_FOR, text)?);
+        let failed = |name, problem| ConfigError::new(vars.full(name), problem);
+        let Some(issuer) = issuer else {
+            let set = [(KEYS_FILE, file), (KEYS_URL, url), (AUDIENCE, audience), (SPEAKS_FOR, others)];
+            return match set.into_iter().find(|(_, value)| value.is_some()) {
+                Some((name, _)) => Err(failed(name, "needs OCTOLLM_SERVER_TOKEN_ISSUER as well")),
                 None => Ok(self),
             };
         };
-        let mut keys = KeySet::new(iss);
-        for other in others.1.iter().flat_map(|others| others.split(',')).map(str::trim) {
+        let mut keys = KeySet::new(issuer);
+        for other in others.iter().flat_map(|others| others.split(',')).map(str::trim) {
             if other.is_empty() {
-                return Err(ConfigError::new(vars.full(others.0), "has an empty name between its commas"));
+                return Err(failed(SPEAKS_FOR, "has an empty name between its commas"));
             }
             keys = keys.speaks_for(other);
         }
-        let keys = match (keys_file, keys_url) {
-            ((name, Some(file)), (_, None)) => {
-                let failed = |problem| ConfigError::new(vars.full(name), problem);
-                let text = std::fs::read_to_string(file)
-                    .map_err(|source| failed("names a file that cannot be read").with_source(source))?;
+        let keys = match (file, url) {
+            (Some(file), None) => {
+                let text = std::fs::read_to_string(file).map_err(|source| {
+                    failed(KEYS_FILE, "names a file that cannot be read").with_source(source)
+                })?;
                 let read = if text.trim_start().starts_with('{') {
                     keys.with_jwks(&text)
                 } else {
                     keys.with_pem(None, &text)
                 };
-                read.map_err(|source| failed("names a file without a public key").with_source(source))?
+                read.map_err(|source| {
+                    failed(KEYS_FILE, "names a file without a public key").with_source(source)
+                })?
             }
-            ((_, None), (name, Some(url))) => keys.url(&url).map_err(|source| {
-                ConfigError::new(vars.full(name), "is not a URL of keys: use `https`").with_source(source)
+            (None, Some(url)) => keys.url(&url).map_err(|source| {
+                failed(KEYS_URL, "is not a URL of keys: use `https`").with_source(source)
             })?,
             _ => {
                 let problem =
                     "needs OCTOLLM_SERVER_TOKEN_KEYS_FILE or OCTOLLM_SERVER_TOKEN_KEYS_URL, and not both";
-                return Err(ConfigError::new(vars.full(issuer.0), problem));
+                return Err(failed(ISSUER, problem));
             }
         };
         let verifier = TokenVerifier::builder().root(keys);
-        Ok(self.tokens(match audience.1 {
+        Ok(self.tokens(match audience {
             Some(audience) => verifier.audience(audience),
             None => verifier,
         }))
     }
 
     #[cfg(not(feature = "tokens"))]
-    fn token_variables(self, vars: &Vars, texts: [Taken<String>; 5]) -> Result<Self, ConfigError> {
-        for taken in texts {
-            if let (name, Some(_)) = taken? {
+    fn token_variables(self, vars: &mut Vars) -> Result<Self, ConfigError> {
+        for name in [ISSUER, KEYS_FILE, KEYS_URL, AUDIENCE, SPEAKS_FOR] {
+            if vars.take(name, text)?.is_some() {
                 return Err(ConfigError::new(vars.full(name), "needs the feature `tokens` of octollm"));
             }
         }
@@ -175,30 +167,26 @@ impl Server {
     }
 }
 
-/// A variable that was taken, with its name.
-type Taken<T> = Result<(&'static str, Option<T>), ConfigError>;
-
-fn tls_files(vars: &Vars, files: [Taken<PathBuf>; 3]) -> Result<Option<TlsFiles>, ConfigError> {
-    let [certificate, key, client_ca] = files;
-    let (certificate, key, client_ca) = (certificate?, key?, client_ca?);
-    match (certificate.1, key.1) {
+fn tls_files(vars: &mut Vars) -> Result<Option<TlsFiles>, ConfigError> {
+    let (certificate, key) = (vars.take(CERTIFICATE, path)?, vars.take(KEY, path)?);
+    let client_ca = vars.take(CLIENT_CA, path)?;
+    match (certificate, key) {
         (Some(_), Some(_)) if cfg!(not(feature = "tls")) => {
-            Err(ConfigError::new(vars.full(certificate.0), "needs the feature `tls` of octollm"))
+            Err(ConfigError::new(vars.full(CERTIFICATE), "needs the feature `tls` of octollm"))
         }
-        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key, client_ca: client_ca.1 })),
-        (None, None) if client_ca.1.is_none() => Ok(None),
-        (None, _) => Err(ConfigError::new(vars.full(certificate.0), "is not set, and TLS needs it")),
-        (_, None) => Err(ConfigError::new(vars.full(key.0), "is not set, and TLS needs it")),
+        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key, client_ca })),
+        (None, None) if client_ca.is_none() => Ok(None),
+        (None, _) => Err(ConfigError::new(vars.full(CERTIFICATE), "is not set, and TLS needs it")),
+        (_, None) => Err(ConfigError::new(vars.full(KEY), "is not set, and TLS needs it")),
     }
 }
 
 impl TlsFiles {
     /// The variables of the files, with their paths as errors have them.
     pub(super) fn named(&self) -> [(&'static str, String); 3] {
-        let [_, _, certificate, key, client_ca, ..] = NAMES;
         let path = |path: &PathBuf| path.display().to_string();
         let authorities = self.client_ca.as_ref().map(path).unwrap_or_default();
-        [(certificate, path(&self.certificate)), (key, path(&self.key)), (client_ca, authorities)]
+        [(CERTIFICATE, path(&self.certificate)), (KEY, path(&self.key)), (CLIENT_CA, authorities)]
     }
 }
 
@@ -227,8 +215,7 @@ impl Exposure {
     /// # Errors
     /// Names the variable by which a server should listen that listens elsewhere.
     pub(super) fn unused(&self) -> Result<(), ConfigError> {
-        let [address, _, certificate, ..] = NAMES;
-        let set = [(address, self.address.is_some()), (certificate, self.tls.is_some())];
+        let set = [(ADDRESS, self.address.is_some()), (CERTIFICATE, self.tls.is_some())];
         match set.into_iter().find(|(_, is_set)| *is_set) {
             Some((name, _)) => {
                 let problem =
@@ -240,17 +227,13 @@ impl Exposure {
     }
 }
 
-/// The variable that has the address.
+/// The whole name of the variable that has the address.
 pub(super) const LISTEN: &str = "OCTOLLM_SERVER_LISTEN";
 
 fn with_port(text: &str) -> Result<&str, &'static str> {
     let has_port =
         text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     if has_port { Ok(text) } else { Err("is not an address with a port, such as 0.0.0.0:8103") }
-}
-
-fn text(text: &str) -> Result<String, &'static str> {
-    if text.is_empty() { Err("is empty") } else { Ok(text.to_owned()) }
 }
 
 fn path(path: &str) -> Result<PathBuf, &'static str> {
@@ -267,7 +250,19 @@ mod tests {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
         let document = std::fs::read_to_string(file).unwrap();
         assert_eq!(ServerConfig::undocumented(PREFIX, &document), [""; 0]);
-        for name in NAMES {
+        let names = [
+            ADDRESS,
+            OPEN_TO_ALL,
+            CERTIFICATE,
+            KEY,
+            CLIENT_CA,
+            ISSUER,
+            KEYS_FILE,
+            KEYS_URL,
+            AUDIENCE,
+            SPEAKS_FOR,
+        ];
+        for name in names {
             assert!(document.contains(&format!("| `{PREFIX}{name}` | ")), "{name}");
         }
         let named = document.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());

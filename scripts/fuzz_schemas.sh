@@ -25,16 +25,7 @@ if [[ "$("$home/venv/bin/st" --version 2>&1)$("$home/venv/bin/python" -c 'import
     "$home/venv/bin/pip" install -q --disable-pip-version-check "schemathesis==$schemathesis" "pyjwt==$pyjwt" "cryptography==$cryptography"
 fi
 
-cargo build -q --example fuzz_target
-folder=$(mktemp -d)
-exec 3< <(exec "${CARGO_TARGET_DIR:-target}/debug/examples/fuzz_target" "$folder/key.pem" 2> "$home/target.log")
-server=$!
-trap 'kill "$server" 2>/dev/null || true; rm -rf "$folder"' EXIT
-declare -A urls
-for _ in arm orchestrator reflex secure hostile mounted; do
-    read -r -t 30 -u 3 name url || { cat "$home/target.log" >&2; exit 1; }
-    urls[$name]=$url
-done
+. scripts/fuzz_servers.sh
 
 failed=()
 scripts=$PWD/scripts

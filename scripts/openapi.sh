@@ -17,13 +17,9 @@ if [[ "$("$home/venv/bin/openapi-spec-validator" --version 2>&1)" != *"$validato
     "$home/venv/bin/pip" install -q --disable-pip-version-check "openapi-spec-validator==$validator"
 fi
 
-cargo build -q --example fuzz_target
-exec 3< <(exec "${CARGO_TARGET_DIR:-target}/debug/examples/fuzz_target" 2> "$home/target.log")
-server=$!
-trap 'kill "$server" 2> /dev/null || true' EXIT
-urls=()
-for _ in arm orchestrator reflex secure hostile mounted; do
-    read -r -t 30 -u 3 _ url || { cat "$home/target.log" >&2; exit 1; }
-    urls+=("$url")
+. scripts/fuzz_servers.sh
+documents=()
+for name in "${names[@]}"; do
+    documents+=("${urls[$name]}")
 done
-PYTHONDONTWRITEBYTECODE=1 "$home/venv/bin/python" scripts/openapi.py "${urls[@]}"
+PYTHONDONTWRITEBYTECODE=1 "$home/venv/bin/python" scripts/openapi.py "${documents[@]}"

@@ -42,6 +42,7 @@ pub mod io;
 pub mod wire;
 #[cfg(feature = "tokens")]
 pub mod token;
+pub mod resolve;
 pub mod client;
 pub mod server;
 #[cfg(feature = "otel")]

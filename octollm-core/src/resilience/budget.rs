@@ -43,13 +43,13 @@ struct Level {
 const TOKEN: u64 = 1_000_000_000;
 
 impl RetryBudget {
-    /// A budget of so many percent of the calls, and of so many further attempts per second besides.
+    /// A budget of so many percent of the calls, at most 1 000, and of so many further attempts per second besides.
     pub fn new(percent: u32, per_second: u32) -> Self {
         let per_second = u64::from(per_second) * TOKEN;
         // At least one, for a budget without a reserve.
         let most = per_second.saturating_mul(10).max(TOKEN);
         let level = Mutex::new(Level { parts: most, at: None });
-        let share = u64::from(percent) * (TOKEN / 100);
+        let share = u64::from(percent.min(1_000)) * (TOKEN / 100);
         Self(Arc::new(Bucket { share, per_second, most, deposited: AtomicU64::new(0), level }))
     }
 
@@ -81,7 +81,7 @@ impl Bucket {
         let at = level.at.unwrap_or(now);
         let passed = now.saturating_duration_since(at).min(Duration::from_secs(10));
         // A nanosecond adds a whole number of parts.
-        let reserve = passed.as_nanos() as u64 * (self.per_second / TOKEN);
+        let reserve = (passed.as_nanos() as u64).saturating_mul(self.per_second / TOKEN);
         let parts = level.parts.saturating_add(deposited).saturating_add(reserve).min(self.most);
         Level { parts, at: Some(at.max(now)) }
     }

@@ -56,7 +56,8 @@ impl Load {
     /// Counts a call that has ended without an answer, such as one that was cancelled.
     pub fn cancel(&self) {
         // A call that has not begun is none less.
-        let _ = self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pending| pending.checked_sub(1));
+        let _ =
+            self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pending| pending.checked_sub(1));
     }
 
     /// Calls that are running.
@@ -164,7 +165,9 @@ impl Ejection {
             .filter(|(_, counts)| counts.is_worse_than(all.minus(*counts)))
             .collect();
         // By the share of successes.
-        worse.sort_by_key(|(_, counts)| u128::from(counts.successes) * 1_000_000 / u128::from(counts.total().max(1)));
+        worse.sort_by_key(|(_, counts)| {
+            u128::from(counts.successes) * 1_000_000 / u128::from(counts.total().max(1))
+        });
         let ejected = counts.iter().filter(|counts| counts.is_none()).count();
         worse.truncate((set.len() / 2).saturating_sub(ejected));
         for (position, _) in &worse {
@@ -225,7 +228,8 @@ impl Counts {
     fn is_worse_than(self, others: Self) -> bool {
         let (own, theirs) = (self.total(), others.total());
         let enough = own >= LEAST_CALLS && theirs >= LEAST_CALLS;
-        let scaled = |successes: u64, total: u64, percent: u128| u128::from(successes) * u128::from(total) * percent;
+        let scaled =
+            |successes: u64, total: u64, percent: u128| u128::from(successes) * u128::from(total) * percent;
         enough && scaled(self.successes, theirs, 100) < scaled(others.successes, own, OF_THE_OTHERS)
     }
 }

@@ -10,13 +10,13 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::{Method, StatusCode};
 use octollm_core::{
-    __private::RetryBudget,
     card::ArmCard,
     contract::{ContractRef, Keys, Spec},
     deadline::Deadline,
     error::{ErrorKind, Failure},
     json::read_output,
     parts::ContextParts,
+    resilience::RetryBudget,
 };
 use tokio::{
     runtime::{self, Handle},
@@ -172,16 +172,16 @@ impl Directory {
 
     /// Replaces the endpoints of a source: 0 is the configuration. Returns when to ask the new ones for their cards.
     pub(super) fn replace(&self, source: usize, set: Vec<Listed>) -> Option<Instant> {
-        let create = |listed: &Listed, budget: &Arc<RetryBudget>| {
-            Site::create(listed, budget, &self.layers, &self.itself)
-        };
+        let create =
+            |listed: &Listed, budget: &RetryBudget| Site::create(listed, budget, &self.layers, &self.itself);
         let (is_any_new, arms) = {
             let mut known = self.write();
             (known.replace(source, set, create), known.len())
         };
         self.exchanger.set_arms(arms);
         self.round.send_modify(|_| ());
-        is_any_new.then(|| self.round.borrow().changed.map_or_else(Instant::now, |last| last + BETWEEN_ROUNDS))
+        is_any_new
+            .then(|| self.round.borrow().changed.map_or_else(Instant::now, |last| last + BETWEEN_ROUNDS))
     }
 
     /// Counts a source that has failed as one without endpoints, if it has never answered.

@@ -84,9 +84,8 @@ impl Requests {
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
         let pool = Pool::new(self.config, connector, self.tls);
         let mut layers = self.layers.into_iter();
-        let layered = layers.next().map(|first| {
-            layers.fold(first(innermost(pool.clone())), |inner, wrap| wrap(inner))
-        });
+        let layered =
+            layers.next().map(|first| layers.fold(first(innermost(pool.clone())), |inner, wrap| wrap(inner)));
         Ok(Exchanger { pool, layered })
     }
 }

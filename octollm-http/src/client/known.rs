@@ -8,11 +8,11 @@ use std::{
 };
 
 use octollm_core::{
-    __private::RetryBudget,
     card::ArmCard,
     contract::ContractRef,
     dispatcher::not_offered,
     error::{ErrorKind, Failure},
+    resilience::RetryBudget,
 };
 use serde_json::json;
 
@@ -43,7 +43,7 @@ pub(super) struct Listed {
 struct Arm {
     id: Arc<str>,
     /// For the retries of calls to any of its endpoints.
-    budget: Arc<RetryBudget>,
+    budget: RetryBudget,
     /// The last card, for endpoints that are new when all others are gone.
     last_card: Option<ArmCard>,
     endpoints: Vec<Learned>,
@@ -74,7 +74,7 @@ impl Known {
         &mut self,
         source: usize,
         set: Vec<Listed>,
-        create: impl Fn(&Listed, &Arc<RetryBudget>) -> Arc<Site>,
+        create: impl Fn(&Listed, &RetryBudget) -> Arc<Site>,
     ) -> bool {
         if let Some(known) = self.sets.get_mut(source) {
             *known = Some(set);
@@ -82,14 +82,15 @@ impl Known {
         let mut before: Vec<Learned> = Vec::new();
         let mut arms: HashMap<Arc<str>, Arm> = HashMap::new();
         for mut arm in self.arms.drain(..) {
-            arm.last_card = arm.card().cloned();
+            arm.last_card = arm.endpoints.iter().find_map(|learned| learned.card.clone()).or(arm.last_card);
             before.append(&mut arm.endpoints);
             arms.insert(arm.id.clone(), arm);
         }
         let mut is_any_new = false;
         for (source, set) in self.sets.iter().enumerate() {
             for listed in set.iter().flatten() {
-                let is_elsewhere = |set: &Option<Vec<Listed>>| set.iter().flatten().any(|other| other.arm == listed.arm);
+                let is_elsewhere =
+                    |set: &Option<Vec<Listed>>| set.iter().flatten().any(|other| other.arm == listed.arm);
                 if self.sets.iter().take(source).any(is_elsewhere) {
                     continue;
                 }
@@ -235,27 +236,25 @@ impl Known {
 
 impl Arm {
     fn new(id: &Arc<str>) -> Self {
-        Self { id: id.clone(), budget: Arc::default(), last_card: None, endpoints: Vec::new() }
-    }
-
-    /// The card that its endpoints have first.
-    fn card(&self) -> Option<&ArmCard> {
-        let mut own = self.endpoints.iter().filter_map(|learned| learned.card.as_ref());
-        own.next().or(self.last_card.as_ref())
+        Self { id: id.clone(), budget: RetryBudget::default(), last_card: None, endpoints: Vec::new() }
     }
 
     /// Its endpoints with their cards, of which at least one is not empty if the arm has ever had a card.
     fn cards(&self) -> Vec<(&Arc<Site>, Option<&ArmCard>)> {
-        let first = self.endpoints.iter().all(|learned| learned.card.is_none()).then(|| self.card()).flatten();
-        let own = |(place, learned): (usize, &'_ Learned)| {
-            (&learned.site, learned.card.as_ref().or(first.filter(|_| place == 0)))
-        };
-        self.endpoints.iter().enumerate().map(own).collect()
+        let own = self.endpoints.iter().map(|learned| (&learned.site, learned.card.as_ref()));
+        let mut cards: Vec<_> = own.collect();
+        if cards.iter().all(|(_, card)| card.is_none())
+            && let Some((_, first)) = cards.first_mut()
+        {
+            *first = self.last_card.as_ref();
+        }
+        cards
     }
 
     /// The failure of an arm none of whose endpoints has returned its card. One that a retry can help comes first.
     fn trouble(&self) -> Option<&Failure> {
-        let troubles: Option<Vec<_>> = self.endpoints.iter().map(|learned| learned.trouble.as_ref()).collect();
+        let troubles: Option<Vec<_>> =
+            self.endpoints.iter().map(|learned| learned.trouble.as_ref()).collect();
         troubles?.into_iter().min_by_key(|trouble| is_refusal(trouble))
     }
 }
@@ -307,4 +306,3 @@ fn reached_at(mut card: ArmCard, endpoint: &BaseUrl) -> ArmCard {
     }
     card
 }
-

@@ -46,9 +46,9 @@ use self::{
     site::{CallLayer, CallService, Calling},
     stack::{Carrier, call_layer},
 };
+pub(crate) use self::{base_url::BaseUrl as ServiceUrl, exchange::Requests};
 #[cfg(feature = "otel")]
 pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
-pub(crate) use self::{base_url::BaseUrl as ServiceUrl, exchange::Requests};
 pub use self::{
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
@@ -460,9 +460,8 @@ impl Configured {
         for url in &urls {
             match resolve::parse(&id, url).map_err(|error| error.for_setting(name.clone()))? {
                 Some(resolver) => resolvers.push(resolver),
-                None => endpoints.push(
-                    BaseUrl::parse(url).map_err(|problem| ConfigError::new(name.clone(), problem))?,
-                ),
+                None => endpoints
+                    .push(BaseUrl::parse(url).map_err(|problem| ConfigError::new(name.clone(), problem))?),
             }
         }
         if !resolvers.is_empty() && (!endpoints.is_empty() || serves.is_some()) {
@@ -480,7 +479,9 @@ impl Configured {
         for known in known {
             match (&mut known.card, &card) {
                 (Some(known), Some(card)) if are_same => {
-                    card.contracts.iter().for_each(|contract| *known = with_contract(known.clone(), contract.clone()));
+                    card.contracts
+                        .iter()
+                        .for_each(|contract| *known = with_contract(known.clone(), contract.clone()));
                 }
                 _ => return Err(ConfigError::new(name, "names an arm that is set already")),
             }

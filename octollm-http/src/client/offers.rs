@@ -89,6 +89,15 @@ impl Offers {
         }
     }
 
+    /// Whether there is more than one endpoint.
+    pub(super) fn are_several(&self) -> bool {
+        self.offers.len() > 1
+    }
+
+    pub(super) fn sites(&self) -> impl Iterator<Item = &Site> {
+        self.offers.iter().map(|offer| &*offer.site)
+    }
+
     pub(super) fn get(&self, position: usize) -> Option<&Offer> {
         self.offers.get(position)
     }

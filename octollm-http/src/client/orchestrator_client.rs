@@ -26,10 +26,10 @@ use serde_json::json;
 
 use super::{
     authority::Authority,
+    base_url::BaseUrl,
     env,
     exchange::{Exchange, Exchanger, Requests, Target, never_nothing, read_answer, request_setters},
     metrics::SendSpan,
-    base_url::BaseUrl,
     pool::ExchangeLimits,
 };
 use crate::limits::limits_setters;

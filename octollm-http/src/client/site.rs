@@ -9,10 +9,10 @@ use std::{
 };
 
 use octollm_core::{
-    __private::{Admitted, Breaker, Load, Outcome, RetryBudget},
+    __private::machines::{Admitted, Breaker, BreakerLimits, Ejection, Load},
     budget::Usage,
-    contract::ContractRef,
     error::{CallError, ErrorKind, Failure},
+    resilience::{Outcome, RetryBudget},
     transport::{Call, Reply},
 };
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ use super::{
     exchange::{read_answer, unreadable},
     known::Listed,
     metrics::{Metered, SendSpan},
-    offers::Offer,
+    offers::{Offer, Offers},
     pool::{ExchangeError, ExchangeLimits},
 };
 
@@ -45,8 +45,9 @@ pub(super) struct Site {
     weight: u32,
     breaker: Breaker,
     load: Load,
+    ejection: Ejection,
     /// That of the arm.
-    pub(super) budget: Arc<RetryBudget>,
+    pub(super) budget: RetryBudget,
     /// The layers of a user around this endpoint, if there are any. Without layers nothing is boxed.
     layered: OnceLock<CallService>,
     directory: Weak<Directory>,
@@ -55,7 +56,7 @@ pub(super) struct Site {
 impl Site {
     pub(super) fn create(
         listed: &Listed,
-        budget: &Arc<RetryBudget>,
+        budget: &RetryBudget,
         layers: &[CallLayer],
         directory: &Weak<Directory>,
     ) -> Arc<Self> {
@@ -63,8 +64,9 @@ impl Site {
             arm: listed.arm.clone(),
             url: listed.url.clone(),
             weight: listed.weight,
-            breaker: Breaker::default(),
-            load: Load::default(),
+            breaker: Breaker::new(BreakerLimits::default()),
+            load: Load::new(),
+            ejection: Ejection::new(),
             budget: budget.clone(),
             layered: OnceLock::new(),
             directory: directory.clone(),
@@ -92,12 +94,14 @@ impl Site {
 
     /// The rank by its card, with what is known of its health.
     pub(super) fn rank(&self, by_card: Rank, now: Instant) -> Rank {
-        Rank { rejects: self.breaker.rejects(now), ..by_card }
+        let (rejects, is_ejected) =
+            (self.breaker.retry_after(|| now).is_some(), self.ejection.is_ejected(now));
+        Rank { rejects, is_ejected, ..by_card }
     }
 
-    /// Its load in relation to its weight. A probe that is due attracts the next call.
+    /// Its load in relation to its weight. An endpoint whose breaker waits for a probe attracts the next call.
     pub(super) fn load(&self, now: Instant) -> f64 {
-        if self.breaker.is_probe_due(now) { 0.0 } else { self.load.cost(now) / f64::from(self.weight) }
+        if self.breaker.is_closed() { self.load.cost(now) / f64::from(self.weight) } else { 0.0 }
     }
 
     /// Sends a call to the path of an offer, through the layers of the user.
@@ -127,12 +131,7 @@ impl Site {
     }
 
     /// Writes a call as an HTTP request, and reads its answer.
-    async fn exchange(
-        &self,
-        directory: &Directory,
-        offer: &Offer,
-        call: &Call,
-    ) -> Result<Reply, CallError> {
+    async fn exchange(&self, directory: &Directory, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
         let drift = directory.drift(&call.contract, offer, call.spec.as_ref());
         let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
         let limits = ExchangeLimits { deadline: call.parts.deadline, work };
@@ -141,8 +140,12 @@ impl Site {
         let scope = [&*offer.scope];
         let scopes = if offer.scope.is_empty() { &[][..] } else { &scope };
         if !self.url.has_authorization() {
-            let authorized =
-                directory.authority.add(request.headers_mut(), &call.parts.caller, Some(scopes), &offer.callee);
+            let authorized = directory.authority.add(
+                request.headers_mut(),
+                &call.parts.caller,
+                Some(scopes),
+                &offer.callee,
+            );
             authorized.map_err(|failure| self.failed(call, failure))?;
         }
         let place = (&*self.arm, self.url.as_str());
@@ -169,9 +172,7 @@ impl Site {
             None => Ok(output),
         });
         match output {
-            Ok(output) => {
-                Ok(Reply::new(output, Arc::clone(&self.arm), self.url.shared()).with_usage(usage))
-            }
+            Ok(output) => Ok(Reply::new(output, Arc::clone(&self.arm), self.url.shared()).with_usage(usage)),
             Err(mut failure) => {
                 if let Some(drift) = drift {
                     drift.explain(&mut failure);
@@ -181,10 +182,14 @@ impl Site {
         }
     }
 
+    /// The error of a call that its breaker rejects.
+    pub(super) fn rejected(&self, call: &Call, wait: Duration) -> CallError {
+        let failure = Failure::new(ErrorKind::Unavailable, "the circuit breaker is open");
+        self.failed(call, failure.before_execution().retryable_after(wait)).with_attempts(0)
+    }
+
     fn failed(&self, call: &Call, failure: Failure) -> CallError {
-        CallError::new(call.contract.clone(), failure)
-            .with_arm(&*self.arm)
-            .with_endpoint(self.url.as_str())
+        CallError::new(call.contract.clone(), failure).with_arm(&*self.arm).with_endpoint(self.url.as_str())
     }
 }
 
@@ -211,29 +216,57 @@ impl<'a> Attempt<'a> {
     /// The time after which the breaker admits a probe.
     pub(super) fn begin(offer: &'a Offer, now: Instant) -> Result<Self, Duration> {
         let site = &*offer.site;
-        let admitted = Some(site.breaker.admit(now)?);
+        let admitted = Some(site.breaker.admit(|| now)?);
         site.load.begin();
         Ok(Self { metered: offer.meter.begin(now), running: Running { site, admitted } })
     }
 
-    pub(super) fn end(self, answer: &Result<Reply, CallError>) {
+    /// Ends the attempt. Where it was one of several endpoints, those that are worse than the others are ejected.
+    pub(super) fn end(self, answer: &Result<Reply, CallError>, offers: &Offers) {
         let Self { metered, mut running } = self;
         let Some(admitted) = running.admitted.take() else { return };
-        let now = Instant::now();
+        let (site, now) = (running.site, Instant::now());
         let duration = metered.end(answer, now);
-        let outcome = Outcome::of(answer);
-        running.site.breaker.record(admitted, outcome, now);
-        running.site.load.end(if is_penalized(answer) { PENALTY } else { duration }, now);
+        let outcome = outcome(answer);
+        site.breaker.record(admitted, outcome, || now);
+        match outcome {
+            Outcome::Ignored => site.load.cancel(),
+            Outcome::Success if !is_throttled(answer) => site.load.end(duration, now),
+            _ => site.load.end(duration.max(Load::PENALTY), now),
+        }
+        if offers.are_several() && outcome != Outcome::Ignored {
+            let is_failure = outcome == Outcome::Failure;
+            site.ejection.record(!is_failure, now);
+            if is_failure {
+                Ejection::eject(offers.sites().map(|site| &site.ejection), now);
+            }
+        }
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if let Some(admitted) = self.admitted.take() {
-            self.site.breaker.record(admitted, Outcome::Ignored, Instant::now());
+            self.site.breaker.record(admitted, Outcome::Ignored, Instant::now);
             self.site.load.cancel();
         }
     }
+}
+
+fn outcome(answer: &Result<Reply, CallError>) -> Outcome {
+    match answer {
+        Ok(_) => Outcome::Success,
+        Err(error) => match error.kind() {
+            ErrorKind::Cancelled | ErrorKind::Overloaded => Outcome::Ignored,
+            kind if (400..500).contains(&kind.status()) => Outcome::Success,
+            _ => Outcome::Failure,
+        },
+    }
+}
+
+/// Whether an endpoint that works has more calls than it takes.
+fn is_throttled(answer: &Result<Reply, CallError>) -> bool {
+    answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::RateLimited)
 }
 
 impl fmt::Debug for Site {

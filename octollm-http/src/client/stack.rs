@@ -3,8 +3,9 @@
 use std::{
     fmt,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use octollm_core::{
@@ -12,6 +13,7 @@ use octollm_core::{
     contract::ContractRef,
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
+    resilience::RetryLayer,
     transport::{Call, Reply},
 };
 use tokio::time::Instant;
@@ -21,7 +23,7 @@ use super::{
     choice::random,
     directory::Directory,
     metrics::unplaced,
-    offers::{Offer, Offers},
+    offers::Offers,
     site::{Attempt, CallLayer, CallService, Calling, Site, layered},
 };
 
@@ -36,6 +38,7 @@ pub(super) struct Carrier {
 /// Makes the attempts of each call.
 struct Attempts {
     directory: Arc<Directory>,
+    retried: OnceLock<CallService>,
 }
 
 /// Erases the type of a layer. An error other than [`CallError`] becomes the source of one.
@@ -49,15 +52,27 @@ where
     Arc::new(move |inner| CallService::new(Typed::new(layer.layer(inner))))
 }
 
-
 impl Carrier {
     pub(super) fn new(directory: &Arc<Directory>, above: &[CallLayer], has_layers_below: bool) -> Self {
-        let attempts = Arc::new(Attempts { directory: Arc::clone(directory) });
+        let attempts = Arc::new(Attempts { directory: Arc::clone(directory), retried: OnceLock::new() });
+        let single = Arc::downgrade(&attempts);
+        let choice = service_fn(move |call: Call| {
+            let attempts = single.upgrade();
+            async move {
+                match attempts {
+                    Some(attempts) => attempts.once(&call).await,
+                    None => Err(CallError::new(call.contract, Failure::of(ErrorKind::Unavailable))),
+                }
+            }
+        });
+        let cards = Arc::clone(directory);
+        let retry = RetryLayer::new().retries(0).keys_honoured(move |call| cards.keys(&call.contract));
+        let _ = attempts.retried.set(CallService::new(retry.layer(choice)));
         let shared = attempts.clone();
         let layered = (!above.is_empty()).then(|| {
             let inner = service_fn(move |call: Call| {
                 let attempts = shared.clone();
-                async move { attempts.carry(&call).await }
+                async move { attempts.carry(call).await }
             });
             layered(CallService::new(inner), above)
         });
@@ -69,7 +84,7 @@ impl Carrier {
     pub(super) fn call(&self, call: Call) -> Calling<'_> {
         if self.layered.is_none() && !self.has_layers_below {
             // The steps below end at the deadline themselves, with errors that state more.
-            return Box::pin(async move { self.attempts.carry(&call).await });
+            return Box::pin(async move { self.attempts.carry(call).await });
         }
         Box::pin(async move {
             let (deadline, contract) = (call.parts.deadline, call.contract.clone());
@@ -83,14 +98,21 @@ impl Carrier {
     async fn send(&self, call: Call) -> Result<Reply, CallError> {
         match &self.layered {
             Some(service) => service.clone().oneshot(call).await,
-            None => self.attempts.carry(&call).await,
+            None => self.attempts.carry(call).await,
         }
     }
 }
 
 impl Attempts {
+    async fn carry(&self, call: Call) -> Result<Reply, CallError> {
+        match self.retried.get() {
+            Some(retried) if call.retry > 0 => retried.clone().oneshot(call).await,
+            _ => self.once(&call).await,
+        }
+    }
+
     /// Makes one attempt.
-    async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
+    async fn once(&self, call: &Call) -> Result<Reply, CallError> {
         let offers = match self.directory.offers(&call.contract) {
             Some(offers) => offers,
             // Boxed, since small futures are moved at less cost.
@@ -149,20 +171,25 @@ impl Attempts {
         call: &Call,
         gone: &mut Vec<Arc<Site>>,
     ) -> Result<Reply, CallError> {
-        let (mut tried, mut refused): (Vec<usize>, Option<CallError>) = (Vec::new(), None);
+        let mut tried = Vec::new();
+        let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);
         let (mut attempts, mut used) = (0_u32, Usage::ZERO);
         loop {
             let now = Instant::now();
             let Some(position) = offers.choose(call, &tried, now, random()) else { break };
             let Some(offer) = offers.get(position) else { break };
-            let answer = match Attempt::begin(offer, now) {
-                Ok(attempt) => {
-                    let answer = offer.site.send(&self.directory, offer, call).await;
-                    attempt.end(&answer);
-                    answer
+            let attempt = match Attempt::begin(offer, now) {
+                Ok(attempt) => attempt,
+                Err(wait) => {
+                    tried.push(position);
+                    if rejected.is_none_or(|(least, _)| wait < least) {
+                        rejected = Some((wait, &offer.site));
+                    }
+                    continue;
                 }
-                Err(wait) => Err(offer.site.is_open(call, wait)),
             };
+            let answer = offer.site.send(&self.directory, offer, call).await;
+            attempt.end(&answer, offers);
             match answer {
                 Ok(mut reply) => {
                     reply.attempts = reply.attempts.saturating_add(attempts);
@@ -183,8 +210,11 @@ impl Attempts {
                 }
             }
         }
-        let none = || CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable));
-        Err(refused.map_or_else(none, |error| error.with_attempts(attempts).with_usage(used)))
+        Err(match (refused, rejected) {
+            (Some(error), _) => error.with_attempts(attempts).with_usage(used),
+            (None, Some((wait, site))) => site.rejected(call, wait),
+            (None, None) => CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable)),
+        })
     }
 }
 

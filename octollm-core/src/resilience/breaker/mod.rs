@@ -190,6 +190,11 @@ impl Breaker {
         self.lock().phase.rejects(clock())
     }
 
+    /// Whether all calls are admitted.
+    pub fn is_closed(&self) -> bool {
+        self.word.load(Ordering::Acquire) & CLOSED != 0
+    }
+
     fn admit_probe(&self, now: Instant) -> Result<Admitted, Duration> {
         let mut inner = self.lock();
         if matches!(inner.phase, Phase::Closed) {

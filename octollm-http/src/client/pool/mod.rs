@@ -121,11 +121,7 @@ static GAUGES: LazyLock<Gauges<Shared>> = LazyLock::new(|| {
 
 impl Pool {
     /// Creates a pool for this number of arms. The configuration is checked already.
-    pub(super) fn new(
-        config: ClientConfig,
-        connector: Arc<dyn Connector>,
-        tls: ClientTls,
-    ) -> Self {
+    pub(super) fn new(config: ClientConfig, connector: Arc<dyn Connector>, tls: ClientTls) -> Self {
         let limits = Limits::of(&config);
         let state = Mutex::new(State::new(limits));
         let shared = Arc::new(Shared { state, connector, tls, config });

@@ -48,6 +48,8 @@ pub struct Call {
     /// How many further attempts are allowed where one is safe. Below a [`RetryLayer`](crate::resilience::RetryLayer), which
     /// makes them, it is 0.
     pub retry: u32,
+    /// Whether what is above makes the further attempts. Below that, one attempt is made.
+    pub retried: bool,
     /// Endpoints that were tried. Another one is preferred.
     pub avoid: Vec<Arc<str>>,
     /// The only endpoint that may get the call: the one that has the record of its key. `None` where any may.
@@ -72,6 +74,7 @@ impl Call {
             input,
             parts,
             retry: 0,
+            retried: false,
             avoid: Vec::new(),
             only: None,
             updates: None,
@@ -277,7 +280,8 @@ struct FromService<S> {
 }
 
 /// Awaits a call until its deadline, and drops it then. If it is dropped before it has ended, `dropped` receives its usage.
-pub(crate) async fn sent_until(
+#[doc(hidden)]
+pub async fn sent_until(
     deadline: Option<Deadline>,
     contract: &ContractRef,
     work: impl Future<Output = Result<Reply, CallError>>,

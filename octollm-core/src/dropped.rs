@@ -29,7 +29,7 @@ fn drop_call(drop: impl FnOnce()) -> Usage {
 }
 
 /// Reports the usage of the call that is being dropped, or of a part of it. Elsewhere it has no effect.
-pub(crate) fn report(usage: Usage) {
+pub fn report(usage: Usage) {
     if let Some(reported) = REPORTED.get() {
         REPORTED.set(Some(Some(reported.unwrap_or(Usage::ZERO).plus(usage))));
     }

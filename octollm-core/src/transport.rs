@@ -45,9 +45,9 @@ pub struct Call {
     pub input: Bytes,
     /// The data that travels with the call. The deadline is always set.
     pub parts: ContextParts,
-    /// How many further attempts are allowed where one is safe. Below a [`RetryLayer`](crate::resilience::RetryLayer), which
-    /// makes them, it is 0.
-    pub retry: u32,
+    /// How many further attempts are allowed where one is safe; `None` for as many as the transport makes by default. Below a
+    /// [`RetryLayer`](crate::resilience::RetryLayer), which makes them, it is 0.
+    pub retry: Option<u32>,
     /// Endpoints that were tried. Another one is preferred.
     pub avoid: Vec<Arc<str>>,
     /// The only endpoint that may get the call: the one that has the record of its key. `None` where any may.
@@ -71,7 +71,7 @@ impl Call {
             from: None,
             input,
             parts,
-            retry: 0,
+            retry: None,
             avoid: Vec::new(),
             only: None,
             updates: None,
@@ -277,7 +277,8 @@ struct FromService<S> {
 }
 
 /// Awaits a call until its deadline, and drops it then. If it is dropped before it has ended, `dropped` receives its usage.
-pub(crate) async fn sent_until(
+#[doc(hidden)]
+pub async fn sent_until(
     deadline: Option<Deadline>,
     contract: &ContractRef,
     work: impl Future<Output = Result<Reply, CallError>>,

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 pub(crate) use octollm_core::{__limits_setters as limits_setters, __private::settings::within};
-use octollm_core::{__limits_struct as limits_struct, error::ConfigError};
+use octollm_core::{
+    __limits_struct as limits_struct,
+    __private::machines::{BreakerLimits, RetryLimits},
+    error::ConfigError,
+};
 use tokio::sync::Semaphore;
 
 const KIB: usize = 1024;
@@ -121,6 +125,18 @@ macro_rules! client_limits {
             max_answer: usize as bytes = 8 << 20, 1 => usize::MAX;
             /// Sets the time limit on asking an arm for its card. Default 5 s, at most a day.
             capabilities_timeout: Duration as time = Duration::from_secs(5), SHORTEST => DAY;
+            /// Sets how many further attempts are made of a call that does not [set them](octollm_core::context::CallFuture::retry),
+            /// each only where it is safe, can help, and is within the budget of its arm: see
+            /// [`resilience`](octollm_core::resilience). Default 2, at most 100.
+            retries: u32 as count = 2, 0 => 100;
+            /// Sets how many failures in a row open the circuit breaker of an endpoint. Default 5. 0 turns the breakers off.
+            breaker_failures: u32 as count = 5, 0 => u32::MAX;
+            /// Sets the percentage of successes, over 10 s with at least 20 calls, below which the circuit breaker of an endpoint
+            /// opens. Default 80. 0 is never.
+            breaker_success: u32 as count = 80, 0 => 100;
+            /// Sets how long a circuit breaker is open before it admits a probe. It doubles with each probe that fails, up to four
+            /// times as long. Default 1 s, at most a day.
+            breaker_open: Duration as time = Duration::from_secs(1), SHORTEST => DAY;
         } }
     };
 }
@@ -143,6 +159,23 @@ impl ServerConfig {
             return Err(ConfigError::new("max_arriving", problem));
         }
         Ok(())
+    }
+}
+
+impl ClientConfig {
+    pub(crate) fn retry_limits(&self) -> RetryLimits {
+        RetryLimits { retries: self.retries, ..RetryLimits::default() }
+    }
+
+    /// `None` without breakers.
+    pub(crate) fn breaker_limits(&self) -> Option<BreakerLimits> {
+        (self.breaker_failures > 0).then(|| BreakerLimits {
+            failures: self.breaker_failures,
+            min_success: self.breaker_success,
+            open: self.breaker_open,
+            max_open: self.breaker_open.saturating_mul(4),
+            ..BreakerLimits::default()
+        })
     }
 }
 

@@ -82,7 +82,7 @@ impl<T, O> BatchFuture<T, O> {
 
     /// Allows each call up to `retries` further attempts: see [`CallFuture::retry`](super::CallFuture::retry).
     pub fn retry(self, retries: u32) -> Self {
-        self.with(|batch| batch.requests.iter_mut().for_each(|request| request.retry = retries))
+        self.with(|batch| batch.requests.iter_mut().for_each(|request| request.retry = Some(retries)))
     }
 
     /// Names the calls `name[0]`, `name[1]`, … in the journal, in place of their order.

@@ -85,7 +85,7 @@ impl<T> CallFuture<T> {
     ///
     /// [`resilience`](crate::resilience) has the rules.
     pub fn retry(self, retries: u32) -> Self {
-        self.with(|request| request.retry = retries)
+        self.with(|request| request.retry = Some(retries))
     }
 
     /// Names the call in the journal, in place of its order.
@@ -161,7 +161,7 @@ pub(crate) struct UnsentCall {
     input: Result<Bytes, CallError>,
     within: Option<Duration>,
     pub(super) budget: Budget,
-    pub(super) retry: u32,
+    pub(super) retry: Option<u32>,
     pub(super) updates: Option<Arc<dyn UpdateSink>>,
     reads: Read<()>,
 }
@@ -197,7 +197,7 @@ impl UnsentCall {
             input,
             within: None,
             budget: Budget::UNLIMITED,
-            retry: 0,
+            retry: None,
             updates: None,
             reads: |_| Ok(()),
         }

@@ -183,9 +183,11 @@ fn failed_call(contract: &ContractRef, failure: &Failure) -> Failure {
         | ErrorKind::BudgetExhausted
         | ErrorKind::OutcomeUnknown
         | ErrorKind::JournalMismatch) => kind,
-        ErrorKind::RateLimited | ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Unreachable => {
-            ErrorKind::Unavailable
-        }
+        ErrorKind::RateLimited
+        | ErrorKind::Unavailable
+        | ErrorKind::Overloaded
+        | ErrorKind::CircuitOpen
+        | ErrorKind::Unreachable => ErrorKind::Unavailable,
         _ => ErrorKind::UpstreamFailed,
     };
     Failure {

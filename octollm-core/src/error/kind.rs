@@ -103,6 +103,8 @@ kinds! {
     Unavailable = "unavailable", 503;
     /// The service has more work than it accepts at once.
     Overloaded = "overloaded", 503;
+    /// The circuit breaker of the service is open on this side: nothing was sent.
+    CircuitOpen = "circuit_open", 503;
     /// No connection could be established.
     Unreachable = "unreachable", 503;
     /// The deadline passed.
@@ -120,6 +122,7 @@ impl ErrorKind {
             Self::DeadlineExceeded => "the deadline has passed",
             Self::ArmFailed | Self::ArmPanicked => "the arm failed",
             Self::OutcomeUnknown => "an earlier attempt may have run",
+            Self::CircuitOpen => "the service has failed, and gets no calls at the moment",
             Self::TaskNotFound => "there is no such task",
             Self::Overloaded => "this service has more work than it takes at once",
             other => other.code(),
@@ -136,6 +139,7 @@ impl ErrorKind {
                 | Self::ConnectionLost
                 | Self::Unavailable
                 | Self::Overloaded
+                | Self::CircuitOpen
                 | Self::Unreachable
                 | Self::Timeout
         )

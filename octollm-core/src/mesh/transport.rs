@@ -123,7 +123,7 @@ fn stack(shared: &Arc<Shared>, layers: Vec<CallLayer>) -> Arc<dyn Transport> {
     let choice = Choice(shared.clone());
     let cards = Arc::new(choice.clone());
     let honouring = shared.clone();
-    let retry = RetryLayer::new().retries(0).keys_honoured(move |call| honouring.keys(call));
+    let retry = RetryLayer::new().retries(0).without_budget().keys_honoured(move |call| honouring.keys(call));
     let service = retry.layer(service_fn(move |call| {
         let choice = choice.clone();
         async move { choice.carry(call).await }

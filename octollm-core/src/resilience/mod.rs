@@ -17,17 +17,20 @@
 //! The wait is a random part of `backoff · 2ⁿ` (full jitter), and never shorter than a `Retry-After`. A `Retry-After` beyond
 //! [`RetryLayer::max_retry_after`] fails the call at once.
 
+mod attempts;
 mod breaker;
 mod budget;
 mod load;
 mod policy;
+mod protocol;
 mod retry;
 mod window;
 
 pub(crate) use self::policy::MAX_RETRY_AFTER;
 pub use self::{
-    breaker::{BreakerState, Outcome},
+    breaker::{BreakerLayer, BreakerState, Outcome},
     budget::RetryBudget,
+    protocol::{Calls, Protocol, Refusal, Repeat},
     retry::RetryLayer,
 };
 
@@ -35,9 +38,13 @@ pub use self::{
 #[doc(hidden)]
 pub mod machines {
     pub use super::{
-        breaker::{Admitted, Breaker, BreakerLimits},
+        attempts::{Attempts, KeysHonoured, RetryPolicy},
+        breaker::{Admitted, Breaker, BreakerLimits, Circuit, OnTransition},
         load::{Ejection, Load, two_choices},
+        policy::RetryLimits,
+        retry::Reported,
     };
+    pub use crate::{dropped::report, transport::sent_until};
 }
 
 use std::hash::{BuildHasher, RandomState};

@@ -12,13 +12,23 @@ use crate::{
 
 /// How often and after which waits calls are tried again: the setters of [`RetryLayer`](super::RetryLayer) explain each.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RetryLimits {
-    pub(super) retries: u32,
-    pub(super) backoff: Duration,
-    pub(super) throttled_backoff: Duration,
-    pub(super) max_backoff: Duration,
-    pub(super) max_retry_after: Duration,
+pub struct RetryLimits {
+    /// Attempts after the first one.
+    pub retries: u32,
+    /// The longest wait before the second attempt.
+    pub backoff: Duration,
+    /// The same where the arm has more work than it takes.
+    pub throttled_backoff: Duration,
+    /// The longest wait.
+    pub max_backoff: Duration,
+    /// The longest wait that an arm may ask for.
+    pub max_retry_after: Duration,
+    /// Bytes of the largest input that is stored for attempts that the call does not ask for.
+    pub max_stored: usize,
 }
+
+/// No wait is longer.
+const FAR: Duration = Duration::from_secs(86_400 * 365);
 
 /// The longest wait that a failure may ask for, by default.
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -31,6 +41,7 @@ impl Default for RetryLimits {
             throttled_backoff: Duration::from_secs(1),
             max_backoff: Duration::from_secs(5),
             max_retry_after: MAX_RETRY_AFTER,
+            max_stored: 64 << 10,
         }
     }
 }
@@ -55,8 +66,13 @@ impl RetryLimits {
     }
 
     fn backoff(&self, kind: ErrorKind, retries: u32, random: f64) -> Duration {
-        let base = if is_throttled(kind) { self.throttled_backoff } else { self.backoff };
-        let longest = base.saturating_mul(2_u32.saturating_pow(retries)).min(self.max_backoff);
+        self.wait_for(is_throttled(kind), retries, random)
+    }
+
+    /// A random part of the longest wait.
+    pub(super) fn wait_for(&self, throttled: bool, retries: u32, random: f64) -> Duration {
+        let base = if throttled { self.throttled_backoff } else { self.backoff };
+        let longest = base.saturating_mul(2_u32.saturating_pow(retries)).min(self.max_backoff).min(FAR);
         longest.mul_f64(random.clamp(0.0, 1.0))
     }
 }
@@ -129,13 +145,16 @@ mod tests {
                     | ConnectionLost
                     | Unavailable
                     | Overloaded
+                    | CircuitOpen
                     | Unreachable
                     | Timeout
             );
             assert_eq!(retried, expected, "{kind}, idempotent");
             let retried = wait(&Failed { repeatable: false, ..failed(&failure) }).is_some();
-            let expected =
-                matches!(kind, RequestTimeout | RateLimited | Unavailable | Overloaded | Unreachable);
+            let expected = matches!(
+                kind,
+                RequestTimeout | RateLimited | Unavailable | Overloaded | CircuitOpen | Unreachable
+            );
             assert_eq!(retried, expected, "{kind}, not idempotent");
         }
         let mut failure = Failure { retryable: true, ..Failure::of(ArmFailed) };

@@ -5,27 +5,31 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use async_trait::async_trait;
+use pin_project_lite::pin_project;
 use serde_json::Value;
-use tokio::time::{Instant, sleep};
-use tower::{Layer, Service, ServiceExt};
+use tokio::time::{Instant, Sleep, sleep};
+use tower::{
+    Layer, Service, ServiceExt,
+    retry::{Policy, Retry, future::ResponseFuture},
+};
 
 use super::{
-    policy::{Failed, RetryLimits},
+    RetryBudget,
+    attempts::{Attempts, RetryPolicy},
+    policy::RetryLimits,
+    protocol::{Calls, Repeat},
     random,
 };
 use crate::{
-    budget::Usage,
     contract::Keys,
-    dropped::{Reports, report},
+    dropped::report,
     error::{CallError, Failure},
-    id::RequestId,
-    meters::Counters,
     transport::{Call, Reply, sent_until},
     update::{Update, UpdateSink},
 };
@@ -35,62 +39,31 @@ use crate::{
 /// It belongs above the choice of an endpoint: a further attempt names those that failed in [`Call::avoid`], and has the
 /// handle that an earlier one reported in [`Call::handle`]. The reply has what all attempts used, and how many were made.
 ///
-/// It makes all attempts that a call asks for: a retry layer below it makes only those that it has by default.
+/// What is below it makes one attempt at a time.
 ///
 /// ```
 /// use std::time::Duration;
-/// use octollm_core::resilience::RetryLayer;
+/// use octollm_core::resilience::{BreakerLayer, RetryLayer};
+/// use octollm_core::transport::Transport;
+/// use tower::ServiceBuilder;
 ///
-/// let layer = RetryLayer::new().retries(4).max_backoff(Duration::from_secs(2));
+/// # let arms: std::sync::Arc<dyn Transport> = std::sync::Arc::new(());
+/// let service = ServiceBuilder::new()
+///     .layer(RetryLayer::new().retries(4).max_backoff(Duration::from_secs(2)))
+///     .layer(BreakerLayer::default())
+///     .service(arms);
 /// ```
-#[derive(Clone, Default)]
-pub struct RetryLayer {
-    limits: RetryLimits,
-    honoured: Option<Arc<KeysHonoured>>,
+#[derive(Clone)]
+pub struct RetryLayer<P = Calls> {
+    policy: RetryPolicy,
+    budget: Option<RetryBudget>,
+    protocol: P,
 }
-
-type KeysHonoured = dyn Fn(&Call) -> Keys + Send + Sync;
 
 impl RetryLayer {
     /// A layer with the default limits.
     pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets how many attempts are made after the first one (default 2). A call that
-    /// [asks for more](crate::context::CallFuture::retry) gets them.
-    #[must_use]
-    pub fn retries(mut self, retries: u32) -> Self {
-        self.limits.retries = retries;
-        self
-    }
-
-    /// Sets the longest wait before the second attempt (default 50 ms). It doubles with each further one. Zero retries at once.
-    #[must_use]
-    pub fn backoff(mut self, longest: Duration) -> Self {
-        self.limits.backoff = longest;
-        self
-    }
-
-    /// Sets the same for an arm that has more work than it takes (default 1 s).
-    #[must_use]
-    pub fn throttled_backoff(mut self, longest: Duration) -> Self {
-        self.limits.throttled_backoff = longest;
-        self
-    }
-
-    /// Sets the longest wait before any attempt, unless the arm asks for a longer one (default 5 s).
-    #[must_use]
-    pub fn max_backoff(mut self, longest: Duration) -> Self {
-        self.limits.max_backoff = longest;
-        self
-    }
-
-    /// Sets the longest wait that an arm may ask for (default 60 s). If it asks for more, the call fails at once.
-    #[must_use]
-    pub fn max_retry_after(mut self, longest: Duration) -> Self {
-        self.limits.max_retry_after = longest;
-        self
+        Self::of(Calls)
     }
 
     /// Sets how to find out whether the arms of a call honour its key: they run it once, however often it is sent. Without
@@ -98,42 +71,260 @@ impl RetryLayer {
     /// [record](Keys::Instance).
     #[must_use]
     pub fn keys_honoured(mut self, honoured: impl Fn(&Call) -> Keys + Send + Sync + 'static) -> Self {
-        self.honoured = Some(Arc::new(honoured));
+        self.policy.honoured = Some(Arc::new(honoured));
         self
     }
 
-    /// Attempts after the first one.
-    fn allowed(&self, call: &Call) -> u32 {
-        call.retry.max(self.limits.retries)
+    /// Sets the bytes of the largest input that is stored for further attempts (default 64 KiB). A larger call gets one attempt,
+    /// unless it [sets how many](crate::context::CallFuture::retry).
+    #[must_use]
+    pub fn max_stored(mut self, bytes: usize) -> Self {
+        self.policy.limits.max_stored = bytes;
+        self
+    }
+}
+
+impl<P> RetryLayer<P> {
+    /// A layer with the default limits, for requests of another protocol.
+    pub fn of(protocol: P) -> Self {
+        Self { policy: RetryPolicy::default(), budget: Some(RetryBudget::default()), protocol }
     }
 
-    /// Who has the record of the call.
-    fn keys(&self, call: &Call) -> Keys {
-        match &self.honoured {
-            Some(honoured) if call.parts.key.is_some() && !call.is_idempotent() => honoured(call),
-            _ => Keys::None,
-        }
+    /// Sets how many attempts are made after the first one (default 2), unless a call
+    /// [sets its own](crate::context::CallFuture::retry).
+    #[must_use]
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.policy.limits.retries = retries;
+        self
+    }
+
+    /// Sets the longest wait before the second attempt (default 50 ms). It doubles with each further one. Zero retries at once.
+    #[must_use]
+    pub fn backoff(mut self, longest: Duration) -> Self {
+        self.policy.limits.backoff = longest;
+        self
+    }
+
+    /// Sets the same for an arm that has more work than it takes (default 1 s).
+    #[must_use]
+    pub fn throttled_backoff(mut self, longest: Duration) -> Self {
+        self.policy.limits.throttled_backoff = longest;
+        self
+    }
+
+    /// Sets the longest wait before any attempt, unless the arm asks for a longer one (default 5 s).
+    #[must_use]
+    pub fn max_backoff(mut self, longest: Duration) -> Self {
+        self.policy.limits.max_backoff = longest;
+        self
+    }
+
+    /// Sets the longest wait that an arm may ask for (default 60 s). If it asks for more, the call fails at once.
+    #[must_use]
+    pub fn max_retry_after(mut self, longest: Duration) -> Self {
+        self.policy.limits.max_retry_after = longest;
+        self
+    }
+
+    /// Sets the budget of the further attempts (default: one of this layer's own, with 20 % and 10/s). If it is spent, the call
+    /// fails with the error of its last attempt.
+    #[must_use]
+    pub fn budget(mut self, budget: RetryBudget) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// Removes the budget. Then a target that fails gets all attempts of all calls.
+    #[must_use]
+    pub fn without_budget(mut self) -> Self {
+        self.budget = None;
+        self
+    }
+}
+
+impl Default for RetryLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<P> fmt::Debug for RetryLayer<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryLayer")
+            .field("limits", &self.policy.limits)
+            .field("budget", &self.budget)
+            .finish()
     }
 }
 
 impl<S> Layer<S> for RetryLayer {
-    type Service = Retry<S>;
+    type Service = CallRetry<S>;
 
     fn layer(&self, service: S) -> Self::Service {
-        Retry { rules: Arc::new(self.clone()), service }
+        CallRetry { rules: Arc::new(self.clone()), service }
     }
 }
 
-/// The service of a [`RetryLayer`].
+impl<S, P: Repeat + Clone> Layer<S> for RetryLayer<P> {
+    type Service = Retry<RequestPolicy<P>, S>;
+
+    fn layer(&self, service: S) -> Self::Service {
+        let rules = Arc::new((self.policy.limits, self.budget.clone()));
+        Retry::new(RequestPolicy { rules, protocol: self.protocol.clone(), retries: 0 }, service)
+    }
+}
+
+/// The retries of a request that is no [`Call`].
+#[derive(Debug, Clone)]
+pub struct RequestPolicy<P> {
+    rules: Arc<(RetryLimits, Option<RetryBudget>)>,
+    protocol: P,
+    /// Attempts after the first one.
+    retries: u32,
+}
+
+impl<P: Repeat> Policy<P::Request, P::Response, P::Error> for RequestPolicy<P> {
+    type Future = Sleep;
+
+    fn retry(
+        &mut self,
+        request: &mut P::Request,
+        result: &mut Result<P::Response, P::Error>,
+    ) -> Option<Sleep> {
+        let (limits, budget) = &*self.rules;
+        let asked = self.protocol.retry(result.as_ref().err()?)?;
+        if self.retries >= limits.retries || asked > limits.max_retry_after {
+            return None;
+        }
+        let (wait, now) = (limits.wait_for(false, self.retries, random()).max(asked), Instant::now());
+        let deadline = self.protocol.deadline(request);
+        let in_time =
+            deadline.is_none_or(|deadline| wait < deadline.instant().saturating_duration_since(now));
+        if !in_time || !budget.as_ref().is_none_or(|budget| budget.withdraw(now)) {
+            return None;
+        }
+        self.retries += 1;
+        Some(sleep(wait))
+    }
+
+    fn clone_request(&mut self, request: &P::Request) -> Option<P::Request> {
+        if let (0, Some(budget)) = (self.retries, &self.rules.1) {
+            budget.deposit();
+        }
+        self.protocol.copy(request)
+    }
+}
+
+/// The service of a [`RetryLayer`] for calls.
 ///
 /// Each attempt ends at the deadline of its call, whatever the service below does.
 #[derive(Debug, Clone)]
-pub struct Retry<S> {
+pub struct CallRetry<S> {
     rules: Arc<RetryLayer>,
     service: S,
 }
 
-impl<S> Service<Call> for Retry<S>
+impl<S> Service<Call> for CallRetry<S>
+where
+    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Reply;
+    type Error = CallError;
+    type Future = Retrying<S>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut call: Call) -> Self::Future {
+        // The one that is ready makes the first attempt.
+        let clone = self.service.clone();
+        let mut service = mem::replace(&mut self.service, clone);
+        let rules = self.rules.clone();
+        let attempts = Attempts::new(&rules.policy, &call);
+        if let Some(budget) = &rules.budget {
+            budget.deposit();
+        }
+        if attempts.allowed() == 0 {
+            return Retrying::Once { attempt: service.call(call) };
+        }
+        // What is below would multiply them.
+        call.retry = Some(0);
+        let reported = Reported::watch(&mut call);
+        let mut retry = Retry::new(CallPolicy { rules, attempts, reported }, Bounded(service));
+        Retrying::Attempts { attempts: retry.call(call) }
+    }
+}
+
+pin_project! {
+    /// The future of a [`CallRetry`].
+    #[project = RetryingProjection]
+    pub enum Retrying<S>
+    where
+        S: Service<Call, Response = Reply, Error = CallError>,
+        S: Clone,
+        S: Send,
+        S: 'static,
+        S::Future: Send,
+    {
+        Once { #[pin] attempt: S::Future },
+        Attempts { #[pin] attempts: ResponseFuture<CallPolicy, Bounded<S>, Call> },
+    }
+}
+
+impl<S> Future for Retrying<S>
+where
+    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Output = Result<Reply, CallError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            RetryingProjection::Once { attempt } => attempt.poll(cx),
+            RetryingProjection::Attempts { attempts } => attempts.poll(cx),
+        }
+    }
+}
+
+/// The retries of one call.
+#[derive(Clone)]
+pub struct CallPolicy {
+    rules: Arc<RetryLayer>,
+    attempts: Attempts,
+    reported: Arc<Reported>,
+}
+
+impl Policy<Call, Reply, CallError> for CallPolicy {
+    type Future = Sleep;
+
+    fn retry(&mut self, call: &mut Call, result: &mut Result<Reply, CallError>) -> Option<Sleep> {
+        let error = match result {
+            Ok(reply) => {
+                self.attempts.answered(reply);
+                return None;
+            }
+            Err(error) => error,
+        };
+        let RetryLayer { policy, budget, .. } = &*self.rules;
+        let wait = self.attempts.failed(policy, budget.as_ref(), call, error, Instant::now())?;
+        if let Some(handle) = self.reported.latest() {
+            call.handle = Some(handle);
+        }
+        Some(sleep(wait))
+    }
+
+    fn clone_request(&mut self, call: &Call) -> Option<Call> {
+        Some(call.clone())
+    }
+}
+
+/// Ends each attempt at the deadline of its call. It is always ready: what has to be waited for is part of the attempt.
+#[derive(Debug, Clone)]
+pub struct Bounded<S>(S);
+
+impl<S> Service<Call> for Bounded<S>
 where
     S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + 'static,
     S::Future: Send,
@@ -142,131 +333,37 @@ where
     type Error = CallError;
     type Future = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
-        self.service.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        // The one that is ready makes the first attempt.
-        let clone = self.service.clone();
-        let mut service = mem::replace(&mut self.service, clone);
-        let rules = self.rules.clone();
-        if rules.allowed(&call) == 0 {
-            return Box::pin(service.call(call));
-        }
-        Box::pin(async move { Attempts::new(rules, call).make(service).await })
-    }
-}
-
-static RETRIES: LazyLock<Counters> = LazyLock::new(|| {
-    let help = "Attempts of calls after the first one, by the code of the error before.";
-    Counters::new("octollm_call_retries_total", help, &["code"])
-});
-
-/// The attempts of one call, and what they have come to.
-struct Attempts {
-    rules: Arc<RetryLayer>,
-    /// The next attempt.
-    call: Call,
-    reported: Arc<Reported>,
-    /// Attempts after the first one.
-    allowed: u32,
-    retries: u32,
-    /// How often the call was sent, with what happened below this layer.
-    sent: u32,
-    used: Usage,
-    may_have_executed: bool,
-}
-
-impl Attempts {
-    fn new(rules: Arc<RetryLayer>, mut call: Call) -> Self {
-        let reported = Arc::new(Reported { handle: Mutex::default(), to: call.updates.take() });
-        call.updates = Some(reported.clone());
-        let allowed = rules.allowed(&call);
-        // Another retry layer below would multiply them.
-        call.retry = 0;
-        let (used, may_have_executed) = (Usage::default(), false);
-        Self { rules, call, reported, allowed, retries: 0, sent: 0, used, may_have_executed }
-    }
-
-    async fn make<S>(mut self, mut service: S) -> Result<Reply, CallError>
-    where
-        S: Service<Call, Response = Reply, Error = CallError>,
-    {
-        loop {
-            let (call, deadline) = (self.call.clone(), self.call.parts.deadline);
+        let clone = self.0.clone();
+        let mut service = mem::replace(&mut self.0, clone);
+        Box::pin(async move {
+            let (deadline, contract) = (call.parts.deadline, call.contract.clone());
             let attempt = async { service.ready().await?.call(call).await };
-            let (contract, used) = (&self.call.contract, self.used);
-            match sent_until(deadline, contract, attempt, |usage| report(used.plus(usage))).await {
-                Ok(reply) => return Ok(self.answered(reply)),
-                Err(mut error) => match self.failed(&mut error) {
-                    Some(wait) => {
-                        let mut waits = Reports(Some(self.used));
-                        sleep(wait).await;
-                        waits.0 = None;
-                    }
-                    None => return Err(error),
-                },
-            }
-        }
-    }
-
-    fn answered(&self, mut reply: Reply) -> Reply {
-        reply.usage = self.used.plus(reply.usage);
-        reply.attempts = reply.attempts.saturating_add(self.sent);
-        reply
-    }
-
-    /// Prepares the next attempt, and returns how long to wait for it. Where there is none the error becomes that of all
-    /// attempts.
-    fn failed(&mut self, error: &mut CallError) -> Option<Duration> {
-        self.used = self.used.plus(error.usage());
-        self.sent = self.sent.saturating_add(error.attempts());
-        self.may_have_executed |= error.may_have_executed();
-        let call = &mut self.call;
-        call.parts.budget = call.parts.budget.after(error.usage());
-        let keys = self.rules.keys(call);
-        let failed = Failed {
-            failure: error.failure(),
-            repeatable: call.is_idempotent() || keys != Keys::None,
-            retries: self.retries,
-            allowed: self.allowed,
-            deadline: call.parts.deadline,
-            budget: call.parts.budget,
-        };
-        let Some(wait) = self.rules.limits.wait(&failed, Instant::now(), random()) else {
-            error.after_attempts(self.sent, self.used, self.may_have_executed);
-            return None;
-        };
-        self.retries += 1;
-        RETRIES.with(&[error.kind().code()]).count();
-        tracing::debug!(contract = %call.contract, %error, ?wait, "call is tried again");
-        call.parts.attempt = call.parts.attempt.saturating_add(1);
-        call.parts.request_id = RequestId::new();
-        if let Some(handle) = self.reported.latest() {
-            call.handle = Some(handle);
-        }
-        if let Some(endpoint) = error.endpoint() {
-            // The last one to fail is the last in the list, also where it failed before.
-            call.avoid.retain(|avoided| **avoided != *endpoint);
-            call.avoid.push(endpoint.into());
-            if keys == Keys::Instance && error.may_have_executed() {
-                call.only.get_or_insert_with(|| endpoint.into());
-            }
-        }
-        call.parts.repeated |= keys != Keys::None && self.may_have_executed;
-        Some(wait)
+            sent_until(deadline, &contract, attempt, report).await
+        })
     }
 }
 
 /// Remembers the handle that an attempt reports, for the next one.
-struct Reported {
+pub struct Reported {
     handle: Mutex<Option<String>>,
     to: Option<Arc<dyn UpdateSink>>,
 }
 
 impl Reported {
-    fn latest(&self) -> Option<String> {
+    /// Receives the updates of a call, and passes them on.
+    pub fn watch(call: &mut Call) -> Arc<Self> {
+        let reported = Arc::new(Self { handle: Mutex::default(), to: call.updates.take() });
+        call.updates = Some(reported.clone());
+        reported
+    }
+
+    /// The last handle.
+    pub fn latest(&self) -> Option<String> {
         self.handle.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -288,8 +385,24 @@ impl UpdateSink for Reported {
     }
 }
 
-impl fmt::Debug for RetryLayer {
+impl fmt::Debug for Reported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryLayer").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Reported").field("handle", &self.latest()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for CallPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallPolicy").field("attempts", &self.attempts).finish_non_exhaustive()
+    }
+}
+
+impl<S> fmt::Debug for Retrying<S>
+where
+    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retrying").finish_non_exhaustive()
     }
 }

@@ -32,7 +32,7 @@ use super::{
     known::{Known, Listed},
     offers::{self, Drift, Offer, Offers},
     pool::ExchangeLimits,
-    site::{CallLayer, Site},
+    site::{Around, Site},
 };
 
 /// The arms with their endpoints and cards. It asks all endpoints in rounds, at the first call, and when an offer or the set of endpoints has
@@ -41,8 +41,7 @@ pub(super) struct Directory {
     itself: Weak<Self>,
     pub(super) exchanger: Exchanger,
     pub(super) authority: Authority,
-    /// Layers of a user around each endpoint, from the innermost.
-    layers: Vec<CallLayer>,
+    around: Around,
     time_limit: Duration,
     known: RwLock<Known>,
     round: watch::Sender<Round>,
@@ -73,14 +72,14 @@ impl Directory {
         configured: Vec<Listed>,
         follow: Follow,
         (exchanger, authority): (Exchanger, Authority),
-        layers: Vec<CallLayer>,
+        around: Around,
         time_limit: Duration,
     ) -> Arc<Self> {
         let directory = Arc::new_cyclic(|itself| Self {
             itself: itself.clone(),
             exchanger,
             authority,
-            layers,
+            around,
             time_limit,
             known: RwLock::new(Known::new(follow.sources())),
             round: watch::Sender::default(),
@@ -173,7 +172,7 @@ impl Directory {
     /// Replaces the endpoints of a source: 0 is the configuration. Returns when to ask the new ones for their cards.
     pub(super) fn replace(&self, source: usize, set: Vec<Listed>) -> Option<Instant> {
         let create =
-            |listed: &Listed, budget: &RetryBudget| Site::create(listed, budget, &self.layers, &self.itself);
+            |listed: &Listed, budget: &RetryBudget| Site::create(listed, budget, &self.around, &self.itself);
         let (is_any_new, arms) = {
             let mut known = self.write();
             (known.replace(source, set, create), known.len())

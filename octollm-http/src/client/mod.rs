@@ -43,7 +43,7 @@ use self::{
     exchange::{Exchange, request_setters},
     follow::{Follow, Rules},
     known::Listed,
-    site::{CallLayer, CallService, Calling},
+    site::{Around, CallLayer, CallService, Calling},
     stack::{Carrier, call_layer},
 };
 pub(crate) use self::{base_url::BaseUrl as ServiceUrl, exchange::Requests};
@@ -404,9 +404,11 @@ impl ArmsBuilder {
         let ids = listed.iter().map(|endpoint| endpoint.arm.to_string()).collect();
         let follow = Follow::new(resolvers, Rules::new(ids, fields, authority.clone(), over_tcp));
         let has_layers_below = !below.is_empty();
+        let (retries, breaker) = (requests.config.retry_limits(), requests.config.breaker_limits());
         let sending = (requests.build()?, authority.clone());
-        let directory = Directory::new(listed, follow, sending, below, time_limit);
-        let carrier = Carrier::new(&directory, &above, has_layers_below);
+        let directory =
+            Directory::new(listed, follow, sending, Around { layers: below, breaker }, time_limit);
+        let carrier = Carrier::new(&directory, retries, &above, has_layers_below);
         Ok(Arms(Arc::new(Shared { carrier, authority, directory })))
     }
 }

@@ -9,10 +9,10 @@ use std::{
 };
 
 use octollm_core::{
-    __private::machines::{Admitted, Breaker, BreakerLimits, Ejection, Load},
+    __private::machines::{Admitted, BreakerLimits, Circuit, Ejection, Load},
     budget::Usage,
     error::{CallError, ErrorKind, Failure},
-    resilience::{Outcome, RetryBudget},
+    resilience::{Calls, Outcome, Protocol, Refusal, RetryBudget},
     transport::{Call, Reply},
 };
 use tokio::time::Instant;
@@ -38,12 +38,20 @@ pub(super) type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 /// A layer of a user, above or below the choice of an endpoint.
 pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
 
+/// What is around each endpoint.
+pub(super) struct Around {
+    /// Layers of a user, from the innermost.
+    pub(super) layers: Vec<CallLayer>,
+    /// `None` without circuit breakers.
+    pub(super) breaker: Option<BreakerLimits>,
+}
+
 /// One endpoint of one arm. It is forgotten when its arm moves away; what is running there goes on.
 pub(super) struct Site {
     pub(super) arm: Arc<str>,
     pub(super) url: BaseUrl,
     weight: u32,
-    breaker: Breaker,
+    breaker: Option<Circuit>,
     load: Load,
     ejection: Ejection,
     /// That of the arm.
@@ -57,21 +65,23 @@ impl Site {
     pub(super) fn create(
         listed: &Listed,
         budget: &RetryBudget,
-        layers: &[CallLayer],
+        around: &Around,
         directory: &Weak<Directory>,
     ) -> Arc<Self> {
         let site = Arc::new(Self {
             arm: listed.arm.clone(),
             url: listed.url.clone(),
             weight: listed.weight,
-            breaker: Breaker::new(BreakerLimits::default()),
+            breaker: around
+                .breaker
+                .map(|limits| Circuit::new(limits, Some((listed.arm.clone(), listed.url.shared())), None)),
             load: Load::new(),
             ejection: Ejection::new(),
             budget: budget.clone(),
             layered: OnceLock::new(),
             directory: directory.clone(),
         });
-        if !layers.is_empty() {
+        if !around.layers.is_empty() {
             let weak = Arc::downgrade(&site);
             let inner = service_fn(move |call: Call| {
                 let site = weak.upgrade();
@@ -82,7 +92,7 @@ impl Site {
                     }
                 }
             });
-            let _ = site.layered.set(layered(CallService::new(inner), layers));
+            let _ = site.layered.set(layered(CallService::new(inner), &around.layers));
         }
         site
     }
@@ -94,14 +104,18 @@ impl Site {
 
     /// The rank by its card, with what is known of its health.
     pub(super) fn rank(&self, by_card: Rank, now: Instant) -> Rank {
-        let (rejects, is_ejected) =
-            (self.breaker.retry_after(|| now).is_some(), self.ejection.is_ejected(now));
+        let rejects = self.breaker.as_ref().is_some_and(|breaker| breaker.retry_after(|| now).is_some());
+        let is_ejected = self.ejection.is_ejected(now);
         Rank { rejects, is_ejected, ..by_card }
     }
 
     /// Its load in relation to its weight. An endpoint whose breaker waits for a probe attracts the next call.
     pub(super) fn load(&self, now: Instant) -> f64 {
-        if self.breaker.is_closed() { self.load.cost(now) / f64::from(self.weight) } else { 0.0 }
+        if self.breaker.as_ref().is_none_or(Circuit::is_closed) {
+            self.load.cost(now) / f64::from(self.weight)
+        } else {
+            0.0
+        }
     }
 
     /// Sends a call to the path of an offer, through the layers of the user.
@@ -184,8 +198,11 @@ impl Site {
 
     /// The error of a call that its breaker rejects.
     pub(super) fn rejected(&self, call: &Call, wait: Duration) -> CallError {
-        let failure = Failure::new(ErrorKind::Unavailable, "the circuit breaker is open");
-        self.failed(call, failure.before_execution().retryable_after(wait)).with_attempts(0)
+        Calls
+            .refused(call, Refusal::CircuitOpen { retry_after: wait })
+            .with_arm(&*self.arm)
+            .with_endpoint(self.url.as_str())
+            .with_attempts(0)
     }
 
     fn failed(&self, call: &Call, failure: Failure) -> CallError {
@@ -204,9 +221,12 @@ pub(super) struct Attempt<'a> {
     running: Running<'a>,
 }
 
+/// The place of an attempt at its endpoint.
 struct Running<'a> {
     site: &'a Site,
+    /// `None` without a breaker.
     admitted: Option<Admitted>,
+    has_ended: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -216,22 +236,22 @@ impl<'a> Attempt<'a> {
     /// The time after which the breaker admits a probe.
     pub(super) fn begin(offer: &'a Offer, now: Instant) -> Result<Self, Duration> {
         let site = &*offer.site;
-        let admitted = Some(site.breaker.admit(|| now)?);
+        let admitted = site.breaker.as_ref().map(|breaker| breaker.admit(|| now)).transpose()?;
         site.load.begin();
-        Ok(Self { metered: offer.meter.begin(now), running: Running { site, admitted } })
+        Ok(Self { metered: offer.meter.begin(now), running: Running { site, admitted, has_ended: false } })
     }
 
     /// Ends the attempt. Where it was one of several endpoints, those that are worse than the others are ejected.
     pub(super) fn end(self, answer: &Result<Reply, CallError>, offers: &Offers) {
         let Self { metered, mut running } = self;
-        let Some(admitted) = running.admitted.take() else { return };
         let (site, now) = (running.site, Instant::now());
         let duration = metered.end(answer, now);
-        let outcome = outcome(answer);
-        site.breaker.record(admitted, outcome, || now);
+        let outcome = Calls.outcome(answer.as_ref());
+        running.has_ended = true;
+        running.record(outcome, || now);
         match outcome {
             Outcome::Ignored => site.load.cancel(),
-            Outcome::Success if !is_throttled(answer) => site.load.end(duration, now),
+            Outcome::Success if !has_refused(answer) => site.load.end(duration, now),
             _ => site.load.end(duration.max(Load::PENALTY), now),
         }
         if offers.are_several() && outcome != Outcome::Ignored {
@@ -244,29 +264,27 @@ impl<'a> Attempt<'a> {
     }
 }
 
+impl Running<'_> {
+    fn record(&self, outcome: Outcome, clock: impl FnOnce() -> Instant) {
+        if let (Some(breaker), Some(admitted)) = (&self.site.breaker, self.admitted) {
+            breaker.record(admitted, outcome, clock);
+        }
+    }
+}
+
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        if let Some(admitted) = self.admitted.take() {
-            self.site.breaker.record(admitted, Outcome::Ignored, Instant::now);
+        if !self.has_ended {
+            self.record(Outcome::Ignored, Instant::now);
             self.site.load.cancel();
         }
     }
 }
 
-fn outcome(answer: &Result<Reply, CallError>) -> Outcome {
-    match answer {
-        Ok(_) => Outcome::Success,
-        Err(error) => match error.kind() {
-            ErrorKind::Cancelled | ErrorKind::Overloaded => Outcome::Ignored,
-            kind if (400..500).contains(&kind.status()) => Outcome::Success,
-            _ => Outcome::Failure,
-        },
-    }
-}
-
-/// Whether an endpoint that works has more calls than it takes.
-fn is_throttled(answer: &Result<Reply, CallError>) -> bool {
-    answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::RateLimited)
+/// Whether an endpoint that works did not take the call, which must attract no further ones.
+fn has_refused(answer: &Result<Reply, CallError>) -> bool {
+    let kinds = [ErrorKind::RateLimited, ErrorKind::ContractNotOffered, ErrorKind::NotFound];
+    answer.as_ref().is_err_and(|error| kinds.contains(&error.kind()))
 }
 
 impl fmt::Debug for Site {

@@ -3,20 +3,21 @@
 use std::{
     fmt,
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use octollm_core::{
+    __private::machines::{Attempts, KeysHonoured, Reported, RetryLimits, RetryPolicy},
     budget::Usage,
     contract::ContractRef,
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
-    resilience::RetryLayer,
+    resilience::RetryBudget,
     transport::{Call, Reply},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 
 use super::{
@@ -29,16 +30,18 @@ use super::{
 
 /// Carries calls to the arms of a directory.
 pub(super) struct Carrier {
-    attempts: Arc<Attempts>,
-    /// The attempts within the layers of a user, if there are any above the choice of an endpoint.
+    retried: Arc<Retried>,
+    /// The same within the layers of a user, if there are any above the choice of an endpoint.
     layered: Option<CallService>,
-    has_layers_below: bool,
 }
 
 /// Makes the attempts of each call.
-struct Attempts {
+struct Retried {
     directory: Arc<Directory>,
-    retried: OnceLock<CallService>,
+    policy: RetryPolicy,
+    /// For failures that come from no arm.
+    budget: RetryBudget,
+    has_layers_below: bool,
 }
 
 /// Erases the type of a layer. An error other than [`CallError`] becomes the source of one.
@@ -53,38 +56,37 @@ where
 }
 
 impl Carrier {
-    pub(super) fn new(directory: &Arc<Directory>, above: &[CallLayer], has_layers_below: bool) -> Self {
-        let attempts = Arc::new(Attempts { directory: Arc::clone(directory), retried: OnceLock::new() });
-        let single = Arc::downgrade(&attempts);
-        let choice = service_fn(move |call: Call| {
-            let attempts = single.upgrade();
-            async move {
-                match attempts {
-                    Some(attempts) => attempts.once(&call).await,
-                    None => Err(CallError::new(call.contract, Failure::of(ErrorKind::Unavailable))),
-                }
-            }
-        });
+    pub(super) fn new(
+        directory: &Arc<Directory>,
+        limits: RetryLimits,
+        above: &[CallLayer],
+        has_layers_below: bool,
+    ) -> Self {
         let cards = Arc::clone(directory);
-        let retry = RetryLayer::new().retries(0).keys_honoured(move |call| cards.keys(&call.contract));
-        let _ = attempts.retried.set(CallService::new(retry.layer(choice)));
-        let shared = attempts.clone();
+        let honoured: Arc<KeysHonoured> = Arc::new(move |call| cards.keys(&call.contract));
+        let retried = Arc::new(Retried {
+            directory: Arc::clone(directory),
+            policy: RetryPolicy { limits, honoured: Some(honoured) },
+            budget: RetryBudget::default(),
+            has_layers_below,
+        });
+        let shared = retried.clone();
         let layered = (!above.is_empty()).then(|| {
             let inner = service_fn(move |call: Call| {
-                let attempts = shared.clone();
-                async move { attempts.carry(call).await }
+                let retried = shared.clone();
+                async move { retried.carry(call).await }
             });
             layered(CallService::new(inner), above)
         });
-        Self { attempts, layered, has_layers_below }
+        Self { retried, layered }
     }
 
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub(super) fn call(&self, call: Call) -> Calling<'_> {
-        if self.layered.is_none() && !self.has_layers_below {
+        if self.layered.is_none() && !self.retried.has_layers_below {
             // The steps below end at the deadline themselves, with errors that state more.
-            return Box::pin(async move { self.attempts.carry(call).await });
+            return Box::pin(self.retried.carry(call));
         }
         Box::pin(async move {
             let (deadline, contract) = (call.parts.deadline, call.contract.clone());
@@ -98,17 +100,58 @@ impl Carrier {
     async fn send(&self, call: Call) -> Result<Reply, CallError> {
         match &self.layered {
             Some(service) => service.clone().oneshot(call).await,
-            None => self.attempts.carry(call).await,
+            None => self.retried.carry(call).await,
         }
     }
 }
 
-impl Attempts {
-    async fn carry(&self, call: Call) -> Result<Reply, CallError> {
-        match self.retried.get() {
-            Some(retried) if call.retry > 0 => retried.clone().oneshot(call).await,
-            _ => self.once(&call).await,
+impl Retried {
+    async fn carry(&self, mut call: Call) -> Result<Reply, CallError> {
+        let attempts = Attempts::new(&self.policy, &call);
+        // What is below would multiply them.
+        call.retry = Some(0);
+        // Only a layer can go on from a handle.
+        let reported = self.has_layers_below.then(|| Reported::watch(&mut call));
+        match self.once(&call).await {
+            Err(error) if attempts.allowed() > 0 => {
+                Box::pin(self.retry(call, attempts, reported, error)).await
+            }
+            answer => answer,
         }
+    }
+
+    /// Repeats a call that has failed, as long as that is safe and can help.
+    async fn retry(
+        &self,
+        mut call: Call,
+        mut attempts: Attempts,
+        reported: Option<Arc<Reported>>,
+        mut error: CallError,
+    ) -> Result<Reply, CallError> {
+        loop {
+            let budget = self.budget(&call, &error);
+            let now = Instant::now();
+            let Some(wait) = attempts.failed(&self.policy, Some(&budget), &mut call, &mut error, now) else {
+                return Err(error);
+            };
+            call.handle = reported.as_ref().and_then(|reported| reported.latest()).or(call.handle);
+            sleep(wait).await;
+            match self.once(&call).await {
+                Ok(mut reply) => {
+                    attempts.answered(&mut reply);
+                    return Ok(reply);
+                }
+                Err(next) => error = next,
+            }
+        }
+    }
+
+    /// The budget of the arm that has failed.
+    fn budget(&self, call: &Call, error: &CallError) -> RetryBudget {
+        let offers = self.directory.offers(&call.contract);
+        let arm =
+            offers.as_ref().and_then(|offers| offers.sites().find(|site| Some(&*site.arm) == error.arm()));
+        arm.map_or(&self.budget, |site| &site.budget).clone()
     }
 
     /// Makes one attempt.
@@ -178,6 +221,9 @@ impl Attempts {
             let now = Instant::now();
             let Some(position) = offers.choose(call, &tried, now, random()) else { break };
             let Some(offer) = offers.get(position) else { break };
+            if call.parts.attempt <= 1 && tried.is_empty() {
+                offer.site.budget.deposit();
+            }
             let attempt = match Attempt::begin(offer, now) {
                 Ok(attempt) => attempt,
                 Err(wait) => {

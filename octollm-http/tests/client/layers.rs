@@ -92,7 +92,8 @@ async fn a_retry_above_the_choice_reaches_another_endpoint() {
     let arms = arms().endpoint("judge", urls).layer(RetryLayer::new(Elsewhere(1))).build().unwrap();
     let calls = join_all((0..40).map(|_| Transport::call(&arms, idempotent()))).await;
     assert!(calls.into_iter().all(|reply| *reply.unwrap().endpoint == *good.url));
-    assert_eq!((good.calls().len(), busy.calls().len()), (40, 20));
+    assert_eq!(good.calls().len(), 40);
+    assert!(!busy.calls().is_empty(), "both have calls before one has failed");
     let retried = good.calls().iter().filter(|call| call.header("octollm-attempt") == Some("2")).count();
     assert_eq!(retried, busy.calls().len());
 }
@@ -113,7 +114,7 @@ async fn an_endpoint_that_was_tried_is_avoided_where_there_is_another() {
     for _ in 0..2 {
         Transport::call(&arms, avoiding(&[&one.url, &two.url])).await.unwrap();
     }
-    assert_eq!((one.calls().len(), two.calls().len()), (1, 6));
+    assert_eq!(one.calls().len() + two.calls().len(), 7, "where all were tried one is tried again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,6 +133,7 @@ async fn the_caller_decides_whether_a_call_may_be_made_twice_and_no_card_does() 
         .endpoint("judge", &peer.url)
         .layer(RetryLayer::new(Elsewhere(3)))
         .request_layer(note)
+        .breaker_failures(0)
         .build()
         .unwrap();
     let mut unknown = plain();
@@ -310,7 +312,8 @@ async fn a_call_that_asks_for_a_retry_gets_it_at_another_endpoint() {
     let arms = arms().endpoint("judge", format!("{},{}", busy.url, good.url)).build().unwrap();
     let calls = join_all((0..40).map(|_| arms.call(check()).retry(1))).await;
     assert!(calls.into_iter().all(|verdict| verdict.is_ok()));
-    assert_eq!((good.calls().len(), busy.calls().len()), (40, 20));
+    assert_eq!(good.calls().len(), 40);
+    assert!(!busy.calls().is_empty(), "both have calls before one has failed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -327,7 +330,7 @@ async fn a_key_makes_a_retry_safe_where_the_card_says_that_keys_are_honoured() {
         .await;
         let arms = arms().endpoint("judge", &peer.url).build().unwrap();
         let mut call = plain();
-        (call.parts.key, call.retry) = (IdempotencyKey::new("k"), 3);
+        (call.parts.key, call.retry) = (IdempotencyKey::new("k"), Some(3));
         assert_eq!(Transport::call(&arms, call).await.is_ok(), sent == 2);
         let calls = peer.calls();
         assert_eq!(calls.len(), sent, "{keys:?}");
@@ -352,14 +355,16 @@ async fn a_call_that_may_have_run_is_repeated_where_its_record_is() {
         .await;
         let good = Peer::with_card(card, |_| std::future::ready(Answer::verdict())).await;
         let arms = arms().endpoint("judge", format!("{},{}", lost.url, good.url)).build().unwrap();
-        // The turn of each endpoint comes.
-        let mut replies = Vec::new();
-        for key in ["a", "b"] {
+        // Each endpoint gets one of them at some time.
+        let retried = loop {
             let mut call = plain();
-            (call.parts.key, call.retry) = (IdempotencyKey::new(key), 2);
-            replies.push(Transport::call(&arms, call).await.unwrap());
-        }
-        let retried = replies.iter().find(|reply| reply.attempts == 2).unwrap();
+            (call.parts.key, call.retry) = (IdempotencyKey::new("a"), Some(2));
+            let reply = Transport::call(&arms, call).await.unwrap();
+            if reply.attempts == 2 {
+                break reply;
+            }
+            tokio::time::advance(Duration::from_secs(20)).await;
+        };
         let expected = if again == "lost" { &lost.url } else { &good.url };
         assert_eq!(&*retried.endpoint, expected, "{keys:?}");
     }
@@ -379,7 +384,7 @@ async fn a_key_that_is_still_running_is_waited_for() {
         .await;
         let arms = arms().endpoint("judge", &peer.url).build().unwrap();
         let (mut call, begun) = (plain(), Instant::now());
-        (call.parts.key, call.retry) = (IdempotencyKey::new("k"), 3);
+        (call.parts.key, call.retry) = (IdempotencyKey::new("k"), Some(3));
         match Transport::call(&arms, call).await {
             Ok(_) => assert!(served && begun.elapsed() >= Duration::from_secs(4)),
             Err(error) => {

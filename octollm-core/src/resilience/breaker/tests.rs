@@ -1,8 +1,11 @@
 //! The breaker beside a naive reference, and the faults that breakers of other libraries have.
 
-use proptest::prelude::*;
+use std::time::Duration;
 
-use super::*;
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::machine::{Admitted, Breaker, BreakerLimits, BreakerState, Outcome};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

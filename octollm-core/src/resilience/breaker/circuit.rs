@@ -1,0 +1,136 @@
+//! A breaker with its metrics and its hook.
+
+use std::{fmt, sync::Arc, sync::LazyLock, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Admitted, Breaker, BreakerLimits, BreakerState, Outcome};
+use crate::meters::{Counter, Counters, Gauges};
+
+static TRANSITIONS: LazyLock<Counters> = LazyLock::new(|| {
+    let help = "Changes of the state of circuit breakers, by the state after them.";
+    Counters::new("octollm_breaker_transitions_total", help, &["arm", "endpoint", "state"])
+});
+static REJECTED: LazyLock<Counters> = LazyLock::new(|| {
+    let help = "Calls that an open circuit breaker has rejected.";
+    Counters::new("octollm_breaker_rejected_total", help, &["arm", "endpoint"])
+});
+static STATES: LazyLock<Gauges<Named>> = LazyLock::new(|| {
+    let help = "State of circuit breakers: 0 is closed, 1 half-open, 2 open.";
+    Gauges::new(&[("octollm_breaker_state", help, &["arm", "endpoint"][..])], |named, gauges| {
+        let state = match named.breaker.state(Instant::now()) {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open { .. } => 2,
+        };
+        for gauge in gauges {
+            gauge.with_label_values(&[&*named.arm, &*named.endpoint]).set(state);
+        }
+    })
+});
+
+/// Receives the changes of the state of a breaker.
+pub type OnTransition = dyn Fn(BreakerState) + Send + Sync;
+
+/// A breaker whose transitions and rejections are counted, and passed to a hook. Clones share the breaker.
+#[derive(Clone)]
+pub struct Circuit {
+    breaker: Arc<Named>,
+}
+
+/// A breaker, and what it is called in metrics.
+struct Named {
+    breaker: Breaker,
+    arm: Arc<str>,
+    endpoint: Arc<str>,
+    rejected: Counter,
+    on_transition: Option<Arc<OnTransition>>,
+}
+
+impl Circuit {
+    /// A closed breaker. Without a name it is in no metrics.
+    pub fn new(
+        limits: BreakerLimits,
+        name: Option<(Arc<str>, Arc<str>)>,
+        on_transition: Option<Arc<OnTransition>>,
+    ) -> Self {
+        let is_named = name.is_some();
+        let (arm, endpoint) = name.unwrap_or_default();
+        let rejected = if is_named { REJECTED.with(&[&arm, &endpoint]) } else { Counter::default() };
+        let breaker =
+            Arc::new(Named { breaker: Breaker::new(limits), arm, endpoint, rejected, on_transition });
+        if is_named {
+            STATES.add(&breaker);
+        }
+        Self { breaker }
+    }
+
+    /// Admits a call: see [`Breaker::admit`].
+    ///
+    /// # Errors
+    /// How long to wait before another one has a chance.
+    pub fn admit(&self, clock: impl FnOnce() -> Instant) -> Result<Admitted, Duration> {
+        let named = &*self.breaker;
+        let admitted = named.breaker.admit(clock);
+        match &admitted {
+            Ok(admitted) if admitted.begins_probing => named.changed(BreakerState::HalfOpen),
+            Ok(_) => {}
+            Err(_) => named.rejected.count(),
+        }
+        admitted
+    }
+
+    /// Records an outcome: see [`Breaker::record`].
+    pub fn record(&self, admitted: Admitted, outcome: Outcome, clock: impl FnOnce() -> Instant) {
+        if let Some(state) = self.breaker.breaker.record(admitted, outcome, clock) {
+            self.breaker.changed(state);
+        }
+    }
+
+    /// The state now: see [`Breaker::state`].
+    pub fn state(&self, now: Instant) -> BreakerState {
+        self.breaker.breaker.state(now)
+    }
+
+    /// Whether all calls are admitted.
+    pub fn is_closed(&self) -> bool {
+        self.breaker.breaker.is_closed()
+    }
+
+    /// How long to wait before a call has a chance: see [`Breaker::retry_after`].
+    pub fn retry_after(&self, clock: impl FnOnce() -> Instant) -> Option<Duration> {
+        self.breaker.breaker.retry_after(clock)
+    }
+}
+
+impl Named {
+    fn is_named(&self) -> bool {
+        !self.arm.is_empty() || !self.endpoint.is_empty()
+    }
+
+    #[cold]
+    fn changed(&self, state: BreakerState) {
+        let text = match state {
+            BreakerState::Closed => "closed",
+            BreakerState::HalfOpen => "half_open",
+            BreakerState::Open { .. } => "open",
+        };
+        if self.is_named() {
+            TRANSITIONS.with(&[&self.arm, &self.endpoint, text]).count();
+        }
+        tracing::debug!(arm = %self.arm, endpoint = %self.endpoint, state = text, "circuit breaker has changed");
+        if let Some(on_transition) = &self.on_transition {
+            on_transition(state);
+        }
+    }
+}
+
+impl fmt::Debug for Circuit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Circuit")
+            .field("arm", &self.breaker.arm)
+            .field("endpoint", &self.breaker.endpoint)
+            .field("breaker", &self.breaker.breaker)
+            .finish_non_exhaustive()
+    }
+}

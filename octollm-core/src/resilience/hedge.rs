@@ -230,7 +230,7 @@ where
                     protocol.add_failed(&mut result, error);
                 }
                 if other_runs {
-                    protocol.add_dropped(&mut result, &mut || {
+                    protocol.add_dropped(&mut result, 1, &mut || {
                         this.first.set(None);
                         this.second.set(None);
                     });

@@ -104,10 +104,15 @@ pub trait Protocol {
         let _ = request;
     }
 
-    /// Drops a request that is running beside the one with this result, and adds what it has used.
+    /// Drops a request that is running beside the one with this result, and adds what it has used, and so many attempts.
     #[doc(hidden)]
-    fn add_dropped(&self, result: &mut Result<Self::Response, Self::Error>, drop: &mut dyn FnMut()) {
-        let _ = result;
+    fn add_dropped(
+        &self,
+        result: &mut Result<Self::Response, Self::Error>,
+        attempts: u32,
+        drop: &mut dyn FnMut(),
+    ) {
+        let _ = (result, attempts);
         drop();
     }
 
@@ -197,9 +202,9 @@ impl Protocol for Calls {
         }
     }
 
-    fn add_dropped(&self, result: &mut Result<Reply, CallError>, drop: &mut dyn FnMut()) {
+    fn add_dropped(&self, result: &mut Result<Reply, CallError>, attempts: u32, drop: &mut dyn FnMut()) {
         let usage = drop_call(drop);
-        add(result, 0, usage, true);
+        add(result, attempts, usage, true);
     }
 
     fn add_failed(&self, result: &mut Result<Reply, CallError>, failed: CallError) {

@@ -120,7 +120,7 @@ where
         ready!(this.timer.poll(cx));
         let Some(error) = this.error.take() else { return Poll::Pending };
         let mut result = Err(error);
-        this.protocol.add_dropped(&mut result, &mut || this.call.set(None));
+        this.protocol.add_dropped(&mut result, 0, &mut || this.call.set(None));
         Poll::Ready(result)
     }
 }

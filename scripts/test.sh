@@ -32,6 +32,7 @@ scripts/packages.sh
 step "short forms of the benchmarks and storms"
 cargo run -q --example bench_call -- 8 400
 cargo run -q -p octollm-core --example bench_bus -- 20000
+cargo run -q -p octollm-core --example bench_layers -- --short
 cargo run -q --example soak -- 400 100
 cargo run -q --example storm -- --short
 cargo run -q --example storm -- memory --short

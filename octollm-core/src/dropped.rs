@@ -22,7 +22,7 @@ impl Drop for Around {
 }
 
 /// Drops a call, and returns its usage: [`Usage::UNMETERED`] where nothing reports it.
-fn drop_call(drop: impl FnOnce()) -> Usage {
+pub(crate) fn drop_call(drop: impl FnOnce()) -> Usage {
     let _around = Around(REPORTED.replace(Some(None)));
     drop();
     REPORTED.get().flatten().unwrap_or(Usage::UNMETERED)

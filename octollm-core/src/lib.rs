@@ -57,6 +57,7 @@ mod scope;
 pub mod parts;
 pub mod limit;
 pub mod idempotency;
+pub mod explain;
 pub mod transport;
 mod spans;
 pub mod resilience;

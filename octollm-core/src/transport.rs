@@ -22,6 +22,7 @@ use crate::{
     deadline::Deadline,
     dropped::{Sent, report},
     error::{CallError, ErrorKind, Failure},
+    explain::CallRecord,
     parts::ContextParts,
     update::UpdateSink,
 };
@@ -56,6 +57,8 @@ pub struct Call {
     pub updates: Option<Arc<dyn UpdateSink>>,
     /// What an earlier attempt reported through [`UpdateSink::handle`]: the transport may go on from it.
     pub handle: Option<String>,
+    /// What happens on the way is written to it. `None` where nobody asks: then nothing is recorded.
+    pub explain: Option<Arc<CallRecord>>,
     /// Checks that the caller can decode an output. A call whose output it cannot decode has failed, also for a journal.
     pub reads: fn(&[u8]) -> Result<(), serde_json::Error>,
 }
@@ -76,6 +79,7 @@ impl Call {
             only: None,
             updates: None,
             handle: None,
+            explain: None,
             reads: |output| serde_json::from_slice::<serde::de::IgnoredAny>(output).map(drop),
         }
     }

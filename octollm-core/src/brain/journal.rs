@@ -29,6 +29,7 @@ use crate::{
     contract::{ContractRef, Keys},
     dropped::{Reports, report},
     error::{CallError, ErrorKind, Failure},
+    explain::CallEvent,
     id::StepKey,
     json::{RawJson, digest},
     meters::Counter,
@@ -160,7 +161,10 @@ impl Shared {
     }
 
     /// Returns a recorded answer in its turn.
-    async fn replayed(&self, entry: JournalEntry) -> Result<Reply, CallError> {
+    async fn replayed(&self, call: &Call, entry: JournalEntry) -> Result<Reply, CallError> {
+        if let Some(record) = &call.explain {
+            record.add(CallEvent::Replayed);
+        }
         let _placed = Placed(self, entry.seq);
         let mut replays = Reports(Some(entry.usage));
         self.turn(entry.seq).await;
@@ -243,7 +247,7 @@ impl Transport for Journal {
             return self.unauthorized(call, draft, known, refusal).await;
         }
         match known {
-            Known::Answer(entry) => return inner.replayed(*entry).await,
+            Known::Answer(entry) => return inner.replayed(&call, *entry).await,
             Known::Begun(entry) => {
                 (draft.generation, begun) = (entry.generation, Some(entry.seq));
                 match entry.recorded {
@@ -299,7 +303,7 @@ impl Transport for Journal {
     async fn refuse(&self, call: Call, refusal: Failure) -> Result<Reply, CallError> {
         let draft = Draft::of(&call, digest(&call.input), self.0.record.generation());
         match self.0.recall(&call, &draft.input_digest)? {
-            Known::Answer(entry) => self.0.replayed(*entry).await,
+            Known::Answer(entry) => self.0.replayed(&call, *entry).await,
             Known::Begun(entry) => self.refused(call, draft, Some(*entry), refusal).await,
             Known::Nothing => self.refused(call, draft, None, refusal).await,
         }

@@ -21,6 +21,7 @@ use crate::{
     deadline::Deadline,
     dropped::Sent,
     error::{CallError, ErrorKind, Failure},
+    explain::{CallRecord, CallStep},
     json::{self, read_value},
     parts::spent,
     spans::{self, Scope},
@@ -106,6 +107,33 @@ impl<T> CallFuture<T> {
         self.with(|request| request.updates = Some(sink))
     }
 
+    /// Records what happens to the call on its way: where it was sent, what failed, for what it waited. The steps return beside
+    /// the answer.
+    ///
+    /// ```
+    /// # use octollm_core::{Context, contract::ContractRef, explain::CallEvent};
+    /// # use serde_json::json;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let (cx, contract) = (Context::detached(), "code.validate".parse::<ContractRef>().unwrap());
+    /// let (answer, steps) = cx.call_json(&contract, &json!({})).retry(2).explained().await;
+    /// for step in steps {
+    ///     eprintln!("{:?}: {:?}", step.at, step.what);
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// As that of the call.
+    pub async fn explained(self) -> (Result<T, CallError>, Vec<CallStep>)
+    where
+        T: 'static,
+    {
+        let record = CallRecord::new();
+        let answer = self.with(|request| request.explain = Some(record.clone())).await;
+        (answer, record.steps())
+    }
+
     fn with(mut self, change: impl FnOnce(&mut UnsentCall)) -> Self {
         if let Some(request) = &mut self.request {
             change(request);
@@ -163,6 +191,7 @@ pub(crate) struct UnsentCall {
     pub(super) budget: Budget,
     pub(super) retry: Option<u32>,
     pub(super) updates: Option<Arc<dyn UpdateSink>>,
+    explain: Option<Arc<CallRecord>>,
     reads: Read<()>,
 }
 
@@ -199,6 +228,7 @@ impl UnsentCall {
             budget: Budget::UNLIMITED,
             retry: None,
             updates: None,
+            explain: None,
             reads: |_| Ok(()),
         }
     }
@@ -271,6 +301,7 @@ impl UnsentCall {
         call.batch = self.batch.take();
         call.retry = self.retry;
         call.updates = self.updates.take();
+        call.explain = self.explain.take();
         call.reads = self.reads;
         Ok(call)
     }

@@ -24,6 +24,7 @@ use crate::{
     dispatcher::{Dispatcher, not_offered},
     dropped::Reports,
     error::{ArmError, CallError, ErrorKind, Failure},
+    explain::CallEvent,
     resilience::RetryLayer,
     transport::{Call, Reply, Transport, from_service},
 };
@@ -154,6 +155,15 @@ impl Choice {
     async fn carry(&self, call: Call) -> Result<Reply, CallError> {
         let (contract, shared) = (call.contract.clone(), &*self.0);
         let arm = shared.choose(&call).map_err(|failure| CallError::new(contract.clone(), failure))?;
+        if let Some(record) = &call.explain {
+            let (attempt, scopes) = (call.parts.attempt, Vec::new());
+            record.add(CallEvent::Sent {
+                arm: arm.id.clone(),
+                endpoint: (&*arm.endpoint).into(),
+                attempt,
+                scopes,
+            });
+        }
         let fault = shared.faults().apply(&arm.id, &call);
         // The arm reports what it has used, if the call is dropped after it has begun.
         let mut in_process = Reports(Some(Usage::ZERO));

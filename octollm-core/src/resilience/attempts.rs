@@ -18,6 +18,7 @@ use crate::{
     contract::Keys,
     dropped::report,
     error::CallError,
+    explain::CallEvent,
     id::RequestId,
     meters::Counters,
     transport::{Call, Reply},
@@ -109,6 +110,9 @@ impl Attempts {
         self.sent = self.sent.saturating_add(error.attempts());
         self.may_have_executed |= error.may_have_executed();
         call.parts.budget = call.parts.budget.after(error.usage());
+        if let Some(record) = &call.explain {
+            record.add(CallEvent::Failed { kind: error.kind(), endpoint: error.endpoint().map(Into::into) });
+        }
         let keys = policy.keys(call);
         let failed = Failed {
             failure: error.failure(),
@@ -118,12 +122,17 @@ impl Attempts {
             deadline: call.parts.deadline,
             budget: call.parts.budget,
         };
-        let wait = policy.limits.wait(&failed, now, random()).filter(|_| is_granted(budget, error, now));
+        let wait =
+            policy.limits.wait(&failed, now, random()).filter(|_| is_granted(budget, call, error, now));
         self.goes_on = wait.is_some();
         let Some(wait) = wait else {
             error.after_attempts(self.sent, self.used, self.may_have_executed);
             return None;
         };
+        if let Some(record) = &call.explain {
+            record
+                .add(CallEvent::Retried { after: wait, budget_left: budget.map(|budget| budget.left(now)) });
+        }
         self.retries += 1;
         RETRIES.with(&[error.kind().code()]).count();
         tracing::debug!(contract = %call.contract, %error, ?wait, "call is tried again");
@@ -149,10 +158,11 @@ impl Attempts {
     }
 }
 
-fn is_granted(budget: Option<&RetryBudget>, error: &CallError, now: Instant) -> bool {
+fn is_granted(budget: Option<&RetryBudget>, call: &Call, error: &CallError, now: Instant) -> bool {
     let granted = budget.is_none_or(|budget| budget.withdraw(now));
     if !granted {
         REFUSED.with(&[error.kind().code()]).count();
+        call.explain.iter().for_each(|record| record.add(CallEvent::BudgetSpent));
     }
     granted
 }

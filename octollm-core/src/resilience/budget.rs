@@ -54,6 +54,7 @@ impl RetryBudget {
     }
 
     /// Counts a first attempt, without reading the clock.
+    #[inline]
     pub fn deposit(&self) {
         // Beyond the most that it has, nothing is lost: the rest is cut at the next withdrawal.
         self.0.deposited.fetch_add(self.0.share, Ordering::Relaxed);

@@ -24,7 +24,7 @@ struct Average {
     at: Option<Instant>,
 }
 
-/// Until the first answer.
+/// Until the first answer, while calls are running.
 const FIRST_LATENCY: Duration = Duration::from_millis(30);
 /// Nanoseconds in which a latency loses most of its weight.
 const DECAY: f64 = 10e9;
@@ -67,8 +67,12 @@ impl Load {
 
     /// What a further call costs: finite and above 0.
     pub fn cost(&self, now: Instant) -> f64 {
-        let average = *self.average();
-        (average.latency * average.weight(now)).max(LEAST) * (self.pending() as f64 + 1.0)
+        let (average, pending) = (*self.average(), self.pending());
+        if average.at.is_none() && pending == 0 {
+            // An endpoint that is new gets a call, and no further one before it has answered.
+            return LEAST;
+        }
+        (average.latency * average.weight(now)).max(LEAST) * (pending as f64 + 1.0)
     }
 
     fn average(&self) -> MutexGuard<'_, Average> {
@@ -245,7 +249,7 @@ mod tests {
     #[test]
     fn rises_at_once_to_a_peak_and_decays() {
         let (load, now) = (Load::new(), Instant::now());
-        assert_eq!(load.cost(now), 30e6);
+        assert_eq!(load.cost(now), LEAST, "a new one gets a call");
         load.begin();
         assert_eq!(load.cost(now), 60e6);
         load.end(MS, now);

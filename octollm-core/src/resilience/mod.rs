@@ -20,18 +20,24 @@
 mod attempts;
 mod breaker;
 mod budget;
+mod bulkhead;
+mod hedge;
 mod load;
 mod policy;
 mod protocol;
 mod retry;
+mod timeout;
 mod window;
 
 pub(crate) use self::policy::MAX_RETRY_AFTER;
 pub use self::{
     breaker::{BreakerLayer, BreakerState, Outcome},
     budget::RetryBudget,
+    bulkhead::BulkheadLayer,
+    hedge::HedgeLayer,
     protocol::{Calls, Protocol, Refusal, Repeat},
     retry::RetryLayer,
+    timeout::TimeoutLayer,
 };
 
 /// The state machines, for the client.

@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use super::Outcome;
 use crate::{
+    budget::Usage,
     deadline::Deadline,
+    dropped::drop_call,
     error::{CallError, ErrorKind, Failure},
+    explain::{CallEvent, CallRecord},
+    id::RequestId,
     transport::{Call, Reply},
 };
 
@@ -87,6 +91,36 @@ pub trait Protocol {
 
     /// A request that may be sent beside the first, or after it; `None` where the request may be sent once only.
     fn copy(&self, request: &Self::Request) -> Option<Self::Request>;
+
+    /// Prepares a request for [`elsewhere`](Self::elsewhere): its copy will know where it was sent.
+    #[doc(hidden)]
+    fn watch(&self, request: &mut Self::Request) {
+        let _ = request;
+    }
+
+    /// Prepares the copy of a request that is running, to be sent to another endpoint.
+    #[doc(hidden)]
+    fn elsewhere(&self, request: &mut Self::Request) {
+        let _ = request;
+    }
+
+    /// Drops a request that is running beside the one with this result, and adds what it has used, and so many attempts.
+    #[doc(hidden)]
+    fn add_dropped(
+        &self,
+        result: &mut Result<Self::Response, Self::Error>,
+        attempts: u32,
+        drop: &mut dyn FnMut(),
+    ) {
+        let _ = (result, attempts);
+        drop();
+    }
+
+    /// Adds what a request has used that failed beside the one with this result.
+    #[doc(hidden)]
+    fn add_failed(&self, result: &mut Result<Self::Response, Self::Error>, failed: Self::Error) {
+        let _ = (result, failed);
+    }
 }
 
 /// A [`Protocol`] whose requests a [`RetryLayer`](super::RetryLayer) may send again.
@@ -150,6 +184,45 @@ impl Protocol for Calls {
 
     fn copy(&self, call: &Call) -> Option<Call> {
         call.is_idempotent().then(|| call.clone())
+    }
+
+    fn watch(&self, call: &mut Call) {
+        call.explain.get_or_insert_with(CallRecord::new);
+    }
+
+    fn elsewhere(&self, call: &mut Call) {
+        call.parts.attempt = call.parts.attempt.saturating_add(1);
+        call.parts.request_id = RequestId::new();
+        if let Some(record) = &call.explain {
+            record.add(CallEvent::Hedged);
+            for endpoint in record.endpoints() {
+                call.avoid.retain(|avoided| *avoided != endpoint);
+                call.avoid.push(endpoint);
+            }
+        }
+    }
+
+    fn add_dropped(&self, result: &mut Result<Reply, CallError>, attempts: u32, drop: &mut dyn FnMut()) {
+        let usage = drop_call(drop);
+        add(result, attempts, usage, true);
+    }
+
+    fn add_failed(&self, result: &mut Result<Reply, CallError>, failed: CallError) {
+        add(result, failed.attempts(), failed.usage(), failed.may_have_executed());
+    }
+}
+
+/// Adds what another attempt has come to.
+fn add(result: &mut Result<Reply, CallError>, attempts: u32, usage: Usage, may_have_executed: bool) {
+    match result {
+        Ok(reply) => {
+            reply.usage = reply.usage.plus(usage);
+            reply.attempts = reply.attempts.saturating_add(attempts);
+        }
+        Err(error) => {
+            let attempts = error.attempts().saturating_add(attempts);
+            error.after_attempts(attempts, error.usage().plus(usage), may_have_executed);
+        }
     }
 }
 

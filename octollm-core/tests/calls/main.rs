@@ -6,6 +6,7 @@ mod cancelled;
 mod crashes;
 mod dropped;
 mod keyed;
+mod layers;
 mod once;
 mod retries;
 mod single;

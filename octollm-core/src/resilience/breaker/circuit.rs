@@ -75,7 +75,7 @@ impl Circuit {
         match &admitted {
             Ok(admitted) if admitted.begins_probing => named.changed(BreakerState::HalfOpen),
             Ok(_) => {}
-            Err(_) => named.rejected.count(),
+            Err(_) => named.rejected(),
         }
         admitted
     }
@@ -106,6 +106,11 @@ impl Circuit {
 impl Named {
     fn is_named(&self) -> bool {
         !self.arm.is_empty() || !self.endpoint.is_empty()
+    }
+
+    #[cold]
+    fn rejected(&self) {
+        self.rejected.count();
     }
 
     #[cold]

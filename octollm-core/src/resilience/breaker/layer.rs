@@ -169,7 +169,8 @@ where
     fn call(&mut self, request: P::Request) -> Self::Future {
         match self.circuit.admit(Instant::now) {
             Ok(admitted) => {
-                let ticket = Some(Ticket { circuit: self.circuit.clone(), admitted });
+                let ticket =
+                    Ticket { circuit: self.circuit.clone(), admitted, is_probing: admitted.is_probe() };
                 Guarding::Admitted {
                     call: self.service.call(request),
                     ticket,
@@ -189,11 +190,13 @@ where
 pub struct Ticket {
     circuit: Circuit,
     admitted: Admitted,
+    is_probing: bool,
 }
 
 impl Drop for Ticket {
+    #[inline]
     fn drop(&mut self) {
-        if self.admitted.is_probe() {
+        if self.is_probing {
             self.circuit.record(self.admitted, Outcome::Ignored, Instant::now);
         }
     }
@@ -204,7 +207,7 @@ pin_project! {
     #[project = GuardingProjection]
     #[derive(Debug)]
     pub enum Guarding<F, P: Protocol> {
-        Admitted { #[pin] call: F, ticket: Option<Ticket>, protocol: P },
+        Admitted { #[pin] call: F, ticket: Ticket, protocol: P },
         Rejected { error: Option<P::Error> },
     }
 }
@@ -220,10 +223,8 @@ where
         match self.project() {
             GuardingProjection::Admitted { call, ticket, protocol } => {
                 let result = ready!(call.poll(cx));
-                if let Some(ticket) = ticket {
-                    ticket.circuit.record(ticket.admitted, protocol.outcome(result.as_ref()), Instant::now);
-                }
-                *ticket = None;
+                ticket.is_probing = false;
+                ticket.circuit.record(ticket.admitted, protocol.outcome(result.as_ref()), Instant::now);
                 Poll::Ready(result)
             }
             GuardingProjection::Rejected { error } => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::{
+use super::{
     random,
     sync::{AtomicU64, Mutex, MutexGuard, Ordering, PoisonError},
     window::Window,
@@ -165,10 +165,8 @@ impl Breaker {
         outcome: Outcome,
         clock: impl FnOnce() -> Instant,
     ) -> Option<BreakerState> {
-        if admitted.is_probe {
-            return self.record_probe(admitted, outcome, clock());
-        }
         match outcome {
+            _ if admitted.is_probe => self.record_probe(admitted, outcome, clock()),
             Outcome::Ignored => None,
             Outcome::Success if self.count_success(admitted) => None,
             _ => self.record_dated(admitted, outcome == Outcome::Success, clock()),
@@ -198,6 +196,7 @@ impl Breaker {
         self.word.load(Ordering::Acquire) & CLOSED != 0
     }
 
+    #[cold]
     fn admit_probe(&self, now: Instant) -> Result<Admitted, Duration> {
         let mut inner = self.lock();
         if matches!(inner.phase, Phase::Closed) {
@@ -213,6 +212,7 @@ impl Breaker {
     }
 
     /// Counts a success without the clock. Returns whether that was all.
+    #[inline]
     fn count_success(&self, admitted: Admitted) -> bool {
         let mut word = self.word.load(Ordering::Acquire);
         loop {
@@ -229,6 +229,7 @@ impl Breaker {
         }
     }
 
+    #[cold]
     fn record_dated(&self, admitted: Admitted, success: bool, now: Instant) -> Option<BreakerState> {
         let mut inner = self.lock();
         if !matches!(inner.phase, Phase::Closed) || inner.generation != admitted.generation {
@@ -252,6 +253,7 @@ impl Breaker {
         (inner.streak >= self.limits.failures.max(1) || few).then(|| self.open(&mut inner, now))
     }
 
+    #[cold]
     fn record_probe(&self, admitted: Admitted, outcome: Outcome, now: Instant) -> Option<BreakerState> {
         let mut inner = self.lock();
         let Phase::HalfOpen { .. } = inner.phase else { return None };

@@ -11,3 +11,5 @@ pub use self::{
     layer::BreakerLayer,
     machine::{Admitted, Breaker, BreakerLimits, BreakerState, Outcome},
 };
+
+use super::{random, sync, window};

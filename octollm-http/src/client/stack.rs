@@ -39,8 +39,6 @@ pub(super) struct Carrier {
 struct Retried {
     directory: Arc<Directory>,
     policy: RetryPolicy,
-    /// For failures that come from no arm.
-    budget: RetryBudget,
     has_layers_below: bool,
 }
 
@@ -67,7 +65,6 @@ impl Carrier {
         let retried = Arc::new(Retried {
             directory: Arc::clone(directory),
             policy: RetryPolicy { limits, honoured: Some(honoured) },
-            budget: RetryBudget::default(),
             has_layers_below,
         });
         let shared = retried.clone();
@@ -131,7 +128,8 @@ impl Retried {
         loop {
             let budget = self.budget(&call, &error);
             let now = Instant::now();
-            let Some(wait) = attempts.failed(&self.policy, Some(&budget), &mut call, &mut error, now) else {
+            let Some(wait) = attempts.failed(&self.policy, budget.as_ref(), &mut call, &mut error, now)
+            else {
                 return Err(error);
             };
             call.handle = reported.as_ref().and_then(|reported| reported.latest()).or(call.handle);
@@ -146,12 +144,10 @@ impl Retried {
         }
     }
 
-    /// The budget of the arm that has failed.
-    fn budget(&self, call: &Call, error: &CallError) -> RetryBudget {
-        let offers = self.directory.offers(&call.contract);
-        let arm =
-            offers.as_ref().and_then(|offers| offers.sites().find(|site| Some(&*site.arm) == error.arm()));
-        arm.map_or(&self.budget, |site| &site.budget).clone()
+    /// The budget of the arm that has failed. Where none was found there is no load to bound: all calls wait for the same cards.
+    fn budget(&self, call: &Call, error: &CallError) -> Option<RetryBudget> {
+        let offers = self.directory.offers(&call.contract)?;
+        offers.sites().find(|site| Some(&*site.arm) == error.arm()).map(|site| site.budget.clone())
     }
 
     /// Makes one attempt.

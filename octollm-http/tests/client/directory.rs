@@ -477,7 +477,7 @@ async fn a_contract_that_one_instance_of_an_arm_does_not_serve_yet_is_served_by_
                         .await
                         .into_iter()
                         .for_each(|call| drop(call.unwrap()));
-                    tokio::time::advance(Duration::from_secs(10)).await;
+                    tokio::time::advance(Duration::from_secs(30)).await;
                 }
                 if other.is_some() {
                     assert!(old.calls().iter().any(|call| call.path == "/new"), "{:?}", old.calls());

@@ -68,12 +68,13 @@ fn idempotent() -> Call {
     call
 }
 
+/// A call that the client makes once: what is above repeats it.
 fn plain() -> Call {
     let mut parts = ContextParts::new();
     parts.deadline = Some(Deadline::after(Duration::from_secs(30)));
     let input = Bytes::from_static(br#"{"code":"fn main() {}"}"#);
     let mut call = Call::new(Check::SPEC.reference(), StepKey::Order(0), input, parts);
-    call.spec = Some(Spec::of::<Check>());
+    (call.spec, call.retry) = (Some(Spec::of::<Check>()), Some(0));
     call
 }
 

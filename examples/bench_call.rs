@@ -1,8 +1,10 @@
 //! Measures one call: about 1 KiB of JSON in, 150 bytes out, over a loopback connection that stays open.
 //!
 //! ```text
-//! cargo run --release --example bench_call -- CONCURRENCY CALLS [tokens]
+//! cargo run --release --example bench_call -- CONCURRENCY CALLS [http1|http2] [tokens]
 //! ```
+//!
+//! With `http1` or `http2` the client speaks that version only. Without, it chooses.
 //!
 //! With `tokens` the client is an arm that calls on: its token has the link by which a root delegated to it, and the server
 //! verifies both. Nothing else differs. Each call has a context of its own with the caller, as in a server that was called with

@@ -23,7 +23,7 @@ use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSync
 
 use super::{
     foreign,
-    pool::{ExchangeError, ExchangeLimits, Pool},
+    pool::{ExchangeError, ExchangeLimits, Pool, Protocol, ServerHints},
 };
 use crate::{
     io::{ClientTls, Connector, Tcp},
@@ -59,6 +59,7 @@ pub(crate) struct Requests {
     pub(crate) config: ClientConfig,
     pub(super) connector: Option<Arc<dyn Connector>>,
     pub(super) tls: ClientTls,
+    pub(super) protocol: Protocol,
     layers: Vec<Wrap>,
 }
 
@@ -82,7 +83,7 @@ impl Requests {
     pub(crate) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
         self.config.check()?;
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
-        let pool = Pool::new(self.config, connector, self.tls, arms);
+        let pool = Pool::new(self.config, connector, self.tls, self.protocol, arms);
         if self.layers.is_empty() {
             return Ok(Exchanger::Plain(pool));
         }
@@ -101,9 +102,15 @@ macro_rules! request_setters {
                 self
             }
 
+            /// Sets the versions of HTTP that the client speaks. Default [`Protocol::Auto`](crate::client::Protocol::Auto).
+            pub fn protocol(mut self, protocol: crate::client::Protocol) -> Self {
+                self.requests.protocol = protocol;
+                self
+            }
+
             /// Sets the configuration of TLS for `https` URLs: trusted roots, a certificate of the client. By default the roots
-            /// of the system are trusted, which are read with the first such connection of the process. ALPN is always
-            /// `http/1.1`.
+            /// of the system are trusted, which are read with the first such connection of the process. ALPN is set by
+            /// [`protocol`](Self::protocol).
             #[cfg(feature = "tls")]
             pub fn tls(
                 mut self,
@@ -153,7 +160,8 @@ fn innermost(pool: Pool) -> Exchange {
                 let failure = Failure::new(ErrorKind::Internal, "a layer has removed the target");
                 return Err(failure.before_execution().into());
             };
-            let answer = pool.exchange(request, &arm, ExchangeLimits { deadline, work }).await;
+            let hints = request.extensions_mut().remove::<ServerHints>().unwrap_or_default();
+            let answer = pool.exchange(request, &arm, ExchangeLimits { deadline, work, hints }).await;
             answer.map_err(BoxError::from)
         }
     }))
@@ -201,6 +209,7 @@ impl Exchanger {
             Self::Plain(pool) => pool.exchange(request, arm, limits).await,
             Self::Layered(service) => {
                 request.extensions_mut().insert(target());
+                request.extensions_mut().insert(limits.hints);
                 match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
                     Some(answer) => answer.map_err(Into::into),
                     None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),

@@ -43,6 +43,7 @@ pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
 pub(crate) use self::{exchange::Requests, offers::Endpoint};
 pub use self::{
     exchange::Target,
+    pool::Protocol,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
     task_handle::TaskHandle,
 };

@@ -273,7 +273,7 @@ impl Site {
     async fn exchange(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
         let drift = self.directory.drift(&call.contract, offer, call.spec.as_ref());
         let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
-        let limits = ExchangeLimits { deadline: call.parts.deadline, work };
+        let limits = ExchangeLimits { deadline: call.parts.deadline, work, ..ExchangeLimits::default() };
         let target = || offer.target(call, work);
         let mut request = offer.request(call);
         let scope = [&*offer.scope];

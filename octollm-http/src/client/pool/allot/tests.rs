@@ -5,7 +5,7 @@ use super::*;
 const LIMITS: Limits =
     Limits { open: 4, idle: 2, share: 3, reserve: false, idle_timeout: Duration::from_secs(15) };
 
-fn lanes<T, W>(pool: &mut Allotment<T, W>, arms: &[usize]) -> Vec<LaneId> {
+fn lanes<T, W>(pool: &mut Allotment<T, u32, W>, arms: &[usize]) -> Vec<LaneId> {
     let count = arms.iter().max().unwrap() + 1;
     for _ in 0..count {
         pool.add_arm();
@@ -15,7 +15,7 @@ fn lanes<T, W>(pool: &mut Allotment<T, W>, arms: &[usize]) -> Vec<LaneId> {
 
 #[tokio::test(start_paused = true)]
 async fn what_becomes_free_goes_to_the_one_who_waits_longest() {
-    let (now, mut pool) = (Instant::now(), Allotment::<u32, &str>::new(LIMITS));
+    let (now, mut pool) = (Instant::now(), Allotment::<u32, u32, &str>::new(LIMITS));
     let lane = lanes(&mut pool, &[0])[0];
     for _ in 0..3 {
         assert_eq!(pool.ask(lane), Some(Permit::Open(None)));
@@ -33,22 +33,22 @@ async fn what_becomes_free_goes_to_the_one_who_waits_longest() {
 async fn idle_ones_are_used_freshest_first_and_closed_oldest_first() {
     let begin = Instant::now();
     let at = |seconds| begin + Duration::from_secs(seconds);
-    let mut pool = Allotment::<u32, ()>::new(LIMITS);
+    let mut pool = Allotment::<u32, u32, ()>::new(LIMITS);
     let lane = lanes(&mut pool, &[0, 1]);
     for place in [0, 0, 1, 1] {
         assert_eq!(pool.ask(lane[place]), Some(Permit::Open(None)));
     }
     assert_eq!(pool.give_back(lane[0], 0, at(0)), (None, None));
     assert_eq!(pool.give_back(lane[1], 1, at(1)), (None, None));
-    assert_eq!(pool.give_back(lane[0], 2, at(2)), (None, Some(0)), "two may be idle");
+    assert_eq!(pool.give_back(lane[0], 2, at(2)), (None, Some(Closing::Own(0))), "two may be idle");
     assert_eq!(pool.next_expiry(), Some(at(16)));
     assert_eq!(pool.ask(lane[0]), Some(Permit::Use(2, at(2))));
     assert_eq!(pool.ask(lane[0]), Some(Permit::Open(None)));
-    assert_eq!(pool.ask(lane[0]), Some(Permit::Open(Some(1))), "an idle one makes room");
+    assert_eq!(pool.ask(lane[0]), Some(Permit::Open(Some(Closing::Own(1)))), "an idle one makes room");
     assert_eq!(pool.ask(lane[0]), None, "three are a share");
     pool.give_back(lane[0], 3, at(3));
     assert!(pool.expire(at(17)).is_empty());
-    assert_eq!(pool.expire(at(18)), [3]);
+    assert_eq!(pool.expire(at(18)), [Closing::Own(3)]);
     assert_eq!((pool.open, pool.next_expiry()), (3, None));
 }
 
@@ -56,7 +56,7 @@ async fn idle_ones_are_used_freshest_first_and_closed_oldest_first() {
 async fn arms_that_all_have_callers_waiting_come_to_hold_equally_many_and_then_swap_none() {
     let now = Instant::now();
     let limits = Limits { open: 100, idle: 20, share: 50, ..LIMITS };
-    let mut pool = Allotment::<u32, usize>::new(limits);
+    let mut pool = Allotment::<u32, u32, usize>::new(limits);
     let lane = lanes(&mut pool, &[0, 1, 2]);
     let mut held = Vec::new();
     for n in 0..3000 {
@@ -78,6 +78,7 @@ async fn arms_that_all_have_callers_waiting_come_to_hold_equally_many_and_then_s
                 opened += 1;
                 held.push((arm, 0));
             }
+            _ => unreachable!("no lane shares"),
         }
     }
     assert_eq!(opened, 33, "so many went to the third arm");
@@ -88,7 +89,7 @@ async fn arms_that_all_have_callers_waiting_come_to_hold_equally_many_and_then_s
 #[tokio::test(start_paused = true)]
 async fn slow_arms_leave_connections_to_each_further_one() {
     let limits = Limits { open: 100, share: 50, reserve: true, ..LIMITS };
-    let mut pool = Allotment::<u32, ()>::new(limits);
+    let mut pool = Allotment::<u32, u32, ()>::new(limits);
     let lane = lanes(&mut pool, &[0, 1, 2, 3, 4]);
     let all = lane.iter().map(|lane| std::iter::from_fn(|| pool.ask(*lane)).count());
     assert_eq!(all.collect::<Vec<_>>(), [50, 25, 13, 6, 3]);
@@ -127,9 +128,10 @@ struct Model {
 }
 
 impl Model {
-    fn permit(&mut self, lane: usize, permit: Permit<u32>) {
+    fn permit(&mut self, lane: usize, permit: Permit<u32, u32>) {
         let connection = match permit {
             Permit::Use(connection, _) => connection,
+            Permit::Join(..) | Permit::OpenShared(_) => unreachable!("no lane shares"),
             Permit::Open(_) => {
                 self.made += 1;
                 self.made
@@ -138,7 +140,7 @@ impl Model {
         self.held.push((lane, connection));
     }
 
-    fn next(&mut self, next: Option<(u32, LaneId, Permit<u32>)>) {
+    fn next(&mut self, next: Option<(u32, LaneId, Permit<u32, u32>)>) {
         let Some((waiter, LaneId(lane), permit)) = next else { return };
         let place = self.waiting.iter().position(|(_, _, name)| *name == waiter).unwrap();
         self.waiting.remove(place);
@@ -156,7 +158,7 @@ proptest! {
     ) {
         let mut now = std::time::Instant::now().into();
         let limits = Limits { open, idle: idle.min(open), share: share.min(open), reserve, ..LIMITS };
-        let mut pool = Allotment::<u32, u32>::new(limits);
+        let mut pool = Allotment::<u32, u32, u32>::new(limits);
         let arms = [0, 0, 1, 2];
         let lane = lanes(&mut pool, &arms);
         let mut model = Model::default();

@@ -24,7 +24,7 @@ use super::{
     exchange::{Exchanger, read_answer, unreadable},
     metrics::{SendSpan, unplaced},
     offers::{Endpoint, Offer, Offers},
-    pool::{ExchangeError, ExchangeLimits},
+    pool::{ExchangeError, ExchangeLimits, ServerHints},
 };
 
 /// The future of a call.
@@ -273,7 +273,8 @@ impl Site {
     async fn exchange(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
         let drift = self.directory.drift(&call.contract, offer, call.spec.as_ref());
         let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
-        let limits = ExchangeLimits { deadline: call.parts.deadline, work, ..ExchangeLimits::default() };
+        let hints = ServerHints { speaks_http2: offer.callee.instance.is_some(), ..ServerHints::default() };
+        let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints };
         let target = || offer.target(call, work);
         let mut request = offer.request(call);
         let scope = [&*offer.scope];

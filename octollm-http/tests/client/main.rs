@@ -9,6 +9,8 @@ mod config;
 mod directory;
 mod end_to_end;
 mod faults;
+mod frames;
+mod http2;
 mod layers;
 mod lies;
 mod orchestrator;

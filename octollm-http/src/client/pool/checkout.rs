@@ -86,7 +86,8 @@ impl Place {
             let pool = Arc::clone(pool);
             let (lane, runtime) = at;
             let is_fit = connection.is_some();
-            Self::Own(PooledConnection { pool, lane, runtime, connection, is_sharing, is_fit, idle_since })
+            let is_spent = false;
+            Self::Own(PooledConnection { pool, lane, runtime, connection, is_sharing, is_spent, is_fit, idle_since })
         };
         match permit {
             Permit::Use(connection, since) => own(Some(connection), Some(since), false),
@@ -220,6 +221,8 @@ pub(super) struct PooledConnection {
     connection: Option<Box<Connection>>,
     /// Whether other callers expect to use the connection too.
     is_sharing: bool,
+    /// Whether the permission has become a place on a shared connection.
+    is_spent: bool,
     /// Whether the connection can be given back.
     is_fit: bool,
     /// Begin of the time without a call; `None` once that is checked.
@@ -251,7 +254,7 @@ impl PooledConnection {
         let (id, joining) = {
             let mut state = self.pool.state();
             let id = state.allotment.share(self.lane, Arc::clone(&connection), places, Instant::now());
-            self.is_sharing = false;
+            (self.is_sharing, self.is_spent) = (false, true);
             let joining: Vec<_> = std::iter::from_fn(|| state.allotment.serve_joining(self.lane)).collect();
             (id, joining)
         };
@@ -323,6 +326,9 @@ const HTTP1_KNOWN: Duration = Duration::from_secs(300);
 
 impl Drop for PooledConnection {
     fn drop(&mut self) {
+        if self.is_spent {
+            return;
+        }
         let connection = self.connection.take().filter(|_| self.is_fit);
         // A connection that is not given back is closed before another one is opened in its place.
         let is_idle = connection.is_some();

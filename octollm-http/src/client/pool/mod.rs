@@ -736,3 +736,6 @@ impl Error for ExchangeError {
         self.cause.as_deref().map(|cause| cause as _)
     }
 }
+
+#[cfg(test)]
+mod tests;

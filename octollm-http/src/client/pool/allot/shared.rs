@@ -106,8 +106,9 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         shared: SharedId,
         now: Instant,
     ) -> Left<T, S, W> {
-        let (lane, limit) = (&mut self.lanes[id.0], self.limits.idle);
+        let limit = self.limits.idle;
         let mut left = Left { next: None, closing: None, is_idle: false };
+        let Some(lane) = self.lanes.get_mut(id.0) else { return left };
         let Some(place) = lane.shared.iter().position(|known| known.id == shared) else { return left };
         let connection = &mut lane.shared[place];
         connection.users -= 1;

@@ -208,3 +208,160 @@ proptest! {
         }
     }
 }
+
+/// A pool with lanes that share connections, and what its callers hold, counted beside it.
+struct Sharing {
+    pool: Allotment<u32, u32, u32>,
+    lanes: Vec<LaneId>,
+    places: usize,
+    /// Callers that hold a place, by lane, connection and its number.
+    joined: Vec<(usize, SharedId, u32)>,
+    /// Callers that open a connection.
+    opening: Vec<usize>,
+    waiting: Vec<(usize, Ticket, u32)>,
+    /// Connections that take no more callers.
+    retired: Vec<u32>,
+    made: u32,
+}
+
+impl Sharing {
+    fn take(&mut self, lane: usize, permit: Permit<u32, u32>) {
+        match permit {
+            Permit::Join(id, connection) => {
+                assert!(!self.retired.contains(&connection), "a retired connection was used");
+                self.joined.push((lane, id, connection));
+            }
+            Permit::OpenShared(_) => self.opening.push(lane),
+            other => panic!("{other:?} in a lane that shares"),
+        }
+    }
+
+    fn next(&mut self, next: Option<Next<u32, u32, u32>>) {
+        let Some((waiter, lane, permit)) = next else { return };
+        let lane = self.lanes.iter().position(|known| *known == lane).unwrap();
+        let place = self.waiting.iter().position(|(at, _, _)| *at == lane).unwrap();
+        assert_eq!(self.waiting.remove(place).2, waiter, "in their order");
+        self.take(lane, permit);
+    }
+
+    fn step(&mut self, (kind, n): (u8, usize), name: u32, now: Instant) {
+        match kind {
+            0..=3 => {
+                let lane = n % self.lanes.len();
+                match self.pool.ask(self.lanes[lane]) {
+                    Some(permit) => self.take(lane, permit),
+                    None => self.waiting.push((lane, self.pool.wait(self.lanes[lane], name), name)),
+                }
+            }
+            4..=5 if !self.opening.is_empty() => {
+                let lane = self.opening.remove(n % self.opening.len());
+                self.made += 1;
+                let id = self.pool.share(self.lanes[lane], self.made, self.places, now);
+                self.joined.push((lane, id, self.made));
+                while let Some(next) = self.pool.serve_joining(self.lanes[lane]) {
+                    self.next(Some(next));
+                }
+            }
+            6 if !self.opening.is_empty() => {
+                let lane = self.opening.remove(n % self.opening.len());
+                self.pool.not_shared(self.lanes[lane]);
+                let next = self.pool.closed(self.lanes[lane]);
+                self.next(next);
+            }
+            7..=9 if !self.joined.is_empty() => {
+                let (lane, id, _) = self.joined.remove(n % self.joined.len());
+                let left = self.pool.leave_shared(self.lanes[lane], id, now);
+                self.next(left.next);
+            }
+            10 if !self.joined.is_empty() => {
+                let (lane, id, connection) = self.joined[n % self.joined.len()];
+                self.retired.push(connection);
+                let (next, closing) = self.pool.retire(self.lanes[lane], id);
+                assert_eq!(closing, None, "it is in use");
+                self.next(next);
+            }
+            11 if !self.waiting.is_empty() => {
+                let (lane, ticket, _) = self.waiting.remove(n % self.waiting.len());
+                assert!(self.pool.withdraw(self.lanes[lane], ticket));
+            }
+            12 => drop(self.pool.expire(now)),
+            _ => {}
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn shared_connections_have_no_more_callers_than_places_and_nobody_waits_in_vain(
+        events in proptest::collection::vec((0..13_u8, any::<usize>()), 0..300),
+        (open, idle, places) in (1..5_usize, 0..5_usize, 1..4_usize),
+    ) {
+        let mut now: Instant = std::time::Instant::now().into();
+        let limits = Limits { open, idle: idle.min(open), share: open, reserve: false, ..LIMITS };
+        let mut pool = Allotment::new(limits);
+        let lanes = lanes(&mut pool, &[0, 0, 1]);
+        lanes.iter().for_each(|lane| pool.set_places(*lane, places));
+        let mut model = Sharing {
+            pool, lanes, places, joined: vec![], opening: vec![], waiting: vec![], retired: vec![], made: 0,
+        };
+        for (name, event) in (1..).zip(events) {
+            now += Duration::from_secs(1);
+            model.step(event, name, now);
+            let mut in_use: Vec<_> = model.joined.iter().map(|(_, _, connection)| *connection).collect();
+            in_use.sort_unstable();
+            let mut users = Vec::new();
+            for connection in in_use {
+                match users.last_mut() {
+                    Some((known, count)) if *known == connection => *count += 1,
+                    _ => users.push((connection, 1)),
+                }
+            }
+            prop_assert!(users.iter().all(|(_, count)| *count <= places));
+            prop_assert_eq!(model.pool.open, users.len() + model.opening.len() + model.pool.idle);
+            prop_assert!(model.pool.open <= open && model.pool.idle <= limits.idle);
+            prop_assert_eq!(model.pool.waiting, model.waiting.len());
+            for (lane, id) in model.lanes.iter().enumerate() {
+                let waits = model.waiting.iter().filter(|(at, ..)| *at == lane).count();
+                let at_lane = |connection: &u32| model.joined.iter().any(|(at, _, known)| at == &lane && known == connection);
+                let has_place = users.iter().any(|(connection, count)| {
+                    *count < places && at_lane(connection) && !model.retired.contains(connection)
+                });
+                prop_assert!(waits == 0 || !has_place, "{:?}", model.pool);
+                let opening = model.opening.iter().filter(|at| **at == lane).count();
+                let covered = opening * places - opening;
+                let room = model.pool.open < open || model.pool.idle > 0;
+                prop_assert!(waits <= covered || !room, "{waits} {:?}", model.pool);
+                let callers = waits + opening + model.joined.iter().filter(|(at, ..)| *at == lane).count();
+                prop_assert_eq!(model.pool.callers(*id), callers);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_is_forgotten_ends_with_its_callers_and_its_place_is_used_again() {
+    let now = Instant::now();
+    let mut pool = Allotment::<u32, u32, ()>::new(LIMITS);
+    let lane = lanes(&mut pool, &[0, 0]);
+    assert_eq!(pool.ask(lane[0]), Some(Permit::Open(None)));
+    assert_eq!(pool.ask(lane[0]), Some(Permit::Open(None)));
+    pool.give_back(lane[0], 1, now);
+    assert_eq!(pool.forget(lane[0]), [Closing::Own(1)]);
+    assert_ne!(pool.add_lane(0), lane[0], "a caller still has a connection");
+    assert_eq!(pool.give_back(lane[0], 2, now), (None, Some(Closing::Own(2))));
+    assert_eq!((pool.open, pool.idle), (0, 0));
+    assert_eq!(pool.add_lane(0), lane[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_share_of_each_arm_follows_the_number_of_arms() {
+    let mut pool = Allotment::<u32, u32, ()>::new(LIMITS);
+    let lane = lanes(&mut pool, &[0])[0];
+    assert_eq!(std::iter::from_fn(|| pool.ask(lane)).count(), 3);
+    pool.wait(lane, ());
+    pool.set_share(4, false);
+    assert_eq!(pool.serve(), Some(((), lane, Permit::Open(None))));
+    pool.set_share(2, false);
+    assert_eq!(pool.give_back(lane, 1, Instant::now()), (None, None));
+    assert_eq!(pool.ask(lane), None);
+}

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -67,8 +67,6 @@ pub(crate) struct FramePeer {
     pub(crate) url: String,
     accepted: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
-    /// The bodies of all requests that tests have noted.
-    pub(crate) seen: Arc<Mutex<Vec<Vec<u8>>>>,
     task: AbortHandle,
 }
 
@@ -120,7 +118,7 @@ impl FramePeer {
                 });
             }
         });
-        Self { url, accepted, open, seen: Arc::default(), task: task.abort_handle() }
+        Self { url, accepted, open, task: task.abort_handle() }
     }
 
     pub(crate) fn accepted(&self) -> usize {
@@ -235,10 +233,9 @@ impl Link {
         self.send(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat()).await
     }
 
-    /// Makes room for more bytes on the connection and on a stream.
+    /// Makes room for more bytes on a stream, or with 0 on the connection.
     pub(crate) async fn window(&mut self, stream: u32, bytes: u32) -> io::Result<()> {
-        self.send(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes()).await?;
-        self.send(WINDOW_UPDATE, 0, 0, &bytes.to_be_bytes()).await
+        self.send(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes()).await
     }
 
     /// Answers each request at once, until the client leaves.

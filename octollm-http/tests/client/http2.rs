@@ -195,7 +195,7 @@ async fn fault_08_silence_of_one_stream_is_given_up_and_the_server_sees_it() {
         }
         Ok(())
     });
-    let arms = judge(&peer.url, usual());
+    let arms = judge(&peer.url, usual().read_idle(Duration::from_secs(20)));
     let began = Instant::now();
     let (first, second) = tokio::join!(arms.call(check()), arms.call(check()));
     for (answer, expected) in [(first, "read_head"), (second, "read_body")] {
@@ -203,7 +203,7 @@ async fn fault_08_silence_of_one_stream_is_given_up_and_the_server_sees_it() {
         assert_eq!((error.kind(), phase(&error)), (ErrorKind::Timeout, Some(expected)));
         assert!(error.may_have_executed());
     }
-    assert_eq!(began.elapsed(), Duration::from_secs(30));
+    assert_eq!(began.elapsed(), Duration::from_secs(20));
     arms.call(check()).await.unwrap();
     assert_eq!(peer.accepted(), 1, "the connection is none the worse for it");
 }

@@ -255,7 +255,10 @@ impl PooledConnection {
             let mut state = self.pool.state();
             let id = state.allotment.share(self.lane, Arc::clone(&connection), places, Instant::now());
             (self.is_sharing, self.is_spent) = (false, true);
-            let joining: Vec<_> = std::iter::from_fn(|| state.allotment.serve_joining(self.lane)).collect();
+            let lane = self.lane;
+            let mut joining: Vec<_> = std::iter::from_fn(|| state.allotment.serve_joining(lane)).collect();
+            // For those who have no place on it, others are opened.
+            joining.extend(std::iter::from_fn(|| state.allotment.serve()));
             (id, joining)
         };
         connection.spawn(&self.pool, self.lane, id);

@@ -453,9 +453,13 @@ impl Shared {
 
     /// Gives a caller that waited what it is served with.
     fn hand_over(self: &Arc<Self>, next: Option<Next<Box<Connection>, Arc<Http2>, Waiter>>) {
-        if let Some(((waiter, runtime), lane, permit)) = next {
+        let mut next = next;
+        while let Some(((waiter, runtime), lane, permit)) = next {
+            let is_shared = matches!(permit, Permit::Join(..));
             // If the waiting caller has just gone away, this drops the connection, which is given back at once.
             drop(waiter.send(Ok(Place::granted(self, (lane, runtime), permit))));
+            // Others may wait for a place on it.
+            next = is_shared.then(|| self.state().allotment.serve_joining(lane)).flatten();
         }
     }
 
@@ -573,7 +577,7 @@ impl Hash for Key {
 }
 
 /// Calls to one server at once from which on HTTP/2 costs less than HTTP/1.1. Half as many keep it.
-const MANY: usize = 48;
+const MANY: usize = 32;
 
 impl Origin {
     /// The origin of a URI; `None` if it names no host.

@@ -48,9 +48,7 @@ async fn echo(request: Request<Incoming>) -> Result<Response<http_body_util::com
             let is_cut = path == "/cut";
             let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"half")))]);
             let rest = stream::once(async move {
-                if !is_cut {
-                    sleep(Duration::from_secs(1000)).await;
-                }
+                sleep(Duration::from_secs(if is_cut { 1 } else { 1000 })).await;
                 Err(BoxError::from("cut"))
             });
             StreamBody::new(first.chain(rest)).boxed_unsync()

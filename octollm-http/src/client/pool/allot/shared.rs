@@ -55,7 +55,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
     }
 
     /// Shares a connection that was opened by a [`Permit::OpenShared`] with its caller, who has the first place. Call
-    /// [`serve_joining`](Self::serve_joining) after that.
+    /// [`serve_joining`](Self::serve_joining) and [`serve`](Self::serve) after that.
     pub(in crate::client::pool) fn share(
         &mut self,
         LaneId(lane): LaneId,
@@ -194,9 +194,12 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
 }
 
 impl<T, S, W> Lane<T, S, W> {
-    /// Whether the connections being opened will not have a place for one more caller.
+    /// Whether one more caller can be served by an idle connection, or needs another one: those being opened will have no place
+    /// for it. The first one shows whether it can be shared at all, and by how many.
     pub(super) fn needs_another(&self) -> bool {
-        self.waiting.len() + self.opening >= self.opening * self.places.max(1)
+        let is_first = self.opening > 0 && self.shared.is_empty();
+        let has_idle = self.places > 0 && self.shared.iter().any(|shared| shared.users == 0 && shared.places > 0);
+        has_idle || (!is_first && self.waiting.len() + self.opening >= self.opening * self.places.max(1))
     }
 
     /// Whether a new lane can take this place.

@@ -241,7 +241,12 @@ impl Sharing {
         let lane = self.lanes.iter().position(|known| *known == lane).unwrap();
         let place = self.waiting.iter().position(|(at, _, _)| *at == lane).unwrap();
         assert_eq!(self.waiting.remove(place).2, waiter, "in their order");
+        let is_shared = matches!(permit, Permit::Join(..));
         self.take(lane, permit);
+        if is_shared {
+            let next = self.pool.serve_joining(self.lanes[lane]);
+            self.next(next);
+        }
     }
 
     fn step(&mut self, (kind, n): (u8, usize), name: u32, now: Instant) {
@@ -259,6 +264,9 @@ impl Sharing {
                 let id = self.pool.share(self.lanes[lane], self.made, self.places, now);
                 self.joined.push((lane, id, self.made));
                 while let Some(next) = self.pool.serve_joining(self.lanes[lane]) {
+                    self.next(Some(next));
+                }
+                while let Some(next) = self.pool.serve() {
                     self.next(Some(next));
                 }
             }
@@ -330,7 +338,9 @@ proptest! {
                 let opening = model.opening.iter().filter(|at| **at == lane).count();
                 let covered = opening * places - opening;
                 let room = model.pool.open < open || model.pool.idle > 0;
-                prop_assert!(waits <= covered || !room, "{waits} {:?}", model.pool);
+                // The first one shows how many share it.
+                let is_first = opening > 0 && !users.iter().any(|(connection, _)| at_lane(connection));
+                prop_assert!(waits <= covered || is_first || !room, "{waits} {:?}", model.pool);
                 let callers = waits + opening + model.joined.iter().filter(|(at, ..)| *at == lane).count();
                 prop_assert_eq!(model.pool.callers(*id), callers);
             }

@@ -416,7 +416,8 @@ async fn ask(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) ->
     let mut parts = ContextParts::new();
     parts.deadline = Some(Deadline::after(directory.time_limit));
     let request = endpoint.request(Method::GET, uri, None, &parts);
-    let limits = ExchangeLimits { deadline: parts.deadline, work: directory.time_limit, ..ExchangeLimits::default() };
+    let limits =
+        ExchangeLimits { deadline: parts.deadline, work: directory.time_limit, ..ExchangeLimits::default() };
     let target = || Target {
         arm: Arc::clone(&arm.id),
         endpoint: endpoint.shared(),

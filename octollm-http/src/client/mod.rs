@@ -43,8 +43,8 @@ pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
 pub(crate) use self::{exchange::Requests, offers::Endpoint};
 pub use self::{
     exchange::Target,
-    pool::Protocol,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
+    pool::Protocol,
     task_handle::TaskHandle,
 };
 use crate::limits::limits_setters;

@@ -160,12 +160,7 @@ impl ClientTls {
     ///
     /// # Errors
     /// The handshake failed: see [`handshake_problem`].
-    pub(crate) async fn secure<I>(
-        &self,
-        to: &Uri,
-        io: I,
-        offered: &[&[u8]],
-    ) -> io::Result<(Secured<I>, bool)>
+    pub(crate) async fn secure<I>(&self, to: &Uri, io: I, offered: &[&[u8]]) -> io::Result<(Secured<I>, bool)>
     where
         I: AsyncRead + AsyncWrite + Unpin,
     {

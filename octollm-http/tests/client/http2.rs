@@ -24,9 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    frames::{
-        FramePeer, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, REFUSED_STREAM, VALID, http2,
-    },
+    frames::{FramePeer, INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, REFUSED_STREAM, VALID, http2},
     peer::{Answer, Check, Peer, Verdict, arms, check, network, short, silent, until, unused_host, usual},
 };
 
@@ -129,7 +127,8 @@ async fn fault_05_an_http2_connection_that_is_closed_in_the_instant_of_the_call_
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_06_an_http2_connection_lost_after_the_request_is_an_error_for_a_call_and_none_for_a_question() {
+async fn fault_06_an_http2_connection_lost_after_the_request_is_an_error_for_a_call_and_none_for_a_question()
+{
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = seen.clone();
     // Each connection answers once and dies by the next request.
@@ -444,7 +443,9 @@ async fn fault_13_a_peer_that_vanishes_is_noticed_by_pings_and_the_next_call_is_
 
 #[tokio::test(start_paused = true)]
 async fn pings_let_long_work_go_on() {
-    #[derive(Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema, octollm_macros::TaskContract)]
+    #[derive(
+        Debug, serde::Serialize, serde::Deserialize, schemars::JsonSchema, octollm_macros::TaskContract,
+    )]
     #[task(name = "code.prove", output = Verdict, timeout = "10m")]
     struct Prove {}
     let pings = Arc::new(AtomicUsize::new(0));

@@ -16,5 +16,6 @@ mod lies;
 mod orchestrator;
 mod peer;
 mod pool;
+mod proxy;
 #[cfg(feature = "tls")]
 mod tls;

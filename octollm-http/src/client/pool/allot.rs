@@ -256,9 +256,8 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
             return None;
         }
         let lanes = self.lanes.iter().enumerate();
-        let can_be_served = |(number, lane): &(usize, &Lane<T, S, W>)| {
-            self.has_share(*number) && lane.needs_another()
-        };
+        let can_be_served =
+            |(number, lane): &(usize, &Lane<T, S, W>)| self.has_share(*number) && lane.needs_another();
         let (lane, _) = lanes.filter(can_be_served).min_by_key(|(_, lane)| rank(&self.arms, lane))?;
         self.lanes[lane].waiting.front()?;
         let permit = self.take(lane)?;

@@ -87,7 +87,16 @@ impl Place {
             let (lane, runtime) = at;
             let is_fit = connection.is_some();
             let is_spent = false;
-            Self::Own(PooledConnection { pool, lane, runtime, connection, is_sharing, is_spent, is_fit, idle_since })
+            Self::Own(PooledConnection {
+                pool,
+                lane,
+                runtime,
+                connection,
+                is_sharing,
+                is_spent,
+                is_fit,
+                idle_since,
+            })
         };
         match permit {
             Permit::Use(connection, since) => own(Some(connection), Some(since), false),
@@ -155,7 +164,9 @@ impl Place {
             (Self::Own(PooledConnection { connection: Some(connection), .. }), Answer::Http1(body)) => {
                 connection.poll_frame(body, wait_limit, cx)
             }
-            (Self::Stream(stream), Answer::Http2(body)) => body.poll_frame(&stream.connection, wait_limit, cx),
+            (Self::Stream(stream), Answer::Http2(body)) => {
+                body.poll_frame(&stream.connection, wait_limit, cx)
+            }
             _ => Poll::Ready(None),
         }
     }

@@ -59,7 +59,8 @@ pub(super) async fn open(
     let speaks_http2 = match (versions, origin.is_https) {
         (Versions::Http1, _) => false,
         (Versions::Http2, true) if !negotiated => {
-            let mut error = ExchangeError::new(ErrorKind::Unreachable, "no connection: the server does not offer HTTP/2");
+            let mut error =
+                ExchangeError::new(ErrorKind::Unreachable, "no connection: the server does not offer HTTP/2");
             error.failure.retryable = false;
             return Err(error.in_phase(Phase::Connect));
         }
@@ -68,7 +69,9 @@ pub(super) async fn open(
         (Versions::Either, false) => {
             match open_within(left.min(TRIAL), io, meter, pool, retires).await {
                 Ok(opened) => return Ok(Opened::Http2(Box::new(opened))),
-                Err(error) => tracing::debug!(authority = %origin.authority, %error, "the server speaks HTTP/1.1 only"),
+                Err(error) => {
+                    tracing::debug!(authority = %origin.authority, %error, "the server speaks HTTP/1.1 only")
+                }
             }
             let (io, meter, _) = connect(pool, origin, Versions::Http1).await?;
             return Ok(Opened::Http1(Box::new(Connection::new(io, meter, retires).await?)));

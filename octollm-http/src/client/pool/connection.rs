@@ -134,9 +134,7 @@ impl Connection {
     ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         let cut_off = |error: hyper::Error| match refusal(&error) {
             Some(problem) => ExchangeError::not_trusted(problem).caused_by(error),
-            None => {
-                ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").caused_by(error)
-            }
+            None => ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").caused_by(error),
         };
         for is_driven in [false, true] {
             if is_driven {

@@ -2,12 +2,14 @@
 
 use std::{
     future::poll_fn,
+    io,
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,6 +20,7 @@ use h2::{
 use http::Request;
 use octollm_core::error::ErrorKind;
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     runtime::Handle,
     task::AbortHandle,
     time::{Instant, Sleep, sleep_until, timeout},
@@ -30,7 +33,7 @@ use super::{
     health::{Health, Limits, Signs, Verdict},
     meter::{Meter, Metered},
 };
-use crate::io::Secured;
+use crate::io::{Secured, refusal};
 
 /// An HTTP/2 connection. The socket is closed when the last reference is dropped; the task that drives it has none.
 pub(super) struct Http2 {
@@ -48,11 +51,12 @@ pub(super) struct Http2 {
     is_proven: AtomicBool,
     /// The reason for which this side closed the connection.
     closed_for: OnceLock<Verdict>,
+    refused: Arc<OnceLock<&'static str>>,
     task: OnceLock<AbortHandle>,
 }
 
 struct Driver {
-    connection: Connection<Secured<Metered>, Bytes>,
+    connection: Connection<Watched, Bytes>,
     pings: Option<PingPong>,
     health: Health,
     timer: Pin<Box<Sleep>>,
@@ -75,8 +79,10 @@ impl Http2 {
         meter: Arc<Meter>,
         pool: &Shared,
         retires: Instant,
+        refused: Arc<OnceLock<&'static str>>,
     ) -> Result<Self, h2::Error> {
         let config = &pool.config;
+        let io = Watched { io, refused: Arc::clone(&refused) };
         let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(config.stream_window)
             .initial_connection_window_size(config.connection_window)
@@ -116,6 +122,7 @@ impl Http2 {
             allowed,
             is_proven: AtomicBool::new(false),
             closed_for: OnceLock::new(),
+            refused,
             task: OnceLock::new(),
         })
     }
@@ -175,11 +182,15 @@ impl Http2 {
         matches!(sender.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
     }
 
-    /// The failure of the streams, where this side has closed the connection.
+    /// The failure of the streams, where this side has closed the connection or the server refuses its certificate.
     pub(super) fn closed_here(&self) -> Option<ExchangeError> {
+        if let Some(problem) = self.refused.get() {
+            return Some(ExchangeError::not_trusted(problem));
+        }
         match self.closed_for.get()? {
             Verdict::Stuck => Some(
-                ExchangeError::new(ErrorKind::Timeout, "the server does not read the request").in_phase(Phase::Write),
+                ExchangeError::new(ErrorKind::Timeout, "the server does not read the request")
+                    .in_phase(Phase::Write),
             ),
             _ => Some(ExchangeError::new(ErrorKind::ConnectionLost, "the server does not answer PINGs")),
         }
@@ -285,25 +296,75 @@ async fn drive(connection: Weak<Http2>, guard: Guard, mut allowed: usize) {
     }
 }
 
+/// A socket whose errors are looked at, since the streams have their texts only.
+struct Watched {
+    io: Secured<Metered>,
+    /// Why the server refuses the certificate of this client.
+    refused: Arc<OnceLock<&'static str>>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if let Poll::Ready(Err(error)) = &read
+            && let Some(problem) = refusal(error)
+        {
+            let _ = self.refused.set(problem);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 /// Opens HTTP/2 within a time limit.
 ///
 /// # Errors
 /// The server does not speak HTTP/2, or not within the limit. Nothing was sent.
 pub(super) async fn open_within(
-    limit: std::time::Duration,
+    limit: Duration,
     io: Secured<Metered>,
     meter: Arc<Meter>,
     pool: &Shared,
     retires: Instant,
 ) -> Result<Http2, ExchangeError> {
-    let unspoken = |message: &'static str| {
-        ExchangeError::new(ErrorKind::Unreachable, message).in_phase(Phase::Connect)
-    };
-    match timeout(limit, Http2::open(io, meter, pool, retires)).await {
+    let unspoken =
+        |message: &'static str| ExchangeError::new(ErrorKind::Unreachable, message).in_phase(Phase::Connect);
+    let refused = Arc::new(OnceLock::new());
+    match timeout(limit, Http2::open(io, meter, pool, retires, Arc::clone(&refused))).await {
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(error)) => {
-            let refused = crate::io::refusal(&error).map(ExchangeError::not_trusted);
-            let failed = refused.unwrap_or_else(|| unspoken("no connection: the server does not speak HTTP/2"));
+            let refused = refused.get().map(|problem| ExchangeError::not_trusted(problem));
+            let failed =
+                refused.unwrap_or_else(|| unspoken("no connection: the server does not speak HTTP/2"));
             Err(failed.caused_by(error))
         }
         Err(_) => Err(unspoken("no connection: the server does not answer over HTTP/2")),

@@ -272,9 +272,9 @@ impl Pool {
         loop {
             match attempt.head(is_sending).await {
                 Ok((answer, wait_limit)) => {
-                    return Ok(answer.map(|body| {
-                        Download::new(attempt.place, body, wait_limit, limits.deadline)
-                    }));
+                    return Ok(
+                        answer.map(|body| Download::new(attempt.place, body, wait_limit, limits.deadline))
+                    );
                 }
                 Err(failed) => attempt.again(failed, is_sending).await?,
             }
@@ -341,7 +341,18 @@ impl<'a> Attempt<'a> {
         let place = Place::new(pool, arm, &origin, &limits).await?;
         let is_idempotent = request.method().is_idempotent();
         let (request, spare) = (Some(request), None);
-        Ok(Self { pool, arm, origin, limits, place, request, spare, is_idempotent, used_before: false, refusals: 0 })
+        Ok(Self {
+            pool,
+            arm,
+            origin,
+            limits,
+            place,
+            request,
+            spare,
+            is_idempotent,
+            used_before: false,
+            refusals: 0,
+        })
     }
 
     /// Sends the request and reads the head of its answer.

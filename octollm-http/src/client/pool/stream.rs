@@ -24,7 +24,6 @@ use super::{
     meter::WaitLimit,
     upload::Upload,
 };
-use crate::io::refusal;
 
 /// The rest of the body of a request.
 pub(super) struct Sending {
@@ -206,7 +205,8 @@ const FORBIDDEN: [HeaderName; 5] = [
 
 /// Writes the origin into the URI. A `Host` of the request is its authority.
 fn address(request: &mut Request<()>, origin: &Origin) -> Result<(), ExchangeError> {
-    let unusable = || ExchangeError::new(ErrorKind::BadRequest, "the request has no usable host").before_execution();
+    let unusable =
+        || ExchangeError::new(ErrorKind::BadRequest, "the request has no usable host").before_execution();
     let headers = request.headers_mut();
     let authority = match headers.remove(HOST) {
         Some(host) => Authority::try_from(host.as_bytes()).map_err(|_| unusable())?,
@@ -258,9 +258,7 @@ fn ended(connection: &Http2, error: h2::Error, message: &'static str) -> Exchang
     if let Some(closed) = connection.closed_here() {
         return closed.caused_by(error);
     }
-    let failure = if let Some(problem) = refusal(&error) {
-        ExchangeError::not_trusted(problem)
-    } else if error.is_library() {
+    let failure = if error.is_library() {
         ExchangeError::new(ErrorKind::BadResponse, "the answer is not HTTP/2")
     } else if error.is_reset() && error.is_remote() {
         ExchangeError::new(ErrorKind::ConnectionLost, "the server reset the stream")

@@ -31,12 +31,7 @@ pub(crate) struct Download {
 }
 
 impl Download {
-    pub(super) fn new(
-        place: Place,
-        body: Answer,
-        wait_limit: WaitLimit,
-        deadline: Option<Deadline>,
-    ) -> Self {
+    pub(super) fn new(place: Place, body: Answer, wait_limit: WaitLimit, deadline: Option<Deadline>) -> Self {
         let mut download = Self { receiving: Some((body, place)), wait_limit, deadline, timer: None };
         download.end_if_over();
         download

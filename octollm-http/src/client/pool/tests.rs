@@ -33,7 +33,9 @@ struct Network {
 
 /// Echoes bodies as they arrive: `/slow` a byte per second, `/halt` half of it, and then nothing, `/cut` half, and then the end of
 /// the connection.
-async fn echo(request: Request<Incoming>) -> Result<Response<http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>>, Infallible> {
+async fn echo(
+    request: Request<Incoming>,
+) -> Result<Response<http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>>, Infallible> {
     let path = request.uri().path().to_owned();
     let body = BodyStream::new(request.into_body()).map(|frame| frame.map_err(BoxError::from));
     let body = match &*path {
@@ -42,8 +44,10 @@ async fn echo(request: Request<Incoming>) -> Result<Response<http_body_util::com
             (n < 60).then(|| (Ok(Frame::data(Bytes::from_static(b"x"))), n + 1))
         }))
         .boxed_unsync(),
-        "/large" => StreamBody::new(stream::repeat_with(|| Ok(Frame::data(Bytes::from(vec![0; 10_000])))).take(1000))
-            .boxed_unsync(),
+        "/large" => {
+            StreamBody::new(stream::repeat_with(|| Ok(Frame::data(Bytes::from(vec![0; 10_000])))).take(1000))
+                .boxed_unsync()
+        }
         "/halt" | "/cut" => {
             let is_cut = path == "/cut";
             let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"half")))]);
@@ -225,7 +229,10 @@ async fn a_body_that_cannot_be_produced_fails_the_call_and_is_sent_once() {
             Ok(answer) => answer.into_body().collect().await.unwrap_err(),
             Err(error) => error,
         };
-        assert!(matches!(error.failure.kind, ErrorKind::Internal | ErrorKind::ConnectionLost), "{protocol:?} {error}");
+        assert!(
+            matches!(error.failure.kind, ErrorKind::Internal | ErrorKind::ConnectionLost),
+            "{protocol:?} {error}"
+        );
         stream_of(&pool, "/echo").await.into_body().collect().await.unwrap();
     }
 }

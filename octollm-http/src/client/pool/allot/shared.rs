@@ -147,7 +147,9 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         shared: SharedId,
     ) -> (Option<Next<T, S, W>>, Option<Closing<T, S>>) {
         let Some(lane) = self.lanes.get_mut(id.0) else { return (None, None) };
-        let Some(place) = lane.shared.iter().position(|known| known.id == shared) else { return (None, None) };
+        let Some(place) = lane.shared.iter().position(|known| known.id == shared) else {
+            return (None, None);
+        };
         lane.shared[place].places = 0;
         if lane.shared[place].users > 0 {
             return (None, None);
@@ -198,7 +200,8 @@ impl<T, S, W> Lane<T, S, W> {
     /// for it. The first one shows whether it can be shared at all, and by how many.
     pub(super) fn needs_another(&self) -> bool {
         let is_first = self.opening > 0 && self.shared.is_empty();
-        let has_idle = self.places > 0 && self.shared.iter().any(|shared| shared.users == 0 && shared.places > 0);
+        let has_idle =
+            self.places > 0 && self.shared.iter().any(|shared| shared.users == 0 && shared.places > 0);
         has_idle || (!is_first && self.waiting.len() + self.opening >= self.opening * self.places.max(1))
     }
 

@@ -208,6 +208,26 @@ async fn fault_08_silence_of_one_stream_is_given_up_and_the_server_sees_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn fault_08_a_connection_over_which_nothing_comes_at_all_is_not_used_again() {
+    let peer = FramePeer::start(|number, mut link| async move {
+        link.greet(&[]).await?;
+        if number == 0 {
+            let (stream, _) = link.request().await?.unwrap();
+            link.verdict(stream).await?;
+            while link.frame().await?.is_some() {}
+            return Ok(());
+        }
+        link.verdicts().await
+    });
+    let arms = judge(&peer.url, usual().read_idle(Duration::from_secs(5)));
+    arms.call(check()).await.unwrap();
+    assert_eq!(arms.call(check()).await.unwrap_err().kind(), ErrorKind::Timeout);
+    arms.call(check()).await.unwrap();
+    assert_eq!(peer.accepted(), 2);
+    until(|| peer.open() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn fault_09_a_server_that_does_not_read_over_http2_is_given_up_after_the_write_limit() {
     // It makes no room for the body, or reads nothing at all.
     for reads in [true, false] {

@@ -56,6 +56,9 @@ pub(super) enum Closing<T, S> {
 /// A caller that is served, with its lane and its permit.
 pub(super) type Next<T, S, W> = (W, LaneId, Permit<T, S>);
 
+/// The next caller, and a connection to close.
+pub(super) type Freed<T, S, W> = (Option<Next<T, S, W>>, Option<Closing<T, S>>);
+
 /// Counts the connections of a pool and allots them to callers. A `T` serves one caller at a time, an `S` several at once. A waiting
 /// caller leaves a `W`.
 ///
@@ -186,12 +189,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
     }
 
     /// Takes back a connection that can be used again. Returns the next caller, and a connection that exceeds the limit.
-    pub(super) fn give_back(
-        &mut self,
-        id: LaneId,
-        connection: T,
-        now: Instant,
-    ) -> (Option<Next<T, S, W>>, Option<Closing<T, S>>) {
+    pub(super) fn give_back(&mut self, id: LaneId, connection: T, now: Instant) -> Freed<T, S, W> {
         self.leave(id);
         if self.lanes[id.0].closes_own() {
             self.open -= 1;

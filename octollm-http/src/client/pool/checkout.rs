@@ -1,6 +1,9 @@
 //! Checking a connection out of the pool, and giving it back.
 
-use std::{sync::Arc, task::Context, task::Poll, time::Duration};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -16,10 +19,10 @@ use tokio::{
 use super::{
     Connection, ExchangeError, ExchangeLimits, Failure, Key, LaneId, Origin, Permit, Phase, SharedId,
     allot::Ticket,
-    connect::{Opened, Versions, open},
-    connection::{RESTED, SendError},
+    connection::SendError,
     http2::Http2,
     meter::WaitLimit,
+    pooled::PooledConnection,
     stream::{self, Receiving},
     upload::Upload,
 };
@@ -147,6 +150,7 @@ impl Place {
             Self::Own(_) => Err(SendError::Unsent(Box::new(request))),
             Self::Stream(stream) => {
                 stream.is_open = true;
+                stream.heard = stream.connection.meter.read();
                 let head = stream::head(&stream.connection, request, origin, wait_limit).await?;
                 Ok(head.map(|body| Answer::Http2(Box::new(body))))
             }
@@ -199,6 +203,11 @@ impl Place {
         }
     }
 
+    /// Whether nothing at all has come over the connection of this stream since it began.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self, Self::Stream(stream) if stream.connection.meter.read() == stream.heard)
+    }
+
     /// Lets no further caller use the connection of this stream.
     pub(super) fn retire(&self) {
         if let Self::Stream(stream) = self {
@@ -224,147 +233,6 @@ impl Answer {
     }
 }
 
-/// A connection of the pool for one caller, or the permission to open one.
-pub(super) struct PooledConnection {
-    pool: Arc<Pool>,
-    lane: LaneId,
-    runtime: runtime::Id,
-    connection: Option<Box<Connection>>,
-    /// Whether other callers expect to use the connection too.
-    is_sharing: bool,
-    /// Whether the permission has become a place on a shared connection.
-    is_spent: bool,
-    /// Whether the connection can be given back.
-    is_fit: bool,
-    /// Begin of the time without a call; `None` once that is checked.
-    idle_since: Option<Instant>,
-}
-
-impl PooledConnection {
-    /// Opens a connection, and returns its first stream if it is shared.
-    async fn open(&mut self, origin: &Origin) -> Result<Option<Stream>, ExchangeError> {
-        let versions = if self.is_sharing { self.pool.versions() } else { Versions::Http1 };
-        match open(&self.pool, origin, versions).await {
-            Ok(Opened::Http1(connection)) => {
-                self.connection = Some(connection);
-                self.is_exclusive();
-                Ok(None)
-            }
-            Ok(Opened::Http2(connection)) => Ok(Some(self.share(Arc::new(*connection)))),
-            Err(error) => {
-                self.fail(&error.failure);
-                Err(error)
-            }
-        }
-    }
-
-    /// Shares the connection that was opened with those who wait for it.
-    fn share(&mut self, connection: Arc<Http2>) -> Stream {
-        let places = self.pool.places(&connection);
-        connection.begin();
-        let (id, joining) = {
-            let mut state = self.pool.state();
-            let id = state.allotment.share(self.lane, Arc::clone(&connection), places, Instant::now());
-            (self.is_sharing, self.is_spent) = (false, true);
-            let lane = self.lane;
-            let mut joining: Vec<_> = std::iter::from_fn(|| state.allotment.serve_joining(lane)).collect();
-            // For those who have no place on it, others are opened.
-            joining.extend(std::iter::from_fn(|| state.allotment.serve()));
-            (id, joining)
-        };
-        connection.spawn(&self.pool, self.lane, id);
-        let stream = Stream::new(Arc::clone(&self.pool), (self.lane, self.runtime), id, connection);
-        joining.into_iter().for_each(|next| self.pool.hand_over(Some(next)));
-        stream
-    }
-
-    /// Serves those who waited for a connection that turned out to be for one caller.
-    fn is_exclusive(&mut self) {
-        if !std::mem::take(&mut self.is_sharing) {
-            return;
-        }
-        let served: Vec<_> = {
-            let mut state = self.pool.state();
-            state.allotment.not_shared(self.lane);
-            state.allotment.set_exclusive(self.lane, Instant::now() + HTTP1_KNOWN);
-            std::iter::from_fn(|| state.allotment.serve()).collect()
-        };
-        served.into_iter().for_each(|next| self.pool.hand_over(Some(next)));
-    }
-
-    /// Fails those who waited for a connection that could not be opened.
-    fn fail(&mut self, failure: &Failure) {
-        if !std::mem::take(&mut self.is_sharing) {
-            return;
-        }
-        let waiters = {
-            let mut state = self.pool.state();
-            state.allotment.not_shared(self.lane);
-            state.allotment.take_unserved(self.lane)
-        };
-        for (waiter, _) in waiters {
-            drop(waiter.send(Err(Box::new(failure.clone()))));
-        }
-    }
-
-    /// Whether there is a connection that was used before and is still open.
-    async fn find_alive(&mut self) -> bool {
-        self.is_fit = false;
-        while let Some(connection) = &mut self.connection {
-            let now = Instant::now();
-            let idle =
-                self.idle_since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-            if idle >= RESTED && connection.sees_close_late() {
-                tokio::task::yield_now().await;
-            }
-            if idle < self.pool.config.idle_timeout && connection.is_alive(now, idle) {
-                return true;
-            }
-            self.discard();
-        }
-        false
-    }
-
-    /// Closes the connection, and replaces it by an idle one if there is one.
-    fn discard(&mut self) {
-        self.connection = None;
-        let other = self.pool.state().allotment.replace(self.lane);
-        if let Some((connection, since)) = other {
-            (self.connection, self.idle_since) = (Some(connection), Some(since));
-        }
-    }
-}
-
-/// Time for which a server is known to speak HTTP/1.1 only.
-const HTTP1_KNOWN: Duration = Duration::from_secs(300);
-
-impl Drop for PooledConnection {
-    fn drop(&mut self) {
-        if self.is_spent {
-            return;
-        }
-        let connection = self.connection.take().filter(|_| self.is_fit);
-        // A connection that is not given back is closed before another one is opened in its place.
-        let is_idle = connection.is_some();
-        let mut state = self.pool.state();
-        if self.is_sharing {
-            state.allotment.not_shared(self.lane);
-        }
-        let (next, surplus) = match connection {
-            Some(connection) => state.allotment.give_back(self.lane, connection, Instant::now()),
-            None => (state.allotment.closed(self.lane), None),
-        };
-        let reap = is_idle && next.is_none() && !state.reapers.contains(&self.runtime);
-        state.forget_if_quiet();
-        drop(state);
-        drop(surplus);
-        match next {
-            None if reap => self.pool.reap(),
-            next => self.pool.hand_over(next),
-        }
-    }
-}
-
 /// A place among the streams of an HTTP/2 connection.
 pub(super) struct Stream {
     pool: Arc<Pool>,
@@ -374,11 +242,18 @@ pub(super) struct Stream {
     pub(super) connection: Arc<Http2>,
     /// Whether the stream is reset if it is dropped now.
     is_open: bool,
+    /// Bytes that the connection had read when the stream began.
+    heard: u64,
 }
 
 impl Stream {
-    fn new(pool: Arc<Pool>, at: (LaneId, runtime::Id), id: SharedId, connection: Arc<Http2>) -> Self {
-        Self { pool, lane: at.0, runtime: at.1, id, connection, is_open: false }
+    pub(super) fn new(
+        pool: Arc<Pool>,
+        at: (LaneId, runtime::Id),
+        id: SharedId,
+        connection: Arc<Http2>,
+    ) -> Self {
+        Self { pool, lane: at.0, runtime: at.1, id, connection, is_open: false, heard: 0 }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The connections of a client, and the exchanges over them.
 
+mod failed;
 mod allot;
 mod meter;
 mod upload;
@@ -8,54 +9,46 @@ mod connection;
 mod http2;
 mod stream;
 mod connect;
+mod state;
+mod pooled;
 mod checkout;
+mod attempt;
 mod streamed;
 
 use std::{
-    collections::HashMap,
-    error::Error,
-    fmt,
-    future::poll_fn,
-    hash::{BuildHasher, Hash, Hasher, RandomState},
+    hash::{BuildHasher, RandomState},
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{
-    Request, Response, Uri,
-    uri::{Authority, Scheme},
-};
+use http::{Request, Response, Uri, uri::Scheme};
 use octollm_core::{
     __private::Gauges,
     deadline::Deadline,
     error::{ErrorKind, Failure},
 };
-use serde_json::json;
-use tokio::{
-    runtime::{self, Handle},
-    sync::oneshot,
-    task::coop::consume_budget,
-    time::Instant,
-};
-use tower::BoxError;
+use tokio::runtime::Handle;
 
 use self::{
-    allot::{Allotment, LaneId, Limits, Next, Permit, SharedId},
-    checkout::{Answer, Place, Served},
-    connection::{Connection, SendError, too_large},
+    allot::{LaneId, Limits, Next, Permit, SharedId},
+    attempt::{Attempt, whole},
+    checkout::Place,
+    connection::{Connection, SendError},
+    failed::Phase,
     http2::Http2,
-    meter::WaitLimit,
+    state::{Key, Reaper, State, Waiter, reap_idle},
     streamed::Download,
-    upload::{Upload, repeated},
+    upload::Upload,
 };
 use crate::{
     io::{ClientTls, Connector},
     limits::ClientConfig,
-    wire::BodyBuffer,
 };
+
+pub(crate) use self::{failed::ExchangeError, state::Origin};
 
 /// The versions of HTTP that a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,35 +76,6 @@ struct Shared {
     state: Mutex<State>,
 }
 
-/// A caller that waits, and its runtime.
-type Waiter = (oneshot::Sender<Served>, runtime::Id);
-
-struct State {
-    allotment: Allotment<Box<Connection>, Arc<Http2>, Waiter>,
-    lanes: HashMap<Key, LaneId>,
-    arms: HashMap<Arc<str>, usize>,
-    /// Runtimes with a task that closes expired connections.
-    reapers: Vec<runtime::Id>,
-}
-
-/// The arm, the origin and the runtime of a connection. In another runtime its socket would wake no task.
-#[derive(PartialEq, Eq)]
-struct Key {
-    arm: Arc<str>,
-    origin: Origin,
-    runtime: runtime::Id,
-}
-
-/// A scheme, host and port. It is compared and hashed as written, which is much faster than without case; two spellings of a name
-/// have separate connections.
-#[derive(Debug, Clone)]
-pub(crate) struct Origin {
-    is_https: bool,
-    authority: Authority,
-    /// Address of the socket, where it is not looked up.
-    address: Option<SocketAddr>,
-}
-
 /// What is known of the server of a request. Requests that pass layers have it among their extensions.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ServerHints {
@@ -129,23 +93,6 @@ pub(crate) struct ExchangeLimits {
     /// Time that the server may work before it answers.
     pub(crate) work: Duration,
     pub(crate) hints: ServerHints,
-}
-
-/// The part of an exchange in which a time limit has passed or a connection failed: the detail `phase` of the failure.
-#[derive(Debug, Clone, Copy)]
-enum Phase {
-    Connect,
-    PoolWait,
-    Write,
-    ReadHead,
-    ReadBody,
-}
-
-/// The failure of an exchange that returned no answer, and its cause. An answer that reports a failure is an answer.
-#[derive(Debug)]
-pub(crate) struct ExchangeError {
-    pub(super) failure: Box<Failure>,
-    pub(super) cause: Option<BoxError>,
 }
 
 static GAUGES: LazyLock<Gauges<Shared>> = LazyLock::new(|| {
@@ -310,141 +257,6 @@ impl Pool {
     }
 }
 
-/// An exchange, which begins again where that is safe.
-struct Attempt<'a> {
-    pool: &'a Arc<Shared>,
-    arm: &'a Arc<str>,
-    origin: Origin,
-    limits: ExchangeLimits,
-    place: Place,
-    /// `None` once it is sent.
-    request: Option<Request<Upload>>,
-    /// The same request, where it may be sent again.
-    spare: Option<Request<Upload>>,
-    /// Whether the method allows that the request runs twice.
-    is_idempotent: bool,
-    used_before: bool,
-    refusals: u32,
-}
-
-/// Connections on which a request is begun that servers have not processed.
-const MOST_REFUSALS: u32 = 3;
-
-impl<'a> Attempt<'a> {
-    async fn begin(
-        pool: &'a Arc<Shared>,
-        arm: &'a Arc<str>,
-        origin: Origin,
-        limits: ExchangeLimits,
-        request: Request<Upload>,
-    ) -> Result<Self, ExchangeError> {
-        let place = Place::new(pool, arm, &origin, &limits).await?;
-        let is_idempotent = request.method().is_idempotent();
-        let (request, spare) = (Some(request), None);
-        Ok(Self {
-            pool,
-            arm,
-            origin,
-            limits,
-            place,
-            request,
-            spare,
-            is_idempotent,
-            used_before: false,
-            refusals: 0,
-        })
-    }
-
-    /// Sends the request and reads the head of its answer.
-    async fn head(&mut self, is_sending: &mut bool) -> Result<(Response<Answer>, WaitLimit), SendError> {
-        self.used_before = self.place.ready(&self.origin).await.map_err(SendError::Failed)?;
-        let request = self.request.take().ok_or_else(|| {
-            SendError::Failed(ExchangeError::new(ErrorKind::Internal, "the request was sent already"))
-        })?;
-        if self.is_idempotent || matches!(self.place, Place::Stream(_)) {
-            self.spare = repeated(&request);
-        }
-        *is_sending = true;
-        let config = &self.pool.config;
-        let mut wait_limit = WaitLimit::new(config.read_idle, config.write_idle, self.limits);
-        let head = self.place.head(request, &self.origin, &mut wait_limit).await?;
-        wait_limit.answering();
-        Ok((head, wait_limit))
-    }
-
-    /// Prepares another attempt after one that failed.
-    ///
-    /// # Errors
-    /// The request may not be sent again.
-    async fn again(&mut self, failed: SendError, is_sending: &mut bool) -> Result<(), ExchangeError> {
-        let is_reused = self.place.discard();
-        let spare = self.spare.take();
-        self.request = Some(match failed {
-            SendError::Unsent(unsent) if self.used_before || !is_reused => {
-                self.count_refusal(closed_at_once())?;
-                *is_sending = false;
-                *unsent
-            }
-            SendError::Unsent(_) => return Err(closed_at_once()),
-            SendError::Refused(error) => {
-                self.count_refusal(error)?;
-                *is_sending = false;
-                spare.ok_or_else(closed_at_once)?
-            }
-            SendError::Failed(error) => match spare {
-                Some(spare)
-                    if self.is_idempotent
-                        && self.used_before
-                        && error.failure.kind == ErrorKind::ConnectionLost =>
-                {
-                    spare
-                }
-                _ => return Err(error),
-            },
-        });
-        if !is_reused {
-            self.place.retire();
-            self.place = Place::new(self.pool, self.arm, &self.origin, &self.limits).await?;
-        }
-        Ok(())
-    }
-
-    /// # Errors
-    /// That of the last one, if there were too many on connections that were new.
-    fn count_refusal(&mut self, error: ExchangeError) -> Result<(), ExchangeError> {
-        let is_fresh = matches!(self.place, Place::Stream(_));
-        self.refusals += u32::from(is_fresh);
-        if self.refusals >= MOST_REFUSALS { Err(error) } else { Ok(()) }
-    }
-}
-
-/// Reads a body to its end.
-async fn whole(
-    place: &mut Place,
-    head: &http::HeaderMap,
-    body: &mut Answer,
-    max: usize,
-    wait_limit: &mut WaitLimit,
-) -> Result<Bytes, ExchangeError> {
-    if body.least(head) > max as u64 {
-        return Err(too_large(max));
-    }
-    let mut whole = BodyBuffer::default();
-    while !body.is_end_stream() {
-        let frame = poll_fn(|cx| place.poll_frame(body, wait_limit, cx)).await;
-        let Some(frame) = frame else { break };
-        // Many small pieces must not hold back the deadline.
-        consume_budget().await;
-        if let Ok(data) = frame?.into_data() {
-            if whole.len() + data.len() > max {
-                return Err(too_large(max));
-            }
-            whole.push(data);
-        }
-    }
-    Ok(whole.into_bytes())
-}
-
 /// The most connections of one arm, and whether an arm gets another one only while it holds fewer than are free.
 fn share(open: usize, arms: usize) -> (usize, bool) {
     // With two arms a half is the reserve.
@@ -511,94 +323,6 @@ impl Shared {
     }
 }
 
-impl State {
-    fn new(limits: Limits) -> Self {
-        Self {
-            allotment: Allotment::new(limits),
-            lanes: HashMap::new(),
-            arms: HashMap::new(),
-            reapers: Vec::new(),
-        }
-    }
-
-    fn lane(&mut self, key: Key) -> LaneId {
-        let Self { allotment, lanes, arms, .. } = self;
-        if let Some(lane) = lanes.get(&key) {
-            return *lane;
-        }
-        let arm = *arms.entry(Arc::clone(&key.arm)).or_insert_with(|| allotment.add_arm());
-        *lanes.entry(key).or_insert_with(|| allotment.add_lane(arm))
-    }
-
-    /// Decides whether the next connection of a lane is shared, which means HTTP/2.
-    fn choose_version(
-        &mut self,
-        lane: LaneId,
-        origin: &Origin,
-        speaks_http2: bool,
-        config: &ClientConfig,
-        protocol: Protocol,
-    ) {
-        let least = if self.allotment.has_shared(lane) { MANY / 2 } else { MANY };
-        let is_shared = match protocol {
-            Protocol::Http1 => false,
-            Protocol::Http2 => true,
-            Protocol::Auto => {
-                (origin.is_https || (speaks_http2 && self.allotment.callers(lane) >= least))
-                    && self.allotment.exclusive_until(lane).is_none_or(|until| Instant::now() >= until)
-            }
-        };
-        self.allotment.set_places(lane, if is_shared { config.max_streams } else { 0 });
-    }
-
-    /// Removes the idle connections of a runtime.
-    fn clear(&mut self, runtime: runtime::Id) -> impl Sized + use<> {
-        let lanes = self.lanes.iter().filter(|(key, _)| key.runtime == runtime);
-        lanes.flat_map(|(_, lane)| self.allotment.clear(*lane)).collect::<Vec<_>>()
-    }
-
-    /// Removes arms, origins and runtimes if nothing is open, so that no lane is in use.
-    fn forget_if_quiet(&mut self) {
-        if self.allotment.is_quiet() && !self.lanes.is_empty() {
-            self.allotment.reset();
-            (self.lanes, self.arms) = (HashMap::new(), HashMap::new());
-        }
-    }
-}
-
-impl PartialEq for Origin {
-    fn eq(&self, other: &Self) -> bool {
-        self.is_https == other.is_https
-            && self.authority.as_str() == other.authority.as_str()
-            && self.address == other.address
-    }
-}
-
-impl Eq for Origin {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.arm.hash(state);
-        self.origin.authority.as_str().hash(state);
-        if let Some(address) = self.origin.address {
-            address.hash(state);
-        }
-        self.runtime.hash(state);
-    }
-}
-
-/// Calls to one server at once from which on HTTP/2 costs less than HTTP/1.1. Half as many keep it.
-const MANY: usize = 32;
-
-impl Origin {
-    /// The origin of a URI; `None` if it names no host.
-    #[cfg_attr(not(test), allow(dead_code))]
-    pub(crate) fn of(uri: &Uri, address: Option<SocketAddr>) -> Option<Self> {
-        let is_https = uri.scheme() == Some(&Scheme::HTTPS);
-        Some(Self { is_https, authority: uri.authority()?.clone(), address })
-    }
-}
-
 /// Splits the origin off the URI.
 fn addressed(
     mut request: Request<Upload>,
@@ -619,137 +343,10 @@ fn deadline_exceeded(is_sending: bool) -> ExchangeError {
     if is_sending { failure } else { failure.before_execution() }.into()
 }
 
-fn closed_at_once() -> ExchangeError {
-    ExchangeError::new(ErrorKind::ConnectionLost, "the connection was closed at once").before_execution()
-}
-
 /// Adds or subtracts up to a tenth, so that connections opened together do not end together.
 fn jittered(age: Duration) -> Duration {
     let random = RandomState::new().hash_one(0_u8) % 1000;
     age.mul_f64(0.9 + random as f64 * 0.0002)
-}
-
-/// The task that closes expired connections. If its runtime ends first, the connections of that runtime are closed.
-struct Reaper {
-    pool: Weak<Shared>,
-    runtime: runtime::Id,
-    is_done: bool,
-}
-
-impl Drop for Reaper {
-    fn drop(&mut self) {
-        if self.is_done {
-            return;
-        }
-        if let Some(shared) = self.pool.upgrade() {
-            let mut state = shared.state();
-            state.reapers.retain(|runtime| *runtime != self.runtime);
-            let idle = state.clear(self.runtime);
-            state.forget_if_quiet();
-            drop(state);
-            drop(idle);
-        }
-    }
-}
-
-/// Closes expired connections, and ends when none is idle.
-async fn reap_idle(mut reaper: Reaper) {
-    loop {
-        let next = {
-            let Some(shared) = reaper.pool.upgrade() else { return };
-            let mut state = shared.state();
-            let expired = state.allotment.expire(Instant::now());
-            let next = state.allotment.next_expiry();
-            if next.is_none() {
-                // Under the lock: the next connection that is given back starts another reaper.
-                state.reapers.retain(|runtime| *runtime != reaper.runtime);
-                state.forget_if_quiet();
-                reaper.is_done = true;
-            }
-            drop(state);
-            drop(expired);
-            next
-        };
-        match next {
-            Some(next) => tokio::time::sleep_until(next).await,
-            None => return,
-        }
-    }
-}
-
-impl ExchangeError {
-    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Failure::new(kind, message).into()
-    }
-
-    /// The failure of a TLS handshake, which another attempt does not solve.
-    pub(super) fn not_trusted(problem: &'static str) -> Self {
-        let mut failure = Failure::new(ErrorKind::Unreachable, format!("no connection: {problem}"));
-        failure.retryable = false;
-        Self::from(failure).before_execution()
-    }
-
-    /// Adds the phase in which it failed.
-    fn in_phase(mut self, phase: Phase) -> Self {
-        let name = match phase {
-            Phase::Connect => "connect",
-            Phase::PoolWait => "pool_wait",
-            Phase::Write => "write",
-            Phase::ReadHead => "read_head",
-            Phase::ReadBody => "read_body",
-        };
-        self.failure.details = Some(json!({ "phase": name }));
-        self
-    }
-
-    /// Marks the request as not sent, so that any request may be sent again.
-    pub(super) fn before_execution(mut self) -> Self {
-        self.failure.may_have_executed = false;
-        self
-    }
-
-    pub(super) fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
-        self.cause = Some(cause.into());
-        self
-    }
-}
-
-impl From<Failure> for ExchangeError {
-    fn from(failure: Failure) -> Self {
-        Self { failure: Box::new(failure), cause: None }
-    }
-}
-
-/// Restores what passed through the layers of a user. A [`Failure`] is taken as it is, and any other error becomes the cause.
-impl From<BoxError> for ExchangeError {
-    fn from(error: BoxError) -> Self {
-        let error = match error.downcast::<Self>() {
-            Ok(ours) => return *ours,
-            Err(error) => error,
-        };
-        match error.downcast::<Failure>() {
-            Ok(failure) => (*failure).into(),
-            Err(foreign) => Self::new(ErrorKind::Internal, "a layer of the client failed").caused_by(foreign),
-        }
-    }
-}
-
-impl From<ExchangeError> for Failure {
-    fn from(error: ExchangeError) -> Self {
-        *error.failure
-    }
-}
-
-impl fmt::Display for ExchangeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.failure.fmt(f)
-    }
-}
-
-impl Error for ExchangeError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.cause.as_deref().map(|cause| cause as _)
-    }
 }
 
 #[cfg(test)]

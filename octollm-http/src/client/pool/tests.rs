@@ -18,7 +18,12 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpListener, time::sleep};
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep},
+};
+use tower::BoxError;
 
 use super::*;
 use crate::io::{Acceptor, Io, Pipes};

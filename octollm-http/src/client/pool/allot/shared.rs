@@ -1,6 +1,6 @@
 //! Connections that several callers use at once.
 
-use super::{Allotment, Closing, Instant, Lane, LaneId, Next, Permit, SharedId};
+use super::{Allotment, Closing, Freed, Instant, Lane, LaneId, Next, Permit, SharedId};
 
 /// A connection and its callers. It is idle while there is none.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
 
     /// Serves the next caller of a lane that waits for a place on a connection.
     pub(in crate::client::pool) fn serve_joining(&mut self, id: LaneId) -> Option<Next<T, S, W>> {
-        let lane = &self.lanes[id.0];
+        let lane = self.lanes.get(id.0)?;
         let has_place = |shared: &SharedConnection<S>| shared.users > 0 && shared.users < shared.places;
         if lane.waiting.is_empty() || !lane.shared.iter().any(has_place) {
             return None;
@@ -141,11 +141,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
     }
 
     /// Lets no further caller use a connection. Returns it if it is idle, and the next caller.
-    pub(in crate::client::pool) fn retire(
-        &mut self,
-        id: LaneId,
-        shared: SharedId,
-    ) -> (Option<Next<T, S, W>>, Option<Closing<T, S>>) {
+    pub(in crate::client::pool) fn retire(&mut self, id: LaneId, shared: SharedId) -> Freed<T, S, W> {
         let Some(lane) = self.lanes.get_mut(id.0) else { return (None, None) };
         let Some(place) = lane.shared.iter().position(|known| known.id == shared) else {
             return (None, None);

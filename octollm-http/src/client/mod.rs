@@ -103,7 +103,7 @@ impl Arms {
     /// Those of [`CallFuture`].
     ///
     /// # Cancel safety
-    /// Dropping the future cancels the call: its connection is closed, and the arm's future is dropped.
+    /// Dropping the future cancels the call: its connection is closed, or over HTTP/2 its stream is reset, and the arm's future is dropped.
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
         self.context().call(input)
     }

@@ -171,7 +171,7 @@ mod tests {
         fn verdicts_are_those_of_the_history(
             steps in proptest::collection::vec((0_u64..12, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 1..60),
         ) {
-            let begin: Instant = std::time::Instant::now().into();
+            let begin = Instant::now();
             let far = Limits { retires: begin + secs(100_000), ..limits(begin) };
             let mut health = Health::new(far, begin);
             let (mut now, mut read, mut written) = (begin, 0, 0);

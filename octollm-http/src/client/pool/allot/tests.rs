@@ -304,7 +304,7 @@ proptest! {
         events in proptest::collection::vec((0..13_u8, any::<usize>()), 0..300),
         (open, idle, places) in (1..5_usize, 0..5_usize, 1..4_usize),
     ) {
-        let mut now: Instant = std::time::Instant::now().into();
+        let mut now = Instant::now();
         let limits = Limits { open, idle: idle.min(open), share: open, reserve: false, ..LIMITS };
         let mut pool = Allotment::new(limits);
         let lanes = lanes(&mut pool, &[0, 0, 1]);

@@ -127,8 +127,7 @@ async fn fault_05_an_http2_connection_that_is_closed_in_the_instant_of_the_call_
 }
 
 #[tokio::test(start_paused = true)]
-async fn fault_06_an_http2_connection_lost_after_the_request_is_an_error_for_a_call_and_none_for_a_question()
-{
+async fn fault_06_over_http2_a_loss_after_the_request_is_an_error_for_a_call_only() {
     let seen = Arc::new(AtomicUsize::new(0));
     let counted = seen.clone();
     // Each connection answers once and dies by the next request.

@@ -87,8 +87,8 @@ impl Requests {
         if self.layers.is_empty() {
             return Ok(Exchanger::Plain(pool));
         }
-        let exchange = self.layers.into_iter().fold(innermost(pool), |inner, wrap| wrap(inner));
-        Ok(Exchanger::Layered(exchange))
+        let exchange = self.layers.into_iter().fold(innermost(pool.clone()), |inner, wrap| wrap(inner));
+        Ok(Exchanger::Layered(exchange, pool))
     }
 }
 
@@ -171,10 +171,18 @@ fn innermost(pool: Pool) -> Exchange {
 #[derive(Clone)]
 pub(crate) enum Exchanger {
     Plain(Pool),
-    Layered(Exchange),
+    Layered(Exchange, Pool),
 }
 
 impl Exchanger {
+    /// The connections, for endpoints that come and go.
+    #[allow(dead_code)]
+    pub(super) fn pool(&self) -> &Pool {
+        match self {
+            Self::Plain(pool) | Self::Layered(_, pool) => pool,
+        }
+    }
+
     /// Sends a request that is for no arm, and that passes no layers.
     #[cfg(feature = "otel")]
     pub(crate) async fn send_plain(
@@ -207,7 +215,7 @@ impl Exchanger {
     ) -> Result<Response<Bytes>, ExchangeError> {
         match self {
             Self::Plain(pool) => pool.exchange(request, arm, limits).await,
-            Self::Layered(service) => {
+            Self::Layered(service, _) => {
                 request.extensions_mut().insert(target());
                 request.extensions_mut().insert(limits.hints);
                 match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {

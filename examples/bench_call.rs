@@ -1,8 +1,10 @@
 //! Measures one call: about 1 KiB of JSON in, 150 bytes out, over a loopback connection that stays open.
 //!
 //! ```text
-//! cargo run --release --example bench_call -- CONCURRENCY CALLS [tokens]
+//! cargo run --release --example bench_call -- CONCURRENCY CALLS [http1|http2] [tokens]
 //! ```
+//!
+//! With `http1` or `http2` the client speaks that version only. Without, it chooses.
 //!
 //! With `tokens` the client is an arm that calls on: its token has the link by which a root delegated to it, and the server
 //! verifies both. Nothing else differs. Each call has a context of its own with the caller, as in a server that was called with
@@ -25,6 +27,7 @@ use nix::sys::{
 use octollm::{
     card::ArmCard,
     context::{Caller, ContextParts, Grant},
+    http::client::Protocol,
     http::token::{ExposeSecret, KeySet, SigningKey, TokenIssuer, TokenVerifier},
     prelude::*,
 };
@@ -108,11 +111,11 @@ async fn run(
 
 async fn measure(
     url: String,
+    protocol: Protocol,
     authority: Option<(TokenIssuer, Caller)>,
-    concurrency: usize,
-    calls: usize,
+    (concurrency, calls): (usize, usize),
 ) -> Result<(), octollm::Error> {
-    let mut arms = Arms::builder().endpoint("judge", url);
+    let mut arms = Arms::builder().endpoint("judge", url).protocol(protocol);
     let mut caller = Caller::Unchecked;
     if let Some((issuer, delegated)) = authority {
         arms = arms.tokens(issuer);
@@ -177,6 +180,13 @@ fn serve(roots: Option<KeySet>) -> oneshot::Receiver<String> {
 fn main() -> Result<(), octollm::Error> {
     let mut arguments: Vec<_> = std::env::args().skip(1).collect();
     let tokens = arguments.pop_if(|last| last == "tokens").is_some();
+    let protocol = if arguments.pop_if(|last| last == "http1").is_some() {
+        Protocol::Http1
+    } else if arguments.pop_if(|last| last == "http2").is_some() {
+        Protocol::Http2
+    } else {
+        Protocol::Auto
+    };
     let mut numbers = arguments.iter().map(|argument| argument.parse::<usize>());
     let concurrency = numbers.next().transpose()?.unwrap_or(64).max(1);
     let calls = numbers.next().transpose()?.unwrap_or(60_000).max(concurrency);
@@ -186,5 +196,5 @@ fn main() -> Result<(), octollm::Error> {
     };
     let url = serve(roots);
     let client = runtime::Builder::new_current_thread().enable_all().build()?;
-    client.block_on(async { measure(url.await?, authority, concurrency, calls).await })
+    client.block_on(async { measure(url.await?, protocol, authority, (concurrency, calls)).await })
 }

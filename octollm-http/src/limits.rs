@@ -120,6 +120,18 @@ macro_rules! client_limits {
             /// Sets the age after which a connection is not used again, with a random tenth added or taken away. Default
             /// 5 minutes, at most a day.
             max_age: Duration as time = Duration::from_secs(300), SHORTEST => DAY;
+            /// Sets the most calls at once over one HTTP/2 connection, where its server does not allow fewer. Further calls take
+            /// another connection. Default 100, at most 100,000.
+            max_streams: usize as count = 100, 1 => 100_000;
+            /// Sets the HTTP/2 flow-control window of a stream, in bytes. Default 64 KiB, at most 2 GiB.
+            stream_window: u32 as bytes = 64 * 1024, 1 => MAX_WINDOW;
+            /// Sets the HTTP/2 flow-control window of a connection, in bytes. Default 1 MiB, at most 2 GiB.
+            connection_window: u32 as bytes = 1024 * 1024, 1 => MAX_WINDOW;
+            /// Sets the time without a byte after which an HTTP/2 connection with open streams is sent a PING. Default 15 s, at
+            /// most a day.
+            ping_interval: Duration as time = Duration::from_secs(15), SHORTEST => DAY;
+            /// Sets the time in which a PING must be answered. After it the connection is closed. Default 10 s, at most a day.
+            ping_timeout: Duration as time = Duration::from_secs(10), SHORTEST => DAY;
             /// Sets the largest answer, in bytes. Default 8 MiB. A card has a limit of 1 MiB of its own. The body of a
             /// failure beyond 256 KiB is ignored: only its status counts.
             max_answer: usize as bytes = 8 << 20, 1 => usize::MAX;

@@ -31,7 +31,7 @@ use super::{
     foreign,
     known::{Known, Listed},
     offers::{self, Drift, Offer, Offers},
-    pool::ExchangeLimits,
+    pool::{ExchangeLimits, Origin, ServerHints},
     site::{Around, Site},
 };
 
@@ -173,11 +173,16 @@ impl Directory {
     pub(super) fn replace(&self, source: usize, set: Vec<Listed>) -> Option<Instant> {
         let create =
             |listed: &Listed, budget: &RetryBudget| Site::create(listed, budget, &self.around, &self.itself);
-        let (is_any_new, arms) = {
+        let (gone, is_any_new, arms) = {
             let mut known = self.write();
-            (known.replace(source, set, create), known.len())
+            let (gone, is_any_new) = known.replace(source, set, create);
+            (gone, is_any_new, known.len())
         };
-        self.exchanger.set_arms(arms);
+        let pool = self.exchanger.pool();
+        pool.set_arms(arms);
+        for origin in gone.iter().filter_map(|site| Origin::of(&site.url.uri("/")?, site.url.address())) {
+            pool.forget(&origin);
+        }
         self.round.send_modify(|_| ());
         is_any_new
             .then(|| self.round.borrow().changed.map_or_else(Instant::now, |last| last + BETWEEN_ROUNDS))
@@ -338,7 +343,8 @@ async fn ask(directory: &Directory, site: &Site) -> Result<ArmCard, Failure> {
     let mut parts = ContextParts::new();
     parts.deadline = Some(Deadline::after(directory.time_limit));
     let request = site.url.request(Method::GET, uri, None, &parts);
-    let limits = ExchangeLimits { deadline: parts.deadline, work: directory.time_limit };
+    let hints = ServerHints { address: site.url.address(), ..ServerHints::default() };
+    let limits = ExchangeLimits { deadline: parts.deadline, work: directory.time_limit, hints };
     let target = || Target {
         arm: Arc::clone(&site.arm),
         endpoint: site.url.shared(),

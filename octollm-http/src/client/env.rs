@@ -6,12 +6,19 @@ use octollm_core::{
     id::is_arm_id,
 };
 
-use super::{authority::Authority, exchange::Requests};
+use super::{authority::Authority, exchange::Requests, pool::Protocol};
 
 pub(super) const PREFIX: &str = "OCTOLLM_CLIENT_";
 /// The variables beside those of the limits.
-const NAMES: [&str; 6] =
-    ["ORCHESTRATOR_URL", "ORCHESTRATOR_AUDIENCE", "CLEARTEXT", "TOKEN_ISSUER", "TOKEN_ARM", "TOKEN_KEY_FILE"];
+const NAMES: [&str; 7] = [
+    "ORCHESTRATOR_URL",
+    "ORCHESTRATOR_AUDIENCE",
+    "CLEARTEXT",
+    "TOKEN_ISSUER",
+    "TOKEN_ARM",
+    "TOKEN_KEY_FILE",
+    "PROTOCOL",
+];
 /// The variable that has the URL of the orchestrator.
 pub(super) const ORCHESTRATOR_URL: &str = "OCTOLLM_CLIENT_ORCHESTRATOR_URL";
 
@@ -32,10 +39,13 @@ pub(super) fn take(
     authority: &mut Authority,
 ) -> Result<Named, ConfigError> {
     requests.config.take(&mut vars)?;
-    let [url, audience, cleartext, issuer, arm, key] = NAMES;
+    let [url, audience, cleartext, issuer, arm, key, version] = NAMES;
     let orchestrator = Named { url: vars.take(url, text)?, audience: vars.take(audience, text)? };
     if let Some(cleartext) = vars.take(cleartext, flag)? {
         authority.cleartext = cleartext;
+    }
+    if let Some(version) = vars.take(version, protocol)? {
+        requests.protocol = version;
     }
     let root = vars.take(issuer, text)?;
     let arm = vars.take(arm, arm_id)?;
@@ -86,6 +96,15 @@ fn set_issuer(
     _: &mut Authority,
 ) -> Result<(), ConfigError> {
     Err(ConfigError::new(name.to_owned(), "needs the feature `tokens` of octollm"))
+}
+
+fn protocol(text: &str) -> Result<Protocol, &'static str> {
+    match text {
+        "auto" => Ok(Protocol::Auto),
+        "http1" => Ok(Protocol::Http1),
+        "http2" => Ok(Protocol::Http2),
+        _ => Err("is not `auto`, `http1` or `http2`"),
+    }
 }
 
 fn arm_id(text: &str) -> Result<String, &'static str> {

@@ -23,7 +23,7 @@ use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSync
 
 use super::{
     foreign,
-    pool::{ExchangeError, ExchangeLimits, Pool},
+    pool::{ExchangeError, ExchangeLimits, Pool, Protocol, ServerHints},
 };
 use crate::{
     io::{ClientTls, Connector, Tcp},
@@ -59,6 +59,7 @@ pub(crate) struct Requests {
     pub(crate) config: ClientConfig,
     pub(super) connector: Option<Arc<dyn Connector>>,
     pub(super) tls: ClientTls,
+    pub(super) protocol: Protocol,
     layers: Vec<Wrap>,
 }
 
@@ -82,7 +83,7 @@ impl Requests {
     pub(crate) fn build(self) -> Result<Exchanger, ConfigError> {
         self.config.check()?;
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
-        let pool = Pool::new(self.config, connector, self.tls);
+        let pool = Pool::new(self.config, connector, self.tls, self.protocol, 1);
         let mut layers = self.layers.into_iter();
         let layered =
             layers.next().map(|first| layers.fold(first(innermost(pool.clone())), |inner, wrap| wrap(inner)));
@@ -100,9 +101,15 @@ macro_rules! request_setters {
                 self
             }
 
+            /// Sets the versions of HTTP that the client speaks. Default [`Protocol::Auto`](crate::client::Protocol::Auto).
+            pub fn protocol(mut self, protocol: crate::client::Protocol) -> Self {
+                self.requests.protocol = protocol;
+                self
+            }
+
             /// Sets the configuration of TLS for `https` URLs: trusted roots, a certificate of the client. By default the roots
-            /// of the system are trusted, which are read with the first such connection of the process. ALPN is always
-            /// `http/1.1`.
+            /// of the system are trusted, which are read with the first such connection of the process. ALPN is set by
+            /// [`protocol`](Self::protocol).
             #[cfg(feature = "tls")]
             pub fn tls(
                 mut self,
@@ -152,7 +159,8 @@ fn innermost(pool: Pool) -> Exchange {
                 let failure = Failure::new(ErrorKind::Internal, "a layer has removed the target");
                 return Err(failure.before_execution().into());
             };
-            let answer = pool.exchange(request, &arm, ExchangeLimits { deadline, work }).await;
+            let hints = request.extensions_mut().remove::<ServerHints>().unwrap_or_default();
+            let answer = pool.exchange(request, &arm, ExchangeLimits { deadline, work, hints }).await;
             answer.map_err(BoxError::from)
         }
     }))
@@ -166,9 +174,8 @@ pub(crate) struct Exchanger {
 }
 
 impl Exchanger {
-    /// Sets the number of arms, which share the connections.
-    pub(super) fn set_arms(&self, arms: usize) {
-        self.pool.set_arms(arms);
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// Sends a request that is for no arm, and that passes no layers.
@@ -205,6 +212,7 @@ impl Exchanger {
             None => self.pool.exchange(request, arm, limits).await,
             Some(service) => {
                 request.extensions_mut().insert(target());
+                request.extensions_mut().insert(limits.hints);
                 match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
                     Some(answer) => answer.map_err(Into::into),
                     None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),

@@ -69,13 +69,13 @@ impl Known {
     }
 
     /// Replaces the endpoints of one source. Endpoints that stay have their cards, their health and their connections still. Of an arm
-    /// that several sources list, the endpoints of the first one count. Returns whether there are new ones to ask.
+    /// that several sources list, the endpoints of the first one count. Returns those that are listed no longer, and whether there are new ones to ask.
     pub(super) fn replace(
         &mut self,
         source: usize,
         set: Vec<Listed>,
         create: impl Fn(&Listed, &RetryBudget) -> Arc<Site>,
-    ) -> bool {
+    ) -> (Vec<Arc<Site>>, bool) {
         if let Some(known) = self.sets.get_mut(source) {
             *known = Some(set);
         }
@@ -117,7 +117,7 @@ impl Known {
             }
         }
         self.list_offers();
-        is_any_new
+        (before.into_iter().map(|gone| gone.site).collect(), is_any_new)
     }
 
     /// Whether a resolver has not answered yet.

@@ -52,6 +52,7 @@ pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
 pub use self::{
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
+    pool::Protocol,
     task_handle::TaskHandle,
 };
 use crate::{
@@ -113,7 +114,7 @@ impl Arms {
     /// Those of [`CallFuture`].
     ///
     /// # Cancel safety
-    /// Dropping the future cancels the call: its connection is closed, and the arm's future is dropped.
+    /// Dropping the future cancels the call: its connection is closed, or over HTTP/2 its stream is reset, and the arm's future is dropped.
     pub fn call<C: TaskContract>(&self, input: C) -> CallFuture<C::Output> {
         self.context().call(input)
     }

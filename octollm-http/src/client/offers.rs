@@ -207,6 +207,7 @@ impl<'a> OwnCard<'a> {
         // A card may name another arm as itself: tokens are for the arm that was configured.
         let mut callee = ArmCard::new(arm);
         (callee.needs, callee.key) = (card.needs.clone(), card.key.clone());
+        callee.instance.clone_from(&card.instance);
         let mut contracts = HashMap::new();
         for contract in card.contracts.iter().filter(|contract| unusable(contract).is_none()) {
             // Of equal contracts on one card the first is called.

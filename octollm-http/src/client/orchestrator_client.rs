@@ -163,7 +163,11 @@ impl OrchestratorClient {
         let idempotent = method.is_idempotent();
         let mut request = endpoint.request(method, uri, body, parts);
         authority.add(request.headers_mut(), &parts.caller, None, card)?;
-        let limits = ExchangeLimits { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
+        let limits = ExchangeLimits {
+            deadline: Some(deadline),
+            work: ContractSpec::DEFAULT_TIMEOUT,
+            ..ExchangeLimits::default()
+        };
         let target = || Target {
             arm: Arc::clone(arm),
             endpoint: endpoint.shared(),

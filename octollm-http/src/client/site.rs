@@ -26,7 +26,7 @@ use super::{
     known::Listed,
     metrics::{Metered, SendSpan},
     offers::{Offer, Offers},
-    pool::{ExchangeError, ExchangeLimits},
+    pool::{ExchangeError, ExchangeLimits, ServerHints},
 };
 
 /// The future of a call.
@@ -148,7 +148,9 @@ impl Site {
     async fn exchange(&self, directory: &Directory, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
         let drift = directory.drift(&call.contract, offer, call.spec.as_ref());
         let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
-        let limits = ExchangeLimits { deadline: call.parts.deadline, work };
+        let hints =
+            ServerHints { address: self.url.address(), speaks_http2: offer.callee.instance.is_some() };
+        let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints };
         let target = || offer.target(call, work);
         let mut request = offer.request(call);
         let scope = [&*offer.scope];

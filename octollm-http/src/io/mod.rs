@@ -289,8 +289,8 @@ mod without_tls {
     pub(crate) type Secured<I> = I;
 
     impl ClientTls {
-        pub(crate) async fn secure<I>(&self, to: &Uri, io: I) -> io::Result<Secured<I>> {
-            if super::is_https(to) { Err(io::ErrorKind::Unsupported.into()) } else { Ok(io) }
+        pub(crate) async fn secure<I>(&self, to: &Uri, io: I, _: &[&[u8]]) -> io::Result<(Secured<I>, bool)> {
+            if super::is_https(to) { Err(io::ErrorKind::Unsupported.into()) } else { Ok((io, false)) }
         }
     }
 

@@ -156,16 +156,16 @@ impl ClientTls {
         Self(Some(config))
     }
 
-    /// Encrypts the connection to an `https` URI.
+    /// Encrypts the connection to an `https` URI. Offers these protocols, and returns whether the server has chosen HTTP/2.
     ///
     /// # Errors
     /// The handshake failed: see [`handshake_problem`].
-    pub(crate) async fn secure<I>(&self, to: &Uri, io: I) -> io::Result<Secured<I>>
+    pub(crate) async fn secure<I>(&self, to: &Uri, io: I, offered: &[&[u8]]) -> io::Result<(Secured<I>, bool)>
     where
         I: AsyncRead + AsyncWrite + Unpin,
     {
         if !is_https(to) {
-            return Ok(Either::Left(io));
+            return Ok((Either::Left(io), false));
         }
         // Boxed, since connections that are open already must not pay for its size.
         Box::pin(async {
@@ -176,10 +176,11 @@ impl ClientTls {
                 Some(config) => Arc::clone(config),
                 None => system_config().await?,
             };
-            // The client does not speak HTTP/2.
             let connector = TlsConnector::from(config);
-            let connecting = connector.with_alpn(vec![b"http/1.1".to_vec()]).connect(name, io);
-            Ok(Either::Right(Box::new(connecting.await?)))
+            let offered = offered.iter().map(|protocol| protocol.to_vec()).collect();
+            let stream = connector.with_alpn(offered).connect(name, io).await?;
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Ok((Either::Right(Box::new(stream)), is_http2))
         })
         .await
     }

@@ -204,7 +204,11 @@ impl Client {
             Some(runtime) => runtime,
             none => none.insert(Builder::new_current_thread().enable_all().build()?),
         };
-        let limits = ExchangeLimits { deadline: Some(Deadline::after(self.timeout)), work: self.timeout };
+        let limits = ExchangeLimits {
+            deadline: Some(Deadline::after(self.timeout)),
+            work: self.timeout,
+            ..ExchangeLimits::default()
+        };
         Ok(runtime.block_on(self.exchanger.send_plain(request, &self.name, limits))?)
     }
 }

@@ -169,7 +169,8 @@ impl Source {
     /// Requests the set. Redirects are not followed.
     async fn get(&self) -> Result<Bytes, BoxError> {
         let url = self.url.as_ref().ok_or("there is no URL")?;
-        let io = self.tls.secure(url, self.connector.connect(url).await?).await?;
+        let io = self.connector.connect(url).await?;
+        let (io, _) = self.tls.secure(url, io, &[b"http/1.1"]).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         let path = url.path_and_query().map_or("/", |path| path.as_str());
         let host = url.authority().map_or("", |authority| authority.as_str());

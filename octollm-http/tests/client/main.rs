@@ -9,10 +9,13 @@ mod config;
 mod directory;
 mod end_to_end;
 mod faults;
+mod frames;
+mod http2;
 mod layers;
 mod lies;
 mod orchestrator;
 mod peer;
 mod pool;
+mod proxy;
 #[cfg(feature = "tls")]
 mod tls;

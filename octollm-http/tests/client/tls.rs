@@ -1,6 +1,14 @@
 //! Calls over TLS, and servers that the client must not trust.
 
-use std::{error::Error, process::Command, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use octollm_core::{
     arm::arm_fn,
@@ -9,7 +17,7 @@ use octollm_core::{
 };
 use octollm_http::{
     Server,
-    client::Arms,
+    client::{Arms, Protocol},
     io::{Acceptor, TlsAcceptor},
 };
 use octollm_macros::TaskContract;
@@ -21,7 +29,10 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep},
 };
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::{
+    rustls::{self, pki_types::pem::PemObject},
+    server::TlsStream,
+};
 
 use crate::{
     certificates::Authority,
@@ -94,6 +105,94 @@ async fn calls_over_tls_need_no_wiring_but_trust() {
         let answers = arms.context().call_all(calls).at_once(20).await.unwrap();
         assert!(answers.iter().map(String::len).eq(1..40));
         assert_eq!(arms.cards().await[0].endpoint.as_ref(), Some(&url));
+    }
+}
+
+/// Counts the connections that it accepts.
+struct Counting<A>(A, Arc<AtomicUsize>);
+
+impl<A: Acceptor> Acceptor for Counting<A> {
+    type Io = A::Io;
+    type Opening = A::Opening;
+
+    async fn accept(&mut self) -> std::io::Result<Self::Opening> {
+        let opening = self.0.accept().await?;
+        self.1.fetch_add(1, Ordering::SeqCst);
+        Ok(opening)
+    }
+
+    fn is_local(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn the_server_chooses_http2_where_the_client_offers_it() {
+    let authority = Authority::new();
+    for (protocol, most) in [(Protocol::Auto, 1), (Protocol::Http2, 1), (Protocol::Http1, 40)] {
+        let (certificate, key) = authority.write(&["localhost"]);
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let counted = accepted.clone();
+        let slow = arm_fn(async |input: Repeat, _| {
+            sleep(Duration::from_millis(50)).await;
+            Ok(input.text.repeat(input.times))
+        });
+        let acceptor = |tcp| TlsAcceptor::new(Counting(tcp, counted), certificate, key).unwrap();
+        let port = listen(Server::new("parrot").arm(slow), acceptor).await;
+        let builder = Arms::builder().tls(authority.trusted()).protocol(protocol);
+        let url = format!("https://localhost:{port}");
+        let arms = builder.endpoint_serving::<Repeat>("parrot", url).build().unwrap();
+        arms.context().call_all((0..40).map(|_| repeat("x", 1))).at_once(40).await.unwrap();
+        assert_eq!(accepted.load(Ordering::SeqCst), most, "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_tls_server_without_http2_is_called_over_http1_unless_that_is_not_allowed() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.write(&["localhost"]);
+    let read = |file| std::fs::read(file).unwrap();
+    let chain = rustls::pki_types::CertificateDer::pem_slice_iter(&read(certificate))
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(&read(key)).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    let tls = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", tcp.local_addr().unwrap().port());
+    let peer =
+        Peer::listen(Plain(tcp, tls), url.clone(), |_| async { Answer::Json(200, serde_json::json!("ab")) });
+    for protocol in [Protocol::Auto, Protocol::Http1, Protocol::Http2] {
+        let builder = Arms::builder().tls(authority.trusted()).protocol(protocol);
+        let arms = builder.endpoint_serving::<Repeat>("parrot", &url).build().unwrap();
+        let calls = (0..20).map(|_| repeat("ab", 1));
+        for answer in arms.context().call_all(calls).at_once(20).each().await {
+            match answer {
+                Ok(text) => assert!(text == "ab" && protocol != Protocol::Http2),
+                Err(error) => {
+                    assert_eq!((error.kind(), protocol), (ErrorKind::Unreachable, Protocol::Http2));
+                    assert!(!error.may_have_executed() && !error.failure().retryable, "{error:?}");
+                }
+            }
+        }
+    }
+    assert_eq!(peer.calls().len(), 40);
+}
+
+/// TLS without ALPN.
+struct Plain(TcpListener, tokio_rustls::TlsAcceptor);
+
+impl Acceptor for Plain {
+    type Io = TlsStream<TcpStream>;
+    type Opening =
+        std::pin::Pin<Box<dyn Future<Output = std::io::Result<(Self::Io, octollm_http::io::Peer)>> + Send>>;
+
+    async fn accept(&mut self) -> std::io::Result<Self::Opening> {
+        let (socket, _) = TcpListener::accept(&self.0).await?;
+        let tls = self.1.clone();
+        Ok(Box::pin(async move { Ok((tls.accept(socket).await?, octollm_http::io::Peer::default())) }))
     }
 }
 
@@ -254,7 +353,8 @@ async fn a_silent_answer_and_a_lost_one_are_typed_over_tls_too() {
             Answer::Silence
         }
     });
-    let builder = short(Arms::builder()).tls(authority.trusted());
+    // The peer speaks HTTP/1.1, whatever is negotiated.
+    let builder = short(Arms::builder()).tls(authority.trusted()).protocol(Protocol::Http1);
     let arms = builder.endpoint_serving::<Repeat>("parrot", url).build().unwrap();
     for (text, kind) in [("lost", ErrorKind::ConnectionLost), ("silent", ErrorKind::Timeout)] {
         let error = arms.call(repeat(text, 1)).await.unwrap_err();

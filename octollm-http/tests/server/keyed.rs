@@ -263,7 +263,7 @@ async fn a_client_reads_a_lost_answer_with_the_key_and_goes_nowhere_else() {
     let mut parts = ContextParts::new();
     (parts.key, parts.deadline) = (IdempotencyKey::new("k"), Some(Deadline::after(Duration::from_secs(30))));
     let mut call = Call::new(Charge::SPEC.reference(), StepKey::Order(0), NINE.into(), parts);
-    call.retry = 1;
+    call.retry = Some(1);
     let reply = Transport::call(&arms, call).await.unwrap();
     assert_eq!((&*reply.output, reply.attempts, bank.begun()), (&b"901"[..], 2, 1));
     assert_eq!(reply.usage, Usage::tokens(5).plus(Usage::UNMETERED), "that of the lost answer is not known");

@@ -1,10 +1,10 @@
 //! The allotment of connections to callers, as a state machine without I/O and clock.
 
+mod shared;
+
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
-
-use crate::limits::ClientConfig;
 
 /// The limits of a pool.
 #[derive(Debug, Clone, Copy)]
@@ -21,21 +21,6 @@ pub(super) struct Limits {
     pub(super) idle_timeout: Duration,
 }
 
-impl Limits {
-    /// The limits of a client of one arm.
-    pub(super) fn of(config: &ClientConfig) -> Self {
-        let (open, idle_timeout) = (config.max_connections, config.idle_timeout);
-        Self { open, idle: config.max_idle.min(open), share: open, reserve: false, idle_timeout }
-    }
-
-    /// The same for this number of arms.
-    pub(super) fn shared_by(self, arms: usize) -> Self {
-        let share = if arms > 1 { (self.open / 2).max(1) } else { self.open };
-        // With two arms a half is the reserve.
-        Self { share, reserve: arms > 2, ..self }
-    }
-}
-
 /// One arm at one origin in one runtime, whose connections are interchangeable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LaneId(usize);
@@ -44,27 +29,46 @@ pub(super) struct LaneId(usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
+/// A connection that several callers use at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SharedId(u64);
+
 /// The permission of a caller to use or open a connection.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Permit<T> {
+pub(super) enum Permit<T, S> {
     /// Use this connection, which has been idle since then.
     Use(T, Instant),
+    /// Use this connection beside others.
+    Join(SharedId, S),
     /// Open a connection, after closing this one to make room.
-    Open(Option<T>),
+    Open(Option<Closing<T, S>>),
+    /// Open a connection that others are to use too, after closing this one to make room.
+    OpenShared(Option<Closing<T, S>>),
+}
+
+/// A connection that is no longer counted: it is closed when this is dropped.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Closing<T, S> {
+    Own(#[allow(dead_code)] T),
+    Shared(#[allow(dead_code)] S),
 }
 
 /// A caller that is served, with its lane and its permit.
-pub(super) type Next<T, W> = (W, LaneId, Permit<T>);
+pub(super) type Next<T, S, W> = (W, LaneId, Permit<T, S>);
 
-/// Counts the connections `T` of a pool and allots them to callers. A waiting caller leaves a `W`.
+/// The next caller, and a connection to close.
+pub(super) type Freed<T, S, W> = (Option<Next<T, S, W>>, Option<Closing<T, S>>);
+
+/// Counts the connections of a pool and allots them to callers. A `T` serves one caller at a time, an `S` several at once. A waiting
+/// caller leaves a `W`.
 ///
 /// A connection that becomes free goes to a waiting caller before it counts as idle: to the arm that holds fewest,
 /// within one arm to the lane that holds fewest, within a lane to the one who waits longest. No caller waits while it
-/// could be served.
+/// could be served, except for a connection that is being opened and will have a place for it.
 #[derive(Debug)]
-pub(super) struct Allotment<T, W> {
+pub(super) struct Allotment<T, S, W> {
     limits: Limits,
-    lanes: Vec<Lane<T, W>>,
+    lanes: Vec<Lane<T, S, W>>,
     /// Connections that each arm holds.
     arms: Vec<usize>,
     open: usize,
@@ -74,22 +78,26 @@ pub(super) struct Allotment<T, W> {
 }
 
 #[derive(Debug)]
-struct Lane<T, W> {
+struct Lane<T, S, W> {
     arm: usize,
+    /// Connections in use or being opened.
     busy: usize,
+    /// Callers that a connection is expected to serve at once; 0 where it serves one at a time.
+    places: usize,
+    exclusive_until: Option<Instant>,
+    /// Connections being opened that several callers will use.
+    opening: usize,
+    shared: Vec<shared::SharedConnection<S>>,
+    /// No caller comes any more.
+    is_forgotten: bool,
     /// Idle connections. The last one was used last, and is used first, so that the others can expire.
     idle: Vec<(T, Instant)>,
     waiting: VecDeque<(Ticket, W)>,
 }
 
-impl<T, W> Allotment<T, W> {
+impl<T, S: Clone, W> Allotment<T, S, W> {
     pub(super) fn new(limits: Limits) -> Self {
         Self { limits, lanes: Vec::new(), arms: Vec::new(), open: 0, idle: 0, waiting: 0, next_ticket: 0 }
-    }
-
-    /// Changes the limits for the connections that are asked for from now on.
-    pub(super) fn set_limits(&mut self, limits: Limits) {
-        self.limits = limits;
     }
 
     pub(super) fn add_arm(&mut self) -> usize {
@@ -98,14 +106,50 @@ impl<T, W> Allotment<T, W> {
     }
 
     pub(super) fn add_lane(&mut self, arm: usize) -> LaneId {
-        self.lanes.push(Lane { arm, busy: 0, idle: Vec::new(), waiting: VecDeque::new() });
-        LaneId(self.lanes.len() - 1)
+        let lane = Lane {
+            arm,
+            busy: 0,
+            places: 0,
+            exclusive_until: None,
+            opening: 0,
+            shared: Vec::new(),
+            is_forgotten: false,
+            idle: Vec::new(),
+            waiting: VecDeque::new(),
+        };
+        match self.lanes.iter().position(Lane::is_over) {
+            Some(over) => {
+                self.lanes[over] = lane;
+                LaneId(over)
+            }
+            None => {
+                self.lanes.push(lane);
+                LaneId(self.lanes.len() - 1)
+            }
+        }
+    }
+
+    /// Changes the share of each arm.
+    pub(super) fn set_share(&mut self, share: usize, reserve: bool) {
+        (self.limits.share, self.limits.reserve) = (share, reserve);
+    }
+
+    /// Removes all arms and lanes of a pool that [is quiet](Self::is_quiet).
+    pub(super) fn reset(&mut self) {
+        // Numbers are not used again, since a task may still have one.
+        *self = Self { next_ticket: self.next_ticket, ..Self::new(self.limits) };
+    }
+
+    /// Removes the idle connections of a lane to which no caller comes any more. Those in use are not used again.
+    pub(super) fn forget(&mut self, id: LaneId) -> Vec<Closing<T, S>> {
+        self.lanes[id.0].is_forgotten = true;
+        self.clear(id)
     }
 
     /// The connections of an arm in use and idle, and the callers that wait for one.
     pub(super) fn counts(&self, arm: usize) -> [usize; 3] {
         let lanes = || self.lanes.iter().filter(|lane| lane.arm == arm);
-        let idle = lanes().map(|lane| lane.idle.len()).sum();
+        let idle = lanes().map(|lane| lane.idle.len() + lane.idle_shared().count()).sum();
         let waiting = lanes().map(|lane| lane.waiting.len()).sum();
         [self.arms.get(arm).copied().unwrap_or(0), idle, waiting]
     }
@@ -116,9 +160,14 @@ impl<T, W> Allotment<T, W> {
     }
 
     /// A connection for a caller, unless it has to wait.
-    pub(super) fn ask(&mut self, LaneId(lane): LaneId) -> Option<Permit<T>> {
+    pub(super) fn ask(&mut self, LaneId(lane): LaneId) -> Option<Permit<T, S>> {
+        if let Some(joined) = self.join(lane) {
+            return Some(joined);
+        }
+        let state = &self.lanes[lane];
         // Callers with a free share wait only while nothing is free, so that no caller is overtaken.
-        if self.lanes[lane].waiting.is_empty() && self.has_share(lane) { self.take(lane) } else { None }
+        let is_next = state.waiting.is_empty() || state.opening > 0;
+        if is_next && state.needs_another() && self.has_share(lane) { self.take(lane) } else { None }
     }
 
     /// Puts a caller that has to wait at the end of its lane's queue.
@@ -140,13 +189,12 @@ impl<T, W> Allotment<T, W> {
     }
 
     /// Takes back a connection that can be used again. Returns the next caller, and a connection that exceeds the limit.
-    pub(super) fn give_back(
-        &mut self,
-        id: LaneId,
-        connection: T,
-        now: Instant,
-    ) -> (Option<Next<T, W>>, Option<T>) {
+    pub(super) fn give_back(&mut self, id: LaneId, connection: T, now: Instant) -> Freed<T, S, W> {
         self.leave(id);
+        if self.lanes[id.0].closes_own() {
+            self.open -= 1;
+            return (self.serve(), Some(Closing::Own(connection)));
+        }
         self.lanes[id.0].idle.push((connection, now));
         self.idle += 1;
         let next = self.serve();
@@ -155,7 +203,7 @@ impl<T, W> Allotment<T, W> {
     }
 
     /// Counts a connection that was closed. Returns the next caller.
-    pub(super) fn closed(&mut self, id: LaneId) -> Option<Next<T, W>> {
+    pub(super) fn closed(&mut self, id: LaneId) -> Option<Next<T, S, W>> {
         self.leave(id);
         self.open -= 1;
         self.serve()
@@ -170,11 +218,13 @@ impl<T, W> Allotment<T, W> {
     }
 
     /// Removes the connections that have been idle for too long.
-    pub(super) fn expire(&mut self, now: Instant) -> Vec<T> {
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<Closing<T, S>> {
         let mut expired = Vec::new();
+        let is_old = |since: Instant| since + self.limits.idle_timeout <= now;
         for lane in &mut self.lanes {
-            let old = lane.idle.partition_point(|(_, since)| *since + self.limits.idle_timeout <= now);
-            expired.extend(lane.idle.drain(..old).map(|(connection, _)| connection));
+            let old = lane.idle.partition_point(|(_, since)| is_old(*since));
+            expired.extend(lane.idle.drain(..old).map(|(connection, _)| Closing::Own(connection)));
+            expired.extend(lane.take_idle_shared(is_old));
         }
         self.idle -= expired.len();
         self.open -= expired.len();
@@ -182,27 +232,31 @@ impl<T, W> Allotment<T, W> {
     }
 
     /// Removes the idle connections of a lane.
-    pub(super) fn clear(&mut self, LaneId(lane): LaneId) -> impl Iterator<Item = T> + use<T, W> {
-        let idle = std::mem::take(&mut self.lanes[lane].idle);
-        self.idle -= idle.len();
-        self.open -= idle.len();
-        idle.into_iter().map(|(connection, _)| connection)
+    pub(super) fn clear(&mut self, LaneId(lane): LaneId) -> Vec<Closing<T, S>> {
+        let lane = &mut self.lanes[lane];
+        let idle = std::mem::take(&mut lane.idle).into_iter().map(|(connection, _)| Closing::Own(connection));
+        let mut cleared: Vec<_> = idle.collect();
+        cleared.extend(lane.take_idle_shared(|_| true));
+        self.idle -= cleared.len();
+        self.open -= cleared.len();
+        cleared
     }
 
     /// Time at which the next idle connection expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        let oldest = self.lanes.iter().filter_map(|lane| lane.idle.first()).map(|(_, since)| *since).min()?;
+        let oldest = self.lanes.iter().filter_map(Lane::idle_longest).min()?;
         Some(oldest + self.limits.idle_timeout)
     }
 
     /// Serves the next caller, if one can be served. Each event makes room for one.
-    fn serve(&mut self) -> Option<Next<T, W>> {
+    pub(super) fn serve(&mut self) -> Option<Next<T, S, W>> {
         if self.waiting == 0 {
             return None;
         }
         let lanes = self.lanes.iter().enumerate();
-        let (lane, _) =
-            lanes.filter(|(lane, _)| self.has_share(*lane)).min_by_key(|(_, lane)| rank(&self.arms, lane))?;
+        let can_be_served =
+            |(number, lane): &(usize, &Lane<T, S, W>)| self.has_share(*number) && lane.needs_another();
+        let (lane, _) = lanes.filter(can_be_served).min_by_key(|(_, lane)| rank(&self.arms, lane))?;
         self.lanes[lane].waiting.front()?;
         let permit = self.take(lane)?;
         let (_, waiter) = self.lanes[lane].waiting.pop_front()?;
@@ -211,14 +265,22 @@ impl<T, W> Allotment<T, W> {
     }
 
     /// A connection for this lane: an idle one, or room for one more.
-    fn take(&mut self, lane: usize) -> Option<Permit<T>> {
-        let permit = if let Some((connection, since)) = self.lanes[lane].idle.pop() {
+    fn take(&mut self, lane: usize) -> Option<Permit<T, S>> {
+        let permit = if let Some(joined) = self.join_idle(lane) {
+            joined
+        } else if let Some((connection, since)) = self.lanes[lane].idle.pop() {
             self.idle -= 1;
             Permit::Use(connection, since)
         } else {
             let evicted = if self.open < self.limits.open { None } else { Some(self.evict()?) };
             self.open += 1;
-            Permit::Open(evicted)
+            let state = &mut self.lanes[lane];
+            if state.places > 0 {
+                state.opening += 1;
+                Permit::OpenShared(evicted)
+            } else {
+                Permit::Open(evicted)
+            }
         };
         self.lanes[lane].busy += 1;
         self.arms[self.lanes[lane].arm] += 1;
@@ -226,13 +288,13 @@ impl<T, W> Allotment<T, W> {
     }
 
     /// Removes the connection that has been idle longest.
-    fn evict(&mut self) -> Option<T> {
-        let since = |lane: &Lane<T, W>| lane.idle.first().map(|(_, since)| *since);
-        let lanes = self.lanes.iter_mut().filter(|lane| !lane.idle.is_empty());
-        let oldest = lanes.min_by_key(|lane| since(lane))?;
+    fn evict(&mut self) -> Option<Closing<T, S>> {
+        let lanes = self.lanes.iter_mut().filter(|lane| lane.idle_longest().is_some());
+        let oldest = lanes.min_by_key(|lane| lane.idle_longest())?;
+        let evicted = oldest.take_idle_longest()?;
         self.idle -= 1;
         self.open -= 1;
-        Some(oldest.idle.remove(0).0)
+        Some(evicted)
     }
 
     fn leave(&mut self, LaneId(lane): LaneId) {
@@ -250,9 +312,9 @@ impl<T, W> Allotment<T, W> {
 
 /// The order in which lanes are served. Lanes without a waiting caller come last. Among lanes that hold equally many connections,
 /// one with an idle connection comes first, so that none is closed for another, and then the caller that has waited longest.
-fn rank<T, W>(arms: &[usize], lane: &Lane<T, W>) -> impl Ord + use<T, W> {
+fn rank<T, S, W>(arms: &[usize], lane: &Lane<T, S, W>) -> impl Ord + use<T, S, W> {
     let first = lane.waiting.front().map(|(ticket, _)| *ticket);
-    let needs_another = lane.busy > 0 && lane.idle.is_empty();
+    let needs_another = lane.busy > 0 && lane.idle_longest().is_none();
     (first.is_none(), arms[lane.arm], lane.busy, needs_another, first)
 }
 

@@ -1,8 +1,14 @@
 //! Checking a connection out of the pool, and giving it back.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use http::{Uri, uri::Scheme};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use hyper::body::{Body, Incoming};
 use octollm_core::{deadline::Deadline, error::ErrorKind};
 use tokio::{
     runtime::{self, Handle},
@@ -11,37 +17,43 @@ use tokio::{
 };
 
 use super::{
-    Connection, ExchangeError, Key, LaneId, Origin, Permit, Shared,
+    Connection, ExchangeError, ExchangeLimits, Failure, Key, LaneId, Origin, Permit, Phase, SharedId,
     allot::Ticket,
-    connection::RESTED,
-    jittered,
-    meter::{Meter, Metered},
+    connection::SendError,
+    http2::Http2,
+    meter::WaitLimit,
+    pooled::PooledConnection,
+    stream::{self, Receiving},
+    upload::Upload,
 };
-use crate::io::{Secured, handshake_problem};
 
-/// A connection of the pool, or the permission to open one. When it is dropped, the connection is given back or closed, and the
-/// next caller is served.
-pub(super) struct PooledConnection {
-    pool: Arc<Shared>,
-    lane: LaneId,
-    runtime: runtime::Id,
-    connection: Option<Box<Connection>>,
-    /// Whether the connection can be given back.
-    is_fit: bool,
-    /// Begin of the time without a call; `None` once that is checked.
-    idle_since: Option<Instant>,
+type Pool = super::Shared;
+
+/// A connection of the pool, or a stream of one. When it is dropped, it is given back or closed, and the next caller is served.
+pub(super) enum Place {
+    Own(PooledConnection),
+    Stream(Stream),
 }
 
-impl PooledConnection {
+/// The body of an answer.
+pub(super) enum Answer {
+    Http1(Incoming),
+    Http2(Box<Receiving>),
+}
+
+/// A place, or the failure of the connection on which it was to be.
+pub(super) type Served = Result<Place, Box<Failure>>;
+
+impl Place {
     /// Waits until the caller is served.
     ///
     /// # Errors
     /// [`ErrorKind::Timeout`] after the time limit on waiting.
     pub(super) async fn new(
-        pool: &Arc<Shared>,
+        pool: &Arc<Pool>,
         arm: &Arc<str>,
         origin: &Origin,
-        deadline: Option<Deadline>,
+        limits: &ExchangeLimits,
     ) -> Result<Self, ExchangeError> {
         let Ok(runtime) = Handle::try_current() else {
             let error = ExchangeError::new(ErrorKind::Internal, "no tokio runtime is running here");
@@ -52,6 +64,7 @@ impl PooledConnection {
         let waiting = {
             let mut state = pool.state();
             let lane = state.lane(key);
+            state.choose_version(lane, origin, limits.hints.speaks_http2, &pool.config, pool.protocol);
             match state.allotment.ask(lane) {
                 Some(permit) => {
                     drop(state);
@@ -64,122 +77,226 @@ impl PooledConnection {
                 }
             }
         };
-        waiting.permit(deadline).await
+        waiting.permit(limits.deadline).await
     }
 
-    fn granted(
-        pool: &Arc<Shared>,
-        (lane, runtime): (LaneId, runtime::Id),
-        permit: Permit<Box<Connection>>,
+    pub(super) fn granted(
+        pool: &Arc<Pool>,
+        at: (LaneId, runtime::Id),
+        permit: Permit<Box<Connection>, Arc<Http2>>,
     ) -> Self {
-        let (connection, idle_since) = match permit {
-            Permit::Use(connection, since) => (Some(connection), Some(since)),
+        let own = |connection: Option<Box<Connection>>, idle_since, is_sharing| {
+            let pool = Arc::clone(pool);
+            let (lane, runtime) = at;
+            let is_fit = connection.is_some();
+            let is_spent = false;
+            Self::Own(PooledConnection {
+                pool,
+                lane,
+                runtime,
+                connection,
+                is_sharing,
+                is_spent,
+                is_fit,
+                idle_since,
+            })
+        };
+        match permit {
+            Permit::Use(connection, since) => own(Some(connection), Some(since), false),
+            Permit::Join(id, connection) => {
+                if connection.begin() {
+                    connection.meter.ask_end();
+                }
+                Self::Stream(Stream::new(Arc::clone(pool), at, id, connection))
+            }
             Permit::Open(evicted) => {
                 drop(evicted);
-                (None, None)
+                own(None, None, false)
             }
-        };
-        Self { pool: Arc::clone(pool), lane, runtime, is_fit: connection.is_some(), connection, idle_since }
+            Permit::OpenShared(evicted) => {
+                drop(evicted);
+                own(None, None, true)
+            }
+        }
     }
 
-    /// Returns the connection, opened if needed, and whether it was used before. It is closed on drop unless it is
+    /// Opens the connection if needed. Returns whether it was used before. It is closed on drop unless it is
     /// [given back](Self::give_back).
-    pub(super) async fn connection(
+    pub(super) async fn ready(&mut self, origin: &Origin) -> Result<bool, ExchangeError> {
+        let pooled = match self {
+            Self::Own(pooled) => pooled,
+            Self::Stream(stream) => return Ok(stream.connection.is_proven()),
+        };
+        if pooled.find_alive().await {
+            return Ok(true);
+        }
+        if let Some(stream) = pooled.open(origin).await? {
+            *self = Self::Stream(stream);
+        }
+        Ok(false)
+    }
+
+    /// Sends a request and reads the head of its answer.
+    pub(super) async fn head(
         &mut self,
+        request: Request<Upload>,
         origin: &Origin,
-    ) -> Result<(&mut Connection, bool), ExchangeError> {
-        let used_before = self.find_alive().await;
-        if !used_before {
-            let (io, meter) = connect(&self.pool, origin).await?;
-            let retires = Instant::now() + jittered(self.pool.config.max_age);
-            self.connection = Some(Box::new(Connection::new(io, meter, retires).await?));
-        }
-        match &mut self.connection {
-            Some(connection) => Ok((connection, used_before)),
-            None => Err(ExchangeError::new(ErrorKind::Internal, "no connection").before_execution()),
+        wait_limit: &mut WaitLimit,
+    ) -> Result<Response<Answer>, SendError> {
+        match self {
+            Self::Own(PooledConnection { connection: Some(connection), .. }) => {
+                Ok(connection.head(request, origin, wait_limit).await?.map(Answer::Http1))
+            }
+            Self::Own(_) => Err(SendError::Unsent(Box::new(request))),
+            Self::Stream(stream) => {
+                stream.is_open = true;
+                stream.heard = stream.connection.meter.read();
+                let head = stream::head(&stream.connection, request, origin, wait_limit).await?;
+                Ok(head.map(|body| Answer::Http2(Box::new(body))))
+            }
         }
     }
 
-    /// Whether there is a connection that was used before and is still open.
-    async fn find_alive(&mut self) -> bool {
-        self.is_fit = false;
-        while let Some(connection) = &mut self.connection {
-            let now = Instant::now();
-            let idle =
-                self.idle_since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-            if idle >= RESTED && connection.sees_close_late() {
-                tokio::task::yield_now().await;
+    /// The next frame of an answer.
+    pub(super) fn poll_frame(
+        &mut self,
+        body: &mut Answer,
+        wait_limit: &mut WaitLimit,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        match (self, body) {
+            (Self::Own(PooledConnection { connection: Some(connection), .. }), Answer::Http1(body)) => {
+                connection.poll_frame(body, wait_limit, cx)
             }
-            if idle < self.pool.config.idle_timeout && connection.is_alive(now, idle) {
-                return true;
+            (Self::Stream(stream), Answer::Http2(body)) => {
+                body.poll_frame(&stream.connection, wait_limit, cx)
             }
-            self.discard();
-        }
-        false
-    }
-
-    /// Closes the connection, and replaces it by an idle one if there is one.
-    pub(super) fn discard(&mut self) {
-        self.connection = None;
-        let other = self.pool.state().allotment.replace(self.lane);
-        if let Some((connection, since)) = other {
-            (self.connection, self.idle_since) = (Some(connection), Some(since));
+            _ => Poll::Ready(None),
         }
     }
 
     /// Gives the connection back after an exchange, if it can be used again.
-    pub(super) fn give_back(mut self) {
-        self.is_fit = self.connection.as_ref().is_some_and(|connection| connection.is_reusable());
+    pub(super) fn give_back(mut self, body: Answer) {
+        match (&mut self, &body) {
+            (Self::Own(pooled), Answer::Http1(_)) => {
+                if let Some(connection) = &mut pooled.connection {
+                    connection.finish();
+                    pooled.is_fit = connection.is_reusable();
+                }
+            }
+            (Self::Stream(stream), Answer::Http2(body)) => stream.is_open = !body.is_over(),
+            _ => {}
+        }
+        // The stream ends before its place is free.
+        drop(body);
+    }
+
+    /// Closes the connection after a failed exchange. Over HTTP/1.1 it is replaced by an idle one if there is one. Returns
+    /// whether the place can be used again.
+    pub(super) fn discard(&mut self) -> bool {
+        match self {
+            Self::Own(pooled) => {
+                pooled.discard();
+                true
+            }
+            Self::Stream(_) => false,
+        }
+    }
+
+    /// Whether nothing at all has come over the connection of this stream since it began.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self, Self::Stream(stream) if stream.connection.meter.read() == stream.heard)
+    }
+
+    /// Lets no further caller use the connection of this stream.
+    pub(super) fn retire(&self) {
+        if let Self::Stream(stream) = self {
+            stream.pool.retire(stream.lane, stream.id);
+        }
     }
 }
 
-impl Drop for PooledConnection {
+impl Answer {
+    /// The least bytes that are still to come.
+    pub(super) fn least(&self, head: &http::HeaderMap) -> u64 {
+        match self {
+            Self::Http1(body) => body.size_hint().lower(),
+            Self::Http2(body) => body.size_hint(head),
+        }
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_over(),
+        }
+    }
+}
+
+/// A place among the streams of an HTTP/2 connection.
+pub(super) struct Stream {
+    pool: Arc<Pool>,
+    lane: LaneId,
+    runtime: runtime::Id,
+    id: SharedId,
+    pub(super) connection: Arc<Http2>,
+    /// Whether the stream is reset if it is dropped now.
+    is_open: bool,
+    /// Bytes that the connection had read when the stream began.
+    heard: u64,
+}
+
+impl Stream {
+    pub(super) fn new(
+        pool: Arc<Pool>,
+        at: (LaneId, runtime::Id),
+        id: SharedId,
+        connection: Arc<Http2>,
+    ) -> Self {
+        Self { pool, lane: at.0, runtime: at.1, id, connection, is_open: false, heard: 0 }
+    }
+}
+
+impl Drop for Stream {
     fn drop(&mut self) {
-        let connection = self.connection.take().filter(|_| self.is_fit);
-        // A connection that is not given back is closed before another one is opened in its place.
-        let is_idle = connection.is_some();
+        if self.connection.end(self.is_open) {
+            self.pool.retire(self.lane, self.id);
+        }
         let mut state = self.pool.state();
-        let (next, surplus) = match connection {
-            Some(connection) => state.allotment.give_back(self.lane, connection, Instant::now()),
-            None => (state.allotment.closed(self.lane), None),
-        };
-        let reap = is_idle && next.is_none() && !state.reapers.contains(&self.runtime);
+        let left = state.allotment.leave_shared(self.lane, self.id, Instant::now());
+        let reap = left.is_idle && left.next.is_none() && !state.reapers.contains(&self.runtime);
         state.forget_if_quiet();
         drop(state);
-        drop(surplus);
-        match next {
-            // If the waiting caller has just gone away, this drops the connection, which is given back at once.
-            Some(((waiter, runtime), lane, permit)) => {
-                drop(waiter.send(Self::granted(&self.pool, (lane, runtime), permit)));
-            }
+        drop(left.closing);
+        match left.next {
             None if reap => self.pool.reap(),
-            None => {}
+            next => self.pool.hand_over(next),
         }
     }
 }
 
 /// A caller that is not served yet.
 struct Waiting<'a> {
-    pool: &'a Arc<Shared>,
+    pool: &'a Arc<Pool>,
     lane: LaneId,
     ticket: Ticket,
-    served: Option<oneshot::Receiver<PooledConnection>>,
+    served: Option<oneshot::Receiver<Served>>,
 }
 
 impl Waiting<'_> {
-    async fn permit(mut self, deadline: Option<Deadline>) -> Result<PooledConnection, ExchangeError> {
+    async fn permit(mut self, deadline: Option<Deadline>) -> Result<Place, ExchangeError> {
         let limit = self.pool.config.pool_wait;
         let Some(served) = &mut self.served else { return Err(all_busy()) };
         let served_first = deadline.is_some_and(|deadline| deadline.remaining() <= limit);
-        let pooled = if served_first {
+        let served = if served_first {
             served.await.ok()
         } else {
             timeout(limit, served).await.ok().and_then(Result::ok)
         };
-        if pooled.is_some() {
+        if served.is_some() {
             self.served = None;
         }
-        pooled.ok_or_else(all_busy)
+        served.ok_or_else(all_busy)?.map_err(|failure| ExchangeError::from(*failure))
     }
 }
 
@@ -194,46 +311,7 @@ impl Drop for Waiting<'_> {
 }
 
 fn all_busy() -> ExchangeError {
-    ExchangeError::new(ErrorKind::Timeout, "all connections are busy").before_execution()
-}
-
-/// # Errors
-/// [`ErrorKind::Unreachable`]: nothing was sent.
-async fn connect(pool: &Shared, origin: &Origin) -> Result<(Secured<Metered>, Arc<Meter>), ExchangeError> {
-    let unusable = |_| ExchangeError::new(ErrorKind::BadRequest, "the origin is no URI").before_execution();
-    let to = Uri::builder()
-        .scheme(if origin.is_https { Scheme::HTTPS } else { Scheme::HTTP })
-        .authority(origin.authority.clone())
-        .path_and_query("/")
-        .build()
-        .map_err(unusable)?;
-    let limit = pool.config.connect_timeout;
-    let opening = async {
-        // Below TLS, so that the meter counts what reaches the socket.
-        let (io, meter) = Metered::new(pool.connector.connect(&to).await?);
-        Ok((pool.tls.secure(&to, io).await?, meter))
-    };
-    match timeout(limit, opening).await {
-        Ok(Ok(opened)) => Ok(opened),
-        Ok(Err(error)) => {
-            if let Some(problem) = handshake_problem(&error) {
-                return Err(ExchangeError::not_trusted(problem).caused_by(error));
-            }
-            Err(ExchangeError::new(ErrorKind::Unreachable, format!("no connection: {}", reason(&error)))
-                .caused_by(error))
-        }
-        Err(_) => Err(ExchangeError::new(ErrorKind::Unreachable, format!("no connection within {limit:?}"))),
-    }
-}
-
-/// The kind of the error alone, since the text of the system may name addresses.
-fn reason(error: &io::Error) -> String {
-    use io::ErrorKind::*;
-    match error.kind() {
-        // Name lookups have no kind.
-        kind if error.raw_os_error().is_some() => kind.to_string(),
-        kind @ (ConnectionRefused | ConnectionReset | ConnectionAborted | TimedOut | UnexpectedEof
-        | BrokenPipe | InvalidData | InvalidInput | PermissionDenied) => kind.to_string(),
-        _ => "the host is not known".to_owned(),
-    }
+    ExchangeError::new(ErrorKind::Timeout, "all connections are busy")
+        .in_phase(Phase::PoolWait)
+        .before_execution()
 }

@@ -9,34 +9,30 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Request, Response};
-use http_body::Body;
-use http_body_util::Full;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, header::HOST};
+use http_body::{Body, Frame};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
 };
 use hyper_util::rt::TokioIo;
 use octollm_core::error::ErrorKind;
-use tokio::{
-    task::{coop::consume_budget, unconstrained},
-    time::Instant,
-};
+use tokio::{task::unconstrained, time::Instant};
 
-use super::ExchangeError;
-use super::meter::{Idle, Meter, Metered, WaitLimit};
-use crate::{
-    io::{Secured, refusal},
-    wire::BodyBuffer,
+use super::{
+    ExchangeError, Origin, Phase,
+    meter::{Idle, Meter, Metered, WaitLimit},
+    stream,
+    upload::Upload,
 };
+use crate::io::{Secured, refusal};
 
-type Outgoing = Request<Full<Bytes>>;
-type Driver = http1::Connection<TokioIo<Secured<Metered>>, Full<Bytes>>;
+type Driver = http1::Connection<TokioIo<Secured<Metered>>, Upload>;
 
 /// An HTTP/1.1 connection without a task of its own: the call that uses it drives it. So the socket is closed with a call that is
 /// dropped, and an answer wakes no other task.
 pub(super) struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
+    sender: http1::SendRequest<Upload>,
     /// `None` once the connection has ended.
     driver: Option<Driver>,
     meter: Arc<Meter>,
@@ -51,7 +47,9 @@ pub(super) struct Connection {
 /// The failure of an exchange.
 pub(super) enum SendError {
     /// Nothing was written: the request is returned.
-    Unsent(Box<Outgoing>),
+    Unsent(Box<Request<Upload>>),
+    /// The server has not processed the request, so that any request may be sent again.
+    Refused(ExchangeError),
     /// Any other failure.
     Failed(ExchangeError),
 }
@@ -64,7 +62,10 @@ impl Connection {
     ) -> Result<Self, ExchangeError> {
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(io)).await.map_err(
-                |error| ExchangeError::new(ErrorKind::Unreachable, "no connection").caused_by(error),
+                |error| {
+                    let failed = ExchangeError::new(ErrorKind::Unreachable, "no connection");
+                    failed.in_phase(Phase::Connect).caused_by(error)
+                },
             )?;
         Ok(Self { sender, driver: Some(driver), meter, retires, longest_rest: None, is_proven: false })
     }
@@ -95,98 +96,90 @@ impl Connection {
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(driver) = &mut self.driver else { return Poll::Ready(()) };
-        let over = Pin::new(driver).poll(cx);
-        if over.is_ready() {
-            // A request that was not sent is returned when the driver is dropped.
-            self.driver = None;
-        }
-        over.map(drop)
+        drive(&mut self.driver, cx)
     }
 
-    /// Sends a request and reads its answer whole.
-    pub(super) async fn exchange(
+    /// Sends a request and reads the head of its answer.
+    pub(super) async fn head(
         &mut self,
-        request: Outgoing,
-        max_answer: usize,
-        wait_limit: &mut WaitLimit,
-    ) -> Result<Response<Bytes>, SendError> {
-        let (head, body) = self.head(request, wait_limit).await?.into_parts();
-        self.meter.has_head();
-        self.longest_rest = longest_rest(&head.headers).or(self.longest_rest);
-        wait_limit.answering();
-        let body = self.body(body, max_answer, wait_limit).await.map_err(SendError::Failed)?;
-        Ok(Response::from_parts(head, body))
-    }
-
-    async fn head(
-        &mut self,
-        request: Outgoing,
+        mut request: Request<Upload>,
+        origin: &Origin,
         wait_limit: &mut WaitLimit,
     ) -> Result<Response<Incoming>, SendError> {
+        add_host(&mut request, origin).map_err(SendError::Failed)?;
         let before = self.meter.written();
         self.meter.awaits_head(MAX_INTERIM);
         // This function drives the connection, which produces the answer: no waker is needed, and the budget of the task must
-        // not delay an answer.
+        // not delay an answer. A body that is produced elsewhere wakes the task by the connection.
         let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
-        poll_fn(|cx| {
-            let _ = self.drive(cx);
+        let response = poll_fn(|cx| {
+            let _ = drive(&mut self.driver, cx);
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 return Poll::Ready(answer.map_err(|error| lost_head(error, &self.meter, before)));
             }
             wait_limit.poll(&self.meter, cx).map(|idle| Err(SendError::Failed(timed_out(idle))))
         })
-        .await
+        .await?;
+        self.meter.has_head();
+        self.longest_rest = longest_rest(response.headers()).or(self.longest_rest);
+        Ok(response)
     }
 
-    async fn body(
+    /// The next frame of an answer.
+    pub(super) fn poll_frame(
         &mut self,
-        mut body: Incoming,
-        max: usize,
+        body: &mut Incoming,
         wait_limit: &mut WaitLimit,
-    ) -> Result<Bytes, ExchangeError> {
-        if body.size_hint().lower() > max as u64 {
-            return Err(too_large(max));
-        }
-        let mut whole = BodyBuffer::default();
-        while !body.is_end_stream() {
-            let frame = poll_fn(|cx| {
-                if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
-                    return Poll::Ready(Ok(frame));
-                }
-                let _ = self.drive(cx);
-                if let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
-                    return Poll::Ready(Ok(frame));
-                }
-                wait_limit.poll(&self.meter, cx).map(|idle| Err(timed_out(idle)))
-            })
-            .await?;
-            let Some(frame) = frame else { break };
-            // Many small pieces must not hold back the deadline.
-            consume_budget().await;
-            let frame = frame.map_err(|error| {
-                ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").caused_by(error)
-            })?;
-            if let Ok(data) = frame.into_data() {
-                if whole.len() + data.len() > max {
-                    return Err(too_large(max));
-                }
-                whole.push(data);
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        let cut_off = |error: hyper::Error| match refusal(&error) {
+            Some(problem) => ExchangeError::not_trusted(problem).caused_by(error),
+            None => ExchangeError::new(ErrorKind::ConnectionLost, "the answer was cut off").caused_by(error),
+        };
+        for is_driven in [false, true] {
+            if is_driven {
+                let _ = drive(&mut self.driver, cx);
+            }
+            if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
+                return Poll::Ready(frame.map(|frame| frame.map_err(cut_off)));
             }
         }
+        wait_limit.poll(&self.meter, cx).map(|idle| Some(Err(timed_out(idle))))
+    }
+
+    /// Processes the end of an answer, if that has not happened yet.
+    pub(super) fn finish(&mut self) {
         if !self.is_reusable() {
-            // The end of the answer may not be processed yet.
             let _ = self.drive(&mut Context::from_waker(Waker::noop()));
         }
-        Ok(whole.into_bytes())
     }
+}
+
+fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) -> Poll<()> {
+    let Some(running) = driver else { return Poll::Ready(()) };
+    let over = Pin::new(running).poll(cx);
+    if over.is_ready() {
+        // A request that was not sent is returned when the driver is dropped.
+        *driver = None;
+    }
+    over.map(drop)
+}
+
+fn add_host(request: &mut Request<Upload>, origin: &Origin) -> Result<(), ExchangeError> {
+    if !request.headers().contains_key(HOST) {
+        let host = HeaderValue::from_str(origin.authority.as_str()).map_err(|_| {
+            ExchangeError::new(ErrorKind::BadRequest, "the request has no usable host").before_execution()
+        })?;
+        request.headers_mut().insert(HOST, host);
+    }
+    Ok(())
 }
 
 /// Idle time after which a server may have closed the connection while the runtime has not yet polled its socket.
 pub(super) const RESTED: Duration = Duration::from_micros(30);
 
 /// The largest head of an answer, and the most bytes of one read.
-const MAX_HEAD: usize = 64 << 10;
+pub(super) const MAX_HEAD: usize = 64 << 10;
 
 /// The most bytes before the head of an answer is complete, since some servers send interim answers (1xx) without end.
 const MAX_INTERIM: u64 = 4 * MAX_HEAD as u64;
@@ -205,23 +198,27 @@ fn longest_rest(head: &HeaderMap) -> Option<Duration> {
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-fn timed_out(idle: Idle) -> ExchangeError {
-    let message = match idle {
-        Idle::Read => "the server owes an answer and is silent",
-        Idle::Write => "the server does not read the request",
+pub(super) fn timed_out(idle: Idle) -> ExchangeError {
+    let (message, phase) = match idle {
+        Idle::Write => ("the server does not read the request", Phase::Write),
+        Idle::Head => ("the server owes an answer and is silent", Phase::ReadHead),
+        Idle::Body => ("the server owes an answer and is silent", Phase::ReadBody),
     };
-    ExchangeError::new(ErrorKind::Timeout, message)
+    ExchangeError::new(ErrorKind::Timeout, message).in_phase(phase)
 }
 
-fn too_large(max: usize) -> ExchangeError {
+pub(super) fn too_large(max: usize) -> ExchangeError {
     ExchangeError::new(ErrorKind::BadResponse, format!("the answer is larger than {max} bytes"))
 }
 
-fn lost_head(mut error: TrySendError<Outgoing>, meter: &Meter, written_before: u64) -> SendError {
+fn lost_head(mut error: TrySendError<Request<Upload>>, meter: &Meter, written_before: u64) -> SendError {
     if let Some(request) = error.take_message() {
         return SendError::Unsent(Box::new(request));
     }
     let error = error.into_error();
+    if error.is_user() {
+        return SendError::Failed(stream::cannot_produce(error.into()));
+    }
     let failure = if let Some(problem) = refusal(&error) {
         ExchangeError::not_trusted(problem)
     } else if meter.is_flooded() {

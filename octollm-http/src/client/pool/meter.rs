@@ -34,6 +34,8 @@ pub(super) struct Meter {
     blocked: AtomicBool,
     /// No answer is due: any byte ends the connection.
     rests: AtomicBool,
+    /// The socket of the system is asked once whether the server has closed it.
+    asks_end: AtomicBool,
     /// Count of bytes read at which the head of an answer is too late; 0 for no limit.
     before_head: AtomicU64,
     /// Whether the socket of the system can be asked what waits in it.
@@ -64,6 +66,16 @@ impl Meter {
     /// Sets whether no answer is due.
     pub(super) fn rests(&self, rests: bool) {
         self.rests.store(rests, Ordering::Relaxed);
+    }
+
+    /// Asks the socket of the system with the next read whether the server has closed it.
+    pub(super) fn ask_end(&self) {
+        self.asks_end.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes read from the kernel.
+    pub(super) fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
     }
 
     /// Allows this many bytes until the [head](Self::has_head) of an answer is complete.
@@ -118,10 +130,16 @@ fn system_socket(socket: &dyn Io) -> Option<SockRef<'_>> {
 
 /// Whether bytes or their end wait in the socket of the system, which the runtime may not have polled since.
 fn holds_something(socket: &dyn Io) -> bool {
-    system_socket(socket).is_some_and(|system| match system.peek(&mut [MaybeUninit::uninit()]) {
-        Ok(_) => true,
-        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-    })
+    waiting(socket).is_some()
+}
+
+/// The bytes that wait in the socket of the system, of the first one; `Some(0)` for their end or an error.
+fn waiting(socket: &dyn Io) -> Option<usize> {
+    match system_socket(socket)?.peek(&mut [MaybeUninit::uninit()]) {
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+        Err(_) => Some(0),
+    }
 }
 
 impl AsyncRead for Metered {
@@ -137,6 +155,12 @@ impl AsyncRead for Metered {
         let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
         if read.is_pending() && self.meter.rests.load(Ordering::Relaxed) && holds_something(&*self.socket) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if self.meter.asks_end.load(Ordering::Relaxed) {
+            self.meter.asks_end.store(false, Ordering::Relaxed);
+            if read.is_pending() && waiting(&*self.socket) == Some(0) {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
         }
         ready!(read)?;
         Meter::add(&self.meter.read, buffer.filled().len() - before);
@@ -195,8 +219,12 @@ struct Timer {
 /// The direction in which the server was silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Idle {
-    Read,
+    /// It does not read the request.
     Write,
+    /// It sends no head of an answer.
+    Head,
+    /// It does not send the rest of the answer.
+    Body,
 }
 
 impl WaitLimit {
@@ -221,9 +249,12 @@ impl WaitLimit {
 
     /// Completes when no byte has moved within the limit. Poll it whenever there is no progress.
     pub(super) fn poll(&mut self, meter: &Meter, cx: &mut Context<'_>) -> Poll<Idle> {
-        let blocked = meter.is_write_blocked();
+        self.poll_moved(meter.moved(), meter.is_write_blocked(), cx)
+    }
+
+    /// Completes when `moved` has not changed within the limit. `blocked` while the server takes nothing of the request.
+    pub(super) fn poll_moved(&mut self, moved: u64, blocked: bool, cx: &mut Context<'_>) -> Poll<Idle> {
         let limit = self.limit(blocked);
-        let moved = meter.moved();
         let timer = match &mut self.timer {
             Some(timer) => timer,
             None => {
@@ -241,7 +272,12 @@ impl WaitLimit {
             timer.last_move = Instant::now();
             timer.sleep.as_mut().reset(timer.last_move + limit);
         }
-        timer.sleep.as_mut().poll(cx).map(|()| if blocked { Idle::Write } else { Idle::Read })
+        let is_answering = self.is_answering;
+        timer.sleep.as_mut().poll(cx).map(|()| match (blocked, is_answering) {
+            (true, _) => Idle::Write,
+            (false, false) => Idle::Head,
+            (false, true) => Idle::Body,
+        })
     }
 }
 
@@ -255,14 +291,14 @@ mod tests {
     const WRITE: Duration = Duration::from_secs(10);
 
     fn wait_limit(deadline: Option<Deadline>, work: Duration) -> WaitLimit {
-        WaitLimit::new(READ, WRITE, ExchangeLimits { deadline, work })
+        WaitLimit::new(READ, WRITE, ExchangeLimits { deadline, work, ..ExchangeLimits::default() })
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_server_is_given_up_after_the_read_limit() {
         let (meter, began) = (Meter::default(), Instant::now());
         let mut wait_limit = wait_limit(None, WRITE);
-        assert_eq!(poll_fn(|cx| wait_limit.poll(&meter, cx)).await, Idle::Read);
+        assert_eq!(poll_fn(|cx| wait_limit.poll(&meter, cx)).await, Idle::Head);
         assert_eq!(began.elapsed(), READ);
     }
 
@@ -278,7 +314,7 @@ mod tests {
         assert_eq!(until(&mut wait_limit), READ * 20);
         wait_limit.answering();
         assert_eq!(until(&mut wait_limit), READ);
-        assert_eq!(poll_fn(|cx| wait_limit.poll(&meter, cx)).await, Idle::Read);
+        assert_eq!(poll_fn(|cx| wait_limit.poll(&meter, cx)).await, Idle::Body);
         assert_eq!(began.elapsed(), READ);
     }
 

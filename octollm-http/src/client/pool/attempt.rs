@@ -1,0 +1,168 @@
+//! The attempts of one exchange: on which connections, and when it begins again.
+
+use std::{future::poll_fn, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use octollm_core::error::ErrorKind;
+use tokio::task::coop::consume_budget;
+
+use super::{
+    ExchangeError, ExchangeLimits, Origin, Shared,
+    checkout::{Answer, Place},
+    connection::{SendError, too_large},
+    meter::WaitLimit,
+    upload::{Upload, repeated},
+};
+use crate::wire::BodyBuffer;
+
+/// An exchange, which begins again where that is safe.
+pub(super) struct Attempt<'a> {
+    pool: &'a Arc<Shared>,
+    arm: &'a Arc<str>,
+    origin: Origin,
+    limits: ExchangeLimits,
+    pub(super) place: Place,
+    /// `None` once it is sent.
+    request: Option<Request<Upload>>,
+    /// The same request, where it may be sent again.
+    spare: Option<Request<Upload>>,
+    /// Whether the method allows that the request runs twice.
+    is_idempotent: bool,
+    used_before: bool,
+    refusals: u32,
+}
+
+/// Connections on which a request is begun that servers have not processed.
+const MOST_REFUSALS: u32 = 3;
+
+impl<'a> Attempt<'a> {
+    pub(super) async fn begin(
+        pool: &'a Arc<Shared>,
+        arm: &'a Arc<str>,
+        origin: Origin,
+        limits: ExchangeLimits,
+        request: Request<Upload>,
+    ) -> Result<Self, ExchangeError> {
+        let place = Place::new(pool, arm, &origin, &limits).await?;
+        let is_idempotent = request.method().is_idempotent();
+        let (request, spare) = (Some(request), None);
+        Ok(Self {
+            pool,
+            arm,
+            origin,
+            limits,
+            place,
+            request,
+            spare,
+            is_idempotent,
+            used_before: false,
+            refusals: 0,
+        })
+    }
+
+    /// Sends the request and reads the head of its answer.
+    pub(super) async fn head(
+        &mut self,
+        is_sending: &mut bool,
+    ) -> Result<(Response<Answer>, WaitLimit), SendError> {
+        self.used_before = self.place.ready(&self.origin).await.map_err(SendError::Failed)?;
+        let request = self.request.take().ok_or_else(|| {
+            SendError::Failed(ExchangeError::new(ErrorKind::Internal, "the request was sent already"))
+        })?;
+        if self.is_idempotent || matches!(self.place, Place::Stream(_)) {
+            self.spare = repeated(&request);
+        }
+        *is_sending = true;
+        let config = &self.pool.config;
+        let mut wait_limit = WaitLimit::new(config.read_idle, config.write_idle, self.limits);
+        let head = self.place.head(request, &self.origin, &mut wait_limit).await?;
+        wait_limit.answering();
+        Ok((head, wait_limit))
+    }
+
+    /// Prepares another attempt after one that failed.
+    ///
+    /// # Errors
+    /// The request may not be sent again.
+    pub(super) async fn again(
+        &mut self,
+        failed: SendError,
+        is_sending: &mut bool,
+    ) -> Result<(), ExchangeError> {
+        let is_reused = self.place.discard();
+        let spare = self.spare.take();
+        self.request = Some(match failed {
+            SendError::Unsent(unsent) if self.used_before || !is_reused => {
+                self.count_refusal(closed_at_once())?;
+                *is_sending = false;
+                *unsent
+            }
+            SendError::Unsent(_) => return Err(closed_at_once()),
+            SendError::Refused(error) => {
+                self.count_refusal(error)?;
+                *is_sending = false;
+                spare.ok_or_else(closed_at_once)?
+            }
+            SendError::Failed(error) => match spare {
+                Some(spare)
+                    if self.is_idempotent
+                        && self.used_before
+                        && error.failure.kind == ErrorKind::ConnectionLost =>
+                {
+                    spare
+                }
+                _ => {
+                    if error.failure.kind == ErrorKind::Timeout && self.place.is_silent() {
+                        self.place.retire();
+                    }
+                    return Err(error);
+                }
+            },
+        });
+        if !is_reused {
+            self.place.retire();
+            self.place = Place::new(self.pool, self.arm, &self.origin, &self.limits).await?;
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// That of the last one, if there were too many on connections that were new.
+    fn count_refusal(&mut self, error: ExchangeError) -> Result<(), ExchangeError> {
+        let is_fresh = matches!(self.place, Place::Stream(_));
+        self.refusals += u32::from(is_fresh);
+        if self.refusals >= MOST_REFUSALS { Err(error) } else { Ok(()) }
+    }
+}
+
+/// Reads a body to its end.
+pub(super) async fn whole(
+    place: &mut Place,
+    head: &HeaderMap,
+    body: &mut Answer,
+    max: usize,
+    wait_limit: &mut WaitLimit,
+) -> Result<Bytes, ExchangeError> {
+    if body.least(head) > max as u64 {
+        return Err(too_large(max));
+    }
+    let mut whole = BodyBuffer::default();
+    while !body.is_end_stream() {
+        let frame = poll_fn(|cx| place.poll_frame(body, wait_limit, cx)).await;
+        let Some(frame) = frame else { break };
+        // Many small pieces must not hold back the deadline.
+        consume_budget().await;
+        if let Ok(data) = frame?.into_data() {
+            if whole.len() + data.len() > max {
+                return Err(too_large(max));
+            }
+            whole.push(data);
+        }
+    }
+    Ok(whole.into_bytes())
+}
+
+fn closed_at_once() -> ExchangeError {
+    ExchangeError::new(ErrorKind::ConnectionLost, "the connection was closed at once").before_execution()
+}

@@ -3,12 +3,19 @@
 //! A [`Resolver`] yields the endpoints of arms, at first and after each change. A client has those of its settings and those of
 //! its resolvers together.
 
+// A module uses only what stands before it here.
+mod url;
+mod merged;
+
 use std::{fmt, future, net::SocketAddr};
 
 use async_trait::async_trait;
 use octollm_core::{card::ArmCard, error::ConfigError};
 use serde::Deserialize;
 use tower::BoxError;
+
+#[allow(unused_imports)]
+pub(crate) use self::merged::{Found, Resolvers};
 
 /// Finds the endpoints of arms, and follows their changes.
 ///

@@ -5,6 +5,7 @@
 
 // A module uses only what stands before it here.
 mod url;
+mod file;
 mod merged;
 
 use std::{fmt, future, net::SocketAddr};
@@ -14,8 +15,12 @@ use octollm_core::{card::ArmCard, error::ConfigError};
 use serde::Deserialize;
 use tower::BoxError;
 
+pub use self::file::File;
 #[allow(unused_imports)]
-pub(crate) use self::merged::{Found, Resolvers};
+pub(crate) use self::{
+    merged::{Found, Resolvers},
+    url::ServiceUrl,
+};
 
 /// Finds the endpoints of arms, and follows their changes.
 ///
@@ -42,8 +47,8 @@ pub(crate) use self::merged::{Found, Resolvers};
 /// ```
 #[async_trait]
 pub trait Resolver: Send + 'static {
-    /// Returns the next whole set: at the first call as soon as it is known, and later whenever it has changed. It is pending
-    /// where nothing changes any more.
+    /// Returns the next whole set: at the first call and after an error as soon as it is known, and later whenever it has changed.
+    /// It is pending where nothing changes any more.
     ///
     /// # Errors
     /// The set could not be found. The last one stays in force, and the next call returns another or another error. The error is

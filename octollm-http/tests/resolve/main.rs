@@ -1,4 +1,5 @@
-//! Tests of resolvers against files and DNS servers.
-#![allow(missing_docs)]
+//! Resolvers against files that change, and against a DNS server on sockets.
 
+mod dns;
+mod dns_server;
 mod file;

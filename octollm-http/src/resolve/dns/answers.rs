@@ -77,8 +77,9 @@ impl Addresses {
         let before = || before.cloned().unwrap_or_default();
         let (addresses, ttl) = match (v4, v6) {
             (Found(v4, a), Found(v6, b)) => (Self { v4, v6 }, a.min(b)),
-            (Found(v4, a), Nothing { ttl, .. }) => (Self { v4, v6: Vec::new() }, a.min(ttl)),
-            (Nothing { ttl, .. }, Found(v6, b)) => (Self { v4: Vec::new(), v6 }, b.min(ttl)),
+            // A family that nobody uses often has a short time to live.
+            (Found(v4, ttl), Nothing { .. }) => (Self { v4, v6: Vec::new() }, ttl),
+            (Nothing { .. }, Found(v6, ttl)) => (Self { v4: Vec::new(), v6 }, ttl),
             (Found(v4, a), Failed(_)) => (Self { v4, v6: before().v6 }, a.min(OF_NOTHING)),
             (Failed(_), Found(v6, b)) => (Self { v4: before().v4, v6 }, b.min(OF_NOTHING)),
             (Nothing { ttl: a, .. }, Nothing { ttl: b, .. }) => (Self::default(), a.min(b)),

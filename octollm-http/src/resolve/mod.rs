@@ -8,7 +8,7 @@ mod url;
 mod file;
 #[cfg(feature = "dns")]
 mod dns;
-mod merged;
+mod steady;
 
 use std::{fmt, future, net::SocketAddr};
 
@@ -21,10 +21,7 @@ use tower::BoxError;
 pub use self::dns::Dns;
 pub use self::file::File;
 #[allow(unused_imports)]
-pub(crate) use self::{
-    merged::{Found, Resolvers},
-    url::ServiceUrl,
-};
+pub(crate) use self::{steady::Steady, url::ServiceUrl};
 
 /// Finds the endpoints of arms, and follows their changes.
 ///

@@ -33,103 +33,106 @@ fn set(urls: &[&str]) -> Vec<Endpoint> {
     urls.iter().map(|url| Endpoint::new("judge", *url)).collect()
 }
 
-fn urls(found: &Found) -> Vec<&str> {
-    found.endpoints.iter().map(|endpoint| &*endpoint.url).collect()
+/// The next set as URLs, or the text of the error.
+async fn next(resolver: &mut Steady) -> Result<Vec<String>, String> {
+    let answer = resolver.next().await.map_err(|error| error.to_string());
+    answer.map(|endpoints| endpoints.into_iter().map(|endpoint| endpoint.url).collect())
 }
 
-async fn is_silent(resolvers: &mut Resolvers, time: Duration) -> bool {
-    tokio::time::timeout(time, resolvers.next()).await.is_err()
-}
-
-#[tokio::test(start_paused = true)]
-async fn without_resolvers_nothing_is_found_once() {
-    let mut none = Resolvers::new([], GRACE);
-    assert_eq!(none.next().await, Found { endpoints: Vec::new(), is_complete: true, failing: 0 });
-    assert!(is_silent(&mut none, 100 * GRACE).await);
+async fn is_silent(resolver: &mut Steady, time: Duration) -> bool {
+    tokio::time::timeout(time, resolver.next()).await.is_err()
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_does_not_wait_for_those_of_the_others() {
-    let (script, slow) = scripted();
-    let mut both = Resolvers::new([slow, Box::new(fixed(set(&["http://a", "http://b"])))], GRACE);
-    let first = both.next().await;
-    assert_eq!((urls(&first), first.is_complete), (vec!["http://a", "http://b"], false));
-    assert!(is_silent(&mut both, GRACE).await);
-    // The order is that of the resolvers, and what both have counts once.
-    script.send(Ok(set(&["http://c", "http://b"]))).unwrap();
-    let second = both.next().await;
-    assert_eq!((urls(&second), second.is_complete), (vec!["http://c", "http://b", "http://a"], true));
+async fn a_set_is_returned_when_it_changes() {
+    let (script, resolver) = scripted();
+    let mut steady = Steady::new(resolver, GRACE);
+    assert!(is_silent(&mut steady, GRACE).await, "nothing is known yet");
+    for urls in [&["http://a"][..], &["http://a", "http://b"], &["http://b"]] {
+        script.send(Ok(set(urls))).unwrap();
+        assert_eq!(next(&mut steady).await.unwrap(), urls);
+        script.send(Ok(set(urls))).unwrap();
+        assert!(is_silent(&mut steady, GRACE).await);
+    }
+    let mut empty = Steady::new(Box::new(fixed([])), GRACE);
+    assert_eq!(next(&mut empty).await.unwrap(), [""; 0], "without a set before there is nothing to wait for");
 }
 
 #[tokio::test(start_paused = true)]
 async fn fault_41_the_last_endpoints_stay_in_force_while_a_resolver_fails() {
     let (script, resolver) = scripted();
-    let mut resolvers = Resolvers::new([resolver], GRACE);
+    let mut steady = Steady::new(resolver, GRACE);
     script.send(Ok(set(&["http://a"]))).unwrap();
-    assert_eq!(urls(&resolvers.next().await), ["http://a"]);
+    next(&mut steady).await.unwrap();
     for _ in 0..3 {
-        script.send(Err("SERVFAIL".into())).unwrap();
+        script.send(Err(std::io::Error::other(BoxError::from("SERVFAIL")).into())).unwrap();
     }
-    let failing = resolvers.next().await;
-    assert_eq!((urls(&failing), failing.failing), (vec!["http://a"], 1));
-    assert!(is_silent(&mut resolvers, 1000 * GRACE).await, "for as long as it fails");
-    script.send(Ok(set(&["http://b"]))).unwrap();
-    let again = resolvers.next().await;
-    assert_eq!((urls(&again), again.failing), (vec!["http://b"], 0));
+    assert_eq!(next(&mut steady).await.unwrap_err(), "SERVFAIL");
+    assert!(is_silent(&mut steady, 1000 * GRACE).await, "an error is returned once, and no set");
+    script.send(Err("timeout".into())).unwrap();
+    assert_eq!(next(&mut steady).await.unwrap_err(), "timeout");
+    script.send(Ok(set(&["http://a"]))).unwrap();
+    assert_eq!(next(&mut steady).await.unwrap(), ["http://a"], "the trouble has ended");
+    script.send(Err("timeout".into())).unwrap();
+    assert_eq!(next(&mut steady).await.unwrap_err(), "timeout");
 }
 
 #[tokio::test(start_paused = true)]
 async fn fault_41_a_resolver_that_has_no_endpoints_any_more_empties_after_the_limit() {
     let (script, resolver) = scripted();
-    let mut resolvers = Resolvers::new([resolver], GRACE);
+    let mut steady = Steady::new(resolver, GRACE);
     script.send(Ok(set(&["http://a"]))).unwrap();
-    assert_eq!(urls(&resolvers.next().await), ["http://a"]);
+    next(&mut steady).await.unwrap();
     script.send(Ok(Vec::new())).unwrap();
     let emptied = Instant::now();
-    assert!(is_silent(&mut resolvers, GRACE / 2).await);
+    assert!(is_silent(&mut steady, GRACE / 2).await);
     // Neither another empty answer nor an error lengthens the time.
     script.send(Ok(Vec::new())).unwrap();
     script.send(Err("SERVFAIL".into())).unwrap();
-    assert_eq!(urls(&resolvers.next().await), ["http://a"]);
-    assert_eq!(urls(&resolvers.next().await), [""; 0]);
+    assert_eq!(next(&mut steady).await.unwrap_err(), "SERVFAIL");
+    assert_eq!(next(&mut steady).await.unwrap(), [""; 0]);
     assert_eq!(emptied.elapsed().as_secs(), GRACE.as_secs());
     script.send(Ok(set(&["http://a"]))).unwrap();
-    assert_eq!(urls(&resolvers.next().await), ["http://a"]);
+    assert_eq!(next(&mut steady).await.unwrap(), ["http://a"]);
+    let mut at_once = Steady { grace: Duration::ZERO, ..steady };
+    script.send(Ok(Vec::new())).unwrap();
+    assert_eq!(next(&mut at_once).await.unwrap(), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_found_again_within_the_limit_is_no_change() {
+async fn what_is_found_again_within_the_limit_was_never_gone() {
     let (script, resolver) = scripted();
-    let mut resolvers = Resolvers::new([resolver], GRACE);
+    let mut steady = Steady::new(resolver, GRACE);
     script.send(Ok(set(&["http://a"]))).unwrap();
-    resolvers.next().await;
+    next(&mut steady).await.unwrap();
     script.send(Ok(Vec::new())).unwrap();
-    assert!(is_silent(&mut resolvers, GRACE / 2).await);
+    assert!(is_silent(&mut steady, GRACE / 2).await);
     script.send(Ok(set(&["http://a"]))).unwrap();
-    assert!(is_silent(&mut resolvers, 100 * GRACE).await);
+    assert_eq!(next(&mut steady).await.unwrap(), ["http://a"]);
+    assert!(is_silent(&mut steady, 100 * GRACE).await);
 }
 
 /// A resolver that never waits.
-struct Hasty(VecDeque<Result<Vec<Endpoint>, BoxError>>, mpsc::UnboundedSender<Instant>);
+struct Hasty(VecDeque<Result<Vec<Endpoint>, BoxError>>, mpsc::UnboundedSender<()>);
 
 #[async_trait]
 impl Resolver for Hasty {
     async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError> {
-        let _ = self.1.send(Instant::now());
+        let _ = self.1.send(());
         self.0.pop_front().unwrap_or_else(|| Err("again".into()))
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_resolver_that_does_not_wait_is_not_asked_all_the_time() {
-    let (asked, mut times) = mpsc::unbounded_channel();
+    let (asked, mut questions) = mpsc::unbounded_channel();
     let hasty = Hasty([Ok(set(&["http://a"])), Ok(set(&["http://a"]))].into(), asked);
-    let mut resolvers = Resolvers::new([Box::new(hasty) as Box<dyn Resolver>], GRACE);
-    resolvers.next().await;
-    assert_eq!(resolvers.next().await.failing, 1);
-    assert!(is_silent(&mut resolvers, Duration::from_secs(10)).await);
+    let mut steady = Steady::new(Box::new(hasty), GRACE);
+    next(&mut steady).await.unwrap();
+    next(&mut steady).await.unwrap_err();
+    assert!(is_silent(&mut steady, Duration::from_secs(10)).await);
     let mut count = 0;
-    while times.try_recv().is_ok() {
+    while questions.try_recv().is_ok() {
         count += 1;
     }
     assert!((90..=110).contains(&count), "asked {count} times in 10 s");
@@ -146,26 +149,23 @@ impl Resolver for Broken {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resolver_that_panics_fails_and_stops_no_other() {
-    let (script, resolver) = scripted();
-    let mut resolvers = Resolvers::new([Box::new(Broken), resolver], GRACE);
-    assert_eq!(resolvers.next().await, Found { endpoints: Vec::new(), is_complete: false, failing: 1 });
-    script.send(Ok(set(&["http://a"]))).unwrap();
-    let found = resolvers.next().await;
-    assert_eq!((urls(&found), found.is_complete, found.failing), (vec!["http://a"], true, 1));
+async fn a_resolver_that_panics_has_failed() {
+    let mut steady = Steady::new(Box::new(Broken), GRACE);
+    assert!(next(&mut steady).await.unwrap_err().contains("panicked"));
+    assert!(is_silent(&mut steady, 100 * GRACE).await);
 }
 
 #[test]
-fn resolvers_survive_the_runtime_that_asked_them() {
+fn a_resolver_survives_the_runtime_that_asked_it() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (script, resolver) = scripted();
-    let mut resolvers = Resolvers::new([resolver], GRACE);
+    let mut steady = Steady::new(resolver, GRACE);
     script.send(Ok(set(&["http://a"]))).unwrap();
-    assert_eq!(urls(&runtime().block_on(resolvers.next())), ["http://a"]);
+    assert_eq!(runtime().block_on(next(&mut steady)).unwrap(), ["http://a"]);
     script.send(Err("SERVFAIL".into())).unwrap();
-    assert_eq!(runtime().block_on(resolvers.next()).failing, 1);
+    runtime().block_on(next(&mut steady)).unwrap_err();
     script.send(Ok(set(&["http://b"]))).unwrap();
-    assert_eq!(urls(&runtime().block_on(resolvers.next())), ["http://b"]);
+    assert_eq!(runtime().block_on(next(&mut steady)).unwrap(), ["http://b"]);
 }
 
 #[derive(Debug, Clone)]
@@ -209,14 +209,13 @@ proptest! {
                     has_failed = false;
                 }
                 Event::Failed => {
-                    source.failed("failed".to_owned());
+                    source.failed("failed");
                     has_failed = true;
                 }
             }
             source.expire(now);
             prop_assert_eq!(source.endpoints().len(), usize::from(by_history(&history, now)));
             prop_assert_eq!(source.trouble.is_some(), has_failed);
-            prop_assert_eq!(source.has_answered(), has_failed || !history.is_empty());
             prop_assert!(source.ends().is_none_or(|ends| now < ends));
         }
     }
@@ -225,6 +224,6 @@ proptest! {
 #[tokio::test(start_paused = true)]
 async fn too_many_endpoints_are_left_out() {
     let all: Vec<_> = (0..MOST + 10).map(|port| Endpoint::new("judge", format!("http://a:{port}"))).collect();
-    let mut resolvers = Resolvers::new([Box::new(fixed(all.clone())) as Box<dyn Resolver>], GRACE);
-    assert_eq!(resolvers.next().await.endpoints, all[..MOST]);
+    let mut steady = Steady::new(Box::new(fixed(all.clone())), GRACE);
+    assert_eq!(steady.next().await.unwrap(), all[..MOST]);
 }

@@ -121,6 +121,9 @@ macro_rules! client_limits {
             max_answer: usize as bytes = 8 << 20, 1 => usize::MAX;
             /// Sets the time limit on asking an arm for its card. Default 5 s, at most a day.
             capabilities_timeout: Duration as time = Duration::from_secs(5), SHORTEST => DAY;
+            /// Sets the time for which the last endpoints of a [resolver](crate::resolve::Resolver) stay in use after it finds none.
+            /// While it fails they stay for as long as that takes. Default 30 s, at most a day; zero for none.
+            resolver_grace: Duration as time = Duration::from_secs(30), Duration::ZERO => DAY;
         } }
     };
 }

@@ -71,6 +71,20 @@ async fn each_address_is_an_endpoint_and_changes_are_followed() {
 }
 
 #[tokio::test]
+async fn a_dot_at_the_end_of_a_name_is_not_sent_to_the_arm() {
+    let server = DnsServer::start().await;
+    server.set("judge.test.", 0, &["127.0.0.1"]);
+    for (url, expected) in [
+        ("http://judge.test.:8103/", "http://judge.test:8103"),
+        ("http://judge.test.", "http://judge.test"),
+        ("http://JUDGE.test/a/", "http://JUDGE.test/a"),
+    ] {
+        let mut resolver = short(&server, Dns::new("judge", url)).build().unwrap();
+        assert_eq!(next(&mut resolver).await.unwrap()[0].url, expected);
+    }
+}
+
+#[tokio::test]
 async fn both_families_are_found_and_one_that_fails_stays() {
     let server = DnsServer::start().await;
     server.set("judge.test.", 0, &["127.0.0.1", "::1"]);

@@ -57,7 +57,8 @@ const SHORTEST: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Dns {
-    /// An arm at each address of the URL's host. The port is that of the URL.
+    /// An arm at each address of the URL's host. The port is that of the URL. A host with a dot at its end is looked up without
+    /// search domains.
     pub fn new(arm: impl Into<String>, url: impl Into<String>) -> Self {
         Self {
             arm: arm.into(),
@@ -133,7 +134,9 @@ impl Dns {
         }
         let refresh = Refresh::new(self.min_refresh, self.max_refresh);
         let lookups = Lookups::new(name, self.is_srv, self.servers.clone(), self.lookup_timeout);
-        Ok(Follower { dns: self, url, lookups, refresh, kept: Kept::default(), due: None, last: None })
+        // The dot keeps the name from the search domains, and is no part of the name in certificates.
+        let host = host.trim_end_matches('.').to_owned();
+        Ok(Follower { dns: self, url, host, lookups, refresh, kept: Kept::default(), due: None, last: None })
     }
 }
 
@@ -141,6 +144,8 @@ impl Dns {
 struct Follower {
     dns: Dns,
     url: ServiceUrl,
+    /// Host of the URL, without a dot at its end.
+    host: String,
     lookups: Lookups,
     refresh: Refresh,
     kept: Kept,
@@ -175,7 +180,7 @@ impl Resolver for Follower {
                     self.last = None;
                     // The configuration of the system may have changed.
                     self.lookups.reset();
-                    return Err(Unresolved { name: self.url.authority.host().to_owned(), source }.into());
+                    return Err(Unresolved { name: self.host.clone(), source }.into());
                 }
             }
         }
@@ -184,11 +189,10 @@ impl Resolver for Follower {
 
 impl Follower {
     fn endpoint(&self, place: &Place) -> Endpoint {
-        let url = if self.dns.is_srv {
-            let host = without_service(self.url.authority.host());
-            self.url.at(&format!("{host}:{}", place.port.unwrap_or_default()))
-        } else {
-            self.url.at(self.url.authority.as_str())
+        let host = if self.dns.is_srv { without_service(&self.host) } else { &self.host };
+        let url = match place.port.or(self.url.authority.port_u16()) {
+            Some(port) => self.url.at(&format!("{host}:{port}")),
+            None => self.url.at(host),
         };
         let port = place.port.unwrap_or_else(|| self.url.port());
         Endpoint::new(&*self.dns.arm, url).address((place.address, port).into()).weight(place.weight)

@@ -8,6 +8,8 @@ mod url;
 mod file;
 #[cfg(feature = "dns")]
 mod dns;
+// The client puts it around each resolver.
+#[allow(dead_code)]
 mod steady;
 
 use std::{fmt, future, net::SocketAddr};

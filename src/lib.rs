@@ -45,6 +45,7 @@
 //! | implement it | [`Arm`], [`Context`] |
 //! | serve it | `http::Server` |
 //! | call it | `http::Arms`, [`Context::call`] |
+//! | find where it is | `http::resolve`, and the guide's chapter on discovery |
 //! | run tasks with a journal | [`brain::Brain`] |
 //! | run steps as data | [`plan`] |
 //! | retry calls, on any tower stack | [`resilience`] |
@@ -62,6 +63,7 @@
 //! | `tokens` | capability tokens (with `http`) | yes |
 //! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
 //! | `compression` | gzip for answers and request bodies of servers | no |
+//! | `dns` | endpoints by names in DNS: A, AAAA and SRV records | no |
 //! | `otel` | the export of traces to OpenTelemetry | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |

@@ -3,12 +3,27 @@
 //! A [`Resolver`] yields the endpoints of arms, at first and after each change. A client has those of its settings and those of
 //! its resolvers together.
 
+// A module uses only what stands before it here.
+mod url;
+mod file;
+#[cfg(feature = "dns")]
+mod dns;
+// The client puts it around each resolver.
+#[allow(dead_code)]
+mod steady;
+
 use std::{fmt, future, net::SocketAddr};
 
 use async_trait::async_trait;
 use octollm_core::{card::ArmCard, error::ConfigError};
 use serde::Deserialize;
 use tower::BoxError;
+
+#[cfg(feature = "dns")]
+pub use self::dns::Dns;
+pub use self::file::File;
+#[allow(unused_imports)]
+pub(crate) use self::{steady::Steady, url::ServiceUrl};
 
 /// Finds the endpoints of arms, and follows their changes.
 ///
@@ -35,8 +50,8 @@ use tower::BoxError;
 /// ```
 #[async_trait]
 pub trait Resolver: Send + 'static {
-    /// Returns the next whole set: at the first call as soon as it is known, and later whenever it has changed. It is pending
-    /// where nothing changes any more.
+    /// Returns the next whole set: at the first call and after an error as soon as it is known, and later whenever it has changed.
+    /// It is pending where nothing changes any more.
     ///
     /// # Errors
     /// The set could not be found. The last one stays in force, and the next call returns another or another error. The error is
@@ -143,13 +158,66 @@ impl Resolver for Fixed {
 #[allow(dead_code)]
 pub(crate) fn parse(arm: &str, url: &str) -> Result<Option<Box<dyn Resolver>>, ConfigError> {
     let url = url.trim();
-    let is_dns =
-        |prefix: &str| url.get(..prefix.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(prefix));
-    if !is_dns("dns+") && !is_dns("srv+") {
-        return Ok(None);
+    let after = |prefix: &str| {
+        let scheme = url.get(..prefix.len())?;
+        scheme.eq_ignore_ascii_case(prefix).then(|| &url[prefix.len()..])
+    };
+    match (after("dns+"), after("srv+")) {
+        (None, None) => Ok(None),
+        (Some(url), _) => of_name(arm, url, false).map(Some),
+        (_, Some(url)) => of_name(arm, url, true).map(Some),
     }
-    Err(ConfigError::new(
-        arm.to_owned(),
-        "has a URL for which octollm has to be built with its feature `dns`",
-    ))
+}
+
+#[cfg(feature = "dns")]
+fn of_name(arm: &str, url: &str, is_srv: bool) -> Result<Box<dyn Resolver>, ConfigError> {
+    let dns = if is_srv { Dns::srv(arm, url) } else { Dns::new(arm, url) };
+    Ok(Box::new(dns.build()?))
+}
+
+#[cfg(not(feature = "dns"))]
+fn of_name(arm: &str, _: &str, _: bool) -> Result<Box<dyn Resolver>, ConfigError> {
+    let problem = "has a URL for which octollm has to be built with its feature `dns`";
+    Err(ConfigError::new(arm.to_owned(), problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_names_are_those_with_a_prefix() {
+        for plain in ["http://judge-arm:8103", "judge", "", "dns", "é+http://a", "dnsx+http://a"] {
+            assert!(parse("judge", plain).unwrap().is_none(), "{plain}");
+        }
+        for name in ["dns+http://judge-arm:8103/path", " SRV+http://_http._tcp.judge-arm "] {
+            let parsed = parse("judge", name);
+            match parsed {
+                Ok(resolver) => assert!(resolver.is_some() && cfg!(feature = "dns"), "{name}"),
+                Err(error) => assert!(error.to_string().contains("feature `dns`"), "{error}"),
+            }
+        }
+    }
+
+    #[cfg(feature = "dns")]
+    #[test]
+    fn names_that_cannot_be_looked_up_are_refused() {
+        for (url, problem) in [
+            ("dns+", "empty URL"),
+            ("dns+judge:80", "no scheme"),
+            ("dns+ftp://judge", "other than http"),
+            ("dns+http://me:secret@judge", "credentials"),
+            ("dns+http://10.0.0.1:8103", "an address"),
+            ("dns+http://[::1]:8103", "an address"),
+            ("dns+http://a..b", "not a DNS name"),
+            ("srv+http://_http._tcp.judge:80", "with a port"),
+            ("dns+srv+http://judge", "other than http"),
+        ] {
+            let error = parse("judge", url).err().unwrap();
+            assert_eq!(error.setting(), "judge");
+            assert!(error.to_string().contains(problem), "{url}: {error}");
+        }
+        let long = format!("dns+http://{}", vec!["a".repeat(60); 5].join("."));
+        assert!(parse("judge", &long).is_err() && parse("No Id", "dns+http://judge").is_err());
+    }
 }

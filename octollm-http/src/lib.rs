@@ -43,6 +43,7 @@ pub mod wire;
 #[cfg(feature = "tokens")]
 pub mod token;
 pub mod resolve;
+pub mod registry;
 pub mod client;
 pub mod server;
 #[cfg(feature = "otel")]
@@ -50,5 +51,6 @@ pub mod otel;
 
 pub use self::{
     client::{Arms, OrchestratorClient},
+    registry::Registry,
     server::{Authenticate, BoundServer, Server},
 };

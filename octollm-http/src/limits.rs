@@ -128,6 +128,25 @@ pub(crate) use client_limits;
 
 client_limits!(limits_struct ClientConfig);
 
+/// Hands the limits of a registry to another macro.
+macro_rules! registry_limits {
+    ($then:ident $($arguments:tt)*) => {
+        $then! { $($arguments)* {
+            /// Sets the time for which a registration holds without being renewed, where the arm asks for none. Default 30 s, 5 s to
+            /// 5 min, as for what an arm asks for.
+            lifetime: Duration as time = Duration::from_secs(30), Duration::from_secs(5) => Duration::from_secs(300);
+            /// Sets the most processes of arms that are registered at a time, with those that were registered within the last two
+            /// minutes, and one for each arm that was registered at all. One arm has at most a quarter of them. Default 1000.
+            max_registered: usize as count = 1000, 1 => 100_000;
+            /// Sets the bytes of their cards together. Default 64 MiB.
+            max_registered_bytes: usize as bytes = 64 * KIB * KIB, 1 => u32::MAX as usize;
+        } }
+    };
+}
+pub(crate) use registry_limits;
+
+registry_limits!(limits_struct RegistryConfig);
+
 impl ServerConfig {
     /// # Errors
     /// Names the first limit that is out of range, or that another limit contradicts.

@@ -46,6 +46,7 @@ pub mod resolve;
 pub mod registry;
 pub mod client;
 pub mod server;
+mod environment;
 #[cfg(feature = "otel")]
 pub mod otel;
 

@@ -79,6 +79,9 @@ macro_rules! server_limits {
             /// Sets the time that running requests and tasks have to finish after that. Default 30 s, at most a year; zero
             /// for none.
             drain_grace: Duration as time = Duration::from_secs(30), Duration::ZERO => YEAR;
+            /// Sets the time for which a [registration](Server::register) at an orchestrator holds without being renewed. The
+            /// orchestrator can decide otherwise. Default 30 s, 5 s to 5 min.
+            registration_lifetime: Duration as time = Duration::from_secs(30), Duration::from_secs(5) => Duration::from_secs(300);
         } }
     };
 }

@@ -10,6 +10,7 @@ mod env;
 mod directory;
 mod stack;
 mod orchestrator_client;
+mod registration;
 mod task_handle;
 
 use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc, time::Duration};

@@ -53,13 +53,13 @@ use crate::limits::limits_setters;
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>, Caller);
 
-struct Inner {
-    arm: Arc<str>,
-    endpoint: Endpoint,
-    exchanger: Exchanger,
-    authority: Authority,
+pub(super) struct Inner {
+    pub(super) arm: Arc<str>,
+    pub(super) endpoint: Endpoint,
+    pub(super) exchanger: Exchanger,
+    pub(super) authority: Authority,
     /// Names the audience of its tokens.
-    card: Arc<ArmCard>,
+    pub(super) card: Arc<ArmCard>,
 }
 
 impl OrchestratorClient {
@@ -88,13 +88,34 @@ impl OrchestratorClient {
     pub fn from_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
         variables: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
-        let mut builder = Self::builder("");
+        Self::of_vars(None, variables)
+    }
+
+    /// Creates a client of the orchestrator at this URL, with limits and tokens from these variables.
+    ///
+    /// # Errors
+    /// Those of [`from_env`](Self::from_env).
+    pub(crate) fn at_with_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        url: &str,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        Self::of_vars(Some(url), variables)
+    }
+
+    fn of_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        url: Option<&str>,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self, ConfigError> {
+        let mut builder = Self::builder(url.unwrap_or_default());
         let vars = Vars::read(env::PREFIX, variables)?;
         let named = env::take(vars, &mut builder.requests, &mut builder.authority)?;
-        let not_set = || ConfigError::new(env::ORCHESTRATOR_URL, "is not set");
-        builder.url = named.url.ok_or_else(not_set)?;
         builder.audience = named.audience.unwrap_or(builder.audience);
-        Endpoint::parse(&builder.url).map_err(|problem| ConfigError::new(env::ORCHESTRATOR_URL, problem))?;
+        if url.is_none() {
+            let not_set = || ConfigError::new(env::ORCHESTRATOR_URL, "is not set");
+            builder.url = named.url.ok_or_else(not_set)?;
+            Endpoint::parse(&builder.url)
+                .map_err(|problem| ConfigError::new(env::ORCHESTRATOR_URL, problem))?;
+        }
         builder.build()
     }
 
@@ -121,6 +142,20 @@ impl OrchestratorClient {
         let mut parts = ContextParts::new();
         parts.caller = self.1.clone();
         Context::from_parts(parts, Arc::new(()))
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    /// The caller on whose behalf it acts.
+    pub(super) fn own_caller(&self) -> &Caller {
+        &self.1
+    }
+
+    /// The id of the orchestrator, as tokens and proofs have it.
+    pub(super) fn audience(&self) -> &str {
+        &self.0.card.arm_id
     }
 
     /// The URL of the orchestrator.
@@ -199,6 +234,13 @@ impl OrchestratorClientBuilder {
     pub fn tokens(mut self, issuer: crate::token::TokenIssuer, audience: impl Into<String>) -> Self {
         self.authority.issuer = Some(issuer);
         self.audience = audience.into();
+        self
+    }
+
+    /// Sets the id of the orchestrator, for which [registrations](crate::Server::register) are signed. Default `orchestrator`.
+    /// [`tokens`](Self::tokens) sets it too.
+    pub fn audience(mut self, id: impl Into<String>) -> Self {
+        self.audience = id.into();
         self
     }
 

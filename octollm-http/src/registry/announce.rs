@@ -1,6 +1,10 @@
 //! How an arm registers: what it sends, by whom, and when again.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -176,6 +180,11 @@ impl Heartbeats {
     pub(crate) fn has_just_failed(&self) -> bool {
         self.failures == 1
     }
+}
+
+/// A random number from 0 to 1.
+pub(crate) fn random() -> f64 {
+    (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ use tower::BoxError;
 
 pub use self::announce::{Announce, Announcement};
 pub(crate) use self::{
-    announce::{Heartbeats, Registered, Request},
+    announce::{Heartbeats, Registered, Request, random, scopes_of},
     book::{Claim, Holder},
     place::Place,
 };

@@ -432,3 +432,6 @@ fn is_past(signed: i64, time: i64) -> bool {
 fn conflict(words: &str) -> Failure {
     Failure::new(ErrorKind::Conflict, words).before_execution()
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,8 @@ use octollm_core::{
     contract::ContractCard,
     error::{ConfigError, Failure},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde_json::Value;
 
 #[cfg(feature = "tokens")]
 use crate::token::{SigningKey, proof};
@@ -47,11 +48,16 @@ pub struct Announcement {
 #[derive(Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Request {
-    /// The card of the arm, with its endpoint.
+    /// The card of the arm, with its endpoint. Members that are not known are ignored, as wherever a card is read.
+    #[serde(deserialize_with = "card")]
     pub(crate) card: ArmCard,
     /// Seconds for which the registration is to hold: 5 to 300, or 0 to end it. By default the registry decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) lifetime_s: Option<u64>,
+}
+
+fn card<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ArmCard, D::Error> {
+    serde_json::from_value(Value::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 /// The answer to a registration.

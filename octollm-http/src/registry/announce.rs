@@ -3,6 +3,7 @@
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
+    sync::Arc,
     time::Duration,
 };
 
@@ -33,6 +34,17 @@ pub trait Announce: Send + Sync + 'static {
 
     /// The URL of the orchestrator, for the log.
     fn at(&self) -> &str;
+}
+
+#[async_trait]
+impl<A: Announce + ?Sized> Announce for Arc<A> {
+    async fn announce(&self, announcement: &Announcement) -> Result<Duration, Failure> {
+        (**self).announce(announcement).await
+    }
+
+    fn at(&self) -> &str {
+        (**self).at()
+    }
 }
 
 /// One announcement of an arm: the body of `POST /arms/register`, the scopes that it needs, and its proof.
@@ -100,8 +112,9 @@ impl Announcement {
     ) -> Result<Self, ConfigError> {
         let scopes = scopes_of(&card);
         let request = Request { card, lifetime_s: Some(lifetime.as_secs()) };
-        let body = serde_json::to_vec(&request)
-            .map_err(|source| ConfigError::new("register", "has a card that is not JSON").with_source(source))?;
+        let body = serde_json::to_vec(&request).map_err(|source| {
+            ConfigError::new("register", "has a card that is not JSON").with_source(source)
+        })?;
         Ok(Self {
             card: request.card,
             scopes,

@@ -162,7 +162,9 @@ impl Book {
         self.expire(now, claim.time);
         let (id, process) = (claim.card.arm_id.clone(), process_of(&claim.card));
         if self.reserved.contains(&id) {
-            return Err(conflict("the id is that of the orchestrator, of an issuer, or of an arm that is configured"));
+            return Err(conflict(
+                "the id is that of the orchestrator, of an issuer, or of an arm that is configured",
+            ));
         }
         let known = self.arms.get(&id);
         if known.is_some_and(|arm| arm.holder != claim.holder) {
@@ -239,7 +241,9 @@ impl Book {
     }
 
     fn leave(&mut self, now: Instant, id: &str, process: &ProcessId, claim: Claim) {
-        let Some(entry) = self.arms.get_mut(id).and_then(|arm| arm.processes.get_mut(process)) else { return };
+        let Some(entry) = self.arms.get_mut(id).and_then(|arm| arm.processes.get_mut(process)) else {
+            return;
+        };
         entry.add_proof(claim.proof, claim.time);
         if entry.until.take().is_some() {
             self.version += 1;

@@ -249,7 +249,9 @@ impl Inner {
                 Ok(Err(error)) => {
                     tracing::warn!(arm = change.arm, %error, "the change of an arm could not be published");
                 }
-                Err(_) => tracing::warn!(arm = change.arm, "the change of an arm could not be published in time"),
+                Err(_) => {
+                    tracing::warn!(arm = change.arm, "the change of an arm could not be published in time")
+                }
             }
         }
     }
@@ -420,7 +422,8 @@ impl RegistryBuilder {
     pub fn build(self) -> Result<Registry, ConfigError> {
         self.config.check()?;
         let parse = |prefix: &String| {
-            Prefix::parse(prefix).map_err(|problem| ConfigError::new("allow", format!("has a prefix that {problem}")))
+            Prefix::parse(prefix)
+                .map_err(|problem| ConfigError::new("allow", format!("has a prefix that {problem}")))
         };
         let allowed: Vec<_> = self.allowed.iter().map(parse).collect::<Result<_, _>>()?;
         Ok(self.into_registry(allowed))

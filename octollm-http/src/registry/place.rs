@@ -261,7 +261,15 @@ mod tests {
 
     #[test]
     fn a_prefix_that_could_be_meant_otherwise_is_refused() {
-        for prefix in ["judge", "ftp://judge", "http://*", "http://*judge", "http://a.*.b", "http://*.10.0.0.1", "http://j?x"] {
+        for prefix in [
+            "judge",
+            "ftp://judge",
+            "http://*",
+            "http://*judge",
+            "http://a.*.b",
+            "http://*.10.0.0.1",
+            "http://j?x",
+        ] {
             assert!(Prefix::parse(prefix).is_err(), "{prefix}");
         }
         assert_eq!(Prefix::loopback().len(), 6);

@@ -88,7 +88,8 @@ impl Announcing {
             }
             let jwk = key.public_jwk();
             if card.key.is_some() && card.key != jwk {
-                let problem = "is not the key with which the arms of this server are called: use one for both";
+                let problem =
+                    "is not the key with which the arms of this server are called: use one for both";
                 return Err(ConfigError::new("registration_key", problem));
             }
             card.key = jwk;

@@ -73,9 +73,20 @@ impl Server {
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
         let screen =
             self.reflex.map(|reflex| Screen { reflex, transport: transport.clone(), limit, max_texts });
-        tasks::add_tasks(&mut table, own, screen, (orchestrator.clone(), self.registry.clone()), rates.clone())?;
+        tasks::add_tasks(
+            &mut table,
+            own,
+            screen,
+            (orchestrator.clone(), self.registry.clone()),
+            rates.clone(),
+        )?;
         if let Some(registry) = self.registry {
-            registry::add_registry(&mut table, registry, (&dispatcher.card().arm_id, names), self.bus.clone())?;
+            registry::add_registry(
+                &mut table,
+                registry,
+                (&dispatcher.card().arm_id, names),
+                self.bus.clone(),
+            )?;
         }
         arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards)?;
         #[cfg(feature = "tokens")]

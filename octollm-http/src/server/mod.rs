@@ -75,6 +75,7 @@ use octollm_core::{
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
+pub(crate) use self::env::PREFIX;
 use self::{
     about::Metrics,
     announcing::Announcing,
@@ -84,7 +85,6 @@ use self::{
     limiting::Limiting,
     routes::{ErrorForm, RouteService},
 };
-pub(crate) use self::env::PREFIX;
 pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, service::HttpService};
 use crate::{
     io::{self, Acceptor, Listener, TlsFiles},

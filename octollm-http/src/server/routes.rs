@@ -143,7 +143,9 @@ impl Answer {
         let hash = digest.iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
         // Weak: the same for each coding of the body.
         let tag = format!("W/\"{hash}\"");
-        let is_same = |tags: &str| tags.split(',').map(str::trim).any(|known| known == "*" || known.ends_with(&tag[2..]));
+        let is_same = |tags: &str| {
+            tags.split(',').map(str::trim).any(|known| known == "*" || known.ends_with(&tag[2..]))
+        };
         let mut fields = head.get_all(header::IF_NONE_MATCH).iter().filter_map(|field| field.to_str().ok());
         let answer = match fields.any(is_same) {
             false => self,

@@ -73,10 +73,14 @@ async fn an_arm_is_registered_renewed_lost_and_found_again() {
     assert_eq!(found[0].card.as_ref().unwrap().contracts.len(), 3);
     for path in ["/arms", "/capabilities"] {
         let listed = peer.get(path).await.json();
-        assert_eq!((&listed["arms"][0]["status"], &listed["arms"][0]["endpoint"]), (&json!("healthy"), &json!("http://worker")));
+        assert_eq!(
+            (&listed["arms"][0]["status"], &listed["arms"][0]["endpoint"]),
+            (&json!("healthy"), &json!("http://worker"))
+        );
     }
     let page = || metrics::page();
-    let gauge = |status: &str| format!("octollm_registry_arms{{server=\"registrar\",status=\"{status}\"}} 1\n");
+    let gauge =
+        |status: &str| format!("octollm_registry_arms{{server=\"registrar\",status=\"{status}\"}} 1\n");
     assert!(page().contains(&gauge("healthy")));
     assert!(page().contains("octollm_registry_requests_total{code=\"ok\",server=\"registrar\"} 2\n"));
 
@@ -216,7 +220,10 @@ async fn callers_that_are_known_need_scopes_and_a_key() {
     ] {
         let answer = send(&format!("X-Name: ali\r\nX-Scopes: {scopes}\r\n")).await;
         answer.is_problem(403, "insufficient_scope");
-        assert!(answer.field("www-authenticate").unwrap().contains(&format!("scope=\"{lacking}\"")), "{scopes}");
+        assert!(
+            answer.field("www-authenticate").unwrap().contains(&format!("scope=\"{lacking}\"")),
+            "{scopes}"
+        );
     }
     let all = "X-Name: ali\r\nX-Scopes: arms.worker:register text:serve work:serve\r\n";
     let problem = send(all).await.is_problem(401, "unauthenticated");
@@ -234,7 +241,11 @@ async fn a_registry_needs_what_it_needs() {
     let setting = |server: Server| server.into_service().unwrap_err().setting().to_owned();
     assert_eq!(setting(Server::new("brain").registry(registry()).open_to_all()), "registry");
     let open = || Server::new("brain").orchestrator(brain()).open_to_all();
-    assert_eq!(setting(open().registry(Registry::new())), "registry", "the endpoints of this machine, for everybody");
+    assert_eq!(
+        setting(open().registry(Registry::new())),
+        "registry",
+        "the endpoints of this machine, for everybody"
+    );
     let shared = registry();
     open().registry(shared.clone()).into_service().unwrap();
     assert_eq!(setting(open().registry(shared)), "registry", "it is that of another server");
@@ -265,7 +276,10 @@ async fn a_registry_that_is_full_refuses_and_serves_who_is_there() {
 
 #[tokio::test(start_paused = true)]
 async fn its_document_has_its_routes() {
-    let document = start(Server::new("brain").orchestrator(brain()).registry(registry())).get("/openapi.json").await.json();
+    let document = start(Server::new("brain").orchestrator(brain()).registry(registry()))
+        .get("/openapi.json")
+        .await
+        .json();
     let register = &document["paths"]["/arms/register"]["post"]["responses"];
     assert!(register["200"].is_object() && register["201"].is_object() && register["409"].is_object());
     assert_eq!(document["paths"]["/arms/{id}"]["delete"]["x-octollm-scope"], "arms:admin");

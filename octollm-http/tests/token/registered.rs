@@ -41,7 +41,10 @@ impl Arm<TaskRequest> for Plans {
 /// The server of a brain with a registry, and the root `brain` that issues the tokens of arms.
 fn brain(system: &System, registry: Registry) -> Server {
     let brain = Brain::builder().arm(Plans).build().unwrap();
-    Server::new("orchestrator").orchestrator(brain).registry(registry).authenticate(system.verifier("orchestrator"))
+    Server::new("orchestrator")
+        .orchestrator(brain)
+        .registry(registry)
+        .authenticate(system.verifier("orchestrator"))
 }
 
 fn registry() -> Registry {
@@ -103,7 +106,8 @@ async fn an_arm_registers_while_it_serves_and_leaves_before_it_ends() {
     // Each at a third of 30 s, give or take a tenth.
     let sent = system.sent_to("POST orchestrator/arms/register");
     assert!((54..=67).contains(&sent.len()), "{}", sent.len());
-    let proofs: std::collections::HashSet<_> = sent.iter().map(|head| head["octollm-proof"].clone()).collect();
+    let proofs: std::collections::HashSet<_> =
+        sent.iter().map(|head| head["octollm-proof"].clone()).collect();
     assert_eq!(proofs.len(), sent.len());
     running.ends().await;
     assert_eq!(statuses(&registry), [("judge".to_owned(), ArmStatus::Unavailable)]);
@@ -175,7 +179,7 @@ struct Sent {
 struct Recorder(std::sync::Mutex<Vec<Arc<str>>>);
 
 #[async_trait]
-impl Announce for Arc<Recorder> {
+impl Announce for Recorder {
     async fn announce(&self, announcement: &Announcement) -> Result<Duration, octollm_core::error::Failure> {
         self.0.lock().unwrap().push(String::from_utf8(announcement.body().to_vec()).unwrap().into());
         Ok(Duration::from_secs(30))
@@ -198,7 +202,8 @@ impl Scene {
         let (system, registry) = (System::new(), registry());
         let service = brain(&system, registry.clone()).into_service().unwrap();
         let recorder = Arc::new(Recorder(std::sync::Mutex::default()));
-        let server = Server::new("judge").arm::<Look>(Judge).register(recorder.clone()).endpoint("http://judge");
+        let server =
+            Server::new("judge").arm::<Look>(Judge).register(recorder.clone()).endpoint("http://judge");
         let _running = serve(&system, "judge", server.open_to_all());
         sleep(Duration::from_secs(1)).await;
         let body = serde_json::from_str(&recorder.0.lock().unwrap()[0]).unwrap();
@@ -259,7 +264,11 @@ async fn a_takeover_is_refused_also_after_the_registration_has_ended() {
         assert_eq!(scene.status(&other).await, 409, "another subject");
         let mut leaving = scene.body.clone();
         (leaving["card"]["key"], leaving["lifetime_s"]) = (evil.jwk(), 0.into());
-        assert_eq!(scene.status(&scene.signed(&evil, leaving.to_string(), json!({}))).await, 409, "leaving for it");
+        assert_eq!(
+            scene.status(&scene.signed(&evil, leaving.to_string(), json!({}))).await,
+            409,
+            "leaving for it"
+        );
         sleep(Duration::from_secs(3600)).await;
         assert_eq!(statuses(&scene.registry)[0].1, ArmStatus::Unavailable);
     }
@@ -378,14 +387,16 @@ async fn an_arm_has_an_issuer_that_can_do_nothing_else() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(statuses(&registry), [("judge".to_owned(), ArmStatus::Healthy)]);
     let refused = client.on_behalf_of(Caller::known("judge-ops", ["tasks:*"]));
-    assert!(refused.submit(&TaskRequest::new("anything")).await.is_err());
+    assert!(refused.submit(TaskRequest::new("anything")).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_card_has_one_key() {
     let system = System::new();
     let key = SigningKey::generate().unwrap();
-    let setting = |server: Server| server.listen(system.pipes.listen("nobody").unwrap()).unwrap_err().setting().to_owned();
+    let setting = |server: Server| {
+        server.listen(system.pipes.listen("nobody").unwrap()).unwrap_err().setting().to_owned()
+    };
     let client = || client(&system, "ops");
     let open = || Server::new("judge").arm::<Look>(Judge).endpoint("http://judge").open_to_all();
     let calls = || system.arms(Some(system.arm("judge")));

@@ -147,7 +147,8 @@ async fn a_process_that_registers_too_often_is_slowed_down() {
 
 #[tokio::test(start_paused = true)]
 async fn registrations_and_their_bytes_are_bounded() {
-    let config = RegistryConfig { max_registered: 8, max_registered_bytes: 1000, ..RegistryConfig::default() };
+    let config =
+        RegistryConfig { max_registered: 8, max_registered_bytes: 1000, ..RegistryConfig::default() };
     let (mut book, now) = (Book::new(config, HashSet::from(["brain".to_owned()])), Instant::now());
     let one = |arm: &str, n: usize, bytes| Claim {
         bytes,
@@ -173,13 +174,29 @@ async fn registrations_and_their_bytes_are_bounded() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Register { arm: usize, endpoint: usize, instance: usize, thief: bool, lifetime: usize, works: bool, proof: u8 },
+    Register {
+        arm: usize,
+        endpoint: usize,
+        instance: usize,
+        thief: bool,
+        lifetime: usize,
+        works: bool,
+        proof: u8,
+    },
     Pass(u64),
     Clear(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let register = (0..3_usize, 0..2_usize, 0..2_usize, prop::bool::weighted(0.1), 0..3_usize, any::<bool>(), any::<u8>())
+    let register = (
+        0..3_usize,
+        0..2_usize,
+        0..2_usize,
+        prop::bool::weighted(0.1),
+        0..3_usize,
+        any::<bool>(),
+        any::<u8>(),
+    )
         .prop_map(|(arm, endpoint, instance, thief, lifetime, works, proof)| Step::Register {
             arm,
             endpoint,
@@ -229,7 +246,8 @@ impl Reference {
     fn born(&self, arm: usize, process: (usize, usize)) -> usize {
         let mut born = 0;
         let mut until = None;
-        for (at, one) in self.0.iter().enumerate().filter(|(_, one)| (one.arm, one.process) == (arm, process)) {
+        for (at, one) in self.0.iter().enumerate().filter(|(_, one)| (one.arm, one.process) == (arm, process))
+        {
             if until.is_none_or(|until| one.at >= until) {
                 born = at;
             }

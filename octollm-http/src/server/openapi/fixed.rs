@@ -188,9 +188,9 @@ fn tagged(mut operation: Value) -> Value {
 
 /// The routes of a registry.
 pub(crate) fn registry_operations() -> Vec<Operation> {
-    let mut register = get("registerArm", "Registers an arm, renews its registration, or ends it.", reference("Registered"));
-    register["requestBody"] =
-        json!({ "required": true, "content": { "application/json": { "schema": reference("Registration") } } });
+    let mut register =
+        get("registerArm", "Registers an arm, renews its registration, or ends it.", reference("Registered"));
+    register["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": reference("Registration") } } });
     for statuses in [OF_PLACES, OF_BODIES, OF_REGISTRATIONS] {
         fails(&mut register, statuses);
     }

@@ -14,5 +14,6 @@ mod lies;
 mod orchestrator;
 mod peer;
 mod pool;
+mod registered;
 #[cfg(feature = "tls")]
 mod tls;

@@ -17,6 +17,7 @@ use octollm_core::{
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::Value;
 
+use super::book::LIFETIMES;
 #[cfg(feature = "tokens")]
 use crate::token::{SigningKey, proof};
 
@@ -184,7 +185,8 @@ impl Heartbeats {
         let failure = match outcome {
             Ok(lifetime) => {
                 self.failures = 0;
-                return (*lifetime / 3).mul_f64(0.9 + 0.2 * random);
+                let (least, most) = LIFETIMES;
+                return ((*lifetime).clamp(least, most) / 3).mul_f64(0.9 + 0.2 * random);
             }
             Err(failure) => failure,
         };
@@ -219,6 +221,9 @@ mod tests {
         let thirty = Ok(Duration::from_secs(30));
         assert_eq!(heartbeats.wait(&thirty, 0.0), Duration::from_secs(9));
         assert_eq!(heartbeats.wait(&thirty, 1.0), Duration::from_secs(11));
+        // An orchestrator cannot make an arm busy.
+        assert_eq!(heartbeats.wait(&Ok(Duration::ZERO), 0.0), Duration::from_millis(1500));
+        assert_eq!(heartbeats.wait(&Ok(Duration::MAX), 1.0), Duration::from_secs(110));
     }
 
     #[test]

@@ -58,8 +58,8 @@ const OF_PLACES: &[u16] = &[401, 403, 429, 500, 503, 504];
 const OF_BODIES: &[u16] = &[408, 413, 415, 422];
 /// More statuses of a route that runs an arm.
 pub(crate) const OF_ARMS: &[u16] = &[404, 409, 502];
-/// More statuses of a registration.
-const OF_REGISTRATIONS: &[u16] = &[409, 501];
+/// More statuses of a registration. Without tokens proofs cannot be verified.
+const OF_REGISTRATIONS: &[u16] = if cfg!(feature = "tokens") { &[409] } else { &[409, 501] };
 /// More statuses of the routes of one task.
 const OF_TASKS: &[u16] = &[404, 409, 501];
 

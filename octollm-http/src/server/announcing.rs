@@ -45,10 +45,10 @@ impl Server {
     /// that is not one that others can use.
     ///
     /// ```
-    /// # use octollm_http::{OrchestratorClient, Server, token::SigningKey};
-    /// # fn run(key: SigningKey) -> Result<Server, octollm_core::error::ConfigError> {
-    /// let brain = OrchestratorClient::new("https://brain:8000")?;
-    /// let judge = Server::new("judge").register(brain).registration_key(key).endpoint("https://judge-arm:8103");
+    /// # use octollm_http::{OrchestratorClient, Server};
+    /// # fn run() -> Result<Server, octollm_core::error::ConfigError> {
+    /// let brain = OrchestratorClient::new("http://brain:8000")?;
+    /// let judge = Server::new("judge").register(brain).endpoint("http://judge-arm:8103");
     /// # Ok(judge) }
     /// ```
     pub fn register(mut self, orchestrator: impl Announce) -> Self {

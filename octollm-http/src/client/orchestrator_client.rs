@@ -5,7 +5,7 @@ use std::{collections::VecDeque, ffi::OsStr, fmt, future::Future, sync::Arc, tim
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Method, Response};
+use http::{HeaderMap, Method, Response};
 use octollm_core::{
     __private::settings::Vars,
     Context,
@@ -53,13 +53,13 @@ use crate::limits::limits_setters;
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>, Caller);
 
-pub(super) struct Inner {
-    pub(super) arm: Arc<str>,
-    pub(super) endpoint: Endpoint,
-    pub(super) exchanger: Exchanger,
-    pub(super) authority: Authority,
+struct Inner {
+    arm: Arc<str>,
+    endpoint: Endpoint,
+    exchanger: Exchanger,
+    authority: Authority,
     /// Names the audience of its tokens.
-    pub(super) card: Arc<ArmCard>,
+    card: Arc<ArmCard>,
 }
 
 impl OrchestratorClient {
@@ -144,10 +144,6 @@ impl OrchestratorClient {
         Context::from_parts(parts, Arc::new(()))
     }
 
-    pub(super) fn inner(&self) -> &Inner {
-        &self.0
-    }
-
     /// The caller on whose behalf it acts.
     pub(super) fn own_caller(&self) -> &Caller {
         &self.1
@@ -177,27 +173,28 @@ impl OrchestratorClient {
         }
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
-        let answer = self.exchange(method, path, body, &parts, deadline).await?;
+        let answer = self.exchange((method, path, body), &parts, deadline, (HeaderMap::new(), None)).await?;
         let output = read_answer(answer, never_nothing).0?;
         read_output(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
         })
     }
 
-    async fn exchange(
+    /// Sends one request, with more header fields, and a token for these scopes or for all that can be passed on.
+    pub(super) async fn exchange(
         &self,
-        method: Method,
-        path: &str,
-        body: Option<Bytes>,
+        (method, path, body): (Method, &str, Option<Bytes>),
         parts: &ContextParts,
         deadline: Deadline,
+        (fields, scopes): (HeaderMap, Option<&[&str]>),
     ) -> Result<Response<Bytes>, Failure> {
         let Inner { arm, endpoint, exchanger, authority, card } = &*self.0;
         let refused = || Failure::of(ErrorKind::BadRequest).before_execution();
         let uri = endpoint.uri(path).ok_or_else(refused)?;
         let idempotent = method.is_idempotent();
         let mut request = endpoint.request(method, uri, body, parts);
-        authority.add(request.headers_mut(), &parts.caller, None, card)?;
+        request.headers_mut().extend(fields);
+        authority.add(request.headers_mut(), &parts.caller, scopes, card)?;
         let limits = ExchangeLimits { deadline: Some(deadline), work: ContractSpec::DEFAULT_TIMEOUT };
         let target = || Target {
             arm: Arc::clone(arm),

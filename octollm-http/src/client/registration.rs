@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use octollm_core::{
     card::{ArmCard, ArmStatus},
     deadline::Deadline,
     error::{ErrorKind, Failure},
     json::read_output,
-    parts::ContextParts,
+    parts::{Caller, ContextParts},
 };
 use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
@@ -18,8 +17,7 @@ use tower::BoxError;
 
 use super::{
     OrchestratorClient,
-    exchange::{Target, never_nothing, read_answer},
-    pool::ExchangeLimits,
+    exchange::{never_nothing, read_answer},
 };
 use crate::{
     registry::{Announce, Announcement, Registered, endpoint_of, random},
@@ -44,7 +42,10 @@ impl Announce for OrchestratorClient {
         }
         let scopes: Vec<_> = announcement.scopes().iter().map(String::as_str).collect();
         let body = Some(announcement.body().clone());
-        let answer = self.send_once(Method::POST, "/arms/register", body, (fields, &scopes)).await?;
+        let mut parts = ContextParts::new();
+        parts.caller = self.own_caller().clone();
+        let request = (Method::POST, "/arms/register", body);
+        let answer = self.exchange(request, &parts, Deadline::after(LIMIT), (fields, Some(&scopes))).await?;
         let output = read_answer(answer, never_nothing).0?;
         let registered: Registered = read_output(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
@@ -64,42 +65,6 @@ impl OrchestratorClient {
     /// The orchestrator decides where calls go: tokens are sent to the URLs that it returns.
     pub fn resolver(&self) -> impl Resolver {
         Following { client: self.clone(), tag: None, known: None, asks: Asks::default(), next: None }
-    }
-
-    /// Sends a request of this client itself.
-    async fn send_once(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Bytes>,
-        (fields, scopes): (HeaderMap, &[&str]),
-    ) -> Result<Response<Bytes>, Failure> {
-        let inner = self.inner();
-        let refused = || Failure::of(ErrorKind::BadRequest).before_execution();
-        let uri = inner.endpoint.uri(path).ok_or_else(refused)?;
-        let mut parts = ContextParts::new();
-        let deadline = Deadline::after(LIMIT);
-        (parts.caller, parts.deadline) = (self.own_caller().clone(), Some(deadline));
-        let is_idempotent = method.is_idempotent();
-        let mut request = inner.endpoint.request(method, uri, body, &parts);
-        for (name, value) in fields {
-            if let Some(name) = name {
-                request.headers_mut().insert::<HeaderName>(name, value);
-            }
-        }
-        if !scopes.is_empty() {
-            inner.authority.add(request.headers_mut(), &parts.caller, Some(scopes), &inner.card)?;
-        }
-        let target = || Target {
-            arm: inner.arm.clone(),
-            endpoint: inner.endpoint.shared(),
-            contract: None,
-            idempotent: is_idempotent,
-            deadline: Some(deadline),
-            work: LIMIT,
-        };
-        let limits = ExchangeLimits { deadline: Some(deadline), work: LIMIT };
-        Ok(inner.exchanger.send(request, &inner.arm, limits, target).await?)
     }
 }
 
@@ -158,7 +123,11 @@ impl Following {
         if let Some(tag) = &self.tag {
             fields.insert(header::IF_NONE_MATCH, tag.clone());
         }
-        let answer = self.client.send_once(Method::GET, "/arms", None, (fields, &[])).await?;
+        // Cards need no token.
+        let mut parts = ContextParts::new();
+        parts.caller = Caller::Anonymous;
+        let request = (Method::GET, "/arms", None);
+        let answer = self.client.exchange(request, &parts, Deadline::after(LIMIT), (fields, None)).await?;
         if answer.status() == StatusCode::NOT_MODIFIED {
             return Ok(None);
         }

@@ -7,7 +7,7 @@ use octollm_core::{
     error::ConfigError,
 };
 
-use crate::{OrchestratorClient, Server, server::PREFIX};
+use crate::{OrchestratorClient, Server, client::ORCHESTRATOR_URL, server::PREFIX};
 
 // The variables by which a server registers.
 pub(crate) const REGISTER_AT: &str = "REGISTER_AT";
@@ -70,9 +70,13 @@ impl Server {
         server = server.registration_variables(&mut vars)?;
         let urls = vars.take(REGISTER_AT, text)?;
         for url in urls.iter().flat_map(|urls| urls.split(',')).map(str::trim) {
-            let client = OrchestratorClient::at_with_vars(url, given());
+            // Of the variables of the client all but its URL.
+            let others = given().filter(|(name, _)| *name != ORCHESTRATOR_URL);
+            let others = others.map(|(name, value)| (name.as_os_str(), value.as_os_str()));
+            let of_client = others.chain([(OsStr::new(ORCHESTRATOR_URL), OsStr::new(url))]);
+            let client = OrchestratorClient::from_vars(of_client);
             let named = |error: ConfigError| match error.setting() {
-                "orchestrator" => error.for_setting(vars.full(REGISTER_AT)),
+                ORCHESTRATOR_URL => error.for_setting(vars.full(REGISTER_AT)),
                 _ => error,
             };
             server = server.register(client.map_err(named)?);

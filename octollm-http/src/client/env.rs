@@ -13,7 +13,7 @@ pub(super) const PREFIX: &str = "OCTOLLM_CLIENT_";
 const NAMES: [&str; 6] =
     ["ORCHESTRATOR_URL", "ORCHESTRATOR_AUDIENCE", "CLEARTEXT", "TOKEN_ISSUER", "TOKEN_ARM", "TOKEN_KEY_FILE"];
 /// The variable that has the URL of the orchestrator.
-pub(super) const ORCHESTRATOR_URL: &str = "OCTOLLM_CLIENT_ORCHESTRATOR_URL";
+pub(crate) const ORCHESTRATOR_URL: &str = "OCTOLLM_CLIENT_ORCHESTRATOR_URL";
 
 /// An orchestrator, as far as the environment has it.
 pub(super) struct Named {

@@ -39,9 +39,9 @@ use self::{
     offers::ConfiguredArm,
     stack::{CallLayer, CallService, Calling, Carrier, call_layer},
 };
+pub(crate) use self::{env::ORCHESTRATOR_URL, exchange::Requests, offers::Endpoint};
 #[cfg(feature = "otel")]
 pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
-pub(crate) use self::{exchange::Requests, offers::Endpoint};
 pub use self::{
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},

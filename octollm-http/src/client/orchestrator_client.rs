@@ -88,34 +88,13 @@ impl OrchestratorClient {
     pub fn from_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
         variables: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, ConfigError> {
-        Self::of_vars(None, variables)
-    }
-
-    /// Creates a client of the orchestrator at this URL, with limits and tokens from these variables.
-    ///
-    /// # Errors
-    /// Those of [`from_env`](Self::from_env).
-    pub(crate) fn at_with_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
-        url: &str,
-        variables: impl IntoIterator<Item = (K, V)>,
-    ) -> Result<Self, ConfigError> {
-        Self::of_vars(Some(url), variables)
-    }
-
-    fn of_vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
-        url: Option<&str>,
-        variables: impl IntoIterator<Item = (K, V)>,
-    ) -> Result<Self, ConfigError> {
-        let mut builder = Self::builder(url.unwrap_or_default());
+        let mut builder = Self::builder("");
         let vars = Vars::read(env::PREFIX, variables)?;
         let named = env::take(vars, &mut builder.requests, &mut builder.authority)?;
+        let not_set = || ConfigError::new(env::ORCHESTRATOR_URL, "is not set");
+        builder.url = named.url.ok_or_else(not_set)?;
         builder.audience = named.audience.unwrap_or(builder.audience);
-        if url.is_none() {
-            let not_set = || ConfigError::new(env::ORCHESTRATOR_URL, "is not set");
-            builder.url = named.url.ok_or_else(not_set)?;
-            Endpoint::parse(&builder.url)
-                .map_err(|problem| ConfigError::new(env::ORCHESTRATOR_URL, problem))?;
-        }
+        Endpoint::parse(&builder.url).map_err(|problem| ConfigError::new(env::ORCHESTRATOR_URL, problem))?;
         builder.build()
     }
 

@@ -25,8 +25,9 @@ use crate::{
     wire::names,
 };
 
-/// Time limit on a registration, and on asking for the arms.
-const LIMIT: Duration = Duration::from_secs(5);
+/// Time limits on a registration, and on asking for the arms: an orchestrator may have to ask some of them for their cards.
+const REGISTER: Duration = Duration::from_secs(5);
+const ASK: Duration = Duration::from_secs(15);
 /// Time between two questions for the arms, and the longest after failures.
 const INTERVAL: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(30);
@@ -45,7 +46,8 @@ impl Announce for OrchestratorClient {
         let mut parts = ContextParts::new();
         parts.caller = self.own_caller().clone();
         let request = (Method::POST, "/arms/register", body);
-        let answer = self.exchange(request, &parts, Deadline::after(LIMIT), (fields, Some(&scopes))).await?;
+        let answer =
+            self.exchange(request, &parts, Deadline::after(REGISTER), (fields, Some(&scopes))).await?;
         let output = read_answer(answer, never_nothing).0?;
         let registered: Registered = read_output(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
@@ -127,7 +129,7 @@ impl Following {
         let mut parts = ContextParts::new();
         parts.caller = Caller::Anonymous;
         let request = (Method::GET, "/arms", None);
-        let answer = self.client.exchange(request, &parts, Deadline::after(LIMIT), (fields, None)).await?;
+        let answer = self.client.exchange(request, &parts, Deadline::after(ASK), (fields, None)).await?;
         if answer.status() == StatusCode::NOT_MODIFIED {
             return Ok(None);
         }

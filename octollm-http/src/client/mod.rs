@@ -39,15 +39,17 @@ use self::{
     offers::ConfiguredArm,
     stack::{CallLayer, CallService, Calling, Carrier, call_layer},
 };
-pub(crate) use self::{env::ORCHESTRATOR_URL, exchange::Requests, offers::Endpoint};
 #[cfg(feature = "otel")]
 pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
+pub(crate) use self::{exchange::Requests, offers::Endpoint};
 pub use self::{
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
     task_handle::TaskHandle,
 };
 use crate::limits::limits_setters;
+
+pub(crate) use self::env::ORCHESTRATOR_URL;
 
 /// A client of arms over HTTP. It is cheap to clone; clones share their connections.
 ///

@@ -228,3 +228,33 @@ async fn an_orchestrator_that_refuses_is_asked_slowly_and_one_that_is_busy_as_it
         assert!((least..=most).contains(&asked), "{status}: {asked}");
     }
 }
+
+/// The goal is to check something by an arm that nobody has configured.
+#[tokio::test]
+async fn a_task_calls_an_arm_that_has_registered_and_moved() {
+    let registry = Registry::new();
+    let mut found = registry.resolver();
+    let arms = Arms::builder().resolver(registry.resolver()).build().unwrap();
+    let work = arm_fn(|_: TaskRequest, cx: octollm_core::Context| async move {
+        let verdict = cx.call(check()).await?;
+        Ok::<_, ArmError>(TaskResult::new(verdict.is_valid.to_string()))
+    });
+    let brain = Brain::builder().arm(work).arms(arms).build().unwrap();
+    let server = Server::new("brain").orchestrator(brain).registry(registry.clone());
+    let server = server.bind("127.0.0.1:0").await.unwrap();
+    let client = OrchestratorClient::new(server.url()).unwrap();
+    tokio::spawn(server.run());
+    for many in 1..=3 {
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = judge().register(client.clone()).bind("127.0.0.1:0").await.unwrap();
+        let running = tokio::spawn(server.run_until(async {
+            let _ = stopped.await;
+        }));
+        until(&mut found, 1).await;
+        let result = client.run(TaskRequest::new("check")).await.unwrap();
+        assert_eq!(result.output, json!("true"), "{many}");
+        stop.send(()).unwrap();
+        running.await.unwrap();
+        until(&mut found, 0).await;
+    }
+}

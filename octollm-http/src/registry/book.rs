@@ -12,17 +12,16 @@ use octollm_core::{
 };
 use tokio::time::Instant;
 
+use super::{
+    change::{Change, Gone, Kind},
+    process::{Process, SPREAD},
+};
 use crate::limits::RegistryConfig;
 
 /// Shortest and longest time for which a registration holds without being renewed.
 pub(crate) const LIFETIMES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-/// Most proofs of one process that are remembered. With the shortest lifetime a process sends about 75 in two minutes.
-const MOST_PROOFS: usize = 256;
 /// Changes that are not published yet. Beyond it the oldest are lost.
 const MOST_CHANGES: usize = 4096;
-/// Seconds by which the proofs of one arm may differ at one time.
-const SPREAD: i64 = 120;
-
 /// Who has registered an arm first. Nobody else can, until an administrator clears it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Holder {
@@ -46,38 +45,6 @@ pub(crate) struct Claim {
     pub(crate) proof: Option<(String, i64)>,
     /// The time of day, in seconds since 1970.
     pub(crate) time: i64,
-}
-
-/// A change of an arm, to be published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Change {
-    pub(crate) arm: String,
-    pub(crate) endpoint: String,
-    pub(crate) instance: Option<String>,
-    pub(crate) kind: Kind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A process has registered.
-    Registered,
-    /// The last one of the arm that accepted work is gone.
-    Unavailable(Gone),
-    /// One accepts work again.
-    Recovered,
-}
-
-/// Why no process of an arm accepts work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gone {
-    /// It was not renewed.
-    Expired,
-    /// It has said so.
-    Left,
-    /// Its card says so.
-    Reported,
-    /// An administrator has cleared the arm.
-    Cleared,
 }
 
 /// Endpoint and instance of a process.
@@ -105,33 +72,6 @@ struct Arm {
     processes: BTreeMap<ProcessId, Process>,
     /// Whether it has accepted work at the last change.
     is_available: bool,
-}
-
-#[derive(Debug)]
-struct Process {
-    card: Arc<ArmCard>,
-    bytes: usize,
-    /// Later registrations of an endpoint take its place.
-    number: u64,
-    /// `None` where it has left or was not renewed.
-    until: Option<Instant>,
-    /// The proofs that it has shown, by when they were signed.
-    proofs: Vec<(i64, String)>,
-}
-
-impl Process {
-    fn is_alive(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| now < until)
-    }
-
-    fn accepts_work(&self, now: Instant) -> bool {
-        self.is_alive(now) && self.card.status != ArmStatus::Unavailable
-    }
-
-    /// Seconds of the last proof.
-    fn latest(&self) -> Option<i64> {
-        self.proofs.iter().map(|(at, _)| *at).max()
-    }
 }
 
 impl Book {
@@ -400,37 +340,6 @@ fn process_of(card: &ArmCard) -> ProcessId {
 
 fn before_is_dead(arm: Option<&Arm>, process: &ProcessId, now: Instant) -> bool {
     !arm.and_then(|arm| arm.processes.get(process)).is_some_and(|process| process.is_alive(now))
-}
-
-impl Process {
-    /// Refuses a proof that was shown before, or is so old that it is not remembered whether it was.
-    fn check_proof(&self, id: &str, at: i64, time: i64) -> Result<(), Failure> {
-        // Where the clock of this machine was set back, proofs of its future do not count.
-        let latest = self.latest().filter(|latest| *latest <= time.saturating_add(SPREAD));
-        let is_old = latest.is_some_and(|latest| at < latest.saturating_sub(SPREAD));
-        if is_old || self.proofs.iter().any(|(_, shown)| shown == id) {
-            let words = "the proof is not valid: it was used before";
-            return Err(Failure::new(ErrorKind::Unauthenticated, words).before_execution());
-        }
-        if self.proofs.len() >= MOST_PROOFS && self.proofs.iter().all(|(shown, _)| !is_past(*shown, time)) {
-            let words = "the process registers too often: once in a third of its lifetime is enough";
-            let mut failure = Failure::new(ErrorKind::RateLimited, words).before_execution();
-            failure.retry_after = Some(Duration::from_secs(30));
-            return Err(failure);
-        }
-        Ok(())
-    }
-
-    fn add_proof(&mut self, proof: Option<(String, i64)>, time: i64) {
-        let Some((id, at)) = proof else { return };
-        self.proofs.retain(|(shown, _)| !is_past(*shown, time));
-        self.proofs.push((at, id));
-    }
-}
-
-/// Whether a proof of that time would be refused for its age.
-fn is_past(signed: i64, time: i64) -> bool {
-    signed < time.saturating_sub(SPREAD)
 }
 
 fn conflict(words: &str) -> Failure {

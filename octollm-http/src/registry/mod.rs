@@ -7,8 +7,11 @@
 //! The server of an arm registers by an [`Announce`], as which an `OrchestratorClient` serves.
 // A module uses only what stands before it here.
 mod place;
+mod change;
+mod process;
 mod book;
 mod announce;
+mod following;
 
 use std::{
     collections::HashSet,
@@ -17,7 +20,6 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use octollm_core::{
     __private::{Counters, Gauges, now},
     bus::EventBus,
@@ -25,12 +27,10 @@ use octollm_core::{
     error::{ConfigError, Failure},
     event::Event,
 };
-use serde_json::{Value, json};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until, timeout},
 };
-use tower::BoxError;
 
 pub use self::announce::{Announce, Announcement};
 pub(crate) use self::{
@@ -38,10 +38,7 @@ pub(crate) use self::{
     book::{Claim, Holder},
     place::Place,
 };
-use self::{
-    book::{Book, Change, Gone, Kind},
-    place::Prefix,
-};
+use self::{book::Book, change::Change, following::Following, place::Prefix};
 use crate::{
     limits::{RegistryConfig, limits_setters, registry_limits},
     resolve::{Endpoint, Resolver},
@@ -257,47 +254,6 @@ impl Inner {
     }
 }
 
-impl Change {
-    fn event_type(&self) -> &'static str {
-        match self.kind {
-            Kind::Registered => "arm.registered",
-            Kind::Unavailable(_) => "arm.unavailable",
-            Kind::Recovered => "arm.recovered",
-        }
-    }
-
-    fn data(&self) -> Value {
-        let Self { arm, endpoint, instance, kind } = self;
-        let mut data = json!({ "arm_id": arm, "endpoint": endpoint, "instance": instance });
-        if let Kind::Unavailable(gone) = kind {
-            data["reason"] = gone.word().into();
-        }
-        data
-    }
-
-    fn log(&self, server: &str) {
-        let Self { arm, endpoint, instance, kind } = self;
-        match kind {
-            Kind::Registered => tracing::info!(server, arm, endpoint, instance, "arm registered"),
-            Kind::Unavailable(gone) => {
-                tracing::warn!(server, arm, endpoint, instance, reason = gone.word(), "arm unavailable");
-            }
-            Kind::Recovered => tracing::info!(server, arm, endpoint, instance, "arm recovered"),
-        }
-    }
-}
-
-impl Gone {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Left => "left",
-            Self::Reported => "reported",
-            Self::Cleared => "cleared",
-        }
-    }
-}
-
 /// What attends to a registry. Where it is dropped with its runtime, another one can.
 struct Attendance {
     inner: Weak<Inner>,
@@ -330,43 +286,6 @@ async fn attend(mut attendance: Attendance, wake: Arc<Notify>) {
                     () = wake.notified() => {}
                     () = sleep_until(next) => {}
                 }
-            }
-        }
-    }
-}
-
-/// Follows a registry of this process.
-struct Following {
-    registry: Registry,
-    changed: watch::Receiver<u64>,
-    /// The set that was returned last.
-    last: Option<Vec<Arc<ArmCard>>>,
-}
-
-#[async_trait]
-impl Resolver for Following {
-    async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError> {
-        loop {
-            self.changed.mark_unchanged();
-            let (offered, next) = {
-                let (state, now) = (self.registry.0.state(), Instant::now());
-                (state.book.offered(now), state.book.next_end(now))
-            };
-            if self.last.as_ref() != Some(&offered) {
-                let endpoints = offered.iter().filter_map(|card| endpoint_of(card));
-                let endpoints = endpoints.collect();
-                self.last = Some(offered);
-                return Ok(endpoints);
-            }
-            let ended = async {
-                match next {
-                    Some(next) => sleep_until(next).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                changed = self.changed.changed() => changed?,
-                () = ended => {}
             }
         }
     }

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Server;
+use super::{Server, arm::HealthState};
 use crate::registry::{Announce, Announcement, Heartbeats, Place, random};
 #[cfg(feature = "tokens")]
 use crate::token::SigningKey;
@@ -177,6 +177,32 @@ impl Announcer {
             );
         }
     }
+}
+
+/// Waits for the end of a server, and until it has left its orchestrators. `shutdown` returns for how long it still accepts requests
+/// although it is not ready.
+pub(crate) async fn left(
+    shutdown: impl Future<Output = Option<Duration>>,
+    announcer: Option<&mut Announcer>,
+    health: &HealthState,
+    server: &str,
+) {
+    let notice = shutdown.await;
+    if let Some(notice) = notice {
+        tracing::info!(server, ?notice, "not ready any more");
+        health.drain();
+    }
+    let leave = async {
+        if let Some(announcer) = announcer {
+            announcer.leave().await;
+        }
+    };
+    let notice = async {
+        if let Some(notice) = notice {
+            sleep(notice).await;
+        }
+    };
+    tokio::join!(leave, notice);
 }
 
 /// The registration at one orchestrator.

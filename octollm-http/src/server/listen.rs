@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    announcing::{Announcer, Announcing},
+    announcing::{Announcer, Announcing, left},
     arm::HealthState,
     connection::Connections,
     ending::Reason,
@@ -151,14 +151,7 @@ impl<A: Acceptor> BoundServer<A> {
             async move { connections.serve(opening, place, drain).await }
         };
         let _announcing = announcer.as_mut().map(Announcer::start);
-        let shutdown = async {
-            let notice = shutdown.await;
-            if let Some(notice) = notice {
-                tracing::info!(server = service.server(), ?notice, "not ready any more");
-                health.drain();
-            }
-            tokio::join!(leave(announcer.as_mut()), notice_passes(notice));
-        };
+        let shutdown = left(shutdown, announcer.as_mut(), &health, service.server());
         let (mut shutdown, mut at_once) = (pin!(shutdown), pin!(at_once));
         let mut is_ended = false;
         tracing::info!(server = service.server(), url, "serving");
@@ -203,19 +196,6 @@ impl<A: Acceptor> BoundServer<A> {
                 }
             }
         }
-    }
-}
-
-/// Leaves the orchestrators at which the server is registered.
-async fn leave(announcer: Option<&mut Announcer>) {
-    if let Some(announcer) = announcer {
-        announcer.leave().await;
-    }
-}
-
-async fn notice_passes(notice: Option<Duration>) {
-    if let Some(notice) = notice {
-        sleep(notice).await;
     }
 }
 

@@ -3,7 +3,7 @@
 use octollm_core::contract::ContractCard;
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::process::MOST_PROOFS, *};
 
 const TIME: i64 = 1_700_000_000;
 

@@ -146,6 +146,9 @@ mod guide {
     #[doc = include_str!("../docs/guide/reflexes.md")]
     mod reflexes {}
     #[cfg(feature = "tokens")]
+    #[doc = include_str!("../docs/guide/registry.md")]
+    mod registry {}
+    #[cfg(feature = "tokens")]
     #[doc = include_str!("../docs/guide/security.md")]
     mod security {}
     #[doc = include_str!("../docs/guide/testing.md")]

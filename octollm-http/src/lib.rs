@@ -43,12 +43,15 @@ pub mod wire;
 #[cfg(feature = "tokens")]
 pub mod token;
 pub mod resolve;
+pub mod registry;
 pub mod client;
 pub mod server;
+mod environment;
 #[cfg(feature = "otel")]
 pub mod otel;
 
 pub use self::{
     client::{Arms, OrchestratorClient},
+    registry::Registry,
     server::{Authenticate, BoundServer, Server},
 };

@@ -83,6 +83,9 @@ macro_rules! server_limits {
             /// Sets the time that running requests and tasks have to finish after that. Default 30 s, at most a year; zero
             /// for none.
             drain_grace: Duration as time = Duration::from_secs(30), Duration::ZERO => YEAR;
+            /// Sets the time for which a [registration](Server::register) at an orchestrator holds without being renewed. The
+            /// orchestrator can decide otherwise. Default 30 s, 5 s to 5 min.
+            registration_lifetime: Duration as time = Duration::from_secs(30), Duration::from_secs(5) => Duration::from_secs(300);
         } }
     };
 }
@@ -158,6 +161,25 @@ macro_rules! client_limits {
 pub(crate) use client_limits;
 
 client_limits!(limits_struct ClientConfig);
+
+/// Hands the limits of a registry to another macro.
+macro_rules! registry_limits {
+    ($then:ident $($arguments:tt)*) => {
+        $then! { $($arguments)* {
+            /// Sets the time for which a registration holds without being renewed, where the arm asks for none. Default 30 s, 5 s to
+            /// 5 min, as for what an arm asks for.
+            lifetime: Duration as time = Duration::from_secs(30), Duration::from_secs(5) => Duration::from_secs(300);
+            /// Sets the most processes of arms that are registered at a time, with those that were registered within the last two
+            /// minutes, and one for each arm that was registered at all. One arm has at most a quarter of them. Default 1000.
+            max_registered: usize as count = 1000, 1 => 100_000;
+            /// Sets the bytes of their cards together. Default 64 MiB.
+            max_registered_bytes: usize as bytes = 64 * KIB * KIB, 1 => u32::MAX as usize;
+        } }
+    };
+}
+pub(crate) use registry_limits;
+
+registry_limits!(limits_struct RegistryConfig);
 
 impl ServerConfig {
     /// # Errors

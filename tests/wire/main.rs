@@ -18,6 +18,7 @@ mod page;
 mod plans;
 mod problems;
 mod recorded;
+mod registered;
 mod review;
 mod screened;
 mod served;

@@ -20,7 +20,7 @@ const NAMES: [&str; 7] = [
     "PROTOCOL",
 ];
 /// The variable that has the URL of the orchestrator.
-pub(super) const ORCHESTRATOR_URL: &str = "OCTOLLM_CLIENT_ORCHESTRATOR_URL";
+pub(crate) const ORCHESTRATOR_URL: &str = "OCTOLLM_CLIENT_ORCHESTRATOR_URL";
 
 /// An orchestrator, as far as the environment has it.
 pub(super) struct Named {

@@ -15,6 +15,7 @@ mod follow;
 mod directory;
 mod stack;
 mod orchestrator_client;
+mod registration;
 mod task_handle;
 
 use std::{ffi::OsStr, fmt, sync::Arc, time::Duration};
@@ -59,6 +60,8 @@ use crate::{
     limits::limits_setters,
     resolve::{self, Resolver},
 };
+
+pub(crate) use self::env::ORCHESTRATOR_URL;
 
 /// A client of arms over HTTP. It is cheap to clone; clones share their connections.
 ///

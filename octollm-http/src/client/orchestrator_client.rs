@@ -5,7 +5,7 @@ use std::{collections::VecDeque, ffi::OsStr, fmt, future::Future, sync::Arc, tim
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Method, Response};
+use http::{HeaderMap, Method, Response};
 use octollm_core::{
     __private::settings::Vars,
     Context,
@@ -123,6 +123,16 @@ impl OrchestratorClient {
         Context::from_parts(parts, Arc::new(()))
     }
 
+    /// The caller on whose behalf it acts.
+    pub(super) fn own_caller(&self) -> &Caller {
+        &self.1
+    }
+
+    /// The id of the orchestrator, as tokens and proofs have it.
+    pub(super) fn audience(&self) -> &str {
+        &self.0.card.arm_id
+    }
+
     /// The URL of the orchestrator.
     pub(super) fn url(&self) -> &str {
         self.0.endpoint.as_str()
@@ -142,27 +152,28 @@ impl OrchestratorClient {
         }
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
         let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
-        let answer = self.exchange(method, path, body, &parts, deadline).await?;
+        let answer = self.exchange((method, path, body), &parts, deadline, (HeaderMap::new(), None)).await?;
         let output = read_answer(answer, never_nothing).0?;
         read_output(&output).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
         })
     }
 
-    async fn exchange(
+    /// Sends one request, with more header fields, and a token for these scopes or for all that can be passed on.
+    pub(super) async fn exchange(
         &self,
-        method: Method,
-        path: &str,
-        body: Option<Bytes>,
+        (method, path, body): (Method, &str, Option<Bytes>),
         parts: &ContextParts,
         deadline: Deadline,
+        (fields, scopes): (HeaderMap, Option<&[&str]>),
     ) -> Result<Response<Bytes>, Failure> {
         let Inner { arm, endpoint, exchanger, authority, card } = &*self.0;
         let refused = || Failure::of(ErrorKind::BadRequest).before_execution();
         let uri = endpoint.uri(path).ok_or_else(refused)?;
         let idempotent = method.is_idempotent();
         let mut request = endpoint.request(method, uri, body, parts);
-        authority.add(request.headers_mut(), &parts.caller, None, card)?;
+        request.headers_mut().extend(fields);
+        authority.add(request.headers_mut(), &parts.caller, scopes, card)?;
         let limits = ExchangeLimits {
             deadline: Some(deadline),
             work: ContractSpec::DEFAULT_TIMEOUT,
@@ -203,6 +214,13 @@ impl OrchestratorClientBuilder {
     pub fn tokens(mut self, issuer: crate::token::TokenIssuer, audience: impl Into<String>) -> Self {
         self.authority.issuer = Some(issuer);
         self.audience = audience.into();
+        self
+    }
+
+    /// Sets the id of the orchestrator, for which [registrations](crate::Server::register) are signed. Default `orchestrator`.
+    /// [`tokens`](Self::tokens) sets it too.
+    pub fn audience(mut self, id: impl Into<String>) -> Self {
+        self.audience = id.into();
         self
     }
 

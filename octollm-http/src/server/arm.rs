@@ -1,7 +1,7 @@
 //! The routes of an arm: its contracts, its card, and its health.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     future::Future,
     pin::Pin,
@@ -46,6 +46,7 @@ use super::{
     recording::Seen,
     routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
 };
+use crate::registry::Registry;
 
 /// Adds the routes of every server.
 pub(crate) fn add_probes(table: &mut RouteTable, own: &ArmCapabilities) -> Result<(), ConfigError> {
@@ -301,6 +302,7 @@ impl ArmCapabilities {
 pub(crate) struct KnownArms {
     pub(crate) orchestrator: Arc<dyn Orchestrator>,
     pub(crate) own: ArmCapabilities,
+    pub(crate) registry: Option<Registry>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -319,7 +321,7 @@ impl Endpoint for KnownArms {
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let own = Some(self.own.card()).filter(|card| !card.contracts.is_empty());
         let (cards, deadline) = (self.orchestrator.cards(), inbound.parts.deadline);
-        let arms = match (&own, deadline) {
+        let mut arms = match (&own, deadline) {
             // Callers of its contracts do without the arms. A brain that is among its own arms, or among theirs, would wait for
             // itself.
             (Some(card), Some(deadline)) => {
@@ -334,7 +336,14 @@ impl Endpoint for KnownArms {
             }
             _ => within(deadline, async { Ok(cards.await) }).await?,
         };
-        Ok(Answer::json(&ArmsBody { own, arms })?)
+        if let Some(registry) = &self.registry {
+            let registered = registry.cards();
+            let of = |card: &ArmCard| (card.arm_id.clone(), card.endpoint.clone());
+            let known: HashSet<_> = registered.iter().map(of).collect();
+            arms.retain(|card| !known.contains(&of(card)));
+            arms.extend(registered);
+        }
+        Ok(Answer::json(&ArmsBody { own, arms })?.tagged(&inbound.head.headers))
     }
 }
 

@@ -90,6 +90,14 @@ impl HttpBody {
         Self { content: Content::Streamed(streamed), ..Self::empty() }
     }
 
+    /// The bytes of a body that is whole.
+    pub(crate) fn whole(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Whole(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
     /// Holds the place of its request.
     pub(crate) fn hold(&mut self, place: OwnedSemaphorePermit) {
         match &mut self.content {

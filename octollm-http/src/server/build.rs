@@ -13,6 +13,7 @@ use super::{
     identity::Identity,
     listen::Built,
     openapi::{Document, Features},
+    registry::{self, TokenNames},
     routes::{ErrorForm, RouteTable},
     tasks::{self, Screen},
 };
@@ -37,8 +38,10 @@ impl Server {
         Err(ConfigError::new("authenticate", problem))
     }
 
-    pub(super) fn build(self) -> Result<Built, ConfigError> {
+    pub(super) fn build(mut self) -> Result<Built, ConfigError> {
+        self.announcing.put_key(self.dispatcher.card_mut())?;
         self.check_settings()?;
+        let names = self.verifier()?;
         let Self { dispatcher, transport, orchestrator, errors, .. } = self;
         let health = Arc::new(HealthState::new(self.checks, self.config.check_timeout));
         let dispatcher = Arc::new(dispatcher);
@@ -50,7 +53,8 @@ impl Server {
         arm::add_probes(&mut table, &own)?;
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
         let nested_errors = errors == ErrorForm::Nested;
-        let features = Features { nested_errors, screens, has_tasks, verifies_tokens: self.verifies_tokens };
+        let (has_registry, verifies_tokens) = (self.registry.is_some(), self.verifies_tokens);
+        let features = Features { nested_errors, screens, has_tasks, has_registry, verifies_tokens };
         let mut document = Document::new(&dispatcher, features);
         #[cfg(feature = "tokens")]
         if self.jwks.is_some() {
@@ -69,7 +73,21 @@ impl Server {
         let ServerConfig { reflex_timeout: limit, max_screened_texts: max_texts, .. } = self.config;
         let screen =
             self.reflex.map(|reflex| Screen { reflex, transport: transport.clone(), limit, max_texts });
-        tasks::add_tasks(&mut table, own, screen, orchestrator.clone(), rates.clone())?;
+        tasks::add_tasks(
+            &mut table,
+            own,
+            screen,
+            (orchestrator.clone(), self.registry.clone()),
+            rates.clone(),
+        )?;
+        if let Some(registry) = self.registry {
+            registry::add_registry(
+                &mut table,
+                registry,
+                (&dispatcher.card().arm_id, names),
+                self.bus.clone(),
+            )?;
+        }
         arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards)?;
         #[cfg(feature = "tokens")]
         if let Some(keys) = self.jwks {
@@ -78,16 +96,45 @@ impl Server {
         for (method, path, service) in self.routes {
             table.service(method, &path, service)?;
         }
-        #[cfg_attr(not(feature = "tokens"), expect(unused_mut))]
-        let mut identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
-        #[cfg(feature = "tokens")]
-        if let Some(verifier) = self.tokens {
-            let verifier = verifier.audience_or(&dispatcher.card().arm_id).build()?;
-            identity.authenticator = Some(Arc::new(verifier));
-        }
+        let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
+        let (card, lifetime) = (dispatcher.card().clone(), self.config.registration_lifetime);
         let service = HttpService::new(table, self.config, identity, errors, rates, self.is_compressing);
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
-        Ok(Built { service, health, orchestrator, bus: self.bus })
+        let announcing = (self.announcing, card, lifetime);
+        Ok(Built { service, health, orchestrator, bus: self.bus, announcing })
+    }
+
+    /// Builds the verifier of tokens. Returns the names in its tokens.
+    #[cfg_attr(not(feature = "tokens"), expect(clippy::unnecessary_wraps, clippy::unused_self))]
+    fn verifier(&mut self) -> Result<TokenNames, ConfigError> {
+        #[cfg(feature = "tokens")]
+        {
+            if let Some(verifier) = self.tokens.take() {
+                let verifier = verifier.audience_or(&self.dispatcher.card().arm_id).build()?;
+                self.identity.authenticator = Some(Arc::new(verifier.clone()));
+                self.verifier = Some(verifier);
+            }
+            if let Some(verifier) = &self.verifier {
+                let (audiences, issuers) = verifier.names();
+                return Ok(TokenNames { audiences, issuers });
+            }
+        }
+        Ok(TokenNames::default())
+    }
+
+    fn check_registry(&self) -> Result<(), ConfigError> {
+        let Some(registry) = &self.registry else { return Ok(()) };
+        let refused = |problem: &'static str| Err(ConfigError::new("registry", problem));
+        if self.orchestrator.is_none() {
+            return refused("needs an orchestrator: set `orchestrator(..)`");
+        }
+        if self.identity.open_to_all && !self.checks_callers() && registry.allows_by_default() {
+            return refused(
+                "allows the endpoints of this machine by default, and everybody could register those: set the URLs of the arms \
+                 with `allow(..)`, such as `http://judge-arm:8103`",
+            );
+        }
+        Ok(())
     }
 
     fn check_settings(&self) -> Result<(), ConfigError> {
@@ -101,6 +148,7 @@ impl Server {
             return Err(ConfigError::new("id", problem));
         }
         check_needs(&self.dispatcher.card().needs)?;
+        self.check_registry()?;
         if let Some(refused) = self.dispatcher.refused().first() {
             return Err(refused.clone());
         }

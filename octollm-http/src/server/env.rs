@@ -1,6 +1,6 @@
 //! A server as its environment configures it.
 
-use std::{ffi::OsStr, path::PathBuf};
+use std::path::PathBuf;
 
 use octollm_core::{
     __private::settings::{Vars, flag, text},
@@ -10,7 +10,7 @@ use octollm_core::{
 use super::Server;
 use crate::io::TlsFiles;
 
-const PREFIX: &str = "OCTOLLM_SERVER_";
+pub(crate) const PREFIX: &str = "OCTOLLM_SERVER_";
 // The variables beside those of the limits.
 const ADDRESS: &str = "LISTEN";
 const OPEN_TO_ALL: &str = "OPEN_TO_ALL";
@@ -32,71 +32,33 @@ pub(super) struct Exposure {
     pub(super) is_read: bool,
 }
 
-/// The environment.
 impl Server {
-    /// Configures the server by the environment.
-    ///
-    /// `OCTOLLM_SERVER_MAX_BODY=64KiB` is [`max_body`](Self::max_body) of 65,536, `OCTOLLM_SERVER_DRAIN_NOTICE=10s` is
-    /// [`drain_notice`](Self::drain_notice) of 10 s, and so on for each limit. As with any setter, the last one holds: what is set
-    /// before this is a default, which a variable replaces, and what is set after it is fixed.
-    ///
-    /// | variable | |
-    /// |---|---|
-    /// | `OCTOLLM_SERVER_LISTEN` | address and port for [`serve`](Self::serve) and [`bind`](Self::bind), in place of their argument |
-    /// | `OCTOLLM_SERVER_TLS_CERT_FILE`, `_TLS_KEY_FILE` | PEM files, with which they accept TLS alone (feature `tls`); both or none |
-    /// | `OCTOLLM_SERVER_TLS_CLIENT_CA_FILE` | PEM file with the authorities whose clients may connect |
-    /// | `OCTOLLM_SERVER_TOKEN_ISSUER` | the `iss` of the root whose tokens are accepted (feature `tokens`), in place of an authenticator of the program |
-    /// | `OCTOLLM_SERVER_TOKEN_KEYS_URL`, `_TOKEN_KEYS_FILE` | where its public keys are: the URL of a JWK set, or a file with such a set or a PEM; one of them |
-    /// | `OCTOLLM_SERVER_TOKEN_AUDIENCE` | the `aud` of the tokens; by default the id of the server |
-    /// | `OCTOLLM_SERVER_TOKEN_SPEAKS_FOR` | other issuers, separated by commas, for whose subjects the root issues tokens, as a brain does |
-    /// | `OCTOLLM_SERVER_OPEN_TO_ALL` | `true` for [`open_to_all`](Self::open_to_all) |
-    ///
-    /// ```no_run
-    /// # use octollm_http::Server;
-    /// # async fn run(server: Server) -> Result<(), octollm_core::error::ConfigError> {
-    /// server.env()?.serve("127.0.0.1:8103").await?;
-    /// # Ok(()) }
-    /// ```
+    /// Takes the variables of a server, but for those by which it registers.
     ///
     /// # Errors
-    /// A variable that begins with `OCTOLLM_` is unknown, or its value cannot be read or is out of range. The setting of the error is
-    /// its name. Files are read here, but for those of TLS, which [`bind`](Self::bind) reads. A server that does not listen on TCP
-    /// by itself is not built where a variable has its address or its certificate.
-    pub fn env(self) -> Result<Self, ConfigError> {
-        self.vars(std::env::vars_os())
-    }
-
-    /// Configures the server by these variables, as [`env`](Self::env) does.
-    ///
-    /// # Errors
-    /// Those of [`env`](Self::env).
-    pub fn vars<K: AsRef<OsStr>, V: AsRef<OsStr>>(
-        mut self,
-        variables: impl IntoIterator<Item = (K, V)>,
-    ) -> Result<Self, ConfigError> {
-        let mut vars = Vars::read(PREFIX, variables)?;
-        self.config.take(&mut vars)?;
+    /// The value of a variable cannot be read or is out of range.
+    pub(crate) fn take_variables(mut self, vars: &mut Vars) -> Result<Self, ConfigError> {
+        self.config.take(vars)?;
         self.exposure.is_read = true;
         if let Some(address) = vars.take(ADDRESS, |text| with_port(text).map(str::to_owned))? {
             self.exposure.address = Some(address);
         }
         let open_to_all = vars.take(OPEN_TO_ALL, flag)?;
         self.identity.open_to_all = open_to_all.unwrap_or(self.identity.open_to_all);
-        if let Some(tls) = tls_files(&mut vars)? {
+        if let Some(tls) = tls_files(vars)? {
             self.exposure.tls = Some(tls);
         }
-        let server = self.token_variables(&mut vars)?;
+        let server = self.token_variables(vars)?;
         if open_to_all == Some(true) && server.checks_callers() {
             let problem = "is true, but this server has tokens or another authenticator, which refuses callers all the same: \
                            unset one of the two";
             return Err(ConfigError::new(vars.full(OPEN_TO_ALL), problem));
         }
-        vars.finish()?;
         Ok(server)
     }
 
     /// Whether anything establishes who calls.
-    fn checks_callers(&self) -> bool {
+    pub(super) fn checks_callers(&self) -> bool {
         #[cfg(feature = "tokens")]
         if self.tokens.is_some() {
             return true;
@@ -261,6 +223,9 @@ mod tests {
             KEYS_URL,
             AUDIENCE,
             SPEAKS_FOR,
+            crate::environment::REGISTER_AT,
+            crate::environment::REGISTER_KEY,
+            crate::environment::ADVERTISE,
         ];
         for name in names {
             assert!(document.contains(&format!("| `{PREFIX}{name}` | ")), "{name}");

@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use octollm_core::{bus::EventBus, orchestrator::Orchestrator};
+use octollm_core::{bus::EventBus, card::ArmCard, error::ConfigError, orchestrator::Orchestrator};
 #[cfg(unix)]
 use tokio::signal::unix::{self, SignalKind};
 use tokio::{
@@ -21,7 +21,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{arm::HealthState, connection::Connections, ending::Reason, service::HttpService};
+use super::{
+    announcing::{Announcer, Announcing, left},
+    arm::HealthState,
+    connection::Connections,
+    ending::Reason,
+    service::HttpService,
+};
 use crate::io::{Acceptor, Listener};
 
 /// A server that listens: by default on TCP, with or without TLS. Awaiting it is the same as [`run`](Self::run).
@@ -31,6 +37,7 @@ pub struct BoundServer<A = Listener> {
     health: Arc<HealthState>,
     orchestrator: Option<Arc<dyn Orchestrator>>,
     bus: Option<Arc<dyn EventBus>>,
+    announcer: Option<Announcer>,
     /// For the log.
     url: Option<String>,
 }
@@ -41,6 +48,8 @@ pub(crate) struct Built {
     pub(crate) health: Arc<HealthState>,
     pub(crate) orchestrator: Option<Arc<dyn Orchestrator>>,
     pub(crate) bus: Option<Arc<dyn EventBus>>,
+    /// Where its card is registered, and for how long.
+    pub(crate) announcing: (Announcing, ArmCard, Duration),
 }
 
 /// Time limit on closing an orchestrator. After it the leases of its tasks expire by themselves.
@@ -62,15 +71,21 @@ impl BoundServer {
         format!("{scheme}://{}", self.local_addr())
     }
 
-    /// Logs the address as well.
-    pub(crate) fn with_url(self) -> Self {
-        Self { url: Some(self.url()), ..self }
+    /// Logs the address as well, and registers it where the server has no other URL.
+    pub(crate) fn with_url(acceptor: Listener, built: Built) -> Result<Self, ConfigError> {
+        let scheme = if acceptor.is_encrypted() { "https" } else { "http" };
+        let address = acceptor.local_addr().ok().filter(|address| !address.ip().is_unspecified());
+        let server = Self::new(acceptor, built, address.map(|address| format!("{scheme}://{address}")))?;
+        Ok(Self { url: Some(server.url()), ..server })
     }
 }
 
 impl<A: Acceptor> BoundServer<A> {
-    pub(crate) fn new(acceptor: A, Built { service, health, orchestrator, bus }: Built) -> Self {
-        Self { acceptor, service, health, orchestrator, bus, url: None }
+    /// `url` is where others can reach it, if that is known.
+    pub(crate) fn new(acceptor: A, built: Built, url: Option<String>) -> Result<Self, ConfigError> {
+        let Built { service, health, orchestrator, bus, announcing: (announcing, card, lifetime) } = built;
+        let announcer = announcing.of(card, lifetime, url)?;
+        Ok(Self { acceptor, service, health, orchestrator, bus, announcer, url: None })
     }
 
     /// Serves until the future is dropped.
@@ -90,16 +105,9 @@ impl<A: Acceptor> BoundServer<A> {
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until_signal(self) {
-        let (health, service) = (self.health.clone(), self.service.clone());
+        let notice = self.service.config().drain_notice;
         let (mut first, mut second) = (Signals::listen(), Signals::listen());
-        let shutdown = async move {
-            if first.next().await == Signal::Terminate {
-                let notice = service.config().drain_notice;
-                tracing::info!(server = service.server(), ?notice, "not ready any more");
-                health.drain();
-                sleep(notice).await;
-            }
-        };
+        let shutdown = async move { (first.next().await == Signal::Terminate).then_some(notice) };
         let at_once = async move {
             second.next().await;
             second.next().await;
@@ -109,7 +117,8 @@ impl<A: Acceptor> BoundServer<A> {
 
     /// Serves until `shutdown` completes, then shuts down gracefully.
     ///
-    /// The server accepts no more connections. Running requests have [`drain_grace`](super::Server::drain_grace) to finish. What
+    /// The server first leaves the orchestrators at which it is [registered](super::Server::register), within 2 s, and serves meanwhile.
+    /// Then it accepts no more connections. Running requests have [`drain_grace`](super::Server::drain_grace) to finish. What
     /// runs after that is given up: it is dropped, logged, counted in `octollm_http_given_up_total`, and published on the
     /// [bus](super::Server::bus). An [orchestrator](super::Server::orchestrator) starts no more tasks; its running tasks have the same
     /// time. Then it is [closed](Orchestrator::close), within 5 s.
@@ -117,12 +126,21 @@ impl<A: Acceptor> BoundServer<A> {
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
+        let shutdown = async {
+            shutdown.await;
+            None
+        };
         self.serve(shutdown, pending()).await;
     }
 
-    /// Serves until one of the two completes. After `shutdown`, running requests may finish until `at_once` completes.
-    async fn serve(self, shutdown: impl Future<Output = ()>, at_once: impl Future<Output = ()>) {
-        let Self { acceptor, service, health, orchestrator, bus, url } = self;
+    /// Serves until one of the two completes. After `shutdown`, running requests may finish until `at_once` completes. `shutdown`
+    /// returns for how long the server still accepts requests although it is not ready.
+    async fn serve(
+        self,
+        shutdown: impl Future<Output = Option<Duration>>,
+        at_once: impl Future<Output = ()>,
+    ) {
+        let Self { acceptor, service, health, orchestrator, bus, mut announcer, url } = self;
         let (limit, grace) = (service.config().max_connections, service.config().drain_grace);
         let (drain, (open, closed)) = (CancellationToken::new(), mpsc::channel(1));
         let connections = Arc::new(Connections::new(service.clone(), health.clone(), open));
@@ -132,6 +150,8 @@ impl<A: Acceptor> BoundServer<A> {
             let (connections, drain) = (connections.clone(), drain.child_token());
             async move { connections.serve(opening, place, drain).await }
         };
+        let _announcing = announcer.as_mut().map(Announcer::start);
+        let shutdown = left(shutdown, announcer.as_mut(), &health, service.server());
         let (mut shutdown, mut at_once) = (pin!(shutdown), pin!(at_once));
         let mut is_ended = false;
         tracing::info!(server = service.server(), url, "serving");
@@ -393,7 +413,7 @@ mod tests {
             let server =
                 Server::new("brain").orchestrator(Hangs).listen(Pipes::new().listen("brain").unwrap());
             let begun = Instant::now();
-            server.unwrap().serve(ready(()), sleep(second)).await;
+            server.unwrap().serve(ready(None), sleep(second)).await;
             assert_eq!(begun.elapsed(), expected);
         }
     }

@@ -52,10 +52,12 @@ mod ending;
 mod service;
 mod arm;
 mod tasks;
+mod registry;
 mod openapi;
 mod docs;
 mod limiting;
 mod connection;
+mod announcing;
 mod listen;
 mod env;
 mod about;
@@ -73,8 +75,10 @@ use octollm_core::{
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
+pub(crate) use self::env::PREFIX;
 use self::{
     about::Metrics,
+    announcing::Announcing,
     arm::Check,
     env::{Exposure, LISTEN},
     identity::Identity,
@@ -85,6 +89,7 @@ pub use self::{body::HttpBody, identity::Authenticate, listen::BoundServer, serv
 use crate::{
     io::{self, Acceptor, Listener, TlsFiles},
     limits::{ServerConfig, limits_setters, server_limits},
+    registry::Registry,
 };
 
 /// Builds a server for arms, an orchestrator and a reflex, each alone or together.
@@ -97,6 +102,7 @@ use crate::{
 /// | always | `GET /health`, `/ready`, `/metrics`, `/capabilities`, `/openapi.json`, `/docs` |
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
 /// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
+/// | [`registry`](Self::registry) | `POST /arms/register`, `DELETE /arms/{id}` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
 /// | [`route`](Self::route) | a route of your own |
 #[must_use = "a server does nothing until it is bound, listens or is mounted"]
@@ -117,12 +123,17 @@ pub struct Server {
     metrics: Metrics,
     exposure: Exposure,
     has_docs: bool,
+    registry: Option<Registry>,
+    announcing: Announcing,
     /// Only with the feature `tokens`.
     verifies_tokens: bool,
     #[cfg(feature = "tokens")]
     jwks: Option<crate::token::KeySet>,
     #[cfg(feature = "tokens")]
     tokens: Option<crate::token::TokenVerifierBuilder>,
+    /// The authenticator, where it is one of tokens.
+    #[cfg(feature = "tokens")]
+    verifier: Option<crate::token::TokenVerifier>,
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -148,11 +159,15 @@ impl Server {
             metrics: Metrics::default(),
             exposure: Exposure::default(),
             has_docs: true,
+            registry: None,
+            announcing: Announcing::default(),
             verifies_tokens: false,
             #[cfg(feature = "tokens")]
             jwks: None,
             #[cfg(feature = "tokens")]
             tokens: None,
+            #[cfg(feature = "tokens")]
+            verifier: None,
         }
     }
 
@@ -266,7 +281,8 @@ impl Server {
         {
             self.tokens = None;
             let authenticator: &dyn std::any::Any = &authenticator;
-            self.verifies_tokens = authenticator.is::<crate::token::TokenVerifier>();
+            self.verifier = authenticator.downcast_ref::<crate::token::TokenVerifier>().cloned();
+            self.verifies_tokens = self.verifier.is_some();
         }
         self.identity.authenticator = Some(Arc::new(authenticator));
         self
@@ -285,7 +301,7 @@ impl Server {
     /// ```
     #[cfg(feature = "tokens")]
     pub fn tokens(mut self, verifier: crate::token::TokenVerifierBuilder) -> Self {
-        self.identity.authenticator = None;
+        (self.identity.authenticator, self.verifier) = (None, None);
         self.verifies_tokens = true;
         self.tokens = Some(verifier);
         self
@@ -363,7 +379,7 @@ impl Server {
         })?;
         let names = tls.as_ref().map(TlsFiles::named);
         let listener = Listener::new(listener, tls).map_err(|error| env::of_file(names, error))?;
-        Ok(BoundServer::new(listener, built).with_url())
+        BoundServer::with_url(listener, built)
     }
 
     /// Accepts connections from an acceptor, without serving yet.
@@ -376,7 +392,7 @@ impl Server {
         if !acceptor.is_local() {
             self.guarded(|| "on an acceptor".into())?;
         }
-        Ok(BoundServer::new(acceptor, self.build()?))
+        BoundServer::new(acceptor, self.build()?, None)
     }
 
     /// Returns the server as a tower service, to mount into another server.
@@ -389,6 +405,10 @@ impl Server {
     pub fn into_service(self) -> Result<HttpService, ConfigError> {
         self.exposure.unused()?;
         self.guarded(|| "a mounted service".into())?;
+        if !self.announcing.targets.is_empty() {
+            let problem = "is set, but a service that is mounted does not know when it serves: register the server around it";
+            return Err(ConfigError::new("register", problem));
+        }
         self.build().map(|built| built.service)
     }
 

@@ -16,6 +16,7 @@ use octollm_core::{
     parts::ContextParts,
 };
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 use tower::util::BoxCloneSyncService;
 
@@ -133,6 +134,31 @@ impl Answer {
     pub(crate) fn usage(mut self, usage: Usage) -> Self {
         write_usage(usage, self.0.headers_mut());
         self
+    }
+
+    /// Adds an `ETag` of the body. Where the request has the same, the answer is 304 without a body.
+    pub(crate) fn tagged(self, head: &HeaderMap) -> Self {
+        let Some(body) = self.0.body().whole() else { return self };
+        let digest = Sha256::digest(body);
+        let hash = digest.iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+        // Weak: the same for each coding of the body.
+        let tag = format!("W/\"{hash}\"");
+        let is_same = |tags: &str| {
+            tags.split(',').map(str::trim).any(|known| known == "*" || known.ends_with(&tag[2..]))
+        };
+        let mut fields = head.get_all(header::IF_NONE_MATCH).iter().filter_map(|field| field.to_str().ok());
+        let answer = match fields.any(is_same) {
+            false => self,
+            true => {
+                let mut response = Response::new(HttpBody::empty());
+                *response.status_mut() = StatusCode::NOT_MODIFIED;
+                Self(response)
+            }
+        };
+        match HeaderValue::try_from(&tag) {
+            Ok(tag) => answer.header(header::ETAG, tag),
+            Err(_) => answer,
+        }
     }
 
     /// Sets the age of an answer that was cached.

@@ -28,13 +28,14 @@ use super::{
     request_body::earlier,
     routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
 };
+use crate::registry::Registry;
 
 /// Adds the routes of an orchestrator and of a reflex.
 pub(crate) fn add_tasks(
     table: &mut RouteTable,
     own: ArmCapabilities,
     screen: Option<Screen>,
-    orchestrator: Option<Arc<dyn Orchestrator>>,
+    (orchestrator, registry): (Option<Arc<dyn Orchestrator>>, Option<Registry>),
     rates: Option<Arc<Rates>>,
 ) -> Result<(), ConfigError> {
     if let Some(screen) = &screen {
@@ -44,7 +45,8 @@ pub(crate) fn add_tasks(
         return table.add(Method::GET, "/capabilities", own);
     };
     for path in ["/capabilities", "/arms"] {
-        let known = KnownArms { orchestrator: orchestrator.clone(), own: own.clone() };
+        let known =
+            KnownArms { orchestrator: orchestrator.clone(), own: own.clone(), registry: registry.clone() };
         table.add(Method::GET, path, known)?;
     }
     for (method, path, operation) in [

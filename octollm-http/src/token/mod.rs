@@ -43,6 +43,7 @@ mod claims;
 mod key_set;
 mod jwks_url;
 mod link;
+pub(crate) mod proof;
 mod verifier;
 mod issued;
 mod issuer;

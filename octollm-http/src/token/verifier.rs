@@ -115,6 +115,13 @@ impl TokenVerifier {
         self.verify(token)
     }
 
+    /// The audiences of its tokens, and their issuers.
+    pub(crate) fn names(&self) -> (Vec<String>, Vec<String>) {
+        let Inner { audiences, providers, .. } = &*self.0;
+        let audiences = audiences.iter().chain(providers.iter().map(|provider| &provider.audience));
+        (audiences.cloned().collect(), self.0.key_sets().map(|keys| keys.issuer().to_owned()).collect())
+    }
+
     /// The verdict on a token that was verified before. `None` where [`verify_and_fetch`](Self::verify_and_fetch) is needed.
     pub(crate) fn known(&self, token: &[u8]) -> Option<Result<Arc<Grant>, Failure>> {
         for keys in self.0.key_sets() {

@@ -47,6 +47,8 @@ pub mod names {
     pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
     /// Id of the process of an arm that honours keys, in a call that may have been made before.
     pub const INSTANCE: HeaderName = HeaderName::from_static("octollm-instance");
+    /// Signature of a registration by the key on the card of the arm.
+    pub const PROOF: HeaderName = HeaderName::from_static("octollm-proof");
 }
 
 /// Reads the parts of a request. Malformed ids and traces are replaced or ignored. A malformed limit is refused, since without it

@@ -17,5 +17,6 @@ mod orchestrator;
 mod peer;
 mod pool;
 mod proxy;
+mod registered;
 #[cfg(feature = "tls")]
 mod tls;

@@ -26,6 +26,7 @@ mod places;
 mod process;
 mod rates;
 mod ready;
+mod registry;
 mod cached;
 mod routed;
 mod routes;

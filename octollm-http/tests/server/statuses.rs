@@ -240,6 +240,7 @@ async fn the_document_lists_the_statuses_that_the_server_sends() {
             ("many fields", operation.request(id, "", &many, None)),
             ("no identity", operation.request(id, "", "X-Cause: unknown\r\n", None)),
             ("no scope", operation.request(id, "", "X-Cause: forbidden\r\n", None)),
+            ("an answer that it has", operation.request(id, "", "If-None-Match: *\r\n", None)),
         ];
         if operation.body.is_some() {
             let unsent = operation.request(id, "", "", Some("{}"));

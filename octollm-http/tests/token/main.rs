@@ -11,6 +11,7 @@ mod limited;
 mod links;
 mod others;
 mod pairs;
+mod registered;
 mod reuse;
 mod rules;
 mod scopes;

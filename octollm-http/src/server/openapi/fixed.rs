@@ -14,12 +14,16 @@ use serde_json::{Map, Value, json};
 use super::{
     super::{
         arm::{ArmsBody, Executed, HealthBody, ReadyBody},
+        registry::Cleared,
         tasks::{PreprocessBody, Preprocessed, RerunBody, Steps},
     },
     components::{insert, reference},
     headers::inline,
 };
-use crate::wire::Problem;
+use crate::{
+    registry::{Registered, Request},
+    wire::Problem,
+};
 
 /// A route and its operation in the document.
 pub(crate) type Operation = (Method, &'static str, Value);
@@ -54,6 +58,8 @@ const OF_PLACES: &[u16] = &[401, 403, 429, 500, 503, 504];
 const OF_BODIES: &[u16] = &[408, 413, 415, 422];
 /// More statuses of a route that runs an arm.
 pub(crate) const OF_ARMS: &[u16] = &[404, 409, 502];
+/// More statuses of a registration. Without tokens proofs cannot be verified.
+const OF_REGISTRATIONS: &[u16] = if cfg!(feature = "tokens") { &[409] } else { &[409, 501] };
 /// More statuses of the routes of one task.
 const OF_TASKS: &[u16] = &[404, 409, 501];
 
@@ -143,13 +149,13 @@ pub(crate) fn task_operations(has_contracts: bool) -> Vec<Operation> {
     );
     push_parameters(&mut rerun, [task_in_path()]);
     let lists: &[&[u16]] = if has_contracts { &[OF_ARM_LISTS] } else { &[OF_ARM_LISTS, OF_LATE_LISTS] };
-    let cards =
-        || place("capabilities", "What is served here, and the arms that are known here.", "Arms", lists);
-    let arms = place("arms", "The arms that are known here.", "Arms", lists);
+    let of_arms = |id: &str, summary: &str| tagged(place(id, summary, "Arms", lists));
+    let cards = of_arms("capabilities", "What is served here, and the arms that are known here.");
+    let arms = of_arms("arms", "The arms that are known here.");
     let journal = "A page of the calls that a task has made, in the order of their answers.";
     let mut journal = of_task("taskJournal", journal, "Journal");
     push_parameters(&mut journal, journal_parameters());
-    let cards = [(Method::GET, "/capabilities", cards()), (Method::GET, "/arms", arms)];
+    let cards = [(Method::GET, "/capabilities", cards), (Method::GET, "/arms", arms)];
     let mut operations = vec![
         (Method::POST, "/tasks/{id}/rerun", rerun),
         (Method::GET, "/tasks/{id}/journal", journal),
@@ -167,6 +173,47 @@ pub(crate) fn task_operations(has_contracts: bool) -> Vec<Operation> {
     }
     operations.extend(cards);
     operations
+}
+
+/// Adds the tag of an answer, and the answer to a request that has it.
+fn tagged(mut operation: Value) -> Value {
+    let tag = json!({ "schema": { "type": "string" }, "description": "Changes with the answer." });
+    let field = "The tag of the answer that the caller has.";
+    let field = json!({ "name": "If-None-Match", "in": "header", "schema": { "type": "string" }, "description": field });
+    push_parameters(&mut operation, [field]);
+    operation["responses"]["200"]["headers"]["ETag"] = tag;
+    operation["responses"]["304"] = json!({ "description": "The caller has the answer." });
+    operation
+}
+
+/// The routes of a registry.
+pub(crate) fn registry_operations() -> Vec<Operation> {
+    let mut register =
+        get("registerArm", "Registers an arm, renews its registration, or ends it.", reference("Registered"));
+    register["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": reference("Registration") } } });
+    for statuses in [OF_PLACES, OF_BODIES, OF_REGISTRATIONS] {
+        fails(&mut register, statuses);
+    }
+    let proof = "A signature of the request by the key on the card, once: see the section on registration in the description of the wire.";
+    let proof = json!({ "name": "Octollm-Proof", "in": "header", "schema": { "type": "string" }, "description": proof });
+    push_parameters(&mut register, [proof]);
+    register["responses"]["201"] = register["responses"]["200"].clone();
+    register["responses"]["201"]["description"] = "The process was not registered before.".into();
+    let mut clear = get("clearArm", "Forgets an arm and who holds its id.", reference("Cleared"));
+    for statuses in [OF_PLACES, &[404]] {
+        fails(&mut clear, statuses);
+    }
+    clear["x-octollm-scope"] = "arms:admin".into();
+    let id = json!({ "name": "id", "in": "path", "required": true, "schema": { "type": "string" } });
+    push_parameters(&mut clear, [id]);
+    vec![(Method::POST, "/arms/register", register), (Method::DELETE, "/arms/{id}", clear)]
+}
+
+/// The schemas of a registry.
+pub(crate) fn registry_schemas(schemas: &mut Map<String, Value>) {
+    insert(schemas, "Registration", input_schema::<Request>());
+    insert(schemas, "Registered", output_schema::<Registered>());
+    insert(schemas, "Cleared", output_schema::<Cleared>());
 }
 
 fn task_in_path() -> Value {

@@ -34,6 +34,8 @@ pub(crate) struct Features {
     pub(crate) screens: bool,
     /// It has an orchestrator.
     pub(crate) has_tasks: bool,
+    /// Arms register at it.
+    pub(crate) has_registry: bool,
     /// Its callers have capability tokens.
     pub(crate) verifies_tokens: bool,
 }
@@ -51,11 +53,12 @@ impl Document {
         if features.screens {
             document = document.with_reflex();
         }
-        match (features.has_tasks, features.screens) {
+        let document = match (features.has_tasks, features.screens) {
             (false, _) => document.with_card(),
             (true, false) => document.with_tasks(),
             (true, true) => document.with_screened_tasks(),
-        }
+        };
+        if features.has_registry { document.with_registry() } else { document }
     }
 
     /// The routes of every server.
@@ -130,6 +133,15 @@ impl Document {
     fn with_tasks(mut self) -> Self {
         fixed::task_schemas(&mut self.schemas);
         for (method, path, operation) in fixed::task_operations(self.paths.contains_key("/execute")) {
+            self.operation(&method, path, operation);
+        }
+        self
+    }
+
+    /// Adds the routes of a registry.
+    fn with_registry(mut self) -> Self {
+        fixed::registry_schemas(&mut self.schemas);
+        for (method, path, operation) in fixed::registry_operations() {
             self.operation(&method, path, operation);
         }
         self

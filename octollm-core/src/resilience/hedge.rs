@@ -303,7 +303,7 @@ impl Latencies {
             self.buckets.iter_mut().for_each(|count| *count /= 2);
             self.total = self.buckets.iter().sum();
         }
-        if self.total % Self::LEAST == 0 || self.late.is_none() {
+        if self.total.is_multiple_of(Self::LEAST) || self.late.is_none() {
             self.late = self.estimate();
         }
     }
@@ -320,7 +320,7 @@ impl Latencies {
             seen += self.buckets[position];
             seen > above
         });
-        position.filter(|_| self.total >= Self::LEAST).map(|position| Self::end(position))
+        position.filter(|_| self.total >= Self::LEAST).map(Self::end)
     }
 
     fn position(latency: Duration) -> usize {

@@ -1,5 +1,13 @@
 //! Layers for any tower service of [`Call`](crate::transport::Call)s that survive the failures of arms. They are independent of
-//! HTTP.
+//! HTTP. By a [`Protocol`] they work for services of other requests as well.
+//!
+//! | layer | |
+//! |---|---|
+//! | [`RetryLayer`] | tries a failed call again, within a [`RetryBudget`] |
+//! | [`BreakerLayer`] | rejects calls while their target fails |
+//! | [`HedgeLayer`] | sends a late call to another endpoint as well |
+//! | [`BulkheadLayer`] | limits how many calls run at once |
+//! | [`TimeoutLayer`] | ends each attempt after a time |
 //!
 //! # When a call is tried again
 //!
@@ -13,6 +21,8 @@
 //! - It is safe: the work was never begun, or the caller's own contract is idempotent, or the arm honours the key of the
 //!   call ([`RetryLayer::keys_honoured`]).
 //! - The wait ends before the deadline, and something of the budget is left.
+//! - The [`RetryBudget`] has a token.
+//! - The input has at most 64 KiB, or the call asks for the attempts itself.
 //!
 //! The wait is a random part of `backoff · 2ⁿ` (full jitter), and never shorter than a `Retry-After`. A `Retry-After` beyond
 //! [`RetryLayer::max_retry_after`] fails the call at once.

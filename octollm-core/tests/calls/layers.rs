@@ -53,11 +53,11 @@ enum Answer {
 impl Scripted {
     fn of(answers: impl IntoIterator<Item = Answer>) -> Self {
         let scripted = Self::default();
-        scripted.then(answers);
+        scripted.script(answers);
         scripted
     }
 
-    fn then(&self, answers: impl IntoIterator<Item = Answer>) {
+    fn script(&self, answers: impl IntoIterator<Item = Answer>) {
         *self.0.answers.lock().unwrap() = answers.into_iter().collect();
     }
 
@@ -111,7 +111,7 @@ impl Service<Call> for Scripted {
 
 fn call() -> Call {
     let contract: ContractRef = "work.measure".parse().unwrap();
-    let mut call = Call::new(contract.clone(), StepKey::Order(0), "{}".into(), ContextParts::root());
+    let mut call = Call::new(contract.clone(), StepKey::Order(0), "{}".into(), ContextParts::new());
     call.spec = Some(Spec::new(contract).idempotent());
     call
 }
@@ -144,7 +144,7 @@ async fn fault_20_an_open_breaker_is_ready_and_rejects_and_one_call_is_its_probe
     let wait = error.retry_after().unwrap();
     assert!(wait <= ms(1_000) && wait >= ms(750), "{wait:?}");
     advance(wait).await;
-    scripted.then([Answer::Ok(100)]);
+    scripted.script([Answer::Ok(100)]);
     let many = futures_util::future::join_all((0..1_000).map(|_| send(&service))).await;
     assert_eq!((many.iter().filter(|answer| answer.is_ok()).count(), scripted.calls()), (1, 6));
     assert!(send(&service).await.is_ok());
@@ -163,7 +163,7 @@ async fn fault_21_a_probe_that_is_dropped_or_hangs_or_is_answered_with_a_4xx_lea
         send(&service).await.unwrap_err();
     }
     advance(ms(1_000)).await;
-    scripted.then([Answer::Hangs]);
+    scripted.script([Answer::Hangs]);
     // One that is cancelled gives its place back at once.
     for _ in 0..3 {
         assert!(tokio::time::timeout(ms(10), send(&service)).await.is_err());
@@ -171,12 +171,12 @@ async fn fault_21_a_probe_that_is_dropped_or_hangs_or_is_answered_with_a_4xx_lea
     assert_eq!(scripted.calls(), 8);
     // One that hangs loses it.
     let mut hangs = Box::pin(send(&service));
-    assert!(futures_util::poll!(hangs.as_mut()).is_pending());
+    assert!(futures_util::FutureExt::now_or_never(hangs.as_mut()).is_none());
     assert_eq!(kind(&service).await, ErrorKind::CircuitOpen);
     advance(ms(2_000)).await;
-    scripted.then([Answer::Fails(ErrorKind::ValidationFailed)]);
+    scripted.script([Answer::Fails(ErrorKind::ValidationFailed)]);
     assert_eq!(kind(&service).await, ErrorKind::ValidationFailed);
-    scripted.then([Answer::Ok(0)]);
+    scripted.script([Answer::Ok(0)]);
     assert!(send(&service).await.is_ok(), "the 4xx has closed it");
     drop(hangs);
     assert!(send(&service).await.is_ok());
@@ -199,7 +199,7 @@ async fn an_open_circuit_is_retried_after_its_wait_and_not_at_once() {
     for _ in 0..5 {
         send(&breaker).await.unwrap_err();
     }
-    scripted.then([Answer::Ok(0)]);
+    scripted.script([Answer::Ok(0)]);
     let service = RetryLayer::default().layer(breaker);
     let begun = Instant::now();
     assert_eq!(send(&service).await.unwrap().attempts, 2);
@@ -273,7 +273,7 @@ async fn a_late_call_is_hedged_within_the_budget_and_the_loser_is_cancelled() {
         send(&service).await.unwrap();
     }
     assert_eq!(scripted.calls(), 20);
-    scripted.then([Answer::Hangs, Answer::Ok(5), Answer::Ok(200)]);
+    scripted.script([Answer::Hangs, Answer::Ok(5), Answer::Ok(200)]);
     let begun = Instant::now();
     let reply = send(&service).await.unwrap();
     assert_eq!((reply.attempts, reply.usage), (2, Usage::tokens(10).plus(Usage::UNMETERED)));
@@ -291,16 +291,16 @@ async fn what_is_not_idempotent_or_fails_at_once_is_not_hedged() {
     for _ in 0..20 {
         send(&service).await.unwrap();
     }
-    scripted.then([Answer::Ok(500)]);
+    scripted.script([Answer::Ok(500)]);
     let mut once = call();
     once.spec = None;
     service.clone().oneshot(once).await.unwrap();
     assert_eq!(scripted.calls(), 21);
-    scripted.then([DOWN]);
+    scripted.script([DOWN]);
     assert_eq!(kind(&service).await, ErrorKind::ConnectionLost);
     assert_eq!(scripted.calls(), 22);
     // Where the first fails after the second was sent, the second counts.
-    scripted.then([Answer::Hangs, DOWN]);
+    scripted.script([Answer::Hangs, DOWN]);
     assert!(tokio::time::timeout(ms(100), send(&service)).await.is_err());
     assert_eq!((scripted.calls(), scripted.running()), (24, 0));
 }
@@ -344,7 +344,7 @@ async fn a_bulkhead_refuses_at_once_or_after_a_wait_and_places_come_back_on_drop
     // A future that was not polled holds no place; one that was gives it back when it is dropped.
     drop(hung);
     for _ in 0..10 {
-        let mut running: Vec<_> = (0..2).map(|_| service.call(call())).collect();
+        let mut running: Vec<_> = (0..2).map(|_| Box::pin(service.call(call()))).collect();
         assert!(running.iter_mut().all(|call| futures_util::FutureExt::now_or_never(call).is_none()));
         assert_eq!(kind(&service).await, ErrorKind::Overloaded);
     }

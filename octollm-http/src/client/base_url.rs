@@ -10,7 +10,10 @@ use http::{
 };
 use octollm_core::parts::ContextParts;
 
-use crate::wire;
+use crate::{
+    resolve::{MALFORMED, ServiceUrl},
+    wire,
+};
 
 /// The URL of a service: `http://host:port` or `https://host`, with a path if the service is mounted. It is cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
@@ -32,39 +35,13 @@ struct Inner {
 /// Fields of the requests to one arm.
 pub(super) type Fields = Vec<(HeaderName, HeaderValue)>;
 
-const MALFORMED: &str = "is not a URL such as http://judge-arm:8103";
-
 impl BaseUrl {
     /// # Errors
     /// The problem of the URL. The text does not repeat the URL, which could hold credentials.
     pub(crate) fn parse(url: &str) -> Result<Self, &'static str> {
-        let url = url.trim();
-        if url.is_empty() {
-            return Err("has an empty URL");
-        }
-        if url.contains(['?', '#']) {
-            return Err("has a query or a fragment");
-        }
-        let uri: Uri = url.parse().map_err(|_| MALFORMED)?;
-        let scheme = match uri.scheme_str() {
-            None => return Err("has no scheme: write http://host:port"),
-            Some("https") if !cfg!(feature = "tls") => {
-                return Err("is https, for which octollm has to be built with its feature `tls`");
-            }
-            Some(scheme @ ("http" | "https")) => scheme,
-            Some(_) => return Err("has a scheme other than http and https"),
-        };
-        let authority = uri.authority().ok_or(MALFORMED)?;
-        if authority.as_str().contains('@') {
-            return Err("holds credentials, which would end up in logs: use tokens");
-        }
-        let explicit_port = authority.as_str().len() > authority.host().len();
-        if authority.host().is_empty() || (explicit_port && authority.port_u16().is_none_or(|port| port == 0))
-        {
-            return Err(MALFORMED);
-        }
+        let ServiceUrl { scheme, authority, path } = ServiceUrl::parse(url)?;
         let host = HeaderValue::from_str(authority.as_str()).map_err(|_| MALFORMED)?;
-        let url: Arc<str> = format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/')).into();
+        let url: Arc<str> = format!("{scheme}://{authority}{path}").into();
         Ok(Self(Arc::new(Inner { name: url.clone(), url, host, address: None, fields: Vec::new() })))
     }
 

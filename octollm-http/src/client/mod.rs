@@ -37,6 +37,7 @@ use octollm_core::{
 use serde_json::{Map, Value};
 use tower::{BoxError, Layer, Service};
 
+pub(crate) use self::exchange::Requests;
 use self::{
     authority::Authority,
     base_url::BaseUrl,
@@ -47,7 +48,6 @@ use self::{
     site::{Around, CallLayer, CallService, Calling},
     stack::{Carrier, call_layer},
 };
-pub(crate) use self::{base_url::BaseUrl as ServiceUrl, exchange::Requests};
 #[cfg(feature = "otel")]
 pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
 pub use self::{

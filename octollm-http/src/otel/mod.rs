@@ -35,7 +35,7 @@ use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, Registry, layer::SubscriberExt, registry::LookupSpan};
 
 use self::sending::{Bounded, Client, Conventional, Queue};
-use crate::client::ServiceUrl;
+use crate::resolve::ServiceUrl;
 
 /// Exports spans for as long as it lives. When it is dropped, it sends those that wait.
 #[must_use = "spans are exported for as long as the exporter lives"]

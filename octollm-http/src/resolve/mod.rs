@@ -5,13 +5,11 @@
 
 // A module uses only what stands before it here.
 // The client reads all its URLs by this.
-#[allow(dead_code)]
 mod url;
 mod file;
 #[cfg(feature = "dns")]
 mod dns;
 // The client puts it around each resolver.
-#[allow(dead_code)]
 mod steady;
 
 use std::{fmt, future, net::SocketAddr};
@@ -24,8 +22,10 @@ use tower::BoxError;
 #[cfg(feature = "dns")]
 pub use self::dns::Dns;
 pub use self::file::File;
-#[allow(unused_imports)]
-pub(crate) use self::{steady::Steady, url::ServiceUrl};
+pub(crate) use self::{
+    steady::Steady,
+    url::{MALFORMED, ServiceUrl},
+};
 
 /// Finds the endpoints of arms, and follows their changes.
 ///
@@ -156,8 +156,6 @@ impl Resolver for Fixed {
 ///
 /// # Errors
 /// The URL is not valid, or needs the feature `dns`. The setting of the error is the arm.
-// The client parses each URL of an arm by this.
-#[allow(dead_code)]
 pub(crate) fn parse(arm: &str, url: &str) -> Result<Option<Box<dyn Resolver>>, ConfigError> {
     let url = url.trim();
     let after = |prefix: &str| {

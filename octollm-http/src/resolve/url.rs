@@ -11,7 +11,7 @@ pub(crate) struct ServiceUrl {
     pub(crate) path: String,
 }
 
-const MALFORMED: &str = "is not a URL such as http://judge-arm:8103";
+pub(crate) const MALFORMED: &str = "is not a URL such as http://judge-arm:8103";
 
 impl ServiceUrl {
     /// # Errors

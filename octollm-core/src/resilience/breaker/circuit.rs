@@ -9,22 +9,18 @@ use crate::meters::{Counter, Counters, Gauges};
 
 static TRANSITIONS: LazyLock<Counters> = LazyLock::new(|| {
     let help = "Changes of the state of circuit breakers, by the state after them.";
-    Counters::new("octollm_breaker_transitions_total", help, &["arm", "endpoint", "state"])
+    Counters::new("octollm_breaker_transitions_total", help, &["arm", "state"])
 });
 static REJECTED: LazyLock<Counters> = LazyLock::new(|| {
     let help = "Calls that an open circuit breaker has rejected.";
-    Counters::new("octollm_breaker_rejected_total", help, &["arm", "endpoint"])
+    Counters::new("octollm_breaker_rejected_total", help, &["arm"])
 });
 static STATES: LazyLock<Gauges<Named>> = LazyLock::new(|| {
-    let help = "State of circuit breakers: 0 is closed, 1 half-open, 2 open.";
-    Gauges::new(&[("octollm_breaker_state", help, &["arm", "endpoint"][..])], |named, gauges| {
-        let state = match named.breaker.state(Instant::now()) {
-            BreakerState::Closed => 0,
-            BreakerState::HalfOpen => 1,
-            BreakerState::Open { .. } => 2,
-        };
+    let help = "Endpoints by the state of their circuit breakers: closed, half_open, open.";
+    Gauges::new(&[("octollm_breaker_endpoints", help, &["arm", "state"][..])], |named, gauges| {
+        let state = named.breaker.state(Instant::now());
         for gauge in gauges {
-            gauge.with_label_values(&[&*named.arm, &*named.endpoint]).set(state);
+            gauge.with_label_values(&[&*named.arm, text(state)]).add(1);
         }
     })
 });
@@ -38,7 +34,7 @@ pub struct Circuit {
     breaker: Arc<Named>,
 }
 
-/// A breaker, and what it is called in metrics.
+/// A breaker, and what it is called in metrics and logs. Metrics have no endpoints, which come and go without end.
 struct Named {
     breaker: Breaker,
     arm: Arc<str>,
@@ -56,7 +52,7 @@ impl Circuit {
     ) -> Self {
         let is_named = name.is_some();
         let (arm, endpoint) = name.unwrap_or_default();
-        let rejected = if is_named { REJECTED.with(&[&arm, &endpoint]) } else { Counter::default() };
+        let rejected = if is_named { REJECTED.with(&[&arm]) } else { Counter::default() };
         let breaker =
             Arc::new(Named { breaker: Breaker::new(limits), arm, endpoint, rejected, on_transition });
         if is_named {
@@ -115,18 +111,21 @@ impl Named {
 
     #[cold]
     fn changed(&self, state: BreakerState) {
-        let text = match state {
-            BreakerState::Closed => "closed",
-            BreakerState::HalfOpen => "half_open",
-            BreakerState::Open { .. } => "open",
-        };
         if self.is_named() {
-            TRANSITIONS.with(&[&self.arm, &self.endpoint, text]).count();
+            TRANSITIONS.with(&[&self.arm, text(state)]).count();
         }
-        tracing::debug!(arm = %self.arm, endpoint = %self.endpoint, state = text, "circuit breaker has changed");
+        tracing::debug!(arm = %self.arm, endpoint = %self.endpoint, state = text(state), "circuit breaker has changed");
         if let Some(on_transition) = &self.on_transition {
             on_transition(state);
         }
+    }
+}
+
+fn text(state: BreakerState) -> &'static str {
+    match state {
+        BreakerState::Closed => "closed",
+        BreakerState::HalfOpen => "half_open",
+        BreakerState::Open { .. } => "open",
     }
 }
 

@@ -12,6 +12,7 @@ pub use crate::{
     contract::{ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation},
     meters::{Counter, Counters, Durations, Gauges, Spent, outcome},
     panics::{Panicked, caught},
+    resilience::machines,
     spans::{Scope, Traces, connect_traces, who},
 };
 

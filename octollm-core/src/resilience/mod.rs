@@ -17,8 +17,40 @@
 //! The wait is a random part of `backoff · 2ⁿ` (full jitter), and never shorter than a `Retry-After`. A `Retry-After` beyond
 //! [`RetryLayer::max_retry_after`] fails the call at once.
 
+mod breaker;
+mod budget;
+mod load;
 mod policy;
 mod retry;
+mod window;
 
 pub(crate) use self::policy::MAX_RETRY_AFTER;
-pub use self::retry::RetryLayer;
+pub use self::{
+    breaker::{BreakerState, Outcome},
+    budget::RetryBudget,
+    retry::RetryLayer,
+};
+
+/// The state machines, for the client.
+#[doc(hidden)]
+pub mod machines {
+    pub use super::{
+        breaker::{Admitted, Breaker, BreakerLimits},
+        load::{Ejection, Load, two_choices},
+    };
+}
+
+use std::hash::{BuildHasher, RandomState};
+
+/// What threads meet at. The test with loom has its own.
+mod sync {
+    pub(super) use std::sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    };
+}
+
+/// At least 0 and below 1.
+fn random() -> f64 {
+    (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
+}

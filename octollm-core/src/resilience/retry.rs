@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::Future,
-    hash::{BuildHasher, RandomState},
     mem,
     pin::Pin,
     sync::{Arc, LazyLock, Mutex, PoisonError},
@@ -16,7 +15,10 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tower::{Layer, Service, ServiceExt};
 
-use super::policy::{Failed, RetryLimits};
+use super::{
+    policy::{Failed, RetryLimits},
+    random,
+};
 use crate::{
     budget::Usage,
     contract::Keys,
@@ -284,11 +286,6 @@ impl UpdateSink for Reported {
         *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle);
         Ok(())
     }
-}
-
-/// At least 0 and below 1.
-fn random() -> f64 {
-    (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 impl fmt::Debug for RetryLayer {

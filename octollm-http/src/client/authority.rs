@@ -1,7 +1,7 @@
 //! What the requests of a client are authorized with: tokens, and header fields for one arm.
 #![cfg_attr(not(feature = "tokens"), allow(unused_variables, clippy::unused_self))]
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use octollm_core::{
@@ -11,7 +11,7 @@ use octollm_core::{
 };
 use serde_json::{Map, Value};
 
-use super::offers::{ConfiguredArm, Endpoint};
+use super::base_url::{BaseUrl, Fields};
 
 #[cfg(feature = "tokens")]
 use crate::token::TokenIssuer;
@@ -30,14 +30,13 @@ impl Authority {
     ///
     /// # Errors
     /// The setting is the name of the endpoint.
-    pub(super) fn check(&self, name: &str, endpoints: &[Endpoint]) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, name: &str, url: &BaseUrl) -> Result<(), ConfigError> {
         #[cfg(feature = "tokens")]
         let sends_tokens = self.issuer.is_some();
         #[cfg(not(feature = "tokens"))]
         let sends_tokens = false;
-        let is_secret = |endpoint: &&Endpoint| sends_tokens || endpoint.has_fields();
-        let exposed = endpoints.iter().filter(is_secret).any(|endpoint| !endpoint.is_confidential());
-        if exposed && !self.cleartext {
+        let is_exposed = (sends_tokens || url.has_fields()) && !url.is_confidential();
+        if is_exposed && !self.cleartext {
             let problem = "is on another machine, to which tokens or header fields would be sent in cleartext: use https, \
                            or, if the network encrypts connections, set `cleartext()`, in the environment \
                            OCTOLLM_CLIENT_CLEARTEXT=true";
@@ -98,38 +97,25 @@ const OWN: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-/// Sets the header fields of arms, each as arm, name and value.
+/// The header fields of each arm, from arm, name and value of each.
 ///
 /// # Errors
-/// The setting is the header or its arm.
-pub(super) fn set_headers(
-    arms: &mut [ConfiguredArm],
-    headers: &[(String, String, String)],
-) -> Result<(), ConfigError> {
-    for (arm, ..) in headers {
-        if !arms.iter().any(|known| *known.id == **arm) {
-            return Err(ConfigError::new(arm.clone(), "has a header, but is not among the arms"));
+/// The setting is the header.
+pub(super) fn fields(headers: &[(String, String, String)]) -> Result<HashMap<String, Fields>, ConfigError> {
+    let mut all: HashMap<String, Fields> = HashMap::new();
+    for (arm, name, value) in headers {
+        let refused = |problem: &'static str| ConfigError::new(format!("header {name} of {arm}"), problem);
+        let field: HeaderName = name.parse().map_err(|_| refused("is not the name of a header field"))?;
+        let mut value = HeaderValue::try_from(value).map_err(|_| refused("has a malformed value"))?;
+        value.set_sensitive(true);
+        if OWN.contains(&field) {
+            return Err(refused("is set by the client itself"));
         }
+        let fields = all.entry(arm.clone()).or_default();
+        if fields.iter().any(|(known, _)| *known == field) {
+            return Err(refused("is set twice"));
+        }
+        fields.push((field, value));
     }
-    for arm in arms {
-        let mut fields: Vec<(HeaderName, HeaderValue)> = Vec::new();
-        for (_, name, value) in headers.iter().filter(|(id, ..)| *id == *arm.id) {
-            let refused =
-                |problem: &'static str| ConfigError::new(format!("header {name} of {}", arm.id), problem);
-            let field: HeaderName = name.parse().map_err(|_| refused("is not the name of a header field"))?;
-            let mut value = HeaderValue::try_from(value).map_err(|_| refused("has a malformed value"))?;
-            value.set_sensitive(true);
-            if OWN.contains(&field) {
-                return Err(refused("is set by the client itself"));
-            }
-            if fields.iter().any(|(known, _)| *known == field) {
-                return Err(refused("is set twice"));
-            }
-            fields.push((field, value));
-        }
-        if !fields.is_empty() {
-            arm.endpoints.iter_mut().for_each(|endpoint| *endpoint = endpoint.with_fields(&fields));
-        }
-    }
-    Ok(())
+    Ok(all)
 }

@@ -1,9 +1,9 @@
-//! The cards of the arms: asking for them when they are needed.
+//! The directory of a client: which arms there are, and asking them for their cards when these are needed.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    fmt::{self, Write as _},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -13,53 +13,42 @@ use octollm_core::{
     card::ArmCard,
     contract::{ContractRef, Keys, Spec},
     deadline::Deadline,
-    dispatcher::not_offered,
     error::{ErrorKind, Failure},
     json::read_output,
     parts::ContextParts,
+    resilience::RetryBudget,
 };
-use serde_json::json;
 use tokio::{
     runtime::{self, Handle},
     sync::watch,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
+    authority::Authority,
     exchange::{Exchanger, Target},
+    follow::Follow,
     foreign,
-    offers::{self, ConfiguredArm, Drift, Endpoint, Offer, Offers},
+    known::{Known, Listed},
+    offers::{self, Drift, Offer, Offers},
     pool::ExchangeLimits,
+    site::{CallLayer, Site},
 };
 
-/// The arms and their cards. It asks all endpoints in rounds, at the first call and when an offer has changed: in a deployment the
-/// endpoints of one arm may have different cards.
+/// The arms with their endpoints and cards. It asks all endpoints in rounds, at the first call, and when an offer or the set of endpoints has
+/// changed: in a deployment the endpoints of one arm may have different cards.
 pub(super) struct Directory {
-    arms: Vec<ConfiguredArm>,
-    exchanger: Exchanger,
+    itself: Weak<Self>,
+    pub(super) exchanger: Exchanger,
+    pub(super) authority: Authority,
+    /// Layers of a user around each endpoint, from the innermost.
+    layers: Vec<CallLayer>,
     time_limit: Duration,
     known: RwLock<Known>,
     round: watch::Sender<Round>,
+    follow: Follow,
     fingerprints: Mutex<HashMap<ContractRef, String>>,
     reported_drifts: Mutex<HashSet<(ContractRef, Arc<str>)>>,
-}
-
-#[derive(Default)]
-struct Known {
-    offers: HashMap<ContractRef, Arc<Offers>>,
-    /// Those of the endpoints, by position.
-    cards: Vec<Learned>,
-}
-
-/// The last answer of an endpoint.
-#[derive(Default)]
-struct Learned {
-    /// Last card.
-    card: Option<ArmCard>,
-    /// Failure of the last round, if it failed.
-    trouble: Option<Failure>,
-    /// Last round in which the endpoint answered.
-    round: u64,
 }
 
 #[derive(Debug, Default)]
@@ -80,28 +69,33 @@ const ASKED_AT_ONCE: usize = 32;
 const MAX_CARD: usize = 1 << 20;
 
 impl Directory {
-    pub(super) fn new(arms: Vec<ConfiguredArm>, exchanger: Exchanger, time_limit: Duration) -> Self {
-        let learned = |arm: &ConfiguredArm, endpoint| {
-            let card = arm.card.clone().map(|card| reached_at(card, endpoint));
-            Learned { card, ..Learned::default() }
-        };
-        let cards = arms.iter().flat_map(|arm| arm.endpoints.iter().map(|endpoint| learned(arm, endpoint)));
-        let mut known = Known { offers: HashMap::new(), cards: cards.collect() };
-        known.offers = offers_of(&arms, &known);
-        Self {
-            arms,
+    pub(super) fn new(
+        configured: Vec<Listed>,
+        follow: Follow,
+        (exchanger, authority): (Exchanger, Authority),
+        layers: Vec<CallLayer>,
+        time_limit: Duration,
+    ) -> Arc<Self> {
+        let directory = Arc::new_cyclic(|itself| Self {
+            itself: itself.clone(),
             exchanger,
+            authority,
+            layers,
             time_limit,
-            known: RwLock::new(known),
+            known: RwLock::new(Known::new(follow.sources())),
             round: watch::Sender::default(),
+            follow,
             fingerprints: Mutex::default(),
             reported_drifts: Mutex::default(),
-        }
+        });
+        directory.replace(0, configured);
+        directory
     }
 
     /// The offers of a contract, as far as they are known now.
     pub(super) fn offers(&self, contract: &ContractRef) -> Option<Arc<Offers>> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).offers.get(contract).cloned()
+        self.follow.ensure(&self.itself);
+        self.read(|known| known.offers.get(contract).cloned())
     }
 
     /// Who has the record of a call of this contract with a key, by the cards.
@@ -113,71 +107,91 @@ impl Directory {
     /// other arm can serve.
     ///
     /// # Errors
-    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] if arms could not be asked. A retry waits for the next round.
-    pub(super) async fn find(self: &Arc<Self>, contract: &ContractRef) -> Result<Arc<Offers>, Failure> {
+    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] if arms could not be asked, or [`ErrorKind::Unavailable`] if the
+    /// resolvers have found none. A retry waits for the next round.
+    pub(super) async fn find(&self, contract: &ContractRef) -> Result<Arc<Offers>, Failure> {
         let mut round = self.begin_round();
+        let first_sets = Instant::now() + self.time_limit;
         loop {
             // In this order: what is learned after the look at the offers is seen as a change.
             let Round { running, changed, .. } = *round.borrow_and_update();
             if let Some(offers) = self.offers(contract) {
                 return Ok(offers);
             }
-            if running.is_none() {
+            let is_incomplete = self.read(Known::is_incomplete) && Instant::now() < first_sets;
+            if running.is_none() && !is_incomplete {
+                if self.is_due() && self.read(Known::asks) {
+                    // Endpoints were found after the last round.
+                    self.begin_round();
+                    continue;
+                }
                 let since = changed.map_or(BETWEEN_ROUNDS, |changed| changed.elapsed());
-                return Err(self.unknown(contract, BETWEEN_ROUNDS.saturating_sub(since)));
+                let wait = BETWEEN_ROUNDS.saturating_sub(since);
+                return Err(self.read(|known| known.unknown(contract, wait)));
             }
             self.changes(&mut round).await;
         }
     }
 
     /// Asks all arms again, unless that was done a moment ago.
-    pub(super) async fn refresh(self: &Arc<Self>) {
+    pub(super) async fn refresh(&self) {
+        self.follow.ensure(&self.itself);
+        let first_sets = Instant::now() + self.time_limit;
         let mut round = self.begin_round();
-        while round.borrow_and_update().running.is_some() {
+        loop {
+            let is_running = round.borrow_and_update().running.is_some();
+            let is_incomplete = self.read(Known::is_incomplete) && Instant::now() < first_sets;
+            if !is_running && !is_incomplete {
+                return;
+            }
             self.changes(&mut round).await;
         }
     }
 
     /// Asks all arms again, unless that was done a moment ago. Returns at once.
-    pub(super) fn refresh_later(self: &Arc<Self>) {
+    pub(super) fn refresh_later(&self) {
         self.begin_round();
     }
 
     /// Asks all arms again, unless that was done a moment ago, and waits for the answers of these endpoints.
-    pub(super) async fn refresh_sites(self: &Arc<Self>, sites: &[usize]) {
-        let learned_in = |number| {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-            sites.iter().all(|site| known.cards.get(*site).is_none_or(|learned| learned.round == number))
-        };
+    pub(super) async fn refresh_sites(&self, sites: &[Arc<Site>]) {
         let mut receiver = self.begin_round();
         loop {
             let Round { number, running, .. } = *receiver.borrow_and_update();
-            if running.is_none() || learned_in(number) {
+            if running.is_none() || self.read(|known| known.learned_in(number, sites)) {
                 return;
             }
             self.changes(&mut receiver).await;
         }
     }
 
-    /// The cards of the arms that answered in the last round, without contracts that cannot be called. Of several endpoints of an arm
-    /// the first that answered counts.
+    /// The cards of the arms that answered in the last round.
     pub(super) fn cards(&self) -> Vec<ArmCard> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let usable = |card: &ArmCard| {
-            let mut card = card.clone();
-            card.contracts.retain(|contract| offers::unusable(contract).is_none());
-            card
-        };
-        let first = |arm: &ConfiguredArm| {
-            let mut reachable = known.of(arm).iter().filter(|learned| learned.trouble.is_none());
-            reachable.find_map(|learned| learned.card.as_ref())
-        };
-        self.arms.iter().filter_map(first).map(usable).collect()
+        self.read(Known::cards)
     }
 
-    /// All endpoints of all arms, by position.
-    pub(super) fn sites(&self) -> impl Iterator<Item = (&Arc<str>, &Endpoint)> {
-        self.arms.iter().flat_map(|arm| arm.endpoints.iter().map(|endpoint| (&arm.id, endpoint)))
+    /// Replaces the endpoints of a source: 0 is the configuration. Returns when to ask the new ones for their cards.
+    pub(super) fn replace(&self, source: usize, set: Vec<Listed>) -> Option<Instant> {
+        let create =
+            |listed: &Listed, budget: &RetryBudget| Site::create(listed, budget, &self.layers, &self.itself);
+        let (is_any_new, arms) = {
+            let mut known = self.write();
+            (known.replace(source, set, create), known.len())
+        };
+        self.exchanger.set_arms(arms);
+        self.round.send_modify(|_| ());
+        is_any_new
+            .then(|| self.round.borrow().changed.map_or_else(Instant::now, |last| last + BETWEEN_ROUNDS))
+    }
+
+    /// Counts a source that has failed as one without endpoints, if it has never answered.
+    pub(super) fn has_failed(&self, source: usize) {
+        self.write().has_failed(source);
+        self.round.send_modify(|_| ());
+    }
+
+    pub(super) fn follow(&self) -> &Follow {
+        &self.follow
     }
 
     /// The difference between the caller's schemas of a contract and the arm's, which is logged once for each arm.
@@ -199,9 +213,10 @@ impl Directory {
             (ours != offer.fingerprint).then(|| Drift { ours, theirs: offer.fingerprint.clone() })
         });
         if let Some(Drift { ours, theirs }) = drift {
+            let arm = &offer.site.arm;
             let mut reported = self.reported_drifts.lock().unwrap_or_else(PoisonError::into_inner);
-            if reported.insert((contract.clone(), Arc::clone(&offer.arm))) {
-                tracing::warn!(%contract, arm = %offer.arm, ours, theirs, "the schemas of caller and arm differ");
+            if reported.insert((contract.clone(), Arc::clone(arm))) {
+                tracing::warn!(%contract, %arm, ours, theirs, "the schemas of caller and arm differ");
             }
         }
         drift.as_ref()
@@ -218,15 +233,21 @@ impl Directory {
         Some(ours)
     }
 
-    fn begin_round(self: &Arc<Self>) -> watch::Receiver<Round> {
+    fn is_due(&self) -> bool {
+        self.round.borrow().changed.is_none_or(|changed| changed.elapsed() >= BETWEEN_ROUNDS)
+    }
+
+    fn begin_round(&self) -> watch::Receiver<Round> {
         let receiver = self.round.subscribe();
-        let nobody_to_ask = self.arms.iter().all(|arm| arm.card.is_some());
-        let Ok(runtime) = Handle::try_current() else { return receiver };
+        let (Ok(runtime), Some(directory)) = (Handle::try_current(), self.itself.upgrade()) else {
+            return receiver;
+        };
+        let asks = self.read(Known::asks);
         let mut begun = None;
         self.round.send_if_modified(|round| {
             let due = round.changed.is_none_or(|changed| changed.elapsed() >= BETWEEN_ROUNDS);
             let runs_here = round.running == Some(runtime.id());
-            if !nobody_to_ask && due && !runs_here {
+            if asks && due && !runs_here {
                 let (number, running, changed) = (round.number + 1, Some(runtime.id()), Some(Instant::now()));
                 *round = Round { number, running, changed };
                 begun = Some(number);
@@ -234,124 +255,38 @@ impl Directory {
             begun.is_some()
         });
         if let Some(number) = begun {
-            runtime.spawn(ask_all(RunningRound { directory: Arc::clone(self), number }));
+            runtime.spawn(ask_all(RunningRound { directory, number }));
         }
         receiver
     }
 
-    /// Waits until an arm has answered or the round has ended. If its runtime has stopped, another round begins here.
-    async fn changes(self: &Arc<Self>, round: &mut watch::Receiver<Round>) {
+    /// Waits until an arm or a resolver has answered or the round has ended. If its runtime has stopped, another round begins here.
+    async fn changes(&self, round: &mut watch::Receiver<Round>) {
         // The channel is never closed: the sender is in `self`.
         if timeout(BETWEEN_ROUNDS, round.changed()).await.is_err() {
             self.begin_round();
         }
     }
 
-    fn learn(&self, site: usize, round: u64, answer: Result<ArmCard, Failure>) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let learned = &mut known.cards[site];
-        learned.round = round;
-        match answer {
-            Ok(card) => (learned.card, learned.trouble) = (Some(card), None),
-            // Its last offers may still hold.
-            Err(trouble) => learned.trouble = Some(trouble),
-        }
-        known.offers = offers_of(&self.arms, &known);
-        drop(known);
+    fn learn(&self, site: &Arc<Site>, round: u64, answer: Result<ArmCard, Failure>) {
+        self.write().learn(site, round, answer);
         self.round.send_modify(|_| ());
     }
 
-    /// The failure for a contract without offers, when the next round can begin after `wait`.
-    fn unknown(&self, contract: &ContractRef, wait: Duration) -> Failure {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let mut offered: Vec<_> = known.offers.keys().collect();
-        // Other versions first, which a caller needs most likely.
-        offered.sort_by_key(|other| (other.name() != contract.name(), *other));
-        let offered: Vec<_> = offered.into_iter().map(ToString::to_string).collect();
-        let silent: Vec<_> =
-            self.arms.iter().filter_map(|arm| Some((&*arm.id, known.trouble(arm)?))).collect();
-        let mut failure = not_offered("any arm", contract, &offered);
-        if self.arms.is_empty() {
-            failure.message = format!(
-                "{contract} is not offered: no arm is set; set OCTOLLM_ARM_<ID>=http://host:port for `Arms::from_env()`, \
-                 or call `.endpoint(id, url)` of `Arms::builder()`"
-            );
-        }
-        for arm in &self.arms {
-            let cards = known.of(arm).iter().filter_map(|learned| learned.card.as_ref());
-            let named = cards.flat_map(|card| &card.contracts).filter(|card| {
-                card.name == contract.name() && [0, contract.version()].contains(&card.version)
-            });
-            let reasons: BTreeSet<_> = named.filter_map(offers::unusable).collect();
-            for reason in reasons {
-                let _ = write!(
-                    failure.message,
-                    "; it is on the card of {}, but cannot be called: {reason}",
-                    arm.id
-                );
-            }
-        }
-        if silent.is_empty() { failure } else { unknown_without(&silent, &failure.message, &offered, wait) }
+    fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
+        read(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The failure for a contract without offers while some arms did not return their cards. A retry helps unless all of them
-/// refused this caller, but not before the next round, in `wait`.
-fn unknown_without(
-    silent: &[(&str, &Failure)],
-    not_offered: &str,
-    offered: &[String],
-    wait: Duration,
-) -> Failure {
-    let named: Vec<_> = silent.iter().map(|(arm, trouble)| format!("{arm} ({})", trouble.message)).collect();
-    let message = format!("{not_offered}; these did not return their cards: {}", named.join(", "));
-    let unreachable: Vec<_> =
-        silent.iter().map(|(arm, trouble)| json!({ "arm": arm, "reason": trouble.message })).collect();
-    let refused = |(_, trouble): &(&str, &Failure)| is_refusal(trouble);
-    let kind = match silent.first() {
-        Some((_, trouble)) if silent.iter().all(refused) => trouble.kind,
-        _ => ErrorKind::Unreachable,
-    };
-    let mut failure = Failure::new(kind, message).before_execution();
-    failure.retryable &= !silent.iter().all(refused);
-    // Any of them may offer the contract: a retry can help as soon as one of them can be asked again.
-    let asked = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
-    failure.retry_after = asked.max(Some(wait)).filter(|wait| failure.retryable && !wait.is_zero());
-    failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
-    failure
-}
-
-/// Whether the arm refused this caller, or one of them does not trust the other's certificate.
-fn is_refusal(trouble: &Failure) -> bool {
-    match trouble.kind {
-        ErrorKind::Unauthenticated | ErrorKind::InsufficientScope => true,
-        kind => kind == ErrorKind::Unreachable && !trouble.retryable,
-    }
-}
-
-/// Sets the endpoint of a card that has none to the URL by which its arm was reached.
-fn reached_at(mut card: ArmCard, endpoint: &Endpoint) -> ArmCard {
-    if card.endpoint.as_ref().is_none_or(|named| named.trim().is_empty()) {
-        card.endpoint = Some(endpoint.as_str().to_owned());
-    }
-    card
-}
-
-fn offers_of(arms: &[ConfiguredArm], known: &Known) -> HashMap<ContractRef, Arc<Offers>> {
-    let cards = |arm| known.of(arm).iter().map(|learned| learned.card.as_ref()).collect();
-    offers::all(arms.iter().map(|arm| (arm, cards(arm))), &known.offers)
-}
-
-impl Known {
-    /// The answers of the endpoints of an arm.
-    fn of(&self, arm: &ConfiguredArm) -> &[Learned] {
-        self.cards.get(arm.first_site..).and_then(|rest| rest.get(..arm.endpoints.len())).unwrap_or_default()
-    }
-
-    /// The failure of an arm none of whose endpoints has returned its card. One that a retry can help comes first.
-    fn trouble(&self, arm: &ConfiguredArm) -> Option<&Failure> {
-        let troubles: Option<Vec<_>> = self.of(arm).iter().map(|learned| learned.trouble.as_ref()).collect();
-        troubles?.into_iter().min_by_key(|trouble| is_refusal(trouble))
+/// Asks for the cards at this time, unless a round has begun meanwhile.
+pub(super) async fn refresh_at(directory: &Weak<Directory>, due: Instant) {
+    sleep_until(due).await;
+    if let Some(directory) = directory.upgrade() {
+        directory.refresh_later();
     }
 }
 
@@ -375,57 +310,45 @@ impl Drop for RunningRound {
 
 async fn ask_all(round: RunningRound) {
     let directory = &round.directory;
-    let mut waiting = sites_to_ask(&directory.arms).into_iter();
-    let one = async |(site, arm, endpoint)| (site, ask_in_time(directory, arm, endpoint).await);
+    let mut waiting = directory.read(Known::to_ask).into_iter();
+    let one = async |site: Arc<Site>| {
+        let answer = ask_in_time(directory, &site).await;
+        (site, answer)
+    };
     let mut answers: FuturesUnordered<_> = waiting.by_ref().take(ASKED_AT_ONCE).map(one).collect();
     while let Some((site, answer)) = answers.next().await {
-        directory.learn(site, round.number, answer);
+        directory.learn(&site, round.number, answer);
         answers.extend(waiting.next().map(one));
     }
 }
 
-/// The endpoints of the arms without a fixed card, by position: the first ones of all arms, then the second ones.
-fn sites_to_ask(arms: &[ConfiguredArm]) -> Vec<(usize, &ConfiguredArm, &Endpoint)> {
-    let mut sites: Vec<_> = arms
-        .iter()
-        .filter(|arm| arm.card.is_none())
-        .flat_map(|arm| (arm.first_site..).zip(&arm.endpoints).map(move |(site, url)| (site, arm, url)))
-        .collect();
-    sites.sort_by_key(|(site, arm, _)| site - arm.first_site);
-    sites
-}
-
-async fn ask_in_time(
-    directory: &Directory,
-    arm: &ConfiguredArm,
-    endpoint: &Endpoint,
-) -> Result<ArmCard, Failure> {
+async fn ask_in_time(directory: &Directory, site: &Site) -> Result<ArmCard, Failure> {
     let limit = directory.time_limit;
     let late = || Err(Failure::new(ErrorKind::Unreachable, format!("no answer within {limit:?}")));
-    let answer = Deadline::after(limit).run(ask(directory, arm, endpoint)).await.unwrap_or_else(late);
+    let answer = Deadline::after(limit).run(ask(directory, site)).await.unwrap_or_else(late);
     if let Err(trouble) = &answer {
-        tracing::warn!(arm = %arm.id, ?endpoint, %trouble, "the arm did not return its card");
+        tracing::warn!(arm = %site.arm, endpoint = ?site.url, %trouble, "the arm did not return its card");
     }
     answer
 }
 
 /// Asks an endpoint for its card.
-async fn ask(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) -> Result<ArmCard, Failure> {
+async fn ask(directory: &Directory, site: &Site) -> Result<ArmCard, Failure> {
     let no_uri = || Failure::new(ErrorKind::BadRequest, "no such URL").before_execution();
-    let uri = endpoint.uri("/capabilities").ok_or_else(no_uri)?;
+    let uri = site.url.uri("/capabilities").ok_or_else(no_uri)?;
     let mut parts = ContextParts::new();
     parts.deadline = Some(Deadline::after(directory.time_limit));
-    let request = endpoint.request(Method::GET, uri, None, &parts);
+    let request = site.url.request(Method::GET, uri, None, &parts);
     let limits = ExchangeLimits { deadline: parts.deadline, work: directory.time_limit };
     let target = || Target {
-        arm: Arc::clone(&arm.id),
-        endpoint: endpoint.shared(),
+        arm: Arc::clone(&site.arm),
+        endpoint: site.url.shared(),
         contract: None,
         idempotent: true,
         deadline: parts.deadline,
         work: directory.time_limit,
     };
-    let answer = directory.exchanger.send(request, &arm.id, limits, target).await?;
+    let answer = directory.exchanger.send(request, &site.arm, limits, target).await?;
     if answer.status() != StatusCode::OK {
         let status = answer.status();
         let mut failure = foreign::failure(status, answer.headers(), answer.body(), SystemTime::now());
@@ -437,12 +360,12 @@ async fn ask(directory: &Directory, arm: &ConfiguredArm, endpoint: &Endpoint) ->
     }
     let no_card = |_| Failure::new(ErrorKind::BadResponse, "its answer is no card of an arm");
     let card = read_output(answer.body()).map_err(no_card)?;
-    offers::log_left_out(&arm.id, &card);
-    Ok(reached_at(card, endpoint))
+    offers::log_left_out(&site.arm, &card);
+    Ok(card)
 }
 
 impl fmt::Debug for Directory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Directory").field("arms", &self.arms).finish_non_exhaustive()
+        f.debug_struct("Directory").finish_non_exhaustive()
     }
 }

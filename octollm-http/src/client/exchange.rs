@@ -78,16 +78,15 @@ impl Requests {
         }));
     }
 
-    /// Builds the exchanger for this number of arms.
-    pub(crate) fn build(self, arms: usize) -> Result<Exchanger, ConfigError> {
+    /// Builds the exchanger.
+    pub(crate) fn build(self) -> Result<Exchanger, ConfigError> {
         self.config.check()?;
         let connector = self.connector.unwrap_or_else(|| Arc::new(Tcp));
-        let pool = Pool::new(self.config, connector, self.tls, arms);
-        if self.layers.is_empty() {
-            return Ok(Exchanger::Plain(pool));
-        }
-        let exchange = self.layers.into_iter().fold(innermost(pool), |inner, wrap| wrap(inner));
-        Ok(Exchanger::Layered(exchange))
+        let pool = Pool::new(self.config, connector, self.tls);
+        let mut layers = self.layers.into_iter();
+        let layered =
+            layers.next().map(|first| layers.fold(first(innermost(pool.clone())), |inner, wrap| wrap(inner)));
+        Ok(Exchanger { pool, layered })
     }
 }
 
@@ -159,14 +158,19 @@ fn innermost(pool: Pool) -> Exchange {
     }))
 }
 
-/// The pool, alone or within layers. Without layers nothing is boxed.
+/// The pool, and the layers around it if there are any. Without layers nothing is boxed.
 #[derive(Clone)]
-pub(crate) enum Exchanger {
-    Plain(Pool),
-    Layered(Exchange),
+pub(crate) struct Exchanger {
+    pool: Pool,
+    layered: Option<Exchange>,
 }
 
 impl Exchanger {
+    /// Sets the number of arms, which share the connections.
+    pub(super) fn set_arms(&self, arms: usize) {
+        self.pool.set_arms(arms);
+    }
+
     /// Sends a request that is for no arm, and that passes no layers.
     #[cfg(feature = "otel")]
     pub(crate) async fn send_plain(
@@ -197,9 +201,9 @@ impl Exchanger {
         limits: ExchangeLimits,
         target: impl FnOnce() -> Target,
     ) -> Result<Response<Bytes>, ExchangeError> {
-        match self {
-            Self::Plain(pool) => pool.exchange(request, arm, limits).await,
-            Self::Layered(service) => {
+        match &self.layered {
+            None => self.pool.exchange(request, arm, limits).await,
+            Some(service) => {
                 request.extensions_mut().insert(target());
                 match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
                     Some(answer) => answer.map_err(Into::into),

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -67,12 +68,12 @@ impl CallMeter {
     }
 
     /// Begins a request. It counts as cancelled if it is dropped.
-    pub(super) fn begin(&self) -> Metered<'_> {
-        Metered { meter: self, begun: Instant::now(), ended: false }
+    pub(super) fn begin(&self, now: Instant) -> Metered<'_> {
+        Metered { meter: self, begun: now, ended: false }
     }
 
-    fn count(&self, begun: Instant, result: Result<(), ErrorKind>) {
-        self.durations.count(begun.elapsed());
+    fn count(&self, duration: Duration, result: Result<(), ErrorKind>) {
+        self.durations.count(duration);
         match result {
             Ok(()) => self.ok.count(),
             Err(_) => REQUESTS.with(&[&self.arm, &self.contract, outcome(result)]).count(),
@@ -138,16 +139,19 @@ pub(super) struct Metered<'a> {
 }
 
 impl Metered<'_> {
-    pub(super) fn end(mut self, answer: &Result<Reply, CallError>) {
+    /// Ends the request, and returns how long it took.
+    pub(super) fn end(mut self, answer: &Result<Reply, CallError>, now: Instant) -> Duration {
         self.ended = true;
-        self.meter.count(self.begun, answer.as_ref().map(drop).map_err(CallError::kind));
+        let duration = now.saturating_duration_since(self.begun);
+        self.meter.count(duration, answer.as_ref().map(drop).map_err(CallError::kind));
+        duration
     }
 }
 
 impl Drop for Metered<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.meter.count(self.begun, Err(ErrorKind::Cancelled));
+            self.meter.count(self.begun.elapsed(), Err(ErrorKind::Cancelled));
         }
     }
 }
@@ -167,10 +171,9 @@ mod tests {
         let arm: Arc<str> = "prolific".into();
         for number in 0..2 * MOST_CONTRACTS {
             let contract = ContractRef::new(format!("made.up{number}"), 1).unwrap();
-            CallMeter::of(&arm, &contract).begin().end(&Err(CallError::new(
-                contract.clone(),
-                octollm_core::error::Failure::of(ErrorKind::Unreachable),
-            )));
+            let failure = octollm_core::error::Failure::of(ErrorKind::Unreachable);
+            let (error, now) = (CallError::new(contract.clone(), failure), Instant::now());
+            CallMeter::of(&arm, &contract).begin(now).end(&Err(error), now);
         }
         let page = octollm_core::metrics::page();
         let lines =

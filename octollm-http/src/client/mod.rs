@@ -4,15 +4,20 @@ mod pool;
 mod metrics;
 mod foreign;
 mod exchange;
-mod offers;
+mod base_url;
 mod authority;
 mod env;
+mod choice;
+mod site;
+mod offers;
+mod known;
+mod follow;
 mod directory;
 mod stack;
 mod orchestrator_client;
 mod task_handle;
 
-use std::{collections::HashSet, ffi::OsStr, fmt, sync::Arc, time::Duration};
+use std::{ffi::OsStr, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -32,21 +37,27 @@ use serde_json::{Map, Value};
 use tower::{BoxError, Layer, Service};
 
 use self::{
-    authority::{Authority, set_headers},
+    authority::Authority,
+    base_url::BaseUrl,
     directory::Directory,
     exchange::{Exchange, request_setters},
-    offers::ConfiguredArm,
-    stack::{CallLayer, CallService, Calling, Carrier, call_layer},
+    follow::{Follow, Rules},
+    known::Listed,
+    site::{CallLayer, CallService, Calling},
+    stack::{Carrier, call_layer},
 };
+pub(crate) use self::{base_url::BaseUrl as ServiceUrl, exchange::Requests};
 #[cfg(feature = "otel")]
 pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
-pub(crate) use self::{exchange::Requests, offers::Endpoint};
 pub use self::{
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
     task_handle::TaskHandle,
 };
-use crate::limits::limits_setters;
+use crate::{
+    limits::limits_setters,
+    resolve::{self, Resolver},
+};
 
 /// A client of arms over HTTP. It is cheap to clone; clones share their connections.
 ///
@@ -58,9 +69,9 @@ use crate::limits::limits_setters;
 /// # Ok(()) }
 /// ```
 ///
-/// The client asks every URL of the arms for its contracts at the first call and after a change. If several arms serve a contract, or
-/// an arm has several URLs, calls go to them in turn. If one cannot be connected, or refuses the call with `contract_not_offered` or 404
-/// before execution, the next one is tried.
+/// The client asks every endpoint of the arms for its contracts at the first call and after a change. If several endpoints serve a
+/// contract, a call goes to one whose card is healthy and cheapest; of equal ones, to the one with less load of two at random. If it cannot be
+/// connected, or refuses the call with `contract_not_offered` or 404 before execution, another one is tried.
 #[derive(Clone)]
 pub struct Arms(Arc<Shared>);
 
@@ -205,6 +216,7 @@ pub struct ArmsBuilder {
     authority: Authority,
     /// Arm, name and value.
     headers: Vec<(String, String, String)>,
+    resolvers: Vec<Box<dyn Resolver>>,
 }
 
 request_setters!(ArmsBuilder);
@@ -220,6 +232,9 @@ struct Named {
 
 impl ArmsBuilder {
     /// Adds an arm with its id and its URL, or several URLs separated by commas. The arm is asked for its contracts.
+    ///
+    /// With the feature `dns`, `dns+http://judge-arm:8103` is an endpoint at each address of the name, and
+    /// `srv+http://_http._tcp.judge-arm` one at each of its SRV records: see [`resolve`].
     pub fn endpoint(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
         self.named(id.into(), urls.as_ref(), None)
     }
@@ -236,6 +251,17 @@ impl ArmsBuilder {
     fn named(mut self, id: String, urls: &str, serves: Option<ContractCard>) -> Self {
         let urls = urls.split(',').map(|url| url.trim().to_owned()).collect();
         self.arms.push(Named { name: id.clone(), id, urls, serves });
+        self
+    }
+
+    /// Adds the arms and endpoints that a resolver finds, and follows their changes. Endpoints of an arm that is added by its id are
+    /// left out, and so are those to which tokens or header fields would go in cleartext. The last endpoints stay in use while the
+    /// resolver fails.
+    ///
+    /// The first call begins to follow it, in a task on the runtime of the call. The client waits for its first answer at most as long
+    /// as for a card.
+    pub fn resolver(mut self, resolver: impl Resolver) -> Self {
+        self.resolvers.push(Box::new(resolver));
         self
     }
 
@@ -354,22 +380,34 @@ impl ArmsBuilder {
     /// # Errors
     /// A setting, an id or a URL is invalid.
     pub fn build(self) -> Result<Arms, ConfigError> {
-        let time_limit = self.requests.config.capabilities_timeout;
-        let count = self.arms.iter().map(|arm| &arm.id).collect::<HashSet<_>>().len();
-        let over_tcp = self.requests.connector.is_none();
-        let exchanger = self.requests.build(count)?;
-        let mut arms: Vec<ConfiguredArm> = Vec::new();
-        for named in self.arms {
-            add(&mut arms, named)?;
+        let Self { arms, above, below, requests, authority, headers, mut resolvers } = self;
+        let time_limit = requests.config.capabilities_timeout;
+        let over_tcp = requests.connector.is_none();
+        let mut configured = Configured::default();
+        for named in arms {
+            resolvers.extend(configured.add(named)?);
         }
-        set_headers(&mut arms, &self.headers)?;
-        for arm in arms.iter().filter(|_| over_tcp) {
-            self.authority.check(&arm.id, &arm.endpoints)?;
+        let fields = authority::fields(&headers)?;
+        if resolvers.is_empty() {
+            configured.check_headers(&headers)?;
         }
-        let directory = Arc::new(Directory::new(arms, exchanger.clone(), time_limit));
-        let layers = (&*self.above, &*self.below);
-        let carrier = Carrier::new(&directory, &exchanger, &self.authority, layers);
-        Ok(Arms(Arc::new(Shared { carrier, authority: self.authority, directory })))
+        let mut listed = Vec::new();
+        for mut endpoint in configured.0 {
+            if let Some(fields) = fields.get(&*endpoint.arm) {
+                endpoint.url = endpoint.url.with_fields(fields.clone());
+            }
+            if over_tcp {
+                authority.check(&endpoint.arm, &endpoint.url)?;
+            }
+            listed.push(endpoint);
+        }
+        let ids = listed.iter().map(|endpoint| endpoint.arm.to_string()).collect();
+        let follow = Follow::new(resolvers, Rules::new(ids, fields, authority.clone(), over_tcp));
+        let has_layers_below = !below.is_empty();
+        let sending = (requests.build()?, authority.clone());
+        let directory = Directory::new(listed, follow, sending, below, time_limit);
+        let carrier = Carrier::new(&directory, &above, has_layers_below);
+        Ok(Arms(Arc::new(Shared { carrier, authority, directory })))
     }
 }
 
@@ -407,28 +445,57 @@ fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     Ok(arms)
 }
 
-fn add(arms: &mut Vec<ConfiguredArm>, named: Named) -> Result<(), ConfigError> {
-    let Named { name, id, urls, serves } = named;
-    if !is_arm_id(&id) {
-        return Err(ConfigError::new(name, "is not an arm id of lower-case letters, digits and dashes"));
-    }
-    let endpoints = urls
-        .iter()
-        .map(|url| Endpoint::parse(url))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|problem| ConfigError::new(name.clone(), problem))?;
-    let Some(known) = arms.iter_mut().find(|arm| *arm.id == *id) else {
-        let card = serves.map(|contract| with_contract(ArmCard::new(&*id), contract));
-        let first_site = arms.last().map_or(0, |last| last.first_site + last.endpoints.len());
-        arms.push(ConfiguredArm { id: id.into(), endpoints, first_site, card });
-        return Ok(());
-    };
-    match (&mut known.card, serves) {
-        (Some(card), Some(contract)) if known.endpoints == endpoints => {
-            *card = with_contract(card.clone(), contract);
-            Ok(())
+/// The endpoints of the arms that were added by their ids.
+#[derive(Default)]
+struct Configured(Vec<Listed>);
+
+impl Configured {
+    /// Adds an arm, and returns the resolvers for its URLs that stand for one.
+    fn add(&mut self, named: Named) -> Result<Vec<Box<dyn Resolver>>, ConfigError> {
+        let Named { name, id, urls, serves } = named;
+        if !is_arm_id(&id) {
+            return Err(ConfigError::new(name, "is not an arm id of lower-case letters, digits and dashes"));
         }
-        _ => Err(ConfigError::new(name, "names an arm that is set already")),
+        let (mut endpoints, mut resolvers) = (Vec::new(), Vec::new());
+        for url in &urls {
+            match resolve::parse(&id, url).map_err(|error| error.for_setting(name.clone()))? {
+                Some(resolver) => resolvers.push(resolver),
+                None => endpoints
+                    .push(BaseUrl::parse(url).map_err(|problem| ConfigError::new(name.clone(), problem))?),
+            }
+        }
+        if !resolvers.is_empty() && (!endpoints.is_empty() || serves.is_some()) {
+            return Err(ConfigError::new(name, "mixes URLs of DNS with others"));
+        }
+        let card = serves.map(|contract| with_contract(ArmCard::new(&*id), contract));
+        let known: Vec<_> = self.0.iter_mut().filter(|known| *known.arm == *id).collect();
+        if known.is_empty() {
+            let arm: Arc<str> = id.into();
+            let listed = |url| Listed { arm: arm.clone(), url, weight: 1, card: card.clone() };
+            self.0.extend(endpoints.into_iter().map(listed));
+            return Ok(resolvers);
+        }
+        let are_same = known.iter().map(|known| &known.url).eq(&endpoints);
+        for known in known {
+            match (&mut known.card, &card) {
+                (Some(known), Some(card)) if are_same => {
+                    card.contracts
+                        .iter()
+                        .for_each(|contract| *known = with_contract(known.clone(), contract.clone()));
+                }
+                _ => return Err(ConfigError::new(name, "names an arm that is set already")),
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// # Errors
+    /// A header is for none of the arms.
+    fn check_headers(&self, headers: &[(String, String, String)]) -> Result<(), ConfigError> {
+        match headers.iter().find(|(arm, ..)| !self.0.iter().any(|known| *known.arm == **arm)) {
+            Some((arm, ..)) => Err(ConfigError::new(arm.clone(), "has a header, but is not among the arms")),
+            None => Ok(()),
+        }
     }
 }
 

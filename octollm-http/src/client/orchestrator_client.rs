@@ -26,10 +26,10 @@ use serde_json::json;
 
 use super::{
     authority::Authority,
+    base_url::BaseUrl,
     env,
     exchange::{Exchange, Exchanger, Requests, Target, never_nothing, read_answer, request_setters},
     metrics::SendSpan,
-    offers::Endpoint,
     pool::ExchangeLimits,
 };
 use crate::limits::limits_setters;
@@ -55,7 +55,7 @@ pub struct OrchestratorClient(Arc<Inner>, Caller);
 
 struct Inner {
     arm: Arc<str>,
-    endpoint: Endpoint,
+    endpoint: BaseUrl,
     exchanger: Exchanger,
     authority: Authority,
     /// Names the audience of its tokens.
@@ -94,7 +94,7 @@ impl OrchestratorClient {
         let not_set = || ConfigError::new(env::ORCHESTRATOR_URL, "is not set");
         builder.url = named.url.ok_or_else(not_set)?;
         builder.audience = named.audience.unwrap_or(builder.audience);
-        Endpoint::parse(&builder.url).map_err(|problem| ConfigError::new(env::ORCHESTRATOR_URL, problem))?;
+        BaseUrl::parse(&builder.url).map_err(|problem| ConfigError::new(env::ORCHESTRATOR_URL, problem))?;
         builder.build()
     }
 
@@ -216,13 +216,13 @@ impl OrchestratorClientBuilder {
     /// A setting or the URL is invalid.
     pub fn build(self) -> Result<OrchestratorClient, ConfigError> {
         let endpoint =
-            Endpoint::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
+            BaseUrl::parse(&self.url).map_err(|problem| ConfigError::new("orchestrator", problem))?;
         if self.requests.connector.is_none() {
-            self.authority.check(ORCHESTRATOR, std::slice::from_ref(&endpoint))?;
+            self.authority.check(ORCHESTRATOR, &endpoint)?;
         }
         let Self { authority, audience, requests, .. } = self;
         let (arm, card, exchanger) =
-            (ORCHESTRATOR.into(), Arc::new(ArmCard::new(audience)), requests.build(1)?);
+            (ORCHESTRATOR.into(), Arc::new(ArmCard::new(audience)), requests.build()?);
         let inner = Inner { arm, endpoint, exchanger, authority, card };
         Ok(OrchestratorClient(Arc::new(inner), Caller::Unchecked))
     }

@@ -1,11 +1,11 @@
-//! The path of a call: layers, the choice of an endpoint, layers of that endpoint, and HTTP.
+//! The path of a call: layers, attempts, the choice of an endpoint, and the endpoint.
 
 use std::{
     fmt,
-    future::Future,
-    pin::{Pin, pin},
-    sync::Arc,
+    pin::pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use octollm_core::{
@@ -16,25 +16,30 @@ use octollm_core::{
     resilience::RetryLayer,
     transport::{Call, Reply},
 };
-use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
+use tokio::time::Instant;
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 
 use super::{
-    authority::Authority,
+    choice::random,
     directory::Directory,
-    exchange::{Exchanger, read_answer, unreadable},
-    metrics::{SendSpan, unplaced},
-    offers::{Endpoint, Offer, Offers},
-    pool::{ExchangeError, ExchangeLimits},
+    metrics::unplaced,
+    offers::Offers,
+    site::{Attempt, CallLayer, CallService, Calling, Site, layered},
 };
 
-/// The future of a call.
-pub(super) type Calling<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
+/// Carries calls to the arms of a directory.
+pub(super) struct Carrier {
+    attempts: Arc<Attempts>,
+    /// The attempts within the layers of a user, if there are any above the choice of an endpoint.
+    layered: Option<CallService>,
+    has_layers_below: bool,
+}
 
-/// A service of calls, within layers of the user.
-pub(super) type CallService = BoxCloneSyncService<Call, Reply, CallError>;
-
-/// A layer of a user, above or below the choice of an endpoint.
-pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
+/// Makes the attempts of each call.
+struct Attempts {
+    directory: Arc<Directory>,
+    retried: OnceLock<CallService>,
+}
 
 /// Erases the type of a layer. An error other than [`CallError`] becomes the source of one.
 pub(super) fn call_layer<L>(layer: L) -> CallLayer
@@ -47,119 +52,67 @@ where
     Arc::new(move |inner| CallService::new(Typed::new(layer.layer(inner))))
 }
 
-/// Carries calls to the arms of a directory.
-pub(super) struct Carrier {
-    sites: Arc<Sites>,
-    /// The choice of an endpoint within the retry, and that within the layers of a user.
-    top: CallService,
-    has_layers_above: bool,
-    has_layers_below: bool,
-}
-
-/// All endpoints: one is chosen for each call, which is carried there.
-struct Sites {
-    directory: Arc<Directory>,
-    /// One stack for each endpoint; offers name theirs by position.
-    stacks: Vec<Stack>,
-}
-
-/// An endpoint, and the layers of a user around it if there are any. Without layers nothing is boxed.
-enum Stack {
-    Plain(Arc<Site>),
-    Layered(CallService),
-}
-
-/// One endpoint of one arm: writes calls as HTTP requests.
-struct Site {
-    position: usize,
-    arm: Arc<str>,
-    endpoint: Endpoint,
-    directory: Arc<Directory>,
-    exchanger: Exchanger,
-    authority: Authority,
-}
-
 impl Carrier {
-    pub(super) fn new(
-        directory: &Arc<Directory>,
-        exchanger: &Exchanger,
-        authority: &Authority,
-        (above, below): (&[CallLayer], &[CallLayer]),
-    ) -> Self {
-        let stack = |(position, (arm, endpoint)): (usize, (&Arc<str>, &Endpoint))| {
-            let site = Arc::new(Site {
-                position,
-                arm: Arc::clone(arm),
-                endpoint: endpoint.clone(),
-                directory: Arc::clone(directory),
-                exchanger: exchanger.clone(),
-                authority: authority.clone(),
-            });
-            match below {
-                [] => Stack::Plain(site),
-                layers => Stack::Layered({
-                    let inner =
-                        service_of(site, |site: Arc<Site>, call| async move { site.carry(&call).await });
-                    layered(CallService::new(inner), layers)
-                }),
+    pub(super) fn new(directory: &Arc<Directory>, above: &[CallLayer], has_layers_below: bool) -> Self {
+        let attempts = Arc::new(Attempts { directory: Arc::clone(directory), retried: OnceLock::new() });
+        let single = Arc::downgrade(&attempts);
+        let choice = service_fn(move |call: Call| {
+            let attempts = single.upgrade();
+            async move {
+                match attempts {
+                    Some(attempts) => attempts.once(&call).await,
+                    None => Err(CallError::new(call.contract, Failure::of(ErrorKind::Unavailable))),
+                }
             }
-        };
-        let stacks = directory.sites().enumerate().map(stack).collect();
-        let sites = Arc::new(Sites { directory: Arc::clone(directory), stacks });
+        });
         let cards = Arc::clone(directory);
         let retry = RetryLayer::new().retries(0).keys_honoured(move |call| cards.keys(&call.contract));
-        let choice =
-            service_of(Arc::clone(&sites), |sites: Arc<Sites>, call| async move { sites.carry(&call).await });
-        let retried = CallService::new(retry.layer(choice));
-        Self {
-            sites,
-            top: layered(retried, above),
-            has_layers_above: !above.is_empty(),
-            has_layers_below: !below.is_empty(),
-        }
+        let _ = attempts.retried.set(CallService::new(retry.layer(choice)));
+        let shared = attempts.clone();
+        let layered = (!above.is_empty()).then(|| {
+            let inner = service_fn(move |call: Call| {
+                let attempts = shared.clone();
+                async move { attempts.carry(call).await }
+            });
+            layered(CallService::new(inner), above)
+        });
+        Self { attempts, layered, has_layers_below }
     }
 
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub(super) fn call(&self, call: Call) -> Calling<'_> {
-        let is_plain = call.retry == 0 && !self.has_layers_above;
-        if is_plain && !self.has_layers_below {
+        if self.layered.is_none() && !self.has_layers_below {
             // The steps below end at the deadline themselves, with errors that state more.
-            return Box::pin(async move { self.sites.carry(&call).await });
+            return Box::pin(async move { self.attempts.carry(call).await });
         }
         Box::pin(async move {
             let (deadline, contract) = (call.parts.deadline, call.contract.clone());
-            let sending = pin!(self.send(call, is_plain));
+            let sending = pin!(self.send(call));
             Deadline::run_until(deadline, sending)
                 .await
                 .unwrap_or_else(|| Err(CallError::new(contract, Failure::of(ErrorKind::DeadlineExceeded))))
         })
     }
 
-    async fn send(&self, call: Call, is_plain: bool) -> Result<Reply, CallError> {
-        if is_plain { self.sites.carry(&call).await } else { self.top.clone().oneshot(call).await }
+    async fn send(&self, call: Call) -> Result<Reply, CallError> {
+        match &self.layered {
+            Some(service) => service.clone().oneshot(call).await,
+            None => self.attempts.carry(call).await,
+        }
     }
 }
 
-/// The layer added last is the outermost.
-fn layered(inner: CallService, layers: &[CallLayer]) -> CallService {
-    layers.iter().fold(inner, |inner, layer| layer(inner))
-}
+impl Attempts {
+    async fn carry(&self, call: Call) -> Result<Reply, CallError> {
+        match self.retried.get() {
+            Some(retried) if call.retry > 0 => retried.clone().oneshot(call).await,
+            _ => self.once(&call).await,
+        }
+    }
 
-/// Shared state as a service. It is always ready: what has to be waited for is part of the call, where it has a time limit.
-fn service_of<T, F>(
-    shared: Arc<T>,
-    carry: impl Fn(Arc<T>, Call) -> F + Clone + Send + Sync + 'static,
-) -> impl Service<Call, Response = Reply, Error = CallError, Future = F> + Clone + Send + Sync + 'static
-where
-    T: Send + Sync + 'static,
-    F: Future<Output = Result<Reply, CallError>> + Send + 'static,
-{
-    service_fn(move |call| carry(Arc::clone(&shared), call))
-}
-
-impl Sites {
-    async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
+    /// Makes one attempt.
+    async fn once(&self, call: &Call) -> Result<Reply, CallError> {
         let offers = match self.directory.offers(&call.contract) {
             Some(offers) => offers,
             // Boxed, since small futures are moved at less cost.
@@ -187,7 +140,7 @@ impl Sites {
         &self,
         refused: &Offers,
         call: &Call,
-        gone: &[usize],
+        gone: &[Arc<Site>],
         error: CallError,
     ) -> Result<Reply, CallError> {
         let refreshed = self.directory.refresh_sites(gone);
@@ -210,17 +163,33 @@ impl Sites {
             .inspect_err(unplaced)
     }
 
-    /// Tries the offers in turn until one takes the call. Those that the call avoids come last. Adds to `gone` the endpoints that do not
+    /// Tries the offers until one takes the call, the best one first: see [`Offers::choose`]. Adds to `gone` the endpoints that do not
     /// know the call. If no offer takes it, and one could not be connected, the error is of that one, since a retry can help.
-    async fn along(&self, offers: &Offers, call: &Call, gone: &mut Vec<usize>) -> Result<Reply, CallError> {
-        let turn = offers.next_turn();
-        let mut refused: Option<CallError> = None;
+    async fn along(
+        &self,
+        offers: &Offers,
+        call: &Call,
+        gone: &mut Vec<Arc<Site>>,
+    ) -> Result<Reply, CallError> {
+        let mut tried = Vec::new();
+        let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);
         let (mut attempts, mut used) = (0_u32, Usage::ZERO);
-        for step in offers.steps() {
-            let Some(offer) = offers.offer(turn, step, call) else { continue };
-            let metered = offer.meter.begin();
-            let answer = self.at(offer, call).await;
-            metered.end(&answer);
+        loop {
+            let now = Instant::now();
+            let Some(position) = offers.choose(call, &tried, now, random()) else { break };
+            let Some(offer) = offers.get(position) else { break };
+            let attempt = match Attempt::begin(offer, now) {
+                Ok(attempt) => attempt,
+                Err(wait) => {
+                    tried.push(position);
+                    if rejected.is_none_or(|(least, _)| wait < least) {
+                        rejected = Some((wait, &offer.site));
+                    }
+                    continue;
+                }
+            };
+            let answer = offer.site.send(&self.directory, offer, call).await;
+            attempt.end(&answer, offers);
             match answer {
                 Ok(mut reply) => {
                     reply.attempts = reply.attempts.saturating_add(attempts);
@@ -233,96 +202,27 @@ impl Sites {
                     if !is_elsewhere_worth_trying(&error) {
                         return Err(error.with_attempts(attempts).with_usage(used));
                     }
-                    let is_gone = is_gone(&error);
-                    if is_gone {
-                        gone.push(offer.site);
+                    if is_gone(&error) {
+                        gone.push(offer.site.clone());
                     }
-                    refused = Some(match refused {
-                        Some(unreachable) if is_gone && !self::is_gone(&unreachable) => unreachable,
-                        _ => error,
-                    });
+                    tried.push(position);
+                    refused = Some(more_hopeful(refused, error));
                 }
             }
         }
-        let none = || CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable));
-        Err(refused.map_or_else(none, |error| error.with_attempts(attempts).with_usage(used)))
-    }
-
-    async fn at(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
-        match self.stacks.get(offer.site) {
-            Some(Stack::Plain(site)) => site.exchange(offer, call).await,
-            Some(Stack::Layered(service)) => service.clone().oneshot(call.clone()).await,
-            None => Err(CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable))),
-        }
+        Err(match (refused, rejected) {
+            (Some(error), _) => error.with_attempts(attempts).with_usage(used),
+            (None, Some((wait, site))) => site.rejected(call, wait),
+            (None, None) => CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable)),
+        })
     }
 }
 
-impl Site {
-    /// Sends the call to the path that the arm's card names now.
-    async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
-        let offers = self.directory.offers(&call.contract);
-        match offers.as_ref().and_then(|offers| offers.at_site(self.position)) {
-            Some(offer) => self.exchange(offer, call).await,
-            None => {
-                let failure = Failure::of(ErrorKind::ContractNotOffered).before_execution();
-                Err(self.failed(call, failure))
-            }
-        }
-    }
-
-    async fn exchange(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
-        let drift = self.directory.drift(&call.contract, offer, call.spec.as_ref());
-        let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
-        let limits = ExchangeLimits { deadline: call.parts.deadline, work };
-        let target = || offer.target(call, work);
-        let mut request = offer.request(call);
-        let scope = [&*offer.scope];
-        let scopes = if offer.scope.is_empty() { &[][..] } else { &scope };
-        if !self.endpoint.has_authorization() {
-            let authorized =
-                self.authority.add(request.headers_mut(), &call.parts.caller, Some(scopes), &offer.callee);
-            authorized.map_err(|failure| self.failed(call, failure))?;
-        }
-        let place = (&*self.arm, self.endpoint.as_str());
-        let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
-        let sent = self.exchanger.send(request, &offer.arm, limits, target).await;
-        span.end(&sent);
-        let response = match sent {
-            Ok(response) => response,
-            Err(error) => {
-                // The usage is lost with the reply.
-                let ExchangeError { failure, cause } = error;
-                let usage = if failure.may_have_executed { Usage::UNMETERED } else { Usage::ZERO };
-                let error = self.failed(call, *failure).with_usage(usage);
-                return Err(match cause {
-                    Some(cause) => error.with_source(cause),
-                    None => error,
-                });
-            }
-        };
-        let (output, usage) = read_answer(response, call.reads);
-        let output = output.and_then(|output| match drift.and_then(|_| (call.reads)(&output).err()) {
-            // A difference of schemas may or may not concern this output.
-            Some(error) => Err(unreadable(&error)),
-            None => Ok(output),
-        });
-        match output {
-            Ok(output) => {
-                Ok(Reply::new(output, Arc::clone(&self.arm), self.endpoint.shared()).with_usage(usage))
-            }
-            Err(mut failure) => {
-                if let Some(drift) = drift {
-                    drift.explain(&mut failure);
-                }
-                Err(self.failed(call, failure).with_usage(usage))
-            }
-        }
-    }
-
-    fn failed(&self, call: &Call, failure: Failure) -> CallError {
-        CallError::new(call.contract.clone(), failure)
-            .with_arm(&*self.arm)
-            .with_endpoint(self.endpoint.as_str())
+/// Of the errors of two endpoints that did not take a call, the one that a retry can help rather.
+fn more_hopeful(before: Option<CallError>, error: CallError) -> CallError {
+    match before {
+        Some(unreachable) if is_gone(&error) && !is_gone(&unreachable) => unreachable,
+        _ => error,
     }
 }
 
@@ -393,6 +293,6 @@ fn typed(contract: ContractRef, error: BoxError) -> CallError {
 
 impl fmt::Debug for Carrier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Carrier").field("has_layers_above", &self.has_layers_above).finish_non_exhaustive()
+        f.debug_struct("Carrier").field("has_layers_above", &self.layered.is_some()).finish_non_exhaustive()
     }
 }

@@ -35,7 +35,7 @@ use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{Layer, Registry, layer::SubscriberExt, registry::LookupSpan};
 
 use self::sending::{Bounded, Client, Conventional, Queue};
-use crate::client::Endpoint;
+use crate::client::ServiceUrl;
 
 /// Exports spans for as long as it lives. When it is dropped, it sends those that wait.
 #[must_use = "spans are exported for as long as the exporter lives"]
@@ -251,7 +251,7 @@ fn is_disabled() -> bool {
 }
 
 fn check_url(setting: &'static str, url: &str) -> Result<(), ConfigError> {
-    Endpoint::parse(url).map(drop).map_err(|problem| ConfigError::new(setting, problem))
+    ServiceUrl::parse(url).map(drop).map_err(|problem| ConfigError::new(setting, problem))
 }
 
 /// The time for one export.

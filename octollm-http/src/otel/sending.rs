@@ -194,7 +194,7 @@ impl Client {
     /// # Errors
     /// The limits of the client are out of range.
     pub(super) fn new(timeout: Duration, queue: Arc<Queue>) -> Result<Self, ConfigError> {
-        let exchanger = Requests::default().build(1)?;
+        let exchanger = Requests::default().build()?;
         Ok(Self { exchanger, runtime: Mutex::new(None), name: "otlp".into(), timeout, queue })
     }
 

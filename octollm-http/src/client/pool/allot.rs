@@ -4,6 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
+use crate::limits::ClientConfig;
+
 /// The limits of a pool.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -17,6 +19,21 @@ pub(super) struct Limits {
     pub(super) reserve: bool,
     /// Time after which an idle connection expires.
     pub(super) idle_timeout: Duration,
+}
+
+impl Limits {
+    /// The limits of a client of one arm.
+    pub(super) fn of(config: &ClientConfig) -> Self {
+        let (open, idle_timeout) = (config.max_connections, config.idle_timeout);
+        Self { open, idle: config.max_idle.min(open), share: open, reserve: false, idle_timeout }
+    }
+
+    /// The same for this number of arms.
+    pub(super) fn shared_by(self, arms: usize) -> Self {
+        let share = if arms > 1 { (self.open / 2).max(1) } else { self.open };
+        // With two arms a half is the reserve.
+        Self { share, reserve: arms > 2, ..self }
+    }
 }
 
 /// One arm at one origin in one runtime, whose connections are interchangeable.
@@ -68,6 +85,11 @@ struct Lane<T, W> {
 impl<T, W> Allotment<T, W> {
     pub(super) fn new(limits: Limits) -> Self {
         Self { limits, lanes: Vec::new(), arms: Vec::new(), open: 0, idle: 0, waiting: 0, next_ticket: 0 }
+    }
+
+    /// Changes the limits for the connections that are asked for from now on.
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     pub(super) fn add_arm(&mut self) -> usize {

@@ -144,7 +144,7 @@ impl Drop for PooledConnection {
             None => (state.allotment.closed(self.lane), None),
         };
         let reap = is_idle && next.is_none() && !state.reapers.contains(&self.runtime);
-        state.forget_if_quiet(self.pool.limits);
+        state.forget_if_quiet();
         drop(state);
         drop(surplus);
         match next {

@@ -51,13 +51,13 @@ pub(crate) struct Pool(Arc<Shared>);
 
 struct Shared {
     config: ClientConfig,
-    limits: Limits,
     connector: Arc<dyn Connector>,
     tls: ClientTls,
     state: Mutex<State>,
 }
 
 struct State {
+    limits: Limits,
     allotment: Allotment<Box<Connection>, (oneshot::Sender<PooledConnection>, runtime::Id)>,
     lanes: HashMap<Key, LaneId>,
     arms: HashMap<Arc<str>, usize>,
@@ -121,27 +121,19 @@ static GAUGES: LazyLock<Gauges<Shared>> = LazyLock::new(|| {
 
 impl Pool {
     /// Creates a pool for this number of arms. The configuration is checked already.
-    pub(super) fn new(
-        config: ClientConfig,
-        connector: Arc<dyn Connector>,
-        tls: ClientTls,
-        arms: usize,
-    ) -> Self {
-        let open = config.max_connections;
-        let share = if arms > 1 { (open / 2).max(1) } else { open };
-        // With two arms a half is the reserve.
-        let reserve = arms > 2;
-        let limits = Limits {
-            open,
-            idle: config.max_idle.min(open),
-            share,
-            reserve,
-            idle_timeout: config.idle_timeout,
-        };
+    pub(super) fn new(config: ClientConfig, connector: Arc<dyn Connector>, tls: ClientTls) -> Self {
+        let limits = Limits::of(&config);
         let state = Mutex::new(State::new(limits));
-        let shared = Arc::new(Shared { state, limits, connector, tls, config });
+        let shared = Arc::new(Shared { state, connector, tls, config });
         GAUGES.add(&shared);
         Self(shared)
+    }
+
+    /// Sets the number of arms, which share the connections.
+    pub(super) fn set_arms(&self, arms: usize) {
+        let state = &mut *self.0.state();
+        state.limits = state.limits.shared_by(arms);
+        state.allotment.set_limits(state.limits);
     }
 
     /// Sends a request to the origin of its URI and reads the whole answer, until the deadline.
@@ -231,6 +223,7 @@ impl Shared {
 impl State {
     fn new(limits: Limits) -> Self {
         Self {
+            limits,
             allotment: Allotment::new(limits),
             lanes: HashMap::new(),
             arms: HashMap::new(),
@@ -254,10 +247,10 @@ impl State {
     }
 
     /// Removes arms, origins and runtimes if nothing is open, so that no lane is in use.
-    fn forget_if_quiet(&mut self, limits: Limits) {
+    fn forget_if_quiet(&mut self) {
         if self.allotment.is_quiet() && !self.lanes.is_empty() {
             (self.allotment, self.lanes, self.arms) =
-                (Allotment::new(limits), HashMap::new(), HashMap::new());
+                (Allotment::new(self.limits), HashMap::new(), HashMap::new());
         }
     }
 }
@@ -321,7 +314,7 @@ impl Drop for Reaper {
             let mut state = shared.state();
             state.reapers.retain(|runtime| *runtime != self.runtime);
             let idle = state.clear(self.runtime);
-            state.forget_if_quiet(shared.limits);
+            state.forget_if_quiet();
             drop(state);
             drop(idle);
         }
@@ -339,7 +332,7 @@ async fn reap_idle(mut reaper: Reaper) {
             if next.is_none() {
                 // Under the lock: the next connection that is given back starts another reaper.
                 state.reapers.retain(|runtime| *runtime != reaper.runtime);
-                state.forget_if_quiet(shared.limits);
+                state.forget_if_quiet();
                 reaper.is_done = true;
             }
             drop(state);

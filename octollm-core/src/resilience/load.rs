@@ -1,0 +1,390 @@
+//! How busy an endpoint is, and which endpoints of a set are worse than the others.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    sync::{AtomicU64, Mutex, MutexGuard, Ordering, PoisonError},
+    window::{Counts, Window},
+};
+
+/// The load of one endpoint: a moving average of its latencies, which rises at once to a peak and decays with ten seconds, times
+/// the calls that are running there.
+#[derive(Debug)]
+pub struct Load {
+    pending: AtomicU64,
+    average: Mutex<Average>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Average {
+    /// Nanoseconds.
+    latency: f64,
+    at: Option<Instant>,
+}
+
+/// Until the first answer.
+const FIRST_LATENCY: Duration = Duration::from_millis(30);
+/// Nanoseconds in which a latency loses most of its weight.
+const DECAY: f64 = 10e9;
+/// Nanoseconds that an idle endpoint costs at least, so that the calls that are running there count.
+const LEAST: f64 = 1e3;
+
+impl Load {
+    /// What a failure or a 429 counts at least, so that an endpoint that fails fast attracts no calls.
+    pub const PENALTY: Duration = Duration::from_secs(5);
+
+    /// The load of an endpoint that has not answered yet.
+    pub fn new() -> Self {
+        let average = Average { latency: FIRST_LATENCY.as_nanos() as f64, at: None };
+        Self { pending: AtomicU64::new(0), average: Mutex::new(average) }
+    }
+
+    /// Counts a call that begins. [`end`](Self::end) or [`cancel`](Self::cancel) must follow.
+    pub fn begin(&self) {
+        self.pending.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts the latency of a call that has ended. That of a failure is at least [`PENALTY`](Self::PENALTY).
+    pub fn end(&self, latency: Duration, now: Instant) {
+        self.cancel();
+        let mut average = self.average();
+        *average = average.after(latency.as_nanos() as f64, now);
+    }
+
+    /// Counts a call that has ended without an answer, such as one that was cancelled.
+    pub fn cancel(&self) {
+        // A call that has not begun is none less.
+        let _ =
+            self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pending| pending.checked_sub(1));
+    }
+
+    /// Calls that are running.
+    pub fn pending(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// What a further call costs: finite and above 0.
+    pub fn cost(&self, now: Instant) -> f64 {
+        let average = *self.average();
+        (average.latency * average.weight(now)).max(LEAST) * (self.pending() as f64 + 1.0)
+    }
+
+    fn average(&self) -> MutexGuard<'_, Average> {
+        self.average.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Average {
+    fn after(self, latency: f64, now: Instant) -> Self {
+        let weight = self.weight(now);
+        let latency = if latency > self.latency || self.at.is_none() {
+            latency
+        } else {
+            self.latency * weight + latency * (1.0 - weight)
+        };
+        Self { latency, at: Some(self.at.map_or(now, |at| at.max(now))) }
+    }
+
+    /// What is left of the weight of the average: from 0 to 1.
+    fn weight(self, now: Instant) -> f64 {
+        self.at.map_or(1.0, |at| (-(now.saturating_duration_since(at).as_nanos() as f64) / DECAY).exp())
+    }
+}
+
+/// Two different positions of a list, of which the one that costs less gets the call. `random` is any number. Where the list has
+/// fewer than two, both are 0.
+pub fn two_choices(len: usize, random: u64) -> (usize, usize) {
+    if len < 2 {
+        return (0, 0);
+    }
+    // Each half of the bits chooses one: the product of a part and the length has its position in the upper half.
+    let pick = |bits: u64, len: usize| ((u128::from(bits & 0xffff_ffff) * len as u128) >> 32) as usize;
+    let first = pick(random, len);
+    let second = pick(random >> 32, len - 1);
+    (first, second + usize::from(second >= first))
+}
+
+/// Whether one endpoint of a set is passed over, because far more of its calls fail than those of the others.
+#[derive(Debug)]
+pub struct Ejection(Mutex<Ejected>);
+
+#[derive(Debug)]
+struct Ejected {
+    window: Window,
+    until: Option<Instant>,
+    /// Ejections in a row.
+    times: u32,
+}
+
+/// Calls of the last ten seconds below which nothing is decided.
+const LEAST_CALLS: u64 = 20;
+/// An endpoint is ejected where less than this many percent of its calls succeed, measured by the share of the others.
+const OF_THE_OTHERS: u128 = 80;
+const WINDOW: Duration = Duration::from_secs(10);
+/// How long the first ejection lasts. Each further one lasts as much longer, up to the second figure.
+const EJECTED: Duration = Duration::from_secs(1);
+const MOST_EJECTED: Duration = Duration::from_secs(5);
+
+impl Ejection {
+    /// An endpoint that takes part.
+    pub fn new() -> Self {
+        Self(Mutex::new(Ejected { window: Window::new(WINDOW), until: None, times: 0 }))
+    }
+
+    /// Counts the outcome of a call.
+    pub fn record(&self, success: bool, now: Instant) {
+        let mut ejected = self.lock();
+        ejected.window.advance(now);
+        let counts = ejected.window.current();
+        if success { counts.successes += 1 } else { counts.failures += 1 }
+    }
+
+    /// Whether the endpoint is passed over now.
+    pub fn is_ejected(&self, now: Instant) -> bool {
+        self.lock().until.is_some_and(|until| now < until)
+    }
+
+    /// Ejects the endpoints that are worse than the others, the worst first. At most half of the endpoints are ejected at a time,
+    /// and so the last one never. Returns the positions of those that are ejected by this call.
+    pub fn eject<'a>(set: impl IntoIterator<Item = &'a Self>, now: Instant) -> Vec<usize> {
+        let set: Vec<_> = set.into_iter().collect();
+        let counts: Vec<_> = set.iter().map(|endpoint| endpoint.lock().counts(now)).collect();
+        let all = counts.iter().flatten().fold(Counts::default(), |all, counts| all.plus(*counts));
+        let mut worse: Vec<_> = counts
+            .iter()
+            .enumerate()
+            .filter_map(|(position, counts)| counts.map(|counts| (position, counts)))
+            .filter(|(_, counts)| counts.is_worse_than(all.minus(*counts)))
+            .collect();
+        // By the share of successes.
+        worse.sort_by_key(|(_, counts)| {
+            u128::from(counts.successes) * 1_000_000 / u128::from(counts.total().max(1))
+        });
+        let ejected = counts.iter().filter(|counts| counts.is_none()).count();
+        worse.truncate((set.len() / 2).saturating_sub(ejected));
+        for (position, _) in &worse {
+            set[*position].lock().eject(now);
+        }
+        worse.into_iter().map(|(position, _)| position).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ejected> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ejected {
+    /// The calls of the window; `None` while the endpoint is ejected.
+    fn counts(&mut self, now: Instant) -> Option<Counts> {
+        if self.until.is_some_and(|until| now < until) {
+            return None;
+        }
+        self.window.advance(now);
+        let counts = self.window.counts();
+        if counts.total() >= LEAST_CALLS && counts.failures == 0 {
+            self.times = 0;
+        }
+        Some(counts)
+    }
+
+    fn eject(&mut self, now: Instant) {
+        self.times = self.times.saturating_add(1);
+        let time = EJECTED.saturating_mul(self.times).min(MOST_EJECTED);
+        self.until = now.checked_add(time);
+        // After that, only later calls count.
+        self.window.clear();
+    }
+}
+
+impl Counts {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            successes: self.successes.saturating_add(other.successes),
+            failures: self.failures.saturating_add(other.failures),
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            successes: self.successes.saturating_sub(other.successes),
+            failures: self.failures.saturating_sub(other.failures),
+        }
+    }
+
+    fn is_worse_than(self, others: Self) -> bool {
+        let (own, theirs) = (self.total(), others.total());
+        let enough = own >= LEAST_CALLS && theirs >= LEAST_CALLS;
+        let scaled =
+            |successes: u64, total: u64, percent: u128| u128::from(successes) * u128::from(total) * percent;
+        enough && scaled(self.successes, theirs, 100) < scaled(others.successes, own, OF_THE_OTHERS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn rises_at_once_to_a_peak_and_decays() {
+        let (load, now) = (Load::new(), Instant::now());
+        assert_eq!(load.cost(now), 30e6);
+        load.begin();
+        assert_eq!(load.cost(now), 60e6);
+        load.end(MS, now);
+        assert_eq!(load.cost(now), 1e6, "the first answer counts alone");
+        load.begin();
+        load.end(100 * MS, now);
+        assert_eq!(load.cost(now), 100e6, "a peak counts at once");
+        load.begin();
+        let later = now + 1_000 * MS;
+        load.end(MS, later);
+        assert!((load.cost(later) - 90.6e6).abs() < 1e5, "{}", load.cost(later));
+        let much_later = later + 600_000 * MS;
+        assert_eq!(load.cost(much_later), LEAST);
+        load.begin();
+        assert_eq!(load.cost(much_later), 2.0 * LEAST);
+        load.cancel();
+        load.cancel();
+        assert_eq!(load.pending(), 0);
+    }
+
+    /// Of three endpoints one fails in a millisecond, and the others answer in ten.
+    #[test]
+    fn fault_22_an_endpoint_that_fails_fast_attracts_no_calls() {
+        let (loads, mut now) = ([Load::new(), Load::new(), Load::new()], Instant::now());
+        let mut shares = [0; 3];
+        for call in 0_u64..3_000 {
+            let random = call.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let (one, other) = two_choices(3, random ^ random >> 29);
+            let chosen = if loads[one].cost(now) <= loads[other].cost(now) { one } else { other };
+            shares[chosen] += 1;
+            loads[chosen].begin();
+            now += MS;
+            loads[chosen].end(if chosen == 0 { Load::PENALTY } else { 10 * MS }, now);
+        }
+        assert!(shares[0] < 600 && shares[0] > 0, "{shares:?}");
+    }
+
+    #[test]
+    fn all_pairs_are_chosen_alike() {
+        let mut counts = [[0; 4]; 4];
+        for number in 0_u64..12_000 {
+            let random = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let (one, other) = two_choices(4, random ^ random.rotate_left(31));
+            counts[one][other] += 1;
+        }
+        for (one, row) in counts.iter().enumerate() {
+            for (other, &count) in row.iter().enumerate() {
+                assert!(if one == other { count == 0 } else { (800..1_200).contains(&count) }, "{counts:?}");
+            }
+        }
+        assert_eq!((two_choices(0, 7), two_choices(1, u64::MAX)), ((0, 0), (0, 0)));
+    }
+
+    fn set(count: usize) -> Vec<Ejection> {
+        (0..count).map(|_| Ejection::new()).collect()
+    }
+
+    fn record(endpoint: &Ejection, successes: u32, failures: u32, now: Instant) {
+        (0..successes).for_each(|_| endpoint.record(true, now));
+        (0..failures).for_each(|_| endpoint.record(false, now));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_worse_than_the_others_is_ejected_for_longer_each_time() {
+        let (set, mut now) = (set(3), Instant::now());
+        for seconds in [1, 2, 3, 4, 5, 5] {
+            record(&set[0], 20, 0, now);
+            record(&set[1], 18, 2, now);
+            record(&set[2], 10, 10, now);
+            assert_eq!(Ejection::eject(&set, now), [2]);
+            assert_eq!(Ejection::eject(&set, now), [0_usize; 0]);
+            now += Duration::from_secs(seconds) - MS;
+            assert!(set[2].is_ejected(now));
+            now += MS;
+            assert!(!set[2].is_ejected(now));
+            assert_eq!(Ejection::eject(&set, now), [0_usize; 0], "only later calls count");
+        }
+        record(&set[2], 20, 0, now);
+        Ejection::eject(&set, now);
+        now += 11_000 * MS;
+        record(&set[0], 20, 0, now);
+        record(&set[2], 0, 20, now);
+        assert_eq!(Ejection::eject(&set, now), [2]);
+        assert!(!set[2].is_ejected(now + 1_000 * MS), "it starts anew after it was well");
+    }
+
+    #[test]
+    fn where_all_fail_alike_none_is_ejected_and_few_calls_decide_nothing() {
+        let (all, now) = (set(4), Instant::now());
+        all.iter().for_each(|endpoint| record(endpoint, 5, 50, now));
+        assert!(Ejection::eject(&all, now).is_empty());
+        let few = set(2);
+        record(&few[0], 100, 0, now);
+        record(&few[1], 0, 19, now);
+        assert!(Ejection::eject(&few, now).is_empty());
+        record(&few[1], 0, 1, now);
+        assert!(Ejection::eject(&few, now + 11_000 * MS).is_empty(), "old calls do not count");
+    }
+
+    proptest! {
+        #[test]
+        fn fault_23_at_most_half_are_ejected_and_the_last_one_never(
+            rounds in prop::collection::vec(prop::collection::vec((0_u32..40, 0_u32..40), 5), 1..8),
+            len in 1_usize..6,
+            step in 0_u64..3_000,
+        ) {
+            let (set, mut now) = (set(len), Instant::now());
+            for round in rounds {
+                for (endpoint, (successes, failures)) in set.iter().zip(round) {
+                    record(endpoint, successes, failures, now);
+                }
+                Ejection::eject(&set, now);
+                let ejected = set.iter().filter(|endpoint| endpoint.is_ejected(now)).count();
+                prop_assert!(ejected <= len / 2 && ejected < len);
+                now += Duration::from_millis(step);
+            }
+        }
+
+        #[test]
+        fn a_cost_is_finite_and_between_the_latencies(
+            calls in prop::collection::vec((0_u64..10_000, 0_u64..20_000), 1..100),
+        ) {
+            let (load, mut now) = (Load::new(), Instant::now());
+            // The naive reference: the same average, by its definition.
+            let mut expected: Option<f64> = None;
+            for (latency, wait) in calls {
+                now += Duration::from_millis(wait);
+                let (ns, weight) = (latency as f64 * 1e6, (-(wait as f64) / 10_000.0).exp());
+                expected = Some(match expected {
+                    Some(old) if ns <= old => old * weight + ns * (1.0 - weight),
+                    _ => ns,
+                });
+                load.begin();
+                load.end(Duration::from_millis(latency), now);
+                let cost = load.cost(now);
+                let expected = expected.unwrap_or_default().max(LEAST);
+                prop_assert!(cost.is_finite() && (cost - expected).abs() <= expected * 1e-9 + 1.0, "{} {}", cost, expected);
+            }
+            prop_assert_eq!(load.pending(), 0);
+        }
+    }
+}

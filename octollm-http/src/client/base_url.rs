@@ -1,0 +1,239 @@
+//! The URL of a service, and the requests below it.
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Uri,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST},
+    uri::PathAndQuery,
+};
+use octollm_core::parts::ContextParts;
+
+use crate::wire;
+
+/// The URL of a service: `http://host:port` or `https://host`, with a path if the service is mounted. It is cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct BaseUrl(Arc<Inner>);
+
+#[derive(Clone, PartialEq, Eq)]
+struct Inner {
+    /// Scheme and authority, and the path without a slash at its end.
+    url: Arc<str>,
+    /// The URL with the address in place of the host, by which errors and logs name the endpoint; without an address the URL.
+    name: Arc<str>,
+    host: HeaderValue,
+    /// Address of the connections, where it is not that of the host.
+    address: Option<SocketAddr>,
+    /// Fields of each request.
+    fields: Fields,
+}
+
+/// Fields of the requests to one arm.
+pub(super) type Fields = Vec<(HeaderName, HeaderValue)>;
+
+const MALFORMED: &str = "is not a URL such as http://judge-arm:8103";
+
+impl BaseUrl {
+    /// # Errors
+    /// The problem of the URL. The text does not repeat the URL, which could hold credentials.
+    pub(crate) fn parse(url: &str) -> Result<Self, &'static str> {
+        let url = url.trim();
+        if url.is_empty() {
+            return Err("has an empty URL");
+        }
+        if url.contains(['?', '#']) {
+            return Err("has a query or a fragment");
+        }
+        let uri: Uri = url.parse().map_err(|_| MALFORMED)?;
+        let scheme = match uri.scheme_str() {
+            None => return Err("has no scheme: write http://host:port"),
+            Some("https") if !cfg!(feature = "tls") => {
+                return Err("is https, for which octollm has to be built with its feature `tls`");
+            }
+            Some(scheme @ ("http" | "https")) => scheme,
+            Some(_) => return Err("has a scheme other than http and https"),
+        };
+        let authority = uri.authority().ok_or(MALFORMED)?;
+        if authority.as_str().contains('@') {
+            return Err("holds credentials, which would end up in logs: use tokens");
+        }
+        let explicit_port = authority.as_str().len() > authority.host().len();
+        if authority.host().is_empty() || (explicit_port && authority.port_u16().is_none_or(|port| port == 0))
+        {
+            return Err(MALFORMED);
+        }
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| MALFORMED)?;
+        let url: Arc<str> = format!("{scheme}://{authority}{}", uri.path().trim_end_matches('/')).into();
+        Ok(Self(Arc::new(Inner { name: url.clone(), url, host, address: None, fields: Vec::new() })))
+    }
+
+    /// The same URL, reached at this address. The host is still that of requests and certificates.
+    pub(super) fn at(&self, address: SocketAddr) -> Self {
+        let mut inner = Inner::clone(&self.0);
+        let (scheme, rest) = inner.url.split_once("://").unwrap_or(("http", &inner.url));
+        let path = rest.find('/').map_or("", |slash| &rest[slash..]);
+        inner.name = format!("{scheme}://{address}{path}").into();
+        inner.address = Some(address);
+        Self(Arc::new(inner))
+    }
+
+    /// Address of the connections, where it is not that of the host.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.0.address
+    }
+
+    /// The same URL with these fields in each request.
+    pub(super) fn with_fields(&self, fields: Fields) -> Self {
+        Self(Arc::new(Inner { fields, ..Inner::clone(&self.0) }))
+    }
+
+    /// Whether its requests have fields of their own.
+    pub(super) fn has_fields(&self) -> bool {
+        !self.0.fields.is_empty()
+    }
+
+    /// Whether its requests have an authorization of their own.
+    pub(super) fn has_authorization(&self) -> bool {
+        self.0.fields.iter().any(|(name, _)| *name == AUTHORIZATION)
+    }
+
+    /// The URL without a slash at its end, with the [address](Self::at) in place of its host if there is one.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Whether nobody on the network can read what is sent: the URL is `https`, or its host is this machine.
+    pub(super) fn is_confidential(&self) -> bool {
+        if self.0.url.starts_with("https://") {
+            return true;
+        }
+        if let Some(address) = self.0.address {
+            return address.ip().is_loopback();
+        }
+        let authority: Option<http::uri::Authority> =
+            self.0.host.to_str().ok().and_then(|host| host.parse().ok());
+        crate::io::is_loopback(authority.as_ref().map_or("", |authority| authority.host()))
+    }
+
+    pub(super) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0.name)
+    }
+
+    /// Creates a request for JSON with these parts. The time left until the deadline is written now.
+    pub(super) fn request(
+        &self,
+        method: Method,
+        uri: Uri,
+        body: Option<Bytes>,
+        parts: &ContextParts,
+    ) -> Request<Bytes> {
+        const JSON: HeaderValue = HeaderValue::from_static("application/json");
+        let mut head = HeaderMap::with_capacity(HEADERS);
+        for (name, value) in &self.0.fields {
+            head.insert(name.clone(), value.clone());
+        }
+        head.insert(HOST, self.0.host.clone());
+        head.insert(ACCEPT, JSON);
+        if body.is_some() {
+            head.insert(CONTENT_TYPE, JSON);
+        }
+        wire::write_parts(parts, &mut head);
+        let mut request = Request::new(body.unwrap_or_default());
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = head;
+        request
+    }
+
+    /// The URI of a path that begins with a slash. `None` if it could be read as anything but a path below this URL.
+    pub(super) fn uri(&self, path: &str) -> Option<Uri> {
+        if !is_path(path) {
+            return None;
+        }
+        format!("{}{path}", self.0.url).parse().ok()
+    }
+}
+
+/// Header fields of a usual call, with room for a token.
+const HEADERS: usize = 12;
+
+/// Whether this is the path of a route, which leads nowhere but below its URL.
+pub(super) fn is_path(path: &str) -> bool {
+    let is_absolute = path.starts_with('/') && !path.starts_with("//");
+    is_absolute && !leads_upwards(path) && path.parse::<PathAndQuery>().is_ok()
+}
+
+/// Whether a server, or a proxy before it, could read a segment as a step upwards. Escapes are read as what they stand for.
+fn leads_upwards(path: &str) -> bool {
+    let path = path.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase();
+    let path = path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
+    path.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
+}
+
+impl fmt::Debug for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_urls_of_services() {
+        for (url, read) in [
+            ("http://judge:8103", "http://judge:8103"),
+            (" http://judge:8103/ ", "http://judge:8103"),
+            ("http://host/arms/judge/", "http://host/arms/judge"),
+            ("http://[::1]:80", "http://[::1]:80"),
+            #[cfg(feature = "tls")]
+            ("HTTPS://judge/", "https://judge"),
+        ] {
+            assert_eq!(BaseUrl::parse(url).unwrap().as_str(), read);
+        }
+        let mounted = BaseUrl::parse("http://host:1/arms/judge").unwrap();
+        assert_eq!(mounted.uri("/validate").unwrap(), "http://host:1/arms/judge/validate");
+        assert_eq!(mounted.0.host, "host:1");
+        assert_eq!(mounted.uri("/tasks?after=x..").unwrap().query(), Some("after=x.."));
+        for path in ["validate", "//elsewhere/x", "", "/with space", "@elsewhere", "/a\r\nb: c"] {
+            assert_eq!(mounted.uri(path), None, "{path}");
+        }
+        for path in [
+            "/../x",
+            "/a/..",
+            "/./x",
+            "/a/%2E%2e/x",
+            "/a%2f..%2Fx",
+            "/..\\x",
+            "/%2e%2e%5cx",
+            "/..?x",
+            "/..#x",
+        ] {
+            assert_eq!(mounted.uri(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_leads_nowhere() {
+        for (url, problem) in [
+            ("", "empty"),
+            ("  ", "empty"),
+            ("judge:8103", "no scheme"),
+            ("/judge", "no scheme"),
+            #[cfg(not(feature = "tls"))]
+            ("https://judge", "feature `tls`"),
+            ("ftp://judge", "other than http"),
+            ("http://me:secret@judge", "credentials"),
+            ("http://judge?x=1", "query"),
+            ("http://judge/#x", "query"),
+            ("http://", "not a URL"),
+            ("http://judge:port", "not a URL"),
+            ("http://judge:99999", "not a URL"),
+            ("http://ju dge", "not a URL"),
+        ] {
+            assert!(BaseUrl::parse(url).unwrap_err().contains(problem), "{url}");
+        }
+    }
+}

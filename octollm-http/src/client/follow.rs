@@ -1,0 +1,185 @@
+//! Following the resolvers of a client: one task for each.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use octollm_core::id::is_arm_id;
+use tokio::{runtime::Handle, task::AbortHandle};
+
+use super::{
+    authority::Authority,
+    base_url::{BaseUrl, Fields},
+    directory::{Directory, refresh_at},
+    known::Listed,
+};
+use crate::resolve::{Endpoint, Resolver};
+
+/// The resolvers of a client. The tasks that follow them end with it.
+pub(super) struct Follow {
+    sources: Vec<Mutex<Option<Box<dyn Resolver>>>>,
+    /// Number of resolvers that no task follows.
+    idle: Arc<AtomicUsize>,
+    tasks: Mutex<Vec<AbortHandle>>,
+    pub(super) rules: Rules,
+}
+
+/// What an endpoint that is found has to comply with.
+pub(super) struct Rules {
+    /// Arms that have endpoints in the configuration.
+    pub(super) configured: HashSet<String>,
+    /// Fields of the requests to each arm.
+    pub(super) fields: HashMap<String, Fields>,
+    pub(super) authority: Authority,
+    /// Whether requests go over TCP, where others can read what is not encrypted.
+    pub(super) over_tcp: bool,
+    reported: Mutex<HashSet<String>>,
+}
+
+/// The most problems that are remembered, so that each is logged once.
+const MOST_REPORTED: usize = 1_000;
+
+impl Follow {
+    pub(super) fn new(resolvers: Vec<Box<dyn Resolver>>, rules: Rules) -> Self {
+        let idle = Arc::new(AtomicUsize::new(resolvers.len()));
+        let sources = resolvers.into_iter().map(|resolver| Mutex::new(Some(resolver))).collect();
+        Self { sources, idle, tasks: Mutex::default(), rules }
+    }
+
+    /// Number of resolvers.
+    pub(super) fn sources(&self) -> usize {
+        self.sources.len()
+    }
+
+    /// Spawns a task for each resolver that has none. Outside a runtime the next call does this.
+    pub(super) fn ensure(&self, directory: &Weak<Directory>) {
+        if self.idle.load(Ordering::Relaxed) > 0 {
+            self.spawn(directory);
+        }
+    }
+
+    fn spawn(&self, directory: &Weak<Directory>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        for (number, source) in self.sources.iter().enumerate() {
+            let resolver = source.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(resolver) = resolver {
+                self.idle.fetch_sub(1, Ordering::Relaxed);
+                let followed = Followed { directory: directory.clone(), number, resolver: Some(resolver) };
+                let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+                tasks.retain(|task| !task.is_finished());
+                tasks.push(runtime.spawn(follow(followed)).abort_handle());
+            }
+        }
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+    }
+}
+
+/// A resolver that a task follows. If the runtime of the task ends, another task can follow it.
+struct Followed {
+    directory: Weak<Directory>,
+    number: usize,
+    resolver: Option<Box<dyn Resolver>>,
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        let Some(directory) = self.directory.upgrade() else { return };
+        let follow = directory.follow();
+        if let Some(source) = follow.sources.get(self.number) {
+            *source.lock().unwrap_or_else(PoisonError::into_inner) = self.resolver.take();
+            follow.idle.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn follow(mut followed: Followed) {
+    // Source 0 is the configuration.
+    let source = followed.number + 1;
+    let mut ask = None;
+    loop {
+        let Some(resolver) = &mut followed.resolver else { return };
+        let next = match ask {
+            None => resolver.next().await,
+            Some(due) => tokio::select! {
+                next = resolver.next() => next,
+                () = refresh_at(&followed.directory, due) => {
+                    ask = None;
+                    continue;
+                }
+            },
+        };
+        let Some(directory) = followed.directory.upgrade() else { return };
+        match next {
+            Ok(set) => {
+                let listed = directory.follow().rules.apply(set);
+                ask = directory.replace(source, listed).or(ask);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a resolver has failed, and its last endpoints stay in use");
+                directory.has_failed(source);
+            }
+        }
+    }
+}
+
+impl Rules {
+    pub(super) fn new(
+        configured: HashSet<String>,
+        fields: HashMap<String, Fields>,
+        authority: Authority,
+        over_tcp: bool,
+    ) -> Self {
+        Self { configured, fields, authority, over_tcp, reported: Mutex::default() }
+    }
+
+    /// The endpoints that can be used.
+    fn apply(&self, set: Vec<Endpoint>) -> Vec<Listed> {
+        set.into_iter().filter_map(|endpoint| self.listed(endpoint)).collect()
+    }
+
+    fn listed(&self, endpoint: Endpoint) -> Option<Listed> {
+        let arm = endpoint.arm.clone();
+        match self.checked(endpoint) {
+            Ok(listed) => Some(listed),
+            Err(problem) => {
+                let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+                if reported.len() < MOST_REPORTED && reported.insert(format!("{arm} {problem}")) {
+                    tracing::warn!(?arm, problem, "an endpoint that a resolver has found is left out");
+                }
+                None
+            }
+        }
+    }
+
+    fn checked(&self, endpoint: Endpoint) -> Result<Listed, String> {
+        let Endpoint { arm, url, address, weight, card, .. } = endpoint;
+        if !is_arm_id(&arm) {
+            return Err("is not an arm id of lower-case letters, digits and dashes".into());
+        }
+        if self.configured.contains(&arm) {
+            return Err("is set in the configuration, whose endpoints are used".into());
+        }
+        let mut url = BaseUrl::parse(&url)?;
+        if let Some(fields) = self.fields.get(&arm) {
+            url = url.with_fields(fields.clone());
+        }
+        if let Some(address) = address {
+            url = url.at(address);
+        }
+        if self.over_tcp {
+            self.authority.check(&arm, &url).map_err(|error| error.to_string())?;
+        }
+        Ok(Listed { arm: arm.into(), url, weight: weight.max(1), card })
+    }
+}

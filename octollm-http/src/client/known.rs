@@ -1,0 +1,308 @@
+//! What a client knows of its arms: their endpoints, from configuration and resolvers, with their cards, and the offers on these.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Write as _,
+    sync::Arc,
+    time::Duration,
+};
+
+use octollm_core::{
+    card::ArmCard,
+    contract::ContractRef,
+    dispatcher::not_offered,
+    error::{ErrorKind, Failure},
+    resilience::RetryBudget,
+};
+use serde_json::json;
+
+use super::{
+    base_url::BaseUrl,
+    offers::{self, Offers},
+    site::Site,
+};
+
+/// The arms of a client.
+pub(super) struct Known {
+    arms: Vec<Arm>,
+    pub(super) offers: HashMap<ContractRef, Arc<Offers>>,
+    /// The endpoints of configuration, then the last set of each resolver: `None` before its first answer.
+    sets: Vec<Option<Vec<Listed>>>,
+}
+
+/// An endpoint as configuration or a resolver has it.
+#[derive(Clone)]
+pub(super) struct Listed {
+    pub(super) arm: Arc<str>,
+    pub(super) url: BaseUrl,
+    pub(super) weight: u32,
+    /// Its card, if it is not asked for it.
+    pub(super) card: Option<ArmCard>,
+}
+
+struct Arm {
+    id: Arc<str>,
+    /// For the retries of calls to any of its endpoints.
+    budget: RetryBudget,
+    /// The last card, for endpoints that are new when all others are gone.
+    last_card: Option<ArmCard>,
+    endpoints: Vec<Learned>,
+}
+
+/// An endpoint, and its last answer.
+struct Learned {
+    site: Arc<Site>,
+    /// Whether configuration or a resolver has its card.
+    is_fixed: bool,
+    /// Last card.
+    card: Option<ArmCard>,
+    /// Failure of the last round, if it failed.
+    trouble: Option<Failure>,
+    /// Last round in which the endpoint answered.
+    round: u64,
+}
+
+impl Known {
+    /// What is known before the first answer of the resolvers.
+    pub(super) fn new(resolvers: usize) -> Self {
+        Self { arms: Vec::new(), offers: HashMap::new(), sets: vec![None; 1 + resolvers] }
+    }
+
+    /// Replaces the endpoints of one source. Endpoints that stay have their cards, their health and their connections still. Of an arm
+    /// that several sources list, the endpoints of the first one count. Returns whether there are new ones to ask.
+    pub(super) fn replace(
+        &mut self,
+        source: usize,
+        set: Vec<Listed>,
+        create: impl Fn(&Listed, &RetryBudget) -> Arc<Site>,
+    ) -> bool {
+        if let Some(known) = self.sets.get_mut(source) {
+            *known = Some(set);
+        }
+        let mut before: Vec<Learned> = Vec::new();
+        let mut arms: HashMap<Arc<str>, Arm> = HashMap::new();
+        for mut arm in self.arms.drain(..) {
+            arm.last_card = arm.endpoints.iter().find_map(|learned| learned.card.clone()).or(arm.last_card);
+            before.append(&mut arm.endpoints);
+            arms.insert(arm.id.clone(), arm);
+        }
+        let mut is_any_new = false;
+        for (source, set) in self.sets.iter().enumerate() {
+            for listed in set.iter().flatten() {
+                let is_elsewhere =
+                    |set: &Option<Vec<Listed>>| set.iter().flatten().any(|other| other.arm == listed.arm);
+                if self.sets.iter().take(source).any(is_elsewhere) {
+                    continue;
+                }
+                let position = self.arms.iter().position(|arm| arm.id == listed.arm).unwrap_or_else(|| {
+                    self.arms.push(arms.remove(&listed.arm).unwrap_or_else(|| Arm::new(&listed.arm)));
+                    self.arms.len() - 1
+                });
+                let arm = &mut self.arms[position];
+                let is_same = |learned: &Learned| learned.site.is(&listed.arm, &listed.url, listed.weight);
+                if arm.endpoints.iter().any(is_same) {
+                    continue;
+                }
+                let mut learned = match before.iter().position(is_same) {
+                    Some(place) => before.swap_remove(place),
+                    None => {
+                        is_any_new |= listed.card.is_none();
+                        Learned::new(create(listed, &arm.budget))
+                    }
+                };
+                if let Some(card) = &listed.card {
+                    (learned.is_fixed, learned.card) = (true, Some(reached_at(card.clone(), &listed.url)));
+                }
+                arm.endpoints.push(learned);
+            }
+        }
+        self.list_offers();
+        is_any_new
+    }
+
+    /// Whether a resolver has not answered yet.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.sets.iter().any(Option::is_none)
+    }
+
+    /// Counts a resolver that has failed at its first answer as one without endpoints.
+    pub(super) fn has_failed(&mut self, source: usize) {
+        if let Some(set @ None) = self.sets.get_mut(source) {
+            *set = Some(Vec::new());
+        }
+    }
+
+    /// Number of arms.
+    pub(super) fn len(&self) -> usize {
+        self.arms.len()
+    }
+
+    /// Stores the answer of an endpoint that was asked for its card, if it is still listed.
+    pub(super) fn learn(&mut self, site: &Arc<Site>, round: u64, answer: Result<ArmCard, Failure>) {
+        let mut all = self.arms.iter_mut().flat_map(|arm| &mut arm.endpoints);
+        let Some(learned) = all.find(|learned| Arc::ptr_eq(&learned.site, site)) else { return };
+        learned.round = round;
+        match answer {
+            Ok(card) => (learned.card, learned.trouble) = (Some(reached_at(card, &site.url)), None),
+            // Its last offers may still hold.
+            Err(trouble) => learned.trouble = Some(trouble),
+        }
+        self.list_offers();
+    }
+
+    /// Whether these endpoints answered in a round.
+    pub(super) fn learned_in(&self, round: u64, sites: &[Arc<Site>]) -> bool {
+        let all = self.arms.iter().flat_map(|arm| &arm.endpoints);
+        all.filter(|learned| sites.iter().any(|site| Arc::ptr_eq(site, &learned.site)))
+            .all(|learned| learned.round == round)
+    }
+
+    /// The endpoints to ask for their cards: the first ones of all arms, then the second ones.
+    pub(super) fn to_ask(&self) -> Vec<Arc<Site>> {
+        let of_arm = |arm: &'_ Arm| {
+            let asked = arm.endpoints.iter().filter(|learned| !learned.is_fixed);
+            asked.map(|learned| learned.site.clone()).enumerate().collect::<Vec<_>>()
+        };
+        let mut sites: Vec<_> = self.arms.iter().flat_map(of_arm).collect();
+        sites.sort_by_key(|(turn, _)| *turn);
+        sites.into_iter().map(|(_, site)| site).collect()
+    }
+
+    /// Whether there is an endpoint to ask for its card.
+    pub(super) fn asks(&self) -> bool {
+        self.arms.iter().flat_map(|arm| &arm.endpoints).any(|learned| !learned.is_fixed)
+    }
+
+    /// The cards of the arms that answered in the last round, without contracts that cannot be called. Of several endpoints of an arm
+    /// the first that answered counts.
+    pub(super) fn cards(&self) -> Vec<ArmCard> {
+        let usable = |card: &ArmCard| {
+            let mut card = card.clone();
+            card.contracts.retain(|contract| offers::unusable(contract).is_none());
+            card
+        };
+        let first = |arm: &Arm| {
+            let mut reachable = arm.endpoints.iter().filter(|learned| learned.trouble.is_none());
+            reachable.find_map(|learned| learned.card.as_ref().map(usable))
+        };
+        self.arms.iter().filter_map(first).collect()
+    }
+
+    fn list_offers(&mut self) {
+        self.offers = offers::all(self.arms.iter().map(Arm::cards));
+    }
+
+    /// The failure for a contract without offers, when the next round can begin after `wait`.
+    pub(super) fn unknown(&self, contract: &ContractRef, wait: Duration) -> Failure {
+        let mut offered: Vec<_> = self.offers.keys().collect();
+        // Other versions first, which a caller needs most likely.
+        offered.sort_by_key(|other| (other.name() != contract.name(), *other));
+        let offered: Vec<_> = offered.into_iter().map(ToString::to_string).collect();
+        let silent: Vec<_> = self.arms.iter().filter_map(|arm| Some((&*arm.id, arm.trouble()?))).collect();
+        let mut failure = not_offered("any arm", contract, &offered);
+        if self.arms.is_empty() {
+            failure = self.without_arms(contract, failure);
+        }
+        for arm in &self.arms {
+            let cards = arm.endpoints.iter().filter_map(|learned| learned.card.as_ref());
+            let named = cards.flat_map(|card| &card.contracts).filter(|card| {
+                card.name == contract.name() && [0, contract.version()].contains(&card.version)
+            });
+            let reasons: BTreeSet<_> = named.filter_map(offers::unusable).collect();
+            for reason in reasons {
+                let _ = write!(
+                    failure.message,
+                    "; it is on the card of {}, but cannot be called: {reason}",
+                    arm.id
+                );
+            }
+        }
+        if silent.is_empty() { failure } else { unknown_without(&silent, &failure.message, &offered, wait) }
+    }
+
+    /// Without a resolver this is a mistake of configuration. A resolver may find an arm later.
+    fn without_arms(&self, contract: &ContractRef, mut failure: Failure) -> Failure {
+        if self.sets.len() > 1 {
+            let message = format!("{contract}: no endpoint of any arm is found");
+            return Failure::new(ErrorKind::Unavailable, message).before_execution();
+        }
+        failure.message = format!(
+            "{contract} is not offered: no arm is set; set OCTOLLM_ARM_<ID>=http://host:port for `Arms::from_env()`, \
+             or call `.endpoint(id, url)` of `Arms::builder()`"
+        );
+        failure
+    }
+}
+
+impl Arm {
+    fn new(id: &Arc<str>) -> Self {
+        Self { id: id.clone(), budget: RetryBudget::default(), last_card: None, endpoints: Vec::new() }
+    }
+
+    /// Its endpoints with their cards, of which at least one is not empty if the arm has ever had a card.
+    fn cards(&self) -> Vec<(&Arc<Site>, Option<&ArmCard>)> {
+        let own = self.endpoints.iter().map(|learned| (&learned.site, learned.card.as_ref()));
+        let mut cards: Vec<_> = own.collect();
+        if cards.iter().all(|(_, card)| card.is_none())
+            && let Some((_, first)) = cards.first_mut()
+        {
+            *first = self.last_card.as_ref();
+        }
+        cards
+    }
+
+    /// The failure of an arm none of whose endpoints has returned its card. One that a retry can help comes first.
+    fn trouble(&self) -> Option<&Failure> {
+        let troubles: Option<Vec<_>> =
+            self.endpoints.iter().map(|learned| learned.trouble.as_ref()).collect();
+        troubles?.into_iter().min_by_key(|trouble| is_refusal(trouble))
+    }
+}
+
+impl Learned {
+    fn new(site: Arc<Site>) -> Self {
+        Self { site, is_fixed: false, card: None, trouble: None, round: 0 }
+    }
+}
+
+/// The failure for a contract without offers while some arms did not return their cards. A retry helps unless all of them
+/// refused this caller, but not before the next round, in `wait`.
+fn unknown_without(
+    silent: &[(&str, &Failure)],
+    not_offered: &str,
+    offered: &[String],
+    wait: Duration,
+) -> Failure {
+    let named: Vec<_> = silent.iter().map(|(arm, trouble)| format!("{arm} ({})", trouble.message)).collect();
+    let message = format!("{not_offered}; these did not return their cards: {}", named.join(", "));
+    let unreachable: Vec<_> =
+        silent.iter().map(|(arm, trouble)| json!({ "arm": arm, "reason": trouble.message })).collect();
+    let refused = |(_, trouble): &(&str, &Failure)| is_refusal(trouble);
+    let kind = match silent.first() {
+        Some((_, trouble)) if silent.iter().all(refused) => trouble.kind,
+        _ => ErrorKind::Unreachable,
+    };
+    let mut failure = Failure::new(kind, message).before_execution();
+    failure.retryable &= !silent.iter().all(refused);
+    // Any of them may offer the contract: a retry can help as soon as one of them can be asked again.
+    let asked = silent.iter().map(|(_, trouble)| trouble.retry_after).min().flatten();
+    failure.retry_after = asked.max(Some(wait)).filter(|wait| failure.retryable && !wait.is_zero());
+    failure.details = Some(json!({ "offered": offered, "unreachable": unreachable }));
+    failure
+}
+
+/// Whether the arm refused this caller, or one of them does not trust the other's certificate.
+fn is_refusal(trouble: &Failure) -> bool {
+    match trouble.kind {
+        ErrorKind::Unauthenticated | ErrorKind::InsufficientScope => true,
+        kind => kind == ErrorKind::Unreachable && !trouble.retryable,
+    }
+}
+
+/// Sets the endpoint of a card that has none to the URL by which its arm was reached.
+fn reached_at(mut card: ArmCard, endpoint: &BaseUrl) -> ArmCard {
+    if card.endpoint.as_ref().is_none_or(|named| named.trim().is_empty()) {
+        card.endpoint = Some(endpoint.as_str().to_owned());
+    }
+    card
+}

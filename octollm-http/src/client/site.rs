@@ -1,0 +1,276 @@
+//! One endpoint of an arm: its health, and the calls that are sent there.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use octollm_core::{
+    __private::machines::{Admitted, Breaker, BreakerLimits, Ejection, Load},
+    budget::Usage,
+    error::{CallError, ErrorKind, Failure},
+    resilience::{Outcome, RetryBudget},
+    transport::{Call, Reply},
+};
+use tokio::time::Instant;
+use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
+
+use super::{
+    base_url::BaseUrl,
+    choice::Rank,
+    directory::Directory,
+    exchange::{read_answer, unreadable},
+    known::Listed,
+    metrics::{Metered, SendSpan},
+    offers::{Offer, Offers},
+    pool::{ExchangeError, ExchangeLimits},
+};
+
+/// The future of a call.
+pub(super) type Calling<'a> = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send + 'a>>;
+
+/// A service of calls, within layers of the user.
+pub(super) type CallService = BoxCloneSyncService<Call, Reply, CallError>;
+
+/// A layer of a user, above or below the choice of an endpoint.
+pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
+
+/// One endpoint of one arm. It is forgotten when its arm moves away; what is running there goes on.
+pub(super) struct Site {
+    pub(super) arm: Arc<str>,
+    pub(super) url: BaseUrl,
+    weight: u32,
+    breaker: Breaker,
+    load: Load,
+    ejection: Ejection,
+    /// That of the arm.
+    pub(super) budget: RetryBudget,
+    /// The layers of a user around this endpoint, if there are any. Without layers nothing is boxed.
+    layered: OnceLock<CallService>,
+    directory: Weak<Directory>,
+}
+
+impl Site {
+    pub(super) fn create(
+        listed: &Listed,
+        budget: &RetryBudget,
+        layers: &[CallLayer],
+        directory: &Weak<Directory>,
+    ) -> Arc<Self> {
+        let site = Arc::new(Self {
+            arm: listed.arm.clone(),
+            url: listed.url.clone(),
+            weight: listed.weight,
+            breaker: Breaker::new(BreakerLimits::default()),
+            load: Load::new(),
+            ejection: Ejection::new(),
+            budget: budget.clone(),
+            layered: OnceLock::new(),
+            directory: directory.clone(),
+        });
+        if !layers.is_empty() {
+            let weak = Arc::downgrade(&site);
+            let inner = service_fn(move |call: Call| {
+                let site = weak.upgrade();
+                async move {
+                    match &site {
+                        Some(site) => site.carry(&call).await,
+                        None => Err(CallError::new(call.contract, Failure::of(ErrorKind::Unavailable))),
+                    }
+                }
+            });
+            let _ = site.layered.set(layered(CallService::new(inner), layers));
+        }
+        site
+    }
+
+    /// Whether this is the endpoint of the arm at this URL, with this weight.
+    pub(super) fn is(&self, arm: &str, url: &BaseUrl, weight: u32) -> bool {
+        *self.arm == *arm && self.url == *url && self.weight == weight
+    }
+
+    /// The rank by its card, with what is known of its health.
+    pub(super) fn rank(&self, by_card: Rank, now: Instant) -> Rank {
+        let (rejects, is_ejected) =
+            (self.breaker.retry_after(|| now).is_some(), self.ejection.is_ejected(now));
+        Rank { rejects, is_ejected, ..by_card }
+    }
+
+    /// Its load in relation to its weight. An endpoint whose breaker waits for a probe attracts the next call.
+    pub(super) fn load(&self, now: Instant) -> f64 {
+        if self.breaker.is_closed() { self.load.cost(now) / f64::from(self.weight) } else { 0.0 }
+    }
+
+    /// Sends a call to the path of an offer, through the layers of the user.
+    pub(super) async fn send(
+        &self,
+        directory: &Directory,
+        offer: &Offer,
+        call: &Call,
+    ) -> Result<Reply, CallError> {
+        match self.layered.get() {
+            None => self.exchange(directory, offer, call).await,
+            Some(service) => service.clone().oneshot(call.clone()).await,
+        }
+    }
+
+    /// Sends a call to the path that the arm's card names now.
+    async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
+        let directory = self.directory.upgrade();
+        let offers = directory.as_ref().and_then(|directory| directory.offers(&call.contract));
+        match (&directory, offers.as_ref().and_then(|offers| offers.at_site(self))) {
+            (Some(directory), Some(offer)) => self.exchange(directory, offer, call).await,
+            _ => {
+                let failure = Failure::of(ErrorKind::ContractNotOffered).before_execution();
+                Err(self.failed(call, failure))
+            }
+        }
+    }
+
+    /// Writes a call as an HTTP request, and reads its answer.
+    async fn exchange(&self, directory: &Directory, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
+        let drift = directory.drift(&call.contract, offer, call.spec.as_ref());
+        let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
+        let limits = ExchangeLimits { deadline: call.parts.deadline, work };
+        let target = || offer.target(call, work);
+        let mut request = offer.request(call);
+        let scope = [&*offer.scope];
+        let scopes = if offer.scope.is_empty() { &[][..] } else { &scope };
+        if !self.url.has_authorization() {
+            let authorized = directory.authority.add(
+                request.headers_mut(),
+                &call.parts.caller,
+                Some(scopes),
+                &offer.callee,
+            );
+            authorized.map_err(|failure| self.failed(call, failure))?;
+        }
+        let place = (&*self.arm, self.url.as_str());
+        let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
+        let sent = directory.exchanger.send(request, &self.arm, limits, target).await;
+        span.end(&sent);
+        let response = match sent {
+            Ok(response) => response,
+            Err(error) => {
+                // The usage is lost with the reply.
+                let ExchangeError { failure, cause } = error;
+                let usage = if failure.may_have_executed { Usage::UNMETERED } else { Usage::ZERO };
+                let error = self.failed(call, *failure).with_usage(usage);
+                return Err(match cause {
+                    Some(cause) => error.with_source(cause),
+                    None => error,
+                });
+            }
+        };
+        let (output, usage) = read_answer(response, call.reads);
+        let output = output.and_then(|output| match drift.and_then(|_| (call.reads)(&output).err()) {
+            // A difference of schemas may or may not concern this output.
+            Some(error) => Err(unreadable(&error)),
+            None => Ok(output),
+        });
+        match output {
+            Ok(output) => Ok(Reply::new(output, Arc::clone(&self.arm), self.url.shared()).with_usage(usage)),
+            Err(mut failure) => {
+                if let Some(drift) = drift {
+                    drift.explain(&mut failure);
+                }
+                Err(self.failed(call, failure).with_usage(usage))
+            }
+        }
+    }
+
+    /// The error of a call that its breaker rejects.
+    pub(super) fn rejected(&self, call: &Call, wait: Duration) -> CallError {
+        let failure = Failure::new(ErrorKind::Unavailable, "the circuit breaker is open");
+        self.failed(call, failure.before_execution().retryable_after(wait)).with_attempts(0)
+    }
+
+    fn failed(&self, call: &Call, failure: Failure) -> CallError {
+        CallError::new(call.contract.clone(), failure).with_arm(&*self.arm).with_endpoint(self.url.as_str())
+    }
+}
+
+/// Adds layers around a service. The last one is the outermost.
+pub(super) fn layered(inner: CallService, layers: &[CallLayer]) -> CallService {
+    layers.iter().fold(inner, |inner, layer| layer(inner))
+}
+
+/// An attempt at an endpoint. If it is dropped it counts as cancelled, and nothing is learned of the endpoint.
+pub(super) struct Attempt<'a> {
+    metered: Metered<'a>,
+    running: Running<'a>,
+}
+
+struct Running<'a> {
+    site: &'a Site,
+    admitted: Option<Admitted>,
+}
+
+impl<'a> Attempt<'a> {
+    /// Begins an attempt, unless the breaker of the endpoint is open.
+    ///
+    /// # Errors
+    /// The time after which the breaker admits a probe.
+    pub(super) fn begin(offer: &'a Offer, now: Instant) -> Result<Self, Duration> {
+        let site = &*offer.site;
+        let admitted = Some(site.breaker.admit(|| now)?);
+        site.load.begin();
+        Ok(Self { metered: offer.meter.begin(now), running: Running { site, admitted } })
+    }
+
+    /// Ends the attempt. Where it was one of several endpoints, those that are worse than the others are ejected.
+    pub(super) fn end(self, answer: &Result<Reply, CallError>, offers: &Offers) {
+        let Self { metered, mut running } = self;
+        let Some(admitted) = running.admitted.take() else { return };
+        let (site, now) = (running.site, Instant::now());
+        let duration = metered.end(answer, now);
+        let outcome = outcome(answer);
+        site.breaker.record(admitted, outcome, || now);
+        match outcome {
+            Outcome::Ignored => site.load.cancel(),
+            Outcome::Success if !is_throttled(answer) => site.load.end(duration, now),
+            _ => site.load.end(duration.max(Load::PENALTY), now),
+        }
+        if offers.are_several() && outcome != Outcome::Ignored {
+            let is_failure = outcome == Outcome::Failure;
+            site.ejection.record(!is_failure, now);
+            if is_failure {
+                Ejection::eject(offers.sites().map(|site| &site.ejection), now);
+            }
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(admitted) = self.admitted.take() {
+            self.site.breaker.record(admitted, Outcome::Ignored, Instant::now);
+            self.site.load.cancel();
+        }
+    }
+}
+
+fn outcome(answer: &Result<Reply, CallError>) -> Outcome {
+    match answer {
+        Ok(_) => Outcome::Success,
+        Err(error) => match error.kind() {
+            ErrorKind::Cancelled | ErrorKind::Overloaded => Outcome::Ignored,
+            kind if (400..500).contains(&kind.status()) => Outcome::Success,
+            _ => Outcome::Failure,
+        },
+    }
+}
+
+/// Whether an endpoint that works has more calls than it takes.
+fn is_throttled(answer: &Result<Reply, CallError>) -> bool {
+    answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::RateLimited)
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.arm, self.url.as_str())
+    }
+}

@@ -75,8 +75,7 @@ async fn main() -> Result<(), octollm::Error> {
     let file = folder.path().join("arms.json");
     let (oslo, rome) = (start("Oslo").await?, start("Rome").await?);
     list(&file, &[&oslo])?;
-    let arms =
-        Arms::builder().resolver(File::new(&file)).resolver_grace(Duration::from_secs(2)).build()?;
+    let arms = Arms::builder().resolver(File::new(&file)).resolver_grace(Duration::from_secs(2)).build()?;
 
     call(&arms, "the file has one place").await;
 

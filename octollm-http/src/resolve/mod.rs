@@ -4,10 +4,14 @@
 //! its resolvers together.
 
 // A module uses only what stands before it here.
+// The client reads all its URLs by this.
+#[allow(dead_code)]
 mod url;
 mod file;
 #[cfg(feature = "dns")]
 mod dns;
+// The client puts it around each resolver.
+#[allow(dead_code)]
 mod steady;
 
 use std::{fmt, future, net::SocketAddr};

@@ -196,6 +196,7 @@ async fn a_truncated_answer_is_asked_for_again_over_tcp() {
     let of_a: Vec<_> =
         server.questions().into_iter().filter(|question| question.kind == RecordType::A).collect();
     assert!(!of_a[0].is_tcp && of_a[1].is_tcp, "{of_a:?}");
+    assert!(of_a.iter().all(|question| question.name == "judge.test."), "{of_a:?}");
 }
 
 #[tokio::test]

@@ -131,6 +131,8 @@ mod guide {
     mod arms {}
     #[doc = include_str!("../docs/guide/calls.md")]
     mod calls {}
+    #[doc = include_str!("../docs/guide/discovery.md")]
+    mod discovery {}
     #[doc = include_str!("../docs/guide/embedding.md")]
     mod embedding {}
     #[doc = include_str!("../docs/guide/events.md")]

@@ -145,6 +145,21 @@ fn secure_arm_answers_401_and_403() {
 }
 
 #[test]
+fn discover_follows_an_arm_that_moves() {
+    let output = example("discover").output().expect("it runs");
+    let (printed, errors) = text(&output);
+    assert!(output.status.success(), "{errors}");
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!(lines.len(), 7, "{printed}");
+    for (line, only) in [(0, "Oslo 100"), (2, "Rome 100"), (3, "Rome 100"), (4, "Rome 100"), (6, "Bern 100")]
+    {
+        assert!(lines[line].ends_with(&format!("  {only}")), "{printed}");
+    }
+    assert!(!lines[1].contains("failed"), "{printed}");
+    assert!(lines[5].ends_with("  failed (unavailable) 100"), "{printed}");
+}
+
+#[test]
 fn delegation_is_narrower_at_each_hop() {
     let output = example("delegation").output().expect("it runs");
     let (shown, errors) = text(&output);

@@ -242,15 +242,15 @@ async fn a_retry_that_the_budget_refuses_fails_with_what_failed() {
 async fn a_large_input_is_stored_only_where_the_call_asks_for_attempts() {
     let scripted = Scripted::of([Answer::Fails(ErrorKind::Unavailable)]);
     let service = RetryLayer::default().layer(scripted.clone());
-    let with = |bytes: usize, retry: u32| {
+    let with = |bytes: usize, retry: Option<u32>| {
         let mut call = call();
         (call.input, call.retry) = (vec![b' '; bytes].into(), retry);
         service.clone().oneshot(call)
     };
     for (bytes, retry, attempts) in
-        [(64 << 10, 0, 3), ((64 << 10) + 1, 0, 1), (1 << 20, 1, 3), (1 << 20, 4, 5)]
+        [(64 << 10, None, 3), ((64 << 10) + 1, None, 1), (1 << 20, Some(1), 2), (1 << 20, Some(4), 5)]
     {
-        assert_eq!(with(bytes, retry).await.unwrap_err().attempts(), attempts, "{bytes} {retry}");
+        assert_eq!(with(bytes, retry).await.unwrap_err().attempts(), attempts, "{bytes} {retry:?}");
     }
 }
 

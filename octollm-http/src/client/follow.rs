@@ -17,11 +17,11 @@ use super::{
     directory::{Directory, refresh_at},
     known::Listed,
 };
-use crate::resolve::{Endpoint, Resolver};
+use crate::resolve::{Endpoint, Resolver, Steady};
 
 /// The resolvers of a client. The tasks that follow them end with it.
 pub(super) struct Follow {
-    sources: Vec<Mutex<Option<Box<dyn Resolver>>>>,
+    sources: Vec<Mutex<Option<Steady>>>,
     /// Number of resolvers that no task follows.
     idle: Arc<AtomicUsize>,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -44,9 +44,9 @@ pub(super) struct Rules {
 const MOST_REPORTED: usize = 1_000;
 
 impl Follow {
-    pub(super) fn new(resolvers: Vec<Box<dyn Resolver>>, rules: Rules) -> Self {
-        let idle = Arc::new(AtomicUsize::new(resolvers.len()));
-        let sources = resolvers.into_iter().map(|resolver| Mutex::new(Some(resolver))).collect();
+    pub(super) fn new(resolvers: impl IntoIterator<Item = Steady>, rules: Rules) -> Self {
+        let sources: Vec<_> = resolvers.into_iter().map(|resolver| Mutex::new(Some(resolver))).collect();
+        let idle = Arc::new(AtomicUsize::new(sources.len()));
         Self { sources, idle, tasks: Mutex::default(), rules }
     }
 
@@ -89,7 +89,7 @@ impl Drop for Follow {
 struct Followed {
     directory: Weak<Directory>,
     number: usize,
-    resolver: Option<Box<dyn Resolver>>,
+    resolver: Option<Steady>,
 }
 
 impl Drop for Followed {

@@ -58,7 +58,7 @@ pub use self::{
 };
 use crate::{
     limits::limits_setters,
-    resolve::{self, Resolver},
+    resolve::{self, Resolver, Steady},
 };
 
 pub(crate) use self::env::ORCHESTRATOR_URL;
@@ -385,6 +385,7 @@ impl ArmsBuilder {
     /// A setting, an id or a URL is invalid.
     pub fn build(self) -> Result<Arms, ConfigError> {
         let Self { arms, above, below, requests, authority, headers, mut resolvers } = self;
+        let grace = requests.config.resolver_grace;
         let time_limit = requests.config.capabilities_timeout;
         let over_tcp = requests.connector.is_none();
         let mut configured = Configured::default();
@@ -406,6 +407,7 @@ impl ArmsBuilder {
             listed.push(endpoint);
         }
         let ids = listed.iter().map(|endpoint| endpoint.arm.to_string()).collect();
+        let resolvers = resolvers.into_iter().map(|resolver| Steady::new(resolver, grace));
         let follow = Follow::new(resolvers, Rules::new(ids, fields, authority.clone(), over_tcp));
         let has_layers_below = !below.is_empty();
         let (retries, breaker) = (requests.config.retry_limits(), requests.config.breaker_limits());

@@ -5,6 +5,8 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
+use octollm_core::__private::machines::two_choices;
+
 /// What is known of an endpoint before a call, beside its load: less is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
@@ -56,16 +58,9 @@ pub(super) fn choose(
     })
 }
 
-/// Two different numbers below `count`, in random order; `None` if there are fewer than two.
+/// Two different positions, in random order; `None` where there are fewer than two.
 fn two_of(count: usize, random: u64) -> Option<(usize, usize)> {
-    if count < 2 {
-        return None;
-    }
-    // Counts are far below 2³², so that a half of the bits is as good as uniform.
-    let below = |bits: u64, count: usize| ((bits & u64::from(u32::MAX)) * count as u64 >> 32) as usize;
-    let one = below(random, count);
-    let other = below(random >> 32, count - 1);
-    Some((one, if other >= one { other + 1 } else { other }))
+    (count > 1).then(|| two_choices(count, random))
 }
 
 /// Random bits, which need not be hard to guess: SplitMix64 of Steele, Lea and Flood, one for each thread.
@@ -119,14 +114,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn two_are_different_and_of_the_count(count in 0_usize..200, random: u64) {
-            match two_of(count, random) {
-                Some((one, other)) => prop_assert!(one != other && one < count && other < count),
-                None => prop_assert!(count < 2),
-            }
-        }
-
         #[test]
         fn no_better_rank_is_passed_over(tiers in prop::collection::vec(prop::option::of(1_u8..4), 0..9), random: u64) {
             let rank = |position: usize| tiers[position].map(|tier| Rank::good(0, tier));

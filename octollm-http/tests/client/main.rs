@@ -18,5 +18,6 @@ mod peer;
 mod pool;
 mod proxy;
 mod registered;
+mod resilience;
 #[cfg(feature = "tls")]
 mod tls;

@@ -1,8 +1,10 @@
 //! Measures one call: about 1 KiB of JSON in, 150 bytes out, over a loopback connection that stays open.
 //!
 //! ```text
-//! cargo run --release --example bench_call -- CONCURRENCY CALLS [http1|http2] [tokens]
+//! cargo run --release --example bench_call -- CONCURRENCY CALLS [endpoints=N] [http1|http2] [tokens]
 //! ```
+//!
+//! With `endpoints` the arm has so many endpoints, all served by the one thread, among which the client chooses for each call.
 //!
 //! With `http1` or `http2` the client speaks that version only. Without, it chooses.
 //!
@@ -158,18 +160,23 @@ fn delegation() -> Result<(KeySet, TokenIssuer, Caller), octollm::Error> {
     Ok((keys, TokenIssuer::arm("coder", coder).build()?, Caller::Known(grant)))
 }
 
-/// Serves on a thread of its own, and returns the address.
-fn serve(roots: Option<KeySet>) -> oneshot::Receiver<String> {
+/// Serves so many endpoints on a thread of its own, and returns their addresses.
+fn serve(roots: Option<KeySet>, endpoints: usize) -> oneshot::Receiver<String> {
     let (sender, url) = oneshot::channel();
     thread::spawn(move || {
         let serving = async {
-            let mut server = Server::new("judge").arm(Judge);
-            if let Some(roots) = roots {
-                server = server.tokens(TokenVerifier::builder().root(roots));
+            let (mut urls, mut running) = (Vec::new(), JoinSet::new());
+            for _ in 0..endpoints {
+                let mut server = Server::new("judge").arm(Judge);
+                if let Some(roots) = &roots {
+                    server = server.tokens(TokenVerifier::builder().root(roots.clone()));
+                }
+                let server = server.bind("127.0.0.1:0").await?;
+                urls.push(server.url());
+                running.spawn(server.run());
             }
-            let server = server.bind("127.0.0.1:0").await?;
-            let _ = sender.send(server.url());
-            server.run().await;
+            let _ = sender.send(urls.join(","));
+            running.join_all().await;
             Ok::<_, octollm::Error>(())
         };
         runtime::Builder::new_current_thread().enable_all().build()?.block_on(serving)
@@ -187,6 +194,8 @@ fn main() -> Result<(), octollm::Error> {
     } else {
         Protocol::Auto
     };
+    let endpoints = arguments.pop_if(|last| last.starts_with("endpoints="));
+    let endpoints = endpoints.map_or(Ok(1), |word| word["endpoints=".len()..].parse())?;
     let mut numbers = arguments.iter().map(|argument| argument.parse::<usize>());
     let concurrency = numbers.next().transpose()?.unwrap_or(64).max(1);
     let calls = numbers.next().transpose()?.unwrap_or(60_000).max(concurrency);
@@ -194,7 +203,7 @@ fn main() -> Result<(), octollm::Error> {
         Some((roots, issuer, caller)) => (Some(roots), Some((issuer, caller))),
         None => (None, None),
     };
-    let url = serve(roots);
+    let url = serve(roots, endpoints.max(1));
     let client = runtime::Builder::new_current_thread().enable_all().build()?;
     client.block_on(async { measure(url.await?, protocol, authority, (concurrency, calls)).await })
 }

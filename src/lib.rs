@@ -48,7 +48,7 @@
 //! | find where it is | `http::resolve`, and the guide's chapter on discovery |
 //! | run tasks with a journal | [`brain::Brain`] |
 //! | run steps as data | [`plan`] |
-//! | retry calls, on any tower stack | [`resilience`] |
+//! | survive arms that fail, on any tower stack as well | [`resilience`], and the guide's chapter on it |
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
 //! | say who may call what | `http::token` |
@@ -151,6 +151,8 @@ mod guide {
     #[cfg(feature = "tokens")]
     #[doc = include_str!("../docs/guide/registry.md")]
     mod registry {}
+    #[doc = include_str!("../docs/guide/resilience.md")]
+    mod resilience {}
     #[cfg(feature = "tokens")]
     #[doc = include_str!("../docs/guide/security.md")]
     mod security {}

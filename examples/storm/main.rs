@@ -1,8 +1,9 @@
-//! A storm on a server: slow and hostile connections beside an even load of calls, the memory that connections take, and a server for
-//! load generators.
+//! Storms: slow and hostile connections at a server beside an even load of calls, a leaf that fails under the calls of a client, the memory
+//! that connections take, and a server for load generators.
 //!
 //! ```text
 //! cargo run --release --example storm [loris] [--short]
+//! cargo run --release --example storm hops [--short] [--picture FILE]
 //! cargo run --release --example storm memory [--short]
 //! cargo run --release --example storm serve [--keys FILE --issuer NAME] [--certificate FILE --key FILE] [--compress] [--log]
 //! cargo run --release --example storm bare
@@ -13,6 +14,11 @@
 //! same calls for 20 s without them. The server has default limits, and runs in a process of its own. The program ends with 1 if a call
 //! fails, if a connection is open for longer than the limits of the server allow, or if the server has sockets left after the end.
 //!
+//! `hops` makes 500 calls/s over three hops. One of the three leaves fails for 60 s: it refuses connections, hangs, answers 503 or 500 at
+//! once, or is slow. The program ends with 1 if the leaf gets more than 1.2 times its share and 10 calls/s, if more than one call in a
+//! thousand fails, if the leaf does not have half of its share within 5 s after it has recovered, or if 99 % of calls over two hops take
+//! 100 ms. `--picture` draws calls, failures and the state of the breaker over time. `--short` fails for 6 s, in all ways at once.
+//!
 //! `memory` measures the memory of the server for each idle connection and each running request.
 //!
 //! `serve` prints the address that it listens on, and serves `POST /check` and `POST /report` until Ctrl-C or SIGTERM. With `--keys`
@@ -20,9 +26,11 @@
 //! compare with. `scripts/load.sh` runs both under load.
 
 mod bare;
+mod hops;
 mod load;
 mod loris;
 mod memory;
+mod picture;
 mod process;
 mod target;
 
@@ -60,11 +68,17 @@ async fn run(words: &[String]) -> Result<()> {
     match *words {
         [] | ["loris"] => storm(Size::FULL).await,
         ["--short"] | ["loris", "--short"] => storm(Size::SHORT).await,
+        ["hops"] => hops::storm(&hops::Size::FULL, None).await,
+        ["hops", "--picture", file] => hops::storm(&hops::Size::FULL, Some(file)).await,
+        ["hops", "--short"] => hops::storm(&hops::Size::SHORT, None).await,
+        ["hops", "--short", "--picture", file] => hops::storm(&hops::Size::SHORT, Some(file)).await,
         ["memory"] => memory::measure(4_000, 1_000).await,
         ["memory", "--short"] => memory::measure(200, 100).await,
         ["serve", ref options @ ..] => target::serve(options).await,
         ["bare"] => bare::serve().await,
-        _ => Err("usage: storm [loris|memory] [--short] | serve [OPTIONS] | bare".into()),
+        _ => {
+            Err("usage: storm [loris|hops|memory] [--short] [--picture FILE] | serve [OPTIONS] | bare".into())
+        }
     }
 }
 

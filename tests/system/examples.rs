@@ -160,6 +160,35 @@ fn discover_follows_an_arm_that_moves() {
 }
 
 #[test]
+fn resilient_call_survives_the_ends_of_its_arm() {
+    let output = example("resilient_call").output().expect("it runs");
+    let (printed, errors) = text(&output);
+    assert!(output.status.success(), "{errors}");
+    let calls: Vec<_> = printed.lines().filter(|line| !line.starts_with(' ')).collect();
+    let (first, last) = (calls.first().expect("a call"), calls.last().expect("a call"));
+    assert!([first, last].into_iter().all(|line| line.starts_with("the arm is well: 4 words")), "{printed}");
+    let ended = |what: &str, how: &str| calls.iter().any(|line| line.starts_with(&format!("{what}: {how}")));
+    assert!(ended("the arm is killed half-way, and is back at once", "4 words"), "{printed}");
+    assert!(ended("the arm is gone", "circuit_open"), "{printed}");
+    assert!(ended("the arm is back", "4 words"), "{printed}");
+    for line in [
+        "it fails: connection_lost",
+        r#"octollm_breaker_endpoints{arm="scribe",state="open"} 1"#,
+        r#"octollm_breaker_endpoints{arm="scribe",state="closed"} 1"#,
+    ] {
+        assert!(printed.lines().any(|printed| printed.ends_with(line)), "{line} is not in {printed}");
+    }
+}
+
+#[test]
+fn a_storm_on_a_leaf_reaches_no_caller() {
+    let output = example("storm").args(["hops", "--short"]).output().expect("it runs");
+    let (printed, errors) = text(&output);
+    assert!(output.status.success(), "{printed}{errors}");
+    assert_eq!(printed.lines().filter(|line| line.starts_with("storm hops=3 ")).count(), 5, "{printed}");
+}
+
+#[test]
 fn delegation_is_narrower_at_each_hop() {
     let output = example("delegation").output().expect("it runs");
     let (shown, errors) = text(&output);

@@ -22,22 +22,27 @@ struct Average {
     /// Nanoseconds.
     latency: f64,
     at: Option<Instant>,
+    /// When an endpoint that has failed gets a call again; `None` where none has failed since the last recovery.
+    again: Option<Instant>,
 }
 
 /// Until the first answer, while calls are running.
 const FIRST_LATENCY: Duration = Duration::from_millis(30);
 /// Nanoseconds in which a latency loses most of its weight.
 const DECAY: f64 = 10e9;
+/// After a failure an endpoint attracts no calls for this long, and then one at a time until one is answered. Its average alone would
+/// keep it away for longer than it fails: next to endpoints that answer in a millisecond, for 85 s.
+const AGAIN: Duration = Duration::from_secs(3);
 /// Nanoseconds that an idle endpoint costs at least, so that the calls that are running there count.
 const LEAST: f64 = 1e3;
 
 impl Load {
     /// What a failure or a 429 counts at least, so that an endpoint that fails fast attracts no calls.
-    pub const PENALTY: Duration = Duration::from_secs(5);
+    const PENALTY: Duration = Duration::from_secs(5);
 
     /// The load of an endpoint that has not answered yet.
     pub fn new() -> Self {
-        let average = Average { latency: FIRST_LATENCY.as_nanos() as f64, at: None };
+        let average = Average { latency: FIRST_LATENCY.as_nanos() as f64, at: None, again: None };
         Self { pending: AtomicU64::new(0), average: Mutex::new(average) }
     }
 
@@ -46,11 +51,30 @@ impl Load {
         self.pending.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts the latency of a call that has ended. That of a failure is at least [`PENALTY`](Self::PENALTY).
+    /// Counts the latency of a call that has ended well.
     pub fn end(&self, latency: Duration, now: Instant) {
         self.cancel();
         let mut average = self.average();
-        *average = average.after(latency.as_nanos() as f64, now);
+        *average = if average.is_tried_again(now) {
+            Average::of(latency, now)
+        } else {
+            average.after(latency.as_nanos() as f64, now)
+        };
+    }
+
+    /// Counts a failure, or an answer that has to attract no further calls.
+    pub fn fail(&self, latency: Duration, now: Instant) {
+        self.cancel();
+        let mut average = self.average();
+        let again = now.checked_add(AGAIN);
+        *average = Average { again, ..average.after(latency.max(Self::PENALTY).as_nanos() as f64, now) };
+    }
+
+    /// Counts the latency of a call that has ended well, and forgets what was before it: an endpoint that has recovered gets its
+    /// share at once.
+    pub fn renew(&self, latency: Duration, now: Instant) {
+        self.cancel();
+        *self.average() = Average::of(latency, now);
     }
 
     /// Counts a call that has ended without an answer, such as one that was cancelled.
@@ -68,8 +92,8 @@ impl Load {
     /// What a further call costs: finite and above 0.
     pub fn cost(&self, now: Instant) -> f64 {
         let (average, pending) = (*self.average(), self.pending());
-        if average.at.is_none() && pending == 0 {
-            // An endpoint that is new gets a call, and no further one before it has answered.
+        if (average.at.is_none() || average.is_tried_again(now)) && pending == 0 {
+            // An endpoint that is new or has failed gets a call, and no further one before it has answered.
             return LEAST;
         }
         (average.latency * average.weight(now)).max(LEAST) * (pending as f64 + 1.0)
@@ -87,6 +111,14 @@ impl Default for Load {
 }
 
 impl Average {
+    fn of(latency: Duration, now: Instant) -> Self {
+        Self { latency: latency.as_nanos() as f64, at: Some(now), again: None }
+    }
+
+    fn is_tried_again(self, now: Instant) -> bool {
+        self.again.is_some_and(|again| now >= again)
+    }
+
     fn after(self, latency: f64, now: Instant) -> Self {
         let weight = self.weight(now);
         let latency = if latency > self.latency || self.at.is_none() {
@@ -94,7 +126,7 @@ impl Average {
         } else {
             self.latency * weight + latency * (1.0 - weight)
         };
-        Self { latency, at: Some(self.at.map_or(now, |at| at.max(now))) }
+        Self { latency, at: Some(self.at.map_or(now, |at| at.max(now))), again: self.again }
     }
 
     /// What is left of the weight of the average: from 0 to 1.
@@ -261,6 +293,11 @@ mod tests {
         let later = now + 1_000 * MS;
         load.end(MS, later);
         assert!((load.cost(later) - 90.6e6).abs() < 1e5, "{}", load.cost(later));
+        load.begin();
+        load.fail(MS, later);
+        load.begin();
+        load.renew(2 * MS, later);
+        assert_eq!((load.cost(later), load.pending()), (2e6, 0), "what was before a recovery does not count");
         let much_later = later + 600_000 * MS;
         assert_eq!(load.cost(much_later), LEAST);
         load.begin();
@@ -282,9 +319,31 @@ mod tests {
             shares[chosen] += 1;
             loads[chosen].begin();
             now += MS;
-            loads[chosen].end(if chosen == 0 { Load::PENALTY } else { 10 * MS }, now);
+            if chosen == 0 { loads[0].fail(MS, now) } else { loads[chosen].end(10 * MS, now) }
         }
         assert!(shares[0] < 600 && shares[0] > 0, "{shares:?}");
+    }
+
+    #[test]
+    fn an_endpoint_that_has_failed_gets_one_call_after_3_s_and_its_share_once_that_is_answered() {
+        let (load, now) = (Load::new(), Instant::now());
+        for _ in 0..2 {
+            load.begin();
+            load.fail(MS, now);
+        }
+        load.begin();
+        load.end(MS, now);
+        assert!(load.cost(now + 2_999 * MS) > 3e9);
+        let later = now + 3_000 * MS;
+        assert_eq!(load.cost(later), LEAST);
+        load.begin();
+        assert!(load.cost(later) > 6e9, "one at a time");
+        load.fail(MS, later);
+        assert!(load.cost(later) >= 5e9);
+        let last = later + 3_000 * MS;
+        load.begin();
+        load.end(MS, last);
+        assert_eq!((load.cost(last), load.pending()), (1e6, 0));
     }
 
     #[test]

@@ -315,11 +315,14 @@ impl<'a> Attempt<'a> {
         let duration = metered.end(answer, now);
         let outcome = Calls.outcome(answer.as_ref());
         running.has_ended = true;
+        let was_closed = running.is_closed();
         running.record(outcome, || now);
         match outcome {
+            // This was the probe.
+            Outcome::Success if !was_closed && running.is_closed() => site.load.renew(duration, now),
             Outcome::Ignored => site.load.cancel(),
             Outcome::Success if !has_refused(answer) => site.load.end(duration, now),
-            _ => site.load.end(duration.max(Load::PENALTY), now),
+            _ => site.load.fail(duration, now),
         }
         if offers.are_several() && outcome != Outcome::Ignored {
             let is_failure = outcome == Outcome::Failure;
@@ -332,6 +335,10 @@ impl<'a> Attempt<'a> {
 }
 
 impl Running<'_> {
+    fn is_closed(&self) -> bool {
+        self.site.breaker.as_ref().is_none_or(Circuit::is_closed)
+    }
+
     fn record(&self, outcome: Outcome, clock: impl FnOnce() -> Instant) {
         if let (Some(breaker), Some(admitted)) = (&self.site.breaker, self.admitted) {
             breaker.record(admitted, outcome, clock);

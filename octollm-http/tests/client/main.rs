@@ -19,5 +19,6 @@ mod peer;
 mod pool;
 mod proxy;
 mod registered;
+mod resilience;
 #[cfg(feature = "tls")]
 mod tls;

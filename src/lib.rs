@@ -91,6 +91,9 @@ pub use octollm_events as events;
 
 pub use octollm_core::{Arm, Context, error::Error};
 
+#[cfg(feature = "http")]
+pub use octollm_http::RestClient;
+
 #[doc(hidden)]
 pub use octollm_core::__private;
 

@@ -18,5 +18,6 @@ mod peer;
 mod pool;
 mod proxy;
 mod registered;
+mod rest;
 #[cfg(feature = "tls")]
 mod tls;

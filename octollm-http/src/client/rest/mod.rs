@@ -220,7 +220,7 @@ impl RestClientBuilder {
             let words = "is not a name of at most 40 lower-case letters, digits and dashes";
             ConfigError::new("name", words)
         })?;
-        within("within", self.within, SHORTEST, YEAR)?;
+        within("within", SHORTEST, self.within, YEAR)?;
         let fields = fields(&self.headers)?;
         let may_send_secrets = self.cleartext || self.requests.connector.is_some() || base.is_confidential();
         if !fields.is_empty() && !may_send_secrets {

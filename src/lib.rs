@@ -45,6 +45,7 @@
 //! | implement it | [`Arm`], [`Context`] |
 //! | serve it | `http::Server` |
 //! | call it | `http::Arms`, [`Context::call`] |
+//! | call services that are no arms | `RestClient`, and the guide's chapter on other services |
 //! | find where it is | `http::resolve`, and the guide's chapter on discovery |
 //! | run tasks with a journal | [`brain::Brain`] |
 //! | run steps as data | [`plan`] |
@@ -156,6 +157,8 @@ mod guide {
     #[cfg(feature = "tokens")]
     #[doc = include_str!("../docs/guide/security.md")]
     mod security {}
+    #[doc = include_str!("../docs/guide/services.md")]
+    mod services {}
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
 }

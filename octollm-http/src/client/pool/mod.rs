@@ -46,6 +46,7 @@ use crate::{
     limits::ClientConfig,
 };
 
+pub(super) use self::connection::too_large;
 pub(crate) use self::{failed::ExchangeError, state::Origin, streamed::Download, upload::Upload};
 
 /// The versions of HTTP that a client speaks.

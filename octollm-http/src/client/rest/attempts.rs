@@ -1,6 +1,7 @@
 //! The attempts of one request: the rate limit, the breaker, the exchange with its redirects, and the wait for the next one.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     sync::{Arc, PoisonError},
     time::SystemTime,
@@ -33,7 +34,7 @@ use crate::{
         exchange::{Received, Target, add_detail},
         foreign,
         metrics::{CallMeter, SendSpan},
-        pool::{ExchangeError, ExchangeLimits, Upload},
+        pool::{ExchangeError, ExchangeLimits, Upload, too_large},
     },
     wire,
 };
@@ -193,6 +194,8 @@ impl Prepared {
     async fn exchange(&mut self) -> Result<Response<Received>, Failed> {
         let client = self.place.client.clone();
         let (mut uri, mut is_own) = (self.uri.clone(), true);
+        // A body that streams is gone with the first request.
+        let has_body = self.body.is_some() || self.upload.is_some();
         for redirects in 0.. {
             let response = self.send(&client, &uri, is_own).await?;
             let (status, head) = (response.status(), response.headers());
@@ -204,8 +207,8 @@ impl Prepared {
                 method: &self.method,
                 uri: &uri,
                 base: &client.base_uri,
-                has_body: self.body.is_some() || self.upload.is_some(),
-                repeatable: self.repeatable_body(),
+                has_body,
+                repeatable: self.body.is_some(),
                 elsewhere: client.follow_elsewhere,
             };
             let reason = match redirect::next(status, head, &sent) {
@@ -222,11 +225,6 @@ impl Prepared {
             return Err(answered(Failure::new(ErrorKind::BadResponse, message), status));
         }
         Err(ExchangeError::new(ErrorKind::Internal, "redirected without end").into())
-    }
-
-    /// Whether the body of the request is whole.
-    fn repeatable_body(&self) -> bool {
-        self.body.is_some()
     }
 
     async fn send(
@@ -259,7 +257,11 @@ impl Prepared {
         };
         let answer = if self.streams || self.upload.is_some() {
             let upload = self.upload.take();
-            client.exchanger.send_streamed(request, upload, &client.name, limits, target).await
+            let answer = client.exchanger.send_streamed(request, upload, &client.name, limits, target).await;
+            match answer {
+                Ok(answer) if !self.streams => whole(answer, client.max_answer).await,
+                answer => answer,
+            }
         } else {
             let answer = client.exchanger.send(request, &client.name, limits, target).await;
             answer.map(|response| response.map(Received::Whole))
@@ -329,6 +331,22 @@ fn answered(mut failure: Failure, status: StatusCode) -> Failed {
     Failed { error: failure.into(), answered: true }
 }
 
+/// Reads the body of an answer to its end.
+async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Received>, ExchangeError> {
+    let (head, body) = answer.into_parts();
+    let Received::Streaming(mut download) = body else { return Ok(Response::from_parts(head, body)) };
+    let mut read = BytesMut::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut download).poll_frame(cx)).await {
+        if let Ok(data) = frame?.into_data() {
+            if read.len() + data.len() > max {
+                return Err(too_large(max));
+            }
+            read.extend_from_slice(&data);
+        }
+    }
+    Ok(Response::from_parts(head, Received::Whole(read.freeze())))
+}
+
 /// The answer, if it is a success.
 async fn judged(response: Response<Received>) -> Result<Response<Received>, Failed> {
     if response.status().is_success() {
@@ -340,7 +358,7 @@ async fn judged(response: Response<Received>) -> Result<Response<Received>, Fail
         Received::Streaming(mut download) => {
             let mut read = BytesMut::new();
             while read.len() <= foreign::MOST_READ {
-                let frame = std::future::poll_fn(|cx| Pin::new(&mut download).poll_frame(cx)).await;
+                let frame = poll_fn(|cx| Pin::new(&mut download).poll_frame(cx)).await;
                 // Of an answer that breaks off the status counts.
                 let Some(Ok(frame)) = frame else { break };
                 if let Ok(data) = frame.into_data() {

@@ -91,6 +91,7 @@ struct Inner {
     budget: RetryBudget,
     retry: RetryLimits,
     rate: Mutex<RateGate>,
+    max_answer: usize,
     within: Duration,
     follow_elsewhere: bool,
     /// Secrets of requests may be sent.
@@ -234,6 +235,7 @@ impl RestClientBuilder {
             contracts,
             breaker,
             retry: config.retry_limits(),
+            max_answer: config.max_answer,
             exchanger: self.requests.build()?,
             budget: RetryBudget::default(),
             rate: Mutex::default(),

@@ -1,7 +1,6 @@
 use std::future::ready;
 
 use octollm_core::error::ErrorKind;
-use octollm_http::RestClient;
 use serde_json::{Value, json};
 
 use super::{SECRET, answers, client, lost, ok, with};
@@ -99,13 +98,4 @@ async fn a_retry_begins_at_the_first_url_with_credentials() {
     assert_eq!(paths, ["/v1/x", "/v1/y", "/v1/x", "/v1/z"]);
     assert!(sent.iter().all(|sent| sent.header("authorization").is_some()));
     assert!(sent.iter().all(|sent| sent.header("idempotency-key") == Some("k")));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_body_that_streams_is_not_sent_again_by_a_redirect() {
-    let peer = answers(vec![to(307, "/v1/y"), ok()]).await;
-    let memory = RestClient::builder(&peer.url).connector(network()).build().unwrap();
-    let body = futures_util::stream::iter([Ok::<_, std::io::Error>(bytes::Bytes::from_static(b"a"))]);
-    let error = memory.put("x").body(body).send::<Value>().await.unwrap_err();
-    assert_eq!((error.kind(), error.attempts()), (ErrorKind::BadResponse, 1));
 }

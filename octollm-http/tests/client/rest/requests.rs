@@ -149,7 +149,7 @@ async fn an_error_says_where_and_what() {
     let error = memory.get("notes").send::<Vec<Hit>>().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::BadResponse);
     assert!(
-        error.to_string().contains("invalid type: integer `7`, expected a string at line 1 column 24"),
+        error.to_string().contains("invalid type: integer `7`, expected a string at line 1 column 23"),
         "{error}"
     );
     assert_eq!(peer.calls().len(), 1);

@@ -158,6 +158,7 @@ async fn service() -> RestClient {
                 sse::Sse::new(events)
             }),
         )
+        .route("/v1/moved", routing::put(|| async { axum::response::Redirect::temporary("/v1/count") }))
         .route("/v1/file", routing::get(|| async { vec![7_u8; 20 << 20] }));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -176,6 +177,24 @@ async fn bodies_stream_in_both_directions_with_a_real_service() {
     assert_eq!(size, 20 << 20, "a stream may be larger than `max_answer`");
     let events: Vec<_> = memory.get("chat").events().await.unwrap().try_collect().await.unwrap();
     assert_eq!((events.len(), &*events[99].data, &*events[99].id), (100, "a\nb 99", "99"));
+}
+
+#[tokio::test]
+async fn a_body_that_streams_is_not_sent_again_by_a_redirect() {
+    let memory = service().await;
+    let body = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"a"))]);
+    let error = memory.put("moved").body(body).send::<Value>().await.unwrap_err();
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::BadResponse, 1), "{error}");
+    assert_eq!(error.failure().details, Some(json!({ "status": 307 })));
+}
+
+#[tokio::test]
+async fn the_answer_to_a_body_that_streams_is_bounded_too() {
+    let memory = service().await;
+    let body = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"a"))]);
+    let error = memory.get("file").body(body).send::<Value>().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BadResponse, "{error}");
+    assert!(error.to_string().contains("8388608"), "{error}");
 }
 
 #[tokio::test]

@@ -216,7 +216,11 @@ impl Exchanger {
         let Some(service) = &self.layered else {
             let (head, whole) = request.into_parts();
             let request = Request::from_parts(head, upload.unwrap_or_else(|| whole.into()));
-            return Ok(self.pool.exchange_streamed(request, arm, limits).await?.map(Received::Streaming));
+            return Ok(self
+                .pool
+                .exchange_streamed(request, arm, limits)
+                .await?
+                .map(|body| Received::Streaming(Box::new(body))));
         };
         let streaming =
             Streaming(Arc::new(Mutex::new(Streams { uploads: upload.is_some(), upload, download: None })));
@@ -227,7 +231,9 @@ impl Exchanger {
             Some(answer) => {
                 let answer = answer.map_err(ExchangeError::from)?;
                 let download = streaming.streams().download.take();
-                Ok(answer.map(|whole| download.map_or(Received::Whole(whole), Received::Streaming)))
+                Ok(answer.map(|whole| {
+                    download.map_or(Received::Whole(whole), |body| Received::Streaming(Box::new(body)))
+                }))
             }
             None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),
         }
@@ -300,7 +306,7 @@ impl Streaming {
 
 /// The body of an answer.
 pub(super) enum Received {
-    Streaming(Download),
+    Streaming(Box<Download>),
     /// That of an answer by a layer of the user.
     Whole(Bytes),
 }

@@ -336,7 +336,7 @@ async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Receiv
     let (head, body) = answer.into_parts();
     let Received::Streaming(mut download) = body else { return Ok(Response::from_parts(head, body)) };
     let mut read = BytesMut::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut download).poll_frame(cx)).await {
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *download).poll_frame(cx)).await {
         if let Ok(data) = frame?.into_data() {
             if read.len() + data.len() > max {
                 return Err(too_large(max));
@@ -358,7 +358,7 @@ async fn judged(response: Response<Received>) -> Result<Response<Received>, Fail
         Received::Streaming(mut download) => {
             let mut read = BytesMut::new();
             while read.len() <= foreign::MOST_READ {
-                let frame = poll_fn(|cx| Pin::new(&mut download).poll_frame(cx)).await;
+                let frame = poll_fn(|cx| Pin::new(&mut *download).poll_frame(cx)).await;
                 // Of an answer that breaks off the status counts.
                 let Some(Ok(frame)) = frame else { break };
                 if let Ok(data) = frame.into_data() {

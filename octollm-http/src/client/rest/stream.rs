@@ -57,7 +57,7 @@ impl Stream for BodyStream {
                 this.body = None;
                 return Poll::Ready(Some(Err(this.place.error(Failure::of(ErrorKind::Cancelled).into()))));
             }
-            match Pin::new(download).poll_frame(cx) {
+            match Pin::new(&mut **download).poll_frame(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) if !data.is_empty() => return Poll::Ready(Some(Ok(data))),

@@ -71,8 +71,9 @@
 //! | `full` | all of them | no |
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, id, idempotency,
-    json, limit, metrics, orchestrator, plan, reflex, resilience, store, task, trace, transport, update,
+    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
+    idempotency, json, limit, metrics, orchestrator, plan, reflex, resilience, store, task, trace, transport,
+    update,
 };
 
 #[cfg(feature = "mesh")]

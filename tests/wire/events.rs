@@ -126,3 +126,18 @@ async fn of_a_request_that_is_given_up() {
     let event = read_json::<Event>("event_request_dropped.json");
     assert_eq!(pretty(&event), read("event_request_dropped.json"));
 }
+
+#[tokio::test]
+async fn of_a_circuit_breaker_that_opens() {
+    let bus = MemoryBus::new();
+    let all = "events:circuit:*".parse().unwrap();
+    let mut events = bus.subscribe(all, Overflow::DropOldest(64)).await.unwrap();
+    let arms = Arms::builder().endpoint_serving::<Validate>("judge", "http://127.0.0.1:1");
+    let arms = arms.breaker_failures(1).bus(bus).build().unwrap();
+    arms.call(Validate {}).retry(0).await.unwrap_err();
+    let event = received(&mut events).await;
+    let wait = &event.data()["retry_after_ms"];
+    assert!(wait.is_u64());
+    let written = pretty(&event).replace(&format!("\"retry_after_ms\": {wait}"), "\"retry_after_ms\": 900");
+    hold("event_circuit_opened.json", &fixed(&written));
+}

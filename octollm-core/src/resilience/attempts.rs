@@ -65,7 +65,7 @@ impl RetryPolicy {
     }
 }
 
-/// The attempts of one call. Dropped before the call has ended, it [reports](crate::dropped) what the failed attempts have used.
+/// The attempts of one call. Dropped before the call has ended, it reports what the failed attempts have used.
 #[derive(Debug, Clone)]
 pub struct Attempts {
     /// Attempts after the first one.

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use octollm_core::{
     __private::settings::{SERVICE_LINK, Vars, is_service_link},
     Context,
+    bus::EventBus,
     card::ArmCard,
     context::CallFuture,
     contract::{ContractCard, ContractRef, TaskContract},
@@ -225,6 +226,7 @@ pub struct ArmsBuilder {
     /// Arm, name and value.
     headers: Vec<(String, String, String)>,
     resolvers: Vec<Box<dyn Resolver>>,
+    bus: Option<Arc<dyn EventBus>>,
 }
 
 request_setters!(ArmsBuilder);
@@ -259,6 +261,12 @@ impl ArmsBuilder {
     fn named(mut self, id: String, urls: &str, serves: Option<ContractCard>) -> Self {
         let urls = urls.split(',').map(|url| url.trim().to_owned()).collect();
         self.arms.push(Named { name: id.clone(), id, urls, serves });
+        self
+    }
+
+    /// Publishes on this bus each opening and closing of a circuit breaker, as `circuit.opened` and `circuit.closed`.
+    pub fn bus(mut self, bus: impl EventBus) -> Self {
+        self.bus = Some(Arc::new(bus));
         self
     }
 
@@ -388,7 +396,7 @@ impl ArmsBuilder {
     /// # Errors
     /// A setting, an id or a URL is invalid.
     pub fn build(self) -> Result<Arms, ConfigError> {
-        let Self { arms, above, below, requests, authority, headers, mut resolvers } = self;
+        let Self { arms, above, below, requests, authority, headers, mut resolvers, bus } = self;
         let grace = requests.config.resolver_grace;
         let time_limit = requests.config.capabilities_timeout;
         let over_tcp = requests.connector.is_none();
@@ -417,7 +425,7 @@ impl ArmsBuilder {
         let (retries, breaker) = (requests.config.retry_limits(), requests.config.breaker_limits());
         let sending = (requests.build()?, authority.clone());
         let directory =
-            Directory::new(listed, follow, sending, Around { layers: below, breaker }, time_limit);
+            Directory::new(listed, follow, sending, Around { layers: below, breaker, bus }, time_limit);
         let carrier = Carrier::new(&directory, retries, &above, has_layers_below);
         Ok(Arms(Arc::new(Shared { carrier, authority, directory })))
     }

@@ -8,14 +8,22 @@ use std::{
     time::Duration,
 };
 
+use http::header::AUTHORIZATION;
 use octollm_core::{
     __private::machines::{Admitted, BreakerLimits, Circuit, Ejection, Load},
     budget::Usage,
+    bus::EventBus,
     error::{CallError, ErrorKind, Failure},
-    resilience::{Calls, Outcome, Protocol, Refusal, RetryBudget},
+    event::Event,
+    explain::CallEvent,
+    resilience::{BreakerState, Calls, Outcome, Protocol, Refusal, RetryBudget},
     transport::{Call, Reply},
 };
-use tokio::time::Instant;
+use serde_json::json;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
 use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::{
@@ -44,6 +52,8 @@ pub(super) struct Around {
     pub(super) layers: Vec<CallLayer>,
     /// `None` without circuit breakers.
     pub(super) breaker: Option<BreakerLimits>,
+    /// Receives the changes of circuit breakers.
+    pub(super) bus: Option<Arc<dyn EventBus>>,
 }
 
 /// One endpoint of one arm. It is forgotten when its arm moves away; what is running there goes on.
@@ -72,9 +82,7 @@ impl Site {
             arm: listed.arm.clone(),
             url: listed.url.clone(),
             weight: listed.weight,
-            breaker: around
-                .breaker
-                .map(|limits| Circuit::new(limits, Some((listed.arm.clone(), listed.url.shared())), None)),
+            breaker: around.breaker.map(|limits| breaker(limits, listed, around.bus.as_ref())),
             load: Load::new(),
             ejection: Ejection::new(),
             budget: budget.clone(),
@@ -164,6 +172,15 @@ impl Site {
             );
             authorized.map_err(|failure| self.failed(call, failure))?;
         }
+        if let Some(record) = &call.explain {
+            let has_token = request.headers().contains_key(AUTHORIZATION) && !self.url.has_authorization();
+            record.add(CallEvent::Sent {
+                arm: self.arm.clone(),
+                endpoint: self.url.shared(),
+                attempt: call.parts.attempt,
+                scopes: scopes.iter().filter(|_| has_token).map(|scope| (*scope).to_owned()).collect(),
+            });
+        }
         let place = (&*self.arm, self.url.as_str());
         let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
         let sent = directory.exchanger.send(request, &self.arm, limits, target).await;
@@ -200,6 +217,9 @@ impl Site {
 
     /// The error of a call that its breaker rejects.
     pub(super) fn rejected(&self, call: &Call, wait: Duration) -> CallError {
+        if let Some(record) = &call.explain {
+            record.add(CallEvent::CircuitOpen { endpoint: self.url.shared(), retry_after: wait });
+        }
         Calls
             .refused(call, Refusal::CircuitOpen { retry_after: wait })
             .with_arm(&*self.arm)
@@ -211,6 +231,51 @@ impl Site {
         CallError::new(call.contract.clone(), failure).with_arm(&*self.arm).with_endpoint(self.url.as_str())
     }
 }
+
+/// The breaker of an endpoint. Its openings and closings are logged, and published on a bus.
+fn breaker(limits: BreakerLimits, listed: &Listed, bus: Option<&Arc<dyn EventBus>>) -> Circuit {
+    let (arm, endpoint, bus) = (listed.arm.clone(), listed.url.shared(), bus.cloned());
+    let name = Some((arm.clone(), endpoint.clone()));
+    let changed = move |state| {
+        let retry_after = match state {
+            BreakerState::Open { retry_after } => {
+                tracing::warn!(%arm, %endpoint, ?retry_after, "a circuit breaker has opened");
+                Some(retry_after)
+            }
+            BreakerState::Closed => {
+                tracing::info!(%arm, %endpoint, "a circuit breaker has closed");
+                None
+            }
+            BreakerState::HalfOpen => return,
+        };
+        if let (Some(bus), Ok(runtime)) = (&bus, Handle::try_current()) {
+            runtime.spawn(publish(bus.clone(), arm.clone(), endpoint.clone(), retry_after));
+        }
+    };
+    Circuit::new(limits, name, Some(Arc::new(changed)))
+}
+
+/// Publishes that a breaker has opened, or closed where there is nothing to wait for.
+async fn publish(bus: Arc<dyn EventBus>, arm: Arc<str>, endpoint: Arc<str>, retry_after: Option<Duration>) {
+    let milliseconds = retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+    let data = json!({ "arm_id": arm, "endpoint": endpoint, "retry_after_ms": milliseconds });
+    let event_type = if retry_after.is_some() { "circuit.opened" } else { "circuit.closed" };
+    let published = match Event::new(event_type, "client", data) {
+        Ok(event) => timeout(PUBLISH, bus.publish(event.with_subject(&*arm))).await,
+        Err(error) => {
+            tracing::error!(%error, "event cannot be written");
+            return;
+        }
+    };
+    match published {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "a change of a circuit breaker could not be published"),
+        Err(_) => tracing::warn!("a change of a circuit breaker could not be published in time"),
+    }
+}
+
+/// Time limit on publishing an event.
+const PUBLISH: Duration = Duration::from_secs(1);
 
 /// Adds layers around a service. The last one is the outermost.
 pub(super) fn layered(inner: CallService, layers: &[CallLayer]) -> CallService {

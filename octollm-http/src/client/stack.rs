@@ -14,6 +14,7 @@ use octollm_core::{
     contract::ContractRef,
     deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
+    explain::CallEvent,
     resilience::RetryBudget,
     transport::{Call, Reply},
 };
@@ -248,6 +249,10 @@ impl Retried {
                         gone.push(offer.site.clone());
                     }
                     tried.push(position);
+                    if let Some(record) = &call.explain {
+                        let endpoint = Some(offer.site.url.shared());
+                        record.add(CallEvent::Failed { kind: error.kind(), endpoint });
+                    }
                     refused = Some(more_hopeful(refused, error));
                 }
             }

@@ -29,7 +29,7 @@ use crate::{
 };
 
 fn judge(url: &str, builder: ArmsBuilder) -> Arms {
-    http2(builder).endpoint_serving::<Check>("judge", url).build().unwrap()
+    http2(builder).retries(0).endpoint_serving::<Check>("judge", url).build().unwrap()
 }
 
 fn phase(error: &CallError) -> Option<&str> {

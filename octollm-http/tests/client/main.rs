@@ -7,6 +7,7 @@ mod cancelled;
 mod certificates;
 mod config;
 mod directory;
+mod explained;
 mod end_to_end;
 mod faults;
 mod frames;

@@ -156,9 +156,10 @@ impl AsyncRead for Metered {
         if read.is_pending() && self.meter.rests.load(Ordering::Relaxed) && holds_something(&*self.socket) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        if self.meter.asks_end.load(Ordering::Relaxed) {
+        // Where something was read, the end may follow it.
+        if read.is_pending() && self.meter.asks_end.load(Ordering::Relaxed) {
             self.meter.asks_end.store(false, Ordering::Relaxed);
-            if read.is_pending() && waiting(&*self.socket) == Some(0) {
+            if waiting(&*self.socket) == Some(0) {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
             }
         }

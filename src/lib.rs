@@ -45,6 +45,7 @@
 //! | implement it | [`Arm`], [`Context`] |
 //! | serve it | `http::Server` |
 //! | call it | `http::Arms`, [`Context::call`] |
+//! | call services that are no arms | `RestClient`, and the guide's chapter on other services |
 //! | find where it is | `http::resolve`, and the guide's chapter on discovery |
 //! | run tasks with a journal | [`brain::Brain`] |
 //! | run steps as data | [`plan`] |
@@ -91,6 +92,9 @@ pub use octollm_http::otel;
 pub use octollm_events as events;
 
 pub use octollm_core::{Arm, Context, error::Error};
+
+#[cfg(feature = "http")]
+pub use octollm_http::RestClient;
 
 #[doc(hidden)]
 pub use octollm_core::__private;
@@ -156,6 +160,8 @@ mod guide {
     #[cfg(feature = "tokens")]
     #[doc = include_str!("../docs/guide/security.md")]
     mod security {}
+    #[doc = include_str!("../docs/guide/services.md")]
+    mod services {}
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
 }

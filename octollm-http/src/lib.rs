@@ -51,7 +51,7 @@ mod environment;
 pub mod otel;
 
 pub use self::{
-    client::{Arms, OrchestratorClient},
+    client::{Arms, OrchestratorClient, RestClient},
     registry::Registry,
     server::{Authenticate, BoundServer, Server},
 };

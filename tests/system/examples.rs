@@ -189,6 +189,18 @@ fn a_storm_on_a_leaf_reaches_no_caller() {
 }
 
 #[test]
+fn rest_api_survives_what_a_service_does() {
+    let output = example("rest_api").output().expect("it runs");
+    let (printed, errors) = text(&output);
+    assert!(output.status.success(), "{errors}");
+    assert!(printed.contains("the note was made once, with 2 requests"), "{printed}");
+    assert!(printed.contains("not sent: memory.get: the service allows the next request in"), "{printed}");
+    assert!(printed.contains("within its deadline it waits: 2 notes"), "{printed}");
+    assert!(printed.contains("the model: Octopuses have nine brains.\n"), "{printed}");
+    assert!(!printed.contains("secret-key") && !errors.contains("secret-key"), "{printed}{errors}");
+}
+
+#[test]
 fn delegation_is_narrower_at_each_hop() {
     let output = example("delegation").output().expect("it runs");
     let (shown, errors) = text(&output);

@@ -14,10 +14,11 @@ use super::{
     random,
 };
 use crate::{
-    budget::Usage,
+    budget::{Budget, Usage},
     contract::Keys,
+    deadline::Deadline,
     dropped::report,
-    error::CallError,
+    error::{CallError, Failure},
     explain::CallEvent,
     id::RequestId,
     meters::Counters,
@@ -155,6 +156,38 @@ impl Attempts {
         self.goes_on = false;
         reply.usage = self.used.plus(reply.usage);
         reply.attempts = reply.attempts.saturating_add(self.sent);
+    }
+}
+
+/// A request that is no call, after an attempt that failed.
+#[derive(Debug, Clone, Copy)]
+pub struct FailedRequest<'a> {
+    /// The failure of the last attempt.
+    pub failure: &'a Failure,
+    /// Whether the request may be sent again after the work was done.
+    pub repeatable: bool,
+    /// Attempts after the first one.
+    pub retries: u32,
+    /// How many of those may be made.
+    pub allowed: u32,
+    /// When the request ends.
+    pub deadline: Option<Deadline>,
+}
+
+impl FailedRequest<'_> {
+    /// How long to wait before the request is sent again, by the rules for calls; `None` where it is not. A further attempt takes a
+    /// token of the `budget`.
+    pub fn wait(&self, limits: &RetryLimits, budget: &RetryBudget, now: Instant) -> Option<Duration> {
+        let Self { failure, repeatable, retries, allowed, deadline } = *self;
+        let failed = Failed { failure, repeatable, retries, allowed, deadline, budget: Budget::UNLIMITED };
+        let wait = limits.wait(&failed, now, random())?;
+        let code = failure.kind.code();
+        if !budget.withdraw(now) {
+            REFUSED.with(&[code]).count();
+            return None;
+        }
+        RETRIES.with(&[code]).count();
+        Some(wait)
     }
 }
 

@@ -54,10 +54,11 @@ pub use self::{
 #[doc(hidden)]
 pub mod machines {
     pub use super::{
-        attempts::{Attempts, KeysHonoured, RetryPolicy},
+        attempts::{Attempts, FailedRequest, KeysHonoured, RetryPolicy},
         breaker::{Admitted, Breaker, BreakerLimits, Circuit, OnTransition},
         load::{Ejection, Load, two_choices},
         policy::RetryLimits,
+        protocol::outcome_of_failure,
         retry::Reported,
     };
     pub use crate::{dropped::report, transport::sent_until};

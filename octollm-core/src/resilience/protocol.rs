@@ -166,7 +166,8 @@ impl Protocol for Calls {
     type Error = CallError;
 
     fn outcome(&self, result: Result<&Reply, &CallError>) -> Outcome {
-        result.map_or_else(of_error, |_| Outcome::Success)
+        let failed = |error: &CallError| outcome_of_failure(error.failure(), error.endpoint().is_some());
+        result.map_or_else(failed, |_| Outcome::Success)
     }
 
     fn refused(&self, call: &Call, refusal: Refusal) -> CallError {
@@ -226,15 +227,16 @@ fn add(result: &mut Result<Reply, CallError>, attempts: u32, usage: Usage, may_h
     }
 }
 
-fn of_error(error: &CallError) -> Outcome {
-    let (sent, passed_on) = (error.may_have_executed(), !error.retryable());
-    match error.kind() {
+/// What a failure says of the endpoint that a request was sent to, or would have been.
+pub fn outcome_of_failure(failure: &Failure, has_endpoint: bool) -> Outcome {
+    let (sent, passed_on) = (failure.may_have_executed, !failure.retryable);
+    match failure.kind {
         // The caller has ended it, or this side has not sent it.
         ErrorKind::Cancelled | ErrorKind::CircuitOpen => Outcome::Ignored,
         // Without the time to send it, or a free connection.
         ErrorKind::DeadlineExceeded | ErrorKind::Timeout if !sent => Outcome::Ignored,
         // No endpoint has refused it: this side has.
-        ErrorKind::Overloaded if error.endpoint().is_none() => Outcome::Ignored,
+        ErrorKind::Overloaded if !has_endpoint => Outcome::Ignored,
         // The answer of a working endpoint about another one, or about a task.
         ErrorKind::UpstreamFailed | ErrorKind::Unavailable if sent && passed_on => Outcome::Success,
         ErrorKind::JournalMismatch | ErrorKind::NotImplemented => Outcome::Success,

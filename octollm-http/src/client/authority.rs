@@ -86,7 +86,7 @@ impl Authority {
 }
 
 /// Fields that the client sets, or that would change how a request is read.
-const OWN: [HeaderName; 8] = [
+pub(super) const OWN: [HeaderName; 8] = [
     header::HOST,
     header::ACCEPT,
     header::CONNECTION,

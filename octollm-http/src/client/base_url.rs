@@ -70,6 +70,11 @@ impl BaseUrl {
         !self.0.fields.is_empty()
     }
 
+    /// Fields of each request.
+    pub(super) fn fields(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.0.fields
+    }
+
     /// Whether its requests have an authorization of their own.
     pub(super) fn has_authorization(&self) -> bool {
         self.0.fields.iter().any(|(name, _)| *name == AUTHORIZATION)

@@ -1,7 +1,7 @@
 //! One HTTP exchange: sending a request over the pool, through the layers of a user, and reading its answer.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -23,7 +23,7 @@ use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSync
 
 use super::{
     foreign,
-    pool::{ExchangeError, ExchangeLimits, Pool, Protocol, ServerHints},
+    pool::{Download, ExchangeError, ExchangeLimits, Pool, Protocol, ServerHints, Upload},
 };
 use crate::{
     io::{ClientTls, Connector, Tcp},
@@ -36,9 +36,9 @@ use crate::{
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Target {
-    /// Id of the arm, or `orchestrator`.
+    /// Id of the arm, `orchestrator`, or the name of a [`RestClient`](crate::RestClient).
     pub arm: Arc<str>,
-    /// URL of the arm or orchestrator.
+    /// URL of the arm, orchestrator or service.
     pub endpoint: Arc<str>,
     /// Contract that is called; `None` for a request that is no call, such as one for a card.
     pub contract: Option<ContractRef>,
@@ -160,8 +160,11 @@ fn innermost(pool: Pool) -> Exchange {
                 return Err(failure.before_execution().into());
             };
             let hints = request.extensions_mut().remove::<ServerHints>().unwrap_or_default();
-            let answer = pool.exchange(request, &arm, ExchangeLimits { deadline, work, hints }).await;
-            answer.map_err(BoxError::from)
+            let limits = ExchangeLimits { deadline, work, hints };
+            if let Some(streaming) = request.extensions_mut().remove::<Streaming>() {
+                return streaming.exchange(&pool, request, &arm, limits).await.map_err(BoxError::from);
+            }
+            pool.exchange(request, &arm, limits).await.map_err(BoxError::from)
         }
     }))
 }
@@ -197,6 +200,45 @@ impl Exchanger {
         self.send(request, name, limits, target).await
     }
 
+    /// Sends a request, in place of whose body another one may stream, and returns its answer as it arrives. The layers of a user see
+    /// the request with an empty body where that streams, and the answer with an empty body.
+    ///
+    /// # Cancel safety
+    /// That of [`send`](Self::send).
+    pub(super) async fn send_streamed(
+        &self,
+        mut request: Request<Bytes>,
+        upload: Option<Upload>,
+        arm: &Arc<str>,
+        limits: ExchangeLimits,
+        target: impl FnOnce() -> Target,
+    ) -> Result<Response<Received>, ExchangeError> {
+        let Some(service) = &self.layered else {
+            let (head, whole) = request.into_parts();
+            let request = Request::from_parts(head, upload.unwrap_or_else(|| whole.into()));
+            return Ok(self
+                .pool
+                .exchange_streamed(request, arm, limits)
+                .await?
+                .map(|body| Received::Streaming(Box::new(body))));
+        };
+        let streaming =
+            Streaming(Arc::new(Mutex::new(Streams { uploads: upload.is_some(), upload, download: None })));
+        request.extensions_mut().insert(target());
+        request.extensions_mut().insert(limits.hints);
+        request.extensions_mut().insert(streaming.clone());
+        match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
+            Some(answer) => {
+                let answer = answer.map_err(ExchangeError::from)?;
+                let download = streaming.streams().download.take();
+                Ok(answer.map(|whole| {
+                    download.map_or(Received::Whole(whole), |body| Received::Streaming(Box::new(body)))
+                }))
+            }
+            None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),
+        }
+    }
+
     /// Sends a request and reads its answer, until its deadline.
     ///
     /// # Cancel safety
@@ -220,6 +262,53 @@ impl Exchanger {
             }
         }
     }
+}
+
+/// The body of a request, and where that of its answer is put, if these do not pass the layers of a user because they stream. They are
+/// among the extensions of the request, and for the layers both bodies are empty.
+#[derive(Clone)]
+struct Streaming(Arc<Mutex<Streams>>);
+
+struct Streams {
+    upload: Option<Upload>,
+    /// Whether the body of the request streams, so that it can be sent once.
+    uploads: bool,
+    download: Option<Download>,
+}
+
+impl Streaming {
+    async fn exchange(
+        self,
+        pool: &Pool,
+        request: Request<Bytes>,
+        arm: &Arc<str>,
+        limits: ExchangeLimits,
+    ) -> Result<Response<Bytes>, ExchangeError> {
+        let (upload, uploads) = {
+            let mut streams = self.streams();
+            (streams.upload.take(), streams.uploads)
+        };
+        if uploads && upload.is_none() {
+            let words = "a layer has sent a request again whose body streams";
+            return Err(ExchangeError::new(ErrorKind::Internal, words));
+        }
+        let (head, whole) = request.into_parts();
+        let request = Request::from_parts(head, upload.unwrap_or_else(|| whole.into()));
+        let (head, body) = pool.exchange_streamed(request, arm, limits).await?.into_parts();
+        self.streams().download = Some(body);
+        Ok(Response::from_parts(head, Bytes::new()))
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The body of an answer.
+pub(super) enum Received {
+    Streaming(Box<Download>),
+    /// That of an answer by a layer of the user.
+    Whole(Bytes),
 }
 
 /// Reads the output or the failure, and the usage. Usage that is not reported, or cannot be read whole, is unmetered; for work

@@ -44,7 +44,7 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
 
 /// The largest error body that is read, in bytes. As values JSON takes up to a hundred times as much memory. Of a larger one only
 /// the status counts.
-const MOST_READ: usize = 256 << 10;
+pub(super) const MOST_READ: usize = 256 << 10;
 
 /// The contents of an error body of another framework.
 #[derive(Default)]
@@ -179,7 +179,7 @@ fn may_have_executed(status: StatusCode) -> bool {
 }
 
 /// Reads `Retry-After`: seconds, or a date. A date in the past is no wait. Anything else is ignored.
-fn retry_after(head: &HeaderMap, now: SystemTime) -> Option<Duration> {
+pub(super) fn retry_after(head: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = head.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));

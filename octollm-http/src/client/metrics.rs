@@ -8,12 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use octollm_core::{
     __private::{Counter, Counters, Durations, Scope, Spent, outcome},
     contract::ContractRef,
     error::{CallError, ErrorKind},
     parts::ContextParts,
+    trace::TraceContext,
     transport::Reply,
 };
 use tokio::time::Instant;
@@ -89,6 +90,20 @@ impl SendSpan {
     /// Begins the span, and writes it into the request. A request for a contract has its name.
     pub(super) fn begin(
         request: &mut Request<Bytes>,
+        place: (&str, &str),
+        contract: Option<&ContractRef>,
+        parts: &ContextParts,
+    ) -> Self {
+        let span = Self::of(request.method(), place, contract, parts);
+        if let Some(trace) = span.trace() {
+            wire::write_trace(&trace, request.headers_mut());
+        }
+        span
+    }
+
+    /// Begins the span of a request that does not name it.
+    pub(super) fn of(
+        method: &Method,
         (arm, endpoint): (&str, &str),
         contract: Option<&ContractRef>,
         parts: &ContextParts,
@@ -97,7 +112,7 @@ impl SendSpan {
             tracing::info_span!(
                 target: "octollm::span",
                 "send",
-                method = request.method().as_str(),
+                method = method.as_str(),
                 contract = contract.map(tracing::field::display),
                 arm,
                 endpoint,
@@ -108,14 +123,15 @@ impl SendSpan {
                 code = Empty,
             )
         };
-        let scope = Scope::traced(span, || parts.trace.as_ref());
-        if let Some(trace) = scope.trace() {
-            wire::write_trace(&trace, request.headers_mut());
-        }
-        Self(scope)
+        Self(Scope::traced(span, || parts.trace.as_ref()))
     }
 
-    pub(super) fn end(self, answer: &Result<Response<Bytes>, ExchangeError>) {
+    /// The trace with this span as the caller.
+    pub(super) fn trace(&self) -> Option<TraceContext> {
+        self.0.trace()
+    }
+
+    pub(super) fn end<B>(self, answer: &Result<Response<B>, ExchangeError>) {
         match (self.0.span(), answer) {
             (Some(span), Ok(response)) => {
                 span.record("status", response.status().as_u16());
@@ -140,10 +156,15 @@ pub(super) struct Metered<'a> {
 
 impl Metered<'_> {
     /// Ends the request, and returns how long it took.
-    pub(super) fn end(mut self, answer: &Result<Reply, CallError>, now: Instant) -> Duration {
+    pub(super) fn end(self, answer: &Result<Reply, CallError>, now: Instant) -> Duration {
+        self.end_as(answer.as_ref().map(drop).map_err(CallError::kind), now)
+    }
+
+    /// Ends the request with this outcome, and returns how long it took.
+    pub(super) fn end_as(mut self, outcome: Result<(), ErrorKind>, now: Instant) -> Duration {
         self.ended = true;
         let duration = now.saturating_duration_since(self.begun);
-        self.meter.count(duration, answer.as_ref().map(drop).map_err(CallError::kind));
+        self.meter.count(duration, outcome);
         duration
     }
 }

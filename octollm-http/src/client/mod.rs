@@ -14,6 +14,7 @@ mod known;
 mod follow;
 mod directory;
 mod stack;
+mod rest;
 mod orchestrator_client;
 mod registration;
 mod task_handle;
@@ -51,10 +52,13 @@ use self::{
 };
 #[cfg(feature = "otel")]
 pub(crate) use self::{exchange::Exchanger, pool::ExchangeLimits};
+pub use secrecy::SecretString;
+
 pub use self::{
     exchange::Target,
     orchestrator_client::{OrchestratorClient, OrchestratorClientBuilder},
     pool::Protocol,
+    rest::{RestClient, RestClientBuilder, RestRequest, ServerEvent},
     task_handle::TaskHandle,
 };
 use crate::{

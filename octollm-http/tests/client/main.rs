@@ -20,5 +20,6 @@ mod pool;
 mod proxy;
 mod registered;
 mod resilience;
+mod rest;
 #[cfg(feature = "tls")]
 mod tls;

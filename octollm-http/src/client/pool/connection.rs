@@ -207,7 +207,7 @@ pub(super) fn timed_out(idle: Idle) -> ExchangeError {
     ExchangeError::new(ErrorKind::Timeout, message).in_phase(phase)
 }
 
-pub(super) fn too_large(max: usize) -> ExchangeError {
+pub(in crate::client) fn too_large(max: usize) -> ExchangeError {
     ExchangeError::new(ErrorKind::BadResponse, format!("the answer is larger than {max} bytes"))
 }
 

@@ -40,15 +40,14 @@ use self::{
     failed::Phase,
     http2::Http2,
     state::{Key, Reaper, State, Waiter, reap_idle},
-    streamed::Download,
-    upload::Upload,
 };
 use crate::{
     io::{ClientTls, Connector},
     limits::ClientConfig,
 };
 
-pub(crate) use self::{failed::ExchangeError, state::Origin};
+pub(super) use self::connection::too_large;
+pub(crate) use self::{failed::ExchangeError, state::Origin, streamed::Download, upload::Upload};
 
 /// The versions of HTTP that a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -190,7 +189,6 @@ impl Pool {
     ///
     /// # Cancel safety
     /// That of [`exchange`](Self::exchange).
-    #[cfg_attr(not(test), allow(dead_code))]
     pub(crate) async fn exchange_streamed(
         &self,
         request: Request<Upload>,

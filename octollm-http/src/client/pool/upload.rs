@@ -15,7 +15,6 @@ use tower::BoxError;
 pub(crate) enum Upload {
     Whole(Full<Bytes>),
     /// Sent once: a request with it is not repeated after its first byte was written.
-    #[cfg_attr(not(test), allow(dead_code))]
     Streamed(UnsyncBoxBody<Bytes, BoxError>),
 }
 

@@ -1,0 +1,419 @@
+//! The attempts of one request: the rate limit, the breaker, the exchange with its redirects, and the wait for the next one.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, PoisonError},
+    time::SystemTime,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body::Body;
+use octollm_core::{
+    __private::machines::{Admitted, Circuit, FailedRequest, outcome_of_failure},
+    Context,
+    contract::ContractRef,
+    deadline::Deadline,
+    error::{CallError, ErrorKind, Failure},
+    parts::ContextParts,
+    resilience::Outcome,
+};
+use secrecy::SecretString;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Inner,
+    redact::redact,
+    redirect::{self, MOST_REDIRECTS, Sent},
+    stream::Cancelled,
+};
+use crate::{
+    client::{
+        exchange::{Received, Target, add_detail},
+        foreign,
+        metrics::{CallMeter, SendSpan},
+        pool::{ExchangeError, ExchangeLimits, Upload, too_large},
+    },
+    wire,
+};
+
+/// Where a request goes, as its errors name it.
+pub(super) struct Place {
+    pub(super) client: Arc<Inner>,
+    /// The name of the client and the method: `memory.get`.
+    pub(super) contract: ContractRef,
+    /// Secrets of the request.
+    pub(super) secrets: Vec<SecretString>,
+    pub(super) attempts: u32,
+}
+
+impl Place {
+    pub(super) fn error(&self, error: ExchangeError) -> CallError {
+        let ExchangeError { mut failure, cause } = error;
+        redact(&mut failure, self.client.secrets.iter().chain(&self.secrets));
+        let error = CallError::new(self.contract.clone(), *failure)
+            .with_endpoint(self.client.base.as_str())
+            .with_attempts(self.attempts);
+        match cause {
+            Some(cause) => error.with_source(cause),
+            None => error,
+        }
+    }
+}
+
+/// A request that can be sent.
+pub(super) struct Prepared {
+    pub(super) place: Place,
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    /// Fields of the request itself.
+    pub(super) fields: HeaderMap,
+    pub(super) body: Option<Bytes>,
+    /// The body, if it streams.
+    pub(super) upload: Option<Upload>,
+    /// Whether the request may run twice.
+    pub(super) repeatable: bool,
+    /// Attempts after the first one.
+    pub(super) retries: u32,
+    /// Whether the answer streams.
+    pub(super) streams: bool,
+    /// Until the answer has begun, and arrived if it does not stream.
+    pub(super) deadline: Deadline,
+    /// Until a stream has ended.
+    pub(super) until: Option<Deadline>,
+    /// The caller, whose deadline and cancellation hold.
+    pub(super) within: Option<Context>,
+    /// The caller, whose trace and correlation id are sent.
+    pub(super) propagate: Option<Context>,
+}
+
+/// A failed attempt.
+struct Failed {
+    error: ExchangeError,
+    /// The service has answered.
+    answered: bool,
+}
+
+impl From<ExchangeError> for Failed {
+    fn from(error: ExchangeError) -> Self {
+        Self { error, answered: false }
+    }
+}
+
+/// What is known of a request if it is dropped.
+#[derive(Default)]
+struct Progress {
+    attempts: u32,
+    executed: bool,
+    is_sending: bool,
+}
+
+impl Prepared {
+    /// Sends the request until it is answered with a success, or a failure that another attempt does not help or may not follow.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection, or resets the stream.
+    pub(super) async fn run(mut self) -> (Result<Response<Received>, CallError>, Place) {
+        let mut progress = Progress::default();
+        let deadline = self.deadline;
+        let cancelled = self.within.as_ref().map(cancelled);
+        let ended = {
+            let attempts = self.attempts(&mut progress);
+            tokio::select! {
+                biased;
+                () = either(cancelled) => Err(Some(ErrorKind::Cancelled)),
+                answer = deadline.run(attempts) => answer.ok_or(None),
+            }
+        };
+        let answer = ended.unwrap_or_else(|ended| {
+            let mut failure = Failure::of(ended.unwrap_or(ErrorKind::DeadlineExceeded));
+            failure.may_have_executed = progress.is_sending;
+            Err(failure.into())
+        });
+        let mut place = self.place;
+        place.attempts = progress.attempts;
+        let answer = answer.map_err(|mut error| {
+            error.failure.may_have_executed |= progress.executed;
+            place.error(error)
+        });
+        (answer, place)
+    }
+
+    async fn attempts(&mut self, progress: &mut Progress) -> Result<Response<Received>, ExchangeError> {
+        let client = self.place.client.clone();
+        client.budget.deposit();
+        let mut retries = 0;
+        loop {
+            let Failed { error, answered } = match self.attempt(progress).await {
+                Ok(response) => return Ok(response),
+                Err(failed) => failed,
+            };
+            progress.executed |= error.failure.may_have_executed;
+            let mut failure = Failure::clone(&error.failure);
+            // Nobody has said that the service does nothing before it answers 503.
+            failure.may_have_executed |= answered && failure.kind != ErrorKind::RateLimited;
+            let failed = FailedRequest {
+                failure: &failure,
+                repeatable: self.repeatable,
+                retries,
+                allowed: self.retries,
+                deadline: Some(self.deadline),
+            };
+            let Some(wait) = failed.wait(&client.retry, &client.budget, Instant::now()) else {
+                return Err(error);
+            };
+            retries += 1;
+            tracing::debug!(service = %client.name, kind = %failure.kind, ?wait, "request is sent again");
+            sleep(wait).await;
+        }
+    }
+
+    /// One attempt, once the rate limit and the breaker admit it.
+    async fn attempt(&mut self, progress: &mut Progress) -> Result<Response<Received>, Failed> {
+        let client = self.place.client.clone();
+        let mut running = Running::begin(&client, self.deadline).await?;
+        progress.attempts += 1;
+        progress.is_sending = true;
+        let meter = CallMeter::of(&client.name, &self.place.contract);
+        let metered = meter.begin(Instant::now());
+        let answer = self.exchange().await;
+        progress.is_sending = false;
+        let now = Instant::now();
+        let outcome = match &answer {
+            Ok(_) => Outcome::Success,
+            Err(failed) => outcome_of_failure(&failed.error.failure, true),
+        };
+        running.end(outcome, now);
+        metered.end_as(answer.as_ref().map(drop).map_err(|failed| failed.error.failure.kind), now);
+        answer
+    }
+
+    /// Sends the request, and again wherever it is redirected to.
+    async fn exchange(&mut self) -> Result<Response<Received>, Failed> {
+        let client = self.place.client.clone();
+        let (mut uri, mut is_own) = (self.uri.clone(), true);
+        // A body that streams is gone with the first request.
+        let has_body = self.body.is_some() || self.upload.is_some();
+        for redirects in 0.. {
+            let response = self.send(&client, &uri, is_own).await?;
+            let (status, head) = (response.status(), response.headers());
+            if is_own {
+                let mut rate = client.rate.lock().unwrap_or_else(PoisonError::into_inner);
+                rate.observe(status, head, Instant::now(), SystemTime::now());
+            }
+            let sent = Sent {
+                method: &self.method,
+                uri: &uri,
+                base: &client.base_uri,
+                has_body,
+                repeatable: self.body.is_some(),
+                elsewhere: client.follow_elsewhere,
+            };
+            let reason = match redirect::next(status, head, &sent) {
+                Ok(None) => return judged(response).await,
+                Ok(Some((to, own))) if redirects < MOST_REDIRECTS => {
+                    is_own &= own;
+                    uri = to;
+                    continue;
+                }
+                Ok(Some(_)) => "again, after as many redirects as are followed",
+                Err(reason) => reason,
+            };
+            let message = format!("redirected ({}) {reason}", status.as_u16());
+            return Err(answered(Failure::new(ErrorKind::BadResponse, message), status));
+        }
+        Err(ExchangeError::new(ErrorKind::Internal, "redirected without end").into())
+    }
+
+    async fn send(
+        &mut self,
+        client: &Inner,
+        uri: &Uri,
+        is_own: bool,
+    ) -> Result<Response<Received>, ExchangeError> {
+        let own_parts;
+        let parts = match self.propagate.as_ref().or(self.within.as_ref()) {
+            Some(cx) => cx.parts(),
+            None => {
+                own_parts = ContextParts::new();
+                &own_parts
+            }
+        };
+        let place = (&*client.name, client.base.as_str());
+        let span = SendSpan::of(&self.method, place, Some(&self.place.contract), parts);
+        let request = self.request(client, uri, is_own, &span)?;
+        let work = self.deadline.remaining();
+        let deadline = if self.streams { self.until } else { Some(self.deadline) };
+        let limits = ExchangeLimits { deadline, work, ..ExchangeLimits::default() };
+        let target = || Target {
+            arm: Arc::clone(&client.name),
+            endpoint: client.base.shared(),
+            contract: None,
+            idempotent: self.repeatable,
+            deadline,
+            work,
+        };
+        let answer = if self.streams || self.upload.is_some() {
+            let upload = self.upload.take();
+            let answer = client.exchanger.send_streamed(request, upload, &client.name, limits, target).await;
+            match answer {
+                Ok(answer) if !self.streams => whole(answer, client.max_answer).await,
+                answer => answer,
+            }
+        } else {
+            let answer = client.exchanger.send(request, &client.name, limits, target).await;
+            answer.map(|response| response.map(Received::Whole))
+        };
+        span.end(&answer);
+        answer
+    }
+
+    /// The request to the origin of the client, or one without credentials to another.
+    fn request(
+        &self,
+        client: &Inner,
+        uri: &Uri,
+        is_own: bool,
+        span: &SendSpan,
+    ) -> Result<Request<Bytes>, ExchangeError> {
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let host = HeaderValue::from_str(authority).map_err(|_| {
+            ExchangeError::new(ErrorKind::BadRequest, "the host is malformed").before_execution()
+        })?;
+        let mut head = HeaderMap::new();
+        head.insert(header::ACCEPT, HeaderValue::from_static(if self.streams { "*/*" } else { JSON }));
+        if is_own {
+            if self.body.is_some() {
+                head.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
+            }
+            for (name, value) in client.base.fields() {
+                head.insert(name.clone(), value.clone());
+            }
+            head.extend(self.fields.clone());
+            if let Some(cx) = &self.propagate {
+                if let Ok(id) = HeaderValue::from_str(cx.correlation_id().as_str()) {
+                    head.insert(wire::names::CORRELATION_ID, id);
+                }
+                if let Some(trace) = span.trace().as_ref().or(cx.trace()) {
+                    wire::write_trace(trace, &mut head);
+                }
+            }
+        }
+        head.insert(header::HOST, host);
+        let mut request = Request::new(self.body.clone().filter(|_| is_own).unwrap_or_default());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = uri.clone();
+        *request.headers_mut() = head;
+        Ok(request)
+    }
+}
+
+const JSON: &str = "application/json";
+
+/// The cancellation of a context.
+pub(super) fn cancelled(cx: &Context) -> Cancelled {
+    let cx = cx.clone();
+    Box::pin(async move { cx.cancelled().await })
+}
+
+async fn either(cancelled: Option<Cancelled>) {
+    match cancelled {
+        Some(cancelled) => cancelled.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The failure that an answer is.
+fn answered(mut failure: Failure, status: StatusCode) -> Failed {
+    add_detail(&mut failure, "status", Value::from(status.as_u16()));
+    Failed { error: failure.into(), answered: true }
+}
+
+/// Reads the body of an answer to its end.
+async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Received>, ExchangeError> {
+    let (head, body) = answer.into_parts();
+    let Received::Streaming(mut download) = body else { return Ok(Response::from_parts(head, body)) };
+    let mut read = BytesMut::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *download).poll_frame(cx)).await {
+        if let Ok(data) = frame?.into_data() {
+            if read.len() + data.len() > max {
+                return Err(too_large(max));
+            }
+            read.extend_from_slice(&data);
+        }
+    }
+    Ok(Response::from_parts(head, Received::Whole(read.freeze())))
+}
+
+/// The answer, if it is a success.
+async fn judged(response: Response<Received>) -> Result<Response<Received>, Failed> {
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let (head, body) = response.into_parts();
+    let body = match body {
+        Received::Whole(whole) => whole,
+        Received::Streaming(mut download) => {
+            let mut read = BytesMut::new();
+            while read.len() <= foreign::MOST_READ {
+                let frame = poll_fn(|cx| Pin::new(&mut *download).poll_frame(cx)).await;
+                // Of an answer that breaks off the status counts.
+                let Some(Ok(frame)) = frame else { break };
+                if let Ok(data) = frame.into_data() {
+                    read.extend_from_slice(&data);
+                }
+            }
+            read.freeze()
+        }
+    };
+    let failure = foreign::failure(head.status, &head.headers, &body, SystemTime::now());
+    Err(answered(failure, head.status))
+}
+
+/// The place of an attempt in the breaker. Dropped, it says nothing of the service.
+struct Running<'a> {
+    /// `None` without a breaker, and after the end.
+    admitted: Option<(&'a Circuit, Admitted)>,
+}
+
+impl<'a> Running<'a> {
+    /// Waits until the rate limit of the service allows a request, and asks the breaker.
+    ///
+    /// # Errors
+    /// The wait would exceed the deadline, or the breaker is open. Nothing was sent.
+    async fn begin(client: &'a Inner, deadline: Deadline) -> Result<Self, ExchangeError> {
+        loop {
+            let now = Instant::now();
+            let wait = client.rate.lock().unwrap_or_else(PoisonError::into_inner).wait(now);
+            let Some(wait) = wait else { break };
+            if now + wait >= deadline.instant() {
+                let words = format!("the service allows the next request in {wait:?}");
+                let failure = Failure::new(ErrorKind::RateLimited, words).retryable_after(wait);
+                return Err(ExchangeError::from(failure).before_execution());
+            }
+            sleep(wait).await;
+        }
+        let Some(breaker) = &client.breaker else { return Ok(Self { admitted: None }) };
+        match breaker.admit(Instant::now) {
+            Ok(admitted) => Ok(Self { admitted: Some((breaker, admitted)) }),
+            Err(wait) => {
+                let failure = Failure::of(ErrorKind::CircuitOpen).retryable_after(wait);
+                Err(ExchangeError::from(failure).before_execution())
+            }
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome, now: Instant) {
+        if let Some((breaker, admitted)) = self.admitted.take() {
+            breaker.record(admitted, outcome, || now);
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.end(Outcome::Ignored, Instant::now());
+    }
+}

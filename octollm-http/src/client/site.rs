@@ -82,7 +82,9 @@ impl Site {
             arm: listed.arm.clone(),
             url: listed.url.clone(),
             weight: listed.weight,
-            breaker: around.breaker.map(|limits| breaker(limits, listed, around.bus.as_ref())),
+            breaker: around.breaker.map(|limits| {
+                breaker(limits, (listed.arm.clone(), listed.url.shared()), around.bus.as_ref())
+            }),
             load: Load::new(),
             ejection: Ejection::new(),
             budget: budget.clone(),
@@ -233,8 +235,12 @@ impl Site {
 }
 
 /// The breaker of an endpoint. Its openings and closings are logged, and published on a bus.
-fn breaker(limits: BreakerLimits, listed: &Listed, bus: Option<&Arc<dyn EventBus>>) -> Circuit {
-    let (arm, endpoint, bus) = (listed.arm.clone(), listed.url.shared(), bus.cloned());
+pub(super) fn breaker(
+    limits: BreakerLimits,
+    (arm, endpoint): (Arc<str>, Arc<str>),
+    bus: Option<&Arc<dyn EventBus>>,
+) -> Circuit {
+    let bus = bus.cloned();
     let name = Some((arm.clone(), endpoint.clone()));
     let changed = move |state| {
         let retry_after = match state {

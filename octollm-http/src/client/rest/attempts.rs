@@ -389,7 +389,7 @@ impl<'a> Running<'a> {
             let wait = client.rate.lock().unwrap_or_else(PoisonError::into_inner).wait(now);
             let Some(wait) = wait else { break };
             if now + wait >= deadline.instant() {
-                let words = format!("the service allows the next request in {wait:?}");
+                let words = format!("the service allows the next request in {:.1} s", wait.as_secs_f64());
                 let failure = Failure::new(ErrorKind::RateLimited, words).retryable_after(wait);
                 return Err(ExchangeError::from(failure).before_execution());
             }

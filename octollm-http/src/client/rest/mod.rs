@@ -32,6 +32,7 @@ use super::{
     authority::OWN,
     base_url::{BaseUrl, Fields},
     exchange::{Exchange, Exchanger, Requests, request_setters},
+    site,
 };
 use crate::limits::{SHORTEST, YEAR, limits_setters, within};
 
@@ -230,7 +231,7 @@ impl RestClientBuilder {
         let (base, name): (_, Arc<str>) = (base.with_fields(fields), name.into());
         let config = &self.requests.config;
         let breaker = config.breaker_limits();
-        let breaker = breaker.map(|limits| Circuit::new(limits, Some((name.clone(), base.shared())), None));
+        let breaker = breaker.map(|limits| site::breaker(limits, (name.clone(), base.shared()), None));
         let inner = Inner {
             contracts,
             breaker,

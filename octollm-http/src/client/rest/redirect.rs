@@ -163,10 +163,7 @@ mod tests {
         let own = Ok(Some(("https://a/y".to_owned(), true)));
         for status in [301, 302, 303, 307, 308] {
             assert_eq!(decide(status, "/y", get.clone(), false, false), own);
-            assert_eq!(
-                decide(status, "https://A:443/y", get.clone(), false, false).unwrap().unwrap().1,
-                true
-            );
+            assert!(decide(status, "https://A:443/y", get.clone(), false, false).unwrap().unwrap().1);
             assert_eq!(decide(status, "/y", post.clone(), true, false).is_ok(), status >= 307, "{status}");
             assert!(decide(status, "https://b/y", get.clone(), false, false).is_err());
             let elsewhere = decide(status, "https://b/y", get.clone(), false, true);

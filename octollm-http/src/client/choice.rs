@@ -62,7 +62,7 @@ fn two_of(count: usize, random: u64) -> Option<(usize, usize)> {
         return None;
     }
     // Counts are far below 2³², so that a half of the bits is as good as uniform.
-    let below = |bits: u64, count: usize| ((bits & u64::from(u32::MAX)) * count as u64 >> 32) as usize;
+    let below = |bits: u64, count: usize| (((bits & u64::from(u32::MAX)) * count as u64) >> 32) as usize;
     let one = below(random, count);
     let other = below(random >> 32, count - 1);
     Some((one, if other >= one { other + 1 } else { other }))

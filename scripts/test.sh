@@ -36,6 +36,7 @@ cargo run -q -p octollm-core --example bench_layers -- --short
 cargo run -q --example soak -- 400 100
 cargo run -q --example storm -- --short
 cargo run -q --example storm -- memory --short
+cargo run -q --example storm -- hops --short
 
 step "load by wrk and h2load"
 scripts/load.sh --short

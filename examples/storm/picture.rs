@@ -58,9 +58,9 @@ fn panel(svg: &mut String, report: &Report, step: Duration, top: f64) {
             each + 0.1
         );
     }
-    let lines: [(&str, fn(&Row) -> u64); 3] =
-        [("#888", |row| row.calls), ("#06c", |row| row.sent), ("#c00", |row| row.failed)];
-    for (color, value) in lines {
+    for (color, value) in
+        [("#888", (|row| row.calls) as fn(&Row) -> u64), ("#06c", |row| row.sent), ("#c00", |row| row.failed)]
+    {
         let points: Vec<_> = rows
             .iter()
             .enumerate()

@@ -412,7 +412,7 @@ async fn load(arms: &Arms, pause: Duration, calls: u32) {
     let mut running = JoinSet::new();
     for _ in 0..calls {
         let arms = arms.clone();
-        running.spawn(async move { drop(arms.call(check()).await.unwrap()) });
+        running.spawn(async move { arms.call(check()).await.unwrap() });
         sleep(pause).await;
     }
     running.join_all().await;

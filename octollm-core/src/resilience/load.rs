@@ -22,7 +22,7 @@ struct Average {
     /// Nanoseconds.
     latency: f64,
     at: Option<Instant>,
-    /// When an endpoint that has failed gets a call again; `None` where none has failed since the last recovery.
+    /// When an endpoint that has failed, or was late, gets a call again; `None` where neither has happened since the last recovery.
     again: Option<Instant>,
 }
 
@@ -31,8 +31,10 @@ const FIRST_LATENCY: Duration = Duration::from_millis(30);
 /// Nanoseconds in which a latency loses most of its weight.
 const DECAY: f64 = 10e9;
 /// After a failure an endpoint attracts no calls for this long, and then one at a time until one is answered. Its average alone would
-/// keep it away for longer than it fails: next to endpoints that answer in a millisecond, for 85 s.
+/// keep it away for longer than it fails: next to endpoints that answer in a millisecond, for 85 s. The same holds after a peak.
 const AGAIN: Duration = Duration::from_secs(3);
+/// After a peak it is at least so many times its latency, so that a slow endpoint gets few calls.
+const AGAIN_AFTER_PEAK: u32 = 50;
 /// Nanoseconds that an idle endpoint costs at least, so that the calls that are running there count.
 const LEAST: f64 = 1e3;
 
@@ -55,11 +57,17 @@ impl Load {
     pub fn end(&self, latency: Duration, now: Instant) {
         self.cancel();
         let mut average = self.average();
+        let nanoseconds = latency.as_nanos() as f64;
+        let is_peak = average.at.is_some() && nanoseconds > average.latency;
         *average = if average.is_tried_again(now) {
             Average::of(latency, now)
         } else {
-            average.after(latency.as_nanos() as f64, now)
+            average.after(nanoseconds, now)
         };
+        if is_peak {
+            let rest = latency.saturating_mul(AGAIN_AFTER_PEAK).max(AGAIN);
+            average.again = now.checked_add(rest);
+        }
     }
 
     /// Counts a failure, or an answer that has to attract no further calls.
@@ -93,7 +101,7 @@ impl Load {
     pub fn cost(&self, now: Instant) -> f64 {
         let (average, pending) = (*self.average(), self.pending());
         if (average.at.is_none() || average.is_tried_again(now)) && pending == 0 {
-            // An endpoint that is new or has failed gets a call, and no further one before it has answered.
+            // An endpoint that is new, has failed or was late gets a call, and no further one before it has answered.
             return LEAST;
         }
         (average.latency * average.weight(now)).max(LEAST) * (pending as f64 + 1.0)
@@ -305,6 +313,22 @@ mod tests {
         load.cancel();
         load.cancel();
         assert_eq!(load.pending(), 0);
+    }
+
+    #[test]
+    fn an_endpoint_that_was_late_once_is_not_passed_over_for_long() {
+        let (late, now) = (Load::new(), Instant::now());
+        for latency in [MS, 100 * MS] {
+            late.begin();
+            late.end(latency, now);
+        }
+        assert_eq!(late.cost(now + 4_999 * MS), 100e6 * (-0.4999_f64).exp());
+        let again = now + 5_000 * MS;
+        assert_eq!(late.cost(again), LEAST, "50 times its latency later it gets a call");
+        late.begin();
+        assert!(late.cost(again) > 100e6, "and no second one before it has answered");
+        late.end(MS, again);
+        assert_eq!(late.cost(again), 1e6);
     }
 
     /// Of three endpoints one fails in a millisecond, and the others answer in ten.

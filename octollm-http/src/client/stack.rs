@@ -212,12 +212,19 @@ impl Retried {
         gone: &mut Vec<Arc<Site>>,
     ) -> Result<Reply, CallError> {
         let mut tried = Vec::new();
+        // The last failure is recorded as that of the attempt.
+        let mut passed_over = Vec::new();
         let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);
         let (mut attempts, mut used) = (0_u32, Usage::ZERO);
         loop {
             let now = Instant::now();
             let Some(position) = offers.choose(call, &tried, now, random()) else { break };
             let Some(offer) = offers.get(position) else { break };
+            for (kind, endpoint) in passed_over.drain(..) {
+                if let Some(record) = &call.explain {
+                    record.add(CallEvent::Failed { kind, endpoint: Some(endpoint) });
+                }
+            }
             if call.parts.attempt <= 1 && tried.is_empty() {
                 offer.site.budget.deposit();
             }
@@ -249,10 +256,7 @@ impl Retried {
                         gone.push(offer.site.clone());
                     }
                     tried.push(position);
-                    if let Some(record) = &call.explain {
-                        let endpoint = Some(offer.site.url.shared());
-                        record.add(CallEvent::Failed { kind: error.kind(), endpoint });
-                    }
+                    passed_over.push((error.kind(), offer.site.url.shared()));
                     refused = Some(more_hopeful(refused, error));
                 }
             }

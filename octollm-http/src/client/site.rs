@@ -325,7 +325,9 @@ impl<'a> Attempt<'a> {
         running.record(outcome, || now);
         match outcome {
             // This was the probe.
-            Outcome::Success if !was_closed && running.is_closed() => site.load.renew(duration, now),
+            Outcome::Success if !was_closed && running.is_closed() && !has_refused(answer) => {
+                site.load.renew(duration, now);
+            }
             Outcome::Ignored => site.load.cancel(),
             Outcome::Success if !has_refused(answer) => site.load.end(duration, now),
             _ => site.load.fail(duration, now),
@@ -361,10 +363,11 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Whether an endpoint that works did not take the call, which must attract no further ones.
+/// Whether an endpoint that works did not take the call, or has passed on the failure of another one: it must attract no further
+/// calls.
 fn has_refused(answer: &Result<Reply, CallError>) -> bool {
     let kinds = [ErrorKind::RateLimited, ErrorKind::ContractNotOffered, ErrorKind::NotFound];
-    answer.as_ref().is_err_and(|error| kinds.contains(&error.kind()))
+    answer.as_ref().is_err_and(|error| kinds.contains(&error.kind()) || error.kind().status() >= 500)
 }
 
 impl fmt::Debug for Site {

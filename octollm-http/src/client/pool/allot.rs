@@ -181,7 +181,9 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
 
     /// Removes a caller that no longer waits; `false` where it has been served meanwhile.
     pub(super) fn withdraw(&mut self, LaneId(lane): LaneId, ticket: Ticket) -> bool {
-        let queue = &mut self.lanes[lane].waiting;
+        // A lane whose callers were all taken out can be gone.
+        let Some(lane) = self.lanes.get_mut(lane) else { return false };
+        let queue = &mut lane.waiting;
         let Ok(place) = queue.binary_search_by_key(&ticket, |(ticket, _)| *ticket) else { return false };
         queue.remove(place);
         self.waiting -= 1;

@@ -30,6 +30,8 @@ pub struct ServerEvent {
 
 /// The largest line and the largest data of an event, in bytes.
 const LARGEST: usize = 1 << 20;
+/// Most bytes of the name and of the id of an event.
+const LARGEST_NAME: usize = 1 << 10;
 
 /// An event exceeds the limit.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,7 +55,7 @@ impl Parser {
     /// Reads a piece, and appends the events that end in it.
     ///
     /// # Errors
-    /// A line, or the data of an event, is too large.
+    /// A line, or the data, the name or the id of an event, is too large.
     pub(super) fn feed(
         &mut self,
         mut piece: &[u8],
@@ -104,6 +106,8 @@ impl Parser {
                 }
                 data.push_str(value);
             }
+            // Each event repeats the last id.
+            "event" | "id" if value.len() > LARGEST_NAME => return Err(TooLarge),
             "event" => value.clone_into(&mut self.event),
             "id" if !value.contains('\0') => value.clone_into(&mut self.id),
             "retry" if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) => {

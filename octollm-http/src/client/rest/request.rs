@@ -217,7 +217,7 @@ impl RestRequest {
     }
 
     /// Sends the request and returns the events of its answer (`text/event-stream`) as they arrive. A line and the data of an event may
-    /// have 1 MiB. The stream ends with the answer, or with one error; the request is not sent again then.
+    /// have 1 MiB, its name and its id 1 KiB. The stream ends with the answer, or with one error; the request is not sent again then.
     ///
     /// Between two pieces [`read_idle`](super::RestClientBuilder::read_idle) may pass. The stream as a whole has no limit but those of
     /// [`within`](Self::within) and [`within_context`](Self::within_context).

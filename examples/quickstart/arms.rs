@@ -43,7 +43,8 @@ impl Arm<TaskRequest> for Review {
     async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
         cx.phase(Phase::Planning);
         let plan = cx.call(PlanReview { goal: request.goal }).await?;
-        let output = PlanRunner::default().run(&plan, cx).await?;
+        // Two for each file.
+        let output = PlanRunner::new().max_calls(10_000)?.run(&plan, cx).await?;
         cx.phase(Phase::Synthesis);
         let files: Vec<String> = output.read("list")?;
         let judged: Option<Vec<FileReport>> = output.read("judge")?;

@@ -63,6 +63,15 @@ fn places(report: &Value, rule: &str) -> String {
 }
 
 #[test]
+fn the_command_of_the_readme_reviews_this_repository_and_larger_ones() {
+    let own = review(Path::new(env!("CARGO_MANIFEST_DIR")));
+    assert!(figure(&own, "files").is_some_and(|files| files > 400), "{own}");
+    let names: Vec<_> = (0..1_500).map(|number| format!("src/m{number}.rs")).collect();
+    let large = files(names.iter().map(|name| (&**name, "pub fn f() {}\n")));
+    assert_eq!(figure(&review(large.path()), "functions"), Some(1_500));
+}
+
+#[test]
 fn the_report_is_true_and_shows_no_secret() {
     let output = run(sample().path(), &["--json"]);
     let page = String::from_utf8(output.stdout).expect("UTF-8");

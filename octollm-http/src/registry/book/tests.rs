@@ -1,5 +1,7 @@
 //! Registrations against a reference that remembers everything that ever happened.
 
+use std::collections::BTreeSet;
+
 use octollm_core::contract::ContractCard;
 use proptest::prelude::*;
 
@@ -238,9 +240,9 @@ struct Accepted {
     proof: u8,
 }
 
-/// All that was accepted since an arm was cleared, in order.
+/// All that was accepted since an arm was cleared, in order, and the processes that are not forgotten.
 #[derive(Default)]
-struct Reference(Vec<Accepted>);
+struct Reference(Vec<Accepted>, BTreeSet<(usize, (usize, usize))>);
 
 impl Reference {
     fn last(&self, arm: usize, process: (usize, usize)) -> Option<&Accepted> {
@@ -249,6 +251,19 @@ impl Reference {
 
     fn is_alive(&self, arm: usize, process: (usize, usize), now: u64) -> bool {
         self.last(arm, process).is_some_and(|last| now < last.until)
+    }
+
+    /// Forgets the processes whose proofs can be shown no more, but for those that live and the last one of each arm.
+    fn forget(&mut self, now: u64) {
+        let rank = |(arm, process)| (self.is_alive(arm, process, now), self.born(arm, process));
+        let lasts: Vec<_> = (0..3)
+            .filter_map(|arm| self.1.iter().copied().filter(|one| one.0 == arm).max_by_key(|one| rank(*one)))
+            .collect();
+        let stays = |one: &(usize, (usize, usize))| {
+            let is_recent = self.last(one.0, one.1).is_some_and(|last| now - last.at <= 120);
+            self.is_alive(one.0, one.1, now) || lasts.contains(one) || is_recent
+        };
+        self.1 = self.1.iter().copied().filter(stays).collect();
     }
 
     fn works(&self, arm: usize, now: u64) -> bool {
@@ -317,14 +332,17 @@ proptest! {
                 Step::Pass(seconds) => {
                     now += seconds;
                     book.expire(at(now), TIME + i64::try_from(now).unwrap());
+                    reference.forget(now);
                 }
                 Step::Clear(arm) => {
                     let known = book.clear(at(now), ARMS[arm]).is_some();
                     prop_assert_eq!(known, seen_before[arm]);
                     reference.0.retain(|one| one.arm != arm);
+                    reference.1.retain(|one| one.0 != arm);
                 }
                 Step::Register { arm, endpoint, instance, thief, lifetime, works, proof } => {
                     let process = (endpoint, instance);
+                    reference.forget(now);
                     let mut card = card(ARMS[arm], &format!("http://{endpoint}"), &instance.to_string());
                     if !works {
                         card.status = ArmStatus::Unavailable;
@@ -357,10 +375,15 @@ proptest! {
                         (done, expected) => {
                             prop_assert_eq!(done.as_ref().map_err(|failure| failure.kind).copied(), expected);
                             if let Ok(is_new) = done {
-                                let is_known = reference.last(arm, process).is_some();
+                                let is_known = reference.1.contains(&(arm, process));
                                 if LIVES[lifetime] > 0 || is_known {
                                     let until = now + LIVES[lifetime];
                                     reference.0.push(Accepted { arm, process, thief, works, at: now, until, proof });
+                                }
+                                if LIVES[lifetime] > 0 {
+                                    reference.1.insert((arm, process));
+                                } else {
+                                    reference.forget(now);
                                 }
                                 if is_new {
                                     registered.push(arm);

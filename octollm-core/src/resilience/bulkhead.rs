@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::Future,
-    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,7 +16,10 @@ use tokio::{
 };
 use tower::{Layer, Service};
 
-use super::protocol::{Calls, Protocol, Refusal};
+use super::{
+    protocol::{Calls, Protocol, Refusal},
+    take_ready,
+};
 
 /// Limits how many calls run at once, so that one slow target cannot take all the room of its callers.
 ///
@@ -124,9 +126,7 @@ where
         let state = match self.running.clone().try_acquire_owned() {
             Ok(permit) => State::Running { call: self.service.call(request), permit },
             Err(_) => {
-                // The one that is ready makes the call.
-                let clone = self.service.clone();
-                let service = mem::replace(&mut self.service, clone);
+                let service = take_ready(&mut self.service);
                 let waiting = Waiting { service, request, protocol: self.protocol.clone() };
                 let acquire: Acquire = Box::pin(self.running.clone().acquire_owned());
                 State::Waiting { acquire, timer: sleep(self.wait), waiting: Some(waiting) }

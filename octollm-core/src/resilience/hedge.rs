@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::Future,
-    mem,
     pin::Pin,
     sync::{Arc, LazyLock},
     task::{Context, Poll},
@@ -18,6 +17,7 @@ use super::{
     Outcome, RetryBudget,
     protocol::{Calls, Protocol},
     sync::{Mutex, PoisonError},
+    take_ready,
 };
 use crate::meters::Counters;
 
@@ -132,9 +132,7 @@ where
     }
 
     fn call(&mut self, mut request: P::Request) -> Self::Future {
-        // The one that is ready makes the first call.
-        let clone = self.service.clone();
-        let mut first = mem::replace(&mut self.service, clone);
+        let mut first = take_ready(&mut self.service);
         let Rules { layer, latencies } = &*self.rules;
         layer.budget.deposit();
         let wait = latencies.lock().unwrap_or_else(PoisonError::into_inner).late();

@@ -30,6 +30,7 @@
 mod attempts;
 mod breaker;
 mod budget;
+mod ejection;
 mod bulkhead;
 mod hedge;
 mod load;
@@ -56,7 +57,8 @@ pub mod machines {
     pub use super::{
         attempts::{Attempts, FailedRequest, KeysHonoured, RetryPolicy},
         breaker::{Admitted, Breaker, BreakerLimits, Circuit, OnTransition},
-        load::{Ejection, Load, two_choices},
+        ejection::Ejection,
+        load::{Load, two_choices},
         policy::RetryLimits,
         protocol::outcome_of_failure,
         retry::Reported,
@@ -64,7 +66,10 @@ pub mod machines {
     pub use crate::{dropped::report, transport::sent_until};
 }
 
-use std::hash::{BuildHasher, RandomState};
+use std::{
+    hash::{BuildHasher, RandomState},
+    mem,
+};
 
 /// What threads meet at. The test with loom has its own.
 mod sync {
@@ -77,4 +82,10 @@ mod sync {
 /// At least 0 and below 1.
 fn random() -> f64 {
     (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// The service that was polled ready. A clone, which was not, takes its place.
+fn take_ready<S: Clone>(service: &mut S) -> S {
+    let clone = service.clone();
+    mem::replace(service, clone)
 }

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::Future,
-    mem,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -24,7 +23,7 @@ use super::{
     attempts::{Attempts, RetryPolicy},
     policy::RetryLimits,
     protocol::{Calls, Repeat},
-    random,
+    random, take_ready,
 };
 use crate::{
     contract::Keys,
@@ -238,9 +237,7 @@ where
     }
 
     fn call(&mut self, mut call: Call) -> Self::Future {
-        // The one that is ready makes the first attempt.
-        let clone = self.service.clone();
-        let mut service = mem::replace(&mut self.service, clone);
+        let mut service = take_ready(&mut self.service);
         let rules = self.rules.clone();
         let attempts = Attempts::new(&rules.policy, &call);
         if let Some(budget) = &rules.budget {
@@ -338,8 +335,7 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let clone = self.0.clone();
-        let mut service = mem::replace(&mut self.0, clone);
+        let mut service = take_ready(&mut self.0);
         Box::pin(async move {
             let (deadline, contract) = (call.parts.deadline, call.contract.clone());
             let attempt = async { service.ready().await?.call(call).await };

@@ -31,7 +31,7 @@ pub type OnTransition = dyn Fn(BreakerState) + Send + Sync;
 /// A breaker whose transitions and rejections are counted, and passed to a hook. Clones share the breaker.
 #[derive(Clone)]
 pub struct Circuit {
-    breaker: Arc<Named>,
+    named: Arc<Named>,
 }
 
 /// A breaker, and what it is called in metrics and logs. Metrics have no endpoints, which come and go without end.
@@ -53,12 +53,11 @@ impl Circuit {
         let is_named = name.is_some();
         let (arm, endpoint) = name.unwrap_or_default();
         let rejected = if is_named { REJECTED.with(&[&arm]) } else { Counter::default() };
-        let breaker =
-            Arc::new(Named { breaker: Breaker::new(limits), arm, endpoint, rejected, on_transition });
+        let named = Arc::new(Named { breaker: Breaker::new(limits), arm, endpoint, rejected, on_transition });
         if is_named {
-            STATES.add(&breaker);
+            STATES.add(&named);
         }
-        Self { breaker }
+        Self { named }
     }
 
     /// Admits a call: see [`Breaker::admit`].
@@ -66,7 +65,7 @@ impl Circuit {
     /// # Errors
     /// How long to wait before another one has a chance.
     pub fn admit(&self, clock: impl FnOnce() -> Instant) -> Result<Admitted, Duration> {
-        let named = &*self.breaker;
+        let named = &*self.named;
         let admitted = named.breaker.admit(clock);
         match &admitted {
             Ok(admitted) if admitted.begins_probing => named.changed(BreakerState::HalfOpen),
@@ -78,24 +77,24 @@ impl Circuit {
 
     /// Records an outcome: see [`Breaker::record`].
     pub fn record(&self, admitted: Admitted, outcome: Outcome, clock: impl FnOnce() -> Instant) {
-        if let Some(state) = self.breaker.breaker.record(admitted, outcome, clock) {
-            self.breaker.changed(state);
+        if let Some(state) = self.named.breaker.record(admitted, outcome, clock) {
+            self.named.changed(state);
         }
     }
 
     /// The state now: see [`Breaker::state`].
     pub fn state(&self, now: Instant) -> BreakerState {
-        self.breaker.breaker.state(now)
+        self.named.breaker.state(now)
     }
 
     /// Whether all calls are admitted.
     pub fn is_closed(&self) -> bool {
-        self.breaker.breaker.is_closed()
+        self.named.breaker.is_closed()
     }
 
     /// How long to wait before a call has a chance: see [`Breaker::retry_after`].
     pub fn retry_after(&self, clock: impl FnOnce() -> Instant) -> Option<Duration> {
-        self.breaker.breaker.retry_after(clock)
+        self.named.breaker.retry_after(clock)
     }
 }
 
@@ -132,9 +131,9 @@ fn text(state: BreakerState) -> &'static str {
 impl fmt::Debug for Circuit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Circuit")
-            .field("arm", &self.breaker.arm)
-            .field("endpoint", &self.breaker.endpoint)
-            .field("breaker", &self.breaker.breaker)
+            .field("arm", &self.named.arm)
+            .field("endpoint", &self.named.endpoint)
+            .field("breaker", &self.named.breaker)
             .finish_non_exhaustive()
     }
 }

@@ -19,9 +19,6 @@ use octollm_core::{
     transport::{Call, IdempotencyKey, Reply, StepKey, Transport},
 };
 use octollm_http::client::Target;
-use octollm_macros::TaskContract;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 use tower::{
@@ -34,7 +31,7 @@ use tower::{
     util::{MapErrLayer, MapRequestLayer},
 };
 
-use crate::peer::{Answer, Check, Peer, Verdict, arms, card, cause, check, judge, usual};
+use crate::peer::{Answer, Check, Peer, again, arms, card, cause, check, judge, usual};
 
 /// What a layer of calls wraps.
 type Calls = tower::util::BoxCloneSyncService<Call, Reply, CallError>;
@@ -244,17 +241,6 @@ async fn an_error_of_ours_passes_through_the_layers_as_it_is() {
         (error.kind(), error.arm(), error.endpoint()),
         (ErrorKind::Unavailable, Some("judge"), Some(&*peer.url))
     );
-}
-
-/// [`Check`], for callers that know it as idempotent.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
-#[task(name = "code.validate", output = Verdict, idempotent)]
-struct CheckAgain {
-    code: String,
-}
-
-fn again() -> CheckAgain {
-    CheckAgain { code: "fn main() {}".into() }
 }
 
 /// Fails the first calls in its way, then works.

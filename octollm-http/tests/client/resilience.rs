@@ -22,9 +22,6 @@ use octollm_http::{
     client::{Arms, ArmsBuilder, Protocol},
     resolve::{Endpoint, Resolver},
 };
-use octollm_macros::TaskContract;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
     sync::watch,
@@ -33,22 +30,11 @@ use tokio::{
 };
 use tower::BoxError;
 
-use crate::peer::{Answer, Check, Peer, Verdict, check, network, unused_host, usual};
+use crate::peer::{Answer, Check, Peer, Verdict, again, check, network, unused_host, usual};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 const BOTH: [Protocol; 2] = [Protocol::Http1, Protocol::Http2];
-
-/// [`Check`], for callers that know it as idempotent.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, TaskContract)]
-#[task(name = "code.validate", output = Verdict, idempotent)]
-struct CheckAgain {
-    code: String,
-}
-
-fn again() -> CheckAgain {
-    CheckAgain { code: "fn main() {}".into() }
-}
 
 /// An arm whose answers a test changes, each after a time.
 struct Switched {

@@ -1,6 +1,11 @@
 //! The URL of a service, and the requests below it.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use http::{
@@ -151,6 +156,13 @@ fn leads_upwards(path: &str) -> bool {
     let path = path.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase();
     let path = path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
     path.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
+}
+
+/// By its name: fields are not hashed.
+impl Hash for BaseUrl {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.name.hash(state);
+    }
 }
 
 impl fmt::Debug for BaseUrl {

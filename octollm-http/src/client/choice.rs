@@ -109,8 +109,8 @@ mod tests {
         assert_eq!(shares(&[Some(avoided), Some(open)], &[9.0, 0.0]), [10_000, 0]);
         assert_eq!(shares(&[None, Some(open)], &[0.0, 9.0]), [0, 10_000]);
         assert_eq!(shares(&[None, None], &[0.0, 0.0]), [0, 0]);
-        let dear = Rank::good(0, 5);
-        assert_eq!(shares(&[Some(dear), Some(GOOD), Some(Rank::good(1, 1))], &[0.0; 3]), [0, 10_000, 0]);
+        let expensive = Rank::good(0, 5);
+        assert_eq!(shares(&[Some(expensive), Some(GOOD), Some(Rank::good(1, 1))], &[0.0; 3]), [0, 10_000, 0]);
     }
 
     proptest! {

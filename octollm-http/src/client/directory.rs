@@ -25,14 +25,12 @@ use tokio::{
 };
 
 use super::{
-    authority::Authority,
     exchange::{Exchanger, Target},
-    follow::Follow,
     foreign,
-    known::{Known, Listed},
+    known::Known,
     offers::{self, Drift, Offer, Offers},
     pool::{ExchangeLimits, Origin, ServerHints},
-    site::{Around, Site},
+    site::{Judging, Listed, Site},
 };
 
 /// The arms with their endpoints and cards. It asks all endpoints in rounds, at the first call, and when an offer or the set of endpoints has
@@ -40,12 +38,10 @@ use super::{
 pub(super) struct Directory {
     itself: Weak<Self>,
     pub(super) exchanger: Exchanger,
-    pub(super) authority: Authority,
-    around: Around,
+    judging: Judging,
     time_limit: Duration,
     known: RwLock<Known>,
     round: watch::Sender<Round>,
-    follow: Follow,
     fingerprints: Mutex<HashMap<ContractRef, String>>,
     reported_drifts: Mutex<HashSet<(ContractRef, Arc<str>)>>,
 }
@@ -70,20 +66,18 @@ const MAX_CARD: usize = 1 << 20;
 impl Directory {
     pub(super) fn new(
         configured: Vec<Listed>,
-        follow: Follow,
-        (exchanger, authority): (Exchanger, Authority),
-        around: Around,
+        resolvers: usize,
+        exchanger: Exchanger,
+        judging: Judging,
         time_limit: Duration,
     ) -> Arc<Self> {
         let directory = Arc::new_cyclic(|itself| Self {
             itself: itself.clone(),
             exchanger,
-            authority,
-            around,
+            judging,
             time_limit,
-            known: RwLock::new(Known::new(follow.sources())),
+            known: RwLock::new(Known::new(resolvers)),
             round: watch::Sender::default(),
-            follow,
             fingerprints: Mutex::default(),
             reported_drifts: Mutex::default(),
         });
@@ -93,7 +87,6 @@ impl Directory {
 
     /// The offers of a contract, as far as they are known now.
     pub(super) fn offers(&self, contract: &ContractRef) -> Option<Arc<Offers>> {
-        self.follow.ensure(&self.itself);
         self.read(|known| known.offers.get(contract).cloned())
     }
 
@@ -134,7 +127,6 @@ impl Directory {
 
     /// Asks all arms again, unless that was done a moment ago.
     pub(super) async fn refresh(&self) {
-        self.follow.ensure(&self.itself);
         let first_sets = Instant::now() + self.time_limit;
         let mut round = self.begin_round();
         loop {
@@ -172,7 +164,7 @@ impl Directory {
     /// Replaces the endpoints of a source: 0 is the configuration. Returns when to ask the new ones for their cards.
     pub(super) fn replace(&self, source: usize, set: Vec<Listed>) -> Option<Instant> {
         let create =
-            |listed: &Listed, budget: &RetryBudget| Site::create(listed, budget, &self.around, &self.itself);
+            |listed: &Listed, budget: &RetryBudget| Arc::new(Site::new(listed, budget, &self.judging));
         let (gone, is_any_new, arms) = {
             let mut known = self.write();
             let (gone, is_any_new) = known.replace(source, set, create);
@@ -192,10 +184,6 @@ impl Directory {
     pub(super) fn has_failed(&self, source: usize) {
         self.write().has_failed(source);
         self.round.send_modify(|_| ());
-    }
-
-    pub(super) fn follow(&self) -> &Follow {
-        &self.follow
     }
 
     /// The difference between the caller's schemas of a contract and the arm's, which is logged once for each arm.

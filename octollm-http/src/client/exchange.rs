@@ -224,19 +224,11 @@ impl Exchanger {
         };
         let streaming =
             Streaming(Arc::new(Mutex::new(Streams { uploads: upload.is_some(), upload, download: None })));
-        request.extensions_mut().insert(target());
-        request.extensions_mut().insert(limits.hints);
         request.extensions_mut().insert(streaming.clone());
-        match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
-            Some(answer) => {
-                let answer = answer.map_err(ExchangeError::from)?;
-                let download = streaming.streams().download.take();
-                Ok(answer.map(|whole| {
-                    download.map_or(Received::Whole(whole), |body| Received::Streaming(Box::new(body)))
-                }))
-            }
-            None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),
-        }
+        let answer = through(service, request, limits, target()).await?;
+        let download = streaming.streams().download.take();
+        Ok(answer
+            .map(|whole| download.map_or(Received::Whole(whole), |body| Received::Streaming(Box::new(body)))))
     }
 
     /// Sends a request and reads its answer, until its deadline.
@@ -245,22 +237,30 @@ impl Exchanger {
     /// Dropping the future closes the connection, which the server sees.
     pub(crate) async fn send(
         &self,
-        mut request: Request<Bytes>,
+        request: Request<Bytes>,
         arm: &Arc<str>,
         limits: ExchangeLimits,
         target: impl FnOnce() -> Target,
     ) -> Result<Response<Bytes>, ExchangeError> {
         match &self.layered {
             None => self.pool.exchange(request, arm, limits).await,
-            Some(service) => {
-                request.extensions_mut().insert(target());
-                request.extensions_mut().insert(limits.hints);
-                match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
-                    Some(answer) => answer.map_err(Into::into),
-                    None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),
-                }
-            }
+            Some(service) => through(service, request, limits, target()).await,
         }
+    }
+}
+
+/// Sends a request through the layers of a user, until its deadline.
+async fn through(
+    service: &Exchange,
+    mut request: Request<Bytes>,
+    limits: ExchangeLimits,
+    target: Target,
+) -> Result<Response<Bytes>, ExchangeError> {
+    request.extensions_mut().insert(target);
+    request.extensions_mut().insert(limits.hints);
+    match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
+        Some(answer) => answer.map_err(Into::into),
+        None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),
     }
 }
 

@@ -15,28 +15,30 @@ use super::{
     authority::Authority,
     base_url::{BaseUrl, Fields},
     directory::{Directory, refresh_at},
-    known::Listed,
+    site::Listed,
 };
 use crate::resolve::{Endpoint, Resolver, Steady};
 
 /// The resolvers of a client. The tasks that follow them end with it.
 pub(super) struct Follow {
+    itself: Weak<Self>,
+    directory: Weak<Directory>,
     sources: Vec<Mutex<Option<Steady>>>,
     /// Number of resolvers that no task follows.
-    idle: Arc<AtomicUsize>,
+    idle: AtomicUsize,
     tasks: Mutex<Vec<AbortHandle>>,
-    pub(super) rules: Rules,
+    rules: Rules,
 }
 
 /// What an endpoint that is found has to comply with.
 pub(super) struct Rules {
     /// Arms that have endpoints in the configuration.
-    pub(super) configured: HashSet<String>,
+    configured: HashSet<String>,
     /// Fields of the requests to each arm.
-    pub(super) fields: HashMap<String, Fields>,
-    pub(super) authority: Authority,
+    fields: HashMap<String, Fields>,
+    authority: Authority,
     /// Whether requests go over TCP, where others can read what is not encrypted.
-    pub(super) over_tcp: bool,
+    over_tcp: bool,
     reported: Mutex<HashSet<String>>,
 }
 
@@ -44,34 +46,35 @@ pub(super) struct Rules {
 const MOST_REPORTED: usize = 1_000;
 
 impl Follow {
-    pub(super) fn new(resolvers: impl IntoIterator<Item = Steady>, rules: Rules) -> Self {
-        let sources: Vec<_> = resolvers.into_iter().map(|resolver| Mutex::new(Some(resolver))).collect();
-        let idle = Arc::new(AtomicUsize::new(sources.len()));
-        Self { sources, idle, tasks: Mutex::default(), rules }
-    }
-
-    /// Number of resolvers.
-    pub(super) fn sources(&self) -> usize {
-        self.sources.len()
+    pub(super) fn new(directory: &Arc<Directory>, resolvers: Vec<Steady>, rules: Rules) -> Arc<Self> {
+        Arc::new_cyclic(|itself| Self {
+            itself: itself.clone(),
+            directory: Arc::downgrade(directory),
+            idle: AtomicUsize::new(resolvers.len()),
+            sources: resolvers.into_iter().map(|resolver| Mutex::new(Some(resolver))).collect(),
+            tasks: Mutex::default(),
+            rules,
+        })
     }
 
     /// Spawns a task for each resolver that has none. Outside a runtime the next call does this.
-    pub(super) fn ensure(&self, directory: &Weak<Directory>) {
+    pub(super) fn ensure(&self) {
         if self.idle.load(Ordering::Relaxed) > 0 {
-            self.spawn(directory);
+            self.spawn();
         }
     }
 
-    fn spawn(&self, directory: &Weak<Directory>) {
+    fn spawn(&self) {
         let Ok(runtime) = Handle::try_current() else { return };
         for (number, source) in self.sources.iter().enumerate() {
             let resolver = source.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(resolver) = resolver {
                 self.idle.fetch_sub(1, Ordering::Relaxed);
-                let followed = Followed { directory: directory.clone(), number, resolver: Some(resolver) };
+                let followed = Followed { by: self.itself.clone(), number, resolver: Some(resolver) };
                 let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
                 tasks.retain(|task| !task.is_finished());
-                tasks.push(runtime.spawn(follow(followed)).abort_handle());
+                let following = follow(followed, self.directory.clone());
+                tasks.push(runtime.spawn(following).abort_handle());
             }
         }
     }
@@ -87,15 +90,14 @@ impl Drop for Follow {
 
 /// A resolver that a task follows. If the runtime of the task ends, another task can follow it.
 struct Followed {
-    directory: Weak<Directory>,
+    by: Weak<Follow>,
     number: usize,
     resolver: Option<Steady>,
 }
 
 impl Drop for Followed {
     fn drop(&mut self) {
-        let Some(directory) = self.directory.upgrade() else { return };
-        let follow = directory.follow();
+        let Some(follow) = self.by.upgrade() else { return };
         if let Some(source) = follow.sources.get(self.number) {
             *source.lock().unwrap_or_else(PoisonError::into_inner) = self.resolver.take();
             follow.idle.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +105,7 @@ impl Drop for Followed {
     }
 }
 
-async fn follow(mut followed: Followed) {
+async fn follow(mut followed: Followed, directory: Weak<Directory>) {
     // Source 0 is the configuration.
     let source = followed.number + 1;
     let mut ask = None;
@@ -113,16 +115,16 @@ async fn follow(mut followed: Followed) {
             None => resolver.next().await,
             Some(due) => tokio::select! {
                 next = resolver.next() => next,
-                () = refresh_at(&followed.directory, due) => {
+                () = refresh_at(&directory, due) => {
                     ask = None;
                     continue;
                 }
             },
         };
-        let Some(directory) = followed.directory.upgrade() else { return };
+        let (Some(directory), Some(by)) = (directory.upgrade(), followed.by.upgrade()) else { return };
         match next {
             Ok(set) => {
-                let listed = directory.follow().rules.apply(set);
+                let listed = by.rules.apply(set);
                 ask = directory.replace(source, listed).or(ask);
             }
             Err(error) => {

@@ -1,7 +1,7 @@
 //! What a client knows of its arms: their endpoints, from configuration and resolvers, with their cards, and the offers on these.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt::Write as _,
     sync::Arc,
     time::Duration,
@@ -19,7 +19,7 @@ use serde_json::json;
 use super::{
     base_url::BaseUrl,
     offers::{self, Offers},
-    site::Site,
+    site::{Listed, Listing, Site},
 };
 
 /// The arms of a client.
@@ -28,16 +28,6 @@ pub(super) struct Known {
     pub(super) offers: HashMap<ContractRef, Arc<Offers>>,
     /// The endpoints of configuration, then the last set of each resolver: `None` before its first answer.
     sets: Vec<Option<Vec<Listed>>>,
-}
-
-/// An endpoint as configuration or a resolver has it.
-#[derive(Clone)]
-pub(super) struct Listed {
-    pub(super) arm: Arc<str>,
-    pub(super) url: BaseUrl,
-    pub(super) weight: u32,
-    /// Its card, if it is not asked for it.
-    pub(super) card: Option<ArmCard>,
 }
 
 struct Arm {
@@ -69,7 +59,8 @@ impl Known {
     }
 
     /// Replaces the endpoints of one source. Endpoints that stay have their cards, their health and their connections still. Of an arm
-    /// that several sources list, the endpoints of the first one count. Returns those that are listed no longer, and whether there are new ones to ask.
+    /// that several sources list, the endpoints of the first one count. Returns those that are listed no longer, and whether there
+    /// are new ones to ask.
     pub(super) fn replace(
         &mut self,
         source: usize,
@@ -79,37 +70,30 @@ impl Known {
         if let Some(known) = self.sets.get_mut(source) {
             *known = Some(set);
         }
-        let mut before: Vec<Learned> = Vec::new();
+        let mut before: HashMap<Listing, Learned> = HashMap::new();
         let mut arms: HashMap<Arc<str>, Arm> = HashMap::new();
         for mut arm in self.arms.drain(..) {
             arm.last_card = arm.endpoints.iter().find_map(|learned| learned.card.clone()).or(arm.last_card);
-            before.append(&mut arm.endpoints);
+            before.extend(arm.endpoints.drain(..).map(|learned| (learned.site.listing(), learned)));
             arms.insert(arm.id.clone(), arm);
         }
-        let mut is_any_new = false;
-        for (source, set) in self.sets.iter().enumerate() {
+        let (mut places, mut listings, mut is_any_new) = (HashMap::new(), HashSet::new(), false);
+        for set in &self.sets {
+            // The arms of earlier sources are before these.
+            let first = self.arms.len();
             for listed in set.iter().flatten() {
-                let is_elsewhere =
-                    |set: &Option<Vec<Listed>>| set.iter().flatten().any(|other| other.arm == listed.arm);
-                if self.sets.iter().take(source).any(is_elsewhere) {
-                    continue;
-                }
-                let position = self.arms.iter().position(|arm| arm.id == listed.arm).unwrap_or_else(|| {
+                let place = *places.entry(listed.arm.clone()).or_insert_with(|| {
                     self.arms.push(arms.remove(&listed.arm).unwrap_or_else(|| Arm::new(&listed.arm)));
                     self.arms.len() - 1
                 });
-                let arm = &mut self.arms[position];
-                let is_same = |learned: &Learned| learned.site.is(&listed.arm, &listed.url, listed.weight);
-                if arm.endpoints.iter().any(is_same) {
+                if place < first || !listings.insert(listed.listing()) {
                     continue;
                 }
-                let mut learned = match before.iter().position(is_same) {
-                    Some(place) => before.swap_remove(place),
-                    None => {
-                        is_any_new |= listed.card.is_none();
-                        Learned::new(create(listed, &arm.budget))
-                    }
-                };
+                let arm = &mut self.arms[place];
+                let mut learned = before.remove(&listed.listing()).unwrap_or_else(|| {
+                    is_any_new |= listed.card.is_none();
+                    Learned::new(create(listed, &arm.budget))
+                });
                 if let Some(card) = &listed.card {
                     (learned.is_fixed, learned.card) = (true, Some(reached_at(card.clone(), &listed.url)));
                 }
@@ -117,7 +101,7 @@ impl Known {
             }
         }
         self.list_offers();
-        (before.into_iter().map(|gone| gone.site).collect(), is_any_new)
+        (before.into_values().map(|gone| gone.site).collect(), is_any_new)
     }
 
     /// Whether a resolver has not answered yet.

@@ -8,11 +8,14 @@ mod base_url;
 mod authority;
 mod env;
 mod choice;
+mod circuit;
 mod site;
 mod offers;
 mod known;
-mod follow;
+mod configured;
 mod directory;
+mod follow;
+mod send;
 mod stack;
 mod rest;
 mod orchestrator_client;
@@ -24,7 +27,7 @@ use std::{ffi::OsStr, fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use octollm_core::{
-    __private::settings::{SERVICE_LINK, Vars, is_service_link},
+    __private::settings::Vars,
     Context,
     bus::EventBus,
     card::ArmCard,
@@ -32,7 +35,6 @@ use octollm_core::{
     contract::{ContractCard, ContractRef, TaskContract},
     deadline::Deadline,
     error::{CallError, ConfigError},
-    id::is_arm_id,
     parts::{Caller, ContextParts},
     transport::{Call, Reply, Transport},
 };
@@ -42,12 +44,12 @@ use tower::{BoxError, Layer, Service};
 pub(crate) use self::exchange::Requests;
 use self::{
     authority::Authority,
-    base_url::BaseUrl,
+    configured::{Configured, Named, PREFIX, arm_variables},
     directory::Directory,
     exchange::{Exchange, request_setters},
     follow::{Follow, Rules},
-    known::Listed,
-    site::{Around, CallLayer, CallService, Calling},
+    send::Sender,
+    site::{CallLayer, CallService, Calling, Judging},
     stack::{Carrier, call_layer},
 };
 #[cfg(feature = "otel")]
@@ -63,7 +65,7 @@ pub use self::{
 };
 use crate::{
     limits::limits_setters,
-    resolve::{self, Resolver, Steady},
+    resolve::{Resolver, Steady},
 };
 
 pub(crate) use self::env::ORCHESTRATOR_URL;
@@ -88,6 +90,7 @@ struct Shared {
     carrier: Carrier,
     authority: Authority,
     directory: Arc<Directory>,
+    follow: Arc<Follow>,
 }
 
 impl Arms {
@@ -199,6 +202,7 @@ impl Transport for Shared {
     }
 
     async fn cards(&self) -> Vec<ArmCard> {
+        self.follow.ensure();
         self.directory.refresh().await;
         self.directory.cards()
     }
@@ -230,15 +234,6 @@ pub struct ArmsBuilder {
 }
 
 request_setters!(ArmsBuilder);
-
-/// An arm as it was added.
-struct Named {
-    /// Name in errors: that of the variable, or the id of the arm.
-    name: String,
-    id: String,
-    urls: Vec<String>,
-    serves: Option<ContractCard>,
-}
 
 impl ArmsBuilder {
     /// Adds an arm with its id and its URL, or several URLs separated by commas. The arm is asked for its contracts.
@@ -419,15 +414,14 @@ impl ArmsBuilder {
             listed.push(endpoint);
         }
         let ids = listed.iter().map(|endpoint| endpoint.arm.to_string()).collect();
-        let resolvers = resolvers.into_iter().map(|resolver| Steady::new(resolver, grace));
-        let follow = Follow::new(resolvers, Rules::new(ids, fields, authority.clone(), over_tcp));
-        let has_layers_below = !below.is_empty();
+        let resolvers: Vec<_> = resolvers.into_iter().map(|resolver| Steady::new(resolver, grace)).collect();
         let (retries, breaker) = (requests.config.retry_limits(), requests.config.breaker_limits());
-        let sending = (requests.build()?, authority.clone());
-        let directory =
-            Directory::new(listed, follow, sending, Around { layers: below, breaker, bus }, time_limit);
-        let carrier = Carrier::new(&directory, retries, &above, has_layers_below);
-        Ok(Arms(Arc::new(Shared { carrier, authority, directory })))
+        let (exchanger, judging) = (requests.build()?, Judging { breaker, bus });
+        let directory = Directory::new(listed, resolvers.len(), exchanger, judging, time_limit);
+        let follow = Follow::new(&directory, resolvers, Rules::new(ids, fields, authority.clone(), over_tcp));
+        let sender = Sender::new(directory.clone(), authority.clone(), below);
+        let carrier = Carrier::new(sender, follow.clone(), retries, &above);
+        Ok(Arms(Arc::new(Shared { carrier, authority, directory, follow })))
     }
 }
 
@@ -438,119 +432,5 @@ impl fmt::Debug for ArmsBuilder {
             .field("arms", &self.arms)
             .field("config", &self.requests.config)
             .finish_non_exhaustive()
-    }
-}
-
-const PREFIX: &str = "OCTOLLM_ARM_";
-
-/// Reads the variables `OCTOLLM_ARM_<ID>=url[,url]`, sorted by name.
-fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
-    variables: impl IntoIterator<Item = (K, V)>,
-) -> Result<Vec<Named>, ConfigError> {
-    let mut arms = Vec::new();
-    for (name, value) in variables {
-        let name = name.as_ref().to_string_lossy();
-        let Some(id) = name.strip_prefix(PREFIX) else { continue };
-        if is_service_link(&name, value.as_ref().to_str()) {
-            return Err(ConfigError::new(name.into_owned(), SERVICE_LINK));
-        }
-        let arm_id = id.to_ascii_lowercase().replace('_', "-");
-        let Some(value) = value.as_ref().to_str() else {
-            return Err(ConfigError::new(name.into_owned(), "is not UTF-8"));
-        };
-        let urls = value.split(',').map(|url| url.trim().to_owned()).collect();
-        arms.push(Named { name: name.into_owned(), id: arm_id, urls, serves: None });
-    }
-    arms.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(arms)
-}
-
-/// The endpoints of the arms that were added by their ids.
-#[derive(Default)]
-struct Configured(Vec<Listed>);
-
-impl Configured {
-    /// Adds an arm, and returns the resolvers for its URLs that stand for one.
-    fn add(&mut self, named: Named) -> Result<Vec<Box<dyn Resolver>>, ConfigError> {
-        let Named { name, id, urls, serves } = named;
-        if !is_arm_id(&id) {
-            return Err(ConfigError::new(name, "is not an arm id of lower-case letters, digits and dashes"));
-        }
-        let (mut endpoints, mut resolvers) = (Vec::new(), Vec::new());
-        for url in &urls {
-            match resolve::parse(&id, url).map_err(|error| error.for_setting(name.clone()))? {
-                Some(resolver) => resolvers.push(resolver),
-                None => endpoints
-                    .push(BaseUrl::parse(url).map_err(|problem| ConfigError::new(name.clone(), problem))?),
-            }
-        }
-        if !resolvers.is_empty() && (!endpoints.is_empty() || serves.is_some()) {
-            return Err(ConfigError::new(name, "mixes URLs of DNS with others"));
-        }
-        let card = serves.map(|contract| with_contract(ArmCard::new(&*id), contract));
-        let known: Vec<_> = self.0.iter_mut().filter(|known| *known.arm == *id).collect();
-        if known.is_empty() {
-            let arm: Arc<str> = id.into();
-            let listed = |url| Listed { arm: arm.clone(), url, weight: 1, card: card.clone() };
-            self.0.extend(endpoints.into_iter().map(listed));
-            return Ok(resolvers);
-        }
-        let are_same = known.iter().map(|known| &known.url).eq(&endpoints);
-        for known in known {
-            match (&mut known.card, &card) {
-                (Some(known), Some(card)) if are_same => {
-                    card.contracts
-                        .iter()
-                        .for_each(|contract| *known = with_contract(known.clone(), contract.clone()));
-                }
-                _ => return Err(ConfigError::new(name, "names an arm that is set already")),
-            }
-        }
-        Ok(Vec::new())
-    }
-
-    /// # Errors
-    /// A header is for none of the arms.
-    fn check_headers(&self, headers: &[(String, String, String)]) -> Result<(), ConfigError> {
-        match headers.iter().find(|(arm, ..)| !self.0.iter().any(|known| *known.arm == **arm)) {
-            Some((arm, ..)) => Err(ConfigError::new(arm.clone(), "has a header, but is not among the arms")),
-            None => Ok(()),
-        }
-    }
-}
-
-fn with_contract(mut card: ArmCard, contract: ContractCard) -> ArmCard {
-    if !card.capabilities.contains(&contract.name) {
-        card.capabilities.push(contract.name.clone());
-    }
-    card.contracts.push(contract);
-    card
-}
-
-impl fmt::Debug for Named {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // No URLs: they are not checked yet for credentials.
-        f.write_str(&self.name)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn arms_are_sorted_and_have_one_url_or_several() {
-        let arms = arm_variables([
-            ("PATH", "/bin"),
-            ("OCTOLLM_ARM_JUDGE", "http://judge:8103"),
-            ("OCTOLLM_ARM_CODE_REVIEWER", "http://a:1, http://b:2"),
-        ])
-        .unwrap();
-        assert_eq!(arms.len(), 2);
-        assert_eq!(arms[0].id, "code-reviewer");
-        assert_eq!(arms[0].urls, ["http://a:1", "http://b:2"]);
-        assert_eq!(arms[1].name, "OCTOLLM_ARM_JUDGE");
-        let link = arm_variables([("OCTOLLM_ARM_JUDGE_SERVICE_HOST", "10.0.0.1")]).unwrap_err();
-        assert!(link.to_string().contains("enableServiceLinks"));
     }
 }

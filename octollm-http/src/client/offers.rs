@@ -89,12 +89,7 @@ impl Offers {
         }
     }
 
-    /// Whether there is more than one endpoint.
-    pub(super) fn are_several(&self) -> bool {
-        self.offers.len() > 1
-    }
-
-    pub(super) fn sites(&self) -> impl Iterator<Item = &Site> {
+    pub(super) fn sites(&self) -> impl ExactSizeIterator<Item = &Site> {
         self.offers.iter().map(|offer| &*offer.site)
     }
 

@@ -1,40 +1,29 @@
-//! One endpoint of an arm: its health, and the calls that are sent there.
+//! One endpoint of an arm, and its health.
 
 use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use http::header::AUTHORIZATION;
 use octollm_core::{
     __private::machines::{Admitted, BreakerLimits, Circuit, Ejection, Load},
-    budget::Usage,
     bus::EventBus,
-    error::{CallError, ErrorKind, Failure},
-    event::Event,
-    explain::CallEvent,
-    resilience::{BreakerState, Calls, Outcome, Protocol, Refusal, RetryBudget},
+    card::ArmCard,
+    error::{CallError, ErrorKind},
+    resilience::{Calls, Outcome, Protocol, RetryBudget},
     transport::{Call, Reply},
 };
-use serde_json::json;
-use tokio::{
-    runtime::Handle,
-    time::{Instant, timeout},
-};
-use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
+use tokio::time::Instant;
+use tower::util::BoxCloneSyncService;
 
 use super::{
     base_url::BaseUrl,
     choice::Rank,
-    directory::Directory,
-    exchange::{read_answer, unreadable},
-    known::Listed,
-    metrics::{Metered, SendSpan},
-    offers::{Offer, Offers},
-    pool::{ExchangeError, ExchangeLimits, ServerHints},
+    circuit::circuit,
+    metrics::{CallMeter, Metered},
 };
 
 /// The future of a call.
@@ -46,14 +35,31 @@ pub(super) type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 /// A layer of a user, above or below the choice of an endpoint.
 pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
 
-/// What is around each endpoint.
-pub(super) struct Around {
-    /// Layers of a user, from the innermost.
-    pub(super) layers: Vec<CallLayer>,
+/// How the health of each endpoint is judged.
+pub(super) struct Judging {
     /// `None` without circuit breakers.
     pub(super) breaker: Option<BreakerLimits>,
     /// Receives the changes of circuit breakers.
     pub(super) bus: Option<Arc<dyn EventBus>>,
+}
+
+/// An endpoint as configuration or a resolver has it.
+#[derive(Clone)]
+pub(super) struct Listed {
+    pub(super) arm: Arc<str>,
+    pub(super) url: BaseUrl,
+    pub(super) weight: u32,
+    /// Its card, if it is not asked for it.
+    pub(super) card: Option<ArmCard>,
+}
+
+/// The arm, the URL and the weight of an endpoint. One that has the same as before is the same.
+pub(super) type Listing = (Arc<str>, BaseUrl, u32);
+
+impl Listed {
+    pub(super) fn listing(&self) -> Listing {
+        (self.arm.clone(), self.url.clone(), self.weight)
+    }
 }
 
 /// One endpoint of one arm. It is forgotten when its arm moves away; what is running there goes on.
@@ -66,50 +72,28 @@ pub(super) struct Site {
     ejection: Ejection,
     /// That of the arm.
     pub(super) budget: RetryBudget,
-    /// The layers of a user around this endpoint, if there are any. Without layers nothing is boxed.
-    layered: OnceLock<CallService>,
-    directory: Weak<Directory>,
+    /// The layers of a user around this endpoint, from its first call on, if there are any.
+    pub(super) layered: OnceLock<CallService>,
 }
 
 impl Site {
-    pub(super) fn create(
-        listed: &Listed,
-        budget: &RetryBudget,
-        around: &Around,
-        directory: &Weak<Directory>,
-    ) -> Arc<Self> {
-        let site = Arc::new(Self {
-            arm: listed.arm.clone(),
-            url: listed.url.clone(),
-            weight: listed.weight,
-            breaker: around.breaker.map(|limits| {
-                breaker(limits, (listed.arm.clone(), listed.url.shared()), around.bus.as_ref())
-            }),
+    pub(super) fn new(listed: &Listed, budget: &RetryBudget, judging: &Judging) -> Self {
+        let Listed { arm, url, weight, .. } = listed;
+        let name = || (arm.clone(), url.shared());
+        Self {
+            arm: arm.clone(),
+            url: url.clone(),
+            weight: *weight,
+            breaker: judging.breaker.map(|limits| circuit(limits, name(), judging.bus.as_ref())),
             load: Load::new(),
             ejection: Ejection::new(),
             budget: budget.clone(),
             layered: OnceLock::new(),
-            directory: directory.clone(),
-        });
-        if !around.layers.is_empty() {
-            let weak = Arc::downgrade(&site);
-            let inner = service_fn(move |call: Call| {
-                let site = weak.upgrade();
-                async move {
-                    match &site {
-                        Some(site) => site.carry(&call).await,
-                        None => Err(CallError::new(call.contract, Failure::of(ErrorKind::Unavailable))),
-                    }
-                }
-            });
-            let _ = site.layered.set(layered(CallService::new(inner), &around.layers));
         }
-        site
     }
 
-    /// Whether this is the endpoint of the arm at this URL, with this weight.
-    pub(super) fn is(&self, arm: &str, url: &BaseUrl, weight: u32) -> bool {
-        *self.arm == *arm && self.url == *url && self.weight == weight
+    pub(super) fn listing(&self) -> Listing {
+        (self.arm.clone(), self.url.clone(), self.weight)
     }
 
     /// The rank by its card, with what is known of its health.
@@ -127,165 +111,6 @@ impl Site {
             0.0
         }
     }
-
-    /// Sends a call to the path of an offer, through the layers of the user.
-    pub(super) async fn send(
-        &self,
-        directory: &Directory,
-        offer: &Offer,
-        call: &Call,
-    ) -> Result<Reply, CallError> {
-        match self.layered.get() {
-            None => self.exchange(directory, offer, call).await,
-            Some(service) => service.clone().oneshot(call.clone()).await,
-        }
-    }
-
-    /// Sends a call to the path that the arm's card names now.
-    async fn carry(&self, call: &Call) -> Result<Reply, CallError> {
-        let directory = self.directory.upgrade();
-        let offers = directory.as_ref().and_then(|directory| directory.offers(&call.contract));
-        match (&directory, offers.as_ref().and_then(|offers| offers.at_site(self))) {
-            (Some(directory), Some(offer)) => self.exchange(directory, offer, call).await,
-            _ => {
-                let failure = Failure::of(ErrorKind::ContractNotOffered).before_execution();
-                Err(self.failed(call, failure))
-            }
-        }
-    }
-
-    /// Writes a call as an HTTP request, and reads its answer.
-    async fn exchange(&self, directory: &Directory, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
-        let drift = directory.drift(&call.contract, offer, call.spec.as_ref());
-        let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
-        let hints =
-            ServerHints { address: self.url.address(), speaks_http2: offer.callee.instance.is_some() };
-        let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints };
-        let target = || offer.target(call, work);
-        let mut request = offer.request(call);
-        let scope = [&*offer.scope];
-        let scopes = if offer.scope.is_empty() { &[][..] } else { &scope };
-        if !self.url.has_authorization() {
-            let authorized = directory.authority.add(
-                request.headers_mut(),
-                &call.parts.caller,
-                Some(scopes),
-                &offer.callee,
-            );
-            authorized.map_err(|failure| self.failed(call, failure))?;
-        }
-        if let Some(record) = &call.explain {
-            let has_token = request.headers().contains_key(AUTHORIZATION) && !self.url.has_authorization();
-            record.add(CallEvent::Sent {
-                arm: self.arm.clone(),
-                endpoint: self.url.shared(),
-                attempt: call.parts.attempt,
-                scopes: scopes.iter().filter(|_| has_token).map(|scope| (*scope).to_owned()).collect(),
-            });
-        }
-        let place = (&*self.arm, self.url.as_str());
-        let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
-        let sent = directory.exchanger.send(request, &self.arm, limits, target).await;
-        span.end(&sent);
-        let response = match sent {
-            Ok(response) => response,
-            Err(error) => {
-                // The usage is lost with the reply.
-                let ExchangeError { failure, cause } = error;
-                let usage = if failure.may_have_executed { Usage::UNMETERED } else { Usage::ZERO };
-                let error = self.failed(call, *failure).with_usage(usage);
-                return Err(match cause {
-                    Some(cause) => error.with_source(cause),
-                    None => error,
-                });
-            }
-        };
-        let (output, usage) = read_answer(response, call.reads);
-        let output = output.and_then(|output| match drift.and_then(|_| (call.reads)(&output).err()) {
-            // A difference of schemas may or may not concern this output.
-            Some(error) => Err(unreadable(&error)),
-            None => Ok(output),
-        });
-        match output {
-            Ok(output) => Ok(Reply::new(output, Arc::clone(&self.arm), self.url.shared()).with_usage(usage)),
-            Err(mut failure) => {
-                if let Some(drift) = drift {
-                    drift.explain(&mut failure);
-                }
-                Err(self.failed(call, failure).with_usage(usage))
-            }
-        }
-    }
-
-    /// The error of a call that its breaker rejects.
-    pub(super) fn rejected(&self, call: &Call, wait: Duration) -> CallError {
-        if let Some(record) = &call.explain {
-            record.add(CallEvent::CircuitOpen { endpoint: self.url.shared(), retry_after: wait });
-        }
-        Calls
-            .refused(call, Refusal::CircuitOpen { retry_after: wait })
-            .with_arm(&*self.arm)
-            .with_endpoint(self.url.as_str())
-            .with_attempts(0)
-    }
-
-    fn failed(&self, call: &Call, failure: Failure) -> CallError {
-        CallError::new(call.contract.clone(), failure).with_arm(&*self.arm).with_endpoint(self.url.as_str())
-    }
-}
-
-/// The breaker of an endpoint. Its openings and closings are logged, and published on a bus.
-pub(super) fn breaker(
-    limits: BreakerLimits,
-    (arm, endpoint): (Arc<str>, Arc<str>),
-    bus: Option<&Arc<dyn EventBus>>,
-) -> Circuit {
-    let bus = bus.cloned();
-    let name = Some((arm.clone(), endpoint.clone()));
-    let changed = move |state| {
-        let retry_after = match state {
-            BreakerState::Open { retry_after } => {
-                tracing::warn!(%arm, %endpoint, ?retry_after, "a circuit breaker has opened");
-                Some(retry_after)
-            }
-            BreakerState::Closed => {
-                tracing::info!(%arm, %endpoint, "a circuit breaker has closed");
-                None
-            }
-            BreakerState::HalfOpen => return,
-        };
-        if let (Some(bus), Ok(runtime)) = (&bus, Handle::try_current()) {
-            runtime.spawn(publish(bus.clone(), arm.clone(), endpoint.clone(), retry_after));
-        }
-    };
-    Circuit::new(limits, name, Some(Arc::new(changed)))
-}
-
-/// Publishes that a breaker has opened, or closed where there is nothing to wait for.
-async fn publish(bus: Arc<dyn EventBus>, arm: Arc<str>, endpoint: Arc<str>, retry_after: Option<Duration>) {
-    let milliseconds = retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-    let data = json!({ "arm_id": arm, "endpoint": endpoint, "retry_after_ms": milliseconds });
-    let event_type = if retry_after.is_some() { "circuit.opened" } else { "circuit.closed" };
-    let published = match Event::new(event_type, "client", data) {
-        Ok(event) => timeout(PUBLISH, bus.publish(event.with_subject(&*arm))).await,
-        Err(error) => {
-            tracing::error!(%error, "event cannot be written");
-            return;
-        }
-    };
-    match published {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "a change of a circuit breaker could not be published"),
-        Err(_) => tracing::warn!("a change of a circuit breaker could not be published in time"),
-    }
-}
-
-/// Time limit on publishing an event.
-const PUBLISH: Duration = Duration::from_secs(1);
-
-/// Adds layers around a service. The last one is the outermost.
-pub(super) fn layered(inner: CallService, layers: &[CallLayer]) -> CallService {
-    layers.iter().fold(inner, |inner, layer| layer(inner))
 }
 
 /// An attempt at an endpoint. If it is dropped it counts as cancelled, and nothing is learned of the endpoint.
@@ -307,15 +132,18 @@ impl<'a> Attempt<'a> {
     ///
     /// # Errors
     /// The time after which the breaker admits a probe.
-    pub(super) fn begin(offer: &'a Offer, now: Instant) -> Result<Self, Duration> {
-        let site = &*offer.site;
+    pub(super) fn begin(site: &'a Site, meter: &'a CallMeter, now: Instant) -> Result<Self, Duration> {
         let admitted = site.breaker.as_ref().map(|breaker| breaker.admit(|| now)).transpose()?;
         site.load.begin();
-        Ok(Self { metered: offer.meter.begin(now), running: Running { site, admitted, has_ended: false } })
+        Ok(Self { metered: meter.begin(now), running: Running { site, admitted, has_ended: false } })
     }
 
-    /// Ends the attempt. Where it was one of several endpoints, those that are worse than the others are ejected.
-    pub(super) fn end(self, answer: &Result<Reply, CallError>, offers: &Offers) {
+    /// Ends the attempt at one endpoint of a set. Where there are several, those that are worse than the others are ejected.
+    pub(super) fn end<'s>(
+        self,
+        answer: &Result<Reply, CallError>,
+        set: impl ExactSizeIterator<Item = &'s Site>,
+    ) {
         let Self { metered, mut running } = self;
         let (site, now) = (running.site, Instant::now());
         let duration = metered.end(answer, now);
@@ -324,19 +152,18 @@ impl<'a> Attempt<'a> {
         let was_closed = running.is_closed();
         running.record(outcome, || now);
         match outcome {
-            // This was the probe.
-            Outcome::Success if !was_closed && running.is_closed() && !has_refused(answer) => {
-                site.load.renew(duration, now);
-            }
             Outcome::Ignored => site.load.cancel(),
-            Outcome::Success if !has_refused(answer) => site.load.end(duration, now),
+            Outcome::Success if !has_refused(answer) => {
+                let was_probe = !was_closed && running.is_closed();
+                if was_probe { site.load.renew(duration, now) } else { site.load.end(duration, now) }
+            }
             _ => site.load.fail(duration, now),
         }
-        if offers.are_several() && outcome != Outcome::Ignored {
+        if set.len() > 1 && outcome != Outcome::Ignored {
             let is_failure = outcome == Outcome::Failure;
             site.ejection.record(!is_failure, now);
             if is_failure {
-                Ejection::eject(offers.sites().map(|site| &site.ejection), now);
+                Ejection::eject(set.map(|site| &site.ejection), now);
             }
         }
     }

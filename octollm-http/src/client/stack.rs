@@ -24,9 +24,11 @@ use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use super::{
     choice::random,
     directory::Directory,
+    follow::Follow,
     metrics::unplaced,
     offers::Offers,
-    site::{Attempt, CallLayer, CallService, Calling, Site, layered},
+    send::{Sender, circuit_open, layered},
+    site::{Attempt, CallLayer, CallService, Calling, Site},
 };
 
 /// Carries calls to the arms of a directory.
@@ -38,9 +40,9 @@ pub(super) struct Carrier {
 
 /// Makes the attempts of each call.
 struct Retried {
-    directory: Arc<Directory>,
+    sender: Sender,
+    follow: Arc<Follow>,
     policy: RetryPolicy,
-    has_layers_below: bool,
 }
 
 /// Erases the type of a layer. An error other than [`CallError`] becomes the source of one.
@@ -55,19 +57,11 @@ where
 }
 
 impl Carrier {
-    pub(super) fn new(
-        directory: &Arc<Directory>,
-        limits: RetryLimits,
-        above: &[CallLayer],
-        has_layers_below: bool,
-    ) -> Self {
-        let cards = Arc::clone(directory);
+    pub(super) fn new(sender: Sender, follow: Arc<Follow>, limits: RetryLimits, above: &[CallLayer]) -> Self {
+        let cards = sender.directory().clone();
         let honoured: Arc<KeysHonoured> = Arc::new(move |call| cards.keys(&call.contract));
-        let retried = Arc::new(Retried {
-            directory: Arc::clone(directory),
-            policy: RetryPolicy { limits, honoured: Some(honoured) },
-            has_layers_below,
-        });
+        let policy = RetryPolicy { limits, honoured: Some(honoured) };
+        let retried = Arc::new(Retried { sender, follow, policy });
         let shared = retried.clone();
         let layered = (!above.is_empty()).then(|| {
             let inner = service_fn(move |call: Call| {
@@ -82,7 +76,7 @@ impl Carrier {
     /// # Cancel safety
     /// Dropping the future cancels the call.
     pub(super) fn call(&self, call: Call) -> Calling<'_> {
-        if self.layered.is_none() && !self.retried.has_layers_below {
+        if self.layered.is_none() && !self.retried.sender.has_layers() {
             // The steps below end at the deadline themselves, with errors that state more.
             return Box::pin(self.retried.carry(call));
         }
@@ -109,7 +103,7 @@ impl Retried {
         // What is below would multiply them.
         call.retry = Some(0);
         // Only a layer can go on from a handle.
-        let reported = self.has_layers_below.then(|| Reported::watch(&mut call));
+        let reported = self.sender.has_layers().then(|| Reported::watch(&mut call));
         match self.once(&call).await {
             Err(error) if attempts.allowed() > 0 => {
                 Box::pin(self.retry(call, attempts, reported, error)).await
@@ -147,13 +141,18 @@ impl Retried {
 
     /// The budget of the arm that has failed. Where none was found there is no load to bound: all calls wait for the same cards.
     fn budget(&self, call: &Call, error: &CallError) -> Option<RetryBudget> {
-        let offers = self.directory.offers(&call.contract)?;
+        let offers = self.directory().offers(&call.contract)?;
         offers.sites().find(|site| Some(&*site.arm) == error.arm()).map(|site| site.budget.clone())
+    }
+
+    fn directory(&self) -> &Directory {
+        self.sender.directory()
     }
 
     /// Makes one attempt.
     async fn once(&self, call: &Call) -> Result<Reply, CallError> {
-        let offers = match self.directory.offers(&call.contract) {
+        self.follow.ensure();
+        let offers = match self.directory().offers(&call.contract) {
             Some(offers) => offers,
             // Boxed, since small futures are moved at less cost.
             None => Box::pin(self.find(call)).await?,
@@ -168,7 +167,7 @@ impl Retried {
                 Box::pin(self.again(&offers, call, &gone, error)).await
             }
             tried => {
-                self.directory.refresh_later();
+                self.directory().refresh_later();
                 tried
             }
         }
@@ -183,11 +182,11 @@ impl Retried {
         gone: &[Arc<Site>],
         error: CallError,
     ) -> Result<Reply, CallError> {
-        let refreshed = self.directory.refresh_sites(gone);
+        let refreshed = self.directory().refresh_sites(gone);
         if Deadline::run_until(call.parts.deadline, refreshed).await.is_none() {
             return Err(error);
         }
-        match self.directory.offers(&call.contract) {
+        match self.directory().offers(&call.contract) {
             Some(now) if !now.is_same(refused) => self.along(&now, call, &mut Vec::new()).await,
             Some(_) => Err(error),
             // No arm offers the contract any more. The failure lists what is offered.
@@ -196,7 +195,7 @@ impl Retried {
     }
 
     async fn find(&self, call: &Call) -> Result<Arc<Offers>, CallError> {
-        Deadline::run_until(call.parts.deadline, self.directory.find(&call.contract))
+        Deadline::run_until(call.parts.deadline, self.directory().find(&call.contract))
             .await
             .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution()))
             .map_err(|failure| CallError::new(call.contract.clone(), failure))
@@ -212,23 +211,20 @@ impl Retried {
         gone: &mut Vec<Arc<Site>>,
     ) -> Result<Reply, CallError> {
         let mut tried = Vec::new();
-        // The last failure is recorded as that of the attempt.
-        let mut passed_over = Vec::new();
         let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);
-        let (mut attempts, mut used) = (0_u32, Usage::ZERO);
+        let (mut attempts, mut used, mut passed_over) = (0_u32, Usage::ZERO, None);
         loop {
             let now = Instant::now();
             let Some(position) = offers.choose(call, &tried, now, random()) else { break };
             let Some(offer) = offers.get(position) else { break };
-            for (kind, endpoint) in passed_over.drain(..) {
-                if let Some(record) = &call.explain {
-                    record.add(CallEvent::Failed { kind, endpoint: Some(endpoint) });
-                }
+            // The failure at the last endpoint is recorded as that of the attempt.
+            if let (Some(record), Some(failed)) = (&call.explain, passed_over.take()) {
+                record.add(failed);
             }
             if call.parts.attempt <= 1 && tried.is_empty() {
                 offer.site.budget.deposit();
             }
-            let attempt = match Attempt::begin(offer, now) {
+            let attempt = match Attempt::begin(&offer.site, &offer.meter, now) {
                 Ok(attempt) => attempt,
                 Err(wait) => {
                     tried.push(position);
@@ -238,8 +234,8 @@ impl Retried {
                     continue;
                 }
             };
-            let answer = offer.site.send(&self.directory, offer, call).await;
-            attempt.end(&answer, offers);
+            let answer = self.sender.send(offer, call).await;
+            attempt.end(&answer, offers.sites());
             match answer {
                 Ok(mut reply) => {
                     reply.attempts = reply.attempts.saturating_add(attempts);
@@ -256,14 +252,15 @@ impl Retried {
                         gone.push(offer.site.clone());
                     }
                     tried.push(position);
-                    passed_over.push((error.kind(), offer.site.url.shared()));
+                    let endpoint = Some(offer.site.url.shared());
+                    passed_over = Some(CallEvent::Failed { kind: error.kind(), endpoint });
                     refused = Some(more_hopeful(refused, error));
                 }
             }
         }
         Err(match (refused, rejected) {
             (Some(error), _) => error.with_attempts(attempts).with_usage(used),
-            (None, Some((wait, site))) => site.rejected(call, wait),
+            (None, Some((wait, site))) => circuit_open(site, call, wait),
             (None, None) => CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable)),
         })
     }

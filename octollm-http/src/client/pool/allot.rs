@@ -49,8 +49,8 @@ pub(super) enum Permit<T, S> {
 /// A connection that is no longer counted: it is closed when this is dropped.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Closing<T, S> {
-    Own(#[allow(dead_code)] T),
-    Shared(#[allow(dead_code)] S),
+    Own(#[allow(dead_code, reason = "only dropped")] T),
+    Shared(#[allow(dead_code, reason = "only dropped")] S),
 }
 
 /// A caller that is served, with its lane and its permit.

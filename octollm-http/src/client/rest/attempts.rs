@@ -7,7 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
 use octollm_core::{
@@ -34,9 +34,9 @@ use crate::{
         exchange::{Received, Target, add_detail},
         foreign,
         metrics::{CallMeter, SendSpan},
-        pool::{ExchangeError, ExchangeLimits, Upload, too_large},
+        pool::{Download, ExchangeError, ExchangeLimits, Upload, too_large},
     },
-    wire,
+    wire::{self, BodyBuffer},
 };
 
 /// Where a request goes, as its errors name it.
@@ -331,20 +331,38 @@ fn answered(mut failure: Failure, status: StatusCode) -> Failed {
     Failed { error: failure.into(), answered: true }
 }
 
+/// Reads a body until it has ended, has failed, or is larger than `most`.
+async fn read(mut download: Download, most: usize) -> (Bytes, Result<(), ExchangeError>) {
+    let mut read = BodyBuffer::default();
+    let ended = loop {
+        match poll_fn(|cx| Pin::new(&mut download).poll_frame(cx)).await {
+            None => break Ok(()),
+            Some(Err(error)) => break Err(error),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    read.push(data);
+                }
+            }
+        }
+        if read.len() > most {
+            break Err(too_large(most));
+        }
+    };
+    (read.into_bytes(), ended)
+}
+
 /// Reads the body of an answer to its end.
 async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Received>, ExchangeError> {
     let (head, body) = answer.into_parts();
-    let Received::Streaming(mut download) = body else { return Ok(Response::from_parts(head, body)) };
-    let mut read = BytesMut::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut *download).poll_frame(cx)).await {
-        if let Ok(data) = frame?.into_data() {
-            if read.len() + data.len() > max {
-                return Err(too_large(max));
-            }
-            read.extend_from_slice(&data);
+    let body = match body {
+        Received::Streaming(download) => {
+            let (whole, ended) = read(*download, max).await;
+            ended?;
+            Received::Whole(whole)
         }
-    }
-    Ok(Response::from_parts(head, Received::Whole(read.freeze())))
+        whole => whole,
+    };
+    Ok(Response::from_parts(head, body))
 }
 
 /// The answer, if it is a success.
@@ -355,18 +373,8 @@ async fn judged(response: Response<Received>) -> Result<Response<Received>, Fail
     let (head, body) = response.into_parts();
     let body = match body {
         Received::Whole(whole) => whole,
-        Received::Streaming(mut download) => {
-            let mut read = BytesMut::new();
-            while read.len() <= foreign::MOST_READ {
-                let frame = poll_fn(|cx| Pin::new(&mut *download).poll_frame(cx)).await;
-                // Of an answer that breaks off the status counts.
-                let Some(Ok(frame)) = frame else { break };
-                if let Ok(data) = frame.into_data() {
-                    read.extend_from_slice(&data);
-                }
-            }
-            read.freeze()
-        }
+        // Of an answer that breaks off the status counts.
+        Received::Streaming(download) => read(*download, foreign::MOST_READ).await.0,
     };
     let failure = foreign::failure(head.status, &head.headers, &body, SystemTime::now());
     Err(answered(failure, head.status))

@@ -31,8 +31,8 @@ pub use self::{events::ServerEvent, request::RestRequest};
 use super::{
     authority::OWN,
     base_url::{BaseUrl, Fields},
+    circuit::circuit,
     exchange::{Exchange, Exchanger, Requests, request_setters},
-    site,
 };
 use crate::limits::{SHORTEST, YEAR, limits_setters, within};
 
@@ -231,7 +231,7 @@ impl RestClientBuilder {
         let (base, name): (_, Arc<str>) = (base.with_fields(fields), name.into());
         let config = &self.requests.config;
         let breaker = config.breaker_limits();
-        let breaker = breaker.map(|limits| site::breaker(limits, (name.clone(), base.shared()), None));
+        let breaker = breaker.map(|limits| circuit(limits, (name.clone(), base.shared()), None));
         let inner = Inner {
             contracts,
             breaker,

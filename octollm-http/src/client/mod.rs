@@ -239,7 +239,7 @@ impl ArmsBuilder {
     /// Adds an arm with its id and its URL, or several URLs separated by commas. The arm is asked for its contracts.
     ///
     /// With the feature `dns`, `dns+http://judge-arm:8103` is an endpoint at each address of the name, and
-    /// `srv+http://_http._tcp.judge-arm` one at each of its SRV records: see [`resolve`].
+    /// `srv+http://_http._tcp.judge-arm` one at each of its SRV records: see [`resolve`](crate::resolve).
     pub fn endpoint(self, id: impl Into<String>, urls: impl AsRef<str>) -> Self {
         self.named(id.into(), urls.as_ref(), None)
     }

@@ -123,6 +123,9 @@ impl SqlDatabase {
             match timeout(left, attempt).await {
                 Ok(Ok(Some(value))) => return Ok(value),
                 Ok(Ok(None)) => {}
+                Ok(Err(sqlx::Error::PoolTimedOut)) => {
+                    return Err(SqlError::TimedOut(wait(self.0.source.settings())));
+                }
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(SqlError::TimedOut(limit)),
             }
@@ -406,10 +409,15 @@ impl Readers {
     }
 }
 
+/// How long a read waits for a connection.
+fn wait(settings: &Settings) -> Duration {
+    settings.operation_time.min(settings.connect_time)
+}
+
 fn pool<DB: sqlx::Database>(settings: &Settings) -> PoolOptions<DB> {
     PoolOptions::new()
         .max_connections(settings.connections)
-        .acquire_timeout(settings.operation_time)
+        .acquire_timeout(wait(settings))
         .idle_timeout(Duration::from_secs(60))
         .max_lifetime(Duration::from_secs(30 * 60))
         // A read is repeated on another connection instead.

@@ -72,11 +72,22 @@ pub struct Claim<'a> {
     pub lease: Duration,
     /// Greatest number of tasks.
     pub limit: usize,
-    /// Source of the events.
-    pub(crate) source: &'a str,
+    /// Source of the events of the claim.
+    pub source: &'a str,
 }
 
-impl Claim<'_> {
+impl<'a> Claim<'a> {
+    /// A request for at most `limit` tasks of these contracts, with leases of this length. `source` is the source of the events.
+    pub const fn new(
+        holder: &'a str,
+        contracts: &'a [ContractRef],
+        lease: Duration,
+        limit: usize,
+        source: &'a str,
+    ) -> Self {
+        Self { holder, contracts, lease, limit, source }
+    }
+
     /// Starts a run of the task, with a lease from `now` by the store's clock. Returns what the store writes together with the
     /// record.
     ///

@@ -30,30 +30,31 @@ impl Conn<'_> {
     }
 
     /// Executes a statement with these parameters, and returns the number of changed rows.
-    pub(crate) async fn execute<const N: usize>(
+    pub(crate) async fn execute(
         &mut self,
         sql: &Sql,
-        parameters: [Value; N],
+        parameters: impl IntoIterator<Item = Value> + Send,
     ) -> Result<u64, sqlx::Error> {
         self.execute_rows(sql, parameters, Rows::new()).await
     }
 
     /// Executes a statement with these parameters, and returns its rows.
-    pub(crate) async fn fetch<const N: usize>(
+    pub(crate) async fn fetch(
         &mut self,
         sql: &Sql,
-        parameters: [Value; N],
+        parameters: impl IntoIterator<Item = Value> + Send,
     ) -> Result<Vec<Row>, sqlx::Error> {
         self.fetch_rows(sql, parameters, Rows::new()).await
     }
 
     /// As [`execute`](Self::execute), with `rows`. SQLite executes the statement several times for many of them.
-    pub(crate) async fn execute_rows<const N: usize>(
+    pub(crate) async fn execute_rows(
         &mut self,
         sql: &Sql,
-        parameters: [Value; N],
+        parameters: impl IntoIterator<Item = Value> + Send,
         rows: Rows,
     ) -> Result<u64, sqlx::Error> {
+        let parameters: Vec<Value> = parameters.into_iter().collect();
         match self {
             Self::Postgres(connection) => {
                 let arguments = of_postgres(&parameters, &rows)?;
@@ -72,12 +73,13 @@ impl Conn<'_> {
     }
 
     /// As [`fetch`](Self::fetch), with `rows`. SQLite executes the statement several times for many of them.
-    pub(crate) async fn fetch_rows<const N: usize>(
+    pub(crate) async fn fetch_rows(
         &mut self,
         sql: &Sql,
-        parameters: [Value; N],
+        parameters: impl IntoIterator<Item = Value> + Send,
         rows: Rows,
     ) -> Result<Vec<Row>, sqlx::Error> {
+        let parameters: Vec<Value> = parameters.into_iter().collect();
         match self {
             Self::Postgres(connection) => {
                 let arguments = of_postgres(&parameters, &rows)?;
@@ -204,6 +206,7 @@ reads! {
     int_or_null -> Option<i64>;
     text_or_null -> Option<String>;
     bytes -> Vec<u8>;
+    flag -> bool;
 }
 
 impl Row {

@@ -1,6 +1,6 @@
 //! One handle to a database: its connections, and how it is opened.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use octollm_core::error::ConfigError;
 use sqlx::{
@@ -13,10 +13,10 @@ use tokio::time::{Instant, timeout};
 
 use super::{
     changes::{self, Changes},
-    connection::Conn,
+    connection::{Conn, Row},
     error::{Class, SqlError, class, is_connection_lost},
     migration::{self, Part},
-    statement::Sql,
+    statement::{Sql, Value},
     url,
     writer::{self, Operation, Queue},
 };
@@ -101,18 +101,24 @@ impl SqlDatabase {
         self.0.queue.run(operation).await
     }
 
-    /// Reads from one connection. `read` runs again on another connection where the first one is found to be lost.
-    pub(crate) async fn read<T: Send, F>(&self, read: F) -> Result<T, SqlError>
-    where
-        F: for<'c> Fn(Conn<'c>) -> Reading<'c, T> + Send + Sync,
-    {
+    /// Executes one statement that reads.
+    pub(crate) async fn fetch(
+        &self,
+        sql: &Sql,
+        parameters: impl IntoIterator<Item = Value>,
+    ) -> Result<Vec<Row>, SqlError> {
+        self.read(&Fetch(sql, parameters.into_iter().collect())).await
+    }
+
+    /// Reads from one connection, again from another one where the first one is found to be lost.
+    pub(crate) async fn read<R: Reading>(&self, reading: &R) -> Result<R::Output, SqlError> {
         let limit = self.0.source.settings().operation_time;
         let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let attempt = async {
                 let mut reader = self.0.readers.acquire().await?;
-                let result = read(reader.conn()).await;
+                let result = reading.run(&mut reader.conn()).await;
                 // A connection that is lost does not go back to the pool.
                 if result.as_ref().is_err_and(is_connection_lost) {
                     reader.close();
@@ -137,8 +143,22 @@ impl SqlDatabase {
     }
 }
 
-/// The future of a read.
-pub(crate) type Reading<'c, T> = Pin<Box<dyn Future<Output = Result<T, sqlx::Error>> + Send + 'c>>;
+/// Statements that read from one connection, and may run again.
+pub(crate) trait Reading: Sync {
+    type Output: Send;
+
+    fn run(&self, conn: &mut Conn<'_>) -> impl Future<Output = Result<Self::Output, sqlx::Error>> + Send;
+}
+
+struct Fetch<'a>(&'a Sql, Vec<Value>);
+
+impl Reading for Fetch<'_> {
+    type Output = Vec<Row>;
+
+    async fn run(&self, conn: &mut Conn<'_>) -> Result<Vec<Row>, sqlx::Error> {
+        conn.fetch(self.0, self.1.iter().cloned()).await
+    }
+}
 
 /// The settings of a [`SqlDatabase`].
 #[derive(Clone)]

@@ -11,6 +11,7 @@ mod database;
 mod error;
 mod migration;
 mod statement;
+mod store;
 mod url;
 mod writer;
 
@@ -20,4 +21,5 @@ mod tests;
 pub use self::{
     database::{SqlDatabase, SqlDatabaseBuilder},
     error::SqlError,
+    store::{SqlStore, SqlStoreBuilder},
 };

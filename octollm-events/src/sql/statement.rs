@@ -1,6 +1,7 @@
 //! Statements for both databases, from one text.
 
 use std::{
+    borrow::Cow,
     fmt::Write as _,
     sync::{Arc, OnceLock},
 };
@@ -14,8 +15,9 @@ use std::{
 /// - `{pg:…}` and `{lite:…}` are for Postgres and for SQLite alone.
 ///
 /// SQLite plans a join from left to right where it is written as `{lite:CROSS} JOIN`.
+#[derive(Debug)]
 pub(crate) struct Sql {
-    template: &'static str,
+    template: Cow<'static, str>,
     postgres: OnceLock<Arc<str>>,
     sqlite: [OnceLock<Arc<str>>; SIZES.len()],
 }
@@ -32,18 +34,22 @@ const NOW_SQLITE: &str = "(CAST(round(unixepoch('subsec') * 1000) AS INTEGER) * 
 
 impl Sql {
     pub(crate) const fn new(template: &'static str) -> Self {
+        Self::of(Cow::Borrowed(template))
+    }
+
+    pub(crate) const fn of(template: Cow<'static, str>) -> Self {
         Self { template, postgres: OnceLock::new(), sqlite: [const { OnceLock::new() }; SIZES.len()] }
     }
 
     pub(super) fn postgres(&self) -> Arc<str> {
-        self.postgres.get_or_init(|| expand(self.template, Dialect::Postgres).into()).clone()
+        self.postgres.get_or_init(|| expand(&self.template, Dialect::Postgres).into()).clone()
     }
 
     /// The text for so many rows, and the number of rows that it has.
     pub(super) fn sqlite(&self, rows: usize) -> (Arc<str>, usize) {
         let class = SIZES.iter().position(|size| rows <= *size).unwrap_or(SIZES.len() - 1);
         let text = self.sqlite[class]
-            .get_or_init(|| expand(self.template, Dialect::Sqlite(SIZES[class])).into())
+            .get_or_init(|| expand(&self.template, Dialect::Sqlite(SIZES[class])).into())
             .clone();
         (text, SIZES[class])
     }

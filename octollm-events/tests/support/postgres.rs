@@ -100,7 +100,7 @@ impl Postgres {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
-            if self.is_ready(port) {
+            if self.is_ready(child.id()) {
                 self.port = port;
                 return true;
             }
@@ -109,12 +109,12 @@ impl Postgres {
         panic!("the server does not start: {}", fs::read_to_string(self.folder.join("log")).unwrap());
     }
 
-    /// The last line of the file says whether the server is ready.
-    fn is_ready(&self, port: u16) -> bool {
+    /// The last line of the file says whether the server is ready. A killed server leaves its file.
+    fn is_ready(&self, pid: u32) -> bool {
         let file = fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap_or_default();
         let lines: Vec<&str> = file.lines().collect();
-        let on_port = lines.get(3).is_some_and(|line| line.parse() == Ok(port));
-        on_port && lines.get(7).is_some_and(|line| line.trim() == "ready")
+        let is_own = lines.first().is_some_and(|line| line.trim().parse() == Ok(pid));
+        is_own && lines.get(7).is_some_and(|line| line.trim() == "ready")
     }
 
     /// The URL of a database.

@@ -1,0 +1,3 @@
+//! The public suites on the stores and buses in memory.
+
+mod stores;

@@ -15,7 +15,7 @@ use octollm_core::{
 use super::{
     Shared,
     flush::{Changed, Counts, Entry, Flush, PROCESSING, QUEUED, Task, counts, locked},
-    stored::{owner_key, priority_number, status_number, step_key, to_text},
+    stored::{escaped, owner_key, priority_number, status_number, step_key, to_text},
 };
 use crate::{
     Encoding,
@@ -86,7 +86,7 @@ impl Record {
             size: i64::try_from(record.size()).unwrap_or(i64::MAX),
             run: record.run(),
             revision: record.revision(),
-            holder: record.holder().map(str::to_owned),
+            holder: record.holder().map(|holder| escaped(holder).into_owned()),
             leased_until: record.leased_until().map(|until| until.as_microsecond()),
             text: to_text(record)?,
         })

@@ -9,6 +9,7 @@ mod changes;
 mod connection;
 mod database;
 mod error;
+mod keys;
 mod migration;
 mod statement;
 mod store;
@@ -21,5 +22,6 @@ mod tests;
 pub use self::{
     database::{SqlDatabase, SqlDatabaseBuilder},
     error::SqlError,
+    keys::SqlIdempotencyStore,
     store::{SqlStore, SqlStoreBuilder},
 };

@@ -15,6 +15,15 @@ mod sqlite {
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         OnSqlite::new()
     }
+
+    mod keys {
+        use super::*;
+
+        octollm_core::conformance::idempotency_store_tests! {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            OnSqlite::new()
+        }
+    }
 }
 
 mod on_postgres {
@@ -23,5 +32,14 @@ mod on_postgres {
     octollm_core::conformance::task_store_tests! {
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         OnPostgres::new()
+    }
+
+    mod keys {
+        use super::*;
+
+        octollm_core::conformance::idempotency_store_tests! {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            OnPostgres::new()
+        }
     }
 }

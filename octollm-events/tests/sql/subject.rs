@@ -1,10 +1,10 @@
 //! The stores that the suites run against.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use octollm_core::{conformance::Subject, store::TaskStore};
-use octollm_events::sql::SqlStore;
+use octollm_core::{conformance::Subject, idempotency::IdempotencyStore, store::TaskStore};
+use octollm_events::sql::{SqlDatabase, SqlIdempotencyStore, SqlStore};
 
 use crate::postgres::Postgres;
 
@@ -45,5 +45,25 @@ impl Subject<dyn TaskStore> for OnSqlite {
 impl Subject<dyn TaskStore> for OnPostgres {
     async fn open(&self) -> Arc<dyn TaskStore> {
         Arc::new(SqlStore::open(&self.url()).await.unwrap())
+    }
+}
+
+async fn keys(url: &str) -> Arc<dyn IdempotencyStore> {
+    let database = SqlDatabase::open(url).await.unwrap();
+    let store = SqlIdempotencyStore::open(&database).await.unwrap();
+    Arc::new(store.retained_for(Duration::from_secs(2)))
+}
+
+#[async_trait]
+impl Subject<dyn IdempotencyStore> for OnSqlite {
+    async fn open(&self) -> Arc<dyn IdempotencyStore> {
+        keys(&self.url()).await
+    }
+}
+
+#[async_trait]
+impl Subject<dyn IdempotencyStore> for OnPostgres {
+    async fn open(&self) -> Arc<dyn IdempotencyStore> {
+        keys(&self.url()).await
     }
 }

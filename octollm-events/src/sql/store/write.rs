@@ -142,7 +142,7 @@ pub(super) fn to_entry(entry: &JournalEntry, with_time: bool) -> Result<(String,
 }
 
 /// A lease in microseconds.
-pub(super) fn microseconds(lease: Duration) -> i64 {
+pub(crate) fn microseconds(lease: Duration) -> i64 {
     // A thousand years: the sum with a time is a number.
     i64::try_from(lease.as_micros()).unwrap_or(i64::MAX).min(1_000 * 366 * 86_400 * 1_000_000)
 }

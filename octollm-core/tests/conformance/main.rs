@@ -2,4 +2,6 @@
 
 mod buses;
 mod keys;
+#[path = "../buses/plain.rs"]
+mod plain;
 mod stores;

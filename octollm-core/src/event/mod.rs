@@ -35,7 +35,6 @@ use uuid::Uuid;
 
 use self::attributes::SPECVERSION;
 pub use self::channel::{Channel, Pattern};
-use crate::clock;
 use crate::contract::ContractRef;
 use crate::error::InvalidValue;
 
@@ -316,7 +315,7 @@ pub(crate) enum Expiry {
 impl Expiry {
     /// Reads the clocks only if the event expires.
     pub(crate) fn of(event: &Event) -> Self {
-        event.expires_at().map_or(Self::Never, |at| Self::from_wall(at, clock::now(), Instant::now()))
+        event.expires_at().map_or(Self::Never, |at| Self::from_wall(at, Timestamp::now(), Instant::now()))
     }
 
     /// Converts a time of the wall clock, which shows `wall` when the monotonic clock shows `now`.

@@ -50,10 +50,10 @@ impl BusSubject for Plain {
     }
 }
 
+/// On one thread, and in real time.
 mod plain {
     use super::*;
 
-    // It compares expiries with the time of day, which cannot be paused.
     bus_tests! { #[tokio::test] Plain(PlainBus::default()) }
 }
 

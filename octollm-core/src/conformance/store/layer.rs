@@ -8,8 +8,8 @@ use octollm_core::{
 };
 
 /// What an operation stores.
-#[cfg_attr(not(test), allow(dead_code, reason = "the tests of the brain read records"))]
 #[derive(Clone, Copy)]
+#[allow(dead_code, reason = "not each layer reads them all")]
 pub(crate) enum Stores<'a> {
     Nothing,
     Record(&'a TaskRecord),

@@ -172,8 +172,13 @@ macro_rules! registry_limits {
             /// Sets the most processes of arms that are registered at a time, with those that were registered within the last two
             /// minutes, and one for each arm that was registered at all. One arm has at most a quarter of them. Default 1000.
             max_registered: usize as count = 1000, 1 => 100_000;
-            /// Sets the bytes of their cards together. Default 64 MiB.
-            max_registered_bytes: usize as bytes = 64 * KIB * KIB, 1 => u32::MAX as usize;
+            /// Sets the bytes of their cards together, as `GET /arms` lists them. One arm has at most a quarter of them. Default
+            /// 6 MiB, at least four times [`max_registered_card`](Self::max_registered_card).
+            ///
+            /// Clients that follow `GET /arms` read the whole list. With more than the default, raise their `max_answer`.
+            max_registered_bytes: usize as bytes = 6 * KIB * KIB, 4 => u32::MAX as usize;
+            /// Sets the bytes of one card, as `GET /arms` lists it. Default 256 KiB, at most 1 MiB.
+            max_registered_card: usize as bytes = 256 * KIB, 1 => 1024 * KIB;
         } }
     };
 }
@@ -194,6 +199,24 @@ impl ServerConfig {
                 self.max_arriving
             );
             return Err(ConfigError::new("max_arriving", problem));
+        }
+        Ok(())
+    }
+}
+
+impl RegistryConfig {
+    /// # Errors
+    /// Names the first limit that is out of range, or that another limit contradicts.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        self.check()?;
+        let least = 4 * self.max_registered_card;
+        if self.max_registered_bytes < least {
+            let problem = format!(
+                "is {}, of which one arm has a quarter, and one card has up to {}: set it to at least {least}, or \
+                 `max_registered_card` to less",
+                self.max_registered_bytes, self.max_registered_card
+            );
+            return Err(ConfigError::new("max_registered_bytes", problem));
         }
         Ok(())
     }
@@ -250,6 +273,18 @@ mod tests {
         for bad in [bodies(1000, heads + 999), bodies(300 << 20, 256 << 20), bodies(2 << 20, 1 << 20)] {
             assert_eq!(bad.validate().unwrap_err().setting(), "max_arriving");
         }
+    }
+
+    #[test]
+    fn the_cards_of_a_registry_fit_into_its_bytes_and_its_list_into_an_answer() {
+        RegistryConfig::default().validate().unwrap();
+        let small = RegistryConfig { max_registered_bytes: 1 << 20, ..RegistryConfig::default() };
+        small.validate().unwrap();
+        let error = RegistryConfig { max_registered_bytes: (1 << 20) - 1, ..small }.validate().unwrap_err();
+        assert_eq!(error.setting(), "max_registered_bytes");
+        // The cards of arms that are configured have room as well.
+        let (list, answer) = (RegistryConfig::default(), ClientConfig::default());
+        assert!(list.max_registered_bytes + 2 * KIB * KIB <= answer.max_answer);
     }
 
     #[test]

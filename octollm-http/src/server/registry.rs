@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use octollm_core::{
     __private::now,
@@ -111,7 +112,9 @@ impl Register {
             lifetime_s: self.registry.lifetime(lifetime_s).as_secs(),
         };
         let lifetime = Duration::from_secs(registered.lifetime_s);
-        let (bytes, proof) = (inbound.body.len(), proof.map(|(_, id, at)| (id, at)));
+        let proof = proof.map(|(_, id, at)| (id, at));
+        // As it is listed, with a comma after it.
+        let bytes = Answer::json(&card)?.0.body().whole().map_or(0, Bytes::len) + 1;
         let is_new = self.registry.register(Claim { holder, card, bytes, lifetime, proof, time })?;
         Ok((is_new, registered))
     }

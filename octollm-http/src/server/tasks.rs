@@ -44,10 +44,9 @@ pub(crate) fn add_tasks(
     let Some(orchestrator) = orchestrator else {
         return table.add(Method::GET, "/capabilities", own);
     };
+    let known = KnownArms { orchestrator: orchestrator.clone(), own, registry, written: Arc::default() };
     for path in ["/capabilities", "/arms"] {
-        let known =
-            KnownArms { orchestrator: orchestrator.clone(), own: own.clone(), registry: registry.clone() };
-        table.add(Method::GET, path, known)?;
+        table.add(Method::GET, path, known.clone())?;
     }
     for (method, path, operation) in [
         (Method::POST, "/tasks", TaskOperation::Submit),

@@ -275,6 +275,25 @@ async fn a_registry_that_is_full_refuses_and_serves_who_is_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_card_that_would_fill_the_list_is_refused() {
+    let registry = Registry::builder().allow("http://worker:*").build().unwrap();
+    let peer = start(Server::new("brain").orchestrator(brain()).registry(registry));
+    let mut card = card("http://worker", "one").await;
+    card["description"] = "x".repeat(256 * 1024).into();
+    register(peer, &card, 30).await.is_problem(413, "payload_too_large");
+    // Of many cards of one arm the list has at most a quarter of the bytes, so that a client can read it.
+    card["description"] = "x".repeat(250 * 1024).into();
+    let mut statuses = Vec::new();
+    for port in 1..=40 {
+        card["endpoint"] = format!("http://worker:{port}").into();
+        statuses.push(register(peer, &card, 30).await.status);
+    }
+    let accepted = statuses.iter().filter(|status| **status == 201).count();
+    assert_eq!((accepted, statuses.last()), (6, Some(&503)));
+    assert!(peer.get("/arms").await.body.len() < 2 << 20);
+}
+
+#[tokio::test(start_paused = true)]
 async fn its_document_has_its_routes() {
     let document = start(Server::new("brain").orchestrator(brain()).registry(registry()))
         .get("/openapi.json")

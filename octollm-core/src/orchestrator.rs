@@ -157,6 +157,11 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// Reads alone: dropping the future changes nothing.
     async fn cards(&self) -> Vec<ArmCard>;
 
+    /// Returns the ids of the arms that its configuration names. No other arm can be registered under them. None by default.
+    fn configured_arms(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Starts no more tasks in this process, and returns when none runs. Tasks are still accepted, for another process: where there
     /// is none, they wait. A server that shuts down calls this during its grace period, and [`close`](Self::close) after it.
     ///
@@ -362,6 +367,10 @@ impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
 
     async fn cards(&self) -> Vec<ArmCard> {
         (**self).cards().await
+    }
+
+    fn configured_arms(&self) -> Vec<String> {
+        (**self).configured_arms()
     }
 
     async fn drain(&self) {

@@ -190,6 +190,12 @@ pub trait Transport: Send + Sync + 'static {
         error
     }
 
+    /// The ids of the arms that the configuration of the transport names: nothing that registers or is found by itself takes their
+    /// place. None by default.
+    fn configured_arms(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The public key, as a JWK, of what the transport signs on behalf of the arm that calls through it. It belongs on the card
     /// of that arm.
     fn public_key(&self) -> Option<Map<String, Value>> {
@@ -217,6 +223,10 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     fn explain(&self, error: CallError) -> CallError {
         (**self).explain(error)
+    }
+
+    fn configured_arms(&self) -> Vec<String> {
+        (**self).configured_arms()
     }
 
     fn public_key(&self) -> Option<Map<String, Value>> {
@@ -310,6 +320,10 @@ where
 
     async fn cards(&self) -> Vec<ArmCard> {
         self.arms.cards().await
+    }
+
+    fn configured_arms(&self) -> Vec<String> {
+        self.arms.configured_arms()
     }
 
     fn explain(&self, error: CallError) -> CallError {

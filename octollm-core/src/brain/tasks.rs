@@ -97,6 +97,10 @@ impl Orchestrator for Brain {
         self.0.transport.cards().await
     }
 
+    fn configured_arms(&self) -> Vec<String> {
+        self.0.transport.configured_arms()
+    }
+
     async fn drain(&self) {
         self.0.running.drain();
         // What is being claimed meanwhile is released again.

@@ -4,7 +4,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,12 +56,12 @@ pub(super) struct Listed {
     pub(super) card: Option<ArmCard>,
 }
 
-/// The arm, the URL and the weight of an endpoint. One that has the same as before is the same.
-pub(super) type Listing = (Arc<str>, BaseUrl, u32);
+/// The arm and the URL of an endpoint. One that has the same as before is the same.
+pub(super) type Listing = (Arc<str>, BaseUrl);
 
 impl Listed {
     pub(super) fn listing(&self) -> Listing {
-        (self.arm.clone(), self.url.clone(), self.weight)
+        (self.arm.clone(), self.url.clone())
     }
 }
 
@@ -66,7 +69,7 @@ impl Listed {
 pub(super) struct Site {
     pub(super) arm: Arc<str>,
     pub(super) url: BaseUrl,
-    weight: u32,
+    weight: AtomicU32,
     breaker: Option<Circuit>,
     load: Load,
     ejection: Ejection,
@@ -83,7 +86,7 @@ impl Site {
         Self {
             arm: arm.clone(),
             url: url.clone(),
-            weight: *weight,
+            weight: AtomicU32::new(*weight),
             breaker: judging.breaker.map(|limits| circuit(limits, name(), judging.bus.as_ref())),
             load: Load::new(),
             ejection: Ejection::new(),
@@ -93,7 +96,15 @@ impl Site {
     }
 
     pub(super) fn listing(&self) -> Listing {
-        (self.arm.clone(), self.url.clone(), self.weight)
+        (self.arm.clone(), self.url.clone())
+    }
+
+    pub(super) fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_weight(&self, weight: u32) {
+        self.weight.store(weight, Ordering::Relaxed);
     }
 
     /// The rank by its card, with what is known of its health.
@@ -106,7 +117,7 @@ impl Site {
     /// Its load in relation to its weight. An endpoint whose breaker waits for a probe attracts the next call.
     pub(super) fn load(&self, now: Instant) -> f64 {
         if self.breaker.as_ref().is_none_or(Circuit::is_closed) {
-            self.load.cost(now) / f64::from(self.weight)
+            self.load.cost(now) / f64::from(self.weight())
         } else {
             0.0
         }

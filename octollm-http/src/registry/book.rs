@@ -31,6 +31,15 @@ pub(crate) struct Holder {
     pub(crate) key: Option<Arc<str>>,
 }
 
+impl Holder {
+    /// Whether the other one has everything to which the id is bound. It may have more, to which the id is bound by then: an arm that
+    /// was registered without a key gets one.
+    fn admits(&self, other: &Self) -> bool {
+        let is_subject = self.subject.is_none() || self.subject == other.subject;
+        is_subject && (self.key.is_none() || self.key == other.key)
+    }
+}
+
 /// A registration that was checked, but for what others have registered.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
@@ -107,7 +116,7 @@ impl Book {
             ));
         }
         let known = self.arms.get(&id);
-        if known.is_some_and(|arm| arm.holder != claim.holder) {
+        if known.is_some_and(|arm| !arm.holder.admits(&claim.holder)) {
             return Err(conflict(
                 "the id is registered by another subject or with another key, until an administrator clears it with \
                  DELETE /arms/{id}",
@@ -159,10 +168,11 @@ impl Book {
     fn enter(&mut self, now: Instant, id: String, process: ProcessId, claim: Claim, is_new: bool) {
         let Claim { holder, card, bytes, lifetime, proof, time } = claim;
         let arm = self.arms.entry(id.clone()).or_insert_with(|| Arm {
-            holder,
+            holder: Holder::default(),
             processes: BTreeMap::new(),
             is_available: false,
         });
+        arm.holder = holder;
         let has_history = !arm.processes.is_empty();
         let entry = arm.processes.entry(process.clone()).or_insert_with(|| Process {
             card: Arc::new(card.clone()),

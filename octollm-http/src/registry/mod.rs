@@ -353,8 +353,8 @@ impl RegistryBuilder {
         self
     }
 
-    /// Reserves an id, such as that of an arm that is configured: nobody can register it. The ids of the server itself and of the
-    /// issuers of its tokens are reserved by themselves.
+    /// Reserves an id: nobody can register it. The ids of the server itself, of the issuers of its tokens, and of the arms in the
+    /// configuration of its orchestrator are reserved without this.
     pub fn reserve(mut self, id: impl Into<String>) -> Self {
         self.reserved.insert(id.into());
         self

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use http::request::Parts;
 use octollm_core::{
+    brain::Brain,
     bus::{EventBus, MemoryBus, Overflow, Signal, Subscription},
     error::Failure,
     metrics,
     parts::{Caller, Grant},
 };
 use octollm_http::{
-    Registry, Server,
+    Arms, Registry, Server,
     resolve::{Endpoint, Resolver},
 };
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     arms::{Worker, network, server, start},
     peer::{Answer, Peer, post},
-    tasks::brain,
+    tasks::{Review, brain},
 };
 
 /// The card of the worker, as it registers.
@@ -257,6 +258,20 @@ async fn a_registry_needs_what_it_needs() {
     let reserved = Registry::builder().allow("http://worker").reserve("worker").build().unwrap();
     let peer = start(Server::new("brain").orchestrator(brain()).registry(reserved));
     register(peer, &card("http://worker", "one").await, 30).await.is_problem(409, "conflict");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_registers_an_arm_that_is_in_the_configuration_of_the_brain() {
+    let builder = Arms::builder().endpoint("worker", "http://elsewhere:1");
+    let arms = builder.resolver(registry().resolver()).build().unwrap();
+    let brain = Brain::builder().arm(Review).arms(arms).build().unwrap();
+    let registry = registry();
+    let peer = start(Server::new("brain").orchestrator(brain).registry(registry.clone()));
+    let mut card = card("http://worker", "one").await;
+    register(peer, &card, 30).await.is_problem(409, "conflict");
+    assert!(registry.cards().is_empty());
+    card["arm_id"] = "other".into();
+    assert_eq!(register(peer, &card, 30).await.status, 201);
 }
 
 #[tokio::test(start_paused = true)]

@@ -86,6 +86,25 @@ async fn the_binding_of_an_id_survives_expiry_until_it_is_cleared() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_id_that_is_held_without_a_key_is_bound_to_the_first_key() {
+    let (mut book, now) = (book(), Instant::now());
+    let by = |holder: Holder, instance: &str| Claim {
+        holder,
+        ..claim(card("judge", "http://judge", instance), 30)
+    };
+    let keyed = |key: &str| Holder { subject: None, key: Some(key.into()) };
+    book.register(now, by(Holder::default(), "old")).unwrap();
+    assert!(!book.register(now, by(Holder::default(), "old")).unwrap());
+    // The arm gets a key. From here on it is needed.
+    assert!(book.register(now, by(keyed("a"), "new")).unwrap());
+    for other in [Holder::default(), keyed("b")] {
+        assert_eq!(book.register(now, by(other, "old")).unwrap_err().kind, ErrorKind::Conflict);
+    }
+    assert!(!book.register(now, by(keyed("a"), "new")).unwrap());
+    assert_eq!(book.offered(now)[0].instance.as_deref(), Some("new"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_process_takes_the_place_of_the_old_one_at_its_endpoint() {
     let (mut book, start) = (book(), Instant::now());
     let process = |instance: &str| claim(card("judge", "http://judge", instance), 30);

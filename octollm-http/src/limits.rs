@@ -152,8 +152,8 @@ macro_rules! client_limits {
             /// Sets how long a circuit breaker is open before it admits a probe. It doubles with each probe that fails, up to four
             /// times as long. Default 1 s, at most a day.
             breaker_open: Duration as time = Duration::from_secs(1), SHORTEST => DAY;
-            /// Sets the time for which the last endpoints of a [resolver](crate::resolve::Resolver) stay in use after it finds none.
-            /// While it fails they stay for as long as that takes. Default 30 s, at most a day; zero for none.
+            /// Sets the time for which the last endpoints of an arm stay in use after a [resolver](crate::resolve::Resolver) has none of it
+            /// any more. While it fails they stay for as long as that takes. Default 30 s, at most a day; zero for none.
             resolver_grace: Duration as time = Duration::from_secs(30), Duration::ZERO => DAY;
         } }
     };

@@ -4,18 +4,14 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
     sync::{Arc, Mutex, PoisonError, RwLock, Weak},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use http::{Method, StatusCode};
 use octollm_core::{
     card::ArmCard,
     contract::{ContractRef, Keys, Spec},
-    deadline::Deadline,
-    error::{ErrorKind, Failure},
-    json::read_output,
-    parts::ContextParts,
+    error::Failure,
     resilience::RetryBudget,
 };
 use tokio::{
@@ -26,11 +22,11 @@ use tokio::{
 };
 
 use super::{
-    exchange::{Exchanger, Target},
-    foreign,
+    cards::ask,
+    exchange::Exchanger,
     known::{CardAnswer, Known},
-    offers::{self, Drift, Offer, Offers},
-    pool::{ExchangeLimits, Origin, ServerHints},
+    offers::{Drift, Offer, Offers},
+    pool::Origin,
     site::{Judging, Listed, Site},
 };
 
@@ -67,8 +63,6 @@ const REMEMBERED: Duration = Duration::from_secs(30);
 
 /// The most endpoints that are asked at a time, since requests to silent ones must leave connections to calls and to each other.
 const ASKED_AT_ONCE: usize = 32;
-/// The largest card, in bytes. As values its schemas take up to a hundred times as much memory.
-const MAX_CARD: usize = 1 << 20;
 
 impl Directory {
     /// `groups` are those of the resolvers. The configuration has the group 0.
@@ -109,7 +103,7 @@ impl Directory {
     /// other arm can serve.
     ///
     /// # Errors
-    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] if arms could not be asked, or [`ErrorKind::Unavailable`] if the
+    /// `ContractNotOffered`, or `Unreachable` if arms could not be asked, or `Unavailable` if the
     /// resolvers have found none. A retry waits for the next round.
     pub(super) async fn find(&self, contract: &ContractRef) -> Result<Arc<Offers>, Failure> {
         let mut round = self.begin_round();
@@ -345,7 +339,7 @@ impl Drop for RunningRound {
 async fn ask_all(round: RunningRound) {
     let RunningRound { directory, number } = &round;
     let one = async |site: Arc<Site>| {
-        let answer = ask_in_time(directory, &site).await;
+        let answer = ask(&directory.exchanger, directory.time_limit, &site).await;
         (site, answer)
     };
     let mut waiting = VecDeque::new();
@@ -370,49 +364,6 @@ async fn ask_all(round: RunningRound) {
             }
         }
     }
-}
-
-async fn ask_in_time(directory: &Directory, site: &Site) -> Result<ArmCard, Failure> {
-    let limit = directory.time_limit;
-    let late = || Err(Failure::new(ErrorKind::Unreachable, format!("no answer within {limit:?}")));
-    let answer = Deadline::after(limit).run(ask(directory, site)).await.unwrap_or_else(late);
-    if let Err(trouble) = &answer {
-        tracing::warn!(arm = %site.arm, endpoint = ?site.url, %trouble, "the arm did not return its card");
-    }
-    answer
-}
-
-/// Asks an endpoint for its card.
-async fn ask(directory: &Directory, site: &Site) -> Result<ArmCard, Failure> {
-    let no_uri = || Failure::new(ErrorKind::BadRequest, "no such URL").before_execution();
-    let uri = site.url.uri("/capabilities").ok_or_else(no_uri)?;
-    let mut parts = ContextParts::new();
-    parts.deadline = Some(Deadline::after(directory.time_limit));
-    let request = site.url.request(Method::GET, uri, None, &parts);
-    let hints = ServerHints { address: site.url.address(), ..ServerHints::default() };
-    let limits = ExchangeLimits { deadline: parts.deadline, work: directory.time_limit, hints };
-    let target = || Target {
-        arm: Arc::clone(&site.arm),
-        endpoint: site.url.shared(),
-        contract: None,
-        idempotent: true,
-        deadline: parts.deadline,
-        work: directory.time_limit,
-    };
-    let answer = directory.exchanger.send(request, &site.arm, limits, target).await?;
-    if answer.status() != StatusCode::OK {
-        let status = answer.status();
-        let mut failure = foreign::failure(status, answer.headers(), answer.body(), SystemTime::now());
-        failure.message = format!("answered {}", status.as_u16());
-        return Err(failure);
-    }
-    if answer.body().len() > MAX_CARD {
-        return Err(Failure::new(ErrorKind::BadResponse, "its card is larger than 1 MiB"));
-    }
-    let no_card = |_| Failure::new(ErrorKind::BadResponse, "its answer is no card of an arm");
-    let card = read_output(answer.body()).map_err(no_card)?;
-    offers::log_left_out(&site.arm, &card);
-    Ok(card)
 }
 
 impl fmt::Debug for Directory {

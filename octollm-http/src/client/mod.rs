@@ -11,6 +11,7 @@ mod choice;
 mod circuit;
 mod site;
 mod offers;
+mod cards;
 mod known;
 mod configured;
 mod directory;

@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::{arms::start, peer::Peer};
 
-struct Review;
+pub(crate) struct Review;
 
 #[async_trait]
 impl Arm<TaskRequest> for Review {

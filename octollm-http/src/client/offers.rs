@@ -12,6 +12,7 @@ use octollm_core::{
     card::{ArmCard, ArmStatus},
     contract::{ContractCard, ContractRef, Keys},
     error::{ErrorKind, Failure},
+    parts::ContextParts,
     transport::Call,
 };
 use tokio::time::Instant;
@@ -46,8 +47,6 @@ pub(super) struct Offer {
     pub(super) callee: Arc<ArmCard>,
     /// Who has the records of calls with a key.
     keys: Keys,
-    /// Id of the process of the arm.
-    instance: HeaderValue,
     /// Fingerprint of the arm's schemas; empty where the card has none.
     pub(super) fingerprint: String,
     /// Set at the first call with schemas.
@@ -118,6 +117,12 @@ impl Offers {
         }
     }
 
+    /// Whether a call has to be refused, since it may have run before and is run by its key no more: the cards have changed.
+    pub(super) fn refuses_repeated(&self, call: &Call) -> bool {
+        let ContextParts { repeated, key, .. } = &call.parts;
+        *repeated && key.is_some() && !call.is_idempotent() && self.keys() == Keys::None
+    }
+
     /// The offer at an endpoint.
     pub(super) fn at_site(&self, site: &Site) -> Option<&Offer> {
         self.offers.iter().find(|offer| std::ptr::eq(&*offer.site, site))
@@ -130,7 +135,10 @@ impl Offer {
         let (uri, input) = (self.uri.clone(), Some(call.input.clone()));
         let mut request = self.site.url.request(Method::POST, uri, input, &call.parts);
         if call.parts.repeated {
-            request.headers_mut().insert(wire::names::INSTANCE, self.instance.clone());
+            // The card may be of another process meanwhile.
+            let sent_to = call.instance.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
+            let sent_to = sent_to.unwrap_or(HeaderValue::from_static("?"));
+            request.headers_mut().insert(wire::names::INSTANCE, sent_to);
         }
         request
     }
@@ -192,7 +200,6 @@ pub(super) fn all<'a>(
 /// The card of one endpoint of an arm, as far as it is used in calls.
 struct OwnCard<'a> {
     callee: Arc<ArmCard>,
-    instance: HeaderValue,
     contracts: HashMap<ContractRef, &'a ContractCard>,
     rank: Rank,
 }
@@ -210,14 +217,12 @@ impl<'a> OwnCard<'a> {
                 contracts.entry(reference).or_insert(contract);
             }
         }
-        let instance = card.instance.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
-        let instance = instance.unwrap_or(HeaderValue::from_static("?"));
         let status = match card.status {
             ArmStatus::Healthy => 0,
             ArmStatus::Unavailable => 2,
             _ => 1,
         };
-        Self { callee: Arc::new(callee), instance, contracts, rank: Rank::good(status, card.cost_tier) }
+        Self { callee: Arc::new(callee), contracts, rank: Rank::good(status, card.cost_tier) }
     }
 }
 
@@ -235,7 +240,6 @@ fn offer(
         site: Arc::clone(site),
         timeout: Duration::from_millis(contract.timeout_ms),
         keys: contract.keys,
-        instance: card.instance.clone(),
         meter,
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),

@@ -210,6 +210,9 @@ impl Retried {
         call: &Call,
         gone: &mut Vec<Arc<Site>>,
     ) -> Result<Reply, CallError> {
+        if offers.refuses_repeated(call) {
+            return Err(CallError::new(call.contract.clone(), Failure::of(ErrorKind::OutcomeUnknown)).with_attempts(0));
+        }
         let mut tried = Vec::new();
         let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);
         let (mut attempts, mut used, mut passed_over) = (0_u32, Usage::ZERO, None);
@@ -242,7 +245,10 @@ impl Retried {
                     reply.usage = used.plus(reply.usage);
                     return Ok(reply);
                 }
-                Err(error) => {
+                Err(mut error) => {
+                    if let (true, Some(instance)) = (error.may_have_executed(), &offer.callee.instance) {
+                        error = error.with_instance(instance);
+                    }
                     attempts = attempts.saturating_add(error.attempts());
                     used = used.plus(error.usage());
                     if !is_elsewhere_worth_trying(&error) {

@@ -184,7 +184,15 @@ impl FailedRequest<'_> {
     pub fn wait(&self, limits: &RetryLimits, budget: &RetryBudget, now: Instant) -> Option<Duration> {
         let Self { failure, repeatable, retries, allowed, deadline } = *self;
         let may_have_executed = failure.may_have_executed;
-        let failed = Failed { failure, may_have_executed, repeatable, retries, allowed, deadline, budget: Budget::UNLIMITED };
+        let failed = Failed {
+            failure,
+            may_have_executed,
+            repeatable,
+            retries,
+            allowed,
+            deadline,
+            budget: Budget::UNLIMITED,
+        };
         let wait = limits.wait(&failed, now, random())?;
         let code = failure.kind.code();
         if !budget.withdraw(now) {

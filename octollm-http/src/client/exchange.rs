@@ -479,7 +479,7 @@ mod tests {
             (500, Usage::UNMETERED),
             (302, Usage::UNMETERED),
             (422, Usage::ZERO),
-            (503, Usage::ZERO),
+            (503, Usage::UNMETERED),
         ] {
             let response = Response::builder().status(status).header(CONTENT_TYPE, "application/json");
             let response = response.body(Bytes::from("{}")).unwrap();

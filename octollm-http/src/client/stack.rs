@@ -211,7 +211,8 @@ impl Retried {
         gone: &mut Vec<Arc<Site>>,
     ) -> Result<Reply, CallError> {
         if offers.refuses_repeated(call) {
-            return Err(CallError::new(call.contract.clone(), Failure::of(ErrorKind::OutcomeUnknown)).with_attempts(0));
+            return Err(CallError::new(call.contract.clone(), Failure::of(ErrorKind::OutcomeUnknown))
+                .with_attempts(0));
         }
         let mut tried = Vec::new();
         let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);

@@ -31,7 +31,7 @@ fn names(steps: &[CallStep]) -> Vec<&'static str> {
 
 #[tokio::test(start_paused = true)]
 async fn the_record_has_attempts_endpoints_waits_and_what_is_left_of_the_budget() {
-    let busy = Peer::arm(|_| std::future::ready(Answer::Json(503, json!({})))).await;
+    let busy = Peer::arm(|_| std::future::ready(Answer::unavailable())).await;
     let good = Peer::arm(|_| std::future::ready(Answer::verdict())).await;
     let gone = format!("http://{}", unused_host());
     let client = arms().endpoint("judge", format!("{gone},{},{}", busy.url, good.url)).build().unwrap();

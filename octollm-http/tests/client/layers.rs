@@ -77,7 +77,7 @@ fn plain() -> Call {
 }
 
 async fn busy() -> Peer {
-    Peer::arm(|_| std::future::ready(Answer::Json(503, json!({})))).await
+    Peer::arm(|_| std::future::ready(Answer::unavailable())).await
 }
 
 async fn good() -> Peer {
@@ -267,7 +267,7 @@ async fn a_call_is_tried_again_as_often_as_it_asks_where_that_is_safe() {
     assert_eq!((error.kind(), peer.calls().len()), (ErrorKind::ConnectionLost, 1));
     assert!(error.may_have_executed());
     // What was refused before it began is sent again, whatever it is.
-    let peer = recovering(2, Answer::Json(503, json!({}))).await;
+    let peer = recovering(2, Answer::unavailable()).await;
     judge(&peer.url).call(check()).retry(2).await.unwrap();
     let attempts: Vec<_> =
         peer.calls().iter().map(|call| call.header("octollm-attempt").map(str::to_owned)).collect();
@@ -399,6 +399,24 @@ async fn keyed_beside_cards(arms: &Arms) -> Result<Reply, CallError> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_503_that_does_not_state_that_nothing_ran_is_repeated_for_idempotent_calls_only() {
+    let waits = Answer::Raw(b"HTTP/1.1 503 X\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n".to_vec());
+    for (answer, sent) in [
+        (Answer::Json(503, json!({})), 1),
+        (Answer::Raw(b"HTTP/1.1 503 X\r\ncontent-length: 2\r\n\r\nno".to_vec()), 1),
+        (waits, 3),
+        (Answer::unavailable(), 3),
+    ] {
+        let peer = recovering(9, answer).await;
+        let arms = arms().breaker_failures(0).endpoint("judge", &peer.url).build().unwrap();
+        let error = arms.call(check()).within(Duration::from_secs(9)).await.unwrap_err();
+        assert_eq!((error.attempts(), error.may_have_executed()), (sent, sent == 1));
+        let error = arms.call(again()).within(Duration::from_secs(9)).await.unwrap_err();
+        assert_eq!(error.attempts(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_repeated_call_names_the_instance_that_may_have_run_it() {
     for keys in [Keys::Instance, Keys::Shared] {
         let (peer, arms) = restarted(1_000, keys, Answer::Last(vec![]), Answer::verdict()).await;
@@ -411,7 +429,6 @@ async fn a_repeated_call_names_the_instance_that_may_have_run_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_may_have_run_is_not_repeated_at_an_arm_that_has_stopped_to_honour_keys() {
-    let refused = json!({ "status": 503, "code": "unavailable", "retryable": true, "may_have_executed": false });
     let running = Answer::Raw(b"HTTP/1.1 409 X\r\nretry-after: 3\r\ncontent-length: 0\r\n\r\n".to_vec());
     // The card changes while the first attempt, which is lost, runs; while a second one runs, which is refused; while the call waits.
     for (after, first, sent, kind) in [
@@ -419,7 +436,7 @@ async fn a_call_that_may_have_run_is_not_repeated_at_an_arm_that_has_stopped_to_
         (2_500, Answer::Last(vec![]), 2, ErrorKind::Unavailable),
         (2_500, running, 1, ErrorKind::OutcomeUnknown),
     ] {
-        let (peer, arms) = restarted(after, Keys::None, first, Answer::Json(503, refused.clone())).await;
+        let (peer, arms) = restarted(after, Keys::None, first, Answer::unavailable()).await;
         let error = keyed_beside_cards(&arms).await.unwrap_err();
         assert_eq!((error.kind(), error.may_have_executed(), peer.calls().len()), (kind, true, sent));
     }

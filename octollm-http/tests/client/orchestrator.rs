@@ -305,9 +305,14 @@ async fn a_task_that_ends_without_an_output_is_a_failed_call() {
         assert_eq!(error.contract().name(), "code.validate");
         assert_eq!(error.usage().tokens, if kind == ErrorKind::BudgetExhausted { 7 } else { 0 });
     }
-    let peer = telling(vec![(503, json!({ "error": "busy" }))]).await;
-    let error = orchestrator(&peer.url).submit(check()).await.unwrap_err();
-    assert!(error.retryable() && !error.may_have_executed());
+    for (body, may_have_executed) in [
+        (json!({ "error": "busy" }), true),
+        (json!({ "status": 503, "code": "overloaded", "retryable": true }), false),
+    ] {
+        let peer = telling(vec![(503, body)]).await;
+        let error = orchestrator(&peer.url).submit(check()).await.unwrap_err();
+        assert_eq!((error.retryable(), error.may_have_executed()), (!may_have_executed, may_have_executed));
+    }
 }
 
 #[tokio::test(start_paused = true)]

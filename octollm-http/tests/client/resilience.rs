@@ -66,7 +66,7 @@ impl Switched {
 }
 
 fn busy() -> Answer {
-    Answer::Json(503, json!({}))
+    Answer::unavailable()
 }
 
 fn judge(peers: &[&Switched], builder: ArmsBuilder) -> Arms {

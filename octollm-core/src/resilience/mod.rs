@@ -75,7 +75,7 @@ use std::{
 mod sync {
     pub(super) use std::sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     };
 }
 

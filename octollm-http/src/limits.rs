@@ -144,6 +144,9 @@ macro_rules! client_limits {
             /// each only where it is safe, can help, and is within the budget of its arm: see
             /// [`resilience`](octollm_core::resilience). Default 2, at most 100.
             retries: u32 as count = 2, 0 => 100;
+            /// Sets the most endpoints that one attempt of a call tries, where no connection can be made or the contract is not served.
+            /// Each is tried once. Where cards have changed meanwhile, as many are tried by these. Default 8, at most 1,000.
+            max_endpoints: usize as count = 8, 1 => 1_000;
             /// Sets how many failures in a row open the circuit breaker of an endpoint. Default 5. 0 turns the breakers off.
             breaker_failures: u32 as count = 5, 0 => u32::MAX;
             /// Sets the percentage of successes, over 10 s with at least 20 calls, below which the circuit breaker of an endpoint

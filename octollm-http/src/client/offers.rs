@@ -88,6 +88,20 @@ impl Offers {
         }
     }
 
+    /// The offers whose breakers would reject the call, with how long they do.
+    pub(super) fn rejecting(
+        &self,
+        call: &Call,
+        now: Instant,
+    ) -> impl Iterator<Item = (usize, &Offer, Duration)> {
+        let only = call.only.clone();
+        self.offers.iter().enumerate().filter_map(move |(position, offer)| {
+            let is_other = only.as_ref().is_some_and(|only| **only != *offer.site.url.as_str());
+            let wait = offer.site.rejects(now).filter(|_| !is_other)?;
+            Some((position, offer, wait))
+        })
+    }
+
     pub(super) fn sites(&self) -> impl ExactSizeIterator<Item = &Site> {
         self.offers.iter().map(|offer| &*offer.site)
     }

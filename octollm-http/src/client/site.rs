@@ -98,9 +98,12 @@ impl Site {
 
     /// The rank by its card, with what is known of its health.
     pub(super) fn rank(&self, by_card: Rank, now: Instant) -> Rank {
-        let rejects = self.breaker.as_ref().is_some_and(|breaker| breaker.retry_after(|| now).is_some());
-        let is_ejected = self.ejection.is_ejected(now);
-        Rank { rejects, is_ejected, ..by_card }
+        Rank { rejects: self.rejects(now).is_some(), is_ejected: self.ejection.is_ejected(now), ..by_card }
+    }
+
+    /// How long its breaker rejects calls; `None` where it would admit one.
+    pub(super) fn rejects(&self, now: Instant) -> Option<Duration> {
+        self.breaker.as_ref()?.retry_after(|| now)
     }
 
     /// Its load in relation to its weight. An endpoint whose breaker waits for a probe attracts the next call.

@@ -97,3 +97,46 @@ async fn a_breaker_that_opens_and_closes_is_published_and_in_the_record() {
     let closed = next().await;
     assert_eq!((closed.event_type(), &closed.data()["arm_id"]), ("circuit.closed", &json!("judge")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn each_endpoint_whose_breaker_is_open_is_in_the_record_once_also_where_another_one_answers() {
+    let works = Arc::new(AtomicBool::new(true));
+    let mut peers = Vec::new();
+    for is_bad in [true, true, false] {
+        let works = works.clone();
+        let peer = Peer::arm(move |_| {
+            let fails = is_bad || !works.load(Ordering::SeqCst);
+            std::future::ready(if fails { Answer::Json(500, json!({})) } else { Answer::verdict() })
+        });
+        peers.push(peer.await);
+    }
+    let urls: Vec<_> = peers.iter().map(|peer| peer.url.clone()).collect();
+    let client = arms().breaker_failures(1).endpoint("judge", urls.join(",")).build().unwrap();
+    let open = |steps: &[CallStep]| {
+        let open = steps.iter().filter_map(|step| match &step.what {
+            CallEvent::CircuitOpen { endpoint, retry_after } if !retry_after.is_zero() => {
+                Some(endpoint.to_string())
+            }
+            _ => None,
+        });
+        let mut open: Vec<_> = open.collect();
+        open.sort_unstable();
+        open
+    };
+    while peers[..2].iter().any(|peer| peer.calls().is_empty()) {
+        let _ = client.call(check()).retry(0).await;
+    }
+    let mut bad = urls[..2].to_vec();
+    bad.sort_unstable();
+    let (answer, steps) = client.call(check()).retry(0).explained().await;
+    answer.unwrap();
+    assert_eq!(open(&steps), bad);
+    assert_eq!(names(&steps), ["circuit open", "circuit open", "sent"]);
+    works.store(false, Ordering::SeqCst);
+    client.call(check()).retry(0).await.unwrap_err();
+    let (answer, steps) = client.call(check()).retry(0).explained().await;
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::CircuitOpen);
+    let mut all = urls;
+    all.sort_unstable();
+    assert_eq!(open(&steps), all);
+}

@@ -325,7 +325,7 @@ async fn fault_22_a_hedge_goes_to_another_endpoint() {
     assert_eq!(arms, ["first", "second"]);
     let kinds: Vec<_> = steps
         .iter()
-        .map(|step| match &step.what {
+        .map(|(_, what)| match what {
             CallEvent::Sent { arm, attempt, .. } => format!("{arm} {attempt}"),
             other => format!("{other:?}"),
         })
@@ -500,7 +500,7 @@ async fn explained_returns_the_steps_of_a_call() {
     mesh.fault("first", Fault::error(ErrorKind::Unavailable).once());
     let (answer, steps) = mesh.context().call(measure(1)).retry(2).explained().await;
     assert_eq!(answer.unwrap().attempt, 2);
-    let what: Vec<_> = steps.iter().map(|step| &step.what).collect();
+    let what: Vec<_> = steps.iter().map(|(_, what)| what).collect();
     let [
         CallEvent::Sent { arm: one, .. },
         CallEvent::Failed { kind, endpoint },
@@ -512,7 +512,7 @@ async fn explained_returns_the_steps_of_a_call() {
     };
     assert_eq!((&**one, &**other, *kind), ("first", "second", ErrorKind::Unavailable));
     assert_eq!(endpoint.as_deref(), Some("in-process/first"));
-    assert!(*after <= ms(50) && steps[3].at >= *after);
+    assert!(*after <= ms(50) && steps[3].0 >= *after);
     // A call that is refused before it is sent has no steps.
     let contract: ContractRef = "work.measure".parse().unwrap();
     let (refused, steps) =

@@ -510,7 +510,7 @@ async fn an_attempt_tries_a_bounded_number_of_endpoints_and_each_once() {
         let (answer, steps) = arms.call(again()).retry(0).explained().await;
         let error = answer.unwrap_err();
         assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::Unreachable, false));
-        let sent = steps.iter().filter_map(|step| match &step.what {
+        let sent = steps.iter().filter_map(|(_, what)| match what {
             CallEvent::Sent { endpoint, .. } => Some(endpoint.clone()),
             _ => None,
         });

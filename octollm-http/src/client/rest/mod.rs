@@ -61,8 +61,8 @@ use crate::limits::{SHORTEST, YEAR, limits_setters, within};
 ///
 /// At most twice ([`retries`](RestClientBuilder::retries)), and never after an answer has been returned. A `GET`, `PUT` or
 /// `DELETE`, and any request that is [`idempotent`](RestRequest::idempotent) or has a [`key`](RestRequest::key), is sent again after a
-/// lost connection, a time limit, 408, 425, 429, 502 and 503. Any other request is so only where nothing was sent, and after 429. A
-/// `Retry-After` is waited for. A body of more than 64 KiB gets one attempt unless the request [asks](RestRequest::retry)
+/// lost connection, a time limit, 408, 425, 429, 502 and 503. Any other request is so only where nothing was sent, and after 425 and
+/// 429, with which a server refuses a request before it processes it. A `Retry-After` is waited for. A body of more than 64 KiB gets one attempt unless the request [asks](RestRequest::retry)
 /// for more, and a body that streams always does.
 ///
 /// # Rate limits

@@ -74,6 +74,7 @@ async fn a_retry_follows_only_where_it_is_safe() {
         (Answer::Json(503, json!({})), "POST", None, 1),
         (Answer::Json(503, json!({})), "POST", Some("k1"), 2),
         (Answer::Json(429, json!({})), "POST", None, 2),
+        (Answer::Json(425, json!({})), "POST", None, 2),
         (Answer::Json(502, json!({})), "GET", None, 2),
         (Answer::Json(500, json!({})), "GET", None, 1),
         (Answer::Json(404, json!({})), "GET", None, 1),

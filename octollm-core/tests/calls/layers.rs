@@ -363,7 +363,9 @@ async fn a_bulkhead_refuses_at_once_or_after_a_wait_and_places_come_back_on_drop
 
 /// Never answers. When a call is dropped the function runs.
 #[derive(Clone, Default)]
-struct Watched(Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+struct Watched(Arc<Mutex<Option<AtDrop>>>);
+
+type AtDrop = Box<dyn FnOnce() + Send>;
 
 impl Drop for Watched {
     fn drop(&mut self) {

@@ -176,7 +176,7 @@ fn kind(status: StatusCode) -> ErrorKind {
 /// Whether the work may have run: not after a 4xx, or a 503 that asks to wait, which are sent before it. Any other 503 may be of a proxy
 /// that has lost the server while it worked.
 fn may_have_executed(status: StatusCode, asks_to_wait: bool) -> bool {
-    !status.is_client_error() && !(status == StatusCode::SERVICE_UNAVAILABLE && asks_to_wait)
+    !(status.is_client_error() || status == StatusCode::SERVICE_UNAVAILABLE && asks_to_wait)
 }
 
 /// Reads `Retry-After`: seconds, or a date. A date in the past is no wait. Anything else is ignored.

@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Request, Uri};
 use octollm_core::{
     card::{ArmCard, ArmStatus},
     contract::{ContractCard, ContractRef, Keys},
-    error::{ErrorKind, Failure},
+    error::{CallError, ErrorKind, Failure},
     parts::ContextParts,
     transport::Call,
 };
@@ -131,10 +131,17 @@ impl Offers {
         }
     }
 
-    /// Whether a call has to be refused, since it may have run before and is run by its key no more: the cards have changed.
-    pub(super) fn refuses_repeated(&self, call: &Call) -> bool {
+    /// Checks that a call which may have run before is run once by its key still: the cards may have changed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutcomeUnknown`].
+    pub(super) fn check_repeated(&self, call: &Call) -> Result<(), CallError> {
         let ContextParts { repeated, key, .. } = &call.parts;
-        *repeated && key.is_some() && !call.is_idempotent() && self.keys() == Keys::None
+        if *repeated && key.is_some() && !call.is_idempotent() && self.keys() == Keys::None {
+            let failure = Failure::of(ErrorKind::OutcomeUnknown);
+            return Err(CallError::new(call.contract.clone(), failure).with_attempts(0));
+        }
+        Ok(())
     }
 
     /// The offer at an endpoint.
@@ -155,6 +162,14 @@ impl Offer {
             request.headers_mut().insert(wire::names::INSTANCE, sent_to);
         }
         request
+    }
+
+    /// Adds the instance that may have run a call, by this card.
+    pub(super) fn name_instance(&self, error: CallError) -> CallError {
+        match &self.callee.instance {
+            Some(instance) if error.may_have_executed() => error.with_instance(instance),
+            _ => error,
+        }
     }
 
     pub(super) fn target(&self, call: &Call, work: Duration) -> Target {

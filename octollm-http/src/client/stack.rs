@@ -166,7 +166,7 @@ impl Retried {
             None => Box::pin(self.find(call)).await?,
         };
         let mut gone = Vec::new();
-        let first = self.along(&offers, call, &mut gone).await;
+        let first = self.along(&offers, call, call.parts.attempt <= 1, &mut gone).await;
         if gone.is_empty() {
             return first;
         }
@@ -195,7 +195,7 @@ impl Retried {
             return Err(error);
         }
         match self.directory().offers(&call.contract) {
-            Some(now) if !now.is_same(refused) => self.along(&now, call, &mut Vec::new()).await,
+            Some(now) if !now.is_same(refused) => self.along(&now, call, false, &mut Vec::new()).await,
             Some(_) => Err(error),
             // No arm offers the contract any more. The failure lists what is offered.
             None => Err(self.find(call).await.err().unwrap_or(error)),
@@ -211,23 +211,17 @@ impl Retried {
     }
 
     /// Tries the offers until one takes the call, the best one first: see [`Offers::choose`]. Adds to `gone` the endpoints that do not
-    /// know the call. Each is tried once, and so many of them at most that no call tries a large set until its deadline. If no offer takes
+    /// know the call. The first time it counts in the retry budget. Each is tried once, and so many of them at most that no call tries a large set until its deadline. If no offer takes
     /// it, and one could not be connected, the error is of that one, since a retry can help.
     async fn along(
         &self,
         offers: &Offers,
         call: &Call,
+        is_first: bool,
         gone: &mut Vec<Arc<Site>>,
     ) -> Result<Reply, CallError> {
-        if offers.refuses_repeated(call) {
-            return Err(CallError::new(call.contract.clone(), Failure::of(ErrorKind::OutcomeUnknown))
-                .with_attempts(0));
-        }
-        let (mut tried, mut sent, mut open) = (Vec::new(), 0, Vec::new());
-        if call.explain.is_some() {
-            let rejecting = offers.rejecting(call, Instant::now());
-            rejecting.for_each(|(position, offer, wait)| note_open(call, &mut open, position, offer, wait));
-        }
+        offers.check_repeated(call)?;
+        let (mut tried, mut sent, mut open) = (Vec::new(), 0, note_all_open(offers, call));
         let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);
         let (mut attempts, mut used, mut passed_over) = (0_u32, Usage::ZERO, None);
         while sent < self.max_endpoints {
@@ -238,7 +232,7 @@ impl Retried {
             if let (Some(record), Some(failed)) = (&call.explain, passed_over.take()) {
                 record.add(failed);
             }
-            if call.parts.attempt <= 1 && tried.is_empty() {
+            if is_first && tried.is_empty() {
                 offer.site.budget.deposit();
             }
             let attempt = match Attempt::begin(&offer.site, &offer.meter, now) {
@@ -261,10 +255,8 @@ impl Retried {
                     reply.usage = used.plus(reply.usage);
                     return Ok(reply);
                 }
-                Err(mut error) => {
-                    if let (true, Some(instance)) = (error.may_have_executed(), &offer.callee.instance) {
-                        error = error.with_instance(instance);
-                    }
+                Err(error) => {
+                    let error = offer.name_instance(error);
                     attempts = attempts.saturating_add(error.attempts());
                     used = used.plus(error.usage());
                     if !is_elsewhere_worth_trying(&error) {
@@ -286,6 +278,17 @@ impl Retried {
             (None, None) => CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable)),
         })
     }
+}
+
+/// Records which endpoints are passed over, since their breakers are open. Returns their positions.
+fn note_all_open(offers: &Offers, call: &Call) -> Vec<usize> {
+    let mut noted = Vec::new();
+    if call.explain.is_some() {
+        for (position, offer, wait) in offers.rejecting(call, Instant::now()) {
+            note_open(call, &mut noted, position, offer, wait);
+        }
+    }
+    noted
 }
 
 /// Records once that an endpoint is passed over, since its breaker is open.

@@ -167,7 +167,8 @@ fn kind(status: StatusCode) -> ErrorKind {
         501 => ErrorKind::NotImplemented,
         502 => ErrorKind::UpstreamFailed,
         503 => ErrorKind::Unavailable,
-        504 => ErrorKind::DeadlineExceeded,
+        // A gateway has not waited longer for what is after it.
+        504 => ErrorKind::Timeout,
         500..=599 => ErrorKind::ArmFailed,
         _ => ErrorKind::BadResponse,
     }

@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{Arc, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Inner,
+    Inner, rate,
     redact::redact,
     redirect::{self, MOST_REDIRECTS, Sent},
     stream::Cancelled,
@@ -94,11 +94,14 @@ struct Failed {
     error: ExchangeError,
     /// The service has answered.
     answered: bool,
+    /// The service of the client works: its answer is what this client does not follow or read, or the failure is that of another
+    /// origin.
+    works: bool,
 }
 
 impl From<ExchangeError> for Failed {
     fn from(error: ExchangeError) -> Self {
-        Self { error, answered: false }
+        Self { error, answered: false, works: false }
     }
 }
 
@@ -146,7 +149,7 @@ impl Prepared {
         client.budget.deposit();
         let mut retries = 0;
         loop {
-            let Failed { error, answered } = match self.attempt(progress).await {
+            let Failed { error, answered, .. } = match self.attempt(progress).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
@@ -183,6 +186,7 @@ impl Prepared {
         let now = Instant::now();
         let outcome = match &answer {
             Ok(_) => Outcome::Success,
+            Err(failed) if failed.works => Outcome::Success,
             Err(failed) => outcome_of_failure(&failed.error.failure, true),
         };
         running.end(outcome, now);
@@ -197,11 +201,13 @@ impl Prepared {
         // A body that streams is gone with the first request.
         let has_body = self.body.is_some() || self.upload.is_some();
         for redirects in 0.. {
-            let response = self.send(&client, &uri, is_own).await?;
+            let response = self.send(&client, &uri, is_own).await;
+            let response = response.map_err(|error| Failed { works: !is_own, ..error.into() })?;
             let (status, head) = (response.status(), response.headers());
-            if is_own {
+            let asked = rate::stated(status, head, SystemTime::now());
+            if let (Some(wait), true) = (asked, is_own) {
                 let mut rate = client.rate.lock().unwrap_or_else(PoisonError::into_inner);
-                rate.observe(status, head, Instant::now(), SystemTime::now());
+                rate.hold(wait.min(client.retry.max_retry_after), Instant::now());
             }
             let sent = Sent {
                 method: &self.method,
@@ -212,7 +218,10 @@ impl Prepared {
                 elsewhere: client.follow_elsewhere,
             };
             let reason = match redirect::next(status, head, &sent) {
-                Ok(None) => return judged(response).await,
+                Ok(None) => {
+                    let judged = judged(response, asked).await;
+                    return judged.map_err(|failed| Failed { works: failed.works || !is_own, ..failed });
+                }
                 Ok(Some((to, own))) if redirects < MOST_REDIRECTS => {
                     is_own &= own;
                     uri = to;
@@ -328,7 +337,7 @@ async fn either(cancelled: Option<Cancelled>) {
 /// The failure that an answer is.
 fn answered(mut failure: Failure, status: StatusCode) -> Failed {
     add_detail(&mut failure, "status", Value::from(status.as_u16()));
-    Failed { error: failure.into(), answered: true }
+    Failed { error: failure.into(), answered: true, works: status.as_u16() < 500 }
 }
 
 /// Reads a body until it has ended, has failed, or is larger than `most`.
@@ -365,8 +374,8 @@ async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Receiv
     Ok(Response::from_parts(head, body))
 }
 
-/// The answer, if it is a success.
-async fn judged(response: Response<Received>) -> Result<Response<Received>, Failed> {
+/// The answer, if it is a success. A failure has the wait that was `asked` for.
+async fn judged(response: Response<Received>, asked: Option<Duration>) -> Result<Response<Received>, Failed> {
     if response.status().is_success() {
         return Ok(response);
     }
@@ -376,7 +385,8 @@ async fn judged(response: Response<Received>) -> Result<Response<Received>, Fail
         // Of an answer that breaks off the status counts.
         Received::Streaming(download) => read(*download, foreign::MOST_READ).await.0,
     };
-    let failure = foreign::failure(head.status, &head.headers, &body, SystemTime::now());
+    let mut failure = foreign::failure(head.status, &head.headers, &body, SystemTime::now());
+    failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
     Err(answered(failure, head.status))
 }
 

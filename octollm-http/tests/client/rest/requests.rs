@@ -76,6 +76,9 @@ async fn a_retry_follows_only_where_it_is_safe() {
         (Answer::Json(429, json!({})), "POST", None, 2),
         (Answer::Json(502, json!({})), "GET", None, 2),
         (Answer::Json(500, json!({})), "GET", None, 1),
+        (Answer::Json(504, json!({})), "GET", None, 2),
+        (Answer::Json(504, json!({})), "POST", None, 1),
+        (Answer::Json(504, json!({})), "POST", Some("k1"), 2),
         (Answer::Json(404, json!({})), "GET", None, 1),
         (Answer::Json(422, json!({})), "POST", Some("k1"), 1),
     ] {
@@ -275,6 +278,44 @@ async fn retry_after_is_waited_for_by_the_request_and_by_others() {
     assert!(first.is_ok() && begun.elapsed() >= Duration::from_secs(3));
     assert!(second.unwrap() >= Duration::from_secs(3));
     assert_eq!(peer.calls().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_answer_holds_the_client_back_for_a_bounded_time() {
+    let (limit, hour) = (Duration::from_secs(20), [("retry-after", "3600")]);
+    for status in [429, 503] {
+        let peer = answers(vec![with(status, &hour, &json!({})), ok()]).await;
+        let memory = client(&peer).max_retry_after(limit).breaker_failures(0).build().unwrap();
+        let begun = Instant::now();
+        let error = memory.get("x").send::<Value>().await.unwrap_err();
+        assert_eq!((error.attempts(), begun.elapsed().as_secs()), (1, 0), "{status}");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(3600)), "{status}");
+        memory.get("y").send::<Value>().await.unwrap();
+        assert_eq!(begun.elapsed(), limit, "{status}");
+    }
+    let spent = with(200, &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "3600")], &json!(1));
+    let peer = answers(vec![spent, ok()]).await;
+    let memory = client(&peer).build().unwrap();
+    let begun = Instant::now();
+    memory.get("x").send::<Value>().await.unwrap();
+    memory.get("y").within(Duration::from_secs(90)).send::<Value>().await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 60, "by default");
+    let peer = answers(vec![with(503, &hour, &json!({})), ok()]).await;
+    let memory = client(&peer).max_retry_after(Duration::ZERO).build().unwrap();
+    memory.get("x").send::<Value>().await.unwrap_err();
+    memory.get("x").within(Duration::from_millis(1)).send::<Value>().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_without_retry_after_waits_for_the_reset_of_its_limit() {
+    let tokens = [("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "1m30s")];
+    let peer = answers(vec![with(429, &tokens, &json!({})), ok()]).await;
+    let memory = client(&peer).max_retry_after(Duration::from_secs(100)).build().unwrap();
+    let begun = Instant::now();
+    let error = memory.post("x").send::<Value>().await.unwrap_err();
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(90)), "its deadline is before that");
+    memory.post("x").within(Duration::from_secs(120)).send::<Value>().await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 90);
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
 use octollm_core::{
-    __private::machines::{Admitted, Circuit, FailedRequest, outcome_of_failure},
+    __private::machines::outcome_of_failure,
     Context,
     contract::ContractRef,
     deadline::Deadline,
@@ -19,19 +19,18 @@ use octollm_core::{
     parts::ContextParts,
     resilience::Outcome,
 };
-use secrecy::SecretString;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{
     Inner, rate,
-    redact::redact,
+    redact::Secrets,
     redirect::{self, MOST_REDIRECTS, Sent},
     stream::Cancelled,
 };
 use crate::{
     client::{
-        exchange::{Received, Target, add_detail},
+        exchange::{Received, Target, add_detail, is_coded},
         foreign,
         metrics::{CallMeter, SendSpan},
         pool::{Download, ExchangeError, ExchangeLimits, Upload, too_large},
@@ -44,15 +43,19 @@ pub(super) struct Place {
     pub(super) client: Arc<Inner>,
     /// The name of the client and the method: `memory.get`.
     pub(super) contract: ContractRef,
-    /// Secrets of the request.
-    pub(super) secrets: Vec<SecretString>,
+    /// Those of the client and of the request, if this has some of its own.
+    pub(super) secrets: Option<Secrets>,
     pub(super) attempts: u32,
 }
 
 impl Place {
+    fn secrets(&self) -> &Secrets {
+        self.secrets.as_ref().unwrap_or(&self.client.secrets)
+    }
+
     pub(super) fn error(&self, error: ExchangeError) -> CallError {
         let ExchangeError { mut failure, cause } = error;
-        redact(&mut failure, self.client.secrets.iter().chain(&self.secrets));
+        self.secrets().remove_from(&mut failure);
         let error = CallError::new(self.contract.clone(), *failure)
             .with_endpoint(self.client.base.as_str())
             .with_attempts(self.attempts);
@@ -146,9 +149,10 @@ impl Prepared {
 
     async fn attempts(&mut self, progress: &mut Progress) -> Result<Response<Received>, ExchangeError> {
         let client = self.place.client.clone();
-        client.budget.deposit();
-        let mut retries = 0;
+        let mut attempts = client.protection.begin(self.repeatable, self.retries, self.deadline);
+        let mut last = None;
         loop {
+            let made = progress.attempts;
             let Failed { error, answered, .. } = match self.attempt(progress).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
@@ -157,18 +161,10 @@ impl Prepared {
             let mut failure = Failure::clone(&error.failure);
             // Nobody has said that the service does nothing before it answers 503.
             failure.may_have_executed |= answered && failure.kind != ErrorKind::RateLimited;
-            let failed = FailedRequest {
-                failure: &failure,
-                repeatable: self.repeatable,
-                retries,
-                allowed: self.retries,
-                deadline: Some(self.deadline),
-            };
-            let Some(wait) = failed.wait(&client.retry, &client.budget, Instant::now()) else {
-                return Err(error);
-            };
-            retries += 1;
-            tracing::debug!(service = %client.name, kind = %failure.kind, ?wait, "request is sent again");
+            // What the service has answered before says more than that a further attempt was not sent.
+            let error = if progress.attempts == made { last.unwrap_or(error) } else { error };
+            let Some(wait) = attempts.failed(&failure) else { return Err(error) };
+            last = Some(error);
             sleep(wait).await;
         }
     }
@@ -176,7 +172,8 @@ impl Prepared {
     /// One attempt, once the rate limit and the breaker admit it.
     async fn attempt(&mut self, progress: &mut Progress) -> Result<Response<Received>, Failed> {
         let client = self.place.client.clone();
-        let mut running = Running::begin(&client, self.deadline).await?;
+        gate(&client, self.deadline).await?;
+        let admission = client.protection.admit().map_err(ExchangeError::from)?;
         progress.attempts += 1;
         progress.is_sending = true;
         let meter = CallMeter::of(&client.name, &self.place.contract);
@@ -189,7 +186,7 @@ impl Prepared {
             Err(failed) if failed.works => Outcome::Success,
             Err(failed) => outcome_of_failure(&failed.error.failure, true),
         };
-        running.end(outcome, now);
+        admission.end(outcome, now);
         metered.end_as(answer.as_ref().map(drop).map_err(|failed| failed.error.failure.kind), now);
         answer
     }
@@ -207,7 +204,7 @@ impl Prepared {
             let asked = rate::stated(status, head, SystemTime::now());
             if let (Some(wait), true) = (asked, is_own) {
                 let mut rate = client.rate.lock().unwrap_or_else(PoisonError::into_inner);
-                rate.hold(wait.min(client.retry.max_retry_after), Instant::now());
+                rate.hold(wait.min(client.protection.limits().max_retry_after), Instant::now());
             }
             let sent = Sent {
                 method: &self.method,
@@ -219,7 +216,7 @@ impl Prepared {
             };
             let reason = match redirect::next(status, head, &sent) {
                 Ok(None) => {
-                    let judged = judged(response, asked).await;
+                    let judged = judged(response, asked, self.place.secrets()).await;
                     return judged.map_err(|failed| Failed { works: failed.works || !is_own, ..failed });
                 }
                 Ok(Some((to, own))) if redirects < MOST_REDIRECTS => {
@@ -375,7 +372,11 @@ async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Receiv
 }
 
 /// The answer, if it is a success. A failure has the wait that was `asked` for.
-async fn judged(response: Response<Received>, asked: Option<Duration>) -> Result<Response<Received>, Failed> {
+async fn judged(
+    response: Response<Received>,
+    asked: Option<Duration>,
+    secrets: &Secrets,
+) -> Result<Response<Received>, Failed> {
     if response.status().is_success() {
         return Ok(response);
     }
@@ -385,53 +386,26 @@ async fn judged(response: Response<Received>, asked: Option<Duration>) -> Result
         // Of an answer that breaks off the status counts.
         Received::Streaming(download) => read(*download, foreign::MOST_READ).await.0,
     };
+    let body = if is_coded(&head.headers) { Bytes::new() } else { secrets.remove_from_body(body) };
     let mut failure = foreign::failure(head.status, &head.headers, &body, SystemTime::now());
     failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
     Err(answered(failure, head.status))
 }
 
-/// The place of an attempt in the breaker. Dropped, it says nothing of the service.
-struct Running<'a> {
-    /// `None` without a breaker, and after the end.
-    admitted: Option<(&'a Circuit, Admitted)>,
-}
-
-impl<'a> Running<'a> {
-    /// Waits until the rate limit of the service allows a request, and asks the breaker.
-    ///
-    /// # Errors
-    /// The wait would exceed the deadline, or the breaker is open. Nothing was sent.
-    async fn begin(client: &'a Inner, deadline: Deadline) -> Result<Self, ExchangeError> {
-        loop {
-            let now = Instant::now();
-            let wait = client.rate.lock().unwrap_or_else(PoisonError::into_inner).wait(now);
-            let Some(wait) = wait else { break };
-            if now + wait >= deadline.instant() {
-                let words = format!("the service allows the next request in {:.1} s", wait.as_secs_f64());
-                let failure = Failure::new(ErrorKind::RateLimited, words).retryable_after(wait);
-                return Err(ExchangeError::from(failure).before_execution());
-            }
-            sleep(wait).await;
+/// Waits until the rate limit of the service allows a request.
+///
+/// # Errors
+/// The wait would exceed the deadline. Nothing was sent.
+async fn gate(client: &Inner, deadline: Deadline) -> Result<(), ExchangeError> {
+    loop {
+        let now = Instant::now();
+        let wait = client.rate.lock().unwrap_or_else(PoisonError::into_inner).wait(now);
+        let Some(wait) = wait else { return Ok(()) };
+        if now + wait >= deadline.instant() {
+            let words = format!("the service allows the next request in {:.1} s", wait.as_secs_f64());
+            let failure = Failure::new(ErrorKind::RateLimited, words).retryable_after(wait);
+            return Err(ExchangeError::from(failure).before_execution());
         }
-        let Some(breaker) = &client.breaker else { return Ok(Self { admitted: None }) };
-        match breaker.admit(Instant::now) {
-            Ok(admitted) => Ok(Self { admitted: Some((breaker, admitted)) }),
-            Err(wait) => {
-                let failure = Failure::of(ErrorKind::CircuitOpen).retryable_after(wait);
-                Err(ExchangeError::from(failure).before_execution())
-            }
-        }
-    }
-
-    fn end(&mut self, outcome: Outcome, now: Instant) {
-        if let Some((breaker, admitted)) = self.admitted.take() {
-            breaker.record(admitted, outcome, || now);
-        }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.end(Outcome::Ignored, Instant::now());
+        sleep(wait).await;
     }
 }

@@ -5,6 +5,7 @@ use std::{
 
 use octollm_core::{
     Context,
+    bus::{EventBus, MemoryBus, Overflow, Signal},
     deadline::Deadline,
     error::{ArmError, ErrorKind},
     parts::ContextParts,
@@ -172,7 +173,11 @@ async fn what_cannot_be_sent_is_not() {
         memory.get("files").segment(".."),
         memory.get("a/%2e%2e/b"),
         memory.get("//elsewhere"),
+        memory.get("files").segment("..%2fadmin"),
+        memory.get("files").segment("..;"),
+        memory.get("files/..;/admin"),
         memory.get("x").header("host", "elsewhere"),
+        memory.get("x").header("accept-encoding", "gzip"),
         memory.get("x").header("x y", "1"),
         memory.get("x").header("x-y", "a\r\nb: c"),
         memory.post("x").key(""),
@@ -427,6 +432,77 @@ async fn secrets_appear_nowhere() {
     }
     assert!(shown.contains("sent again") && shown.contains("no such key: [redacted]"), "{shown}");
     assert!(peer.calls().len() > 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_part_of_a_secret_remains_where_a_text_is_cut() {
+    let before = |bytes: usize| "x".repeat(bytes);
+    let text = |body: String| {
+        let head =
+            format!("HTTP/1.1 401 X\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n", body.len());
+        Answer::Raw((head + &body).into_bytes())
+    };
+    for cut in 1..SECRET.len() {
+        // A message has 300 characters, and a text is read up to 4096 bytes.
+        let message = before(300 - cut) + SECRET;
+        let problem = json!({ "status": 401, "code": "unauthenticated", "message": message });
+        let broken = json!({ "detail": [{ "loc": ["body", before(1020) + SECRET], "msg": message }] });
+        let bodies =
+            [json!({ "error": { "message": message } }), problem, broken].map(|json| Answer::Json(401, json));
+        let texts = [text(message), text("\n".repeat(4096 - cut) + SECRET)];
+        for answer in bodies.into_iter().chain(texts) {
+            let peer = answers(vec![answer.clone()]).await;
+            let memory = client(&peer).build().unwrap();
+            let error = memory.get("x").send::<Value>().await.unwrap_err();
+            let shown = format!("{error} {:?}", error.failure());
+            assert!(
+                !shown.contains(&SECRET[..6]) && !shown.contains(&format!("x{}", &SECRET[..cut])),
+                "{shown}"
+            );
+            let error = memory.get("x").stream().await.err().unwrap();
+            assert!(!error.to_string().contains(&SECRET[..6]), "{error}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_body_is_sent() {
+    let peer = answers(vec![ok()]).await;
+    let memory = client(&peer).build().unwrap();
+    let stream = || {
+        futures_util::stream::iter([Ok::<_, std::convert::Infallible>(bytes::Bytes::from_static(b"stream"))])
+    };
+    memory.post("x").body(stream()).json(&1).send::<Value>().await.unwrap();
+    memory.post("x").json(&1).body(stream()).send::<Value>().await.unwrap();
+    memory.post("x").json(&1).json(&2).send::<Value>().await.unwrap();
+    memory.post("x").body(stream()).header("content-type", "text/x").json(&1).send::<Value>().await.unwrap();
+    let sent = peer.calls();
+    let types: Vec<_> = sent.iter().map(|sent| sent.header("content-type").unwrap()).collect();
+    assert_eq!(types, ["application/json", "application/octet-stream", "application/json", "text/x"]);
+    assert_eq!((&*sent[0].body, &*sent[2].body, &*sent[3].body), (&b"1"[..], &b"2"[..], &b"1"[..]));
+    assert_eq!(sent[1].header("transfer-encoding"), Some("chunked"));
+    // A body that was replaced does not bound the attempts.
+    let peer = answers(vec![lost(), ok()]).await;
+    client(&peer).build().unwrap().put("x").body(stream()).json(&1).send::<Value>().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_breaker_of_a_service_is_seen_on_a_bus() {
+    let bus = MemoryBus::new();
+    let pattern = "events:circuit:*".parse().unwrap();
+    let mut events = bus.subscribe(pattern, Overflow::DropOldest(8)).await.unwrap();
+    let mut next = async || match events.next().await {
+        Some(Signal::Event(event)) => event,
+        other => panic!("{other:?}"),
+    };
+    let peer = answers(vec![lost(), ok()]).await;
+    let memory = client(&peer).retries(0).breaker_failures(1).bus(bus).build().unwrap();
+    memory.get("x").send::<Value>().await.unwrap_err();
+    let opened = next().await;
+    assert_eq!((opened.event_type(), &opened.data()["arm_id"]), ("circuit.opened", &json!("memory")));
+    sleep(Duration::from_secs(2)).await;
+    memory.get("x").send::<Value>().await.unwrap();
+    assert_eq!(next().await.event_type(), "circuit.closed");
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use octollm_http::RestClient;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{answers, client, lost, ok};
+use super::{answers, client, lost, ok, with};
 use crate::peer::{Answer, Received, until};
 
 fn chunked(media_type: &str, chunks: &[&str], whole: bool) -> Vec<u8> {
@@ -81,6 +81,39 @@ async fn an_answer_that_is_no_events_is_a_bad_response() {
     assert_eq!(events.next().await.unwrap().unwrap().data, "a");
     assert_eq!(events.next().await.unwrap().unwrap_err().kind(), ErrorKind::BadResponse);
     assert!(events.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_a_coding_that_was_not_asked_for_is_a_bad_response() {
+    let coded = |status: u16, coding: &str| {
+        with(status, &[("content-encoding", coding), ("x-coded", "1")], &json!("not what it says"))
+    };
+    let events = |coding: &str| {
+        let answer = String::from_utf8(chunked(EVENTS, &["data: a\n\n"], true)).unwrap();
+        Answer::Raw(answer.replacen("\r\n", &format!("\r\ncontent-encoding: {coding}\r\n"), 1).into_bytes())
+    };
+    let peer = answers(vec![
+        coded(200, "gzip"),
+        coded(200, "br"),
+        events("gzip"),
+        coded(401, "gzip"),
+        events("identity"),
+    ])
+    .await;
+    let memory = client(&peer).build().unwrap();
+    for error in [
+        memory.get("x").send::<Value>().await.unwrap_err(),
+        memory.get("x").stream().await.err().unwrap(),
+        memory.get("x").events().await.err().unwrap(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::BadResponse);
+        assert!(error.to_string().contains("content coding"), "{error}");
+    }
+    let error = memory.get("x").events().await.err().unwrap();
+    assert_eq!(error.to_string(), "memory.get: answered 401 Unauthorized");
+    let events: Vec<_> = memory.get("x").events().await.unwrap().try_collect().await.unwrap();
+    assert_eq!(events.len(), 1);
+    assert!(peer.calls().iter().all(|sent| sent.header("accept-encoding").is_none()));
 }
 
 #[tokio::test(start_paused = true)]

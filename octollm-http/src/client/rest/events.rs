@@ -8,7 +8,11 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use futures_util::Stream;
-use octollm_core::error::CallError;
+use octollm_core::{
+    error::{CallError, ErrorKind, Failure},
+    json::read_output,
+};
+use serde::de::DeserializeOwned;
 
 use super::stream::BodyStream;
 
@@ -25,6 +29,18 @@ pub struct ServerEvent {
     /// Time after which the service asks to connect again if the stream breaks, if it has set one. The client does not connect
     /// again by itself.
     pub retry: Option<Duration>,
+}
+
+impl ServerEvent {
+    /// Reads the data as JSON.
+    ///
+    /// # Errors
+    /// `bad_response` if it is not JSON or has another shape.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        read_output(self.data.as_bytes()).map_err(|error| {
+            Failure::new(ErrorKind::BadResponse, format!("the data of an event has another shape: {error}"))
+        })
+    }
 }
 
 /// The largest line and the largest data of an event, in bytes.

@@ -55,15 +55,15 @@ use crate::limits::{SHORTEST, YEAR, limits_setters, within};
 ///
 /// At most twice ([`retries`](RestClientBuilder::retries)), and never after an answer has been returned. A `GET`, `PUT` or
 /// `DELETE`, and any request that is [`idempotent`](RestRequest::idempotent) or has a [`key`](RestRequest::key), is sent again after a
-/// lost connection, a time limit, 408, 425, 429, 502 and 503. Any other request is so only where nothing was sent, and after 429. A
+/// lost connection, a time limit, 408, 425, 429, 502, 503 and 504. Any other request is so only where nothing was sent, and after 429. A
 /// `Retry-After` is waited for. A body of more than 64 KiB gets one attempt unless the request [asks](RestRequest::retry)
 /// for more, and a body that streams always does.
 ///
 /// # Rate limits
 ///
-/// After 429 or 503 with `Retry-After`, and after an answer with `RateLimit-Remaining: 0` or `X-RateLimit-Remaining: 0` and the time of a
-/// reset, all requests of the client wait for that time, at most an hour. A request whose deadline is before that fails at once with
-/// `rate_limited`.
+/// After 429 or 503 with `Retry-After`, and after an answer that has nothing left of a limit and states the time of its reset
+/// (`RateLimit`, `X-RateLimit-Remaining`, and the fields of many models), all requests of the client wait for that time, at most
+/// [`max_retry_after`](RestClientBuilder::max_retry_after). A request whose deadline is before that fails at once with `rate_limited`.
 ///
 /// # Redirects
 ///

@@ -89,7 +89,8 @@ fn reported_by(value: &Value) -> Reported {
                 .into_iter()
                 .find_map(|name| object.get(name)?.as_str())
                 .map(one_line);
-            let code = ["code", "type", "status"].into_iter().find_map(|name| object.get(name)).cloned();
+            let member = |name| object.get(name).filter(|value: &&Value| !value.is_null());
+            let code = ["code", "type", "status"].into_iter().find_map(member).cloned();
             Reported { message, code, ..Reported::default() }
         }
         Value::Array(items) => {
@@ -167,7 +168,8 @@ fn kind(status: StatusCode) -> ErrorKind {
         501 => ErrorKind::NotImplemented,
         502 => ErrorKind::UpstreamFailed,
         503 => ErrorKind::Unavailable,
-        504 => ErrorKind::DeadlineExceeded,
+        // A gateway has not waited longer for what is after it.
+        504 => ErrorKind::Timeout,
         500..=599 => ErrorKind::ArmFailed,
         _ => ErrorKind::BadResponse,
     }
@@ -238,6 +240,8 @@ mod tests {
         assert_eq!(reported(500, [0xff, 0xfe]).message, "\u{fffd}\u{fffd}");
         let coded = reported(500, r#"{"error":{"code":"E7","message":"it broke"}}"#);
         assert_eq!(coded.details, Some(json!({ "status": 500, "code": "E7" })));
+        let typed = reported(429, r#"{"error":{"message":"no","type":"insufficient_quota","code":null}}"#);
+        assert_eq!(typed.details, Some(json!({ "status": 429, "code": "insufficient_quota" })));
     }
 
     #[test]

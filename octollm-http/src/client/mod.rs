@@ -17,6 +17,7 @@ mod directory;
 mod follow;
 mod send;
 mod stack;
+mod protection;
 mod rest;
 mod orchestrator_client;
 mod registration;

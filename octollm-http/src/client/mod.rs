@@ -18,6 +18,7 @@ mod directory;
 mod follow;
 mod send;
 mod stack;
+mod protection;
 mod rest;
 mod orchestrator_client;
 mod registration;
@@ -425,12 +426,13 @@ impl ArmsBuilder {
         let (groups, resolvers): (Vec<_>, Vec<_>) =
             all.into_iter().map(|(group, resolver)| (group, Steady::new(resolver, grace))).unzip();
         let (retries, breaker) = (requests.config.retry_limits(), requests.config.breaker_limits());
+        let max_endpoints = requests.config.max_endpoints;
         let (exchanger, judging) = (requests.build()?, Judging { breaker, bus });
         let directory = Directory::new(listed, groups.iter().copied(), exchanger, judging, time_limit);
         let rules = Rules::new(ids, groups, fields, authority.clone(), over_tcp);
         let follow = Follow::new(&directory, resolvers, rules);
         let sender = Sender::new(directory.clone(), authority.clone(), below);
-        let carrier = Carrier::new(sender, follow.clone(), retries, &above);
+        let carrier = Carrier::new(sender, follow.clone(), retries, max_endpoints, &above);
         Ok(Arms(Arc::new(Shared { carrier, authority, directory, follow })))
     }
 }

@@ -347,7 +347,7 @@ async fn ask_all(round: RunningRound) {
     let mut beats = interval(BEAT);
     loop {
         // Also those that were found since the round has begun.
-        waiting.extend(directory.write().to_ask(*number));
+        waiting.extend(directory.write().ask_in(*number));
         let room = ASKED_AT_ONCE.saturating_sub(answers.len()).min(waiting.len());
         answers.extend(waiting.drain(..room).map(one));
         if answers.is_empty() || !directory.beat(*number) {

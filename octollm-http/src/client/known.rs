@@ -123,7 +123,7 @@ impl Known {
                 let gone = || self.gone.remove(&listing).map(|(gone, _)| gone.unasked());
                 let learned = before.remove(&listing).or_else(gone);
                 let learned = learned.unwrap_or_else(|| Learned::new(create(listed, &arm.budget)));
-                arm.endpoints.push(learned.as_in(listed));
+                arm.endpoints.push(learned.listed_as(listed));
             }
         }
         self.list_offers();
@@ -201,7 +201,7 @@ impl Known {
     }
 
     /// The endpoints to ask for their cards that were not yet asked in this round: the first ones of all arms, then the second ones.
-    pub(super) fn to_ask(&mut self, round: u64) -> Vec<Arc<Site>> {
+    pub(super) fn ask_in(&mut self, round: u64) -> Vec<Arc<Site>> {
         let of_arm = |arm: &'_ mut Arm| {
             let asked =
                 arm.endpoints.iter_mut().filter(|learned| !learned.is_fixed && learned.asked != round);
@@ -318,7 +318,7 @@ impl Learned {
     }
 
     /// Takes over what its source says now.
-    fn as_in(mut self, listed: &Listed) -> Self {
+    fn listed_as(mut self, listed: &Listed) -> Self {
         self.site.set_weight(listed.weight);
         match &listed.card {
             Some(card) => {

@@ -78,31 +78,31 @@ async fn an_endpoint_that_goes_and_returns_has_the_health_and_the_budget_that_it
 async fn what_goes_and_returns_is_asked_for_its_card_and_serves_by_the_last_one() {
     let (mut known, now) = (known(&[1]), Instant::now());
     replace(&mut known, 1, vec![listed("judge", "http://a")], now);
-    let asked = known.to_ask(1);
+    let asked = known.ask_in(1);
     known.learn(1, vec![(asked[0].clone(), Ok(card()))]);
     assert!(!known.has_unasked() && known.offers.len() == 1);
     replace(&mut known, 1, vec![], now);
     assert!(known.offers.is_empty());
     replace(&mut known, 1, vec![listed("judge", "http://a")], now);
     assert!(known.has_unasked() && known.offers.len() == 1);
-    assert_eq!(urls(&known.to_ask(1)), ["http://a"]);
+    assert_eq!(urls(&known.ask_in(1)), ["http://a"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_found_while_a_round_runs_belongs_to_the_round() {
     let (mut known, now) = (known(&[1]), Instant::now());
     replace(&mut known, 1, vec![listed("judge", "http://a")], now);
-    assert_eq!(urls(&known.to_ask(1)), ["http://a"]);
+    assert_eq!(urls(&known.ask_in(1)), ["http://a"]);
     replace(&mut known, 1, vec![listed("judge", "http://a"), listed("coder", "http://b")], now);
-    let new = known.to_ask(1);
+    let new = known.ask_in(1);
     assert_eq!(urls(&new), ["http://b"]);
-    assert!(known.to_ask(1).is_empty() && known.has_unasked());
+    assert!(known.ask_in(1).is_empty() && known.has_unasked());
     let both = sites(&known);
     let failed = || Err(Failure::of(ErrorKind::Unreachable));
     known.learn(1, both.iter().map(|site| (site.clone(), failed())).collect());
     assert!(!known.has_unasked(), "a failure is an answer");
     assert!(known.learned_in(1, &both) && !known.learned_in(2, &both));
-    assert_eq!(known.to_ask(2).len(), 2);
+    assert_eq!(known.ask_in(2).len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,14 +110,14 @@ async fn an_endpoint_whose_source_with_its_card_is_gone_is_asked() {
     let (mut known, now) = (known(&[1, 2]), Instant::now());
     let with_card = || vec![Listed { card: Some(card()), ..listed("judge", "http://a") }];
     replace(&mut known, 2, vec![listed("judge", "http://a")], now);
-    let asked = known.to_ask(1);
+    let asked = known.ask_in(1);
     known.learn(1, vec![(asked[0].clone(), Err(Failure::of(ErrorKind::Unreachable)))]);
     replace(&mut known, 1, with_card(), now);
-    assert!(!known.asks() && known.to_ask(2).is_empty());
+    assert!(!known.asks() && known.ask_in(2).is_empty());
     assert_eq!(known.cards().len(), 1, "its trouble has ended");
     replace(&mut known, 1, vec![], now);
     assert!(known.asks() && known.has_unasked());
-    assert_eq!(urls(&known.to_ask(2)), ["http://a"]);
+    assert_eq!(urls(&known.ask_in(2)), ["http://a"]);
     assert_eq!(known.offers.len(), 1, "the last card holds until it answers");
 }
 
@@ -144,7 +144,7 @@ async fn many_endpoints_are_compared_by_their_names() {
     let gone = replace(&mut known, 1, all(2049), now);
     assert_eq!((gone.len(), sites(&known).len()), (2048, 4096));
     assert!(Arc::ptr_eq(&first[2048], &sites(&known)[0]));
-    let asked = known.to_ask(1);
+    let asked = known.ask_in(1);
     known.learn(1, asked.into_iter().map(|site| (site, Ok(card()))).collect());
     assert!(known.learned_in(1, &sites(&known)) && !known.has_unasked());
     assert_eq!(known.cards().len(), 1);

@@ -49,8 +49,8 @@ fn a_goal_in_words() {
 fn a_contract_by_name() {
     let submission = Submission::of(&code("fn main() {}"))
         .unwrap()
-        .with_priority(Priority::Low)
-        .with_budget(TaskBudget { max_tokens: Some(500), ..TaskBudget::default() });
+        .priority(Priority::Low)
+        .budget(TaskBudget { max_tokens: Some(500), ..TaskBudget::default() });
     hold("submission_by_contract.json", &pretty(&submission.to_json().to_value()));
     assert_eq!(Submission::from_json(read("submission_by_contract.json").as_bytes()).unwrap(), submission);
 }

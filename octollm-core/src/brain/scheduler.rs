@@ -22,6 +22,8 @@ use crate::{
 
 /// Pause after a failure of the store.
 const PAUSE: Duration = Duration::from_millis(250);
+/// The shortest wait for a delayed task.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Starts the loops of a brain, unless they run. They end with the brain.
 pub(super) fn start(inner: &Arc<Inner>) {
@@ -51,22 +53,22 @@ async fn schedule(brain: Loops, every: Duration) {
     drop(inner);
     loop {
         count.mark_unchanged();
-        let wait = {
+        let (wait, failed) = {
             let Some(inner) = brain.0.upgrade() else { return };
             if inner.running.is_closed() {
                 return;
             }
             match claim(&inner).await {
-                Ok(_) => every,
+                Ok((_, free_in)) => (free_in.map_or(every, |time| time.clamp(SHORTEST, every)), false),
                 Err(error) => {
                     tracing::warn!(%error, "tasks not claimed");
-                    PAUSE.min(every)
+                    (PAUSE.min(every), true)
                 }
             }
         };
         tokio::select! {
-            () = store_changed(&mut queue), if wait == every => {}
-            changed = count.changed(), if wait == every => if changed.is_err() { return },
+            () = store_changed(&mut queue), if !failed => {}
+            changed = count.changed(), if !failed => if changed.is_err() { return },
             () = ended.cancelled() => return,
             () = sleep(wait) => {}
         }
@@ -80,30 +82,31 @@ pub(super) async fn store_changed(changes: &mut watch::Receiver<()>) {
     }
 }
 
-/// Claims as many tasks as may run, starts them, and returns their number.
-pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
+/// Claims as many tasks as may run, and starts them. Returns their number, and the time until a delayed task is free.
+pub(super) async fn claim(inner: &Arc<Inner>) -> Result<(usize, Option<Duration>), StoreError> {
     // One at a time: each counts the room that is left.
     let _turn = inner.claiming.lock().await;
     let mut started = 0;
     loop {
         let room = inner.running.room();
         if room == 0 {
-            return Ok(started);
+            return Ok((started, None));
         }
         let (lease, asked) = (inner.limits.lease, Instant::now());
         let (holder, source, contracts) = (&*inner.holder, inner.source(), &*inner.contracts);
-        let claim = Claim { holder, contracts, lease, limit: room, source };
+        let claim =
+            Claim { holder, contracts, lease, limit: room, max_running: &inner.max_running_of, source };
         // Tasks that are claimed by a later answer are free again when their leases expire.
         let claimed = timeout(lease / 3, limited(inner.store.claim(&claim))).await;
         let claimed = claimed.map_err(|_| StoreError::Unavailable("no answer came in time".into()))??;
-        let count = claimed.len();
+        let count = claimed.tasks.len();
         started += count;
-        for (record, time_left) in claimed {
+        for (record, time_left) in claimed.tasks {
             begin(inner, record, time_left, asked + lease);
         }
         // No more are free; the store reports those that come.
         if count < room {
-            return Ok(started);
+            return Ok((started, claimed.free_in));
         }
     }
 }

@@ -63,7 +63,7 @@ async fn each_route_is_asked_as_the_wire_says() {
     let id: TaskId = ID.parse().unwrap();
 
     let budget = TaskBudget { max_tokens: Some(50), ..TaskBudget::default() };
-    let goal = Submission::from(TaskRequest::new("do it")).with_budget(budget).with_priority(Priority::High);
+    let goal = Submission::from(TaskRequest::new("do it")).budget(budget).priority(Priority::High);
     let queued = Orchestrator::submit(&client, goal, &cx).await.unwrap();
     assert_eq!((queued.status, &queued.task_id), (TaskStatus::Queued, &id));
     Orchestrator::submit(&client, Submission::of(&check()).unwrap(), &cx).await.unwrap();
@@ -331,7 +331,7 @@ async fn a_budget_that_is_no_amount_is_not_submitted() {
     for dollars in [-1.0, f64::NAN, f64::INFINITY, 1e300] {
         let budget = TaskBudget { max_cost_dollars: Some(dollars), ..TaskBudget::default() };
         for submission in [TaskRequest::new("do it").into(), Submission::of(&check()).unwrap()] {
-            let submission = submission.with_budget(budget);
+            let submission = submission.budget(budget);
             let refused = Orchestrator::submit(&client, submission, &Context::detached()).await.unwrap_err();
             assert_eq!(
                 (refused.kind, refused.may_have_executed),

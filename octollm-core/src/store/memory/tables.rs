@@ -119,10 +119,14 @@ impl Index {
         let open = self.open.entry(record.contract().clone()).or_default();
         match (record.status(), record.run_at()) {
             (TaskStatus::Queued, Some(at)) if at > now => {
-                drop(open.delayed.insert((at, id), record.priority()))
+                open.delayed.insert((at, id), record.priority());
             }
-            (TaskStatus::Queued, _) => drop(open.ready.insert((Reverse(record.priority()), id))),
-            _ => drop(open.leased.insert((record.leased_until().unwrap_or(Timestamp::MIN), id))),
+            (TaskStatus::Queued, _) => {
+                open.ready.insert((Reverse(record.priority()), id));
+            }
+            _ => {
+                open.leased.insert((record.leased_until().unwrap_or(Timestamp::MIN), id));
+            }
         }
         if record.status() == TaskStatus::Queued {
             self.count_queued(self.queued + 1, self.queued_bytes + record.size());

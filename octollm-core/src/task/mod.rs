@@ -8,7 +8,9 @@ mod update;
 
 use std::{fmt, str::FromStr};
 
-use jiff::Timestamp;
+/// A time of day: the start of a task.
+#[doc(no_inline)]
+pub use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 

@@ -79,6 +79,8 @@ struct Inner {
     started: AtomicBool,
 }
 
+/// How long a brain that closes waits for its last claim.
+const LAST_CLAIM: Duration = Duration::from_secs(2);
 /// How long a brain that closes waits for the bus.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
@@ -234,6 +236,13 @@ impl Brain {
         self.0.running.close(Stop::Close);
         let ended = self.0.relay.ended.clone().drop_guard();
         self.0.running.idle().await;
+        // What is being claimed meanwhile is released again.
+        if timeout(LAST_CLAIM, self.0.claiming.lock()).await.is_err() {
+            tracing::warn!(
+                brain = self.0.holder,
+                "a claim is not answered; what it claims is free when its lease expires"
+            );
+        }
         drop(ended);
         if !matches!(timeout(LAST_EVENTS, self.0.relay.drain()).await, Ok(Ok(()))) {
             tracing::warn!(brain = self.0.holder, "events are left in the store");

@@ -72,7 +72,7 @@ pub(super) async fn run(inner: Arc<Inner>, started: Started) {
 }
 
 /// Queues a task again that was claimed and not started.
-pub(super) async fn release(inner: Arc<Inner>, record: Arc<TaskRecord>) {
+pub(super) async fn release(inner: &Inner, record: Arc<TaskRecord>) {
     let mut record = Arc::unwrap_or_clone(record);
     if record.release(inner.clock.now()).is_ok() {
         let effects = SideEffects::of_change(&record, inner.source());
@@ -98,7 +98,7 @@ async fn recorded(inner: &Arc<Inner>, started: &Started) -> Option<Vec<JournalEn
         read = repeated(|| inner.store.journal(id, None, usize::MAX)) => read,
         () = started.cancellation.cancelled() => {
             if inner.running.stopped(&started.run) == Some(Stop::Close) {
-                release(inner.clone(), started.record.clone()).await;
+                release(inner, started.record.clone()).await;
             }
             return None;
         }

@@ -102,7 +102,9 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<(usize, Option<Duration>
         let count = claimed.tasks.len();
         started += count;
         for (record, time_left) in claimed.tasks {
-            begin(inner, record, time_left, asked + lease);
+            if let Some(record) = begin(inner, record, time_left, asked + lease) {
+                run::release(inner, record).await;
+            }
         }
         // No more are free; the store reports those that come.
         if count < room {
@@ -111,7 +113,13 @@ pub(super) async fn claim(inner: &Arc<Inner>) -> Result<(usize, Option<Duration>
     }
 }
 
-fn begin(inner: &Arc<Inner>, record: Arc<TaskRecord>, time_left: Duration, held_until: Instant) {
+/// Starts a claimed task. Returns it where the brain begins no more runs.
+fn begin(
+    inner: &Arc<Inner>,
+    record: Arc<TaskRecord>,
+    time_left: Duration,
+    held_until: Instant,
+) -> Option<Arc<TaskRecord>> {
     let log = Arc::new(UpdateLog::new(record.id().clone(), record.task().progress.clone()));
     let run = (record.id().clone(), record.run());
     match inner.running.begin(run.clone(), log.clone(), held_until) {
@@ -119,11 +127,9 @@ fn begin(inner: &Arc<Inner>, record: Arc<TaskRecord>, time_left: Duration, held_
             let span = meters::span(&record);
             let started = run::Started { record, time_left, run, log, cancellation };
             tokio::spawn(run::run(inner.clone(), started).instrument(span));
+            None
         }
-        // The brain was closed meanwhile, or begins no more runs.
-        None => {
-            tokio::spawn(run::release(inner.clone(), record));
-        }
+        None => Some(record),
     }
 }
 

@@ -97,6 +97,7 @@ pub struct Claim<'a> {
 
 /// What a brain has claimed: the answer of [`TaskStore::claim`](super::TaskStore::claim).
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Claimed {
     /// Each task, with its new run number, and the time that is left to its deadline.
     pub tasks: Vec<(Arc<TaskRecord>, Duration)>,

@@ -161,3 +161,41 @@ fn a_limit_is_of_a_contract_that_the_brain_runs_and_at_least_one() {
     let twice = builder().max_running_of::<TaskRequest>(0).max_running_of::<TaskRequest>(2);
     assert!(twice.build().is_ok());
 }
+
+/// A store that answers claims late.
+struct Slow {
+    inner: Arc<MemoryStore>,
+}
+
+impl Layer for Slow {
+    async fn around<T: Send>(
+        &self,
+        operation: &'static str,
+        _: Stores<'_>,
+        work: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        let answer = work.await;
+        if operation == "claim" {
+            sleep(SECOND).await;
+        }
+        answer
+    }
+}
+
+layered!(Slow);
+
+#[tokio::test(start_paused = true)]
+async fn a_brain_that_closes_hands_back_what_it_has_claimed_and_not_started() {
+    let (store, count) = (shared_store(), Count::default());
+    let never = program(|_, _| std::future::pending());
+    let one = Brain::builder().arm::<Compute>(never).store(Slow { inner: store.clone() }).build().unwrap();
+    let id = one.submit(compute(1), &anyone()).await.unwrap().task_id;
+    sleep(SECOND / 2).await;
+    assert_eq!(one.get(&id, &anyone()).await.unwrap().status, TaskStatus::Processing, "it is claimed");
+    one.close().await;
+    let task = one.get(&id, &anyone()).await.unwrap();
+    assert_eq!((task.status, task.attempt), (TaskStatus::Queued, 1));
+    let two = brain(store, &count, 1);
+    assert_eq!(two.recover().await.unwrap(), 1);
+    assert_eq!(end_of(&two, &id).await.status, TaskStatus::Completed);
+}

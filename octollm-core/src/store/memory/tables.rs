@@ -70,6 +70,18 @@ impl OpenTasks {
         }
     }
 
+    fn remove(&mut self, record: &TaskRecord) {
+        let id = record.id();
+        if record.status() != TaskStatus::Queued {
+            self.leased.remove(&(record.leased_until().unwrap_or(Timestamp::MIN), id.clone()));
+            return;
+        }
+        let delayed = record.run_at().and_then(|at| self.delayed.remove(&(at, id.clone())));
+        if delayed.is_none() {
+            self.ready.remove(&(Reverse(record.priority()), id.clone()));
+        }
+    }
+
     /// The tasks whose leases have expired.
     fn expired(&self, now: Timestamp) -> impl Iterator<Item = &TaskId> {
         self.leased.iter().take_while(move |(until, _)| *until <= now).map(|(_, id)| id)
@@ -116,7 +128,11 @@ impl Index {
         if let Some(key) = record.unique_key() {
             self.unique.insert(key, id.clone());
         }
-        let open = self.open.entry(record.contract().clone()).or_default();
+        // Contracts are few, and copied once each.
+        if !self.open.contains_key(record.contract()) {
+            self.open.insert(record.contract().clone(), OpenTasks::default());
+        }
+        let Some(open) = self.open.get_mut(record.contract()) else { return };
         match (record.status(), record.run_at()) {
             (TaskStatus::Queued, Some(at)) if at > now => {
                 open.delayed.insert((at, id), record.priority());
@@ -147,11 +163,7 @@ impl Index {
             self.unique.remove(&key);
         }
         if let Some(open) = self.open.get_mut(record.contract()) {
-            if let Some(at) = record.run_at() {
-                open.delayed.remove(&(at, id.clone()));
-            }
-            open.ready.remove(&(Reverse(record.priority()), id.clone()));
-            open.leased.remove(&(record.leased_until().unwrap_or(Timestamp::MIN), id.clone()));
+            open.remove(record);
         }
         if record.status() == TaskStatus::Queued {
             self.count_queued(self.queued - 1, self.queued_bytes - record.size());

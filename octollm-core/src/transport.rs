@@ -53,6 +53,9 @@ pub struct Call {
     pub avoid: Vec<Arc<str>>,
     /// The only endpoint that may get the call: the one that has the record of its key. `None` where any may.
     pub only: Option<Arc<str>>,
+    /// The process of the arm that got the first attempt that may have executed. A transport names it in a call with
+    /// [`repeated`](ContextParts::repeated), so that no other process takes its records for complete. `None` where it is not known.
+    pub instance: Option<Arc<str>>,
     /// Receives the progress and the chunks of the called arm.
     pub updates: Option<Arc<dyn UpdateSink>>,
     /// What an earlier attempt reported through [`UpdateSink::handle`]: the transport may go on from it.
@@ -77,6 +80,7 @@ impl Call {
             retry: None,
             avoid: Vec::new(),
             only: None,
+            instance: None,
             updates: None,
             handle: None,
             explain: None,

@@ -144,6 +144,13 @@ macro_rules! client_limits {
             /// each only where it is safe, can help, and is within the budget of its arm: see
             /// [`resilience`](octollm_core::resilience). Default 2, at most 100.
             retries: u32 as count = 2, 0 => 100;
+            /// Sets the most endpoints that one attempt of a call tries, where no connection can be made or the contract is not served.
+            /// Each is tried once. Where cards have changed meanwhile, as many are tried by these. Default 8, at most 1,000.
+            max_endpoints: usize as count = 8, 1 => 1_000;
+            /// Sets the longest wait that an answer may ask for, by `Retry-After` or by the reset of a rate limit. If it asks for more, it
+            /// is returned at once, and further requests of a [`RestClient`](crate::RestClient) wait for this time only. Default 60 s, at
+            /// most a day.
+            max_retry_after: Duration as time = Duration::from_secs(60), Duration::ZERO => DAY;
             /// Sets how many failures in a row open the circuit breaker of an endpoint. Default 5. 0 turns the breakers off.
             breaker_failures: u32 as count = 5, 0 => u32::MAX;
             /// Sets the percentage of successes, over 10 s with at least 20 calls, below which the circuit breaker of an endpoint
@@ -201,7 +208,7 @@ impl ServerConfig {
 
 impl ClientConfig {
     pub(crate) fn retry_limits(&self) -> RetryLimits {
-        RetryLimits { retries: self.retries, ..RetryLimits::default() }
+        RetryLimits { retries: self.retries, max_retry_after: self.max_retry_after, ..RetryLimits::default() }
     }
 
     /// `None` without breakers.

@@ -203,9 +203,10 @@ fn rest_api_survives_what_a_service_does() {
     let (printed, errors) = text(&output);
     assert!(output.status.success(), "{errors}");
     assert!(printed.contains("the note was made once, with 2 requests"), "{printed}");
-    assert!(printed.contains("not sent: memory.get: the service allows the next request in"), "{printed}");
-    assert!(printed.contains("within its deadline it waits: 2 notes"), "{printed}");
-    assert!(printed.contains("the model: Octopuses have nine brains.\n"), "{printed}");
+    assert!(printed.contains("the model, after the wait that it has asked for: Nine."), "{printed}");
+    assert!(printed.contains("not sent: model.post: the service allows the next request in"), "{printed}");
+    assert!(printed.contains("the model streams: Octopuses  … model.post: "), "{printed}");
+    assert!(printed.contains("the model streams: Octopuses have nine brains.\n"), "{printed}");
     assert!(!printed.contains("secret-key") && !errors.contains("secret-key"), "{printed}{errors}");
 }
 

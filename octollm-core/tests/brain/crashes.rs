@@ -159,7 +159,10 @@ impl Transport for Bookkeeping {
         if contract.name() == "ledger.book" {
             self.booked.lock().unwrap().push(key.clone());
         }
-        let mut cx = Context::from_parts(call.parts, Arc::new(()));
+        let mut parts = call.parts;
+        // The answers are complete: a call without one has not run.
+        parts.repeated &= self.keys != Keys::Shared;
+        let mut cx = Context::from_parts(parts, Arc::new(()));
         match self.ledger.execute(&contract, &call.input, &mut cx).await {
             Ok(output) => {
                 let reply = Reply::new(output, "ledger", "in-process/ledger");

@@ -17,6 +17,7 @@ mod directory;
 mod follow;
 mod send;
 mod stack;
+mod protection;
 mod rest;
 mod orchestrator_client;
 mod registration;
@@ -416,11 +417,12 @@ impl ArmsBuilder {
         let ids = listed.iter().map(|endpoint| endpoint.arm.to_string()).collect();
         let resolvers: Vec<_> = resolvers.into_iter().map(|resolver| Steady::new(resolver, grace)).collect();
         let (retries, breaker) = (requests.config.retry_limits(), requests.config.breaker_limits());
+        let max_endpoints = requests.config.max_endpoints;
         let (exchanger, judging) = (requests.build()?, Judging { breaker, bus });
         let directory = Directory::new(listed, resolvers.len(), exchanger, judging, time_limit);
         let follow = Follow::new(&directory, resolvers, Rules::new(ids, fields, authority.clone(), over_tcp));
         let sender = Sender::new(directory.clone(), authority.clone(), below);
-        let carrier = Carrier::new(sender, follow.clone(), retries, &above);
+        let carrier = Carrier::new(sender, follow.clone(), retries, max_endpoints, &above);
         Ok(Arms(Arc::new(Shared { carrier, authority, directory, follow })))
     }
 }

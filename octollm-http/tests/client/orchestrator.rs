@@ -371,9 +371,14 @@ async fn a_task_that_ends_without_an_output_is_a_failed_call() {
         assert_eq!(error.contract().name(), "code.validate");
         assert_eq!(error.usage().tokens, if kind == ErrorKind::BudgetExhausted { 7 } else { 0 });
     }
-    let peer = telling(vec![(503, json!({ "error": "busy" }))]).await;
-    let error = orchestrator(&peer.url).submit(check()).await.unwrap_err();
-    assert!(error.retryable() && !error.may_have_executed());
+    for (body, may_have_executed) in [
+        (json!({ "error": "busy" }), true),
+        (json!({ "status": 503, "code": "overloaded", "retryable": true }), false),
+    ] {
+        let peer = telling(vec![(503, body)]).await;
+        let error = orchestrator(&peer.url).submit(check()).await.unwrap_err();
+        assert_eq!((error.retryable(), error.may_have_executed()), (!may_have_executed, may_have_executed));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -568,4 +573,134 @@ async fn a_poll_that_is_asked_to_wait_waits() {
         assert_eq!(end, Err(ErrorKind::Unavailable), "{times:?}");
         assert!(begun.elapsed() < Duration::from_secs(12), "{times:?}");
     }
+}
+
+/// Answers one request on a host that nobody listens on after it.
+async fn one_answer(host: &str, answer: Vec<u8>) {
+    let mut listener = network().listen(host).unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap().await.unwrap();
+    let mut request = [0; 4096];
+    assert!(socket.read(&mut request).await.unwrap() > 0);
+    socket.write_all(&answer).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_of_the_orchestrator_is_not_seen_by_who_submits_and_waits() {
+    let refused = json!({ "status": 503, "code": "unavailable", "detail": "restarting", "retryable": true,
+                          "retry_after": 1 });
+    // The task is submitted before the restart, while it begins, and while nobody listens.
+    for (first, posts) in
+        [(Some(json_answer(202, &task("queued", 0))), 0), (Some(json_answer(503, &refused)), 1), (None, 1)]
+    {
+        let host = unused_host();
+        let url = format!("http://{host}");
+        let client = OrchestratorClient::builder(&url).connector(network()).retries(10).build().unwrap();
+        let run = tokio::spawn(async move { client.run(check()).await });
+        if let Some(answer) = first {
+            one_answer(&host, answer).await;
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let polled = AtomicUsize::new(0);
+        let done = json!({ "result": { "output": { "is_valid": true } } });
+        let peer = Peer::listen(network().listen(&host).unwrap(), url, move |request| {
+            let is_done = polled.fetch_add(1, Ordering::SeqCst) > 3;
+            std::future::ready(match &*request.method {
+                "POST" => Answer::Json(202, task("queued", 0)),
+                _ if is_done => Answer::Json(200, ended("completed", done.clone())),
+                _ => Answer::Json(200, task("processing", 10)),
+            })
+        });
+        assert_eq!(run.await.unwrap().unwrap(), Verdict { is_valid: true });
+        assert_eq!(submissions(&peer), posts);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_run_twice_is_sent_again_and_a_submission_only_where_nothing_has_run() {
+    let problem = |code: &str| {
+        Answer::Json(503, json!({ "status": 503, "code": code, "detail": "no", "retryable": true }))
+    };
+    let (cx, id) = (Context::detached(), ID.parse::<TaskId>().unwrap());
+    for (first, twice) in
+        [(Answer::Last(vec![]), false), (problem("unavailable"), true), (Answer::Json(500, json!({})), false)]
+    {
+        for (operation, safe) in [("get", true), ("cancel", true), ("submit", false), ("rerun", false)] {
+            let (count, answer) = (AtomicUsize::new(0), first.clone());
+            let peer = Peer::start(move |_| {
+                let is_first = count.fetch_add(1, Ordering::SeqCst) == 0;
+                std::future::ready(if is_first {
+                    answer.clone()
+                } else {
+                    Answer::Json(200, task("queued", 0))
+                })
+            })
+            .await;
+            let client = orchestrator(&peer.url);
+            let answer = match operation {
+                "get" => client.get(&id, &cx).await,
+                "cancel" => client.cancel(&id, &cx).await,
+                "submit" => Orchestrator::submit(&client, Submission::of(&check()).unwrap(), &cx).await,
+                _ => client.rerun(&id, None, &cx).await,
+            };
+            // A 500 says that it would fail again.
+            let again = twice || safe && !matches!(first, Answer::Json(500, _));
+            assert_eq!(
+                (answer.is_ok(), peer.calls().len()),
+                (again, 1 + usize::from(again)),
+                "{operation} {first:?}"
+            );
+            let attempts: Vec<_> = peer
+                .calls()
+                .iter()
+                .map(|call| call.header("octollm-attempt").unwrap_or("1").to_owned())
+                .collect();
+            assert_eq!(attempts, ["1", "2"][..attempts.len()]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_spares_an_orchestrator_that_fails_and_not_one_that_is_full() {
+    let (cx, id) = (Context::detached(), ID.parse::<TaskId>().unwrap());
+    let peer = Peer::start(|_| async { Answer::Json(500, json!({})) }).await;
+    let client = OrchestratorClient::builder(&peer.url).connector(network()).retries(0).build().unwrap();
+    let mut kinds = Vec::new();
+    for _ in 0..20 {
+        kinds.push(client.get(&id, &cx).await.unwrap_err().kind);
+    }
+    assert_eq!((&kinds[..5], peer.calls().len()), (&[ErrorKind::ArmFailed; 5][..], 5));
+    assert_eq!(kinds[5..], [ErrorKind::CircuitOpen; 15]);
+
+    let full =
+        json!({ "status": 503, "code": "overloaded", "detail": "10000 tasks wait", "retryable": true });
+    let peer = Peer::start(move |request| {
+        let full = full.clone();
+        async move {
+            if request.method == "POST" {
+                Answer::Json(503, full)
+            } else {
+                Answer::Json(200, task("queued", 0))
+            }
+        }
+    })
+    .await;
+    let client = orchestrator(&peer.url);
+    for _ in 0..10 {
+        let error = client.submit(check()).await.map(drop).unwrap_err();
+        assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::Overloaded, false));
+        client.get(&id, &cx).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_context_sends_nothing_again() {
+    let peer = Peer::start(|_| async { busy(5) }).await;
+    let client = orchestrator(&peer.url);
+    let token = tokio_util::sync::CancellationToken::new();
+    let cx = Context::detached().with_cancellation(token.clone());
+    let asked = tokio::spawn(async move { client.get(&ID.parse().unwrap(), &cx).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    token.cancel();
+    assert_eq!(asked.await.unwrap().unwrap_err().kind, ErrorKind::Cancelled);
+    assert_eq!(peer.calls().len(), 1);
 }

@@ -95,8 +95,11 @@ async fn a_delayed_task_survives_the_brain_that_took_it() {
 
 #[tokio::test(start_paused = true)]
 async fn the_time_limit_begins_with_the_start() {
-    let (store, slow) = (shared_store(), program(|_, _| async { Ok(sleep(50 * SECOND).await).map(|()| 1) }));
-    let brain = Brain::builder().arm::<Compute>(slow).store(store).build().unwrap();
+    let slow = program(|_, _| async {
+        sleep(50 * SECOND).await;
+        Ok(1)
+    });
+    let brain = Brain::builder().arm::<Compute>(slow).build().unwrap();
     let budget = TaskBudget { max_time_seconds: Some(55.0), ..TaskBudget::default() };
     let task = run(&brain, compute(1).budget(budget).run_in(HOUR)).await;
     assert_eq!(task.status, TaskStatus::Completed);

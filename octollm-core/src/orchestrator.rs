@@ -52,7 +52,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     }
 
     /// Queues a task, and returns it once it is stored: the task then runs also where this process ends. A task that is returned
-    /// finished was answered by a reflex in front of the orchestrator, and is not stored.
+    /// finished was answered by a reflex in front of the orchestrator, and is not stored. A task that is returned as
+    /// [existing](Task::existing) has the [uniqueness key](Submission::unique) of the submission, and nothing is queued.
     ///
     /// # Errors
     /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed),
@@ -116,8 +117,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// # Errors
     /// [`BudgetExhausted`](ErrorKind::BudgetExhausted) and [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where the context
     /// has nothing left. [`TaskNotFound`](ErrorKind::TaskNotFound). [`Unavailable`](ErrorKind::Unavailable) where the orchestrator is
-    /// closed. [`Conflict`](ErrorKind::Conflict) where the task has not failed and, without `from`, where calls failed but none of
-    /// their errors ended the task.
+    /// closed. [`Conflict`](ErrorKind::Conflict) where the task has not failed, where another one with its
+    /// [uniqueness key](Submission::unique) is not finished, and, without `from`, where calls failed but none of their errors ended the
+    /// task.
     /// [`ValidationFailed`](ErrorKind::ValidationFailed) where no call is recorded as `from`.
     /// [`NotImplemented`](ErrorKind::NotImplemented) by default.
     ///

@@ -80,7 +80,7 @@ mod sync {
 }
 
 /// At least 0 and below 1.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 

@@ -1,7 +1,9 @@
 //! The brain: tasks from submission to their end, through failures, restarts and other brains.
 
 mod adverse;
+mod attempts;
 mod crashes;
+mod delayed;
 mod doomed;
 mod elsewhere;
 mod grants;
@@ -10,6 +12,7 @@ mod interrupted;
 mod journal;
 mod layer;
 mod lifecycle;
+mod limited;
 mod limits;
 mod nested;
 mod replay;
@@ -18,5 +21,6 @@ mod scripted;
 mod storm;
 mod support;
 mod trouble;
+mod unique;
 mod unknown;
 mod watching;

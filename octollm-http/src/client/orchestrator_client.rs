@@ -364,7 +364,7 @@ impl Orchestrator for OrchestratorClient {
             return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
         }
         // Infinity and NaN are null as JSON, which is no limit.
-        submission.budget.check().map_err(Failure::invalid)?;
+        submission.check().map_err(Failure::invalid)?;
         let body = submission.to_json().to_string();
         self.ask(Method::POST, "/tasks", Some(body.into()), cx).await
     }
@@ -513,6 +513,8 @@ struct Seen {
     id: TaskId,
     seq: u64,
     status: Option<TaskStatus>,
+    /// Number of the attempt: one may follow another between two polls.
+    attempt: u32,
     progress: Progress,
     pending: VecDeque<TaskUpdate>,
     pause: Duration,
@@ -525,7 +527,8 @@ struct Seen {
 impl Seen {
     fn new(id: TaskId, seq: u64, deadline: Option<Deadline>) -> Self {
         let (progress, pending) = (Progress::default(), VecDeque::new());
-        Self { id, seq, status: None, progress, pending, pause: SHORTEST, wait: None, failures: 0, deadline }
+        let (pause, wait, failures) = (SHORTEST, None, 0);
+        Self { id, seq, status: None, attempt: 1, progress, pending, pause, wait, failures, deadline }
     }
 
     fn take_in(&mut self, task: Task) {
@@ -545,10 +548,12 @@ impl Seen {
                 message,
             });
         }
-        if self.status != Some(task.status) {
-            self.status = Some(task.status);
+        if (self.status, self.attempt) != (Some(task.status), task.attempt) {
+            (self.status, self.attempt) = (Some(task.status), task.attempt);
             self.pause = SHORTEST;
-            let (status, result, error, seq) = (task.status, task.result, task.error, self.next());
+            let (status, result, seq) = (task.status, task.result, self.next());
+            // The error of the attempt before is part of the update that it has ended.
+            let error = task.error.filter(|_| status != TaskStatus::Processing);
             self.pending.push_back(TaskUpdate::Status { task_id, seq, status, result, error });
         }
     }

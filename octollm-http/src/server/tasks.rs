@@ -172,7 +172,8 @@ impl Tasks {
         // Relative to the request, so that it holds below any prefix.
         let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
             .map_err(|_| Failure::of(ErrorKind::Internal))?;
-        Ok(Answer::json(&task)?.status(StatusCode::ACCEPTED).header(header::LOCATION, location))
+        let status = if task.existing { StatusCode::OK } else { StatusCode::ACCEPTED };
+        Ok(Answer::json(&task)?.status(status).header(header::LOCATION, location))
     }
 
     async fn list(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {

@@ -63,7 +63,7 @@ async fn each_route_is_asked_as_the_wire_says() {
     let id: TaskId = ID.parse().unwrap();
 
     let budget = TaskBudget { max_tokens: Some(50), ..TaskBudget::default() };
-    let goal = Submission::from(TaskRequest::new("do it")).with_budget(budget).with_priority(Priority::High);
+    let goal = Submission::from(TaskRequest::new("do it")).budget(budget).priority(Priority::High);
     let queued = Orchestrator::submit(&client, goal, &cx).await.unwrap();
     assert_eq!((queued.status, &queued.task_id), (TaskStatus::Queued, &id));
     Orchestrator::submit(&client, Submission::of(&check()).unwrap(), &cx).await.unwrap();
@@ -101,6 +101,72 @@ async fn each_route_is_asked_as_the_wire_says() {
     assert_eq!(submitted.header("octollm-budget"), Some("tokens=5"));
     assert_eq!(submitted.header("x-correlation-id"), Some(cx.correlation_id().as_str()));
     assert_eq!(submitted.header("octollm-timeout"), None, "a limit of ours would become the task's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_sent_with_its_members_and_its_handle_is_of_the_task_that_has_its_key() {
+    let peer = Peer::start(|_| async {
+        let mut existing = task("queued", 0);
+        existing["existing"] = true.into();
+        Answer::Json(200, existing)
+    })
+    .await;
+    let client = orchestrator(&peer.url);
+    let job = || Submission::of(&check()).unwrap().unique("daily").attempts(5).priority(Priority::Low);
+    let later = job().run_in(Duration::from_millis(1_500));
+    let handle = client.submit_job::<Check>(later).await.unwrap();
+    assert_eq!((handle.id().as_str(), handle.existing()), (ID, true));
+    let goal = Submission::from(TaskRequest::new("do it")).run_at("2026-11-27T10:00:00Z".parse().unwrap());
+    client.submit_job::<TaskRequest>(goal).await.unwrap();
+    let bodies: Vec<Value> =
+        peer.calls().iter().map(|call| serde_json::from_slice(&call.body).unwrap()).collect();
+    let job_of = |body: &Value| {
+        ["contract", "run_at", "run_in_seconds", "unique", "attempts"].map(|member| body[member].clone())
+    };
+    let (absent, low) = (Value::Null, json!("low"));
+    assert_eq!(
+        job_of(&bodies[0]),
+        [json!("code.validate"), absent.clone(), json!(1.5), json!("daily"), json!(5)]
+    );
+    assert_eq!(bodies[0]["priority"], low);
+    let expected = [json!("task.run"), json!("2026-11-27T10:00:00Z"), absent.clone(), absent.clone(), absent];
+    assert_eq!(job_of(&bodies[1]), expected);
+    assert_eq!(bodies[1]["input"]["goal"], "do it");
+
+    // What cannot be is not sent.
+    for wrong in [job().unique("a b"), job().attempts(0), job().run_in(Duration::MAX)] {
+        let error = client.submit_job::<Check>(wrong).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ValidationFailed);
+    }
+    let error = client.submit_job::<TaskRequest>(job()).await.unwrap_err();
+    assert_eq!((error.kind(), error.failure().may_have_executed), (ErrorKind::BadRequest, false));
+    assert_eq!(peer.calls().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_that_a_poll_finds_is_an_update() {
+    let asked = AtomicUsize::new(0);
+    let peer = Peer::start(move |_| {
+        let poll = asked.fetch_add(1, Ordering::SeqCst);
+        let mut answer = task(["queued", "queued", "processing", "queued", "completed"][poll.min(4)], 0);
+        answer["attempt"] = [1, 2, 2, 3, 4][poll.min(4)].into();
+        if (1..4).contains(&poll) {
+            answer["error"] = json!({ "type": "unavailable", "message": "not now" });
+        }
+        async move { Answer::Json(200, answer) }
+    })
+    .await;
+    let (client, id) = (orchestrator(&peer.url), ID.parse().unwrap());
+    let mut updates = client.watch(&id, None, &Context::detached()).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(update) = updates.next().await {
+        if let TaskUpdate::Status { status, error, .. } = update {
+            seen.push((status, error.is_some()));
+        }
+    }
+    use TaskStatus::{Completed, Processing, Queued};
+    let expected = [(Queued, false), (Queued, true), (Processing, false), (Queued, true), (Completed, false)];
+    assert_eq!(seen, expected);
 }
 
 #[tokio::test(start_paused = true)]
@@ -336,7 +402,7 @@ async fn a_budget_that_is_no_amount_is_not_submitted() {
     for dollars in [-1.0, f64::NAN, f64::INFINITY, 1e300] {
         let budget = TaskBudget { max_cost_dollars: Some(dollars), ..TaskBudget::default() };
         for submission in [TaskRequest::new("do it").into(), Submission::of(&check()).unwrap()] {
-            let submission = submission.with_budget(budget);
+            let submission = submission.budget(budget);
             let refused = Orchestrator::submit(&client, submission, &Context::detached()).await.unwrap_err();
             assert_eq!(
                 (refused.kind, refused.may_have_executed),

@@ -48,6 +48,7 @@
 //! | call services that are no arms | `RestClient`, and the guide's chapter on other services |
 //! | find where it is | `http::resolve`, and the guide's chapter on discovery |
 //! | run tasks with a journal | [`brain::Brain`] |
+//! | run tasks later, once, and again after a failure | [`task::Submission`], and the guide's chapter on jobs |
 //! | run steps as data | [`plan`] |
 //! | survive arms that fail, on any tower stack as well | [`resilience`], and the guide's chapter on it |
 //! | screen tasks | [`reflex`] |
@@ -149,6 +150,8 @@ mod guide {
     mod events {}
     #[doc = include_str!("../docs/guide/failure.md")]
     mod failure {}
+    #[doc = include_str!("../docs/guide/jobs.md")]
+    mod jobs {}
     #[doc = include_str!("../docs/guide/operations.md")]
     mod operations {}
     #[doc = include_str!("../docs/guide/orchestration.md")]

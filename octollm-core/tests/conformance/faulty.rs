@@ -231,7 +231,9 @@ async fn holds(fault: Fault, case: &str) -> bool {
 #[tokio::test(start_paused = true)]
 async fn the_suite_finds_each_fault_and_no_other() {
     for (fault, case) in FOUND {
-        assert!(holds(Fault::None, case).await, "{case} holds without a fault");
+        // Those of whole brains are long, and are run without a fault by the suite.
+        let is_long = case.starts_with("a_brain");
+        assert!(is_long || holds(Fault::None, case).await, "{case} holds without a fault");
         assert!(!holds(fault, case).await, "{case} finds {fault:?}");
     }
 }

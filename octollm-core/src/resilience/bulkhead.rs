@@ -152,9 +152,10 @@ pin_project! {
         P: Protocol,
         S: Service<P::Request>,
     {
-        place: Option<OwnedSemaphorePermit>,
+        // Fields are dropped in this order: the call has ended when its place comes back.
         #[pin]
         state: State<S, P>,
+        place: Option<OwnedSemaphorePermit>,
     }
 }
 
@@ -166,6 +167,7 @@ pin_project! {
         S: Service<P::Request>,
     {
         Waiting { acquire: Acquire, #[pin] timer: Sleep, waiting: Option<Waiting<S, P>> },
+        // In this order too.
         Running { #[pin] call: S::Future, permit: OwnedSemaphorePermit },
         Refused { error: Option<P::Error> },
         Ended,

@@ -73,7 +73,8 @@ impl<P> HedgeLayer<P> {
         self
     }
 
-    /// Sets the budget of the second calls (default: one of this layer's own, with 20 % and 10/s).
+    /// Sets the budget of the second calls (default: one of this layer's own, with 20 % and 10/s). Of one that it shares with a
+    /// [`RetryLayer`](super::RetryLayer), the calls that pass that layer count, and those that pass this one do not.
     #[must_use]
     pub fn budget(mut self, budget: RetryBudget) -> Self {
         self.budget = budget;
@@ -134,7 +135,7 @@ where
     fn call(&mut self, mut request: P::Request) -> Self::Future {
         let mut first = take_ready(&mut self.service);
         let Rules { layer, latencies } = &*self.rules;
-        layer.budget.deposit();
+        layer.budget.deposit_unless_retried();
         let wait = latencies.lock().unwrap_or_else(PoisonError::into_inner).late();
         let mut spare = None;
         if let Some(wait) = wait {

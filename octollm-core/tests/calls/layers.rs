@@ -16,6 +16,7 @@ use octollm_core::{
     Context,
     budget::Usage,
     contract::{ContractRef, Spec},
+    deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     explain::CallEvent,
     id::StepKey,
@@ -324,7 +325,7 @@ async fn fault_22_a_hedge_goes_to_another_endpoint() {
     assert_eq!(arms, ["first", "second"]);
     let kinds: Vec<_> = steps
         .iter()
-        .map(|step| match &step.what {
+        .map(|(_, what)| match what {
             CallEvent::Sent { arm, attempt, .. } => format!("{arm} {attempt}"),
             other => format!("{other:?}"),
         })
@@ -358,6 +359,82 @@ async fn a_bulkhead_refuses_at_once_or_after_a_wait_and_places_come_back_on_drop
     let answers = futures_util::future::join_all((0..5).map(|_| send(&patient))).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 4);
     assert_eq!(kind(&BulkheadLayer::new(0).wait(ms(50)).layer(scripted)).await, ErrorKind::Overloaded);
+}
+
+/// Never answers. When a call is dropped the function runs.
+#[derive(Clone, Default)]
+struct Watched(Arc<Mutex<Option<AtDrop>>>);
+
+type AtDrop = Box<dyn FnOnce() + Send>;
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let at_drop = self.0.lock().unwrap().take();
+        at_drop.into_iter().for_each(|at_drop| at_drop());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_of_a_bulkhead_comes_back_after_the_call_has_been_dropped() {
+    let watched = Watched::default();
+    let inner = {
+        let watched = watched.0.clone();
+        tower::service_fn(move |_: Call| {
+            let running = Watched(watched.clone());
+            async move {
+                let _running = running;
+                pending::<Result<Reply, CallError>>().await
+            }
+        })
+    };
+    // None may wait, so that a call without a place is refused at once.
+    let service = BulkheadLayer::new(1).wait(Duration::from_secs(9)).max_waiting(0).layer(inner);
+    for _ in 0..3 {
+        let mut running = Box::pin(service.clone().call(call()));
+        assert!(futures_util::FutureExt::now_or_never(&mut running).is_none(), "it has the place");
+        let (mut other, refused) = (service.clone(), Arc::new(Mutex::new(None)));
+        let seen = refused.clone();
+        *watched.0.lock().unwrap() = Some(Box::new(move || {
+            let answer = futures_util::FutureExt::now_or_never(other.call(call()));
+            *seen.lock().unwrap() = answer.map(|answer| answer.unwrap_err().kind());
+        }));
+        drop(running);
+        assert_eq!(*refused.lock().unwrap(), Some(ErrorKind::Overloaded), "until the call is gone");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_and_a_hedge_that_share_a_budget_count_each_call_once() {
+    for (shared, left) in [(true, 10), (false, 10)] {
+        let scripted = Scripted::of([Answer::Ok(0)]);
+        let budget = RetryBudget::default();
+        while budget.withdraw(Instant::now()) {}
+        let hedge = HedgeLayer::new().budget(budget.clone());
+        let retry = if shared { RetryLayer::new().budget(budget.clone()) } else { RetryLayer::new() };
+        let service = ServiceBuilder::new().layer(retry).layer(hedge).service(scripted.clone());
+        for number in 0..50 {
+            let mut call = call();
+            call.retry = (number % 2 == 0).then_some(0);
+            service.clone().oneshot(call).await.unwrap();
+        }
+        assert_eq!(budget.left(Instant::now()), left, "{shared}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_retries_ends_at_its_deadline_too() {
+    for (retries, asked) in [(0, None), (2, Some(0)), (2, None)] {
+        let scripted = Scripted::of([Answer::Hangs]);
+        let service = RetryLayer::new().retries(retries).layer(scripted.clone());
+        let (mut call, begun) = (call(), Instant::now());
+        (call.retry, call.parts.deadline) = (asked, Some(Deadline::after(ms(500))));
+        let error = service.oneshot(call).await.unwrap_err();
+        assert_eq!((error.kind(), begun.elapsed()), (ErrorKind::DeadlineExceeded, ms(500)));
+        assert_eq!(
+            (error.may_have_executed(), error.usage(), scripted.running()),
+            (true, Usage::UNMETERED, 0)
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -425,7 +502,7 @@ async fn explained_returns_the_steps_of_a_call() {
     mesh.fault("first", Fault::error(ErrorKind::Unavailable).once());
     let (answer, steps) = mesh.context().call(measure(1)).retry(2).explained().await;
     assert_eq!(answer.unwrap().attempt, 2);
-    let what: Vec<_> = steps.iter().map(|step| &step.what).collect();
+    let what: Vec<_> = steps.iter().map(|(_, what)| what).collect();
     let [
         CallEvent::Sent { arm: one, .. },
         CallEvent::Failed { kind, endpoint },
@@ -437,7 +514,7 @@ async fn explained_returns_the_steps_of_a_call() {
     };
     assert_eq!((&**one, &**other, *kind), ("first", "second", ErrorKind::Unavailable));
     assert_eq!(endpoint.as_deref(), Some("in-process/first"));
-    assert!(*after <= ms(50) && steps[3].at >= *after);
+    assert!(*after <= ms(50) && steps[3].0 >= *after);
     // A call that is refused before it is sent has no steps.
     let contract: ContractRef = "work.measure".parse().unwrap();
     let (refused, steps) =

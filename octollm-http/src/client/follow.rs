@@ -9,12 +9,16 @@ use std::{
 };
 
 use octollm_core::id::is_arm_id;
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::{
+    runtime::Handle,
+    task::AbortHandle,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     authority::Authority,
     base_url::{BaseUrl, Fields},
-    directory::{Directory, refresh_at},
+    directory::Directory,
     site::Listed,
 };
 use crate::resolve::{Endpoint, Resolver, Steady};
@@ -32,8 +36,10 @@ pub(super) struct Follow {
 
 /// What an endpoint that is found has to comply with.
 pub(super) struct Rules {
-    /// Arms that have endpoints in the configuration.
-    configured: HashSet<String>,
+    /// The arms that are named in the configuration, with the group of the sources that can list them.
+    configured: HashMap<String, usize>,
+    /// The group of each source.
+    groups: Vec<usize>,
     /// Fields of the requests to each arm.
     fields: HashMap<String, Fields>,
     authority: Authority,
@@ -46,6 +52,11 @@ pub(super) struct Rules {
 const MOST_REPORTED: usize = 1_000;
 
 impl Follow {
+    /// The ids of the arms that are named in the configuration.
+    pub(super) fn configured(&self) -> Vec<String> {
+        self.rules.configured()
+    }
+
     pub(super) fn new(directory: &Arc<Directory>, resolvers: Vec<Steady>, rules: Rules) -> Arc<Self> {
         Arc::new_cyclic(|itself| Self {
             itself: itself.clone(),
@@ -108,26 +119,21 @@ impl Drop for Followed {
 async fn follow(mut followed: Followed, directory: Weak<Directory>) {
     // Source 0 is the configuration.
     let source = followed.number + 1;
-    let mut ask = None;
     loop {
         let Some(resolver) = &mut followed.resolver else { return };
-        let next = match ask {
-            None => resolver.next().await,
-            Some(due) => tokio::select! {
-                next = resolver.next() => next,
-                () = refresh_at(&directory, due) => {
-                    ask = None;
-                    continue;
-                }
-            },
+        let Some(due) = directory.upgrade().map(|directory| directory.due()) else { return };
+        let next = tokio::select! {
+            next = resolver.next() => Some(next),
+            () = until(due) => None,
         };
         let (Some(directory), Some(by)) = (directory.upgrade(), followed.by.upgrade()) else { return };
         match next {
-            Ok(set) => {
-                let listed = by.rules.apply(set);
-                ask = directory.replace(source, listed).or(ask);
+            None => directory.tend(),
+            Some(Ok(set)) => {
+                let listed = by.rules.apply(source, set);
+                directory.replace(source, listed);
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::warn!(%error, "a resolver has failed, and its last endpoints stay in use");
                 directory.has_failed(source);
             }
@@ -135,24 +141,38 @@ async fn follow(mut followed: Followed, directory: Weak<Directory>) {
     }
 }
 
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Rules {
     pub(super) fn new(
-        configured: HashSet<String>,
+        configured: HashMap<String, usize>,
+        groups: impl IntoIterator<Item = usize>,
         fields: HashMap<String, Fields>,
         authority: Authority,
         over_tcp: bool,
     ) -> Self {
-        Self { configured, fields, authority, over_tcp, reported: Mutex::default() }
+        let groups = [0].into_iter().chain(groups).collect();
+        Self { configured, groups, fields, authority, over_tcp, reported: Mutex::default() }
     }
 
-    /// The endpoints that can be used.
-    fn apply(&self, set: Vec<Endpoint>) -> Vec<Listed> {
-        set.into_iter().filter_map(|endpoint| self.listed(endpoint)).collect()
+    /// The ids of the arms that are named in the configuration.
+    pub(super) fn configured(&self) -> Vec<String> {
+        self.configured.keys().cloned().collect()
     }
 
-    fn listed(&self, endpoint: Endpoint) -> Option<Listed> {
+    /// The endpoints that can be used, of those of a source.
+    fn apply(&self, source: usize, set: Vec<Endpoint>) -> Vec<Listed> {
+        set.into_iter().filter_map(|endpoint| self.listed(source, endpoint)).collect()
+    }
+
+    fn listed(&self, source: usize, endpoint: Endpoint) -> Option<Listed> {
         let arm = endpoint.arm.clone();
-        match self.checked(endpoint) {
+        match self.checked(source, endpoint) {
             Ok(listed) => Some(listed),
             Err(problem) => {
                 let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,12 +184,12 @@ impl Rules {
         }
     }
 
-    fn checked(&self, endpoint: Endpoint) -> Result<Listed, String> {
+    fn checked(&self, source: usize, endpoint: Endpoint) -> Result<Listed, String> {
         let Endpoint { arm, url, address, weight, card, .. } = endpoint;
         if !is_arm_id(&arm) {
             return Err("is not an arm id of lower-case letters, digits and dashes".into());
         }
-        if self.configured.contains(&arm) {
+        if self.configured.get(&arm).is_some_and(|group| Some(group) != self.groups.get(source)) {
             return Err("is set in the configuration, whose endpoints are used".into());
         }
         let mut url = BaseUrl::parse(&url)?;

@@ -143,9 +143,6 @@ async fn exchange(
 
 /// The error of a call that its breaker rejects.
 pub(super) fn circuit_open(site: &Site, call: &Call, wait: Duration) -> CallError {
-    if let Some(record) = &call.explain {
-        record.add(CallEvent::CircuitOpen { endpoint: site.url.shared(), retry_after: wait });
-    }
     Calls
         .refused(call, Refusal::CircuitOpen { retry_after: wait })
         .with_arm(&*site.arm)

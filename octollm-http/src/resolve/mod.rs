@@ -62,12 +62,24 @@ pub trait Resolver: Send + 'static {
     /// # Cancel safety
     /// The future may be dropped at any time. The next call returns what this one would have returned.
     async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError>;
+
+    /// Returns whether an arm that is not in the last set is known to have no endpoints any more. Its last ones then leave at once,
+    /// and otherwise after the `resolver_grace` of the client: the source may have forgotten them, such as by a restart. `false` by
+    /// default.
+    fn has_left(&self, arm: &str) -> bool {
+        let _ = arm;
+        false
+    }
 }
 
 #[async_trait]
 impl<R: Resolver + ?Sized> Resolver for Box<R> {
     async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError> {
         (**self).next().await
+    }
+
+    fn has_left(&self, arm: &str) -> bool {
+        (**self).has_left(arm)
     }
 }
 

@@ -211,6 +211,8 @@ async fn calls_whose_usage_nobody_reports_are_unmetered() {
         (Answer::Json(500, json!({})), 1),
         (Answer::Last(vec![]), 1),
         (Answer::Silence, 1),
+        // Of a proxy, perhaps.
+        (Answer::Json(503, json!({ "error": "no healthy upstream" })), 1),
         // The work has not run.
         (Answer::Json(422, json!({})), 0),
         (Answer::Json(503, json!({ "status": 503, "code": "overloaded" })), 0),

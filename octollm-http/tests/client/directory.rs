@@ -342,6 +342,27 @@ fn a_round_of_questions_in_a_runtime_that_stands_still_holds_up_no_other() {
     second.block_on(arms.call(Other {})).unwrap();
 }
 
+#[test]
+fn callers_on_two_runtimes_wait_for_the_same_round_of_questions() {
+    let server = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let silent = server.block_on(Peer::tcp(|_| std::future::ready(Answer::Silence)));
+    let limit = Duration::from_secs(3);
+    let arms = Arms::builder().endpoint("slow", &silent.url).capabilities_timeout(limit).build().unwrap();
+    let caller = |arms: Arms| {
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let begun = std::time::Instant::now();
+            let error = runtime.block_on(arms.within(limit * 4).call(check()).retry(0)).unwrap_err();
+            (error.kind(), begun.elapsed() < limit * 2)
+        })
+    };
+    let callers = [caller(arms.clone()), caller(arms)];
+    for caller in callers {
+        assert_eq!(caller.join().unwrap(), (ErrorKind::Unreachable, true));
+    }
+    assert_eq!(silent.asked_for_card(), 1);
+}
+
 /// A contract of another arm.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, octollm_macros::TaskContract)]
 #[task(name = "code.other", output = Verdict)]

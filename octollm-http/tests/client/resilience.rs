@@ -1,7 +1,7 @@
 //! Breakers, retry budget, ejection, balancing and discovery together, as a user of `Arms` meets them.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     future::pending,
     sync::{
         Arc, Mutex,
@@ -15,6 +15,7 @@ use futures_util::future::join_all;
 use octollm_core::{
     arm::arm_fn,
     error::{ArmError, CallError, ErrorKind},
+    explain::CallEvent,
     resilience::HedgeLayer,
 };
 use octollm_http::{
@@ -30,7 +31,7 @@ use tokio::{
 };
 use tower::BoxError;
 
-use crate::peer::{Answer, Check, Peer, Verdict, again, check, network, unused_host, usual};
+use crate::peer::{Answer, Check, CheckAgain, Peer, Verdict, again, check, network, unused_host, usual};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -66,7 +67,7 @@ impl Switched {
 }
 
 fn busy() -> Answer {
-    Answer::Json(503, json!({}))
+    Answer::unavailable()
 }
 
 fn judge(peers: &[&Switched], builder: ArmsBuilder) -> Arms {
@@ -497,4 +498,27 @@ async fn fault_11_calls_dropped_at_random_between_retries_and_breakers_leave_not
     sleep(60 * SECOND).await;
     // Those of the two servers.
     assert!(tasks() <= 4, "{}", tasks());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_tries_a_bounded_number_of_endpoints_and_each_once() {
+    let good = Switched::start(Answer::verdict(), Duration::ZERO).await;
+    let gone = || (0..40).map(|_| format!("http://{}", unused_host())).collect::<Vec<_>>();
+    for (most, expected) in [(3, 3), (8, 8), (100, 40)] {
+        let builder = usual().max_endpoints(most).breaker_failures(0);
+        let arms = builder.endpoint_serving::<CheckAgain>("judge", gone().join(",")).build().unwrap();
+        let (answer, steps) = arms.call(again()).retry(0).explained().await;
+        let error = answer.unwrap_err();
+        assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::Unreachable, false));
+        let sent = steps.iter().filter_map(|(_, what)| match what {
+            CallEvent::Sent { endpoint, .. } => Some(endpoint.clone()),
+            _ => None,
+        });
+        let sent: Vec<_> = sent.collect();
+        assert_eq!((sent.len(), sent.iter().collect::<BTreeSet<_>>().len()), (expected, expected));
+    }
+    // Further attempts find one that works.
+    let urls = [&gone()[..10], std::slice::from_ref(&good.peer.url)].concat().join(",");
+    let arms = usual().endpoint_serving::<CheckAgain>("judge", urls).build().unwrap();
+    arms.call(again()).retry(20).await.unwrap();
 }

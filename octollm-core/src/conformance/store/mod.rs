@@ -6,6 +6,7 @@ mod crashes;
 mod dropped;
 mod events;
 mod fixture;
+mod jobs;
 mod journal;
 mod layer;
 mod leases;
@@ -85,6 +86,14 @@ macro_rules! __task_store_cases {
                 a_run_that_lost_its_task_stores_nothing
                 a_run_that_has_ended_stores_nothing
                 claims_and_late_writes_at_once_leave_one_run;
+            jobs:
+                a_delayed_task_is_free_when_its_time_has_come
+                a_change_delays_its_task
+                a_key_of_a_task_that_is_not_finished_returns_that_task
+                of_many_creates_with_a_key_one_is_stored
+                a_rerun_whose_key_is_taken_is_not_unique
+                claim_observes_the_limits_of_contracts
+                claimers_at_once_do_not_exceed_a_limit;
             journal:
                 the_journal_is_read_in_order_and_by_pages
                 append_replaces_the_entry_of_its_step

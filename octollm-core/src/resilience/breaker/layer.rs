@@ -171,23 +171,19 @@ where
             Ok(admitted) => {
                 let ticket =
                     Ticket { circuit: self.circuit.clone(), admitted, is_probing: admitted.is_probe() };
-                Guarding::Admitted {
-                    call: self.service.call(request),
-                    ticket,
-                    protocol: self.protocol.clone(),
-                }
+                let (call, protocol) = (self.service.call(request), self.protocol.clone());
+                Guarding { state: State::Admitted { call, ticket, protocol } }
             }
             Err(retry_after) => {
                 let error = self.protocol.refused(&request, Refusal::CircuitOpen { retry_after });
-                Guarding::Rejected { error: Some(error) }
+                Guarding { state: State::Rejected { error: Some(error) } }
             }
         }
     }
 }
 
 /// The ticket of a call that is running. If it is dropped, the call was cancelled.
-#[derive(Debug)]
-pub struct Ticket {
+struct Ticket {
     circuit: Circuit,
     admitted: Admitted,
     is_probing: bool,
@@ -204,9 +200,15 @@ impl Drop for Ticket {
 
 pin_project! {
     /// The future of a [`Guarded`].
-    #[project = GuardingProjection]
-    #[derive(Debug)]
-    pub enum Guarding<F, P: Protocol> {
+    pub struct Guarding<F, P: Protocol> {
+        #[pin]
+        state: State<F, P>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<F, P: Protocol> {
         Admitted { #[pin] call: F, ticket: Ticket, protocol: P },
         Rejected { error: Option<P::Error> },
     }
@@ -220,16 +222,23 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            GuardingProjection::Admitted { call, ticket, protocol } => {
+        match self.project().state.project() {
+            StateProjection::Admitted { call, ticket, protocol } => {
                 let result = ready!(call.poll(cx));
                 ticket.is_probing = false;
                 ticket.circuit.record(ticket.admitted, protocol.outcome(result.as_ref()), Instant::now);
                 Poll::Ready(result)
             }
-            GuardingProjection::Rejected { error } => {
+            StateProjection::Rejected { error } => {
                 error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
             }
         }
+    }
+}
+
+impl<F, P: Protocol> fmt::Debug for Guarding<F, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_admitted = matches!(self.state, State::Admitted { .. });
+        f.debug_struct("Guarding").field("is_admitted", &is_admitted).finish_non_exhaustive()
     }
 }

@@ -7,6 +7,7 @@ use std::{
         Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -18,7 +19,7 @@ use crate::{
     event::Event,
     id::{StepKey, TaskId},
     meters::Gauges,
-    store::{JournalEntry, SideEffects, StoreError},
+    store::{Claim, JournalEntry, SideEffects, StoreError},
     task::{Priority, TaskError, TaskRecord, TaskStatus, TaskUpdate},
 };
 
@@ -35,14 +36,64 @@ pub(super) struct Tables {
 /// The tasks by what they are searched for.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    pub(super) queued: BTreeSet<(Reverse<Priority>, TaskId)>,
+    /// Those that are not finished.
+    open: HashMap<ContractRef, OpenTasks>,
+    /// Those of them with a uniqueness key.
+    unique: HashMap<String, TaskId>,
+    queued: usize,
     pub(super) queued_bytes: usize,
     queue_size: QueueSize,
-    /// By the end of the lease.
-    leased: BTreeSet<(Timestamp, TaskId)>,
     /// In the order in which they finished, with their bytes.
     finished: VecDeque<(TaskId, usize)>,
     finished_bytes: usize,
+}
+
+/// The tasks of one contract that are not finished.
+#[derive(Debug, Default)]
+struct OpenTasks {
+    /// Queued, and free.
+    ready: BTreeSet<(Reverse<Priority>, TaskId)>,
+    /// Queued, by the time at which each is free. Those whose time has come move to `ready`.
+    delayed: BTreeMap<(Timestamp, TaskId), Priority>,
+    /// By the end of the lease.
+    leased: BTreeSet<(Timestamp, TaskId)>,
+}
+
+impl OpenTasks {
+    /// Moves the tasks whose time has come.
+    fn advance(&mut self, now: Timestamp) {
+        while let Some(first) = self.delayed.first_entry()
+            && first.key().0 <= now
+        {
+            let ((_, id), priority) = first.remove_entry();
+            self.ready.insert((Reverse(priority), id));
+        }
+    }
+
+    fn remove(&mut self, record: &TaskRecord) {
+        let id = record.id();
+        if record.status() != TaskStatus::Queued {
+            self.leased.remove(&(record.leased_until().unwrap_or(Timestamp::MIN), id.clone()));
+            return;
+        }
+        let delayed = record.run_at().and_then(|at| self.delayed.remove(&(at, id.clone())));
+        if delayed.is_none() {
+            self.ready.remove(&(Reverse(record.priority()), id.clone()));
+        }
+    }
+
+    /// The tasks whose leases have expired.
+    fn expired(&self, now: Timestamp) -> impl Iterator<Item = &TaskId> {
+        self.leased.iter().take_while(move |(until, _)| *until <= now).map(|(_, id)| id)
+    }
+
+    /// Whether a limit allows no further task to run.
+    fn is_full(&self, most: Option<usize>, now: Timestamp) -> bool {
+        most.is_some_and(|most| {
+            // Those that have expired are few, and are counted only where they decide.
+            self.leased.len() >= most && self.leased.len() - self.expired(now).count() >= most
+        })
+    }
 }
 
 /// The number of queued tasks, which the metrics read without a lock.
@@ -66,44 +117,74 @@ impl Default for QueueSize {
 }
 
 impl Index {
-    pub(super) fn insert(&mut self, row: &Row) {
+    pub(super) fn insert(&mut self, row: &Row, now: Timestamp) {
         let (record, id) = (&row.record, row.record.id().clone());
-        match record.status() {
-            TaskStatus::Queued => {
-                self.queued.insert((Reverse(record.priority()), id));
-                self.queued_bytes += record.size();
-                self.queue_size.0.store(self.queued.len(), Ordering::Relaxed);
+        if record.status().is_finished() {
+            let bytes = row.bytes();
+            self.finished_bytes += bytes;
+            self.finished.push_back((id, bytes));
+            return;
+        }
+        if let Some(key) = record.unique_key() {
+            self.unique.insert(key, id.clone());
+        }
+        // Contracts are few, and copied once each.
+        if !self.open.contains_key(record.contract()) {
+            self.open.insert(record.contract().clone(), OpenTasks::default());
+        }
+        let Some(open) = self.open.get_mut(record.contract()) else { return };
+        match (record.status(), record.run_at()) {
+            (TaskStatus::Queued, Some(at)) if at > now => {
+                open.delayed.insert((at, id), record.priority());
             }
-            TaskStatus::Processing => {
-                self.leased.insert((record.leased_until().unwrap_or(Timestamp::MIN), id));
+            (TaskStatus::Queued, _) => {
+                open.ready.insert((Reverse(record.priority()), id));
             }
             _ => {
-                let bytes = row.bytes();
-                self.finished_bytes += bytes;
-                self.finished.push_back((id, bytes));
+                open.leased.insert((record.leased_until().unwrap_or(Timestamp::MIN), id));
             }
+        }
+        if record.status() == TaskStatus::Queued {
+            self.count_queued(self.queued + 1, self.queued_bytes + record.size());
         }
     }
 
     pub(super) fn remove(&mut self, record: &TaskRecord) {
         let id = record.id();
-        match record.status() {
-            TaskStatus::Queued => {
-                self.queued.remove(&(Reverse(record.priority()), id.clone()));
-                self.queued_bytes -= record.size();
-                self.queue_size.0.store(self.queued.len(), Ordering::Relaxed);
+        if record.status().is_finished() {
+            if let Some(at) = self.finished.iter().position(|(finished, _)| finished == id)
+                && let Some((_, bytes)) = self.finished.remove(at)
+            {
+                self.finished_bytes -= bytes;
             }
-            TaskStatus::Processing => {
-                self.leased.remove(&(record.leased_until().unwrap_or(Timestamp::MIN), id.clone()));
-            }
-            _ => {
-                if let Some(at) = self.finished.iter().position(|(finished, _)| finished == id)
-                    && let Some((_, bytes)) = self.finished.remove(at)
-                {
-                    self.finished_bytes -= bytes;
-                }
-            }
+            return;
         }
+        if let Some(key) = record.unique_key() {
+            self.unique.remove(&key);
+        }
+        if let Some(open) = self.open.get_mut(record.contract()) {
+            open.remove(record);
+        }
+        if record.status() == TaskStatus::Queued {
+            self.count_queued(self.queued - 1, self.queued_bytes - record.size());
+        }
+    }
+
+    fn count_queued(&mut self, tasks: usize, bytes: usize) {
+        (self.queued, self.queued_bytes) = (tasks, bytes);
+        self.queue_size.0.store(tasks, Ordering::Relaxed);
+    }
+
+    /// The number of queued tasks.
+    pub(super) fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// The time until the first delayed task of these contracts is free.
+    pub(super) fn free_in(&self, contracts: &[ContractRef], now: Timestamp) -> Option<Duration> {
+        let open = contracts.iter().filter_map(|contract| self.open.get(contract));
+        let first = open.filter_map(|open| open.delayed.first_key_value()).map(|((at, _), _)| *at).min();
+        first.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default())
     }
 
     /// The finished task to be dropped, where there are too many.
@@ -125,26 +206,47 @@ impl Tables {
     }
 
     /// Stores a record in place of the one that is there.
-    pub(super) fn replace(&mut self, record: Arc<TaskRecord>, effects: SideEffects, limits: &Limits) {
+    pub(super) fn replace(
+        &mut self,
+        record: Arc<TaskRecord>,
+        effects: SideEffects,
+        now: Timestamp,
+        limits: &Limits,
+    ) {
         let Some(row) = self.tasks.get_mut(record.id()) else { return };
         self.index.remove(&row.record);
         row.record = record;
         self.outbox.extend(row.apply(effects, limits));
-        self.index.insert(row);
+        self.index.insert(row, now);
         while let Some(oldest) = self.index.surplus(limits) {
             self.tasks.remove(&oldest);
         }
     }
 
-    /// The free task of these contracts with the highest priority, and the oldest of those.
-    pub(super) fn next_free(&self, contracts: &[ContractRef], now: Timestamp) -> Option<Arc<TaskRecord>> {
-        let offered = |id: &TaskId| {
-            self.tasks.get(id).map(|row| &row.record).filter(|record| contracts.contains(record.contract()))
-        };
-        let queued = self.index.queued.iter().find_map(|(_, id)| offered(id));
-        let leased = self.index.leased.iter();
-        let expired = leased.take_while(|(until, _)| *until <= now).filter_map(|(_, id)| offered(id));
-        expired.chain(queued).min_by_key(|record| (Reverse(record.priority()), record.id())).cloned()
+    /// The task that is not finished and has the uniqueness key of this one.
+    pub(super) fn with_key_of(&self, record: &TaskRecord) -> Option<Arc<TaskRecord>> {
+        let id = self.index.unique.get(&record.unique_key()?)?;
+        self.tasks.get(id).map(|row| row.record.clone())
+    }
+
+    /// The free task that a brain claims next: of the highest priority, and the oldest of those.
+    pub(super) fn next_free(&mut self, claim: &Claim<'_>, now: Timestamp) -> Option<Arc<TaskRecord>> {
+        let mut first: Option<(Reverse<Priority>, &TaskId)> = None;
+        for contract in claim.contracts {
+            let Some(open) = self.index.open.get_mut(contract) else { continue };
+            open.advance(now);
+        }
+        for contract in claim.contracts {
+            let Some(open) = self.index.open.get(contract) else { continue };
+            if open.is_full(claim.max_running_of(contract), now) {
+                continue;
+            }
+            let of_priority = |id| self.tasks.get(id).map(|row| (Reverse(row.record.priority()), id));
+            let ready = open.ready.first().map(|(priority, id)| (*priority, id));
+            let free = open.expired(now).filter_map(of_priority).chain(ready);
+            first = first.into_iter().chain(free).min();
+        }
+        first.and_then(|(_, id)| self.tasks.get(id)).map(|row| row.record.clone())
     }
 }
 
@@ -215,7 +317,7 @@ impl Row {
 
     /// Applies all effects but the events, and returns those.
     pub(super) fn apply(&mut self, effects: SideEffects, limits: &Limits) -> Vec<Event> {
-        let SideEffects { events, updates, first_update, discarded, journal } = effects;
+        let SideEffects { events, updates, first_update, discarded, journal, .. } = effects;
         discarded.iter().for_each(|step| self.discard(step));
         journal.into_iter().for_each(|entry| self.append(entry));
         self.add_updates(first_update, updates, limits);

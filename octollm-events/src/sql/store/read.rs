@@ -50,7 +50,7 @@ impl Operation for Get {
         ids.iter().for_each(|id| rows.push([Value::from(*id)]));
         let mut found = HashMap::with_capacity(ids.len());
         for row in tx.conn.fetch_rows(&GET, [], rows).await? {
-            found.insert(row.text(8)?, record(&row));
+            found.insert(row.text(9)?, record(&row));
         }
         let of = |get: &Self| match found.get(get.0.as_str()) {
             Some(Ok(record)) => Ok(Some(record.clone())),

@@ -63,15 +63,16 @@ impl Claiming {
         for contract in &contracts {
             let most = self.max_running.iter().find(|(limited, _)| limited.to_string() == *contract);
             room.push(match most {
-                Some((_, most)) => Some(most.saturating_sub(running(contract, tx).await?)),
-                None => None,
+                Some((_, most)) => most.saturating_sub(running(contract, tx).await?),
+                // Others may claim some of them at the same time.
+                None => self.limit.saturating_mul(8).saturating_add(64),
             });
         }
-        let sql = self.store.claims.of(room.iter().map(Option::is_some).collect());
+        let sql = self.store.claims.of(contracts.len());
         let mut parameters: Vec<Value> = vec![self.limit.into()];
         for (contract, room) in contracts.iter().zip(&room) {
             parameters.push(contract.as_str().into());
-            parameters.extend(room.map(Value::from));
+            parameters.push((*room).into());
         }
         let free = tx.conn.fetch(&sql, parameters).await?;
         claimed.tasks = if free.is_empty() { Vec::new() } else { self.start(&free, tx).await? };
@@ -197,48 +198,41 @@ async fn free_in(contracts: &[String], tx: &mut Tx<'_>) -> Result<Option<Duratio
     Ok(first)
 }
 
-/// The statements that find free tasks, by which of the contracts have a limit.
+/// The statements that find free tasks, by the number of contracts.
 #[derive(Debug, Default)]
-pub(super) struct Claims(std::sync::Mutex<HashMap<Vec<bool>, Arc<Sql>>>);
+pub(super) struct Claims(std::sync::Mutex<HashMap<usize, Arc<Sql>>>);
 
 impl Claims {
-    fn of(&self, limited: Vec<bool>) -> Arc<Sql> {
+    fn of(&self, contracts: usize) -> Arc<Sql> {
         let mut claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let sql = claims.entry(limited).or_insert_with_key(|limited| Arc::new(Sql::of(free(limited).into())));
-        sql.clone()
+        claims.entry(contracts).or_insert_with(|| Arc::new(Sql::of(free(contracts).into()))).clone()
     }
 }
 
-/// The statement for these contracts. Parameter 1 is the limit; each contract follows, with its room where it has a limit.
+/// The statement for so many contracts. Parameter 1 is the limit; each contract follows, with the most rows that are read of it.
 ///
-/// Each contract is searched by its own index, and both databases merge the results as far as the limit: however many tasks wait,
-/// as many rows are read as are claimed. Of the rows that another transaction has locked, Postgres reads the next ones instead, but
-/// for contracts with a limit, whose claims take turns.
-fn free(limited: &[bool]) -> String {
-    let (mut branches, mut parameter) = (Vec::new(), 1);
-    for limited in limited {
-        parameter += 1;
-        let ready = format!(
-            "SELECT no, priority, id FROM octollm_tasks WHERE status = 0 AND waits_until IS NULL AND contract = ${parameter}"
-        );
-        let expired = format!(
-            "SELECT no, priority, id FROM octollm_tasks WHERE status = 1 AND contract = ${parameter} AND leased_until <= {{now}}"
-        );
-        if *limited {
-            parameter += 1;
-            branches.push(format!(
-                "SELECT no, priority, id FROM ({ready} UNION ALL {expired} ORDER BY 2 DESC, 3 LIMIT ${parameter}) AS of_contract{parameter}"
-            ));
-        } else {
-            branches.extend([ready, expired]);
-        }
-    }
+/// Each contract is searched by its own index: however many tasks wait, few rows are read. Of those that another transaction has
+/// locked, Postgres takes the next ones instead.
+fn free(contracts: usize) -> String {
+    let branch = |at: usize| {
+        let (contract, most) = (2 * at + 2, 2 * at + 3);
+        let first = |condition: &str| {
+            format!(
+                "SELECT no, priority, id FROM (SELECT no, priority, id FROM octollm_tasks WHERE {condition} \
+                 AND contract = ${contract} ORDER BY priority DESC, id LIMIT ${most}) AS first"
+            )
+        };
+        let ready = first("status = 0 AND waits_until IS NULL");
+        let expired = first("status = 1 AND leased_until <= {now}");
+        format!(
+            "SELECT no, priority, id FROM ({ready} UNION ALL {expired} ORDER BY 2 DESC, 3 LIMIT ${most}) AS of_contract"
+        )
+    };
     format!(
-        "SELECT {}, {{now}} FROM ({} ORDER BY 2 DESC, 3) AS free \
-         {{lite:CROSS}} JOIN octollm_tasks AS t ON t.no = free.no \
+        "SELECT {}, {{now}} FROM ({}) AS free {{lite:CROSS}} JOIN octollm_tasks AS t ON t.no = free.no \
          WHERE (t.status = 0 AND t.waits_until IS NULL) OR (t.status = 1 AND t.leased_until <= {{now}}) \
          ORDER BY free.priority DESC, free.id LIMIT $1 {{pg:FOR UPDATE OF t SKIP LOCKED}}",
         locked!(),
-        branches.join(" UNION ALL "),
+        (0..contracts).map(branch).collect::<Vec<_>>().join(" UNION ALL "),
     )
 }

@@ -302,6 +302,9 @@ impl<const LANE: u32> Life<LANE> {
             }
         });
         let mut record = self.end(&first, || fate.is_halted() || refused.load(Ordering::SeqCst)).await;
+        if fate.is_halted() {
+            fate.settled().await;
+        }
         if next != Moment::Never && self.record().await.is_some() {
             let fate = Fate::new(Turn::Dies, next);
             let second = self.brain(&fate, &self.world.other);

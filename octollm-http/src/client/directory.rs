@@ -165,15 +165,22 @@ impl Directory {
     pub(super) fn replace(&self, source: usize, set: Vec<Listed>) -> Option<Instant> {
         let create =
             |listed: &Listed, budget: &RetryBudget| Arc::new(Site::new(listed, budget, &self.judging));
+        let connected =
+            |site: &Arc<Site>| Some((site.arm.clone(), Origin::of(&site.url.uri("/")?, site.url.address())?));
         let (gone, is_any_new, arms) = {
             let mut known = self.write();
             let (gone, is_any_new) = known.replace(source, set, create);
+            let mut gone: Vec<_> = gone.iter().filter_map(connected).collect();
+            // Another path or weight has the same connections.
+            let stay: Vec<_> =
+                if gone.is_empty() { vec![] } else { known.sites().filter_map(connected).collect() };
+            gone.retain(|place| !stay.contains(place));
             (gone, is_any_new, known.len())
         };
         let pool = self.exchanger.pool();
         pool.set_arms(arms);
-        for origin in gone.iter().filter_map(|site| Origin::of(&site.url.uri("/")?, site.url.address())) {
-            pool.forget(&origin);
+        for (arm, origin) in &gone {
+            pool.forget(arm, origin);
         }
         self.round.send_modify(|_| ());
         is_any_new

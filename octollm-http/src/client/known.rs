@@ -152,6 +152,11 @@ impl Known {
         sites.into_iter().map(|(_, site)| site).collect()
     }
 
+    /// All endpoints.
+    pub(super) fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
+        self.arms.iter().flat_map(|arm| &arm.endpoints).map(|learned| &learned.site)
+    }
+
     /// Whether there is an endpoint to ask for its card.
     pub(super) fn asks(&self) -> bool {
         self.arms.iter().flat_map(|arm| &arm.endpoints).any(|learned| !learned.is_fixed)

@@ -82,8 +82,10 @@ struct Lane<T, S, W> {
     arm: usize,
     /// Connections in use or being opened.
     busy: usize,
-    /// Callers that a connection is expected to serve at once; 0 where it serves one at a time.
+    /// Callers that a connection may serve at once; 0 where it serves one at a time.
     places: usize,
+    /// Callers that the last shared connection could serve at once, which is expected of the next ones.
+    expected: Option<usize>,
     exclusive_until: Option<Instant>,
     /// Connections being opened that several callers will use.
     opening: usize,
@@ -110,6 +112,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
             arm,
             busy: 0,
             places: 0,
+            expected: None,
             exclusive_until: None,
             opening: 0,
             shared: Vec::new(),
@@ -146,6 +149,15 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         self.clear(id)
     }
 
+    /// Removes a lane that has neither connections nor callers, unless it is still known to be for one caller at a time. Returns
+    /// whether it was removed.
+    pub(super) fn remove_unused(&mut self, id: LaneId, now: Instant) -> bool {
+        let lane = &mut self.lanes[id.0];
+        let is_unused = lane.busy == 0 && lane.waiting.is_empty() && lane.idle_longest().is_none();
+        lane.is_forgotten = is_unused && lane.exclusive_until.is_none_or(|until| until <= now);
+        lane.is_forgotten
+    }
+
     /// The connections of an arm in use and idle, and the callers that wait for one.
     pub(super) fn counts(&self, arm: usize) -> [usize; 3] {
         let lanes = || self.lanes.iter().filter(|lane| lane.arm == arm);
@@ -167,7 +179,11 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         let state = &self.lanes[lane];
         // Callers with a free share wait only while nothing is free, so that no caller is overtaken.
         let is_next = state.waiting.is_empty() || state.opening > 0;
-        if is_next && state.needs_another() && self.has_share(lane) { self.take(lane) } else { None }
+        if is_next && state.needs_another(state.waiting.len() + 1) && self.has_share(lane) {
+            self.take(lane)
+        } else {
+            None
+        }
     }
 
     /// Puts a caller that has to wait at the end of its lane's queue.
@@ -256,8 +272,9 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
             return None;
         }
         let lanes = self.lanes.iter().enumerate();
-        let can_be_served =
-            |(number, lane): &(usize, &Lane<T, S, W>)| self.has_share(*number) && lane.needs_another();
+        let can_be_served = |(number, lane): &(usize, &Lane<T, S, W>)| {
+            self.has_share(*number) && lane.needs_another(lane.waiting.len())
+        };
         let (lane, _) = lanes.filter(can_be_served).min_by_key(|(_, lane)| rank(&self.arms, lane))?;
         self.lanes[lane].waiting.front()?;
         let permit = self.take(lane)?;

@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) allotment: Allotment<Box<Connection>, Arc<Http2>, Waiter>,
     pub(super) lanes: HashMap<Key, LaneId>,
     pub(super) arms: HashMap<Arc<str>, usize>,
+    /// Number of lanes from which on unused ones are removed before there is one more.
+    most_lanes: usize,
     /// Runtimes with a task that closes expired connections.
     pub(super) reapers: Vec<runtime::Id>,
 }
@@ -57,15 +59,19 @@ impl State {
             allotment: Allotment::new(limits),
             lanes: HashMap::new(),
             arms: HashMap::new(),
+            most_lanes: LANES,
             reapers: Vec::new(),
         }
     }
 
     pub(super) fn lane(&mut self, key: Key) -> LaneId {
-        let Self { allotment, lanes, arms, .. } = self;
-        if let Some(lane) = lanes.get(&key) {
+        if let Some(lane) = self.lanes.get(&key) {
             return *lane;
         }
+        if self.lanes.len() >= self.most_lanes {
+            self.remove_unused();
+        }
+        let Self { allotment, lanes, arms, .. } = self;
         let arm = *arms.entry(Arc::clone(&key.arm)).or_insert_with(|| allotment.add_arm());
         *lanes.entry(key).or_insert_with(|| allotment.add_lane(arm))
     }
@@ -89,6 +95,14 @@ impl State {
             }
         };
         self.allotment.set_places(lane, if is_shared { config.max_streams } else { 0 });
+    }
+
+    /// Removes lanes without connections and callers: those of runtimes that have ended, and of endpoints that nobody calls.
+    fn remove_unused(&mut self) {
+        let Self { allotment, lanes, .. } = self;
+        let now = Instant::now();
+        lanes.retain(|_, lane| !allotment.remove_unused(*lane, now));
+        self.most_lanes = (2 * lanes.len()).max(LANES);
     }
 
     /// Removes the idle connections of a runtime.
@@ -126,6 +140,9 @@ impl Hash for Key {
         self.runtime.hash(state);
     }
 }
+
+/// Number of lanes that are not yet looked through for unused ones.
+const LANES: usize = 32;
 
 /// Calls to one server at once from which on HTTP/2 costs less than HTTP/1.1. Half as many keep it.
 const MANY: usize = 32;

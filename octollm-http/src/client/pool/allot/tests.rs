@@ -219,6 +219,8 @@ struct Sharing {
     /// Callers that open a connection.
     opening: Vec<usize>,
     waiting: Vec<(usize, Ticket, u32)>,
+    /// Callers that were failed while they waited, and withdraw at some time after that, with the lane of that time.
+    failed: Vec<(LaneId, Ticket)>,
     /// Connections that take no more callers.
     retired: Vec<u32>,
     made: u32,
@@ -293,24 +295,66 @@ impl Sharing {
                 assert!(self.pool.withdraw(self.lanes[lane], ticket));
             }
             12 => drop(self.pool.expire(now)),
+            13 if !self.opening.is_empty() => self.fail(n),
+            14 if self.pool.is_quiet() => {
+                self.pool.reset();
+                self.withdraw_failed(n);
+                self.lanes = lanes(&mut self.pool, &ARMS);
+                self.lanes.iter().for_each(|lane| self.pool.set_places(*lane, self.places));
+            }
+            15 => self.withdraw_failed(n),
+            16 => {
+                let lane = n % self.lanes.len();
+                if self.pool.remove_unused(self.lanes[lane], now) {
+                    self.lanes[lane] = self.pool.add_lane(ARMS[lane]);
+                    self.pool.set_places(self.lanes[lane], self.places);
+                }
+            }
             _ => {}
+        }
+    }
+
+    /// Fails those who wait for a connection that cannot be opened.
+    fn fail(&mut self, n: usize) {
+        let lane = self.opening.remove(n % self.opening.len());
+        self.pool.not_shared(self.lanes[lane]);
+        let taken = self.pool.take_unserved(self.lanes[lane]);
+        self.waiting.retain(|(at, ticket, name)| {
+            let is_taken = taken.contains(name);
+            if is_taken {
+                assert_eq!(*at, lane);
+                self.failed.push((self.lanes[lane], *ticket));
+            }
+            !is_taken
+        });
+        let next = self.pool.closed(self.lanes[lane]);
+        self.next(next);
+    }
+
+    /// Withdraws about half of those who were failed, who are in no queue any more.
+    fn withdraw_failed(&mut self, n: usize) {
+        for (lane, ticket) in self.failed.split_off(self.failed.len() * (n % 3) / 2 % (self.failed.len() + 1))
+        {
+            assert!(!self.pool.withdraw(lane, ticket));
         }
     }
 }
 
+const ARMS: [usize; 3] = [0, 0, 1];
+
 proptest! {
     #[test]
     fn shared_connections_have_no_more_callers_than_places_and_nobody_waits_in_vain(
-        events in proptest::collection::vec((0..13_u8, any::<usize>()), 0..300),
+        events in proptest::collection::vec((0..17_u8, any::<usize>()), 0..300),
         (open, idle, places) in (1..5_usize, 0..5_usize, 1..4_usize),
     ) {
         let mut now = Instant::now();
         let limits = Limits { open, idle: idle.min(open), share: open, reserve: false, ..LIMITS };
         let mut pool = Allotment::new(limits);
-        let lanes = lanes(&mut pool, &[0, 0, 1]);
+        let lanes = lanes(&mut pool, &ARMS);
         lanes.iter().for_each(|lane| pool.set_places(*lane, places));
         let mut model = Sharing {
-            pool, lanes, places, joined: vec![], opening: vec![], waiting: vec![], retired: vec![], made: 0,
+            pool, lanes, places, joined: vec![], opening: vec![], waiting: vec![], failed: vec![], retired: vec![], made: 0,
         };
         for (name, event) in (1..).zip(events) {
             now += Duration::from_secs(1);

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 pub(super) struct Limits {
     /// The most connections: busy, idle, and being opened.
     pub(super) open: usize,
-    /// The most idle connections.
+    /// The most connections that are idle for longer than [`SURPLUS`]; with 0 none is idle at all.
     pub(super) idle: usize,
     /// The most connections of one arm.
     pub(super) share: usize,
@@ -20,6 +20,10 @@ pub(super) struct Limits {
     /// Time after which an idle connection expires.
     pub(super) idle_timeout: Duration,
 }
+
+/// Time for which more connections than the limit may be idle. Calls to many endpoints leave a connection of one and take that of
+/// another all the time.
+pub(super) const SURPLUS: Duration = Duration::from_secs(1);
 
 /// One arm at one origin in one runtime, whose connections are interchangeable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,8 +220,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         self.lanes[id.0].idle.push((connection, now));
         self.idle += 1;
         let next = self.serve();
-        let surplus = if self.idle > self.limits.idle { self.evict() } else { None };
-        (next, surplus)
+        (next, self.surplus())
     }
 
     /// Counts a connection that was closed. Returns the next caller.
@@ -235,7 +238,12 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         Some(other)
     }
 
-    /// Removes the connections that have been idle for too long.
+    /// Removes an idle connection where none may be idle.
+    fn surplus(&mut self) -> Option<Closing<T, S>> {
+        if self.limits.idle == 0 && self.idle > 0 { self.evict() } else { None }
+    }
+
+    /// Removes the connections that have been idle for too long, and those beyond the limit, the longest idle ones first.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Closing<T, S>> {
         let mut expired = Vec::new();
         let is_old = |since: Instant| since + self.limits.idle_timeout <= now;
@@ -246,6 +254,10 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         }
         self.idle -= expired.len();
         self.open -= expired.len();
+        while self.idle > self.limits.idle && self.idle_longest().is_some_and(|since| since + SURPLUS <= now)
+        {
+            expired.extend(self.evict());
+        }
         expired
     }
 
@@ -260,10 +272,14 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         cleared
     }
 
-    /// Time at which the next idle connection expires.
-    pub(super) fn next_expiry(&self) -> Option<Instant> {
-        let oldest = self.lanes.iter().filter_map(Lane::idle_longest).min()?;
-        Some(oldest + self.limits.idle_timeout)
+    /// Time at which to [remove](Self::expire) idle connections again, if there are any.
+    pub(super) fn next_expiry(&self, now: Instant) -> Option<Instant> {
+        // By then more may be idle.
+        Some((self.idle_longest()? + self.limits.idle_timeout).min(now + SURPLUS))
+    }
+
+    fn idle_longest(&self) -> Option<Instant> {
+        self.lanes.iter().filter_map(Lane::idle_longest).min()
     }
 
     /// Serves the next caller, if one can be served. Each event makes room for one.

@@ -133,7 +133,8 @@ impl Place {
         if pooled.find_alive().await {
             return Ok(true);
         }
-        if let Some(stream) = pooled.open(origin).await? {
+        // Boxed, since small futures are moved at less cost.
+        if let Some(stream) = Box::pin(pooled.open(origin)).await? {
             *self = Self::Stream(stream);
         }
         Ok(false)

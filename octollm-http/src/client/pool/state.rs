@@ -184,8 +184,9 @@ pub(super) async fn reap_idle(mut reaper: Reaper) {
         let next = {
             let Some(shared) = reaper.pool.upgrade() else { return };
             let mut state = shared.state();
-            let expired = state.allotment.expire(Instant::now());
-            let next = state.allotment.next_expiry();
+            let now = Instant::now();
+            let expired = state.allotment.expire(now);
+            let next = state.allotment.next_expiry(now);
             if next.is_none() {
                 // Under the lock: the next connection that is given back starts another reaper.
                 state.reapers.retain(|runtime| *runtime != reaper.runtime);

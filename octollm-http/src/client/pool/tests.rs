@@ -305,6 +305,30 @@ async fn a_fixed_address_is_connected_to_and_the_host_stays_that_of_the_url() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn calls_to_many_endpoints_leave_their_connections_open() {
+    let network = Network::new(Protocol::Http1);
+    let pool = network.pool(Protocol::Http1, |_| {});
+    let endpoints: Vec<Arc<str>> = (0..16).map(|number| format!("judge{number}").into()).collect();
+    // 32 at a time, each to another endpoint than the one before.
+    let calls = (0..32_usize).map(|caller| {
+        let (pool, endpoints) = (pool.clone(), endpoints.clone());
+        async move {
+            for call in 0..50 {
+                let request = Request::post("http://x/echo").body(Bytes::from("body")).unwrap();
+                let arm = &endpoints[(caller * 7 + call * call) % endpoints.len()];
+                pool.exchange(request, arm, limits()).await.unwrap();
+            }
+        }
+    });
+    futures_util::future::join_all(calls).await;
+    let opened = network.opened.load(Ordering::SeqCst);
+    assert!(opened <= 100, "{opened} connections for 1600 calls");
+    // After a second the usual number is left.
+    sleep(Duration::from_secs(3)).await;
+    network.until_open(20).await;
+}
+
 /// A server on the host `x` each of whose connections answers one request and is closed by the next. Counts the requests.
 fn dies_by_the_second(pipes: &Pipes) -> Arc<AtomicUsize> {
     let (mut acceptor, seen) = (pipes.listen("x").unwrap(), Arc::new(AtomicUsize::new(0)));

@@ -107,7 +107,6 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         shared: SharedId,
         now: Instant,
     ) -> Left<T, S, W> {
-        let limit = self.limits.idle;
         let mut left = Left { next: None, closing: None, is_idle: false };
         let Some(lane) = self.lanes.get_mut(id.0) else { return left };
         let Some(place) = lane.shared.iter().position(|known| known.id == shared) else { return left };
@@ -137,7 +136,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         self.leave(id);
         left.is_idle = true;
         left.next = self.serve();
-        left.closing = if self.idle > limit { self.evict() } else { None };
+        left.closing = self.surplus();
         left
     }
 

@@ -40,8 +40,12 @@ async fn idle_ones_are_used_freshest_first_and_closed_oldest_first() {
     }
     assert_eq!(pool.give_back(lane[0], 0, at(0)), (None, None));
     assert_eq!(pool.give_back(lane[1], 1, at(1)), (None, None));
-    assert_eq!(pool.give_back(lane[0], 2, at(2)), (None, Some(Closing::Own(0))), "two may be idle");
-    assert_eq!(pool.next_expiry(), Some(at(16)));
+    assert_eq!(pool.give_back(lane[0], 2, at(2)), (None, None));
+    assert_eq!(pool.next_expiry(at(2)), Some(at(3)));
+    assert_eq!(pool.expire(at(0) + SURPLUS / 2), []);
+    assert_eq!(pool.expire(at(0) + SURPLUS), [Closing::Own(0)], "two may be idle for longer");
+    assert_eq!(pool.expire(at(15)), []);
+    assert_eq!(pool.next_expiry(at(15) + SURPLUS / 2), Some(at(16)));
     assert_eq!(pool.ask(lane[0]), Some(Permit::Use(2, at(2))));
     assert_eq!(pool.ask(lane[0]), Some(Permit::Open(None)));
     assert_eq!(pool.ask(lane[0]), Some(Permit::Open(Some(Closing::Own(1)))), "an idle one makes room");
@@ -49,7 +53,7 @@ async fn idle_ones_are_used_freshest_first_and_closed_oldest_first() {
     pool.give_back(lane[0], 3, at(3));
     assert!(pool.expire(at(17)).is_empty());
     assert_eq!(pool.expire(at(18)), [Closing::Own(3)]);
-    assert_eq!((pool.open, pool.next_expiry()), (3, None));
+    assert_eq!((pool.open, pool.next_expiry(at(18))), (3, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,7 +167,8 @@ proptest! {
         let lane = lanes(&mut pool, &arms);
         let mut model = Model::default();
         for (name, event) in (1..).zip(events) {
-            now += Duration::from_secs(1);
+            now += SURPLUS;
+            let has_expired = limits.idle == 0 || matches!(event, Event::Expire);
             match event {
                 Event::Ask(place) => match pool.ask(lane[place]) {
                     Some(permit) => model.permit(place, permit),
@@ -194,7 +199,8 @@ proptest! {
                 _ => {}
             }
             prop_assert_eq!(pool.open, model.held.len() + pool.idle);
-            prop_assert!(pool.open <= limits.open && pool.idle <= limits.idle);
+            prop_assert!(pool.open <= limits.open);
+            prop_assert!(pool.idle <= limits.idle || !has_expired);
             prop_assert_eq!(pool.waiting, model.waiting.len());
             let holds = |arm| model.held.iter().filter(|(place, _)| arms[*place] == arm).count();
             for arm in 0..3 {
@@ -357,7 +363,8 @@ proptest! {
             pool, lanes, places, joined: vec![], opening: vec![], waiting: vec![], failed: vec![], retired: vec![], made: 0,
         };
         for (name, event) in (1..).zip(events) {
-            now += Duration::from_secs(1);
+            now += SURPLUS;
+            let has_expired = limits.idle == 0 || event.0 == 12;
             model.step(event, name, now);
             let mut in_use: Vec<_> = model.joined.iter().map(|(_, _, connection)| *connection).collect();
             in_use.sort_unstable();
@@ -370,7 +377,8 @@ proptest! {
             }
             prop_assert!(users.iter().all(|(_, count)| *count <= places));
             prop_assert_eq!(model.pool.open, users.len() + model.opening.len() + model.pool.idle);
-            prop_assert!(model.pool.open <= open && model.pool.idle <= limits.idle);
+            prop_assert!(model.pool.open <= open);
+            prop_assert!(model.pool.idle <= limits.idle || !has_expired);
             prop_assert_eq!(model.pool.waiting, model.waiting.len());
             for (lane, id) in model.lanes.iter().enumerate() {
                 let waits = model.waiting.iter().filter(|(at, ..)| *at == lane).count();

@@ -41,6 +41,8 @@ pub(super) struct Index {
     /// Those of them with a uniqueness key.
     unique: HashMap<String, TaskId>,
     queued: usize,
+    /// Those of the queued ones that are delayed.
+    delayed: usize,
     pub(super) queued_bytes: usize,
     queue_size: QueueSize,
     /// In the order in which they finished, with their bytes.
@@ -60,26 +62,30 @@ struct OpenTasks {
 }
 
 impl OpenTasks {
-    /// Moves the tasks whose time has come.
-    fn advance(&mut self, now: Timestamp) {
+    /// Moves the tasks whose time has come, and returns their number.
+    fn advance(&mut self, now: Timestamp) -> usize {
+        let before = self.delayed.len();
         while let Some(first) = self.delayed.first_entry()
             && first.key().0 <= now
         {
             let ((_, id), priority) = first.remove_entry();
             self.ready.insert((Reverse(priority), id));
         }
+        before - self.delayed.len()
     }
 
-    fn remove(&mut self, record: &TaskRecord) {
+    /// Removes a task, and returns whether it was delayed.
+    fn remove(&mut self, record: &TaskRecord) -> bool {
         let id = record.id();
         if record.status() != TaskStatus::Queued {
             self.leased.remove(&(record.leased_until().unwrap_or(Timestamp::MIN), id.clone()));
-            return;
+            return false;
         }
         let delayed = record.run_at().and_then(|at| self.delayed.remove(&(at, id.clone())));
         if delayed.is_none() {
             self.ready.remove(&(Reverse(record.priority()), id.clone()));
         }
+        delayed.is_some()
     }
 
     /// The tasks whose leases have expired.
@@ -96,21 +102,32 @@ impl OpenTasks {
     }
 }
 
-/// The number of queued tasks, which the metrics read without a lock.
+/// The numbers of queued tasks that wait for a brain and for their time, which the metrics read without a lock.
 #[derive(Debug)]
-struct QueueSize(Arc<AtomicUsize>);
+struct QueueSize(Arc<[AtomicUsize; 2]>);
 
-static QUEUED: LazyLock<Gauges<AtomicUsize>> = LazyLock::new(|| {
-    let help = "Tasks that wait in the stores in memory.";
-    Gauges::new(&[("octollm_tasks_queued", help, &[][..])], |queued, gauges| {
-        let queued = i64::try_from(queued.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
-        gauges.iter().for_each(|gauge| gauge.with_label_values::<&str>(&[]).add(queued));
+static QUEUED: LazyLock<Gauges<[AtomicUsize; 2]>> = LazyLock::new(|| {
+    let ready = ("octollm_tasks_queued", "Tasks that wait for a brain in the stores in memory.", &[][..]);
+    let delayed =
+        ("octollm_tasks_delayed", "Tasks that wait for their time in the stores in memory.", &[][..]);
+    Gauges::new(&[ready, delayed], |sizes, gauges| {
+        for (gauge, size) in gauges.iter().zip(sizes) {
+            let size = i64::try_from(size.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+            gauge.with_label_values::<&str>(&[]).add(size);
+        }
     })
 });
 
+impl QueueSize {
+    fn store(&self, ready: usize, delayed: usize) {
+        self.0[0].store(ready, Ordering::Relaxed);
+        self.0[1].store(delayed, Ordering::Relaxed);
+    }
+}
+
 impl Default for QueueSize {
     fn default() -> Self {
-        let size = Arc::new(AtomicUsize::new(0));
+        let size = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
         QUEUED.add(&size);
         Self(size)
     }
@@ -136,6 +153,7 @@ impl Index {
         match (record.status(), record.run_at()) {
             (TaskStatus::Queued, Some(at)) if at > now => {
                 open.delayed.insert((at, id), record.priority());
+                self.delayed += 1;
             }
             (TaskStatus::Queued, _) => {
                 open.ready.insert((Reverse(record.priority()), id));
@@ -163,7 +181,7 @@ impl Index {
             self.unique.remove(&key);
         }
         if let Some(open) = self.open.get_mut(record.contract()) {
-            open.remove(record);
+            self.delayed -= usize::from(open.remove(record));
         }
         if record.status() == TaskStatus::Queued {
             self.count_queued(self.queued - 1, self.queued_bytes - record.size());
@@ -172,10 +190,31 @@ impl Index {
 
     fn count_queued(&mut self, tasks: usize, bytes: usize) {
         (self.queued, self.queued_bytes) = (tasks, bytes);
-        self.queue_size.0.store(tasks, Ordering::Relaxed);
+        self.publish_size();
     }
 
-    /// The number of queued tasks.
+    fn publish_size(&self) {
+        self.queue_size.store(self.queued - self.delayed, self.delayed);
+    }
+
+    /// Moves the delayed tasks of these contracts whose time has come.
+    fn advance(&mut self, contracts: &[ContractRef], now: Timestamp) {
+        let mut moved = 0;
+        for contract in contracts {
+            moved += self.open.get_mut(contract).map_or(0, |open| open.advance(now));
+        }
+        if moved > 0 {
+            self.delayed -= moved;
+            self.publish_size();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn counts_the_delayed(&self) -> bool {
+        self.delayed == self.open.values().map(|open| open.delayed.len()).sum::<usize>()
+    }
+
+    /// The number of queued tasks, delayed ones included.
     pub(super) fn queued(&self) -> usize {
         self.queued
     }
@@ -231,11 +270,8 @@ impl Tables {
 
     /// The free task that a brain claims next: of the highest priority, and the oldest of those.
     pub(super) fn next_free(&mut self, claim: &Claim<'_>, now: Timestamp) -> Option<Arc<TaskRecord>> {
+        self.index.advance(claim.contracts, now);
         let mut first: Option<(Reverse<Priority>, &TaskId)> = None;
-        for contract in claim.contracts {
-            let Some(open) = self.index.open.get_mut(contract) else { continue };
-            open.advance(now);
-        }
         for contract in claim.contracts {
             let Some(open) = self.index.open.get(contract) else { continue };
             if open.is_full(claim.max_running_of(contract), now) {

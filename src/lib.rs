@@ -56,6 +56,7 @@
 //! | say who may call what | `http::token` |
 //! | see what a process does | [`metrics`], `otel`, and the guide's chapter on operations |
 //! | test a system without a network | `mesh::Mesh` |
+//! | test a store or a bus of one's own | `conformance` |
 //!
 //! # Features
 //!
@@ -68,8 +69,9 @@
 //! | `dns` | endpoints by names in DNS: A, AAAA and SRV records | no |
 //! | `otel` | the export of traces to OpenTelemetry | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
+//! | `conformance` | suites of tests for a user's own stores and buses: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
-//! | `full` | all of them | no |
+//! | `full` | all of them but `conformance` | no |
 
 pub use octollm_core::{
     arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
@@ -79,6 +81,9 @@ pub use octollm_core::{
 
 #[cfg(feature = "mesh")]
 pub use octollm_core::mesh;
+
+#[cfg(feature = "conformance")]
+pub use octollm_core::conformance;
 
 /// Servers and clients over HTTP.
 #[cfg(feature = "http")]
@@ -129,7 +134,7 @@ pub mod prelude {
 }
 
 /// The programs of the guide and of the README, compiled and run with the doc tests.
-#[cfg(all(doctest, feature = "http", feature = "mesh"))]
+#[cfg(all(doctest, feature = "http", feature = "mesh", feature = "conformance"))]
 mod guide {
     #[doc = include_str!("../README.md")]
     mod readme {}

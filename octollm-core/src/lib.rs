@@ -34,7 +34,8 @@
 //!
 //! # Features
 //!
-//! `mesh` adds the in-process mesh, for tests; `full` is all features.
+//! `mesh` adds the in-process mesh, and `conformance` the suites for a user's own stores and buses, both for tests. `full` is
+//! `mesh`.
 // A module uses only those above it.
 mod clock;
 mod invalid;
@@ -74,6 +75,11 @@ pub mod reflex;
 pub mod plan;
 #[cfg(feature = "mesh")]
 pub mod mesh;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+// For a file that the tests have in common with the suites.
+#[cfg(feature = "conformance")]
+extern crate self as octollm_core;
 
 pub use self::{arm::Arm, context::Context};
 

@@ -1,4 +1,4 @@
-//! What a test does around the operations of a store.
+//! What happens around the operations of a store.
 
 use std::future::Future;
 
@@ -9,6 +9,7 @@ use octollm_core::{
 
 /// What an operation stores.
 #[derive(Clone, Copy)]
+#[allow(dead_code, reason = "not each layer reads them all")]
 pub(crate) enum Stores<'a> {
     Nothing,
     Record(&'a TaskRecord),
@@ -35,7 +36,7 @@ pub(crate) trait Layer: Sync {
     }
 }
 
-/// Implements `TaskStore` for a [`Layer`] over the `Arc<MemoryStore>` in its field `inner`.
+/// Implements `TaskStore` for a [`Layer`] over the shared store in its field `inner`. `Layer` and `Stores` are in scope.
 macro_rules! layered {
     ($layer:ty) => {
         const _: () = {
@@ -49,7 +50,6 @@ macro_rules! layered {
                 task::{TaskQuery, TaskRecord, TaskUpdate},
             };
             use tokio::sync::watch;
-            use $crate::layer::{Layer, Stores};
 
             type Answer<T> = Result<T, StoreError>;
 

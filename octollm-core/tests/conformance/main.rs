@@ -1,0 +1,7 @@
+//! The public suites on the stores and buses in memory.
+
+mod buses;
+mod keys;
+#[path = "../buses/plain.rs"]
+mod plain;
+mod stores;

@@ -1,0 +1,27 @@
+//! Tasks, events and records in a database: SQLite, or Postgres for many processes.
+//!
+//! A database is opened once, as an [`SqlDatabase`], and what is stored in it shares its connections.
+
+// A store is a `Part` of the tables with `SqlDatabase::migrate`, some `Operation`s for `SqlDatabase::write`, and functions that
+// read in `SqlDatabase::read`. Each statement is one `Sql` for both databases. An operation calls `Tx::changed` for a topic, and
+// `SqlDatabase::changes().subscribe(topic)` wakes those that wait for it in all processes.
+mod changes;
+mod connection;
+mod database;
+mod error;
+mod keys;
+mod migration;
+mod statement;
+mod store;
+mod url;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    database::{SqlDatabase, SqlDatabaseBuilder},
+    error::SqlError,
+    keys::SqlIdempotencyStore,
+    store::{SqlStore, SqlStoreBuilder},
+};

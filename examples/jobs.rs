@@ -54,7 +54,7 @@ struct Post(AtomicU32);
 #[async_trait]
 impl Arm<Deliver> for Post {
     async fn execute(&self, input: Deliver, _: &Context) -> Result<(), ArmError> {
-        if self.0.fetch_add(1, Ordering::Relaxed) < 4 {
+        if self.0.fetch_add(1, Ordering::Relaxed) < 7 {
             return Err(ArmError::unavailable("the post office is closed"));
         }
         println!("  {:?} reaches {}", input.text, input.reader);

@@ -64,7 +64,7 @@
 //! | feature | adds | default |
 //! |---|---|---|
 //! | `http` | servers and clients | yes |
-//! | `tokens` | capability tokens (with `http`) | yes |
+//! | `tokens` | capability tokens (with `http`); needs a C compiler | yes |
 //! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
 //! | `compression` | gzip for answers and request bodies of servers | no |
 //! | `dns` | endpoints by names in DNS: A, AAAA and SRV records | no |

@@ -113,8 +113,8 @@ macro_rules! client_limits {
             /// With several arms no arm has calls on more than half of them, and with more than two none has calls on more
             /// than are free. A connection that becomes free goes to a waiting call before it counts as idle.
             max_connections: usize as count = 100, 1 => 100_000;
-            /// Sets the most idle connections that stay open. Default 20, and never more than
-            /// [`max_connections`](Self::max_connections).
+            /// Sets the most idle connections that stay open for longer than a second. Default 20, and never more than
+            /// [`max_connections`](Self::max_connections). With 0 each is closed at once.
             max_idle: usize as count = 20, 0 => usize::MAX;
             /// Sets the time after which an idle connection is closed. It should be less than the servers' own, so that the
             /// client closes first. A connection whose server announces less (`Keep-Alive: timeout=5`) is not used after

@@ -123,7 +123,7 @@ fn orchestrate_runs_a_task() {
 fn jobs_are_queued_once_and_run_until_they_succeed() {
     let (printed, log) = text(&example("jobs").output().expect("it runs"));
     assert!(printed.contains("existing: true"), "{printed}{log}");
-    assert!(printed.contains("queued, because text.deliver: the post office is closed"), "{printed}{log}");
+    assert!(printed.contains("queued, because text.deliver: "), "{printed}{log}");
     assert_eq!(printed.matches("is written").count(), 1, "{printed}");
     assert!(printed.contains("2 readers have it after"), "{printed}{log}");
 }

@@ -124,7 +124,8 @@ impl CallError {
         self.0.step.as_ref()
     }
 
-    /// The number of attempts.
+    /// The number of tries. One attempt of a client tries another endpoint where no connection could be made to the first one. Each
+    /// of them counts, so that this can exceed the attempts that were allowed. An endpoint that a circuit breaker passes over does not.
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }

@@ -48,7 +48,8 @@ struct Level {
 const TOKEN: u64 = 1_000_000_000;
 
 impl RetryBudget {
-    /// A budget of so many percent of the calls, at most 1 000, and of so many further attempts per second besides.
+    /// A budget of so many percent of the calls, at most 1 000, and of so many further attempts per second besides. It holds at least one
+    /// token, and starts full: with 0 and 0 there is one further attempt.
     pub fn new(percent: u32, per_second: u32) -> Self {
         let per_second = u64::from(per_second) * TOKEN;
         // At least one, for a budget without a reserve.

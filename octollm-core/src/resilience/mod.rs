@@ -1,5 +1,6 @@
 //! Layers for any tower service of [`Call`](crate::transport::Call)s that survive the failures of arms. They are independent of
-//! HTTP. By a [`Protocol`] they work for services of other requests as well.
+//! HTTP. By a [`Protocol`] they work for services of other requests as well. Programs that depend on `octollm` alone write
+//! `octollm::resilience` where the examples have `octollm_core::resilience`.
 //!
 //! | layer | |
 //! |---|---|

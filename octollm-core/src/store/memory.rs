@@ -1,5 +1,6 @@
 //! A store in memory.
 
+mod index;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -170,16 +170,25 @@ impl Directory {
     pub(super) fn replace(&self, source: usize, set: Vec<Listed>) {
         let create =
             |listed: &Listed, budget: &RetryBudget| Arc::new(Site::new(listed, budget, &self.judging));
+        let connected =
+            |site: &Arc<Site>| Some((site.arm.clone(), Origin::of(&site.url.uri("/")?, site.url.address())?));
         let pool = self.exchanger.pool();
         let gone = {
             let mut known = self.write();
-            let gone = known.replace(source, set, Instant::now(), create);
+            let mut gone: HashSet<_> =
+                known.replace(source, set, Instant::now(), create).iter().filter_map(connected).collect();
+            // An endpoint with another path has the same connections.
+            if !gone.is_empty() {
+                known.sites().filter_map(connected).for_each(|stays| {
+                    gone.remove(&stays);
+                });
+            }
             // Under the lock, so that of two sources the later one sets the number last.
             pool.set_arms(known.len());
             gone
         };
-        for origin in gone.iter().filter_map(|site| Origin::of(&site.url.uri("/")?, site.url.address())) {
-            pool.forget(&origin);
+        for (arm, origin) in &gone {
+            pool.forget(arm, origin);
         }
         self.round.send_modify(|_| ());
     }

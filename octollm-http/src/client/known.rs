@@ -216,6 +216,11 @@ impl Known {
         sites.into_iter().map(|(_, site)| site).collect()
     }
 
+    /// All endpoints.
+    pub(super) fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
+        self.arms.iter().flat_map(|arm| &arm.endpoints).map(|learned| &learned.site)
+    }
+
     /// Whether an endpoint has never answered when it was asked for its card, nor failed to.
     pub(super) fn has_unasked(&self) -> bool {
         self.arms.iter().flat_map(|arm| &arm.endpoints).any(Learned::is_unasked)

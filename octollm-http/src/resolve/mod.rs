@@ -41,10 +41,19 @@ pub(crate) use self::{
 /// /// One arm, at a URL that the program changes.
 /// struct Movable(watch::Receiver<String>);
 ///
+/// impl Movable {
+///     fn new(mut url: watch::Receiver<String>) -> Self {
+///         url.mark_changed(); // the first set is known at once
+///         Self(url)
+///     }
+/// }
+///
 /// #[async_trait]
 /// impl Resolver for Movable {
 ///     async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError> {
-///         self.0.changed().await?;
+///         if self.0.changed().await.is_err() {
+///             std::future::pending::<()>().await; // the program changes it no more
+///         }
 ///         let url = self.0.borrow_and_update().clone();
 ///         Ok(vec![Endpoint::new("judge", url)])
 ///     }

@@ -1,26 +1,19 @@
 //! The contents of a store in memory.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::{
-        Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 
-use super::Limits;
+use super::{Limits, index::Index};
 use crate::{
-    contract::ContractRef,
     event::Event,
     id::{StepKey, TaskId},
-    meters::Gauges,
     store::{Claim, JournalEntry, SideEffects, StoreError},
-    task::{Priority, TaskError, TaskRecord, TaskStatus, TaskUpdate},
+    task::{TaskError, TaskRecord, TaskStatus, TaskUpdate},
 };
 
 #[derive(Debug, Default)]
@@ -31,170 +24,6 @@ pub(super) struct Tables {
     pub(super) outbox: VecDeque<Event>,
     /// The relay that publishes, and until when no other one may.
     pub(super) relay: Option<(String, Instant)>,
-}
-
-/// The tasks by what they are searched for.
-#[derive(Debug, Default)]
-pub(super) struct Index {
-    /// Those that are not finished.
-    open: HashMap<ContractRef, OpenTasks>,
-    /// Those of them with a uniqueness key.
-    unique: HashMap<String, TaskId>,
-    queued: usize,
-    pub(super) queued_bytes: usize,
-    queue_size: QueueSize,
-    /// In the order in which they finished, with their bytes.
-    finished: VecDeque<(TaskId, usize)>,
-    finished_bytes: usize,
-}
-
-/// The tasks of one contract that are not finished.
-#[derive(Debug, Default)]
-struct OpenTasks {
-    /// Queued, and free.
-    ready: BTreeSet<(Reverse<Priority>, TaskId)>,
-    /// Queued, by the time at which each is free. Those whose time has come move to `ready`.
-    delayed: BTreeMap<(Timestamp, TaskId), Priority>,
-    /// By the end of the lease.
-    leased: BTreeSet<(Timestamp, TaskId)>,
-}
-
-impl OpenTasks {
-    /// Moves the tasks whose time has come.
-    fn advance(&mut self, now: Timestamp) {
-        while let Some(first) = self.delayed.first_entry()
-            && first.key().0 <= now
-        {
-            let ((_, id), priority) = first.remove_entry();
-            self.ready.insert((Reverse(priority), id));
-        }
-    }
-
-    fn remove(&mut self, record: &TaskRecord) {
-        let id = record.id();
-        if record.status() != TaskStatus::Queued {
-            self.leased.remove(&(record.leased_until().unwrap_or(Timestamp::MIN), id.clone()));
-            return;
-        }
-        let delayed = record.run_at().and_then(|at| self.delayed.remove(&(at, id.clone())));
-        if delayed.is_none() {
-            self.ready.remove(&(Reverse(record.priority()), id.clone()));
-        }
-    }
-
-    /// The tasks whose leases have expired.
-    fn expired(&self, now: Timestamp) -> impl Iterator<Item = &TaskId> {
-        self.leased.iter().take_while(move |(until, _)| *until <= now).map(|(_, id)| id)
-    }
-
-    /// Whether a limit allows no further task to run.
-    fn is_full(&self, most: Option<usize>, now: Timestamp) -> bool {
-        most.is_some_and(|most| {
-            // Those that have expired are few, and are counted only where they decide.
-            self.leased.len() >= most && self.leased.len() - self.expired(now).count() >= most
-        })
-    }
-}
-
-/// The number of queued tasks, which the metrics read without a lock.
-#[derive(Debug)]
-struct QueueSize(Arc<AtomicUsize>);
-
-static QUEUED: LazyLock<Gauges<AtomicUsize>> = LazyLock::new(|| {
-    let help = "Tasks that wait in the stores in memory.";
-    Gauges::new(&[("octollm_tasks_queued", help, &[][..])], |queued, gauges| {
-        let queued = i64::try_from(queued.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
-        gauges.iter().for_each(|gauge| gauge.with_label_values::<&str>(&[]).add(queued));
-    })
-});
-
-impl Default for QueueSize {
-    fn default() -> Self {
-        let size = Arc::new(AtomicUsize::new(0));
-        QUEUED.add(&size);
-        Self(size)
-    }
-}
-
-impl Index {
-    pub(super) fn insert(&mut self, row: &Row, now: Timestamp) {
-        let (record, id) = (&row.record, row.record.id().clone());
-        if record.status().is_finished() {
-            let bytes = row.bytes();
-            self.finished_bytes += bytes;
-            self.finished.push_back((id, bytes));
-            return;
-        }
-        if let Some(key) = record.unique_key() {
-            self.unique.insert(key, id.clone());
-        }
-        // Contracts are few, and copied once each.
-        if !self.open.contains_key(record.contract()) {
-            self.open.insert(record.contract().clone(), OpenTasks::default());
-        }
-        let Some(open) = self.open.get_mut(record.contract()) else { return };
-        match (record.status(), record.run_at()) {
-            (TaskStatus::Queued, Some(at)) if at > now => {
-                open.delayed.insert((at, id), record.priority());
-            }
-            (TaskStatus::Queued, _) => {
-                open.ready.insert((Reverse(record.priority()), id));
-            }
-            _ => {
-                open.leased.insert((record.leased_until().unwrap_or(Timestamp::MIN), id));
-            }
-        }
-        if record.status() == TaskStatus::Queued {
-            self.count_queued(self.queued + 1, self.queued_bytes + record.size());
-        }
-    }
-
-    pub(super) fn remove(&mut self, record: &TaskRecord) {
-        let id = record.id();
-        if record.status().is_finished() {
-            if let Some(at) = self.finished.iter().position(|(finished, _)| finished == id)
-                && let Some((_, bytes)) = self.finished.remove(at)
-            {
-                self.finished_bytes -= bytes;
-            }
-            return;
-        }
-        if let Some(key) = record.unique_key() {
-            self.unique.remove(&key);
-        }
-        if let Some(open) = self.open.get_mut(record.contract()) {
-            open.remove(record);
-        }
-        if record.status() == TaskStatus::Queued {
-            self.count_queued(self.queued - 1, self.queued_bytes - record.size());
-        }
-    }
-
-    fn count_queued(&mut self, tasks: usize, bytes: usize) {
-        (self.queued, self.queued_bytes) = (tasks, bytes);
-        self.queue_size.0.store(tasks, Ordering::Relaxed);
-    }
-
-    /// The number of queued tasks.
-    pub(super) fn queued(&self) -> usize {
-        self.queued
-    }
-
-    /// The time until the first delayed task of these contracts is free.
-    pub(super) fn free_in(&self, contracts: &[ContractRef], now: Timestamp) -> Option<Duration> {
-        let open = contracts.iter().filter_map(|contract| self.open.get(contract));
-        let first = open.filter_map(|open| open.delayed.first_key_value()).map(|((at, _), _)| *at).min();
-        first.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default())
-    }
-
-    /// The finished task to be dropped, where there are too many.
-    fn surplus(&mut self, limits: &Limits) -> Option<TaskId> {
-        let full = self.finished.len() > limits.finished
-            || (self.finished_bytes > limits.finished_bytes && self.finished.len() > 1);
-        let (oldest, bytes) = if full { self.finished.pop_front()? } else { return None };
-        self.finished_bytes -= bytes;
-        Some(oldest)
-    }
 }
 
 impl Tables {
@@ -225,28 +54,14 @@ impl Tables {
 
     /// The task that is not finished and has the uniqueness key of this one.
     pub(super) fn with_key_of(&self, record: &TaskRecord) -> Option<Arc<TaskRecord>> {
-        let id = self.index.unique.get(&record.unique_key()?)?;
+        let id = self.index.with_key(&record.unique_key()?)?;
         self.tasks.get(id).map(|row| row.record.clone())
     }
 
-    /// The free task that a brain claims next: of the highest priority, and the oldest of those.
+    /// The free task that a brain claims next.
     pub(super) fn next_free(&mut self, claim: &Claim<'_>, now: Timestamp) -> Option<Arc<TaskRecord>> {
-        let mut first: Option<(Reverse<Priority>, &TaskId)> = None;
-        for contract in claim.contracts {
-            let Some(open) = self.index.open.get_mut(contract) else { continue };
-            open.advance(now);
-        }
-        for contract in claim.contracts {
-            let Some(open) = self.index.open.get(contract) else { continue };
-            if open.is_full(claim.max_running_of(contract), now) {
-                continue;
-            }
-            let of_priority = |id| self.tasks.get(id).map(|row| (Reverse(row.record.priority()), id));
-            let ready = open.ready.first().map(|(priority, id)| (*priority, id));
-            let free = open.expired(now).filter_map(of_priority).chain(ready);
-            first = first.into_iter().chain(free).min();
-        }
-        first.and_then(|(_, id)| self.tasks.get(id)).map(|row| row.record.clone())
+        let id = self.index.next_free(claim, now)?;
+        self.tasks.get(id).map(|row| row.record.clone())
     }
 }
 

@@ -259,6 +259,7 @@ async fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
         }
         let tables = store.tables();
         prop_assert_eq!(tables.index.queued(), model.queued());
+        prop_assert!(tables.index.counts_the_delayed());
     }
     Ok(())
 }

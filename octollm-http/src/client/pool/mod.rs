@@ -151,12 +151,12 @@ impl Pool {
         served.into_iter().for_each(|next| self.0.hand_over(Some(next)));
     }
 
-    /// Closes the idle connections of an endpoint that was removed. Running calls go on, and their connections are closed
-    /// after them.
-    pub(crate) fn forget(&self, origin: &Origin) {
+    /// Closes the idle connections of an arm to an endpoint that was removed. Running calls go on, and their connections are
+    /// closed after them.
+    pub(crate) fn forget(&self, arm: &str, origin: &Origin) {
         let mut state = self.0.state();
         let State { lanes, allotment, .. } = &mut *state;
-        let gone: Vec<_> = lanes.extract_if(|key, _| key.origin == *origin).collect();
+        let gone: Vec<_> = lanes.extract_if(|key, _| *key.arm == *arm && key.origin == *origin).collect();
         let closing: Vec<_> = gone.into_iter().flat_map(|(_, lane)| allotment.forget(lane)).collect();
         let served: Vec<_> = std::iter::from_fn(|| allotment.serve()).collect();
         state.forget_if_quiet();
@@ -266,8 +266,7 @@ impl Shared {
 
     /// Calls that may use an HTTP/2 connection at once.
     fn places(&self, connection: &Http2) -> usize {
-        // With none allowed, the first one waits.
-        self.config.max_streams.min(connection.allowed()).max(1)
+        self.config.max_streams.min(connection.allowed())
     }
 
     /// Gives a caller that waited what it is served with.
@@ -292,9 +291,13 @@ impl Shared {
         self.hand_over(next);
     }
 
-    /// Changes how many callers may use an HTTP/2 connection.
+    /// Changes how many callers may use an HTTP/2 connection. One that allows no streams any more takes no further callers, since
+    /// it may never allow any.
     fn resize(self: &Arc<Self>, lane: LaneId, id: SharedId, allowed: usize) {
-        let places = self.config.max_streams.min(allowed).max(1);
+        if allowed == 0 {
+            return self.retire(lane, id);
+        }
+        let places = self.config.max_streams.min(allowed);
         let joining: Vec<_> = {
             let mut state = self.state();
             state.allotment.resize(lane, id, places);

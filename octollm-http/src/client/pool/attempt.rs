@@ -30,6 +30,8 @@ pub(super) struct Attempt<'a> {
     /// Whether the method allows that the request runs twice.
     is_idempotent: bool,
     used_before: bool,
+    /// Whether it was sent again after it may have been processed.
+    is_repeated: bool,
     refusals: u32,
 }
 
@@ -57,6 +59,7 @@ impl<'a> Attempt<'a> {
             spare,
             is_idempotent,
             used_before: false,
+            is_repeated: false,
             refusals: 0,
         })
     }
@@ -90,7 +93,8 @@ impl<'a> Attempt<'a> {
         failed: SendError,
         is_sending: &mut bool,
     ) -> Result<(), ExchangeError> {
-        let is_reused = self.place.discard();
+        let is_repeated = matches!(&failed, SendError::Failed(error) if self.is_repeatable_after(error));
+        let is_reused = if is_repeated { self.place.renew() } else { self.place.discard() };
         let spare = self.spare.take();
         self.request = Some(match failed {
             SendError::Unsent(unsent) if self.used_before || !is_reused => {
@@ -105,11 +109,8 @@ impl<'a> Attempt<'a> {
                 spare.ok_or_else(closed_at_once)?
             }
             SendError::Failed(error) => match spare {
-                Some(spare)
-                    if self.is_idempotent
-                        && self.used_before
-                        && error.failure.kind == ErrorKind::ConnectionLost =>
-                {
+                Some(spare) if is_repeated => {
+                    self.is_repeated = true;
                     spare
                 }
                 _ => {
@@ -125,6 +126,13 @@ impl<'a> Attempt<'a> {
             self.place = Place::new(self.pool, self.arm, &self.origin, &self.limits).await?;
         }
         Ok(())
+    }
+
+    /// Whether the request may be sent once more, although the server may have processed it: its connection was used before, and was
+    /// probably closed while the request was on its way.
+    fn is_repeatable_after(&self, error: &ExchangeError) -> bool {
+        let is_lost = error.failure.kind == ErrorKind::ConnectionLost;
+        is_lost && self.is_idempotent && self.used_before && !self.is_repeated
     }
 
     /// # Errors

@@ -203,6 +203,18 @@ impl Place {
         }
     }
 
+    /// Closes the connection after a failed exchange. Over HTTP/1.1 it is replaced by a new one, since those that are idle may have
+    /// ended with it. Returns whether the place can be used again.
+    pub(super) fn renew(&mut self) -> bool {
+        match self {
+            Self::Own(pooled) => {
+                pooled.connection = None;
+                true
+            }
+            Self::Stream(_) => false,
+        }
+    }
+
     /// Whether nothing at all has come over the connection of this stream since it began.
     pub(super) fn is_silent(&self) -> bool {
         matches!(self, Self::Stream(stream) if stream.connection.meter.read() == stream.heard)

@@ -276,6 +276,31 @@ async fn fault_22_a_hedge_of_a_late_call_goes_to_another_endpoint() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn fault_22_an_endpoint_whose_calls_are_all_given_up_for_their_hedges_gets_few() {
+    let one = Switched::start(Answer::verdict(), 10 * MS).await;
+    let other = Switched::start(Answer::verdict(), 10 * MS).await;
+    let arms = judge(&[&one, &other], usual().layer(HedgeLayer::new()));
+    assert_eq!(thousand(&arms, 0).await, 0);
+    one.set(Answer::Silence, Duration::ZERO);
+    let (before, mut longest) = (one.calls(), Duration::ZERO);
+    for _ in 0..300 {
+        let begun = Instant::now();
+        arms.call(again()).retry(0).await.unwrap();
+        longest = longest.max(begun.elapsed());
+        sleep(100 * MS).await;
+    }
+    let hung = one.calls() - before;
+    assert!(hung <= 30 && longest < 50 * MS, "{hung} of 300, {longest:?}");
+    one.set(Answer::verdict(), 10 * MS);
+    sleep(3 * SECOND).await;
+    let before = one.calls();
+    for _ in 0..100 {
+        arms.call(again()).retry(0).await.unwrap();
+    }
+    assert!(one.calls() - before >= 20, "it has recovered, and gets {}", one.calls() - before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn fault_23_where_all_endpoints_are_tripped_one_is_still_tried_and_recovers() {
     let peers = [
         Switched::start(busy(), MS).await,

@@ -261,15 +261,17 @@ impl Prepared {
             deadline,
             work,
         };
+        // What layers add, such as a signature, is for the origin of the client alone.
+        let exchanger = if is_own { &client.exchanger } else { &client.exchanger_elsewhere };
         let answer = if self.streams || self.upload.is_some() {
             let upload = self.upload.take();
-            let answer = client.exchanger.send_streamed(request, upload, &client.name, limits, target).await;
+            let answer = exchanger.send_streamed(request, upload, &client.name, limits, target).await;
             match answer {
                 Ok(answer) if !self.streams => whole(answer, client.max_answer).await,
                 answer => answer,
             }
         } else {
-            let answer = client.exchanger.send(request, &client.name, limits, target).await;
+            let answer = exchanger.send(request, &client.name, limits, target).await;
             answer.map(|response| response.map(Received::Whole))
         };
         span.end(&answer);

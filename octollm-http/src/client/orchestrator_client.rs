@@ -180,7 +180,12 @@ impl OrchestratorClient {
             }
             let answer = match self.0.protection.admit() {
                 Ok(admission) => {
-                    self.attempt(admission, (method.clone(), path, body.clone()), &parts, deadline).await
+                    let request = (method.clone(), path, body.clone());
+                    tokio::select! {
+                        biased;
+                        () = cx.cancelled() => Err(Failure::of(ErrorKind::Cancelled)),
+                        answer = self.attempt(admission, request, &parts, deadline) => answer,
+                    }
                 }
                 Err(rejected) => Err(rejected),
             };

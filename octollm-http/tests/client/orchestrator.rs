@@ -704,3 +704,18 @@ async fn a_cancelled_context_sends_nothing_again() {
     assert_eq!(asked.await.unwrap().unwrap_err().kind, ErrorKind::Cancelled);
     assert_eq!(peer.calls().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_runs_ends_with_its_context() {
+    let peer = Peer::start(|_| async { Answer::Silence }).await;
+    let client = orchestrator(&peer.url);
+    let token = tokio_util::sync::CancellationToken::new();
+    let cx = Context::detached().with_cancellation(token.clone());
+    let id: TaskId = ID.parse().unwrap();
+    let begun = tokio::time::Instant::now();
+    let (answer, ()) = tokio::join!(client.get(&id, &cx), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        token.cancel();
+    });
+    assert_eq!((answer.unwrap_err().kind, begun.elapsed().as_secs()), (ErrorKind::Cancelled, 1));
+}

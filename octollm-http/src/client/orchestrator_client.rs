@@ -225,7 +225,12 @@ impl OrchestratorClient {
         let answer = match self.exchange(request, parts, deadline, (HeaderMap::new(), None)).await {
             Ok(answer) => answer,
             Err(failure) => {
-                admission.end(outcome_of_failure(&failure, false), Instant::now());
+                let outcome = match outcome_of_failure(&failure, false) {
+                    // It is none of an answer: this side has refused the request.
+                    Outcome::Success | Outcome::Declined => Outcome::Ignored,
+                    outcome => outcome,
+                };
+                admission.end(outcome, Instant::now());
                 return Err(failure);
             }
         };

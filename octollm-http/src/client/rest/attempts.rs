@@ -184,7 +184,11 @@ impl Prepared {
         let outcome = match &answer {
             Ok(_) => Outcome::Success,
             Err(failed) if failed.works => Outcome::Success,
-            Err(failed) => outcome_of_failure(&failed.error.failure, true),
+            Err(failed) => match outcome_of_failure(&failed.error.failure, true) {
+                // It is none of an answer: this side has refused the request.
+                Outcome::Success | Outcome::Declined if !failed.answered => Outcome::Ignored,
+                outcome => outcome,
+            },
         };
         admission.end(outcome, now);
         metered.end_as(answer.as_ref().map(drop).map_err(|failed| failed.error.failure.kind), now);

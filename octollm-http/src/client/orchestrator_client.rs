@@ -56,7 +56,8 @@ use crate::limits::limits_setters;
 /// What submits or reruns a task is so only where nothing has run: there was no connection, or the orchestrator has refused it.
 ///
 /// Updates of a task are polled, at intervals that grow from 20 ms to 500 ms while nothing changes. If a poll fails with `Retry-After`,
-/// the next one waits for at least that time, at most 60 s.
+/// the next one waits for at least that time, at most 60 s. After six polls in a row that failed, or one that another cannot help, the
+/// updates end without a final status: [`get`](Orchestrator::get) says why.
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>, Caller);
 

@@ -16,6 +16,7 @@ use octollm_core::{
     arm::arm_fn,
     error::{ArmError, CallError, ErrorKind},
     explain::CallEvent,
+    parts::{Caller, Grant},
     resilience::HedgeLayer,
 };
 use octollm_http::{
@@ -192,6 +193,23 @@ async fn fault_20_a_call_that_a_breaker_rejects_is_tried_again_after_the_wait_an
     assert_eq!((error.kind(), begun.elapsed()), (ErrorKind::CircuitOpen, Duration::ZERO));
     arms.call(check()).await.unwrap();
     assert!(begun.elapsed() >= 700 * MS && begun.elapsed() <= SECOND, "{:?}", begun.elapsed());
+    assert_eq!(arm.calls(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_gets_no_token_says_nothing_of_the_endpoint() {
+    let arm = Switched::start(busy(), Duration::ZERO).await;
+    let arms = judge(&[&arm], usual());
+    open(&arms, &arm).await;
+    sleep(SECOND).await;
+    // This program has no key to pass on the authority of the caller.
+    let caller = Caller::Known(std::sync::Arc::new(Grant::new("ada", ["code:validate"]).links(Vec::new())));
+    for _ in 0..3 {
+        let error = arms.on_behalf_of(caller.clone()).call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unauthenticated, 0));
+    }
+    // Each was the probe, and has not closed the breaker.
+    assert_eq!(kinds(&once(&arms, 2).await), [ErrorKind::Unavailable, ErrorKind::CircuitOpen].into());
     assert_eq!(arm.calls(), 6);
 }
 

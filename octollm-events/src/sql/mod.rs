@@ -9,9 +9,12 @@ mod changes;
 mod connection;
 mod database;
 mod error;
+mod inbox;
 mod migration;
+mod outbox;
 mod statement;
 mod store;
+mod transaction;
 mod url;
 mod writer;
 
@@ -21,5 +24,8 @@ mod tests;
 pub use self::{
     database::{SqlDatabase, SqlDatabaseBuilder},
     error::SqlError,
+    inbox::Inbox,
+    outbox::Outbox,
     store::{SqlStore, SqlStoreBuilder},
+    transaction::SqlTransaction,
 };

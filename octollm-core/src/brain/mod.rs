@@ -5,6 +5,7 @@
 //! therefore written as plain code, and becomes durable by running under a brain.
 
 mod arm;
+mod audited;
 mod grants;
 mod meters;
 mod journal;
@@ -34,6 +35,7 @@ use self::{
 use crate::{
     __limits_setters, __limits_struct,
     arm::Arm,
+    audit::{AuditLog, optional::Audit},
     bus::{EventBus, MemoryBus},
     clock::{self, Clock},
     contract::{ContractRef, TaskContract},
@@ -67,6 +69,7 @@ struct Inner {
     store: Arc<dyn TaskStore>,
     clock: Clock,
     limits: Limits,
+    audit: Audit,
     /// Whether no other brain can have the store.
     is_alone: bool,
     meters: Meters,
@@ -87,7 +90,7 @@ impl Inner {
         bus: Arc<dyn EventBus>,
         store: Arc<dyn TaskStore>,
         clock: Clock,
-        limits: Limits,
+        (limits, audit): (Limits, Audit),
         is_alone: bool,
     ) -> Self {
         let holder = format!("{}-{}", dispatcher.card().arm_id, RequestId::new());
@@ -106,6 +109,7 @@ impl Inner {
             store,
             clock,
             limits,
+            audit,
             is_alone,
         }
     }
@@ -236,10 +240,11 @@ impl Brain {
     /// Another brain for the same tasks, on the same store.
     #[cfg(feature = "mesh")]
     pub(crate) fn successor(&self) -> Self {
-        let Inner { dispatcher, transport, bus, store, clock, limits, is_alone, .. } = &*self.0;
+        let Inner { dispatcher, transport, bus, store, clock, limits, audit, is_alone, .. } = &*self.0;
         let (transport, bus, store) = (transport.clone(), bus.clone(), store.clone());
-        let (dispatcher, clock, limits) = (dispatcher.clone(), clock.clone(), limits.clone());
-        Self::of(Inner::new(dispatcher, transport, bus, store, clock, limits, *is_alone))
+        let (dispatcher, clock) = (dispatcher.clone(), clock.clone());
+        let rules = (limits.clone(), audit.clone());
+        Self::of(Inner::new(dispatcher, transport, bus, store, clock, rules, *is_alone))
     }
 }
 
@@ -259,6 +264,7 @@ pub struct BrainBuilder {
     store: Option<Arc<dyn TaskStore>>,
     clock: Clock,
     limits: Limits,
+    audit: Audit,
 }
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -299,6 +305,7 @@ impl Default for BrainBuilder {
             store: None,
             clock: Clock::new(clock::now),
             limits: Limits::default(),
+            audit: Audit::default(),
         }
     }
 }
@@ -332,6 +339,15 @@ impl BrainBuilder {
     /// Sets the store of its tasks, which other brains may have as well.
     pub fn store(mut self, store: impl TaskStore) -> Self {
         self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Sets the audit log. The brain writes to it who submits, cancels and reruns tasks, before it does so, and which of these it
+    /// refuses for lack of authority. While the log is not available, all of these fail as
+    /// [`Unavailable`](crate::error::ErrorKind::Unavailable) and have no effect, unless the log is a
+    /// [best effort](crate::audit::best_effort).
+    pub fn audit(mut self, log: impl AuditLog) -> Self {
+        self.audit = Audit::new(log);
         self
     }
 
@@ -387,10 +403,10 @@ impl BrainBuilder {
 
     /// Without a check: for the default limits.
     pub(crate) fn assemble(self) -> Brain {
-        let Self { dispatcher, transport, bus, store, clock, limits } = self;
+        let Self { dispatcher, transport, bus, store, clock, limits, audit } = self;
         let is_alone = store.is_none();
         let store = store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
-        Brain::of(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, limits, is_alone))
+        Brain::of(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, (limits, audit), is_alone))
     }
 
     fn config_mut(&mut self) -> &mut Limits {

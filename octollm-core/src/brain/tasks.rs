@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::{Brain, grants, limited, replay::report_recorded, scheduler, scheduler::Stop, updates};
 use crate::{
+    audit::AuditEntry,
     card::ArmCard,
     context::Context,
     contract::ContractRef,
@@ -36,8 +37,10 @@ impl Orchestrator for Brain {
     }
 
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
-        let record = self.prepare(submission, cx).await?;
-        self.store(record).await
+        let contract = submission.contract.clone();
+        let prepared = self.prepare(submission, cx).await;
+        let record = self.refusal_recorded(prepared, (Some(&contract), None), cx).await?;
+        self.accept(record, cx).await
     }
 
     async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
@@ -56,13 +59,9 @@ impl Orchestrator for Brain {
     }
 
     async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-        self.visible(id, cx).await?;
-        if let Some(run) = self.0.running.stop(id, Stop::Cancel) {
-            self.0.running.ended(&run).await;
-        }
-        // A task that has not ended by now is queued, or runs elsewhere.
-        let (record, _) = self.cancel_stored(id, cx, |_| true).await?;
-        Ok(record.into_task())
+        let record = self.refusal_recorded(self.visible(id, cx).await, (None, Some(id)), cx).await?;
+        self.act_recorded(AuditEntry::CANCELLED, &record, cx).await?;
+        self.end(id, cx).await
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
@@ -71,7 +70,10 @@ impl Orchestrator for Brain {
     }
 
     async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
-        self.run_again(id, from, cx).await
+        let record = self.refusal_recorded(self.visible(id, cx).await, (None, Some(id)), cx).await?;
+        self.act_recorded(AuditEntry::RERUN, &record, cx).await?;
+        let again = self.run_again(id, from, cx).await;
+        self.failure_recorded(again, &record, cx).await
     }
 
     async fn journal(
@@ -140,6 +142,16 @@ impl Brain {
             query.after = last;
         }
         Ok((found, query.after))
+    }
+
+    /// Cancels a task that this caller may see.
+    pub(super) async fn end(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
+        if let Some(run) = self.0.running.stop(id, Stop::Cancel) {
+            self.0.running.ended(&run).await;
+        }
+        // A task that has not ended by now is queued, or runs elsewhere.
+        let (record, _) = self.cancel_stored(id, cx, |_| true).await?;
+        Ok(record.into_task())
     }
 
     /// Checks that the brain accepts tasks.

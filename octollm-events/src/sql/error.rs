@@ -52,6 +52,9 @@ pub enum SqlError {
         /// Size of the largest event that is accepted.
         limit: usize,
     },
+    /// The audit log was tampered with.
+    #[error("the audit log does not verify")]
+    Audit(#[from] super::AuditFault),
     /// No space is left on the disk of the database.
     #[error("the disk of the database is full")]
     DiskFull(#[source] Cause),

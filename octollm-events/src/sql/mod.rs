@@ -5,6 +5,7 @@
 // A store is a `Part` of the tables with `SqlDatabase::migrate`, some `Operation`s for `SqlDatabase::write`, and functions that
 // read in `SqlDatabase::read`. Each statement is one `Sql` for both databases. An operation calls `Tx::changed` for a topic, and
 // `SqlDatabase::changes().subscribe(topic)` wakes those that wait for it in all processes.
+mod audit;
 mod changes;
 mod connection;
 mod database;
@@ -22,6 +23,7 @@ mod writer;
 mod tests;
 
 pub use self::{
+    audit::{AuditAnchor, AuditFault, AuditRecord, SqlAuditLog},
     database::{SqlDatabase, SqlDatabaseBuilder},
     error::SqlError,
     inbox::Inbox,

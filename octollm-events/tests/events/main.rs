@@ -5,6 +5,7 @@
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
 mod postgres;
 
+mod audit;
 mod inbox;
 mod outbox;
 

@@ -10,6 +10,7 @@ use octollm_core::{
     event::Event,
 };
 
+pub(super) use self::write::row;
 use self::write::{INSERT, Retry, TABLES};
 use super::{
     changes::Topic, database::SqlDatabase, error::SqlError, statement::Sql, transaction::SqlTransaction,
@@ -159,6 +160,6 @@ impl Outbox {
     }
 }
 
-fn topic() -> Topic {
+pub(super) fn topic() -> Topic {
     TOPIC.into()
 }

@@ -49,7 +49,7 @@ pub(super) static INSERT: Sql =
     Sql::new("INSERT INTO octollm_outbox (part, size, event) VALUES ($1, $2, $3)");
 
 /// The row of an event, for [`INSERT`].
-pub(super) fn row(event: &Event, size: usize) -> Result<[Value; 3], SqlError> {
+pub(in crate::sql) fn row(event: &Event, size: usize) -> Result<[Value; 3], SqlError> {
     let text = Encoding::Native.encode(event).map_err(SqlError::unreadable)?;
     Ok([part(event).into(), size.into(), text.to_vec().into()])
 }

@@ -49,6 +49,7 @@
 //! | find where it is | `http::resolve`, and the guide's chapter on discovery |
 //! | run tasks with a journal | [`brain::Brain`] |
 //! | run steps as data | [`plan`] |
+//! | store tasks in a database | `sql::SqlStore` |
 //! | survive arms that fail, on any tower stack as well | [`resilience`], and the guide's chapter on it |
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
@@ -68,6 +69,7 @@
 //! | `otel` | the export of traces to OpenTelemetry | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
+//! | `sql` | the store of tasks in a database: SQLite or Postgres; needs a C compiler | no |
 //! | `full` | all of them | no |
 
 pub use octollm_core::{
@@ -90,6 +92,9 @@ pub use octollm_http::otel;
 /// The encodings of events.
 #[cfg(feature = "events")]
 pub use octollm_events as events;
+
+#[cfg(feature = "sql")]
+pub use octollm_events::sql;
 
 pub use octollm_core::{Arm, Context, error::Error};
 

@@ -78,6 +78,9 @@ pub mod plan;
 pub mod mesh;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+// For a file that the tests have in common with the suites.
+#[cfg(feature = "conformance")]
+extern crate self as octollm_core;
 
 pub use self::{arm::Arm, context::Context};
 

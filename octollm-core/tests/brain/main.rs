@@ -1,13 +1,13 @@
 //! The brain: tasks from submission to their end, through failures, restarts and other brains.
 
 mod adverse;
-mod crashes;
-mod doomed;
 mod elsewhere;
 mod grants;
 mod hanging;
 mod interrupted;
 mod journal;
+// The crash points of the public suite use it as well.
+#[path = "../../src/conformance/store/layer.rs"]
 mod layer;
 mod lifecycle;
 mod limits;

@@ -1,3 +1,4 @@
 //! The public suites on the stores and buses in memory.
 
+mod keys;
 mod stores;

@@ -8,7 +8,7 @@ use sqlx::{
     sqlite::{SqliteArguments, SqliteRow},
 };
 
-use super::statement::{MOST_ROWS, Rows, Sql, Value};
+use super::statement::{Kind, MOST_ROWS, Rows, Sql, Value};
 
 /// A connection to either database.
 pub(crate) enum Conn<'c> {
@@ -57,7 +57,7 @@ impl Conn<'_> {
         let parameters: Vec<Value> = parameters.into_iter().collect();
         match self {
             Self::Postgres(connection) => {
-                let arguments = of_postgres(&parameters, &rows)?;
+                let arguments = of_postgres(sql, &parameters, &rows)?;
                 let query = sqlx::query_with(AssertSqlSafe(sql.postgres()), arguments);
                 Ok(query.execute(&mut **connection).await?.rows_affected())
             }
@@ -82,7 +82,7 @@ impl Conn<'_> {
         let parameters: Vec<Value> = parameters.into_iter().collect();
         match self {
             Self::Postgres(connection) => {
-                let arguments = of_postgres(&parameters, &rows)?;
+                let arguments = of_postgres(sql, &parameters, &rows)?;
                 let query = sqlx::query_with(AssertSqlSafe(sql.postgres()), arguments);
                 let rows = query.fetch_all(&mut **connection).await?;
                 Ok(rows.into_iter().map(Row::Postgres).collect())
@@ -108,7 +108,7 @@ impl Conn<'_> {
     }
 }
 
-fn of_postgres(parameters: &[Value], rows: &Rows) -> Result<PgArguments, sqlx::Error> {
+fn of_postgres(sql: &Sql, parameters: &[Value], rows: &Rows) -> Result<PgArguments, sqlx::Error> {
     let mut arguments = PgArguments::default();
     for parameter in parameters {
         match parameter {
@@ -120,24 +120,20 @@ fn of_postgres(parameters: &[Value], rows: &Rows) -> Result<PgArguments, sqlx::E
         }
         .map_err(sqlx::Error::Encode)?;
     }
-    for at in 0..rows.columns {
-        let present = rows.column(at).find(|value| **value != Value::Null);
-        match present {
-            Some(Value::Int(_)) => arguments.add(column(rows, at, |value| match value {
+    for (at, kind) in sql.kinds().iter().enumerate() {
+        match kind {
+            Kind::Int => arguments.add(column(rows, at, |value| match value {
                 Value::Int(value) => Some(*value),
                 _ => None,
             })),
-            Some(Value::Bytes(_)) => arguments.add(column(rows, at, |value| match value {
+            Kind::Text => arguments.add(column(rows, at, |value| match value {
+                Value::Text(value) => Some(&**value),
+                _ => None,
+            })),
+            Kind::Bytes => arguments.add(column(rows, at, |value| match value {
                 Value::Bytes(value) => Some(&value[..]),
                 _ => None,
             })),
-            // A column of nulls is cast by the statement.
-            Some(Value::Text(_) | Value::Null) | None => {
-                arguments.add(column(rows, at, |value| match value {
-                    Value::Text(value) => Some(&**value),
-                    _ => None,
-                }))
-            }
         }
         .map_err(sqlx::Error::Encode)?;
     }

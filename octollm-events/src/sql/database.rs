@@ -101,6 +101,12 @@ impl SqlDatabase {
         self.0.queue.run(operation).await
     }
 
+    /// Runs one operation whose result nobody waits for.
+    pub(crate) fn submit<O: Operation>(&self, operation: O) {
+        // A closed database runs nothing.
+        let _ = self.0.queue.submit(operation);
+    }
+
     /// Executes one statement that reads.
     pub(crate) async fn fetch(
         &self,

@@ -11,6 +11,7 @@ mod connection;
 mod database;
 mod error;
 mod inbox;
+mod keys;
 mod migration;
 mod outbox;
 mod statement;
@@ -28,6 +29,7 @@ pub use self::{
     error::SqlError,
     inbox::Inbox,
     outbox::Outbox,
+    keys::SqlIdempotencyStore,
     store::{SqlStore, SqlStoreBuilder},
     transaction::SqlTransaction,
 };

@@ -20,6 +20,15 @@ pub(crate) struct Sql {
     template: Cow<'static, str>,
     postgres: OnceLock<Arc<str>>,
     sqlite: [OnceLock<Arc<str>>; SIZES.len()],
+    kinds: OnceLock<Vec<Kind>>,
+}
+
+/// The type of a column of `{rows:…}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Int,
+    Text,
+    Bytes,
 }
 
 /// Numbers of rows that SQLite has statements for. The last rows of a statement may be empty.
@@ -38,7 +47,20 @@ impl Sql {
     }
 
     pub(crate) const fn of(template: Cow<'static, str>) -> Self {
-        Self { template, postgres: OnceLock::new(), sqlite: [const { OnceLock::new() }; SIZES.len()] }
+        Self {
+            template,
+            postgres: OnceLock::new(),
+            sqlite: [const { OnceLock::new() }; SIZES.len()],
+            kinds: OnceLock::new(),
+        }
+    }
+
+    /// The types of the columns of its rows.
+    pub(super) fn kinds(&self) -> &[Kind] {
+        self.kinds.get_or_init(|| {
+            let rows = self.template.split_once("{rows:").and_then(|(_, rest)| rest.split_once('}'));
+            columns(rows.map_or("", |(columns, _)| columns)).map(|(_, kind)| kind).collect()
+        })
     }
 
     pub(super) fn postgres(&self) -> Arc<str> {
@@ -95,18 +117,30 @@ fn parameters(template: &str) -> usize {
     template.split('$').skip(1).filter_map(digits).max().unwrap_or(0)
 }
 
+/// The names and types of columns, as in `id text, run int`.
+fn columns(text: &str) -> impl Iterator<Item = (&str, Kind)> {
+    text.split(',').filter_map(|column| column.trim().split_once(' ')).map(|(name, kind)| {
+        let kind = match kind {
+            "int" => Kind::Int,
+            "bytes" => Kind::Bytes,
+            _ => Kind::Text,
+        };
+        (name, kind)
+    })
+}
+
 /// Appends the relation `rows`, whose parameters begin with number `first`.
-fn push_rows(text: &mut String, columns: &str, first: usize, dialect: Dialect) {
-    let columns: Vec<_> = columns.split(',').filter_map(|column| column.trim().split_once(' ')).collect();
+fn push_rows(text: &mut String, declared: &str, first: usize, dialect: Dialect) {
+    let columns: Vec<_> = columns(declared).collect();
     let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     // Writing to a string does not fail.
     match dialect {
         Dialect::Postgres => {
-            let array = |(at, (_, kind)): (usize, &(&str, &str))| {
-                let kind = match *kind {
-                    "int" => "bigint",
-                    "bytes" => "bytea",
-                    other => other,
+            let array = |(at, (_, kind)): (usize, &(&str, Kind))| {
+                let kind = match kind {
+                    Kind::Int => "bigint",
+                    Kind::Text => "text",
+                    Kind::Bytes => "bytea",
                 };
                 format!("${}::{kind}[]", first + at)
             };

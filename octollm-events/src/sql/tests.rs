@@ -54,7 +54,7 @@ impl Operation for Insert {
 static COUNT: Sql = Sql::new("SELECT count(*) FROM octollm_numbers");
 
 async fn count(database: &SqlDatabase) -> Result<i64, SqlError> {
-    database.read(|mut conn| Box::pin(async move { conn.fetch(&COUNT, []).await?[0].int(0) })).await
+    Ok(database.fetch(&COUNT, []).await?[0].int(0)?)
 }
 
 /// A folder that is deleted with the value.

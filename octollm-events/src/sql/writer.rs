@@ -87,6 +87,14 @@ impl Queue {
 
     /// Runs an operation. It ends all the same when the future is dropped.
     pub(super) async fn run<O: Operation>(&self, operation: O) -> Result<O::Output, SqlError> {
+        self.submit(operation)?.await.unwrap_or(Err(SqlError::Closed))
+    }
+
+    /// Adds an operation, and returns where its result comes.
+    pub(super) fn submit<O: Operation>(
+        &self,
+        operation: O,
+    ) -> Result<oneshot::Receiver<Result<O::Output, SqlError>>, SqlError> {
         let (sender, answer) = oneshot::channel();
         {
             let mut state = self.state();
@@ -108,7 +116,7 @@ impl Queue {
             }
         }
         self.wake.notify_one();
-        answer.await.unwrap_or(Err(SqlError::Closed))
+        Ok(answer)
     }
 
     /// The operations of the next transaction. `None` when the queue is closed and empty.

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        OnceLock,
+        Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     thread::sleep,
@@ -27,6 +27,7 @@ pub struct Postgres {
     folder: PathBuf,
     port: u16,
     settings: Vec<String>,
+    server: Mutex<Option<Child>>,
     /// Ends the server and deletes the folder when its standard input is closed.
     guard: Child,
 }
@@ -76,7 +77,7 @@ impl Postgres {
             .status();
         assert!(initdb.unwrap().success(), "initdb failed");
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let mut server = Self { folder, port: 0, settings, guard };
+        let mut server = Self { folder, port: 0, settings, server: Mutex::default(), guard };
         // Another process may take the port meanwhile.
         while !server.try_start(free_port()) {}
         server
@@ -102,6 +103,7 @@ impl Postgres {
             }
             if self.is_ready(child.id()) {
                 self.port = port;
+                *self.server.lock().unwrap() = Some(child);
                 return true;
             }
             sleep(Duration::from_millis(20));
@@ -151,6 +153,9 @@ impl Postgres {
     pub fn kill(&self) {
         let processes = self.processes();
         processes.iter().for_each(|pid| signal(*pid, Signal::SIGKILL));
+        if let Some(mut server) = self.server.lock().unwrap().take() {
+            server.wait().unwrap();
+        }
         let end = Instant::now() + LIMIT;
         while processes.iter().any(|pid| is_alive(*pid)) && Instant::now() < end {
             sleep(Duration::from_millis(5));
@@ -243,7 +248,7 @@ fn signal(pid: i32, signal: Signal) {
 }
 
 fn is_alive(pid: i32) -> bool {
-    // A child of the test that nobody has waited for is a zombie.
+    // A process that has ended and that nobody has waited for is a zombie.
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     status.rsplit(')').next().is_some_and(|rest| !rest.trim().is_empty() && !rest.trim().starts_with('Z'))
 }

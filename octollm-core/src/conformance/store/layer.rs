@@ -1,4 +1,4 @@
-//! What a test does around the operations of a store.
+//! What happens around the operations of a store.
 
 use std::future::Future;
 
@@ -8,6 +8,7 @@ use octollm_core::{
 };
 
 /// What an operation stores.
+#[cfg_attr(not(test), allow(dead_code, reason = "the tests of the brain read records"))]
 #[derive(Clone, Copy)]
 pub(crate) enum Stores<'a> {
     Nothing,
@@ -35,7 +36,7 @@ pub(crate) trait Layer: Sync {
     }
 }
 
-/// Implements `TaskStore` for a [`Layer`] over the `Arc<MemoryStore>` in its field `inner`.
+/// Implements `TaskStore` for a [`Layer`] over the shared store in its field `inner`. `Layer` and `Stores` are in scope.
 macro_rules! layered {
     ($layer:ty) => {
         const _: () = {
@@ -49,7 +50,6 @@ macro_rules! layered {
                 task::{TaskQuery, TaskRecord, TaskUpdate},
             };
             use tokio::sync::watch;
-            use $crate::layer::{Layer, Stores};
 
             type Answer<T> = Result<T, StoreError>;
 

@@ -2,10 +2,12 @@
 
 mod changes;
 mod claims;
+mod crashes;
 mod dropped;
 mod events;
 mod fixture;
 mod journal;
+mod layer;
 mod leases;
 mod lists;
 mod records;
@@ -119,6 +121,12 @@ macro_rules! __task_store_cases {
             reopened:
                 what_is_stored_is_there_after_reopening
                 a_lease_runs_on_while_nothing_is_open;
+            crashes:
+                a_brain_that_dies_at_any_operation_loses_nothing_and_repeats_nothing
+                a_brain_that_dies_at_any_operation_completes_where_arms_honour_keys
+                two_brains_that_die_one_after_the_other_lose_nothing_and_repeat_nothing
+                a_brain_that_stalls_at_any_operation_and_goes_on_later_changes_nothing
+                a_brain_survives_the_failure_of_any_operation;
         }
     };
 }

@@ -11,7 +11,7 @@ use octollm_core::{
 use super::{
     Shared,
     flush::{Flush, PROCESSING, Task, locked},
-    stored::{Columns, columns, time, unreadable},
+    stored::{Columns, columns, escaped, time, unreadable},
     write::{Effects, microseconds},
 };
 use crate::sql::{
@@ -86,7 +86,7 @@ impl Claiming {
             let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
             claimed.push((Arc::new(record), left));
         }
-        let parameters = [self.holder.as_str().into(), microseconds(self.lease).into()];
+        let parameters = [(*escaped(&self.holder)).into(), microseconds(self.lease).into()];
         tx.conn.execute_rows(&CLAIM, parameters, rows).await?;
         let mut tasks: Vec<&mut Task> = tasks.iter_mut().collect();
         flush.write(tx, &mut tasks, &self.store.limits, self.store.stripe).await?;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::{
     Limits,
     schema::STRIPES,
-    stored::{FORMAT, key},
+    stored::{FORMAT, escaped, key},
 };
 use crate::sql::{
     connection::{Conn, Row},
@@ -79,7 +79,7 @@ impl Task {
     }
 
     pub(super) fn is_held(&self, holder: &str, run: u32) -> bool {
-        self.status == PROCESSING && self.run == run && self.holder.as_deref() == Some(holder)
+        self.status == PROCESSING && self.run == run && self.holder.as_deref() == Some(&*escaped(holder))
     }
 
     /// Numbers updates, where the first is `first` of its run without those that were appended before.

@@ -26,6 +26,7 @@ use octollm_core::{
 };
 use tokio::sync::watch;
 
+pub(super) use self::write::microseconds;
 use self::write::{Effects, Record, What, Write};
 use super::{SqlDatabase, SqlError, changes::Topic};
 

@@ -17,7 +17,7 @@ const TURN: i64 = 10_000_000;
 
 /// Takes the turn of a relay, and returns the first events. There are none where another relay has its turn.
 ///
-/// The turn ends when all events that were returned in it are published, or by the time.
+/// The turn ends when all events that were there at its last call are published, or by the time.
 pub(super) async fn pending(
     conn: &mut Conn<'_>,
     relay: &str,
@@ -25,13 +25,14 @@ pub(super) async fn pending(
 ) -> Result<Vec<Event>, sqlx::Error> {
     static OTHER: Sql = Sql::new(
         "SELECT r.name, r.until > {now} AND EXISTS (SELECT 1 FROM octollm_events AS e WHERE e.seq <= r.last) \
-         FROM octollm_relay AS r WHERE r.only = 1 {pg:FOR UPDATE}",
+         FROM octollm_relay AS r WHERE r.one = 1 {pg:FOR UPDATE}",
     );
-    static FIRST: Sql = Sql::new("SELECT seq, format, body FROM octollm_events ORDER BY seq LIMIT $1");
+    static FIRST: Sql = Sql::new("SELECT format, body FROM octollm_events ORDER BY seq LIMIT $1");
     static TAKE: Sql = Sql::new(
-        "INSERT INTO octollm_relay (only, name, until, last) VALUES (1, $1, {now} + $2, $3) \
-         ON CONFLICT (only) DO UPDATE SET name = excluded.name, until = excluded.until, last = excluded.last",
+        "INSERT INTO octollm_relay (one, name, until, last) SELECT 1, $1, {now} + $2, max(seq) FROM octollm_events WHERE true \
+         ON CONFLICT (one) DO UPDATE SET name = excluded.name, until = excluded.until, last = excluded.last",
     );
+    let relay = key(relay);
     let rows = conn.fetch(&OTHER, []).await?;
     if let Some(row) = rows.first()
         && row.flag(1)?
@@ -40,9 +41,9 @@ pub(super) async fn pending(
         return Ok(Vec::new());
     }
     let rows = conn.fetch(&FIRST, [limit.into()]).await?;
-    let events = rows.iter().map(|row| event(row.int(1)?, &row.text(2)?)).collect::<Result<_, _>>()?;
-    if let Some(last) = rows.last() {
-        conn.execute(&TAKE, [relay.into(), TURN.into(), last.int(0)?.into()]).await?;
+    let events = rows.iter().map(|row| event(row.int(0)?, &row.text(1)?)).collect::<Result<_, _>>()?;
+    if !rows.is_empty() {
+        conn.execute(&TAKE, [relay.as_str().into(), TURN.into()]).await?;
     }
     Ok(events)
 }

@@ -73,7 +73,7 @@ CREATE TABLE octollm_events (
 ) STRICT;
 CREATE INDEX octollm_events_id ON octollm_events (id);
 CREATE TABLE octollm_relay (
-    only INTEGER PRIMARY KEY,
+    one INTEGER PRIMARY KEY,
     name TEXT NOT NULL,
     until INTEGER NOT NULL,
     last INTEGER NOT NULL
@@ -144,7 +144,7 @@ CREATE TABLE octollm_events (
 );
 CREATE INDEX octollm_events_id ON octollm_events (id);
 CREATE UNLOGGED TABLE octollm_relay (
-    only BIGINT PRIMARY KEY,
+    one BIGINT PRIMARY KEY,
     name TEXT NOT NULL,
     until BIGINT NOT NULL,
     last BIGINT NOT NULL

@@ -1,6 +1,6 @@
 //! What is stored of a task, and how it is read again.
 
-use std::{error::Error, sync::Arc};
+use std::{borrow::Cow, error::Error, sync::Arc};
 
 use jiff::Timestamp;
 use octollm_core::{
@@ -50,6 +50,21 @@ pub(super) fn key(text: &str) -> String {
     }
     let digest = Sha256::digest(text);
     digest.iter().fold("#".to_owned(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+/// A text without NUL, which Postgres refuses.
+pub(super) fn escaped(text: &str) -> Cow<'_, str> {
+    match text.contains(['\0', '\u{1}']) {
+        true => text.replace('\u{1}', "\u{1}1").replace('\0', "\u{1}0").into(),
+        false => text.into(),
+    }
+}
+
+fn unescaped(text: String) -> String {
+    match text.contains('\u{1}') {
+        true => text.replace("\u{1}0", "\0").replace("\u{1}1", "\u{1}"),
+        false => text,
+    }
 }
 
 pub(super) fn step_key(step: &StepKey) -> String {
@@ -123,7 +138,7 @@ impl Columns {
         Ok(Self {
             run: u32::try_from(row.int(at)?).unwrap_or(u32::MAX),
             revision: row.count(at + 1)?,
-            holder: row.text_or_null(at + 2)?,
+            holder: row.text_or_null(at + 2)?.map(unescaped),
             leased_until: row.int_or_null(at + 3)?,
             first_claim: row.int_or_null(at + 4)?,
             last_claim: row.int_or_null(at + 5)?,
@@ -165,4 +180,34 @@ pub(super) fn update(format: i64, text: &str, seq: u64) -> Result<TaskUpdate, sq
 pub(super) fn event(format: i64, text: &str) -> Result<Event, sqlx::Error> {
     check_format(format)?;
     Encoding::Native.decode(text.as_bytes()).map_err(unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_text_without_nul_is_read_as_it_was(text in "[a-c01\\x00\\x01]{0,12}") {
+            let stored = escaped(&text);
+            prop_assert!(!stored.contains('\0'));
+            prop_assert_eq!(unescaped(stored.into_owned()), text);
+        }
+    }
+
+    #[test]
+    fn keys_of_different_texts_differ_and_are_short() {
+        let (long, other) = ("a".repeat(5_000), format!("{}b", "a".repeat(4_999)));
+        let texts = ["", "a", "=a", "#a", "a\0", &long, &other];
+        let keys: std::collections::HashSet<_> = texts.iter().map(|text| key(text)).collect();
+        assert_eq!(keys.len(), texts.len());
+        assert!(keys.iter().all(|key| key.len() <= 201 && !key.contains('\0')));
+    }
+
+    #[test]
+    fn a_step_by_position_is_not_the_one_of_that_name() {
+        assert_ne!(step_key(&StepKey::Order(1)), step_key(&StepKey::Name("1".into())));
+    }
 }

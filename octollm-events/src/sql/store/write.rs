@@ -15,7 +15,7 @@ use octollm_core::{
 use super::{
     Shared,
     flush::{Changed, Counts, Entry, Flush, PROCESSING, QUEUED, Task, counts, locked},
-    stored::{owner_key, priority_number, status_number, step_key, to_text},
+    stored::{escaped, owner_key, priority_number, status_number, step_key, to_text},
 };
 use crate::{
     Encoding,
@@ -86,7 +86,7 @@ impl Record {
             size: i64::try_from(record.size()).unwrap_or(i64::MAX),
             run: record.run(),
             revision: record.revision(),
-            holder: record.holder().map(str::to_owned),
+            holder: record.holder().map(|holder| escaped(holder).into_owned()),
             leased_until: record.leased_until().map(|until| until.as_microsecond()),
             text: to_text(record)?,
         })
@@ -142,7 +142,7 @@ pub(super) fn to_entry(entry: &JournalEntry, with_time: bool) -> Result<(String,
 }
 
 /// A lease in microseconds.
-pub(super) fn microseconds(lease: Duration) -> i64 {
+pub(crate) fn microseconds(lease: Duration) -> i64 {
     // A thousand years: the sum with a time is a number.
     i64::try_from(lease.as_micros()).unwrap_or(i64::MAX).min(1_000 * 366 * 86_400 * 1_000_000)
 }

@@ -1,57 +1,74 @@
-//! A brain's whole outside: store, arms and bus, in front of which every call is counted, and at one of which the brain
-//! dies or stalls.
+//! A brain's whole outside: store, arms and bus, in front of which every operation is counted, and at one of which the brain
+//! dies, stalls, or gets an error.
 
 use std::{
+    collections::{HashMap, HashSet},
     future::Future,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use async_trait::async_trait;
-use octollm_core::{
-    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Subscription},
-    card::ArmCard,
-    error::CallError,
-    event::{Event, Pattern},
-    id::StepKey,
-    store::{MemoryStore, StoreError},
-    transport::{Call, IdempotencyKey, Reply, Transport},
-};
 use tokio::sync::watch;
 
-use crate::layer::{Layer, Stores, layered};
+use crate::{
+    bus::{BusError, Capability, EventBus, MemoryBus, Overflow, Subscription},
+    card::ArmCard,
+    conformance::store::layer::{Layer, Stores, layered},
+    error::CallError,
+    event::{Event, Pattern},
+    id::{IdempotencyKey, StepKey},
+    store::StoreError,
+    transport::{Call, Reply, Transport},
+};
 
-/// When a brain dies: before its n-th call takes effect, or after that and before it returns.
+/// What becomes of a brain at its moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Moment {
+pub(super) enum Turn {
+    /// No operation of it takes effect any more, and none returns, which is all that the outside sees of a process that died.
+    Dies,
+    /// The same until it is released.
+    Stalls,
+    /// One operation of the store returns an error. The brain lives.
+    Fails,
+}
+
+/// When: before the n-th operation takes effect, or after that and before it returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
     Before(u64),
     After(u64),
     Never,
 }
 
-/// What happens to one brain. From its moment on no call of it takes effect and none returns, which is all that the outside
-/// sees of a process that died; one that stalled is released again.
-pub(crate) struct Fate {
+/// What happens to one brain.
+pub(super) struct Fate {
+    turn: Turn,
     moment: Moment,
-    calls: AtomicU64,
+    operations: AtomicU64,
     halted: watch::Sender<bool>,
     met: watch::Sender<bool>,
 }
 
 impl Fate {
-    pub(crate) fn new(moment: Moment) -> Arc<Self> {
+    pub(super) fn new(turn: Turn, moment: Moment) -> Arc<Self> {
         let (halted, met) = (watch::Sender::new(false), watch::Sender::new(false));
-        Arc::new(Self { moment, calls: AtomicU64::new(0), halted, met })
+        Arc::new(Self { turn, moment, operations: AtomicU64::new(0), halted, met })
     }
 
     /// Whether the moment has come.
-    pub(crate) fn is_met(&self) -> bool {
+    pub(super) fn is_met(&self) -> bool {
         *self.met.borrow()
     }
 
-    pub(crate) fn release(&self) {
+    /// Whether the brain does nothing any more.
+    pub(super) fn is_halted(&self) -> bool {
+        *self.halted.borrow()
+    }
+
+    pub(super) fn release(&self) {
         self.halted.send_replace(false);
     }
 
@@ -61,46 +78,89 @@ impl Fate {
     }
 
     async fn goes_on(&self) {
-        // The sender is ours.
+        // The sender is in `self`.
         let _ = self.halted.subscribe().wait_for(|halted| !halted).await;
     }
 
-    async fn meet<T>(&self, call: impl Future<Output = T>) -> T {
+    /// An operation that may be the last.
+    async fn meet<T>(&self, operation: impl Future<Output = T>) -> T {
+        if self.turn == Turn::Fails {
+            return operation.await;
+        }
         self.goes_on().await;
-        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        let number = self.operations.fetch_add(1, Ordering::Relaxed);
         if self.moment == Moment::Before(number) {
             self.halt();
             self.goes_on().await;
         }
-        let answer = call.await;
+        let answer = operation.await;
         if self.moment == Moment::After(number) {
             self.halt();
         }
         self.goes_on().await;
         answer
     }
+
+    /// An operation that may be the last, or may fail.
+    async fn meet_store<T>(
+        &self,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        if self.turn != Turn::Fails {
+            return self.meet(operation).await;
+        }
+        let fails = || {
+            self.met.send_replace(true);
+            Err(StoreError::Unavailable("by the suite".into()))
+        };
+        let number = self.operations.fetch_add(1, Ordering::Relaxed);
+        if self.moment == Moment::Before(number) {
+            return fails();
+        }
+        let answer = operation.await;
+        if self.moment == Moment::After(number) { fails() } else { answer }
+    }
 }
 
-/// What the outside has seen, in order.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Seen {
-    Answered(StepKey),
-    Called(StepKey, Option<IdempotencyKey>),
+/// What the outside has seen of a task's steps.
+#[derive(Debug, Default)]
+pub(super) struct Sight {
+    answered: HashSet<StepKey>,
+    keys: HashMap<StepKey, Option<IdempotencyKey>>,
+    /// The first thing that must not happen.
+    fault: Option<String>,
 }
 
-pub(crate) type Sight = Arc<Mutex<Vec<Seen>>>;
+impl Sight {
+    fn called(&mut self, step: &StepKey, key: &Option<IdempotencyKey>) {
+        if self.answered.contains(step) {
+            self.fault.get_or_insert(format!("step {step} was called after its answer was recorded"));
+        }
+        if self.keys.entry(step.clone()).or_insert_with(|| key.clone()) != key {
+            self.fault.get_or_insert(format!("step {step} was called with another key"));
+        }
+    }
 
-pub(crate) struct Doomed<T> {
-    pub(crate) fate: Arc<Fate>,
-    pub(crate) inner: T,
-    pub(crate) sight: Sight,
+    /// A rerun makes the call of this step again.
+    pub(super) fn forget(&mut self, step: &StepKey) {
+        self.answered.remove(step);
+        self.keys.remove(step);
+    }
+
+    pub(super) fn check(&self) {
+        assert_eq!(self.fault, None);
+    }
+}
+
+pub(super) struct Doomed<T> {
+    pub(super) fate: Arc<Fate>,
+    pub(super) inner: T,
+    pub(super) sight: Arc<Mutex<Sight>>,
 }
 
 impl<T> Doomed<T> {
-    /// A call that arrives even when its caller has given it up by then.
-    async fn on_its_way<A: Send + 'static>(&self, call: impl Future<Output = A> + Send + 'static) -> A {
-        let fate = self.fate.clone();
-        tokio::spawn(async move { fate.meet(call).await }).await.unwrap()
+    fn sight(&self) -> std::sync::MutexGuard<'_, Sight> {
+        self.sight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,7 +168,7 @@ impl<T> Doomed<T> {
 impl<T: Transport> Transport for Doomed<T> {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
         let made = async {
-            self.sight.lock().unwrap().push(Seen::Called(call.step.clone(), call.parts.key.clone()));
+            self.sight().called(&call.step, &call.parts.key);
             self.inner.call(call).await
         };
         self.fate.meet(made).await
@@ -138,14 +198,16 @@ impl EventBus for Doomed<MemoryBus> {
     }
 }
 
-impl Layer for Doomed<Arc<MemoryStore>> {
+type Shared = Arc<dyn crate::store::TaskStore>;
+
+impl Layer for Doomed<Shared> {
     async fn around<T: Send>(
         &self,
         _: &'static str,
         _: Stores<'_>,
         work: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
-        self.fate.meet(work).await
+        self.fate.meet_store(work).await
     }
 
     async fn around_detached<T: Send + 'static>(
@@ -155,17 +217,20 @@ impl Layer for Doomed<Arc<MemoryStore>> {
         work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
         let answered = match stores {
-            Stores::Entry(entry) if entry.is_answered() => Some(Seen::Answered(entry.step.clone())),
+            Stores::Entry(entry) if entry.is_answered() => Some(entry.step.clone()),
             _ => None,
         };
-        let sight = self.sight.clone();
-        self.on_its_way(async move {
+        let (fate, sight) = (self.fate.clone(), self.sight.clone());
+        let made = async move {
             let done = work.await?;
-            sight.lock().unwrap().extend(answered);
+            sight.lock().unwrap_or_else(PoisonError::into_inner).answered.extend(answered);
             Ok(done)
-        })
-        .await
+        };
+        // It arrives even when its caller has given it up by then.
+        tokio::spawn(async move { fate.meet_store(made).await })
+            .await
+            .unwrap_or_else(|error| Err(StoreError::Unavailable(error.into())))
     }
 }
 
-layered!(Doomed<Arc<MemoryStore>>);
+layered!(Doomed<Shared>);

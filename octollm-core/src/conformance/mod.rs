@@ -27,6 +27,7 @@
 //! those of each test; without any it is `#[tokio::test]`. A store in memory can pause tokio's clock. Other stores have their own
 //! clock: their tests wait for leases of some 100 ms, and in one case for ten seconds.
 
+mod bus;
 mod keys;
 mod store;
 mod support;
@@ -35,8 +36,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-pub use self::{keys::idempotency_store, store::task_store};
-pub use crate::{idempotency_store_tests, task_store_tests};
+pub use self::{
+    bus::{BrokerFault, BusSubject, bus},
+    keys::idempotency_store,
+    store::task_store,
+};
+pub use crate::{bus_tests, idempotency_store_tests, task_store_tests};
 
 /// What a suite tests: a store or a bus of the kind `S`, such as `dyn TaskStore`.
 ///

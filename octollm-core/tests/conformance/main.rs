@@ -1,4 +1,5 @@
 //! The public suites on the stores and buses in memory.
 
+mod buses;
 mod keys;
 mod stores;

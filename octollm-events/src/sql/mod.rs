@@ -6,6 +6,7 @@
 // read in `SqlDatabase::read`. Each statement is one `Sql` for both databases. An operation calls `Tx::changed` for a topic, and
 // `SqlDatabase::changes().subscribe(topic)` wakes those that wait for it in all processes.
 mod audit;
+mod bus;
 mod changes;
 mod connection;
 mod database;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use self::{
     audit::{AuditAnchor, AuditFault, AuditRecord, SqlAuditLog},
+    bus::{SqlBus, SqlBusBuilder},
     database::{SqlDatabase, SqlDatabaseBuilder},
     error::SqlError,
     inbox::Inbox,

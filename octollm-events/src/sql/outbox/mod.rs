@@ -10,7 +10,7 @@ use octollm_core::{
     event::Event,
 };
 
-pub(super) use self::write::row;
+pub(super) use self::write::{hash, row};
 use self::write::{INSERT, Retry, TABLES};
 use super::{
     changes::Topic, database::SqlDatabase, error::SqlError, statement::Sql, transaction::SqlTransaction,

@@ -267,8 +267,9 @@ async fn claim(
     static READY: Sql =
         Sql::new("SELECT seq FROM octollm_bus_delivery WHERE group_id = $1 AND due = 0 ORDER BY seq LIMIT $2");
     static LEASE: Sql = Sql::new(
-        "UPDATE octollm_bus_delivery SET leased = 1, token = token + 1, attempts = attempts + 1, member = rows.member, \
-         due = {now} + rows.lease, max_attempts = rows.attempts FROM {rows:seq int, member int, lease int, attempts int} \
+        "UPDATE octollm_bus_delivery SET leased = 1, token = octollm_bus_delivery.token + 1, \
+         attempts = octollm_bus_delivery.attempts + 1, member = rows.member, \
+         due = {now} + rows.lease, max_attempts = rows.most FROM {rows:seq int, member int, lease int, most int} \
          WHERE group_id = $1 AND octollm_bus_delivery.seq = rows.seq",
     );
     static READ: Sql = Sql::new(

@@ -180,7 +180,10 @@ async fn claim(shared: Arc<Shared>, inner: Arc<Inner>, number: u64, most: usize,
         Ok((Some(claimed), time)) => (claimed, None, time),
         Ok((None, _)) => (Vec::new(), Some(BusError::UnknownGroup { group: inner.name.clone() }), None),
         Err(SqlError::Closed) => (Vec::new(), Some(BusError::Closed), None),
-        Err(_) => (Vec::new(), None, Some(FAILURE)),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, group = inner.name, "events not claimed");
+            (Vec::new(), None, Some(FAILURE))
+        }
     };
     let found = !claimed.is_empty();
     let (items, garbage) = items(claimed, &inner);

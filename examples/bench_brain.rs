@@ -59,7 +59,7 @@ impl Transport for Adder {
             )
         };
         let Add { sum, number } = serde_json::from_slice(&call.input).map_err(wrong)?;
-        Ok(Reply::new((sum + number).to_string(), "adder", "local"))
+        Ok(Reply::new((sum + number).to_string().into(), "adder", "local"))
     }
 
     async fn cards(&self) -> Vec<ArmCard> {

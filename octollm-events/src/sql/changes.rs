@@ -173,7 +173,7 @@ async fn send(source: Arc<Source>, changes: Arc<Changes>, name: Arc<str>) {
         let sent = async {
             let mut open = match connection.take() {
                 Some(open) => open,
-                None => source.connect().await?,
+                None => source.connect(false).await?,
             };
             for payload in payloads(&name, &topics) {
                 notify(&mut open, payload).await?;

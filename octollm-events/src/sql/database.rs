@@ -35,12 +35,14 @@ struct Inner {
     source: Arc<Source>,
     readers: Readers,
     queue: Arc<Queue>,
+    lookups: Arc<Queue>,
     changes: Arc<Changes>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.queue.close();
+        self.lookups.close();
         self.changes.close();
     }
 }
@@ -74,8 +76,10 @@ impl SqlDatabase {
     /// # Cancel safety
     /// The database ends all the same when the future is dropped.
     pub async fn close(&self) {
-        self.0.queue.close();
-        self.0.queue.ended().await;
+        for queue in [&self.0.queue, &self.0.lookups] {
+            queue.close();
+            queue.ended().await;
+        }
         self.0.changes.close();
         match &self.0.readers {
             Readers::Sqlite(pool) => pool.close().await,
@@ -89,7 +93,7 @@ impl SqlDatabase {
 
     /// Creates or updates the tables of a part.
     pub(crate) async fn migrate(&self, part: &Part) -> Result<(), SqlError> {
-        let mut connection = self.0.source.connect().await?;
+        let mut connection = self.0.source.connect(false).await?;
         let limit = self.0.source.settings().migration_time;
         let migrated = timeout(limit, migration::migrate(connection.conn(), part)).await;
         connection.close().await;
@@ -101,30 +105,31 @@ impl SqlDatabase {
         self.0.queue.run(operation).await
     }
 
+    /// Runs one operation that only reads, together with others that wait.
+    pub(crate) async fn look_up<O: Operation>(&self, operation: O) -> Result<O::Output, SqlError> {
+        self.0.lookups.run(operation).await
+    }
+
     /// Runs one operation whose result nobody waits for.
     pub(crate) fn submit<O: Operation>(&self, operation: O) {
         // A closed database runs nothing.
         let _ = self.0.queue.submit(operation);
     }
 
-    /// Executes one statement that reads.
+    /// Executes one statement that reads, again on another connection where the first one is found to be lost.
     pub(crate) async fn fetch(
         &self,
         sql: &Sql,
         parameters: impl IntoIterator<Item = Value>,
     ) -> Result<Vec<Row>, SqlError> {
-        self.read(&Fetch(sql, parameters.into_iter().collect())).await
-    }
-
-    /// Reads from one connection, again from another one where the first one is found to be lost.
-    pub(crate) async fn read<R: Reading>(&self, reading: &R) -> Result<R::Output, SqlError> {
+        let parameters: Vec<Value> = parameters.into_iter().collect();
         let limit = self.0.source.settings().operation_time;
         let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let attempt = async {
                 let mut reader = self.0.readers.acquire().await?;
-                let result = reading.run(&mut reader.conn()).await;
+                let result = reader.conn().fetch(sql, parameters.iter().cloned()).await;
                 // A connection that is lost does not go back to the pool.
                 if result.as_ref().is_err_and(is_connection_lost) {
                     reader.close();
@@ -133,7 +138,7 @@ impl SqlDatabase {
                 result.map(Some)
             };
             match timeout(left, attempt).await {
-                Ok(Ok(Some(value))) => return Ok(value),
+                Ok(Ok(Some(rows))) => return Ok(rows),
                 Ok(Ok(None)) => {}
                 Ok(Err(sqlx::Error::PoolTimedOut)) => {
                     return Err(SqlError::TimedOut(wait(self.0.source.settings())));
@@ -149,23 +154,6 @@ impl SqlDatabase {
     }
 }
 
-/// Statements that read from one connection, and may run again.
-pub(crate) trait Reading: Sync {
-    type Output: Send;
-
-    fn run(&self, conn: &mut Conn<'_>) -> impl Future<Output = Result<Self::Output, sqlx::Error>> + Send;
-}
-
-struct Fetch<'a>(&'a Sql, Vec<Value>);
-
-impl Reading for Fetch<'_> {
-    type Output = Vec<Row>;
-
-    async fn run(&self, conn: &mut Conn<'_>) -> Result<Vec<Row>, sqlx::Error> {
-        conn.fetch(self.0, self.1.iter().cloned()).await
-    }
-}
-
 /// The settings of a [`SqlDatabase`].
 #[derive(Clone)]
 #[must_use]
@@ -177,7 +165,6 @@ pub struct SqlDatabaseBuilder {
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) connections: u32,
-    pub(super) writers: usize,
     pub(super) connect_time: Duration,
     pub(super) operation_time: Duration,
     pub(super) migration_time: Duration,
@@ -187,7 +174,6 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             connections: 8,
-            writers: 1,
             connect_time: Duration::from_secs(5),
             operation_time: Duration::from_secs(8),
             migration_time: Duration::from_secs(60),
@@ -202,8 +188,8 @@ impl fmt::Debug for SqlDatabaseBuilder {
 }
 
 impl SqlDatabaseBuilder {
-    /// Sets how many connections read at most, 1 to 1 000 (default 8). There are up to three more: one that writes, one that
-    /// receives the notifications of Postgres, and one that creates tables.
+    /// Sets how many connections read at most, 1 to 1 000 (default 8). There are up to six more: one that writes, two for
+    /// lookups, two for the notifications of Postgres, and one that creates tables.
     pub fn connections(mut self, connections: u32) -> Self {
         self.settings.connections = connections;
         self
@@ -241,10 +227,12 @@ impl SqlDatabaseBuilder {
         // The first connection shows what is wrong: a pool would try until its time is over.
         let first = source.first().await?;
         let readers = Readers::of(&source);
-        let (queue, changes) = (Arc::new(Queue::new()), Arc::new(Changes::new()));
+        let (queue, lookups) = (Arc::new(Queue::new()), Arc::new(Queue::new()));
+        let changes = Arc::new(Changes::new());
         writer::start(&source, &queue, &changes, first);
+        writer::start_lookups(&source, &lookups, &changes);
         changes::start(&source, &changes);
-        Ok(SqlDatabase(Arc::new(Inner { source, readers, queue, changes })))
+        Ok(SqlDatabase(Arc::new(Inner { source, readers, queue, lookups, changes })))
     }
 }
 
@@ -307,11 +295,12 @@ impl Source {
         }
     }
 
-    /// A connection for one user.
-    pub(super) async fn connect(&self) -> Result<Owned, SqlError> {
+    /// A connection for one user, who may only read.
+    pub(super) async fn connect(&self, reads: bool) -> Result<Owned, SqlError> {
         let limit = self.settings().connect_time;
         let connect = async {
             match self {
+                Self::Sqlite(options, _) if reads => Ok(Owned::Sqlite(reading(options).connect().await?)),
                 Self::Sqlite(options, _) => Ok(Owned::Sqlite(options.connect().await?)),
                 Self::Postgres(options, settings) => {
                     let mut connection = options.connect().await?;
@@ -331,7 +320,7 @@ impl Source {
     async fn first(&self) -> Result<Owned, SqlError> {
         let end = Instant::now() + self.settings().connect_time;
         loop {
-            match self.connect().await {
+            match self.connect(false).await {
                 Err(SqlError::Failed(cause)) if Instant::now() < end && is_busy(&*cause) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
@@ -343,6 +332,10 @@ impl Source {
             }
         }
     }
+}
+
+fn reading(options: &SqliteConnectOptions) -> SqliteConnectOptions {
+    options.clone().pragma("query_only", "ON")
 }
 
 fn is_busy(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
@@ -415,7 +408,7 @@ impl Readers {
         match source {
             Source::Sqlite(options, _) => {
                 let pool = pool::<Sqlite>(&settings);
-                Self::Sqlite(pool.connect_lazy_with(options.clone().pragma("query_only", "ON")))
+                Self::Sqlite(pool.connect_lazy_with(reading(options)))
             }
             Source::Postgres(options, _) => {
                 let pool = pool::<Postgres>(&settings).after_connect(move |connection, _| {

@@ -169,27 +169,32 @@ impl Drop for Running {
     }
 }
 
-/// Starts the writers of a database. The first one has a connection already.
+/// Starts the writer of a database, which has a connection already.
 pub(super) fn start(source: &Arc<Source>, queue: &Arc<Queue>, changes: &Arc<Changes>, first: Owned) {
-    let mut connection = Some(first);
-    // SQLite has one writer at a time.
-    let writers = if let Source::Sqlite(..) = **source { 1 } else { source.settings().writers };
-    for _ in 0..writers {
-        queue.writers.send_modify(|writers| *writers += 1);
-        let writer = Writer {
-            source: source.clone(),
-            changes: changes.clone(),
-            connection: connection.take(),
-            version: None,
-        };
-        tokio::spawn(writer.run(Running(queue.clone())));
+    spawn(queue, Writer::new(source, changes, Some(first), false));
+}
+
+/// Lookups that wait are run together too, outside of a transaction. A long one holds up those of one connection.
+const READERS: usize = 2;
+
+/// Starts what runs the lookups of a database.
+pub(super) fn start_lookups(source: &Arc<Source>, queue: &Arc<Queue>, changes: &Arc<Changes>) {
+    for _ in 0..READERS {
+        spawn(queue, Writer::new(source, changes, None, true));
     }
+}
+
+fn spawn(queue: &Arc<Queue>, writer: Writer) {
+    queue.writers.send_modify(|writers| *writers += 1);
+    tokio::spawn(writer.run(Running(queue.clone())));
 }
 
 struct Writer {
     source: Arc<Source>,
     changes: Arc<Changes>,
     connection: Option<Owned>,
+    /// Whether its operations only read.
+    reads: bool,
     /// The version of the data of SQLite that other processes wrote.
     version: Option<i64>,
 }
@@ -207,8 +212,12 @@ enum Aborted {
 }
 
 impl Writer {
+    fn new(source: &Arc<Source>, changes: &Arc<Changes>, connection: Option<Owned>, reads: bool) -> Self {
+        Self { source: source.clone(), changes: changes.clone(), connection, reads, version: None }
+    }
+
     async fn run(mut self, running: Running) {
-        let polls = matches!(*self.source, Source::Sqlite(..));
+        let polls = !self.reads && matches!(*self.source, Source::Sqlite(..));
         let mut next_poll = Instant::now();
         loop {
             if polls && next_poll <= Instant::now() {
@@ -300,31 +309,36 @@ impl Writer {
     async fn transact(&mut self, batch: &mut [Box<dyn Group>]) -> Result<Vec<Topic>, Aborted> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.source.connect().await.map_err(Aborted::Unconnected)?,
+            None => self.source.connect(self.reads).await.map_err(Aborted::Unconnected)?,
         };
+        let reads = self.reads;
         // A connection whose transaction has not ended is dropped with the future.
-        let run = AssertUnwindSafe(run(connection.conn(), batch)).catch_unwind().await;
+        let run = AssertUnwindSafe(run(connection.conn(), batch, reads)).catch_unwind().await;
         let changed = match run {
             Err(_) => return Err(Aborted::Panicked),
             Ok(Err(error)) => {
                 let lost = is_connection_lost(&error);
-                if !lost && connection.conn().execute_script("ROLLBACK").await.is_ok() {
+                if !lost && (reads || connection.conn().execute_script("ROLLBACK").await.is_ok()) {
                     self.connection = Some(connection);
                 }
                 return Err(Aborted::Before(error));
             }
             Ok(Ok(changed)) => changed,
         };
-        connection.conn().execute_script("COMMIT").await.map_err(Aborted::AtCommit)?;
+        if !reads {
+            connection.conn().execute_script("COMMIT").await.map_err(Aborted::AtCommit)?;
+        }
         self.connection = Some(connection);
         Ok(changed)
     }
 }
 
-async fn run(conn: Conn<'_>, batch: &mut [Box<dyn Group>]) -> Result<Vec<Topic>, sqlx::Error> {
+async fn run(conn: Conn<'_>, batch: &mut [Box<dyn Group>], reads: bool) -> Result<Vec<Topic>, sqlx::Error> {
     let mut tx = Tx { conn, changed: Vec::new() };
     let begin = if tx.conn.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" };
-    tx.conn.execute_script(begin).await?;
+    if !reads {
+        tx.conn.execute_script(begin).await?;
+    }
     for group in batch {
         group.run(&mut tx).await?;
     }

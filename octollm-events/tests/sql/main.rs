@@ -1,6 +1,7 @@
 //! The SQL store on real databases.
 #![cfg(feature = "sql")]
 
+mod brains;
 #[path = "../support/postgres.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
 mod postgres;

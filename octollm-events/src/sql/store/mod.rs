@@ -201,7 +201,7 @@ impl TaskStore for SqlStore {
     }
 
     async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
-        Ok(read::get(&self.0.database, id).await?)
+        Ok(self.0.database.look_up(read::Get(id.clone())).await?)
     }
 
     async fn commit(&self, mut record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
@@ -251,6 +251,10 @@ impl TaskStore for SqlStore {
         after: Option<u64>,
         limit: usize,
     ) -> Result<Vec<JournalEntry>, StoreError> {
+        // What a brain reads before each run: nothing, in most cases.
+        if after.is_none() && limit == usize::MAX {
+            return Ok(self.0.database.look_up(read::WholeJournal(id.clone())).await?);
+        }
         Ok(read::journal(&self.0.database, id, after, limit).await?)
     }
 
@@ -277,7 +281,8 @@ impl TaskStore for SqlStore {
         after: u64,
         limit: usize,
     ) -> Result<Vec<TaskUpdate>, StoreError> {
-        Ok(read::updates_after(&self.0.database, id, after, limit).await?)
+        let updates = read::UpdatesAfter { id: id.clone(), after, limit };
+        Ok(self.0.database.look_up(updates).await?)
     }
 
     async fn pending_events(&self, relay: &str, limit: usize) -> Result<Vec<Event>, StoreError> {

@@ -1,6 +1,9 @@
 //! The operations on tasks that only read.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use octollm_core::{
     id::TaskId,
@@ -9,11 +12,12 @@ use octollm_core::{
     task::{TaskQuery, TaskRecord, TaskUpdate},
 };
 
-use super::stored::{Columns, columns, entry, owner_key, status_number, update};
+use super::stored::{Columns, columns, entry, owner_key, status_number, unreadable, update};
 use crate::sql::{
     SqlDatabase, SqlError,
     connection::Row,
-    statement::{Sql, Value},
+    statement::{Rows, Sql, Value},
+    writer::{Operation, Tx},
 };
 
 /// The columns of a record in a statement, and how they are read.
@@ -27,14 +31,34 @@ fn record(row: &Row) -> Result<Arc<TaskRecord>, sqlx::Error> {
     Ok(Arc::new(Columns::of(row, 2)?.apply(row.int(0)?, &row.text(1)?)?))
 }
 
-pub(super) async fn get(database: &SqlDatabase, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, SqlError> {
-    static GET: Sql = Sql::new(concat!(
-        "SELECT ",
-        record!(),
-        " FROM octollm_tasks AS t JOIN octollm_records AS r ON r.task = t.no WHERE t.id = $1"
-    ));
-    let rows = database.fetch(&GET, [id.as_str().into()]).await?;
-    Ok(rows.first().map(record).transpose()?)
+/// Looks up a task.
+pub(super) struct Get(pub(super) TaskId);
+
+impl Operation for Get {
+    type Output = Option<Arc<TaskRecord>>;
+    const ORDER: u8 = 10;
+
+    async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Self::Output>, sqlx::Error> {
+        static GET: Sql = Sql::new(concat!(
+            "SELECT ",
+            record!(),
+            ", t.id FROM {rows:id text} {lite:CROSS} JOIN octollm_tasks AS t ON t.id = rows.id \
+             {lite:CROSS} JOIN octollm_records AS r ON r.task = t.no"
+        ));
+        let ids: BTreeSet<&str> = batch.iter().map(|get| get.0.as_str()).collect();
+        let mut rows = Rows::new();
+        ids.iter().for_each(|id| rows.push([Value::from(*id)]));
+        let mut found = HashMap::with_capacity(ids.len());
+        for row in tx.conn.fetch_rows(&GET, [], rows).await? {
+            found.insert(row.text(8)?, record(&row));
+        }
+        let of = |get: &Self| match found.get(get.0.as_str()) {
+            Some(Ok(record)) => Ok(Some(record.clone())),
+            Some(Err(error)) => Err(unreadable(error.to_string())),
+            None => Ok(None),
+        };
+        batch.iter().map(of).collect()
+    }
 }
 
 /// After all ids.
@@ -99,31 +123,89 @@ pub(super) async fn journal(
     Ok(rows.iter().map(|row| entry(row.int(0)?, &row.text(1)?, row.int(2)?)).collect::<Result<_, _>>()?)
 }
 
-pub(super) async fn updates_after(
-    database: &SqlDatabase,
-    id: &TaskId,
-    after: u64,
-    limit: usize,
-) -> Result<Vec<TaskUpdate>, SqlError> {
-    // A number that no update has yet is read as 0.
-    static UPDATES: Sql = Sql::new(
-        "SELECT t.oldest, t.latest, u.seq, u.format, u.body FROM octollm_tasks AS t LEFT JOIN octollm_updates AS u \
-         ON u.task = t.no AND u.seq > CASE WHEN $2 > t.latest THEN 0 ELSE $2 END WHERE t.id = $1 ORDER BY u.seq LIMIT $3",
-    );
-    let rows = database.fetch(&UPDATES, [id.as_str().into(), after.into(), limit.max(1).into()]).await?;
-    let Some(first) = rows.first() else { return Ok(Vec::new()) };
-    let (oldest, latest) = (first.count(0)?, first.count(1)?);
-    let after = if after > latest { 0 } else { after };
-    let missed = oldest.saturating_sub(1).saturating_sub(after);
-    let mut updates = Vec::with_capacity(rows.len() + 1);
-    if missed > 0 {
-        updates.push(TaskUpdate::Gap { task_id: id.clone(), seq: oldest - 1, missed });
-    }
-    for row in &rows {
-        if row.int_or_null(2)?.is_some() {
-            updates.push(update(row.int(3)?, &row.text(4)?, row.count(2)?)?);
+/// Looks up the whole journal of a task.
+pub(super) struct WholeJournal(pub(super) TaskId);
+
+impl Operation for WholeJournal {
+    type Output = Vec<JournalEntry>;
+    const ORDER: u8 = 20;
+
+    async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Self::Output>, sqlx::Error> {
+        static JOURNALS: Sql = Sql::new(
+            "SELECT rows.position, j.format, j.entry, j.at FROM {rows:position int, id text} \
+             {lite:CROSS} JOIN octollm_tasks AS t ON t.id = rows.id {lite:CROSS} JOIN octollm_journal AS j ON j.task = t.no \
+             ORDER BY rows.position, j.seq, j.step",
+        );
+        let mut rows = Rows::new();
+        for (position, journal) in batch.iter().enumerate() {
+            rows.push([position.into(), journal.0.as_str().into()]);
         }
+        let mut journals = vec![Vec::new(); batch.len()];
+        for row in tx.conn.fetch_rows(&JOURNALS, [], rows).await? {
+            let entry = entry(row.int(1)?, &row.text(2)?, row.int(3)?)?;
+            if let Some(journal) = journals.get_mut(position(&row)?) {
+                journal.push(entry);
+            }
+        }
+        Ok(journals)
     }
-    updates.truncate(limit);
-    Ok(updates)
+}
+
+fn position(row: &Row) -> Result<usize, sqlx::Error> {
+    Ok(usize::try_from(row.int(0)?).unwrap_or(usize::MAX))
+}
+
+/// Looks up the updates of a task after a number.
+pub(super) struct UpdatesAfter {
+    pub(super) id: TaskId,
+    pub(super) after: u64,
+    pub(super) limit: usize,
+}
+
+impl Operation for UpdatesAfter {
+    type Output = Vec<TaskUpdate>;
+    const ORDER: u8 = 30;
+
+    async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Self::Output>, sqlx::Error> {
+        // Those that are stored have consecutive numbers. A number that no update has yet is read as 0.
+        static UPDATES: Sql = Sql::new(
+            "SELECT rows.position, t.oldest, t.latest, u.seq, u.format, u.body FROM {rows:position int, id text, after int, count int} \
+             {lite:CROSS} JOIN octollm_tasks AS t ON t.id = rows.id LEFT JOIN octollm_updates AS u ON u.task = t.no \
+             AND u.seq > CASE WHEN rows.after > t.latest THEN 0 ELSE rows.after END \
+             AND u.seq <= {pg:GREATEST}{lite:max}(t.oldest - 1, CASE WHEN rows.after > t.latest THEN 0 ELSE rows.after END) + rows.count \
+             ORDER BY rows.position, u.seq",
+        );
+        // The sum with a number is a number.
+        const MANY: usize = 1 << 40;
+        let mut rows = Rows::new();
+        for (position, asked) in batch.iter().enumerate() {
+            let limit = asked.limit.min(MANY);
+            rows.push([position.into(), asked.id.as_str().into(), asked.after.into(), limit.into()]);
+        }
+        let mut found = vec![Vec::new(); batch.len()];
+        for row in tx.conn.fetch_rows(&UPDATES, [], rows).await? {
+            let at = position(&row)?;
+            let (Some(asked), Some(updates)) = (batch.get(at), found.get_mut(at)) else { continue };
+            asked.add(&row, updates)?;
+        }
+        for (updates, asked) in found.iter_mut().zip(batch) {
+            updates.truncate(asked.limit);
+        }
+        Ok(found)
+    }
+}
+
+impl UpdatesAfter {
+    fn add(&self, row: &Row, updates: &mut Vec<TaskUpdate>) -> Result<(), sqlx::Error> {
+        let (oldest, latest) = (row.count(1)?, row.count(2)?);
+        let after = if self.after > latest { 0 } else { self.after };
+        let missed = oldest.saturating_sub(1).saturating_sub(after);
+        if missed > 0 && updates.is_empty() {
+            updates.push(TaskUpdate::Gap { task_id: self.id.clone(), seq: oldest - 1, missed });
+        }
+        if row.int_or_null(3)?.is_some() {
+            updates.push(update(row.int(4)?, &row.text(5)?, row.count(3)?)?);
+        }
+        Ok(())
+    }
 }

@@ -1,13 +1,11 @@
 //! The events that wait to be published.
 
 use octollm_core::event::Event;
-use sqlx::Connection;
 
 use super::stored::{event, key};
 use crate::sql::{
     SqlDatabase, SqlError,
     connection::Conn,
-    database::Reading,
     statement::{Rows, Sql},
     writer::{Operation, Tx},
 };
@@ -18,59 +16,28 @@ const TURN: i64 = 10_000_000;
 /// Takes the turn of a relay, and returns the first events. There are none where another relay has its turn.
 ///
 /// The turn ends when all events that were there at its last call are published, or by the time.
-pub(super) async fn pending(
-    conn: &mut Conn<'_>,
-    relay: &str,
-    limit: usize,
-) -> Result<Vec<Event>, sqlx::Error> {
-    static OTHER: Sql = Sql::new(
-        "SELECT r.name, r.until > {now} AND EXISTS (SELECT 1 FROM octollm_events AS e WHERE e.seq <= r.last) \
-         FROM octollm_relay AS r WHERE r.one = 1 {pg:FOR UPDATE}",
-    );
-    static FIRST: Sql = Sql::new("SELECT format, body FROM octollm_events ORDER BY seq LIMIT $1");
+///
+/// On Postgres this is one statement of its own: transactions of tasks do not wait for the relays of other processes, and a turn, whose
+/// table is not logged, waits for no disk.
+pub(super) async fn take(database: &SqlDatabase, relay: &str, limit: usize) -> Result<Vec<Event>, SqlError> {
     static TAKE: Sql = Sql::new(
-        "INSERT INTO octollm_relay (one, name, until, last) SELECT 1, $1, {now} + $2, max(seq) FROM octollm_events WHERE true \
-         ON CONFLICT (one) DO UPDATE SET name = excluded.name, until = excluded.until, last = excluded.last",
+        "WITH first AS (SELECT seq, format, body FROM octollm_events ORDER BY seq LIMIT $3), \
+         turn AS (INSERT INTO octollm_relay AS r (one, name, until, last) \
+         SELECT 1, $1, {now} + $2, (SELECT max(seq) FROM octollm_events) WHERE EXISTS (SELECT 1 FROM first) \
+         ON CONFLICT (one) DO UPDATE SET name = excluded.name, until = excluded.until, last = excluded.last \
+         WHERE r.name = excluded.name OR r.until <= {now} \
+         OR NOT EXISTS (SELECT 1 FROM octollm_events AS e WHERE e.seq <= r.last) RETURNING 1) \
+         SELECT format, body FROM first WHERE EXISTS (SELECT 1 FROM turn) ORDER BY seq",
     );
     let relay = key(relay);
-    let rows = conn.fetch(&OTHER, []).await?;
-    if let Some(row) = rows.first()
-        && row.flag(1)?
-        && row.text(0)? != relay
-    {
-        return Ok(Vec::new());
-    }
-    let rows = conn.fetch(&FIRST, [limit.into()]).await?;
-    let events = rows.iter().map(|row| event(row.int(0)?, &row.text(1)?)).collect::<Result<_, _>>()?;
-    if !rows.is_empty() {
-        conn.execute(&TAKE, [relay.as_str().into(), TURN.into()]).await?;
-    }
-    Ok(events)
-}
-
-/// As [`pending`]. On Postgres outside of the transactions of tasks, which would wait for the relays of other processes. The turn is
-/// in a table that is not logged, so that this transaction waits for no disk.
-pub(super) async fn take(database: &SqlDatabase, relay: &str, limit: usize) -> Result<Vec<Event>, SqlError> {
     if !database.is_postgres() {
-        return database.write(Pending { relay: relay.to_owned(), limit }).await;
+        return database.write(Pending { relay, limit }).await;
     }
-    database.read(&Pending { relay: relay.to_owned(), limit }).await
+    let rows = database.fetch(&TAKE, [relay.into(), TURN.into(), limit.into()]).await?;
+    Ok(rows.iter().map(|row| event(row.int(0)?, &row.text(1)?)).collect::<Result<_, _>>()?)
 }
 
-impl Reading for Pending {
-    type Output = Vec<Event>;
-
-    async fn run(&self, conn: &mut Conn<'_>) -> Result<Vec<Event>, sqlx::Error> {
-        let Conn::Postgres(connection) = conn else { return pending(conn, &self.relay, self.limit).await };
-        // It is rolled back when the future is dropped.
-        let mut tx = connection.begin().await?;
-        let events = pending(&mut Conn::Postgres(&mut tx), &self.relay, self.limit).await?;
-        tx.commit().await?;
-        Ok(events)
-    }
-}
-
-/// A relay that asks for its turn.
+/// A relay that asks for its turn on SQLite.
 struct Pending {
     relay: String,
     limit: usize,
@@ -82,10 +49,30 @@ impl Operation for Pending {
 
     async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Vec<Event>>, sqlx::Error> {
         let mut taken = Vec::with_capacity(batch.len());
-        for Self { relay, limit } in batch {
-            taken.push(pending(&mut tx.conn, relay, *limit).await?);
+        for pending in batch {
+            taken.push(pending.take(&mut tx.conn).await?);
         }
         Ok(taken)
+    }
+}
+
+impl Pending {
+    async fn take(&self, conn: &mut Conn<'_>) -> Result<Vec<Event>, sqlx::Error> {
+        static FIRST: Sql = Sql::new("SELECT format, body FROM octollm_events ORDER BY seq LIMIT $1");
+        static TURN_OF: Sql = Sql::new(
+            "SELECT 1 FROM octollm_relay AS r WHERE r.one = 1 AND r.name <> $1 AND r.until > {now} \
+             AND EXISTS (SELECT 1 FROM octollm_events AS e WHERE e.seq <= r.last)",
+        );
+        static TAKE: Sql = Sql::new(
+            "INSERT INTO octollm_relay (one, name, until, last) SELECT 1, $1, {now} + $2, max(seq) FROM octollm_events WHERE true \
+             ON CONFLICT (one) DO UPDATE SET name = excluded.name, until = excluded.until, last = excluded.last",
+        );
+        let rows = conn.fetch(&FIRST, [self.limit.into()]).await?;
+        if rows.is_empty() || !conn.fetch(&TURN_OF, [self.relay.as_str().into()]).await?.is_empty() {
+            return Ok(Vec::new());
+        }
+        conn.execute(&TAKE, [self.relay.as_str().into(), TURN.into()]).await?;
+        rows.iter().map(|row| event(row.int(0)?, &row.text(1)?)).collect()
     }
 }
 

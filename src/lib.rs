@@ -50,6 +50,8 @@
 //! | run tasks with a journal | [`brain::Brain`] |
 //! | run steps as data | [`plan`] |
 //! | store tasks in a database | `sql::SqlStore` |
+//! | store events with the changes of your own tables, and handle them once | `sql::Outbox`, `sql::Inbox`, `sql::SqlBus` |
+//! | record who did what | [`audit`], `sql::SqlAuditLog` |
 //! | survive arms that fail, on any tower stack as well | [`resilience`], and the guide's chapter on it |
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
@@ -69,11 +71,11 @@
 //! | `otel` | the export of traces to OpenTelemetry | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
-//! | `sql` | the store of tasks in a database: SQLite or Postgres; needs a C compiler | no |
+//! | `sql` | tasks, events and the audit log in a database: SQLite or Postgres; needs a C compiler | no |
 //! | `full` | all of them | no |
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
+    arm, audit, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
     idempotency, json, limit, metrics, orchestrator, plan, reflex, resilience, store, task, trace, transport,
     update,
 };

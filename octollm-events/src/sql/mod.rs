@@ -24,14 +24,17 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+/// The driver of the databases, for the transactions of the program.
+pub use sqlx;
+
 pub use self::{
     audit::{AuditAnchor, AuditFault, AuditRecord, SqlAuditLog},
     bus::{SqlBus, SqlBusBuilder},
     database::{SqlDatabase, SqlDatabaseBuilder},
     error::SqlError,
     inbox::Inbox,
-    outbox::Outbox,
     keys::SqlIdempotencyStore,
+    outbox::Outbox,
     store::{SqlStore, SqlStoreBuilder},
     transaction::SqlTransaction,
 };

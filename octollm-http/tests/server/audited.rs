@@ -137,9 +137,8 @@ async fn a_brain_records_submissions_cancellations_reruns_and_refusals() {
     let entries = log.take();
     assert_eq!(entries.len(), 1);
     assert_eq!(entries[0].task.as_ref().unwrap().to_string(), id);
-    let named = |action: &str, who: &str, reason: &str| {
-        [action, who, scope, "task.run", reason].map(str::to_owned)
-    };
+    let named =
+        |action: &str, who: &str, reason: &str| [action, who, scope, "task.run", reason].map(str::to_owned);
     assert_eq!(submit(&as_caller("bob"), "wait").await.status, 403);
     assert_eq!(log.only(), named("request.refused", "bob", "insufficient_scope"));
     let delete = format!("DELETE /tasks/{id} HTTP/1.1\r\nHost: x\r\n{ali}\r\n");

@@ -64,7 +64,9 @@ impl Operation for Join {
                 None => {
                     let group = state.number().cast_signed();
                     let pattern = join.pattern.to_string();
-                    tx.conn.execute(&INSERT, [group.into(), join.name.as_str().into(), pattern.into()]).await?;
+                    tx.conn
+                        .execute(&INSERT, [group.into(), join.name.as_str().into(), pattern.into()])
+                        .await?;
                     if join.from_start {
                         read_history(group, &join.pattern, tx).await?;
                     }
@@ -264,8 +266,9 @@ async fn claim(
     static HELD: Sql = Sql::new(
         "SELECT member, count(*) FROM octollm_bus_delivery WHERE group_id = $1 AND leased = 1 GROUP BY member",
     );
-    static READY: Sql =
-        Sql::new("SELECT seq FROM octollm_bus_delivery WHERE group_id = $1 AND due = 0 ORDER BY seq LIMIT $2");
+    static READY: Sql = Sql::new(
+        "SELECT seq FROM octollm_bus_delivery WHERE group_id = $1 AND due = 0 ORDER BY seq LIMIT $2",
+    );
     static LEASE: Sql = Sql::new(
         "UPDATE octollm_bus_delivery SET leased = 1, token = octollm_bus_delivery.token + 1, \
          attempts = octollm_bus_delivery.attempts + 1, member = rows.member, \
@@ -294,7 +297,8 @@ async fn claim(
         wanted.push((*at, room.min(*most)));
     }
     let total: usize = wanted.iter().map(|(_, most)| most).sum();
-    let ready = if total == 0 { Vec::new() } else { tx.conn.fetch(&READY, [group.into(), total.into()]).await? };
+    let ready =
+        if total == 0 { Vec::new() } else { tx.conn.fetch(&READY, [group.into(), total.into()]).await? };
     if ready.is_empty() {
         return Ok(());
     }

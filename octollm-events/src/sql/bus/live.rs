@@ -141,7 +141,9 @@ async fn follow(shared: Arc<Shared>, mut after: u64) {
         }
         let subscribers = shared.subscribers().await;
         for row in rows {
-            let (Ok(seq), Ok(bytes), Ok(trimmed)) = (row.count(0), row.bytes(1), row.count(2)) else { return };
+            let (Ok(seq), Ok(bytes), Ok(trimmed)) = (row.count(0), row.bytes(1), row.count(2)) else {
+                return;
+            };
             if trimmed > after && seq > trimmed {
                 shared.gap(Gap::Trimmed { event_ids: Vec::new() }, trimmed).await;
             }
@@ -164,7 +166,8 @@ pub(super) async fn publish_due(shared: Arc<Shared>, limits: Limits) {
     loop {
         changed.mark_unchanged();
         let next = shared.database.fetch(&NEXT, []).await;
-        let next = next.and_then(|rows| Ok(rows.first().map(|row| row.int_or_null(0)).transpose()?.flatten()));
+        let next =
+            next.and_then(|rows| Ok(rows.first().map(|row| row.int_or_null(0)).transpose()?.flatten()));
         let time = match next {
             Ok(None) => INTERVAL,
             Ok(Some(time)) if time <= 0 => match shared.database.write(Due(limits)).await {

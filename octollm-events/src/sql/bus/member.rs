@@ -181,7 +181,11 @@ async fn claim(shared: Arc<Shared>, inner: Arc<Inner>, number: u64, most: usize,
         Ok((None, _)) => (Vec::new(), Some(BusError::UnknownGroup { group: inner.name.clone() }), None),
         Err(SqlError::Closed) => (Vec::new(), Some(BusError::Closed), None),
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, group = inner.name, "events not claimed");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                group = inner.name,
+                "events not claimed"
+            );
             (Vec::new(), None, Some(FAILURE))
         }
     };
@@ -218,8 +222,13 @@ async fn claim(shared: Arc<Shared>, inner: Arc<Inner>, number: u64, most: usize,
 fn items(claimed: Vec<Claimed>, inner: &Inner) -> (Vec<Item>, Vec<(Receipt, Result<(), Nack>)>) {
     let (mut items, mut garbage) = (Vec::new(), Vec::new());
     for Claimed { seq, token, attempt, event } in claimed {
-        let receipt =
-            |id: &str| Receipt { group: inner.group, seq, token, event_id: id.into(), options: inner.options };
+        let receipt = |id: &str| Receipt {
+            group: inner.group,
+            seq,
+            token,
+            event_id: id.into(),
+            options: inner.options,
+        };
         match Encoding::Native.decode(&event) {
             Ok(event) => {
                 let receipt = receipt(event.id());

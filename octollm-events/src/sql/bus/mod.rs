@@ -13,8 +13,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use octollm_core::{
     bus::{
-        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, GroupStatus,
-        Overflow, Subscription,
+        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus,
+        GroupStatus, Overflow, Subscription,
     },
     error::ConfigError,
     event::{Event, Pattern},
@@ -219,8 +219,11 @@ impl SqlBusBuilder {
         if self.max_event_bytes == 0 {
             return Err(ConfigError::new("max_event_bytes", "is 0").into());
         }
-        let rooms = [("backlog", self.backlog), ("delayed", self.delayed), ("dead_letters", self.dead_letters)];
-        if let Some((name, _)) = rooms.into_iter().find(|(_, room)| !room.allows(1, self.max_event_bytes as u64)) {
+        let rooms =
+            [("backlog", self.backlog), ("delayed", self.delayed), ("dead_letters", self.dead_letters)];
+        if let Some((name, _)) =
+            rooms.into_iter().find(|(_, room)| !room.allows(1, self.max_event_bytes as u64))
+        {
             return Err(ConfigError::new(name, "has no room for the largest event").into());
         }
         self.database.migrate(&TABLES).await?;
@@ -333,7 +336,8 @@ impl DurableBus for SqlBus {
             let (mut status, events) = (GroupStatus::default(), count(2)?);
             (status.members, status.pending) = (count(0)?, count(1)?);
             status.waiting = events.saturating_sub(status.pending);
-            (status.dead_letters, status.expired, status.discarded) = (count(3)?, row.count(4)?, row.count(5)?);
+            (status.dead_letters, status.expired, status.discarded) =
+                (count(3)?, row.count(4)?, row.count(5)?);
             Ok(status)
         };
         read().map_err(|error: sqlx::Error| unavailable(error.into()))

@@ -44,7 +44,13 @@ impl Entry {
     fn read(row: &Row, first: usize) -> Result<Option<Self>, sqlx::Error> {
         let Ok(channel) = row.text(first)?.parse() else { return Ok(None) };
         let (key, size) = (row.int(first + 1)?, usize::try_from(row.int(first + 2)?).unwrap_or(0));
-        Ok(Some(Self { channel, key, size, expires: row.int(first + 3)?, event: row.bytes(first + 4)?.into() }))
+        Ok(Some(Self {
+            channel,
+            key,
+            size,
+            expires: row.int(first + 3)?,
+            event: row.bytes(first + 4)?.into(),
+        }))
     }
 }
 
@@ -243,7 +249,9 @@ impl Operation for Delay {
     const ORDER: u8 = 121;
 
     async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Self::Output>, sqlx::Error> {
-        static COUNT: Sql = Sql::new("SELECT count(*), CAST(COALESCE(sum(size), 0) AS {pg:bigint}{lite:integer}) FROM octollm_bus_delayed");
+        static COUNT: Sql = Sql::new(
+            "SELECT count(*), CAST(COALESCE(sum(size), 0) AS {pg:bigint}{lite:integer}) FROM octollm_bus_delayed",
+        );
         static INSERT: Sql = Sql::new(
             "INSERT INTO octollm_bus_delayed (id, event_id, due, channel, key, size, expires, event) \
              VALUES ($1, $2, {now} + $3, $4, $5, $6, $7, $8)",

@@ -128,8 +128,7 @@ async fn settle_dead(
     static READ: Sql =
         Sql::new("SELECT size FROM octollm_bus_dead WHERE group_id = $1 AND seq = $2 AND token = $3");
     static DELETE: Sql = Sql::new("DELETE FROM octollm_bus_dead WHERE group_id = $1 AND seq = $2");
-    static REASON: Sql =
-        Sql::new("UPDATE octollm_bus_dead SET reason = $3 WHERE group_id = $1 AND seq = $2");
+    static REASON: Sql = Sql::new("UPDATE octollm_bus_dead SET reason = $3 WHERE group_id = $1 AND seq = $2");
     let (group, seq, token) = receipt.place();
     let rows = tx.conn.fetch(&READ, [group.into(), seq.into(), token.into()]).await?;
     let Some(row) = rows.first() else { return Ok(Err(receipt.lost())) };

@@ -139,7 +139,9 @@ pub(super) async fn remove(ended: &[Stored], tx: &mut Tx<'_>) -> Result<(), sqlx
         tx.conn.execute_rows(&UNBLOCK, [], rows).await?;
     }
     let mut rows = Rows::new();
-    counts.iter().for_each(|(group, (events, bytes))| rows.push([(*group).into(), (*events).into(), (*bytes).into()]));
+    counts
+        .iter()
+        .for_each(|(group, (events, bytes))| rows.push([(*group).into(), (*events).into(), (*bytes).into()]));
     tx.conn.execute_rows(&COUNT, [], rows).await.map(drop)
 }
 

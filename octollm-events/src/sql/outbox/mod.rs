@@ -10,8 +10,8 @@ use octollm_core::{
     event::Event,
 };
 
-pub(super) use self::write::{hash, row};
 use self::write::{INSERT, Retry, TABLES};
+pub(super) use self::write::{hash, row};
 use super::{
     changes::Topic, database::SqlDatabase, error::SqlError, statement::Sql, transaction::SqlTransaction,
 };

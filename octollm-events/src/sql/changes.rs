@@ -13,7 +13,7 @@ use sqlx::{
 };
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -153,6 +153,8 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// Pauses after a failure: doubled from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause before the receiver connects again.
+const RECONNECT: Duration = Duration::from_millis(500);
 
 /// The name of this handle among all that are notified.
 fn instance() -> String {
@@ -226,19 +228,16 @@ async fn notify(connection: &mut Owned, payload: String) -> Result<(), sqlx::Err
 async fn receive(options: PgConnectOptions, changes: Arc<Changes>, name: Arc<str>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        let since = Instant::now();
         let mut is_listening = false;
         if let Err(error) = listen(&options, &changes, &name, &mut is_listening).await {
             tracing::debug!(%error, "notifications interrupted");
         }
         if is_listening {
             changes.outages.send_modify(|outages| *outages += 1);
-        }
-        if since.elapsed() > SILENCE {
             pause = FIRST_PAUSE;
         }
         sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
+        pause = (pause * 2).min(RECONNECT);
     }
 }
 

@@ -158,3 +158,22 @@ async fn a_brain_records_submissions_cancellations_reruns_and_refusals() {
     let expected = [("task.rerun", None), ("request.refused", Some("conflict"))];
     assert_eq!(actions, expected.map(|(action, reason)| (action.to_owned(), reason.map(str::to_owned))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_brain_records_which_task_has_the_key_of_a_submission() {
+    let log = Log::default();
+    let brain = Brain::builder().arm::<TaskRequest>(Works).audit(log.clone()).build().unwrap();
+    let peer = start(Server::new("brain").orchestrator(brain).authenticate(doorman));
+    let job = r#"{"contract":"task.run","input":{"goal":"wait"},"unique":"daily"}"#;
+    let first = peer.post("/tasks", &as_caller("ali"), job).await.json();
+    log.take();
+    let again = peer.post("/tasks", &as_caller("ali"), job).await;
+    assert_eq!((again.status, &again.json()["task_id"]), (200, &first["task_id"]));
+    let entries = log.take();
+    let [submitted, answered] = &entries[..] else { panic!("not two entries: {entries:?}") };
+    assert_eq!((&*submitted.action, &*answered.action), (AuditEntry::SUBMITTED, AuditEntry::ANSWERED));
+    let tasks = [submitted, answered].map(|entry| entry.task.as_ref().unwrap().to_string());
+    assert_ne!(tasks[0], tasks[1], "the first is of the task that was not stored");
+    assert_eq!(first["task_id"], *tasks[1]);
+    assert_eq!(submitted.request_id, answered.request_id);
+}

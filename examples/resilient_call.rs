@@ -10,12 +10,7 @@ use std::{
     time::Duration,
 };
 
-use octollm::{
-    error::CallError,
-    explain::{CallEvent, CallStep},
-    metrics,
-    prelude::*,
-};
+use octollm::{error::CallError, explain::CallEvent, metrics, prelude::*};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
@@ -76,7 +71,7 @@ async fn call(arms: &Arms, what: &str, retries: Option<u32>) -> Result<usize, Ca
         Err(error) => format!("{} ({} attempts)", error.kind().code(), error.attempts()),
     };
     println!("{what}: {result} after {} ms", begun.elapsed().as_millis());
-    for CallStep { at, what, .. } in steps {
+    for (at, what) in steps {
         println!("  {:>5} ms  {}", at.as_millis(), text(&what));
     }
     answer

@@ -48,6 +48,7 @@
 //! | call services that are no arms | `RestClient`, and the guide's chapter on other services |
 //! | find where it is | `http::resolve`, and the guide's chapter on discovery |
 //! | run tasks with a journal | [`brain::Brain`] |
+//! | run tasks later, once, and again after a failure | [`task::Submission`], and the guide's chapter on jobs |
 //! | run steps as data | [`plan`] |
 //! | store tasks in a database | `sql::SqlStore` |
 //! | store events with the changes of your own tables, and handle them once | `sql::Outbox`, `sql::Inbox`, `sql::SqlBus` |
@@ -58,21 +59,23 @@
 //! | say who may call what | `http::token` |
 //! | see what a process does | [`metrics`], `otel`, and the guide's chapter on operations |
 //! | test a system without a network | `mesh::Mesh` |
+//! | test a store or a bus of one's own | `conformance` |
 //!
 //! # Features
 //!
 //! | feature | adds | default |
 //! |---|---|---|
 //! | `http` | servers and clients | yes |
-//! | `tokens` | capability tokens (with `http`) | yes |
+//! | `tokens` | capability tokens (with `http`); needs a C compiler | yes |
 //! | `tls` | `https` for clients, TLS for servers; needs a C compiler | no |
 //! | `compression` | gzip for answers and request bodies of servers | no |
 //! | `dns` | endpoints by names in DNS: A, AAAA and SRV records | no |
 //! | `otel` | the export of traces to OpenTelemetry | no |
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
+//! | `conformance` | suites of tests for a user's own stores and buses: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `sql` | tasks, events and the audit log in a database: SQLite or Postgres; needs a C compiler | no |
-//! | `full` | all of them | no |
+//! | `full` | all of them but `conformance` | no |
 
 pub use octollm_core::{
     arm, audit, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
@@ -82,6 +85,9 @@ pub use octollm_core::{
 
 #[cfg(feature = "mesh")]
 pub use octollm_core::mesh;
+
+#[cfg(feature = "conformance")]
+pub use octollm_core::conformance;
 
 /// Servers and clients over HTTP.
 #[cfg(feature = "http")]
@@ -135,7 +141,7 @@ pub mod prelude {
 }
 
 /// The programs of the guide and of the README, compiled and run with the doc tests.
-#[cfg(all(doctest, feature = "http", feature = "mesh"))]
+#[cfg(all(doctest, feature = "http", feature = "mesh", feature = "conformance"))]
 mod guide {
     #[doc = include_str!("../README.md")]
     mod readme {}
@@ -151,6 +157,8 @@ mod guide {
     mod events {}
     #[doc = include_str!("../docs/guide/failure.md")]
     mod failure {}
+    #[doc = include_str!("../docs/guide/jobs.md")]
+    mod jobs {}
     #[doc = include_str!("../docs/guide/operations.md")]
     mod operations {}
     #[doc = include_str!("../docs/guide/orchestration.md")]

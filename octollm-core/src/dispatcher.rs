@@ -20,7 +20,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::keyed::{honour_keys, honours_keys};
+use self::keyed::{honour_keys, honours_keys, outcome_unknown};
 use crate::{
     arm::Arm,
     card::ArmCard,
@@ -212,6 +212,10 @@ impl Served {
         if cx.parts().key.is_some() && honours_keys(self.spec.idempotent, keys) {
             // Boxed, since the future of every call is as large as its largest part.
             return Box::pin(self.run_once(input, cx, limit, keys)).await;
+        }
+        if cx.parts().repeated && cx.parts().key.is_some() && !self.spec.idempotent {
+            // It may have run where records were held.
+            return Err(outcome_unknown().into());
         }
         self.run(input, cx, limit).await
     }

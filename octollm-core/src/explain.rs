@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::error::ErrorKind;
+use crate::error::{CallError, ErrorKind};
 
 /// What happened to one call on its way, in order: see [`CallFuture::explained`](crate::context::CallFuture::explained).
 ///
@@ -15,17 +15,8 @@ use crate::error::ErrorKind;
 #[derive(Debug)]
 pub struct CallRecord {
     begun: Instant,
-    steps: Mutex<Vec<CallStep>>,
-}
-
-/// One step on the way of a call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CallStep {
-    /// Time since the call began.
-    pub at: Duration,
-    /// What happened.
-    pub what: CallEvent,
+    /// Each with the time since the call began.
+    steps: Mutex<Vec<(Duration, CallEvent)>>,
 }
 
 /// What happened to a call.
@@ -81,18 +72,28 @@ impl CallRecord {
     /// Adds a step.
     pub fn add(&self, what: CallEvent) {
         let at = self.begun.elapsed();
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(CallStep { at, what });
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push((at, what));
     }
 
-    /// The steps until now.
-    pub fn steps(&self) -> Vec<CallStep> {
+    /// Adds how the call has failed, where that is not known of the last time that it was sent: one attempt is its only one, was
+    /// cancelled, or has returned what cannot be read.
+    pub(crate) fn ended(&self, error: &CallError) {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, CallEvent::Sent { .. })) = steps.last() {
+            let endpoint = error.endpoint().map(Into::into);
+            steps.push((self.begun.elapsed(), CallEvent::Failed { kind: error.kind(), endpoint }));
+        }
+    }
+
+    /// The steps until now, each with the time since the call began.
+    pub fn steps(&self) -> Vec<(Duration, CallEvent)> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The endpoints to which the call was sent, the last one last.
     pub(crate) fn endpoints(&self) -> Vec<Arc<str>> {
         let steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = steps.iter().filter_map(|step| match &step.what {
+        let sent = steps.iter().filter_map(|(_, what)| match what {
             CallEvent::Sent { endpoint, .. } => Some(endpoint.clone()),
             _ => None,
         });

@@ -52,7 +52,8 @@ pub trait Orchestrator: Send + Sync + 'static {
     }
 
     /// Queues a task, and returns it once it is stored: the task then runs also where this process ends. A task that is returned
-    /// finished was answered by a reflex in front of the orchestrator, and is not stored.
+    /// finished was answered by a reflex in front of the orchestrator, and is not stored. A task that is returned as
+    /// [existing](Task::existing) has the [uniqueness key](Submission::unique) of the submission, and nothing is queued.
     ///
     /// # Errors
     /// [`ContractNotOffered`](ErrorKind::ContractNotOffered), [`ValidationFailed`](ErrorKind::ValidationFailed),
@@ -116,8 +117,9 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// # Errors
     /// [`BudgetExhausted`](ErrorKind::BudgetExhausted) and [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where the context
     /// has nothing left. [`TaskNotFound`](ErrorKind::TaskNotFound). [`Unavailable`](ErrorKind::Unavailable) where the orchestrator is
-    /// closed. [`Conflict`](ErrorKind::Conflict) where the task has not failed and, without `from`, where calls failed but none of
-    /// their errors ended the task.
+    /// closed. [`Conflict`](ErrorKind::Conflict) where the task has not failed, where another one with its
+    /// [uniqueness key](Submission::unique) is not finished, and, without `from`, where calls failed but none of their errors ended the
+    /// task.
     /// [`ValidationFailed`](ErrorKind::ValidationFailed) where no call is recorded as `from`.
     /// [`NotImplemented`](ErrorKind::NotImplemented) by default.
     ///
@@ -156,6 +158,11 @@ pub trait Orchestrator: Send + Sync + 'static {
     /// # Cancel safety
     /// Reads alone: dropping the future changes nothing.
     async fn cards(&self) -> Vec<ArmCard>;
+
+    /// Returns the ids of the arms that its configuration names. No other arm can be registered under them. None by default.
+    fn configured_arms(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Starts no more tasks in this process, and returns when none runs. Tasks are still accepted, for another process: where there
     /// is none, they wait. A server that shuts down calls this during its grace period, and [`close`](Self::close) after it.
@@ -362,6 +369,10 @@ impl<O: Orchestrator + ?Sized> Orchestrator for std::sync::Arc<O> {
 
     async fn cards(&self) -> Vec<ArmCard> {
         (**self).cards().await
+    }
+
+    fn configured_arms(&self) -> Vec<String> {
+        (**self).configured_arms()
     }
 
     async fn drain(&self) {

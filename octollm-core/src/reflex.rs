@@ -159,7 +159,9 @@ impl Screener<'_> {
         if submission.goal.is_some()
             && let Ok(request) = submission.input.read::<TaskRequest>()
         {
-            return Ok(self.request(request).await?.into());
+            let request = self.request(request).await?;
+            let metadata = self.json(&submission.metadata).await?;
+            return Ok(submission.clone().with_request(request, metadata));
         }
         if let end @ (Reaction::Answer(_) | Reaction::Refuse(_)) =
             self.react(submission.input.as_str()).await?

@@ -53,6 +53,9 @@ pub struct Call {
     pub avoid: Vec<Arc<str>>,
     /// The only endpoint that may get the call: the one that has the record of its key. `None` where any may.
     pub only: Option<Arc<str>>,
+    /// The process of the arm that got the first attempt that may have executed. A transport names it in a call with
+    /// [`repeated`](ContextParts::repeated), so that no other process takes its records for complete. `None` where it is not known.
+    pub instance: Option<Arc<str>>,
     /// Receives the progress and the chunks of the called arm.
     pub updates: Option<Arc<dyn UpdateSink>>,
     /// What an earlier attempt reported through [`UpdateSink::handle`]: the transport may go on from it.
@@ -77,6 +80,7 @@ impl Call {
             retry: None,
             avoid: Vec::new(),
             only: None,
+            instance: None,
             updates: None,
             handle: None,
             explain: None,
@@ -190,6 +194,12 @@ pub trait Transport: Send + Sync + 'static {
         error
     }
 
+    /// The ids of the arms that the configuration of the transport names: nothing that registers or is found by itself takes their
+    /// place. None by default.
+    fn configured_arms(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The public key, as a JWK, of what the transport signs on behalf of the arm that calls through it. It belongs on the card
     /// of that arm.
     fn public_key(&self) -> Option<Map<String, Value>> {
@@ -217,6 +227,10 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     fn explain(&self, error: CallError) -> CallError {
         (**self).explain(error)
+    }
+
+    fn configured_arms(&self) -> Vec<String> {
+        (**self).configured_arms()
     }
 
     fn public_key(&self) -> Option<Map<String, Value>> {
@@ -310,6 +324,10 @@ where
 
     async fn cards(&self) -> Vec<ArmCard> {
         self.arms.cards().await
+    }
+
+    fn configured_arms(&self) -> Vec<String> {
+        self.arms.configured_arms()
     }
 
     fn explain(&self, error: CallError) -> CallError {

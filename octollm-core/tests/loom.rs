@@ -15,7 +15,7 @@ mod sync {
 
     pub(super) use loom::sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     };
 }
 

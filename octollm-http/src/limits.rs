@@ -113,8 +113,8 @@ macro_rules! client_limits {
             /// With several arms no arm has calls on more than half of them, and with more than two none has calls on more
             /// than are free. A connection that becomes free goes to a waiting call before it counts as idle.
             max_connections: usize as count = 100, 1 => 100_000;
-            /// Sets the most idle connections that stay open. Default 20, and never more than
-            /// [`max_connections`](Self::max_connections).
+            /// Sets the most idle connections that stay open for longer than a second. Default 20, and never more than
+            /// [`max_connections`](Self::max_connections). With 0 each is closed at once.
             max_idle: usize as count = 20, 0 => usize::MAX;
             /// Sets the time after which an idle connection is closed. It should be less than the servers' own, so that the
             /// client closes first. A connection whose server announces less (`Keep-Alive: timeout=5`) is not used after
@@ -140,10 +140,20 @@ macro_rules! client_limits {
             max_answer: usize as bytes = 8 << 20, 1 => usize::MAX;
             /// Sets the time limit on asking an arm for its card. Default 5 s, at most a day.
             capabilities_timeout: Duration as time = Duration::from_secs(5), SHORTEST => DAY;
+            /// Sets the age from which the cards of arms are old: the next call asks all arms again, and does not wait for them. So
+            /// an arm that was away is found, and one that is healthy again or has other contracts. Default 30 s, at most a day.
+            card_refresh: Duration as time = Duration::from_secs(30), SHORTEST => DAY;
             /// Sets how many further attempts are made of a call that does not [set them](octollm_core::context::CallFuture::retry),
             /// each only where it is safe, can help, and is within the budget of its arm: see
             /// [`resilience`](octollm_core::resilience). Default 2, at most 100.
             retries: u32 as count = 2, 0 => 100;
+            /// Sets the most endpoints that one attempt of a call tries, where no connection can be made or the contract is not served.
+            /// Each is tried once. Where cards have changed meanwhile, as many are tried by these. Default 8, at most 1,000.
+            max_endpoints: usize as count = 8, 1 => 1_000;
+            /// Sets the longest wait that an answer may ask for, by `Retry-After` or by the reset of a rate limit. If it asks for more, it
+            /// is returned at once, and further requests of a [`RestClient`](crate::RestClient) wait for this time only. Default 60 s, at
+            /// most a day.
+            max_retry_after: Duration as time = Duration::from_secs(60), Duration::ZERO => DAY;
             /// Sets how many failures in a row open the circuit breaker of an endpoint. Default 5. 0 turns the breakers off.
             breaker_failures: u32 as count = 5, 0 => u32::MAX;
             /// Sets the percentage of successes, over 10 s with at least 20 calls, below which the circuit breaker of an endpoint
@@ -152,8 +162,8 @@ macro_rules! client_limits {
             /// Sets how long a circuit breaker is open before it admits a probe. It doubles with each probe that fails, up to four
             /// times as long. Default 1 s, at most a day.
             breaker_open: Duration as time = Duration::from_secs(1), SHORTEST => DAY;
-            /// Sets the time for which the last endpoints of a [resolver](crate::resolve::Resolver) stay in use after it finds none.
-            /// While it fails they stay for as long as that takes. Default 30 s, at most a day; zero for none.
+            /// Sets the time for which the last endpoints of an arm stay in use after a [resolver](crate::resolve::Resolver) has none of it
+            /// any more. While it fails they stay for as long as that takes. Default 30 s, at most a day; zero for none.
             resolver_grace: Duration as time = Duration::from_secs(30), Duration::ZERO => DAY;
         } }
     };
@@ -172,8 +182,13 @@ macro_rules! registry_limits {
             /// Sets the most processes of arms that are registered at a time, with those that were registered within the last two
             /// minutes, and one for each arm that was registered at all. One arm has at most a quarter of them. Default 1000.
             max_registered: usize as count = 1000, 1 => 100_000;
-            /// Sets the bytes of their cards together. Default 64 MiB.
-            max_registered_bytes: usize as bytes = 64 * KIB * KIB, 1 => u32::MAX as usize;
+            /// Sets the bytes of their cards together, as `GET /arms` lists them. One arm has at most a quarter of them. Default
+            /// 6 MiB, at least four times [`max_registered_card`](Self::max_registered_card).
+            ///
+            /// Clients that follow `GET /arms` read the whole list. With more than the default, raise their `max_answer`.
+            max_registered_bytes: usize as bytes = 6 * KIB * KIB, 4 => u32::MAX as usize;
+            /// Sets the bytes of one card, as `GET /arms` lists it. Default 256 KiB, at most 1 MiB.
+            max_registered_card: usize as bytes = 256 * KIB, 1 => 1024 * KIB;
         } }
     };
 }
@@ -199,9 +214,27 @@ impl ServerConfig {
     }
 }
 
+impl RegistryConfig {
+    /// # Errors
+    /// Names the first limit that is out of range, or that another limit contradicts.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        self.check()?;
+        let least = 4 * self.max_registered_card;
+        if self.max_registered_bytes < least {
+            let problem = format!(
+                "is {}, of which one arm has a quarter, and one card has up to {}: set it to at least {least}, or \
+                 `max_registered_card` to less",
+                self.max_registered_bytes, self.max_registered_card
+            );
+            return Err(ConfigError::new("max_registered_bytes", problem));
+        }
+        Ok(())
+    }
+}
+
 impl ClientConfig {
     pub(crate) fn retry_limits(&self) -> RetryLimits {
-        RetryLimits { retries: self.retries, ..RetryLimits::default() }
+        RetryLimits { retries: self.retries, max_retry_after: self.max_retry_after, ..RetryLimits::default() }
     }
 
     /// `None` without breakers.
@@ -250,6 +283,18 @@ mod tests {
         for bad in [bodies(1000, heads + 999), bodies(300 << 20, 256 << 20), bodies(2 << 20, 1 << 20)] {
             assert_eq!(bad.validate().unwrap_err().setting(), "max_arriving");
         }
+    }
+
+    #[test]
+    fn the_cards_of_a_registry_fit_into_its_bytes_and_its_list_into_an_answer() {
+        RegistryConfig::default().validate().unwrap();
+        let small = RegistryConfig { max_registered_bytes: 1 << 20, ..RegistryConfig::default() };
+        small.validate().unwrap();
+        let error = RegistryConfig { max_registered_bytes: (1 << 20) - 1, ..small }.validate().unwrap_err();
+        assert_eq!(error.setting(), "max_registered_bytes");
+        // The cards of arms that are configured have room as well.
+        let (list, answer) = (RegistryConfig::default(), ClientConfig::default());
+        assert!(list.max_registered_bytes + 2 * KIB * KIB <= answer.max_answer);
     }
 
     #[test]

@@ -120,6 +120,15 @@ fn orchestrate_runs_a_task() {
 }
 
 #[test]
+fn jobs_are_queued_once_and_run_until_they_succeed() {
+    let (printed, log) = text(&example("jobs").output().expect("it runs"));
+    assert!(printed.contains("existing: true"), "{printed}{log}");
+    assert!(printed.contains("queued, because text.deliver: "), "{printed}{log}");
+    assert_eq!(printed.matches("is written").count(), 1, "{printed}");
+    assert!(printed.contains("2 readers have it after"), "{printed}{log}");
+}
+
+#[test]
 fn embed_in_axum_serves_beside_what_was_there() {
     let (_server, address) = serve("embed_in_axum");
     assert_eq!(request(address, "GET", "/", "").1, "the existing service");
@@ -194,9 +203,10 @@ fn rest_api_survives_what_a_service_does() {
     let (printed, errors) = text(&output);
     assert!(output.status.success(), "{errors}");
     assert!(printed.contains("the note was made once, with 2 requests"), "{printed}");
-    assert!(printed.contains("not sent: memory.get: the service allows the next request in"), "{printed}");
-    assert!(printed.contains("within its deadline it waits: 2 notes"), "{printed}");
-    assert!(printed.contains("the model: Octopuses have nine brains.\n"), "{printed}");
+    assert!(printed.contains("the model, after the wait that it has asked for: Nine."), "{printed}");
+    assert!(printed.contains("not sent: model.post: the service allows the next request in"), "{printed}");
+    assert!(printed.contains("the model streams: Octopuses  … model.post: "), "{printed}");
+    assert!(printed.contains("the model streams: Octopuses have nine brains.\n"), "{printed}");
     assert!(!printed.contains("secret-key") && !errors.contains("secret-key"), "{printed}{errors}");
 }
 

@@ -10,14 +10,14 @@ use octollm::{
     http::io::{Connector, Pipes},
     orchestrator::{Orchestrator, finished},
     prelude::*,
-    task::TaskEvent,
+    task::{Submission, TaskEvent},
 };
 use tokio::{io::AsyncWriteExt, sync::oneshot};
 
 use crate::{
     golden::{NOW, TASK, hold, pretty, read, read_json},
     ordered::Ordered,
-    review::{brain, caller, submit},
+    review::{Review, brain, caller, submit},
 };
 
 async fn received(events: &mut Subscription) -> Event {
@@ -69,6 +69,18 @@ async fn of_a_task_that_succeeds_and_one_that_fails() {
         assert_eq!(next(&mut events).await.0, event_type);
     }
     hold_next(&mut events, "task.failed", "event_task_failed.json").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_task_with_another_attempt() {
+    let bus = MemoryBus::new();
+    let mut events =
+        bus.subscribe("events:task:queued".parse().unwrap(), Overflow::DropOldest(64)).await.unwrap();
+    let brain = brain(bus);
+    let submission = Submission::of(&Review { path: "busy".into() }).unwrap().attempts(2);
+    brain.submit(submission, &caller()).await.unwrap();
+    assert_eq!(next(&mut events).await.0, "task.queued");
+    hold_next(&mut events, "task.queued", "event_task_retried.json").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -84,6 +84,6 @@ pub(crate) fn caller() -> Context {
 /// Queues a review; one of `busy` fails at its second call.
 pub(crate) async fn submit(brain: &Brain, path: &str) -> Task {
     let budget = TaskBudget { max_tokens: Some(500), ..TaskBudget::default() };
-    let submission = Submission::of(&Review { path: path.into() }).unwrap().with_budget(budget);
+    let submission = Submission::of(&Review { path: path.into() }).unwrap().budget(budget);
     brain.submit(submission, &caller()).await.unwrap()
 }

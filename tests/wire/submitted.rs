@@ -46,6 +46,18 @@ async fn a_task_is_taken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_that_has_the_key_is_there() {
+    let (server, job) = (server(), REVIEW.replace(r#""input""#, r#""unique":"nightly","input""#));
+    let first: Task =
+        serde_json::from_slice(&ask(&server, "POST", "/tasks", job.clone()).await.body).unwrap();
+    let answer = ask(&server, "POST", "/tasks", job).await;
+    assert_eq!(answer.head[header::LOCATION], format!("tasks/{}", first.task_id));
+    let fixed =
+        answer.fixed([("task_id", TASK), ("created_at", NOW), ("updated_at", NOW), ("status", "queued")]);
+    fixed.is(200, JSON, "task_existing.json");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_no_task_of_this_server() {
     let unknown = ask(&server(), "GET", &format!("/tasks/{TASK}"), "").await;
     unknown.is(404, PROBLEM, "problem_task_not_found.json");

@@ -49,10 +49,23 @@ fn a_goal_in_words() {
 fn a_contract_by_name() {
     let submission = Submission::of(&code("fn main() {}"))
         .unwrap()
-        .with_priority(Priority::Low)
-        .with_budget(TaskBudget { max_tokens: Some(500), ..TaskBudget::default() });
+        .priority(Priority::Low)
+        .budget(TaskBudget { max_tokens: Some(500), ..TaskBudget::default() });
     hold("submission_by_contract.json", &pretty(&submission.to_json().to_value()));
     assert_eq!(Submission::from_json(read("submission_by_contract.json").as_bytes()).unwrap(), submission);
+}
+
+#[test]
+fn a_job() {
+    let start = parsed("2025-11-10T22:00:00Z");
+    let job =
+        Submission::of(&code("fn main() {}")).unwrap().unique("nightly-2025-11-10").attempts(5).run_at(start);
+    hold("submission_job.json", &pretty(&job.to_json().to_value()));
+    assert_eq!(Submission::from_json(read("submission_job.json").as_bytes()).unwrap(), job);
+    // A goal in words is submitted as a job by its contract.
+    let job = Submission::from(request()).run_in(Duration::from_secs(60));
+    hold("submission_goal_job.json", &pretty(&job.to_json().to_value()));
+    assert_eq!(Submission::from_json(read("submission_goal_job.json").as_bytes()).unwrap(), job);
 }
 
 /// A task that waits.
@@ -61,7 +74,8 @@ fn queued() -> TaskRecord {
     let mut parts = ContextParts::new();
     (parts.caller, parts.correlation_id) = (Caller::known("alice", ["task:run"]), parsed("review-7"));
     parts.trace = Some(trace);
-    let record = TaskRecord::new(request().into(), &parts, Duration::from_secs(60), parsed(NOW));
+    let submission = Submission::from(request()).attempts(5).unique("review-parser");
+    let record = TaskRecord::new(submission, &parts, Duration::from_secs(60), parsed(NOW));
     // Its id and its secret are new each time.
     let mut stored = serde_json::to_value(&record).unwrap();
     stored["task"]["task_id"] = TASK.into();
@@ -120,6 +134,12 @@ fn a_task_in_each_status() {
     hold_json("task_processing.json", running.task());
     hold_json("task_completed.json", &completed());
     hold_json("task_failed.json", &failed());
+    // Another attempt follows the one that failed.
+    let (mut waiting, now) = (ended(), parsed("2025-11-10T10:30:11.5Z"));
+    let failure = Failure::new(ErrorKind::Unavailable, "code.validate: the parser is being updated");
+    waiting.retry(TaskError::from(&failure).at_step(Some(StepKey::Order(1))), now).unwrap();
+    waiting.run_in(Duration::from_millis(700), now);
+    hold_json("task_waiting.json", waiting.task());
     let mut cancelled = ended();
     cancelled.cancel(parsed("2025-11-10T10:30:11.5Z")).unwrap();
     hold_json("task_cancelled.json", cancelled.task());

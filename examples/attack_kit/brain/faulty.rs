@@ -14,7 +14,7 @@ use octollm::{
     event::{Event, Pattern},
     id::TaskId,
     prelude::*,
-    store::{Claim, JournalEntry, MemoryStore, SideEffects, StoreError, TaskStore},
+    store::{Claim, Claimed, JournalEntry, MemoryStore, SideEffects, StoreError, TaskStore},
     task::{TaskQuery, TaskRecord, TaskUpdate},
 };
 use tokio::{sync::watch, time::sleep};
@@ -104,7 +104,7 @@ impl TaskStore for Faulty {
         effects: SideEffects,
         max_queued: usize,
         max_queued_bytes: usize,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Arc<TaskRecord>, StoreError> {
         self.pass(self.inner.create(record, effects, max_queued, max_queued_bytes)).await
     }
 
@@ -116,7 +116,7 @@ impl TaskStore for Faulty {
         self.pass(self.inner.commit(record, effects)).await
     }
 
-    async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+    async fn claim(&self, claim: &Claim<'_>) -> Result<Claimed, StoreError> {
         self.pass(self.inner.claim(claim)).await
     }
 

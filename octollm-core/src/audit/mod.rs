@@ -74,7 +74,7 @@ impl AuditEntry {
     /// A submission, a cancellation, a rerun or a request is refused. If it follows the entry of an act with the same request, that
     /// act had no effect.
     pub const REFUSED: &'static str = "request.refused";
-    /// The recorded answer of a call with an idempotency key is returned.
+    /// The recorded answer of a call with an idempotency key is returned, or the task that has the uniqueness key of a submission.
     pub const ANSWERED: &'static str = "key.answered";
 
     /// An entry without a caller.

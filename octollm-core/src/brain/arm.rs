@@ -31,11 +31,11 @@ impl<C: TaskContract> Arm<C> for Brain {
         let submission = Submission::of(&input)?;
         let end = cx.deadline().map(|deadline| Deadline::after(shortened(deadline.remaining())));
         let budget = narrowed(submission.budget, end);
-        let record = self.prepare(submission.with_budget(budget), cx).await?;
+        let (record, _) = self.prepare(submission.budget(budget), cx).await?;
         let id = record.id().clone();
         // Before the task is stored: the call may be dropped meanwhile.
         let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false, lost: false };
-        self.accept(record, cx).await?;
+        self.accept(record, None, cx).await?;
         guard.stored = true;
         let (task, ended) = match self.ended(&id, end, cx).await {
             Ok(ended) => ended,

@@ -1,5 +1,7 @@
 //! What a brain writes to its audit log.
 
+use std::time::Duration;
+
 use super::Brain;
 use crate::{
     audit::AuditEntry,
@@ -12,12 +14,17 @@ use crate::{
 
 impl Brain {
     /// Queues a task, and records that before.
-    pub(super) async fn accept(&self, record: TaskRecord, cx: &Context) -> Result<Task, Failure> {
+    pub(super) async fn accept(
+        &self,
+        record: TaskRecord,
+        delay: Option<Duration>,
+        cx: &Context,
+    ) -> Result<Task, Failure> {
         if !self.0.audit.is_on() {
-            return self.store(record).await;
+            return self.store(record, delay).await;
         }
         self.act_recorded(AuditEntry::SUBMITTED, &record, cx).await?;
-        let stored = self.store(record.clone()).await;
+        let stored = self.store(record.clone(), delay).await;
         self.failure_recorded(stored, &record, cx).await
     }
 
@@ -34,7 +41,8 @@ impl Brain {
         self.0.audit.record(|| self.entry(action, Some(record.contract()), Some(record.id()), cx)).await
     }
 
-    /// Records that an act that was recorded had no effect. The caller reads the failure also where that cannot be recorded.
+    /// Records that an act that was recorded had no effect, because it failed or another task has its key. The caller reads the answer
+    /// also where that cannot be recorded.
     pub(super) async fn failure_recorded(
         &self,
         done: Result<Task, Failure>,
@@ -46,6 +54,13 @@ impl Brain {
         {
             let entry = || self.entry(AuditEntry::REFUSED, Some(record.contract()), Some(record.id()), cx);
             let _ = self.0.audit.record(|| entry().reason(failure.kind)).await;
+        }
+        if let Ok(existing) = &done
+            && existing.existing
+        {
+            let entry =
+                || self.entry(AuditEntry::ANSWERED, Some(record.contract()), Some(&existing.task_id), cx);
+            let _ = self.0.audit.record(entry).await;
         }
         done
     }

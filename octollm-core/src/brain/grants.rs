@@ -114,10 +114,14 @@ pub(super) fn of_run(record: &TaskRecord) -> Caller {
     }
 }
 
+/// When the grant ends under which the task runs. `None` where it does not.
+pub(super) fn end_of(record: &TaskRecord) -> Option<Timestamp> {
+    record.runs_for().grant().and_then(|grant| grant.valid_until)
+}
+
 /// Checks that a task may make a call at this time, or receive the recorded answer of one.
 pub(super) fn check(record: &TaskRecord, spec: Option<&Spec>, now: Timestamp) -> Result<(), Failure> {
-    let end = record.runs_for().grant().and_then(|grant| grant.valid_until);
-    if end.is_some_and(|end| end <= now) {
+    if end_of(record).is_some_and(|end| end <= now) {
         let words = "the grant of the task has ended: its owner can run it again";
         return Err(Failure::new(ErrorKind::Unauthenticated, words).before_execution());
     }

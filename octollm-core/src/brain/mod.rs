@@ -69,6 +69,8 @@ struct Inner {
     store: Arc<dyn TaskStore>,
     clock: Clock,
     limits: Limits,
+    /// Limits of contracts over all brains on the store.
+    max_running_of: Vec<(ContractRef, usize)>,
     audit: Audit,
     /// Whether no other brain can have the store.
     is_alone: bool,
@@ -80,19 +82,28 @@ struct Inner {
     started: AtomicBool,
 }
 
+/// How long a brain that closes waits for its last claim.
+const LAST_CLAIM: Duration = Duration::from_secs(2);
 /// How long a brain that closes waits for the bus.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
+/// What a brain is made of.
+struct Parts {
+    dispatcher: Arc<Dispatcher>,
+    transport: Arc<dyn Transport>,
+    bus: Arc<dyn EventBus>,
+    store: Arc<dyn TaskStore>,
+    clock: Clock,
+    limits: Limits,
+    max_running_of: Vec<(ContractRef, usize)>,
+    audit: Audit,
+    is_alone: bool,
+}
+
 impl Inner {
-    fn new(
-        dispatcher: Arc<Dispatcher>,
-        transport: Arc<dyn Transport>,
-        bus: Arc<dyn EventBus>,
-        store: Arc<dyn TaskStore>,
-        clock: Clock,
-        (limits, audit): (Limits, Audit),
-        is_alone: bool,
-    ) -> Self {
+    fn new(parts: Parts) -> Self {
+        let Parts { dispatcher, transport, bus, store, clock, limits, max_running_of, audit, is_alone } =
+            parts;
         let holder = format!("{}-{}", dispatcher.card().arm_id, RequestId::new());
         let relay = Relay::new(holder.clone(), store.clone(), bus.clone());
         Self {
@@ -109,15 +120,23 @@ impl Inner {
             store,
             clock,
             limits,
+            max_running_of,
             audit,
             is_alone,
         }
     }
 
     /// Stores a change of a task together with its effects. The relay publishes the events, also where the future is dropped.
-    async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
+    async fn commit(&self, record: TaskRecord, mut effects: SideEffects) -> Result<(), StoreError> {
         let _wakes = self.relay.wakes();
+        // A run has ended, or none was to end.
+        effects.makes_room |= record.run() > 0 && self.is_limited(record.contract());
         limited(self.store.commit(record, effects)).await
+    }
+
+    /// Whether a contract has a limit of its own.
+    fn is_limited(&self, contract: &ContractRef) -> bool {
+        self.max_running_of.iter().any(|(limited, _)| limited == contract)
     }
 
     /// The source of its events.
@@ -207,7 +226,7 @@ impl Brain {
     /// Dropping the future loses no task.
     pub async fn recover(&self) -> Result<usize, Failure> {
         scheduler::start(&self.0);
-        Ok(scheduler::claim(&self.0).await?)
+        Ok(scheduler::claim(&self.0).await?.0)
     }
 
     /// Stops the brain: accepts no more tasks and no reruns, stops the tasks that run and hands them back to the store, so that
@@ -223,6 +242,13 @@ impl Brain {
         self.0.running.close(Stop::Close);
         let ended = self.0.relay.ended.clone().drop_guard();
         self.0.running.idle().await;
+        // What is being claimed meanwhile is released again.
+        if timeout(LAST_CLAIM, self.0.claiming.lock()).await.is_err() {
+            tracing::warn!(
+                brain = self.0.holder,
+                "a claim is not answered; what it claims is free when its lease expires"
+            );
+        }
         drop(ended);
         if !matches!(timeout(LAST_EVENTS, self.0.relay.drain()).await, Ok(Ok(()))) {
             tracing::warn!(brain = self.0.holder, "events are left in the store");
@@ -240,11 +266,18 @@ impl Brain {
     /// Another brain for the same tasks, on the same store.
     #[cfg(feature = "mesh")]
     pub(crate) fn successor(&self) -> Self {
-        let Inner { dispatcher, transport, bus, store, clock, limits, audit, is_alone, .. } = &*self.0;
-        let (transport, bus, store) = (transport.clone(), bus.clone(), store.clone());
-        let (dispatcher, clock) = (dispatcher.clone(), clock.clone());
-        let rules = (limits.clone(), audit.clone());
-        Self::of(Inner::new(dispatcher, transport, bus, store, clock, rules, *is_alone))
+        let inner = &*self.0;
+        Self::of(Inner::new(Parts {
+            dispatcher: inner.dispatcher.clone(),
+            transport: inner.transport.clone(),
+            bus: inner.bus.clone(),
+            store: inner.store.clone(),
+            clock: inner.clock.clone(),
+            limits: inner.limits.clone(),
+            max_running_of: inner.max_running_of.clone(),
+            audit: inner.audit.clone(),
+            is_alone: inner.is_alone,
+        }))
     }
 }
 
@@ -264,6 +297,7 @@ pub struct BrainBuilder {
     store: Option<Arc<dyn TaskStore>>,
     clock: Clock,
     limits: Limits,
+    max_running_of: Vec<(ContractRef, usize)>,
     audit: Audit,
 }
 
@@ -290,6 +324,13 @@ macro_rules! brain_limits {
             /// Sets how long a task may act for the caller that submitted it, or that has run it again. A task that an arm submits on
             /// behalf of a caller ends with the grant of the task in which the arm works. Default 24 h, 1 s to 10 years.
             grant_life: Duration as time = DAY, Duration::from_secs(1) => DAY * 3_650;
+            /// Sets the longest wait before the second attempt of a task with several [attempts](crate::task::Submission::attempts).
+            /// It is doubled before each further one. The wait is a random part of it, and at least what the failure asks for.
+            /// Default 1 s, 1 ms to a day.
+            retry_wait: Duration as time = Duration::from_secs(1), Duration::from_millis(1) => DAY;
+            /// Sets the longest wait before any attempt. Default 10 min, 1 ms to a day. A [`retry_wait`](Self::retry_wait) that is longer
+            /// is shortened to it.
+            max_retry_wait: Duration as time = Duration::from_secs(600), Duration::from_millis(1) => DAY;
         } }
     };
 }
@@ -305,6 +346,7 @@ impl Default for BrainBuilder {
             store: None,
             clock: Clock::new(clock::now),
             limits: Limits::default(),
+            max_running_of: Vec::new(),
             audit: Audit::default(),
         }
     }
@@ -321,6 +363,16 @@ impl BrainBuilder {
     /// Adds a contract that can be submitted as a task, and the arm that runs it.
     pub fn arm<C: TaskContract>(mut self, arm: impl Arm<C>) -> Self {
         self.dispatcher.serve::<C>(arm);
+        self
+    }
+
+    /// Sets the most tasks of a contract that run at a time, over all brains on the store. Tasks above it wait, and hold up none of
+    /// other contracts. Give all brains the same limit: each applies its own when it claims. A run whose brain is gone counts until
+    /// its lease has expired. At least 1, no limit by default.
+    pub fn max_running_of<C: TaskContract>(mut self, tasks: usize) -> Self {
+        let contract = C::SPEC.reference();
+        self.max_running_of.retain(|(limited, _)| *limited != contract);
+        self.max_running_of.push((contract, tasks));
         self
     }
 
@@ -386,7 +438,8 @@ impl BrainBuilder {
     /// Builds the brain.
     ///
     /// # Errors
-    /// A [`ConfigError`] for a name that is no arm id, a limit that is out of its range, or a contract that cannot be run.
+    /// A [`ConfigError`] for a name that is no arm id, a limit that is out of its range or of a contract that has no arm, or a
+    /// contract that cannot be run.
     pub fn build(self) -> Result<Brain, ConfigError> {
         if !is_arm_id(&self.dispatcher.card().arm_id) {
             return Err(ConfigError::new(
@@ -395,6 +448,20 @@ impl BrainBuilder {
             ));
         }
         self.limits.check()?;
+        for (contract, most) in &self.max_running_of {
+            if *most == 0 {
+                return Err(ConfigError::new(
+                    "max_running_of",
+                    format!("is 0 for {contract}: set it to at least 1"),
+                ));
+            }
+            if self.dispatcher.spec(contract).is_err() {
+                return Err(ConfigError::new(
+                    "max_running_of",
+                    format!("is set for {contract}, which has no arm here"),
+                ));
+            }
+        }
         match self.dispatcher.refused().first() {
             Some(invalid) => Err(invalid.clone()),
             None => Ok(self.assemble()),
@@ -403,10 +470,21 @@ impl BrainBuilder {
 
     /// Without a check: for the default limits.
     pub(crate) fn assemble(self) -> Brain {
-        let Self { dispatcher, transport, bus, store, clock, limits, audit } = self;
+        let Self { dispatcher, transport, bus, store, clock, limits, max_running_of, audit } = self;
         let is_alone = store.is_none();
         let store = store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
-        Brain::of(Inner::new(Arc::new(dispatcher), transport, bus, store, clock, (limits, audit), is_alone))
+        let dispatcher = Arc::new(dispatcher);
+        Brain::of(Inner::new(Parts {
+            dispatcher,
+            transport,
+            bus,
+            store,
+            clock,
+            limits,
+            max_running_of,
+            audit,
+            is_alone,
+        }))
     }
 
     fn config_mut(&mut self) -> &mut Limits {

@@ -17,7 +17,7 @@ use crate::{
     id::{StepKey, TaskId},
     parts::spent,
     store::{JournalEntry, Recorded, SideEffects, StoreError},
-    task::{Task, TaskRecord, TaskStatus},
+    task::{Task, TaskError, TaskRecord, TaskStatus},
     transport::Call,
 };
 
@@ -234,6 +234,27 @@ struct Reopening {
     reopened: Vec<JournalEntry>,
 }
 
+impl Reopening {
+    /// Sets what the next run of the task replays.
+    ///
+    /// # Errors
+    /// The budget of the task is used up.
+    fn prepare(
+        &self,
+        record: &mut TaskRecord,
+        journal: &[JournalEntry],
+        continues: bool,
+    ) -> Result<(), Failure> {
+        // What stays before a named step was recorded before the calls that are open again.
+        let made_again = continues.then(|| self.reopened.iter().map(|entry| entry.seq).min()).flatten();
+        record.will_replay(replayed(journal, &self.discarded, &self.reopened), made_again);
+        if record.budget().budget().after(record.used_before()).is_exhausted() {
+            return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
+        }
+        Ok(())
+    }
+}
+
 impl Brain {
     pub(super) async fn run_again(
         &self,
@@ -252,17 +273,13 @@ impl Brain {
                 return Err(Failure::new(ErrorKind::Conflict, message));
             }
             let journal = limited(self.0.store.journal(id, None, usize::MAX)).await?;
-            let Reopening { discarded, reopened } = match from {
+            let reopening = match from {
                 Some(step) => discard_from(step, &journal)?,
                 None => continue_after(record.failed_step(), &journal)?,
             };
             let mut record: TaskRecord = Arc::unwrap_or_clone(record);
-            // What stays before a named step was recorded before the calls that are open again.
-            let made_again = from.is_none().then(|| reopened.iter().map(|entry| entry.seq).min()).flatten();
-            record.will_replay(replayed(&journal, &discarded, &reopened), made_again);
-            if record.budget().budget().after(record.used_before()).is_exhausted() {
-                return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
-            }
+            reopening.prepare(&mut record, &journal, from.is_none())?;
+            let Reopening { discarded, reopened } = reopening;
             self.grant_again(&mut record, cx).await?;
             record.rerun(from.is_some(), self.0.clock.now())?;
             let task = record.task().clone();
@@ -278,6 +295,39 @@ impl Brain {
         scheduler::start(&self.0);
         Ok(task)
     }
+}
+
+/// Queues a task for another attempt after this error, as a rerun without a step would, and returns the journal entries that are
+/// open again. `None`, and an unchanged record, where none of its attempts is left or another one cannot help.
+///
+/// Another attempt can help where the failure is retryable: that of the arm, or of the call whose error the arm returned. A call that
+/// may have run and must not run twice is not made again, so that another attempt would end with `outcome_unknown`.
+pub(super) fn retry(
+    record: &mut TaskRecord,
+    error: &TaskError,
+    journal: &[JournalEntry],
+    now: Timestamp,
+) -> Option<Vec<JournalEntry>> {
+    let of_call = error.step.as_ref().and_then(|step| failure_of(step, journal));
+    let is_that_of_call = matches!(error.kind, ErrorKind::Unavailable | ErrorKind::UpstreamFailed);
+    let can_help = error.retryable || is_that_of_call && of_call.is_some_and(|failure| failure.retryable);
+    if !can_help || record.attempts_left() == 0 {
+        return None;
+    }
+    let reopening = continue_after(error.step.as_ref(), journal).ok()?;
+    if reopening.reopened.iter().any(|entry| matches!(entry.recorded, Recorded::Begun)) {
+        return None;
+    }
+    let mut next = record.clone();
+    reopening.prepare(&mut next, journal, true).ok()?;
+    next.retry(error.clone(), now).ok()?;
+    *record = next;
+    Some(reopening.reopened)
+}
+
+/// The recorded failure of a step.
+pub(super) fn failure_of<'a>(step: &StepKey, journal: &'a [JournalEntry]) -> Option<&'a Failure> {
+    journal.iter().find(|entry| entry.step == *step)?.recorded.failure()
 }
 
 /// The usage of the calls that stay recorded. One that is begun is unmetered.

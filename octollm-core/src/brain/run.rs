@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::display;
 
 use super::{
-    Inner, grants,
+    Inner, Limits, grants,
     journal::Journal,
     limited, meters,
     relay::publish,
     repeated,
-    replay::replayed,
+    replay::{failure_of, replayed, retry},
     scheduler::{Run, Stop},
     updates::UpdateLog,
 };
@@ -30,6 +30,7 @@ use crate::{
     error::{ArmError, ErrorKind, Failure},
     event::Event,
     json::RawJson,
+    resilience::random,
     store::{JournalEntry, SideEffects, StoreError, progress_event},
     task::{TaskError, TaskRecord, TaskRequest, TaskResult, TaskStatus},
     update::Progress,
@@ -71,7 +72,7 @@ pub(super) async fn run(inner: Arc<Inner>, started: Started) {
 }
 
 /// Queues a task again that was claimed and not started.
-pub(super) async fn release(inner: Arc<Inner>, record: Arc<TaskRecord>) {
+pub(super) async fn release(inner: &Inner, record: Arc<TaskRecord>) {
     let mut record = Arc::unwrap_or_clone(record);
     if record.release(inner.clock.now()).is_ok() {
         let effects = SideEffects::of_change(&record, inner.source());
@@ -97,7 +98,7 @@ async fn recorded(inner: &Arc<Inner>, started: &Started) -> Option<Vec<JournalEn
         read = repeated(|| inner.store.journal(id, None, usize::MAX)) => read,
         () = started.cancellation.cancelled() => {
             if inner.running.stopped(&started.run) == Some(Stop::Close) {
-                release(inner.clone(), started.record.clone()).await;
+                release(inner, started.record.clone()).await;
             }
             return None;
         }
@@ -223,12 +224,16 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
         };
         let written = match record {
             Ok(Some(record)) if record.is_held(&inner.holder, started.run.1) => {
-                let Ok(record) = end(inner, &record, started, ending, stop) else { return };
-                status = record.status();
-                let mut effects = SideEffects::of_change(&record, inner.source());
-                effects.updates.splice(..0, updates.iter().cloned());
-                effects.first_update = Some(first_update);
-                commit(inner, record, effects).await
+                match end(inner, &record, started, ending, stop).await {
+                    Ok(Some((record, mut effects))) => {
+                        status = record.status();
+                        effects.updates.splice(..0, updates.iter().cloned());
+                        effects.first_update = Some(first_update);
+                        inner.commit(record, effects).await
+                    }
+                    Ok(None) => return,
+                    Err(error) => Err(error),
+                }
             }
             // It ended elsewhere, or by a write that was reported as failed.
             Ok(_) => return,
@@ -257,48 +262,77 @@ fn ended(inner: &Inner, status: TaskStatus, ending: &Ending) {
     tracing::info!(%status, duration_ms, tokens, code, "the run of a task has ended");
 }
 
-/// Stores the end of a run. Where the task is queued again, its usage that is not recorded in the journal stays counted.
-async fn commit(inner: &Inner, mut record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
-    if record.status() == TaskStatus::Queued {
-        let journal = limited(inner.store.journal(record.id(), None, usize::MAX)).await?;
-        record.will_replay(replayed(&journal, &[], &[]), None);
-    }
-    inner.commit(record, effects).await
-}
-
-/// The record as the run leaves it.
-fn end(
+/// The record as the run leaves it, and what is stored with it. `None` where its status allows no such end.
+async fn end(
     inner: &Inner,
     record: &TaskRecord,
     started: &Started,
     ending: &Ending,
     stop: Option<Stop>,
-) -> Result<TaskRecord, Failure> {
-    let mut record = record.clone();
+) -> Result<Option<(TaskRecord, SideEffects)>, StoreError> {
+    let (mut record, now) = (record.clone(), inner.clock.now());
     record.report(ending.usage, ending.journal.arms_used(), ending.duration, started.log.progress());
-    settle(&mut record, ending, stop, inner.clock.now())?;
-    Ok(record)
-}
-
-/// Sets the status after an outcome. A result that came before the cancellation completes the task.
-fn settle(
-    record: &mut TaskRecord,
-    ending: &Ending,
-    stop: Option<Stop>,
-    now: Timestamp,
-) -> Result<(), Failure> {
-    let error = match &ending.result {
-        Ok(result) => return record.complete(result.clone(), now),
+    let changed = match &ending.result {
+        // A result that came before the cancellation completes the task.
+        Ok(result) => record.complete(result.clone(), now),
         Err(error) => match (error.kind(), stop) {
-            (ErrorKind::Cancelled, Some(Stop::Cancel)) => return record.cancel(now),
-            (ErrorKind::Cancelled, Some(Stop::Close)) => return record.release(now),
+            (ErrorKind::Cancelled, Some(Stop::Cancel)) => record.cancel(now),
+            (ErrorKind::Cancelled, Some(Stop::Close)) => {
+                // Usage that is not recorded in the journal stays counted.
+                record.will_replay(replayed(&journal(inner, &record).await?, &[], &[]), None);
+                record.release(now)
+            }
             _ => {
                 let step = error.step().filter(|step| ending.journal.has_failed(step)).cloned();
-                TaskError::from(error.failure()).at_step(step)
+                let task_error = TaskError::from(error.failure()).at_step(step);
+                if record.attempts_left() > 0
+                    && let Some(effects) =
+                        again(inner, &mut record, &task_error, error.failure(), now).await?
+                {
+                    return Ok(Some((record, effects)));
+                }
+                record.fail(task_error, now)
             }
         },
     };
-    record.fail(error, now)
+    let effects = || SideEffects::of_change(&record, inner.source());
+    Ok(changed.is_ok().then(effects).map(|effects| (record, effects)))
+}
+
+async fn journal(inner: &Inner, record: &TaskRecord) -> Result<Vec<JournalEntry>, StoreError> {
+    limited(inner.store.journal(record.id(), None, usize::MAX)).await
+}
+
+/// Queues a task for another attempt after a failure, where one is left and can help.
+async fn again(
+    inner: &Inner,
+    record: &mut TaskRecord,
+    error: &TaskError,
+    failure: &Failure,
+    now: Timestamp,
+) -> Result<Option<SideEffects>, StoreError> {
+    let journal = journal(inner, record).await?;
+    let retries = record.retries();
+    let of_call = error.step.as_ref().and_then(|step| failure_of(step, &journal));
+    let asked = failure.retry_after.or_else(|| of_call.and_then(|failure| failure.retry_after));
+    let wait = retry_wait(&inner.limits, retries, asked, random());
+    // The attempt would be refused.
+    let start = now.checked_add(wait).unwrap_or(Timestamp::MAX);
+    if grants::end_of(record).is_some_and(|end| end <= start) {
+        return Ok(None);
+    }
+    let Some(reopened) = retry(record, error, &journal, now) else { return Ok(None) };
+    let change = SideEffects::of_retry(record, wait, inner.source());
+    Ok(Some(SideEffects { journal: reopened, ..change }))
+}
+
+/// The longest wait for another attempt that a failure can ask for.
+const LONGEST_ASKED: Duration = Duration::from_secs(24 * 3600);
+
+/// The wait for another attempt after so many retries: a random part of a time that doubles, and at least what is asked for.
+fn retry_wait(limits: &Limits, retries: u32, asked: Option<Duration>, random: f64) -> Duration {
+    let doubled = limits.retry_wait.saturating_mul(2_u32.saturating_pow(retries));
+    doubled.min(limits.max_retry_wait).mul_f64(random).max(asked.unwrap_or_default().min(LONGEST_ASKED))
 }
 
 /// The result of an output. The output for a goal in words is a [`TaskResult`] itself.

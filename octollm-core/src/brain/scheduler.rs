@@ -22,6 +22,8 @@ use crate::{
 
 /// Pause after a failure of the store.
 const PAUSE: Duration = Duration::from_millis(250);
+/// The shortest wait for a delayed task.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Starts the loops of a brain, unless they run. They end with the brain.
 pub(super) fn start(inner: &Arc<Inner>) {
@@ -51,22 +53,22 @@ async fn schedule(brain: Loops, every: Duration) {
     drop(inner);
     loop {
         count.mark_unchanged();
-        let wait = {
+        let (wait, failed) = {
             let Some(inner) = brain.0.upgrade() else { return };
             if inner.running.is_closed() {
                 return;
             }
             match claim(&inner).await {
-                Ok(_) => every,
+                Ok((_, free_in)) => (free_in.map_or(every, |time| time.clamp(SHORTEST, every)), false),
                 Err(error) => {
                     tracing::warn!(%error, "tasks not claimed");
-                    PAUSE.min(every)
+                    (PAUSE.min(every), true)
                 }
             }
         };
         tokio::select! {
-            () = store_changed(&mut queue), if wait == every => {}
-            changed = count.changed(), if wait == every => if changed.is_err() { return },
+            () = store_changed(&mut queue), if !failed => {}
+            changed = count.changed(), if !failed => if changed.is_err() { return },
             () = ended.cancelled() => return,
             () = sleep(wait) => {}
         }
@@ -80,35 +82,44 @@ pub(super) async fn store_changed(changes: &mut watch::Receiver<()>) {
     }
 }
 
-/// Claims as many tasks as may run, starts them, and returns their number.
-pub(super) async fn claim(inner: &Arc<Inner>) -> Result<usize, StoreError> {
+/// Claims as many tasks as may run, and starts them. Returns their number, and the time until a delayed task is free.
+pub(super) async fn claim(inner: &Arc<Inner>) -> Result<(usize, Option<Duration>), StoreError> {
     // One at a time: each counts the room that is left.
     let _turn = inner.claiming.lock().await;
     let mut started = 0;
     loop {
         let room = inner.running.room();
         if room == 0 {
-            return Ok(started);
+            return Ok((started, None));
         }
         let (lease, asked) = (inner.limits.lease, Instant::now());
         let (holder, source, contracts) = (&*inner.holder, inner.source(), &*inner.contracts);
-        let claim = Claim { holder, contracts, lease, limit: room, source };
+        let claim =
+            Claim { holder, contracts, lease, limit: room, max_running: &inner.max_running_of, source };
         // Tasks that are claimed by a later answer are free again when their leases expire.
         let claimed = timeout(lease / 3, limited(inner.store.claim(&claim))).await;
         let claimed = claimed.map_err(|_| StoreError::Unavailable("no answer came in time".into()))??;
-        let count = claimed.len();
+        let count = claimed.tasks.len();
         started += count;
-        for (record, time_left) in claimed {
-            begin(inner, record, time_left, asked + lease);
+        for (record, time_left) in claimed.tasks {
+            if let Some(record) = begin(inner, record, time_left, asked + lease) {
+                run::release(inner, record).await;
+            }
         }
         // No more are free; the store reports those that come.
         if count < room {
-            return Ok(started);
+            return Ok((started, claimed.free_in));
         }
     }
 }
 
-fn begin(inner: &Arc<Inner>, record: Arc<TaskRecord>, time_left: Duration, held_until: Instant) {
+/// Starts a claimed task. Returns it where the brain begins no more runs.
+fn begin(
+    inner: &Arc<Inner>,
+    record: Arc<TaskRecord>,
+    time_left: Duration,
+    held_until: Instant,
+) -> Option<Arc<TaskRecord>> {
     let log = Arc::new(UpdateLog::new(record.id().clone(), record.task().progress.clone()));
     let run = (record.id().clone(), record.run());
     match inner.running.begin(run.clone(), log.clone(), held_until) {
@@ -116,11 +127,9 @@ fn begin(inner: &Arc<Inner>, record: Arc<TaskRecord>, time_left: Duration, held_
             let span = meters::span(&record);
             let started = run::Started { record, time_left, run, log, cancellation };
             tokio::spawn(run::run(inner.clone(), started).instrument(span));
+            None
         }
-        // The brain was closed meanwhile, or begins no more runs.
-        None => {
-            tokio::spawn(run::release(inner.clone(), record));
-        }
+        None => Some(record),
     }
 }
 

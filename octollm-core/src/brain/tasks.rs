@@ -1,15 +1,16 @@
 //! What a brain offers as an orchestrator.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 use super::{Brain, grants, limited, replay::report_recorded, scheduler, scheduler::Stop, updates};
 use crate::{
     audit::AuditEntry,
     card::ArmCard,
     context::Context,
-    contract::ContractRef,
+    contract::{ContractRef, Violation},
     error::{ErrorKind, Failure},
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, MAX_STEPS, Orchestrator, TaskPage, TaskUpdates, authorize_unknown},
@@ -39,8 +40,8 @@ impl Orchestrator for Brain {
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
         let contract = submission.contract.clone();
         let prepared = self.prepare(submission, cx).await;
-        let record = self.refusal_recorded(prepared, (Some(&contract), None), cx).await?;
-        self.accept(record, cx).await
+        let (record, delay) = self.refusal_recorded(prepared, (Some(&contract), None), cx).await?;
+        self.accept(record, delay, cx).await
     }
 
     async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
@@ -97,6 +98,10 @@ impl Orchestrator for Brain {
 
     async fn cards(&self) -> Vec<ArmCard> {
         self.0.transport.cards().await
+    }
+
+    fn configured_arms(&self) -> Vec<String> {
+        self.0.transport.configured_arms()
     }
 
     async fn drain(&self) {
@@ -191,46 +196,50 @@ impl Brain {
         }
     }
 
-    /// Checks a submission, and makes a task of it.
+    /// Checks a submission, and makes a task of it. Returns it with the time from now on by which it is delayed.
     pub(super) async fn prepare(
         &self,
         mut submission: Submission,
         cx: &Context,
-    ) -> Result<TaskRecord, Failure> {
+    ) -> Result<(TaskRecord, Option<Duration>), Failure> {
         self.is_open()?;
         if let Some(failure) = spent(cx.deadline(), cx.budget()) {
             return Err(failure);
         }
         let spec = self.0.dispatcher.spec(&submission.contract)?;
         self.authorize(&submission.contract, cx)?;
-        submission.budget.check().map_err(Failure::invalid)?;
+        submission.check().map_err(Failure::invalid)?;
         self.0.dispatcher.check(&submission.contract, submission.input.as_str().as_bytes())?;
         // A task has no more budget than its submitter. The deadline of the submitter is for the submission alone.
         submission.budget = submission.budget.within(cx.budget());
         let asked = submission.budget.time().unwrap_or(spec.timeout);
         let time_limit = asked.min(self.0.limits.max_task_time);
-        let mut record = TaskRecord::new(submission, cx.parts(), time_limit, self.0.clock.now());
+        let (delay, now) = (submission.run_in, self.0.clock.now());
+        let mut record = TaskRecord::new(submission, cx.parts(), time_limit, now);
         record.set_caller(self.granted(cx).await?);
-        Ok(record)
+        check_start(&record, delay, now).map_err(|violation| Failure::invalid(vec![violation]))?;
+        Ok((record, delay))
     }
 
-    /// Queues a task.
-    pub(super) async fn store(&self, record: TaskRecord) -> Result<Task, Failure> {
+    /// Queues a task, or returns the one that has its uniqueness key.
+    pub(super) async fn store(&self, record: TaskRecord, delay: Option<Duration>) -> Result<Task, Failure> {
         let _wakes = self.0.relay.wakes();
         scheduler::start(&self.0);
         self.0.relay.caught_up().await;
-        let task = record.task().clone();
+        let id = record.id().clone();
         // The submitter knows that it is queued: the live updates begin with its start.
-        let effects = SideEffects { updates: Vec::new(), ..SideEffects::of_change(&record, self.0.source()) };
+        let change = SideEffects::of_change(&record, self.0.source());
+        let effects = SideEffects { updates: Vec::new(), delay, ..change };
         let (tasks, bytes) = (self.0.limits.max_queued, self.0.limits.max_queued_bytes);
         match limited(self.0.store.create(record, effects, tasks, bytes)).await {
-            Ok(()) => {
+            Ok(stored) if *stored.id() == id => {
                 self.0.meters.submitted.count();
-                Ok(task)
+                Ok(stored.task().clone())
             }
+            Ok(existing) => Ok(Task { existing: true, ..self.live(&existing) }),
             // It may have been stored all the same.
-            Err(error @ StoreError::Unavailable(_)) => match limited(self.0.store.get(&task.task_id)).await {
-                Ok(Some(_)) => Ok(task),
+            Err(error @ StoreError::Unavailable(_)) => match limited(self.0.store.get(&id)).await {
+                Ok(Some(stored)) => Ok(stored.task().clone()),
                 _ => Err(uncertain(error)),
             },
             Err(error) => Err(error.into()),
@@ -262,6 +271,25 @@ pub(super) fn uncertain(error: StoreError) -> Failure {
     }
     let failure = Failure::from(error);
     Failure { may_have_executed: failure.may_have_executed || unknown, ..failure }
+}
+
+/// Checks that a task is not started so late that its grant has ended, or in ten years.
+fn check_start(record: &TaskRecord, delay: Option<Duration>, now: Timestamp) -> Result<(), Violation> {
+    let after = |time: Duration| now.checked_add(time).unwrap_or(Timestamp::MAX);
+    let (start, path) = match (record.run_at(), delay) {
+        (Some(at), _) if at > after(Submission::MAX_DELAY) => {
+            return Err(Violation::new("run_at", "is more than ten years ahead"));
+        }
+        (Some(at), _) if at > now => (at, "run_at"),
+        (None, Some(delay)) => (after(delay), "run_in_seconds"),
+        _ => return Ok(()),
+    };
+    match grants::end_of(record) {
+        Some(end) if end <= start => {
+            Err(Violation::new(path, format!("is after {end}, when the grant of the task ends")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// How many items of these sizes fit into a page of so many bytes: at least one.

@@ -21,7 +21,7 @@ use crate::{
     deadline::Deadline,
     dropped::Sent,
     error::{CallError, ErrorKind, Failure},
-    explain::{CallRecord, CallStep},
+    explain::{CallEvent, CallRecord},
     json::{self, read_value},
     parts::spent,
     spans::{self, Scope},
@@ -117,20 +117,23 @@ impl<T> CallFuture<T> {
     /// # async fn main() {
     /// # let (cx, contract) = (Context::detached(), "code.validate".parse::<ContractRef>().unwrap());
     /// let (answer, steps) = cx.call_json(&contract, &json!({})).retry(2).explained().await;
-    /// for step in steps {
-    ///     eprintln!("{:?}: {:?}", step.at, step.what);
+    /// for (at, what) in steps {
+    ///     eprintln!("{at:?}: {what:?}");
     /// }
     /// # }
     /// ```
     ///
     /// # Cancel safety
     /// As that of the call.
-    pub async fn explained(self) -> (Result<T, CallError>, Vec<CallStep>)
+    pub async fn explained(self) -> (Result<T, CallError>, Vec<(Duration, CallEvent)>)
     where
         T: 'static,
     {
         let record = CallRecord::new();
         let answer = self.with(|request| request.explain = Some(record.clone())).await;
+        if let Err(error) = &answer {
+            record.ended(error);
+        }
         (answer, record.steps())
     }
 

@@ -113,12 +113,14 @@ fn refusal(begun: &Begun) -> Failure {
             let words = "there are too many calls with idempotency keys";
             Failure::new(ErrorKind::Overloaded, words).retryable_after(STILL_RUNNING).before_execution()
         }
-        _ => {
-            let words =
-                "a call with this idempotency key may have been executed, and its outcome is not known";
-            Failure::new(ErrorKind::OutcomeUnknown, words)
-        }
+        _ => outcome_unknown(),
     }
+}
+
+/// The failure of a call that may have been executed, and of which there is no record.
+pub(super) fn outcome_unknown() -> Failure {
+    let words = "a call with this idempotency key may have been executed, and its outcome is not known";
+    Failure::new(ErrorKind::OutcomeUnknown, words)
 }
 
 /// Limits the time of an operation of a store.

@@ -19,6 +19,7 @@ pub(super) struct CallFacts {
     failure: Failure,
     arm: Option<String>,
     endpoint: Option<String>,
+    instance: Option<String>,
     step: Option<StepKey>,
     attempts: u32,
     usage: Usage,
@@ -28,8 +29,17 @@ pub(super) struct CallFacts {
 impl CallError {
     /// A call of `contract` that failed before an arm was chosen, or as an arm reported.
     pub fn new(contract: ContractRef, failure: Failure) -> Self {
-        let (arm, endpoint, step, usage, source) = (None, None, None, Usage::default(), None);
-        Self(Box::new(CallFacts { contract, failure, arm, endpoint, step, attempts: 1, usage, source }))
+        Self(Box::new(CallFacts {
+            contract,
+            failure,
+            arm: None,
+            endpoint: None,
+            instance: None,
+            step: None,
+            attempts: 1,
+            usage: Usage::default(),
+            source: None,
+        }))
     }
 
     /// Sets the arm that was called.
@@ -43,6 +53,13 @@ impl CallError {
     #[must_use]
     pub fn with_endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.0.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Sets the process of the arm that was called: [`ArmCard::instance`](crate::card::ArmCard::instance).
+    #[must_use]
+    pub fn with_instance(mut self, instance: impl Into<String>) -> Self {
+        self.0.instance = Some(instance.into());
         self
     }
 
@@ -97,12 +114,18 @@ impl CallError {
         self.0.endpoint.as_deref()
     }
 
+    /// The process of the arm that was called, by the card that was valid then. `None` where it is not known.
+    pub fn instance(&self) -> Option<&str> {
+        self.0.instance.as_deref()
+    }
+
     /// The step: which call of its task it was. `None` where it was made without a context.
     pub fn step(&self) -> Option<&StepKey> {
         self.0.step.as_ref()
     }
 
-    /// The number of attempts.
+    /// The number of tries. One attempt of a client tries another endpoint where no connection could be made to the first one. Each
+    /// of them counts, so that this can exceed the attempts that were allowed. An endpoint that a circuit breaker passes over does not.
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }

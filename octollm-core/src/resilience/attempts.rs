@@ -109,6 +109,9 @@ impl Attempts {
     ) -> Option<Duration> {
         self.used = self.used.plus(error.usage());
         self.sent = self.sent.saturating_add(error.attempts());
+        if error.may_have_executed() && !self.may_have_executed {
+            call.instance = error.instance().map(Into::into);
+        }
         self.may_have_executed |= error.may_have_executed();
         call.parts.budget = call.parts.budget.after(error.usage());
         if let Some(record) = &call.explain {
@@ -117,6 +120,7 @@ impl Attempts {
         let keys = policy.keys(call);
         let failed = Failed {
             failure: error.failure(),
+            may_have_executed: self.may_have_executed,
             repeatable: call.is_idempotent() || keys != Keys::None,
             retries: self.retries,
             allowed: self.allowed,
@@ -179,7 +183,16 @@ impl FailedRequest<'_> {
     /// token of the `budget`.
     pub fn wait(&self, limits: &RetryLimits, budget: &RetryBudget, now: Instant) -> Option<Duration> {
         let Self { failure, repeatable, retries, allowed, deadline } = *self;
-        let failed = Failed { failure, repeatable, retries, allowed, deadline, budget: Budget::UNLIMITED };
+        let may_have_executed = failure.may_have_executed;
+        let failed = Failed {
+            failure,
+            may_have_executed,
+            repeatable,
+            retries,
+            allowed,
+            deadline,
+            budget: Budget::UNLIMITED,
+        };
         let wait = limits.wait(&failed, now, random())?;
         let code = failure.kind.code();
         if !budget.withdraw(now) {

@@ -4,13 +4,16 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::sync::{AtomicU64, Mutex, Ordering, PoisonError};
+use super::sync::{AtomicBool, AtomicU64, Mutex, Ordering, PoisonError};
 
 /// Bounds the retries and hedges at one target, so that they cannot multiply its load when it fails.
 ///
 /// It is a bucket of tokens, and each further attempt takes one. Each first attempt adds a fifth of a token, each second adds
 /// ten, and it has at most what ten seconds add: over any time T there are at most `0.2 · calls + 10 · T + 100` further
 /// attempts. It starts full. Clones share their tokens.
+///
+/// Where a [`RetryLayer`](super::RetryLayer) and a [`HedgeLayer`](super::HedgeLayer) share a budget, the retry counts the first attempts,
+/// so that each is counted once.
 ///
 /// ```
 /// use octollm_core::resilience::{RetryBudget, RetryLayer};
@@ -29,6 +32,8 @@ struct Bucket {
     most: u64,
     /// What first attempts have added since the last withdrawal.
     deposited: AtomicU64,
+    /// Whether a retry counts the first attempts.
+    is_fed_by_retry: AtomicBool,
     level: Mutex<Level>,
 }
 
@@ -43,14 +48,28 @@ struct Level {
 const TOKEN: u64 = 1_000_000_000;
 
 impl RetryBudget {
-    /// A budget of so many percent of the calls, at most 1 000, and of so many further attempts per second besides.
+    /// A budget of so many percent of the calls, at most 1 000, and of so many further attempts per second besides. It holds at least one
+    /// token, and starts full: with 0 and 0 there is one further attempt.
     pub fn new(percent: u32, per_second: u32) -> Self {
         let per_second = u64::from(per_second) * TOKEN;
         // At least one, for a budget without a reserve.
         let most = per_second.saturating_mul(10).max(TOKEN);
         let level = Mutex::new(Level { parts: most, at: None });
         let share = u64::from(percent.min(1_000)) * (TOKEN / 100);
-        Self(Arc::new(Bucket { share, per_second, most, deposited: AtomicU64::new(0), level }))
+        let (deposited, is_fed_by_retry) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self(Arc::new(Bucket { share, per_second, most, deposited, is_fed_by_retry, level }))
+    }
+
+    /// Declares that a retry counts the first attempts. What is below it would count them twice.
+    pub(super) fn feed_by_retry(&self) {
+        self.0.is_fed_by_retry.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts a first attempt, unless a retry does.
+    pub(super) fn deposit_unless_retried(&self) {
+        if !self.0.is_fed_by_retry.load(Ordering::Relaxed) {
+            self.deposit();
+        }
     }
 
     /// Counts a first attempt, without reading the clock.

@@ -34,7 +34,8 @@ static HEDGES: LazyLock<Counters> = LazyLock::new(|| {
 ///
 /// There is one further call at most, and it takes a token of the [`RetryBudget`], so that hedges cannot multiply the load of a
 /// target that is slow. Until 20 calls have been answered there is none. A call that fails is not hedged: that is for a
-/// [`RetryLayer`](super::RetryLayer), which belongs above this one. Every value of a limit is valid.
+/// [`RetryLayer`](super::RetryLayer), which belongs above this one. As a `layer` of `Arms` it is above the retries of the client: the
+/// first call and the hedge then each have further attempts of their own. Every value of a limit is valid.
 ///
 /// ```
 /// use std::time::Duration;
@@ -73,7 +74,8 @@ impl<P> HedgeLayer<P> {
         self
     }
 
-    /// Sets the budget of the second calls (default: one of this layer's own, with 20 % and 10/s).
+    /// Sets the budget of the second calls (default: one of this layer's own, with 20 % and 10/s). Of one that it shares with a
+    /// [`RetryLayer`](super::RetryLayer), the calls that pass that layer count, and those that pass this one do not.
     #[must_use]
     pub fn budget(mut self, budget: RetryBudget) -> Self {
         self.budget = budget;
@@ -134,7 +136,7 @@ where
     fn call(&mut self, mut request: P::Request) -> Self::Future {
         let mut first = take_ready(&mut self.service);
         let Rules { layer, latencies } = &*self.rules;
-        layer.budget.deposit();
+        layer.budget.deposit_unless_retried();
         let wait = latencies.lock().unwrap_or_else(PoisonError::into_inner).late();
         let mut spare = None;
         if let Some(wait) = wait {

@@ -1,5 +1,6 @@
 //! Layers for any tower service of [`Call`](crate::transport::Call)s that survive the failures of arms. They are independent of
-//! HTTP. By a [`Protocol`] they work for services of other requests as well.
+//! HTTP. By a [`Protocol`] they work for services of other requests as well. Programs that depend on `octollm` alone write
+//! `octollm::resilience` where the examples have `octollm_core::resilience`.
 //!
 //! | layer | |
 //! |---|---|
@@ -15,10 +16,10 @@
 //!
 //! - Attempts are left: [`RetryLayer::retries`], or those that the call itself
 //!   [asks for](crate::context::CallFuture::retry).
-//! - The failure is [`retryable`](crate::error::Failure::retryable). A failure of a hop further down is not: only the hop
-//!   beside it retries. Nor is one that the same call meets again: 4xx but for `rate_limited` and `request_timeout`, a
+//! - The failure is [`retryable`](crate::error::Failure::retryable). A failure that is passed on from a hop further down is not,
+//!   whatever its kind: only the hop beside it retries. Nor is one that the same call meets again: 4xx but for `rate_limited` and `request_timeout`, a
 //!   passed deadline, a spent budget, a cancellation.
-//! - It is safe: the work was never begun, or the caller's own contract is idempotent, or the arm honours the key of the
+//! - It is safe: no attempt has begun the work, or the caller's own contract is idempotent, or the arm honours the key of the
 //!   call ([`RetryLayer::keys_honoured`]).
 //! - The wait ends before the deadline, and something of the budget is left.
 //! - The [`RetryBudget`] has a token.
@@ -75,12 +76,12 @@ use std::{
 mod sync {
     pub(super) use std::sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     };
 }
 
 /// At least 0 and below 1.
-fn random() -> f64 {
+pub(crate) fn random() -> f64 {
     (RandomState::new().hash_one(()) >> 11) as f64 / (1_u64 << 53) as f64
 }
 

@@ -50,7 +50,7 @@ impl RetryLimits {
     /// How long to wait for the next attempt; `None` where there is none. `random` is at least 0 and below 1.
     pub(super) fn wait(&self, failed: &Failed<'_>, now: Instant, random: f64) -> Option<Duration> {
         let failure = failed.failure;
-        let safe = failed.repeatable || !failure.may_have_executed;
+        let safe = failed.repeatable || !failed.may_have_executed;
         if failed.retries >= failed.allowed || !safe || !failure.retryable || is_final(failure) {
             return None;
         }
@@ -81,6 +81,8 @@ impl RetryLimits {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Failed<'a> {
     pub(super) failure: &'a Failure,
+    /// Whether this attempt or an earlier one may have done the work.
+    pub(super) may_have_executed: bool,
     /// Whether the call may be sent again after the work was done.
     pub(super) repeatable: bool,
     /// Attempts after the first one.
@@ -119,6 +121,7 @@ mod tests {
     fn failed(failure: &Failure) -> Failed<'_> {
         Failed {
             failure,
+            may_have_executed: failure.may_have_executed,
             repeatable: true,
             retries: 0,
             allowed: 2,

@@ -83,7 +83,7 @@ pub trait Protocol {
     /// What it returns where it fails.
     type Error;
 
-    /// What a result means for a circuit breaker.
+    /// What a result says of the target.
     fn outcome(&self, result: Result<&Self::Response, &Self::Error>) -> Outcome;
 
     /// The error of a request that a layer refuses or gives up.
@@ -155,8 +155,8 @@ pub enum Refusal {
 
 /// The protocol of [`Call`]s.
 ///
-/// A 4xx is the answer of a working endpoint, `rate_limited` included. A failure that an arm passes on from an arm that it called
-/// does not count against the endpoint in between.
+/// A 4xx is the answer of a working endpoint. After `rate_limited` and where the contract is not there, the endpoint has
+/// [declined](Outcome::Declined) the call, as where an arm passes on the failure of an arm that it called.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Calls;
 
@@ -166,7 +166,11 @@ impl Protocol for Calls {
     type Error = CallError;
 
     fn outcome(&self, result: Result<&Reply, &CallError>) -> Outcome {
-        let failed = |error: &CallError| outcome_of_failure(error.failure(), error.endpoint().is_some());
+        let failed = |error: &CallError| match error.attempts() {
+            // This side has refused it: for a missing token, or by a breaker below.
+            0 => Outcome::Ignored,
+            _ => outcome_of_failure(error.failure(), error.endpoint().is_some()),
+        };
         result.map_or_else(failed, |_| Outcome::Success)
     }
 
@@ -237,9 +241,14 @@ pub fn outcome_of_failure(failure: &Failure, has_endpoint: bool) -> Outcome {
         ErrorKind::DeadlineExceeded | ErrorKind::Timeout if !sent => Outcome::Ignored,
         // No endpoint has refused it: this side has.
         ErrorKind::Overloaded if !has_endpoint => Outcome::Ignored,
-        // The answer of a working endpoint about another one, or about a task.
-        ErrorKind::UpstreamFailed | ErrorKind::Unavailable if sent && passed_on => Outcome::Success,
-        ErrorKind::JournalMismatch | ErrorKind::NotImplemented => Outcome::Success,
+        // The answer of a working endpoint about another one.
+        ErrorKind::UpstreamFailed | ErrorKind::Unavailable if sent && passed_on => Outcome::Declined,
+        ErrorKind::RateLimited
+        | ErrorKind::ContractNotOffered
+        | ErrorKind::NotFound
+        | ErrorKind::NotImplemented => Outcome::Declined,
+        // It is about the task.
+        ErrorKind::JournalMismatch => Outcome::Success,
         kind if kind.status() < 500 => Outcome::Success,
         _ => Outcome::Failure,
     }
@@ -262,7 +271,8 @@ mod tests {
                 Cancelled | CircuitOpen => Outcome::Ignored,
                 ArmFailed | ArmPanicked | Internal | UpstreamFailed | BadResponse | ConnectionLost
                 | Unavailable | Overloaded | Unreachable | DeadlineExceeded | Timeout => Outcome::Failure,
-                JournalMismatch | NotImplemented => Outcome::Success,
+                RateLimited | ContractNotOffered | NotFound | NotImplemented => Outcome::Declined,
+                JournalMismatch => Outcome::Success,
                 _ => {
                     assert!((400..500).contains(&kind.status()), "{kind}");
                     Outcome::Success
@@ -288,9 +298,14 @@ mod tests {
         ] {
             let below = CallError::new("c.d".parse().unwrap(), Failure::of(kind));
             let passed_on = crate::error::ArmError::from(below).into_failure();
-            assert_eq!(outcome(passed_on), Outcome::Success, "{kind}");
+            assert_eq!(outcome(passed_on), Outcome::Declined, "{kind}");
         }
         let shed = CallError::new("a.b".parse().unwrap(), Failure::of(ErrorKind::Overloaded));
         assert_eq!(Calls.outcome(Err(&shed)), Outcome::Ignored);
+        for &kind in ErrorKind::ALL {
+            let refused = CallError::new("a.b".parse().unwrap(), Failure::of(kind));
+            let refused = refused.with_endpoint("http://judge").with_attempts(0);
+            assert_eq!(Calls.outcome(Err(&refused)), Outcome::Ignored, "{kind}");
+        }
     }
 }

@@ -10,12 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use pin_project_lite::pin_project;
 use serde_json::Value;
 use tokio::time::{Instant, Sleep, sleep};
 use tower::{
     Layer, Service, ServiceExt,
-    retry::{Policy, Retry, future::ResponseFuture},
+    retry::{Policy, Retry},
 };
 
 use super::{
@@ -133,6 +132,10 @@ impl<P> RetryLayer<P> {
         self
     }
 
+    fn feed_budget(&self) {
+        self.budget.iter().for_each(RetryBudget::feed_by_retry);
+    }
+
     /// Removes the budget. Then a target that fails gets all attempts of all calls.
     #[must_use]
     pub fn without_budget(mut self) -> Self {
@@ -160,6 +163,7 @@ impl<S> Layer<S> for RetryLayer {
     type Service = CallRetry<S>;
 
     fn layer(&self, service: S) -> Self::Service {
+        self.feed_budget();
         CallRetry { rules: Arc::new(self.clone()), service }
     }
 }
@@ -168,6 +172,7 @@ impl<S, P: Repeat + Clone> Layer<S> for RetryLayer<P> {
     type Service = Retry<RequestPolicy<P>, S>;
 
     fn layer(&self, service: S) -> Self::Service {
+        self.feed_budget();
         let rules = Arc::new((self.policy.limits, self.budget.clone()));
         Retry::new(RequestPolicy { rules, protocol: self.protocol.clone(), retries: 0 }, service)
     }
@@ -230,118 +235,67 @@ where
 {
     type Response = Reply;
     type Error = CallError;
-    type Future = Retrying<S>;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CallError>> {
         self.service.poll_ready(cx)
     }
 
-    fn call(&mut self, mut call: Call) -> Self::Future {
+    fn call(&mut self, call: Call) -> Self::Future {
         let mut service = take_ready(&mut self.service);
-        let rules = self.rules.clone();
-        let attempts = Attempts::new(&rules.policy, &call);
-        if let Some(budget) = &rules.budget {
+        let attempts = Attempts::new(&self.rules.policy, &call);
+        // A further attempt of a retry above is none to count.
+        if let Some(budget) = self.rules.budget.as_ref().filter(|_| call.parts.attempt <= 1) {
             budget.deposit();
         }
         if attempts.allowed() == 0 {
-            return Retrying::Once { attempt: service.call(call) };
+            return Box::pin(async move { attempt(&mut service, call).await });
         }
-        // What is below would multiply them.
-        call.retry = Some(0);
-        let reported = Reported::watch(&mut call);
-        let mut retry = Retry::new(CallPolicy { rules, attempts, reported }, Bounded(service));
-        Retrying::Attempts { attempts: retry.call(call) }
+        Box::pin(retried(self.rules.clone(), service, call, attempts))
     }
 }
 
-pin_project! {
-    /// The future of a [`CallRetry`].
-    #[project = RetryingProjection]
-    pub enum Retrying<S>
-    where
-        S: Service<Call, Response = Reply, Error = CallError>,
-        S: Clone,
-        S: Send,
-        S: 'static,
-        S::Future: Send,
-    {
-        Once { #[pin] attempt: S::Future },
-        Attempts { #[pin] attempts: ResponseFuture<CallPolicy, Bounded<S>, Call> },
-    }
-}
-
-impl<S> Future for Retrying<S>
-where
-    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + 'static,
-    S::Future: Send,
-{
-    type Output = Result<Reply, CallError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            RetryingProjection::Once { attempt } => attempt.poll(cx),
-            RetryingProjection::Attempts { attempts } => attempts.poll(cx),
-        }
-    }
-}
-
-/// The retries of one call.
-#[derive(Clone)]
-pub struct CallPolicy {
+/// Sends a call until it is answered, or a further attempt does not help or may not follow.
+async fn retried<S>(
     rules: Arc<RetryLayer>,
-    attempts: Attempts,
-    reported: Arc<Reported>,
-}
-
-impl Policy<Call, Reply, CallError> for CallPolicy {
-    type Future = Sleep;
-
-    fn retry(&mut self, call: &mut Call, result: &mut Result<Reply, CallError>) -> Option<Sleep> {
-        let error = match result {
-            Ok(reply) => {
-                self.attempts.answered(reply);
-                return None;
+    mut service: S,
+    mut call: Call,
+    mut attempts: Attempts,
+) -> Result<Reply, CallError>
+where
+    S: Service<Call, Response = Reply, Error = CallError>,
+{
+    // What is below would multiply them.
+    call.retry = Some(0);
+    let reported = Reported::watch(&mut call);
+    loop {
+        let mut error = match attempt(&mut service, call.clone()).await {
+            Ok(mut reply) => {
+                attempts.answered(&mut reply);
+                return Ok(reply);
             }
             Err(error) => error,
         };
-        let RetryLayer { policy, budget, .. } = &*self.rules;
-        let wait = self.attempts.failed(policy, budget.as_ref(), call, error, Instant::now())?;
-        if let Some(handle) = self.reported.latest() {
+        let RetryLayer { policy, budget, .. } = &*rules;
+        let now = Instant::now();
+        let Some(wait) = attempts.failed(policy, budget.as_ref(), &mut call, &mut error, now) else {
+            return Err(error);
+        };
+        if let Some(handle) = reported.latest() {
             call.handle = Some(handle);
         }
-        Some(sleep(wait))
-    }
-
-    fn clone_request(&mut self, call: &Call) -> Option<Call> {
-        Some(call.clone())
+        sleep(wait).await;
     }
 }
 
-/// Ends each attempt at the deadline of its call. It is always ready: what has to be waited for is part of the attempt.
-#[derive(Debug, Clone)]
-pub struct Bounded<S>(S);
-
-impl<S> Service<Call> for Bounded<S>
+/// Waits until the service is ready, and sends a call, until the deadline of the call.
+async fn attempt<S>(service: &mut S, call: Call) -> Result<Reply, CallError>
 where
-    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + 'static,
-    S::Future: Send,
+    S: Service<Call, Response = Reply, Error = CallError>,
 {
-    type Response = Reply;
-    type Error = CallError;
-    type Future = Pin<Box<dyn Future<Output = Result<Reply, CallError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), CallError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Call) -> Self::Future {
-        let mut service = take_ready(&mut self.0);
-        Box::pin(async move {
-            let (deadline, contract) = (call.parts.deadline, call.contract.clone());
-            let attempt = async { service.ready().await?.call(call).await };
-            sent_until(deadline, &contract, attempt, report).await
-        })
-    }
+    let (deadline, contract) = (call.parts.deadline, call.contract.clone());
+    let answer = async { service.ready().await?.call(call).await };
+    sent_until(deadline, &contract, answer, report).await
 }
 
 /// Remembers the handle that an attempt reports, for the next one.
@@ -384,21 +338,5 @@ impl UpdateSink for Reported {
 impl fmt::Debug for Reported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reported").field("handle", &self.latest()).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for CallPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallPolicy").field("attempts", &self.attempts).finish_non_exhaustive()
-    }
-}
-
-impl<S> fmt::Debug for Retrying<S>
-where
-    S: Service<Call, Response = Reply, Error = CallError> + Clone + Send + 'static,
-    S::Future: Send,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retrying").finish_non_exhaustive()
     }
 }

@@ -1,6 +1,6 @@
 //! What is stored together with a change of a task.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -11,7 +11,7 @@ use crate::{
     event::Event,
     id::StepKey,
     size,
-    task::{TaskError, TaskEvent, TaskRecord, TaskUpdate},
+    task::{TaskError, TaskEvent, TaskRecord, TaskStatus, TaskUpdate},
     update::Progress,
 };
 
@@ -30,15 +30,32 @@ pub struct SideEffects {
     pub discarded: Vec<StepKey>,
     /// Journal entries that are written after that.
     pub journal: Vec<JournalEntry>,
+    /// Time for which the task is delayed from now on, by the store's clock: the store calls [`TaskRecord::run_in`] with it.
+    pub delay: Option<Duration>,
+    /// Whether a brain may now claim a task that was free before, as where the end of this one makes room below a
+    /// [limit](Claim::max_running). The store reports it as a change of the queue.
+    pub makes_room: bool,
 }
 
 impl SideEffects {
     /// The event and the update of a task's new status.
     pub(crate) fn of_change(record: &TaskRecord, source: &str) -> Self {
+        let error = record.task().error.as_ref().filter(|_| record.status() == TaskStatus::Failed);
+        Self::with_error(record, error, source)
+    }
+
+    /// The same where an attempt failed and another one follows after a delay.
+    pub(crate) fn of_retry(record: &TaskRecord, delay: Duration, source: &str) -> Self {
+        let effects = Self::with_error(record, record.task().error.as_ref(), source);
+        Self { delay: Some(delay), ..effects }
+    }
+
+    fn with_error(record: &TaskRecord, error: Option<&TaskError>, source: &str) -> Self {
         let mut effects = Self::default();
         let task = record.task();
-        let mut event = TaskEvent::of_status(task.task_id.clone(), record.contract().clone(), task.status);
-        if let Some(error) = &task.error {
+        let mut event = TaskEvent::of_status(task.task_id.clone(), record.contract().clone(), task.status)
+            .with_attempt(task.attempt);
+        if let Some(error) = error {
             event = event.with_error(brief(error));
         }
         if task.status.is_finished() {
@@ -54,7 +71,7 @@ impl SideEffects {
             seq: 0,
             status: task.status,
             result: task.result.clone(),
-            error: task.error.clone(),
+            error: error.cloned(),
         });
         effects
     }
@@ -72,8 +89,21 @@ pub struct Claim<'a> {
     pub lease: Duration,
     /// Greatest number of tasks.
     pub limit: usize,
+    /// For some of the contracts, how many of its tasks may be processing with a lease that has not expired, over all brains.
+    pub max_running: &'a [(ContractRef, usize)],
     /// Source of the events of the claim.
     pub source: &'a str,
+}
+
+/// What a brain has claimed: the answer of [`TaskStore::claim`](super::TaskStore::claim).
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Claimed {
+    /// Each task, with its new run number, and the time that is left to its deadline.
+    pub tasks: Vec<(Arc<TaskRecord>, Duration)>,
+    /// Time until the first of the queued tasks of these contracts that are [delayed](TaskRecord::run_at) is free. `None` where
+    /// none is delayed, or it is not known because more tasks than those claimed may be free.
+    pub free_in: Option<Duration>,
 }
 
 impl<'a> Claim<'a> {
@@ -85,7 +115,19 @@ impl<'a> Claim<'a> {
         limit: usize,
         source: &'a str,
     ) -> Self {
-        Self { holder, contracts, lease, limit, source }
+        Self { holder, contracts, lease, limit, max_running: &[], source }
+    }
+
+    /// Sets how many tasks of some of the contracts may be processing.
+    #[must_use]
+    pub const fn max_running(mut self, limits: &'a [(ContractRef, usize)]) -> Self {
+        self.max_running = limits;
+        self
+    }
+
+    /// The most tasks of a contract that may be processing. `None` where it has no limit.
+    pub fn max_running_of(&self, contract: &ContractRef) -> Option<usize> {
+        self.max_running.iter().find(|(limited, _)| limited == contract).map(|(_, most)| *most)
     }
 
     /// Starts a run of the task, with a lease from `now` by the store's clock. Returns what the store writes together with the

@@ -1,6 +1,9 @@
 //! A store in memory.
 
+mod index;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashSet,
@@ -13,7 +16,7 @@ use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 
 use self::tables::{ChangeHub, Row, Tables, Topic};
-use super::{Claim, JournalEntry, SideEffects, StoreError, TaskStore};
+use super::{Claim, Claimed, JournalEntry, SideEffects, StoreError, TaskStore};
 use crate::{
     clock,
     event::Event,
@@ -114,14 +117,35 @@ impl MemoryStore {
         at.checked_add(started.elapsed()).unwrap_or(*at)
     }
 
-    fn notify(&self, id: &TaskId, queue: bool, events: bool) {
-        if queue {
+    /// Delays a task by its effects.
+    fn delay(&self, record: &mut TaskRecord, effects: &SideEffects) {
+        if let Some(delay) = effects.delay {
+            record.run_in(delay, self.now());
+        }
+    }
+
+    fn notify(&self, id: &TaskId, woken: Woken) {
+        if woken.queue {
             self.hub.notify(&Topic::Queue);
         }
-        if events {
+        if woken.events {
             self.hub.notify(&Topic::Events);
         }
         self.hub.notify(&Topic::Task(id.clone()));
+    }
+}
+
+/// Who is woken by a change, beside those that wait for its task.
+#[derive(Clone, Copy)]
+struct Woken {
+    queue: bool,
+    events: bool,
+}
+
+impl Woken {
+    fn by(record: &TaskRecord, effects: &SideEffects) -> Self {
+        let queue = record.status() == TaskStatus::Queued || effects.makes_room;
+        Self { queue, events: !effects.events.is_empty() }
     }
 }
 
@@ -129,29 +153,33 @@ impl MemoryStore {
 impl TaskStore for MemoryStore {
     async fn create(
         &self,
-        record: TaskRecord,
+        mut record: TaskRecord,
         effects: SideEffects,
         max_queued: usize,
         max_queued_bytes: usize,
-    ) -> Result<(), StoreError> {
-        let (id, queued, events) =
-            (record.id().clone(), record.status() == TaskStatus::Queued, !effects.events.is_empty());
+    ) -> Result<Arc<TaskRecord>, StoreError> {
+        let woken = Woken::by(&record, &effects);
         let mut guard = self.tables();
         let tables = &mut *guard;
-        if tables.tasks.contains_key(&id) {
+        if tables.tasks.contains_key(record.id()) {
             return Err(StoreError::Conflict);
         }
-        let full = tables.index.queued.len() >= max_queued || tables.outbox.len() >= self.limits.events;
+        if let Some(existing) = tables.with_key_of(&record) {
+            return Ok(existing);
+        }
+        let full = tables.index.queued() >= max_queued || tables.outbox.len() >= self.limits.events;
         if full || tables.index.queued_bytes.saturating_add(record.size()) > max_queued_bytes {
             return Err(StoreError::Full);
         }
-        let mut row = Row::new(Arc::new(record));
+        self.delay(&mut record, &effects);
+        let record = Arc::new(record);
+        let mut row = Row::new(record.clone());
         tables.outbox.extend(row.apply(effects, &self.limits));
-        tables.index.insert(&row);
-        tables.tasks.insert(id.clone(), row);
+        tables.index.insert(&row, self.now());
+        tables.tasks.insert(record.id().clone(), row);
         drop(guard);
-        self.notify(&id, queued, events);
-        Ok(())
+        self.notify(record.id(), woken);
+        Ok(record)
     }
 
     async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
@@ -159,36 +187,45 @@ impl TaskStore for MemoryStore {
     }
 
     async fn commit(&self, mut record: TaskRecord, effects: SideEffects) -> Result<(), StoreError> {
-        let (id, queued, events) =
-            (record.id().clone(), record.status() == TaskStatus::Queued, !effects.events.is_empty());
+        let (id, woken) = (record.id().clone(), Woken::by(&record, &effects));
         let mut tables = self.tables();
         let row = tables.tasks.get(&id).ok_or(StoreError::NotFound)?;
         if row.record.revision() != record.revision() {
             return Err(StoreError::Conflict);
         }
+        if !record.status().is_finished()
+            && tables.with_key_of(&record).is_some_and(|other| *other.id() != id)
+        {
+            return Err(StoreError::NotUnique);
+        }
+        self.delay(&mut record, &effects);
         record.set_revision(record.revision() + 1);
-        tables.replace(Arc::new(record), effects, &self.limits);
+        tables.replace(Arc::new(record), effects, self.now(), &self.limits);
         drop(tables);
-        self.notify(&id, queued, events);
+        self.notify(&id, woken);
         Ok(())
     }
 
-    async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+    async fn claim(&self, claim: &Claim<'_>) -> Result<Claimed, StoreError> {
         let now = self.now();
-        let mut claimed = Vec::new();
-        while claimed.len() < claim.limit {
+        let mut claimed = Claimed::default();
+        while claimed.tasks.len() < claim.limit {
             let mut tables = self.tables();
-            let Some(free) = tables.next_free(claim.contracts, now) else { break };
+            let Some(free) = tables.next_free(claim, now) else {
+                claimed.free_in = tables.index.free_in(claim.contracts, now);
+                break;
+            };
             let mut record = TaskRecord::clone(&free);
             let Ok(stored) = claim.start(&mut record, now) else { break };
+            let woken = Woken { queue: false, events: !stored.events.is_empty() };
             record.set_revision(record.revision() + 1);
             let record = Arc::new(record);
-            tables.replace(record.clone(), stored, &self.limits);
+            tables.replace(record.clone(), stored, now, &self.limits);
             drop(tables);
-            self.notify(record.id(), false, true);
+            self.notify(record.id(), woken);
             let left = record.deadline_at().map(|at| at.duration_since(now));
             let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
-            claimed.push((record, left));
+            claimed.tasks.push((record, left));
         }
         Ok(claimed)
     }
@@ -199,7 +236,8 @@ impl TaskStore for MemoryStore {
         lease: Duration,
         runs: &[(TaskId, u32)],
     ) -> Result<Vec<(TaskId, u32)>, StoreError> {
-        let until = self.now().checked_add(lease).unwrap_or(Timestamp::MAX);
+        let now = self.now();
+        let until = now.checked_add(lease).unwrap_or(Timestamp::MAX);
         let mut guard = self.tables();
         let tables = &mut *guard;
         let mut held = Vec::with_capacity(runs.len());
@@ -208,7 +246,7 @@ impl TaskStore for MemoryStore {
             if row.record.is_held(holder, *number) {
                 tables.index.remove(&row.record);
                 Arc::make_mut(&mut row.record).renew(holder, *number, until);
-                tables.index.insert(row);
+                tables.index.insert(row, now);
                 held.push(run.clone());
             }
         }
@@ -262,7 +300,7 @@ impl TaskStore for MemoryStore {
         updates: Vec<TaskUpdate>,
     ) -> Result<(), StoreError> {
         self.tables().run(id, run)?.add_updates(Some(first), updates, &self.limits);
-        self.notify(id, false, false);
+        self.notify(id, Woken { queue: false, events: false });
         Ok(())
     }
 

@@ -14,7 +14,7 @@ pub(crate) use self::{
     journal::{Draft, Recorded, outcome_unknown, own_times, replay, served_by},
 };
 pub use self::{
-    change::{Claim, SideEffects},
+    change::{Claim, Claimed, SideEffects},
     journal::JournalEntry,
     memory::MemoryStore,
 };
@@ -39,8 +39,12 @@ use crate::{
 /// must not hold a lock or a transaction after that. A brain repeats an operation or reads the task again.
 #[async_trait]
 pub trait TaskStore: Send + Sync + 'static {
-    /// Stores a new task together with its effects. Refuses it when `max_queued` tasks are queued, or when those and this one
-    /// have more than `max_queued_bytes` bytes by [`TaskRecord::size`].
+    /// Stores a new task together with its effects, and returns it as it is stored. Where it has a
+    /// [uniqueness key](TaskRecord::unique_key) that a task which is not finished has too, the store returns that task, and stores
+    /// nothing. No two tasks with one key are stored.
+    ///
+    /// Otherwise refuses it when `max_queued` tasks are queued, delayed ones included, or when those and this one have more than
+    /// `max_queued_bytes` bytes by [`TaskRecord::size`].
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when a task has this id, [`StoreError::Full`] when a limit is reached, and
@@ -54,7 +58,7 @@ pub trait TaskStore: Send + Sync + 'static {
         effects: SideEffects,
         max_queued: usize,
         max_queued_bytes: usize,
-    ) -> Result<(), StoreError>;
+    ) -> Result<Arc<TaskRecord>, StoreError>;
 
     /// Returns the task with this id.
     ///
@@ -68,25 +72,28 @@ pub trait TaskStore: Send + Sync + 'static {
     /// Stores a changed task together with the effects of the change, under the next revision.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] when the task has changed since `record` was read, [`StoreError::NotFound`] when it is gone, and
-    /// [`StoreError::Unavailable`] when the change may or may not have been stored.
+    /// [`StoreError::Conflict`] when the task has changed since `record` was read, [`StoreError::NotFound`] when it is gone,
+    /// [`StoreError::NotUnique`] when a finished task would be queued again while another one with its
+    /// [uniqueness key](TaskRecord::unique_key) is not finished, and [`StoreError::Unavailable`] when the change may or may not have been stored.
     ///
     /// # Cancel safety
     /// The change may or may not be stored when the future is dropped. If it is, its effects are too.
     async fn commit(&self, record: TaskRecord, effects: SideEffects) -> Result<(), StoreError>;
 
     /// Claims free tasks for a brain: [starts](Claim::start) a run of each, and stores the changed record with the effects.
-    /// Returns each task, with its new run number, and the time that is left to its deadline.
     ///
-    /// A task is free as [`TaskRecord::is_free`] defines. Tasks of the highest priority come first, and the oldest of those. No
-    /// two brains claim the same run. A lease expires unless it is [renewed](Self::renew).
+    /// A task is free as [`TaskRecord::is_free`] defines. Tasks of the highest priority come first, and the oldest of those, by the
+    /// time of submission. No two brains claim the same run. A lease expires unless it is [renewed](Self::renew).
+    ///
+    /// Tasks of a contract that has reached its [limit](Claim::max_running) are passed over, and hold up none of other contracts.
+    /// A store counts and claims in one step: brains that claim at the same time do not exceed a limit together.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`]. Tasks that were claimed all the same are free again when their leases expire.
     ///
     /// # Cancel safety
     /// Tasks may be claimed when the future is dropped. They are free again when their leases expire.
-    async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError>;
+    async fn claim(&self, claim: &Claim<'_>) -> Result<Claimed, StoreError>;
 
     /// Renews the leases of these runs, each a task and the number of its run, and returns those that still hold their task.
     ///
@@ -198,8 +205,9 @@ pub trait TaskStore: Send + Sync + 'static {
     /// An event that is not deleted when the future is dropped is published again.
     async fn published(&self, event_ids: &[String]) -> Result<(), StoreError>;
 
-    /// Returns a receiver that changes whenever a task becomes free to claim, from now on. A store without notifications sends
-    /// at intervals.
+    /// Returns a receiver that changes whenever a task is queued, also one that is delayed, and whenever a change
+    /// [makes room](SideEffects::makes_room), from now on. It does not change when the time of a delayed task comes, which brains
+    /// know from [`Claimed::free_in`]. A store without notifications sends at intervals.
     fn queue_changes(&self) -> watch::Receiver<()>;
 
     /// Returns a receiver that changes whenever there are further events to publish: see
@@ -218,7 +226,7 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
         effects: SideEffects,
         max_queued: usize,
         max_queued_bytes: usize,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Arc<TaskRecord>, StoreError> {
         (**self).create(record, effects, max_queued, max_queued_bytes).await
     }
 
@@ -230,7 +238,7 @@ impl<S: TaskStore + ?Sized> TaskStore for Arc<S> {
         (**self).commit(record, effects).await
     }
 
-    async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+    async fn claim(&self, claim: &Claim<'_>) -> Result<Claimed, StoreError> {
         (**self).claim(claim).await
     }
 
@@ -314,6 +322,9 @@ pub enum StoreError {
     /// The task does not exist.
     #[error("there is no such task")]
     NotFound,
+    /// Another task with the same uniqueness key is not finished.
+    #[error("another task with the same uniqueness key is not finished")]
+    NotUnique,
     /// A limit of queued tasks is reached.
     #[error("too many tasks are waiting")]
     Full,
@@ -326,7 +337,7 @@ impl From<&StoreError> for Failure {
     fn from(error: &StoreError) -> Self {
         let message = error.to_string();
         match error {
-            StoreError::Conflict => Self::new(ErrorKind::Conflict, message),
+            StoreError::Conflict | StoreError::NotUnique => Self::new(ErrorKind::Conflict, message),
             StoreError::NotFound => Self::of(ErrorKind::TaskNotFound),
             StoreError::Full => {
                 let full = Self::new(ErrorKind::Overloaded, message).before_execution();

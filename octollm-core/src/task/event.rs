@@ -53,9 +53,12 @@ pub struct TaskEvent {
     /// The progress of a running task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// The error of a failed task.
+    /// The error of a failed task. With the status queued, that of the attempt which another one follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<TaskError>,
+    /// The number of the attempt. `None` for the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
     /// Tokens that a finished task used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_used: Option<u64>,
@@ -100,6 +103,7 @@ impl TaskEvent {
             contract: None,
             progress: None,
             error: None,
+            attempt: None,
             tokens_used: None,
             cost: None,
             input_tokens: 0,
@@ -111,7 +115,14 @@ impl TaskEvent {
         }
     }
 
-    /// Sets the error of a failed task.
+    /// Sets the number of the attempt, where it is not the first.
+    #[must_use]
+    pub fn with_attempt(mut self, attempt: u32) -> Self {
+        self.attempt = (attempt > 1).then_some(attempt);
+        self
+    }
+
+    /// Sets the error of a failed task, or that of the attempt before.
     #[must_use]
     pub fn with_error(mut self, error: TaskError) -> Self {
         self.error = Some(error);

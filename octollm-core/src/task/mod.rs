@@ -3,18 +3,22 @@
 mod event;
 mod record;
 mod request;
+mod submission;
 mod update;
 
 use std::{fmt, str::FromStr};
 
-use jiff::Timestamp;
+/// A time of day: the start of a task.
+#[doc(no_inline)]
+pub use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 pub use self::{
     event::TaskEvent,
     record::TaskRecord,
-    request::{Priority, Submission, TaskBudget, TaskRequest},
+    request::{Priority, TaskBudget, TaskRequest},
+    submission::Submission,
     update::TaskUpdate,
 };
 use crate::{
@@ -43,8 +47,17 @@ pub struct Task {
     pub progress: Progress,
     /// Result of a completed task.
     pub result: Option<TaskResult>,
-    /// Error of a failed task.
+    /// Error of a failed task; that of the attempt before while a further [attempt](Submission::attempts) waits or runs.
     pub error: Option<TaskError>,
+    /// Number of the attempt, from 1. A rerun and each further [attempt](Submission::attempts) start a new one.
+    #[serde(default = "first_attempt")]
+    pub attempt: u32,
+    /// Time before which the latest attempt is not started. `None` where nothing delays it.
+    #[serde(default)]
+    pub run_at: Option<Timestamp>,
+    /// Whether the task was there before the submission that returned it, whose [uniqueness key](Submission::unique) it has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
     /// Usage, duration, and what was submitted with the task.
     pub metadata: TaskMetadata,
     /// Time of the submission.
@@ -88,9 +101,9 @@ impl Task {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskStatus {
-    /// Waits for a brain. Becomes processing, cancelled, or failed where it cannot be run.
+    /// Waits for a brain, for its start, or for its next attempt. Becomes processing, cancelled, or failed where it cannot be run.
     Queued,
-    /// Runs. Becomes completed, failed or cancelled, or queued again where its brain released it.
+    /// Runs. Becomes completed, failed or cancelled, or queued again where its brain released it or a further attempt follows.
     Processing,
     /// Has a result. Final.
     Completed,
@@ -258,6 +271,10 @@ pub struct TaskError {
 
 fn yes() -> bool {
     true
+}
+
+fn first_attempt() -> u32 {
+    1
 }
 
 fn known_kind<'de, D: Deserializer<'de>>(from: D) -> Result<ErrorKind, D::Error> {

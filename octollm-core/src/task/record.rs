@@ -2,6 +2,7 @@
 
 mod secret;
 mod submitted;
+mod unique;
 
 use std::time::Duration;
 
@@ -45,7 +46,6 @@ pub struct TaskRecord {
     secret: Secret,
     deadline_at: Option<Timestamp>,
     run: u32,
-    attempt: u32,
     generation: u32,
     failed_step: Option<StepKey>,
     /// Usage of all attempts, once one has ended.
@@ -57,6 +57,14 @@ pub struct TaskRecord {
     /// Number of the first failure whose call was made again. The program may leave later entries out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     made_again: Option<u64>,
+    /// The uniqueness key of the submission.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unique: Option<String>,
+    /// Attempts of the submission after the first one, and how many of them are left.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    further_attempts: u32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    attempts_left: u32,
     lease: Option<Lease>,
     revision: u64,
 }
@@ -71,7 +79,8 @@ impl TaskRecord {
     /// A queued task with a new id, which may run for `time_limit` from its first start. It continues the trace and the
     /// correlation id of its submitter's context, and belongs to the caller there. Without a trace there it continues that of the current span.
     pub fn new(submission: Submission, from: &ContextParts, time_limit: Duration, now: Timestamp) -> Self {
-        let Submission { contract, input, goal, priority, budget, metadata } = submission;
+        let Submission { contract, input, goal, priority, budget, metadata, .. } = submission;
+        let further_attempts = submission.attempts.saturating_sub(1);
         let (caller, correlation_id) = (from.caller.clone(), from.correlation_id.clone());
         let trace = from.trace.clone().or_else(spans::current_trace);
         Self {
@@ -82,6 +91,9 @@ impl TaskRecord {
                 progress: Progress::default(),
                 result: None,
                 error: None,
+                attempt: 1,
+                run_at: submission.run_at,
+                existing: false,
                 metadata: TaskMetadata { submitted: metadata, ..TaskMetadata::default() },
                 created_at: now,
                 updated_at: now,
@@ -101,12 +113,14 @@ impl TaskRecord {
             secret: Secret::new(),
             deadline_at: None,
             run: 0,
-            attempt: 1,
             generation: 0,
             failed_step: None,
             used: None,
             used_before: Usage::ZERO,
             made_again: None,
+            unique: submission.unique,
+            further_attempts,
+            attempts_left: further_attempts,
             lease: None,
             revision: 0,
         }
@@ -222,9 +236,37 @@ impl TaskRecord {
         self.run
     }
 
-    /// The number of the attempt, from 1. A rerun starts a new attempt; a recovery does not.
+    /// The number of the attempt, from 1. A rerun and a [retry](Self::retry) start a new attempt; a recovery does not.
     pub fn attempt(&self) -> u32 {
-        self.attempt
+        self.task.attempt
+    }
+
+    /// How many further attempts follow by themselves, as long as each fails in a way that another attempt can help.
+    pub fn attempts_left(&self) -> u32 {
+        self.attempts_left
+    }
+
+    /// How many attempts followed by themselves since the submission or the latest rerun.
+    pub(crate) fn retries(&self) -> u32 {
+        self.further_attempts.saturating_sub(self.attempts_left)
+    }
+
+    /// The time before which a queued task is not free, by the store's clock.
+    pub fn run_at(&self) -> Option<Timestamp> {
+        self.task.run_at
+    }
+
+    /// Delays a queued task by this time from `now`. A store calls this with [`SideEffects::delay`](crate::store::SideEffects::delay),
+    /// by its clock, before it stores the record.
+    pub fn run_in(&mut self, delay: Duration, now: Timestamp) {
+        self.task.run_at = Some(now.checked_add(delay).unwrap_or(Timestamp::MAX));
+    }
+
+    /// What no two tasks that are not finished may have in common: a digest of the submission's uniqueness key with its contract, its
+    /// caller, and the task and the arm that the caller's token was limited to. `None` where the submission has no key.
+    pub fn unique_key(&self) -> Option<String> {
+        let key = self.unique.as_deref()?;
+        Some(unique::digest(key, &self.contract, &self.caller, self.submitted.as_ref()))
     }
 
     /// The step whose error ended the task. `None` unless the task failed at one.
@@ -262,10 +304,11 @@ impl TaskRecord {
         self.input.as_str().len() + self.task.metadata.submitted.as_str().len()
     }
 
-    /// Whether a brain may claim the task at `now` by the store's clock: it is queued, or its lease has expired.
+    /// Whether a brain may claim the task at `now` by the store's clock: it is queued and its [time](Self::run_at) has come, or its
+    /// lease has expired.
     pub fn is_free(&self, now: Timestamp) -> bool {
         match self.task.status {
-            TaskStatus::Queued => true,
+            TaskStatus::Queued => self.task.run_at.is_none_or(|at| at <= now),
             TaskStatus::Processing => self.lease.as_ref().is_none_or(|lease| lease.until <= now),
             _ => false,
         }
@@ -348,6 +391,7 @@ impl TaskRecord {
     pub fn complete(&mut self, result: TaskResult, now: Timestamp) -> Result<(), Failure> {
         self.change_status(TaskStatus::Completed, now)?;
         self.task.progress.percentage = 100;
+        self.task.error = None;
         self.task.result = Some(result);
         self.task.completed_at = Some(self.task.updated_at);
         Ok(())
@@ -370,7 +414,9 @@ impl TaskRecord {
     /// # Errors
     /// A [`Failure`] of kind conflict when the task is finished.
     pub fn cancel(&mut self, now: Timestamp) -> Result<(), Failure> {
-        self.change_status(TaskStatus::Cancelled, now)
+        self.change_status(TaskStatus::Cancelled, now)?;
+        self.task.error = None;
+        Ok(())
     }
 
     /// Queues the task again, where its brain stops before the task has ended.
@@ -396,8 +442,27 @@ impl TaskRecord {
         }
         (self.task.error, self.task.failed_at) = (None, None);
         (self.deadline_at, self.failed_step) = (None, None);
-        self.attempt = self.attempt.saturating_add(1);
+        self.task.run_at = None;
+        self.task.attempt = self.task.attempt.saturating_add(1);
+        self.attempts_left = self.further_attempts;
         self.generation = self.generation.saturating_add(u32::from(discarded));
+        Ok(())
+    }
+
+    /// Queues the task for one of the attempts that are left in place of failing it, as [`rerun`](Self::rerun) does after that. The
+    /// task still has the error.
+    ///
+    /// # Errors
+    /// A [`Failure`] of kind conflict unless the task is processing and has attempts left.
+    pub fn retry(&mut self, error: TaskError, now: Timestamp) -> Result<(), Failure> {
+        let (from, left) = (self.task.status, self.attempts_left.checked_sub(1));
+        let (TaskStatus::Processing, Some(left)) = (from, left) else {
+            return Err(illegal(from, TaskStatus::Queued));
+        };
+        self.fail(error, now)?;
+        let error = self.task.error.take();
+        self.rerun(false, now)?;
+        (self.task.error, self.attempts_left) = (error, left);
         Ok(())
     }
 
@@ -412,6 +477,11 @@ impl TaskRecord {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn unused(usage: &Usage) -> bool {
     usage.is_zero()
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The failure for a change that the status does not allow.

@@ -1,6 +1,6 @@
-//! What is submitted to a brain.
+//! A goal in words, and the priority and the budget of a task.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,9 +9,8 @@ use serde_json::{Map, Value};
 use super::TaskResult;
 use crate::{
     budget::{Budget, Cost, narrower},
-    contract::{ContractCard, ContractRef, ContractSpec, TaskContract, Violation, input_schema},
-    error::{ErrorKind, Failure},
-    json::{self, RawJson},
+    contract::{ContractCard, ContractSpec, TaskContract, Violation},
+    json::RawJson,
 };
 
 /// A goal in words: the contract that `POST /tasks` takes by default.
@@ -126,7 +125,7 @@ pub struct TaskBudget {
 /// A year.
 const MAX_SECONDS: f64 = 31_536_000.0;
 /// The largest [`Cost`].
-const MAX_DOLLARS: f64 = 18_446_744_073.709_55;
+pub(super) const MAX_DOLLARS: f64 = 18_446_744_073.709_55;
 
 impl TaskBudget {
     /// Checks every member.
@@ -158,7 +157,7 @@ impl TaskBudget {
     }
 
     /// The smaller of both, member by member. A value that is no number stays, for [`check`](Self::check) to refuse.
-    fn narrowed(self, other: Self) -> Self {
+    pub(super) fn narrowed(self, other: Self) -> Self {
         let both = |a: Option<f64>, b: Option<f64>| match (a, b) {
             (Some(a), Some(b)) => Some(if a < b || a.is_nan() { a } else { b }),
             (a, b) => a.or(b),
@@ -175,203 +174,3 @@ impl TaskBudget {
         self.max_time_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
     }
 }
-
-/// A task to be queued: a contract, its input, and how to run it.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Submission {
-    /// Contract of the task.
-    pub contract: ContractRef,
-    /// Input of the contract as JSON.
-    pub input: RawJson,
-    /// Goal in words. `None` for another contract than [`TaskRequest`].
-    pub goal: Option<String>,
-    /// Priority of the task.
-    pub priority: Priority,
-    /// Budget of the task.
-    pub budget: TaskBudget,
-    /// Metadata that is stored with the task and not read: an object.
-    pub metadata: RawJson,
-}
-
-/// The form of the body with a contract.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Named {
-    contract: ContractRef,
-    #[serde(default = "RawJson::object")]
-    input: RawJson,
-    #[serde(default)]
-    priority: Priority,
-    #[serde(default)]
-    budget: TaskBudget,
-    #[serde(default = "RawJson::object")]
-    #[schemars(with = "Map<String, Value>")]
-    metadata: RawJson,
-}
-
-/// The two forms of the body of `POST /tasks`.
-#[derive(JsonSchema)]
-#[serde(untagged)]
-#[schemars(rename = "Submission")]
-#[expect(dead_code, reason = "only its schema is used")]
-enum Body {
-    Goal(TaskRequest),
-    Contract(Named),
-}
-
-impl Submission {
-    /// The JSON Schema of what [`from_json`](Self::from_json) reads. Its definitions are in `$defs`.
-    pub fn json_schema() -> Value {
-        input_schema::<Body>()
-    }
-
-    /// A submission of this input.
-    ///
-    /// # Errors
-    /// A [`Failure`] of kind bad request when the input cannot be written as JSON, as with a number that is infinite or NaN.
-    pub fn of<C: TaskContract>(input: &C) -> Result<Self, Failure> {
-        let written = json::write_input(input).map_err(unwritable)?;
-        let input = RawJson::from_slice(&written).map_err(unwritable)?;
-        if C::SPEC.reference() == TaskRequest::SPEC.reference()
-            && let Ok(request) = input.read::<TaskRequest>()
-        {
-            return Ok(Self::of_request(&request, input));
-        }
-        Ok(Self {
-            contract: C::SPEC.reference(),
-            input,
-            goal: None,
-            priority: Priority::default(),
-            budget: TaskBudget::default(),
-            metadata: RawJson::object(),
-        })
-    }
-
-    fn of_request(request: &TaskRequest, input: RawJson) -> Self {
-        Self {
-            contract: TaskRequest::SPEC.reference(),
-            goal: Some(request.goal.clone()),
-            priority: request.priority,
-            budget: request.budget,
-            metadata: request.metadata.clone(),
-            input,
-        }
-    }
-
-    /// Reads the body of `POST /tasks`: a goal, or a contract with its input.
-    ///
-    /// # Errors
-    /// A [`Failure`] of kind bad request or validation failed.
-    pub fn from_json(body: &[u8]) -> Result<Self, Failure> {
-        #[derive(Deserialize)]
-        struct Either {
-            #[serde(default)]
-            contract: Option<serde::de::IgnoredAny>,
-        }
-        let names_contract = serde_json::from_slice::<Either>(body).is_ok_and(|body| body.contract.is_some());
-        if !names_contract {
-            let request: TaskRequest = json::read_input(body)?;
-            request.check().map_err(Failure::invalid)?;
-            return Ok(request.into());
-        }
-        let Named { contract, input, priority, budget, metadata } = json::read_input(body)?;
-        budget.check().map_err(Failure::invalid)?;
-        if !metadata.is_object() {
-            return Err(Failure::invalid(vec![Violation::new("metadata", "is not an object")]));
-        }
-        let named = Self { contract, input, goal: None, priority, budget, metadata };
-        Ok(if named.contract == TaskRequest::SPEC.reference() { named.with_its_goal() } else { named })
-    }
-
-    /// A goal in words that is submitted by its contract, whose input has a priority, a budget and metadata too. The smaller
-    /// budget applies; of priority and metadata the outer one applies unless it is the default.
-    fn with_its_goal(self) -> Self {
-        // An input of another form is refused by the dispatcher.
-        let Ok(request) = self.input.read::<TaskRequest>() else { return self };
-        let said = Self::of_request(&request, self.input);
-        Self {
-            priority: if self.priority == Priority::default() { said.priority } else { self.priority },
-            budget: said.budget.narrowed(self.budget),
-            metadata: if self.metadata.is_empty_object() { said.metadata } else { self.metadata },
-            ..said
-        }
-    }
-
-    /// The body of `POST /tasks` for this submission.
-    pub fn to_json(&self) -> RawJson {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            contract: &'a ContractRef,
-            input: &'a RawJson,
-            priority: Priority,
-            budget: &'a TaskBudget,
-            metadata: &'a RawJson,
-        }
-        if self.contract == TaskRequest::SPEC.reference() {
-            return self.to_request();
-        }
-        let Self { contract, input, priority, budget, metadata, .. } = self;
-        let body = Body { contract, input, priority: *priority, budget, metadata };
-        // Its members are JSON already, or have derived serializers.
-        RawJson::of(&body).unwrap_or_default()
-    }
-
-    /// A goal in words with the priority, the budget and the metadata of the submission.
-    fn to_request(&self) -> RawJson {
-        let said = self.input.read::<TaskRequest>();
-        if said.is_ok_and(|said| {
-            (said.priority, said.budget, &said.metadata) == (self.priority, self.budget, &self.metadata)
-        }) {
-            return self.input.clone();
-        }
-        let mut sent = self.clone().with_priority(self.priority).with_budget(self.budget);
-        sent.in_request("metadata", Ok(self.metadata.clone()));
-        sent.input
-    }
-
-    /// Sets the priority.
-    #[must_use]
-    pub fn with_priority(mut self, priority: Priority) -> Self {
-        self.priority = priority;
-        self.in_request("priority", RawJson::of(&priority));
-        self
-    }
-
-    /// Sets the budget.
-    #[must_use]
-    pub fn with_budget(mut self, budget: TaskBudget) -> Self {
-        self.budget = budget;
-        self.in_request("budget", RawJson::of(&budget));
-        self
-    }
-
-    /// A goal in words has priority, budget and metadata within its own JSON.
-    fn in_request(&mut self, field: &str, value: Result<RawJson, serde_json::Error>) {
-        if self.contract != TaskRequest::SPEC.reference() {
-            return;
-        }
-        if let (Ok(mut fields), Ok(value)) = (self.input.read::<BTreeMap<String, RawJson>>(), value) {
-            fields.insert(field.to_owned(), value);
-            if let Ok(input) = RawJson::of(&fields) {
-                self.input = input;
-            }
-        }
-    }
-}
-
-impl From<TaskRequest> for Submission {
-    fn from(request: TaskRequest) -> Self {
-        // It has texts, numbers and raw JSON alone, which can always be written.
-        let input = RawJson::of(&request).unwrap_or_default();
-        Self::of_request(&request, input)
-    }
-}
-
-fn unwritable(error: impl std::fmt::Display) -> Failure {
-    Failure::new(ErrorKind::BadRequest, format!("the input cannot be written as JSON: {error}"))
-        .before_execution()
-}
-
-#[cfg(test)]
-mod tests;

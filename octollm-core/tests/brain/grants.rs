@@ -74,7 +74,7 @@ fn system() -> System {
 
 impl System {
     async fn run(&self, minutes: u64, cx: &Context) -> Task {
-        let submission = compute(minutes).with_budget(octollm_core::task::TaskBudget::default());
+        let submission = compute(minutes).budget(octollm_core::task::TaskBudget::default());
         let id = self.brain.submit(submission, cx).await.unwrap().task_id;
         finished(&self.brain, &id, cx).await.unwrap()
     }

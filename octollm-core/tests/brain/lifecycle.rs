@@ -130,7 +130,7 @@ async fn a_task_has_no_more_time_than_it_was_given() {
     let (brain, dropped) = stuck();
     let budget = TaskBudget { max_time_seconds: Some(5.0), ..TaskBudget::default() };
     let started = tokio::time::Instant::now();
-    let task = run(&brain, goal("never ends").with_budget(budget)).await;
+    let task = run(&brain, goal("never ends").budget(budget)).await;
     assert_eq!(task.error.unwrap().kind, ErrorKind::DeadlineExceeded);
     assert!(dropped.load(Ordering::SeqCst));
     assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
@@ -177,8 +177,8 @@ async fn the_urgent_go_first_and_the_queue_is_bounded() {
     arms.hang("number.increment");
     let first = brain.submit(compute(1), &anyone()).await.unwrap().task_id;
     brain.watch(&first, None, &anyone()).await.unwrap().next().await.expect("it runs");
-    let low = brain.submit(compute(2).with_priority(Priority::Low), &anyone()).await.unwrap().task_id;
-    let high = brain.submit(compute(3).with_priority(Priority::Critical), &anyone()).await.unwrap().task_id;
+    let low = brain.submit(compute(2).priority(Priority::Low), &anyone()).await.unwrap().task_id;
+    let high = brain.submit(compute(3).priority(Priority::Critical), &anyone()).await.unwrap().task_id;
     let refused = brain.submit(compute(4), &anyone()).await.unwrap_err();
     assert_eq!(refused.kind, ErrorKind::Overloaded);
     assert!(refused.retry_after.is_some() && !refused.may_have_executed);

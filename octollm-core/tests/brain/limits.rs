@@ -106,7 +106,7 @@ async fn a_budget_that_is_no_amount_is_refused() {
             TaskBudget { max_cost_dollars: Some(amount), ..TaskBudget::default() },
             TaskBudget { max_time_seconds: Some(amount), ..TaskBudget::default() },
         ] {
-            let refused = brain.submit(compute(4).with_budget(budget), &anyone()).await.unwrap_err();
+            let refused = brain.submit(compute(4).budget(budget), &anyone()).await.unwrap_err();
             assert_eq!(
                 (refused.kind, refused.may_have_executed),
                 (ErrorKind::ValidationFailed, false),
@@ -300,7 +300,7 @@ async fn a_brain_with_one_place_ends_tasks_that_call_it_at_their_limit() {
     let outer = Brain::builder().arm::<TaskRequest>(outer).arms(Local::of(arm)).store(store).max_running(1);
     let outer = outer.build().unwrap();
     for urgent in [Priority::Low, Priority::High] {
-        let id = outer.submit(goal("nested").with_priority(urgent), &anyone()).await.unwrap().task_id;
+        let id = outer.submit(goal("nested").priority(urgent), &anyone()).await.unwrap().task_id;
         let task = timeout(300 * SECOND, end_of(&outer, &id)).await.expect("it is stuck");
         assert_eq!(task.result.unwrap().output, 11);
     }
@@ -316,7 +316,7 @@ async fn a_rerun_has_what_the_attempts_before_it_left() {
         Scripted::new(|call| Does::Fails(error(call, ErrorKind::Unavailable).with_usage(Usage::tokens(10))));
     let brain = on(&shared_store(), &arms, program);
     let budget = TaskBudget { max_tokens: Some(25), ..TaskBudget::default() };
-    let task = run(&brain, compute(4).with_budget(budget)).await;
+    let task = run(&brain, compute(4).budget(budget)).await;
     assert_eq!(task.metadata.tokens_used, 11);
     let spent = anyone().with_budget(Budget::tokens(0));
     let late = anyone().with_deadline(Deadline::after(Duration::ZERO));

@@ -1,6 +1,8 @@
 //! The brain: tasks from submission to their end, through failures, restarts and other brains.
 
 mod adverse;
+mod attempts;
+mod delayed;
 mod elsewhere;
 mod grants;
 mod hanging;
@@ -10,6 +12,7 @@ mod journal;
 #[path = "../../src/conformance/store/layer.rs"]
 mod layer;
 mod lifecycle;
+mod limited;
 mod limits;
 mod nested;
 mod replay;
@@ -18,5 +21,6 @@ mod scripted;
 mod storm;
 mod support;
 mod trouble;
+mod unique;
 mod unknown;
 mod watching;

@@ -103,7 +103,7 @@ async fn the_inner_task_has_no_more_than_the_outer() {
     let (outer, inner) = nested(&arms);
     // The first call uses ten tokens, so that there is nothing left for the second.
     let budget = TaskBudget { max_tokens: Some(10), ..TaskBudget::default() };
-    let task = run(&outer, goal("4").with_budget(budget)).await;
+    let task = run(&outer, goal("4").budget(budget)).await;
     assert_eq!(task.error.unwrap().kind, ErrorKind::BudgetExhausted);
     let inner = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks.remove(0);
     assert_eq!(inner.error.unwrap().kind, ErrorKind::BudgetExhausted);
@@ -113,7 +113,7 @@ async fn the_inner_task_has_no_more_than_the_outer() {
     let (outer, inner) = nested(&arms);
     let budget = TaskBudget { max_time_seconds: Some(2.0), ..TaskBudget::default() };
     let started = tokio::time::Instant::now();
-    let task = run(&outer, goal("4").with_budget(budget)).await;
+    let task = run(&outer, goal("4").budget(budget)).await;
     assert_eq!(task.error.unwrap().kind, ErrorKind::DeadlineExceeded);
     let id = inner.list(TaskQuery::default(), &anyone()).await.unwrap().tasks[0].task_id.clone();
     assert!(end_of(&inner, &id).await.status.is_finished());
@@ -137,7 +137,7 @@ async fn what_an_inner_task_used_until_its_time_was_up_counts() {
         if busy {
             // The place is taken for half of the time.
             let half = TaskBudget { max_time_seconds: Some(1.0), ..TaskBudget::default() };
-            inner.submit(compute(0).with_budget(half), &anyone()).await.unwrap();
+            inner.submit(compute(0).budget(half), &anyone()).await.unwrap();
         }
         let mut arm = Dispatcher::new("computer");
         arm.serve::<Compute>(inner.clone());

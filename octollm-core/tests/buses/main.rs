@@ -66,10 +66,6 @@ fn number(event: &impl Borrow<Event>) -> usize {
     event.borrow().data_as().unwrap()
 }
 
-fn numbers(events: &[Event]) -> Vec<usize> {
-    events.iter().map(number).collect()
-}
-
 /// The next event, within a second.
 async fn received(subscription: &mut Subscription) -> Event {
     match timeout(Duration::from_secs(1), subscription.next()).await {

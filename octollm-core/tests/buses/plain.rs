@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use octollm_core::bus::engine::ConsumerEngine;
-use octollm_core::bus::{BusError, Capability, EventBus, Gap, GroupStatus, MemoryBus, Nack, Overflow};
-use octollm_core::event::Pattern;
+use octollm_core::bus::{
+    BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DurableBus, EventBus, Gap, GroupStatus,
+    MemoryBus, Nack, Overflow, Subscription,
+};
+use octollm_core::event::{Event, Pattern};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
-
-use crate::*;
 
 /// Delivers an event again that was not acknowledged within the lease. Settles in batches, and has no capabilities.
 #[derive(Clone, Default)]
@@ -28,12 +30,27 @@ struct Group {
 #[derive(Default)]
 struct State {
     last: u64,
-    ready: VecDeque<(u64, Event)>,
-    out: BTreeMap<u64, (Instant, Event)>,
+    ready: VecDeque<(u64, Queued)>,
+    out: BTreeMap<u64, Out>,
+    members: u64,
+    expired: u64,
     dead: Vec<DeadLetter>,
     /// Sizes of the batches settled.
     batches: Vec<usize>,
     removed: bool,
+}
+
+#[derive(Clone)]
+struct Queued {
+    event: Event,
+    expires: Option<Instant>,
+}
+
+/// A delivery that is not settled.
+struct Out {
+    until: Instant,
+    member: u64,
+    queued: Queued,
 }
 
 impl PlainBus {
@@ -43,6 +60,7 @@ impl PlainBus {
     }
 
     /// Sizes of the batches in which deliveries were settled.
+    #[allow(dead_code, reason = "one of the test programs with this bus reads them")]
     pub(crate) fn batches(&self, group: &str) -> Vec<usize> {
         self.slot(group).unwrap().state().batches.clone()
     }
@@ -53,11 +71,11 @@ impl Group {
         self.state.lock().unwrap()
     }
 
-    fn push(&self, event: Event) {
+    fn push(&self, event: Event, expires: Option<Instant>) {
         let mut state = self.state();
         state.last += 1;
         let number = state.last;
-        state.ready.push_back((number, event));
+        state.ready.push_back((number, Queued { event, expires }));
         self.changed.notify_waiters();
     }
 }
@@ -71,7 +89,11 @@ impl EventBus for PlainBus {
         }
         for group in self.groups.lock().unwrap().values() {
             if group.pattern.matches(event.channel()) {
-                group.push(event.clone());
+                let left = event.expires_at().map(|at| at.duration_since(jiff::Timestamp::now()));
+                let left = left.map(|left| Duration::try_from(left).unwrap_or_default());
+                // A time that is too far away never comes.
+                let expires = left.and_then(|left| Instant::now().checked_add(left));
+                group.push(event.clone(), expires);
             }
         }
         self.live.publish(event).await
@@ -104,14 +126,19 @@ impl DurableBus for PlainBus {
         }
         let make = || Arc::new(Group { pattern, state: Mutex::default(), changed: Notify::new() });
         let group = Arc::clone(self.groups.lock().unwrap().entry(group.to_owned()).or_insert_with(make));
-        Consumer::batched(Member { group, options }, options.lease, 64)
+        let id = {
+            let mut state = group.state();
+            state.members += 1;
+            state.members
+        };
+        Consumer::batched(Member { group, options, id }, options.lease, 64)
     }
 
     async fn group(&self, group: &str) -> Result<GroupStatus, BusError> {
         let slot = self.slot(group)?;
         let (state, mut status) = (slot.state(), GroupStatus::default());
         (status.pending, status.waiting) = (state.out.len(), state.ready.len());
-        status.dead_letters = state.dead.len();
+        (status.dead_letters, status.expired) = (state.dead.len(), state.expired);
         Ok(status)
     }
 
@@ -138,7 +165,7 @@ impl DurableBus for PlainBus {
         let found = slot.state().dead.iter().position(|letter| letter.entry == entry);
         let unknown = || BusError::UnknownDeadLetter { entry: entry.to_owned() };
         let letter = slot.state().dead.remove(found.ok_or_else(unknown)?);
-        slot.push(letter.event.unwrap());
+        slot.push(letter.event.unwrap(), None);
         Ok(())
     }
 }
@@ -146,6 +173,7 @@ impl DurableBus for PlainBus {
 struct Member {
     group: Arc<Group>,
     options: ConsumeOptions,
+    id: u64,
 }
 
 impl Member {
@@ -153,20 +181,28 @@ impl Member {
     fn take(&self) -> Result<Result<(u64, Event), Option<Instant>>, BusError> {
         let (mut state, now) = (self.group.state(), Instant::now());
         if state.removed {
-            return Err(BusError::UnknownGroup { group: GROUP.to_owned() });
+            return Err(BusError::UnknownGroup { group: "removed".to_owned() });
         }
         let expired: Vec<u64> =
-            state.out.iter().filter(|(_, (until, _))| *until <= now).map(|(number, _)| *number).collect();
+            state.out.iter().filter(|(_, out)| out.until <= now).map(|(number, _)| *number).collect();
         for number in expired {
-            let (_, event) = state.out.remove(&number).unwrap();
-            state.ready.push_back((number, event));
+            let out = state.out.remove(&number).unwrap();
+            state.ready.push_back((number, out.queued));
         }
-        let next_expiry = state.out.values().map(|(until, _)| *until).min();
-        if state.out.len() >= self.options.max_in_flight {
+        let next_expiry = state.out.values().map(|out| out.until).min();
+        let held = state.out.values().filter(|out| out.member == self.id).count();
+        if held >= self.options.max_in_flight {
             return Ok(Err(next_expiry));
         }
-        let Some((number, event)) = state.ready.pop_front() else { return Ok(Err(next_expiry)) };
-        state.out.insert(number, (now + self.options.lease, event.clone()));
+        let (number, queued) = loop {
+            let Some((number, queued)) = state.ready.pop_front() else { return Ok(Err(next_expiry)) };
+            if queued.expires.is_none_or(|at| at > now) {
+                break (number, queued);
+            }
+            state.expired += 1;
+        };
+        let event = queued.event.clone();
+        state.out.insert(number, Out { until: now + self.options.lease, member: self.id, queued });
         Ok(Ok((number, event)))
     }
 }
@@ -199,12 +235,12 @@ impl ConsumerEngine for Member {
                 return Err(BusError::Unsupported { capability: Capability::DelayedNack });
             }
             // Not fenced: a stale delivery can settle the event too.
-            let Some((_, event)) = state.out.remove(&number) else { return Ok(()) };
+            let Some(Out { queued, .. }) = state.out.remove(&number) else { return Ok(()) };
             match outcome {
                 Err(Nack::DeadLetter { reason }) => {
-                    state.dead.push(DeadLetter::new(number.to_string(), Ok(event), reason, 1));
+                    state.dead.push(DeadLetter::new(number.to_string(), Ok(queued.event), reason, 1));
                 }
-                Err(Nack::Retry { .. } | Nack::Release) => state.ready.push_back((number, event)),
+                Err(Nack::Retry { .. } | Nack::Release) => state.ready.push_back((number, queued)),
                 _ => {}
             }
             Ok(())
@@ -222,7 +258,7 @@ impl ConsumerEngine for Member {
     async fn close(&self) -> Result<(), BusError> {
         loop {
             let changed = self.group.changed.notified();
-            let Some(until) = self.group.state().out.values().map(|(until, _)| *until).max() else {
+            let Some(until) = self.group.state().out.values().map(|out| out.until).max() else {
                 return Ok(());
             };
             tokio::select! {

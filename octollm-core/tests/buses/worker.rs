@@ -66,18 +66,6 @@ async fn handled(bus: impl DurableBus, subject: &str, time: Duration) -> u32 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_panics_is_a_nack_and_the_worker_lives() {
-    assert_eq!(handled(durable(), "panics first", SECOND).await, 2);
-    assert_eq!(handled(durable(), "fails first", SECOND).await, 2);
-    assert_eq!(handled(plain(), "is quick", SECOND).await, 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_handler_of_three_leases_is_extended_and_runs_once() {
-    assert_eq!(handled(durable(), "is slow", SECOND).await, 1, "closing waits for the running handler");
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_handler_that_blocks_the_only_thread_for_three_leases_runs_once() {
     assert_eq!(handled(durable(), "blocks", 6 * LEASE).await, 1);
     assert_eq!(handled(durable(), "blocks, then is slow", 9 * LEASE).await, 1);
@@ -199,27 +187,6 @@ async fn a_worker_returns_why_its_consumer_ended() {
             other => panic!("{other:?}"),
         }
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn closing_lets_what_runs_end_and_a_peer_have_the_rest() {
-    let bus = durable();
-    let two = ConsumeOptions { max_in_flight: 2, ..options() };
-    let consumer = bus.consume(GROUP, all(), two).await.unwrap();
-    let (shutdown, worker) = work(consumer, Scripted::default());
-    for number in 0..5 {
-        bus.publish(event(number).with_subject("is slow")).await.unwrap();
-    }
-    sleep(SECOND).await;
-    drop(shutdown);
-    let mut peer = crate::consumer(&bus).await;
-    for expected in 2..5 {
-        let delivery = delivered(&mut peer).await;
-        assert_eq!((number(delivery.event()), delivery.attempt()), (expected, 1));
-        delivery.ack().await.unwrap();
-    }
-    worker.await.unwrap().unwrap();
-    nothing(&mut peer, 2 * LEASE).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -127,7 +127,7 @@ async fn the_usage_of_a_cancelled_call_survives_a_crash_and_counts_in_the_budget
     });
     let system = system(program).await;
     let budget = TaskBudget { max_tokens: Some(100), ..TaskBudget::default() };
-    let submission = Submission::of(&TaskRequest::new("go")).unwrap().with_budget(budget);
+    let submission = Submission::of(&TaskRequest::new("go")).unwrap().budget(budget);
     let brain = system.mesh.brain();
     let id = brain.submit(submission, &system.mesh.context()).await.unwrap().task_id;
     tokio::time::sleep(ms(1_000)).await;

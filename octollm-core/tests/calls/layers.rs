@@ -16,6 +16,7 @@ use octollm_core::{
     Context,
     budget::Usage,
     contract::{ContractRef, Spec},
+    deadline::Deadline,
     error::{CallError, ErrorKind, Failure},
     explain::CallEvent,
     id::StepKey,
@@ -28,7 +29,7 @@ use octollm_core::{
 };
 use serde_json::json;
 use tokio::time::{Instant, advance};
-use tower::{Layer, Service, ServiceBuilder, ServiceExt};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimit};
 
 use crate::support::*;
 
@@ -324,7 +325,7 @@ async fn fault_22_a_hedge_goes_to_another_endpoint() {
     assert_eq!(arms, ["first", "second"]);
     let kinds: Vec<_> = steps
         .iter()
-        .map(|step| match &step.what {
+        .map(|(_, what)| match what {
             CallEvent::Sent { arm, attempt, .. } => format!("{arm} {attempt}"),
             other => format!("{other:?}"),
         })
@@ -358,6 +359,82 @@ async fn a_bulkhead_refuses_at_once_or_after_a_wait_and_places_come_back_on_drop
     let answers = futures_util::future::join_all((0..5).map(|_| send(&patient))).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 4);
     assert_eq!(kind(&BulkheadLayer::new(0).wait(ms(50)).layer(scripted)).await, ErrorKind::Overloaded);
+}
+
+/// Never answers. When a call is dropped the function runs.
+#[derive(Clone, Default)]
+struct Watched(Arc<Mutex<Option<AtDrop>>>);
+
+type AtDrop = Box<dyn FnOnce() + Send>;
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let at_drop = self.0.lock().unwrap().take();
+        at_drop.into_iter().for_each(|at_drop| at_drop());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_of_a_bulkhead_comes_back_after_the_call_has_been_dropped() {
+    let watched = Watched::default();
+    let inner = {
+        let watched = watched.0.clone();
+        tower::service_fn(move |_: Call| {
+            let running = Watched(watched.clone());
+            async move {
+                let _running = running;
+                pending::<Result<Reply, CallError>>().await
+            }
+        })
+    };
+    // None may wait, so that a call without a place is refused at once.
+    let service = BulkheadLayer::new(1).wait(Duration::from_secs(9)).max_waiting(0).layer(inner);
+    for _ in 0..3 {
+        let mut running = Box::pin(service.clone().call(call()));
+        assert!(futures_util::FutureExt::now_or_never(&mut running).is_none(), "it has the place");
+        let (mut other, refused) = (service.clone(), Arc::new(Mutex::new(None)));
+        let seen = refused.clone();
+        *watched.0.lock().unwrap() = Some(Box::new(move || {
+            let answer = futures_util::FutureExt::now_or_never(other.call(call()));
+            *seen.lock().unwrap() = answer.map(|answer| answer.unwrap_err().kind());
+        }));
+        drop(running);
+        assert_eq!(*refused.lock().unwrap(), Some(ErrorKind::Overloaded), "until the call is gone");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_and_a_hedge_that_share_a_budget_count_each_call_once() {
+    for (shared, left) in [(true, 10), (false, 10)] {
+        let scripted = Scripted::of([Answer::Ok(0)]);
+        let budget = RetryBudget::default();
+        while budget.withdraw(Instant::now()) {}
+        let hedge = HedgeLayer::new().budget(budget.clone());
+        let retry = if shared { RetryLayer::new().budget(budget.clone()) } else { RetryLayer::new() };
+        let service = ServiceBuilder::new().layer(retry).layer(hedge).service(scripted.clone());
+        for number in 0..50 {
+            let mut call = call();
+            call.retry = (number % 2 == 0).then_some(0);
+            service.clone().oneshot(call).await.unwrap();
+        }
+        assert_eq!(budget.left(Instant::now()), left, "{shared}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_retries_ends_at_its_deadline_too() {
+    for (retries, asked) in [(0, None), (2, Some(0)), (2, None)] {
+        let scripted = Scripted::of([Answer::Hangs]);
+        let service = RetryLayer::new().retries(retries).layer(scripted.clone());
+        let (mut call, begun) = (call(), Instant::now());
+        (call.retry, call.parts.deadline) = (asked, Some(Deadline::after(ms(500))));
+        let error = service.oneshot(call).await.unwrap_err();
+        assert_eq!((error.kind(), begun.elapsed()), (ErrorKind::DeadlineExceeded, ms(500)));
+        assert_eq!(
+            (error.may_have_executed(), error.usage(), scripted.running()),
+            (true, Usage::UNMETERED, 0)
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -419,13 +496,71 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
     assert_eq!(answers.into_iter().map(|answer| answer.unwrap_err().attempts()).collect::<Vec<_>>(), [3, 3]);
 }
 
+/// One call at a time, and the others wait until it is ready.
+fn one_at_a_time<S>(service: S) -> ConcurrencyLimit<S> {
+    ConcurrencyLimit::new(service, 1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_rejects_is_ready_where_the_service_below_is_not() {
+    let scripted = Scripted::of([DOWN]);
+    let limited = one_at_a_time(scripted.clone());
+    let breaker = BreakerLayer::new().failures(1).layer(limited.clone());
+    assert_eq!(kind(&breaker).await, ErrorKind::ConnectionLost);
+    let mut holding = limited.clone();
+    holding.ready().await.unwrap();
+    let answer = futures_util::FutureExt::now_or_never(send(&breaker)).expect("an open breaker is ready");
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::CircuitOpen);
+    // A call that is admitted all the same waits for the place.
+    let mut polled = breaker.clone();
+    polled.ready().await.unwrap();
+    advance(ms(1_000)).await;
+    scripted.script([Answer::Ok(0)]);
+    let mut probe = Box::pin(polled.call(call()));
+    assert!(futures_util::FutureExt::now_or_never(&mut probe).is_none());
+    drop(holding);
+    assert!(probe.await.is_ok());
+
+    let scripted = Scripted::of([Answer::Hangs]);
+    let bulkhead = BulkheadLayer::new(1).layer(one_at_a_time(scripted));
+    let mut hung = Box::pin(send(&bulkhead));
+    assert!(futures_util::FutureExt::now_or_never(&mut hung).is_none());
+    let answer = futures_util::FutureExt::now_or_never(send(&bulkhead)).expect("a full bulkhead is ready");
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::Overloaded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_rejected_reserves_nothing_below() {
+    let scripted = Scripted::of([Answer::Ok(0)]);
+    let limited = one_at_a_time(scripted.clone());
+    let is_free = || futures_util::FutureExt::now_or_never(limited.clone().ready()).is_some();
+
+    // Polled while a probe was due, and called once that runs.
+    let breaker = BreakerLayer::new().failures(1).layer(limited.clone());
+    scripted.script([DOWN, Answer::Ok(0)]);
+    assert_eq!(kind(&breaker).await, ErrorKind::ConnectionLost);
+    advance(ms(1_000)).await;
+    let mut idle = breaker.clone();
+    idle.ready().await.unwrap();
+    assert!(!is_free(), "the place of the call that follows");
+    let mut probe = Box::pin(breaker.clone().call(call()));
+    assert!(futures_util::FutureExt::now_or_never(&mut probe).is_none());
+    assert_eq!(idle.call(call()).await.unwrap_err().kind(), ErrorKind::CircuitOpen);
+    assert!(probe.await.is_ok(), "an idle service has no place");
+
+    let bulkhead = BulkheadLayer::new(0).layer(limited.clone());
+    let mut idle = bulkhead.clone();
+    assert_eq!(idle.ready().await.unwrap().call(call()).await.unwrap_err().kind(), ErrorKind::Overloaded);
+    assert!(is_free());
+}
+
 #[tokio::test(start_paused = true)]
 async fn explained_returns_the_steps_of_a_call() {
     let mesh = Mesh::builder().arm::<Measure>("first", Worker).arm::<Measure>("second", Worker).start().await;
     mesh.fault("first", Fault::error(ErrorKind::Unavailable).once());
     let (answer, steps) = mesh.context().call(measure(1)).retry(2).explained().await;
     assert_eq!(answer.unwrap().attempt, 2);
-    let what: Vec<_> = steps.iter().map(|step| &step.what).collect();
+    let what: Vec<_> = steps.iter().map(|(_, what)| what).collect();
     let [
         CallEvent::Sent { arm: one, .. },
         CallEvent::Failed { kind, endpoint },
@@ -437,7 +572,7 @@ async fn explained_returns_the_steps_of_a_call() {
     };
     assert_eq!((&**one, &**other, *kind), ("first", "second", ErrorKind::Unavailable));
     assert_eq!(endpoint.as_deref(), Some("in-process/first"));
-    assert!(*after <= ms(50) && steps[3].at >= *after);
+    assert!(*after <= ms(50) && steps[3].0 >= *after);
     // A call that is refused before it is sent has no steps.
     let contract: ContractRef = "work.measure".parse().unwrap();
     let (refused, steps) =

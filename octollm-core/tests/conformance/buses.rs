@@ -8,6 +8,8 @@ use octollm_core::{
     conformance::{BusSubject, bus_tests},
 };
 
+use crate::plain::PlainBus;
+
 struct Live(MemoryBus);
 
 #[async_trait]
@@ -32,6 +34,27 @@ impl BusSubject for Durable {
     async fn delay(&self) -> Option<Arc<dyn DelayBus>> {
         Some(Arc::new(self.0.clone()))
     }
+}
+
+/// A bus without capabilities.
+struct Plain(PlainBus);
+
+#[async_trait]
+impl BusSubject for Plain {
+    async fn open(&self) -> Arc<dyn EventBus> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn durable(&self) -> Option<Arc<dyn DurableBus>> {
+        Some(Arc::new(self.0.clone()))
+    }
+}
+
+/// On one thread, and in real time.
+mod plain {
+    use super::*;
+
+    bus_tests! { #[tokio::test] Plain(PlainBus::default()) }
 }
 
 mod memory {

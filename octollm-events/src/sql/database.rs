@@ -1,6 +1,6 @@
 //! One handle to a database: its connections, and how it is opened.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use octollm_core::error::ConfigError;
 use sqlx::{

@@ -12,7 +12,7 @@ use std::{
 use futures_util::FutureExt;
 use tokio::{
     sync::{Notify, oneshot, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use super::{
@@ -61,6 +61,10 @@ const MOST: usize = 512;
 const ATTEMPTS: u32 = 5;
 /// How often SQLite is asked whether another process has written.
 const POLL: Duration = Duration::from_millis(100);
+
+/// Pause between transactions while another process writes too. SQLite has no queue for its lock: without a gap, a process that waits
+/// would seldom find it free.
+const GAP: Duration = Duration::from_millis(2);
 
 /// The operations that wait.
 pub(super) struct Queue {
@@ -197,6 +201,8 @@ struct Writer {
     reads: bool,
     /// The version of the data of SQLite that other processes wrote.
     version: Option<i64>,
+    /// Whether another process has written lately.
+    is_shared: bool,
 }
 
 /// Why a transaction was not committed.
@@ -213,7 +219,14 @@ enum Aborted {
 
 impl Writer {
     fn new(source: &Arc<Source>, changes: &Arc<Changes>, connection: Option<Owned>, reads: bool) -> Self {
-        Self { source: source.clone(), changes: changes.clone(), connection, reads, version: None }
+        Self {
+            source: source.clone(),
+            changes: changes.clone(),
+            connection,
+            reads,
+            version: None,
+            is_shared: false,
+        }
     }
 
     async fn run(mut self, running: Running) {
@@ -229,7 +242,12 @@ impl Writer {
                 false => Ok(running.0.next().await),
             };
             match batch {
-                Ok(Some(batch)) => self.write(batch).await,
+                Ok(Some(batch)) => {
+                    self.write(batch).await;
+                    if self.is_shared {
+                        sleep(GAP).await;
+                    }
+                }
                 Ok(None) => break,
                 Err(_) => {}
             }
@@ -245,7 +263,8 @@ impl Writer {
         let Some(connection) = &mut self.connection else { return };
         let Ok(rows) = connection.conn().fetch(&VERSION, []).await else { return };
         let version = rows.first().and_then(|row| row.int(0).ok());
-        if self.version.is_some() && version != self.version {
+        self.is_shared = self.version.is_some() && version != self.version;
+        if self.is_shared {
             self.changes.notify_all();
         }
         self.version = version;

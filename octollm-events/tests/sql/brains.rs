@@ -128,15 +128,15 @@ async fn completed(store: &SqlStore, tasks: usize, steps: u64) {
 }
 
 async fn two_healthy_brains_run_no_step_twice(url: &str) {
-    let steps = Steps::new(Duration::from_millis(60));
-    let lease = Duration::from_millis(1_500);
+    let steps = Steps::new(Duration::from_millis(120));
+    let lease = Duration::from_secs(4);
     let (one, other) = (brain(url, &steps, lease).await, brain(url, &steps, lease).await);
     other.recover().await.unwrap();
     // Each task takes longer than its lease.
-    submit(&one, 40, 40).await;
-    completed(&SqlStore::open(url).await.unwrap(), 40, 40).await;
+    submit(&one, 20, 40).await;
+    completed(&SqlStore::open(url).await.unwrap(), 20, 40).await;
     let made = steps.made.lock().unwrap().clone();
-    assert_eq!(made.len(), 40 * 40);
+    assert_eq!(made.len(), 20 * 40);
     assert!(made.values().all(|times| *times == 1), "a step was made twice");
     one.close().await;
     other.close().await;
@@ -177,7 +177,8 @@ async fn child() {
     if mode == "submit" {
         submit(&brain, TASKS, LENGTH).await;
     }
-    brain.recover().await.unwrap();
+    // A claim has a third of the lease, which a busy machine may exceed: the brain tries again by itself.
+    let _ = brain.recover().await;
     std::future::pending::<()>().await;
 }
 

@@ -1,6 +1,7 @@
 //! The URL of a service, and the requests below it.
 
 use std::{
+    borrow::Cow,
     fmt,
     hash::{Hash, Hasher},
     net::SocketAddr,
@@ -151,11 +152,45 @@ pub(super) fn is_path(path: &str) -> bool {
     is_absolute && !leads_upwards(path) && path.parse::<PathAndQuery>().is_ok()
 }
 
-/// Whether a server, or a proxy before it, could read a segment as a step upwards. Escapes are read as what they stand for.
+/// Whether a server, or a proxy before it, could read a segment as a step upwards: `..` or `.`, alone or with parameters (`..;x`).
+/// Escapes are read as what they stand for, and so are those that appear then, since each program on the way may read them once. An
+/// escaped NUL, where some programs end a text, leads anywhere.
 fn leads_upwards(path: &str) -> bool {
-    let path = path.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase();
-    let path = path.replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
-    path.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."))
+    /// A path with more layers of escapes than this is refused.
+    const LAYERS: usize = 4;
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let mut read = Cow::Borrowed(path.as_bytes());
+    for _ in 0..LAYERS {
+        let steps_up = |segment: &[u8]| {
+            let name = segment.split(|byte| *byte == b';').next().unwrap_or_default();
+            matches!(name, b"." | b"..")
+        };
+        if read.contains(&0) || read.split(|byte| matches!(byte, b'/' | b'\\')).any(steps_up) {
+            return true;
+        }
+        match unescaped(&read) {
+            Some(next) => read = Cow::Owned(next),
+            None => return false,
+        }
+    }
+    true
+}
+
+/// The bytes with their escapes read; `None` without any.
+fn unescaped(bytes: &[u8]) -> Option<Vec<u8>> {
+    let escape = |at: usize| {
+        let digits = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%')?;
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        u8::try_from(digit(digits[0])? * 16 + digit(digits[1])?).ok()
+    };
+    let (mut read, mut at, mut found) = (Vec::with_capacity(bytes.len()), 0, false);
+    while at < bytes.len() {
+        let escaped = escape(at);
+        read.push(escaped.unwrap_or(bytes[at]));
+        found |= escaped.is_some();
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    found.then_some(read)
 }
 
 /// By its name: fields are not hashed.
@@ -194,6 +229,11 @@ mod tests {
         for path in ["validate", "//elsewhere/x", "", "/with space", "@elsewhere", "/a\r\nb: c"] {
             assert_eq!(mounted.uri(path), None, "{path}");
         }
+        for path in
+            ["/a;b/..x", "/a%20b", "/100%25", "/a%252fb", "/...", "/a..;/x", "/;/x", "/%C3%BC", "/%zz", "/a%"]
+        {
+            assert!(mounted.uri(path).is_some(), "{path}");
+        }
         for path in [
             "/../x",
             "/a/..",
@@ -204,6 +244,18 @@ mod tests {
             "/%2e%2e%5cx",
             "/..?x",
             "/..#x",
+            "/..;/x",
+            "/a/..;v=1/x",
+            "/a/.;/x",
+            "/a/%2e%2e%3bx/y",
+            "/a/..%2fx",
+            "/a/..%252fx",
+            "/a/%25252e%2e/x",
+            "/a/..%255cx",
+            "/a/..%00/x",
+            "/a%00",
+            "/a%2500",
+            "/a%2525252541",
         ] {
             assert_eq!(mounted.uri(path), None, "{path}");
         }

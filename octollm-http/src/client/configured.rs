@@ -1,6 +1,6 @@
 //! The arms that are added to a client by their ids, in the program and in the environment.
 
-use std::{ffi::OsStr, fmt, sync::Arc};
+use std::{collections::HashMap, ffi::OsStr, fmt, sync::Arc};
 
 use octollm_core::{
     __private::settings::{SERVICE_LINK, is_service_link},
@@ -47,13 +47,19 @@ pub(super) fn arm_variables<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     Ok(arms)
 }
 
-/// The endpoints of the arms that were added by their ids.
+/// The arms that were added by their ids.
 #[derive(Default)]
-pub(super) struct Configured(pub(super) Vec<Listed>);
+pub(super) struct Configured {
+    /// Their endpoints.
+    pub(super) listed: Vec<Listed>,
+    /// The resolvers for their URLs that stand for one, with their groups: one for each arm, from 1.
+    pub(super) resolvers: Vec<(usize, Box<dyn Resolver>)>,
+    /// The groups of all arms, which are 0 for those with endpoints.
+    pub(super) groups: HashMap<String, usize>,
+}
 
 impl Configured {
-    /// Adds an arm, and returns the resolvers for its URLs that stand for one.
-    pub(super) fn add(&mut self, named: Named) -> Result<Vec<Box<dyn Resolver>>, ConfigError> {
+    pub(super) fn add(&mut self, named: Named) -> Result<(), ConfigError> {
         let Named { name, id, urls, serves } = named;
         if !is_arm_id(&id) {
             return Err(ConfigError::new(name, "is not an arm id of lower-case letters, digits and dashes"));
@@ -69,32 +75,45 @@ impl Configured {
         if !resolvers.is_empty() && (!endpoints.is_empty() || serves.is_some()) {
             return Err(ConfigError::new(name, "mixes URLs of DNS with others"));
         }
+        if !resolvers.is_empty() {
+            let group = self.resolvers.last().map_or(1, |(last, _)| last + 1);
+            if self.groups.insert(id, group).is_some() {
+                return Err(ConfigError::new(name, "names an arm that is set already"));
+            }
+            self.resolvers.extend(resolvers.into_iter().map(|resolver| (group, resolver)));
+            return Ok(());
+        }
         let card = serves.map(|contract| with_contract(ArmCard::new(&*id), contract));
-        let known: Vec<_> = self.0.iter_mut().filter(|known| *known.arm == *id).collect();
-        if known.is_empty() {
+        if !self.groups.contains_key(&id) {
+            self.groups.insert(id.clone(), 0);
             let arm: Arc<str> = id.into();
             let listed = |url| Listed { arm: arm.clone(), url, weight: 1, card: card.clone() };
-            self.0.extend(endpoints.into_iter().map(listed));
-            return Ok(resolvers);
+            self.listed.extend(endpoints.into_iter().map(listed));
+            return Ok(());
         }
+        let known: Vec<_> = self.listed.iter_mut().filter(|known| *known.arm == *id).collect();
         let are_same = known.iter().map(|known| &known.url).eq(&endpoints);
+        let is_set = || ConfigError::new(name.clone(), "names an arm that is set already");
+        if !are_same {
+            return Err(is_set());
+        }
         for known in known {
             match (&mut known.card, &card) {
-                (Some(known), Some(card)) if are_same => {
+                (Some(known), Some(card)) => {
                     card.contracts
                         .iter()
                         .for_each(|contract| *known = with_contract(known.clone(), contract.clone()));
                 }
-                _ => return Err(ConfigError::new(name, "names an arm that is set already")),
+                _ => return Err(is_set()),
             }
         }
-        Ok(Vec::new())
+        Ok(())
     }
 
     /// # Errors
     /// A header is for none of the arms.
     pub(super) fn check_headers(&self, headers: &[(String, String, String)]) -> Result<(), ConfigError> {
-        match headers.iter().find(|(arm, ..)| !self.0.iter().any(|known| *known.arm == **arm)) {
+        match headers.iter().find(|(arm, ..)| !self.groups.contains_key(arm)) {
             Some((arm, ..)) => Err(ConfigError::new(arm.clone(), "has a header, but is not among the arms")),
             None => Ok(()),
         }
@@ -134,5 +153,34 @@ mod tests {
         assert_eq!(arms[1].name, "OCTOLLM_ARM_JUDGE");
         let link = arm_variables([("OCTOLLM_ARM_JUDGE_SERVICE_HOST", "10.0.0.1")]).unwrap_err();
         assert!(link.to_string().contains("enableServiceLinks"));
+    }
+
+    #[cfg(feature = "dns")]
+    #[test]
+    fn the_names_of_one_arm_are_one_group_and_no_arm_is_set_twice() {
+        let named = |id: &str, urls: &str| {
+            arm_variables([(format!("{PREFIX}{}", id.to_uppercase()), urls)]).unwrap().remove(0)
+        };
+        let mut configured = Configured::default();
+        configured.add(named("plain", "http://p")).unwrap();
+        configured.add(named("judge", "dns+http://a:1,dns+http://b:1")).unwrap();
+        configured.add(named("coder", "srv+http://_http._tcp.c")).unwrap();
+        let groups: Vec<_> = configured.resolvers.iter().map(|(group, _)| *group).collect();
+        assert_eq!(groups, [1, 1, 2]);
+        assert_eq!(
+            configured.groups,
+            HashMap::from(
+                [("plain", 0), ("judge", 1), ("coder", 2)].map(|(id, group)| (id.to_owned(), group))
+            )
+        );
+        for (id, urls) in [
+            ("judge", "dns+http://x"),
+            ("judge", "http://x"),
+            ("plain", "dns+http://x"),
+            ("plain", "http://x"),
+        ] {
+            let error = configured.add(named(id, urls)).unwrap_err();
+            assert!(error.to_string().contains("is set already"), "{id} {urls}: {error}");
+        }
     }
 }

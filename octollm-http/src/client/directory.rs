@@ -1,56 +1,68 @@
 //! The directory of a client: which arms there are, and asking them for their cards when these are needed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
-    time::{Duration, SystemTime},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use http::{Method, StatusCode};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use octollm_core::{
     card::ArmCard,
     contract::{ContractRef, Keys, Spec},
-    deadline::Deadline,
-    error::{ErrorKind, Failure},
-    json::read_output,
-    parts::ContextParts,
+    error::Failure,
     resilience::RetryBudget,
 };
 use tokio::{
     runtime::{self, Handle},
+    select,
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, interval, timeout},
 };
 
 use super::{
-    exchange::{Exchanger, Target},
-    foreign,
-    known::Known,
-    offers::{self, Drift, Offer, Offers},
-    pool::{ExchangeLimits, Origin, ServerHints},
+    cards::ask,
+    exchange::Exchanger,
+    known::{CardAnswer, Known},
+    offers::{Drift, Offer, Offers},
+    pool::Origin,
     site::{Judging, Listed, Site},
 };
 
-/// The arms with their endpoints and cards. It asks all endpoints in rounds, at the first call, and when an offer or the set of endpoints has
-/// changed: in a deployment the endpoints of one arm may have different cards.
+/// The arms with their endpoints and cards. It asks all endpoints in rounds, at the first call, when an offer or the set of endpoints has
+/// changed, and for a call where the last round is long ago: in a deployment the endpoints of one arm may have different cards, and what a
+/// card says of its arm does not hold for ever.
 pub(super) struct Directory {
     itself: Weak<Self>,
     pub(super) exchanger: Exchanger,
     judging: Judging,
-    time_limit: Duration,
+    asking: Asking,
+    /// From when on the cards are old, in milliseconds since `begun`.
+    old_at: AtomicU64,
+    begun: Instant,
     known: RwLock<Known>,
     round: watch::Sender<Round>,
     fingerprints: Mutex<HashMap<ContractRef, String>>,
     reported_drifts: Mutex<HashSet<(ContractRef, Arc<str>)>>,
 }
 
+/// How the arms are asked for their cards.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asking {
+    pub(super) time_limit: Duration,
+    /// Age from which a card is old.
+    pub(super) refresh: Duration,
+}
+
 #[derive(Debug, Default)]
 struct Round {
     number: u64,
-    /// Runtime of the round, which may have stopped.
-    running: Option<runtime::Id>,
+    /// Runtime of the round, and when it has last run it: it may have stopped.
+    running: Option<(runtime::Id, Instant)>,
     /// Time of its begin or its end.
     changed: Option<Instant>,
 }
@@ -58,31 +70,50 @@ struct Round {
 /// The shortest time between two rounds.
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
+/// How often a round says that its runtime runs, and looks for new endpoints.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// The shortest time for which the health of an endpoint and the budget of an arm are remembered after these are gone.
+const REMEMBERED: Duration = Duration::from_secs(30);
+
 /// The most endpoints that are asked at a time, since requests to silent ones must leave connections to calls and to each other.
 const ASKED_AT_ONCE: usize = 32;
-/// The largest card, in bytes. As values its schemas take up to a hundred times as much memory.
-const MAX_CARD: usize = 1 << 20;
 
 impl Directory {
+    /// `groups` are those of the resolvers. The configuration has the group 0.
     pub(super) fn new(
         configured: Vec<Listed>,
-        resolvers: usize,
+        groups: impl IntoIterator<Item = usize>,
         exchanger: Exchanger,
         judging: Judging,
-        time_limit: Duration,
+        asking: Asking,
     ) -> Arc<Self> {
+        let longest_open = judging.breaker.map_or(Duration::ZERO, |limits| limits.max_open);
+        let known = Known::new([0].into_iter().chain(groups), REMEMBERED.max(longest_open));
         let directory = Arc::new_cyclic(|itself| Self {
             itself: itself.clone(),
             exchanger,
             judging,
-            time_limit,
-            known: RwLock::new(Known::new(resolvers)),
+            asking,
+            old_at: AtomicU64::new(milliseconds(asking.refresh)),
+            begun: Instant::now(),
+            known: RwLock::new(known),
             round: watch::Sender::default(),
             fingerprints: Mutex::default(),
             reported_drifts: Mutex::default(),
         });
         directory.replace(0, configured);
         directory
+    }
+
+    /// The offers of a contract for a call, as far as they are known now. Where the cards are old, the arms are asked again meanwhile.
+    pub(super) fn offers_now(&self, contract: &ContractRef) -> Option<Arc<Offers>> {
+        let (now, old_at) = (milliseconds(self.begun.elapsed()), self.old_at.load(Ordering::Relaxed));
+        // Of many calls one begins the round.
+        if now >= old_at && self.are_old_from(old_at, now) {
+            self.refresh_later();
+        }
+        self.offers(contract)
     }
 
     /// The offers of a contract, as far as they are known now.
@@ -99,24 +130,25 @@ impl Directory {
     /// other arm can serve.
     ///
     /// # Errors
-    /// [`ErrorKind::ContractNotOffered`], or [`ErrorKind::Unreachable`] if arms could not be asked, or [`ErrorKind::Unavailable`] if the
+    /// `ContractNotOffered`, or `Unreachable` if arms could not be asked, or `Unavailable` if the
     /// resolvers have found none. A retry waits for the next round.
     pub(super) async fn find(&self, contract: &ContractRef) -> Result<Arc<Offers>, Failure> {
         let mut round = self.begin_round();
-        let first_sets = Instant::now() + self.time_limit;
+        let first_sets = Instant::now() + self.asking.time_limit;
         loop {
+            let is_early = Instant::now() < first_sets;
             // In this order: what is learned after the look at the offers is seen as a change.
             let Round { running, changed, .. } = *round.borrow_and_update();
             if let Some(offers) = self.offers(contract) {
                 return Ok(offers);
             }
-            let is_incomplete = self.read(Known::is_incomplete) && Instant::now() < first_sets;
+            if running.is_none() && self.is_due() && self.read(Known::asks) {
+                // Endpoints were found after the last round.
+                self.begin_round();
+                continue;
+            }
+            let is_incomplete = is_early && self.read(|known| known.is_incomplete() || known.has_unasked());
             if running.is_none() && !is_incomplete {
-                if self.is_due() && self.read(Known::asks) {
-                    // Endpoints were found after the last round.
-                    self.begin_round();
-                    continue;
-                }
                 let since = changed.map_or(BETWEEN_ROUNDS, |changed| changed.elapsed());
                 let wait = BETWEEN_ROUNDS.saturating_sub(since);
                 return Err(self.read(|known| known.unknown(contract, wait)));
@@ -127,7 +159,7 @@ impl Directory {
 
     /// Asks all arms again, unless that was done a moment ago.
     pub(super) async fn refresh(&self) {
-        let first_sets = Instant::now() + self.time_limit;
+        let first_sets = Instant::now() + self.asking.time_limit;
         let mut round = self.begin_round();
         loop {
             let is_running = round.borrow_and_update().running.is_some();
@@ -161,23 +193,52 @@ impl Directory {
         self.read(Known::cards)
     }
 
-    /// Replaces the endpoints of a source: 0 is the configuration. Returns when to ask the new ones for their cards.
-    pub(super) fn replace(&self, source: usize, set: Vec<Listed>) -> Option<Instant> {
+    /// Replaces the endpoints of a source: 0 is the configuration.
+    pub(super) fn replace(&self, source: usize, set: Vec<Listed>) {
         let create =
             |listed: &Listed, budget: &RetryBudget| Arc::new(Site::new(listed, budget, &self.judging));
-        let (gone, is_any_new, arms) = {
-            let mut known = self.write();
-            let (gone, is_any_new) = known.replace(source, set, create);
-            (gone, is_any_new, known.len())
-        };
+        let connected =
+            |site: &Arc<Site>| Some((site.arm.clone(), Origin::of(&site.url.uri("/")?, site.url.address())?));
         let pool = self.exchanger.pool();
-        pool.set_arms(arms);
-        for origin in gone.iter().filter_map(|site| Origin::of(&site.url.uri("/")?, site.url.address())) {
-            pool.forget(&origin);
+        let gone = {
+            let mut known = self.write();
+            let mut gone: HashSet<_> =
+                known.replace(source, set, Instant::now(), create).iter().filter_map(connected).collect();
+            // An endpoint with another path has the same connections.
+            if !gone.is_empty() {
+                known.sites().filter_map(connected).for_each(|stays| {
+                    gone.remove(&stays);
+                });
+            }
+            // Under the lock, so that of two sources the later one sets the number last.
+            pool.set_arms(known.len());
+            gone
+        };
+        for (arm, origin) in &gone {
+            pool.forget(arm, origin);
         }
         self.round.send_modify(|_| ());
-        is_any_new
-            .then(|| self.round.borrow().changed.map_or_else(Instant::now, |last| last + BETWEEN_ROUNDS))
+    }
+
+    /// When to [tend](Self::tend) to what the last sets have changed. `None` where there is nothing.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let (has_unasked, forgets) = self.read(|known| (known.has_unasked(), known.forgets_at()));
+        let now = Instant::now();
+        let next_round = match *self.round.borrow() {
+            // It takes them up, unless it ends just now.
+            Round { running: Some(_), .. } => now + BETWEEN_ROUNDS,
+            Round { changed, .. } => changed.map_or(now, |changed| now.max(changed + BETWEEN_ROUNDS)),
+        };
+        let asks = has_unasked.then_some(next_round);
+        asks.into_iter().chain(forgets).min()
+    }
+
+    /// Asks new endpoints for their cards, and forgets those that are gone.
+    pub(super) fn tend(&self) {
+        self.write().forget(Instant::now());
+        if self.read(Known::has_unasked) {
+            self.begin_round();
+        }
     }
 
     /// Counts a source that has failed as one without endpoints, if it has never answered.
@@ -225,6 +286,12 @@ impl Directory {
         Some(ours)
     }
 
+    /// Sets when the cards are old the next time. Returns whether nobody else has.
+    fn are_old_from(&self, before: u64, now: u64) -> bool {
+        let next = now.saturating_add(milliseconds(self.asking.refresh));
+        self.old_at.compare_exchange(before, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
     fn is_due(&self) -> bool {
         self.round.borrow().changed.is_none_or(|changed| changed.elapsed() >= BETWEEN_ROUNDS)
     }
@@ -238,15 +305,18 @@ impl Directory {
         let mut begun = None;
         self.round.send_if_modified(|round| {
             let due = round.changed.is_none_or(|changed| changed.elapsed() >= BETWEEN_ROUNDS);
-            let runs_here = round.running == Some(runtime.id());
-            if asks && due && !runs_here {
-                let (number, running, changed) = (round.number + 1, Some(runtime.id()), Some(Instant::now()));
-                *round = Round { number, running, changed };
+            let now = Instant::now();
+            let runs = round.running.is_some_and(|(id, beat)| id == runtime.id() || !is_stalled(beat, now));
+            if asks && due && !runs {
+                let (number, running) = (round.number + 1, Some((runtime.id(), now)));
+                *round = Round { number, running, changed: Some(now) };
                 begun = Some(number);
             }
             begun.is_some()
         });
         if let Some(number) = begun {
+            let now = milliseconds(self.begun.elapsed());
+            self.old_at.store(now.saturating_add(milliseconds(self.asking.refresh)), Ordering::Relaxed);
             runtime.spawn(ask_all(RunningRound { directory, number }));
         }
         receiver
@@ -260,9 +330,22 @@ impl Directory {
         }
     }
 
-    fn learn(&self, site: &Arc<Site>, round: u64, answer: Result<ArmCard, Failure>) {
-        self.write().learn(site, round, answer);
+    fn learn(&self, round: u64, answers: Vec<CardAnswer>) {
+        self.write().learn(round, answers);
         self.round.send_modify(|_| ());
+    }
+
+    /// Notes that the runtime of a round runs. Returns whether no other one has taken its place.
+    fn beat(&self, number: u64) -> bool {
+        let mut is_current = false;
+        self.round.send_if_modified(|round| {
+            is_current = round.number == number;
+            if let Some((_, beat)) = round.running.as_mut().filter(|_| is_current) {
+                *beat = Instant::now();
+            }
+            false
+        });
+        is_current
     }
 
     fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
@@ -274,12 +357,13 @@ impl Directory {
     }
 }
 
-/// Asks for the cards at this time, unless a round has begun meanwhile.
-pub(super) async fn refresh_at(directory: &Weak<Directory>, due: Instant) {
-    sleep_until(due).await;
-    if let Some(directory) = directory.upgrade() {
-        directory.refresh_later();
-    }
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether the runtime of a round no longer runs it.
+fn is_stalled(beat: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(beat) >= BETWEEN_ROUNDS
 }
 
 /// Ends the round when it is dropped.
@@ -301,60 +385,33 @@ impl Drop for RunningRound {
 }
 
 async fn ask_all(round: RunningRound) {
-    let directory = &round.directory;
-    let mut waiting = directory.read(Known::to_ask).into_iter();
+    let RunningRound { directory, number } = &round;
     let one = async |site: Arc<Site>| {
-        let answer = ask_in_time(directory, &site).await;
+        let answer = ask(&directory.exchanger, directory.asking.time_limit, &site).await;
         (site, answer)
     };
-    let mut answers: FuturesUnordered<_> = waiting.by_ref().take(ASKED_AT_ONCE).map(one).collect();
-    while let Some((site, answer)) = answers.next().await {
-        directory.learn(&site, round.number, answer);
-        answers.extend(waiting.next().map(one));
+    let mut waiting = VecDeque::new();
+    let mut answers = FuturesUnordered::new();
+    let mut beats = interval(BEAT);
+    loop {
+        // Also those that were found since the round has begun.
+        waiting.extend(directory.write().ask_in(*number));
+        let room = ASKED_AT_ONCE.saturating_sub(answers.len()).min(waiting.len());
+        answers.extend(waiting.drain(..room).map(one));
+        if answers.is_empty() || !directory.beat(*number) {
+            return;
+        }
+        select! {
+            _ = beats.tick() => {}
+            Some(first) = answers.next() => {
+                let mut answered = vec![first];
+                while let Some(Some(next)) = answers.next().now_or_never() {
+                    answered.push(next);
+                }
+                directory.learn(*number, answered);
+            }
+        }
     }
-}
-
-async fn ask_in_time(directory: &Directory, site: &Site) -> Result<ArmCard, Failure> {
-    let limit = directory.time_limit;
-    let late = || Err(Failure::new(ErrorKind::Unreachable, format!("no answer within {limit:?}")));
-    let answer = Deadline::after(limit).run(ask(directory, site)).await.unwrap_or_else(late);
-    if let Err(trouble) = &answer {
-        tracing::warn!(arm = %site.arm, endpoint = ?site.url, %trouble, "the arm did not return its card");
-    }
-    answer
-}
-
-/// Asks an endpoint for its card.
-async fn ask(directory: &Directory, site: &Site) -> Result<ArmCard, Failure> {
-    let no_uri = || Failure::new(ErrorKind::BadRequest, "no such URL").before_execution();
-    let uri = site.url.uri("/capabilities").ok_or_else(no_uri)?;
-    let mut parts = ContextParts::new();
-    parts.deadline = Some(Deadline::after(directory.time_limit));
-    let request = site.url.request(Method::GET, uri, None, &parts);
-    let hints = ServerHints { address: site.url.address(), ..ServerHints::default() };
-    let limits = ExchangeLimits { deadline: parts.deadline, work: directory.time_limit, hints };
-    let target = || Target {
-        arm: Arc::clone(&site.arm),
-        endpoint: site.url.shared(),
-        contract: None,
-        idempotent: true,
-        deadline: parts.deadline,
-        work: directory.time_limit,
-    };
-    let answer = directory.exchanger.send(request, &site.arm, limits, target).await?;
-    if answer.status() != StatusCode::OK {
-        let status = answer.status();
-        let mut failure = foreign::failure(status, answer.headers(), answer.body(), SystemTime::now());
-        failure.message = format!("answered {}", status.as_u16());
-        return Err(failure);
-    }
-    if answer.body().len() > MAX_CARD {
-        return Err(Failure::new(ErrorKind::BadResponse, "its card is larger than 1 MiB"));
-    }
-    let no_card = |_| Failure::new(ErrorKind::BadResponse, "its answer is no card of an arm");
-    let card = read_output(answer.body()).map_err(no_card)?;
-    offers::log_left_out(&site.arm, &card);
-    Ok(card)
 }
 
 impl fmt::Debug for Directory {

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    Request, Response, StatusCode,
+    HeaderMap, Request, Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     response::Parts,
 };
@@ -179,6 +179,11 @@ pub(crate) struct Exchanger {
 impl Exchanger {
     pub(super) fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// The same connections, without the layers of the user.
+    pub(super) fn without_layers(&self) -> Self {
+        Self { pool: self.pool.clone(), layered: None }
     }
 
     /// Sends a request that is for no arm, and that passes no layers.
@@ -369,8 +374,8 @@ fn output(
         };
     }
     // No coding was requested. Decoding one could make the answer larger than the limit.
-    if head.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
-        return bad("the answer is in a content coding that was not asked for".into());
+    if is_coded(&head.headers) {
+        return bad(CODED.into());
     }
     // JSON under another name is an output too, once it was parsed.
     let is_declared = head.headers.get(CONTENT_TYPE).is_some_and(wire::is_json);
@@ -378,6 +383,18 @@ fn output(
         return bad(format!("answered {} with what is not JSON", head.status.as_u16()));
     }
     Ok(body)
+}
+
+/// The problem of an answer that [is coded](is_coded).
+pub(super) const CODED: &str = "the answer is in a content coding that was not asked for";
+
+/// Whether the body of an answer is in a content coding, such as gzip.
+pub(super) fn is_coded(head: &HeaderMap) -> bool {
+    head.get_all(CONTENT_ENCODING).iter().any(|codings| {
+        let Ok(codings) = codings.to_str() else { return true };
+        let mut codings = codings.split(',').map(str::trim);
+        codings.any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("identity"))
+    })
 }
 
 /// The output `()`.
@@ -424,6 +441,23 @@ mod tests {
             read_answer(packed.body(Bytes::new()).unwrap(), |_| Ok(())).0.unwrap_err().kind,
             ErrorKind::BadResponse
         );
+    }
+
+    #[test]
+    fn a_content_coding_is_any_but_identity() {
+        for (values, coded) in [
+            (&[][..], false),
+            (&["identity"], false),
+            (&["Identity, identity"], false),
+            (&[""], false),
+            (&["gzip"], true),
+            (&["identity, br"], true),
+            (&["identity", "gzip"], true),
+        ] {
+            let head =
+                values.iter().map(|value| (CONTENT_ENCODING, HeaderValue::from_static(value))).collect();
+            assert_eq!(is_coded(&head), coded, "{values:?}");
+        }
     }
 
     #[test]
@@ -479,7 +513,7 @@ mod tests {
             (500, Usage::UNMETERED),
             (302, Usage::UNMETERED),
             (422, Usage::ZERO),
-            (503, Usage::ZERO),
+            (503, Usage::UNMETERED),
         ] {
             let response = Response::builder().status(status).header(CONTENT_TYPE, "application/json");
             let response = response.body(Bytes::from("{}")).unwrap();

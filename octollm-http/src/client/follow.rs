@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -9,12 +10,17 @@ use std::{
 };
 
 use octollm_core::id::is_arm_id;
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::{
+    runtime::Handle,
+    task::AbortHandle,
+    time::{Instant, sleep_until},
+};
+use tower::BoxError;
 
 use super::{
     authority::Authority,
     base_url::{BaseUrl, Fields},
-    directory::{Directory, refresh_at},
+    directory::Directory,
     site::Listed,
 };
 use crate::resolve::{Endpoint, Resolver, Steady};
@@ -32,8 +38,10 @@ pub(super) struct Follow {
 
 /// What an endpoint that is found has to comply with.
 pub(super) struct Rules {
-    /// Arms that have endpoints in the configuration.
-    configured: HashSet<String>,
+    /// The arms that are named in the configuration, with the group of the sources that can list them.
+    configured: HashMap<String, usize>,
+    /// The group of each source.
+    groups: Vec<usize>,
     /// Fields of the requests to each arm.
     fields: HashMap<String, Fields>,
     authority: Authority,
@@ -46,6 +54,11 @@ pub(super) struct Rules {
 const MOST_REPORTED: usize = 1_000;
 
 impl Follow {
+    /// The ids of the arms that are named in the configuration.
+    pub(super) fn configured(&self) -> Vec<String> {
+        self.rules.configured()
+    }
+
     pub(super) fn new(directory: &Arc<Directory>, resolvers: Vec<Steady>, rules: Rules) -> Arc<Self> {
         Arc::new_cyclic(|itself| Self {
             itself: itself.clone(),
@@ -108,24 +121,14 @@ impl Drop for Followed {
 async fn follow(mut followed: Followed, directory: Weak<Directory>) {
     // Source 0 is the configuration.
     let source = followed.number + 1;
-    let mut ask = None;
     loop {
         let Some(resolver) = &mut followed.resolver else { return };
-        let next = match ask {
-            None => resolver.next().await,
-            Some(due) => tokio::select! {
-                next = resolver.next() => next,
-                () = refresh_at(&directory, due) => {
-                    ask = None;
-                    continue;
-                }
-            },
-        };
+        let Some(next) = next(resolver, &directory).await else { return };
         let (Some(directory), Some(by)) = (directory.upgrade(), followed.by.upgrade()) else { return };
         match next {
             Ok(set) => {
-                let listed = by.rules.apply(set);
-                ask = directory.replace(source, listed).or(ask);
+                let listed = by.rules.apply(source, set);
+                directory.replace(source, listed);
             }
             Err(error) => {
                 tracing::warn!(%error, "a resolver has failed, and its last endpoints stay in use");
@@ -135,24 +138,51 @@ async fn follow(mut followed: Followed, directory: Weak<Directory>) {
     }
 }
 
+/// The next answer of a resolver. The directory is tended to meanwhile, and the resolver goes on: one whose answer takes longer than
+/// the time between would never give one. `None` where the client is gone.
+async fn next(resolver: &mut Steady, directory: &Weak<Directory>) -> Option<Result<Vec<Endpoint>, BoxError>> {
+    let mut next = pin!(resolver.next());
+    loop {
+        let due = directory.upgrade()?.due();
+        tokio::select! {
+            next = &mut next => return Some(next),
+            () = until(due) => directory.upgrade()?.tend(),
+        }
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Rules {
     pub(super) fn new(
-        configured: HashSet<String>,
+        configured: HashMap<String, usize>,
+        groups: impl IntoIterator<Item = usize>,
         fields: HashMap<String, Fields>,
         authority: Authority,
         over_tcp: bool,
     ) -> Self {
-        Self { configured, fields, authority, over_tcp, reported: Mutex::default() }
+        let groups = [0].into_iter().chain(groups).collect();
+        Self { configured, groups, fields, authority, over_tcp, reported: Mutex::default() }
     }
 
-    /// The endpoints that can be used.
-    fn apply(&self, set: Vec<Endpoint>) -> Vec<Listed> {
-        set.into_iter().filter_map(|endpoint| self.listed(endpoint)).collect()
+    /// The ids of the arms that are named in the configuration.
+    pub(super) fn configured(&self) -> Vec<String> {
+        self.configured.keys().cloned().collect()
     }
 
-    fn listed(&self, endpoint: Endpoint) -> Option<Listed> {
+    /// The endpoints that can be used, of those of a source.
+    fn apply(&self, source: usize, set: Vec<Endpoint>) -> Vec<Listed> {
+        set.into_iter().filter_map(|endpoint| self.listed(source, endpoint)).collect()
+    }
+
+    fn listed(&self, source: usize, endpoint: Endpoint) -> Option<Listed> {
         let arm = endpoint.arm.clone();
-        match self.checked(endpoint) {
+        match self.checked(source, endpoint) {
             Ok(listed) => Some(listed),
             Err(problem) => {
                 let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,12 +194,12 @@ impl Rules {
         }
     }
 
-    fn checked(&self, endpoint: Endpoint) -> Result<Listed, String> {
+    fn checked(&self, source: usize, endpoint: Endpoint) -> Result<Listed, String> {
         let Endpoint { arm, url, address, weight, card, .. } = endpoint;
         if !is_arm_id(&arm) {
             return Err("is not an arm id of lower-case letters, digits and dashes".into());
         }
-        if self.configured.contains(&arm) {
+        if self.configured.get(&arm).is_some_and(|group| Some(group) != self.groups.get(source)) {
             return Err("is set in the configuration, whose endpoints are used".into());
         }
         let mut url = BaseUrl::parse(&url)?;

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, StatusCode,
+    header::{DATE, RETRY_AFTER},
+};
 use octollm_core::{
     contract::Violation,
     error::{ErrorKind, Failure},
@@ -30,7 +33,7 @@ pub(super) fn failure(status: StatusCode, head: &HeaderMap, body: &[u8], now: Sy
     failure.violations = received(&reported.violations);
     failure.details =
         reported.code.map(|code| serde_json::json!({ "status": status.as_u16(), "code": code }));
-    failure.may_have_executed = may_have_executed(status);
+    failure.may_have_executed = may_have_executed(status, asked.is_some());
     match asked {
         // The key of this call is still running: an earlier attempt has begun, and its answer can be read after the wait.
         Some(wait) if status == StatusCode::CONFLICT => {
@@ -89,7 +92,8 @@ fn reported_by(value: &Value) -> Reported {
                 .into_iter()
                 .find_map(|name| object.get(name)?.as_str())
                 .map(one_line);
-            let code = ["code", "type", "status"].into_iter().find_map(|name| object.get(name)).cloned();
+            let member = |name| object.get(name).filter(|value: &&Value| !value.is_null());
+            let code = ["code", "type", "status"].into_iter().find_map(member).cloned();
             Reported { message, code, ..Reported::default() }
         }
         Value::Array(items) => {
@@ -167,25 +171,33 @@ fn kind(status: StatusCode) -> ErrorKind {
         501 => ErrorKind::NotImplemented,
         502 => ErrorKind::UpstreamFailed,
         503 => ErrorKind::Unavailable,
-        504 => ErrorKind::DeadlineExceeded,
+        // A gateway has not waited longer for what is after it.
+        504 => ErrorKind::Timeout,
         500..=599 => ErrorKind::ArmFailed,
         _ => ErrorKind::BadResponse,
     }
 }
 
-/// Whether the work may have run: not after a 4xx or a 503, which are sent before it.
-fn may_have_executed(status: StatusCode) -> bool {
-    !status.is_client_error() && status != StatusCode::SERVICE_UNAVAILABLE
+/// Whether the work may have run: not after a 4xx, or a 503 that asks to wait, which are sent before it. Any other 503 may be of a proxy
+/// that has lost the server while it worked.
+fn may_have_executed(status: StatusCode, asks_to_wait: bool) -> bool {
+    !(status.is_client_error() || status == StatusCode::SERVICE_UNAVAILABLE && asks_to_wait)
 }
 
-/// Reads `Retry-After`: seconds, or a date. A date in the past is no wait. Anything else is ignored.
+/// The clock of the service where it states that, and else that of this machine.
+pub(super) fn clock(head: &HeaderMap, now: SystemTime) -> SystemTime {
+    let stated = head.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+    stated.unwrap_or(now)
+}
+
+/// Reads `Retry-After`: seconds, or a date by the [clock] of the service. A date in the past is no wait. Anything else is ignored.
 pub(super) fn retry_after(head: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = head.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let until = httpdate::parse_http_date(value).ok()?;
-    Some(until.duration_since(now).unwrap_or_default())
+    Some(until.duration_since(clock(head, now)).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -237,6 +249,8 @@ mod tests {
         assert_eq!(reported(500, [0xff, 0xfe]).message, "\u{fffd}\u{fffd}");
         let coded = reported(500, r#"{"error":{"code":"E7","message":"it broke"}}"#);
         assert_eq!(coded.details, Some(json!({ "status": 500, "code": "E7" })));
+        let typed = reported(429, r#"{"error":{"message":"no","type":"insufficient_quota","code":null}}"#);
+        assert_eq!(typed.details, Some(json!({ "status": 429, "code": "insufficient_quota" })));
     }
 
     #[test]
@@ -264,12 +278,25 @@ mod tests {
 
     #[test]
     fn says_whether_the_work_may_have_run() {
-        let executed = [500, 501, 502, 504, 507, 302];
+        let head = HeaderMap::from_iter([(RETRY_AFTER, "3".parse().unwrap())]);
         for status in 300..600 {
-            let expected = status >= 500 && status != 503 || status < 400;
+            let expected = !(400..500).contains(&status);
             assert_eq!(reported(status, "").may_have_executed, expected, "{status}");
+            let asks = failure(StatusCode::from_u16(status).unwrap(), &head, b"", SystemTime::UNIX_EPOCH);
+            // A 409 that asks to wait is about a call that runs.
+            let expected = expected && status != 503 || status == 409;
+            assert_eq!(asks.may_have_executed, expected, "{status} with a wait");
         }
-        assert!(executed.into_iter().all(|status| reported(status, "").may_have_executed));
+        // Without a problem that states more, a 503 may be of a proxy.
+        for body in ["{}", r#"{"error":"upstream"}"#, "no healthy upstream", "<html>"] {
+            assert!(reported(503, body).may_have_executed, "{body}");
+        }
+        for (body, expected) in [
+            (r#"{"status":503,"code":"overloaded"}"#, false),
+            (r#"{"status":503,"code":"unavailable","may_have_executed":true}"#, true),
+        ] {
+            assert_eq!(reported(503, body).may_have_executed, expected, "{body}");
+        }
     }
 
     #[test]
@@ -341,5 +368,21 @@ mod tests {
             assert_eq!(retry_after(&head, now), wait.map(Duration::from_secs), "{value}");
         }
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn a_date_is_compared_with_the_clock_of_the_service() {
+        let date = |text: &str| text.parse().unwrap();
+        let mut head = HeaderMap::from_iter([
+            (RETRY_AFTER, date("Sun, 06 Nov 1994 08:49:47 GMT")),
+            (DATE, date("Sun, 06 Nov 1994 08:49:37 GMT")),
+        ]);
+        let ten = Some(Duration::from_secs(10));
+        for now in ["Sun, 06 Nov 1994 08:39:37 GMT", "Sun, 06 Nov 1994 09:49:37 GMT"] {
+            assert_eq!(retry_after(&head, httpdate::parse_http_date(now).unwrap()), ten, "{now}");
+        }
+        head.insert(DATE, date("now"));
+        let ours = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        assert_eq!(retry_after(&head, ours), ten);
     }
 }

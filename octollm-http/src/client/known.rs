@@ -15,6 +15,7 @@ use octollm_core::{
     resilience::RetryBudget,
 };
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
     base_url::BaseUrl,
@@ -26,9 +27,25 @@ use super::{
 pub(super) struct Known {
     arms: Vec<Arm>,
     pub(super) offers: HashMap<ContractRef, Arc<Offers>>,
-    /// The endpoints of configuration, then the last set of each resolver: `None` before its first answer.
-    sets: Vec<Option<Vec<Listed>>>,
+    /// The configuration, then the resolvers.
+    sources: Vec<Source>,
+    /// Endpoints and arms that are listed no longer, since when.
+    gone: HashMap<Listing, (Learned, Instant)>,
+    gone_arms: HashMap<Arc<str>, (Arm, Instant)>,
+    /// For how long their health and their budget are remembered, so that one that comes and goes does not begin anew each time.
+    remembered: Duration,
 }
+
+/// A source of endpoints.
+struct Source {
+    /// Sources of one group count together. Of those of several groups the first one that lists an arm has it.
+    group: usize,
+    /// Its last set: `None` before its first answer.
+    set: Option<Vec<Listed>>,
+}
+
+/// The most endpoints and arms that are remembered.
+const MOST_GONE: usize = 4096;
 
 struct Arm {
     id: Arc<str>,
@@ -48,28 +65,35 @@ struct Learned {
     card: Option<ArmCard>,
     /// Failure of the last round, if it failed.
     trouble: Option<Failure>,
-    /// Last round in which the endpoint answered.
-    round: u64,
+    /// Last round in which it was asked for its card, and in which it answered. 0 is none.
+    asked: u64,
+    answered: u64,
 }
 
+/// The answer of an endpoint that was asked for its card.
+pub(super) type CardAnswer = (Arc<Site>, Result<ArmCard, Failure>);
+
 impl Known {
-    /// What is known before the first answer of the resolvers.
-    pub(super) fn new(resolvers: usize) -> Self {
-        Self { arms: Vec::new(), offers: HashMap::new(), sets: vec![None; 1 + resolvers] }
+    /// What is known before the first answer of the resolvers, with the group of each source.
+    pub(super) fn new(groups: impl IntoIterator<Item = usize>, remembered: Duration) -> Self {
+        let sources = groups.into_iter().map(|group| Source { group, set: None }).collect();
+        let (gone, gone_arms) = (HashMap::new(), HashMap::new());
+        Self { arms: Vec::new(), offers: HashMap::new(), sources, gone, gone_arms, remembered }
     }
 
-    /// Replaces the endpoints of one source. Endpoints that stay have their cards, their health and their connections still. Of an arm
-    /// that several sources list, the endpoints of the first one count. Returns those that are listed no longer, and whether there
-    /// are new ones to ask.
+    /// Replaces the endpoints of one source. Endpoints that stay have their cards, their health and their connections still, and so
+    /// have, but for connections, those that come back in time. Returns those that are listed no longer.
     pub(super) fn replace(
         &mut self,
         source: usize,
         set: Vec<Listed>,
+        now: Instant,
         create: impl Fn(&Listed, &RetryBudget) -> Arc<Site>,
-    ) -> (Vec<Arc<Site>>, bool) {
-        if let Some(known) = self.sets.get_mut(source) {
-            *known = Some(set);
+    ) -> Vec<Arc<Site>> {
+        if let Some(source) = self.sources.get_mut(source) {
+            source.set = Some(set);
         }
+        self.forget(now);
         let mut before: HashMap<Listing, Learned> = HashMap::new();
         let mut arms: HashMap<Arc<str>, Arm> = HashMap::new();
         for mut arm in self.arms.drain(..) {
@@ -77,41 +101,67 @@ impl Known {
             before.extend(arm.endpoints.drain(..).map(|learned| (learned.site.listing(), learned)));
             arms.insert(arm.id.clone(), arm);
         }
-        let (mut places, mut listings, mut is_any_new) = (HashMap::new(), HashSet::new(), false);
-        for set in &self.sets {
-            // The arms of earlier sources are before these.
-            let first = self.arms.len();
-            for listed in set.iter().flatten() {
+        let (mut places, mut listings) = (HashMap::new(), HashSet::new());
+        let (mut group, mut first) = (0, 0);
+        for source in &self.sources {
+            if group != source.group {
+                // The arms of earlier groups are before these.
+                (group, first) = (source.group, self.arms.len());
+            }
+            for listed in source.set.iter().flatten() {
                 let place = *places.entry(listed.arm.clone()).or_insert_with(|| {
-                    self.arms.push(arms.remove(&listed.arm).unwrap_or_else(|| Arm::new(&listed.arm)));
+                    let gone = || self.gone_arms.remove(&listed.arm).map(|(arm, _)| arm);
+                    let arm = arms.remove(&listed.arm).or_else(gone);
+                    self.arms.push(arm.unwrap_or_else(|| Arm::new(&listed.arm)));
                     self.arms.len() - 1
                 });
-                if place < first || !listings.insert(listed.listing()) {
+                let listing = listed.listing();
+                if place < first || !listings.insert(listing.clone()) {
                     continue;
                 }
                 let arm = &mut self.arms[place];
-                let mut learned = before.remove(&listed.listing()).unwrap_or_else(|| {
-                    is_any_new |= listed.card.is_none();
-                    Learned::new(create(listed, &arm.budget))
-                });
-                if let Some(card) = &listed.card {
-                    (learned.is_fixed, learned.card) = (true, Some(reached_at(card.clone(), &listed.url)));
-                }
-                arm.endpoints.push(learned);
+                let gone = || self.gone.remove(&listing).map(|(gone, _)| gone.unasked());
+                let learned = before.remove(&listing).or_else(gone);
+                let learned = learned.unwrap_or_else(|| Learned::new(create(listed, &arm.budget)));
+                arm.endpoints.push(learned.listed_as(listed));
             }
         }
         self.list_offers();
-        (before.into_values().map(|gone| gone.site).collect(), is_any_new)
+        let gone = before.values().map(|gone| gone.site.clone()).collect();
+        self.gone.extend(before.into_iter().map(|(listing, gone)| (listing, (gone, now))).take(MOST_GONE));
+        self.gone_arms.extend(arms.into_iter().map(|(id, arm)| (id, (arm, now))).take(MOST_GONE));
+        gone
+    }
+
+    /// Forgets what is gone for too long, and the rest where that is too much.
+    pub(super) fn forget(&mut self, now: Instant) {
+        let remembered = self.remembered;
+        let is_recent = |since: Instant| now < since + remembered;
+        self.gone.retain(|_, (_, since)| is_recent(*since));
+        self.gone_arms.retain(|_, (_, since)| is_recent(*since));
+        if self.gone.len() > MOST_GONE {
+            self.gone.clear();
+        }
+        if self.gone_arms.len() > MOST_GONE {
+            self.gone_arms.clear();
+        }
+    }
+
+    /// When there is something to forget.
+    pub(super) fn forgets_at(&self) -> Option<Instant> {
+        let endpoints = self.gone.values().map(|(_, since)| *since);
+        let oldest = endpoints.chain(self.gone_arms.values().map(|(_, since)| *since)).min();
+        Some(oldest? + self.remembered)
     }
 
     /// Whether a resolver has not answered yet.
     pub(super) fn is_incomplete(&self) -> bool {
-        self.sets.iter().any(Option::is_none)
+        self.sources.iter().any(|source| source.set.is_none())
     }
 
     /// Counts a resolver that has failed at its first answer as one without endpoints.
     pub(super) fn has_failed(&mut self, source: usize) {
-        if let Some(set @ None) = self.sets.get_mut(source) {
+        if let Some(Source { set: set @ None, .. }) = self.sources.get_mut(source) {
             *set = Some(Vec::new());
         }
     }
@@ -121,35 +171,62 @@ impl Known {
         self.arms.len()
     }
 
-    /// Stores the answer of an endpoint that was asked for its card, if it is still listed.
-    pub(super) fn learn(&mut self, site: &Arc<Site>, round: u64, answer: Result<ArmCard, Failure>) {
-        let mut all = self.arms.iter_mut().flat_map(|arm| &mut arm.endpoints);
-        let Some(learned) = all.find(|learned| Arc::ptr_eq(&learned.site, site)) else { return };
-        learned.round = round;
-        match answer {
-            Ok(card) => (learned.card, learned.trouble) = (Some(reached_at(card, &site.url)), None),
+    /// Stores the answers of endpoints, as far as they are still listed.
+    pub(super) fn learn(&mut self, round: u64, answers: Vec<CardAnswer>) {
+        let mut answers: HashMap<_, _> =
+            answers.into_iter().map(|(site, answer)| (Arc::as_ptr(&site), (site, answer))).collect();
+        let mut is_any_card_new = false;
+        for learned in self.arms.iter_mut().flat_map(|arm| &mut arm.endpoints) {
+            let Some((site, answer)) = answers.remove(&Arc::as_ptr(&learned.site)) else { continue };
+            learned.answered = round;
             // Its last offers may still hold.
-            Err(trouble) => learned.trouble = Some(trouble),
+            learned.trouble = answer.as_ref().err().cloned();
+            if let Ok(card) = answer {
+                let card = Some(reached_at(card, &site.url));
+                if learned.card != card {
+                    is_any_card_new = true;
+                    card.iter().for_each(|card| offers::log_left_out(&site.arm, card));
+                }
+                learned.card = card;
+            }
         }
-        self.list_offers();
+        if is_any_card_new {
+            self.list_offers();
+        }
     }
 
     /// Whether these endpoints answered in a round.
     pub(super) fn learned_in(&self, round: u64, sites: &[Arc<Site>]) -> bool {
+        let sites: HashSet<_> = sites.iter().map(Arc::as_ptr).collect();
         let all = self.arms.iter().flat_map(|arm| &arm.endpoints);
-        all.filter(|learned| sites.iter().any(|site| Arc::ptr_eq(site, &learned.site)))
-            .all(|learned| learned.round == round)
+        all.filter(|learned| sites.contains(&Arc::as_ptr(&learned.site)))
+            .all(|learned| learned.answered == round)
     }
 
-    /// The endpoints to ask for their cards: the first ones of all arms, then the second ones.
-    pub(super) fn to_ask(&self) -> Vec<Arc<Site>> {
-        let of_arm = |arm: &'_ Arm| {
-            let asked = arm.endpoints.iter().filter(|learned| !learned.is_fixed);
-            asked.map(|learned| learned.site.clone()).enumerate().collect::<Vec<_>>()
+    /// The endpoints to ask for their cards that were not yet asked in this round: the first ones of all arms, then the second ones.
+    pub(super) fn ask_in(&mut self, round: u64) -> Vec<Arc<Site>> {
+        let of_arm = |arm: &'_ mut Arm| {
+            let asked =
+                arm.endpoints.iter_mut().filter(|learned| !learned.is_fixed && learned.asked != round);
+            let asked = asked.map(|learned| {
+                learned.asked = round;
+                learned.site.clone()
+            });
+            asked.enumerate().collect::<Vec<_>>()
         };
-        let mut sites: Vec<_> = self.arms.iter().flat_map(of_arm).collect();
+        let mut sites: Vec<_> = self.arms.iter_mut().flat_map(of_arm).collect();
         sites.sort_by_key(|(turn, _)| *turn);
         sites.into_iter().map(|(_, site)| site).collect()
+    }
+
+    /// All endpoints.
+    pub(super) fn sites(&self) -> impl Iterator<Item = &Arc<Site>> {
+        self.arms.iter().flat_map(|arm| &arm.endpoints).map(|learned| &learned.site)
+    }
+
+    /// Whether an endpoint has never answered when it was asked for its card, nor failed to.
+    pub(super) fn has_unasked(&self) -> bool {
+        self.arms.iter().flat_map(|arm| &arm.endpoints).any(Learned::is_unasked)
     }
 
     /// Whether there is an endpoint to ask for its card.
@@ -206,7 +283,7 @@ impl Known {
 
     /// Without a resolver this is a mistake of configuration. A resolver may find an arm later.
     fn without_arms(&self, contract: &ContractRef, mut failure: Failure) -> Failure {
-        if self.sets.len() > 1 {
+        if self.sources.len() > 1 {
             let message = format!("{contract}: no endpoint of any arm is found");
             return Failure::new(ErrorKind::Unavailable, message).before_execution();
         }
@@ -245,7 +322,31 @@ impl Arm {
 
 impl Learned {
     fn new(site: Arc<Site>) -> Self {
-        Self { site, is_fixed: false, card: None, trouble: None, round: 0 }
+        Self { site, is_fixed: false, card: None, trouble: None, asked: 0, answered: 0 }
+    }
+
+    /// Takes over what its source says now.
+    fn listed_as(mut self, listed: &Listed) -> Self {
+        self.site.set_weight(listed.weight);
+        match &listed.card {
+            Some(card) => {
+                (self.is_fixed, self.trouble) = (true, None);
+                self.card = Some(reached_at(card.clone(), &listed.url));
+            }
+            // The source that had its card is gone.
+            None if self.is_fixed => self = self.unasked(),
+            None => {}
+        }
+        self
+    }
+
+    /// The same endpoint, which is to be asked for its card. The one that is known holds until it answers.
+    fn unasked(self) -> Self {
+        Self { is_fixed: false, trouble: None, asked: 0, answered: 0, ..self }
+    }
+
+    fn is_unasked(&self) -> bool {
+        !self.is_fixed && self.answered == 0
     }
 }
 
@@ -290,3 +391,6 @@ fn reached_at(mut card: ArmCard, endpoint: &BaseUrl) -> ArmCard {
     }
     card
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,12 +11,14 @@ mod choice;
 mod circuit;
 mod site;
 mod offers;
+mod cards;
 mod known;
 mod configured;
 mod directory;
 mod follow;
 mod send;
 mod stack;
+mod protection;
 mod rest;
 mod orchestrator_client;
 mod registration;
@@ -45,7 +47,7 @@ pub(crate) use self::exchange::Requests;
 use self::{
     authority::Authority,
     configured::{Configured, Named, PREFIX, arm_variables},
-    directory::Directory,
+    directory::{Asking, Directory},
     exchange::{Exchange, request_setters},
     follow::{Follow, Rules},
     send::Sender,
@@ -64,7 +66,7 @@ pub use self::{
     task_handle::TaskHandle,
 };
 use crate::{
-    limits::limits_setters,
+    limits::{ClientConfig, limits_setters},
     resolve::{Resolver, Steady},
 };
 
@@ -80,7 +82,8 @@ pub(crate) use self::env::ORCHESTRATOR_URL;
 /// # Ok(()) }
 /// ```
 ///
-/// The client asks every endpoint of the arms for its contracts at the first call and after a change. If several endpoints serve a
+/// The client asks every endpoint of the arms for its card at the first call, after a change, and while there are calls every 30 s
+/// ([`card_refresh`](ArmsBuilder::card_refresh)). If several endpoints serve a
 /// contract, a call goes to one whose card is healthy and cheapest; of equal ones, to the one with less load of two at random. If it cannot be
 /// connected, or refuses the call with `contract_not_offered` or 404 before execution, another one is tried.
 #[derive(Clone)]
@@ -183,6 +186,10 @@ impl Transport for Arms {
 
     async fn cards(&self) -> Vec<ArmCard> {
         self.0.cards().await
+    }
+
+    fn configured_arms(&self) -> Vec<String> {
+        self.0.follow.configured()
     }
 
     fn public_key(&self) -> Option<Map<String, Value>> {
@@ -391,20 +398,21 @@ impl ArmsBuilder {
     /// # Errors
     /// A setting, an id or a URL is invalid.
     pub fn build(self) -> Result<Arms, ConfigError> {
-        let Self { arms, above, below, requests, authority, headers, mut resolvers, bus } = self;
+        let Self { arms, above, below, requests, authority, headers, resolvers, bus } = self;
         let grace = requests.config.resolver_grace;
-        let time_limit = requests.config.capabilities_timeout;
+        let ClientConfig { capabilities_timeout: time_limit, card_refresh: refresh, .. } = requests.config;
         let over_tcp = requests.connector.is_none();
         let mut configured = Configured::default();
         for named in arms {
-            resolvers.extend(configured.add(named)?);
+            configured.add(named)?;
         }
         let fields = authority::fields(&headers)?;
         if resolvers.is_empty() {
             configured.check_headers(&headers)?;
         }
+        let Configured { listed: endpoints, resolvers: mut all, groups: ids } = configured;
         let mut listed = Vec::new();
-        for mut endpoint in configured.0 {
+        for mut endpoint in endpoints {
             if let Some(fields) = fields.get(&*endpoint.arm) {
                 endpoint.url = endpoint.url.with_fields(fields.clone());
             }
@@ -413,14 +421,25 @@ impl ArmsBuilder {
             }
             listed.push(endpoint);
         }
-        let ids = listed.iter().map(|endpoint| endpoint.arm.to_string()).collect();
-        let resolvers: Vec<_> = resolvers.into_iter().map(|resolver| Steady::new(resolver, grace)).collect();
+        // What the configuration names comes first.
+        let others = all.last().map_or(1, |(last, _)| last + 1);
+        all.extend((others..).zip(resolvers));
+        let (groups, resolvers): (Vec<_>, Vec<_>) =
+            all.into_iter().map(|(group, resolver)| (group, Steady::new(resolver, grace))).unzip();
         let (retries, breaker) = (requests.config.retry_limits(), requests.config.breaker_limits());
+        let max_endpoints = requests.config.max_endpoints;
         let (exchanger, judging) = (requests.build()?, Judging { breaker, bus });
-        let directory = Directory::new(listed, resolvers.len(), exchanger, judging, time_limit);
-        let follow = Follow::new(&directory, resolvers, Rules::new(ids, fields, authority.clone(), over_tcp));
+        let directory = Directory::new(
+            listed,
+            groups.iter().copied(),
+            exchanger,
+            judging,
+            Asking { time_limit, refresh },
+        );
+        let rules = Rules::new(ids, groups, fields, authority.clone(), over_tcp);
+        let follow = Follow::new(&directory, resolvers, rules);
         let sender = Sender::new(directory.clone(), authority.clone(), below);
-        let carrier = Carrier::new(sender, follow.clone(), retries, &above);
+        let carrier = Carrier::new(sender, follow.clone(), retries, max_endpoints, &above);
         Ok(Arms(Arc::new(Shared { carrier, authority, directory, follow })))
     }
 }

@@ -11,7 +11,8 @@ use http::{HeaderValue, Method, Request, Uri};
 use octollm_core::{
     card::{ArmCard, ArmStatus},
     contract::{ContractCard, ContractRef, Keys},
-    error::{ErrorKind, Failure},
+    error::{CallError, ErrorKind, Failure},
+    parts::ContextParts,
     transport::Call,
 };
 use tokio::time::Instant;
@@ -46,8 +47,6 @@ pub(super) struct Offer {
     pub(super) callee: Arc<ArmCard>,
     /// Who has the records of calls with a key.
     keys: Keys,
-    /// Id of the process of the arm.
-    instance: HeaderValue,
     /// Fingerprint of the arm's schemas; empty where the card has none.
     pub(super) fingerprint: String,
     /// Set at the first call with schemas.
@@ -89,6 +88,20 @@ impl Offers {
         }
     }
 
+    /// The offers whose breakers would reject the call, with how long they do.
+    pub(super) fn rejecting(
+        &self,
+        call: &Call,
+        now: Instant,
+    ) -> impl Iterator<Item = (usize, &Offer, Duration)> {
+        let only = call.only.clone();
+        self.offers.iter().enumerate().filter_map(move |(position, offer)| {
+            let is_other = only.as_ref().is_some_and(|only| **only != *offer.site.url.as_str());
+            let wait = offer.site.rejects(now).filter(|_| !is_other)?;
+            Some((position, offer, wait))
+        })
+    }
+
     pub(super) fn sites(&self) -> impl ExactSizeIterator<Item = &Site> {
         self.offers.iter().map(|offer| &*offer.site)
     }
@@ -118,6 +131,19 @@ impl Offers {
         }
     }
 
+    /// Checks that a call which may have run before is run once by its key still: the cards may have changed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OutcomeUnknown`].
+    pub(super) fn check_repeated(&self, call: &Call) -> Result<(), CallError> {
+        let ContextParts { repeated, key, .. } = &call.parts;
+        if *repeated && key.is_some() && !call.is_idempotent() && self.keys() == Keys::None {
+            let failure = Failure::of(ErrorKind::OutcomeUnknown);
+            return Err(CallError::new(call.contract.clone(), failure).with_attempts(0));
+        }
+        Ok(())
+    }
+
     /// The offer at an endpoint.
     pub(super) fn at_site(&self, site: &Site) -> Option<&Offer> {
         self.offers.iter().find(|offer| std::ptr::eq(&*offer.site, site))
@@ -130,9 +156,20 @@ impl Offer {
         let (uri, input) = (self.uri.clone(), Some(call.input.clone()));
         let mut request = self.site.url.request(Method::POST, uri, input, &call.parts);
         if call.parts.repeated {
-            request.headers_mut().insert(wire::names::INSTANCE, self.instance.clone());
+            // The card may be of another process meanwhile.
+            let sent_to = call.instance.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
+            let sent_to = sent_to.unwrap_or(HeaderValue::from_static("?"));
+            request.headers_mut().insert(wire::names::INSTANCE, sent_to);
         }
         request
+    }
+
+    /// Adds the instance that may have run a call, by this card.
+    pub(super) fn name_instance(&self, error: CallError) -> CallError {
+        match &self.callee.instance {
+            Some(instance) if error.may_have_executed() => error.with_instance(instance),
+            _ => error,
+        }
     }
 
     pub(super) fn target(&self, call: &Call, work: Duration) -> Target {
@@ -192,7 +229,6 @@ pub(super) fn all<'a>(
 /// The card of one endpoint of an arm, as far as it is used in calls.
 struct OwnCard<'a> {
     callee: Arc<ArmCard>,
-    instance: HeaderValue,
     contracts: HashMap<ContractRef, &'a ContractCard>,
     rank: Rank,
 }
@@ -210,14 +246,12 @@ impl<'a> OwnCard<'a> {
                 contracts.entry(reference).or_insert(contract);
             }
         }
-        let instance = card.instance.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
-        let instance = instance.unwrap_or(HeaderValue::from_static("?"));
         let status = match card.status {
             ArmStatus::Healthy => 0,
             ArmStatus::Unavailable => 2,
             _ => 1,
         };
-        Self { callee: Arc::new(callee), instance, contracts, rank: Rank::good(status, card.cost_tier) }
+        Self { callee: Arc::new(callee), contracts, rank: Rank::good(status, card.cost_tier) }
     }
 }
 
@@ -235,7 +269,6 @@ fn offer(
         site: Arc::clone(site),
         timeout: Duration::from_millis(contract.timeout_ms),
         keys: contract.keys,
-        instance: card.instance.clone(),
         meter,
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, Method, Response};
 use octollm_core::{
-    __private::settings::Vars,
+    __private::{machines::outcome_of_failure, settings::Vars},
     Context,
     card::ArmCard,
     contract::ContractSpec,
@@ -17,12 +17,14 @@ use octollm_core::{
     json::read_output,
     orchestrator::{JournalStep, Orchestrator, TaskPage, TaskUpdates, wait_to_poll},
     parts::{Caller, ContextParts},
+    resilience::Outcome,
     task::{Submission, Task, TaskQuery, TaskStatus, TaskUpdate},
     transport::StepKey,
     update::Progress,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
     authority::Authority,
@@ -31,6 +33,7 @@ use super::{
     exchange::{Exchange, Exchanger, Requests, Target, never_nothing, read_answer, request_setters},
     metrics::SendSpan,
     pool::ExchangeLimits,
+    protection::{Admission, Protection},
 };
 use crate::limits::limits_setters;
 
@@ -48,8 +51,13 @@ use crate::limits::limits_setters;
 /// [`run`](Self::run) and [`submit`](Self::submit) need no context. Inside an arm use the methods of [`Orchestrator`], which send
 /// the ids, deadline and budget of its context with each request.
 ///
+/// Requests have what those of a [`RestClient`](crate::RestClient) have: a deadline of 30 s over all attempts, or that of the context, retries
+/// within a budget, and a circuit breaker. What reads or cancels is sent again after a lost connection, a time limit or a refusal.
+/// What submits or reruns a task is so only where nothing has run: there was no connection, or the orchestrator has refused it.
+///
 /// Updates of a task are polled, at intervals that grow from 20 ms to 500 ms while nothing changes. If a poll fails with `Retry-After`,
-/// the next one waits for at least that time, at most 60 s.
+/// the next one waits for at least that time, at most 60 s. After six polls in a row that failed, or one that another cannot help, the
+/// updates end without a final status: [`get`](Orchestrator::get) says why.
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>, Caller);
 
@@ -57,6 +65,7 @@ struct Inner {
     arm: Arc<str>,
     endpoint: BaseUrl,
     exchanger: Exchanger,
+    protection: Protection,
     authority: Authority,
     /// Names the audience of its tokens.
     card: Arc<ArmCard>,
@@ -138,7 +147,7 @@ impl OrchestratorClient {
         self.0.endpoint.as_str()
     }
 
-    /// Sends one request and reads its answer as JSON.
+    /// Sends a request, again where that is safe and can help, and reads its answer as JSON.
     async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -146,15 +155,95 @@ impl OrchestratorClient {
         body: Option<Bytes>,
         cx: &Context,
     ) -> Result<T, Failure> {
-        let mut parts = parts_of(cx)?;
-        if parts.caller == Caller::Unchecked {
-            parts.caller = self.1.clone();
-        }
+        let retries = self.0.protection.limits().retries;
+        self.ask_up_to(retries, (method, path, body), cx).await
+    }
+
+    /// The same with at most so many attempts after the first one.
+    async fn ask_up_to<T: DeserializeOwned>(
+        &self,
+        retries: u32,
+        (method, path, body): (Method, &str, Option<Bytes>),
+        cx: &Context,
+    ) -> Result<T, Failure> {
         let limit = Deadline::after(ContractSpec::DEFAULT_TIMEOUT);
-        let deadline = parts.deadline.map_or(limit, |deadline| deadline.min(limit));
-        let answer = self.exchange((method, path, body), &parts, deadline, (HeaderMap::new(), None)).await?;
-        let output = read_answer(answer, never_nothing).0?;
-        read_output(&output).map_err(|error| {
+        let deadline = cx.deadline().map_or(limit, |deadline| deadline.min(limit));
+        let mut attempts = self.0.protection.begin(method.is_idempotent(), retries, deadline);
+        let (mut last, mut executed): (Option<Failure>, bool) = (None, false);
+        loop {
+            let mut parts = parts_of(cx).map_err(|mut ended| {
+                ended.may_have_executed = executed;
+                ended
+            })?;
+            parts.attempt = attempts.number();
+            if parts.caller == Caller::Unchecked {
+                parts.caller = self.1.clone();
+            }
+            let answer = match self.0.protection.admit() {
+                Ok(admission) => {
+                    let request = (method.clone(), path, body.clone());
+                    tokio::select! {
+                        biased;
+                        () = cx.cancelled() => Err(Failure::of(ErrorKind::Cancelled)),
+                        answer = self.attempt(admission, request, &parts, deadline) => answer,
+                    }
+                }
+                Err(rejected) => Err(rejected),
+            };
+            let mut failure = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            let wait = attempts.failed(&failure);
+            // What the orchestrator has answered before says more than that a further attempt was not sent.
+            if failure.kind == ErrorKind::CircuitOpen {
+                failure = last.unwrap_or(failure);
+            }
+            executed |= failure.may_have_executed;
+            failure.may_have_executed = executed;
+            let Some(wait) = wait else { return Err(failure) };
+            last = Some(failure);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = cx.cancelled() => {}
+            }
+        }
+    }
+
+    async fn get_up_to(&self, retries: u32, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
+        let request = (Method::GET, &*format!("/tasks/{id}"), None);
+        self.ask_up_to(retries, request, cx).await.and_then(|task| of_id(task, id))
+    }
+
+    /// Makes one attempt.
+    async fn attempt<T: DeserializeOwned>(
+        &self,
+        admission: Admission<'_>,
+        request: (Method, &str, Option<Bytes>),
+        parts: &ContextParts,
+        deadline: Deadline,
+    ) -> Result<T, Failure> {
+        let answer = match self.exchange(request, parts, deadline, (HeaderMap::new(), None)).await {
+            Ok(answer) => answer,
+            Err(failure) => {
+                let outcome = match outcome_of_failure(&failure, false) {
+                    // It is none of an answer: this side has refused the request.
+                    Outcome::Success | Outcome::Declined => Outcome::Ignored,
+                    outcome => outcome,
+                };
+                admission.end(outcome, Instant::now());
+                return Err(failure);
+            }
+        };
+        let output = read_answer(answer, never_nothing).0;
+        let outcome = match &output {
+            // One that has too much work for now can still say how far a task is.
+            Err(failure) if failure.kind == ErrorKind::Overloaded => Outcome::Success,
+            Err(failure) => outcome_of_failure(failure, true),
+            Ok(_) => Outcome::Success,
+        };
+        admission.end(outcome, Instant::now());
+        read_output(&output?).map_err(|error| {
             Failure::new(ErrorKind::BadResponse, format!("the answer has another shape: {error}"))
         })
     }
@@ -167,7 +256,7 @@ impl OrchestratorClient {
         deadline: Deadline,
         (fields, scopes): (HeaderMap, Option<&[&str]>),
     ) -> Result<Response<Bytes>, Failure> {
-        let Inner { arm, endpoint, exchanger, authority, card } = &*self.0;
+        let Inner { arm, endpoint, exchanger, authority, card, .. } = &*self.0;
         let refused = || Failure::of(ErrorKind::BadRequest).before_execution();
         let uri = endpoint.uri(path).ok_or_else(refused)?;
         let idempotent = method.is_idempotent();
@@ -243,9 +332,10 @@ impl OrchestratorClientBuilder {
             self.authority.check(ORCHESTRATOR, &endpoint)?;
         }
         let Self { authority, audience, requests, .. } = self;
-        let (arm, card, exchanger) =
-            (ORCHESTRATOR.into(), Arc::new(ArmCard::new(audience)), requests.build()?);
-        let inner = Inner { arm, endpoint, exchanger, authority, card };
+        let (arm, card): (Arc<str>, _) = (ORCHESTRATOR.into(), Arc::new(ArmCard::new(audience)));
+        let protection = Protection::new(&requests.config, (&arm, endpoint.shared()), None);
+        let exchanger = requests.build()?;
+        let inner = Inner { arm, endpoint, exchanger, protection, authority, card };
         Ok(OrchestratorClient(Arc::new(inner), Caller::Unchecked))
     }
 }
@@ -266,7 +356,6 @@ fn parts_of(cx: &Context) -> Result<ContextParts, Failure> {
     let mut parts = cx.parts().clone();
     parts.request_id = RequestId::new();
     parts.budget = cx.budget();
-    parts.attempt = 1;
     // They are those of the call in which this request is made.
     (parts.key, parts.repeated) = (None, false);
     let spent = if parts.deadline.is_some_and(Deadline::has_passed) {
@@ -286,13 +375,13 @@ impl Orchestrator for OrchestratorClient {
             return Err(Failure::of(ErrorKind::BudgetExhausted).before_execution());
         }
         // Infinity and NaN are null as JSON, which is no limit.
-        submission.budget.check().map_err(Failure::invalid)?;
+        submission.check().map_err(Failure::invalid)?;
         let body = submission.to_json().to_string();
         self.ask(Method::POST, "/tasks", Some(body.into()), cx).await
     }
 
     async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-        self.ask(Method::GET, &format!("/tasks/{id}"), None, cx).await.and_then(|task| of_id(task, id))
+        self.get_up_to(self.0.protection.limits().retries, id, cx).await
     }
 
     async fn list(&self, query: TaskQuery, cx: &Context) -> Result<TaskPage, Failure> {
@@ -308,7 +397,8 @@ impl Orchestrator for OrchestratorClient {
         let (client, cx) = (self.clone(), cx.clone());
         Ok(updates(first, after, cx.deadline(), move |id| {
             let (client, cx) = (client.clone(), cx.clone());
-            async move { client.get(&id, &cx).await }
+            // A poll that fails is followed by the next one.
+            async move { client.get_up_to(0, &id, &cx).await }
         }))
     }
 
@@ -434,6 +524,8 @@ struct Seen {
     id: TaskId,
     seq: u64,
     status: Option<TaskStatus>,
+    /// Number of the attempt: one may follow another between two polls.
+    attempt: u32,
     progress: Progress,
     pending: VecDeque<TaskUpdate>,
     pause: Duration,
@@ -446,7 +538,8 @@ struct Seen {
 impl Seen {
     fn new(id: TaskId, seq: u64, deadline: Option<Deadline>) -> Self {
         let (progress, pending) = (Progress::default(), VecDeque::new());
-        Self { id, seq, status: None, progress, pending, pause: SHORTEST, wait: None, failures: 0, deadline }
+        let (pause, wait, failures) = (SHORTEST, None, 0);
+        Self { id, seq, status: None, attempt: 1, progress, pending, pause, wait, failures, deadline }
     }
 
     fn take_in(&mut self, task: Task) {
@@ -466,10 +559,12 @@ impl Seen {
                 message,
             });
         }
-        if self.status != Some(task.status) {
-            self.status = Some(task.status);
+        if (self.status, self.attempt) != (Some(task.status), task.attempt) {
+            (self.status, self.attempt) = (Some(task.status), task.attempt);
             self.pause = SHORTEST;
-            let (status, result, error, seq) = (task.status, task.result, task.error, self.next());
+            let (status, result, seq) = (task.status, task.result, self.next());
+            // The error of the attempt before is part of the update that it has ended.
+            let error = task.error.filter(|_| status != TaskStatus::Processing);
             self.pending.push_back(TaskUpdate::Status { task_id, seq, status, result, error });
         }
     }

@@ -1,6 +1,6 @@
 //! Arms at an orchestrator: registering one there, and following those that are there.
 
-use std::time::Duration;
+use std::{collections::HashSet, mem, time::Duration};
 
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -62,11 +62,21 @@ impl Announce for OrchestratorClient {
 
 impl OrchestratorClient {
     /// Returns a resolver of the arms that the orchestrator knows and that accept work. It asks `GET /arms` every 5 s, and receives the
-    /// list where that has changed. While the orchestrator is away, the last list stays in force.
+    /// list where that has changed. While the orchestrator is away, the last list stays in force. An arm that it lists as unavailable is
+    /// not called any more, and one that it does not list after `resolver_grace`: an orchestrator that was restarted knows none before they
+    /// have registered again.
     ///
     /// The orchestrator decides where calls go: tokens are sent to the URLs that it returns.
     pub fn resolver(&self) -> impl Resolver {
-        Following { client: self.clone(), tag: None, known: None, asks: Asks::default(), next: None }
+        Following {
+            client: self.clone(),
+            tag: None,
+            known: None,
+            unavailable: HashSet::new(),
+            has_failed: false,
+            asks: Asks::default(),
+            next: None,
+        }
     }
 }
 
@@ -90,8 +100,12 @@ struct Following {
     client: OrchestratorClient,
     /// The `ETag` of the last list.
     tag: Option<HeaderValue>,
-    /// The set that was returned last.
+    /// The last set.
     known: Option<Vec<Endpoint>>,
+    /// The arms of the last list that do not accept work.
+    unavailable: HashSet<String>,
+    /// Whether the last answer was an error, after which the set is returned again.
+    has_failed: bool,
     asks: Asks,
     /// When to ask again.
     next: Option<Instant>,
@@ -111,16 +125,22 @@ impl Resolver for Following {
             }
             let asked = self.ask().await;
             self.next = Some(Instant::now() + self.asks.wait(asked.is_ok(), random()));
-            if let Some(changed) = asked? {
-                return Ok(changed);
+            let had_failed = mem::replace(&mut self.has_failed, asked.is_err());
+            let is_changed = asked?;
+            if let Some(known) = self.known.as_ref().filter(|_| is_changed || had_failed) {
+                return Ok(known.clone());
             }
         }
+    }
+
+    fn has_left(&self, arm: &str) -> bool {
+        self.unavailable.contains(arm)
     }
 }
 
 impl Following {
-    /// The arms, where they have changed.
-    async fn ask(&mut self) -> Result<Option<Vec<Endpoint>>, Failure> {
+    /// Asks for the arms. Returns whether they have changed.
+    async fn ask(&mut self) -> Result<bool, Failure> {
         let mut fields = HeaderMap::new();
         if let Some(tag) = &self.tag {
             fields.insert(header::IF_NONE_MATCH, tag.clone());
@@ -130,26 +150,27 @@ impl Following {
         parts.caller = Caller::Anonymous;
         let request = (Method::GET, "/arms", None);
         let answer = self.client.exchange(request, &parts, Deadline::after(ASK), (fields, None)).await?;
-        if answer.status() == StatusCode::NOT_MODIFIED {
-            return Ok(None);
+        if answer.status() == StatusCode::NOT_MODIFIED && self.known.is_some() {
+            return Ok(false);
         }
         let tag = answer.headers().get(header::ETAG).cloned();
         let output = read_answer(answer, never_nothing).0?;
         let Arms { arms } = read_output(&output)
             .map_err(|_| Failure::new(ErrorKind::BadResponse, "the answer is no list of arms"))?;
-        let working = arms.iter().filter(|card| card.status != ArmStatus::Unavailable);
-        let mut found: Vec<Endpoint> = Vec::new();
-        for endpoint in working.filter_map(endpoint_of) {
-            if !found.iter().any(|known| (&known.arm, &known.url) == (&endpoint.arm, &endpoint.url)) {
+        let (unavailable, working): (Vec<_>, Vec<_>) =
+            arms.iter().partition(|card| card.status == ArmStatus::Unavailable);
+        let (mut found, mut places) = (Vec::new(), HashSet::new());
+        for endpoint in working.into_iter().filter_map(endpoint_of) {
+            if places.insert((endpoint.arm.clone(), endpoint.url.clone())) {
                 found.push(endpoint);
             }
         }
         self.tag = tag;
-        if self.known.as_ref() == Some(&found) {
-            return Ok(None);
-        }
-        self.known = Some(found.clone());
-        Ok(Some(found))
+        self.unavailable = unavailable.into_iter().map(|card| card.arm_id.clone()).collect();
+        let found = Some(found);
+        let is_changed = self.known != found;
+        self.known = found;
+        Ok(is_changed)
     }
 }
 

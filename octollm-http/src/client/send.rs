@@ -96,7 +96,7 @@ async fn exchange(
     if !site.url.has_authorization() {
         let authorized =
             authority.add(request.headers_mut(), &call.parts.caller, Some(scopes), &offer.callee);
-        authorized.map_err(|failure| failed(site, call, failure))?;
+        authorized.map_err(|failure| failed(site, call, failure).with_attempts(0))?;
     }
     if let Some(record) = &call.explain {
         let has_token = request.headers().contains_key(AUTHORIZATION) && !site.url.has_authorization();
@@ -143,9 +143,6 @@ async fn exchange(
 
 /// The error of a call that its breaker rejects.
 pub(super) fn circuit_open(site: &Site, call: &Call, wait: Duration) -> CallError {
-    if let Some(record) = &call.explain {
-        record.add(CallEvent::CircuitOpen { endpoint: site.url.shared(), retry_after: wait });
-    }
     Calls
         .refused(call, Refusal::CircuitOpen { retry_after: wait })
         .with_arm(&*site.arm)

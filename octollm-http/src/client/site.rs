@@ -4,7 +4,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,7 +15,7 @@ use octollm_core::{
     __private::machines::{Admitted, BreakerLimits, Circuit, Ejection, Load},
     bus::EventBus,
     card::ArmCard,
-    error::{CallError, ErrorKind},
+    error::CallError,
     resilience::{Calls, Outcome, Protocol, RetryBudget},
     transport::{Call, Reply},
 };
@@ -53,12 +56,12 @@ pub(super) struct Listed {
     pub(super) card: Option<ArmCard>,
 }
 
-/// The arm, the URL and the weight of an endpoint. One that has the same as before is the same.
-pub(super) type Listing = (Arc<str>, BaseUrl, u32);
+/// The arm and the URL of an endpoint. One that has the same as before is the same.
+pub(super) type Listing = (Arc<str>, BaseUrl);
 
 impl Listed {
     pub(super) fn listing(&self) -> Listing {
-        (self.arm.clone(), self.url.clone(), self.weight)
+        (self.arm.clone(), self.url.clone())
     }
 }
 
@@ -66,7 +69,7 @@ impl Listed {
 pub(super) struct Site {
     pub(super) arm: Arc<str>,
     pub(super) url: BaseUrl,
-    weight: u32,
+    weight: AtomicU32,
     breaker: Option<Circuit>,
     load: Load,
     ejection: Ejection,
@@ -83,7 +86,7 @@ impl Site {
         Self {
             arm: arm.clone(),
             url: url.clone(),
-            weight: *weight,
+            weight: AtomicU32::new(*weight),
             breaker: judging.breaker.map(|limits| circuit(limits, name(), judging.bus.as_ref())),
             load: Load::new(),
             ejection: Ejection::new(),
@@ -93,27 +96,38 @@ impl Site {
     }
 
     pub(super) fn listing(&self) -> Listing {
-        (self.arm.clone(), self.url.clone(), self.weight)
+        (self.arm.clone(), self.url.clone())
+    }
+
+    pub(super) fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_weight(&self, weight: u32) {
+        self.weight.store(weight, Ordering::Relaxed);
     }
 
     /// The rank by its card, with what is known of its health.
     pub(super) fn rank(&self, by_card: Rank, now: Instant) -> Rank {
-        let rejects = self.breaker.as_ref().is_some_and(|breaker| breaker.retry_after(|| now).is_some());
-        let is_ejected = self.ejection.is_ejected(now);
-        Rank { rejects, is_ejected, ..by_card }
+        Rank { rejects: self.rejects(now).is_some(), is_ejected: self.ejection.is_ejected(now), ..by_card }
+    }
+
+    /// How long its breaker rejects calls; `None` where it would admit one.
+    pub(super) fn rejects(&self, now: Instant) -> Option<Duration> {
+        self.breaker.as_ref()?.retry_after(|| now)
     }
 
     /// Its load in relation to its weight. An endpoint whose breaker waits for a probe attracts the next call.
     pub(super) fn load(&self, now: Instant) -> f64 {
         if self.breaker.as_ref().is_none_or(Circuit::is_closed) {
-            self.load.cost(now) / f64::from(self.weight)
+            self.load.cost(now) / f64::from(self.weight())
         } else {
             0.0
         }
     }
 }
 
-/// An attempt at an endpoint. If it is dropped it counts as cancelled, and nothing is learned of the endpoint.
+/// An attempt at an endpoint. If it is dropped it counts as cancelled, and nothing is learned of the endpoint but that it was not as fast.
 pub(super) struct Attempt<'a> {
     metered: Metered<'a>,
     running: Running<'a>,
@@ -124,6 +138,7 @@ struct Running<'a> {
     site: &'a Site,
     /// `None` without a breaker.
     admitted: Option<Admitted>,
+    begun: Instant,
     has_ended: bool,
 }
 
@@ -135,7 +150,10 @@ impl<'a> Attempt<'a> {
     pub(super) fn begin(site: &'a Site, meter: &'a CallMeter, now: Instant) -> Result<Self, Duration> {
         let admitted = site.breaker.as_ref().map(|breaker| breaker.admit(|| now)).transpose()?;
         site.load.begin();
-        Ok(Self { metered: meter.begin(now), running: Running { site, admitted, has_ended: false } })
+        Ok(Self {
+            metered: meter.begin(now),
+            running: Running { site, admitted, begun: now, has_ended: false },
+        })
     }
 
     /// Ends the attempt at one endpoint of a set. Where there are several, those that are worse than the others are ejected.
@@ -153,16 +171,16 @@ impl<'a> Attempt<'a> {
         running.record(outcome, || now);
         match outcome {
             Outcome::Ignored => site.load.cancel(),
-            Outcome::Success if !has_refused(answer) => {
+            Outcome::Success => {
                 let was_probe = !was_closed && running.is_closed();
                 if was_probe { site.load.renew(duration, now) } else { site.load.end(duration, now) }
             }
-            _ => site.load.fail(duration, now),
+            Outcome::Declined | Outcome::Failure => site.load.fail(duration, now),
         }
         if set.len() > 1 && outcome != Outcome::Ignored {
-            let is_failure = outcome == Outcome::Failure;
-            site.ejection.record(!is_failure, now);
-            if is_failure {
+            let served = outcome == Outcome::Success;
+            site.ejection.record(served, now);
+            if !served {
                 Ejection::eject(set.map(|site| &site.ejection), now);
             }
         }
@@ -184,21 +202,85 @@ impl Running<'_> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.record(Outcome::Ignored, Instant::now);
-            self.site.load.cancel();
+            let now = Instant::now();
+            self.record(Outcome::Ignored, || now);
+            self.site.load.give_up(now.saturating_duration_since(self.begun), now);
         }
     }
-}
-
-/// Whether an endpoint that works did not take the call, or has passed on the failure of another one: it must attract no further
-/// calls.
-fn has_refused(answer: &Result<Reply, CallError>) -> bool {
-    let kinds = [ErrorKind::RateLimited, ErrorKind::ContractNotOffered, ErrorKind::NotFound];
-    answer.as_ref().is_err_and(|error| kinds.contains(&error.kind()) || error.kind().status() >= 500)
 }
 
 impl fmt::Debug for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at {}", self.arm, self.url.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use octollm_core::{
+        contract::ContractRef,
+        error::{ArmError, ErrorKind, Failure},
+        resilience::BreakerState,
+    };
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn site(url: &str) -> Site {
+        let url = BaseUrl::parse(url).unwrap();
+        let listed = Listed { arm: "judge".into(), url, weight: 1, card: None };
+        let judging = Judging { breaker: Some(BreakerLimits::default()), bus: None };
+        Site::new(&listed, &RetryBudget::default(), &judging)
+    }
+
+    /// Of two endpoints one answers well, and the other with a failure. Returns whether the breaker of that one is open, whether it
+    /// is ejected, and whether it attracts no calls.
+    fn judged(failure: &Failure) -> (bool, bool, bool) {
+        let (good, bad, contract) =
+            (site("http://good"), site("http://bad"), ContractRef::new("a.b", 1).unwrap());
+        let meter = CallMeter::of(&"judge".into(), &contract);
+        let mut open = false;
+        for _ in 0..20 {
+            for (site, answer) in [
+                (&good, Ok(Reply::new("1".into(), "judge", "http://good"))),
+                (&bad, Err(CallError::new(contract.clone(), failure.clone()).with_endpoint("http://bad"))),
+            ] {
+                if let Ok(attempt) = Attempt::begin(site, &meter, Instant::now()) {
+                    attempt.end(&answer, [&good, &bad].into_iter());
+                }
+            }
+            open |= matches!(bad.breaker.as_ref().unwrap().state(Instant::now()), BreakerState::Open { .. });
+        }
+        let now = Instant::now();
+        (open, bad.ejection.is_ejected(now), bad.load.cost(now + MS) > 1e9)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn breaker_ejection_and_load_judge_an_answer_alike() {
+        let passed_on = |kind| {
+            let below = CallError::new(ContractRef::new("c.d", 1).unwrap(), Failure::of(kind));
+            ArmError::from(below).into_failure()
+        };
+        for (failure, outcome) in [
+            (Failure::of(ErrorKind::ValidationFailed), Outcome::Success),
+            (Failure::of(ErrorKind::TaskNotFound), Outcome::Success),
+            (Failure::of(ErrorKind::RateLimited), Outcome::Declined),
+            (Failure::of(ErrorKind::ContractNotOffered), Outcome::Declined),
+            (passed_on(ErrorKind::ArmFailed), Outcome::Declined),
+            (passed_on(ErrorKind::ConnectionLost), Outcome::Declined),
+            (passed_on(ErrorKind::Unavailable), Outcome::Declined),
+            (Failure::of(ErrorKind::UpstreamFailed), Outcome::Failure),
+            (Failure::of(ErrorKind::ArmFailed), Outcome::Failure),
+            (Failure::of(ErrorKind::Cancelled), Outcome::Ignored),
+        ] {
+            let expected = match outcome {
+                Outcome::Success | Outcome::Ignored => (false, false, false),
+                Outcome::Declined => (false, true, true),
+                // The open breaker admits too few for an ejection.
+                Outcome::Failure => (true, false, true),
+            };
+            assert_eq!(judged(&failure), expected, "{failure:?}");
+        }
     }
 }

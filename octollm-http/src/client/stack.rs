@@ -26,7 +26,7 @@ use super::{
     directory::Directory,
     follow::Follow,
     metrics::unplaced,
-    offers::Offers,
+    offers::{Offer, Offers},
     send::{Sender, circuit_open, layered},
     site::{Attempt, CallLayer, CallService, Calling, Site},
 };
@@ -43,6 +43,8 @@ struct Retried {
     sender: Sender,
     follow: Arc<Follow>,
     policy: RetryPolicy,
+    /// Endpoints that one attempt tries.
+    max_endpoints: usize,
 }
 
 /// Erases the type of a layer. An error other than [`CallError`] becomes the source of one.
@@ -57,11 +59,17 @@ where
 }
 
 impl Carrier {
-    pub(super) fn new(sender: Sender, follow: Arc<Follow>, limits: RetryLimits, above: &[CallLayer]) -> Self {
+    pub(super) fn new(
+        sender: Sender,
+        follow: Arc<Follow>,
+        limits: RetryLimits,
+        max_endpoints: usize,
+        above: &[CallLayer],
+    ) -> Self {
         let cards = sender.directory().clone();
         let honoured: Arc<KeysHonoured> = Arc::new(move |call| cards.keys(&call.contract));
         let policy = RetryPolicy { limits, honoured: Some(honoured) };
-        let retried = Arc::new(Retried { sender, follow, policy });
+        let retried = Arc::new(Retried { sender, follow, policy, max_endpoints });
         let shared = retried.clone();
         let layered = (!above.is_empty()).then(|| {
             let inner = service_fn(move |call: Call| {
@@ -152,13 +160,13 @@ impl Retried {
     /// Makes one attempt.
     async fn once(&self, call: &Call) -> Result<Reply, CallError> {
         self.follow.ensure();
-        let offers = match self.directory().offers(&call.contract) {
+        let offers = match self.directory().offers_now(&call.contract) {
             Some(offers) => offers,
             // Boxed, since small futures are moved at less cost.
             None => Box::pin(self.find(call)).await?,
         };
         let mut gone = Vec::new();
-        let first = self.along(&offers, call, &mut gone).await;
+        let first = self.along(&offers, call, call.parts.attempt <= 1, &mut gone).await;
         if gone.is_empty() {
             return first;
         }
@@ -187,7 +195,7 @@ impl Retried {
             return Err(error);
         }
         match self.directory().offers(&call.contract) {
-            Some(now) if !now.is_same(refused) => self.along(&now, call, &mut Vec::new()).await,
+            Some(now) if !now.is_same(refused) => self.along(&now, call, false, &mut Vec::new()).await,
             Some(_) => Err(error),
             // No arm offers the contract any more. The failure lists what is offered.
             None => Err(self.find(call).await.err().unwrap_or(error)),
@@ -203,17 +211,20 @@ impl Retried {
     }
 
     /// Tries the offers until one takes the call, the best one first: see [`Offers::choose`]. Adds to `gone` the endpoints that do not
-    /// know the call. If no offer takes it, and one could not be connected, the error is of that one, since a retry can help.
+    /// know the call. The first time it counts in the retry budget. Each is tried once, and so many of them at most that no call tries a large set until its deadline. If no offer takes
+    /// it, and one could not be connected, the error is of that one, since a retry can help.
     async fn along(
         &self,
         offers: &Offers,
         call: &Call,
+        is_first: bool,
         gone: &mut Vec<Arc<Site>>,
     ) -> Result<Reply, CallError> {
-        let mut tried = Vec::new();
+        offers.check_repeated(call)?;
+        let (mut tried, mut sent, mut open) = (Vec::new(), 0, note_all_open(offers, call));
         let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);
         let (mut attempts, mut used, mut passed_over) = (0_u32, Usage::ZERO, None);
-        loop {
+        while sent < self.max_endpoints {
             let now = Instant::now();
             let Some(position) = offers.choose(call, &tried, now, random()) else { break };
             let Some(offer) = offers.get(position) else { break };
@@ -221,12 +232,13 @@ impl Retried {
             if let (Some(record), Some(failed)) = (&call.explain, passed_over.take()) {
                 record.add(failed);
             }
-            if call.parts.attempt <= 1 && tried.is_empty() {
+            if is_first && tried.is_empty() {
                 offer.site.budget.deposit();
             }
             let attempt = match Attempt::begin(&offer.site, &offer.meter, now) {
                 Ok(attempt) => attempt,
                 Err(wait) => {
+                    note_open(call, &mut open, position, offer, wait);
                     tried.push(position);
                     if rejected.is_none_or(|(least, _)| wait < least) {
                         rejected = Some((wait, &offer.site));
@@ -235,6 +247,7 @@ impl Retried {
                 }
             };
             let answer = self.sender.send(offer, call).await;
+            sent += 1;
             attempt.end(&answer, offers.sites());
             match answer {
                 Ok(mut reply) => {
@@ -243,6 +256,7 @@ impl Retried {
                     return Ok(reply);
                 }
                 Err(error) => {
+                    let error = offer.name_instance(error);
                     attempts = attempts.saturating_add(error.attempts());
                     used = used.plus(error.usage());
                     if !is_elsewhere_worth_trying(&error) {
@@ -263,6 +277,25 @@ impl Retried {
             (None, Some((wait, site))) => circuit_open(site, call, wait),
             (None, None) => CallError::new(call.contract.clone(), Failure::of(ErrorKind::Unavailable)),
         })
+    }
+}
+
+/// Records which endpoints are passed over, since their breakers are open. Returns their positions.
+fn note_all_open(offers: &Offers, call: &Call) -> Vec<usize> {
+    let mut noted = Vec::new();
+    if call.explain.is_some() {
+        for (position, offer, wait) in offers.rejecting(call, Instant::now()) {
+            note_open(call, &mut noted, position, offer, wait);
+        }
+    }
+    noted
+}
+
+/// Records once that an endpoint is passed over, since its breaker is open.
+fn note_open(call: &Call, noted: &mut Vec<usize>, position: usize, offer: &Offer, retry_after: Duration) {
+    if let Some(record) = call.explain.as_ref().filter(|_| !noted.contains(&position)) {
+        noted.push(position);
+        record.add(CallEvent::CircuitOpen { endpoint: offer.site.url.shared(), retry_after });
     }
 }
 

@@ -6,7 +6,7 @@ use octollm_core::{
     Context,
     budget::Usage,
     contract::TaskContract,
-    error::{CallError, Failure},
+    error::{CallError, ErrorKind, Failure},
     id::{StepKey, TaskId},
     orchestrator::{JournalStep, Orchestrator, TaskUpdates, finished, whole_journal},
     task::{Submission, Task},
@@ -43,21 +43,54 @@ impl OrchestratorClient {
     pub async fn submit<C: TaskContract>(&self, input: C) -> Result<TaskHandle<C>, CallError> {
         let submission =
             Submission::of(&input).map_err(|failure| CallError::new(C::SPEC.reference(), failure))?;
+        self.submit_job(submission).await
+    }
+
+    /// Submits a task with a start, a uniqueness key, attempts, a priority or a budget, and returns once it is queued. Where a task has
+    /// the [uniqueness key](Submission::unique), the handle is of [that one](TaskHandle::existing).
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use octollm_http::client::OrchestratorClient;
+    /// # use octollm_core::{error::Error, task::{Priority, Submission, TaskRequest}};
+    /// # async fn run(client: OrchestratorClient) -> Result<(), Error> {
+    /// let job = Submission::of(&TaskRequest::new("Write the digest of the day."))?
+    ///     .run_in(Duration::from_secs(3600))
+    ///     .unique("digest-2026-11-27")
+    ///     .attempts(5)
+    ///     .priority(Priority::Low);
+    /// let digest = client.submit_job::<TaskRequest>(job).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`submit`](Self::submit). The submission is of another contract than `C`, or a member is out of range.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the task may be queued or not.
+    pub async fn submit_job<C: TaskContract>(
+        &self,
+        submission: Submission,
+    ) -> Result<TaskHandle<C>, CallError> {
+        if submission.contract != C::SPEC.reference() {
+            let message = format!("the submission is of {}", submission.contract);
+            return Err(self.failed::<C>(Failure::new(ErrorKind::BadRequest, message).before_execution()));
+        }
         let cx = self.context();
         let submitted = Orchestrator::submit(self, submission, &cx).await;
         let task = submitted.map_err(|failure| match failure.may_have_executed {
             true => self.failed::<C>(not_repeatable(failure)).with_usage(Usage::UNMETERED),
             false => self.failed::<C>(failure),
         })?;
-        let id = task.task_id.clone();
+        let (id, existing) = (task.task_id.clone(), task.existing);
         let answered = task.status.is_finished().then(|| Box::new(task));
-        Ok(TaskHandle { client: self.clone(), cx, id, answered, contract: PhantomData })
+        Ok(TaskHandle { client: self.clone(), cx, id, existing, answered, contract: PhantomData })
     }
 
     /// Returns a handle to the task of this id, which an earlier [`submit`](Self::submit) returned. Nothing is sent.
     pub fn task<C: TaskContract>(&self, id: TaskId) -> TaskHandle<C> {
         let (client, cx) = (self.clone(), self.context());
-        TaskHandle { client, cx, id, answered: None, contract: PhantomData }
+        TaskHandle { client, cx, id, existing: true, answered: None, contract: PhantomData }
     }
 
     fn failed<C: TaskContract>(&self, failure: Failure) -> CallError {
@@ -71,6 +104,7 @@ pub struct TaskHandle<C> {
     /// Context of all requests for the task, which share its correlation id.
     cx: Context,
     id: TaskId,
+    existing: bool,
     /// The task, if a reflex answered it at once, so that no orchestrator knows it.
     answered: Option<Box<Task>>,
     contract: PhantomData<fn(C)>,
@@ -80,6 +114,12 @@ impl<C: TaskContract> TaskHandle<C> {
     /// Returns the id of the task.
     pub fn id(&self) -> &TaskId {
         &self.id
+    }
+
+    /// Returns whether the task was there before this handle: the submission had its [uniqueness key](Submission::unique), or none was
+    /// made.
+    pub fn existing(&self) -> bool {
+        self.existing
     }
 
     /// Returns the current state of the task.
@@ -206,7 +246,8 @@ impl<C: TaskContract> TaskHandle<C> {
         journal.map_err(|failure| self.client.failed::<C>(failure))
     }
 
-    /// Returns the updates of the task from now on. The last one is its final status.
+    /// Returns the updates of the task from now on. The last one is its final status, unless six polls in a row have failed, or one that
+    /// another cannot help: then [`status`](Self::status) says why.
     ///
     /// # Errors
     /// The orchestrator cannot be reached, refuses the request, or does not know the task.

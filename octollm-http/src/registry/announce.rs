@@ -12,7 +12,7 @@ use bytes::Bytes;
 use octollm_core::{
     card::ArmCard,
     contract::ContractCard,
-    error::{ConfigError, Failure},
+    error::{ConfigError, ErrorKind, Failure},
 };
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::Value;
@@ -164,6 +164,8 @@ impl fmt::Debug for Announcement {
 pub(crate) struct Heartbeats {
     /// Failed announcements in a row.
     failures: u32,
+    /// What these failed with.
+    kinds: Vec<ErrorKind>,
 }
 
 /// Wait after the first failure; each further one waits twice as long.
@@ -184,7 +186,7 @@ impl Heartbeats {
         let random = random.clamp(0.0, 1.0);
         let failure = match outcome {
             Ok(lifetime) => {
-                self.failures = 0;
+                *self = Self::default();
                 let (least, most) = LIFETIMES;
                 return ((*lifetime).clamp(least, most) / 3).mul_f64(0.9 + 0.2 * random);
             }
@@ -197,9 +199,13 @@ impl Heartbeats {
         longest.mul_f64(0.5 + 0.5 * random).max(hint)
     }
 
-    /// Whether the last announcement has failed, and the one before it has not.
-    pub(crate) fn has_just_failed(&self) -> bool {
-        self.failures == 1
+    /// Whether a failure is of another kind than those since the last success: one that is away can refuse the arm when it is back.
+    pub(crate) fn is_news(&mut self, failure: &Failure) -> bool {
+        let is_news = !self.kinds.contains(&failure.kind);
+        if is_news {
+            self.kinds.push(failure.kind);
+        }
+        is_news
     }
 }
 
@@ -210,7 +216,6 @@ pub(crate) fn random() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use octollm_core::error::ErrorKind;
     use proptest::prelude::*;
 
     use super::*;
@@ -241,12 +246,31 @@ mod tests {
         assert_eq!(heartbeats.wait(&Err(busy), 0.0), LONGEST_HINT);
     }
 
+    #[test]
+    fn each_kind_of_failure_is_news_once_until_the_arm_is_registered() {
+        let mut heartbeats = Heartbeats::default();
+        let mut is_news = |kind, is_registered_after| {
+            let failure = Failure::of(kind);
+            heartbeats.wait(&Err(failure.clone()), 0.5);
+            let is_news = heartbeats.is_news(&failure);
+            if is_registered_after {
+                heartbeats.wait(&Ok(Duration::from_secs(30)), 0.5);
+            }
+            is_news
+        };
+        assert!(is_news(ErrorKind::Unreachable, false));
+        assert!(!is_news(ErrorKind::Unreachable, false));
+        assert!(is_news(ErrorKind::Conflict, false), "it is back, and refuses the arm");
+        assert!(!is_news(ErrorKind::Unreachable, false) && !is_news(ErrorKind::Conflict, true));
+        assert!(is_news(ErrorKind::Conflict, false));
+    }
+
     proptest! {
         #[test]
         fn every_wait_is_within_its_bounds(
             random in -1.0_f64..2.0, lifetime in 5_u64..300, failures in 0_u32..u32::MAX, retryable: bool,
         ) {
-            let mut heartbeats = Heartbeats { failures };
+            let mut heartbeats = Heartbeats { failures, kinds: Vec::new() };
             let mut failure = Failure::of(ErrorKind::Unreachable);
             failure.retryable = retryable;
             let wait = heartbeats.wait(&Err(failure), random);

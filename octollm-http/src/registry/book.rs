@@ -31,13 +31,22 @@ pub(crate) struct Holder {
     pub(crate) key: Option<Arc<str>>,
 }
 
+impl Holder {
+    /// Whether the other one has everything to which the id is bound. It may have more, to which the id is bound by then: an arm that
+    /// was registered without a key gets one.
+    fn admits(&self, other: &Self) -> bool {
+        let is_subject = self.subject.is_none() || self.subject == other.subject;
+        is_subject && (self.key.is_none() || self.key == other.key)
+    }
+}
+
 /// A registration that was checked, but for what others have registered.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
     pub(crate) holder: Holder,
     /// Its endpoint is in the only form of a URL.
     pub(crate) card: ArmCard,
-    /// Bytes that the card takes.
+    /// Bytes of the card as JSON.
     pub(crate) bytes: usize,
     /// Zero for an arm that leaves.
     pub(crate) lifetime: Duration,
@@ -107,7 +116,7 @@ impl Book {
             ));
         }
         let known = self.arms.get(&id);
-        if known.is_some_and(|arm| arm.holder != claim.holder) {
+        if known.is_some_and(|arm| !arm.holder.admits(&claim.holder)) {
             return Err(conflict(
                 "the id is registered by another subject or with another key, until an administrator clears it with \
                  DELETE /arms/{id}",
@@ -128,29 +137,42 @@ impl Book {
     }
 
     fn check_room(&self, id: &str, process: &ProcessId, bytes: usize) -> Result<(), Failure> {
-        let arm = self.arms.get(id);
-        let before = arm.and_then(|arm| arm.processes.get(process));
-        let kept = self.bytes - before.map_or(0, |process| process.bytes);
-        let of_arm = arm.map_or(0, |arm| arm.processes.len());
-        let in_all: usize = self.arms.values().map(|arm| arm.processes.len()).sum();
-        let most = self.config.max_registered;
-        let is_full = before.is_none() && (in_all >= most || of_arm >= most.div_ceil(4).max(1));
-        if is_full || kept.saturating_add(bytes) > self.config.max_registered_bytes {
-            let words = "no more processes can be registered here, or their cards are too large";
-            let mut failure = Failure::new(ErrorKind::Overloaded, words).before_execution();
-            failure.retry_after = Some(Duration::from_secs(30));
-            return Err(failure);
+        let RegistryConfig { max_registered, max_registered_bytes, max_registered_card, .. } = self.config;
+        if bytes > max_registered_card {
+            let words = format!(
+                "the card has {bytes} bytes, and this registry lists at most {max_registered_card} of one"
+            );
+            return Err(Failure::new(ErrorKind::PayloadTooLarge, words).before_execution());
         }
-        Ok(())
+        let processes = self.arms.get(id).map(|arm| &arm.processes);
+        let before = processes.and_then(|processes| processes.get(process));
+        let (is_new, freed) = (before.is_none(), before.map_or(0, |process| process.bytes));
+        let of_arm = processes.map_or(0, BTreeMap::len);
+        let in_all: usize = self.arms.values().map(|arm| arm.processes.len()).sum();
+        let bytes_of_arm: usize =
+            processes.into_iter().flat_map(BTreeMap::values).map(|process| process.bytes).sum();
+        let full = if is_new && of_arm >= max_registered.div_ceil(4)
+            || bytes_of_arm - freed + bytes > max_registered_bytes / 4
+        {
+            "no more processes of this arm can be registered here: it has a quarter of the places, or its cards a quarter of the bytes"
+        } else if is_new && in_all >= max_registered || self.bytes - freed + bytes > max_registered_bytes {
+            "no more processes can be registered here: all places are taken, or the cards have too many bytes"
+        } else {
+            return Ok(());
+        };
+        let mut failure = Failure::new(ErrorKind::Overloaded, full).before_execution();
+        failure.retry_after = Some(Duration::from_secs(30));
+        Err(failure)
     }
 
     fn enter(&mut self, now: Instant, id: String, process: ProcessId, claim: Claim, is_new: bool) {
         let Claim { holder, card, bytes, lifetime, proof, time } = claim;
         let arm = self.arms.entry(id.clone()).or_insert_with(|| Arm {
-            holder,
+            holder: Holder::default(),
             processes: BTreeMap::new(),
             is_available: false,
         });
+        arm.holder = holder;
         let has_history = !arm.processes.is_empty();
         let entry = arm.processes.entry(process.clone()).or_insert_with(|| Process {
             card: Arc::new(card.clone()),

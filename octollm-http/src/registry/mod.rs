@@ -84,8 +84,17 @@ struct Inner {
 
 struct State {
     book: Book,
+    /// The cards that were listed last.
+    listed: Option<Listed>,
     /// Whether something publishes its changes and ends its registrations.
     is_attended: bool,
+}
+
+/// The cards of a version of the book. They are the same until one of its registrations ends.
+struct Listed {
+    version: u64,
+    until: Option<Instant>,
+    cards: Arc<[ArmCard]>,
 }
 
 /// The server to which the registry belongs.
@@ -127,7 +136,24 @@ impl Registry {
     /// Returns the cards of the arms: those of the processes that are registered, one for each endpoint. An arm without any has its
     /// last card, with the status that it is unavailable.
     pub fn cards(&self) -> Vec<ArmCard> {
-        self.0.state().book.cards(Instant::now())
+        self.listed().to_vec()
+    }
+
+    /// The [`cards`](Self::cards), which are the same slice as long as they have not changed.
+    pub(crate) fn listed(&self) -> Arc<[ArmCard]> {
+        let (mut state, now) = (self.0.state(), Instant::now());
+        let version = state.book.version();
+        let is_current =
+            |listed: &&Listed| listed.version == version && listed.until.is_none_or(|until| now < until);
+        if let Some(listed) = state.listed.as_ref().filter(is_current) {
+            return listed.cards.clone();
+        }
+        let (until, cards) = (state.book.next_end(now), Arc::from(state.book.cards(now)));
+        let before = state.listed.take().map(|listed| listed.cards);
+        // A renewal moves the end alone.
+        let cards = before.filter(|before| *before == cards).unwrap_or(cards);
+        state.listed = Some(Listed { version, until, cards: cards.clone() });
+        cards
     }
 
     /// Forgets an arm and who holds it, so that it can be registered with another key or by another subject. Returns its
@@ -327,8 +353,8 @@ impl RegistryBuilder {
         self
     }
 
-    /// Reserves an id, such as that of an arm that is configured: nobody can register it. The ids of the server itself and of the
-    /// issuers of its tokens are reserved by themselves.
+    /// Reserves an id: nobody can register it. The ids of the server itself, of the issuers of its tokens, and of the arms in the
+    /// configuration of its orchestrator are reserved without this.
     pub fn reserve(mut self, id: impl Into<String>) -> Self {
         self.reserved.insert(id.into());
         self
@@ -337,9 +363,9 @@ impl RegistryBuilder {
     /// Builds the registry.
     ///
     /// # Errors
-    /// A prefix is malformed, or a limit is out of range.
+    /// A prefix is malformed, a limit is out of range, or two of them contradict each other.
     pub fn build(self) -> Result<Registry, ConfigError> {
-        self.config.check()?;
+        self.config.validate()?;
         let parse = |prefix: &String| {
             Prefix::parse(prefix)
                 .map_err(|problem| ConfigError::new("allow", format!("has a prefix that {problem}")))
@@ -351,7 +377,7 @@ impl RegistryBuilder {
     fn into_registry(self, allowed: Vec<Prefix>) -> Registry {
         let is_default = self.allowed.is_empty();
         let allowed = if is_default { Prefix::loopback() } else { allowed };
-        let state = State { book: Book::new(self.config, self.reserved), is_attended: false };
+        let state = State { book: Book::new(self.config, self.reserved), listed: None, is_attended: false };
         let (book, changed, wake) = (Mutex::new(state), watch::Sender::new(0), Arc::default());
         Registry(Arc::new(Inner { book, allowed, is_default, changed, wake, server: OnceLock::new() }))
     }
@@ -362,3 +388,6 @@ impl RegistryBuilder {
 }
 
 registry_limits!(limits_setters RegistryBuilder);
+
+#[cfg(test)]
+mod tests;

@@ -41,10 +41,19 @@ pub(crate) use self::{
 /// /// One arm, at a URL that the program changes.
 /// struct Movable(watch::Receiver<String>);
 ///
+/// impl Movable {
+///     fn new(mut url: watch::Receiver<String>) -> Self {
+///         url.mark_changed(); // the first set is known at once
+///         Self(url)
+///     }
+/// }
+///
 /// #[async_trait]
 /// impl Resolver for Movable {
 ///     async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError> {
-///         self.0.changed().await?;
+///         if self.0.changed().await.is_err() {
+///             std::future::pending::<()>().await; // the program changes it no more
+///         }
 ///         let url = self.0.borrow_and_update().clone();
 ///         Ok(vec![Endpoint::new("judge", url)])
 ///     }
@@ -62,12 +71,24 @@ pub trait Resolver: Send + 'static {
     /// # Cancel safety
     /// The future may be dropped at any time. The next call returns what this one would have returned.
     async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError>;
+
+    /// Returns whether an arm that is not in the last set is known to have no endpoints any more. Its last ones then leave at once,
+    /// and otherwise after the `resolver_grace` of the client: the source may have forgotten them, such as by a restart. `false` by
+    /// default.
+    fn has_left(&self, arm: &str) -> bool {
+        let _ = arm;
+        false
+    }
 }
 
 #[async_trait]
 impl<R: Resolver + ?Sized> Resolver for Box<R> {
     async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError> {
         (**self).next().await
+    }
+
+    fn has_left(&self, arm: &str) -> bool {
+        (**self).has_left(arm)
     }
 }
 

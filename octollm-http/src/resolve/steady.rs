@@ -1,6 +1,14 @@
 //! Which endpoints of a resolver are in force while it fails or has none.
 
-use std::{error::Error, fmt::Write as _, future::pending, mem, sync::LazyLock, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    error::Error,
+    fmt::Write as _,
+    future::pending,
+    mem,
+    sync::LazyLock,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use octollm_core::__private::{Counters, caught};
@@ -26,7 +34,7 @@ const MOST: usize = 4096;
 /// A resolver whose answers can be used as they are.
 ///
 /// It returns the set that is in force, whenever that has changed. The last endpoints stay in force while the inner resolver fails,
-/// and for `grace` after it has none. An error is returned once, with its causes in its text, and after an error the set that is
+/// and those of an arm for `grace` after it has none of that arm, unless it knows that the arm has left. An error is returned once, with its causes in its text, and after an error the set that is
 /// in force as soon as the resolver answers again. The inner resolver may answer at once, again and again, and may panic.
 pub(crate) struct Steady {
     inner: Box<dyn Resolver>,
@@ -63,23 +71,22 @@ impl Steady {
         if had_failed {
             tracing::info!(count = endpoints.len(), "a resolver that had failed answers again");
         }
-        match self.source.found(endpoints, now, self.grace) {
-            Change::None => {}
-            Change::Set => {
-                self.due = None;
-                return Some(Ok(self.source.endpoints().to_vec()));
-            }
-            Change::Emptied => {
-                let arm = self.source.endpoints().first().map(|endpoint| &*endpoint.arm);
-                let grace = self.grace;
-                tracing::warn!(
-                    arm,
-                    ?grace,
-                    "a resolver has no endpoints: its last ones stay in use for a while"
-                );
-            }
+        let inner = &self.inner;
+        let Change { is_other, left } =
+            self.source.found(endpoints, now, self.grace, |arm| inner.has_left(arm));
+        if let Some(arm) = left.first() {
+            let (count, grace) = (left.len(), self.grace);
+            tracing::warn!(
+                arm,
+                count,
+                ?grace,
+                "a resolver has no endpoints of an arm any more: the last ones stay in use for a while"
+            );
         }
-        had_failed.then(|| Ok(self.source.endpoints().to_vec()))
+        if is_other {
+            self.due = None;
+        }
+        (is_other || had_failed).then(|| Ok(self.source.endpoints().to_vec()))
     }
 }
 
@@ -130,62 +137,68 @@ async fn until(time: Option<Instant>) {
 /// What is known of one resolver's endpoints.
 #[derive(Debug, Default)]
 struct Source {
-    known: Known,
+    /// Endpoints that are in force. `None` before the first answer.
+    known: Option<Vec<Endpoint>>,
+    /// The arms among them that the last answer has not, whose endpoints are in force until a time.
+    leaving: HashMap<String, Instant>,
     /// Text of the error, if the last answer was one.
     trouble: Option<String>,
     has_panicked: bool,
 }
 
-#[derive(Debug, Default)]
-enum Known {
-    #[default]
-    Nothing,
-    Set(Vec<Endpoint>),
-    /// There are none any more. The last ones stay in force until a time.
-    Emptied(Vec<Endpoint>, Instant),
-}
-
 /// What an answer changed.
 #[derive(Debug, PartialEq, Eq)]
-enum Change {
-    None,
-    Set,
-    /// The last endpoints are in force only for a while.
-    Emptied,
+struct Change {
+    /// Whether other endpoints are in force.
+    is_other: bool,
+    /// The arms whose last endpoints are in force only for a while from now on.
+    left: Vec<String>,
 }
 
 impl Source {
     /// Endpoints that are in force.
     fn endpoints(&self) -> &[Endpoint] {
-        match &self.known {
-            Known::Nothing => &[],
-            Known::Set(endpoints) | Known::Emptied(endpoints, _) => endpoints,
-        }
+        self.known.as_deref().unwrap_or_default()
     }
 
-    /// Time at which the last endpoints are in force no more.
+    /// Time at which the next endpoints are in force no more.
     fn ends(&self) -> Option<Instant> {
-        match self.known {
-            Known::Emptied(_, ends) => Some(ends),
-            _ => None,
-        }
+        self.leaving.values().min().copied()
     }
 
-    /// Accepts an answer.
-    fn found(&mut self, endpoints: Vec<Endpoint>, now: Instant, grace: Duration) -> Change {
+    /// Accepts an answer. `has_left` returns whether an arm that it has not is known to be gone.
+    fn found(
+        &mut self,
+        mut endpoints: Vec<Endpoint>,
+        now: Instant,
+        grace: Duration,
+        has_left: impl Fn(&str) -> bool,
+    ) -> Change {
         self.trouble = None;
-        match &mut self.known {
-            Known::Emptied(..) if endpoints.is_empty() => Change::None,
-            Known::Set(known) if *known == endpoints => Change::None,
-            Known::Set(known) if endpoints.is_empty() && !grace.is_zero() => {
-                self.known = Known::Emptied(mem::take(known), now + grace);
-                Change::Emptied
+        let before = mem::take(&mut self.leaving);
+        let mut left = Vec::new();
+        if !grace.is_zero() {
+            let listed: HashSet<_> = endpoints.iter().map(|endpoint| endpoint.arm.clone()).collect();
+            let mut has_gone = HashMap::new();
+            let room = MOST.saturating_sub(endpoints.len());
+            let missing = self.endpoints().iter().filter(|endpoint| !listed.contains(&endpoint.arm));
+            let missing = missing.filter(|endpoint| {
+                let arm = &*endpoint.arm;
+                !*has_gone.entry(arm).or_insert_with(|| has_left(arm))
+            });
+            let missing: Vec<_> = missing.take(room).cloned().collect();
+            for Endpoint { arm, .. } in &missing {
+                if !self.leaving.contains_key(arm) {
+                    let until = before.get(arm).copied();
+                    left.extend(until.is_none().then(|| arm.clone()));
+                    self.leaving.insert(arm.clone(), until.unwrap_or(now + grace));
+                }
             }
-            _ => {
-                self.known = Known::Set(endpoints);
-                Change::Set
-            }
+            endpoints.extend(missing);
         }
+        let is_other = self.known.as_ref() != Some(&endpoints);
+        self.known = Some(endpoints);
+        Change { is_other, left }
     }
 
     /// Accepts an error. Returns whether it is another one than the last.
@@ -196,8 +209,11 @@ impl Source {
     }
 
     fn expire(&mut self, now: Instant) {
-        if self.ends().is_some_and(|ends| ends <= now) {
-            self.known = Known::Set(Vec::new());
+        let leaving = mem::take(&mut self.leaving);
+        let (gone, leaving): (HashMap<_, _>, _) = leaving.into_iter().partition(|(_, ends)| *ends <= now);
+        self.leaving = leaving;
+        if let Some(known) = &mut self.known {
+            known.retain(|endpoint| !gone.contains_key(&endpoint.arm));
         }
     }
 }

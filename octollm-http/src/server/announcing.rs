@@ -222,7 +222,7 @@ impl One {
             let outcome = self.announce(&self.enter).await;
             may_be_known |= outcome.as_ref().err().is_none_or(|failure| failure.may_have_executed);
             let wait = heartbeats.wait(&outcome, random());
-            self.log(&outcome, &mut is_registered, &heartbeats);
+            self.log(&outcome, &mut is_registered, &mut heartbeats);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sleep(wait) => {}
@@ -242,7 +242,12 @@ impl One {
         done
     }
 
-    fn log(&self, outcome: &Result<Duration, Failure>, is_registered: &mut bool, heartbeats: &Heartbeats) {
+    fn log(
+        &self,
+        outcome: &Result<Duration, Failure>,
+        is_registered: &mut bool,
+        heartbeats: &mut Heartbeats,
+    ) {
         let (server, at) = (&*self.server, self.target.at());
         match outcome {
             Ok(lifetime) if !*is_registered => {
@@ -250,7 +255,7 @@ impl One {
                 tracing::info!(server, at, ?lifetime, "registered");
             }
             Ok(_) => tracing::debug!(server, at, "registered again"),
-            Err(failure) if heartbeats.has_just_failed() => {
+            Err(failure) if heartbeats.is_news(failure) => {
                 *is_registered = false;
                 tracing::warn!(server, at, %failure, "not registered at an orchestrator");
             }

@@ -18,7 +18,7 @@ use futures_util::{
     FutureExt,
     future::{WeakShared, join_all},
 };
-use http::{HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use jiff::Timestamp;
 use octollm_core::{
     __private::caught,
@@ -44,7 +44,7 @@ use super::{
     guard::Guard,
     rates::Rates,
     recording::Seen,
-    routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, within},
+    routes::{Answer, Endpoint, Inbound, Refusal, RouteTable, Takes, tag_of, within},
 };
 use crate::registry::Registry;
 
@@ -299,17 +299,55 @@ impl ArmCapabilities {
 }
 
 /// `GET /capabilities` and `GET /arms` of an orchestrator: the cards of the arms it knows, and its own if it serves contracts.
+#[derive(Clone)]
 pub(crate) struct KnownArms {
     pub(crate) orchestrator: Arc<dyn Orchestrator>,
     pub(crate) own: ArmCapabilities,
     pub(crate) registry: Option<Registry>,
+    pub(crate) written: Arc<Mutex<Option<WrittenArms>>>,
+}
+
+/// The last list, which is written again where it has changed.
+pub(crate) struct WrittenArms {
+    own: Option<ArmCard>,
+    arms: Vec<ArmCard>,
+    registered: Arc<[ArmCard]>,
+    body: Bytes,
+    tag: HeaderValue,
 }
 
 #[derive(Serialize, JsonSchema)]
-pub(crate) struct ArmsBody {
+pub(crate) struct ArmsBody<'a> {
     #[serde(flatten)]
-    own: Option<ArmCard>,
-    arms: Vec<ArmCard>,
+    own: Option<&'a ArmCard>,
+    arms: Vec<&'a ArmCard>,
+}
+
+impl KnownArms {
+    fn answer(
+        &self,
+        own: Option<ArmCard>,
+        mut arms: Vec<ArmCard>,
+        head: &HeaderMap,
+    ) -> Result<Answer, Failure> {
+        let registered = self.registry.as_ref().map_or_else(Arc::default, Registry::listed);
+        let of = |card: &'_ ArmCard| (card.arm_id.clone(), card.endpoint.clone());
+        let known: HashSet<_> = registered.iter().map(of).collect();
+        arms.retain(|card| !known.contains(&of(card)));
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |last: &&WrittenArms| {
+            Arc::ptr_eq(&last.registered, &registered) && last.own == own && last.arms == arms
+        };
+        if let Some(last) = written.as_ref().filter(is_same) {
+            return Ok(Answer::written(last.body.clone()).tagged(last.tag.clone(), head));
+        }
+        let all = arms.iter().chain(&*registered).collect();
+        let body = Answer::json(&ArmsBody { own: own.as_ref(), arms: all })?;
+        let body = body.0.body().whole().cloned().unwrap_or_default();
+        let tag = tag_of(&body)?;
+        *written = Some(WrittenArms { own, arms, registered, body: body.clone(), tag: tag.clone() });
+        Ok(Answer::written(body).tagged(tag, head))
+    }
 }
 
 #[async_trait]
@@ -321,7 +359,7 @@ impl Endpoint for KnownArms {
     async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let own = Some(self.own.card()).filter(|card| !card.contracts.is_empty());
         let (cards, deadline) = (self.orchestrator.cards(), inbound.parts.deadline);
-        let mut arms = match (&own, deadline) {
+        let arms = match (&own, deadline) {
             // Callers of its contracts do without the arms. A brain that is among its own arms, or among theirs, would wait for
             // itself.
             (Some(card), Some(deadline)) => {
@@ -336,14 +374,7 @@ impl Endpoint for KnownArms {
             }
             _ => within(deadline, async { Ok(cards.await) }).await?,
         };
-        if let Some(registry) = &self.registry {
-            let registered = registry.cards();
-            let of = |card: &ArmCard| (card.arm_id.clone(), card.endpoint.clone());
-            let known: HashSet<_> = registered.iter().map(of).collect();
-            arms.retain(|card| !known.contains(&of(card)));
-            arms.extend(registered);
-        }
-        Ok(Answer::json(&ArmsBody { own, arms })?.tagged(&inbound.head.headers))
+        Ok(self.answer(own, arms, &inbound.head.headers)?)
     }
 }
 

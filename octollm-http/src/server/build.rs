@@ -85,6 +85,7 @@ impl Server {
                 &mut table,
                 registry,
                 (&dispatcher.card().arm_id, names),
+                orchestrator.iter().flat_map(|orchestrator| orchestrator.configured_arms()),
                 self.bus.clone(),
             )?;
         }

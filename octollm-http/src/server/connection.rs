@@ -35,6 +35,7 @@ use super::{
 use crate::{
     io::{Io, Peer},
     limits::ServerConfig,
+    wire::FieldTable,
 };
 
 /// Serves connections.
@@ -144,7 +145,9 @@ impl Connections {
 
     async fn serve_http2<I: Io>(&self, io: Limited<I>, peer: Peer, state: &State, drain: CancellationToken) {
         let service = self.service.clone();
-        let answer = service_fn(move |request| answer_http2(service.clone(), peer.clone(), request));
+        let fields = Arc::new(FieldTable::default());
+        let answer =
+            service_fn(move |request| answer_http2(service.clone(), fields.clone(), peer.clone(), request));
         let streams = Streams::new(self.times.write, self.open.clone());
         let connection = self.http2(streams.clone()).serve_connection(TokioIo::new(io), answer);
         // GOAWAY names the last request that is accepted.
@@ -233,10 +236,12 @@ async fn answer_http1(
 
 async fn answer_http2(
     service: HttpService,
+    fields: Arc<FieldTable>,
     peer: Peer,
     request: Request<Incoming>,
 ) -> Result<Response<HttpBody>, Infallible> {
     let mut response = service.answer(request, Arrival::Http2, peer).await;
+    fields.spare(response.headers_mut());
     if let Some(stream) = Stream::current() {
         response.body_mut().sent_by_http2(stream);
     }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use octollm_core::{
     __private::now,
@@ -30,6 +31,8 @@ impl Server {
     /// whose arms follow the [resolver](Registry::resolver) of the registry. `GET /arms` lists these arms with their status, and
     /// `DELETE /arms/{id}` clears one, for callers with the scope `arms:admin`.
     ///
+    /// Nobody can register the ids of the server, of the issuers of its tokens, and of the arms in the configuration of the brain.
+    ///
     /// Changes of arms are published on the [`bus`](Self::bus) as `arm.registered`, `arm.unavailable` and `arm.recovered`.
     ///
     /// A server that is [open to all](Self::open_to_all) is not built where the registry
@@ -45,11 +48,12 @@ pub(crate) fn add_registry(
     table: &mut RouteTable,
     registry: Registry,
     (id, names): (&str, TokenNames),
+    configured: impl Iterator<Item = String>,
     bus: Option<Arc<dyn EventBus>>,
 ) -> Result<(), ConfigError> {
     let TokenNames { mut audiences, issuers } = names;
     audiences.push(id.to_owned());
-    registry.of_server(id, issuers.into_iter().chain([id.to_owned()]), bus)?;
+    registry.of_server(id, issuers.into_iter().chain(configured).chain([id.to_owned()]), bus)?;
     table.add(Method::POST, "/arms/register", Register { registry: registry.clone(), audiences })?;
     table.add(Method::DELETE, "/arms/{id}", Clear(registry))
 }
@@ -111,7 +115,9 @@ impl Register {
             lifetime_s: self.registry.lifetime(lifetime_s).as_secs(),
         };
         let lifetime = Duration::from_secs(registered.lifetime_s);
-        let (bytes, proof) = (inbound.body.len(), proof.map(|(_, id, at)| (id, at)));
+        let proof = proof.map(|(_, id, at)| (id, at));
+        // As it is listed, with a comma after it.
+        let bytes = Answer::json(&card)?.0.body().whole().map_or(0, Bytes::len) + 1;
         let is_new = self.registry.register(Claim { holder, card, bytes, lifetime, proof, time })?;
         Ok((is_new, registered))
     }

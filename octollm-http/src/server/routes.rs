@@ -137,15 +137,11 @@ impl Answer {
     }
 
     /// Adds an `ETag` of the body. Where the request has the same, the answer is 304 without a body.
-    pub(crate) fn tagged(self, head: &HeaderMap) -> Self {
-        let Some(body) = self.0.body().whole() else { return self };
-        let digest = Sha256::digest(body);
-        let hash = digest.iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-        // Weak: the same for each coding of the body.
-        let tag = format!("W/\"{hash}\"");
-        let is_same = |tags: &str| {
-            tags.split(',').map(str::trim).any(|known| known == "*" || known.ends_with(&tag[2..]))
-        };
+    pub(crate) fn tagged(self, tag: HeaderValue, head: &HeaderMap) -> Self {
+        // Weak tags are compared without their mark.
+        let own = tag.to_str().unwrap_or_default().trim_start_matches("W/");
+        let is_same =
+            |tags: &str| tags.split(',').map(str::trim).any(|known| known == "*" || known.ends_with(own));
         let mut fields = head.get_all(header::IF_NONE_MATCH).iter().filter_map(|field| field.to_str().ok());
         let answer = match fields.any(is_same) {
             false => self,
@@ -155,10 +151,7 @@ impl Answer {
                 Self(response)
             }
         };
-        match HeaderValue::try_from(&tag) {
-            Ok(tag) => answer.header(header::ETAG, tag),
-            Err(_) => answer,
-        }
+        answer.header(header::ETAG, tag)
     }
 
     /// Sets the age of an answer that was cached.
@@ -179,6 +172,13 @@ impl Answer {
         self.0.body_mut().hold(place);
         self
     }
+}
+
+/// The `ETag` of a body, which is weak: it is the same for each coding of the body.
+pub(crate) fn tag_of(body: &[u8]) -> Result<HeaderValue, Failure> {
+    let digest = Sha256::digest(body);
+    let hash = digest.iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    HeaderValue::try_from(format!("W/\"{hash}\"")).map_err(|_| Failure::of(ErrorKind::Internal))
 }
 
 impl Refusal {

@@ -44,10 +44,9 @@ pub(crate) fn add_tasks(
     let Some(orchestrator) = orchestrator else {
         return table.add(Method::GET, "/capabilities", own);
     };
+    let known = KnownArms { orchestrator: orchestrator.clone(), own, registry, written: Arc::default() };
     for path in ["/capabilities", "/arms"] {
-        let known =
-            KnownArms { orchestrator: orchestrator.clone(), own: own.clone(), registry: registry.clone() };
-        table.add(Method::GET, path, known)?;
+        table.add(Method::GET, path, known.clone())?;
     }
     for (method, path, operation) in [
         (Method::POST, "/tasks", TaskOperation::Submit),
@@ -173,7 +172,8 @@ impl Tasks {
         // Relative to the request, so that it holds below any prefix.
         let location = HeaderValue::try_from(format!("tasks/{}", task.task_id))
             .map_err(|_| Failure::of(ErrorKind::Internal))?;
-        Ok(Answer::json(&task)?.status(StatusCode::ACCEPTED).header(header::LOCATION, location))
+        let status = if task.existing { StatusCode::OK } else { StatusCode::ACCEPTED };
+        Ok(Answer::json(&task)?.status(status).header(header::LOCATION, location))
     }
 
     async fn list(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {

@@ -7,7 +7,9 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 
 pub use self::headers::names;
-pub(crate) use self::headers::{read_parts, read_trace, read_usage, write_parts, write_trace, write_usage};
+pub(crate) use self::headers::{
+    FieldTable, read_parts, read_trace, read_usage, write_parts, write_trace, write_usage,
+};
 pub use self::problem::Problem;
 pub(crate) use self::problem::{MOST_VIOLATIONS, NestedError, received, write_problem};
 

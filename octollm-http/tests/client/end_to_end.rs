@@ -197,3 +197,49 @@ async fn tasks_with_long_outputs_are_listed_page_by_page() {
     }
     assert_eq!((listed, pages), (written, vec![1, 2, 2, 1, 1]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn jobs_outlive_a_restart_of_the_orchestrator() {
+    use octollm_core::{store::MemoryStore, task::Submission};
+
+    let (judge, host) = (unused_host(), unused_host());
+    let (failures, checks) = (Arc::new(AtomicUsize::new(7)), Arc::<AtomicUsize>::default());
+    let counted = Arc::clone(&checks);
+    let checker = arm_fn(move |_: Look, _| {
+        let fails =
+            failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        counted.fetch_add(1, Ordering::Relaxed);
+        async move { if fails { Err(ArmError::unavailable("not now")) } else { Ok(Verdict { is_valid: true }) } }
+    });
+    let server = Server::new("judge").arm::<Look>(checker).listen(network().listen(&judge).unwrap()).unwrap();
+    tokio::spawn(server.run());
+    let store = Arc::new(MemoryStore::new());
+    let start = |store: &Arc<MemoryStore>| {
+        let arms = arms().endpoint("judge", format!("http://{judge}")).build().unwrap();
+        let brain = Brain::builder().arm::<Review>(Reviewer).arms(arms).store(store.clone());
+        let brain = brain.max_running_of::<Review>(1).build().unwrap();
+        let server = Server::new("brain").orchestrator(brain.clone());
+        (brain, tokio::spawn(server.listen(network().listen(&host).unwrap()).unwrap().run()))
+    };
+    let (brain, serving) = start(&store);
+    let client = orchestrator(&format!("http://{host}"));
+    let job = |batch| Submission::of(&Review { name: None, batch }).unwrap().attempts(20);
+    let later = client
+        .submit_job::<Review>(job(false).run_in(Duration::from_secs(600)).unique("nightly"))
+        .await
+        .unwrap();
+    brain.close().await;
+    serving.abort();
+    let _ = serving.await;
+    let (brain, _serving) = start(&store);
+    brain.recover().await.unwrap();
+    let again = client.submit_job::<Review>(job(true).unique("nightly")).await.unwrap();
+    assert_eq!((again.id(), again.existing(), later.existing()), (later.id(), true, false));
+    let begun = Instant::now();
+    later.output().await.unwrap();
+    assert!((599..700).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    let task = later.status().await.unwrap();
+    assert!((2..20).contains(&task.attempt), "{task:?}");
+    // Seven that failed, and each of the two calls once.
+    assert_eq!(checks.load(Ordering::Relaxed), 9);
+}

@@ -147,6 +147,10 @@ impl Link {
         let mut preface = [0; 24];
         self.socket.read_exact(&mut preface).await?;
         assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        self.settings(settings).await
+    }
+
+    pub(crate) async fn settings(&mut self, settings: &[(u16, u32)]) -> io::Result<()> {
         let payload: Vec<u8> = settings
             .iter()
             .flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()[..]].concat())

@@ -412,6 +412,76 @@ async fn fault_12_a_refused_stream_goes_again_for_any_method_and_not_for_ever() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn fault_12_refused_streams_do_not_wait_for_each_other_where_connections_are_few() {
+    let peer = FramePeer::start(|number, mut link| async move {
+        link.greet(&[]).await?;
+        if number > 0 {
+            return link.verdicts().await;
+        }
+        let mut streams = Vec::new();
+        while streams.len() < 10 {
+            streams.push(link.request().await?.unwrap().0);
+        }
+        for stream in streams {
+            link.reset(stream, REFUSED_STREAM).await?;
+        }
+        assert!(link.request().await?.is_none());
+        Ok(())
+    });
+    let arms = judge(&peer.url, usual().max_connections(1));
+    let began = Instant::now();
+    arms.context().call_all((0..10).map(|_| check())).at_once(10).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(peer.accepted(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_allows_no_streams_any_more_ends_after_those_that_run() {
+    let peer = FramePeer::start(|number, mut link| async move {
+        link.greet(&[]).await?;
+        if number > 0 {
+            return link.verdicts().await;
+        }
+        let (stream, _) = link.request().await?.unwrap();
+        link.settings(&[(MAX_CONCURRENT_STREAMS, 0)]).await?;
+        sleep(Duration::from_secs(5)).await;
+        link.verdict(stream).await?;
+        assert!(link.request().await?.is_none());
+        Ok(())
+    });
+    let arms = judge(&peer.url, usual());
+    let running = tokio::spawn(arms.context().call(check()).into_future());
+    sleep(Duration::from_secs(1)).await;
+    let began = Instant::now();
+    for _ in 0..10 {
+        arms.call(check()).await.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    running.await.unwrap().unwrap();
+    assert_eq!(peer.accepted(), 2);
+    until(|| peer.open() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_to_a_server_with_few_streams_are_opened_side_by_side() {
+    let peer = FramePeer::start(|_, mut link| async move {
+        sleep(Duration::from_millis(100)).await;
+        link.greet(&[(MAX_CONCURRENT_STREAMS, 2)]).await?;
+        while link.request().await?.is_some() {}
+        Ok(())
+    });
+    let arms = judge(&peer.url, usual());
+    let mut calls = JoinSet::new();
+    let began = Instant::now();
+    for _ in 0..40 {
+        let arms = arms.clone();
+        calls.spawn(async move { arms.call(check()).await });
+    }
+    until(|| peer.accepted() == 20).await;
+    assert!(began.elapsed() < Duration::from_millis(300), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn fault_12_a_connection_leaves_the_pool_after_1024_resets() {
     let peer = FramePeer::start(|_, mut link| async move {
         link.greet(&[]).await?;

@@ -1,6 +1,7 @@
 //! Layers of a user, above the choice of an endpoint and below it.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -18,7 +19,7 @@ use octollm_core::{
     parts::ContextParts,
     transport::{Call, IdempotencyKey, Reply, StepKey, Transport},
 };
-use octollm_http::client::Target;
+use octollm_http::client::{Arms, Target};
 use serde_json::json;
 use tokio::time::Instant;
 use tower::{
@@ -76,7 +77,7 @@ fn plain() -> Call {
 }
 
 async fn busy() -> Peer {
-    Peer::arm(|_| std::future::ready(Answer::Json(503, json!({})))).await
+    Peer::arm(|_| std::future::ready(Answer::unavailable())).await
 }
 
 async fn good() -> Peer {
@@ -266,7 +267,7 @@ async fn a_call_is_tried_again_as_often_as_it_asks_where_that_is_safe() {
     assert_eq!((error.kind(), peer.calls().len()), (ErrorKind::ConnectionLost, 1));
     assert!(error.may_have_executed());
     // What was refused before it began is sent again, whatever it is.
-    let peer = recovering(2, Answer::Json(503, json!({}))).await;
+    let peer = recovering(2, Answer::unavailable()).await;
     judge(&peer.url).call(check()).retry(2).await.unwrap();
     let attempts: Vec<_> =
         peer.calls().iter().map(|call| call.header("octollm-attempt").map(str::to_owned)).collect();
@@ -354,6 +355,90 @@ async fn a_call_that_may_have_run_is_repeated_where_its_record_is() {
         };
         let expected = if again == "lost" { &lost.url } else { &good.url };
         assert_eq!(&*retried.endpoint, expected, "{keys:?}");
+    }
+}
+
+/// An arm that is another instance with other `keys` after so many milliseconds. It answers after two seconds.
+async fn restarted(after: u64, keys: Keys, first: Answer, then: Answer) -> (Peer, Arms) {
+    let restart = Instant::now() + Duration::from_millis(after);
+    let calls = AtomicUsize::new(0);
+    let peer = Peer::start(move |request| -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        if request.path == "/capabilities" {
+            let mut card = card("judge");
+            let (id, keys) = if Instant::now() > restart { ("i-2", keys) } else { ("i-1", Keys::Instance) };
+            (card.instance, card.contracts[0].keys) = (Some(id.into()), keys);
+            let card = serde_json::to_value(card).unwrap();
+            return Box::pin(std::future::ready(Answer::Json(200, card)));
+        }
+        let answer = if calls.fetch_add(1, Ordering::SeqCst) == 0 { first.clone() } else { then.clone() };
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            answer
+        })
+    })
+    .await;
+    let arms = usual().endpoint("judge", &peer.url).build().unwrap();
+    arms.cards().await;
+    (peer, arms)
+}
+
+/// Makes a call with a key, while the cards are requested again and again.
+async fn keyed_beside_cards(arms: &Arms) -> Result<Reply, CallError> {
+    let mut call = plain();
+    (call.parts.key, call.retry) = (IdempotencyKey::new("k"), Some(3));
+    let refreshing = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            arms.cards().await;
+        }
+    };
+    tokio::select! {
+        answer = Transport::call(arms, call) => answer,
+        () = refreshing => unreachable!(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_503_that_does_not_state_that_nothing_ran_is_repeated_for_idempotent_calls_only() {
+    let waits = Answer::Raw(b"HTTP/1.1 503 X\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n".to_vec());
+    for (answer, sent) in [
+        (Answer::Json(503, json!({})), 1),
+        (Answer::Raw(b"HTTP/1.1 503 X\r\ncontent-length: 2\r\n\r\nno".to_vec()), 1),
+        (waits, 3),
+        (Answer::unavailable(), 3),
+    ] {
+        let peer = recovering(9, answer).await;
+        let arms = arms().breaker_failures(0).endpoint("judge", &peer.url).build().unwrap();
+        let error = arms.call(check()).within(Duration::from_secs(9)).await.unwrap_err();
+        assert_eq!((error.attempts(), error.may_have_executed()), (sent, sent == 1));
+        let error = arms.call(again()).within(Duration::from_secs(9)).await.unwrap_err();
+        assert_eq!(error.attempts(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_call_names_the_instance_that_may_have_run_it() {
+    for keys in [Keys::Instance, Keys::Shared] {
+        let (peer, arms) = restarted(1_000, keys, Answer::Last(vec![]), Answer::verdict()).await;
+        assert_eq!(keyed_beside_cards(&arms).await.unwrap().attempts, 2);
+        let calls = peer.calls();
+        let instances: Vec<_> = calls.iter().map(|call| call.header("octollm-instance")).collect();
+        assert_eq!(instances, [None, Some("i-1")], "{keys:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_may_have_run_is_not_repeated_at_an_arm_that_has_stopped_to_honour_keys() {
+    let running = Answer::Raw(b"HTTP/1.1 409 X\r\nretry-after: 3\r\ncontent-length: 0\r\n\r\n".to_vec());
+    // The card changes while the first attempt, which is lost, runs; while a second one runs, which is refused; while the call waits.
+    for (after, first, sent, kind) in [
+        (1_000, Answer::Last(vec![]), 1, ErrorKind::ConnectionLost),
+        (2_500, Answer::Last(vec![]), 2, ErrorKind::Unavailable),
+        (2_500, running, 1, ErrorKind::OutcomeUnknown),
+    ] {
+        let (peer, arms) = restarted(after, Keys::None, first, Answer::unavailable()).await;
+        let error = keyed_beside_cards(&arms).await.unwrap_err();
+        assert_eq!((error.kind(), error.may_have_executed(), peer.calls().len()), (kind, true, sent));
     }
 }
 

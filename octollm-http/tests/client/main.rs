@@ -14,6 +14,7 @@ mod frames;
 mod http2;
 mod layers;
 mod lies;
+mod moving;
 mod orchestrator;
 mod peer;
 mod pool;

@@ -12,7 +12,7 @@ use octollm_core::{
     error::ErrorKind,
     id::TaskId,
     orchestrator::{Orchestrator, StepOutcome, finished},
-    parts::ContextParts,
+    parts::{Caller, ContextParts, Grant},
     task::{Priority, Submission, TaskBudget, TaskQuery, TaskRequest, TaskStatus, TaskUpdate},
     transport::StepKey,
 };
@@ -63,7 +63,7 @@ async fn each_route_is_asked_as_the_wire_says() {
     let id: TaskId = ID.parse().unwrap();
 
     let budget = TaskBudget { max_tokens: Some(50), ..TaskBudget::default() };
-    let goal = Submission::from(TaskRequest::new("do it")).with_budget(budget).with_priority(Priority::High);
+    let goal = Submission::from(TaskRequest::new("do it")).budget(budget).priority(Priority::High);
     let queued = Orchestrator::submit(&client, goal, &cx).await.unwrap();
     assert_eq!((queued.status, &queued.task_id), (TaskStatus::Queued, &id));
     Orchestrator::submit(&client, Submission::of(&check()).unwrap(), &cx).await.unwrap();
@@ -101,6 +101,72 @@ async fn each_route_is_asked_as_the_wire_says() {
     assert_eq!(submitted.header("octollm-budget"), Some("tokens=5"));
     assert_eq!(submitted.header("x-correlation-id"), Some(cx.correlation_id().as_str()));
     assert_eq!(submitted.header("octollm-timeout"), None, "a limit of ours would become the task's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_sent_with_its_members_and_its_handle_is_of_the_task_that_has_its_key() {
+    let peer = Peer::start(|_| async {
+        let mut existing = task("queued", 0);
+        existing["existing"] = true.into();
+        Answer::Json(200, existing)
+    })
+    .await;
+    let client = orchestrator(&peer.url);
+    let job = || Submission::of(&check()).unwrap().unique("daily").attempts(5).priority(Priority::Low);
+    let later = job().run_in(Duration::from_millis(1_500));
+    let handle = client.submit_job::<Check>(later).await.unwrap();
+    assert_eq!((handle.id().as_str(), handle.existing()), (ID, true));
+    let goal = Submission::from(TaskRequest::new("do it")).run_at("2026-11-27T10:00:00Z".parse().unwrap());
+    client.submit_job::<TaskRequest>(goal).await.unwrap();
+    let bodies: Vec<Value> =
+        peer.calls().iter().map(|call| serde_json::from_slice(&call.body).unwrap()).collect();
+    let job_of = |body: &Value| {
+        ["contract", "run_at", "run_in_seconds", "unique", "attempts"].map(|member| body[member].clone())
+    };
+    let (absent, low) = (Value::Null, json!("low"));
+    assert_eq!(
+        job_of(&bodies[0]),
+        [json!("code.validate"), absent.clone(), json!(1.5), json!("daily"), json!(5)]
+    );
+    assert_eq!(bodies[0]["priority"], low);
+    let expected = [json!("task.run"), json!("2026-11-27T10:00:00Z"), absent.clone(), absent.clone(), absent];
+    assert_eq!(job_of(&bodies[1]), expected);
+    assert_eq!(bodies[1]["input"]["goal"], "do it");
+
+    // What cannot be is not sent.
+    for wrong in [job().unique("a b"), job().attempts(0), job().run_in(Duration::MAX)] {
+        let error = client.submit_job::<Check>(wrong).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ValidationFailed);
+    }
+    let error = client.submit_job::<TaskRequest>(job()).await.unwrap_err();
+    assert_eq!((error.kind(), error.failure().may_have_executed), (ErrorKind::BadRequest, false));
+    assert_eq!(peer.calls().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_attempt_that_a_poll_finds_is_an_update() {
+    let asked = AtomicUsize::new(0);
+    let peer = Peer::start(move |_| {
+        let poll = asked.fetch_add(1, Ordering::SeqCst);
+        let mut answer = task(["queued", "queued", "processing", "queued", "completed"][poll.min(4)], 0);
+        answer["attempt"] = [1, 2, 2, 3, 4][poll.min(4)].into();
+        if (1..4).contains(&poll) {
+            answer["error"] = json!({ "type": "unavailable", "message": "not now" });
+        }
+        async move { Answer::Json(200, answer) }
+    })
+    .await;
+    let (client, id) = (orchestrator(&peer.url), ID.parse().unwrap());
+    let mut updates = client.watch(&id, None, &Context::detached()).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(update) = updates.next().await {
+        if let TaskUpdate::Status { status, error, .. } = update {
+            seen.push((status, error.is_some()));
+        }
+    }
+    use TaskStatus::{Completed, Processing, Queued};
+    let expected = [(Queued, false), (Queued, true), (Processing, false), (Queued, true), (Completed, false)];
+    assert_eq!(seen, expected);
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,9 +371,14 @@ async fn a_task_that_ends_without_an_output_is_a_failed_call() {
         assert_eq!(error.contract().name(), "code.validate");
         assert_eq!(error.usage().tokens, if kind == ErrorKind::BudgetExhausted { 7 } else { 0 });
     }
-    let peer = telling(vec![(503, json!({ "error": "busy" }))]).await;
-    let error = orchestrator(&peer.url).submit(check()).await.unwrap_err();
-    assert!(error.retryable() && !error.may_have_executed());
+    for (body, may_have_executed) in [
+        (json!({ "error": "busy" }), true),
+        (json!({ "status": 503, "code": "overloaded", "retryable": true }), false),
+    ] {
+        let peer = telling(vec![(503, body)]).await;
+        let error = orchestrator(&peer.url).submit(check()).await.unwrap_err();
+        assert_eq!((error.retryable(), error.may_have_executed()), (!may_have_executed, may_have_executed));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -331,7 +402,7 @@ async fn a_budget_that_is_no_amount_is_not_submitted() {
     for dollars in [-1.0, f64::NAN, f64::INFINITY, 1e300] {
         let budget = TaskBudget { max_cost_dollars: Some(dollars), ..TaskBudget::default() };
         for submission in [TaskRequest::new("do it").into(), Submission::of(&check()).unwrap()] {
-            let submission = submission.with_budget(budget);
+            let submission = submission.budget(budget);
             let refused = Orchestrator::submit(&client, submission, &Context::detached()).await.unwrap_err();
             assert_eq!(
                 (refused.kind, refused.may_have_executed),
@@ -502,4 +573,166 @@ async fn a_poll_that_is_asked_to_wait_waits() {
         assert_eq!(end, Err(ErrorKind::Unavailable), "{times:?}");
         assert!(begun.elapsed() < Duration::from_secs(12), "{times:?}");
     }
+}
+
+/// Answers one request on a host that nobody listens on after it.
+async fn one_answer(host: &str, answer: Vec<u8>) {
+    let mut listener = network().listen(host).unwrap();
+    let (mut socket, _) = listener.accept().await.unwrap().await.unwrap();
+    let mut request = [0; 4096];
+    assert!(socket.read(&mut request).await.unwrap() > 0);
+    socket.write_all(&answer).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_of_the_orchestrator_is_not_seen_by_who_submits_and_waits() {
+    let refused = json!({ "status": 503, "code": "unavailable", "detail": "restarting", "retryable": true,
+                          "retry_after": 1 });
+    // The task is submitted before the restart, while it begins, and while nobody listens.
+    for (first, posts) in
+        [(Some(json_answer(202, &task("queued", 0))), 0), (Some(json_answer(503, &refused)), 1), (None, 1)]
+    {
+        let host = unused_host();
+        let url = format!("http://{host}");
+        let client = OrchestratorClient::builder(&url).connector(network()).retries(10).build().unwrap();
+        let run = tokio::spawn(async move { client.run(check()).await });
+        if let Some(answer) = first {
+            one_answer(&host, answer).await;
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let polled = AtomicUsize::new(0);
+        let done = json!({ "result": { "output": { "is_valid": true } } });
+        let peer = Peer::listen(network().listen(&host).unwrap(), url, move |request| {
+            let is_done = polled.fetch_add(1, Ordering::SeqCst) > 3;
+            std::future::ready(match &*request.method {
+                "POST" => Answer::Json(202, task("queued", 0)),
+                _ if is_done => Answer::Json(200, ended("completed", done.clone())),
+                _ => Answer::Json(200, task("processing", 10)),
+            })
+        });
+        assert_eq!(run.await.unwrap().unwrap(), Verdict { is_valid: true });
+        assert_eq!(submissions(&peer), posts);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_run_twice_is_sent_again_and_a_submission_only_where_nothing_has_run() {
+    let problem = |code: &str| {
+        Answer::Json(503, json!({ "status": 503, "code": code, "detail": "no", "retryable": true }))
+    };
+    let (cx, id) = (Context::detached(), ID.parse::<TaskId>().unwrap());
+    for (first, twice) in
+        [(Answer::Last(vec![]), false), (problem("unavailable"), true), (Answer::Json(500, json!({})), false)]
+    {
+        for (operation, safe) in [("get", true), ("cancel", true), ("submit", false), ("rerun", false)] {
+            let (count, answer) = (AtomicUsize::new(0), first.clone());
+            let peer = Peer::start(move |_| {
+                let is_first = count.fetch_add(1, Ordering::SeqCst) == 0;
+                std::future::ready(if is_first {
+                    answer.clone()
+                } else {
+                    Answer::Json(200, task("queued", 0))
+                })
+            })
+            .await;
+            let client = orchestrator(&peer.url);
+            let answer = match operation {
+                "get" => client.get(&id, &cx).await,
+                "cancel" => client.cancel(&id, &cx).await,
+                "submit" => Orchestrator::submit(&client, Submission::of(&check()).unwrap(), &cx).await,
+                _ => client.rerun(&id, None, &cx).await,
+            };
+            // A 500 says that it would fail again.
+            let again = twice || safe && !matches!(first, Answer::Json(500, _));
+            assert_eq!(
+                (answer.is_ok(), peer.calls().len()),
+                (again, 1 + usize::from(again)),
+                "{operation} {first:?}"
+            );
+            let attempts: Vec<_> = peer
+                .calls()
+                .iter()
+                .map(|call| call.header("octollm-attempt").unwrap_or("1").to_owned())
+                .collect();
+            assert_eq!(attempts, ["1", "2"][..attempts.len()]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_spares_an_orchestrator_that_fails_and_not_one_that_is_full() {
+    let (cx, id) = (Context::detached(), ID.parse::<TaskId>().unwrap());
+    let peer = Peer::start(|_| async { Answer::Json(500, json!({})) }).await;
+    let client = OrchestratorClient::builder(&peer.url).connector(network()).retries(0).build().unwrap();
+    let mut kinds = Vec::new();
+    for _ in 0..20 {
+        kinds.push(client.get(&id, &cx).await.unwrap_err().kind);
+    }
+    assert_eq!((&kinds[..5], peer.calls().len()), (&[ErrorKind::ArmFailed; 5][..], 5));
+    assert_eq!(kinds[5..], [ErrorKind::CircuitOpen; 15]);
+
+    let full =
+        json!({ "status": 503, "code": "overloaded", "detail": "10000 tasks wait", "retryable": true });
+    let peer = Peer::start(move |request| {
+        let full = full.clone();
+        async move {
+            if request.method == "POST" {
+                Answer::Json(503, full)
+            } else {
+                Answer::Json(200, task("queued", 0))
+            }
+        }
+    })
+    .await;
+    let client = orchestrator(&peer.url);
+    for _ in 0..10 {
+        let error = client.submit(check()).await.map(drop).unwrap_err();
+        assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::Overloaded, false));
+        client.get(&id, &cx).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_gets_no_token_says_nothing_of_the_orchestrator() {
+    let (cx, id) = (Context::detached(), ID.parse::<TaskId>().unwrap());
+    let peer = Peer::start(|_| async { Answer::Json(500, json!({})) }).await;
+    let client = OrchestratorClient::builder(&peer.url).connector(network()).retries(0).build().unwrap();
+    for _ in 0..5 {
+        assert_eq!(client.get(&id, &cx).await.unwrap_err().kind, ErrorKind::ArmFailed);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let caller = Caller::Known(std::sync::Arc::new(Grant::new("ada", ["tasks:read"]).links(Vec::new())));
+    let error = client.on_behalf_of(caller).get(&id, &cx).await.unwrap_err();
+    assert_eq!((error.kind, error.may_have_executed), (ErrorKind::Unauthenticated, false));
+    // It was the probe, and has not closed the breaker.
+    assert_eq!(client.get(&id, &cx).await.unwrap_err().kind, ErrorKind::ArmFailed);
+    assert_eq!(client.get(&id, &cx).await.unwrap_err().kind, ErrorKind::CircuitOpen);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_context_sends_nothing_again() {
+    let peer = Peer::start(|_| async { busy(5) }).await;
+    let client = orchestrator(&peer.url);
+    let token = tokio_util::sync::CancellationToken::new();
+    let cx = Context::detached().with_cancellation(token.clone());
+    let asked = tokio::spawn(async move { client.get(&ID.parse().unwrap(), &cx).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    token.cancel();
+    assert_eq!(asked.await.unwrap().unwrap_err().kind, ErrorKind::Cancelled);
+    assert_eq!(peer.calls().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_runs_ends_with_its_context() {
+    let peer = Peer::start(|_| async { Answer::Silence }).await;
+    let client = orchestrator(&peer.url);
+    let token = tokio_util::sync::CancellationToken::new();
+    let cx = Context::detached().with_cancellation(token.clone());
+    let id: TaskId = ID.parse().unwrap();
+    let begun = tokio::time::Instant::now();
+    let (answer, ()) = tokio::join!(client.get(&id, &cx), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        token.cancel();
+    });
+    assert_eq!((answer.unwrap_err().kind, begun.elapsed().as_secs()), (ErrorKind::Cancelled, 1));
 }

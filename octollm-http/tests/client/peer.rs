@@ -121,6 +121,13 @@ impl Answer {
     pub(crate) fn verdict() -> Self {
         Self::Json(200, json!({ "is_valid": true }))
     }
+
+    /// That the arm accepts no work, which it has not begun.
+    pub(crate) fn unavailable() -> Self {
+        let problem =
+            json!({ "status": 503, "code": "unavailable", "retryable": true, "may_have_executed": false });
+        Self::Json(503, problem)
+    }
 }
 
 type Reaction = Arc<dyn Fn(Received) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;

@@ -94,7 +94,7 @@ async fn pass(mut client: TcpStream, to: SocketAddr, mode: Mode) -> std::io::Res
                 let count = read?.min(left);
                 left -= count;
                 if mode == Mode::Slow {
-                    for piece in answered[..count].chunks(16) {
+                    for piece in answered[..count].chunks(64) {
                         client.write_all(piece).await?;
                         sleep(Duration::from_millis(2)).await;
                     }

@@ -11,7 +11,7 @@ use std::{
 use octollm_core::{
     arm::arm_fn,
     brain::Brain,
-    error::ArmError,
+    error::{ArmError, ErrorKind},
     task::{TaskRequest, TaskResult},
 };
 use octollm_http::{
@@ -21,7 +21,7 @@ use octollm_http::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use crate::peer::{Answer, Check, Peer, Verdict, check, orchestrator};
+use crate::peer::{Answer, Check, Peer, Verdict, card, check, orchestrator, usual};
 
 fn urls(endpoints: &[Endpoint]) -> Vec<&str> {
     endpoints.iter().map(|endpoint| &*endpoint.url).collect()
@@ -72,7 +72,8 @@ async fn the_arms_of_an_orchestrator_are_followed_and_stay_while_it_is_away() {
     // Errors are returned, and the last list is not replaced.
     assert!(resolver.next().await.is_err());
     assert!(resolver.next().await.is_err());
-    // A list of the same arms is no change.
+    // After errors the set is returned again. A list of the same arms is no change.
+    assert_eq!(urls(&resolver.next().await.unwrap()), ["http://a", "http://b"]);
     assert_eq!(urls(&resolver.next().await.unwrap()), ["http://d"]);
     let tags: Vec<_> =
         peer.calls().iter().map(|call| call.header("if-none-match").map(str::to_owned)).collect();
@@ -83,6 +84,66 @@ async fn the_arms_of_an_orchestrator_are_followed_and_stay_while_it_is_away() {
     let asked = peer.calls().len();
     assert!(timeout(Duration::from_secs(300), resolver.next()).await.is_err());
     assert!((54..=67).contains(&(peer.calls().len() - asked)), "{}", peer.calls().len() - asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_list_is_returned_after_an_error_also_where_it_has_not_changed() {
+    let not_modified = || Answer::Raw(b"HTTP/1.1 304 Not Modified\r\n\r\n".to_vec());
+    let answers = Arc::new(Mutex::new(vec![
+        not_modified(),
+        Answer::Json(503, json!({})),
+        not_modified(),
+        tagged("\"1\"", &list(&[("http://a", "healthy")])),
+        not_modified(),
+    ]));
+    let next = answers.clone();
+    let peer = Peer::start(move |_| {
+        let answer = next.lock().unwrap().pop().unwrap_or_else(not_modified);
+        async move { answer }
+    })
+    .await;
+    let mut resolver = orchestrator(&peer.url).resolver();
+    assert!(resolver.next().await.is_err(), "there is no list that could be the same");
+    assert_eq!(urls(&resolver.next().await.unwrap()), ["http://a"]);
+    assert!(resolver.next().await.is_err());
+    assert_eq!(urls(&resolver.next().await.unwrap()), ["http://a"]);
+    assert!(timeout(Duration::from_secs(300), resolver.next()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_orchestrator_that_was_restarted_takes_no_arm_from_those_that_follow_it() {
+    let judge = Peer::arm(|_| async { Answer::verdict() }).await;
+    let listed = |status: &str| {
+        let mut card = serde_json::to_value(card("judge")).unwrap();
+        (card["endpoint"], card["status"]) = (judge.url.clone().into(), status.into());
+        json!({ "arms": [card] })
+    };
+    let arms = Arc::new(Mutex::new(listed("healthy")));
+    let now = arms.clone();
+    let peer = Peer::start(move |_| {
+        let answer = Answer::Json(200, now.lock().unwrap().clone());
+        async move { answer }
+    })
+    .await;
+    let client = usual().resolver(orchestrator(&peer.url).resolver()).build().unwrap();
+    client.call(check()).await.unwrap();
+    *arms.lock().unwrap() = json!({ "arms": [] });
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    client.call(check()).await.unwrap();
+    *arms.lock().unwrap() = listed("degraded");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    client.call(check()).await.unwrap();
+    // One that it lists as unavailable is gone at once, and one that does not come back after the limit.
+    for gone in [listed("unavailable"), json!({ "arms": [] })] {
+        let after = if gone["arms"][0].is_null() { 36 } else { 6 };
+        *arms.lock().unwrap() = gone;
+        tokio::time::sleep(Duration::from_secs(after)).await;
+        let error = client.call(check()).retry(0).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        *arms.lock().unwrap() = listed("healthy");
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        client.call(check()).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! Breakers, retry budget, ejection, balancing and discovery together, as a user of `Arms` meets them.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     future::pending,
     sync::{
         Arc, Mutex,
@@ -15,6 +15,8 @@ use futures_util::future::join_all;
 use octollm_core::{
     arm::arm_fn,
     error::{ArmError, CallError, ErrorKind},
+    explain::CallEvent,
+    parts::{Caller, Grant},
     resilience::HedgeLayer,
 };
 use octollm_http::{
@@ -30,7 +32,7 @@ use tokio::{
 };
 use tower::BoxError;
 
-use crate::peer::{Answer, Check, Peer, Verdict, again, check, network, unused_host, usual};
+use crate::peer::{Answer, Check, CheckAgain, Peer, Verdict, again, check, network, unused_host, usual};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -66,7 +68,7 @@ impl Switched {
 }
 
 fn busy() -> Answer {
-    Answer::Json(503, json!({}))
+    Answer::unavailable()
 }
 
 fn judge(peers: &[&Switched], builder: ArmsBuilder) -> Arms {
@@ -195,6 +197,23 @@ async fn fault_20_a_call_that_a_breaker_rejects_is_tried_again_after_the_wait_an
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_gets_no_token_says_nothing_of_the_endpoint() {
+    let arm = Switched::start(busy(), Duration::ZERO).await;
+    let arms = judge(&[&arm], usual());
+    open(&arms, &arm).await;
+    sleep(SECOND).await;
+    // This program has no key to pass on the authority of the caller.
+    let caller = Caller::Known(std::sync::Arc::new(Grant::new("ada", ["code:validate"]).links(Vec::new())));
+    for _ in 0..3 {
+        let error = arms.on_behalf_of(caller.clone()).call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unauthenticated, 0));
+    }
+    // Each was the probe, and has not closed the breaker.
+    assert_eq!(kinds(&once(&arms, 2).await), [ErrorKind::Unavailable, ErrorKind::CircuitOpen].into());
+    assert_eq!(arm.calls(), 6);
+}
+
+#[tokio::test(start_paused = true)]
 async fn fault_21_a_probe_that_hangs_or_is_cancelled_gives_its_place_back() {
     let arm = Switched::start(busy(), Duration::ZERO).await;
     let arms = judge(&[&arm], usual());
@@ -272,6 +291,31 @@ async fn fault_22_a_hedge_of_a_late_call_goes_to_another_endpoint() {
         arms.call(again()).retry(0).await.unwrap();
     }
     assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_22_an_endpoint_whose_calls_are_all_given_up_for_their_hedges_gets_few() {
+    let one = Switched::start(Answer::verdict(), 10 * MS).await;
+    let other = Switched::start(Answer::verdict(), 10 * MS).await;
+    let arms = judge(&[&one, &other], usual().layer(HedgeLayer::new()));
+    assert_eq!(thousand(&arms, 0).await, 0);
+    one.set(Answer::Silence, Duration::ZERO);
+    let (before, mut longest) = (one.calls(), Duration::ZERO);
+    for _ in 0..300 {
+        let begun = Instant::now();
+        arms.call(again()).retry(0).await.unwrap();
+        longest = longest.max(begun.elapsed());
+        sleep(100 * MS).await;
+    }
+    let hung = one.calls() - before;
+    assert!(hung <= 30 && longest < 50 * MS, "{hung} of 300, {longest:?}");
+    one.set(Answer::verdict(), 10 * MS);
+    sleep(3 * SECOND).await;
+    let before = one.calls();
+    for _ in 0..100 {
+        arms.call(again()).retry(0).await.unwrap();
+    }
+    assert!(one.calls() - before >= 20, "it has recovered, and gets {}", one.calls() - before);
 }
 
 #[tokio::test(start_paused = true)]
@@ -497,4 +541,27 @@ async fn fault_11_calls_dropped_at_random_between_retries_and_breakers_leave_not
     sleep(60 * SECOND).await;
     // Those of the two servers.
     assert!(tasks() <= 4, "{}", tasks());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_tries_a_bounded_number_of_endpoints_and_each_once() {
+    let good = Switched::start(Answer::verdict(), Duration::ZERO).await;
+    let gone = || (0..40).map(|_| format!("http://{}", unused_host())).collect::<Vec<_>>();
+    for (most, expected) in [(3, 3), (8, 8), (100, 40)] {
+        let builder = usual().max_endpoints(most).breaker_failures(0);
+        let arms = builder.endpoint_serving::<CheckAgain>("judge", gone().join(",")).build().unwrap();
+        let (answer, steps) = arms.call(again()).retry(0).explained().await;
+        let error = answer.unwrap_err();
+        assert_eq!((error.kind(), error.may_have_executed()), (ErrorKind::Unreachable, false));
+        let sent = steps.iter().filter_map(|(_, what)| match what {
+            CallEvent::Sent { endpoint, .. } => Some(endpoint.clone()),
+            _ => None,
+        });
+        let sent: Vec<_> = sent.collect();
+        assert_eq!((sent.len(), sent.iter().collect::<BTreeSet<_>>().len()), (expected, expected));
+    }
+    // Further attempts find one that works.
+    let urls = [&gone()[..10], std::slice::from_ref(&good.peer.url)].concat().join(",");
+    let arms = usual().endpoint_serving::<CheckAgain>("judge", urls).build().unwrap();
+    arms.call(again()).retry(20).await.unwrap();
 }

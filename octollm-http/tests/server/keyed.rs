@@ -203,9 +203,13 @@ async fn a_request_that_may_have_been_sent_before_needs_a_record() {
     assert_eq!(charge(peer, "k", NINE).await.body, "901");
     let again = peer.post("/charge", &repeated("another"), NINE).await;
     assert_eq!((&*again.body, again.field(REPLAYED)), ("901", Some("true")));
+    // A server without records may have had some before it was restarted.
+    let peer = start(bank.server().idempotency(()));
+    peer.post("/charge", &repeated("another"), NINE).await.is_problem(409, "outcome_unknown");
+    assert_eq!(peer.post("/charge", &with("k"), NINE).await.body, "902");
     // Where records are shared they are complete.
     let peer = start(bank.server().idempotency(MemoryIdempotencyStore::new().shared()));
-    assert_eq!(peer.post("/charge", &repeated("another"), NINE).await.body, "902");
+    assert_eq!(peer.post("/charge", &repeated("another"), NINE).await.body, "903");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use http::request::Parts;
 use octollm_core::{
+    brain::Brain,
     bus::{EventBus, MemoryBus, Overflow, Signal, Subscription},
     error::Failure,
     metrics,
     parts::{Caller, Grant},
 };
 use octollm_http::{
-    Registry, Server,
+    Arms, Registry, Server,
     resolve::{Endpoint, Resolver},
 };
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     arms::{Worker, network, server, start},
     peer::{Answer, Peer, post},
-    tasks::brain,
+    tasks::{Review, brain},
 };
 
 /// The card of the worker, as it registers.
@@ -260,6 +261,20 @@ async fn a_registry_needs_what_it_needs() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_registers_an_arm_that_is_in_the_configuration_of_the_brain() {
+    let builder = Arms::builder().endpoint("worker", "http://elsewhere:1");
+    let arms = builder.resolver(registry().resolver()).build().unwrap();
+    let brain = Brain::builder().arm(Review).arms(arms).build().unwrap();
+    let registry = registry();
+    let peer = start(Server::new("brain").orchestrator(brain).registry(registry.clone()));
+    let mut card = card("http://worker", "one").await;
+    register(peer, &card, 30).await.is_problem(409, "conflict");
+    assert!(registry.cards().is_empty());
+    card["arm_id"] = "other".into();
+    assert_eq!(register(peer, &card, 30).await.status, 201);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_registry_that_is_full_refuses_and_serves_who_is_there() {
     let registry = Registry::builder().allow("http://worker:*").max_registered(8).build().unwrap();
     let peer = start(Server::new("brain").orchestrator(brain()).registry(registry));
@@ -272,6 +287,25 @@ async fn a_registry_that_is_full_refuses_and_serves_who_is_there() {
     }
     card["endpoint"] = "http://worker:1".into();
     assert_eq!(register(peer, &card, 30).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_card_that_would_fill_the_list_is_refused() {
+    let registry = Registry::builder().allow("http://worker:*").build().unwrap();
+    let peer = start(Server::new("brain").orchestrator(brain()).registry(registry));
+    let mut card = card("http://worker", "one").await;
+    card["description"] = "x".repeat(256 * 1024).into();
+    register(peer, &card, 30).await.is_problem(413, "payload_too_large");
+    // Of many cards of one arm the list has at most a quarter of the bytes, so that a client can read it.
+    card["description"] = "x".repeat(250 * 1024).into();
+    let mut statuses = Vec::new();
+    for port in 1..=40 {
+        card["endpoint"] = format!("http://worker:{port}").into();
+        statuses.push(register(peer, &card, 30).await.status);
+    }
+    let accepted = statuses.iter().filter(|status| **status == 201).count();
+    assert_eq!((accepted, statuses.last()), (6, Some(&503)));
+    assert!(peer.get("/arms").await.body.len() < 2 << 20);
 }
 
 #[tokio::test(start_paused = true)]

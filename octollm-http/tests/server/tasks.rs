@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::{arms::start, peer::Peer};
 
-struct Review;
+pub(crate) struct Review;
 
 #[async_trait]
 impl Arm<TaskRequest> for Review {
@@ -135,6 +135,89 @@ async fn tasks_that_cannot_be_are_refused() {
     let refused = peer.post("/tasks/task_0000000000000000", "", "{}").await;
     refused.is_problem(405, "method_not_allowed");
     assert_eq!(refused.field("allow"), Some("GET, HEAD, DELETE"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_has_a_start_a_key_and_attempts() {
+    let peer = orchestrator();
+    let job = r#"{"contract":"task.run","input":{"goal":"review"},"run_in_seconds":60,"unique":"daily","attempts":3}"#;
+    let accepted = peer.post("/tasks", "", job).await;
+    assert_eq!(accepted.status, 202, "{accepted:?}");
+    let task = accepted.json();
+    assert!(task["run_at"].as_str() > task["created_at"].as_str(), "{task}");
+    assert_eq!(
+        (&task["attempt"], &task["existing"], &task["goal"]),
+        (&json!(1), &json!(null), &json!("review"))
+    );
+    // Another input, with the same key.
+    let other = r#"{"contract":"task.run","input":{"goal":"other"},"unique":"daily"}"#;
+    let existing = peer.post("/tasks", "", other).await;
+    assert_eq!((existing.status, existing.field("location")), (200, accepted.field("location")));
+    let same = existing.json();
+    assert_eq!((&same["task_id"], &same["existing"]), (&task["task_id"], &json!(true)));
+    assert_eq!(same["goal"], "review");
+    let location = &*format!("/{}", accepted.field("location").unwrap());
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(peer.get(location).await.json()["status"], "queued");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let ended = peer.get(location).await.json();
+    assert_eq!((&ended["status"], &ended["existing"]), (&json!("completed"), &json!(null)));
+    assert_eq!(peer.post("/tasks", "", other).await.status, 202, "its key is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_cannot_be_are_refused_with_the_names_of_their_members() {
+    let peer = orchestrator();
+    let long = format!(r#""unique":"{}""#, "k".repeat(129));
+    for (members, path) in [
+        (r#""run_at":"tomorrow""#, "run_at"),
+        (r#""run_at":"2026-02-30T00:00:00Z""#, "run_at"),
+        (r#""run_at":12345"#, "run_at"),
+        (r#""run_at":"9000-01-01T00:00:00Z""#, "run_at"),
+        (r#""run_at":"2026-11-27T00:00:00Z","run_in_seconds":1"#, "run_at"),
+        (r#""run_in_seconds":-1"#, "run_in_seconds"),
+        (r#""run_in_seconds":1e300"#, "run_in_seconds"),
+        (r#""run_in_seconds":315360001"#, "run_in_seconds"),
+        (r#""run_in_seconds":"60""#, "run_in_seconds"),
+        (r#""unique":"""#, "unique"),
+        (r#""unique":"a b""#, "unique"),
+        (r#""unique":"\u0000""#, "unique"),
+        (r#""unique":7"#, "unique"),
+        (&long, "unique"),
+        (r#""attempts":0"#, "attempts"),
+        (r#""attempts":101"#, "attempts"),
+        (r#""attempts":1.5"#, "attempts"),
+        (r#""attempts":null"#, "attempts"),
+        (r#""run_before":"2026-11-27T00:00:00Z""#, "run_before"),
+    ] {
+        let body = format!(r#"{{"contract":"task.run","input":{{"goal":"a"}},{members}}}"#);
+        let refused = peer.post("/tasks", "", &body).await;
+        refused.is_problem(422, "validation_failed");
+        let violations = &refused.json()["details"]["violations"];
+        assert_eq!(violations[0]["path"], path, "{members}: {violations}");
+    }
+    for members in [r#""run_at":"2026-11-27T00:00:00Z""#, r#""unique":"daily""#, r#""attempts":3"#] {
+        let refused = peer.post("/tasks", "", &format!(r#"{{"goal":"a",{members}}}"#)).await;
+        refused.is_problem(422, "validation_failed");
+    }
+    assert_eq!(peer.get("/tasks").await.json()["tasks"], json!([]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_a_reflex_rewrites_stays_what_it_is() {
+    let peer = reflex();
+    let job = r#"{"contract":"task.run","input":{"goal":"mail a@b"},"run_in_seconds":60,"unique":"daily",
+                  "metadata":{"to":"a@b"}}"#;
+    let accepted = peer.post("/tasks", "", job).await;
+    assert_eq!(accepted.status, 202, "{accepted:?}");
+    let task = accepted.json();
+    assert_eq!(
+        (&task["goal"], &task["metadata"]["submitted"]["to"]),
+        (&json!("mail a at b"), &json!("a at b"))
+    );
+    assert!(task["run_at"].is_string(), "{task}");
+    let existing = peer.post("/tasks", "", job).await;
+    assert_eq!((existing.status, &existing.json()["task_id"]), (200, &task["task_id"]));
 }
 
 fn reflex() -> Peer {

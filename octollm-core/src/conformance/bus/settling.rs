@@ -132,7 +132,7 @@ pub(super) async fn case_20_a_replayed_dead_letter_is_the_same_event_at_attempt_
     let expiring = SECOND * 2;
     for number in 0..3 {
         let event = place.event(number);
-        let at = crate::clock::now() + expiring;
+        let at = jiff::Timestamp::now() + expiring;
         place.publish(if number == 2 { event.with_expires_at(at) } else { event }).await;
         let delivery = delivered(&mut consumer).await;
         delivery.nack(Nack::dead_letter("bad")).await.expect("the event becomes a dead letter");

@@ -85,12 +85,13 @@ pub(super) async fn a_dropped_claim_is_whole_or_nothing(subject: &Stores) {
     let contracts = [contract("suite.work")];
     let claim_it = async |polls: usize| {
         let holder = format!("dropped {polls}");
-        let claim = Claim { holder: &holder, contracts: &contracts, lease: SHORT, limit: 1, source: "suite" };
+        let (holder, contracts) = (&*holder, &contracts[..]);
+        let claim = Claim { holder, contracts, lease: SHORT, limit: 1, max_running: &[], source: "suite" };
         // The end that counts is that of a claim which found the task.
         dropped_after(polls, store.claim(&claim))
             .await
             .and_then(Result::ok)
-            .filter(|claimed| !claimed.is_empty())
+            .filter(|claimed| !claimed.tasks.is_empty())
     };
     // A lease may have to expire before a claim finds the task again, which many polls await.
     at_every_wait("a claim", claim_it, async |_| {

@@ -55,7 +55,7 @@ pub(super) fn queued(number: u64) -> TaskRecord {
 }
 
 pub(super) fn of_priority(priority: Priority) -> TaskRecord {
-    record_of(submission(Value::Null).with_priority(priority))
+    record_of(submission(Value::Null).priority(priority))
 }
 
 /// The event and the update of the record's status.
@@ -87,9 +87,9 @@ pub(super) async fn claim_of(
     limit: usize,
 ) -> Vec<(TaskRecord, Duration)> {
     let contracts: Vec<_> = contracts.iter().map(|name| contract(name)).collect();
-    let claim = Claim { holder, contracts: &contracts, lease, limit, source: "suite" };
+    let claim = Claim { holder, contracts: &contracts, lease, limit, max_running: &[], source: "suite" };
     let claimed = store.claim(&claim).await.expect("tasks are claimed");
-    claimed.into_iter().map(|(record, left)| (TaskRecord::clone(&record), left)).collect()
+    claimed.tasks.into_iter().map(|(record, left)| (TaskRecord::clone(&record), left)).collect()
 }
 
 /// Stores a task, and claims it with a long lease.

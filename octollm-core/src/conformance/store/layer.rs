@@ -8,8 +8,8 @@ use octollm_core::{
 };
 
 /// What an operation stores.
-#[cfg_attr(not(test), allow(dead_code, reason = "the tests of the brain read records"))]
 #[derive(Clone, Copy)]
+#[allow(dead_code, reason = "not each layer reads them all")]
 pub(crate) enum Stores<'a> {
     Nothing,
     Record(&'a TaskRecord),
@@ -46,7 +46,7 @@ macro_rules! layered {
                 event::Event,
                 id::TaskId,
                 parts::Caller,
-                store::{Claim, JournalEntry, SideEffects, StoreError, TaskStore},
+                store::{Claim, Claimed, JournalEntry, SideEffects, StoreError, TaskStore},
                 task::{TaskQuery, TaskRecord, TaskUpdate},
             };
             use tokio::sync::watch;
@@ -61,7 +61,7 @@ macro_rules! layered {
                     effects: SideEffects,
                     max_queued: usize,
                     max_queued_bytes: usize,
-                ) -> Answer<()> {
+                ) -> Answer<Arc<TaskRecord>> {
                     let work = self.inner.create(record.clone(), effects, max_queued, max_queued_bytes);
                     self.around("create", Stores::Record(&record), work).await
                 }
@@ -76,7 +76,7 @@ macro_rules! layered {
                     self.around_detached("commit", Stores::Record(&record), work).await
                 }
 
-                async fn claim(&self, claim: &Claim<'_>) -> Answer<Vec<(Arc<TaskRecord>, Duration)>> {
+                async fn claim(&self, claim: &Claim<'_>) -> Answer<Claimed> {
                     self.around("claim", Stores::Nothing, self.inner.claim(claim)).await
                 }
 

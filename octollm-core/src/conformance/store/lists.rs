@@ -115,7 +115,7 @@ pub(super) async fn lists_select_by_owner(subject: &Stores) {
     }
     for (owner, id) in owners.iter().zip(&ids) {
         let listed = list(&other, TaskQuery::default(), Some(owner)).await;
-        assert_eq!(listed, [id.clone()], "{owner:?} has one task");
+        assert_eq!(listed, std::slice::from_ref(id), "{owner:?} has one task");
     }
     let other_scopes = Caller::known("me", ["a:b", "c:d"]);
     let listed = list(&store, TaskQuery::default(), Some(&other_scopes)).await;

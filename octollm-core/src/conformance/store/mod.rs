@@ -6,6 +6,7 @@ mod crashes;
 mod dropped;
 mod events;
 mod fixture;
+mod jobs;
 mod journal;
 mod layer;
 mod leases;
@@ -77,6 +78,18 @@ macro_rules! __task_store_cases {
                 claimers_at_once_share_expired_leases
                 the_time_left_is_that_to_the_deadline
                 a_released_task_is_free_at_once;
+            jobs:
+                a_delayed_task_is_free_when_its_time_has_come
+                a_delay_is_one_of_the_stores_clock
+                a_retry_is_delayed_and_released_tasks_are_not
+                a_key_has_one_task_that_is_not_finished
+                a_key_is_one_of_a_caller_and_a_contract
+                submissions_of_a_key_at_once_store_one_task
+                a_key_is_refused_a_task_that_is_queued_again
+                a_limit_holds_over_claims_at_once
+                a_contract_at_its_limit_holds_up_no_other
+                a_run_counts_until_its_lease_has_expired
+                a_change_that_makes_room_wakes_the_queue;
             leases:
                 a_lease_holds_until_it_expires
                 renew_extends_a_lease

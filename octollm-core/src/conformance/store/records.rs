@@ -94,7 +94,7 @@ pub(super) async fn creating_at_once_does_not_exceed_the_limit(subject: &Stores)
         let (store, record) = (if number % 2 == 0 { one.clone() } else { two.clone() }, queued(number));
         async move {
             match store.create(record.clone(), effects_of(&record), 20, MANY).await {
-                Ok(()) => Some(record.id().clone()),
+                Ok(stored) => Some(stored.id().clone()),
                 Err(StoreError::Full) => None,
                 Err(error) => panic!("a task is neither stored nor refused: {error:?}"),
             }

@@ -116,7 +116,7 @@ pub(super) async fn a_finished_task_is_read_as_it_was_stored(subject: &Stores) {
     parts.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
     let budget =
         TaskBudget { max_tokens: Some(u64::MAX), max_time_seconds: Some(0.1), max_cost_dollars: Some(0.3) };
-    let submission = submission(json!([])).with_priority(Priority::Critical).with_budget(budget);
+    let submission = submission(json!([])).priority(Priority::Critical).budget(budget);
     put(&store, &TaskRecord::new(submission, &parts, LONG, clock::now())).await;
     let mut record = claim(&store, "brain", LONG, 1).await.remove(0);
     let usage = Usage::metered(1_000, 200).with_cached(10).with_cost(Cost::from_nano_dollars(1));

@@ -47,11 +47,15 @@ impl Default for BreakerLimits {
     }
 }
 
-/// What the result of a call means for a [`BreakerLayer`](crate::resilience::BreakerLayer).
+/// What the result of a call says of its target. A [`BreakerLayer`](crate::resilience::BreakerLayer) and the choice of an endpoint
+/// decide by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The target works, even where the answer is an error.
+    /// The target works. It has done the work, or the request itself is at fault.
     Success,
+    /// The target works, and has not done the work: it refused the request, or something that it called failed. For a breaker it is a
+    /// success. Of several endpoints, the others get more calls.
+    Declined,
     /// The target failed.
     Failure,
     /// The result says nothing about the target: the call was cancelled, or not sent.
@@ -165,6 +169,7 @@ impl Breaker {
         outcome: Outcome,
         clock: impl FnOnce() -> Instant,
     ) -> Option<BreakerState> {
+        let outcome = if outcome == Outcome::Declined { Outcome::Success } else { outcome };
         match outcome {
             _ if admitted.is_probe => self.record_probe(admitted, outcome, clock()),
             Outcome::Ignored => None,

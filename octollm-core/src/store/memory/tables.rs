@@ -1,25 +1,19 @@
 //! The contents of a store in memory.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    sync::{
-        Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 
-use super::Limits;
+use super::{Limits, index::Index};
 use crate::{
-    contract::ContractRef,
     event::Event,
     id::{StepKey, TaskId},
-    meters::Gauges,
-    store::{JournalEntry, SideEffects, StoreError},
-    task::{Priority, TaskError, TaskRecord, TaskStatus, TaskUpdate},
+    store::{Claim, JournalEntry, SideEffects, StoreError},
+    task::{TaskError, TaskRecord, TaskStatus, TaskUpdate},
 };
 
 #[derive(Debug, Default)]
@@ -32,90 +26,6 @@ pub(super) struct Tables {
     pub(super) relay: Option<(String, Instant)>,
 }
 
-/// The tasks by what they are searched for.
-#[derive(Debug, Default)]
-pub(super) struct Index {
-    pub(super) queued: BTreeSet<(Reverse<Priority>, TaskId)>,
-    pub(super) queued_bytes: usize,
-    queue_size: QueueSize,
-    /// By the end of the lease.
-    leased: BTreeSet<(Timestamp, TaskId)>,
-    /// In the order in which they finished, with their bytes.
-    finished: VecDeque<(TaskId, usize)>,
-    finished_bytes: usize,
-}
-
-/// The number of queued tasks, which the metrics read without a lock.
-#[derive(Debug)]
-struct QueueSize(Arc<AtomicUsize>);
-
-static QUEUED: LazyLock<Gauges<AtomicUsize>> = LazyLock::new(|| {
-    let help = "Tasks that wait in the stores in memory.";
-    Gauges::new(&[("octollm_tasks_queued", help, &[][..])], |queued, gauges| {
-        let queued = i64::try_from(queued.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
-        gauges.iter().for_each(|gauge| gauge.with_label_values::<&str>(&[]).add(queued));
-    })
-});
-
-impl Default for QueueSize {
-    fn default() -> Self {
-        let size = Arc::new(AtomicUsize::new(0));
-        QUEUED.add(&size);
-        Self(size)
-    }
-}
-
-impl Index {
-    pub(super) fn insert(&mut self, row: &Row) {
-        let (record, id) = (&row.record, row.record.id().clone());
-        match record.status() {
-            TaskStatus::Queued => {
-                self.queued.insert((Reverse(record.priority()), id));
-                self.queued_bytes += record.size();
-                self.queue_size.0.store(self.queued.len(), Ordering::Relaxed);
-            }
-            TaskStatus::Processing => {
-                self.leased.insert((record.leased_until().unwrap_or(Timestamp::MIN), id));
-            }
-            _ => {
-                let bytes = row.bytes();
-                self.finished_bytes += bytes;
-                self.finished.push_back((id, bytes));
-            }
-        }
-    }
-
-    pub(super) fn remove(&mut self, record: &TaskRecord) {
-        let id = record.id();
-        match record.status() {
-            TaskStatus::Queued => {
-                self.queued.remove(&(Reverse(record.priority()), id.clone()));
-                self.queued_bytes -= record.size();
-                self.queue_size.0.store(self.queued.len(), Ordering::Relaxed);
-            }
-            TaskStatus::Processing => {
-                self.leased.remove(&(record.leased_until().unwrap_or(Timestamp::MIN), id.clone()));
-            }
-            _ => {
-                if let Some(at) = self.finished.iter().position(|(finished, _)| finished == id)
-                    && let Some((_, bytes)) = self.finished.remove(at)
-                {
-                    self.finished_bytes -= bytes;
-                }
-            }
-        }
-    }
-
-    /// The finished task to be dropped, where there are too many.
-    fn surplus(&mut self, limits: &Limits) -> Option<TaskId> {
-        let full = self.finished.len() > limits.finished
-            || (self.finished_bytes > limits.finished_bytes && self.finished.len() > 1);
-        let (oldest, bytes) = if full { self.finished.pop_front()? } else { return None };
-        self.finished_bytes -= bytes;
-        Some(oldest)
-    }
-}
-
 impl Tables {
     /// The row of a run that is the latest of its task and has not ended.
     pub(super) fn run(&mut self, id: &TaskId, run: u32) -> Result<&mut Row, StoreError> {
@@ -125,26 +35,33 @@ impl Tables {
     }
 
     /// Stores a record in place of the one that is there.
-    pub(super) fn replace(&mut self, record: Arc<TaskRecord>, effects: SideEffects, limits: &Limits) {
+    pub(super) fn replace(
+        &mut self,
+        record: Arc<TaskRecord>,
+        effects: SideEffects,
+        now: Timestamp,
+        limits: &Limits,
+    ) {
         let Some(row) = self.tasks.get_mut(record.id()) else { return };
         self.index.remove(&row.record);
         row.record = record;
         self.outbox.extend(row.apply(effects, limits));
-        self.index.insert(row);
+        self.index.insert(row, now);
         while let Some(oldest) = self.index.surplus(limits) {
             self.tasks.remove(&oldest);
         }
     }
 
-    /// The free task of these contracts with the highest priority, and the oldest of those.
-    pub(super) fn next_free(&self, contracts: &[ContractRef], now: Timestamp) -> Option<Arc<TaskRecord>> {
-        let offered = |id: &TaskId| {
-            self.tasks.get(id).map(|row| &row.record).filter(|record| contracts.contains(record.contract()))
-        };
-        let queued = self.index.queued.iter().find_map(|(_, id)| offered(id));
-        let leased = self.index.leased.iter();
-        let expired = leased.take_while(|(until, _)| *until <= now).filter_map(|(_, id)| offered(id));
-        expired.chain(queued).min_by_key(|record| (Reverse(record.priority()), record.id())).cloned()
+    /// The task that is not finished and has the uniqueness key of this one.
+    pub(super) fn with_key_of(&self, record: &TaskRecord) -> Option<Arc<TaskRecord>> {
+        let id = self.index.with_key(&record.unique_key()?)?;
+        self.tasks.get(id).map(|row| row.record.clone())
+    }
+
+    /// The free task that a brain claims next.
+    pub(super) fn next_free(&mut self, claim: &Claim<'_>, now: Timestamp) -> Option<Arc<TaskRecord>> {
+        let id = self.index.next_free(claim, now)?;
+        self.tasks.get(id).map(|row| row.record.clone())
     }
 }
 
@@ -215,7 +132,7 @@ impl Row {
 
     /// Applies all effects but the events, and returns those.
     pub(super) fn apply(&mut self, effects: SideEffects, limits: &Limits) -> Vec<Event> {
-        let SideEffects { events, updates, first_update, discarded, journal } = effects;
+        let SideEffects { events, updates, first_update, discarded, journal, .. } = effects;
         discarded.iter().for_each(|step| self.discard(step));
         journal.into_iter().for_each(|entry| self.append(entry));
         self.add_updates(first_update, updates, limits);

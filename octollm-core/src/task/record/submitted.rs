@@ -24,6 +24,11 @@ impl Submitted {
         Some(Self { under: grant.task.clone(), by: grant.actor.clone() })
     }
 
+    /// The task that the token was limited to, and the arm that acted.
+    pub(super) fn parts(&self) -> (Option<&str>, Option<&str>) {
+        (self.under.as_ref().map(TaskId::as_str), self.by.as_deref())
+    }
+
     /// Whether a token is for a task: every token of a subject itself, a token that is limited to this task or to the one that it
     /// was submitted under, and, of those that are limited to no task, that of the arm that submitted it.
     pub(super) fn is_of(submitted: Option<&Self>, task: &TaskId, grant: &Grant) -> bool {

@@ -16,10 +16,11 @@ enum Change {
     Cancel,
     Release,
     Rerun,
+    Retry,
 }
 
 fn record() -> TaskRecord {
-    let request = TaskRequest::new("goal").into();
+    let request = Submission::from(TaskRequest::new("goal")).attempts(3);
     TaskRecord::new(request, &ContextParts::new(), Duration::from_secs(60), Timestamp::UNIX_EPOCH)
 }
 
@@ -31,6 +32,7 @@ fn apply(record: &mut TaskRecord, change: Change, now: Timestamp) -> Result<(), 
         Change::Cancel => record.cancel(now),
         Change::Release => record.release(now),
         Change::Rerun => record.rerun(false, now),
+        Change::Retry => record.retry((&Failure::of(ErrorKind::Unavailable)).into(), now),
     }
 }
 
@@ -39,7 +41,7 @@ proptest! {
     fn whatever_is_tried_the_record_stays_consistent(changes in prop::collection::vec(
         prop_oneof![
             Just(Change::Claim), Just(Change::Complete), Just(Change::Fail),
-            Just(Change::Cancel), Just(Change::Release), Just(Change::Rerun),
+            Just(Change::Cancel), Just(Change::Release), Just(Change::Rerun), Just(Change::Retry),
         ], 0..24,
     )) {
         let now = Timestamp::UNIX_EPOCH;
@@ -51,10 +53,13 @@ proptest! {
             }
             let task = &record.task;
             prop_assert_eq!(task.result.is_some(), task.status == TaskStatus::Completed);
-            prop_assert_eq!(task.error.is_some(), task.status == TaskStatus::Failed);
+            let retried = !task.status.is_finished() && record.retries() > 0;
+            prop_assert_eq!(task.error.is_some(), task.status == TaskStatus::Failed || retried);
+            prop_assert_eq!(task.failed_at.is_some(), task.status == TaskStatus::Failed);
+            prop_assert!(record.attempts_left() <= 2);
             prop_assert_eq!(record.lease.is_some(), task.status == TaskStatus::Processing);
             prop_assert!(!matches!(before.task.status, TaskStatus::Completed | TaskStatus::Cancelled) || before == record);
-            prop_assert!(record.run >= before.run && record.attempt >= before.attempt);
+            prop_assert!(record.run >= before.run && record.attempt() >= before.attempt());
         }
     }
 }
@@ -97,4 +102,54 @@ fn no_change_is_earlier_than_the_one_before_whatever_the_clocks_say() {
 
 fn key(record: &TaskRecord, step: &StepKey) -> Option<IdempotencyKey> {
     record.idempotency_key(step, record.generation())
+}
+
+#[test]
+fn a_rerun_has_all_attempts_again_and_no_delay() {
+    let (mut record, now) = (record(), Timestamp::UNIX_EPOCH);
+    for left in [1, 0] {
+        apply(&mut record, Change::Claim, now).unwrap();
+        apply(&mut record, Change::Retry, now).unwrap();
+        record.run_in(Duration::from_secs(9), now);
+        assert_eq!((record.attempts_left(), record.retries()), (left, 2 - left));
+        assert!(!record.is_free(now + Duration::from_secs(8)));
+        record.run_in(Duration::ZERO, now);
+    }
+    apply(&mut record, Change::Claim, now).unwrap();
+    assert!(apply(&mut record, Change::Retry, now).is_err(), "none is left");
+    record.run_in(Duration::from_secs(9), now);
+    apply(&mut record, Change::Fail, now).unwrap();
+    apply(&mut record, Change::Rerun, now).unwrap();
+    assert_eq!((record.attempt(), record.attempts_left(), record.task().error.as_ref()), (4, 2, None));
+    assert!(record.is_free(now));
+}
+
+#[test]
+fn a_uniqueness_key_is_of_one_caller_one_contract_and_one_token() {
+    let submission = |goal: &str| Submission::from(TaskRequest::new(goal)).unique("daily");
+    let of = |submission: Submission, caller: Caller| {
+        let mut parts = ContextParts::new();
+        parts.caller = caller;
+        TaskRecord::new(submission, &parts, Duration::ZERO, Timestamp::UNIX_EPOCH).unique_key()
+    };
+    let known = |subject: &str| Grant::new(subject, ["task:run"]);
+    let by = |grant: Grant| of(submission("a"), Caller::Known(std::sync::Arc::new(grant)));
+    let first = by(known("ann"));
+    assert_eq!(of(TaskRequest::new("a").into(), Caller::Unchecked), None);
+    assert_eq!(of(submission("b"), Caller::known("ann", ["other:scope"])), first, "of any input and scopes");
+    let mut acting = known("ann");
+    acting.actor = Some("judge".into());
+    let other_contract = Submission { contract: "task.walk".parse().unwrap(), ..submission("a") };
+    let others = [
+        of(submission("a"), Caller::Unchecked),
+        of(submission("a").unique("weekly"), Caller::known("ann", ["task:run"])),
+        of(other_contract, Caller::known("ann", ["task:run"])),
+        by(known("bob")),
+        by(known("ann").issuer("i")),
+        by(known("ann").issuer("")),
+        by(known("ann").task(TaskId::new())),
+        by(acting),
+    ];
+    let all: std::collections::HashSet<_> = others.iter().chain([&first]).collect();
+    assert_eq!(all.len(), 9);
 }

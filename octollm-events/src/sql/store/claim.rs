@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use octollm_core::{
     contract::ContractRef,
-    store::Claim,
+    store::{Claim, Claimed},
     task::{TaskRecord, TaskStatus},
 };
 
@@ -27,11 +27,9 @@ pub(super) struct Claiming {
     pub(super) contracts: Vec<ContractRef>,
     pub(super) lease: Duration,
     pub(super) limit: usize,
+    pub(super) max_running: Vec<(ContractRef, usize)>,
     pub(super) source: String,
 }
-
-/// Each task, and the time to its deadline.
-pub(super) type Claimed = Vec<(Arc<TaskRecord>, Duration)>;
 
 impl Operation for Claiming {
     type Output = Claimed;
@@ -47,23 +45,54 @@ impl Operation for Claiming {
     }
 }
 
+/// Claims with limits of contracts take turns, so that they do not exceed them together.
+const TURN: &str = "SELECT pg_advisory_xact_lock(7164102843)";
+
 impl Claiming {
     async fn claim(&self, tx: &mut Tx<'_>) -> Result<Claimed, sqlx::Error> {
-        if self.contracts.is_empty() || self.limit == 0 {
-            return Ok(Vec::new());
+        let mut claimed = Claimed::default();
+        let contracts: Vec<_> = self.contracts.iter().map(ToString::to_string).collect();
+        if contracts.is_empty() || self.limit == 0 {
+            return Ok(claimed);
         }
-        let sql = self.store.claims.of(self.contracts.len());
-        let contracts = self.contracts.iter().map(|contract| Value::from(contract.to_string()));
-        let parameters = std::iter::once(self.limit.into()).chain(contracts).collect::<Vec<_>>();
+        if !self.max_running.is_empty() && tx.conn.is_postgres() {
+            tx.conn.execute_script(TURN).await?;
+        }
+        promote(&contracts, tx).await?;
+        let mut room = Vec::with_capacity(contracts.len());
+        for contract in &contracts {
+            let most = self.max_running.iter().find(|(limited, _)| limited.to_string() == *contract);
+            room.push(match most {
+                Some((_, most)) => most.saturating_sub(running(contract, tx).await?),
+                // Others may claim some of them at the same time.
+                None => self.limit.saturating_mul(8).saturating_add(64),
+            });
+        }
+        let sql = self.store.claims.of(contracts.len());
+        let mut parameters: Vec<Value> = vec![self.limit.into()];
+        for (contract, room) in contracts.iter().zip(&room) {
+            parameters.push(contract.as_str().into());
+            parameters.push((*room).into());
+        }
         let free = tx.conn.fetch(&sql, parameters).await?;
-        if free.is_empty() {
-            return Ok(Vec::new());
+        claimed.tasks = if free.is_empty() { Vec::new() } else { self.start(&free, tx).await? };
+        if claimed.tasks.len() < self.limit {
+            claimed.free_in = free_in(&contracts, tx).await?;
         }
-        let mut records = self.records(&free, tx).await?;
+        Ok(claimed)
+    }
+
+    /// Starts a run of each of these tasks, which are locked.
+    async fn start(
+        &self,
+        free: &[Row],
+        tx: &mut Tx<'_>,
+    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, sqlx::Error> {
+        let mut records = self.records(free, tx).await?;
         let claim = Claim::new(&self.holder, &self.contracts, self.lease, self.limit, &self.source);
         let (mut claimed, mut flush, mut rows) = (Vec::new(), Flush::default(), Rows::new());
         let mut tasks = Vec::with_capacity(free.len());
-        for row in &free {
+        for row in free {
             let (_, mut task) = Task::of(row)?;
             let Some(mut record) = records.remove(&task.no) else { continue };
             let now = time(row.int(NOW)?);
@@ -125,36 +154,85 @@ static CLAIM: Sql = Sql::new(
      FROM {rows:no int, run int, revision int, now int} WHERE octollm_tasks.no = rows.no",
 );
 
+/// The delayed tasks of these contracts whose time has come take their places among those that are ready.
+async fn promote(contracts: &[String], tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
+    static PROMOTE: Sql = Sql::new(
+        "UPDATE octollm_tasks SET waits_until = NULL WHERE no IN (SELECT t.no FROM {rows:contract text} \
+         {lite:CROSS} JOIN octollm_tasks AS t ON t.contract = rows.contract AND t.status = 0 \
+         AND t.waits_until IS NOT NULL AND t.waits_until <= {now} LIMIT 10000 {pg:FOR UPDATE OF t SKIP LOCKED})",
+    );
+    tx.conn.execute_rows(&PROMOTE, [], of(contracts)).await.map(drop)
+}
+
+fn of(contracts: &[String]) -> Rows {
+    let mut rows = Rows::new();
+    contracts.iter().for_each(|contract| rows.push([contract.as_str().into()]));
+    rows
+}
+
+/// The number of tasks of a contract that are processing with a lease.
+async fn running(contract: &str, tx: &mut Tx<'_>) -> Result<usize, sqlx::Error> {
+    static RUNNING: Sql = Sql::new(
+        "SELECT count(*) FROM octollm_tasks WHERE status = 1 AND contract = $1 AND leased_until > {now}",
+    );
+    let rows = tx.conn.fetch(&RUNNING, [contract.into()]).await?;
+    let count = rows.first().map(|row| row.count(0)).transpose()?.unwrap_or(0);
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+/// The time until the first delayed task of these contracts is free.
+async fn free_in(contracts: &[String], tx: &mut Tx<'_>) -> Result<Option<Duration>, sqlx::Error> {
+    static FREE_IN: Sql = Sql::new(
+        "SELECT CAST(min(t.waits_until) AS BIGINT), {now} FROM {rows:contract text} {lite:CROSS} JOIN octollm_tasks AS t \
+         ON t.contract = rows.contract AND t.status = 0 AND t.waits_until IS NOT NULL",
+    );
+    let mut first: Option<Duration> = None;
+    // SQLite has a row for each statement that it executes.
+    for row in tx.conn.fetch_rows(&FREE_IN, [], of(contracts)).await? {
+        if let Some(at) = row.int_or_null(0)? {
+            let left = u64::try_from(at.saturating_sub(row.int(1)?)).unwrap_or(0);
+            let left = Duration::from_micros(left);
+            first = Some(first.map_or(left, |first| first.min(left)));
+        }
+    }
+    Ok(first)
+}
+
 /// The statements that find free tasks, by the number of contracts.
 #[derive(Debug, Default)]
 pub(super) struct Claims(std::sync::Mutex<HashMap<usize, Arc<Sql>>>);
 
 impl Claims {
-    pub(super) fn of(&self, contracts: usize) -> Arc<Sql> {
+    fn of(&self, contracts: usize) -> Arc<Sql> {
         let mut claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         claims.entry(contracts).or_insert_with(|| Arc::new(Sql::of(free(contracts).into()))).clone()
     }
 }
 
-/// The statement for so many contracts. Parameter 1 is the limit; the contracts follow.
+/// The statement for so many contracts. Parameter 1 is the limit; each contract follows, with the most rows that are read of it.
 ///
-/// Each contract is searched by its own index, and both databases merge the results as far as the limit: however many tasks wait,
-/// as many rows are read as are claimed. Of the rows that another transaction has locked, Postgres reads the next ones instead.
+/// Each contract is searched by its own index: however many tasks wait, few rows are read. Of those that another transaction has
+/// locked, Postgres takes the next ones instead.
 fn free(contracts: usize) -> String {
-    let numbers = (0..contracts).map(|at| format!("${}", at + 2)).collect::<Vec<_>>();
-    let queued = numbers.iter().map(|number| {
+    let branch = |at: usize| {
+        let (contract, most) = (2 * at + 2, 2 * at + 3);
+        let first = |condition: &str| {
+            format!(
+                "SELECT no, priority, id FROM (SELECT no, priority, id FROM octollm_tasks WHERE {condition} \
+                 AND contract = ${contract} ORDER BY priority DESC, id LIMIT ${most}) AS first"
+            )
+        };
+        let ready = first("status = 0 AND waits_until IS NULL");
+        let expired = first("status = 1 AND leased_until <= {now}");
         format!(
-            "SELECT no, priority, id FROM octollm_tasks WHERE status = 0 AND contract = {number} UNION ALL "
+            "SELECT no, priority, id FROM ({ready} UNION ALL {expired} ORDER BY 2 DESC, 3 LIMIT ${most}) AS of_contract"
         )
-    });
+    };
     format!(
-        "SELECT {}, {{now}} FROM ({}SELECT no, priority, id FROM octollm_tasks \
-         WHERE status = 1 AND leased_until <= {{now}} AND contract IN ({}) ORDER BY 2 DESC, 3) AS free \
-         {{lite:CROSS}} JOIN octollm_tasks AS t ON t.no = free.no \
-         WHERE t.status = 0 OR (t.status = 1 AND t.leased_until <= {{now}}) \
+        "SELECT {}, {{now}} FROM ({}) AS free {{lite:CROSS}} JOIN octollm_tasks AS t ON t.no = free.no \
+         WHERE (t.status = 0 AND t.waits_until IS NULL) OR (t.status = 1 AND t.leased_until <= {{now}}) \
          ORDER BY free.priority DESC, free.id LIMIT $1 {{pg:FOR UPDATE OF t SKIP LOCKED}}",
         locked!(),
-        queued.collect::<String>(),
-        numbers.join(", "),
+        (0..contracts).map(branch).collect::<Vec<_>>().join(" UNION ALL "),
     )
 }

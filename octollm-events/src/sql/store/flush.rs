@@ -20,6 +20,9 @@ pub(super) struct Task {
     pub(super) run: u32,
     pub(super) revision: u64,
     pub(super) size: i64,
+    /// The time before which it is not free, or microseconds from now on.
+    pub(super) run_at: Option<i64>,
+    pub(super) delay: Option<i64>,
     pub(super) holder: Option<String>,
     pub(super) leased_until: Option<i64>,
     /// Microseconds from now on, in place of the lease.
@@ -66,6 +69,8 @@ impl Task {
             run: number(3)?,
             revision: row.count(4)?,
             size: row.int(5)?,
+            run_at: None,
+            delay: None,
             holder: row.text_or_null(6)?,
             leased_until: row.int_or_null(7)?,
             lease: None,
@@ -226,9 +231,11 @@ static COUNTS: Sql = Sql::new(
 async fn write_statuses(conn: &mut Conn<'_>, tasks: &[&mut Task]) -> Result<(), sqlx::Error> {
     static STATUSES: Sql = Sql::new(
         "UPDATE octollm_tasks SET status = rows.status, run = rows.run, revision = rows.revision, holder = rows.holder, \
+         run_at = CASE WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
+         waits_until = CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
          leased_until = CASE WHEN rows.lease IS NULL THEN rows.leased_until ELSE {now} + rows.lease END, \
          first_claim = NULL, last_claim = NULL, finished_at = CASE WHEN rows.status > 1 THEN {now} END \
-         FROM {rows:no int, status int, run int, revision int, holder text, leased_until int, lease int} \
+         FROM {rows:no int, status int, run int, revision int, holder text, run_at int, delay int, leased_until int, lease int} \
          WHERE octollm_tasks.no = rows.no",
     );
     let mut rows = Rows::new();
@@ -239,6 +246,8 @@ async fn write_statuses(conn: &mut Conn<'_>, tasks: &[&mut Task]) -> Result<(), 
             task.run.into(),
             task.revision.into(),
             task.holder.as_deref().into(),
+            task.run_at.into(),
+            task.delay.into(),
             task.leased_until.into(),
             task.lease.into(),
         ]);

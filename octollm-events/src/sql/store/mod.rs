@@ -21,13 +21,13 @@ use octollm_core::{
     event::Event,
     id::TaskId,
     parts::Caller,
-    store::{Claim, JournalEntry, SideEffects, StoreError, TaskStore},
+    store::{Claim, Claimed, JournalEntry, SideEffects, StoreError, TaskStore},
     task::{TaskQuery, TaskRecord, TaskUpdate},
 };
 use tokio::sync::watch;
 
 pub(super) use self::write::microseconds;
-use self::write::{Effects, Record, What, Write};
+use self::write::{Effects, Outcome, Record, What, Write};
 use super::{SqlDatabase, SqlError, changes::Topic};
 
 /// A store of tasks in a database: SQLite for one machine, Postgres for many processes.
@@ -106,7 +106,7 @@ impl SqlStore {
         &self.0.database
     }
 
-    async fn write(&self, what: What) -> Result<Vec<(TaskId, u32)>, StoreError> {
+    async fn write(&self, what: What) -> Result<Outcome, StoreError> {
         let write = Write { store: self.0.clone(), what };
         Ok(self.0.database.write(write).await??)
     }
@@ -194,10 +194,15 @@ impl TaskStore for SqlStore {
         effects: SideEffects,
         max_queued: usize,
         max_queued_bytes: usize,
-    ) -> Result<(), StoreError> {
-        let record = Record::of(&record).map_err(unwritable)?;
+    ) -> Result<Arc<TaskRecord>, StoreError> {
+        let whole = Arc::new(record);
+        let record = Record::of(&whole).map_err(unwritable)?;
         let effects = Effects::of(effects).map_err(unwritable)?;
-        self.write(What::Create { record, effects, max_queued, max_queued_bytes }).await.map(drop)
+        let created = What::Create { record, effects, max_queued, max_queued_bytes, whole: whole.clone() };
+        match self.write(created).await? {
+            Outcome::Record(stored) => Ok(stored),
+            Outcome::Done | Outcome::Runs(_) => Ok(whole),
+        }
     }
 
     async fn get(&self, id: &TaskId) -> Result<Option<Arc<TaskRecord>>, StoreError> {
@@ -212,13 +217,14 @@ impl TaskStore for SqlStore {
         self.write(What::Commit { record, revision, effects }).await.map(drop)
     }
 
-    async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<(Arc<TaskRecord>, Duration)>, StoreError> {
+    async fn claim(&self, claim: &Claim<'_>) -> Result<Claimed, StoreError> {
         let claiming = claim::Claiming {
             store: self.0.clone(),
             holder: claim.holder.to_owned(),
             contracts: claim.contracts.to_vec(),
             lease: claim.lease,
             limit: claim.limit,
+            max_running: claim.max_running.to_vec(),
             source: claim.source.to_owned(),
         };
         Ok(self.0.database.write(claiming).await?)
@@ -234,7 +240,10 @@ impl TaskStore for SqlStore {
             return Ok(Vec::new());
         }
         let (holder, lease) = (holder.to_owned(), write::microseconds(lease));
-        self.write(What::Renew { holder, lease, runs: runs.to_vec() }).await
+        match self.write(What::Renew { holder, lease, runs: runs.to_vec() }).await? {
+            Outcome::Runs(held) => Ok(held),
+            Outcome::Done | Outcome::Record(_) => Ok(Vec::new()),
+        }
     }
 
     async fn list(

@@ -50,7 +50,7 @@ impl Operation for Get {
         ids.iter().for_each(|id| rows.push([Value::from(*id)]));
         let mut found = HashMap::with_capacity(ids.len());
         for row in tx.conn.fetch_rows(&GET, [], rows).await? {
-            found.insert(row.text(8)?, record(&row));
+            found.insert(row.text(9)?, record(&row));
         }
         let of = |get: &Self| match found.get(get.0.as_str()) {
             Some(Ok(record)) => Ok(Some(record.clone())),
@@ -86,11 +86,11 @@ pub(super) async fn list(
     static OF_OWNER: Sql = Sql::new(concat!(
         "SELECT ",
         record!(),
-        " FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 0 AND id < $1 \
-         UNION ALL SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 1 AND id < $1 \
-         UNION ALL SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 2 AND id < $1 \
-         UNION ALL SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 3 AND id < $1 \
-         UNION ALL SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 4 AND id < $1 ORDER BY 2 DESC) AS owned \
+        " FROM (SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 0 AND id < $1 ORDER BY id DESC LIMIT $2) AS s0 \
+         UNION ALL SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 1 AND id < $1 ORDER BY id DESC LIMIT $2) AS s1 \
+         UNION ALL SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 2 AND id < $1 ORDER BY id DESC LIMIT $2) AS s2 \
+         UNION ALL SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 3 AND id < $1 ORDER BY id DESC LIMIT $2) AS s3 \
+         UNION ALL SELECT no, id FROM (SELECT no, id FROM octollm_tasks WHERE owner = $3 AND status = 4 AND id < $1 ORDER BY id DESC LIMIT $2) AS s4 ORDER BY 2 DESC) AS owned \
          {lite:CROSS} JOIN octollm_tasks AS t ON t.no = owned.no {lite:CROSS} JOIN octollm_records AS r ON r.task = t.no \
          ORDER BY owned.id DESC LIMIT $2"
     ));

@@ -9,6 +9,9 @@ pub(super) const STRIPES: u64 = 64;
 
 /// Columns of `octollm_tasks`:
 /// - `owner` is a key of the caller, `size` the bytes of the submission.
+/// - `run_at` is the time before which a task is not free. `waits_until` is the same as long as it has not come: a claim removes it
+///   where it has, so that the task takes its place among those that are ready.
+/// - `unique_key` is that of the record.
 /// - `holder` and `leased_until` are the lease. `first_claim` and `last_claim` are the times of the claims since the record was
 ///   written, which `run` counts.
 /// - `oldest`, `latest` and `update_bytes` are the stored updates. `appended` is how many were appended in run `appended_run`.
@@ -26,6 +29,9 @@ CREATE TABLE octollm_tasks (
     size INTEGER NOT NULL,
     run INTEGER NOT NULL,
     revision INTEGER NOT NULL,
+    run_at INTEGER,
+    waits_until INTEGER,
+    unique_key TEXT,
     holder TEXT,
     leased_until INTEGER,
     first_claim INTEGER,
@@ -37,8 +43,10 @@ CREATE TABLE octollm_tasks (
     appended INTEGER NOT NULL DEFAULT 0,
     finished_at INTEGER
 ) STRICT;
-CREATE INDEX octollm_tasks_queued ON octollm_tasks (contract, priority DESC, id) WHERE status = 0;
-CREATE INDEX octollm_tasks_leased ON octollm_tasks (leased_until) WHERE status = 1;
+CREATE INDEX octollm_tasks_ready ON octollm_tasks (contract, priority DESC, id) WHERE status = 0 AND waits_until IS NULL;
+CREATE INDEX octollm_tasks_delayed ON octollm_tasks (contract, waits_until) WHERE status = 0 AND waits_until IS NOT NULL;
+CREATE INDEX octollm_tasks_leased ON octollm_tasks (contract, leased_until) WHERE status = 1;
+CREATE UNIQUE INDEX octollm_tasks_unique ON octollm_tasks (unique_key) WHERE unique_key IS NOT NULL AND status <= 1;
 CREATE INDEX octollm_tasks_finished ON octollm_tasks (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX octollm_tasks_owner ON octollm_tasks (owner, status, id);
 CREATE INDEX octollm_tasks_status ON octollm_tasks (status, id);
@@ -97,6 +105,9 @@ CREATE TABLE octollm_tasks (
     size BIGINT NOT NULL,
     run BIGINT NOT NULL,
     revision BIGINT NOT NULL,
+    run_at BIGINT,
+    waits_until BIGINT,
+    unique_key TEXT COLLATE \"C\",
     holder TEXT,
     leased_until BIGINT,
     first_claim BIGINT,
@@ -108,8 +119,10 @@ CREATE TABLE octollm_tasks (
     appended BIGINT NOT NULL DEFAULT 0,
     finished_at BIGINT
 ) WITH (fillfactor = 70);
-CREATE INDEX octollm_tasks_queued ON octollm_tasks (contract, priority DESC, id) WHERE status = 0;
-CREATE INDEX octollm_tasks_leased ON octollm_tasks (leased_until) WHERE status = 1;
+CREATE INDEX octollm_tasks_ready ON octollm_tasks (contract, priority DESC, id) WHERE status = 0 AND waits_until IS NULL;
+CREATE INDEX octollm_tasks_delayed ON octollm_tasks (contract, waits_until) WHERE status = 0 AND waits_until IS NOT NULL;
+CREATE INDEX octollm_tasks_leased ON octollm_tasks (contract, leased_until) WHERE status = 1;
+CREATE UNIQUE INDEX octollm_tasks_unique ON octollm_tasks (unique_key) WHERE unique_key IS NOT NULL AND status <= 1;
 CREATE INDEX octollm_tasks_finished ON octollm_tasks (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX octollm_tasks_owner ON octollm_tasks (owner, status, id);
 CREATE INDEX octollm_tasks_status ON octollm_tasks (status, id);

@@ -1,6 +1,6 @@
 //! What is stored of a task, and how it is read again.
 
-use std::{borrow::Cow, error::Error, sync::Arc};
+use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use octollm_core::{
@@ -114,10 +114,17 @@ pub(super) fn time(microseconds: i64) -> Timestamp {
     Timestamp::from_microsecond(microseconds).unwrap_or(Timestamp::MAX)
 }
 
+/// The first microsecond that is not before a time.
+pub(super) fn microsecond(at: Timestamp) -> i64 {
+    let rest = at.as_nanosecond().rem_euclid(1_000);
+    at.as_nanosecond().div_euclid(1_000).try_into().unwrap_or(i64::MAX).saturating_add(i64::from(rest > 0))
+}
+
 /// The columns of a task beside its stored record, which change more often.
 pub(super) struct Columns {
     pub(super) run: u32,
     pub(super) revision: u64,
+    pub(super) run_at: Option<i64>,
     pub(super) holder: Option<String>,
     pub(super) leased_until: Option<i64>,
     pub(super) first_claim: Option<i64>,
@@ -127,7 +134,7 @@ pub(super) struct Columns {
 /// The columns of [`Columns`] in a statement with `octollm_tasks AS t`.
 macro_rules! columns {
     () => {
-        "t.run, t.revision, t.holder, t.leased_until, t.first_claim, t.last_claim"
+        "t.run, t.revision, t.run_at, t.holder, t.leased_until, t.first_claim, t.last_claim"
     };
 }
 pub(super) use columns;
@@ -138,16 +145,21 @@ impl Columns {
         Ok(Self {
             run: u32::try_from(row.int(at)?).unwrap_or(u32::MAX),
             revision: row.count(at + 1)?,
-            holder: row.text_or_null(at + 2)?.map(unescaped),
-            leased_until: row.int_or_null(at + 3)?,
-            first_claim: row.int_or_null(at + 4)?,
-            last_claim: row.int_or_null(at + 5)?,
+            run_at: row.int_or_null(at + 2)?,
+            holder: row.text_or_null(at + 3)?.map(unescaped),
+            leased_until: row.int_or_null(at + 4)?,
+            first_claim: row.int_or_null(at + 5)?,
+            last_claim: row.int_or_null(at + 6)?,
         })
     }
 
     /// The record with what the columns say: a claim and the renewal of a lease change them alone.
     pub(super) fn apply(self, format: i64, text: &str) -> Result<TaskRecord, sqlx::Error> {
         let mut record: TaskRecord = of_text(format, text)?;
+        // The store's clock has set it, unless it is that of the record.
+        if let Some(at) = self.run_at.filter(|at| Some(*at) != record.run_at().map(microsecond)) {
+            record.run_in(Duration::ZERO, time(at));
+        }
         let holder = self.holder.as_deref().unwrap_or_default();
         let until = time(self.leased_until.unwrap_or(0));
         for (claim, at) in (record.run()..self.run)

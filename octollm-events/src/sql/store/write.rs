@@ -14,8 +14,11 @@ use octollm_core::{
 
 use super::{
     Shared,
-    flush::{Changed, Counts, Entry, Flush, PROCESSING, QUEUED, Task, counts, locked},
-    stored::{escaped, owner_key, priority_number, status_number, step_key, to_text},
+    flush::{Changed, Counts, Entry, Flush, PROCESSING, QUEUED, Task, counts, is_finished, locked},
+    stored::{
+        Columns, columns, escaped, microsecond, owner_key, priority_number, status_number, step_key, time,
+        to_text,
+    },
 };
 use crate::{
     Encoding,
@@ -32,21 +35,55 @@ pub(super) struct Write {
 }
 
 pub(super) enum What {
-    Create { record: Record, effects: Effects, max_queued: usize, max_queued_bytes: usize },
-    Commit { record: Record, revision: u64, effects: Effects },
-    Append { id: Arc<str>, run: u32, step: String, entry: Entry },
-    AppendUpdates { id: Arc<str>, run: u32, first: u64, updates: Vec<Arc<str>> },
-    Renew { holder: String, lease: i64, runs: Vec<(TaskId, u32)> },
+    Create {
+        record: Record,
+        effects: Effects,
+        max_queued: usize,
+        max_queued_bytes: usize,
+        whole: Arc<TaskRecord>,
+    },
+    Commit {
+        record: Record,
+        revision: u64,
+        effects: Effects,
+    },
+    Append {
+        id: Arc<str>,
+        run: u32,
+        step: String,
+        entry: Entry,
+    },
+    AppendUpdates {
+        id: Arc<str>,
+        run: u32,
+        first: u64,
+        updates: Vec<Arc<str>>,
+    },
+    Renew {
+        holder: String,
+        lease: i64,
+        runs: Vec<(TaskId, u32)>,
+    },
 }
 
-/// Result of an operation. Only the renewal of leases has runs.
-pub(super) type Written = Result<Vec<(TaskId, u32)>, Refused>;
+/// Result of an operation.
+pub(super) type Written = Result<Outcome, Refused>;
+
+#[derive(Clone)]
+pub(super) enum Outcome {
+    Done,
+    /// The task that was created, or the one that exists with its uniqueness key.
+    Record(Arc<TaskRecord>),
+    /// The runs whose leases are renewed.
+    Runs(Vec<(TaskId, u32)>),
+}
 
 /// Why an operation changed nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refused {
     Conflict,
     NotFound,
+    NotUnique,
     Full,
 }
 
@@ -55,6 +92,7 @@ impl From<Refused> for StoreError {
         match refused {
             Refused::Conflict => Self::Conflict,
             Refused::NotFound => Self::NotFound,
+            Refused::NotUnique => Self::NotUnique,
             Refused::Full => Self::Full,
         }
     }
@@ -70,6 +108,8 @@ pub(super) struct Record {
     size: i64,
     run: u32,
     revision: u64,
+    run_at: Option<i64>,
+    unique: Option<Arc<str>>,
     holder: Option<String>,
     leased_until: Option<i64>,
     text: Arc<str>,
@@ -86,6 +126,8 @@ impl Record {
             size: i64::try_from(record.size()).unwrap_or(i64::MAX),
             run: record.run(),
             revision: record.revision(),
+            run_at: record.run_at().map(microsecond),
+            unique: record.unique_key().map(Into::into),
             holder: record.holder().map(|holder| escaped(holder).into_owned()),
             leased_until: record.leased_until().map(|until| until.as_microsecond()),
             text: to_text(record)?,
@@ -101,6 +143,8 @@ pub(super) struct Effects {
     first_update: Option<u64>,
     discarded: Vec<String>,
     journal: Vec<(String, Entry)>,
+    delay: Option<i64>,
+    makes_room: bool,
 }
 
 impl Effects {
@@ -116,6 +160,8 @@ impl Effects {
             first_update: effects.first_update,
             discarded: effects.discarded.iter().map(step_key).collect(),
             journal: effects.journal.iter().map(|entry| to_entry(entry, true)).collect::<Result<_, _>>()?,
+            delay: effects.delay.map(microseconds),
+            makes_room: effects.makes_room,
         })
     }
 
@@ -160,13 +206,14 @@ impl Operation for Write {
     async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Written>, sqlx::Error> {
         let Some(store) = batch.first().map(|write| write.store.clone()) else { return Ok(Vec::new()) };
         let mut tasks = lock(batch, tx).await?;
+        let mut keys = holders(batch, tx).await?;
         let mut flush = Flush::default();
-        let created = create(batch, &mut tasks, &mut flush, tx).await?;
+        let created = create(batch, &mut tasks, &mut keys, &mut flush, tx).await?;
         let mut written = Vec::with_capacity(batch.len());
         for (at, write) in batch.iter().enumerate() {
             written.push(match created.get(&at) {
-                Some(result) => result.map(|()| Vec::new()),
-                None => write.apply(&mut tasks, &mut flush),
+                Some(result) => result.clone(),
+                None => write.apply(&mut tasks, &mut keys, &mut flush),
             });
         }
         announce(batch, &written, tx);
@@ -188,6 +235,32 @@ async fn lock(batch: &[Write], tx: &mut Tx<'_>) -> Result<HashMap<String, Task>,
     tx.conn.fetch_rows(&LOCK, [], rows).await?.iter().map(Task::of).collect()
 }
 
+/// The tasks that are not finished and have one of the uniqueness keys of these operations, by key.
+type Holders = HashMap<Arc<str>, Arc<TaskRecord>>;
+
+async fn holders(batch: &[Write], tx: &mut Tx<'_>) -> Result<Holders, sqlx::Error> {
+    let keys: BTreeSet<&Arc<str>> = batch.iter().filter_map(Write::unique).collect();
+    let keys = keys.into_iter().cloned().collect::<Vec<_>>();
+    if keys.is_empty() { Ok(HashMap::new()) } else { with_keys(&keys, tx).await }
+}
+
+async fn with_keys(keys: &[Arc<str>], tx: &mut Tx<'_>) -> Result<Holders, sqlx::Error> {
+    static HOLDERS: Sql = Sql::new(concat!(
+        "SELECT t.unique_key, r.format, r.record, ",
+        columns!(),
+        " FROM {rows:key text} {lite:CROSS} JOIN octollm_tasks AS t ON t.unique_key = rows.key AND t.status <= 1 \
+         AND t.unique_key IS NOT NULL {lite:CROSS} JOIN octollm_records AS r ON r.task = t.no"
+    ));
+    let mut rows = Rows::new();
+    keys.iter().for_each(|key| rows.push([Value::from(key)]));
+    let mut holders = HashMap::new();
+    for row in tx.conn.fetch_rows(&HOLDERS, [], rows).await? {
+        let record = Columns::of(&row, 3)?.apply(row.int(1)?, &row.text(2)?)?;
+        holders.insert(row.text(0)?.into(), Arc::new(record));
+    }
+    Ok(holders)
+}
+
 /// Near a limit, processes take turns to create tasks.
 const TURN: &str = "SELECT pg_advisory_xact_lock(7164102842)";
 
@@ -195,21 +268,25 @@ const TURN: &str = "SELECT pg_advisory_xact_lock(7164102842)";
 async fn create(
     batch: &[Write],
     tasks: &mut HashMap<String, Task>,
+    keys: &mut Holders,
     flush: &mut Flush,
     tx: &mut Tx<'_>,
-) -> Result<HashMap<usize, Result<(), Refused>>, sqlx::Error> {
+) -> Result<HashMap<usize, Written>, sqlx::Error> {
     static INSERT: Sql = Sql::new(
-        "INSERT INTO octollm_tasks (id, contract, status, priority, owner, size, run, revision, holder, leased_until, finished_at) \
+        "INSERT INTO octollm_tasks (id, contract, status, priority, owner, size, run, revision, run_at, \
+         waits_until, unique_key, holder, leased_until, finished_at) \
          SELECT rows.id, rows.contract, rows.status, rows.priority, rows.owner, rows.size, rows.run, rows.revision, \
-         rows.holder, rows.leased_until, CASE WHEN rows.status > 1 THEN {now} END \
-         FROM {rows:id text, contract text, status int, priority int, owner text, size int, run int, revision int, holder text, leased_until int} \
-         WHERE true ORDER BY rows.id ON CONFLICT (id) DO NOTHING RETURNING no, id",
+         CASE WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
+         CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
+         rows.unique_key, rows.holder, rows.leased_until, CASE WHEN rows.status > 1 THEN {now} END \
+         FROM {rows:id text, contract text, status int, priority int, owner text, size int, run int, revision int, run_at int, delay int, unique_key text, holder text, leased_until int} \
+         WHERE true ORDER BY rows.id ON CONFLICT DO NOTHING RETURNING no, id, run_at",
     );
     let mut results = HashMap::new();
     let creations = || {
         batch.iter().enumerate().filter_map(|(at, write)| match &write.what {
-            What::Create { record, effects, max_queued, max_queued_bytes } => {
-                Some((at, write, record, effects, (*max_queued, *max_queued_bytes)))
+            What::Create { record, effects, max_queued, max_queued_bytes, whole } => {
+                Some((at, (write, whole), record, effects, (*max_queued, *max_queued_bytes)))
             }
             _ => None,
         })
@@ -218,16 +295,21 @@ async fn create(
         return Ok(results);
     }
     let mut waiting = counts(&mut tx.conn).await?;
-    if tx.conn.is_postgres() && creations().any(|creation| is_near(&waiting, &creation.4, &creation.1.store))
+    if tx.conn.is_postgres()
+        && creations().any(|creation| is_near(&waiting, &creation.4, &creation.1.0.store))
     {
         tx.conn.execute_script(TURN).await?;
         waiting = counts(&mut tx.conn).await?;
     }
     let (mut queue, mut events) = waiting;
     let mut rows = Rows::new();
-    let mut creating = HashMap::new();
-    for (at, write, record, effects, limits) in creations() {
-        let taken = tasks.contains_key(&*record.id) || creating.contains_key(&record.id);
+    let mut creating = BTreeSet::new();
+    for (at, (write, whole), record, effects, limits) in creations() {
+        let taken = tasks.contains_key(&*record.id) || creating.contains(&record.id);
+        if let Some(existing) = record.unique.as_ref().and_then(|key| keys.get(key)).filter(|_| !taken) {
+            results.insert(at, Ok(Outcome::Record(existing.clone())));
+            continue;
+        }
         let fits = |value: i64, limit: usize| u64::try_from(value).unwrap_or(0) <= limit as u64;
         let full = !fits(queue.queued + 1, limits.0)
             || events >= write.store.limits.events as u64
@@ -238,29 +320,45 @@ async fn create(
         }
         queue.change(None, record.status, record.size);
         events += effects.events.len() as u64;
-        rows.push(record.columns());
-        creating.insert(record.id.clone(), at);
+        rows.push(record.columns(effects.delay));
+        creating.insert(record.id.clone());
+        if let Some(key) = &record.unique {
+            keys.insert(key.clone(), whole.clone());
+        }
     }
     let mut inserted = HashMap::new();
     if !rows.is_empty() {
         for row in tx.conn.fetch_rows(&INSERT, [], rows).await? {
-            inserted.insert(row.text(1)?, row.int(0)?);
+            inserted.insert(row.text(1)?, (row.int(0)?, row.int_or_null(2)?));
         }
     }
-    for (at, _, record, effects, _) in creations() {
+    let missing = creations().filter(|creation| !inserted.contains_key(&*creation.2.id));
+    let missing: Vec<_> = missing.filter_map(|creation| creation.2.unique.clone()).collect();
+    // Another process may have created a task with this key meanwhile.
+    let others = if missing.is_empty() { HashMap::new() } else { with_keys(&missing, tx).await? };
+    for (at, (_, whole), record, effects, _) in creations() {
         if results.contains_key(&at) {
             continue;
         }
-        let Some(no) = inserted.get(&*record.id) else {
-            results.insert(at, Err(Refused::Conflict));
+        let Some((no, run_at)) = inserted.get(&*record.id) else {
+            let existing = record.unique.as_ref().and_then(|key| others.get(key));
+            results.insert(
+                at,
+                existing.map_or(Err(Refused::Conflict), |other| Ok(Outcome::Record(other.clone()))),
+            );
             continue;
         };
         let mut task = record.created(*no);
+        task.run_at = *run_at;
         flush.counts.change(None, record.status, record.size);
         flush.record(*no, &record.text);
         effects.apply(&mut task, flush);
         tasks.insert(record.id.to_string(), task);
-        results.insert(at, Ok(()));
+        let mut stored = whole.clone();
+        if let Some(at) = run_at.filter(|_| effects.delay.is_some()) {
+            Arc::make_mut(&mut stored).run_in(Duration::ZERO, time(at));
+        }
+        results.insert(at, Ok(Outcome::Record(stored)));
     }
     Ok(results)
 }
@@ -275,7 +373,7 @@ fn is_near((queue, events): &(Counts, u64), limits: &(usize, usize), store: &Sha
 }
 
 impl Record {
-    fn columns(&self) -> [Value; 10] {
+    fn columns(&self, delay: Option<i64>) -> [Value; 13] {
         [
             (&self.id).into(),
             self.contract.as_str().into(),
@@ -285,6 +383,9 @@ impl Record {
             self.size.into(),
             self.run.into(),
             self.revision.into(),
+            self.run_at.into(),
+            delay.into(),
+            self.unique.as_ref().into(),
             self.holder.as_deref().into(),
             self.leased_until.into(),
         ]
@@ -298,6 +399,8 @@ impl Record {
             run: self.run,
             revision: self.revision,
             size: self.size,
+            run_at: self.run_at,
+            delay: None,
             holder: self.holder.clone(),
             leased_until: self.leased_until,
             lease: None,
@@ -311,6 +414,16 @@ impl Record {
 }
 
 impl Write {
+    /// The uniqueness key of a task that is created or changed, and is not finished.
+    fn unique(&self) -> Option<&Arc<str>> {
+        match &self.what {
+            What::Create { record, .. } | What::Commit { record, .. } => {
+                record.unique.as_ref().filter(|_| !is_finished(record.status))
+            }
+            _ => None,
+        }
+    }
+
     /// The tasks that the operation reads or changes.
     fn ids(&self) -> Vec<&str> {
         match &self.what {
@@ -321,7 +434,7 @@ impl Write {
     }
 
     /// Applies the operation to the tasks, as they are after the operations before.
-    fn apply(&self, tasks: &mut HashMap<String, Task>, flush: &mut Flush) -> Written {
+    fn apply(&self, tasks: &mut HashMap<String, Task>, keys: &mut Holders, flush: &mut Flush) -> Written {
         let of_run = |tasks: &mut HashMap<String, Task>, id: &str, run: u32| {
             let task = tasks.get(id).ok_or(Refused::NotFound)?;
             let runs = task.run == run && task.status == PROCESSING;
@@ -334,7 +447,15 @@ impl Write {
                 if task.revision != *revision {
                     return Err(Refused::Conflict);
                 }
-                task.commit(record, flush);
+                if let Some(key) = &record.unique {
+                    let other = keys.get(key).is_some_and(|other| *other.id().as_str() != *record.id);
+                    match (is_finished(record.status), other) {
+                        (false, true) => return Err(Refused::NotUnique),
+                        (true, false) => drop(keys.remove(key)),
+                        _ => {}
+                    }
+                }
+                task.commit(record, effects.delay, flush);
                 effects.apply(task, flush);
             }
             What::Append { id, run, step, entry } => {
@@ -358,15 +479,15 @@ impl Write {
                     }
                     _ => false,
                 });
-                return Ok(held.cloned().collect());
+                return Ok(Outcome::Runs(held.cloned().collect()));
             }
         }
-        Ok(Vec::new())
+        Ok(Outcome::Done)
     }
 }
 
 impl Task {
-    fn commit(&mut self, record: &Record, flush: &mut Flush) {
+    fn commit(&mut self, record: &Record, delay: Option<i64>, flush: &mut Flush) {
         flush.counts.change(Some(self.status), record.status, self.size);
         // The lease may have been renewed since the record was read.
         let renewed = record.status == PROCESSING && self.run == record.run && self.holder == record.holder;
@@ -374,6 +495,7 @@ impl Task {
             if renewed { self.leased_until.max(record.leased_until) } else { record.leased_until };
         self.lease = self.lease.filter(|_| renewed);
         (self.status, self.run, self.revision) = (record.status, record.run, record.revision);
+        (self.run_at, self.delay) = (record.run_at, delay);
         self.holder.clone_from(&record.holder);
         self.changed.status = true;
         flush.record(self.no, &record.text);
@@ -384,8 +506,8 @@ impl Task {
 fn announce(batch: &[Write], written: &[Written], tx: &mut Tx<'_>) {
     for (write, _) in batch.iter().zip(written).filter(|(_, written)| written.is_ok()) {
         match &write.what {
-            What::Create { record, .. } | What::Commit { record, .. } => {
-                if record.status == QUEUED {
+            What::Create { record, effects, .. } | What::Commit { record, effects, .. } => {
+                if record.status == QUEUED || effects.makes_room {
                     tx.changed(super::QUEUE.into());
                 }
                 tx.changed(record.id.clone());

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 pub(super) struct Limits {
     /// The most connections: busy, idle, and being opened.
     pub(super) open: usize,
-    /// The most idle connections.
+    /// The most connections that are idle for longer than [`SURPLUS`]; with 0 none is idle at all.
     pub(super) idle: usize,
     /// The most connections of one arm.
     pub(super) share: usize,
@@ -20,6 +20,10 @@ pub(super) struct Limits {
     /// Time after which an idle connection expires.
     pub(super) idle_timeout: Duration,
 }
+
+/// Time for which more connections than the limit may be idle. Calls to many endpoints leave a connection of one and take that of
+/// another all the time.
+pub(super) const SURPLUS: Duration = Duration::from_secs(1);
 
 /// One arm at one origin in one runtime, whose connections are interchangeable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,8 +86,10 @@ struct Lane<T, S, W> {
     arm: usize,
     /// Connections in use or being opened.
     busy: usize,
-    /// Callers that a connection is expected to serve at once; 0 where it serves one at a time.
+    /// Callers that a connection may serve at once; 0 where it serves one at a time.
     places: usize,
+    /// Callers that the last shared connection could serve at once, which is expected of the next ones.
+    expected: Option<usize>,
     exclusive_until: Option<Instant>,
     /// Connections being opened that several callers will use.
     opening: usize,
@@ -110,6 +116,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
             arm,
             busy: 0,
             places: 0,
+            expected: None,
             exclusive_until: None,
             opening: 0,
             shared: Vec::new(),
@@ -146,6 +153,15 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         self.clear(id)
     }
 
+    /// Removes a lane that has neither connections nor callers, unless it is still known to be for one caller at a time. Returns
+    /// whether it was removed.
+    pub(super) fn remove_unused(&mut self, id: LaneId, now: Instant) -> bool {
+        let lane = &mut self.lanes[id.0];
+        let is_unused = lane.busy == 0 && lane.waiting.is_empty() && lane.idle_longest().is_none();
+        lane.is_forgotten = is_unused && lane.exclusive_until.is_none_or(|until| until <= now);
+        lane.is_forgotten
+    }
+
     /// The connections of an arm in use and idle, and the callers that wait for one.
     pub(super) fn counts(&self, arm: usize) -> [usize; 3] {
         let lanes = || self.lanes.iter().filter(|lane| lane.arm == arm);
@@ -167,7 +183,11 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         let state = &self.lanes[lane];
         // Callers with a free share wait only while nothing is free, so that no caller is overtaken.
         let is_next = state.waiting.is_empty() || state.opening > 0;
-        if is_next && state.needs_another() && self.has_share(lane) { self.take(lane) } else { None }
+        if is_next && state.needs_another(state.waiting.len() + 1) && self.has_share(lane) {
+            self.take(lane)
+        } else {
+            None
+        }
     }
 
     /// Puts a caller that has to wait at the end of its lane's queue.
@@ -200,8 +220,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         self.lanes[id.0].idle.push((connection, now));
         self.idle += 1;
         let next = self.serve();
-        let surplus = if self.idle > self.limits.idle { self.evict() } else { None };
-        (next, surplus)
+        (next, self.surplus())
     }
 
     /// Counts a connection that was closed. Returns the next caller.
@@ -219,7 +238,12 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         Some(other)
     }
 
-    /// Removes the connections that have been idle for too long.
+    /// Removes an idle connection where none may be idle.
+    fn surplus(&mut self) -> Option<Closing<T, S>> {
+        if self.limits.idle == 0 && self.idle > 0 { self.evict() } else { None }
+    }
+
+    /// Removes the connections that have been idle for too long, and those beyond the limit, the longest idle ones first.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<Closing<T, S>> {
         let mut expired = Vec::new();
         let is_old = |since: Instant| since + self.limits.idle_timeout <= now;
@@ -230,6 +254,10 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         }
         self.idle -= expired.len();
         self.open -= expired.len();
+        while self.idle > self.limits.idle && self.idle_longest().is_some_and(|since| since + SURPLUS <= now)
+        {
+            expired.extend(self.evict());
+        }
         expired
     }
 
@@ -244,10 +272,14 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         cleared
     }
 
-    /// Time at which the next idle connection expires.
-    pub(super) fn next_expiry(&self) -> Option<Instant> {
-        let oldest = self.lanes.iter().filter_map(Lane::idle_longest).min()?;
-        Some(oldest + self.limits.idle_timeout)
+    /// Time at which to [remove](Self::expire) idle connections again, if there are any.
+    pub(super) fn next_expiry(&self, now: Instant) -> Option<Instant> {
+        // By then more may be idle.
+        Some((self.idle_longest()? + self.limits.idle_timeout).min(now + SURPLUS))
+    }
+
+    fn idle_longest(&self) -> Option<Instant> {
+        self.lanes.iter().filter_map(Lane::idle_longest).min()
     }
 
     /// Serves the next caller, if one can be served. Each event makes room for one.
@@ -256,8 +288,9 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
             return None;
         }
         let lanes = self.lanes.iter().enumerate();
-        let can_be_served =
-            |(number, lane): &(usize, &Lane<T, S, W>)| self.has_share(*number) && lane.needs_another();
+        let can_be_served = |(number, lane): &(usize, &Lane<T, S, W>)| {
+            self.has_share(*number) && lane.needs_another(lane.waiting.len())
+        };
         let (lane, _) = lanes.filter(can_be_served).min_by_key(|(_, lane)| rank(&self.arms, lane))?;
         self.lanes[lane].waiting.front()?;
         let permit = self.take(lane)?;

@@ -30,6 +30,8 @@ pub(super) struct Attempt<'a> {
     /// Whether the method allows that the request runs twice.
     is_idempotent: bool,
     used_before: bool,
+    /// Whether it was sent again after a loss on a connection that was used before.
+    is_repeated: bool,
     refusals: u32,
 }
 
@@ -57,6 +59,7 @@ impl<'a> Attempt<'a> {
             spare,
             is_idempotent,
             used_before: false,
+            is_repeated: false,
             refusals: 0,
         })
     }
@@ -90,41 +93,50 @@ impl<'a> Attempt<'a> {
         failed: SendError,
         is_sending: &mut bool,
     ) -> Result<(), ExchangeError> {
-        let is_reused = self.place.discard();
         let spare = self.spare.take();
-        self.request = Some(match failed {
-            SendError::Unsent(unsent) if self.used_before || !is_reused => {
+        let is_stream = matches!(self.place, Place::Stream(_));
+        match failed {
+            SendError::Unsent(unsent) if self.used_before || is_stream => {
                 self.count_refusal(closed_at_once())?;
                 *is_sending = false;
-                *unsent
+                self.request = Some(*unsent);
+                self.place.replace();
             }
             SendError::Unsent(_) => return Err(closed_at_once()),
             SendError::Refused(error) => {
                 self.count_refusal(error)?;
                 *is_sending = false;
-                spare.ok_or_else(closed_at_once)?
+                self.request = Some(spare.ok_or_else(closed_at_once)?);
             }
-            SendError::Failed(error) => match spare {
-                Some(spare)
-                    if self.is_idempotent
-                        && self.used_before
-                        && error.failure.kind == ErrorKind::ConnectionLost =>
-                {
-                    spare
+            SendError::Failed(error) => match spare.filter(|_| self.may_repeat(&error)) {
+                Some(spare) => {
+                    self.is_repeated = true;
+                    self.request = Some(spare);
+                    // Where one was stale, others may be.
+                    self.place.reopen();
                 }
-                _ => {
+                None => {
                     if error.failure.kind == ErrorKind::Timeout && self.place.is_silent() {
                         self.place.retire();
                     }
                     return Err(error);
                 }
             },
-        });
-        if !is_reused {
-            self.place.retire();
+        }
+        if is_stream {
+            // Left before the wait for another one: where connections are few, each would wait for one that another holds.
+            self.place.leave();
             self.place = Place::new(self.pool, self.arm, &self.origin, &self.limits).await?;
         }
         Ok(())
+    }
+
+    /// Whether the request may run twice and failed because its connection was stale, for the first time.
+    fn may_repeat(&self, error: &ExchangeError) -> bool {
+        self.is_idempotent
+            && self.used_before
+            && !self.is_repeated
+            && error.failure.kind == ErrorKind::ConnectionLost
     }
 
     /// # Errors

@@ -33,6 +33,8 @@ type Pool = super::Shared;
 pub(super) enum Place {
     Own(PooledConnection),
     Stream(Stream),
+    /// It was [left](Self::leave).
+    Left,
 }
 
 /// The body of an answer.
@@ -126,11 +128,13 @@ impl Place {
         let pooled = match self {
             Self::Own(pooled) => pooled,
             Self::Stream(stream) => return Ok(stream.connection.is_proven()),
+            Self::Left => return Ok(false),
         };
         if pooled.find_alive().await {
             return Ok(true);
         }
-        if let Some(stream) = pooled.open(origin).await? {
+        // Boxed, since small futures are moved at less cost.
+        if let Some(stream) = Box::pin(pooled.open(origin)).await? {
             *self = Self::Stream(stream);
         }
         Ok(false)
@@ -147,7 +151,7 @@ impl Place {
             Self::Own(PooledConnection { connection: Some(connection), .. }) => {
                 Ok(connection.head(request, origin, wait_limit).await?.map(Answer::Http1))
             }
-            Self::Own(_) => Err(SendError::Unsent(Box::new(request))),
+            Self::Own(_) | Self::Left => Err(SendError::Unsent(Box::new(request))),
             Self::Stream(stream) => {
                 stream.is_open = true;
                 stream.heard = stream.connection.meter.read();
@@ -191,16 +195,24 @@ impl Place {
         drop(body);
     }
 
-    /// Closes the connection after a failed exchange. Over HTTP/1.1 it is replaced by an idle one if there is one. Returns
-    /// whether the place can be used again.
-    pub(super) fn discard(&mut self) -> bool {
-        match self {
-            Self::Own(pooled) => {
-                pooled.discard();
-                true
-            }
-            Self::Stream(_) => false,
+    /// Closes an HTTP/1.1 connection after a failed exchange, and replaces it by an idle one if there is one.
+    pub(super) fn replace(&mut self) {
+        if let Self::Own(pooled) = self {
+            pooled.replace();
         }
+    }
+
+    /// Closes an HTTP/1.1 connection after a failed exchange. A new one is opened in its place.
+    pub(super) fn reopen(&mut self) {
+        if let Self::Own(pooled) = self {
+            pooled.connection = None;
+        }
+    }
+
+    /// Leaves a stream whose connection gets no further callers.
+    pub(super) fn leave(&mut self) {
+        self.retire();
+        *self = Self::Left;
     }
 
     /// Whether nothing at all has come over the connection of this stream since it began.

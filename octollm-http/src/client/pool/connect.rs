@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use http::{Uri, uri::Scheme};
 use octollm_core::error::ErrorKind;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Connection, ExchangeError, Origin, Phase, Protocol, Shared,
@@ -43,7 +43,7 @@ impl Shared {
     }
 }
 
-/// Opens a connection.
+/// Opens a connection. One time limit holds for all of it, also where a second one is opened after a trial.
 ///
 /// # Errors
 /// [`ErrorKind::Unreachable`]: nothing was sent.
@@ -52,10 +52,11 @@ pub(super) async fn open(
     origin: &Origin,
     versions: Versions,
 ) -> Result<Opened, ExchangeError> {
-    let began = Instant::now();
-    let (io, meter, negotiated) = connect(pool, origin, versions).await?;
-    let retires = Instant::now() + jittered(pool.config.max_age);
-    let left = pool.config.connect_timeout.saturating_sub(began.elapsed());
+    let until = Instant::now() + pool.config.connect_timeout;
+    let (io, meter, negotiated) = connect(pool, origin, versions, until).await?;
+    let connected = Instant::now();
+    let retires = connected + jittered(pool.config.max_age);
+    let left = until.saturating_duration_since(connected);
     let speaks_http2 = match (versions, origin.is_https) {
         (Versions::Http1, _) => false,
         (Versions::Http2, true) if !negotiated => {
@@ -67,13 +68,14 @@ pub(super) async fn open(
         (Versions::Either, true) => negotiated,
         (Versions::Http2, _) => true,
         (Versions::Either, false) => {
-            match open_within(left.min(TRIAL), io, meter, pool, retires).await {
+            // A second connection needs time too.
+            match open_within((left / 2).min(TRIAL), io, meter, pool, retires).await {
                 Ok(opened) => return Ok(Opened::Http2(Box::new(opened))),
                 Err(error) => {
                     tracing::debug!(authority = %origin.authority, %error, "the server speaks HTTP/1.1 only")
                 }
             }
-            let (io, meter, _) = connect(pool, origin, Versions::Http1).await?;
+            let (io, meter, _) = connect(pool, origin, Versions::Http1, until).await?;
             return Ok(Opened::Http1(Box::new(Connection::new(io, meter, retires).await?)));
         }
     };
@@ -89,6 +91,7 @@ async fn connect(
     pool: &Shared,
     origin: &Origin,
     versions: Versions,
+    until: Instant,
 ) -> Result<(Secured<Metered>, Arc<Meter>, bool), ExchangeError> {
     let unusable = |_| ExchangeError::new(ErrorKind::BadRequest, "the origin is no URI").before_execution();
     let scheme = if origin.is_https { Scheme::HTTPS } else { Scheme::HTTP };
@@ -105,21 +108,23 @@ async fn connect(
         Versions::Http2 => &[b"h2"],
         Versions::Either => &[b"h2", b"http/1.1"],
     };
-    let limit = pool.config.connect_timeout;
     let opening = async {
         // Below TLS, so that the meter counts what reaches the socket.
         let (io, meter) = Metered::new(pool.connector.connect(at).await?);
         let (io, negotiated) = pool.tls.secure(&named, io, offered).await?;
         Ok((io, meter, negotiated))
     };
-    let failed = match timeout(limit, opening).await {
+    let failed = match timeout_at(until, opening).await {
         Ok(Ok(opened)) => return Ok(opened),
         Ok(Err(error)) => match handshake_problem(&error) {
             Some(problem) => ExchangeError::not_trusted(problem).caused_by(error),
             None => ExchangeError::new(ErrorKind::Unreachable, format!("no connection: {}", reason(&error)))
                 .caused_by(error),
         },
-        Err(_) => ExchangeError::new(ErrorKind::Unreachable, format!("no connection within {limit:?}")),
+        Err(_) => {
+            let limit = pool.config.connect_timeout;
+            ExchangeError::new(ErrorKind::Unreachable, format!("no connection within {limit:?}"))
+        }
     };
     Err(failed.in_phase(Phase::Connect))
 }

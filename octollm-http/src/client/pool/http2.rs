@@ -33,7 +33,10 @@ use super::{
     health::{Health, Limits, Signs, Verdict},
     meter::{Meter, Metered},
 };
-use crate::io::{Secured, refusal};
+use crate::{
+    io::{Secured, refusal},
+    wire::FieldTable,
+};
 
 /// An HTTP/2 connection. The socket is closed when the last reference is dropped; the task that drives it has none.
 pub(super) struct Http2 {
@@ -47,6 +50,8 @@ pub(super) struct Http2 {
     resets: AtomicUsize,
     /// Streams that the server allows at once.
     allowed: AtomicUsize,
+    /// Fields of the requests.
+    fields: FieldTable,
     /// Whether a request was answered.
     is_proven: AtomicBool,
     /// The reason for which this side closed the connection.
@@ -120,6 +125,7 @@ impl Http2 {
             users: AtomicUsize::new(0),
             resets: AtomicUsize::new(0),
             allowed,
+            fields: FieldTable::default(),
             is_proven: AtomicBool::new(false),
             closed_for: OnceLock::new(),
             refused,
@@ -170,9 +176,10 @@ impl Http2 {
     /// Nothing was sent.
     pub(super) fn begin_stream(
         &self,
-        head: Request<()>,
+        mut head: Request<()>,
         is_end: bool,
     ) -> Result<(ResponseFuture, h2::SendStream<Bytes>), h2::Error> {
+        self.fields.spare(head.headers_mut());
         self.sender.clone().send_request(head, is_end)
     }
 

@@ -151,12 +151,12 @@ impl Pool {
         served.into_iter().for_each(|next| self.0.hand_over(Some(next)));
     }
 
-    /// Closes the idle connections of an endpoint that was removed. Running calls go on, and their connections are closed
-    /// after them.
-    pub(crate) fn forget(&self, origin: &Origin) {
+    /// Closes the idle connections of an arm to an endpoint that was removed. Running calls go on, and their connections are
+    /// closed after them.
+    pub(crate) fn forget(&self, arm: &str, origin: &Origin) {
         let mut state = self.0.state();
         let State { lanes, allotment, .. } = &mut *state;
-        let gone: Vec<_> = lanes.extract_if(|key, _| key.origin == *origin).collect();
+        let gone: Vec<_> = lanes.extract_if(|key, _| *key.arm == *arm && key.origin == *origin).collect();
         let closing: Vec<_> = gone.into_iter().flat_map(|(_, lane)| allotment.forget(lane)).collect();
         let served: Vec<_> = std::iter::from_fn(|| allotment.serve()).collect();
         state.forget_if_quiet();
@@ -266,19 +266,26 @@ impl Shared {
 
     /// Calls that may use an HTTP/2 connection at once.
     fn places(&self, connection: &Http2) -> usize {
-        // With none allowed, the first one waits.
-        self.config.max_streams.min(connection.allowed()).max(1)
+        self.config.max_streams.min(connection.allowed())
     }
 
-    /// Gives a caller that waited what it is served with.
+    /// Gives a caller that waited what it is served with, and serves all others for whom there is room. An event can make room for
+    /// several, such as the end of a connection that they were to share before it was open.
     fn hand_over(self: &Arc<Self>, next: Option<Next<Box<Connection>, Arc<Http2>, Waiter>>) {
         let mut next = next;
         while let Some(((waiter, runtime), lane, permit)) = next {
-            let is_shared = matches!(permit, Permit::Join(..));
+            let (is_shared, is_returned) =
+                (matches!(permit, Permit::Join(..)), matches!(permit, Permit::Use(..)));
             // If the waiting caller has just gone away, this drops the connection, which is given back at once.
             drop(waiter.send(Ok(Place::granted(self, (lane, runtime), permit))));
+            // One that was given back is room for one.
+            if is_returned {
+                return;
+            }
+            let mut state = self.state();
             // Others may wait for a place on it.
-            next = is_shared.then(|| self.state().allotment.serve_joining(lane)).flatten();
+            let joining = if is_shared { state.allotment.serve_joining(lane) } else { None };
+            next = joining.or_else(|| state.allotment.serve());
         }
     }
 
@@ -292,9 +299,13 @@ impl Shared {
         self.hand_over(next);
     }
 
-    /// Changes how many callers may use an HTTP/2 connection.
+    /// Changes how many callers may use an HTTP/2 connection. One that allows no streams any more takes no further callers, since
+    /// it may never allow any.
     fn resize(self: &Arc<Self>, lane: LaneId, id: SharedId, allowed: usize) {
-        let places = self.config.max_streams.min(allowed).max(1);
+        if allowed == 0 {
+            return self.retire(lane, id);
+        }
+        let places = self.config.max_streams.min(allowed);
         let joining: Vec<_> = {
             let mut state = self.state();
             state.allotment.resize(lane, id, places);

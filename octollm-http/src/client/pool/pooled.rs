@@ -97,9 +97,8 @@ impl PooledConnection {
         }
     }
 
-    /// Whether there is a connection that was used before and is still open.
+    /// Whether there is a connection that was used before and is still open. It is in use then, and closed on drop.
     pub(super) async fn find_alive(&mut self) -> bool {
-        self.is_fit = false;
         while let Some(connection) = &mut self.connection {
             let now = Instant::now();
             let idle =
@@ -107,20 +106,21 @@ impl PooledConnection {
             if idle >= RESTED && connection.sees_close_late() {
                 tokio::task::yield_now().await;
             }
+            self.is_fit = false;
             if idle < self.pool.config.idle_timeout && connection.is_alive(now, idle) {
                 return true;
             }
-            self.discard();
+            self.replace();
         }
         false
     }
 
-    /// Closes the connection, and replaces it by an idle one if there is one.
-    pub(super) fn discard(&mut self) {
+    /// Closes the connection, and replaces it by an idle one if there is one, which is not in use yet.
+    pub(super) fn replace(&mut self) {
         self.connection = None;
         let other = self.pool.state().allotment.replace(self.lane);
         if let Some((connection, since)) = other {
-            (self.connection, self.idle_since) = (Some(connection), Some(since));
+            (self.connection, self.idle_since, self.is_fit) = (Some(connection), Some(since), true);
         }
     }
 }

@@ -29,12 +29,14 @@ pub(super) struct State {
     pub(super) allotment: Allotment<Box<Connection>, Arc<Http2>, Waiter>,
     pub(super) lanes: HashMap<Key, LaneId>,
     pub(super) arms: HashMap<Arc<str>, usize>,
+    /// Number of lanes from which on unused ones are removed before there is one more.
+    most_lanes: usize,
     /// Runtimes with a task that closes expired connections.
     pub(super) reapers: Vec<runtime::Id>,
 }
 
 /// The arm, the origin and the runtime of a connection. In another runtime its socket would wake no task.
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) arm: Arc<str>,
     pub(super) origin: Origin,
@@ -57,15 +59,19 @@ impl State {
             allotment: Allotment::new(limits),
             lanes: HashMap::new(),
             arms: HashMap::new(),
+            most_lanes: LANES,
             reapers: Vec::new(),
         }
     }
 
     pub(super) fn lane(&mut self, key: Key) -> LaneId {
-        let Self { allotment, lanes, arms, .. } = self;
-        if let Some(lane) = lanes.get(&key) {
+        if let Some(lane) = self.lanes.get(&key) {
             return *lane;
         }
+        if self.lanes.len() >= self.most_lanes {
+            self.remove_unused();
+        }
+        let Self { allotment, lanes, arms, .. } = self;
         let arm = *arms.entry(Arc::clone(&key.arm)).or_insert_with(|| allotment.add_arm());
         *lanes.entry(key).or_insert_with(|| allotment.add_lane(arm))
     }
@@ -89,6 +95,14 @@ impl State {
             }
         };
         self.allotment.set_places(lane, if is_shared { config.max_streams } else { 0 });
+    }
+
+    /// Removes lanes without connections and callers: those of runtimes that have ended, and of endpoints that nobody calls.
+    fn remove_unused(&mut self) {
+        let Self { allotment, lanes, .. } = self;
+        let now = Instant::now();
+        lanes.retain(|_, lane| !allotment.remove_unused(*lane, now));
+        self.most_lanes = (2 * lanes.len()).max(LANES);
     }
 
     /// Removes the idle connections of a runtime.
@@ -116,16 +130,17 @@ impl PartialEq for Origin {
 
 impl Eq for Origin {}
 
-impl Hash for Key {
+impl Hash for Origin {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.arm.hash(state);
-        self.origin.authority.as_str().hash(state);
-        if let Some(address) = self.origin.address {
+        self.authority.as_str().hash(state);
+        if let Some(address) = self.address {
             address.hash(state);
         }
-        self.runtime.hash(state);
     }
 }
+
+/// Number of lanes that are not yet looked through for unused ones.
+const LANES: usize = 32;
 
 /// Calls to one server at once from which on HTTP/2 costs less than HTTP/1.1. Half as many keep it.
 const MANY: usize = 32;
@@ -167,8 +182,9 @@ pub(super) async fn reap_idle(mut reaper: Reaper) {
         let next = {
             let Some(shared) = reaper.pool.upgrade() else { return };
             let mut state = shared.state();
-            let expired = state.allotment.expire(Instant::now());
-            let next = state.allotment.next_expiry();
+            let now = Instant::now();
+            let expired = state.allotment.expire(now);
+            let next = state.allotment.next_expiry(now);
             if next.is_none() {
                 // Under the lock: the next connection that is given back starts another reaper.
                 state.reapers.retain(|runtime| *runtime != reaper.runtime);

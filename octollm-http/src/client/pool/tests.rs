@@ -20,6 +20,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     time::{Instant, sleep},
 };
@@ -251,7 +252,7 @@ async fn an_endpoint_that_is_forgotten_keeps_its_running_calls_only() {
         let running = stream_of(&pool, "/slow").await;
         let one = stream_of(&pool, "/slow").await;
         drop(stream_of(&pool, "/echo").await.into_body().collect().await.unwrap());
-        pool.forget(&origin);
+        pool.forget("judge", &origin);
         network.until_open(if protocol == Protocol::Http1 { 2 } else { 1 }).await;
         assert_eq!(running.into_body().collect().await.unwrap().to_bytes().len(), 60);
         assert_eq!(one.into_body().collect().await.unwrap().to_bytes().len(), 60);
@@ -301,5 +302,158 @@ async fn a_fixed_address_is_connected_to_and_the_host_stays_that_of_the_url() {
         assert_eq!(answer.into_body(), "judge.internal:9");
         let connected: Vec<_> = connector.0.lock().unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(connected, [format!("http://{address}/")]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_to_many_endpoints_leave_their_connections_open() {
+    let network = Network::new(Protocol::Http1);
+    let pool = network.pool(Protocol::Http1, |_| {});
+    let endpoints: Vec<Arc<str>> = (0..16).map(|number| format!("judge{number}").into()).collect();
+    // 32 at a time, each to another endpoint than the one before.
+    let calls = (0..32_usize).map(|caller| {
+        let (pool, endpoints) = (pool.clone(), endpoints.clone());
+        async move {
+            for call in 0..50 {
+                let request = Request::post("http://x/echo").body(Bytes::from("body")).unwrap();
+                let arm = &endpoints[(caller * 7 + call * call) % endpoints.len()];
+                pool.exchange(request, arm, limits()).await.unwrap();
+            }
+        }
+    });
+    futures_util::future::join_all(calls).await;
+    let opened = network.opened.load(Ordering::SeqCst);
+    assert!(opened <= 100, "{opened} connections for 1600 calls");
+    // After a second the usual number is left.
+    sleep(Duration::from_secs(3)).await;
+    network.until_open(20).await;
+}
+
+/// A server on the host `x` each of whose connections answers one request and is closed by the next. Counts the requests.
+fn dies_by_the_second(pipes: &Pipes) -> Arc<AtomicUsize> {
+    let (mut acceptor, seen) = (pipes.listen("x").unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = seen.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = acceptor.accept().await.unwrap().await.unwrap();
+            let seen = counted.clone();
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                for answer in [&b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..], b""] {
+                    let length = socket.read(&mut request).await.unwrap();
+                    seen.fetch_add(usize::from(length > 0), Ordering::SeqCst);
+                    sleep(Duration::from_millis(10)).await;
+                    socket.write_all(answer).await.unwrap();
+                }
+            });
+        }
+    });
+    seen
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_whose_connection_was_stale_is_put_once_more_and_not_again() {
+    let pipes = Pipes::new();
+    let seen = dies_by_the_second(&pipes);
+    let pool = Pool::new(ClientConfig::default(), Arc::new(pipes), ClientTls::default(), Protocol::Http1, 1);
+    let ask = || {
+        let asked = Request::get("http://x/").body(Bytes::new()).unwrap();
+        let pool = pool.clone();
+        async move { pool.exchange(asked, &judge(), limits()).await }
+    };
+    futures_util::future::try_join_all((0..5).map(|_| ask())).await.unwrap();
+    assert_eq!(seen.load(Ordering::SeqCst), 5);
+    // The second one goes over a new connection, though four idle ones are left.
+    ask().await.unwrap();
+    assert_eq!(seen.load(Ordering::SeqCst), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_fails_closes_its_own_connection_only() {
+    let network = Network::new(Protocol::Http1);
+    let pool = network.pool(Protocol::Http1, |_| {});
+    let call = |path| {
+        let (pool, request) = (pool.clone(), Request::post(format!("http://x{path}")));
+        async move { pool.exchange(request.body(Bytes::from("body")).unwrap(), &judge(), limits()).await }
+    };
+    futures_util::future::try_join_all((0..3).map(|_| call("/slow"))).await.unwrap();
+    assert_eq!(call("/cut").await.unwrap_err().failure.kind, ErrorKind::ConnectionLost);
+    network.until_open(2).await;
+    futures_util::future::try_join_all((0..2).map(|_| call("/slow"))).await.unwrap();
+    assert_eq!(network.opened.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_that_is_forgotten_leaves_others_at_its_origin_their_connections() {
+    for protocol in BOTH {
+        let network = Network::new(protocol);
+        let pool = network.pool(protocol, |_| {});
+        let (judge, coder) = (judge(), Arc::from("coder"));
+        let call = async |arm| {
+            let request = request("/echo", Bytes::new().into());
+            pool.exchange_streamed(request, arm, limits())
+                .await
+                .unwrap()
+                .into_body()
+                .collect()
+                .await
+                .unwrap();
+        };
+        call(&judge).await;
+        call(&coder).await;
+        pool.forget("judge", &Origin::of(&Uri::from_static("http://x/"), None).unwrap());
+        network.until_open(1).await;
+        call(&coder).await;
+        assert_eq!(network.opened.load(Ordering::SeqCst), 2, "{protocol:?}");
+    }
+}
+
+#[test]
+fn lanes_of_runtimes_that_have_ended_are_removed() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let network = first.block_on(async { Network::new(Protocol::Http1) });
+    let pool = network.pool(Protocol::Http1, |_| {});
+    // While this one is open, the pool is not quiet.
+    let held = first.block_on(stream_of(&pool, "/halt"));
+    for host in 0..1000 {
+        let asked = Request::get(format!("http://host{}/", host % 10)).body(Bytes::new()).unwrap();
+        runtime().block_on(pool.exchange(asked, &judge(), limits())).unwrap_err();
+    }
+    let lanes = pool.0.state().lanes.len();
+    assert!(lanes <= 64, "{lanes}");
+    drop(held);
+}
+
+/// A connector that takes its time.
+struct Slow(Pipes, Duration);
+
+#[async_trait::async_trait]
+impl Connector for Slow {
+    async fn connect(&self, to: &Uri) -> std::io::Result<Box<dyn Io>> {
+        sleep(self.1).await;
+        self.0.connect(to).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_limit_holds_for_a_connection_and_the_one_after_its_trial() {
+    let pipes = Pipes::new();
+    // It accepts, and sends no SETTINGS.
+    let _silent = pipes.listen("x").unwrap();
+    let origin = Origin::of(&Uri::from_static("http://x/"), None).unwrap();
+    for (connecting, expected) in [(4500, None), (3000, None), (1000, Some(3000))] {
+        let connector = Arc::new(Slow(pipes.clone(), Duration::from_millis(connecting)));
+        let pool = Pool::new(ClientConfig::default(), connector, ClientTls::default(), Protocol::Auto, 1);
+        let began = Instant::now();
+        let opened = connect::open(&pool.0, &origin, connect::Versions::Either).await;
+        assert!(began.elapsed() <= Duration::from_millis(5001), "{:?}", began.elapsed());
+        match opened {
+            Err(error) => {
+                assert_eq!((error.failure.kind, expected), (ErrorKind::Unreachable, None));
+                assert_eq!(error.failure.message, "no connection within 5s");
+            }
+            Ok(_) => assert_eq!(expected, Some(began.elapsed().as_millis() as u64)),
+        }
     }
 }

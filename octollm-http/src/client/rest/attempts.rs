@@ -4,14 +4,14 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{Arc, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body::Body;
 use octollm_core::{
-    __private::machines::{Admitted, Circuit, FailedRequest, outcome_of_failure},
+    __private::machines::outcome_of_failure,
     Context,
     contract::ContractRef,
     deadline::Deadline,
@@ -19,19 +19,18 @@ use octollm_core::{
     parts::ContextParts,
     resilience::Outcome,
 };
-use secrecy::SecretString;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Inner,
-    redact::redact,
+    Inner, rate,
+    redact::Secrets,
     redirect::{self, MOST_REDIRECTS, Sent},
     stream::Cancelled,
 };
 use crate::{
     client::{
-        exchange::{Received, Target, add_detail},
+        exchange::{Received, Target, add_detail, is_coded},
         foreign,
         metrics::{CallMeter, SendSpan},
         pool::{Download, ExchangeError, ExchangeLimits, Upload, too_large},
@@ -44,15 +43,19 @@ pub(super) struct Place {
     pub(super) client: Arc<Inner>,
     /// The name of the client and the method: `memory.get`.
     pub(super) contract: ContractRef,
-    /// Secrets of the request.
-    pub(super) secrets: Vec<SecretString>,
+    /// Those of the client and of the request, if this has some of its own.
+    pub(super) secrets: Option<Secrets>,
     pub(super) attempts: u32,
 }
 
 impl Place {
+    fn secrets(&self) -> &Secrets {
+        self.secrets.as_ref().unwrap_or(&self.client.secrets)
+    }
+
     pub(super) fn error(&self, error: ExchangeError) -> CallError {
         let ExchangeError { mut failure, cause } = error;
-        redact(&mut failure, self.client.secrets.iter().chain(&self.secrets));
+        self.secrets().remove_from(&mut failure);
         let error = CallError::new(self.contract.clone(), *failure)
             .with_endpoint(self.client.base.as_str())
             .with_attempts(self.attempts);
@@ -94,11 +97,14 @@ struct Failed {
     error: ExchangeError,
     /// The service has answered.
     answered: bool,
+    /// The service of the client works: its answer is what this client does not follow or read, or the failure is that of another
+    /// origin.
+    works: bool,
 }
 
 impl From<ExchangeError> for Failed {
     fn from(error: ExchangeError) -> Self {
-        Self { error, answered: false }
+        Self { error, answered: false, works: false }
     }
 }
 
@@ -143,10 +149,11 @@ impl Prepared {
 
     async fn attempts(&mut self, progress: &mut Progress) -> Result<Response<Received>, ExchangeError> {
         let client = self.place.client.clone();
-        client.budget.deposit();
-        let mut retries = 0;
+        let mut attempts = client.protection.begin(self.repeatable, self.retries, self.deadline);
+        let mut last = None;
         loop {
-            let Failed { error, answered } = match self.attempt(progress).await {
+            let made = progress.attempts;
+            let Failed { error, answered, .. } = match self.attempt(progress).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
@@ -154,18 +161,10 @@ impl Prepared {
             let mut failure = Failure::clone(&error.failure);
             // Nobody has said that the service does nothing before it answers 503.
             failure.may_have_executed |= answered && failure.kind != ErrorKind::RateLimited;
-            let failed = FailedRequest {
-                failure: &failure,
-                repeatable: self.repeatable,
-                retries,
-                allowed: self.retries,
-                deadline: Some(self.deadline),
-            };
-            let Some(wait) = failed.wait(&client.retry, &client.budget, Instant::now()) else {
-                return Err(error);
-            };
-            retries += 1;
-            tracing::debug!(service = %client.name, kind = %failure.kind, ?wait, "request is sent again");
+            // What the service has answered before says more than that a further attempt was not sent.
+            let error = if progress.attempts == made { last.unwrap_or(error) } else { error };
+            let Some(wait) = attempts.failed(&failure) else { return Err(error) };
+            last = Some(error);
             sleep(wait).await;
         }
     }
@@ -173,7 +172,8 @@ impl Prepared {
     /// One attempt, once the rate limit and the breaker admit it.
     async fn attempt(&mut self, progress: &mut Progress) -> Result<Response<Received>, Failed> {
         let client = self.place.client.clone();
-        let mut running = Running::begin(&client, self.deadline).await?;
+        gate(&client, self.deadline).await?;
+        let admission = client.protection.admit().map_err(ExchangeError::from)?;
         progress.attempts += 1;
         progress.is_sending = true;
         let meter = CallMeter::of(&client.name, &self.place.contract);
@@ -183,9 +183,14 @@ impl Prepared {
         let now = Instant::now();
         let outcome = match &answer {
             Ok(_) => Outcome::Success,
-            Err(failed) => outcome_of_failure(&failed.error.failure, true),
+            Err(failed) if failed.works => Outcome::Success,
+            Err(failed) => match outcome_of_failure(&failed.error.failure, true) {
+                // It is none of an answer: this side has refused the request.
+                Outcome::Success | Outcome::Declined if !failed.answered => Outcome::Ignored,
+                outcome => outcome,
+            },
         };
-        running.end(outcome, now);
+        admission.end(outcome, now);
         metered.end_as(answer.as_ref().map(drop).map_err(|failed| failed.error.failure.kind), now);
         answer
     }
@@ -197,11 +202,13 @@ impl Prepared {
         // A body that streams is gone with the first request.
         let has_body = self.body.is_some() || self.upload.is_some();
         for redirects in 0.. {
-            let response = self.send(&client, &uri, is_own).await?;
+            let response = self.send(&client, &uri, is_own).await;
+            let response = response.map_err(|error| Failed { works: !is_own, ..error.into() })?;
             let (status, head) = (response.status(), response.headers());
-            if is_own {
+            let asked = rate::stated(status, head, SystemTime::now());
+            if let (Some(wait), true) = (asked, is_own) {
                 let mut rate = client.rate.lock().unwrap_or_else(PoisonError::into_inner);
-                rate.observe(status, head, Instant::now(), SystemTime::now());
+                rate.hold(wait.min(client.protection.limits().max_retry_after), Instant::now());
             }
             let sent = Sent {
                 method: &self.method,
@@ -212,7 +219,10 @@ impl Prepared {
                 elsewhere: client.follow_elsewhere,
             };
             let reason = match redirect::next(status, head, &sent) {
-                Ok(None) => return judged(response).await,
+                Ok(None) => {
+                    let judged = judged(response, asked, self.place.secrets()).await;
+                    return judged.map_err(|failed| Failed { works: failed.works || !is_own, ..failed });
+                }
                 Ok(Some((to, own))) if redirects < MOST_REDIRECTS => {
                     is_own &= own;
                     uri = to;
@@ -255,15 +265,17 @@ impl Prepared {
             deadline,
             work,
         };
+        // What layers add, such as a signature, is for the origin of the client alone.
+        let exchanger = if is_own { &client.exchanger } else { &client.exchanger_elsewhere };
         let answer = if self.streams || self.upload.is_some() {
             let upload = self.upload.take();
-            let answer = client.exchanger.send_streamed(request, upload, &client.name, limits, target).await;
+            let answer = exchanger.send_streamed(request, upload, &client.name, limits, target).await;
             match answer {
                 Ok(answer) if !self.streams => whole(answer, client.max_answer).await,
                 answer => answer,
             }
         } else {
-            let answer = client.exchanger.send(request, &client.name, limits, target).await;
+            let answer = exchanger.send(request, &client.name, limits, target).await;
             answer.map(|response| response.map(Received::Whole))
         };
         span.end(&answer);
@@ -328,7 +340,7 @@ async fn either(cancelled: Option<Cancelled>) {
 /// The failure that an answer is.
 fn answered(mut failure: Failure, status: StatusCode) -> Failed {
     add_detail(&mut failure, "status", Value::from(status.as_u16()));
-    Failed { error: failure.into(), answered: true }
+    Failed { error: failure.into(), answered: true, works: status.as_u16() < 500 }
 }
 
 /// Reads a body until it has ended, has failed, or is larger than `most`.
@@ -365,8 +377,12 @@ async fn whole(answer: Response<Received>, max: usize) -> Result<Response<Receiv
     Ok(Response::from_parts(head, body))
 }
 
-/// The answer, if it is a success.
-async fn judged(response: Response<Received>) -> Result<Response<Received>, Failed> {
+/// The answer, if it is a success. A failure has the wait that was `asked` for.
+async fn judged(
+    response: Response<Received>,
+    asked: Option<Duration>,
+    secrets: &Secrets,
+) -> Result<Response<Received>, Failed> {
     if response.status().is_success() {
         return Ok(response);
     }
@@ -376,52 +392,26 @@ async fn judged(response: Response<Received>) -> Result<Response<Received>, Fail
         // Of an answer that breaks off the status counts.
         Received::Streaming(download) => read(*download, foreign::MOST_READ).await.0,
     };
-    let failure = foreign::failure(head.status, &head.headers, &body, SystemTime::now());
+    let body = if is_coded(&head.headers) { Bytes::new() } else { secrets.remove_from_body(body) };
+    let mut failure = foreign::failure(head.status, &head.headers, &body, SystemTime::now());
+    failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
     Err(answered(failure, head.status))
 }
 
-/// The place of an attempt in the breaker. Dropped, it says nothing of the service.
-struct Running<'a> {
-    /// `None` without a breaker, and after the end.
-    admitted: Option<(&'a Circuit, Admitted)>,
-}
-
-impl<'a> Running<'a> {
-    /// Waits until the rate limit of the service allows a request, and asks the breaker.
-    ///
-    /// # Errors
-    /// The wait would exceed the deadline, or the breaker is open. Nothing was sent.
-    async fn begin(client: &'a Inner, deadline: Deadline) -> Result<Self, ExchangeError> {
-        loop {
-            let now = Instant::now();
-            let wait = client.rate.lock().unwrap_or_else(PoisonError::into_inner).wait(now);
-            let Some(wait) = wait else { break };
-            if now + wait >= deadline.instant() {
-                let words = format!("the service allows the next request in {:.1} s", wait.as_secs_f64());
-                let failure = Failure::new(ErrorKind::RateLimited, words).retryable_after(wait);
-                return Err(ExchangeError::from(failure).before_execution());
-            }
-            sleep(wait).await;
+/// Waits until the rate limit of the service allows a request.
+///
+/// # Errors
+/// The wait would exceed the deadline. Nothing was sent.
+async fn gate(client: &Inner, deadline: Deadline) -> Result<(), ExchangeError> {
+    loop {
+        let now = Instant::now();
+        let wait = client.rate.lock().unwrap_or_else(PoisonError::into_inner).wait(now);
+        let Some(wait) = wait else { return Ok(()) };
+        if now + wait >= deadline.instant() {
+            let words = format!("the service allows the next request in {:.1} s", wait.as_secs_f64());
+            let failure = Failure::new(ErrorKind::RateLimited, words).retryable_after(wait);
+            return Err(ExchangeError::from(failure).before_execution());
         }
-        let Some(breaker) = &client.breaker else { return Ok(Self { admitted: None }) };
-        match breaker.admit(Instant::now) {
-            Ok(admitted) => Ok(Self { admitted: Some((breaker, admitted)) }),
-            Err(wait) => {
-                let failure = Failure::of(ErrorKind::CircuitOpen).retryable_after(wait);
-                Err(ExchangeError::from(failure).before_execution())
-            }
-        }
-    }
-
-    fn end(&mut self, outcome: Outcome, now: Instant) {
-        if let Some((breaker, admitted)) = self.admitted.take() {
-            breaker.record(admitted, outcome, || now);
-        }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.end(Outcome::Ignored, Instant::now());
+        sleep(wait).await;
     }
 }

@@ -1,15 +1,18 @@
 //! Server-sent events: the parser, and the stream of events of an answer.
 
 use std::{
-    collections::VecDeque,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::Stream;
-use octollm_core::error::CallError;
+use octollm_core::{
+    error::{CallError, ErrorKind, Failure},
+    json::read_output,
+};
+use serde::de::DeserializeOwned;
 
 use super::stream::BodyStream;
 
@@ -26,6 +29,18 @@ pub struct ServerEvent {
     /// Time after which the service asks to connect again if the stream breaks, if it has set one. The client does not connect
     /// again by itself.
     pub retry: Option<Duration>,
+}
+
+impl ServerEvent {
+    /// Reads the data as JSON.
+    ///
+    /// # Errors
+    /// `bad_response` if it is not JSON or has another shape.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        read_output(self.data.as_bytes()).map_err(|error| {
+            Failure::new(ErrorKind::BadResponse, format!("the data of an event has another shape: {error}"))
+        })
+    }
 }
 
 /// The largest line and the largest data of an event, in bytes.
@@ -52,44 +67,43 @@ pub(super) struct Parser {
 }
 
 impl Parser {
-    /// Reads a piece, and appends the events that end in it.
+    /// Reads from a piece until an event has ended, or the piece has. What is read is taken from the piece.
     ///
     /// # Errors
     /// A line, or the data, the name or the id of an event, is too large.
-    pub(super) fn feed(
-        &mut self,
-        mut piece: &[u8],
-        events: &mut VecDeque<ServerEvent>,
-    ) -> Result<(), TooLarge> {
-        while !piece.is_empty() {
-            if std::mem::take(&mut self.after_return) && piece[0] == b'\n' {
-                piece = &piece[1..];
+    pub(super) fn next(&mut self, piece: &mut Bytes) -> Result<Option<ServerEvent>, TooLarge> {
+        while let Some(first) = piece.first() {
+            if std::mem::take(&mut self.after_return) && *first == b'\n' {
+                piece.advance(1);
                 continue;
             }
             let end = piece.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
-            let (part, rest) = piece.split_at(end.unwrap_or(piece.len()));
-            if self.line.len() + part.len() > LARGEST {
+            let part = end.unwrap_or(piece.len());
+            if self.line.len() + part > LARGEST {
                 return Err(TooLarge);
             }
-            self.line.extend_from_slice(part);
-            let Some(ending) = rest.first() else { break };
+            self.line.extend_from_slice(&piece[..part]);
+            piece.advance(part);
+            let Some(ending) = piece.first() else { break };
             self.after_return = *ending == b'\r';
-            piece = &rest[1..];
-            let line = std::mem::take(&mut self.line);
-            self.line_ended(&line, events)?;
+            piece.advance(1);
+            let mut line = std::mem::take(&mut self.line);
+            let event = self.line_ended(&line)?;
             // Its memory is used again.
+            line.clear();
             self.line = line;
-            self.line.clear();
+            if event.is_some() {
+                return Ok(event);
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn line_ended(&mut self, line: &[u8], events: &mut VecDeque<ServerEvent>) -> Result<(), TooLarge> {
+    fn line_ended(&mut self, line: &[u8]) -> Result<Option<ServerEvent>, TooLarge> {
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         let line = if is_first { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
         if line.is_empty() {
-            events.extend(self.event_ended());
-            return Ok(());
+            return Ok(self.event_ended());
         }
         let line = String::from_utf8_lossy(line);
         let (field, value) = line.split_once(':').unwrap_or((&line, ""));
@@ -98,7 +112,7 @@ impl Parser {
             "data" => {
                 let had_data = self.data.is_some();
                 let data = self.data.get_or_insert_default();
-                if data.len() + value.len() > LARGEST {
+                if data.len() + usize::from(had_data) + value.len() > LARGEST {
                     return Err(TooLarge);
                 }
                 if had_data {
@@ -116,7 +130,7 @@ impl Parser {
             // A comment, or a field that nobody knows.
             _ => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     /// An event without data is none.
@@ -130,18 +144,17 @@ impl Parser {
     }
 }
 
-/// The events of an answer. What comes after the last whole event is dropped with the end of the answer.
+/// The events of an answer, read one at a time. What comes after the last whole event is dropped with the end of the answer.
 pub(super) struct Events {
     body: BodyStream,
     parser: Parser,
-    ready: VecDeque<ServerEvent>,
-    /// Follows the events that are ready.
-    failed: bool,
+    /// What has arrived and is not read yet.
+    piece: Bytes,
 }
 
 impl Events {
     pub(super) fn new(body: BodyStream) -> Self {
-        Self { body, parser: Parser::default(), ready: VecDeque::new(), failed: false }
+        Self { body, parser: Parser::default(), piece: Bytes::new() }
     }
 }
 
@@ -151,18 +164,21 @@ impl Stream for Events {
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
-            if let Some(event) = this.ready.pop_front() {
-                return Poll::Ready(Some(Ok(event)));
+            match this.parser.next(&mut this.piece) {
+                Ok(Some(event)) => return Poll::Ready(Some(Ok(event))),
+                Ok(None) => {}
+                Err(TooLarge) => {
+                    this.piece = Bytes::new();
+                    let words = format!(
+                        "an event is larger than {LARGEST} bytes, or its name or id than {LARGEST_NAME}"
+                    );
+                    return Poll::Ready(Some(Err(this.body.fail(words))));
+                }
             }
-            if std::mem::take(&mut this.failed) {
-                let error = this.body.fail(format!("an event is larger than {LARGEST} bytes"));
-                return Poll::Ready(Some(Err(error)));
-            }
-            let piece: Option<Result<Bytes, CallError>> = ready!(Pin::new(&mut this.body).poll_next(cx));
-            match piece {
+            match ready!(Pin::new(&mut this.body).poll_next(cx)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Some(Ok(piece)) => this.failed = this.parser.feed(&piece, &mut this.ready).is_err(),
+                Some(Ok(piece)) => this.piece = piece,
             }
         }
     }
@@ -175,9 +191,27 @@ mod tests {
     use super::*;
 
     fn fed(pieces: &[&[u8]]) -> Vec<ServerEvent> {
-        let (mut parser, mut events) = (Parser::default(), VecDeque::new());
-        pieces.iter().for_each(|piece| parser.feed(piece, &mut events).unwrap());
-        events.into()
+        let (mut parser, mut events) = (Parser::default(), Vec::new());
+        for piece in pieces {
+            let mut piece = Bytes::copy_from_slice(piece);
+            while let Some(event) = parser.next(&mut piece).unwrap() {
+                events.push(event);
+            }
+            assert!(piece.is_empty());
+        }
+        events
+    }
+
+    /// Whether the parser refuses a text.
+    fn is_refused(parser: &mut Parser, text: &[u8]) -> bool {
+        let mut piece = Bytes::copy_from_slice(text);
+        loop {
+            match parser.next(&mut piece) {
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+                Err(TooLarge) => return true,
+            }
+        }
     }
 
     fn event(id: &str, event: &str, data: &str) -> ServerEvent {
@@ -210,22 +244,78 @@ mod tests {
     }
 
     #[test]
-    fn a_line_and_an_event_have_a_limit() {
-        let (mut parser, mut events) = (Parser::default(), VecDeque::new());
-        let quarter = vec![b'x'; LARGEST / 4];
-        (0..4).for_each(|_| parser.feed(&quarter, &mut events).unwrap());
-        assert_eq!(parser.feed(b"x", &mut events), Err(TooLarge));
+    fn one_event_is_read_at_a_time() {
         let mut parser = Parser::default();
-        let lines = |parser: &mut Parser, count| {
-            (0..count).try_for_each(|_| {
-                parser.feed(b"data:", &mut VecDeque::new())?;
-                parser.feed(&quarter, &mut VecDeque::new())?;
-                parser.feed(b"\n", &mut VecDeque::new())
-            })
-        };
-        assert_eq!(lines(&mut parser, 3), Ok(()));
-        assert_eq!(lines(&mut parser, 1), Err(TooLarge), "the line feeds between them count");
-        assert!(events.is_empty());
+        let mut piece = Bytes::from("data: a\n\n".repeat(2000));
+        let whole = piece.len();
+        for read in 1..=2000 {
+            assert_eq!(parser.next(&mut piece).unwrap().unwrap().data, "a");
+            assert_eq!(piece.len(), whole - 9 * read);
+        }
+        assert_eq!(parser.next(&mut piece), Ok(None));
+    }
+
+    #[test]
+    fn a_line_and_an_event_have_a_limit() {
+        let mut parser = Parser::default();
+        let quarter = vec![b'x'; LARGEST / 4];
+        assert!((0..4).all(|_| !is_refused(&mut parser, &quarter)));
+        assert!(is_refused(&mut parser, b"x"));
+        let line = [b"data:", &quarter[..], b"\n"].concat();
+        let mut parser = Parser::default();
+        assert!((0..3).all(|_| !is_refused(&mut parser, &line)));
+        assert!(is_refused(&mut parser, &line), "the line feeds between them count");
+        // Each byte that is not UTF-8 becomes three.
+        let wide = [b"data:", &vec![0xff; LARGEST / 2][..], b"\n"].concat();
+        assert!(is_refused(&mut Parser::default(), &wide));
+    }
+
+    #[test]
+    fn the_name_and_the_id_of_an_event_have_a_limit() {
+        for field in ["event", "id"] {
+            let text = |size: usize| format!("{field}: {}\ndata: a\n\n", "x".repeat(size));
+            let event = fed(&[text(LARGEST_NAME).as_bytes()]).remove(0);
+            assert_eq!(event.event.len().max(event.id.len()), LARGEST_NAME);
+            assert!(is_refused(&mut Parser::default(), text(LARGEST_NAME + 1).as_bytes()), "{field}");
+        }
+        // An id with NUL is ignored, and one before it stays.
+        let events = fed(&[b"id: 1\nid: 2\0\ndata: a\n\nid: 3\n\ndata: b\n\n"]);
+        assert_eq!(events, [event("1", "message", "a"), event("3", "message", "b")]);
+    }
+
+    #[test]
+    fn what_the_standard_says_of_splits_and_ends() {
+        for (pieces, expected) in [
+            // A byte order mark is read once, at the beginning alone.
+            (&["\u{feff}", "data: a\n\n"][..], vec![event("", "message", "a")]),
+            (&["\u{feff}\u{feff}data: a\n\ndata: b\n\n"], vec![event("", "message", "b")]),
+            (&["data: a\n\n\u{feff}data: b\n\n"], vec![event("", "message", "a")]),
+            // CR LF is one end of a line, however it arrives.
+            (&["data: a\r", "\n", "data: b\r", "\n\r", "\n"], vec![event("", "message", "a\nb")]),
+            (
+                &["data: a\r\n", "\r", "data: b\n", "\n"],
+                vec![event("", "message", "a"), event("", "message", "b")],
+            ),
+            (&["data: a\n\r\n"], vec![event("", "message", "a")]),
+            // A comment is no data, and may be all of a keep-alive.
+            (&[":\n\n:data: a\n\n:\r\r"], vec![]),
+            // Data that is empty is data.
+            (&["data\n\ndata\ndata\n\ndata:"], vec![event("", "message", ""), event("", "message", "\n")]),
+            // Of an event that has not ended nothing is returned.
+            (&["data: a\n\ndata: b\n"], vec![event("", "message", "a")]),
+            (&["data: a\n\ndata: b\r"], vec![event("", "message", "a")]),
+            // Names of fields are exact, and one space is removed.
+            (&["Data: a\n data: b\ndata : c\ndata:  d\n\n"], vec![event("", "message", " d")]),
+        ] {
+            let pieces: Vec<_> = pieces.iter().map(|piece| piece.as_bytes()).collect();
+            assert_eq!(fed(&pieces), expected, "{pieces:?}");
+        }
+        // It holds from its line on, and stays where a later one is no number.
+        let retries = fed(&[
+            b"retry: 10\n\ndata: a\n\nretry: -1\nretry: 1.5\nretry:\ndata: b\n\nretry: 0\ndata: c\n\n",
+        ]);
+        let retries: Vec<_> = retries.iter().map(|event| event.retry.unwrap().as_millis()).collect();
+        assert_eq!(retries, [10, 10, 0]);
     }
 
     /// The standard, read over the whole text.

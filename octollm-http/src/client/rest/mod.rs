@@ -17,22 +17,16 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Uri, header};
-use octollm_core::{
-    __private::machines::{Circuit, RetryLimits},
-    contract::ContractRef,
-    error::ConfigError,
-    id::is_arm_id,
-    resilience::RetryBudget,
-};
+use octollm_core::{bus::EventBus, contract::ContractRef, error::ConfigError, id::is_arm_id};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::rate::RateGate;
 pub use self::{events::ServerEvent, request::RestRequest};
+use self::{rate::RateGate, redact::Secrets};
 use super::{
     authority::OWN,
     base_url::{BaseUrl, Fields},
-    circuit::circuit,
     exchange::{Exchange, Exchanger, Requests, request_setters},
+    protection::Protection,
 };
 use crate::limits::{SHORTEST, YEAR, limits_setters, within};
 
@@ -61,15 +55,15 @@ use crate::limits::{SHORTEST, YEAR, limits_setters, within};
 ///
 /// At most twice ([`retries`](RestClientBuilder::retries)), and never after an answer has been returned. A `GET`, `PUT` or
 /// `DELETE`, and any request that is [`idempotent`](RestRequest::idempotent) or has a [`key`](RestRequest::key), is sent again after a
-/// lost connection, a time limit, 408, 425, 429, 502 and 503. Any other request is so only where nothing was sent, and after 429. A
-/// `Retry-After` is waited for. A body of more than 64 KiB gets one attempt unless the request [asks](RestRequest::retry)
-/// for more, and a body that streams always does.
+/// lost connection, a time limit, 408, 425, 429, 502, 503 and 504. Any other request is so only where nothing was sent, and after 425 and
+/// 429, with which a server refuses a request before it processes it. A `Retry-After` is waited for. A body of more than 64 KiB gets one
+/// attempt unless the request [asks](RestRequest::retry) for more, and a body that streams always does.
 ///
 /// # Rate limits
 ///
-/// After 429 or 503 with `Retry-After`, and after an answer with `RateLimit-Remaining: 0` or `X-RateLimit-Remaining: 0` and the time of a
-/// reset, all requests of the client wait for that time, at most an hour. A request whose deadline is before that fails at once with
-/// `rate_limited`.
+/// After 429 or 503 with `Retry-After`, and after an answer that has nothing left of a limit and states the time of its reset
+/// (`RateLimit`, `X-RateLimit-Remaining`, and the fields of many models), all requests of the client wait for that time, at most
+/// [`max_retry_after`](RestClientBuilder::max_retry_after). A request whose deadline is before that fails at once with `rate_limited`.
 ///
 /// # Redirects
 ///
@@ -88,16 +82,16 @@ struct Inner {
     base: BaseUrl,
     base_uri: Uri,
     exchanger: Exchanger,
-    breaker: Option<Circuit>,
-    budget: RetryBudget,
-    retry: RetryLimits,
+    /// For other origins.
+    exchanger_elsewhere: Exchanger,
+    protection: Protection,
     rate: Mutex<RateGate>,
     max_answer: usize,
     within: Duration,
     follow_elsewhere: bool,
     /// Secrets of requests may be sent.
     may_send_secrets: bool,
-    secrets: Vec<SecretString>,
+    secrets: Secrets,
 }
 
 impl RestClient {
@@ -111,6 +105,7 @@ impl RestClient {
             cleartext: false,
             follow_elsewhere: false,
             requests: Requests::default(),
+            bus: None,
         }
     }
 
@@ -158,6 +153,7 @@ pub struct RestClientBuilder {
     cleartext: bool,
     follow_elsewhere: bool,
     requests: Requests,
+    bus: Option<Arc<dyn EventBus>>,
 }
 
 /// A header field with a secret.
@@ -203,9 +199,16 @@ impl RestClientBuilder {
     }
 
     /// Follows redirects to other origins as well, for requests that only read. They are sent there without credentials, header fields and
-    /// body. A redirect from `https` to `http` is never followed.
+    /// body, and do not pass the [layers](Self::request_layer), which could add such. A redirect from `https` to `http` is never followed.
     pub fn follow_elsewhere(mut self) -> Self {
         self.follow_elsewhere = true;
+        self
+    }
+
+    /// Publishes on this bus each opening and closing of the circuit breaker, as `circuit.opened` and `circuit.closed`. The `arm_id` of
+    /// these events is the name of the client.
+    pub fn bus(mut self, bus: impl EventBus) -> Self {
+        self.bus = Some(Arc::new(bus));
         self
     }
 
@@ -228,22 +231,23 @@ impl RestClientBuilder {
         if !fields.is_empty() && !may_send_secrets {
             return Err(ConfigError::new("url", EXPOSED));
         }
+        let mut secrets = Secrets::default();
+        self.headers.iter().for_each(|credential| secrets.add(&credential.secret));
         let (base, name): (_, Arc<str>) = (base.with_fields(fields), name.into());
         let config = &self.requests.config;
-        let breaker = config.breaker_limits();
-        let breaker = breaker.map(|limits| circuit(limits, (name.clone(), base.shared()), None));
+        let protection = Protection::new(config, (&name, base.shared()), self.bus.as_ref());
+        let (max_answer, exchanger) = (config.max_answer, self.requests.build()?);
         let inner = Inner {
             contracts,
-            breaker,
-            retry: config.retry_limits(),
-            max_answer: config.max_answer,
-            exchanger: self.requests.build()?,
-            budget: RetryBudget::default(),
+            protection,
+            max_answer,
+            exchanger_elsewhere: exchanger.without_layers(),
+            exchanger,
             rate: Mutex::default(),
             within: self.within,
             follow_elsewhere: self.follow_elsewhere,
             may_send_secrets,
-            secrets: self.headers.into_iter().map(|credential| credential.secret).collect(),
+            secrets,
             name,
             base,
             base_uri,
@@ -295,7 +299,7 @@ fn fields(headers: &[Credential]) -> Result<Fields, ConfigError> {
         let refused = |problem: &'static str| ConfigError::new(format!("header {name}"), problem);
         let value = format!("{scheme}{}", secret.expose_secret());
         let (name, value) = field(name, &value).map_err(refused)?;
-        if OWN.contains(&name) {
+        if is_own(&name) {
             return Err(refused("is one that the client sets"));
         }
         if fields.iter().any(|(known, _)| *known == name) {
@@ -304,6 +308,11 @@ fn fields(headers: &[Credential]) -> Result<Fields, ConfigError> {
         fields.push((name, value));
     }
     Ok(fields)
+}
+
+/// Whether the client sets the field itself, or cannot read the answers that it asks for.
+fn is_own(name: &HeaderName) -> bool {
+    OWN.contains(name) || *name == header::ACCEPT_ENCODING
 }
 
 /// # Errors
@@ -347,6 +356,7 @@ mod tests {
             (build("http://localhost").header("x api", "secret"), "header x api"),
             (build("http://localhost").header("x-api-key", "sec\nret"), "header x-api-key"),
             (build("http://localhost").header("host", "x"), "header host"),
+            (build("http://localhost").header("Accept-Encoding", "gzip"), "header Accept-Encoding"),
             (build("http://localhost").bearer("a").bearer("b"), "header authorization"),
             (build("http://localhost").name("My Memory"), "name"),
             (build("http://localhost").name("a".repeat(41)), "name"),

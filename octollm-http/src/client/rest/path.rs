@@ -23,7 +23,7 @@ impl Target {
         target
     }
 
-    /// Adds one segment, with any characters.
+    /// Adds one segment: a text that is not escaped yet, so that each escape in it stands for itself.
     pub(super) fn segment(&mut self, segment: &str) {
         if !self.path.ends_with('/') {
             self.path.push('/');
@@ -48,10 +48,6 @@ impl Target {
         if path.contains("//") || !(path.is_empty() || is_path(path)) {
             return None;
         }
-        // A server could decode an escaped escape twice.
-        if path.to_ascii_lowercase().contains("%252e") {
-            return None;
-        }
         format!("{}{path}{query}", base.as_str()).parse().ok()
     }
 }
@@ -67,6 +63,13 @@ fn encode_path(out: &mut String, path: &str) {
             byte => push(out, *byte, |byte| b"/!$&'()*+,;=:@".contains(&byte)),
         }
     }
+}
+
+/// A text as it is in a query.
+pub(super) fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    encode(&mut out, text, |_| false);
+    out
 }
 
 fn encode(out: &mut String, text: &str, is_allowed: impl Fn(u8) -> bool + Copy) {
@@ -110,6 +113,9 @@ mod tests {
             ("a%20b/50%?x#y", &[], &[], "/v1/a%20b/50%25%3Fx%23y"),
             ("", &[], &[("a", "")], "/v1?a="),
             ("chat:run", &["..x"], &[], "/v1/chat:run/..x"),
+            // A segment is a text, and what looks like an escape in it is a part of it.
+            ("files", &["100%", "a%20b", "..%2"], &[], "/v1/files/100%25/a%2520b/..%252"),
+            ("files", &["a;b=..", "...", "line\n"], &[], "/v1/files/a%3Bb%3D../.../line%0A"),
         ] {
             assert_eq!(uri(path, segments, query).unwrap(), format!("http://memory{expected}"));
         }
@@ -132,6 +138,15 @@ mod tests {
             ("files", &[""]),
             ("files", &["../x"]),
             ("files", &["%2e%2e"]),
+            // Read once it is the name `..%2fx`, and read twice `../x`.
+            ("files", &["..%2fx"]),
+            ("files/..%2fx", &[]),
+            ("files", &["..;"]),
+            ("files", &["..;v=1", "x"]),
+            ("files/..;/x", &[]),
+            ("files", &["..\\x"]),
+            ("files", &["..\0"]),
+            ("files", &["%00"]),
         ] {
             assert_eq!(uri(path, segments, &[]), None, "{path} {segments:?}");
         }
@@ -149,11 +164,23 @@ mod tests {
         }
 
         #[test]
-        fn any_path_is_below_the_base(path in "[a-z./%2e\\\\:@?#]{0,20}") {
-            if let Some(uri) = uri(&path, &[], &[]) {
+        fn any_path_is_below_the_base(
+            path in "[a-z./%2e\\\\:@?#]{0,20}",
+            names in prop::collection::vec("(\\.|;|/|x|%2e|%2f|%5c|%25|%00){0,6}", 0..3),
+        ) {
+            let names: Vec<_> = names.iter().map(|name| &**name).collect();
+            if let Some(uri) = uri(&path, &names, &[]) {
                 prop_assert!(uri.starts_with("http://memory/v1"));
                 let uri: Uri = uri.parse().unwrap();
-                prop_assert!(!uri.path().split('/').any(|segment| segment == ".." || segment == "."));
+                // However often somebody on the way reads its escapes.
+                let mut read = uri.path().to_ascii_lowercase();
+                for _ in 0..8 {
+                    let mut segments = read.split(['/', '\\']).map(|segment| segment.split(';').next());
+                    prop_assert!(!segments.any(|name| matches!(name, Some("." | ".."))), "{}", uri);
+                    for (escape, byte) in [("%2e", "."), ("%2f", "/"), ("%5c", "\\"), ("%3b", ";"), ("%25", "%")] {
+                        read = read.replace(escape, byte);
+                    }
+                }
             }
         }
     }

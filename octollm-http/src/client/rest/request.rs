@@ -22,14 +22,14 @@ use super::{
     EXPOSED, METHODS, RestClient,
     attempts::{Place, Prepared, cancelled},
     events::{Events, ServerEvent},
-    field,
+    field, is_own,
     path::Target,
+    redact::Secrets,
     stream::BodyStream,
 };
 use crate::{
     client::{
-        authority::OWN,
-        exchange::{Received, read_answer},
+        exchange::{CODED, Received, is_coded, read_answer},
         pool::Upload,
     },
     wire,
@@ -45,7 +45,8 @@ pub struct RestRequest {
     method: usize,
     target: Target,
     fields: HeaderMap,
-    secrets: Vec<SecretString>,
+    /// Those of the client as well, once the request has some of its own.
+    secrets: Option<Secrets>,
     body: Option<Bytes>,
     upload: Option<Upload>,
     repeatable: bool,
@@ -65,7 +66,7 @@ impl RestRequest {
             method,
             target: Target::new(path),
             fields: HeaderMap::new(),
-            secrets: Vec::new(),
+            secrets: None,
             body: None,
             upload: None,
             retries: None,
@@ -76,7 +77,9 @@ impl RestRequest {
         }
     }
 
-    /// Adds a segment to the path. All its characters are escaped, a slash too. The segments `.` and `..` and an empty one are refused.
+    /// Adds a segment to the path: any text that is not escaped yet, such as a name from elsewhere. All its characters are escaped once, a
+    /// slash and a `%` too, so that the service reads this text. An empty segment, `.` and `..` are refused, also with
+    /// parameters (`..;`), and what would be one of these after its escapes were read several times (`..%2f`).
     pub fn segment(mut self, segment: impl AsRef<str>) -> Self {
         self.target.segment(segment.as_ref());
         self
@@ -94,25 +97,24 @@ impl RestRequest {
         self
     }
 
-    /// Sets the body, as JSON.
+    /// Sets the body, as JSON, in place of any that was set before.
     pub fn json(mut self, body: &(impl Serialize + ?Sized)) -> Self {
         match serde_json::to_vec(body) {
-            Ok(json) => self.body = Some(json.into()),
+            Ok(json) => (self.body, self.upload) = (Some(json.into()), None),
             Err(error) => self.refuse(format!("the body is not JSON: {error}")),
         }
         self
     }
 
-    /// Sets a body that is sent as it is produced, with the content type `application/octet-stream` unless a [header](Self::header) sets
-    /// another. It is sent once. An error of the stream ends the request.
+    /// Sets a body that is sent as it is produced, in place of any that was set before, with the content type `application/octet-stream`
+    /// unless a [header](Self::header) sets another. It is sent once. An error of the stream ends the request.
     pub fn body<E: Into<BoxError>>(
         mut self,
         body: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
     ) -> Self {
         let frames = body.map(|piece| piece.map(Frame::data).map_err(Into::into));
-        self.upload = Some(Upload::Streamed(http_body_util::BodyExt::boxed_unsync(StreamBody::new(frames))));
-        const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
-        self.fields.entry(header::CONTENT_TYPE).or_insert(BYTES);
+        let upload = Upload::Streamed(http_body_util::BodyExt::boxed_unsync(StreamBody::new(frames)));
+        (self.body, self.upload) = (None, Some(upload));
         self
     }
 
@@ -123,14 +125,14 @@ impl RestRequest {
         match field(name, secret.expose_secret()) {
             Ok((name, value)) => {
                 let is_plain = name == header::ACCEPT || name == header::CONTENT_TYPE;
-                if !is_plain && OWN.contains(&name) {
+                if !is_plain && is_own(&name) {
                     self.refuse(format!("the header `{name}` is one that the client sets"));
                 }
                 if !is_plain && !self.client.0.may_send_secrets {
                     self.refuse(format!("the URL of the client {EXPOSED}"));
                 }
                 if !is_plain {
-                    self.secrets.push(secret);
+                    self.secrets.get_or_insert_with(|| self.client.0.secrets.clone()).add(&secret);
                 }
                 self.fields.insert(name, value);
             }
@@ -223,7 +225,7 @@ impl RestRequest {
     /// [`within`](Self::within) and [`within_context`](Self::within_context).
     ///
     /// # Errors
-    /// Those of [`send`](Self::send), and `bad_response` for an answer of another media type.
+    /// Those of [`send`](Self::send), and `bad_response` for an answer of another media type or in a content coding.
     ///
     /// # Cancel safety
     /// That of [`send`](Self::send). Dropping the stream has the same effect.
@@ -244,7 +246,7 @@ impl RestRequest {
     /// Sends the request and returns the bytes of its answer as they arrive, of any number. Limits are those of [`events`](Self::events).
     ///
     /// # Errors
-    /// Those of [`send`](Self::send).
+    /// Those of [`send`](Self::send). An answer in a content coding, such as gzip, is a `bad_response`: the client asks for none.
     ///
     /// # Cancel safety
     /// That of [`events`](Self::events).
@@ -259,7 +261,11 @@ impl RestRequest {
         let (answer, place) = self.prepared(true)?.run().await;
         let answer: Response<Received> = answer?;
         let (head, body) = answer.into_parts();
-        Ok((head, BodyStream::new(body, place, within)))
+        let mut body = BodyStream::new(body, place, within);
+        if is_coded(&head.headers) {
+            return Err(body.fail(CODED.into()));
+        }
+        Ok((head, body))
     }
 
     fn set_key(&mut self, key: &str) {
@@ -296,14 +302,20 @@ impl RestRequest {
         let until = if self.limit.is_some() { Some(deadline) } else { caller };
         let retries = match (&self.body, &self.upload) {
             (_, Some(_)) => 0,
-            (Some(body), None) if body.len() > client.retry.max_stored => self.retries.unwrap_or(0),
-            _ => self.retries.unwrap_or(client.retry.retries),
+            (Some(body), None) if body.len() > client.protection.limits().max_stored => {
+                self.retries.unwrap_or(0)
+            }
+            _ => self.retries.unwrap_or(client.protection.limits().retries),
         };
+        if self.upload.is_some() {
+            const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
+            self.fields.entry(header::CONTENT_TYPE).or_insert(BYTES);
+        }
         Ok(Prepared {
             method: METHODS[self.method].clone(),
             uri: uri.unwrap_or_default(),
             fields: self.fields,
-            body: self.body.filter(|_| self.upload.is_none()),
+            body: self.body,
             upload: self.upload,
             repeatable: self.repeatable,
             retries,

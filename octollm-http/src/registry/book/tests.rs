@@ -86,6 +86,25 @@ async fn the_binding_of_an_id_survives_expiry_until_it_is_cleared() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_id_that_is_held_without_a_key_is_bound_to_the_first_key() {
+    let (mut book, now) = (book(), Instant::now());
+    let by = |holder: Holder, instance: &str| Claim {
+        holder,
+        ..claim(card("judge", "http://judge", instance), 30)
+    };
+    let keyed = |key: &str| Holder { subject: None, key: Some(key.into()) };
+    book.register(now, by(Holder::default(), "old")).unwrap();
+    assert!(!book.register(now, by(Holder::default(), "old")).unwrap());
+    // The arm gets a key. From here on it is needed.
+    assert!(book.register(now, by(keyed("a"), "new")).unwrap());
+    for other in [Holder::default(), keyed("b")] {
+        assert_eq!(book.register(now, by(other, "old")).unwrap_err().kind, ErrorKind::Conflict);
+    }
+    assert!(!book.register(now, by(keyed("a"), "new")).unwrap());
+    assert_eq!(book.offered(now)[0].instance.as_deref(), Some("new"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_process_takes_the_place_of_the_old_one_at_its_endpoint() {
     let (mut book, start) = (book(), Instant::now());
     let process = |instance: &str| claim(card("judge", "http://judge", instance), 30);
@@ -164,8 +183,12 @@ async fn a_process_that_registers_too_often_is_slowed_down() {
 
 #[tokio::test(start_paused = true)]
 async fn registrations_and_their_bytes_are_bounded() {
-    let config =
-        RegistryConfig { max_registered: 8, max_registered_bytes: 1000, ..RegistryConfig::default() };
+    let config = RegistryConfig {
+        max_registered: 8,
+        max_registered_bytes: 1000,
+        max_registered_card: 250,
+        ..RegistryConfig::default()
+    };
     let (mut book, now) = (Book::new(config, HashSet::from(["brain".to_owned()])), Instant::now());
     let one = |arm: &str, n: usize, bytes| Claim {
         bytes,
@@ -176,17 +199,45 @@ async fn registrations_and_their_bytes_are_bounded() {
     book.register(now, one("judge", 1, 1)).unwrap();
     let refused = book.register(now, one("judge", 2, 1)).unwrap_err();
     assert_eq!((refused.kind, refused.retry_after.is_some()), (ErrorKind::Overloaded, true), "a quarter");
-    for arm in ["a", "b", "c", "d", "e", "f"] {
+    for arm in ["a", "b", "c"] {
+        // A renewal needs no place, and takes the bytes of the card before.
+        book.register(now, one(arm, 0, 1)).unwrap();
+        assert!(!book.register(now, one(arm, 0, 250)).unwrap());
+    }
+    for arm in ["d", "e", "f"] {
         book.register(now, one(arm, 0, 1)).unwrap();
     }
     assert_eq!(book.register(now, one("g", 0, 1)).unwrap_err().kind, ErrorKind::Overloaded);
-    // A renewal needs no place, and takes the bytes of the card before.
-    assert!(!book.register(now, one("a", 0, 993)).unwrap());
-    assert_eq!(book.register(now, one("a", 0, 994)).unwrap_err().kind, ErrorKind::Overloaded);
+    assert!(!book.register(now, one("d", 0, 246)).unwrap());
+    assert_eq!(book.register(now, one("d", 0, 247)).unwrap_err().kind, ErrorKind::Overloaded);
     // What has ended makes room once its proofs cannot be shown again; here there are none.
     book.register(now, Claim { lifetime: Duration::ZERO, ..one("judge", 1, 1) }).unwrap();
     book.register(now, one("g", 0, 1)).unwrap();
     assert_eq!(book.bytes, 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_card_and_the_large_cards_of_one_arm_are_refused() {
+    let config =
+        RegistryConfig { max_registered_bytes: 1000, max_registered_card: 200, ..RegistryConfig::default() };
+    let (mut book, now) = (Book::new(config, HashSet::new()), Instant::now());
+    let one =
+        |arm: &str, n: usize, bytes| Claim { bytes, ..claim(card(arm, &format!("http://{n}"), "a"), 30) };
+    let refused = book.register(now, one("judge", 0, 201)).unwrap_err();
+    assert_eq!((refused.kind, refused.retryable), (ErrorKind::PayloadTooLarge, false));
+    assert!(refused.message.contains("200"), "{refused}");
+    book.register(now, one("judge", 0, 200)).unwrap();
+    let refused = book.register(now, one("judge", 1, 51)).unwrap_err();
+    assert_eq!((refused.kind, refused.retry_after.is_some()), (ErrorKind::Overloaded, true));
+    assert!(refused.message.contains("of this arm"), "{refused}");
+    // It leaves room to others, and its own card can change within its share.
+    book.register(now, one("judge", 1, 50)).unwrap();
+    book.register(now, one("coder", 0, 200)).unwrap();
+    assert!(book.register(now, one("judge", 0, 201)).is_err());
+    assert_eq!(book.bytes, 450);
+    // An arm leaves whatever its card is by now.
+    book.register(now, Claim { lifetime: Duration::ZERO, ..one("judge", 0, 300) }).unwrap();
+    assert_eq!(book.offered(now).len(), 2);
 }
 
 #[derive(Debug, Clone)]

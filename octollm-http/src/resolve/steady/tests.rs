@@ -108,8 +108,69 @@ async fn what_is_found_again_within_the_limit_was_never_gone() {
     script.send(Ok(Vec::new())).unwrap();
     assert!(is_silent(&mut steady, GRACE / 2).await);
     script.send(Ok(set(&["http://a"]))).unwrap();
-    assert_eq!(next(&mut steady).await.unwrap(), ["http://a"]);
     assert!(is_silent(&mut steady, 100 * GRACE).await);
+    assert_eq!(steady.source.endpoints(), set(&["http://a"]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_arm_that_a_source_has_no_more_stays_until_the_limit() {
+    let (script, resolver) = scripted();
+    let mut steady = Steady::new(resolver, GRACE);
+    let of = |arm: &str| Endpoint::new(arm, format!("http://{arm}"));
+    let set = |arms: &[&str]| Ok(arms.iter().map(|arm| of(arm)).collect());
+    script.send(set(&["judge", "coder"])).unwrap();
+    next(&mut steady).await.unwrap();
+    // The source is restarted, and learns of its arms one after the other.
+    script.send(set(&[])).unwrap();
+    assert!(is_silent(&mut steady, GRACE / 3).await);
+    script.send(set(&["coder"])).unwrap();
+    assert_eq!(next(&mut steady).await.unwrap(), ["http://coder", "http://judge"]);
+    let since = Instant::now();
+    script.send(set(&["coder", "planner"])).unwrap();
+    assert_eq!(next(&mut steady).await.unwrap(), ["http://coder", "http://planner", "http://judge"]);
+    // The judge does not come back. Its time is counted from when it was gone.
+    assert_eq!(next(&mut steady).await.unwrap(), ["http://coder", "http://planner"]);
+    assert_eq!(since.elapsed(), GRACE - GRACE / 3);
+    // Of an arm that is there, others are in force at once.
+    script.send(Ok(vec![Endpoint::new("coder", "http://new"), of("planner")])).unwrap();
+    assert_eq!(next(&mut steady).await.unwrap(), ["http://new", "http://planner"]);
+}
+
+/// A resolver that knows what has left.
+struct Knowing(mpsc::UnboundedReceiver<Vec<Endpoint>>, &'static str);
+
+#[async_trait]
+impl Resolver for Knowing {
+    async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError> {
+        Ok(self.0.recv().await.unwrap())
+    }
+
+    fn has_left(&self, arm: &str) -> bool {
+        arm == self.1
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_that_is_known_to_have_left_is_gone_at_once() {
+    let (script, answers) = mpsc::unbounded_channel();
+    let mut steady = Steady::new(Box::new(Knowing(answers, "judge")), GRACE);
+    let both = vec![Endpoint::new("judge", "http://a"), Endpoint::new("coder", "http://b")];
+    script.send(both).unwrap();
+    next(&mut steady).await.unwrap();
+    script.send(Vec::new()).unwrap();
+    assert_eq!(next(&mut steady).await.unwrap(), ["http://b"]);
+    assert_eq!(next(&mut steady).await.unwrap(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn arms_that_leave_do_not_add_up() {
+    let (script, resolver) = scripted();
+    let mut steady = Steady::new(resolver, GRACE);
+    for turn in 0..5 {
+        let all = (0..1000).map(|n| Endpoint::new(format!("arm-{turn}-{n}"), "http://a")).collect();
+        script.send(Ok(all)).unwrap();
+        assert_eq!(steady.next().await.unwrap().len(), MOST.min(1000 * (turn + 1)));
+    }
 }
 
 /// A resolver that never waits.
@@ -170,42 +231,55 @@ fn a_resolver_survives_the_runtime_that_asked_it() {
 
 #[derive(Debug, Clone)]
 enum Event {
-    Found(u8),
+    /// So many endpoints of each arm.
+    Found([u8; 2], Option<usize>),
     Failed,
     Wait(u8),
 }
 
 fn event() -> impl Strategy<Value = Event> {
+    let found = (0..3_u8, 0..3_u8, prop::option::weighted(0.2, 0..2_usize));
     prop_oneof![
-        3 => (0..3_u8).prop_map(Event::Found),
+        3 => found.prop_map(|(one, other, left)| Event::Found([one, other], left)),
         1 => Just(Event::Failed),
         3 => (0..40_u8).prop_map(Event::Wait),
     ]
 }
 
-/// What is in force by the whole history of sets: the last one, or the one before it if that has ended within the grace.
-fn by_history(history: &[(Instant, u8)], now: Instant) -> u8 {
+/// How many endpoints of an arm are in force by the whole history of it: the last ones, or those before if these have ended within
+/// the grace. Where it has ended for good there is no time.
+fn by_history(history: &[(Option<Instant>, u8)], now: Instant) -> u8 {
     let Some((_, last)) = history.last() else { return 0 };
     if *last != 0 {
         return *last;
     }
     let Some(full) = history.iter().rposition(|(_, set)| *set != 0) else { return 0 };
-    if now < history[full + 1].0 + GRACE { history[full].1 } else { 0 }
+    let ended = &history[full + 1..];
+    let (Some(first), true) = (ended[0].0, ended.iter().all(|(at, _)| at.is_some())) else { return 0 };
+    if now < first + GRACE { history[full].1 } else { 0 }
 }
+
+const ARMS: [&str; 2] = ["judge", "coder"];
 
 proptest! {
     #[test]
     fn endpoints_in_force_are_those_of_the_whole_history(events in prop::collection::vec(event(), 0..40)) {
         let mut source = Source::default();
-        let (mut now, mut history, mut has_failed) = (Instant::now(), Vec::new(), false);
+        let (mut now, mut histories, mut has_failed) = (Instant::now(), [Vec::new(), Vec::new()], false);
         for event in events {
             match event {
                 Event::Wait(seconds) => now += Duration::from_secs(seconds.into()),
-                Event::Found(count) => {
-                    let all = set(&["http://a", "http://b"]);
+                Event::Found(counts, left) => {
+                    let of = |(arm, count): (&&str, &u8)| {
+                        (0..*count).map(|n| Endpoint::new(*arm, format!("http://{n}"))).collect::<Vec<_>>()
+                    };
+                    let all = ARMS.iter().zip(&counts).flat_map(of).collect();
                     source.expire(now);
-                    source.found(all[..usize::from(count)].to_vec(), now, GRACE);
-                    history.push((now, count));
+                    source.found(all, now, GRACE, |arm| left.is_some_and(|left| ARMS[left] == arm));
+                    for (number, (history, count)) in histories.iter_mut().zip(counts).enumerate() {
+                        let is_over = count == 0 && left == Some(number);
+                        history.push((Some(now).filter(|_| !is_over), count));
+                    }
                     has_failed = false;
                 }
                 Event::Failed => {
@@ -214,7 +288,10 @@ proptest! {
                 }
             }
             source.expire(now);
-            prop_assert_eq!(source.endpoints().len(), usize::from(by_history(&history, now)));
+            for (arm, history) in ARMS.iter().zip(&histories) {
+                let count = source.endpoints().iter().filter(|endpoint| endpoint.arm == *arm).count();
+                prop_assert_eq!(count, usize::from(by_history(history, now)));
+            }
             prop_assert_eq!(source.trouble.is_some(), has_failed);
             prop_assert!(source.ends().is_none_or(|ends| now < ends));
         }

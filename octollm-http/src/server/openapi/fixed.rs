@@ -139,6 +139,8 @@ pub(crate) fn task_operations(has_contracts: bool) -> Vec<Operation> {
     let mut submit = named(submit, "submitTask", "Queues a task.");
     submit["responses"]["202"]["headers"]["Location"] =
         json!({ "schema": { "type": "string" }, "description": "Where the task is." });
+    submit["responses"]["200"] = submit["responses"]["202"].clone();
+    submit["responses"]["200"]["description"] = EXISTING.into();
     let mut list = place("listTasks", "The caller's tasks, newest first.", "TaskPage", &[OF_PLACES]);
     push_parameters(&mut list, list_parameters());
     let rerun = accepted(with_body(reference("Rerun"), reference("Task"), OF_TASKS));
@@ -285,6 +287,9 @@ fn named(mut operation: Value, id: &str, summary: &str) -> Value {
     operation["summary"] = summary.into();
     operation
 }
+
+/// The answer to a submission whose key a task has.
+pub(crate) const EXISTING: &str = "A task that is not finished has the uniqueness key of the submission.";
 
 /// Answers 202 in place of 200.
 fn accepted(mut operation: Value) -> Value {

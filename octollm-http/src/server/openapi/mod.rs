@@ -151,8 +151,10 @@ impl Document {
     fn with_screened_tasks(self) -> Self {
         let mut document = self.with_tasks();
         let answers = &mut document.paths.entry("/tasks").or_insert(Value::Null)["post"]["responses"];
-        answers["200"] = answers["202"].clone();
-        answers["200"]["description"] = "The task was answered at once, and is not stored.".into();
+        // A task that is answered at once is nowhere.
+        answers["200"]["headers"]["Location"]["required"] = false.into();
+        let answered = format!("The task was answered at once, and is not stored. Or: {}", fixed::EXISTING);
+        answers["200"]["description"] = answered.into();
         document
     }
 

@@ -99,3 +99,66 @@ async fn a_retry_begins_at_the_first_url_with_credentials() {
     assert!(sent.iter().all(|sent| sent.header("authorization").is_some()));
     assert!(sent.iter().all(|sent| sent.header("idempotency-key") == Some("k")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_redirect_that_is_not_followed_is_an_answer_of_a_working_service() {
+    let answers_that_are_not_followed = [
+        to(302, "http://elsewhere/x"),
+        to(302, "mailto:x"),
+        with(302, &[], &json!({})),
+        to(302, "/v1/x"),
+        with(304, &[], &json!({})),
+        with(300, &[], &json!({})),
+    ];
+    for answer in answers_that_are_not_followed {
+        let peer = answers(vec![answer.clone()]).await;
+        let memory = client(&peer).breaker_failures(2).retries(0).build().unwrap();
+        for _ in 0..5 {
+            let error = memory.get("x").send::<Value>().await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::BadResponse, "{answer:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_origin_answers_says_nothing_of_the_service() {
+    let hour = [("retry-after", "3600"), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "3600")];
+    for answer in
+        [with(429, &hour, &json!({})), with(503, &hour, &json!({})), with(500, &[], &json!({})), lost()]
+    {
+        let elsewhere = answers(vec![answer.clone()]).await;
+        let location = format!("{}/there", elsewhere.url);
+        let peer = Peer::start(move |request: Received| {
+            ready(if request.path == "/v1/moved" { to(302, &location) } else { ok() })
+        })
+        .await;
+        let builder = client(&peer).follow_elsewhere().breaker_failures(2).retries(0);
+        let memory = builder.build().unwrap();
+        let begun = tokio::time::Instant::now();
+        for _ in 0..4 {
+            let error = memory.get("moved").send::<Value>().await.unwrap_err();
+            assert_ne!(error.kind(), ErrorKind::CircuitOpen, "{answer:?}");
+            memory.get("x").send::<Value>().await.unwrap();
+        }
+        assert_eq!((elsewhere.calls().len(), begun.elapsed().as_secs()), (4, 0), "{answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_request_layer_adds_is_not_sent_to_another_origin() {
+    let elsewhere = answers(vec![ok()]).await;
+    let location = format!("{}/there", elsewhere.url);
+    let peer = Peer::start(move |_: Received| ready(to(302, &location))).await;
+    let sign = tower::util::MapRequestLayer::new(|mut request: http::Request<bytes::Bytes>| {
+        request.headers_mut().insert("x-signature", http::HeaderValue::from_static(SECRET));
+        request
+    });
+    let memory = client(&peer).follow_elsewhere().request_layer(sign).build().unwrap();
+    memory.get("x").send::<Value>().await.unwrap();
+    assert_eq!(peer.calls()[0].header("x-signature"), Some(SECRET));
+    memory.get("x").stream().await.map(drop).unwrap();
+    for sent in elsewhere.calls() {
+        assert_eq!(sent.header("x-signature"), None, "{sent:?}");
+    }
+    assert_eq!(elsewhere.calls().len(), 2);
+}

@@ -3,8 +3,10 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use octollm_core::{
     Context,
+    bus::{EventBus, MemoryBus, Overflow, Signal},
     deadline::Deadline,
     error::{ArmError, ErrorKind},
     parts::ContextParts,
@@ -15,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{Event, Metadata, Subscriber, field::Visit, span};
 
 use super::{SECRET, answers, client, lost, ok, with};
-use crate::peer::{Answer, silent, until};
+use crate::peer::{Answer, Peer, silent, until};
 
 #[tokio::test(start_paused = true)]
 async fn a_request_is_sent_and_its_answer_read() {
@@ -74,8 +76,12 @@ async fn a_retry_follows_only_where_it_is_safe() {
         (Answer::Json(503, json!({})), "POST", None, 1),
         (Answer::Json(503, json!({})), "POST", Some("k1"), 2),
         (Answer::Json(429, json!({})), "POST", None, 2),
+        (Answer::Json(425, json!({})), "POST", None, 2),
         (Answer::Json(502, json!({})), "GET", None, 2),
         (Answer::Json(500, json!({})), "GET", None, 1),
+        (Answer::Json(504, json!({})), "GET", None, 2),
+        (Answer::Json(504, json!({})), "POST", None, 1),
+        (Answer::Json(504, json!({})), "POST", Some("k1"), 2),
         (Answer::Json(404, json!({})), "GET", None, 1),
         (Answer::Json(422, json!({})), "POST", Some("k1"), 1),
     ] {
@@ -169,7 +175,11 @@ async fn what_cannot_be_sent_is_not() {
         memory.get("files").segment(".."),
         memory.get("a/%2e%2e/b"),
         memory.get("//elsewhere"),
+        memory.get("files").segment("..%2fadmin"),
+        memory.get("files").segment("..;"),
+        memory.get("files/..;/admin"),
         memory.get("x").header("host", "elsewhere"),
+        memory.get("x").header("accept-encoding", "gzip"),
         memory.get("x").header("x y", "1"),
         memory.get("x").header("x-y", "a\r\nb: c"),
         memory.post("x").key(""),
@@ -278,6 +288,44 @@ async fn retry_after_is_waited_for_by_the_request_and_by_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_answer_holds_the_client_back_for_a_bounded_time() {
+    let (limit, hour) = (Duration::from_secs(20), [("retry-after", "3600")]);
+    for status in [429, 503] {
+        let peer = answers(vec![with(status, &hour, &json!({})), ok()]).await;
+        let memory = client(&peer).max_retry_after(limit).breaker_failures(0).build().unwrap();
+        let begun = Instant::now();
+        let error = memory.get("x").send::<Value>().await.unwrap_err();
+        assert_eq!((error.attempts(), begun.elapsed().as_secs()), (1, 0), "{status}");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(3600)), "{status}");
+        memory.get("y").send::<Value>().await.unwrap();
+        assert_eq!(begun.elapsed(), limit, "{status}");
+    }
+    let spent = with(200, &[("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "3600")], &json!(1));
+    let peer = answers(vec![spent, ok()]).await;
+    let memory = client(&peer).build().unwrap();
+    let begun = Instant::now();
+    memory.get("x").send::<Value>().await.unwrap();
+    memory.get("y").within(Duration::from_secs(90)).send::<Value>().await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 60, "by default");
+    let peer = answers(vec![with(503, &hour, &json!({})), ok()]).await;
+    let memory = client(&peer).max_retry_after(Duration::ZERO).build().unwrap();
+    memory.get("x").send::<Value>().await.unwrap_err();
+    memory.get("x").within(Duration::from_millis(1)).send::<Value>().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_without_retry_after_waits_for_the_reset_of_its_limit() {
+    let tokens = [("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "1m30s")];
+    let peer = answers(vec![with(429, &tokens, &json!({})), ok()]).await;
+    let memory = client(&peer).max_retry_after(Duration::from_secs(100)).build().unwrap();
+    let begun = Instant::now();
+    let error = memory.post("x").send::<Value>().await.unwrap_err();
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(90)), "its deadline is before that");
+    memory.post("x").within(Duration::from_secs(120)).send::<Value>().await.unwrap();
+    assert_eq!(begun.elapsed().as_secs(), 90);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_breaker_opens_after_failures_and_a_rate_limit_is_none() {
     let peer = answers(vec![Answer::Json(500, json!({}))]).await;
     let memory = client(&peer).breaker_failures(3).build().unwrap();
@@ -354,6 +402,9 @@ impl Subscriber for Recorder {
 
 #[tokio::test(start_paused = true)]
 async fn secrets_appear_nowhere() {
+    // What is logged first while a recorder is added may be lost for good, if another test logs it: here nothing is recorded yet.
+    let peer = answers(vec![Answer::Json(503, json!({})), ok()]).await;
+    client(&peer).build().unwrap().get("x").send::<Value>().await.unwrap();
     let recorder = Recorder::default();
     let _guard = tracing::subscriber::set_default(recorder.clone());
     let echo = json!({ "error": { "message": format!("no such key: {SECRET}"), "code": SECRET } });
@@ -389,6 +440,77 @@ async fn secrets_appear_nowhere() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_part_of_a_secret_remains_where_a_text_is_cut() {
+    let before = |bytes: usize| "x".repeat(bytes);
+    let text = |body: String| {
+        let head =
+            format!("HTTP/1.1 401 X\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n", body.len());
+        Answer::Raw((head + &body).into_bytes())
+    };
+    for cut in 1..SECRET.len() {
+        // A message has 300 characters, and a text is read up to 4096 bytes.
+        let message = before(300 - cut) + SECRET;
+        let problem = json!({ "status": 401, "code": "unauthenticated", "message": message });
+        let broken = json!({ "detail": [{ "loc": ["body", before(1020) + SECRET], "msg": message }] });
+        let bodies =
+            [json!({ "error": { "message": message } }), problem, broken].map(|json| Answer::Json(401, json));
+        let texts = [text(message), text("\n".repeat(4096 - cut) + SECRET)];
+        for answer in bodies.into_iter().chain(texts) {
+            let peer = answers(vec![answer.clone()]).await;
+            let memory = client(&peer).build().unwrap();
+            let error = memory.get("x").send::<Value>().await.unwrap_err();
+            let shown = format!("{error} {:?}", error.failure());
+            assert!(
+                !shown.contains(&SECRET[..6]) && !shown.contains(&format!("x{}", &SECRET[..cut])),
+                "{shown}"
+            );
+            let error = memory.get("x").stream().await.err().unwrap();
+            assert!(!error.to_string().contains(&SECRET[..6]), "{error}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_body_is_sent() {
+    let peer = answers(vec![ok()]).await;
+    let memory = client(&peer).build().unwrap();
+    let stream = || {
+        futures_util::stream::iter([Ok::<_, std::convert::Infallible>(bytes::Bytes::from_static(b"stream"))])
+    };
+    memory.post("x").body(stream()).json(&1).send::<Value>().await.unwrap();
+    memory.post("x").json(&1).body(stream()).send::<Value>().await.unwrap();
+    memory.post("x").json(&1).json(&2).send::<Value>().await.unwrap();
+    memory.post("x").body(stream()).header("content-type", "text/x").json(&1).send::<Value>().await.unwrap();
+    let sent = peer.calls();
+    let types: Vec<_> = sent.iter().map(|sent| sent.header("content-type").unwrap()).collect();
+    assert_eq!(types, ["application/json", "application/octet-stream", "application/json", "text/x"]);
+    assert_eq!((&*sent[0].body, &*sent[2].body, &*sent[3].body), (&b"1"[..], &b"2"[..], &b"1"[..]));
+    assert_eq!(sent[1].header("transfer-encoding"), Some("chunked"));
+    // A body that was replaced does not bound the attempts.
+    let peer = answers(vec![lost(), ok()]).await;
+    client(&peer).build().unwrap().put("x").body(stream()).json(&1).send::<Value>().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_breaker_of_a_service_is_seen_on_a_bus() {
+    let bus = MemoryBus::new();
+    let pattern = "events:circuit:*".parse().unwrap();
+    let mut events = bus.subscribe(pattern, Overflow::DropOldest(8)).await.unwrap();
+    let mut next = async || match events.next().await {
+        Some(Signal::Event(event)) => event,
+        other => panic!("{other:?}"),
+    };
+    let peer = answers(vec![lost(), ok()]).await;
+    let memory = client(&peer).retries(0).breaker_failures(1).bus(bus).build().unwrap();
+    memory.get("x").send::<Value>().await.unwrap_err();
+    let opened = next().await;
+    assert_eq!((opened.event_type(), &opened.data()["arm_id"]), ("circuit.opened", &json!("memory")));
+    sleep(Duration::from_secs(2)).await;
+    memory.get("x").send::<Value>().await.unwrap();
+    assert_eq!(next().await.event_type(), "circuit.closed");
+}
+
+#[tokio::test(start_paused = true)]
 async fn requests_are_counted_by_name_and_method() {
     let peer = answers(vec![ok(), Answer::Json(404, json!({}))]).await;
     let counted = client(&peer).name("counted-memory").build().unwrap();
@@ -402,4 +524,23 @@ async fn requests_are_counted_by_name_and_method() {
         assert!(page.contains(&line), "{page}");
     }
     assert!(page.contains("octollm_breaker_endpoints{arm=\"counted-memory\",state=\"closed\"} 1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_get_whose_reused_connection_is_lost_is_sent_once_more() {
+    // Of each connection the second request is lost.
+    let peer = Peer::start(|request| async move {
+        sleep(Duration::from_millis(10)).await;
+        if request.path.ends_with("/first") { ok() } else { Answer::Last(Vec::new()) }
+    })
+    .await;
+    let memory = client(&peer).retries(0).build().unwrap();
+    let first = (0..10).map(|_| memory.get("first").send::<Value>());
+    join_all(first).await.into_iter().for_each(|answer| drop(answer.unwrap()));
+    assert_eq!(peer.open(), 10);
+    let error = memory.get("second").send::<Value>().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+    let sent = peer.calls().iter().filter(|call| call.path.ends_with("/second")).count();
+    assert_eq!(sent, 2);
+    assert_eq!(peer.accepted(), 11, "the second time over a new connection");
 }

@@ -8,8 +8,8 @@ use octollm_http::RestClient;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{answers, client, lost, ok};
-use crate::peer::{Answer, Received, until};
+use super::{answers, client, lost, ok, with};
+use crate::peer::{Answer, Peer, Received, until};
 
 fn chunked(media_type: &str, chunks: &[&str], whole: bool) -> Vec<u8> {
     let mut answer =
@@ -84,6 +84,39 @@ async fn an_answer_that_is_no_events_is_a_bad_response() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_in_a_coding_that_was_not_asked_for_is_a_bad_response() {
+    let coded = |status: u16, coding: &str| {
+        with(status, &[("content-encoding", coding), ("x-coded", "1")], &json!("not what it says"))
+    };
+    let events = |coding: &str| {
+        let answer = String::from_utf8(chunked(EVENTS, &["data: a\n\n"], true)).unwrap();
+        Answer::Raw(answer.replacen("\r\n", &format!("\r\ncontent-encoding: {coding}\r\n"), 1).into_bytes())
+    };
+    let peer = answers(vec![
+        coded(200, "gzip"),
+        coded(200, "br"),
+        events("gzip"),
+        coded(401, "gzip"),
+        events("identity"),
+    ])
+    .await;
+    let memory = client(&peer).build().unwrap();
+    for error in [
+        memory.get("x").send::<Value>().await.unwrap_err(),
+        memory.get("x").stream().await.err().unwrap(),
+        memory.get("x").events().await.err().unwrap(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::BadResponse);
+        assert!(error.to_string().contains("content coding"), "{error}");
+    }
+    let error = memory.get("x").events().await.err().unwrap();
+    assert_eq!(error.to_string(), "memory.get: answered 401 Unauthorized");
+    let events: Vec<_> = memory.get("x").events().await.unwrap().try_collect().await.unwrap();
+    assert_eq!(events.len(), 1);
+    assert!(peer.calls().iter().all(|sent| sent.header("accept-encoding").is_none()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_outlives_the_limit_of_its_head_but_no_limit_of_its_own() {
     let peer = answers(vec![Answer::Raw(chunked(EVENTS, &["data: a\n\n"], false))]).await;
     let memory = client(&peer).read_idle(Duration::from_secs(100)).build().unwrap();
@@ -98,6 +131,23 @@ async fn a_stream_outlives_the_limit_of_its_head_but_no_limit_of_its_own() {
     events.next().await.unwrap().unwrap();
     let error = events.next().await.unwrap().unwrap_err();
     assert_eq!((error.kind(), begun.elapsed().as_secs()), (ErrorKind::DeadlineExceeded, 7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_read_more_slowly_than_it_arrives_ends_at_its_limit_too() {
+    let peer = answers(vec![Answer::Raw(chunked(EVENTS, &["data: a\n\n"; 100], true)), ok()]).await;
+    let memory = client(&peer).build().unwrap();
+    let mut events = memory.get("chat").within(Duration::from_secs(2)).events().await.unwrap();
+    let begun = Instant::now();
+    let error = loop {
+        sleep(Duration::from_millis(100)).await;
+        match events.next().await.expect("it does not end as if it were whole") {
+            Ok(_) => assert!(begun.elapsed() < Duration::from_secs(3)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(events.next().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,6 +183,106 @@ async fn a_request_layer_sees_what_streams_with_empty_bodies() {
     assert_eq!((events.len(), peer.calls()[0].header("x-signed")), (1, Some("4")));
     assert_eq!(peer.calls()[0].body, b"\"ab\"");
     memory.get("x").send::<Value>().await.unwrap();
+}
+
+/// A piece of an answer of a model that speaks as many do.
+#[derive(serde::Deserialize)]
+struct Chunk {
+    choices: Vec<Choice>,
+}
+
+#[derive(serde::Deserialize)]
+struct Choice {
+    delta: Delta,
+}
+
+#[derive(serde::Deserialize)]
+struct Delta {
+    content: Option<String>,
+}
+
+/// A model that answers these in turn, the last one for ever, each after as many seconds.
+async fn model(script: Vec<(u64, Answer)>) -> (RestClient, Peer) {
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    let peer = Peer::start(move |_| {
+        let at = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst).min(script.len() - 1);
+        let (wait, answer) = script[at].clone();
+        async move {
+            sleep(Duration::from_secs(wait)).await;
+            answer
+        }
+    })
+    .await;
+    (client(&peer).name("model").build().unwrap(), peer)
+}
+
+/// The words that arrive, and how the stream ended.
+async fn words(request: octollm_http::client::RestRequest) -> (String, Option<ErrorKind>) {
+    let mut events = match request.events().await {
+        Ok(events) => events,
+        Err(error) => return (String::new(), Some(error.kind())),
+    };
+    let mut words = String::new();
+    loop {
+        match events.try_next().await {
+            Ok(Some(event)) if event.data == "[DONE]" => return (words, None),
+            Ok(Some(event)) => {
+                let chunk: Chunk = event.json().unwrap();
+                words += chunk.choices[0].delta.content.as_deref().unwrap_or_default();
+            }
+            Ok(None) => return (words, None),
+            Err(error) => return (words, Some(error.kind())),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_limits_fails_is_slow_and_breaks_off() {
+    let piece =
+        |text: &str| format!("data: {}\n\n", json!({ "choices": [{ "delta": { "content": text } }] }));
+    let (hel, lo) = (piece("Hel"), piece("lo"));
+    let pieces = [&*hel, &lo, "data: [DONE]\n\n"];
+    let whole = || Answer::Raw(chunked(EVENTS, &pieces, true));
+    let cut = Answer::Last(chunked(EVENTS, &pieces[..1], false));
+    let error = |status| {
+        Answer::Json(status, json!({ "error": { "message": "no", "type": "server_error", "code": null } }))
+    };
+    let spent = [("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "7s")];
+    let limited = with(429, &spent, &json!({ "error": { "message": "slow down" } }));
+    let hello = || (String::from("Hello"), None);
+    let chat = |model: &RestClient| model.post("chat/completions").json(&json!({ "stream": true }));
+
+    // It waits for the reset of the limit, and is sent again, without a key.
+    let (limiting, peer) = model(vec![(0, limited), (0, whole())]).await;
+    let begun = Instant::now();
+    assert_eq!(words(chat(&limiting)).await, hello());
+    assert_eq!((begun.elapsed().as_secs(), peer.calls().len()), (7, 2));
+
+    // A failure of the model is sent again where the request allows that: a gateway's, and not its own.
+    let (failing, peer) = model(vec![(0, error(502)), (0, whole())]).await;
+    assert_eq!(words(chat(&failing)).await, (String::new(), Some(ErrorKind::UpstreamFailed)));
+    assert_eq!(peer.calls().len(), 1);
+    let (again, peer) = model(vec![(0, error(502)), (0, error(504)), (0, whole())]).await;
+    assert_eq!((words(chat(&again).idempotent()).await, peer.calls().len()), (hello(), 3));
+    let (failing, peer) = model(vec![(0, error(500))]).await;
+    let failure = chat(&failing).idempotent().send::<Value>().await.unwrap_err();
+    assert_eq!((failure.kind(), peer.calls().len()), (ErrorKind::ArmFailed, 1));
+    assert_eq!(failure.failure().details, Some(json!({ "status": 500, "code": "server_error" })));
+
+    // A stream that breaks off ends with an error, after what has arrived.
+    let (broken, peer) = model(vec![(0, cut)]).await;
+    assert_eq!(words(chat(&broken).idempotent()).await, ("Hel".into(), Some(ErrorKind::ConnectionLost)));
+    assert_eq!(peer.calls().len(), 1);
+
+    // The time of the request is what the first byte may take, also beyond `read_idle` and the time of the client.
+    let (slow, _) = model(vec![(60, whole())]).await;
+    assert_eq!(words(chat(&slow).within(Duration::from_secs(90))).await, hello());
+    let (slow, _) = model(vec![(60, ok())]).await;
+    chat(&slow).within(Duration::from_secs(90)).send::<Value>().await.unwrap();
+    let (slow, _) = model(vec![(60, whole())]).await;
+    let begun = Instant::now();
+    assert_eq!(words(chat(&slow)).await.1, Some(ErrorKind::Timeout));
+    assert_eq!(begun.elapsed().as_secs(), 5, "`read_idle` of this client");
 }
 
 /// A service of axum, on a port of the system.
@@ -207,7 +357,7 @@ async fn a_body_that_fails_ends_the_request() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_streams_is_sent_once() {
-    let peer = crate::peer::Peer::start(|_: Received| std::future::ready(lost())).await;
+    let peer = Peer::start(|_: Received| std::future::ready(lost())).await;
     let memory = client(&peer).build().unwrap();
     let body = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"a"))]);
     let error = memory.put("x").body(body).retry(5).send::<Value>().await.unwrap_err();

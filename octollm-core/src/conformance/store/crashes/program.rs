@@ -246,7 +246,10 @@ impl Transport for Bookkeeping {
             }
             *self.booked.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         }
-        let mut cx = Context::from_parts(call.parts, Arc::new(()));
+        let mut parts = call.parts;
+        // The answers are complete: a call without one has not run.
+        parts.repeated &= self.keys != Keys::Shared;
+        let mut cx = Context::from_parts(parts, Arc::new(()));
         match self.arms.execute(&contract, &call.input, &mut cx).await {
             Ok(output) => {
                 let reply = Reply::new(output, "ledger", "in-process/ledger");

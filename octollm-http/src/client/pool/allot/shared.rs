@@ -27,7 +27,7 @@ pub(in crate::client::pool) struct Left<T, S, W> {
 }
 
 impl<T, S: Clone, W> Allotment<T, S, W> {
-    /// Sets how many callers a connection of a lane is expected to serve at once; 0 where it serves one at a time.
+    /// Sets how many callers a connection of a lane may serve at once; 0 where it serves one at a time.
     pub(in crate::client::pool) fn set_places(&mut self, LaneId(lane): LaneId, places: usize) {
         self.lanes[lane].places = places;
     }
@@ -67,6 +67,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         let id = SharedId(self.next_ticket);
         let lane = &mut self.lanes[lane];
         lane.opening -= 1;
+        lane.expected = Some(places);
         let places = if lane.is_forgotten { 0 } else { places };
         lane.shared.push(SharedConnection { id, connection, users: 1, places, since: now });
         id
@@ -106,7 +107,6 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         shared: SharedId,
         now: Instant,
     ) -> Left<T, S, W> {
-        let limit = self.limits.idle;
         let mut left = Left { next: None, closing: None, is_idle: false };
         let Some(lane) = self.lanes.get_mut(id.0) else { return left };
         let Some(place) = lane.shared.iter().position(|known| known.id == shared) else { return left };
@@ -136,7 +136,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         self.leave(id);
         left.is_idle = true;
         left.next = self.serve();
-        left.closing = if self.idle > limit { self.evict() } else { None };
+        left.closing = self.surplus();
         left
     }
 
@@ -162,6 +162,7 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
         let known = lane.shared.iter_mut().find(|known| known.id == shared && known.places > 0);
         if let Some(known) = known {
             known.places = places;
+            lane.expected = Some(places);
         }
     }
 
@@ -192,13 +193,14 @@ impl<T, S: Clone, W> Allotment<T, S, W> {
 }
 
 impl<T, S, W> Lane<T, S, W> {
-    /// Whether one more caller can be served by an idle connection, or needs another one: those being opened will have no place
-    /// for it. The first one shows whether it can be shared at all, and by how many.
-    pub(super) fn needs_another(&self) -> bool {
+    /// Whether one of so many waiting callers can be served by an idle connection, or needs another one: those being opened will
+    /// have no place for all. The first one shows whether it can be shared at all, and by how many.
+    pub(super) fn needs_another(&self, callers: usize) -> bool {
         let is_first = self.opening > 0 && self.shared.is_empty();
         let has_idle =
             self.places > 0 && self.shared.iter().any(|shared| shared.users == 0 && shared.places > 0);
-        has_idle || (!is_first && self.waiting.len() + self.opening >= self.opening * self.places.max(1))
+        let places = self.expected.map_or(self.places, |expected| self.places.min(expected)).max(1);
+        has_idle || (!is_first && callers + self.opening > self.opening * places)
     }
 
     /// Whether a new lane can take this place.

@@ -40,8 +40,12 @@ async fn idle_ones_are_used_freshest_first_and_closed_oldest_first() {
     }
     assert_eq!(pool.give_back(lane[0], 0, at(0)), (None, None));
     assert_eq!(pool.give_back(lane[1], 1, at(1)), (None, None));
-    assert_eq!(pool.give_back(lane[0], 2, at(2)), (None, Some(Closing::Own(0))), "two may be idle");
-    assert_eq!(pool.next_expiry(), Some(at(16)));
+    assert_eq!(pool.give_back(lane[0], 2, at(2)), (None, None));
+    assert_eq!(pool.next_expiry(at(2)), Some(at(3)));
+    assert_eq!(pool.expire(at(0) + SURPLUS / 2), []);
+    assert_eq!(pool.expire(at(0) + SURPLUS), [Closing::Own(0)], "two may be idle for longer");
+    assert_eq!(pool.expire(at(15)), []);
+    assert_eq!(pool.next_expiry(at(15) + SURPLUS / 2), Some(at(16)));
     assert_eq!(pool.ask(lane[0]), Some(Permit::Use(2, at(2))));
     assert_eq!(pool.ask(lane[0]), Some(Permit::Open(None)));
     assert_eq!(pool.ask(lane[0]), Some(Permit::Open(Some(Closing::Own(1)))), "an idle one makes room");
@@ -49,7 +53,7 @@ async fn idle_ones_are_used_freshest_first_and_closed_oldest_first() {
     pool.give_back(lane[0], 3, at(3));
     assert!(pool.expire(at(17)).is_empty());
     assert_eq!(pool.expire(at(18)), [Closing::Own(3)]);
-    assert_eq!((pool.open, pool.next_expiry()), (3, None));
+    assert_eq!((pool.open, pool.next_expiry(at(18))), (3, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,7 +167,8 @@ proptest! {
         let lane = lanes(&mut pool, &arms);
         let mut model = Model::default();
         for (name, event) in (1..).zip(events) {
-            now += Duration::from_secs(1);
+            now += SURPLUS;
+            let has_expired = limits.idle == 0 || matches!(event, Event::Expire);
             match event {
                 Event::Ask(place) => match pool.ask(lane[place]) {
                     Some(permit) => model.permit(place, permit),
@@ -194,7 +199,8 @@ proptest! {
                 _ => {}
             }
             prop_assert_eq!(pool.open, model.held.len() + pool.idle);
-            prop_assert!(pool.open <= limits.open && pool.idle <= limits.idle);
+            prop_assert!(pool.open <= limits.open);
+            prop_assert!(pool.idle <= limits.idle || !has_expired);
             prop_assert_eq!(pool.waiting, model.waiting.len());
             let holds = |arm| model.held.iter().filter(|(place, _)| arms[*place] == arm).count();
             for arm in 0..3 {
@@ -219,6 +225,8 @@ struct Sharing {
     /// Callers that open a connection.
     opening: Vec<usize>,
     waiting: Vec<(usize, Ticket, u32)>,
+    /// Callers that were failed while they waited, and withdraw at some time after that, with the lane of that time.
+    failed: Vec<(LaneId, Ticket)>,
     /// Connections that take no more callers.
     retired: Vec<u32>,
     made: u32,
@@ -293,27 +301,70 @@ impl Sharing {
                 assert!(self.pool.withdraw(self.lanes[lane], ticket));
             }
             12 => drop(self.pool.expire(now)),
+            13 if !self.opening.is_empty() => self.fail(n),
+            14 if self.pool.is_quiet() => {
+                self.pool.reset();
+                self.withdraw_failed(n);
+                self.lanes = lanes(&mut self.pool, &ARMS);
+                self.lanes.iter().for_each(|lane| self.pool.set_places(*lane, self.places));
+            }
+            15 => self.withdraw_failed(n),
+            16 => {
+                let lane = n % self.lanes.len();
+                if self.pool.remove_unused(self.lanes[lane], now) {
+                    self.lanes[lane] = self.pool.add_lane(ARMS[lane]);
+                    self.pool.set_places(self.lanes[lane], self.places);
+                }
+            }
             _ => {}
+        }
+    }
+
+    /// Fails those who wait for a connection that cannot be opened.
+    fn fail(&mut self, n: usize) {
+        let lane = self.opening.remove(n % self.opening.len());
+        self.pool.not_shared(self.lanes[lane]);
+        let taken = self.pool.take_unserved(self.lanes[lane]);
+        self.waiting.retain(|(at, ticket, name)| {
+            let is_taken = taken.contains(name);
+            if is_taken {
+                assert_eq!(*at, lane);
+                self.failed.push((self.lanes[lane], *ticket));
+            }
+            !is_taken
+        });
+        let next = self.pool.closed(self.lanes[lane]);
+        self.next(next);
+    }
+
+    /// Withdraws about half of those who were failed, who are in no queue any more.
+    fn withdraw_failed(&mut self, n: usize) {
+        for (lane, ticket) in self.failed.split_off(self.failed.len() * (n % 3) / 2 % (self.failed.len() + 1))
+        {
+            assert!(!self.pool.withdraw(lane, ticket));
         }
     }
 }
 
+const ARMS: [usize; 3] = [0, 0, 1];
+
 proptest! {
     #[test]
     fn shared_connections_have_no_more_callers_than_places_and_nobody_waits_in_vain(
-        events in proptest::collection::vec((0..13_u8, any::<usize>()), 0..300),
+        events in proptest::collection::vec((0..17_u8, any::<usize>()), 0..300),
         (open, idle, places) in (1..5_usize, 0..5_usize, 1..4_usize),
     ) {
         let mut now = Instant::now();
         let limits = Limits { open, idle: idle.min(open), share: open, reserve: false, ..LIMITS };
         let mut pool = Allotment::new(limits);
-        let lanes = lanes(&mut pool, &[0, 0, 1]);
+        let lanes = lanes(&mut pool, &ARMS);
         lanes.iter().for_each(|lane| pool.set_places(*lane, places));
         let mut model = Sharing {
-            pool, lanes, places, joined: vec![], opening: vec![], waiting: vec![], retired: vec![], made: 0,
+            pool, lanes, places, joined: vec![], opening: vec![], waiting: vec![], failed: vec![], retired: vec![], made: 0,
         };
         for (name, event) in (1..).zip(events) {
-            now += Duration::from_secs(1);
+            now += SURPLUS;
+            let has_expired = limits.idle == 0 || event.0 == 12;
             model.step(event, name, now);
             let mut in_use: Vec<_> = model.joined.iter().map(|(_, _, connection)| *connection).collect();
             in_use.sort_unstable();
@@ -326,7 +377,8 @@ proptest! {
             }
             prop_assert!(users.iter().all(|(_, count)| *count <= places));
             prop_assert_eq!(model.pool.open, users.len() + model.opening.len() + model.pool.idle);
-            prop_assert!(model.pool.open <= open && model.pool.idle <= limits.idle);
+            prop_assert!(model.pool.open <= open);
+            prop_assert!(model.pool.idle <= limits.idle || !has_expired);
             prop_assert_eq!(model.pool.waiting, model.waiting.len());
             for (lane, id) in model.lanes.iter().enumerate() {
                 let waits = model.waiting.iter().filter(|(at, ..)| *at == lane).count();

@@ -1,11 +1,12 @@
 //! What a submission carries, and what of it travels.
 
 use super::*;
+use crate::{contract::ContractSpec, task::request::MAX_DOLLARS};
 
 #[test]
 fn what_is_set_on_a_submission_travels() {
     let budget = TaskBudget { max_tokens: Some(50), ..TaskBudget::default() };
-    let sent = Submission::from(TaskRequest::new("goal")).with_budget(budget).with_priority(Priority::High);
+    let sent = Submission::from(TaskRequest::new("goal")).budget(budget).priority(Priority::High);
     let read = Submission::from_json(sent.to_json().as_str().as_bytes()).unwrap();
     assert_eq!((read.budget, read.priority), (budget, Priority::High));
     assert_eq!(read, sent);

@@ -17,14 +17,6 @@ pub(crate) enum Conn<'c> {
 }
 
 impl Conn<'_> {
-    /// The same connection for a shorter time.
-    pub(crate) fn reborrow(&mut self) -> Conn<'_> {
-        match self {
-            Self::Sqlite(connection) => Conn::Sqlite(connection),
-            Self::Postgres(connection) => Conn::Postgres(connection),
-        }
-    }
-
     pub(crate) fn is_postgres(&self) -> bool {
         matches!(self, Self::Postgres(_))
     }

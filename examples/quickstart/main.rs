@@ -42,11 +42,7 @@ use crate::{
 };
 
 /// Starts all servers, on ports that the operating system chooses. Returns the URL of the reflex server.
-async fn start(
-    root: PathBuf,
-    bus: MemoryBus,
-    store: Arc<dyn TaskStore>,
-) -> Result<String, octollm::Error> {
+async fn start(root: PathBuf, bus: MemoryBus, store: Arc<dyn TaskStore>) -> Result<String, octollm::Error> {
     let retriever = Retriever { root };
     let retriever = Server::new("retriever")
         .description("Lists and reads the sources of one crate.")

@@ -90,7 +90,8 @@ async fn main() -> Result<(), octollm::Error> {
         }
     };
     let task = octollm::orchestrator::finished(&brain, &id, &cx).await?;
-    println!("{}: {} layers", task.status, task.into_output::<BakeCake>()?.len());
+    let status = task.status;
+    println!("{status}: {} layers", task.into_output::<BakeCake>()?.len());
     brain.close().await;
     Ok(())
 }

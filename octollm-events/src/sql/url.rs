@@ -83,10 +83,7 @@ mod tests {
             ("sqlite:///var/lib/a b.db", "/var/lib/a b.db"),
             ("sqlite:/x", "/x"),
         ] {
-            assert!(
-                matches!(parse(text), Ok(Target::Sqlite(found)) if found == PathBuf::from(file)),
-                "{text}"
-            );
+            assert!(matches!(parse(text), Ok(Target::Sqlite(found)) if found.as_os_str() == file), "{text}");
         }
         let Ok(Target::Postgres(options)) =
             parse("postgres://me:s%40crt@db.local:5433/tasks?sslmode=require")

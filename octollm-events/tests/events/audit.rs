@@ -163,9 +163,11 @@ async fn log_anchor(log: &SqlAuditLog, seq: u64) -> octollm_events::sql::AuditAn
 async fn insert(fixture: &Fixture, line: String, hash: String) {
     let statement = "INSERT INTO other (seq, line, hash) VALUES (4, $1, $2)";
     match &fixture.pool {
-        Pool::Sqlite(pool) => drop(sqlx::query(statement).bind(line).bind(hash).execute(pool).await.unwrap()),
+        Pool::Sqlite(pool) => {
+            sqlx::query(statement).bind(line).bind(hash).execute(pool).await.unwrap();
+        }
         Pool::Postgres(pool) => {
-            drop(sqlx::query(statement).bind(line).bind(hash).execute(pool).await.unwrap())
+            sqlx::query(statement).bind(line).bind(hash).execute(pool).await.unwrap();
         }
     }
 }

@@ -6,6 +6,7 @@
 mod postgres;
 
 mod audit;
+mod bus;
 mod inbox;
 mod outbox;
 
@@ -96,8 +97,12 @@ impl Pool {
 impl Tx {
     async fn execute(&mut self, statement: &'static str) {
         match self {
-            Self::Sqlite(tx) => drop(sqlx::query(statement).execute(&mut **tx).await.unwrap()),
-            Self::Postgres(tx) => drop(sqlx::query(statement).execute(&mut **tx).await.unwrap()),
+            Self::Sqlite(tx) => {
+                sqlx::query(statement).execute(&mut **tx).await.unwrap();
+            }
+            Self::Postgres(tx) => {
+                sqlx::query(statement).execute(&mut **tx).await.unwrap();
+            }
         }
     }
 

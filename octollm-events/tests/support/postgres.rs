@@ -84,6 +84,7 @@ impl Postgres {
     }
 
     /// Starts the server on a port. `false` where it ends at once.
+    #[allow(clippy::zombie_processes, reason = "a server that runs is waited for where it is killed")]
     fn try_start(&mut self, port: u16) -> bool {
         let log = fs::File::options().create(true).append(true).open(self.folder.join("log")).unwrap();
         let mut command = as_postgres(&program("postgres"));

@@ -77,6 +77,7 @@ struct State {
 }
 
 type Item = (Event, u32, Receipt);
+type Outcomes = Vec<(Receipt, Result<(), Nack>)>;
 
 /// What `next` does.
 enum Step {
@@ -219,7 +220,7 @@ async fn claim(shared: Arc<Shared>, inner: Arc<Inner>, number: u64, most: usize,
 }
 
 /// The events of claims, and what cannot be read.
-fn items(claimed: Vec<Claimed>, inner: &Inner) -> (Vec<Item>, Vec<(Receipt, Result<(), Nack>)>) {
+fn items(claimed: Vec<Claimed>, inner: &Inner) -> (Vec<Item>, Outcomes) {
     let (mut items, mut garbage) = (Vec::new(), Vec::new());
     for Claimed { seq, token, attempt, event } in claimed {
         let receipt = |id: &str| Receipt {

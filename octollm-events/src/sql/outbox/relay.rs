@@ -76,6 +76,9 @@ pub(super) async fn run<B: EventBus>(outbox: Outbox, bus: Arc<B>) -> BusError {
     }
 }
 
+/// Events with the ids of their rows.
+type Stored = Vec<(i64, Event)>;
+
 struct Relay<B> {
     outbox: Outbox,
     bus: Arc<B>,
@@ -159,7 +162,7 @@ impl<B: EventBus> Relay<B> {
     }
 
     /// The first events of a partition, and those that cannot be read.
-    async fn read(&self, part: i64) -> Result<(Vec<(i64, Event)>, Vec<(i64, String)>), SqlError> {
+    async fn read(&self, part: i64) -> Result<(Stored, Vec<(i64, String)>), SqlError> {
         static READ: Sql = Sql::new(
             "SELECT id, event FROM (SELECT id, event, sum(size) OVER (ORDER BY id) - size AS before FROM ( \
              SELECT id, event, size FROM octollm_outbox WHERE part = $1 AND refused IS NULL ORDER BY id LIMIT $2) AS first) AS summed \
@@ -179,10 +182,7 @@ impl<B: EventBus> Relay<B> {
 
 /// Splits events into the first of each key with those that have none, and the others. Those of a key that has failed are in
 /// neither, nor are later events without a key where one has failed.
-fn first_of_each_key(
-    events: Vec<(i64, Event)>,
-    failed: &HashSet<String>,
-) -> (Vec<(i64, Event)>, Vec<(i64, Event)>) {
+fn first_of_each_key(events: Stored, failed: &HashSet<String>) -> (Stored, Stored) {
     let mut keys = HashSet::new();
     let left =
         events.into_iter().filter(|(_, event)| !failed.contains(event.partition_key().unwrap_or_default()));

@@ -51,6 +51,8 @@
 //! | run tasks later, once, and again after a failure | [`task::Submission`], and the guide's chapter on jobs |
 //! | run steps as data | [`plan`] |
 //! | store tasks in a database | `sql::SqlStore` |
+//! | store events with the changes of your own tables, and handle them once | `sql::Outbox`, `sql::Inbox`, `sql::SqlBus` |
+//! | record who did what | [`audit`], `sql::SqlAuditLog` |
 //! | survive arms that fail, on any tower stack as well | [`resilience`], and the guide's chapter on it |
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
@@ -72,11 +74,11 @@
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `conformance` | suites of tests for a user's own stores and buses: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
-//! | `sql` | the store of tasks in a database: SQLite or Postgres; needs a C compiler | no |
+//! | `sql` | tasks, events and the audit log in a database: SQLite or Postgres; needs a C compiler | no |
 //! | `full` | all of them but `conformance` | no |
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
+    arm, audit, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
     idempotency, json, limit, metrics, orchestrator, plan, reflex, resilience, store, task, trace, transport,
     update,
 };

@@ -13,7 +13,7 @@ use sqlx::{
 };
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -32,6 +32,8 @@ pub(crate) struct Changes {
     unsent: Mutex<Unsent>,
     wake: Notify,
     closed: watch::Sender<bool>,
+    /// Number of times that the connection was lost by which notifications come.
+    outages: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -47,7 +49,8 @@ const SWEPT_AT: usize = 64;
 impl Changes {
     pub(super) fn new() -> Self {
         let (topics, unsent) = Default::default();
-        Self { topics, unsent, wake: Notify::new(), closed: watch::Sender::new(false) }
+        let (closed, outages) = (watch::Sender::new(false), watch::Sender::new(0));
+        Self { topics, unsent, wake: Notify::new(), closed, outages }
     }
 
     /// A receiver that changes whenever the topic does, from now on.
@@ -57,6 +60,11 @@ impl Changes {
             topics.retain(|_, sender| sender.receiver_count() > 0);
         }
         topics.entry(topic).or_default().subscribe()
+    }
+
+    /// A receiver that changes whenever the connection to a server was lost. SQLite has none.
+    pub(crate) fn outages(&self) -> watch::Receiver<u64> {
+        self.outages.subscribe()
     }
 
     /// Wakes those that wait for one of these topics in this process.
@@ -145,6 +153,8 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// Pauses after a failure: doubled from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause before the receiver connects again.
+const RECONNECT: Duration = Duration::from_millis(500);
 
 /// The name of this handle among all that are notified.
 fn instance() -> String {
@@ -218,22 +228,29 @@ async fn notify(connection: &mut Owned, payload: String) -> Result<(), sqlx::Err
 async fn receive(options: PgConnectOptions, changes: Arc<Changes>, name: Arc<str>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        let since = Instant::now();
-        if let Err(error) = listen(&options, &changes, &name).await {
+        let mut is_listening = false;
+        if let Err(error) = listen(&options, &changes, &name, &mut is_listening).await {
             tracing::debug!(%error, "notifications interrupted");
         }
-        if since.elapsed() > SILENCE {
+        if is_listening {
+            changes.outages.send_modify(|outages| *outages += 1);
             pause = FIRST_PAUSE;
         }
         sleep(pause).await;
-        pause = (pause * 2).min(LAST_PAUSE);
+        pause = (pause * 2).min(RECONNECT);
     }
 }
 
-async fn listen(options: &PgConnectOptions, changes: &Changes, name: &str) -> Result<(), sqlx::Error> {
+async fn listen(
+    options: &PgConnectOptions,
+    changes: &Changes,
+    name: &str,
+    is_listening: &mut bool,
+) -> Result<(), sqlx::Error> {
     let pool = PoolOptions::<Postgres>::new().max_connections(1).acquire_timeout(LAST_PAUSE);
     let mut listener = PgListener::connect_with(&pool.connect_lazy_with(options.clone())).await?;
     listener.listen(CHANNEL).await?;
+    *is_listening = true;
     // What was sent before is lost.
     changes.notify_all();
     loop {

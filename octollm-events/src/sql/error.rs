@@ -44,6 +44,17 @@ pub enum SqlError {
         /// Latest version that this program knows.
         known: i64,
     },
+    /// The event is larger than is accepted. It was not stored.
+    #[error("the event has {size} bytes, and at most {limit} are accepted")]
+    TooLarge {
+        /// Size of the event, as [`Event::size`](octollm_core::event::Event::size).
+        size: usize,
+        /// Size of the largest event that is accepted.
+        limit: usize,
+    },
+    /// The audit log was tampered with.
+    #[error("the audit log does not verify")]
+    Audit(#[from] super::AuditFault),
     /// No space is left on the disk of the database.
     #[error("the disk of the database is full")]
     DiskFull(#[source] Cause),

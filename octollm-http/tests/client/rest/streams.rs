@@ -134,6 +134,23 @@ async fn a_stream_outlives_the_limit_of_its_head_but_no_limit_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_is_read_more_slowly_than_it_arrives_ends_at_its_limit_too() {
+    let peer = answers(vec![Answer::Raw(chunked(EVENTS, &["data: a\n\n"; 100], true)), ok()]).await;
+    let memory = client(&peer).build().unwrap();
+    let mut events = memory.get("chat").within(Duration::from_secs(2)).events().await.unwrap();
+    let begun = Instant::now();
+    let error = loop {
+        sleep(Duration::from_millis(100)).await;
+        match events.next().await.expect("it does not end as if it were whole") {
+            Ok(_) => assert!(begun.elapsed() < Duration::from_secs(3)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(events.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn cancelling_and_dropping_end_a_stream_and_its_connection() {
     let peer = answers(vec![Answer::Raw(chunked(EVENTS, &["data: a\n\n"], false))]).await;
     let memory = client(&peer).build().unwrap();

@@ -21,6 +21,7 @@ mod limits;
 mod metrics;
 mod mounted;
 mod openapi;
+mod own_keys;
 mod peer;
 mod places;
 mod process;

@@ -23,7 +23,9 @@ fn charging() -> (MeshBuilder, Arc<AtomicU32>) {
     let count = charged.clone();
     let arm = arm_fn(move |input: Charge, _: Context| {
         let run = u64::from(count.fetch_add(1, SeqCst)) + 1;
-        async move { if input.number == 0 { Err(ArmError::failed("no money")) } else { Ok(input.number * 10 + run) } }
+        async move {
+            if input.number == 0 { Err(ArmError::failed("no money")) } else { Ok(input.number * 10 + run) }
+        }
     });
     (Mesh::builder().arm::<Charge>("bank", arm), charged)
 }

@@ -18,7 +18,6 @@ use octollm_http::{Arms, RestClient, Server, io::Pipes};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio::{sync::Notify, task::JoinHandle, time::sleep};
 
 /// Moves money, after a while.
@@ -157,7 +156,8 @@ async fn a_call_with_a_key_goes_elsewhere_where_it_did_not_run_or_records_are_sh
     assert_eq!(bank.begun(), 3);
 
     // The arm ends half way: the other process has the record of the run, which is unknown.
-    let (bank, pipes, store) = (Bank::default(), Pipes::new(), Arc::new(MemoryIdempotencyStore::new().shared()));
+    let (bank, pipes, store) =
+        (Bank::default(), Pipes::new(), Arc::new(MemoryIdempotencyStore::new().shared()));
     let start = |host| started(bank.server().idempotency(store.clone()), &pipes, host);
     let processes = [start("one"), start("two")];
     let client = arms(&pipes, "http://one,http://two");
@@ -195,4 +195,50 @@ async fn an_arm_that_does_not_honour_keys_does_not_get_the_call() {
     let client = Arms::builder().connector(pipes.clone()).endpoint_serving::<Charge>("bank", "http://bank");
     let refused = client.build().unwrap().call(charge()).key("order-7").await.unwrap_err();
     assert_eq!((refused.kind(), bank.begun()), (ErrorKind::NotImplemented, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_in_quotes_and_one_without_are_the_same() {
+    let (bank, pipes) = (Bank::default(), Pipes::new());
+    let _process = bank.start(&pipes, "bank");
+    let key = "order 7/a;b=\\1";
+    for _ in 0..2 {
+        let paid: u32 = rest(&pipes).post("charge").json(&charge()).key(key).send().await.unwrap();
+        assert_eq!((paid, bank.begun()), (500, 1));
+    }
+    let same = arms(&pipes, "http://bank").call(charge()).key(key).await.unwrap();
+    assert_eq!((same, bank.begun()), (500, 1));
+    // Quotes by hand are those of the field.
+    let quoted = rest(&pipes).post("charge").json(&charge()).key(r#""order 7/a;b=\\1""#);
+    assert_eq!((quoted.send::<u32>().await.unwrap(), bank.begun()), (500, 1));
+    let list = rest(&pipes).post("charge").json(&charge()).key("a, b").send::<u32>().await.unwrap_err();
+    assert_eq!((list.kind(), bank.begun()), (ErrorKind::BadRequest, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_at_an_arm_that_is_restarted_half_way_runs_once() {
+    let (bank, pipes) = (Bank::default(), Pipes::new());
+    let process = bank.start(&pipes, "bank");
+    let client = rest(&pipes);
+    let request = client.post("charge").json(&charge()).key("order-8").retry(5).send::<u32>();
+    let (answer, _process) = tokio::join!(request, restart(&bank, process, &pipes));
+    let error = answer.unwrap_err();
+    assert_eq!((error.kind(), bank.begun(), error.attempts()), (ErrorKind::OutcomeUnknown, 1, 2), "{error}");
+    let next = rest(&pipes).post("charge").json(&charge()).key("order-8").repeated().send::<u32>().await;
+    assert_eq!((next.unwrap_err().kind(), bank.begun()), (ErrorKind::OutcomeUnknown, 1));
+    let no_key = rest(&pipes).post("charge").json(&charge()).repeated().send::<u32>().await.unwrap_err();
+    assert_eq!((no_key.kind(), no_key.attempts()), (ErrorKind::BadRequest, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_an_arm_did_not_run_is_sent_again_and_runs() {
+    let (bank, pipes) = (Bank::default(), Pipes::new());
+    // One record at a time: the second request is refused before it runs, and is not marked as one that may have run.
+    let store = MemoryIdempotencyStore::new().max_records(1).retained_for(Duration::from_secs(1));
+    let _process = started(bank.server().idempotency(store), &pipes, "bank");
+    for order in ["order-1", "order-2"] {
+        let request = rest(&pipes).post("charge").json(&charge()).key(order).retry(5);
+        assert_eq!(request.send::<u32>().await.unwrap(), 500, "{order}");
+    }
+    assert_eq!(bank.begun(), 2);
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
 # and storm, of the load, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, for the comparisons
-# Python 3 and PyPI, for that of tokens Node.js and npm, for metrics and manifests Debian's prometheus, systemd and openssl, for the load
+# Python 3 and PyPI, for the SQL store Debian's postgresql, for that of tokens Node.js and npm, for metrics and manifests Debian's prometheus, systemd and openssl, for the load
 # wrk, nghttp2-client and openssl, and for the documentation page chromium.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,6 +21,9 @@ cargo check -q -p octollm-http --no-default-features
 cargo check -q -p octollm --no-default-features
 
 step tests
+if [ ! -d /usr/lib/postgresql ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get install -y -qq postgresql >/dev/null
+fi
 cargo test --workspace --all-features
 
 step docs
@@ -33,6 +36,7 @@ step "short forms of the benchmarks and storms"
 cargo run -q --example bench_call -- 8 400
 cargo run -q -p octollm-core --example bench_bus -- 20000
 cargo run -q -p octollm-core --example bench_layers -- --short
+cargo run -q --all-features --example bench_brain -- memory 8 1
 cargo run -q --example soak -- 400 100
 cargo run -q --example storm -- --short
 cargo run -q --example storm -- memory --short

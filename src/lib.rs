@@ -50,6 +50,9 @@
 //! | run tasks with a journal | [`brain::Brain`] |
 //! | run tasks later, once, and again after a failure | [`task::Submission`], and the guide's chapter on jobs |
 //! | run steps as data | [`plan`] |
+//! | store tasks in a database | `sql::SqlStore` |
+//! | store events with the changes of your own tables, and handle them once | `sql::Outbox`, `sql::Inbox`, `sql::SqlBus` |
+//! | record who did what | [`audit`], `sql::SqlAuditLog` |
 //! | survive arms that fail, on any tower stack as well | [`resilience`], and the guide's chapter on it |
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
@@ -71,10 +74,11 @@
 //! | `mesh` | the in-process mesh, for tests: enable it under `[dev-dependencies]` | no |
 //! | `conformance` | suites of tests for a user's own stores and buses: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
+//! | `sql` | tasks, events and the audit log in a database: SQLite or Postgres; needs a C compiler | no |
 //! | `full` | all of them but `conformance` | no |
 
 pub use octollm_core::{
-    arm, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
+    arm, audit, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
     idempotency, json, limit, metrics, orchestrator, plan, reflex, resilience, store, task, trace, transport,
     update,
 };
@@ -96,6 +100,9 @@ pub use octollm_http::otel;
 /// The encodings of events.
 #[cfg(feature = "events")]
 pub use octollm_events as events;
+
+#[cfg(feature = "sql")]
+pub use octollm_events::sql;
 
 pub use octollm_core::{Arm, Context, error::Error};
 

@@ -2,12 +2,12 @@
 //! an HTTP server of its own.
 //!
 //! ```text
-//! cargo run --example quickstart [PATH] [--goal TEXT] [--json] [--explain]
+//! cargo run --example quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL]
 //! ```
 //!
 //! PATH is the folder of the crate, by default this one. TEXT is what the brain is asked for: a review, a search for
 //! secrets, or both. `--json` prints the report as JSON and nothing else. `--explain` adds the calls and the events of the
-//! task. Exit status: 0 when the task is completed, 1 when it failed or was refused, 2 when there is nothing to review,
+//! task. `--database` stores the task in a database, such as `sqlite:tasks.db`; it needs `--features sql`. Exit status: 0 when the task is completed, 1 when it failed or was refused, 2 when there is nothing to review,
 //! 130 when it was interrupted.
 //!
 //! Read this file first, then `contracts` and `arms`. The other modules do the arms' own work, without octollm.
@@ -21,6 +21,7 @@ mod analysis;
 use std::{
     io::{self, ErrorKind, IsTerminal, Write},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -30,6 +31,7 @@ use octollm::{
     http::BoundServer,
     orchestrator::JournalStep,
     prelude::*,
+    store::{MemoryStore, TaskStore},
     task::{TaskBudget, TaskUpdate},
 };
 
@@ -40,7 +42,7 @@ use crate::{
 };
 
 /// Starts all servers, on ports that the operating system chooses. Returns the URL of the reflex server.
-async fn start(root: PathBuf, bus: MemoryBus) -> Result<String, octollm::Error> {
+async fn start(root: PathBuf, bus: MemoryBus, store: Arc<dyn TaskStore>) -> Result<String, octollm::Error> {
     let retriever = Retriever { root };
     let retriever = Server::new("retriever")
         .description("Lists and reads the sources of one crate.")
@@ -60,11 +62,22 @@ async fn start(root: PathBuf, bus: MemoryBus) -> Result<String, octollm::Error> 
         .endpoint("judge", judge)
         .endpoint("guardian", guardian)
         .build()?;
-    let brain = Brain::builder().arm(Review).arms(arms).bus(bus).build()?;
+    let brain = Brain::builder().arm(Review).arms(arms).bus(bus).store(store).build()?;
     let brain = spawn(Server::new("brain").orchestrator(brain).bind("127.0.0.1:0").await?);
 
     let reflex = Server::new("reflex").reflex(NoTakeover).orchestrator(OrchestratorClient::new(brain)?);
     Ok(spawn(reflex.bind("127.0.0.1:0").await?))
+}
+
+/// The store of tasks: in memory, or in a database.
+async fn store(database: Option<&str>) -> Result<Arc<dyn TaskStore>, octollm::Error> {
+    match database {
+        None => Ok(Arc::new(MemoryStore::new())),
+        #[cfg(feature = "sql")]
+        Some(url) => Ok(Arc::new(octollm::sql::SqlStore::open(url).await?)),
+        #[cfg(not(feature = "sql"))]
+        Some(_) => Err("--database needs the feature `sql`".into()),
+    }
 }
 
 /// Serves until the process ends. Returns the URL.
@@ -79,7 +92,8 @@ async fn run(options: Options) -> Result<i32, octollm::Error> {
     let bus = MemoryBus::new();
     let events = "events:task:queued,events:task:started,events:task:completed".parse()?;
     let mut events = bus.subscribe(events, Overflow::DropOldest(16)).await?;
-    let reflex = OrchestratorClient::new(start(options.root, bus).await?)?;
+    let store = store(options.database.as_deref()).await?;
+    let reflex = OrchestratorClient::new(start(options.root, bus, store).await?)?;
 
     let budget =
         TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(300.0), max_cost_dollars: None };
@@ -163,15 +177,17 @@ struct Options {
     goal: String,
     json: bool,
     explain: bool,
+    database: Option<String>,
     help: bool,
 }
 
-const USAGE: &str = "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain]";
+const USAGE: &str = "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL]";
 
 /// Reads the command line. The error is one line.
 fn options() -> Result<Options, String> {
     let goal = "Review this crate, and look for secrets.".into();
-    let mut options = Options { root: ".".into(), goal, json: false, explain: false, help: false };
+    let mut options =
+        Options { root: ".".into(), goal, json: false, explain: false, database: None, help: false };
     let mut paths = 0;
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
@@ -182,6 +198,10 @@ fn options() -> Result<Options, String> {
             Some("--goal") => {
                 let goal = arguments.next().and_then(|goal| goal.into_string().ok());
                 options.goal = goal.ok_or_else(|| format!("--goal needs a text; {USAGE}"))?;
+            }
+            Some("--database") => {
+                let url = arguments.next().and_then(|url| url.into_string().ok());
+                options.database = Some(url.ok_or_else(|| format!("--database needs a URL; {USAGE}"))?);
             }
             Some(flag) if flag.starts_with('-') => return Err(format!("{flag} is not known; {USAGE}")),
             _ if paths > 0 => return Err(format!("one PATH at a time; {USAGE}")),

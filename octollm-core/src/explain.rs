@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::error::ErrorKind;
+use crate::error::{CallError, ErrorKind};
 
 /// What happened to one call on its way, in order: see [`CallFuture::explained`](crate::context::CallFuture::explained).
 ///
@@ -73,6 +73,16 @@ impl CallRecord {
     pub fn add(&self, what: CallEvent) {
         let at = self.begun.elapsed();
         self.steps.lock().unwrap_or_else(PoisonError::into_inner).push((at, what));
+    }
+
+    /// Adds how the call has failed, where that is not known of the last time that it was sent: one attempt is its only one, was
+    /// cancelled, or has returned what cannot be read.
+    pub(crate) fn ended(&self, error: &CallError) {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, CallEvent::Sent { .. })) = steps.last() {
+            let endpoint = error.endpoint().map(Into::into);
+            steps.push((self.begun.elapsed(), CallEvent::Failed { kind: error.kind(), endpoint }));
+        }
     }
 
     /// The steps until now, each with the time since the call began.

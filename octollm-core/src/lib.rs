@@ -65,6 +65,7 @@ pub mod resilience;
 pub mod context;
 pub mod arm;
 pub mod dispatcher;
+pub mod audit;
 pub mod event;
 pub mod bus;
 pub mod task;

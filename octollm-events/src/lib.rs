@@ -19,5 +19,7 @@
 
 mod cloud;
 mod encoding;
+#[cfg(feature = "sql")]
+pub mod sql;
 
 pub use encoding::Encoding;

@@ -141,6 +141,9 @@ macro_rules! client_limits {
             max_answer: usize as bytes = 8 << 20, 1 => usize::MAX;
             /// Sets the time limit on asking an arm for its card. Default 5 s, at most a day.
             capabilities_timeout: Duration as time = Duration::from_secs(5), SHORTEST => DAY;
+            /// Sets the age from which the cards of arms are old: the next call asks all arms again, and does not wait for them. So
+            /// an arm that was away is found, and one that is healthy again or has other contracts. Default 30 s, at most a day.
+            card_refresh: Duration as time = Duration::from_secs(30), SHORTEST => DAY;
             /// Sets how many further attempts are made of a call that does not [set them](octollm_core::context::CallFuture::retry),
             /// each only where it is safe, can help, and is within the budget of its arm: see
             /// [`resilience`](octollm_core::resilience). Default 2, at most 100.

@@ -35,7 +35,7 @@ impl<C: TaskContract> Arm<C> for Brain {
         let id = record.id().clone();
         // Before the task is stored: the call may be dropped meanwhile.
         let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false, lost: false };
-        self.store(record, None).await?;
+        self.accept(record, None, cx).await?;
         guard.stored = true;
         let (task, ended) = match self.ended(&id, end, cx).await {
             Ok(ended) => ended,
@@ -94,7 +94,7 @@ impl Brain {
         match in_time {
             Some(task) => Ok((task?, Ended::Itself)),
             // It is queued, or is just being ended.
-            None => Ok((self.cancel(id, cx).await?, Ended::Late)),
+            None => Ok((self.end(id, cx).await?, Ended::Late)),
         }
     }
 

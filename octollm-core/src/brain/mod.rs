@@ -5,6 +5,7 @@
 //! therefore written as plain code, and becomes durable by running under a brain.
 
 mod arm;
+mod audited;
 mod grants;
 mod meters;
 mod journal;
@@ -34,6 +35,7 @@ use self::{
 use crate::{
     __limits_setters, __limits_struct,
     arm::Arm,
+    audit::{AuditLog, optional::Audit},
     bus::{EventBus, MemoryBus},
     clock::{self, Clock},
     contract::{ContractRef, TaskContract},
@@ -69,6 +71,7 @@ struct Inner {
     limits: Limits,
     /// Limits of contracts over all brains on the store.
     max_running_of: Vec<(ContractRef, usize)>,
+    audit: Audit,
     /// Whether no other brain can have the store.
     is_alone: bool,
     meters: Meters,
@@ -93,12 +96,14 @@ struct Parts {
     clock: Clock,
     limits: Limits,
     max_running_of: Vec<(ContractRef, usize)>,
+    audit: Audit,
     is_alone: bool,
 }
 
 impl Inner {
     fn new(parts: Parts) -> Self {
-        let Parts { dispatcher, transport, bus, store, clock, limits, max_running_of, is_alone } = parts;
+        let Parts { dispatcher, transport, bus, store, clock, limits, max_running_of, audit, is_alone } =
+            parts;
         let holder = format!("{}-{}", dispatcher.card().arm_id, RequestId::new());
         let relay = Relay::new(holder.clone(), store.clone(), bus.clone());
         Self {
@@ -116,6 +121,7 @@ impl Inner {
             clock,
             limits,
             max_running_of,
+            audit,
             is_alone,
         }
     }
@@ -269,6 +275,7 @@ impl Brain {
             clock: inner.clock.clone(),
             limits: inner.limits.clone(),
             max_running_of: inner.max_running_of.clone(),
+            audit: inner.audit.clone(),
             is_alone: inner.is_alone,
         }))
     }
@@ -291,6 +298,7 @@ pub struct BrainBuilder {
     clock: Clock,
     limits: Limits,
     max_running_of: Vec<(ContractRef, usize)>,
+    audit: Audit,
 }
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -339,6 +347,7 @@ impl Default for BrainBuilder {
             clock: Clock::new(clock::now),
             limits: Limits::default(),
             max_running_of: Vec::new(),
+            audit: Audit::default(),
         }
     }
 }
@@ -382,6 +391,15 @@ impl BrainBuilder {
     /// Sets the store of its tasks, which other brains may have as well.
     pub fn store(mut self, store: impl TaskStore) -> Self {
         self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Sets the audit log. The brain writes to it who submits, cancels and reruns tasks, before it does so, and which of these it
+    /// refuses for lack of authority. While the log is not available, all of these fail as
+    /// [`Unavailable`](crate::error::ErrorKind::Unavailable) and have no effect, unless the log is a
+    /// [best effort](crate::audit::best_effort).
+    pub fn audit(mut self, log: impl AuditLog) -> Self {
+        self.audit = Audit::new(log);
         self
     }
 
@@ -452,12 +470,21 @@ impl BrainBuilder {
 
     /// Without a check: for the default limits.
     pub(crate) fn assemble(self) -> Brain {
-        let Self { dispatcher, transport, bus, store, clock, limits, max_running_of } = self;
+        let Self { dispatcher, transport, bus, store, clock, limits, max_running_of, audit } = self;
         let is_alone = store.is_none();
         let store = store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
         let dispatcher = Arc::new(dispatcher);
-        let parts = Parts { dispatcher, transport, bus, store, clock, limits, max_running_of, is_alone };
-        Brain::of(Inner::new(parts))
+        Brain::of(Inner::new(Parts {
+            dispatcher,
+            transport,
+            bus,
+            store,
+            clock,
+            limits,
+            max_running_of,
+            audit,
+            is_alone,
+        }))
     }
 
     fn config_mut(&mut self) -> &mut Limits {

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::{Brain, grants, limited, replay::report_recorded, scheduler, scheduler::Stop, updates};
 use crate::{
+    audit::AuditEntry,
     card::ArmCard,
     context::Context,
     contract::{ContractRef, Violation},
@@ -37,8 +38,10 @@ impl Orchestrator for Brain {
     }
 
     async fn submit(&self, submission: Submission, cx: &Context) -> Result<Task, Failure> {
-        let (record, delay) = self.prepare(submission, cx).await?;
-        self.store(record, delay).await
+        let contract = submission.contract.clone();
+        let prepared = self.prepare(submission, cx).await;
+        let (record, delay) = self.refusal_recorded(prepared, (Some(&contract), None), cx).await?;
+        self.accept(record, delay, cx).await
     }
 
     async fn get(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
@@ -57,13 +60,9 @@ impl Orchestrator for Brain {
     }
 
     async fn cancel(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
-        self.visible(id, cx).await?;
-        if let Some(run) = self.0.running.stop(id, Stop::Cancel) {
-            self.0.running.ended(&run).await;
-        }
-        // A task that has not ended by now is queued, or runs elsewhere.
-        let (record, _) = self.cancel_stored(id, cx, |_| true).await?;
-        Ok(record.into_task())
+        let record = self.refusal_recorded(self.visible(id, cx).await, (None, Some(id)), cx).await?;
+        self.act_recorded(AuditEntry::CANCELLED, &record, cx).await?;
+        self.end(id, cx).await
     }
 
     async fn watch(&self, id: &TaskId, after: Option<u64>, cx: &Context) -> Result<TaskUpdates, Failure> {
@@ -72,7 +71,10 @@ impl Orchestrator for Brain {
     }
 
     async fn rerun(&self, id: &TaskId, from: Option<&StepKey>, cx: &Context) -> Result<Task, Failure> {
-        self.run_again(id, from, cx).await
+        let record = self.refusal_recorded(self.visible(id, cx).await, (None, Some(id)), cx).await?;
+        self.act_recorded(AuditEntry::RERUN, &record, cx).await?;
+        let again = self.run_again(id, from, cx).await;
+        self.failure_recorded(again, &record, cx).await
     }
 
     async fn journal(
@@ -145,6 +147,16 @@ impl Brain {
             query.after = last;
         }
         Ok((found, query.after))
+    }
+
+    /// Cancels a task that this caller may see.
+    pub(super) async fn end(&self, id: &TaskId, cx: &Context) -> Result<Task, Failure> {
+        if let Some(run) = self.0.running.stop(id, Stop::Cancel) {
+            self.0.running.ended(&run).await;
+        }
+        // A task that has not ended by now is queued, or runs elsewhere.
+        let (record, _) = self.cancel_stored(id, cx, |_| true).await?;
+        Ok(record.into_task())
     }
 
     /// Checks that the brain accepts tasks.

@@ -157,6 +157,9 @@ impl<T> CallFuture<T> {
     {
         let record = CallRecord::new();
         let answer = self.with(|request| request.explain = Some(record.clone())).await;
+        if let Err(error) = &answer {
+            record.ended(error);
+        }
         (answer, record.steps())
     }
 

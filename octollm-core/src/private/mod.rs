@@ -8,6 +8,7 @@ pub use serde;
 pub use serde_json;
 
 pub use crate::{
+    audit::optional::Audit,
     clock::now,
     contract::{ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation},
     meters::{Counter, Counters, Durations, Gauges, Spent, outcome},

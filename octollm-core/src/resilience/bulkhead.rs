@@ -14,18 +14,15 @@ use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
 };
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt, util::Oneshot};
 
-use super::{
-    protocol::{Calls, Protocol, Refusal},
-    take_ready,
-};
+use super::protocol::{Calls, Protocol, Refusal};
 
 /// Limits how many calls run at once, so that one slow target cannot take all the room of its callers.
 ///
 /// Calls beyond that are refused with [`overloaded`](crate::error::ErrorKind::Overloaded) at once, or wait for a place. They
-/// have not executed. The service is ready also when it is full, and refuses in `call`. A place comes back when the future of a
-/// call ends or is dropped. The clones of a service share the places. Every value of a limit is valid.
+/// have not executed. The service is always ready: a full one refuses in `call`, and a call with a place waits there until the service
+/// below is ready. A place comes back when the future of a call ends or is dropped. The clones of a service share the places. Every value of a limit is valid.
 ///
 /// ```
 /// use std::time::Duration;
@@ -114,8 +111,9 @@ where
     type Error = P::Error;
     type Future = Placed<S, P>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.service.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
+        // A call polls what is below once it has a place: one that is refused then has reserved nothing there.
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: P::Request) -> Self::Future {
@@ -124,10 +122,10 @@ where
             return Placed { place: None, state: State::Refused { error: Some(error) } };
         };
         let state = match self.running.clone().try_acquire_owned() {
-            Ok(permit) => State::Running { call: self.service.call(request), permit },
+            Ok(permit) => State::Running { call: self.service.clone().oneshot(request), permit },
             Err(_) => {
-                let service = take_ready(&mut self.service);
-                let waiting = Waiting { service, request, protocol: self.protocol.clone() };
+                let waiting =
+                    Waiting { service: self.service.clone(), request, protocol: self.protocol.clone() };
                 let acquire: Acquire = Box::pin(self.running.clone().acquire_owned());
                 State::Waiting { acquire, timer: sleep(self.wait), waiting: Some(waiting) }
             }
@@ -168,7 +166,7 @@ pin_project! {
     {
         Waiting { acquire: Acquire, #[pin] timer: Sleep, waiting: Option<Waiting<S, P>> },
         // In this order too.
-        Running { #[pin] call: S::Future, permit: OwnedSemaphorePermit },
+        Running { #[pin] call: Oneshot<S, P::Request>, permit: OwnedSemaphorePermit },
         Refused { error: Option<P::Error> },
         Ended,
     }
@@ -203,11 +201,11 @@ where
                             None
                         }
                     };
-                    let Some(Waiting { mut service, request, protocol }) = waiting.take() else {
+                    let Some(Waiting { service, request, protocol }) = waiting.take() else {
                         return Poll::Pending;
                     };
                     match permit {
-                        Some(permit) => State::Running { call: service.call(request), permit },
+                        Some(permit) => State::Running { call: service.oneshot(request), permit },
                         None => {
                             State::Refused { error: Some(protocol.refused(&request, Refusal::Overloaded)) }
                         }

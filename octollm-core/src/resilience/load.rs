@@ -45,7 +45,7 @@ impl Load {
         Self { pending: AtomicU64::new(0), average: Mutex::new(average) }
     }
 
-    /// Counts a call that begins. [`end`](Self::end) or [`cancel`](Self::cancel) must follow.
+    /// Counts a call that begins. [`end`](Self::end) or another of these must follow.
     pub fn begin(&self) {
         self.pending.fetch_add(1, Ordering::Relaxed);
     }
@@ -82,7 +82,19 @@ impl Load {
         *self.average() = Average::of(latency, now);
     }
 
-    /// Counts a call that has ended without an answer, such as one that was cancelled.
+    /// Counts a call that was given up after a time without an answer. It would have taken longer than that: where so much is a peak, it
+    /// counts as one, so that an endpoint that hangs attracts no further calls.
+    pub fn give_up(&self, elapsed: Duration, now: Instant) {
+        self.cancel();
+        let mut average = self.average();
+        let nanoseconds = elapsed.as_nanos() as f64;
+        if nanoseconds >= average.latency * average.weight(now) {
+            let rest = elapsed.saturating_mul(AGAIN_AFTER_PEAK).max(AGAIN);
+            *average = Average { again: now.checked_add(rest), ..Average::of(elapsed, now) };
+        }
+    }
+
+    /// Counts a call that has ended without an answer, such as one that was not sent.
     pub fn cancel(&self) {
         // A call that has not begun is none less.
         let _ =
@@ -204,6 +216,24 @@ mod tests {
         assert!(late.cost(again) > 100e6, "and no second one before it has answered");
         late.end(MS, again);
         assert_eq!(late.cost(again), 1e6);
+    }
+
+    #[test]
+    fn a_call_that_was_given_up_took_as_long_at_least() {
+        let (load, now) = (Load::new(), Instant::now());
+        load.begin();
+        load.end(10 * MS, now);
+        load.begin();
+        load.give_up(MS, now);
+        assert_eq!((load.cost(now), load.pending()), (10e6, 0), "it says nothing");
+        load.begin();
+        load.give_up(100 * MS, now);
+        assert_eq!((load.cost(now), load.pending()), (100e6, 0));
+        let again = now + 5_000 * MS;
+        assert_eq!(load.cost(again), LEAST);
+        load.begin();
+        load.give_up(100 * MS, again);
+        assert_eq!(load.cost(again), 100e6, "it still hangs");
     }
 
     /// Of three endpoints one fails in a millisecond, and the others answer in ten.

@@ -166,7 +166,11 @@ impl Protocol for Calls {
     type Error = CallError;
 
     fn outcome(&self, result: Result<&Reply, &CallError>) -> Outcome {
-        let failed = |error: &CallError| outcome_of_failure(error.failure(), error.endpoint().is_some());
+        let failed = |error: &CallError| match error.attempts() {
+            // This side has refused it: for a missing token, or by a breaker below.
+            0 => Outcome::Ignored,
+            _ => outcome_of_failure(error.failure(), error.endpoint().is_some()),
+        };
         result.map_or_else(failed, |_| Outcome::Success)
     }
 
@@ -298,5 +302,10 @@ mod tests {
         }
         let shed = CallError::new("a.b".parse().unwrap(), Failure::of(ErrorKind::Overloaded));
         assert_eq!(Calls.outcome(Err(&shed)), Outcome::Ignored);
+        for &kind in ErrorKind::ALL {
+            let refused = CallError::new("a.b".parse().unwrap(), Failure::of(kind));
+            let refused = refused.with_endpoint("http://judge").with_attempts(0);
+            assert_eq!(Calls.outcome(Err(&refused)), Outcome::Ignored, "{kind}");
+        }
     }
 }

@@ -91,8 +91,8 @@ pub struct Claim<'a> {
     pub limit: usize,
     /// For some of the contracts, how many of its tasks may be processing with a lease that has not expired, over all brains.
     pub max_running: &'a [(ContractRef, usize)],
-    /// Source of the events.
-    pub(crate) source: &'a str,
+    /// Source of the events of the claim.
+    pub source: &'a str,
 }
 
 /// What a brain has claimed: the answer of [`TaskStore::claim`](super::TaskStore::claim).
@@ -106,7 +106,25 @@ pub struct Claimed {
     pub free_in: Option<Duration>,
 }
 
-impl Claim<'_> {
+impl<'a> Claim<'a> {
+    /// A request for at most `limit` tasks of these contracts, with leases of this length. `source` is the source of the events.
+    pub const fn new(
+        holder: &'a str,
+        contracts: &'a [ContractRef],
+        lease: Duration,
+        limit: usize,
+        source: &'a str,
+    ) -> Self {
+        Self { holder, contracts, lease, limit, max_running: &[], source }
+    }
+
+    /// Sets how many tasks of some of the contracts may be processing.
+    #[must_use]
+    pub const fn max_running(mut self, limits: &'a [(ContractRef, usize)]) -> Self {
+        self.max_running = limits;
+        self
+    }
+
     /// The most tasks of a contract that may be processing. `None` where it has no limit.
     pub fn max_running_of(&self, contract: &ContractRef) -> Option<usize> {
         self.max_running.iter().find(|(limited, _)| limited == contract).map(|(_, most)| *most)

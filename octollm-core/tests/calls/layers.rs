@@ -29,7 +29,7 @@ use octollm_core::{
 };
 use serde_json::json;
 use tokio::time::{Instant, advance};
-use tower::{Layer, Service, ServiceBuilder, ServiceExt};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimit};
 
 use crate::support::*;
 
@@ -494,6 +494,64 @@ async fn the_service_that_was_ready_is_the_one_that_is_called() {
         .service(PolledFirst::default());
     let answers = futures_util::future::join_all((0..2).map(|_| send(&service))).await;
     assert_eq!(answers.into_iter().map(|answer| answer.unwrap_err().attempts()).collect::<Vec<_>>(), [3, 3]);
+}
+
+/// One call at a time, and the others wait until it is ready.
+fn one_at_a_time<S>(service: S) -> ConcurrencyLimit<S> {
+    ConcurrencyLimit::new(service, 1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_rejects_is_ready_where_the_service_below_is_not() {
+    let scripted = Scripted::of([DOWN]);
+    let limited = one_at_a_time(scripted.clone());
+    let breaker = BreakerLayer::new().failures(1).layer(limited.clone());
+    assert_eq!(kind(&breaker).await, ErrorKind::ConnectionLost);
+    let mut holding = limited.clone();
+    holding.ready().await.unwrap();
+    let answer = futures_util::FutureExt::now_or_never(send(&breaker)).expect("an open breaker is ready");
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::CircuitOpen);
+    // A call that is admitted all the same waits for the place.
+    let mut polled = breaker.clone();
+    polled.ready().await.unwrap();
+    advance(ms(1_000)).await;
+    scripted.script([Answer::Ok(0)]);
+    let mut probe = Box::pin(polled.call(call()));
+    assert!(futures_util::FutureExt::now_or_never(&mut probe).is_none());
+    drop(holding);
+    assert!(probe.await.is_ok());
+
+    let scripted = Scripted::of([Answer::Hangs]);
+    let bulkhead = BulkheadLayer::new(1).layer(one_at_a_time(scripted));
+    let mut hung = Box::pin(send(&bulkhead));
+    assert!(futures_util::FutureExt::now_or_never(&mut hung).is_none());
+    let answer = futures_util::FutureExt::now_or_never(send(&bulkhead)).expect("a full bulkhead is ready");
+    assert_eq!(answer.unwrap_err().kind(), ErrorKind::Overloaded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_rejected_reserves_nothing_below() {
+    let scripted = Scripted::of([Answer::Ok(0)]);
+    let limited = one_at_a_time(scripted.clone());
+    let is_free = || futures_util::FutureExt::now_or_never(limited.clone().ready()).is_some();
+
+    // Polled while a probe was due, and called once that runs.
+    let breaker = BreakerLayer::new().failures(1).layer(limited.clone());
+    scripted.script([DOWN, Answer::Ok(0)]);
+    assert_eq!(kind(&breaker).await, ErrorKind::ConnectionLost);
+    advance(ms(1_000)).await;
+    let mut idle = breaker.clone();
+    idle.ready().await.unwrap();
+    assert!(!is_free(), "the place of the call that follows");
+    let mut probe = Box::pin(breaker.clone().call(call()));
+    assert!(futures_util::FutureExt::now_or_never(&mut probe).is_none());
+    assert_eq!(idle.call(call()).await.unwrap_err().kind(), ErrorKind::CircuitOpen);
+    assert!(probe.await.is_ok(), "an idle service has no place");
+
+    let bulkhead = BulkheadLayer::new(0).layer(limited.clone());
+    let mut idle = bulkhead.clone();
+    assert_eq!(idle.ready().await.unwrap().call(call()).await.unwrap_err().kind(), ErrorKind::Overloaded);
+    assert!(is_free());
 }
 
 #[tokio::test(start_paused = true)]

@@ -69,7 +69,6 @@ impl TaskStore for Faulty {
         }
         self.1.create(record.clone(), SideEffects::default(), max, bytes).await?;
         tokio::task::yield_now().await;
-        let record = record;
         self.1.commit(record.clone(), effects).await?;
         Ok(Arc::new(record))
     }

@@ -16,7 +16,7 @@ use octollm_core::{
 
 use super::{
     exchange::{Exchanger, Target},
-    foreign, offers,
+    foreign,
     pool::{ExchangeLimits, ServerHints},
     site::Site,
 };
@@ -67,7 +67,5 @@ async fn send(
         return Err(Failure::new(ErrorKind::BadResponse, "its card is larger than 1 MiB"));
     }
     let no_card = |_| Failure::new(ErrorKind::BadResponse, "its answer is no card of an arm");
-    let card = read_output(answer.body()).map_err(no_card)?;
-    offers::log_left_out(&site.arm, &card);
-    Ok(card)
+    read_output(answer.body()).map_err(no_card)
 }

@@ -3,7 +3,10 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,17 +33,29 @@ use super::{
     site::{Judging, Listed, Site},
 };
 
-/// The arms with their endpoints and cards. It asks all endpoints in rounds, at the first call, and when an offer or the set of endpoints has
-/// changed: in a deployment the endpoints of one arm may have different cards.
+/// The arms with their endpoints and cards. It asks all endpoints in rounds, at the first call, when an offer or the set of endpoints has
+/// changed, and for a call where the last round is long ago: in a deployment the endpoints of one arm may have different cards, and what a
+/// card says of its arm does not hold for ever.
 pub(super) struct Directory {
     itself: Weak<Self>,
     pub(super) exchanger: Exchanger,
     judging: Judging,
-    time_limit: Duration,
+    asking: Asking,
+    /// From when on the cards are old, in milliseconds since `begun`.
+    old_at: AtomicU64,
+    begun: Instant,
     known: RwLock<Known>,
     round: watch::Sender<Round>,
     fingerprints: Mutex<HashMap<ContractRef, String>>,
     reported_drifts: Mutex<HashSet<(ContractRef, Arc<str>)>>,
+}
+
+/// How the arms are asked for their cards.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asking {
+    pub(super) time_limit: Duration,
+    /// Age from which a card is old.
+    pub(super) refresh: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +86,7 @@ impl Directory {
         groups: impl IntoIterator<Item = usize>,
         exchanger: Exchanger,
         judging: Judging,
-        time_limit: Duration,
+        asking: Asking,
     ) -> Arc<Self> {
         let longest_open = judging.breaker.map_or(Duration::ZERO, |limits| limits.max_open);
         let known = Known::new([0].into_iter().chain(groups), REMEMBERED.max(longest_open), judging.retries);
@@ -79,7 +94,9 @@ impl Directory {
             itself: itself.clone(),
             exchanger,
             judging,
-            time_limit,
+            asking,
+            old_at: AtomicU64::new(milliseconds(asking.refresh)),
+            begun: Instant::now(),
             known: RwLock::new(known),
             round: watch::Sender::default(),
             fingerprints: Mutex::default(),
@@ -87,6 +104,16 @@ impl Directory {
         });
         directory.replace(0, configured);
         directory
+    }
+
+    /// The offers of a contract for a call, as far as they are known now. Where the cards are old, the arms are asked again meanwhile.
+    pub(super) fn offers_now(&self, contract: &ContractRef) -> Option<Arc<Offers>> {
+        let (now, old_at) = (milliseconds(self.begun.elapsed()), self.old_at.load(Ordering::Relaxed));
+        // Of many calls one begins the round.
+        if now >= old_at && self.are_old_from(old_at, now) {
+            self.refresh_later();
+        }
+        self.offers(contract)
     }
 
     /// The offers of a contract, as far as they are known now.
@@ -107,7 +134,7 @@ impl Directory {
     /// resolvers have found none. A retry waits for the next round.
     pub(super) async fn find(&self, contract: &ContractRef) -> Result<Arc<Offers>, Failure> {
         let mut round = self.begin_round();
-        let first_sets = Instant::now() + self.time_limit;
+        let first_sets = Instant::now() + self.asking.time_limit;
         loop {
             let is_early = Instant::now() < first_sets;
             // In this order: what is learned after the look at the offers is seen as a change.
@@ -132,7 +159,7 @@ impl Directory {
 
     /// Asks all arms again, unless that was done a moment ago.
     pub(super) async fn refresh(&self) {
-        let first_sets = Instant::now() + self.time_limit;
+        let first_sets = Instant::now() + self.asking.time_limit;
         let mut round = self.begin_round();
         loop {
             let is_running = round.borrow_and_update().running.is_some();
@@ -259,6 +286,12 @@ impl Directory {
         Some(ours)
     }
 
+    /// Sets when the cards are old the next time. Returns whether nobody else has.
+    fn are_old_from(&self, before: u64, now: u64) -> bool {
+        let next = now.saturating_add(milliseconds(self.asking.refresh));
+        self.old_at.compare_exchange(before, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
     fn is_due(&self) -> bool {
         self.round.borrow().changed.is_none_or(|changed| changed.elapsed() >= BETWEEN_ROUNDS)
     }
@@ -282,6 +315,8 @@ impl Directory {
             begun.is_some()
         });
         if let Some(number) = begun {
+            let now = milliseconds(self.begun.elapsed());
+            self.old_at.store(now.saturating_add(milliseconds(self.asking.refresh)), Ordering::Relaxed);
             runtime.spawn(ask_all(RunningRound { directory, number }));
         }
         receiver
@@ -322,6 +357,10 @@ impl Directory {
     }
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Whether the runtime of a round no longer runs it.
 fn is_stalled(beat: Instant, now: Instant) -> bool {
     now.saturating_duration_since(beat) >= BETWEEN_ROUNDS
@@ -348,7 +387,7 @@ impl Drop for RunningRound {
 async fn ask_all(round: RunningRound) {
     let RunningRound { directory, number } = &round;
     let one = async |site: Arc<Site>| {
-        let answer = ask(&directory.exchanger, directory.time_limit, &site).await;
+        let answer = ask(&directory.exchanger, directory.asking.time_limit, &site).await;
         (site, answer)
     };
     let mut waiting = VecDeque::new();

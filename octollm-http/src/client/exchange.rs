@@ -181,6 +181,11 @@ impl Exchanger {
         &self.pool
     }
 
+    /// The same connections, without the layers of the user.
+    pub(super) fn without_layers(&self) -> Self {
+        Self { pool: self.pool.clone(), layered: None }
+    }
+
     /// Sends a request that is for no arm, and that passes no layers.
     #[cfg(feature = "otel")]
     pub(crate) async fn send_plain(

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -14,6 +15,7 @@ use tokio::{
     task::AbortHandle,
     time::{Instant, sleep_until},
 };
+use tower::BoxError;
 
 use super::{
     authority::Authority,
@@ -121,22 +123,30 @@ async fn follow(mut followed: Followed, directory: Weak<Directory>) {
     let source = followed.number + 1;
     loop {
         let Some(resolver) = &mut followed.resolver else { return };
-        let Some(due) = directory.upgrade().map(|directory| directory.due()) else { return };
-        let next = tokio::select! {
-            next = resolver.next() => Some(next),
-            () = until(due) => None,
-        };
+        let Some(next) = next(resolver, &directory).await else { return };
         let (Some(directory), Some(by)) = (directory.upgrade(), followed.by.upgrade()) else { return };
         match next {
-            None => directory.tend(),
-            Some(Ok(set)) => {
+            Ok(set) => {
                 let listed = by.rules.apply(source, set);
                 directory.replace(source, listed);
             }
-            Some(Err(error)) => {
+            Err(error) => {
                 tracing::warn!(%error, "a resolver has failed, and its last endpoints stay in use");
                 directory.has_failed(source, error.to_string());
             }
+        }
+    }
+}
+
+/// The next answer of a resolver. The directory is tended to meanwhile, and the resolver goes on: one whose answer takes longer than
+/// the time between would never give one. `None` where the client is gone.
+async fn next(resolver: &mut Steady, directory: &Weak<Directory>) -> Option<Result<Vec<Endpoint>, BoxError>> {
+    let mut next = pin!(resolver.next());
+    loop {
+        let due = directory.upgrade()?.due();
+        tokio::select! {
+            next = &mut next => return Some(next),
+            () = until(due) => directory.upgrade()?.tend(),
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode, header::RETRY_AFTER};
+use http::{
+    HeaderMap, StatusCode,
+    header::{DATE, RETRY_AFTER},
+};
 use octollm_core::{
     contract::Violation,
     error::{ErrorKind, Failure},
@@ -181,14 +184,20 @@ fn may_have_executed(status: StatusCode, asks_to_wait: bool) -> bool {
     !(status.is_client_error() || status == StatusCode::SERVICE_UNAVAILABLE && asks_to_wait)
 }
 
-/// Reads `Retry-After`: seconds, or a date. A date in the past is no wait. Anything else is ignored.
+/// The clock of the service where it states that, and else that of this machine.
+pub(super) fn clock(head: &HeaderMap, now: SystemTime) -> SystemTime {
+    let stated = head.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+    stated.unwrap_or(now)
+}
+
+/// Reads `Retry-After`: seconds, or a date by the [clock] of the service. A date in the past is no wait. Anything else is ignored.
 pub(super) fn retry_after(head: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = head.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let until = httpdate::parse_http_date(value).ok()?;
-    Some(until.duration_since(now).unwrap_or_default())
+    Some(until.duration_since(clock(head, now)).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -359,5 +368,21 @@ mod tests {
             assert_eq!(retry_after(&head, now), wait.map(Duration::from_secs), "{value}");
         }
         assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn a_date_is_compared_with_the_clock_of_the_service() {
+        let date = |text: &str| text.parse().unwrap();
+        let mut head = HeaderMap::from_iter([
+            (RETRY_AFTER, date("Sun, 06 Nov 1994 08:49:47 GMT")),
+            (DATE, date("Sun, 06 Nov 1994 08:49:37 GMT")),
+        ]);
+        let ten = Some(Duration::from_secs(10));
+        for now in ["Sun, 06 Nov 1994 08:39:37 GMT", "Sun, 06 Nov 1994 09:49:37 GMT"] {
+            assert_eq!(retry_after(&head, httpdate::parse_http_date(now).unwrap()), ten, "{now}");
+        }
+        head.insert(DATE, date("now"));
+        let ours = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        assert_eq!(retry_after(&head, ours), ten);
     }
 }

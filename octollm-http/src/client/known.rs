@@ -197,7 +197,10 @@ impl Known {
             }
             if let Ok(card) = answer {
                 let card = Some(reached_at(card, &site.url));
-                is_any_card_new |= learned.card != card;
+                if learned.card != card {
+                    is_any_card_new = true;
+                    card.iter().for_each(|card| offers::log_left_out(&site.arm, card));
+                }
                 learned.card = card;
             }
         }

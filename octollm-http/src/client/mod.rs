@@ -48,7 +48,7 @@ use self::{
     authority::Authority,
     circuit::CLIENT,
     configured::{Configured, Named, PREFIX, arm_variables},
-    directory::Directory,
+    directory::{Asking, Directory},
     exchange::{Exchange, request_setters},
     follow::{Follow, Rules},
     send::Sender,
@@ -67,7 +67,7 @@ pub use self::{
     task_handle::TaskHandle,
 };
 use crate::{
-    limits::limits_setters,
+    limits::{ClientConfig, limits_setters},
     resolve::{Resolver, Steady},
 };
 
@@ -83,7 +83,8 @@ pub(crate) use self::env::ORCHESTRATOR_URL;
 /// # Ok(()) }
 /// ```
 ///
-/// The client asks every endpoint of the arms for its contracts at the first call and after a change. If several endpoints serve a
+/// The client asks every endpoint of the arms for its card at the first call, after a change, and while there are calls every 30 s
+/// ([`card_refresh`](ArmsBuilder::card_refresh)). If several endpoints serve a
 /// contract, a call goes to one whose card is healthy and cheapest; of equal ones, to the one with less load of two at random. If it cannot be
 /// connected, or refuses the call with `contract_not_offered` or 404 before execution, another one is tried.
 #[derive(Clone)]
@@ -412,7 +413,7 @@ impl ArmsBuilder {
             return Err(ConfigError::new("name", "is empty: it is the source of the events of the client"));
         }
         let grace = requests.config.resolver_grace;
-        let time_limit = requests.config.capabilities_timeout;
+        let ClientConfig { capabilities_timeout: time_limit, card_refresh: refresh, .. } = requests.config;
         let over_tcp = requests.connector.is_none();
         let mut configured = Configured::default();
         for named in arms {
@@ -443,7 +444,13 @@ impl ArmsBuilder {
         let retry_budget = (requests.config.retry_budget_percent, requests.config.retry_budget_per_second);
         let (exchanger, judging) =
             (requests.build()?, Judging { breaker, retries: retry_budget, source, bus });
-        let directory = Directory::new(listed, groups.iter().copied(), exchanger, judging, time_limit);
+        let directory = Directory::new(
+            listed,
+            groups.iter().copied(),
+            exchanger,
+            judging,
+            Asking { time_limit, refresh },
+        );
         let rules = Rules::new(ids, groups, fields, authority.clone(), over_tcp);
         let follow = Follow::new(&directory, resolvers, rules);
         let sender = Sender::new(directory.clone(), authority.clone(), below);

@@ -56,7 +56,8 @@ use crate::limits::limits_setters;
 /// What submits or reruns a task is so only where nothing has run: there was no connection, or the orchestrator has refused it.
 ///
 /// Updates of a task are polled, at intervals that grow from 20 ms to 500 ms while nothing changes. If a poll fails with `Retry-After`,
-/// the next one waits for at least that time, at most 60 s.
+/// the next one waits for at least that time, at most 60 s. After six polls in a row that failed, or one that another cannot help, the
+/// updates end without a final status: [`get`](Orchestrator::get) says why.
 #[derive(Clone)]
 pub struct OrchestratorClient(Arc<Inner>, Caller);
 
@@ -180,7 +181,12 @@ impl OrchestratorClient {
             }
             let answer = match self.0.protection.admit() {
                 Ok(admission) => {
-                    self.attempt(admission, (method.clone(), path, body.clone()), &parts, deadline).await
+                    let request = (method.clone(), path, body.clone());
+                    tokio::select! {
+                        biased;
+                        () = cx.cancelled() => Err(Failure::of(ErrorKind::Cancelled)),
+                        answer = self.attempt(admission, request, &parts, deadline) => answer,
+                    }
                 }
                 Err(rejected) => Err(rejected),
             };
@@ -220,7 +226,12 @@ impl OrchestratorClient {
         let answer = match self.exchange(request, parts, deadline, (HeaderMap::new(), None)).await {
             Ok(answer) => answer,
             Err(failure) => {
-                admission.end(outcome_of_failure(&failure, false), Instant::now());
+                let outcome = match outcome_of_failure(&failure, false) {
+                    // It is none of an answer: this side has refused the request.
+                    Outcome::Success | Outcome::Declined => Outcome::Ignored,
+                    outcome => outcome,
+                };
+                admission.end(outcome, Instant::now());
                 return Err(failure);
             }
         };

@@ -96,7 +96,7 @@ async fn exchange(
     if !site.url.has_authorization() {
         let authorized =
             authority.add(request.headers_mut(), &call.parts.caller, Some(scopes), &offer.callee);
-        authorized.map_err(|failure| failed(site, call, failure))?;
+        authorized.map_err(|failure| failed(site, call, failure).with_attempts(0))?;
     }
     if let Some(record) = &call.explain {
         let has_token = request.headers().contains_key(AUTHORIZATION) && !site.url.has_authorization();

@@ -153,7 +153,7 @@ impl Site {
     }
 }
 
-/// An attempt at an endpoint. If it is dropped it counts as cancelled, and nothing is learned of the endpoint.
+/// An attempt at an endpoint. If it is dropped it counts as cancelled, and nothing is learned of the endpoint but that it was not as fast.
 pub(super) struct Attempt<'a> {
     metered: Metered<'a>,
     running: Running<'a>,
@@ -164,6 +164,7 @@ struct Running<'a> {
     site: &'a Site,
     /// `None` without a breaker.
     admitted: Option<Admitted>,
+    begun: Instant,
     has_ended: bool,
 }
 
@@ -175,7 +176,10 @@ impl<'a> Attempt<'a> {
     pub(super) fn begin(site: &'a Site, meter: &'a CallMeter, now: Instant) -> Result<Self, Duration> {
         let admitted = site.breaker.as_ref().map(|breaker| breaker.admit(|| now)).transpose()?;
         site.load.begin();
-        Ok(Self { metered: meter.begin(now), running: Running { site, admitted, has_ended: false } })
+        Ok(Self {
+            metered: meter.begin(now),
+            running: Running { site, admitted, begun: now, has_ended: false },
+        })
     }
 
     /// Ends the attempt at one endpoint of a set. Where there are several, those that are worse than the others are ejected.
@@ -224,8 +228,9 @@ impl Running<'_> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.record(Outcome::Ignored, Instant::now);
-            self.site.load.cancel();
+            let now = Instant::now();
+            self.record(Outcome::Ignored, || now);
+            self.site.load.give_up(now.saturating_duration_since(self.begun), now);
         }
     }
 }

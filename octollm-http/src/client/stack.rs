@@ -160,7 +160,7 @@ impl Retried {
     /// Makes one attempt.
     async fn once(&self, call: &Call) -> Result<Reply, CallError> {
         self.follow.ensure();
-        let offers = match self.directory().offers(&call.contract) {
+        let offers = match self.directory().offers_now(&call.contract) {
             Some(offers) => offers,
             // Boxed, since small futures are moved at less cost.
             None => Box::pin(self.find(call)).await?,

@@ -99,7 +99,8 @@ impl Server {
         }
         let identity = Identity { limit: self.config.authenticate_timeout, ..self.identity };
         let (card, lifetime) = (dispatcher.card().clone(), self.config.registration_lifetime);
-        let service = HttpService::new(table, self.config, identity, errors, rates, self.is_compressing);
+        let service =
+            HttpService::new(table, self.config, identity, errors, rates, (self.audit, self.is_compressing));
         let service = self.layers.into_iter().fold(service, |service, layer| layer(service));
         let announcing = (self.announcing, card, lifetime);
         Ok(Built { service, health, orchestrator, bus: self.bus, announcing })

@@ -69,8 +69,9 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    Arm, bus::EventBus, contract::TaskContract, dispatcher::Dispatcher, error::ConfigError,
-    idempotency::IdempotencyStore, orchestrator::Orchestrator, reflex::Reflex, transport::Transport,
+    __private::Audit, Arm, audit::AuditLog, bus::EventBus, contract::TaskContract, dispatcher::Dispatcher,
+    error::ConfigError, idempotency::IdempotencyStore, orchestrator::Orchestrator, reflex::Reflex,
+    transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
@@ -118,6 +119,7 @@ pub struct Server {
     identity: Identity,
     limiting: Limiting,
     bus: Option<Arc<dyn EventBus>>,
+    audit: Audit,
     errors: ErrorForm,
     is_compressing: bool,
     metrics: Metrics,
@@ -154,6 +156,7 @@ impl Server {
             identity: Identity::default(),
             limiting: Limiting::default(),
             bus: None,
+            audit: Audit::default(),
             errors: ErrorForm::default(),
             is_compressing: false,
             metrics: Metrics::default(),
@@ -232,6 +235,17 @@ impl Server {
     /// within 1 s.
     pub fn bus(mut self, bus: impl EventBus) -> Self {
         self.bus = Some(Arc::new(bus));
+        self
+    }
+
+    /// Sets the audit log. The server writes to it which requests it refuses for lack of authority (401 and 403), and to whom it
+    /// returns the recorded answer of a call with an idempotency key. While the log is not available, the answer to these requests
+    /// is 503, unless the log is a [best effort](octollm_core::audit::best_effort).
+    ///
+    /// A brain has a log of its own: see [`BrainBuilder::audit`](octollm_core::brain::BrainBuilder::audit). What a brain refuses is
+    /// written by both, with the same request id.
+    pub fn audit(mut self, log: impl AuditLog) -> Self {
+        self.audit = Audit::new(log);
         self
     }
 

@@ -203,6 +203,14 @@ impl Refusal {
         self
     }
 
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.0.failure
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.0.headers
+    }
+
     /// Marks the failure of an earlier call with the same key.
     pub(crate) fn replayed(self, is_replayed: bool) -> Self {
         if is_replayed { self.header(names::REPLAYED, TRUE) } else { self }

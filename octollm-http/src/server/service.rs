@@ -16,9 +16,11 @@ use http::{HeaderMap, Method, Request, Response, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
 use octollm_core::{
-    __private::{Gauges, Panicked, caught},
+    __private::{Audit, Gauges, Panicked, caught},
+    audit::AuditEntry,
     deadline::Deadline,
     error::{ErrorKind, Failure},
+    id::RequestId,
     parts::{Caller, ContextParts},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -32,7 +34,7 @@ use super::{
     head::{self, Fields},
     identity::Identity,
     rates::Rates,
-    recording::{Recording, Seen},
+    recording::{Recording, RouteMeter, Seen},
     request_body::{self, ArrivingBytes, BodyLimits, Share},
     routes::{
         Answer, Arrival, ErrorForm, Handler, Ids, Inbound, Refusal, Route, RouteService, RouteTable, Takes,
@@ -66,6 +68,7 @@ pub(crate) struct Core {
     identity: Identity,
     errors: ErrorForm,
     rates: Option<Arc<Rates>>,
+    audit: Audit,
     /// Only with the feature `compression`.
     is_compressing: bool,
     places: Arc<Semaphore>,
@@ -138,7 +141,7 @@ impl HttpService {
         identity: Identity,
         errors: ErrorForm,
         rates: Option<Arc<Rates>>,
-        is_compressing: bool,
+        (audit, is_compressing): (Audit, bool),
     ) -> Self {
         let places = || Arc::new(Semaphore::new(config.max_in_flight));
         let (places, documents) = (places(), places());
@@ -150,6 +153,7 @@ impl HttpService {
             identity,
             errors,
             rates,
+            audit,
             is_compressing,
             places,
             documents,
@@ -319,10 +323,54 @@ impl Core {
             }
         }
         let unanswered = Unanswered::new(&self.ending, meter, seen, &ids);
-        let result = self.reply(&mut head, body, parts, malformed, (arrival, peer, seen, found)).await;
+        let request = self.audit.is_on().then(|| parts.request_id.clone());
+        let mut result = self.reply(&mut head, body, parts, malformed, (arrival, peer, seen, found)).await;
+        if let Some(request) = request {
+            result = Box::pin(self.audited(result, request, meter, seen)).await;
+        }
         unanswered.answered();
         let response = ids.respond(result, self.errors);
         if no_body { head_only(response) } else { response }
+    }
+
+    /// Records a refusal for lack of authority, and the recorded answer of a key.
+    async fn audited(
+        &self,
+        result: Result<Answer, Refusal>,
+        request: RequestId,
+        meter: Option<&RouteMeter>,
+        seen: Option<&Seen>,
+    ) -> Result<Answer, Refusal> {
+        let (failure, headers) = match &result {
+            Ok(Answer(response)) => (None, response.headers()),
+            Err(refusal) => (Some(refusal.failure()), refusal.headers()),
+        };
+        let lacking = [ErrorKind::Unauthenticated, ErrorKind::InsufficientScope];
+        let refused = failure.filter(|failure| lacking.contains(&failure.kind));
+        let action = match refused {
+            Some(_) => AuditEntry::REFUSED,
+            None if headers.contains_key(names::REPLAYED) => AuditEntry::ANSWERED,
+            None => return result,
+        };
+        let entry = || {
+            let mut entry = AuditEntry::new(action, self.routes.server.server.clone()).request(request);
+            if let Some(meter) = meter {
+                entry = match seen.and_then(|seen| seen.contract.get()).or(meter.contract.as_ref()) {
+                    Some(contract) => entry.contract(contract),
+                    None => entry.target(format!("{} {}", meter.method, meter.route)),
+                };
+            }
+            if let Some(caller) = seen.and_then(|seen| seen.caller.get()) {
+                entry = entry.caller(caller);
+            }
+            let Some(failure) = refused else { return entry };
+            match failure.details.as_ref().and_then(|details| details.get("scope")?.as_str()) {
+                Some(scope) => entry.scope(scope).reason(failure.kind),
+                None => entry.reason(failure.kind),
+            }
+        };
+        self.audit.record(entry).await?;
+        result
     }
 
     async fn reply<B>(

@@ -10,7 +10,14 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Request};
-use octollm_core::{budget::Cost, error::ErrorKind, parts::ContextParts};
+use octollm_core::{
+    budget::Cost,
+    contract::{ContractRef, Spec},
+    error::ErrorKind,
+    id::StepKey,
+    parts::ContextParts,
+    transport::{Call, Transport},
+};
 use octollm_http::{client::Target, wire::Problem};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -32,6 +39,19 @@ async fn a_call_is_typed_both_ways() {
     assert_eq!(calls[0].body, br#"{"code":"fn main() {}"}"#);
     assert_eq!(calls[1].body, br#"{"code":"x"}"#);
     assert_eq!((peer.asked_for_card(), peer.accepted()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_contract_with_a_time_limit_that_nobody_lives_to_see_is_called() {
+    let peer = Peer::arm(|_| async {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        Answer::verdict()
+    })
+    .await;
+    let contract: ContractRef = "code.validate".parse().unwrap();
+    let mut call = Call::new(contract.clone(), StepKey::Order(0), "{}".into(), ContextParts::new());
+    call.spec = Some(Spec::new(contract).with_timeout(Duration::MAX));
+    Transport::call(&judge(&peer.url), call).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

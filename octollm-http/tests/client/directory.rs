@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::peer::{Answer, Peer, Verdict, arms, card, check, judge, silent, unused_host};
+use crate::peer::{Answer, Peer, Verdict, arms, card, check, judge, silent, unused_host, usual};
 
 /// [`crate::peer::Check`], as it is to become.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -594,4 +594,59 @@ async fn many_retries_of_calls_without_a_card_ask_for_it_together() {
         call.await.unwrap().unwrap();
     }
     assert_eq!((peer.asked_for_card(), peer.calls().len()), (4, 1_000));
+}
+
+/// An arm that is reached at a host, and shows this card while it is there.
+fn at_host(host: &str, card: impl Fn() -> ArmCard + Send + Sync + 'static) -> Peer {
+    let acceptor = crate::peer::network().listen(host).unwrap();
+    Peer::listen(acceptor, format!("http://{host}"), move |request| {
+        let answer = match &*request.path {
+            "/capabilities" => Answer::Json(200, serde_json::to_value(card()).unwrap()),
+            _ => Answer::verdict(),
+        };
+        async move { answer }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_arm_that_was_away_is_found_while_another_one_serves_its_contract() {
+    let of_tier = |arm: &str, cost_tier: u8| {
+        let mut card = card(arm);
+        card.cost_tier = cost_tier;
+        card
+    };
+    let dear = Peer::with_card(of_tier("dear", 5), |_| async { Answer::verdict() }).await;
+    let host = unused_host();
+    let arms =
+        usual().endpoint("dear", &dear.url).endpoint("cheap", format!("http://{host}")).build().unwrap();
+    arms.call(check()).await.unwrap();
+    let cheap = at_host(&host, move || of_tier("cheap", 1));
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        arms.call(check()).await.unwrap();
+    }
+    assert!(cheap.calls().len() >= 5, "{} calls", cheap.calls().len());
+    assert!(cheap.asked_for_card() <= 2, "{} times", cheap.asked_for_card());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_card_says_of_the_status_of_its_arm_is_read_again() {
+    let is_draining = Arc::new(AtomicBool::new(true));
+    let seen = is_draining.clone();
+    let one = at_host(&unused_host(), move || {
+        let mut card = card("judge");
+        if seen.load(Ordering::SeqCst) {
+            card.status = ArmStatus::Unavailable;
+        }
+        card
+    });
+    let other = Peer::arm(|_| async { Answer::verdict() }).await;
+    let arms = usual().endpoint("judge", format!("{},{}", one.url, other.url)).build().unwrap();
+    arms.call(check()).await.unwrap();
+    is_draining.store(false, Ordering::SeqCst);
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        arms.call(check()).await.unwrap();
+    }
+    assert!(one.calls().len() >= 5, "{} of 60 calls", one.calls().len());
 }

@@ -15,7 +15,7 @@ use octollm_core::{
 };
 use serde_json::json;
 
-use crate::peer::{Answer, Peer, arms, check, unused_host};
+use crate::peer::{Answer, Peer, arms, check, judge, unused_host};
 
 fn names(steps: &[(Duration, CallEvent)]) -> Vec<&'static str> {
     let name = |(_, what): &(Duration, CallEvent)| match what {
@@ -139,4 +139,13 @@ async fn each_endpoint_whose_breaker_is_open_is_in_the_record_once_also_where_an
     let mut all = urls;
     all.sort_unstable();
     assert_eq!(open(&steps), all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_failure_of_a_call_with_one_attempt_is_recorded_too() {
+    let peer = Peer::arm(|_| async { Answer::Json(500, json!({})) }).await;
+    let (answer, steps) = judge(&peer.url).call(check()).retry(0).explained().await;
+    answer.unwrap_err();
+    let is_failed = |step: &(_, CallEvent)| matches!(step.1, CallEvent::Failed { .. });
+    assert_eq!(steps.iter().filter(|step| is_failed(step)).count(), 1, "{steps:?}");
 }

@@ -117,3 +117,28 @@ async fn a_change_of_weights_closes_no_connection() {
     assert_eq!(connections.len(), 1);
     assert_eq!(judge.asked_for_card(), 1);
 }
+
+/// Answers with the second set after the first one, and takes its time for each.
+struct Slow(Vec<Vec<Endpoint>>);
+
+#[async_trait]
+impl Resolver for Slow {
+    async fn next(&mut self) -> Result<Vec<Endpoint>, BoxError> {
+        sleep(Duration::from_millis(1500)).await;
+        match self.0.pop() {
+            Some(set) => Ok(set),
+            None => pending().await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_that_takes_its_time_is_heard_while_new_endpoints_are_asked() {
+    let (silent, _held) = silent();
+    let judge = Peer::arm(|_| async { Answer::verdict() }).await;
+    let sets = vec![vec![Endpoint::new("judge", &*judge.url)], vec![Endpoint::new("judge", silent)]];
+    let arms = usual().resolver(Slow(sets)).capabilities_timeout(Duration::from_secs(60)).build().unwrap();
+    let begun = Instant::now();
+    assert!(arms.call(check()).retry(0).await.unwrap().is_valid);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}

@@ -12,7 +12,7 @@ use octollm_core::{
     error::ErrorKind,
     id::TaskId,
     orchestrator::{Orchestrator, StepOutcome, finished},
-    parts::ContextParts,
+    parts::{Caller, ContextParts, Grant},
     task::{Priority, Submission, TaskBudget, TaskQuery, TaskRequest, TaskStatus, TaskUpdate},
     transport::StepKey,
 };
@@ -693,6 +693,23 @@ async fn a_breaker_spares_an_orchestrator_that_fails_and_not_one_that_is_full() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_gets_no_token_says_nothing_of_the_orchestrator() {
+    let (cx, id) = (Context::detached(), ID.parse::<TaskId>().unwrap());
+    let peer = Peer::start(|_| async { Answer::Json(500, json!({})) }).await;
+    let client = OrchestratorClient::builder(&peer.url).connector(network()).retries(0).build().unwrap();
+    for _ in 0..5 {
+        assert_eq!(client.get(&id, &cx).await.unwrap_err().kind, ErrorKind::ArmFailed);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let caller = Caller::Known(std::sync::Arc::new(Grant::new("ada", ["tasks:read"]).links(Vec::new())));
+    let error = client.on_behalf_of(caller).get(&id, &cx).await.unwrap_err();
+    assert_eq!((error.kind, error.may_have_executed), (ErrorKind::Unauthenticated, false));
+    // It was the probe, and has not closed the breaker.
+    assert_eq!(client.get(&id, &cx).await.unwrap_err().kind, ErrorKind::ArmFailed);
+    assert_eq!(client.get(&id, &cx).await.unwrap_err().kind, ErrorKind::CircuitOpen);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancelled_context_sends_nothing_again() {
     let peer = Peer::start(|_| async { busy(5) }).await;
     let client = orchestrator(&peer.url);
@@ -703,4 +720,19 @@ async fn a_cancelled_context_sends_nothing_again() {
     token.cancel();
     assert_eq!(asked.await.unwrap().unwrap_err().kind, ErrorKind::Cancelled);
     assert_eq!(peer.calls().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_runs_ends_with_its_context() {
+    let peer = Peer::start(|_| async { Answer::Silence }).await;
+    let client = orchestrator(&peer.url);
+    let token = tokio_util::sync::CancellationToken::new();
+    let cx = Context::detached().with_cancellation(token.clone());
+    let id: TaskId = ID.parse().unwrap();
+    let begun = tokio::time::Instant::now();
+    let (answer, ()) = tokio::join!(client.get(&id, &cx), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        token.cancel();
+    });
+    assert_eq!((answer.unwrap_err().kind, begun.elapsed().as_secs()), (ErrorKind::Cancelled, 1));
 }

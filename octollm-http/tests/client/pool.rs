@@ -1,15 +1,27 @@
 //! How many connections there are, and what becomes of them.
 
-use std::time::Duration;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use async_trait::async_trait;
+use http::Uri;
 use octollm_core::error::ErrorKind;
-use octollm_http::client::Arms;
+use octollm_http::{
+    client::Arms,
+    io::{Connector, Io},
+};
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use crate::peer::{Answer, Check, Peer, Verdict, arms, card, check, judge_within, until, usual};
+use crate::peer::{Answer, Check, Peer, Verdict, arms, card, check, judge_within, network, until, usual};
 
 async fn slow(after: Duration) -> Peer {
     Peer::arm(move |_| async move {
@@ -245,4 +257,57 @@ async fn calls_dropped_at_any_moment_give_back_what_they_held() {
     arms.context().call_all((0..16).map(|_| check())).await.unwrap();
     assert!(peer.most_open() <= 4 + 4, "the server may see an end later than the client");
     peer.until_open(0).await;
+}
+
+/// The network, to which no connection can be opened for a while: it hangs.
+struct Hanging(Arc<AtomicBool>);
+
+#[async_trait]
+impl Connector for Hanging {
+    async fn connect(&self, to: &Uri) -> io::Result<Box<dyn Io>> {
+        if self.0.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        network().connect(to).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_calls_that_waited_for_a_connection_to_share_are_all_served_where_its_caller_goes() {
+    let mut judge = card("judge");
+    judge.instance = Some("one".into());
+    let peer = Peer::with_card(judge, |_| async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Answer::verdict()
+    })
+    .await;
+    let hangs = Arc::new(AtomicBool::new(false));
+    let arms =
+        Arms::builder().connector(Hanging(hangs.clone())).endpoint("judge", &peer.url).build().unwrap();
+    arms.cards().await;
+    // Until its connection is closed.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    hangs.store(true, Ordering::SeqCst);
+    // The last of so many are to share a connection, which the first of them opens.
+    let begin = || tokio::spawn(arms.call(check()).retry(0));
+    let mut calls = Vec::new();
+    for _ in 0..40 {
+        calls.push(begin());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let waiting = calls.split_off(33);
+    let opens = calls.pop().unwrap();
+    for call in calls {
+        call.abort();
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    hangs.store(false, Ordering::SeqCst);
+    // With so few no connection is to be shared any more.
+    let last = begin();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    opens.abort();
+    for call in waiting.into_iter().chain([last]) {
+        call.await.unwrap().unwrap();
+    }
+    assert!(peer.most_open() >= 8, "{} connections", peer.most_open());
 }

@@ -16,6 +16,7 @@ use octollm_core::{
     arm::arm_fn,
     error::{ArmError, CallError, ErrorKind},
     explain::CallEvent,
+    parts::{Caller, Grant},
     resilience::HedgeLayer,
 };
 use octollm_http::{
@@ -196,6 +197,23 @@ async fn fault_20_a_call_that_a_breaker_rejects_is_tried_again_after_the_wait_an
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_gets_no_token_says_nothing_of_the_endpoint() {
+    let arm = Switched::start(busy(), Duration::ZERO).await;
+    let arms = judge(&[&arm], usual());
+    open(&arms, &arm).await;
+    sleep(SECOND).await;
+    // This program has no key to pass on the authority of the caller.
+    let caller = Caller::Known(std::sync::Arc::new(Grant::new("ada", ["code:validate"]).links(Vec::new())));
+    for _ in 0..3 {
+        let error = arms.on_behalf_of(caller.clone()).call(check()).await.unwrap_err();
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unauthenticated, 0));
+    }
+    // Each was the probe, and has not closed the breaker.
+    assert_eq!(kinds(&once(&arms, 2).await), [ErrorKind::Unavailable, ErrorKind::CircuitOpen].into());
+    assert_eq!(arm.calls(), 6);
+}
+
+#[tokio::test(start_paused = true)]
 async fn fault_21_a_probe_that_hangs_or_is_cancelled_gives_its_place_back() {
     let arm = Switched::start(busy(), Duration::ZERO).await;
     let arms = judge(&[&arm], usual());
@@ -273,6 +291,31 @@ async fn fault_22_a_hedge_of_a_late_call_goes_to_another_endpoint() {
         arms.call(again()).retry(0).await.unwrap();
     }
     assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn fault_22_an_endpoint_whose_calls_are_all_given_up_for_their_hedges_gets_few() {
+    let one = Switched::start(Answer::verdict(), 10 * MS).await;
+    let other = Switched::start(Answer::verdict(), 10 * MS).await;
+    let arms = judge(&[&one, &other], usual().layer(HedgeLayer::new()));
+    assert_eq!(thousand(&arms, 0).await, 0);
+    one.set(Answer::Silence, Duration::ZERO);
+    let (before, mut longest) = (one.calls(), Duration::ZERO);
+    for _ in 0..300 {
+        let begun = Instant::now();
+        arms.call(again()).retry(0).await.unwrap();
+        longest = longest.max(begun.elapsed());
+        sleep(100 * MS).await;
+    }
+    let hung = one.calls() - before;
+    assert!(hung <= 30 && longest < 50 * MS, "{hung} of 300, {longest:?}");
+    one.set(Answer::verdict(), 10 * MS);
+    sleep(3 * SECOND).await;
+    let before = one.calls();
+    for _ in 0..100 {
+        arms.call(again()).retry(0).await.unwrap();
+    }
+    assert!(one.calls() - before >= 20, "it has recovered, and gets {}", one.calls() - before);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 mod arms;
 mod attacks;
+mod audited;
 mod bad_http2;
 mod bad_input;
 #[cfg(feature = "compression")]

@@ -3,27 +3,34 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use futures_util::future::Either;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt, util::Oneshot};
 
 use super::{
     Admitted, BreakerLimits, BreakerState, Outcome,
     circuit::{Circuit, OnTransition},
 };
-use crate::resilience::protocol::{Calls, Protocol, Refusal};
+use crate::resilience::{
+    protocol::{Calls, Protocol, Refusal},
+    take_ready,
+};
 
 /// Rejects calls while their target fails, so that it can recover and its callers need not wait.
 ///
 /// It opens after five failures in a row, or where less than 80 % of at least 20 calls in ten seconds succeed. After one second,
 /// at most a quarter less by chance, one call is the probe: if it succeeds the breaker closes, if it fails the breaker opens for
-/// twice as long, up to four seconds. An open breaker is ready, and rejects in `call`. [`Calls`] lists what is a failure.
+/// twice as long, up to four seconds. [`Calls`] lists what is a failure.
+///
+/// An open breaker is ready, also where the service below is not, and rejects in `call`. A call that it rejects reserves nothing below.
 ///
 /// Each service that the layer makes has a breaker of its own, which the clones of the service share. Every value of a limit is
 /// valid.
@@ -141,46 +148,70 @@ impl<S, P: Clone> Layer<S> for BreakerLayer<P> {
 
     fn layer(&self, service: S) -> Self::Service {
         let circuit = Circuit::new(self.limits, self.name.clone(), self.on_transition.clone());
-        Guarded { circuit, service, protocol: self.protocol.clone() }
+        Guarded { circuit, service, is_polled: false, protocol: self.protocol.clone() }
     }
 }
 
 /// The service of a [`BreakerLayer`].
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Guarded<S, P> {
     circuit: Circuit,
     service: S,
+    /// Whether the service below was polled ready.
+    is_polled: bool,
     protocol: P,
+}
+
+impl<S: Clone, P: Clone> Clone for Guarded<S, P> {
+    fn clone(&self) -> Self {
+        let (circuit, service) = (self.circuit.clone(), self.service.clone());
+        Self { circuit, service, is_polled: false, protocol: self.protocol.clone() }
+    }
 }
 
 impl<S, P> Service<P::Request> for Guarded<S, P>
 where
     P: Protocol + Clone,
-    S: Service<P::Request, Response = P::Response, Error = P::Error>,
+    S: Service<P::Request, Response = P::Response, Error = P::Error> + Clone,
 {
     type Response = P::Response;
     type Error = P::Error;
-    type Future = Guarding<S::Future, P>;
+    type Future = Guarding<Either<S::Future, Late<S, P::Request>>, P>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), P::Error>> {
-        self.service.poll_ready(cx)
+        if self.circuit.retry_after(Instant::now).is_none() {
+            ready!(self.service.poll_ready(cx))?;
+            self.is_polled = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: P::Request) -> Self::Future {
+        let is_polled = mem::take(&mut self.is_polled);
         match self.circuit.admit(Instant::now) {
             Ok(admitted) => {
                 let ticket =
                     Ticket { circuit: self.circuit.clone(), admitted, is_probing: admitted.is_probe() };
-                let (call, protocol) = (self.service.call(request), self.protocol.clone());
-                Guarding { state: State::Admitted { call, ticket, protocol } }
+                let call = match is_polled {
+                    true => Either::Left(self.service.call(request)),
+                    false => Either::Right(Box::pin(self.service.clone().oneshot(request))),
+                };
+                Guarding { state: State::Admitted { call, ticket, protocol: self.protocol.clone() } }
             }
             Err(retry_after) => {
+                if is_polled {
+                    // What it has reserved is for a call.
+                    drop(take_ready(&mut self.service));
+                }
                 let error = self.protocol.refused(&request, Refusal::CircuitOpen { retry_after });
                 Guarding { state: State::Rejected { error: Some(error) } }
             }
         }
     }
 }
+
+/// A call that waits until the service below is ready: the breaker was open when it was polled, and has admitted the call.
+type Late<S, R> = Pin<Box<Oneshot<S, R>>>;
 
 /// The ticket of a call that is running. If it is dropped, the call was cancelled.
 struct Ticket {
@@ -225,8 +256,9 @@ where
         match self.project().state.project() {
             StateProjection::Admitted { call, ticket, protocol } => {
                 let result = ready!(call.poll(cx));
+                let outcome = protocol.outcome(result.as_ref());
                 ticket.is_probing = false;
-                ticket.circuit.record(ticket.admitted, protocol.outcome(result.as_ref()), Instant::now);
+                ticket.circuit.record(ticket.admitted, outcome, Instant::now);
                 Poll::Ready(result)
             }
             StateProjection::Rejected { error } => {

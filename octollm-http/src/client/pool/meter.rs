@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::ExchangeLimits;
-use crate::io::Io;
+use crate::{io::Io, limits::YEAR};
 
 /// The bytes that moved through a socket. One task at a time reads and writes it, so that relaxed ordering suffices.
 #[derive(Debug, Default)]
@@ -231,7 +231,9 @@ pub(super) enum Idle {
 impl WaitLimit {
     /// A contract whose time limit exceeds the default may be silent for as long.
     pub(super) fn new(read: Duration, write: Duration, limits: ExchangeLimits) -> Self {
-        let work = if limits.work > ContractSpec::DEFAULT_TIMEOUT { read.max(limits.work) } else { read };
+        // With one that nobody lives to see, a time in the future would be out of range.
+        let work = limits.work.min(YEAR);
+        let work = if work > ContractSpec::DEFAULT_TIMEOUT { read.max(work) } else { read };
         Self { work, is_answering: false, read, write, deadline: limits.deadline, timer: None }
     }
 

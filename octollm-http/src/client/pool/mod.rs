@@ -269,15 +269,23 @@ impl Shared {
         self.config.max_streams.min(connection.allowed())
     }
 
-    /// Gives a caller that waited what it is served with.
+    /// Gives a caller that waited what it is served with, and serves all others for whom there is room. An event can make room for
+    /// several, such as the end of a connection that they were to share before it was open.
     fn hand_over(self: &Arc<Self>, next: Option<Next<Box<Connection>, Arc<Http2>, Waiter>>) {
         let mut next = next;
         while let Some(((waiter, runtime), lane, permit)) = next {
-            let is_shared = matches!(permit, Permit::Join(..));
+            let (is_shared, is_returned) =
+                (matches!(permit, Permit::Join(..)), matches!(permit, Permit::Use(..)));
             // If the waiting caller has just gone away, this drops the connection, which is given back at once.
             drop(waiter.send(Ok(Place::granted(self, (lane, runtime), permit))));
+            // One that was given back is room for one.
+            if is_returned {
+                return;
+            }
+            let mut state = self.state();
             // Others may wait for a place on it.
-            next = is_shared.then(|| self.state().allotment.serve_joining(lane)).flatten();
+            let joining = if is_shared { state.allotment.serve_joining(lane) } else { None };
+            next = joining.or_else(|| state.allotment.serve());
         }
     }
 

@@ -11,7 +11,10 @@ use octollm_core::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
 };
-use tokio::time::{Sleep, sleep_until};
+use tokio::{
+    task::{Unconstrained, unconstrained},
+    time::{Sleep, sleep_until},
+};
 
 use super::{
     ExchangeError,
@@ -26,8 +29,9 @@ pub(crate) struct Download {
     receiving: Option<(Answer, Place)>,
     wait_limit: WaitLimit,
     deadline: Option<Deadline>,
-    /// From the first wait on.
-    timer: Option<Pin<Box<Sleep>>>,
+    /// From the first wait on. It is polled outside of tokio's cooperative budget, which a server that sends without end spends in every
+    /// turn.
+    timer: Option<Pin<Box<Unconstrained<Sleep>>>>,
 }
 
 impl Download {
@@ -50,10 +54,9 @@ impl Download {
     }
 
     fn has_time(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Some(deadline) = self.deadline.take() {
-            self.timer = Some(Box::pin(sleep_until(deadline.instant())));
-        }
-        self.timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_pending())
+        let Some(deadline) = self.deadline else { return true };
+        let begin = || Box::pin(unconstrained(sleep_until(deadline.instant())));
+        self.timer.get_or_insert_with(begin).as_mut().poll(cx).is_pending()
     }
 }
 
@@ -68,6 +71,10 @@ impl Body for Download {
         let this = self.get_mut();
         let Some((body, place)) = &mut this.receiving else { return Poll::Ready(None) };
         let failed = match place.poll_frame(body, &mut this.wait_limit, cx) {
+            // It is there whenever it is read: without a wait, the timer would not be polled.
+            Poll::Ready(Some(Ok(_))) if this.deadline.is_some_and(Deadline::has_passed) => {
+                Failure::of(ErrorKind::DeadlineExceeded).into()
+            }
             Poll::Ready(Some(Ok(frame))) => {
                 this.end_if_over();
                 return Poll::Ready(Some(Ok(frame)));

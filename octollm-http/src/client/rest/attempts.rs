@@ -187,7 +187,11 @@ impl Prepared {
         let outcome = match &answer {
             Ok(_) => Outcome::Success,
             Err(failed) if failed.works => Outcome::Success,
-            Err(failed) => outcome_of_failure(&failed.error.failure, true),
+            Err(failed) => match outcome_of_failure(&failed.error.failure, true) {
+                // It is none of an answer: this side has refused the request.
+                Outcome::Success | Outcome::Declined if !failed.answered => Outcome::Ignored,
+                outcome => outcome,
+            },
         };
         admission.end(outcome, now);
         metered.end_as(answer.as_ref().map(drop).map_err(|failed| failed.error.failure.kind), now);
@@ -264,15 +268,17 @@ impl Prepared {
             deadline,
             work,
         };
+        // What layers add, such as a signature, is for the origin of the client alone.
+        let exchanger = if is_own { &client.exchanger } else { &client.exchanger_elsewhere };
         let answer = if self.streams || self.upload.is_some() {
             let upload = self.upload.take();
-            let answer = client.exchanger.send_streamed(request, upload, &client.name, limits, target).await;
+            let answer = exchanger.send_streamed(request, upload, &client.name, limits, target).await;
             match answer {
                 Ok(answer) if !self.streams => whole(answer, client.max_answer).await,
                 answer => answer,
             }
         } else {
-            let answer = client.exchanger.send(request, &client.name, limits, target).await;
+            let answer = exchanger.send(request, &client.name, limits, target).await;
             answer.map(|response| response.map(Received::Whole))
         };
         span.end(&answer);

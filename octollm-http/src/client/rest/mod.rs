@@ -82,6 +82,8 @@ struct Inner {
     base: BaseUrl,
     base_uri: Uri,
     exchanger: Exchanger,
+    /// For other origins.
+    exchanger_elsewhere: Exchanger,
     protection: Protection,
     rate: Mutex<RateGate>,
     max_answer: usize,
@@ -197,7 +199,7 @@ impl RestClientBuilder {
     }
 
     /// Follows redirects to other origins as well, for requests that only read. They are sent there without credentials, header fields and
-    /// body. A redirect from `https` to `http` is never followed.
+    /// body, and do not pass the [layers](Self::request_layer), which could add such. A redirect from `https` to `http` is never followed.
     pub fn follow_elsewhere(mut self) -> Self {
         self.follow_elsewhere = true;
         self
@@ -233,11 +235,14 @@ impl RestClientBuilder {
         self.headers.iter().for_each(|credential| secrets.add(&credential.secret));
         let (base, name): (_, Arc<str>) = (base.with_fields(fields), name.into());
         let config = &self.requests.config;
+        let protection = Protection::new(config, (&name, base.shared()), self.bus.as_ref());
+        let (max_answer, exchanger) = (config.max_answer, self.requests.build()?);
         let inner = Inner {
             contracts,
-            protection: Protection::new(config, (&name, base.shared()), self.bus.as_ref()),
-            max_answer: config.max_answer,
-            exchanger: self.requests.build()?,
+            protection,
+            max_answer,
+            exchanger_elsewhere: exchanger.without_layers(),
+            exchanger,
             rate: Mutex::default(),
             within: self.within,
             follow_elsewhere: self.follow_elsewhere,

@@ -2,13 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{
-    HeaderMap, StatusCode,
-    header::{DATE, HeaderValue},
-};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
-use crate::client::foreign::retry_after;
+use crate::client::foreign::{clock, retry_after};
 
 /// When the next request may be sent.
 #[derive(Debug, Clone, Copy, Default)]
@@ -139,8 +136,7 @@ fn until_reset(reset: &HeaderValue, head: &HeaderMap, date: SystemTime) -> Optio
             date.or_else(|| httpdate::parse_http_date(text).ok())?.duration_since(epoch).ok()?
         }
     };
-    let theirs = head.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
-    let now = theirs.unwrap_or(date).duration_since(epoch).ok()?;
+    let now = clock(head, date).duration_since(epoch).ok()?;
     Some(at.saturating_sub(now))
 }
 

@@ -143,3 +143,22 @@ async fn what_another_origin_answers_says_nothing_of_the_service() {
         assert_eq!((elsewhere.calls().len(), begun.elapsed().as_secs()), (4, 0), "{answer:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_request_layer_adds_is_not_sent_to_another_origin() {
+    let elsewhere = answers(vec![ok()]).await;
+    let location = format!("{}/there", elsewhere.url);
+    let peer = Peer::start(move |_: Received| ready(to(302, &location))).await;
+    let sign = tower::util::MapRequestLayer::new(|mut request: http::Request<bytes::Bytes>| {
+        request.headers_mut().insert("x-signature", http::HeaderValue::from_static(SECRET));
+        request
+    });
+    let memory = client(&peer).follow_elsewhere().request_layer(sign).build().unwrap();
+    memory.get("x").send::<Value>().await.unwrap();
+    assert_eq!(peer.calls()[0].header("x-signature"), Some(SECRET));
+    memory.get("x").stream().await.map(drop).unwrap();
+    for sent in elsewhere.calls() {
+        assert_eq!(sent.header("x-signature"), None, "{sent:?}");
+    }
+    assert_eq!(elsewhere.calls().len(), 2);
+}

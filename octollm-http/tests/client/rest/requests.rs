@@ -3,6 +3,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use octollm_core::{
     Context,
     bus::{EventBus, MemoryBus, Overflow, Signal},
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{Event, Metadata, Subscriber, field::Visit, span};
 
 use super::{SECRET, answers, client, lost, ok, with};
-use crate::peer::{Answer, silent, until};
+use crate::peer::{Answer, Peer, silent, until};
 
 #[tokio::test(start_paused = true)]
 async fn a_request_is_sent_and_its_answer_read() {
@@ -526,4 +527,23 @@ async fn requests_are_counted_by_name_and_method() {
         assert!(page.contains(&line), "{page}");
     }
     assert!(page.contains("octollm_breaker_endpoints{arm=\"counted-memory\",state=\"closed\"} 1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_get_whose_reused_connection_is_lost_is_sent_once_more() {
+    // Of each connection the second request is lost.
+    let peer = Peer::start(|request| async move {
+        sleep(Duration::from_millis(10)).await;
+        if request.path.ends_with("/first") { ok() } else { Answer::Last(Vec::new()) }
+    })
+    .await;
+    let memory = client(&peer).retries(0).build().unwrap();
+    let first = (0..10).map(|_| memory.get("first").send::<Value>());
+    join_all(first).await.into_iter().for_each(|answer| drop(answer.unwrap()));
+    assert_eq!(peer.open(), 10);
+    let error = memory.get("second").send::<Value>().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionLost);
+    let sent = peer.calls().iter().filter(|call| call.path.ends_with("/second")).count();
+    assert_eq!(sent, 2);
+    assert_eq!(peer.accepted(), 11, "the second time over a new connection");
 }

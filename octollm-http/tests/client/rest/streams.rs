@@ -64,7 +64,10 @@ async fn a_stream_is_tried_again_until_it_begins() {
     let peer = answers(vec![Answer::Json(503, json!({ "error": "soon" })), whole]).await;
     let memory = client(&peer).build().unwrap();
     let error = memory.post("chat").json(&1).events().await.err().unwrap();
-    assert_eq!((error.kind(), error.to_string()), (ErrorKind::Unavailable, "memory.post: answered 503: soon".into()));
+    assert_eq!(
+        (error.kind(), error.to_string()),
+        (ErrorKind::Unavailable, "memory.post: answered 503: soon".into())
+    );
     memory.post("chat").json(&1).key("k").events().await.map(drop).unwrap();
 }
 
@@ -131,6 +134,23 @@ async fn a_stream_outlives_the_limit_of_its_head_but_no_limit_of_its_own() {
     events.next().await.unwrap().unwrap();
     let error = events.next().await.unwrap().unwrap_err();
     assert_eq!((error.kind(), begun.elapsed().as_secs()), (ErrorKind::DeadlineExceeded, 7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_read_more_slowly_than_it_arrives_ends_at_its_limit_too() {
+    let peer = answers(vec![Answer::Raw(chunked(EVENTS, &["data: a\n\n"; 100], true)), ok()]).await;
+    let memory = client(&peer).build().unwrap();
+    let mut events = memory.get("chat").within(Duration::from_secs(2)).events().await.unwrap();
+    let begun = Instant::now();
+    let error = loop {
+        sleep(Duration::from_millis(100)).await;
+        match events.next().await.expect("it does not end as if it were whole") {
+            Ok(_) => assert!(begun.elapsed() < Duration::from_secs(3)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(events.next().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]

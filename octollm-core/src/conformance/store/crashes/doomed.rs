@@ -48,14 +48,32 @@ pub(super) struct Fate {
     turn: Turn,
     moment: Moment,
     operations: AtomicU64,
+    /// Operations that may take effect.
+    in_flight: watch::Sender<usize>,
     halted: watch::Sender<bool>,
     met: watch::Sender<bool>,
+}
+
+/// Counts an operation in flight, also where it is dropped.
+struct InFlight<'a>(&'a watch::Sender<usize>);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl Fate {
     pub(super) fn new(turn: Turn, moment: Moment) -> Arc<Self> {
         let (halted, met) = (watch::Sender::new(false), watch::Sender::new(false));
-        Arc::new(Self { turn, moment, operations: AtomicU64::new(0), halted, met })
+        let (operations, in_flight) = (AtomicU64::new(0), watch::Sender::new(0));
+        Arc::new(Self { turn, moment, operations, in_flight, halted, met })
+    }
+
+    /// Returns when no operation is in flight: a process that died may have sent some that take effect after its death.
+    pub(super) async fn settled(&self) {
+        // The sender is in `self`.
+        let _ = self.in_flight.subscribe().wait_for(|count| *count == 0).await;
     }
 
     /// Whether the moment has come.
@@ -93,7 +111,10 @@ impl Fate {
             self.halt();
             self.goes_on().await;
         }
+        self.in_flight.send_modify(|count| *count += 1);
+        let in_flight = InFlight(&self.in_flight);
         let answer = operation.await;
+        drop(in_flight);
         if self.moment == Moment::After(number) {
             self.halt();
         }

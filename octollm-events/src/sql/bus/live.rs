@@ -1,0 +1,185 @@
+//! Subscriptions, which follow the log, and events that are published later.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use octollm_core::{
+    bus::{
+        BusError, Gap, Overflow, Subscription,
+        engine::{Feed, deliver},
+    },
+    event::Pattern,
+};
+use tokio::{
+    sync::{Mutex, watch},
+    time::{sleep, timeout},
+};
+
+use super::{
+    Shared,
+    publish::{Due, Limits},
+    state::{DELAYED, LOG},
+};
+use crate::{
+    Encoding,
+    sql::{error::SqlError, statement::Sql},
+};
+
+/// The log is read this often without a notification.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Pause after a failure of the database.
+const FAILURE: Duration = Duration::from_millis(200);
+/// Most events that are read at once, and most bytes of them after the first one.
+const EVENTS: usize = 512;
+const BYTES: usize = 4 << 20;
+
+/// The subscriptions of one handle, which follow the log together.
+#[derive(Default)]
+pub(super) struct Live {
+    subscribers: Mutex<Vec<Arc<Subscriber>>>,
+    is_following: AtomicBool,
+}
+
+struct Subscriber {
+    pattern: Pattern,
+    /// It receives what comes after this number.
+    after: u64,
+    feed: Feed,
+}
+
+static LAST: Sql = Sql::new("SELECT last FROM octollm_bus");
+
+impl Shared {
+    pub(super) async fn subscribe(
+        self: &Arc<Self>,
+        pattern: Pattern,
+        overflow: Overflow,
+    ) -> Result<Subscription, BusError> {
+        let (feed, subscription) = Feed::new(overflow, self.block_timeout)?;
+        // No event is delivered between the two.
+        let mut subscribers = self.live.subscribers.lock().await;
+        let rows = self.database.fetch(&LAST, []).await.map_err(super::unavailable)?;
+        let last = rows.first().map(|row| row.count(0)).transpose();
+        let after = last.map_err(|error| super::unavailable(error.into()))?.unwrap_or(0);
+        if *self.closed.borrow() {
+            return Err(BusError::Closed);
+        }
+        subscribers.push(Arc::new(Subscriber { pattern, after, feed }));
+        if !self.live.is_following.swap(true, Ordering::Relaxed) {
+            tokio::spawn(until_closed(self.closed.subscribe(), follow(self.clone(), after)));
+        }
+        Ok(subscription)
+    }
+
+    /// The subscriptions that have not ended.
+    async fn subscribers(&self) -> Vec<Arc<Subscriber>> {
+        let mut subscribers = self.live.subscribers.lock().await;
+        subscribers.retain(|subscriber| !subscriber.feed.is_closed());
+        subscribers.clone()
+    }
+
+    async fn gap(&self, gap: Gap, before: u64) {
+        for subscriber in self.subscribers().await {
+            if subscriber.after < before {
+                subscriber.feed.gap(gap.clone());
+            }
+        }
+    }
+}
+
+pub(super) async fn until_closed(mut closed: watch::Receiver<bool>, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = task => {}
+        _ = closed.wait_for(|closed| *closed) => {}
+    }
+}
+
+/// Ends the subscriptions of a bus that is closed.
+pub(super) async fn end(live: &Live) {
+    for subscriber in live.subscribers.lock().await.drain(..) {
+        subscriber.feed.end(BusError::Closed);
+    }
+}
+
+/// Delivers what is published after number `after`. The numbers are in the order of the commits, so that nothing is skipped.
+async fn follow(shared: Arc<Shared>, mut after: u64) {
+    static READ: Sql = Sql::new(
+        "SELECT seq, event, (SELECT trimmed FROM octollm_bus) FROM ( \
+         SELECT seq, event, sum(size) OVER (ORDER BY seq) - size AS before FROM ( \
+         SELECT seq, event, size FROM octollm_bus_log WHERE seq > $1 ORDER BY seq LIMIT $2) AS first) AS summed \
+         WHERE before < $3 ORDER BY seq",
+    );
+    let changes = shared.database.changes();
+    let (mut changed, mut outages) = (changes.subscribe(LOG.into()), changes.outages());
+    loop {
+        changed.mark_unchanged();
+        if outages.has_changed().unwrap_or(false) {
+            outages.mark_unchanged();
+            shared.gap(Gap::ConnectionLost, u64::MAX).await;
+        }
+        let rows = shared.database.fetch(&READ, [after.into(), EVENTS.into(), BYTES.into()]).await;
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(SqlError::Closed) => return shared.close(),
+            Err(_) => {
+                let _ = timeout(FAILURE, outages.changed()).await.map(|_| outages.mark_changed());
+                continue;
+            }
+        };
+        if rows.is_empty() {
+            tokio::select! {
+                _ = changed.changed() => {}
+                _ = outages.changed() => outages.mark_changed(),
+                () = sleep(INTERVAL) => {}
+            }
+            continue;
+        }
+        let subscribers = shared.subscribers().await;
+        for row in rows {
+            let (Ok(seq), Ok(bytes), Ok(trimmed)) = (row.count(0), row.bytes(1), row.count(2)) else {
+                return;
+            };
+            if trimmed > after && seq > trimmed {
+                shared.gap(Gap::Trimmed { event_ids: Vec::new() }, trimmed).await;
+            }
+            after = seq;
+            // What is no event is none for a subscriber.
+            let Ok(event) = Encoding::Native.decode(&bytes) else { continue };
+            let receives = |subscriber: &&Arc<Subscriber>| {
+                subscriber.after < seq && subscriber.pattern.matches(event.channel())
+            };
+            let feeds = subscribers.iter().filter(receives).map(|subscriber| &subscriber.feed);
+            deliver(feeds, &event).await;
+        }
+    }
+}
+
+/// Publishes delayed events when they are due.
+pub(super) async fn publish_due(shared: Arc<Shared>, limits: Limits) {
+    static NEXT: Sql = Sql::new("SELECT min(due) - {now} FROM octollm_bus_delayed");
+    let mut changed = shared.database.changes().subscribe(DELAYED.into());
+    loop {
+        changed.mark_unchanged();
+        let next = shared.database.fetch(&NEXT, []).await;
+        let next =
+            next.and_then(|rows| Ok(rows.first().map(|row| row.int_or_null(0)).transpose()?.flatten()));
+        let time = match next {
+            Ok(None) => INTERVAL,
+            Ok(Some(time)) if time <= 0 => match shared.database.write(Due(limits)).await {
+                Ok(()) => continue,
+                Err(SqlError::Closed) => return,
+                Err(_) => FAILURE,
+            },
+            // The clock of SQLite has milliseconds.
+            Ok(Some(time)) => Duration::from_micros(u64::try_from(time).unwrap_or(0) + 1_000).min(INTERVAL),
+            Err(SqlError::Closed) => return,
+            Err(_) => FAILURE,
+        };
+        let _ = timeout(time, changed.changed()).await;
+    }
+}

@@ -1,0 +1,238 @@
+//! How a brain claims tasks.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use octollm_core::{
+    contract::ContractRef,
+    store::{Claim, Claimed},
+    task::{TaskRecord, TaskStatus},
+};
+
+use super::{
+    Shared,
+    flush::{Flush, PROCESSING, Task, locked},
+    stored::{Columns, columns, escaped, time, unreadable},
+    write::{Effects, microseconds},
+};
+use crate::sql::{
+    connection::Row,
+    statement::{Rows, Sql, Value},
+    writer::{Operation, Tx},
+};
+
+/// The claim of a brain.
+pub(super) struct Claiming {
+    pub(super) store: Arc<Shared>,
+    pub(super) holder: String,
+    pub(super) contracts: Vec<ContractRef>,
+    pub(super) lease: Duration,
+    pub(super) limit: usize,
+    pub(super) max_running: Vec<(ContractRef, usize)>,
+    pub(super) source: String,
+}
+
+impl Operation for Claiming {
+    type Output = Claimed;
+    // Its rows are those that no other transaction has locked: it waits for none.
+    const ORDER: u8 = 20;
+
+    async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Claimed>, sqlx::Error> {
+        let mut claimed = Vec::with_capacity(batch.len());
+        for claiming in batch {
+            claimed.push(claiming.claim(tx).await?);
+        }
+        Ok(claimed)
+    }
+}
+
+/// Claims with limits of contracts take turns, so that they do not exceed them together.
+const TURN: &str = "SELECT pg_advisory_xact_lock(7164102843)";
+
+impl Claiming {
+    async fn claim(&self, tx: &mut Tx<'_>) -> Result<Claimed, sqlx::Error> {
+        let mut claimed = Claimed::default();
+        let contracts: Vec<_> = self.contracts.iter().map(ToString::to_string).collect();
+        if contracts.is_empty() || self.limit == 0 {
+            return Ok(claimed);
+        }
+        if !self.max_running.is_empty() && tx.conn.is_postgres() {
+            tx.conn.execute_script(TURN).await?;
+        }
+        promote(&contracts, tx).await?;
+        let mut room = Vec::with_capacity(contracts.len());
+        for contract in &contracts {
+            let most = self.max_running.iter().find(|(limited, _)| limited.to_string() == *contract);
+            room.push(match most {
+                Some((_, most)) => most.saturating_sub(running(contract, tx).await?),
+                // Others may claim some of them at the same time.
+                None => self.limit.saturating_mul(8).saturating_add(64),
+            });
+        }
+        let sql = self.store.claims.of(contracts.len());
+        let mut parameters: Vec<Value> = vec![self.limit.into()];
+        for (contract, room) in contracts.iter().zip(&room) {
+            parameters.push(contract.as_str().into());
+            parameters.push((*room).into());
+        }
+        let free = tx.conn.fetch(&sql, parameters).await?;
+        claimed.tasks = if free.is_empty() { Vec::new() } else { self.start(&free, tx).await? };
+        if claimed.tasks.len() < self.limit {
+            claimed.free_in = free_in(&contracts, tx).await?;
+        }
+        Ok(claimed)
+    }
+
+    /// Starts a run of each of these tasks, which are locked.
+    async fn start(
+        &self,
+        free: &[Row],
+        tx: &mut Tx<'_>,
+    ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, sqlx::Error> {
+        let mut records = self.records(free, tx).await?;
+        let claim = Claim::new(&self.holder, &self.contracts, self.lease, self.limit, &self.source);
+        let (mut claimed, mut flush, mut rows) = (Vec::new(), Flush::default(), Rows::new());
+        let mut tasks = Vec::with_capacity(free.len());
+        for row in free {
+            let (_, mut task) = Task::of(row)?;
+            let Some(mut record) = records.remove(&task.no) else { continue };
+            let now = time(row.int(NOW)?);
+            // The statement has found it free at this time.
+            let effects = claim.start(&mut record, now).map_err(unreadable)?;
+            record.set_revision(record.revision() + 1);
+            rows.push([
+                task.no.into(),
+                record.run().into(),
+                record.revision().into(),
+                now.as_microsecond().into(),
+            ]);
+            flush.counts.change(Some(task.status), PROCESSING, task.size);
+            (task.status, task.run) = (PROCESSING, record.run());
+            let id: Arc<str> = record.id().as_str().into();
+            Effects::of(effects).map_err(unreadable)?.apply(&mut task, &mut flush);
+            tx.changed(id);
+            tasks.push(task);
+            let left = record.deadline_at().map(|at| at.duration_since(now));
+            let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
+            claimed.push((Arc::new(record), left));
+        }
+        let parameters = [(*escaped(&self.holder)).into(), microseconds(self.lease).into()];
+        tx.conn.execute_rows(&CLAIM, parameters, rows).await?;
+        let mut tasks: Vec<&mut Task> = tasks.iter_mut().collect();
+        flush.write(tx, &mut tasks, &self.store.limits, self.store.stripe).await?;
+        Ok(claimed)
+    }
+
+    /// Reads the records of tasks that are locked. In the statement that locks them, a record could be older than its task.
+    async fn records(&self, free: &[Row], tx: &mut Tx<'_>) -> Result<HashMap<i64, TaskRecord>, sqlx::Error> {
+        static RECORDS: Sql = Sql::new(concat!(
+            "SELECT r.task, r.format, r.record, ",
+            columns!(),
+            " FROM {rows:no int} {lite:CROSS} JOIN octollm_tasks AS t ON t.no = rows.no \
+             {lite:CROSS} JOIN octollm_records AS r ON r.task = t.no"
+        ));
+        let mut rows = Rows::new();
+        for row in free {
+            rows.push([row.int(0)?.into()]);
+        }
+        let mut records = HashMap::with_capacity(free.len());
+        for row in tx.conn.fetch_rows(&RECORDS, [], rows).await? {
+            let record = Columns::of(&row, 3)?.apply(row.int(1)?, &row.text(2)?)?;
+            let status = record.status();
+            debug_assert!(matches!(status, TaskStatus::Queued | TaskStatus::Processing), "{status}");
+            records.insert(row.int(0)?, record);
+        }
+        Ok(records)
+    }
+}
+
+/// The column of the time in the statement that finds free tasks: after those of [`Task`].
+const NOW: usize = 13;
+
+static CLAIM: Sql = Sql::new(
+    "UPDATE octollm_tasks SET status = 1, run = rows.run, revision = rows.revision, holder = $1, \
+     leased_until = rows.now + $2, first_claim = COALESCE(first_claim, rows.now), last_claim = rows.now \
+     FROM {rows:no int, run int, revision int, now int} WHERE octollm_tasks.no = rows.no",
+);
+
+/// The delayed tasks of these contracts whose time has come take their places among those that are ready.
+async fn promote(contracts: &[String], tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
+    static PROMOTE: Sql = Sql::new(
+        "UPDATE octollm_tasks SET waits_until = NULL WHERE no IN (SELECT t.no FROM {rows:contract text} \
+         {lite:CROSS} JOIN octollm_tasks AS t ON t.contract = rows.contract AND t.status = 0 \
+         AND t.waits_until IS NOT NULL AND t.waits_until <= {now} LIMIT 10000 {pg:FOR UPDATE OF t SKIP LOCKED})",
+    );
+    tx.conn.execute_rows(&PROMOTE, [], of(contracts)).await.map(drop)
+}
+
+fn of(contracts: &[String]) -> Rows {
+    let mut rows = Rows::new();
+    contracts.iter().for_each(|contract| rows.push([contract.as_str().into()]));
+    rows
+}
+
+/// The number of tasks of a contract that are processing with a lease.
+async fn running(contract: &str, tx: &mut Tx<'_>) -> Result<usize, sqlx::Error> {
+    static RUNNING: Sql = Sql::new(
+        "SELECT count(*) FROM octollm_tasks WHERE status = 1 AND contract = $1 AND leased_until > {now}",
+    );
+    let rows = tx.conn.fetch(&RUNNING, [contract.into()]).await?;
+    let count = rows.first().map(|row| row.count(0)).transpose()?.unwrap_or(0);
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+/// The time until the first delayed task of these contracts is free.
+async fn free_in(contracts: &[String], tx: &mut Tx<'_>) -> Result<Option<Duration>, sqlx::Error> {
+    static FREE_IN: Sql = Sql::new(
+        "SELECT CAST(min(t.waits_until) AS BIGINT), {now} FROM {rows:contract text} {lite:CROSS} JOIN octollm_tasks AS t \
+         ON t.contract = rows.contract AND t.status = 0 AND t.waits_until IS NOT NULL",
+    );
+    let mut first: Option<Duration> = None;
+    // SQLite has a row for each statement that it executes.
+    for row in tx.conn.fetch_rows(&FREE_IN, [], of(contracts)).await? {
+        if let Some(at) = row.int_or_null(0)? {
+            let left = u64::try_from(at.saturating_sub(row.int(1)?)).unwrap_or(0);
+            let left = Duration::from_micros(left);
+            first = Some(first.map_or(left, |first| first.min(left)));
+        }
+    }
+    Ok(first)
+}
+
+/// The statements that find free tasks, by the number of contracts.
+#[derive(Debug, Default)]
+pub(super) struct Claims(std::sync::Mutex<HashMap<usize, Arc<Sql>>>);
+
+impl Claims {
+    fn of(&self, contracts: usize) -> Arc<Sql> {
+        let mut claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        claims.entry(contracts).or_insert_with(|| Arc::new(Sql::of(free(contracts).into()))).clone()
+    }
+}
+
+/// The statement for so many contracts. Parameter 1 is the limit; each contract follows, with the most rows that are read of it.
+///
+/// Each contract is searched by its own index: however many tasks wait, few rows are read. Of those that another transaction has
+/// locked, Postgres takes the next ones instead.
+fn free(contracts: usize) -> String {
+    let branch = |at: usize| {
+        let (contract, most) = (2 * at + 2, 2 * at + 3);
+        let first = |condition: &str| {
+            format!(
+                "SELECT no, priority, id FROM (SELECT no, priority, id FROM octollm_tasks WHERE {condition} \
+                 AND contract = ${contract} ORDER BY priority DESC, id LIMIT ${most}) AS first"
+            )
+        };
+        let ready = first("status = 0 AND waits_until IS NULL");
+        let expired = first("status = 1 AND leased_until <= {now}");
+        format!(
+            "SELECT no, priority, id FROM ({ready} UNION ALL {expired} ORDER BY 2 DESC, 3 LIMIT ${most}) AS of_contract"
+        )
+    };
+    format!(
+        "SELECT {}, {{now}} FROM ({}) AS free {{lite:CROSS}} JOIN octollm_tasks AS t ON t.no = free.no \
+         WHERE (t.status = 0 AND t.waits_until IS NULL) OR (t.status = 1 AND t.leased_until <= {{now}}) \
+         ORDER BY free.priority DESC, free.id LIMIT $1 {{pg:FOR UPDATE OF t SKIP LOCKED}}",
+        locked!(),
+        (0..contracts).map(branch).collect::<Vec<_>>().join(" UNION ALL "),
+    )
+}

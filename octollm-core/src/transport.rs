@@ -49,6 +49,9 @@ pub struct Call {
     /// How many further attempts are allowed where one is safe; `None` for as many as the transport makes by default. Below a
     /// [`RetryLayer`](crate::resilience::RetryLayer), which makes them, it is 0.
     pub retry: Option<u32>,
+    /// Whether the caller has set the key, so that the call must run at most once: see [`check_keys`](Self::check_keys). The key of a
+    /// journal is sent to every arm.
+    pub run_once: bool,
     /// Endpoints that were tried. Another one is preferred.
     pub avoid: Vec<Arc<str>>,
     /// The only endpoint that may get the call: the one that has the record of its key. `None` where any may.
@@ -78,6 +81,7 @@ impl Call {
             input,
             parts,
             retry: None,
+            run_once: false,
             avoid: Vec::new(),
             only: None,
             instance: None,
@@ -91,6 +95,23 @@ impl Call {
     /// Whether the caller's own spec declares the contract idempotent.
     pub fn is_idempotent(&self) -> bool {
         self.spec.as_ref().is_some_and(Spec::is_idempotent)
+    }
+
+    /// Checks that arms can run the call as the caller asks: one that [must run once](Self::run_once) is not sent to an arm that
+    /// does not honour its key. `are_honoured` is whether every arm that may get the call honours keys, or serves the contract as
+    /// idempotent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotImplemented`], or [`ErrorKind::OutcomeUnknown`] for a call that may have run before.
+    pub fn check_keys(&self, are_honoured: bool) -> Result<(), Failure> {
+        if are_honoured || !self.run_once || self.is_idempotent() {
+            Ok(())
+        } else if self.parts.repeated {
+            Err(Failure::of(ErrorKind::OutcomeUnknown))
+        } else {
+            let words = "the arm does not honour idempotency keys: it could run the call twice";
+            Err(Failure::new(ErrorKind::NotImplemented, words).before_execution())
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use octollm_core::{
     __limits_struct as limits_struct,
     __private::machines::{BreakerLimits, RetryLimits},
     error::ConfigError,
+    resilience::RetryBudget,
 };
 use tokio::sync::Semaphore;
 
@@ -147,6 +148,13 @@ macro_rules! client_limits {
             /// each only where it is safe, can help, and is within the budget of its arm: see
             /// [`resilience`](octollm_core::resilience). Default 2, at most 100.
             retries: u32 as count = 2, 0 => 100;
+            /// Sets how many further attempts are allowed for each hundred calls of an arm, or requests of another client: the `percent` of a
+            /// [`RetryBudget`](octollm_core::resilience::RetryBudget). Default 20, at most 1,000.
+            retry_budget_percent: u32 as count = 20, 0 => 1_000;
+            /// Sets how many further attempts are allowed in each second besides those: the `per_second` of a
+            /// [`RetryBudget`](octollm_core::resilience::RetryBudget), which has at most what ten seconds add. Default 10, at most 1,000,000.
+            /// With 0 here and for [`retry_budget_percent`](Self::retry_budget_percent) there is one further attempt in all.
+            retry_budget_per_second: u32 as count = 10, 0 => 1_000_000;
             /// Sets the most endpoints that one attempt of a call tries, where no connection can be made or the contract is not served.
             /// Each is tried once. Where cards have changed meanwhile, as many are tried by these. Default 8, at most 1,000.
             max_endpoints: usize as count = 8, 1 => 1_000;
@@ -156,12 +164,19 @@ macro_rules! client_limits {
             max_retry_after: Duration as time = Duration::from_secs(60), Duration::ZERO => DAY;
             /// Sets how many failures in a row open the circuit breaker of an endpoint. Default 5. 0 turns the breakers off.
             breaker_failures: u32 as count = 5, 0 => u32::MAX;
-            /// Sets the percentage of successes, over 10 s with at least 20 calls, below which the circuit breaker of an endpoint
+            /// Sets the percentage of successes, over [`breaker_window`](Self::breaker_window), below which the circuit breaker of an endpoint
             /// opens. Default 80. 0 is never.
             breaker_success: u32 as count = 80, 0 => 100;
-            /// Sets how long a circuit breaker is open before it admits a probe. It doubles with each probe that fails, up to four
-            /// times as long. Default 1 s, at most a day.
+            /// Sets the time over which a circuit breaker counts [successes](Self::breaker_success). Default 10 s, at most a day.
+            breaker_window: Duration as time = Duration::from_secs(10), SHORTEST => DAY;
+            /// Sets how many calls that time must have for a circuit breaker to open by its percentage of successes. Default 20.
+            breaker_min_calls: u32 as count = 20, 1 => u32::MAX;
+            /// Sets how long a circuit breaker is open before it admits a probe. It doubles with each probe that fails, up to
+            /// [`breaker_max_open`](Self::breaker_max_open). Default 1 s, at most a day.
             breaker_open: Duration as time = Duration::from_secs(1), SHORTEST => DAY;
+            /// Sets the longest time that a circuit breaker is open before it admits the next probe, and at least
+            /// [`breaker_open`](Self::breaker_open). Default zero, which is four times `breaker_open`; at most a day.
+            breaker_max_open: Duration as time = Duration::ZERO, Duration::ZERO => DAY;
             /// Sets the time for which the last endpoints of an arm stay in use after a [resolver](crate::resolve::Resolver) has none of it
             /// any more. While it fails they stay for as long as that takes. Default 30 s, at most a day; zero for none.
             resolver_grace: Duration as time = Duration::from_secs(30), Duration::ZERO => DAY;
@@ -237,13 +252,23 @@ impl ClientConfig {
         RetryLimits { retries: self.retries, max_retry_after: self.max_retry_after, ..RetryLimits::default() }
     }
 
+    pub(crate) fn retry_budget(&self) -> RetryBudget {
+        RetryBudget::new(self.retry_budget_percent, self.retry_budget_per_second)
+    }
+
     /// `None` without breakers.
     pub(crate) fn breaker_limits(&self) -> Option<BreakerLimits> {
         (self.breaker_failures > 0).then(|| BreakerLimits {
             failures: self.breaker_failures,
             min_success: self.breaker_success,
             open: self.breaker_open,
-            max_open: self.breaker_open.saturating_mul(4),
+            window: self.breaker_window,
+            min_calls: self.breaker_min_calls,
+            max_open: if self.breaker_max_open.is_zero() {
+                self.breaker_open.saturating_mul(4)
+            } else {
+                self.breaker_max_open.max(self.breaker_open)
+            },
             ..BreakerLimits::default()
         })
     }

@@ -216,7 +216,7 @@ async fn odd_limits(arena: &Arena) -> Outcome {
         ("Octollm-Budget: cost_usd=NaN", &[400]),
         ("Octollm-Budget: cost_usd=1e300", &[200, 400]),
         ("Octollm-Budget: tokens=1;tokens=2", &[200, 400]),
-        ("Idempotency-Key: unquoted", &[400]),
+        ("Idempotency-Key: \"unended", &[400]),
         ("Idempotency-Key: \"\"", &[400]),
         ("Authorization: Bearer a\r\nAuthorization: Bearer b", &[400]),
         ("X-Request-ID: ../../etc/passwd", &[200]),

@@ -238,6 +238,10 @@ impl Drop for Placed<'_> {
 #[async_trait]
 impl Transport for Journal {
     async fn call(&self, mut call: Call) -> Result<Reply, CallError> {
+        if call.run_once {
+            let words = "a call of a brain's program has the key of its step: leave `key` out";
+            return self.refuse(call, Failure::new(ErrorKind::BadRequest, words).before_execution()).await;
+        }
         let inner = &*self.0;
         let mut draft = Draft::of(&call, digest(&call.input), inner.record.generation());
         let (mut begun, mut unknown) = (None, None);

@@ -85,6 +85,21 @@ impl<T, O> BatchFuture<T, O> {
         self.with(|batch| batch.requests.iter_mut().for_each(|request| request.retry = Some(retries)))
     }
 
+    /// Sets an idempotency key for each call, in the order of the inputs: see [`CallFuture::key`](super::CallFuture::key). If there are
+    /// fewer or more keys than calls, all calls fail with [`ErrorKind::BadRequest`](crate::error::ErrorKind::BadRequest) and none is sent.
+    pub fn keys(self, keys: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.with(|batch| {
+            let keys: Vec<String> = keys.into_iter().map(Into::into).collect();
+            let is_each = keys.len() == batch.requests.len();
+            if is_each {
+                batch.requests.iter_mut().zip(keys).for_each(|(request, key)| request.set_key(key));
+            } else {
+                let words = "there is not one idempotency key for each call of the batch";
+                batch.requests.iter_mut().for_each(|request| request.refuse(words));
+            }
+        })
+    }
+
     /// Names the calls `name[0]`, `name[1]`, … in the journal, in place of their order.
     pub fn named(self, name: impl Into<String>) -> Self {
         let name = name.into();

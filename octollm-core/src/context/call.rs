@@ -22,6 +22,7 @@ use crate::{
     dropped::Sent,
     error::{CallError, ErrorKind, Failure},
     explain::{CallEvent, CallRecord},
+    id::IdempotencyKey,
     json::{self, read_value},
     parts::spent,
     spans::{self, Scope},
@@ -101,6 +102,31 @@ impl<T> CallFuture<T> {
         })
     }
 
+    /// Sets the idempotency key, by which the arm runs the call once: all calls of one caller to one contract with this key, from any
+    /// process, have one run and one answer, as long as the arm [retains](crate::idempotency) that. Within the work of a task the
+    /// key belongs to the task. Take it from your own data, such as the number of an order. A contract that is idempotent
+    /// ignores it.
+    ///
+    /// With a key the attempts after a lost answer are safe, and are made. The same key with another input is
+    /// [`ErrorKind::ValidationFailed`]. What cannot be found out is [`ErrorKind::OutcomeUnknown`], and does not run.
+    ///
+    /// The call fails, and is not sent, with [`ErrorKind::BadRequest`] if the key is not 1 to 255 printable ASCII characters, and with
+    /// [`ErrorKind::NotImplemented`] if the card of an arm that serves the contract states that keys are not honoured. In the program
+    /// of a brain it fails with [`ErrorKind::BadRequest`]: a brain gives each call a key of its own, which is the same after a crash.
+    pub fn key(self, key: impl Into<String>) -> Self {
+        self.with(|request| request.set_key(key.into()))
+    }
+
+    /// Declares that an earlier program may have sent the call with its [`key`](Self::key): the arm returns the answer of that
+    /// call, or [`ErrorKind::OutcomeUnknown`] if it has no record, and does not run it again. Where the records are
+    /// [shared](crate::contract::Keys::Shared), the arm runs a call without a record.
+    ///
+    /// A program calls this after a restart, where it does not know whether the call was sent before the restart. Without it, an arm that was
+    /// restarted meanwhile runs the call a second time. The call fails with [`ErrorKind::BadRequest`] if it has no key.
+    pub fn repeated(self) -> Self {
+        self.with(|request| request.repeated = true)
+    }
+
     /// Sends the progress and the chunks of the called arm to `sink`, if the transport carries them. A further attempt sends
     /// its chunks from the first one on.
     pub fn updates(self, sink: Arc<dyn UpdateSink>) -> Self {
@@ -151,8 +177,7 @@ impl CallFuture<Value> {
     pub fn spec(self, spec: Spec) -> Self {
         self.with(|request| {
             if spec.reference() != request.contract {
-                let failure = Failure::new(ErrorKind::BadRequest, "the spec is of another contract");
-                request.input = Err(CallError::new(request.contract.clone(), failure));
+                request.refuse("the spec is of another contract");
             }
             request.spec = Some(spec);
         })
@@ -193,6 +218,8 @@ pub(crate) struct UnsentCall {
     within: Option<Duration>,
     pub(super) budget: Budget,
     pub(super) retry: Option<u32>,
+    key: Option<IdempotencyKey>,
+    repeated: bool,
     pub(super) updates: Option<Arc<dyn UpdateSink>>,
     explain: Option<Arc<CallRecord>>,
     reads: Read<()>,
@@ -230,10 +257,26 @@ impl UnsentCall {
             within: None,
             budget: Budget::UNLIMITED,
             retry: None,
+            key: None,
+            repeated: false,
             updates: None,
             explain: None,
             reads: |_| Ok(()),
         }
+    }
+
+    /// Sets the key, or refuses the call if that is malformed.
+    pub(super) fn set_key(&mut self, key: String) {
+        self.key = IdempotencyKey::new(key);
+        if self.key.is_none() {
+            self.refuse("the idempotency key is not 1 to 255 printable ASCII characters");
+        }
+    }
+
+    /// Lets the call fail with these words in place of being sent.
+    pub(super) fn refuse(&mut self, words: &str) {
+        let failure = Failure::new(ErrorKind::BadRequest, words).before_execution();
+        self.input = Err(CallError::new(self.contract.clone(), failure));
     }
 
     /// Sets the caller's spec of the contract.
@@ -297,12 +340,17 @@ impl UnsentCall {
 
     /// The call as the transport gets it.
     fn call(&mut self, budget: Budget) -> Result<Call, CallError> {
+        if self.repeated && self.key.is_none() {
+            self.refuse("a repeated call has no idempotency key");
+        }
         let input = mem::replace(&mut self.input, Ok(Bytes::new()))?;
         let parts = self.cx.parts().next_request(self.deadline(), budget);
         let mut call = Call::new(self.contract.clone(), self.step.clone(), input, parts);
         call.spec = self.spec.take();
         call.batch = self.batch.take();
         call.retry = self.retry;
+        call.run_once = self.key.is_some();
+        (call.parts.key, call.parts.repeated) = (self.key.take(), self.repeated);
         call.updates = self.updates.take();
         call.explain = self.explain.take();
         call.reads = self.reads;

@@ -155,6 +155,9 @@ impl Choice {
     async fn carry(&self, call: Call) -> Result<Reply, CallError> {
         let (contract, shared) = (call.contract.clone(), &*self.0);
         let arm = shared.choose(&call).map_err(|failure| CallError::new(contract.clone(), failure))?;
+        let offered = arm.dispatcher.card().contract(&contract);
+        let honoured = offered.is_some_and(|offered| offered.idempotent || offered.keys != Keys::None);
+        call.check_keys(honoured).map_err(|failure| CallError::new(contract.clone(), failure))?;
         if let Some(record) = &call.explain {
             let (attempt, scopes) = (call.parts.attempt, Vec::new());
             record.add(CallEvent::Sent {

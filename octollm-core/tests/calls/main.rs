@@ -8,6 +8,7 @@ mod dropped;
 mod keyed;
 mod layers;
 mod once;
+mod own_keys;
 mod retries;
 mod single;
 mod support;

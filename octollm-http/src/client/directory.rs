@@ -89,7 +89,7 @@ impl Directory {
         asking: Asking,
     ) -> Arc<Self> {
         let longest_open = judging.breaker.map_or(Duration::ZERO, |limits| limits.max_open);
-        let known = Known::new([0].into_iter().chain(groups), REMEMBERED.max(longest_open));
+        let known = Known::new([0].into_iter().chain(groups), REMEMBERED.max(longest_open), judging.retries);
         let directory = Arc::new_cyclic(|itself| Self {
             itself: itself.clone(),
             exchanger,
@@ -242,8 +242,8 @@ impl Directory {
     }
 
     /// Counts a source that has failed as one without endpoints, if it has never answered.
-    pub(super) fn has_failed(&self, source: usize) {
-        self.write().has_failed(source);
+    pub(super) fn has_failed(&self, source: usize, why: String) {
+        self.write().has_failed(source, why);
         self.round.send_modify(|_| ());
     }
 

@@ -132,7 +132,7 @@ async fn follow(mut followed: Followed, directory: Weak<Directory>) {
             }
             Err(error) => {
                 tracing::warn!(%error, "a resolver has failed, and its last endpoints stay in use");
-                directory.has_failed(source);
+                directory.has_failed(source, error.to_string());
             }
         }
     }

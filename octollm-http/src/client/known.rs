@@ -32,6 +32,8 @@ pub(super) struct Known {
     /// Endpoints and arms that are listed no longer, since when.
     gone: HashMap<Listing, (Learned, Instant)>,
     gone_arms: HashMap<Arc<str>, (Arm, Instant)>,
+    /// The percentage and the attempts per second of the retry budget of each arm.
+    retries: (u32, u32),
     /// For how long their health and their budget are remembered, so that one that comes and goes does not begin anew each time.
     remembered: Duration,
 }
@@ -42,6 +44,8 @@ struct Source {
     group: usize,
     /// Its last set: `None` before its first answer.
     set: Option<Vec<Listed>>,
+    /// Why it has failed since.
+    trouble: Option<String>,
 }
 
 /// The most endpoints and arms that are remembered.
@@ -75,10 +79,14 @@ pub(super) type CardAnswer = (Arc<Site>, Result<ArmCard, Failure>);
 
 impl Known {
     /// What is known before the first answer of the resolvers, with the group of each source.
-    pub(super) fn new(groups: impl IntoIterator<Item = usize>, remembered: Duration) -> Self {
-        let sources = groups.into_iter().map(|group| Source { group, set: None }).collect();
+    pub(super) fn new(
+        groups: impl IntoIterator<Item = usize>,
+        remembered: Duration,
+        retries: (u32, u32),
+    ) -> Self {
+        let sources = groups.into_iter().map(|group| Source { group, set: None, trouble: None }).collect();
         let (gone, gone_arms) = (HashMap::new(), HashMap::new());
-        Self { arms: Vec::new(), offers: HashMap::new(), sources, gone, gone_arms, remembered }
+        Self { arms: Vec::new(), offers: HashMap::new(), sources, gone, gone_arms, remembered, retries }
     }
 
     /// Replaces the endpoints of one source. Endpoints that stay have their cards, their health and their connections still, and so
@@ -91,7 +99,7 @@ impl Known {
         create: impl Fn(&Listed, &RetryBudget) -> Arc<Site>,
     ) -> Vec<Arc<Site>> {
         if let Some(source) = self.sources.get_mut(source) {
-            source.set = Some(set);
+            (source.set, source.trouble) = (Some(set), None);
         }
         self.forget(now);
         let mut before: HashMap<Listing, Learned> = HashMap::new();
@@ -112,7 +120,7 @@ impl Known {
                 let place = *places.entry(listed.arm.clone()).or_insert_with(|| {
                     let gone = || self.gone_arms.remove(&listed.arm).map(|(arm, _)| arm);
                     let arm = arms.remove(&listed.arm).or_else(gone);
-                    self.arms.push(arm.unwrap_or_else(|| Arm::new(&listed.arm)));
+                    self.arms.push(arm.unwrap_or_else(|| Arm::new(&listed.arm, self.retries)));
                     self.arms.len() - 1
                 });
                 let listing = listed.listing();
@@ -160,9 +168,10 @@ impl Known {
     }
 
     /// Counts a resolver that has failed at its first answer as one without endpoints.
-    pub(super) fn has_failed(&mut self, source: usize) {
-        if let Some(Source { set: set @ None, .. }) = self.sources.get_mut(source) {
-            *set = Some(Vec::new());
+    pub(super) fn has_failed(&mut self, source: usize, why: String) {
+        if let Some(source) = self.sources.get_mut(source) {
+            source.set.get_or_insert_default();
+            source.trouble = Some(why);
         }
     }
 
@@ -181,6 +190,11 @@ impl Known {
             learned.answered = round;
             // Its last offers may still hold.
             learned.trouble = answer.as_ref().err().cloned();
+            match &learned.trouble {
+                Some(failure) if learned.card.is_none() => site.has_no_card(failure),
+                None if learned.card.is_none() => site.has_card(),
+                _ => {}
+            }
             if let Ok(card) = answer {
                 let card = Some(reached_at(card, &site.url));
                 if learned.card != card {
@@ -284,7 +298,14 @@ impl Known {
     /// Without a resolver this is a mistake of configuration. A resolver may find an arm later.
     fn without_arms(&self, contract: &ContractRef, mut failure: Failure) -> Failure {
         if self.sources.len() > 1 {
-            let message = format!("{contract}: no endpoint of any arm is found");
+            let mut message = String::from("no endpoint of any arm is found");
+            // Source 0 is the configuration.
+            for (number, source) in self.sources.iter().enumerate() {
+                if let Some(trouble) = &source.trouble {
+                    let trouble: String = trouble.chars().take(300).collect();
+                    let _ = write!(message, "; resolver {number} has failed: {trouble}");
+                }
+            }
             return Failure::new(ErrorKind::Unavailable, message).before_execution();
         }
         failure.message = format!(
@@ -296,8 +317,13 @@ impl Known {
 }
 
 impl Arm {
-    fn new(id: &Arc<str>) -> Self {
-        Self { id: id.clone(), budget: RetryBudget::default(), last_card: None, endpoints: Vec::new() }
+    fn new(id: &Arc<str>, (percent, per_second): (u32, u32)) -> Self {
+        Self {
+            id: id.clone(),
+            budget: RetryBudget::new(percent, per_second),
+            last_card: None,
+            endpoints: Vec::new(),
+        }
     }
 
     /// Its endpoints with their cards, of which at least one is not empty if the arm has ever had a card.

@@ -46,6 +46,7 @@ use tower::{BoxError, Layer, Service};
 pub(crate) use self::exchange::Requests;
 use self::{
     authority::Authority,
+    circuit::CLIENT,
     configured::{Configured, Named, PREFIX, arm_variables},
     directory::{Asking, Directory},
     exchange::{Exchange, request_setters},
@@ -238,6 +239,7 @@ pub struct ArmsBuilder {
     headers: Vec<(String, String, String)>,
     resolvers: Vec<Box<dyn Resolver>>,
     bus: Option<Arc<dyn EventBus>>,
+    name: Option<String>,
 }
 
 request_setters!(ArmsBuilder);
@@ -269,6 +271,13 @@ impl ArmsBuilder {
     /// Publishes on this bus each opening and closing of a circuit breaker, as `circuit.opened` and `circuit.closed`.
     pub fn bus(mut self, bus: impl EventBus) -> Self {
         self.bus = Some(Arc::new(bus));
+        self
+    }
+
+    /// Sets the name of the client: the `source` of the events on its [bus](Self::bus), such as the id of the service that calls. Default
+    /// `client`.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
         self
     }
 
@@ -398,7 +407,11 @@ impl ArmsBuilder {
     /// # Errors
     /// A setting, an id or a URL is invalid.
     pub fn build(self) -> Result<Arms, ConfigError> {
-        let Self { arms, above, below, requests, authority, headers, resolvers, bus } = self;
+        let Self { arms, above, below, requests, authority, headers, resolvers, bus, name } = self;
+        let source: Arc<str> = name.as_deref().unwrap_or(CLIENT).into();
+        if source.trim().is_empty() {
+            return Err(ConfigError::new("name", "is empty: it is the source of the events of the client"));
+        }
         let grace = requests.config.resolver_grace;
         let ClientConfig { capabilities_timeout: time_limit, card_refresh: refresh, .. } = requests.config;
         let over_tcp = requests.connector.is_none();
@@ -428,7 +441,9 @@ impl ArmsBuilder {
             all.into_iter().map(|(group, resolver)| (group, Steady::new(resolver, grace))).unzip();
         let (retries, breaker) = (requests.config.retry_limits(), requests.config.breaker_limits());
         let max_endpoints = requests.config.max_endpoints;
-        let (exchanger, judging) = (requests.build()?, Judging { breaker, bus });
+        let retry_budget = (requests.config.retry_budget_percent, requests.config.retry_budget_per_second);
+        let (exchanger, judging) =
+            (requests.build()?, Judging { breaker, retries: retry_budget, source, bus });
         let directory = Directory::new(
             listed,
             groups.iter().copied(),

@@ -47,6 +47,8 @@ pub(super) struct Offer {
     pub(super) callee: Arc<ArmCard>,
     /// Who has the records of calls with a key.
     keys: Keys,
+    /// By its card.
+    idempotent: bool,
     /// Fingerprint of the arm's schemas; empty where the card has none.
     pub(super) fingerprint: String,
     /// Set at the first call with schemas.
@@ -131,17 +133,19 @@ impl Offers {
         }
     }
 
-    /// Checks that a call which may have run before is run once by its key still: the cards may have changed.
+    /// Checks that a call which must run once, or may have run before, is run once by its key: the cards may have changed.
     ///
     /// # Errors
-    /// [`ErrorKind::OutcomeUnknown`].
-    pub(super) fn check_repeated(&self, call: &Call) -> Result<(), CallError> {
+    /// [`ErrorKind::OutcomeUnknown`], or [`ErrorKind::NotImplemented`] for a call that has not run.
+    pub(super) fn check_keys(&self, call: &Call) -> Result<(), CallError> {
         let ContextParts { repeated, key, .. } = &call.parts;
         if *repeated && key.is_some() && !call.is_idempotent() && self.keys() == Keys::None {
             let failure = Failure::of(ErrorKind::OutcomeUnknown);
             return Err(CallError::new(call.contract.clone(), failure).with_attempts(0));
         }
-        Ok(())
+        let honoured = || self.offers.iter().all(|offer| offer.idempotent || offer.keys != Keys::None);
+        call.check_keys(!call.run_once || honoured())
+            .map_err(|failure| CallError::new(call.contract.clone(), failure).with_attempts(0))
     }
 
     /// The offer at an endpoint.
@@ -269,6 +273,7 @@ fn offer(
         site: Arc::clone(site),
         timeout: Duration::from_millis(contract.timeout_ms),
         keys: contract.keys,
+        idempotent: contract.idempotent,
         meter,
         fingerprint: contract.fingerprint.clone(),
         drift: OnceLock::new(),

@@ -11,7 +11,7 @@ use octollm_core::{
 };
 use tokio::time::Instant;
 
-use super::circuit::circuit;
+use super::circuit::{CLIENT, circuit};
 use crate::limits::ClientConfig;
 
 /// What protects a service, and the program from it.
@@ -29,9 +29,12 @@ impl Protection {
         (service, url): (&Arc<str>, Arc<str>),
         bus: Option<&Arc<dyn EventBus>>,
     ) -> Self {
-        let breaker = config.breaker_limits().map(|limits| circuit(limits, (service.clone(), url), bus));
+        let source = CLIENT.into();
+        let breaker = config
+            .breaker_limits()
+            .map(|limits| circuit(limits, (service.clone(), url), bus.map(|bus| (bus, &source))));
         let (service, limits) = (service.clone(), config.retry_limits());
-        Self { service, breaker, budget: RetryBudget::default(), limits }
+        Self { service, breaker, budget: config.retry_budget(), limits }
     }
 
     pub(super) fn limits(&self) -> &RetryLimits {

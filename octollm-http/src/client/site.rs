@@ -12,10 +12,10 @@ use std::{
 };
 
 use octollm_core::{
-    __private::machines::{Admitted, BreakerLimits, Circuit, Ejection, Load},
+    __private::machines::{Admitted, BreakerLimits, Circuit, Ejection, Load, outcome_of_failure},
     bus::EventBus,
     card::ArmCard,
-    error::CallError,
+    error::{CallError, Failure},
     resilience::{Calls, Outcome, Protocol, RetryBudget},
     transport::{Call, Reply},
 };
@@ -39,9 +39,14 @@ pub(super) type CallService = BoxCloneSyncService<Call, Reply, CallError>;
 pub(super) type CallLayer = Arc<dyn Fn(CallService) -> CallService + Send + Sync>;
 
 /// How the health of each endpoint is judged.
+#[derive(Default)]
 pub(super) struct Judging {
     /// `None` without circuit breakers.
     pub(super) breaker: Option<BreakerLimits>,
+    /// The percentage and the attempts per second of the retry budget of each arm.
+    pub(super) retries: (u32, u32),
+    /// Source of the events.
+    pub(super) source: Arc<str>,
     /// Receives the changes of circuit breakers.
     pub(super) bus: Option<Arc<dyn EventBus>>,
 }
@@ -87,7 +92,9 @@ impl Site {
             arm: arm.clone(),
             url: url.clone(),
             weight: AtomicU32::new(*weight),
-            breaker: judging.breaker.map(|limits| circuit(limits, name(), judging.bus.as_ref())),
+            breaker: judging.breaker.map(|limits| {
+                circuit(limits, name(), judging.bus.as_ref().map(|bus| (bus, &judging.source)))
+            }),
             load: Load::new(),
             ejection: Ejection::new(),
             budget: budget.clone(),
@@ -115,6 +122,25 @@ impl Site {
     /// How long its breaker rejects calls; `None` where it would admit one.
     pub(super) fn rejects(&self, now: Instant) -> Option<Duration> {
         self.breaker.as_ref()?.retry_after(|| now)
+    }
+
+    /// Counts a failure to return its card, since calls do not reach an endpoint without one.
+    pub(super) fn has_no_card(&self, failure: &Failure) {
+        let outcome = outcome_of_failure(failure, true);
+        if let (Some(breaker), Outcome::Failure) = (&self.breaker, outcome)
+            && let Ok(admitted) = breaker.admit(Instant::now)
+        {
+            breaker.record(admitted, outcome, Instant::now);
+        }
+    }
+
+    /// Ends the probe of a breaker that failures of cards have opened.
+    pub(super) fn has_card(&self) {
+        if let Some(breaker) = self.breaker.as_ref().filter(|breaker| !breaker.is_closed())
+            && let Ok(admitted) = breaker.admit(Instant::now)
+        {
+            breaker.record(admitted, Outcome::Success, Instant::now);
+        }
     }
 
     /// Its load in relation to its weight. An endpoint whose breaker waits for a probe attracts the next call.
@@ -219,7 +245,7 @@ impl fmt::Debug for Site {
 mod tests {
     use octollm_core::{
         contract::ContractRef,
-        error::{ArmError, ErrorKind, Failure},
+        error::{ArmError, ErrorKind},
         resilience::BreakerState,
     };
 
@@ -230,7 +256,7 @@ mod tests {
     fn site(url: &str) -> Site {
         let url = BaseUrl::parse(url).unwrap();
         let listed = Listed { arm: "judge".into(), url, weight: 1, card: None };
-        let judging = Judging { breaker: Some(BreakerLimits::default()), bus: None };
+        let judging = Judging { breaker: Some(BreakerLimits::default()), ..Judging::default() };
         Site::new(&listed, &RetryBudget::default(), &judging)
     }
 

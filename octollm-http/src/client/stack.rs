@@ -220,7 +220,7 @@ impl Retried {
         is_first: bool,
         gone: &mut Vec<Arc<Site>>,
     ) -> Result<Reply, CallError> {
-        offers.check_repeated(call)?;
+        offers.check_keys(call)?;
         let (mut tried, mut sent, mut open) = (Vec::new(), 0, note_all_open(offers, call));
         let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);
         let (mut attempts, mut used, mut passed_over) = (0_u32, Usage::ZERO, None);

@@ -95,12 +95,12 @@ impl<'h> Fields<'h> {
         }
         let key_fits = match self.key {
             Stands::Nowhere => true,
-            Stands::Once(key) => is_quoted_string(key.as_bytes()),
+            Stands::Once(key) => is_key(key.as_bytes()),
             Stands::Twice => false,
         };
         if !key_fits {
             return refused(
-                "malformed header idempotency-key: it is one quoted string of 1 to 255 characters",
+                "malformed header idempotency-key: it is one text of 1 to 255 characters, quoted if it has a quote or a comma",
             );
         }
         if self.expects {
@@ -137,8 +137,18 @@ impl<'h> Fields<'h> {
     }
 }
 
+/// The key of a call: a string of RFC 8941, or, as most other APIs have it, 1 to 255 characters without quotes. A quote at the start decides
+/// which of both it is. A text without quotes has no comma, since a proxy could join two fields to it.
+pub(super) fn is_key(value: &[u8]) -> bool {
+    if value.starts_with(b"\"") {
+        return is_quoted_string(value);
+    }
+    let fits = |byte: &u8| (b' '..=b'~').contains(byte) && !matches!(byte, b'"' | b',');
+    (1..=255).contains(&value.len()) && value.iter().all(fits)
+}
+
 /// A string of RFC 8941 §3.3.3 that holds 1 to 255 characters.
-pub(super) fn is_quoted_string(value: &[u8]) -> bool {
+fn is_quoted_string(value: &[u8]) -> bool {
     let Some(inner) = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")) else {
         return false;
     };
@@ -277,13 +287,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_one_quoted_string() {
+    fn a_key_is_one_text_with_or_without_quotes() {
         let long = |n: usize| format!("\"{}\"", "k".repeat(n));
         for key in ["\"a\"", "\"a b\"", r#""a\"b\\""#, &long(255)] {
-            assert!(is_quoted_string(key.as_bytes()), "{key}");
+            assert!(is_key(key.as_bytes()), "{key}");
         }
-        for key in ["", "a", "\"", "\"\"", "\"a", r#""a"b""#, r#""a\""#, r#""a\n""#, "\"é\"", &long(256)] {
-            assert!(!is_quoted_string(key.as_bytes()), "{key}");
+        for key in ["a", "order-7", "a b", r"a\b", "a;b=1", &"k".repeat(255)] {
+            assert!(is_key(key.as_bytes()), "{key}");
+        }
+        for key in ["a\"", "a, b", r#"a"b"#, "é", &"k".repeat(256)] {
+            assert!(!is_key(key.as_bytes()), "{key}");
+        }
+        for key in ["", "\"", "\"\"", "\"a", r#""a"b""#, r#""a\""#, r#""a\n""#, "\"é\"", &long(256)] {
+            assert!(!is_key(key.as_bytes()), "{key}");
         }
     }
 

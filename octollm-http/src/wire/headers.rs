@@ -354,9 +354,11 @@ fn usage_of(value: &HeaderValue) -> (Usage, bool) {
     }
 }
 
-/// Reads a quoted string. A server refuses a malformed one before it is used.
+/// Reads a quoted string or a bare text. A server refuses a malformed one before it is used.
 fn read_key(value: &HeaderValue) -> Option<IdempotencyKey> {
-    let quoted = value.to_str().ok()?.strip_prefix('"')?.strip_suffix('"')?;
+    let text = value.to_str().ok()?;
+    let Some(quoted) = text.strip_prefix('"') else { return IdempotencyKey::new(text) };
+    let quoted = quoted.strip_suffix('"')?;
     if !quoted.contains('\\') {
         return IdempotencyKey::new(quoted);
     }

@@ -1,5 +1,6 @@
 //! The client against servers that do what it must survive, byte by byte: in memory on paused time, on sockets where those matter.
 
+mod alarms;
 mod calls;
 mod cancelled;
 #[cfg(feature = "tls")]

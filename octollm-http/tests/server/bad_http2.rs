@@ -46,7 +46,7 @@ async fn every_row_over_http2() {
         ("NUL in the path", request("GET", "/a%00", &[], ""), 400, "bad_request"),
         ("a step upwards", request("GET", "/a/%2e%2e/health", &[], ""), 400, "bad_request"),
         ("negative time", with("octollm-timeout", "-1"), 400, "bad_request"),
-        ("malformed key", with("idempotency-key", "abc"), 400, "bad_request"),
+        ("malformed key", with("idempotency-key", "\"abc"), 400, "bad_request"),
         (
             "two Authorization fields",
             request(

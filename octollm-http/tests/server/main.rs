@@ -22,6 +22,7 @@ mod limits;
 mod metrics;
 mod mounted;
 mod openapi;
+mod own_keys;
 mod peer;
 mod places;
 mod process;

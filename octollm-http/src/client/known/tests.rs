@@ -6,7 +6,7 @@ const REMEMBERED: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn known(groups: &[usize]) -> Known {
-    Known::new([0].into_iter().chain(groups.iter().copied()), REMEMBERED)
+    Known::new([0].into_iter().chain(groups.iter().copied()), REMEMBERED, (20, 10))
 }
 
 fn listed(arm: &str, url: &str) -> Listed {
@@ -15,7 +15,7 @@ fn listed(arm: &str, url: &str) -> Listed {
 
 /// Replaces the set of a source. Returns the URLs that are gone.
 fn replace(known: &mut Known, source: usize, set: Vec<Listed>, now: Instant) -> Vec<String> {
-    let judging = Judging { breaker: Some(Default::default()), bus: None };
+    let judging = Judging { breaker: Some(Default::default()), ..Judging::default() };
     let create = |listed: &Listed, budget: &RetryBudget| Arc::new(Site::new(listed, budget, &judging));
     let gone = known.replace(source, set, now, create);
     gone.iter().map(|site| site.url.as_str().to_owned()).collect()

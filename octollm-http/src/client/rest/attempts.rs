@@ -78,6 +78,8 @@ pub(super) struct Prepared {
     pub(super) upload: Option<Upload>,
     /// Whether the request may run twice.
     pub(super) repeatable: bool,
+    /// Whether it may have run before, by an earlier attempt or program.
+    pub(super) repeated: bool,
     /// Attempts after the first one.
     pub(super) retries: u32,
     /// Whether the answer streams.
@@ -158,6 +160,7 @@ impl Prepared {
                 Err(failed) => failed,
             };
             progress.executed |= error.failure.may_have_executed;
+            self.repeated |= error.failure.may_have_executed;
             let mut failure = Failure::clone(&error.failure);
             // Nobody has said that the service does nothing before it answers 503.
             failure.may_have_executed |= answered && failure.kind != ErrorKind::RateLimited;
@@ -304,6 +307,10 @@ impl Prepared {
                 head.insert(name.clone(), value.clone());
             }
             head.extend(self.fields.clone());
+            if self.repeated && self.fields.contains_key(wire::names::IDEMPOTENCY_KEY) {
+                // Which process has got it is not known.
+                head.insert(wire::names::INSTANCE, HeaderValue::from_static("?"));
+            }
             if let Some(cx) = &self.propagate {
                 if let Ok(id) = HeaderValue::from_str(cx.correlation_id().as_str()) {
                     head.insert(wire::names::CORRELATION_ID, id);
@@ -395,6 +402,10 @@ async fn judged(
     let body = if is_coded(&head.headers) { Bytes::new() } else { secrets.remove_from_body(body) };
     let mut failure = foreign::failure(head.status, &head.headers, &body, SystemTime::now());
     failure.retry_after = failure.retry_after.or(asked).filter(|_| failure.retryable);
+    let status = head.status.as_u16();
+    if !failure.message.starts_with("answered ") {
+        failure.message = format!("answered {status}: {}", failure.message);
+    }
     Err(answered(failure, head.status))
 }
 

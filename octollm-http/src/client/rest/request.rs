@@ -50,6 +50,8 @@ pub struct RestRequest {
     body: Option<Bytes>,
     upload: Option<Upload>,
     repeatable: bool,
+    /// Whether it may have been sent before with its key.
+    repeated: bool,
     retries: Option<u32>,
     limit: Option<Duration>,
     within: Option<Context>,
@@ -69,6 +71,7 @@ impl RestRequest {
             secrets: None,
             body: None,
             upload: None,
+            repeated: false,
             retries: None,
             limit: None,
             within: None,
@@ -145,13 +148,23 @@ impl RestRequest {
     }
 
     /// Sends this text as `Idempotency-Key`, with all attempts: the service runs the request once, so that it is sent again where an answer
-    /// is lost. At most 255 printable ASCII characters.
+    /// is lost. At most 255 printable ASCII characters, which are sent as they are.
+    ///
+    /// An attempt after one that may have run has the field `octollm-instance: ?` as well. An arm of octollm that was restarted meanwhile, and
+    /// has no record of the key any more, answers it as `outcome_unknown`, and does not run it again. Other services ignore the field.
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.repeatable = true;
         match IdempotencyKey::new(key.into()) {
             Some(key) => self.set_key(key.as_str()),
             None => self.refuse("the key is not 1 to 255 printable ASCII characters".into()),
         }
+        self
+    }
+
+    /// Declares that an earlier program may have sent the request with its [`key`](Self::key): an arm of octollm answers it from its record,
+    /// and does not run it where it has none. The request fails with `bad_request` if it has no key.
+    pub fn repeated(mut self) -> Self {
+        self.repeated = true;
         self
     }
 
@@ -290,6 +303,9 @@ impl RestRequest {
             let words = "the path could be read as one that is not below the URL of the client";
             uri.is_none().then(|| words.into())
         });
+        let lacks_key = self.repeated && !self.fields.contains_key(wire::names::IDEMPOTENCY_KEY);
+        let problem =
+            problem.or_else(|| lacks_key.then(|| "a repeated request has no idempotency key".into()));
         if let Some(problem) = problem {
             return failed(Failure::new(ErrorKind::BadRequest, problem));
         }
@@ -318,6 +334,7 @@ impl RestRequest {
             body: self.body,
             upload: self.upload,
             repeatable: self.repeatable,
+            repeated: self.repeated,
             retries,
             streams,
             deadline,

@@ -144,7 +144,10 @@ async fn an_error_says_where_and_what() {
             .await;
     let memory = client(&peer).build().unwrap();
     let error = memory.get("notes/1").send::<Value>().await.unwrap_err();
-    assert_eq!((error.kind(), error.to_string()), (ErrorKind::NotFound, "memory.get: no such note".into()));
+    assert_eq!(
+        (error.kind(), error.to_string()),
+        (ErrorKind::NotFound, "memory.get: answered 404: no such note".into())
+    );
     assert_eq!(error.failure().details, Some(json!({ "status": 404, "code": "E7" })));
     // The arm was found: what it has called was not.
     let arm = ArmError::from(error);

@@ -64,7 +64,10 @@ async fn a_stream_is_tried_again_until_it_begins() {
     let peer = answers(vec![Answer::Json(503, json!({ "error": "soon" })), whole]).await;
     let memory = client(&peer).build().unwrap();
     let error = memory.post("chat").json(&1).events().await.err().unwrap();
-    assert_eq!((error.kind(), error.to_string()), (ErrorKind::Unavailable, "memory.post: soon".into()));
+    assert_eq!(
+        (error.kind(), error.to_string()),
+        (ErrorKind::Unavailable, "memory.post: answered 503: soon".into())
+    );
     memory.post("chat").json(&1).key("k").events().await.map(drop).unwrap();
 }
 

@@ -195,11 +195,12 @@ fn runtimes_that_run_at_once_share_one_connection_in_turn() {
 #[tokio::test(start_paused = true)]
 async fn what_rests_too_long_is_closed() {
     let peer = slow(Duration::from_millis(20)).await;
-    let arms = judge_within(&peer.url, arms().idle_timeout(Duration::from_millis(200)).max_idle(4));
+    let arms = judge_within(&peer.url, arms().idle_timeout(Duration::from_secs(3)).max_idle(4));
     arms.context().call_all((0..10).map(|_| check())).await.unwrap();
+    // Those beyond `max_idle` rest for a second.
     until(|| peer.open() <= 4).await;
     assert!(peer.open() > 0);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(peer.open() > 0);
     peer.until_open(0).await;
     // And again, with a new reaper.

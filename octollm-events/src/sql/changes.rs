@@ -247,7 +247,8 @@ async fn listen(
     name: &str,
     is_listening: &mut bool,
 ) -> Result<(), sqlx::Error> {
-    let pool = PoolOptions::<Postgres>::new().max_connections(1).acquire_timeout(LAST_PAUSE);
+    // Within this time the pool tries again by itself, after pauses of at most a fifth of it.
+    let pool = PoolOptions::<Postgres>::new().max_connections(1).acquire_timeout(5 * RECONNECT);
     let mut listener = PgListener::connect_with(&pool.connect_lazy_with(options.clone())).await?;
     listener.listen(CHANNEL).await?;
     *is_listening = true;

@@ -81,7 +81,8 @@ impl Transport for Steps {
         *self.made.lock().unwrap().entry(step.clone()).or_default() += 1;
         if let Some(file) = &self.file {
             let mut file = fs::File::options().append(true).create(true).open(file).unwrap();
-            writeln!(file, "{step}").unwrap();
+            // In one write, since others append to the file too.
+            file.write_all(format!("{step}\n").as_bytes()).unwrap();
         }
         sleep(self.time).await;
         let Next { number } = serde_json::from_slice(&call.input).unwrap();

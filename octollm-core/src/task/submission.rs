@@ -44,6 +44,10 @@ pub struct Submission {
 /// The form of the body with a contract.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("not" = serde_json::json!({
+    "required": ["run_at", "run_in_seconds"],
+    "properties": { "run_at": { "type": "string" }, "run_in_seconds": { "type": "number" } },
+})))]
 struct Named {
     contract: ContractRef,
     #[serde(default = "RawJson::object")]

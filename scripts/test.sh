@@ -22,7 +22,8 @@ cargo check -q -p octollm --no-default-features
 
 step tests
 if [ ! -d /usr/lib/postgresql ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    apt-get install -y -qq postgresql >/dev/null
+    apt-get update -q
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql
 fi
 cargo test --workspace --all-features
 

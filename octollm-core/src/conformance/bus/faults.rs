@@ -2,10 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use tokio::{
-    sync::mpsc::unbounded_channel,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{BrokerFault, Subject, fixture::*};
 use crate::{
@@ -53,6 +50,32 @@ async fn away(subject: &Subject, time: Duration) -> bool {
     true
 }
 
+/// Publishes markers until the subscription receives one. Returns the number of gaps before it: until the bus has
+/// subscribed again, nothing is received.
+async fn found_again(place: &Place<dyn EventBus>, events: &mut Subscription, marker: &str) -> usize {
+    let publishing = async {
+        loop {
+            publish_at_last(place, place.event(marker)).await;
+            sleep(SECOND / 5).await;
+        }
+    };
+    let receiving = async {
+        let mut gaps = 0;
+        loop {
+            match timeout(WAIT, events.next()).await {
+                Ok(Some(Signal::Gap(_))) => gaps += 1,
+                Ok(Some(Signal::Event(event))) if event.data() == marker => return gaps,
+                Ok(Some(Signal::Event(_))) => {}
+                other => panic!("the subscription is found again, and not {other:?}"),
+            }
+        }
+    };
+    tokio::select! {
+        gaps = receiving => gaps,
+        () = publishing => unreachable!("publishing goes on"),
+    }
+}
+
 /// A subscriber and a group over these outages, with events before, between and after.
 async fn over_outages(subject: &Subject, outages: &[Duration]) {
     let (place, group) = (live(subject).await, durable(subject).await);
@@ -78,33 +101,9 @@ async fn over_outages(subject: &Subject, outages: &[Duration]) {
             assert_eq!(number, 0, "a broker that restarts once does it again");
             return no_broker(subject).await;
         }
+        let gaps = found_again(&place, &mut events, &format!("after {number}")).await;
+        assert_eq!(gaps, 1, "each outage is one gap");
     }
-    // Until the subscription is there again, nothing is received.
-    let (sender, mut receiver) = unbounded_channel();
-    let found = tokio::spawn({
-        let place = place.clone();
-        async move {
-            loop {
-                let event = place.event("after");
-                publish_at_last(&place, event.clone()).await;
-                if sender.send(event).is_err() {
-                    return;
-                }
-                sleep(Duration::from_millis(200)).await;
-            }
-        }
-    });
-    let (mut gaps, mut after) = (0, None);
-    while after.is_none() {
-        match timeout(WAIT, events.next()).await {
-            Ok(Some(Signal::Gap(_))) => gaps += 1,
-            Ok(Some(Signal::Event(event))) => after = (event.data() == "after").then_some(event),
-            other => panic!("the subscription is found again, and not {other:?}"),
-        }
-    }
-    found.abort();
-    receiver.close();
-    assert_eq!(gaps, outages.len(), "each outage is one gap");
     let Some(consumer) = &mut consumer else { return };
     let mut missing: HashSet<_> = sent.iter().map(|event| event.id().to_owned()).collect();
     while !missing.is_empty() {

@@ -32,8 +32,7 @@ pub(crate) struct Changes {
     unsent: Mutex<Unsent>,
     wake: Notify,
     closed: watch::Sender<bool>,
-    /// Number of times that the connection was lost by which notifications come.
-    outages: watch::Sender<u64>,
+    listening: watch::Sender<Listening>,
 }
 
 #[derive(Default)]
@@ -43,14 +42,23 @@ struct Unsent {
     topics: HashSet<Topic>,
 }
 
+/// The connection by which notifications come.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Listening {
+    /// Whether it was lost, and is not there again.
+    pub(crate) is_lost: bool,
+    /// How often it was lost.
+    pub(crate) outages: u64,
+}
+
 /// With so many topics, those without a receiver are removed.
 const SWEPT_AT: usize = 64;
 
 impl Changes {
     pub(super) fn new() -> Self {
         let (topics, unsent) = Default::default();
-        let (closed, outages) = (watch::Sender::new(false), watch::Sender::new(0));
-        Self { topics, unsent, wake: Notify::new(), closed, outages }
+        let (closed, listening) = (watch::Sender::new(false), watch::Sender::default());
+        Self { topics, unsent, wake: Notify::new(), closed, listening }
     }
 
     /// A receiver that changes whenever the topic does, from now on.
@@ -62,9 +70,9 @@ impl Changes {
         topics.entry(topic).or_default().subscribe()
     }
 
-    /// A receiver that changes whenever the connection to a server was lost. SQLite has none.
-    pub(crate) fn outages(&self) -> watch::Receiver<u64> {
-        self.outages.subscribe()
+    /// A receiver that changes whenever the connection to a server is lost, or there again. SQLite has none.
+    pub(crate) fn listening(&self) -> watch::Receiver<Listening> {
+        self.listening.subscribe()
     }
 
     /// Wakes those that wait for one of these topics in this process.
@@ -233,7 +241,9 @@ async fn receive(options: PgConnectOptions, changes: Arc<Changes>, name: Arc<str
             tracing::debug!(%error, "notifications interrupted");
         }
         if is_listening {
-            changes.outages.send_modify(|outages| *outages += 1);
+            changes.listening.send_modify(|listening| {
+                *listening = Listening { is_lost: true, outages: listening.outages + 1 };
+            });
             pause = FIRST_PAUSE;
         }
         sleep(pause).await;
@@ -250,10 +260,13 @@ async fn listen(
     // Within this time the pool tries again by itself, after pauses of at most a fifth of it.
     let pool = PoolOptions::<Postgres>::new().max_connections(1).acquire_timeout(5 * RECONNECT);
     let mut listener = PgListener::connect_with(&pool.connect_lazy_with(options.clone())).await?;
+    // A loss is reported when it happens, and not once the server is there again.
+    listener.eager_reconnect(false);
     listener.listen(CHANNEL).await?;
     *is_listening = true;
     // What was sent before is lost.
     changes.notify_all();
+    changes.listening.send_modify(|listening| listening.is_lost = false);
     loop {
         let Ok(received) = timeout(SILENCE, listener.try_recv()).await else {
             return Err(sqlx::Error::Protocol("no notification came in time".to_owned()));

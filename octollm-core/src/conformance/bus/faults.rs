@@ -102,7 +102,7 @@ async fn over_outages(subject: &Subject, outages: &[Duration]) {
             return no_broker(subject).await;
         }
         let gaps = found_again(&place, &mut events, &format!("after {number}")).await;
-        assert_eq!(gaps, 1, "each outage is one gap");
+        assert_eq!(gaps, 1, "outage {number} is one gap");
     }
     let Some(consumer) = &mut consumer else { return };
     let mut missing: HashSet<_> = sent.iter().map(|event| event.id().to_owned()).collect();

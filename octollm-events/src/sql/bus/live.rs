@@ -115,26 +115,33 @@ async fn follow(shared: Arc<Shared>, mut after: u64) {
          WHERE before < $3 ORDER BY seq",
     );
     let changes = shared.database.changes();
-    let (mut changed, mut outages) = (changes.subscribe(LOG.into()), changes.outages());
+    let (mut changed, mut listening) = (changes.subscribe(LOG.into()), changes.listening());
+    let mut outages = listening.borrow_and_update().outages;
     loop {
         changed.mark_unchanged();
-        if outages.has_changed().unwrap_or(false) {
-            outages.mark_unchanged();
+        let rows = shared.database.fetch(&READ, [after.into(), EVENTS.into(), BYTES.into()]).await;
+        // It is before the events that were read after it.
+        let connection = *listening.borrow_and_update();
+        if connection.outages != outages {
+            outages = connection.outages;
             shared.gap(Gap::ConnectionLost, u64::MAX).await;
         }
-        let rows = shared.database.fetch(&READ, [after.into(), EVENTS.into(), BYTES.into()]).await;
+        if connection.is_lost {
+            // An outage ends when changes are received again, so that the next one is another.
+            let _ = timeout(INTERVAL, listening.wait_for(|connection| !connection.is_lost)).await;
+        }
         let rows = match rows {
             Ok(rows) => rows,
             Err(SqlError::Closed) => return shared.close(),
             Err(_) => {
-                let _ = timeout(FAILURE, outages.changed()).await.map(|_| outages.mark_changed());
+                let _ = timeout(FAILURE, listening.changed()).await;
                 continue;
             }
         };
         if rows.is_empty() {
             tokio::select! {
                 _ = changed.changed() => {}
-                _ = outages.changed() => outages.mark_changed(),
+                _ = listening.changed() => {}
                 () = sleep(INTERVAL) => {}
             }
             continue;

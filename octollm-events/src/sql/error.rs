@@ -61,6 +61,9 @@ pub enum SqlError {
     /// The database gave no answer in time. A change may have been stored.
     #[error("the database gave no answer within {} s", .0.as_secs_f64())]
     TimedOut(Duration),
+    /// All connections that read are in use, and none became free in time. Nothing was executed.
+    #[error("no connection to the database became free within {} s", .0.as_secs_f64())]
+    NoConnection(Duration),
     /// The database was closed, or its runtime has ended.
     #[error("the database is closed")]
     Closed,

@@ -170,7 +170,10 @@ async fn a_server_that_is_too_old_is_refused_with_its_version() {
     );
     server.execute("postgres", "ALTER DATABASE old SET search_path = public, pg_catalog");
     let error = refused(&server.url("old"), "at least 13").await;
-    assert!(matches!(&error, SqlError::OldServer { found, least: 13 } if found.starts_with("12.22")), "{error:?}");
+    assert!(
+        matches!(&error, SqlError::OldServer { found, least: 13 } if found.starts_with("12.22")),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]

@@ -126,7 +126,7 @@ async fn share(
 ) -> Result<(Rows, BTreeMap<i64, usize>), sqlx::Error> {
     // The events that members hold, and those that are ready.
     static READ: Sql = Sql::new(
-        "SELECT 0 AS kind, member, count(*) AS held FROM octollm_bus_delivery WHERE group_id = $1 AND leased = 1 GROUP BY member \
+        "SELECT CAST(0 AS BIGINT) AS kind, member, count(*) AS held FROM octollm_bus_delivery WHERE group_id = $1 AND leased = 1 GROUP BY member \
          UNION ALL SELECT 1, seq, 0 FROM (SELECT seq FROM octollm_bus_delivery WHERE group_id = $1 AND due = 0 \
          ORDER BY seq LIMIT $2) AS ready",
     );

@@ -146,7 +146,8 @@ async fn follow(shared: Arc<Shared>, mut after: u64, mut epoch: i64) {
             shared.gap(Gap::Trimmed { event_ids: Vec::new() }, u64::MAX, epoch).await;
             continue;
         }
-        let events = rows.iter().filter_map(|row| Some((row.count(2).ok()?, row.bytes(3).ok()?)));
+        let events =
+            rows.iter().filter_map(|row| Some((row.int_or_null(2).ok()??, row.bytes_or_null(3).ok()??)));
         let events: Vec<_> = events.collect();
         if events.is_empty() {
             tokio::select! {
@@ -159,6 +160,7 @@ async fn follow(shared: Arc<Shared>, mut after: u64, mut epoch: i64) {
         let trimmed = found.map_or(0, |(trimmed, _)| trimmed);
         let subscribers = shared.subscribers().await;
         for (seq, bytes) in events {
+            let seq = u64::try_from(seq).unwrap_or(0);
             if trimmed > after && seq > trimmed {
                 shared.gap(Gap::Trimmed { event_ids: Vec::new() }, trimmed, epoch).await;
             }

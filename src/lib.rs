@@ -151,6 +151,8 @@ mod guide {
     mod calls {}
     #[doc = include_str!("../docs/guide/discovery.md")]
     mod discovery {}
+    #[doc = include_str!("../docs/guide/durability.md")]
+    mod durability {}
     #[doc = include_str!("../docs/guide/embedding.md")]
     mod embedding {}
     #[doc = include_str!("../docs/guide/events.md")]
@@ -165,6 +167,8 @@ mod guide {
     mod orchestration {}
     #[doc = include_str!("../docs/guide/plans.md")]
     mod plans {}
+    #[doc = include_str!("../docs/guide/postgres.md")]
+    mod postgres {}
     #[doc = include_str!("../docs/guide/reflexes.md")]
     mod reflexes {}
     #[cfg(feature = "tokens")]

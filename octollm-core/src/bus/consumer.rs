@@ -54,6 +54,9 @@ pub enum Nack {
         /// A bus without [`Capability::DelayedNack`](super::Capability::DelayedNack) returns
         /// [`BusError::Unsupported`] for a delay, and retries at once without one.
         after: Option<Duration>,
+        /// Reason for the reader of the dead letters, if the event becomes one:
+        /// [`DeadLetter::history`](super::DeadLetter::history).
+        reason: Option<String>,
     },
     /// The event is delivered again at once, and this attempt does not count. For an event that was not begun.
     Release,
@@ -103,6 +106,11 @@ impl Consumer {
         }
     }
 
+    /// Returns the name of the consumer, unique in its bus, by which [dead letters](super::FailedAttempt::consumer) have it.
+    pub fn name(&self) -> String {
+        self.source.name()
+    }
+
     /// Returns why the consumer has ended, once [`next`](Self::next) has returned `None` or it was closed.
     pub fn ended(&self) -> Option<&BusError> {
         self.ended.as_ref()
@@ -131,12 +139,32 @@ impl fmt::Debug for Consumer {
 impl Nack {
     /// Retries after the backoff of the consumer.
     pub fn retry() -> Self {
-        Self::Retry { after: None }
+        Self::Retry { after: None, reason: None }
     }
 
     /// Retries after a delay.
     pub fn retry_after(delay: Duration) -> Self {
-        Self::Retry { after: Some(delay) }
+        Self::Retry { after: Some(delay), reason: None }
+    }
+
+    /// Sets the reason of a retry or of a dead letter. It has no effect on the others.
+    #[must_use]
+    pub fn with_reason(mut self, text: impl Into<String>) -> Self {
+        match &mut self {
+            Self::Retry { reason, .. } => *reason = Some(text.into()),
+            Self::DeadLetter { reason } => *reason = text.into(),
+            Self::Release | Self::Drop => {}
+        }
+        self
+    }
+
+    /// Returns the reason of a retry or of a dead letter.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Retry { reason, .. } => reason.as_deref(),
+            Self::DeadLetter { reason } => Some(reason),
+            Self::Release | Self::Drop => None,
+        }
     }
 
     /// Makes the event a dead letter.
@@ -245,6 +273,7 @@ pub(super) trait Lease: Send + Sync {
 trait Source: Send + Sync {
     async fn next(&self) -> Result<Result<Delivery, Gap>, BusError>;
     async fn close(&self) -> Result<(), BusError>;
+    fn name(&self) -> String;
 }
 
 /// Makes deliveries of what an engine returns.
@@ -282,6 +311,10 @@ impl<E: ConsumerEngine> Source for EngineSource<E> {
 
     async fn close(&self) -> Result<(), BusError> {
         self.engine.close().await
+    }
+
+    fn name(&self) -> String {
+        self.engine.name()
     }
 }
 

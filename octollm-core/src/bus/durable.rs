@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::{BusError, Consumer, EventBus};
 use crate::error::ConfigError;
 use crate::event::{Event, Pattern};
+use crate::size;
 
 /// Delivers every event to every group at least once, until a consumer of the group has settled it.
 ///
@@ -145,6 +148,22 @@ pub struct DeadLetter {
     pub reason: String,
     /// Number of deliveries.
     pub attempts: u32,
+    /// The last deliveries, oldest first: at most [`MAX_HISTORY`](Self::MAX_HISTORY). Empty where the bus has no
+    /// [`Capability::AttemptCounts`](super::Capability::AttemptCounts).
+    pub history: Vec<FailedAttempt>,
+}
+
+/// A delivery of an event that became a dead letter. It counted as an attempt, and was not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct FailedAttempt {
+    /// Time of the delivery, by the clock of the bus.
+    pub at: Timestamp,
+    /// The consumer that received the event: its [`name`](Consumer::name).
+    pub consumer: String,
+    /// Reason why it was not acknowledged: that of the [`Nack`](super::Nack), or that the lease expired. At most
+    /// [`MAX_REASON_BYTES`](Self::MAX_REASON_BYTES).
+    pub reason: String,
 }
 
 impl Default for ConsumeOptions {
@@ -190,14 +209,41 @@ impl ConsumeOptions {
 }
 
 impl DeadLetter {
-    /// Creates a dead letter.
+    /// Maximum length of [`history`](Self::history).
+    pub const MAX_HISTORY: usize = 16;
+
+    /// Creates a dead letter without a history.
     pub fn new(
         entry: impl Into<String>,
         event: Result<Event, Bytes>,
         reason: impl Into<String>,
         attempts: u32,
     ) -> Self {
-        Self { entry: entry.into(), event, reason: reason.into(), attempts }
+        Self { entry: entry.into(), event, reason: reason.into(), attempts, history: Vec::new() }
+    }
+
+    /// Sets the [`history`](Self::history), of which the last deliveries are retained.
+    #[must_use]
+    pub fn with_history(mut self, mut history: Vec<FailedAttempt>) -> Self {
+        history.drain(..history.len().saturating_sub(Self::MAX_HISTORY));
+        self.history = history;
+        self
+    }
+}
+
+impl FailedAttempt {
+    /// Maximum length of a reason in bytes. Longer ones are cut.
+    pub const MAX_REASON_BYTES: usize = 256;
+    /// Reason of a delivery that was refused without one.
+    pub const REFUSED: &'static str = "refused";
+    /// Reason of a delivery that was not settled in time.
+    pub const LEASE_EXPIRED: &'static str = "the lease expired";
+
+    /// Creates the record of a delivery.
+    pub fn new(at: Timestamp, consumer: impl Into<String>, reason: impl Into<String>) -> Self {
+        let mut reason = reason.into();
+        size::cut(&mut reason, Self::MAX_REASON_BYTES);
+        Self { at, consumer: consumer.into(), reason }
     }
 }
 

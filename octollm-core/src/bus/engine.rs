@@ -67,6 +67,11 @@ pub trait ConsumerEngine: Send + Sync + 'static {
     /// If the future is dropped, the method can be called again.
     async fn close(&self) -> Result<(), BusError>;
 
+    /// Returns the name of the consumer, unique in its bus. Empty where it has none.
+    fn name(&self) -> String {
+        String::new()
+    }
+
     /// Leaves the group, because the consumer was dropped. Its deliveries can still be settled.
     fn leave(&self);
 }

@@ -46,7 +46,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use self::consumer::{Consumer, Delivery, Nack};
-pub use self::durable::{ConsumeOptions, DeadLetter, DurableBus, GroupStatus};
+pub use self::durable::{ConsumeOptions, DeadLetter, DurableBus, FailedAttempt, GroupStatus};
 pub use self::memory::MemoryBus;
 pub use self::memory_durable::{MemoryDurableBus, MemoryDurableBusBuilder};
 pub use self::subscription::Subscription;

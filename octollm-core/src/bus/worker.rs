@@ -18,7 +18,7 @@ use crate::panics::{Panicked, caught};
 /// Handles the events of a [`Consumer`] that [`run`](Consumer::run)s.
 #[async_trait]
 pub trait EventHandler: Send + Sync + 'static {
-    /// Handles an event. `Ok` acknowledges it; a panic is [`Nack::retry`].
+    /// Handles an event. `Ok` acknowledges it; a panic is [`Nack::retry`] with the reason `the handler panicked`.
     ///
     /// The lease is extended while the method runs, in a separate task: also while it blocks its thread, if the runtime
     /// has another one. If all threads are blocked until the lease expires, and this consumer receives the event again,
@@ -128,7 +128,7 @@ async fn handle(
         }
     };
     drop(extender);
-    let outcome = outcome.unwrap_or_else(|Panicked| Err(Nack::retry()));
+    let outcome = outcome.unwrap_or_else(|Panicked| Err(Nack::retry().with_reason("the handler panicked")));
     if let Err(error) = event.settle(outcome).await {
         // The event is delivered again.
         tracing::warn!(event_id, %error, "event not settled");

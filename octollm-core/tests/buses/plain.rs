@@ -231,7 +231,7 @@ impl ConsumerEngine for Member {
         let mut state = self.group.state();
         state.batches.push(batch.len());
         let results = batch.into_iter().map(|(number, outcome)| {
-            if let Err(Nack::Retry { after: Some(_) }) = outcome {
+            if let Err(Nack::Retry { after: Some(_), .. }) = outcome {
                 return Err(BusError::Unsupported { capability: Capability::DelayedNack });
             }
             // Not fenced: a stale delivery can settle the event too.

@@ -194,6 +194,7 @@ reads! {
     int_or_null -> Option<i64>;
     text_or_null -> Option<String>;
     bytes -> Vec<u8>;
+    bytes_or_null -> Option<Vec<u8>>;
     flag -> bool;
 }
 

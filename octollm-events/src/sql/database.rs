@@ -141,7 +141,7 @@ impl SqlDatabase {
                 Ok(Ok(Some(rows))) => return Ok(rows),
                 Ok(Ok(None)) => {}
                 Ok(Err(sqlx::Error::PoolTimedOut)) => {
-                    return Err(SqlError::TimedOut(wait(self.0.source.settings())));
+                    return Err(SqlError::NoConnection(wait(self.0.source.settings())));
                 }
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(SqlError::TimedOut(limit)),
@@ -188,7 +188,8 @@ impl fmt::Debug for SqlDatabaseBuilder {
 }
 
 impl SqlDatabaseBuilder {
-    /// Sets how many connections read at most, 1 to 1 000 (default 8). There are up to six more: one that writes, two for
+    /// Sets how many connections read at most, 1 to 1 000 (default 8). A read that finds all of them in use waits for one for at
+    /// most the [time of a connection](Self::connect_time), and then fails with [`SqlError::NoConnection`]. There are up to six more: one that writes, two for
     /// lookups, two for the notifications of Postgres, and one that creates tables.
     pub fn connections(mut self, connections: u32) -> Self {
         self.settings.connections = connections;
@@ -259,7 +260,7 @@ pub(super) enum Source {
 
 /// Statements are prepared once for each connection. SQLite has several for one: see [`Sql`].
 const STATEMENTS: usize = 512;
-/// Oldest server that is supported.
+/// Oldest server that is supported: the statements need 12, and 13 is the oldest that common systems still have. Tested is 15.
 const POSTGRES: u32 = 13;
 /// Bytes of the log of SQLite after which it is written to the database, in pages.
 const CHECKPOINT: &str = "4000";

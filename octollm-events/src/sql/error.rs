@@ -61,6 +61,9 @@ pub enum SqlError {
     /// The database gave no answer in time. A change may have been stored.
     #[error("the database gave no answer within {} s", .0.as_secs_f64())]
     TimedOut(Duration),
+    /// All connections that read are in use, and none became free in time. Nothing was executed.
+    #[error("no connection to the database became free within {} s", .0.as_secs_f64())]
+    NoConnection(Duration),
     /// The database was closed, or its runtime has ended.
     #[error("the database is closed")]
     Closed,
@@ -73,6 +76,15 @@ pub enum SqlError {
 type Cause = Arc<dyn Error + Send + Sync>;
 
 impl SqlError {
+    /// Whether the tables are gone, as in a database that was set up anew while the program runs.
+    pub(crate) fn is_without_tables(&self) -> bool {
+        let Self::Failed(cause) = self else { return false };
+        let Some(sqlx::Error::Database(error)) = cause.downcast_ref::<sqlx::Error>() else { return false };
+        // A table, a function, or a schema; SQLite has no code for it.
+        matches!(error.code().as_deref(), Some("42P01" | "42883" | "3F000"))
+            || error.message().starts_with("no such table")
+    }
+
     /// A value in the database that cannot be read.
     pub(crate) fn unreadable(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Failed(Arc::from(error.into()))

@@ -226,7 +226,7 @@ impl<V: Into<Value>> From<Option<V>> for Value {
 }
 
 /// The rows of a statement with `{rows:…}`.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Rows {
     pub(super) columns: usize,
     /// Row by row.

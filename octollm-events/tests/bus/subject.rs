@@ -7,7 +7,10 @@ use octollm_core::{
     bus::{DelayBus, DurableBus, EventBus},
     conformance::{BrokerFault, BusSubject},
 };
-use octollm_events::sql::{SqlBus, SqlDatabase};
+use octollm_events::sql::{
+    SqlBus, SqlDatabase,
+    sqlx::{self, Connection, SqliteConnection},
+};
 
 use crate::postgres::Postgres;
 
@@ -24,10 +27,30 @@ impl Sqlite {
         Self(tempfile::tempdir().unwrap())
     }
 
+    fn url(&self) -> String {
+        format!("sqlite:{}", self.0.path().join("bus.db").display())
+    }
+
     async fn bus(&self) -> Arc<SqlBus> {
-        open(&format!("sqlite:{}", self.0.path().join("bus.db").display())).await
+        open(&self.url()).await
+    }
+
+    /// Executes statements as another process does.
+    async fn execute(&self, statements: &str) {
+        let mut connection = SqliteConnection::connect(&self.url()).await.unwrap();
+        let script = format!("BEGIN IMMEDIATE; {statements}; COMMIT");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(script)).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
     }
 }
+
+fn trim(channel: &str) -> String {
+    format!("DELETE FROM octollm_bus_log WHERE channel = '{channel}'")
+}
+
+/// Leaves a database as it was before a bus was opened in it.
+const EMPTY: &str = "DROP TABLE octollm_bus; DROP TABLE octollm_bus_log; DROP TABLE octollm_bus_group; DROP TABLE octollm_bus_member; \
+    DROP TABLE octollm_bus_delivery; DROP TABLE octollm_bus_dead; DROP TABLE octollm_bus_delayed; DROP TABLE octollm_schema";
 
 #[async_trait]
 impl BusSubject for Sqlite {
@@ -42,10 +65,21 @@ impl BusSubject for Sqlite {
     async fn delay(&self) -> Option<Arc<dyn DelayBus>> {
         Some(self.bus().await)
     }
+
+    /// It has no broker. Its file can be changed.
+    async fn broker(&self, fault: BrokerFault<'_>) -> bool {
+        match fault {
+            BrokerFault::Trim { channel } => self.execute(&trim(channel)).await,
+            BrokerFault::Empty => self.execute(EMPTY).await,
+            _ => return false,
+        }
+        true
+    }
 }
 
 /// The cases that do something to the broker.
-const FAULTS: [&str; 7] = ["case_18", "case_27", "case_28", "case_29", "case_30", "case_31", "case_37"];
+const FAULTS: [&str; 9] =
+    ["case_18", "case_27", "case_28", "case_29", "case_30", "case_31", "case_35", "case_36", "case_37"];
 
 /// A database of the shared server, or of one of its own once it is to fail.
 pub(crate) struct OnPostgres {
@@ -111,6 +145,8 @@ impl BusSubject for OnPostgres {
                 );
                 Self::execute(&server, &self.url, &statement);
             }
+            BrokerFault::Trim { channel } => Self::execute(&server, &self.url, &trim(channel)),
+            BrokerFault::Empty => Self::execute(&server, &self.url, EMPTY),
             _ => return false,
         }
         true

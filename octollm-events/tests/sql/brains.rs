@@ -42,11 +42,11 @@ struct Next {
 /// Counts in so many steps.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
 #[task(name = "number.count", output = u64, timeout = "120s")]
-struct Count {
-    steps: u64,
+pub(crate) struct Count {
+    pub(crate) steps: u64,
 }
 
-struct Counter;
+pub(crate) struct Counter;
 
 #[async_trait]
 impl Arm<Count> for Counter {
@@ -61,14 +61,14 @@ impl Arm<Count> for Counter {
 
 /// Answers each step after a time, and writes down that it was made.
 #[derive(Clone)]
-struct Steps {
+pub(crate) struct Steps {
     time: Duration,
     made: Arc<Mutex<HashMap<String, usize>>>,
     file: Option<PathBuf>,
 }
 
 impl Steps {
-    fn new(time: Duration) -> Self {
+    pub(crate) fn new(time: Duration) -> Self {
         Self { time, made: Arc::default(), file: None }
     }
 }
@@ -99,7 +99,7 @@ async fn brain(url: &str, steps: &Steps, lease: Duration) -> Brain {
     Brain::builder().arm(Counter).arms(steps.clone()).store(store).lease(lease).build().unwrap()
 }
 
-async fn submit(brain: &Brain, tasks: usize, steps: u64) {
+pub(crate) async fn submit(brain: &Brain, tasks: usize, steps: u64) {
     for _ in 0..tasks {
         brain.submit(Submission::of(&Count { steps }).unwrap(), &Context::detached()).await.unwrap();
     }

@@ -2,9 +2,12 @@
 #![cfg(feature = "sql")]
 
 mod brains;
+mod faulty;
 #[path = "../support/postgres.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
 mod postgres;
+mod retention;
+mod room;
 mod subject;
 
 use self::subject::{OnPostgres, OnSqlite};

@@ -1,13 +1,15 @@
 //! The events of one group: which member receives what, and what happens to it. Pure: it does not wait and reads no
 //! clock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::queue::KeyedQueue;
 use super::store::{Item, Limit};
-use crate::bus::{BusError, ConsumeOptions, DeadLetter, Gap, GroupStatus, Nack};
+use crate::bus::{BusError, ConsumeOptions, DeadLetter, FailedAttempt, Gap, GroupStatus, Nack};
+use crate::clock;
 use crate::deadline::later;
 use crate::event::{Event, Pattern};
 
@@ -45,7 +47,8 @@ pub(super) struct Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Holder {
     token: u64,
-    member: u64,
+    pub(super) member: u64,
+    pub(super) since: Instant,
 }
 
 /// What a member receives.
@@ -152,7 +155,7 @@ impl Group {
                 continue;
             }
             self.last_token += 1;
-            let holder = Holder { token: self.last_token, member };
+            let holder = Holder { token: self.last_token, member, since: now };
             item.attempts += 1;
             item.holder = Some(holder);
             let claim = Claim { number, holder, options, event: item.event.clone(), attempt: item.attempts };
@@ -177,14 +180,22 @@ impl Group {
         let last = item.attempts >= claim.options.max_attempts;
         match outcome {
             Ok(()) | Err(Nack::Drop) => self.remove(&item),
-            Err(Nack::DeadLetter { reason }) => self.add_dead_letter(number, item, reason),
-            Err(Nack::Retry { .. }) if last => self.add_dead_letter(number, item, NO_ATTEMPTS.to_owned()),
-            Err(Nack::Retry { after }) => {
-                let delay = after.unwrap_or_else(|| claim.options.backoff(item.attempts));
-                self.delay(number, item, delay, now);
+            Err(Nack::DeadLetter { reason }) => {
+                item.failed(&reason);
+                self.add_dead_letter(number, item, reason);
+            }
+            Err(Nack::Retry { after, reason }) => {
+                item.failed(reason.as_deref().unwrap_or(FailedAttempt::REFUSED));
+                if last {
+                    self.add_dead_letter(number, item, NO_ATTEMPTS.to_owned());
+                } else {
+                    let delay = after.unwrap_or_else(|| claim.options.backoff(item.attempts));
+                    self.delay(number, item, delay, now);
+                }
             }
             Err(Nack::Release) => {
                 item.attempts -= 1;
+                item.not_failed();
                 self.queue.put_back(number, item);
             }
         }
@@ -205,7 +216,8 @@ impl Group {
         if self.members.get(&claim.holder.member).is_some_and(is_full) {
             return Err(Lost);
         }
-        let item = self.queue.take(number, claim.holder).ok_or(Lost)?;
+        let mut item = self.queue.take(number, claim.holder).ok_or(Lost)?;
+        item.not_failed();
         self.lease(number, item, claim.options, until);
         Ok(())
     }
@@ -225,9 +237,12 @@ impl Group {
     /// Returns at most `limit` dead letters after the entry `after`.
     pub(super) fn dead_letters(&mut self, after: Option<u64>, limit: usize, now: Instant) -> Vec<DeadLetter> {
         self.advance(now);
+        let time = clock::now();
         let wanted = self.dead.range(after.map_or(0, |after| after.saturating_add(1))..).take(limit);
         let letter = |(number, (item, reason)): (&u64, &(Item, String))| {
+            let history = item.history.iter().map(|failed| failed.at(now, time)).collect();
             DeadLetter::new(number.to_string(), Ok(item.event.clone()), reason.clone(), item.attempts)
+                .with_history(history)
         };
         wanted.map(letter).collect()
     }
@@ -239,7 +254,7 @@ impl Group {
 
     pub(super) fn remove_dead_letter(&mut self, entry: u64) -> Option<Item> {
         let (item, reason) = self.dead.remove(&entry)?;
-        self.dead_bytes -= item.size + reason.len();
+        self.dead_bytes -= dead_size(&item, &reason);
         Some(item)
     }
 
@@ -257,7 +272,8 @@ impl Group {
                 continue;
             }
             let max_attempts = self.leased.get(&number).map(|leased| leased.options.max_attempts);
-            if let (Some(max_attempts), Some(item)) = (max_attempts, self.end_lease(number, |_| true)) {
+            if let (Some(max_attempts), Some(mut item)) = (max_attempts, self.end_lease(number, |_| true)) {
+                item.failed(FailedAttempt::LEASE_EXPIRED);
                 if item.attempts >= max_attempts {
                     self.add_dead_letter(number, item, NO_ATTEMPTS.to_owned());
                 } else {
@@ -303,7 +319,7 @@ impl Group {
 
     fn add_dead_letter(&mut self, number: u64, item: Item, reason: String) {
         self.remove(&item);
-        self.dead_bytes += item.size + reason.len();
+        self.dead_bytes += dead_size(&item, &reason);
         self.dead.insert(number, (item, reason));
         self.limit_dead_letters();
     }
@@ -312,7 +328,7 @@ impl Group {
     fn limit_dead_letters(&mut self) {
         while !self.max_dead.allows(self.dead.len(), self.dead_bytes) {
             let Some((_, (oldest, reason))) = self.dead.pop_first() else { return };
-            self.dead_bytes -= oldest.size + reason.len();
+            self.dead_bytes -= dead_size(&oldest, &reason);
             self.discarded += 1;
         }
     }
@@ -320,82 +336,37 @@ impl Group {
     /// Settles an event that became a dead letter because its last lease expired.
     fn settle_dead(&mut self, claim: &Claim, outcome: Result<(), Nack>) -> Result<(), Lost> {
         let holds = |(item, _): &&mut (Item, String)| item.holder == Some(claim.holder);
-        let (_, last_reason) = self.dead.get_mut(&claim.number).filter(holds).ok_or(Lost)?;
+        let (item, last_reason) = self.dead.get_mut(&claim.number).filter(holds).ok_or(Lost)?;
         match outcome {
             Ok(()) | Err(Nack::Drop) => {
                 self.remove_dead_letter(claim.number);
             }
             Err(Nack::DeadLetter { reason }) => {
-                self.dead_bytes = self.dead_bytes + reason.len() - last_reason.len();
+                self.dead_bytes -= dead_size(item, last_reason);
+                item.failed(&reason);
                 *last_reason = reason;
+                self.dead_bytes += dead_size(item, last_reason);
                 self.limit_dead_letters();
             }
             // No attempts are left.
-            Err(Nack::Retry { .. }) => {}
+            Err(Nack::Retry { reason, .. }) => {
+                self.dead_bytes -= dead_size(item, last_reason);
+                item.failed(reason.as_deref().unwrap_or(FailedAttempt::REFUSED));
+                self.dead_bytes += dead_size(item, last_reason);
+                self.limit_dead_letters();
+            }
             Err(Nack::Release) => return Err(Lost),
         }
         Ok(())
     }
 }
 
+/// Size of a dead letter in bytes.
+fn dead_size(item: &Item, reason: &str) -> usize {
+    item.size + reason.len() + item.history.iter().map(|failed| failed.reason.len()).sum::<usize>()
+}
+
 const NO_ATTEMPTS: &str = "no attempts left";
-
-/// Items by the number of their publication. Of those with one partition key, only the first can be popped, and the
-/// next one after that is removed.
-#[derive(Debug, Default)]
-struct KeyedQueue {
-    ready: BTreeMap<u64, Item>,
-    /// Has a key while an item with it is ready or popped, with the items that wait for that one.
-    blocked: HashMap<Box<str>, VecDeque<(u64, Item)>>,
-    blocked_len: usize,
-}
-
-impl KeyedQueue {
-    fn push(&mut self, number: u64, item: Item) {
-        if let Some(key) = item.event.partition_key() {
-            if let Some(blocked) = self.blocked.get_mut(key) {
-                blocked.push_back((number, item));
-                self.blocked_len += 1;
-                return;
-            }
-            self.blocked.insert(key.into(), VecDeque::new());
-        }
-        self.ready.insert(number, item);
-    }
-
-    fn pop(&mut self) -> Option<(u64, Item)> {
-        self.ready.pop_first()
-    }
-
-    /// Returns an item that was popped to its place.
-    fn put_back(&mut self, number: u64, item: Item) {
-        self.ready.insert(number, item);
-    }
-
-    /// Pops an item that was put back, if this was its last delivery.
-    fn take(&mut self, number: u64, holder: Holder) -> Option<Item> {
-        self.ready.get(&number).filter(|item| item.holder == Some(holder))?;
-        self.ready.remove(&number)
-    }
-
-    /// Makes the next item ready that waits for this one, which was popped.
-    fn remove(&mut self, item: &Item) {
-        let Some(key) = item.event.partition_key() else { return };
-        match self.blocked.get_mut(key).and_then(VecDeque::pop_front) {
-            Some((number, next)) => {
-                self.blocked_len -= 1;
-                self.ready.insert(number, next);
-            }
-            None => {
-                self.blocked.remove(key);
-            }
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.ready.len() + self.blocked_len
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! A durable bus within one process.
 
 mod group;
+mod queue;
 mod store;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -338,6 +339,10 @@ impl ConsumerEngine for Member {
                 () = sleep_until(until) => {}
             }
         }
+    }
+
+    fn name(&self) -> String {
+        self.membership.member.to_string()
     }
 
     fn leave(&self) {

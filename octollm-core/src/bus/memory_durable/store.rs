@@ -3,13 +3,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::group::{Group, Holder};
-use crate::bus::{BusError, ConsumeOptions, Gap};
+use crate::bus::{BusError, ConsumeOptions, DeadLetter, FailedAttempt, Gap};
 use crate::event::{Event, Expiry, Pattern};
+use crate::size;
 
 #[derive(Debug)]
 pub(super) struct Store {
@@ -65,6 +67,25 @@ pub(super) struct Item {
     pub(super) attempts: u32,
     /// The last delivery.
     pub(super) holder: Option<Holder>,
+    /// The last deliveries that failed.
+    pub(super) history: Vec<Failed>,
+}
+
+/// A delivery that failed.
+#[derive(Debug, Clone)]
+pub(super) struct Failed {
+    holder: Holder,
+    pub(super) reason: Box<str>,
+}
+
+impl Failed {
+    /// The same for the reader of dead letters, at the present `now` that is this `time` of day.
+    pub(super) fn at(&self, now: Instant, time: Timestamp) -> FailedAttempt {
+        let passed =
+            SignedDuration::try_from(now.saturating_duration_since(self.holder.since)).unwrap_or_default();
+        let at = time.checked_sub(passed).unwrap_or(time);
+        FailedAttempt::new(at, self.holder.member.to_string(), &*self.reason)
+    }
 }
 
 impl Store {
@@ -159,7 +180,8 @@ impl Store {
         slot.group.check_room(backlog, size)?;
         let item = slot.group.remove_dead_letter(entry).ok_or_else(unknown)?;
         // The caller wants the event delivered, so it does not expire.
-        slot.group.push(number, Item { expiry: Expiry::Never, attempts: 0, holder: None, ..item });
+        let item = Item { expiry: Expiry::Never, attempts: 0, holder: None, history: Vec::new(), ..item };
+        slot.group.push(number, item);
         slot.changed.notify_waiters();
         Ok(())
     }
@@ -248,7 +270,26 @@ impl Limit {
 impl Item {
     pub(super) fn new(event: Event, size: usize) -> Self {
         let expiry = Expiry::of(&event);
-        Self { event, expiry, size, attempts: 0, holder: None }
+        Self { event, expiry, size, attempts: 0, holder: None, history: Vec::new() }
+    }
+
+    /// Records that the last delivery has failed. The last reason of a delivery is the one that counts.
+    pub(super) fn failed(&mut self, reason: &str) {
+        self.not_failed();
+        let Some(holder) = self.holder else { return };
+        if self.history.len() == DeadLetter::MAX_HISTORY {
+            self.history.remove(0);
+        }
+        let mut reason = reason.to_owned();
+        size::cut(&mut reason, FailedAttempt::MAX_REASON_BYTES);
+        self.history.push(Failed { holder, reason: reason.into() });
+    }
+
+    /// Removes the record of the last delivery, which has not failed after all.
+    pub(super) fn not_failed(&mut self) {
+        if self.history.last().is_some_and(|failed| Some(failed.holder) == self.holder) {
+            self.history.pop();
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Publishes until the bus takes the event.
-async fn publish_at_last(place: &Place<dyn EventBus>, event: Event) {
+pub(super) async fn publish_at_last<B: EventBus + ?Sized>(place: &Place<B>, event: Event) {
     let end = Instant::now() + WAIT;
     loop {
         match place.bus.publish(event.clone()).await {

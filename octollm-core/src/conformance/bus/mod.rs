@@ -3,6 +3,7 @@
 mod delivery;
 mod faults;
 mod fixture;
+mod losses;
 mod publish;
 mod settling;
 mod workers;
@@ -85,6 +86,15 @@ pub enum BrokerFault<'a> {
     Continue,
     /// All connections to it are closed.
     Disconnect,
+    /// The stored events of this channel are deleted, also those that are not settled. A bus that never does so returns `false`
+    /// for this fault alone.
+    Trim {
+        /// The channel, such as `events:task:completed`.
+        channel: &'a str,
+    },
+    /// All that the bus has stored is deleted, as where its broker is started again without its data. A bus that cannot lose
+    /// its data returns `false` for this fault alone.
+    Empty,
     /// Bytes that are no event are stored where the events of this channel are.
     Garbage {
         /// The channel, such as `events:task:completed`.
@@ -159,6 +169,9 @@ macro_rules! __bus_cases {
                 case_33_a_stalled_subscriber_stores_what_it_has_room_for
                 case_34_no_more_are_in_flight_than_allowed
                 case_37_what_was_published_survives_a_killed_broker;
+            losses:
+                case_35_what_is_deleted_before_it_is_settled_is_a_gap
+                case_36_a_group_that_is_gone_is_created_again_after_a_gap;
             publish:
                 case_38_a_batch_returns_results_by_index
                 case_40_expired_events_are_counted_and_not_delivered

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{BrokerFault, Subject, fixture::*};
 use crate::{
-    bus::{BusError, Capability, ConsumeOptions, DurableBus, Nack},
+    bus::{BusError, Capability, ConsumeOptions, DurableBus, FailedAttempt, Nack},
     conformance::support::{eventually, in_time},
 };
 
@@ -78,7 +78,8 @@ pub(super) async fn case_16_the_last_attempt_makes_a_dead_letter(subject: &Subje
         let delivery = delivered(&mut consumer).await;
         // The second is lost, not refused.
         if round != 2 {
-            delivery.nack(Nack::retry()).await.expect("the delivery is refused");
+            let nack = Nack::retry().with_reason(format!("reason {round}"));
+            delivery.nack(nack).await.expect("the delivery is refused");
         }
     }
     if !place.claims(Capability::AttemptCounts) {
@@ -90,6 +91,18 @@ pub(super) async fn case_16_the_last_attempt_makes_a_dead_letter(subject: &Subje
     assert_eq!((dead.len(), dead[0].attempts), (1, 3), "after three deliveries it is a dead letter");
     assert_eq!(dead[0].event.as_ref().map(|event| event.id()).ok(), Some(sent.id()));
     assert!(!dead[0].reason.is_empty(), "a dead letter has a reason");
+    let history = &dead[0].history;
+    let reasons: Vec<_> = history.iter().map(|failed| failed.reason.as_str()).collect();
+    assert_eq!(
+        reasons,
+        ["reason 1", FailedAttempt::LEASE_EXPIRED, "reason 3"],
+        "each attempt has its reason, in order"
+    );
+    let name = consumer.name();
+    assert!(!name.is_empty() && history.iter().all(|failed| failed.consumer == name), "{name}: {history:?}");
+    assert!(history.is_sorted_by_key(|failed| failed.at), "{history:?}");
+    let lost = history[2].at.duration_since(history[1].at);
+    assert!(lost >= LEASE.try_into().expect("a short time"), "by the clock of the bus: {lost:?}");
     place.settled().await;
 }
 
@@ -106,6 +119,10 @@ pub(super) async fn case_17_a_dropped_event_ends_and_a_dead_letter_needs_no_atte
     assert_eq!(dead.len(), 1, "a dropped event is no dead letter");
     assert_eq!(dead[0].event.as_ref().map(number).ok(), Some(2));
     assert_eq!((dead[0].attempts, &*dead[0].reason), (1, "malformed"));
+    if place.claims(Capability::AttemptCounts) {
+        let history: Vec<_> = dead[0].history.iter().map(|failed| &*failed.reason).collect();
+        assert_eq!(history, ["malformed"], "its only attempt");
+    }
 }
 
 pub(super) async fn case_18_garbage_is_a_dead_letter_and_delays_no_event(subject: &Subject) {

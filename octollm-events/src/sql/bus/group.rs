@@ -1,18 +1,15 @@
-//! Groups: who joins, what is claimed, and what leaves the dead letters.
+//! Groups: who joins, what is due, and what leaves the dead letters.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use octollm_core::{
-    bus::{BusError, ConsumeOptions, Gap},
+    bus::{BusError, FailedAttempt, Gap},
     event::Pattern,
 };
 
 use super::{
     publish::{Deliveries, key_of},
-    state::{Limit, NO_ATTEMPTS, State, Stored, bury, count_dead, group_topic, micros, remove},
+    state::{Dead, Delivered, Limit, State, Stored, bury, count_dead, group_topic, micros, remove},
 };
 use crate::{
     Encoding,
@@ -25,21 +22,24 @@ use crate::{
 /// How long a member counts without a sign of life.
 const MEMBER: Duration = Duration::from_secs(60);
 
-/// Joins a group, which is created if there is none. Returns the number of the group and of the member.
+/// Joins a group, which is created if there is none.
+#[derive(Clone)]
 pub(super) struct Join {
     pub(super) name: String,
     pub(super) pattern: Pattern,
     pub(super) from_start: bool,
 }
 
-pub(super) struct Joined {
+/// The numbers of a group, of a member of it, and of the database that they are in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
     pub(super) group: i64,
     pub(super) member: i64,
-    pub(super) gap: Option<Gap>,
+    pub(super) epoch: i64,
 }
 
 impl Operation for Join {
-    type Output = Result<Joined, BusError>;
+    type Output = Result<(Place, Option<Gap>), BusError>;
     const ORDER: u8 = 126;
 
     async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Self::Output>, sqlx::Error> {
@@ -76,7 +76,7 @@ impl Operation for Join {
             };
             let member = state.number().cast_signed();
             tx.conn.execute(&MEMBERS, [member.into(), group.into(), micros(MEMBER)]).await?;
-            results.push(Ok(Joined { group, member, gap }));
+            results.push(Ok((Place { group, member, epoch: state.epoch }, gap)));
         }
         state.store(tx).await?;
         Ok(results)
@@ -169,24 +169,37 @@ impl Operation for Remove {
 }
 
 /// Ends the leases and the delays of a group that are over, and removes expired events.
-async fn advance(group: i64, dead_letters: Limit, tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
-    static DEAD: Sql = Sql::new(
-        "SELECT group_id, seq, key, size, attempts FROM octollm_bus_delivery \
-         WHERE group_id = $1 AND leased = 1 AND due > 0 AND due <= {now} AND attempts >= max_attempts",
+pub(super) async fn advance(group: i64, dead_letters: Limit, tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
+    static LOST: Sql = Sql::new(
+        "SELECT group_id, seq, key, size, attempts, since, member, history, max_attempts FROM octollm_bus_delivery \
+         WHERE group_id = $1 AND leased = 1 AND due > 0 AND due <= {now}",
+    );
+    static AGAIN: Sql = Sql::new(
+        "UPDATE octollm_bus_delivery SET due = 0, leased = 0, history = rows.history FROM {rows:seq int, history text} \
+         WHERE octollm_bus_delivery.group_id = $1 AND octollm_bus_delivery.seq = rows.seq",
     );
     static FREE: Sql = Sql::new(
-        "UPDATE octollm_bus_delivery SET due = 0, leased = 0 WHERE group_id = $1 AND due > 0 AND due <= {now}",
+        "UPDATE octollm_bus_delivery SET due = 0 WHERE group_id = $1 AND due > 0 AND due <= {now} AND leased = 0",
     );
     static EXPIRED: Sql = Sql::new(
         "SELECT group_id, seq, key, size, attempts FROM octollm_bus_delivery \
          WHERE group_id = $1 AND expires > 0 AND expires <= {now} AND leased = 0",
     );
     static COUNT: Sql = Sql::new("UPDATE octollm_bus_group SET expired = expired + $2 WHERE id = $1");
-    let mut dead = Vec::new();
-    for row in tx.conn.fetch(&DEAD, [group.into()]).await? {
-        dead.push((Stored::read(&row)?, NO_ATTEMPTS.to_owned()));
+    let (mut dead, mut again) = (Vec::new(), Rows::new());
+    for row in tx.conn.fetch(&LOST, [group.into()]).await? {
+        let delivered = Delivered::read(&row)?;
+        if delivered.stored.attempts >= row.int(8)? {
+            dead.push(Dead::after_all_attempts(&delivered, FailedAttempt::LEASE_EXPIRED));
+        } else {
+            let history = delivered.failed(FailedAttempt::LEASE_EXPIRED);
+            again.push([delivered.stored.seq.into(), history.into()]);
+        }
     }
     bury(&dead, dead_letters, tx).await?;
+    if !again.is_empty() {
+        tx.conn.execute_rows(&AGAIN, [group.into()], again).await?;
+    }
     tx.conn.execute(&FREE, [group.into()]).await?;
     let expired = tx.conn.fetch(&EXPIRED, [group.into()]).await?;
     if !expired.is_empty() {
@@ -214,121 +227,6 @@ impl Operation for Advance {
         }
         Ok(vec![(); batch.len()])
     }
-}
-
-/// Leases events for a member, as many as it may have.
-pub(super) struct Claim {
-    pub(super) group: i64,
-    pub(super) member: i64,
-    pub(super) most: usize,
-    pub(super) options: ConsumeOptions,
-    pub(super) dead_letters: Limit,
-}
-
-/// A leased event.
-pub(super) struct Claimed {
-    pub(super) seq: i64,
-    pub(super) token: i64,
-    pub(super) attempt: u32,
-    pub(super) event: Vec<u8>,
-}
-
-/// `None` where there is no such group.
-pub(super) type Claims = Option<Vec<Claimed>>;
-
-impl Operation for Claim {
-    type Output = Claims;
-    const ORDER: u8 = 128;
-
-    async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Claims>, sqlx::Error> {
-        State::lock(tx).await?;
-        let mut results: Vec<Claims> = batch.iter().map(|_| None).collect();
-        let mut groups = BTreeMap::<i64, Vec<usize>>::new();
-        for (at, claim) in batch.iter().enumerate() {
-            groups.entry(claim.group).or_default().push(at);
-        }
-        for (group, claims) in groups {
-            claim(group, batch, &claims, &mut results, tx).await?;
-        }
-        Ok(results)
-    }
-}
-
-/// Serves the claims of one group.
-async fn claim(
-    group: i64,
-    batch: &[Claim],
-    claims: &[usize],
-    results: &mut [Claims],
-    tx: &mut Tx<'_>,
-) -> Result<(), sqlx::Error> {
-    static EXISTS: Sql = Sql::new("SELECT 1 FROM octollm_bus_group WHERE id = $1");
-    static HELD: Sql = Sql::new(
-        "SELECT member, count(*) FROM octollm_bus_delivery WHERE group_id = $1 AND leased = 1 GROUP BY member",
-    );
-    static READY: Sql = Sql::new(
-        "SELECT seq FROM octollm_bus_delivery WHERE group_id = $1 AND due = 0 ORDER BY seq LIMIT $2",
-    );
-    static LEASE: Sql = Sql::new(
-        "UPDATE octollm_bus_delivery SET leased = 1, token = octollm_bus_delivery.token + 1, \
-         attempts = octollm_bus_delivery.attempts + 1, member = rows.member, \
-         due = {now} + rows.lease, max_attempts = rows.most FROM {rows:seq int, member int, lease int, most int} \
-         WHERE group_id = $1 AND octollm_bus_delivery.seq = rows.seq",
-    );
-    static READ: Sql = Sql::new(
-        "SELECT d.seq, d.token, d.attempts, COALESCE(d.event, l.event) FROM {rows:seq int} \
-         {lite:CROSS} JOIN octollm_bus_delivery AS d ON d.group_id = $1 AND d.seq = rows.seq \
-         LEFT JOIN octollm_bus_log AS l ON l.seq = d.seq",
-    );
-    if tx.conn.fetch(&EXISTS, [group.into()]).await?.is_empty() {
-        return Ok(());
-    }
-    claims.iter().for_each(|at| results[*at] = Some(Vec::new()));
-    let dead_letters = claims.first().map_or(Limit { events: 0, bytes: 0 }, |at| batch[*at].dead_letters);
-    advance(group, dead_letters, tx).await?;
-    let mut held = BTreeMap::new();
-    for row in tx.conn.fetch(&HELD, [group.into()]).await? {
-        held.insert(row.int(0)?, usize::try_from(row.int(1)?).unwrap_or(0));
-    }
-    let mut wanted: Vec<(usize, usize)> = Vec::new();
-    for at in claims {
-        let Claim { member, most, options, .. } = &batch[*at];
-        let room = options.max_in_flight.saturating_sub(held.get(member).copied().unwrap_or(0));
-        wanted.push((*at, room.min(*most)));
-    }
-    let total: usize = wanted.iter().map(|(_, most)| most).sum();
-    let ready =
-        if total == 0 { Vec::new() } else { tx.conn.fetch(&READY, [group.into(), total.into()]).await? };
-    if ready.is_empty() {
-        return Ok(());
-    }
-    let (mut leases, mut reads, mut owners) = (Rows::new(), Rows::new(), BTreeMap::new());
-    let mut ready = ready.iter();
-    // One for each in turn.
-    while wanted.iter().any(|(_, most)| *most > 0) && ready.len() > 0 {
-        for (at, most) in wanted.iter_mut().filter(|(_, most)| *most > 0) {
-            let Some(row) = ready.next() else { break };
-            let (seq, Claim { member, options, .. }) = (row.int(0)?, &batch[*at]);
-            leases.push([seq.into(), (*member).into(), micros(options.lease), options.max_attempts.into()]);
-            reads.push([seq.into()]);
-            owners.insert(seq, *at);
-            *most -= 1;
-        }
-    }
-    tx.conn.execute_rows(&LEASE, [group.into()], leases).await?;
-    let mut claimed = Vec::with_capacity(owners.len());
-    for row in tx.conn.fetch_rows(&READ, [group.into()], reads).await? {
-        let attempt = u32::try_from(row.int(2)?).unwrap_or(u32::MAX);
-        claimed.push(Claimed { seq: row.int(0)?, token: row.int(1)?, attempt, event: row.bytes(3)? });
-    }
-    claimed.sort_by_key(|claimed| claimed.seq);
-    for claimed in claimed {
-        let result = owners.get(&claimed.seq).and_then(|at| results[*at].as_mut());
-        if let Some(result) = result {
-            result.push(claimed);
-        }
-    }
-    Ok(())
 }
 
 /// Delivers a dead letter again.

@@ -22,7 +22,8 @@ use tokio::{
 
 use super::{
     Shared,
-    publish::{Due, Limits},
+    delay::Due,
+    publish::Limits,
     state::{DELAYED, LOG},
 };
 use crate::{
@@ -47,12 +48,13 @@ pub(super) struct Live {
 
 struct Subscriber {
     pattern: Pattern,
-    /// It receives what comes after this number.
+    /// It receives what comes after this number of this epoch.
     after: u64,
+    epoch: i64,
     feed: Feed,
 }
 
-static LAST: Sql = Sql::new("SELECT last FROM octollm_bus");
+static LAST: Sql = Sql::new("SELECT last, epoch FROM octollm_bus");
 
 impl Shared {
     pub(super) async fn subscribe(
@@ -63,15 +65,16 @@ impl Shared {
         let (feed, subscription) = Feed::new(overflow, self.block_timeout)?;
         // No event is delivered between the two.
         let mut subscribers = self.live.subscribers.lock().await;
-        let rows = self.database.fetch(&LAST, []).await.map_err(super::unavailable)?;
-        let last = rows.first().map(|row| row.count(0)).transpose();
-        let after = last.map_err(|error| super::unavailable(error.into()))?.unwrap_or(0);
+        let rows = self.database.fetch(&LAST, []).await.map_err(|error| self.unavailable(error))?;
+        let last = rows.first().map(|row| Ok((row.count(0)?, row.int(1)?))).transpose();
+        let last = last.map_err(|error: sqlx::Error| self.unavailable(error.into()))?;
+        let (after, epoch) = last.unwrap_or_default();
         if *self.closed.borrow() {
             return Err(BusError::Closed);
         }
-        subscribers.push(Arc::new(Subscriber { pattern, after, feed }));
+        subscribers.push(Arc::new(Subscriber { pattern, after, epoch, feed }));
         if !self.live.is_following.swap(true, Ordering::Relaxed) {
-            tokio::spawn(until_closed(self.closed.subscribe(), follow(self.clone(), after)));
+            tokio::spawn(until_closed(self.closed.subscribe(), follow(self.clone(), after, epoch)));
         }
         Ok(subscription)
     }
@@ -83,9 +86,10 @@ impl Shared {
         subscribers.clone()
     }
 
-    async fn gap(&self, gap: Gap, before: u64) {
+    /// Reports a gap to the subscriptions that follow the log from before this number, or from an earlier epoch.
+    async fn gap(&self, gap: Gap, before: u64, epoch: i64) {
         for subscriber in self.subscribers().await {
-            if subscriber.after < before {
+            if subscriber.epoch != epoch || subscriber.after < before {
                 subscriber.feed.gap(gap.clone());
             }
         }
@@ -107,12 +111,13 @@ pub(super) async fn end(live: &Live) {
 }
 
 /// Delivers what is published after number `after`. The numbers are in the order of the commits, so that nothing is skipped.
-async fn follow(shared: Arc<Shared>, mut after: u64) {
+async fn follow(shared: Arc<Shared>, mut after: u64, mut epoch: i64) {
+    // One row at least, unless the tables are empty.
     static READ: Sql = Sql::new(
-        "SELECT seq, event, (SELECT trimmed FROM octollm_bus) FROM ( \
+        "SELECT b.trimmed, b.epoch, l.seq, l.event FROM octollm_bus AS b LEFT JOIN ( \
          SELECT seq, event, sum(size) OVER (ORDER BY seq) - size AS before FROM ( \
-         SELECT seq, event, size FROM octollm_bus_log WHERE seq > $1 ORDER BY seq LIMIT $2) AS first) AS summed \
-         WHERE before < $3 ORDER BY seq",
+         SELECT seq, event, size FROM octollm_bus_log WHERE seq > $1 ORDER BY seq LIMIT $2) AS first) AS l \
+         ON l.before < $3{pg:::bigint} ORDER BY l.seq",
     );
     let changes = shared.database.changes();
     let (mut changed, mut listening) = (changes.subscribe(LOG.into()), changes.listening());
@@ -124,7 +129,7 @@ async fn follow(shared: Arc<Shared>, mut after: u64) {
         let connection = *listening.borrow_and_update();
         if connection.outages != outages {
             outages = connection.outages;
-            shared.gap(Gap::ConnectionLost, u64::MAX).await;
+            shared.gap(Gap::ConnectionLost, u64::MAX, epoch).await;
         }
         if connection.is_lost {
             // An outage ends when changes are received again, so that the next one is another.
@@ -133,12 +138,25 @@ async fn follow(shared: Arc<Shared>, mut after: u64) {
         let rows = match rows {
             Ok(rows) => rows,
             Err(SqlError::Closed) => return shared.close(),
-            Err(_) => {
+            Err(error) => {
+                shared.unavailable(error);
                 let _ = timeout(FAILURE, listening.changed()).await;
                 continue;
             }
         };
-        if rows.is_empty() {
+        let found = rows.first().and_then(|row| Some((row.count(0).ok()?, row.int(1).ok()?)));
+        if let Some((_, found)) = found
+            && found != epoch
+        {
+            // The data of the bus are gone. Its log begins anew.
+            (after, epoch) = (0, found);
+            shared.gap(Gap::Trimmed { event_ids: Vec::new() }, u64::MAX, epoch).await;
+            continue;
+        }
+        let events =
+            rows.iter().filter_map(|row| Some((row.int_or_null(2).ok()??, row.bytes_or_null(3).ok()??)));
+        let events: Vec<_> = events.collect();
+        if events.is_empty() {
             tokio::select! {
                 _ = changed.changed() => {}
                 _ = listening.changed() => {}
@@ -146,19 +164,19 @@ async fn follow(shared: Arc<Shared>, mut after: u64) {
             }
             continue;
         }
+        let trimmed = found.map_or(0, |(trimmed, _)| trimmed);
         let subscribers = shared.subscribers().await;
-        for row in rows {
-            let (Ok(seq), Ok(bytes), Ok(trimmed)) = (row.count(0), row.bytes(1), row.count(2)) else {
-                return;
-            };
+        for (seq, bytes) in events {
+            let seq = u64::try_from(seq).unwrap_or(0);
             if trimmed > after && seq > trimmed {
-                shared.gap(Gap::Trimmed { event_ids: Vec::new() }, trimmed).await;
+                shared.gap(Gap::Trimmed { event_ids: Vec::new() }, trimmed, epoch).await;
             }
             after = seq;
             // What is no event is none for a subscriber.
             let Ok(event) = Encoding::Native.decode(&bytes) else { continue };
             let receives = |subscriber: &&Arc<Subscriber>| {
-                subscriber.after < seq && subscriber.pattern.matches(event.channel())
+                let follows = subscriber.epoch != epoch || subscriber.after < seq;
+                follows && subscriber.pattern.matches(event.channel())
             };
             let feeds = subscribers.iter().filter(receives).map(|subscriber| &subscriber.feed);
             deliver(feeds, &event).await;

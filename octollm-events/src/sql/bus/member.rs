@@ -19,7 +19,8 @@ use tokio::{
 
 use super::{
     Shared,
-    group::{self, Claim, Claimed, Joined},
+    claim::{Claim, Claimed, Claims},
+    group::{self, Join, Place},
     settle::{Extend, Receipt, Settle},
     state::group_topic,
 };
@@ -44,14 +45,15 @@ const LIFE: Duration = Duration::from_secs(20);
 pub(super) struct Member {
     shared: Arc<Shared>,
     inner: Arc<Inner>,
-    changed: tokio::sync::Mutex<watch::Receiver<()>>,
+    /// Changes of the group with this number.
+    changed: tokio::sync::Mutex<(i64, watch::Receiver<()>)>,
     closed: watch::Receiver<bool>,
 }
 
 struct Inner {
-    name: String,
-    group: i64,
-    member: i64,
+    name: Arc<str>,
+    /// Joins the group again.
+    join: Join,
     options: ConsumeOptions,
     state: Mutex<State>,
     /// Notified when a claim has ended or a delivery was settled.
@@ -59,6 +61,7 @@ struct Inner {
 }
 
 struct State {
+    place: Place,
     gap: Option<Gap>,
     /// Claimed, and not asked for yet; with the number of their claim.
     ready: VecDeque<(u64, Item)>,
@@ -122,10 +125,15 @@ impl Inner {
 }
 
 impl Member {
-    pub(super) fn new(shared: Arc<Shared>, name: &str, options: ConsumeOptions, joined: Joined) -> Self {
-        let Joined { group, member, gap } = joined;
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        join: Join,
+        options: ConsumeOptions,
+        (place, gap): (Place, Option<Gap>),
+    ) -> Self {
         let now = Instant::now();
         let state = State {
+            place,
             gap,
             ready: VecDeque::new(),
             claims: 0,
@@ -138,11 +146,11 @@ impl Member {
             ended: None,
             has_left: false,
         };
-        let changed = shared.database.changes().subscribe(group_topic(group));
+        let changed = shared.database.changes().subscribe(group_topic(place.group));
         let closed = shared.closed.subscribe();
-        let (state, wake, name) = (Mutex::new(state), Notify::new(), name.to_owned());
-        let inner = Arc::new(Inner { name, group, member, options, state, wake });
-        Self { shared, inner, changed: tokio::sync::Mutex::new(changed), closed }
+        let (state, wake, name) = (Mutex::new(state), Notify::new(), join.name.as_str().into());
+        let inner = Arc::new(Inner { name, join, options, state, wake });
+        Self { shared, inner, changed: tokio::sync::Mutex::new((place.group, changed)), closed }
     }
 
     /// Gives back what was claimed and not asked for, of one claim or of all.
@@ -165,33 +173,41 @@ impl Member {
 
 /// Claims events for a member. It is a task of its own, so that no event is lost where nobody waits for it any more.
 async fn claim(shared: Arc<Shared>, inner: Arc<Inner>, number: u64, most: usize, checks: bool, lives: bool) {
-    let (group, member, options) = (inner.group, inner.member, inner.options);
+    let (place, options) = (inner.state().place, inner.options);
     if lives {
+        let Place { group, member, .. } = place;
         let _ = shared.database.write(group::Member { member, group, lives }).now_or_never();
     }
     let claimed = async {
-        if checks && let Some(time) = idle(&shared, group).await? {
-            return Ok((Some(Vec::new()), Some(time)));
+        if checks && let Some(time) = idle(&shared, place).await? {
+            return Ok((Claims::Events(Vec::new(), None), Some(time)));
         }
-        let dead_letters = shared.dead_letters;
-        let claimed = shared.database.write(Claim { group, member, most, options, dead_letters }).await?;
+        let (name, dead_letters) = (inner.name.clone(), shared.dead_letters);
+        let claimed = shared.database.write(Claim { name, place, most, options, dead_letters }).await?;
         Ok::<_, SqlError>((claimed, None))
     };
-    let (claimed, ended, time) = match claimed.await {
-        Ok((Some(claimed), time)) => (claimed, None, time),
-        Ok((None, _)) => (Vec::new(), Some(BusError::UnknownGroup { group: inner.name.clone() }), None),
-        Err(SqlError::Closed) => (Vec::new(), Some(BusError::Closed), None),
+    let (claimed, gap, ended, time) = match claimed.await {
+        Ok((Claims::Events(claimed, gap), time)) => (claimed, gap, None, time),
+        Ok((Claims::Removed, _)) => {
+            (Vec::new(), None, Some(BusError::UnknownGroup { group: inner.name.to_string() }), None)
+        }
+        Ok((Claims::Gone, _)) => {
+            let (gap, ended) = rejoin(&shared, &inner).await;
+            (Vec::new(), gap, ended, None)
+        }
+        Err(SqlError::Closed) => (Vec::new(), None, Some(BusError::Closed), None),
         Err(error) => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                group = inner.name,
+                group = &*inner.name,
                 "events not claimed"
             );
-            (Vec::new(), None, Some(FAILURE))
+            shared.unavailable(error);
+            (Vec::new(), None, None, Some(FAILURE))
         }
     };
     let found = !claimed.is_empty();
-    let (items, garbage) = items(claimed, &inner);
+    let (items, garbage) = items(claimed, &inner, place.group, place.epoch);
     if !garbage.is_empty() {
         let settle = Settle { receipts: garbage, dead_letters: shared.dead_letters };
         let _ = shared.database.write(settle).now_or_never();
@@ -203,6 +219,9 @@ async fn claim(shared: Arc<Shared>, inner: Arc<Inner>, number: u64, most: usize,
         if !found {
             // The next claim looks when something is due.
             state.idle = time;
+        }
+        if gap.is_some() {
+            state.gap = gap;
         }
         if let Some(ended) = ended {
             state.ended.get_or_insert(ended);
@@ -219,17 +238,29 @@ async fn claim(shared: Arc<Shared>, inner: Arc<Inner>, number: u64, most: usize,
     }
 }
 
+/// Joins the group again, whose data are gone: from the oldest event that is stored since. Returns the gap, or why the consumer ends.
+async fn rejoin(shared: &Shared, inner: &Inner) -> (Option<Gap>, Option<BusError>) {
+    match shared.database.write(Join { from_start: true, ..inner.join.clone() }).await {
+        Ok(Ok((place, _))) => {
+            tracing::warn!(group = &*inner.name, "group created again");
+            inner.state().place = place;
+            (Some(Gap::GroupRecreated), None)
+        }
+        Ok(Err(error)) => (None, Some(error)),
+        // It is tried again with the next claim.
+        Err(error) => {
+            shared.unavailable(error);
+            (None, None)
+        }
+    }
+}
+
 /// The events of claims, and what cannot be read.
-fn items(claimed: Vec<Claimed>, inner: &Inner) -> (Vec<Item>, Outcomes) {
+fn items(claimed: Vec<Claimed>, inner: &Inner, group: i64, epoch: i64) -> (Vec<Item>, Outcomes) {
     let (mut items, mut garbage) = (Vec::new(), Vec::new());
     for Claimed { seq, token, attempt, event } in claimed {
-        let receipt = |id: &str| Receipt {
-            group: inner.group,
-            seq,
-            token,
-            event_id: id.into(),
-            options: inner.options,
-        };
+        let receipt =
+            |id: &str| Receipt { group, seq, token, epoch, event_id: id.into(), options: inner.options };
         match Encoding::Native.decode(&event) {
             Ok(event) => {
                 let receipt = receipt(event.id());
@@ -242,16 +273,17 @@ fn items(claimed: Vec<Claimed>, inner: &Inner) -> (Vec<Item>, Outcomes) {
 }
 
 /// How long nothing of a group can be claimed, or `None` where something can.
-async fn idle(shared: &Shared, group: i64) -> Result<Option<Duration>, SqlError> {
+async fn idle(shared: &Shared, place: Place) -> Result<Option<Duration>, SqlError> {
     // The indexes find the first of each.
     static NEXT: Sql = Sql::new(
         "SELECT EXISTS (SELECT 1 FROM octollm_bus_group WHERE id = $1), \
          EXISTS (SELECT 1 FROM octollm_bus_delivery WHERE group_id = $1 AND due = 0), \
-         (SELECT min(due) FROM octollm_bus_delivery WHERE group_id = $1 AND due > 0) - {now}",
+         (SELECT min(due) FROM octollm_bus_delivery WHERE group_id = $1 AND due > 0) - {now}, \
+         (SELECT epoch FROM octollm_bus)",
     );
-    let rows = shared.database.fetch(&NEXT, [group.into()]).await?;
+    let rows = shared.database.fetch(&NEXT, [place.group.into()]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
-    if !row.flag(0)? || row.flag(1)? {
+    if !row.flag(0)? || row.flag(1)? || row.int_or_null(3)? != Some(place.epoch) {
         return Ok(None);
     }
     Ok(match row.int_or_null(2)? {
@@ -278,10 +310,14 @@ impl ConsumerEngine for Member {
             if *closed.borrow_and_update() {
                 return Err(BusError::Closed);
             }
+            let group = self.inner.state().place.group;
+            if changed.0 != group {
+                *changed = (group, self.shared.database.changes().subscribe(group_topic(group)));
+            }
             match self.inner.step() {
                 Step::Return(result) => return result,
                 Step::Claim { number, most, checks, lives } => {
-                    changed.mark_unchanged();
+                    changed.1.mark_unchanged();
                     let (shared, inner) = (self.shared.clone(), self.inner.clone());
                     tokio::spawn(claim(shared, inner, number, most, checks, lives));
                 }
@@ -292,7 +328,7 @@ impl ConsumerEngine for Member {
                 Step::Idle(time) => tokio::select! {
                     () = wake => {}
                     _ = closed.changed() => {}
-                    _ = changed.changed() => {}
+                    _ = changed.1.changed() => {}
                     () = sleep(time) => {}
                 },
             }
@@ -304,13 +340,13 @@ impl ConsumerEngine for Member {
         let settle = Settle { receipts: batch, dead_letters: self.shared.dead_letters };
         let results = self.shared.database.write(settle).await;
         self.inner.wake.notify_waiters();
-        results.unwrap_or_else(|error| vec![Err(super::unavailable(error)); count])
+        results.unwrap_or_else(|error| vec![Err(self.shared.unavailable(error)); count])
     }
 
     async fn extend(&self, batch: Vec<(Receipt, Duration)>) -> Vec<Result<(), BusError>> {
         let count = batch.len();
         let results = self.shared.database.write(Extend(batch)).await;
-        results.unwrap_or_else(|error| vec![Err(super::unavailable(error)); count])
+        results.unwrap_or_else(|error| vec![Err(self.shared.unavailable(error)); count])
     }
 
     async fn close(&self) -> Result<(), BusError> {
@@ -327,14 +363,15 @@ impl ConsumerEngine for Member {
                 wake.await;
                 continue;
             }
-            let parameters = [self.inner.group.into(), self.inner.member.into()];
+            let place = self.inner.state().place;
+            let parameters = [place.group.into(), place.member.into()];
             let rows = match self.shared.database.fetch(&HELD, parameters).await {
                 Ok(rows) => rows,
                 Err(SqlError::Closed) => return Ok(()),
-                Err(error) => return Err(super::unavailable(error)),
+                Err(error) => return Err(self.shared.unavailable(error)),
             };
             let left = rows.first().map(|row| row.int_or_null(0)).transpose();
-            let Some(left) = left.map_err(|error| super::unavailable(error.into()))?.flatten() else {
+            let Some(left) = left.map_err(|error| self.shared.unavailable(error.into()))?.flatten() else {
                 return Ok(());
             };
             let left = Duration::from_micros(u64::try_from(left).unwrap_or(0) + 1_000);
@@ -346,10 +383,14 @@ impl ConsumerEngine for Member {
         }
     }
 
+    fn name(&self) -> String {
+        self.inner.state().place.member.to_string()
+    }
+
     fn leave(&self) {
         self.inner.state().has_left = true;
         Self::give_back(&self.shared, &self.inner, None);
-        let Inner { group, member, .. } = *self.inner;
+        let Place { group, member, .. } = self.inner.state().place;
         // An operation that was begun runs to its end.
         let _ = self.shared.database.write(group::Member { member, group, lives: false }).now_or_never();
     }

@@ -1,5 +1,7 @@
 //! A durable bus in the database.
 
+mod claim;
+mod delay;
 mod group;
 mod live;
 mod member;
@@ -22,11 +24,12 @@ use octollm_core::{
 use tokio::sync::watch;
 
 use self::{
+    delay::{Cancel, Delay},
     group::{Advance, Join, Remove, Replay},
     live::{Live, publish_due, until_closed},
     member::Member,
-    publish::{Cancel, Delay, Entry, Limits, Publish},
-    state::Limit,
+    publish::{Entry, Limits, Publish},
+    state::{Limit, read_history},
     tables::TABLES,
 };
 use super::{database::SqlDatabase, error::SqlError, statement::Sql};
@@ -101,6 +104,22 @@ impl Shared {
     fn close(&self) {
         self.closed.send_replace(true);
     }
+
+    /// The error of the bus. Tables that are gone, as in a database that was set up anew, are created for the next attempt.
+    fn unavailable(&self, error: SqlError) -> BusError {
+        if error.is_without_tables() {
+            let database = self.database.clone();
+            tokio::spawn(async move {
+                if let Err(error) = database.migrate(&TABLES).await {
+                    tracing::debug!(%error, "tables of the bus not created");
+                }
+            });
+        }
+        match error {
+            SqlError::Closed => BusError::Closed,
+            error => BusError::Unavailable { source: Some(Arc::new(error)) },
+        }
+    }
 }
 
 const MEBIBYTE: usize = 1024 * 1024;
@@ -153,10 +172,16 @@ impl SqlBus {
     async fn present(&self, group: &str) -> Result<i64, BusError> {
         static FIND: Sql = Sql::new("SELECT id FROM octollm_bus_group WHERE name = $1");
         let (database, dead_letters) = (&self.shared().database, self.shared().dead_letters);
-        let rows = database.fetch(&FIND, [group.replace('\0', "").into()]).await.map_err(unavailable)?;
+        let rows = database
+            .fetch(&FIND, [group.replace('\0', "").into()])
+            .await
+            .map_err(|error| self.shared().unavailable(error))?;
         let Some(row) = rows.first() else { return Err(BusError::UnknownGroup { group: group.to_owned() }) };
-        let group = row.int(0).map_err(|error| unavailable(error.into()))?;
-        database.write(Advance { group, dead_letters }).await.map_err(unavailable)?;
+        let group = row.int(0).map_err(|error| self.shared().unavailable(error.into()))?;
+        database
+            .write(Advance { group, dead_letters })
+            .await
+            .map_err(|error| self.shared().unavailable(error))?;
         Ok(group)
     }
 }
@@ -243,18 +268,12 @@ impl SqlBusBuilder {
     }
 }
 
-fn unavailable(error: SqlError) -> BusError {
-    match error {
-        SqlError::Closed => BusError::Closed,
-        error => BusError::Unavailable { source: Some(Arc::new(error)) },
-    }
-}
-
 #[async_trait]
 impl EventBus for SqlBus {
     async fn publish(&self, event: Event) -> Result<(), BusError> {
         let publish = Publish { entries: vec![self.entry(&event)?], limits: self.0.limits };
-        let mut results = self.shared().database.write(publish).await.map_err(unavailable)?;
+        let mut results =
+            self.shared().database.write(publish).await.map_err(|error| self.shared().unavailable(error))?;
         results.pop().unwrap_or(Err(BusError::Unavailable { source: None }))
     }
 
@@ -277,7 +296,13 @@ impl EventBus for SqlBus {
             return results.into_iter().map(|result| result.map(drop)).collect();
         }
         let publish = Publish { entries, limits: self.0.limits };
-        let mut published = match self.shared().database.write(publish).await.map_err(unavailable) {
+        let mut published = match self
+            .shared()
+            .database
+            .write(publish)
+            .await
+            .map_err(|error| self.shared().unavailable(error))
+        {
             Ok(published) => published.into_iter(),
             Err(error) => return results.into_iter().map(|result| result.and(Err(error.clone()))).collect(),
         };
@@ -293,11 +318,15 @@ impl DelayBus for SqlBus {
     async fn publish_after(&self, event: Event, delay: Duration) -> Result<(), BusError> {
         let (event_id, entry) = (event.id().to_owned(), self.entry(&event)?);
         let delay = Delay { event_id, entry, delay, limit: self.0.delayed };
-        self.shared().database.write(delay).await.map_err(unavailable)?
+        self.shared().database.write(delay).await.map_err(|error| self.shared().unavailable(error))?
     }
 
     async fn cancel_publish(&self, event_id: &str) -> Result<bool, BusError> {
-        self.shared().database.write(Cancel(event_id.to_owned())).await.map_err(unavailable)
+        self.shared()
+            .database
+            .write(Cancel(event_id.to_owned()))
+            .await
+            .map_err(|error| self.shared().unavailable(error))
     }
 }
 
@@ -317,8 +346,9 @@ impl DurableBus for SqlBus {
             return Err(BusError::Closed);
         }
         let join = Join { name: group.to_owned(), pattern, from_start: options.from_start };
-        let joined = self.shared().database.write(join).await.map_err(unavailable)??;
-        let member = Member::new(self.shared().clone(), group, options, joined);
+        let joined = self.shared().database.write(join.clone()).await;
+        let joined = joined.map_err(|error| self.shared().unavailable(error))??;
+        let member = Member::new(self.shared().clone(), join, options, joined);
         Ok(Consumer::new(member, options.lease))
     }
 
@@ -329,7 +359,12 @@ impl DurableBus for SqlBus {
              g.events, g.dead, g.expired, g.discarded FROM octollm_bus_group AS g WHERE g.id = $1",
         );
         let id = self.present(group).await?;
-        let rows = self.shared().database.fetch(&READ, [id.into()]).await.map_err(unavailable)?;
+        let rows = self
+            .shared()
+            .database
+            .fetch(&READ, [id.into()])
+            .await
+            .map_err(|error| self.shared().unavailable(error))?;
         let Some(row) = rows.first() else { return Err(BusError::UnknownGroup { group: group.to_owned() }) };
         let read = || {
             let count = |column| row.count(column).map(|count| usize::try_from(count).unwrap_or(usize::MAX));
@@ -340,11 +375,15 @@ impl DurableBus for SqlBus {
                 (count(3)?, row.count(4)?, row.count(5)?);
             Ok(status)
         };
-        read().map_err(|error: sqlx::Error| unavailable(error.into()))
+        read().map_err(|error: sqlx::Error| self.shared().unavailable(error.into()))
     }
 
     async fn remove_group(&self, group: &str) -> Result<bool, BusError> {
-        self.shared().database.write(Remove(group.replace('\0', ""))).await.map_err(unavailable)
+        self.shared()
+            .database
+            .write(Remove(group.replace('\0', "")))
+            .await
+            .map_err(|error| self.shared().unavailable(error))
     }
 
     async fn dead_letters(
@@ -354,7 +393,7 @@ impl DurableBus for SqlBus {
         limit: usize,
     ) -> Result<Vec<DeadLetter>, BusError> {
         static READ: Sql = Sql::new(
-            "SELECT seq, event, reason, attempts FROM octollm_bus_dead WHERE group_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+            "SELECT seq, event, reason, attempts, history FROM octollm_bus_dead WHERE group_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
         );
         let unknown = |entry: &str| BusError::UnknownDeadLetter { entry: entry.to_owned() };
         let after: i64 = after.map_or(Ok(0), |after| after.parse().map_err(|_| unknown(after)))?;
@@ -364,15 +403,20 @@ impl DurableBus for SqlBus {
             let bytes = row.bytes(1)?;
             let event = Encoding::Native.decode(&bytes).map_err(|_| bytes.into());
             let attempts = u32::try_from(row.int(3)?).unwrap_or(u32::MAX);
-            Ok(DeadLetter::new(row.int(0)?.to_string(), event, row.text(2)?, attempts))
+            let letter = DeadLetter::new(row.int(0)?.to_string(), event, row.text(2)?, attempts);
+            Ok(letter.with_history(read_history(row, 4)?))
         };
-        let letters = rows.map_err(unavailable)?.iter().map(read).collect::<Result<_, sqlx::Error>>();
-        letters.map_err(|error| unavailable(error.into()))
+        let letters = rows
+            .map_err(|error| self.shared().unavailable(error))?
+            .iter()
+            .map(read)
+            .collect::<Result<_, sqlx::Error>>();
+        letters.map_err(|error| self.shared().unavailable(error.into()))
     }
 
     async fn replay(&self, group: &str, entry: &str) -> Result<(), BusError> {
         let id = self.present(group).await?;
         let replay = Replay { group: id, entry: entry.to_owned(), backlog: self.0.limits.backlog };
-        self.shared().database.write(replay).await.map_err(unavailable)?
+        self.shared().database.write(replay).await.map_err(|error| self.shared().unavailable(error))?
     }
 }

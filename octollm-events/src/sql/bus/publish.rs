@@ -1,16 +1,13 @@
-//! Publishing: the log, its fan-out to the groups, and events that are published later.
+//! Publishing: the log, and its fan-out to the groups.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, HashSet};
 
 use octollm_core::{
     bus::BusError,
     event::{Channel, Event, Pattern},
 };
 
-use super::state::{DELAYED, LOG, Limit, State, group_topic, micros};
+use super::state::{LOG, Limit, State, group_topic};
 use crate::{
     Encoding,
     sql::{
@@ -24,12 +21,12 @@ use crate::{
 /// An event as it is stored.
 #[derive(Clone)]
 pub(super) struct Entry {
-    channel: Channel,
-    key: i64,
+    pub(super) channel: Channel,
+    pub(super) key: i64,
     pub(super) size: usize,
     /// When it expires, in microseconds since 1970; 0 for never.
-    expires: i64,
-    event: Value,
+    pub(super) expires: i64,
+    pub(super) event: Value,
 }
 
 impl Entry {
@@ -41,7 +38,7 @@ impl Entry {
         Ok(Self { channel, key: key_of(event), size, expires, event: event_ })
     }
 
-    fn read(row: &Row, first: usize) -> Result<Option<Self>, sqlx::Error> {
+    pub(super) fn read(row: &Row, first: usize) -> Result<Option<Self>, sqlx::Error> {
         let Ok(channel) = row.text(first)?.parse() else { return Ok(None) };
         let (key, size) = (row.int(first + 1)?, usize::try_from(row.int(first + 2)?).unwrap_or(0));
         Ok(Some(Self {
@@ -97,17 +94,18 @@ struct Group {
 }
 
 /// Collects what is published by one transaction.
-struct Publisher {
+pub(super) struct Publisher {
     state: State,
     groups: BTreeMap<i64, Group>,
-    log: Rows,
+    /// The rows of the log.
+    log: Vec<[Value; 6]>,
     deliveries: Deliveries,
 }
 
 /// The rows of new deliveries.
 #[derive(Default)]
 pub(super) struct Deliveries {
-    rows: Rows,
+    rows: Vec<[Value; 6]>,
     keys: HashSet<(i64, i64)>,
 }
 
@@ -129,24 +127,37 @@ impl Deliveries {
         if self.rows.is_empty() {
             return Ok(());
         }
-        tx.conn.execute_rows(&INSERT, [], self.rows).await.map(drop)
+        let mut rows = Rows::new();
+        self.rows.into_iter().for_each(|row| rows.push(row));
+        tx.conn.execute_rows(&INSERT, [], rows).await.map(drop)
     }
 }
 
 impl Publisher {
-    async fn begin(tx: &mut Tx<'_>) -> Result<Self, sqlx::Error> {
-        static GROUPS: Sql = Sql::new("SELECT id, pattern, events, bytes FROM octollm_bus_group");
-        let state = State::lock(tx).await?;
-        let mut groups = BTreeMap::new();
-        for row in tx.conn.fetch(&GROUPS, []).await? {
-            let Ok(pattern) = row.text(1)?.parse() else { continue };
-            let group = Group { pattern, events: row.count(2)?, bytes: row.count(3)?, added: (0, 0) };
-            groups.insert(row.int(0)?, group);
+    pub(super) async fn begin(tx: &mut Tx<'_>) -> Result<Self, sqlx::Error> {
+        // The second statement sees what was committed while the first one waited. Nobody writes while SQLite is locked.
+        static BEGIN: Sql = Sql::new(
+            "{pg:SELECT * FROM octollm_bus_publish()}\
+             {lite:SELECT b.last, b.events, b.bytes, b.trimmed, b.epoch, g.id, g.pattern, g.events, g.bytes \
+             FROM octollm_bus AS b LEFT JOIN octollm_bus_group AS g ON true}",
+        );
+        let mut rows = tx.conn.fetch(&BEGIN, []).await?;
+        if rows.is_empty() {
+            State::lock(tx).await?;
+            rows = tx.conn.fetch(&BEGIN, []).await?;
         }
-        Ok(Self { state, groups, log: Rows::new(), deliveries: Deliveries::default() })
+        let state = State::read(rows.first().ok_or(sqlx::Error::RowNotFound)?)?;
+        let mut groups = BTreeMap::new();
+        for row in rows {
+            let (Some(id), Some(pattern)) = (row.int_or_null(5)?, row.text_or_null(6)?) else { continue };
+            let Ok(pattern) = pattern.parse() else { continue };
+            let group = Group { pattern, events: row.count(7)?, bytes: row.count(8)?, added: (0, 0) };
+            groups.insert(id, group);
+        }
+        Ok(Self { state, groups, log: Vec::new(), deliveries: Deliveries::default() })
     }
 
-    fn add(&mut self, entry: &Entry, backlog: Option<Limit>) -> Result<(), BusError> {
+    pub(super) fn add(&mut self, entry: &Entry, backlog: Option<Limit>) -> Result<(), BusError> {
         let Entry { channel, key, size, expires, event } = entry;
         let size = *size as u64;
         if let Some(backlog) = backlog {
@@ -172,43 +183,98 @@ impl Publisher {
         Ok(())
     }
 
-    async fn end(mut self, history: Option<Limit>, tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
-        static LOG_ROWS: Sql = Sql::new(
-            "INSERT INTO octollm_bus_log (seq, channel, key, size, expires, event) \
-             SELECT rows.seq, rows.channel, rows.key, rows.size, rows.expires, rows.event FROM \
-             {rows:seq int, channel text, key int, size int, expires int, event bytes} WHERE true",
-        );
-        static COUNT: Sql = Sql::new(
-            "UPDATE octollm_bus_group SET events = octollm_bus_group.events + rows.events, bytes = octollm_bus_group.bytes + rows.bytes \
-             FROM {rows:id int, events int, bytes int} WHERE octollm_bus_group.id = rows.id",
-        );
+    pub(super) async fn end(mut self, history: Option<Limit>, tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
         if self.log.is_empty() {
             return Ok(());
         }
-        tx.conn.execute_rows(&LOG_ROWS, [], self.log).await?;
-        self.deliveries.insert(tx).await?;
-        let mut counts = Rows::new();
+        let mut counts = Vec::new();
         for (id, group) in self.groups.iter().filter(|(_, group)| group.added.0 > 0) {
             counts.push([(*id).into(), group.added.0.into(), group.added.1.into()]);
             tx.changed(group_topic(*id));
         }
-        if !counts.is_empty() {
-            tx.conn.execute_rows(&COUNT, [], counts).await?;
+        if tx.conn.is_postgres() {
+            write_at_once(self.state, self.log, self.deliveries, counts, tx).await?;
+        } else {
+            write_each(self.state, self.log, self.deliveries, counts, tx).await?;
         }
-        if let Some(history) = history {
-            trim(&mut self.state, history, tx).await?;
+        if let Some(history) = history
+            && trim(&mut self.state, history, tx).await?
+        {
+            self.state.store(tx).await?;
         }
-        self.state.store(tx).await?;
         tx.changed(LOG.into());
         Ok(())
     }
 }
 
+/// Writes what is published in one round trip. Its rows have a kind: 0 for the log, 1 for a delivery, 2 for the numbers of a group.
+async fn write_at_once(
+    state: State,
+    log: Vec<[Value; 6]>,
+    deliveries: Deliveries,
+    counts: Vec<[Value; 3]>,
+    tx: &mut Tx<'_>,
+) -> Result<(), sqlx::Error> {
+    static WRITE: Sql = Sql::new(
+        "WITH input AS MATERIALIZED (SELECT * FROM \
+         {rows:kind int, a int, b int, c int, d int, e int, later int, channel text, event bytes}), \
+         log AS (INSERT INTO octollm_bus_log (seq, channel, key, size, expires, event) \
+         SELECT a, channel, b, c, d, event FROM input WHERE kind = 0), \
+         deliveries AS (INSERT INTO octollm_bus_delivery (group_id, seq, key, size, expires, due) \
+         SELECT i.a, i.b, i.c, i.d, i.e, CASE WHEN i.later = 1 OR i.c <> 0 AND EXISTS ( \
+         SELECT 1 FROM octollm_bus_delivery AS d WHERE d.group_id = i.a AND d.key = i.c AND d.key <> 0) \
+         THEN NULL ELSE 0 END FROM input AS i WHERE i.kind = 1), \
+         groups AS (UPDATE octollm_bus_group AS g SET events = g.events + i.b, bytes = g.bytes + i.c \
+         FROM input AS i WHERE i.kind = 2 AND g.id = i.a) \
+         UPDATE octollm_bus SET last = $1, events = $2, bytes = $3, trimmed = $4",
+    );
+    const NULL: Value = Value::Null;
+    let mut rows = Rows::new();
+    for [seq, channel, key, size, expires, event] in log {
+        rows.push([0_i64.into(), seq, key, size, expires, NULL, NULL, channel, event]);
+    }
+    for [group, seq, key, size, expires, later] in deliveries.rows {
+        rows.push([1_i64.into(), group, seq, key, size, expires, later, NULL, NULL]);
+    }
+    for [group, events, bytes] in counts {
+        rows.push([2_i64.into(), group, events, bytes, NULL, NULL, NULL, NULL, NULL]);
+    }
+    tx.conn.execute_rows(&WRITE, state.values(), rows).await.map(drop)
+}
+
+/// Writes what is published. SQLite has one statement for each table, and no round trips.
+async fn write_each(
+    state: State,
+    log: Vec<[Value; 6]>,
+    deliveries: Deliveries,
+    counts: Vec<[Value; 3]>,
+    tx: &mut Tx<'_>,
+) -> Result<(), sqlx::Error> {
+    static LOG_ROWS: Sql = Sql::new(
+        "INSERT INTO octollm_bus_log (seq, channel, key, size, expires, event) \
+         SELECT rows.seq, rows.channel, rows.key, rows.size, rows.expires, rows.event FROM \
+         {rows:seq int, channel text, key int, size int, expires int, event bytes} WHERE true",
+    );
+    static COUNT: Sql = Sql::new(
+        "UPDATE octollm_bus_group SET events = octollm_bus_group.events + rows.events, bytes = octollm_bus_group.bytes + rows.bytes \
+         FROM {rows:id int, events int, bytes int} WHERE octollm_bus_group.id = rows.id",
+    );
+    let (mut rows, mut groups) = (Rows::new(), Rows::new());
+    log.into_iter().for_each(|row| rows.push(row));
+    tx.conn.execute_rows(&LOG_ROWS, [], rows).await?;
+    deliveries.insert(tx).await?;
+    counts.into_iter().for_each(|row| groups.push(row));
+    if !groups.is_empty() {
+        tx.conn.execute_rows(&COUNT, [], groups).await?;
+    }
+    state.store(tx).await
+}
+
 /// Events that the log may have above its limit before it is trimmed.
 const SLACK: u64 = 256;
 
-/// Deletes the oldest events beyond the limit that no group needs.
-async fn trim(state: &mut State, limit: Limit, tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
+/// Deletes the oldest events beyond the limit that no group needs. Returns whether it did.
+async fn trim(state: &mut State, limit: Limit, tx: &mut Tx<'_>) -> Result<bool, sqlx::Error> {
     static OLDEST: Sql = Sql::new(
         "SELECT l.seq, l.size FROM (SELECT seq, size FROM octollm_bus_log ORDER BY seq LIMIT $1) AS l \
          WHERE NOT EXISTS (SELECT 1 FROM octollm_bus_delivery AS d WHERE d.seq = l.seq) ORDER BY l.seq",
@@ -218,7 +284,7 @@ async fn trim(state: &mut State, limit: Limit, tx: &mut Tx<'_>) -> Result<(), sq
     let above = state.events.saturating_sub(limit.events as u64);
     let slack_bytes = limit.bytes as u64 / 8;
     if above < SLACK.min(limit.events as u64 + 1) && state.bytes <= limit.bytes as u64 + slack_bytes {
-        return Ok(());
+        return Ok(false);
     }
     let mut gone = Rows::new();
     for row in tx.conn.fetch(&OLDEST, [(above + SLACK).into()]).await? {
@@ -230,108 +296,9 @@ async fn trim(state: &mut State, limit: Limit, tx: &mut Tx<'_>) -> Result<(), sq
         state.trimmed = state.trimmed.max(row.count(0)?);
         gone.push([row.int(0)?.into()]);
     }
-    if !gone.is_empty() {
-        tx.conn.execute_rows(&DELETE, [], gone).await?;
+    if gone.is_empty() {
+        return Ok(false);
     }
-    Ok(())
-}
-
-/// Stores an event that is published later.
-pub(super) struct Delay {
-    pub(super) event_id: String,
-    pub(super) entry: Entry,
-    pub(super) delay: Duration,
-    pub(super) limit: Limit,
-}
-
-impl Operation for Delay {
-    type Output = Result<(), BusError>;
-    const ORDER: u8 = 121;
-
-    async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Self::Output>, sqlx::Error> {
-        static COUNT: Sql = Sql::new(
-            "SELECT count(*), CAST(COALESCE(sum(size), 0) AS {pg:bigint}{lite:integer}) FROM octollm_bus_delayed",
-        );
-        static INSERT: Sql = Sql::new(
-            "INSERT INTO octollm_bus_delayed (id, event_id, due, channel, key, size, expires, event) \
-             VALUES ($1, $2, {now} + $3, $4, $5, $6, $7, $8)",
-        );
-        let mut state = State::lock(tx).await?;
-        let rows = tx.conn.fetch(&COUNT, []).await?;
-        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-        let (mut events, mut bytes) = (row.count(0)?, row.count(1)?);
-        let mut results = Vec::with_capacity(batch.len());
-        for Self { event_id, entry, delay, limit } in batch {
-            let size = entry.size as u64;
-            let room = limit.check(events + 1, bytes + size);
-            if room.is_ok() {
-                (events, bytes) = (events + 1, bytes + size);
-                let Entry { channel, key, expires, event, .. } = entry;
-                let id: Value = event_id.clone().into_bytes().into();
-                let parameters = [
-                    state.number().into(),
-                    id,
-                    micros(*delay),
-                    channel.as_str().into(),
-                    (*key).into(),
-                    size.into(),
-                    (*expires).into(),
-                    event.clone(),
-                ];
-                tx.conn.execute(&INSERT, parameters).await?;
-            }
-            results.push(room);
-        }
-        state.store(tx).await?;
-        tx.changed(DELAYED.into());
-        Ok(results)
-    }
-}
-
-/// Removes the delayed events with an id. Returns whether there was one.
-pub(super) struct Cancel(pub(super) String);
-
-impl Operation for Cancel {
-    type Output = bool;
-    const ORDER: u8 = 120;
-
-    async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<bool>, sqlx::Error> {
-        static DELETE: Sql = Sql::new("DELETE FROM octollm_bus_delayed WHERE event_id = $1");
-        State::lock(tx).await?;
-        let mut found = Vec::with_capacity(batch.len());
-        for Self(id) in batch {
-            found.push(tx.conn.execute(&DELETE, [id.clone().into_bytes().into()]).await? > 0);
-        }
-        Ok(found)
-    }
-}
-
-/// Publishes the delayed events whose time has come. They were accepted before, so that a group that is full takes them too.
-pub(super) struct Due(pub(super) Limits);
-
-impl Operation for Due {
-    type Output = ();
-    const ORDER: u8 = 122;
-
-    async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<()>, sqlx::Error> {
-        static DUE: Sql = Sql::new(
-            "SELECT id, channel, key, size, expires, event FROM octollm_bus_delayed WHERE due <= {now} ORDER BY due, id LIMIT 256",
-        );
-        static DELETE: Sql =
-            Sql::new("DELETE FROM octollm_bus_delayed WHERE id IN (SELECT rows.id FROM {rows:id int})");
-        let mut publisher = Publisher::begin(tx).await?;
-        let mut gone = Rows::new();
-        for row in tx.conn.fetch(&DUE, []).await? {
-            gone.push([row.int(0)?.into()]);
-            if let Some(entry) = Entry::read(&row, 1)? {
-                // Without a limit there is room.
-                let _ = publisher.add(&entry, None);
-            }
-        }
-        if !gone.is_empty() {
-            tx.conn.execute_rows(&DELETE, [], gone).await?;
-        }
-        publisher.end(batch.first().map(|due| due.0.history), tx).await?;
-        Ok(vec![(); batch.len()])
-    }
+    tx.conn.execute_rows(&DELETE, [], gone).await?;
+    Ok(true)
 }

@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
-use octollm_core::bus::{BusError, ConsumeOptions, Nack};
+use octollm_core::bus::{BusError, ConsumeOptions, FailedAttempt, Nack};
 
 use super::{
     group::wake,
-    state::{Limit, NO_ATTEMPTS, State, Stored, bury, count_dead, micros, remove},
+    state::{Dead, Delivered, Limit, State, bury, count_dead, micros, read_history, remove},
 };
 use crate::sql::{
-    statement::{Rows, Sql},
+    statement::{Rows, Sql, Value},
     writer::{Operation, Tx},
 };
 
@@ -23,6 +23,8 @@ pub(super) struct Receipt {
     pub(super) group: i64,
     pub(super) seq: i64,
     pub(super) token: i64,
+    /// That of the database in which it was delivered.
+    pub(super) epoch: i64,
     pub(super) event_id: Arc<str>,
     pub(super) options: ConsumeOptions,
 }
@@ -43,18 +45,18 @@ pub(super) struct Settle {
 }
 
 /// Deliveries by their receipts, each until it is settled.
-type Held = BTreeMap<(i64, i64, i64), Stored>;
+type Held = BTreeMap<(i64, i64, i64), Delivered>;
 
 async fn held(receipts: Rows, tx: &mut Tx<'_>) -> Result<Held, sqlx::Error> {
     static READ: Sql = Sql::new(
-        "SELECT d.group_id, d.seq, d.key, d.size, d.attempts, d.token FROM {rows:group_id int, seq int, token int} \
+        "SELECT d.group_id, d.seq, d.key, d.size, d.attempts, d.since, d.member, d.history, d.token FROM {rows:group_id int, seq int, token int} \
          {lite:CROSS} JOIN octollm_bus_delivery AS d ON d.group_id = rows.group_id AND d.seq = rows.seq AND d.token = rows.token",
     );
     let mut held = Held::new();
     if !receipts.is_empty() {
         for row in tx.conn.fetch_rows(&READ, [], receipts).await? {
-            let stored = Stored::read(&row)?;
-            held.insert((stored.group, stored.seq, row.int(5)?), stored);
+            let delivered = Delivered::read(&row)?;
+            held.insert((delivered.stored.group, delivered.stored.seq, row.int(8)?), delivered);
         }
     }
     Ok(held)
@@ -67,14 +69,16 @@ impl Operation for Settle {
     async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Self::Output>, sqlx::Error> {
         static AGAIN: Sql = Sql::new(
             "UPDATE octollm_bus_delivery SET leased = 0, token = octollm_bus_delivery.token + 1, attempts = rows.attempts, \
-             due = CASE WHEN rows.delay = 0 THEN 0 ELSE {now} + rows.delay END \
-             FROM {rows:group_id int, seq int, attempts int, delay int} \
+             history = rows.history, due = CASE WHEN rows.delay = 0 THEN 0 ELSE {now} + rows.delay END \
+             FROM {rows:group_id int, seq int, attempts int, delay int, history text} \
              WHERE octollm_bus_delivery.group_id = rows.group_id AND octollm_bus_delivery.seq = rows.seq",
         );
-        State::lock(tx).await?;
+        let epoch = State::lock(tx).await?.epoch;
         let mut receipts = Rows::new();
         for (receipt, _) in batch.iter().flat_map(|settle| &settle.receipts) {
-            receipts.push([receipt.group.into(), receipt.seq.into(), receipt.token.into()]);
+            if receipt.epoch == epoch {
+                receipts.push([receipt.group.into(), receipt.seq.into(), receipt.token.into()]);
+            }
         }
         let mut held = held(receipts, tx).await?;
         let (mut removed, mut dead, mut again) = (Vec::new(), Vec::new(), Rows::new());
@@ -83,24 +87,33 @@ impl Operation for Settle {
         for settle in batch {
             let mut settled = Vec::with_capacity(settle.receipts.len());
             for (receipt, outcome) in &settle.receipts {
-                let Some(stored) = held.remove(&receipt.place()) else {
+                if receipt.epoch != epoch {
+                    settled.push(Err(receipt.lost()));
+                    continue;
+                }
+                let Some(delivered) = held.remove(&receipt.place()) else {
                     settled.push(settle_dead(receipt, outcome, tx).await?);
                     continue;
                 };
+                let stored = delivered.stored;
                 let attempts = u32::try_from(stored.attempts).unwrap_or(u32::MAX);
-                let mut retry = |attempts: i64, delay: Duration| {
+                let mut retry = |attempts: i64, delay: Duration, history: Value| {
                     woken.insert(stored.group);
-                    again.push([stored.group.into(), stored.seq.into(), attempts.into(), micros(delay)]);
+                    let (group, seq) = (stored.group.into(), stored.seq.into());
+                    again.push([group, seq, attempts.into(), micros(delay), history]);
                 };
                 match outcome {
-                    Err(Nack::DeadLetter { reason }) => dead.push((stored, reason.clone())),
-                    Err(Nack::Retry { .. }) if attempts >= receipt.options.max_attempts => {
-                        dead.push((stored, NO_ATTEMPTS.to_owned()));
+                    Err(Nack::DeadLetter { reason }) => dead.push(Dead::new(&delivered, reason)),
+                    Err(Nack::Retry { after, reason }) => {
+                        let reason = reason.as_deref().unwrap_or(FailedAttempt::REFUSED);
+                        if attempts >= receipt.options.max_attempts {
+                            dead.push(Dead::after_all_attempts(&delivered, reason));
+                        } else {
+                            let delay = after.unwrap_or_else(|| receipt.options.backoff(attempts));
+                            retry(stored.attempts, delay, delivered.failed(reason).into());
+                        }
                     }
-                    Err(Nack::Retry { after }) => {
-                        retry(stored.attempts, after.unwrap_or_else(|| receipt.options.backoff(attempts)));
-                    }
-                    Err(Nack::Release) => retry(stored.attempts - 1, Duration::ZERO),
+                    Err(Nack::Release) => retry(stored.attempts - 1, Duration::ZERO, delivered.released()),
                     // `Ok`, `Drop`, and what a later version may have.
                     _ => removed.push(stored),
                 }
@@ -125,26 +138,39 @@ async fn settle_dead(
     outcome: &Result<(), Nack>,
     tx: &mut Tx<'_>,
 ) -> Result<Result<(), BusError>, sqlx::Error> {
-    static READ: Sql =
-        Sql::new("SELECT size FROM octollm_bus_dead WHERE group_id = $1 AND seq = $2 AND token = $3");
+    static READ: Sql = Sql::new(
+        "SELECT size, reason, history FROM octollm_bus_dead WHERE group_id = $1 AND seq = $2 AND token = $3",
+    );
     static DELETE: Sql = Sql::new("DELETE FROM octollm_bus_dead WHERE group_id = $1 AND seq = $2");
-    static REASON: Sql = Sql::new("UPDATE octollm_bus_dead SET reason = $3 WHERE group_id = $1 AND seq = $2");
+    static CHANGE: Sql = Sql::new(
+        "UPDATE octollm_bus_dead SET size = size + $3, reason = $4, history = $5 WHERE group_id = $1 AND seq = $2",
+    );
     let (group, seq, token) = receipt.place();
     let rows = tx.conn.fetch(&READ, [group.into(), seq.into(), token.into()]).await?;
     let Some(row) = rows.first() else { return Ok(Err(receipt.lost())) };
-    match outcome {
+    let before = row.text(1)?;
+    let (attempt, reason) = match outcome {
         Ok(()) | Err(Nack::Drop) => {
             tx.conn.execute(&DELETE, [group.into(), seq.into()]).await?;
             count_dead(group, -1, -row.int(0)?, tx).await?;
+            return Ok(Ok(()));
         }
-        Err(Nack::DeadLetter { reason }) => {
-            let reason = reason.replace('\0', "\u{fffd}");
-            tx.conn.execute(&REASON, [group.into(), seq.into(), reason.into()]).await?;
-        }
+        Err(Nack::DeadLetter { reason }) => (reason.as_str(), reason.replace('\0', "\u{fffd}")),
         // No attempts are left.
-        Err(Nack::Retry { .. }) => {}
+        Err(Nack::Retry { reason, .. }) => {
+            (reason.as_deref().unwrap_or(FailedAttempt::REFUSED), before.clone())
+        }
         Err(_) => return Ok(Err(receipt.lost())),
+    };
+    let mut history = read_history(row, 2)?;
+    if let Some(last) = history.last_mut() {
+        *last = FailedAttempt::new(last.at, last.consumer.as_str(), attempt);
     }
+    let history = serde_json::to_string(&history).unwrap_or_default();
+    let length = |reason: &str, history: &str| i64::try_from(reason.len() + history.len()).unwrap_or(0);
+    let more = length(&reason, &history) - length(&before, &row.text_or_null(2)?.unwrap_or_default());
+    tx.conn.execute(&CHANGE, [group.into(), seq.into(), more.into(), reason.into(), history.into()]).await?;
+    count_dead(group, 0, more, tx).await?;
     Ok(Ok(()))
 }
 
@@ -161,12 +187,16 @@ impl Operation for Extend {
              AND (leased = 1 AND due > {now} OR $5 > (SELECT count(*) FROM octollm_bus_delivery AS held \
              WHERE held.group_id = $1 AND held.member = octollm_bus_delivery.member AND held.leased = 1 AND held.due > {now}))",
         );
-        State::lock(tx).await?;
+        let epoch = State::lock(tx).await?.epoch;
         let mut woken = BTreeSet::new();
         let mut results = Vec::with_capacity(batch.len());
         for Self(extensions) in batch {
             let mut extended = Vec::with_capacity(extensions.len());
             for (receipt, time) in extensions {
+                if receipt.epoch != epoch {
+                    extended.push(Err(receipt.lost()));
+                    continue;
+                }
                 let (group, seq, token) = receipt.place();
                 let most = receipt.options.max_in_flight.into();
                 let parameters = [group.into(), seq.into(), token.into(), micros(*time), most];

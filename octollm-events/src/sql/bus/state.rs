@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-use octollm_core::bus::BusError;
+use jiff::Timestamp;
+use octollm_core::bus::{BusError, DeadLetter, FailedAttempt};
 
 use crate::sql::{
     changes::Topic,
@@ -44,15 +45,31 @@ pub(super) struct State {
     pub(super) events: u64,
     pub(super) bytes: u64,
     pub(super) trimmed: u64,
+    /// Another number in each database that was set up.
+    pub(super) epoch: i64,
 }
 
 impl State {
     pub(super) async fn lock(tx: &mut Tx<'_>) -> Result<Self, sqlx::Error> {
-        static LOCK: Sql = Sql::new("SELECT last, events, bytes, trimmed FROM octollm_bus {pg:FOR UPDATE}");
-        let rows = tx.conn.fetch(&LOCK, []).await?;
-        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        static LOCK: Sql =
+            Sql::new("SELECT last, events, bytes, trimmed, epoch FROM octollm_bus {pg:FOR UPDATE}");
+        // Somebody emptied the tables.
+        static AGAIN: Sql = Sql::new(
+            "INSERT INTO octollm_bus (id, last, events, bytes, trimmed, epoch) \
+             VALUES (1, 0, 0, 0, 0, {pg:floor(random() * 9007199254740992)::bigint}{lite:random()}) ON CONFLICT DO NOTHING",
+        );
+        loop {
+            match tx.conn.fetch(&LOCK, []).await?.first() {
+                Some(row) => return Self::read(row),
+                None => tx.conn.execute(&AGAIN, []).await?,
+            };
+        }
+    }
+
+    /// Of the first five columns.
+    pub(super) fn read(row: &Row) -> Result<Self, sqlx::Error> {
         let (last, events) = (row.count(0)?, row.count(1)?);
-        Ok(Self { last, events, bytes: row.count(2)?, trimmed: row.count(3)? })
+        Ok(Self { last, events, bytes: row.count(2)?, trimmed: row.count(3)?, epoch: row.int(4)? })
     }
 
     /// A number greater than all before.
@@ -64,8 +81,12 @@ impl State {
     pub(super) async fn store(self, tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
         static STORE: Sql =
             Sql::new("UPDATE octollm_bus SET last = $1, events = $2, bytes = $3, trimmed = $4");
-        let Self { last, events, bytes, trimmed } = self;
-        tx.conn.execute(&STORE, [last.into(), events.into(), bytes.into(), trimmed.into()]).await.map(drop)
+        tx.conn.execute(&STORE, self.values()).await.map(drop)
+    }
+
+    /// The values of the columns, except for the epoch.
+    pub(super) fn values(self) -> [Value; 4] {
+        [self.last.into(), self.events.into(), self.bytes.into(), self.trimmed.into()]
     }
 }
 
@@ -83,7 +104,7 @@ pub(super) fn micros(time: Duration) -> Value {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(i64::MAX as u64 / 4).into()
 }
 
-pub(super) const NO_ATTEMPTS: &str = "no attempts left";
+const NO_ATTEMPTS: &str = "no attempts left";
 
 /// A delivery in the database.
 #[derive(Debug, Clone, Copy)]
@@ -103,33 +124,109 @@ impl Stored {
     }
 }
 
+/// A delivery that failed, or may fail.
+#[derive(Debug, Clone)]
+pub(super) struct Delivered {
+    pub(super) stored: Stored,
+    since: i64,
+    member: i64,
+    history: Vec<FailedAttempt>,
+}
+
+impl Delivered {
+    /// Of the first eight columns: those of [`Stored`], `since`, `member` and `history`.
+    pub(super) fn read(row: &Row) -> Result<Self, sqlx::Error> {
+        let history = read_history(row, 7)?;
+        Ok(Self { stored: Stored::read(row)?, since: row.int(5)?, member: row.int(6)?, history })
+    }
+
+    /// The history with this delivery. The last reason of a delivery is the one that counts.
+    pub(super) fn failed(&self, reason: &str) -> String {
+        let at = Timestamp::from_microsecond(self.since).unwrap_or_default();
+        let failed = FailedAttempt::new(at, self.member.to_string(), reason);
+        let before = self.before();
+        let from = before.len().saturating_sub(DeadLetter::MAX_HISTORY - 1);
+        let history: Vec<_> = before[from..].iter().chain([&failed]).collect();
+        serde_json::to_string(&history).unwrap_or_default()
+    }
+
+    /// The history without this delivery, which does not count.
+    pub(super) fn released(&self) -> Value {
+        let before = self.before();
+        if before.is_empty() {
+            return Value::Null;
+        }
+        serde_json::to_string(before).map_or(Value::Null, Value::from)
+    }
+
+    /// The deliveries before this one, which is among those that failed where its lease expired.
+    fn before(&self) -> &[FailedAttempt] {
+        let member = self.member.to_string();
+        match self.history.split_last() {
+            Some((last, before)) if last.at.as_microsecond() == self.since && last.consumer == member => {
+                before
+            }
+            _ => &self.history,
+        }
+    }
+}
+
+/// The deliveries that failed. A history that cannot be read is none.
+pub(super) fn read_history(row: &Row, column: usize) -> Result<Vec<FailedAttempt>, sqlx::Error> {
+    let text = row.text_or_null(column)?.unwrap_or_default();
+    Ok(serde_json::from_str(&text).unwrap_or_default())
+}
+
 /// Ends deliveries: the next ones of their keys can be claimed.
 pub(super) async fn remove(ended: &[Stored], tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
     static DELETE: Sql = Sql::new(
         "DELETE FROM octollm_bus_delivery WHERE (group_id, seq) IN (SELECT rows.group_id, rows.seq FROM {rows:group_id int, seq int})",
+    );
+    static COUNT: Sql = Sql::new(
+        "UPDATE octollm_bus_group SET events = octollm_bus_group.events - rows.events, bytes = octollm_bus_group.bytes - rows.bytes \
+         FROM {rows:id int, events int, bytes int} WHERE octollm_bus_group.id = rows.id",
+    );
+    // Both, in one round trip.
+    static AT_ONCE: Sql = Sql::new(
+        "WITH input AS MATERIALIZED (SELECT * FROM {rows:what int, a int, b int, c int}), \
+         gone AS (DELETE FROM octollm_bus_delivery AS d USING input AS i WHERE i.what = 0 AND d.group_id = i.a AND d.seq = i.b) \
+         UPDATE octollm_bus_group AS g SET events = g.events - i.b, bytes = g.bytes - i.c FROM input AS i \
+         WHERE i.what = 1 AND g.id = i.a",
     );
     static UNBLOCK: Sql = Sql::new(
         "UPDATE octollm_bus_delivery SET due = 0 WHERE due IS NULL AND (group_id, seq) IN ( \
          SELECT rows.group_id, (SELECT min(d.seq) FROM octollm_bus_delivery AS d WHERE d.group_id = rows.group_id \
          AND d.key = rows.key AND d.key <> 0) FROM {rows:group_id int, key int})",
     );
-    static COUNT: Sql = Sql::new(
-        "UPDATE octollm_bus_group SET events = octollm_bus_group.events - rows.events, bytes = octollm_bus_group.bytes - rows.bytes \
-         FROM {rows:id int, events int, bytes int} WHERE octollm_bus_group.id = rows.id",
-    );
     if ended.is_empty() {
         return Ok(());
     }
-    let (mut gone, mut keys, mut counts) = (Rows::new(), BTreeSet::new(), BTreeMap::<i64, (i64, i64)>::new());
+    let (mut keys, mut counts) = (BTreeSet::new(), BTreeMap::<i64, (i64, i64)>::new());
     for delivery in ended {
-        gone.push([delivery.group.into(), delivery.seq.into()]);
         if delivery.key != 0 {
             keys.insert((delivery.group, delivery.key));
         }
         let count = counts.entry(delivery.group).or_default();
         *count = (count.0 + 1, count.1 + delivery.size);
     }
-    tx.conn.execute_rows(&DELETE, [], gone).await?;
+    if tx.conn.is_postgres() {
+        let mut rows = Rows::new();
+        ended
+            .iter()
+            .for_each(|ended| rows.push([0_i64.into(), ended.group.into(), ended.seq.into(), Value::Null]));
+        for (group, (events, bytes)) in counts {
+            rows.push([1_i64.into(), group.into(), events.into(), bytes.into()]);
+        }
+        tx.conn.execute_rows(&AT_ONCE, [], rows).await?;
+    } else {
+        let (mut gone, mut rows) = (Rows::new(), Rows::new());
+        ended.iter().for_each(|ended| gone.push([ended.group.into(), ended.seq.into()]));
+        tx.conn.execute_rows(&DELETE, [], gone).await?;
+        for (group, (events, bytes)) in counts {
+            rows.push([group.into(), events.into(), bytes.into()]);
+        }
+        tx.conn.execute_rows(&COUNT, [], rows).await?;
+    }
     if !keys.is_empty() {
         let mut rows = Rows::new();
         for (group, key) in &keys {
@@ -138,40 +235,54 @@ pub(super) async fn remove(ended: &[Stored], tx: &mut Tx<'_>) -> Result<(), sqlx
         }
         tx.conn.execute_rows(&UNBLOCK, [], rows).await?;
     }
-    let mut rows = Rows::new();
-    counts
-        .iter()
-        .for_each(|(group, (events, bytes))| rows.push([(*group).into(), (*events).into(), (*bytes).into()]));
-    tx.conn.execute_rows(&COUNT, [], rows).await.map(drop)
+    Ok(())
 }
 
-/// Makes deliveries dead letters, each with its reason, and deletes the oldest dead letters beyond the limit.
-pub(super) async fn bury(
-    dead: &[(Stored, String)],
-    limit: Limit,
-    tx: &mut Tx<'_>,
-) -> Result<(), sqlx::Error> {
+/// A delivery that is a dead letter from now on.
+pub(super) struct Dead {
+    stored: Stored,
+    reason: String,
+    history: String,
+}
+
+impl Dead {
+    /// For a reason that is also the one of the last attempt.
+    pub(super) fn new(delivered: &Delivered, reason: &str) -> Self {
+        Self { stored: delivered.stored, reason: reason.to_owned(), history: delivered.failed(reason) }
+    }
+
+    /// After the last attempt, which failed for this reason.
+    pub(super) fn after_all_attempts(delivered: &Delivered, reason: &str) -> Self {
+        Self { reason: NO_ATTEMPTS.to_owned(), ..Self::new(delivered, reason) }
+    }
+}
+
+/// Makes deliveries dead letters, and deletes the oldest dead letters beyond the limit.
+pub(super) async fn bury(dead: &[Dead], limit: Limit, tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
+    // One whose event was deleted from the log is a dead letter without bytes.
     static INSERT: Sql = Sql::new(
-        "INSERT INTO octollm_bus_dead (group_id, seq, token, size, attempts, reason, event) \
-         SELECT d.group_id, d.seq, d.token, rows.size, d.attempts, rows.reason, COALESCE(d.event, l.event) \
-         FROM {rows:group_id int, seq int, size int, reason text} \
+        "INSERT INTO octollm_bus_dead (group_id, seq, token, size, attempts, reason, history, event) \
+         SELECT d.group_id, d.seq, d.token, rows.size, d.attempts, rows.reason, rows.history, \
+         COALESCE(d.event, l.event, {pg:''::bytea}{lite:x''}) \
+         FROM {rows:group_id int, seq int, size int, reason text, history text} \
          JOIN octollm_bus_delivery AS d ON d.group_id = rows.group_id AND d.seq = rows.seq \
-         LEFT JOIN octollm_bus_log AS l ON l.seq = d.seq WHERE COALESCE(d.event, l.event) IS NOT NULL",
+         LEFT JOIN octollm_bus_log AS l ON l.seq = d.seq",
     );
     if dead.is_empty() {
         return Ok(());
     }
     let (mut rows, mut counts) = (Rows::new(), BTreeMap::<i64, (i64, i64)>::new());
-    for (delivery, reason) in dead {
-        // A text of Postgres has no NUL.
+    for Dead { stored, reason, history } in dead {
+        // A text of Postgres has no NUL. In JSON it is escaped.
         let reason = reason.replace('\0', "\u{fffd}");
-        let size = delivery.size + i64::try_from(reason.len()).unwrap_or(0);
-        rows.push([delivery.group.into(), delivery.seq.into(), size.into(), reason.into()]);
-        let count = counts.entry(delivery.group).or_default();
+        let size = stored.size + i64::try_from(reason.len() + history.len()).unwrap_or(0);
+        let history = history.as_str().into();
+        rows.push([stored.group.into(), stored.seq.into(), size.into(), reason.into(), history]);
+        let count = counts.entry(stored.group).or_default();
         *count = (count.0 + 1, count.1 + size);
     }
     tx.conn.execute_rows(&INSERT, [], rows).await?;
-    let ended: Vec<_> = dead.iter().map(|(delivery, _)| *delivery).collect();
+    let ended: Vec<_> = dead.iter().map(|dead| dead.stored).collect();
     remove(&ended, tx).await?;
     for (group, (events, bytes)) in counts {
         count_dead(group, events, bytes, tx).await?;

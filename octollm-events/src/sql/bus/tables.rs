@@ -2,7 +2,7 @@
 
 use crate::sql::migration::{Part, Version};
 
-pub(super) static TABLES: Part = Part { name: "bus", versions: &[FIRST] };
+pub(super) static TABLES: Part = Part { name: "bus", versions: &[FIRST, SECOND] };
 
 // A delivery is an event on its way through a group. `due` is the time from which it can be claimed: 0 at once, and null while
 // an earlier one of its key is not settled. While it is leased, `due` is the end of the lease. `token` counts what fences. A
@@ -94,5 +94,33 @@ const FIRST: Version = Version {
         );
         CREATE INDEX octollm_bus_delayed_due ON octollm_bus_delayed (due);
         CREATE INDEX octollm_bus_delayed_event ON octollm_bus_delayed (event_id);
+    ",
+};
+
+// `epoch` is another number in each database that was set up, so that a consumer notices that its group is gone. `since` is the
+// time of the last delivery, and `history` the deliveries that failed, as JSON.
+const SECOND: Version = Version {
+    sqlite: "
+        ALTER TABLE octollm_bus ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+        UPDATE octollm_bus SET epoch = random();
+        ALTER TABLE octollm_bus_delivery ADD COLUMN since INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE octollm_bus_delivery ADD COLUMN history TEXT;
+        ALTER TABLE octollm_bus_dead ADD COLUMN history TEXT;
+    ",
+    // A statement of a function sees what was committed while the one before it waited for its lock: both in one round trip.
+    postgres: "
+        ALTER TABLE octollm_bus ADD COLUMN epoch BIGINT NOT NULL DEFAULT 0;
+        UPDATE octollm_bus SET epoch = floor(random() * 9007199254740992)::bigint;
+        ALTER TABLE octollm_bus_delivery ADD COLUMN since BIGINT NOT NULL DEFAULT 0, ADD COLUMN history TEXT;
+        ALTER TABLE octollm_bus_dead ADD COLUMN history TEXT;
+        CREATE OR REPLACE FUNCTION octollm_bus_publish() RETURNS TABLE (
+            last BIGINT, events BIGINT, bytes BIGINT, trimmed BIGINT, epoch BIGINT,
+            group_id BIGINT, group_pattern TEXT, group_events BIGINT, group_bytes BIGINT
+        ) LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM 1 FROM octollm_bus FOR UPDATE;
+            RETURN QUERY SELECT b.last, b.events, b.bytes, b.trimmed, b.epoch, g.id, g.pattern, g.events, g.bytes
+                FROM octollm_bus AS b LEFT JOIN octollm_bus_group AS g ON true;
+        END $$;
     ",
 };

@@ -19,7 +19,7 @@ fn options() -> ConsumeOptions {
 
 fn item(key: &str) -> Item {
     let event = Event::new("a.b", "s", 0).unwrap().with_partition_key(key);
-    Item { event, expiry: Expiry::Never, size: 10, attempts: 0, holder: None }
+    Item { event, expiry: Expiry::Never, size: 10, attempts: 0, holder: None, history: Vec::new() }
 }
 
 fn claim(group: &mut Group, member: u64, now: Instant) -> Claim {

@@ -1,0 +1,16 @@
+//! Events over Redis: publish and subscribe, at most once.
+
+// `connection` opens connections. `commands` is the one for commands, and `listener` one that receives what is published. `live` feeds
+// subscriptions, and `bus` is what a program has.
+mod bus;
+mod commands;
+mod connection;
+mod error;
+mod listener;
+mod live;
+mod reply;
+
+pub use self::{
+    bus::{RedisBus, RedisBusBuilder},
+    error::RedisError,
+};

@@ -61,6 +61,46 @@ impl Drop for Owner {
     }
 }
 
+/// The setters that the builders share.
+macro_rules! connection_settings {
+    () => {
+        /// Sets the encoding of the events (default [`Encoding::Native`]). All programs on one server use the same.
+        pub fn encoding(mut self, encoding: Encoding) -> Self {
+            self.encoding = encoding;
+            self
+        }
+
+        /// Sets the time for the answer to a command (default 5 s).
+        pub fn timeout(self, timeout: Duration) -> Self {
+            self.set(|settings| settings.timeout = timeout)
+        }
+
+        /// Sets the time between two PINGs on a connection of subscriptions (default 5 s). A server that is silent for two of them is
+        /// connected to again.
+        pub fn heartbeat(self, heartbeat: Duration) -> Self {
+            self.set(|settings| settings.heartbeat = heartbeat)
+        }
+
+        /// Sets the certificates of the authorities that are trusted, as PEM (default those of the system).
+        pub fn root_certificates(self, pem: impl Into<Vec<u8>>) -> Self {
+            self.set(|settings| settings.roots = Some(pem.into()))
+        }
+
+        /// Sets the certificate chain of the client and its private key, as PEM (default none).
+        pub fn client_certificate(self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+            self.set(|settings| settings.identity = Some((chain.into(), key.into())))
+        }
+
+        fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+            if let Ok(settings) = &mut self.settings {
+                change(settings);
+            }
+            self
+        }
+    };
+}
+pub(super) use connection_settings;
+
 /// Builds a [`RedisBus`].
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `connect` is called"]
@@ -136,39 +176,7 @@ impl RedisBusBuilder {
         self
     }
 
-    /// Sets the encoding of the events (default [`Encoding::Native`]). All programs on one server use the same.
-    pub fn encoding(mut self, encoding: Encoding) -> Self {
-        self.encoding = encoding;
-        self
-    }
-
-    /// Sets the time for the answer to a command (default 5 s).
-    pub fn timeout(self, timeout: Duration) -> Self {
-        self.set(|settings| settings.timeout = timeout)
-    }
-
-    /// Sets the time between two PINGs on a connection of subscriptions (default 5 s). A server that is silent for two of them is
-    /// connected to again.
-    pub fn heartbeat(self, heartbeat: Duration) -> Self {
-        self.set(|settings| settings.heartbeat = heartbeat)
-    }
-
-    /// Sets the certificates of the authorities that are trusted, as PEM (default those of the system).
-    pub fn root_certificates(self, pem: impl Into<Vec<u8>>) -> Self {
-        self.set(|settings| settings.roots = Some(pem.into()))
-    }
-
-    /// Sets the certificate chain of the client and its private key, as PEM (default none).
-    pub fn client_certificate(self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
-        self.set(|settings| settings.identity = Some((chain.into(), key.into())))
-    }
-
-    fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
-        if let Ok(settings) = &mut self.settings {
-            change(settings);
-        }
-        self
-    }
+    connection_settings! {}
 
     /// Connects.
     ///
@@ -220,20 +228,16 @@ impl EventBus for RedisBus {
         let mut results = Vec::with_capacity(events.len());
         for batch in events.chunks(BATCH) {
             let mut pipeline = redis::Pipeline::with_capacity(batch.len());
-            pipeline.ignore_errors();
             let payloads: Vec<_> = batch.iter().map(|event| self.payload(event)).collect();
             for (event, payload) in batch.iter().zip(&payloads) {
                 if let Ok(payload) = payload {
                     pipeline.cmd("PUBLISH").arg(event.channel().as_str()).arg(&payload[..]);
                 }
             }
-            let published = if pipeline.is_empty() { Ok(Vec::new()) } else { self.0.commands.execute_all::<Value>(&pipeline).await };
-            let mut published = published.map(Vec::into_iter);
-            let mut next = || match &mut published {
-                Ok(published) => published.next().unwrap_or_else(|| Err(RedisError::failed("an answer is missing"))).map(drop),
-                Err(error) => Err(error.clone()),
-            };
-            results.extend(payloads.into_iter().map(|payload| payload.and_then(|_| next().map_err(BusError::from))));
+            let mut answers = self.0.commands.execute_each(&mut pipeline).await.into_iter();
+            let missing = || Err(RedisError::failed("an answer is missing"));
+            let mut next = || answers.next().unwrap_or_else(missing).map_err(BusError::from);
+            results.extend(payloads.into_iter().map(|payload| payload.and_then(|_| next())));
         }
         results
     }

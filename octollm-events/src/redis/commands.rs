@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, ServerErrorKind, Value,
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, ScriptInvocation, ServerErrorKind, Value,
     aio::MultiplexedConnection,
 };
 use tokio::{task::AbortHandle, time::Instant};
@@ -84,22 +84,49 @@ impl Commands {
         }
     }
 
+    /// Executes a script.
+    pub(super) async fn invoke<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, RedisError> {
+        let mut redirections = 0;
+        loop {
+            let mut active = self.active().await?;
+            match script.invoke_async(&mut active.connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let error = self.failed(&active, error).await;
+                    redirections += 1;
+                    if let Some(error) = error.or_else(|| too_many(redirections)) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
     /// Executes commands in order, and returns a result for each.
-    pub(super) async fn execute_all<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<Vec<Result<T, RedisError>>, RedisError> {
-        let mut active = self.active().await?;
-        let answers: Result<Vec<redis::RedisResult<T>>, _> = commands.query_async(&mut active.connection).await;
+    pub(super) async fn execute_each(&self, commands: &mut Pipeline) -> Vec<Result<(), RedisError>> {
+        let count = commands.len();
+        if count == 0 {
+            return Vec::new();
+        }
+        let active = match self.active().await {
+            Ok(active) => active,
+            Err(error) => return vec![Err(error); count],
+        };
+        let mut connection = active.connection.clone();
+        let answers: Result<Vec<redis::RedisResult<Value>>, _> =
+            commands.ignore_errors().query_async(&mut connection).await;
         match answers {
             Ok(answers) => {
-                let mut results = Vec::with_capacity(answers.len());
+                let mut results = Vec::with_capacity(count);
                 for answer in answers {
                     results.push(match answer {
-                        Ok(answer) => Ok(answer),
+                        Ok(_) => Ok(()),
                         Err(error) => Err(self.failed(&active, error).await.unwrap_or_else(moved)),
                     });
                 }
-                Ok(results)
+                results
             }
-            Err(error) => Err(self.failed(&active, error).await.unwrap_or_else(moved)),
+            Err(error) => vec![Err(self.failed(&active, error).await.unwrap_or_else(moved)); count],
         }
     }
 

@@ -134,12 +134,20 @@ async fn tls(roots: Option<Vec<u8>>, identity: Option<(Vec<u8>, Vec<u8>)>) -> Re
 }
 
 /// Opens connections.
+#[derive(Clone)]
 pub(super) struct Connector {
     pub(super) settings: Settings,
     tls: Option<TlsConnector>,
 }
 
 impl Connector {
+    /// The same, for commands that wait for so long at the server.
+    pub(super) fn waiting(&self, time: Duration) -> Self {
+        let mut connector = self.clone();
+        connector.settings.timeout += time;
+        connector
+    }
+
     /// Opens a connection. The caller limits the time, with that of what is done first on the connection: see [`in_time`].
     pub(super) async fn stream(&self, address: &Address) -> Result<Box<dyn Io>, RedisError> {
         let (host, port) = match address {

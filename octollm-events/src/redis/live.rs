@@ -198,8 +198,7 @@ impl Supervisor {
             return;
         }
         if self.failures == 1 {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "the connection to Redis was lost: subscriptions reconnect");
+            tracing::warn!(error = &error as &dyn std::error::Error, "the connection to Redis was lost: subscriptions reconnect");
         }
         let until = sleep(pause(self.failures));
         tokio::pin!(until);

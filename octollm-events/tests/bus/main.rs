@@ -28,3 +28,8 @@ mod on_postgres {
 mod on_redis {
     octollm_core::conformance::bus_tests! { #[tokio::test(flavor = "multi_thread", worker_threads = 2)] crate::redis::PubSub::new() }
 }
+
+#[cfg(feature = "redis")]
+mod on_redis_streams {
+    octollm_core::conformance::bus_tests! { #[tokio::test(flavor = "multi_thread", worker_threads = 2)] crate::redis::Streams::new() }
+}

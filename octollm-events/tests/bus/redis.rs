@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use octollm_core::{
-    bus::EventBus,
+    bus::{DelayBus, DurableBus, EventBus},
     conformance::{BrokerFault, BusSubject},
 };
-use octollm_events::redis::RedisBus;
+use octollm_events::redis::{RedisBus, RedisStreamBus};
 
 use crate::redis_server::Redis;
 
@@ -68,6 +68,41 @@ impl BusSubject for PubSub {
     async fn broker(&self, fault: BrokerFault<'_>) -> bool {
         self.0.fault(fault, |server, channel, bytes| {
             server.execute_words(&[b"PUBLISH", channel.as_bytes(), bytes]);
+        })
+    }
+}
+
+/// Streams, on a server that has written what it acknowledges.
+pub(crate) struct Streams(Broker);
+
+impl Streams {
+    pub(crate) fn new() -> Self {
+        Self(Broker::new(&["--appendonly yes", "--appendfsync always"]))
+    }
+
+    async fn bus(&self) -> Arc<RedisStreamBus> {
+        Arc::new(RedisStreamBus::connect(&self.0.url).await.unwrap())
+    }
+}
+
+#[async_trait]
+impl BusSubject for Streams {
+    async fn open(&self) -> Arc<dyn EventBus> {
+        self.bus().await
+    }
+
+    async fn durable(&self) -> Option<Arc<dyn DurableBus>> {
+        Some(self.bus().await)
+    }
+
+    async fn delay(&self) -> Option<Arc<dyn DelayBus>> {
+        Some(self.bus().await)
+    }
+
+    async fn broker(&self, fault: BrokerFault<'_>) -> bool {
+        self.0.fault(fault, |server, channel, bytes| {
+            let kind = channel.strip_prefix("events:").unwrap().replace(':', ".");
+            server.execute_words(&[b"XADD", b"{octollm}:log", b"*", b"event_type", kind.as_bytes(), b"data", bytes]);
         })
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, ScriptInvocation, ServerErrorKind, Value,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, ScriptInvocation,
+    ServerErrorKind, Value, aio::MultiplexedConnection,
 };
 use tokio::{task::AbortHandle, time::Instant};
 
@@ -85,7 +85,10 @@ impl Commands {
     }
 
     /// Executes a script.
-    pub(super) async fn invoke<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, RedisError> {
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, RedisError> {
         let mut redirections = 0;
         loop {
             let mut active = self.active().await?;
@@ -133,7 +136,9 @@ impl Commands {
     /// What a failure says of its connection. `None` where the command can be sent to another node, because it was not executed.
     async fn failed(&self, active: &Active, error: redis::RedisError) -> Option<RedisError> {
         let node = match error.kind() {
-            ErrorKind::Server(ServerErrorKind::Moved) => error.redirect_node().and_then(|(node, _)| address(node)),
+            ErrorKind::Server(ServerErrorKind::Moved) => {
+                error.redirect_node().and_then(|(node, _)| address(node))
+            }
             _ => None,
         };
         // What is read-only is a master no more: the next connection may reach the new one.

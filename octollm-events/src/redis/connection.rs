@@ -65,7 +65,11 @@ impl Settings {
         let (scheme, uses_tls) = match scheme {
             "rediss" | "valkeys" => ("redis", true),
             "redis" | "valkey" | "unix" => (scheme, false),
-            _ => return Err(wrong("is `redis://USER:PASSWORD@HOST:PORT/DATABASE`, `rediss://…` or `unix:///FILE`")),
+            _ => {
+                return Err(wrong(
+                    "is `redis://USER:PASSWORD@HOST:PORT/DATABASE`, `rediss://…` or `unix:///FILE`",
+                ));
+            }
         };
         if rest.contains('#') {
             return Err(wrong("has no fragment"));
@@ -93,7 +97,8 @@ impl Settings {
                 return Err(ConfigError::new(name, "is 0").into());
             }
         }
-        let tls = if self.uses_tls { Some(tls(self.roots.clone(), self.identity.clone()).await?) } else { None };
+        let tls =
+            if self.uses_tls { Some(tls(self.roots.clone(), self.identity.clone()).await?) } else { None };
         Ok(Connector { settings: self, tls })
     }
 }
@@ -107,7 +112,10 @@ impl fmt::Debug for Settings {
     }
 }
 
-async fn tls(roots: Option<Vec<u8>>, identity: Option<(Vec<u8>, Vec<u8>)>) -> Result<TlsConnector, RedisError> {
+async fn tls(
+    roots: Option<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+) -> Result<TlsConnector, RedisError> {
     let mut trusted = RootCertStore::empty();
     if let Some(pem) = roots {
         let wrong = |reason: &'static str| ConfigError::new("root_certificates", reason);
@@ -119,13 +127,16 @@ async fn tls(roots: Option<Vec<u8>>, identity: Option<(Vec<u8>, Vec<u8>)>) -> Re
             return Err(wrong("are not certificates as PEM").into());
         }
     } else {
-        let found = spawn_blocking(rustls_native_certs::load_native_certs).await.map_err(RedisError::failed)?;
+        let found =
+            spawn_blocking(rustls_native_certs::load_native_certs).await.map_err(RedisError::failed)?;
         trusted.add_parsable_certificates(found.certs);
     }
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().map_err(RedisError::failed)?;
     let builder = builder.with_root_certificates(trusted);
-    let Some((chain, key)) = identity else { return Ok(TlsConnector::from(Arc::new(builder.with_no_client_auth()))) };
+    let Some((chain, key)) = identity else {
+        return Ok(TlsConnector::from(Arc::new(builder.with_no_client_auth())));
+    };
     let wrong = || ConfigError::new("client_certificate", "is not a certificate chain and its key as PEM");
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
     let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| wrong())?;
@@ -170,7 +181,9 @@ impl Connector {
 }
 
 /// Establishes a connection within [`CONNECT_TIMEOUT`].
-pub(super) async fn in_time<T>(opening: impl Future<Output = Result<T, RedisError>>) -> Result<T, RedisError> {
+pub(super) async fn in_time<T>(
+    opening: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, RedisError> {
     timeout(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(RedisError::TimedOut(CONNECT_TIMEOUT)))
 }
 
@@ -211,7 +224,10 @@ mod tests {
         assert_eq!((login.username(), login.password(), login.db()), (Some("me"), Some("s@crt"), 2));
         assert!(!format!("{settings:?}").contains("s@crt"));
         let local = Settings::parse("redis://127.0.0.1").unwrap();
-        assert_eq!((local.address, local.uses_tls), (Address::Tcp { host: "127.0.0.1".to_owned(), port: 6379 }, false));
+        assert_eq!(
+            (local.address, local.uses_tls),
+            (Address::Tcp { host: "127.0.0.1".to_owned(), port: 6379 }, false)
+        );
         let v6 = Settings::parse("valkey://[::1]:7000/").unwrap();
         assert_eq!(v6.address, Address::Tcp { host: "::1".to_owned(), port: 7000 });
         let socket = Settings::parse("unix:///run/redis.sock").unwrap();
@@ -220,7 +236,13 @@ mod tests {
 
     #[test]
     fn an_invalid_url_is_refused_without_its_secrets() {
-        for text in ["", "http://root:geheim@host", "redis://:geheim@host:99999", "redis://:geheim@h/geheim", "rediss://:geheim@h#insecure"] {
+        for text in [
+            "",
+            "http://root:geheim@host",
+            "redis://:geheim@host:99999",
+            "redis://:geheim@h/geheim",
+            "rediss://:geheim@h#insecure",
+        ] {
             let error = Settings::parse(text).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("geheim"), "{error}");
         }
@@ -228,7 +250,9 @@ mod tests {
 
     #[test]
     fn a_pause_doubles_up_to_its_limit() {
-        for (failures, longest) in [(1, 100), (2, 200), (5, 1_600), (9, 25_600), (10, 30_000), (u32::MAX, 30_000)] {
+        for (failures, longest) in
+            [(1, 100), (2, 200), (5, 1_600), (9, 25_600), (10, 30_000), (u32::MAX, 30_000)]
+        {
             let longest = Duration::from_millis(longest);
             for _ in 0..100 {
                 let pause = pause(failures);
@@ -243,7 +267,10 @@ mod tests {
             check_server(version, "master", "standalone").unwrap();
         }
         for version in ["6.0.9", "5.0.14", "garbage"] {
-            assert!(matches!(check_server(version, "master", "standalone"), Err(RedisError::OldServer { .. })));
+            assert!(matches!(
+                check_server(version, "master", "standalone"),
+                Err(RedisError::OldServer { .. })
+            ));
         }
         assert!(matches!(check_server("7.0.15", "replica", "standalone"), Err(RedisError::ReadOnly(_))));
         check_server("7.0.15", "replica", "cluster").unwrap();

@@ -35,7 +35,9 @@ impl Listener {
             }
             listener.send(&hello).await?;
             let server = match listener.next().await? {
-                Reply::Error(text) if text.starts_with("ERR unknown command") || text.starts_with("NOPROTO") => {
+                Reply::Error(text)
+                    if text.starts_with("ERR unknown command") || text.starts_with("NOPROTO") =>
+                {
                     return Err(RedisError::OldServer { found: "before 6".to_owned(), least: LEAST_VERSION });
                 }
                 Reply::Error(text) => return Err(RedisError::answered(&text)),

@@ -62,7 +62,11 @@ impl Live {
     }
 
     /// Returns once the server has confirmed.
-    pub(super) async fn subscribe(&self, pattern: &Pattern, overflow: Overflow) -> Result<Subscription, BusError> {
+    pub(super) async fn subscribe(
+        &self,
+        pattern: &Pattern,
+        overflow: Overflow,
+    ) -> Result<Subscription, BusError> {
         let (feed, subscription) = Feed::new(overflow, self.block_timeout)?;
         let (confirmed, confirmation) = oneshot::channel();
         let name = |text: &str| text.parse().ok().map(|pattern| Name { text: text.into(), pattern });
@@ -169,7 +173,9 @@ impl Supervisor {
                         End::Idle => continue,
                         End::Lost(error) => error,
                         End::Silent => {
-                            for subscriber in self.subscribers.iter().filter(|subscriber| !subscriber.is_new()) {
+                            for subscriber in
+                                self.subscribers.iter().filter(|subscriber| !subscriber.is_new())
+                            {
                                 subscriber.feed.gap(Gap::ConnectionLost);
                             }
                             RedisError::TimedOut(2 * self.source.connector.settings.heartbeat)
@@ -198,7 +204,10 @@ impl Supervisor {
             return;
         }
         if self.failures == 1 {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the connection to Redis was lost: subscriptions reconnect");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the connection to Redis was lost: subscriptions reconnect"
+            );
         }
         let until = sleep(pause(self.failures));
         tokio::pin!(until);
@@ -215,7 +224,11 @@ impl Supervisor {
 enum Awaited {
     Pong,
     /// So many confirmations, or one error.
-    Names { left: usize, subscriber: Option<Arc<Subscriber>>, is_last: bool },
+    Names {
+        left: usize,
+        subscriber: Option<Arc<Subscriber>>,
+        is_last: bool,
+    },
 }
 
 /// One connection, from its first subscription on.
@@ -293,7 +306,8 @@ impl Session {
 
     async fn subscribe(&mut self, subscriber: &Arc<Subscriber>) -> Result<(), RedisError> {
         let is_glob = |name: &&str| name.contains('*');
-        let (globs, literals): (Vec<_>, Vec<_>) = subscriber.names.iter().map(|name| &*name.text).partition(is_glob);
+        let (globs, literals): (Vec<_>, Vec<_>) =
+            subscriber.names.iter().map(|name| &*name.text).partition(is_glob);
         let commands = [("SUBSCRIBE", literals, globs.is_empty()), ("PSUBSCRIBE", globs, true)];
         for (command, names, is_last) in commands {
             self.request(command, &names, Some(subscriber), is_last).await?;
@@ -313,7 +327,11 @@ impl Session {
             return Ok(());
         }
         self.listener.send(&[&[command], names].concat()).await?;
-        self.awaited.push_back(Awaited::Names { left: names.len(), subscriber: subscriber.cloned(), is_last });
+        self.awaited.push_back(Awaited::Names {
+            left: names.len(),
+            subscriber: subscriber.cloned(),
+            is_last,
+        });
         Ok(())
     }
 
@@ -338,7 +356,8 @@ impl Session {
             })
         };
         gone.retain(|name| !awaits(name));
-        let (globs, literals): (Vec<_>, Vec<_>) = gone.iter().map(|name| &**name).partition(|name| name.contains('*'));
+        let (globs, literals): (Vec<_>, Vec<_>) =
+            gone.iter().map(|name| &**name).partition(|name| name.contains('*'));
         self.request("UNSUBSCRIBE", &literals, None, true).await?;
         self.request("PUNSUBSCRIBE", &globs, None, true).await
     }
@@ -363,8 +382,12 @@ impl Session {
     }
 
     async fn receive(&self, name: &[u8], channel: &[u8], payload: Option<&Reply>) {
-        let (Ok(name), Ok(channel)) = (std::str::from_utf8(name), std::str::from_utf8(channel)) else { return };
-        let (Some(subscribers), Ok(channel)) = (self.by_name.get(name), channel.parse::<Channel>()) else { return };
+        let (Ok(name), Ok(channel)) = (std::str::from_utf8(name), std::str::from_utf8(channel)) else {
+            return;
+        };
+        let (Some(subscribers), Ok(channel)) = (self.by_name.get(name), channel.parse::<Channel>()) else {
+            return;
+        };
         let Some(payload) = payload.and_then(Reply::as_text) else { return };
         let receives = subscribers.iter().filter(|subscriber| subscriber.receives(name, &channel));
         let feeds: Vec<&Feed> = receives.map(|subscriber| &subscriber.feed).collect();
@@ -388,7 +411,11 @@ impl Session {
         if *left > 0 {
             return;
         }
-        let Some(Awaited::Names { subscriber: Some(subscriber), is_last: true, .. }) = self.awaited.pop_front() else { return };
+        let Some(Awaited::Names { subscriber: Some(subscriber), is_last: true, .. }) =
+            self.awaited.pop_front()
+        else {
+            return;
+        };
         // One of its commands may have been refused.
         if subscriber.feed.is_closed() {
             return;
@@ -408,7 +435,9 @@ impl Session {
     fn refused(&mut self, text: &str) -> Result<(), RedisError> {
         let error = RedisError::answered(text);
         match self.awaited.pop_front() {
-            Some(Awaited::Names { subscriber: Some(subscriber), .. }) if matches!(error, RedisError::NotPermitted(_)) => {
+            Some(Awaited::Names { subscriber: Some(subscriber), .. })
+                if matches!(error, RedisError::NotPermitted(_)) =>
+            {
                 subscriber.refuse(&error);
                 Ok(())
             }

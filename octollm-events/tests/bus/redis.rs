@@ -102,7 +102,15 @@ impl BusSubject for Streams {
     async fn broker(&self, fault: BrokerFault<'_>) -> bool {
         self.0.fault(fault, |server, channel, bytes| {
             let kind = channel.strip_prefix("events:").unwrap().replace(':', ".");
-            server.execute_words(&[b"XADD", b"{octollm}:log", b"*", b"event_type", kind.as_bytes(), b"data", bytes]);
+            server.execute_words(&[
+                b"XADD",
+                b"{octollm}:log",
+                b"*",
+                b"event_type",
+                kind.as_bytes(),
+                b"data",
+                bytes,
+            ]);
         })
     }
 }

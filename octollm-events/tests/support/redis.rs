@@ -60,10 +60,12 @@ impl Redis {
     #[allow(clippy::zombie_processes, reason = "a server that runs is waited for where it is killed")]
     fn try_start(&mut self, port: u16) -> bool {
         let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--pidfile", "", "--logfile", "log", "--dir"]).arg(&self.folder);
-        // With TLS, the plain port is for the helper alone.
+        command
+            .args(["--bind", "127.0.0.1", "--save", "", "--pidfile", "", "--logfile", "log", "--dir"])
+            .arg(&self.folder);
         command.args(["--port", &port.to_string()]).args(&self.settings);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         fs::write(self.folder.join("pid"), child.id().to_string()).unwrap();
         self.port = port;
         let end = Instant::now() + LIMIT;
@@ -190,6 +192,7 @@ fn guard(folder: &Path) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-fn free_port() -> u16 {
+/// A port that nobody uses at the moment.
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

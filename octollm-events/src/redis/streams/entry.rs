@@ -68,7 +68,11 @@ pub(super) fn fields(value: Value) -> Fields {
 pub(super) fn raw(fields: &Fields) -> Vec<u8> {
     match fields.iter().find(|(name, _)| name == b"data") {
         Some((_, data)) => data.clone(),
-        None => fields.iter().map(|(name, value)| [name, &b"="[..], value].concat()).collect::<Vec<_>>().join(&b'\n'),
+        None => fields
+            .iter()
+            .map(|(name, value)| [name, &b"="[..], value].concat())
+            .collect::<Vec<_>>()
+            .join(&b'\n'),
     }
 }
 
@@ -95,7 +99,9 @@ pub(super) fn text(value: Value) -> String {
 pub(super) fn number(value: &Value) -> i64 {
     match value {
         Value::Int(number) => *number,
-        Value::BulkString(digits) => std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0),
+        Value::BulkString(digits) => {
+            std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+        }
         _ => 0,
     }
 }

@@ -220,7 +220,9 @@ impl Inner {
             Err(Nack::Retry { .. }) if receipt.attempt >= self.options.max_attempts => {
                 Act::Dead("no attempts left".to_owned())
             }
-            Err(Nack::Retry { after }) => Act::Retry(after.unwrap_or_else(|| self.options.backoff(receipt.attempt))),
+            Err(Nack::Retry { after }) => {
+                Act::Retry(after.unwrap_or_else(|| self.options.backoff(receipt.attempt)))
+            }
             Err(_) => Act::Release,
         }
     }
@@ -233,7 +235,12 @@ impl Inner {
             let Ok([id, attempt, values]) = <[Value; 3]>::try_from(items(one)) else { continue };
             let (id, values): (Arc<str>, _) = (text(id).into(), fields(values));
             let attempt = u32::try_from(number(&attempt)).unwrap_or(u32::MAX);
-            let receipt = |event: &str| Receipt { id: id.clone(), token: token.clone(), event_id: event.into(), attempt };
+            let receipt = |event: &str| Receipt {
+                id: id.clone(),
+                token: token.clone(),
+                event_id: event.into(),
+                attempt,
+            };
             match self.shared.encoding.from_fields(values.iter().map(|(name, value)| (name, value))) {
                 // A dead letter that somebody replays is delivered however old it is.
                 Ok(event) if is_expired(&event) && !id.starts_with("r:") => {
@@ -278,19 +285,32 @@ async fn run(inner: Arc<Inner>, claim: Claim) {
                 (found, settled) = inner.items(claim.number, claimed, until);
                 let gone: Vec<_> = items(gone).into_iter().map(text).collect();
                 if !gone.is_empty() {
-                    gap = Some(Gap::Trimmed { event_ids: gone.into_iter().filter(|id| !id.is_empty()).collect() });
+                    gap = Some(Gap::Trimmed {
+                        event_ids: gone.into_iter().filter(|id| !id.is_empty()).collect(),
+                    });
                 }
                 if found.is_empty() && settled.is_empty() && gap.is_none() {
                     idle = match number(&wait) {
                         0 => None,
-                        time => Some(u64::try_from(time).map_or(INTERVAL, |time| Duration::from_millis(time).min(INTERVAL))),
+                        time => Some(
+                            u64::try_from(time)
+                                .map_or(INTERVAL, |time| Duration::from_millis(time).min(INTERVAL)),
+                        ),
                     };
                 }
             }
         }
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, group = inner.group, "events not claimed from Redis");
-            unanswered = if claim.unanswered.is_empty() { inner.token(claim.number) } else { claim.unanswered.clone() };
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                group = inner.group,
+                "events not claimed from Redis"
+            );
+            unanswered = if claim.unanswered.is_empty() {
+                inner.token(claim.number)
+            } else {
+                claim.unanswered.clone()
+            };
             idle = Some(FAILURE);
         }
     }
@@ -362,7 +382,14 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 }
 
 impl Member {
-    pub(super) fn new(shared: Arc<Shared>, group: &str, pattern: Pattern, options: ConsumeOptions, name: String, joined: Joined) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        group: &str,
+        pattern: Pattern,
+        options: ConsumeOptions,
+        name: String,
+        joined: Joined,
+    ) -> Self {
         let now = Instant::now();
         let state = State {
             gaps: joined.gap.into_iter().collect(),
@@ -429,7 +456,9 @@ impl ConsumerEngine for Member {
     }
 
     async fn extend(&self, batch: Vec<(Receipt, Duration)>) -> Vec<Result<(), BusError>> {
-        self.inner.settle(batch.into_iter().map(|(receipt, time)| (receipt, Act::Extend(time))).collect()).await
+        self.inner
+            .settle(batch.into_iter().map(|(receipt, time)| (receipt, Act::Extend(time))).collect())
+            .await
     }
 
     async fn close(&self) -> Result<(), BusError> {

@@ -10,8 +10,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use octollm_core::{
     bus::{
-        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap, GroupStatus,
-        Overflow, Subscription,
+        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,
+        GroupStatus, Overflow, Subscription,
     },
     error::ConfigError,
     event::{Event, Pattern},
@@ -25,12 +25,7 @@ use self::{
     reader::Live,
     scripts::*,
 };
-use super::{
-    bus::connection_settings,
-    commands::Commands,
-    connection::Settings,
-    error::RedisError,
-};
+use super::{bus::connection_settings, commands::Commands, connection::Settings, error::RedisError};
 use crate::Encoding;
 
 /// A [`DurableBus`] over the streams of a Redis server, for all processes that use the server. Clones are handles of the same bus.
@@ -142,11 +137,19 @@ const LONG_INTERVAL: Duration = Duration::from_secs(5);
 const BATCH: usize = 512;
 
 impl Shared {
-    async fn join(&self, group: &str, pattern: &Pattern, from_start: bool, member: &str) -> Result<Joined, BusError> {
+    async fn join(
+        &self,
+        group: &str,
+        pattern: &Pattern,
+        from_start: bool,
+        member: &str,
+    ) -> Result<Joined, BusError> {
         let mut call = of_group(&JOIN_SCRIPT, &self.keys, group);
         call.arg(pattern.to_string()).arg(if from_start { "1" } else { "0" }).arg(member).arg(millis(LIFE));
         let answer: Value = self.commands.invoke(&call).await?;
-        let Ok([joined, with]) = <[Value; 2]>::try_from(items(answer)) else { return Err(unexpected().into()) };
+        let Ok([joined, with]) = <[Value; 2]>::try_from(items(answer)) else {
+            return Err(unexpected().into());
+        };
         if number(&joined) == 0 {
             return Err(BusError::OtherPattern { group: group.to_owned(), pattern: text(with) });
         }
@@ -286,7 +289,16 @@ impl RedisStreamBusBuilder {
     /// # Cancel safety
     /// If the future is dropped, the connection is closed.
     pub async fn connect(self) -> Result<RedisStreamBus, RedisError> {
-        let Self { settings, encoding, prefix, max_event_bytes, block_timeout, history, delayed, dead_letters } = self;
+        let Self {
+            settings,
+            encoding,
+            prefix,
+            max_event_bytes,
+            block_timeout,
+            history,
+            delayed,
+            dead_letters,
+        } = self;
         if max_event_bytes == 0 {
             return Err(ConfigError::new("max_event_bytes", "is 0").into());
         }
@@ -336,7 +348,8 @@ async fn publish_due(shared: &Shared) {
         changed.mark_unchanged();
         let next: Result<i64, _> = shared.commands.invoke(&of_delayed(&DELAYED_SCRIPT, &shared.keys)).await;
         let wait = match next {
-            Ok(next) => u64::try_from(next).map_or(LONG_INTERVAL, |next| Duration::from_millis(next).min(LONG_INTERVAL)),
+            Ok(next) => u64::try_from(next)
+                .map_or(LONG_INTERVAL, |next| Duration::from_millis(next).min(LONG_INTERVAL)),
             Err(_) => INTERVAL,
         };
         let _ = timeout(wait, changed.changed()).await;
@@ -358,7 +371,8 @@ async fn trim(shared: &Shared, history: usize) {
 async fn warn_of_settings(commands: &Commands) {
     let info: Result<Value, _> = commands.execute(&redis::cmd("INFO")).await;
     let Ok(info) = info.map(info_text) else { return };
-    let find = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let find =
+        |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     if let Some(policy) = find("maxmemory_policy").filter(|policy| *policy != "noeviction") {
         tracing::warn!(policy, "Redis may delete events: its `maxmemory-policy` is not `noeviction`");
     }
@@ -382,7 +396,9 @@ impl EventBus for RedisStreamBus {
         let fields = self.fields(&event)?;
         let mut command = redis::cmd("XADD");
         command.arg(self.shared().keys.log()).arg("*");
-        fields.iter().for_each(|(name, value)| drop(command.arg(*name).arg(&value[..])));
+        for (name, value) in &fields {
+            command.arg(*name).arg(&value[..]);
+        }
         let _: Value = self.shared().commands.execute(&command).await?;
         Ok(())
     }
@@ -410,7 +426,9 @@ impl EventBus for RedisStreamBus {
             let all: Vec<_> = batch.iter().map(|event| self.fields(event)).collect();
             for fields in all.iter().flatten() {
                 let command = pipeline.cmd("XADD").arg(&log).arg("*");
-                fields.iter().for_each(|(name, value)| drop(command.arg(*name).arg(&value[..])));
+                for (name, value) in fields {
+                    command.arg(*name).arg(&value[..]);
+                }
             }
             let mut answers = self.shared().commands.execute_each(&mut pipeline).await.into_iter();
             let mut next = || answers.next().unwrap_or_else(|| Err(unexpected())).map_err(BusError::from);
@@ -426,7 +444,9 @@ impl DelayBus for RedisStreamBus {
         let fields = self.fields(&event)?;
         let mut call = of_delayed(&DELAY_SCRIPT, &self.shared().keys);
         call.arg(event.id()).arg(millis(delay)).arg(self.0.delayed);
-        fields.iter().for_each(|(name, value)| drop(call.arg(*name).arg(&value[..])));
+        for (name, value) in &fields {
+            call.arg(*name).arg(&value[..]);
+        }
         let stored: i64 = self.shared().commands.invoke(&call).await?;
         if stored == 0 {
             return Err(BusError::Full { events: self.0.delayed, bytes: usize::MAX });
@@ -467,7 +487,8 @@ impl DurableBus for RedisStreamBus {
         let mut call = of_group(&STATUS_SCRIPT, &self.shared().keys, group);
         call.arg(self.shared().dead_letters).arg("");
         let answer: Value = self.shared().commands.invoke(&call).await?;
-        let numbers: Vec<_> = items(answer).iter().map(|value| u64::try_from(number(value)).unwrap_or(0)).collect();
+        let numbers: Vec<_> =
+            items(answer).iter().map(|value| u64::try_from(number(value)).unwrap_or(0)).collect();
         let [members, pending, waiting, dead_letters, expired, discarded] = numbers[..] else {
             return Err(BusError::UnknownGroup { group: group.to_owned() });
         };
@@ -479,7 +500,8 @@ impl DurableBus for RedisStreamBus {
     }
 
     async fn remove_group(&self, group: &str) -> Result<bool, BusError> {
-        let removed: i64 = self.shared().commands.invoke(&of_group(&REMOVE_SCRIPT, &self.shared().keys, group)).await?;
+        let removed: i64 =
+            self.shared().commands.invoke(&of_group(&REMOVE_SCRIPT, &self.shared().keys, group)).await?;
         Ok(removed > 0)
     }
 

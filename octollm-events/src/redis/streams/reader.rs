@@ -10,10 +10,7 @@ use octollm_core::{
     event::{Event, Pattern},
 };
 use redis::{Cmd, Value};
-use tokio::{
-    sync::Mutex,
-    time::sleep,
-};
+use tokio::{sync::Mutex, time::sleep};
 
 use super::{
     Keys, Shared,
@@ -72,7 +69,8 @@ impl Live {
 
     async fn deliver(&self, id: Id, event: &Event) {
         let subscribers = self.open().await;
-        let receives = subscribers.iter().filter(|one| one.after < id && one.pattern.matches(event.channel()));
+        let receives =
+            subscribers.iter().filter(|one| one.after < id && one.pattern.matches(event.channel()));
         let feeds: Vec<&Feed> = receives.map(|subscriber| &subscriber.feed).collect();
         if !feeds.is_empty() {
             deliver(feeds, event).await;
@@ -106,13 +104,17 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
     loop {
         let has_subscribers = !shared.live.open().await.is_empty();
         let count = if has_subscribers { BATCH } else { 1 };
-        let read: Result<Value, _> = waiting.execute(&read_command(&shared.keys, wait, count, after, woken)).await;
+        let read: Result<Value, _> =
+            waiting.execute(&read_command(&shared.keys, wait, count, after, woken)).await;
         let read = match read {
             Ok(read) => read,
             Err(error) => {
                 failures = failures.saturating_add(1);
                 if failures == 1 {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the log of events in Redis cannot be read: it is tried again");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the log of events in Redis cannot be read: it is tried again"
+                    );
                     shared.live.gap(&Gap::ConnectionLost).await;
                 }
                 sleep(pause(failures)).await;
@@ -135,7 +137,10 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
             after = skip(&shared, after, entries.last().map(|entry| entry.id)).await;
             continue;
         }
-        if is_behind && first(&shared.commands, &shared.keys).await.is_ok_and(|first| first > after) && after > Id::default() {
+        if is_behind
+            && first(&shared.commands, &shared.keys).await.is_ok_and(|first| first > after)
+            && after > Id::default()
+        {
             shared.live.gap(&Gap::Trimmed { event_ids: Vec::new() }).await;
         }
         is_behind = entries.len() == BATCH;

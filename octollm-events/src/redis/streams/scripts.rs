@@ -382,7 +382,9 @@ scripts! {
 /// A call of a script for a group.
 pub(super) fn of_group<'a>(script: &'a Script, keys: &Keys, group: &str) -> redis::ScriptInvocation<'a> {
     let mut call = script.prepare_invoke();
-    keys.of_bus().iter().for_each(|key| drop(call.key(key)));
+    for key in keys.of_bus() {
+        call.key(key);
+    }
     for part in ["due", "claims", "dead", "again", "stats", "members"] {
         call.key(keys.of_group(group, part));
     }
@@ -393,7 +395,9 @@ pub(super) fn of_group<'a>(script: &'a Script, keys: &Keys, group: &str) -> redi
 /// A call of a script for delayed events.
 pub(super) fn of_delayed<'a>(script: &'a Script, keys: &Keys) -> redis::ScriptInvocation<'a> {
     let mut call = script.prepare_invoke();
-    keys.of_bus().iter().for_each(|key| drop(call.key(key)));
+    for key in keys.of_bus() {
+        call.key(key);
+    }
     for part in ["delayed", "delayed:events", "delayed:ids", "delayed:numbers"] {
         call.key(keys.of(part));
     }

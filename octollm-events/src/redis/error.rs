@@ -1,6 +1,6 @@
 //! The errors of Redis.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use octollm_core::{
     bus::BusError,
@@ -59,8 +59,11 @@ impl RedisError {
         Self::Failed(Arc::from(cause.into()))
     }
 
+    /// The error of a connection.
     pub(super) fn unreachable(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::Unreachable(Arc::from(cause.into()))
+        let cause = cause.into();
+        let is_tls = is_tls(&*cause);
+        if is_tls { Self::Tls(Arc::from(cause)) } else { Self::Unreachable(Arc::from(cause)) }
     }
 
     /// An error that a server has answered, such as `NOPERM User x has no permissions …`.
@@ -81,6 +84,19 @@ impl RedisError {
     }
 }
 
+/// Whether TLS is what failed. A server may refuse a certificate after the handshake of the client.
+fn is_tls(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if inner.is_some_and(|inner| inner.is::<tokio_rustls::rustls::Error>()) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 impl From<redis::RedisError> for RedisError {
     fn from(error: redis::RedisError) -> Self {
         use redis::ErrorKind::{AuthenticationFailed, Io, RESP3NotSupported};
@@ -89,6 +105,7 @@ impl From<redis::RedisError> for RedisError {
         let cause: Cause = Arc::new(error);
         match kind {
             AuthenticationFailed => Self::Refused(cause),
+            Io if is_tls(&*cause) => Self::Tls(cause),
             Io => Self::Unreachable(cause),
             RESP3NotSupported => Self::OldServer { found: "before 6".to_owned(), least: LEAST_VERSION },
             _ => Self::of_code(&code, cause),

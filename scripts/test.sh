@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs everything that has to hold: format, lints, tests, doc tests, docs, packages, and a short form of each benchmark
 # and storm, of the load, of the attacks, and of the comparison of schemas and servers. Needs the Rust toolchain, for the comparisons
-# Python 3 and PyPI, for the SQL store Debian's postgresql, for that of tokens Node.js and npm, for metrics and manifests Debian's prometheus, systemd and openssl, for the load
+# Python 3 and PyPI, for the SQL store Debian's postgresql, for Redis its redis-server, for that of tokens Node.js and npm, for metrics and manifests Debian's prometheus, systemd and openssl, for the load
 # wrk, nghttp2-client and openssl, and for the documentation page chromium.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,9 +21,12 @@ cargo check -q -p octollm-http --no-default-features
 cargo check -q -p octollm --no-default-features
 
 step tests
-if [ ! -d /usr/lib/postgresql ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+missing=()
+[ -d /usr/lib/postgresql ] || missing+=(postgresql)
+command -v redis-server >/dev/null || missing+=(redis-server)
+if [ "${#missing[@]}" -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -q
-    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends postgresql
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
 fi
 cargo test --workspace --all-features
 

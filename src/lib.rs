@@ -75,6 +75,7 @@
 //! | `conformance` | suites of tests for a user's own stores and buses: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `sql` | tasks, events and the audit log in a database: SQLite or Postgres; needs a C compiler | no |
+//! | `redis` | events over a Redis server: publish and subscribe, and streams; needs a C compiler | no |
 //! | `full` | all of them but `conformance` | no |
 
 pub use octollm_core::{
@@ -103,6 +104,9 @@ pub use octollm_events as events;
 
 #[cfg(feature = "sql")]
 pub use octollm_events::sql;
+
+#[cfg(feature = "redis")]
+pub use octollm_events::redis;
 
 pub use octollm_core::{Arm, Context, error::Error};
 

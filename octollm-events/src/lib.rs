@@ -19,6 +19,8 @@
 
 mod cloud;
 mod encoding;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "sql")]
 pub mod sql;
 

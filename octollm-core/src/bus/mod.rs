@@ -282,11 +282,11 @@ pub enum BusError {
         /// Maximum sum of their sizes in bytes.
         bytes: usize,
     },
-    /// The caller does not have the scope of the channel, on a bus of [`Context::bus`](crate::Context::bus). The operation had
-    /// no effect.
+    /// The caller does not have the scope of the channel, on a bus of [`Context::bus`](crate::Context::bus), or the broker does not let its
+    /// user use the channel. The operation had no effect.
     #[error("the caller may not use the channel")]
     Denied {
-        /// Names the scope.
+        /// Names the scope, or has the answer of the broker.
         source: Arc<Failure>,
     },
     /// The broker cannot be reached at the moment.

@@ -224,6 +224,7 @@ pub(super) async fn case_33_a_stalled_subscriber_stores_what_it_has_room_for(sub
     const EVENTS: u64 = 20_000;
     let place = live(subject).await;
     let mut stalled = place.subscribe(Overflow::DropOldest(64)).await;
+    let mut prompt = place.subscribe(Overflow::DropOldest(64)).await;
     let publishers = (0..4).map(|_| {
         let place = place.clone();
         async move {
@@ -234,7 +235,16 @@ pub(super) async fn case_33_a_stalled_subscriber_stores_what_it_has_room_for(sub
         }
     });
     at_once(publishers).await;
-    sleep(SECOND / 2).await;
+    // Once another subscriber has all, so has this one.
+    let mut seen = 0;
+    while seen < EVENTS {
+        match timeout(WAIT, prompt.next()).await {
+            Ok(Some(Signal::Event(_))) => seen += 1,
+            Ok(Some(Signal::Lagged(missed))) => seen += missed,
+            other => panic!("an event follows, and not {other:?}"),
+        }
+    }
+    sleep(SECOND / 10).await;
     let first = timeout(WAIT, stalled.next()).await;
     let Ok(Some(Signal::Lagged(mut lost))) = first else { panic!("the loss comes first, and not {first:?}") };
     let mut received = 0;

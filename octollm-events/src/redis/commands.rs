@@ -1,0 +1,250 @@
+//! The connection for commands, which is replaced when it is lost.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, ScriptInvocation,
+    ServerErrorKind, Value, aio::MultiplexedConnection,
+};
+use tokio::{task::AbortHandle, time::Instant};
+
+use super::{
+    connection::{Address, CONNECT_TIMEOUT, Connector, check_server, in_time, pause},
+    error::RedisError,
+};
+
+/// Commands for a server. Those of many callers share one connection, without waiting for one another.
+///
+/// A connection that is lost is replaced by the next command. A command that was sent is never repeated.
+pub(super) struct Commands {
+    connector: Arc<Connector>,
+    active: Mutex<Option<Active>>,
+    /// Held while a connection is opened.
+    attempts: tokio::sync::Mutex<Attempts>,
+}
+
+#[derive(Clone)]
+struct Active {
+    connection: MultiplexedConnection,
+    link: Arc<Link>,
+}
+
+/// Ends its connection when it is dropped.
+struct Link {
+    is_lost: Arc<AtomicBool>,
+    driver: AbortHandle,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+#[derive(Default)]
+struct Attempts {
+    failures: u32,
+    /// The last failure, which is returned until then.
+    failed: Option<(Instant, RedisError)>,
+    /// The node of a cluster that has the keys.
+    node: Option<Address>,
+}
+
+/// Times that a command follows its keys to another node of a cluster.
+const REDIRECTIONS: usize = 3;
+/// A command tries again to connect at the latest after so many doublings of the pause.
+const MAX_FAILURES: u32 = 4;
+
+impl Commands {
+    /// Connects.
+    pub(super) async fn connect(connector: Arc<Connector>) -> Result<Self, RedisError> {
+        let commands = Self { connector, active: Mutex::default(), attempts: tokio::sync::Mutex::default() };
+        commands.active().await?;
+        Ok(commands)
+    }
+
+    /// Executes a command.
+    pub(super) async fn execute<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
+        let mut redirections = 0;
+        loop {
+            let mut active = self.active().await?;
+            match command.query_async(&mut active.connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let error = self.failed(&active, error).await;
+                    redirections += 1;
+                    if let Some(error) = error.or_else(|| too_many(redirections)) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Executes a script.
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, RedisError> {
+        let mut redirections = 0;
+        loop {
+            let mut active = self.active().await?;
+            match script.invoke_async(&mut active.connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    let error = self.failed(&active, error).await;
+                    redirections += 1;
+                    if let Some(error) = error.or_else(|| too_many(redirections)) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Executes commands in order, and returns a result for each.
+    pub(super) async fn execute_each(&self, commands: &mut Pipeline) -> Vec<Result<(), RedisError>> {
+        let count = commands.len();
+        if count == 0 {
+            return Vec::new();
+        }
+        let active = match self.active().await {
+            Ok(active) => active,
+            Err(error) => return vec![Err(error); count],
+        };
+        let mut connection = active.connection.clone();
+        let answers: Result<Vec<redis::RedisResult<Value>>, _> =
+            commands.ignore_errors().query_async(&mut connection).await;
+        match answers {
+            Ok(answers) => {
+                let mut results = Vec::with_capacity(count);
+                for answer in answers {
+                    results.push(match answer {
+                        Ok(_) => Ok(()),
+                        Err(error) => Err(self.failed(&active, error).await.unwrap_or_else(moved)),
+                    });
+                }
+                results
+            }
+            Err(error) => vec![Err(self.failed(&active, error).await.unwrap_or_else(moved)); count],
+        }
+    }
+
+    /// What a failure says of its connection. `None` where the command can be sent to another node, because it was not executed.
+    async fn failed(&self, active: &Active, error: redis::RedisError) -> Option<RedisError> {
+        let node = match error.kind() {
+            ErrorKind::Server(ServerErrorKind::Moved) => {
+                error.redirect_node().and_then(|(node, _)| address(node))
+            }
+            _ => None,
+        };
+        // What is read-only is a master no more: the next connection may reach the new one.
+        let is_lost = error.is_io_error()
+            || error.is_unrecoverable_error()
+            || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly));
+        if is_lost || node.is_some() {
+            active.link.is_lost.store(true, Ordering::Relaxed);
+        }
+        if node.is_some() {
+            self.attempts.lock().await.node = node;
+            return None;
+        }
+        if error.is_timeout() {
+            return Some(RedisError::TimedOut(self.connector.settings.timeout));
+        }
+        Some(error.into())
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn usable(&self) -> Option<Active> {
+        self.current().as_ref().filter(|active| !active.link.is_lost.load(Ordering::Relaxed)).cloned()
+    }
+
+    /// The connection, or a new one where it is lost.
+    async fn active(&self) -> Result<Active, RedisError> {
+        if let Some(active) = self.usable() {
+            return Ok(active);
+        }
+        let mut attempts = self.attempts.lock().await;
+        if let Some(active) = self.usable() {
+            return Ok(active);
+        }
+        if let Some((until, error)) = &attempts.failed
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
+        }
+        let address = attempts.node.clone().unwrap_or_else(|| self.connector.settings.address.clone());
+        match self.open(&address).await {
+            Ok(active) => {
+                (attempts.failures, attempts.failed) = (0, None);
+                *self.current() = Some(active.clone());
+                Ok(active)
+            }
+            Err(error) => {
+                attempts.failures = (attempts.failures + 1).min(MAX_FAILURES);
+                attempts.failed = Some((Instant::now() + pause(attempts.failures), error.clone()));
+                attempts.node = None;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(&self, address: &Address) -> Result<Active, RedisError> {
+        let settings = &self.connector.settings;
+        let is_lost = Arc::new(AtomicBool::new(false));
+        let lost = is_lost.clone();
+        let noticed = move |push: PushInfo| {
+            if push.kind == PushKind::Disconnection {
+                lost.store(true, Ordering::Relaxed);
+            }
+            Ok::<_, std::convert::Infallible>(())
+        };
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(settings.timeout))
+            .set_push_sender(noticed);
+        in_time(async {
+            let stream = self.connector.stream(address).await?;
+            let opened = MultiplexedConnection::new_with_config(&settings.login, stream, config).await;
+            let (mut connection, driver) = opened.map_err(RedisError::from)?;
+            let link = Arc::new(Link { is_lost, driver: tokio::spawn(driver).abort_handle() });
+            let server: Value = redis::cmd("HELLO").query_async(&mut connection).await?;
+            let text = |name| field(&server, name).unwrap_or_default();
+            check_server(&text("version"), &text("role"), &text("mode"))?;
+            Ok(Active { connection, link })
+        })
+        .await
+    }
+}
+
+/// The value of a name in a map.
+fn field(map: &Value, name: &str) -> Option<String> {
+    let pairs = map.as_map_iter()?;
+    let text = |value: &Value| String::from_redis_value_ref(value).ok();
+    pairs.into_iter().find(|(key, _)| text(key).as_deref() == Some(name)).and_then(|(_, value)| text(value))
+}
+
+/// The address in a redirection, such as `10.0.0.7:6379`.
+fn address(node: &str) -> Option<Address> {
+    let (host, port) = node.rsplit_once(':')?;
+    let host = host.trim_matches(['[', ']']);
+    if host.is_empty() {
+        return None;
+    }
+    Some(Address::Tcp { host: host.to_owned(), port: port.parse().ok()? })
+}
+
+fn moved() -> RedisError {
+    RedisError::answered("TRYAGAIN the keys are at another node")
+}
+
+fn too_many(redirections: usize) -> Option<RedisError> {
+    (redirections > REDIRECTIONS).then(moved)
+}

@@ -1,0 +1,278 @@
+//! How a server is reached: its URL, TLS, and the pauses between two attempts.
+
+use std::{
+    collections::hash_map::RandomState,
+    fmt,
+    hash::{BuildHasher, Hasher},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use octollm_core::error::ConfigError;
+use redis::{ConnectionAddr, ConnectionInfo, ProtocolVersion, RedisConnectionInfo};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::spawn_blocking,
+    time::timeout,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs},
+};
+
+use super::error::{LEAST_VERSION, RedisError};
+
+/// Time for establishing a connection, with its handshakes.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// A connection of any kind.
+pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static> Io for T {}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Address {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+/// The settings of all connections to a server.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) address: Address,
+    uses_tls: bool,
+    /// User, password and number of the database.
+    pub(super) login: RedisConnectionInfo,
+    /// The authorities that are trusted in place of those of the system, as PEM.
+    pub(super) roots: Option<Vec<u8>>,
+    /// Certificate chain and private key of the client, as PEM.
+    pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// Time for the answer to a command.
+    pub(super) timeout: Duration,
+    /// Time between two PINGs on a connection that waits for events.
+    pub(super) heartbeat: Duration,
+}
+
+impl Settings {
+    /// Reads a URL. No error has a part of the text, which may contain a password.
+    pub(super) fn parse(url: &str) -> Result<Self, ConfigError> {
+        let wrong = |reason: &'static str| ConfigError::new("url", reason);
+        let (scheme, rest) = url.split_once(':').unwrap_or_default();
+        let (scheme, uses_tls) = match scheme {
+            "rediss" | "valkeys" => ("redis", true),
+            "redis" | "valkey" | "unix" => (scheme, false),
+            _ => {
+                return Err(wrong(
+                    "is `redis://USER:PASSWORD@HOST:PORT/DATABASE`, `rediss://…` or `unix:///FILE`",
+                ));
+            }
+        };
+        if rest.contains('#') {
+            return Err(wrong("has no fragment"));
+        }
+        // The driver reads TLS addresses only where its own TLS is enabled.
+        let info: Result<ConnectionInfo, _> = format!("{scheme}:{rest}").parse();
+        let info = info.map_err(|_| wrong("is not a valid URL of Redis"))?;
+        let address = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => {
+                Address::Tcp { host: host.trim_matches(['[', ']']).to_owned(), port: *port }
+            }
+            ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
+            _ => return Err(wrong("is not a valid URL of Redis")),
+        };
+        let login = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let login = login.set_lib_name("octollm", env!("CARGO_PKG_VERSION"));
+        let (timeout, heartbeat) = (Duration::from_secs(5), Duration::from_secs(5));
+        Ok(Self { address, uses_tls, login, roots: None, identity: None, timeout, heartbeat })
+    }
+
+    /// Checks the settings, and makes a connector of them.
+    pub(super) async fn connector(self) -> Result<Connector, RedisError> {
+        for (name, time) in [("timeout", self.timeout), ("heartbeat", self.heartbeat)] {
+            if time.is_zero() {
+                return Err(ConfigError::new(name, "is 0").into());
+            }
+        }
+        let tls =
+            if self.uses_tls { Some(tls(self.roots.clone(), self.identity.clone()).await?) } else { None };
+        Ok(Connector { settings: self, tls })
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, uses_tls, timeout, heartbeat, .. } = self;
+        let mut settings = f.debug_struct("Settings");
+        settings.field("address", address).field("uses_tls", uses_tls);
+        settings.field("timeout", timeout).field("heartbeat", heartbeat).finish_non_exhaustive()
+    }
+}
+
+async fn tls(
+    roots: Option<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+) -> Result<TlsConnector, RedisError> {
+    let mut trusted = RootCertStore::empty();
+    if let Some(pem) = roots {
+        let wrong = |reason: &'static str| ConfigError::new("root_certificates", reason);
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|_| wrong("are not certificates as PEM"))?;
+            trusted.add(certificate).map_err(|_| wrong("have one that cannot be used"))?;
+        }
+        if trusted.is_empty() {
+            return Err(wrong("are not certificates as PEM").into());
+        }
+    } else {
+        let found =
+            spawn_blocking(rustls_native_certs::load_native_certs).await.map_err(RedisError::failed)?;
+        trusted.add_parsable_certificates(found.certs);
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().map_err(RedisError::failed)?;
+    let builder = builder.with_root_certificates(trusted);
+    let Some((chain, key)) = identity else {
+        return Ok(TlsConnector::from(Arc::new(builder.with_no_client_auth())));
+    };
+    let wrong = || ConfigError::new("client_certificate", "is not a certificate chain and its key as PEM");
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| wrong())?;
+    let config = builder.with_client_auth_cert(chain.map_err(|_| wrong())?, key).map_err(|_| wrong())?;
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Opens connections.
+#[derive(Clone)]
+pub(super) struct Connector {
+    pub(super) settings: Settings,
+    tls: Option<TlsConnector>,
+}
+
+impl Connector {
+    /// The same, for commands that wait for so long at the server.
+    pub(super) fn waiting(&self, time: Duration) -> Self {
+        let mut connector = self.clone();
+        connector.settings.timeout += time;
+        connector
+    }
+
+    /// Opens a connection. The caller limits the time, with that of what is done first on the connection: see [`in_time`].
+    pub(super) async fn stream(&self, address: &Address) -> Result<Box<dyn Io>, RedisError> {
+        let (host, port) = match address {
+            Address::Tcp { host, port } => (host, *port),
+            #[cfg(unix)]
+            Address::Unix(path) => {
+                let stream = tokio::net::UnixStream::connect(path).await;
+                return Ok(Box::new(stream.map_err(RedisError::unreachable)?));
+            }
+            #[cfg(not(unix))]
+            Address::Unix(_) => return Err(ConfigError::new("url", "names a Unix socket").into()),
+        };
+        let stream = TcpStream::connect((host.as_str(), port)).await.map_err(RedisError::unreachable)?;
+        stream.set_nodelay(true).map_err(RedisError::unreachable)?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let name = ServerName::try_from(host.clone()).map_err(|error| RedisError::Tls(Arc::new(error)))?;
+        let stream = tls.connect(name, stream).await.map_err(|error| RedisError::Tls(Arc::new(error)))?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// Establishes a connection within [`CONNECT_TIMEOUT`].
+pub(super) async fn in_time<T>(
+    opening: impl Future<Output = Result<T, RedisError>>,
+) -> Result<T, RedisError> {
+    timeout(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(RedisError::TimedOut(CONNECT_TIMEOUT)))
+}
+
+/// Checks what a server says of itself in its answer to HELLO.
+pub(super) fn check_server(version: &str, role: &str, mode: &str) -> Result<(), RedisError> {
+    let number = |part: Option<&str>| part.and_then(|part| part.parse::<u32>().ok()).unwrap_or(0);
+    let parts = |version: &str| {
+        let mut parts = version.split('.');
+        (number(parts.next()), number(parts.next()))
+    };
+    if parts(version) < parts(LEAST_VERSION) {
+        return Err(RedisError::OldServer { found: version.to_owned(), least: LEAST_VERSION });
+    }
+    // The nodes of a cluster forward what is published to one another.
+    if role != "master" && mode != "cluster" {
+        return Err(RedisError::answered("READONLY the server is a replica"));
+    }
+    Ok(())
+}
+
+/// The pause after so many failures that followed one another: from 100 ms, doubled up to 30 s, of which a random half is left out.
+pub(super) fn pause(failures: u32) -> Duration {
+    let longest = MIN_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(MAX_PAUSE);
+    let random = RandomState::new().build_hasher().finish() as f64 / u64::MAX as f64;
+    longest.mul_f64(0.5 + random / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_a_server_or_a_socket() {
+        let settings = Settings::parse("rediss://me:s%40crt@cache.local:6380/2").unwrap();
+        assert_eq!(settings.address, Address::Tcp { host: "cache.local".to_owned(), port: 6380 });
+        assert!(settings.uses_tls);
+        let login = &settings.login;
+        assert_eq!((login.username(), login.password(), login.db()), (Some("me"), Some("s@crt"), 2));
+        assert!(!format!("{settings:?}").contains("s@crt"));
+        let local = Settings::parse("redis://127.0.0.1").unwrap();
+        assert_eq!(
+            (local.address, local.uses_tls),
+            (Address::Tcp { host: "127.0.0.1".to_owned(), port: 6379 }, false)
+        );
+        let v6 = Settings::parse("valkey://[::1]:7000/").unwrap();
+        assert_eq!(v6.address, Address::Tcp { host: "::1".to_owned(), port: 7000 });
+        let socket = Settings::parse("unix:///run/redis.sock").unwrap();
+        assert_eq!(socket.address, Address::Unix("/run/redis.sock".into()));
+    }
+
+    #[test]
+    fn an_invalid_url_is_refused_without_its_secrets() {
+        for text in [
+            "",
+            "http://root:geheim@host",
+            "redis://:geheim@host:99999",
+            "redis://:geheim@h/geheim",
+            "rediss://:geheim@h#insecure",
+        ] {
+            let error = Settings::parse(text).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("geheim"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_pause_doubles_up_to_its_limit() {
+        for (failures, longest) in
+            [(1, 100), (2, 200), (5, 1_600), (9, 25_600), (10, 30_000), (u32::MAX, 30_000)]
+        {
+            let longest = Duration::from_millis(longest);
+            for _ in 0..100 {
+                let pause = pause(failures);
+                assert!(longest / 2 <= pause && pause <= longest, "{failures}: {pause:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn old_servers_and_replicas_are_refused() {
+        for version in ["6.2.0", "7.0.15", "8.2", "10.0.1"] {
+            check_server(version, "master", "standalone").unwrap();
+        }
+        for version in ["6.0.9", "5.0.14", "garbage"] {
+            assert!(matches!(
+                check_server(version, "master", "standalone"),
+                Err(RedisError::OldServer { .. })
+            ));
+        }
+        assert!(matches!(check_server("7.0.15", "replica", "standalone"), Err(RedisError::ReadOnly(_))));
+        check_server("7.0.15", "replica", "cluster").unwrap();
+    }
+}

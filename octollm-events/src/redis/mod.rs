@@ -1,0 +1,18 @@
+//! Events over Redis: publish and subscribe, at most once, and streams, at least once.
+
+// `connection` opens connections. `commands` is the one for commands, and `listener` one that receives what is published. `live` feeds
+// subscriptions, and `bus` is what a program has. `streams` is the durable bus.
+mod bus;
+mod commands;
+mod connection;
+mod error;
+mod listener;
+mod live;
+mod reply;
+mod streams;
+
+pub use self::{
+    bus::{RedisBus, RedisBusBuilder},
+    error::RedisError,
+    streams::{RedisStreamBus, RedisStreamBusBuilder},
+};

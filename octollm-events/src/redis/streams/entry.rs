@@ -1,0 +1,107 @@
+//! Entries of streams.
+
+use std::fmt;
+
+use redis::Value;
+
+/// The id of an entry: a time in ms since 1970, and a number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Id(u64, u64);
+
+impl Id {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (time, number) = text.split_once('-')?;
+        Some(Self(time.parse().ok()?, number.parse().ok()?))
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.0, self.1)
+    }
+}
+
+pub(super) type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// An entry of a stream.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: Id,
+    pub(super) fields: Fields,
+}
+
+impl Entry {
+    /// Reads the answer of XRANGE.
+    pub(super) fn list(answer: Value) -> Vec<Self> {
+        items(answer).into_iter().filter_map(Self::read).collect()
+    }
+
+    fn read(entry: Value) -> Option<Self> {
+        let mut parts = items(entry).into_iter();
+        let id = Id::parse(&text(parts.next()?))?;
+        Some(Self { id, fields: fields(parts.next()?) })
+    }
+}
+
+/// Reads the answer of XREAD for two streams: the entries of the first one, and of the other one.
+pub(super) fn streams(answer: Value, first: &str) -> (Vec<Entry>, Vec<Entry>) {
+    let (mut entries, mut others) = (Vec::new(), Vec::new());
+    let Value::Map(streams) = answer else { return (entries, others) };
+    for (name, found) in streams {
+        let of_stream = if text(name) == first { &mut entries } else { &mut others };
+        of_stream.extend(Entry::list(found));
+    }
+    (entries, others)
+}
+
+/// Names and values.
+pub(super) fn fields(value: Value) -> Fields {
+    let mut fields = Vec::new();
+    let mut texts = items(value).into_iter().map(bytes);
+    while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
+        fields.push((name, value));
+    }
+    fields
+}
+
+/// The bytes of an entry that is no event: its data, or all its fields.
+pub(super) fn raw(fields: &Fields) -> Vec<u8> {
+    match fields.iter().find(|(name, _)| name == b"data") {
+        Some((_, data)) => data.clone(),
+        None => fields
+            .iter()
+            .map(|(name, value)| [name, &b"="[..], value].concat())
+            .collect::<Vec<_>>()
+            .join(&b'\n'),
+    }
+}
+
+pub(super) fn items(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(items) => items,
+        _ => Vec::new(),
+    }
+}
+
+pub(super) fn bytes(value: Value) -> Vec<u8> {
+    match value {
+        Value::BulkString(bytes) => bytes,
+        Value::SimpleString(text) => text.into_bytes(),
+        Value::Int(number) => number.to_string().into_bytes(),
+        _ => Vec::new(),
+    }
+}
+
+pub(super) fn text(value: Value) -> String {
+    String::from_utf8_lossy(&bytes(value)).into_owned()
+}
+
+pub(super) fn number(value: &Value) -> i64 {
+    match value {
+        Value::Int(number) => *number,
+        Value::BulkString(digits) => {
+            std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+        }
+        _ => 0,
+    }
+}

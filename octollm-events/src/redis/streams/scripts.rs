@@ -1,0 +1,406 @@
+//! What the server executes as one step.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+use super::Keys;
+
+// The log is a stream. A group has a position in it, by which XREADGROUP reads without a list of what is pending. `due` has what the group was given
+// and has not settled: with the order in which it is ready, which is a small number, or with the time from which it can be claimed, in ms since
+// 1970. `claims` has the token of the lease, or none; the number of attempts; how many there may be; and the id of the event. A replayed event
+// is in `again`, and its id begins with `r:`.
+const COMMON: &str = r"
+local log, groups, wake, trimmed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local due, claims, dead, again, stats, members = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local group = ARGV[1]
+local FIRST_TIME = 100000000000
+local CONSUMER = 'octollm'
+
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+
+local function is_replayed(id) return string.sub(id, 1, 2) == 'r:' end
+
+local function fields_of(id)
+  local found
+  if is_replayed(id) then
+    local place = string.sub(id, 3)
+    found = redis.call('XRANGE', again, place, place)
+  else
+    found = redis.call('XRANGE', log, id, id)
+  end
+  return found[1] and found[1][2]
+end
+
+local function field(fields, name)
+  for at = 1, #fields, 2 do
+    if fields[at] == name then return fields[at + 1] end
+  end
+end
+
+local function parse(claim)
+  if not claim then return '', 0, 1, '' end
+  local token, attempts, most, event = string.match(claim, '^([^|]*)|(%d+)|(%d+)|(.*)$')
+  return token, tonumber(attempts), tonumber(most), event
+end
+
+local function claim_of(token, attempts, most, event)
+  return token .. '|' .. string.format('%d', attempts) .. '|' .. string.format('%d', most) .. '|' .. event
+end
+
+local function remove(id)
+  redis.call('ZREM', due, id)
+  redis.call('HDEL', claims, id)
+  if is_replayed(id) then redis.call('XDEL', again, string.sub(id, 3)) end
+end
+
+local function bury(id, reason, attempts, most)
+  local fields = fields_of(id)
+  if fields then
+    local entry = {'XADD', dead, '*', 'reason', reason, 'attempts', attempts}
+    for at = 1, #fields, 2 do
+      entry[#entry + 1] = 'f:' .. fields[at]
+      entry[#entry + 1] = fields[at + 1]
+    end
+    redis.call(unpack(entry))
+    local discarded = redis.call('XTRIM', dead, 'MAXLEN', most)
+    if discarded > 0 then redis.call('HINCRBY', stats, 'discarded', discarded) end
+  end
+  remove(id)
+end
+
+local function wake_members() redis.call('XADD', wake, 'MAXLEN', 1, '*', 'group', group) end
+
+-- Leases that expired with the last attempt become dead letters.
+local function end_leases(most_dead)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, FIRST_TIME, now, 'LIMIT', 0, 256)) do
+    local token, attempts, most = parse(redis.call('HGET', claims, id))
+    if token ~= '' and attempts >= most then bury(id, 'no attempts left', attempts, most_dead) end
+  end
+end
+
+local function alternatives(text)
+  local list = {}
+  for domain, entity, action in string.gmatch(text, '([^:,]+):([^:,]+):([^:,]+)') do
+    list[#list + 1] = {domain, entity, action}
+  end
+  return list
+end
+
+-- What is no event goes to each group, as a dead letter.
+local function matches(list, fields)
+  local kind = field(fields, 'event_type') or field(fields, 'type')
+  if not kind then return true end
+  local entity, action = string.match(kind, '^([^.]*)%.(.*)$')
+  if not entity then return true end
+  local domain = field(fields, 'domain') or 'events'
+  for _, one in ipairs(list) do
+    if (one[1] == '*' or one[1] == domain) and (one[2] == '*' or one[2] == entity)
+      and (one[3] == '*' or one[3] == action) then
+      return true
+    end
+  end
+  return false
+end
+
+-- Reads further entries of the log, and calls for those of the group. Returns whether there are none left.
+local function read_on(list, count, call)
+  local read = redis.call('XREADGROUP', 'GROUP', group, CONSUMER, 'COUNT', count, 'NOACK', 'STREAMS', log, '>')
+  if not read or not read[1] then return true end
+  local entries = read[1][2]
+  for _, entry in ipairs(entries) do
+    if entry[2] and matches(list, entry[2]) then call(entry[1], entry[2]) end
+  end
+  return #entries < count
+end
+
+local function make_ready(id)
+  redis.call('ZADD', due, redis.call('HINCRBY', stats, 'order', 1), id)
+end
+";
+
+const JOIN: &str = r"
+local pattern, from_start, member, life = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local found = redis.call('HGET', groups, group)
+if found and found ~= pattern then return {0, found} end
+local gap = 0
+if not found then
+  redis.call('HSET', groups, group, pattern)
+  redis.pcall('XGROUP', 'CREATE', log, group, from_start == '1' and '0' or '$', 'MKSTREAM')
+  if from_start == '1' and redis.call('EXISTS', trimmed) == 1 then gap = 1 end
+end
+redis.call('ZADD', members, now + life, member)
+return {1, gap}
+";
+
+// Returns the deliveries, the ids of events that are gone, and the time in ms until something is due: -1 where nothing waits, and 0 where more can be read.
+const CLAIM: &str = r"
+local token, room, lease, most, most_dead, pattern = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local member, life, unanswered = ARGV[8], tonumber(ARGV[9]), ARGV[10]
+if redis.call('HEXISTS', groups, group) == 0 then return false end
+if life > 0 then redis.call('ZADD', members, now + life, member) end
+end_leases(most_dead)
+-- The answer to this claim was lost: nobody has what it leased.
+if unanswered ~= '' then
+  local all = redis.call('HGETALL', claims)
+  for at = 1, #all, 2 do
+    local own, attempts, limit, event = parse(all[at + 1])
+    if own == unanswered then
+      redis.call('ZADD', due, 0, all[at])
+      redis.call('HSET', claims, all[at], claim_of('', attempts - 1, limit, event))
+    end
+  end
+end
+local claimed, gone, scores, values = {}, {}, {}, {}
+local function give(id, fields)
+  local _, attempts, _, event = parse(redis.call('HGET', claims, id))
+  fields = fields or fields_of(id)
+  if not fields then
+    gone[#gone + 1] = event
+    remove(id)
+    return
+  end
+  scores[#scores + 1] = now + lease
+  scores[#scores + 1] = id
+  values[#values + 1] = id
+  values[#values + 1] = claim_of(token, attempts + 1, most, field(fields, 'id') or '')
+  claimed[#claimed + 1] = {id, attempts + 1, fields}
+end
+for _, range in ipairs({{FIRST_TIME, now}, {'-inf', '(' .. FIRST_TIME}}) do
+  if #claimed < room then
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, range[1], range[2], 'LIMIT', 0, room - #claimed)) do give(id) end
+  end
+end
+local list, is_read = alternatives(pattern), false
+local rounds = 0
+while #claimed < room and not is_read and rounds < 8 do
+  rounds = rounds + 1
+  is_read = read_on(list, math.max(room - #claimed, 64), function(id, fields)
+    if #claimed < room then give(id, fields) else make_ready(id) end
+  end)
+end
+for from = 1, #scores, 2000 do
+  redis.call('ZADD', due, unpack(scores, from, math.min(from + 1999, #scores)))
+  redis.call('HSET', claims, unpack(values, from, math.min(from + 1999, #values)))
+end
+local wait = -1
+local first = redis.call('ZRANGEBYSCORE', due, FIRST_TIME, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+if first[2] then wait = math.max(tonumber(first[2]) - now, 1) end
+if room > 0 and not is_read then wait = 0 end
+return {claimed, gone, wait}
+";
+
+// For each delivery: id, token, what to do, and a number or a reason with it. Returns 1 for each that was settled.
+const SETTLE: &str = r"
+local most_dead = tonumber(ARGV[2])
+local ids, results, acked, replayed = {}, {}, {}, {}
+for at = 3, #ARGV, 4 do ids[#ids + 1] = ARGV[at] end
+local found = redis.call('HMGET', claims, unpack(ids))
+local woken = false
+for number, id in ipairs(ids) do
+  local at = number * 4 - 1
+  local token, act, with = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  local own, attempts, most, event = parse(found[number])
+  if own == '' or own ~= token then
+    results[number] = 0
+  else
+    results[number] = 1
+    if act == 'ack' or act == 'expired' then
+      acked[#acked + 1] = id
+      if is_replayed(id) then replayed[#replayed + 1] = string.sub(id, 3) end
+      if act == 'expired' then redis.call('HINCRBY', stats, 'expired', 1) end
+    elseif act == 'dead' then
+      bury(id, with, attempts, most_dead)
+    elseif act == 'extend' then
+      redis.call('ZADD', due, now + tonumber(with), id)
+      woken = true
+    else
+      local score = 0
+      if act == 'release' then attempts = attempts - 1 elseif tonumber(with) > 0 then score = now + tonumber(with) end
+      redis.call('ZADD', due, score, id)
+      redis.call('HSET', claims, id, claim_of('', attempts, most, event))
+      woken = true
+    end
+  end
+end
+if #acked > 0 then
+  redis.call('ZREM', due, unpack(acked))
+  redis.call('HDEL', claims, unpack(acked))
+  if #replayed > 0 then redis.call('XDEL', again, unpack(replayed)) end
+end
+if woken then wake_members() end
+return results
+";
+
+// Members, pending, waiting, dead letters, expired, discarded.
+const STATUS: &str = r"
+local most_dead, leaves = tonumber(ARGV[2]), ARGV[3]
+local pattern = redis.call('HGET', groups, group)
+if not pattern then return false end
+if leaves ~= '' then redis.call('ZREM', members, leaves) end
+end_leases(most_dead)
+redis.call('ZREMRANGEBYSCORE', members, '-inf', now)
+local rounds = 0
+while not read_on(alternatives(pattern), 512, make_ready) and rounds < 16 do rounds = rounds + 1 end
+local pending = 0
+local all = redis.call('HGETALL', claims)
+for at = 1, #all, 2 do
+  if string.sub(all[at + 1], 1, 1) ~= '|' and tonumber(redis.call('ZSCORE', due, all[at])) > now then pending = pending + 1 end
+end
+local function count(name) return tonumber(redis.call('HGET', stats, name) or 0) end
+return {redis.call('ZCARD', members), pending, redis.call('ZCARD', due) - pending, redis.call('XLEN', dead), count('expired'), count('discarded')}
+";
+
+const REMOVE: &str = r"
+local found = redis.call('HDEL', groups, group)
+redis.call('DEL', due, claims, dead, again, stats, members)
+redis.pcall('XGROUP', 'DESTROY', log, group)
+wake_members()
+return found
+";
+
+const REPLAY: &str = r"
+local entry = ARGV[2]
+if redis.call('HEXISTS', groups, group) == 0 then return -1 end
+local found = redis.call('XRANGE', dead, entry, entry)
+if not found[1] then return 0 end
+local event = {'XADD', again, '*'}
+for at = 1, #found[1][2], 2 do
+  local name = found[1][2][at]
+  if string.sub(name, 1, 2) == 'f:' then
+    event[#event + 1] = string.sub(name, 3)
+    event[#event + 1] = found[1][2][at + 1]
+  end
+end
+local id = redis.call(unpack(event))
+redis.call('XDEL', dead, entry)
+make_ready('r:' .. id)
+wake_members()
+return 1
+";
+
+// Deletes the oldest entries beyond the limit that no group needs. Returns how many.
+const TRIM: &str = r"
+local history = tonumber(ARGV[2])
+local length = redis.call('XLEN', log)
+if length <= history then return 0 end
+local function parts(id)
+  local time, number = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(time), tonumber(number)
+end
+local function is_before(one, other)
+  local time, number = parts(one)
+  local other_time, other_number = parts(other)
+  return time < other_time or (time == other_time and number < other_number)
+end
+local needed
+local function need(id) if not needed or is_before(id, needed) then needed = id end end
+for _, info in ipairs(redis.call('XINFO', 'GROUPS', log)) do
+  local name, position
+  for at = 1, #info, 2 do
+    if info[at] == 'name' then name = info[at + 1] elseif info[at] == 'last-delivered-id' then position = info[at + 1] end
+  end
+  need(position)
+  local open = string.gsub(due, ':due$', '')
+  open = string.sub(open, 1, #open - #group) .. name .. ':due'
+  for _, id in ipairs(redis.call('ZRANGE', open, 0, -1)) do
+    if not is_replayed(id) then need(id) end
+  end
+end
+if not needed then
+  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+  needed = last[1][1]
+end
+local deleted = redis.call('XTRIM', log, 'MINID', '~', needed, 'LIMIT', length - history)
+if deleted > 0 then redis.call('SET', trimmed, '1') end
+return deleted
+";
+
+// Publishes what is due. Returns the time in ms until the next one, or -1.
+const DELAYED: &str = r"
+local delayed, events, ids = KEYS[5], KEYS[6], KEYS[7]
+for _, number in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 256)) do
+  local event = cmsgpack.unpack(redis.call('HGET', events, number))
+  redis.call('XADD', log, '*', unpack(event[2]))
+  redis.call('ZREM', delayed, number)
+  redis.call('HDEL', events, number)
+  redis.call('SREM', ids .. ':' .. event[1], number)
+end
+local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+if not first[2] then return -1 end
+return math.max(tonumber(first[2]) - now, 1)
+";
+
+// Stores an event that is published later.
+const DELAY: &str = r"
+local delayed, events, ids, numbers = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local id, delay, most = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+if redis.call('ZCARD', delayed) >= most then return 0 end
+local number = redis.call('INCR', numbers)
+local fields = {}
+for at = 5, #ARGV do fields[#fields + 1] = ARGV[at] end
+redis.call('ZADD', delayed, now + delay, number)
+redis.call('HSET', events, number, cmsgpack.pack({id, fields}))
+redis.call('SADD', ids .. ':' .. id, number)
+wake_members()
+return 1
+";
+
+// Removes the delayed events with an id. Returns how many there were.
+const CANCEL: &str = r"
+local delayed, events, ids = KEYS[5], KEYS[6], KEYS[7]
+local own = ids .. ':' .. ARGV[2]
+local found = redis.call('SMEMBERS', own)
+for _, number in ipairs(found) do
+  redis.call('ZREM', delayed, number)
+  redis.call('HDEL', events, number)
+end
+redis.call('DEL', own)
+return #found
+";
+
+macro_rules! scripts {
+    ($($name:ident = $body:ident;)*) => {
+        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| Script::new(&[COMMON, $body].concat()));)*
+    };
+}
+
+scripts! {
+    JOIN_SCRIPT = JOIN;
+    CLAIM_SCRIPT = CLAIM;
+    SETTLE_SCRIPT = SETTLE;
+    STATUS_SCRIPT = STATUS;
+    REMOVE_SCRIPT = REMOVE;
+    REPLAY_SCRIPT = REPLAY;
+    TRIM_SCRIPT = TRIM;
+    DELAYED_SCRIPT = DELAYED;
+    DELAY_SCRIPT = DELAY;
+    CANCEL_SCRIPT = CANCEL;
+}
+
+/// A call of a script for a group.
+pub(super) fn of_group<'a>(script: &'a Script, keys: &Keys, group: &str) -> redis::ScriptInvocation<'a> {
+    let mut call = script.prepare_invoke();
+    for key in keys.of_bus() {
+        call.key(key);
+    }
+    for part in ["due", "claims", "dead", "again", "stats", "members"] {
+        call.key(keys.of_group(group, part));
+    }
+    call.arg(group);
+    call
+}
+
+/// A call of a script for delayed events.
+pub(super) fn of_delayed<'a>(script: &'a Script, keys: &Keys) -> redis::ScriptInvocation<'a> {
+    let mut call = script.prepare_invoke();
+    for key in keys.of_bus() {
+        call.key(key);
+    }
+    for part in ["delayed", "delayed:events", "delayed:ids", "delayed:numbers"] {
+        call.key(keys.of(part));
+    }
+    call.arg("");
+    call
+}

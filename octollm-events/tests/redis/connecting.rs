@@ -1,0 +1,139 @@
+//! What is wrong with a server is one error that names it, in time.
+
+use std::fs;
+
+use octollm_core::bus::BusError;
+use octollm_events::redis::{RedisBus, RedisError, RedisStreamBus};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tokio::time::Instant;
+
+use crate::*;
+
+/// The error of both buses at this address.
+async fn refused(url: &str) -> RedisError {
+    let since = Instant::now();
+    let error = RedisBus::connect(url).await.unwrap_err();
+    let other = RedisStreamBus::connect(url).await.unwrap_err();
+    assert!(since.elapsed() < LIMIT, "{:?}", since.elapsed());
+    assert_eq!(error.to_string(), other.to_string());
+    assert!(!format!("{error} {error:?}").contains("geheim"), "{error:?}");
+    error
+}
+
+#[tokio::test]
+async fn a_bad_configuration_is_one_error_that_names_it() {
+    let server = Redis::start(&["--requirepass geheim1"]);
+    let port = server.port();
+    let cases = [
+        format!("redis://127.0.0.1:{port}"),
+        format!("redis://:geheim2@127.0.0.1:{port}"),
+        format!("redis://nobody:geheim1@127.0.0.1:{port}"),
+    ];
+    for url in cases {
+        let error = refused(&url).await;
+        assert!(matches!(error, RedisError::Refused(_)), "{url}: {error:?}");
+    }
+    let replica = Redis::start(&["--replicaof 127.0.0.1 1"]);
+    assert!(matches!(refused(&replica.url()).await, RedisError::ReadOnly(_)));
+    let tls = refused(&format!("rediss://:geheim1@127.0.0.1:{port}")).await;
+    assert!(matches!(tls, RedisError::Tls(_) | RedisError::TimedOut(_)), "a server without TLS: {tls:?}");
+    for url in ["mysql://geheim@host", "redis://:geheim@host:99999"] {
+        assert!(matches!(refused(url).await, RedisError::Setting(_)));
+    }
+    server.kill();
+    let gone = refused(&format!("redis://:geheim1@127.0.0.1:{port}")).await;
+    assert!(matches!(gone, RedisError::Unreachable(_)), "{gone:?}");
+    let setting = RedisBus::builder("redis://host").heartbeat(Duration::ZERO).connect().await;
+    assert!(matches!(setting, Err(RedisError::Setting(_))));
+    let setting = RedisStreamBus::builder("redis://host").prefix("a}b").connect().await;
+    assert!(matches!(setting, Err(RedisError::Setting(_))));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_an_error_in_time() {
+    let server = Redis::start(&[]);
+    server.stop();
+    let since = Instant::now();
+    let error = RedisBus::connect(&server.url()).await.unwrap_err();
+    assert!(matches!(error, RedisError::TimedOut(_)), "{error:?}");
+    assert!(since.elapsed() < LIMIT, "{:?}", since.elapsed());
+    server.resume();
+}
+
+#[tokio::test]
+async fn a_user_publishes_and_subscribes_where_it_may() {
+    let server = Redis::start(&[]);
+    server.execute("ACL SETUSER ann on >geheim -@all +hello +ping +publish +subscribe +psubscribe +unsubscribe &events:order:*");
+    let url = format!("redis://ann:geheim@127.0.0.1:{}", server.port());
+    let bus = RedisBus::connect(&url).await.unwrap();
+    let mut events = bus.subscribe("events:order:paid".parse().unwrap(), Overflow::Block).await.unwrap();
+    bus.publish(event(1)).await.unwrap();
+    assert_eq!(number(&received(&mut events).await), 1);
+    let other = Event::new("task.completed", "shop", 1).unwrap();
+    let error = bus.publish(other.clone()).await.unwrap_err();
+    assert!(matches!(error, BusError::Denied { .. }) && !error.retryable(), "{error:?}");
+    let results = bus.publish_all(vec![event(2), other, event(3)]).await;
+    assert!(matches!(results[..], [Ok(()), Err(BusError::Denied { .. }), Ok(())]), "{results:?}");
+    let denied = bus.subscribe("events:task:*,events:order:paid".parse().unwrap(), Overflow::Block).await;
+    assert!(matches!(denied, Err(BusError::Denied { .. })), "{denied:?}");
+    for expected in [2, 3] {
+        assert_eq!(number(&received(&mut events).await), expected);
+    }
+    // The server closes the connection of a user whose rights are taken, and refuses the next one.
+    server.execute("ACL SETUSER ann resetchannels");
+    assert!(timeout(LIMIT, events.next()).await.unwrap().is_none(), "it ends");
+    assert!(matches!(events.ended(), Some(BusError::Denied { .. })), "{:?}", events.ended());
+}
+
+/// An authority, and a certificate of it for 127.0.0.1, as PEM.
+fn certificates() -> (String, String, String) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "an authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    (authority, params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+}
+
+#[tokio::test]
+async fn tls_is_verified_and_clients_have_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let (authority, chain, key) = certificates();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (authority_file, chain_file, key_file) =
+        (file("ca.pem", &authority), file("chain.pem", &chain), file("key.pem", &key));
+    let port = redis_server::free_port();
+    let server = Redis::start(&[
+        &format!("--tls-port {port}"),
+        &format!("--tls-cert-file {chain_file}"),
+        &format!("--tls-key-file {key_file}"),
+        &format!("--tls-ca-cert-file {authority_file}"),
+    ]);
+    let url = format!("rediss://127.0.0.1:{port}");
+    let builder = || RedisBus::builder(&url).root_certificates(authority.clone());
+    let bus = builder().client_certificate(chain.clone(), key.clone()).connect().await.unwrap();
+    let mut events = subscribed(&bus).await;
+    bus.publish(event(1)).await.unwrap();
+    assert_eq!(number(&received(&mut events).await), 1);
+    // The server requires a certificate, which TLS 1.3 says after the handshake of the client.
+    let error = builder().connect().await.unwrap_err();
+    assert!(matches!(error, RedisError::Tls(_) | RedisError::Unreachable(_)), "{error:?}");
+    server.execute("CONFIG SET tls-auth-clients no");
+    builder().connect().await.unwrap();
+    let (other, ..) = certificates();
+    for error in [RedisBus::builder(&url).root_certificates(other), RedisBus::builder(&url)] {
+        let error = error.connect().await.unwrap_err();
+        assert!(matches!(error, RedisError::Tls(_)), "{error:?}");
+    }
+    for pem in ["", "no certificate"] {
+        let error = RedisBus::builder(&url).root_certificates(pem).connect().await.unwrap_err();
+        assert!(matches!(error, RedisError::Setting(_)), "{error:?}");
+    }
+}

@@ -41,9 +41,8 @@ impl Storage {
     /// read it.
     pub(crate) async fn open(url: Option<&str>, is_shared: bool) -> Result<Self, octollm::Error> {
         let folder = if url.is_none() && is_shared { Some(tempfile::tempdir()?) } else { None };
-        let in_folder = |folder: &tempfile::TempDir| {
-            format!("sqlite:{}", folder.path().join("quickstart.db").display())
-        };
+        let in_folder =
+            |folder: &tempfile::TempDir| format!("sqlite:{}", folder.path().join("quickstart.db").display());
         let url = url.map(str::to_owned).or(folder.as_ref().map(in_folder));
         let (store, bus) = match &url {
             None => (Arc::new(MemoryStore::new()) as _, Arc::new(MemoryBus::new()) as _),
@@ -98,8 +97,11 @@ pub(crate) async fn killed_after(
             Err(error) => Err(error.into()),
         };
         match second {
-            // It ends with this process.
-            Ok((mut second, _)) => drop(second.wait().await),
+            // It ends with this process. `wait` alone would close its input.
+            Ok((mut second, _)) => {
+                let _input = second.stdin.take();
+                let _ = second.wait().await;
+            }
             Err(error) => eprintln!("quickstart: the brain is not started again: {error}"),
         }
     });

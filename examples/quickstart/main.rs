@@ -184,7 +184,8 @@ struct Options {
     help: bool,
 }
 
-const USAGE: &str = "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL] [--kill-brain]";
+const USAGE: &str =
+    "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL] [--kill-brain]";
 
 /// Reads the command line. The error is one line.
 fn options() -> Result<Options, String> {

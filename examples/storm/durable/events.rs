@@ -66,8 +66,7 @@ impl Events {
 
     /// How many events were handled, and how many of them are different ones.
     pub(super) async fn handled(&self) -> Result<(i64, i64)> {
-        const COUNT: &str =
-            "SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT source, id FROM storm_handled) AS each) FROM storm_handled";
+        const COUNT: &str = "SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT source, id FROM storm_handled) AS each) FROM storm_handled";
         Ok(match &self.pool {
             Pool::Sqlite(pool) => sqlx::query_as(COUNT).fetch_one(pool).await?,
             Pool::Postgres(pool) => sqlx::query_as(COUNT).fetch_one(pool).await?,

@@ -83,7 +83,10 @@ fn none(words: &[&str]) -> Result<()> {
 /// A server of Postgres of this process.
 fn postgres() -> Result<Postgres> {
     if !Path::new("/usr/lib/postgresql").exists() {
-        return Err("a server of Postgres is started from Debian's package `postgresql`, which is not installed".into());
+        return Err(
+            "a server of Postgres is started from Debian's package `postgresql`, which is not installed"
+                .into(),
+        );
     }
     Ok(Postgres::start(&[]))
 }

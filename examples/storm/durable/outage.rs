@@ -29,16 +29,10 @@ struct Size {
     operation: Duration,
 }
 
-const FULL: Size = Size {
-    away: Duration::from_secs(30),
-    around: Duration::from_secs(5),
-    operation: Duration::from_secs(8),
-};
-const SHORT: Size = Size {
-    away: Duration::from_secs(5),
-    around: Duration::from_secs(1),
-    operation: Duration::from_secs(2),
-};
+const FULL: Size =
+    Size { away: Duration::from_secs(30), around: Duration::from_secs(5), operation: Duration::from_secs(8) };
+const SHORT: Size =
+    Size { away: Duration::from_secs(5), around: Duration::from_secs(1), operation: Duration::from_secs(2) };
 
 const LEASE: Duration = Duration::from_secs(3);
 /// Between two requests of one kind.
@@ -72,10 +66,18 @@ async fn outage(how: &str, size: &Size) -> Result<()> {
     let asking = tokio::spawn(ask(address, answers.clone(), size.around * 2 + size.away));
     sleep(size.around).await;
     let away = Instant::now();
-    if how == "stopped" { server.stop() } else { server.kill() }
+    if how == "stopped" {
+        server.stop()
+    } else {
+        server.kill()
+    }
     sleep(size.away).await;
     let back = Instant::now();
-    if how == "stopped" { server.resume() } else { server.restart() }
+    if how == "stopped" {
+        server.resume()
+    } else {
+        server.restart()
+    }
     asking.await?;
     system.finished().await?;
     brain.0.close().await;
@@ -130,11 +132,8 @@ async fn ask(address: SocketAddr, answers: Arc<Mutex<Vec<Answer>>>, time: Durati
 
 /// Makes a request, and returns the status and the body of the answer.
 async fn request(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
-    let body = if path.starts_with("POST") {
-        r#"{"contract":"storm.program","input":{"steps":30}}"#
-    } else {
-        ""
-    };
+    let body =
+        if path.starts_with("POST") { r#"{"contract":"storm.program","input":{"steps":30}}"# } else { "" };
     let mut stream = TcpStream::connect(address).await?;
     let head = format!(
         "{path} HTTP/1.1\r\nhost: storm\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -159,7 +158,8 @@ fn judge(answers: &[Answer], away: Instant, back: Instant, system: &System) -> (
         refused += usize::from(*status == 503);
         if !is_served && *status != 503 || is_within && needs_store && is_served {
             let at = began.saturating_duration_since(away).as_secs_f64();
-            problems.push(format!("{path}, {at:.1} s after the begin of the outage: {status}: {}", answer.body));
+            problems
+                .push(format!("{path}, {at:.1} s after the begin of the outage: {status}: {}", answer.body));
         }
         if !needs_store && !is_served {
             problems.push(format!("{path}: {status}"));

@@ -44,7 +44,8 @@ impl Arm<TaskRequest> for Review {
         cx.phase(Phase::Planning);
         let plan = cx.call(PlanReview { goal: request.goal }).await?;
         // Two for each file. A plan names contracts alone: the types say that the calls may be made again.
-        let runner = PlanRunner::new().contract::<ListSources>().contract::<JudgeSource>().contract::<ScanSource>();
+        let runner =
+            PlanRunner::new().contract::<ListSources>().contract::<JudgeSource>().contract::<ScanSource>();
         let output = runner.max_calls(10_000)?.run(&plan, cx).await?;
         cx.phase(Phase::Synthesis);
         let files: Vec<String> = output.read("list")?;

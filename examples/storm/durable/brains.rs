@@ -4,15 +4,13 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::{Options, brain::Process, postgres, random, report::Report, system::System};
+use super::{Database, Options, brain::Process, postgres, random, report::Report, system::System};
 use crate::Result;
 
 /// Tasks that run at the same time, for each brain.
 const SLOTS: usize = 4;
 /// A task that has lost its process ends within its lease and this.
 const BEYOND_LEASE: Duration = Duration::from_secs(5);
-/// A task of a process that is stopped in order is started by another one within this.
-const HANDOVER: Duration = Duration::from_secs(1);
 
 /// How long, and how often.
 struct Size {
@@ -21,6 +19,8 @@ struct Size {
     every: Duration,
     lease: Duration,
     stops: usize,
+    /// A task of a process that is stopped in order is started by another one within this.
+    handover: Duration,
 }
 
 const FULL: Size = Size {
@@ -29,6 +29,7 @@ const FULL: Size = Size {
     every: Duration::from_secs(5),
     lease: Duration::from_secs(3),
     stops: 20,
+    handover: Duration::from_secs(1),
 };
 const SHORT: Size = Size {
     healthy: Duration::from_secs(3),
@@ -36,6 +37,8 @@ const SHORT: Size = Size {
     every: Duration::from_secs(1),
     lease: Duration::from_secs(1),
     stops: 3,
+    // Beside other builds and tests.
+    handover: Duration::from_secs(5),
 };
 
 pub(super) async fn storm(options: &Options) -> Result<()> {
@@ -46,7 +49,7 @@ pub(super) async fn storm(options: &Options) -> Result<()> {
         None if options.short => vec![2],
         None => vec![2, 4],
     };
-    let server = postgres()?;
+    let Database { server, .. } = &postgres()?;
     for brains in numbers {
         healthy(brains, &server.database(), &size).await?;
         killed(brains, &server.database(), &size).await?;
@@ -117,7 +120,7 @@ async fn stopped(brains: usize, url: &str, size: &Size) -> Result<()> {
     finish(&system, &mut running).await?;
     let mut report = Report::of(&system, &stopped).await?;
     println!("storm brains={brains} mode=stopped stops={} {report}", stopped.len());
-    if report.takeovers.last().is_none_or(|longest| *longest > HANDOVER.as_secs_f64()) {
+    if report.takeovers.last().is_none_or(|longest| *longest > size.handover.as_secs_f64()) {
         report.problems.push(format!("tasks were handed over after {:?} s", report.takeovers.last()));
     }
     report.verdict()

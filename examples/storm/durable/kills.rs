@@ -23,8 +23,8 @@ pub(super) async fn storm(databases: &[&str], short: bool) -> Result<()> {
     if databases.is_empty() {
         let folder = tempfile::tempdir()?;
         run("sqlite", &format!("sqlite:{}", folder.path().join("tasks.db").display()), kills).await?;
-        let server = postgres()?;
-        run("postgres", &server.database(), kills).await?;
+        let database = postgres()?;
+        run("postgres", &database.server.database(), kills).await?;
     }
     Ok(())
 }

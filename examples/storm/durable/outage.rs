@@ -56,8 +56,8 @@ struct Answer {
 }
 
 async fn outage(how: &str, size: &Size) -> Result<()> {
-    let mut server = postgres()?;
-    let url = server.database();
+    let mut database = postgres()?;
+    let url = database.server.database();
     let system = System::start(&url, None).await?;
     let brain = brain(&system, size).await?;
     let address = brain.1;
@@ -65,7 +65,7 @@ async fn outage(how: &str, size: &Size) -> Result<()> {
     let answers = Arc::new(Mutex::new(Vec::new()));
     let asking = tokio::spawn(ask(address, answers.clone(), size.around * 2 + size.away));
     sleep(size.around).await;
-    let away = Instant::now();
+    let (server, away) = (&mut database.server, Instant::now());
     if how == "stopped" {
         server.stop()
     } else {

@@ -30,8 +30,8 @@
 //! not idempotent is executed twice, an event is missing, or an event has its effect twice. A step may end with `outcome_unknown`
 //! in place of a second execution. Postgres is started from Debian's package `postgresql`.
 //!
-//! `kills` kills a brain 1 000 times (`kill -9`) at random moments, on a file of SQLite and on Postgres, or on each DATABASE. A new process
-//! follows each. `--short` kills 20 times.
+//! `kills` kills a brain 1 000 times (`kill -9`) at random moments, on each DATABASE: `sqlite` (a temporary file), `postgres`
+//! (a server of its own), or a URL; by default on the first two. A new process follows each. `--short` kills 20 times.
 //!
 //! `brains` runs 2 and then 4 brains over one Postgres. With default settings they run each step once. Then one of them is killed
 //! every 5 s for 5 minutes: each task ends within the lease (3 s) and 5 s. Then they are stopped in order: another one starts their tasks

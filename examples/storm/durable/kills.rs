@@ -14,17 +14,22 @@ const LIFE: Duration = Duration::from_millis(1_000);
 /// Tasks that run at the same time.
 const SLOTS: usize = 8;
 
-/// Kills a brain on each of these databases, or on a file of SQLite and a server of Postgres.
+/// Kills a brain on each of these databases: `sqlite` is a file in a temporary folder, and `postgres` a server of this process.
 pub(super) async fn storm(databases: &[&str], short: bool) -> Result<()> {
     let kills = if short { 20 } else { 1_000 };
-    for url in databases {
-        run(url.split(':').next().unwrap_or_default(), url, kills).await?;
-    }
-    if databases.is_empty() {
-        let folder = tempfile::tempdir()?;
-        run("sqlite", &format!("sqlite:{}", folder.path().join("tasks.db").display()), kills).await?;
-        let database = postgres()?;
-        run("postgres", &database.server.database(), kills).await?;
+    for database in if databases.is_empty() { &["sqlite", "postgres"] } else { databases } {
+        match *database {
+            "sqlite" => {
+                let folder = tempfile::tempdir()?;
+                let url = format!("sqlite:{}", folder.path().join("tasks.db").display());
+                run(database, &url, kills).await?;
+            }
+            "postgres" => {
+                let own = postgres()?;
+                run(database, &own.server.database(), kills).await?;
+            }
+            url => run(url.split(':').next().unwrap_or_default(), url, kills).await?,
+        }
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 #![cfg(feature = "sql")]
 
 mod brains;
+mod keyed;
 #[path = "../support/postgres.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
 mod postgres;

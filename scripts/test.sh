@@ -45,6 +45,8 @@ cargo run -q --example soak -- 400 100
 cargo run -q --example storm -- --short
 cargo run -q --example storm -- memory --short
 cargo run -q --example storm -- hops --short
+cargo run -q --all-features --example storm -- kills --short
+cargo run -q --all-features --example storm -- brains --short
 
 step "load by wrk and h2load"
 scripts/load.sh --short

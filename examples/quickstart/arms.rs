@@ -1,6 +1,6 @@
 //! The arms, each behind a server of its own, the arm that the brain runs, and the reflex before it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use octollm::{
     plan::{Plan, PlanRunner},
@@ -9,7 +9,7 @@ use octollm::{
     update::Phase,
 };
 use serde_json::json;
-use tokio::task::spawn_blocking;
+use tokio::{sync::watch, task::spawn_blocking};
 
 use crate::{
     analysis,
@@ -43,8 +43,10 @@ impl Arm<TaskRequest> for Review {
     async fn execute(&self, request: TaskRequest, cx: &Context) -> Result<TaskResult, ArmError> {
         cx.phase(Phase::Planning);
         let plan = cx.call(PlanReview { goal: request.goal }).await?;
-        // Two for each file.
-        let output = PlanRunner::new().max_calls(10_000)?.run(&plan, cx).await?;
+        // Two for each file. A plan names contracts alone: the types say that the calls may be made again.
+        let runner =
+            PlanRunner::new().contract::<ListSources>().contract::<JudgeSource>().contract::<ScanSource>();
+        let output = runner.max_calls(10_000)?.run(&plan, cx).await?;
         cx.phase(Phase::Synthesis);
         let files: Vec<String> = output.read("list")?;
         let judged: Option<Vec<FileReport>> = output.read("judge")?;
@@ -53,20 +55,32 @@ impl Arm<TaskRequest> for Review {
     }
 }
 
+/// What a goal can ask for, each of which is a call for each file: the word, the step, and its contract.
+const TOPICS: [(&str, &str, &str); 2] =
+    [("review", "judge", "source.judge"), ("secret", "scan", "source.scan")];
+
+fn topics(goal: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let goal = goal.to_lowercase();
+    let asked = TOPICS.into_iter().filter(move |(word, ..)| goal.contains(word));
+    asked.map(|(_, step, contract)| (step, contract))
+}
+
+/// The number of calls that judge or scan one of these files.
+pub(crate) fn calls(goal: &str, files: usize) -> usize {
+    topics(goal).count() * files
+}
+
 /// Plans a review, a search for secrets, or both.
 pub(crate) struct Planner;
 
 #[async_trait]
 impl Arm<PlanReview> for Planner {
     async fn execute(&self, input: PlanReview, _: &Context) -> Result<Plan, ArmError> {
-        let goal = input.goal.to_lowercase();
         let mut steps = vec![json!({ "id": "list", "contract": "source.list", "input": {} })];
-        for (word, id, contract) in [("review", "judge", "source.judge"), ("secret", "scan", "source.scan")] {
-            if goal.contains(word) {
-                // One call for each file. The brain makes at most 16 of them at a time.
-                let (each, input) = (json!({ "$output": "list" }), json!({ "path": { "$item": "" } }));
-                steps.push(json!({ "id": id, "contract": contract, "each": each, "input": input }));
-            }
+        for (id, contract) in topics(&input.goal) {
+            // One call for each file. The brain makes at most 16 of them at a time.
+            let (each, input) = (json!({ "$output": "list" }), json!({ "path": { "$item": "" } }));
+            steps.push(json!({ "id": id, "contract": contract, "each": each, "input": input }));
         }
         if steps.len() == 1 {
             return Err(ArmError::invalid("goal", "is neither a review nor a search for secrets"));
@@ -111,8 +125,24 @@ async fn read(path: &str, cx: &Context) -> Result<Result<String, String>, CallEr
     }
 }
 
+/// Counts the files that were judged and scanned.
+#[derive(Clone, Default)]
+pub(crate) struct Answered(Arc<watch::Sender<usize>>);
+
+impl Answered {
+    fn add(&self) {
+        self.0.send_modify(|answered| *answered += 1);
+    }
+
+    /// Returns when there are so many.
+    pub(crate) async fn reach(&self, count: usize) {
+        // The sender is in `self`.
+        let _ = self.0.subscribe().wait_for(|answered| *answered >= count).await;
+    }
+}
+
 /// Judges sources.
-pub(crate) struct Judge;
+pub(crate) struct Judge(pub(crate) Answered);
 
 #[async_trait]
 impl Arm<JudgeSource> for Judge {
@@ -124,17 +154,21 @@ impl Arm<JudgeSource> for Judge {
                 return Ok(FileReport { findings: vec![finding], ..FileReport::default() });
             }
         };
-        Ok(spawn_blocking(move || analysis::judge(&path, &text)).await?)
+        let report = spawn_blocking(move || analysis::judge(&path, &text)).await?;
+        self.0.add();
+        Ok(report)
     }
 }
 
 /// Looks for secrets in sources.
-pub(crate) struct Guardian;
+pub(crate) struct Guardian(pub(crate) Answered);
 
 #[async_trait]
 impl Arm<ScanSource> for Guardian {
     async fn execute(&self, ScanSource { path }: ScanSource, cx: &Context) -> Result<Vec<Finding>, ArmError> {
         let Ok(text) = read(&path, cx).await? else { return Ok(Vec::new()) };
-        Ok(spawn_blocking(move || analysis::secrets(&path, &text)).await?)
+        let found = spawn_blocking(move || analysis::secrets(&path, &text)).await?;
+        self.0.add();
+        Ok(found)
     }
 }

@@ -2,18 +2,26 @@
 //! an HTTP server of its own.
 //!
 //! ```text
-//! cargo run --example quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL]
+//! cargo run --example quickstart [PATH] [--goal TEXT] [--json] [--explain]
+//! cargo run --example quickstart --features sql -- [PATH] [OPTIONS] [--database URL] [--kill-brain]
 //! ```
 //!
 //! PATH is the folder of the crate, by default this one. TEXT is what the brain is asked for: a review, a search for
 //! secrets, or both. `--json` prints the report as JSON and nothing else. `--explain` adds the calls and the events of the
-//! task. `--database` stores the task in a database, such as `sqlite:tasks.db`; it needs `--features sql`. Exit status: 0 when the task is completed, 1 when it failed or was refused, 2 when there is nothing to review,
-//! 130 when it was interrupted.
+//! task.
+//!
+//! `--database` stores the task and its events in a database: `sqlite:tasks.db`, or `postgres://user:password@host/name`.
+//! `--kill-brain` runs the brain in a process of its own, kills that (`kill -9`) after half of the calls, and starts it again. It
+//! continues the task after the lease of 2 s. Without `--database` the task is in a SQLite file in a temporary folder.
+//!
+//! Exit status: 0 when the task is completed, 1 when it failed or was refused, 2 when there is nothing to review, 130 when it was
+//! interrupted.
 //!
 //! Read this file first, then `contracts` and `arms`. The other modules do the arms' own work, without octollm.
 
 mod contracts;
 mod arms;
+mod brain;
 mod report;
 mod sources;
 mod analysis;
@@ -21,28 +29,27 @@ mod analysis;
 use std::{
     io::{self, ErrorKind, IsTerminal, Write},
     path::PathBuf,
-    sync::Arc,
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
 use octollm::{
-    bus::{MemoryBus, Overflow, Signal},
+    bus::{EventBus, Overflow, Signal},
     http::BoundServer,
     orchestrator::JournalStep,
     prelude::*,
-    store::{MemoryStore, TaskStore},
     task::{TaskBudget, TaskUpdate},
 };
 
 use crate::{
-    arms::{Guardian, Judge, NoTakeover, Planner, Retriever, Review},
+    arms::{Answered, Guardian, Judge, NoTakeover, Planner, Retriever},
+    brain::{Storage, Url},
     contracts::{ListSources, ReadSource},
     report::Report,
 };
 
-/// Starts all servers, on ports that the operating system chooses. Returns the URL of the reflex server.
-async fn start(root: PathBuf, bus: MemoryBus, store: Arc<dyn TaskStore>) -> Result<String, octollm::Error> {
+/// Starts the arms, on ports that the operating system chooses. Returns the URL of each.
+async fn start_arms(root: PathBuf, answered: Answered) -> Result<Vec<Url>, octollm::Error> {
     let retriever = Retriever { root };
     let retriever = Server::new("retriever")
         .description("Lists and reads the sources of one crate.")
@@ -52,32 +59,20 @@ async fn start(root: PathBuf, bus: MemoryBus, store: Arc<dyn TaskStore>) -> Resu
 
     // Arms call arms directly: these two call the retriever for each file.
     let sources = Arms::builder().endpoint("retriever", &retriever).build()?;
-    let judge = spawn(Server::new("judge").arm(Judge).arms(sources.clone()).bind("127.0.0.1:0").await?);
-    let guardian = spawn(Server::new("guardian").arm(Guardian).arms(sources).bind("127.0.0.1:0").await?);
-    let planner = spawn(Server::new("planner").arm(Planner).bind("127.0.0.1:0").await?);
-
-    let arms = Arms::builder()
-        .endpoint("planner", planner)
-        .endpoint("retriever", retriever)
-        .endpoint("judge", judge)
-        .endpoint("guardian", guardian)
-        .build()?;
-    let brain = Brain::builder().arm(Review).arms(arms).bus(bus).store(store).build()?;
-    let brain = spawn(Server::new("brain").orchestrator(brain).bind("127.0.0.1:0").await?);
-
-    let reflex = Server::new("reflex").reflex(NoTakeover).orchestrator(OrchestratorClient::new(brain)?);
-    Ok(spawn(reflex.bind("127.0.0.1:0").await?))
+    let judge = Server::new("judge").arm(Judge(answered.clone())).arms(sources.clone());
+    let guardian = Server::new("guardian").arm(Guardian(answered)).arms(sources);
+    Ok(vec![
+        ("planner", spawn(Server::new("planner").arm(Planner).bind("127.0.0.1:0").await?)),
+        ("retriever", retriever),
+        ("judge", spawn(judge.bind("127.0.0.1:0").await?)),
+        ("guardian", spawn(guardian.bind("127.0.0.1:0").await?)),
+    ])
 }
 
-/// The store of tasks: in memory, or in a database.
-async fn store(database: Option<&str>) -> Result<Arc<dyn TaskStore>, octollm::Error> {
-    match database {
-        None => Ok(Arc::new(MemoryStore::new())),
-        #[cfg(feature = "sql")]
-        Some(url) => Ok(Arc::new(octollm::sql::SqlStore::open(url).await?)),
-        #[cfg(not(feature = "sql"))]
-        Some(_) => Err("--database needs the feature `sql`".into()),
-    }
+/// Starts the reflex server before the brain. Returns its URL.
+async fn start_reflex(brain: &str) -> Result<String, octollm::Error> {
+    let reflex = Server::new("reflex").reflex(NoTakeover).orchestrator(OrchestratorClient::new(brain)?);
+    Ok(spawn(reflex.bind("127.0.0.1:0").await?))
 }
 
 /// Serves until the process ends. Returns the URL.
@@ -89,11 +84,18 @@ fn spawn(server: BoundServer) -> String {
 
 /// Submits the task as any client would, follows it to its end, and prints the report. Returns the exit status.
 async fn run(options: Options) -> Result<i32, octollm::Error> {
-    let bus = MemoryBus::new();
+    let calls = arms::calls(&options.goal, sources::list(&options.root)?.len());
+    let answered = Answered::default();
+    let arms = start_arms(options.root, answered.clone()).await?;
+    let storage = Storage::open(options.database.as_deref(), options.kill_brain).await?;
     let events = "events:task:queued,events:task:started,events:task:completed".parse()?;
-    let mut events = bus.subscribe(events, Overflow::DropOldest(16)).await?;
-    let store = store(options.database.as_deref()).await?;
-    let reflex = OrchestratorClient::new(start(options.root, bus, store).await?)?;
+    let mut events = storage.bus.subscribe(events, Overflow::DropOldest(16)).await?;
+    let brain = if options.kill_brain {
+        brain::killed_after(&storage, &arms, async move { answered.reach(calls / 2).await }).await?
+    } else {
+        spawn(brain::serve(&storage, &arms).await?)
+    };
+    let reflex = OrchestratorClient::new(start_reflex(&brain).await?)?;
 
     let budget =
         TaskBudget { max_tokens: Some(10_000), max_time_seconds: Some(300.0), max_cost_dollars: None };
@@ -178,22 +180,32 @@ struct Options {
     json: bool,
     explain: bool,
     database: Option<String>,
+    kill_brain: bool,
     help: bool,
 }
 
-const USAGE: &str = "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL]";
+const USAGE: &str =
+    "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL] [--kill-brain]";
 
 /// Reads the command line. The error is one line.
 fn options() -> Result<Options, String> {
     let goal = "Review this crate, and look for secrets.".into();
-    let mut options =
-        Options { root: ".".into(), goal, json: false, explain: false, database: None, help: false };
+    let mut options = Options {
+        root: ".".into(),
+        goal,
+        json: false,
+        explain: false,
+        database: None,
+        kill_brain: false,
+        help: false,
+    };
     let mut paths = 0;
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.to_str() {
             Some("--json") => options.json = true,
             Some("--explain") => options.explain = true,
+            Some("--kill-brain") => options.kill_brain = true,
             Some("--help" | "-h") => options.help = true,
             Some("--goal") => {
                 let goal = arguments.next().and_then(|goal| goal.into_string().ok());
@@ -216,6 +228,9 @@ fn options() -> Result<Options, String> {
 
 #[tokio::main]
 async fn main() {
+    if let Some(done) = brain::child().await {
+        std::process::exit(done.map_or_else(failed, |()| 0));
+    }
     let done = match options() {
         Ok(Options { help: true, .. }) => {
             print(&format!("{USAGE}\n")).map(|()| 0).map_err(octollm::Error::from)
@@ -226,10 +241,11 @@ async fn main() {
             Ok(2)
         }
     };
-    let status = done.unwrap_or_else(|error| {
-        eprintln!("quickstart: {error:?}");
-        1
-    });
     // Ends without waiting for a file that is still being judged.
-    std::process::exit(status)
+    std::process::exit(done.unwrap_or_else(failed))
+}
+
+fn failed(error: octollm::Error) -> i32 {
+    eprintln!("quickstart: {error:?}");
+    1
 }

@@ -1,10 +1,13 @@
-//! Storms: slow and hostile connections at a server beside an even load of calls, a leaf that fails under the calls of a client, the memory
-//! that connections take, and a server for load generators.
+//! Storms: slow and hostile connections at a server beside an even load of calls, a leaf that fails under the calls of a client, brains
+//! that are killed, the memory that connections take, and a server for load generators.
 //!
 //! ```text
 //! cargo run --release --example storm [loris] [--short]
 //! cargo run --release --example storm hops [--short] [--picture FILE]
 //! cargo run --release --example storm memory [--short]
+//! cargo run --release --features sql --example storm kills [DATABASE..] [--short]
+//! cargo run --release --features sql --example storm brains [--brains NUMBER] [--lease SECONDS] [--short]
+//! cargo run --release --features sql --example storm outage [--short]
 //! cargo run --release --example storm serve [--keys FILE --issuer NAME] [--certificate FILE --key FILE] [--compress] [--log]
 //! cargo run --release --example storm bare
 //! ```
@@ -21,11 +24,28 @@
 //!
 //! `memory` measures the memory of the server for each idle connection and each running request.
 //!
+//! `kills`, `brains` and `outage` run tasks of 30 steps, of which ten are idempotent, ten are not and are made at an arm that keeps keys,
+//! and ten are not and are made at an arm that ignores keys. The arms count each execution. A service handles the events of the tasks
+//! behind an inbox, and does not acknowledge one delivery of 50. The programs end with 1 if a task has another result, a step that is
+//! not idempotent is executed twice, an event is missing, or an event has its effect twice. A step may end with `outcome_unknown`
+//! in place of a second execution. Postgres is started from Debian's package `postgresql`.
+//!
+//! `kills` kills a brain 1 000 times (`kill -9`) at random moments, on each DATABASE: `sqlite` (a temporary file), `postgres`
+//! (a server of its own), or a URL; by default on the first two. A new process follows each. `--short` kills 20 times.
+//!
+//! `brains` runs 2 and then 4 brains over one Postgres. With default settings they run each step once. Then one of them is killed
+//! every 5 s for 5 minutes: each task ends within the lease (3 s) and 5 s. Then they are stopped in order: another one starts their tasks
+//! within 1 s.
+//!
+//! `outage` stops Postgres for 30 s (SIGSTOP), and kills it for 30 s. The server of the brain answers 503 meanwhile.
+//!
 //! `serve` prints the address that it listens on, and serves `POST /check` and `POST /report` until Ctrl-C or SIGTERM. With `--keys`
 //! callers need tokens, and rates and concurrency are limited. With `--log` spans and the access log are on. `bare` is a server of hyper alone with the same `POST /check`, to
 //! compare with. `scripts/load.sh` runs both under load.
 
 mod bare;
+#[cfg(all(feature = "sql", unix))]
+mod durable;
 mod hops;
 mod load;
 mod loris;
@@ -76,10 +96,19 @@ async fn run(words: &[String]) -> Result<()> {
         ["memory", "--short"] => memory::measure(200, 100).await,
         ["serve", ref options @ ..] => target::serve(options).await,
         ["bare"] => bare::serve().await,
-        _ => {
-            Err("usage: storm [loris|hops|memory] [--short] [--picture FILE] | serve [OPTIONS] | bare".into())
-        }
+        ["kills" | "brains" | "outage" | "brain", ..] => durable(&words).await,
+        _ => Err("usage: storm [loris|hops|memory|kills|brains|outage] [--short] [--picture FILE] | serve [OPTIONS] | bare".into()),
     }
+}
+
+#[cfg(all(feature = "sql", unix))]
+async fn durable(words: &[&str]) -> Result<()> {
+    durable::run(words).await
+}
+
+#[cfg(not(all(feature = "sql", unix)))]
+async fn durable(words: &[&str]) -> Result<()> {
+    Err(format!("{} needs the feature `sql`", words[0]).into())
 }
 
 /// How much, and for how long.

@@ -3,11 +3,17 @@
 #[cfg(feature = "otel")]
 mod collector;
 mod counts;
+#[cfg(all(feature = "sql", unix))]
+mod durable;
 #[cfg(unix)]
 mod ending;
 mod examples;
 mod hops;
 mod logged;
+#[cfg(all(feature = "sql", unix))]
+#[path = "../../octollm-events/tests/support/postgres.rs"]
+#[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
+mod postgres;
 mod quickstart;
 mod reports;
 mod repository;

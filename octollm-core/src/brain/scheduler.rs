@@ -22,6 +22,8 @@ use crate::{
 
 /// Pause after a failure of the store.
 const PAUSE: Duration = Duration::from_millis(250);
+/// The longest time between two claims: the store reports no lease that expires.
+const LONGEST: Duration = Duration::from_secs(2);
 /// The shortest wait for a delayed task.
 const SHORTEST: Duration = Duration::from_millis(1);
 
@@ -30,7 +32,7 @@ pub(super) fn start(inner: &Arc<Inner>) {
     if inner.started.swap(true, std::sync::atomic::Ordering::AcqRel) || inner.running.is_closed() {
         return;
     }
-    tokio::spawn(schedule(Loops(Arc::downgrade(inner)), inner.limits.lease / 3));
+    tokio::spawn(schedule(Loops(Arc::downgrade(inner)), LONGEST.min(inner.limits.lease / 3)));
     tokio::spawn(renew_leases(Arc::downgrade(inner), inner.limits.lease));
     inner.relay.wake();
 }

@@ -55,26 +55,25 @@ impl Served {
         // The arm is dropped at its deadline, so that the lease needs no renewal.
         let deadline = narrower(cx.deadline(), Some(Deadline::after(limit)));
         let lease = deadline.map_or(limit, Deadline::remaining).saturating_add(BEYOND_DEADLINE);
+        let mut started = Started { store, run: &run, state: State::Begins };
         let begun = within(Deadline::run_until(deadline, store.begin(&run, lease, must_exist))).await?;
         match begun
             .unwrap_or_else(|| Err(Failure::of(ErrorKind::DeadlineExceeded)))
             .map_err(Failure::before_execution)?
         {
-            Begun::Run => {}
-            Begun::Answered(KeyedAnswer { result, usage, began, took }) => {
-                cx.replay(usage, began, took);
-                return Ok(result?);
+            Begun::Run => started.state = State::Runs,
+            other => {
+                started.state = State::Ended;
+                return answered(other, cx);
             }
-            other => return Err(refusal(&other).into()),
         }
-        let mut abandoned = Abandoned { store, run: &run, ended: false };
-        let (began, started) = (clock::now(), Instant::now());
+        let (began, clock) = (clock::now(), Instant::now());
         let result = self.run(input, cx, limit).await;
         let failure = result.as_ref().err().map(ArmError::failure);
         if failure.is_some_and(|failure| failure.kind == ErrorKind::Cancelled) {
             return result;
         }
-        let took = started.elapsed();
+        let took = clock.elapsed();
         cx.executed_in(began, took);
         let recorded = match failure {
             Some(failure) if failure.retryable || !failure.may_have_executed => {
@@ -86,13 +85,24 @@ impl Served {
             }
         };
         match recorded.and_then(|recorded| recorded) {
-            Ok(()) => abandoned.ended = true,
+            Ok(()) => started.state = State::Ended,
             // The caller gets the answer all the same. A repeated call is answered that the outcome is unknown.
             Err(error) => {
                 tracing::warn!(contract = %self.contract, %error, "the answer of a call with a key is not recorded")
             }
         }
         result
+    }
+}
+
+/// The recorded answer of a call, or why it does not run.
+fn answered(begun: Begun, cx: &mut Context) -> Result<Bytes, ArmError> {
+    match begun {
+        Begun::Answered(KeyedAnswer { result, usage, began, took }) => {
+            cx.replay(usage, began, took);
+            Ok(result?)
+        }
+        other => Err(refusal(&other).into()),
     }
 }
 
@@ -129,20 +139,29 @@ async fn within<T>(operation: impl Future<Output = T>) -> Result<T, Failure> {
     timeout(STORE_LIMIT, operation).await.map_err(late)
 }
 
-/// Abandons a run that is dropped before its end is recorded.
-struct Abandoned<'a> {
+/// A run that is withdrawn or abandoned where it is dropped before its end is recorded.
+struct Started<'a> {
     store: &'a dyn IdempotencyStore,
     run: &'a KeyedRun,
-    ended: bool,
+    state: State,
 }
 
-impl Drop for Abandoned<'_> {
+enum State {
+    /// The store has not answered: the arm does nothing yet.
+    Begins,
+    Runs,
+    Ended,
+}
+
+impl Drop for Started<'_> {
     fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
+        let end = || match self.state {
+            State::Begins => self.store.withdraw(self.run),
+            State::Runs => self.store.abandon(self.run),
+            State::Ended => {}
+        };
         // The arm may have panicked, on its way out.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.store.abandon(self.run))) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(end)) {
             discard(panic);
             tracing::error!("the store of idempotency keys panicked");
         }

@@ -76,6 +76,12 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     fn abandon(&self, run: &KeyedRun) {
         let _ = run;
     }
+
+    /// Ends a run that was dropped while it began, so that its arm has done nothing: a release of the key. It is called while a
+    /// future is dropped and must not block. By default it [abandons](Self::abandon) the run, whose outcome is unknown then.
+    fn withdraw(&self, run: &KeyedRun) {
+        self.abandon(run);
+    }
 }
 
 /// One run of a call with an idempotency key, as a store knows it.
@@ -195,6 +201,10 @@ impl<S: IdempotencyStore + ?Sized> IdempotencyStore for Arc<S> {
 
     fn abandon(&self, run: &KeyedRun) {
         (**self).abandon(run);
+    }
+
+    fn withdraw(&self, run: &KeyedRun) {
+        (**self).withdraw(run);
     }
 }
 

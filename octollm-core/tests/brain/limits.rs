@@ -10,13 +10,17 @@ use octollm_core::{
     budget::{Budget, Usage},
     bus::{ConsumeOptions, DurableBus, EventBus, MemoryBus, MemoryDurableBus, Overflow, Signal},
     context::{Caller, ContextParts},
+    contract::TaskContract,
     deadline::Deadline,
     dispatcher::Dispatcher,
     error::{ArmError, ErrorKind},
     mesh::Mesh,
     orchestrator::Orchestrator,
-    store::{MemoryStore, TaskStore},
-    task::{Priority, Submission, TaskBudget, TaskEvent, TaskQuery, TaskRequest, TaskResult, TaskStatus},
+    store::{Claim, MemoryStore, SideEffects, TaskStore},
+    task::{
+        Priority, Submission, TaskBudget, TaskEvent, TaskQuery, TaskRecord, TaskRequest, TaskResult,
+        TaskStatus,
+    },
     transport::Transport,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -49,6 +53,25 @@ async fn brains_whose_clocks_differ_by_a_minute_run_a_task_once() {
         assert_eq!(arms.calls(), ["number.increment", "number.double"], "ahead: {ahead}");
         assert_eq!(one.get(&id, &anyone()).await.unwrap().status, TaskStatus::Processing);
     }
+}
+
+/// Nothing reports that a lease has expired.
+#[tokio::test(start_paused = true)]
+async fn a_task_of_a_process_that_has_died_is_started_within_two_seconds_after_its_lease() {
+    let store = shared_store();
+    let record = TaskRecord::new(compute(4), &ContextParts::new(), 600 * SECOND, jiff::Timestamp::now());
+    let id = record.id().clone();
+    store.create(record, SideEffects::default(), 10, 1 << 20).await.unwrap();
+    let contracts = [Compute::SPEC.reference()];
+    let dead = Claim::new("dead", &contracts, 30 * SECOND, 1, "dead");
+    assert_eq!(store.claim(&dead).await.unwrap().tasks.len(), 1);
+    let died = Instant::now();
+
+    let brain = brain_on(&Local::new(), store.clone());
+    assert_eq!(brain.recover().await.unwrap(), 0);
+    assert_eq!(end_of(&brain, &id).await.status, TaskStatus::Completed);
+    let taken_over = died.elapsed();
+    assert!((30 * SECOND..33 * SECOND).contains(&taken_over), "{taken_over:?}");
 }
 
 #[tokio::test(start_paused = true)]

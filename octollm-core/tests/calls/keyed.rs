@@ -289,6 +289,48 @@ enum Away {
 
 struct Trouble(Away, MemoryIdempotencyStore);
 
+/// Begins runs, and answers that later.
+struct Slow(MemoryIdempotencyStore);
+
+#[async_trait]
+impl IdempotencyStore for Slow {
+    fn keys(&self) -> Keys {
+        Keys::Shared
+    }
+
+    fn retention(&self) -> Duration {
+        self.0.retention()
+    }
+
+    async fn begin(&self, run: &KeyedRun, lease: Duration, must_exist: bool) -> Result<Begun, Failure> {
+        let begun = self.0.begin(run, lease, must_exist).await;
+        sleep(SECOND).await;
+        begun
+    }
+
+    async fn finish(&self, run: &KeyedRun, answer: KeyedAnswer) -> Result<(), Failure> {
+        self.0.finish(run, answer).await
+    }
+
+    async fn release(&self, run: &KeyedRun, may_have_executed: bool) -> Result<(), Failure> {
+        self.0.release(run, may_have_executed).await
+    }
+
+    fn withdraw(&self, run: &KeyedRun) {
+        // That of the store in memory does not wait.
+        let _ = futures_util::FutureExt::now_or_never(self.0.release(run, false));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_dropped_while_its_record_begins_runs_when_it_is_repeated() {
+    let (arm, runs) = payments(Slow(MemoryIdempotencyStore::new()));
+    assert!(timeout(SECOND / 2, charge(&arm, keyed("k"), 9)).await.is_err());
+    assert_eq!(charge(&arm, repeated("k"), 9).await.0.unwrap(), "9001");
+    assert_eq!(charge(&arm, repeated("k"), 9).await.0.unwrap(), "9001");
+    assert_eq!(runs.load(SeqCst), 1);
+}
+
 #[async_trait]
 impl IdempotencyStore for Trouble {
     fn keys(&self) -> Keys {

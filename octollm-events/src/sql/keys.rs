@@ -146,6 +146,10 @@ impl IdempotencyStore for SqlIdempotencyStore {
     fn abandon(&self, run: &KeyedRun) {
         self.0.database.submit(self.change(run, What::End(State::Unknown)));
     }
+
+    fn withdraw(&self, run: &KeyedRun) {
+        self.0.database.submit(self.change(run, What::Delete));
+    }
 }
 
 /// A change of a record by a run.

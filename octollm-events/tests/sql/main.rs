@@ -3,6 +3,7 @@
 
 mod brains;
 mod faulty;
+mod keyed;
 #[path = "../support/postgres.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
 mod postgres;

@@ -1,5 +1,6 @@
 //! A store of tasks in a database.
 
+mod append;
 mod claim;
 mod flush;
 mod read;
@@ -269,8 +270,8 @@ impl TaskStore for SqlStore {
 
     async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
         let (step, entry) = write::to_entry(&entry, false).map_err(unwritable)?;
-        let id = id.as_str().into();
-        self.write(What::Append { id, run, step, entry }).await.map(drop)
+        let append = append::Append { id: id.as_str().into(), run, step, entry };
+        Ok(self.0.database.write_alone(append).await??)
     }
 
     async fn append_updates(

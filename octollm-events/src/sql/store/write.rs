@@ -47,12 +47,6 @@ pub(super) enum What {
         revision: u64,
         effects: Effects,
     },
-    Append {
-        id: Arc<str>,
-        run: u32,
-        step: String,
-        entry: Entry,
-    },
     AppendUpdates {
         id: Arc<str>,
         run: u32,
@@ -428,7 +422,7 @@ impl Write {
     fn ids(&self) -> Vec<&str> {
         match &self.what {
             What::Create { record, .. } | What::Commit { record, .. } => vec![&*record.id],
-            What::Append { id, .. } | What::AppendUpdates { id, .. } => vec![&**id],
+            What::AppendUpdates { id, .. } => vec![&**id],
             What::Renew { runs, .. } => runs.iter().map(|(id, _)| id.as_str()).collect(),
         }
     }
@@ -457,12 +451,6 @@ impl Write {
                 }
                 task.commit(record, effects.delay, flush);
                 effects.apply(task, flush);
-            }
-            What::Append { id, run, step, entry } => {
-                of_run(tasks, id, *run)?;
-                if let Some(task) = tasks.get(&**id) {
-                    flush.journal.insert((task.no, step.clone()), Some(entry.clone()));
-                }
             }
             What::AppendUpdates { id, run, first, updates } => {
                 of_run(tasks, id, *run)?;
@@ -513,7 +501,7 @@ fn announce(batch: &[Write], written: &[Written], tx: &mut Tx<'_>) {
                 tx.changed(record.id.clone());
             }
             What::AppendUpdates { id, .. } => tx.changed(id.clone()),
-            What::Append { .. } | What::Renew { .. } => {}
+            What::Renew { .. } => {}
         }
     }
 }

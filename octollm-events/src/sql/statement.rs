@@ -32,7 +32,7 @@ pub(super) enum Kind {
 }
 
 /// Numbers of rows that SQLite has statements for. The last rows of a statement may be empty.
-const SIZES: [usize; 5] = [1, 4, 16, 64, 256];
+const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 /// Most rows of one statement of SQLite.
 pub(super) const MOST_ROWS: usize = SIZES[SIZES.len() - 1];
 
@@ -273,7 +273,7 @@ mod tests {
                 "UPDATE t SET at = {NOW_POSTGRES}, x = $2 FROM UNNEST($3::text[], $4::bigint[]) AS rows(id, n) WHERE t.id = rows.id AND $1 > 0"
             )
         );
-        let (text, rows) = sql.sqlite(2);
+        let (text, rows) = sql.sqlite(3);
         assert_eq!(rows, 4);
         assert_eq!(
             &*text,

@@ -33,6 +33,8 @@ pub(crate) trait Operation: Sized + Send + Sync + 'static {
     type Output: Send + 'static;
     /// Place among the kinds of operations.
     const ORDER: u8;
+    /// Whether they are one statement. Without operations of other kinds it is a transaction by itself.
+    const STATEMENT: bool = false;
 
     /// Runs the operations in the order in which they came, and returns a result for each. They may be run again in another
     /// transaction, after this one was rolled back. With several writers, rows are locked in the order of their keys.
@@ -347,7 +349,7 @@ impl Writer {
             Some(connection) => connection,
             None => self.source.connect(self.runs == Runs::Lookups).await.map_err(Aborted::Unconnected)?,
         };
-        let transacts = self.runs == Runs::Transactions;
+        let transacts = self.runs == Runs::Transactions && !is_statement(batch);
         // A connection whose transaction has not ended is dropped with the future.
         let run = AssertUnwindSafe(run(connection.conn(), batch, transacts)).catch_unwind().await;
         let changed = match run {
@@ -381,6 +383,10 @@ async fn run(conn: Conn<'_>, batch: &mut [Box<dyn Group>], transacts: bool) -> R
     Ok(tx.changed)
 }
 
+fn is_statement(batch: &[Box<dyn Group>]) -> bool {
+    matches!(batch, [group] if group.is_statement())
+}
+
 fn single(batch: &[Box<dyn Group>]) -> bool {
     batch.iter().map(|group| group.len()).sum::<usize>() <= 1
 }
@@ -389,6 +395,7 @@ fn single(batch: &[Box<dyn Group>]) -> bool {
 trait Group: Send {
     fn kind(&self) -> TypeId;
     fn order(&self) -> u8;
+    fn is_statement(&self) -> bool;
     fn len(&self) -> usize;
     fn as_any(&mut self) -> &mut dyn Any;
     /// Removes the first operations.
@@ -416,6 +423,10 @@ impl<O: Operation> Group for GroupOf<O> {
 
     fn order(&self) -> u8 {
         O::ORDER
+    }
+
+    fn is_statement(&self) -> bool {
+        O::STATEMENT
     }
 
     fn len(&self) -> usize {

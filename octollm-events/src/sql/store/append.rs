@@ -25,6 +25,7 @@ pub(super) struct Append {
 impl Operation for Append {
     type Output = Result<(), Refused>;
     const ORDER: u8 = 5;
+    const STATEMENT: bool = true;
 
     async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Self::Output>, sqlx::Error> {
         let latest = latest(batch);
@@ -48,7 +49,7 @@ type Key<'a> = (&'a str, u32, &'a str);
 
 impl Append {
     fn key(&self) -> Key<'_> {
-        (&self.id, self.run, &self.step)
+        (&*self.id, self.run, &*self.step)
     }
 
     fn columns(&self, position: usize) -> [Value; 7] {

@@ -10,6 +10,8 @@
 //! - `queue`: each is submitted, and followed by its id as any other process would.
 //! - `jobs`: submitted by so many at once and not awaited, with up to 10 000 that wait. STEPS is 0 unless it is given. The time is that until
 //!   the end of the last one.
+//! - `store`: prints the medians of single operations on the store as it is, one at a time: of how long it takes to open it, to create a task,
+//!   to claim one, to look one up, and to list a page. No brain runs.
 //!
 //! Prints one line. `p50_us` is the time of one task, and `cpu_us` the CPU time for each step (for each task without steps), with that
 //! of a server of Postgres on this machine.
@@ -29,8 +31,9 @@ use octollm::{
     orchestrator::follow,
     prelude::*,
     sql::SqlStore,
-    store::{MemoryStore, TaskStore},
-    task::{Submission, TaskQuery},
+    context::ContextParts,
+    store::{Claim, MemoryStore, SideEffects, TaskStore},
+    task::{Submission, TaskQuery, TaskRecord},
     transport::{Call, Reply, Transport},
 };
 use tokio::sync::Semaphore;
@@ -91,6 +94,7 @@ enum Mode {
     Run,
     Queue,
     Jobs,
+    Store,
 }
 
 struct Arguments {
@@ -103,13 +107,14 @@ struct Arguments {
 
 fn arguments() -> Result<Arguments, octollm::Error> {
     let mut arguments = std::env::args().skip(1);
-    let usage = "usage: bench_brain STORE CONCURRENCY SECONDS [run|queue|jobs [STEPS]]";
+    let usage = "usage: bench_brain STORE CONCURRENCY SECONDS [run|queue|jobs|store [STEPS]]";
     let (store, concurrency, seconds) =
         (arguments.next().ok_or(usage)?, arguments.next().ok_or(usage)?, arguments.next().ok_or(usage)?);
     let mode = match arguments.next().as_deref() {
         None | Some("run") => Mode::Run,
         Some("queue") => Mode::Queue,
         Some("jobs") => Mode::Jobs,
+        Some("store") => Mode::Store,
         Some(_) => return Err(usage.into()),
     };
     let steps = arguments.next().map(|steps| steps.parse()).transpose()?;
@@ -130,6 +135,9 @@ const WAITING: usize = 10_000;
 #[tokio::main]
 async fn main() -> Result<(), octollm::Error> {
     let Arguments { store, concurrency, seconds, mode, steps } = arguments()?;
+    if mode == Mode::Store {
+        return single_operations(&store, Duration::from_secs(seconds)).await;
+    }
     let (store, room) = (open(&store).await?, Arc::new(Semaphore::new(WAITING)));
     let brain = Brain::builder()
         .arm(Summer(room.clone()))
@@ -204,7 +212,7 @@ impl Bench {
                 let task = self.brain.submit(Submission::of(&input)?, &cx).await?;
                 follow(&self.brain, &task.task_id, &cx, |_| {}).await?.into_output::<Sum>()?
             }
-            Mode::Jobs => {
+            Mode::Jobs | Mode::Store => {
                 // The task returns it.
                 self.room.acquire().await?.forget();
                 let submission = Submission::of(&input)?;
@@ -217,6 +225,51 @@ impl Bench {
             false => Err("a task has a wrong result".into()),
         }
     }
+}
+
+/// Measures single operations for a time.
+async fn single_operations(url: &str, time: Duration) -> Result<(), octollm::Error> {
+    let mut begun = Instant::now();
+    let store = open(url).await?;
+    let opened = begun.elapsed();
+    let mut times: [Vec<Duration>; 5] = Default::default();
+    let contracts = [Sum::SPEC.reference()];
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let mut at = 0;
+        let mut lap = |begun: &mut Instant| {
+            times[at].push(begun.elapsed());
+            (at, *begun) = (at + 1, Instant::now());
+        };
+        let submission = Submission::of(&Sum { steps: 0 })?;
+        let hour = Duration::from_secs(3600);
+        let now = std::time::SystemTime::now().try_into()?;
+        let record = TaskRecord::new(submission, &ContextParts::new(), hour, now);
+        begun = Instant::now();
+        let task = store.create(record, SideEffects::default(), usize::MAX, usize::MAX).await?;
+        lap(&mut begun);
+        let claim = Claim::new("bench", &contracts, hour, 1, "bench");
+        let claimed = store.claim(&claim).await?.tasks;
+        lap(&mut begun);
+        store.get(task.id()).await?;
+        lap(&mut begun);
+        store.list(&TaskQuery::default(), None).await?;
+        lap(&mut begun);
+        for (record, _) in claimed {
+            let mut record = Arc::unwrap_or_clone(record);
+            record.cancel(now)?;
+            begun = Instant::now();
+            store.commit(record, SideEffects::default()).await?;
+        }
+        lap(&mut begun);
+    }
+    print!("open_us={}", opened.as_micros());
+    for (name, mut times) in ["create", "claim", "get", "list", "commit"].into_iter().zip(times) {
+        times.sort_unstable();
+        print!(" {name}_us={}", times.get(times.len() / 2).map_or(0, Duration::as_micros));
+    }
+    println!();
+    Ok(())
 }
 
 /// The CPU time of this process, and of all processes of Postgres on this machine.

@@ -1,6 +1,13 @@
 //! How a brain claims tasks.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use octollm_core::{
     contract::ContractRef,
@@ -63,22 +70,7 @@ impl Claiming {
             promote(&contracts, tx).await?;
             free_in = self::free_in(&contracts, tx).await?;
         }
-        let mut room = Vec::with_capacity(contracts.len());
-        for contract in &contracts {
-            let most = self.max_running.iter().find(|(limited, _)| limited.to_string() == *contract);
-            room.push(match most {
-                Some((_, most)) => most.saturating_sub(running(contract, tx).await?),
-                // Others may claim some of them at the same time.
-                None => self.limit.saturating_mul(8).saturating_add(64),
-            });
-        }
-        let sql = store.claims.of(contracts.len());
-        let mut parameters: Vec<Value> = vec![self.limit.into()];
-        for (contract, room) in contracts.iter().zip(&room) {
-            parameters.push(contract.as_str().into());
-            parameters.push((*room).into());
-        }
-        let free = tx.conn.fetch(&sql, parameters).await?;
+        let free = self.search(&contracts, &store.claims, tx).await?;
         if !free.is_empty() {
             claimed.tasks = self.start(&free, tasks, flush, tx).await?;
         }
@@ -86,6 +78,45 @@ impl Claiming {
             claimed.free_in = free_in;
         }
         Ok(claimed)
+    }
+
+    /// Finds free tasks, and locks them.
+    async fn search(
+        &self,
+        contracts: &[String],
+        claims: &Claims,
+        tx: &mut Tx<'_>,
+    ) -> Result<Vec<Row>, sqlx::Error> {
+        let mut room = Vec::with_capacity(contracts.len());
+        for contract in contracts {
+            let most = self.max_running.iter().find(|(limited, _)| limited.to_string() == *contract);
+            room.push(match most {
+                Some((_, most)) => most.saturating_sub(running(contract, tx).await?),
+                None => usize::MAX,
+            });
+        }
+        let sql = claims.of(contracts.len());
+        let parameters = |most: usize| {
+            let mut parameters: Vec<Value> = vec![self.limit.into()];
+            for (contract, room) in contracts.iter().zip(&room) {
+                parameters.push(contract.as_str().into());
+                parameters.push(most.min(*room).into());
+            }
+            parameters
+        };
+        if !tx.conn.is_postgres() {
+            return tx.conn.fetch(&sql, parameters(self.limit)).await;
+        }
+        // Others may claim some of them at the same time. Where more tasks wait than are asked for, few rows do, in most cases.
+        if claims.is_queue_long.load(Ordering::Relaxed) {
+            let free = tx.conn.fetch(&sql, parameters(self.limit.saturating_add(64))).await?;
+            if free.len() >= self.limit {
+                return Ok(free);
+            }
+        }
+        let free = tx.conn.fetch(&sql, parameters(self.limit.saturating_mul(8).saturating_add(64))).await?;
+        claims.is_queue_long.store(free.len() >= self.limit, Ordering::Relaxed);
+        Ok(free)
     }
 
     /// Starts a run of each of these tasks, which are locked.
@@ -213,11 +244,15 @@ async fn free_in(contracts: &[String], tx: &mut Tx<'_>) -> Result<Option<Duratio
 
 /// The statements that find free tasks, by the number of contracts.
 #[derive(Debug, Default)]
-pub(super) struct Claims(std::sync::Mutex<HashMap<usize, Arc<Sql>>>);
+pub(super) struct Claims {
+    statements: Mutex<HashMap<usize, Arc<Sql>>>,
+    /// Whether the last search found as many as it was asked for.
+    is_queue_long: AtomicBool,
+}
 
 impl Claims {
     fn of(&self, contracts: usize) -> Arc<Sql> {
-        let mut claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut claims = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
         claims.entry(contracts).or_insert_with(|| Arc::new(Sql::of(free(contracts).into()))).clone()
     }
 }

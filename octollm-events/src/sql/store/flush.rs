@@ -201,69 +201,86 @@ impl Flush {
         tasks: &mut HashMap<String, Task>,
         store: &Shared,
     ) -> Result<(), sqlx::Error> {
-        let Self { records, journal, updates, events, counts } = std::mem::take(self);
-        if !records.is_empty() {
-            let mut rows = Rows::new();
-            for (no, text) in &records {
-                rows.push([(*no).into(), FORMAT.into(), text.into()]);
-            }
-            tx.conn.execute_rows(&RECORDS, [], rows).await?;
-        }
+        let Self { records: texts, journal, updates, events, counts } = std::mem::take(self);
         write_journal(&mut tx.conn, journal).await?;
-        if !updates.is_empty() {
-            tx.conn.execute_rows(&UPDATES, [], updates).await?;
+        let mut records = Rows::new();
+        for (no, text) in &texts {
+            records.push([(*no).into(), FORMAT.into(), text.into()]);
         }
-        for task in tasks.values_mut().filter(|task| task.has_surplus(&store.limits)) {
-            trim(&mut tx.conn, task, &store.limits).await?;
-        }
-        write_tasks(&mut tx.conn, tasks).await?;
         if !events.is_empty() {
-            tx.conn.execute_rows(&EVENTS, [], events).await?;
             tx.changed(super::EVENTS.into());
         }
-        let Counts { queued, queued_bytes, finished } = counts;
-        if (queued, queued_bytes, finished) != (0, 0, 0) {
-            let stripe = if tx.conn.is_postgres() { store.stripe % STRIPES } else { 0 };
-            let values = [stripe.into(), queued.into(), queued_bytes.into(), finished.into()];
-            tx.conn.execute(&COUNTS, values).await?;
+        let is_trimmed = tasks.values().any(|task| task.has_surplus(&store.limits));
+        if is_trimmed {
+            tx.conn.execute_rows(&UPDATES, [], updates).await?;
+            for task in tasks.values_mut().filter(|task| task.has_surplus(&store.limits)) {
+                trim(&mut tx.conn, task, &store.limits).await?;
+            }
+        }
+        let updates = if is_trimmed { Rows::new() } else { updates };
+        let whole = write_parts(&mut tx.conn, tasks).await?;
+        let stripe = if tx.conn.is_postgres() { store.stripe % STRIPES } else { 0 };
+        let is_counted = (counts.queued, counts.queued_bytes, counts.finished) != (0, 0, 0);
+        let counts =
+            [stripe.into(), counts.queued.into(), counts.queued_bytes.into(), counts.finished.into()];
+        if tx.conn.is_postgres() {
+            let sets = [records, updates, whole, events];
+            if is_counted || sets.iter().any(|rows| !rows.is_empty()) {
+                tx.conn.execute_sets(&ALL, counts, sets).await?;
+            }
+            return Ok(());
+        }
+        for (sql, rows) in [(&RECORDS, records), (&UPDATES, updates), (&TASKS, whole), (&EVENTS, events)] {
+            if !rows.is_empty() {
+                tx.conn.execute_rows(sql, [], rows).await?;
+            }
+        }
+        if is_counted {
+            tx.conn.execute(&COUNTS, counts).await?;
         }
         Ok(())
     }
 }
 
-static RECORDS: Sql = Sql::new(
-    "INSERT INTO octollm_records (task, format, record) SELECT rows.task, rows.format, rows.record \
-     FROM {rows:task int, format int, record text} WHERE true \
-     ON CONFLICT (task) DO UPDATE SET format = excluded.format, record = excluded.record",
-);
-static UPDATES: Sql = Sql::new(
-    "INSERT INTO octollm_updates (task, seq, bytes, format, body) SELECT rows.task, rows.seq, rows.bytes, rows.format, rows.body \
-     FROM {rows:task int, seq int, bytes int, format int, body text}",
-);
-static EVENTS: Sql = Sql::new(
-    "INSERT INTO octollm_events (id, format, body) SELECT rows.id, rows.format, rows.body \
-     FROM {rows:id text, position int, format int, body text} ORDER BY rows.position",
-);
-static COUNTS: Sql = Sql::new(
-    "UPDATE octollm_counts SET queued = queued + $2, queued_bytes = queued_bytes + $3, finished = finished + $4 \
-     WHERE stripe = $1",
-);
+/// The statements that write most of what changes. `ALL` has them as one statement for Postgres, which takes one round trip.
+macro_rules! statements {
+    ($($name:ident = $sql:literal;)*) => {
+        $(static $name: Sql = Sql::new($sql);)*
+        static ALL: Sql = Sql::new(concat!("WITH ", statements!(@joined $($sql,)*)));
+    };
+    (@joined $first:literal, $second:literal, $third:literal, $fourth:literal, $fifth:literal,) => {
+        concat!(
+            "a AS (", $first, "), b AS (", $second, "), c AS (", $third, "), d AS (", $fourth, ") ", $fifth
+        )
+    };
+}
 
-/// Writes the rows of the tasks, of which most change all of their columns.
-async fn write_tasks(conn: &mut Conn<'_>, tasks: &mut HashMap<String, Task>) -> Result<(), sqlx::Error> {
-    static TASKS: Sql = Sql::new(
-        "UPDATE octollm_tasks SET status = rows.status, run = rows.run, revision = rows.revision, holder = rows.holder, \
-         run_at = CASE WHEN rows.claimed IS NOT NULL THEN octollm_tasks.run_at WHEN rows.delay IS NULL THEN rows.run_at \
-         ELSE {now} + rows.delay END, \
-         waits_until = CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
-         leased_until = CASE WHEN rows.lease IS NULL THEN rows.leased_until ELSE {now} + rows.lease END, \
-         first_claim = CASE WHEN rows.claimed IS NOT NULL THEN COALESCE(first_claim, rows.claimed) END, \
-         last_claim = rows.claimed, finished_at = CASE WHEN rows.status > 1 THEN {now} END, \
-         oldest = rows.oldest, latest = rows.latest, update_bytes = rows.bytes, \
-         appended_run = rows.appended_run, appended = rows.appended \
-         FROM {rows:no int, status int, run int, revision int, holder text, run_at int, delay int, leased_until int, lease int, claimed int, oldest int, latest int, bytes int, appended_run int, appended int} \
-         WHERE octollm_tasks.no = rows.no",
-    );
+statements! {
+    RECORDS = "INSERT INTO octollm_records (task, format, record) SELECT rows.task, rows.format, rows.record \
+        FROM {rows:task int, format int, record text} WHERE true \
+        ON CONFLICT (task) DO UPDATE SET format = excluded.format, record = excluded.record";
+    UPDATES = "INSERT INTO octollm_updates (task, seq, bytes, format, body) \
+        SELECT rows.task, rows.seq, rows.bytes, rows.format, rows.body \
+        FROM {rows:task int, seq int, bytes int, format int, body text} WHERE true";
+    TASKS = "UPDATE octollm_tasks SET status = rows.status, run = rows.run, revision = rows.revision, holder = rows.holder, \
+        run_at = CASE WHEN rows.claimed IS NOT NULL THEN octollm_tasks.run_at WHEN rows.delay IS NULL THEN rows.run_at \
+        ELSE {now} + rows.delay END, \
+        waits_until = CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
+        leased_until = CASE WHEN rows.lease IS NULL THEN rows.leased_until ELSE {now} + rows.lease END, \
+        first_claim = CASE WHEN rows.claimed IS NOT NULL THEN COALESCE(first_claim, rows.claimed) END, \
+        last_claim = rows.claimed, finished_at = CASE WHEN rows.status > 1 THEN {now} END, \
+        oldest = rows.oldest, latest = rows.latest, update_bytes = rows.bytes, \
+        appended_run = rows.appended_run, appended = rows.appended \
+        FROM {rows:no int, status int, run int, revision int, holder text, run_at int, delay int, leased_until int, lease int, claimed int, oldest int, latest int, bytes int, appended_run int, appended int} \
+        WHERE octollm_tasks.no = rows.no";
+    EVENTS = "INSERT INTO octollm_events (id, format, body) SELECT rows.id, rows.format, rows.body \
+        FROM {rows:id text, position int, format int, body text} WHERE true ORDER BY rows.position";
+    COUNTS = "UPDATE octollm_counts SET queued = queued + $2, queued_bytes = queued_bytes + $3, finished = finished + $4 \
+        WHERE stripe = $1 AND ($2 <> 0 OR $3 <> 0 OR $4 <> 0)";
+}
+
+/// Writes the tasks of which few columns change, and returns the rows of the others.
+async fn write_parts(conn: &mut Conn<'_>, tasks: &mut HashMap<String, Task>) -> Result<Rows, sqlx::Error> {
     static LEASES: Sql = Sql::new(
         "UPDATE octollm_tasks SET leased_until = {now} + rows.lease FROM {rows:no int, lease int} \
          WHERE octollm_tasks.no = rows.no",
@@ -296,12 +313,12 @@ async fn write_tasks(conn: &mut Conn<'_>, tasks: &mut HashMap<String, Task>) -> 
             ]);
         }
     }
-    for (sql, rows) in [(&TASKS, whole), (&LEASES, leases), (&UPDATED, updated)] {
+    for (sql, rows) in [(&LEASES, leases), (&UPDATED, updated)] {
         if !rows.is_empty() {
             conn.execute_rows(sql, [], rows).await?;
         }
     }
-    Ok(())
+    Ok(whole)
 }
 
 async fn write_journal(

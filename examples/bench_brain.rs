@@ -1,21 +1,24 @@
 //! Measures durable tasks: each of ten steps, every one of which is journaled before it returns.
 //!
 //! ```text
-//! cargo run --release --features sql --example bench_brain -- STORE CONCURRENCY SECONDS
+//! cargo run --release --features sql --example bench_brain -- STORE CONCURRENCY SECONDS [MODE [STEPS]]
 //! ```
 //!
-//! STORE is `memory`, or the URL of a database, such as `sqlite:bench.db` or `postgres://postgres@127.0.0.1/bench`. So many tasks
-//! run at once, each submitted to the queue, claimed, and awaited.
+//! STORE is `memory`, or the URL of a database, such as `sqlite:bench.db` or `postgres://postgres@127.0.0.1/bench`. MODE is one of:
 //!
-//! Prints one line. `p50_us` is the time of one task, and `cpu_us` the CPU time for each step, with that of a server of Postgres on this
-//! machine.
+//! - `run` (default): so many tasks at once, each called as an arm of the brain: it is queued, claimed, and awaited here.
+//! - `queue`: each is submitted, and followed by its id as any other process would.
+//! - `jobs`: submitted by so many at once and not awaited, with up to 10 000 that wait. STEPS is 0 unless it is given. The time is that until
+//!   the end of the last one.
+//! - `store`: prints the medians of single operations on the store as it is, one at a time: of how long it takes to open it, to create a task,
+//!   to claim one, to look one up, and to list a page. No brain runs.
+//!
+//! Prints one line. `p50_us` is the time of one task, and `cpu_us` the CPU time for each step (for each task without steps), with that
+//! of a server of Postgres on this machine.
 
 use std::{
     fs,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,11 +28,15 @@ use nix::sys::{
 };
 use octollm::{
     card::ArmCard,
+    orchestrator::follow,
     prelude::*,
     sql::SqlStore,
-    store::{MemoryStore, TaskStore},
+    context::ContextParts,
+    store::{Claim, MemoryStore, SideEffects, TaskStore},
+    task::{Submission, TaskQuery, TaskRecord},
     transport::{Call, Reply, Transport},
 };
+use tokio::sync::Semaphore;
 
 /// Adds a number.
 #[derive(Debug, Serialize, Deserialize, JsonSchema, TaskContract)]
@@ -67,11 +74,13 @@ impl Transport for Adder {
     }
 }
 
-struct Summer;
+/// Adds a permit for each task that it runs.
+struct Summer(Arc<Semaphore>);
 
 #[async_trait]
 impl Arm<Sum> for Summer {
     async fn execute(&self, input: Sum, cx: &Context) -> Result<u64, ArmError> {
+        self.0.add_permits(1);
         let mut sum = 0;
         for number in 0..input.steps {
             sum = cx.call(Add { sum, number }).await?;
@@ -80,22 +89,37 @@ impl Arm<Sum> for Summer {
     }
 }
 
-const STEPS: u64 = 10;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Run,
+    Queue,
+    Jobs,
+    Store,
+}
 
 struct Arguments {
     store: String,
     concurrency: usize,
     seconds: u64,
+    mode: Mode,
+    steps: u64,
 }
 
 fn arguments() -> Result<Arguments, octollm::Error> {
     let mut arguments = std::env::args().skip(1);
-    let usage = "usage: bench_brain STORE CONCURRENCY SECONDS";
-    Ok(Arguments {
-        store: arguments.next().ok_or(usage)?,
-        concurrency: arguments.next().ok_or(usage)?.parse()?,
-        seconds: arguments.next().ok_or(usage)?.parse()?,
-    })
+    let usage = "usage: bench_brain STORE CONCURRENCY SECONDS [run|queue|jobs|store [STEPS]]";
+    let (store, concurrency, seconds) =
+        (arguments.next().ok_or(usage)?, arguments.next().ok_or(usage)?, arguments.next().ok_or(usage)?);
+    let mode = match arguments.next().as_deref() {
+        None | Some("run") => Mode::Run,
+        Some("queue") => Mode::Queue,
+        Some("jobs") => Mode::Jobs,
+        Some("store") => Mode::Store,
+        Some(_) => return Err(usage.into()),
+    };
+    let steps = arguments.next().map(|steps| steps.parse()).transpose()?;
+    let steps = steps.unwrap_or(if mode == Mode::Jobs { 0 } else { 10 });
+    Ok(Arguments { store, concurrency: concurrency.parse()?, seconds: seconds.parse()?, mode, steps })
 }
 
 async fn open(url: &str) -> Result<Arc<dyn TaskStore>, octollm::Error> {
@@ -105,63 +129,147 @@ async fn open(url: &str) -> Result<Arc<dyn TaskStore>, octollm::Error> {
     })
 }
 
+/// Most jobs that wait to be run.
+const WAITING: usize = 10_000;
+
 #[tokio::main]
 async fn main() -> Result<(), octollm::Error> {
-    let Arguments { store, concurrency, seconds } = arguments()?;
+    let Arguments { store, concurrency, seconds, mode, steps } = arguments()?;
+    if mode == Mode::Store {
+        return single_operations(&store, Duration::from_secs(seconds)).await;
+    }
+    let (store, room) = (open(&store).await?, Arc::new(Semaphore::new(WAITING)));
     let brain = Brain::builder()
-        .arm(Summer)
+        .arm(Summer(room.clone()))
         .arms(Adder)
-        .store(open(&store).await?)
+        .store(store.clone())
         .max_running(concurrency.max(256))
+        .max_queued(2 * WAITING)
         .build()?;
+    let bench = Bench { brain, store, mode, steps, room };
     // What is prepared once is prepared before.
-    drive(&brain, concurrency, Duration::from_secs(1)).await?;
+    bench.drive(concurrency, Duration::from_secs(1)).await?;
     let (cpu, begun) = (cpu_time(), Instant::now());
-    let mut times = drive(&brain, concurrency, Duration::from_secs(seconds)).await?;
+    let mut times = bench.drive(concurrency, Duration::from_secs(seconds)).await?;
     let (cpu, seconds) = (cpu_time() - cpu, begun.elapsed().as_secs_f64());
-    brain.close().await;
+    bench.brain.close().await;
     times.sort_unstable();
     let tasks = times.len() as f64;
     println!(
         "tasks_s={:.0} steps_s={:.0} p50_us={} cpu_us={:.1}",
         tasks / seconds,
-        tasks * STEPS as f64 / seconds,
+        tasks * steps as f64 / seconds,
         times.get(times.len() / 2).map_or(0, Duration::as_micros),
-        cpu.as_secs_f64() * 1e6 / (tasks * STEPS as f64),
+        cpu.as_secs_f64() * 1e6 / (tasks * steps.max(1) as f64),
     );
     Ok(())
 }
 
-/// Runs so many tasks at once for a time, and returns how long each took.
-async fn drive(brain: &Brain, concurrency: usize, time: Duration) -> Result<Vec<Duration>, octollm::Error> {
-    let end = Instant::now() + time;
-    let wrong = Arc::new(AtomicU64::new(0));
-    let workers = (0..concurrency).map(|_| {
-        let (brain, wrong) = (brain.clone(), wrong.clone());
-        tokio::spawn(async move {
-            let mut times = Vec::new();
-            while Instant::now() < end {
-                let begun = Instant::now();
-                let sum = run(&brain).await?;
-                wrong.fetch_add(u64::from(sum != STEPS * (STEPS - 1) / 2), Ordering::Relaxed);
-                times.push(begun.elapsed());
+#[derive(Clone)]
+struct Bench {
+    brain: Brain,
+    store: Arc<dyn TaskStore>,
+    mode: Mode,
+    steps: u64,
+    /// A permit for each job that may be submitted.
+    room: Arc<Semaphore>,
+}
+
+impl Bench {
+    /// Runs so many tasks at once for a time, and returns how long each took.
+    async fn drive(&self, concurrency: usize, time: Duration) -> Result<Vec<Duration>, octollm::Error> {
+        let end = Instant::now() + time;
+        let workers = (0..concurrency).map(|_| {
+            let bench = self.clone();
+            tokio::spawn(async move {
+                let mut times = Vec::new();
+                while Instant::now() < end {
+                    let begun = Instant::now();
+                    bench.once().await?;
+                    times.push(begun.elapsed());
+                }
+                Ok::<_, octollm::Error>(times)
+            })
+        });
+        let mut times = Vec::new();
+        for worker in workers.collect::<Vec<_>>() {
+            times.extend(worker.await??);
+        }
+        for status in [TaskStatus::Queued, TaskStatus::Processing] {
+            let one = TaskQuery::default().status(status).limit(1);
+            while !self.store.list(&one, None).await?.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            Ok::<_, ArmError>(times)
-        })
-    });
-    let mut times = Vec::new();
-    for worker in workers.collect::<Vec<_>>() {
-        times.extend(worker.await??);
+        }
+        Ok(times)
     }
-    match wrong.load(Ordering::Relaxed) {
-        0 => Ok(times),
-        wrong => Err(format!("{wrong} tasks have a wrong result").into()),
+
+    async fn once(&self) -> Result<(), octollm::Error> {
+        let (input, cx) = (Sum { steps: self.steps }, Context::detached());
+        let sum = match self.mode {
+            Mode::Run => Arm::<Sum>::execute(&self.brain, input, &cx).await?,
+            Mode::Queue => {
+                let task = self.brain.submit(Submission::of(&input)?, &cx).await?;
+                follow(&self.brain, &task.task_id, &cx, |_| {}).await?.into_output::<Sum>()?
+            }
+            Mode::Jobs | Mode::Store => {
+                // The task returns it.
+                self.room.acquire().await?.forget();
+                let submission = Submission::of(&input)?;
+                self.brain.submit(submission, &cx).await?;
+                return Ok(());
+            }
+        };
+        match sum == self.steps * self.steps.saturating_sub(1) / 2 {
+            true => Ok(()),
+            false => Err("a task has a wrong result".into()),
+        }
     }
 }
 
-/// Runs one task, and returns its result.
-async fn run(brain: &Brain) -> Result<u64, ArmError> {
-    Arm::<Sum>::execute(brain, Sum { steps: STEPS }, &Context::detached()).await
+/// Measures single operations for a time.
+async fn single_operations(url: &str, time: Duration) -> Result<(), octollm::Error> {
+    let mut begun = Instant::now();
+    let store = open(url).await?;
+    let opened = begun.elapsed();
+    let mut times: [Vec<Duration>; 5] = Default::default();
+    let contracts = [Sum::SPEC.reference()];
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let mut at = 0;
+        let mut lap = |begun: &mut Instant| {
+            times[at].push(begun.elapsed());
+            (at, *begun) = (at + 1, Instant::now());
+        };
+        let submission = Submission::of(&Sum { steps: 0 })?;
+        let hour = Duration::from_secs(3600);
+        let now = std::time::SystemTime::now().try_into()?;
+        let record = TaskRecord::new(submission, &ContextParts::new(), hour, now);
+        begun = Instant::now();
+        let task = store.create(record, SideEffects::default(), usize::MAX, usize::MAX).await?;
+        lap(&mut begun);
+        let claim = Claim::new("bench", &contracts, hour, 1, "bench");
+        let claimed = store.claim(&claim).await?.tasks;
+        lap(&mut begun);
+        store.get(task.id()).await?;
+        lap(&mut begun);
+        store.list(&TaskQuery::default(), None).await?;
+        lap(&mut begun);
+        for (record, _) in claimed {
+            let mut record = Arc::unwrap_or_clone(record);
+            record.cancel(now)?;
+            begun = Instant::now();
+            store.commit(record, SideEffects::default()).await?;
+        }
+        lap(&mut begun);
+    }
+    print!("open_us={}", opened.as_micros());
+    for (name, mut times) in ["create", "claim", "get", "list", "commit"].into_iter().zip(times) {
+        times.sort_unstable();
+        print!(" {name}_us={}", times.get(times.len() / 2).map_or(0, Duration::as_micros));
+    }
+    println!();
+    Ok(())
 }
 
 /// The CPU time of this process, and of all processes of Postgres on this machine.

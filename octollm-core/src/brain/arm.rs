@@ -1,14 +1,20 @@
 //! A brain as an arm: its caller waits for a task.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{Brain, limited, replay::replayed, scheduler::Stop, tasks::closed};
 use crate::{
     arm::Arm,
     budget::Usage,
-    context::Context,
+    context::{Context, WeakContext},
     contract::TaskContract,
     deadline::Deadline,
     error::{ArmError, ErrorKind, Failure},
@@ -35,16 +41,20 @@ impl<C: TaskContract> Arm<C> for Brain {
         let id = record.id().clone();
         // Before the task is stored: the call may be dropped meanwhile.
         let mut guard = CancelOnDrop { brain: self, id: &id, cx, armed: true, stored: false, lost: false };
+        let waiting = self.0.callers.add(&id, cx);
         self.accept(record, None, cx).await?;
         guard.stored = true;
-        let (task, ended) = match self.ended(&id, end, cx).await {
+        let (task, used, ended) = match self.ended(&id, end, cx, waiting).await {
             Ok(ended) => ended,
             Err(failure) => {
                 guard.lost = true;
                 return Err(ArmError::from(failure).executed());
             }
         };
-        let used = self.used(&task).await;
+        let used = match used {
+            Some(used) => used,
+            None => self.used(&task).await,
+        };
         guard.disarm();
         // Work that is done is answered, also above the budget: the next call is refused then.
         let _ = cx.spend(used);
@@ -76,8 +86,9 @@ impl Brain {
         id: &TaskId,
         end: Option<Deadline>,
         cx: &Context,
-    ) -> Result<(Task, Ended), Failure> {
-        let mut followed = pin!(Deadline::run_until(end, follow(self, id, cx, |update| pass_on(update, cx))));
+        waiting: Waiting<'_>,
+    ) -> Result<(Task, Option<Usage>, Ended), Failure> {
+        let mut followed = pin!(Deadline::run_until(end, self.followed(id, cx, waiting)));
         let in_time = tokio::select! {
             biased;
             in_time = &mut followed => in_time,
@@ -86,15 +97,48 @@ impl Brain {
                 let (record, cancelled) = self.cancel_stored(id, cx, is_left).await?;
                 if cancelled {
                     let executed = record.run() > 0;
-                    return Ok((record.into_task(), Ended::Closed { executed }));
+                    return Ok((record.into_task(), None, Ended::Closed { executed }));
                 }
                 followed.await
             }
         };
         match in_time {
-            Some(task) => Ok((task?, Ended::Itself)),
+            Some(followed) => followed.map(|(task, used)| (task, used, Ended::Itself)),
             // It is queued, or is just being ended.
-            None => Ok((self.end(id, cx).await?, Ended::Late)),
+            None => Ok((self.end(id, cx).await?, None, Ended::Late)),
+        }
+    }
+
+    /// Returns the task of a caller once it has ended, with its usage where that is known. A task that runs here is followed without
+    /// the store.
+    async fn followed(
+        &self,
+        id: &TaskId,
+        cx: &Context,
+        mut waiting: Waiting<'_>,
+    ) -> Result<(Task, Option<Usage>), Failure> {
+        let mut ended = timeout(ELSEWHERE, &mut waiting.ended).await.ok();
+        if ended.is_none() && self.0.callers.has_begun(id) {
+            ended = Some((&mut waiting.ended).await);
+        }
+        let finished = |record: Arc<TaskRecord>| {
+            let used = record.usage();
+            (Arc::unwrap_or_clone(record).into_task(), used)
+        };
+        // A run here that has not ended the task reports nothing more.
+        let gave_up = matches!(ended, Some(Err(_)));
+        if let Some(Ok(record)) = ended {
+            return Ok(finished(record));
+        }
+        let each = |update: &TaskUpdate| {
+            if gave_up || !self.0.callers.has_begun(id) {
+                pass_on(update, cx);
+            }
+        };
+        tokio::select! {
+            biased;
+            Ok(record) = &mut waiting.ended, if !gave_up => Ok(finished(record)),
+            task = follow(self, id, cx, each) => Ok((task?, None)),
         }
     }
 
@@ -114,6 +158,56 @@ impl Brain {
                 journal.map_or(Usage::UNMETERED, |journal| replayed(&journal, &[], &[]))
             }
         }
+    }
+}
+
+/// A task that has not begun here within this time may run in another process: it is followed in the store.
+const ELSEWHERE: Duration = Duration::from_millis(25);
+
+/// The callers that wait in this process, until their tasks begin here.
+#[derive(Default)]
+pub(super) struct Callers(Mutex<HashMap<TaskId, Caller>>);
+
+/// A caller that waits for a task.
+pub(super) struct Caller {
+    /// Reports the progress of the task.
+    pub(super) cx: WeakContext,
+    /// Takes the record of the task once its end is stored. It is dropped where the run does not end the task.
+    pub(super) ended: oneshot::Sender<Arc<TaskRecord>>,
+}
+
+impl Callers {
+    fn callers(&self) -> MutexGuard<'_, HashMap<TaskId, Caller>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, id: &TaskId, cx: &Context) -> Waiting<'_> {
+        let (sender, ended) = oneshot::channel();
+        self.callers().insert(id.clone(), Caller { cx: cx.downgrade(), ended: sender });
+        Waiting { callers: self, id: id.clone(), ended }
+    }
+
+    /// Whether a run of a task has begun here whose caller waits.
+    fn has_begun(&self, id: &TaskId) -> bool {
+        !self.callers().contains_key(id)
+    }
+
+    /// Takes the caller of a task whose run begins.
+    pub(super) fn take(&self, id: &TaskId) -> Option<Caller> {
+        self.callers().remove(id)
+    }
+}
+
+/// The wait of a caller.
+struct Waiting<'a> {
+    callers: &'a Callers,
+    id: TaskId,
+    ended: oneshot::Receiver<Arc<TaskRecord>>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.callers.callers().remove(&self.id);
     }
 }
 

@@ -28,6 +28,7 @@ use jiff::Timestamp;
 use tokio::time::{sleep, timeout};
 
 use self::{
+    arm::Callers,
     meters::Meters,
     relay::Relay,
     scheduler::{Running, Stop},
@@ -76,6 +77,7 @@ struct Inner {
     is_alone: bool,
     meters: Meters,
     running: Running,
+    callers: Callers,
     relay: Arc<Relay>,
     claiming: tokio::sync::Mutex<()>,
     /// Whether the loops run.
@@ -111,6 +113,7 @@ impl Inner {
             contracts: dispatcher.specs().map(crate::contract::ContractSpec::reference).collect(),
             meters: Meters::new(&dispatcher.card().arm_id),
             running: Running::new(limits.max_running),
+            callers: Callers::default(),
             relay: Arc::new(relay),
             claiming: tokio::sync::Mutex::default(),
             started: AtomicBool::new(false),

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Events that are read from the store at a time.
-const BATCH: usize = 64;
+const BATCH: usize = 512;
 /// After so long the store is asked again, which prolongs the turn of this relay.
 const BATCH_TIME: Duration = Duration::from_secs(2);
 /// Time limit of one publication.

@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::{
-    sync::watch,
+    sync::{oneshot, watch},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,8 @@ pub(super) struct Started {
     pub(super) run: Run,
     pub(super) log: Arc<UpdateLog>,
     pub(super) cancellation: CancellationToken,
+    /// Takes the record of the task once its end is stored.
+    pub(super) caller: Option<oneshot::Sender<Arc<TaskRecord>>>,
 }
 
 /// Gives the place of a run back, also by a panic.
@@ -62,13 +64,19 @@ impl Drop for Place<'_> {
 }
 
 /// Runs a claimed task.
-pub(super) async fn run(inner: Arc<Inner>, started: Started) {
+pub(super) async fn run(inner: Arc<Inner>, mut started: Started) {
+    let caller = started.caller.take();
     let _place = Place(&inner, &started.run);
     let begun = Instant::now();
     let Some((result, usage, journal)) = execute(&inner, &started).await else { return };
     let usage = usage.plus(started.record.used_before());
     let ending = Ending { result, journal, usage, duration: begun.elapsed() };
-    finish(&inner, &started, &ending).await;
+    if let Some(record) = finish(&inner, &started, &ending, caller.is_some()).await
+        && let Some(caller) = caller
+    {
+        // It may not wait any more.
+        let _ = caller.send(record);
+    }
 }
 
 /// Queues a task again that was claimed and not started.
@@ -90,8 +98,11 @@ struct Ending {
     duration: Duration,
 }
 
-/// Reads the journal. `None` where it cannot be read, and the lease expires, or where the run is stopped before it is read.
+/// Reads the journal, which the first run of a task begins. `None` where it cannot be read, and the lease expires, or where the run is stopped before it is read.
 async fn recorded(inner: &Arc<Inner>, started: &Started) -> Option<Vec<JournalEntry>> {
+    if started.record.run() == 1 {
+        return Some(Vec::new());
+    }
     let id = started.record.id();
     let read = tokio::select! {
         biased;
@@ -208,15 +219,21 @@ async fn publish_once(bus: &dyn EventBus, event: Event) {
     }
 }
 
-/// Stores how the task ended, unless it is no longer this run's to store.
-async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
+/// Stores how the task ended, unless it is no longer this run's to store. Returns the record that is stored, where it is `asked` for
+/// and the task is finished.
+async fn finish(
+    inner: &Inner,
+    started: &Started,
+    ending: &Ending,
+    asked: bool,
+) -> Option<Arc<TaskRecord>> {
     let (mut pause, mut current) = (FIRST_PAUSE, Some(started.record.clone()));
     let (first_update, updates) = started.log.take_pending();
-    let mut status = TaskStatus::Processing;
+    let (mut status, mut finished) = (TaskStatus::Processing, None);
     for _ in 0..ATTEMPTS {
         let stop = inner.running.stopped(&started.run);
         if stop == Some(Stop::Lost) {
-            return;
+            return None;
         }
         let record = match current.take() {
             Some(record) => Ok(Some(record)),
@@ -227,21 +244,25 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
                 match end(inner, &record, started, ending, stop).await {
                     Ok(Some((record, mut effects))) => {
                         status = record.status();
+                        finished = (asked && status.is_finished()).then(|| Arc::new(record.clone()));
                         effects.updates.splice(..0, updates.iter().cloned());
                         effects.first_update = Some(first_update);
                         inner.commit(record, effects).await
                     }
-                    Ok(None) => return,
+                    Ok(None) => return None,
                     Err(error) => Err(error),
                 }
             }
             // It ended elsewhere, or by a write that was reported as failed.
-            Ok(_) => return,
+            Ok(_) => return None,
             Err(error) => Err(error),
         };
         match written {
-            Ok(()) => return ended(inner, status, ending),
-            Err(StoreError::NotFound) => return,
+            Ok(()) => {
+                ended(inner, status, ending);
+                return finished;
+            }
+            Err(StoreError::NotFound) => return None,
             Err(StoreError::Conflict) => continue,
             Err(error) => {
                 tracing::warn!(task = %started.run.0, %error, "end of task not stored yet");
@@ -251,6 +272,7 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending) {
         }
     }
     tracing::error!(task = %started.run.0, "end of task not stored; its lease expires");
+    None
 }
 
 /// Logs and counts the end of a run.

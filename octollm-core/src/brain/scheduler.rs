@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{Inner, limited, meters, run, updates::UpdateLog};
+use super::{Inner, arm::Caller, limited, meters, run, updates::UpdateLog};
 use crate::{
     id::TaskId,
     store::{Claim, StoreError},
@@ -122,12 +122,14 @@ fn begin(
     time_left: Duration,
     held_until: Instant,
 ) -> Option<Arc<TaskRecord>> {
-    let log = Arc::new(UpdateLog::new(record.id().clone(), record.task().progress.clone()));
+    let (cx, caller) =
+        inner.callers.take(record.id()).map(|Caller { cx, ended }| (cx, ended)).unzip();
+    let log = Arc::new(UpdateLog::new(record.id().clone(), record.task().progress.clone(), cx));
     let run = (record.id().clone(), record.run());
     match inner.running.begin(run.clone(), log.clone(), held_until) {
         Some(cancellation) => {
             let span = meters::span(&record);
-            let started = run::Started { record, time_left, run, log, cancellation };
+            let started = run::Started { record, time_left, run, log, cancellation, caller };
             tokio::spawn(run::run(inner.clone(), started).instrument(span));
             None
         }

@@ -28,7 +28,7 @@ use crate::{
     json::RawJson,
     orchestrator::TaskUpdates,
     store::{StoreError, TaskStore},
-    task::TaskUpdate,
+    task::{TaskStatus, TaskUpdate},
     update::{Phase, Progress, Update, UpdateSink},
 };
 
@@ -46,6 +46,8 @@ pub(super) struct UpdateLog {
     version: watch::Sender<u64>,
     /// The context of the run, which has this log for its updates, and the number of its calls in flight.
     context: OnceLock<(WeakContext, Arc<AtomicUsize>)>,
+    /// The context of a caller in this process, which reports the progress of the task as its own.
+    caller: Option<WeakContext>,
 }
 
 #[derive(Debug)]
@@ -59,10 +61,10 @@ struct Unstored {
 
 impl UpdateLog {
     /// The log of a run that begins. Its phase is execution until the arm sets another.
-    pub(super) fn new(task_id: TaskId, progress: Progress) -> Self {
+    pub(super) fn new(task_id: TaskId, progress: Progress, caller: Option<WeakContext>) -> Self {
         let progress = Progress { current_step: Phase::Execution, ..progress };
         let state = Mutex::new(Unstored { progress, pending: Vec::new(), first: 0, ended: false });
-        Self { task_id, state, version: watch::Sender::new(0), context: OnceLock::new() }
+        Self { task_id, state, version: watch::Sender::new(0), context: OnceLock::new(), caller }
     }
 
     /// Sets the context of the run.
@@ -173,6 +175,11 @@ impl UpdateSink for UpdateLog {
             phase: state.progress.current_step,
             message: state.progress.message.clone(),
         });
+        if let Some(caller) = self.caller.as_ref().and_then(WeakContext::upgrade) {
+            let Progress { current_step, percentage, message, .. } = self.progress();
+            caller.phase(current_step);
+            caller.progress(percentage, message);
+        }
     }
 
     async fn chunk(&self, data: Value) {
@@ -226,7 +233,10 @@ impl Reader {
             if let Some(update) = self.ready.pop_front() {
                 self.after = update.seq();
                 // A failed task that runs again has updates after its final status.
-                self.ended = update.is_last() && self.ready.is_empty() && self.is_over().await;
+                self.ended = update.is_last()
+                    && self.ready.is_empty()
+                    && (!matches!(update, TaskUpdate::Status { status: TaskStatus::Failed, .. })
+                        || self.is_over().await);
                 return Some(update);
             }
             if self.ended {

@@ -55,7 +55,11 @@ pub(crate) struct WeakContext(Weak<Shared>);
 impl WeakContext {
     /// The usage so far; nothing once the context is gone.
     pub(crate) fn used(&self) -> Usage {
-        self.0.upgrade().map(|shared| shared.ledger.used()).unwrap_or_default()
+        self.upgrade().map(|context| context.used()).unwrap_or_default()
+    }
+
+    pub(crate) fn upgrade(&self) -> Option<Context> {
+        self.0.upgrade().map(Context)
     }
 }
 

@@ -49,7 +49,7 @@ impl Conn<'_> {
         let parameters: Vec<Value> = parameters.into_iter().collect();
         match self {
             Self::Postgres(connection) => {
-                let arguments = of_postgres(sql, &parameters, &rows)?;
+                let arguments = of_postgres(sql, &parameters, &[rows])?;
                 let query = sqlx::query_with(AssertSqlSafe(sql.postgres()), arguments);
                 Ok(query.execute(&mut **connection).await?.rows_affected())
             }
@@ -74,7 +74,7 @@ impl Conn<'_> {
         let parameters: Vec<Value> = parameters.into_iter().collect();
         match self {
             Self::Postgres(connection) => {
-                let arguments = of_postgres(sql, &parameters, &rows)?;
+                let arguments = of_postgres(sql, &parameters, &[rows])?;
                 let query = sqlx::query_with(AssertSqlSafe(sql.postgres()), arguments);
                 let rows = query.fetch_all(&mut **connection).await?;
                 Ok(rows.into_iter().map(Row::Postgres).collect())
@@ -90,6 +90,20 @@ impl Conn<'_> {
         }
     }
 
+    /// Executes a statement of Postgres that has so many sets of rows. SQLite executes nothing.
+    pub(crate) async fn execute_sets<const SETS: usize>(
+        &mut self,
+        sql: &Sql,
+        parameters: impl IntoIterator<Item = Value> + Send,
+        sets: [Rows; SETS],
+    ) -> Result<(), sqlx::Error> {
+        let parameters: Vec<Value> = parameters.into_iter().collect();
+        let Self::Postgres(connection) = self else { return Ok(()) };
+        let arguments = of_postgres(sql, &parameters, &sets)?;
+        let query = sqlx::query_with(AssertSqlSafe(sql.postgres()), arguments);
+        query.execute(&mut **connection).await.map(drop)
+    }
+
     /// Executes statements without parameters, which are separated by semicolons.
     pub(crate) async fn execute_script(&mut self, script: &str) -> Result<(), sqlx::Error> {
         let script = sqlx::raw_sql(AssertSqlSafe(script));
@@ -100,7 +114,7 @@ impl Conn<'_> {
     }
 }
 
-fn of_postgres(sql: &Sql, parameters: &[Value], rows: &Rows) -> Result<PgArguments, sqlx::Error> {
+fn of_postgres(sql: &Sql, parameters: &[Value], sets: &[Rows]) -> Result<PgArguments, sqlx::Error> {
     let mut arguments = PgArguments::default();
     for parameter in parameters {
         match parameter {
@@ -112,7 +126,10 @@ fn of_postgres(sql: &Sql, parameters: &[Value], rows: &Rows) -> Result<PgArgumen
         }
         .map_err(sqlx::Error::Encode)?;
     }
-    for (at, kind) in sql.kinds().iter().enumerate() {
+    // An empty set has all of its columns too.
+    let widths = sql.widths();
+    let columns = sets.iter().zip(widths).flat_map(|(rows, width)| (0..*width).map(move |at| (rows, at)));
+    for ((rows, at), kind) in columns.zip(sql.kinds()) {
         match kind {
             Kind::Int => arguments.add(column(rows, at, |value| match value {
                 Value::Int(value) => Some(*value),

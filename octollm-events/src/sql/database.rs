@@ -35,6 +35,8 @@ struct Inner {
     source: Arc<Source>,
     readers: Readers,
     queue: Arc<Queue>,
+    /// Writes that are one statement, on Postgres.
+    statements: Arc<Queue>,
     lookups: Arc<Queue>,
     changes: Arc<Changes>,
 }
@@ -42,6 +44,7 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.queue.close();
+        self.statements.close();
         self.lookups.close();
         self.changes.close();
     }
@@ -76,7 +79,7 @@ impl SqlDatabase {
     /// # Cancel safety
     /// The database ends all the same when the future is dropped.
     pub async fn close(&self) {
-        for queue in [&self.0.queue, &self.0.lookups] {
+        for queue in [&self.0.queue, &self.0.statements, &self.0.lookups] {
             queue.close();
             queue.ended().await;
         }
@@ -103,6 +106,13 @@ impl SqlDatabase {
     /// Runs one operation in a transaction, together with others that wait.
     pub(crate) async fn write<O: Operation>(&self, operation: O) -> Result<O::Output, SqlError> {
         self.0.queue.run(operation).await
+    }
+
+    /// Runs one operation that is a single statement, together with others that wait. On Postgres it is a transaction by itself,
+    /// which does not wait for those of other operations.
+    pub(crate) async fn write_alone<O: Operation>(&self, operation: O) -> Result<O::Output, SqlError> {
+        let queue = if self.is_postgres() { &self.0.statements } else { &self.0.queue };
+        queue.run(operation).await
     }
 
     /// Runs one operation that only reads, together with others that wait.
@@ -189,7 +199,8 @@ impl fmt::Debug for SqlDatabaseBuilder {
 
 impl SqlDatabaseBuilder {
     /// Sets how many connections read at most, 1 to 1 000 (default 8). A read that finds all of them in use waits for one for at
-    /// most the [time of a connection](Self::connect_time), and then fails with [`SqlError::NoConnection`]. There are up to six more: one that writes, two for
+    /// most the [time of a connection](Self::connect_time), and then fails with [`SqlError::NoConnection`]. There are up to seven
+    /// more: two that write, two for
     /// lookups, two for the notifications of Postgres, and one that creates tables.
     pub fn connections(mut self, connections: u32) -> Self {
         self.settings.connections = connections;
@@ -228,12 +239,13 @@ impl SqlDatabaseBuilder {
         // The first connection shows what is wrong: a pool would try until its time is over.
         let first = source.first().await?;
         let readers = Readers::of(&source);
-        let (queue, lookups) = (Arc::new(Queue::new()), Arc::new(Queue::new()));
+        let (queue, statements, lookups) = Default::default();
         let changes = Arc::new(Changes::new());
         writer::start(&source, &queue, &changes, first);
+        writer::start_statements(&source, &statements, &changes);
         writer::start_lookups(&source, &lookups, &changes);
         changes::start(&source, &changes);
-        Ok(SqlDatabase(Arc::new(Inner { source, readers, queue, lookups, changes })))
+        Ok(SqlDatabase(Arc::new(Inner { source, readers, queue, statements, lookups, changes })))
     }
 }
 
@@ -343,11 +355,16 @@ fn is_busy(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     cause.downcast_ref::<sqlx::Error>().is_some_and(|error| class(error) == Class::Again)
 }
 
-/// Sets the time limits of a connection: a transaction whose client is stopped must not hold its locks.
+/// Every statement has an index for what it searches. The server plans each once for a connection, and perhaps while the tables are
+/// still empty: without these settings it would read whole tables by that plan later.
+const PLANS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
+     SET enable_mergejoin = off; SET jit = off";
+
+/// Sets the plans and the time limits of a connection: a transaction whose client is stopped must not hold its locks.
 async fn prepare(connection: &mut PgConnection, settings: &Settings) -> Result<(), sqlx::Error> {
     let limit = settings.operation_time.as_millis();
     let text = format!(
-        "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}; SET client_min_messages = warning"
+        "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}; SET client_min_messages = warning; {PLANS}"
     );
     Conn::Postgres(connection).execute_script(&text).await
 }

@@ -10,7 +10,8 @@ use std::{
 ///
 /// - `$1`, `$2` … are the parameters.
 /// - `{rows:id text, run int}` is a relation named `rows` with one row for each of the [`Rows`] of an execution. A type is
-///   `text`, `int` or `bytes`. The first column is not null.
+///   `text`, `int` or `bytes`. The first column is not null. A statement for Postgres alone may have several, each in a query of its
+///   own.
 /// - `{now}` is the database's time in microseconds since 1970.
 /// - `{pg:…}` and `{lite:…}` are for Postgres and for SQLite alone.
 ///
@@ -21,6 +22,7 @@ pub(crate) struct Sql {
     postgres: OnceLock<Arc<str>>,
     sqlite: [OnceLock<Arc<str>>; SIZES.len()],
     kinds: OnceLock<Vec<Kind>>,
+    widths: OnceLock<Vec<usize>>,
 }
 
 /// The type of a column of `{rows:…}`.
@@ -32,7 +34,7 @@ pub(super) enum Kind {
 }
 
 /// Numbers of rows that SQLite has statements for. The last rows of a statement may be empty.
-const SIZES: [usize; 5] = [1, 4, 16, 64, 256];
+const SIZES: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 /// Most rows of one statement of SQLite.
 pub(super) const MOST_ROWS: usize = SIZES[SIZES.len() - 1];
 
@@ -52,15 +54,19 @@ impl Sql {
             postgres: OnceLock::new(),
             sqlite: [const { OnceLock::new() }; SIZES.len()],
             kinds: OnceLock::new(),
+            widths: OnceLock::new(),
         }
     }
 
     /// The types of the columns of its rows.
     pub(super) fn kinds(&self) -> &[Kind] {
-        self.kinds.get_or_init(|| {
-            let rows = self.template.split_once("{rows:").and_then(|(_, rest)| rest.split_once('}'));
-            columns(rows.map_or("", |(columns, _)| columns)).map(|(_, kind)| kind).collect()
-        })
+        self.kinds
+            .get_or_init(|| declared(&self.template).flat_map(columns).map(|(_, kind)| kind).collect())
+    }
+
+    /// How many columns each of its sets of rows has.
+    pub(super) fn widths(&self) -> &[usize] {
+        self.widths.get_or_init(|| declared(&self.template).map(|declared| columns(declared).count()).collect())
     }
 
     pub(super) fn postgres(&self) -> Arc<str> {
@@ -86,7 +92,7 @@ enum Dialect {
 
 fn expand(template: &str, dialect: Dialect) -> String {
     let (mut text, mut rest) = (String::with_capacity(template.len()), template);
-    let first = parameters(template) + 1;
+    let mut first = parameters(template) + 1;
     while let Some(at) = rest.find(['{', '$']) {
         text.push_str(&rest[..at]);
         if rest[at..].starts_with('$') {
@@ -99,7 +105,10 @@ fn expand(template: &str, dialect: Dialect) -> String {
         match (name, dialect) {
             ("now", Dialect::Postgres) => text.push_str(NOW_POSTGRES),
             ("now", Dialect::Sqlite(_)) => text.push_str(NOW_SQLITE),
-            ("rows", _) => push_rows(&mut text, body, first, dialect),
+            ("rows", _) => {
+                push_rows(&mut text, body, first, dialect);
+                first += columns(body).count();
+            }
             ("pg", Dialect::Postgres) | ("lite", Dialect::Sqlite(_)) => {
                 text.push_str(&expand(body, dialect));
             }
@@ -115,6 +124,11 @@ fn expand(template: &str, dialect: Dialect) -> String {
 fn parameters(template: &str) -> usize {
     let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok();
     template.split('$').skip(1).filter_map(digits).max().unwrap_or(0)
+}
+
+/// The columns of each `{rows:…}`.
+fn declared(template: &str) -> impl Iterator<Item = &str> {
+    template.split("{rows:").skip(1).map(|rest| rest.split_once('}').map_or("", |(declared, _)| declared))
 }
 
 /// The names and types of columns, as in `id text, run int`.
@@ -273,7 +287,7 @@ mod tests {
                 "UPDATE t SET at = {NOW_POSTGRES}, x = $2 FROM UNNEST($3::text[], $4::bigint[]) AS rows(id, n) WHERE t.id = rows.id AND $1 > 0"
             )
         );
-        let (text, rows) = sql.sqlite(2);
+        let (text, rows) = sql.sqlite(3);
         assert_eq!(rows, 4);
         assert_eq!(
             &*text,

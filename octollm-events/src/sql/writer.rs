@@ -33,6 +33,8 @@ pub(crate) trait Operation: Sized + Send + Sync + 'static {
     type Output: Send + 'static;
     /// Place among the kinds of operations.
     const ORDER: u8;
+    /// Whether they are one statement. Without operations of other kinds it is a transaction by itself.
+    const STATEMENT: bool = false;
 
     /// Runs the operations in the order in which they came, and returns a result for each. They may be run again in another
     /// transaction, after this one was rolled back. With several writers, rows are locked in the order of their keys.
@@ -73,6 +75,12 @@ pub(super) struct Queue {
     writers: watch::Sender<usize>,
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        Self { state: Mutex::default(), wake: Notify::new(), writers: watch::Sender::new(0) }
+    }
+}
+
 #[derive(Default)]
 struct State {
     /// One for each kind.
@@ -81,10 +89,6 @@ struct State {
 }
 
 impl Queue {
-    pub(super) fn new() -> Self {
-        Self { state: Mutex::default(), wake: Notify::new(), writers: watch::Sender::new(0) }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,7 +179,12 @@ impl Drop for Running {
 
 /// Starts the writer of a database, which has a connection already.
 pub(super) fn start(source: &Arc<Source>, queue: &Arc<Queue>, changes: &Arc<Changes>, first: Owned) {
-    spawn(queue, Writer::new(source, changes, Some(first), false));
+    spawn(queue, Writer::new(source, changes, Some(first), Runs::Transactions));
+}
+
+/// Starts what runs the single statements of a database.
+pub(super) fn start_statements(source: &Arc<Source>, queue: &Arc<Queue>, changes: &Arc<Changes>) {
+    spawn(queue, Writer::new(source, changes, None, Runs::Statements));
 }
 
 /// Lookups that wait are run together too, outside of a transaction. A long one holds up those of one connection.
@@ -184,7 +193,7 @@ const READERS: usize = 2;
 /// Starts what runs the lookups of a database.
 pub(super) fn start_lookups(source: &Arc<Source>, queue: &Arc<Queue>, changes: &Arc<Changes>) {
     for _ in 0..READERS {
-        spawn(queue, Writer::new(source, changes, None, true));
+        spawn(queue, Writer::new(source, changes, None, Runs::Lookups));
     }
 }
 
@@ -197,12 +206,22 @@ struct Writer {
     source: Arc<Source>,
     changes: Arc<Changes>,
     connection: Option<Owned>,
-    /// Whether its operations only read.
-    reads: bool,
+    runs: Runs,
     /// The version of the data of SQLite that other processes wrote.
     version: Option<i64>,
     /// Whether another process has written lately.
     is_shared: bool,
+}
+
+/// What a writer runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Runs {
+    /// Operations in a transaction.
+    Transactions,
+    /// Operations that are a transaction by themselves.
+    Statements,
+    /// Operations that only read.
+    Lookups,
 }
 
 /// Why a transaction was not committed.
@@ -218,19 +237,19 @@ enum Aborted {
 }
 
 impl Writer {
-    fn new(source: &Arc<Source>, changes: &Arc<Changes>, connection: Option<Owned>, reads: bool) -> Self {
+    fn new(source: &Arc<Source>, changes: &Arc<Changes>, connection: Option<Owned>, runs: Runs) -> Self {
         Self {
             source: source.clone(),
             changes: changes.clone(),
             connection,
-            reads,
+            runs,
             version: None,
             is_shared: false,
         }
     }
 
     async fn run(mut self, running: Running) {
-        let polls = !self.reads && matches!(*self.source, Source::Sqlite(..));
+        let polls = self.runs == Runs::Transactions && matches!(*self.source, Source::Sqlite(..));
         let mut next_poll = Instant::now();
         loop {
             if polls && next_poll <= Instant::now() {
@@ -328,23 +347,23 @@ impl Writer {
     async fn transact(&mut self, batch: &mut [Box<dyn Group>]) -> Result<Vec<Topic>, Aborted> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.source.connect(self.reads).await.map_err(Aborted::Unconnected)?,
+            None => self.source.connect(self.runs == Runs::Lookups).await.map_err(Aborted::Unconnected)?,
         };
-        let reads = self.reads;
+        let transacts = self.runs == Runs::Transactions && !is_statement(batch);
         // A connection whose transaction has not ended is dropped with the future.
-        let run = AssertUnwindSafe(run(connection.conn(), batch, reads)).catch_unwind().await;
+        let run = AssertUnwindSafe(run(connection.conn(), batch, transacts)).catch_unwind().await;
         let changed = match run {
             Err(_) => return Err(Aborted::Panicked),
             Ok(Err(error)) => {
                 let lost = is_connection_lost(&error);
-                if !lost && (reads || connection.conn().execute_script("ROLLBACK").await.is_ok()) {
+                if !lost && (!transacts || connection.conn().execute_script("ROLLBACK").await.is_ok()) {
                     self.connection = Some(connection);
                 }
                 return Err(Aborted::Before(error));
             }
             Ok(Ok(changed)) => changed,
         };
-        if !reads {
+        if transacts {
             connection.conn().execute_script("COMMIT").await.map_err(Aborted::AtCommit)?;
         }
         self.connection = Some(connection);
@@ -352,16 +371,20 @@ impl Writer {
     }
 }
 
-async fn run(conn: Conn<'_>, batch: &mut [Box<dyn Group>], reads: bool) -> Result<Vec<Topic>, sqlx::Error> {
+async fn run(conn: Conn<'_>, batch: &mut [Box<dyn Group>], transacts: bool) -> Result<Vec<Topic>, sqlx::Error> {
     let mut tx = Tx { conn, changed: Vec::new() };
     let begin = if tx.conn.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" };
-    if !reads {
+    if transacts {
         tx.conn.execute_script(begin).await?;
     }
     for group in batch {
         group.run(&mut tx).await?;
     }
     Ok(tx.changed)
+}
+
+fn is_statement(batch: &[Box<dyn Group>]) -> bool {
+    matches!(batch, [group] if group.is_statement())
 }
 
 fn single(batch: &[Box<dyn Group>]) -> bool {
@@ -372,6 +395,7 @@ fn single(batch: &[Box<dyn Group>]) -> bool {
 trait Group: Send {
     fn kind(&self) -> TypeId;
     fn order(&self) -> u8;
+    fn is_statement(&self) -> bool;
     fn len(&self) -> usize;
     fn as_any(&mut self) -> &mut dyn Any;
     /// Removes the first operations.
@@ -399,6 +423,10 @@ impl<O: Operation> Group for GroupOf<O> {
 
     fn order(&self) -> u8 {
         O::ORDER
+    }
+
+    fn is_statement(&self) -> bool {
+        O::STATEMENT
     }
 
     fn len(&self) -> usize {

@@ -1,6 +1,13 @@
 //! How a brain claims tasks.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use octollm_core::{
     contract::ContractRef,
@@ -12,17 +19,16 @@ use super::{
     Shared,
     flush::{Flush, PROCESSING, Task, locked},
     stored::{Columns, columns, escaped, time, unreadable},
-    write::{Effects, microseconds},
+    write::{Created, Effects, microseconds},
 };
 use crate::sql::{
     connection::Row,
     statement::{Rows, Sql, Value},
-    writer::{Operation, Tx},
+    writer::Tx,
 };
 
 /// The claim of a brain.
 pub(super) struct Claiming {
-    pub(super) store: Arc<Shared>,
     pub(super) holder: String,
     pub(super) contracts: Vec<ContractRef>,
     pub(super) lease: Duration,
@@ -31,99 +37,133 @@ pub(super) struct Claiming {
     pub(super) source: String,
 }
 
-impl Operation for Claiming {
-    type Output = Claimed;
-    // Its rows are those that no other transaction has locked: it waits for none.
-    const ORDER: u8 = 20;
-
-    async fn run(batch: &[Self], tx: &mut Tx<'_>) -> Result<Vec<Claimed>, sqlx::Error> {
-        let mut claimed = Vec::with_capacity(batch.len());
-        for claiming in batch {
-            claimed.push(claiming.claim(tx).await?);
-        }
-        Ok(claimed)
-    }
-}
-
 /// Claims with limits of contracts take turns, so that they do not exceed them together.
 const TURN: &str = "SELECT pg_advisory_xact_lock(7164102843)";
 
+/// The tasks of a transaction: those that it has locked, and the records of those that it has created.
+type Tasks<'t> = (&'t mut HashMap<String, Task>, &'t Created);
+
 impl Claiming {
-    async fn claim(&self, tx: &mut Tx<'_>) -> Result<Claimed, sqlx::Error> {
+    /// Whether contracts have limits.
+    pub(super) fn is_limited(&self) -> bool {
+        !self.max_running.is_empty()
+    }
+
+    /// Claims free tasks. Its rows are those that no other transaction has locked: it waits for none.
+    pub(super) async fn claim(
+        &self,
+        store: &Shared,
+        tasks: Tasks<'_>,
+        flush: &mut Flush,
+        tx: &mut Tx<'_>,
+    ) -> Result<Claimed, sqlx::Error> {
         let mut claimed = Claimed::default();
         let contracts: Vec<_> = self.contracts.iter().map(ToString::to_string).collect();
         if contracts.is_empty() || self.limit == 0 {
             return Ok(claimed);
         }
-        if !self.max_running.is_empty() && tx.conn.is_postgres() {
+        if self.is_limited() && tx.conn.is_postgres() {
             tx.conn.execute_script(TURN).await?;
         }
-        promote(&contracts, tx).await?;
+        let mut free_in = free_in(&contracts, tx).await?;
+        if free_in.is_some_and(|time| time.is_zero()) {
+            promote(&contracts, tx).await?;
+            free_in = self::free_in(&contracts, tx).await?;
+        }
+        let free = self.search(&contracts, &store.claims, tx).await?;
+        if !free.is_empty() {
+            claimed.tasks = self.start(&free, tasks, flush, tx).await?;
+        }
+        if free.len() < self.limit {
+            claimed.free_in = free_in;
+        }
+        Ok(claimed)
+    }
+
+    /// Finds free tasks, and locks them.
+    async fn search(
+        &self,
+        contracts: &[String],
+        claims: &Claims,
+        tx: &mut Tx<'_>,
+    ) -> Result<Vec<Row>, sqlx::Error> {
         let mut room = Vec::with_capacity(contracts.len());
-        for contract in &contracts {
+        for contract in contracts {
             let most = self.max_running.iter().find(|(limited, _)| limited.to_string() == *contract);
             room.push(match most {
                 Some((_, most)) => most.saturating_sub(running(contract, tx).await?),
-                // Others may claim some of them at the same time.
-                None => self.limit.saturating_mul(8).saturating_add(64),
+                None => usize::MAX,
             });
         }
-        let sql = self.store.claims.of(contracts.len());
-        let mut parameters: Vec<Value> = vec![self.limit.into()];
-        for (contract, room) in contracts.iter().zip(&room) {
-            parameters.push(contract.as_str().into());
-            parameters.push((*room).into());
+        let sql = claims.of(contracts.len());
+        let parameters = |most: usize| {
+            let mut parameters: Vec<Value> = vec![self.limit.into()];
+            for (contract, room) in contracts.iter().zip(&room) {
+                parameters.push(contract.as_str().into());
+                parameters.push(most.min(*room).into());
+            }
+            parameters
+        };
+        if !tx.conn.is_postgres() {
+            return tx.conn.fetch(&sql, parameters(self.limit)).await;
         }
-        let free = tx.conn.fetch(&sql, parameters).await?;
-        claimed.tasks = if free.is_empty() { Vec::new() } else { self.start(&free, tx).await? };
-        if claimed.tasks.len() < self.limit {
-            claimed.free_in = free_in(&contracts, tx).await?;
+        // Others may claim some of them at the same time. Where more tasks wait than are asked for, few rows do, in most cases.
+        if claims.is_queue_long.load(Ordering::Relaxed) {
+            let free = tx.conn.fetch(&sql, parameters(self.limit.saturating_add(64))).await?;
+            if free.len() >= self.limit {
+                return Ok(free);
+            }
         }
-        Ok(claimed)
+        let free = tx.conn.fetch(&sql, parameters(self.limit.saturating_mul(8).saturating_add(64))).await?;
+        claims.is_queue_long.store(free.len() >= self.limit, Ordering::Relaxed);
+        Ok(free)
     }
 
     /// Starts a run of each of these tasks, which are locked.
     async fn start(
         &self,
         free: &[Row],
+        (tasks, created): Tasks<'_>,
+        flush: &mut Flush,
         tx: &mut Tx<'_>,
     ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, sqlx::Error> {
-        let mut records = self.records(free, tx).await?;
-        let claim = Claim::new(&self.holder, &self.contracts, self.lease, self.limit, &self.source);
-        let (mut claimed, mut flush, mut rows) = (Vec::new(), Flush::default(), Rows::new());
-        let mut tasks = Vec::with_capacity(free.len());
+        let mut found = Vec::with_capacity(free.len());
         for row in free {
-            let (_, mut task) = Task::of(row)?;
-            let Some(mut record) = records.remove(&task.no) else { continue };
-            let now = time(row.int(NOW)?);
+            let (id, task) = Task::of(row)?;
+            // What is changed by this transaction is not free as it is stored.
+            if created.contains_key(&id) || !tasks.contains_key(&id) {
+                found.push((id, task, row.int(NOW)?));
+            }
+        }
+        let stored = found.iter().filter(|(id, ..)| !created.contains_key(id)).map(|(_, task, _)| task.no);
+        let mut records = self.records(stored, tx).await?;
+        let claim = Claim::new(&self.holder, &self.contracts, self.lease, self.limit, &self.source);
+        let mut claimed = Vec::with_capacity(found.len());
+        for (id, task, at) in found {
+            let record = created.get(&id).map(|record| TaskRecord::clone(record));
+            let Some(mut record) = record.or_else(|| records.remove(&task.no)) else { continue };
+            let now = time(at);
             // The statement has found it free at this time.
             let effects = claim.start(&mut record, now).map_err(unreadable)?;
             record.set_revision(record.revision() + 1);
-            rows.push([
-                task.no.into(),
-                record.run().into(),
-                record.revision().into(),
-                now.as_microsecond().into(),
-            ]);
+            let task = tasks.entry(id).or_insert(task);
             flush.counts.change(Some(task.status), PROCESSING, task.size);
-            (task.status, task.run) = (PROCESSING, record.run());
-            let id: Arc<str> = record.id().as_str().into();
-            Effects::of(effects).map_err(unreadable)?.apply(&mut task, &mut flush);
-            tx.changed(id);
-            tasks.push(task);
+            task.claim(&record, at, at.saturating_add(microseconds(self.lease)));
+            Effects::of(effects).map_err(unreadable)?.apply(task, flush);
+            tx.changed(record.id().as_str().into());
             let left = record.deadline_at().map(|at| at.duration_since(now));
             let left = left.and_then(|left| Duration::try_from(left).ok()).unwrap_or_default();
             claimed.push((Arc::new(record), left));
         }
-        let parameters = [(*escaped(&self.holder)).into(), microseconds(self.lease).into()];
-        tx.conn.execute_rows(&CLAIM, parameters, rows).await?;
-        let mut tasks: Vec<&mut Task> = tasks.iter_mut().collect();
-        flush.write(tx, &mut tasks, &self.store.limits, self.store.stripe).await?;
         Ok(claimed)
     }
 
     /// Reads the records of tasks that are locked. In the statement that locks them, a record could be older than its task.
-    async fn records(&self, free: &[Row], tx: &mut Tx<'_>) -> Result<HashMap<i64, TaskRecord>, sqlx::Error> {
+    async fn records(
+        &self,
+        free: impl Iterator<Item = i64>,
+        tx: &mut Tx<'_>,
+    ) -> Result<HashMap<i64, TaskRecord>, sqlx::Error> {
         static RECORDS: Sql = Sql::new(concat!(
             "SELECT r.task, r.format, r.record, ",
             columns!(),
@@ -131,10 +171,11 @@ impl Claiming {
              {lite:CROSS} JOIN octollm_records AS r ON r.task = t.no"
         ));
         let mut rows = Rows::new();
-        for row in free {
-            rows.push([row.int(0)?.into()]);
+        free.for_each(|no| rows.push([no.into()]));
+        let mut records = HashMap::with_capacity(rows.len());
+        if rows.is_empty() {
+            return Ok(records);
         }
-        let mut records = HashMap::with_capacity(free.len());
         for row in tx.conn.fetch_rows(&RECORDS, [], rows).await? {
             let record = Columns::of(&row, 3)?.apply(row.int(1)?, &row.text(2)?)?;
             let status = record.status();
@@ -148,11 +189,14 @@ impl Claiming {
 /// The column of the time in the statement that finds free tasks: after those of [`Task`].
 const NOW: usize = 13;
 
-static CLAIM: Sql = Sql::new(
-    "UPDATE octollm_tasks SET status = 1, run = rows.run, revision = rows.revision, holder = $1, \
-     leased_until = rows.now + $2, first_claim = COALESCE(first_claim, rows.now), last_claim = rows.now \
-     FROM {rows:no int, run int, revision int, now int} WHERE octollm_tasks.no = rows.no",
-);
+impl Task {
+    fn claim(&mut self, record: &TaskRecord, at: i64, leased_until: i64) {
+        (self.status, self.run, self.revision) = (PROCESSING, record.run(), record.revision());
+        self.holder = record.holder().map(|holder| escaped(holder).into_owned());
+        (self.claimed, self.leased_until, self.lease) = (Some(at), Some(leased_until), None);
+        self.changed.status = true;
+    }
+}
 
 /// The delayed tasks of these contracts whose time has come take their places among those that are ready.
 async fn promote(contracts: &[String], tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
@@ -180,14 +224,14 @@ async fn running(contract: &str, tx: &mut Tx<'_>) -> Result<usize, sqlx::Error> 
     Ok(usize::try_from(count).unwrap_or(usize::MAX))
 }
 
-/// The time until the first delayed task of these contracts is free.
+/// The time until the first delayed task of these contracts is free: zero where one is free that is not promoted.
 async fn free_in(contracts: &[String], tx: &mut Tx<'_>) -> Result<Option<Duration>, sqlx::Error> {
+    // The least of each contract is the first of its part of the index.
     static FREE_IN: Sql = Sql::new(
-        "SELECT CAST(min(t.waits_until) AS BIGINT), {now} FROM {rows:contract text} {lite:CROSS} JOIN octollm_tasks AS t \
-         ON t.contract = rows.contract AND t.status = 0 AND t.waits_until IS NOT NULL",
+        "SELECT (SELECT min(t.waits_until) FROM octollm_tasks AS t WHERE t.contract = rows.contract AND t.status = 0 \
+         AND t.waits_until IS NOT NULL), {now} FROM {rows:contract text}",
     );
     let mut first: Option<Duration> = None;
-    // SQLite has a row for each statement that it executes.
     for row in tx.conn.fetch_rows(&FREE_IN, [], of(contracts)).await? {
         if let Some(at) = row.int_or_null(0)? {
             let left = u64::try_from(at.saturating_sub(row.int(1)?)).unwrap_or(0);
@@ -200,11 +244,15 @@ async fn free_in(contracts: &[String], tx: &mut Tx<'_>) -> Result<Option<Duratio
 
 /// The statements that find free tasks, by the number of contracts.
 #[derive(Debug, Default)]
-pub(super) struct Claims(std::sync::Mutex<HashMap<usize, Arc<Sql>>>);
+pub(super) struct Claims {
+    statements: Mutex<HashMap<usize, Arc<Sql>>>,
+    /// Whether the last search found as many as it was asked for.
+    is_queue_long: AtomicBool,
+}
 
 impl Claims {
     fn of(&self, contracts: usize) -> Arc<Sql> {
-        let mut claims = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut claims = self.statements.lock().unwrap_or_else(PoisonError::into_inner);
         claims.entry(contracts).or_insert_with(|| Arc::new(Sql::of(free(contracts).into()))).clone()
     }
 }

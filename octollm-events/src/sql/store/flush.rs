@@ -3,13 +3,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    Limits,
+    Limits, Shared,
     schema::STRIPES,
     stored::{FORMAT, escaped, key},
 };
 use crate::sql::{
     connection::{Conn, Row},
-    statement::{Rows, Sql},
+    statement::{Rows, Sql, Value},
     writer::Tx,
 };
 
@@ -31,6 +31,8 @@ pub(super) struct Task {
     pub(super) latest: u64,
     pub(super) update_bytes: i64,
     pub(super) appended: (u32, u64),
+    /// When it is claimed.
+    pub(super) claimed: Option<i64>,
     pub(super) changed: Changed,
 }
 
@@ -78,9 +80,30 @@ impl Task {
             latest: row.count(9)?,
             update_bytes: row.int(10)?,
             appended: (number(11)?, row.count(12)?),
+            claimed: None,
             changed: Changed::default(),
         };
         Ok((row.text(1)?, task))
+    }
+
+    fn columns(&self) -> [Value; 15] {
+        [
+            self.no.into(),
+            self.status.into(),
+            self.run.into(),
+            self.revision.into(),
+            self.holder.as_deref().into(),
+            self.run_at.into(),
+            self.delay.into(),
+            self.leased_until.into(),
+            self.lease.into(),
+            self.claimed.into(),
+            self.oldest.into(),
+            self.latest.into(),
+            self.update_bytes.into(),
+            self.appended.0.into(),
+            self.appended.1.into(),
+        ]
     }
 
     pub(super) fn is_held(&self, holder: &str, run: u32) -> bool {
@@ -171,120 +194,131 @@ impl Flush {
         self.events.push([key(id).into(), position.into(), FORMAT.into(), body.into()]);
     }
 
-    /// Writes everything.
+    /// Writes everything that has changed.
     pub(super) async fn write(
-        mut self,
+        &mut self,
         tx: &mut Tx<'_>,
-        tasks: &mut [&mut Task],
-        limits: &Limits,
-        stripe: u64,
+        tasks: &mut HashMap<String, Task>,
+        store: &Shared,
     ) -> Result<(), sqlx::Error> {
-        write_statuses(&mut tx.conn, tasks).await?;
-        write_leases(&mut tx.conn, tasks).await?;
-        if !self.records.is_empty() {
-            let mut rows = Rows::new();
-            for (no, text) in &self.records {
-                rows.push([(*no).into(), FORMAT.into(), text.into()]);
-            }
-            tx.conn.execute_rows(&RECORDS, [], rows).await?;
+        let Self { records: texts, journal, updates, events, counts } = std::mem::take(self);
+        write_journal(&mut tx.conn, journal).await?;
+        let mut records = Rows::new();
+        for (no, text) in &texts {
+            records.push([(*no).into(), FORMAT.into(), text.into()]);
         }
-        write_journal(&mut tx.conn, std::mem::take(&mut self.journal)).await?;
-        if !self.updates.is_empty() {
-            tx.conn.execute_rows(&UPDATES, [], self.updates).await?;
-        }
-        for task in tasks.iter_mut().filter(|task| task.has_surplus(limits)) {
-            trim(&mut tx.conn, task, limits).await?;
-        }
-        write_update_columns(&mut tx.conn, tasks).await?;
-        if !self.events.is_empty() {
-            tx.conn.execute_rows(&EVENTS, [], self.events).await?;
+        if !events.is_empty() {
             tx.changed(super::EVENTS.into());
         }
-        let Counts { queued, queued_bytes, finished } = self.counts;
-        if (queued, queued_bytes, finished) != (0, 0, 0) {
-            let stripe = if tx.conn.is_postgres() { stripe % STRIPES } else { 0 };
-            let values = [stripe.into(), queued.into(), queued_bytes.into(), finished.into()];
-            tx.conn.execute(&COUNTS, values).await?;
+        let is_trimmed = tasks.values().any(|task| task.has_surplus(&store.limits));
+        if is_trimmed {
+            tx.conn.execute_rows(&UPDATES, [], updates).await?;
+            for task in tasks.values_mut().filter(|task| task.has_surplus(&store.limits)) {
+                trim(&mut tx.conn, task, &store.limits).await?;
+            }
+        }
+        let updates = if is_trimmed { Rows::new() } else { updates };
+        let whole = write_parts(&mut tx.conn, tasks).await?;
+        let stripe = if tx.conn.is_postgres() { store.stripe % STRIPES } else { 0 };
+        let is_counted = (counts.queued, counts.queued_bytes, counts.finished) != (0, 0, 0);
+        let counts =
+            [stripe.into(), counts.queued.into(), counts.queued_bytes.into(), counts.finished.into()];
+        if tx.conn.is_postgres() {
+            let sets = [records, updates, whole, events];
+            if is_counted || sets.iter().any(|rows| !rows.is_empty()) {
+                tx.conn.execute_sets(&ALL, counts, sets).await?;
+            }
+            return Ok(());
+        }
+        for (sql, rows) in [(&RECORDS, records), (&UPDATES, updates), (&TASKS, whole), (&EVENTS, events)] {
+            if !rows.is_empty() {
+                tx.conn.execute_rows(sql, [], rows).await?;
+            }
+        }
+        if is_counted {
+            tx.conn.execute(&COUNTS, counts).await?;
         }
         Ok(())
     }
 }
 
-static RECORDS: Sql = Sql::new(
-    "INSERT INTO octollm_records (task, format, record) SELECT rows.task, rows.format, rows.record \
-     FROM {rows:task int, format int, record text} WHERE true \
-     ON CONFLICT (task) DO UPDATE SET format = excluded.format, record = excluded.record",
-);
-static UPDATES: Sql = Sql::new(
-    "INSERT INTO octollm_updates (task, seq, bytes, format, body) SELECT rows.task, rows.seq, rows.bytes, rows.format, rows.body \
-     FROM {rows:task int, seq int, bytes int, format int, body text}",
-);
-static EVENTS: Sql = Sql::new(
-    "INSERT INTO octollm_events (id, format, body) SELECT rows.id, rows.format, rows.body \
-     FROM {rows:id text, position int, format int, body text} ORDER BY rows.position",
-);
-static COUNTS: Sql = Sql::new(
-    "UPDATE octollm_counts SET queued = queued + $2, queued_bytes = queued_bytes + $3, finished = finished + $4 \
-     WHERE stripe = $1",
-);
-
-async fn write_statuses(conn: &mut Conn<'_>, tasks: &[&mut Task]) -> Result<(), sqlx::Error> {
-    static STATUSES: Sql = Sql::new(
-        "UPDATE octollm_tasks SET status = rows.status, run = rows.run, revision = rows.revision, holder = rows.holder, \
-         run_at = CASE WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
-         waits_until = CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
-         leased_until = CASE WHEN rows.lease IS NULL THEN rows.leased_until ELSE {now} + rows.lease END, \
-         first_claim = NULL, last_claim = NULL, finished_at = CASE WHEN rows.status > 1 THEN {now} END \
-         FROM {rows:no int, status int, run int, revision int, holder text, run_at int, delay int, leased_until int, lease int} \
-         WHERE octollm_tasks.no = rows.no",
-    );
-    let mut rows = Rows::new();
-    for task in tasks.iter().filter(|task| task.changed.status) {
-        rows.push([
-            task.no.into(),
-            task.status.into(),
-            task.run.into(),
-            task.revision.into(),
-            task.holder.as_deref().into(),
-            task.run_at.into(),
-            task.delay.into(),
-            task.leased_until.into(),
-            task.lease.into(),
-        ]);
-    }
-    if rows.is_empty() { Ok(()) } else { conn.execute_rows(&STATUSES, [], rows).await.map(drop) }
+/// The statements that write most of what changes. `ALL` has them as one statement for Postgres, which takes one round trip.
+macro_rules! statements {
+    ($($name:ident = $sql:literal;)*) => {
+        $(static $name: Sql = Sql::new($sql);)*
+        static ALL: Sql = Sql::new(concat!("WITH ", statements!(@joined $($sql,)*)));
+    };
+    (@joined $first:literal, $second:literal, $third:literal, $fourth:literal, $fifth:literal,) => {
+        concat!(
+            "a AS (", $first, "), b AS (", $second, "), c AS (", $third, "), d AS (", $fourth, ") ", $fifth
+        )
+    };
 }
 
-async fn write_leases(conn: &mut Conn<'_>, tasks: &[&mut Task]) -> Result<(), sqlx::Error> {
+statements! {
+    RECORDS = "INSERT INTO octollm_records (task, format, record) SELECT rows.task, rows.format, rows.record \
+        FROM {rows:task int, format int, record text} WHERE true \
+        ON CONFLICT (task) DO UPDATE SET format = excluded.format, record = excluded.record";
+    UPDATES = "INSERT INTO octollm_updates (task, seq, bytes, format, body) \
+        SELECT rows.task, rows.seq, rows.bytes, rows.format, rows.body \
+        FROM {rows:task int, seq int, bytes int, format int, body text} WHERE true";
+    TASKS = "UPDATE octollm_tasks SET status = rows.status, run = rows.run, revision = rows.revision, holder = rows.holder, \
+        run_at = CASE WHEN rows.claimed IS NOT NULL THEN octollm_tasks.run_at WHEN rows.delay IS NULL THEN rows.run_at \
+        ELSE {now} + rows.delay END, \
+        waits_until = CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
+        leased_until = CASE WHEN rows.lease IS NULL THEN rows.leased_until ELSE {now} + rows.lease END, \
+        first_claim = CASE WHEN rows.claimed IS NOT NULL THEN COALESCE(first_claim, rows.claimed) END, \
+        last_claim = rows.claimed, finished_at = CASE WHEN rows.status > 1 THEN {now} END, \
+        oldest = rows.oldest, latest = rows.latest, update_bytes = rows.bytes, \
+        appended_run = rows.appended_run, appended = rows.appended \
+        FROM {rows:no int, status int, run int, revision int, holder text, run_at int, delay int, leased_until int, lease int, claimed int, oldest int, latest int, bytes int, appended_run int, appended int} \
+        WHERE octollm_tasks.no = rows.no";
+    EVENTS = "INSERT INTO octollm_events (id, format, body) SELECT rows.id, rows.format, rows.body \
+        FROM {rows:id text, position int, format int, body text} WHERE true ORDER BY rows.position";
+    COUNTS = "UPDATE octollm_counts SET queued = queued + $2, queued_bytes = queued_bytes + $3, finished = finished + $4 \
+        WHERE stripe = $1 AND ($2 <> 0 OR $3 <> 0 OR $4 <> 0)";
+}
+
+/// Writes the tasks of which few columns change, and returns the rows of the others.
+async fn write_parts(conn: &mut Conn<'_>, tasks: &mut HashMap<String, Task>) -> Result<Rows, sqlx::Error> {
     static LEASES: Sql = Sql::new(
         "UPDATE octollm_tasks SET leased_until = {now} + rows.lease FROM {rows:no int, lease int} \
          WHERE octollm_tasks.no = rows.no",
     );
-    let mut rows = Rows::new();
-    for task in tasks.iter().filter(|task| task.changed.lease && !task.changed.status) {
-        rows.push([task.no.into(), task.lease.unwrap_or(0).into()]);
-    }
-    if rows.is_empty() { Ok(()) } else { conn.execute_rows(&LEASES, [], rows).await.map(drop) }
-}
-
-async fn write_update_columns(conn: &mut Conn<'_>, tasks: &[&mut Task]) -> Result<(), sqlx::Error> {
-    static COLUMNS: Sql = Sql::new(
+    static UPDATED: Sql = Sql::new(
         "UPDATE octollm_tasks SET oldest = rows.oldest, latest = rows.latest, update_bytes = rows.bytes, \
          appended_run = rows.run, appended = rows.appended \
          FROM {rows:no int, oldest int, latest int, bytes int, run int, appended int} WHERE octollm_tasks.no = rows.no",
     );
-    let mut rows = Rows::new();
-    for task in tasks.iter().filter(|task| task.changed.updates) {
-        rows.push([
-            task.no.into(),
-            task.oldest.into(),
-            task.latest.into(),
-            task.update_bytes.into(),
-            task.appended.0.into(),
-            task.appended.1.into(),
-        ]);
+    let (mut whole, mut leases, mut updated) = (Rows::new(), Rows::new(), Rows::new());
+    let mut tasks: Vec<&mut Task> = tasks.values_mut().collect();
+    tasks.sort_by_key(|task| task.no);
+    for task in tasks {
+        let changed = std::mem::take(&mut task.changed);
+        if changed.status {
+            whole.push(task.columns());
+            continue;
+        }
+        if changed.lease {
+            leases.push([task.no.into(), task.lease.unwrap_or(0).into()]);
+        }
+        if changed.updates {
+            updated.push([
+                task.no.into(),
+                task.oldest.into(),
+                task.latest.into(),
+                task.update_bytes.into(),
+                task.appended.0.into(),
+                task.appended.1.into(),
+            ]);
+        }
     }
-    if rows.is_empty() { Ok(()) } else { conn.execute_rows(&COLUMNS, [], rows).await.map(drop) }
+    for (sql, rows) in [(&LEASES, leases), (&UPDATED, updated)] {
+        if !rows.is_empty() {
+            conn.execute_rows(sql, [], rows).await?;
+        }
+    }
+    Ok(whole)
 }
 
 async fn write_journal(

@@ -1,6 +1,8 @@
 //! A store of tasks in a database.
 
+mod append;
 mod claim;
+mod create;
 mod flush;
 mod read;
 mod relay;
@@ -201,7 +203,7 @@ impl TaskStore for SqlStore {
         let created = What::Create { record, effects, max_queued, max_queued_bytes, whole: whole.clone() };
         match self.write(created).await? {
             Outcome::Record(stored) => Ok(stored),
-            Outcome::Done | Outcome::Runs(_) => Ok(whole),
+            Outcome::Done | Outcome::Runs(_) | Outcome::Claimed(_) => Ok(whole),
         }
     }
 
@@ -219,7 +221,6 @@ impl TaskStore for SqlStore {
 
     async fn claim(&self, claim: &Claim<'_>) -> Result<Claimed, StoreError> {
         let claiming = claim::Claiming {
-            store: self.0.clone(),
             holder: claim.holder.to_owned(),
             contracts: claim.contracts.to_vec(),
             lease: claim.lease,
@@ -227,7 +228,10 @@ impl TaskStore for SqlStore {
             max_running: claim.max_running.to_vec(),
             source: claim.source.to_owned(),
         };
-        Ok(self.0.database.write(claiming).await?)
+        match self.write(What::Claim(claiming)).await? {
+            Outcome::Claimed(claimed) => Ok(claimed),
+            Outcome::Done | Outcome::Record(_) | Outcome::Runs(_) => Ok(Claimed::default()),
+        }
     }
 
     async fn renew(
@@ -242,7 +246,7 @@ impl TaskStore for SqlStore {
         let (holder, lease) = (holder.to_owned(), write::microseconds(lease));
         match self.write(What::Renew { holder, lease, runs: runs.to_vec() }).await? {
             Outcome::Runs(held) => Ok(held),
-            Outcome::Done | Outcome::Record(_) => Ok(Vec::new()),
+            Outcome::Done | Outcome::Record(_) | Outcome::Claimed(_) => Ok(Vec::new()),
         }
     }
 
@@ -269,8 +273,8 @@ impl TaskStore for SqlStore {
 
     async fn append(&self, id: &TaskId, run: u32, entry: JournalEntry) -> Result<(), StoreError> {
         let (step, entry) = write::to_entry(&entry, false).map_err(unwritable)?;
-        let id = id.as_str().into();
-        self.write(What::Append { id, run, step, entry }).await.map(drop)
+        let append = append::Append { id: id.as_str().into(), run, step, entry };
+        Ok(self.0.database.write_alone(append).await??)
     }
 
     async fn append_updates(

@@ -8,16 +8,17 @@ use std::{
 
 use octollm_core::{
     id::TaskId,
-    store::{JournalEntry, SideEffects, StoreError},
+    store::{Claimed, JournalEntry, SideEffects, StoreError},
     task::{TaskRecord, TaskUpdate},
 };
 
 use super::{
     Shared,
-    flush::{Changed, Counts, Entry, Flush, PROCESSING, QUEUED, Task, counts, is_finished, locked},
+    claim::Claiming,
+    create::create,
+    flush::{Entry, Flush, PROCESSING, QUEUED, Task, is_finished, locked},
     stored::{
-        Columns, columns, escaped, microsecond, owner_key, priority_number, status_number, step_key, time,
-        to_text,
+        Columns, columns, escaped, microsecond, owner_key, priority_number, status_number, step_key, to_text,
     },
 };
 use crate::{
@@ -47,12 +48,6 @@ pub(super) enum What {
         revision: u64,
         effects: Effects,
     },
-    Append {
-        id: Arc<str>,
-        run: u32,
-        step: String,
-        entry: Entry,
-    },
     AppendUpdates {
         id: Arc<str>,
         run: u32,
@@ -64,6 +59,7 @@ pub(super) enum What {
         lease: i64,
         runs: Vec<(TaskId, u32)>,
     },
+    Claim(Claiming),
 }
 
 /// Result of an operation.
@@ -76,6 +72,7 @@ pub(super) enum Outcome {
     Record(Arc<TaskRecord>),
     /// The runs whose leases are renewed.
     Runs(Vec<(TaskId, u32)>),
+    Claimed(Claimed),
 }
 
 /// Why an operation changed nothing.
@@ -100,19 +97,19 @@ impl From<Refused> for StoreError {
 
 /// A record as it is stored, with what it is searched for.
 pub(super) struct Record {
-    id: Arc<str>,
-    contract: String,
-    status: i64,
-    priority: i64,
-    owner: String,
-    size: i64,
-    run: u32,
-    revision: u64,
-    run_at: Option<i64>,
-    unique: Option<Arc<str>>,
-    holder: Option<String>,
-    leased_until: Option<i64>,
-    text: Arc<str>,
+    pub(super) id: Arc<str>,
+    pub(super) contract: String,
+    pub(super) status: i64,
+    pub(super) priority: i64,
+    pub(super) owner: String,
+    pub(super) size: i64,
+    pub(super) run: u32,
+    pub(super) revision: u64,
+    pub(super) run_at: Option<i64>,
+    pub(super) unique: Option<Arc<str>>,
+    pub(super) holder: Option<String>,
+    pub(super) leased_until: Option<i64>,
+    pub(super) text: Arc<str>,
 }
 
 impl Record {
@@ -143,7 +140,7 @@ pub(super) struct Effects {
     first_update: Option<u64>,
     discarded: Vec<String>,
     journal: Vec<(String, Entry)>,
-    delay: Option<i64>,
+    pub(super) delay: Option<i64>,
     makes_room: bool,
 }
 
@@ -217,12 +214,34 @@ impl Operation for Write {
             });
         }
         announce(batch, &written, tx);
-        let mut tasks: Vec<&mut Task> = tasks.values_mut().collect();
-        tasks.sort_by_key(|task| task.no);
-        flush.write(tx, &mut tasks, &store.limits, store.stripe).await?;
+        let new = batch.iter().enumerate().filter_map(|(at, write)| match (&write.what, created.get(&at)) {
+            // One that exists with its uniqueness key has another id.
+            (What::Create { record, .. }, Some(Ok(Outcome::Record(stored))))
+                if *record.id == *stored.id().as_str() =>
+            {
+                Some((record.id.to_string(), stored.clone()))
+            }
+            _ => None,
+        });
+        let new: Created = new.collect();
+        let mut is_first = true;
+        for (write, written) in batch.iter().zip(&mut written) {
+            let What::Claim(claiming) = &write.what else { continue };
+            // The first claim passes over what is changed here. A limit counts it.
+            if !is_first || claiming.is_limited() {
+                flush.write(tx, &mut tasks, &store).await?;
+            }
+            is_first = false;
+            let claimed = claiming.claim(&store, (&mut tasks, &new), &mut flush, tx).await?;
+            *written = Ok(Outcome::Claimed(claimed));
+        }
+        flush.write(tx, &mut tasks, &store).await?;
         Ok(written)
     }
 }
+
+/// The records that this transaction has created, by id.
+pub(super) type Created = HashMap<String, Arc<TaskRecord>>;
 
 /// Locks the tasks of all operations, and returns them by id. No other transaction changes them, or claims them, until the end of this one.
 async fn lock(batch: &[Write], tx: &mut Tx<'_>) -> Result<HashMap<String, Task>, sqlx::Error> {
@@ -236,7 +255,7 @@ async fn lock(batch: &[Write], tx: &mut Tx<'_>) -> Result<HashMap<String, Task>,
 }
 
 /// The tasks that are not finished and have one of the uniqueness keys of these operations, by key.
-type Holders = HashMap<Arc<str>, Arc<TaskRecord>>;
+pub(super) type Holders = HashMap<Arc<str>, Arc<TaskRecord>>;
 
 async fn holders(batch: &[Write], tx: &mut Tx<'_>) -> Result<Holders, sqlx::Error> {
     let keys: BTreeSet<&Arc<str>> = batch.iter().filter_map(Write::unique).collect();
@@ -244,7 +263,7 @@ async fn holders(batch: &[Write], tx: &mut Tx<'_>) -> Result<Holders, sqlx::Erro
     if keys.is_empty() { Ok(HashMap::new()) } else { with_keys(&keys, tx).await }
 }
 
-async fn with_keys(keys: &[Arc<str>], tx: &mut Tx<'_>) -> Result<Holders, sqlx::Error> {
+pub(super) async fn with_keys(keys: &[Arc<str>], tx: &mut Tx<'_>) -> Result<Holders, sqlx::Error> {
     static HOLDERS: Sql = Sql::new(concat!(
         "SELECT t.unique_key, r.format, r.record, ",
         columns!(),
@@ -259,158 +278,6 @@ async fn with_keys(keys: &[Arc<str>], tx: &mut Tx<'_>) -> Result<Holders, sqlx::
         holders.insert(row.text(0)?.into(), Arc::new(record));
     }
     Ok(holders)
-}
-
-/// Near a limit, processes take turns to create tasks.
-const TURN: &str = "SELECT pg_advisory_xact_lock(7164102842)";
-
-/// Creates tasks, and returns the results by the position of the operation.
-async fn create(
-    batch: &[Write],
-    tasks: &mut HashMap<String, Task>,
-    keys: &mut Holders,
-    flush: &mut Flush,
-    tx: &mut Tx<'_>,
-) -> Result<HashMap<usize, Written>, sqlx::Error> {
-    static INSERT: Sql = Sql::new(
-        "INSERT INTO octollm_tasks (id, contract, status, priority, owner, size, run, revision, run_at, \
-         waits_until, unique_key, holder, leased_until, finished_at) \
-         SELECT rows.id, rows.contract, rows.status, rows.priority, rows.owner, rows.size, rows.run, rows.revision, \
-         CASE WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
-         CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
-         rows.unique_key, rows.holder, rows.leased_until, CASE WHEN rows.status > 1 THEN {now} END \
-         FROM {rows:id text, contract text, status int, priority int, owner text, size int, run int, revision int, run_at int, delay int, unique_key text, holder text, leased_until int} \
-         WHERE true ORDER BY rows.id ON CONFLICT DO NOTHING RETURNING no, id, run_at",
-    );
-    let mut results = HashMap::new();
-    let creations = || {
-        batch.iter().enumerate().filter_map(|(at, write)| match &write.what {
-            What::Create { record, effects, max_queued, max_queued_bytes, whole } => {
-                Some((at, (write, whole), record, effects, (*max_queued, *max_queued_bytes)))
-            }
-            _ => None,
-        })
-    };
-    if creations().next().is_none() {
-        return Ok(results);
-    }
-    let mut waiting = counts(&mut tx.conn).await?;
-    if tx.conn.is_postgres()
-        && creations().any(|creation| is_near(&waiting, &creation.4, &creation.1.0.store))
-    {
-        tx.conn.execute_script(TURN).await?;
-        waiting = counts(&mut tx.conn).await?;
-    }
-    let (mut queue, mut events) = waiting;
-    let mut rows = Rows::new();
-    let mut creating = BTreeSet::new();
-    for (at, (write, whole), record, effects, limits) in creations() {
-        let taken = tasks.contains_key(&*record.id) || creating.contains(&record.id);
-        if let Some(existing) = record.unique.as_ref().and_then(|key| keys.get(key)).filter(|_| !taken) {
-            results.insert(at, Ok(Outcome::Record(existing.clone())));
-            continue;
-        }
-        let fits = |value: i64, limit: usize| u64::try_from(value).unwrap_or(0) <= limit as u64;
-        let full = !fits(queue.queued + 1, limits.0)
-            || events >= write.store.limits.events as u64
-            || !fits(queue.queued_bytes.saturating_add(record.size), limits.1);
-        if taken || full {
-            results.insert(at, Err(if taken { Refused::Conflict } else { Refused::Full }));
-            continue;
-        }
-        queue.change(None, record.status, record.size);
-        events += effects.events.len() as u64;
-        rows.push(record.columns(effects.delay));
-        creating.insert(record.id.clone());
-        if let Some(key) = &record.unique {
-            keys.insert(key.clone(), whole.clone());
-        }
-    }
-    let mut inserted = HashMap::new();
-    if !rows.is_empty() {
-        for row in tx.conn.fetch_rows(&INSERT, [], rows).await? {
-            inserted.insert(row.text(1)?, (row.int(0)?, row.int_or_null(2)?));
-        }
-    }
-    let missing = creations().filter(|creation| !inserted.contains_key(&*creation.2.id));
-    let missing: Vec<_> = missing.filter_map(|creation| creation.2.unique.clone()).collect();
-    // Another process may have created a task with this key meanwhile.
-    let others = if missing.is_empty() { HashMap::new() } else { with_keys(&missing, tx).await? };
-    for (at, (_, whole), record, effects, _) in creations() {
-        if results.contains_key(&at) {
-            continue;
-        }
-        let Some((no, run_at)) = inserted.get(&*record.id) else {
-            let existing = record.unique.as_ref().and_then(|key| others.get(key));
-            results.insert(
-                at,
-                existing.map_or(Err(Refused::Conflict), |other| Ok(Outcome::Record(other.clone()))),
-            );
-            continue;
-        };
-        let mut task = record.created(*no);
-        task.run_at = *run_at;
-        flush.counts.change(None, record.status, record.size);
-        flush.record(*no, &record.text);
-        effects.apply(&mut task, flush);
-        tasks.insert(record.id.to_string(), task);
-        let mut stored = whole.clone();
-        if let Some(at) = run_at.filter(|_| effects.delay.is_some()) {
-            Arc::make_mut(&mut stored).run_in(Duration::ZERO, time(at));
-        }
-        results.insert(at, Ok(Outcome::Record(stored)));
-    }
-    Ok(results)
-}
-
-/// Whether less than a tenth of a limit is left. Then the tasks that other processes are creating count.
-fn is_near((queue, events): &(Counts, u64), limits: &(usize, usize), store: &Shared) -> bool {
-    let near = |value: u64, limit: usize| value.saturating_add(512) >= (limit as u64) / 10 * 9;
-    let value = |value: i64| u64::try_from(value).unwrap_or(0);
-    near(value(queue.queued), limits.0)
-        || value(queue.queued_bytes) >= (limits.1 as u64) / 10 * 9
-        || near(*events, store.limits.events)
-}
-
-impl Record {
-    fn columns(&self, delay: Option<i64>) -> [Value; 13] {
-        [
-            (&self.id).into(),
-            self.contract.as_str().into(),
-            self.status.into(),
-            self.priority.into(),
-            self.owner.as_str().into(),
-            self.size.into(),
-            self.run.into(),
-            self.revision.into(),
-            self.run_at.into(),
-            delay.into(),
-            self.unique.as_ref().into(),
-            self.holder.as_deref().into(),
-            self.leased_until.into(),
-        ]
-    }
-
-    /// The task that was created with this record.
-    fn created(&self, no: i64) -> Task {
-        Task {
-            no,
-            status: self.status,
-            run: self.run,
-            revision: self.revision,
-            size: self.size,
-            run_at: self.run_at,
-            delay: None,
-            holder: self.holder.clone(),
-            leased_until: self.leased_until,
-            lease: None,
-            oldest: 1,
-            latest: 0,
-            update_bytes: 0,
-            appended: (0, 0),
-            changed: Changed::default(),
-        }
-    }
 }
 
 impl Write {
@@ -428,8 +295,9 @@ impl Write {
     fn ids(&self) -> Vec<&str> {
         match &self.what {
             What::Create { record, .. } | What::Commit { record, .. } => vec![&*record.id],
-            What::Append { id, .. } | What::AppendUpdates { id, .. } => vec![&**id],
+            What::AppendUpdates { id, .. } => vec![&**id],
             What::Renew { runs, .. } => runs.iter().map(|(id, _)| id.as_str()).collect(),
+            What::Claim(_) => Vec::new(),
         }
     }
 
@@ -441,7 +309,7 @@ impl Write {
             if runs { Ok(()) } else { Err(Refused::Conflict) }
         };
         match &self.what {
-            What::Create { .. } => {}
+            What::Create { .. } | What::Claim(_) => {}
             What::Commit { record, revision, effects } => {
                 let task = tasks.get_mut(&*record.id).ok_or(Refused::NotFound)?;
                 if task.revision != *revision {
@@ -457,12 +325,6 @@ impl Write {
                 }
                 task.commit(record, effects.delay, flush);
                 effects.apply(task, flush);
-            }
-            What::Append { id, run, step, entry } => {
-                of_run(tasks, id, *run)?;
-                if let Some(task) = tasks.get(&**id) {
-                    flush.journal.insert((task.no, step.clone()), Some(entry.clone()));
-                }
             }
             What::AppendUpdates { id, run, first, updates } => {
                 of_run(tasks, id, *run)?;
@@ -497,6 +359,7 @@ impl Task {
         (self.status, self.run, self.revision) = (record.status, record.run, record.revision);
         (self.run_at, self.delay) = (record.run_at, delay);
         self.holder.clone_from(&record.holder);
+        self.claimed = None;
         self.changed.status = true;
         flush.record(self.no, &record.text);
     }
@@ -513,7 +376,7 @@ fn announce(batch: &[Write], written: &[Written], tx: &mut Tx<'_>) {
                 tx.changed(record.id.clone());
             }
             What::AppendUpdates { id, .. } => tx.changed(id.clone()),
-            What::Append { .. } | What::Renew { .. } => {}
+            What::Renew { .. } | What::Claim(_) => {}
         }
     }
 }

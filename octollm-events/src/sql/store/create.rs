@@ -1,0 +1,171 @@
+//! How tasks are created: within the limits of the queue, and one for each uniqueness key.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Shared,
+    flush::{Changed, Counts, Flush, Task, counts},
+    stored::time,
+    write::{Holders, Outcome, Record, Refused, What, Write, Written, with_keys},
+};
+use crate::sql::{
+    statement::{Rows, Sql, Value},
+    writer::Tx,
+};
+
+/// Near a limit, processes take turns to create tasks.
+const TURN: &str = "SELECT pg_advisory_xact_lock(7164102842)";
+
+/// Creates tasks, and returns the results by the position of the operation.
+pub(super) async fn create(
+    batch: &[Write],
+    tasks: &mut HashMap<String, Task>,
+    keys: &mut Holders,
+    flush: &mut Flush,
+    tx: &mut Tx<'_>,
+) -> Result<HashMap<usize, Written>, sqlx::Error> {
+    static INSERT: Sql = Sql::new(
+        "INSERT INTO octollm_tasks (id, contract, status, priority, owner, size, run, revision, run_at, \
+         waits_until, unique_key, holder, leased_until, finished_at) \
+         SELECT rows.id, rows.contract, rows.status, rows.priority, rows.owner, rows.size, rows.run, rows.revision, \
+         CASE WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
+         CASE WHEN rows.status > 0 THEN NULL WHEN rows.delay IS NULL THEN rows.run_at ELSE {now} + rows.delay END, \
+         rows.unique_key, rows.holder, rows.leased_until, CASE WHEN rows.status > 1 THEN {now} END \
+         FROM {rows:id text, contract text, status int, priority int, owner text, size int, run int, revision int, run_at int, delay int, unique_key text, holder text, leased_until int} \
+         WHERE true ORDER BY rows.id ON CONFLICT DO NOTHING RETURNING no, id, run_at",
+    );
+    let mut results = HashMap::new();
+    let creations = || {
+        batch.iter().enumerate().filter_map(|(at, write)| match &write.what {
+            What::Create { record, effects, max_queued, max_queued_bytes, whole } => {
+                Some((at, (write, whole), record, effects, (*max_queued, *max_queued_bytes)))
+            }
+            _ => None,
+        })
+    };
+    if creations().next().is_none() {
+        return Ok(results);
+    }
+    let mut waiting = counts(&mut tx.conn).await?;
+    if tx.conn.is_postgres()
+        && creations().any(|creation| is_near(&waiting, &creation.4, &creation.1.0.store))
+    {
+        tx.conn.execute_script(TURN).await?;
+        waiting = counts(&mut tx.conn).await?;
+    }
+    let (mut queue, mut events) = waiting;
+    let mut rows = Rows::new();
+    let mut creating = BTreeSet::new();
+    for (at, (write, whole), record, effects, limits) in creations() {
+        let taken = tasks.contains_key(&*record.id) || creating.contains(&record.id);
+        if let Some(existing) = record.unique.as_ref().and_then(|key| keys.get(key)).filter(|_| !taken) {
+            results.insert(at, Ok(Outcome::Record(existing.clone())));
+            continue;
+        }
+        let fits = |value: i64, limit: usize| u64::try_from(value).unwrap_or(0) <= limit as u64;
+        let full = !fits(queue.queued + 1, limits.0)
+            || events >= write.store.limits.events as u64
+            || !fits(queue.queued_bytes.saturating_add(record.size), limits.1);
+        if taken || full {
+            results.insert(at, Err(if taken { Refused::Conflict } else { Refused::Full }));
+            continue;
+        }
+        queue.change(None, record.status, record.size);
+        events += effects.events.len() as u64;
+        rows.push(record.columns(effects.delay));
+        creating.insert(record.id.clone());
+        if let Some(key) = &record.unique {
+            keys.insert(key.clone(), whole.clone());
+        }
+    }
+    let mut inserted = HashMap::new();
+    if !rows.is_empty() {
+        for row in tx.conn.fetch_rows(&INSERT, [], rows).await? {
+            inserted.insert(row.text(1)?, (row.int(0)?, row.int_or_null(2)?));
+        }
+    }
+    let missing = creations().filter(|creation| !inserted.contains_key(&*creation.2.id));
+    let missing: Vec<_> = missing.filter_map(|creation| creation.2.unique.clone()).collect();
+    // Another process may have created a task with this key meanwhile.
+    let others = if missing.is_empty() { HashMap::new() } else { with_keys(&missing, tx).await? };
+    for (at, (_, whole), record, effects, _) in creations() {
+        if results.contains_key(&at) {
+            continue;
+        }
+        let Some((no, run_at)) = inserted.get(&*record.id) else {
+            let existing = record.unique.as_ref().and_then(|key| others.get(key));
+            results.insert(
+                at,
+                existing.map_or(Err(Refused::Conflict), |other| Ok(Outcome::Record(other.clone()))),
+            );
+            continue;
+        };
+        let mut task = record.created(*no);
+        task.run_at = *run_at;
+        flush.counts.change(None, record.status, record.size);
+        flush.record(*no, &record.text);
+        effects.apply(&mut task, flush);
+        tasks.insert(record.id.to_string(), task);
+        let mut stored = whole.clone();
+        if let Some(at) = run_at.filter(|_| effects.delay.is_some()) {
+            Arc::make_mut(&mut stored).run_in(Duration::ZERO, time(at));
+        }
+        results.insert(at, Ok(Outcome::Record(stored)));
+    }
+    Ok(results)
+}
+
+/// Whether less than a tenth of a limit is left. Then the tasks that other processes are creating count.
+fn is_near((queue, events): &(Counts, u64), limits: &(usize, usize), store: &Shared) -> bool {
+    let near = |value: u64, limit: usize| value.saturating_add(512) >= (limit as u64) / 10 * 9;
+    let value = |value: i64| u64::try_from(value).unwrap_or(0);
+    near(value(queue.queued), limits.0)
+        || value(queue.queued_bytes) >= (limits.1 as u64) / 10 * 9
+        || near(*events, store.limits.events)
+}
+
+impl Record {
+    fn columns(&self, delay: Option<i64>) -> [Value; 13] {
+        [
+            (&self.id).into(),
+            self.contract.as_str().into(),
+            self.status.into(),
+            self.priority.into(),
+            self.owner.as_str().into(),
+            self.size.into(),
+            self.run.into(),
+            self.revision.into(),
+            self.run_at.into(),
+            delay.into(),
+            self.unique.as_ref().into(),
+            self.holder.as_deref().into(),
+            self.leased_until.into(),
+        ]
+    }
+
+    /// The task that was created with this record.
+    fn created(&self, no: i64) -> Task {
+        Task {
+            no,
+            status: self.status,
+            run: self.run,
+            revision: self.revision,
+            size: self.size,
+            run_at: self.run_at,
+            delay: None,
+            holder: self.holder.clone(),
+            leased_until: self.leased_until,
+            lease: None,
+            oldest: 1,
+            latest: 0,
+            update_bytes: 0,
+            appended: (0, 0),
+            claimed: None,
+            changed: Changed::default(),
+        }
+    }
+}

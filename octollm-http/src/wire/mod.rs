@@ -1,5 +1,6 @@
 //! Header fields, bodies and error bodies: see `docs/wire.md`.
 
+mod field_table;
 mod headers;
 mod problem;
 
@@ -7,8 +8,9 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 
 pub use self::headers::names;
+pub(crate) use self::field_table::FieldTable;
 pub(crate) use self::headers::{
-    FieldTable, read_parts, read_trace, read_usage, write_parts, write_trace, write_usage,
+    read_parts, read_trace, read_usage, write_parts, write_trace, write_usage,
 };
 pub use self::problem::Problem;
 pub(crate) use self::problem::{MOST_VIOLATIONS, NestedError, received, write_problem};

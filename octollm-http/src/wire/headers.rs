@@ -47,6 +47,8 @@ pub mod names {
     pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
     /// Id of the process of an arm that honours keys, in a call that may have been made before.
     pub const INSTANCE: HeaderName = HeaderName::from_static("octollm-instance");
+    /// The token over HTTP/2, in place of `Authorization`, where the server has offered to take it here.
+    pub const TOKEN: HeaderName = HeaderName::from_static("octollm-authorization");
     /// Signature of a registration by the key on the card of the arm.
     pub const PROOF: HeaderName = HeaderName::from_static("octollm-proof");
 }

@@ -54,7 +54,8 @@ impl Authority {
         None
     }
 
-    /// Adds a token for these scopes to a request, or for all that the caller can pass on. The card names the audience.
+    /// Adds a token for these scopes to a request, or for all that the caller can pass on. The card names the audience. Returns
+    /// whether the request has a token then.
     ///
     /// # Errors
     /// The caller is known by its token, and this program cannot issue one that is covered by it.
@@ -64,24 +65,24 @@ impl Authority {
         caller: &Caller,
         scopes: Option<&[&str]>,
         callee: &Arc<ArmCard>,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         #[cfg(feature = "tokens")]
         if let Some(issuer) = &self.issuer {
             let grant = match (caller, scopes) {
                 (Caller::Known(grant), _) => Some(grant),
                 // Where callers are not checked, everything is allowed.
                 (Caller::Unchecked, Some(_)) if issuer.is_root() => None,
-                _ => return Ok(()),
+                _ => return Ok(false),
             };
             let header = issuer.header(grant, scopes, callee)?;
             head.insert(header::AUTHORIZATION, header);
-            return Ok(());
+            return Ok(true);
         }
         if caller.grant().is_some_and(|grant| grant.links.is_some()) {
             let words = "this arm has no key to call on with: set `tokens(..)` where its arms are built";
             return Err(Failure::new(ErrorKind::Unauthenticated, words).before_execution());
         }
-        Ok(())
+        Ok(false)
     }
 }
 

@@ -262,7 +262,8 @@ async fn through(
     target: Target,
 ) -> Result<Response<Bytes>, ExchangeError> {
     request.extensions_mut().insert(target);
-    request.extensions_mut().insert(limits.hints);
+    // A layer may set another authorization.
+    request.extensions_mut().insert(ServerHints { has_issued_token: false, ..limits.hints });
     match Deadline::run_until(limits.deadline, service.clone().oneshot(request)).await {
         Some(answer) => answer.map_err(Into::into),
         None => Err(Failure::of(ErrorKind::DeadlineExceeded).into()),

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::header::AUTHORIZATION;
 use octollm_core::{
     budget::Usage,
     error::{CallError, ErrorKind, Failure},
@@ -87,8 +86,8 @@ async fn exchange(
     let site = &*offer.site;
     let drift = directory.drift(&call.contract, offer, call.spec.as_ref());
     let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
-    let hints = ServerHints { address: site.url.address(), speaks_http2: offer.callee.instance.is_some() };
-    let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints };
+    let speaks_http2 = offer.callee.instance.is_some();
+    let mut hints = ServerHints { address: site.url.address(), speaks_http2, has_issued_token: false };
     let target = || offer.target(call, work);
     let mut request = offer.request(call);
     let scope = [&*offer.scope];
@@ -96,10 +95,11 @@ async fn exchange(
     if !site.url.has_authorization() {
         let authorized =
             authority.add(request.headers_mut(), &call.parts.caller, Some(scopes), &offer.callee);
-        authorized.map_err(|failure| failed(site, call, failure).with_attempts(0))?;
+        hints.has_issued_token =
+            authorized.map_err(|failure| failed(site, call, failure).with_attempts(0))?;
     }
     if let Some(record) = &call.explain {
-        let has_token = request.headers().contains_key(AUTHORIZATION) && !site.url.has_authorization();
+        let has_token = hints.has_issued_token;
         record.add(CallEvent::Sent {
             arm: site.arm.clone(),
             endpoint: site.url.shared(),
@@ -107,6 +107,7 @@ async fn exchange(
             scopes: scopes.iter().filter(|_| has_token).map(|scope| (*scope).to_owned()).collect(),
         });
     }
+    let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints };
     let place = (&*site.arm, site.url.as_str());
     let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
     let sent = directory.exchanger.send(request, &site.arm, limits, target).await;

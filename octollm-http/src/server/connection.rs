@@ -35,7 +35,7 @@ use super::{
 use crate::{
     io::{Io, Peer},
     limits::ServerConfig,
-    wire::FieldTable,
+    wire::{FieldTable, offer_token_field, read_token_field},
 };
 
 /// Serves connections.
@@ -238,10 +238,13 @@ async fn answer_http2(
     service: HttpService,
     fields: Arc<FieldTable>,
     peer: Peer,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<HttpBody>, Infallible> {
+    read_token_field(request.headers_mut());
     let mut response = service.answer(request, Arrival::Http2, peer).await;
-    fields.spare(response.headers_mut());
+    if fields.spare(response.headers_mut()) {
+        offer_token_field(response.headers_mut());
+    }
     if let Some(stream) = Stream::current() {
         response.body_mut().sent_by_http2(stream);
     }

@@ -1,11 +1,6 @@
 //! Header fields of requests and answers.
 
-use std::{
-    borrow::Cow,
-    str::FromStr,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::{borrow::Cow, str::FromStr, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use octollm_core::{
@@ -52,6 +47,8 @@ pub mod names {
     pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
     /// Id of the process of an arm that honours keys, in a call that may have been made before.
     pub const INSTANCE: HeaderName = HeaderName::from_static("octollm-instance");
+    /// The token over HTTP/2, in place of `Authorization`, where the server has offered to take it here.
+    pub const TOKEN: HeaderName = HeaderName::from_static("octollm-authorization");
     /// Signature of a registration by the key on the card of the arm.
     pub const PROOF: HeaderName = HeaderName::from_static("octollm-proof");
 }
@@ -282,7 +279,7 @@ fn decimal(mut number: u64) -> HeaderValue {
 }
 
 /// The usage of most calls, which is written and read without parsing.
-const NOTHING_USED: &str = "tokens=0;cost_usd=0";
+pub(super) const NOTHING_USED: &str = "tokens=0;cost_usd=0";
 
 /// Writes the usage, also if it is zero: a missing field is a usage that is not reported.
 pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
@@ -290,45 +287,6 @@ pub(crate) fn write_usage(usage: Usage, head: &mut HeaderMap) {
         head.insert(names::USAGE, HeaderValue::from_static(NOTHING_USED));
     } else {
         put(head, names::USAGE, &usage.to_string());
-    }
-}
-
-/// One direction of an HTTP/2 connection, whose ends remember the fields of earlier messages in a table (HPACK).
-#[derive(Debug, Default)]
-pub(crate) struct FieldTable {
-    has_names: AtomicBool,
-}
-
-impl FieldTable {
-    /// Keeps values that are of one message out of the table, except those of the first message, which enters their names. Both
-    /// ends would enter and remove them for nothing, and compare each value with all before it.
-    pub(crate) fn spare(&self, head: &mut HeaderMap) {
-        if !self.has_names.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        for (name, value) in head {
-            if is_of_one_message(name, value) {
-                // "Never indexed" of RFC 7541.
-                value.set_sensitive(true);
-            }
-        }
-    }
-}
-
-fn is_of_one_message(name: &HeaderName, value: &HeaderValue) -> bool {
-    match name.as_str() {
-        "x-request-id"
-        | "x-correlation-id"
-        | "octollm-task-id"
-        | "idempotency-key"
-        | "traceparent"
-        | "octollm-timeout"
-        | "octollm-budget"
-        | "octollm-proof"
-        | "x-ratelimit-remaining"
-        | "x-ratelimit-reset" => true,
-        "octollm-usage" => value != NOTHING_USED,
-        _ => false,
     }
 }
 
@@ -399,19 +357,6 @@ mod tests {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
         };
         fields.iter().map(field).collect()
-    }
-
-    #[test]
-    fn values_of_one_message_stay_out_of_the_table_of_a_connection_after_the_first() {
-        let (table, usage) = (FieldTable::default(), "octollm-usage");
-        for (is_first, used) in [(true, "tokens=7"), (false, "tokens=7"), (false, NOTHING_USED)] {
-            let mut head = head(&[("x-request-id", "a"), ("accept", "application/json"), (usage, used)]);
-            table.spare(&mut head);
-            let is_spared = |name: &str| head[name].is_sensitive();
-            assert_eq!(is_spared("x-request-id"), !is_first);
-            assert_eq!(is_spared(usage), !is_first && used != NOTHING_USED);
-            assert!(!is_spared("accept"));
-        }
     }
 
     #[tokio::test(start_paused = true)]

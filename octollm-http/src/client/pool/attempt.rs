@@ -70,16 +70,21 @@ impl<'a> Attempt<'a> {
         is_sending: &mut bool,
     ) -> Result<(Response<Answer>, WaitLimit), SendError> {
         self.used_before = self.place.ready(&self.origin).await.map_err(SendError::Failed)?;
-        let request = self.request.take().ok_or_else(|| {
-            SendError::Failed(ExchangeError::new(ErrorKind::Internal, "the request was sent already"))
-        })?;
+        let request = self.request.take().ok_or_else(sent_already)?;
         if self.is_idempotent || matches!(self.place, Place::Stream(_)) {
             self.spare = repeated(&request);
         }
         *is_sending = true;
         let config = &self.pool.config;
         let mut wait_limit = WaitLimit::new(config.read_idle, config.write_idle, self.limits);
-        let head = self.place.head(request, &self.origin, &mut wait_limit).await?;
+        let has_token = self.limits.hints.has_issued_token;
+        let head = match self.place.head(request, &self.origin, has_token, &mut wait_limit).await {
+            Err(SendError::TokenMoved) => {
+                let request = self.spare.as_ref().and_then(repeated).ok_or_else(sent_already)?;
+                self.place.head(request, &self.origin, false, &mut wait_limit).await?
+            }
+            head => head?,
+        };
         wait_limit.answering();
         Ok((head, wait_limit))
     }
@@ -108,6 +113,7 @@ impl<'a> Attempt<'a> {
                 *is_sending = false;
                 self.request = Some(spare.ok_or_else(closed_at_once)?);
             }
+            SendError::TokenMoved => return Err(closed_at_once()),
             SendError::Failed(error) => match spare.filter(|_| self.may_repeat(&error)) {
                 Some(spare) => {
                     self.is_repeated = true;
@@ -173,6 +179,10 @@ pub(super) async fn whole(
         }
     }
     Ok(whole.into_bytes())
+}
+
+fn sent_already() -> SendError {
+    SendError::Failed(ExchangeError::new(ErrorKind::Internal, "the request was sent already"))
 }
 
 fn closed_at_once() -> ExchangeError {

@@ -145,6 +145,7 @@ impl Place {
         &mut self,
         request: Request<Upload>,
         origin: &Origin,
+        has_issued_token: bool,
         wait_limit: &mut WaitLimit,
     ) -> Result<Response<Answer>, SendError> {
         match self {
@@ -155,7 +156,8 @@ impl Place {
             Self::Stream(stream) => {
                 stream.is_open = true;
                 stream.heard = stream.connection.meter.read();
-                let head = stream::head(&stream.connection, request, origin, wait_limit).await?;
+                let head =
+                    stream::head(&stream.connection, request, origin, has_issued_token, wait_limit).await?;
                 Ok(head.map(|body| Answer::Http2(Box::new(body))))
             }
         }

@@ -50,6 +50,8 @@ pub(super) enum SendError {
     Unsent(Box<Request<Upload>>),
     /// The server has not processed the request, so that any request may be sent again.
     Refused(ExchangeError),
+    /// The token was not in an `Authorization`, and was not accepted. From now on it is, over this connection.
+    TokenMoved,
     /// Any other failure.
     Failed(ExchangeError),
 }

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     io::{Secured, refusal},
-    wire::FieldTable,
+    wire::{FieldTable, TokenField},
 };
 
 /// An HTTP/2 connection. The socket is closed when the last reference is dropped; the task that drives it has none.
@@ -52,12 +52,21 @@ pub(super) struct Http2 {
     allowed: AtomicUsize,
     /// Fields of the requests.
     fields: FieldTable,
+    pub(super) token: TokenField,
     /// Whether a request was answered.
     is_proven: AtomicBool,
     /// The reason for which this side closed the connection.
     closed_for: OnceLock<Verdict>,
     refused: Arc<OnceLock<&'static str>>,
     task: OnceLock<AbortHandle>,
+}
+
+/// A stream that has begun.
+pub(super) struct Begun {
+    pub(super) answer: ResponseFuture,
+    pub(super) body: h2::SendStream<Bytes>,
+    /// Whether the token is not in an `Authorization`.
+    pub(super) moves_token: bool,
 }
 
 struct Driver {
@@ -126,6 +135,7 @@ impl Http2 {
             resets: AtomicUsize::new(0),
             allowed,
             fields: FieldTable::default(),
+            token: TokenField::default(),
             is_proven: AtomicBool::new(false),
             closed_for: OnceLock::new(),
             refused,
@@ -170,7 +180,7 @@ impl Http2 {
         }
     }
 
-    /// Begins a stream with the head of a request.
+    /// Begins a stream with the head of a request, whose token may be sent in [another field](TokenField).
     ///
     /// # Errors
     /// Nothing was sent.
@@ -178,9 +188,12 @@ impl Http2 {
         &self,
         mut head: Request<()>,
         is_end: bool,
-    ) -> Result<(ResponseFuture, h2::SendStream<Bytes>), h2::Error> {
+        has_issued_token: bool,
+    ) -> Result<Begun, h2::Error> {
+        let moves_token = has_issued_token && self.token.write(head.headers_mut(), &self.fields);
         self.fields.spare(head.headers_mut());
-        self.sender.clone().send_request(head, is_end)
+        let (answer, body) = self.sender.clone().send_request(head, is_end)?;
+        Ok(Begun { answer, body, moves_token })
     }
 
     /// Whether a new stream can begin, as far as is known here.

@@ -82,6 +82,8 @@ pub(crate) struct ServerHints {
     pub(crate) address: Option<SocketAddr>,
     /// Whether the server is one of octollm, which speaks HTTP/2 on every port.
     pub(crate) speaks_http2: bool,
+    /// Whether the authorization of the request is a token that this client has issued.
+    pub(crate) has_issued_token: bool,
 }
 
 /// The limits of one exchange.

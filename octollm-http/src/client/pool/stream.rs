@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
     header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, Scheme},
 };
@@ -20,7 +20,7 @@ use tower::BoxError;
 use super::{
     ExchangeError, Origin,
     connection::{SendError, timed_out},
-    http2::Http2,
+    http2::{Begun, Http2},
     meter::WaitLimit,
     upload::Upload,
 };
@@ -50,6 +50,7 @@ pub(super) async fn head(
     connection: &Http2,
     request: Request<Upload>,
     origin: &Origin,
+    has_issued_token: bool,
     wait_limit: &mut WaitLimit,
 ) -> Result<Response<Receiving>, SendError> {
     if matches!(request.body(), Upload::Streamed(_)) && !connection.is_open() {
@@ -74,10 +75,9 @@ pub(super) async fn head(
     };
     let is_end = whole.as_ref().is_some_and(Bytes::is_empty);
     let written = connection.meter.written();
-    let (mut response, mut stream) = match connection.begin_stream(request, is_end) {
-        Ok(begun) => begun,
-        Err(error) => return Err(refused(error)),
-    };
+    let may_repeat = whole.is_some();
+    let begun = connection.begin_stream(request, is_end, has_issued_token && may_repeat).map_err(refused)?;
+    let Begun { answer: mut response, body: mut stream, moves_token } = begun;
     let mut sending = match whole {
         Some(whole) => {
             if !is_end {
@@ -105,6 +105,11 @@ pub(super) async fn head(
     })
     .await?;
     connection.proves();
+    if moves_token && answer.status() == StatusCode::UNAUTHORIZED {
+        connection.token.refuse();
+        return Err(SendError::TokenMoved);
+    }
+    connection.token.read_offer(answer.headers());
     Ok(answer.map(|body| Receiving { body, sending, received: 0 }))
 }
 

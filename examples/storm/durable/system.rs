@@ -1,6 +1,6 @@
 //! One database with its arms, its brains, and the service that handles the events.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use octollm::{
     prelude::*,
@@ -32,6 +32,8 @@ pub(super) struct System {
 /// A limit that is not reached unless a task is lost.
 const LONGEST: Duration = Duration::from_secs(120);
 const INTERVAL: Duration = Duration::from_millis(50);
+/// After so long without an event, none comes any more.
+const STUCK: Duration = Duration::from_secs(30);
 
 impl System {
     pub(super) async fn start(url: &str, lease: Option<Duration>) -> Result<Self> {
@@ -81,16 +83,19 @@ impl System {
                 sleep(INTERVAL).await;
             }
         }
-        let tasks = self.records().await?.len();
-        // Events that are missing are for the report.
-        let end = Instant::now() + Duration::from_secs(30);
+        // A relay that was killed has its turn for 10 s, so that many events may wait.
+        let (tasks, mut last) = (self.records().await?.len(), (0, Instant::now()));
         loop {
             let seen = self.events.seen();
             let ends = seen.iter().filter(|seen| is_end(&seen.event_type)).map(|seen| &seen.task);
-            if ends.collect::<std::collections::BTreeSet<_>>().len() >= tasks || Instant::now() > end {
+            // Events that are missing are for the report.
+            if ends.collect::<BTreeSet<_>>().len() >= tasks || last.1.elapsed() > STUCK {
                 return Ok(());
             }
-            sleep(INTERVAL).await;
+            if seen.len() > last.0 {
+                last = (seen.len(), Instant::now());
+            }
+            sleep(INTERVAL * 4).await;
         }
     }
 }

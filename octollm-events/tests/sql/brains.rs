@@ -219,7 +219,6 @@ async fn a_killed_process_loses_no_task_and_no_answer(url: &str) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("steps");
     let mut process = Process::start("submit", url, &file);
-    let mut kills = 0;
     // Each process makes some steps, and is killed.
     for reached in [40, 90, 150, 200] {
         let end = Instant::now() + Duration::from_secs(60);
@@ -228,16 +227,18 @@ async fn a_killed_process_loses_no_task_and_no_answer(url: &str) {
             sleep(Duration::from_millis(5)).await;
         }
         process.kill();
-        kills += 1;
         process = Process::start("continue", url, &file);
     }
-    completed(&SqlStore::open(url).await.unwrap(), TASKS, LENGTH).await;
+    let store = SqlStore::open(url).await.unwrap();
+    completed(&store, TASKS, LENGTH).await;
+    let records = store.list(&TaskQuery::default().limit(TASKS), None).await.unwrap();
+    let takeovers: usize = records.iter().map(|record| record.run() as usize - 1).sum();
     let mut made = BTreeMap::<_, usize>::new();
     lines(&file).into_iter().for_each(|step| *made.entry(step).or_default() += 1);
     let again: usize = made.values().map(|times| times - 1).sum();
     assert_eq!(made.len(), TASKS * LENGTH as usize);
-    // One step of each task may have been made and not been answered.
-    assert!(again <= TASKS * kills, "{again} steps were made again");
+    // One step of each run may have been made and not been answered. A busy machine may lose a lease without a kill.
+    assert!(takeovers > 0 && again <= takeovers, "{again} steps were made again in {takeovers} takeovers");
 }
 
 macro_rules! on_both {

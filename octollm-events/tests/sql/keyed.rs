@@ -29,7 +29,7 @@ struct Charge {
 }
 
 /// As where the process of the caller is killed while its call arrives: the next one makes the call again.
-async fn a_call_that_is_dropped_while_its_record_begins_runs_when_it_is_repeated(url: &str) {
+async fn dropped_while_its_record_begins(url: &str) {
     let database = SqlDatabase::open(url).await.unwrap();
     let charged = Arc::new(AtomicU32::new(0));
     let mut dispatcher = Dispatcher::new("bank");
@@ -60,13 +60,16 @@ async fn a_call_that_is_dropped_while_its_record_begins_runs_when_it_is_repeated
     assert_eq!((&output[..], charged.load(Ordering::SeqCst)), (&b"5"[..], 5));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_sqlite() {
-    let subject = OnSqlite::new();
-    a_call_that_is_dropped_while_its_record_begins_runs_when_it_is_repeated(&subject.url()).await;
+mod sqlite {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_call_that_is_dropped_while_its_record_begins_runs_when_it_is_repeated() {
+        super::dropped_while_its_record_begins(&super::OnSqlite::new().url()).await;
+    }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_postgres() {
-    a_call_that_is_dropped_while_its_record_begins_runs_when_it_is_repeated(&OnPostgres::new().url()).await;
+mod on_postgres {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_call_that_is_dropped_while_its_record_begins_runs_when_it_is_repeated() {
+        super::dropped_while_its_record_begins(&super::OnPostgres::new().url()).await;
+    }
 }

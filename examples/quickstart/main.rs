@@ -2,12 +2,13 @@
 //! an HTTP server of its own.
 //!
 //! ```text
-//! cargo run --example quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL]
+//! cargo run --example quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL] [--redis URL]
 //! ```
 //!
 //! PATH is the folder of the crate, by default this one. TEXT is what the brain is asked for: a review, a search for
 //! secrets, or both. `--json` prints the report as JSON and nothing else. `--explain` adds the calls and the events of the
-//! task. `--database` stores the task in a database, such as `sqlite:tasks.db`; it needs `--features sql`. Exit status: 0 when the task is completed, 1 when it failed or was refused, 2 when there is nothing to review,
+//! task. `--database` stores the task in a database, such as `sqlite:tasks.db`; it needs `--features sql`.
+//! `--redis` publishes the events of the task over a Redis server; it needs `--features redis`. Exit status: 0 when the task is completed, 1 when it failed or was refused, 2 when there is nothing to review,
 //! 130 when it was interrupted.
 //!
 //! Read this file first, then `contracts` and `arms`. The other modules do the arms' own work, without octollm.
@@ -42,7 +43,11 @@ use crate::{
 };
 
 /// Starts all servers, on ports that the operating system chooses. Returns the URL of the reflex server.
-async fn start(root: PathBuf, bus: MemoryBus, store: Arc<dyn TaskStore>) -> Result<String, octollm::Error> {
+async fn start(
+    root: PathBuf,
+    bus: Arc<dyn EventBus>,
+    store: Arc<dyn TaskStore>,
+) -> Result<String, octollm::Error> {
     let retriever = Retriever { root };
     let retriever = Server::new("retriever")
         .description("Lists and reads the sources of one crate.")
@@ -80,6 +85,17 @@ async fn store(database: Option<&str>) -> Result<Arc<dyn TaskStore>, octollm::Er
     }
 }
 
+/// The bus of events: in memory, or over Redis.
+async fn bus(redis: Option<&str>) -> Result<Arc<dyn EventBus>, octollm::Error> {
+    match redis {
+        None => Ok(Arc::new(MemoryBus::new())),
+        #[cfg(feature = "redis")]
+        Some(url) => Ok(Arc::new(octollm::redis::RedisBus::connect(url).await?)),
+        #[cfg(not(feature = "redis"))]
+        Some(_) => Err("--redis needs the feature `redis`".into()),
+    }
+}
+
 /// Serves until the process ends. Returns the URL.
 fn spawn(server: BoundServer) -> String {
     let url = server.url();
@@ -89,7 +105,7 @@ fn spawn(server: BoundServer) -> String {
 
 /// Submits the task as any client would, follows it to its end, and prints the report. Returns the exit status.
 async fn run(options: Options) -> Result<i32, octollm::Error> {
-    let bus = MemoryBus::new();
+    let bus = bus(options.redis.as_deref()).await?;
     let events = "events:task:queued,events:task:started,events:task:completed".parse()?;
     let mut events = bus.subscribe(events, Overflow::DropOldest(16)).await?;
     let store = store(options.database.as_deref()).await?;
@@ -178,16 +194,25 @@ struct Options {
     json: bool,
     explain: bool,
     database: Option<String>,
+    redis: Option<String>,
     help: bool,
 }
 
-const USAGE: &str = "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL]";
+const USAGE: &str =
+    "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL] [--redis URL]";
 
 /// Reads the command line. The error is one line.
 fn options() -> Result<Options, String> {
     let goal = "Review this crate, and look for secrets.".into();
-    let mut options =
-        Options { root: ".".into(), goal, json: false, explain: false, database: None, help: false };
+    let mut options = Options {
+        root: ".".into(),
+        goal,
+        json: false,
+        explain: false,
+        database: None,
+        redis: None,
+        help: false,
+    };
     let mut paths = 0;
     let mut arguments = std::env::args_os().skip(1);
     while let Some(argument) = arguments.next() {
@@ -202,6 +227,10 @@ fn options() -> Result<Options, String> {
             Some("--database") => {
                 let url = arguments.next().and_then(|url| url.into_string().ok());
                 options.database = Some(url.ok_or_else(|| format!("--database needs a URL; {USAGE}"))?);
+            }
+            Some("--redis") => {
+                let url = arguments.next().and_then(|url| url.into_string().ok());
+                options.redis = Some(url.ok_or_else(|| format!("--redis needs a URL; {USAGE}"))?);
             }
             Some(flag) if flag.starts_with('-') => return Err(format!("{flag} is not known; {USAGE}")),
             _ if paths > 0 => return Err(format!("one PATH at a time; {USAGE}")),

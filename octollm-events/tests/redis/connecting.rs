@@ -89,7 +89,7 @@ async fn a_user_publishes_and_subscribes_where_it_may() {
 async fn a_durable_bus_works_with_the_rights_that_the_operators_page_names() {
     let server = Redis::start(&[]);
     server.execute(
-        "ACL SETUSER bob on >geheim ~{octollm}:* -@all +@read +@write +@stream +@scripting +@connection",
+        "ACL SETUSER bob on >geheim ~{octollm}:* -@all +@read +@write +@stream +@scripting +@connection +time",
     );
     let bus =
         RedisStreamBus::connect(&format!("redis://bob:geheim@127.0.0.1:{}", server.port())).await.unwrap();

@@ -20,6 +20,8 @@ use crate::redis::{commands::Commands, connection::pause, error::RedisError};
 
 /// Most entries that are read at once.
 const BATCH: usize = 512;
+/// Consumers are woken at most this often while nobody subscribes.
+const COALESCED: Duration = Duration::from_millis(1);
 
 /// The subscriptions of one handle, which follow the log together.
 #[derive(Default)]
@@ -125,16 +127,20 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
             (failures, is_behind) = (0, true);
             // What was to be done may have been missed.
             changed.send_replace(());
+            shared.delayed.send_replace(());
         }
         let (entries, wakes) = streams(read, &shared.keys.log());
         if let Some(wake) = wakes.last() {
             woken = wake.id;
+            shared.delayed.send_replace(());
         }
         if !entries.is_empty() || !wakes.is_empty() {
             changed.send_replace(());
         }
         if !has_subscribers {
             after = skip(&shared, after, entries.last().map(|entry| entry.id)).await;
+            // Consumers that are woken find all that is published meanwhile.
+            sleep(COALESCED).await;
             continue;
         }
         if is_behind

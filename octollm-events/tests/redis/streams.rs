@@ -186,6 +186,9 @@ async fn a_claim_whose_answer_is_lost_is_made_again_as_the_same_attempt() {
     // Longer than the test takes.
     let lease = Duration::from_secs(600);
     let mut consumer = consumer(&bus, ConsumeOptions { lease, ..Default::default() }).await;
+    // From now on the server knows the script.
+    bus.publish(event(0)).await.unwrap();
+    delivered(&mut consumer).await.ack().await.unwrap();
     bus.publish(event(1)).await.unwrap();
     server.stop();
     // The server has the command, and executes it when it goes on, for a connection that is closed by then.

@@ -102,7 +102,7 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
     let changed = &shared.changed;
     let wait = shared.heartbeat;
     let (mut after, mut woken) = (from, Id::default());
-    let (mut failures, mut is_behind) = (0_u32, false);
+    let (mut failures, mut lags) = (0_u32, false);
     loop {
         let has_subscribers = !shared.live.open().await.is_empty();
         let count = if has_subscribers { BATCH } else { 1 };
@@ -124,7 +124,7 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
             }
         };
         if failures > 0 {
-            (failures, is_behind) = (0, true);
+            (failures, lags) = (0, true);
             // What was to be done may have been missed.
             changed.send_replace(());
             shared.delayed.send_replace(());
@@ -143,13 +143,13 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
             sleep(COALESCED).await;
             continue;
         }
-        if is_behind
+        if lags
             && first(&shared.commands, &shared.keys).await.is_ok_and(|first| first > after)
             && after > Id::default()
         {
             shared.live.gap(&Gap::Trimmed { event_ids: Vec::new() }).await;
         }
-        is_behind = entries.len() == BATCH;
+        lags = entries.len() == BATCH;
         for entry in entries {
             after = entry.id;
             // What is no event is none for a subscriber.

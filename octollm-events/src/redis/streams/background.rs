@@ -15,6 +15,7 @@ use crate::redis::commands::Commands;
 
 /// Time between two looks for what can be trimmed.
 const INTERVAL: Duration = Duration::from_secs(1);
+
 /// What the bus does in the background, until it is closed.
 pub(super) async fn work(shared: Arc<Shared>, waiting: Commands, from: Id, history: usize) {
     let mut closed = shared.closed.subscribe();

@@ -174,7 +174,8 @@ async fn entries_of_other_programs_are_events_and_delayed_ones_survive_their_pub
         consumed.push(number(delivery.event()));
         delivery.ack().await.unwrap();
     }
-    (seen.sort_unstable(), consumed.sort_unstable());
+    seen.sort_unstable();
+    consumed.sort_unstable();
     assert_eq!((seen, consumed), (vec![1, 2], vec![1, 2]));
 }
 

@@ -5,6 +5,8 @@ import sys
 
 TITLES = {"stores": "Task stores", "keys": "Stores of idempotency keys", "buses": "Buses"}
 RESULT = re.compile(r"^test (\w+)::(\w+)::(\w+) \.\.\. (ok|FAILED|ignored)")
+# The engines are tested by a program of their own, which has buses alone.
+ENGINE = re.compile(r"^test (?:on_)?(\w+)::(case_\w+) \.\.\. (ok|FAILED|ignored)")
 
 
 def read(path):
@@ -15,6 +17,9 @@ def read(path):
             if found := RESULT.match(line):
                 suite, subject, case, result = found.groups()
                 suites.setdefault(suite, {}).setdefault(case, {})[subject] = result
+            elif found := ENGINE.match(line):
+                subject, case, result = found.groups()
+                suites.setdefault("buses", {}).setdefault(case, {})[subject] = result
     return suites
 
 

@@ -28,27 +28,38 @@ use crate::arms::Review;
 /// The id of an arm, and its URL.
 pub(crate) type Url = (&'static str, String);
 
-/// The store of the task, and the bus of its events: in memory, or in a database.
+/// The URLs of the servers that store tasks and events, where they are not in memory.
+#[derive(Clone, Default)]
+pub(crate) struct Servers {
+    pub(crate) database: Option<String>,
+    /// Has the events, in place of the database.
+    pub(crate) redis: Option<String>,
+}
+
+/// The store of the task, and the bus of its events.
 pub(crate) struct Storage {
     store: Arc<dyn TaskStore>,
     pub(crate) bus: Arc<dyn EventBus>,
-    url: Option<String>,
+    servers: Servers,
     _folder: Option<tempfile::TempDir>,
 }
 
 impl Storage {
-    /// Opens it in the database of this URL. Without one it is in memory, or in a temporary folder where another process has to
-    /// read it.
-    pub(crate) async fn open(url: Option<&str>, is_shared: bool) -> Result<Self, octollm::Error> {
-        let folder = if url.is_none() && is_shared { Some(tempfile::tempdir()?) } else { None };
-        let in_folder =
-            |folder: &tempfile::TempDir| format!("sqlite:{}", folder.path().join("quickstart.db").display());
-        let url = url.map(str::to_owned).or(folder.as_ref().map(in_folder));
-        let (store, bus) = match &url {
+    /// Opens it on these servers. Without a database it is in memory, or in a temporary folder where another process has to read
+    /// it.
+    pub(crate) async fn open(mut servers: Servers, is_shared: bool) -> Result<Self, octollm::Error> {
+        let folder = (servers.database.is_none() && is_shared).then(tempfile::tempdir).transpose()?;
+        if let Some(folder) = &folder {
+            servers.database = Some(format!("sqlite:{}", folder.path().join("quickstart.db").display()));
+        }
+        let (store, mut bus) = match &servers.database {
             None => (Arc::new(MemoryStore::new()) as _, Arc::new(MemoryBus::new()) as _),
             Some(url) => database(url).await?,
         };
-        Ok(Self { store, bus, url, _folder: folder })
+        if let Some(url) = &servers.redis {
+            bus = redis(url).await?;
+        }
+        Ok(Self { store, bus, servers, _folder: folder })
     }
 
     fn brain(&self, arms: Arms) -> BrainBuilder {
@@ -71,6 +82,16 @@ async fn database(_: &str) -> Result<Shared, octollm::Error> {
     Err("--database and --kill-brain need the feature `sql`".into())
 }
 
+#[cfg(feature = "redis")]
+async fn redis(url: &str) -> Result<Arc<dyn EventBus>, octollm::Error> {
+    Ok(Arc::new(octollm::redis::RedisBus::connect(url).await?))
+}
+
+#[cfg(not(feature = "redis"))]
+async fn redis(_: &str) -> Result<Arc<dyn EventBus>, octollm::Error> {
+    Err("--redis needs the feature `redis`".into())
+}
+
 /// The server of a brain in this process.
 pub(crate) async fn serve(storage: &Storage, arms: &[Url]) -> Result<BoundServer, octollm::Error> {
     let arms = arms.iter().fold(Arms::builder(), |arms, (id, url)| arms.endpoint(*id, url));
@@ -85,15 +106,14 @@ pub(crate) async fn killed_after(
     arms: &[Url],
     until: impl Future<Output = ()> + Send + 'static,
 ) -> Result<String, octollm::Error> {
-    let database = storage.url.clone().ok_or("a brain in a process of its own needs a database")?;
-    let arms = arms.to_vec();
-    let (mut first, address) = start(&database, &arms, ([127, 0, 0, 1], 0).into()).await?;
+    let (servers, arms) = (storage.servers.clone(), arms.to_vec());
+    let (mut first, address) = start(&servers, &arms, ([127, 0, 0, 1], 0).into()).await?;
     tokio::spawn(async move {
         until.await;
         // SIGKILL: nothing is handed over, and nothing is written any more.
         let killed = first.kill().await;
         let second = match killed {
-            Ok(()) => start(&database, &arms, address).await,
+            Ok(()) => start(&servers, &arms, address).await,
             Err(error) => Err(error.into()),
         };
         match second {
@@ -108,17 +128,20 @@ pub(crate) async fn killed_after(
     Ok(format!("http://{address}"))
 }
 
-/// The address at which a child listens, and its database.
-const CHILD: [&str; 2] = ["QUICKSTART_BRAIN", "QUICKSTART_DATABASE"];
+/// The address at which a child listens, its database, and its Redis.
+const CHILD: [&str; 3] = ["QUICKSTART_BRAIN", "QUICKSTART_DATABASE", "QUICKSTART_REDIS"];
 
 /// Starts a brain. It ends when its standard input is closed.
 async fn start(
-    database: &str,
+    servers: &Servers,
     arms: &[Url],
     address: SocketAddr,
 ) -> Result<(Child, SocketAddr), octollm::Error> {
     let mut command = Command::new(env::current_exe()?);
-    command.env(CHILD[0], address.to_string()).env(CHILD[1], database);
+    command.env(CHILD[0], address.to_string());
+    for (name, url) in CHILD[1..].iter().zip([&servers.database, &servers.redis]) {
+        command.envs(url.as_ref().map(|url| (name, url)));
+    }
     for (id, url) in arms {
         command.env(format!("OCTOLLM_ARM_{}", id.to_uppercase()), url);
     }
@@ -137,12 +160,12 @@ const LEASE: Duration = Duration::from_secs(2);
 
 /// Serves a brain, where this process is the child of another one. `None` where it is not.
 pub(crate) async fn child() -> Option<Result<(), octollm::Error>> {
-    let [address, database] = CHILD.map(|name| env::var(name).ok());
-    Some(serve_child(&address?, &database?).await)
+    let [address, database, redis] = CHILD.map(|name| env::var(name).ok());
+    Some(serve_child(&address?, Servers { database, redis }).await)
 }
 
-async fn serve_child(address: &str, database: &str) -> Result<(), octollm::Error> {
-    let storage = Storage::open(Some(database), true).await?;
+async fn serve_child(address: &str, servers: Servers) -> Result<(), octollm::Error> {
+    let storage = Storage::open(servers, true).await?;
     let brain = storage.brain(Arms::from_env()?).lease(LEASE).build()?;
     brain.recover().await?;
     let server = Server::new("brain").orchestrator(brain).bind(address).await?;

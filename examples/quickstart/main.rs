@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo run --example quickstart [PATH] [--goal TEXT] [--json] [--explain]
-//! cargo run --example quickstart --features sql -- [PATH] [OPTIONS] [--database URL] [--kill-brain]
+//! cargo run --example quickstart --features sql,redis -- [PATH] [OPTIONS] [--database URL] [--kill-brain] [--redis URL]
 //! ```
 //!
 //! PATH is the folder of the crate, by default this one. TEXT is what the brain is asked for: a review, a search for
@@ -12,7 +12,8 @@
 //!
 //! `--database` stores the task and its events in a database: `sqlite:tasks.db`, or `postgres://user:password@host/name`.
 //! `--kill-brain` runs the brain in a process of its own, kills that (`kill -9`) after half of the calls, and starts it again. It
-//! continues the task after the lease of 2 s. Without `--database` the task is in a SQLite file in a temporary folder.
+//! continues the task after the lease of 2 s. Without `--database` the task is in a SQLite file in a temporary folder. Both need
+//! `--features sql`. `--redis` publishes the events over a Redis server; it needs `--features redis`.
 //!
 //! Exit status: 0 when the task is completed, 1 when it failed or was refused, 2 when there is nothing to review, 130 when it was
 //! interrupted.
@@ -43,7 +44,7 @@ use octollm::{
 
 use crate::{
     arms::{Answered, Guardian, Judge, NoTakeover, Planner, Retriever},
-    brain::{Storage, Url},
+    brain::{Servers, Storage, Url},
     contracts::{ListSources, ReadSource},
     report::Report,
 };
@@ -87,7 +88,8 @@ async fn run(options: Options) -> Result<i32, octollm::Error> {
     let calls = arms::calls(&options.goal, sources::list(&options.root)?.len());
     let answered = Answered::default();
     let arms = start_arms(options.root, answered.clone()).await?;
-    let storage = Storage::open(options.database.as_deref(), options.kill_brain).await?;
+    let servers = Servers { database: options.database, redis: options.redis };
+    let storage = Storage::open(servers, options.kill_brain).await?;
     let events = "events:task:queued,events:task:started,events:task:completed".parse()?;
     let mut events = storage.bus.subscribe(events, Overflow::DropOldest(16)).await?;
     let brain = if options.kill_brain {
@@ -181,11 +183,12 @@ struct Options {
     explain: bool,
     database: Option<String>,
     kill_brain: bool,
+    redis: Option<String>,
     help: bool,
 }
 
 const USAGE: &str =
-    "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL] [--kill-brain]";
+    "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL] [--kill-brain] [--redis URL]";
 
 /// Reads the command line. The error is one line.
 fn options() -> Result<Options, String> {
@@ -197,6 +200,7 @@ fn options() -> Result<Options, String> {
         explain: false,
         database: None,
         kill_brain: false,
+        redis: None,
         help: false,
     };
     let mut paths = 0;
@@ -214,6 +218,10 @@ fn options() -> Result<Options, String> {
             Some("--database") => {
                 let url = arguments.next().and_then(|url| url.into_string().ok());
                 options.database = Some(url.ok_or_else(|| format!("--database needs a URL; {USAGE}"))?);
+            }
+            Some("--redis") => {
+                let url = arguments.next().and_then(|url| url.into_string().ok());
+                options.redis = Some(url.ok_or_else(|| format!("--redis needs a URL; {USAGE}"))?);
             }
             Some(flag) if flag.starts_with('-') => return Err(format!("{flag} is not known; {USAGE}")),
             _ if paths > 0 => return Err(format!("one PATH at a time; {USAGE}")),

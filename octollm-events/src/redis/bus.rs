@@ -12,7 +12,7 @@ use redis::Value;
 use tokio::sync::watch;
 
 use super::{
-    commands::Commands,
+    commands::{Commands, batches},
     connection::Settings,
     error::RedisError,
     live::{Live, Source},
@@ -110,9 +110,6 @@ pub struct RedisBusBuilder {
     max_event_bytes: usize,
     block_timeout: Duration,
 }
-
-/// Events that are sent to the server in one write.
-const BATCH: usize = 512;
 
 impl RedisBus {
     /// Connects with the default settings.
@@ -226,7 +223,7 @@ impl EventBus for RedisBus {
 
     async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<(), BusError>> {
         let mut results = Vec::with_capacity(events.len());
-        for batch in events.chunks(BATCH) {
+        for batch in batches(&events) {
             let mut pipeline = redis::Pipeline::with_capacity(batch.len());
             let payloads: Vec<_> = batch.iter().map(|event| self.payload(event)).collect();
             for (event, payload) in batch.iter().zip(&payloads) {

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use octollm_core::event::Event;
 use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, ScriptInvocation,
     ServerErrorKind, Value, aio::MultiplexedConnection,
@@ -222,6 +223,27 @@ impl Commands {
         })
         .await
     }
+}
+
+/// Most events, and most bytes of them after the first one, that are sent in one write.
+const BATCH: usize = 512;
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Parts of events, each for one write.
+pub(super) fn batches(events: &[Event]) -> impl Iterator<Item = &[Event]> {
+    let mut rest = events;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |event: &&Event| {
+            let fits = bytes < BATCH_BYTES;
+            bytes += event.size();
+            fits
+        };
+        let count = rest.iter().take(BATCH).take_while(fits).count();
+        let (batch, further) = rest.split_at(count);
+        rest = further;
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 /// The value of a name in a map.

@@ -78,6 +78,10 @@ impl RedisError {
             "NOPERM" => Self::NotPermitted(cause),
             "READONLY" => Self::ReadOnly(cause),
             "OOM" => Self::Full(cause),
+            // The answer to a script that the user may run, and not what is in it.
+            _ if cause.to_string().contains("The user executing the script can't") => {
+                Self::NotPermitted(cause)
+            }
             "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => Self::Unreachable(cause),
             _ => Self::Failed(cause),
         }

@@ -1,27 +1,21 @@
 //! Subscriptions, which survive the connections that feed them.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use octollm_core::{
-    bus::{
-        BusError, Gap, Overflow, Subscription,
-        engine::{Feed, deliver},
-    },
+    bus::{BusError, Gap, Overflow, Subscription, engine::Feed},
     event::{Channel, Pattern},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval_at, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{
     connection::{Connector, pause},
     error::RedisError,
     listener::Listener,
-    reply::Reply,
+    session::{End, Session},
 };
 use crate::Encoding;
 
@@ -41,16 +35,16 @@ pub(super) struct Source {
     pub(super) closed: watch::Receiver<bool>,
 }
 
-struct Subscriber {
-    names: Vec<Name>,
-    feed: Feed,
+pub(super) struct Subscriber {
+    pub(super) names: Vec<Name>,
+    pub(super) feed: Feed,
     /// Taken by the first confirmation.
     confirmed: std::sync::Mutex<Option<oneshot::Sender<Result<(), RedisError>>>>,
 }
 
 /// What Redis has as one subscription.
-struct Name {
-    text: Box<str>,
+pub(super) struct Name {
+    pub(super) text: Box<str>,
     pattern: Pattern,
 }
 
@@ -91,22 +85,22 @@ impl Live {
 
 impl Subscriber {
     /// Settles the call that waits. Returns `false` where none does, because the subscriber was confirmed before.
-    fn reply(&self, result: Result<(), RedisError>) -> bool {
+    pub(super) fn reply(&self, result: Result<(), RedisError>) -> bool {
         let waiting = self.confirmed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         waiting.map(|waiting| waiting.send(result)).is_some()
     }
 
-    fn is_new(&self) -> bool {
+    pub(super) fn is_new(&self) -> bool {
         self.confirmed.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some()
     }
 
-    fn refuse(&self, error: &RedisError) {
+    pub(super) fn refuse(&self, error: &RedisError) {
         self.reply(Err(error.clone()));
         self.feed.end(error.clone().into());
     }
 
     /// Whether it receives what comes by this name: of several that match a channel, by the first one.
-    fn receives(&self, name: &str, channel: &Channel) -> bool {
+    pub(super) fn receives(&self, name: &str, channel: &Channel) -> bool {
         match &self.names[..] {
             [_] => true,
             names => {
@@ -115,17 +109,6 @@ impl Subscriber {
             }
         }
     }
-}
-
-/// Why a connection is no longer used.
-enum End {
-    /// The bus is closed, or nobody can subscribe any more.
-    Closed,
-    /// Nobody subscribes at the moment.
-    Idle,
-    Lost(RedisError),
-    /// The server does not answer.
-    Silent,
 }
 
 /// Feeds subscribers from one connection, and replaces it when it is lost.
@@ -217,240 +200,5 @@ impl Supervisor {
                 Some(subscriber) = self.requests.recv() => subscriber.refuse(&error),
             }
         }
-    }
-}
-
-/// What the server still has to answer, in the order of the commands.
-enum Awaited {
-    Pong,
-    /// So many confirmations, or one error.
-    Names {
-        left: usize,
-        subscriber: Option<Arc<Subscriber>>,
-        is_last: bool,
-    },
-}
-
-/// One connection, from its first subscription on.
-struct Session {
-    listener: Listener,
-    encoding: Encoding,
-    awaited: VecDeque<Awaited>,
-    by_name: HashMap<Box<str>, Vec<Arc<Subscriber>>>,
-    has_confirmed: bool,
-}
-
-impl Session {
-    fn new(listener: Listener, encoding: Encoding) -> Self {
-        Self { listener, encoding, awaited: VecDeque::new(), by_name: HashMap::new(), has_confirmed: false }
-    }
-
-    async fn run(
-        &mut self,
-        subscribers: &mut Vec<Arc<Subscriber>>,
-        requests: &mut mpsc::UnboundedReceiver<Subscriber>,
-    ) -> End {
-        match self.serve(subscribers, requests).await {
-            Ok(end) => end,
-            Err(error) => End::Lost(error),
-        }
-    }
-
-    async fn serve(
-        &mut self,
-        subscribers: &mut Vec<Arc<Subscriber>>,
-        requests: &mut mpsc::UnboundedReceiver<Subscriber>,
-    ) -> Result<End, RedisError> {
-        for subscriber in subscribers.iter() {
-            self.subscribe(subscriber).await?;
-        }
-        let heartbeat = self.listener.heartbeat();
-        let mut ticks = interval_at(Instant::now() + heartbeat, heartbeat);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut was_heard = true;
-        // Whether further subscribers can come.
-        let mut is_shared = true;
-        loop {
-            let only = subscribers.first().filter(|_| !is_shared).cloned();
-            tokio::select! {
-                biased;
-                request = requests.recv(), if is_shared => match request {
-                    Some(subscriber) => {
-                        let subscriber = Arc::new(subscriber);
-                        subscribers.push(subscriber.clone());
-                        self.subscribe(&subscriber).await?;
-                    }
-                    None => is_shared = false,
-                },
-                reply = self.listener.next() => {
-                    was_heard = true;
-                    self.handle(reply?).await?;
-                }
-                () = ended(only) => return Ok(End::Closed),
-                _ = ticks.tick() => {
-                    if !was_heard {
-                        return Ok(End::Silent);
-                    }
-                    was_heard = false;
-                    subscribers.retain(|subscriber| !subscriber.feed.is_closed());
-                    if subscribers.is_empty() {
-                        return Ok(End::Idle);
-                    }
-                    self.unsubscribe().await?;
-                    self.listener.send(&["PING"]).await?;
-                    self.awaited.push_back(Awaited::Pong);
-                }
-            }
-        }
-    }
-
-    async fn subscribe(&mut self, subscriber: &Arc<Subscriber>) -> Result<(), RedisError> {
-        let is_glob = |name: &&str| name.contains('*');
-        let (globs, literals): (Vec<_>, Vec<_>) =
-            subscriber.names.iter().map(|name| &*name.text).partition(is_glob);
-        let commands = [("SUBSCRIBE", literals, globs.is_empty()), ("PSUBSCRIBE", globs, true)];
-        for (command, names, is_last) in commands {
-            self.request(command, &names, Some(subscriber), is_last).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends a command that is confirmed for each name.
-    async fn request(
-        &mut self,
-        command: &str,
-        names: &[&str],
-        subscriber: Option<&Arc<Subscriber>>,
-        is_last: bool,
-    ) -> Result<(), RedisError> {
-        if names.is_empty() {
-            return Ok(());
-        }
-        self.listener.send(&[&[command], names].concat()).await?;
-        self.awaited.push_back(Awaited::Names {
-            left: names.len(),
-            subscriber: subscriber.cloned(),
-            is_last,
-        });
-        Ok(())
-    }
-
-    /// Ends what nobody subscribes to any more.
-    async fn unsubscribe(&mut self) -> Result<(), RedisError> {
-        let mut gone = Vec::new();
-        self.by_name.retain(|name, subscribers| {
-            subscribers.retain(|subscriber| !subscriber.feed.is_closed());
-            let stays = !subscribers.is_empty();
-            if !stays {
-                gone.push(name.clone());
-            }
-            stays
-        });
-        // A subscriber that is not confirmed yet may have the same name.
-        let awaits = |name: &str| {
-            self.awaited.iter().any(|awaited| match awaited {
-                Awaited::Names { subscriber: Some(subscriber), .. } => {
-                    subscriber.names.iter().any(|own| &*own.text == name)
-                }
-                _ => false,
-            })
-        };
-        gone.retain(|name| !awaits(name));
-        let (globs, literals): (Vec<_>, Vec<_>) =
-            gone.iter().map(|name| &**name).partition(|name| name.contains('*'));
-        self.request("UNSUBSCRIBE", &literals, None, true).await?;
-        self.request("PUNSUBSCRIBE", &globs, None, true).await
-    }
-
-    async fn handle(&mut self, reply: Reply) -> Result<(), RedisError> {
-        let items = match reply {
-            Reply::Push(items) => items,
-            Reply::Error(text) => return self.refused(&text),
-            _ => {
-                self.awaited.pop_front();
-                return Ok(());
-            }
-        };
-        let texts = || items.iter().map_while(Reply::as_text);
-        match texts().collect::<Vec<_>>()[..] {
-            [b"message", channel, _] => self.receive(channel, channel, items.get(2)).await,
-            [b"pmessage", name, channel, _] => self.receive(name, channel, items.get(3)).await,
-            [b"subscribe" | b"psubscribe" | b"unsubscribe" | b"punsubscribe", ..] => self.confirm(),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    async fn receive(&self, name: &[u8], channel: &[u8], payload: Option<&Reply>) {
-        let (Ok(name), Ok(channel)) = (std::str::from_utf8(name), std::str::from_utf8(channel)) else {
-            return;
-        };
-        let (Some(subscribers), Ok(channel)) = (self.by_name.get(name), channel.parse::<Channel>()) else {
-            return;
-        };
-        let Some(payload) = payload.and_then(Reply::as_text) else { return };
-        let receives = subscribers.iter().filter(|subscriber| subscriber.receives(name, &channel));
-        let feeds: Vec<&Feed> = receives.map(|subscriber| &subscriber.feed).collect();
-        if feeds.is_empty() {
-            return;
-        }
-        match self.encoding.decode(payload) {
-            Ok(event) => {
-                deliver(feeds, &event).await;
-            }
-            Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::debug!(error, %channel, "what was published is no event");
-            }
-        }
-    }
-
-    fn confirm(&mut self) {
-        let Some(Awaited::Names { left, .. }) = self.awaited.front_mut() else { return };
-        *left -= 1;
-        if *left > 0 {
-            return;
-        }
-        let Some(Awaited::Names { subscriber: Some(subscriber), is_last: true, .. }) =
-            self.awaited.pop_front()
-        else {
-            return;
-        };
-        // One of its commands may have been refused.
-        if subscriber.feed.is_closed() {
-            return;
-        }
-        self.has_confirmed = true;
-        if subscriber.is_new() {
-            subscriber.reply(Ok(()));
-        } else {
-            subscriber.feed.gap(Gap::ConnectionLost);
-        }
-        for name in &subscriber.names {
-            self.by_name.entry(name.text.clone()).or_default().push(subscriber.clone());
-        }
-    }
-
-    /// An error is the answer to the oldest command.
-    fn refused(&mut self, text: &str) -> Result<(), RedisError> {
-        let error = RedisError::answered(text);
-        match self.awaited.pop_front() {
-            Some(Awaited::Names { subscriber: Some(subscriber), .. })
-                if matches!(error, RedisError::NotPermitted(_)) =>
-            {
-                subscriber.refuse(&error);
-                Ok(())
-            }
-            Some(Awaited::Names { subscriber: None, .. }) => Ok(()),
-            _ => Err(error),
-        }
-    }
-}
-
-/// Waits for the end of a subscription that has the connection alone.
-async fn ended(only: Option<Arc<Subscriber>>) {
-    match only {
-        Some(subscriber) => subscriber.feed.closed().await,
-        None => std::future::pending().await,
     }
 }

@@ -1,7 +1,7 @@
 //! Events over Redis: publish and subscribe, at most once, and streams, at least once.
 
-// `connection` opens connections. `commands` is the one for commands, and `listener` one that receives what is published. `live` feeds
-// subscriptions, and `bus` is what a program has. `streams` is the durable bus.
+// `connection` opens connections. `commands` is the one for commands, and `listener` one that receives what is published. `session` feeds
+// subscriptions from it, and `live` replaces it when it is lost. `bus` is what a program has. `streams` is the durable bus.
 mod bus;
 mod commands;
 mod connection;
@@ -9,6 +9,7 @@ mod error;
 mod listener;
 mod live;
 mod reply;
+mod session;
 mod streams;
 
 pub use self::{

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use octollm_core::bus::BusError;
+use octollm_core::bus::{BusError, ConsumeOptions, DelayBus, DurableBus, Nack};
 use octollm_events::redis::{RedisBus, RedisError, RedisStreamBus};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::time::Instant;
@@ -83,6 +83,32 @@ async fn a_user_publishes_and_subscribes_where_it_may() {
     server.execute("ACL SETUSER ann resetchannels");
     assert!(timeout(LIMIT, events.next()).await.unwrap().is_none(), "it ends");
     assert!(matches!(events.ended(), Some(BusError::Denied { .. })), "{:?}", events.ended());
+}
+
+#[tokio::test]
+async fn a_durable_bus_works_with_the_rights_that_the_operators_page_names() {
+    let server = Redis::start(&[]);
+    server.execute(
+        "ACL SETUSER bob on >geheim ~{octollm}:* -@all +@read +@write +@stream +@scripting +@connection +time",
+    );
+    let bus =
+        RedisStreamBus::connect(&format!("redis://bob:geheim@127.0.0.1:{}", server.port())).await.unwrap();
+    let mut events = subscribed(&bus).await;
+    let mut consumer = bus.consume("workers", Pattern::all(), ConsumeOptions::default()).await.unwrap();
+    bus.publish(event(1)).await.unwrap();
+    bus.publish_after(event(2), Duration::from_millis(100)).await.unwrap();
+    for expected in [1, 2] {
+        assert_eq!(number(&received(&mut events).await), expected);
+        delivered(&mut consumer).await.nack(Nack::dead_letter("bad")).await.unwrap();
+    }
+    let dead = bus.dead_letters("workers", None, 10).await.unwrap();
+    bus.replay("workers", &dead[0].entry).await.unwrap();
+    delivered(&mut consumer).await.ack().await.unwrap();
+    assert_eq!(bus.group("workers").await.unwrap().dead_letters, 1);
+    let other =
+        RedisStreamBus::builder(&format!("redis://bob:geheim@127.0.0.1:{}", server.port())).prefix("other");
+    let error = other.connect().await.unwrap_err();
+    assert!(matches!(error, RedisError::NotPermitted(_)), "{error:?}");
 }
 
 /// An authority, and a certificate of it for 127.0.0.1, as PEM.

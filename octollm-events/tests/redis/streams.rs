@@ -174,6 +174,30 @@ async fn entries_of_other_programs_are_events_and_delayed_ones_survive_their_pub
         consumed.push(number(delivery.event()));
         delivery.ack().await.unwrap();
     }
-    (seen.sort_unstable(), consumed.sort_unstable());
+    seen.sort_unstable();
+    consumed.sort_unstable();
     assert_eq!((seen, consumed), (vec![1, 2], vec![1, 2]));
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_is_lost_is_made_again_as_the_same_attempt() {
+    let server = Redis::start(&[]);
+    let time = Duration::from_millis(500);
+    let bus = RedisStreamBus::builder(&server.url()).timeout(time).heartbeat(time).connect().await.unwrap();
+    // Longer than the test takes.
+    let lease = Duration::from_secs(600);
+    let mut consumer = consumer(&bus, ConsumeOptions { lease, ..Default::default() }).await;
+    // From now on the server knows the script.
+    bus.publish(event(0)).await.unwrap();
+    delivered(&mut consumer).await.ack().await.unwrap();
+    bus.publish(event(1)).await.unwrap();
+    server.stop();
+    // The server has the command, and executes it when it goes on, for a connection that is closed by then.
+    assert!(timeout(time * 3, consumer.next()).await.is_err());
+    server.resume();
+    let delivery = delivered(&mut consumer).await;
+    assert_eq!((number(delivery.event()), delivery.attempt()), (1, 1));
+    delivery.ack().await.unwrap();
+    let status = bus.group(GROUP).await.unwrap();
+    assert_eq!((status.pending, status.waiting), (0, 0));
 }

@@ -14,26 +14,21 @@ use octollm_core::{
 use redis::Value;
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{
     Joined, Shared,
-    entry::{fields, items, number, text},
-    scripts::{CLAIM_SCRIPT, SETTLE_SCRIPT, STATUS_SCRIPT, of_group},
+    claim::{self, Act, Claim},
+    scripts::{SETTLE_SCRIPT, STATUS_SCRIPT, of_group},
 };
-use crate::redis::error::RedisError;
 
 /// A consumer asks the server this often without a notification.
-const INTERVAL: Duration = Duration::from_secs(5);
-/// Pause after a failure of the server.
-const FAILURE: Duration = Duration::from_millis(200);
+pub(super) const INTERVAL: Duration = Duration::from_secs(5);
 /// Most events that are claimed at once.
 const BATCH: usize = 256;
 /// A consumer that asks again within this time is given several events at once.
 const QUICK: Duration = Duration::from_millis(10);
-/// Events that were claimed and are not asked for are given back after this time, or a third of the lease.
-const HOLD: Duration = Duration::from_millis(500);
 /// A consumer gives a sign of life this often, and counts without one for [`LIFE`].
 const SIGN: Duration = Duration::from_secs(20);
 pub(super) const LIFE: Duration = Duration::from_secs(60);
@@ -43,13 +38,13 @@ pub(super) const SETTLED: usize = 512;
 /// Identifies a delivery. The token changes with each.
 #[derive(Debug, Clone)]
 pub(super) struct Receipt {
-    id: Arc<str>,
-    token: Arc<str>,
-    event_id: Arc<str>,
-    attempt: u32,
+    pub(super) id: Arc<str>,
+    pub(super) token: Arc<str>,
+    pub(super) event_id: Arc<str>,
+    pub(super) attempt: u32,
 }
 
-type Item = (Event, u32, Receipt);
+pub(super) type Item = (Event, u32, Receipt);
 
 pub(super) struct Member {
     inner: Arc<Inner>,
@@ -57,35 +52,35 @@ pub(super) struct Member {
     closed: watch::Receiver<bool>,
 }
 
-struct Inner {
-    shared: Arc<Shared>,
-    group: String,
-    pattern: Pattern,
-    name: String,
-    options: ConsumeOptions,
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) group: String,
+    pub(super) pattern: Pattern,
+    pub(super) name: String,
+    pub(super) options: ConsumeOptions,
     state: Mutex<State>,
     /// Notified when a claim has ended or a delivery was settled.
-    wake: Notify,
+    pub(super) wake: Notify,
 }
 
-struct State {
-    gaps: VecDeque<Gap>,
+pub(super) struct State {
+    pub(super) gaps: VecDeque<Gap>,
     /// Claimed, and not asked for yet; with the number of their claim.
-    ready: VecDeque<(u64, Item)>,
+    pub(super) ready: VecDeque<(u64, Item)>,
     /// When the leases of what is not settled expire.
-    held: HashMap<Arc<str>, Instant>,
-    claims: u64,
-    is_claiming: bool,
-    /// A claim whose answer was lost.
-    unanswered: String,
+    pub(super) held: HashMap<Arc<str>, Instant>,
+    pub(super) claims: u64,
+    pub(super) is_claiming: bool,
+    /// Claims that failed one after the other. Their answers may have been lost: the next one has the same token.
+    pub(super) failures: u32,
     /// Whether the last claim found something.
-    is_busy: bool,
-    idle: Option<Duration>,
-    batch: usize,
-    returned: Instant,
-    lived: Instant,
-    ended: Option<BusError>,
-    has_left: bool,
+    pub(super) is_busy: bool,
+    pub(super) idle: Option<Duration>,
+    pub(super) batch: usize,
+    pub(super) returned: Instant,
+    pub(super) lived: Instant,
+    pub(super) ended: Option<BusError>,
+    pub(super) has_left: bool,
 }
 
 /// What `next` does.
@@ -94,13 +89,6 @@ enum Step {
     Claim(Claim),
     Wait,
     Idle(Instant),
-}
-
-struct Claim {
-    number: u64,
-    most: usize,
-    lives: bool,
-    unanswered: String,
 }
 
 impl State {
@@ -112,7 +100,7 @@ impl State {
 }
 
 impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -145,26 +133,13 @@ impl Inner {
         if lives {
             state.lived = now;
         }
-        (state.is_claiming, state.claims) = (true, state.claims + 1);
-        let unanswered = std::mem::take(&mut state.unanswered);
-        Step::Claim(Claim { number: state.claims, most: state.batch.min(room), lives, unanswered })
-    }
-
-    fn token(&self, claim: u64) -> String {
-        format!("{}:{claim}", self.name)
-    }
-
-    async fn claim(&self, claim: &Claim) -> Result<Value, RedisError> {
-        let ConsumeOptions { lease, max_attempts, .. } = self.options;
-        let mut call = of_group(&CLAIM_SCRIPT, &self.shared.keys, &self.group);
-        call.arg(self.token(claim.number)).arg(claim.most).arg(millis(lease)).arg(max_attempts);
-        call.arg(self.shared.dead_letters).arg(self.pattern.to_string()).arg(&self.name);
-        call.arg(if claim.lives { millis(LIFE) } else { 0 }).arg(&claim.unanswered);
-        self.shared.commands.invoke(&call).await
+        let is_repeated = state.failures > 0;
+        (state.is_claiming, state.claims) = (true, state.claims + u64::from(!is_repeated));
+        Step::Claim(Claim { number: state.claims, most: state.batch.min(room), lives, is_repeated })
     }
 
     /// Gives back what was claimed and not asked for, of one claim or of all.
-    fn give_back(self: &Arc<Self>, claim: Option<u64>) {
+    pub(super) fn give_back(self: &Arc<Self>, claim: Option<u64>) {
         let mut released = Vec::new();
         self.state().ready.retain(|(number, (_, _, receipt))| {
             let stays = claim.is_some_and(|claim| claim != *number);
@@ -179,7 +154,7 @@ impl Inner {
         }
     }
 
-    async fn settle(&self, batch: Vec<(Receipt, Act)>) -> Vec<Result<(), BusError>> {
+    pub(super) async fn settle(&self, batch: Vec<(Receipt, Act)>) -> Vec<Result<(), BusError>> {
         let mut results = Vec::with_capacity(batch.len());
         for part in batch.chunks(SETTLED) {
             let mut call = of_group(&SETTLE_SCRIPT, &self.shared.keys, &self.group);
@@ -210,168 +185,6 @@ impl Inner {
         self.wake.notify_waiters();
         results
     }
-
-    /// What happens to a delivery.
-    fn act(&self, receipt: &Receipt, outcome: Result<(), Nack>) -> Act {
-        match outcome {
-            Ok(()) | Err(Nack::Drop) => Act::Ack,
-            Err(Nack::Release) => Act::Release,
-            Err(Nack::DeadLetter { reason }) => Act::Dead(reason),
-            Err(Nack::Retry { .. }) if receipt.attempt >= self.options.max_attempts => {
-                Act::Dead("no attempts left".to_owned())
-            }
-            Err(Nack::Retry { after }) => {
-                Act::Retry(after.unwrap_or_else(|| self.options.backoff(receipt.attempt)))
-            }
-            Err(_) => Act::Release,
-        }
-    }
-
-    /// The events of a claim, and what is settled at once: expired events, and what cannot be read.
-    fn items(&self, claim: u64, claimed: Value, until: Instant) -> (Vec<Item>, Vec<(Receipt, Act)>) {
-        let token: Arc<str> = self.token(claim).into();
-        let (mut found, mut settled) = (Vec::new(), Vec::new());
-        for one in items(claimed) {
-            let Ok([id, attempt, values]) = <[Value; 3]>::try_from(items(one)) else { continue };
-            let (id, values): (Arc<str>, _) = (text(id).into(), fields(values));
-            let attempt = u32::try_from(number(&attempt)).unwrap_or(u32::MAX);
-            let receipt = |event: &str| Receipt {
-                id: id.clone(),
-                token: token.clone(),
-                event_id: event.into(),
-                attempt,
-            };
-            match self.shared.encoding.from_fields(values.iter().map(|(name, value)| (name, value))) {
-                // A dead letter that somebody replays is delivered however old it is.
-                Ok(event) if is_expired(&event) && !id.starts_with("r:") => {
-                    settled.push((receipt(event.id()), Act::Expired));
-                }
-                Ok(event) => {
-                    self.state().held.insert(id.clone(), until);
-                    let receipt = receipt(event.id());
-                    found.push((event, attempt, receipt));
-                }
-                Err(error) => settled.push((receipt(""), Act::Dead(error.to_string()))),
-            }
-        }
-        (found, settled)
-    }
-
-    /// The group is not there: it was removed, or the server has lost it.
-    async fn rejoin(&self) -> Result<Gap, BusError> {
-        if !self.shared.has_lost_data().await? {
-            return Err(BusError::UnknownGroup { group: self.group.clone() });
-        }
-        match self.shared.join(&self.group, &self.pattern, true, &self.name).await? {
-            Joined { .. } => Ok(Gap::GroupRecreated),
-        }
-    }
-}
-
-/// Claims events for a member. It is a task of its own, so that no event is lost where nobody waits for it any more.
-async fn run(inner: Arc<Inner>, claim: Claim) {
-    let until = Instant::now() + inner.options.lease;
-    let answer = inner.claim(&claim).await;
-    let (mut gap, mut ended, mut idle, mut found, mut settled) = (None, None, None, Vec::new(), Vec::new());
-    let mut unanswered = String::new();
-    match answer {
-        Ok(Value::Nil) => match inner.rejoin().await {
-            Ok(recreated) => gap = Some(recreated),
-            Err(error) if error.retryable() => idle = Some(FAILURE),
-            Err(error) => ended = Some(error),
-        },
-        Ok(answer) => {
-            if let Ok([claimed, gone, wait]) = <[Value; 3]>::try_from(items(answer)) {
-                (found, settled) = inner.items(claim.number, claimed, until);
-                let gone: Vec<_> = items(gone).into_iter().map(text).collect();
-                if !gone.is_empty() {
-                    gap = Some(Gap::Trimmed {
-                        event_ids: gone.into_iter().filter(|id| !id.is_empty()).collect(),
-                    });
-                }
-                if found.is_empty() && settled.is_empty() && gap.is_none() {
-                    idle = match number(&wait) {
-                        0 => None,
-                        time => Some(
-                            u64::try_from(time)
-                                .map_or(INTERVAL, |time| Duration::from_millis(time).min(INTERVAL)),
-                        ),
-                    };
-                }
-            }
-        }
-        Err(error) => {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                group = inner.group,
-                "events not claimed from Redis"
-            );
-            unanswered = if claim.unanswered.is_empty() {
-                inner.token(claim.number)
-            } else {
-                claim.unanswered.clone()
-            };
-            idle = Some(FAILURE);
-        }
-    }
-    let has_found = !found.is_empty();
-    let has_left = {
-        let mut state = inner.state();
-        state.ready.extend(found.into_iter().map(|item| (claim.number, item)));
-        state.gaps.extend(gap);
-        (state.is_claiming, state.is_busy, state.idle) = (false, has_found, idle);
-        if !unanswered.is_empty() {
-            state.unanswered = unanswered;
-        }
-        if let Some(ended) = ended {
-            state.ended.get_or_insert(ended);
-        }
-        state.has_left
-    };
-    inner.wake.notify_waiters();
-    if !settled.is_empty() {
-        drop(inner.settle(settled).await);
-    }
-    if has_left {
-        return inner.give_back(None);
-    }
-    if has_found {
-        sleep(HOLD.min(inner.options.lease / 3)).await;
-        inner.give_back(Some(claim.number));
-    }
-}
-
-/// What is done to a delivery.
-#[derive(Debug, Clone)]
-enum Act {
-    Ack,
-    Expired,
-    Release,
-    Retry(Duration),
-    Dead(String),
-    Extend(Duration),
-}
-
-impl Act {
-    fn parts(&self) -> (&'static str, String) {
-        match self {
-            Self::Ack => ("ack", String::new()),
-            Self::Expired => ("expired", String::new()),
-            Self::Release => ("release", String::new()),
-            Self::Retry(delay) => ("retry", millis(*delay).to_string()),
-            Self::Dead(reason) => ("dead", reason.clone()),
-            Self::Extend(time) => ("extend", millis(*time).to_string()),
-        }
-    }
-}
-
-fn is_expired(event: &Event) -> bool {
-    event.expires_at().is_some_and(|at| at <= jiff::Timestamp::now())
-}
-
-/// Rounded up: nothing is early.
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX).min(1 << 52)
 }
 
 /// Starts what nobody waits for. Without a runtime, leases expire.
@@ -397,7 +210,7 @@ impl Member {
             held: HashMap::new(),
             claims: 0,
             is_claiming: false,
-            unanswered: String::new(),
+            failures: 0,
             is_busy: false,
             idle: None,
             batch: 1,
@@ -431,7 +244,7 @@ impl ConsumerEngine for Member {
                 Step::Return(result) => return result,
                 Step::Claim(claim) => {
                     changed.mark_unchanged();
-                    tokio::spawn(run(self.inner.clone(), claim));
+                    tokio::spawn(claim::run(self.inner.clone(), claim));
                 }
                 Step::Wait => tokio::select! {
                     () = wake => {}

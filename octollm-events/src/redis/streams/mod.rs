@@ -1,5 +1,9 @@
 //! A durable bus over streams.
 
+mod background;
+mod builder;
+mod claim;
+mod delayed;
 mod entry;
 mod member;
 mod reader;
@@ -17,15 +21,21 @@ use octollm_core::{
     event::{Event, Pattern},
 };
 use redis::Value;
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 
+pub use self::builder::RedisStreamBusBuilder;
 use self::{
+    claim::millis,
+    delayed::{CANCEL_SCRIPT, DELAY_SCRIPT, of_delayed},
     entry::{Entry, Id, items, number, raw, text},
-    member::{LIFE, Member, SETTLED, millis},
+    member::{LIFE, Member, SETTLED},
     reader::Live,
     scripts::*,
 };
-use super::{bus::connection_settings, commands::Commands, connection::Settings, error::RedisError};
+use super::{
+    commands::{Commands, batches},
+    error::RedisError,
+};
 use crate::Encoding;
 
 /// A [`DurableBus`] over the streams of a Redis server, for all processes that use the server. Clones are handles of the same bus.
@@ -56,20 +66,6 @@ use crate::Encoding;
 #[derive(Clone)]
 pub struct RedisStreamBus(Arc<Owner>);
 
-/// Builds a [`RedisStreamBus`]. The processes on one server set the same prefix and limits.
-#[derive(Debug, Clone)]
-#[must_use = "a builder does nothing until `connect` is called"]
-pub struct RedisStreamBusBuilder {
-    settings: Result<Settings, ConfigError>,
-    encoding: Encoding,
-    prefix: String,
-    max_event_bytes: usize,
-    block_timeout: Duration,
-    history: usize,
-    delayed: usize,
-    dead_letters: usize,
-}
-
 struct Owner {
     shared: Arc<Shared>,
     max_event_bytes: usize,
@@ -95,6 +91,8 @@ struct Shared {
     live: Live,
     /// Changes when a consumer may find something.
     changed: watch::Sender<()>,
+    /// Changes when there may be another delayed event.
+    delayed: watch::Sender<()>,
     closed: watch::Sender<bool>,
 }
 
@@ -129,12 +127,6 @@ impl Keys {
 struct Joined {
     gap: Option<Gap>,
 }
-
-/// Time between two looks for what can be trimmed, and for delayed events without a notification.
-const INTERVAL: Duration = Duration::from_secs(1);
-const LONG_INTERVAL: Duration = Duration::from_secs(5);
-/// Events that are sent to the server in one write.
-const BATCH: usize = 512;
 
 impl Shared {
     async fn join(
@@ -200,16 +192,7 @@ impl RedisStreamBus {
 
     /// Returns a builder, to set the limits.
     pub fn builder(url: &str) -> RedisStreamBusBuilder {
-        RedisStreamBusBuilder {
-            settings: Settings::parse(url),
-            encoding: Encoding::Native,
-            prefix: "octollm".to_owned(),
-            max_event_bytes: 1024 * 1024,
-            block_timeout: Duration::from_secs(5),
-            history: 65_536,
-            delayed: 65_536,
-            dead_letters: 65_536,
-        }
+        RedisStreamBusBuilder::new(url)
     }
 
     /// Ends the subscriptions and consumers of this handle and its clones. Deliveries can still be settled. Closing twice has no
@@ -238,155 +221,6 @@ impl RedisStreamBus {
 impl fmt::Debug for RedisStreamBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStreamBus").field("prefix", &self.shared().keys.prefix).finish_non_exhaustive()
-    }
-}
-
-impl RedisStreamBusBuilder {
-    /// Sets the prefix of all keys (default `octollm`). Buses with other prefixes have other events.
-    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.prefix = prefix.into();
-        self
-    }
-
-    /// Sets the size of the largest event that is accepted (default 1 MiB).
-    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
-        self.max_event_bytes = bytes;
-        self
-    }
-
-    /// Sets the time for which the subscriptions of this handle wait for one under [`Overflow::Block`] (default 5 s).
-    pub fn block_timeout(mut self, timeout: Duration) -> Self {
-        self.block_timeout = timeout;
-        self
-    }
-
-    /// Limits the events that are stored for later groups and slow subscriptions (default 65 536). Events that a group has not settled are
-    /// stored beside. The limit is approximate: the server deletes about a hundred at a time.
-    pub fn history(mut self, events: usize) -> Self {
-        self.history = events;
-        self
-    }
-
-    /// Limits the events that are to be published later (default 65 536). Adding another one returns [`BusError::Full`].
-    pub fn delayed(mut self, events: usize) -> Self {
-        self.delayed = events;
-        self
-    }
-
-    /// Limits the dead letters of a group (default 65 536). The oldest are deleted to make room.
-    pub fn dead_letters(mut self, events: usize) -> Self {
-        self.dead_letters = events;
-        self
-    }
-
-    connection_settings! {}
-
-    /// Connects.
-    ///
-    /// # Errors
-    /// [`RedisError::Setting`] for the first setting that is not valid, and those of [`RedisStreamBus::connect`].
-    ///
-    /// # Cancel safety
-    /// If the future is dropped, the connection is closed.
-    pub async fn connect(self) -> Result<RedisStreamBus, RedisError> {
-        let Self {
-            settings,
-            encoding,
-            prefix,
-            max_event_bytes,
-            block_timeout,
-            history,
-            delayed,
-            dead_letters,
-        } = self;
-        if max_event_bytes == 0 {
-            return Err(ConfigError::new("max_event_bytes", "is 0").into());
-        }
-        if prefix.is_empty() || prefix.contains(['{', '}']) {
-            return Err(ConfigError::new("prefix", "is a text without braces, and not empty").into());
-        }
-        let connector = Arc::new(settings?.connector().await?);
-        let heartbeat = connector.settings.heartbeat;
-        let commands = Commands::connect(connector.clone()).await?;
-        let shared = Arc::new(Shared {
-            commands,
-            keys: Keys { prefix },
-            encoding,
-            block_timeout,
-            heartbeat,
-            dead_letters,
-            data: std::sync::Mutex::default(),
-            live: Live::default(),
-            changed: watch::Sender::new(()),
-            closed: watch::Sender::new(false),
-        });
-        shared.has_lost_data().await?;
-        warn_of_settings(&shared.commands).await;
-        let waiting = Commands::connect(Arc::new(connector.waiting(heartbeat))).await?;
-        let from = reader::last(&shared.commands, &shared.keys).await?;
-        tokio::spawn(work(shared.clone(), waiting, from, history));
-        Ok(RedisStreamBus(Arc::new(Owner { shared, max_event_bytes, delayed })))
-    }
-}
-
-/// What the bus does in the background, until it is closed.
-async fn work(shared: Arc<Shared>, waiting: Commands, from: Id, history: usize) {
-    let mut closed = shared.closed.subscribe();
-    tokio::select! {
-        _ = closed.wait_for(|closed| *closed) => {}
-        () = reader::follow(shared.clone(), waiting, from) => {}
-        () = publish_due(&shared) => {}
-        () = trim(&shared, history) => {}
-    }
-    shared.live.end().await;
-}
-
-/// Publishes delayed events when they are due.
-async fn publish_due(shared: &Shared) {
-    let mut changed = shared.changed.subscribe();
-    loop {
-        changed.mark_unchanged();
-        let next: Result<i64, _> = shared.commands.invoke(&of_delayed(&DELAYED_SCRIPT, &shared.keys)).await;
-        let wait = match next {
-            Ok(next) => u64::try_from(next)
-                .map_or(LONG_INTERVAL, |next| Duration::from_millis(next).min(LONG_INTERVAL)),
-            Err(_) => INTERVAL,
-        };
-        let _ = timeout(wait, changed.changed()).await;
-    }
-}
-
-/// Deletes what no group needs, beyond the history.
-async fn trim(shared: &Shared, history: usize) {
-    loop {
-        let mut call = of_group(&TRIM_SCRIPT, &shared.keys, "");
-        call.arg(history);
-        // Where it fails, the log is longer for a while.
-        let _: Result<Value, _> = shared.commands.invoke(&call).await;
-        tokio::time::sleep(INTERVAL).await;
-    }
-}
-
-/// Warns of a server that deletes keys or stores nothing. One that does not say is not warned of.
-async fn warn_of_settings(commands: &Commands) {
-    let info: Result<Value, _> = commands.execute(&redis::cmd("INFO")).await;
-    let Ok(info) = info.map(info_text) else { return };
-    let find =
-        |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
-    if let Some(policy) = find("maxmemory_policy").filter(|policy| *policy != "noeviction") {
-        tracing::warn!(policy, "Redis may delete events: its `maxmemory-policy` is not `noeviction`");
-    }
-    let save: Result<Value, _> = commands.execute(redis::cmd("CONFIG").arg("GET").arg("save")).await;
-    let has_snapshots = !matches!(&save, Ok(Value::Map(found)) if found.iter().all(|(_, value)| text(value.clone()).is_empty()));
-    if find("aof_enabled") == Some("0") && !has_snapshots {
-        tracing::warn!("Redis stores nothing on its disk: events are lost when it ends");
-    }
-}
-
-fn info_text(info: Value) -> String {
-    match info {
-        Value::VerbatimString { text, .. } => text,
-        other => text(other),
     }
 }
 
@@ -421,7 +255,7 @@ impl EventBus for RedisStreamBus {
 
     async fn publish_all(&self, events: Vec<Event>) -> Vec<Result<(), BusError>> {
         let (mut results, log) = (Vec::with_capacity(events.len()), self.shared().keys.log());
-        for batch in events.chunks(BATCH) {
+        for batch in batches(&events) {
             let mut pipeline = redis::Pipeline::with_capacity(batch.len());
             let all: Vec<_> = batch.iter().map(|event| self.fields(event)).collect();
             for fields in all.iter().flatten() {

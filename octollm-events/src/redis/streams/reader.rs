@@ -20,6 +20,8 @@ use crate::redis::{commands::Commands, connection::pause, error::RedisError};
 
 /// Most entries that are read at once.
 const BATCH: usize = 512;
+/// Consumers are woken at most this often while nobody subscribes.
+const COALESCED: Duration = Duration::from_millis(1);
 
 /// The subscriptions of one handle, which follow the log together.
 #[derive(Default)]
@@ -100,7 +102,7 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
     let changed = &shared.changed;
     let wait = shared.heartbeat;
     let (mut after, mut woken) = (from, Id::default());
-    let (mut failures, mut is_behind) = (0_u32, false);
+    let (mut failures, mut lags) = (0_u32, false);
     loop {
         let has_subscribers = !shared.live.open().await.is_empty();
         let count = if has_subscribers { BATCH } else { 1 };
@@ -122,28 +124,32 @@ pub(super) async fn follow(shared: Arc<Shared>, waiting: Commands, from: Id) {
             }
         };
         if failures > 0 {
-            (failures, is_behind) = (0, true);
+            (failures, lags) = (0, true);
             // What was to be done may have been missed.
             changed.send_replace(());
+            shared.delayed.send_replace(());
         }
         let (entries, wakes) = streams(read, &shared.keys.log());
         if let Some(wake) = wakes.last() {
             woken = wake.id;
+            shared.delayed.send_replace(());
         }
         if !entries.is_empty() || !wakes.is_empty() {
             changed.send_replace(());
         }
         if !has_subscribers {
             after = skip(&shared, after, entries.last().map(|entry| entry.id)).await;
+            // Consumers that are woken find all that is published meanwhile.
+            sleep(COALESCED).await;
             continue;
         }
-        if is_behind
+        if lags
             && first(&shared.commands, &shared.keys).await.is_ok_and(|first| first > after)
             && after > Id::default()
         {
             shared.live.gap(&Gap::Trimmed { event_ids: Vec::new() }).await;
         }
-        is_behind = entries.len() == BATCH;
+        lags = entries.len() == BATCH;
         for entry in entries {
             after = entry.id;
             // What is no event is none for a subscriber.

@@ -10,7 +10,7 @@ use super::Keys;
 // and has not settled: with the order in which it is ready, which is a small number, or with the time from which it can be claimed, in ms since
 // 1970. `claims` has the token of the lease, or none; the number of attempts; how many there may be; and the id of the event. A replayed event
 // is in `again`, and its id begins with `r:`.
-const COMMON: &str = r"
+pub(super) const COMMON: &str = r"
 local log, groups, wake, trimmed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local due, claims, dead, again, stats, members = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local group = ARGV[1]
@@ -137,16 +137,16 @@ return {1, gap}
 // Returns the deliveries, the ids of events that are gone, and the time in ms until something is due: -1 where nothing waits, and 0 where more can be read.
 const CLAIM: &str = r"
 local token, room, lease, most, most_dead, pattern = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
-local member, life, unanswered = ARGV[8], tonumber(ARGV[9]), ARGV[10]
+local member, life, is_repeated = ARGV[8], tonumber(ARGV[9]), ARGV[10] ~= ''
 if redis.call('HEXISTS', groups, group) == 0 then return false end
 if life > 0 then redis.call('ZADD', members, now + life, member) end
 end_leases(most_dead)
--- The answer to this claim was lost: nobody has what it leased.
-if unanswered ~= '' then
+-- The answer to this claim may have been lost: nobody has what it leased.
+if is_repeated then
   local all = redis.call('HGETALL', claims)
   for at = 1, #all, 2 do
     local own, attempts, limit, event = parse(all[at + 1])
-    if own == unanswered then
+    if own == token then
       redis.call('ZADD', due, 0, all[at])
       redis.call('HSET', claims, all[at], claim_of('', attempts - 1, limit, event))
     end
@@ -241,15 +241,24 @@ if not pattern then return false end
 if leaves ~= '' then redis.call('ZREM', members, leaves) end
 end_leases(most_dead)
 redis.call('ZREMRANGEBYSCORE', members, '-inf', now)
-local rounds = 0
-while not read_on(alternatives(pattern), 512, make_ready) and rounds < 16 do rounds = rounds + 1 end
+local list, is_read = alternatives(pattern), false
+-- What is not read yet is counted by the server, with the events of other channels.
+while not is_read and redis.call('ZCARD', due) < 10000 do is_read = read_on(list, 512, make_ready) end
+local unread = 0
+if not is_read then
+  for _, info in ipairs(redis.call('XINFO', 'GROUPS', log)) do
+    local of = {}
+    for at = 1, #info, 2 do of[info[at]] = info[at + 1] end
+    if of.name == group then unread = tonumber(of.lag) or 0 end
+  end
+end
 local pending = 0
 local all = redis.call('HGETALL', claims)
 for at = 1, #all, 2 do
   if string.sub(all[at + 1], 1, 1) ~= '|' and tonumber(redis.call('ZSCORE', due, all[at])) > now then pending = pending + 1 end
 end
 local function count(name) return tonumber(redis.call('HGET', stats, name) or 0) end
-return {redis.call('ZCARD', members), pending, redis.call('ZCARD', due) - pending, redis.call('XLEN', dead), count('expired'), count('discarded')}
+return {redis.call('ZCARD', members), pending, redis.call('ZCARD', due) - pending + unread, redis.call('XLEN', dead), count('expired'), count('discarded')}
 ";
 
 const REMOVE: &str = r"
@@ -284,7 +293,8 @@ return 1
 const TRIM: &str = r"
 local history = tonumber(ARGV[2])
 local length = redis.call('XLEN', log)
-if length <= history then return 0 end
+-- One process at a time looks what can be deleted.
+if length <= history or not redis.call('SET', trimmed .. ':at', '1', 'NX', 'PX', 900) then return 0 end
 local function parts(id)
   local time, number = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(time), tonumber(number)
@@ -317,54 +327,12 @@ if deleted > 0 then redis.call('SET', trimmed, '1') end
 return deleted
 ";
 
-// Publishes what is due. Returns the time in ms until the next one, or -1.
-const DELAYED: &str = r"
-local delayed, events, ids = KEYS[5], KEYS[6], KEYS[7]
-for _, number in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 256)) do
-  local event = cmsgpack.unpack(redis.call('HGET', events, number))
-  redis.call('XADD', log, '*', unpack(event[2]))
-  redis.call('ZREM', delayed, number)
-  redis.call('HDEL', events, number)
-  redis.call('SREM', ids .. ':' .. event[1], number)
-end
-local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
-if not first[2] then return -1 end
-return math.max(tonumber(first[2]) - now, 1)
-";
-
-// Stores an event that is published later.
-const DELAY: &str = r"
-local delayed, events, ids, numbers = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local id, delay, most = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-if redis.call('ZCARD', delayed) >= most then return 0 end
-local number = redis.call('INCR', numbers)
-local fields = {}
-for at = 5, #ARGV do fields[#fields + 1] = ARGV[at] end
-redis.call('ZADD', delayed, now + delay, number)
-redis.call('HSET', events, number, cmsgpack.pack({id, fields}))
-redis.call('SADD', ids .. ':' .. id, number)
-wake_members()
-return 1
-";
-
-// Removes the delayed events with an id. Returns how many there were.
-const CANCEL: &str = r"
-local delayed, events, ids = KEYS[5], KEYS[6], KEYS[7]
-local own = ids .. ':' .. ARGV[2]
-local found = redis.call('SMEMBERS', own)
-for _, number in ipairs(found) do
-  redis.call('ZREM', delayed, number)
-  redis.call('HDEL', events, number)
-end
-redis.call('DEL', own)
-return #found
-";
-
 macro_rules! scripts {
     ($($name:ident = $body:ident;)*) => {
-        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| Script::new(&[COMMON, $body].concat()));)*
+        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| Script::new(&[$crate::redis::streams::scripts::COMMON, $body].concat()));)*
     };
 }
+pub(super) use scripts;
 
 scripts! {
     JOIN_SCRIPT = JOIN;
@@ -374,9 +342,6 @@ scripts! {
     REMOVE_SCRIPT = REMOVE;
     REPLAY_SCRIPT = REPLAY;
     TRIM_SCRIPT = TRIM;
-    DELAYED_SCRIPT = DELAYED;
-    DELAY_SCRIPT = DELAY;
-    CANCEL_SCRIPT = CANCEL;
 }
 
 /// A call of a script for a group.
@@ -389,18 +354,5 @@ pub(super) fn of_group<'a>(script: &'a Script, keys: &Keys, group: &str) -> redi
         call.key(keys.of_group(group, part));
     }
     call.arg(group);
-    call
-}
-
-/// A call of a script for delayed events.
-pub(super) fn of_delayed<'a>(script: &'a Script, keys: &Keys) -> redis::ScriptInvocation<'a> {
-    let mut call = script.prepare_invoke();
-    for key in keys.of_bus() {
-        call.key(key);
-    }
-    for part in ["delayed", "delayed:events", "delayed:ids", "delayed:numbers"] {
-        call.key(keys.of(part));
-    }
-    call.arg("");
     call
 }

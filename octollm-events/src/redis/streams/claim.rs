@@ -1,0 +1,204 @@
+//! Claims: what a consumer takes from its group.
+
+use std::{sync::Arc, time::Duration};
+
+use octollm_core::{
+    bus::{BusError, ConsumeOptions, Gap, Nack},
+    event::Event,
+};
+use redis::Value;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    entry::{fields, items, number, text},
+    member::{INTERVAL, Inner, Item, LIFE, Receipt},
+    scripts::{CLAIM_SCRIPT, of_group},
+};
+use crate::redis::{connection::pause, error::RedisError};
+
+/// Events that were claimed and are not asked for are given back after this time, or a third of the lease.
+const HOLD: Duration = Duration::from_millis(500);
+
+/// A claim that is to be made.
+pub(super) struct Claim {
+    pub(super) number: u64,
+    pub(super) most: usize,
+    /// Whether it is a sign of life too.
+    pub(super) lives: bool,
+    /// Whether the answer to the one before, of the same number, may have been lost.
+    pub(super) is_repeated: bool,
+}
+
+impl Inner {
+    fn token(&self, claim: u64) -> String {
+        format!("{}:{claim}", self.name)
+    }
+
+    async fn claim(&self, claim: &Claim) -> Result<Value, RedisError> {
+        let ConsumeOptions { lease, max_attempts, .. } = self.options;
+        let mut call = of_group(&CLAIM_SCRIPT, &self.shared.keys, &self.group);
+        call.arg(self.token(claim.number)).arg(claim.most).arg(millis(lease)).arg(max_attempts);
+        call.arg(self.shared.dead_letters).arg(self.pattern.to_string()).arg(&self.name);
+        call.arg(if claim.lives { millis(LIFE) } else { 0 }).arg(if claim.is_repeated { "1" } else { "" });
+        self.shared.commands.invoke(&call).await
+    }
+
+    /// What happens to a delivery.
+    pub(super) fn act(&self, receipt: &Receipt, outcome: Result<(), Nack>) -> Act {
+        match outcome {
+            Ok(()) | Err(Nack::Drop) => Act::Ack,
+            Err(Nack::Release) => Act::Release,
+            Err(Nack::DeadLetter { reason }) => Act::Dead(reason),
+            Err(Nack::Retry { .. }) if receipt.attempt >= self.options.max_attempts => {
+                Act::Dead("no attempts left".to_owned())
+            }
+            Err(Nack::Retry { after }) => {
+                Act::Retry(after.unwrap_or_else(|| self.options.backoff(receipt.attempt)))
+            }
+            Err(_) => Act::Release,
+        }
+    }
+
+    /// The events of a claim, and what is settled at once: expired events, and what cannot be read.
+    fn items(&self, claim: u64, claimed: Value, until: Instant) -> (Vec<Item>, Vec<(Receipt, Act)>) {
+        let token: Arc<str> = self.token(claim).into();
+        let (mut found, mut settled) = (Vec::new(), Vec::new());
+        for one in items(claimed) {
+            let Ok([id, attempt, values]) = <[Value; 3]>::try_from(items(one)) else { continue };
+            let (id, values): (Arc<str>, _) = (text(id).into(), fields(values));
+            let attempt = u32::try_from(number(&attempt)).unwrap_or(u32::MAX);
+            let receipt = |event: &str| Receipt {
+                id: id.clone(),
+                token: token.clone(),
+                event_id: event.into(),
+                attempt,
+            };
+            match self.shared.encoding.from_fields(values.iter().map(|(name, value)| (name, value))) {
+                // A dead letter that somebody replays is delivered however old it is.
+                Ok(event) if is_expired(&event) && !id.starts_with("r:") => {
+                    settled.push((receipt(event.id()), Act::Expired));
+                }
+                Ok(event) => {
+                    self.state().held.insert(id.clone(), until);
+                    let receipt = receipt(event.id());
+                    found.push((event, attempt, receipt));
+                }
+                Err(error) => settled.push((receipt(""), Act::Dead(error.to_string()))),
+            }
+        }
+        (found, settled)
+    }
+
+    /// The group is not there: it was removed, or the server has lost it.
+    async fn rejoin(&self) -> Result<Gap, BusError> {
+        if !self.shared.has_lost_data().await? {
+            return Err(BusError::UnknownGroup { group: self.group.clone() });
+        }
+        self.shared.join(&self.group, &self.pattern, true, &self.name).await?;
+        Ok(Gap::GroupRecreated)
+    }
+}
+
+/// Claims events for a member. It is a task of its own, so that no event is lost where nobody waits for it any more.
+pub(super) async fn run(inner: Arc<Inner>, claim: Claim) {
+    let until = Instant::now() + inner.options.lease;
+    let answer = inner.claim(&claim).await;
+    let (mut gap, mut ended, mut idle, mut found, mut settled) = (None, None, None, Vec::new(), Vec::new());
+    let mut failed = false;
+    match answer {
+        Ok(Value::Nil) => match inner.rejoin().await {
+            Ok(recreated) => gap = Some(recreated),
+            Err(error) if error.retryable() => failed = true,
+            Err(error) => ended = Some(error),
+        },
+        Ok(answer) => {
+            if let Ok([claimed, gone, wait]) = <[Value; 3]>::try_from(items(answer)) {
+                (found, settled) = inner.items(claim.number, claimed, until);
+                let gone: Vec<_> = items(gone).into_iter().map(text).collect();
+                if !gone.is_empty() {
+                    gap = Some(Gap::Trimmed {
+                        event_ids: gone.into_iter().filter(|id| !id.is_empty()).collect(),
+                    });
+                }
+                if found.is_empty() && settled.is_empty() && gap.is_none() {
+                    idle = match number(&wait) {
+                        0 => None,
+                        time => Some(
+                            u64::try_from(time)
+                                .map_or(INTERVAL, |time| Duration::from_millis(time).min(INTERVAL)),
+                        ),
+                    };
+                }
+            }
+        }
+        Err(error) => {
+            failed = true;
+            if !claim.is_repeated {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    group = inner.group,
+                    "events not claimed from Redis"
+                );
+            }
+        }
+    }
+    let has_found = !found.is_empty();
+    let has_left = {
+        let mut state = inner.state();
+        state.ready.extend(found.into_iter().map(|item| (claim.number, item)));
+        state.gaps.extend(gap);
+        (state.is_claiming, state.is_busy, state.idle) = (false, has_found, idle);
+        state.failures = if failed { state.failures.saturating_add(1) } else { 0 };
+        if failed {
+            state.idle = Some(pause(state.failures).min(INTERVAL));
+        }
+        if let Some(ended) = ended {
+            state.ended.get_or_insert(ended);
+        }
+        state.has_left
+    };
+    inner.wake.notify_waiters();
+    if !settled.is_empty() {
+        drop(inner.settle(settled).await);
+    }
+    if has_left {
+        return inner.give_back(None);
+    }
+    if has_found {
+        sleep(HOLD.min(inner.options.lease / 3)).await;
+        inner.give_back(Some(claim.number));
+    }
+}
+
+/// What is done to a delivery.
+#[derive(Debug, Clone)]
+pub(super) enum Act {
+    Ack,
+    Expired,
+    Release,
+    Retry(Duration),
+    Dead(String),
+    Extend(Duration),
+}
+
+impl Act {
+    pub(super) fn parts(&self) -> (&'static str, String) {
+        match self {
+            Self::Ack => ("ack", String::new()),
+            Self::Expired => ("expired", String::new()),
+            Self::Release => ("release", String::new()),
+            Self::Retry(delay) => ("retry", millis(*delay).to_string()),
+            Self::Dead(reason) => ("dead", reason.clone()),
+            Self::Extend(time) => ("extend", millis(*time).to_string()),
+        }
+    }
+}
+
+fn is_expired(event: &Event) -> bool {
+    event.expires_at().is_some_and(|at| at <= jiff::Timestamp::now())
+}
+
+/// Rounded up: nothing is early.
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX).min(1 << 52)
+}

@@ -60,13 +60,13 @@ impl Sql {
 
     /// The types of the columns of its rows.
     pub(super) fn kinds(&self) -> &[Kind] {
-        self.kinds
-            .get_or_init(|| declared(&self.template).flat_map(columns).map(|(_, kind)| kind).collect())
+        self.kinds.get_or_init(|| declared(&self.template).flat_map(columns).map(|(_, kind)| kind).collect())
     }
 
     /// How many columns each of its sets of rows has.
     pub(super) fn widths(&self) -> &[usize] {
-        self.widths.get_or_init(|| declared(&self.template).map(|declared| columns(declared).count()).collect())
+        self.widths
+            .get_or_init(|| declared(&self.template).map(|declared| columns(declared).count()).collect())
     }
 
     pub(super) fn postgres(&self) -> Arc<str> {

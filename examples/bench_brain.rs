@@ -28,10 +28,10 @@ use nix::sys::{
 };
 use octollm::{
     card::ArmCard,
+    context::ContextParts,
     orchestrator::follow,
     prelude::*,
     sql::SqlStore,
-    context::ContextParts,
     store::{Claim, MemoryStore, SideEffects, TaskStore},
     task::{Submission, TaskQuery, TaskRecord},
     transport::{Call, Reply, Transport},

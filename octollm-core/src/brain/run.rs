@@ -221,12 +221,7 @@ async fn publish_once(bus: &dyn EventBus, event: Event) {
 
 /// Stores how the task ended, unless it is no longer this run's to store. Returns the record that is stored, where it is `asked` for
 /// and the task is finished.
-async fn finish(
-    inner: &Inner,
-    started: &Started,
-    ending: &Ending,
-    asked: bool,
-) -> Option<Arc<TaskRecord>> {
+async fn finish(inner: &Inner, started: &Started, ending: &Ending, asked: bool) -> Option<Arc<TaskRecord>> {
     let (mut pause, mut current) = (FIRST_PAUSE, Some(started.record.clone()));
     let (first_update, updates) = started.log.take_pending();
     let (mut status, mut finished) = (TaskStatus::Processing, None);

@@ -122,8 +122,7 @@ fn begin(
     time_left: Duration,
     held_until: Instant,
 ) -> Option<Arc<TaskRecord>> {
-    let (cx, caller) =
-        inner.callers.take(record.id()).map(|Caller { cx, ended }| (cx, ended)).unzip();
+    let (cx, caller) = inner.callers.take(record.id()).map(|Caller { cx, ended }| (cx, ended)).unzip();
     let log = Arc::new(UpdateLog::new(record.id().clone(), record.task().progress.clone(), cx));
     let run = (record.id().clone(), record.run());
     match inner.running.begin(run.clone(), log.clone(), held_until) {

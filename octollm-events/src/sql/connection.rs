@@ -165,10 +165,10 @@ fn of_sqlite(
     let mut left = count;
     loop {
         let some = left.min(MOST_ROWS);
-        let (text, size) = sql.sqlite(some);
+        let (text, _) = sql.sqlite(some);
         let mut arguments = SqliteArguments::default();
-        let padding = std::iter::repeat_n(Value::Null, (size - some.min(size)) * columns);
-        let of_rows = values.by_ref().take(some * columns).chain(padding);
+        // What is not bound is null.
+        let of_rows = values.by_ref().take(some * columns);
         for value in parameters.iter().cloned().chain(of_rows) {
             match value {
                 Value::Null => arguments.add(None::<&str>),

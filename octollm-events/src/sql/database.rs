@@ -355,10 +355,8 @@ fn is_busy(cause: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     cause.downcast_ref::<sqlx::Error>().is_some_and(|error| class(error) == Class::Again)
 }
 
-/// Every statement has an index for what it searches. The server plans each once for a connection, and perhaps while the tables are
-/// still empty: without these settings it would read whole tables by that plan later.
-const PLANS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; \
-     SET enable_mergejoin = off; SET jit = off";
+/// A statement reads few rows, however many the server expects: compiled code and parallel workers take longer to start than it runs.
+const PLANS: &str = "SET jit = off; SET max_parallel_workers_per_gather = 0";
 
 /// Sets the plans and the time limits of a connection: a transaction whose client is stopped must not hold its locks.
 async fn prepare(connection: &mut PgConnection, settings: &Settings) -> Result<(), sqlx::Error> {

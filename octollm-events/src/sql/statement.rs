@@ -60,13 +60,13 @@ impl Sql {
 
     /// The types of the columns of its rows.
     pub(super) fn kinds(&self) -> &[Kind] {
-        self.kinds
-            .get_or_init(|| declared(&self.template).flat_map(columns).map(|(_, kind)| kind).collect())
+        self.kinds.get_or_init(|| declared(&self.template).flat_map(columns).map(|(_, kind)| kind).collect())
     }
 
     /// How many columns each of its sets of rows has.
     pub(super) fn widths(&self) -> &[usize] {
-        self.widths.get_or_init(|| declared(&self.template).map(|declared| columns(declared).count()).collect())
+        self.widths
+            .get_or_init(|| declared(&self.template).map(|declared| columns(declared).count()).collect())
     }
 
     pub(super) fn postgres(&self) -> Arc<str> {
@@ -165,7 +165,11 @@ fn push_rows(text: &mut String, declared: &str, first: usize, dialect: Dialect) 
             let named = names.iter().enumerate().map(|(at, name)| format!("column{} AS {name}", at + 1));
             let _ = write!(text, "(SELECT {} FROM (VALUES ", named.collect::<Vec<_>>().join(", "));
             for row in 0..rows {
-                let numbers = (0..names.len()).map(|at| format!("?{}", first + row * names.len() + at));
+                // The driver looks the name of each parameter up in a list of all names. Without others, these need none.
+                let numbers = (0..names.len()).map(|at| match first {
+                    1 => "?".to_owned(),
+                    first => format!("?{}", first + row * names.len() + at),
+                });
                 let separator = if row == 0 { "" } else { "," };
                 let _ = write!(text, "{separator}({})", numbers.collect::<Vec<_>>().join(","));
             }
@@ -296,6 +300,13 @@ mod tests {
                  (?3,?4),(?5,?6),(?7,?8),(?9,?10)) WHERE column1 IS NOT NULL) AS rows WHERE t.id = rows.id AND ?1"
             )
         );
+    }
+
+    #[test]
+    fn parameters_of_rows_alone_have_no_names() {
+        let sql = Sql::new("SELECT rows.n FROM {rows:id text, n int}");
+        let rows = "(SELECT column1 AS id, column2 AS n FROM (VALUES (?,?),(?,?)) WHERE column1 IS NOT NULL) AS rows";
+        assert_eq!(&*sql.sqlite(2).0, format!("SELECT rows.n FROM {rows}"));
     }
 
     #[test]

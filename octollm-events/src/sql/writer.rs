@@ -371,7 +371,11 @@ impl Writer {
     }
 }
 
-async fn run(conn: Conn<'_>, batch: &mut [Box<dyn Group>], transacts: bool) -> Result<Vec<Topic>, sqlx::Error> {
+async fn run(
+    conn: Conn<'_>,
+    batch: &mut [Box<dyn Group>],
+    transacts: bool,
+) -> Result<Vec<Topic>, sqlx::Error> {
     let mut tx = Tx { conn, changed: Vec::new() };
     let begin = if tx.conn.is_postgres() { "BEGIN" } else { "BEGIN IMMEDIATE" };
     if transacts {

@@ -88,9 +88,10 @@ async fn on_postgres<'a>(
     positions: impl ExactSizeIterator<Item = &'a usize>,
     tx: &mut Tx<'_>,
 ) -> Result<Stored, sqlx::Error> {
+    // Each task is looked up by its id. The sum keeps Postgres from reading all that are processing instead.
     static APPEND: Sql = Sql::new(
         "WITH held AS (SELECT t.no, rows.* FROM {rows:id text, position int, run int, step text, seq int, format int, entry text} \
-         JOIN octollm_tasks AS t ON t.id = rows.id AND t.run = rows.run AND t.status = 1 ORDER BY t.no FOR NO KEY UPDATE OF t), \
+         JOIN octollm_tasks AS t ON t.id = rows.id AND t.run = rows.run AND t.status + 0 = 1 ORDER BY t.no FOR NO KEY UPDATE OF t), \
          stored AS (INSERT INTO octollm_journal (task, step, seq, at, format, entry) \
          SELECT no, step, seq, {now}, format, entry FROM held \
          ON CONFLICT (task, step) DO UPDATE SET seq = excluded.seq, at = excluded.at, format = excluded.format, \

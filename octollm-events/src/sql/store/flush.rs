@@ -201,7 +201,7 @@ impl Flush {
         tasks: &mut HashMap<String, Task>,
         store: &Shared,
     ) -> Result<(), sqlx::Error> {
-        let Self { records: texts, journal, updates, events, counts } = std::mem::take(self);
+        let Self { records: texts, journal, mut updates, events, counts } = std::mem::take(self);
         write_journal(&mut tx.conn, journal).await?;
         let mut records = Rows::new();
         for (no, text) in &texts {
@@ -212,12 +212,11 @@ impl Flush {
         }
         let is_trimmed = tasks.values().any(|task| task.has_surplus(&store.limits));
         if is_trimmed {
-            tx.conn.execute_rows(&UPDATES, [], updates).await?;
+            tx.conn.execute_rows(&UPDATES, [], std::mem::take(&mut updates)).await?;
             for task in tasks.values_mut().filter(|task| task.has_surplus(&store.limits)) {
                 trim(&mut tx.conn, task, &store.limits).await?;
             }
         }
-        let updates = if is_trimmed { Rows::new() } else { updates };
         let whole = write_parts(&mut tx.conn, tasks).await?;
         let stripe = if tx.conn.is_postgres() { store.stripe % STRIPES } else { 0 };
         let is_counted = (counts.queued, counts.queued_bytes, counts.finished) != (0, 0, 0);

@@ -329,6 +329,15 @@ impl Source {
         }
     }
 
+    /// Whether it is a file that is there and that this process cannot write. SQLite reports that it cannot be opened where its log
+    /// cannot be created.
+    fn is_write_protected(&self) -> bool {
+        let Self::Sqlite(options, _) = self else { return false };
+        let opened = std::fs::OpenOptions::new().write(true).open(options.get_filename());
+        use std::io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        opened.is_err_and(|error| matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem))
+    }
+
     /// The first connection. Another process may be switching the file of SQLite to its log, and a server may just start.
     async fn first(&self) -> Result<Owned, SqlError> {
         let end = Instant::now() + self.settings().connect_time;
@@ -336,6 +345,9 @@ impl Source {
             match self.connect(false).await {
                 Err(SqlError::Failed(cause)) if Instant::now() < end && is_busy(&*cause) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(SqlError::Unreachable(cause)) if self.is_write_protected() => {
+                    return Err(SqlError::ReadOnly(cause));
                 }
                 Err(error) => return Err(error),
                 Ok(mut connection) => {

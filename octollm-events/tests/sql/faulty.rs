@@ -218,7 +218,7 @@ async fn a_file_that_is_no_database_or_damaged_is_refused_and_unchanged() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_waits_for_a_connection_no_longer_than_its_limit() {
     const READS: usize = 50;
-    let (url, limit) = (OnPostgres::new().url(), Duration::from_millis(400));
+    let (url, limit) = (OnPostgres::new().url(), Duration::from_secs(2));
     let database = SqlDatabase::builder(&url).connections(2).connect_time(limit).open().await.unwrap();
     let outbox = Outbox::open(&database).await.unwrap();
     let mut other = PgConnection::connect(&url).await.unwrap();

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use super::queue::KeyedQueue;
 use super::store::{Item, Limit};
 use crate::bus::{BusError, ConsumeOptions, DeadLetter, FailedAttempt, Gap, GroupStatus, Nack};
-use crate::clock;
 use crate::deadline::later;
 use crate::event::{Event, Pattern};
 
@@ -175,17 +174,17 @@ impl Group {
         let number = claim.number;
         let held = self.end_lease(number, |item| item.holder == Some(claim.holder));
         let Some(mut item) = held.or_else(|| self.queue.take(number, claim.holder)) else {
-            return self.settle_dead(claim, outcome);
+            return self.settle_dead(claim, outcome, now);
         };
         let last = item.attempts >= claim.options.max_attempts;
         match outcome {
             Ok(()) | Err(Nack::Drop) => self.remove(&item),
             Err(Nack::DeadLetter { reason }) => {
-                item.failed(&reason);
+                item.failed(&reason, now);
                 self.add_dead_letter(number, item, reason);
             }
             Err(Nack::Retry { after, reason }) => {
-                item.failed(reason.as_deref().unwrap_or(FailedAttempt::REFUSED));
+                item.failed(reason.as_deref().unwrap_or(FailedAttempt::REFUSED), now);
                 if last {
                     self.add_dead_letter(number, item, NO_ATTEMPTS.to_owned());
                 } else {
@@ -237,10 +236,9 @@ impl Group {
     /// Returns at most `limit` dead letters after the entry `after`.
     pub(super) fn dead_letters(&mut self, after: Option<u64>, limit: usize, now: Instant) -> Vec<DeadLetter> {
         self.advance(now);
-        let time = clock::now();
         let wanted = self.dead.range(after.map_or(0, |after| after.saturating_add(1))..).take(limit);
         let letter = |(number, (item, reason)): (&u64, &(Item, String))| {
-            let history = item.history.iter().map(|failed| failed.at(now, time)).collect();
+            let history = item.history.iter().map(|(_, failed)| failed.clone()).collect();
             DeadLetter::new(number.to_string(), Ok(item.event.clone()), reason.clone(), item.attempts)
                 .with_history(history)
         };
@@ -273,7 +271,7 @@ impl Group {
             }
             let max_attempts = self.leased.get(&number).map(|leased| leased.options.max_attempts);
             if let (Some(max_attempts), Some(mut item)) = (max_attempts, self.end_lease(number, |_| true)) {
-                item.failed(FailedAttempt::LEASE_EXPIRED);
+                item.failed(FailedAttempt::LEASE_EXPIRED, now);
                 if item.attempts >= max_attempts {
                     self.add_dead_letter(number, item, NO_ATTEMPTS.to_owned());
                 } else {
@@ -334,7 +332,7 @@ impl Group {
     }
 
     /// Settles an event that became a dead letter because its last lease expired.
-    fn settle_dead(&mut self, claim: &Claim, outcome: Result<(), Nack>) -> Result<(), Lost> {
+    fn settle_dead(&mut self, claim: &Claim, outcome: Result<(), Nack>, now: Instant) -> Result<(), Lost> {
         let holds = |(item, _): &&mut (Item, String)| item.holder == Some(claim.holder);
         let (item, last_reason) = self.dead.get_mut(&claim.number).filter(holds).ok_or(Lost)?;
         match outcome {
@@ -343,7 +341,7 @@ impl Group {
             }
             Err(Nack::DeadLetter { reason }) => {
                 self.dead_bytes -= dead_size(item, last_reason);
-                item.failed(&reason);
+                item.failed(&reason, now);
                 *last_reason = reason;
                 self.dead_bytes += dead_size(item, last_reason);
                 self.limit_dead_letters();
@@ -351,7 +349,7 @@ impl Group {
             // No attempts are left.
             Err(Nack::Retry { reason, .. }) => {
                 self.dead_bytes -= dead_size(item, last_reason);
-                item.failed(reason.as_deref().unwrap_or(FailedAttempt::REFUSED));
+                item.failed(reason.as_deref().unwrap_or(FailedAttempt::REFUSED), now);
                 self.dead_bytes += dead_size(item, last_reason);
                 self.limit_dead_letters();
             }
@@ -363,7 +361,7 @@ impl Group {
 
 /// Size of a dead letter in bytes.
 fn dead_size(item: &Item, reason: &str) -> usize {
-    item.size + reason.len() + item.history.iter().map(|failed| failed.reason.len()).sum::<usize>()
+    item.size + reason.len() + item.history.iter().map(|(_, failed)| failed.reason.len()).sum::<usize>()
 }
 
 const NO_ATTEMPTS: &str = "no attempts left";

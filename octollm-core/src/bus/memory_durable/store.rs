@@ -3,15 +3,15 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::group::{Group, Holder};
 use crate::bus::{BusError, ConsumeOptions, DeadLetter, FailedAttempt, Gap};
+use crate::clock;
 use crate::event::{Event, Expiry, Pattern};
-use crate::size;
 
 #[derive(Debug)]
 pub(super) struct Store {
@@ -68,24 +68,7 @@ pub(super) struct Item {
     /// The last delivery.
     pub(super) holder: Option<Holder>,
     /// The last deliveries that failed.
-    pub(super) history: Vec<Failed>,
-}
-
-/// A delivery that failed.
-#[derive(Debug, Clone)]
-pub(super) struct Failed {
-    holder: Holder,
-    pub(super) reason: Box<str>,
-}
-
-impl Failed {
-    /// The same for the reader of dead letters, at the present `now` that is this `time` of day.
-    pub(super) fn at(&self, now: Instant, time: Timestamp) -> FailedAttempt {
-        let passed =
-            SignedDuration::try_from(now.saturating_duration_since(self.holder.since)).unwrap_or_default();
-        let at = time.checked_sub(passed).unwrap_or(time);
-        FailedAttempt::new(at, self.holder.member.to_string(), &*self.reason)
-    }
+    pub(super) history: Vec<(Holder, FailedAttempt)>,
 }
 
 impl Store {
@@ -274,20 +257,21 @@ impl Item {
     }
 
     /// Records that the last delivery has failed. The last reason of a delivery is the one that counts.
-    pub(super) fn failed(&mut self, reason: &str) {
+    pub(super) fn failed(&mut self, reason: &str, now: Instant) {
         self.not_failed();
         let Some(holder) = self.holder else { return };
         if self.history.len() == DeadLetter::MAX_HISTORY {
             self.history.remove(0);
         }
-        let mut reason = reason.to_owned();
-        size::cut(&mut reason, FailedAttempt::MAX_REASON_BYTES);
-        self.history.push(Failed { holder, reason: reason.into() });
+        let passed = SignedDuration::try_from(now.saturating_duration_since(holder.since));
+        let time = clock::now();
+        let at = passed.ok().and_then(|passed| time.checked_sub(passed).ok()).unwrap_or(time);
+        self.history.push((holder, FailedAttempt::new(at, holder.member.to_string(), reason)));
     }
 
     /// Removes the record of the last delivery, which has not failed after all.
     pub(super) fn not_failed(&mut self) {
-        if self.history.last().is_some_and(|failed| Some(failed.holder) == self.holder) {
+        if self.history.last().is_some_and(|(holder, _)| Some(*holder) == self.holder) {
             self.history.pop();
         }
     }

@@ -1,5 +1,6 @@
 //! A durable bus in the database.
 
+mod builder;
 mod claim;
 mod delay;
 mod group;
@@ -10,7 +11,14 @@ mod settle;
 mod state;
 mod tables;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use octollm_core::{
@@ -23,10 +31,11 @@ use octollm_core::{
 };
 use tokio::sync::watch;
 
+pub use self::builder::SqlBusBuilder;
 use self::{
     delay::{Cancel, Delay},
     group::{Advance, Join, Remove, Replay},
-    live::{Live, publish_due, until_closed},
+    live::Live,
     member::Member,
     publish::{Entry, Limits, Publish},
     state::{Limit, read_history},
@@ -62,22 +71,6 @@ use crate::Encoding;
 #[derive(Clone)]
 pub struct SqlBus(Arc<Owner>);
 
-/// Builds a [`SqlBus`].
-///
-/// Each limit is a number of events and the sum of their [`size`](Event::size)s in bytes. The processes on one database set the
-/// same limits.
-#[derive(Debug, Clone)]
-#[must_use = "a builder does nothing until `open` is called"]
-pub struct SqlBusBuilder {
-    database: SqlDatabase,
-    max_event_bytes: usize,
-    block_timeout: Duration,
-    history: Limit,
-    backlog: Limit,
-    delayed: Limit,
-    dead_letters: Limit,
-}
-
 struct Owner {
     shared: Arc<Shared>,
     max_event_bytes: usize,
@@ -98,6 +91,8 @@ struct Shared {
     dead_letters: Limit,
     live: Live,
     closed: watch::Sender<bool>,
+    /// Whether the tables are being created again.
+    is_creating: Arc<AtomicBool>,
 }
 
 impl Shared {
@@ -107,12 +102,13 @@ impl Shared {
 
     /// The error of the bus. Tables that are gone, as in a database that was set up anew, are created for the next attempt.
     fn unavailable(&self, error: SqlError) -> BusError {
-        if error.is_without_tables() {
-            let database = self.database.clone();
+        if error.is_without_tables() && !self.is_creating.swap(true, Ordering::Relaxed) {
+            let (database, is_creating) = (self.database.clone(), self.is_creating.clone());
             tokio::spawn(async move {
                 if let Err(error) = database.migrate(&TABLES).await {
                     tracing::debug!(%error, "tables of the bus not created");
                 }
+                is_creating.store(false, Ordering::Relaxed);
             });
         }
         match error {
@@ -121,8 +117,6 @@ impl Shared {
         }
     }
 }
-
-const MEBIBYTE: usize = 1024 * 1024;
 
 impl SqlBus {
     /// Opens the bus of a database with the default limits. Creates its tables where there are none.
@@ -138,15 +132,7 @@ impl SqlBus {
 
     /// Returns a builder, to set the limits.
     pub fn builder(database: &SqlDatabase) -> SqlBusBuilder {
-        SqlBusBuilder {
-            database: database.clone(),
-            max_event_bytes: MEBIBYTE,
-            block_timeout: Duration::from_secs(5),
-            history: Limit { events: 65_536, bytes: 64 * MEBIBYTE },
-            backlog: Limit { events: 1_048_576, bytes: 256 * MEBIBYTE },
-            delayed: Limit { events: 65_536, bytes: 64 * MEBIBYTE },
-            dead_letters: Limit { events: 65_536, bytes: 64 * MEBIBYTE },
-        }
+        SqlBusBuilder::new(database)
     }
 
     /// Ends the subscriptions and consumers of this handle and its clones. Deliveries can still be settled. Closing twice has no
@@ -189,82 +175,6 @@ impl SqlBus {
 impl fmt::Debug for SqlBus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqlBus").field("database", &self.shared().database).finish_non_exhaustive()
-    }
-}
-
-impl SqlBusBuilder {
-    /// Sets the size of the largest event that is accepted (default 1 MiB). Each limit below has room for such an event, except that
-    /// the history can be empty.
-    pub fn max_event_bytes(mut self, bytes: usize) -> Self {
-        self.max_event_bytes = bytes;
-        self
-    }
-
-    /// Sets the time for which the subscriptions of this handle wait for one under [`Overflow::Block`] (default 5 s).
-    pub fn block_timeout(mut self, timeout: Duration) -> Self {
-        self.block_timeout = timeout;
-        self
-    }
-
-    /// Limits the events that are stored for later groups and slow subscriptions (default 65 536 events, 64 MiB). Events that a group
-    /// has not settled are stored beside.
-    pub fn history(mut self, events: usize, bytes: usize) -> Self {
-        self.history = Limit { events, bytes };
-        self
-    }
-
-    /// Limits the unsettled events of a group (default 1 048 576 events, 256 MiB). Publishing another one to the group returns
-    /// [`BusError::Full`].
-    pub fn backlog(mut self, events: usize, bytes: usize) -> Self {
-        self.backlog = Limit { events, bytes };
-        self
-    }
-
-    /// Limits the events that are to be published later (default 65 536 events, 64 MiB). Adding another one returns
-    /// [`BusError::Full`].
-    pub fn delayed(mut self, events: usize, bytes: usize) -> Self {
-        self.delayed = Limit { events, bytes };
-        self
-    }
-
-    /// Limits the dead letters of a group (default 65 536 events, 64 MiB with their reasons). The oldest are deleted to make room.
-    pub fn dead_letters(mut self, events: usize, bytes: usize) -> Self {
-        self.dead_letters = Limit { events, bytes };
-        self
-    }
-
-    /// Opens the bus. Creates its tables where there are none.
-    ///
-    /// # Errors
-    /// [`SqlError::Setting`] for the first setting that is not valid, and a [`SqlError`] that names the reason.
-    ///
-    /// # Cancel safety
-    /// The tables are created wholly or not at all.
-    pub async fn open(self) -> Result<SqlBus, SqlError> {
-        if self.max_event_bytes == 0 {
-            return Err(ConfigError::new("max_event_bytes", "is 0").into());
-        }
-        let rooms =
-            [("backlog", self.backlog), ("delayed", self.delayed), ("dead_letters", self.dead_letters)];
-        if let Some((name, _)) =
-            rooms.into_iter().find(|(_, room)| !room.allows(1, self.max_event_bytes as u64))
-        {
-            return Err(ConfigError::new(name, "has no room for the largest event").into());
-        }
-        self.database.migrate(&TABLES).await?;
-        let Self { database, max_event_bytes, block_timeout, history, backlog, delayed, dead_letters } = self;
-        let (live, closed) = (Live::default(), watch::Sender::new(false));
-        let shared = Arc::new(Shared { database, block_timeout, dead_letters, live, closed });
-        let limits = Limits { history, backlog };
-        tokio::spawn({
-            let shared = shared.clone();
-            async move {
-                until_closed(shared.closed.subscribe(), publish_due(shared.clone(), limits)).await;
-                let _ = shared.closed.subscribe().wait_for(|closed| *closed).await;
-                live::end(&shared.live).await;
-            }
-        });
-        Ok(SqlBus(Arc::new(Owner { shared, max_event_bytes, limits, delayed })))
     }
 }
 

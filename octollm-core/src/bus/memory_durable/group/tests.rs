@@ -89,6 +89,7 @@ fn an_expired_lease_is_renewed_unless_its_owner_holds_enough() {
 fn a_dead_letter_of_an_expired_lease_is_settled_late() {
     let once = ConsumeOptions { max_attempts: 1, ..options() };
     let (mut group, mut now) = (group(1, once), Instant::now());
+    group.max_dead.bytes = 1_000;
     for number in 1..=3 {
         group.push(number, item(""));
     }
@@ -235,7 +236,7 @@ proptest! {
             keys.sort_unstable();
             prop_assert!(keys.windows(2).all(|pair| pair[0] != pair[1]));
             prop_assert_eq!(group.due.len(), group.leased.len() + group.delayed.len());
-            let dead: usize = group.dead.values().map(|(item, reason)| item.size + reason.len()).sum();
+            let dead: usize = group.dead.values().map(|(item, reason)| dead_size(item, reason)).sum();
             prop_assert_eq!((group.bytes, group.dead_bytes), (10 * group.backlog(), dead));
         }
     }

@@ -187,8 +187,7 @@ struct Options {
     help: bool,
 }
 
-const USAGE: &str =
-    "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL] [--kill-brain] [--redis URL]";
+const USAGE: &str = "usage: quickstart [PATH] [--goal TEXT] [--json] [--explain] [--database URL] [--kill-brain] [--redis URL]";
 
 /// Reads the command line. The error is one line.
 fn options() -> Result<Options, String> {

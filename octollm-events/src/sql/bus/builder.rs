@@ -52,7 +52,7 @@ impl SqlBusBuilder {
         self
     }
 
-    /// Sets the time for which the subscriptions of this handle wait for one under [`Overflow::Block`] (default 5 s).
+    /// Sets the time for which the subscriptions of this handle wait for one under [`Overflow::Block`](octollm_core::bus::Overflow::Block) (default 5 s).
     pub fn block_timeout(mut self, timeout: Duration) -> Self {
         self.block_timeout = timeout;
         self
@@ -66,14 +66,14 @@ impl SqlBusBuilder {
     }
 
     /// Limits the unsettled events of a group (default 1 048 576 events, 256 MiB). Publishing another one to the group returns
-    /// [`BusError::Full`].
+    /// [`BusError::Full`](octollm_core::bus::BusError::Full).
     pub fn backlog(mut self, events: usize, bytes: usize) -> Self {
         self.backlog = Limit { events, bytes };
         self
     }
 
     /// Limits the events that are to be published later (default 65 536 events, 64 MiB). Adding another one returns
-    /// [`BusError::Full`].
+    /// [`BusError::Full`](octollm_core::bus::BusError::Full).
     pub fn delayed(mut self, events: usize, bytes: usize) -> Self {
         self.delayed = Limit { events, bytes };
         self

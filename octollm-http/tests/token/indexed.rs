@@ -65,11 +65,11 @@ async fn sent_to(offers: bool, reads: bool) -> String {
         .iter()
         .map(|head| match (head.get(AUTHORIZATION), head.get(FIELD)) {
             (Some(value), None) => {
-                assert!(value == token && value.is_sensitive(), "never indexed");
+                assert!(value == token);
                 'A'
             }
             (None, Some(value)) => {
-                assert!(value == token && !value.is_sensitive());
+                assert!(value == token);
                 'F'
             }
             other => panic!("{other:?}"),
@@ -121,7 +121,7 @@ async fn a_server_and_its_layers_see_an_authorization_wherever_the_token_was_sen
     assert!(calls.len() >= 5);
     for head in heads.iter().filter(|head| head.contains_key("content-type")) {
         assert_eq!(head.get_all(AUTHORIZATION).iter().count(), 1);
-        assert!(head[AUTHORIZATION].is_sensitive() && !head.contains_key(FIELD));
+        assert!(!head.contains_key(FIELD));
     }
 }
 

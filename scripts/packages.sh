@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-cargo package -q --workspace --allow-dirty --no-verify
+cargo package -q --workspace --exclude octollm-bench --allow-dirty --no-verify
 for crate in octollm-core octollm-macros octollm-http octollm-events octollm; do
     files=$(cargo package -q -p "$crate" --list --allow-dirty)
     for wanted in src/lib.rs README.md LICENSE-MIT LICENSE-APACHE; do

@@ -26,6 +26,11 @@ impl Deadline {
         Self(later(Instant::now(), duration))
     }
 
+    /// The moment `duration` after `begin`.
+    pub fn since(begin: Instant, duration: Duration) -> Self {
+        Self(later(begin, duration))
+    }
+
     /// A deadline at `instant`.
     pub fn at(instant: Instant) -> Self {
         Self(instant)
@@ -39,6 +44,11 @@ impl Deadline {
     /// The time that is left; zero once the deadline has passed.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether the deadline has passed at `now`.
+    pub fn has_passed_at(self, now: Instant) -> bool {
+        self.0 <= now
     }
 
     /// Whether the deadline has passed.

@@ -206,7 +206,8 @@ impl Served {
         keys: &dyn IdempotencyStore,
     ) -> Result<Bytes, ArmError> {
         cx.caller().may(self.spec.scope)?;
-        if let Some(failure) = spent(cx.deadline(), cx.budget()) {
+        let now = Instant::now();
+        if let Some(failure) = spent(cx.deadline(), cx.budget(), now) {
             return Err(failure.into());
         }
         if cx.parts().key.is_some() && honours_keys(self.spec.idempotent, keys) {
@@ -217,17 +218,23 @@ impl Served {
             // It may have run where records were held.
             return Err(outcome_unknown().into());
         }
-        self.run(input, cx, limit).await
+        self.run(input, cx, limit, now).await
     }
 
-    async fn run(&self, input: &[u8], cx: &mut Context, limit: Duration) -> Result<Bytes, ArmError> {
-        let cancellation = cx.begin(limit);
+    async fn run(
+        &self,
+        input: &[u8],
+        cx: &mut Context,
+        limit: Duration,
+        begun: Instant,
+    ) -> Result<Bytes, ArmError> {
+        let cancellation = cx.begin(limit, begun);
         let used_before = cx.used();
         let span = spans::of_arm(&self.contract, cx.parts());
         if let Some(trace) = span.trace() {
             cx.set_trace(trace);
         }
-        let mut execution = Execution { cx, meter: &self.meter, begun: Instant::now(), outcome: None };
+        let mut execution = Execution { cx, meter: &self.meter, begun, outcome: None };
         let result = self.guarded(input, execution.cx, &cancellation, &span).await;
         execution.outcome = Some(result.as_ref().map(drop).map_err(ArmError::kind));
         result.map_err(|error| {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::time::Instant;
 
 pub use crate::scope::is_scope;
 use crate::{
@@ -90,8 +91,8 @@ impl Default for ContextParts {
 }
 
 /// The failure of starting work with these limits, if one is spent.
-pub(crate) fn spent(deadline: Option<Deadline>, budget: Budget) -> Option<Failure> {
-    if deadline.is_some_and(Deadline::has_passed) {
+pub(crate) fn spent(deadline: Option<Deadline>, budget: Budget, now: Instant) -> Option<Failure> {
+    if deadline.is_some_and(|deadline| deadline.has_passed_at(now)) {
         Some(Failure::of(ErrorKind::DeadlineExceeded).before_execution())
     } else if budget.is_exhausted() {
         Some(Failure::of(ErrorKind::BudgetExhausted).before_execution())

@@ -263,7 +263,7 @@ impl Brain {
         cx: &Context,
     ) -> Result<Task, Failure> {
         self.is_open()?;
-        if let Some(failure) = spent(cx.deadline(), cx.budget()) {
+        if let Some(failure) = spent(cx.deadline(), cx.budget(), tokio::time::Instant::now()) {
             return Err(failure);
         }
         let task = loop {

@@ -203,7 +203,7 @@ impl Brain {
         cx: &Context,
     ) -> Result<(TaskRecord, Option<Duration>), Failure> {
         self.is_open()?;
-        if let Some(failure) = spent(cx.deadline(), cx.budget()) {
+        if let Some(failure) = spent(cx.deadline(), cx.budget(), tokio::time::Instant::now()) {
             return Err(failure);
         }
         let spec = self.0.dispatcher.spec(&submission.contract)?;

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::Context;
 use crate::{
@@ -310,9 +311,10 @@ impl UnsentCall {
             let failure = Failure::of(ErrorKind::Cancelled).before_execution();
             return Err(CallError::new(self.contract.clone(), failure));
         }
-        let call = self.call(budget)?;
+        let now = Instant::now();
+        let call = self.call(budget, now)?;
         let Context(shared) = &self.cx;
-        let refusal = spent(call.parts.deadline, budget);
+        let refusal = spent(call.parts.deadline, budget, now);
         let is_sent = refusal.is_none();
         let (span, work) = begin(&*shared.transport, call, refusal);
         let work = pin!(Some(work));
@@ -339,12 +341,12 @@ impl UnsentCall {
     }
 
     /// The call as the transport gets it.
-    fn call(&mut self, budget: Budget) -> Result<Call, CallError> {
+    fn call(&mut self, budget: Budget, now: Instant) -> Result<Call, CallError> {
         if self.repeated && self.key.is_none() {
             self.refuse("a repeated call has no idempotency key");
         }
         let input = mem::replace(&mut self.input, Ok(Bytes::new()))?;
-        let parts = self.cx.parts().next_request(self.deadline(), budget);
+        let parts = self.cx.parts().next_request(self.deadline(now), budget);
         let mut call = Call::new(self.contract.clone(), self.step.clone(), input, parts);
         call.spec = self.spec.take();
         call.batch = self.batch.take();
@@ -357,11 +359,12 @@ impl UnsentCall {
         Ok(call)
     }
 
-    /// The deadline of the call. Without a spec, the time limit of the contract is left to the arm.
-    fn deadline(&self) -> Deadline {
+    /// The deadline of a call that begins now. Without a spec, the time limit of the contract is left to the arm.
+    fn deadline(&self, now: Instant) -> Deadline {
         let limits = [self.spec.as_ref().map(Spec::timeout), self.within].into_iter().flatten();
-        let limit = limits.min().map(Deadline::after);
-        narrower(self.cx.deadline(), limit).unwrap_or_else(|| Deadline::after(ContractSpec::DEFAULT_TIMEOUT))
+        let limit = limits.min().map(|limit| Deadline::since(now, limit));
+        narrower(self.cx.deadline(), limit)
+            .unwrap_or_else(|| Deadline::since(now, ContractSpec::DEFAULT_TIMEOUT))
     }
 
     fn unreadable(&self, reply: Reply, error: serde_json::Error) -> CallError {

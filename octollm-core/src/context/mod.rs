@@ -12,6 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::call::Steps;
@@ -119,10 +120,10 @@ impl Context {
         WeakContext(Arc::downgrade(&self.0))
     }
 
-    /// Begins an execution with a time limit, and returns the token that cancels it.
-    pub(crate) fn begin(&mut self, limit: Duration) -> CancellationToken {
+    /// Begins an execution with a time limit from now on, and returns the token that cancels it.
+    pub(crate) fn begin(&mut self, limit: Duration, now: Instant) -> CancellationToken {
         let begun = self.change(|shared| {
-            shared.parts.deadline = narrower(shared.parts.deadline, Some(Deadline::after(limit)));
+            shared.parts.deadline = narrower(shared.parts.deadline, Some(Deadline::since(now, limit)));
             let token = match &shared.cancellation {
                 // The end of this execution must not cancel what is around it.
                 Some(token) => token.child_token(),

@@ -49,7 +49,7 @@ impl Served {
         store: &dyn IdempotencyStore,
     ) -> Result<Bytes, ArmError> {
         let Some(run) = KeyedRun::new(cx.parts(), &self.contract, input) else {
-            return self.run(input, cx, limit).await;
+            return self.run(input, cx, limit, Instant::now()).await;
         };
         let must_exist = cx.parts().repeated && store.keys() != Keys::Shared;
         // The arm is dropped at its deadline, so that the lease needs no renewal.
@@ -68,7 +68,7 @@ impl Served {
             }
         }
         let (began, clock) = (clock::now(), Instant::now());
-        let result = self.run(input, cx, limit).await;
+        let result = self.run(input, cx, limit, clock).await;
         let failure = result.as_ref().err().map(ArmError::failure);
         if failure.is_some_and(|failure| failure.kind == ErrorKind::Cancelled) {
             return result;

@@ -9,7 +9,7 @@ pub use serde_json;
 
 pub use crate::{
     audit::optional::Audit,
-    clock::now,
+    clock::{now, recent},
     contract::{ContractCard, ContractSpec, Effects, RangeEnd, SchemaRules, TaskContract, Violation},
     meters::{Counter, Counters, Durations, Gauges, Spent, outcome},
     panics::{Panicked, caught},

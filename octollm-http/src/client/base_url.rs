@@ -15,6 +15,7 @@ use http::{
     uri::PathAndQuery,
 };
 use octollm_core::parts::ContextParts;
+use tokio::time::Instant;
 
 use crate::{
     resolve::{MALFORMED, ServiceUrl},
@@ -108,25 +109,32 @@ impl BaseUrl {
         Arc::clone(&self.0.name)
     }
 
-    /// Creates a request for JSON with these parts. The time left until the deadline is written now.
+    /// Creates a request for JSON with these parts. The time left until the deadline is that at `now`. `accepts` is whether it states
+    /// that it accepts JSON: a server of octollm answers nothing else.
     pub(super) fn request(
         &self,
-        method: Method,
-        uri: Uri,
+        (method, uri): (Method, Uri),
         body: Option<Bytes>,
         parts: &ContextParts,
+        (accepts, now): (bool, Instant),
     ) -> Request<Bytes> {
         const JSON: HeaderValue = HeaderValue::from_static("application/json");
-        let mut head = HeaderMap::with_capacity(HEADERS);
+        let has_few = self.0.fields.is_empty()
+            && parts.caller.grant().is_none()
+            && parts.task_id.is_none()
+            && parts.trace.is_none();
+        let mut head = HeaderMap::with_capacity(if has_few { FEW_HEADERS } else { HEADERS });
         for (name, value) in &self.0.fields {
             head.insert(name.clone(), value.clone());
         }
         head.insert(HOST, self.0.host.clone());
-        head.insert(ACCEPT, JSON);
+        if accepts {
+            head.insert(ACCEPT, JSON);
+        }
         if body.is_some() {
             head.insert(CONTENT_TYPE, JSON);
         }
-        wire::write_parts(parts, &mut head);
+        wire::write_parts(parts, &mut head, now);
         let mut request = Request::new(body.unwrap_or_default());
         *request.method_mut() = method;
         *request.uri_mut() = uri;
@@ -145,6 +153,8 @@ impl BaseUrl {
 
 /// Header fields of a usual call, with room for a token.
 const HEADERS: usize = 12;
+/// Those of a call without a token, a task and a trace. A map of so many is below the size at which allocators are slower.
+const FEW_HEADERS: usize = 6;
 
 /// Whether this is the path of a route, which leads nowhere but below its URL.
 pub(super) fn is_path(path: &str) -> bool {

@@ -13,6 +13,7 @@ use octollm_core::{
     json::read_output,
     parts::ContextParts,
 };
+use tokio::time::Instant;
 
 use super::{
     exchange::{Exchanger, Target},
@@ -45,9 +46,9 @@ async fn send(
     let uri = site.url.uri("/capabilities").ok_or_else(no_uri)?;
     let mut parts = ContextParts::new();
     parts.deadline = Some(deadline);
-    let request = site.url.request(Method::GET, uri, None, &parts);
+    let request = site.url.request((Method::GET, uri), None, &parts, (true, Instant::now()));
     let hints = ServerHints { address: site.url.address(), ..ServerHints::default() };
-    let limits = ExchangeLimits { deadline: parts.deadline, work, hints };
+    let limits = ExchangeLimits { deadline: parts.deadline, work, hints, begun: None };
     let target = || Target {
         arm: Arc::clone(&site.arm),
         endpoint: site.url.shared(),

@@ -107,8 +107,9 @@ impl Directory {
     }
 
     /// The offers of a contract for a call, as far as they are known now. Where the cards are old, the arms are asked again meanwhile.
-    pub(super) fn offers_now(&self, contract: &ContractRef) -> Option<Arc<Offers>> {
-        let (now, old_at) = (milliseconds(self.begun.elapsed()), self.old_at.load(Ordering::Relaxed));
+    pub(super) fn offers_now(&self, contract: &ContractRef, now: Instant) -> Option<Arc<Offers>> {
+        let now = milliseconds(now.saturating_duration_since(self.begun));
+        let old_at = self.old_at.load(Ordering::Relaxed);
         // Of many calls one begins the round.
         if now >= old_at && self.are_old_from(old_at, now) {
             self.refresh_later();

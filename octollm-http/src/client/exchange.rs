@@ -23,7 +23,7 @@ use tower::{BoxError, Layer, Service, ServiceExt, service_fn, util::BoxCloneSync
 
 use super::{
     foreign,
-    pool::{Download, ExchangeError, ExchangeLimits, Pool, Protocol, ServerHints, Upload},
+    pool::{Download, ExchangeError, ExchangeLimits, Exchanging, Pool, Protocol, ServerHints, Upload},
 };
 use crate::{
     io::{ClientTls, Connector, Tcp},
@@ -160,7 +160,7 @@ fn innermost(pool: Pool) -> Exchange {
                 return Err(failure.before_execution().into());
             };
             let hints = request.extensions_mut().remove::<ServerHints>().unwrap_or_default();
-            let limits = ExchangeLimits { deadline, work, hints };
+            let limits = ExchangeLimits { deadline, work, hints, begun: None };
             if let Some(streaming) = request.extensions_mut().remove::<Streaming>() {
                 return streaming.exchange(&pool, request, &arm, limits).await.map_err(BoxError::from);
             }
@@ -240,16 +240,16 @@ impl Exchanger {
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection, which the server sees.
-    pub(crate) async fn send(
-        &self,
+    pub(crate) fn send<'a>(
+        &'a self,
         request: Request<Bytes>,
-        arm: &Arc<str>,
+        arm: &'a Arc<str>,
         limits: ExchangeLimits,
         target: impl FnOnce() -> Target,
-    ) -> Result<Response<Bytes>, ExchangeError> {
+    ) -> Exchanging<'a> {
         match &self.layered {
-            None => self.pool.exchange(request, arm, limits).await,
-            Some(service) => through(service, request, limits, target()).await,
+            None => self.pool.exchange(request, arm, limits),
+            Some(service) => Box::pin(through(service, request, limits, target())),
         }
     }
 }

@@ -155,10 +155,16 @@ impl Offers {
 }
 
 impl Offer {
-    /// The request of one call.
-    pub(super) fn request(&self, call: &Call) -> Request<Bytes> {
+    /// Whether its server is one of octollm, by its card.
+    pub(super) fn is_octollm(&self) -> bool {
+        self.callee.instance.is_some()
+    }
+
+    /// The request of one call, at `now`.
+    pub(super) fn request(&self, call: &Call, now: Instant) -> Request<Bytes> {
         let (uri, input) = (self.uri.clone(), Some(call.input.clone()));
-        let mut request = self.site.url.request(Method::POST, uri, input, &call.parts);
+        let accepts = !self.is_octollm();
+        let mut request = self.site.url.request((Method::POST, uri), input, &call.parts, (accepts, now));
         if call.parts.repeated {
             // The card may be of another process meanwhile.
             let sent_to = call.instance.as_deref().and_then(|id| HeaderValue::from_str(id).ok());

@@ -32,7 +32,7 @@ use super::{
     env,
     exchange::{Exchange, Exchanger, Requests, Target, never_nothing, read_answer, request_setters},
     metrics::SendSpan,
-    pool::ExchangeLimits,
+    pool::{ExchangeLimits, ServerHints},
     protection::{Admission, Protection},
 };
 use crate::limits::limits_setters;
@@ -260,13 +260,14 @@ impl OrchestratorClient {
         let refused = || Failure::of(ErrorKind::BadRequest).before_execution();
         let uri = endpoint.uri(path).ok_or_else(refused)?;
         let idempotent = method.is_idempotent();
-        let mut request = endpoint.request(method, uri, body, parts);
+        let mut request = endpoint.request((method, uri), body, parts, (true, Instant::now()));
         request.headers_mut().extend(fields);
-        authority.add(request.headers_mut(), &parts.caller, scopes, card)?;
+        let has_issued_token = authority.add(request.headers_mut(), &parts.caller, scopes, card)?;
         let limits = ExchangeLimits {
             deadline: Some(deadline),
             work: ContractSpec::DEFAULT_TIMEOUT,
-            ..ExchangeLimits::default()
+            hints: ServerHints { has_issued_token, ..ServerHints::default() },
+            begun: None,
         };
         let target = || Target {
             arm: Arc::clone(arm),

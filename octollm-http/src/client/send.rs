@@ -9,6 +9,7 @@ use octollm_core::{
     resilience::{Calls, Protocol, Refusal},
     transport::{Call, Reply},
 };
+use tokio::time::Instant;
 use tower::{ServiceExt, service_fn};
 
 use super::{
@@ -43,9 +44,9 @@ impl Sender {
     }
 
     /// Sends a call to the path of an offer, through the layers of the user.
-    pub(super) async fn send(&self, offer: &Offer, call: &Call) -> Result<Reply, CallError> {
+    pub(super) async fn send(&self, offer: &Offer, call: &Call, now: Instant) -> Result<Reply, CallError> {
         if !self.has_layers() {
-            return exchange(&self.directory, &self.authority, offer, call).await;
+            return exchange(&self.directory, &self.authority, offer, call, now).await;
         }
         let service = offer.site.layered.get_or_init(|| self.layered(&offer.site));
         service.clone().oneshot(call.clone()).await
@@ -64,7 +65,7 @@ impl Sender {
                 };
                 let offers = directory.offers(&call.contract);
                 match offers.as_ref().and_then(|offers| offers.at_site(&site)) {
-                    Some(offer) => exchange(&directory, &authority, offer, &call).await,
+                    Some(offer) => exchange(&directory, &authority, offer, &call, Instant::now()).await,
                     None => {
                         let failure = Failure::of(ErrorKind::ContractNotOffered).before_execution();
                         Err(failed(&site, &call, failure))
@@ -82,14 +83,15 @@ async fn exchange(
     authority: &Authority,
     offer: &Offer,
     call: &Call,
+    now: Instant,
 ) -> Result<Reply, CallError> {
     let site = &*offer.site;
     let drift = directory.drift(&call.contract, offer, call.spec.as_ref());
     let work = call.spec.as_ref().map_or(offer.timeout, |spec| spec.timeout());
-    let speaks_http2 = offer.callee.instance.is_some();
+    let speaks_http2 = offer.is_octollm();
     let mut hints = ServerHints { address: site.url.address(), speaks_http2, has_issued_token: false };
     let target = || offer.target(call, work);
-    let mut request = offer.request(call);
+    let mut request = offer.request(call, now);
     let scope = [&*offer.scope];
     let scopes = if offer.scope.is_empty() { &[][..] } else { &scope };
     if !site.url.has_authorization() {
@@ -107,7 +109,7 @@ async fn exchange(
             scopes: scopes.iter().filter(|_| has_token).map(|scope| (*scope).to_owned()).collect(),
         });
     }
-    let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints };
+    let limits = ExchangeLimits { deadline: call.parts.deadline, work, hints, begun: Some(now) };
     let place = (&*site.arm, site.url.as_str());
     let span = SendSpan::begin(&mut request, place, Some(&call.contract), &call.parts);
     let sent = directory.exchanger.send(request, &site.arm, limits, target).await;

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    future::Future,
     pin::pin,
     sync::Arc,
     task::{Context, Poll},
@@ -106,17 +107,20 @@ impl Carrier {
 }
 
 impl Retried {
-    async fn carry(&self, mut call: Call) -> Result<Reply, CallError> {
+    /// No `async fn`, which would have room for the call twice.
+    fn carry(&self, mut call: Call) -> impl Future<Output = Result<Reply, CallError>> + Send {
         let attempts = Attempts::new(&self.policy, &call);
         // What is below would multiply them.
         call.retry = Some(0);
         // Only a layer can go on from a handle.
         let reported = self.sender.has_layers().then(|| Reported::watch(&mut call));
-        match self.once(&call).await {
-            Err(error) if attempts.allowed() > 0 => {
-                Box::pin(self.retry(call, attempts, reported, error)).await
+        async move {
+            match self.once(&call).await {
+                Err(error) if attempts.allowed() > 0 => {
+                    Box::pin(self.retry(call, attempts, reported, error)).await
+                }
+                answer => answer,
             }
-            answer => answer,
         }
     }
 
@@ -160,13 +164,18 @@ impl Retried {
     /// Makes one attempt.
     async fn once(&self, call: &Call) -> Result<Reply, CallError> {
         self.follow.ensure();
-        let offers = match self.directory().offers_now(&call.contract) {
+        let mut now = Instant::now();
+        let offers = match self.directory().offers_now(&call.contract, now) {
             Some(offers) => offers,
-            // Boxed, since small futures are moved at less cost.
-            None => Box::pin(self.find(call)).await?,
+            None => {
+                // Boxed, since small futures are moved at less cost.
+                let found = Box::pin(self.find(call)).await?;
+                now = Instant::now();
+                found
+            }
         };
         let mut gone = Vec::new();
-        let first = self.along(&offers, call, call.parts.attempt <= 1, &mut gone).await;
+        let first = self.along(&offers, call, call.parts.attempt <= 1, &mut gone, Some(now)).await;
         if gone.is_empty() {
             return first;
         }
@@ -195,7 +204,7 @@ impl Retried {
             return Err(error);
         }
         match self.directory().offers(&call.contract) {
-            Some(now) if !now.is_same(refused) => self.along(&now, call, false, &mut Vec::new()).await,
+            Some(now) if !now.is_same(refused) => self.along(&now, call, false, &mut Vec::new(), None).await,
             Some(_) => Err(error),
             // No arm offers the contract any more. The failure lists what is offered.
             None => Err(self.find(call).await.err().unwrap_or(error)),
@@ -219,13 +228,14 @@ impl Retried {
         call: &Call,
         is_first: bool,
         gone: &mut Vec<Arc<Site>>,
+        mut begins: Option<Instant>,
     ) -> Result<Reply, CallError> {
         offers.check_keys(call)?;
         let (mut tried, mut sent, mut open) = (Vec::new(), 0, note_all_open(offers, call));
         let (mut refused, mut rejected): (Option<CallError>, Option<(Duration, &Site)>) = (None, None);
         let (mut attempts, mut used, mut passed_over) = (0_u32, Usage::ZERO, None);
         while sent < self.max_endpoints {
-            let now = Instant::now();
+            let now = begins.take().unwrap_or_else(Instant::now);
             let Some(position) = offers.choose(call, &tried, now, random()) else { break };
             let Some(offer) = offers.get(position) else { break };
             // The failure at the last endpoint is recorded as that of the attempt.
@@ -246,7 +256,7 @@ impl Retried {
                     continue;
                 }
             };
-            let answer = self.sender.send(offer, call).await;
+            let answer = self.sender.send(offer, call, now).await;
             sent += 1;
             attempt.end(&answer, offers.sites());
             match answer {

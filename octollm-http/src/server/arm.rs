@@ -84,6 +84,9 @@ struct Contract {
     guard: Option<Arc<Guard>>,
 }
 
+/// The future of an endpoint.
+type Answering<'f> = Pin<Box<dyn Future<Output = Result<Answer, Refusal>> + Send + 'f>>;
+
 impl Contract {
     async fn guarded(&self, guard: &Guard, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
         let report = guard.take(&inbound).await?;
@@ -104,17 +107,26 @@ impl Endpoint for Contract {
         Takes::Json
     }
 
-    async fn call(&self, inbound: Inbound<'_>) -> Result<Answer, Refusal> {
+    // The expansion of an `async fn`, which would have room for the request twice.
+    fn call<'s, 'r, 'f>(&'s self, inbound: Inbound<'r>) -> Answering<'f>
+    where
+        's: 'f,
+        'r: 'f,
+        Self: 'f,
+    {
         if let Some(guard) = &self.guard {
-            return Box::pin(self.guarded(guard, inbound)).await;
+            return Box::pin(self.guarded(guard, inbound));
         }
-        let mut cx = Context::from_parts(inbound.parts, self.transport.clone());
-        match self.dispatcher.execute(&self.contract, &inbound.body, &mut cx).await {
-            Ok(output) => Ok(Answer::written(output).usage(cx.used()).replayed(cx.is_replayed())),
-            Err(error) => {
-                Err(Refusal::from(error.into_failure()).usage(cx.used()).replayed(cx.is_replayed()))
+        let Inbound { parts, body, .. } = inbound;
+        let mut cx = Context::from_parts(parts, self.transport.clone());
+        Box::pin(async move {
+            match self.dispatcher.execute(&self.contract, &body, &mut cx).await {
+                Ok(output) => Ok(Answer::written(output).usage(cx.used()).replayed(cx.is_replayed())),
+                Err(error) => {
+                    Err(Refusal::from(error.into_failure()).usage(cx.used()).replayed(cx.is_replayed()))
+                }
             }
-        }
+        })
     }
 }
 

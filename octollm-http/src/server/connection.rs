@@ -134,7 +134,7 @@ impl Connections {
     ) {
         let (service, health, calls) = (self.service.clone(), self.health.clone(), state.clone());
         let answer = service_fn(move |request| {
-            answer_http1(service.clone(), health.clone(), calls.clone(), peer.clone(), request)
+            answer_http1(service.clone(), health.clone(), calls.clone(), peer.clone(), Box::new(request))
         });
         let connection = self.http1.serve_connection(TokioIo::new(io), answer).with_upgrades();
         finish(connection, UpgradeableConnection::graceful_shutdown, drain, ON_ITS_WAY).await;
@@ -146,8 +146,9 @@ impl Connections {
     async fn serve_http2<I: Io>(&self, io: Limited<I>, peer: Peer, state: &State, drain: CancellationToken) {
         let service = self.service.clone();
         let fields = Arc::new(FieldTable::default());
-        let answer =
-            service_fn(move |request| answer_http2(service.clone(), fields.clone(), peer.clone(), request));
+        let answer = service_fn(move |request| {
+            answer_http2(service.clone(), fields.clone(), peer.clone(), Box::new(request))
+        });
         let streams = Streams::new(self.times.write, self.open.clone());
         let connection = self.http2(streams.clone()).serve_connection(TokioIo::new(io), answer);
         // GOAWAY names the last request that is accepted.
@@ -215,7 +216,7 @@ async fn answer_http1(
     health: Arc<HealthState>,
     state: Arc<State>,
     peer: Peer,
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
 ) -> Result<Response<HttpBody>, Infallible> {
     let running = state.begin();
     let tunnel = request.method() == Method::CONNECT;
@@ -238,7 +239,7 @@ async fn answer_http2(
     service: HttpService,
     fields: Arc<FieldTable>,
     peer: Peer,
-    mut request: Request<Incoming>,
+    mut request: Box<Request<Incoming>>,
 ) -> Result<Response<HttpBody>, Infallible> {
     read_token_field(request.headers_mut());
     let mut response = service.answer(request, Arrival::Http2, peer).await;

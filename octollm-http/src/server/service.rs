@@ -23,7 +23,10 @@ use octollm_core::{
     id::RequestId,
     parts::{Caller, ContextParts},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tower::{Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 #[cfg(feature = "compression")]
@@ -44,7 +47,7 @@ use super::{
 use crate::{
     io::Peer,
     limits::ServerConfig,
-    wire::{names, read_parts},
+    wire::{names, read_parts, read_parts_since},
 };
 
 /// A server as a tower service, to mount into another server.
@@ -118,8 +121,12 @@ where
         let core = self.core.clone();
         if self.is_inner {
             let seen = request.extensions().get::<Arc<Seen>>().cloned();
-            return Box::pin(async move { Ok(core.answer(request, arrival, (None, seen.as_deref())).await) });
+            let request = Box::new(request);
+            return Box::pin(async move {
+                Ok(core.answer(request, arrival, (None, seen.as_deref()), Instant::now()).await)
+            });
         }
+        let request = Box::new(request);
         Box::pin(async move { Ok(core.recorded(request, arrival, None).await) })
     }
 }
@@ -205,10 +212,10 @@ impl HttpService {
 
     /// Answers a request of a connection that the server itself accepted.
     ///
-    /// No `async` function, which would hold the request twice.
+    /// No `async` function, which would hold its arguments twice. The request is boxed, since each future below has room for it.
     pub(crate) fn answer(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Box<Request<Incoming>>,
         arrival: Arrival,
         peer: Peer,
     ) -> impl Future<Output = Response<HttpBody>> + Send {
@@ -226,7 +233,7 @@ impl HttpService {
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
-        Either::Right(Box::pin(self.core.layered(layered.clone(), request)))
+        Either::Right(Box::pin(self.core.layered(layered.clone(), *request)))
     }
 }
 
@@ -250,7 +257,7 @@ impl Core {
     /// Dropping the future drops that of the arm.
     async fn recorded<B>(
         &self,
-        request: Request<B>,
+        request: Box<Request<B>>,
         arrival: Arrival,
         peer: Option<Peer>,
     ) -> Response<HttpBody>
@@ -261,7 +268,7 @@ impl Core {
         let seen = Seen::new(request.method(), request.headers());
         let recording = Recording::begin(&self.routes.meters, &seen, request.method());
         // Pinned in place, since a future that is passed by value is copied.
-        let mut answer = pin!(self.answer(request, arrival, (peer, Some(&seen))));
+        let mut answer = pin!(self.answer(request, arrival, (peer, Some(&seen)), seen.begun));
         let response = poll_fn(|cx| seen.scope.run(|| answer.as_mut().poll(cx))).await;
         recording.end(&response);
         response
@@ -294,16 +301,17 @@ impl Core {
     /// Dropping the future drops that of the arm.
     async fn answer<B>(
         &self,
-        request: Request<B>,
+        request: Box<Request<B>>,
         arrival: Arrival,
         (peer, seen): (Option<Peer>, Option<&Seen>),
+        begun: Instant,
     ) -> Response<HttpBody>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let (mut head, body) = request.into_parts();
-        let (mut parts, malformed) = match read_parts(&head.headers) {
+        let (mut parts, malformed) = match read_parts_since(&head.headers, begun) {
             Ok(parts) => (parts, None),
             Err(malformed) => {
                 let (failure, parts) = *malformed;
@@ -324,7 +332,8 @@ impl Core {
         }
         let unanswered = Unanswered::new(&self.ending, meter, seen, &ids);
         let request = self.audit.is_on().then(|| parts.request_id.clone());
-        let mut result = self.reply(&mut head, body, parts, malformed, (arrival, peer, seen, found)).await;
+        let mut result =
+            self.reply(&mut head, body, parts, (malformed, begun), (arrival, peer, seen, found)).await;
         if let Some(request) = request {
             result = Box::pin(self.audited(result, request, meter, seen)).await;
         }
@@ -378,14 +387,14 @@ impl Core {
         head: &mut Parts,
         body: B,
         mut parts: ContextParts,
-        malformed: Option<Failure>,
+        (malformed, begun): (Option<Failure>, Instant),
         (arrival, mut peer, seen, found): (Arrival, Option<Peer>, Option<&Seen>, Result<&Route, Refusal>),
     ) -> Result<Answer, Refusal>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (route, is_coded) = self.admit(head, &parts, malformed, arrival, found)?;
+        let (route, is_coded) = self.admit(head, &parts, (malformed, begun), arrival, found)?;
         let takes = route.takes();
         let mut arriving = self.arriving.share();
         if takes.needs_identity() {
@@ -539,7 +548,7 @@ impl Core {
         &self,
         head: &Parts,
         parts: &ContextParts,
-        malformed: Option<Failure>,
+        (malformed, begun): (Option<Failure>, Instant),
         arrival: Arrival,
         found: Result<&'a Route, Refusal>,
     ) -> Result<(&'a Route, bool), Refusal> {
@@ -559,7 +568,7 @@ impl Core {
         }
         let takes = route.takes();
         let is_coded = takes == Takes::Json && fields.check_content(self.is_compressing)?;
-        if takes.needs_identity() && parts.deadline.is_some_and(|deadline| deadline.has_passed()) {
+        if takes.needs_identity() && parts.deadline.is_some_and(|deadline| deadline.has_passed_at(begun)) {
             return Err(Failure::of(ErrorKind::DeadlineExceeded).before_execution().into());
         }
         Ok((route, is_coded))

@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use http::HeaderValue;
 use jiff::Timestamp;
 use octollm_core::{
-    __private::now,
+    __private::recent,
     card::ArmCard,
     error::{ConfigError, ErrorKind, Failure},
     id::{RequestId, TaskId},
@@ -301,7 +301,7 @@ pub struct TokenIssuerBuilder {
 
 impl TokenIssuerBuilder {
     fn new(name: String, key: SigningKey, is_root: bool) -> Self {
-        let (life, clock): (_, Now) = (Duration::from_secs(5 * 60), Arc::new(now));
+        let (life, clock): (_, Now) = (Duration::from_secs(5 * 60), Arc::new(recent));
         Self { name, key, is_root, life, clock }
     }
 

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fmt, path::Path, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use octollm_core::{
-    __private::now,
+    __private::recent,
     error::{ConfigError, Failure},
     parts::{Grant, is_scope},
 };
@@ -64,7 +64,7 @@ impl TokenVerifier {
             leeway: Duration::from_secs(30),
             max_life: Duration::from_secs(5 * 60),
             cache_capacity: 10_000,
-            clock: Arc::new(now),
+            clock: Arc::new(recent),
         }
     }
 

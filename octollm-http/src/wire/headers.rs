@@ -12,6 +12,7 @@ use octollm_core::{
     trace::TraceContext,
     transport::IdempotencyKey,
 };
+use tokio::time::Instant;
 
 /// Names of the header fields that HTTP itself does not define.
 pub mod names {
@@ -53,12 +54,20 @@ pub mod names {
     pub const PROOF: HeaderName = HeaderName::from_static("octollm-proof");
 }
 
-/// Reads the parts of a request. Malformed ids and traces are replaced or ignored. A malformed limit is refused, since without it
+/// Reads the parts of a request, as [`read_parts_since`] for one that begins now.
+pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure, ContextParts)>> {
+    read_parts_since(head, Instant::now())
+}
+
+/// Reads the parts of a request that has begun then. Malformed ids and traces are replaced or ignored. A malformed limit is refused, since without it
 /// work could run without end.
 ///
 /// # Errors
 /// [`ErrorKind::BadRequest`], with the ids that could be read.
-pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure, ContextParts)>> {
+pub(crate) fn read_parts_since(
+    head: &HeaderMap,
+    begun: Instant,
+) -> Result<ContextParts, Box<(Failure, ContextParts)>> {
     let fields = Fields::of(head);
     let request_id: RequestId = parsed(fields.request_id).unwrap_or_default();
     let correlation_id = parsed(fields.correlation_id).unwrap_or_else(|| {
@@ -75,7 +84,7 @@ pub(crate) fn read_parts(head: &HeaderMap) -> Result<ContextParts, Box<(Failure,
     if parts.trace.is_none() && !matches!(fields.traceparent, Limit::None) {
         tracing::debug!(name = %names::TRACEPARENT, id = %parts.request_id, "malformed trace ignored");
     }
-    match read_limits(&fields, &mut parts) {
+    match read_limits(&fields, &mut parts, begun) {
         Ok(()) => Ok(parts),
         Err(failure) => Err(Box::new((failure, parts))),
     }
@@ -195,9 +204,9 @@ impl<'h> Limit<'h> {
     }
 }
 
-fn read_limits(fields: &Fields<'_>, parts: &mut ContextParts) -> Result<(), Failure> {
+fn read_limits(fields: &Fields<'_>, parts: &mut ContextParts, begun: Instant) -> Result<(), Failure> {
     if let Some(milliseconds) = fields.timeout.number(&names::TIMEOUT)? {
-        parts.deadline = Some(Deadline::after(Duration::from_millis(milliseconds)));
+        parts.deadline = Some(Deadline::since(begun, Duration::from_millis(milliseconds)));
     }
     if let Some(value) = fields.budget.text(&names::BUDGET)? {
         parts.budget = Budget::from_str(value).map_err(|_| malformed(&names::BUDGET))?;
@@ -236,8 +245,8 @@ pub(crate) fn write_trace(trace: &TraceContext, head: &mut HeaderMap) {
     }
 }
 
-/// Writes the parts of a request. The deadline is written as the time left, less the way back of the answer.
-pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
+/// Writes the parts of a request. The deadline is written as the time left at `now`, less the way back of the answer.
+pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap, now: Instant) {
     put(head, names::REQUEST_ID, parts.request_id.as_str());
     put(head, names::CORRELATION_ID, parts.correlation_id.as_str());
     if let Some(task) = &parts.task_id {
@@ -247,7 +256,7 @@ pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
         write_trace(trace, head);
     }
     if let Some(deadline) = parts.deadline {
-        let left = deadline.remaining();
+        let left = deadline.instant().saturating_duration_since(now);
         let sent = left.saturating_sub(way_back(left));
         head.insert(names::TIMEOUT, decimal(u64::try_from(sent.as_millis()).unwrap_or(u64::MAX)));
     }
@@ -257,11 +266,14 @@ pub(crate) fn write_parts(parts: &ContextParts, head: &mut HeaderMap) {
     if let Some(key) = &parts.key {
         write_key(key, head);
     }
-    head.insert(names::ATTEMPT, decimal(parts.attempt.into()));
+    // Without the field it is the first one.
+    if parts.attempt != 1 {
+        head.insert(names::ATTEMPT, decimal(parts.attempt.into()));
+    }
 }
 
 /// A number as a header value, with one allocation, where `HeaderValue::from` needs several.
-fn decimal(mut number: u64) -> HeaderValue {
+pub(crate) fn decimal(mut number: u64) -> HeaderValue {
     if number == 1 {
         return HeaderValue::from_static("1");
     }
@@ -368,7 +380,7 @@ mod tests {
         parts.key = IdempotencyKey::new("k");
         parts.trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok();
         let mut head = HeaderMap::new();
-        write_parts(&parts, &mut head);
+        write_parts(&parts, &mut head, Instant::now());
         // A sixteenth is for the way back.
         assert_eq!(head[&names::TIMEOUT], "1406");
         parts.deadline = Some(Deadline::after(Duration::from_millis(1406)));

@@ -9,7 +9,9 @@ use http::HeaderValue;
 
 pub(crate) use self::field_table::{FieldTable, TokenField, offer_token_field, read_token_field};
 pub use self::headers::names;
-pub(crate) use self::headers::{read_parts, read_trace, read_usage, write_parts, write_trace, write_usage};
+pub(crate) use self::headers::{
+    decimal, read_parts, read_parts_since, read_trace, read_usage, write_parts, write_trace, write_usage,
+};
 pub use self::problem::Problem;
 pub(crate) use self::problem::{MOST_VIOLATIONS, NestedError, received, write_problem};
 

@@ -70,7 +70,6 @@ async fn the_context_travels_in_the_head() {
         ("accept", "application/json"),
         ("x-correlation-id", cx.correlation_id().as_str()),
         ("octollm-budget", "tokens=7;cost_usd=0.5"),
-        ("octollm-attempt", "1"),
         ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
     ] {
         assert_eq!(call.header(name), Some(value), "{name}");

@@ -5,6 +5,7 @@ mod bad_input;
 mod delegation;
 mod env;
 mod fetched;
+mod indexed;
 mod issuers;
 mod keys;
 mod limited;

@@ -24,9 +24,9 @@ pub(super) struct Attempt<'a> {
     limits: ExchangeLimits,
     pub(super) place: Place,
     /// `None` once it is sent.
-    request: Option<Request<Upload>>,
+    request: Option<Box<Request<Upload>>>,
     /// The same request, where it may be sent again.
-    spare: Option<Request<Upload>>,
+    spare: Option<Box<Request<Upload>>>,
     /// Whether the method allows that the request runs twice.
     is_idempotent: bool,
     used_before: bool,
@@ -44,7 +44,7 @@ impl<'a> Attempt<'a> {
         arm: &'a Arc<str>,
         origin: Origin,
         limits: ExchangeLimits,
-        request: Request<Upload>,
+        request: Box<Request<Upload>>,
     ) -> Result<Self, ExchangeError> {
         let place = Place::new(pool, arm, &origin, &limits).await?;
         let is_idempotent = request.method().is_idempotent();
@@ -80,7 +80,7 @@ impl<'a> Attempt<'a> {
         let has_token = self.limits.hints.has_issued_token;
         let head = match self.place.head(request, &self.origin, has_token, &mut wait_limit).await {
             Err(SendError::TokenMoved) => {
-                let request = self.spare.as_ref().and_then(repeated).ok_or_else(sent_already)?;
+                let request = self.spare.as_deref().and_then(repeated).ok_or_else(sent_already)?;
                 self.place.head(request, &self.origin, false, &mut wait_limit).await?
             }
             head => head?,
@@ -104,7 +104,7 @@ impl<'a> Attempt<'a> {
             SendError::Unsent(unsent) if self.used_before || is_stream => {
                 self.count_refusal(closed_at_once())?;
                 *is_sending = false;
-                self.request = Some(*unsent);
+                self.request = Some(unsent);
                 self.place.replace();
             }
             SendError::Unsent(_) => return Err(closed_at_once()),

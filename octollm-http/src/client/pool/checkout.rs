@@ -143,7 +143,7 @@ impl Place {
     /// Sends a request and reads the head of its answer.
     pub(super) async fn head(
         &mut self,
-        request: Request<Upload>,
+        request: Box<Request<Upload>>,
         origin: &Origin,
         has_issued_token: bool,
         wait_limit: &mut WaitLimit,
@@ -152,7 +152,7 @@ impl Place {
             Self::Own(PooledConnection { connection: Some(connection), .. }) => {
                 Ok(connection.head(request, origin, wait_limit).await?.map(Answer::Http1))
             }
-            Self::Own(_) | Self::Left => Err(SendError::Unsent(Box::new(request))),
+            Self::Own(_) | Self::Left => Err(SendError::Unsent(request)),
             Self::Stream(stream) => {
                 stream.is_open = true;
                 stream.heard = stream.connection.meter.read();

@@ -104,7 +104,7 @@ impl Connection {
     /// Sends a request and reads the head of its answer.
     pub(super) async fn head(
         &mut self,
-        mut request: Request<Upload>,
+        mut request: Box<Request<Upload>>,
         origin: &Origin,
         wait_limit: &mut WaitLimit,
     ) -> Result<Response<Incoming>, SendError> {
@@ -113,7 +113,7 @@ impl Connection {
         self.meter.awaits_head(MAX_INTERIM);
         // This function drives the connection, which produces the answer: no waker is needed, and the budget of the task must
         // not delay an answer. A body that is produced elsewhere wakes the task by the connection.
-        let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
+        let mut answer = pin!(unconstrained(self.sender.try_send_request(*request)));
         let response = poll_fn(|cx| {
             let _ = drive(&mut self.driver, cx);
             if let Poll::Ready(answer) = answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {

@@ -207,6 +207,7 @@ pub(super) struct WaitLimit {
     read: Duration,
     write: Duration,
     deadline: Option<Deadline>,
+    begun: Option<Instant>,
     timer: Option<Timer>,
 }
 
@@ -234,7 +235,15 @@ impl WaitLimit {
         // With one that nobody lives to see, a time in the future would be out of range.
         let work = limits.work.min(YEAR);
         let work = if work > ContractSpec::DEFAULT_TIMEOUT { read.max(work) } else { read };
-        Self { work, is_answering: false, read, write, deadline: limits.deadline, timer: None }
+        Self {
+            work,
+            is_answering: false,
+            read,
+            write,
+            deadline: limits.deadline,
+            begun: limits.begun,
+            timer: None,
+        }
     }
 
     /// Records that the head of the answer is complete.
@@ -261,8 +270,13 @@ impl WaitLimit {
         let timer = match &mut self.timer {
             Some(timer) => timer,
             None => {
+                let ends_first =
+                    |now: Instant| self.deadline.is_some_and(|deadline| deadline.instant() <= now + limit);
+                if self.begun.is_some_and(ends_first) {
+                    return Poll::Pending;
+                }
                 let now = Instant::now();
-                if self.deadline.is_some_and(|deadline| deadline.instant() <= now + limit) {
+                if ends_first(now) {
                     return Poll::Pending;
                 }
                 let sleep = Box::pin(tokio::time::sleep_until(now + limit));

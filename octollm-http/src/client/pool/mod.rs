@@ -16,9 +16,10 @@ mod attempt;
 mod streamed;
 
 use std::{
+    future::Future,
     hash::{BuildHasher, RandomState},
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -30,7 +31,7 @@ use octollm_core::{
     deadline::Deadline,
     error::{ErrorKind, Failure},
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Instant};
 
 use self::{
     allot::{LaneId, Limits, Next, Permit, SharedId},
@@ -63,6 +64,10 @@ pub enum Protocol {
     Http2,
 }
 
+/// The future of an exchange.
+pub(super) type Exchanging<'a> =
+    Pin<Box<dyn Future<Output = Result<Response<Bytes>, ExchangeError>> + Send + 'a>>;
+
 /// A pool of connections within the limits of the client. It is cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Pool(Arc<Shared>);
@@ -94,6 +99,8 @@ pub(crate) struct ExchangeLimits {
     /// Time that the server may work before it answers.
     pub(crate) work: Duration,
     pub(crate) hints: ServerHints,
+    /// A time before the exchange, if one is known: where it decides, the clock is not read.
+    pub(crate) begun: Option<Instant>,
 }
 
 static GAUGES: LazyLock<Gauges<Shared>> = LazyLock::new(|| {
@@ -171,19 +178,24 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection, or resets the stream.
-    pub(super) async fn exchange(
-        &self,
+    pub(super) fn exchange<'a>(
+        &'a self,
         request: Request<Bytes>,
-        arm: &Arc<str>,
+        arm: &'a Arc<str>,
         limits: ExchangeLimits,
-    ) -> Result<Response<Bytes>, ExchangeError> {
-        let mut is_sending = false;
-        // Pinned in place, since a future that is passed by value is copied each time.
-        let done = {
-            let exchange = pin!(self.exchange_whole(request.map(Upload::from), arm, limits, &mut is_sending));
-            Deadline::run_until(limits.deadline, exchange).await
-        };
-        done.unwrap_or_else(|| Err(deadline_exceeded(is_sending)))
+    ) -> Exchanging<'a> {
+        // The future of an `async fn` has room for each of its arguments, and for those of each function that it calls.
+        let request = Box::new(request.map(Upload::from));
+        // Boxed apart from the call: an allocator is slower at futures of more than 1 KiB.
+        Box::pin(async move {
+            let mut is_sending = false;
+            // Pinned in place, since a future that is passed by value is copied each time.
+            let done = {
+                let exchange = pin!(self.exchange_whole(request, arm, limits, &mut is_sending));
+                Deadline::run_until(limits.deadline, exchange).await
+            };
+            done.unwrap_or_else(|| Err(deadline_exceeded(is_sending)))
+        })
     }
 
     /// Sends a request and returns the head of its answer with a body that is read as it arrives. The body has the connection until it
@@ -199,7 +211,7 @@ impl Pool {
     ) -> Result<Response<Download>, ExchangeError> {
         let mut is_sending = false;
         let done = {
-            let exchange = pin!(self.exchange_head(request, arm, limits, &mut is_sending));
+            let exchange = pin!(self.exchange_head(Box::new(request), arm, limits, &mut is_sending));
             Deadline::run_until(limits.deadline, exchange).await
         };
         done.unwrap_or_else(|| Err(deadline_exceeded(is_sending)))
@@ -207,7 +219,7 @@ impl Pool {
 
     async fn exchange_head(
         &self,
-        request: Request<Upload>,
+        request: Box<Request<Upload>>,
         arm: &Arc<str>,
         limits: ExchangeLimits,
         is_sending: &mut bool,
@@ -228,7 +240,7 @@ impl Pool {
 
     async fn exchange_whole(
         &self,
-        request: Request<Upload>,
+        request: Box<Request<Upload>>,
         arm: &Arc<str>,
         limits: ExchangeLimits,
         is_sending: &mut bool,
@@ -334,9 +346,9 @@ impl Shared {
 
 /// Splits the origin off the URI.
 fn addressed(
-    mut request: Request<Upload>,
+    mut request: Box<Request<Upload>>,
     limits: &ExchangeLimits,
-) -> Result<(Origin, Request<Upload>), ExchangeError> {
+) -> Result<(Origin, Box<Request<Upload>>), ExchangeError> {
     let parts = std::mem::take(request.uri_mut()).into_parts();
     let is_https = parts.scheme.as_ref() == Some(&Scheme::HTTPS);
     let authority = parts.authority.ok_or_else(|| {

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
+    HeaderMap, HeaderName, Request, Response, StatusCode, Uri,
     header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE},
     uri::{Authority, Scheme},
 };
@@ -24,6 +24,7 @@ use super::{
     meter::WaitLimit,
     upload::Upload,
 };
+use crate::wire::decimal;
 
 /// The rest of the body of a request.
 pub(super) struct Sending {
@@ -48,20 +49,20 @@ const SMALL: usize = 16 << 10;
 /// Sends a request and reads the head of its answer.
 pub(super) async fn head(
     connection: &Http2,
-    request: Request<Upload>,
+    request: Box<Request<Upload>>,
     origin: &Origin,
     has_issued_token: bool,
     wait_limit: &mut WaitLimit,
 ) -> Result<Response<Receiving>, SendError> {
     if matches!(request.body(), Upload::Streamed(_)) && !connection.is_open() {
-        return Err(SendError::Unsent(Box::new(request)));
+        return Err(SendError::Unsent(request));
     }
     let (head, mut body) = request.into_parts();
     let mut request = Request::from_parts(head, ());
     address(&mut request, origin).map_err(SendError::Failed)?;
     let length = body.size_hint().exact();
     if let Some(length) = length.filter(|length| *length > 0) {
-        request.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+        request.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| decimal(length));
     }
     let whole = match &mut body {
         Upload::Whole(whole) if length.is_some_and(|length| length <= SMALL as u64) => {
@@ -217,11 +218,14 @@ fn address(request: &mut Request<()>, origin: &Origin) -> Result<(), ExchangeErr
         Some(host) => Authority::try_from(host.as_bytes()).map_err(|_| unusable())?,
         None => origin.authority.clone(),
     };
-    for field in FORBIDDEN {
-        headers.remove(field);
-    }
-    if headers.get(TE).is_some_and(|te| te != "trailers") {
-        headers.remove(TE);
+    // Few requests have one.
+    if headers.keys().any(|name| *name == TE || FORBIDDEN.contains(name)) {
+        for field in FORBIDDEN {
+            headers.remove(field);
+        }
+        if headers.get(TE).is_some_and(|te| te != "trailers") {
+            headers.remove(TE);
+        }
     }
     let mut parts = std::mem::take(request.uri_mut()).into_parts();
     parts.scheme = Some(if origin.is_https { Scheme::HTTPS } else { Scheme::HTTP });

@@ -56,11 +56,11 @@ impl Body for Upload {
 }
 
 /// The same request, where its body is whole. Extensions stay with the first one.
-pub(super) fn repeated(request: &Request<Upload>) -> Option<Request<Upload>> {
+pub(super) fn repeated(request: &Request<Upload>) -> Option<Box<Request<Upload>>> {
     let Upload::Whole(body) = request.body() else { return None };
     let mut again = Request::new(Upload::Whole(body.clone()));
     *again.method_mut() = request.method().clone();
     *again.uri_mut() = request.uri().clone();
     *again.headers_mut() = request.headers().clone();
-    Some(again)
+    Some(Box::new(again))
 }

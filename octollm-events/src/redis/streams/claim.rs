@@ -52,7 +52,7 @@ impl Inner {
             Err(Nack::Retry { .. }) if receipt.attempt >= self.options.max_attempts => {
                 Act::Dead("no attempts left".to_owned())
             }
-            Err(Nack::Retry { after }) => {
+            Err(Nack::Retry { after, .. }) => {
                 Act::Retry(after.unwrap_or_else(|| self.options.backoff(receipt.attempt)))
             }
             Err(_) => Act::Release,

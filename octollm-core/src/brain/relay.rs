@@ -51,7 +51,7 @@ pub(super) struct Relay {
 }
 
 /// After so many batches in a row there is a backlog.
-const BACKLOG: u64 = 16;
+const BACKLOG: u64 = 2;
 /// How long a submission waits at most for a backlog.
 const CATCHING_UP: Duration = Duration::from_millis(100);
 

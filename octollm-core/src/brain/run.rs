@@ -98,7 +98,8 @@ struct Ending {
     duration: Duration,
 }
 
-/// Reads the journal, which the first run of a task begins. `None` where it cannot be read, and the lease expires, or where the run is stopped before it is read.
+/// Reads the journal, which the first run of a task begins. `None` where it cannot be read, and the lease expires, or where the run
+/// is stopped before it is read.
 async fn recorded(inner: &Arc<Inner>, started: &Started) -> Option<Vec<JournalEntry>> {
     if started.record.run() == 1 {
         return Some(Vec::new());

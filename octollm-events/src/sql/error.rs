@@ -61,8 +61,8 @@ pub enum SqlError {
     /// The database gave no answer in time. A change may have been stored.
     #[error("the database gave no answer within {} s", .0.as_secs_f64())]
     TimedOut(Duration),
-    /// All connections that read are in use, and none became free in time. Nothing was executed.
-    #[error("no connection to the database became free within {} s", .0.as_secs_f64())]
+    /// No connection was ready to read in time: all are in use, or the server does not answer. Nothing was executed.
+    #[error("no connection to the database was ready within {} s", .0.as_secs_f64())]
     NoConnection(Duration),
     /// The database was closed, or its runtime has ended.
     #[error("the database is closed")]

@@ -296,6 +296,10 @@ impl ConsumerEngine for Member {
         }
     }
 
+    fn name(&self) -> String {
+        self.inner.name.clone()
+    }
+
     fn leave(&self) {
         self.inner.state().has_left = true;
         self.inner.give_back(None);

@@ -40,6 +40,7 @@ impl Inner {
         call.arg(self.token(claim.number)).arg(claim.most).arg(millis(lease)).arg(max_attempts);
         call.arg(self.shared.dead_letters).arg(self.pattern.to_string()).arg(&self.name);
         call.arg(if claim.lives { millis(LIFE) } else { 0 }).arg(if claim.is_repeated { "1" } else { "" });
+        call.arg(&*self.state().data);
         self.shared.commands.invoke(&call).await
     }
 
@@ -90,12 +91,11 @@ impl Inner {
         (found, settled)
     }
 
-    /// The group is not there: it was removed, or the server has lost it.
+    /// The group is not there, or is that of other data: it was removed, or the server has lost it.
     async fn rejoin(&self) -> Result<Gap, BusError> {
-        if !self.shared.has_lost_data().await? {
-            return Err(BusError::UnknownGroup { group: self.group.clone() });
-        }
-        self.shared.join(&self.group, &self.pattern, true, &self.name).await?;
+        let known = self.state().data.clone();
+        let joined = self.shared.join(&self.group, &self.pattern, true, &self.name, &known).await?;
+        self.state().data = joined.data;
         Ok(Gap::GroupRecreated)
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn script(body: &str) -> Script {
 const COMMON: &str = r"
 local log, groups, wake, trimmed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local due, claims, dead, again, stats, members = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local failed, group = KEYS[11], ARGV[1]
+local failed, data, group = KEYS[11], KEYS[12], ARGV[1]
 local FIRST_TIME = 100000000000
 local CONSUMER = 'octollm'
 
@@ -147,10 +147,15 @@ local function make_ready(id)
 end
 ";
 
+// Creates a group that is not there, except where the data of the server are those that the member knows: then it was removed. Returns what
+// happened, the name of the data, and whether the oldest events are missing.
 const JOIN: &str = r"
-local pattern, from_start, member, life = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local pattern, from_start, member, life, known = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
+redis.call('SET', data, ARGV[7], 'NX')
+local name = redis.call('GET', data)
+if known == name then return {2, name, 0} end
 local found = redis.call('HGET', groups, group)
-if found and found ~= pattern then return {0, found} end
+if found and found ~= pattern then return {0, found, 0} end
 local gap = 0
 if not found then
   redis.call('HSET', groups, group, pattern)
@@ -158,14 +163,14 @@ if not found then
   if from_start == '1' and redis.call('EXISTS', trimmed) == 1 then gap = 1 end
 end
 redis.call('ZADD', members, now + life, member)
-return {1, gap}
+return {1, name, gap}
 ";
 
 // Returns the deliveries, the ids of events that are gone, and the time in ms until something is due: -1 where nothing waits, and 0 where more can be read.
 const CLAIM: &str = r"
 local token, room, lease, most, most_dead, pattern = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local member, life, is_repeated = ARGV[8], tonumber(ARGV[9]), ARGV[10] ~= ''
-if redis.call('HEXISTS', groups, group) == 0 then return false end
+if redis.call('HEXISTS', groups, group) == 0 or redis.call('GET', data) ~= ARGV[11] then return false end
 if life > 0 then redis.call('ZADD', members, now + life, member) end
 end_leases(most_dead)
 -- The answer to this claim may have been lost: nobody has what it leased.
@@ -390,6 +395,6 @@ pub(super) fn of_group<'a>(script: &'a Script, keys: &Keys, group: &str) -> redi
     for part in ["due", "claims", "dead", "again", "stats", "members", "failed"] {
         call.key(keys.of_group(group, part));
     }
-    call.arg(group);
+    call.key(keys.of("data")).arg(group);
     call
 }

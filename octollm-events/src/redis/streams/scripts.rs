@@ -205,8 +205,7 @@ for _, range in ipairs({{FIRST_TIME, now}, {'-inf', '(' .. FIRST_TIME}}) do
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, range[1], range[2], 'LIMIT', 0, room - #claimed)) do give(id) end
   end
 end
-local list, is_read = alternatives(pattern), false
-local rounds = 0
+local list, is_read, rounds = alternatives(pattern), false, 0
 while #claimed < room and not is_read and rounds < 8 do
   rounds = rounds + 1
   is_read = read_on(list, math.max(room - #claimed, 64), function(id, fields)

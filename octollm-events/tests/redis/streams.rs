@@ -80,6 +80,12 @@ async fn an_event_that_was_trimmed_while_it_was_pending_is_a_gap_with_its_id() {
         other => panic!("no gap but {other:?}"),
     }
     bus.publish(event(2)).await.unwrap();
+    match timeout(LIMIT, consumer.next()).await {
+        Ok(Some(Err(gap))) => {
+            assert_eq!(gap, Gap::Trimmed { event_ids: Vec::new() }, "there may have been others")
+        }
+        other => panic!("no gap but {other:?}"),
+    }
     assert_eq!(number(delivered(&mut consumer).await.event()), 2);
     let status = bus.group(GROUP).await.unwrap();
     assert_eq!((status.pending, status.waiting), (1, 0));
@@ -178,6 +184,34 @@ async fn a_history_has_the_last_attempts_and_begins_again_with_a_replay() {
     delivered(&mut consumer).await.nack(Nack::retry()).await.unwrap();
     delivered(&mut consumer).await.ack().await.unwrap();
     assert_eq!(server.execute("EXISTS {octollm}:group:workers:failed"), ":0\r\n", "nor after an ack");
+}
+
+#[tokio::test]
+async fn entries_that_are_deleted_before_a_group_has_read_them_are_a_gap() {
+    let server = Redis::start(&[]);
+    let bus = RedisStreamBus::connect(&server.url()).await.unwrap();
+    bus.publish(event(0)).await.unwrap();
+    // It asks for no other one while it holds one.
+    let options = ConsumeOptions { max_in_flight: 1, ..Default::default() };
+    let mut consumer = consumer(&bus, options).await;
+    for (round, deletion) in ["XTRIM {octollm}:log MAXLEN 0", "DEL {octollm}:log"].into_iter().enumerate() {
+        bus.publish(event(10 * round + 1)).await.unwrap();
+        let held = delivered(&mut consumer).await;
+        assert_eq!(number(held.event()), 10 * round + 1);
+        bus.publish(event(10 * round + 2)).await.unwrap();
+        server.execute(deletion);
+        held.ack().await.unwrap();
+        bus.publish(event(10 * round + 3)).await.unwrap();
+        match timeout(LIMIT, consumer.next()).await {
+            Ok(Some(Err(gap))) => assert_eq!(gap, Gap::Trimmed { event_ids: Vec::new() }),
+            other => panic!("no gap after {deletion} but {other:?}"),
+        }
+        let next = delivered(&mut consumer).await;
+        assert_eq!(number(next.event()), 10 * round + 3, "there is one gap");
+        next.ack().await.unwrap();
+    }
+    let status = bus.group(GROUP).await.unwrap();
+    assert_eq!((status.pending, status.waiting), (0, 0));
 }
 
 #[tokio::test]

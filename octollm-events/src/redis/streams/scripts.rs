@@ -131,11 +131,19 @@ local function matches(list, fields)
   return false
 end
 
--- Reads further entries of the log, and calls for those of the group. Returns whether there are none left.
+-- Reads further entries of the log, and calls for those of the group. Returns whether there are none left. The trimming of the bus never deletes
+-- the last entry that the group has read: where it is gone, somebody else has deleted entries, and perhaps some that the group has not read.
 local function read_on(list, count, call)
-  local read = redis.call('XREADGROUP', 'GROUP', group, CONSUMER, 'COUNT', count, 'NOACK', 'STREAMS', log, '>')
+  local read = redis.pcall('XREADGROUP', 'GROUP', group, CONSUMER, 'COUNT', count, 'NOACK', 'STREAMS', log, '>')
+  if read and read.err then
+    redis.call('XGROUP', 'CREATE', log, group, '0', 'MKSTREAM')
+    redis.call('HSET', stats, 'missing', 1)
+    return false
+  end
   if not read or not read[1] then return true end
-  local entries = read[1][2]
+  local entries, position = read[1][2], redis.call('HGET', stats, 'position')
+  if position and #redis.call('XRANGE', log, position, position) == 0 then redis.call('HSET', stats, 'missing', 1) end
+  redis.call('HSET', stats, 'position', entries[#entries][1])
   for _, entry in ipairs(entries) do
     if entry[2] and matches(list, entry[2]) then call(entry[1], entry[2]) end
   end
@@ -160,13 +168,15 @@ local gap = 0
 if not found then
   redis.call('HSET', groups, group, pattern)
   redis.pcall('XGROUP', 'CREATE', log, group, from_start == '1' and '0' or '$', 'MKSTREAM')
+  local edge = from_start == '1' and redis.call('XRANGE', log, '-', '+', 'COUNT', 1) or redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+  if edge[1] then redis.call('HSET', stats, 'position', edge[1][1]) end
   if from_start == '1' and redis.call('EXISTS', trimmed) == 1 then gap = 1 end
 end
 redis.call('ZADD', members, now + life, member)
 return {1, name, gap}
 ";
 
-// Returns the deliveries, the ids of events that are gone, and the time in ms until something is due: -1 where nothing waits, and 0 where more can be read.
+// Returns the deliveries, the ids of events that are gone (empty where it is not known), and the time in ms until something is due: -1 where nothing waits, and 0 where more can be read.
 const CLAIM: &str = r"
 local token, room, lease, most, most_dead, pattern = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local member, life, is_repeated = ARGV[8], tonumber(ARGV[9]), ARGV[10] ~= ''
@@ -216,6 +226,7 @@ for from = 1, #scores, 2000 do
   redis.call('ZADD', due, unpack(scores, from, math.min(from + 1999, #scores)))
   redis.call('HSET', claims, unpack(values, from, math.min(from + 1999, #values)))
 end
+if redis.call('HDEL', stats, 'missing') == 1 then gone[#gone + 1] = '' end
 local wait = -1
 local first = redis.call('ZRANGEBYSCORE', due, FIRST_TIME, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if first[2] then wait = math.max(tonumber(first[2]) - now, 1) end
@@ -330,44 +341,6 @@ wake_members()
 return 1
 ";
 
-// Deletes the oldest entries beyond the limit that no group needs. Returns how many.
-const TRIM: &str = r"
-local history = tonumber(ARGV[2])
-local length = redis.call('XLEN', log)
--- One process at a time looks what can be deleted.
-if length <= history or not redis.call('SET', trimmed .. ':at', '1', 'NX', 'PX', 900) then return 0 end
-local function parts(id)
-  local time, number = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(time), tonumber(number)
-end
-local function is_before(one, other)
-  local time, number = parts(one)
-  local other_time, other_number = parts(other)
-  return time < other_time or (time == other_time and number < other_number)
-end
-local needed
-local function need(id) if not needed or is_before(id, needed) then needed = id end end
-for _, info in ipairs(redis.call('XINFO', 'GROUPS', log)) do
-  local name, position
-  for at = 1, #info, 2 do
-    if info[at] == 'name' then name = info[at + 1] elseif info[at] == 'last-delivered-id' then position = info[at + 1] end
-  end
-  need(position)
-  local open = string.gsub(due, ':due$', '')
-  open = string.sub(open, 1, #open - #group) .. name .. ':due'
-  for _, id in ipairs(redis.call('ZRANGE', open, 0, -1)) do
-    if not is_replayed(id) then need(id) end
-  end
-end
-if not needed then
-  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-  needed = last[1][1]
-end
-local deleted = redis.call('XTRIM', log, 'MINID', '~', needed, 'LIMIT', length - history)
-if deleted > 0 then redis.call('SET', trimmed, '1') end
-return deleted
-";
-
 macro_rules! scripts {
     ($($name:ident = $body:ident;)*) => {
         $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| $crate::redis::streams::scripts::script($body));)*
@@ -382,7 +355,6 @@ scripts! {
     STATUS_SCRIPT = STATUS;
     REMOVE_SCRIPT = REMOVE;
     REPLAY_SCRIPT = REPLAY;
-    TRIM_SCRIPT = TRIM;
 }
 
 /// A call of a script for a group.

@@ -12,7 +12,8 @@ use octollm_events::redis::{RedisBus, RedisStreamBus};
 use crate::redis_server::Redis;
 
 /// The cases that do something to the broker.
-const FAULTS: [&str; 7] = ["case_18", "case_27", "case_28", "case_29", "case_30", "case_31", "case_37"];
+const FAULTS: [&str; 9] =
+    ["case_18", "case_27", "case_28", "case_29", "case_30", "case_31", "case_35", "case_36", "case_37"];
 
 /// The shared server, or one of its own once it is to fail.
 struct Broker {
@@ -44,6 +45,9 @@ impl Broker {
             BrokerFault::Continue => server.resume(),
             BrokerFault::Disconnect => server.disconnect(),
             BrokerFault::Garbage { channel, bytes } => store(&server, channel, bytes),
+            // The events of all channels: the case has the server for itself.
+            BrokerFault::Trim { .. } => drop(server.execute("XTRIM {octollm}:log MAXLEN 0")),
+            BrokerFault::Empty => drop(server.execute("FLUSHALL")),
             _ => return false,
         }
         true

@@ -1,4 +1,4 @@
-//! The buses over Redis beyond the suite: bad settings, TLS, users, a cluster, and the limits of streams.
+//! The buses over Redis beyond the suite: bad settings, warnings, TLS, users, a cluster, and the limits of streams.
 #![cfg(feature = "redis")]
 
 #[path = "../support/redis.rs"]
@@ -9,6 +9,7 @@ mod cluster;
 mod connecting;
 mod live;
 mod streams;
+mod warnings;
 
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! The durable bus over streams.
 
-use octollm_core::bus::{BusError, ConsumeOptions, DelayBus, DurableBus, Gap, Nack};
+use octollm_core::bus::{
+    BusError, ConsumeOptions, DeadLetter, DelayBus, DurableBus, FailedAttempt, Gap, Nack,
+};
 use octollm_events::{Encoding, redis::RedisStreamBus};
 use tokio::time::Instant;
 
@@ -78,6 +80,12 @@ async fn an_event_that_was_trimmed_while_it_was_pending_is_a_gap_with_its_id() {
         other => panic!("no gap but {other:?}"),
     }
     bus.publish(event(2)).await.unwrap();
+    match timeout(LIMIT, consumer.next()).await {
+        Ok(Some(Err(gap))) => {
+            assert_eq!(gap, Gap::Trimmed { event_ids: Vec::new() }, "there may have been others")
+        }
+        other => panic!("no gap but {other:?}"),
+    }
     assert_eq!(number(delivered(&mut consumer).await.event()), 2);
     let status = bus.group(GROUP).await.unwrap();
     assert_eq!((status.pending, status.waiting), (1, 0));
@@ -105,6 +113,118 @@ async fn a_group_that_the_server_has_lost_is_created_again_after_a_gap() {
     assert!(bus.remove_group(GROUP).await.unwrap());
     assert!(timeout(LIMIT, consumer.next()).await.unwrap().is_none(), "the consumers of a removed group end");
     assert!(matches!(consumer.ended(), Some(BusError::UnknownGroup { .. })));
+}
+
+#[tokio::test]
+async fn each_consumer_of_a_handle_notices_that_the_server_has_lost_its_data() {
+    let mut server = Redis::start(&[]);
+    let bus = RedisStreamBus::connect(&server.url()).await.unwrap();
+    let mut first = consumer(&bus, ConsumeOptions::default()).await;
+    let mut second = consumer(&bus, ConsumeOptions::default()).await;
+    let mut other = bus.consume("others", Pattern::all(), ConsumeOptions::default()).await.unwrap();
+    server.kill();
+    server.restart();
+    // A process that has lost nothing is the first to come, with a group of the same name.
+    let restarted = RedisStreamBus::connect(&server.url()).await.unwrap();
+    let fresh = consumer(&restarted, ConsumeOptions::default()).await;
+    for consumer in [&mut first, &mut second, &mut other] {
+        match timeout(LIMIT, consumer.next()).await {
+            Ok(Some(Err(gap))) => assert_eq!(gap, Gap::GroupRecreated),
+            end => panic!("no gap but {end:?}, {:?}", consumer.ended()),
+        }
+    }
+    drop((second, fresh));
+    restarted.publish(event(1)).await.unwrap();
+    for consumer in [&mut first, &mut other] {
+        assert_eq!(number(delivered(consumer).await.event()), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_history_has_the_last_attempts_and_begins_again_with_a_replay() {
+    let server = Redis::start(&[]);
+    let bus = RedisStreamBus::connect(&server.url()).await.unwrap();
+    let attempts = 20_u32;
+    let options = ConsumeOptions {
+        max_attempts: attempts,
+        min_backoff: Duration::ZERO,
+        max_backoff: Duration::ZERO,
+        ..Default::default()
+    };
+    let mut consumer = consumer(&bus, options).await;
+    bus.publish(event(1)).await.unwrap();
+    for attempt in 1..=attempts {
+        let reason = format!("\0 \"{attempt}\"\n/{}", "\u{1f419}".repeat(100));
+        delivered(&mut consumer).await.nack(Nack::retry().with_reason(reason)).await.unwrap();
+    }
+    let letter = bus.dead_letters(GROUP, None, 10).await.unwrap().pop().unwrap();
+    assert_eq!((letter.attempts, &*letter.reason), (attempts, "no attempts left"));
+    assert_eq!(letter.history.len(), DeadLetter::MAX_HISTORY);
+    for (failed, attempt) in letter.history.iter().rev().zip((1..=attempts).rev()) {
+        let start = format!("\0 \"{attempt}\"\n/");
+        let characters = (FailedAttempt::MAX_REASON_BYTES - start.len()) / 4;
+        assert_eq!(failed.reason, start + &"\u{1f419}".repeat(characters), "cut between two characters");
+        assert_eq!(failed.consumer, consumer.name());
+        let age = jiff::Timestamp::now().duration_since(failed.at).unsigned_abs();
+        assert!(age < LIMIT, "{failed:?}");
+    }
+    assert_eq!(
+        server.execute("EXISTS {octollm}:group:workers:failed"),
+        ":0\r\n",
+        "no attempt is left behind"
+    );
+    bus.replay(GROUP, &letter.entry).await.unwrap();
+    delivered(&mut consumer).await.nack(Nack::retry()).await.unwrap();
+    delivered(&mut consumer).await.release().await.unwrap();
+    delivered(&mut consumer).await.nack(Nack::dead_letter("bad")).await.unwrap();
+    let letter = bus.dead_letters(GROUP, None, 10).await.unwrap().pop().unwrap();
+    let reasons: Vec<_> = letter.history.iter().map(|failed| &*failed.reason).collect();
+    assert_eq!((letter.attempts, &reasons[..]), (2, &[FailedAttempt::REFUSED, "bad"][..]));
+    bus.replay(GROUP, &letter.entry).await.unwrap();
+    delivered(&mut consumer).await.nack(Nack::retry()).await.unwrap();
+    delivered(&mut consumer).await.ack().await.unwrap();
+    assert_eq!(server.execute("EXISTS {octollm}:group:workers:failed"), ":0\r\n", "nor after an ack");
+}
+
+#[tokio::test]
+async fn entries_that_are_deleted_before_a_group_has_read_them_are_a_gap() {
+    let server = Redis::start(&[]);
+    let bus = RedisStreamBus::connect(&server.url()).await.unwrap();
+    bus.publish(event(0)).await.unwrap();
+    // It asks for no other one while it holds one.
+    let options = ConsumeOptions { max_in_flight: 1, ..Default::default() };
+    let mut consumer = consumer(&bus, options).await;
+    for (round, deletion) in ["XTRIM {octollm}:log MAXLEN 0", "DEL {octollm}:log"].into_iter().enumerate() {
+        bus.publish(event(10 * round + 1)).await.unwrap();
+        let held = delivered(&mut consumer).await;
+        assert_eq!(number(held.event()), 10 * round + 1);
+        bus.publish(event(10 * round + 2)).await.unwrap();
+        server.execute(deletion);
+        held.ack().await.unwrap();
+        bus.publish(event(10 * round + 3)).await.unwrap();
+        match timeout(LIMIT, consumer.next()).await {
+            Ok(Some(Err(gap))) => assert_eq!(gap, Gap::Trimmed { event_ids: Vec::new() }),
+            other => panic!("no gap after {deletion} but {other:?}"),
+        }
+        let next = delivered(&mut consumer).await;
+        assert_eq!(number(next.event()), 10 * round + 3, "there is one gap");
+        next.ack().await.unwrap();
+    }
+    let status = bus.group(GROUP).await.unwrap();
+    assert_eq!((status.pending, status.waiting), (0, 0));
+}
+
+#[tokio::test]
+async fn an_event_that_was_trimmed_before_its_last_attempt_ended_is_a_dead_letter_without_bytes() {
+    let server = Redis::start(&[]);
+    let bus = RedisStreamBus::connect(&server.url()).await.unwrap();
+    let mut consumer = consumer(&bus, ConsumeOptions::default()).await;
+    bus.publish(event(1)).await.unwrap();
+    let delivery = delivered(&mut consumer).await;
+    server.execute("XTRIM {octollm}:log MAXLEN 0");
+    delivery.nack(Nack::dead_letter("bad")).await.unwrap();
+    let letter = bus.dead_letters(GROUP, None, 10).await.unwrap().pop().unwrap();
+    assert_eq!((letter.event.err().as_deref(), &*letter.reason), (Some(&b""[..]), "bad"));
 }
 
 #[tokio::test]

@@ -116,13 +116,11 @@ impl RedisStreamBusBuilder {
             block_timeout,
             heartbeat,
             dead_letters,
-            data: std::sync::Mutex::default(),
             live: Live::default(),
             changed: watch::Sender::new(()),
             delayed: watch::Sender::new(()),
             closed: watch::Sender::new(false),
         });
-        shared.has_lost_data().await?;
         warn_of_settings(&shared.commands).await;
         let waiting = Commands::connect(Arc::new(connector.waiting(heartbeat))).await?;
         let from = reader::last(&shared.commands, &shared.keys).await?;

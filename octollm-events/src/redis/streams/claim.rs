@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use octollm_core::{
-    bus::{BusError, ConsumeOptions, Gap, Nack},
+    bus::{BusError, ConsumeOptions, FailedAttempt, Gap, Nack},
     event::Event,
 };
 use redis::Value;
@@ -40,6 +40,7 @@ impl Inner {
         call.arg(self.token(claim.number)).arg(claim.most).arg(millis(lease)).arg(max_attempts);
         call.arg(self.shared.dead_letters).arg(self.pattern.to_string()).arg(&self.name);
         call.arg(if claim.lives { millis(LIFE) } else { 0 }).arg(if claim.is_repeated { "1" } else { "" });
+        call.arg(&*self.state().data);
         self.shared.commands.invoke(&call).await
     }
 
@@ -49,11 +50,12 @@ impl Inner {
             Ok(()) | Err(Nack::Drop) => Act::Ack,
             Err(Nack::Release) => Act::Release,
             Err(Nack::DeadLetter { reason }) => Act::Dead(reason),
-            Err(Nack::Retry { .. }) if receipt.attempt >= self.options.max_attempts => {
-                Act::Dead("no attempts left".to_owned())
-            }
-            Err(Nack::Retry { after, .. }) => {
-                Act::Retry(after.unwrap_or_else(|| self.options.backoff(receipt.attempt)))
+            Err(Nack::Retry { after, reason }) => {
+                let reason = reason.unwrap_or_else(|| FailedAttempt::REFUSED.to_owned());
+                if receipt.attempt >= self.options.max_attempts {
+                    return Act::Last(reason);
+                }
+                Act::Retry(after.unwrap_or_else(|| self.options.backoff(receipt.attempt)), reason)
             }
             Err(_) => Act::Release,
         }
@@ -89,12 +91,11 @@ impl Inner {
         (found, settled)
     }
 
-    /// The group is not there: it was removed, or the server has lost it.
+    /// The group is not there, or is that of other data: it was removed, or the server has lost it.
     async fn rejoin(&self) -> Result<Gap, BusError> {
-        if !self.shared.has_lost_data().await? {
-            return Err(BusError::UnknownGroup { group: self.group.clone() });
-        }
-        self.shared.join(&self.group, &self.pattern, true, &self.name).await?;
+        let known = self.state().data.clone();
+        let joined = self.shared.join(&self.group, &self.pattern, true, &self.name, &known).await?;
+        self.state().data = joined.data;
         Ok(Gap::GroupRecreated)
     }
 }
@@ -176,7 +177,9 @@ pub(super) enum Act {
     Ack,
     Expired,
     Release,
-    Retry(Duration),
+    Retry(Duration, String),
+    /// A dead letter, because the last attempt failed for this reason.
+    Last(String),
     Dead(String),
     Extend(Duration),
 }
@@ -187,7 +190,8 @@ impl Act {
             Self::Ack => ("ack", String::new()),
             Self::Expired => ("expired", String::new()),
             Self::Release => ("release", String::new()),
-            Self::Retry(delay) => ("retry", millis(*delay).to_string()),
+            Self::Retry(delay, reason) => ("retry", format!("{} {reason}", millis(*delay))),
+            Self::Last(reason) => ("last", reason.clone()),
             Self::Dead(reason) => ("dead", reason.clone()),
             Self::Extend(time) => ("extend", millis(*time).to_string()),
         }

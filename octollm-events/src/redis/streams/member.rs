@@ -64,6 +64,8 @@ pub(super) struct Inner {
 }
 
 pub(super) struct State {
+    /// The data of the server in which the member is.
+    pub(super) data: String,
     pub(super) gaps: VecDeque<Gap>,
     /// Claimed, and not asked for yet; with the number of their claim.
     pub(super) ready: VecDeque<(u64, Item)>,
@@ -205,6 +207,7 @@ impl Member {
     ) -> Self {
         let now = Instant::now();
         let state = State {
+            data: joined.data,
             gaps: joined.gap.into_iter().collect(),
             ready: VecDeque::new(),
             held: HashMap::new(),
@@ -294,6 +297,10 @@ impl ConsumerEngine for Member {
                 },
             }
         }
+    }
+
+    fn name(&self) -> String {
+        self.inner.name.clone()
     }
 
     fn leave(&self) {

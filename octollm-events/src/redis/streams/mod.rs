@@ -12,10 +12,11 @@ mod scripts;
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use octollm_core::{
     bus::{
-        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus, Gap,
-        GroupStatus, Overflow, Subscription,
+        BusError, Capability, ConsumeOptions, Consumer, DeadLetter, DelayBus, DurableBus, EventBus,
+        FailedAttempt, Gap, GroupStatus, Overflow, Subscription,
     },
     error::ConfigError,
     event::{Event, Pattern},
@@ -86,8 +87,6 @@ struct Shared {
     block_timeout: Duration,
     heartbeat: Duration,
     dead_letters: usize,
-    /// Identifies the data of the server: where it comes back empty, there is another one.
-    data: std::sync::Mutex<String>,
     live: Live,
     /// Changes when a consumer may find something.
     changed: watch::Sender<()>,
@@ -125,47 +124,36 @@ impl Keys {
 }
 
 struct Joined {
+    /// Identifies the data of the server: where it comes back empty, they have another name.
+    data: String,
     gap: Option<Gap>,
 }
 
 impl Shared {
+    /// `known` is the name of the data in which the member was before.
     async fn join(
         &self,
         group: &str,
         pattern: &Pattern,
         from_start: bool,
         member: &str,
+        known: &str,
     ) -> Result<Joined, BusError> {
         let mut call = of_group(&JOIN_SCRIPT, &self.keys, group);
         call.arg(pattern.to_string()).arg(if from_start { "1" } else { "0" }).arg(member).arg(millis(LIFE));
+        call.arg(known).arg(uuid());
         let answer: Value = self.commands.invoke(&call).await?;
-        let Ok([joined, with]) = <[Value; 2]>::try_from(items(answer)) else {
+        let Ok([joined, with, gap]) = <[Value; 3]>::try_from(items(answer)) else {
             return Err(unexpected().into());
         };
-        if number(&joined) == 0 {
-            return Err(BusError::OtherPattern { group: group.to_owned(), pattern: text(with) });
+        match number(&joined) {
+            0 => Err(BusError::OtherPattern { group: group.to_owned(), pattern: text(with) }),
+            1 => {
+                let gap = (number(&gap) == 1).then(|| Gap::Trimmed { event_ids: Vec::new() });
+                Ok(Joined { data: text(with), gap })
+            }
+            _ => Err(BusError::UnknownGroup { group: group.to_owned() }),
         }
-        let gap = (number(&with) == 1).then(|| Gap::Trimmed { event_ids: Vec::new() });
-        Ok(Joined { gap })
-    }
-
-    /// The name of the data of the server, which the first process gives.
-    async fn name_data(&self) -> Result<String, RedisError> {
-        let key = self.keys.of("data");
-        let mut set = redis::cmd("SET");
-        set.arg(&key).arg(uuid()).arg("NX");
-        let _: Value = self.commands.execute(&set).await?;
-        let found: Value = self.commands.execute(redis::cmd("GET").arg(&key)).await?;
-        Ok(text(found))
-    }
-
-    /// Whether the server has other data than when this was asked before.
-    async fn has_lost_data(&self) -> Result<bool, RedisError> {
-        let found = self.name_data().await?;
-        let mut known = self.data.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let is_other = !known.is_empty() && *known != found;
-        *known = found;
-        Ok(is_other)
     }
 }
 
@@ -312,7 +300,7 @@ impl DurableBus for RedisStreamBus {
             return Err(BusError::Closed);
         }
         let name = uuid();
-        let joined = self.shared().join(group, &pattern, options.from_start, &name).await?;
+        let joined = self.shared().join(group, &pattern, options.from_start, &name, "").await?;
         let member = Member::new(self.shared().clone(), group, pattern, options, name, joined);
         Consumer::batched(member, options.lease, SETTLED)
     }
@@ -381,15 +369,26 @@ impl DurableBus for RedisStreamBus {
 }
 
 fn dead_letter(encoding: Encoding, entry: Entry) -> DeadLetter {
-    let (mut reason, mut attempts, mut event) = (String::new(), 0, Vec::new());
+    let (mut reason, mut attempts, mut history, mut event) = (String::new(), 0, Vec::new(), Vec::new());
     for (name, value) in entry.fields {
         match &name[..] {
             b"reason" => reason = String::from_utf8_lossy(&value).into_owned(),
             b"attempts" => attempts = String::from_utf8_lossy(&value).parse().unwrap_or(0),
+            b"history" => history = read_history(&value),
             [b'f', b':', name @ ..] => event.push((name.to_vec(), value)),
             _ => {}
         }
     }
     let decoded = encoding.from_fields(event.iter().map(|(name, value)| (name, value)));
     DeadLetter::new(entry.id.to_string(), decoded.map_err(|_| raw(&event).into()), reason, attempts)
+        .with_history(history)
+}
+
+/// The attempts that failed: of each the time in ms since 1970, the consumer and the reason. A history that cannot be read is none.
+fn read_history(json: &[u8]) -> Vec<FailedAttempt> {
+    let attempts: Vec<(i64, String, String)> = serde_json::from_slice(json).unwrap_or_default();
+    let read = |(at, consumer, reason)| {
+        FailedAttempt::new(Timestamp::from_millisecond(at).unwrap_or_default(), consumer, reason)
+    };
+    attempts.into_iter().map(read).collect()
 }

@@ -2,18 +2,33 @@
 
 use std::sync::LazyLock;
 
+use octollm_core::bus::{DeadLetter, FailedAttempt};
 use redis::Script;
 
 use super::Keys;
 
+/// Reason of a dead letter whose last attempt failed.
+const NO_ATTEMPTS: &str = "no attempts left";
+
+/// A script with the constants of the bus and what is common to all.
+pub(super) fn script(body: &str) -> Script {
+    let constants = format!(
+        "local MAX_HISTORY, MAX_REASON = {}, {}\nlocal LEASE_EXPIRED, NO_ATTEMPTS = {:?}, {NO_ATTEMPTS:?}\n",
+        DeadLetter::MAX_HISTORY,
+        FailedAttempt::MAX_REASON_BYTES,
+        FailedAttempt::LEASE_EXPIRED,
+    );
+    Script::new(&[&constants, COMMON, body].concat())
+}
+
 // The log is a stream. A group has a position in it, by which XREADGROUP reads without a list of what is pending. `due` has what the group was given
 // and has not settled: with the order in which it is ready, which is a small number, or with the time from which it can be claimed, in ms since
-// 1970. `claims` has the token of the lease, or none; the number of attempts; how many there may be; and the id of the event. A replayed event
-// is in `again`, and its id begins with `r:`.
-pub(super) const COMMON: &str = r"
+// 1970. `claims` has the token of the lease, or none; the number of attempts; how many there may be; when the last one began; and the id of the event.
+// `failed` has the attempts that failed, as JSON. A replayed event is in `again`, and its id begins with `r:`.
+const COMMON: &str = r"
 local log, groups, wake, trimmed = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local due, claims, dead, again, stats, members = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local group = ARGV[1]
+local failed, data, group = KEYS[11], KEYS[12], ARGV[1]
 local FIRST_TIME = 100000000000
 local CONSUMER = 'octollm'
 
@@ -40,33 +55,43 @@ local function field(fields, name)
 end
 
 local function parse(claim)
-  if not claim then return '', 0, 1, '' end
-  local token, attempts, most, event = string.match(claim, '^([^|]*)|(%d+)|(%d+)|(.*)$')
-  return token, tonumber(attempts), tonumber(most), event
+  if not claim then return '', 0, 1, 0, '' end
+  local token, attempts, most, since, event = string.match(claim, '^([^|]*)|(%d+)|(%d+)|(%d+)|(.*)$')
+  return token, tonumber(attempts), tonumber(most), tonumber(since), event
 end
 
-local function claim_of(token, attempts, most, event)
-  return token .. '|' .. string.format('%d', attempts) .. '|' .. string.format('%d', most) .. '|' .. event
+local function claim_of(token, attempts, most, since, event)
+  return string.format('%s|%d|%d|%d|', token, attempts, most, since) .. event
+end
+
+-- The failed attempts with the last one. A reason that is too long is cut between two characters.
+local function history_of(id, token, since, reason)
+  local last = math.min(#reason, MAX_REASON)
+  while last < #reason and last > 0 and math.floor(string.byte(reason, last + 1) / 64) == 2 do last = last - 1 end
+  local list = cjson.decode(redis.call('HGET', failed, id) or '[]')
+  list[#list + 1] = {since, string.match(token, '^(.*):') or '', string.sub(reason, 1, last)}
+  if #list > MAX_HISTORY then table.remove(list, 1) end
+  return cjson.encode(list)
 end
 
 local function remove(id)
   redis.call('ZREM', due, id)
   redis.call('HDEL', claims, id)
+  redis.call('HDEL', failed, id)
   if is_replayed(id) then redis.call('XDEL', again, string.sub(id, 3)) end
 end
 
-local function bury(id, reason, attempts, most)
-  local fields = fields_of(id)
-  if fields then
-    local entry = {'XADD', dead, '*', 'reason', reason, 'attempts', attempts}
-    for at = 1, #fields, 2 do
-      entry[#entry + 1] = 'f:' .. fields[at]
-      entry[#entry + 1] = fields[at + 1]
-    end
-    redis.call(unpack(entry))
-    local discarded = redis.call('XTRIM', dead, 'MAXLEN', most)
-    if discarded > 0 then redis.call('HINCRBY', stats, 'discarded', discarded) end
+-- One whose event is gone is a dead letter without fields.
+local function bury(id, reason, attempts, history, most)
+  local fields = fields_of(id) or {}
+  local entry = {'XADD', dead, '*', 'reason', reason, 'attempts', attempts, 'history', history}
+  for at = 1, #fields, 2 do
+    entry[#entry + 1] = 'f:' .. fields[at]
+    entry[#entry + 1] = fields[at + 1]
   end
+  redis.call(unpack(entry))
+  local discarded = redis.call('XTRIM', dead, 'MAXLEN', most)
+  if discarded > 0 then redis.call('HINCRBY', stats, 'discarded', discarded) end
   remove(id)
 end
 
@@ -75,8 +100,10 @@ local function wake_members() redis.call('XADD', wake, 'MAXLEN', 1, '*', 'group'
 -- Leases that expired with the last attempt become dead letters.
 local function end_leases(most_dead)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, FIRST_TIME, now, 'LIMIT', 0, 256)) do
-    local token, attempts, most = parse(redis.call('HGET', claims, id))
-    if token ~= '' and attempts >= most then bury(id, 'no attempts left', attempts, most_dead) end
+    local token, attempts, most, since = parse(redis.call('HGET', claims, id))
+    if token ~= '' and attempts >= most then
+      bury(id, NO_ATTEMPTS, attempts, history_of(id, token, since, LEASE_EXPIRED), most_dead)
+    end
   end
 end
 
@@ -104,11 +131,19 @@ local function matches(list, fields)
   return false
 end
 
--- Reads further entries of the log, and calls for those of the group. Returns whether there are none left.
+-- Reads further entries of the log, and calls for those of the group. Returns whether there are none left. The trimming of the bus never deletes
+-- the last entry that the group has read: where it is gone, somebody else has deleted entries, and perhaps some that the group has not read.
 local function read_on(list, count, call)
-  local read = redis.call('XREADGROUP', 'GROUP', group, CONSUMER, 'COUNT', count, 'NOACK', 'STREAMS', log, '>')
+  local read = redis.pcall('XREADGROUP', 'GROUP', group, CONSUMER, 'COUNT', count, 'NOACK', 'STREAMS', log, '>')
+  if read and read.err then
+    redis.call('XGROUP', 'CREATE', log, group, '0', 'MKSTREAM')
+    redis.call('HSET', stats, 'missing', 1)
+    return false
+  end
   if not read or not read[1] then return true end
-  local entries = read[1][2]
+  local entries, position = read[1][2], redis.call('HGET', stats, 'position')
+  if position and #redis.call('XRANGE', log, position, position) == 0 then redis.call('HSET', stats, 'missing', 1) end
+  redis.call('HSET', stats, 'position', entries[#entries][1])
   for _, entry in ipairs(entries) do
     if entry[2] and matches(list, entry[2]) then call(entry[1], entry[2]) end
   end
@@ -120,51 +155,59 @@ local function make_ready(id)
 end
 ";
 
+// Creates a group that is not there, except where the data of the server are those that the member knows: then it was removed. Returns what
+// happened, the name of the data, and whether the oldest events are missing.
 const JOIN: &str = r"
-local pattern, from_start, member, life = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local pattern, from_start, member, life, known = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6]
+redis.call('SET', data, ARGV[7], 'NX')
+local name = redis.call('GET', data)
+if known == name then return {2, name, 0} end
 local found = redis.call('HGET', groups, group)
-if found and found ~= pattern then return {0, found} end
+if found and found ~= pattern then return {0, found, 0} end
 local gap = 0
 if not found then
   redis.call('HSET', groups, group, pattern)
   redis.pcall('XGROUP', 'CREATE', log, group, from_start == '1' and '0' or '$', 'MKSTREAM')
+  local edge = from_start == '1' and redis.call('XRANGE', log, '-', '+', 'COUNT', 1) or redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
+  if edge[1] then redis.call('HSET', stats, 'position', edge[1][1]) end
   if from_start == '1' and redis.call('EXISTS', trimmed) == 1 then gap = 1 end
 end
 redis.call('ZADD', members, now + life, member)
-return {1, gap}
+return {1, name, gap}
 ";
 
-// Returns the deliveries, the ids of events that are gone, and the time in ms until something is due: -1 where nothing waits, and 0 where more can be read.
+// Returns the deliveries, the ids of events that are gone (empty where it is not known), and the time in ms until something is due: -1 where nothing waits, and 0 where more can be read.
 const CLAIM: &str = r"
 local token, room, lease, most, most_dead, pattern = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
 local member, life, is_repeated = ARGV[8], tonumber(ARGV[9]), ARGV[10] ~= ''
-if redis.call('HEXISTS', groups, group) == 0 then return false end
+if redis.call('HEXISTS', groups, group) == 0 or redis.call('GET', data) ~= ARGV[11] then return false end
 if life > 0 then redis.call('ZADD', members, now + life, member) end
 end_leases(most_dead)
 -- The answer to this claim may have been lost: nobody has what it leased.
 if is_repeated then
   local all = redis.call('HGETALL', claims)
   for at = 1, #all, 2 do
-    local own, attempts, limit, event = parse(all[at + 1])
+    local own, attempts, limit, since, event = parse(all[at + 1])
     if own == token then
       redis.call('ZADD', due, 0, all[at])
-      redis.call('HSET', claims, all[at], claim_of('', attempts - 1, limit, event))
+      redis.call('HSET', claims, all[at], claim_of('', attempts - 1, limit, since, event))
     end
   end
 end
 local claimed, gone, scores, values = {}, {}, {}, {}
 local function give(id, fields)
-  local _, attempts, _, event = parse(redis.call('HGET', claims, id))
+  local own, attempts, _, since, event = parse(redis.call('HGET', claims, id))
   fields = fields or fields_of(id)
   if not fields then
     gone[#gone + 1] = event
     remove(id)
     return
   end
+  if own ~= '' then redis.call('HSET', failed, id, history_of(id, own, since, LEASE_EXPIRED)) end
   scores[#scores + 1] = now + lease
   scores[#scores + 1] = id
   values[#values + 1] = id
-  values[#values + 1] = claim_of(token, attempts + 1, most, field(fields, 'id') or '')
+  values[#values + 1] = claim_of(token, attempts + 1, most, now, field(fields, 'id') or '')
   claimed[#claimed + 1] = {id, attempts + 1, fields}
 end
 for _, range in ipairs({{FIRST_TIME, now}, {'-inf', '(' .. FIRST_TIME}}) do
@@ -172,8 +215,7 @@ for _, range in ipairs({{FIRST_TIME, now}, {'-inf', '(' .. FIRST_TIME}}) do
     for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, range[1], range[2], 'LIMIT', 0, room - #claimed)) do give(id) end
   end
 end
-local list, is_read = alternatives(pattern), false
-local rounds = 0
+local list, is_read, rounds = alternatives(pattern), false, 0
 while #claimed < room and not is_read and rounds < 8 do
   rounds = rounds + 1
   is_read = read_on(list, math.max(room - #claimed, 64), function(id, fields)
@@ -184,6 +226,7 @@ for from = 1, #scores, 2000 do
   redis.call('ZADD', due, unpack(scores, from, math.min(from + 1999, #scores)))
   redis.call('HSET', claims, unpack(values, from, math.min(from + 1999, #values)))
 end
+if redis.call('HDEL', stats, 'missing') == 1 then gone[#gone + 1] = '' end
 local wait = -1
 local first = redis.call('ZRANGEBYSCORE', due, FIRST_TIME, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
 if first[2] then wait = math.max(tonumber(first[2]) - now, 1) end
@@ -191,35 +234,43 @@ if room > 0 and not is_read then wait = 0 end
 return {claimed, gone, wait}
 ";
 
-// For each delivery: id, token, what to do, and a number or a reason with it. Returns 1 for each that was settled.
+// For each delivery: id, token, what to do, and a number, a reason or both with it. Returns 1 for each that was settled.
 const SETTLE: &str = r"
 local most_dead = tonumber(ARGV[2])
-local ids, results, acked, replayed = {}, {}, {}, {}
+local ids, results, acked, again_acked, replayed = {}, {}, {}, {}, {}
 for at = 3, #ARGV, 4 do ids[#ids + 1] = ARGV[at] end
 local found = redis.call('HMGET', claims, unpack(ids))
 local woken = false
 for number, id in ipairs(ids) do
   local at = number * 4 - 1
   local token, act, with = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local own, attempts, most, event = parse(found[number])
+  local own, attempts, most, since, event = parse(found[number])
   if own == '' or own ~= token then
     results[number] = 0
   else
     results[number] = 1
     if act == 'ack' or act == 'expired' then
       acked[#acked + 1] = id
+      if attempts > 1 then again_acked[#again_acked + 1] = id end
       if is_replayed(id) then replayed[#replayed + 1] = string.sub(id, 3) end
       if act == 'expired' then redis.call('HINCRBY', stats, 'expired', 1) end
-    elseif act == 'dead' then
-      bury(id, with, attempts, most_dead)
+    elseif act == 'dead' or act == 'last' then
+      local history = history_of(id, own, since, with)
+      bury(id, act == 'last' and NO_ATTEMPTS or with, attempts, history, most_dead)
     elseif act == 'extend' then
       redis.call('ZADD', due, now + tonumber(with), id)
       woken = true
     else
       local score = 0
-      if act == 'release' then attempts = attempts - 1 elseif tonumber(with) > 0 then score = now + tonumber(with) end
+      if act == 'release' then
+        attempts = attempts - 1
+      else
+        local delay, reason = string.match(with, '^(%d+) (.*)$')
+        if tonumber(delay) > 0 then score = now + tonumber(delay) end
+        redis.call('HSET', failed, id, history_of(id, own, since, reason))
+      end
       redis.call('ZADD', due, score, id)
-      redis.call('HSET', claims, id, claim_of('', attempts, most, event))
+      redis.call('HSET', claims, id, claim_of('', attempts, most, since, event))
       woken = true
     end
   end
@@ -227,6 +278,7 @@ end
 if #acked > 0 then
   redis.call('ZREM', due, unpack(acked))
   redis.call('HDEL', claims, unpack(acked))
+  if #again_acked > 0 then redis.call('HDEL', failed, unpack(again_acked)) end
   if #replayed > 0 then redis.call('XDEL', again, unpack(replayed)) end
 end
 if woken then wake_members() end
@@ -263,7 +315,7 @@ return {redis.call('ZCARD', members), pending, redis.call('ZCARD', due) - pendin
 
 const REMOVE: &str = r"
 local found = redis.call('HDEL', groups, group)
-redis.call('DEL', due, claims, dead, again, stats, members)
+redis.call('DEL', due, claims, dead, again, stats, members, failed)
 redis.pcall('XGROUP', 'DESTROY', log, group)
 wake_members()
 return found
@@ -289,47 +341,9 @@ wake_members()
 return 1
 ";
 
-// Deletes the oldest entries beyond the limit that no group needs. Returns how many.
-const TRIM: &str = r"
-local history = tonumber(ARGV[2])
-local length = redis.call('XLEN', log)
--- One process at a time looks what can be deleted.
-if length <= history or not redis.call('SET', trimmed .. ':at', '1', 'NX', 'PX', 900) then return 0 end
-local function parts(id)
-  local time, number = string.match(id, '^(%d+)-(%d+)$')
-  return tonumber(time), tonumber(number)
-end
-local function is_before(one, other)
-  local time, number = parts(one)
-  local other_time, other_number = parts(other)
-  return time < other_time or (time == other_time and number < other_number)
-end
-local needed
-local function need(id) if not needed or is_before(id, needed) then needed = id end end
-for _, info in ipairs(redis.call('XINFO', 'GROUPS', log)) do
-  local name, position
-  for at = 1, #info, 2 do
-    if info[at] == 'name' then name = info[at + 1] elseif info[at] == 'last-delivered-id' then position = info[at + 1] end
-  end
-  need(position)
-  local open = string.gsub(due, ':due$', '')
-  open = string.sub(open, 1, #open - #group) .. name .. ':due'
-  for _, id in ipairs(redis.call('ZRANGE', open, 0, -1)) do
-    if not is_replayed(id) then need(id) end
-  end
-end
-if not needed then
-  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)
-  needed = last[1][1]
-end
-local deleted = redis.call('XTRIM', log, 'MINID', '~', needed, 'LIMIT', length - history)
-if deleted > 0 then redis.call('SET', trimmed, '1') end
-return deleted
-";
-
 macro_rules! scripts {
     ($($name:ident = $body:ident;)*) => {
-        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| Script::new(&[$crate::redis::streams::scripts::COMMON, $body].concat()));)*
+        $(pub(super) static $name: LazyLock<Script> = LazyLock::new(|| $crate::redis::streams::scripts::script($body));)*
     };
 }
 pub(super) use scripts;
@@ -341,7 +355,6 @@ scripts! {
     STATUS_SCRIPT = STATUS;
     REMOVE_SCRIPT = REMOVE;
     REPLAY_SCRIPT = REPLAY;
-    TRIM_SCRIPT = TRIM;
 }
 
 /// A call of a script for a group.
@@ -350,9 +363,9 @@ pub(super) fn of_group<'a>(script: &'a Script, keys: &Keys, group: &str) -> redi
     for key in keys.of_bus() {
         call.key(key);
     }
-    for part in ["due", "claims", "dead", "again", "stats", "members"] {
+    for part in ["due", "claims", "dead", "again", "stats", "members", "failed"] {
         call.key(keys.of_group(group, part));
     }
-    call.arg(group);
+    call.key(keys.of("data")).arg(group);
     call
 }

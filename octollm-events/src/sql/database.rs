@@ -74,7 +74,8 @@ impl SqlDatabase {
         SqlDatabaseBuilder { url: url.to_owned(), settings: Settings::default() }
     }
 
-    /// Writes what waits, and closes all connections. Later operations fail with [`SqlError::Closed`].
+    /// Writes what waits, and closes all connections. Later operations fail with [`SqlError::Closed`]. Where the server does not answer, what
+    /// waits fails after the [time of a transaction](SqlDatabaseBuilder::operation_time), and connections are given up after 5 s.
     ///
     /// # Cancel safety
     /// The database ends all the same when the future is dropped.
@@ -84,10 +85,14 @@ impl SqlDatabase {
             queue.ended().await;
         }
         self.0.changes.close();
-        match &self.0.readers {
-            Readers::Sqlite(pool) => pool.close().await,
-            Readers::Postgres(pool) => pool.close().await,
-        }
+        let closed = async {
+            match &self.0.readers {
+                Readers::Sqlite(pool) => pool.close().await,
+                Readers::Postgres(pool) => pool.close().await,
+            }
+        };
+        // The pool waits for answers without a limit.
+        let _ = timeout(CLOSING, closed).await;
     }
 
     pub(crate) fn is_postgres(&self) -> bool {
@@ -138,13 +143,13 @@ impl SqlDatabase {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let attempt = async {
-                let mut reader = self.0.readers.acquire().await?;
-                let result = reader.conn().fetch(sql, parameters.iter().cloned()).await;
+                let mut lent = Lent { reader: self.0.readers.acquire().await?, is_idle: false };
+                let result = lent.reader.conn().fetch(sql, parameters.iter().cloned()).await;
                 // A connection that is lost does not go back to the pool.
                 if result.as_ref().is_err_and(is_connection_lost) {
-                    reader.close();
                     return Ok(None);
                 }
+                lent.is_idle = true;
                 result.map(Some)
             };
             match timeout(left, attempt).await {
@@ -394,6 +399,9 @@ async fn check_version(connection: &mut Owned) -> Result<(), SqlError> {
     Ok(())
 }
 
+/// How long the end of connections is waited for.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// A connection that one user has.
 pub(super) enum Owned {
     Sqlite(SqliteConnection),
@@ -409,11 +417,13 @@ impl Owned {
     }
 
     pub(super) async fn close(self) {
-        let closed = match self {
-            Self::Sqlite(connection) => connection.close().await,
-            Self::Postgres(connection) => connection.close().await,
+        let closed = async {
+            match self {
+                Self::Sqlite(connection) => connection.close().await,
+                Self::Postgres(connection) => connection.close().await,
+            }
         };
-        if let Err(error) = closed {
+        if let Ok(Err(error)) = timeout(CLOSING, closed).await {
             tracing::debug!(%error, "connection not closed in order");
         }
     }
@@ -479,10 +489,24 @@ impl Reader {
         }
     }
 
-    fn close(mut self) {
-        match &mut self {
+    fn close(&mut self) {
+        match self {
             Self::Sqlite(connection) => connection.close_on_drop(),
             Self::Postgres(connection) => connection.close_on_drop(),
+        }
+    }
+}
+
+/// A connection of the pool. It is closed unless its statement has ended: the pool would wait without a limit for its answer.
+struct Lent {
+    reader: Reader,
+    is_idle: bool,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if !self.is_idle {
+            self.reader.close();
         }
     }
 }

@@ -101,7 +101,7 @@ pub(super) enum Class {
     DiskFull,
     /// Nothing was changed, and the same transaction can succeed at once.
     Again,
-    /// A value that the database does not accept: other operations of the transaction can succeed.
+    /// A value that the database does not accept, or that cannot be read: other operations of the transaction can succeed.
     Value,
     Other,
 }
@@ -110,7 +110,7 @@ pub(super) enum Class {
 pub(super) fn class(error: &sqlx::Error) -> Class {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut => Class::Unreachable,
-        sqlx::Error::Encode(_) => Class::Value,
+        sqlx::Error::Encode(_) | sqlx::Error::Decode(_) => Class::Value,
         sqlx::Error::Database(error) => {
             let code = error.code().unwrap_or_default();
             let is_postgres = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().is_some();
@@ -145,6 +145,11 @@ fn of_postgres(code: &str) -> Class {
         _ if code.starts_with("22") || code.starts_with("23") => Class::Value,
         _ => Class::Other,
     }
+}
+
+/// Whether another transaction may have stored the same key meanwhile, which the next attempt sees.
+pub(super) fn is_unique_violation(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.is_unique_violation())
 }
 
 /// Whether the connection cannot be used again.

@@ -19,7 +19,7 @@ use super::{
     changes::{Changes, Topic},
     connection::Conn,
     database::{Owned, Source},
-    error::{Class, SqlError, class, is_connection_lost},
+    error::{Class, SqlError, class, is_connection_lost, is_unique_violation},
     statement::Sql,
 };
 
@@ -325,6 +325,7 @@ impl Writer {
                     }
                 }
                 Aborted::Before(error) if class(&error) == Class::Again && attempt <= ATTEMPTS => {}
+                Aborted::Before(error) if single(&batch) && is_unique_violation(&error) && attempt <= 2 => {}
                 Aborted::Before(error) if class(&error) != Class::Value || single(&batch) => {
                     break error.into();
                 }

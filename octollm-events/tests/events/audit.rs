@@ -13,6 +13,7 @@ on_both! {
     case_49_each_entry_is_published_once_it_is_stored
     the_tables_refuse_to_change_entries
     a_log_is_cut_at_a_stated_entry
+    an_anchor_shows_that_the_end_was_removed_or_replaced
 }
 
 fn entry(number: usize) -> AuditEntry {
@@ -226,4 +227,23 @@ async fn a_log_is_cut_at_a_stated_entry(fixture: Fixture) {
     assert_eq!(fault(log.cut(5, cutter).await), AuditFault::Missing { seq: 5 });
     log.record(entry(12)).await.unwrap();
     assert_eq!(log.verify(None).await.unwrap().seq, 12);
+}
+
+/// Whoever may change the tables changes their end as well.
+async fn an_anchor_shows_that_the_end_was_removed_or_replaced(fixture: Fixture) {
+    let log = filled(&fixture, 6).await;
+    let anchor = log.verify(None).await.unwrap();
+    assert_eq!(log.verify(Some(&anchor)).await.unwrap(), anchor);
+    unguarded(&fixture).await;
+    let to_four =
+        "UPDATE octollm_audit_head SET seq = 4, hash = (SELECT hash FROM octollm_audit WHERE seq = 4)";
+    change(&fixture, &["DELETE FROM octollm_audit WHERE seq > 4", to_four]).await;
+    assert_eq!(log.verify(None).await.unwrap().seq, 4, "without an anchor it is a log of four entries");
+    assert_eq!(fault(log.verify(Some(&anchor)).await), AuditFault::Missing { seq: 5 });
+    for number in 5..=6 {
+        log.record(entry(number)).await.unwrap();
+    }
+    assert_eq!(fault(log.verify(Some(&anchor)).await), AuditFault::Changed { seq: 6 });
+    log.record(entry(7)).await.unwrap();
+    assert_eq!(fault(log.verify(Some(&anchor)).await), AuditFault::Unlinked { seq: 7 });
 }

@@ -2,13 +2,20 @@
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use nix::unistd::{Uid, setfsuid};
-use octollm_core::error::Error;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, Uid, setfsuid},
+};
+use octollm_core::{error::Error, store::TaskStore, task::TaskQuery};
 use octollm_events::sql::{
     Outbox, SqlDatabase, SqlError, SqlStore,
     sqlx::{self, Connection, PgConnection},
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    join,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
 use crate::{
     postgres::{PASSWORD, Postgres},
@@ -241,4 +248,36 @@ async fn a_read_waits_for_a_connection_no_longer_than_its_limit() {
         assert_eq!(read.unwrap().unwrap(), 0);
     }
     assert_eq!(outbox.waiting().await.unwrap(), 0, "the connections are free again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_answer_no_more_are_replaced_and_do_not_hold_up_the_end() {
+    let server = Postgres::shared();
+    let url = server.database();
+    let name = url.rsplit('/').next().unwrap();
+    let limit = Duration::from_millis(500);
+    let database = SqlDatabase::builder(&url).connections(2).operation_time(limit).open().await.unwrap();
+    let store = SqlStore::builder().open(&database).await.unwrap();
+    let query = TaskQuery::default();
+    let (first, second) = join!(store.list(&query, None), store.list(&query, None));
+    assert!(first.is_ok() && second.is_ok());
+    // As where the route to a server is lost: the connections stay open, and new ones are answered.
+    let own = format!("SELECT pid FROM pg_stat_activity WHERE datname = '{name}'");
+    let processes: Vec<Pid> =
+        server.execute("postgres", &own).lines().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect();
+    for process in &processes {
+        kill(*process, Signal::SIGSTOP).unwrap();
+    }
+    let (first, second) = join!(store.list(&query, None), store.list(&query, None));
+    assert!(first.is_err() || second.is_err(), "no process has answered");
+    // Those that were stopped are not waited for.
+    let end = Instant::now() + Duration::from_secs(20);
+    while store.list(&query, None).await.is_err() {
+        assert!(Instant::now() < end, "the connections are not replaced");
+    }
+    let closed = timeout(Duration::from_secs(20), database.close()).await;
+    for process in &processes {
+        kill(*process, Signal::SIGCONT).unwrap();
+    }
+    closed.expect("the database is closed");
 }

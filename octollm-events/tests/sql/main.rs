@@ -7,6 +7,7 @@ mod keyed;
 #[path = "../support/postgres.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
 mod postgres;
+mod races;
 mod retention;
 mod room;
 mod subject;

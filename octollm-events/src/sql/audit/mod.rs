@@ -124,7 +124,8 @@ impl SqlAuditLog {
         Ok(rows.into_iter().map(|(_, line, hash)| line_with_hash(&line, &hash)).collect())
     }
 
-    /// Verifies the entries after `from`, or all that are left. Returns the last one.
+    /// Verifies the entries after `from`, or all that are left. Returns the last one. The last entry of an earlier verification, stored
+    /// elsewhere, shows as `from` whether the log was replaced or its end removed, together with what the database has of its end.
     ///
     /// # Errors
     /// [`SqlError::Audit`] for the first entry that was changed, removed or moved, and the error of the database.
@@ -133,6 +134,15 @@ impl SqlAuditLog {
     /// The call only reads.
     pub async fn verify(&self, from: Option<&AuditAnchor>) -> Result<AuditAnchor, SqlError> {
         let (head, cut) = self.ends().await?;
+        if let Some(from) = from {
+            // The log has ended before this entry, or with another one.
+            if from.seq > head.seq {
+                return Err(AuditFault::Missing { seq: head.seq + 1 }.into());
+            }
+            if from.seq == head.seq && from.hash != head.hash {
+                return Err(AuditFault::Changed { seq: from.seq }.into());
+            }
+        }
         let mut chain = Chain::new(from.unwrap_or(&cut).clone());
         loop {
             let rows = self.rows(chain.last.seq, PAGE).await?;

@@ -143,10 +143,9 @@ impl Operation for Settle {
         let (mut published, mut refused) = (Rows::new(), Rows::new());
         for settled in batch {
             settled.published.iter().for_each(|id| published.push([(*id).into()]));
-            settled
-                .refused
-                .iter()
-                .for_each(|(id, reason)| refused.push([(*id).into(), reason.as_str().into()]));
+            settled.refused.iter().for_each(|(id, reason)| {
+                refused.push([(*id).into(), reason.replace('\0', "\u{fffd}").into()])
+            });
         }
         if !published.is_empty() {
             tx.conn.execute_rows(&DELETE, [], published).await?;

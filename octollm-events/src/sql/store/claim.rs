@@ -12,7 +12,7 @@ use std::{
 use octollm_core::{
     contract::ContractRef,
     store::{Claim, Claimed},
-    task::{TaskRecord, TaskStatus},
+    task::TaskRecord,
 };
 
 use super::{
@@ -71,11 +71,15 @@ impl Claiming {
             free_in = self::free_in(&contracts, tx).await?;
         }
         let free = self.search(&contracts, &store.claims, tx).await?;
-        if !free.is_empty() {
-            claimed.tasks = self.start(&free, tasks, flush, tx).await?;
-        }
-        if free.len() < self.limit {
-            claimed.free_in = free_in;
+        let found = unchanged(&free, &tasks)?;
+        claimed.free_in = match (free.len() < self.limit, found.len() < free.len()) {
+            (true, _) => free_in,
+            // Others may be free in place of those that were passed over.
+            (false, true) => Some(Duration::ZERO),
+            (false, false) => None,
+        };
+        if !found.is_empty() {
+            claimed.tasks = self.start(found, tasks, flush, tx).await?;
         }
         Ok(claimed)
     }
@@ -122,19 +126,11 @@ impl Claiming {
     /// Starts a run of each of these tasks, which are locked.
     async fn start(
         &self,
-        free: &[Row],
+        found: Vec<Found>,
         (tasks, created): Tasks<'_>,
         flush: &mut Flush,
         tx: &mut Tx<'_>,
     ) -> Result<Vec<(Arc<TaskRecord>, Duration)>, sqlx::Error> {
-        let mut found = Vec::with_capacity(free.len());
-        for row in free {
-            let (id, task) = Task::of(row)?;
-            // What is changed by this transaction is not free as it is stored.
-            if created.contains_key(&id) || !tasks.contains_key(&id) {
-                found.push((id, task, row.int(NOW)?));
-            }
-        }
         let stored = found.iter().filter(|(id, ..)| !created.contains_key(id)).map(|(_, task, _)| task.no);
         let mut records = self.records(stored, tx).await?;
         let claim = Claim::new(&self.holder, &self.contracts, self.lease, self.limit, &self.source);
@@ -176,14 +172,37 @@ impl Claiming {
         if rows.is_empty() {
             return Ok(records);
         }
+        let mut unreadable = Rows::new();
         for row in tx.conn.fetch_rows(&RECORDS, [], rows).await? {
-            let record = Columns::of(&row, 3)?.apply(row.int(1)?, &row.text(2)?)?;
-            let status = record.status();
-            debug_assert!(matches!(status, TaskStatus::Queued | TaskStatus::Processing), "{status}");
-            records.insert(row.int(0)?, record);
+            let (no, columns) = (row.int(0)?, Columns::of(&row, 3)?);
+            match columns.apply(row.int(1)?, &row.text(2)?) {
+                Ok(record) => drop(records.insert(no, record)),
+                Err(error) => {
+                    tracing::error!(no, %error, "record of a task not readable; it is passed over for a minute");
+                    unreadable.push([no.into()]);
+                }
+            }
+        }
+        if !unreadable.is_empty() {
+            pass_over(unreadable, tx).await?;
         }
         Ok(records)
     }
+}
+
+/// A free task: its id, its columns, and the time at which it was found.
+type Found = (String, Task, i64);
+
+/// The tasks of these rows that the transaction has not changed: others are not free as they are stored.
+fn unchanged(free: &[Row], (tasks, created): &Tasks<'_>) -> Result<Vec<Found>, sqlx::Error> {
+    let mut found = Vec::with_capacity(free.len());
+    for row in free {
+        let (id, task) = Task::of(row)?;
+        if created.contains_key(&id) || !tasks.contains_key(&id) {
+            found.push((id, task, row.int(NOW)?));
+        }
+    }
+    Ok(found)
 }
 
 /// The column of the time in the statement that finds free tasks: after those of [`Task`].
@@ -196,6 +215,19 @@ impl Task {
         (self.claimed, self.leased_until, self.lease) = (Some(at), Some(leased_until), None);
         self.changed.status = true;
     }
+}
+
+/// How long a task that cannot be read is passed over, in microseconds: others of its contract are claimed meanwhile.
+const UNREADABLE: i64 = 60_000_000;
+
+/// Makes tasks free later, and leaves their records as they are.
+async fn pass_over(tasks: Rows, tx: &mut Tx<'_>) -> Result<(), sqlx::Error> {
+    static PASS_OVER: Sql = Sql::new(
+        "UPDATE octollm_tasks SET waits_until = CASE WHEN status = 0 THEN {now} + $1 END, \
+         leased_until = CASE WHEN status = 1 THEN {now} + $1 ELSE leased_until END \
+         FROM {rows:no int} WHERE octollm_tasks.no = rows.no",
+    );
+    tx.conn.execute_rows(&PASS_OVER, [UNREADABLE.into()], tasks).await.map(drop)
 }
 
 /// The delayed tasks of these contracts whose time has come take their places among those that are ready.

@@ -60,10 +60,15 @@ pub(super) async fn create(
     let (mut queue, mut events) = waiting;
     let mut rows = Rows::new();
     let mut creating = BTreeSet::new();
+    // Those whose key the task of an earlier operation takes, if that is stored.
+    let mut followers = Vec::new();
     for (at, (write, whole), record, effects, limits) in creations() {
         let taken = tasks.contains_key(&*record.id) || creating.contains(&record.id);
         if let Some(existing) = record.unique.as_ref().and_then(|key| keys.get(key)).filter(|_| !taken) {
-            results.insert(at, Ok(Outcome::Record(existing.clone())));
+            match creating.get(existing.id().as_str()) {
+                Some(first) => followers.push((at, Arc::clone(first))),
+                None => drop(results.insert(at, Ok(Outcome::Record(existing.clone())))),
+            }
             continue;
         }
         let fits = |value: i64, limit: usize| u64::try_from(value).unwrap_or(0) <= limit as u64;
@@ -88,12 +93,13 @@ pub(super) async fn create(
             inserted.insert(row.text(1)?, (row.int(0)?, row.int_or_null(2)?));
         }
     }
-    let missing = creations().filter(|creation| !inserted.contains_key(&*creation.2.id));
+    let missing = creations()
+        .filter(|creation| creating.contains(&creation.2.id) && !inserted.contains_key(&*creation.2.id));
     let missing: Vec<_> = missing.filter_map(|creation| creation.2.unique.clone()).collect();
     // Another process may have created a task with this key meanwhile.
     let others = if missing.is_empty() { HashMap::new() } else { with_keys(&missing, tx).await? };
     for (at, (_, whole), record, effects, _) in creations() {
-        if results.contains_key(&at) {
+        if results.contains_key(&at) || !creating.contains(&record.id) {
             continue;
         }
         let Some((no, run_at)) = inserted.get(&*record.id) else {
@@ -115,6 +121,11 @@ pub(super) async fn create(
             Arc::make_mut(&mut stored).run_in(Duration::ZERO, time(at));
         }
         results.insert(at, Ok(Outcome::Record(stored)));
+    }
+    for (at, first) in followers {
+        let first = creations().find(|creation| *creation.2.id == *first).map(|creation| creation.0);
+        let result = first.and_then(|first| results.get(&first).cloned());
+        results.insert(at, result.unwrap_or(Err(Refused::Conflict)));
     }
     Ok(results)
 }

@@ -59,10 +59,18 @@ impl Operation for Clean {
 }
 
 async fn clean_some(store: &Shared, tx: &mut Tx<'_>) -> Result<bool, sqlx::Error> {
+    static TURN: Sql = Sql::new("SELECT pg_try_advisory_xact_lock(7164102844)");
     static OLDEST: Sql = Sql::new(
         "SELECT no FROM octollm_tasks WHERE finished_at IS NOT NULL AND finished_at <= {now} - $1 \
          ORDER BY finished_at LIMIT $2 {pg:FOR UPDATE SKIP LOCKED}",
     );
+    // One process at a time: two would delete the same surplus, each by other tasks.
+    if tx.conn.is_postgres() {
+        let turn = tx.conn.fetch(&TURN, []).await?;
+        if !turn.first().map(|row| row.flag(0)).transpose()?.unwrap_or(false) {
+            return Ok(false);
+        }
+    }
     let (Counts { finished, .. }, _) = counts(&mut tx.conn).await?;
     let surplus = usize::try_from(finished).unwrap_or(0).saturating_sub(store.limits.finished);
     let age = microseconds(store.limits.finished_for);

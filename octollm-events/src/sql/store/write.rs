@@ -217,7 +217,7 @@ impl Operation for Write {
         let new = batch.iter().enumerate().filter_map(|(at, write)| match (&write.what, created.get(&at)) {
             // One that exists with its uniqueness key has another id.
             (What::Create { record, .. }, Some(Ok(Outcome::Record(stored))))
-                if *record.id == *stored.id().as_str() =>
+                if *record.id == *stored.id().as_str() && is_as_created(&tasks, record) =>
             {
                 Some((record.id.to_string(), stored.clone()))
             }
@@ -240,7 +240,12 @@ impl Operation for Write {
     }
 }
 
-/// The records that this transaction has created, by id.
+/// Whether no later operation of the transaction has changed a task that it has created.
+fn is_as_created(tasks: &HashMap<String, Task>, record: &Record) -> bool {
+    tasks.get(&*record.id).is_some_and(|task| task.revision == record.revision)
+}
+
+/// The records that this transaction has created and not changed since, by id.
 pub(super) type Created = HashMap<String, Arc<TaskRecord>>;
 
 /// Locks the tasks of all operations, and returns them by id. No other transaction changes them, or claims them, until the end of this one.

@@ -1,0 +1,203 @@
+//! Operations that meet in one transaction, or in those of two processes, and records that cannot be read.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use octollm_core::{
+    contract::ContractRef,
+    error::{ErrorKind, Failure},
+    parts::ContextParts,
+    store::{Claim, Claimed, SideEffects, StoreError, TaskStore},
+    task::{Submission, TaskError, TaskQuery, TaskRecord, TaskStatus},
+};
+use octollm_events::sql::{
+    SqlDatabase, SqlStore,
+    sqlx::{self, Connection, PgConnection, SqliteConnection},
+};
+use tokio::{join, task::JoinSet, time::sleep};
+
+use crate::{
+    brains::Count,
+    subject::{OnPostgres, OnSqlite},
+};
+
+const MANY: usize = 1 << 30;
+const LEASE: Duration = Duration::from_secs(600);
+
+fn record(submission: Submission) -> TaskRecord {
+    TaskRecord::new(submission, &ContextParts::new(), Duration::from_secs(60), Timestamp::now())
+}
+
+fn queued(steps: u64) -> TaskRecord {
+    record(Submission::of(&Count { steps }).unwrap())
+}
+
+fn with_key(steps: u64, key: &str) -> TaskRecord {
+    record(Submission::of(&Count { steps }).unwrap().unique(key))
+}
+
+async fn create(store: &SqlStore, record: TaskRecord) -> Result<Arc<TaskRecord>, StoreError> {
+    store.create(record, SideEffects::default(), MANY, MANY).await
+}
+
+async fn commit(store: &SqlStore, record: TaskRecord) -> Result<(), StoreError> {
+    store.commit(record, SideEffects::default()).await
+}
+
+async fn claim(store: &SqlStore, limit: usize) -> Claimed {
+    let contracts: [ContractRef; 1] = [queued(0).contract().clone()];
+    store.claim(&Claim::new("brain", &contracts, LEASE, limit, "test")).await.unwrap()
+}
+
+fn cancelled(record: &TaskRecord) -> TaskRecord {
+    let mut record = record.clone();
+    record.cancel(Timestamp::now()).unwrap();
+    record
+}
+
+/// What is polled together on one thread is in one transaction.
+async fn a_task_that_is_created_and_cancelled_at_once_is_not_claimed(url: &str) {
+    let store = SqlStore::open(url).await.unwrap();
+    let record = queued(1);
+    let (created, cancelled, claimed) =
+        join!(create(&store, record.clone()), commit(&store, cancelled(&record)), claim(&store, 5));
+    assert!(created.is_ok() && cancelled.is_ok() && claimed.tasks.is_empty());
+    let stored = store.get(record.id()).await.unwrap().unwrap();
+    assert_eq!((stored.status(), stored.run()), (TaskStatus::Cancelled, 0));
+}
+
+async fn a_claim_beside_a_cancellation_is_to_be_repeated_at_once(url: &str) {
+    let store = SqlStore::open(url).await.unwrap();
+    let (first, second) = (queued(1), queued(2));
+    let stored = create(&store, first).await.unwrap();
+    create(&store, second.clone()).await.unwrap();
+    let (cancelled, claimed) = join!(commit(&store, cancelled(&stored)), claim(&store, 1));
+    cancelled.unwrap();
+    // The first task was passed over, and the second one waits.
+    assert!(claimed.tasks.is_empty() && claimed.free_in == Some(Duration::ZERO));
+    assert_eq!(claim(&store, 1).await.tasks[0].0.id(), second.id());
+}
+
+async fn a_record_that_is_not_readable_holds_up_no_other(url: &str) {
+    let store = SqlStore::open(url).await.unwrap();
+    let records = [queued(1), queued(2), queued(3)];
+    for record in &records[..2] {
+        create(&store, record.clone()).await.unwrap();
+    }
+    // As a later version has written it.
+    let statement = "UPDATE octollm_records SET format = 2 WHERE task = 1";
+    if url.starts_with("sqlite:") {
+        let mut connection = SqliteConnection::connect(url).await.unwrap();
+        sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+    } else {
+        let mut connection = PgConnection::connect(url).await.unwrap();
+        sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+    }
+    let (created, first) = join!(create(&store, records[2].clone()), claim(&store, 1));
+    assert!(created.is_ok() && first.tasks.is_empty(), "the first one is passed over");
+    let claimed = claim(&store, 5).await.tasks;
+    let ids: Vec<_> = claimed.iter().map(|(record, _)| record.id()).collect();
+    assert_eq!(ids, [records[1].id(), records[2].id()]);
+    let (unreadable, readable) = join!(store.get(records[0].id()), store.get(records[1].id()));
+    assert!(unreadable.is_err() && readable.unwrap().is_some(), "one lookup fails no other");
+}
+
+macro_rules! on_both {
+    ($($case:ident)*) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $case() {
+                let subject = super::OnSqlite::new();
+                super::$case(&subject.url()).await;
+            })*
+        }
+        mod on_postgres {
+            $(#[tokio::test]
+            async fn $case() {
+                super::$case(&super::OnPostgres::new().url()).await;
+            })*
+        }
+    };
+}
+
+on_both! {
+    a_task_that_is_created_and_cancelled_at_once_is_not_claimed
+    a_claim_beside_a_cancellation_is_to_be_repeated_at_once
+    a_record_that_is_not_readable_holds_up_no_other
+}
+
+async fn two_processes() -> (SqlStore, SqlStore) {
+    let url = OnPostgres::new().url();
+    (SqlStore::open(&url).await.unwrap(), SqlStore::open(&url).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn submissions_of_a_key_by_two_processes_return_a_task_that_is_stored() {
+    let (one, other) = two_processes().await;
+    for number in 0..60 {
+        let key = format!("key {number}");
+        // The first two are in one transaction, and the other process may have the key before it.
+        let (first, second, third) = (with_key(1, &key), with_key(2, &key), with_key(3, &key));
+        let (a, b) = (one.clone(), other.clone());
+        let pair = tokio::spawn(async move { join!(create(&a, first), create(&a, second)) });
+        let alone = tokio::spawn(async move { create(&b, third).await });
+        let (first, second) = pair.await.unwrap();
+        let third = alone.await.unwrap().unwrap();
+        let (first, second) = (first.unwrap(), second.unwrap());
+        assert!(first.id() == third.id() && second.id() == third.id(), "all have one task");
+        assert!(one.get(third.id()).await.unwrap().is_some(), "it is stored");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rerun_that_meets_a_submission_of_its_key_is_refused_for_the_key() {
+    let (one, other) = two_processes().await;
+    for number in 0..40 {
+        let key = format!("key {number}");
+        create(&one, with_key(1, &key)).await.unwrap();
+        let mut again = TaskRecord::clone(&claim(&one, 1).await.tasks[0].0);
+        again.fail(TaskError::from(&Failure::of(ErrorKind::ArmFailed)), Timestamp::now()).unwrap();
+        commit(&one, again.clone()).await.unwrap();
+        let mut again = TaskRecord::clone(&one.get(again.id()).await.unwrap().unwrap());
+        again.rerun(false, Timestamp::now()).unwrap();
+        let (a, b) = (one.clone(), other.clone());
+        let rerun = tokio::spawn(async move { commit(&a, again).await });
+        let new = with_key(2, &key);
+        let new = tokio::spawn(async move { create(&b, new).await });
+        let (rerun, new) = (rerun.await.unwrap(), new.await.unwrap());
+        assert!(matches!(rerun, Ok(()) | Err(StoreError::NotUnique)), "{rerun:?}");
+        new.unwrap();
+        for (record, _) in claim(&one, 9).await.tasks {
+            commit(&one, cancelled(&record)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_clean_at_once_delete_no_more_than_the_surplus() {
+    let url = OnPostgres::new().url();
+    let mut stores = Vec::new();
+    for _ in 0..4 {
+        let builder = SqlStore::builder().finished(50).cleaning(Duration::from_millis(10));
+        stores.push(builder.open(&SqlDatabase::open(&url).await.unwrap()).await.unwrap());
+    }
+    for _ in 0..5 {
+        let mut ended = JoinSet::new();
+        for store in stores.iter().cycle().take(80).cloned() {
+            ended.spawn(async move {
+                let stored = create(&store, queued(1)).await.unwrap();
+                commit(&store, cancelled(&stored)).await.unwrap();
+            });
+        }
+        ended.join_all().await;
+        let query = TaskQuery::default().limit(1_000);
+        loop {
+            let stored = stores[0].list(&query, None).await.unwrap().len();
+            assert!(stored >= 50, "{stored} of 50 are stored");
+            if stored == 50 {
+                break;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

@@ -55,7 +55,7 @@ impl RedisStreamBusBuilder {
         self
     }
 
-    /// Sets the time for which the subscriptions of this handle wait for one under [`Overflow::Block`] (default 5 s).
+    /// Sets the time for which the subscriptions of this handle wait for one under [`Overflow::Block`](octollm_core::bus::Overflow::Block) (default 5 s).
     pub fn block_timeout(mut self, timeout: Duration) -> Self {
         self.block_timeout = timeout;
         self
@@ -68,7 +68,8 @@ impl RedisStreamBusBuilder {
         self
     }
 
-    /// Limits the events that are to be published later (default 65 536). Adding another one returns [`BusError::Full`].
+    /// Limits the events that are to be published later (default 65 536). Adding another one returns
+    /// [`BusError::Full`](octollm_core::bus::BusError::Full).
     pub fn delayed(mut self, events: usize) -> Self {
         self.delayed = events;
         self

@@ -88,7 +88,7 @@ impl<A: Acceptor> BoundServer<A> {
         Ok(Self { acceptor, service, health, orchestrator, bus, announcer, url: None })
     }
 
-    /// Serves until the future is dropped.
+    /// Serves until the future is dropped. Signals are not handled: see [`run_until_signal`](Self::run_until_signal).
     ///
     /// # Cancel safety
     /// Dropping the future closes the server and every connection at once.

@@ -104,6 +104,9 @@ impl Outbox {
 
     /// Publishes the stored events on a bus, until the bus or the database is closed. Returns why it ended.
     ///
+    /// A closed bus is noticed when the next event is published: a relay with nothing to publish goes on. To end one, drop
+    /// the future or abort its task.
+    ///
     /// A bus that is away or full is tried again, at growing intervals of at most 5 s. What it refuses for ever, such as an event
     /// that is too large for it, becomes a dead letter of the outbox, and the later events of its key are published.
     ///

@@ -183,7 +183,8 @@ async fn processes_that_clean_at_once_delete_no_more_than_the_surplus() {
     }
     for _ in 0..5 {
         let mut ended = JoinSet::new();
-        for store in stores.iter().cycle().take(80).cloned() {
+        for number in 0..80 {
+            let store = stores[number % stores.len()].clone();
             ended.spawn(async move {
                 let stored = create(&store, queued(1)).await.unwrap();
                 commit(&store, cancelled(&stored)).await.unwrap();

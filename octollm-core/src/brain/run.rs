@@ -262,6 +262,10 @@ async fn finish(inner: &Inner, started: &Started, ending: &Ending, asked: bool) 
             Err(StoreError::Conflict) => continue,
             Err(error) => {
                 tracing::warn!(task = %started.run.0, %error, "end of task not stored yet");
+                // Others take the task over, and nobody waits longer for the end of this brain.
+                if stop == Some(Stop::Close) && inner.running.has_expired(&started.run, Instant::now()) {
+                    break;
+                }
                 sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
             }

@@ -296,6 +296,11 @@ impl Running {
         self.state().runs.get(run).is_some_and(|entry| entry.is_held() && now < entry.held_until)
     }
 
+    /// Whether the lease of a run has expired at `now`, as far as is known here.
+    pub(super) fn has_expired(&self, run: &Run, now: Instant) -> bool {
+        self.state().runs.get(run).is_none_or(|entry| entry.held_until <= now)
+    }
+
     /// The time until the first lease expires.
     pub(super) fn time_to_expiry(&self) -> Option<Duration> {
         let state = self.state();

@@ -83,6 +83,21 @@ async fn cancel_and_close_end_though_the_store_hangs_in_any_operation() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn close_waits_for_a_store_that_hangs_until_the_lease_expires() {
+    let (arms, store) = (Local::new(), Trouble::new());
+    arms.hang("number.double");
+    let builder = Brain::builder().arm::<Compute>(Computer).arms(arms.clone()).lease(6 * SECOND);
+    let brain = builder.store(store.clone()).build().unwrap();
+    brain.submit(compute(4), &anyone()).await.unwrap();
+    sleep(SECOND).await;
+    store.hang("commit+renew");
+    let begun = Instant::now();
+    brain.close().await;
+    // The lease, and one operation that was begun within it.
+    assert!(begun.elapsed() < 20 * SECOND, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_survives_a_store_that_panics_once_in_any_operation() {
     for operation in OPERATIONS {
         let (arms, store) = (Local::new(), Trouble::new());

@@ -301,11 +301,11 @@ impl Running {
         self.state().runs.get(run).is_none_or(|entry| entry.held_until <= now)
     }
 
-    /// The time until the first lease expires.
+    /// The time until the next lease expires. A run whose lease has expired may still be ending.
     pub(super) fn time_to_expiry(&self) -> Option<Duration> {
-        let state = self.state();
-        let first = state.runs.values().filter(|entry| entry.is_held()).map(|entry| entry.held_until).min();
-        first.map(|until| until.saturating_duration_since(Instant::now()))
+        let (state, now) = (self.state(), Instant::now());
+        let held = state.runs.values().filter(|entry| entry.is_held() && entry.held_until > now);
+        held.map(|entry| entry.held_until - now).min()
     }
 
     /// Extends the leases of the runs in `held` to `until`, and stops the other ones of `asked` as lost.

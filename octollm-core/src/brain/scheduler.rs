@@ -144,6 +144,7 @@ async fn renew_leases(brain: Weak<Inner>, lease: Duration) {
     loop {
         sleep(wait).await;
         let Some(inner) = brain.upgrade() else { return };
+        inner.running.expire(Instant::now());
         let asked = inner.running.held();
         if asked.is_empty() && inner.running.is_closed() {
             return;
@@ -152,15 +153,16 @@ async fn renew_leases(brain: Weak<Inner>, lease: Duration) {
         if !asked.is_empty() && !renew(&inner, &asked, lease).await {
             wait = every / 4;
         }
-        inner.running.expire(Instant::now());
-        wait = wait.min(inner.running.time_to_expiry().unwrap_or(wait));
+        let now = Instant::now();
+        inner.running.expire(now);
+        wait = wait.min(inner.running.time_to_expiry(now).unwrap_or(wait));
     }
 }
 
 /// Renews the leases of these runs, and stops those that other brains hold. Returns whether the store answered.
 async fn renew(inner: &Inner, asked: &[Run], lease: Duration) -> bool {
     let at = Instant::now();
-    let limit = inner.running.time_to_expiry().map_or(lease / 3, |left| left.min(lease / 3));
+    let limit = inner.running.time_to_expiry(at).map_or(lease / 3, |left| left.min(lease / 3));
     match timeout(limit, limited(inner.store.renew(&inner.holder, lease, asked))).await {
         Ok(Ok(held)) => {
             inner.running.renewed(asked, &held, at + lease);
@@ -301,9 +303,9 @@ impl Running {
         self.state().runs.get(run).is_none_or(|entry| entry.held_until <= now)
     }
 
-    /// The time until the next lease expires. A run whose lease has expired may still be ending.
-    pub(super) fn time_to_expiry(&self) -> Option<Duration> {
-        let (state, now) = (self.state(), Instant::now());
+    /// The time from `now` until the next lease expires. A run whose lease has expired may still be ending.
+    pub(super) fn time_to_expiry(&self, now: Instant) -> Option<Duration> {
+        let state = self.state();
         let held = state.runs.values().filter(|entry| entry.is_held() && entry.held_until > now);
         held.map(|entry| entry.held_until - now).min()
     }

@@ -18,7 +18,10 @@ use octollm_core::{
     orchestrator::Orchestrator,
     task::TaskStatus,
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{
     support::{Compute, Computer, Increment, Local, anyone, compute, end_of},
@@ -95,6 +98,42 @@ async fn close_waits_for_a_store_that_hangs_until_the_lease_expires() {
     brain.close().await;
     // The lease, and one operation that was begun within it.
     assert!(begun.elapsed() < 20 * SECOND, "{:?}", begun.elapsed());
+}
+
+/// Hangs, and sends the moment at which it is stopped.
+struct Stuck(mpsc::UnboundedSender<Instant>);
+
+struct Stopped<'a>(&'a mpsc::UnboundedSender<Instant>);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.send(Instant::now()).unwrap();
+    }
+}
+
+#[async_trait]
+impl Arm<Compute> for Stuck {
+    async fn execute(&self, _: Compute, _: &Context) -> Result<u64, ArmError> {
+        let _stopped = Stopped(&self.0);
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_is_stopped_at_the_moment_at_which_its_lease_expires() {
+    const LEASE: Duration = Duration::from_secs(6);
+    for phase in 0..48 {
+        let (store, (stopped, mut moments)) = (Trouble::new(), mpsc::unbounded_channel());
+        let builder = Brain::builder().arm::<Compute>(Stuck(stopped)).lease(LEASE);
+        let brain = builder.store(store.clone()).build().unwrap();
+        brain.recover().await.unwrap();
+        store.hang("renew");
+        sleep(phase * LEASE / 48).await;
+        let begun = Instant::now();
+        brain.submit(compute(4), &anyone()).await.unwrap();
+        let ran = moments.recv().await.unwrap() - begun;
+        assert!(ran.as_millis().abs_diff(LEASE.as_millis()) <= 10, "{ran:?} at phase {phase}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

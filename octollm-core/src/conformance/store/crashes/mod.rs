@@ -42,7 +42,7 @@ use crate::{
 /// So many tasks live at a time, each with a contract of its own.
 const LANES: u64 = 12;
 /// Long enough for a slow machine to renew it.
-const LEASE: Duration = Duration::from_secs(1);
+const LEASE: Duration = Duration::from_secs(2);
 /// The program and its brain have more operations than `FEWEST`. Those after `MOST` are repeated ones of the brain alone.
 const FEWEST: u64 = 40;
 const MOST: u64 = 96;
@@ -325,7 +325,7 @@ impl<const LANE: u32> Life<LANE> {
         if self.turn == Turn::Stalls {
             // Its lease expired before another brain had the task.
             fate.release();
-            sleep(2 * LEASE).await;
+            sleep(LEASE).await;
             let later = self.record().await;
             assert!(record.is_none() || later.as_deref() == record.as_ref(), "{record:?} became {later:?}");
             if later.is_some() {

@@ -38,7 +38,12 @@ scripts/packages.sh
 
 step "short forms of the benchmarks and storms"
 cargo run -q --example bench_call -- 8 400
-cargo run -q -p octollm-core --example bench_bus -- 20000
+for mode in live live16 clones publish; do
+    cargo run -q --all-features --example bench_bus -- memory 64 20000 $mode
+done
+for mode in consume work paced-work; do
+    cargo run -q --all-features --example bench_bus -- durable 64 5000 $mode
+done
 cargo run -q -p octollm-core --example bench_layers -- --short
 cargo run -q --all-features --example bench_brain -- memory 8 1
 cargo run -q --example soak -- 400 100
@@ -47,6 +52,7 @@ cargo run -q --example storm -- memory --short
 cargo run -q --example storm -- hops --short
 cargo run -q --all-features --example storm -- kills --short
 cargo run -q --all-features --example storm -- brains --short
+cargo run -q --all-features --example storm -- redis --short
 
 step "load by wrk and h2load"
 scripts/load.sh --short

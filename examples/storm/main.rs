@@ -8,6 +8,7 @@
 //! cargo run --release --features sql --example storm kills [DATABASE..] [--short]
 //! cargo run --release --features sql --example storm brains [--brains NUMBER] [--lease SECONDS] [--short]
 //! cargo run --release --features sql --example storm outage [--short]
+//! cargo run --release --features redis --example storm redis [--short]
 //! cargo run --release --example storm serve [--keys FILE --issuer NAME] [--certificate FILE --key FILE] [--compress] [--log]
 //! cargo run --release --example storm bare
 //! ```
@@ -39,6 +40,9 @@
 //!
 //! `outage` stops Postgres for 30 s (SIGSTOP), and kills it for 30 s. The server of the brain answers 503 meanwhile.
 //!
+//! `redis` publishes and consumes for 10 minutes, over streams and over publish and subscribe, while the server is killed every 30 s. It ends
+//! with 1 if an event of the streams is lost, or one of the other bus without a gap that is reported. Debian's `redis-server` is started.
+//!
 //! `serve` prints the address that it listens on, and serves `POST /check` and `POST /report` until Ctrl-C or SIGTERM. With `--keys`
 //! callers need tokens, and rates and concurrency are limited. With `--log` spans and the access log are on. `bare` is a server of hyper alone with the same `POST /check`, to
 //! compare with. `scripts/load.sh` runs both under load.
@@ -52,6 +56,8 @@ mod loris;
 mod memory;
 mod picture;
 mod process;
+#[cfg(all(feature = "redis", unix))]
+mod redis;
 mod target;
 
 use std::{env, process::ExitCode, time::Duration};
@@ -96,8 +102,12 @@ async fn run(words: &[String]) -> Result<()> {
         ["memory", "--short"] => memory::measure(200, 100).await,
         ["serve", ref options @ ..] => target::serve(options).await,
         ["bare"] => bare::serve().await,
+        #[cfg(all(feature = "redis", unix))]
+        ["redis"] => redis::storm(&redis::Size::FULL).await,
+        #[cfg(all(feature = "redis", unix))]
+        ["redis", "--short"] => redis::storm(&redis::Size::SHORT).await,
         ["kills" | "brains" | "outage" | "brain", ..] => durable(&words).await,
-        _ => Err("usage: storm [loris|hops|memory|kills|brains|outage] [--short] [--picture FILE] | serve [OPTIONS] | bare".into()),
+        _ => Err("usage: storm [loris|hops|memory|kills|brains|outage|redis] [--short] [--picture FILE] | serve [OPTIONS] | bare".into()),
     }
 }
 

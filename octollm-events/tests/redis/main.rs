@@ -1,4 +1,4 @@
-//! The buses over Redis beyond the suite: bad settings, warnings, TLS, users, a cluster, and the limits of streams.
+//! The buses over Redis beyond the suite: bad settings, warnings, TLS, users, a cluster, and the limits of streams. Records of keys, and rates.
 #![cfg(feature = "redis")]
 
 #[path = "../support/redis.rs"]
@@ -7,6 +7,8 @@ mod redis_server;
 
 mod cluster;
 mod connecting;
+mod keys;
+mod limiter;
 mod live;
 mod streams;
 mod warnings;

@@ -101,11 +101,11 @@ async fn while_the_server_is_away_each_instance_counts_by_itself() {
     for limiter in [&limiter, &other] {
         let since = Instant::now();
         assert!(take(limiter, "ali", &limit, 1).await.retry_after.is_none(), "it has its own count");
-        assert!(since.elapsed() < Duration::from_millis(500), "the limit of a server: {:?}", since.elapsed());
+        assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
         let (since, before) = (Instant::now(), fallbacks());
         assert!(take(limiter, "ali", &limit, 1).await.retry_after.is_none());
         assert!(take(limiter, "ali", &limit, 1).await.retry_after.is_some(), "and the same limit");
-        assert!(since.elapsed() < Duration::from_millis(200), "nobody waits: {:?}", since.elapsed());
+        assert!(since.elapsed() < Duration::from_millis(500), "neither waits 250 ms: {:?}", since.elapsed());
         assert!(fallbacks() >= before + 2);
     }
     server.resume();

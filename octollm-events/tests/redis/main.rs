@@ -7,9 +7,12 @@ mod redis_server;
 
 mod cluster;
 mod connecting;
+mod instances;
 mod keys;
 mod limiter;
 mod live;
+#[cfg(feature = "sql")]
+mod outbox;
 mod streams;
 mod warnings;
 

@@ -76,7 +76,7 @@ macro_rules! bus_settings {
             self.set(|settings| settings.heartbeat = heartbeat)
         }
 
-        $crate::redis::connection::connection_settings! { "5 s" }
+        $crate::redis::connection::connection_settings! {}
     };
 }
 pub(super) use bus_settings;

@@ -144,14 +144,17 @@ async fn tls(
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// The setters that all builders share. Their `timeout` has this default.
+/// The setters that builders share: all of them, or those of TLS.
 macro_rules! connection_settings {
-    ($timeout:literal) => {
-        #[doc = concat!("Sets the time for the answer to a command (default ", $timeout, ").")]
+    () => {
+        /// Sets the time for the answer to a command (default 5 s).
         pub fn timeout(self, timeout: Duration) -> Self {
             self.set(|settings| settings.timeout = timeout)
         }
 
+        $crate::redis::connection::connection_settings! { tls }
+    };
+    (tls) => {
         /// Sets the certificates of the authorities that are trusted, as PEM (default those of the system).
         pub fn root_certificates(self, pem: impl Into<Vec<u8>>) -> Self {
             self.set(|settings| settings.roots = Some(pem.into()))

@@ -171,7 +171,7 @@ impl RedisIdempotencyStoreBuilder {
         self
     }
 
-    connection_settings! { "5 s" }
+    connection_settings! {}
 
     /// Connects.
     ///

@@ -16,7 +16,7 @@ use octollm_core::{
     error::ConfigError,
     limit::{MemoryRateLimiter, RateCount, RateLimit, RateLimiter, RateState},
 };
-use redis::Script;
+use redis::{Script, Value};
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -61,10 +61,14 @@ struct Shared {
 pub struct RedisRateLimiterBuilder {
     settings: Result<Settings, ConfigError>,
     prefix: String,
+    timeout: Duration,
 }
 
 /// Time for the answer to a request. A server allows what takes its limiter longer than 500 ms.
 const TIMEOUT: Duration = Duration::from_millis(250);
+/// A request that is counted as others are, so that it shows whether they can be.
+const PROBE: RateCount<'_> =
+    RateCount { key: "probe", limit: &RateLimit::new(1_000, Duration::from_secs(1)), requests: 1 };
 /// Doublings of the pause between two attempts to reach the server.
 const MAX_FAILURES: u32 = 6;
 
@@ -106,7 +110,7 @@ impl RedisRateLimiter {
     /// Connects with the default settings. `url` is that of [`RedisBus::connect`](super::RedisBus::connect).
     ///
     /// # Errors
-    /// A [`RedisError`] that names the reason, within 5 s.
+    /// A [`RedisError`] that names the reason, within 5 s for the connection and 5 s for each answer.
     ///
     /// # Cancel safety
     /// If the future is dropped, the connection is closed.
@@ -116,8 +120,8 @@ impl RedisRateLimiter {
 
     /// Returns a builder, to set the limits.
     pub fn builder(url: &str) -> RedisRateLimiterBuilder {
-        let builder = RedisRateLimiterBuilder { settings: Settings::parse(url), prefix: "octollm".to_owned() };
-        builder.timeout(TIMEOUT)
+        let (settings, prefix) = (Settings::parse(url), "octollm".to_owned());
+        RedisRateLimiterBuilder { settings, prefix, timeout: TIMEOUT }
     }
 
     fn away(&self, error: &RedisError) {
@@ -157,13 +161,12 @@ impl Shared {
 
 /// Asks the server until it counts again.
 async fn return_to(shared: Weak<Shared>) {
-    let limit = RateLimit::new(1_000, Duration::from_secs(1));
     for failures in 1.. {
         sleep(pause(MAX_FAILURES.min(failures))).await;
         let Some(shared) = shared.upgrade() else { return };
-        // It writes as requests do.
-        let probe = RateCount { key: "probe", limit: &limit, requests: 1 };
-        if shared.ask(&[probe]).await.is_ok() {
+        // A connection may take longer than a count.
+        let is_there = shared.commands.execute::<Value>(&redis::cmd("PING")).await.is_ok();
+        if is_there && matches!(timeout(shared.timeout, shared.ask(&[PROBE])).await, Ok(Ok(_))) {
             shared.is_away.store(false, Ordering::Release);
             tracing::info!("rates are counted in Redis again");
             return;
@@ -186,7 +189,13 @@ impl RedisRateLimiterBuilder {
         self
     }
 
-    connection_settings! { "250 ms" }
+    /// Sets the time in which the server counts a request (default 250 ms). A server of octollm waits for at most 500 ms.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    connection_settings! { tls }
 
     /// Connects.
     ///
@@ -196,16 +205,16 @@ impl RedisRateLimiterBuilder {
     /// # Cancel safety
     /// If the future is dropped, the connection is closed.
     pub async fn connect(self) -> Result<RedisRateLimiter, RedisError> {
-        let Self { settings, prefix } = self;
+        let Self { settings, prefix, timeout } = self;
         check_prefix(&prefix)?;
-        let settings = settings?;
-        let timeout = settings.timeout;
-        let commands = Commands::connect(Arc::new(settings.connector().await?)).await?;
+        if timeout.is_zero() {
+            return Err(ConfigError::new("timeout", "is 0").into());
+        }
+        let commands = Commands::connect(Arc::new(settings?.connector().await?)).await?;
         let (own, is_away) = (MemoryRateLimiter::new(), AtomicBool::new(false));
         let shared = Shared { commands, prefix, timeout, own, is_away };
         // Whether the user may count.
-        let limit = RateLimit::new(1_000, Duration::from_secs(1));
-        shared.ask(&[RateCount { key: "probe", limit: &limit, requests: 1 }]).await?;
+        shared.ask(&[PROBE]).await?;
         Ok(RedisRateLimiter(Arc::new(shared)))
     }
 }

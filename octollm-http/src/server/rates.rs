@@ -179,8 +179,9 @@ impl Rates {
         if rules.is_empty() {
             return Vec::new();
         }
-        let count = |(rule, key): (&&Rule, _)| RateCount { key, limit: &rule.limit, requests };
-        let counts: Vec<_> = rules.iter().zip(keys.iter().map(String::as_str)).map(count).collect();
+        let pairs = rules.iter().zip(keys);
+        let counts: Vec<_> =
+            pairs.map(|(rule, key)| RateCount { key, limit: &rule.limit, requests }).collect();
         match timeout(LIMITER_TIMEOUT, self.limiter.take_each(&counts)).await {
             Ok(Ok(states)) => states,
             Ok(Err(error)) => {

@@ -40,7 +40,7 @@ def place(binary, path):
         suite, (subject, case) = "stores", names
     elif binary == "sql" and len(names) == 3 and names[1] == "keys":
         suite, subject, case = "keys", names[0], names[2]
-    elif binary in ("sql", "events") and len(names) == 3:
+    elif binary in ("sql", "events", "redis") and len(names) == 3:
         suite, subject, case = names
         suite = "buses beyond the suite" if suite == "bus" else suite
     else:

@@ -44,9 +44,13 @@ impl Subject<dyn IdempotencyStore> for OnRedis {
     }
 }
 
-octollm_core::conformance::idempotency_store_tests! {
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    OnRedis::new()
+mod on_redis {
+    use super::*;
+
+    octollm_core::conformance::idempotency_store_tests! {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        OnRedis::new()
+    }
 }
 
 /// Charges a card.

@@ -5,14 +5,14 @@
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
 mod redis_server;
 
+#[cfg(feature = "sql")]
+mod bus;
 mod cluster;
 mod connecting;
 mod instances;
 mod keys;
 mod limiter;
 mod live;
-#[cfg(feature = "sql")]
-mod outbox;
 mod streams;
 mod warnings;
 

@@ -88,8 +88,7 @@ async fn replay_all(bus: &dyn DurableBus, group: &str) -> Result<(), octollm::Er
 /// Orders of which every second one cannot be billed, until that is repaired.
 async fn demonstrate() -> Result<(), octollm::Error> {
     let bus = MemoryDurableBus::new();
-    let mut billing =
-        bus.consume("billing", "events:order:paid".parse()?, ConsumeOptions::default()).await?;
+    let mut billing = bus.consume("billing", "events:order:paid".parse()?, ConsumeOptions::default()).await?;
     for order in 1..=6 {
         bus.publish(Event::new("order.paid", "shop", order)?).await?;
         let Some(Ok(delivery)) = billing.next().await else { break };

@@ -11,7 +11,10 @@ pub(super) async fn warn_of_settings(commands: &Commands) {
     let find =
         |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     if let Some(policy) = find("maxmemory_policy").filter(|policy| *policy != "noeviction") {
-        tracing::warn!(policy, "Redis may delete events and records: its `maxmemory-policy` is not `noeviction`");
+        tracing::warn!(
+            policy,
+            "Redis may delete events and records: its `maxmemory-policy` is not `noeviction`"
+        );
     }
     let save: Result<Value, _> = commands.execute(redis::cmd("CONFIG").arg("GET").arg("save")).await;
     let has_snapshots = !matches!(&save, Ok(Value::Map(found)) if found.iter().all(|(_, value)| text(value.clone()).is_empty()));

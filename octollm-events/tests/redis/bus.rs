@@ -54,9 +54,12 @@ mod on_redis_streams {
     async fn case_39_an_event_that_is_published_twice_has_its_effect_once() {
         let (server, shop) = (Redis::start(&[]), Shop::new().await);
         let inbox = Inbox::open(&shop.database, "billing").await.unwrap();
-        let (streams, live) =
-            (RedisStreamBus::connect(&server.url()).await.unwrap(), RedisBus::connect(&server.url()).await.unwrap());
-        let mut consumer = streams.consume("billing", Pattern::all(), ConsumeOptions::default()).await.unwrap();
+        let (streams, live) = (
+            RedisStreamBus::connect(&server.url()).await.unwrap(),
+            RedisBus::connect(&server.url()).await.unwrap(),
+        );
+        let mut consumer =
+            streams.consume("billing", Pattern::all(), ConsumeOptions::default()).await.unwrap();
         let mut events = subscribed(&live).await;
         let sent = event(1);
         for is_first in [true, false] {
@@ -94,7 +97,10 @@ mod on_redis_streams {
             }
             tx.commit().await.unwrap();
         }
-        assert!(outbox.waiting().await.unwrap() >= (KEYS * STEPS / 2) as u64, "they wait while the server is away");
+        assert!(
+            outbox.waiting().await.unwrap() >= (KEYS * STEPS / 2) as u64,
+            "they wait while the server is away"
+        );
         server.restart();
         let mut handled = 0;
         while handled < KEYS * STEPS {

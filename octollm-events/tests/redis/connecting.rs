@@ -114,7 +114,8 @@ async fn an_old_server_is_named_with_its_version() {
     let unknown = "-ERR unknown command `HELLO`, with args beginning with: `3`, \r\n".to_owned();
     let error = refused(&answering(unknown).await).await;
     assert!(matches!(error, RedisError::OldServer { .. }), "{error:?}");
-    let error = refused(&answering("-LOADING Redis is loading the dataset in memory\r\n".to_owned()).await).await;
+    let error =
+        refused(&answering("-LOADING Redis is loading the dataset in memory\r\n".to_owned()).await).await;
     assert!(matches!(error, RedisError::Unreachable(_)), "{error:?}");
 }
 

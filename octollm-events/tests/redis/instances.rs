@@ -150,7 +150,10 @@ async fn what_registers_at_one_orchestrator_is_published_to_all_processes() {
     tokio::spawn(office.run_until(async { drop(stopped.await) }));
     let registered = received(&mut events).await;
     assert_eq!((registered.event_type(), registered.source()), ("arm.registered", "brain"));
-    assert_eq!((&registered.data()["arm_id"], &registered.data()["endpoint"]), (&"office".into(), &at.into()));
+    assert_eq!(
+        (&registered.data()["arm_id"], &registered.data()["endpoint"]),
+        (&"office".into(), &at.into())
+    );
     stop.send(()).unwrap();
     let gone = received(&mut events).await;
     assert_eq!((gone.event_type(), &gone.data()["reason"]), ("arm.unavailable", &"left".into()));
@@ -209,7 +212,10 @@ mod brains {
             while let Some(update) = timeout(LIMIT, updates.next()).await.unwrap() {
                 last = Some(update);
             }
-            assert!(matches!(last, Some(TaskUpdate::Status { status: TaskStatus::Completed, .. })), "{last:?}");
+            assert!(
+                matches!(last, Some(TaskUpdate::Status { status: TaskStatus::Completed, .. })),
+                "{last:?}"
+            );
             assert_eq!(other.output().await.unwrap(), 5);
             // Whichever of them has run it, all processes see its end.
             loop {

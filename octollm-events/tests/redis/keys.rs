@@ -157,7 +157,9 @@ async fn a_server_that_is_full_or_away_begins_no_run() {
 #[tokio::test]
 async fn settings_of_a_store_are_checked() {
     let builder = RedisIdempotencyStore::builder("redis://host");
-    for builder in [builder.clone().prefix(""), builder.clone().prefix("a{"), builder.retained_for(Duration::ZERO)] {
+    for builder in
+        [builder.clone().prefix(""), builder.clone().prefix("a{"), builder.retained_for(Duration::ZERO)]
+    {
         assert!(matches!(builder.connect().await, Err(RedisError::Setting(_))));
     }
 }

@@ -66,8 +66,13 @@ async fn requests_come_back_by_the_clock_of_the_server() {
 async fn all_limits_of_a_request_are_one_command() {
     let server = Redis::start(&[]);
     let [limiter, _] = pair(&server).await;
-    let (wide, narrow) = (RateLimit::new(100, Duration::from_secs(60)), RateLimit::new(1, Duration::from_secs(60)));
-    let counts = [("a", &wide), ("b", &narrow), ("c", &wide)].map(|(key, limit)| RateCount { key, limit, requests: 1 });
+    let (wide, narrow) =
+        (RateLimit::new(100, Duration::from_secs(60)), RateLimit::new(1, Duration::from_secs(60)));
+    let counts = [("a", &wide), ("b", &narrow), ("c", &wide)].map(|(key, limit)| RateCount {
+        key,
+        limit,
+        requests: 1,
+    });
     let commands = || {
         let stats = server.execute("INFO commandstats");
         let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:calls=")).unwrap().to_owned();
@@ -79,7 +84,10 @@ async fn all_limits_of_a_request_are_one_command() {
     let remaining: Vec<_> = first.iter().map(|state| (state.remaining, state.retry_after)).collect();
     assert_eq!(remaining, [(99, None), (0, None), (99, None)]);
     let second = limiter.take_each(&counts).await.unwrap();
-    assert!(matches!(second[..], [RateState { retry_after: None, .. }, RateState { retry_after: Some(_), .. }]));
+    assert!(matches!(
+        second[..],
+        [RateState { retry_after: None, .. }, RateState { retry_after: Some(_), .. }]
+    ));
     assert_eq!(take(&limiter, "c", &wide, 0).await.remaining, 99, "what follows a refusal is not counted");
 }
 
@@ -127,7 +135,9 @@ async fn while_the_server_is_away_each_instance_counts_by_itself() {
 #[tokio::test]
 async fn a_user_without_the_right_to_count_is_refused_at_the_start() {
     let server = Redis::start(&[]);
-    server.execute("ACL SETUSER ann on >geheim ~{octollm}:* -@all +@connection +@read +@write +@scripting +time");
+    server.execute(
+        "ACL SETUSER ann on >geheim ~{octollm}:* -@all +@connection +@read +@write +@scripting +time",
+    );
     let url = format!("redis://ann:geheim@127.0.0.1:{}", server.port());
     RedisRateLimiter::connect(&url).await.unwrap();
     let error = RedisRateLimiter::builder(&url).prefix("other").connect().await.unwrap_err();

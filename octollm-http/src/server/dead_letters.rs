@@ -138,7 +138,8 @@ impl Letter {
             }
             Err(bytes) => (None, Some(BASE64_STANDARD.encode(bytes))),
         };
-        let attempt = |FailedAttempt { at, consumer, reason, .. }| Attempt { at: at.to_string(), consumer, reason };
+        let attempt =
+            |FailedAttempt { at, consumer, reason, .. }| Attempt { at: at.to_string(), consumer, reason };
         Ok(Self { id, event, bytes, reason, attempts, history: history.into_iter().map(attempt).collect() })
     }
 }
@@ -171,7 +172,9 @@ impl Query {
 fn failure(error: &BusError) -> Failure {
     match error {
         BusError::UnknownGroup { .. } => Failure::new(ErrorKind::NotFound, "there is no such group"),
-        BusError::UnknownDeadLetter { .. } => Failure::new(ErrorKind::NotFound, "there is no such dead letter"),
+        BusError::UnknownDeadLetter { .. } => {
+            Failure::new(ErrorKind::NotFound, "there is no such dead letter")
+        }
         BusError::Full { .. } => Failure::new(ErrorKind::Unavailable, "the bus is full: try again later"),
         error => {
             let source: &dyn std::error::Error = error;

@@ -70,8 +70,16 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    __private::Audit, Arm, audit::AuditLog, bus::{DurableBus, EventBus}, contract::TaskContract, dispatcher::Dispatcher,
-    error::ConfigError, idempotency::IdempotencyStore, orchestrator::Orchestrator, reflex::Reflex,
+    __private::Audit,
+    Arm,
+    audit::AuditLog,
+    bus::{DurableBus, EventBus},
+    contract::TaskContract,
+    dispatcher::Dispatcher,
+    error::ConfigError,
+    idempotency::IdempotencyStore,
+    orchestrator::Orchestrator,
+    reflex::Reflex,
     transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};

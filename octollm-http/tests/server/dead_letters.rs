@@ -34,7 +34,8 @@ async fn get(peer: Peer, query: &str) -> Answer {
 }
 
 async fn replay(peer: Peer, id: &str, query: &str) -> Answer {
-    peer.post(&format!("/dead-letters/{id}/replay?{query}"), "Authorization: Bearer events:admin\r\n", "").await
+    peer.post(&format!("/dead-letters/{id}/replay?{query}"), "Authorization: Bearer events:admin\r\n", "")
+        .await
 }
 
 /// A bus with so many dead letters of a group, a server of them, and a consumer of the group.
@@ -67,7 +68,10 @@ async fn dead_letters_are_listed_with_their_reasons_and_replayed() {
     for (number, letter) in body["dead_letters"].as_array().unwrap().iter().enumerate() {
         let reason = format!("reason {number}");
         assert_eq!((&letter["reason"], &letter["attempts"]), (&json!(reason), &json!(1)));
-        assert_eq!((&letter["event"]["event_type"], &letter["event"]["data"]), (&json!("order.paid"), &json!(number)));
+        assert_eq!(
+            (&letter["event"]["event_type"], &letter["event"]["data"]),
+            (&json!("order.paid"), &json!(number))
+        );
         assert_eq!((&letter["event"]["subject"], &letter["bytes"]), (&json!("order"), &Value::Null));
         let history = letter["history"].as_array().unwrap();
         assert_eq!((history.len(), &history[0]["reason"]), (1, &json!(reason)));
@@ -80,7 +84,8 @@ async fn dead_letters_are_listed_with_their_reasons_and_replayed() {
     let replayed = replay(peer, &all[1], GROUP).await;
     let expected = json!({ "id": all[1], "group": "billing team" });
     assert_eq!((replayed.status, replayed.json()), (202, expected));
-    let delivery = tokio::time::timeout(Duration::from_secs(5), consumer.next()).await.unwrap().unwrap().unwrap();
+    let delivery =
+        tokio::time::timeout(Duration::from_secs(5), consumer.next()).await.unwrap().unwrap().unwrap();
     assert_eq!((delivery.attempt(), delivery.event().data()), (1, &json!(1)));
     delivery.ack().await.unwrap();
     assert_eq!(ids(&get(peer, GROUP).await), [all[0].clone(), all[2].clone()]);
@@ -109,7 +114,15 @@ async fn dead_letters_have_pages() {
 async fn what_is_malformed_unknown_or_not_allowed_is_refused() {
     let (_bus, peer, _consumer) = bus_with(1).await;
     let id = &ids(&get(peer, GROUP).await)[0];
-    for query in ["", "group=", "group=a&group=b", "group=a&limit=0", "group=a&limit=101", "group=a&more=1", "group=%zz"] {
+    for query in [
+        "",
+        "group=",
+        "group=a&group=b",
+        "group=a&limit=0",
+        "group=a&limit=101",
+        "group=a&more=1",
+        "group=%zz",
+    ] {
         get(peer, query).await.is_problem(400, "bad_request");
     }
     for query in ["", "group=billing%20team&limit=1"] {

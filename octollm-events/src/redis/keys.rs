@@ -30,7 +30,7 @@ use super::{
 ///
 /// A record is as durable as the server stores it. One that the server loses, as it can by `appendfsync everysec`, in a failover to a
 /// replica or by a `maxmemory-policy` other than `noeviction`, lets a repeated call run again. The store warns of settings by which it can. Where
-/// that must not happen, use a [database](https://docs.rs/octollm-events), or `appendfsync always` without failovers.
+/// that must not happen, use a database, or `appendfsync always` without failovers.
 ///
 /// ```no_run
 /// use octollm_events::redis::RedisIdempotencyStore;

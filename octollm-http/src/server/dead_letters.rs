@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use http::{Method, StatusCode};
 use octollm_core::{
     bus::{BusError, DeadLetter, DurableBus, FailedAttempt},
     error::{ConfigError, ErrorKind, Failure},
+    event::Event,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -24,6 +26,8 @@ pub(crate) const SCOPE: &str = "events:admin";
 /// Dead letters of a page: the default, and the most.
 pub(crate) const PAGE: usize = 20;
 pub(crate) const MAX_PAGE: usize = 100;
+/// A page ends with the event that reaches so many bytes.
+const MAX_PAGE_BYTES: usize = 1024 * 1024;
 
 impl Server {
     /// Sets the durable bus whose dead letters are at `GET /dead-letters?group=NAME`, with their reasons and attempts.
@@ -104,8 +108,15 @@ impl Endpoint for List {
             self.0.dead_letters(&group, after.as_deref(), limit + 1).await.map_err(|error| failure(&error))
         };
         let mut found = within(inbound.parts.deadline, listed).await?;
-        let has_more = found.len() > limit;
-        found.truncate(limit);
+        let mut bytes = 0;
+        let fits = |letter: &&DeadLetter| {
+            let fits = bytes < MAX_PAGE_BYTES;
+            bytes += letter.event.as_ref().map_or_else(Bytes::len, Event::size);
+            fits
+        };
+        let count = found.iter().take(limit).take_while(fits).count();
+        let has_more = found.len() > count;
+        found.truncate(count);
         let next = found.last().filter(|_| has_more).map(|letter| letter.entry.clone());
         let dead_letters = found.into_iter().map(Letter::of).collect::<Result<_, _>>()?;
         Ok(Answer::json(&DeadLetters { dead_letters, next })?)

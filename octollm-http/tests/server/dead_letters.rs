@@ -111,6 +111,19 @@ async fn dead_letters_have_pages() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_page_of_large_events_is_shorter() {
+    let (bus, peer, mut consumer) = bus_with(0).await;
+    for _ in 0..3 {
+        bus.publish(Event::new("order.paid", "shop", "x".repeat(600 * 1024)).unwrap()).await.unwrap();
+        consumer.next().await.unwrap().unwrap().nack(Nack::dead_letter("large")).await.unwrap();
+    }
+    let page = get(peer, GROUP).await;
+    let found = ids(&page);
+    assert_eq!((found.len(), page.json()["next"].as_str()), (2, Some(&*found[1])));
+    assert_eq!(ids(&get(peer, &format!("{GROUP}&after={}", found[1])).await).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_malformed_unknown_or_not_allowed_is_refused() {
     let (_bus, peer, _consumer) = bus_with(1).await;
     let id = &ids(&get(peer, GROUP).await)[0];

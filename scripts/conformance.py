@@ -40,7 +40,7 @@ def place(binary, path):
         suite, (subject, case) = "stores", names
     elif binary == "sql" and len(names) == 3 and names[1] == "keys":
         suite, subject, case = "keys", names[0], names[2]
-    elif binary in ("sql", "events") and len(names) == 3:
+    elif binary in ("sql", "events", "redis") and len(names) == 3:
         suite, subject, case = names
         suite = "buses beyond the suite" if suite == "bus" else suite
     else:
@@ -81,7 +81,9 @@ def table(cases):
 def main():
     print("# Results of the suites\n")
     print("`scripts/conformance.sh` writes this page. A case that needs a broker, or a capability, asserts that a bus without one")
-    print("says so. Case 13, that settling twice does not compile, is a doc test of `Delivery`.")
+    print("says so. Case 13, that settling twice does not compile, is a doc test of `Delivery`. Cases 39 and 44 to 50 are of an outbox, an inbox")
+    print("and an audit log, which are in a database: their columns are databases, and buses that a database publishes to. Records of keys in a")
+    print("Redis server are in the column `Redis`. An empty place is a case of one bus alone, whose limits or forms others do not have.")
     for suite, cases in sorted(read(sys.argv[1:]).items(), key=lambda item: (item[0] not in TITLES, item[0])):
         print(f"\n## {TITLES.get(suite, suite.capitalize())}\n")
         print("\n".join(table(cases)))

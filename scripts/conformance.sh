@@ -13,6 +13,6 @@ results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 status=0
 cargo test -p octollm-core --features conformance --test conformance 2>&1 | tee "$results" || status=$?
-cargo test -p octollm-events --features sql,redis --test bus --test sql --test events -- --test-threads 2 2>&1 | tee -a "$results" || status=$?
+cargo test -p octollm-events --features sql,redis --test bus --test sql --test events --test redis -- --test-threads 2 2>&1 | tee -a "$results" || status=$?
 python3 scripts/conformance.py "$results" > docs/conformance.md
 exit "$status"

@@ -75,7 +75,7 @@
 //! | `conformance` | suites of tests for a user's own stores and buses: enable it under `[dev-dependencies]` | no |
 //! | `events` | the encodings of events | no |
 //! | `sql` | tasks, events and the audit log in a database: SQLite or Postgres; needs a C compiler | no |
-//! | `redis` | events over a Redis server: publish and subscribe, and streams; needs a C compiler | no |
+//! | `redis` | events, records of keys and rates over a Redis server; needs a C compiler | no |
 //! | `full` | all of them but `conformance` | no |
 
 pub use octollm_core::{
@@ -173,6 +173,8 @@ mod guide {
     mod plans {}
     #[doc = include_str!("../docs/guide/postgres.md")]
     mod postgres {}
+    #[doc = include_str!("../docs/guide/redis.md")]
+    mod redis {}
     #[doc = include_str!("../docs/guide/reflexes.md")]
     mod reflexes {}
     #[cfg(feature = "tokens")]

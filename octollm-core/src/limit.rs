@@ -139,6 +139,40 @@ pub trait RateLimiter: Send + Sync + 'static {
         limit: &RateLimit,
         requests: u32,
     ) -> Result<RateState, Box<dyn Error + Send + Sync>>;
+
+    /// Counts requests under several keys, one after the other, up to the first that refuses them. Returns the states up to that one.
+    /// By default each is a [`take`](Self::take). A store that several processes share implements it by one round trip.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the requests may be counted under some of the keys.
+    async fn take_each(
+        &self,
+        counts: &[RateCount<'_>],
+    ) -> Result<Vec<RateState>, Box<dyn Error + Send + Sync>> {
+        let mut states = Vec::with_capacity(counts.len());
+        for count in counts {
+            let state = self.take(count.key, count.limit, count.requests).await?;
+            states.push(state);
+            if state.retry_after.is_some() {
+                break;
+            }
+        }
+        Ok(states)
+    }
+}
+
+/// Requests that are counted under a key.
+#[derive(Debug, Clone, Copy)]
+pub struct RateCount<'a> {
+    /// The key, as [`RateLimiter::take`] has it.
+    pub key: &'a str,
+    /// The limit of the key.
+    pub limit: &'a RateLimit,
+    /// How many requests are counted.
+    pub requests: u32,
 }
 
 #[async_trait]
@@ -150,6 +184,13 @@ impl<L: RateLimiter + ?Sized> RateLimiter for Arc<L> {
         requests: u32,
     ) -> Result<RateState, Box<dyn Error + Send + Sync>> {
         (**self).take(key, limit, requests).await
+    }
+
+    async fn take_each(
+        &self,
+        counts: &[RateCount<'_>],
+    ) -> Result<Vec<RateState>, Box<dyn Error + Send + Sync>> {
+        (**self).take_each(counts).await
     }
 }
 

@@ -61,18 +61,13 @@ impl Drop for Owner {
     }
 }
 
-/// The setters that the builders share.
-macro_rules! connection_settings {
+/// The setters that the builders of buses share.
+macro_rules! bus_settings {
     () => {
         /// Sets the encoding of the events (default [`Encoding::Native`]). All programs on one server use the same.
         pub fn encoding(mut self, encoding: Encoding) -> Self {
             self.encoding = encoding;
             self
-        }
-
-        /// Sets the time for the answer to a command (default 5 s).
-        pub fn timeout(self, timeout: Duration) -> Self {
-            self.set(|settings| settings.timeout = timeout)
         }
 
         /// Sets the time between two PINGs on a connection of subscriptions (default 5 s). A server that is silent for two of them is
@@ -81,25 +76,10 @@ macro_rules! connection_settings {
             self.set(|settings| settings.heartbeat = heartbeat)
         }
 
-        /// Sets the certificates of the authorities that are trusted, as PEM (default those of the system).
-        pub fn root_certificates(self, pem: impl Into<Vec<u8>>) -> Self {
-            self.set(|settings| settings.roots = Some(pem.into()))
-        }
-
-        /// Sets the certificate chain of the client and its private key, as PEM (default none).
-        pub fn client_certificate(self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
-            self.set(|settings| settings.identity = Some((chain.into(), key.into())))
-        }
-
-        fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
-            if let Ok(settings) = &mut self.settings {
-                change(settings);
-            }
-            self
-        }
+        $crate::redis::connection::connection_settings! {}
     };
 }
-pub(super) use connection_settings;
+pub(super) use bus_settings;
 
 /// Builds a [`RedisBus`].
 #[derive(Debug, Clone)]
@@ -173,7 +153,7 @@ impl RedisBusBuilder {
         self
     }
 
-    connection_settings! {}
+    bus_settings! {}
 
     /// Connects.
     ///

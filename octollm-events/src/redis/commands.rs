@@ -7,8 +7,9 @@ use std::sync::{
 
 use octollm_core::event::Event;
 use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, ScriptInvocation,
-    ServerErrorKind, Value, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, PushInfo, PushKind, RedisFuture,
+    RedisResult, ScriptInvocation, ServerErrorKind, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
 };
 use tokio::{task::AbortHandle, time::Instant};
 
@@ -52,6 +53,68 @@ struct Attempts {
     failed: Option<(Instant, RedisError)>,
     /// The node of a cluster that has the keys.
     node: Option<Address>,
+    /// The node to which they are being moved.
+    asked: Option<(Address, Active)>,
+}
+
+/// What is sent.
+enum Request<'a> {
+    Command(&'a Cmd),
+    Script(&'a ScriptInvocation<'a>),
+}
+
+impl Request<'_> {
+    async fn send<T: FromRedisValue>(&self, connection: &mut impl ConnectionLike) -> RedisResult<T> {
+        match self {
+            Self::Command(command) => command.query_async(connection).await,
+            Self::Script(script) => script.invoke_async(connection).await,
+        }
+    }
+}
+
+/// Sends ASKING before each command, so that a node takes it for a slot that it does not have yet.
+struct Asking(MultiplexedConnection);
+
+impl ConnectionLike for Asking {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move {
+            let mut both = redis::pipe();
+            both.cmd("ASKING").ignore().add_command(command.clone());
+            let (answer,) = both.query_async(&mut self.0).await?;
+            Ok(answer)
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        commands: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        self.0.req_packed_commands(commands, offset, count)
+    }
+
+    fn get_db(&self) -> i64 {
+        self.0.get_db()
+    }
+}
+
+/// How a request failed.
+enum Failed {
+    With(RedisError),
+    /// It was not executed. The next connection is to the node that has the keys.
+    Moved,
+    /// It was not executed. The keys are being moved to this node.
+    Ask(Address),
+}
+
+impl Failed {
+    fn into_error(self) -> RedisError {
+        match self {
+            Self::With(error) => error,
+            Self::Moved | Self::Ask(_) => moved(),
+        }
+    }
 }
 
 /// Times that a command follows its keys to another node of a cluster.
@@ -69,20 +132,7 @@ impl Commands {
 
     /// Executes a command.
     pub(super) async fn execute<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
-        let mut redirections = 0;
-        loop {
-            let mut active = self.active().await?;
-            match command.query_async(&mut active.connection).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    let error = self.failed(&active, error).await;
-                    redirections += 1;
-                    if let Some(error) = error.or_else(|| too_many(redirections)) {
-                        return Err(error);
-                    }
-                }
-            }
-        }
+        self.request(Request::Command(command)).await
     }
 
     /// Executes a script.
@@ -90,20 +140,35 @@ impl Commands {
         &self,
         script: &ScriptInvocation<'_>,
     ) -> Result<T, RedisError> {
-        let mut redirections = 0;
-        loop {
-            let mut active = self.active().await?;
-            match script.invoke_async(&mut active.connection).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    let error = self.failed(&active, error).await;
-                    redirections += 1;
-                    if let Some(error) = error.or_else(|| too_many(redirections)) {
-                        return Err(error);
-                    }
+        self.request(Request::Script(script)).await
+    }
+
+    /// Sends a request, and follows its keys to other nodes of a cluster.
+    async fn request<T: FromRedisValue>(&self, request: Request<'_>) -> Result<T, RedisError> {
+        let mut asked = None;
+        for _ in 0..=REDIRECTIONS {
+            let (active, answer) = match asked.take() {
+                None => {
+                    let mut active = self.active().await?;
+                    let answer = request.send(&mut active.connection).await;
+                    (active, answer)
                 }
+                Some(node) => {
+                    let active = self.asked(node).await?;
+                    let answer = request.send(&mut Asking(active.connection.clone())).await;
+                    (active, answer)
+                }
+            };
+            match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => match self.failed(&active, error).await {
+                    Failed::With(error) => return Err(error),
+                    Failed::Moved => {}
+                    Failed::Ask(node) => asked = Some(node),
+                },
             }
         }
+        Err(moved())
     }
 
     /// Executes commands in order, and returns a result for each.
@@ -117,46 +182,72 @@ impl Commands {
             Err(error) => return vec![Err(error); count],
         };
         let mut connection = active.connection.clone();
-        let answers: Result<Vec<redis::RedisResult<Value>>, _> =
+        let answers: Result<Vec<RedisResult<Value>>, _> =
             commands.ignore_errors().query_async(&mut connection).await;
-        match answers {
-            Ok(answers) => {
-                let mut results = Vec::with_capacity(count);
-                for answer in answers {
-                    results.push(match answer {
-                        Ok(_) => Ok(()),
-                        Err(error) => Err(self.failed(&active, error).await.unwrap_or_else(moved)),
-                    });
-                }
-                results
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(error) => {
+                let failed = self.failed(&active, error).await;
+                return vec![Err(failed.into_error()); count];
             }
-            Err(error) => vec![Err(self.failed(&active, error).await.unwrap_or_else(moved)); count],
+        };
+        let mut results = Vec::with_capacity(count);
+        for (answer, command) in answers.into_iter().zip(commands.cmd_iter()) {
+            results.push(match answer {
+                Ok(_) => Ok(()),
+                Err(error) => match self.failed(&active, error).await {
+                    Failed::With(error) => Err(error),
+                    // It was not executed: the keys are at another node.
+                    Failed::Moved | Failed::Ask(_) => self.execute::<Value>(command).await.map(drop),
+                },
+            });
         }
+        results
     }
 
-    /// What a failure says of its connection. `None` where the command can be sent to another node, because it was not executed.
-    async fn failed(&self, active: &Active, error: redis::RedisError) -> Option<RedisError> {
-        let node = match error.kind() {
+    /// What a failure says of its connection, and whether another node has the keys.
+    async fn failed(&self, active: &Active, error: redis::RedisError) -> Failed {
+        let node = || error.redirect_node().and_then(|(node, _)| address(node));
+        match error.kind() {
             ErrorKind::Server(ServerErrorKind::Moved) => {
-                error.redirect_node().and_then(|(node, _)| address(node))
+                if let Some(node) = node() {
+                    active.link.is_lost.store(true, Ordering::Relaxed);
+                    self.attempts.lock().await.node = Some(node);
+                    return Failed::Moved;
+                }
             }
-            _ => None,
-        };
+            ErrorKind::Server(ServerErrorKind::Ask) => {
+                if let Some(node) = node() {
+                    return Failed::Ask(node);
+                }
+            }
+            _ => {}
+        }
         // What is read-only is a master no more: the next connection may reach the new one.
         let is_lost = error.is_io_error()
             || error.is_unrecoverable_error()
             || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly));
-        if is_lost || node.is_some() {
+        if is_lost {
             active.link.is_lost.store(true, Ordering::Relaxed);
         }
-        if node.is_some() {
-            self.attempts.lock().await.node = node;
-            return None;
+        Failed::With(match error.is_timeout() {
+            true => RedisError::TimedOut(self.connector.settings.timeout),
+            false => error.into(),
+        })
+    }
+
+    /// A connection to the node to which a slot is being moved. It serves until the slot is there.
+    async fn asked(&self, node: Address) -> Result<Active, RedisError> {
+        let mut attempts = self.attempts.lock().await;
+        if let Some((address, active)) = &attempts.asked
+            && *address == node
+            && !active.link.is_lost.load(Ordering::Relaxed)
+        {
+            return Ok(active.clone());
         }
-        if error.is_timeout() {
-            return Some(RedisError::TimedOut(self.connector.settings.timeout));
-        }
-        Some(error.into())
+        let active = self.open(&node).await?;
+        attempts.asked = Some((node, active.clone()));
+        Ok(active)
     }
 
     fn current(&self) -> MutexGuard<'_, Option<Active>> {
@@ -265,8 +356,4 @@ fn address(node: &str) -> Option<Address> {
 
 fn moved() -> RedisError {
     RedisError::answered("TRYAGAIN the keys are at another node")
-}
-
-fn too_many(redirections: usize) -> Option<RedisError> {
-    (redirections > REDIRECTIONS).then(moved)
 }

@@ -144,6 +144,45 @@ async fn tls(
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
+/// The setters that builders share: all of them, or those of TLS.
+macro_rules! connection_settings {
+    () => {
+        /// Sets the time for the answer to a command (default 5 s).
+        pub fn timeout(self, timeout: Duration) -> Self {
+            self.set(|settings| settings.timeout = timeout)
+        }
+
+        $crate::redis::connection::connection_settings! { tls }
+    };
+    (tls) => {
+        /// Sets the certificates of the authorities that are trusted, as PEM (default those of the system).
+        pub fn root_certificates(self, pem: impl Into<Vec<u8>>) -> Self {
+            self.set(|settings| settings.roots = Some(pem.into()))
+        }
+
+        /// Sets the certificate chain of the client and its private key, as PEM (default none).
+        pub fn client_certificate(self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+            self.set(|settings| settings.identity = Some((chain.into(), key.into())))
+        }
+
+        fn set(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+            if let Ok(settings) = &mut self.settings {
+                change(settings);
+            }
+            self
+        }
+    };
+}
+pub(super) use connection_settings;
+
+/// Checks the prefix of keys, which is their hash tag.
+pub(super) fn check_prefix(prefix: &str) -> Result<(), ConfigError> {
+    match prefix.is_empty() || prefix.contains(['{', '}']) {
+        true => Err(ConfigError::new("prefix", "is a text without braces, and not empty")),
+        false => Ok(()),
+    }
+}
+
 /// Opens connections.
 #[derive(Clone)]
 pub(super) struct Connector {

@@ -63,3 +63,41 @@ async fn every_node_of_a_cluster_leads_to_the_bus() {
         }
     }
 }
+
+/// The id of a node.
+fn id_of(node: &Redis) -> String {
+    let answer = node.execute("CLUSTER MYID");
+    answer.lines().nth(1).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_slot_that_moves_is_followed_while_it_moves_and_after() {
+    let nodes = cluster().await;
+    let answer = nodes[0].execute("CLUSTER KEYSLOT {moving}");
+    let slot: usize = answer.trim().trim_start_matches(':').parse().unwrap();
+    let owner = slot / 5461;
+    let (from, to) = (&nodes[owner.min(2)], &nodes[(owner.min(2) + 1) % 3]);
+    let bus = RedisStreamBus::builder(&from.url()).prefix("moving").connect().await.unwrap();
+    to.execute(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", id_of(from)));
+    from.execute(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", id_of(to)));
+    // The log is not there yet: its node answers ASK, for single events and for each of a batch.
+    bus.publish(event(0)).await.unwrap();
+    let results = bus.publish_all((1..4).map(event).collect()).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let sets = format!("CLUSTER SETSLOT {slot} NODE {}", id_of(to));
+    to.execute(&sets);
+    for node in &nodes {
+        node.execute(&sets);
+    }
+    // Now it answers MOVED, in the middle of a pipeline too.
+    let results = bus.publish_all((4..7).map(event).collect()).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let options = ConsumeOptions { from_start: true, ..ConsumeOptions::default() };
+    let mut consumer = bus.consume("workers", Pattern::all(), options).await.unwrap();
+    for expected in 0..7 {
+        let delivery = delivered(&mut consumer).await;
+        assert_eq!(number(delivery.event()), expected);
+        delivery.ack().await.unwrap();
+    }
+    assert!(to.execute("XLEN {moving}:log").starts_with(":7"));
+}

@@ -3,19 +3,29 @@
 use std::fs;
 
 use octollm_core::bus::{BusError, ConsumeOptions, DelayBus, DurableBus, Nack};
-use octollm_events::redis::{RedisBus, RedisError, RedisStreamBus};
+use octollm_events::redis::{RedisBus, RedisError, RedisIdempotencyStore, RedisRateLimiter, RedisStreamBus};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpListener,
+    time::Instant,
+};
 
 use crate::*;
 
-/// The error of both buses at this address.
+/// The error of all at this address.
 async fn refused(url: &str) -> RedisError {
     let since = Instant::now();
     let error = RedisBus::connect(url).await.unwrap_err();
-    let other = RedisStreamBus::connect(url).await.unwrap_err();
+    let others = [
+        RedisStreamBus::connect(url).await.unwrap_err(),
+        RedisIdempotencyStore::connect(url).await.unwrap_err(),
+        RedisRateLimiter::connect(url).await.unwrap_err(),
+    ];
     assert!(since.elapsed() < LIMIT, "{:?}", since.elapsed());
-    assert_eq!(error.to_string(), other.to_string());
+    for other in others {
+        assert_eq!(error.to_string(), other.to_string());
+    }
     assert!(!format!("{error} {error:?}").contains("geheim"), "{error:?}");
     error
 }
@@ -58,6 +68,55 @@ async fn a_server_that_does_not_answer_is_an_error_in_time() {
     assert!(matches!(error, RedisError::TimedOut(_)), "{error:?}");
     assert!(since.elapsed() < LIMIT, "{:?}", since.elapsed());
     server.resume();
+}
+
+/// The URL of a server that answers HELLO like this, and all else with OK.
+async fn answering(hello: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let hello = hello.clone();
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                loop {
+                    let mut count = String::new();
+                    if stream.read_line(&mut count).await? == 0 {
+                        return std::io::Result::Ok(());
+                    }
+                    let mut words = Vec::new();
+                    for _ in 0..count.trim()[1..].parse().unwrap() {
+                        let mut length = String::new();
+                        stream.read_line(&mut length).await?;
+                        let mut word = vec![0; length.trim()[1..].parse::<usize>().unwrap() + 2];
+                        stream.read_exact(&mut word).await?;
+                        words.push(word);
+                    }
+                    let answer = if words[0].starts_with(b"HELLO") { hello.as_str() } else { "+OK\r\n" };
+                    stream.get_mut().write_all(answer.as_bytes()).await?;
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn an_old_server_is_named_with_its_version() {
+    let hello = |version: &str| {
+        let pairs = [("server", "redis"), ("version", version), ("mode", "standalone"), ("role", "master")];
+        let pairs = pairs.map(|(name, value)| format!("+{name}\r\n+{value}\r\n")).concat();
+        format!("%5\r\n{pairs}+proto\r\n:3\r\n")
+    };
+    let error = refused(&answering(hello("6.0.16")).await).await;
+    assert!(matches!(&error, RedisError::OldServer { found, .. } if found == "6.0.16"), "{error:?}");
+    // Before version 6 there is no HELLO.
+    let unknown = "-ERR unknown command `HELLO`, with args beginning with: `3`, \r\n".to_owned();
+    let error = refused(&answering(unknown).await).await;
+    assert!(matches!(error, RedisError::OldServer { .. }), "{error:?}");
+    let error =
+        refused(&answering("-LOADING Redis is loading the dataset in memory\r\n".to_owned()).await).await;
+    assert!(matches!(error, RedisError::Unreachable(_)), "{error:?}");
 }
 
 #[tokio::test]

@@ -1,12 +1,17 @@
-//! The buses over Redis beyond the suite: bad settings, warnings, TLS, users, a cluster, and the limits of streams.
+//! The buses over Redis beyond the suite: bad settings, warnings, TLS, users, a cluster, and the limits of streams. Records of keys, and rates.
 #![cfg(feature = "redis")]
 
 #[path = "../support/redis.rs"]
 #[allow(dead_code, unreachable_pub, reason = "other tests use the rest")]
 mod redis_server;
 
+#[cfg(feature = "sql")]
+mod bus;
 mod cluster;
 mod connecting;
+mod instances;
+mod keys;
+mod limiter;
 mod live;
 mod streams;
 mod warnings;

@@ -57,8 +57,8 @@ async fn warnings(settings: &[&str]) -> Vec<String> {
     lines.clone()
 }
 
-const VOLATILE: &str = "Redis stores nothing on its disk: events are lost when it ends";
-const EVICTING: &str = "Redis may delete events: its `maxmemory-policy` is not `noeviction`";
+const VOLATILE: &str = "Redis stores nothing on its disk: events and records are lost when it ends";
+const EVICTING: &str = "Redis may delete events and records: its `maxmemory-policy` is not `noeviction`";
 
 #[tokio::test]
 async fn a_server_that_stores_nothing_is_warned_of() {

@@ -9,6 +9,7 @@ use super::{
     HttpService, Server,
     about::Metrics,
     arm::{self, ArmCapabilities, HealthState, MetricsPage, Written},
+    dead_letters,
     docs::DocsPage,
     identity::Identity,
     listen::Built,
@@ -54,7 +55,9 @@ impl Server {
         let (screens, has_tasks) = (self.reflex.is_some(), orchestrator.is_some());
         let nested_errors = errors == ErrorForm::Nested;
         let (has_registry, verifies_tokens) = (self.registry.is_some(), self.verifies_tokens);
-        let features = Features { nested_errors, screens, has_tasks, has_registry, verifies_tokens };
+        let has_dead_letters = self.dead_letters.is_some();
+        let features =
+            Features { nested_errors, screens, has_tasks, has_registry, has_dead_letters, verifies_tokens };
         let mut document = Document::new(&dispatcher, features);
         #[cfg(feature = "tokens")]
         if self.jwks.is_some() {
@@ -88,6 +91,9 @@ impl Server {
                 orchestrator.iter().flat_map(|orchestrator| orchestrator.configured_arms()),
                 self.bus.clone(),
             )?;
+        }
+        if let Some(bus) = &self.dead_letters {
+            dead_letters::add_dead_letters(&mut table, bus)?;
         }
         arm::add_contracts(&mut table, &dispatcher, &transport, rates.clone(), guards)?;
         #[cfg(feature = "tokens")]

@@ -69,7 +69,8 @@ impl Server {
 
     /// Sets where requests are counted. Default: a [`MemoryRateLimiter`](octollm_core::limit::MemoryRateLimiter) of this server.
     ///
-    /// If it fails, or takes longer than 500 ms, the request is allowed and a warning is logged.
+    /// All limits of a request are [counted together](RateLimiter::take_each), and failed authentications before that. If the limiter fails,
+    /// or takes longer than 500 ms, the request is allowed and a warning is logged.
     pub fn rate_limiter(mut self, limiter: impl RateLimiter) -> Self {
         self.limiting.rates.limiter = Some(Arc::new(limiter));
         self

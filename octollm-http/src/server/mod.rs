@@ -57,6 +57,7 @@ mod openapi;
 mod docs;
 mod limiting;
 mod connection;
+mod dead_letters;
 mod announcing;
 mod listen;
 mod env;
@@ -69,8 +70,16 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Body;
 use octollm_core::{
-    __private::Audit, Arm, audit::AuditLog, bus::EventBus, contract::TaskContract, dispatcher::Dispatcher,
-    error::ConfigError, idempotency::IdempotencyStore, orchestrator::Orchestrator, reflex::Reflex,
+    __private::Audit,
+    Arm,
+    audit::AuditLog,
+    bus::{DurableBus, EventBus},
+    contract::TaskContract,
+    dispatcher::Dispatcher,
+    error::ConfigError,
+    idempotency::IdempotencyStore,
+    orchestrator::Orchestrator,
+    reflex::Reflex,
     transport::Transport,
 };
 use tokio::net::{ToSocketAddrs, lookup_host};
@@ -104,6 +113,7 @@ use crate::{
 /// | [`arm`](Self::arm) | a route for each contract, and `POST /execute`, which picks the contract by its body |
 /// | [`orchestrator`](Self::orchestrator) | `POST` and `GET /tasks`, `GET` and `DELETE /tasks/{id}`, `POST /tasks/{id}/rerun`, `GET /tasks/{id}/journal`, `GET /arms` |
 /// | [`registry`](Self::registry) | `POST /arms/register`, `DELETE /arms/{id}` |
+/// | [`dead_letters`](Self::dead_letters) | `GET /dead-letters`, `POST /dead-letters/{id}/replay` |
 /// | [`reflex`](Self::reflex) | `POST /preprocess`; with an orchestrator, `POST /tasks` is screened |
 /// | [`route`](Self::route) | a route of your own |
 #[must_use = "a server does nothing until it is bound, listens or is mounted"]
@@ -119,6 +129,7 @@ pub struct Server {
     identity: Identity,
     limiting: Limiting,
     bus: Option<Arc<dyn EventBus>>,
+    dead_letters: Option<Arc<dyn DurableBus>>,
     audit: Audit,
     errors: ErrorForm,
     is_compressing: bool,
@@ -156,6 +167,7 @@ impl Server {
             identity: Identity::default(),
             limiting: Limiting::default(),
             bus: None,
+            dead_letters: None,
             audit: Audit::default(),
             errors: ErrorForm::default(),
             is_compressing: false,

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, request::Parts};
 use octollm_core::{
     contract::ContractRef,
     error::{ConfigError, ErrorKind, Failure},
-    limit::{MemoryRateLimiter, RateLimit, RateLimiter, RateState},
+    limit::{MemoryRateLimiter, RateCount, RateLimit, RateLimiter, RateState},
     parts::Caller,
 };
 use sha2::{Digest, Sha256};
@@ -125,14 +125,16 @@ impl Rates {
         head: &Parts,
         contract: Option<&ContractRef>,
     ) -> Result<RateReport, Refusal> {
+        let rules: Vec<_> = self.rules.iter().filter(|rule| rule.applies(contract)).collect();
         let (mut report, mut caller_key) = (RateReport::default(), None);
-        for rule in self.rules.iter().filter(|rule| rule.applies(contract)) {
-            let state = match rule.counted {
-                Counted::InTotal => self.ask(rule, "", 1).await,
-                _ => self.ask(rule, caller_key.get_or_insert_with(|| key_of(caller, head)), 1).await,
-            };
-            // Others would fail too, and each can take as long.
-            let Some(state) = state else { break };
+        let mut keys = Vec::with_capacity(rules.len());
+        for rule in &rules {
+            keys.push(match rule.counted {
+                Counted::InTotal => rule.key(""),
+                _ => rule.key(caller_key.get_or_insert_with(|| key_of(caller, head))),
+            });
+        }
+        for (rule, state) in rules.iter().zip(self.ask(&rules, &keys, 1).await) {
             if let Some(wait) = state.retry_after {
                 return Err(refusal(rule.limit, state, wait));
             }
@@ -162,33 +164,43 @@ impl Rates {
         }
         // Where the peer is not known, all would be refused for the failures of one.
         let Some(peer) = peer_key(head) else { return Ok(()) };
-        for rule in &self.failed_authentications {
-            let state = self.ask(rule, &peer, failures).await;
-            if let Some((state, wait)) = state.and_then(|state| Some((state, state.retry_after?))) {
+        let rules: Vec<_> = self.failed_authentications.iter().collect();
+        let keys: Vec<_> = rules.iter().map(|rule| rule.key(&peer)).collect();
+        for (rule, state) in rules.iter().zip(self.ask(&rules, &keys, failures).await) {
+            if let Some(wait) = state.retry_after {
                 return Err(refusal(rule.limit, state, wait));
             }
         }
         Ok(())
     }
 
-    /// The state of a key. `None` if the limiter failed, which is no failure of the request.
-    async fn ask(&self, rule: &Rule, caller: &str, requests: u32) -> Option<RateState> {
-        let key = format!("{}{caller}", rule.prefix);
-        match timeout(LIMITER_TIMEOUT, self.limiter.take(&key, &rule.limit, requests)).await {
-            Ok(Ok(state)) => Some(state),
+    /// The states of keys, up to the first that refuses. None if the limiter failed, which is no failure of the request.
+    async fn ask(&self, rules: &[&Rule], keys: &[String], requests: u32) -> Vec<RateState> {
+        if rules.is_empty() {
+            return Vec::new();
+        }
+        let pairs = rules.iter().zip(keys);
+        let counts: Vec<_> =
+            pairs.map(|(rule, key)| RateCount { key, limit: &rule.limit, requests }).collect();
+        match timeout(LIMITER_TIMEOUT, self.limiter.take_each(&counts)).await {
+            Ok(Ok(states)) => states,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the rate limiter failed: the request is allowed");
-                None
+                Vec::new()
             }
             Err(_) => {
                 tracing::warn!(limit = ?LIMITER_TIMEOUT, "the rate limiter took too long: the request is allowed");
-                None
+                Vec::new()
             }
         }
     }
 }
 
 impl Rule {
+    fn key(&self, caller: &str) -> String {
+        format!("{}{caller}", self.prefix)
+    }
+
     fn applies(&self, contract: Option<&ContractRef>) -> bool {
         self.contract.is_none() || self.contract.as_ref() == contract
     }

@@ -1,6 +1,6 @@
 //! The OpenAPI documents.
 
-use octollm_core::{arm::arm_fn, error::ArmError};
+use octollm_core::{arm::arm_fn, bus::MemoryDurableBus, error::ArmError};
 use octollm_http::Server;
 use octollm_macros::TaskContract;
 use schemars::JsonSchema;
@@ -93,6 +93,14 @@ async fn the_other_servers_have_theirs() {
     is_whole(&document);
     assert!(document["paths"]["/preprocess"]["post"].is_object());
     assert!(document["paths"].get("/execute").is_none());
+
+    let with_bus = Server::new("orchestrator").dead_letters(MemoryDurableBus::new());
+    let document = start(with_bus).get("/openapi.json").await.json();
+    is_whole(&document);
+    assert!(document["paths"]["/dead-letters"]["get"]["responses"]["200"].is_object());
+    let replay = &document["paths"]["/dead-letters/{id}/replay"]["post"];
+    assert_eq!(replay["x-octollm-scope"], "events:admin");
+    assert!(replay["responses"]["202"].is_object() && replay["responses"].get("200").is_none());
 
     let all = server(&Worker::default()).reflex(Careful).orchestrator(brain());
     let document = start(all).get("/openapi.json").await.json();

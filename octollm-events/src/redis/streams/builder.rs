@@ -7,12 +7,18 @@ use tokio::sync::watch;
 
 use super::{
     Keys, Owner, RedisStreamBus, Shared,
-    background::{warn_of_settings, work},
+    background::work,
     reader::{self, Live},
 };
 use crate::{
     Encoding,
-    redis::{bus::connection_settings, commands::Commands, connection::Settings, error::RedisError},
+    redis::{
+        bus::bus_settings,
+        commands::Commands,
+        connection::{Settings, check_prefix},
+        error::RedisError,
+        warnings::warn_of_settings,
+    },
 };
 
 /// Builds a [`RedisStreamBus`]. The processes on one server set the same prefix and limits.
@@ -81,7 +87,7 @@ impl RedisStreamBusBuilder {
         self
     }
 
-    connection_settings! {}
+    bus_settings! {}
 
     /// Connects.
     ///
@@ -104,9 +110,7 @@ impl RedisStreamBusBuilder {
         if max_event_bytes == 0 {
             return Err(ConfigError::new("max_event_bytes", "is 0").into());
         }
-        if prefix.is_empty() || prefix.contains(['{', '}']) {
-            return Err(ConfigError::new("prefix", "is a text without braces, and not empty").into());
-        }
+        check_prefix(&prefix)?;
         let connector = Arc::new(settings?.connector().await?);
         let heartbeat = connector.settings.heartbeat;
         let commands = Commands::connect(connector.clone()).await?;

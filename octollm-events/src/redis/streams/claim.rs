@@ -10,11 +10,15 @@ use redis::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    entry::{fields, items, number, text},
+    entry::fields,
     member::{INTERVAL, Inner, Item, LIFE, Receipt},
     scripts::{CLAIM_SCRIPT, of_group},
 };
-use crate::redis::{connection::pause, error::RedisError};
+use crate::redis::{
+    connection::pause,
+    error::RedisError,
+    values::{items, millis, number, text},
+};
 
 /// Events that were claimed and are not asked for are given back after this time, or a third of the lease.
 const HOLD: Duration = Duration::from_millis(500);
@@ -200,9 +204,4 @@ impl Act {
 
 fn is_expired(event: &Event) -> bool {
     event.expires_at().is_some_and(|at| at <= jiff::Timestamp::now())
-}
-
-/// Rounded up: nothing is early.
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX).min(1 << 52)
 }

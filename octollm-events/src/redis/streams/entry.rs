@@ -4,6 +4,8 @@ use std::fmt;
 
 use redis::Value;
 
+use crate::redis::values::{bytes, items, text};
+
 /// The id of an entry: a time in ms since 1970, and a number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Id(u64, u64);
@@ -73,35 +75,5 @@ pub(super) fn raw(fields: &Fields) -> Vec<u8> {
             .map(|(name, value)| [name, &b"="[..], value].concat())
             .collect::<Vec<_>>()
             .join(&b'\n'),
-    }
-}
-
-pub(super) fn items(value: Value) -> Vec<Value> {
-    match value {
-        Value::Array(items) => items,
-        _ => Vec::new(),
-    }
-}
-
-pub(super) fn bytes(value: Value) -> Vec<u8> {
-    match value {
-        Value::BulkString(bytes) => bytes,
-        Value::SimpleString(text) => text.into_bytes(),
-        Value::Int(number) => number.to_string().into_bytes(),
-        _ => Vec::new(),
-    }
-}
-
-pub(super) fn text(value: Value) -> String {
-    String::from_utf8_lossy(&bytes(value)).into_owned()
-}
-
-pub(super) fn number(value: &Value) -> i64 {
-    match value {
-        Value::Int(number) => *number,
-        Value::BulkString(digits) => {
-            std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
-        }
-        _ => 0,
     }
 }

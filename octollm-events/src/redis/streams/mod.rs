@@ -26,9 +26,8 @@ use tokio::sync::watch;
 
 pub use self::builder::RedisStreamBusBuilder;
 use self::{
-    claim::millis,
     delayed::{CANCEL_SCRIPT, DELAY_SCRIPT, of_delayed},
-    entry::{Entry, Id, items, number, raw, text},
+    entry::{Entry, Id, raw},
     member::{LIFE, Member, SETTLED},
     reader::Live,
     scripts::*,
@@ -36,6 +35,7 @@ use self::{
 use super::{
     commands::{Commands, batches},
     error::RedisError,
+    values::{items, millis, number, text},
 };
 use crate::Encoding;
 

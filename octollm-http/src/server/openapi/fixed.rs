@@ -32,15 +32,17 @@ pub(crate) type Operation = (Method, &'static str, Value);
 pub(crate) const CONTRACTS: &str = "contracts";
 const TASKS: &str = "tasks";
 const SCREENING: &str = "screening";
+pub(crate) const EVENTS: &str = "events";
 const SERVER: &str = "server";
 /// The tags that group the operations, in the order of a reader's interest.
-pub(crate) const TAGS: [(&str, &str); 4] = [
+pub(crate) const TAGS: [(&str, &str); 5] = [
     (
         CONTRACTS,
         "What the arm does: one route for each contract, and one that picks the contract by its body.",
     ),
     (TASKS, "Work that is queued, and goes on without its submitter."),
     (SCREENING, "Texts are screened before they become tasks."),
+    (EVENTS, "Events that are no longer delivered."),
     (SERVER, "What the server reports about itself."),
 ];
 
@@ -53,7 +55,7 @@ const OF_ARM_LISTS: &[u16] = &[500, 503];
 /// One more, where the server does not answer with a card of its own in time.
 const OF_LATE_LISTS: &[u16] = &[504];
 /// More statuses of a route that needs an identity and a place among the requests that run.
-const OF_PLACES: &[u16] = &[401, 403, 429, 500, 503, 504];
+pub(crate) const OF_PLACES: &[u16] = &[401, 403, 429, 500, 503, 504];
 /// More statuses of a route with a body.
 const OF_BODIES: &[u16] = &[408, 413, 415, 422];
 /// More statuses of a route that runs an arm.
@@ -222,7 +224,7 @@ fn task_in_path() -> Value {
     json!({ "name": "id", "in": "path", "required": true, "schema": inline::<TaskId>() })
 }
 
-fn query(name: &str, schema: Value) -> Value {
+pub(crate) fn query(name: &str, schema: Value) -> Value {
     json!({ "name": name, "in": "query", "schema": schema, "allowEmptyValue": true })
 }
 
@@ -303,7 +305,7 @@ fn accepted(mut operation: Value) -> Value {
 }
 
 /// Adds statuses that are answered with a problem.
-fn fails(operation: &mut Value, statuses: &[u16]) {
+pub(crate) fn fails(operation: &mut Value, statuses: &[u16]) {
     for status in statuses {
         operation["responses"][status.to_string()] = problem(*status);
     }
@@ -315,7 +317,7 @@ fn document(id: &str, summary: &str, output: Value) -> Value {
     operation
 }
 
-fn get(id: &str, summary: &str, output: Value) -> Value {
+pub(crate) fn get(id: &str, summary: &str, output: Value) -> Value {
     let parameters = ["RequestId", "CorrelationId"]
         .map(|name| json!({ "$ref": format!("#/components/parameters/{name}") }));
     let mut operation = json!({
@@ -326,7 +328,7 @@ fn get(id: &str, summary: &str, output: Value) -> Value {
     operation
 }
 
-fn push_parameters<const N: usize>(operation: &mut Value, more: [Value; N]) {
+pub(crate) fn push_parameters<const N: usize>(operation: &mut Value, more: [Value; N]) {
     if let Some(parameters) = operation["parameters"].as_array_mut() {
         parameters.extend(more);
     }

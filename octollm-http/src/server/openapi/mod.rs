@@ -1,6 +1,7 @@
 //! The OpenAPI 3.1 document of a server, made from its card.
 
 mod components;
+mod dead_letters;
 mod fixed;
 mod headers;
 
@@ -36,6 +37,8 @@ pub(crate) struct Features {
     pub(crate) has_tasks: bool,
     /// Arms register at it.
     pub(crate) has_registry: bool,
+    /// It has the dead letters of a bus.
+    pub(crate) has_dead_letters: bool,
     /// Its callers have capability tokens.
     pub(crate) verifies_tokens: bool,
 }
@@ -58,7 +61,8 @@ impl Document {
             (true, false) => document.with_tasks(),
             (true, true) => document.with_screened_tasks(),
         };
-        if features.has_registry { document.with_registry() } else { document }
+        let document = if features.has_registry { document.with_registry() } else { document };
+        if features.has_dead_letters { document.with_dead_letters() } else { document }
     }
 
     /// The routes of every server.
@@ -142,6 +146,15 @@ impl Document {
     fn with_registry(mut self) -> Self {
         fixed::registry_schemas(&mut self.schemas);
         for (method, path, operation) in fixed::registry_operations() {
+            self.operation(&method, path, operation);
+        }
+        self
+    }
+
+    /// Adds the routes of dead letters.
+    fn with_dead_letters(mut self) -> Self {
+        dead_letters::schemas(&mut self.schemas);
+        for (method, path, operation) in dead_letters::operations() {
             self.operation(&method, path, operation);
         }
         self

@@ -8,6 +8,9 @@ mod brain;
 mod delivery;
 mod engine;
 mod groups;
+#[path = "jobs.rs"]
+mod job_cases;
+mod jobs_in_memory;
 mod overflow;
 mod pairs;
 mod plain;

@@ -7,6 +7,9 @@ mod redis_server;
 
 mod cluster;
 mod connecting;
+#[path = "../../../octollm-core/tests/buses/jobs.rs"]
+mod job_cases;
+mod jobs;
 mod live;
 mod streams;
 mod warnings;

@@ -32,6 +32,7 @@ mod buffer;
 mod consumer;
 mod durable;
 pub mod engine;
+pub mod layers;
 mod map;
 mod memory;
 mod memory_durable;

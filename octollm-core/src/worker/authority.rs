@@ -2,11 +2,7 @@
 
 use async_trait::async_trait;
 
-use crate::{
-    card::ArmCard,
-    error::Failure,
-    parts::Caller,
-};
+use crate::{card::ArmCard, error::Failure, parts::Caller};
 
 /// Establishes the caller of a job from the token that the job carries. A verifier of tokens implements it, and so does a function
 /// of the token.

@@ -199,9 +199,8 @@ impl Reply {
 
     /// Reads a reply. `None` for an event that is none.
     pub(super) fn read(event: &Event) -> Option<Self> {
-        let ended = |result, arm, attempt, usage| {
-            Some(Self::Ended(Box::new(Ended { result, arm, attempt, usage })))
-        };
+        let ended =
+            |result, arm, attempt, usage| Some(Self::Ended(Box::new(Ended { result, arm, attempt, usage })));
         match event.channel().action() {
             action::UPDATED => Some(Self::Update(event.data_as::<UpdateForm>().ok()?.into())),
             action::COMPLETED => {

@@ -256,8 +256,7 @@ impl Worker {
             let consumer = shared.bus.consume(&group(&contract), queued.into(), options).await?;
             let (jobs, stopped) = (Jobs { shared: shared.clone(), contract }, stopping.clone());
             let permits = Some(permits.clone());
-            consumers
-                .spawn(async move { consumer.run_with(permits, jobs, stopped.cancelled_owned()).await });
+            consumers.spawn(async move { consumer.run_with(permits, jobs, stopped.cancelled_owned()).await });
         }
         let ended = tokio::select! {
             biased;

@@ -318,9 +318,8 @@ impl Inner {
         id: &str,
         cancel: &mut Cancel<'_>,
     ) -> Result<(), CallError> {
-        let is_safe = call.is_idempotent() || self.cards[offer.card].contract(&call.contract).is_some_and(
-            |card| card.keys == Keys::Shared,
-        );
+        let is_safe = call.is_idempotent()
+            || self.cards[offer.card].contract(&call.contract).is_some_and(|card| card.keys == Keys::Shared);
         let (mut repeated, mut wait) = (call.parts.repeated, MIN_WAIT);
         loop {
             let failed = |failure| CallError::new(call.contract.clone(), failure);
@@ -426,7 +425,10 @@ impl fmt::Debug for QueuedArms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { name, offers, .. } = &*self.0;
         let contracts: Vec<_> = offers.keys().collect();
-        f.debug_struct("QueuedArms").field("name", name).field("contracts", &contracts).finish_non_exhaustive()
+        f.debug_struct("QueuedArms")
+            .field("name", name)
+            .field("contracts", &contracts)
+            .finish_non_exhaustive()
     }
 }
 

@@ -199,12 +199,7 @@ impl Delivered<'_> {
         }
     }
 
-    async fn failed(
-        &self,
-        failure: Failure,
-        deadline: Option<Deadline>,
-        usage: Usage,
-    ) -> Result<(), Nack> {
+    async fn failed(&self, failure: Failure, deadline: Option<Deadline>, usage: Usage) -> Result<(), Nack> {
         let words = reason(&failure);
         let wait = failure.retry_after.unwrap_or_default();
         let in_time = deadline.is_none_or(|deadline| deadline.remaining() > wait);

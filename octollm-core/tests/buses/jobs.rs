@@ -302,7 +302,10 @@ pub(crate) async fn failures_are_retried_or_dead_letters(bus: impl DurableBus + 
     let exhausted = within(cx.call(repeatable("is unavailable", 2))).await.unwrap_err();
     assert_eq!((exhausted.kind(), exhausted.attempts(), hands.runs(2)), (ErrorKind::Unavailable, 3, 3));
     let refused = within(cx.call(repeatable("refuses", 3))).await.unwrap_err();
-    assert_eq!((refused.kind(), refused.arm(), hands.runs(3)), (ErrorKind::ValidationFailed, Some("hands"), 1));
+    assert_eq!(
+        (refused.kind(), refused.arm(), hands.runs(3)),
+        (ErrorKind::ValidationFailed, Some("hands"), 1)
+    );
     assert_eq!(refused.failure().violations[0].path, "text");
     let letters = dead_letters::<Repeatable>(&bus, 2).await;
     assert!(letters[0].0.starts_with("unavailable: not now") && letters[0].1 == 3, "{letters:?}");
@@ -317,7 +320,8 @@ pub(crate) async fn a_poison_job_stops_no_good_one(bus: impl DurableBus + Clone)
     bus.publish(poison.unwrap()).await.unwrap();
     let calls = (1..=10).map(|id| cx.call(repeatable(if id % 5 == 0 { "panics" } else { "works" }, id)));
     let answers = within(futures_util::future::join_all(calls)).await;
-    let failed: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err().map(CallError::kind)).collect();
+    let failed: Vec<_> =
+        answers.iter().filter_map(|answer| answer.as_ref().err().map(CallError::kind)).collect();
     assert_eq!(failed, [ErrorKind::ArmPanicked; 2]);
     let letters = dead_letters::<Repeatable>(&bus, 3).await;
     let of = |code: &str| letters.iter().filter(|(reason, _)| reason.starts_with(code)).count();
@@ -337,7 +341,9 @@ pub(crate) async fn a_job_whose_deadline_has_passed_is_not_begun(bus: impl Durab
     serving.stop().await;
 }
 
-pub(crate) async fn a_retry_that_would_begin_after_the_deadline_is_not_waited_for(bus: impl DurableBus + Clone) {
+pub(crate) async fn a_retry_that_would_begin_after_the_deadline_is_not_waited_for(
+    bus: impl DurableBus + Clone,
+) {
     let (hands, cx) = (Hands::default(), context(&bus).await);
     let serving = Serving::start(worker(&bus, &hands));
     let call = cx.call(repeatable("is away for long", 1)).within(Duration::from_secs(10));
@@ -576,7 +582,8 @@ pub(crate) async fn a_job_is_json_that_any_program_can_write(bus: impl DurableBu
     use octollm_core::bus::{Overflow, Signal};
     let hands = Hands::default();
     drop(context(&bus).await);
-    let mut replies = bus.subscribe("replies:desk:*".parse().unwrap(), Overflow::DropOldest(16)).await.unwrap();
+    let mut replies =
+        bus.subscribe("replies:desk:*".parse().unwrap(), Overflow::DropOldest(16)).await.unwrap();
     let data = json!({ "input": { "text": "works", "id": 1 }, "reply_to": "desk" });
     let job = Event::on("jobs:work__repeat:queued".parse().unwrap(), "desk", data).unwrap();
     bus.publish(job.clone().with_subject("job-1")).await.unwrap();

@@ -81,7 +81,7 @@
 pub use octollm_core::{
     arm, audit, brain, budget, bus, card, context, contract, deadline, dispatcher, error, event, explain, id,
     idempotency, json, limit, metrics, orchestrator, plan, reflex, resilience, store, task, trace, transport,
-    update,
+    update, worker,
 };
 
 #[cfg(feature = "mesh")]
@@ -187,4 +187,6 @@ mod guide {
     mod services {}
     #[doc = include_str!("../docs/guide/testing.md")]
     mod testing {}
+    #[doc = include_str!("../docs/guide/workers.md")]
+    mod workers {}
 }

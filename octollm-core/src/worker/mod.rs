@@ -50,18 +50,16 @@
 
 mod authority;
 mod job;
-mod queued;
-mod replies;
+mod records;
+mod cancellations;
 mod serve;
+mod replies;
+mod send;
+mod queued;
 
 use std::{fmt, future::pending, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
-use tokio::{
-    sync::Semaphore,
-    task::JoinSet,
-    time::{sleep, timeout},
-};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -69,23 +67,21 @@ pub use self::{
     queued::{QueuedArms, QueuedArmsBuilder},
 };
 use self::{
-    job::{Cancelled, action},
-    serve::{Cancellations, Jobs, Shared},
+    cancellations::{Cancellations, follow},
+    job::action,
+    records::Retained,
+    serve::{Jobs, Shared},
 };
 use crate::{
     arm::Arm,
-    bus::{BusError, Capability, ConsumeOptions, DurableBus, Overflow, Signal},
-    contract::{ContractRef, Keys, TaskContract},
+    bus::{BusError, Capability, ConsumeOptions, DurableBus},
+    contract::{ContractRef, TaskContract},
     dispatcher::Dispatcher,
-    error::{ConfigError, Failure, InvalidValue},
-    event::Pattern,
+    error::{ConfigError, InvalidValue},
     id::is_arm_id,
-    idempotency::{Begun, IdempotencyStore, KeyedAnswer, KeyedRun, MemoryIdempotencyStore},
+    idempotency::{IdempotencyStore, MemoryIdempotencyStore},
     transport::Transport,
 };
-
-/// Cancellations that a worker has not read yet.
-const CANCELLATIONS: usize = 1024;
 
 /// Returns the name of the consumer group that has the jobs of a contract. Its dead letters are the jobs that failed.
 ///
@@ -250,7 +246,7 @@ impl Worker {
         let mut consumers = JoinSet::new();
         let (stopping, permits) = (CancellationToken::new(), Arc::new(Semaphore::new(concurrency)));
         let mut cancellations = JoinSet::new();
-        cancellations.spawn(cancel(&contracts, &shared).await?);
+        cancellations.spawn(follow(&contracts, &shared.bus, &shared.cancellations).await?);
         for contract in contracts {
             let queued = job::channel(&contract, action::QUEUED).map_err(invalid)?;
             let consumer = shared.bus.consume(&group(&contract), queued.into(), options).await?;
@@ -309,7 +305,7 @@ impl Worker {
             time_limit: self.time_limit,
             max_attempts: options.max_attempts,
             stop: CancellationToken::new(),
-            cancellations: Cancellations::default(),
+            cancellations: Arc::new(Cancellations::default()),
         };
         options.check().map_err(|error| match error.setting() {
             "max_in_flight" => error.for_setting("concurrency"),
@@ -338,77 +334,4 @@ fn outcome(ended: Result<Result<(), BusError>, tokio::task::JoinError>) -> Resul
 /// The error of a name that cannot be part of a channel.
 fn invalid(error: InvalidValue) -> BusError {
     ConfigError::new("contract", "has a name that no channel can have").with_source(error).into()
-}
-
-/// Subscribes to the cancellations of jobs. Returns the task that applies them.
-async fn cancel(
-    contracts: &[ContractRef],
-    shared: &Arc<Shared>,
-) -> Result<impl Future<Output = ()> + Send + use<>, BusError> {
-    let mut pattern: Option<Pattern> = None;
-    for contract in contracts {
-        let next = job::channel(contract, action::CANCELLED).map_err(invalid)?.into();
-        pattern = Some(match pattern {
-            Some(pattern) => pattern.or(next),
-            None => next,
-        });
-    }
-    let Some(pattern) = pattern else { return Err(ConfigError::new("arm", "was not called").into()) };
-    let overflow = Overflow::DropOldest(CANCELLATIONS);
-    let (mut events, shared) = (shared.bus.subscribe(pattern.clone(), overflow).await?, shared.clone());
-    Ok(async move {
-        loop {
-            // A lost cancellation has its job run until its deadline.
-            while let Some(signal) = events.next().await {
-                if let Signal::Event(event) = signal
-                    && let Ok(Cancelled { event }) = event.data_as()
-                {
-                    shared.cancellations.cancel(&event);
-                }
-            }
-            tracing::warn!(reason = ?events.ended(), "a worker receives no cancellations at the moment");
-            loop {
-                sleep(Duration::from_secs(1)).await;
-                if let Ok(again) = shared.bus.subscribe(pattern.clone(), overflow).await {
-                    events = again;
-                    break;
-                }
-            }
-        }
-    })
-}
-
-/// A store that retains the record of a job whose next attempt runs, also where the last one did nothing. By it the worker that receives
-/// the job again finds that it may run it.
-struct Retained(Arc<dyn IdempotencyStore>);
-
-#[async_trait]
-impl IdempotencyStore for Retained {
-    fn keys(&self) -> Keys {
-        self.0.keys()
-    }
-
-    fn retention(&self) -> Duration {
-        self.0.retention()
-    }
-
-    async fn begin(&self, run: &KeyedRun, lease: Duration, must_exist: bool) -> Result<Begun, Failure> {
-        self.0.begin(run, lease, must_exist).await
-    }
-
-    async fn finish(&self, run: &KeyedRun, answer: KeyedAnswer) -> Result<(), Failure> {
-        self.0.finish(run, answer).await
-    }
-
-    async fn release(&self, run: &KeyedRun, _: bool) -> Result<(), Failure> {
-        self.0.release(run, true).await
-    }
-
-    fn abandon(&self, run: &KeyedRun) {
-        self.0.abandon(run);
-    }
-
-    fn withdraw(&self, run: &KeyedRun) {
-        self.0.withdraw(run);
-    }
 }

@@ -6,24 +6,24 @@ use async_trait::async_trait;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use uuid::Uuid;
 
 use super::{
     authority::AuthorizeJob,
     group, invalid,
-    job::{self, Cancelled, Ended, Job, action},
+    job::{self, Ended, action},
     replies::{Received, Waiting, listen, subscribe},
+    send::{Cancel, Inner, Offer},
 };
 use crate::{
     bus::{BusError, Capability, ConsumeOptions, DurableBus},
     card::ArmCard,
-    clock,
-    contract::{ContractCard, ContractRef, Keys, Spec, TaskContract},
+    contract::{ContractCard, ContractRef, Keys, TaskContract},
     dropped::report,
-    error::{CallError, ConfigError, ErrorKind, Failure},
-    event::{Channel, Event},
+    error::{CallError, ConfigError, Failure},
+    event::Event,
     id::is_arm_id,
     idempotency::KeyedRun,
     transport::{Call, Reply, Transport, sent_until},
@@ -33,9 +33,6 @@ use crate::{
 const CANCELLATIONS: usize = 1024;
 /// Time limit on publishing one.
 const CANCEL_LIMIT: Duration = Duration::from_secs(5);
-/// Waits before a job is published again while the bus is not available.
-const MIN_WAIT: Duration = Duration::from_millis(100);
-const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// Calls arms by a queue: each call is a job on a durable bus, for the [`Worker`](super::Worker)s of its contract. It is a [`Transport`] for
 /// brains, servers, workers and [contexts](crate::Context::root). A clone is of the same queue.
@@ -54,30 +51,6 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 /// once, and is lost with the process. With [`detached`](QueuedArmsBuilder::detached), the job goes on.
 #[derive(Clone)]
 pub struct QueuedArms(Arc<Inner>);
-
-struct Inner {
-    name: String,
-    bus: Arc<dyn DurableBus>,
-    offers: HashMap<ContractRef, Offer>,
-    cards: Vec<ArmCard>,
-    otherwise: Arc<dyn Transport>,
-    authorizer: Option<Arc<dyn AuthorizeJob>>,
-    waiting: Arc<Waiting>,
-    cancellations: Option<mpsc::Sender<Event>>,
-    /// Ended with the last clone.
-    _tasks: JoinSet<()>,
-}
-
-/// A contract that is queued.
-struct Offer {
-    arm: Arc<str>,
-    /// Position among the cards.
-    card: usize,
-    scope: String,
-    endpoint: Arc<str>,
-    queued: Channel,
-    cancelled: Channel,
-}
 
 /// Builds [`QueuedArms`].
 #[must_use = "a builder does nothing until `connect`"]
@@ -212,20 +185,6 @@ async fn publish(bus: Arc<dyn DurableBus>, mut events: mpsc::Receiver<Event>) {
     }
 }
 
-impl Offer {
-    fn new(
-        arm: &str,
-        card: usize,
-        contract_card: &ContractCard,
-        contract: &ContractRef,
-    ) -> Result<Self, BusError> {
-        let queued = job::channel(contract, action::QUEUED).map_err(invalid)?;
-        let cancelled = job::channel(contract, action::CANCELLED).map_err(invalid)?;
-        let (scope, endpoint) = (contract_card.scope.clone(), queued.as_str().into());
-        Ok(Self { arm: arm.into(), card, scope, endpoint, queued, cancelled })
-    }
-}
-
 #[async_trait]
 impl Transport for QueuedArms {
     async fn call(&self, call: Call) -> Result<Reply, CallError> {
@@ -307,117 +266,6 @@ impl Inner {
                 Err(error.with_attempts(attempt.max(1)))
             }
         }
-    }
-
-    /// Publishes a job. While the bus is not available, a job that may be published twice is published again.
-    async fn publish(
-        &self,
-        offer: &Offer,
-        call: &Call,
-        input: &serde_json::Value,
-        id: &str,
-        cancel: &mut Cancel<'_>,
-    ) -> Result<(), CallError> {
-        let is_safe = call.is_idempotent()
-            || self.cards[offer.card].contract(&call.contract).is_some_and(|card| card.keys == Keys::Shared);
-        let (mut repeated, mut wait) = (call.parts.repeated, MIN_WAIT);
-        loop {
-            let failed = |failure| CallError::new(call.contract.clone(), failure);
-            let event = self.job(offer, call, input, id, repeated).map_err(failed)?;
-            cancel.events.push(event.id().to_owned());
-            match self.bus.publish(event).await {
-                Ok(()) => return Ok(()),
-                Err(BusError::Unavailable { .. }) if is_safe => {
-                    sleep(wait).await;
-                    (repeated, wait) = (true, (2 * wait).min(MAX_WAIT));
-                }
-                Err(error) => {
-                    let failure = failure(&error);
-                    if !failure.may_have_executed {
-                        cancel.events.pop();
-                    }
-                    return Err(failed(failure).with_source(error));
-                }
-            }
-        }
-    }
-
-    /// The event of a job.
-    fn job(
-        &self,
-        offer: &Offer,
-        call: &Call,
-        input: &serde_json::Value,
-        id: &str,
-        repeated: bool,
-    ) -> Result<Event, Failure> {
-        let parts = &call.parts;
-        let scope = call.spec.as_ref().and_then(Spec::scope).unwrap_or(&offer.scope);
-        let token = match &self.authorizer {
-            Some(tokens) => tokens.authorize(&parts.caller, Some(&[scope]), &self.cards[offer.card])?,
-            None => None,
-        };
-        let job = Job {
-            input: input.clone(),
-            reply_to: Some(self.name.clone()),
-            request_id: Some(parts.request_id.clone()),
-            task_id: parts.task_id.clone(),
-            budget: Some(parts.budget).filter(|budget| !budget.is_unlimited()),
-            key: parts.key.as_ref().map(|key| key.as_str().to_owned()),
-            repeated,
-            updates: call.updates.is_some(),
-            token,
-        };
-        let internal = |error: String| Failure::new(ErrorKind::Internal, error).before_execution();
-        let data = serde_json::to_value(job).map_err(|error| internal(error.to_string()))?;
-        let event = Event::on(offer.queued.clone(), &*self.name, data);
-        let mut event = event.map_err(|error| internal(error.to_string()))?;
-        event = event.with_subject(id).with_correlation_id(parts.correlation_id.as_str());
-        if let Some(trace) = &parts.trace {
-            event = event.with_traceparent(trace.traceparent());
-        }
-        let end = parts.deadline.and_then(|deadline| clock::now().checked_add(deadline.remaining()).ok());
-        Ok(match end {
-            Some(end) => event.with_expires_at(end),
-            None => event,
-        })
-    }
-}
-
-/// Cancels the jobs of a call that is dropped before its end.
-struct Cancel<'a> {
-    inner: &'a Inner,
-    offer: &'a Offer,
-    /// Ids of the events that were published.
-    events: Vec<String>,
-}
-
-impl Drop for Cancel<'_> {
-    fn drop(&mut self) {
-        let Some(cancellations) = &self.inner.cancellations else { return };
-        for event in self.events.drain(..) {
-            let data = serde_json::to_value(Cancelled { event }).unwrap_or_default();
-            let event = Event::on(self.offer.cancelled.clone(), &*self.inner.name, data);
-            if event.is_ok_and(|event| cancellations.try_send(event).is_err()) {
-                tracing::warn!("a cancellation is not published: the job runs until its deadline");
-            }
-        }
-    }
-}
-
-/// The failure of a job that the bus did not take.
-fn failure(error: &BusError) -> Failure {
-    let before = |kind: ErrorKind| Failure::new(kind, error.to_string()).before_execution();
-    match error {
-        BusError::TooLarge { .. } => before(ErrorKind::PayloadTooLarge),
-        BusError::Full { .. } => before(ErrorKind::Overloaded),
-        BusError::Denied { .. } => before(ErrorKind::InsufficientScope),
-        // The broker may have taken it.
-        BusError::Unavailable { .. } => Failure {
-            may_have_executed: true,
-            ..Failure::new(ErrorKind::Unavailable, "the bus is not available")
-        },
-        _ => before(ErrorKind::Unavailable),
     }
 }
 

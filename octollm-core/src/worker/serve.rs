@@ -1,10 +1,6 @@
 //! One job: from its delivery to its reply.
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::join;
@@ -13,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     authority::AuthenticateJob,
+    cancellations::Cancellations,
     job::{self, Ended, Job, Reply},
 };
 use crate::{
@@ -31,8 +28,6 @@ use crate::{
 
 /// Updates of one job that wait to be published. Progress beyond that is dropped, chunks wait.
 const UPDATES: usize = 64;
-/// Cancellations of jobs that this worker has not received.
-const CANCELLED: usize = 4096;
 
 /// What the consumers of a worker share.
 pub(super) struct Shared {
@@ -44,7 +39,7 @@ pub(super) struct Shared {
     pub(super) max_attempts: u32,
     /// Ends the jobs that still run after the grace period.
     pub(super) stop: CancellationToken,
-    pub(super) cancellations: Cancellations,
+    pub(super) cancellations: Arc<Cancellations>,
 }
 
 /// Handles the jobs of one contract.
@@ -260,71 +255,5 @@ impl UpdateSink for Updates {
 
     async fn chunk(&self, chunk: serde_json::Value) {
         let _ = self.0.send(Update::Chunk(chunk)).await;
-    }
-}
-
-/// The jobs that run here, and those that were cancelled before they were received, by the ids of their events.
-#[derive(Default)]
-pub(super) struct Cancellations(Mutex<Known>);
-
-#[derive(Default)]
-struct Known {
-    /// Each with its number, since a job can be received again before its last attempt here is dropped.
-    running: HashMap<String, (u64, CancellationToken)>,
-    begun: u64,
-    cancelled: HashSet<String>,
-    /// The oldest is dropped first.
-    order: VecDeque<String>,
-}
-
-/// A job that runs, until it is dropped.
-pub(super) struct Running<'a> {
-    all: &'a Cancellations,
-    id: String,
-    number: u64,
-    token: CancellationToken,
-}
-
-impl Cancellations {
-    /// Begins a job, unless it was cancelled.
-    fn begin(&self, job: &Event) -> Option<Running<'_>> {
-        let (mut known, id) = (self.known(), job.id().to_owned());
-        if known.cancelled.contains(&id) {
-            return None;
-        }
-        let token = CancellationToken::new();
-        known.begun += 1;
-        let number = known.begun;
-        known.running.insert(id.clone(), (number, token.clone()));
-        drop(known);
-        Some(Running { all: self, id, number, token })
-    }
-
-    pub(super) fn cancel(&self, id: &str) {
-        let mut known = self.known();
-        if let Some((_, token)) = known.running.get(id) {
-            return token.cancel();
-        }
-        if known.cancelled.insert(id.to_owned()) {
-            known.order.push_back(id.to_owned());
-        }
-        if known.order.len() > CANCELLED
-            && let Some(oldest) = known.order.pop_front()
-        {
-            known.cancelled.remove(&oldest);
-        }
-    }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        let mut known = self.all.known();
-        if known.running.get(&self.id).is_some_and(|(number, _)| *number == self.number) {
-            known.running.remove(&self.id);
-        }
     }
 }

@@ -56,6 +56,7 @@
 //! | survive arms that fail, on any tower stack as well | [`resilience`], and the guide's chapter on it |
 //! | screen tasks | [`reflex`] |
 //! | publish and receive events | [`bus`] |
+//! | call arms by a queue | [`worker`], and the guide's chapter on workers |
 //! | say who may call what | `http::token` |
 //! | see what a process does | [`metrics`], `otel`, and the guide's chapter on operations |
 //! | test a system without a network | `mesh::Mesh` |
